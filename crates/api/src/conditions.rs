@@ -1,0 +1,197 @@
+//! Condition types and reasons, and how a list of conditions changes.
+//!
+//! Reasons are a fixed list: events, metrics and the documentation use the same words.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// What a condition is about.
+pub mod types {
+    /// The object is valid and allowed; what is not says why.
+    pub const ACCEPTED: &str = "Accepted";
+    /// What the object asks for is there.
+    pub const READY: &str = "Ready";
+    /// The NIC's traffic runs on its VF.
+    pub const FAST_PATH: &str = "FastPath";
+    /// A migration has ended; true when it succeeded.
+    pub const SUCCEEDED: &str = "Succeeded";
+}
+
+/// Why a condition is as it is.
+pub mod reasons {
+    /// The spec is valid and allowed.
+    pub const ACCEPTED: &str = "Accepted";
+    /// The NIC names a network that does not exist.
+    pub const NETWORK_NOT_FOUND: &str = "NetworkNotFound";
+    /// The network's namespace selector does not select the NIC's namespace.
+    pub const NAMESPACE_NOT_ALLOWED: &str = "NamespaceNotAllowed";
+    /// An older NIC of the network has the MAC that this one asks for.
+    pub const MAC_CONFLICT: &str = "MacConflict";
+    /// Every address of the network's MAC range is taken.
+    pub const MAC_RANGE_EXHAUSTED: &str = "MacRangeExhausted";
+    /// No pod with the VM's label is there.
+    pub const POD_NOT_FOUND: &str = "PodNotFound";
+    /// The VM's pod does not run yet.
+    pub const POD_NOT_RUNNING: &str = "PodNotRunning";
+    /// No node agent reports for the node of the VM's pod.
+    pub const AGENT_NOT_FOUND: &str = "AgentNotFound";
+    /// The network does not select the node of the VM's pod.
+    pub const NODE_NOT_IN_NETWORK: &str = "NodeNotInNetwork";
+    /// No PF of the node matches the network's uplinks.
+    pub const NO_UPLINK: &str = "NoUplink";
+    /// The agent has not reported on the NIC yet.
+    pub const AGENT_PENDING: &str = "AgentPending";
+    /// The agent cannot talk to the VM's QEMU.
+    pub const QMP_UNAVAILABLE: &str = "QmpUnavailable";
+    /// The VM has no free hot-pluggable PCIe root port.
+    pub const NO_GUEST_PORT: &str = "NoGuestPort";
+    /// The VM waits for the migration that will start it.
+    pub const VM_INCOMING: &str = "VmIncoming";
+    /// A step is being taken towards the goal.
+    pub const PROGRESSING: &str = "Progressing";
+    /// The NIC's devices are in the guest.
+    pub const ATTACHED: &str = "Attached";
+    /// The NIC has left the node.
+    pub const DETACHED: &str = "Detached";
+    /// The VF carries the traffic.
+    pub const VF_ACTIVE: &str = "VfActive";
+    /// No VF of the network is free on the node.
+    pub const NO_FREE_VF: &str = "NoFreeVf";
+    /// A migration is under way.
+    pub const MIGRATING: &str = "Migrating";
+    /// The guest did not let go of the VF in time.
+    pub const GUEST_KEEPS_VF: &str = "GuestKeepsVf";
+    /// The VF is in the guest, but the guest does not use it.
+    pub const GUEST_IGNORES_VF: &str = "GuestIgnoresVf";
+    /// The guest did not negotiate the standby feature: no driver, or no net_failover in it.
+    pub const GUEST_NO_FAILOVER: &str = "GuestNoFailover";
+    /// The PF's driver or the kernel refused a setting of the VF.
+    pub const VF_SETTING_REFUSED: &str = "VfSettingRefused";
+    /// The VF could not be bound to vfio-pci or given back.
+    pub const VF_BIND_FAILED: &str = "VfBindFailed";
+    /// The macvtap or its VLAN device could not be made or changed.
+    pub const STANDBY_FAILED: &str = "StandbyFailed";
+    /// QEMU refused a command.
+    pub const QEMU_REFUSED: &str = "QemuRefused";
+    /// The VF or its PF has gone away.
+    pub const VF_LOST: &str = "VfLost";
+    /// The PF has no link.
+    pub const PF_LINK_DOWN: &str = "PfLinkDown";
+    /// The agent's journal could not be written or read.
+    pub const JOURNAL_FAILED: &str = "JournalFailed";
+    /// Something else on the node uses the VF.
+    pub const VF_IN_USE: &str = "VfInUse";
+    /// Something does not work, and nothing more exact is known.
+    pub const FAILED: &str = "Failed";
+    /// The migration is over and the VM runs at its target.
+    pub const COMPLETED: &str = "Completed";
+    /// The migration was cancelled and the VM runs on at its source.
+    pub const CANCELLED: &str = "Cancelled";
+    /// There is no pod that the VM could move to.
+    pub const NO_TARGET_POD: &str = "NoTargetPod";
+    /// The VM has no hybrid NIC.
+    pub const NO_NICS: &str = "NoNics";
+    /// Another migration of the same VM is under way.
+    pub const MIGRATION_BUSY: &str = "MigrationBusy";
+    /// The target could not be prepared.
+    pub const TARGET_NOT_READY: &str = "TargetNotReady";
+    /// The target has no free VF, and a NIC says to wait for one.
+    pub const TARGET_NO_FREE_VF: &str = "TargetNoFreeVf";
+    /// QEMU's migration failed.
+    pub const TRANSFER_FAILED: &str = "TransferFailed";
+    /// The target's QEMU or pod has gone.
+    pub const TARGET_LOST: &str = "TargetLost";
+    /// The source's QEMU or pod has gone.
+    pub const SOURCE_LOST: &str = "SourceLost";
+    /// A network has at least one PF with VFs.
+    pub const POOL_READY: &str = "PoolReady";
+    /// No node has a PF with VFs for the network.
+    pub const POOL_EMPTY: &str = "PoolEmpty";
+    /// The node agent has published what the node has.
+    pub const DISCOVERED: &str = "Discovered";
+}
+
+/// A condition before it is merged into a list: what is true now, without the time since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewCondition {
+    /// One of [`types`].
+    pub type_: &'static str,
+    /// Whether it holds; `None` is `Unknown`.
+    pub status: Option<bool>,
+    /// One of [`reasons`].
+    pub reason: String,
+    /// A sentence for a person, with what to do where there is something to do.
+    pub message: String,
+}
+
+impl NewCondition {
+    /// A condition that holds.
+    pub fn yes(type_: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { type_, status: Some(true), reason: reason.into(), message: message.into() }
+    }
+
+    /// A condition that does not hold.
+    pub fn no(type_: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { type_, status: Some(false), reason: reason.into(), message: message.into() }
+    }
+
+    /// A condition of which nothing is known yet.
+    pub fn unknown(type_: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { type_, status: None, reason: reason.into(), message: message.into() }
+    }
+}
+
+/// Merges `new` into `conditions`: the transition time of a condition whose status stays is kept.
+pub fn set(conditions: &mut Vec<Condition>, generation: Option<i64>, now: Timestamp, new: NewCondition) {
+    let status = match new.status {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "Unknown",
+    };
+    let old = conditions.iter().position(|c| c.type_ == new.type_);
+    let since = match old {
+        Some(at) if conditions[at].status == status => conditions[at].last_transition_time.clone(),
+        _ => Time(now),
+    };
+    let condition = Condition {
+        type_: new.type_.to_owned(),
+        status: status.to_owned(),
+        reason: new.reason,
+        message: new.message,
+        observed_generation: generation,
+        last_transition_time: since,
+    };
+    match old {
+        Some(at) => conditions[at] = condition,
+        None => conditions.push(condition),
+    }
+}
+
+/// The condition of a type, if the list has it.
+pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|c| c.type_ == type_)
+}
+
+/// Whether the condition of a type is there and true.
+pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
+    find(conditions, type_).is_some_and(|c| c.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transition_time_changes_with_the_status_only() {
+        let (t1, t2) = (Timestamp::from_second(1).unwrap(), Timestamp::from_second(2).unwrap());
+        let mut list = Vec::new();
+        set(&mut list, Some(1), t1, NewCondition::no(types::READY, reasons::POD_NOT_FOUND, "a"));
+        set(&mut list, Some(2), t2, NewCondition::no(types::READY, reasons::POD_NOT_RUNNING, "b"));
+        assert_eq!(list.len(), 1);
+        assert_eq!(list[0].last_transition_time, Time(t1));
+        assert_eq!((list[0].reason.as_str(), list[0].observed_generation), (reasons::POD_NOT_RUNNING, Some(2)));
+        set(&mut list, Some(2), t2, NewCondition::yes(types::READY, reasons::ATTACHED, "c"));
+        assert_eq!(list[0].last_transition_time, Time(t2));
+        assert!(is_true(&list, types::READY));
+    }
+}

@@ -1,0 +1,216 @@
+//! `NicAttachment`: one NIC on one node. Here operator and node agent meet.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    GuestDevices, L2Settings, NoFreeVf, ObjectRef, Path, StandbyRef, SwitchOrder, TimelineEntry, VfRef,
+};
+
+/// One NIC on one node: where it should be, and where it is. Made and deleted by the operator; during a
+/// migration a NIC has two.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "hybridnic.io",
+    version = "v1alpha1",
+    kind = "NicAttachment",
+    plural = "nicattachments",
+    shortname = "nicatt",
+    category = "hybridnic",
+    namespaced,
+    status = "NicAttachmentStatus",
+    derive = "PartialEq",
+    doc = "One hybrid NIC on one node. Written by the operator (spec) and the node's agent (status).",
+    printcolumn(name = "NIC", type_ = "string", json_path = ".spec.nic.name"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
+    printcolumn(name = "Pod", type_ = "string", json_path = ".spec.pod.name"),
+    printcolumn(name = "Goal", type_ = "string", json_path = ".spec.goal"),
+    printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
+    printcolumn(name = "Path", type_ = "string", json_path = ".status.path"),
+    printcolumn(name = "PF", type_ = "string", json_path = ".status.vf.pf"),
+    printcolumn(name = "VF", type_ = "string", json_path = ".status.vf.pciAddress"),
+    printcolumn(name = "Why", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    selectable = ".spec.nodeName"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NicAttachmentSpec {
+    /// The node.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("nodeName cannot change"))]
+    pub node_name: String,
+    /// The NIC.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("nic cannot change"))]
+    pub nic: ObjectRef,
+    /// The VM's name.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("vm cannot change"))]
+    pub vm: String,
+    /// The pod that runs, or will run, the VM on the node.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("pod cannot change"))]
+    pub pod: ObjectRef,
+    /// The network, whose pool on this node is in the [`super::HybridNode`].
+    #[x_kube(validation = Rule::new("self == oldSelf").message("network cannot change"))]
+    pub network: String,
+    /// The NIC's MAC address, lower case.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("mac cannot change"))]
+    pub mac: String,
+    /// Where the NIC should be.
+    pub goal: Goal,
+    /// What to do without a free VF.
+    pub no_free_vf: NoFreeVf,
+    /// L2 settings of the network.
+    pub l2: L2Settings,
+    /// The guest's root ports that the NIC must have, because it has them at the migration's source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<GuestPorts>,
+    /// The migration that this attachment takes part in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationOrder>,
+}
+
+/// Where a NIC should be on its node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Goal {
+    /// A VF is reserved and parked; the standby is in the guest, its macvtap down.
+    Reserved,
+    /// A VF is reserved and parked; the standby carries the traffic.
+    Standby,
+    /// The VF carries the traffic; the standby's macvtap is down.
+    FastPath,
+    /// Nothing of the NIC is left on the node.
+    #[default]
+    Detached,
+}
+
+/// Where a NIC is on its node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AttachmentState {
+    /// Nothing of it is in the guest yet.
+    #[default]
+    Pending,
+    /// The standby is in the guest, its macvtap down; the VM does not run here yet.
+    Reserved,
+    /// The standby carries the traffic.
+    Standby,
+    /// The VF carries the traffic.
+    FastPath,
+    /// Nothing of it is left on the node.
+    Detached,
+}
+
+/// The guest's PCIe root ports of a NIC, by QEMU's ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestPorts {
+    /// The port of the standby.
+    pub standby: String,
+    /// The port of the VF.
+    pub vf: String,
+}
+
+/// What the operator wants of a node in a migration. All attachments of the VM on the node carry the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationOrder {
+    /// The [`super::QemuMigration`].
+    pub migration: ObjectRef,
+    /// Names of all NICs of the VM: the agent acts once it has seen the attachment of each.
+    pub nics: Vec<String>,
+    /// What to do.
+    pub step: MigrationStep,
+    /// For `Transfer`: QEMU's URI of the destination, `tcp:10.0.0.2:49152`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_uri: Option<String>,
+}
+
+/// A step of a migration that one node's agent takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MigrationStep {
+    /// Target: listen for the incoming VM once every NIC is `Reserved`.
+    Listen,
+    /// Source: the fast path of every NIC goes off; the transfer has not begun.
+    Prepare,
+    /// Source: send the VM to `targetUri`.
+    Transfer,
+    /// Source: stop the transfer; the VM runs on.
+    Cancel,
+    /// Source: the destination is proven dead; a VM that was paused for the hand-over runs on.
+    Resume,
+}
+
+/// What is true of a NIC on its node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NicAttachmentStatus {
+    /// Generation of the spec that the agent last acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Where the NIC is.
+    #[serde(default)]
+    pub state: AttachmentState,
+    /// Which device carries the traffic.
+    #[serde(default)]
+    pub path: Path,
+    /// The VF that is reserved for the NIC or plugged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vf: Option<VfRef>,
+    /// The NIC's standby.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<StandbyRef>,
+    /// Both devices as the guest sees them.
+    #[serde(default)]
+    pub guest: GuestDevices,
+    /// The order of the last switch from VF to standby.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unplug_order: Option<SwitchOrder>,
+    /// How the VM's migration goes, as this node's QEMU sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationReport>,
+    /// The last things that happened, oldest first.
+    #[serde(default)]
+    pub timeline: Vec<TimelineEntry>,
+    /// Conditions `Ready` (the goal is reached; why not) and `FastPath`.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// How a migration goes, as one node's QEMU sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationReport {
+    /// Uid of the [`super::QemuMigration`] that this is about.
+    pub uid: String,
+    /// How far it is.
+    pub state: MigrationState,
+    /// Target: the TCP port that QEMU listens on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<i32>,
+    /// QEMU's own text when it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Source: length of the transfer in milliseconds, by QEMU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_ms: Option<i64>,
+    /// Source: the VM's pause in milliseconds, by QEMU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<i64>,
+}
+
+/// How far a migration is on one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MigrationState {
+    /// Target: QEMU listens.
+    Listening,
+    /// The transfer is under way.
+    Active,
+    /// Source: the VM has been handed over. Target: the VM runs here. Only the target's word is success.
+    Completed,
+    /// It has failed. Source: the VM runs here or is paused. Target: this QEMU will never run the VM.
+    Failed,
+    /// Source: it was cancelled, the VM runs here.
+    Cancelled,
+    /// QEMU has gone.
+    Lost,
+}

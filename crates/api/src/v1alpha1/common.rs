@@ -1,0 +1,182 @@
+//! Shapes that several kinds share.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// An object in another place: name and uid, so that a namesake that comes later is not taken for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectRef {
+    /// The object's name.
+    pub name: String,
+    /// The object's uid.
+    pub uid: String,
+}
+
+/// The VLAN that a network's NICs are in. The guest does not see it: the PF tags and untags.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Vlan {
+    /// VLAN id, 0 to 4094; 0 is untagged.
+    #[x_kube(validation = Rule::new("self >= 0 && self <= 4094")
+        .message("vlan.id must be from 0 (untagged) to 4094"))]
+    pub id: i32,
+    /// Priority code point of the frames that leave, 0 to 7.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[x_kube(validation = Rule::new("self >= 0 && self <= 7").message("vlan.qos must be from 0 to 7"))]
+    pub qos: i32,
+    /// The tag's protocol.
+    #[serde(default)]
+    pub protocol: VlanProtocol,
+}
+
+// serde passes a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(n: &i32) -> bool {
+    *n == 0
+}
+
+/// Protocol of a VLAN tag.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum VlanProtocol {
+    /// Customer tag, EtherType 0x8100.
+    #[default]
+    #[serde(rename = "802.1Q")]
+    Dot1q,
+    /// Service tag, EtherType 0x88a8. Few drivers take it on a VF.
+    #[serde(rename = "802.1ad")]
+    Dot1ad,
+}
+
+/// Transmit rate of a VF.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.minMbps) || !has(self.maxMbps) || self.minMbps <= self.maxMbps")
+    .message("rate.minMbps must not be above rate.maxMbps"))]
+pub struct Rate {
+    /// Upper bound in Mbit/s; without it there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= 1 && self <= 1000000")
+        .message("rate.maxMbps is in Mbit/s, from 1 to 1000000; leave it out for no limit"))]
+    pub max_mbps: Option<i32>,
+    /// Guaranteed share in Mbit/s; few drivers can do it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= 1 && self <= 1000000")
+        .message("rate.minMbps is in Mbit/s, from 1 to 1000000; leave it out for no guarantee"))]
+    pub min_mbps: Option<i32>,
+}
+
+/// The L2 settings of a network, as one NIC gets them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct L2Settings {
+    /// The VLAN; none is untagged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<Vlan>,
+    /// Transmit rate of the VF.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// Whether the PF drops frames whose source MAC is not the VF's.
+    pub spoof_check: bool,
+    /// Whether the VF may change its MAC and receive promiscuously.
+    pub trust: bool,
+    /// MTU of VF and standby in bytes; none leaves what the PF has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<i32>,
+}
+
+/// What to do with a NIC for which the node has no free VF.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NoFreeVf {
+    /// Attach it on the standby alone, and go to the fast path when a VF is free.
+    #[default]
+    Standby,
+    /// Attach it only once a VF is free; a migration to a node without one is refused.
+    Wait,
+}
+
+/// Which device carries a NIC's traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Path {
+    /// The VF.
+    FastPath,
+    /// The virtio device on the macvtap.
+    Standby,
+    /// Neither: the NIC is not attached, or its VM does not run here.
+    #[default]
+    None,
+}
+
+/// A VF on its node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VfRef {
+    /// PCI address of the VF on the node, `0000:01:10.0`.
+    pub pci_address: String,
+    /// Interface name of its PF.
+    pub pf: String,
+    /// The VF's index on its PF, from 0.
+    pub index: i32,
+}
+
+/// The standby of a NIC on its node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StandbyRef {
+    /// Interface name of the macvtap.
+    pub macvtap: String,
+    /// Interface name of the PF that it is on.
+    pub pf: String,
+}
+
+/// The two devices of a NIC as the guest sees them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestDevices {
+    /// Guest PCI address of the VF while it is plugged, `0000:02:00.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vf_pci_address: Option<String>,
+    /// Guest PCI address of the standby, `0000:01:00.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby_pci_address: Option<String>,
+    /// Id of QEMU's PCIe root port that is kept for the VF.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vf_port: Option<String>,
+    /// Id of QEMU's PCIe root port that holds the standby.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby_port: Option<String>,
+}
+
+/// The order of the two steps of a switch between VF and standby.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SwitchOrder {
+    /// The standby receives before the VF is taken away.
+    MakeBeforeBreak,
+    /// The VF is taken away first: its driver refuses one MAC twice, or VF and standby are on two PFs.
+    BreakBeforeMake,
+}
+
+/// Something that happened to a NIC, with its time on the node's clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TimelineEntry {
+    /// What happened: a step of the agent or an event of QEMU.
+    pub event: String,
+    /// When, to the microsecond.
+    pub at: MicroTime,
+}
+
+/// A part of a migration with its length.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationPhaseTime {
+    /// The phase.
+    pub name: String,
+    /// When it began.
+    pub started_at: MicroTime,
+    /// How long it took, in milliseconds; absent while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ms: Option<i64>,
+}

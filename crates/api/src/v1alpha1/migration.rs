@@ -1,0 +1,145 @@
+//! `QemuMigration`: move a plain-QEMU VM to another of its pods.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{MigrationPhaseTime, ObjectRef};
+
+/// Moves a VM of the qemu runtime to another of its pods. Deleting it while it runs cancels it.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "hybridnic.io",
+    version = "v1alpha1",
+    kind = "QemuMigration",
+    plural = "qemumigrations",
+    shortname = "qmig",
+    category = "hybridnic",
+    namespaced,
+    status = "QemuMigrationStatus",
+    derive = "PartialEq",
+    doc = "Moves a plain-QEMU virtual machine, with its hybrid NICs, to another of its pods. Delete it to cancel.",
+    validation = Rule::new("self.metadata.name.size() <= 63")
+        .message("the name of a QemuMigration must have at most 63 characters"),
+    printcolumn(name = "VM", type_ = "string", json_path = ".spec.vm"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "From", type_ = "string", json_path = ".status.source.nodeName"),
+    printcolumn(name = "To", type_ = "string", json_path = ".status.target.nodeName"),
+    printcolumn(name = "Total", type_ = "integer", json_path = ".status.totalMs"),
+    printcolumn(name = "Downtime", type_ = "integer", json_path = ".status.downtimeMs"),
+    printcolumn(name = "Why", type_ = "string", json_path = r#".status.conditions[?(@.type=="Succeeded")].reason"#),
+    printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="Succeeded")].message"#, priority = "1"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self == oldSelf")
+    .message("a QemuMigration cannot change: delete it to cancel it, and create another"))]
+pub struct QemuMigrationSpec {
+    /// Value of the label `hybridnic.io/vm` on the VM's pods.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$')")
+        .message("vm must be the value of the VM's pods' label hybridnic.io/vm"))]
+    pub vm: String,
+    /// The pod to move to; its QEMU runs with `-incoming defer`. Without it, the VM's youngest other running pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub target_pod: Option<String>,
+}
+
+/// Where a migration is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MigrationPhase {
+    /// Nothing has been done yet.
+    #[default]
+    Pending,
+    /// The target reserves VFs and gets its standbys.
+    PreparingTarget,
+    /// The source unplugs the VFs; the standbys carry the traffic.
+    SwitchingToStandby,
+    /// QEMU sends the VM.
+    Transferring,
+    /// The VM runs at the target; the source is cleaned up.
+    Completing,
+    /// The VM stays at the source and gets its fast path back; the target is cleaned up.
+    RollingBack,
+    /// The VM runs at the target.
+    Succeeded,
+    /// The VM stayed at the source.
+    Failed,
+    /// It was cancelled; the VM stayed at the source.
+    Cancelled,
+}
+
+impl MigrationPhase {
+    /// Whether nothing more will happen.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// One end of a migration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationEnd {
+    /// The node.
+    pub node_name: String,
+    /// The pod.
+    pub pod: ObjectRef,
+    /// The pod's address, to which the VM is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_ip: Option<String>,
+}
+
+/// How a migration goes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QemuMigrationStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Where it is.
+    #[serde(default)]
+    pub phase: MigrationPhase,
+    /// Where the VM comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<MigrationEnd>,
+    /// Where it goes to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<MigrationEnd>,
+    /// The VM's NICs that take part.
+    #[serde(default)]
+    pub nics: Vec<String>,
+    /// Why it is rolled back: a reason and a sentence, kept until the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<MigrationFailure>,
+    /// When it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<MicroTime>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<MicroTime>,
+    /// From begin to end in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_ms: Option<i64>,
+    /// QEMU's own count of the VM's pause, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<i64>,
+    /// Its phases with their times.
+    #[serde(default)]
+    pub phases: Vec<MigrationPhaseTime>,
+    /// Condition `Succeeded`.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Why a migration does not succeed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationFailure {
+    /// One of [`crate::conditions::reasons`].
+    pub reason: String,
+    /// A sentence for a person.
+    pub message: String,
+}

@@ -1,0 +1,191 @@
+//! `HybridNetwork`: a pool of VFs over many PFs and nodes, with its L2 settings.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Rate, Vlan};
+
+/// A pool of VFs over many PFs and nodes, with the L2 settings of the NICs on it.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "hybridnic.io",
+    version = "v1alpha1",
+    kind = "HybridNetwork",
+    plural = "hybridnetworks",
+    shortname = "hnet",
+    category = "hybridnic",
+    status = "HybridNetworkStatus",
+    derive = "PartialEq",
+    doc = "A pool of SR-IOV VFs over many PFs and nodes, with the L2 settings of the NICs on it.",
+    validation = Rule::new("self.metadata.name.size() <= 50")
+        .message("the name of a HybridNetwork must have at most 50 characters"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "VFs", type_ = "integer", json_path = ".status.vfs.total"),
+    printcolumn(name = "Free", type_ = "integer", json_path = ".status.vfs.free"),
+    printcolumn(name = "Held", type_ = "integer", json_path = ".status.vfs.held"),
+    printcolumn(name = "Unhealthy", type_ = "integer", json_path = ".status.vfs.unhealthy", priority = "1"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes"),
+    printcolumn(name = "NICs", type_ = "integer", json_path = ".status.nics"),
+    printcolumn(name = "Fast", type_ = "integer", json_path = ".status.onFastPath"),
+    printcolumn(name = "Standby", type_ = "integer", json_path = ".status.onStandby"),
+    printcolumn(name = "VLAN", type_ = "integer", json_path = ".spec.vlan.id", priority = "1"),
+    printcolumn(name = "Why", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(oldSelf.vlan) == has(self.vlan) && (!has(self.vlan) || self.vlan == oldSelf.vlan)")
+    .message("vlan cannot change while NICs may use it: create another HybridNetwork"))]
+#[x_kube(validation = Rule::new("has(oldSelf.mtu) == has(self.mtu) && (!has(self.mtu) || self.mtu == oldSelf.mtu)")
+    .message("mtu cannot change while NICs may use it: create another HybridNetwork"))]
+pub struct HybridNetworkSpec {
+    /// The nodes whose VFs belong to the pool, by their labels; without it, all nodes with an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
+    /// Which PFs, and which of their VFs, make the pool. A VF belongs to it when any entry selects it.
+    #[schemars(length(min = 1, max = 16))]
+    pub uplinks: Vec<Uplink>,
+    /// The VLAN of the NICs; none is untagged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<Vlan>,
+    /// Transmit rate of each VF.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// Whether a frame whose source MAC is not the NIC's is dropped.
+    #[serde(default = "yes")]
+    pub spoof_check: bool,
+    /// Whether a guest may change its VF's MAC and receive promiscuously. Only for guests that you trust.
+    #[serde(default)]
+    pub trust: bool,
+    /// MTU of VF and standby in bytes; none leaves what the PF has. A PF with a smaller one is raised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= 68 && self <= 65535")
+        .message("mtu is in bytes, from 68 to 65535"))]
+    pub mtu: Option<i32>,
+    /// Where generated MAC addresses come from; without it, a locally administered range of the network's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac_range: Option<MacRange>,
+    /// The namespaces whose NICs may use the network, by their labels; without it, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// PFs, chosen by what they are. All of the fields that are set must fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(
+    "has(self.pfNames) || has(self.pciAddresses) || has(self.vendor) || has(self.device) || has(self.drivers)")
+    .message("an uplink must say which PFs it means: set pfNames, pciAddresses, vendor, device or drivers"))]
+#[x_kube(validation = Rule::new("!has(self.device) || has(self.vendor)")
+    .message("device ids are unique only within a vendor: set vendor too"))]
+pub struct Uplink {
+    /// Interface names of PFs, with the wildcards `*` and `?`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 15)))]
+    #[x_kube(validation = Rule::new("self.all(n, n.matches('^[A-Za-z0-9_.*?@-]+$'))")
+        .message("pfNames are interface names of at most 15 characters, with * and ? as wildcards, as in \"ens1f*\""))]
+    pub pf_names: Vec<String>,
+    /// PCI addresses of PFs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), inner(length(max = 16)))]
+    #[x_kube(validation = Rule::new("self.all(a, a.matches('^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f][.][0-7]$'))")
+        .message("pciAddresses are full and in lower case, as in \"0000:01:00.0\""))]
+    pub pci_addresses: Vec<String>,
+    /// PCI vendor id, four hexadecimal digits, as in `8086`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{4}$')")
+        .message("vendor is four hexadecimal digits in lower case, as in \"8086\""))]
+    pub vendor: Option<String>,
+    /// PCI device id of the PF, four hexadecimal digits, as in `10c9`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{4}$')")
+        .message("device is four hexadecimal digits in lower case, as in \"10c9\""))]
+    pub device: Option<String>,
+    /// Kernel drivers of the PF, as in `ixgbe`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 32)))]
+    #[x_kube(validation = Rule::new("self.all(d, d.matches('^[A-Za-z0-9_-]+$'))")
+        .message("drivers are names of kernel drivers, as in \"ixgbe\""))]
+    pub drivers: Vec<String>,
+    /// Which VFs of the PF: indexes and ranges of them, as in `0-3` and `5`; without it, all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 7)))]
+    #[x_kube(validation = Rule::new("self.all(r, r.matches('^[0-9]{1,3}(-[0-9]{1,3})?$') && \
+         (!r.contains('-') || int(r.split('-')[0]) <= int(r.split('-')[1])))")
+        .message("vfs are VF indexes or rising ranges of them, as in \"0-3\" or \"5\""))]
+    pub vfs: Vec<String>,
+    /// How many VFs to create on a PF that has none. A PF that has some keeps them as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= 1 && self <= 255")
+        .message("numVfs is from 1 to 255; leave it out to take the VFs that are there"))]
+    pub num_vfs: Option<i32>,
+}
+
+/// A range of MAC addresses, both ends included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.from.lowerAscii() <= self.to.lowerAscii()")
+    .message("macRange.from must not be above macRange.to"))]
+pub struct MacRange {
+    /// The first address.
+    #[schemars(length(max = 17))]
+    #[x_kube(validation = Rule::new(
+        "self.matches('^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$') && self != '00:00:00:00:00:00'")
+        .message("macRange.from must be a unicast MAC address, as in \"02:00:00:00:00:01\""))]
+    pub from: String,
+    /// The last address.
+    #[schemars(length(max = 17))]
+    #[x_kube(validation = Rule::new(
+        "self.matches('^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$') && self != '00:00:00:00:00:00'")
+        .message("macRange.to must be a unicast MAC address, as in \"02:00:00:00:ff:ff\""))]
+    pub to: String,
+}
+
+/// What the cluster has of a network.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HybridNetworkStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The pool's VFs.
+    #[serde(default)]
+    pub vfs: VfCounts,
+    /// Nodes with at least one VF of the pool.
+    #[serde(default)]
+    pub nodes: i32,
+    /// NICs on the network.
+    #[serde(default)]
+    pub nics: i32,
+    /// NICs whose traffic runs on a VF.
+    #[serde(default)]
+    pub on_fast_path: i32,
+    /// NICs whose traffic runs on the standby.
+    #[serde(default)]
+    pub on_standby: i32,
+    /// Conditions `Accepted` and `Ready`.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// How many VFs there are, by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VfCounts {
+    /// All.
+    pub total: i32,
+    /// Free for a NIC.
+    pub free: i32,
+    /// Held by a NIC.
+    pub held: i32,
+    /// Neither: gone, without link, or used by something else.
+    pub unhealthy: i32,
+}

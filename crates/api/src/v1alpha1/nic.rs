@@ -1,0 +1,182 @@
+//! `VmHybridNic`: one NIC of one VM on one network.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{GuestDevices, MigrationPhaseTime, NoFreeVf, Path, StandbyRef, SwitchOrder, VfRef};
+
+/// One NIC of one VM on one network.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "hybridnic.io",
+    version = "v1alpha1",
+    kind = "VmHybridNic",
+    plural = "vmhybridnics",
+    shortname = "vhn",
+    category = "hybridnic",
+    namespaced,
+    status = "VmHybridNicStatus",
+    derive = "PartialEq",
+    doc = "One hybrid NIC of one virtual machine: an SR-IOV VF and its virtio standby under one MAC.",
+    validation = Rule::new("self.metadata.name.size() <= 50 && !self.metadata.name.contains('.')")
+        .message("the name of a VmHybridNic must have at most 50 characters and no dots"),
+    printcolumn(name = "VM", type_ = "string", json_path = ".spec.vm.qemu.name"),
+    printcolumn(name = "Network", type_ = "string", json_path = ".spec.network"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Path", type_ = "string", json_path = ".status.path"),
+    printcolumn(name = "Why", type_ = "string", json_path = r#".status.conditions[?(@.type=="FastPath")].reason"#),
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.nodeName"),
+    printcolumn(name = "PF", type_ = "string", json_path = ".status.vf.pf"),
+    printcolumn(name = "VF", type_ = "string", json_path = ".status.vf.pciAddress"),
+    printcolumn(name = "MAC", type_ = "string", json_path = ".status.mac"),
+    printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="FastPath")].message"#, priority = "1"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(oldSelf.mac) == has(self.mac) && (!has(self.mac) || self.mac == oldSelf.mac)")
+    .message("mac cannot change: delete the NIC and create it anew with the other address"))]
+pub struct VmHybridNicSpec {
+    /// Name of the [`super::HybridNetwork`].
+    #[schemars(length(min = 1, max = 50))]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("network cannot change: delete the NIC and create it anew on the other network"))]
+    pub network: String,
+    /// The virtual machine.
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("vm cannot change: delete the NIC and create it anew for the other VM"))]
+    pub vm: Vm,
+    /// The NIC's MAC address; without it, one of the network's range is generated once and kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 17))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$')")
+        .message("mac must be six hexadecimal pairs with colons, as in \"02:00:00:00:00:01\""))]
+    #[x_kube(validation = Rule::new("self.size() < 2 || self.substring(1, 2).matches('[02468aceACE]')")
+        .message("mac must be a unicast address: its second digit is even, as in \"02:00:00:00:00:01\""))]
+    #[x_kube(validation = Rule::new("self != '00:00:00:00:00:00'")
+        .message("mac must not be all zeros: leave it out to have one generated"))]
+    pub mac: Option<String>,
+    /// What to do when the node has no free VF.
+    #[serde(default)]
+    pub no_free_vf: NoFreeVf,
+}
+
+/// A virtual machine, by the runtime that runs it. Exactly one runtime is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.qemu)")
+    .message("vm must name exactly one runtime, as in vm: {qemu: {name: my-vm}}"))]
+pub struct Vm {
+    /// A VM whose QEMU runs in a pod with the label `hybridnic.io/vm: NAME`, in the NIC's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<QemuVm>,
+}
+
+/// A VM of the qemu runtime.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QemuVm {
+    /// Value of the label `hybridnic.io/vm` on the VM's pods.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$')")
+        .message("the VM's name must be the value of its pods' label hybridnic.io/vm"))]
+    pub name: String,
+}
+
+/// Where a NIC is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NicPhase {
+    /// Not attached: no VM runs, or something must be mended first.
+    #[default]
+    Pending,
+    /// On its way into the guest.
+    Attaching,
+    /// The VF carries the traffic.
+    FastPath,
+    /// The standby carries the traffic.
+    Standby,
+    /// Its VM migrates.
+    Migrating,
+    /// On its way out of the guest.
+    Detaching,
+    /// Refused; the conditions say why.
+    Failed,
+}
+
+/// What is true of a NIC.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VmHybridNicStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Where the NIC is in its life.
+    #[serde(default)]
+    pub phase: NicPhase,
+    /// The NIC's MAC address, lower case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// The node where the VM runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// The pod in which the VM runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<super::ObjectRef>,
+    /// Which device carries the traffic.
+    #[serde(default)]
+    pub path: Path,
+    /// The VF that the NIC holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vf: Option<VfRef>,
+    /// The NIC's standby.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<StandbyRef>,
+    /// Both devices as the guest sees them.
+    #[serde(default)]
+    pub guest: GuestDevices,
+    /// The last migration of the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_migration: Option<NicMigration>,
+    /// Conditions `Accepted`, `Ready` and `FastPath`.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// A NIC's part in a migration of its VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NicMigration {
+    /// Name of the [`super::QemuMigration`].
+    pub name: String,
+    /// The node that the VM left.
+    pub from: String,
+    /// The node that the VM went to.
+    pub to: String,
+    /// `Succeeded`, `Failed` or `Cancelled`; absent while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+    /// When it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<MicroTime>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<MicroTime>,
+    /// QEMU's own count of the VM's pause, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<i64>,
+    /// The order in which VF and standby were switched at the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unplug_order: Option<SwitchOrder>,
+    /// The parts of the migration.
+    #[serde(default)]
+    pub phases: Vec<MigrationPhaseTime>,
+}
+
+impl VmHybridNic {
+    /// The label value of the VM's pods; `None` for a runtime that this version does not know.
+    pub fn vm_name(&self) -> Option<&str> {
+        self.spec.vm.qemu.as_ref().map(|q| q.name.as_str())
+    }
+}

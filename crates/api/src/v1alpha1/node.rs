@@ -1,0 +1,165 @@
+//! `HybridNode`: a node's PFs and VFs.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Uplink, VfCounts};
+
+/// A node's PFs and VFs: what to provision, what there is, and who holds it. Its name is the node's.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "hybridnic.io",
+    version = "v1alpha1",
+    kind = "HybridNode",
+    plural = "hybridnodes",
+    shortname = "hnode",
+    category = "hybridnic",
+    status = "HybridNodeStatus",
+    derive = "PartialEq",
+    doc = "A node's SR-IOV PFs and VFs. Written by the operator (spec) and the node's agent (status).",
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "PFs", type_ = "integer", json_path = ".status.pfCount"),
+    printcolumn(name = "VFs", type_ = "integer", json_path = ".status.vfs.total"),
+    printcolumn(name = "Free", type_ = "integer", json_path = ".status.vfs.free"),
+    printcolumn(name = "Held", type_ = "integer", json_path = ".status.vfs.held"),
+    printcolumn(name = "Unhealthy", type_ = "integer", json_path = ".status.vfs.unhealthy"),
+    printcolumn(name = "Agent", type_ = "string", json_path = ".status.agentVersion", priority = "1"),
+    printcolumn(name = "Why", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct HybridNodeSpec {
+    /// The pools that this node is part of, by network.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["network".into()]))]
+    pub pools: Vec<NodePool>,
+}
+
+/// A network's pool on one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePool {
+    /// Name of the [`super::HybridNetwork`].
+    pub network: String,
+    /// Its uplinks.
+    pub uplinks: Vec<Uplink>,
+}
+
+/// What a node has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HybridNodeStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Version of the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+    /// How many PFs there are.
+    #[serde(default)]
+    pub pf_count: i32,
+    /// The node's VFs.
+    #[serde(default)]
+    pub vfs: VfCounts,
+    /// The VFs of each pool.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["network".into()]))]
+    pub pools: Vec<PoolStatus>,
+    /// The PFs.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
+    pub pfs: Vec<PfStatus>,
+    /// Condition `Ready`.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// The VFs of a pool on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolStatus {
+    /// Name of the network.
+    pub network: String,
+    /// Its VFs here.
+    pub vfs: VfCounts,
+    /// What is wrong with the pool here; empty when nothing is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// A PF.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PfStatus {
+    /// Interface name; empty when the driver has made none.
+    pub name: String,
+    /// PCI address, `0000:01:00.0`.
+    pub pci_address: String,
+    /// PCI vendor id, `8086`.
+    pub vendor: String,
+    /// PCI device id, `10c9`.
+    pub device: String,
+    /// Kernel driver; empty when none is bound.
+    #[serde(default)]
+    pub driver: String,
+    /// NUMA node, when the firmware says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa_node: Option<i32>,
+    /// MAC address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// MTU in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<i32>,
+    /// Whether it has a link.
+    pub link_up: bool,
+    /// The most VFs that it can have.
+    pub total_vfs: i32,
+    /// Why none of its VFs can be used; empty when they can.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Its VFs.
+    #[serde(default)]
+    pub vfs: Vec<VfStatus>,
+}
+
+/// A VF.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VfStatus {
+    /// Index on its PF, from 0.
+    pub index: i32,
+    /// PCI address, `0000:01:10.0`.
+    pub pci_address: String,
+    /// Kernel driver; empty when none is bound.
+    #[serde(default)]
+    pub driver: String,
+    /// IOMMU group; absent when the node has no IOMMU that covers it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iommu_group: Option<i32>,
+    /// What it is to us.
+    pub state: VfState,
+    /// The NIC that holds it, `namespace/name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
+    /// Why it is unhealthy.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// What a VF is to us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum VfState {
+    /// No network selects it.
+    #[default]
+    Unselected,
+    /// Free for a NIC.
+    Free,
+    /// Held by a NIC.
+    Held,
+    /// Selected, but not to be used; its message says why.
+    Unhealthy,
+}
