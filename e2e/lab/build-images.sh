@@ -1,0 +1,151 @@
+#!/bin/bash
+# Makes the lab's initramfs and prints where everything is, one NAME=PATH a line:
+#   NODE_KERNEL NODE_INITRD   a node: QEMU, iproute2, tcpdump, no product
+#   GUEST_KERNEL GUEST_INITRD a virtual machine inside a node
+#
+# Usage: build-images.sh small|debian LAB_EXEC
+#   small|debian  which kernel: our own without modules, or Debian's with its modules
+#   LAB_EXEC      the helper that runs in guests (target/debug/lab-exec)
+# Each image is cached under a name made of its inputs' contents; making both takes 4 seconds.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+flavour=${1:?small or debian}
+lab_exec=${2:?path of lab-exec}
+cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
+PATH=$PATH:/usr/sbin:/sbin
+
+node_programs="dash ip bridge tcpdump qemu-system-x86_64 kmod ethtool"
+guest_programs="dash ip kmod"
+node_modules="virtio_pci virtio_net virtio_console 9pnet_virtio 9p igb igbvf vfio-pci vfio_iommu_type1 macvtap
+	vhost_net vhost_vsock tun kvm-amd kvm-intel bridge 8021q veth dummy e1000e af_packet overlay bonding"
+guest_modules="virtio_pci virtio_net virtio_console net_failover igbvf igb e1000e af_packet
+	vmw_vsock_virtio_transport 8021q bonding"
+
+case $flavour in
+small)
+	kernel=$("$here/build-kernel.sh")
+	modules=
+	;;
+debian)
+	modules=$("$here/debian-kernel.sh")
+	kernel=$modules/vmlinux
+	;;
+*) echo "no such kernel: $flavour" >&2; exit 1 ;;
+esac
+
+# A directory tree merged as Debian's is: /bin, /sbin and /lib lead into /usr.
+new_root() {
+	mkdir -p "$1"/{usr/{bin,sbin,lib,lib64},proc,sys,dev,run,tmp,etc,root,host,var}
+	ln -s usr/bin usr/sbin usr/lib usr/lib64 "$1/"
+	ln -s ../run "$1/var/run"
+	install /bin/busybox "$1/usr/bin/busybox"
+	local applet
+	for applet in $(busybox --list); do
+		# busybox's own versions of these lack what we need; real ones are added where wanted.
+		case $applet in busybox | ip | modprobe | depmod | lsmod | rmmod | insmod | modinfo | sh | ash) ;;
+		*) ln -s busybox "$1/usr/bin/$applet" ;;
+		esac
+	done
+}
+
+# Copies programs and the libraries they are linked with.
+add_programs() {
+	local root=$1 program path library
+	shift
+	for program in "$@"; do
+		path=$(command -v "$program") || { echo "$program is not installed" >&2; exit 1; }
+		rm -f "$root/usr/bin/${program##*/}"
+		install "$(readlink -f "$path")" "$root/usr/bin/${program##*/}"
+		for library in $(ldd "$path" 2>/dev/null | grep -oE '/[^ ]+' | sort -u); do
+			mkdir -p "$root$(dirname "$library")"
+			[ -e "$root$library" ] || cp -L "$library" "$root$library"
+		done
+	done
+	ln -sf dash "$root/usr/bin/sh"
+	ln -sf ../bin/kmod "$root/usr/sbin/modprobe"
+	ln -sf ../bin/kmod "$root/usr/sbin/lsmod"
+}
+
+# Copies modules of Debian's kernel with what they depend on, uncompressed for speed.
+add_modules() {
+	local root=$1 version module file to
+	shift
+	[ -n "$modules" ] || return 0
+	version=$(cat "$modules/version")
+	mkdir -p "$root/lib/modules/$version"
+	cp "$modules/lib/modules/$version"/modules.{builtin,builtin.modinfo,order} "$root/lib/modules/$version/"
+	for module in "$@"; do
+		modprobe -d "$modules" -S "$version" --show-depends "$module" |
+			awk '$1 == "insmod" { print $2 } $1 != "insmod" && $1 != "builtin" { exit 1 }' ||
+			{ echo "no module $module in $version" >&2; exit 1; }
+	done | sort -u | while read -r file; do
+		to=$root/${file#"$modules"/}
+		mkdir -p "$(dirname "$to")"
+		case $file in
+		*.xz) xz -dc "$file" >"${to%.xz}" ;;
+		*) cp "$file" "$to" ;;
+		esac
+	done
+	depmod -b "$root" "$version"
+	printf '%s\n' "$@" >"$root/etc/modules"
+}
+
+pack() { (cd "$1" && find . | cpio --quiet -o -H newc) >"$2.part" && mv "$2.part" "$2"; }
+
+make_node() {
+	local root=$1 name
+	new_root "$root"
+	# shellcheck disable=SC2086
+	add_programs "$root" $node_programs
+	# Rust programs of the product need these beside what QEMU brings.
+	for name in libgcc_s.so.1 libm.so.6; do
+		cp -L "$(ldconfig -p | awk -v n="$name" '$1 == n && /x86-64/ { print $NF; exit }')" "$root/lib/x86_64-linux-gnu/"
+	done
+	# shellcheck disable=SC2086
+	add_modules "$root" $node_modules
+	mkdir -p "$root"/usr/share/{qemu,seabios}
+	cp /usr/share/qemu/{pvh,kvmvapic,linuxboot_dma}.bin "$root/usr/share/qemu/"
+	cp /usr/share/seabios/bios{,-256k}.bin "$root/usr/share/seabios/"
+	install "$here/node-init" "$root/init"
+}
+
+make_guest() {
+	local root=$1
+	new_root "$root"
+	# shellcheck disable=SC2086
+	add_programs "$root" $guest_programs "$lab_exec"
+	# shellcheck disable=SC2086
+	add_modules "$root" $guest_modules
+	install "$here/guest-init" "$root/init"
+}
+
+# cached NAME INPUT...: prints the image's path; makes it with make_NAME if its inputs changed.
+cached() {
+	local name=$1 hash image
+	shift
+	hash=$({ cat "${BASH_SOURCE[0]}" "$@"; echo "$flavour $kernel"; } | sha256sum | cut -c1-12)
+	image=$cache/$name-$flavour-$hash.cpio
+	if [ ! -f "$image" ]; then
+		# Only the newest few of each kind are kept: a node's image is 100 MB.
+		ls -t "$cache/$name-$flavour"-*.cpio 2>/dev/null | tail -n +3 | xargs -r rm -f
+		work=$(mktemp -d)
+		"make_$name" "$work"
+		pack "$work" "$image"
+		rm -rf "$work"
+		work=
+	fi
+	touch "$image"
+	echo "$image"
+}
+
+mkdir -p "$cache"
+exec 8>"$cache/images.lock"
+flock 8
+work=
+trap 'rm -rf "$work"' EXIT
+node=$(cached node "$here/node-init" "$(command -v qemu-system-x86_64)")
+guest=$(cached guest "$here/guest-init" "$lab_exec")
+echo "NODE_KERNEL=$kernel"
+echo "NODE_INITRD=$node"
+echo "GUEST_KERNEL=$kernel"
+echo "GUEST_INITRD=$guest"

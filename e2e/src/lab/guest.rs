@@ -1,0 +1,296 @@
+//! A virtual machine in a node, as a user's pod would run it: QEMU without any NIC, a QMP socket for the product.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::exec::{self, Output, Process, Target};
+use super::node::{self, Node};
+use super::qmp;
+use super::view::{NetView, Netdev};
+use super::wire::{self, UP};
+
+/// Where the product expects the QMP sockets: `BASE/NAMESPACE/POD/qmp.sock`.
+pub const VMS: &str = "/run/hybridnic/vms";
+/// A guest boots in 9 to 13 s on an idle machine.
+const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+const LOOK_DEADLINE: Duration = Duration::from_secs(20);
+/// A working guest sleeps 0.2 s in 0.3 s, a busy one in 2 s.
+const FROZEN_AFTER: Duration = Duration::from_secs(12);
+
+/// Something about a guest went wrong.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("run a command")]
+    Exec(#[from] exec::Error),
+    #[error("prepare the node")]
+    Node(#[from] node::Error),
+    #[error("ask QEMU")]
+    Qmp(#[from] qmp::Error),
+    #[error("QEMU of guest {name} ended with {status:?}: {log}")]
+    Ended { name: String, status: Option<i32>, log: String },
+}
+
+/// A NIC the guest is going to have: whenever a device with this MAC appears, it gets this address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestNic {
+    /// MAC address, lower case with colons.
+    pub mac: String,
+    /// Address and prefix: 10.77.N.x/24, another N for each NIC of a guest.
+    pub cidr: String,
+}
+
+/// What a guest is to be like.
+#[derive(Debug, Clone)]
+pub struct GuestSpec {
+    /// Name of the machine.
+    pub name: String,
+    /// Namespace and name of the pod that runs it: they make the path of its QMP socket.
+    pub namespace: String,
+    /// See `namespace`.
+    pub pod: String,
+    /// The pod's UID: QEMU then runs in that pod's control group.
+    pub pod_uid: Option<String>,
+    /// In MiB.
+    pub memory: u32,
+    /// Wait for a migration instead of booting (`-incoming defer`).
+    pub incoming: bool,
+    /// Its NICs, none of which it has at first.
+    pub nics: Vec<GuestNic>,
+    /// PCIe root ports `rp0`, `rp1` ... to plug devices into; two for each NIC unless said otherwise.
+    pub root_ports: Option<u8>,
+    /// Whether it lets go of devices. Without, it has no hot-plug driver: it finds new devices by looking each second,
+    /// and never answers `device_del`.
+    pub hotplug: bool,
+    /// More of the guest kernel's command line.
+    pub kernel_args: String,
+    /// More of QEMU's command line.
+    pub qemu_args: Vec<String>,
+}
+
+impl GuestSpec {
+    /// A machine of 192 MiB in pod `default/NAME`.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            namespace: "default".into(),
+            pod: name.into(),
+            pod_uid: None,
+            memory: 192,
+            incoming: false,
+            nics: Vec::new(),
+            root_ports: None,
+            hotplug: true,
+            kernel_args: String::new(),
+            qemu_args: Vec::new(),
+        }
+    }
+
+    /// With one more NIC.
+    #[must_use]
+    pub fn nic(mut self, mac: &str, cidr: &str) -> Self {
+        self.nics.push(GuestNic { mac: mac.to_lowercase(), cidr: cidr.into() });
+        self
+    }
+
+    /// The socket the product is to use, in the node.
+    pub fn qmp_socket(&self) -> String {
+        format!("{VMS}/{}/{}/qmp.sock", self.namespace, self.pod)
+    }
+
+    /// The harness's own monitor, in the node.
+    fn monitor(&self) -> String {
+        format!("/run/lab/{}.{}.sock", self.namespace, self.pod)
+    }
+
+    fn argv(&self, cid: u32) -> Vec<String> {
+        let mut argv: Vec<String> = Vec::new();
+        let mut args = |args: &[&str]| argv.extend(args.iter().map(|&arg| arg.to_owned()));
+        args(&["qemu-system-x86_64", "-name", &self.name, "-nodefaults", "-nographic", "-no-reboot"]);
+        args(&["-M", "q35", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &self.memory.to_string()]);
+        args(&["-kernel", "/host/guest/vmlinux", "-initrd", "/host/guest/initrd"]);
+        args(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+        args(&["-qmp", &format!("unix:{},server=on,wait=off", self.qmp_socket())]);
+        args(&["-qmp", &format!("unix:{},server=on,wait=off", self.monitor())]);
+        args(&["-device", &format!("vhost-vsock-pci,id=lab,guest-cid={cid}")]);
+        let ports = self.root_ports.unwrap_or_else(|| u8::try_from(2 * self.nics.len()).unwrap_or(u8::MAX));
+        for port in 0..ports {
+            args(&["-device", &format!("pcie-root-port,id=rp{port},chassis={}", u16::from(port) + 1)]);
+        }
+        if self.incoming {
+            args(&["-incoming", "defer"]);
+        }
+        let mut append =
+            String::from("console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check");
+        if !self.hotplug {
+            append.push_str(" acpiphp.disable=1 lab.rescan=1");
+        }
+        for nic in &self.nics {
+            append.push_str(&format!(" lab.nic={}={}", nic.mac, nic.cidr));
+        }
+        args(&["-append", &format!("{append} {}", self.kernel_args)]);
+        argv.extend(self.qemu_args.iter().cloned());
+        argv
+    }
+
+    /// The shell script that becomes QEMU.
+    fn script(&self) -> String {
+        let mut script = format!(
+            "mkdir -p {} /run/lab && rm -f {} {} &&",
+            Path::new(&self.qmp_socket()).parent().unwrap_or(Path::new(VMS)).display(),
+            self.qmp_socket(),
+            self.monitor()
+        );
+        if let Some(uid) = &self.pod_uid {
+            let group = format!("/sys/fs/cgroup/kubepods/besteffort/pod{uid}/qemu");
+            script.push_str(&format!("mkdir -p {group} && echo $$ >{group}/cgroup.procs &&"));
+        }
+        script.push_str(r#" exec "$@""#);
+        script
+    }
+}
+
+/// A running guest. Dropping it kills its QEMU.
+#[derive(Debug)]
+pub struct Guest {
+    spec: GuestSpec,
+    node: Node,
+    cid: u32,
+    qemu: Process,
+}
+
+impl Guest {
+    /// Starts QEMU; returns once the guest is up or, if it waits for a migration, once its monitor answers.
+    pub(crate) async fn start(node: &Node, spec: GuestSpec) -> Result<Self, Error> {
+        let cid = node.next_cid();
+        let mut argv = vec!["sh".into(), "-c".into(), spec.script(), "sh".into()];
+        argv.extend(spec.argv(cid));
+        let log = node.dir().join(format!("guest-{}.log", spec.name));
+        let qemu = node.target().spawn(wire::Command { argv, env: Vec::new() }, log, UP).await?;
+        let guest = Self { spec, node: node.clone(), cid, qemu };
+        if guest.spec.incoming {
+            guest.await_monitor().await?;
+        } else if !guest.qemu.marked(BOOT_DEADLINE).await? {
+            return Err(guest.ended());
+        }
+        Ok(guest)
+    }
+
+    /// QEMU makes its sockets early and answers on them once the machine is made.
+    async fn await_monitor(&self) -> Result<(), Error> {
+        let wait = format!("until [ -S {} ]; do sleep 0.1; done", self.spec.monitor());
+        self.node.run(&wait, LOOK_DEADLINE).await?;
+        self.qmp("query-status", Value::Object(serde_json::Map::new())).await.map(|_| ())
+    }
+
+    fn ended(&self) -> Error {
+        let log = self.qemu.read_log().unwrap_or_default();
+        Error::Ended { name: self.spec.name.clone(), status: None, log }
+    }
+
+    /// What it was started as.
+    pub fn spec(&self) -> &GuestSpec {
+        &self.spec
+    }
+
+    /// The node it is on.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Its QEMU: process id, log with the guest's console, end.
+    pub fn qemu(&self) -> &Process {
+        &self.qemu
+    }
+
+    /// The socket the product is to use, in the node.
+    pub fn qmp_socket(&self) -> String {
+        self.spec.qmp_socket()
+    }
+
+    fn target(&self) -> Target {
+        Target { guest: Some(self.cid), ..self.node.target() }
+    }
+
+    /// Runs a shell command in the guest to its end, whatever that is.
+    pub async fn exec(&self, script: &str, deadline: Duration) -> Result<Output, Error> {
+        Ok(self.target().shell(script, deadline).await?)
+    }
+
+    /// Runs a shell command in the guest that must succeed, and gives its stdout.
+    pub async fn run(&self, script: &str, deadline: Duration) -> Result<String, Error> {
+        let target = self.target();
+        Ok(target.shell(script, deadline).await?.success(target, script)?)
+    }
+
+    /// The guest's network devices.
+    pub async fn net(&self) -> Result<NetView, Error> {
+        let text = self.run("lab-exec netview", LOOK_DEADLINE).await?;
+        let netdevs: Vec<Netdev> = serde_json::from_str(&text)
+            .map_err(|source| exec::Error::Parse { what: "lab-exec netview".into(), text, source })?;
+        Ok(NetView(netdevs))
+    }
+
+    /// Waits until the guest's network devices are so; gives the last view, and whether they were.
+    pub async fn net_when(
+        &self,
+        deadline: Duration,
+        reached: impl Fn(&NetView) -> bool,
+    ) -> Result<(NetView, bool), Error> {
+        let end = tokio::time::Instant::now() + deadline;
+        loop {
+            let view = self.net().await?;
+            let done = reached(&view);
+            if done || tokio::time::Instant::now() >= end {
+                return Ok((view, done));
+            }
+            // The guest tells of no change by itself, and to look costs it 10 ms.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Whether the guest's timers have stopped: a fault of emulated SVM, met now and then in the seconds after a VF
+    /// is plugged. Such a guest answers, but whatever waits for time to pass waits for ever.
+    pub async fn is_frozen(&self) -> bool {
+        self.exec("sleep 0.2", FROZEN_AFTER).await.is_err()
+    }
+
+    /// Asks QEMU by the harness's own monitor; the product's is left alone.
+    pub async fn qmp(&self, command: &str, arguments: Value) -> Result<Value, Error> {
+        let stream = self.node.target().unix(&self.spec.monitor()).await?;
+        Ok(qmp::call(stream, command, arguments, LOOK_DEADLINE).await?)
+    }
+
+    /// QEMU's state: `running`, `inmigrate`, `postmigrate` ...
+    pub async fn status(&self) -> Result<String, Error> {
+        let status = self.qmp("query-status", serde_json::json!({})).await?;
+        Ok(status["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// A line of QEMU's human monitor, such as `info pci`.
+    pub async fn hmp(&self, line: &str) -> Result<String, Error> {
+        let text = self.qmp("human-monitor-command", serde_json::json!({"command-line": line})).await?;
+        Ok(text.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Kills QEMU and waits for its end.
+    pub async fn kill(&self) -> Result<(), Error> {
+        Ok(self.qemu.kill(LOOK_DEADLINE).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nic_has_two_root_ports_and_an_address_to_come() {
+        let spec = GuestSpec::new("vm").nic("52:54:00:AA:BB:01", "10.77.0.50/24");
+        let argv = spec.argv(3).join(" ");
+        assert!(argv.contains("id=rp0") && argv.contains("id=rp1") && !argv.contains("id=rp2"));
+        assert!(argv.contains("lab.nic=52:54:00:aa:bb:01=10.77.0.50/24"));
+        assert_eq!(spec.qmp_socket(), "/run/hybridnic/vms/default/vm/qmp.sock");
+    }
+}

@@ -1,0 +1,89 @@
+//! Kernels and initramfs, made by the scripts in `e2e/lab` and cached by their inputs' contents.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// Building a kernel takes 8 minutes on two idle cores.
+const BUILD_DEADLINE: Duration = Duration::from_mins(40);
+
+/// Which kernel the lab runs, in nodes and guests alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// Our own, without modules: has iommufd, vfio cdev and netdevsim; boots in 4 seconds.
+    Small,
+    /// Debian's 6.12: drivers are modules, vfio has groups only.
+    Debian,
+}
+
+/// No images.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("find lab-exec beside the test: run it by `cargo test -p hybridnic-e2e`")]
+    NoLabExec,
+    #[error("run build-images.sh")]
+    Run(#[source] io::Error),
+    #[error("build-images.sh took more than {BUILD_DEADLINE:?}")]
+    Deadline,
+    #[error("build-images.sh failed: {0}")]
+    Failed(String),
+    #[error("build-images.sh did not name {0}")]
+    Unnamed(&'static str),
+}
+
+/// Where the images are.
+#[derive(Debug, Clone)]
+pub(crate) struct Images {
+    pub(crate) node_kernel: PathBuf,
+    pub(crate) node_initrd: PathBuf,
+    pub(crate) guest_kernel: PathBuf,
+    pub(crate) guest_initrd: PathBuf,
+    pub(crate) lab_exec: PathBuf,
+}
+
+/// Builds what is missing.
+pub(crate) async fn build(kernel: Kernel) -> Result<Images, Error> {
+    let lab_exec = lab_exec()?;
+    let flavour = match kernel {
+        Kernel::Small => "small",
+        Kernel::Debian => "debian",
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/build-images.sh");
+    let running = Command::new(script)
+        .arg(flavour)
+        .arg(&lab_exec)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(BUILD_DEADLINE, running).await.map_err(|_| Error::Deadline)?.map_err(Error::Run)?;
+    if !output.status.success() {
+        return Err(Error::Failed(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let named: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
+    let path = |name: &'static str| named.get(name).map(PathBuf::from).ok_or(Error::Unnamed(name));
+    Ok(Images {
+        node_kernel: path("NODE_KERNEL")?,
+        node_initrd: path("NODE_INITRD")?,
+        guest_kernel: path("GUEST_KERNEL")?,
+        guest_initrd: path("GUEST_INITRD")?,
+        lab_exec,
+    })
+}
+
+/// `lab-exec` as Cargo built it for this test: tests are in `target/PROFILE/deps`, programs one up.
+fn lab_exec() -> Result<PathBuf, Error> {
+    let test = std::env::current_exe().map_err(|_| Error::NoLabExec)?;
+    test.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("lab-exec"))
+        .find(|path| path.is_file())
+        .ok_or(Error::NoLabExec)
+}

@@ -1,0 +1,172 @@
+//! Two nodes with SR-IOV cards, vfio and virtual machines, without any hardware.
+//!
+//! Each node is a QEMU with two emulated igb cards of seven VFs each; guests run inside it on kvm_amd, which runs
+//! on emulated SVM. The cards' ports meet on a bridge in a network namespace of the run's own; a second network
+//! leads to the host, where the API server listens.
+//!
+//! ```text
+//! lab namespace: br0, 10.77.0.1 (the peer)      host: hnlab0, 10.78.0.1
+//!    │n1p0 │n1p1        │n2p0 │n2p1                  │ (bridge adm)
+//!  ┌─┴─────┴─────┐    ┌─┴─────┴─────┐          10.78.0.11, 10.78.0.12
+//!  │ n1: 2 × igb │    │ n2: 2 × igb │
+//!  │  ┌───────┐  │    │  ┌───────┐  │
+//!  │  │ guest │  │    │  │ guest │  │
+//! ```
+
+pub mod capture;
+pub mod exec;
+pub mod guest;
+mod image;
+mod launch;
+pub mod net;
+pub mod node;
+pub mod pinger;
+mod qmp;
+pub mod view;
+pub mod wire;
+
+use std::fs::{self, File};
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::time::{Duration, SystemTime};
+
+use futures::future::try_join_all;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::time::timeout;
+
+pub use capture::{Capture, Frame};
+pub use exec::{Output, Process};
+pub use guest::{Guest, GuestNic, GuestSpec};
+pub use image::Kernel;
+pub use net::Net;
+pub use node::{Node, NodeOptions};
+pub use pinger::{Pinger, Report};
+pub use view::{Failover, Macvtap, NetView, Netdev, Vf};
+
+/// The host's address on the network that the nodes are managed by: where an API server should listen.
+pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
+
+/// How long another run may hold the lab before we give up: there is one lab to a machine.
+const LOCK_DEADLINE: Duration = Duration::from_mins(15);
+/// Directories of runs past that are kept for their logs.
+const RUNS_KEPT: usize = 8;
+
+/// The lab could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("prepare the run's directory {path}")]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("another run holds the lab")]
+    Locked,
+    #[error("build the images")]
+    Image(#[from] image::Error),
+    #[error("set up the networks")]
+    Net(#[from] net::Error),
+    #[error("boot the nodes")]
+    Node(#[from] node::Error),
+}
+
+/// What a lab is to be like.
+#[derive(Debug, Clone)]
+pub struct LabOptions {
+    /// Names the run's directory, `target/lab/NAME-PID`.
+    pub name: String,
+    /// Kernel of nodes and guests.
+    pub kernel: Kernel,
+    /// How many nodes, at most 9.
+    pub nodes: u8,
+    /// What each is like.
+    pub node: NodeOptions,
+}
+
+impl LabOptions {
+    /// Two nodes with the small kernel.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), kernel: Kernel::Small, nodes: 2, node: NodeOptions::default() }
+    }
+}
+
+/// A running lab. Dropping it ends its machines and removes its networks; if this process is killed, the machines
+/// die with it and the next run removes the networks.
+#[derive(Debug)]
+pub struct Lab {
+    // Fields drop in this order: machines before networks, the lock last.
+    nodes: Vec<Node>,
+    net: Net,
+    dir: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Lab {
+    /// Builds what is missing (the first time: a kernel, minutes), then boots all nodes at once: 6 seconds.
+    pub async fn start(options: LabOptions) -> Result<Self, Error> {
+        let root = target_dir().join("lab");
+        let directory = |source| Error::Directory { path: root.clone(), source };
+        fs::create_dir_all(&root).map_err(directory)?;
+        let lock = lock(root.join("lock")).await?;
+        forget_old_runs(&root).map_err(directory)?;
+        let dir = root.join(format!("{}-{}", options.name, process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).map_err(directory)?;
+
+        let images = image::build(options.kernel).await?;
+        let net = Net::create(options.nodes).await?;
+        let booting =
+            (1..=options.nodes).map(|number| Node::boot(number, &options.node, &images, &net, &dir));
+        let nodes = try_join_all(booting).await?;
+        Ok(Self { nodes, net, dir, _lock: lock })
+    }
+
+    /// All nodes, `n1` first.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The networks between and around the nodes.
+    pub fn net(&self) -> &Net {
+        &self.net
+    }
+
+    /// Where this run's logs are: `n1/console.log`, `n1/share/` and so on.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Cargo's target directory of this workspace.
+fn target_dir() -> PathBuf {
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(default, PathBuf::from)
+}
+
+/// Waits for the runs before us: addresses and cores are for one lab at a time.
+async fn lock(path: PathBuf) -> Result<Flock<File>, Error> {
+    let directory = |source| Error::Directory { path: path.clone(), source };
+    let file = File::create(&path).map_err(directory)?;
+    // The thread goes on waiting after a deadline missed; it then gets the lock and drops it at once.
+    let taken = tokio::task::spawn_blocking(move || Flock::lock(file, FlockArg::LockExclusive));
+    match timeout(LOCK_DEADLINE, taken).await {
+        Ok(Ok(Ok(lock))) => Ok(lock),
+        Ok(Ok(Err((_, e)))) => Err(directory(e.into())),
+        Ok(Err(_)) | Err(_) => Err(Error::Locked),
+    }
+}
+
+fn forget_old_runs(root: &Path) -> io::Result<()> {
+    let mut runs = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            runs.push((entry.metadata()?.modified().unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
+        }
+    }
+    runs.sort();
+    let surplus = runs.len().saturating_sub(RUNS_KEPT);
+    for (_, path) in runs.into_iter().take(surplus) {
+        fs::remove_dir_all(path)?;
+    }
+    Ok(())
+}

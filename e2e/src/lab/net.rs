@@ -1,0 +1,201 @@
+//! The networks: one between the nodes' cards, with a peer to talk to; one between the nodes and the host.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{self, Output, Stdio};
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// The peer's side of the network between the cards.
+pub const BRIDGE: &str = "br0";
+/// The host's end of the management network.
+pub const HOST_LINK: &str = "hnlab0";
+/// Guests' subnets: the peer is 10.77.N.1/24 for each N below this, so that a guest's NICs can have one each.
+pub const SUBNETS: u8 = 16;
+const PREFIX: &str = "hnlab-";
+
+/// The networks could not be made or asked.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("run ip")]
+    Run(#[source] io::Error),
+    #[error("ip {what}: {stderr}")]
+    Ip { what: String, stderr: String },
+    #[error("open the network namespace")]
+    Namespace(#[source] io::Error),
+    #[error("open a socket at the peer")]
+    Socket(#[source] io::Error),
+}
+
+/// The lab's network namespace and what is in it.
+#[derive(Debug)]
+pub struct Net {
+    name: String,
+    ns: File,
+}
+
+impl Net {
+    /// Removes what dead runs have left, then makes everything anew. The caller holds the lab's lock.
+    pub(crate) async fn create(nodes: u8) -> Result<Self, Error> {
+        reap().await;
+        let name = format!("{PREFIX}{}", process::id());
+        ip(&["netns", "add", &name], None).await?;
+        let ns = File::open(Path::new("/run/netns").join(&name)).map_err(Error::Namespace)?;
+        // From here on Drop cleans up.
+        let net = Self { name, ns };
+        net.in_namespace(|| {
+            for scope in ["all", "default"] {
+                fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
+            }
+            Ok(())
+        })
+        .map_err(Error::Namespace)?;
+        net.batch(&inner_network(nodes)).await?;
+        ip(
+            &["link", "add", HOST_LINK, "type", "veth", "peer", "name", "host", "netns", &net.name],
+            None,
+        )
+        .await?;
+        ip(&["addr", "add", &format!("{}/24", super::HOST_ADDRESS), "dev", HOST_LINK], None).await?;
+        ip(&["link", "set", HOST_LINK, "up"], None).await?;
+        net.batch("link set host master adm up\n").await?;
+        Ok(net)
+    }
+
+    /// Name of the network namespace: `ip -n NAME` works on it.
+    pub fn namespace(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.ns
+    }
+
+    /// The tap behind a port of a node: node 1 and port 0 are `n1p0`.
+    pub fn tap(node: u8, port: u8) -> String {
+        format!("n{node}p{port}")
+    }
+
+    /// Runs `ip ARGS` in the lab's namespace and gives its output.
+    pub async fn ip(&self, args: &[&str]) -> Result<String, Error> {
+        let args = [&["-n", &self.name], args].concat();
+        ip(&args, None).await
+    }
+
+    /// Gives the peer an address in a VLAN, `br0.VID`: a guest in that VLAN can then be reached from there.
+    pub async fn add_vlan_peer(&self, vlan: u16, cidr: &str) -> Result<(), Error> {
+        let dev = format!("{BRIDGE}.{vlan}");
+        self.batch(&format!(
+            "link add link {BRIDGE} name {dev} type vlan id {vlan}\naddr add {cidr} dev {dev}\nlink set {dev} up\n"
+        ))
+        .await
+    }
+
+    /// Pulls or plugs the cable of a node's port.
+    pub async fn set_cable(&self, node: u8, port: u8, plugged: bool) -> Result<(), Error> {
+        self.batch(&format!("link set {} {}\n", Self::tap(node, port), if plugged { "up" } else { "down" }))
+            .await
+    }
+
+    /// The bridge's ports that have learned a MAC address: where the outer network believes it to be.
+    pub async fn learned_at(&self, mac: &str) -> Result<Vec<String>, Error> {
+        let output = Command::new("bridge")
+            .args(["-n", &self.name, "fdb", "show", "br", BRIDGE])
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .map_err(Error::Run)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let port = |line: &str| {
+            let mut words = line.split_whitespace();
+            (words.next()? == mac).then(|| words.nth(1).map(str::to_owned))?
+        };
+        Ok(text.lines().filter_map(port).collect())
+    }
+
+    /// A UDP socket at the peer.
+    pub(crate) fn udp(&self, bind: IpAddr) -> Result<UdpSocket, Error> {
+        self.in_namespace(|| UdpSocket::bind((bind, 0))).map_err(Error::Socket)
+    }
+
+    /// Runs something on a thread that is in the lab's namespace. Sockets made there stay there.
+    fn in_namespace<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(self.ns.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                work()
+            });
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("panicked in the namespace")))
+        })
+    }
+
+    async fn batch(&self, commands: &str) -> Result<(), Error> {
+        ip(&["-n", &self.name, "-batch", "-"], Some(commands)).await.map(|_| ())
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for args in [["link", "del", HOST_LINK], ["netns", "del", &self.name]] {
+            // What stays behind the next run removes.
+            let _ = process::Command::new("ip").args(args).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+/// The batch that makes bridges and taps.
+fn inner_network(nodes: u8) -> String {
+    let mut batch = String::from("link set lo up\n");
+    // No forward delay: a port works from the moment it is up. No snooping: it would withhold multicast.
+    for bridge in [BRIDGE, "adm"] {
+        let _ = writeln!(batch, "link add {bridge} type bridge forward_delay 0 mcast_snooping 0");
+        let _ = writeln!(batch, "link set {bridge} up");
+    }
+    let mut tap = |name: &str, bridge: &str| {
+        let _ = writeln!(batch, "tuntap add {name} mode tap\nlink set {name} master {bridge} up");
+    };
+    for node in 1..=nodes {
+        tap(&Net::tap(node, 0), BRIDGE);
+        tap(&Net::tap(node, 1), BRIDGE);
+        tap(&format!("n{node}adm"), "adm");
+    }
+    for subnet in 0..SUBNETS {
+        let _ = writeln!(batch, "addr add 10.77.{subnet}.1/24 dev {BRIDGE}");
+    }
+    batch
+}
+
+/// Removes namespaces of dead runs: we hold the lock, so every one there is dead.
+async fn reap() {
+    let _ = ip(&["link", "del", HOST_LINK], None).await;
+    let Ok(entries) = fs::read_dir("/run/netns") else { return };
+    for entry in entries.flatten() {
+        if let Some(name) = entry.file_name().to_str().filter(|name| name.starts_with(PREFIX)) {
+            let _ = ip(&["netns", "del", name], None).await;
+        }
+    }
+}
+
+async fn ip(args: &[&str], input: Option<&str>) -> Result<String, Error> {
+    let mut command = Command::new("ip");
+    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    let mut child = command.spawn().map_err(Error::Run)?;
+    if let (Some(mut stdin), Some(text)) = (child.stdin.take(), input) {
+        stdin.write_all(text.as_bytes()).await.map_err(Error::Run)?;
+    }
+    let Output { status, stdout, stderr } = child.wait_with_output().await.map_err(Error::Run)?;
+    if status.success() {
+        Ok(String::from_utf8_lossy(&stdout).into_owned())
+    } else {
+        Err(Error::Ip { what: args.join(" "), stderr: String::from_utf8_lossy(&stderr).trim().into() })
+    }
+}

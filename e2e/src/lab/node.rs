@@ -1,0 +1,349 @@
+//! A node: an emulated machine with two SR-IOV cards that can run virtual machines itself.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use super::exec::{self, Follower, Output, Process, State, Target, await_state};
+use super::image::Images;
+use super::launch::launch;
+use super::net::Net;
+use super::view::{IpLink, Macvtap, Vf};
+use super::wire::{self, NODE_PORT, UP};
+use super::{guest, qmp};
+
+/// VFs that each emulated card has.
+pub const VFS_PER_PF: u8 = 7;
+/// Cards in each node.
+pub const PFS: u8 = 2;
+/// A node's directory that is shared with the host: [`Node::share`].
+pub const SHARE: &str = "/host";
+
+const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+const LOOK_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Something about a node went wrong.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("fill the node's directory {path}")]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("start QEMU for {name}")]
+    Launch { name: String, source: io::Error },
+    #[error("{name} did not come up in {deadline:?}: see {log}")]
+    Deadline { name: String, deadline: Duration, log: PathBuf },
+    #[error("QEMU of {name} ended: {stderr}")]
+    Ended { name: String, stderr: String },
+    #[error("run a command")]
+    Exec(#[from] exec::Error),
+    #[error("ask QEMU")]
+    Qmp(#[from] qmp::Error),
+    #[error("no netdev {0}")]
+    NoNetdev(String),
+}
+
+/// What a node is to be like.
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    /// In MiB. A guest needs its own memory and 60 MiB more.
+    pub memory: u32,
+    /// Virtual processors.
+    pub cpus: u8,
+    /// More of the node kernel's command line.
+    pub kernel_args: String,
+    /// More of QEMU's command line.
+    pub qemu_args: Vec<String>,
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        Self { memory: 3072, cpus: 2, kernel_args: String::new(), qemu_args: Vec::new() }
+    }
+}
+
+/// A running node. Clones are the same node; it ends with the [`super::Lab`] or the last clone.
+#[derive(Debug, Clone)]
+pub struct Node(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    number: u8,
+    name: String,
+    dir: PathBuf,
+    qemu: Mutex<Child>,
+    state: watch::Receiver<State>,
+    next_cid: AtomicU32,
+}
+
+impl Node {
+    /// Boots node `number` (1 to 9) in a directory of its own below `run`.
+    pub(crate) async fn boot(
+        number: u8,
+        options: &NodeOptions,
+        images: &Images,
+        net: &Net,
+        run: &Path,
+    ) -> Result<Self, Error> {
+        let name = format!("n{number}");
+        let dir = run.join(&name);
+        fill(&dir, images).map_err(|source| Error::Directory { path: dir.clone(), source })?;
+        let launch_error = |source| Error::Launch { name: name.clone(), source };
+        let mut command = command_line(number, options, images);
+        let log = |file: &str| File::create(dir.join(file)).map_err(launch_error);
+        command.current_dir(&dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log("qemu.log")?);
+        let mut qemu = launch(command, net.file()).map_err(launch_error)?;
+        let (sender, state) = watch::channel(State::default());
+        if let Some(console) = qemu.stdout.take() {
+            let log = log("console.log")?;
+            thread::spawn(move || follow(console, log, &sender));
+        }
+        let inner = Inner { number, name, dir, qemu: Mutex::new(qemu), state, next_cid: AtomicU32::new(3) };
+        let node = Self(Arc::new(inner));
+        node.wait_until_up().await?;
+        Ok(node)
+    }
+
+    async fn wait_until_up(&self) -> Result<(), Error> {
+        let name = || self.0.name.clone();
+        match await_state(self.0.state.clone(), BOOT_DEADLINE, |state| state.marked).await {
+            Some(state) if state.marked && !state.ended => Ok(()),
+            Some(_) => {
+                let stderr = fs::read_to_string(self.0.dir.join("qemu.log")).unwrap_or_default();
+                Err(Error::Ended { name: name(), stderr })
+            }
+            None => {
+                let log = self.0.dir.join("console.log");
+                Err(Error::Deadline { name: name(), deadline: BOOT_DEADLINE, log })
+            }
+        }
+    }
+
+    /// `n1`, `n2` ...
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// 1, 2 ...
+    pub fn number(&self) -> u8 {
+        self.0.number
+    }
+
+    /// Its address on the management network.
+    pub fn address(&self) -> IpAddr {
+        Ipv4Addr::new(10, 78, 0, 10 + self.0.number).into()
+    }
+
+    /// Where its logs are.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// Directory on this host that the node sees as [`SHARE`]: what is put there is there at once.
+    pub fn share(&self) -> PathBuf {
+        self.0.dir.join("share")
+    }
+
+    /// PCI address of a card's PF, 0 or 1.
+    pub fn pf_address(pf: u8) -> String {
+        format!("0000:{:02x}:00.0", pf + 1)
+    }
+
+    pub(crate) fn target(&self) -> Target {
+        Target { node: (self.address(), NODE_PORT).into(), guest: None }
+    }
+
+    pub(crate) fn next_cid(&self) -> u32 {
+        self.0.next_cid.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Runs a shell command to its end, whatever that is. At the deadline it is killed with all it has started.
+    pub async fn exec(&self, script: &str, deadline: Duration) -> Result<Output, Error> {
+        Ok(self.target().shell(script, deadline).await?)
+    }
+
+    /// Runs a shell command that must succeed, and gives its stdout.
+    pub async fn run(&self, script: &str, deadline: Duration) -> Result<String, Error> {
+        let target = self.target();
+        Ok(target.shell(script, deadline).await?.success(target, script)?)
+    }
+
+    /// Starts a program that goes on until it ends or its [`Process`] is dropped. Its output goes to `LOG.log` in
+    /// the node's directory on this host, after that of earlier programs with the same log.
+    pub async fn spawn(&self, argv: &[&str], env: &[(&str, &str)], log: &str) -> Result<Process, Error> {
+        let command = wire::Command {
+            argv: argv.iter().map(|&arg| arg.into()).collect(),
+            env: env.iter().map(|&(name, value)| (name.into(), value.into())).collect(),
+        };
+        Ok(self.target().spawn(command, self.0.dir.join(format!("{log}.log")), "").await?)
+    }
+
+    /// Copies a program into the node, executable, replacing one of the same name; gives its path there.
+    pub fn install(&self, program: &Path) -> Result<String, Error> {
+        let name = program.file_name().unwrap_or_default();
+        let to = self.share().join(name);
+        let copied = replace(program, &to);
+        copied.map_err(|source| Error::Directory { path: to, source })?;
+        Ok(format!("{SHARE}/{}", name.to_string_lossy()))
+    }
+
+    /// Writes a file in the node with this mode, making its directories.
+    pub async fn put(&self, path: &str, content: &[u8], mode: u32) -> Result<(), Error> {
+        let script = format!(r#"mkdir -p "$(dirname "$0")" && cat >"$0" && chmod {mode:o} "$0""#);
+        let argv = ["sh", "-c", &script, path].map(str::to_owned).to_vec();
+        let command = wire::Command { argv, env: Vec::new() };
+        let target = self.target();
+        target.run(command, content, LOOK_DEADLINE).await?.success(target, path)?;
+        Ok(())
+    }
+
+    /// Starts a virtual machine in the node; see [`guest::Guest::start`].
+    pub async fn start_guest(&self, spec: guest::GuestSpec) -> Result<guest::Guest, guest::Error> {
+        guest::Guest::start(self, spec).await
+    }
+
+    /// The VF table of a PF, by the PF's netdev.
+    pub async fn vfs(&self, pf: &str) -> Result<Vec<Vf>, Error> {
+        let links: Vec<IpLink> = self.json(&format!("ip -j -d link show dev {pf}")).await?;
+        links.into_iter().next().map(|link| link.vfinfo_list).ok_or_else(|| Error::NoNetdev(pf.into()))
+    }
+
+    /// All macvtaps of the node.
+    pub async fn macvtaps(&self) -> Result<Vec<Macvtap>, Error> {
+        let links: Vec<IpLink> = self.json("ip -j -d -s link show").await?;
+        Ok(links.into_iter().filter_map(IpLink::into_macvtap).collect())
+    }
+
+    /// Name of the netdev of a PCI device, such as a PF; `None` if its driver made none.
+    pub async fn netdev_of(&self, pci: &str) -> Result<Option<String>, Error> {
+        let listed = self.exec(&format!("ls /sys/bus/pci/devices/{pci}/net"), LOOK_DEADLINE).await?;
+        Ok(listed.stdout.lines().next().map(str::to_owned))
+    }
+
+    /// Driver that a PCI device is bound to.
+    pub async fn driver_of(&self, pci: &str) -> Result<Option<String>, Error> {
+        let link =
+            self.exec(&format!("readlink /sys/bus/pci/devices/{pci}/driver"), LOOK_DEADLINE).await?.stdout;
+        Ok(link.trim().rsplit('/').next().filter(|name| !name.is_empty()).map(str::to_owned))
+    }
+
+    async fn json<T: DeserializeOwned>(&self, script: &str) -> Result<T, Error> {
+        let text = self.run(script, LOOK_DEADLINE).await?;
+        serde_json::from_str(&text)
+            .map_err(|source| exec::Error::Parse { what: script.into(), text, source }.into())
+    }
+
+    /// Stops the node's processors: to its peers it hangs.
+    pub async fn pause(&self) -> Result<(), Error> {
+        self.qmp("stop").await
+    }
+
+    /// Lets it go on.
+    pub async fn resume(&self) -> Result<(), Error> {
+        self.qmp("cont").await
+    }
+
+    async fn qmp(&self, command: &str) -> Result<(), Error> {
+        let stream = UnixStream::connect(self.0.dir.join("qmp.sock")).await.map_err(qmp::Error::Talk)?;
+        let stream = tokio::io::BufReader::new(stream);
+        qmp::call(stream, command, json!({}), LOOK_DEADLINE).await?;
+        Ok(())
+    }
+
+    /// Cuts the node's power. There is no way back.
+    pub fn power_off(&self) {
+        self.0.kill();
+    }
+}
+
+impl Inner {
+    fn kill(&self) {
+        let mut qemu = self.qemu.lock().unwrap_or_else(PoisonError::into_inner);
+        // It may have ended by itself.
+        let _ = qemu.kill();
+        let _ = qemu.wait();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Makes the node's directory with what it finds under [`SHARE`].
+fn fill(dir: &Path, images: &Images) -> io::Result<()> {
+    let share = dir.join("share");
+    fs::create_dir_all(share.join("guest"))?;
+    replace(&images.lab_exec, &share.join("lab-exec"))?;
+    for (from, to) in [(&images.guest_kernel, "guest/vmlinux"), (&images.guest_initrd, "guest/initrd")] {
+        let to = share.join(to);
+        // The cache may be on another file system.
+        fs::hard_link(from, &to).or_else(|_| fs::copy(from, &to).map(|_| ()))?;
+    }
+    Ok(())
+}
+
+/// Copies beside and renames: a program that runs cannot be written to.
+fn replace(from: &Path, to: &Path) -> io::Result<()> {
+    let part = to.with_extension("part");
+    fs::copy(from, &part)?;
+    fs::set_permissions(&part, fs::Permissions::from_mode(0o755))?;
+    fs::rename(part, to)
+}
+
+fn follow(mut console: impl Read, log: File, sender: &watch::Sender<State>) {
+    let mut follower = Follower::new(log, UP);
+    let mut buffer = [0; 4096];
+    while let Ok(n @ 1..) = console.read(&mut buffer) {
+        follower.take(&buffer[..n], sender);
+    }
+    sender.send_modify(|state| state.ended = true);
+}
+
+fn command_line(number: u8, options: &NodeOptions, images: &Images) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    let mut args = |args: &[&str]| {
+        command.args(args);
+    };
+    args(&["-name", &format!("n{number}"), "-nodefaults", "-nographic", "-no-reboot"]);
+    args(&["-M", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt"]);
+    args(&["-smp", &options.cpus.to_string(), "-m", &options.memory.to_string()]);
+    args(&["-device", "intel-iommu,intremap=on,caching-mode=on"]);
+    args(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+    args(&["-qmp", "unix:qmp.sock,server=on,wait=off"]);
+    args(&["-virtfs", "local,path=share,mount_tag=host,security_model=none,multidevs=remap"]);
+    args(&["-netdev", &format!("tap,id=adm,ifname=n{number}adm,script=no,downscript=no")]);
+    args(&["-device", &format!("virtio-net-pci,netdev=adm,mac=52:54:00:ad:00:0{number},romfile=")]);
+    for port in 0..PFS {
+        // The root ports are the first bridges, so that the cards are buses 1 and 2.
+        args(&["-device", &format!("pcie-root-port,id=rp{port},chassis={},addr={:#x}", port + 1, port + 0x10)]);
+        let tap = Net::tap(number, port);
+        args(&["-netdev", &format!("tap,id=p{port},ifname={tap},script=no,downscript=no")]);
+        let mac = format!("52:54:00:1{number}:0{port}:00");
+        args(&["-device", &format!("igb,bus=rp{port},netdev=p{port},mac={mac},romfile=")]);
+    }
+    command.arg("-kernel").arg(&images.node_kernel).arg("-initrd").arg(&images.node_initrd);
+    command.arg("-append").arg(format!(
+        "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on iommu=pt tsc=reliable no_timer_check \
+         {KVM_ARGS} lab.name=n{number} lab.address={}/24 {}",
+        Ipv4Addr::new(10, 78, 0, 10 + number),
+        options.kernel_args
+    ));
+    command.args(&options.qemu_args);
+    command
+}
+
+/// With these on, guests on emulated SVM lose timer interrupts much more often.
+const KVM_ARGS: &str = "kvm_amd.vgif=0 kvm_amd.vls=0 kvm_amd.avic=0";

@@ -1,0 +1,291 @@
+//! The traffic meter: numbered packets both ways between the peer and a guest, and what became of them.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::net::UdpSocket;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Lab;
+use super::net;
+use super::wire::{ECHO_PORT, Probe};
+
+/// Packets sent as late as this before the end may still be on their way: they are not counted.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// The meter could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("open a socket at the peer")]
+    Net(#[from] net::Error),
+    #[error("send to the guest")]
+    Socket(#[source] io::Error),
+}
+
+/// A meter at work: the peer asks, the guest answers each question and sends a stream of its own.
+#[derive(Debug)]
+pub struct Pinger {
+    record: Arc<Mutex<Record>>,
+    tasks: [JoinHandle<()>; 2],
+    period: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    /// By number: when it was asked, and when the answer came.
+    asked: Vec<(Instant, Option<Instant>)>,
+    /// Of the answers: number of the question, and how many questions the guest had seen.
+    seen: Vec<(u64, u64)>,
+    /// The guest's stream: number and when it came.
+    stream: Vec<(u64, Instant)>,
+}
+
+/// What became of one direction's packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets that arrived, or whose answer did.
+    pub received: u64,
+    /// Where packets are missing in a row, oldest first.
+    pub gaps: Vec<Gap>,
+}
+
+/// A row of packets that did not arrive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// When the first of them was sent; for the guest's stream, when the last one before them arrived.
+    pub from: SystemTime,
+    /// How long until packets arrived again.
+    pub length: Duration,
+    /// Packets lost; 0 for a pause in the guest's stream in which it sent nothing.
+    pub lost: u64,
+}
+
+impl Stream {
+    /// Packets lost.
+    pub fn lost(&self) -> u64 {
+        self.sent - self.received
+    }
+
+    /// The longest gap.
+    pub fn longest(&self) -> Duration {
+        self.gaps.iter().map(|gap| gap.length).max().unwrap_or_default()
+    }
+
+    /// Packets lost in gaps that begin in this time.
+    pub fn lost_between(&self, from: SystemTime, to: SystemTime) -> u64 {
+        self.gaps.iter().filter(|gap| (from..to).contains(&gap.from)).map(|gap| gap.lost).sum()
+    }
+}
+
+/// What the meter saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Questions of the peer that were answered: there and back.
+    pub round_trip: Stream,
+    /// The guest's own stream, from the first packet that arrived to the last.
+    pub from_guest: Stream,
+    /// Of the questions lost, those the guest has seen: the answer got lost. Right while one guest answers.
+    pub answers_lost: u64,
+}
+
+impl Lab {
+    /// Starts to measure: `rate` packets a second each way between the peer and the guest at this address.
+    pub fn pinger(&self, guest: Ipv4Addr, rate: u32) -> Result<Pinger, Error> {
+        let [a, b, c, _] = guest.octets();
+        let socket = self.net().udp(IpAddr::from([a, b, c, 1]))?;
+        socket.set_nonblocking(true).map_err(Error::Socket)?;
+        let socket = Arc::new(UdpSocket::from_std(socket).map_err(Error::Socket)?);
+        let record = Arc::<Mutex<Record>>::default();
+        let period = Duration::from_secs(1) / rate.max(1);
+        let to = SocketAddr::from((guest, ECHO_PORT));
+        let asking = tokio::spawn(ask(Arc::clone(&socket), to, rate, period, Arc::clone(&record)));
+        let listening = tokio::spawn(listen(socket, Arc::clone(&record)));
+        Ok(Pinger { record, tasks: [asking, listening], period })
+    }
+}
+
+async fn ask(socket: Arc<UdpSocket>, to: SocketAddr, rate: u32, period: Duration, record: Arc<Mutex<Record>>) {
+    let mut ticks = interval(period);
+    // A harness that was held up must not make up for it by a burst.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for seq in 0.. {
+        ticks.tick().await;
+        locked(&record).asked.push((Instant::now(), None));
+        // No route and no neighbour are losses like others.
+        let _ = socket.send_to(&Probe::Ask { seq, rate }.encode(), to).await;
+    }
+}
+
+async fn listen(socket: Arc<UdpSocket>, record: Arc<Mutex<Record>>) {
+    let mut buffer = [0; 2048];
+    loop {
+        // Errors are ICMP's answers to packets lost.
+        let Ok((n, _)) = socket.recv_from(&mut buffer).await else { continue };
+        let now = Instant::now();
+        let mut record = locked(&record);
+        match Probe::decode(&buffer[..n]) {
+            Some(Probe::Answer { seq, seen }) => {
+                let slot = usize::try_from(seq).ok().and_then(|at| record.asked.get_mut(at));
+                if let Some((_, answer @ None)) = slot {
+                    *answer = Some(now);
+                    record.seen.push((seq, seen));
+                }
+            }
+            Some(Probe::Stream { seq }) => record.stream.push((seq, now)),
+            Some(Probe::Ask { .. }) | None => {}
+        }
+    }
+}
+
+fn locked(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pinger {
+    /// What it has seen so far, and it goes on.
+    pub fn report(&self) -> Report {
+        let record = locked(&self.record);
+        let clock = Clock::new();
+        let end = clock.instant.checked_sub(GRACE).unwrap_or(clock.instant);
+        let asked: Vec<_> = record.asked.iter().copied().take_while(|(at, _)| *at < end).collect();
+        let round_trip = round_trip(&asked, &clock);
+        let answers_lost = answers_lost(&record.seen).min(round_trip.lost());
+        Report { round_trip, from_guest: from_guest(&record.stream, self.period, &clock), answers_lost }
+    }
+
+    /// Waits for the packets on their way, then ends and reports.
+    pub async fn stop(self) -> Report {
+        tokio::time::sleep(GRACE).await;
+        self.report()
+    }
+
+    /// Waits until `count` questions asked from now on are answered; says whether they were.
+    pub async fn answered(&self, count: usize, deadline: Duration) -> bool {
+        let start = Instant::now();
+        let mut ticks = interval(self.period);
+        while start.elapsed() < deadline {
+            ticks.tick().await;
+            let record = locked(&self.record);
+            let since = record.asked.iter().rev().take_while(|(at, _)| *at >= start);
+            if since.filter(|(_, answer)| answer.is_some()).count() >= count {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl Drop for Pinger {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// Two clocks read at the same time: the monotonic one measures, the other names.
+struct Clock {
+    instant: Instant,
+    wall: SystemTime,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { instant: Instant::now(), wall: SystemTime::now() }
+    }
+
+    fn wall(&self, at: Instant) -> SystemTime {
+        self.wall.checked_sub(self.instant.saturating_duration_since(at)).unwrap_or(self.wall)
+    }
+}
+
+fn round_trip(asked: &[(Instant, Option<Instant>)], clock: &Clock) -> Stream {
+    let mut gaps: Vec<Gap> = Vec::new();
+    let mut open: Option<(Instant, u64)> = None;
+    for (at, answer) in asked {
+        match (answer, &mut open) {
+            (None, Some((_, lost))) => *lost += 1,
+            (None, None) => open = Some((*at, 1)),
+            (Some(_), _) => gaps.extend(open.take().map(|gap| close(gap, *at, clock))),
+        }
+    }
+    if let Some((last, _)) = asked.last() {
+        gaps.extend(open.take().map(|gap| close(gap, *last, clock)));
+    }
+    let received = asked.iter().filter(|(_, answer)| answer.is_some()).count() as u64;
+    Stream { sent: asked.len() as u64, received, gaps }
+}
+
+fn close((from, lost): (Instant, u64), until: Instant, clock: &Clock) -> Gap {
+    Gap { from: clock.wall(from), length: until.saturating_duration_since(from), lost }
+}
+
+fn from_guest(stream: &[(u64, Instant)], period: Duration, clock: &Clock) -> Stream {
+    // Packets on two paths may overtake each other around a switch.
+    let mut by_number = stream.to_vec();
+    by_number.sort_unstable_by_key(|(seq, _)| *seq);
+    by_number.dedup_by_key(|(seq, _)| *seq);
+    let mut gaps = Vec::new();
+    for pair in by_number.windows(2) {
+        let [(before, left), (after, arrived)] = pair else { continue };
+        let lost = after - before - 1;
+        let length = arrived.saturating_duration_since(*left);
+        if lost > 0 || length > period * 5 {
+            gaps.push(Gap { from: clock.wall(*left), length, lost });
+        }
+    }
+    let sent = match (by_number.first(), by_number.last()) {
+        (Some((first, _)), Some((last, _))) => last - first + 1,
+        _ => 0,
+    };
+    Stream { sent, received: by_number.len() as u64, gaps }
+}
+
+/// The guest counts what it sees: between two answers, what it counted beyond the answers themselves was answered in
+/// vain.
+fn answers_lost(seen: &[(u64, u64)]) -> u64 {
+    let (Some((_, first)), Some((_, last))) = (seen.first(), seen.last()) else { return 0 };
+    (last.saturating_sub(*first) + 1).saturating_sub(seen.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_row_of_unanswered_questions_is_one_gap() {
+        let clock = Clock::new();
+        let at = |n: u32| clock.instant + MS * 10 * n;
+        let asked: Vec<_> = (0..10).map(|n| (at(n), (!(3..6).contains(&n)).then(|| at(n) + MS))).collect();
+        let stream = round_trip(&asked, &clock);
+        assert_eq!((stream.sent, stream.received, stream.lost()), (10, 7, 3));
+        assert_eq!(stream.gaps.len(), 1);
+        assert_eq!((stream.gaps[0].lost, stream.gaps[0].length), (3, MS * 30));
+    }
+
+    #[test]
+    fn a_paused_guest_leaves_a_gap_without_loss() {
+        let clock = Clock::new();
+        let at = |n: u32| clock.instant + MS * n;
+        let stream = from_guest(&[(5, at(0)), (6, at(10)), (7, at(400)), (9, at(420))], MS * 10, &clock);
+        assert_eq!((stream.sent, stream.received), (5, 4));
+        assert_eq!(stream.gaps.iter().map(|g| g.lost).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(stream.longest(), MS * 390);
+    }
+
+    #[test]
+    fn an_answer_lost_is_told_from_a_question_lost() {
+        // The guest saw 1 to 6; the answers to two of them are missing.
+        assert_eq!(answers_lost(&[(0, 1), (1, 2), (4, 5), (5, 6)]), 2);
+        // It saw four, all answers came: what is missing never reached it.
+        assert_eq!(answers_lost(&[(0, 1), (1, 2), (4, 3), (5, 4)]), 0);
+    }
+}
