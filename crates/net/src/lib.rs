@@ -1,1 +1,33 @@
-//! (being written)
+//! Networking mechanisms of a node: SR-IOV functions, VF settings, macvtaps and the descriptors QEMU needs.
+//!
+//! Mechanism only: nothing here knows of Kubernetes, decides which VF to use, or keeps state. Each module does one
+//! thing with one interface of the kernel:
+//!
+//! | module | does | by |
+//! |---|---|---|
+//! | [`sysfs`] | finds PFs and VFs, makes VFs, binds drivers | sysfs |
+//! | [`netlink`] | links, macvtaps, VLAN devices, VF settings, link events | rtnetlink |
+//! | [`tap`] | a macvtap's descriptor | its character device |
+//! | [`dev`] | vhost-net, iommufd and vfio descriptors; is a VF in use | device nodes |
+//! | [`interrupts`] | does a guest use its VF | `/proc/interrupts` |
+//! | [`uevent`] | PCI functions and interfaces that come and go | kernel uevents |
+//! | [`announce`] | tells switches where a MAC is now | a packet socket |
+#![cfg_attr(
+    any(test, feature = "testing"),
+    doc = "| [`testing`] | makes a sysfs to test with | files |"
+)]
+
+pub mod announce;
+pub mod dev;
+pub mod interrupts;
+pub mod netlink;
+pub mod sysfs;
+pub mod tap;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod types;
+pub mod uevent;
+
+pub use types::{
+    MacAddr, ParseMacError, ParsePciError, ParseVlanProtocolError, PciAddress, PciId, VlanProtocol,
+};

@@ -1,0 +1,208 @@
+//! Links and VF settings over rtnetlink.
+//!
+//! The kernel works on a request inside the sender's `sendmsg`, under a lock that other requests and drivers can hold
+//! for seconds. [`Netlink`] therefore has its socket on a thread of its own: callers wait on a channel, and their
+//! deadline holds even while the kernel does not answer.
+
+mod error;
+mod events;
+mod link;
+mod macvtap;
+mod vf;
+mod vlan;
+
+use std::future::Future;
+use std::io;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::link::{LinkExtentMask, LinkMessage};
+use rtnetlink::sys::AsyncSocket;
+use rtnetlink::{Handle, LinkUnspec};
+
+pub use error::NetlinkError;
+pub use events::{LinkEvent, LinkEvents};
+pub use link::{Counters, Link, LinkKind};
+pub use macvtap::MacvtapSpec;
+pub use vf::{VfConfig, VfLinkState, VfSetting};
+pub use vlan::VlanSpec;
+
+/// How long a request may take unless [`Netlink::with_deadline`] says otherwise.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A connection to the kernel's rtnetlink, in the network namespace of the thread that opened it. Clones share it;
+/// requests are answered one after the other.
+#[derive(Debug, Clone)]
+pub struct Netlink {
+    handle: Handle,
+    deadline: Duration,
+}
+
+impl Netlink {
+    /// Opens a connection in the calling thread's network namespace.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let (report, opened) = mpsc::sync_channel(1);
+        std::thread::Builder::new()
+            .name("netlink".into())
+            .spawn(move || serve(&report))
+            .map_err(NetlinkError::Open)?;
+        let gone = || io::Error::other("the connection's thread ended");
+        let handle = opened
+            .recv()
+            .map_err(|_| gone())
+            .flatten()
+            .map_err(NetlinkError::Open)?;
+        Ok(Self {
+            handle,
+            deadline: DEFAULT_DEADLINE,
+        })
+    }
+
+    /// The same connection, with another deadline for each request.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self {
+            deadline,
+            ..self.clone()
+        }
+    }
+
+    /// All links of the namespace.
+    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let request = self.handle.link().get().execute();
+        let messages: Vec<LinkMessage> = self.answer("list the links", request.try_collect()).await?;
+        Ok(messages.iter().map(Link::from_message).collect())
+    }
+
+    /// A link by its name; `None` where there is none.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        let request = self.handle.link().get().match_name(name).execute();
+        self.found(format!("read link {name}"), request.try_collect())
+            .await
+    }
+
+    /// A link by its index; `None` where there is none.
+    pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        let request = self.handle.link().get().match_index(index).execute();
+        self.found(format!("read link {index}"), request.try_collect())
+            .await
+    }
+
+    /// Sets a link administratively up or down.
+    pub async fn set_up(&self, index: u32, up: bool) -> Result<(), NetlinkError> {
+        let link = LinkUnspec::new_with_index(index);
+        let link = if up { link.up() } else { link.down() };
+        let state = if up { "up" } else { "down" };
+        self.set(format!("set link {index} {state}"), link.build()).await
+    }
+
+    /// Sets a link's MTU, in octets.
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
+        let link = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        self.set(format!("set the MTU of link {index} to {mtu}"), link)
+            .await
+    }
+
+    /// Deletes a link; `false` where it was gone already.
+    pub async fn delete_link(&self, index: u32) -> Result<bool, NetlinkError> {
+        match self
+            .answer(
+                format!("delete link {index}"),
+                self.handle.link().del(index).execute(),
+            )
+            .await
+        {
+            Ok(()) => Ok(true),
+            Err(e) if e.is_no_device() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Link with VF table. `SkipStats` leaves out the VFs' counters, or those of 127 VFs would not fit the 64 KiB that
+    /// one attribute may have.
+    async fn link_with_vfs(&self, index: u32) -> Result<Option<LinkMessage>, NetlinkError> {
+        let mask = vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats];
+        let request = self
+            .handle
+            .link()
+            .get()
+            .set_filter_mask(AddressFamily::Unspec, mask)
+            .match_index(index)
+            .execute();
+        self.first(format!("read the VFs of link {index}"), request.try_collect())
+            .await
+    }
+
+    async fn set(&self, operation: impl Into<String>, message: LinkMessage) -> Result<(), NetlinkError> {
+        self.answer(operation, self.handle.link().set(message).execute())
+            .await
+    }
+
+    async fn found(
+        &self,
+        operation: String,
+        request: impl Future<Output = Result<Vec<LinkMessage>, rtnetlink::Error>>,
+    ) -> Result<Option<Link>, NetlinkError> {
+        Ok(self
+            .first(operation, request)
+            .await?
+            .as_ref()
+            .map(Link::from_message))
+    }
+
+    async fn first(
+        &self,
+        operation: String,
+        request: impl Future<Output = Result<Vec<LinkMessage>, rtnetlink::Error>>,
+    ) -> Result<Option<LinkMessage>, NetlinkError> {
+        match self.answer(operation, request).await {
+            Ok(messages) => Ok(messages.into_iter().next()),
+            Err(e) if e.is_no_device() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Waits for an answer, up to the deadline. The kernel may still act on a request whose answer came too late.
+    async fn answer<T>(
+        &self,
+        operation: impl Into<String>,
+        request: impl Future<Output = Result<T, rtnetlink::Error>>,
+    ) -> Result<T, NetlinkError> {
+        match tokio::time::timeout(self.deadline, request).await {
+            Ok(result) => result.map_err(|error| NetlinkError::of(operation.into(), error)),
+            Err(_) => Err(NetlinkError::Timeout {
+                operation: operation.into(),
+                after: self.deadline,
+            }),
+        }
+    }
+}
+
+/// Runs a connection until its last handle is gone.
+fn serve(report: &mpsc::SyncSender<io::Result<Handle>>) {
+    let connect = || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
+        let guard = runtime.enter();
+        let (mut connection, handle, _) = rtnetlink::new_connection()?;
+        let socket = connection.socket_mut().socket_mut();
+        socket.set_ext_ack(true)?;
+        // Without the request in front, the text of an extended ack has one place to be.
+        socket.set_cap_ack(true)?;
+        drop(guard);
+        Ok((runtime, connection, handle))
+    };
+    match connect() {
+        Ok((runtime, connection, handle)) => {
+            // Whoever asked has gone if this fails, and then the connection ends by itself.
+            let _ = report.send(Ok(handle));
+            runtime.block_on(connection);
+        }
+        Err(error) => {
+            let _ = report.send(Err(error));
+        }
+    }
+}

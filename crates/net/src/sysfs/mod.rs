@@ -1,0 +1,57 @@
+//! Physical and virtual functions as sysfs shows them, and the few writes that change them.
+//!
+//! Everything here blocks, as file access does. Reads return at once; the writes of [`Sysfs::create_vfs`],
+//! [`Sysfs::bind_driver`] and [`Sysfs::restore_driver`] wait for drivers and may take seconds, or for ever when a
+//! driver hangs: run them on a blocking thread and give the wait a deadline.
+
+mod attr;
+mod discover;
+mod driver;
+mod model;
+mod provision;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+pub use discover::DiscoverError;
+pub use driver::{DriverError, DriverState};
+pub use model::{Inventory, Master, MasterKind, Pf, Problem, Vf};
+pub use provision::CreateVfsError;
+
+use crate::types::PciAddress;
+
+/// A sysfs, by the path it is mounted at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+impl Default for Sysfs {
+    /// The one at `/sys`.
+    fn default() -> Self {
+        Self::new("/sys")
+    }
+}
+
+impl Sysfs {
+    /// The sysfs mounted at `root`. Its network devices are those of the network namespace it was mounted in.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Where it is mounted.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Directory of a PCI function.
+    pub(crate) fn pci_device(&self, address: PciAddress) -> PathBuf {
+        self.root.join("bus/pci/devices").join(address.to_string())
+    }
+
+    /// Directory of a network interface.
+    pub(crate) fn net_device(&self, name: &str) -> PathBuf {
+        self.root.join("class/net").join(name)
+    }
+}
