@@ -1,1 +1,22 @@
-//! (being written)
+//! An asynchronous client for QMP, the QEMU Machine Protocol, over a Unix socket.
+//!
+//! The peer is not trusted: a guest may have taken its QEMU process over. Lines, queues and waits are bounded,
+//! and whatever comes over the socket ends the session with a reason at worst.
+//!
+//! - [`Client`] is one session. It is cheap to clone; many callers may use it at once.
+//! - [`commands`] holds the typed commands, as methods of [`Client`].
+//! - [`Events`] receives the events; [`wait_event`] waits for one of them.
+//!
+//! The protocol is described in QEMU's `docs/interop/qmp-spec.rst`, the commands in its `qapi/*.json`.
+
+mod client;
+mod codec;
+pub mod commands;
+mod error;
+mod event;
+mod message;
+mod session;
+
+pub use client::{Client, Options, PeerCred};
+pub use error::{CloseReason, QmpError};
+pub use event::{Event, EventError, Events, Timestamp, wait_event};

@@ -1,0 +1,62 @@
+//! Typed commands, as methods of [`Client`](crate::Client): only those a hybrid NIC needs, with only the members it
+//! needs. Names and shapes are those of QEMU's `qapi/*.json`.
+
+mod device;
+mod machine;
+mod migration;
+mod netdev;
+mod pci;
+
+pub use device::{Queues, VfioPci, VfioSource, VirtioNet};
+pub use machine::{MemorySize, QemuVersion, Release, RunState, StatusInfo};
+pub use migration::{
+    InetAddress, MigrationCapability, MigrationInfo, MigrationParameters, MigrationStatus, RamStats,
+};
+pub use netdev::{Announce, RxFilter, TapNetdev, Vhost};
+pub use pci::{PciAddress, PciBus, PciDevice};
+
+/// An enumeration of QEMU's strings that keeps those it does not know: newer QEMUs add some.
+macro_rules! string_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+            /// A value this client does not know.
+            Other(String),
+        }
+
+        impl $name {
+            /// QEMU's name of it.
+            pub fn as_str(&self) -> &str {
+                match self {
+                    $(Self::$variant => $text,)+
+                    Self::Other(text) => text,
+                }
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                match text {
+                    $($text => Self::$variant,)+
+                    other => Self::Other(other.to_owned()),
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                <std::borrow::Cow<'de, str>>::deserialize(deserializer).map(|text| Self::from(text.as_ref()))
+            }
+        }
+    };
+}
+use string_enum;
