@@ -1,0 +1,113 @@
+#!/bin/bash
+# Builds the control plane of the tests from the modules that go.mod pins, as far as it is not there yet.
+#
+#   build.sh [TOOL...]      default: etcd, kube-apiserver, kube-controller-manager, kubectl, helm
+#
+# Prints one line for each tool on stdout, "NAME<tab>PATH"; progress goes to stderr. A tool found in
+# $KUBEBUILDER_ASSETS is taken from there. All others are kept in ${HYBRIDNIC_CACHE:-~/.cache/hybridnic},
+# in a directory named by what they were built from, so a change of version never meets an old binary.
+set -euo pipefail
+shopt -s inherit_errexit
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+declare -A package=(
+  [etcd]=go.etcd.io/etcd/server/v3
+  [kube-apiserver]=k8s.io/kubernetes/cmd/kube-apiserver
+  [kube-controller-manager]=k8s.io/kubernetes/cmd/kube-controller-manager
+  [kubectl]=k8s.io/kubernetes/cmd/kubectl
+  [helm]=helm.sh/helm/v4/cmd/helm
+)
+tools=("$@")
+((${#tools[@]})) || tools=(etcd kube-apiserver kube-controller-manager kubectl helm)
+for tool in "${tools[@]}"; do
+  [[ -v package[$tool] ]] || { echo "build.sh: unknown tool '$tool'; known: ${!package[*]}" >&2; exit 2; }
+done
+
+cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
+sum=$(cat "$here/go.mod" "$here/go.sum" | sha256sum)
+bin=$cache/controlplane-${sum:0:16}/bin
+
+path_of() {
+  if [[ -n ${KUBEBUILDER_ASSETS:-} && -x $KUBEBUILDER_ASSETS/$1 ]]; then
+    echo "$KUBEBUILDER_ASSETS/$1"
+  else
+    echo "$bin/$1"
+  fi
+}
+
+missing_tools() {
+  missing=()
+  for tool in "${tools[@]}"; do
+    [[ -x $(path_of "$tool") ]] || missing+=("$tool")
+  done
+}
+
+version_of() { awk -v module="$1" '$1 == module { print $2; exit }' "$here/go.mod"; }
+
+# -X of what each project's own release build stamps: `kubectl version` and discovery report these.
+stamps() {
+  local kubernetes helm major minor
+  kubernetes=$(version_of k8s.io/kubernetes)
+  helm=$(version_of helm.sh/helm/v4)
+  IFS=. read -r major minor _ <<<"${kubernetes#v}"
+  for in in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+    echo "-X $in.gitVersion=$kubernetes -X $in.gitMajor=$major -X $in.gitMinor=$minor -X $in.gitTreeState=archive"
+  done
+  echo "-X helm.sh/helm/v4/internal/version.version=$helm"
+}
+
+# `go build -v` names each package as it is compiled: enough to tell how far it is.
+progress() {
+  local total=$1 count=0 started=$SECONDS line
+  while IFS= read -r line; do
+    # Packages have no blank in their path; anything else is a message of the compiler.
+    if [[ $line == *[[:space:]]* ]]; then
+      echo "$line" >&2
+    elif ((++count % 100 == 0)); then
+      echo "control plane: $count of at most $total packages, $((SECONDS - started)) s" >&2
+    fi
+  done
+}
+
+# Distributions keep newer versions of Go beside the default one, out of the path.
+find_go() {
+  local go
+  for go in go $(printf '%s\n' /usr/lib/go-*/bin/go | sort -rV); do
+    if "$go" version &>/dev/null; then
+      command -v "$go"
+      return
+    fi
+  done
+  echo "control plane: no Go found; e2e/setup/install.sh installs it" >&2
+  return 1
+}
+
+build() {
+  local packages=() go total staging=$bin/.staging
+  for tool in "${missing[@]}"; do packages+=("${package[$tool]}"); done
+  cd "$here"
+  # go.mod may want a newer Go than the distribution has; Go then fetches it, checksummed as any module.
+  export GOTOOLCHAIN=${GOTOOLCHAIN:-auto} CGO_ENABLED=0
+  echo "control plane: building ${missing[*]} into $bin (once; some minutes)" >&2
+  go=$(find_go)
+  total=$("$go" list -deps "${packages[@]}" | wc -l)
+  rm -rf "$staging"
+  mkdir "$staging"
+  "$go" build -v -mod=readonly -buildvcs=false -trimpath -p "$(nproc)" -ldflags "-s -w $(stamps | tr '\n' ' ')" \
+    -o "$staging/" "${packages[@]}" 2>&1 | progress "$total"
+  # Go names a binary by the last element of its package that is no version.
+  [[ ! -e $staging/server ]] || mv "$staging/server" "$staging/etcd"
+  for tool in "${missing[@]}"; do mv "$staging/$tool" "$bin/$tool"; done
+  rmdir "$staging"
+}
+
+missing_tools
+if ((${#missing[@]})); then
+  mkdir -p "$bin"
+  exec {lock}>"$bin/.lock"
+  flock "$lock"
+  missing_tools # another run may have built them while this one waited for the lock
+  # No `||` and no `&&` around build: within them a function runs on after an error.
+  if ((${#missing[@]})); then build; fi
+fi
+for tool in "${tools[@]}"; do printf '%s\t%s\n' "$tool" "$(path_of "$tool")"; done

@@ -1,0 +1,97 @@
+//! How the daemons are started. Paths are relative: each runs in the cluster's directory, and a Unix socket's path
+//! must stay short (`sun_path`, 108 bytes).
+
+use std::net::IpAddr;
+
+use super::paths;
+
+/// The services' addresses; the API server takes the first. Nothing in the tests routes them.
+const SERVICE_RANGE: &str = "10.96.0.0/16";
+/// The first address of [`SERVICE_RANGE`]: the API server's own service.
+pub(super) const API_SERVICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1));
+
+const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+
+/// A Unix socket beside the data: no port to choose, and nobody else on the machine gets in.
+const ETCD: &str = "unix://etcd.sock";
+const ETCD_PEER: &str = "unix://etcd-peer.sock";
+
+/// What a chart or a manifest of the project relies on, and no more. Nothing here judges nodes or collects pods: the
+/// harness plays the kubelet.
+const CONTROLLERS: [&str; 9] = [
+    "clusterrole-aggregation-controller",
+    "daemonset-controller",
+    "deployment-controller",
+    "garbage-collector-controller",
+    "namespace-controller",
+    "replicaset-controller",
+    "root-ca-certificate-publisher-controller",
+    "serviceaccount-controller",
+    "validatingadmissionpolicy-status-controller",
+];
+
+/// etcd's flags.
+pub(super) fn etcd() -> Vec<String> {
+    [
+        "--name=etcd".to_owned(),
+        format!("--data-dir={}", paths::ETCD_DATA),
+        format!("--listen-client-urls={ETCD}"),
+        format!("--advertise-client-urls={ETCD}"),
+        format!("--listen-peer-urls={ETCD_PEER}"),
+        format!("--initial-advertise-peer-urls={ETCD_PEER}"),
+        format!("--initial-cluster=etcd={ETCD_PEER}"),
+        // The cluster lives as long as its test: nothing to keep over a crash of the machine.
+        "--unsafe-no-fsync=true".to_owned(),
+        // A member alone elects itself after one such time, in milliseconds; the default is a second.
+        "--heartbeat-interval=20".to_owned(),
+        "--election-timeout=200".to_owned(),
+        "--log-level=warn".to_owned(),
+    ]
+    .into()
+}
+
+/// kube-apiserver's flags. Without controllers nobody makes the service account of a pod, so none is asked for.
+pub(super) fn apiserver(port: u16, advertise: IpAddr, controllers: bool) -> Vec<String> {
+    let mut flags = vec![
+        format!("--etcd-servers={ETCD}"),
+        "--bind-address=0.0.0.0".to_owned(),
+        format!("--secure-port={port}"),
+        "--permit-port-sharing=true".to_owned(),
+        format!("--advertise-address={advertise}"),
+        // It would publish the address above as that of a service, and refuses loopback there.
+        "--endpoint-reconciler-type=none".to_owned(),
+        format!("--tls-cert-file={}", paths::SERVER_CERT),
+        format!("--tls-private-key-file={}", paths::SERVER_KEY),
+        format!("--client-ca-file={}", paths::CA_CERT),
+        "--authorization-mode=Node,RBAC".to_owned(),
+        "--enable-admission-plugins=NodeRestriction".to_owned(),
+        "--anonymous-auth=false".to_owned(),
+        format!("--service-cluster-ip-range={SERVICE_RANGE}"),
+        format!("--service-account-issuer={ISSUER}"),
+        format!("--service-account-signing-key-file={}", paths::TOKEN_KEY),
+        format!("--service-account-key-file={}", paths::TOKEN_PUBLIC_KEY),
+        format!("--audit-policy-file={}", paths::AUDIT_POLICY),
+        format!("--audit-log-path={}", paths::AUDIT_LOG),
+        "--audit-log-mode=blocking".to_owned(),
+        "--profiling=false".to_owned(),
+        "--allow-privileged=true".to_owned(),
+    ];
+    if !controllers {
+        flags.push("--disable-admission-plugins=ServiceAccount".to_owned());
+    }
+    flags
+}
+
+/// kube-controller-manager's flags.
+pub(super) fn controller_manager() -> Vec<String> {
+    vec![
+        format!("--kubeconfig={}", paths::CONTROLLER_KUBECONFIG),
+        format!("--controllers={}", CONTROLLERS.join(",")),
+        "--use-service-account-credentials=true".to_owned(),
+        format!("--service-account-private-key-file={}", paths::TOKEN_KEY),
+        format!("--root-ca-file={}", paths::CA_CERT),
+        "--leader-elect=false".to_owned(),
+        // No port of its own: the service accounts that it makes say that it runs.
+        "--secure-port=0".to_owned(),
+    ]
+}

@@ -1,0 +1,208 @@
+//! A daemon under the test's control: started in its own directory, logged to a file, gone when the test is gone.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{LazyLock, mpsc};
+use std::thread;
+
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getppid};
+
+/// How much of a log's end an error quotes, in bytes.
+const LOG_TAIL: u64 = 2048;
+
+/// Why a daemon could not be started, or is not running.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("cannot write the log {path}")]
+    OpenLog { path: PathBuf, source: io::Error },
+    #[error("cannot start {program}")]
+    Spawn { program: PathBuf, source: io::Error },
+    #[error("cannot look after {name}")]
+    Wait { name: &'static str, source: io::Error },
+    #[error("cannot send {signal} to {name}")]
+    Signal {
+        name: &'static str,
+        signal: Signal,
+        source: nix::Error,
+    },
+    #[error("{name} has ended ({status}); its log ends:\n{log}")]
+    Ended {
+        name: &'static str,
+        status: ExitStatus,
+        log: String,
+    },
+    #[error("{name} is not running")]
+    NotRunning { name: &'static str },
+}
+
+/// A child process with a log. Dropping it kills it; so does the end of the test's process, however it ends.
+#[derive(Debug)]
+pub struct Daemon {
+    name: &'static str,
+    program: PathBuf,
+    args: Vec<String>,
+    dir: PathBuf,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Describes a daemon; nothing runs before [`start`](Self::start).
+    ///
+    /// It runs in `dir` and logs to `dir/NAME.log`, appending over restarts.
+    pub fn new(name: &'static str, program: &Path, args: Vec<String>, dir: &Path) -> Self {
+        Self {
+            name,
+            program: program.to_owned(),
+            args,
+            dir: dir.to_owned(),
+            child: None,
+        }
+    }
+
+    /// Starts it, or does nothing where it already runs.
+    pub fn start(&mut self) -> Result<(), Error> {
+        if self.child.is_some() {
+            return Ok(());
+        }
+        let path = self.log_path();
+        let log = OpenOptions::new().create(true).append(true).open(&path);
+        let log = log.and_then(|log| Ok((log.try_clone()?, log)));
+        let (stdout, stderr) = log.map_err(|source| Error::OpenLog { path, source })?;
+
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).current_dir(&self.dir);
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        let spawned = spawn(command);
+        let child = spawned.map_err(|source| Error::Spawn {
+            program: self.program.clone(),
+            source,
+        })?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Fails if it has ended by itself, with the end of its log.
+    pub fn check(&mut self) -> Result<(), Error> {
+        let name = self.name;
+        let child = self.child.as_mut().ok_or(Error::NotRunning { name })?;
+        match child.try_wait().map_err(|source| Error::Wait { name, source })? {
+            None => Ok(()),
+            Some(status) => {
+                self.child = None;
+                Err(Error::Ended {
+                    name,
+                    status,
+                    log: self.log_tail(),
+                })
+            }
+        }
+    }
+
+    /// Sends a signal, such as `SIGSTOP`.
+    pub fn signal(&self, signal: Signal) -> Result<(), Error> {
+        let name = self.name;
+        let child = self.child.as_ref().ok_or(Error::NotRunning { name })?;
+        kill(pid_of(child), signal).map_err(|source| Error::Signal { name, signal, source })
+    }
+
+    /// `SIGKILL`, and waits for the end. Harmless where it does not run.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Both fail only where the child is gone already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Its name, as in its log's.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Its resident memory in KiB while it runs (`VmRSS` of proc(5)).
+    pub fn resident_kib(&self) -> Option<u64> {
+        let pid = self.child.as_ref()?.id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix(" kB")?.parse().ok()
+    }
+
+    /// Where its standard output and error go.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join(format!("{}.log", self.name))
+    }
+
+    fn log_tail(&self) -> String {
+        let tail = || -> io::Result<Vec<u8>> {
+            let mut log = File::open(self.log_path())?;
+            let length = log.metadata()?.len();
+            log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+            let mut bytes = Vec::new();
+            log.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        match tail() {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) => format!("(no log: {error})"),
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn pid_of(child: &Child) -> Pid {
+    // A pid_t is what the kernel handed out; it fits.
+    Pid::from_raw(child.id().cast_signed())
+}
+
+type Order = (Command, mpsc::SyncSender<io::Result<Child>>);
+
+/// Spawns a child that dies with this process.
+///
+/// `PR_SET_PDEATHSIG` watches the *thread* that forked (prctl(2)), and a test's thread ends before the process
+/// does. So all children come from one thread that lives as long as the process.
+fn spawn(command: Command) -> io::Result<Child> {
+    static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
+        let (orders, inbox) = mpsc::channel::<Order>();
+        thread::spawn(move || {
+            for (mut command, reply) in inbox {
+                // The one who asked may have given up meanwhile; the child is then reaped at our end.
+                let _ = reply.send(spawn_bound(&mut command));
+            }
+        });
+        orders
+    });
+    let (reply, answer) = mpsc::sync_channel(1);
+    let gone = |_| io::Error::other("the thread that starts processes is gone");
+    SPAWNER
+        .send((command, reply))
+        .map_err(|_| gone(mpsc::RecvError))?;
+    answer.recv().map_err(gone)?
+}
+
+fn spawn_bound(command: &mut Command) -> io::Result<Child> {
+    let parent = Pid::this();
+    // SAFETY: between fork and exec, only the async-signal-safe prctl(2) and getppid(2) are called; nothing allocates.
+    unsafe {
+        command.pre_exec(move || {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // The parent may have died before the line above took hold.
+            if getppid() == parent {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        });
+    }
+    command.spawn()
+}

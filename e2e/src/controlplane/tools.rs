@@ -1,0 +1,71 @@
+//! Where the control plane's binaries are: `e2e/controlplane/build.sh` knows, and builds what is missing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::process::Command;
+
+/// A build from nothing on two cores takes a quarter of an hour.
+const BUILD_DEADLINE: Duration = Duration::from_mins(45);
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/controlplane/build.sh");
+
+/// Why there are no binaries.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("cannot run {SCRIPT}")]
+    Run(#[source] io::Error),
+    #[error("{SCRIPT} was not done after {BUILD_DEADLINE:?}")]
+    Deadline,
+    #[error("{SCRIPT} failed ({0}); its messages are on standard error")]
+    Failed(ExitStatus),
+    #[error("{SCRIPT} did not say where {0} is")]
+    Missing(&'static str),
+}
+
+/// The binaries of one Kubernetes release.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    /// etcd.
+    pub etcd: PathBuf,
+    /// kube-apiserver.
+    pub apiserver: PathBuf,
+    /// kube-controller-manager.
+    pub controller_manager: PathBuf,
+    /// kubectl.
+    pub kubectl: PathBuf,
+    /// helm.
+    pub helm: PathBuf,
+}
+
+impl Tools {
+    /// Finds the binaries; builds what is missing, with progress on standard error.
+    ///
+    /// Taken from `$KUBEBUILDER_ASSETS` where set and there, else from the cache that the script describes.
+    pub async fn ready() -> Result<Self, Error> {
+        let mut script = Command::new(SCRIPT);
+        script
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(BUILD_DEADLINE, script.output()).await;
+        let output = output.map_err(|_| Error::Deadline)?.map_err(Error::Run)?;
+        if !output.status.success() {
+            return Err(Error::Failed(output.status));
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut paths: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once('\t')).collect();
+        let mut take = |name| paths.remove(name).map(PathBuf::from).ok_or(Error::Missing(name));
+        Ok(Self {
+            etcd: take("etcd")?,
+            apiserver: take("kube-apiserver")?,
+            controller_manager: take("kube-controller-manager")?,
+            kubectl: take("kubectl")?,
+            helm: take("helm")?,
+        })
+    }
+}
