@@ -1,1 +1,4 @@
-//! (being written)
+//! The test bed: a real control plane, and a lab of emulated SR-IOV nodes.
+
+pub mod controlplane;
+pub mod lab;

@@ -206,3 +206,92 @@ fn spawn_bound(command: &mut Command) -> io::Result<Child> {
     }
     command.spawn()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::env;
+    use std::io::{BufRead as _, BufReader};
+    use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    /// Set for the process that is to be killed, to the directory of its daemon.
+    const VICTIM: &str = "HYBRIDNIC_TEST_VICTIM";
+
+    fn sleeper(dir: &Path) -> Daemon {
+        Daemon::new("sleeper", Path::new("sleep"), vec!["300".into()], dir)
+    }
+
+    /// A descriptor that becomes readable when the process ends, whoever's child it is.
+    fn watch(pid: u32) -> OwnedFd {
+        // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
+        let fd = unsafe { nix::libc::syscall(nix::libc::SYS_pidfd_open, pid, 0) };
+        assert!(fd >= 0, "pidfd_open: {}", io::Error::last_os_error());
+        // SAFETY: the kernel has just given this descriptor to us and nobody else.
+        unsafe { OwnedFd::from_raw_fd(fd.try_into().unwrap()) }
+    }
+
+    #[test]
+    fn a_daemon_outlives_the_thread_that_started_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut daemon = sleeper(dir.path());
+        thread::scope(|scope| scope.spawn(|| daemon.start().unwrap()).join().unwrap());
+        let pidfd = watch(daemon.child.as_ref().unwrap().id());
+        let ended = poll(
+            &mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)],
+            PollTimeout::from(300_u16),
+        )
+        .unwrap();
+        assert_eq!(ended, 0, "it ended with its thread");
+        daemon.check().unwrap();
+    }
+
+    #[test]
+    fn a_daemon_dies_with_a_process_that_is_killed() {
+        if let Some(dir) = env::var_os(VICTIM) {
+            let mut daemon = sleeper(Path::new(&dir));
+            daemon.start().unwrap();
+            println!("\ndaemon {}", daemon.child.as_ref().unwrap().id());
+            loop {
+                thread::park();
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let name = "controlplane::process::tests::a_daemon_dies_with_a_process_that_is_killed";
+        let mut victim = Command::new(env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(VICTIM, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+        let pid = lines
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("daemon ")?.parse().ok());
+        let pidfd = watch(pid.expect("the victim names its daemon"));
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        let ended = poll(
+            &mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)],
+            PollTimeout::from(10_000_u16),
+        )
+        .unwrap();
+        assert_eq!(ended, 1, "its daemon lives on");
+    }
+
+    #[test]
+    fn an_early_end_is_told_with_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = vec!["-c".into(), "echo no such flag >&2; exit 3".into()];
+        let mut daemon = Daemon::new("failing", Path::new("sh"), script, dir.path());
+        daemon.start().unwrap();
+        daemon.child.as_mut().unwrap().wait().unwrap();
+        let error = daemon.check().unwrap_err().to_string();
+        assert!(
+            error.contains("exit status: 3") && error.contains("no such flag"),
+            "{error}"
+        );
+        assert!(matches!(daemon.check(), Err(Error::NotRunning { .. })));
+    }
+}
