@@ -206,3 +206,35 @@ fn serve(report: &mpsc::SyncSender<io::Result<Handle>>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request that the kernel never answers, as when another holds its lock.
+    #[tokio::test]
+    async fn no_answer_in_time_is_an_error() {
+        let netlink = Netlink::open().unwrap();
+        let impatient = netlink.with_deadline(Duration::from_millis(1));
+        let error = impatient
+            .answer("set link 3 up", std::future::pending::<Result<(), _>>())
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no answer from the kernel within 1ms: set link 3 up"
+        );
+    }
+
+    #[tokio::test]
+    async fn links_can_be_read_by_anybody() {
+        let netlink = Netlink::open().unwrap();
+        let links = netlink.links().await.unwrap();
+        let lo = links.iter().find(|link| link.name == "lo").unwrap();
+        assert_eq!(
+            netlink.link("lo").await.unwrap().map(|link| link.index),
+            Some(lo.index)
+        );
+        assert_eq!(netlink.link("no-such-link").await.unwrap(), None);
+    }
+}

@@ -1,0 +1,61 @@
+//! What the tests of the kernel run in.
+#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails so")]
+
+use std::future::Future;
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use rtnetlink::LinkVeth;
+
+/// Longer than any test takes, shorter than any patience.
+const DEADLINE: Duration = Duration::from_mins(1);
+
+/// Runs a test on a thread of its own, in a new network namespace with its own sysfs, within a deadline. Needs root.
+pub fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .expect("a network namespace (are you root?)");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("mounts of our own");
+        mount(
+            Some("sysfs"),
+            "/sys",
+            Some("sysfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .expect("a sysfs");
+        on_runtime(test);
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs a test on this thread, within a deadline.
+pub fn on_runtime<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(DEADLINE, test())
+            .await
+            .expect("the test in time");
+    });
+}
+
+/// Makes a pair of veths.
+pub async fn add_veth(name: &str, peer: &str) {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    let connection = tokio::spawn(connection);
+    handle
+        .link()
+        .add(LinkVeth::new(name, peer).build())
+        .execute()
+        .await
+        .unwrap();
+    connection.abort();
+}
