@@ -1,5 +1,6 @@
-//! The session against a scripted peer: what a real QEMU does too rarely, or never. `real_qemu.rs` shows the same
+//! The session against a scripted peer: what a real QEMU does too rarely, or never. `real_qemu` shows the same
 //! behaviour on the real one wherever it can be brought to it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::io::{IoSliceMut, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};

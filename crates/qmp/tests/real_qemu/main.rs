@@ -1,0 +1,369 @@
+//! The client against real QEMU processes: that the names and shapes are QEMU's, and that QEMU behaves as the rest of
+//! the project believes. Needs `qemu-system-x86_64` and the right to make a tap interface.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod qemu;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use hybridnic_qmp::commands::{
+    Announce, MigrationCapability, MigrationParameters, MigrationStatus, Queues, RunState, TapNetdev,
+    VfioPci, VfioSource, Vhost, VirtioNet,
+};
+use hybridnic_qmp::{Client, CloseReason, Event, Events, Options, QmpError, wait_event};
+use serde_json::json;
+use tokio::time::{Instant, sleep, timeout};
+
+use qemu::{Qemu, SOON, tap};
+
+const MAC: &str = "52:54:00:aa:bb:01";
+
+async fn expect(events: &mut Events, mut predicate: impl FnMut(&Event) -> bool) {
+    let mut seen = Vec::new();
+    let wanted = |event: &Event| {
+        seen.push(format!("{} {}", event.name, event.data));
+        predicate(event)
+    };
+    let found = wait_event(events, Instant::now() + SOON, wanted).await;
+    assert!(found.is_ok(), "{found:?} after {seen:?}");
+}
+
+async fn expect_status(events: &mut Events, status: MigrationStatus) {
+    expect(events, |e| e.migration_status().as_ref() == Some(&status)).await;
+}
+
+/// Steps of a standby's hot-plug, on one tap queue.
+async fn plug_standby(client: &Client) {
+    client.getfd("tap0", tap().as_fd()).await.unwrap();
+    let netdev = TapNetdev {
+        id: "hn".to_owned(),
+        fds: vec!["tap0".to_owned()],
+        vhost: Vhost::Off,
+    };
+    client.netdev_add_tap(&netdev).await.unwrap();
+    client.device_add_virtio_net(&standby()).await.unwrap();
+}
+
+fn standby() -> VirtioNet {
+    VirtioNet {
+        id: "sb".to_owned(),
+        netdev: "hn".to_owned(),
+        mac: MAC.to_owned(),
+        bus: "rpa".to_owned(),
+        queues: Queues::MIN,
+        mtu: Some(1500),
+    }
+}
+
+#[tokio::test]
+async fn version_status_and_peer() {
+    let mut qemu = Qemu::start(&["-S"]);
+    let client = qemu.connect().await;
+    assert_eq!(client.query_version().await.unwrap(), *client.version());
+    assert!(client.version().at_least(7, 2), "{}", client.version());
+    let peer = client.peer();
+    assert_eq!(peer.pid.map(i64::from), qemu.child.id().map(i64::from));
+    assert_eq!(peer.uid, nix::unistd::geteuid().as_raw());
+
+    let status = client.query_status().await.unwrap();
+    assert_eq!((status.status, status.running), (RunState::Prelaunch, false));
+    assert_eq!(
+        client.query_memory_size_summary().await.unwrap().total(),
+        64 << 20
+    );
+    let migration = client.query_migrate().await.unwrap();
+    assert_eq!(
+        (migration.status(), migration.blocked_reasons.len()),
+        (MigrationStatus::None, 0)
+    );
+
+    let mut events = client.subscribe();
+    client.cont().await.unwrap();
+    expect(&mut events, Event::is_resume).await;
+    client.stop().await.unwrap();
+    expect(&mut events, |e| e.name == "STOP").await;
+    assert_eq!(client.query_status().await.unwrap().status, RunState::Paused);
+    let unknown = client.run("no-such-command", &json!({})).await.unwrap_err();
+    assert!(unknown.is_command_not_found());
+}
+
+#[tokio::test]
+async fn many_callers_at_once() {
+    let mut qemu = Qemu::start(&["-S"]);
+    let client = qemu.connect().await;
+    let calls = (0..200).map(|n| {
+        let client = client.clone();
+        async move {
+            if n % 2 == 0 {
+                client.peripheral().await.unwrap().contains_key("rpa")
+            } else {
+                client
+                    .qom_get::<String>("/machine/peripheral/rpb", "type")
+                    .await
+                    .unwrap()
+                    == "pcie-root-port"
+            }
+        }
+    });
+    assert!(
+        futures::future::join_all(calls)
+            .await
+            .into_iter()
+            .all(|right| right)
+    );
+}
+
+#[tokio::test]
+async fn standby_is_plugged_and_unplugged() {
+    let mut qemu = Qemu::start(&["-S"]);
+    let client = qemu.connect().await;
+    assert_eq!(client.free_root_ports().await.unwrap(), ["rpa", "rpb"]);
+    plug_standby(&client).await;
+    assert_eq!(client.free_root_ports().await.unwrap(), ["rpb"]);
+    let devices = client.peripheral().await.unwrap();
+    assert_eq!(devices.get("sb").map(String::as_str), Some("virtio-net-pci"));
+    assert_eq!(devices.get("rpa").map(String::as_str), Some("pcie-root-port"));
+    assert!(!devices.contains_key("type"), "a property is not a device");
+    assert!(
+        client
+            .device_add_virtio_net(&standby())
+            .await
+            .unwrap_err()
+            .is_duplicate_id()
+    );
+
+    let filter = client.query_rx_filter("sb").await.unwrap().unwrap();
+    assert_eq!((filter.name.as_str(), filter.main_mac.as_str()), ("sb", MAC));
+    assert_eq!(client.standby_negotiated("sb").await.unwrap(), None);
+    client.set_link("sb", false).await.unwrap();
+    client.set_link("sb", true).await.unwrap();
+    assert!(
+        client
+            .set_link("absent", true)
+            .await
+            .unwrap_err()
+            .is_device_not_found()
+    );
+    client.announce_self(&["sb"], Announce::default()).await.unwrap();
+
+    // No guest answers, so the unplug stays pending until a reset completes it.
+    let mut events = client.subscribe();
+    client.device_del("sb").await.unwrap();
+    assert!(client.device_del("sb").await.unwrap_err().is_unplug_pending());
+    client.run("system_reset", &json!({})).await.unwrap();
+    expect(&mut events, |e| e.is_device_deleted("sb")).await;
+    assert!(client.device_del("sb").await.unwrap_err().is_device_not_found());
+    client.netdev_del("hn").await.unwrap();
+    assert!(client.netdev_del("hn").await.unwrap_err().is_device_not_found());
+    assert_eq!(client.free_root_ports().await.unwrap(), ["rpa", "rpb"]);
+
+    let mut fixed = standby();
+    fixed.bus = "rpc".to_owned();
+    plug_netdev_only(&client).await;
+    let refused = client.device_add_virtio_net(&fixed).await.unwrap_err();
+    assert!(refused.is_not_hotpluggable(), "{refused}");
+}
+
+async fn plug_netdev_only(client: &Client) {
+    client.getfd("tap0", tap().as_fd()).await.unwrap();
+    let netdev = TapNetdev {
+        id: "hn".to_owned(),
+        fds: vec!["tap0".to_owned()],
+        vhost: Vhost::Off,
+    };
+    client.netdev_add_tap(&netdev).await.unwrap();
+    assert!(
+        client.netdev_add_tap(&netdev).await.is_err(),
+        "a descriptor's name is good once"
+    );
+}
+
+#[tokio::test]
+async fn guest_address_is_known_once_the_firmware_has_numbered_the_buses() {
+    let mut qemu = Qemu::start(&["-S"]);
+    let client = qemu.connect().await;
+    plug_standby(&client).await;
+    assert_eq!(
+        client
+            .guest_pci_address("rpa")
+            .await
+            .unwrap()
+            .unwrap()
+            .to_string(),
+        "0000:00:01.0"
+    );
+    assert_eq!(client.guest_pci_address("sb").await.unwrap(), None);
+    client.cont().await.unwrap();
+    let numbered = async {
+        loop {
+            if let Some(address) = client.guest_pci_address("sb").await.unwrap() {
+                return address;
+            }
+            // The firmware sends no event.
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let address = timeout(SOON, numbered)
+        .await
+        .expect("the firmware numbers the buses")
+        .to_string();
+    assert_eq!(address, "0000:01:00.0");
+    assert_eq!(client.guest_pci_address("absent").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn descriptors_for_vfio() {
+    let mut qemu = Qemu::start(&["-S"]);
+    let client = qemu.connect().await;
+    // Any descriptor does for these: what is tried is that it arrives and that the members have QEMU's names.
+    let null = File::open("/dev/null").unwrap();
+    client.getfd("iommu0", null.as_fd()).await.unwrap();
+    client.object_add_iommufd("iommufd0", "iommu0").await.unwrap();
+    client.getfd("iommu0", null.as_fd()).await.unwrap();
+    assert!(
+        client
+            .object_add_iommufd("iommufd0", "iommu0")
+            .await
+            .unwrap_err()
+            .is_duplicate_id()
+    );
+    client.getfd("vfd", null.as_fd()).await.unwrap();
+    client.closefd("vfd").await.unwrap();
+    client.getfd("vfd", null.as_fd()).await.unwrap();
+    let source = VfioSource::Fd {
+        fd: "vfd".to_owned(),
+        iommufd: "iommufd0".to_owned(),
+    };
+    let vf = VfioPci {
+        id: "vf-g1".to_owned(),
+        bus: "rpb".to_owned(),
+        source,
+    };
+    let refused = client.device_add_vfio(&vf).await.unwrap_err().to_string();
+    assert!(refused.contains("Inappropriate ioctl"), "{refused}");
+    let source = VfioSource::Host("0000:ff:1f.7".to_owned());
+    let refused = client
+        .device_add_vfio(&VfioPci { source, ..vf })
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("no such host device"), "{refused}");
+    assert_eq!(client.free_root_ports().await.unwrap(), ["rpa", "rpb"]);
+    client.object_del("iommufd0").await.unwrap();
+    assert!(
+        client
+            .object_del("iommufd0")
+            .await
+            .unwrap_err()
+            .is_object_not_found()
+    );
+}
+
+#[tokio::test]
+async fn one_client_at_a_time() {
+    let mut qemu = Qemu::start(&["-S"]);
+    let first = qemu.connect().await;
+    let brief = Options {
+        greeting_timeout: Duration::from_millis(300),
+        ..Options::default()
+    };
+    let busy = Client::connect(qemu.socket(), &brief).await.unwrap_err();
+    assert!(
+        matches!(busy, QmpError::GreetingTimeout { .. }) && busy.is_busy_socket(),
+        "{busy:?}"
+    );
+    // The first did not notice, and its end makes room.
+    assert_eq!(first.query_status().await.unwrap().status, RunState::Prelaunch);
+    first.close();
+    assert_eq!(first.closed().await, CloseReason::Local);
+    qemu.connect().await.query_status().await.unwrap();
+}
+
+#[tokio::test]
+async fn end_of_the_process_ends_the_session() {
+    let mut qemu = Qemu::start(&["-S"]);
+    let client = qemu.connect().await;
+    qemu.child.kill().await.unwrap();
+    assert_eq!(timeout(SOON, client.closed()).await.unwrap(), CloseReason::Eof);
+    assert!(client.query_status().await.unwrap_err().is_closed());
+
+    let mut qemu = Qemu::start(&["-S"]);
+    let client = qemu.connect().await;
+    let quit = client.quit().await;
+    assert!(quit.as_ref().err().is_none_or(QmpError::is_closed), "{quit:?}");
+    assert_eq!(timeout(SOON, client.closed()).await.unwrap(), CloseReason::Eof);
+    assert!(timeout(SOON, qemu.child.wait()).await.unwrap().unwrap().success());
+}
+
+/// A running source, and a destination that listens, each with its events.
+async fn pair() -> ([Qemu; 2], [Client; 2], [Events; 2], String) {
+    let mut qemus = [Qemu::start(&["-S"]), Qemu::start(&["-incoming", "defer"])];
+    let source = qemus[0].connect().await;
+    let target = qemus[1].connect().await;
+    let events = [source.subscribe(), target.subscribe()];
+    for client in [&source, &target] {
+        use MigrationCapability::{Events, PauseBeforeSwitchover, ReturnPath};
+        let capabilities = [(Events, true), (ReturnPath, true), (PauseBeforeSwitchover, true)];
+        client.migrate_set_capabilities(&capabilities).await.unwrap();
+        let parameters = MigrationParameters {
+            max_bandwidth: Some(1_000_000_000),
+            downtime_limit: Some(300),
+        };
+        client.migrate_set_parameters(&parameters).await.unwrap();
+        plug_standby(client).await;
+    }
+    source.cont().await.unwrap();
+    assert_eq!(target.query_status().await.unwrap().status, RunState::InMigrate);
+    target.migrate_incoming("tcp:127.0.0.1:0").await.unwrap();
+    let listening = target.query_migrate().await.unwrap().listening();
+    let uri = format!("tcp:{}:{}", listening[0].host, listening[0].port);
+    (qemus, [source, target], events, uri)
+}
+
+#[tokio::test]
+async fn migration() {
+    let (_qemus, [source, target], [mut at_source, mut at_target], uri) = pair().await;
+    source.migrate(&uri).await.unwrap();
+    expect_status(&mut at_source, MigrationStatus::PreSwitchover).await;
+    let refused = source.device_del("sb").await.unwrap_err();
+    assert!(refused.is_migrating(), "{refused}");
+    assert!(!source.query_status().await.unwrap().running);
+    source
+        .migrate_continue(&MigrationStatus::PreSwitchover)
+        .await
+        .unwrap();
+
+    // The destination runs before it says so.
+    expect(&mut at_target, Event::is_resume).await;
+    expect_status(&mut at_target, MigrationStatus::Completed).await;
+    expect_status(&mut at_source, MigrationStatus::Completed).await;
+    let info = source.query_migrate().await.unwrap();
+    assert_eq!(info.status(), MigrationStatus::Completed);
+    assert!(
+        info.downtime.is_some() && info.total_time.is_some() && info.setup_time.is_some(),
+        "{info:?}"
+    );
+    let ram = info.ram.unwrap();
+    assert!(ram.transferred > 0 && ram.total >= 64 << 20, "{ram:?}");
+    assert_eq!(source.query_status().await.unwrap().status, RunState::PostMigrate);
+    assert_eq!(target.query_status().await.unwrap().status, RunState::Running);
+    assert!(target.peripheral().await.unwrap().contains_key("sb"));
+}
+
+#[tokio::test]
+async fn migration_cancelled() {
+    let (_qemus, [source, target], [mut at_source, _], uri) = pair().await;
+    source.migrate_cancel().await.unwrap();
+    source.migrate(&uri).await.unwrap();
+    expect_status(&mut at_source, MigrationStatus::PreSwitchover).await;
+    source.migrate_cancel().await.unwrap();
+    // As above: it runs before it says so.
+    expect(&mut at_source, Event::is_resume).await;
+    expect_status(&mut at_source, MigrationStatus::Cancelled).await;
+    assert!(source.query_status().await.unwrap().running);
+    assert!(source.query_migrate().await.unwrap().status().is_idle());
+    // The destination has lost its stream and ends.
+    assert_eq!(timeout(SOON, target.closed()).await.unwrap(), CloseReason::Eof);
+}
