@@ -134,10 +134,7 @@ impl QmpError {
 
     /// The id is taken: for `device_add`, `netdev_add` and `object-add` run a second time it means done already.
     pub fn is_duplicate_id(&self) -> bool {
-        self.says("Duplicate device ID")
-            || self.says("Duplicate ID")
-            || self.says("duplicate property")
-            || self.says("is used by other netdev")
+        self.says("Duplicate device ID") || self.says("Duplicate ID") || self.says("duplicate property")
     }
 
     /// Another client holds the socket, as far as one can tell.
