@@ -1,5 +1,6 @@
 #!/bin/bash
 # Makes the lab's initramfs and prints where everything is, one NAME=PATH a line:
+#   NODE_QEMU                 the QEMU that nodes run on
 #   NODE_KERNEL NODE_INITRD   a node: QEMU, iproute2, tcpdump, no product
 #   GUEST_KERNEL GUEST_INITRD a virtual machine inside a node
 #
@@ -17,7 +18,7 @@ PATH=$PATH:/usr/sbin:/sbin
 node_programs="dash ip bridge tcpdump qemu-system-x86_64 kmod ethtool"
 guest_programs="dash ip kmod"
 node_modules="virtio_pci virtio_net virtio_console 9pnet_virtio 9p igb igbvf vfio-pci vfio_iommu_type1 macvtap
-	vhost_net vhost_vsock tun kvm-amd kvm-intel bridge 8021q veth dummy e1000e af_packet overlay bonding"
+	vhost_net vhost_vsock tun kvm-amd bridge 8021q veth dummy e1000e af_packet overlay bonding"
 guest_modules="virtio_pci virtio_net virtio_console net_failover igbvf igb e1000e af_packet
 	vmw_vsock_virtio_transport 8021q bonding"
 
@@ -145,6 +146,7 @@ work=
 trap 'rm -rf "$work"' EXIT
 node=$(cached node "$here/node-init" "$(command -v qemu-system-x86_64)")
 guest=$(cached guest "$here/guest-init" "$lab_exec")
+echo "NODE_QEMU=$("$here/node-qemu.sh")"
 echo "NODE_KERNEL=$kernel"
 echo "NODE_INITRD=$node"
 echo "GUEST_KERNEL=$kernel"

@@ -15,7 +15,7 @@ use super::wire::{self, UP};
 pub const VMS: &str = "/run/hybridnic/vms";
 /// A guest boots in 9 to 13 s on an idle machine.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
-const LOOK_DEADLINE: Duration = Duration::from_secs(20);
+const LOOK_DEADLINE: Duration = Duration::from_secs(30);
 /// A working guest sleeps 0.2 s in 0.3 s, a busy one in 2 s.
 const FROZEN_AFTER: Duration = Duration::from_secs(12);
 

@@ -40,6 +40,7 @@ pub enum Error {
 /// Where the images are.
 #[derive(Debug, Clone)]
 pub(crate) struct Images {
+    pub(crate) node_qemu: PathBuf,
     pub(crate) node_kernel: PathBuf,
     pub(crate) node_initrd: PathBuf,
     pub(crate) guest_kernel: PathBuf,
@@ -69,6 +70,7 @@ pub(crate) async fn build(kernel: Kernel) -> Result<Images, Error> {
     let named: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
     let path = |name: &'static str| named.get(name).map(PathBuf::from).ok_or(Error::Unnamed(name));
     Ok(Images {
+        node_qemu: path("NODE_QEMU")?,
         node_kernel: path("NODE_KERNEL")?,
         node_initrd: path("NODE_INITRD")?,
         guest_kernel: path("GUEST_KERNEL")?,

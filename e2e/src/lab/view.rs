@@ -75,9 +75,9 @@ pub struct Vf {
     /// The MAC address the PF gave it.
     #[serde(rename = "address")]
     pub mac: String,
-    /// VLANs the PF tags its frames with; empty for none.
+    /// VLANs the PF tags its frames with; iproute2 says "none" by one without an id.
     #[serde(default, rename = "vlan_list")]
-    pub vlans: Vec<VfVlan>,
+    vlans: Vec<VfVlan>,
     /// Frames with a foreign source MAC are dropped.
     pub spoofchk: Option<bool>,
     /// The VF may turn on promiscuous mode and the like.
@@ -93,16 +93,19 @@ impl Vf {
     pub fn vlan(&self) -> u16 {
         self.vlans.first().map_or(0, |v| v.vlan)
     }
+
+    /// The priority in its VLAN tag, 0 to 7.
+    pub fn qos(&self) -> u8 {
+        self.vlans.first().map_or(0, |v| v.qos)
+    }
 }
 
-/// See [`Vf::vlans`].
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct VfVlan {
-    /// VLAN id.
-    pub vlan: u16,
-    /// Priority, 0 to 7.
+struct VfVlan {
     #[serde(default)]
-    pub qos: u8,
+    vlan: u16,
+    #[serde(default)]
+    qos: u8,
 }
 
 /// See [`Vf::rate`].

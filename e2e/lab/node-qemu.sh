@@ -1,0 +1,68 @@
+#!/bin/bash
+# Gets the QEMU that nodes run on and prints its path.
+#
+# QEMU before 10.2 loses interrupts under multi-threaded emulation: target/i386/tcg/system/svm_helper.c and others
+# change a processor's interrupt_request without a lock, and an interrupt that another thread raises at that moment
+# is gone. A nested guest then waits for ever for its timer. 10.2 made those accesses atomic. Where the system's
+# QEMU is older, Debian 13's backport is unpacked, with the libraries it wants, beside the system.
+#
+# Usage: node-qemu.sh
+set -euo pipefail
+cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
+wanted=10.2
+
+installed=$(qemu-system-x86_64 --version 2>/dev/null | sed -n 's/.* version \([0-9.]*\).*/\1/p')
+if [ -n "$installed" ] && printf '%s\n' "$wanted" "$installed" | sort -VC; then
+	command -v qemu-system-x86_64
+	exit
+fi
+
+mkdir -p "$cache"
+exec 9>"$cache/node-qemu.lock"
+flock 9
+out=$cache/node-qemu
+if [ ! -x "$out/qemu-system-x86_64" ]; then
+	part=$out.part
+	rm -rf "$part"
+	mkdir -p "$part"/apt/{lists/partial,cache/archives/partial} "$part/root"
+	cd "$part/apt"
+	# An apt of its own: another release's packages must not come near the system's.
+	: >status
+	keys=/usr/share/keyrings/debian-archive-keyring.gpg
+	for suite in trixie trixie-backports; do
+		echo "deb [signed-by=$keys] ${DEBIAN_MIRROR:?} $suite main"
+	done >sources.list
+	cat >apt.conf <<-CONF
+		Dir::Etc::sourcelist "$PWD/sources.list";
+		Dir::Etc::sourceparts "-";
+		Dir::State::lists "$PWD/lists";
+		Dir::State::status "$PWD/status";
+		Dir::Cache "$PWD/cache";
+		APT::Sandbox::User "root";
+		APT::Default-Release "trixie-backports";
+		APT::Install-Recommends "false";
+		Acquire::Languages "none";
+	CONF
+	export APT_CONFIG=$PWD/apt.conf
+	apt-get -qq update >&2
+	apt-get -qq -y --download-only install qemu-system-x86 >&2
+	unset APT_CONFIG
+	for package in cache/archives/*.deb; do
+		dpkg-deb -x "$package" "$part/root"
+	done
+	cd "$part"
+	rm -rf apt
+	cat >qemu-system-x86_64 <<-'RUN'
+		#!/bin/sh
+		here=$(dirname "$(readlink -f "$0")")
+		root=$here/root
+		exec "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu" \
+			"$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" \
+			-L "$root/usr/lib/ipxe/qemu" "$@"
+	RUN
+	chmod +x qemu-system-x86_64
+	./qemu-system-x86_64 --version >&2
+	rm -rf "$out"
+	mv "$part" "$out"
+fi
+echo "$out/qemu-system-x86_64"
