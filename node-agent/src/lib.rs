@@ -1,1 +1,21 @@
-//! (being written)
+//! The node agent of hybridnic: hands out its node's VFs and moves each NIC between VF and standby.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`attachments`] | the attachments of this node, a task for each, and what they report |
+//! | [`nic`] | one NIC: observe → plan → execute → report |
+//! | [`vm`] | one VM: its QMP session and its migration |
+//! | [`node`] | PFs, VFs and pools: who holds what, what is published |
+//! | [`journal`] | what is held, on disk |
+//! | [`inventory`] | the same view without a cluster |
+
+pub mod attachments;
+pub mod cli;
+pub mod error;
+pub mod host;
+pub mod inventory;
+pub mod journal;
+pub mod nic;
+pub mod node;
+pub mod sockets;
+pub mod vm;

@@ -1,0 +1,325 @@
+//! Watches the attachments of this node and runs a task for each; writes what the tasks report.
+//!
+//! The API server is needed for news only: with it away, tasks go on with the specs that they have, a restart
+//! takes them from the journal, and reports wait.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::TryStreamExt as _;
+use hybridnic_api::{
+    names::{AGENT_MANAGER, ATTACHMENT_FINALIZER},
+    v1alpha1::{AttachmentState, Goal, NicAttachment, NicAttachmentStatus},
+};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{Patch, PatchParams},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde_json::json;
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, info, warn};
+
+use crate::{
+    host::Host,
+    journal::Record,
+    nic::task::{NicTask, Wanted},
+    vm::{self, Vm},
+};
+
+/// The pause after a write that failed; doubled up to the cap.
+const BACKOFF: Duration = Duration::from_millis(200);
+/// The longest pause after a write that failed.
+const BACKOFF_CAP: Duration = Duration::from_secs(10);
+
+struct Running {
+    wanted: watch::Sender<Wanted>,
+    pod_uid: String,
+    task: JoinHandle<()>,
+    _reporter: AbortOnDropHandle<()>,
+    deleting: watch::Sender<bool>,
+    /// Seen in the list that is being received.
+    listed: bool,
+}
+
+struct RunningVm {
+    vm: Arc<Vm>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// All attachments of this node.
+pub struct Attachments {
+    client: Client,
+    host: Arc<Host>,
+    sockets: watch::Receiver<u64>,
+    running: HashMap<String, Running>,
+    vms: HashMap<String, RunningVm>,
+}
+
+impl Attachments {
+    /// Nothing runs yet. `sockets` tells that something happened in the VMs' socket directories.
+    pub fn new(client: Client, host: Arc<Host>, sockets: watch::Receiver<u64>) -> Self {
+        Self { client, host, sockets, running: HashMap::new(), vms: HashMap::new() }
+    }
+
+    /// Goes on with what the journal has, then follows the API server.
+    pub async fn run(mut self, journal: Vec<Record>) {
+        for record in journal {
+            info!(nic = record.nic(), goal = ?record.spec.goal, "resumed from the journal");
+            let wanted = Wanted { spec: record.spec.clone(), generation: None };
+            self.start(record, true, wanted, false);
+        }
+        let api: Api<NicAttachment> = Api::all(self.client.clone());
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.host.options.node_name));
+        let stream = watcher(api, config).default_backoff();
+        futures::pin_mut!(stream);
+        let mut ended = tokio::time::interval(Duration::from_secs(30));
+        loop {
+            tokio::select! {
+                event = stream.try_next() => match event {
+                    Ok(Some(event)) => self.on_event(event),
+                    Ok(None) => return,
+                    Err(error) => debug!(%error, "watching attachments; tried again"),
+                },
+                _ = ended.tick() => self.sweep(),
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: watcher::Event<NicAttachment>) {
+        match event {
+            watcher::Event::Init => self.running.values_mut().for_each(|r| r.listed = false),
+            watcher::Event::InitApply(object) | watcher::Event::Apply(object) => self.on_object(&object),
+            watcher::Event::InitDone => {
+                let gone: Vec<String> =
+                    self.running.iter().filter(|(_, r)| !r.listed).map(|(uid, _)| uid.clone()).collect();
+                gone.iter().for_each(|uid| self.on_gone(uid));
+            }
+            watcher::Event::Delete(object) => self.on_gone(&object.uid().unwrap_or_default()),
+        }
+        self.sweep();
+    }
+
+    fn on_object(&mut self, object: &NicAttachment) {
+        let Some(uid) = object.uid() else {
+            return;
+        };
+        let deleting = object.metadata.deletion_timestamp.is_some();
+        let mut spec = object.spec.clone();
+        if deleting {
+            spec.goal = Goal::Detached;
+        }
+        let wanted = Wanted { spec, generation: object.metadata.generation };
+        if let Some(running) = self.running.get_mut(&uid)
+            && !running.task.is_finished()
+        {
+            running.listed = true;
+            running.deleting.send_replace(deleting);
+            running.wanted.send_if_modified(|w| {
+                let changed = *w != wanted;
+                *w = wanted;
+                changed
+            });
+            return;
+        }
+        if let Some(running) = self.running.get_mut(&uid)
+            && wanted.spec.goal == Goal::Detached
+        {
+            // It has left already; the reporter says so until the object is gone.
+            running.listed = true;
+            running.deleting.send_replace(deleting);
+            return;
+        }
+        self.running.remove(&uid);
+        let created = object.metadata.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second());
+        let record = Record {
+            namespace: object.namespace().unwrap_or_default(),
+            name: object.name_any(),
+            uid,
+            created,
+            spec: wanted.spec.clone(),
+            vf: None,
+            standby: None,
+            ports: None,
+            plugs: 0,
+        };
+        self.start(record, false, wanted, deleting);
+    }
+
+    /// The object is gone, whatever its finalizer said: nothing of it may be left.
+    fn on_gone(&mut self, uid: &str) {
+        if let Some(running) = self.running.get(uid) {
+            if running.task.is_finished() {
+                self.running.remove(uid);
+                return;
+            }
+            running.wanted.send_modify(|w| w.spec.goal = Goal::Detached);
+        }
+    }
+
+    fn start(&mut self, record: Record, recorded: bool, wanted: Wanted, deleting: bool) {
+        let uid = record.uid.clone();
+        let vm = self.vm(&record);
+        vm.update_nic(&uid, |n| n.nic.clone_from(&record.spec.nic.name));
+        let pod_uid = vm.pod_uid.clone();
+        let (wanted_tx, wanted_rx) = watch::channel(wanted);
+        let (status_tx, status_rx) = watch::channel(None);
+        let (deleting_tx, deleting_rx) = watch::channel(deleting);
+        let reporter = Reporter {
+            api: Api::namespaced(self.client.clone(), &record.namespace),
+            name: record.name.clone(),
+            uid: uid.clone(),
+        };
+        let task = match NicTask::new(Arc::clone(&self.host), vm, record, recorded, wanted_rx, status_tx) {
+            Ok(task) => task,
+            Err(error) => return warn!(uid, error = error.message, "this attachment cannot be understood"),
+        };
+        let (finalizer_tx, mut finalizer_rx) = watch::channel(recorded);
+        let reporter = tokio::spawn(reporter.run(status_rx, deleting_rx, finalizer_tx));
+        let task = tokio::spawn(async move {
+            // Nothing is taken before the object is sure to stay until it is given back.
+            if finalizer_rx.wait_for(|set| *set).await.is_ok() {
+                task.run().await;
+            }
+        });
+        let running = Running {
+            wanted: wanted_tx,
+            pod_uid,
+            task,
+            _reporter: AbortOnDropHandle::new(reporter),
+            deleting: deleting_tx,
+            listed: true,
+        };
+        self.running.insert(uid, running);
+    }
+
+    fn vm(&mut self, record: &Record) -> Arc<Vm> {
+        let pod = &record.spec.pod;
+        let running = self.vms.entry(pod.uid.clone()).or_insert_with(|| {
+            let vm = Arc::new(Vm::new(&record.namespace, &pod.name, &pod.uid));
+            let task = tokio::spawn(vm::task::run(Arc::clone(&vm), Arc::clone(&self.host), self.sockets.clone()));
+            RunningVm { vm, _task: AbortOnDropHandle::new(task) }
+        });
+        Arc::clone(&running.vm)
+    }
+
+    /// Lets go of VMs that have no NIC left here.
+    fn sweep(&mut self) {
+        let mut used: BTreeMap<&str, usize> = BTreeMap::new();
+        for running in self.running.values().filter(|r| !r.task.is_finished()) {
+            *used.entry(running.pod_uid.as_str()).or_default() += 1;
+        }
+        let idle: Vec<String> =
+            self.vms.keys().filter(|uid| !used.contains_key(uid.as_str())).cloned().collect();
+        for uid in idle {
+            self.vms.remove(&uid);
+            if let Err(error) = self.host.journal.clear_started(&uid) {
+                warn!(%error, "the journal keeps a migration that is over");
+            }
+        }
+    }
+}
+
+/// What is written to an attachment.
+enum Write<'a> {
+    /// Whether the agent's finalizer is on it.
+    Finalizer(bool),
+    /// Its status.
+    Status(&'a NicAttachmentStatus),
+}
+
+/// Writes one attachment's finalizer and status.
+struct Reporter {
+    api: Api<NicAttachment>,
+    name: String,
+    uid: String,
+}
+
+impl Reporter {
+    async fn run(
+        self,
+        mut status: watch::Receiver<Option<NicAttachmentStatus>>,
+        mut deleting: watch::Receiver<bool>,
+        finalizer: watch::Sender<bool>,
+    ) {
+        if !*finalizer.borrow() {
+            if *deleting.borrow() {
+                // Too late to add one; there is nothing to keep it for.
+                finalizer.send_replace(true);
+            } else {
+                self.patiently(&Write::Finalizer(true)).await;
+                finalizer.send_replace(true);
+            }
+        }
+        let mut written: Option<NicAttachmentStatus> = None;
+        let mut open = true;
+        loop {
+            let now = status.borrow_and_update().clone();
+            let gone = *deleting.borrow_and_update();
+            if let Some(now) = now
+                && written.as_ref() != Some(&now)
+            {
+                let ok = self.once(&Write::Status(&now)).await;
+                if !ok {
+                    // Newer reports replace this one while it waits.
+                    tokio::time::sleep(BACKOFF).await;
+                    continue;
+                }
+                written = Some(now);
+            }
+            let detached = written.as_ref().is_some_and(|s| s.state == AttachmentState::Detached);
+            if detached && gone {
+                return self.patiently(&Write::Finalizer(false)).await;
+            }
+            tokio::select! {
+                changed = status.changed(), if open => open = changed.is_ok(),
+                changed = deleting.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn act(&self, write: &Write<'_>) -> kube::Result<()> {
+        let params = PatchParams::apply(AGENT_MANAGER).force();
+        let mut patch = json!({
+            "apiVersion": "hybridnic.io/v1alpha1",
+            "kind": "NicAttachment",
+            "metadata": { "name": self.name, "uid": self.uid },
+        });
+        match write {
+            Write::Finalizer(set) => {
+                let finalizers: &[&str] = if *set { &[ATTACHMENT_FINALIZER] } else { &[] };
+                patch["metadata"]["finalizers"] = json!(finalizers);
+                self.api.patch(&self.name, &params, &Patch::Apply(&patch)).await?;
+            }
+            Write::Status(status) => {
+                patch["status"] = json!(status);
+                self.api.patch_status(&self.name, &params, &Patch::Apply(&patch)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One try; an object that is gone needs no more.
+    async fn once(&self, write: &Write<'_>) -> bool {
+        match self.act(write).await {
+            Ok(()) => true,
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => true,
+            Err(error) => {
+                debug!(attachment = self.name, %error, "cannot report; tried again");
+                false
+            }
+        }
+    }
+
+    async fn patiently(&self, write: &Write<'_>) {
+        let mut pause = BACKOFF;
+        while !self.once(write).await {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(BACKOFF_CAP);
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! One NIC on this node: observe → plan → execute → report, until it is where it should be.
+//!
+//! | module | does | touches |
+//! |---|---|---|
+//! | [`plan`] | decides the next step | nothing |
+//! | [`observe`] | sees how things are | reads only |
+//! | [`steps`] | takes one step | VF, macvtap, QEMU, journal |
+//! | [`quirks`] | knows drivers | nothing |
+//! | [`report`] | says how things are | nothing |
+//! | [`task`] | drives one NIC | the others |
+
+pub mod observe;
+pub mod plan;
+pub mod quirks;
+pub mod report;
+pub mod steps;
+pub mod task;

@@ -1,0 +1,430 @@
+//! The attachment state machine: from a goal and what is observed to the next step. Pure.
+//!
+//! ```text
+//!   Reserve ─ Bind ─ Park ─ MakeStandby ─ PlugStandby ──► Reserved
+//!   Reserved ─ StandbyUp ─ Announce ──► Standby
+//!   Standby ─ ConfigureVf ─ PlugVf ─ AwaitGuest ─ StandbyDown ──► FastPath       (make before break)
+//!   Standby ─ StandbyDown ─ ConfigureVf ─ PlugVf ─ AwaitGuest ──► FastPath       (break before make)
+//!   FastPath ─ StandbyUp ─ UnplugVf ─ Park ─ Announce ──► Standby               (make before break)
+//!   FastPath ─ UnplugVf ─ Park ─ StandbyUp ─ Announce ──► Standby               (break before make)
+//!   any ─ UnplugVf ─ UnplugStandby ─ RemoveStandby ─ RestoreVf ─ Forget ──► Detached
+//! ```
+//! The plan knows no history: after a crash it goes on from what it sees.
+
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder},
+};
+
+/// One reversible step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Take a free VF, or a PF for the standby alone.
+    Reserve,
+    /// Give the VF to vfio-pci.
+    Bind,
+    /// Give the VF its parking MAC, no VLAN and its saved settings.
+    Park,
+    /// Forget a VF that has gone away.
+    DropVf,
+    /// Make the macvtap, down, and its VLAN device.
+    MakeStandby,
+    /// Plug the standby into the guest.
+    PlugStandby,
+    /// Macvtap up: the standby receives.
+    StandbyUp,
+    /// Macvtap down: the standby receives no more.
+    StandbyDown,
+    /// Give the VF the network's settings and, last, the NIC's MAC.
+    ConfigureVf,
+    /// Plug the VF into the guest.
+    PlugVf,
+    /// Wait until the guest uses the VF.
+    AwaitGuest,
+    /// Unplug the VF and wait until the guest has let go.
+    UnplugVf,
+    /// Tell the switches where the MAC is now.
+    Announce,
+    /// Unplug the standby from the guest.
+    UnplugStandby,
+    /// Delete the macvtap, and its VLAN device if nothing else uses it.
+    RemoveStandby,
+    /// Give the VF back as it was.
+    RestoreVf,
+    /// End a QEMU that will never run the VM.
+    QuitQemu,
+    /// Remove the journal's record: nothing is held any more.
+    Forget,
+}
+
+/// What comes next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Take this step, then observe anew.
+    Do(Step),
+    /// The goal is reached, as far as it can be for now.
+    Done(AttachmentState),
+    /// The goal is not reached, and nothing can be done until something changes.
+    Wait(Wait),
+}
+
+/// Why nothing can be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Where the NIC is meanwhile.
+    pub state: AttachmentState,
+    /// One of [`reasons`].
+    pub reason: &'static str,
+    /// A sentence for a person.
+    pub message: String,
+}
+
+/// What is seen of a VF that is reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VfSeen {
+    /// Whether it is bound to vfio-pci.
+    pub on_vfio: bool,
+    /// Whose MAC it has.
+    pub mac: VfMac,
+    /// Whether its other settings are the network's.
+    pub settings_ok: bool,
+    /// Whether its PF has a link.
+    pub link: bool,
+    /// Whether its PF is not the standby's.
+    pub other_pf: bool,
+}
+
+/// Whose MAC a VF has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VfMac {
+    /// The NIC's.
+    Nic,
+    /// Its parking MAC.
+    Parking,
+    /// Another.
+    Other,
+}
+
+/// What is seen of the VM's QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QemuSeen {
+    /// Nothing listens on its socket.
+    Gone,
+    /// It may live, but cannot be talked to.
+    Unreachable,
+    /// It answers.
+    Up(Guest),
+}
+
+/// What is seen in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// What QEMU does.
+    pub run: Run,
+    /// Whether the standby is plugged.
+    pub standby: bool,
+    /// Whether the VF is plugged, or its unplug not yet acknowledged.
+    pub vf: bool,
+    /// Whether the guest uses the VF.
+    pub uses_vf: bool,
+    /// Whether the guest took the standby feature; `None` while its driver has not spoken.
+    pub failover: Option<bool>,
+}
+
+/// What a QEMU does with the VM, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// The VM is here; it runs, or is paused for a reason of its own.
+    Here,
+    /// It waits for the VM, or loads it.
+    Incoming,
+    /// The VM is being handed over: its NICs must be silent here.
+    HandingOver,
+    /// The VM was handed over and waits here for the end, or to be taken back.
+    HandedOver,
+}
+
+/// All that the plan looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether the journal has a record.
+    pub recorded: bool,
+    /// The VF that is reserved; `Some(None)` is one that has gone away.
+    pub vf: Option<Option<VfSeen>>,
+    /// Whether a VF can be had now.
+    pub vf_offered: bool,
+    /// Whether some PF of the network is there for a standby.
+    pub uplink: bool,
+    /// Whether the journal has a standby.
+    pub standby_recorded: bool,
+    /// Whether the macvtap is there, and up.
+    pub macvtap: Option<bool>,
+    /// The VM's QEMU.
+    pub qemu: QemuSeen,
+}
+
+/// What earlier steps have taught, and is forgotten when the goal changes or the VM does something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Learnt {
+    /// The guest did not let go of the VF in time.
+    pub keeps_vf: bool,
+    /// The guest did not let go of the standby in time.
+    pub keeps_standby: bool,
+    /// The guest did not use the VF in time.
+    pub ignores_vf: bool,
+    /// The VF could not be set up or plugged; one of [`reasons`]. Tried again after a pause.
+    pub vf_failed: Option<&'static str>,
+    /// The driver refused one MAC twice.
+    pub refuses_twice: bool,
+    /// The standby has taken over, and the switches have not been told.
+    pub announce: bool,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// Where the NIC should be.
+    pub goal: Goal,
+    /// What to do without a VF.
+    pub no_free_vf: NoFreeVf,
+    /// The driver's order.
+    pub order: SwitchOrder,
+}
+
+/// The order in which VF and standby are switched.
+pub fn order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
+    let other_pf = matches!(seen.vf, Some(Some(VfSeen { other_pf: true, .. })));
+    if other_pf || learnt.refuses_twice { SwitchOrder::BreakBeforeMake } else { ask.order }
+}
+
+/// The next step.
+pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
+    match ask.goal {
+        Goal::Detached => detach(seen, learnt),
+        goal => attach(goal, ask, seen, learnt),
+    }
+}
+
+fn wait(state: AttachmentState, reason: &'static str, message: impl Into<String>) -> Decision {
+    Decision::Wait(Wait { state, reason, message: message.into() })
+}
+
+fn detach(seen: &Seen, learnt: &Learnt) -> Decision {
+    let held = if seen.recorded { AttachmentState::Standby } else { AttachmentState::Detached };
+    match seen.qemu {
+        QemuSeen::Unreachable if seen.recorded => {
+            return wait(held, reasons::QMP_UNAVAILABLE, "the VM's QEMU does not answer; nothing is taken from it");
+        }
+        QemuSeen::Up(guest) if guest.vf || guest.standby => {
+            match guest.run {
+                Run::Here => {}
+                // It will never run the VM again, and a guest that does not run lets go of nothing.
+                Run::Incoming | Run::HandedOver => return Decision::Do(Step::QuitQemu),
+                Run::HandingOver => {
+                    return wait(held, reasons::MIGRATING, "the VM is being handed over; nothing is taken from it");
+                }
+            }
+            if guest.vf {
+                return if learnt.keeps_vf {
+                    wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+                } else {
+                    Decision::Do(Step::UnplugVf)
+                };
+            }
+            return if learnt.keeps_standby {
+                wait(held, reasons::GUEST_KEEPS_VF, "the guest does not let go of its standby device")
+            } else {
+                Decision::Do(Step::UnplugStandby)
+            };
+        }
+        _ => {}
+    }
+    if seen.standby_recorded || seen.macvtap.is_some() {
+        Decision::Do(Step::RemoveStandby)
+    } else if seen.vf.is_some() {
+        Decision::Do(Step::RestoreVf)
+    } else if seen.recorded {
+        Decision::Do(Step::Forget)
+    } else {
+        Decision::Done(AttachmentState::Detached)
+    }
+}
+
+const KEEPS_VF: &str = "the guest did not let go of the VF in time: it needs a PCI hot-plug driver (acpiphp or pciehp) \
+                        and must not be paused; the VF stays";
+
+fn attach(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
+    use AttachmentState::{Pending, Reserved};
+    let guest = match seen.qemu {
+        QemuSeen::Up(guest) => guest,
+        QemuSeen::Gone => {
+            return wait(Pending, reasons::QMP_UNAVAILABLE, "the VM's QEMU has no QMP socket yet, or has ended");
+        }
+        QemuSeen::Unreachable => {
+            return wait(Pending, reasons::QMP_UNAVAILABLE, "the VM's QEMU does not answer on its QMP socket");
+        }
+    };
+    // The VF first: the standby is derived from it.
+    match seen.vf {
+        Some(None) => return Decision::Do(Step::DropVf),
+        None if seen.vf_offered && !guest.vf => return Decision::Do(Step::Reserve),
+        None if !seen.standby_recorded && ask.no_free_vf == NoFreeVf::Wait => {
+            return wait(Pending, reasons::NO_FREE_VF, "no VF of the network is free on the node; the NIC waits for one");
+        }
+        None if !seen.standby_recorded && !seen.uplink => {
+            return wait(Pending, reasons::NO_UPLINK, "no PF of the node that can be used matches the network's uplinks");
+        }
+        None if !seen.standby_recorded => return Decision::Do(Step::Reserve),
+        Some(Some(vf)) if !guest.vf => {
+            if !vf.on_vfio {
+                return Decision::Do(Step::Bind);
+            }
+            if vf.mac == VfMac::Other {
+                return Decision::Do(Step::Park);
+            }
+        }
+        _ => {}
+    }
+    if seen.macvtap.is_none() {
+        return Decision::Do(Step::MakeStandby);
+    }
+    if !guest.standby {
+        return Decision::Do(Step::PlugStandby);
+    }
+    let up = seen.macvtap == Some(true);
+    match guest.run {
+        Run::Here => {}
+        // Silent until RESUME, and from pre-switchover on.
+        Run::Incoming | Run::HandingOver | Run::HandedOver if up => return Decision::Do(Step::StandbyDown),
+        Run::Incoming => return Decision::Done(Reserved),
+        Run::HandingOver | Run::HandedOver => return Decision::Done(AttachmentState::Standby),
+    }
+    match goal {
+        Goal::Reserved => reserved(seen, guest, up, learnt),
+        Goal::Standby => standby(ask, seen, guest, up, learnt),
+        Goal::FastPath => fast_path(ask, seen, guest, up, learnt),
+        Goal::Detached => detach(seen, learnt),
+    }
+}
+
+fn reserved(seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
+    if guest.vf {
+        if learnt.keeps_vf {
+            return wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF);
+        }
+        return Decision::Do(Step::UnplugVf);
+    }
+    if has_nic_mac(seen) {
+        return Decision::Do(Step::Park);
+    }
+    if up {
+        return Decision::Do(Step::StandbyDown);
+    }
+    Decision::Done(AttachmentState::Reserved)
+}
+
+fn has_nic_mac(seen: &Seen) -> bool {
+    matches!(seen.vf, Some(Some(VfSeen { mac: VfMac::Nic, .. })))
+}
+
+fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
+    let make_first = order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
+    if guest.vf {
+        return if learnt.keeps_vf {
+            if up && guest.uses_vf {
+                Decision::Do(Step::StandbyDown)
+            } else {
+                wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+            }
+        } else if make_first && !up {
+            Decision::Do(Step::StandbyUp)
+        } else {
+            Decision::Do(Step::UnplugVf)
+        };
+    }
+    settle_on_standby(seen, up, learnt).map_or(Decision::Done(AttachmentState::Standby), Decision::Do)
+}
+
+/// What is left to do before the standby alone carries the traffic. The VF is not in the guest.
+fn settle_on_standby(seen: &Seen, up: bool, learnt: &Learnt) -> Option<Step> {
+    if has_nic_mac(seen) {
+        Some(Step::Park)
+    } else if !up {
+        Some(Step::StandbyUp)
+    } else if learnt.announce {
+        Some(Step::Announce)
+    } else {
+        None
+    }
+}
+
+fn fast_path(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
+    let degraded = |reason, message: &str| {
+        settle_on_standby(seen, up, learnt)
+            .map_or_else(|| wait(AttachmentState::Standby, reason, message), Decision::Do)
+    };
+    if guest.vf {
+        if !guest.uses_vf {
+            return if learnt.ignores_vf {
+                if learnt.keeps_vf {
+                    wait(AttachmentState::Standby, reasons::GUEST_IGNORES_VF, IGNORES_VF)
+                } else {
+                    Decision::Do(Step::UnplugVf)
+                }
+            } else {
+                Decision::Do(Step::AwaitGuest)
+            };
+        }
+        if let Some(Some(vf)) = seen.vf
+            && !(vf.settings_ok && vf.mac == VfMac::Nic)
+        {
+            return match learnt.vf_failed {
+                Some(reason) => wait(AttachmentState::FastPath, reason, "the VF's settings could not be changed"),
+                None => Decision::Do(Step::ConfigureVf),
+            };
+        }
+        return if up { Decision::Do(Step::StandbyDown) } else { Decision::Done(AttachmentState::FastPath) };
+    }
+    let Some(Some(vf)) = seen.vf else {
+        return degraded(reasons::NO_FREE_VF, "no VF of the network is free on the node; the standby carries the traffic");
+    };
+    if !vf.link {
+        return degraded(reasons::PF_LINK_DOWN, "the VF's PF has no link; the standby stays in use until it has");
+    }
+    if guest.failover == Some(false) {
+        return degraded(
+            reasons::GUEST_NO_FAILOVER,
+            "the guest's virtio-net driver did not take the standby feature: it needs net_failover (Linux 4.18 and later)",
+        );
+    }
+    if guest.failover.is_none() {
+        return degraded(
+            reasons::GUEST_NO_FAILOVER,
+            "the guest's virtio-net driver has not started yet; the VF is plugged when it has",
+        );
+    }
+    if learnt.ignores_vf {
+        return degraded(reasons::GUEST_IGNORES_VF, IGNORES_VF);
+    }
+    if let Some(reason) = learnt.vf_failed {
+        return degraded(reason, "the VF could not be set up or plugged; tried again after a pause");
+    }
+    let make_first = order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
+    let configured = vf.mac == VfMac::Nic && vf.settings_ok;
+    if make_first && !up && !configured {
+        return Decision::Do(Step::StandbyUp);
+    }
+    if make_first && learnt.announce && !has_nic_mac(seen) {
+        return Decision::Do(Step::Announce);
+    }
+    if !make_first && up {
+        return Decision::Do(Step::StandbyDown);
+    }
+    if !configured {
+        return Decision::Do(Step::ConfigureVf);
+    }
+    Decision::Do(Step::PlugVf)
+}
+
+const IGNORES_VF: &str = "the guest did not use the VF in time: it needs the VF's driver; \
+                          tried again when the guest restarts";

@@ -1,0 +1,129 @@
+//! From what is seen and decided to what an attachment's status says. Pure.
+
+use hybridnic_api::{
+    conditions::{self, NewCondition, reasons, types},
+    v1alpha1::{
+        AttachmentState, Goal, GuestDevices, MigrationReport, NicAttachmentStatus, Path, StandbyRef, SwitchOrder,
+        TimelineEntry, VfRef,
+    },
+};
+use jiff::Timestamp;
+
+use super::plan::{Decision, QemuSeen, Seen};
+use crate::{error::StepError, journal::Record};
+
+/// What a status is made from.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// What is held.
+    pub record: &'a Record,
+    /// Generation of the spec.
+    pub generation: Option<i64>,
+    /// What is seen; `None` when nothing could be.
+    pub seen: Option<&'a Seen>,
+    /// Whether QEMU runs the VM.
+    pub running: bool,
+    /// What comes next.
+    pub decision: Option<&'a Decision>,
+    /// What went wrong last, and is tried again.
+    pub error: Option<&'a StepError>,
+    /// Both devices in the guest.
+    pub guest: GuestDevices,
+    /// The order of the last switch to the standby.
+    pub unplug_order: Option<SwitchOrder>,
+    /// The VM's migration.
+    pub migration: Option<MigrationReport>,
+    /// What happened.
+    pub timeline: Vec<TimelineEntry>,
+}
+
+/// Makes the status; `old` keeps the conditions' transition times.
+pub fn build(facts: Facts<'_>, old: Option<&NicAttachmentStatus>, now: Timestamp) -> NicAttachmentStatus {
+    let path = path(&facts);
+    let mut list = old.map(|o| o.conditions.clone()).unwrap_or_default();
+    let (state, ready) = ready(&facts, path);
+    let fast = fast_path(&facts, path, &ready);
+    for condition in [ready, fast] {
+        conditions::set(&mut list, facts.generation, now, condition);
+    }
+    let record = facts.record;
+    NicAttachmentStatus {
+        observed_generation: facts.generation,
+        state,
+        path,
+        vf: record.vf.as_ref().map(|vf| VfRef {
+            pci_address: vf.address.to_string(),
+            pf: vf.pf_name.clone(),
+            index: vf.index.into(),
+        }),
+        standby: record
+            .standby
+            .as_ref()
+            .map(|s| StandbyRef { macvtap: s.macvtap.clone(), pf: s.pf_name.clone() }),
+        guest: facts.guest,
+        unplug_order: facts.unplug_order,
+        migration: facts.migration,
+        timeline: facts.timeline,
+        conditions: list,
+    }
+}
+
+fn path(facts: &Facts<'_>) -> Path {
+    let Some(seen) = facts.seen else {
+        return Path::None;
+    };
+    match seen.qemu {
+        QemuSeen::Up(guest) if facts.running && guest.vf && guest.uses_vf => Path::FastPath,
+        QemuSeen::Up(guest) if facts.running && guest.standby && seen.macvtap == Some(true) => Path::Standby,
+        _ => Path::None,
+    }
+}
+
+fn state_of(path: Path, seen: Option<&Seen>) -> AttachmentState {
+    match (path, seen) {
+        (Path::FastPath, _) => AttachmentState::FastPath,
+        (Path::Standby, _) => AttachmentState::Standby,
+        (Path::None, Some(Seen { qemu: QemuSeen::Up(guest), .. })) if guest.standby => AttachmentState::Reserved,
+        (Path::None, _) => AttachmentState::Pending,
+    }
+}
+
+fn ready(facts: &Facts<'_>, path: Path) -> (AttachmentState, NewCondition) {
+    let no = |reason: &str, message: &str| NewCondition::no(types::READY, reason, message);
+    if let Some(error) = facts.error {
+        return (state_of(path, facts.seen), no(error.reason, &error.message));
+    }
+    match facts.decision {
+        None => (AttachmentState::Pending, no(reasons::PROGRESSING, "the agent has begun")),
+        Some(Decision::Do(step)) => {
+            (state_of(path, facts.seen), no(reasons::PROGRESSING, &format!("next step: {step:?}")))
+        }
+        Some(Decision::Wait(wait)) => (wait.state, no(wait.reason, &wait.message)),
+        Some(Decision::Done(state)) => {
+            let (reason, message) = match state {
+                AttachmentState::Detached => (reasons::DETACHED, "nothing of the NIC is left on the node"),
+                AttachmentState::Reserved if facts.record.spec.goal != Goal::Reserved => {
+                    (reasons::VM_INCOMING, "all is ready for the VM to arrive")
+                }
+                _ => (reasons::ATTACHED, "the NIC is where it should be"),
+            };
+            (*state, NewCondition::yes(types::READY, reason, message))
+        }
+    }
+}
+
+fn fast_path(facts: &Facts<'_>, path: Path, ready: &NewCondition) -> NewCondition {
+    if path == Path::FastPath {
+        return NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "the VF carries the traffic");
+    }
+    // Ready without the fast path: that is what was asked for.
+    if ready.status == Some(true) {
+        let message = match facts.record.spec.goal {
+            Goal::Standby => "the standby carries the traffic, as a migration asks for",
+            Goal::Detached => "the NIC has left the node",
+            Goal::Reserved | Goal::FastPath => "the VM does not run here yet",
+        };
+        return NewCondition::no(types::FAST_PATH, ready.reason.clone(), message);
+    }
+    NewCondition::no(types::FAST_PATH, ready.reason.clone(), ready.message.clone())
+}

@@ -1,0 +1,310 @@
+//! Steps in the guest, by QMP: plug and unplug VF and standby.
+
+use std::{error::Error, os::fd::AsFd as _, time::Duration};
+
+use hybridnic_api::{conditions::reasons, v1alpha1::GuestPorts};
+use hybridnic_net::tap::open_tap;
+use hybridnic_qmp::{
+    Client, EventError, QmpError,
+    commands::{Announce, Queues, TapNetdev, VfioPci, VfioSource, Vhost, VirtioNet},
+    wait_event,
+};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Context, ids, vf};
+use crate::{
+    error::{StepError, chain},
+    nic::observe,
+};
+
+/// How often is looked whether the guest uses its VF: there is no event for it.
+const LOOK: Duration = Duration::from_millis(50);
+/// QEMU pins all guest memory when it takes a VF.
+const PIN_DEADLINE: Duration = Duration::from_secs(120);
+/// Locked memory that QEMU needs beside the guest's own: device memory and page tables.
+const LOCKED_EXTRA: u64 = 1 << 30;
+/// Id of QEMU's iommufd object, one for a VM.
+const IOMMUFD: &str = "hybridnic-iommufd";
+
+fn refused(error: &dyn Error) -> StepError {
+    StepError::from_error(reasons::QEMU_REFUSED, error)
+}
+
+/// Plugs the standby: descriptors of macvtap and vhost, a netdev, a virtio device that offers failover.
+pub(super) async fn plug_standby(cx: &mut Context, client: &Client) -> Result<(), StepError> {
+    let vm = std::sync::Arc::clone(&cx.vm);
+    let _choosing = vm.choosing_ports.lock().await;
+    let ports = choose_ports(cx, client).await?;
+    if cx.record.ports.as_ref() != Some(&ports) {
+        cx.record.ports = Some(ports.clone());
+        cx.save()?;
+        cx.vm.update_nic(&cx.record.uid, |n| n.ports = Some(ports.clone()));
+    }
+    let nic = cx.record.spec.nic.name.clone();
+    let netdev = ids::netdev(&nic);
+    // A netdev that a crash, or a macvtap that was made anew, has left without its device.
+    match client.netdev_del(&netdev).await {
+        Ok(()) | Err(QmpError::Command { .. }) => {}
+        Err(error) => return Err(refused(&error)),
+    }
+    add_netdev(cx, client, &netdev).await?;
+    let device = VirtioNet {
+        id: ids::standby(&nic),
+        netdev: netdev.clone(),
+        mac: cx.mac.to_string(),
+        bus: ports.standby,
+        queues: Queues::MIN,
+        mtu: None,
+    };
+    match client.device_add_virtio_net(&device).await {
+        Err(error) if error.is_duplicate_id() => Ok(()),
+        result => result.map_err(|e| refused(&e)),
+    }
+}
+
+async fn add_netdev(cx: &Context, client: &Client, netdev: &str) -> Result<(), StepError> {
+    let failed = |e: &dyn Error| StepError::from_error(reasons::STANDBY_FAILED, e);
+    let name = cx.record.standby.as_ref().map_or("", |s| s.macvtap.as_str());
+    let link = cx.host.netlink.link(name).await.map_err(|e| failed(&e))?;
+    let link = link.ok_or_else(|| StepError::new(reasons::STANDBY_FAILED, "the macvtap has gone away"))?;
+    let tap = open_tap(&cx.host.sysfs, &cx.host.dev, name, link.index).map_err(|e| failed(&e))?;
+    let vhost = match cx.host.dev.open_vhost_net() {
+        Ok(fd) => fd,
+        Err(error) => {
+            warn!(error = chain(&error), "vhost-net cannot be used; QEMU handles the standby's packets itself");
+            None
+        }
+    };
+    let (tap_fd, vhost_fd) = (format!("{netdev}-tap"), format!("{netdev}-vhost"));
+    client.getfd(&tap_fd, tap.as_fd()).await.map_err(|e| refused(&e))?;
+    let vhost = match vhost {
+        None => Vhost::Off,
+        Some(fd) => {
+            client.getfd(&vhost_fd, fd.as_fd()).await.map_err(|e| refused(&e))?;
+            Vhost::Fds(vec![vhost_fd])
+        }
+    };
+    client
+        .netdev_add_tap(&TapNetdev { id: netdev.to_owned(), fds: vec![tap_fd], vhost })
+        .await
+        .map_err(|e| refused(&e))
+}
+
+/// The ports that the NIC had, or must have, or two free ones.
+async fn choose_ports(cx: &Context, client: &Client) -> Result<GuestPorts, StepError> {
+    if let Some(ports) = cx.record.ports.clone().or_else(|| cx.record.spec.ports.clone()) {
+        return Ok(ports);
+    }
+    let mut free = client.free_root_ports().await.map_err(|e| refused(&e))?;
+    for (uid, other) in cx.vm.nics() {
+        if let Some(ports) = other.ports
+            && uid != cx.record.uid
+        {
+            free.retain(|p| *p != ports.standby && *p != ports.vf);
+        }
+    }
+    let mut free = free.into_iter();
+    match (free.next(), free.next()) {
+        (Some(standby), Some(vf)) => Ok(GuestPorts { standby, vf }),
+        _ => Err(StepError::new(
+            reasons::NO_GUEST_PORT,
+            "the VM needs two free hot-pluggable PCIe root ports for each hybrid NIC: start QEMU with more of \
+             -device pcie-root-port,id=…",
+        )),
+    }
+}
+
+/// Plugs the VF, by an iommufd where kernel and QEMU have it, by its vfio group otherwise.
+pub(super) async fn plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError> {
+    let result = try_plug_vf(cx, client).await;
+    if let Err(error) = &result {
+        cx.learnt.vf_failed = Some(error.reason);
+    }
+    result
+}
+
+async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError> {
+    let ports = cx.record.ports.clone().or_else(|| cx.record.spec.ports.clone());
+    let ports = ports.ok_or_else(|| StepError::new(reasons::NO_GUEST_PORT, "the NIC has no ports in the guest"))?;
+    let vf = cx.record.vf.clone().ok_or_else(|| StepError::new(reasons::VF_LOST, "no VF is reserved"))?;
+    raise_locked_memory(client).await?;
+    cx.record.plugs += 1;
+    cx.save()?;
+    let id = ids::vf(&cx.record.spec.nic.name, cx.record.plugs);
+    let source = vfio_source(cx, client, &vf, &id).await?;
+    let how = if matches!(source, VfioSource::Host(_)) { "group" } else { "iommufd" };
+    client
+        .with_timeout(PIN_DEADLINE)
+        .device_add_vfio(&VfioPci { id: id.clone(), bus: ports.vf, source })
+        .await
+        .map_err(|e| refused(&e))?;
+    info!(nic = cx.record.nic(), vf = %vf.address, device = id, how, "VF plugged");
+    Ok(())
+}
+
+async fn vfio_source(
+    cx: &Context,
+    client: &Client,
+    vf: &crate::journal::VfRecord,
+    id: &str,
+) -> Result<VfioSource, StepError> {
+    let by_group = Ok(VfioSource::Host(vf.address.to_string()));
+    // QEMU takes iommufd and passed vfio descriptors since 9.0.
+    if !client.version().at_least(9, 0) {
+        return by_group;
+    }
+    let open = || -> Option<_> {
+        let cdev = cx.host.sysfs.vf(vf.address).ok()??.vfio_cdev?;
+        let iommu = cx.host.dev.open_iommu().ok()??;
+        Some((iommu, cx.host.dev.open_vfio_cdev(&cdev).ok()??))
+    };
+    let Some((iommu, device)) = open() else {
+        return by_group;
+    };
+    let objects = client.qom_list("/objects").await.map_err(|e| refused(&e))?;
+    if !objects.contains_key(IOMMUFD) {
+        client.getfd(IOMMUFD, iommu.as_fd()).await.map_err(|e| refused(&e))?;
+        match client.object_add_iommufd(IOMMUFD, IOMMUFD).await {
+            Ok(()) => {}
+            // A QEMU without iommufd; or the VM's other NIC was quicker.
+            Err(QmpError::Command { .. }) => {
+                let objects = client.qom_list("/objects").await.map_err(|e| refused(&e))?;
+                if !objects.contains_key(IOMMUFD) {
+                    return by_group;
+                }
+            }
+            Err(error) => return Err(refused(&error)),
+        }
+    }
+    client.getfd(id, device.as_fd()).await.map_err(|e| refused(&e))?;
+    Ok(VfioSource::Fd { fd: id.to_owned(), iommufd: IOMMUFD.into() })
+}
+
+/// Lets QEMU lock all guest memory: it must not move while a VF may write to it.
+async fn raise_locked_memory(client: &Client) -> Result<(), StepError> {
+    let memory = client.query_memory_size_summary().await.map_err(|e| refused(&e))?;
+    let wanted = memory.total().saturating_add(LOCKED_EXTRA);
+    let Some(pid) = client.peer().pid.and_then(Pid::from_raw) else {
+        return Ok(());
+    };
+    let set = |limit| {
+        prlimit(Some(pid), Resource::Memlock, limit).map_err(|e| {
+            StepError::new(reasons::QEMU_REFUSED, format!("cannot raise QEMU's limit of locked memory: {e}"))
+        })
+    };
+    // The system call sets and tells the old limit in one; a larger one is put back.
+    let old = set(Rlimit { current: Some(wanted), maximum: Some(wanted) })?;
+    if old.current.is_none_or(|limit| limit > wanted) {
+        set(old)?;
+    }
+    Ok(())
+}
+
+/// Waits until the guest uses the VF, or the goal changes, or the deadline passes.
+pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
+    let Some(vf) = cx.record.vf.clone() else {
+        return Ok(());
+    };
+    let deadline = Instant::now() + cx.host.options.plug_deadline;
+    let mut pulse = cx.vm.pulse();
+    loop {
+        if observe::uses(&vf) {
+            if cx.record.standby.as_ref().is_some_and(|s| s.pf != vf.pf) {
+                vf::announce_on_pf(cx).await.map_err(|e| refused(&e))?;
+            }
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            warn!(nic = cx.record.nic(), vf = %vf.address, "the guest does not use the VF");
+            cx.learnt.ignores_vf = true;
+            return Ok(());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            // Both are looked at by the task.
+            _ = cx.interrupt.changed() => return Ok(()),
+            _ = pulse.changed() => {}
+        }
+    }
+}
+
+/// Asks the guest to let go of the VF and waits until it has.
+pub(super) async fn unplug_vf(cx: &mut Context, client: &Client, device: Option<&str>) -> Result<(), StepError> {
+    let Some(device) = device else {
+        return Ok(());
+    };
+    cx.note("UnplugRequested");
+    if remove_device(cx, client, device).await? {
+        cx.learnt.announce = true;
+    } else {
+        warn!(nic = cx.record.nic(), device, "the guest does not let go of the VF");
+        cx.learnt.keeps_vf = true;
+    }
+    Ok(())
+}
+
+/// Takes the standby out of the guest, and its netdev out of QEMU.
+pub(super) async fn unplug_standby(cx: &mut Context, client: &Client) -> Result<(), StepError> {
+    let nic = cx.record.spec.nic.name.clone();
+    if !remove_device(cx, client, &ids::standby(&nic)).await? {
+        cx.learnt.keeps_standby = true;
+        return Ok(());
+    }
+    match client.netdev_del(&ids::netdev(&nic)).await {
+        Ok(()) | Err(QmpError::Command { .. }) => Ok(()),
+        Err(error) => Err(refused(&error)),
+    }
+}
+
+/// `device_del` and its end; `false` when the guest did not let go in time.
+async fn remove_device(cx: &Context, client: &Client, id: &str) -> Result<bool, StepError> {
+    let deadline = Instant::now() + cx.host.options.unplug_deadline;
+    let mut events = client.subscribe();
+    match client.device_del(id).await {
+        Ok(()) => {}
+        Err(error) if error.is_device_not_found() => return Ok(true),
+        // An earlier request still stands.
+        Err(error) if error.is_unplug_pending() || error.is_busy_guest() => {}
+        Err(error) => return Err(refused(&error)),
+    }
+    loop {
+        match wait_event(&mut events, deadline, |e| e.is_device_deleted(id) || e.is_unplug_refused(id)).await {
+            Ok(event) => return Ok(event.is_device_deleted(id)),
+            Err(EventError::Timeout) => {
+                let devices = client.peripheral().await.map_err(|e| refused(&e))?;
+                return Ok(!devices.contains_key(id));
+            }
+            Err(EventError::Lagged(_)) => {
+                let devices = client.peripheral().await.map_err(|e| refused(&e))?;
+                if !devices.contains_key(id) {
+                    return Ok(true);
+                }
+            }
+            Err(EventError::Closed(reason)) => {
+                return Err(StepError::new(reasons::QMP_UNAVAILABLE, reason.to_string()));
+            }
+        }
+    }
+}
+
+/// Tells the switches, from the standby, where the MAC is now.
+pub(super) async fn announce(cx: &mut Context, client: &Client) -> Result<(), StepError> {
+    let device = ids::standby(&cx.record.spec.nic.name);
+    client.announce_self(&[&device], Announce::default()).await.map_err(|e| refused(&e))?;
+    cx.learnt.announce = false;
+    Ok(())
+}
+
+/// Ends a QEMU that will never run the VM again, and waits until it has gone.
+pub(super) async fn quit(client: &Client) -> Result<(), StepError> {
+    match client.quit().await {
+        Ok(()) | Err(QmpError::Closed(_)) => {}
+        Err(error) => return Err(refused(&error)),
+    }
+    match tokio::time::timeout(Duration::from_secs(10), client.closed()).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(StepError::new(reasons::QEMU_REFUSED, "QEMU was told to quit and did not")),
+    }
+}

@@ -1,0 +1,148 @@
+//! The effects: one function for each [`Step`]. Each writes the journal before it acts, and can be taken again.
+
+mod guest;
+mod standby;
+mod vf;
+
+use std::sync::Arc;
+
+use hybridnic_api::{conditions::reasons, v1alpha1::SwitchOrder};
+use hybridnic_net::MacAddr;
+use hybridnic_qmp::Client;
+use tokio::sync::watch;
+
+use super::{observe::Observation, plan::{Learnt, Step}};
+use crate::{
+    error::StepError,
+    host::Host,
+    journal::Record,
+    node::pool::Claimant,
+    vm::Vm,
+};
+
+/// The ids of a NIC's devices in QEMU.
+pub mod ids {
+    /// The standby.
+    pub fn standby(nic: &str) -> String {
+        format!("sb-{nic}")
+    }
+
+    /// The standby's netdev.
+    pub fn netdev(nic: &str) -> String {
+        format!("hn-{nic}")
+    }
+
+    /// The VF at its `plug`-th plug: QEMU may still remember an id that it has seen.
+    pub fn vf(nic: &str, plug: u32) -> String {
+        format!("vf-{nic}-g{plug}")
+    }
+
+    /// Whether an id is that of the NIC's VF, at any plug.
+    pub fn is_vf(id: &str, nic: &str) -> bool {
+        id.strip_prefix("vf-")
+            .and_then(|rest| rest.strip_prefix(nic))
+            .and_then(|rest| rest.strip_prefix("-g"))
+            .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    }
+
+    /// The macvtap: at most 15 octets, the same each time it is made for an attachment.
+    pub fn macvtap(attachment_uid: &str) -> String {
+        let short: String = attachment_uid.chars().filter(char::is_ascii_alphanumeric).take(11).collect();
+        format!("hn{short}")
+    }
+
+    #[cfg(test)]
+    mod tests {
+        #[test]
+        fn one_nic_is_not_taken_for_another() {
+            assert!(super::is_vf(&super::vf("a", 3), "a"));
+            assert!(!super::is_vf(&super::vf("a-g1", 3), "a"));
+            assert!(!super::is_vf("vf-a-g", "a"));
+            assert!(super::macvtap("0b2e7c1d-90aa-4f6e-8d2f-000000000001").len() <= 15);
+        }
+    }
+}
+
+/// What the steps of one NIC work on.
+#[derive(Debug)]
+pub struct Context {
+    /// The node.
+    pub host: Arc<Host>,
+    /// The VM.
+    pub vm: Arc<Vm>,
+    /// Who asks.
+    pub claimant: Claimant,
+    /// What is held; on disk whenever a step acts.
+    pub record: Record,
+    /// Whether the record is on disk.
+    pub recorded: bool,
+    /// The NIC's MAC.
+    pub mac: MacAddr,
+    /// What earlier steps have taught.
+    pub learnt: Learnt,
+    /// The order of the last switch from VF to standby.
+    pub unplug_order: Option<SwitchOrder>,
+    /// Resolves when the spec changes: a wait for the guest ends then.
+    pub interrupt: watch::Receiver<u64>,
+}
+
+impl Context {
+    /// Writes the record.
+    fn save(&mut self) -> Result<(), StepError> {
+        self.host
+            .journal
+            .write(&self.record)
+            .map_err(|e| StepError::from_error(reasons::JOURNAL_FAILED, &e))?;
+        self.recorded = true;
+        Ok(())
+    }
+
+    fn note(&self, event: impl Into<String>) {
+        self.vm.note(&self.record.uid, event);
+    }
+
+    /// Takes a step.
+    pub async fn take(&mut self, step: Step, now: &Observation, order: SwitchOrder) -> Result<(), StepError> {
+        match step {
+            Step::Reserve => vf::reserve(self).await?,
+            Step::Bind => vf::bind(self).await?,
+            Step::Park => vf::park(self).await?,
+            Step::DropVf => vf::drop_lost(self)?,
+            Step::ConfigureVf => vf::configure(self, now).await?,
+            Step::RestoreVf => vf::restore(self).await?,
+            Step::MakeStandby => standby::make(self).await?,
+            Step::StandbyUp => standby::up(self, now).await?,
+            Step::StandbyDown => standby::down(self, now).await?,
+            Step::RemoveStandby => standby::remove(self).await?,
+            Step::PlugStandby => guest::plug_standby(self, client(now)?).await?,
+            Step::UnplugStandby => guest::unplug_standby(self, client(now)?).await?,
+            Step::PlugVf => guest::plug_vf(self, client(now)?).await?,
+            Step::AwaitGuest => guest::await_guest(self).await?,
+            Step::UnplugVf => {
+                self.unplug_order = Some(order);
+                guest::unplug_vf(self, client(now)?, now.vf_device.as_deref()).await?;
+            }
+            Step::Announce => guest::announce(self, client(now)?).await?,
+            Step::QuitQemu => guest::quit(client(now)?).await?,
+            Step::Forget => self.forget()?,
+        }
+        self.note(format!("{step:?}"));
+        Ok(())
+    }
+
+    fn forget(&mut self) -> Result<(), StepError> {
+        self.host
+            .journal
+            .remove(&self.record.uid)
+            .map_err(|e| StepError::from_error(reasons::JOURNAL_FAILED, &e))?;
+        self.host.pools.stop_waiting(&self.claimant);
+        self.recorded = false;
+        Ok(())
+    }
+}
+
+fn client(now: &Observation) -> Result<&Client, StepError> {
+    now.client
+        .as_ref()
+        .ok_or_else(|| StepError::new(reasons::QMP_UNAVAILABLE, "the VM's QEMU does not answer"))
+}

@@ -1,0 +1,340 @@
+//! Drives one NIC: observes, plans, takes a step, reports; waits when there is nothing to do.
+
+use std::{sync::Arc, time::Duration};
+
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{Goal, GuestDevices, MigrationReport, NicAttachmentSpec, NicAttachmentStatus},
+};
+use hybridnic_net::MacAddr;
+use hybridnic_qmp::Client;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{
+    observe::{self, Observation},
+    plan::{self, Ask, Decision, Learnt, QemuSeen},
+    quirks,
+    report::{self, Facts},
+    steps::{Context, ids},
+};
+use crate::{
+    error::StepError,
+    host::Host,
+    journal::Record,
+    node::pool::Claimant,
+    vm::Vm,
+};
+
+/// The first pause after a step that failed; doubled up to the cap.
+const BACKOFF: Duration = Duration::from_secs(1);
+/// The longest pause after a step that failed.
+const BACKOFF_CAP: Duration = Duration::from_secs(60);
+/// How long a VF that could not be used is left alone, where nothing tells that it might now.
+const TRY_AGAIN: Duration = Duration::from_secs(60);
+
+/// What the operator wants of an attachment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// The spec. Goal `Detached` when the object is gone or being deleted.
+    pub spec: NicAttachmentSpec,
+    /// Its generation; `None` when the spec comes from the journal.
+    pub generation: Option<i64>,
+}
+
+/// One NIC's task.
+#[derive(Debug)]
+pub struct NicTask {
+    cx: Context,
+    wanted: watch::Receiver<Wanted>,
+    status: watch::Sender<Option<NicAttachmentStatus>>,
+    generation: Option<i64>,
+    last_error: Option<StepError>,
+    guest: GuestDevices,
+    migration: Option<MigrationReport>,
+}
+
+impl NicTask {
+    /// A task for a record, which may be new or come from the journal (`recorded`).
+    pub fn new(
+        host: Arc<Host>,
+        vm: Arc<Vm>,
+        record: Record,
+        recorded: bool,
+        wanted: watch::Receiver<Wanted>,
+        status: watch::Sender<Option<NicAttachmentStatus>>,
+    ) -> Result<Self, StepError> {
+        let mac: MacAddr = record
+            .spec
+            .mac
+            .parse()
+            .map_err(|e: hybridnic_net::ParseMacError| StepError::from_error(reasons::FAILED, &e))?;
+        let claimant = Claimant { created: record.created, nic: record.nic(), uid: record.uid.clone() };
+        if let Some(vf) = &record.vf {
+            host.pools.restore(claimant.clone(), vf.address);
+        }
+        if let Some(standby) = &record.standby {
+            host.pools.note_standby(&record.uid, standby.pf);
+        }
+        let (_, interrupt) = watch::channel(0);
+        let cx = Context {
+            host,
+            vm,
+            claimant,
+            record,
+            recorded,
+            mac,
+            learnt: Learnt::default(),
+            unplug_order: None,
+            interrupt,
+        };
+        Ok(Self {
+            cx,
+            wanted,
+            status,
+            generation: None,
+            last_error: None,
+            guest: GuestDevices::default(),
+            migration: None,
+        })
+    }
+
+    /// Runs until the NIC has left the node.
+    pub async fn run(mut self) {
+        let (interrupt, receiver) = watch::channel(0u64);
+        self.cx.interrupt = receiver;
+        let mut spec_changes = self.wanted.clone();
+        let forward = tokio::spawn(async move {
+            while spec_changes.changed().await.is_ok() {
+                interrupt.send_modify(|n| *n += 1);
+            }
+        });
+        self.drive().await;
+        forward.abort();
+    }
+
+    async fn drive(&mut self) {
+        let mut pulse = self.cx.vm.pulse();
+        let mut pools = self.cx.host.pools.subscribe();
+        let mut hardware = self.cx.host.hardware.subscribe();
+        let mut migration = self.cx.vm.migration_report();
+        let mut fresh = pulse.borrow().fresh;
+        let mut backoff = BACKOFF;
+        loop {
+            pools.mark_unchanged();
+            hardware.mark_unchanged();
+            migration.mark_unchanged();
+            self.take_wanted();
+            let now = *pulse.borrow_and_update();
+            if now.fresh != fresh {
+                fresh = now.fresh;
+                self.relearn();
+            }
+            let pause = match self.round().await {
+                Ok(Decision::Do(_)) => {
+                    backoff = BACKOFF;
+                    self.last_error = None;
+                    continue;
+                }
+                Ok(Decision::Done(hybridnic_api::v1alpha1::AttachmentState::Detached)) => return,
+                Ok(_) => {
+                    backoff = BACKOFF;
+                    let retry = self.cx.learnt.vf_failed.is_some() || self.cx.learnt.ignores_vf;
+                    let stuck = self.cx.learnt.keeps_vf && self.cx.record.spec.goal == Goal::Detached;
+                    if retry || stuck { Some(TRY_AGAIN) } else { None }
+                }
+                Err(error) => {
+                    warn!(nic = self.cx.record.nic(), reason = error.reason, error = error.message, "step failed");
+                    self.last_error = Some(error);
+                    self.report(None, None);
+                    let pause = backoff;
+                    backoff = (backoff * 2).min(BACKOFF_CAP);
+                    Some(pause)
+                }
+            };
+            tokio::select! {
+                changed = self.wanted.changed() => if changed.is_err() { return },
+                _ = pulse.changed() => {}
+                _ = pools.changed() => {}
+                _ = hardware.changed() => {}
+                _ = migration.changed() => {}
+                () = sleep(pause) => self.relearn(),
+            }
+        }
+    }
+
+    /// What had failed may work now.
+    fn relearn(&mut self) {
+        self.cx.learnt =
+            Learnt { announce: self.cx.learnt.announce, refuses_twice: self.cx.learnt.refuses_twice, ..Learnt::default() };
+    }
+
+    fn take_wanted(&mut self) {
+        let wanted = self.wanted.borrow_and_update().clone();
+        if wanted.spec.goal != self.cx.record.spec.goal {
+            info!(nic = self.cx.record.nic(), from = ?self.cx.record.spec.goal, to = ?wanted.spec.goal, "goal");
+            self.cx.vm.note(&self.cx.record.uid, format!("Goal {:?}", wanted.spec.goal));
+            self.relearn();
+            if wanted.spec.goal == Goal::Standby {
+                self.cx.unplug_order = None;
+            }
+        }
+        self.generation = wanted.generation.or(self.generation);
+        if self.cx.record.spec != wanted.spec {
+            self.cx.record.spec = wanted.spec;
+            // On disk too, so that a restart without an API server goes on with it.
+            if self.cx.recorded
+                && let Err(error) = self.cx.host.journal.write(&self.cx.record)
+            {
+                warn!(nic = self.cx.record.nic(), %error, "the journal does not have the new goal");
+            }
+        }
+    }
+
+    /// Observes, decides, reports, and takes the step if there is one.
+    async fn round(&mut self) -> Result<Decision, StepError> {
+        let mut now = observe::observe(&self.cx.host, &self.cx.vm, &self.cx.record, self.cx.mac).await?;
+        self.complete(&mut now).await?;
+        let ask = self.ask();
+        let decision = plan::next(&ask, &now.seen, &self.cx.learnt);
+        self.look_at_guest(&now).await;
+        self.show(&decision, &now);
+        if !matches!(decision, Decision::Do(_)) {
+            self.settle(&decision);
+        }
+        self.report(Some(&now), Some(&decision));
+        if let Decision::Do(step) = decision {
+            let order = plan::order(&ask, &now.seen, &self.cx.learnt);
+            info!(nic = self.cx.record.nic(), ?step, "step");
+            self.cx.take(step, &now, order).await?;
+        }
+        Ok(decision)
+    }
+
+    fn settle(&mut self, decision: &Decision) {
+        // A wait that a failed step led to keeps the failure's own words.
+        let explained = matches!(decision, Decision::Wait(w) if Some(w.reason) == self.cx.learnt.vf_failed);
+        if !explained {
+            self.last_error = None;
+        }
+    }
+
+    fn ask(&self) -> Ask {
+        let driver = self.cx.record.vf.as_ref().map_or("", |vf| vf.pf_driver.as_str());
+        Ask {
+            goal: self.cx.record.spec.goal,
+            no_free_vf: self.cx.record.spec.no_free_vf,
+            order: quirks::switch_order(driver),
+        }
+    }
+
+    /// What pool and journal know.
+    async fn complete(&mut self, now: &mut Observation) -> Result<(), StepError> {
+        now.seen.recorded = self.cx.recorded;
+        if self.cx.record.vf.is_some() || self.cx.record.spec.goal == Goal::Detached {
+            return Ok(());
+        }
+        let inventory = self
+            .cx
+            .host
+            .inventory()
+            .await
+            .map_err(|e| StepError::from_error(reasons::VF_LOST, &e))?;
+        let network = &self.cx.record.spec.network;
+        let standby_pf = self.cx.record.standby.as_ref().map(|s| s.pf);
+        now.seen.uplink = self.cx.host.pools.standby_pf(&inventory, network).is_some();
+        now.seen.vf_offered = self.cx.host.pools.offers(&inventory, network, &self.cx.claimant, standby_pf);
+        Ok(())
+    }
+
+    /// Both devices' addresses in the guest.
+    async fn look_at_guest(&mut self, now: &Observation) {
+        let nic = &self.cx.record.spec.nic.name;
+        let ports = self.cx.record.ports.as_ref();
+        let mut guest = GuestDevices {
+            vf_port: ports.map(|p| p.vf.clone()),
+            standby_port: ports.map(|p| p.standby.clone()),
+            ..GuestDevices::default()
+        };
+        if let (Some(client), QemuSeen::Up(seen)) = (&now.client, now.seen.qemu)
+            && seen.standby
+        {
+            guest.standby_pci_address = address(client, &ids::standby(nic)).await;
+            if let Some(device) = &now.vf_device {
+                guest.vf_pci_address = address(client, device).await;
+            }
+        }
+        self.guest = guest;
+    }
+
+    /// Shows the VM's task where the NIC is.
+    fn show(&self, decision: &Decision, now: &Observation) {
+        let record = &self.cx.record;
+        let state = match decision {
+            Decision::Done(state) => *state,
+            Decision::Wait(wait) => wait.state,
+            Decision::Do(_) => hybridnic_api::v1alpha1::AttachmentState::Pending,
+        };
+        let shown = self.cx.vm.nics().get(&record.uid).map(|n| (n.state, n.order.clone(), n.macvtap.clone()));
+        let macvtap = now.macvtap.as_ref().map(|l| l.name.clone());
+        if shown == Some((state, record.spec.migration.clone(), macvtap.clone())) {
+            return;
+        }
+        self.cx.vm.update_nic(&record.uid, |n| {
+            n.nic.clone_from(&record.spec.nic.name);
+            n.macvtap = macvtap;
+            n.standby_device = ids::standby(&record.spec.nic.name);
+            n.state = state;
+            n.order.clone_from(&record.spec.migration);
+            n.ports.clone_from(&record.ports);
+        });
+    }
+
+    fn report(&mut self, now: Option<&Observation>, decision: Option<&Decision>) {
+        if let Some(report) = self.cx.vm.migration_report().borrow().clone() {
+            self.migration = Some(report);
+        }
+        let timeline = self.cx.vm.nics().remove(&self.cx.record.uid).map(|n| n.timeline).unwrap_or_default();
+        let facts = Facts {
+            record: &self.cx.record,
+            generation: self.generation,
+            seen: now.map(|n| &n.seen),
+            running: now.is_some_and(|n| n.running),
+            decision,
+            error: self.last_error.as_ref(),
+            guest: self.guest.clone(),
+            unplug_order: self.cx.unplug_order,
+            migration: self.migration.clone(),
+            timeline,
+        };
+        let old = self.status.borrow().clone();
+        let mut status = report::build(facts, old.as_ref(), Timestamp::now());
+        if let (None, Some(old)) = (now, &old) {
+            // Nothing could be seen: what was true before is the best guess.
+            (status.state, status.path) = (old.state, old.path);
+        }
+        self.status.send_if_modified(|s| {
+            let changed = s.as_ref() != Some(&status);
+            *s = Some(status);
+            changed
+        });
+    }
+}
+
+async fn address(client: &Client, id: &str) -> Option<String> {
+    client.guest_pci_address(id).await.ok().flatten().map(|a| a.to_string())
+}
+
+async fn sleep(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Drop for NicTask {
+    fn drop(&mut self) {
+        self.cx.vm.remove_nic(&self.cx.record.uid);
+    }
+}

@@ -1,0 +1,292 @@
+//! Who holds which VF of this node, and which VF the next NIC gets.
+//!
+//! The agent alone hands out its node's VFs, so a lock in this process is all that keeps two NICs from one VF.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
+};
+
+use hybridnic_api::v1alpha1::NodePool;
+use hybridnic_net::{
+    PciAddress,
+    sysfs::{Inventory, Pf, Vf},
+};
+use tokio::sync::watch;
+
+use super::select;
+
+/// Who asks for a VF. Older ones go first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claimant {
+    /// When the attachment was made, in seconds since the epoch.
+    pub created: i64,
+    /// `namespace/name` of the NIC.
+    pub nic: String,
+    /// The attachment's uid.
+    pub uid: String,
+}
+
+/// A VF that was chosen, with what must be known of its PF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The PF.
+    pub pf: Pf,
+    /// The VF.
+    pub vf: Vf,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pools: Vec<NodePool>,
+    held: BTreeMap<PciAddress, Claimant>,
+    /// Standbys by the PF that they are on.
+    standbys: BTreeMap<String, PciAddress>,
+    waiting: BTreeMap<Claimant, String>,
+    /// VFs that something else was seen to use.
+    foreign: BTreeSet<PciAddress>,
+}
+
+impl State {
+    fn best(
+        &self,
+        inventory: &Inventory,
+        network: &str,
+        claimant: &Claimant,
+        standby_pf: Option<PciAddress>,
+    ) -> Option<Choice> {
+        let uplinks = &self.pools.iter().find(|p| p.network == network)?.uplinks;
+        let before = self.waiting.range(..claimant).filter(|(_, n)| n.as_str() == network).count();
+        let mut free: Vec<(&Pf, &Vf)> = candidates(inventory, uplinks)
+            .filter(|(_, vf)| !self.held.contains_key(&vf.address) && !self.foreign.contains(&vf.address))
+            .collect();
+        // Each older NIC that waits has one of them coming.
+        if free.len() <= before {
+            return None;
+        }
+        let load = |pf: &Pf| self.held.keys().filter(|a| pf.vfs.iter().any(|vf| vf.address == **a)).count();
+        free.sort_by_key(|(pf, vf)| (Some(pf.address) != standby_pf, load(pf), pf.address, vf.index));
+        let (pf, vf) = *free.first()?;
+        Some(Choice { pf: pf.clone(), vf: vf.clone() })
+    }
+}
+
+/// The node's pools. Cheap to share behind an `Arc`.
+#[derive(Debug)]
+pub struct Pools {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Pools {
+    fn default() -> Self {
+        Self { state: Mutex::default(), changed: watch::Sender::new(0) }
+    }
+}
+
+impl Pools {
+    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        // A panic while holding the lock leaves plain data that is still right.
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        change(&mut state)
+    }
+
+    fn notify(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Resolves each time the pools or their holders change.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Takes the pools that the operator has given this node.
+    pub fn set_pools(&self, pools: Vec<NodePool>) {
+        if self.with(|s| std::mem::replace(&mut s.pools, pools.clone()) != pools) {
+            self.notify();
+        }
+    }
+
+    /// The pools as given.
+    pub fn pools(&self) -> Vec<NodePool> {
+        self.with(|s| s.pools.clone())
+    }
+
+    /// Who holds each VF.
+    pub fn holders(&self) -> BTreeMap<PciAddress, Claimant> {
+        self.with(|s| s.held.clone())
+    }
+
+    /// VFs that something else was seen to use.
+    pub fn foreign(&self) -> BTreeSet<PciAddress> {
+        self.with(|s| s.foreign.clone())
+    }
+
+    /// Notes that something else uses this VF, so that it is passed over.
+    pub fn mark_foreign(&self, vf: PciAddress) {
+        self.with(|s| s.foreign.insert(vf));
+        self.notify();
+    }
+
+    /// Forgets who else was seen to use VFs, so that they are looked at again.
+    pub fn forget_foreign(&self) {
+        if self.with(|s| !std::mem::take(&mut s.foreign).is_empty()) {
+            self.notify();
+        }
+    }
+
+    /// Notes a VF that the journal says a NIC holds.
+    pub fn restore(&self, claimant: Claimant, vf: PciAddress) {
+        self.with(|s| s.held.insert(vf, claimant));
+        self.notify();
+    }
+
+    /// Notes the PF that a NIC's standby is on, for an even spread.
+    pub fn note_standby(&self, uid: &str, pf: PciAddress) {
+        self.with(|s| s.standbys.insert(uid.to_owned(), pf));
+    }
+
+    /// Forgets a NIC's standby.
+    pub fn drop_standby(&self, uid: &str) {
+        self.with(|s| s.standbys.remove(uid));
+    }
+
+    /// Takes the best free VF of a network for a NIC. A NIC whose standby is already on a PF prefers that PF's VFs.
+    pub fn take(
+        &self,
+        inventory: &Inventory,
+        network: &str,
+        claimant: &Claimant,
+        standby_pf: Option<PciAddress>,
+    ) -> Option<Choice> {
+        let choice = self.with(|s| {
+            let choice = s.best(inventory, network, claimant, standby_pf)?;
+            s.held.insert(choice.vf.address, claimant.clone());
+            s.waiting.remove(claimant);
+            Some(choice)
+        });
+        if choice.is_some() {
+            self.notify();
+        }
+        choice
+    }
+
+    /// Whether [`Pools::take`] would give a VF. If not, the NIC is queued: older ones go first.
+    pub fn offers(
+        &self,
+        inventory: &Inventory,
+        network: &str,
+        claimant: &Claimant,
+        standby_pf: Option<PciAddress>,
+    ) -> bool {
+        self.with(|s| {
+            s.waiting.insert(claimant.clone(), network.to_owned());
+            s.best(inventory, network, claimant, standby_pf).is_some()
+        })
+    }
+
+    /// The PF for a standby without a VF: with a link, and with the fewest standbys.
+    pub fn standby_pf(&self, inventory: &Inventory, network: &str) -> Option<Pf> {
+        self.with(|s| {
+            let uplinks = &s.pools.iter().find(|p| p.network == network)?.uplinks;
+            inventory
+                .pfs
+                .iter()
+                .filter(|pf| uplinks.iter().any(|u| select::selects_pf(u, pf)))
+                .filter(|pf| select::pf_problem(pf).is_none())
+                .min_by_key(|pf| {
+                    let standbys = s.standbys.values().filter(|a| **a == pf.address).count();
+                    (!select::has_link(pf), standbys, pf.address)
+                })
+                .cloned()
+        })
+    }
+
+    /// Stops waiting for a VF.
+    pub fn stop_waiting(&self, claimant: &Claimant) {
+        if self.with(|s| s.waiting.remove(claimant).is_some()) {
+            self.notify();
+        }
+    }
+
+    /// Gives a VF back.
+    pub fn release(&self, vf: PciAddress) {
+        if self.with(|s| s.held.remove(&vf).is_some()) {
+            self.notify();
+        }
+    }
+}
+
+fn candidates<'a>(
+    inventory: &'a Inventory,
+    uplinks: &'a [hybridnic_api::v1alpha1::Uplink],
+) -> impl Iterator<Item = (&'a Pf, &'a Vf)> {
+    inventory
+        .pfs
+        .iter()
+        .flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf)))
+        .filter(|(pf, vf)| select::selects_vf(uplinks, pf, vf))
+        .filter(|(pf, vf)| select::vf_problem(pf, vf).is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use hybridnic_api::v1alpha1::Uplink;
+    use hybridnic_net::testing;
+
+    use super::*;
+
+    fn setup(vfs: u8) -> (Inventory, Pools) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut inventory = testing::make_sysfs(dir.path(), 2, vfs).unwrap().discover().unwrap();
+        for pf in &mut inventory.pfs {
+            pf.carrier = Some(true);
+        }
+        let pools = Pools::default();
+        let uplinks = vec![Uplink { pf_names: vec!["*".into()], ..Uplink::default() }];
+        pools.set_pools(vec![NodePool { network: "n".into(), uplinks }]);
+        (inventory, pools)
+    }
+
+    fn claimant(n: i64) -> Claimant {
+        Claimant { created: n, nic: format!("ns/nic{n}"), uid: format!("uid{n}") }
+    }
+
+    #[test]
+    fn fourteen_nics_get_fourteen_vfs_over_both_pfs_and_the_fifteenth_waits() {
+        let (inventory, pools) = setup(7);
+        let mut seen = BTreeSet::new();
+        for n in 0..14 {
+            let choice = pools.take(&inventory, "n", &claimant(n), None).unwrap();
+            assert!(seen.insert(choice.vf.address));
+            assert_eq!(choice.pf.address, inventory.pfs[usize::try_from(n % 2).unwrap()].address);
+        }
+        assert_eq!(pools.take(&inventory, "n", &claimant(14), None), None);
+        let freed = *seen.iter().next().unwrap();
+        pools.release(freed);
+        assert_eq!(pools.take(&inventory, "n", &claimant(14), None).unwrap().vf.address, freed);
+    }
+
+    #[test]
+    fn the_oldest_waiter_goes_first() {
+        let (inventory, pools) = setup(1);
+        let taken: Vec<_> =
+            (0..2).map(|n| pools.take(&inventory, "n", &claimant(n), None).unwrap().vf.address).collect();
+        assert!(!pools.offers(&inventory, "n", &claimant(3), None));
+        assert!(!pools.offers(&inventory, "n", &claimant(2), None));
+        pools.release(taken[0]);
+        assert!(!pools.offers(&inventory, "n", &claimant(3), None), "the older one has it coming");
+        assert!(pools.take(&inventory, "n", &claimant(2), None).is_some());
+        pools.release(taken[1]);
+        assert!(pools.take(&inventory, "n", &claimant(3), None).is_some());
+    }
+
+    #[test]
+    fn a_standby_draws_its_vf_to_its_own_pf() {
+        let (inventory, pools) = setup(2);
+        let second = inventory.pfs[1].address;
+        let choice = pools.take(&inventory, "n", &claimant(1), Some(second)).unwrap();
+        assert_eq!(choice.pf.address, second);
+        assert_eq!(pools.take(&inventory, "other", &claimant(2), None), None);
+    }
+}

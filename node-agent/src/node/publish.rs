@@ -1,0 +1,196 @@
+//! Publishes what the node has in its `HybridNode`, and takes from there which pools it is part of.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use hybridnic_api::{
+    conditions::{self, NewCondition, reasons, types},
+    names::AGENT_MANAGER,
+    v1alpha1::{HybridNode, HybridNodeSpec, HybridNodeStatus},
+};
+use hybridnic_net::{PciAddress, netlink::LinkEvents, sysfs::Inventory, uevent::Uevents};
+use jiff::Timestamp;
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde_json::json;
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use super::table::{self, Sources, Table};
+use crate::{error::chain, host::Host};
+
+/// Events of the hardware come in bursts: a PF that gets VFs sends some for each. What they add up to is
+/// published once.
+const BURST: Duration = Duration::from_millis(200);
+/// The pause after a write that failed; doubled up to the cap.
+const BACKOFF: Duration = Duration::from_millis(500);
+/// The longest pause after a write that failed.
+const BACKOFF_CAP: Duration = Duration::from_secs(30);
+
+/// Counts the kernel's events of links and PCI functions. Ends only with an error.
+pub async fn watch_hardware(host: Arc<Host>) -> anyhow::Result<()> {
+    let mut links = LinkEvents::open()?;
+    let mut devices = Uevents::open()?;
+    loop {
+        tokio::select! {
+            event = links.next() => anyhow::ensure!(event.is_some(), "the kernel's link events have ended"),
+            event = devices.next() => {
+                anyhow::ensure!(event.is_some(), "the kernel's device events have ended");
+                host.pools.forget_foreign();
+            }
+        }
+        host.hardware_changed();
+    }
+}
+
+/// Keeps the node's pools as its `HybridNode` says; makes that object where it is not there.
+pub async fn watch_pools(client: Client, host: Arc<Host>, generation: watch::Sender<Option<i64>>) {
+    let api: Api<HybridNode> = Api::all(client);
+    let name = host.options.node_name.clone();
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let stream = watcher(api.clone(), config).default_backoff();
+    futures::pin_mut!(stream);
+    ensure(&api, &name).await;
+    loop {
+        match stream.try_next().await {
+            Ok(Some(watcher::Event::Apply(node) | watcher::Event::InitApply(node))) => {
+                host.pools.set_pools(node.spec.pools.clone());
+                generation.send_replace(node.metadata.generation);
+            }
+            Ok(Some(watcher::Event::Delete(_))) => {
+                // Somebody removed it: make it anew. The pools come back with the operator's next write.
+                ensure(&api, &name).await;
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => return,
+            Err(error) => debug!(%error, "watching the HybridNode; tried again"),
+        }
+    }
+}
+
+/// Makes the object, however long that takes.
+async fn ensure(api: &Api<HybridNode>, name: &str) {
+    let mut pause = BACKOFF;
+    let object = HybridNode {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        spec: HybridNodeSpec::default(),
+        status: None,
+    };
+    loop {
+        match api.create(&PostParams::default(), &object).await {
+            Ok(_) => return info!(name, "HybridNode created"),
+            Err(kube::Error::Api(status)) if status.is_already_exists() => return,
+            Err(error) => warn!(%error, "cannot create the HybridNode; tried again"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(BACKOFF_CAP);
+    }
+}
+
+/// Discovers, creates VFs where asked for, and publishes what has changed.
+pub async fn publish(client: Client, host: Arc<Host>, mut generation: watch::Receiver<Option<i64>>) {
+    let api: Api<HybridNode> = Api::all(client);
+    let mut hardware = host.hardware.subscribe();
+    let mut pools = host.pools.subscribe();
+    let mut published: Option<HybridNodeStatus> = None;
+    let mut pause = BACKOFF;
+    loop {
+        hardware.mark_unchanged();
+        pools.mark_unchanged();
+        let seen_generation = *generation.borrow_and_update();
+        let status = match look(&host).await {
+            Ok((inventory, errors)) => status(&host, &inventory, &errors, seen_generation, published.as_ref()),
+            Err(error) => failed(seen_generation, published.as_ref(), &error),
+        };
+        let mut retry = None;
+        if published.as_ref() != Some(&status) {
+            match write(&api, &host.options.node_name, &status).await {
+                Ok(()) => {
+                    published = Some(status);
+                    pause = BACKOFF;
+                }
+                Err(error) => {
+                    debug!(%error, "cannot publish the node; tried again");
+                    retry = Some(pause);
+                    pause = (pause * 2).min(BACKOFF_CAP);
+                }
+            }
+        }
+        let again = async {
+            match retry {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = hardware.changed() => tokio::time::sleep(BURST).await,
+            _ = pools.changed() => tokio::time::sleep(BURST).await,
+            changed = generation.changed() => if changed.is_err() { return },
+            () = again => {}
+        }
+    }
+}
+
+async fn look(host: &Arc<Host>) -> Result<(Inventory, BTreeMap<PciAddress, String>), String> {
+    let inventory = host.inventory().await.map_err(|e| chain(&e))?;
+    let errors = super::provision::provision(host, &inventory).await;
+    // What was created is to be seen.
+    let inventory = host.inventory().await.map_err(|e| chain(&e))?;
+    for problem in &inventory.problems {
+        debug!(path = %problem.path.display(), problem.reason, "sysfs");
+    }
+    Ok((inventory, errors))
+}
+
+fn status(
+    host: &Host,
+    inventory: &Inventory,
+    errors: &BTreeMap<PciAddress, String>,
+    generation: Option<i64>,
+    old: Option<&HybridNodeStatus>,
+) -> HybridNodeStatus {
+    let Table { pfs, pools, vfs } = table::build(&Sources {
+        inventory,
+        pools: &host.pools.pools(),
+        holders: &host.pools.holders(),
+        foreign: &host.pools.foreign(),
+        provision_errors: errors,
+    });
+    let mut list = old.map(|o| o.conditions.clone()).unwrap_or_default();
+    let ready = if pfs.is_empty() {
+        NewCondition::no(types::READY, reasons::NO_UPLINK, "the node has no PF that can have VFs")
+    } else {
+        NewCondition::yes(types::READY, reasons::DISCOVERED, "the node's PFs and VFs are published")
+    };
+    conditions::set(&mut list, generation, Timestamp::now(), ready);
+    HybridNodeStatus {
+        observed_generation: generation,
+        agent_version: Some(env!("CARGO_PKG_VERSION").into()),
+        pf_count: i32::try_from(pfs.len()).unwrap_or(i32::MAX),
+        vfs,
+        pools,
+        pfs,
+        conditions: list,
+    }
+}
+
+fn failed(generation: Option<i64>, old: Option<&HybridNodeStatus>, error: &str) -> HybridNodeStatus {
+    let mut status = old.cloned().unwrap_or_default();
+    let condition = NewCondition::no(types::READY, reasons::FAILED, format!("the node cannot be discovered: {error}"));
+    conditions::set(&mut status.conditions, generation, Timestamp::now(), condition);
+    status
+}
+
+async fn write(api: &Api<HybridNode>, name: &str, status: &HybridNodeStatus) -> kube::Result<()> {
+    let patch = json!({
+        "apiVersion": "hybridnic.io/v1alpha1",
+        "kind": "HybridNode",
+        "metadata": { "name": name },
+        "status": status,
+    });
+    api.patch_status(name, &PatchParams::apply(AGENT_MANAGER).force(), &Patch::Apply(&patch)).await?;
+    Ok(())
+}

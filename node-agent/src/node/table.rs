@@ -1,0 +1,179 @@
+//! From an inventory, pools and holders to what a `HybridNode` says. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hybridnic_api::v1alpha1::{NodePool, PfStatus, PoolStatus, VfCounts, VfState, VfStatus};
+use hybridnic_net::{
+    PciAddress,
+    sysfs::{Inventory, Pf, Vf},
+};
+
+use super::{pool::Claimant, select};
+
+/// What the table is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'a> {
+    /// What the node has.
+    pub inventory: &'a Inventory,
+    /// What the operator has given it to manage.
+    pub pools: &'a [NodePool],
+    /// Who holds which VF.
+    pub holders: &'a BTreeMap<PciAddress, Claimant>,
+    /// VFs that something else was seen to use.
+    pub foreign: &'a BTreeSet<PciAddress>,
+    /// Why VFs could not be made, by PF.
+    pub provision_errors: &'a BTreeMap<PciAddress, String>,
+}
+
+/// PFs, pools and the total of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Its PFs with their VFs.
+    pub pfs: Vec<PfStatus>,
+    /// Its pools.
+    pub pools: Vec<PoolStatus>,
+    /// All of its VFs that some network selects.
+    pub vfs: VfCounts,
+}
+
+/// Makes the table.
+pub fn build(sources: &Sources<'_>) -> Table {
+    let mut table = Table {
+        pools: sources
+            .pools
+            .iter()
+            .map(|p| PoolStatus { network: p.network.clone(), ..PoolStatus::default() })
+            .collect(),
+        ..Table::default()
+    };
+    for pf in &sources.inventory.pfs {
+        let mut status = pf_status(pf, sources);
+        for vf in &pf.vfs {
+            let row = vf_status(pf, vf, sources);
+            count(&mut table.vfs, row.state);
+            for (pool, counts) in sources.pools.iter().zip(&mut table.pools) {
+                if select::selects_vf(&pool.uplinks, pf, vf) {
+                    count(&mut counts.vfs, row.state);
+                }
+            }
+            status.vfs.push(row);
+        }
+        table.pfs.push(status);
+    }
+    for (pool, status) in sources.pools.iter().zip(&mut table.pools) {
+        status.message = pool_message(pool, status, sources);
+    }
+    table
+}
+
+fn pool_message(pool: &NodePool, status: &PoolStatus, sources: &Sources<'_>) -> String {
+    let matching = |pf: &&Pf| pool.uplinks.iter().any(|u| select::selects_pf(u, pf));
+    let pfs: Vec<&Pf> = sources.inventory.pfs.iter().filter(matching).collect();
+    if pfs.is_empty() {
+        return "no PF of the node matches the network's uplinks".into();
+    }
+    if status.vfs.total == 0 {
+        let errors: Vec<&str> =
+            pfs.iter().filter_map(|pf| sources.provision_errors.get(&pf.address)).map(String::as_str).collect();
+        return if errors.is_empty() {
+            "the matching PFs have no VFs: create them, or set numVfs in the network's uplink".into()
+        } else {
+            errors.join("; ")
+        };
+    }
+    String::new()
+}
+
+fn pf_status(pf: &Pf, sources: &Sources<'_>) -> PfStatus {
+    let mut message = select::pf_problem(pf).unwrap_or_default();
+    if message.is_empty()
+        && let Some(error) = sources.provision_errors.get(&pf.address)
+    {
+        message.clone_from(error);
+    }
+    PfStatus {
+        name: pf.name.clone().unwrap_or_default(),
+        pci_address: pf.address.to_string(),
+        vendor: pf.id.map_or_else(String::new, |id| format!("{:04x}", id.vendor)),
+        device: pf.id.map_or_else(String::new, |id| format!("{:04x}", id.device)),
+        driver: pf.driver.clone().unwrap_or_default(),
+        numa_node: pf.numa_node.and_then(|n| i32::try_from(n).ok()),
+        mac: pf.mac.map(|m| m.to_string()),
+        mtu: pf.mtu.and_then(|m| i32::try_from(m).ok()),
+        link_up: select::has_link(pf),
+        total_vfs: pf.total_vfs.into(),
+        message,
+        vfs: Vec::with_capacity(pf.vfs.len()),
+    }
+}
+
+fn vf_status(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> VfStatus {
+    let holder = sources.holders.get(&vf.address);
+    let selected = sources.pools.iter().any(|p| select::selects_vf(&p.uplinks, pf, vf));
+    let (state, message) = match holder {
+        Some(_) => (VfState::Held, String::new()),
+        None if !selected => (VfState::Unselected, String::new()),
+        None if sources.foreign.contains(&vf.address) => {
+            (VfState::Unhealthy, "something other than hybridnic uses it through vfio".to_owned())
+        }
+        None => match select::vf_problem(pf, vf) {
+            Some(problem) => (VfState::Unhealthy, problem),
+            None => (VfState::Free, String::new()),
+        },
+    };
+    VfStatus {
+        index: vf.index.into(),
+        pci_address: vf.address.to_string(),
+        driver: vf.driver.clone().unwrap_or_default(),
+        iommu_group: vf.iommu_group.and_then(|g| i32::try_from(g).ok()),
+        state,
+        held_by: holder.map(|h| h.nic.clone()),
+        message,
+    }
+}
+
+fn count(counts: &mut VfCounts, state: VfState) {
+    match state {
+        VfState::Unselected => return,
+        VfState::Free => counts.free += 1,
+        VfState::Held => counts.held += 1,
+        VfState::Unhealthy => counts.unhealthy += 1,
+    }
+    counts.total += 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use hybridnic_api::v1alpha1::Uplink;
+    use hybridnic_net::testing;
+
+    use super::*;
+
+    #[test]
+    fn counts_add_up_and_reasons_are_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut inventory = testing::make_sysfs(dir.path(), 2, 3).unwrap().discover().unwrap();
+        inventory.pfs[0].carrier = Some(true);
+        inventory.pfs[1].carrier = Some(false);
+        let name = |i: usize| inventory.pfs[i].name.clone().unwrap();
+        let pool = |network: &str, pf: &str| NodePool {
+            network: network.into(),
+            uplinks: vec![Uplink { pf_names: vec![pf.into()], ..Uplink::default() }],
+        };
+        let pools = [pool("a", &name(0)), pool("b", &name(1)), pool("c", "nosuch")];
+        let holder = Claimant { created: 0, nic: "ns/x".into(), uid: "u".into() };
+        let holders = BTreeMap::from([(inventory.pfs[0].vfs[1].address, holder)]);
+        let table = build(&Sources {
+            inventory: &inventory,
+            pools: &pools,
+            holders: &holders,
+            foreign: &BTreeSet::new(),
+            provision_errors: &BTreeMap::new(),
+        });
+        assert_eq!(table.vfs, VfCounts { total: 6, free: 2, held: 1, unhealthy: 3 });
+        assert_eq!(table.pools[0].vfs, VfCounts { total: 3, free: 2, held: 1, unhealthy: 0 });
+        assert_eq!(table.pfs[0].vfs[1].held_by.as_deref(), Some("ns/x"));
+        assert!(table.pfs[1].vfs[0].message.contains("no link"));
+        assert!(table.pools[2].message.contains("no PF"));
+    }
+}

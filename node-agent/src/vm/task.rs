@@ -1,0 +1,252 @@
+//! Keeps a VM's QMP session and takes its migration's steps.
+
+use std::{sync::Arc, time::Duration};
+
+use hybridnic_api::v1alpha1::{MigrationReport, MigrationState};
+use hybridnic_qmp::{
+    Client, Event, EventError, Events, Options, QmpError,
+    commands::{MigrationCapability, MigrationParameters, MigrationStatus},
+};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use super::{
+    Session, Vm, handover,
+    migration::{self, Action, VmSeen},
+    socket,
+};
+use crate::{error::chain, host::Host};
+
+/// How soon a socket that somebody may listen on soon is tried again; doubled up to the cap.
+const RETRY: Duration = Duration::from_millis(50);
+/// The longest wait between two tries, where no event tells that something changed.
+const RETRY_CAP: Duration = Duration::from_secs(30);
+
+/// Runs until the VM has no NIC left here; the caller aborts it then.
+pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>) {
+    let mut pause = RETRY;
+    loop {
+        sockets.mark_unchanged();
+        match connect(&vm, &host).await {
+            Ok(client) => {
+                pause = RETRY;
+                info!(namespace = vm.namespace, pod = vm.pod, qemu = %client.version(), "QMP session opened");
+                let reason = serve(&vm, &host, &client).await;
+                info!(namespace = vm.namespace, pod = vm.pod, reason, "QMP session closed");
+                client.close();
+                continue;
+            }
+            Err(session) => {
+                if let Session::Unreachable(why) = &session {
+                    warn!(namespace = vm.namespace, pod = vm.pod, why, "cannot talk to QEMU");
+                }
+                publish(&vm, session);
+                drive(&vm, &host, None).await;
+            }
+        }
+        tokio::select! {
+            changed = sockets.changed() => {
+                if changed.is_err() { return }
+                // The socket is bound a moment before it is listened on.
+                pause = RETRY;
+                tokio::time::sleep(RETRY).await;
+            }
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_CAP),
+        }
+    }
+}
+
+fn publish(vm: &Vm, session: Session) {
+    let same = matches!(
+        (&*vm.session.borrow(), &session),
+        (Session::Gone, Session::Gone) | (Session::Unreachable(_), Session::Unreachable(_))
+    );
+    if !same {
+        vm.set_session(session);
+    }
+}
+
+async fn connect(vm: &Vm, host: &Host) -> Result<Client, Session> {
+    let (root, namespace, pod) = (host.options.vm_root.clone(), vm.namespace.clone(), vm.pod.clone());
+    let stream = tokio::task::spawn_blocking(move || socket::connect(&root, &namespace, &pod)).await;
+    let stream = match stream {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if socket::is_gone(&error) => return Err(Session::Gone),
+        Ok(Err(error)) => return Err(Session::Unreachable(error.to_string())),
+        Err(error) => return Err(Session::Unreachable(error.to_string())),
+    };
+    let client = match Client::from_std(stream, &Options::default()).await {
+        Ok(client) => client,
+        Err(QmpError::Closed(_)) => return Err(Session::Gone),
+        Err(error) => return Err(Session::Unreachable(chain(&error))),
+    };
+    match client.migrate_set_capabilities(&[(MigrationCapability::Events, true)]).await {
+        Ok(()) => Ok(client),
+        // While a migration runs capabilities cannot change; we set it before it began.
+        Err(QmpError::Command { .. }) => Ok(client),
+        Err(error) => Err(Session::Unreachable(chain(&error))),
+    }
+}
+
+/// Until the session ends; says why it did.
+async fn serve(vm: &Vm, host: &Host, client: &Client) -> String {
+    let mut events = client.subscribe();
+    let mut nics = vm.nics_changed.subscribe();
+    vm.set_session(Session::Up(client.clone()));
+    loop {
+        nics.mark_unchanged();
+        drive(vm, host, Some(client)).await;
+        tokio::select! {
+            biased;
+            reason = next(vm, host, client, &mut events) => {
+                if let Some(reason) = reason {
+                    return reason;
+                }
+            }
+            _ = nics.changed() => {}
+        }
+    }
+}
+
+/// Takes one event; says why when the session has ended.
+async fn next(vm: &Vm, host: &Host, client: &Client, events: &mut Events) -> Option<String> {
+    match events.recv().await {
+        Ok(event) => {
+            on_event(vm, host, client, &event).await;
+            None
+        }
+        Err(EventError::Closed(reason)) => Some(reason.to_string()),
+        Err(error) => {
+            debug!(%error, "events were lost; the state is read anew");
+            vm.beat(true);
+            None
+        }
+    }
+}
+
+async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) {
+    debug!(pod = vm.pod, event = event.name, data = %event.data, "QEMU");
+    for uid in vm.nics().keys() {
+        match event.migration_status() {
+            Some(status) => vm.note(uid, format!("Migration {status}")),
+            None if matches!(event.name.as_str(), "RESUME" | "STOP" | "RESET" | "SHUTDOWN") => {
+                vm.note(uid, event.name.clone());
+            }
+            None => {}
+        }
+    }
+    let incoming = migration::agreed(&vm.nics()).is_some_and(|o| o.step == hybridnic_api::v1alpha1::MigrationStep::Listen);
+    if event.is_resume() && incoming {
+        if let Err(error) = handover::wake(vm, &host.netlink, client).await {
+            // The NICs' own tasks try again.
+            warn!(pod = vm.pod, error = chain(&error), "the VM has come, and not all of its NICs are up");
+        }
+    } else if event.migration_status() == Some(MigrationStatus::PreSwitchover) {
+        hand_over(vm, host, client).await;
+    }
+    let fresh = matches!(event.name.as_str(), "RESUME" | "RESET" | "FAILOVER_NEGOTIATED");
+    let relevant = fresh
+        || matches!(event.name.as_str(), "STOP" | "SHUTDOWN" | "MIGRATION" | "DEVICE_DELETED" | "MEM_UNPLUG_ERROR");
+    if relevant {
+        vm.beat(fresh);
+    }
+}
+
+async fn hand_over(vm: &Vm, host: &Host, client: &Client) {
+    if let Err(error) = handover::silence(vm, &host.netlink).await {
+        // Two owners of a MAC are worse than a migration that is called off.
+        warn!(pod = vm.pod, error = chain(&error), "a standby cannot be silenced: the migration is cancelled");
+        if let Err(error) = client.migrate_cancel().await {
+            warn!(pod = vm.pod, error = chain(&error), "and cannot be cancelled");
+        }
+        return;
+    }
+    match client.migrate_continue(&MigrationStatus::PreSwitchover).await {
+        Ok(()) => {}
+        Err(error) => warn!(pod = vm.pod, error = chain(&error), "the migration does not go on"),
+    }
+}
+
+async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) {
+    let nics = vm.nics();
+    let Some(order) = migration::agreed(&nics) else {
+        return;
+    };
+    let seen = match client {
+        None => None,
+        Some(client) => match look(client).await {
+            Ok(seen) => Some(seen),
+            Err(error) => {
+                debug!(pod = vm.pod, error = chain(&error), "cannot see the VM's migration");
+                return;
+            }
+        },
+    };
+    let started = host.journal.started(&vm.pod_uid);
+    let verdict = migration::decide(&nics, seen.as_ref(), started.as_deref());
+    if let Some(report) = verdict.report {
+        vm.set_report(report);
+    }
+    let (Some(client), Some(action)) = (client, verdict.action) else {
+        return;
+    };
+    info!(pod = vm.pod, migration = order.migration.name, ?action, "migration");
+    if let Err(error) = act(vm, host, client, &order.migration.uid, &action).await {
+        warn!(pod = vm.pod, ?action, error, "the migration's step failed");
+        vm.set_report(MigrationReport {
+            uid: order.migration.uid,
+            state: MigrationState::Failed,
+            port: None,
+            error: Some(error),
+            total_ms: None,
+            downtime_ms: None,
+        });
+    }
+}
+
+async fn look(client: &Client) -> Result<VmSeen, QmpError> {
+    Ok(VmSeen { run: client.query_status().await?.status, info: client.query_migrate().await? })
+}
+
+async fn act(vm: &Vm, host: &Host, client: &Client, uid: &str, action: &Action) -> Result<(), String> {
+    let fail = |error: QmpError| chain(&error);
+    match action {
+        Action::Listen => {
+            prepare(host, client).await.map_err(fail)?;
+            host.journal.set_started(&vm.pod_uid, uid).map_err(|e| chain(&e))?;
+            client.migrate_incoming("tcp:0.0.0.0:0").await.map_err(fail)?;
+            // The port is in QEMU's answer: look again.
+            vm.nics_changed.send_modify(|n| *n += 1);
+        }
+        Action::Start(uri) => {
+            let blocked = client.query_migrate().await.map_err(fail)?.blocked_reasons;
+            if !blocked.is_empty() {
+                return Err(format!("QEMU cannot migrate the VM: {}", blocked.join("; ")));
+            }
+            prepare(host, client).await.map_err(fail)?;
+            host.journal.set_started(&vm.pod_uid, uid).map_err(|e| chain(&e))?;
+            client.migrate(uri).await.map_err(fail)?;
+        }
+        Action::HandOver => hand_over(vm, host, client).await,
+        Action::Cancel => client.migrate_cancel().await.map_err(fail)?,
+        Action::Resume => client.cont().await.map_err(fail)?,
+    }
+    Ok(())
+}
+
+/// Capabilities and parameters; they must be the same at both ends.
+async fn prepare(host: &Host, client: &Client) -> Result<(), QmpError> {
+    client
+        .migrate_set_capabilities(&[
+            (MigrationCapability::Events, true),
+            (MigrationCapability::ReturnPath, true),
+            (MigrationCapability::PauseBeforeSwitchover, true),
+        ])
+        .await?;
+    client
+        .migrate_set_parameters(&MigrationParameters {
+            max_bandwidth: Some(host.options.migration_bandwidth),
+            downtime_limit: Some(host.options.migration_downtime_ms),
+        })
+        .await
+}
