@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
-use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -64,20 +64,20 @@ fn config_map(name: &str) -> ConfigMap {
 
 /// The code of the API server's refusal.
 fn code<T: std::fmt::Debug>(answer: Result<T, kube::Error>) -> u16 {
-    match answer.unwrap_err() {
+    match answer.expect_err("the API server allowed it") {
         kube::Error::Api(status) => status.code,
         other => unreachable!("no answer of the API server: {other}"),
     }
 }
 
 async fn kubectl(cluster: &ControlPlane, args: &[&str]) -> String {
-    let output = cluster.kubectl(args).await.unwrap();
+    let output = cluster.kubectl(args).await.expect("kubectl runs");
     assert!(
         output.status.success(),
         "kubectl {args:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(output.stdout).expect("kubectl prints UTF-8")
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn objects_outlive_a_restart_of_the_api_server() {
     cluster.kill_api();
     let configs = Api::<ConfigMap>::default_namespaced(cluster.client_admin());
     assert!(
-        configs.list(&Default::default()).await.is_err(),
+        configs.list(&ListParams::default()).await.is_err(),
         "a killed API server answers"
     );
     let restarted = Instant::now();
@@ -220,7 +220,7 @@ async fn a_user_may_do_what_rbac_says_and_no_more() {
         .await
         .unwrap();
     let configs = Api::<ConfigMap>::default_namespaced(client);
-    configs.list(&Default::default()).await.unwrap();
+    configs.list(&ListParams::default()).await.unwrap();
     assert_eq!(
         code(configs.create(&PostParams::default(), &config_map("a")).await),
         403
