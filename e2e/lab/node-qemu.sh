@@ -6,10 +6,15 @@
 # is gone. A nested guest then waits for ever for its timer. 10.2 made those accesses atomic. Where the system's
 # QEMU is older, Debian 13's backport is unpacked, with the libraries it wants, beside the system.
 #
-# Usage: node-qemu.sh
+# Usage: node-qemu.sh. HYBRIDNIC_NODE_QEMU names another one.
 set -euo pipefail
 cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
 wanted=10.2
+
+if [ -n "${HYBRIDNIC_NODE_QEMU:-}" ]; then
+	echo "$HYBRIDNIC_NODE_QEMU"
+	exit
+fi
 
 installed=$(qemu-system-x86_64 --version 2>/dev/null | sed -n 's/.* version \([0-9.]*\).*/\1/p')
 if [ -n "$installed" ] && printf '%s\n' "$wanted" "$installed" | sort -VC; then

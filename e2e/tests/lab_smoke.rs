@@ -2,15 +2,19 @@
 //!
 //! `LAB_KERNEL=debian` runs it on Debian's kernel.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // it is all tests, helpers too
+
+mod plug;
+
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use hybridnic_e2e::lab::{Guest, GuestSpec, Kernel, Lab, LabOptions, Node};
+use hybridnic_e2e::lab::{GuestSpec, Kernel, Lab, LabOptions, Node};
+use plug::SHORT;
 use tokio::time::timeout;
 
 const MAC: &str = "52:54:00:aa:bb:01";
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 50);
-const SHORT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn two_nodes_and_a_guest_with_a_hybrid_nic() {
@@ -20,36 +24,62 @@ async fn two_nodes_and_a_guest_with_a_hybrid_nic() {
     }
     // The first start builds kernels; from then on it is minutes at most.
     let lab = Lab::start(options).await.unwrap();
-    timeout(Duration::from_mins(3), smoke(&lab)).await.expect("it takes less than three minutes");
+    timeout(Duration::from_mins(3), smoke(&lab))
+        .await
+        .expect("it takes less than three minutes");
 }
 
 async fn smoke(lab: &Lab) {
     let start = Instant::now();
     let lap = |what: &str| eprintln!("{:6.1} s  {what}", start.elapsed().as_secs_f64());
     let (n1, n2) = (&lab.nodes()[0], &lab.nodes()[1]);
-    let (pf, other) = tokio::join!(provision(n1), provision(n2));
+    tokio::join!(programs_run_and_die(n1), programs_run_and_die(n2));
+    lap("programs run and die");
+
+    let (pf, other) = tokio::join!(plug::provision(n1), plug::provision(n2));
     assert_eq!(n1.vfs(&pf).await.unwrap().len(), 7);
     assert_eq!(n2.vfs(&other).await.unwrap().len(), 7);
     lap("14 VFs on each node");
 
-    let guest = n1.start_guest(GuestSpec::new("vm").nic(MAC, "10.77.0.50/24")).await.unwrap();
+    let guest = n1
+        .start_guest(GuestSpec::new("vm").nic(MAC, "10.77.0.50/24"))
+        .await
+        .unwrap();
     lap("the guest is up");
-    plug_standby(&guest, &pf).await;
-    let pinger = lab.pinger(ADDRESS, 100).unwrap();
+    plug::standby(&guest, &pf, MAC).await;
+    let macvtaps = n1.macvtaps().await.unwrap();
+    assert_eq!(macvtaps.len(), 1);
+    assert_eq!(
+        (
+            macvtaps[0].mac.as_str(),
+            macvtaps[0].lower.as_str(),
+            macvtaps[0].up
+        ),
+        (MAC, pf.as_str(), true)
+    );
+    let pinger = lab.pinger(ADDRESS, 50).unwrap();
     assert!(pinger.answered(10, SHORT).await, "no answer on the standby");
     lap("the standby carries traffic");
 
-    let wire = lab.capture(1, 0, &format!("ether host {MAC} and udp")).await.unwrap();
-    plug_vf(&guest, &pf).await;
+    let wire = lab
+        .capture(1, 0, &format!("ether host {MAC} and udp"))
+        .await
+        .unwrap();
+    let vf = plug::vf(&guest, &pf, MAC).await;
+    assert_eq!(n1.driver_of(&vf).await.unwrap().as_deref(), Some("vfio-pci"));
+    assert_eq!(n1.vfs(&pf).await.unwrap()[0].mac, MAC);
     let (view, paired) = guest
         .net_when(SHORT, |net| {
-            net.failover(MAC).and_then(|f| f.primary).is_some_and(|p| p.carrier && p.rx_packets > 20)
+            net.failover(MAC)
+                .and_then(|f| f.primary)
+                .is_some_and(|p| p.carrier && p.rx_packets > 20)
         })
         .await
         .unwrap();
-    if !paired && guest.is_frozen().await {
-        panic!("FROZEN: the emulated machine lost the guest's timer; see the lab's documentation");
-    }
+    assert!(
+        paired || !guest.is_frozen().await,
+        "FROZEN: the emulation lost the guest's timer"
+    );
     assert!(paired, "the VF is not paired or carries nothing: {view:#?}");
     lap("the VF is paired and carries traffic");
 
@@ -59,61 +89,69 @@ async fn smoke(lab: &Lab) {
     assert!(frames.iter().any(|f| f.source == MAC) && frames.iter().any(|f| f.destination == MAC));
     assert!(frames.iter().all(|f| f.vlan.is_none()));
     assert_eq!(lab.net().learned_at(MAC).await.unwrap(), ["n1p0"]);
+
+    n1.run("ip link set mvt0 up", SHORT).await.unwrap();
+    assert!(
+        plug::unplug_vf(&guest).await,
+        "the guest does not let go of the VF"
+    );
+    assert!(
+        pinger.answered(10, SHORT).await,
+        "no answer on the standby after the VF has gone"
+    );
+    lap("the VF is unplugged, the standby carries traffic");
+
     let report = pinger.stop().await;
-    eprintln!("{report:#?}");
+    eprintln!(
+        "there and back: {} of {} lost",
+        report.round_trip.lost(),
+        report.round_trip.sent
+    );
+    assert_eq!(guest.status().await.unwrap(), "running");
+    guest.kill().await.unwrap();
+    assert!(!guest.qemu().is_running());
     lap("end");
 }
 
-/// All VFs of both cards; gives the first card's netdev.
-async fn provision(node: &Node) -> String {
-    for pf in 0..2 {
-        let pci = Node::pf_address(pf);
-        let netdev = node.netdev_of(&pci).await.unwrap().expect("the card has a driver");
-        node.run(&format!("ip link set {netdev} up && echo 7 >/sys/bus/pci/devices/{pci}/sriov_numvfs"), SHORT)
-            .await
-            .unwrap();
-    }
-    node.netdev_of(&Node::pf_address(0)).await.unwrap().expect("the card has a driver")
-}
-
-/// A macvtap on the PF, handed to QEMU by descriptor, and the virtio device on it.
-async fn plug_standby(guest: &Guest, pf: &str) {
-    let script = format!(
-        r#"set -e
-        ip link add link {pf} name mvt0 address {MAC} type macvtap mode bridge
-        ip link set mvt0 up
-        mknod /run/tap0 c $(cat /sys/class/net/mvt0/tap*/dev | tr : ' ')
-        /host/lab-exec qmp {} tap0=/run/tap0 \
-            '{{"execute":"netdev_add","arguments":{{"type":"tap","id":"hn0","fds":"tap0"}}}}' \
-            '{{"execute":"device_add","arguments":{{"driver":"virtio-net-pci","id":"sb0","netdev":"hn0","mac":"{MAC}",
-               "bus":"rp0","failover":true,"romfile":""}}}}'"#,
-        guest.qmp_socket()
+/// Commands at the same time, files, and programs that go on until they are killed.
+async fn programs_run_and_die(node: &Node) {
+    let (slow, quick) = tokio::join!(
+        node.exec("sleep 1; echo slow; exit 3", SHORT),
+        node.exec("echo quick", SHORT)
     );
-    guest.node().run(&script, SHORT).await.unwrap();
-    let (view, made) = guest.net_when(SHORT, |net| net.failover(MAC).is_some_and(|f| f.master.up)).await.unwrap();
-    assert!(made, "no standby in the guest: {view:#?}");
-    let macvtaps = guest.node().macvtaps().await.unwrap();
-    assert_eq!(macvtaps.len(), 1);
-    assert_eq!((macvtaps[0].mac.as_str(), macvtaps[0].lower.as_str(), macvtaps[0].up), (MAC, pf, true));
-}
-
-/// VF 0 with the guest's MAC, bound to vfio-pci, plugged.
-async fn plug_vf(guest: &Guest, pf: &str) {
-    let node = guest.node();
-    let script = format!(
-        r#"set -e
-        ip link set {pf} vf 0 mac {MAC}
-        vf=$(basename $(readlink /sys/class/net/{pf}/device/virtfn0))
-        modprobe vfio-pci 2>/dev/null || true
-        echo vfio-pci >/sys/bus/pci/devices/$vf/driver_override
-        [ -e /sys/bus/pci/devices/$vf/driver ] && echo $vf >/sys/bus/pci/devices/$vf/driver/unbind
-        echo $vf >/sys/bus/pci/drivers_probe
-        /host/lab-exec qmp {} '{{"execute":"device_add","arguments":{{"driver":"vfio-pci","id":"vf0",
-            "host":"'$vf'","bus":"rp1"}}}}' >&2
-        echo $vf"#,
-        guest.qmp_socket()
+    let (slow, quick) = (slow.unwrap(), quick.unwrap());
+    assert_eq!(
+        (slow.status, slow.stdout.as_str(), quick.stdout.as_str()),
+        (3, "slow\n", "quick\n")
     );
-    let vf = node.run(&script, SHORT).await.unwrap();
-    assert_eq!(node.driver_of(vf.trim()).await.unwrap().as_deref(), Some("vfio-pci"));
-    assert_eq!(node.vfs(pf).await.unwrap()[0].mac, MAC);
+    assert!(
+        node.exec("sleep 60", Duration::from_millis(300)).await.is_err(),
+        "a deadline that does not hold"
+    );
+
+    let text = vec![b'x'; 200_000];
+    node.put("/run/some/where", &text, 0o600).await.unwrap();
+    assert_eq!(
+        node.run("stat -c '%s %a' /run/some/where", SHORT).await.unwrap(),
+        "200000 600\n"
+    );
+
+    let greeting = [("GREETING", "hello")];
+    let program = node
+        .spawn(
+            &["sh", "-c", "echo $GREETING; exec sleep 60"],
+            &greeting,
+            "program",
+        )
+        .await
+        .unwrap();
+    assert!(program.logged("hello", SHORT).await.unwrap());
+    let alive = format!("kill -0 {}", program.pid());
+    assert_eq!(node.exec(&alive, SHORT).await.unwrap().status, 0);
+    program.kill(SHORT).await.unwrap();
+    assert_eq!(
+        (program.wait(SHORT).await.unwrap(), program.is_running()),
+        (Some(137), false)
+    );
+    assert_ne!(node.exec(&alive, SHORT).await.unwrap().status, 0);
 }

@@ -59,8 +59,13 @@ impl Lab {
     pub async fn capture(&self, node: u8, port: u8, expression: &str) -> Result<Capture, Error> {
         let tap = Net::tap(node, port);
         let mut command = Command::new("tcpdump");
-        command.args(["-i", &tap, "-n", "-e", "-tt", "-l", "--immediate-mode"]).arg(expression);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(["-i", &tap, "-n", "-e", "-tt", "-l", "--immediate-mode"])
+            .arg(expression);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut tcpdump = launch(command, self.net.file()).map_err(Error::Launch)?;
         let (stdout, stderr) = (tcpdump.stdout.take(), tcpdump.stderr.take());
         let output = thread::spawn(move || {
@@ -70,7 +75,10 @@ impl Lab {
             }
             Ok(text)
         });
-        let capture = Capture { tcpdump, output: Some(output) };
+        let capture = Capture {
+            tcpdump,
+            output: Some(output),
+        };
         let log = File::create(self.dir.join(format!("tcpdump-{tap}.log"))).map_err(Error::Launch)?;
         let (sender, state) = watch::channel(State::default());
         thread::spawn(move || {
@@ -120,8 +128,10 @@ fn parse(line: &str) -> Option<Frame> {
     let (time, rest) = line.split_once(' ')?;
     let (source, rest) = rest.split_once(" > ")?;
     let (destination, text) = rest.split_once(", ")?;
-    let vlan =
-        text.split_once(": vlan ").and_then(|(_, tail)| tail.split_once(',')).and_then(|(id, _)| id.parse().ok());
+    let vlan = text
+        .split_once(": vlan ")
+        .and_then(|(_, tail)| tail.split_once(','))
+        .and_then(|(id, _)| id.parse().ok());
     Some(Frame {
         at: SystemTime::UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(time.parse().ok()?).ok()?)?,
         source: source.into(),
@@ -142,7 +152,10 @@ mod tests {
              vlan 42, p 0, ethertype ARP (0x0806), Request who-has 10.77.0.1 tell 10.77.0.50, length 28",
         )
         .unwrap();
-        assert_eq!((tagged.vlan, tagged.source.as_str()), (Some(42), "52:54:00:aa:bb:02"));
+        assert_eq!(
+            (tagged.vlan, tagged.source.as_str()),
+            (Some(42), "52:54:00:aa:bb:02")
+        );
         assert_eq!(tagged.destination, "ff:ff:ff:ff:ff:ff");
         let plain = parse(
             "1700000000.250000 52:54:00:aa:bb:02 > 52:54:00:aa:bb:03, ethertype IPv4 (0x0800), length 98: \

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::wire::{Command, Frame, HEADER, MAX_FRAME, Reply, Request};
 
@@ -24,13 +24,26 @@ pub enum Error {
     #[error("lab-exec at {target} refused: {why}")]
     Refused { target: Target, why: String },
     #[error("`{what}` at {target} took more than {deadline:?}")]
-    Deadline { target: Target, what: String, deadline: Duration },
+    Deadline {
+        target: Target,
+        what: String,
+        deadline: Duration,
+    },
     #[error("`{what}` at {target} ended with {status}: {stderr}")]
-    Failed { target: Target, what: String, status: i32, stderr: String },
+    Failed {
+        target: Target,
+        what: String,
+        status: i32,
+        stderr: String,
+    },
     #[error("log of `{what}`")]
     Log { what: String, source: io::Error },
     #[error("`{what}` printed what is not expected: {source}: {text}")]
-    Parse { what: String, text: String, source: serde_json::Error },
+    Parse {
+        what: String,
+        text: String,
+        source: serde_json::Error,
+    },
 }
 
 /// What a command left.
@@ -66,15 +79,32 @@ impl Target {
     /// Runs a shell command to its end, whatever that is. At the deadline it is killed with all it has started.
     pub(crate) async fn shell(self, script: &str, deadline: Duration) -> Result<Output, Error> {
         let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
-        self.run(Command { argv, env: Vec::new() }, &[], deadline).await
+        self.run(
+            Command {
+                argv,
+                env: Vec::new(),
+            },
+            &[],
+            deadline,
+        )
+        .await
     }
 
     /// Runs a program with this input.
-    pub(crate) async fn run(self, command: Command, stdin: &[u8], deadline: Duration) -> Result<Output, Error> {
+    pub(crate) async fn run(
+        self,
+        command: Command,
+        stdin: &[u8],
+        deadline: Duration,
+    ) -> Result<Output, Error> {
         let what = command.argv.join(" ");
         match timeout(deadline, self.converse(command, stdin)).await {
             Ok(done) => done,
-            Err(_) => Err(Error::Deadline { target: self, what, deadline }),
+            Err(_) => Err(Error::Deadline {
+                target: self,
+                what,
+                deadline,
+            }),
         }
     }
 
@@ -82,9 +112,15 @@ impl Target {
         let (mut stream, _) = self.open(Request::Run(command)).await?;
         let talk = |source| Error::Talk { target: self, source };
         for chunk in stdin.chunks(MAX_FRAME) {
-            stream.write_all(&Frame::Stdin(chunk.to_vec()).encode()).await.map_err(talk)?;
+            stream
+                .write_all(&Frame::Stdin(chunk.to_vec()).encode())
+                .await
+                .map_err(talk)?;
         }
-        stream.write_all(&Frame::Stdin(Vec::new()).encode()).await.map_err(talk)?;
+        stream
+            .write_all(&Frame::Stdin(Vec::new()).encode())
+            .await
+            .map_err(talk)?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         loop {
             match read_frame(&mut stream).await.map_err(talk)? {
@@ -92,7 +128,11 @@ impl Target {
                 Frame::Stderr(data) => stderr.extend(data),
                 Frame::Exited(status) => {
                     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-                    return Ok(Output { status, stdout: text(stdout), stderr: text(stderr) });
+                    return Ok(Output {
+                        status,
+                        stdout: text(stdout),
+                        stderr: text(stderr),
+                    });
                 }
                 Frame::Stdin(_) | Frame::Signal(_) => {}
             }
@@ -107,8 +147,15 @@ impl Target {
         marker: &'static str,
     ) -> Result<Process, Error> {
         let what = command.argv.join(" ");
-        let log_error = |source| Error::Log { what: what.clone(), source };
-        let file = OpenOptions::new().create(true).append(true).open(&log).map_err(log_error)?;
+        let log_error = |source| Error::Log {
+            what: what.clone(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(log_error)?;
         let (stream, pid) = self.open(Request::Run(command)).await?;
         let early = stream.buffer().to_vec();
         let talk = |source| Error::Talk { target: self, source };
@@ -117,7 +164,14 @@ impl Target {
         let reader = Read::chain(Cursor::new(early), control.try_clone().map_err(talk)?);
         let (sender, state) = watch::channel(State::default());
         thread::spawn(move || follow_frames(reader, file, marker, &sender));
-        Ok(Process { target: self, what, pid, log, control, state })
+        Ok(Process {
+            target: self,
+            what,
+            pid,
+            log,
+            control,
+            state,
+        })
     }
 
     /// A stream to a Unix socket in the node.
@@ -157,7 +211,12 @@ impl Output {
         if self.status == 0 {
             Ok(self.stdout)
         } else {
-            Err(Error::Failed { target, what: what.into(), status: self.status, stderr: self.stderr })
+            Err(Error::Failed {
+                target,
+                what: what.into(),
+                status: self.status,
+                stderr: self.stderr,
+            })
         }
     }
 }
@@ -194,9 +253,29 @@ impl Process {
 
     /// All it has written so far.
     pub fn read_log(&self) -> Result<String, Error> {
-        let bytes =
-            std::fs::read(&self.log).map_err(|source| Error::Log { what: self.what.clone(), source })?;
+        let bytes = std::fs::read(&self.log).map_err(|source| Error::Log {
+            what: self.what.clone(),
+            source,
+        })?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Waits until it has written this, or ended; says whether it is in the log.
+    pub async fn logged(&self, text: &str, deadline: Duration) -> Result<bool, Error> {
+        let mut seen = 0;
+        let end = Instant::now() + deadline;
+        while !self.read_log()?.contains(text) {
+            let more = |state: &State| state.written > seen;
+            let left = end.saturating_duration_since(Instant::now());
+            let state = self
+                .state_when(&format!("`{text}` in the log"), left, more)
+                .await?;
+            if state.ended {
+                return Ok(self.read_log()?.contains(text));
+            }
+            seen = state.written;
+        }
+        Ok(true)
     }
 
     /// Sends a signal to the program and all it has started.
@@ -204,7 +283,10 @@ impl Process {
         let mut control = &self.control;
         Frame::Signal(signal as i32)
             .write(&mut control)
-            .map_err(|source| Error::Talk { target: self.target, source })
+            .map_err(|source| Error::Talk {
+                target: self.target,
+                source,
+            })
     }
 
     /// Whether it still runs.
@@ -214,7 +296,10 @@ impl Process {
 
     /// Waits for its end; gives the exit status, or `None` if the node went with it.
     pub async fn wait(&self, deadline: Duration) -> Result<Option<i32>, Error> {
-        Ok(self.state_when("end", deadline, |state| state.ended).await?.status)
+        Ok(self
+            .state_when("end", deadline, |state| state.ended)
+            .await?
+            .status)
     }
 
     /// Kills it and waits for its end.
@@ -227,7 +312,10 @@ impl Process {
 
     /// Waits until it has written the marker or has ended; says whether it wrote it.
     pub(crate) async fn marked(&self, deadline: Duration) -> Result<bool, Error> {
-        Ok(self.state_when("start", deadline, |state| state.marked || state.ended).await?.marked)
+        Ok(self
+            .state_when("start", deadline, |state| state.marked || state.ended)
+            .await?
+            .marked)
     }
 
     async fn state_when(
@@ -236,11 +324,13 @@ impl Process {
         deadline: Duration,
         reached: impl Fn(&State) -> bool,
     ) -> Result<State, Error> {
-        await_state(self.state.clone(), deadline, reached).await.ok_or_else(|| Error::Deadline {
-            target: self.target,
-            what: format!("{what} of {}", self.what),
-            deadline,
-        })
+        await_state(self.state.clone(), deadline, reached)
+            .await
+            .ok_or_else(|| Error::Deadline {
+                target: self.target,
+                what: format!("{what} of {}", self.what),
+                deadline,
+            })
     }
 }
 
@@ -253,6 +343,8 @@ impl Drop for Process {
 /// How far a followed program has come.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct State {
+    /// Bytes it has written.
+    pub(crate) written: usize,
     /// It has written the marker.
     pub(crate) marked: bool,
     /// Nothing more will come.
@@ -267,10 +359,15 @@ pub(crate) async fn await_state(
     deadline: Duration,
     reached: impl Fn(&State) -> bool,
 ) -> Option<State> {
-    let waited = timeout(deadline, states.wait_for(|state| reached(state) || state.ended)).await.ok()?;
+    let waited = timeout(deadline, states.wait_for(|state| reached(state) || state.ended))
+        .await
+        .ok()?;
     match waited {
         Ok(state) => Some(*state),
-        Err(_) => Some(State { ended: true, ..State::default() }),
+        Err(_) => Some(State {
+            ended: true,
+            ..State::default()
+        }),
     }
 }
 
@@ -283,12 +380,17 @@ pub(crate) struct Follower {
 
 impl Follower {
     pub(crate) fn new(log: File, marker: &'static str) -> Self {
-        Self { log, marker, tail: Vec::new() }
+        Self {
+            log,
+            marker,
+            tail: Vec::new(),
+        }
     }
 
     pub(crate) fn take(&mut self, data: &[u8], sender: &watch::Sender<State>) {
         // A full disk must not stop the machine whose output this is.
         let _ = self.log.write_all(data);
+        sender.send_modify(|state| state.written += data.len());
         if self.marker.is_empty() || sender.borrow().marked {
             return;
         }

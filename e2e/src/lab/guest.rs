@@ -1,5 +1,6 @@
 //! A virtual machine in a node, as a user's pod would run it: QEMU without any NIC, a QMP socket for the product.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::wire::{self, UP};
 /// Where the product expects the QMP sockets: `BASE/NAMESPACE/POD/qmp.sock`.
 pub const VMS: &str = "/run/hybridnic/vms";
 /// A guest boots in 9 to 13 s on an idle machine.
-const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+const BOOT_DEADLINE: Duration = Duration::from_mins(2);
 const LOOK_DEADLINE: Duration = Duration::from_secs(30);
 /// A working guest sleeps 0.2 s in 0.3 s, a busy one in 2 s.
 const FROZEN_AFTER: Duration = Duration::from_secs(12);
@@ -30,7 +31,11 @@ pub enum Error {
     #[error("ask QEMU")]
     Qmp(#[from] qmp::Error),
     #[error("QEMU of guest {name} ended with {status:?}: {log}")]
-    Ended { name: String, status: Option<i32>, log: String },
+    Ended {
+        name: String,
+        status: Option<i32>,
+        log: String,
+    },
 }
 
 /// A NIC the guest is going to have: whenever a device with this MAC appears, it gets this address.
@@ -91,7 +96,10 @@ impl GuestSpec {
     /// With one more NIC.
     #[must_use]
     pub fn nic(mut self, mac: &str, cidr: &str) -> Self {
-        self.nics.push(GuestNic { mac: mac.to_lowercase(), cidr: cidr.into() });
+        self.nics.push(GuestNic {
+            mac: mac.to_lowercase(),
+            cidr: cidr.into(),
+        });
         self
     }
 
@@ -107,20 +115,48 @@ impl GuestSpec {
 
     fn argv(&self, cid: u32) -> Vec<String> {
         let mut argv: Vec<String> = Vec::new();
-        let mut args = |args: &[&str]| argv.extend(args.iter().map(|&arg| arg.to_owned()));
-        args(&["qemu-system-x86_64", "-name", &self.name, "-nodefaults", "-nographic", "-no-reboot"]);
-        args(&["-M", "q35", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &self.memory.to_string()]);
-        args(&["-kernel", "/host/guest/vmlinux", "-initrd", "/host/guest/initrd"]);
-        args(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
-        args(&["-qmp", &format!("unix:{},server=on,wait=off", self.qmp_socket())]);
-        args(&["-qmp", &format!("unix:{},server=on,wait=off", self.monitor())]);
-        args(&["-device", &format!("vhost-vsock-pci,id=lab,guest-cid={cid}")]);
-        let ports = self.root_ports.unwrap_or_else(|| u8::try_from(2 * self.nics.len()).unwrap_or(u8::MAX));
+        let mut add = |more: &[&str]| argv.extend(more.iter().map(|&arg| arg.to_owned()));
+        add(&[
+            "qemu-system-x86_64",
+            "-name",
+            &self.name,
+            "-nodefaults",
+            "-nographic",
+            "-no-reboot",
+        ]);
+        add(&[
+            "-M",
+            "q35",
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-smp",
+            "1",
+            "-m",
+            &self.memory.to_string(),
+        ]);
+        add(&["-kernel", "/host/guest/vmlinux", "-initrd", "/host/guest/initrd"]);
+        add(&[
+            "-chardev",
+            "stdio,id=console,signal=off",
+            "-serial",
+            "chardev:console",
+        ]);
+        add(&["-qmp", &format!("unix:{},server=on,wait=off", self.qmp_socket())]);
+        add(&["-qmp", &format!("unix:{},server=on,wait=off", self.monitor())]);
+        add(&["-device", &format!("vhost-vsock-pci,id=lab,guest-cid={cid}")]);
+        let ports = self
+            .root_ports
+            .unwrap_or_else(|| u8::try_from(2 * self.nics.len()).unwrap_or(u8::MAX));
         for port in 0..ports {
-            args(&["-device", &format!("pcie-root-port,id=rp{port},chassis={}", u16::from(port) + 1)]);
+            add(&[
+                "-device",
+                &format!("pcie-root-port,id=rp{port},chassis={}", u16::from(port) + 1),
+            ]);
         }
         if self.incoming {
-            args(&["-incoming", "defer"]);
+            add(&["-incoming", "defer"]);
         }
         let mut append =
             String::from("console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check");
@@ -128,9 +164,9 @@ impl GuestSpec {
             append.push_str(" acpiphp.disable=1 lab.rescan=1");
         }
         for nic in &self.nics {
-            append.push_str(&format!(" lab.nic={}={}", nic.mac, nic.cidr));
+            let _ = write!(append, " lab.nic={}={}", nic.mac, nic.cidr);
         }
-        args(&["-append", &format!("{append} {}", self.kernel_args)]);
+        add(&["-append", &format!("{append} {}", self.kernel_args)]);
         argv.extend(self.qemu_args.iter().cloned());
         argv
     }
@@ -139,13 +175,16 @@ impl GuestSpec {
     fn script(&self) -> String {
         let mut script = format!(
             "mkdir -p {} /run/lab && rm -f {} {} &&",
-            Path::new(&self.qmp_socket()).parent().unwrap_or(Path::new(VMS)).display(),
+            Path::new(&self.qmp_socket())
+                .parent()
+                .unwrap_or_else(|| Path::new(VMS))
+                .display(),
             self.qmp_socket(),
             self.monitor()
         );
         if let Some(uid) = &self.pod_uid {
             let group = format!("/sys/fs/cgroup/kubepods/besteffort/pod{uid}/qemu");
-            script.push_str(&format!("mkdir -p {group} && echo $$ >{group}/cgroup.procs &&"));
+            let _ = write!(script, " mkdir -p {group} && echo $$ >{group}/cgroup.procs &&");
         }
         script.push_str(r#" exec "$@""#);
         script
@@ -168,8 +207,23 @@ impl Guest {
         let mut argv = vec!["sh".into(), "-c".into(), spec.script(), "sh".into()];
         argv.extend(spec.argv(cid));
         let log = node.dir().join(format!("guest-{}.log", spec.name));
-        let qemu = node.target().spawn(wire::Command { argv, env: Vec::new() }, log, UP).await?;
-        let guest = Self { spec, node: node.clone(), cid, qemu };
+        let qemu = node
+            .target()
+            .spawn(
+                wire::Command {
+                    argv,
+                    env: Vec::new(),
+                },
+                log,
+                UP,
+            )
+            .await?;
+        let guest = Self {
+            spec,
+            node: node.clone(),
+            cid,
+            qemu,
+        };
         if guest.spec.incoming {
             guest.await_monitor().await?;
         } else if !guest.qemu.marked(BOOT_DEADLINE).await? {
@@ -182,12 +236,18 @@ impl Guest {
     async fn await_monitor(&self) -> Result<(), Error> {
         let wait = format!("until [ -S {} ]; do sleep 0.1; done", self.spec.monitor());
         self.node.run(&wait, LOOK_DEADLINE).await?;
-        self.qmp("query-status", Value::Object(serde_json::Map::new())).await.map(|_| ())
+        self.qmp("query-status", Value::Object(serde_json::Map::new()))
+            .await
+            .map(|_| ())
     }
 
     fn ended(&self) -> Error {
         let log = self.qemu.read_log().unwrap_or_default();
-        Error::Ended { name: self.spec.name.clone(), status: None, log }
+        Error::Ended {
+            name: self.spec.name.clone(),
+            status: None,
+            log,
+        }
     }
 
     /// What it was started as.
@@ -211,7 +271,10 @@ impl Guest {
     }
 
     fn target(&self) -> Target {
-        Target { guest: Some(self.cid), ..self.node.target() }
+        Target {
+            guest: Some(self.cid),
+            ..self.node.target()
+        }
     }
 
     /// Runs a shell command in the guest to its end, whatever that is.
@@ -228,8 +291,11 @@ impl Guest {
     /// The guest's network devices.
     pub async fn net(&self) -> Result<NetView, Error> {
         let text = self.run("lab-exec netview", LOOK_DEADLINE).await?;
-        let netdevs: Vec<Netdev> = serde_json::from_str(&text)
-            .map_err(|source| exec::Error::Parse { what: "lab-exec netview".into(), text, source })?;
+        let netdevs: Vec<Netdev> = serde_json::from_str(&text).map_err(|source| exec::Error::Parse {
+            what: "lab-exec netview".into(),
+            text,
+            source,
+        })?;
         Ok(NetView(netdevs))
     }
 
@@ -271,7 +337,9 @@ impl Guest {
 
     /// A line of QEMU's human monitor, such as `info pci`.
     pub async fn hmp(&self, line: &str) -> Result<String, Error> {
-        let text = self.qmp("human-monitor-command", serde_json::json!({"command-line": line})).await?;
+        let text = self
+            .qmp("human-monitor-command", serde_json::json!({"command-line": line}))
+            .await?;
         Ok(text.as_str().unwrap_or_default().to_owned())
     }
 

@@ -62,9 +62,14 @@ pub(crate) async fn build(kernel: Kernel) -> Result<Images, Error> {
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let output = timeout(BUILD_DEADLINE, running).await.map_err(|_| Error::Deadline)?.map_err(Error::Run)?;
+    let output = timeout(BUILD_DEADLINE, running)
+        .await
+        .map_err(|_| Error::Deadline)?
+        .map_err(Error::Run)?;
     if !output.status.success() {
-        return Err(Error::Failed(String::from_utf8_lossy(&output.stderr).into_owned()));
+        return Err(Error::Failed(
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ));
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let named: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();

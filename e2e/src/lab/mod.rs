@@ -85,7 +85,12 @@ pub struct LabOptions {
 impl LabOptions {
     /// Two nodes with the small kernel.
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), kernel: Kernel::Small, nodes: 2, node: NodeOptions::default() }
+        Self {
+            name: name.into(),
+            kernel: Kernel::Small,
+            nodes: 2,
+            node: NodeOptions::default(),
+        }
     }
 }
 
@@ -104,7 +109,10 @@ impl Lab {
     /// Builds what is missing (the first time: a kernel, minutes), then boots all nodes at once: 6 seconds.
     pub async fn start(options: LabOptions) -> Result<Self, Error> {
         let root = target_dir().join("lab");
-        let directory = |source| Error::Directory { path: root.clone(), source };
+        let directory = |source| Error::Directory {
+            path: root.clone(),
+            source,
+        };
         fs::create_dir_all(&root).map_err(directory)?;
         let lock = lock(root.join("lock")).await?;
         forget_old_runs(&root).map_err(directory)?;
@@ -117,7 +125,12 @@ impl Lab {
         let booting =
             (1..=options.nodes).map(|number| Node::boot(number, &options.node, &images, &net, &dir));
         let nodes = try_join_all(booting).await?;
-        Ok(Self { nodes, net, dir, _lock: lock })
+        Ok(Self {
+            nodes,
+            net,
+            dir,
+            _lock: lock,
+        })
     }
 
     /// All nodes, `n1` first.
@@ -144,7 +157,10 @@ fn target_dir() -> PathBuf {
 
 /// Waits for the runs before us: addresses and cores are for one lab at a time.
 async fn lock(path: PathBuf) -> Result<Flock<File>, Error> {
-    let directory = |source| Error::Directory { path: path.clone(), source };
+    let directory = |source| Error::Directory {
+        path: path.clone(),
+        source,
+    };
     let file = File::create(&path).map_err(directory)?;
     // The thread goes on waiting after a deadline missed; it then gets the lock and drops it at once.
     let taken = tokio::task::spawn_blocking(move || Flock::lock(file, FlockArg::LockExclusive));
@@ -160,7 +176,10 @@ fn forget_old_runs(root: &Path) -> io::Result<()> {
     for entry in fs::read_dir(root)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            runs.push((entry.metadata()?.modified().unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
+            runs.push((
+                entry.metadata()?.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                entry.path(),
+            ));
         }
     }
     runs.sort();

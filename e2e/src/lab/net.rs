@@ -60,11 +60,23 @@ impl Net {
         .map_err(Error::Namespace)?;
         net.batch(&inner_network(nodes)).await?;
         ip(
-            &["link", "add", HOST_LINK, "type", "veth", "peer", "name", "host", "netns", &net.name],
+            &[
+                "link", "add", HOST_LINK, "type", "veth", "peer", "name", "host", "netns", &net.name,
+            ],
             None,
         )
         .await?;
-        ip(&["addr", "add", &format!("{}/24", super::HOST_ADDRESS), "dev", HOST_LINK], None).await?;
+        ip(
+            &[
+                "addr",
+                "add",
+                &format!("{}/24", super::HOST_ADDRESS),
+                "dev",
+                HOST_LINK,
+            ],
+            None,
+        )
+        .await?;
         ip(&["link", "set", HOST_LINK, "up"], None).await?;
         net.batch("link set host master adm up\n").await?;
         Ok(net)
@@ -101,8 +113,12 @@ impl Net {
 
     /// Pulls or plugs the cable of a node's port.
     pub async fn set_cable(&self, node: u8, port: u8, plugged: bool) -> Result<(), Error> {
-        self.batch(&format!("link set {} {}\n", Self::tap(node, port), if plugged { "up" } else { "down" }))
-            .await
+        self.batch(&format!(
+            "link set {} {}\n",
+            Self::tap(node, port),
+            if plugged { "up" } else { "down" }
+        ))
+        .await
     }
 
     /// The bridge's ports that have learned a MAC address: where the outer network believes it to be.
@@ -123,7 +139,8 @@ impl Net {
 
     /// A UDP socket at the peer.
     pub(crate) fn udp(&self, bind: IpAddr) -> Result<UdpSocket, Error> {
-        self.in_namespace(|| UdpSocket::bind((bind, 0))).map_err(Error::Socket)
+        self.in_namespace(|| UdpSocket::bind((bind, 0)))
+            .map_err(Error::Socket)
     }
 
     /// Runs something on a thread that is in the lab's namespace. Sockets made there stay there.
@@ -133,12 +150,16 @@ impl Net {
                 setns(self.ns.as_fd(), CloneFlags::CLONE_NEWNET)?;
                 work()
             });
-            thread.join().unwrap_or_else(|_| Err(io::Error::other("panicked in the namespace")))
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("panicked in the namespace")))
         })
     }
 
     async fn batch(&self, commands: &str) -> Result<(), Error> {
-        ip(&["-n", &self.name, "-batch", "-"], Some(commands)).await.map(|_| ())
+        ip(&["-n", &self.name, "-batch", "-"], Some(commands))
+            .await
+            .map(|_| ())
     }
 }
 
@@ -146,7 +167,10 @@ impl Drop for Net {
     fn drop(&mut self) {
         for args in [["link", "del", HOST_LINK], ["netns", "del", &self.name]] {
             // What stays behind the next run removes.
-            let _ = process::Command::new("ip").args(args).stderr(Stdio::null()).status();
+            let _ = process::Command::new("ip")
+                .args(args)
+                .stderr(Stdio::null())
+                .status();
         }
     }
 }
@@ -156,11 +180,17 @@ fn inner_network(nodes: u8) -> String {
     let mut batch = String::from("link set lo up\n");
     // No forward delay: a port works from the moment it is up. No snooping: it would withhold multicast.
     for bridge in [BRIDGE, "adm"] {
-        let _ = writeln!(batch, "link add {bridge} type bridge forward_delay 0 mcast_snooping 0");
+        let _ = writeln!(
+            batch,
+            "link add {bridge} type bridge forward_delay 0 mcast_snooping 0"
+        );
         let _ = writeln!(batch, "link set {bridge} up");
     }
     let mut tap = |name: &str, bridge: &str| {
-        let _ = writeln!(batch, "tuntap add {name} mode tap\nlink set {name} master {bridge} up");
+        let _ = writeln!(
+            batch,
+            "tuntap add {name} mode tap\nlink set {name} master {bridge} up"
+        );
     };
     for node in 1..=nodes {
         tap(&Net::tap(node, 0), BRIDGE);
@@ -176,7 +206,9 @@ fn inner_network(nodes: u8) -> String {
 /// Removes namespaces of dead runs: we hold the lock, so every one there is dead.
 async fn reap() {
     let _ = ip(&["link", "del", HOST_LINK], None).await;
-    let Ok(entries) = fs::read_dir("/run/netns") else { return };
+    let Ok(entries) = fs::read_dir("/run/netns") else {
+        return;
+    };
     for entry in entries.flatten() {
         if let Some(name) = entry.file_name().to_str().filter(|name| name.starts_with(PREFIX)) {
             let _ = ip(&["netns", "del", name], None).await;
@@ -186,16 +218,31 @@ async fn reap() {
 
 async fn ip(args: &[&str], input: Option<&str>) -> Result<String, Error> {
     let mut command = Command::new("ip");
-    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    command
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command.stdin(if input.is_some() {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    });
     let mut child = command.spawn().map_err(Error::Run)?;
     if let (Some(mut stdin), Some(text)) = (child.stdin.take(), input) {
         stdin.write_all(text.as_bytes()).await.map_err(Error::Run)?;
     }
-    let Output { status, stdout, stderr } = child.wait_with_output().await.map_err(Error::Run)?;
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = child.wait_with_output().await.map_err(Error::Run)?;
     if status.success() {
         Ok(String::from_utf8_lossy(&stdout).into_owned())
     } else {
-        Err(Error::Ip { what: args.join(" "), stderr: String::from_utf8_lossy(&stderr).trim().into() })
+        Err(Error::Ip {
+            what: args.join(" "),
+            stderr: String::from_utf8_lossy(&stderr).trim().into(),
+        })
     }
 }

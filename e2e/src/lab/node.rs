@@ -32,7 +32,7 @@ pub const PFS: u8 = 2;
 pub const SHARE: &str = "/host";
 
 /// A node boots in 4 to 10 s on an idle machine, in 40 s beside two compilers.
-const BOOT_DEADLINE: Duration = Duration::from_secs(180);
+const BOOT_DEADLINE: Duration = Duration::from_mins(3);
 const LOOK_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Something about a node went wrong.
@@ -44,7 +44,11 @@ pub enum Error {
     #[error("start QEMU for {name}")]
     Launch { name: String, source: io::Error },
     #[error("{name} did not come up in {deadline:?}: see {log}")]
-    Deadline { name: String, deadline: Duration, log: PathBuf },
+    Deadline {
+        name: String,
+        deadline: Duration,
+        log: PathBuf,
+    },
     #[error("QEMU of {name} ended: {stderr}")]
     Ended { name: String, stderr: String },
     #[error("run a command")]
@@ -70,7 +74,12 @@ pub struct NodeOptions {
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { memory: 3072, cpus: 2, kernel_args: String::new(), qemu_args: Vec::new() }
+        Self {
+            memory: 3072,
+            cpus: 2,
+            kernel_args: String::new(),
+            qemu_args: Vec::new(),
+        }
     }
 }
 
@@ -99,18 +108,35 @@ impl Node {
     ) -> Result<Self, Error> {
         let name = format!("n{number}");
         let dir = run.join(&name);
-        fill(&dir, images).map_err(|source| Error::Directory { path: dir.clone(), source })?;
-        let launch_error = |source| Error::Launch { name: name.clone(), source };
+        fill(&dir, images).map_err(|source| Error::Directory {
+            path: dir.clone(),
+            source,
+        })?;
+        let launch_error = |source| Error::Launch {
+            name: name.clone(),
+            source,
+        };
         let mut command = command_line(number, options, images);
         let log = |file: &str| File::create(dir.join(file)).map_err(launch_error);
-        command.current_dir(&dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log("qemu.log")?);
+        command
+            .current_dir(&dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log("qemu.log")?);
         let mut qemu = launch(command, net.file()).map_err(launch_error)?;
         let (sender, state) = watch::channel(State::default());
         if let Some(console) = qemu.stdout.take() {
             let log = log("console.log")?;
             thread::spawn(move || follow(console, log, &sender));
         }
-        let inner = Inner { number, name, dir, qemu: Mutex::new(qemu), state, next_cid: AtomicU32::new(3) };
+        let inner = Inner {
+            number,
+            name,
+            dir,
+            qemu: Mutex::new(qemu),
+            state,
+            next_cid: AtomicU32::new(3),
+        };
         let node = Self(Arc::new(inner));
         node.wait_until_up().await?;
         Ok(node)
@@ -126,7 +152,11 @@ impl Node {
             }
             None => {
                 let log = self.0.dir.join("console.log");
-                Err(Error::Deadline { name: name(), deadline: BOOT_DEADLINE, log })
+                Err(Error::Deadline {
+                    name: name(),
+                    deadline: BOOT_DEADLINE,
+                    log,
+                })
             }
         }
     }
@@ -162,7 +192,10 @@ impl Node {
     }
 
     pub(crate) fn target(&self) -> Target {
-        Target { node: (self.address(), NODE_PORT).into(), guest: None }
+        Target {
+            node: (self.address(), NODE_PORT).into(),
+            guest: None,
+        }
     }
 
     pub(crate) fn next_cid(&self) -> u32 {
@@ -185,9 +218,15 @@ impl Node {
     pub async fn spawn(&self, argv: &[&str], env: &[(&str, &str)], log: &str) -> Result<Process, Error> {
         let command = wire::Command {
             argv: argv.iter().map(|&arg| arg.into()).collect(),
-            env: env.iter().map(|&(name, value)| (name.into(), value.into())).collect(),
+            env: env
+                .iter()
+                .map(|&(name, value)| (name.into(), value.into()))
+                .collect(),
         };
-        Ok(self.target().spawn(command, self.0.dir.join(format!("{log}.log")), "").await?)
+        Ok(self
+            .target()
+            .spawn(command, self.0.dir.join(format!("{log}.log")), "")
+            .await?)
     }
 
     /// Copies a program into the node, executable, replacing one of the same name; gives its path there.
@@ -203,9 +242,15 @@ impl Node {
     pub async fn put(&self, path: &str, content: &[u8], mode: u32) -> Result<(), Error> {
         let script = format!(r#"mkdir -p "$(dirname "$0")" && cat >"$0" && chmod {mode:o} "$0""#);
         let argv = ["sh", "-c", &script, path].map(str::to_owned).to_vec();
-        let command = wire::Command { argv, env: Vec::new() };
+        let command = wire::Command {
+            argv,
+            env: Vec::new(),
+        };
         let target = self.target();
-        target.run(command, content, LOOK_DEADLINE).await?.success(target, path)?;
+        target
+            .run(command, content, LOOK_DEADLINE)
+            .await?
+            .success(target, path)?;
         Ok(())
     }
 
@@ -217,7 +262,11 @@ impl Node {
     /// The VF table of a PF, by the PF's netdev.
     pub async fn vfs(&self, pf: &str) -> Result<Vec<Vf>, Error> {
         let links: Vec<IpLink> = self.json(&format!("ip -j -d link show dev {pf}")).await?;
-        links.into_iter().next().map(|link| link.vfinfo_list).ok_or_else(|| Error::NoNetdev(pf.into()))
+        links
+            .into_iter()
+            .next()
+            .map(|link| link.vfinfo_list)
+            .ok_or_else(|| Error::NoNetdev(pf.into()))
     }
 
     /// All macvtaps of the node.
@@ -228,21 +277,39 @@ impl Node {
 
     /// Name of the netdev of a PCI device, such as a PF; `None` if its driver made none.
     pub async fn netdev_of(&self, pci: &str) -> Result<Option<String>, Error> {
-        let listed = self.exec(&format!("ls /sys/bus/pci/devices/{pci}/net"), LOOK_DEADLINE).await?;
+        let listed = self
+            .exec(&format!("ls /sys/bus/pci/devices/{pci}/net"), LOOK_DEADLINE)
+            .await?;
         Ok(listed.stdout.lines().next().map(str::to_owned))
     }
 
     /// Driver that a PCI device is bound to.
     pub async fn driver_of(&self, pci: &str) -> Result<Option<String>, Error> {
-        let link =
-            self.exec(&format!("readlink /sys/bus/pci/devices/{pci}/driver"), LOOK_DEADLINE).await?.stdout;
-        Ok(link.trim().rsplit('/').next().filter(|name| !name.is_empty()).map(str::to_owned))
+        let link = self
+            .exec(
+                &format!("readlink /sys/bus/pci/devices/{pci}/driver"),
+                LOOK_DEADLINE,
+            )
+            .await?
+            .stdout;
+        Ok(link
+            .trim()
+            .rsplit('/')
+            .next()
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned))
     }
 
     async fn json<T: DeserializeOwned>(&self, script: &str) -> Result<T, Error> {
         let text = self.run(script, LOOK_DEADLINE).await?;
-        serde_json::from_str(&text)
-            .map_err(|source| exec::Error::Parse { what: script.into(), text, source }.into())
+        serde_json::from_str(&text).map_err(|source| {
+            exec::Error::Parse {
+                what: script.into(),
+                text,
+                source,
+            }
+            .into()
+        })
     }
 
     /// Stops the node's processors: to its peers it hangs.
@@ -256,7 +323,9 @@ impl Node {
     }
 
     async fn qmp(&self, command: &str) -> Result<(), Error> {
-        let stream = UnixStream::connect(self.0.dir.join("qmp.sock")).await.map_err(qmp::Error::Talk)?;
+        let stream = UnixStream::connect(self.0.dir.join("qmp.sock"))
+            .await
+            .map_err(qmp::Error::Talk)?;
         let stream = tokio::io::BufReader::new(stream);
         qmp::call(stream, command, json!({}), LOOK_DEADLINE).await?;
         Ok(())
@@ -288,7 +357,10 @@ fn fill(dir: &Path, images: &Images) -> io::Result<()> {
     let share = dir.join("share");
     fs::create_dir_all(share.join("guest"))?;
     replace(&images.lab_exec, &share.join("lab-exec"))?;
-    for (from, to) in [(&images.guest_kernel, "guest/vmlinux"), (&images.guest_initrd, "guest/initrd")] {
+    for (from, to) in [
+        (&images.guest_kernel, "guest/vmlinux"),
+        (&images.guest_initrd, "guest/initrd"),
+    ] {
         let to = share.join(to);
         // The cache may be on another file system.
         fs::hard_link(from, &to).or_else(|_| fs::copy(from, &to).map(|_| ()))?;
@@ -318,24 +390,73 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images) -> Command {
     let mut args = |args: &[&str]| {
         command.args(args);
     };
-    args(&["-name", &format!("n{number}"), "-nodefaults", "-nographic", "-no-reboot"]);
-    args(&["-M", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt"]);
-    args(&["-smp", &options.cpus.to_string(), "-m", &options.memory.to_string()]);
+    args(&[
+        "-name",
+        &format!("n{number}"),
+        "-nodefaults",
+        "-nographic",
+        "-no-reboot",
+    ]);
+    args(&[
+        "-M",
+        "q35,kernel-irqchip=split",
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max,+svm,+npt",
+    ]);
+    args(&[
+        "-smp",
+        &options.cpus.to_string(),
+        "-m",
+        &options.memory.to_string(),
+    ]);
     args(&["-device", "intel-iommu,intremap=on,caching-mode=on"]);
-    args(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+    args(&[
+        "-chardev",
+        "stdio,id=console,signal=off",
+        "-serial",
+        "chardev:console",
+    ]);
     args(&["-qmp", "unix:qmp.sock,server=on,wait=off"]);
-    args(&["-virtfs", "local,path=share,mount_tag=host,security_model=none,multidevs=remap"]);
-    args(&["-netdev", &format!("tap,id=adm,ifname=n{number}adm,script=no,downscript=no")]);
-    args(&["-device", &format!("virtio-net-pci,netdev=adm,mac=52:54:00:ad:00:0{number},romfile=")]);
+    args(&[
+        "-virtfs",
+        "local,path=share,mount_tag=host,security_model=none,multidevs=remap",
+    ]);
+    args(&[
+        "-netdev",
+        &format!("tap,id=adm,ifname=n{number}adm,script=no,downscript=no"),
+    ]);
+    args(&[
+        "-device",
+        &format!("virtio-net-pci,netdev=adm,mac=52:54:00:ad:00:0{number},romfile="),
+    ]);
     for port in 0..PFS {
         // The root ports are the first bridges, so that the cards are buses 1 and 2.
-        args(&["-device", &format!("pcie-root-port,id=rp{port},chassis={},addr={:#x}", port + 1, port + 0x10)]);
+        args(&[
+            "-device",
+            &format!(
+                "pcie-root-port,id=rp{port},chassis={},addr={:#x}",
+                port + 1,
+                port + 0x10
+            ),
+        ]);
         let tap = Net::tap(number, port);
-        args(&["-netdev", &format!("tap,id=p{port},ifname={tap},script=no,downscript=no")]);
+        args(&[
+            "-netdev",
+            &format!("tap,id=p{port},ifname={tap},script=no,downscript=no"),
+        ]);
         let mac = format!("52:54:00:1{number}:0{port}:00");
-        args(&["-device", &format!("igb,bus=rp{port},netdev=p{port},mac={mac},romfile=")]);
+        args(&[
+            "-device",
+            &format!("igb,bus=rp{port},netdev=p{port},mac={mac},romfile="),
+        ]);
     }
-    command.arg("-kernel").arg(&images.node_kernel).arg("-initrd").arg(&images.node_initrd);
+    command
+        .arg("-kernel")
+        .arg(&images.node_kernel)
+        .arg("-initrd")
+        .arg(&images.node_initrd);
     command.arg("-append").arg(format!(
         "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on iommu=pt tsc=reliable no_timer_check \
          {KVM_ARGS} lab.name=n{number} lab.address={}/24 {}",

@@ -79,7 +79,11 @@ impl Stream {
 
     /// Packets lost in gaps that begin in this time.
     pub fn lost_between(&self, from: SystemTime, to: SystemTime) -> u64 {
-        self.gaps.iter().filter(|gap| (from..to).contains(&gap.from)).map(|gap| gap.lost).sum()
+        self.gaps
+            .iter()
+            .filter(|gap| (from..to).contains(&gap.from))
+            .map(|gap| gap.lost)
+            .sum()
     }
 }
 
@@ -106,11 +110,21 @@ impl Lab {
         let to = SocketAddr::from((guest, ECHO_PORT));
         let asking = tokio::spawn(ask(Arc::clone(&socket), to, rate, period, Arc::clone(&record)));
         let listening = tokio::spawn(listen(socket, Arc::clone(&record)));
-        Ok(Pinger { record, tasks: [asking, listening], period })
+        Ok(Pinger {
+            record,
+            tasks: [asking, listening],
+            period,
+        })
     }
 }
 
-async fn ask(socket: Arc<UdpSocket>, to: SocketAddr, rate: u32, period: Duration, record: Arc<Mutex<Record>>) {
+async fn ask(
+    socket: Arc<UdpSocket>,
+    to: SocketAddr,
+    rate: u32,
+    period: Duration,
+    record: Arc<Mutex<Record>>,
+) {
     let mut ticks = interval(period);
     // A harness that was held up must not make up for it by a burst.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -126,7 +140,9 @@ async fn listen(socket: Arc<UdpSocket>, record: Arc<Mutex<Record>>) {
     let mut buffer = [0; 2048];
     loop {
         // Errors are ICMP's answers to packets lost.
-        let Ok((n, _)) = socket.recv_from(&mut buffer).await else { continue };
+        let Ok((n, _)) = socket.recv_from(&mut buffer).await else {
+            continue;
+        };
         let now = Instant::now();
         let mut record = locked(&record);
         match Probe::decode(&buffer[..n]) {
@@ -153,10 +169,19 @@ impl Pinger {
         let record = locked(&self.record);
         let clock = Clock::new();
         let end = clock.instant.checked_sub(GRACE).unwrap_or(clock.instant);
-        let asked: Vec<_> = record.asked.iter().copied().take_while(|(at, _)| *at < end).collect();
+        let asked: Vec<_> = record
+            .asked
+            .iter()
+            .copied()
+            .take_while(|(at, _)| *at < end)
+            .collect();
         let round_trip = round_trip(&asked, &clock);
         let answers_lost = answers_lost(&record.seen).min(round_trip.lost());
-        Report { round_trip, from_guest: from_guest(&record.stream, self.period, &clock), answers_lost }
+        Report {
+            round_trip,
+            from_guest: from_guest(&record.stream, self.period, &clock),
+            answers_lost,
+        }
     }
 
     /// Waits for the packets on their way, then ends and reports.
@@ -197,11 +222,16 @@ struct Clock {
 
 impl Clock {
     fn new() -> Self {
-        Self { instant: Instant::now(), wall: SystemTime::now() }
+        Self {
+            instant: Instant::now(),
+            wall: SystemTime::now(),
+        }
     }
 
     fn wall(&self, at: Instant) -> SystemTime {
-        self.wall.checked_sub(self.instant.saturating_duration_since(at)).unwrap_or(self.wall)
+        self.wall
+            .checked_sub(self.instant.saturating_duration_since(at))
+            .unwrap_or(self.wall)
     }
 }
 
@@ -219,11 +249,19 @@ fn round_trip(asked: &[(Instant, Option<Instant>)], clock: &Clock) -> Stream {
         gaps.extend(open.take().map(|gap| close(gap, *last, clock)));
     }
     let received = asked.iter().filter(|(_, answer)| answer.is_some()).count() as u64;
-    Stream { sent: asked.len() as u64, received, gaps }
+    Stream {
+        sent: asked.len() as u64,
+        received,
+        gaps,
+    }
 }
 
 fn close((from, lost): (Instant, u64), until: Instant, clock: &Clock) -> Gap {
-    Gap { from: clock.wall(from), length: until.saturating_duration_since(from), lost }
+    Gap {
+        from: clock.wall(from),
+        length: until.saturating_duration_since(from),
+        lost,
+    }
 }
 
 fn from_guest(stream: &[(u64, Instant)], period: Duration, clock: &Clock) -> Stream {
@@ -233,24 +271,36 @@ fn from_guest(stream: &[(u64, Instant)], period: Duration, clock: &Clock) -> Str
     by_number.dedup_by_key(|(seq, _)| *seq);
     let mut gaps = Vec::new();
     for pair in by_number.windows(2) {
-        let [(before, left), (after, arrived)] = pair else { continue };
+        let [(before, left), (after, arrived)] = pair else {
+            continue;
+        };
         let lost = after - before - 1;
         let length = arrived.saturating_duration_since(*left);
         if lost > 0 || length > period * 5 {
-            gaps.push(Gap { from: clock.wall(*left), length, lost });
+            gaps.push(Gap {
+                from: clock.wall(*left),
+                length,
+                lost,
+            });
         }
     }
     let sent = match (by_number.first(), by_number.last()) {
         (Some((first, _)), Some((last, _))) => last - first + 1,
         _ => 0,
     };
-    Stream { sent, received: by_number.len() as u64, gaps }
+    Stream {
+        sent,
+        received: by_number.len() as u64,
+        gaps,
+    }
 }
 
 /// The guest counts what it sees: between two answers, what it counted beyond the answers themselves was answered in
 /// vain.
 fn answers_lost(seen: &[(u64, u64)]) -> u64 {
-    let (Some((_, first)), Some((_, last))) = (seen.first(), seen.last()) else { return 0 };
+    let (Some((_, first)), Some((_, last))) = (seen.first(), seen.last()) else {
+        return 0;
+    };
     (last.saturating_sub(*first) + 1).saturating_sub(seen.len() as u64)
 }
 
@@ -264,7 +314,9 @@ mod tests {
     fn a_row_of_unanswered_questions_is_one_gap() {
         let clock = Clock::new();
         let at = |n: u32| clock.instant + MS * 10 * n;
-        let asked: Vec<_> = (0..10).map(|n| (at(n), (!(3..6).contains(&n)).then(|| at(n) + MS))).collect();
+        let asked: Vec<_> = (0..10)
+            .map(|n| (at(n), (!(3..6).contains(&n)).then(|| at(n) + MS)))
+            .collect();
         let stream = round_trip(&asked, &clock);
         assert_eq!((stream.sent, stream.received, stream.lost()), (10, 7, 3));
         assert_eq!(stream.gaps.len(), 1);
@@ -275,7 +327,11 @@ mod tests {
     fn a_paused_guest_leaves_a_gap_without_loss() {
         let clock = Clock::new();
         let at = |n: u32| clock.instant + MS * n;
-        let stream = from_guest(&[(5, at(0)), (6, at(10)), (7, at(400)), (9, at(420))], MS * 10, &clock);
+        let stream = from_guest(
+            &[(5, at(0)), (6, at(10)), (7, at(400)), (9, at(420))],
+            MS * 10,
+            &clock,
+        );
         assert_eq!((stream.sent, stream.received), (5, 4));
         assert_eq!(stream.gaps.iter().map(|g| g.lost).collect::<Vec<_>>(), [0, 1]);
         assert_eq!(stream.longest(), MS * 390);

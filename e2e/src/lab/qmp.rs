@@ -28,7 +28,10 @@ pub(crate) async fn call(
 ) -> Result<Value, Error> {
     timeout(deadline, converse(stream, command, arguments))
         .await
-        .map_err(|_| Error::Deadline { command: command.into(), deadline })?
+        .map_err(|_| Error::Deadline {
+            command: command.into(),
+            deadline,
+        })?
 }
 
 async fn converse(
@@ -59,7 +62,10 @@ async fn receive(stream: &mut (impl AsyncBufRead + Unpin), key: &str, command: &
             return Ok(value.take());
         }
         if let Some(error) = message.get("error") {
-            return Err(Error::Refused { command: command.into(), why: error.to_string() });
+            return Err(Error::Refused {
+                command: command.into(),
+                why: error.to_string(),
+            });
         }
     }
 }

@@ -53,11 +53,20 @@ pub struct Failover<'a> {
 impl NetView {
     /// The net_failover devices of a MAC address, if the guest has made them.
     pub fn failover(&self, mac: &str) -> Option<Failover<'_>> {
-        let standby = self.0.iter().find(|n| n.mac == mac && n.phys_port_name.as_deref() == Some("sby"))?;
+        let standby = self
+            .0
+            .iter()
+            .find(|n| n.mac == mac && n.phys_port_name.as_deref() == Some("sby"))?;
         let master = self.0.iter().find(|n| Some(&n.name) == standby.master.as_ref())?;
-        let primary =
-            self.0.iter().find(|n| n.master.as_ref() == Some(&master.name) && n.name != standby.name);
-        Some(Failover { master, standby, primary })
+        let primary = self
+            .0
+            .iter()
+            .find(|n| n.master.as_ref() == Some(&master.name) && n.name != standby.name);
+        Some(Failover {
+            master,
+            standby,
+            primary,
+        })
     }
 
     /// The devices of a MAC address.
@@ -237,7 +246,10 @@ mod tests {
             netdev("eth2", Some("eth0"), None),
         ]);
         let trio = view.failover("52:54:00:aa:bb:01").unwrap();
-        assert_eq!((trio.master.name.as_str(), trio.standby.name.as_str()), ("eth0", "eth1"));
+        assert_eq!(
+            (trio.master.name.as_str(), trio.standby.name.as_str()),
+            ("eth0", "eth1")
+        );
         assert_eq!(trio.primary.unwrap().name, "eth2");
         assert!(view.failover("52:54:00:aa:bb:02").is_none());
     }

@@ -95,13 +95,20 @@ impl Frame {
     /// Length of the payload that follows this header.
     pub fn payload_len(header: [u8; HEADER]) -> io::Result<usize> {
         let len = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
-        if len > MAX_FRAME { Err(invalid(format!("frame of {len} bytes"))) } else { Ok(len) }
+        if len > MAX_FRAME {
+            Err(invalid(format!("frame of {len} bytes")))
+        } else {
+            Ok(len)
+        }
     }
 
     /// The frame of this header and payload.
     pub fn decode(header: [u8; HEADER], payload: Vec<u8>) -> io::Result<Self> {
         let number = |bytes: &[u8]| {
-            bytes.try_into().map(i32::from_be_bytes).map_err(|_| invalid("frame's number is not 4 bytes".into()))
+            bytes
+                .try_into()
+                .map(i32::from_be_bytes)
+                .map_err(|_| invalid("frame's number is not 4 bytes".into()))
         };
         match header[0] {
             b'i' => Ok(Frame::Stdin(payload)),
@@ -188,7 +195,10 @@ impl Probe {
         }
         let (seq, second) = (number(4)?, number(12)?);
         match bytes[3] {
-            b'a' => Some(Probe::Ask { seq, rate: u32::try_from(second).ok()? }),
+            b'a' => Some(Probe::Ask {
+                seq,
+                rate: u32::try_from(second).ok()?,
+            }),
             b'r' => Some(Probe::Answer { seq, seen: second }),
             b's' => Some(Probe::Stream { seq }),
             _ => None,
@@ -228,9 +238,11 @@ mod tests {
 
     #[test]
     fn probes_survive_the_wire() {
-        for probe in
-            [Probe::Ask { seq: 7, rate: 100 }, Probe::Answer { seq: 7, seen: 6 }, Probe::Stream { seq: u64::MAX }]
-        {
+        for probe in [
+            Probe::Ask { seq: 7, rate: 100 },
+            Probe::Answer { seq: 7, seen: 6 },
+            Probe::Stream { seq: u64::MAX },
+        ] {
             assert_eq!(Probe::decode(&probe.encode()), Some(probe));
         }
         assert_eq!(Probe::decode(b"hnp"), None);

@@ -29,12 +29,20 @@ pub(crate) fn main(address: &str) -> io::Result<()> {
     }
     let mut buffer = [0; 2048];
     loop {
-        let Ok((n, from)) = socket.recv_from(&mut buffer) else { continue };
-        let Some(Probe::Ask { seq, rate }) = Probe::decode(&buffer[..n]) else { continue };
+        let Ok((n, from)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        let Some(Probe::Ask { seq, rate }) = Probe::decode(&buffer[..n]) else {
+            continue;
+        };
         let seen = seen.fetch_add(1, Ordering::Relaxed) + 1;
         // Lost answers are what the peer measures, also those that this host could not send.
         let _ = socket.send_to(&Probe::Answer { seq, seen }.encode(), from);
-        note(&mut peers.lock().unwrap_or_else(PoisonError::into_inner), from, rate);
+        note(
+            &mut peers.lock().unwrap_or_else(PoisonError::into_inner),
+            from,
+            rate,
+        );
     }
 }
 
@@ -42,7 +50,12 @@ fn note(peers: &mut Vec<Peer>, address: SocketAddr, rate: u32) {
     let asked = Instant::now();
     match peers.iter_mut().find(|p| p.address == address) {
         Some(peer) => (peer.rate, peer.asked) = (rate, asked),
-        None => peers.push(Peer { address, rate, asked, next: 0 }),
+        None => peers.push(Peer {
+            address,
+            rate,
+            asked,
+            next: 0,
+        }),
     }
 }
 
@@ -58,6 +71,10 @@ fn stream(socket: &UdpSocket, peers: &Mutex<Vec<Peer>>) {
             }
             peers.iter().map(|p| p.rate).max().unwrap_or(0)
         };
-        thread::sleep(Duration::from_secs(1).checked_div(rate).unwrap_or(Duration::from_millis(100)));
+        thread::sleep(
+            Duration::from_secs(1)
+                .checked_div(rate)
+                .unwrap_or(Duration::from_millis(100)),
+        );
     }
 }

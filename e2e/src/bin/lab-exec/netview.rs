@@ -19,10 +19,17 @@ pub(crate) fn main() -> io::Result<()> {
 }
 
 fn look(dir: &Path) -> Option<Netdev> {
-    let text = |file: &str| fs::read_to_string(dir.join(file)).ok().map(|t| t.trim().to_owned());
+    let text = |file: &str| {
+        fs::read_to_string(dir.join(file))
+            .ok()
+            .map(|t| t.trim().to_owned())
+    };
     let count = |file: &str| text(file).and_then(|t| t.parse().ok()).unwrap_or(0);
     let link = |file: &str| {
-        fs::read_link(dir.join(file)).ok()?.file_name().map(|name| name.to_string_lossy().into_owned())
+        fs::read_link(dir.join(file))
+            .ok()?
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
     };
     let flags = text("flags")?;
     Some(Netdev {

@@ -45,7 +45,10 @@ pub(crate) fn main(args: &[&str]) -> io::Result<()> {
 
 fn say_up(announce: Option<&str>) -> io::Result<()> {
     match announce {
-        Some(file) => OpenOptions::new().write(true).open(file)?.write_all(format!("{UP}\n").as_bytes()),
+        Some(file) => OpenOptions::new()
+            .write(true)
+            .open(file)?
+            .write_all(format!("{UP}\n").as_bytes()),
         None => Ok(()),
     }
 }
@@ -123,13 +126,19 @@ fn run(command: &wire::Command, client: BufReader<UnixStream>, mut stream: UnixS
     for copy in copies {
         let _ = copy.join();
     }
-    let code = status.code().or_else(|| status.signal().map(|n| 128 + n)).unwrap_or(-1);
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|n| 128 + n))
+        .unwrap_or(-1);
     send(&out, &Frame::Exited(code))?;
     stream.shutdown(Shutdown::Both)
 }
 
 fn start(command: &wire::Command) -> io::Result<Child> {
-    let (program, args) = command.argv.split_first().ok_or_else(|| io::Error::other("empty command"))?;
+    let (program, args) = command
+        .argv
+        .split_first()
+        .ok_or_else(|| io::Error::other("empty command"))?;
     Command::new(program)
         .args(args)
         .envs(command.env.iter().map(|(k, v)| (k, v)))

@@ -8,7 +8,12 @@ use nix::libc::VMADDR_CID_ANY;
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, VsockAddr};
 
 fn new() -> io::Result<OwnedFd> {
-    Ok(socket::socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?)
+    Ok(socket::socket(
+        AddressFamily::Vsock,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?)
 }
 
 /// Connects to a port of the machine with this context id.
