@@ -1,1 +1,169 @@
-//! (being written)
+//! The operator: decides what should be true of hybrid NICs across nodes, and never touches a device.
+//!
+//! ```text
+//! watches ─► cache ─► controller ─► node       HybridNode.spec
+//!              │                    network    HybridNetwork.status
+//!              │                    nic        NicAttachment.spec, VmHybridNic.status
+//!              └────────────────────migration  QemuMigration.status
+//! ```
+//! Each reconcile reads from the caches, decides by pure functions, and writes. Each field has one writer. All of it runs
+//! only while this process is the leader; it starts with fresh caches then, so that it decides on nothing that an older
+//! leader has changed since.
+
+mod cache;
+mod controller;
+mod events;
+mod handover;
+mod mac;
+mod migration;
+mod network;
+mod nic;
+mod node;
+mod options;
+mod pods;
+mod select;
+#[cfg(test)]
+mod testing;
+mod world;
+mod write;
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use hybridnic_runtime::health::{self, Health};
+use hybridnic_runtime::lease::{Candidate, Timing};
+use hybridnic_runtime::shutdown;
+use kube::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use options::Options;
+
+use events::Events;
+use migration::MigrationReconciler;
+use migration::step::Deadlines;
+use network::NetworkReconciler;
+use nic::NicReconciler;
+use node::NodeReconciler;
+use world::{AllRequests, Queues, World};
+
+/// Reconciles at once of the kinds of which there are many.
+const MANY: u16 = 16;
+/// Reconciles at once of the kinds of which there are few.
+const FEW: u16 = 4;
+
+/// Runs the operator until a signal asks it to stop, or until it is the leader no more, which is an error.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let stop = shutdown::on_signal().context("cannot handle signals")?;
+    let client = Client::try_default().await.context("cannot find the API server")?;
+    let health = Health::new();
+    if let Some(address) = options.health_address {
+        let health = health.clone();
+        tokio::spawn(async move {
+            if let Err(error) = health::serve(address, health).await {
+                tracing::error!(%address, %error, "cannot serve the probes");
+            }
+        });
+    }
+    let identity = options.identity.clone().map_or_else(identity, Ok)?;
+    let namespace = options.lease_namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    let candidate = Candidate::new(client.clone(), &namespace, &options.lease_name, &identity, Timing::default());
+
+    tracing::info!(identity, namespace, lease = options.lease_name, "waiting for the lease");
+    // A standby is ready for what it is there for.
+    health.set_ready(true);
+    let mut leadership = tokio::select! {
+        leadership = candidate.acquire() => leadership?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    health.set_ready(false);
+    tracing::info!("leading");
+    let done = tokio::select! {
+        // The lease is renewed until the last reconcile has ended.
+        done = lead(&client, &options, &identity, &health, &stop) => done,
+        lost = leadership.lost() => Err(lost.into()),
+    };
+    if done.is_ok() {
+        leadership.release().await;
+    }
+    done
+}
+
+/// Runs caches and controllers until `stop`, and lets what runs then end.
+async fn lead(
+    client: &Client,
+    options: &Options,
+    identity: &str,
+    health: &Health,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let (world, feeds) = World::new();
+    let (queues, requests) = world::queues();
+    let queues = Arc::new(queues);
+    let mut watches = JoinSet::new();
+    for task in feeds.tasks(client, &world, &queues) {
+        watches.spawn(task);
+    }
+    tokio::select! {
+        ready = world.ready() => ready.context("a watch has ended")?,
+        () = stop.cancelled() => return Ok(()),
+    }
+    tracing::info!("caches are filled");
+    health.set_ready(true);
+
+    let mut controllers = controllers(client, options, identity, &world, requests, stop);
+    everything(&world, &queues);
+    loop {
+        tokio::select! {
+            ended = controllers.join_next() => match ended {
+                Some(ended) if stop.is_cancelled() => ended.context("a controller broke")?,
+                Some(ended) => bail!("a controller has ended: {ended:?}"),
+                None => return Ok(()),
+            },
+            ended = watches.join_next() => bail!("a watch has ended: {ended:?}"),
+        }
+    }
+}
+
+fn controllers(
+    client: &Client,
+    options: &Options,
+    identity: &str,
+    world: &World,
+    requests: AllRequests,
+    stop: &CancellationToken,
+) -> JoinSet<()> {
+    let events = Events::new(client.clone(), identity);
+    let deadlines = Deadlines { prepare: options.prepare_deadline, switch: options.switch_deadline };
+    let (client, seen) = (|| client.clone(), || world.clone());
+    let node = NodeReconciler::new(client(), seen());
+    let network = NetworkReconciler::new(client(), seen(), events.clone());
+    let nic = NicReconciler::new(client(), seen(), events.clone());
+    let migration = MigrationReconciler::new(client(), seen(), events, deadlines);
+
+    let mut controllers = JoinSet::new();
+    let stop = || stop.clone();
+    controllers.spawn(controller::run(node, world.hybrid_nodes.store(), requests.hybrid_nodes, FEW, stop()));
+    controllers.spawn(controller::run(network, world.networks.store(), requests.networks, FEW, stop()));
+    controllers.spawn(controller::run(nic, world.nics.store(), requests.nics, MANY, stop()));
+    controllers.spawn(controller::run(migration, world.migrations.store(), requests.migrations, MANY, stop()));
+    controllers
+}
+
+/// Asks for a reconcile of all there is: what has changed while nobody led is not known.
+fn everything(world: &World, queues: &Queues) {
+    world.hybrid_nodes.all().iter().for_each(|node| queues.hybrid_nodes.add(node.as_ref()));
+    world.networks.all().iter().for_each(|network| queues.networks.add(network.as_ref()));
+    world.nics.all().iter().for_each(|nic| queues.nics.add(nic.as_ref()));
+    world.migrations.all().iter().for_each(|migration| queues.migrations.add(migration.as_ref()));
+}
+
+/// Host name and a random part: two processes on one host are two candidates.
+fn identity() -> anyhow::Result<String> {
+    let read = |path: &str| {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+        anyhow::Ok(text.trim().to_owned())
+    };
+    let host = read("/proc/sys/kernel/hostname")?;
+    Ok(format!("{host}_{}", read("/proc/sys/kernel/random/uuid")?))
+}

@@ -1,0 +1,158 @@
+//! Runs one kind's reconciles: kube's controller core on a shared cache.
+//!
+//! kube's `Controller` opens a watch of its own for each kind it looks at; here all controllers share one watch a kind,
+//! so this uses the part of it beneath, [`applier`]: one reconcile at a time for each object, bounded concurrency,
+//! requeues and graceful shutdown.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use kube::runtime::applier;
+use kube::runtime::controller::{self, Action};
+use kube::runtime::reflector::{ObjectRef, Store};
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::Object;
+use crate::write;
+
+/// After a conflict the newer version is on its way here already.
+const AFTER_CONFLICT: Duration = Duration::from_secs(1);
+/// The pause after an object's first failure; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause after failures.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Every object is looked at this often though nothing has changed, should a trigger be missing.
+const SAFETY_NET: Duration = Duration::from_secs(15 * 60);
+
+/// Makes one kind of objects true.
+pub trait Reconciler: Send + Sync + 'static {
+    /// The kind.
+    type Kind: Object;
+
+    /// Makes `object` true as far as it can be now. `Some` asks to come again after so long.
+    fn reconcile(
+        &self,
+        object: Arc<Self::Kind>,
+    ) -> impl Future<Output = Result<Option<Duration>, write::Error>> + Send;
+}
+
+/// Where changes ask for reconciles.
+pub struct Queue<K: Object>(UnboundedSender<ObjectRef<K>>);
+
+/// The other end of a [`Queue`].
+pub type Requests<K> = UnboundedReceiver<ObjectRef<K>>;
+
+/// A queue. It is unbounded, as its reader only drops what it has already.
+pub fn queue<K: Object>() -> (Queue<K>, Requests<K>) {
+    let (sender, receiver) = futures::channel::mpsc::unbounded();
+    (Queue(sender), receiver)
+}
+
+impl<K: Object> Queue<K> {
+    /// Asks for a reconcile of an object.
+    pub fn add(&self, object: &K) {
+        self.send(ObjectRef::from_obj(object));
+    }
+
+    /// Asks for a reconcile of an object by its name; `namespace` is empty for a cluster-scoped kind.
+    pub fn add_name(&self, namespace: &str, name: &str) {
+        let object = ObjectRef::new(name);
+        self.send(if namespace.is_empty() { object } else { object.within(namespace) });
+    }
+
+    fn send(&self, object: ObjectRef<K>) {
+        // A queue whose controller has stopped belongs to a process that stops.
+        let _ = self.0.unbounded_send(object);
+    }
+}
+
+struct Context<R: Reconciler> {
+    reconciler: R,
+    failures: Mutex<HashMap<ObjectRef<R::Kind>, u32>>,
+}
+
+/// Runs reconciles, at most `concurrency` at once, until `stop`; those that run then are finished.
+pub async fn run<R: Reconciler>(
+    reconciler: R,
+    store: Store<R::Kind>,
+    requests: Requests<R::Kind>,
+    concurrency: u16,
+    stop: CancellationToken,
+) {
+    let context = Arc::new(Context { reconciler, failures: Mutex::default() });
+    let requests = requests.take_until(stop.cancelled_owned()).map(Ok::<_, std::convert::Infallible>);
+    let config = controller::Config::default().concurrency(concurrency);
+    applier(reconcile, retry, context, store, requests, config)
+        .for_each(|done| {
+            match done {
+                Ok((object, _)) => tracing::trace!(%object, "reconciled"),
+                // It was deleted between the change and now.
+                Err(controller::Error::ObjectNotFound(object)) => tracing::trace!(%object, "gone"),
+                Err(controller::Error::ReconcilerFailed(error, object)) if error.is_conflict() || error.is_gone() => {
+                    tracing::debug!(%object, error = %Chain(&error), "changed meanwhile");
+                }
+                Err(controller::Error::ReconcilerFailed(error, object)) => {
+                    tracing::warn!(%object, error = %Chain(&error), "not reconciled; will be tried again");
+                }
+                Err(error) => tracing::warn!(error = %Chain(&error), "not reconciled"),
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+fn reconcile<R: Reconciler>(
+    object: Arc<R::Kind>,
+    context: Arc<Context<R>>,
+) -> BoxFuture<'static, Result<Action, write::Error>> {
+    async move {
+        let name = ObjectRef::from_obj(object.as_ref());
+        let after = context.reconciler.reconcile(object).await?;
+        context.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+        Ok(Action::requeue(after.unwrap_or(SAFETY_NET).min(SAFETY_NET)))
+    }
+    .boxed()
+}
+
+#[allow(clippy::needless_pass_by_value)] // kube's signature
+fn retry<R: Reconciler>(object: Arc<R::Kind>, error: &write::Error, context: Arc<Context<R>>) -> Action {
+    if error.is_gone() {
+        return Action::await_change();
+    }
+    if error.is_conflict() {
+        return Action::requeue(AFTER_CONFLICT);
+    }
+    let mut failures = context.failures.lock().unwrap_or_else(PoisonError::into_inner);
+    let failed = failures.entry(ObjectRef::from_obj(object.as_ref())).or_default();
+    *failed = failed.saturating_add(1);
+    Action::requeue(pause(*failed))
+}
+
+fn pause(failed: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failed.saturating_sub(1))).min(LONGEST_PAUSE)
+}
+
+/// An error with its causes. kube's own errors print theirs themselves, so it stops at the first of them.
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        self.0.source().map_or(Ok(()), |source| write!(f, ": {source}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let pauses: Vec<_> = [1, 2, 3, 7, 8, u32::MAX].into_iter().map(|n| pause(n).as_millis()).collect();
+        assert_eq!(pauses, [500, 1000, 2000, 32_000, 60_000, 60_000]);
+    }
+}

@@ -1,0 +1,90 @@
+//! Events on objects, for `kubectl describe`.
+
+use std::time::Duration;
+
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+
+use hybridnic_api::names::OPERATOR_MANAGER;
+
+use crate::cache::Object;
+
+/// The API takes no longer note.
+const NOTE_MAX: usize = 1024;
+/// An event is worth no longer wait.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Something to tell about an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Whether it is a failure.
+    pub warning: bool,
+    /// One of [`hybridnic_api::conditions::reasons`].
+    pub reason: String,
+    /// A sentence for a person.
+    pub message: String,
+}
+
+impl Note {
+    /// Something that is as it should be.
+    pub fn normal(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { warning: false, reason: reason.into(), message: message.into() }
+    }
+
+    /// Something that is not.
+    pub fn warning(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { warning: true, reason: reason.into(), message: message.into() }
+    }
+}
+
+/// Publishes events. Clones share the memory of what was said before.
+#[derive(Clone)]
+pub struct Events(Recorder);
+
+impl Events {
+    /// Events in the name of the operator's process `identity`.
+    pub fn new(client: Client, identity: &str) -> Self {
+        let reporter = Reporter { controller: OPERATOR_MANAGER.to_owned(), instance: Some(identity.to_owned()) };
+        Self(Recorder::new(client, reporter))
+    }
+
+    /// Tells `notes` about `object`. An event that cannot be published is logged, and lost: it is a courtesy.
+    pub async fn tell<K: Object>(&self, object: &K, notes: Vec<Note>) {
+        for Note { warning, reason, message } in notes {
+            let reference = object.object_ref(&());
+            let event = Event {
+                type_: if warning { EventType::Warning } else { EventType::Normal },
+                action: reason.clone(),
+                reason,
+                note: Some(shortened(message)),
+                secondary: None,
+            };
+            match tokio::time::timeout(DEADLINE, self.0.publish(&event, &reference)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, reason = event.reason, "an event was not published"),
+                Err(_) => tracing::debug!(reason = event.reason, "an event was not published: no answer"),
+            }
+        }
+    }
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > NOTE_MAX {
+        let end = (0..=NOTE_MAX - 3).rev().find(|&end| text.is_char_boundary(end)).unwrap_or_default();
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_fit() {
+        assert_eq!(shortened("a".to_owned()), "a");
+        let long = shortened("ü".repeat(1000));
+        assert!(long.len() <= NOTE_MAX && long.len() > NOTE_MAX - 4 && long.ends_with("ü..."));
+    }
+}

@@ -1,0 +1,137 @@
+//! `QemuMigration`: drives the phase; what each NIC does in it is the NICs' business.
+
+pub mod step;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hybridnic_api::conditions::{self, types};
+use hybridnic_api::names::MIGRATION_FINALIZER;
+use hybridnic_api::v1alpha1::{MigrationPhase, QemuMigration, QemuMigrationStatus, VmHybridNic};
+use jiff::Timestamp;
+use kube::{Api, Client, ResourceExt};
+
+use crate::controller::Reconciler;
+use crate::events::{Events, Note};
+use crate::handover::Ends;
+use crate::nic::admit;
+use crate::world::World;
+use crate::write;
+use step::{Deadlines, NicView, View, step};
+
+/// Reconciles migrations. The only writer of their status.
+pub struct MigrationReconciler {
+    client: Client,
+    world: World,
+    events: Events,
+    deadlines: Deadlines,
+}
+
+impl MigrationReconciler {
+    /// A reconciler that reads from `world`.
+    pub fn new(client: Client, world: World, events: Events, deadlines: Deadlines) -> Self {
+        Self { client, world, events, deadlines }
+    }
+
+    async fn run(&self, migration: &QemuMigration) -> Result<Option<Duration>, write::Error> {
+        let namespace = migration.namespace().unwrap_or_default();
+        let api: Api<QemuMigration> = Api::namespaced(self.client.clone(), &namespace);
+        let deleting = migration.metadata.deletion_timestamp.is_some();
+        let mut finalizers = migration.finalizers().to_vec();
+        let guarded = finalizers.iter().any(|finalizer| finalizer == MIGRATION_FINALIZER);
+        let over = migration.status.as_ref().is_some_and(|status| status.phase.is_final());
+        if over || deleting && !guarded {
+            if deleting && guarded {
+                finalizers.retain(|finalizer| finalizer != MIGRATION_FINALIZER);
+                write::finalizers(&api, migration, &finalizers).await?;
+            }
+            return Ok(None);
+        }
+        if !guarded {
+            finalizers.push(MIGRATION_FINALIZER.to_owned());
+            // Its change comes back here.
+            write::finalizers(&api, migration, &finalizers).await?;
+            return Ok(None);
+        }
+
+        let vm = &migration.spec.vm;
+        let pods = self.world.pods_of(&namespace, vm);
+        let view = View {
+            now: Timestamp::now(),
+            migration,
+            blocked_by: self.blocked_by(migration),
+            nics: self.nics(migration),
+            pods: &pods,
+            ends: Ends::observe(migration, &self.world.attachments_of_vm(&namespace, vm), &pods),
+            deadlines: self.deadlines,
+        };
+        let next = step(&view);
+        if migration.status.as_ref() != Some(&next.status) {
+            let old = migration.status.clone().unwrap_or_default();
+            write::status(&api, migration, &next.status).await?;
+            if old.phase != next.status.phase {
+                tracing::info!(%namespace, name = migration.name_any(), from = ?old.phase, to = ?next.status.phase, "migration");
+            }
+            self.events.tell(migration, notes(&old, &next.status)).await;
+        }
+        Ok(next.again)
+    }
+
+    fn nics(&self, migration: &QemuMigration) -> Vec<NicView> {
+        let status = migration.status.as_ref();
+        let target = status.and_then(|status| status.target.as_ref());
+        let takes_part = |nic: &Arc<VmHybridNic>| {
+            status.is_none_or(|status| status.target.is_none() || status.nics.contains(&nic.name_any()))
+        };
+        let nics = self.world.nics_of(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
+        nics.into_iter()
+            .filter(takes_part)
+            .map(|nic| {
+                let refusal = target.and_then(|target| {
+                    let node = self.world.hybrid_nodes.get("", &target.node_name);
+                    admit::to_node(&nic.spec.network, &target.node_name, node.as_deref()).err()
+                });
+                let target_refusal = refusal.map(|refusal| format!("{}: {}", refusal.reason, refusal.message));
+                NicView { attachments: self.world.attachments_of(&nic), nic, target_refusal }
+            })
+            .collect()
+    }
+
+    /// A migration that has the VM already, or an older one that waits for it.
+    fn blocked_by(&self, migration: &QemuMigration) -> Option<String> {
+        let namespace = migration.namespace().unwrap_or_default();
+        let age = |migration: &QemuMigration| (migration.creation_timestamp().map(|time| time.0), migration.uid());
+        let others = self.world.migrations_of(&namespace, &migration.spec.vm);
+        let blocks = |other: &&Arc<QemuMigration>| {
+            let phase = other.status.as_ref().map(|status| status.phase).unwrap_or_default();
+            let begun = phase != MigrationPhase::Pending;
+            other.uid() != migration.uid() && !phase.is_final() && (begun || age(other) < age(migration))
+        };
+        others.iter().find(blocks).map(|other| other.name_any())
+    }
+}
+
+impl Reconciler for MigrationReconciler {
+    type Kind = QemuMigration;
+
+    async fn reconcile(&self, migration: Arc<QemuMigration>) -> Result<Option<Duration>, write::Error> {
+        self.run(&migration).await
+    }
+}
+
+/// What a change of the status is worth telling: every phase, and what it waits for before it begins.
+fn notes(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
+    let condition = |status: &QemuMigrationStatus| conditions::find(&status.conditions, types::SUCCEEDED).cloned();
+    let Some(now) = condition(new) else { return Vec::new() };
+    let same_reason = condition(old).is_some_and(|before| before.reason == now.reason);
+    if old.phase == new.phase && same_reason {
+        return Vec::new();
+    }
+    match new.phase {
+        MigrationPhase::Failed | MigrationPhase::RollingBack | MigrationPhase::Pending => {
+            vec![Note::warning(now.reason, now.message)]
+        }
+        MigrationPhase::Succeeded | MigrationPhase::Cancelled => vec![Note::normal(now.reason, now.message)],
+        phase => vec![Note::normal(format!("{phase:?}"), now.message)],
+    }
+}

@@ -1,0 +1,238 @@
+//! `HybridNetwork.status`: what the cluster has of a network.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hybridnic_api::conditions::{self, NewCondition, reasons, types};
+use hybridnic_api::v1alpha1::{
+    HybridNetwork, HybridNetworkStatus, HybridNode, Path, PoolStatus, VfCounts, VmHybridNic,
+};
+use jiff::Timestamp;
+use kube::{Api, Client, ResourceExt};
+use tokio::time::Instant;
+
+use crate::cache::Key;
+use crate::controller::Reconciler;
+use crate::events::{Events, Note};
+use crate::select::selects;
+use crate::world::World;
+use crate::{mac, write};
+
+/// Counts of thousands of NICs change all the time; nobody reads them more often than this.
+const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// How many nodes a message names.
+const NAMED: usize = 3;
+
+/// Reconciles the status of networks.
+pub struct NetworkReconciler {
+    client: Client,
+    world: World,
+    events: Events,
+    written: Mutex<HashMap<String, Instant>>,
+}
+
+impl NetworkReconciler {
+    /// A reconciler that reads from `world`.
+    pub fn new(client: Client, world: World, events: Events) -> Self {
+        Self { client, world, events, written: Mutex::default() }
+    }
+
+    /// How long the status of a network must stay as it was written last.
+    fn rest(&self, network: &str) -> Option<Duration> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.retain(|_, at| at.elapsed() < WRITE_EVERY);
+        written.get(network).map(|at| WRITE_EVERY.saturating_sub(at.elapsed()))
+    }
+}
+
+impl Reconciler for NetworkReconciler {
+    type Kind = HybridNetwork;
+
+    async fn reconcile(&self, network: Arc<HybridNetwork>) -> Result<Option<Duration>, write::Error> {
+        let name = network.name_any();
+        if let Some(rest) = self.rest(&name) {
+            return Ok(Some(rest));
+        }
+        let key = Key::Network(name.clone());
+        let new = status(&network, &self.world.hybrid_nodes.by(&key), &self.world.nics.by(&key), Timestamp::now());
+        if network.status.as_ref() != Some(&new) {
+            write::status(&Api::all(self.client.clone()), network.as_ref(), &new).await?;
+            self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Instant::now());
+            let old = network.status.clone().unwrap_or_default();
+            self.events.tell(network.as_ref(), notes(&old, &new)).await;
+        }
+        Ok(None)
+    }
+}
+
+/// The status that follows from the nodes of the network's pool and its NICs.
+fn status(
+    network: &HybridNetwork,
+    nodes: &[Arc<HybridNode>],
+    nics: &[Arc<VmHybridNic>],
+    now: Timestamp,
+) -> HybridNetworkStatus {
+    let name = network.name_any();
+    let pools: Vec<(&Arc<HybridNode>, &PoolStatus)> =
+        nodes.iter().filter_map(|node| Some((node, pool(node, &name)?))).collect();
+    let mut vfs = VfCounts::default();
+    for (_, pool) in &pools {
+        vfs.total += pool.vfs.total;
+        vfs.free += pool.vfs.free;
+        vfs.held += pool.vfs.held;
+        vfs.unhealthy += pool.vfs.unhealthy;
+    }
+    let on = |path: Path| count(nics.iter().filter(|nic| nic.status.as_ref().is_some_and(|s| s.path == path)));
+    let mut status = HybridNetworkStatus {
+        observed_generation: network.metadata.generation,
+        vfs,
+        nodes: count(pools.iter().filter(|(_, pool)| pool.vfs.total > 0)),
+        nics: count(nics.iter()),
+        on_fast_path: on(Path::FastPath),
+        on_standby: on(Path::Standby),
+        conditions: network.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default(),
+    };
+    let ready = ready(&status, nodes, &pools);
+    for condition in [accepted(network), ready] {
+        conditions::set(&mut status.conditions, network.metadata.generation, now, condition);
+    }
+    status
+}
+
+/// What a node has of a network, while the network selects it.
+fn pool<'a>(node: &'a HybridNode, network: &str) -> Option<&'a PoolStatus> {
+    node.spec.pools.iter().find(|pool| pool.network == network)?;
+    node.status.as_ref()?.pools.iter().find(|pool| pool.network == network)
+}
+
+fn count<T>(items: impl Iterator<Item = T>) -> i32 {
+    i32::try_from(items.count()).unwrap_or(i32::MAX)
+}
+
+fn accepted(network: &HybridNetwork) -> NewCondition {
+    let none = BTreeMap::new();
+    let spec = &network.spec;
+    let selectors =
+        [("spec.nodeSelector", &spec.node_selector), ("spec.namespaceSelector", &spec.namespace_selector)];
+    for (field, selector) in selectors {
+        if let Err(error) = selects(selector.as_ref(), &none) {
+            return NewCondition::no(types::ACCEPTED, reasons::FAILED, format!("{field} is not valid: {error}"));
+        }
+    }
+    match spec.mac_range.as_ref().map(mac::Range::parse) {
+        Some(Err(error)) => {
+            NewCondition::no(types::ACCEPTED, reasons::FAILED, format!("spec.macRange is not valid: {error}"))
+        }
+        _ => NewCondition::yes(types::ACCEPTED, reasons::ACCEPTED, "the spec is valid"),
+    }
+}
+
+fn ready(
+    status: &HybridNetworkStatus,
+    nodes: &[Arc<HybridNode>],
+    pools: &[(&Arc<HybridNode>, &PoolStatus)],
+) -> NewCondition {
+    let (vfs, with) = (status.vfs.total, status.nodes);
+    if vfs > 0 {
+        let message = format!("{vfs} VFs on {with} {}", if with == 1 { "node" } else { "nodes" });
+        return NewCondition::yes(types::READY, reasons::POOL_READY, message);
+    }
+    let message = if nodes.is_empty() {
+        "no node that an agent runs on matches spec.nodeSelector; label the nodes, or install the node agent".to_owned()
+    } else if pools.is_empty() {
+        format!("waits for the agents of {} to report", listed(nodes.iter().map(|node| node.name_any())))
+    } else {
+        let whys = pools.iter().map(|(node, pool)| match pool.message.as_str() {
+            "" => node.name_any(),
+            why => format!("{} ({why})", node.name_any()),
+        });
+        format!("spec.uplinks select no VF on {}; compare with kubectl get hnode -o yaml", listed(whys))
+    };
+    NewCondition::no(types::READY, reasons::POOL_EMPTY, message)
+}
+
+fn listed(names: impl ExactSizeIterator<Item = String>) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let mut text = names.take(NAMED).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+fn notes(old: &HybridNetworkStatus, new: &HybridNetworkStatus) -> Vec<Note> {
+    let changed = |type_: &str| {
+        let now = conditions::find(&new.conditions, type_)?;
+        let same = conditions::find(&old.conditions, type_).is_some_and(|before| before.reason == now.reason);
+        let note = if now.status == "True" { Note::normal } else { Note::warning };
+        (!same).then(|| note(now.reason.clone(), now.message.clone()))
+    };
+    [types::ACCEPTED, types::READY].into_iter().filter_map(changed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{network, nic, node};
+    use hybridnic_api::v1alpha1::{HybridNodeStatus, VmHybridNicStatus};
+
+    fn with_vfs(name: &str, total: i32, held: i32, message: &str) -> Arc<HybridNode> {
+        let mut node = node(name, &["net"]);
+        let vfs = VfCounts { total, free: total - held, held, unhealthy: 0 };
+        let pool = PoolStatus { network: "net".to_owned(), vfs, message: message.to_owned() };
+        node.status = Some(HybridNodeStatus { pools: vec![pool], ..HybridNodeStatus::default() });
+        Arc::new(node)
+    }
+
+    fn on(name: &str, path: Path) -> Arc<VmHybridNic> {
+        let mut nic = nic(name, "vm", "net", 1);
+        nic.status = Some(VmHybridNicStatus { path, ..VmHybridNicStatus::default() });
+        Arc::new(nic)
+    }
+
+    fn of(nodes: &[Arc<HybridNode>], nics: &[Arc<VmHybridNic>]) -> HybridNetworkStatus {
+        status(&network("net"), nodes, nics, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn counts_are_summed() {
+        let mut left = with_vfs("n4", 9, 0, "");
+        // A node that is selected no more may report what it had for a while.
+        Arc::make_mut(&mut left).spec.pools.clear();
+        let nodes = [with_vfs("n1", 7, 2, ""), with_vfs("n2", 7, 0, ""), with_vfs("n3", 0, 0, "no PF"), left];
+        let status = of(&nodes, &[on("a", Path::FastPath), on("b", Path::Standby), on("c", Path::FastPath)]);
+        assert_eq!(status.vfs, VfCounts { total: 14, free: 12, held: 2, unhealthy: 0 });
+        assert_eq!((status.nodes, status.nics, status.on_fast_path, status.on_standby), (2, 3, 2, 1));
+        let ready = conditions::find(&status.conditions, types::READY).unwrap();
+        assert_eq!((ready.reason.as_str(), ready.message.as_str()), (reasons::POOL_READY, "14 VFs on 2 nodes"));
+    }
+
+    #[test]
+    fn an_empty_pool_says_what_to_do() {
+        let message = |nodes: &[Arc<HybridNode>]| {
+            let status = of(nodes, &[]);
+            let ready = conditions::find(&status.conditions, types::READY).unwrap();
+            assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", reasons::POOL_EMPTY));
+            ready.message.clone()
+        };
+        assert!(message(&[]).contains("spec.nodeSelector"));
+        assert!(message(&[Arc::new(node("n1", &["net"]))]).contains("n1"));
+        let many: Vec<_> = (0..5).map(|n| with_vfs(&format!("n{n}"), 0, 0, "no PF is named ens9")).collect();
+        let text = message(&many);
+        assert!(text.contains("n0 (no PF is named ens9)") && text.contains("and 2 more"), "{text}");
+    }
+
+    #[test]
+    fn a_spec_that_is_not_valid_is_not_accepted() {
+        let mut network = network("net");
+        let odd = serde_json::json!({"matchExpressions": [{"key": "zone", "operator": "Near"}]});
+        network.spec.node_selector = serde_json::from_value(odd).ok();
+        let status = status(&network, &[], &[], Timestamp::UNIX_EPOCH);
+        let accepted = conditions::find(&status.conditions, types::ACCEPTED).unwrap();
+        assert_eq!(accepted.status, "False");
+        assert!(accepted.message.contains("spec.nodeSelector"), "{}", accepted.message);
+        assert_eq!(notes(&HybridNetworkStatus::default(), &status).len(), 2);
+        assert!(notes(&status, &status).is_empty());
+    }
+}

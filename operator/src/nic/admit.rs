@@ -1,0 +1,93 @@
+//! Whether a NIC may be, and where. Pure.
+
+use std::collections::BTreeMap;
+
+use hybridnic_api::conditions::reasons;
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, VmHybridNic};
+use kube::ResourceExt;
+
+use crate::select::selects;
+
+/// Why something is not done: a reason of the API and a sentence for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// One of [`reasons`].
+    pub reason: &'static str,
+    /// What is wrong, and what to do about it.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal.
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// Whether `nic`, in a namespace with these labels, may use its network.
+pub fn to_network<'a>(
+    nic: &VmHybridNic,
+    network: Option<&'a HybridNetwork>,
+    namespace: &BTreeMap<String, String>,
+) -> Result<&'a HybridNetwork, Refusal> {
+    let name = &nic.spec.network;
+    let Some(network) = network else {
+        let message = format!("there is no HybridNetwork {name}; create it");
+        return Err(Refusal::new(reasons::NETWORK_NOT_FOUND, message));
+    };
+    let refuse = |why: String| Refusal::new(reasons::NAMESPACE_NOT_ALLOWED, why);
+    match selects(network.spec.namespace_selector.as_ref(), namespace) {
+        Ok(true) => Ok(network),
+        Ok(false) => {
+            let namespace = nic.namespace().unwrap_or_default();
+            Err(refuse(format!(
+                "spec.namespaceSelector of the HybridNetwork {name} does not select the labels of namespace {namespace}"
+            )))
+        }
+        Err(error) => Err(refuse(format!("spec.namespaceSelector of the HybridNetwork {name} is not valid: {error}"))),
+    }
+}
+
+/// Whether a node can take a NIC of a network: its agent is there, and the network selects it.
+pub fn to_node(network: &str, node: &str, found: Option<&HybridNode>) -> Result<(), Refusal> {
+    let Some(found) = found else {
+        let message = format!("no node agent reports for node {node}; see that the agent's pod runs there");
+        return Err(Refusal::new(reasons::AGENT_NOT_FOUND, message));
+    };
+    if found.spec.pools.iter().any(|pool| pool.network == network) {
+        return Ok(());
+    }
+    let message = format!("spec.nodeSelector of the HybridNetwork {network} does not select node {node}");
+    Err(Refusal::new(reasons::NODE_NOT_IN_NETWORK, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{network, nic, node};
+
+    #[test]
+    fn networks_refuse_with_a_reason() {
+        let nic = nic("a", "vm", "net", 1);
+        let labels = BTreeMap::from([("team".to_owned(), "a".to_owned())]);
+        let reason = |network: Option<&HybridNetwork>| to_network(&nic, network, &labels).map(|_| ()).map_err(|r| r.reason);
+        assert_eq!(reason(None), Err(reasons::NETWORK_NOT_FOUND));
+        let mut net = network("net");
+        assert_eq!(reason(Some(&net)), Ok(()));
+        net.spec.namespace_selector = serde_json::from_value(serde_json::json!({"matchLabels": {"team": "a"}})).ok();
+        assert_eq!(reason(Some(&net)), Ok(()));
+        net.spec.namespace_selector = serde_json::from_value(serde_json::json!({"matchLabels": {"team": "b"}})).ok();
+        assert_eq!(reason(Some(&net)), Err(reasons::NAMESPACE_NOT_ALLOWED));
+        let odd = serde_json::json!({"matchExpressions": [{"key": "team", "operator": "Near"}]});
+        net.spec.namespace_selector = serde_json::from_value(odd).ok();
+        assert_eq!(reason(Some(&net)), Err(reasons::NAMESPACE_NOT_ALLOWED));
+    }
+
+    #[test]
+    fn nodes_refuse_with_a_reason() {
+        let reason = |node: Option<&HybridNode>| to_node("net", "n1", node).map_err(|refusal| refusal.reason);
+        assert_eq!(reason(None), Err(reasons::AGENT_NOT_FOUND));
+        assert_eq!(reason(Some(&node("n1", &[]))), Err(reasons::NODE_NOT_IN_NETWORK));
+        assert_eq!(reason(Some(&node("n1", &["other", "net"]))), Ok(()));
+    }
+}

@@ -1,0 +1,169 @@
+//! The attachments that a NIC should have. Pure, and the only place where goals and migration orders are made.
+//!
+//! | phase | source | target |
+//! |---|---|---|
+//! | none, `Pending` | `FastPath` | |
+//! | `PreparingTarget` | `FastPath` | `FastPath`, Listen |
+//! | `SwitchingToStandby` | `Standby`, Prepare | `FastPath`, Listen |
+//! | `Transferring` | `Standby`, Transfer | `FastPath`, Listen |
+//! | `Completing` | `Detached`, Transfer | `FastPath`, Listen |
+//! | `RollingBack` | see [`Rollback`] | |
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hybridnic_api::names::attachment_name;
+use hybridnic_api::v1alpha1::{
+    Goal, GuestPorts, L2Settings, MigrationEnd, MigrationOrder, MigrationPhase, MigrationStep, NicAttachment,
+    NicAttachmentSpec, ObjectRef, QemuMigration, QemuMigrationStatus, VmHybridNic,
+};
+use kube::ResourceExt;
+
+use crate::handover::{Ends, Rollback};
+
+/// Where a NIC's VM is.
+pub enum Place<'a> {
+    /// It does not run.
+    Nowhere,
+    /// It runs in a pod on a node.
+    At(ObjectRef, String),
+    /// A migration has it in its hands.
+    Moving(&'a QemuMigration, &'a Ends),
+}
+
+/// All that decides about a NIC's attachments.
+pub struct Wanted<'a> {
+    /// The NIC.
+    pub nic: &'a VmHybridNic,
+    /// Its address.
+    pub mac: &'a str,
+    /// Its network's settings; none when the network is no more.
+    pub l2: Option<L2Settings>,
+    /// Its attachments as they are.
+    pub existing: &'a [Arc<NicAttachment>],
+    /// Where its VM is.
+    pub place: Place<'a>,
+}
+
+/// The specs of the attachments that should be; all others should go.
+pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
+    let (migration, ends) = match &wanted.place {
+        Place::Nowhere => return Vec::new(),
+        Place::At(pod, node) => return vec![one(wanted, pod, node, Goal::FastPath, None, None)],
+        Place::Moving(migration, ends) => (*migration, *ends),
+    };
+    let Some(status) = migration.status.as_ref() else { return Vec::new() };
+    let (Some(source), Some(target)) = (&status.source, &status.target) else { return Vec::new() };
+    let ((source_goal, source_step), (target_goal, target_step)) = goals(status.phase, ends);
+
+    let order = |step| MigrationOrder {
+        migration: ObjectRef { name: migration.name_any(), uid: migration.uid().unwrap_or_default() },
+        nics: status.nics.clone(),
+        step,
+        target_uri: None,
+    };
+    let mut source_order = source_step.map(order);
+    if let Some(order) = source_order.as_mut().filter(|order| order.step == MigrationStep::Transfer) {
+        order.target_uri = target_uri(wanted, status, &order.migration, ends);
+    }
+    vec![
+        one(wanted, &source.pod, &source.node_name, source_goal, None, source_order),
+        one(wanted, &target.pod, &target.node_name, target_goal, Some(&source.pod), target_step.map(order)),
+    ]
+}
+
+type Wish = (Goal, Option<MigrationStep>);
+
+/// What source and target should do in a phase. The source never gets its VF back while the VM may run at the target.
+fn goals(phase: MigrationPhase, ends: &Ends) -> (Wish, Wish) {
+    use MigrationStep::{Cancel, Listen, Prepare, Resume, Transfer};
+    let receive = (Goal::FastPath, Some(Listen));
+    // With the order to listen still there, the agent knows what it is that it must not let happen any more.
+    let revoke = (Goal::Detached, Some(Listen));
+    match phase {
+        MigrationPhase::PreparingTarget => ((Goal::FastPath, None), receive),
+        MigrationPhase::SwitchingToStandby => ((Goal::Standby, Some(Prepare)), receive),
+        MigrationPhase::Transferring => ((Goal::Standby, Some(Transfer)), receive),
+        MigrationPhase::Completing => ((Goal::Detached, Some(Transfer)), receive),
+        MigrationPhase::RollingBack => match ends.rollback() {
+            Rollback::NotBegun => ((Goal::FastPath, None), revoke),
+            Rollback::Cancelling => ((Goal::Standby, Some(Cancel)), receive),
+            Rollback::Revoking => ((Goal::Standby, Some(Cancel)), revoke),
+            Rollback::Resuming => ((Goal::Standby, Some(Resume)), revoke),
+            Rollback::Stopped => ((Goal::FastPath, Some(Cancel)), revoke),
+            Rollback::Failed => ((Goal::FastPath, Some(Resume)), revoke),
+        },
+        // Not in the migration's hands; whoever asks has made a mistake that must not cost a VM its VF.
+        MigrationPhase::Pending | MigrationPhase::Failed | MigrationPhase::Cancelled => {
+            ((Goal::FastPath, None), (Goal::Detached, None))
+        }
+        MigrationPhase::Succeeded => ((Goal::Detached, None), (Goal::FastPath, None)),
+    }
+}
+
+fn one(
+    wanted: &Wanted<'_>,
+    pod: &ObjectRef,
+    node: &str,
+    goal: Goal,
+    ports_as_in: Option<&ObjectRef>,
+    migration: Option<MigrationOrder>,
+) -> NicAttachmentSpec {
+    let nic = wanted.nic;
+    let existing = find(wanted, pod);
+    // Where a NIC is in the guest cannot change while it is there.
+    let ports = match existing {
+        Some(existing) => existing.spec.ports.clone(),
+        None => ports_as_in.and_then(|source| ports_of(find(wanted, source)?)),
+    };
+    let l2 = wanted.l2.clone().or_else(|| existing.map(|existing| existing.spec.l2.clone())).unwrap_or_default();
+    NicAttachmentSpec {
+        node_name: node.to_owned(),
+        nic: ObjectRef { name: nic.name_any(), uid: nic.uid().unwrap_or_default() },
+        vm: nic.vm_name().unwrap_or_default().to_owned(),
+        pod: pod.clone(),
+        network: nic.spec.network.clone(),
+        mac: wanted.mac.to_owned(),
+        goal,
+        no_free_vf: nic.spec.no_free_vf,
+        l2,
+        ports,
+        migration,
+    }
+}
+
+fn find<'a>(wanted: &Wanted<'a>, pod: &ObjectRef) -> Option<&'a NicAttachment> {
+    let name = attachment_name(&wanted.nic.name_any(), &pod.uid);
+    wanted.existing.iter().find(|existing| existing.name_any() == name).map(AsRef::as_ref)
+}
+
+fn ports_of(source: &NicAttachment) -> Option<GuestPorts> {
+    let guest = &source.status.as_ref()?.guest;
+    Some(GuestPorts { standby: guest.standby_port.clone()?, vf: guest.vf_port.clone()? })
+}
+
+/// Where to send the VM. Once said it stays: the target's report may go away with the target.
+fn target_uri(
+    wanted: &Wanted<'_>,
+    status: &QemuMigrationStatus,
+    migration: &ObjectRef,
+    ends: &Ends,
+) -> Option<String> {
+    let said = find(wanted, &status.source.as_ref()?.pod)
+        .and_then(|source| source.spec.migration.as_ref())
+        .filter(|order| order.migration == *migration && order.step == MigrationStep::Transfer)
+        .and_then(|order| order.target_uri.clone());
+    said.or_else(|| uri(status.target.as_ref()?, ends.target.as_ref()?.port?))
+}
+
+/// QEMU's URI of a listening end.
+fn uri(end: &MigrationEnd, port: i32) -> Option<String> {
+    match end.pod_ip.as_deref()?.parse().ok()? {
+        IpAddr::V4(ip) => Some(format!("tcp:{ip}:{port}")),
+        IpAddr::V6(ip) => Some(format!("tcp:[{ip}]:{port}")),
+    }
+}
+
+#[cfg(test)]
+#[path = "desired_tests.rs"]
+mod tests;

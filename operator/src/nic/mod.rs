@@ -1,0 +1,8 @@
+//! `VmHybridNic`: its MAC, its attachments, its status.
+
+pub mod admit;
+pub mod desired;
+mod reconcile;
+pub mod status;
+
+pub use reconcile::NicReconciler;

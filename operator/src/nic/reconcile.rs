@@ -1,0 +1,298 @@
+//! Makes a NIC true: dereference → validate → build → apply → status.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hybridnic_api::conditions::reasons;
+use hybridnic_api::names::{ATTACHMENT_FINALIZER, NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
+use hybridnic_api::v1alpha1::{
+    AttachmentState, Goal, HybridNetwork, L2Settings, MigrationPhase, NicAttachment, NicAttachmentSpec, ObjectRef,
+    QemuMigration, VmHybridNic,
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::ObjectMeta;
+use kube::{Api, Client, Resource, ResourceExt};
+
+use super::admit::{self, Refusal};
+use super::desired::{Place, Wanted, desired_attachments};
+use super::status::{Facts, notes, status};
+use crate::cache::Key;
+use crate::controller::Reconciler;
+use crate::events::Events;
+use crate::handover::{self, Ends};
+use crate::mac::{self, HandedOut};
+use crate::world::World;
+use crate::{pods, write};
+
+/// Reconciles NICs. The only writer of attachments' specs and of NICs' status.
+pub struct NicReconciler {
+    client: Client,
+    world: World,
+    events: Events,
+    handed_out: Mutex<HandedOut>,
+}
+
+/// What the caches hold that matters to a NIC.
+struct Known {
+    network: Option<Arc<HybridNetwork>>,
+    pods: Vec<Arc<Pod>>,
+    attachments: Vec<Arc<NicAttachment>>,
+    migrations: Vec<Arc<QemuMigration>>,
+    moving: Option<(Arc<QemuMigration>, Ends)>,
+}
+
+impl Known {
+    fn read(world: &World, nic: &VmHybridNic) -> Self {
+        let namespace = nic.namespace().unwrap_or_default();
+        let vm = nic.vm_name().unwrap_or_default();
+        let (pods, migrations) = (world.pods_of(&namespace, vm), world.migrations_of(&namespace, vm));
+        let moving = migrations.iter().find(|migration| has_in_hands(migration, &nic.name_any())).and_then(|migration| {
+            let ends = Ends::observe(migration, &world.attachments_of_vm(&namespace, vm), &pods)?;
+            Some((migration.clone(), ends))
+        });
+        let network = world.networks.get("", &nic.spec.network);
+        Self { network, pods, attachments: world.attachments_of(nic), migrations, moving }
+    }
+
+    /// The pod of the VM, and its node; or why there is none.
+    fn location(&self, nic: &VmHybridNic) -> Result<(ObjectRef, String, bool), Refusal> {
+        if let Some((migration, _)) = &self.moving {
+            let status = migration.status.as_ref();
+            let arrived = status.is_some_and(|status| status.phase == MigrationPhase::Completing);
+            let end = status.and_then(|status| if arrived { status.target.clone() } else { status.source.clone() });
+            if let Some(end) = end {
+                return Ok((end.pod, end.node_name, true));
+            }
+        }
+        let vm = nic.vm_name().unwrap_or_default();
+        let recorded = nic.status.as_ref().and_then(|status| status.pod.as_ref());
+        let Some(pod) = pods::active(recorded, &self.pods) else {
+            let message = format!("no pod of this namespace has the label hybridnic.io/vm={vm}");
+            return Err(Refusal::new(reasons::POD_NOT_FOUND, message));
+        };
+        let Some(node) = pods::node(pod) else {
+            let message = format!("the pod {} has no node yet", pod.name_any());
+            return Err(Refusal::new(reasons::POD_NOT_RUNNING, message));
+        };
+        Ok((pods::reference(pod), node.to_owned(), pods::is_running(pod)))
+    }
+}
+
+/// Whether a migration decides about a NIC: it has begun with it and has not ended.
+fn has_in_hands(migration: &QemuMigration, nic: &str) -> bool {
+    migration.status.as_ref().is_some_and(|status| {
+        status.phase != MigrationPhase::Pending
+            && !status.phase.is_final()
+            && status.nics.iter().any(|name| name == nic)
+    })
+}
+
+impl NicReconciler {
+    /// A reconciler that reads from `world`.
+    pub fn new(client: Client, world: World, events: Events) -> Self {
+        Self { client, world, events, handed_out: Mutex::default() }
+    }
+
+    async fn run(&self, nic: &VmHybridNic) -> Result<(), write::Error> {
+        let namespace = nic.namespace().unwrap_or_default();
+        let api: Api<VmHybridNic> = Api::namespaced(self.client.clone(), &namespace);
+        let deleting = nic.metadata.deletion_timestamp.is_some();
+        let mut finalizers = nic.finalizers().to_vec();
+        let guarded = finalizers.iter().any(|finalizer| finalizer == NIC_FINALIZER);
+        if !deleting && !guarded {
+            finalizers.push(NIC_FINALIZER.to_owned());
+            // Its change comes back here.
+            return write::finalizers(&api, nic, &finalizers).await;
+        }
+
+        let known = Known::read(&self.world, nic);
+        if deleting && known.moving.is_none() && known.attachments.is_empty() {
+            self.handed_out().settle(nic);
+            finalizers.retain(|finalizer| finalizer != NIC_FINALIZER);
+            return if guarded { write::finalizers(&api, nic, &finalizers).await } else { Ok(()) };
+        }
+
+        let (admission, mac) = self.admit(nic, known.network.as_deref());
+        let location = known.location(nic);
+        let place = match (&known.moving, &location) {
+            (Some((migration, ends)), _) => Place::Moving(migration, ends),
+            (None, _) if deleting => Place::Nowhere,
+            (None, Ok((pod, node, true))) => Place::At(pod.clone(), node.clone()),
+            (None, _) => Place::Nowhere,
+        };
+        let recorded = nic.status.as_ref().and_then(|status| status.mac.as_deref());
+        let mut obstacle = location.as_ref().err().cloned();
+        // An address is used only once the status shows it: from then on nobody else gets it.
+        let usable = mac.as_deref().filter(|mac| recorded == Some(mac)).or(recorded.filter(|_| admission.is_err()));
+        if let Some(mac) = usable {
+            let l2 = known.network.as_ref().map(|network| l2(network));
+            let wanted = Wanted { nic, mac, l2, existing: &known.attachments, place };
+            let specs = desired_attachments(&wanted);
+            self.apply(nic, &known.attachments, specs, &admission, &mut obstacle).await?;
+        }
+        if let Ok((pod, _, false)) = &location {
+            let message = format!("the pod {} does not run yet", pod.name);
+            obstacle = Some(Refusal::new(reasons::POD_NOT_RUNNING, message));
+        }
+
+        let facts = Facts {
+            nic,
+            now: Timestamp::now(),
+            mac: mac.or_else(|| recorded.filter(|_| !known.attachments.is_empty()).map(ToOwned::to_owned)),
+            admission,
+            location: location.ok().map(|(pod, node, _)| (pod, node)),
+            obstacle,
+            attachments: &known.attachments,
+            moving: known.moving.as_ref().map(|(migration, _)| migration.as_ref()),
+            migrations: &known.migrations,
+        };
+        let (old, new) = (nic.status.clone().unwrap_or_default(), status(&facts));
+        if nic.status.as_ref() != Some(&new) {
+            write::status(&api, nic, &new).await?;
+            self.events.tell(nic, notes(&old, &new)).await;
+        }
+        Ok(())
+    }
+
+    /// Whether the NIC may be, and its address.
+    fn admit(&self, nic: &VmHybridNic, network: Option<&HybridNetwork>) -> (Result<(), Refusal>, Option<String>) {
+        let namespace = self.world.namespaces.get("", &nic.namespace().unwrap_or_default());
+        let labels = namespace.map(|namespace| namespace.labels().clone()).unwrap_or_default();
+        let network = match admit::to_network(nic, network, &labels) {
+            Ok(network) => network,
+            Err(refusal) => return (Err(refusal), None),
+        };
+        let range = match &network.spec.mac_range {
+            Some(range) => mac::Range::parse(range).map_err(mac::Error::from),
+            None => {
+                let cluster = self.world.namespaces.get("", "kube-system").and_then(|namespace| namespace.uid());
+                Ok(mac::Range::of_network(&cluster.unwrap_or_default(), &nic.spec.network))
+            }
+        };
+        let holders = |mac: mac::Mac| self.world.nics.by(&Key::Mac(mac.to_string()));
+        match range.and_then(|range| mac::assign(nic, range, holders, &mut self.handed_out())) {
+            Ok(mac) => (Ok(()), Some(mac.to_string())),
+            Err(error) => {
+                let reason = match &error {
+                    mac::Error::Conflict { .. } => reasons::MAC_CONFLICT,
+                    mac::Error::Exhausted => reasons::MAC_RANGE_EXHAUSTED,
+                    mac::Error::Bad(_) => reasons::FAILED,
+                };
+                (Err(Refusal::new(reason, error.to_string())), None)
+            }
+        }
+    }
+
+    fn handed_out(&self) -> std::sync::MutexGuard<'_, HandedOut> {
+        self.handed_out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the attachments be as `specs`. Those that are there already stay as they are told; new ones are made only
+    /// where the NIC may be, and the first thing in the way is left in `obstacle`.
+    async fn apply(
+        &self,
+        nic: &VmHybridNic,
+        existing: &[Arc<NicAttachment>],
+        specs: Vec<NicAttachmentSpec>,
+        admission: &Result<(), Refusal>,
+        obstacle: &mut Option<Refusal>,
+    ) -> Result<(), write::Error> {
+        let api: Api<NicAttachment> = Api::namespaced(self.client.clone(), &nic.namespace().unwrap_or_default());
+        let names: Vec<_> = specs.iter().map(|spec| attachment_name(&nic.name_any(), &spec.pod.uid)).collect();
+        for (spec, name) in specs.into_iter().zip(&names) {
+            let found = existing.iter().find(|found| found.name_any() == *name);
+            match found {
+                Some(found) if found.metadata.deletion_timestamp.is_some() || found.spec == spec => {}
+                Some(found) => write::object(&api, &document(nic, name, found.resource_version(), spec)).await?,
+                None if spec.goal == Goal::Detached => {}
+                None => {
+                    let node = self.world.hybrid_nodes.get("", &spec.node_name);
+                    let node = admit::to_node(&spec.network, &spec.node_name, node.as_deref());
+                    match admission.clone().and(node) {
+                        Ok(()) => write::object(&api, &document(nic, name, None, spec)).await?,
+                        Err(refusal) => *obstacle = obstacle.take().or(Some(refusal)),
+                    }
+                }
+            }
+        }
+        for attachment in existing.iter().filter(|existing| !names.contains(&existing.name_any())) {
+            self.retire(&api, nic, attachment).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings an attachment to its end: detached, then deleted.
+    async fn retire(
+        &self,
+        api: &Api<NicAttachment>,
+        nic: &VmHybridNic,
+        attachment: &NicAttachment,
+    ) -> Result<(), write::Error> {
+        let held = attachment.finalizers().iter().any(|finalizer| finalizer == ATTACHMENT_FINALIZER);
+        let orphan = self.world.nodes.get("", &attachment.spec.node_name).is_none();
+        let deleting = attachment.metadata.deletion_timestamp.is_some();
+        let detached = attachment.spec.goal == Goal::Detached
+            && handover::state(attachment) == AttachmentState::Detached;
+        if held && orphan && deleting {
+            // No agent will ever do it.
+            let mut finalizers = attachment.finalizers().to_vec();
+            finalizers.retain(|finalizer| finalizer != ATTACHMENT_FINALIZER);
+            return write::finalizers(api, attachment, &finalizers).await;
+        }
+        if deleting {
+            return Ok(());
+        }
+        if !held || orphan || detached {
+            return write::delete(api, attachment).await;
+        }
+        if attachment.spec.goal == Goal::Detached {
+            return Ok(());
+        }
+        let spec = NicAttachmentSpec { goal: Goal::Detached, migration: None, ..attachment.spec.clone() };
+        let version = attachment.resource_version();
+        write::object(api, &document(nic, &attachment.name_any(), version, spec)).await
+    }
+}
+
+impl Reconciler for NicReconciler {
+    type Kind = VmHybridNic;
+
+    async fn reconcile(&self, nic: Arc<VmHybridNic>) -> Result<Option<Duration>, write::Error> {
+        self.run(&nic).await?;
+        Ok(None)
+    }
+}
+
+/// An attachment as the operator applies it: all that it has to say of it.
+fn document(nic: &VmHybridNic, name: &str, version: Option<String>, spec: NicAttachmentSpec) -> NicAttachment {
+    let owner = OwnerReference {
+        // The NIC's finalizer waits for its attachments; a garbage collector that did too could only get in the way.
+        block_owner_deletion: None,
+        ..nic.controller_owner_ref(&()).unwrap_or_default()
+    };
+    let mut attachment = NicAttachment::new(name, spec);
+    attachment.metadata = ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: nic.namespace(),
+        resource_version: version,
+        labels: Some(
+            [(NIC_LABEL.to_owned(), nic.name_any()), (VM_LABEL.to_owned(), attachment.spec.vm.clone())].into(),
+        ),
+        owner_references: Some(vec![owner]),
+        ..ObjectMeta::default()
+    };
+    attachment
+}
+
+fn l2(network: &HybridNetwork) -> L2Settings {
+    let spec = &network.spec;
+    L2Settings {
+        vlan: spec.vlan.clone(),
+        rate: spec.rate.clone(),
+        spoof_check: spec.spoof_check,
+        trust: spec.trust,
+        mtu: spec.mtu,
+    }
+}

@@ -1,0 +1,225 @@
+//! The status that a NIC should have, and what of it is worth an event. Pure.
+
+use std::sync::Arc;
+
+use hybridnic_api::conditions::{self, NewCondition, reasons, types};
+use hybridnic_api::v1alpha1::{
+    AttachmentState, MigrationPhase, NicAttachment, NicMigration, NicPhase, ObjectRef, Path, QemuMigration,
+    VmHybridNic, VmHybridNicStatus,
+};
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::admit::Refusal;
+use crate::events::Note;
+
+/// All that a NIC's status is made from.
+pub struct Facts<'a> {
+    /// The NIC.
+    pub nic: &'a VmHybridNic,
+    /// The time.
+    pub now: Timestamp,
+    /// Its address; none when it gets none.
+    pub mac: Option<String>,
+    /// Whether it may be.
+    pub admission: Result<(), Refusal>,
+    /// Pod and node of its VM.
+    pub location: Option<(ObjectRef, String)>,
+    /// Why it is not attached there.
+    pub obstacle: Option<Refusal>,
+    /// All its attachments.
+    pub attachments: &'a [Arc<NicAttachment>],
+    /// The migration that has the VM in its hands.
+    pub moving: Option<&'a QemuMigration>,
+    /// All migrations of the VM.
+    pub migrations: &'a [Arc<QemuMigration>],
+}
+
+impl Facts<'_> {
+    fn attachment(&self) -> Option<&NicAttachment> {
+        let (pod, _) = self.location.as_ref()?;
+        self.attachments.iter().find(|a| a.spec.pod.uid == pod.uid).map(AsRef::as_ref)
+    }
+
+    fn deleting(&self) -> bool {
+        self.nic.metadata.deletion_timestamp.is_some()
+    }
+}
+
+/// The status that follows. Equal to the old one when nothing has changed.
+pub fn status(facts: &Facts<'_>) -> VmHybridNicStatus {
+    let mut status = facts.nic.status.clone().unwrap_or_default();
+    let attachment = facts.attachment();
+    let seen = attachment.and_then(|a| a.status.clone()).unwrap_or_default();
+    status.observed_generation = facts.nic.metadata.generation;
+    status.mac.clone_from(&facts.mac);
+    status.pod = facts.location.as_ref().map(|(pod, _)| pod.clone());
+    status.node_name = facts.location.as_ref().map(|(_, node)| node.clone());
+    status.path = seen.path;
+    status.vf = seen.vf;
+    status.standby = seen.standby;
+    status.guest = seen.guest;
+    status.last_migration = last_migration(facts, status.last_migration.take());
+    status.phase = phase(facts, attachment);
+    for condition in [accepted(facts), ready(facts, attachment), fast_path(facts, attachment)] {
+        conditions::set(&mut status.conditions, facts.nic.metadata.generation, facts.now, condition);
+    }
+    status
+}
+
+fn phase(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NicPhase {
+    if facts.moving.is_some() {
+        return NicPhase::Migrating;
+    }
+    if facts.deleting() {
+        return NicPhase::Detaching;
+    }
+    let state = attachment.map(crate::handover::state);
+    match (state, &facts.admission) {
+        (Some(AttachmentState::FastPath), _) => NicPhase::FastPath,
+        (Some(AttachmentState::Standby), _) => NicPhase::Standby,
+        (Some(_), _) => NicPhase::Attaching,
+        // What is missing may come; what is wrong must be mended.
+        (None, Err(refusal)) if refusal.reason != reasons::NETWORK_NOT_FOUND => NicPhase::Failed,
+        (None, _) if facts.obstacle.is_none() && facts.admission.is_ok() => NicPhase::Attaching,
+        (None, _) => NicPhase::Pending,
+    }
+}
+
+fn accepted(facts: &Facts<'_>) -> NewCondition {
+    match &facts.admission {
+        Ok(()) => {
+            let message = format!("the NIC may use the network {}", facts.nic.spec.network);
+            NewCondition::yes(types::ACCEPTED, reasons::ACCEPTED, message)
+        }
+        Err(refusal) => NewCondition::no(types::ACCEPTED, refusal.reason, &refusal.message),
+    }
+}
+
+fn ready(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
+    said(types::READY, attachment).unwrap_or_else(|| absent(types::READY, facts))
+}
+
+fn fast_path(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
+    let on_vf = attachment.and_then(|a| a.status.as_ref()).is_some_and(|status| status.path == Path::FastPath);
+    match facts.moving.and_then(|migration| Some((migration, migration.status.as_ref()?))) {
+        Some((migration, status)) if !on_vf => {
+            let message = format!("the migration {} is at {:?}", migration.name_any(), status.phase);
+            NewCondition::no(types::FAST_PATH, reasons::MIGRATING, message)
+        }
+        _ => said(types::FAST_PATH, attachment).unwrap_or_else(|| absent(types::FAST_PATH, facts)),
+    }
+}
+
+/// What the agent says, in its own words.
+fn said(type_: &'static str, attachment: Option<&NicAttachment>) -> Option<NewCondition> {
+    let condition = conditions::find(&attachment?.status.as_ref()?.conditions, type_)?;
+    let status = match condition.status.as_str() {
+        "True" => Some(true),
+        "False" => Some(false),
+        _ => None,
+    };
+    Some(NewCondition { type_, status, reason: condition.reason.clone(), message: condition.message.clone() })
+}
+
+fn absent(type_: &'static str, facts: &Facts<'_>) -> NewCondition {
+    if facts.deleting() {
+        return NewCondition::no(type_, reasons::DETACHED, "the NIC is being deleted");
+    }
+    match facts.admission.as_ref().err().or(facts.obstacle.as_ref()) {
+        Some(refusal) => NewCondition::no(type_, refusal.reason, &refusal.message),
+        None => {
+            let node = facts.location.as_ref().map(|(_, node)| node.as_str()).unwrap_or_default();
+            let message = format!("the agent of node {node} has not reported on the NIC yet");
+            NewCondition::no(type_, reasons::AGENT_PENDING, message)
+        }
+    }
+}
+
+/// The youngest migration that has begun with this NIC. Migrations may be deleted; what is known of them stays.
+fn last_migration(facts: &Facts<'_>, known: Option<NicMigration>) -> Option<NicMigration> {
+    let name = facts.nic.name_any();
+    let begun = |m: &&Arc<QemuMigration>| {
+        m.status.as_ref().is_some_and(|status| status.started_at.is_some() && status.nics.contains(&name))
+    };
+    let start = |m: &Arc<QemuMigration>| m.status.as_ref().and_then(|status| status.started_at.clone()).map(|at| at.0);
+    let Some(last) = facts.migrations.iter().filter(begun).max_by_key(|m| start(m)) else { return known };
+    let known_start = known.as_ref().and_then(|known| known.started_at.as_ref()).map(|at| at.0);
+    if known_start > start(last) {
+        return known;
+    }
+    let status = last.status.as_ref()?;
+    let node = |end: &Option<hybridnic_api::v1alpha1::MigrationEnd>| {
+        end.as_ref().map(|end| end.node_name.clone()).unwrap_or_default()
+    };
+    let source = status.source.as_ref().map(|end| end.pod.uid.as_str());
+    let order = facts.attachments.iter().find(|a| Some(a.spec.pod.uid.as_str()) == source).and_then(|a| {
+        let status = a.status.as_ref()?;
+        status.unplug_order
+    });
+    let known_order = known.filter(|_| known_start == start(last)).and_then(|known| known.unplug_order);
+    Some(NicMigration {
+        name: last.name_any(),
+        from: node(&status.source),
+        to: node(&status.target),
+        result: match status.phase {
+            MigrationPhase::Succeeded | MigrationPhase::Failed | MigrationPhase::Cancelled => {
+                Some(format!("{:?}", status.phase))
+            }
+            _ => None,
+        },
+        started_at: status.started_at.clone(),
+        finished_at: status.finished_at.clone(),
+        downtime_ms: status.downtime_ms,
+        unplug_order: order.or(known_order),
+        phases: status.phases.clone(),
+    })
+}
+
+/// What a change of the status is worth telling.
+pub fn notes(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Vec<Note> {
+    let mut notes = Vec::new();
+    if old.path != new.path {
+        let node = new.node_name.as_deref().unwrap_or_default();
+        match new.path {
+            Path::FastPath => {
+                let vf = new.vf.as_ref().map(|vf| format!("{} of {}", vf.pci_address, vf.pf)).unwrap_or_default();
+                notes.push(Note::normal(reasons::VF_ACTIVE, format!("the VF {vf} on {node} carries the traffic")));
+            }
+            Path::Standby => {
+                let why = conditions::find(&new.conditions, types::FAST_PATH);
+                let reason = why.map_or(reasons::FAILED, |why| why.reason.as_str());
+                let message = why.map(|why| format!(": {}", why.message)).unwrap_or_default();
+                notes.push(Note::normal(reason, format!("the standby on {node} carries the traffic{message}")));
+            }
+            Path::None => notes.push(Note::normal(reasons::DETACHED, "the NIC carries no traffic")),
+        }
+    }
+    for type_ in [types::ACCEPTED, types::READY] {
+        let Some(now) = conditions::find(&new.conditions, type_) else { continue };
+        let before = conditions::find(&old.conditions, type_).map(|before| before.reason.as_str());
+        let told = notes.iter().any(|note| note.reason == now.reason);
+        if now.status == "False" && !is_quiet(&now.reason) && before != Some(now.reason.as_str()) && !told {
+            notes.push(Note::warning(&now.reason, now.message.clone()));
+        }
+    }
+    notes
+}
+
+/// Not a failure: it passes by itself, or is what was asked for.
+fn is_quiet(reason: &str) -> bool {
+    [
+        reasons::PROGRESSING,
+        reasons::AGENT_PENDING,
+        reasons::POD_NOT_FOUND,
+        reasons::POD_NOT_RUNNING,
+        reasons::VM_INCOMING,
+        reasons::MIGRATING,
+        reasons::DETACHED,
+    ]
+    .contains(&reason)
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

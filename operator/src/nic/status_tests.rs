@@ -1,0 +1,219 @@
+use hybridnic_api::v1alpha1::{MigrationEnd, MigrationState, QemuMigrationStatus, SwitchOrder, VfRef};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+
+use super::*;
+use crate::testing::{attachment, migration, nic, observe, say};
+
+struct Scene {
+    nic: VmHybridNic,
+    attachments: Vec<Arc<NicAttachment>>,
+    admission: Result<(), Refusal>,
+    obstacle: Option<Refusal>,
+    located: bool,
+    moving: Option<QemuMigration>,
+    migrations: Vec<Arc<QemuMigration>>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self {
+            nic: nic("eth0", "vm", "net", 1),
+            attachments: Vec::new(),
+            admission: Ok(()),
+            obstacle: None,
+            located: true,
+            moving: None,
+            migrations: Vec::new(),
+        }
+    }
+
+    fn status(&self) -> VmHybridNicStatus {
+        let pod = ObjectRef { name: "a".to_owned(), uid: "a-uid".to_owned() };
+        status(&Facts {
+            nic: &self.nic,
+            now: Timestamp::from_second(100).unwrap(),
+            mac: Some("02:00:00:00:00:01".to_owned()),
+            admission: self.admission.clone(),
+            location: self.located.then(|| (pod, "n1".to_owned())),
+            obstacle: self.obstacle.clone(),
+            attachments: &self.attachments,
+            moving: self.moving.as_ref(),
+            migrations: &self.migrations,
+        })
+    }
+
+    fn reasons(&self) -> (NicPhase, [String; 3]) {
+        let status = self.status();
+        let reason = |type_| conditions::find(&status.conditions, type_).unwrap().reason.clone();
+        (status.phase, [reason(types::ACCEPTED), reason(types::READY), reason(types::FAST_PATH)])
+    }
+}
+
+fn at(state: AttachmentState) -> NicAttachment {
+    let mut attachment = attachment("eth0", "a", "n1");
+    observe(&mut attachment, state);
+    attachment
+}
+
+fn strings(reasons: [&str; 3]) -> [String; 3] {
+    reasons.map(ToOwned::to_owned)
+}
+
+#[test]
+fn every_refusal_is_shown() {
+    let cases = [
+        (reasons::NETWORK_NOT_FOUND, NicPhase::Pending),
+        (reasons::NAMESPACE_NOT_ALLOWED, NicPhase::Failed),
+        (reasons::MAC_CONFLICT, NicPhase::Failed),
+        (reasons::MAC_RANGE_EXHAUSTED, NicPhase::Failed),
+    ];
+    for (reason, phase) in cases {
+        let mut scene = Scene::new();
+        scene.admission = Err(Refusal::new(reason, "why"));
+        scene.obstacle = Some(Refusal::new(reasons::POD_NOT_FOUND, "less important"));
+        assert_eq!(scene.reasons(), (phase, strings([reason, reason, reason])));
+        let status = scene.status();
+        let notes = notes(&VmHybridNicStatus::default(), &status);
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        assert!(notes.iter().all(|note| note.warning && note.reason == reason));
+    }
+}
+
+#[test]
+fn every_obstacle_is_shown() {
+    let cases =
+        [reasons::POD_NOT_FOUND, reasons::POD_NOT_RUNNING, reasons::AGENT_NOT_FOUND, reasons::NODE_NOT_IN_NETWORK];
+    for reason in cases {
+        let mut scene = Scene::new();
+        scene.obstacle = Some(Refusal::new(reason, "why"));
+        scene.located = reason != reasons::POD_NOT_FOUND;
+        assert_eq!(scene.reasons(), (NicPhase::Pending, strings([reasons::ACCEPTED, reason, reason])));
+    }
+}
+
+#[test]
+fn the_agent_s_words_are_passed_on() {
+    let mut scene = Scene::new();
+    assert_eq!(
+        scene.reasons(),
+        (NicPhase::Attaching, strings([reasons::ACCEPTED, reasons::AGENT_PENDING, reasons::AGENT_PENDING]))
+    );
+    let mut standby = at(AttachmentState::Standby);
+    say(&mut standby, reasons::NO_FREE_VF, "all 7 VFs are held");
+    scene.attachments = vec![Arc::new(standby)];
+    assert_eq!(
+        scene.reasons(),
+        (NicPhase::Standby, strings([reasons::ACCEPTED, reasons::NO_FREE_VF, reasons::NO_FREE_VF]))
+    );
+    let status = scene.status();
+    assert_eq!((status.path, status.node_name.as_deref()), (Path::Standby, Some("n1")));
+    let fast = conditions::find(&status.conditions, types::FAST_PATH).unwrap();
+    assert_eq!(fast.message, "all 7 VFs are held");
+
+    // A network that is deleted later takes nothing from the VM.
+    scene.admission = Err(Refusal::new(reasons::NETWORK_NOT_FOUND, "gone"));
+    assert_eq!(scene.status().phase, NicPhase::Standby);
+}
+
+#[test]
+fn nothing_new_changes_nothing() {
+    let mut scene = Scene::new();
+    scene.attachments = vec![Arc::new(at(AttachmentState::FastPath))];
+    let first = scene.status();
+    scene.nic.status = Some(first.clone());
+    assert_eq!(scene.status(), first);
+    assert!(notes(&first, &scene.status()).is_empty());
+}
+
+#[test]
+fn a_path_that_changes_is_told_once() {
+    let mut scene = Scene::new();
+    let mut fast = at(AttachmentState::FastPath);
+    fast.status.as_mut().unwrap().vf =
+        Some(VfRef { pci_address: "0000:01:10.0".to_owned(), pf: "ens1".to_owned(), index: 0 });
+    scene.attachments = vec![Arc::new(fast)];
+    let first = scene.status();
+    let told = notes(&VmHybridNicStatus::default(), &first);
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].reason.as_str(), told[0].warning), (reasons::VF_ACTIVE, false));
+    assert!(told[0].message.contains("0000:01:10.0 of ens1 on n1"));
+
+    let mut standby = at(AttachmentState::Standby);
+    say(&mut standby, reasons::VF_LOST, "the VF has gone");
+    scene.attachments = vec![Arc::new(standby)];
+    scene.nic.status = Some(first.clone());
+    let told = notes(&first, &scene.status());
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].message.contains("the VF has gone"));
+}
+
+fn moved(phase: MigrationPhase, start: i64) -> QemuMigration {
+    let end = |pod: &str, node: &str| {
+        let pod = ObjectRef { name: pod.to_owned(), uid: format!("{pod}-uid") };
+        Some(MigrationEnd { node_name: node.to_owned(), pod, pod_ip: None })
+    };
+    let mut migration = migration("m", start);
+    migration.status = Some(QemuMigrationStatus {
+        phase,
+        source: end("a", "n1"),
+        target: end("b", "n2"),
+        nics: vec!["eth0".to_owned()],
+        started_at: Some(MicroTime(Timestamp::from_second(start).unwrap())),
+        ..QemuMigrationStatus::default()
+    });
+    migration
+}
+
+#[test]
+fn a_migration_shows_while_the_vf_is_off() {
+    let mut scene = Scene::new();
+    scene.moving = Some(moved(MigrationPhase::PreparingTarget, 5));
+    let mut fast = at(AttachmentState::FastPath);
+    let condition = NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "");
+    conditions::set(&mut fast.status.as_mut().unwrap().conditions, None, Timestamp::UNIX_EPOCH, condition);
+    scene.attachments = vec![Arc::new(fast)];
+    let (phase, [_, _, fast]) = scene.reasons();
+    assert_eq!((phase, fast.as_str()), (NicPhase::Migrating, reasons::VF_ACTIVE));
+    scene.attachments = vec![Arc::new(at(AttachmentState::Standby))];
+    let (phase, [_, _, fast]) = scene.reasons();
+    assert_eq!((phase, fast.as_str()), (NicPhase::Migrating, reasons::MIGRATING));
+}
+
+#[test]
+fn the_last_migration_is_kept_when_its_object_is_deleted() {
+    let mut scene = Scene::new();
+    let mut source = at(AttachmentState::Standby);
+    source.status.as_mut().unwrap().unplug_order = Some(SwitchOrder::MakeBeforeBreak);
+    crate::testing::report(&mut source, MigrationState::Active);
+    scene.attachments = vec![Arc::new(source)];
+    let never_begun = migration("waits", 50);
+    scene.migrations = vec![
+        Arc::new(moved(MigrationPhase::Succeeded, 5)),
+        Arc::new(moved(MigrationPhase::Transferring, 9)),
+        Arc::new(never_begun),
+    ];
+    let last = scene.status().last_migration.unwrap();
+    assert_eq!((last.from.as_str(), last.to.as_str(), last.result.as_deref()), ("n1", "n2", None));
+    assert_eq!(last.started_at, Some(MicroTime(Timestamp::from_second(9).unwrap())));
+    assert_eq!(last.unplug_order, Some(SwitchOrder::MakeBeforeBreak));
+
+    // The source's attachment goes first, then the object.
+    scene.nic.status = Some(scene.status());
+    scene.attachments.clear();
+    scene.migrations = vec![Arc::new(moved(MigrationPhase::Succeeded, 9))];
+    let last = scene.status().last_migration.unwrap();
+    assert_eq!((last.result.as_deref(), last.unplug_order), (Some("Succeeded"), Some(SwitchOrder::MakeBeforeBreak)));
+    scene.nic.status = Some(scene.status());
+    scene.migrations = vec![Arc::new(moved(MigrationPhase::Succeeded, 5))];
+    assert_eq!(scene.status().last_migration.unwrap(), last, "an older one does not replace it");
+    scene.migrations.clear();
+    assert_eq!(scene.status().last_migration.unwrap(), last);
+}
+
+#[test]
+fn a_nic_that_is_deleted_says_so() {
+    let mut scene = Scene::new();
+    scene.nic.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    assert_eq!(scene.reasons().0, NicPhase::Detaching);
+}

@@ -1,0 +1,53 @@
+//! Command line of the operator.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Parser;
+use hybridnic_runtime::telemetry::LogOptions;
+
+/// Decides what should be true of hybrid NICs across a cluster's nodes.
+///
+/// It finds the API server as kubectl does, by KUBECONFIG or within a pod.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "hybridnic-operator", version)]
+pub struct Options {
+    /// Namespace of the leader election's lease; without it, the pod's own
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub lease_namespace: Option<String>,
+    /// Name of the leader election's lease
+    #[arg(long, default_value = "hybridnic-operator")]
+    pub lease_name: String,
+    /// Name of this process in the leader election, which no other may have; without it, host name and a random part
+    #[arg(long)]
+    pub identity: Option<String>,
+    /// Address of /livez and /readyz; without it they are not served
+    #[arg(long, env = "HYBRIDNIC_HEALTH_ADDRESS")]
+    pub health_address: Option<SocketAddr>,
+    /// Seconds that a migration's target has to get ready
+    #[arg(long, value_parser = seconds, default_value = "60")]
+    pub prepare_deadline: Duration,
+    /// Seconds that a migration's source has to take the VFs from the guest
+    #[arg(long, value_parser = seconds, default_value = "120")]
+    pub switch_deadline: Duration,
+    /// Logs
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
+    text.parse().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Options::command().debug_assert();
+        let options = Options::parse_from(["x", "--prepare-deadline", "5"]);
+        assert_eq!(options.prepare_deadline, Duration::from_secs(5));
+    }
+}

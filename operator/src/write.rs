@@ -1,0 +1,127 @@
+//! The few ways in which the operator writes, each with a deadline and the version that it was decided on.
+//!
+//! A write that was decided on an older version of its object is refused by the API server and decided anew: caches lag
+//! behind, and a leader that has been suspended may not know that it is the leader no more.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use hybridnic_api::names::OPERATOR_MANAGER;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// A request that has not been answered for so long is given up.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a write did not happen, or is not known to have happened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused it or is away.
+    #[error("cannot {step} of {object}")]
+    Refused {
+        /// What was tried.
+        step: &'static str,
+        /// Kind, namespace and name.
+        object: String,
+        /// The API server's answer.
+        source: Box<kube::Error>,
+    },
+    /// There was no answer in time.
+    #[error("cannot {step} of {object}: no answer within {DEADLINE:?}")]
+    Late {
+        /// What was tried.
+        step: &'static str,
+        /// Kind, namespace and name.
+        object: String,
+    },
+}
+
+impl Error {
+    /// Whether the object has changed since the write was decided on.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if matches!(source.as_ref(), kube::Error::Api(s) if s.is_conflict()))
+    }
+
+    /// Whether the object is not there any more.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if matches!(source.as_ref(), kube::Error::Api(s) if s.is_not_found()))
+    }
+}
+
+/// A kind that can be written.
+pub trait Writable: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned {}
+impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned> Writable for K {}
+
+/// Applies `status` as the whole status of `of`.
+pub async fn status<K: Writable>(api: &Api<K>, of: &K, status: &impl Serialize) -> Result<(), Error> {
+    let patch = document::<K>(of.meta(), json!({ "status": status }));
+    within("apply the status", of, api.patch_status(&of.name_any(), &params(), &Patch::Apply(&patch))).await
+}
+
+/// Applies `spec` as all that the operator has to say in the spec of `of`.
+pub async fn spec<K: Writable>(api: &Api<K>, of: &K, spec: &impl Serialize) -> Result<(), Error> {
+    let patch = document::<K>(of.meta(), json!({ "spec": spec }));
+    within("apply the spec", of, api.patch(&of.name_any(), &params(), &Patch::Apply(&patch))).await
+}
+
+/// Applies `object`, creating it where it does not exist. It holds all that the operator has to say of it, and the version
+/// that this was decided on where it does exist.
+pub async fn object<K: Writable + Serialize>(api: &Api<K>, object: &K) -> Result<(), Error> {
+    within("apply the whole", object, api.patch(&object.name_any(), &params(), &Patch::Apply(object))).await
+}
+
+/// Makes `finalizers` the finalizers of `of`.
+pub async fn finalizers<K: Writable>(api: &Api<K>, of: &K, finalizers: &[String]) -> Result<(), Error> {
+    // A list of several owners that one of them must also be able to clear for another: no case for apply.
+    let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": of.resource_version() } });
+    let params = PatchParams { field_manager: Some(OPERATOR_MANAGER.to_owned()), ..PatchParams::default() };
+    within("set the finalizers", of, api.patch(&of.name_any(), &params, &Patch::Merge(&patch))).await
+}
+
+/// Deletes `object` and no namesake of it. That it is gone already is no error.
+pub async fn delete<K: Writable>(api: &Api<K>, object: &K) -> Result<(), Error> {
+    let preconditions = Preconditions { uid: object.uid(), resource_version: None };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match within("ask for the deletion", object, api.delete(&object.name_any(), &params)).await {
+        Err(error) if error.is_gone() => Ok(()),
+        done => done,
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams::apply(OPERATOR_MANAGER).force()
+}
+
+fn document<K: Writable>(of: &kube::api::ObjectMeta, part: Value) -> Value {
+    let mut document = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": { "name": of.name, "resourceVersion": of.resource_version },
+    });
+    if let Some(namespace) = &of.namespace {
+        document["metadata"]["namespace"] = json!(namespace);
+    }
+    if let (Value::Object(document), Value::Object(part)) = (&mut document, part) {
+        document.extend(part);
+    }
+    document
+}
+
+async fn within<K: Writable, T>(
+    step: &'static str,
+    of: &K,
+    write: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<(), Error> {
+    let object = || match of.namespace() {
+        Some(namespace) => format!("{} {namespace}/{}", K::kind(&()), of.name_any()),
+        None => format!("{} {}", K::kind(&()), of.name_any()),
+    };
+    match tokio::time::timeout(DEADLINE, write).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(source)) => Err(Error::Refused { step, object: object(), source: Box::new(source) }),
+        Err(_) => Err(Error::Late { step, object: object() }),
+    }
+}
