@@ -13,6 +13,7 @@
 //!  │  │ guest │  │    │  │ guest │  │
 //! ```
 
+mod accel;
 pub mod capture;
 pub mod exec;
 pub mod guest;
@@ -36,6 +37,7 @@ use futures::future::try_join_all;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::time::timeout;
 
+pub use accel::Accel;
 pub use capture::{Capture, Frame};
 pub use exec::{Output, Process};
 pub use guest::{Guest, GuestNic, GuestSpec};
@@ -65,6 +67,8 @@ pub enum Error {
     Image(#[from] image::Error),
     #[error("set up the networks")]
     Net(#[from] net::Error),
+    #[error("try this machine's KVM")]
+    Accel(#[source] io::Error),
     #[error("boot the nodes")]
     Node(#[from] node::Error),
 }
@@ -100,6 +104,7 @@ impl LabOptions {
 pub struct Lab {
     // Fields drop in this order: machines before networks, the lock last.
     nodes: Vec<Node>,
+    accel: Accel,
     net: Net,
     dir: PathBuf,
     _lock: Flock<File>,
@@ -122,11 +127,12 @@ impl Lab {
 
         let images = image::build(options.kernel).await?;
         let net = Net::create(options.nodes).await?;
-        let booting =
-            (1..=options.nodes).map(|number| Node::boot(number, &options.node, &images, &net, &dir));
-        let nodes = try_join_all(booting).await?;
+        let accel = Accel::probe(&images, net.file()).map_err(Error::Accel)?;
+        let boot = |number| Node::boot(number, &options.node, &images, accel, &net, &dir);
+        let nodes = try_join_all((1..=options.nodes).map(boot)).await?;
         Ok(Self {
             nodes,
+            accel,
             net,
             dir,
             _lock: lock,
@@ -136,6 +142,11 @@ impl Lab {
     /// All nodes, `n1` first.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// What the nodes run on.
+    pub fn accel(&self) -> Accel {
+        self.accel
     }
 
     /// The networks between and around the nodes.

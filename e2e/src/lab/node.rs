@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
+use super::accel::Accel;
 use super::exec::{self, Follower, Output, Process, State, Target, await_state};
 use super::image::Images;
 use super::launch::launch;
@@ -103,6 +104,7 @@ impl Node {
         number: u8,
         options: &NodeOptions,
         images: &Images,
+        accel: Accel,
         net: &Net,
         run: &Path,
     ) -> Result<Self, Error> {
@@ -116,7 +118,7 @@ impl Node {
             name: name.clone(),
             source,
         };
-        let mut command = command_line(number, options, images);
+        let mut command = command_line(number, options, images, accel);
         let log = |file: &str| File::create(dir.join(file)).map_err(launch_error);
         command
             .current_dir(&dir)
@@ -385,7 +387,7 @@ fn follow(mut console: impl Read, log: File, sender: &watch::Sender<State>) {
     sender.send_modify(|state| state.ended = true);
 }
 
-fn command_line(number: u8, options: &NodeOptions, images: &Images) -> Command {
+fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel) -> Command {
     let mut command = Command::new(&images.node_qemu);
     let mut args = |args: &[&str]| {
         command.args(args);
@@ -397,14 +399,8 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images) -> Command {
         "-nographic",
         "-no-reboot",
     ]);
-    args(&[
-        "-M",
-        "q35,kernel-irqchip=split",
-        "-accel",
-        "tcg,thread=multi",
-        "-cpu",
-        "max,+svm,+npt",
-    ]);
+    args(&["-M", "q35,kernel-irqchip=split"]);
+    args(&accel.args());
     args(&[
         "-smp",
         &options.cpus.to_string(),

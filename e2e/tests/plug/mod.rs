@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use hybridnic_e2e::lab::{Guest, Node};
 
 /// Longer than any step takes on a machine that compiles besides.
-pub const SHORT: Duration = Duration::from_mins(1);
+pub(crate) const SHORT: Duration = Duration::from_mins(1);
 
 /// All VFs of both cards; gives the first card's netdev.
-pub async fn provision(node: &Node) -> String {
+pub(crate) async fn provision(node: &Node) -> String {
     for pf in 0..2 {
         let pci = Node::pf_address(pf);
         let netdev = node
@@ -30,7 +30,7 @@ pub async fn provision(node: &Node) -> String {
 }
 
 /// A macvtap on the PF, handed to QEMU by descriptor, and the virtio device on it.
-pub async fn standby(guest: &Guest, pf: &str, mac: &str) {
+pub(crate) async fn standby(guest: &Guest, pf: &str, mac: &str) {
     let script = format!(
         r#"set -e
         ip link show mvt0 >/dev/null 2>&1 && ip link del mvt0
@@ -53,7 +53,7 @@ pub async fn standby(guest: &Guest, pf: &str, mac: &str) {
 }
 
 /// VF 0 with the guest's MAC, bound to vfio-pci and plugged; gives its PCI address.
-pub async fn vf(guest: &Guest, pf: &str, mac: &str) -> String {
+pub(crate) async fn vf(guest: &Guest, pf: &str, mac: &str) -> String {
     let script = format!(
         r#"set -e
         ip link set {pf} vf 0 mac {mac}
@@ -73,7 +73,7 @@ pub async fn vf(guest: &Guest, pf: &str, mac: &str) -> String {
 }
 
 /// Asks the guest to let go of the VF and waits until it has.
-pub async fn unplug_vf(guest: &Guest) -> bool {
+pub(crate) async fn unplug_vf(guest: &Guest) -> bool {
     let command = format!(
         r#"/host/lab-exec qmp {} '{{"execute":"device_del","arguments":{{"id":"vf0"}}}}'"#,
         guest.qmp_socket()

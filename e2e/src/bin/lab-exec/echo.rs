@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hybridnic_e2e::lab::wire::Probe;
 
 /// A peer that has not asked for this long has gone.
-const PEER_GONE: Duration = Duration::from_secs(60);
+const PEER_GONE: Duration = Duration::from_mins(1);
 
 struct Peer {
     address: SocketAddr,
