@@ -50,6 +50,8 @@ pub use view::{Failover, Macvtap, NetView, Netdev, Vf};
 /// The host's address on the network that the nodes are managed by: where an API server should listen.
 pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
 
+/// Held by the run that has the lab: its namespaces and addresses are the machine's, whatever checkout it is from.
+const LOCK: &str = "/run/hybridnic-lab.lock";
 /// How long another run may hold the lab before we give up: there is one lab to a machine.
 const LOCK_DEADLINE: Duration = Duration::from_mins(15);
 /// Directories of runs past that are kept for their logs.
@@ -119,7 +121,7 @@ impl Lab {
             source,
         };
         fs::create_dir_all(&root).map_err(directory)?;
-        let lock = lock(root.join("lock")).await?;
+        let lock = lock(LOCK.into()).await?;
         forget_old_runs(&root).map_err(directory)?;
         let dir = root.join(format!("{}-{}", options.name, process::id()));
         let _ = fs::remove_dir_all(&dir);
