@@ -2,7 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, transform::Transform as _};
 use serde::{Deserialize, Serialize};
 
 use super::{Uplink, VfCounts};
@@ -44,7 +44,19 @@ pub struct NodePool {
     /// Name of the [`super::HybridNetwork`].
     pub network: String,
     /// Its uplinks.
+    #[schemars(schema_with = "uplinks_without_rules")]
     pub uplinks: Vec<Uplink>,
+}
+
+/// The uplinks have been checked in their network; checking them again in each pool of each node is more than
+/// the API server's budget for rules.
+fn uplinks_without_rules(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let mut schema = generator.subschema_for::<Vec<Uplink>>();
+    schemars::transform::RecursiveTransform(|s: &mut schemars::Schema| {
+        s.remove("x-kubernetes-validations");
+    })
+    .transform(&mut schema);
+    schema
 }
 
 /// What a node has.
