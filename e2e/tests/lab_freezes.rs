@@ -84,7 +84,7 @@ async fn plug_once(guest: &Guest, pf: &str, mac: &str) -> Result<(), String> {
             paired.map(|(_, paired)| paired)
         ));
     }
-    if plug::unplug_vf(guest).await {
+    if plug::unplug_vf(guest, SHORT).await {
         Ok(())
     } else {
         Err("the VF was not let go".into())

@@ -9,7 +9,7 @@ mod plug;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use hybridnic_e2e::lab::{GuestSpec, Kernel, Lab, LabOptions, Node};
+use hybridnic_e2e::lab::{GuestSpec, Kernel, Lab, LabOptions, NetView, Node};
 use plug::SHORT;
 use tokio::time::timeout;
 
@@ -32,13 +32,12 @@ async fn two_nodes_and_a_guest_with_a_hybrid_nic() {
 async fn smoke(lab: &Lab) {
     let start = Instant::now();
     let lap = |what: &str| eprintln!("{:6.1} s  {what}", start.elapsed().as_secs_f64());
-    let (n1, n2) = (&lab.nodes()[0], &lab.nodes()[1]);
-    tokio::join!(programs_run_and_die(n1), programs_run_and_die(n2));
+    let n1 = &lab.nodes()[0];
+    programs_run_and_die(n1).await;
     lap("programs run and die");
 
-    let (pf, other) = tokio::join!(plug::provision(n1), plug::provision(n2));
+    let pf = plug::provision(n1).await;
     assert_eq!(n1.vfs(&pf).await.unwrap().len(), 7);
-    assert_eq!(n2.vfs(&other).await.unwrap().len(), 7);
     lap("14 VFs on each node");
 
     let guest = n1
@@ -92,7 +91,7 @@ async fn smoke(lab: &Lab) {
 
     n1.run("ip link set mvt0 up", SHORT).await.unwrap();
     assert!(
-        plug::unplug_vf(&guest).await,
+        plug::unplug_vf(&guest, SHORT).await,
         "the guest does not let go of the VF"
     );
     assert!(
@@ -111,6 +110,29 @@ async fn smoke(lab: &Lab) {
     guest.kill().await.unwrap();
     assert!(!guest.qemu().is_running());
     lap("end");
+}
+
+/// The guest that tests of refusals need: it sees a VF plugged, pairs it, and does not answer `device_del`.
+async fn a_guest_that_keeps_its_vf(node: &Node) {
+    let mac = "52:54:00:aa:bb:02";
+    let pf = plug::provision(node).await;
+    assert_eq!(node.vfs(&pf).await.unwrap().len(), 7);
+    let mut spec = GuestSpec::new("stubborn").nic(mac, "10.77.0.60/24");
+    spec.hotplug = false;
+    let guest = node.start_guest(spec).await.unwrap();
+    plug::standby(&guest, &pf, mac).await;
+    plug::vf(&guest, &pf, mac).await;
+    let paired = |net: &NetView| net.failover(mac).is_some_and(|f| f.primary.is_some());
+    let (view, done) = guest.net_when(SHORT, paired).await.unwrap();
+    assert!(
+        done,
+        "a guest without hot-plug driver does not find its VF: {view:#?}"
+    );
+    assert!(
+        !plug::unplug_vf(&guest, Duration::from_secs(10)).await,
+        "it lets go of the VF"
+    );
+    assert!(paired(&guest.net().await.unwrap()));
 }
 
 /// Commands at the same time, files, and programs that go on until they are killed.

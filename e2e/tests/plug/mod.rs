@@ -72,14 +72,14 @@ pub(crate) async fn vf(guest: &Guest, pf: &str, mac: &str) -> String {
     guest.node().run(&script, SHORT).await.unwrap().trim().to_owned()
 }
 
-/// Asks the guest to let go of the VF and waits until it has.
-pub(crate) async fn unplug_vf(guest: &Guest) -> bool {
+/// Asks the guest to let go of the VF and waits for it; says whether it did.
+pub(crate) async fn unplug_vf(guest: &Guest, deadline: Duration) -> bool {
     let command = format!(
         r#"/host/lab-exec qmp {} '{{"execute":"device_del","arguments":{{"id":"vf0"}}}}'"#,
         guest.qmp_socket()
     );
     guest.node().run(&command, SHORT).await.unwrap();
-    let end = Instant::now() + SHORT;
+    let end = Instant::now() + deadline;
     // The harness's own monitor would have to be held open for the event; this is no measurement.
     while devices(guest).await.iter().any(|id| id == "vf0") {
         if Instant::now() >= end {

@@ -1,0 +1,158 @@
+//! Waiting for objects to be so, and seeing that a node is as clean as it was.
+
+use std::{
+    fmt::Debug,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result, bail};
+use futures::TryStreamExt as _;
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+use kube::{
+    Api, Resource,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde::de::DeserializeOwned;
+
+use super::{NAMESPACE, World};
+use crate::lab::Node;
+
+/// A node that has none of our things on it.
+pub const NODE_CLEAN: Duration = Duration::from_secs(30);
+
+/// When traffic stood still, and how much was lost.
+#[derive(Debug, Clone, Copy)]
+pub struct Gap {
+    /// When it began.
+    pub from: SystemTime,
+    /// Packets lost.
+    pub lost: u64,
+}
+
+/// Waits until an object is so, and gives it. What it was at the deadline is in the error.
+async fn until<K>(api: Api<K>, name: &str, deadline: Duration, what: &str, is: impl Fn(&K) -> bool) -> Result<K>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let stream = watcher(api, config).default_backoff().applied_objects();
+    futures::pin_mut!(stream);
+    let mut last: Option<K> = None;
+    let found = tokio::time::timeout(deadline, async {
+        loop {
+            match stream.try_next().await {
+                Ok(Some(object)) if is(&object) => return Ok(object),
+                Ok(Some(object)) => last = Some(object),
+                Ok(None) => bail!("the watch of {name} has ended"),
+                // The API server may be away, as some tests want it.
+                Err(_) => {}
+            }
+        }
+    })
+    .await;
+    match found {
+        Ok(result) => result,
+        Err(_) => bail!("{name} is not {what} after {deadline:?}; it is {last:#?}"),
+    }
+}
+
+impl World {
+    fn namespaced<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client(), NAMESPACE)
+    }
+
+    /// A NIC.
+    pub async fn nic(&self, name: &str) -> Result<VmHybridNic> {
+        Ok(self.namespaced().get(name).await?)
+    }
+
+    /// All attachments of the test's namespace.
+    pub async fn attachments(&self) -> Result<Vec<NicAttachment>> {
+        Ok(self.namespaced::<NicAttachment>().list(&kube::api::ListParams::default()).await?.items)
+    }
+
+    /// A network.
+    pub async fn network(&self, name: &str) -> Result<HybridNetwork> {
+        Ok(Api::all(self.client()).get(name).await?)
+    }
+
+    /// Waits until a NIC is so.
+    pub async fn until_nic(
+        &self,
+        name: &str,
+        deadline: Duration,
+        what: &str,
+        is: impl Fn(&VmHybridNic) -> bool,
+    ) -> Result<VmHybridNic> {
+        until(self.namespaced(), name, deadline, what, is).await
+    }
+
+    /// Waits until a migration is so.
+    pub async fn until_migration(
+        &self,
+        name: &str,
+        deadline: Duration,
+        what: &str,
+        is: impl Fn(&QemuMigration) -> bool,
+    ) -> Result<QemuMigration> {
+        until(self.namespaced(), name, deadline, what, is).await
+    }
+
+    /// Waits until a node's object is so.
+    pub async fn until_node(
+        &self,
+        number: usize,
+        deadline: Duration,
+        what: &str,
+        is: impl Fn(&HybridNode) -> bool,
+    ) -> Result<HybridNode> {
+        until(Api::all(self.client()), self.node(number).name(), deadline, what, is).await
+    }
+
+    /// Waits until a network is so.
+    pub async fn until_network(
+        &self,
+        name: &str,
+        deadline: Duration,
+        what: &str,
+        is: impl Fn(&HybridNetwork) -> bool,
+    ) -> Result<HybridNetwork> {
+        until(Api::all(self.client()), name, deadline, what, is).await
+    }
+
+    /// What a node's PFs and VFs look like: settings of every VF, drivers, macvtaps, VLAN devices.
+    pub async fn footprint(&self, number: usize) -> Result<String> {
+        footprint(self.node(number)).await
+    }
+
+    /// Waits until a node's footprint is as it was; a difference is the error.
+    pub async fn until_footprint(&self, number: usize, wanted: &str) -> Result<()> {
+        let end = tokio::time::Instant::now() + NODE_CLEAN;
+        loop {
+            let now = self.footprint(number).await?;
+            if now == wanted {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= end {
+                bail!("node {number} is not as it was:\n{now}\ninstead of\n{wanted}");
+            }
+            // A node tells nobody of its own of what is on it; to look costs some milliseconds.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+}
+
+async fn footprint(node: &Node) -> Result<String> {
+    let script = "for pf in 0000:01:00.0 0000:02:00.0; do \
+                    n=$(ls /sys/bus/pci/devices/$pf/net); \
+                    ip link show dev $n | grep ' vf ' | sed 's/  */ /g'; \
+                    for vf in /sys/bus/pci/devices/$pf/virtfn*; do \
+                      echo $(basename $(readlink $vf)) $(basename $(readlink $vf/driver) 2>/dev/null) $(cat $vf/driver_override); \
+                    done; \
+                  done; ip -br link show type macvtap; ip -br link show type vlan";
+    node.run(script, Duration::from_secs(20)).await.context("a node's footprint")
+}

@@ -1,0 +1,174 @@
+//! The whole system on the lab: control plane, operator, an agent on each node, and pods that run VMs.
+//!
+//! There is no kubelet: a pod is an API object, and [`Vm`] starts its QEMU on the node and keeps its status as a
+//! kubelet would. All else is real.
+
+mod look;
+mod programs;
+mod vm;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::{Node as KubeNode, ServiceAccount};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, PostParams},
+};
+
+use crate::{
+    controlplane::{ControlPlane, Options},
+    lab::{HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions},
+};
+
+pub use look::{Gap, NODE_CLEAN};
+pub use programs::Program;
+pub use vm::{NicSpec, Vm, VmSpec};
+
+/// The namespace that tests work in.
+pub const NAMESPACE: &str = "default";
+/// How long the control plane and the programs may take to come up.
+const START: Duration = Duration::from_secs(60);
+
+/// What a world is to be like.
+#[derive(Debug, Clone)]
+pub struct WorldOptions {
+    /// Names the run's directory.
+    pub name: String,
+    /// Kernel of nodes and guests.
+    pub kernel: Kernel,
+    /// How many nodes.
+    pub nodes: u8,
+    /// What each is like.
+    pub node: NodeOptions,
+    /// More arguments for the agents.
+    pub agent_args: Vec<String>,
+}
+
+impl WorldOptions {
+    /// Two nodes with the small kernel; guests have ten seconds to let go of a device.
+    pub fn new(name: &str) -> Self {
+        let arg = |s: &str| s.to_owned();
+        Self {
+            name: name.into(),
+            kernel: kernel_of_the_run(),
+            nodes: 2,
+            node: NodeOptions::default(),
+            agent_args: vec![arg("--unplug-deadline"), arg("10"), arg("--plug-deadline"), arg("40")],
+        }
+    }
+}
+
+/// `LAB_KERNEL=debian` runs a test on Debian's own kernel, which takes vfio by group.
+fn kernel_of_the_run() -> Kernel {
+    match std::env::var("LAB_KERNEL").as_deref() {
+        Ok("debian") => Kernel::Debian,
+        _ => Kernel::Small,
+    }
+}
+
+/// A running world. Dropping it ends everything.
+pub struct World {
+    /// The operator; `None` while it is dead.
+    operator: Option<Program>,
+    agents: Vec<Option<Program>>,
+    options: WorldOptions,
+    client: Client,
+    /// The control plane.
+    pub control_plane: ControlPlane,
+    /// The nodes and their networks.
+    pub lab: Lab,
+}
+
+impl World {
+    /// Brings everything up. `say` is told what happens.
+    pub async fn start(options: WorldOptions, say: impl Fn(&str)) -> Result<Self> {
+        let lab_options = LabOptions {
+            name: options.name.clone(),
+            kernel: options.kernel,
+            nodes: options.nodes,
+            node: options.node.clone(),
+        };
+        say("booting the nodes");
+        let lab = Lab::start(lab_options).await.context("the lab")?;
+        say("starting the control plane");
+        let dir = lab.dir().join("control-plane");
+        let control_plane =
+            ControlPlane::start(Options::new(dir).reachable_at(HOST_ADDRESS.into()).with_controllers())
+                .await
+                .context("the control plane")?;
+        let client = control_plane.client_admin();
+        let agents = lab.nodes().iter().map(|_| None).collect();
+        let mut world = Self { operator: None, agents, options, client, control_plane, lab };
+        say("installing CRDs, roles and nodes");
+        world.install().await?;
+        say("starting operator and agents");
+        world.start_operator().await?;
+        for number in 1..=world.lab.nodes().len() {
+            world.start_agent(number).await?;
+        }
+        Ok(world)
+    }
+
+    async fn install(&self) -> Result<()> {
+        self.control_plane.apply(&repository("crds")).await?;
+        self.control_plane.apply(&repository("deploy/rbac")).await?;
+        for crd in ["hybridnetworks", "vmhybridnics", "nicattachments", "hybridnodes", "qemumigrations"] {
+            let name = format!("crd/{crd}.hybridnic.io");
+            let wait = ["wait", "--for=condition=Established", "--timeout=30s", name.as_str()];
+            let output = self.control_plane.kubectl(&wait).await?;
+            anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        let nodes: Api<KubeNode> = Api::all(self.client());
+        for node in self.lab.nodes() {
+            let labels = [("kubernetes.io/hostname", node.name()), ("kubernetes.io/os", "linux")];
+            let object = KubeNode {
+                metadata: ObjectMeta {
+                    name: Some(node.name().into()),
+                    labels: Some(labels.map(|(k, v)| (k.into(), v.into())).into()),
+                    ..ObjectMeta::default()
+                },
+                ..KubeNode::default()
+            };
+            nodes.create(&PostParams::default(), &object).await?;
+        }
+        // Pods are refused before their namespace has its service account.
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client(), NAMESPACE);
+        let there = kube::runtime::wait::await_condition(accounts, "default", |o: Option<&ServiceAccount>| o.is_some());
+        tokio::time::timeout(START, there).await.context("no default service account")??;
+        Ok(())
+    }
+
+    /// A client with the administrator's rights.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Node `number`, from 1.
+    pub fn node(&self, number: usize) -> &Node {
+        &self.lab.nodes()[number - 1]
+    }
+
+    /// Applies YAML with kubectl, as a user would.
+    pub async fn apply(&self, yaml: &str) -> Result<String> {
+        let file = self.lab.dir().join("apply.yaml");
+        fs::write(&file, yaml)?;
+        self.control_plane.apply(&file).await.map_err(Into::into)
+    }
+
+    /// Runs kubectl and gives what it printed; a failure is an error with its message.
+    pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        let output = self.control_plane.kubectl(args).await?;
+        anyhow::ensure!(output.status.success(), "kubectl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// A path of this repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}

@@ -1,0 +1,127 @@
+//! The operator on this host and the agents on the nodes: started, killed, started again.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
+
+use super::{World, repository};
+use crate::lab::Process;
+
+/// How long a program may take to die.
+const DEATH: Duration = Duration::from_secs(20);
+
+/// A program of ours that runs.
+pub enum Program {
+    /// On this host.
+    Here(Child),
+    /// On a node.
+    OnNode(Process),
+}
+
+impl Program {
+    async fn kill(mut self) -> Result<()> {
+        match &mut self {
+            Self::Here(child) => {
+                child.kill()?;
+                child.wait()?;
+            }
+            Self::OnNode(process) => process.kill(DEATH).await?,
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if let Self::Here(child) = self {
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A program of this workspace, as cargo has built it beside the test that runs.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("HYBRIDNIC_BIN") {
+        return Ok(PathBuf::from(dir).join(name));
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository("target"), PathBuf::from);
+    let path = target.join("debug").join(name);
+    anyhow::ensure!(path.is_file(), "{} is not built: run `make build`", path.display());
+    Ok(path)
+}
+
+impl World {
+    /// Starts the operator on this host, with its own restricted credentials.
+    pub async fn start_operator(&mut self) -> Result<()> {
+        let login = self.control_plane.login("hybridnic:operator", &["hybridnic:operators"])?;
+        let kubeconfig = self.lab.dir().join("operator.kubeconfig");
+        login.write(&kubeconfig)?;
+        let log = OpenOptions::new().create(true).append(true).open(self.lab.dir().join("operator.log"))?;
+        let mut command = Command::new(binary("hybridnic-operator")?);
+        command
+            .env("KUBECONFIG", &kubeconfig)
+            .env("HYBRIDNIC_LOG", "info,hybridnic_operator=debug")
+            .args(["--lease-namespace", "default"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        // SAFETY: prctl(2) is async-signal-safe and touches no memory of ours.
+        unsafe {
+            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+        }
+        self.operator = Some(Program::Here(command.spawn().context("the operator")?));
+        Ok(())
+    }
+
+    /// kill -9.
+    pub async fn kill_operator(&mut self) -> Result<()> {
+        match self.operator.take() {
+            Some(program) => program.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Starts the agent of node `number`, with that node's own restricted credentials.
+    pub async fn start_agent(&mut self, number: usize) -> Result<()> {
+        let node = self.node(number).clone();
+        let user = format!("hybridnic:agent:{}", node.name());
+        let login = self.control_plane.login(&user, &["hybridnic:agents"])?;
+        let kubeconfig = login.at(crate::lab::HOST_ADDRESS.into()).kubeconfig();
+        node.put("/run/agent.kubeconfig", kubeconfig.as_bytes(), 0o600).await?;
+        let program = node.install(&stripped("hybridnic-agent", &self.lab.dir().join("bin"))?)?;
+        let mut argv: Vec<&str> = vec![&program, "--node-name", node.name(), "--journal", "/run/hybridnic/journal"];
+        argv.extend(self.options.agent_args.iter().map(String::as_str));
+        let env = [("KUBECONFIG", "/run/agent.kubeconfig"), ("HYBRIDNIC_LOG", "info,hybridnic_agent=debug")];
+        let process = node.spawn(&argv, &env, "agent").await?;
+        self.agents[number - 1] = Some(Program::OnNode(process));
+        Ok(())
+    }
+
+    /// kill -9.
+    pub async fn kill_agent(&mut self, number: usize) -> Result<()> {
+        match self.agents[number - 1].take() {
+            Some(program) => program.kill().await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// A copy without debug information: it travels into each node.
+fn stripped(name: &str, dir: &std::path::Path) -> Result<PathBuf> {
+    let to = dir.join(name);
+    if !to.is_file() {
+        fs::create_dir_all(dir)?;
+        let status = Command::new("strip").arg("-o").arg(&to).arg(binary(name)?).status()?;
+        anyhow::ensure!(status.success(), "cannot strip {name}");
+    }
+    Ok(to)
+}

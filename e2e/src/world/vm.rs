@@ -1,0 +1,147 @@
+//! VMs as pods: the API object, its QEMU on a node, and a stand-in for the kubelet that keeps its status.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use hybridnic_api::names::VM_LABEL;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{NAMESPACE, World};
+use crate::lab::{Guest, GuestSpec};
+
+/// The longest that a test runs.
+const FOREVER: Duration = Duration::from_hours(2);
+
+/// A NIC that a VM is going to have.
+#[derive(Debug, Clone)]
+pub struct NicSpec {
+    /// Its MAC address.
+    pub mac: String,
+    /// The address that the guest gives it.
+    pub address: Ipv4Addr,
+}
+
+impl NicSpec {
+    /// A NIC by the last octets of its MAC and of its address, 10.77.NET.HOST.
+    pub fn new(net: u8, host: u8) -> Self {
+        Self { mac: format!("52:54:00:77:{net:02x}:{host:02x}"), address: Ipv4Addr::new(10, 77, net, host) }
+    }
+}
+
+/// What a VM is to be like.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Its name: the value of its pods' label.
+    pub name: String,
+    /// Its NICs.
+    pub nics: Vec<NicSpec>,
+    /// In MiB.
+    pub memory: u32,
+    /// Whether the guest lets go of devices.
+    pub hotplug: bool,
+}
+
+impl VmSpec {
+    /// A VM with these NICs.
+    pub fn new(name: &str, nics: &[NicSpec]) -> Self {
+        Self { name: name.into(), nics: nics.to_vec(), memory: 192, hotplug: true }
+    }
+
+    /// YAML of a VmHybridNic for NIC number `index`.
+    pub fn nic_yaml(&self, index: usize, network: &str) -> String {
+        let NicSpec { mac, .. } = &self.nics[index];
+        format!(
+            "apiVersion: hybridnic.io/v1alpha1\nkind: VmHybridNic\nmetadata:\n  name: {}\n  namespace: {NAMESPACE}\n\
+             spec:\n  network: {network}\n  vm:\n    qemu:\n      name: {}\n  mac: \"{mac}\"\n---\n",
+            self.nic_name(index),
+            self.name
+        )
+    }
+
+    /// Name of NIC number `index`.
+    pub fn nic_name(&self, index: usize) -> String {
+        format!("{}-{index}", self.name)
+    }
+}
+
+/// A pod with a VM, or with a QEMU that waits for one.
+pub struct Vm {
+    /// Its pod.
+    pub pod: String,
+    /// The pod's uid.
+    pub pod_uid: String,
+    /// Its node, from 1.
+    pub node: usize,
+    /// The guest; shared with the stand-in for the kubelet.
+    pub guest: Arc<Guest>,
+    _kubelet: AbortOnDropHandle<()>,
+}
+
+impl World {
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client(), NAMESPACE)
+    }
+
+    /// Makes a pod on a node and starts its QEMU; with `incoming` it waits for a migration.
+    pub async fn start_vm(&self, spec: &VmSpec, pod: &str, node: usize, incoming: bool) -> Result<Vm> {
+        let name = self.node(node).name().to_owned();
+        let object: Pod = serde_json::from_value(json!({
+            "metadata": { "name": pod, "labels": { VM_LABEL: spec.name } },
+            "spec": {
+                "nodeName": name,
+                "hostNetwork": true,
+                "containers": [{ "name": "qemu", "image": "lab/qemu" }],
+            },
+        }))?;
+        let object = self.pods().create(&PostParams::default(), &object).await?;
+        let pod_uid = object.uid().context("a pod without a uid")?;
+        let mut guest = GuestSpec::new(pod);
+        guest.namespace = NAMESPACE.into();
+        guest.memory = spec.memory;
+        guest.incoming = incoming;
+        guest.hotplug = spec.hotplug;
+        guest.pod_uid = Some(pod_uid.clone());
+        for nic in &spec.nics {
+            guest = guest.nic(&nic.mac, &format!("{}/24", nic.address));
+        }
+        let guest = Arc::new(self.node(node).start_guest(guest).await?);
+        let ip = self.node(node).address().to_string();
+        self.set_pod_status(pod, json!({
+            "phase": "Running",
+            "podIP": ip,
+            "podIPs": [{ "ip": ip }],
+            "conditions": [{ "type": "Ready", "status": "True" }],
+        }))
+        .await?;
+        let kubelet = tokio::spawn(keep_status(self.pods(), pod.to_owned(), Arc::clone(&guest)));
+        Ok(Vm { pod: pod.into(), pod_uid, node, guest, _kubelet: AbortOnDropHandle::new(kubelet) })
+    }
+
+    async fn set_pod_status(&self, pod: &str, status: serde_json::Value) -> Result<()> {
+        let patch = json!({ "status": status });
+        self.pods().patch_status(pod, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        Ok(())
+    }
+
+    /// Ends a pod's QEMU and removes the pod.
+    pub async fn delete_pod(&self, vm: &Vm) -> Result<()> {
+        vm.guest.kill().await?;
+        self.pods().delete(&vm.pod, &DeleteParams::default().grace_period(0)).await?;
+        Ok(())
+    }
+}
+
+/// What a kubelet does when a pod's only container ends.
+async fn keep_status(pods: Api<Pod>, pod: String, guest: Arc<Guest>) {
+    let code = guest.qemu().wait(FOREVER).await;
+    let phase = if matches!(code, Ok(Some(0))) { "Succeeded" } else { "Failed" };
+    let patch = json!({ "status": { "phase": phase } });
+    // The pod may be gone already.
+    let _ = pods.patch_status(&pod, &PatchParams::default(), &Patch::Merge(&patch)).await;
+}

@@ -1,0 +1,128 @@
+//! What the lab's tests share.
+
+#![allow(dead_code, reason = "each test binary uses some of it")]
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, QemuMigration, VmHybridNic};
+use hybridnic_e2e::{
+    lab::{NetView, Netdev},
+    world::{Vm, VmSpec, World, WorldOptions},
+};
+
+/// For what takes a moment.
+pub const SOON: Duration = Duration::from_secs(60);
+/// For what a guest must boot, or a VM must move for.
+pub const LATER: Duration = Duration::from_secs(150);
+/// For a whole test.
+pub const WHOLE: Duration = Duration::from_mins(12);
+
+/// All VFs of all cards, made where there are none.
+pub const NETWORK: &str = "
+apiVersion: hybridnic.io/v1alpha1
+kind: HybridNetwork
+metadata: {name: fast}
+spec:
+  uplinks:
+  - drivers: [igb]
+    numVfs: 7
+";
+
+/// Starts a world and says on stderr what happens.
+pub async fn world(name: &str) -> World {
+    let say = |what: &str| eprintln!("--- {what}");
+    World::start(WorldOptions::new(name), say).await.expect("the world")
+}
+
+/// A world with the network of all VFs, which are there.
+pub async fn world_with_network(name: &str) -> World {
+    let world = world(name).await;
+    world.apply(NETWORK).await.unwrap();
+    for node in 1..=world.lab.nodes().len() {
+        world.until_node(node, SOON, "with 14 free VFs", |n| free(n) == 14).await.unwrap();
+    }
+    world
+}
+
+fn free(node: &hybridnic_api::v1alpha1::HybridNode) -> i32 {
+    node.status.as_ref().map_or(0, |s| s.vfs.free)
+}
+
+/// Whether a NIC's traffic runs so.
+pub fn on(nic: &VmHybridNic, path: Path) -> bool {
+    nic.status.as_ref().is_some_and(|s| {
+        s.path == path && matches!((path, s.phase), (Path::FastPath, NicPhase::FastPath) | (Path::Standby, NicPhase::Standby))
+    })
+}
+
+/// Waits until a NIC is on its fast path. A guest that the emulation has frozen is told from a failure.
+pub async fn fast(world: &World, nic: &str, vm: &Vm) -> Result<VmHybridNic> {
+    let result = world.until_nic(nic, LATER, "on the fast path", |n| on(n, Path::FastPath)).await;
+    if result.is_err() && vm.guest.is_frozen().await {
+        panic!("{FROZEN}");
+    }
+    result
+}
+
+/// What a test says whose guest has lost its timer: a fault of the emulation, and not ours.
+pub const FROZEN: &str = "FROZEN: the emulation lost the guest's timer";
+
+/// YAML of a migration.
+pub fn migration(name: &str, vm: &str, pod: &str) -> String {
+    format!(
+        "apiVersion: hybridnic.io/v1alpha1\nkind: QemuMigration\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec: {{vm: {vm}, targetPod: {pod}}}\n"
+    )
+}
+
+/// Where a migration is.
+pub fn phase(migration: &QemuMigration) -> MigrationPhase {
+    migration.status.as_ref().map(|s| s.phase).unwrap_or_default()
+}
+
+/// Waits until a migration has ended, and says how.
+pub async fn ended(world: &World, name: &str) -> Result<QemuMigration> {
+    world.until_migration(name, LATER, "over", |m| phase(m).is_final()).await
+}
+
+/// Starts a VM with its NICs on a node, each on its fast path.
+pub async fn vm_on_fast_path(world: &World, spec: &VmSpec, pod: &str, node: usize, network: &str) -> Result<Vm> {
+    let vm = world.start_vm(spec, pod, node, false).await?;
+    let yaml: String = (0..spec.nics.len()).map(|i| spec.nic_yaml(i, network)).collect();
+    world.apply(&yaml).await?;
+    for index in 0..spec.nics.len() {
+        fast(world, &spec.nic_name(index), &vm).await?;
+    }
+    Ok(vm)
+}
+
+/// The three devices of a NIC in the guest.
+pub fn trio<'a>(view: &'a NetView, mac: &str) -> Result<(&'a Netdev, &'a Netdev, Option<&'a Netdev>)> {
+    let failover = view.failover(mac).context("the guest has made no failover device")?;
+    Ok((failover.master, failover.standby, failover.primary))
+}
+
+/// Checks on guest and node that a NIC is on its fast path as it should be, whatever statuses say.
+pub async fn check_fast_path(world: &World, vm: &Vm, nic: &VmHybridNic) -> Result<()> {
+    let status = nic.status.as_ref().context("no status")?;
+    let mac = status.mac.as_deref().context("no MAC")?;
+    let vf = status.vf.as_ref().context("no VF")?;
+    let view = vm.guest.net().await?;
+    let (_, _, primary) = trio(&view, mac)?;
+    let primary = primary.context("no VF is paired in the guest")?;
+    ensure!(primary.driver.as_deref() == Some("igbvf") && primary.carrier, "the guest's VF: {primary:?}");
+    let guest_address = status.guest.vf_pci_address.clone().context("no guest address of the VF")?;
+    ensure!(primary.device.as_deref() == Some(&guest_address), "{guest_address} is not {primary:?}");
+    let node = world.node(vm.node);
+    ensure!(node.driver_of(&vf.pci_address).await?.as_deref() == Some("vfio-pci"), "the VF's driver");
+    let table = node.vfs(&vf.pf).await?;
+    let row = table.iter().find(|r| i64::from(r.index) == i64::from(vf.index)).context("no such VF")?;
+    ensure!(row.mac == mac, "the VF's MAC is {}", row.mac);
+    let macvtaps = node.macvtaps().await?;
+    let standby = status.standby.as_ref().context("no standby")?;
+    let macvtap = macvtaps.iter().find(|m| m.name == standby.macvtap).context("no macvtap")?;
+    ensure!(macvtap.mac == mac && !macvtap.up, "the macvtap at rest: {macvtap:?}");
+    ensure!(standby.pf == vf.pf, "standby on {}, VF on {}", standby.pf, vf.pf);
+    Ok(())
+}

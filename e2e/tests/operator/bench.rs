@@ -1,0 +1,236 @@
+//! A real control plane, real operators with their own restricted credentials, and a fake agent.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use hybridnic_api::conditions;
+use hybridnic_api::v1alpha1::{HybridNetwork, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_e2e::controlplane::{ControlPlane, Options};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client, Resource};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+/// Two operators hand over in 15 s; the machine may be busy with a build beside.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const NAMESPACE: &str = "default";
+
+pub struct Bench {
+    pub cluster: ControlPlane,
+    pub client: Client,
+    pub operators: Vec<Operator>,
+    pub dir: TempDir,
+}
+
+/// An operator's process; dropped, it is killed.
+pub struct Operator(Child);
+
+impl Operator {
+    pub fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// SIGTERM, and its exit status.
+    pub async fn terminate(mut self) -> Option<i32> {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM).unwrap();
+        tokio::task::spawn_blocking(move || self.0.wait().unwrap().code()).await.unwrap()
+    }
+
+    /// Its exit status once it has ended by itself.
+    pub async fn ended(mut self) -> Option<i32> {
+        let wait = tokio::task::spawn_blocking(move || self.0.wait().unwrap().code());
+        timeout(DEADLINE, wait).await.expect("the operator goes on").unwrap()
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Bench {
+    /// A cluster with CRDs, roles, the nodes `n1` and `n2` and the network `net`; no operator yet.
+    pub async fn start() -> Self {
+        let dir = TempDir::new().unwrap();
+        let cluster = ControlPlane::start(Options::new(dir.path().join("cluster"))).await.unwrap();
+        cluster.apply(&repository("crds")).await.unwrap();
+        cluster.apply(&repository("deploy/rbac/operator.yaml")).await.unwrap();
+        let client = cluster.client_admin();
+        let this = Self { cluster, client, operators: Vec::new(), dir };
+        this.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]).await;
+        for node in ["n1", "n2"] {
+            this.create::<Node>(json!({"metadata": {"name": node, "labels": {"sriov": "yes"}}})).await;
+        }
+        this.create::<HybridNetwork>(json!({
+            "metadata": {"name": "net"},
+            "spec": {"nodeSelector": {"matchLabels": {"sriov": "yes"}}, "uplinks": [{"pfNames": ["ens*"]}]},
+        }))
+        .await;
+        this
+    }
+
+    /// Starts one more operator; its log is among the cluster's files.
+    pub fn start_operator(&mut self) {
+        let number = self.operators.len();
+        let login = self.cluster.login("hybridnic:operator", &["hybridnic:operators"]).unwrap();
+        let kubeconfig = self.dir.path().join("operator.kubeconfig");
+        login.write(&kubeconfig).unwrap();
+        let log = File::create(self.dir.path().join(format!("operator-{number}.log"))).unwrap();
+        let mut command = Command::new(operator());
+        command
+            .env("KUBECONFIG", kubeconfig)
+            .env("HYBRIDNIC_LOG", "info,hybridnic_operator=debug,hybridnic_runtime=debug")
+            .args(["--lease-namespace", NAMESPACE, "--identity", &format!("operator-{number}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        // SAFETY: prctl(2) is async-signal-safe and touches no memory of ours.
+        unsafe {
+            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+        }
+        self.operators.push(Operator(command.spawn().unwrap()));
+    }
+
+    /// The operators' logs, for a failure's message.
+    pub fn logs(&self) -> String {
+        let log = |number| std::fs::read_to_string(self.dir.path().join(format!("operator-{number}.log")));
+        (0..4).filter_map(|number| log(number).ok()).collect()
+    }
+
+    pub async fn kubectl(&self, args: &[&str]) -> String {
+        let output = self.cluster.kubectl(args).await.unwrap();
+        assert!(output.status.success(), "kubectl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn nics(&self) -> Api<VmHybridNic> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub fn attachments(&self) -> Api<NicAttachment> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub fn migrations(&self) -> Api<QemuMigration> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    /// Creates a cluster-scoped object.
+    pub async fn create<K>(&self, object: Value) -> K
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+    {
+        let object = serde_json::from_value(object).unwrap();
+        Api::<K>::all(self.client.clone()).create(&PostParams::default(), &object).await.unwrap()
+    }
+
+    pub async fn create_nic(&self, name: &str, vm: &str, mac: Option<&str>) {
+        let mut nic = json!({
+            "metadata": {"name": name},
+            "spec": {"network": "net", "vm": {"qemu": {"name": vm}}},
+        });
+        if let Some(mac) = mac {
+            nic["spec"]["mac"] = json!(mac);
+        }
+        self.nics().create(&PostParams::default(), &serde_json::from_value(nic).unwrap()).await.unwrap();
+    }
+
+    /// A pod that runs, as a kubelet would say.
+    pub async fn run_pod(&self, name: &str, vm: &str, node: &str) {
+        let pod = json!({
+            "metadata": {"name": name, "labels": {"hybridnic.io/vm": vm}},
+            "spec": {"nodeName": node, "containers": [{"name": "qemu", "image": "none"}]},
+        });
+        self.pods().create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+        let status = json!({"status": {"phase": "Running", "podIP": "10.0.0.9", "podIPs": [{"ip": "10.0.0.9"}]}});
+        self.patch_pod(name, &status).await;
+    }
+
+    /// The pod's processes have ended.
+    pub async fn end_pod(&self, name: &str) {
+        self.patch_pod(name, &json!({"status": {"phase": "Failed"}})).await;
+    }
+
+    async fn patch_pod(&self, name: &str, status: &Value) {
+        self.pods().patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    }
+
+    pub async fn delete_pod(&self, name: &str) {
+        self.pods().delete(name, &DeleteParams::default().grace_period(0)).await.unwrap();
+    }
+
+    pub async fn migrate(&self, name: &str, vm: &str) {
+        let migration = json!({"metadata": {"name": name}, "spec": {"vm": vm}});
+        self.migrations().create(&PostParams::default(), &serde_json::from_value(migration).unwrap()).await.unwrap();
+    }
+
+    /// Waits until an object is as `fits` says, or, with `None`, gone; gives it.
+    pub async fn wait<K>(&self, api: Api<K>, name: &str, what: &str, fits: impl Fn(Option<&K>) -> bool) -> Option<K>
+    where
+        K: Resource + Clone + Debug + Send + DeserializeOwned + 'static,
+    {
+        let there = await_condition(api.clone(), name, fits);
+        match timeout(DEADLINE, there).await {
+            Ok(found) => found.unwrap(),
+            Err(_) => {
+                let found = api.get_opt(name).await;
+                panic!("{name} does not become {what}: {found:#?}\n{}", self.logs())
+            }
+        }
+    }
+
+    pub async fn nic_with(&self, name: &str, what: &str, fits: impl Fn(&VmHybridNic) -> bool) -> VmHybridNic {
+        let fits = |nic: Option<&VmHybridNic>| nic.is_some_and(&fits);
+        self.wait(self.nics(), name, what, fits).await.unwrap()
+    }
+
+    pub async fn migration_with(&self, name: &str, what: &str, fits: impl Fn(&QemuMigration) -> bool) -> QemuMigration {
+        let fits = |migration: Option<&QemuMigration>| migration.is_some_and(&fits);
+        self.wait(self.migrations(), name, what, fits).await.unwrap()
+    }
+
+    /// Writes of the operators, but for their lease and events.
+    pub fn writes(&self) -> Vec<String> {
+        let ours = self.cluster.writes().unwrap().into_iter().filter(|write| {
+            write.user == "hybridnic:operator" && write.resource != "leases" && write.resource != "events"
+        });
+        ours.map(|write| format!("{} {} {}", write.verb, write.resource, write.name)).collect()
+    }
+}
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// The operator as cargo has built it, beside the test that runs.
+fn operator() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository("target"), PathBuf::from);
+    let path = target.join("debug/hybridnic-operator");
+    assert!(path.is_file(), "{} is not built: cargo build -p hybridnic-operator", path.display());
+    path
+}
+
+/// The reason of a NIC's condition.
+pub fn reason<'a>(nic: &'a VmHybridNic, type_: &str) -> &'a str {
+    let status = nic.status.as_ref();
+    status.and_then(|s| conditions::find(&s.conditions, type_)).map(|c| c.reason.as_str()).unwrap_or_default()
+}
