@@ -17,7 +17,10 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 
 /// A Kubernetes kind as the caches hold it.
-pub trait Object: ResourceExt + kube::Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static {}
+pub trait Object:
+    ResourceExt + kube::Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static
+{
+}
 impl<K: kube::Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static> Object for K {}
 
 /// What an object is looked up by, besides its name.
@@ -56,7 +59,11 @@ pub struct Feed<K: Object> {
 /// A cache with the keys that `keys` gives for each object, and its feed.
 pub fn cache<K: Object>(keys: fn(&K) -> Vec<Key>) -> (Cache<K>, Feed<K>) {
     let writer = Writer::default();
-    let cache = Cache { store: writer.as_reader(), index: Arc::default(), keys };
+    let cache = Cache {
+        store: writer.as_reader(),
+        index: Arc::default(),
+        keys,
+    };
     (cache.clone(), Feed { writer, cache })
 }
 
@@ -64,13 +71,20 @@ impl<K: Object> Cache<K> {
     /// The object of a name; of a cluster-scoped kind with `namespace` empty.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         let key = ObjectRef::new(name);
-        self.store.get(&if namespace.is_empty() { key } else { key.within(namespace) })
+        self.store.get(&if namespace.is_empty() {
+            key
+        } else {
+            key.within(namespace)
+        })
     }
 
     /// The objects with a key, ordered by namespace and name.
     pub fn by(&self, key: &Key) -> Vec<Arc<K>> {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        index.get(key).map(|objects| objects.values().cloned().collect()).unwrap_or_default()
+        index
+            .get(key)
+            .map(|objects| objects.values().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// All objects, in no order.
@@ -98,7 +112,10 @@ impl<K: Object> Cache<K> {
         }
         if let Some(new) = new {
             for key in (self.keys)(new) {
-                index.entry(key).or_default().insert(identity(new.as_ref()), new.clone());
+                index
+                    .entry(key)
+                    .or_default()
+                    .insert(identity(new.as_ref()), new.clone());
             }
         }
     }
@@ -115,7 +132,9 @@ impl<K: Object> Feed<K> {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => self.apply(&event, &changed),
-                Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "the watch broke; it is taken up again"),
+                Err(error) => {
+                    tracing::warn!(kind = %K::kind(&()), %error, "the watch broke; it is taken up again")
+                }
             }
         }
     }
@@ -154,7 +173,11 @@ impl<K: Object> Feed<K> {
 }
 
 fn by_ref<K: Object>(store: &Store<K>) -> HashMap<ObjectRef<K>, Arc<K>> {
-    store.state().into_iter().map(|object| (ObjectRef::from_obj(object.as_ref()), object)).collect()
+    store
+        .state()
+        .into_iter()
+        .map(|object| (ObjectRef::from_obj(object.as_ref()), object))
+        .collect()
 }
 
 fn identity<K: Object>(object: &K) -> (String, String) {
@@ -210,7 +233,11 @@ mod tests {
     }
 
     fn names(cache: &Cache<ConfigMap>, vm: &str) -> Vec<String> {
-        cache.by(&Key::Vm("ns".to_owned(), vm.to_owned())).iter().map(|m| m.name_any()).collect()
+        cache
+            .by(&Key::Vm("ns".to_owned(), vm.to_owned()))
+            .iter()
+            .map(|m| m.name_any())
+            .collect()
     }
 
     #[test]
@@ -218,11 +245,19 @@ mod tests {
         let (cache, mut feed) = cache(keys);
         let log = RefCell::new(Vec::new());
         let changed = |old: Option<&ConfigMap>, new: Option<&ConfigMap>| {
-            let version = |m: Option<&ConfigMap>| m.and_then(ResourceExt::resource_version).unwrap_or_default();
+            let version =
+                |m: Option<&ConfigMap>| m.and_then(ResourceExt::resource_version).unwrap_or_default();
             let name = new.or(old).map(ResourceExt::name_any).unwrap_or_default();
             // The store has it already.
-            assert_eq!(cache.get("ns", &name).and_then(|m| m.resource_version()).unwrap_or_default(), version(new));
-            log.borrow_mut().push(format!("{name}:{}>{}", version(old), version(new)));
+            assert_eq!(
+                cache
+                    .get("ns", &name)
+                    .and_then(|m| m.resource_version())
+                    .unwrap_or_default(),
+                version(new)
+            );
+            log.borrow_mut()
+                .push(format!("{name}:{}>{}", version(old), version(new)));
         };
         for event in [
             watcher::Event::Init,
@@ -241,7 +276,10 @@ mod tests {
         feed.apply(&watcher::Event::Apply(map("b", "4", "y")), &changed);
         feed.apply(&watcher::Event::Delete(map("c", "5", "y")), &changed);
         assert_eq!(log.take(), ["b:2>4", "c:3>"]);
-        assert_eq!((names(&cache, "x"), names(&cache, "y")), (vec!["a".to_owned()], vec!["b".to_owned()]));
+        assert_eq!(
+            (names(&cache, "x"), names(&cache, "y")),
+            (vec!["a".to_owned()], vec!["b".to_owned()])
+        );
 
         for event in [
             watcher::Event::Init,
@@ -258,7 +296,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_object_that_does_not_parse_is_left_out() {
-        let bad = serde_json::from_value(serde_json::json!({"metadata": {"name": "bad"}, "data": 7})).unwrap();
+        let bad =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "bad"}, "data": 7})).unwrap();
         let good = DeserializeGuard(Ok(map("good", "1", "x")));
         let events = futures::stream::iter([Ok(watcher::Event::Apply(bad)), Ok(watcher::Event::Apply(good))]);
         let left: Vec<_> = parsed::<ConfigMap>(events).collect().await;

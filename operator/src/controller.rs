@@ -61,7 +61,11 @@ impl<K: Object> Queue<K> {
     /// Asks for a reconcile of an object by its name; `namespace` is empty for a cluster-scoped kind.
     pub fn add_name(&self, namespace: &str, name: &str) {
         let object = ObjectRef::new(name);
-        self.send(if namespace.is_empty() { object } else { object.within(namespace) });
+        self.send(if namespace.is_empty() {
+            object
+        } else {
+            object.within(namespace)
+        });
     }
 
     fn send(&self, object: ObjectRef<K>) {
@@ -83,8 +87,13 @@ pub async fn run<R: Reconciler>(
     concurrency: u16,
     stop: CancellationToken,
 ) {
-    let context = Arc::new(Context { reconciler, failures: Mutex::default() });
-    let requests = requests.take_until(stop.cancelled_owned()).map(Ok::<_, std::convert::Infallible>);
+    let context = Arc::new(Context {
+        reconciler,
+        failures: Mutex::default(),
+    });
+    let requests = requests
+        .take_until(stop.cancelled_owned())
+        .map(Ok::<_, std::convert::Infallible>);
     let config = controller::Config::default().concurrency(concurrency);
     applier(reconcile, retry, context, store, requests, config)
         .for_each(|done| {
@@ -92,7 +101,9 @@ pub async fn run<R: Reconciler>(
                 Ok((object, _)) => tracing::trace!(%object, "reconciled"),
                 // It was deleted between the change and now.
                 Err(controller::Error::ObjectNotFound(object)) => tracing::trace!(%object, "gone"),
-                Err(controller::Error::ReconcilerFailed(error, object)) if error.is_conflict() || error.is_gone() => {
+                Err(controller::Error::ReconcilerFailed(error, object))
+                    if error.is_conflict() || error.is_gone() =>
+                {
                     tracing::debug!(%object, error = %Chain(&error), "changed meanwhile");
                 }
                 Err(controller::Error::ReconcilerFailed(error, object)) => {
@@ -112,7 +123,11 @@ fn reconcile<R: Reconciler>(
     async move {
         let name = ObjectRef::from_obj(object.as_ref());
         let after = context.reconciler.reconcile(object).await?;
-        context.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+        context
+            .failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&name);
         Ok(Action::requeue(after.unwrap_or(SAFETY_NET).min(SAFETY_NET)))
     }
     .boxed()
@@ -133,7 +148,9 @@ fn retry<R: Reconciler>(object: Arc<R::Kind>, error: &write::Error, context: Arc
 }
 
 fn pause(failed: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failed.saturating_sub(1))).min(LONGEST_PAUSE)
+    FIRST_PAUSE
+        .saturating_mul(2_u32.saturating_pow(failed.saturating_sub(1)))
+        .min(LONGEST_PAUSE)
 }
 
 /// An error with its causes. kube's own errors print theirs themselves, so it stops at the first of them.
@@ -152,7 +169,10 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_end() {
-        let pauses: Vec<_> = [1, 2, 3, 7, 8, u32::MAX].into_iter().map(|n| pause(n).as_millis()).collect();
+        let pauses: Vec<_> = [1, 2, 3, 7, 8, u32::MAX]
+            .into_iter()
+            .map(|n| pause(n).as_millis())
+            .collect();
         assert_eq!(pauses, [500, 1000, 2000, 32_000, 60_000, 60_000]);
     }
 }

@@ -28,12 +28,20 @@ pub struct Note {
 impl Note {
     /// Something that is as it should be.
     pub fn normal(reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { warning: false, reason: reason.into(), message: message.into() }
+        Self {
+            warning: false,
+            reason: reason.into(),
+            message: message.into(),
+        }
     }
 
     /// Something that is not.
     pub fn warning(reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { warning: true, reason: reason.into(), message: message.into() }
+        Self {
+            warning: true,
+            reason: reason.into(),
+            message: message.into(),
+        }
     }
 }
 
@@ -44,16 +52,28 @@ pub struct Events(Recorder);
 impl Events {
     /// Events in the name of the operator's process `identity`.
     pub fn new(client: Client, identity: &str) -> Self {
-        let reporter = Reporter { controller: OPERATOR_MANAGER.to_owned(), instance: Some(identity.to_owned()) };
+        let reporter = Reporter {
+            controller: OPERATOR_MANAGER.to_owned(),
+            instance: Some(identity.to_owned()),
+        };
         Self(Recorder::new(client, reporter))
     }
 
     /// Tells `notes` about `object`. An event that cannot be published is logged, and lost: it is a courtesy.
     pub async fn tell<K: Object>(&self, object: &K, notes: Vec<Note>) {
-        for Note { warning, reason, message } in notes {
+        for Note {
+            warning,
+            reason,
+            message,
+        } in notes
+        {
             let reference = object.object_ref(&());
             let event = Event {
-                type_: if warning { EventType::Warning } else { EventType::Normal },
+                type_: if warning {
+                    EventType::Warning
+                } else {
+                    EventType::Normal
+                },
                 action: reason.clone(),
                 reason,
                 note: Some(shortened(message)),
@@ -61,7 +81,9 @@ impl Events {
             };
             match tokio::time::timeout(DEADLINE, self.0.publish(&event, &reference)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, reason = event.reason, "an event was not published"),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, reason = event.reason, "an event was not published")
+                }
                 Err(_) => tracing::debug!(reason = event.reason, "an event was not published: no answer"),
             }
         }
@@ -70,7 +92,10 @@ impl Events {
 
 fn shortened(mut text: String) -> String {
     if text.len() > NOTE_MAX {
-        let end = (0..=NOTE_MAX - 3).rev().find(|&end| text.is_char_boundary(end)).unwrap_or_default();
+        let end = (0..=NOTE_MAX - 3)
+            .rev()
+            .find(|&end| text.is_char_boundary(end))
+            .unwrap_or_default();
         text.truncate(end);
         text.push_str("...");
     }

@@ -14,7 +14,8 @@
 use std::sync::Arc;
 
 use hybridnic_api::v1alpha1::{
-    AttachmentState, MigrationPhase, MigrationReport, MigrationState, NicAttachment, QemuMigration, QemuMigrationStatus,
+    AttachmentState, MigrationPhase, MigrationReport, MigrationState, NicAttachment, QemuMigration,
+    QemuMigrationStatus,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -59,16 +60,22 @@ pub enum Rollback {
 
 impl Ends {
     /// What `attachments` and `pods`, all of the VM, say about `migration`; `None` before its ends are chosen.
-    pub fn observe(migration: &QemuMigration, attachments: &[Arc<NicAttachment>], pods: &[Arc<Pod>]) -> Option<Self> {
+    pub fn observe(
+        migration: &QemuMigration,
+        attachments: &[Arc<NicAttachment>],
+        pods: &[Arc<Pod>],
+    ) -> Option<Self> {
         let status = migration.status.as_ref()?;
         let (source, target) = (&status.source.as_ref()?.pod.uid, &status.target.as_ref()?.pod.uid);
         let uid = migration.uid().unwrap_or_default();
         let at = |pod: &str| -> Vec<&NicAttachment> {
-            let here = |a: &&Arc<NicAttachment>| a.spec.pod.uid == pod && status.nics.contains(&a.spec.nic.name);
+            let here =
+                |a: &&Arc<NicAttachment>| a.spec.pod.uid == pod && status.nics.contains(&a.spec.nic.name);
             attachments.iter().filter(here).map(AsRef::as_ref).collect()
         };
         let (sources, targets) = (at(source), at(target));
-        let completed = |a: &&NicAttachment| report(a, &uid).is_some_and(|r| r.state == MigrationState::Completed);
+        let completed =
+            |a: &&NicAttachment| report(a, &uid).is_some_and(|r| r.state == MigrationState::Completed);
         Some(Self {
             begun: transfer_ordered(status),
             source: last_word(&sources, &uid),
@@ -135,12 +142,21 @@ pub fn phase_name(phase: MigrationPhase) -> String {
 
 /// What an attachment reports about the migration of this uid.
 pub fn report<'a>(attachment: &'a NicAttachment, uid: &str) -> Option<&'a MigrationReport> {
-    attachment.status.as_ref()?.migration.as_ref().filter(|report| report.uid == uid)
+    attachment
+        .status
+        .as_ref()?
+        .migration
+        .as_ref()
+        .filter(|report| report.uid == uid)
 }
 
 /// Where an attachment's NIC is.
 pub fn state(attachment: &NicAttachment) -> AttachmentState {
-    attachment.status.as_ref().map(|status| status.state).unwrap_or_default()
+    attachment
+        .status
+        .as_ref()
+        .map(|status| status.state)
+        .unwrap_or_default()
 }
 
 /// All attachments of a VM at one end report on the same QEMU, and some of them late: what cannot be undone wins.
@@ -153,5 +169,9 @@ fn last_word(attachments: &[&NicAttachment], uid: &str) -> Option<MigrationRepor
         MigrationState::Failed => 4,
         MigrationState::Cancelled => 5,
     };
-    attachments.iter().filter_map(|a| report(a, uid)).max_by_key(|report| finality(report.state)).cloned()
+    attachments
+        .iter()
+        .filter_map(|a| report(a, uid))
+        .max_by_key(|report| finality(report.state))
+        .cloned()
 }

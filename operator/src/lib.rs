@@ -55,7 +55,9 @@ const FEW: u16 = 4;
 /// Runs the operator until a signal asks it to stop, or until it is the leader no more, which is an error.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("cannot handle signals")?;
-    let client = Client::try_default().await.context("cannot find the API server")?;
+    let client = Client::try_default()
+        .await
+        .context("cannot find the API server")?;
     let health = Health::new();
     if let Some(address) = options.health_address {
         let health = health.clone();
@@ -66,10 +68,24 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         });
     }
     let identity = options.identity.clone().map_or_else(identity, Ok)?;
-    let namespace = options.lease_namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
-    let candidate = Candidate::new(client.clone(), &namespace, &options.lease_name, &identity, Timing::default());
+    let namespace = options
+        .lease_namespace
+        .clone()
+        .unwrap_or_else(|| client.default_namespace().to_owned());
+    let candidate = Candidate::new(
+        client.clone(),
+        &namespace,
+        &options.lease_name,
+        &identity,
+        Timing::default(),
+    );
 
-    tracing::info!(identity, namespace, lease = options.lease_name, "waiting for the lease");
+    tracing::info!(
+        identity,
+        namespace,
+        lease = options.lease_name,
+        "waiting for the lease"
+    );
     // A standby is ready for what it is there for.
     health.set_ready(true);
     let mut leadership = tokio::select! {
@@ -134,7 +150,10 @@ fn controllers(
     stop: &CancellationToken,
 ) -> JoinSet<()> {
     let events = Events::new(client.clone(), identity);
-    let deadlines = Deadlines { prepare: options.prepare_deadline, switch: options.switch_deadline };
+    let deadlines = Deadlines {
+        prepare: options.prepare_deadline,
+        switch: options.switch_deadline,
+    };
     let (client, seen) = (|| client.clone(), || world.clone());
     let node = NodeReconciler::new(client(), seen());
     let network = NetworkReconciler::new(client(), seen(), events.clone());
@@ -143,19 +162,59 @@ fn controllers(
 
     let mut controllers = JoinSet::new();
     let stop = || stop.clone();
-    controllers.spawn(controller::run(node, world.hybrid_nodes.store(), requests.hybrid_nodes, FEW, stop()));
-    controllers.spawn(controller::run(network, world.networks.store(), requests.networks, FEW, stop()));
-    controllers.spawn(controller::run(nic, world.nics.store(), requests.nics, MANY, stop()));
-    controllers.spawn(controller::run(migration, world.migrations.store(), requests.migrations, MANY, stop()));
+    controllers.spawn(controller::run(
+        node,
+        world.hybrid_nodes.store(),
+        requests.hybrid_nodes,
+        FEW,
+        stop(),
+    ));
+    controllers.spawn(controller::run(
+        network,
+        world.networks.store(),
+        requests.networks,
+        FEW,
+        stop(),
+    ));
+    controllers.spawn(controller::run(
+        nic,
+        world.nics.store(),
+        requests.nics,
+        MANY,
+        stop(),
+    ));
+    controllers.spawn(controller::run(
+        migration,
+        world.migrations.store(),
+        requests.migrations,
+        MANY,
+        stop(),
+    ));
     controllers
 }
 
 /// Asks for a reconcile of all there is: what has changed while nobody led is not known.
 fn everything(world: &World, queues: &Queues) {
-    world.hybrid_nodes.all().iter().for_each(|node| queues.hybrid_nodes.add(node.as_ref()));
-    world.networks.all().iter().for_each(|network| queues.networks.add(network.as_ref()));
-    world.nics.all().iter().for_each(|nic| queues.nics.add(nic.as_ref()));
-    world.migrations.all().iter().for_each(|migration| queues.migrations.add(migration.as_ref()));
+    world
+        .hybrid_nodes
+        .all()
+        .iter()
+        .for_each(|node| queues.hybrid_nodes.add(node.as_ref()));
+    world
+        .networks
+        .all()
+        .iter()
+        .for_each(|network| queues.networks.add(network.as_ref()));
+    world
+        .nics
+        .all()
+        .iter()
+        .for_each(|nic| queues.nics.add(nic.as_ref()));
+    world
+        .migrations
+        .all()
+        .iter()
+        .for_each(|migration| queues.migrations.add(migration.as_ref()));
 }
 
 /// Host name and a random part: two processes on one host are two candidates.

@@ -35,7 +35,10 @@ impl FromStr for Mac {
         let mut pairs = 0;
         for pair in text.split(':') {
             let digits = pair.len() == 2 && pair.bytes().all(|byte| byte.is_ascii_hexdigit());
-            let byte = u8::from_str_radix(pair, 16).ok().filter(|_| digits).ok_or_else(bad)?;
+            let byte = u8::from_str_radix(pair, 16)
+                .ok()
+                .filter(|_| digits)
+                .ok_or_else(bad)?;
             value = value << 8 | u64::from(byte);
             pairs += 1;
             if pairs > 6 {
@@ -65,13 +68,20 @@ impl Range {
     /// clusters on one L2 network seldom share it.
     pub fn of_network(cluster: &str, network: &str) -> Self {
         let first = 0x02_0000_u64 << 24 | (hash(&[cluster, network]) & 0xffff) << 24;
-        Self { first, last: first + BLOCK - 1 }
+        Self {
+            first,
+            last: first + BLOCK - 1,
+        }
     }
 
     /// A range that a user wrote.
     pub fn parse(range: &MacRange) -> Result<Self, BadMac> {
         let (first, last) = (range.from.parse::<Mac>()?.0, range.to.parse::<Mac>()?.0);
-        if first <= last { Ok(Self { first, last }) } else { Err(BadMac(format!("{}-{}", range.from, range.to))) }
+        if first <= last {
+            Ok(Self { first, last })
+        } else {
+            Err(BadMac(format!("{}-{}", range.from, range.to)))
+        }
     }
 
     /// The first address at or after one that `seed` chooses, round the range's end, that is not `taken`.
@@ -143,7 +153,13 @@ pub fn assign(
     handed_out: &mut HandedOut,
 ) -> Result<Mac, Error> {
     let uid = nic.uid().unwrap_or_default();
-    let had = in_status(nic).or_else(|| handed_out.0.iter().find(|(_, owner)| **owner == uid).map(|(mac, _)| *mac));
+    let had = in_status(nic).or_else(|| {
+        handed_out
+            .0
+            .iter()
+            .find(|(_, owner)| **owner == uid)
+            .map(|(mac, _)| *mac)
+    });
     let requested = nic.spec.mac.as_deref().map(str::parse::<Mac>).transpose()?;
     let mac = match requested.or(had) {
         Some(mac) => {
@@ -159,7 +175,11 @@ pub fn assign(
         }
         None => {
             let seed = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
-            range.pick(&seed, |mac| handed_out.0.contains_key(&mac) || !holders(mac).is_empty()).ok_or(Error::Exhausted)?
+            range
+                .pick(&seed, |mac| {
+                    handed_out.0.contains_key(&mac) || !holders(mac).is_empty()
+                })
+                .ok_or(Error::Exhausted)?
         }
     };
     if in_status(nic) == Some(mac) {

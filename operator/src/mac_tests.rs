@@ -18,7 +18,8 @@ fn nic_at(name: &str, second: i64, requested: Option<&str>, has: Option<&str>) -
 fn holders(nics: &[VmHybridNic]) -> impl Fn(Mac) -> Vec<Arc<VmHybridNic>> {
     move |mac| {
         let has = |nic: &&VmHybridNic| {
-            in_status(nic) == Some(mac) || nic.spec.mac.as_deref().and_then(|mac| mac.parse().ok()) == Some(mac)
+            in_status(nic) == Some(mac)
+                || nic.spec.mac.as_deref().and_then(|mac| mac.parse().ok()) == Some(mac)
         };
         nics.iter().filter(has).cloned().map(Arc::new).collect()
     }
@@ -32,8 +33,19 @@ const A: &str = "02:00:00:00:00:0a";
 
 #[test]
 fn addresses_parse_and_print() {
-    assert_eq!("0A:bC:00:ff:10:01".parse::<Mac>().unwrap().to_string(), "0a:bc:00:ff:10:01");
-    for bad in ["", "02", "02:00:00:00:00", "02:00:00:00:00:00:00", "02:00:00:00:00:0g", "2:00:00:00:00:00", "+2:00:00:00:00:00"] {
+    assert_eq!(
+        "0A:bC:00:ff:10:01".parse::<Mac>().unwrap().to_string(),
+        "0a:bc:00:ff:10:01"
+    );
+    for bad in [
+        "",
+        "02",
+        "02:00:00:00:00",
+        "02:00:00:00:00:00:00",
+        "02:00:00:00:00:0g",
+        "2:00:00:00:00:00",
+        "+2:00:00:00:00:00",
+    ] {
         assert!(bad.parse::<Mac>().is_err(), "{bad}");
     }
 }
@@ -50,19 +62,38 @@ fn conflicts() {
     // Name, age, asks for, has; then whether "me", of second 5, which asks for A, gets it.
     let cases = [
         ("older that asks", nic_at("o", 4, Some(A), None), false),
-        ("older that asks in upper case", nic_at("o", 4, Some("02:00:00:00:00:0A"), None), false),
+        (
+            "older that asks in upper case",
+            nic_at("o", 4, Some("02:00:00:00:00:0A"), None),
+            false,
+        ),
         ("older that has", nic_at("o", 4, Some(A), Some(A)), false),
         ("younger that asks", nic_at("o", 6, Some(A), None), true),
-        ("younger that had it generated", nic_at("o", 6, None, Some(A)), false),
+        (
+            "younger that had it generated",
+            nic_at("o", 6, None, Some(A)),
+            false,
+        ),
         ("older of the same second", nic_at("a", 5, Some(A), None), false),
         ("younger of the same second", nic_at("z", 5, Some(A), None), true),
     ];
     for (case, other, mine) in cases {
         let me = nic_at("me", 5, Some(A), None);
-        let got = assign(&me, range(), holders(&[other.clone(), me.clone()]), &mut HandedOut::default());
+        let got = assign(
+            &me,
+            range(),
+            holders(&[other.clone(), me.clone()]),
+            &mut HandedOut::default(),
+        );
         assert_eq!(got.is_ok(), mine, "{case}: {got:?}");
         if let Err(error) = got {
-            assert_eq!(error, Error::Conflict { mac: A.parse().unwrap(), owner: format!("ns/{}", other.name_any()) });
+            assert_eq!(
+                error,
+                Error::Conflict {
+                    mac: A.parse().unwrap(),
+                    owner: format!("ns/{}", other.name_any())
+                }
+            );
         }
     }
 }
@@ -72,7 +103,15 @@ fn another_network_may_use_the_same_address() {
     let me = nic_at("me", 5, Some(A), None);
     let mut other = nic_at("o", 4, Some(A), Some(A));
     other.spec.network = "other".to_owned();
-    assert!(assign(&me, range(), holders(&[other, me.clone()]), &mut HandedOut::default()).is_ok());
+    assert!(
+        assign(
+            &me,
+            range(),
+            holders(&[other, me.clone()]),
+            &mut HandedOut::default()
+        )
+        .is_ok()
+    );
 }
 
 #[test]
@@ -81,7 +120,12 @@ fn what_was_handed_out_is_taken_though_the_cache_does_not_show_it() {
     let mut handed_out = HandedOut::default();
     assign(&first, range(), holders(&[first.clone()]), &mut handed_out).unwrap();
     // The older one comes to be known only now; the address is live already.
-    let got = assign(&me, range(), holders(&[first.clone(), me.clone()]), &mut handed_out);
+    let got = assign(
+        &me,
+        range(),
+        holders(&[first.clone(), me.clone()]),
+        &mut handed_out,
+    );
     assert!(matches!(got, Err(Error::Conflict { .. })));
     handed_out.settle(&first);
     assert!(assign(&me, range(), holders(&[first, me.clone()]), &mut handed_out).is_ok());
@@ -92,20 +136,43 @@ fn a_generated_address_stays_and_comes_again() {
     let me = nic_at("me", 5, None, None);
     let mut handed_out = HandedOut::default();
     let mac = assign(&me, range(), holders(&[]), &mut handed_out).unwrap();
-    assert_eq!(assign(&me, range(), holders(&[]), &mut handed_out).unwrap(), mac, "before the status shows it");
+    assert_eq!(
+        assign(&me, range(), holders(&[]), &mut handed_out).unwrap(),
+        mac,
+        "before the status shows it"
+    );
     let shown = nic_at("me", 5, None, Some(&mac.to_string()));
-    assert_eq!(assign(&shown, range(), holders(&[shown.clone()]), &mut handed_out).unwrap(), mac);
+    assert_eq!(
+        assign(&shown, range(), holders(&[shown.clone()]), &mut handed_out).unwrap(),
+        mac
+    );
     assert!(handed_out.0.is_empty());
-    assert_eq!(assign(&me, range(), holders(&[]), &mut HandedOut::default()).unwrap(), mac, "after the status was lost");
+    assert_eq!(
+        assign(&me, range(), holders(&[]), &mut HandedOut::default()).unwrap(),
+        mac,
+        "after the status was lost"
+    );
 }
 
 #[test]
 fn a_full_range_is_said_to_be_full() {
-    let range = Range::parse(&MacRange { from: "02:00:00:00:00:00".into(), to: "02:00:00:00:00:02".into() }).unwrap();
+    let range = Range::parse(&MacRange {
+        from: "02:00:00:00:00:00".into(),
+        to: "02:00:00:00:00:02".into(),
+    })
+    .unwrap();
     let mut handed_out = HandedOut::default();
     let mut got = HashSet::new();
     for n in 0..3 {
-        got.insert(assign(&nic_at(&format!("n{n}"), n, None, None), range, holders(&[]), &mut handed_out).unwrap());
+        got.insert(
+            assign(
+                &nic_at(&format!("n{n}"), n, None, None),
+                range,
+                holders(&[]),
+                &mut handed_out,
+            )
+            .unwrap(),
+        );
     }
     assert_eq!(got.len(), 3);
     let last = assign(&nic_at("n3", 3, None, None), range, holders(&[]), &mut handed_out);
@@ -114,7 +181,10 @@ fn a_full_range_is_said_to_be_full() {
 
 #[test]
 fn default_ranges_are_local_unicast_and_of_the_network() {
-    let (a, b) = (Range::of_network("cluster", "a"), Range::of_network("cluster", "b"));
+    let (a, b) = (
+        Range::of_network("cluster", "a"),
+        Range::of_network("cluster", "b"),
+    );
     assert_ne!(a, b);
     assert_ne!(a, Range::of_network("other", "a"));
     for end in [a.first, a.last] {

@@ -35,14 +35,21 @@ pub struct NetworkReconciler {
 impl NetworkReconciler {
     /// A reconciler that reads from `world`.
     pub fn new(client: Client, world: World, events: Events) -> Self {
-        Self { client, world, events, written: Mutex::default() }
+        Self {
+            client,
+            world,
+            events,
+            written: Mutex::default(),
+        }
     }
 
     /// How long the status of a network must stay as it was written last.
     fn rest(&self, network: &str) -> Option<Duration> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.retain(|_, at| at.elapsed() < WRITE_EVERY);
-        written.get(network).map(|at| WRITE_EVERY.saturating_sub(at.elapsed()))
+        written
+            .get(network)
+            .map(|at| WRITE_EVERY.saturating_sub(at.elapsed()))
     }
 }
 
@@ -55,10 +62,18 @@ impl Reconciler for NetworkReconciler {
             return Ok(Some(rest));
         }
         let key = Key::Network(name.clone());
-        let new = status(&network, &self.world.hybrid_nodes.by(&key), &self.world.nics.by(&key), Timestamp::now());
+        let new = status(
+            &network,
+            &self.world.hybrid_nodes.by(&key),
+            &self.world.nics.by(&key),
+            Timestamp::now(),
+        );
         if network.status.as_ref() != Some(&new) {
             write::status(&Api::all(self.client.clone()), network.as_ref(), &new).await?;
-            self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Instant::now());
+            self.written
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(name, Instant::now());
             let old = network.status.clone().unwrap_or_default();
             self.events.tell(network.as_ref(), notes(&old, &new)).await;
         }
@@ -74,8 +89,10 @@ fn status(
     now: Timestamp,
 ) -> HybridNetworkStatus {
     let name = network.name_any();
-    let pools: Vec<(&Arc<HybridNode>, &PoolStatus)> =
-        nodes.iter().filter_map(|node| Some((node, pool(node, &name)?))).collect();
+    let pools: Vec<(&Arc<HybridNode>, &PoolStatus)> = nodes
+        .iter()
+        .filter_map(|node| Some((node, pool(node, &name)?)))
+        .collect();
     let mut vfs = VfCounts::default();
     for (_, pool) in &pools {
         vfs.total += pool.vfs.total;
@@ -83,7 +100,12 @@ fn status(
         vfs.held += pool.vfs.held;
         vfs.unhealthy += pool.vfs.unhealthy;
     }
-    let on = |path: Path| count(nics.iter().filter(|nic| nic.status.as_ref().is_some_and(|s| s.path == path)));
+    let on = |path: Path| {
+        count(
+            nics.iter()
+                .filter(|nic| nic.status.as_ref().is_some_and(|s| s.path == path)),
+        )
+    };
     let mut status = HybridNetworkStatus {
         observed_generation: network.metadata.generation,
         vfs,
@@ -91,11 +113,20 @@ fn status(
         nics: count(nics.iter()),
         on_fast_path: on(Path::FastPath),
         on_standby: on(Path::Standby),
-        conditions: network.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default(),
+        conditions: network
+            .status
+            .as_ref()
+            .map(|status| status.conditions.clone())
+            .unwrap_or_default(),
     };
     let ready = ready(&status, nodes, &pools);
     for condition in [accepted(network), ready] {
-        conditions::set(&mut status.conditions, network.metadata.generation, now, condition);
+        conditions::set(
+            &mut status.conditions,
+            network.metadata.generation,
+            now,
+            condition,
+        );
     }
     status
 }
@@ -103,7 +134,11 @@ fn status(
 /// What a node has of a network, while the network selects it.
 fn pool<'a>(node: &'a HybridNode, network: &str) -> Option<&'a PoolStatus> {
     node.spec.pools.iter().find(|pool| pool.network == network)?;
-    node.status.as_ref()?.pools.iter().find(|pool| pool.network == network)
+    node.status
+        .as_ref()?
+        .pools
+        .iter()
+        .find(|pool| pool.network == network)
 }
 
 fn count<T>(items: impl Iterator<Item = T>) -> i32 {
@@ -113,17 +148,25 @@ fn count<T>(items: impl Iterator<Item = T>) -> i32 {
 fn accepted(network: &HybridNetwork) -> NewCondition {
     let none = BTreeMap::new();
     let spec = &network.spec;
-    let selectors =
-        [("spec.nodeSelector", &spec.node_selector), ("spec.namespaceSelector", &spec.namespace_selector)];
+    let selectors = [
+        ("spec.nodeSelector", &spec.node_selector),
+        ("spec.namespaceSelector", &spec.namespace_selector),
+    ];
     for (field, selector) in selectors {
         if let Err(error) = selects(selector.as_ref(), &none) {
-            return NewCondition::no(types::ACCEPTED, reasons::FAILED, format!("{field} is not valid: {error}"));
+            return NewCondition::no(
+                types::ACCEPTED,
+                reasons::FAILED,
+                format!("{field} is not valid: {error}"),
+            );
         }
     }
     match spec.mac_range.as_ref().map(mac::Range::parse) {
-        Some(Err(error)) => {
-            NewCondition::no(types::ACCEPTED, reasons::FAILED, format!("spec.macRange is not valid: {error}"))
-        }
+        Some(Err(error)) => NewCondition::no(
+            types::ACCEPTED,
+            reasons::FAILED,
+            format!("spec.macRange is not valid: {error}"),
+        ),
         _ => NewCondition::yes(types::ACCEPTED, reasons::ACCEPTED, "the spec is valid"),
     }
 }
@@ -139,15 +182,22 @@ fn ready(
         return NewCondition::yes(types::READY, reasons::POOL_READY, message);
     }
     let message = if nodes.is_empty() {
-        "no node that an agent runs on matches spec.nodeSelector; label the nodes, or install the node agent".to_owned()
+        "no node that an agent runs on matches spec.nodeSelector; label the nodes, or install the node agent"
+            .to_owned()
     } else if pools.is_empty() {
-        format!("waits for the agents of {} to report", listed(nodes.iter().map(|node| node.name_any())))
+        format!(
+            "waits for the agents of {} to report",
+            listed(nodes.iter().map(|node| node.name_any()))
+        )
     } else {
         let whys = pools.iter().map(|(node, pool)| match pool.message.as_str() {
             "" => node.name_any(),
             why => format!("{} ({why})", node.name_any()),
         });
-        format!("spec.uplinks select no VF on {}; compare with kubectl get hnode -o yaml", listed(whys))
+        format!(
+            "spec.uplinks select no VF on {}; compare with kubectl get hnode -o yaml",
+            listed(whys)
+        )
     };
     NewCondition::no(types::READY, reasons::POOL_EMPTY, message)
 }
@@ -165,10 +215,17 @@ fn notes(old: &HybridNetworkStatus, new: &HybridNetworkStatus) -> Vec<Note> {
     let changed = |type_: &str| {
         let now = conditions::find(&new.conditions, type_)?;
         let same = conditions::find(&old.conditions, type_).is_some_and(|before| before.reason == now.reason);
-        let note = if now.status == "True" { Note::normal } else { Note::warning };
+        let note = if now.status == "True" {
+            Note::normal
+        } else {
+            Note::warning
+        };
         (!same).then(|| note(now.reason.clone(), now.message.clone()))
     };
-    [types::ACCEPTED, types::READY].into_iter().filter_map(changed).collect()
+    [types::ACCEPTED, types::READY]
+        .into_iter()
+        .filter_map(changed)
+        .collect()
 }
 
 #[cfg(test)]
@@ -179,15 +236,30 @@ mod tests {
 
     fn with_vfs(name: &str, total: i32, held: i32, message: &str) -> Arc<HybridNode> {
         let mut node = node(name, &["net"]);
-        let vfs = VfCounts { total, free: total - held, held, unhealthy: 0 };
-        let pool = PoolStatus { network: "net".to_owned(), vfs, message: message.to_owned() };
-        node.status = Some(HybridNodeStatus { pools: vec![pool], ..HybridNodeStatus::default() });
+        let vfs = VfCounts {
+            total,
+            free: total - held,
+            held,
+            unhealthy: 0,
+        };
+        let pool = PoolStatus {
+            network: "net".to_owned(),
+            vfs,
+            message: message.to_owned(),
+        };
+        node.status = Some(HybridNodeStatus {
+            pools: vec![pool],
+            ..HybridNodeStatus::default()
+        });
         Arc::new(node)
     }
 
     fn on(name: &str, path: Path) -> Arc<VmHybridNic> {
         let mut nic = nic(name, "vm", "net", 1);
-        nic.status = Some(VmHybridNicStatus { path, ..VmHybridNicStatus::default() });
+        nic.status = Some(VmHybridNicStatus {
+            path,
+            ..VmHybridNicStatus::default()
+        });
         Arc::new(nic)
     }
 
@@ -200,12 +272,38 @@ mod tests {
         let mut left = with_vfs("n4", 9, 0, "");
         // A node that is selected no more may report what it had for a while.
         Arc::make_mut(&mut left).spec.pools.clear();
-        let nodes = [with_vfs("n1", 7, 2, ""), with_vfs("n2", 7, 0, ""), with_vfs("n3", 0, 0, "no PF"), left];
-        let status = of(&nodes, &[on("a", Path::FastPath), on("b", Path::Standby), on("c", Path::FastPath)]);
-        assert_eq!(status.vfs, VfCounts { total: 14, free: 12, held: 2, unhealthy: 0 });
-        assert_eq!((status.nodes, status.nics, status.on_fast_path, status.on_standby), (2, 3, 2, 1));
+        let nodes = [
+            with_vfs("n1", 7, 2, ""),
+            with_vfs("n2", 7, 0, ""),
+            with_vfs("n3", 0, 0, "no PF"),
+            left,
+        ];
+        let status = of(
+            &nodes,
+            &[
+                on("a", Path::FastPath),
+                on("b", Path::Standby),
+                on("c", Path::FastPath),
+            ],
+        );
+        assert_eq!(
+            status.vfs,
+            VfCounts {
+                total: 14,
+                free: 12,
+                held: 2,
+                unhealthy: 0
+            }
+        );
+        assert_eq!(
+            (status.nodes, status.nics, status.on_fast_path, status.on_standby),
+            (2, 3, 2, 1)
+        );
         let ready = conditions::find(&status.conditions, types::READY).unwrap();
-        assert_eq!((ready.reason.as_str(), ready.message.as_str()), (reasons::POOL_READY, "14 VFs on 2 nodes"));
+        assert_eq!(
+            (ready.reason.as_str(), ready.message.as_str()),
+            (reasons::POOL_READY, "14 VFs on 2 nodes")
+        );
     }
 
     #[test]
@@ -213,14 +311,22 @@ mod tests {
         let message = |nodes: &[Arc<HybridNode>]| {
             let status = of(nodes, &[]);
             let ready = conditions::find(&status.conditions, types::READY).unwrap();
-            assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", reasons::POOL_EMPTY));
+            assert_eq!(
+                (ready.status.as_str(), ready.reason.as_str()),
+                ("False", reasons::POOL_EMPTY)
+            );
             ready.message.clone()
         };
         assert!(message(&[]).contains("spec.nodeSelector"));
         assert!(message(&[Arc::new(node("n1", &["net"]))]).contains("n1"));
-        let many: Vec<_> = (0..5).map(|n| with_vfs(&format!("n{n}"), 0, 0, "no PF is named ens9")).collect();
+        let many: Vec<_> = (0..5)
+            .map(|n| with_vfs(&format!("n{n}"), 0, 0, "no PF is named ens9"))
+            .collect();
         let text = message(&many);
-        assert!(text.contains("n0 (no PF is named ens9)") && text.contains("and 2 more"), "{text}");
+        assert!(
+            text.contains("n0 (no PF is named ens9)") && text.contains("and 2 more"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -231,7 +337,11 @@ mod tests {
         let status = status(&network, &[], &[], Timestamp::UNIX_EPOCH);
         let accepted = conditions::find(&status.conditions, types::ACCEPTED).unwrap();
         assert_eq!(accepted.status, "False");
-        assert!(accepted.message.contains("spec.nodeSelector"), "{}", accepted.message);
+        assert!(
+            accepted.message.contains("spec.nodeSelector"),
+            "{}",
+            accepted.message
+        );
         assert_eq!(notes(&HybridNetworkStatus::default(), &status).len(), 2);
         assert!(notes(&status, &status).is_empty());
     }

@@ -30,8 +30,14 @@ impl Reconciler for NodeReconciler {
 
     async fn reconcile(&self, object: Arc<HybridNode>) -> Result<Option<Duration>, write::Error> {
         // Without its Node it is part of nothing; the agent goes with the node.
-        let labels = self.world.nodes.get("", &object.name_any()).map(|node| node.labels().clone());
-        let spec = HybridNodeSpec { pools: pools(&self.world.networks.all(), labels.as_ref()) };
+        let labels = self
+            .world
+            .nodes
+            .get("", &object.name_any())
+            .map(|node| node.labels().clone());
+        let spec = HybridNodeSpec {
+            pools: pools(&self.world.networks.all(), labels.as_ref()),
+        };
         if object.spec != spec && object.metadata.deletion_timestamp.is_none() {
             write::spec(&Api::all(self.client.clone()), object.as_ref(), &spec).await?;
         }
@@ -47,8 +53,10 @@ fn pools(networks: &[Arc<HybridNetwork>], labels: Option<&BTreeMap<String, Strin
         network.metadata.deletion_timestamp.is_none()
             && selects(network.spec.node_selector.as_ref(), labels).unwrap_or(false)
     });
-    let pool =
-        |network: &Arc<HybridNetwork>| NodePool { network: network.name_any(), uplinks: network.spec.uplinks.clone() };
+    let pool = |network: &Arc<HybridNetwork>| NodePool {
+        network: network.name_any(),
+        uplinks: network.spec.uplinks.clone(),
+    };
     let mut pools: Vec<_> = selected.map(pool).collect();
     pools.sort_by(|a, b| a.network.cmp(&b.network));
     pools
@@ -62,17 +70,27 @@ mod tests {
     #[test]
     fn a_node_gets_the_pools_of_all_networks_that_select_it() {
         let mut picky = network("b");
-        picky.spec.node_selector = serde_json::from_value(serde_json::json!({"matchLabels": {"zone": "x"}})).ok();
+        picky.spec.node_selector =
+            serde_json::from_value(serde_json::json!({"matchLabels": {"zone": "x"}})).ok();
         let mut broken = network("0");
         let odd = serde_json::json!({"matchExpressions": [{"key": "zone", "operator": "Near"}]});
         broken.spec.node_selector = serde_json::from_value(odd).ok();
         let networks = [network("c"), picky, network("a"), broken].map(Arc::new);
         let names = |labels: Option<&BTreeMap<String, String>>| {
-            pools(&networks, labels).into_iter().map(|pool| pool.network).collect::<Vec<_>>()
+            pools(&networks, labels)
+                .into_iter()
+                .map(|pool| pool.network)
+                .collect::<Vec<_>>()
         };
-        assert_eq!(names(Some(&BTreeMap::from([("zone".to_owned(), "x".to_owned())]))), ["a", "b", "c"]);
+        assert_eq!(
+            names(Some(&BTreeMap::from([("zone".to_owned(), "x".to_owned())]))),
+            ["a", "b", "c"]
+        );
         assert_eq!(names(Some(&BTreeMap::new())), ["a", "c"]);
         assert!(names(None).is_empty());
-        assert_eq!(pools(&networks, Some(&BTreeMap::new()))[0].uplinks, networks[0].spec.uplinks);
+        assert_eq!(
+            pools(&networks, Some(&BTreeMap::new()))[0].uplinks,
+            networks[0].spec.uplinks
+        );
     }
 }

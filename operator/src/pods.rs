@@ -8,7 +8,10 @@ use kube::ResourceExt;
 
 /// Name and uid of a pod.
 pub fn reference(pod: &Pod) -> ObjectRef {
-    ObjectRef { name: pod.name_any(), uid: pod.uid().unwrap_or_default() }
+    ObjectRef {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+    }
 }
 
 /// Whether its processes have ended for good.
@@ -23,7 +26,11 @@ pub fn is_running(pod: &Pod) -> bool {
 
 /// Its node, once it has one.
 pub fn node(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+    pod.spec
+        .as_ref()?
+        .node_name
+        .as_deref()
+        .filter(|name| !name.is_empty())
 }
 
 /// Its address, once it has one.
@@ -32,12 +39,16 @@ pub fn address(pod: &Pod) -> Option<&str> {
 }
 
 fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+    pod.status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref())
+        .unwrap_or_default()
 }
 
 /// The pod of this uid, unless it has ended.
 pub fn alive<'a>(pods: &'a [Arc<Pod>], uid: &str) -> Option<&'a Arc<Pod>> {
-    pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(uid) && !is_finished(pod))
+    pods.iter()
+        .find(|pod| pod.metadata.uid.as_deref() == Some(uid) && !is_finished(pod))
 }
 
 /// The pod in which the VM runs: the one it is known to run in as long as that lives, else the oldest that runs, else the
@@ -46,7 +57,13 @@ pub fn active<'a>(known: Option<&ObjectRef>, pods: &'a [Arc<Pod>]) -> Option<&'a
     if let Some(pod) = known.and_then(|known| alive(pods, &known.uid)) {
         return Some(pod);
     }
-    let age = |pod: &&Arc<Pod>| (!is_running(pod), pod.creation_timestamp().map(|time| time.0), pod.name_any());
+    let age = |pod: &&Arc<Pod>| {
+        (
+            !is_running(pod),
+            pod.creation_timestamp().map(|time| time.0),
+            pod.name_any(),
+        )
+    };
     pods.iter().filter(|pod| !is_finished(pod)).min_by_key(age)
 }
 
@@ -59,7 +76,9 @@ pub fn target<'a>(asked: Option<&str>, source: &str, pods: &'a [Arc<Pod>]) -> Op
             && pod.metadata.uid.as_deref() != Some(source)
             && asked.is_none_or(|name| pod.name_any() == name)
     };
-    pods.iter().filter(fit).max_by_key(|pod| (pod.creation_timestamp().map(|time| time.0), pod.name_any()))
+    pods.iter()
+        .filter(fit)
+        .max_by_key(|pod| (pod.creation_timestamp().map(|time| time.0), pod.name_any()))
 }
 
 #[cfg(test)]
@@ -73,27 +92,51 @@ mod tests {
 
     #[test]
     fn the_pod_that_is_known_stays_while_it_lives() {
-        let pods = [pod("a", "vm", 1, "Running", "n1"), pod("b", "vm", 2, "Running", "n2")].map(Arc::new);
-        assert_eq!(names(active(Some(&reference(&pods[1])), &pods)).as_deref(), Some("b"));
+        let pods = [
+            pod("a", "vm", 1, "Running", "n1"),
+            pod("b", "vm", 2, "Running", "n2"),
+        ]
+        .map(Arc::new);
+        assert_eq!(
+            names(active(Some(&reference(&pods[1])), &pods)).as_deref(),
+            Some("b")
+        );
         assert_eq!(names(active(None, &pods)).as_deref(), Some("a"));
         let mut ended = pods.clone();
         ended[1] = Arc::new(pod("b", "vm", 2, "Succeeded", "n2"));
-        assert_eq!(names(active(Some(&reference(&pods[1])), &ended)).as_deref(), Some("a"));
+        assert_eq!(
+            names(active(Some(&reference(&pods[1])), &ended)).as_deref(),
+            Some("a")
+        );
         let mut deleted = pod("b", "vm", 2, "Running", "n2");
         deleted.metadata.deletion_timestamp = deleted.metadata.creation_timestamp.clone();
         let deleted = [pods[0].clone(), Arc::new(deleted)];
-        assert_eq!(names(active(Some(&reference(&pods[1])), &deleted)).as_deref(), Some("b"), "until it is gone");
+        assert_eq!(
+            names(active(Some(&reference(&pods[1])), &deleted)).as_deref(),
+            Some("b"),
+            "until it is gone"
+        );
         // A namesake with another uid is another pod.
-        let known = ObjectRef { name: "b".to_owned(), uid: "before".to_owned() };
+        let known = ObjectRef {
+            name: "b".to_owned(),
+            uid: "before".to_owned(),
+        };
         assert_eq!(names(active(Some(&known), &pods)).as_deref(), Some("a"));
     }
 
     #[test]
     fn a_pod_that_runs_comes_before_one_that_may() {
-        let pods = [pod("a", "vm", 1, "Pending", "n1"), pod("b", "vm", 2, "Running", "n2")].map(Arc::new);
+        let pods = [
+            pod("a", "vm", 1, "Pending", "n1"),
+            pod("b", "vm", 2, "Running", "n2"),
+        ]
+        .map(Arc::new);
         assert_eq!(names(active(None, &pods)).as_deref(), Some("b"));
         assert_eq!(names(active(None, &pods[..1])).as_deref(), Some("a"));
-        assert_eq!(names(active(None, &[Arc::new(pod("a", "vm", 1, "Failed", "n1"))])), None);
+        assert_eq!(
+            names(active(None, &[Arc::new(pod("a", "vm", 1, "Failed", "n1"))])),
+            None
+        );
     }
 
     #[test]
@@ -103,10 +146,18 @@ mod tests {
         assert_eq!(names(target(None, &uid(0), &pods)).as_deref(), Some("d"));
         assert_eq!(names(target(None, &uid(3), &pods)).as_deref(), Some("c"));
         assert_eq!(names(target(Some("b"), &uid(0), &pods)).as_deref(), Some("b"));
-        assert_eq!(names(target(Some("a"), &uid(0), &pods)), None, "the source itself");
+        assert_eq!(
+            names(target(Some("a"), &uid(0), &pods)),
+            None,
+            "the source itself"
+        );
         assert_eq!(names(target(Some("x"), &uid(0), &pods)), None);
         let mut dumb = pod("b", "vm", 1, "Running", "n");
         dumb.status.get_or_insert_default().pod_ip = None;
-        assert_eq!(names(target(None, &uid(0), &[pods[0].clone(), Arc::new(dumb)])), None, "no address yet");
+        assert_eq!(
+            names(target(None, &uid(0), &[pods[0].clone(), Arc::new(dumb)])),
+            None,
+            "no address yet"
+        );
     }
 }

@@ -25,14 +25,22 @@ mod tests {
 
     #[test]
     fn selectors() {
-        let labels = BTreeMap::from([("zone".to_owned(), "a".to_owned()), ("sriov".to_owned(), String::new())]);
+        let labels = BTreeMap::from([
+            ("zone".to_owned(), "a".to_owned()),
+            ("sriov".to_owned(), String::new()),
+        ]);
         let expression = |key: &str, operator: &str, values: &[&str]| {
-            selector(serde_json::json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]}))
+            selector(
+                serde_json::json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]}),
+            )
         };
         let cases = [
             (selector(serde_json::json!({})), true),
             (selector(serde_json::json!({"matchLabels": {"zone": "a"}})), true),
-            (selector(serde_json::json!({"matchLabels": {"zone": "a", "rack": "1"}})), false),
+            (
+                selector(serde_json::json!({"matchLabels": {"zone": "a", "rack": "1"}})),
+                false,
+            ),
             (expression("zone", "In", &["a", "b"]), true),
             (expression("zone", "In", &["b"]), false),
             (expression("rack", "In", &["1"]), false),
@@ -43,10 +51,22 @@ mod tests {
             (expression("rack", "DoesNotExist", &[]), true),
         ];
         for (selector, selected) in cases {
-            assert_eq!(selects(Some(&selector), &labels).unwrap(), selected, "{selector:?}");
+            assert_eq!(
+                selects(Some(&selector), &labels).unwrap(),
+                selected,
+                "{selector:?}"
+            );
         }
         assert!(selects(None, &labels).unwrap());
         assert!(selects(Some(&expression("zone", "Near", &["a"])), &labels).is_err());
-        assert!(selects(Some(&selector(serde_json::json!({"matchExpressions": [{"key": "a", "operator": "In"}]}))), &labels).is_err());
+        assert!(
+            selects(
+                Some(&selector(
+                    serde_json::json!({"matchExpressions": [{"key": "a", "operator": "In"}]})
+                )),
+                &labels
+            )
+            .is_err()
+        );
     }
 }

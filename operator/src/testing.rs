@@ -1,12 +1,12 @@
 //! Objects for the unit tests.
 
-use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::conditions::{self, NewCondition, types};
+use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, HybridNetwork, HybridNode, HybridNodeSpec, L2Settings, MigrationReport, MigrationState,
-    NicAttachment, NicAttachmentSpec, NicAttachmentStatus, NoFreeVf, NodePool, ObjectRef, Path, QemuMigration,
-    QemuMigrationSpec, QemuVm, Vm, VmHybridNic, VmHybridNicSpec,
+    AttachmentState, Goal, HybridNetwork, HybridNode, HybridNodeSpec, L2Settings, MigrationReport,
+    MigrationState, NicAttachment, NicAttachmentSpec, NicAttachmentStatus, NoFreeVf, NodePool, ObjectRef,
+    Path, QemuMigration, QemuMigrationSpec, QemuVm, Vm, VmHybridNic, VmHybridNicSpec,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -28,11 +28,17 @@ pub fn meta(name: &str, second: i64) -> ObjectMeta {
 pub fn nic(name: &str, vm: &str, network: &str, second: i64) -> VmHybridNic {
     let spec = VmHybridNicSpec {
         network: network.to_owned(),
-        vm: Vm { qemu: Some(QemuVm { name: vm.to_owned() }) },
+        vm: Vm {
+            qemu: Some(QemuVm { name: vm.to_owned() }),
+        },
         mac: None,
         no_free_vf: NoFreeVf::Standby,
     };
-    VmHybridNic { metadata: meta(name, second), spec, status: None }
+    VmHybridNic {
+        metadata: meta(name, second),
+        spec,
+        status: None,
+    }
 }
 
 /// A pod with the address 10.0.0.1.
@@ -41,7 +47,10 @@ pub fn pod(name: &str, vm: &str, second: i64, phase: &str, node: &str) -> Pod {
     metadata.labels = Some([(VM_LABEL.to_owned(), vm.to_owned())].into());
     Pod {
         metadata,
-        spec: Some(PodSpec { node_name: Some(node.to_owned()), ..PodSpec::default() }),
+        spec: Some(PodSpec {
+            node_name: Some(node.to_owned()),
+            ..PodSpec::default()
+        }),
         status: Some(PodStatus {
             phase: Some(phase.to_owned()),
             pod_ip: Some("10.0.0.1".to_owned()),
@@ -55,27 +64,51 @@ pub fn network(name: &str) -> HybridNetwork {
         name,
         serde_json::from_value(serde_json::json!({ "uplinks": [{ "pfNames": ["ens*"] }] })).unwrap(),
     );
-    network.metadata = ObjectMeta { namespace: None, ..meta(name, 1) };
+    network.metadata = ObjectMeta {
+        namespace: None,
+        ..meta(name, 1)
+    };
     network
 }
 
 /// A node whose agent is there, with pools of these networks.
 pub fn node(name: &str, networks: &[&str]) -> HybridNode {
-    let pool = |network: &&str| NodePool { network: (*network).to_owned(), uplinks: Vec::new() };
-    let mut node = HybridNode::new(name, HybridNodeSpec { pools: networks.iter().map(pool).collect() });
-    node.metadata = ObjectMeta { namespace: None, ..meta(name, 1) };
+    let pool = |network: &&str| NodePool {
+        network: (*network).to_owned(),
+        uplinks: Vec::new(),
+    };
+    let mut node = HybridNode::new(
+        name,
+        HybridNodeSpec {
+            pools: networks.iter().map(pool).collect(),
+        },
+    );
+    node.metadata = ObjectMeta {
+        namespace: None,
+        ..meta(name, 1)
+    };
     node
 }
 
 /// A migration of the VM `vm`, as it was just created.
 pub fn migration(name: &str, second: i64) -> QemuMigration {
-    let spec = QemuMigrationSpec { vm: "vm".to_owned(), target_pod: None };
-    QemuMigration { metadata: meta(name, second), spec, status: None }
+    let spec = QemuMigrationSpec {
+        vm: "vm".to_owned(),
+        target_pod: None,
+    };
+    QemuMigration {
+        metadata: meta(name, second),
+        spec,
+        status: None,
+    }
 }
 
 /// An attachment of a NIC of the VM `vm` to a pod, with nothing reported yet.
 pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
-    let reference = |name: &str| ObjectRef { name: name.to_owned(), uid: format!("{name}-uid") };
+    let reference = |name: &str| ObjectRef {
+        name: name.to_owned(),
+        uid: format!("{name}-uid"),
+    };
     let spec = NicAttachmentSpec {
         node_name: node.to_owned(),
         nic: reference(nic),
@@ -90,7 +123,11 @@ pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
         migration: None,
     };
     let metadata = meta(&attachment_name(nic, &spec.pod.uid), 1);
-    NicAttachment { metadata, spec, status: None }
+    NicAttachment {
+        metadata,
+        spec,
+        status: None,
+    }
 }
 
 /// Lets the agent report where the NIC is, about the spec as it is.

@@ -66,7 +66,12 @@ pub fn queues() -> (Queues, AllRequests) {
     let (nics, nic_requests) = queue();
     let (migrations, migration_requests) = queue();
     (
-        Queues { networks, hybrid_nodes, nics, migrations },
+        Queues {
+            networks,
+            hybrid_nodes,
+            nics,
+            migrations,
+        },
         AllRequests {
             networks: network_requests,
             hybrid_nodes: node_requests,
@@ -97,7 +102,19 @@ impl World {
             attachments: attachments_feed,
             migrations: migrations_feed,
         };
-        (Self { nodes, namespaces, pods, networks, hybrid_nodes, nics, attachments, migrations }, feeds)
+        (
+            Self {
+                nodes,
+                namespaces,
+                pods,
+                networks,
+                hybrid_nodes,
+                nics,
+                attachments,
+                migrations,
+            },
+            feeds,
+        )
     }
 
     /// Waits until every cache holds what the API server had.
@@ -152,12 +169,23 @@ mod keys {
 
     pub fn pod(pod: &Pod) -> Vec<Key> {
         let vm = pod.labels().get(VM_LABEL);
-        vm.map(|vm| super::vm_key(&namespace(pod), vm)).into_iter().collect()
+        vm.map(|vm| super::vm_key(&namespace(pod), vm))
+            .into_iter()
+            .collect()
     }
 
     pub fn hybrid_node(node: &HybridNode) -> Vec<Key> {
-        let reported = node.status.iter().flat_map(|status| status.pools.iter().map(|pool| &pool.network));
-        let mut networks: Vec<_> = node.spec.pools.iter().map(|pool| &pool.network).chain(reported).collect();
+        let reported = node
+            .status
+            .iter()
+            .flat_map(|status| status.pools.iter().map(|pool| &pool.network));
+        let mut networks: Vec<_> = node
+            .spec
+            .pools
+            .iter()
+            .map(|pool| &pool.network)
+            .chain(reported)
+            .collect();
         networks.sort();
         networks.dedup();
         networks.into_iter().cloned().map(Key::Network).collect()
@@ -166,7 +194,13 @@ mod keys {
     pub fn nic(nic: &VmHybridNic) -> Vec<Key> {
         let status = nic.status.as_ref();
         let has = status.and_then(|status| status.mac.as_ref());
-        let mut macs: Vec<_> = nic.spec.mac.iter().chain(has).map(|mac| mac.to_ascii_lowercase()).collect();
+        let mut macs: Vec<_> = nic
+            .spec
+            .mac
+            .iter()
+            .chain(has)
+            .map(|mac| mac.to_ascii_lowercase())
+            .collect();
         macs.dedup();
         let mut keys: Vec<_> = macs.into_iter().map(Key::Mac).collect();
         keys.push(Key::Namespace(namespace(nic)));
@@ -186,7 +220,11 @@ mod keys {
     }
 
     pub fn migration(migration: &QemuMigration) -> Vec<Key> {
-        let ends = migration.status.iter().flat_map(|status| [&status.source, &status.target]).flatten();
+        let ends = migration
+            .status
+            .iter()
+            .flat_map(|status| [&status.source, &status.target])
+            .flatten();
         let mut keys: Vec<_> = ends.map(|end| Key::Node(end.node_name.clone())).collect();
         keys.dedup();
         keys.push(super::vm_key(&namespace(migration), &migration.spec.vm));
@@ -210,7 +248,9 @@ impl Routes {
         if old.map(|node| node.labels()) == new.map(|node| node.labels()) {
             return;
         }
-        let Some(name) = new.or(old).map(ResourceExt::name_any) else { return };
+        let Some(name) = new.or(old).map(ResourceExt::name_any) else {
+            return;
+        };
         self.queues.hybrid_nodes.add_name("", &name);
         if new.is_none() {
             for attachment in self.world.attachments.by(&Key::Node(name)) {
@@ -219,11 +259,17 @@ impl Routes {
         }
     }
 
-    fn namespace(&self, old: Option<&PartialObjectMeta<Namespace>>, new: Option<&PartialObjectMeta<Namespace>>) {
+    fn namespace(
+        &self,
+        old: Option<&PartialObjectMeta<Namespace>>,
+        new: Option<&PartialObjectMeta<Namespace>>,
+    ) {
         if old.map(|namespace| namespace.labels()) == new.map(|namespace| namespace.labels()) {
             return;
         }
-        let Some(name) = new.or(old).map(ResourceExt::name_any) else { return };
+        let Some(name) = new.or(old).map(ResourceExt::name_any) else {
+            return;
+        };
         self.all_nics(&Key::Namespace(name));
     }
 
@@ -281,7 +327,10 @@ impl Routes {
         }
         // Who waits for the address may have it once this one is gone.
         if new.is_none() {
-            for key in keys::nic(nic).into_iter().filter(|key| matches!(key, Key::Mac(_))) {
+            for key in keys::nic(nic)
+                .into_iter()
+                .filter(|key| matches!(key, Key::Mac(_)))
+            {
                 self.all_nics(&key);
             }
         }
@@ -295,7 +344,11 @@ impl Routes {
             self.queues.migrations.add(migration.as_ref());
         }
         // The verdict on a migration is made of the reports of all NICs.
-        let report = |a: &NicAttachment| a.status.as_ref().map(|status| (status.state, status.migration.clone()));
+        let report = |a: &NicAttachment| {
+            a.status
+                .as_ref()
+                .map(|status| (status.state, status.migration.clone()))
+        };
         if old.and_then(report) != new.and_then(report) {
             for nic in self.world.nics_of(&namespace, &attachment.spec.vm) {
                 self.queues.nics.add(nic.as_ref());
@@ -331,19 +384,32 @@ impl Routes {
 impl Feeds {
     /// The tasks that keep the caches true and ask for reconciles. None of them ends.
     pub fn tasks(self, client: &Client, world: &World, queues: &Arc<Queues>) -> Vec<BoxFuture<'static, ()>> {
-        let routes = || Routes { world: world.clone(), queues: queues.clone() };
+        let routes = || Routes {
+            world: world.clone(),
+            queues: queues.clone(),
+        };
         let labelled = watcher::Config::default().labels(VM_LABEL);
         let (node, namespace, pod, network) = (routes(), routes(), routes(), routes());
         let (hybrid_node, nic, attachment, migration) = (routes(), routes(), routes(), routes());
         vec![
             raw(client, self.nodes, move |old, new| node.node(old, new)),
-            raw(client, self.namespaces, move |old, new| namespace.namespace(old, new)),
-            guarded(client, self.pods, labelled, strip, move |old, new| pod.pod(old, new)),
+            raw(client, self.namespaces, move |old, new| {
+                namespace.namespace(old, new)
+            }),
+            guarded(client, self.pods, labelled, strip, move |old, new| {
+                pod.pod(old, new)
+            }),
             plain(client, self.networks, move |old, new| network.network(old, new)),
-            plain(client, self.hybrid_nodes, move |old, new| hybrid_node.hybrid_node(old, new)),
+            plain(client, self.hybrid_nodes, move |old, new| {
+                hybrid_node.hybrid_node(old, new)
+            }),
             plain(client, self.nics, move |old, new| nic.nic(old, new)),
-            plain(client, self.attachments, move |old, new| attachment.attachment(old, new)),
-            plain(client, self.migrations, move |old, new| migration.migration(old, new)),
+            plain(client, self.attachments, move |old, new| {
+                attachment.attachment(old, new)
+            }),
+            plain(client, self.migrations, move |old, new| {
+                migration.migration(old, new)
+            }),
         ]
     }
 }
@@ -354,7 +420,9 @@ fn raw<K: Object + DeserializeOwned>(
     feed: Feed<K>,
     changed: impl Fn(Option<&K>, Option<&K>) + Send + 'static,
 ) -> BoxFuture<'static, ()> {
-    let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff().modify(forget);
+    let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default())
+        .default_backoff()
+        .modify(forget);
     async move { feed.run(events, changed).await }.boxed()
 }
 
@@ -395,10 +463,17 @@ fn forget<K: Object>(object: &mut K) {
 fn strip(pod: &mut Pod) {
     pod.annotations_mut().clear();
     if let Some(spec) = pod.spec.take() {
-        pod.spec = Some(k8s_openapi::api::core::v1::PodSpec { node_name: spec.node_name, ..Default::default() });
+        pod.spec = Some(k8s_openapi::api::core::v1::PodSpec {
+            node_name: spec.node_name,
+            ..Default::default()
+        });
     }
     if let Some(status) = pod.status.take() {
         let (phase, pod_ip) = (status.phase, status.pod_ip);
-        pod.status = Some(k8s_openapi::api::core::v1::PodStatus { phase, pod_ip, ..Default::default() });
+        pod.status = Some(k8s_openapi::api::core::v1::PodStatus {
+            phase,
+            pod_ip,
+            ..Default::default()
+        });
     }
 }

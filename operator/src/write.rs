@@ -58,34 +58,69 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned> Writable 
 /// Applies `status` as the whole status of `of`.
 pub async fn status<K: Writable>(api: &Api<K>, of: &K, status: &impl Serialize) -> Result<(), Error> {
     let patch = document::<K>(of.meta(), json!({ "status": status }));
-    within("apply the status", of, api.patch_status(&of.name_any(), &params(), &Patch::Apply(&patch))).await
+    within(
+        "apply the status",
+        of,
+        api.patch_status(&of.name_any(), &params(), &Patch::Apply(&patch)),
+    )
+    .await
 }
 
 /// Applies `spec` as all that the operator has to say in the spec of `of`.
 pub async fn spec<K: Writable>(api: &Api<K>, of: &K, spec: &impl Serialize) -> Result<(), Error> {
     let patch = document::<K>(of.meta(), json!({ "spec": spec }));
-    within("apply the spec", of, api.patch(&of.name_any(), &params(), &Patch::Apply(&patch))).await
+    within(
+        "apply the spec",
+        of,
+        api.patch(&of.name_any(), &params(), &Patch::Apply(&patch)),
+    )
+    .await
 }
 
 /// Applies `object`, creating it where it does not exist. It holds all that the operator has to say of it, and the version
 /// that this was decided on where it does exist.
 pub async fn object<K: Writable + Serialize>(api: &Api<K>, object: &K) -> Result<(), Error> {
-    within("apply the whole", object, api.patch(&object.name_any(), &params(), &Patch::Apply(object))).await
+    within(
+        "apply the whole",
+        object,
+        api.patch(&object.name_any(), &params(), &Patch::Apply(object)),
+    )
+    .await
 }
 
 /// Makes `finalizers` the finalizers of `of`.
 pub async fn finalizers<K: Writable>(api: &Api<K>, of: &K, finalizers: &[String]) -> Result<(), Error> {
     // A list of several owners that one of them must also be able to clear for another: no case for apply.
     let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": of.resource_version() } });
-    let params = PatchParams { field_manager: Some(OPERATOR_MANAGER.to_owned()), ..PatchParams::default() };
-    within("set the finalizers", of, api.patch(&of.name_any(), &params, &Patch::Merge(&patch))).await
+    let params = PatchParams {
+        field_manager: Some(OPERATOR_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    within(
+        "set the finalizers",
+        of,
+        api.patch(&of.name_any(), &params, &Patch::Merge(&patch)),
+    )
+    .await
 }
 
 /// Deletes `object` and no namesake of it. That it is gone already is no error.
 pub async fn delete<K: Writable>(api: &Api<K>, object: &K) -> Result<(), Error> {
-    let preconditions = Preconditions { uid: object.uid(), resource_version: None };
-    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-    match within("ask for the deletion", object, api.delete(&object.name_any(), &params)).await {
+    let preconditions = Preconditions {
+        uid: object.uid(),
+        resource_version: None,
+    };
+    let params = DeleteParams {
+        preconditions: Some(preconditions),
+        ..DeleteParams::default()
+    };
+    match within(
+        "ask for the deletion",
+        object,
+        api.delete(&object.name_any(), &params),
+    )
+    .await
+    {
         Err(error) if error.is_gone() => Ok(()),
         done => done,
     }
@@ -121,7 +156,14 @@ async fn within<K: Writable, T>(
     };
     match tokio::time::timeout(DEADLINE, write).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(source)) => Err(Error::Refused { step, object: object(), source: Box::new(source) }),
-        Err(_) => Err(Error::Late { step, object: object() }),
+        Ok(Err(source)) => Err(Error::Refused {
+            step,
+            object: object(),
+            source: Box::new(source),
+        }),
+        Err(_) => Err(Error::Late {
+            step,
+            object: object(),
+        }),
     }
 }

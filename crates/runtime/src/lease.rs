@@ -94,7 +94,12 @@ impl Candidate {
     /// A candidate named `identity`, which no other process may share, for the lease `namespace/name`.
     pub fn new(client: Client, namespace: &str, name: &str, identity: &str, timing: Timing) -> Self {
         let api = Api::namespaced(client, namespace);
-        Self { api, name: name.to_owned(), identity: identity.to_owned(), timing }
+        Self {
+            api,
+            name: name.to_owned(),
+            identity: identity.to_owned(),
+            timing,
+        }
     }
 
     /// Waits until the lease is free and takes it. Errors of the API server are logged and waited out.
@@ -105,14 +110,21 @@ impl Candidate {
         // The first list says whether there is a lease at all.
         let mut listed = false;
         loop {
-            let verdict = match (listed, evaluate(spec(seen.as_ref()), &self.identity, since.elapsed())) {
+            let verdict = match (
+                listed,
+                evaluate(spec(seen.as_ref()), &self.identity, since.elapsed()),
+            ) {
                 (false, _) => None,
                 (true, Verdict::Wait(left)) => Some(Instant::now() + left),
                 (true, Verdict::Acquire | Verdict::Renew) => {
                     let asked = Instant::now();
                     match self.take(seen.as_ref()).await {
                         Ok(lease) => {
-                            return Ok(Leadership { candidate: self.clone(), lease, renewed: asked });
+                            return Ok(Leadership {
+                                candidate: self.clone(),
+                                lease,
+                                renewed: asked,
+                            });
                         }
                         Err(error) => tracing::debug!(%error, "the lease could not be taken"),
                     }
@@ -155,7 +167,9 @@ impl Candidate {
                 Some(_) => self.api.replace(&self.name, &PostParams::default(), &lease).await,
             }
         };
-        timeout(REQUEST_DEADLINE, write).await.unwrap_or_else(|_| Err(late()))
+        timeout(REQUEST_DEADLINE, write)
+            .await
+            .unwrap_or_else(|_| Err(late()))
     }
 
     /// The lease as it is when this candidate holds it from `now`.
@@ -172,9 +186,17 @@ impl Candidate {
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.identity.clone()),
                 lease_duration_seconds: i32::try_from(self.timing.duration.as_secs()).ok(),
-                acquire_time: if ours { old.acquire_time } else { Some(MicroTime(now)) },
+                acquire_time: if ours {
+                    old.acquire_time
+                } else {
+                    Some(MicroTime(now))
+                },
                 renew_time: Some(MicroTime(now)),
-                lease_transitions: Some(if ours || seen.is_none() { transitions } else { transitions + 1 }),
+                lease_transitions: Some(if ours || seen.is_none() {
+                    transitions
+                } else {
+                    transitions + 1
+                }),
                 ..LeaseSpec::default()
             }),
         }
@@ -219,13 +241,19 @@ impl Leadership {
         let write = self.candidate.api.replace(&self.candidate.name, &params, &lease);
         match timeout(REQUEST_DEADLINE, write).await {
             Ok(Ok(_)) => tracing::info!("the lease is released"),
-            Ok(Err(error)) => tracing::warn!(%error, "the lease could not be released; it runs out by itself"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the lease could not be released; it runs out by itself")
+            }
             Err(_) => tracing::warn!("the lease could not be released in time; it runs out by itself"),
         }
     }
 
     async fn renew(&mut self) -> Result<(), Error> {
-        let Timing { renew_deadline, renew_every, .. } = self.candidate.timing;
+        let Timing {
+            renew_deadline,
+            renew_every,
+            ..
+        } = self.candidate.timing;
         let end = self.renewed + renew_deadline;
         loop {
             let asked = Instant::now();
@@ -254,11 +282,21 @@ impl Leadership {
     /// Reads the lease anew: a write of ours may have arrived while its answer was lost.
     async fn reread(&mut self, end: Instant) -> Result<(), Error> {
         let read = self.candidate.api.get_opt(&self.candidate.name);
-        let Ok(Ok(found)) = timeout_at(end, read).await else { return Ok(()) };
-        let holder = spec(found.as_ref()).and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
+        let Ok(Ok(found)) = timeout_at(end, read).await else {
+            return Ok(());
+        };
+        let holder = spec(found.as_ref())
+            .and_then(|spec| spec.holder_identity.clone())
+            .unwrap_or_default();
         match found {
             Some(lease) if holder == self.candidate.identity => self.lease = lease,
-            _ => return Err(Error::Taken(if holder.is_empty() { "nobody".to_owned() } else { holder })),
+            _ => {
+                return Err(Error::Taken(if holder.is_empty() {
+                    "nobody".to_owned()
+                } else {
+                    holder
+                }));
+            }
         }
         Ok(())
     }

@@ -28,14 +28,21 @@ fn verdicts() {
         (Some(held_by(Some("you"), -1)), 0, Verdict::Acquire),
     ];
     for (spec, unchanged, verdict) in cases {
-        assert_eq!(evaluate(spec.as_ref(), "me", s(unchanged)), verdict, "{spec:?} after {unchanged} s");
+        assert_eq!(
+            evaluate(spec.as_ref(), "me", s(unchanged)),
+            verdict,
+            "{spec:?} after {unchanged} s"
+        );
     }
 }
 
 fn candidate() -> (Candidate, Handle<Request<Body>, Response<Body>>) {
     let (service, handle) = mock::pair();
     let timing = Timing::default();
-    (Candidate::new(Client::new(service, "default"), "default", "op", "me", timing), handle)
+    (
+        Candidate::new(Client::new(service, "default"), "default", "op", "me", timing),
+        handle,
+    )
 }
 
 fn lease(holder: &str, version: &str) -> Lease {
@@ -50,7 +57,11 @@ fn lease(holder: &str, version: &str) -> Lease {
 }
 
 fn leadership(candidate: Candidate) -> Leadership {
-    Leadership { candidate, lease: lease("me", "7"), renewed: Instant::now() }
+    Leadership {
+        candidate,
+        lease: lease("me", "7"),
+        renewed: Instant::now(),
+    }
 }
 
 /// Answers the next request, which must have this method; gives the lease that it carried.
@@ -108,7 +119,10 @@ async fn a_holder_whose_renewals_are_refused_stops_before_the_lease_runs_out() {
     };
     assert!(matches!(error, Error::Expired(_)), "{error}");
     let after = began.elapsed();
-    assert!(after >= Duration::from_secs(10) && after < Duration::from_secs(11), "{after:?}");
+    assert!(
+        after >= Duration::from_secs(10) && after < Duration::from_secs(11),
+        "{after:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

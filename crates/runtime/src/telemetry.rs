@@ -7,7 +7,12 @@ use tracing_subscriber::EnvFilter;
 #[derive(Args, Clone, Debug)]
 pub struct LogOptions {
     /// What to log: a level, or levels by module as in `info,kube=debug`
-    #[arg(long = "log", env = "HYBRIDNIC_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(
+        long = "log",
+        env = "HYBRIDNIC_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     pub filter: String,
     /// How a log line looks
     #[arg(long = "log-format", env = "HYBRIDNIC_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
@@ -42,9 +47,13 @@ pub enum Error {
 
 /// Sets up the logs of this process, once.
 pub fn init(options: &LogOptions) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(&options.filter)
-        .map_err(|source| Error::Filter { filter: options.filter.clone(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(&options.filter).map_err(|source| Error::Filter {
+        filter: options.filter.clone(),
+        source,
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match options.format {
         LogFormat::Human => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
@@ -58,7 +67,10 @@ mod tests {
 
     #[test]
     fn a_wrong_filter_says_how_to_write_it() {
-        let options = LogOptions { filter: "info,kube=loud".to_owned(), format: LogFormat::Json };
+        let options = LogOptions {
+            filter: "info,kube=loud".to_owned(),
+            format: LogFormat::Json,
+        };
         let error = init(&options).unwrap_err();
         assert!(error.to_string().contains("info,kube=debug"), "{error}");
     }

@@ -7,8 +7,8 @@ use futures::StreamExt;
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::names::{AGENT_MANAGER, ATTACHMENT_FINALIZER};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, GuestDevices, HybridNode, MigrationReport, MigrationState, MigrationStep, NicAttachment,
-    NicAttachmentStatus, Path, StandbyRef, VfRef,
+    AttachmentState, Goal, GuestDevices, HybridNode, MigrationReport, MigrationState, MigrationStep,
+    NicAttachment, NicAttachmentStatus, Path, StandbyRef, VfRef,
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -55,7 +55,10 @@ impl Agents {
                     {"network": "net", "vfs": {"total": 7, "free": 7, "held": 0, "unhealthy": 0}},
                 ]},
             });
-            nodes.patch_status(name, &params(), &Patch::Apply(&status)).await.unwrap();
+            nodes
+                .patch_status(name, &params(), &Patch::Apply(&status))
+                .await
+                .unwrap();
         }
         let mood = Arc::new(Mutex::new(Mood::default()));
         let task = tokio::spawn(serve(client.clone(), mood.clone()));
@@ -73,12 +76,17 @@ fn params() -> PatchParams {
 
 async fn serve(client: Client, mood: Arc<Mutex<Mood>>) {
     let api: Api<NicAttachment> = Api::namespaced(client, NAMESPACE);
-    let mut changes = watcher(api.clone(), watcher::Config::default()).default_backoff().applied_objects().boxed();
+    let mut changes = watcher(api.clone(), watcher::Config::default())
+        .default_backoff()
+        .applied_objects()
+        .boxed();
     while let Some(change) = changes.next().await {
         let Ok(changed) = change else { continue };
         let mood = *mood.lock().unwrap();
         // What one end does shows at the other.
-        let Ok(all) = api.list(&Default::default()).await else { continue };
+        let Ok(all) = api.list(&Default::default()).await else {
+            continue;
+        };
         for attachment in all.items.iter().filter(|other| other.spec.vm == changed.spec.vm) {
             act(&api, attachment, &all.items, mood).await;
         }
@@ -87,14 +95,20 @@ async fn serve(client: Client, mood: Arc<Mutex<Mood>>) {
 
 async fn act(api: &Api<NicAttachment>, attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) {
     let name = attachment.name_any();
-    let held = attachment.finalizers().iter().any(|finalizer| finalizer == ATTACHMENT_FINALIZER);
+    let held = attachment
+        .finalizers()
+        .iter()
+        .any(|finalizer| finalizer == ATTACHMENT_FINALIZER);
     let deleting = attachment.metadata.deletion_timestamp.is_some();
     let head = |part: serde_json::Value| {
         let mut patch = json!({
             "apiVersion": "hybridnic.io/v1alpha1", "kind": "NicAttachment",
             "metadata": {"name": name, "uid": attachment.metadata.uid},
         });
-        patch.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        patch
+            .as_object_mut()
+            .unwrap()
+            .extend(part.as_object().unwrap().clone());
         patch
     };
     if !held {
@@ -108,7 +122,9 @@ async fn act(api: &Api<NicAttachment>, attachment: &NicAttachment, all: &[NicAtt
     let status = status(attachment, all, mood);
     if attachment.status.as_ref() != Some(&status) {
         // The API server may be away; the next change comes here again.
-        let _ = api.patch_status(&name, &params(), &Patch::Apply(&head(json!({"status": status})))).await;
+        let _ = api
+            .patch_status(&name, &params(), &Patch::Apply(&head(json!({"status": status}))))
+            .await;
     } else if deleting && status.state == AttachmentState::Detached {
         let mut patch = head(json!({}));
         patch["metadata"]["finalizers"] = json!([]);
@@ -130,20 +146,30 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
     let arrived = sent && !mood.endless;
     let was = status.migration.as_ref().map(|report| report.state);
     let word = match step {
-        Some(MigrationStep::Listen) if arrived || was == Some(MigrationState::Completed) => Some(MigrationState::Completed),
+        Some(MigrationStep::Listen) if arrived || was == Some(MigrationState::Completed) => {
+            Some(MigrationState::Completed)
+        }
         Some(MigrationStep::Listen) => Some(MigrationState::Listening),
-        Some(MigrationStep::Transfer) => Some(if arrived { MigrationState::Completed } else { MigrationState::Active }),
+        Some(MigrationStep::Transfer) => Some(if arrived {
+            MigrationState::Completed
+        } else {
+            MigrationState::Active
+        }),
         Some(MigrationStep::Cancel | MigrationStep::Resume) => Some(MigrationState::Cancelled),
         _ => None,
     };
-    status.migration = spec.migration.as_ref().zip(word).map(|(order, state)| MigrationReport {
-        uid: order.migration.uid.clone(),
-        state,
-        port: (state == MigrationState::Listening).then_some(40_000),
-        error: None,
-        total_ms: None,
-        downtime_ms: (step == Some(MigrationStep::Transfer) && arrived).then_some(31),
-    });
+    status.migration = spec
+        .migration
+        .as_ref()
+        .zip(word)
+        .map(|(order, state)| MigrationReport {
+            uid: order.migration.uid.clone(),
+            state,
+            port: (state == MigrationState::Listening).then_some(40_000),
+            error: None,
+            total_ms: None,
+            downtime_ms: (step == Some(MigrationStep::Transfer) && arrived).then_some(31),
+        });
     let (state, path) = match goal {
         Goal::Detached => (AttachmentState::Detached, Path::None),
         Goal::Reserved => (AttachmentState::Reserved, Path::None),
@@ -153,22 +179,37 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
     };
     (status.state, status.path, status.observed_generation) = (state, path, attachment.metadata.generation);
     let gone = state == AttachmentState::Detached;
-    status.vf = (!gone).then(|| VfRef { pci_address: "0000:01:10.0".into(), pf: "ens1".into(), index: 0 });
-    status.standby = (!gone).then(|| StandbyRef { macvtap: "hnic0".into(), pf: "ens1".into() });
+    status.vf = (!gone).then(|| VfRef {
+        pci_address: "0000:01:10.0".into(),
+        pf: "ens1".into(),
+        index: 0,
+    });
+    status.standby = (!gone).then(|| StandbyRef {
+        macvtap: "hnic0".into(),
+        pf: "ens1".into(),
+    });
     status.guest = GuestDevices {
         vf_port: Some("rp1".into()),
         standby_port: Some("rp0".into()),
         ..GuestDevices::default()
     };
     let ready = if goal == Goal::Standby && mood.keeps_vf {
-        NewCondition::no(types::READY, reasons::GUEST_KEEPS_VF, "the guest has no hot-plug driver")
+        NewCondition::no(
+            types::READY,
+            reasons::GUEST_KEEPS_VF,
+            "the guest has no hot-plug driver",
+        )
     } else {
         NewCondition::yes(types::READY, reasons::ATTACHED, "the NIC is where it should be")
     };
     let fast = if path == Path::FastPath {
         NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "the VF carries the traffic")
     } else {
-        NewCondition::no(types::FAST_PATH, reasons::ATTACHED, "the standby carries the traffic")
+        NewCondition::no(
+            types::FAST_PATH,
+            reasons::ATTACHED,
+            "the standby carries the traffic",
+        )
     };
     for condition in [ready, fast] {
         conditions::set(&mut status.conditions, None, Timestamp::UNIX_EPOCH, condition);

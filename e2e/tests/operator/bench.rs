@@ -44,14 +44,23 @@ impl Operator {
 
     /// SIGTERM, and its exit status.
     pub async fn terminate(mut self) -> Option<i32> {
-        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM).unwrap();
-        tokio::task::spawn_blocking(move || self.0.wait().unwrap().code()).await.unwrap()
+        kill(
+            Pid::from_raw(i32::try_from(self.0.id()).unwrap()),
+            Signal::SIGTERM,
+        )
+        .unwrap();
+        tokio::task::spawn_blocking(move || self.0.wait().unwrap().code())
+            .await
+            .unwrap()
     }
 
     /// Its exit status once it has ended by itself.
     pub async fn ended(mut self) -> Option<i32> {
         let wait = tokio::task::spawn_blocking(move || self.0.wait().unwrap().code());
-        timeout(DEADLINE, wait).await.expect("the operator goes on").unwrap()
+        timeout(DEADLINE, wait)
+            .await
+            .expect("the operator goes on")
+            .unwrap()
     }
 }
 
@@ -67,14 +76,32 @@ impl Bench {
     /// A cluster with CRDs, roles, the nodes `n1` and `n2` and the network `net`; no operator yet.
     pub async fn start() -> Self {
         let dir = TempDir::new().unwrap();
-        let cluster = ControlPlane::start(Options::new(dir.path().join("cluster"))).await.unwrap();
+        let cluster = ControlPlane::start(Options::new(dir.path().join("cluster")))
+            .await
+            .unwrap();
         cluster.apply(&repository("crds")).await.unwrap();
-        cluster.apply(&repository("deploy/rbac/operator.yaml")).await.unwrap();
+        cluster
+            .apply(&repository("deploy/rbac/operator.yaml"))
+            .await
+            .unwrap();
         let client = cluster.client_admin();
-        let this = Self { cluster, client, operators: Vec::new(), dir };
-        this.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]).await;
+        let this = Self {
+            cluster,
+            client,
+            operators: Vec::new(),
+            dir,
+        };
+        this.kubectl(&[
+            "wait",
+            "--for=condition=Established",
+            "--timeout=60s",
+            "crd",
+            "--all",
+        ])
+        .await;
         for node in ["n1", "n2"] {
-            this.create::<Node>(json!({"metadata": {"name": node, "labels": {"sriov": "yes"}}})).await;
+            this.create::<Node>(json!({"metadata": {"name": node, "labels": {"sriov": "yes"}}}))
+                .await;
         }
         this.create::<HybridNetwork>(json!({
             "metadata": {"name": "net"},
@@ -87,15 +114,26 @@ impl Bench {
     /// Starts one more operator; its log is among the cluster's files.
     pub fn start_operator(&mut self) {
         let number = self.operators.len();
-        let login = self.cluster.login("hybridnic:operator", &["hybridnic:operators"]).unwrap();
+        let login = self
+            .cluster
+            .login("hybridnic:operator", &["hybridnic:operators"])
+            .unwrap();
         let kubeconfig = self.dir.path().join("operator.kubeconfig");
         login.write(&kubeconfig).unwrap();
         let log = File::create(self.dir.path().join(format!("operator-{number}.log"))).unwrap();
         let mut command = Command::new(operator());
         command
             .env("KUBECONFIG", kubeconfig)
-            .env("HYBRIDNIC_LOG", "info,hybridnic_operator=debug,hybridnic_runtime=debug")
-            .args(["--lease-namespace", NAMESPACE, "--identity", &format!("operator-{number}")])
+            .env(
+                "HYBRIDNIC_LOG",
+                "info,hybridnic_operator=debug,hybridnic_runtime=debug",
+            )
+            .args([
+                "--lease-namespace",
+                NAMESPACE,
+                "--identity",
+                &format!("operator-{number}"),
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -114,7 +152,11 @@ impl Bench {
 
     pub async fn kubectl(&self, args: &[&str]) -> String {
         let output = self.cluster.kubectl(args).await.unwrap();
-        assert!(output.status.success(), "kubectl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "kubectl {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -140,7 +182,10 @@ impl Bench {
         K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
     {
         let object = serde_json::from_value(object).unwrap();
-        Api::<K>::all(self.client.clone()).create(&PostParams::default(), &object).await.unwrap()
+        Api::<K>::all(self.client.clone())
+            .create(&PostParams::default(), &object)
+            .await
+            .unwrap()
     }
 
     pub async fn create_nic(&self, name: &str, vm: &str, mac: Option<&str>) {
@@ -151,7 +196,10 @@ impl Bench {
         if let Some(mac) = mac {
             nic["spec"]["mac"] = json!(mac);
         }
-        self.nics().create(&PostParams::default(), &serde_json::from_value(nic).unwrap()).await.unwrap();
+        self.nics()
+            .create(&PostParams::default(), &serde_json::from_value(nic).unwrap())
+            .await
+            .unwrap();
     }
 
     /// A pod that runs, as a kubelet would say.
@@ -160,31 +208,54 @@ impl Bench {
             "metadata": {"name": name, "labels": {"hybridnic.io/vm": vm}},
             "spec": {"nodeName": node, "containers": [{"name": "qemu", "image": "none"}]},
         });
-        self.pods().create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
-        let status = json!({"status": {"phase": "Running", "podIP": "10.0.0.9", "podIPs": [{"ip": "10.0.0.9"}]}});
+        self.pods()
+            .create(&PostParams::default(), &serde_json::from_value(pod).unwrap())
+            .await
+            .unwrap();
+        let status =
+            json!({"status": {"phase": "Running", "podIP": "10.0.0.9", "podIPs": [{"ip": "10.0.0.9"}]}});
         self.patch_pod(name, &status).await;
     }
 
     /// The pod's processes have ended.
     pub async fn end_pod(&self, name: &str) {
-        self.patch_pod(name, &json!({"status": {"phase": "Failed"}})).await;
+        self.patch_pod(name, &json!({"status": {"phase": "Failed"}}))
+            .await;
     }
 
     async fn patch_pod(&self, name: &str, status: &Value) {
-        self.pods().patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+        self.pods()
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+            .await
+            .unwrap();
     }
 
     pub async fn delete_pod(&self, name: &str) {
-        self.pods().delete(name, &DeleteParams::default().grace_period(0)).await.unwrap();
+        self.pods()
+            .delete(name, &DeleteParams::default().grace_period(0))
+            .await
+            .unwrap();
     }
 
     pub async fn migrate(&self, name: &str, vm: &str) {
         let migration = json!({"metadata": {"name": name}, "spec": {"vm": vm}});
-        self.migrations().create(&PostParams::default(), &serde_json::from_value(migration).unwrap()).await.unwrap();
+        self.migrations()
+            .create(
+                &PostParams::default(),
+                &serde_json::from_value(migration).unwrap(),
+            )
+            .await
+            .unwrap();
     }
 
     /// Waits until an object is as `fits` says, or, with `None`, gone; gives it.
-    pub async fn wait<K>(&self, api: Api<K>, name: &str, what: &str, fits: impl Fn(Option<&K>) -> bool) -> Option<K>
+    pub async fn wait<K>(
+        &self,
+        api: Api<K>,
+        name: &str,
+        what: &str,
+        fits: impl Fn(Option<&K>) -> bool,
+    ) -> Option<K>
     where
         K: Resource + Clone + Debug + Send + DeserializeOwned + 'static,
     {
@@ -203,7 +274,12 @@ impl Bench {
         self.wait(self.nics(), name, what, fits).await.unwrap()
     }
 
-    pub async fn migration_with(&self, name: &str, what: &str, fits: impl Fn(&QemuMigration) -> bool) -> QemuMigration {
+    pub async fn migration_with(
+        &self,
+        name: &str,
+        what: &str,
+        fits: impl Fn(&QemuMigration) -> bool,
+    ) -> QemuMigration {
         let fits = |migration: Option<&QemuMigration>| migration.is_some_and(&fits);
         self.wait(self.migrations(), name, what, fits).await.unwrap()
     }
@@ -213,7 +289,8 @@ impl Bench {
         let ours = self.cluster.writes().unwrap().into_iter().filter(|write| {
             write.user == "hybridnic:operator" && write.resource != "leases" && write.resource != "events"
         });
-        ours.map(|write| format!("{} {} {}", write.verb, write.resource, write.name)).collect()
+        ours.map(|write| format!("{} {} {}", write.verb, write.resource, write.name))
+            .collect()
     }
 }
 
@@ -225,12 +302,19 @@ fn repository(path: &str) -> PathBuf {
 fn operator() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository("target"), PathBuf::from);
     let path = target.join("debug/hybridnic-operator");
-    assert!(path.is_file(), "{} is not built: cargo build -p hybridnic-operator", path.display());
+    assert!(
+        path.is_file(),
+        "{} is not built: cargo build -p hybridnic-operator",
+        path.display()
+    );
     path
 }
 
 /// The reason of a NIC's condition.
 pub fn reason<'a>(nic: &'a VmHybridNic, type_: &str) -> &'a str {
     let status = nic.status.as_ref();
-    status.and_then(|s| conditions::find(&s.conditions, type_)).map(|c| c.reason.as_str()).unwrap_or_default()
+    status
+        .and_then(|s| conditions::find(&s.conditions, type_))
+        .map(|c| c.reason.as_str())
+        .unwrap_or_default()
 }

@@ -18,7 +18,9 @@ use bench::{Bench, reason};
 const MAC: &str = "02:00:00:00:00:0a";
 
 fn is_fast(nic: &hybridnic_api::v1alpha1::VmHybridNic) -> bool {
-    nic.status.as_ref().is_some_and(|status| status.phase == NicPhase::FastPath)
+    nic.status
+        .as_ref()
+        .is_some_and(|status| status.phase == NicPhase::FastPath)
 }
 
 #[tokio::test]
@@ -27,18 +29,35 @@ async fn a_nic_from_its_creation_to_its_deletion() {
     bench.start_operator();
     bench.create_nic("eth0", "vm", Some("02:00:00:00:00:0A")).await;
     let waits = |reason_: &'static str| move |nic: &_| reason(nic, types::FAST_PATH) == reason_;
-    bench.nic_with("eth0", "PodNotFound", waits(reasons::POD_NOT_FOUND)).await;
+    bench
+        .nic_with("eth0", "PodNotFound", waits(reasons::POD_NOT_FOUND))
+        .await;
     bench.run_pod("vm-a", "vm", "n1").await;
-    bench.nic_with("eth0", "AgentNotFound", waits(reasons::AGENT_NOT_FOUND)).await;
+    bench
+        .nic_with("eth0", "AgentNotFound", waits(reasons::AGENT_NOT_FOUND))
+        .await;
     let _agents = Agents::start(&bench.client).await;
 
     let nic = bench.nic_with("eth0", "fast", is_fast).await;
     let status = nic.status.unwrap();
-    assert_eq!((status.mac.as_deref(), status.node_name.as_deref()), (Some(MAC), Some("n1")));
-    assert_eq!((status.path, status.vf.unwrap().pf.as_str()), (Path::FastPath, "ens1"));
+    assert_eq!(
+        (status.mac.as_deref(), status.node_name.as_deref()),
+        (Some(MAC), Some("n1"))
+    );
+    assert_eq!(
+        (status.path, status.vf.unwrap().pf.as_str()),
+        (Path::FastPath, "ens1")
+    );
     let pod = bench.pods().get("vm-a").await.unwrap().uid().unwrap();
-    let attachment = bench.attachments().get(&attachment_name("eth0", &pod)).await.unwrap();
-    assert_eq!((attachment.spec.mac.as_str(), attachment.spec.goal), (MAC, Goal::FastPath));
+    let attachment = bench
+        .attachments()
+        .get(&attachment_name("eth0", &pod))
+        .await
+        .unwrap();
+    assert_eq!(
+        (attachment.spec.mac.as_str(), attachment.spec.goal),
+        (MAC, Goal::FastPath)
+    );
     assert_eq!(attachment.labels()[NIC_LABEL], "eth0");
     assert_eq!(attachment.labels()[VM_LABEL], "vm");
     assert_eq!(attachment.owner_references()[0].kind, "VmHybridNic");
@@ -54,30 +73,63 @@ async fn a_nic_from_its_creation_to_its_deletion() {
 
     // One address, one owner: the later NIC waits until the first is gone.
     bench.create_nic("eth1", "vm", Some(MAC)).await;
-    let later = bench.nic_with("eth1", "MacConflict", |nic| reason(nic, types::ACCEPTED) == reasons::MAC_CONFLICT).await;
+    let later = bench
+        .nic_with("eth1", "MacConflict", |nic| {
+            reason(nic, types::ACCEPTED) == reasons::MAC_CONFLICT
+        })
+        .await;
     assert_eq!(later.status.unwrap().phase, NicPhase::Failed);
     let eth1 = ListParams::default().labels(&format!("{NIC_LABEL}=eth1"));
     assert!(bench.attachments().list(&eth1).await.unwrap().items.is_empty());
-    let events = bench.kubectl(&["get", "events.events.k8s.io", "-o", "jsonpath={.items[*].reason}"]).await;
-    for expected in [reasons::VF_ACTIVE, reasons::MAC_CONFLICT, reasons::AGENT_NOT_FOUND] {
+    let events = bench
+        .kubectl(&["get", "events.events.k8s.io", "-o", "jsonpath={.items[*].reason}"])
+        .await;
+    for expected in [
+        reasons::VF_ACTIVE,
+        reasons::MAC_CONFLICT,
+        reasons::AGENT_NOT_FOUND,
+    ] {
         assert!(events.contains(expected), "no event {expected} among {events}");
     }
 
-    bench.nics().delete("eth0", &DeleteParams::default()).await.unwrap();
-    bench.wait(bench.nics(), "eth0", "gone", |nic| nic.is_none()).await;
+    bench
+        .nics()
+        .delete("eth0", &DeleteParams::default())
+        .await
+        .unwrap();
+    bench
+        .wait(bench.nics(), "eth0", "gone", |nic| nic.is_none())
+        .await;
     let eth0 = ListParams::default().labels(&format!("{NIC_LABEL}=eth0"));
     assert!(bench.attachments().list(&eth0).await.unwrap().items.is_empty());
     bench.nic_with("eth1", "fast", is_fast).await;
 
     // A NIC without an address gets one, and the pod that goes takes its attachment with it.
     bench.create_nic("eth2", "vm", None).await;
-    let generated = bench.nic_with("eth2", "fast", is_fast).await.status.unwrap().mac.unwrap();
+    let generated = bench
+        .nic_with("eth2", "fast", is_fast)
+        .await
+        .status
+        .unwrap()
+        .mac
+        .unwrap();
     assert!(generated.starts_with("02:") && generated != MAC, "{generated}");
     bench.delete_pod("vm-a").await;
-    let gone = bench.nic_with("eth2", "PodNotFound", waits(reasons::POD_NOT_FOUND)).await.status.unwrap();
+    let gone = bench
+        .nic_with("eth2", "PodNotFound", waits(reasons::POD_NOT_FOUND))
+        .await
+        .status
+        .unwrap();
     assert_eq!(gone.mac, Some(generated), "the address stays");
     for attachment in bench.attachments().list(&ListParams::default()).await.unwrap() {
-        bench.wait(bench.attachments(), &attachment.name_any(), "gone", |attachment| attachment.is_none()).await;
+        bench
+            .wait(
+                bench.attachments(),
+                &attachment.name_any(),
+                "gone",
+                |attachment| attachment.is_none(),
+            )
+            .await;
     }
 
     // At rest nothing is written. There is no event for nothing.
@@ -102,54 +154,109 @@ async fn migrations_that_go_well_and_that_do_not() {
     let mac = bench.nic_with("eth0", "fast", is_fast).await.status.unwrap().mac;
     bench.nic_with("eth1", "fast", is_fast).await;
     let why = |migration: &hybridnic_api::v1alpha1::QemuMigration| {
-        let conditions = migration.status.iter().flat_map(|status| &status.conditions).cloned().collect::<Vec<_>>();
-        conditions::find(&conditions, types::SUCCEEDED).map(|c| c.reason.clone()).unwrap_or_default()
+        let conditions = migration
+            .status
+            .iter()
+            .flat_map(|status| &status.conditions)
+            .cloned()
+            .collect::<Vec<_>>();
+        conditions::find(&conditions, types::SUCCEEDED)
+            .map(|c| c.reason.clone())
+            .unwrap_or_default()
     };
     let at = |phase: MigrationPhase| {
         move |m: &hybridnic_api::v1alpha1::QemuMigration| m.status.as_ref().is_some_and(|s| s.phase == phase)
     };
 
     bench.migrate("keeps", "vm").await;
-    bench.migration_with("keeps", "NoTargetPod", |m| why(m) == reasons::NO_TARGET_POD).await;
-    agents.be(Mood { keeps_vf: true, ..Mood::default() });
+    bench
+        .migration_with("keeps", "NoTargetPod", |m| why(m) == reasons::NO_TARGET_POD)
+        .await;
+    agents.be(Mood {
+        keeps_vf: true,
+        ..Mood::default()
+    });
     bench.run_pod("vm-b", "vm", "n2").await;
-    let kept = bench.migration_with("keeps", "failed", at(MigrationPhase::Failed)).await;
+    let kept = bench
+        .migration_with("keeps", "failed", at(MigrationPhase::Failed))
+        .await;
     assert_eq!(why(&kept), reasons::GUEST_KEEPS_VF);
     agents.be(Mood::default());
     bench.nic_with("eth0", "fast", is_fast).await;
 
     let before = bench.writes().len();
     bench.migrate("goes", "vm").await;
-    let went = bench.migration_with("goes", "succeeded", at(MigrationPhase::Succeeded)).await.status.unwrap();
+    let went = bench
+        .migration_with("goes", "succeeded", at(MigrationPhase::Succeeded))
+        .await
+        .status
+        .unwrap();
     assert_eq!(went.downtime_ms, Some(31));
     let names: Vec<_> = went.phases.iter().map(|phase| phase.name.as_str()).collect();
-    assert_eq!(names, ["PreparingTarget", "SwitchingToStandby", "Transferring", "Completing"]);
+    assert_eq!(
+        names,
+        [
+            "PreparingTarget",
+            "SwitchingToStandby",
+            "Transferring",
+            "Completing"
+        ]
+    );
     assert!(went.phases.iter().all(|phase| phase.ms.is_some()) && went.total_ms.is_some());
     for name in ["eth0", "eth1"] {
         let arrived = |nic: &hybridnic_api::v1alpha1::VmHybridNic| {
-            is_fast(nic) && nic.status.as_ref().is_some_and(|s| s.last_migration.as_ref().is_some_and(|m| m.result.is_some()))
+            is_fast(nic)
+                && nic
+                    .status
+                    .as_ref()
+                    .is_some_and(|s| s.last_migration.as_ref().is_some_and(|m| m.result.is_some()))
         };
         let status = bench.nic_with(name, "arrived", arrived).await.status.unwrap();
         assert_eq!(status.node_name.as_deref(), Some("n2"));
         let last = status.last_migration.unwrap();
-        assert_eq!((last.from.as_str(), last.to.as_str(), last.result.as_deref()), ("n1", "n2", Some("Succeeded")));
+        assert_eq!(
+            (last.from.as_str(), last.to.as_str(), last.result.as_deref()),
+            ("n1", "n2", Some("Succeeded"))
+        );
         assert_eq!((last.name.as_str(), last.downtime_ms), ("goes", Some(31)));
     }
     assert_eq!(bench.nics().get("eth0").await.unwrap().status.unwrap().mac, mac);
-    eprintln!("{} writes for a migration of two NICs", bench.writes().len() - before);
+    eprintln!(
+        "{} writes for a migration of two NICs",
+        bench.writes().len() - before
+    );
 
     // Back again, to a new pod; cancelled halfway.
     bench.end_pod("vm-a").await;
     bench.run_pod("vm-c", "vm", "n1").await;
-    agents.be(Mood { endless: true, ..Mood::default() });
+    agents.be(Mood {
+        endless: true,
+        ..Mood::default()
+    });
     bench.migrate("cancelled", "vm").await;
-    bench.migration_with("cancelled", "transferring", at(MigrationPhase::Transferring)).await;
+    bench
+        .migration_with("cancelled", "transferring", at(MigrationPhase::Transferring))
+        .await;
     bench.migrate("second", "vm").await;
-    bench.migration_with("second", "busy", |m| why(m) == reasons::MIGRATION_BUSY).await;
-    bench.migrations().delete("second", &DeleteParams::default()).await.unwrap();
-    bench.wait(bench.migrations(), "second", "gone", |m| m.is_none()).await;
-    bench.migrations().delete("cancelled", &DeleteParams::default()).await.unwrap();
-    bench.wait(bench.migrations(), "cancelled", "gone", |m| m.is_none()).await;
+    bench
+        .migration_with("second", "busy", |m| why(m) == reasons::MIGRATION_BUSY)
+        .await;
+    bench
+        .migrations()
+        .delete("second", &DeleteParams::default())
+        .await
+        .unwrap();
+    bench
+        .wait(bench.migrations(), "second", "gone", |m| m.is_none())
+        .await;
+    bench
+        .migrations()
+        .delete("cancelled", &DeleteParams::default())
+        .await
+        .unwrap();
+    bench
+        .wait(bench.migrations(), "cancelled", "gone", |m| m.is_none())
+        .await;
     let nic = bench.nic_with("eth0", "fast", is_fast).await.status.unwrap();
     assert_eq!(nic.node_name.as_deref(), Some("n2"), "it stayed");
     assert_eq!(nic.last_migration.unwrap().name, "cancelled");
@@ -158,9 +265,13 @@ async fn migrations_that_go_well_and_that_do_not() {
     bench.delete_pod("vm-c").await;
     bench.run_pod("vm-d", "vm", "n1").await;
     bench.migrate("lost", "vm").await;
-    bench.migration_with("lost", "transferring", at(MigrationPhase::Transferring)).await;
+    bench
+        .migration_with("lost", "transferring", at(MigrationPhase::Transferring))
+        .await;
     bench.end_pod("vm-d").await;
-    let lost = bench.migration_with("lost", "failed", at(MigrationPhase::Failed)).await;
+    let lost = bench
+        .migration_with("lost", "failed", at(MigrationPhase::Failed))
+        .await;
     assert_eq!(why(&lost), reasons::TARGET_LOST);
     let nic = bench.nic_with("eth0", "fast", is_fast).await.status.unwrap();
     assert_eq!(nic.node_name.as_deref(), Some("n2"), "it stayed");
@@ -176,19 +287,34 @@ async fn another_operator_goes_on_in_the_middle_of_a_migration() {
     bench.nic_with("eth0", "fast", is_fast).await;
     bench.start_operator();
     bench.run_pod("vm-b", "vm", "n2").await;
-    agents.be(Mood { endless: true, ..Mood::default() });
+    agents.be(Mood {
+        endless: true,
+        ..Mood::default()
+    });
     bench.migrate("goes", "vm").await;
     let at = |phase: MigrationPhase| {
         move |m: &hybridnic_api::v1alpha1::QemuMigration| m.status.as_ref().is_some_and(|s| s.phase == phase)
     };
-    bench.migration_with("goes", "transferring", at(MigrationPhase::Transferring)).await;
+    bench
+        .migration_with("goes", "transferring", at(MigrationPhase::Transferring))
+        .await;
     bench.operators[0].kill();
     agents.be(Mood::default());
     // Something must change for the agents to look again.
-    bench.kubectl(&["annotate", "nicatt", "--all", "look=again"]).await;
-    bench.migration_with("goes", "succeeded", at(MigrationPhase::Succeeded)).await;
+    bench
+        .kubectl(&["annotate", "nicatt", "--all", "look=again"])
+        .await;
+    bench
+        .migration_with("goes", "succeeded", at(MigrationPhase::Succeeded))
+        .await;
     let holder = bench
-        .kubectl(&["get", "lease", "hybridnic-operator", "-o", "jsonpath={.spec.holderIdentity}"])
+        .kubectl(&[
+            "get",
+            "lease",
+            "hybridnic-operator",
+            "-o",
+            "jsonpath={.spec.holderIdentity}",
+        ])
         .await;
     assert_eq!(holder, "operator-1");
 }
@@ -210,7 +336,12 @@ async fn an_operator_outlives_a_restart_of_the_api_server_but_not_its_absence() 
     let operator = bench.operators.remove(0);
     let ended = operator.ended().await;
     bench.cluster.resume_api().unwrap();
-    assert_eq!(ended, Some(1), "who cannot renew its lease must end, with an error: {}", bench.logs());
+    assert_eq!(
+        ended,
+        Some(1),
+        "who cannot renew its lease must end, with an error: {}",
+        bench.logs()
+    );
     bench.start_operator();
     bench.create_nic("eth2", "vm", None).await;
     bench.nic_with("eth2", "fast", is_fast).await;

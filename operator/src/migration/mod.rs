@@ -30,7 +30,12 @@ pub struct MigrationReconciler {
 impl MigrationReconciler {
     /// A reconciler that reads from `world`.
     pub fn new(client: Client, world: World, events: Events, deadlines: Deadlines) -> Self {
-        Self { client, world, events, deadlines }
+        Self {
+            client,
+            world,
+            events,
+            deadlines,
+        }
     }
 
     async fn run(&self, migration: &QemuMigration) -> Result<Option<Duration>, write::Error> {
@@ -38,8 +43,13 @@ impl MigrationReconciler {
         let api: Api<QemuMigration> = Api::namespaced(self.client.clone(), &namespace);
         let deleting = migration.metadata.deletion_timestamp.is_some();
         let mut finalizers = migration.finalizers().to_vec();
-        let guarded = finalizers.iter().any(|finalizer| finalizer == MIGRATION_FINALIZER);
-        let over = migration.status.as_ref().is_some_and(|status| status.phase.is_final());
+        let guarded = finalizers
+            .iter()
+            .any(|finalizer| finalizer == MIGRATION_FINALIZER);
+        let over = migration
+            .status
+            .as_ref()
+            .is_some_and(|status| status.phase.is_final());
         if over || deleting && !guarded {
             if deleting && guarded {
                 finalizers.retain(|finalizer| finalizer != MIGRATION_FINALIZER);
@@ -83,7 +93,9 @@ impl MigrationReconciler {
         let takes_part = |nic: &Arc<VmHybridNic>| {
             status.is_none_or(|status| status.target.is_none() || status.nics.contains(&nic.name_any()))
         };
-        let nics = self.world.nics_of(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
+        let nics = self
+            .world
+            .nics_of(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
         nics.into_iter()
             .filter(takes_part)
             .map(|nic| {
@@ -91,8 +103,13 @@ impl MigrationReconciler {
                     let node = self.world.hybrid_nodes.get("", &target.node_name);
                     admit::to_node(&nic.spec.network, &target.node_name, node.as_deref()).err()
                 });
-                let target_refusal = refusal.map(|refusal| format!("{}: {}", refusal.reason, refusal.message));
-                NicView { attachments: self.world.attachments_of(&nic), nic, target_refusal }
+                let target_refusal =
+                    refusal.map(|refusal| format!("{}: {}", refusal.reason, refusal.message));
+                NicView {
+                    attachments: self.world.attachments_of(&nic),
+                    nic,
+                    target_refusal,
+                }
             })
             .collect()
     }
@@ -100,10 +117,15 @@ impl MigrationReconciler {
     /// A migration that has the VM already, or an older one that waits for it.
     fn blocked_by(&self, migration: &QemuMigration) -> Option<String> {
         let namespace = migration.namespace().unwrap_or_default();
-        let age = |migration: &QemuMigration| (migration.creation_timestamp().map(|time| time.0), migration.uid());
+        let age =
+            |migration: &QemuMigration| (migration.creation_timestamp().map(|time| time.0), migration.uid());
         let others = self.world.migrations_of(&namespace, &migration.spec.vm);
         let blocks = |other: &&Arc<QemuMigration>| {
-            let phase = other.status.as_ref().map(|status| status.phase).unwrap_or_default();
+            let phase = other
+                .status
+                .as_ref()
+                .map(|status| status.phase)
+                .unwrap_or_default();
             let begun = phase != MigrationPhase::Pending;
             other.uid() != migration.uid() && !phase.is_final() && (begun || age(other) < age(migration))
         };
@@ -121,8 +143,11 @@ impl Reconciler for MigrationReconciler {
 
 /// What a change of the status is worth telling: every phase, and what it waits for before it begins.
 fn notes(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
-    let condition = |status: &QemuMigrationStatus| conditions::find(&status.conditions, types::SUCCEEDED).cloned();
-    let Some(now) = condition(new) else { return Vec::new() };
+    let condition =
+        |status: &QemuMigrationStatus| conditions::find(&status.conditions, types::SUCCEEDED).cloned();
+    let Some(now) = condition(new) else {
+        return Vec::new();
+    };
     let same_reason = condition(old).is_some_and(|before| before.reason == now.reason);
     if old.phase == new.phase && same_reason {
         return Vec::new();

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, MigrationEnd, MigrationFailure, MigrationPhase, MigrationPhaseTime, MigrationState,
-    MigrationStep, NicAttachment, NoFreeVf, ObjectRef, QemuMigration, QemuMigrationStatus, VmHybridNic,
+    AttachmentState, Goal, MigrationEnd, MigrationFailure, MigrationPhase, MigrationPhaseTime,
+    MigrationState, MigrationStep, NicAttachment, NoFreeVf, ObjectRef, QemuMigration, QemuMigrationStatus,
+    VmHybridNic,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -72,18 +73,32 @@ pub struct Step {
 
 /// Why a migration stays where it is, or where it goes.
 enum Next {
-    Wait { reason: &'static str, message: String, again: Option<Duration> },
+    Wait {
+        reason: &'static str,
+        message: String,
+        again: Option<Duration>,
+    },
     Go(MigrationPhase),
-    RollBack { reason: &'static str, message: String },
+    RollBack {
+        reason: &'static str,
+        message: String,
+    },
     Finish,
 }
 
 fn wait(reason: &'static str, message: impl Into<String>) -> Next {
-    Next::Wait { reason, message: message.into(), again: None }
+    Next::Wait {
+        reason,
+        message: message.into(),
+        again: None,
+    }
 }
 
 fn roll_back(reason: &'static str, message: impl Into<String>) -> Next {
-    Next::RollBack { reason, message: message.into() }
+    Next::RollBack {
+        reason,
+        message: message.into(),
+    }
 }
 
 /// The status that follows from what is seen. Applied to its own result with nothing else changed, it changes nothing.
@@ -101,7 +116,11 @@ pub fn step(view: &View<'_>) -> Step {
         (MigrationPhase::Completing, Some(ends)) => completing(view, &status, ends),
         (_, Some(ends)) => rolling_back(view, &status, ends),
     };
-    if let Some(ms) = view.ends.as_ref().and_then(|ends| ends.source.as_ref()?.downtime_ms) {
+    if let Some(ms) = view
+        .ends
+        .as_ref()
+        .and_then(|ends| ends.source.as_ref()?.downtime_ms)
+    {
         status.downtime_ms = Some(ms);
     }
     let again = apply(view, &mut status, next);
@@ -110,7 +129,11 @@ pub fn step(view: &View<'_>) -> Step {
 
 fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> Option<Duration> {
     match next {
-        Next::Wait { reason, message, again } => {
+        Next::Wait {
+            reason,
+            message,
+            again,
+        } => {
             let condition = match &status.failure {
                 Some(failure) => NewCondition::unknown(types::SUCCEEDED, &failure.reason, &failure.message),
                 None => NewCondition::unknown(types::SUCCEEDED, reason, message),
@@ -124,11 +147,18 @@ fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> Optio
                 status.failure = None;
             }
             enter(view, status, phase);
-            set(view, status, NewCondition::unknown(types::SUCCEEDED, reasons::MIGRATING, explain(phase)));
+            set(
+                view,
+                status,
+                NewCondition::unknown(types::SUCCEEDED, reasons::MIGRATING, explain(phase)),
+            );
         }
         Next::RollBack { reason, message } => {
             let condition = NewCondition::unknown(types::SUCCEEDED, reason, &message);
-            status.failure = Some(MigrationFailure { reason: reason.to_owned(), message });
+            status.failure = Some(MigrationFailure {
+                reason: reason.to_owned(),
+                message,
+            });
             enter(view, status, MigrationPhase::RollingBack);
             set(view, status, condition);
         }
@@ -149,7 +179,12 @@ fn explain(phase: MigrationPhase) -> &'static str {
 }
 
 fn set(view: &View<'_>, status: &mut QemuMigrationStatus, condition: NewCondition) {
-    conditions::set(&mut status.conditions, view.migration.metadata.generation, view.now, condition);
+    conditions::set(
+        &mut status.conditions,
+        view.migration.metadata.generation,
+        view.now,
+        condition,
+    );
 }
 
 /// Microseconds are what the API keeps; with more, a status would never equal what was read back.
@@ -170,7 +205,11 @@ fn enter(view: &View<'_>, status: &mut QemuMigrationStatus, phase: MigrationPhas
     status.phase = phase;
     if !phase.is_final() {
         let started_at = micro(view.now);
-        status.phases.push(MigrationPhaseTime { name: handover::phase_name(phase), started_at, ms: None });
+        status.phases.push(MigrationPhaseTime {
+            name: handover::phase_name(phase),
+            started_at,
+            ms: None,
+        });
     }
 }
 
@@ -183,13 +222,24 @@ fn close(view: &View<'_>, status: &mut QemuMigrationStatus) {
 fn finish(view: &View<'_>, status: &mut QemuMigrationStatus) {
     let (phase, condition) = match &status.failure {
         None => {
-            let to = status.target.as_ref().map(|end| end.node_name.as_str()).unwrap_or_default();
+            let to = status
+                .target
+                .as_ref()
+                .map(|end| end.node_name.as_str())
+                .unwrap_or_default();
             let message = format!("the VM runs on {to}");
-            (MigrationPhase::Succeeded, NewCondition::yes(types::SUCCEEDED, reasons::COMPLETED, message))
+            (
+                MigrationPhase::Succeeded,
+                NewCondition::yes(types::SUCCEEDED, reasons::COMPLETED, message),
+            )
         }
         Some(MigrationFailure { reason, message }) => {
             let cancelled = reason == reasons::CANCELLED;
-            let phase = if cancelled { MigrationPhase::Cancelled } else { MigrationPhase::Failed };
+            let phase = if cancelled {
+                MigrationPhase::Cancelled
+            } else {
+                MigrationPhase::Failed
+            };
             (phase, NewCondition::no(types::SUCCEEDED, reason, message))
         }
     };
@@ -200,7 +250,10 @@ fn finish(view: &View<'_>, status: &mut QemuMigrationStatus) {
 }
 
 fn fail(status: &mut QemuMigrationStatus, reason: &str, message: impl Into<String>) -> Next {
-    status.failure = Some(MigrationFailure { reason: reason.to_owned(), message: message.into() });
+    status.failure = Some(MigrationFailure {
+        reason: reason.to_owned(),
+        message: message.into(),
+    });
     Next::Finish
 }
 
@@ -215,10 +268,17 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
     if deleting(view) {
         return fail(status, reasons::CANCELLED, CANCELLED);
     }
-    let nics: Vec<_> = view.nics.iter().filter(|view| view.nic.metadata.deletion_timestamp.is_none()).collect();
-    let Some(oldest) = nics.iter().min_by_key(|view| (view.nic.creation_timestamp().map(|t| t.0), view.nic.name_any()))
+    let nics: Vec<_> = view
+        .nics
+        .iter()
+        .filter(|view| view.nic.metadata.deletion_timestamp.is_none())
+        .collect();
+    let Some(oldest) = nics
+        .iter()
+        .min_by_key(|view| (view.nic.creation_timestamp().map(|t| t.0), view.nic.name_any()))
     else {
-        let message = format!("no VmHybridNic of this namespace is of the VM {vm}: there is nothing to migrate by");
+        let message =
+            format!("no VmHybridNic of this namespace is of the VM {vm}: there is nothing to migrate by");
         return fail(status, reasons::NO_NICS, message);
     };
     if let Some(other) = &view.blocked_by {
@@ -227,21 +287,32 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
     }
     let known = oldest.nic.status.as_ref().and_then(|status| status.pod.as_ref());
     let Some(source) = pods::active(known, view.pods) else {
-        return wait(reasons::POD_NOT_FOUND, format!("no pod with the label hybridnic.io/vm={vm} runs the VM"));
+        return wait(
+            reasons::POD_NOT_FOUND,
+            format!("no pod with the label hybridnic.io/vm={vm} runs the VM"),
+        );
     };
     let (Some(node), true) = (pods::node(source), pods::is_running(source)) else {
-        return wait(reasons::POD_NOT_RUNNING, format!("the VM's pod {} does not run yet", source.name_any()));
+        return wait(
+            reasons::POD_NOT_RUNNING,
+            format!("the VM's pod {} does not run yet", source.name_any()),
+        );
     };
     let from = pods::reference(source);
     let asked = view.migration.spec.target_pod.as_deref();
-    let Some((to, to_node)) = pods::target(asked, &from.uid, view.pods).and_then(|pod| Some((pod, pods::node(pod)?)))
+    let Some((to, to_node)) =
+        pods::target(asked, &from.uid, view.pods).and_then(|pod| Some((pod, pods::node(pod)?)))
     else {
         return wait(reasons::NO_TARGET_POD, no_target(vm, asked, &from.name));
     };
     for nic in &nics {
         if !attachment(nic, &from).is_some_and(is_attached) {
             let why = attachment(nic, &from).and_then(why).unwrap_or_default();
-            let message = format!("waits for the NIC {} to be attached on {node}{}", nic.nic.name_any(), after(&why));
+            let message = format!(
+                "waits for the NIC {} to be attached on {node}{}",
+                nic.nic.name_any(),
+                after(&why)
+            );
             return wait(reasons::AGENT_PENDING, message);
         }
     }
@@ -260,8 +331,12 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
 
 fn no_target(vm: &str, asked: Option<&str>, source: &str) -> String {
     match asked {
-        Some(name) if name == source => format!("the VM runs in {name} already; name another pod in spec.targetPod"),
-        Some(name) => format!("waits for the pod {name} to run, with the label hybridnic.io/vm={vm} and an address"),
+        Some(name) if name == source => {
+            format!("the VM runs in {name} already; name another pod in spec.targetPod")
+        }
+        Some(name) => {
+            format!("waits for the pod {name} to run, with the label hybridnic.io/vm={vm} and an address")
+        }
         None => format!(
             "waits for another running pod with the label hybridnic.io/vm={vm}; its QEMU must run with -incoming defer"
         ),
@@ -276,11 +351,17 @@ fn preparing(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next
     for nic in &view.nics {
         let name = nic.nic.name_any();
         let Some(attachment) = target_of(nic, status) else {
-            waits.push(format!("{name}{}", after(nic.target_refusal.as_deref().unwrap_or_default())));
+            waits.push(format!(
+                "{name}{}",
+                after(nic.target_refusal.as_deref().unwrap_or_default())
+            ));
             continue;
         };
         if nic.nic.spec.no_free_vf == NoFreeVf::Wait && is_current(attachment) && lacks_vf(attachment) {
-            let message = format!("{} has no free VF for the NIC {name}, which says noFreeVf: Wait", node(status));
+            let message = format!(
+                "{} has no free VF for the NIC {name}, which says noFreeVf: Wait",
+                node(status)
+            );
             return roll_back(reasons::TARGET_NO_FREE_VF, message);
         }
         let uid = view.migration.uid().unwrap_or_default();
@@ -293,7 +374,13 @@ fn preparing(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next
         return Next::Go(MigrationPhase::SwitchingToStandby);
     }
     let what = format!("{} is not ready for {}", node(status), waits.join(", "));
-    until(view, status, view.deadlines.prepare, reasons::TARGET_NOT_READY, what)
+    until(
+        view,
+        status,
+        view.deadlines.prepare,
+        reasons::TARGET_NOT_READY,
+        what,
+    )
 }
 
 fn switching(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
@@ -302,16 +389,26 @@ fn switching(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next
     }
     let mut waits = Vec::new();
     for nic in &view.nics {
-        let Some(attachment) = source_of(nic, status) else { continue };
+        let Some(attachment) = source_of(nic, status) else {
+            continue;
+        };
         // What the agent says about an older goal says nothing about this one.
         let told = attachment.spec.goal == Goal::Standby
-            && attachment.spec.migration.as_ref().is_some_and(|order| order.step == MigrationStep::Prepare)
+            && attachment
+                .spec
+                .migration
+                .as_ref()
+                .is_some_and(|order| order.step == MigrationStep::Prepare)
             && is_current(attachment);
         let reason = ready_reason(attachment).filter(|_| told);
         if told && handover::state(attachment) == AttachmentState::Standby {
             continue;
         }
-        let waiting = format!("{}{}", nic.nic.name_any(), after(&why(attachment).filter(|_| told).unwrap_or_default()));
+        let waiting = format!(
+            "{}{}",
+            nic.nic.name_any(),
+            after(&why(attachment).filter(|_| told).unwrap_or_default())
+        );
         if reason == Some(reasons::GUEST_KEEPS_VF) {
             return roll_back(reasons::GUEST_KEEPS_VF, waiting);
         }
@@ -335,17 +432,31 @@ fn transferring(view: &View<'_>, ends: &Ends) -> Next {
     }
     match ends.source_state() {
         // Its end of the stream is broken off; why is what the other end knows best.
-        Some(Failed) => return roll_back(reasons::TRANSFER_FAILED, format!("QEMU at the source{}", text(&ends.source))),
-        Some(Cancelled) => return roll_back(reasons::TRANSFER_FAILED, "QEMU at the source was told to cancel"),
+        Some(Failed) => {
+            return roll_back(
+                reasons::TRANSFER_FAILED,
+                format!("QEMU at the source{}", text(&ends.source)),
+            );
+        }
+        Some(Cancelled) => {
+            return roll_back(reasons::TRANSFER_FAILED, "QEMU at the source was told to cancel");
+        }
         _ => {}
     }
     if ends.target_dead() {
         let lost = format!("QEMU at the target{}", text(&ends.target));
-        let reason = if ends.source_lost() { reasons::SOURCE_LOST } else { reasons::TARGET_LOST };
+        let reason = if ends.source_lost() {
+            reasons::SOURCE_LOST
+        } else {
+            reasons::TARGET_LOST
+        };
         return roll_back(reason, lost);
     }
     if ends.source_lost() {
-        return roll_back(reasons::SOURCE_LOST, "the source's pod or QEMU has ended before the target had the VM");
+        return roll_back(
+            reasons::SOURCE_LOST,
+            "the source's pod or QEMU has ended before the target had the VM",
+        );
     }
     wait(reasons::MIGRATING, explain(MigrationPhase::Transferring))
 }
@@ -371,13 +482,24 @@ fn rolling_back(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> N
         return Next::Go(MigrationPhase::Completing);
     }
     let waiting = || wait(reasons::MIGRATING, explain(MigrationPhase::RollingBack));
-    let settled = matches!(ends.rollback(), Rollback::NotBegun | Rollback::Stopped | Rollback::Failed);
+    let settled = matches!(
+        ends.rollback(),
+        Rollback::NotBegun | Rollback::Stopped | Rollback::Failed
+    );
     if ends.source_lost() {
         // No VM is left to bring back, unless the target still gets it.
-        return if settled || ends.target_dead() { Next::Finish } else { waiting() };
+        return if settled || ends.target_dead() {
+            Next::Finish
+        } else {
+            waiting()
+        };
     }
     let back = |nic: &NicView| source_of(nic, status).is_none_or(is_back);
-    if settled && view.nics.iter().all(back) { Next::Finish } else { waiting() }
+    if settled && view.nics.iter().all(back) {
+        Next::Finish
+    } else {
+        waiting()
+    }
 }
 
 fn cancelled_or_lost(view: &View<'_>, ends: &Ends) -> Option<Next> {
@@ -385,16 +507,42 @@ fn cancelled_or_lost(view: &View<'_>, ends: &Ends) -> Option<Next> {
         return Some(roll_back(reasons::CANCELLED, CANCELLED));
     }
     if ends.source_lost() {
-        return Some(roll_back(reasons::SOURCE_LOST, "the source's pod or QEMU has ended"));
+        return Some(roll_back(
+            reasons::SOURCE_LOST,
+            "the source's pod or QEMU has ended",
+        ));
     }
-    let gone = ends.target_gone || matches!(ends.target_state(), Some(MigrationState::Failed | MigrationState::Lost));
-    gone.then(|| roll_back(reasons::TARGET_LOST, format!("QEMU at the target{}", error_of(ends.target.as_ref()))))
+    let gone = ends.target_gone
+        || matches!(
+            ends.target_state(),
+            Some(MigrationState::Failed | MigrationState::Lost)
+        );
+    gone.then(|| {
+        roll_back(
+            reasons::TARGET_LOST,
+            format!("QEMU at the target{}", error_of(ends.target.as_ref())),
+        )
+    })
 }
 
-fn until(view: &View<'_>, status: &QemuMigrationStatus, deadline: Duration, late: &'static str, what: String) -> Next {
-    let passed = status.phases.last().map(|phase| since(&phase.started_at, view.now).unsigned_abs()).unwrap_or_default();
+fn until(
+    view: &View<'_>,
+    status: &QemuMigrationStatus,
+    deadline: Duration,
+    late: &'static str,
+    what: String,
+) -> Next {
+    let passed = status
+        .phases
+        .last()
+        .map(|phase| since(&phase.started_at, view.now).unsigned_abs())
+        .unwrap_or_default();
     match deadline.checked_sub(passed) {
-        Some(left) if !left.is_zero() => Next::Wait { reason: reasons::MIGRATING, message: what, again: Some(left) },
+        Some(left) if !left.is_zero() => Next::Wait {
+            reason: reasons::MIGRATING,
+            message: what,
+            again: Some(left),
+        },
         _ => roll_back(late, format!("after {} s {what}", deadline.as_secs())),
     }
 }
@@ -407,11 +555,18 @@ fn error_of(report: Option<&hybridnic_api::v1alpha1::MigrationReport>) -> String
 }
 
 fn node(status: &QemuMigrationStatus) -> &str {
-    status.target.as_ref().map(|end| end.node_name.as_str()).unwrap_or_default()
+    status
+        .target
+        .as_ref()
+        .map(|end| end.node_name.as_str())
+        .unwrap_or_default()
 }
 
 fn attachment<'a>(nic: &'a NicView, pod: &ObjectRef) -> Option<&'a NicAttachment> {
-    nic.attachments.iter().find(|a| a.spec.pod.uid == pod.uid).map(AsRef::as_ref)
+    nic.attachments
+        .iter()
+        .find(|a| a.spec.pod.uid == pod.uid)
+        .map(AsRef::as_ref)
 }
 
 fn source_of<'a>(nic: &'a NicView, status: &QemuMigrationStatus) -> Option<&'a NicAttachment> {
@@ -423,22 +578,35 @@ fn target_of<'a>(nic: &'a NicView, status: &QemuMigrationStatus) -> Option<&'a N
 }
 
 fn is_attached(attachment: &NicAttachment) -> bool {
-    matches!(handover::state(attachment), AttachmentState::FastPath | AttachmentState::Standby)
+    matches!(
+        handover::state(attachment),
+        AttachmentState::FastPath | AttachmentState::Standby
+    )
 }
 
 /// Whether the agent's word is about the spec as it is now.
 fn is_current(attachment: &NicAttachment) -> bool {
-    let observed = attachment.status.as_ref().and_then(|status| status.observed_generation);
+    let observed = attachment
+        .status
+        .as_ref()
+        .and_then(|status| status.observed_generation);
     observed.is_some() && observed == attachment.metadata.generation
 }
 
 fn is_back(attachment: &NicAttachment) -> bool {
-    let moving = [reasons::PROGRESSING, reasons::AGENT_PENDING, reasons::MIGRATING, reasons::GUEST_KEEPS_VF];
+    let moving = [
+        reasons::PROGRESSING,
+        reasons::AGENT_PENDING,
+        reasons::MIGRATING,
+        reasons::GUEST_KEEPS_VF,
+    ];
     attachment.spec.goal == Goal::FastPath
         && is_current(attachment)
         && match handover::state(attachment) {
             AttachmentState::FastPath => true,
-            AttachmentState::Standby => ready_reason(attachment).is_some_and(|reason| !moving.contains(&reason)),
+            AttachmentState::Standby => {
+                ready_reason(attachment).is_some_and(|reason| !moving.contains(&reason))
+            }
             _ => false,
         }
 }
@@ -453,7 +621,9 @@ fn lacks_vf(attachment: &NicAttachment) -> bool {
         let condition = conditions::find(&attachment.status.as_ref()?.conditions, type_)?;
         Some(condition.status != "True" && condition.reason == reasons::NO_FREE_VF)
     };
-    [types::READY, types::FAST_PATH].into_iter().any(|type_| reason(type_) == Some(true))
+    [types::READY, types::FAST_PATH]
+        .into_iter()
+        .any(|type_| reason(type_) == Some(true))
 }
 
 /// Why an attachment is not where it should be, in the agent's words.
@@ -463,7 +633,11 @@ fn why(attachment: &NicAttachment) -> Option<String> {
 }
 
 fn after(why: &str) -> String {
-    if why.is_empty() { String::new() } else { format!(" ({why})") }
+    if why.is_empty() {
+        String::new()
+    } else {
+        format!(" ({why})")
+    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,10 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal.
     pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self {
+            reason,
+            message: message.into(),
+        }
     }
 }
 
@@ -44,7 +47,9 @@ pub fn to_network<'a>(
                 "spec.namespaceSelector of the HybridNetwork {name} does not select the labels of namespace {namespace}"
             )))
         }
-        Err(error) => Err(refuse(format!("spec.namespaceSelector of the HybridNetwork {name} is not valid: {error}"))),
+        Err(error) => Err(refuse(format!(
+            "spec.namespaceSelector of the HybridNetwork {name} is not valid: {error}"
+        ))),
     }
 }
 
@@ -70,13 +75,19 @@ mod tests {
     fn networks_refuse_with_a_reason() {
         let nic = nic("a", "vm", "net", 1);
         let labels = BTreeMap::from([("team".to_owned(), "a".to_owned())]);
-        let reason = |network: Option<&HybridNetwork>| to_network(&nic, network, &labels).map(|_| ()).map_err(|r| r.reason);
+        let reason = |network: Option<&HybridNetwork>| {
+            to_network(&nic, network, &labels)
+                .map(|_| ())
+                .map_err(|r| r.reason)
+        };
         assert_eq!(reason(None), Err(reasons::NETWORK_NOT_FOUND));
         let mut net = network("net");
         assert_eq!(reason(Some(&net)), Ok(()));
-        net.spec.namespace_selector = serde_json::from_value(serde_json::json!({"matchLabels": {"team": "a"}})).ok();
+        net.spec.namespace_selector =
+            serde_json::from_value(serde_json::json!({"matchLabels": {"team": "a"}})).ok();
         assert_eq!(reason(Some(&net)), Ok(()));
-        net.spec.namespace_selector = serde_json::from_value(serde_json::json!({"matchLabels": {"team": "b"}})).ok();
+        net.spec.namespace_selector =
+            serde_json::from_value(serde_json::json!({"matchLabels": {"team": "b"}})).ok();
         assert_eq!(reason(Some(&net)), Err(reasons::NAMESPACE_NOT_ALLOWED));
         let odd = serde_json::json!({"matchExpressions": [{"key": "team", "operator": "Near"}]});
         net.spec.namespace_selector = serde_json::from_value(odd).ok();

@@ -52,23 +52,47 @@ pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
         Place::At(pod, node) => return vec![one(wanted, pod, node, Goal::FastPath, None, None)],
         Place::Moving(migration, ends) => (*migration, *ends),
     };
-    let Some(status) = migration.status.as_ref() else { return Vec::new() };
-    let (Some(source), Some(target)) = (&status.source, &status.target) else { return Vec::new() };
+    let Some(status) = migration.status.as_ref() else {
+        return Vec::new();
+    };
+    let (Some(source), Some(target)) = (&status.source, &status.target) else {
+        return Vec::new();
+    };
     let ((source_goal, source_step), (target_goal, target_step)) = goals(status.phase, ends);
 
     let order = |step| MigrationOrder {
-        migration: ObjectRef { name: migration.name_any(), uid: migration.uid().unwrap_or_default() },
+        migration: ObjectRef {
+            name: migration.name_any(),
+            uid: migration.uid().unwrap_or_default(),
+        },
         nics: status.nics.clone(),
         step,
         target_uri: None,
     };
     let mut source_order = source_step.map(order);
-    if let Some(order) = source_order.as_mut().filter(|order| order.step == MigrationStep::Transfer) {
+    if let Some(order) = source_order
+        .as_mut()
+        .filter(|order| order.step == MigrationStep::Transfer)
+    {
         order.target_uri = target_uri(wanted, status, &order.migration, ends);
     }
     vec![
-        one(wanted, &source.pod, &source.node_name, source_goal, None, source_order),
-        one(wanted, &target.pod, &target.node_name, target_goal, Some(&source.pod), target_step.map(order)),
+        one(
+            wanted,
+            &source.pod,
+            &source.node_name,
+            source_goal,
+            None,
+            source_order,
+        ),
+        one(
+            wanted,
+            &target.pod,
+            &target.node_name,
+            target_goal,
+            Some(&source.pod),
+            target_step.map(order),
+        ),
     ]
 }
 
@@ -116,10 +140,17 @@ fn one(
         Some(existing) => existing.spec.ports.clone(),
         None => ports_as_in.and_then(|source| ports_of(find(wanted, source)?)),
     };
-    let l2 = wanted.l2.clone().or_else(|| existing.map(|existing| existing.spec.l2.clone())).unwrap_or_default();
+    let l2 = wanted
+        .l2
+        .clone()
+        .or_else(|| existing.map(|existing| existing.spec.l2.clone()))
+        .unwrap_or_default();
     NicAttachmentSpec {
         node_name: node.to_owned(),
-        nic: ObjectRef { name: nic.name_any(), uid: nic.uid().unwrap_or_default() },
+        nic: ObjectRef {
+            name: nic.name_any(),
+            uid: nic.uid().unwrap_or_default(),
+        },
         vm: nic.vm_name().unwrap_or_default().to_owned(),
         pod: pod.clone(),
         network: nic.spec.network.clone(),
@@ -134,12 +165,19 @@ fn one(
 
 fn find<'a>(wanted: &Wanted<'a>, pod: &ObjectRef) -> Option<&'a NicAttachment> {
     let name = attachment_name(&wanted.nic.name_any(), &pod.uid);
-    wanted.existing.iter().find(|existing| existing.name_any() == name).map(AsRef::as_ref)
+    wanted
+        .existing
+        .iter()
+        .find(|existing| existing.name_any() == name)
+        .map(AsRef::as_ref)
 }
 
 fn ports_of(source: &NicAttachment) -> Option<GuestPorts> {
     let guest = &source.status.as_ref()?.guest;
-    Some(GuestPorts { standby: guest.standby_port.clone()?, vf: guest.vf_port.clone()? })
+    Some(GuestPorts {
+        standby: guest.standby_port.clone()?,
+        vf: guest.vf_port.clone()?,
+    })
 }
 
 /// Where to send the VM. Once said it stays: the target's report may go away with the target.

@@ -6,7 +6,10 @@ use crate::testing::{attachment, migration, nic, observe};
 fn end(pod: &str, node: &str, ip: &str) -> MigrationEnd {
     MigrationEnd {
         node_name: node.to_owned(),
-        pod: ObjectRef { name: pod.to_owned(), uid: format!("{pod}-uid") },
+        pod: ObjectRef {
+            name: pod.to_owned(),
+            uid: format!("{pod}-uid"),
+        },
         pod_ip: Some(ip.to_owned()),
     }
 }
@@ -25,7 +28,13 @@ fn moving(phase: MigrationPhase) -> QemuMigration {
 
 fn specs(existing: &[Arc<NicAttachment>], place: Place<'_>) -> Vec<NicAttachmentSpec> {
     let nic = nic("eth0", "vm", "net", 1);
-    let wanted = Wanted { nic: &nic, mac: "02:00:00:00:00:01", l2: None, existing, place };
+    let wanted = Wanted {
+        nic: &nic,
+        mac: "02:00:00:00:00:01",
+        l2: None,
+        existing,
+        place,
+    };
     desired_attachments(&wanted)
 }
 
@@ -34,7 +43,10 @@ fn wishes(phase: MigrationPhase, ends: &Ends) -> (Wish, Wish) {
     let migration = moving(phase);
     let specs = specs(&[], Place::Moving(&migration, ends));
     let wish = |spec: &NicAttachmentSpec| (spec.goal, spec.migration.as_ref().map(|order| order.step));
-    assert_eq!((specs[0].node_name.as_str(), specs[1].node_name.as_str()), ("n1", "n2"));
+    assert_eq!(
+        (specs[0].node_name.as_str(), specs[1].node_name.as_str()),
+        ("n1", "n2")
+    );
     (wish(&specs[0]), wish(&specs[1]))
 }
 
@@ -44,18 +56,32 @@ fn said(source: Option<MigrationState>, target: Option<MigrationState>) -> Ends 
         crate::testing::report(&mut attachment, state?);
         attachment.status?.migration
     };
-    Ends { begun: true, source: word(source), target: word(target), ..Ends::default() }
+    Ends {
+        begun: true,
+        source: word(source),
+        target: word(target),
+        ..Ends::default()
+    }
 }
 
 #[test]
 fn at_rest_there_is_one() {
     assert!(specs(&[], Place::Nowhere).is_empty());
-    let pod = ObjectRef { name: "a".to_owned(), uid: "a-uid".to_owned() };
+    let pod = ObjectRef {
+        name: "a".to_owned(),
+        uid: "a-uid".to_owned(),
+    };
     let specs = specs(&[], Place::At(pod.clone(), "n1".to_owned()));
     assert_eq!(specs.len(), 1);
     let spec = &specs[0];
-    assert_eq!((spec.goal, &spec.migration, &spec.ports), (Goal::FastPath, &None, &None));
-    assert_eq!((&spec.pod, spec.node_name.as_str(), spec.vm.as_str()), (&pod, "n1", "vm"));
+    assert_eq!(
+        (spec.goal, &spec.migration, &spec.ports),
+        (Goal::FastPath, &None, &None)
+    );
+    assert_eq!(
+        (&spec.pod, spec.node_name.as_str(), spec.vm.as_str()),
+        (&pod, "n1", "vm")
+    );
 }
 
 #[test]
@@ -65,9 +91,18 @@ fn each_phase_has_its_goals() {
     let receive = (Goal::FastPath, Some(Listen));
     let ends = Ends::default();
     assert_eq!(wishes(PreparingTarget, &ends), ((Goal::FastPath, None), receive));
-    assert_eq!(wishes(SwitchingToStandby, &ends), ((Goal::Standby, Some(Prepare)), receive));
-    assert_eq!(wishes(Transferring, &ends), ((Goal::Standby, Some(Transfer)), receive));
-    assert_eq!(wishes(Completing, &ends), ((Goal::Detached, Some(Transfer)), receive));
+    assert_eq!(
+        wishes(SwitchingToStandby, &ends),
+        ((Goal::Standby, Some(Prepare)), receive)
+    );
+    assert_eq!(
+        wishes(Transferring, &ends),
+        ((Goal::Standby, Some(Transfer)), receive)
+    );
+    assert_eq!(
+        wishes(Completing, &ends),
+        ((Goal::Detached, Some(Transfer)), receive)
+    );
 }
 
 #[test]
@@ -76,24 +111,67 @@ fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
     use MigrationStep::{Cancel, Listen, Resume};
     let rollback = |ends: &Ends| wishes(MigrationPhase::RollingBack, ends);
     let (receive, revoke) = ((Goal::FastPath, Some(Listen)), (Goal::Detached, Some(Listen)));
-    assert_eq!(rollback(&Ends::default()), ((Goal::FastPath, None), revoke), "never begun");
-    let dead = |ends: Ends| Ends { target_gone: true, ..ends };
+    assert_eq!(
+        rollback(&Ends::default()),
+        ((Goal::FastPath, None), revoke),
+        "never begun"
+    );
+    let dead = |ends: Ends| Ends {
+        target_gone: true,
+        ..ends
+    };
     let cases = [
         (said(None, Some(Listening)), (Goal::Standby, Cancel), receive),
         (said(Some(Active), Some(Active)), (Goal::Standby, Cancel), receive),
-        (said(Some(Completed), Some(Active)), (Goal::Standby, Cancel), receive),
-        (said(Some(Completed), Some(Completed)), (Goal::Standby, Cancel), receive),
-        (said(Some(Cancelled), Some(Completed)), (Goal::Standby, Cancel), receive),
-        (said(Some(Failed), Some(Completed)), (Goal::Standby, Cancel), receive),
-        (dead(said(Some(Completed), Some(Completed))), (Goal::Standby, Cancel), receive),
+        (
+            said(Some(Completed), Some(Active)),
+            (Goal::Standby, Cancel),
+            receive,
+        ),
+        (
+            said(Some(Completed), Some(Completed)),
+            (Goal::Standby, Cancel),
+            receive,
+        ),
+        (
+            said(Some(Cancelled), Some(Completed)),
+            (Goal::Standby, Cancel),
+            receive,
+        ),
+        (
+            said(Some(Failed), Some(Completed)),
+            (Goal::Standby, Cancel),
+            receive,
+        ),
+        (
+            dead(said(Some(Completed), Some(Completed))),
+            (Goal::Standby, Cancel),
+            receive,
+        ),
         (said(Some(Failed), Some(Active)), (Goal::Standby, Cancel), revoke),
         (said(Some(Lost), Some(Active)), (Goal::Standby, Cancel), revoke),
-        (said(Some(Cancelled), Some(Active)), (Goal::FastPath, Cancel), revoke),
-        (said(Some(Completed), Some(Failed)), (Goal::Standby, Resume), revoke),
+        (
+            said(Some(Cancelled), Some(Active)),
+            (Goal::FastPath, Cancel),
+            revoke,
+        ),
+        (
+            said(Some(Completed), Some(Failed)),
+            (Goal::Standby, Resume),
+            revoke,
+        ),
         (said(Some(Completed), Some(Lost)), (Goal::Standby, Resume), revoke),
-        (dead(said(Some(Completed), Some(Active))), (Goal::Standby, Resume), revoke),
+        (
+            dead(said(Some(Completed), Some(Active))),
+            (Goal::Standby, Resume),
+            revoke,
+        ),
         (said(Some(Failed), Some(Lost)), (Goal::FastPath, Resume), revoke),
-        (dead(said(Some(Active), Some(Active))), (Goal::Standby, Cancel), receive),
+        (
+            dead(said(Some(Active), Some(Active))),
+            (Goal::Standby, Cancel),
+            receive,
+        ),
     ];
     for (ends, (goal, step), target) in cases {
         assert_eq!(rollback(&ends), ((goal, Some(step)), target), "{ends:?}");
@@ -112,13 +190,22 @@ fn the_target_gets_the_ports_of_the_source() {
     let (migration, ends) = (moving(MigrationPhase::PreparingTarget), Ends::default());
     let first = specs(&[Arc::new(source.clone())], Place::Moving(&migration, &ends));
     assert_eq!(first[0].ports, None);
-    assert_eq!(first[1].ports, Some(GuestPorts { standby: "rp2".to_owned(), vf: "rp1".to_owned() }));
+    assert_eq!(
+        first[1].ports,
+        Some(GuestPorts {
+            standby: "rp2".to_owned(),
+            vf: "rp1".to_owned()
+        })
+    );
 
     // They stay when the source forgets them.
     let mut target = attachment("eth0", "b", "n2");
     target.spec.ports.clone_from(&first[1].ports);
     source.status = None;
-    let later = specs(&[Arc::new(source), Arc::new(target)], Place::Moving(&migration, &ends));
+    let later = specs(
+        &[Arc::new(source), Arc::new(target)],
+        Place::Moving(&migration, &ends),
+    );
     assert_eq!(later[1].ports, first[1].ports);
 }
 
@@ -129,15 +216,27 @@ fn the_vm_is_sent_to_where_the_target_listens() {
     let first = specs(&[], Place::Moving(&migration, &ends));
     let order = first[0].migration.clone().unwrap();
     assert_eq!(order.target_uri.as_deref(), Some("tcp:[fd00::2]:4444"));
-    assert_eq!(order.migration, ObjectRef { name: "m".to_owned(), uid: "m-uid".to_owned() });
+    assert_eq!(
+        order.migration,
+        ObjectRef {
+            name: "m".to_owned(),
+            uid: "m-uid".to_owned()
+        }
+    );
     assert_eq!(first[1].migration.as_ref().unwrap().target_uri, None);
 
     // It stays when the target says no port any more.
     let mut source = attachment("eth0", "a", "n1");
     source.spec.migration = Some(order.clone());
-    let later = specs(&[Arc::new(source)], Place::Moving(&migration, &said(None, Some(MigrationState::Active))));
+    let later = specs(
+        &[Arc::new(source)],
+        Place::Moving(&migration, &said(None, Some(MigrationState::Active))),
+    );
     assert_eq!(later[0].migration, Some(order));
-    assert_eq!(uri(&end("b", "n2", "10.0.0.2"), 1).as_deref(), Some("tcp:10.0.0.2:1"));
+    assert_eq!(
+        uri(&end("b", "n2", "10.0.0.2"), 1).as_deref(),
+        Some("tcp:10.0.0.2:1")
+    );
     assert_eq!(uri(&end("b", "n2", "tcp:evil"), 1), None);
 }
 

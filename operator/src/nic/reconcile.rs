@@ -6,8 +6,8 @@ use std::time::Duration;
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::names::{ATTACHMENT_FINALIZER, NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, HybridNetwork, L2Settings, MigrationPhase, NicAttachment, NicAttachmentSpec, ObjectRef,
-    QemuMigration, VmHybridNic,
+    AttachmentState, Goal, HybridNetwork, L2Settings, MigrationPhase, NicAttachment, NicAttachmentSpec,
+    ObjectRef, QemuMigration, VmHybridNic,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -48,12 +48,21 @@ impl Known {
         let namespace = nic.namespace().unwrap_or_default();
         let vm = nic.vm_name().unwrap_or_default();
         let (pods, migrations) = (world.pods_of(&namespace, vm), world.migrations_of(&namespace, vm));
-        let moving = migrations.iter().find(|migration| has_in_hands(migration, &nic.name_any())).and_then(|migration| {
-            let ends = Ends::observe(migration, &world.attachments_of_vm(&namespace, vm), &pods)?;
-            Some((migration.clone(), ends))
-        });
+        let moving = migrations
+            .iter()
+            .find(|migration| has_in_hands(migration, &nic.name_any()))
+            .and_then(|migration| {
+                let ends = Ends::observe(migration, &world.attachments_of_vm(&namespace, vm), &pods)?;
+                Some((migration.clone(), ends))
+            });
         let network = world.networks.get("", &nic.spec.network);
-        Self { network, pods, attachments: world.attachments_of(nic), migrations, moving }
+        Self {
+            network,
+            pods,
+            attachments: world.attachments_of(nic),
+            migrations,
+            moving,
+        }
     }
 
     /// The pod of the VM, and its node; or why there is none.
@@ -61,7 +70,13 @@ impl Known {
         if let Some((migration, _)) = &self.moving {
             let status = migration.status.as_ref();
             let arrived = status.is_some_and(|status| status.phase == MigrationPhase::Completing);
-            let end = status.and_then(|status| if arrived { status.target.clone() } else { status.source.clone() });
+            let end = status.and_then(|status| {
+                if arrived {
+                    status.target.clone()
+                } else {
+                    status.source.clone()
+                }
+            });
             if let Some(end) = end {
                 return Ok((end.pod, end.node_name, true));
             }
@@ -92,7 +107,12 @@ fn has_in_hands(migration: &QemuMigration, nic: &str) -> bool {
 impl NicReconciler {
     /// A reconciler that reads from `world`.
     pub fn new(client: Client, world: World, events: Events) -> Self {
-        Self { client, world, events, handed_out: Mutex::default() }
+        Self {
+            client,
+            world,
+            events,
+            handed_out: Mutex::default(),
+        }
     }
 
     async fn run(&self, nic: &VmHybridNic) -> Result<(), write::Error> {
@@ -111,7 +131,11 @@ impl NicReconciler {
         if deleting && known.moving.is_none() && known.attachments.is_empty() {
             self.handed_out().settle(nic);
             finalizers.retain(|finalizer| finalizer != NIC_FINALIZER);
-            return if guarded { write::finalizers(&api, nic, &finalizers).await } else { Ok(()) };
+            return if guarded {
+                write::finalizers(&api, nic, &finalizers).await
+            } else {
+                Ok(())
+            };
         }
 
         let (admission, mac) = self.admit(nic, known.network.as_deref());
@@ -125,12 +149,22 @@ impl NicReconciler {
         let recorded = nic.status.as_ref().and_then(|status| status.mac.as_deref());
         let mut obstacle = location.as_ref().err().cloned();
         // An address is used only once the status shows it: from then on nobody else gets it.
-        let usable = mac.as_deref().filter(|mac| recorded == Some(mac)).or(recorded.filter(|_| admission.is_err()));
+        let usable = mac
+            .as_deref()
+            .filter(|mac| recorded == Some(mac))
+            .or(recorded.filter(|_| admission.is_err()));
         if let Some(mac) = usable {
             let l2 = known.network.as_ref().map(|network| l2(network));
-            let wanted = Wanted { nic, mac, l2, existing: &known.attachments, place };
+            let wanted = Wanted {
+                nic,
+                mac,
+                l2,
+                existing: &known.attachments,
+                place,
+            };
             let specs = desired_attachments(&wanted);
-            self.apply(nic, &known.attachments, specs, &admission, &mut obstacle).await?;
+            self.apply(nic, &known.attachments, specs, &admission, &mut obstacle)
+                .await?;
         }
         if let Ok((pod, _, false)) = &location {
             let message = format!("the pod {} does not run yet", pod.name);
@@ -140,7 +174,11 @@ impl NicReconciler {
         let facts = Facts {
             nic,
             now: Timestamp::now(),
-            mac: mac.or_else(|| recorded.filter(|_| !known.attachments.is_empty()).map(ToOwned::to_owned)),
+            mac: mac.or_else(|| {
+                recorded
+                    .filter(|_| !known.attachments.is_empty())
+                    .map(ToOwned::to_owned)
+            }),
             admission,
             location: location.ok().map(|(pod, node, _)| (pod, node)),
             obstacle,
@@ -157,9 +195,18 @@ impl NicReconciler {
     }
 
     /// Whether the NIC may be, and its address.
-    fn admit(&self, nic: &VmHybridNic, network: Option<&HybridNetwork>) -> (Result<(), Refusal>, Option<String>) {
-        let namespace = self.world.namespaces.get("", &nic.namespace().unwrap_or_default());
-        let labels = namespace.map(|namespace| namespace.labels().clone()).unwrap_or_default();
+    fn admit(
+        &self,
+        nic: &VmHybridNic,
+        network: Option<&HybridNetwork>,
+    ) -> (Result<(), Refusal>, Option<String>) {
+        let namespace = self
+            .world
+            .namespaces
+            .get("", &nic.namespace().unwrap_or_default());
+        let labels = namespace
+            .map(|namespace| namespace.labels().clone())
+            .unwrap_or_default();
         let network = match admit::to_network(nic, network, &labels) {
             Ok(network) => network,
             Err(refusal) => return (Err(refusal), None),
@@ -167,8 +214,15 @@ impl NicReconciler {
         let range = match &network.spec.mac_range {
             Some(range) => mac::Range::parse(range).map_err(mac::Error::from),
             None => {
-                let cluster = self.world.namespaces.get("", "kube-system").and_then(|namespace| namespace.uid());
-                Ok(mac::Range::of_network(&cluster.unwrap_or_default(), &nic.spec.network))
+                let cluster = self
+                    .world
+                    .namespaces
+                    .get("", "kube-system")
+                    .and_then(|namespace| namespace.uid());
+                Ok(mac::Range::of_network(
+                    &cluster.unwrap_or_default(),
+                    &nic.spec.network,
+                ))
             }
         };
         let holders = |mac: mac::Mac| self.world.nics.by(&Key::Mac(mac.to_string()));
@@ -199,13 +253,19 @@ impl NicReconciler {
         admission: &Result<(), Refusal>,
         obstacle: &mut Option<Refusal>,
     ) -> Result<(), write::Error> {
-        let api: Api<NicAttachment> = Api::namespaced(self.client.clone(), &nic.namespace().unwrap_or_default());
-        let names: Vec<_> = specs.iter().map(|spec| attachment_name(&nic.name_any(), &spec.pod.uid)).collect();
+        let api: Api<NicAttachment> =
+            Api::namespaced(self.client.clone(), &nic.namespace().unwrap_or_default());
+        let names: Vec<_> = specs
+            .iter()
+            .map(|spec| attachment_name(&nic.name_any(), &spec.pod.uid))
+            .collect();
         for (spec, name) in specs.into_iter().zip(&names) {
             let found = existing.iter().find(|found| found.name_any() == *name);
             match found {
                 Some(found) if found.metadata.deletion_timestamp.is_some() || found.spec == spec => {}
-                Some(found) => write::object(&api, &document(nic, name, found.resource_version(), spec)).await?,
+                Some(found) => {
+                    write::object(&api, &document(nic, name, found.resource_version(), spec)).await?
+                }
                 None if spec.goal == Goal::Detached => {}
                 None => {
                     let node = self.world.hybrid_nodes.get("", &spec.node_name);
@@ -217,7 +277,10 @@ impl NicReconciler {
                 }
             }
         }
-        for attachment in existing.iter().filter(|existing| !names.contains(&existing.name_any())) {
+        for attachment in existing
+            .iter()
+            .filter(|existing| !names.contains(&existing.name_any()))
+        {
             self.retire(&api, nic, attachment).await?;
         }
         Ok(())
@@ -230,7 +293,10 @@ impl NicReconciler {
         nic: &VmHybridNic,
         attachment: &NicAttachment,
     ) -> Result<(), write::Error> {
-        let held = attachment.finalizers().iter().any(|finalizer| finalizer == ATTACHMENT_FINALIZER);
+        let held = attachment
+            .finalizers()
+            .iter()
+            .any(|finalizer| finalizer == ATTACHMENT_FINALIZER);
         let orphan = self.world.nodes.get("", &attachment.spec.node_name).is_none();
         let deleting = attachment.metadata.deletion_timestamp.is_some();
         let detached = attachment.spec.goal == Goal::Detached
@@ -250,7 +316,11 @@ impl NicReconciler {
         if attachment.spec.goal == Goal::Detached {
             return Ok(());
         }
-        let spec = NicAttachmentSpec { goal: Goal::Detached, migration: None, ..attachment.spec.clone() };
+        let spec = NicAttachmentSpec {
+            goal: Goal::Detached,
+            migration: None,
+            ..attachment.spec.clone()
+        };
         let version = attachment.resource_version();
         write::object(api, &document(nic, &attachment.name_any(), version, spec)).await
     }
@@ -266,7 +336,12 @@ impl Reconciler for NicReconciler {
 }
 
 /// An attachment as the operator applies it: all that it has to say of it.
-fn document(nic: &VmHybridNic, name: &str, version: Option<String>, spec: NicAttachmentSpec) -> NicAttachment {
+fn document(
+    nic: &VmHybridNic,
+    name: &str,
+    version: Option<String>,
+    spec: NicAttachmentSpec,
+) -> NicAttachment {
     let owner = OwnerReference {
         // The NIC's finalizer waits for its attachments; a garbage collector that did too could only get in the way.
         block_owner_deletion: None,
@@ -278,7 +353,11 @@ fn document(nic: &VmHybridNic, name: &str, version: Option<String>, spec: NicAtt
         namespace: nic.namespace(),
         resource_version: version,
         labels: Some(
-            [(NIC_LABEL.to_owned(), nic.name_any()), (VM_LABEL.to_owned(), attachment.spec.vm.clone())].into(),
+            [
+                (NIC_LABEL.to_owned(), nic.name_any()),
+                (VM_LABEL.to_owned(), attachment.spec.vm.clone()),
+            ]
+            .into(),
         ),
         owner_references: Some(vec![owner]),
         ..ObjectMeta::default()

@@ -38,7 +38,10 @@ pub struct Facts<'a> {
 impl Facts<'_> {
     fn attachment(&self) -> Option<&NicAttachment> {
         let (pod, _) = self.location.as_ref()?;
-        self.attachments.iter().find(|a| a.spec.pod.uid == pod.uid).map(AsRef::as_ref)
+        self.attachments
+            .iter()
+            .find(|a| a.spec.pod.uid == pod.uid)
+            .map(AsRef::as_ref)
     }
 
     fn deleting(&self) -> bool {
@@ -61,8 +64,17 @@ pub fn status(facts: &Facts<'_>) -> VmHybridNicStatus {
     status.guest = seen.guest;
     status.last_migration = last_migration(facts, status.last_migration.take());
     status.phase = phase(facts, attachment);
-    for condition in [accepted(facts), ready(facts, attachment), fast_path(facts, attachment)] {
-        conditions::set(&mut status.conditions, facts.nic.metadata.generation, facts.now, condition);
+    for condition in [
+        accepted(facts),
+        ready(facts, attachment),
+        fast_path(facts, attachment),
+    ] {
+        conditions::set(
+            &mut status.conditions,
+            facts.nic.metadata.generation,
+            facts.now,
+            condition,
+        );
     }
     status
 }
@@ -101,8 +113,13 @@ fn ready(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition 
 }
 
 fn fast_path(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
-    let on_vf = attachment.and_then(|a| a.status.as_ref()).is_some_and(|status| status.path == Path::FastPath);
-    match facts.moving.and_then(|migration| Some((migration, migration.status.as_ref()?))) {
+    let on_vf = attachment
+        .and_then(|a| a.status.as_ref())
+        .is_some_and(|status| status.path == Path::FastPath);
+    match facts
+        .moving
+        .and_then(|migration| Some((migration, migration.status.as_ref()?)))
+    {
         Some((migration, status)) if !on_vf => {
             let message = format!("the migration {} is at {:?}", migration.name_any(), status.phase);
             NewCondition::no(types::FAST_PATH, reasons::MIGRATING, message)
@@ -119,7 +136,12 @@ fn said(type_: &'static str, attachment: Option<&NicAttachment>) -> Option<NewCo
         "False" => Some(false),
         _ => None,
     };
-    Some(NewCondition { type_, status, reason: condition.reason.clone(), message: condition.message.clone() })
+    Some(NewCondition {
+        type_,
+        status,
+        reason: condition.reason.clone(),
+        message: condition.message.clone(),
+    })
 }
 
 fn absent(type_: &'static str, facts: &Facts<'_>) -> NewCondition {
@@ -129,7 +151,11 @@ fn absent(type_: &'static str, facts: &Facts<'_>) -> NewCondition {
     match facts.admission.as_ref().err().or(facts.obstacle.as_ref()) {
         Some(refusal) => NewCondition::no(type_, refusal.reason, &refusal.message),
         None => {
-            let node = facts.location.as_ref().map(|(_, node)| node.as_str()).unwrap_or_default();
+            let node = facts
+                .location
+                .as_ref()
+                .map(|(_, node)| node.as_str())
+                .unwrap_or_default();
             let message = format!("the agent of node {node} has not reported on the NIC yet");
             NewCondition::no(type_, reasons::AGENT_PENDING, message)
         }
@@ -140,11 +166,23 @@ fn absent(type_: &'static str, facts: &Facts<'_>) -> NewCondition {
 fn last_migration(facts: &Facts<'_>, known: Option<NicMigration>) -> Option<NicMigration> {
     let name = facts.nic.name_any();
     let begun = |m: &&Arc<QemuMigration>| {
-        m.status.as_ref().is_some_and(|status| status.started_at.is_some() && status.nics.contains(&name))
+        m.status
+            .as_ref()
+            .is_some_and(|status| status.started_at.is_some() && status.nics.contains(&name))
     };
-    let start = |m: &Arc<QemuMigration>| m.status.as_ref().and_then(|status| status.started_at.clone()).map(|at| at.0);
-    let Some(last) = facts.migrations.iter().filter(begun).max_by_key(|m| start(m)) else { return known };
-    let known_start = known.as_ref().and_then(|known| known.started_at.as_ref()).map(|at| at.0);
+    let start = |m: &Arc<QemuMigration>| {
+        m.status
+            .as_ref()
+            .and_then(|status| status.started_at.clone())
+            .map(|at| at.0)
+    };
+    let Some(last) = facts.migrations.iter().filter(begun).max_by_key(|m| start(m)) else {
+        return known;
+    };
+    let known_start = known
+        .as_ref()
+        .and_then(|known| known.started_at.as_ref())
+        .map(|at| at.0);
     if known_start > start(last) {
         return known;
     }
@@ -153,11 +191,17 @@ fn last_migration(facts: &Facts<'_>, known: Option<NicMigration>) -> Option<NicM
         end.as_ref().map(|end| end.node_name.clone()).unwrap_or_default()
     };
     let source = status.source.as_ref().map(|end| end.pod.uid.as_str());
-    let order = facts.attachments.iter().find(|a| Some(a.spec.pod.uid.as_str()) == source).and_then(|a| {
-        let status = a.status.as_ref()?;
-        status.unplug_order
-    });
-    let known_order = known.filter(|_| known_start == start(last)).and_then(|known| known.unplug_order);
+    let order = facts
+        .attachments
+        .iter()
+        .find(|a| Some(a.spec.pod.uid.as_str()) == source)
+        .and_then(|a| {
+            let status = a.status.as_ref()?;
+            status.unplug_order
+        });
+    let known_order = known
+        .filter(|_| known_start == start(last))
+        .and_then(|known| known.unplug_order);
     Some(NicMigration {
         name: last.name_any(),
         from: node(&status.source),
@@ -183,20 +227,32 @@ pub fn notes(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Vec<Note> {
         let node = new.node_name.as_deref().unwrap_or_default();
         match new.path {
             Path::FastPath => {
-                let vf = new.vf.as_ref().map(|vf| format!("{} of {}", vf.pci_address, vf.pf)).unwrap_or_default();
-                notes.push(Note::normal(reasons::VF_ACTIVE, format!("the VF {vf} on {node} carries the traffic")));
+                let vf = new
+                    .vf
+                    .as_ref()
+                    .map(|vf| format!("{} of {}", vf.pci_address, vf.pf))
+                    .unwrap_or_default();
+                notes.push(Note::normal(
+                    reasons::VF_ACTIVE,
+                    format!("the VF {vf} on {node} carries the traffic"),
+                ));
             }
             Path::Standby => {
                 let why = conditions::find(&new.conditions, types::FAST_PATH);
                 let reason = why.map_or(reasons::FAILED, |why| why.reason.as_str());
                 let message = why.map(|why| format!(": {}", why.message)).unwrap_or_default();
-                notes.push(Note::normal(reason, format!("the standby on {node} carries the traffic{message}")));
+                notes.push(Note::normal(
+                    reason,
+                    format!("the standby on {node} carries the traffic{message}"),
+                ));
             }
             Path::None => notes.push(Note::normal(reasons::DETACHED, "the NIC carries no traffic")),
         }
     }
     for type_ in [types::ACCEPTED, types::READY] {
-        let Some(now) = conditions::find(&new.conditions, type_) else { continue };
+        let Some(now) = conditions::find(&new.conditions, type_) else {
+            continue;
+        };
         let before = conditions::find(&old.conditions, type_).map(|before| before.reason.as_str());
         let told = notes.iter().any(|note| note.reason == now.reason);
         if now.status == "False" && !is_quiet(&now.reason) && before != Some(now.reason.as_str()) && !told {

@@ -1,0 +1,256 @@
+//! A migration against a world that does what it likes: QEMUs that fail at any moment, agents whose reports come late, in
+//! any order, a user who cancels. What must hold in all of them is the one invariant: no VF at the source while the VM may
+//! run at the target; and when all has been said, the migration ends.
+
+use super::*;
+
+/// The truth, of which the operator sees only reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Idle,
+    Sending,
+    HandedOver,
+    Cancelled,
+    Failed,
+    Gone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Idle,
+    Listening,
+    Receiving,
+    Running,
+    Dead,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Operator,
+    Nics,
+    SourceAgent,
+    TargetAgent,
+    Advance,
+    SourceFails,
+    SourceEnds,
+    TargetEnds,
+    Cancel,
+    Late,
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        6 => Just(Event::Operator),
+        6 => Just(Event::Nics),
+        6 => Just(Event::SourceAgent),
+        6 => Just(Event::TargetAgent),
+        5 => Just(Event::Advance),
+        1 => Just(Event::SourceFails),
+        1 => Just(Event::SourceEnds),
+        1 => Just(Event::TargetEnds),
+        1 => Just(Event::Cancel),
+        1 => Just(Event::Late),
+    ];
+    proptest::collection::vec(event, 0..120)
+}
+
+struct Sim {
+    scene: Scene,
+    source: Source,
+    target: Target,
+}
+
+impl Sim {
+    fn new() -> Self {
+        Self {
+            scene: Scene::new(),
+            source: Source::Idle,
+            target: Target::Idle,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Operator => {
+                self.scene.step();
+            }
+            Event::Nics => self.scene.apply(),
+            Event::SourceAgent => self.source_agent(),
+            Event::TargetAgent => self.target_agent(),
+            Event::Advance => self.advance(),
+            Event::SourceFails if self.source == Source::Sending => self.source = Source::Failed,
+            Event::SourceEnds => {
+                self.source = Source::Gone;
+                self.scene.end_pod(0);
+            }
+            Event::TargetEnds => {
+                self.target = Target::Dead;
+                self.scene.end_pod(1);
+            }
+            Event::Cancel => self.scene.delete(),
+            Event::Late => self.scene.second += 200,
+            Event::SourceFails => {}
+        }
+        self.check();
+    }
+
+    /// The QEMUs among themselves.
+    fn advance(&mut self) {
+        (self.source, self.target) = match (self.source, self.target) {
+            (Source::Sending, Target::Listening) => (Source::Sending, Target::Receiving),
+            (Source::Sending, Target::Receiving) => (Source::HandedOver, Target::Receiving),
+            (Source::HandedOver, Target::Receiving) => (Source::HandedOver, Target::Running),
+            // The stream has broken off.
+            (Source::Sending, Target::Dead) => (Source::Failed, Target::Dead),
+            (Source::Cancelled | Source::Failed | Source::Gone, Target::Receiving) => {
+                (self.source, Target::Dead)
+            }
+            same => same,
+        };
+    }
+
+    fn source_agent(&mut self) {
+        let Some(attachment) = self.scene.source.as_mut() else {
+            return;
+        };
+        let order = attachment.spec.migration.clone();
+        match order.as_ref().map(|order| order.step) {
+            Some(MigrationStep::Transfer) if self.source == Source::Idle => {
+                if attachment.spec.migration.as_ref().unwrap().target_uri.is_some() {
+                    self.source = Source::Sending;
+                }
+            }
+            Some(MigrationStep::Cancel) if matches!(self.source, Source::Idle | Source::Sending) => {
+                self.source = Source::Cancelled;
+            }
+            Some(MigrationStep::Resume) if matches!(self.source, Source::HandedOver | Source::Failed) => {
+                assert_ne!(self.target, Target::Running, "two of the same VM");
+                self.source = Source::Cancelled;
+            }
+            _ => {}
+        }
+        let state = match (attachment.spec.goal, self.source) {
+            (Goal::FastPath, Source::Idle | Source::Cancelled | Source::Failed) => AttachmentState::FastPath,
+            (Goal::Standby, Source::Idle | Source::Sending | Source::Cancelled | Source::Failed) => {
+                AttachmentState::Standby
+            }
+            (Goal::Detached, _) => AttachmentState::Detached,
+            _ => AttachmentState::Pending,
+        };
+        observe(attachment, state);
+        let word = match self.source {
+            Source::Idle => return,
+            Source::Sending => MigrationState::Active,
+            Source::HandedOver => MigrationState::Completed,
+            Source::Cancelled => MigrationState::Cancelled,
+            Source::Failed => MigrationState::Failed,
+            Source::Gone => MigrationState::Lost,
+        };
+        if order.is_some() {
+            report(attachment, word);
+        }
+    }
+
+    fn target_agent(&mut self) {
+        let Some(attachment) = self.scene.target.as_mut() else {
+            return;
+        };
+        let listen = attachment
+            .spec
+            .migration
+            .as_ref()
+            .is_some_and(|order| order.step == MigrationStep::Listen);
+        if attachment.spec.goal == Goal::Detached && self.target != Target::Running {
+            // Incoming QEMUs are ended before their devices are taken.
+            self.target = Target::Dead;
+        } else if listen && self.target == Target::Idle {
+            self.target = Target::Listening;
+        }
+        let state = match (attachment.spec.goal, self.target) {
+            (Goal::Detached, Target::Dead) => AttachmentState::Detached,
+            (Goal::FastPath, Target::Running) => AttachmentState::FastPath,
+            _ => AttachmentState::Reserved,
+        };
+        observe(attachment, state);
+        let word = match self.target {
+            Target::Idle => return,
+            Target::Listening => MigrationState::Listening,
+            Target::Receiving => MigrationState::Active,
+            Target::Running => MigrationState::Completed,
+            Target::Dead => MigrationState::Lost,
+        };
+        if listen {
+            report(attachment, word);
+        }
+    }
+
+    /// Holds after every event, also between a decision and its effect.
+    fn check(&self) {
+        let fast =
+            |end: &Option<NicAttachment>| end.as_ref().is_some_and(|end| end.spec.goal == Goal::FastPath);
+        let may_run = matches!(self.target, Target::Running)
+            || self.target == Target::Receiving && self.source == Source::HandedOver;
+        if may_run {
+            assert!(
+                !fast(&self.scene.source),
+                "source {:?}, target {:?}: {:?}",
+                self.source,
+                self.target,
+                self.scene.wishes()
+            );
+            for spec in self.scene.specs().iter().filter(|spec| spec.pod.uid == "a-uid") {
+                assert_ne!(
+                    spec.goal,
+                    Goal::FastPath,
+                    "to be applied: {:?}",
+                    self.scene.status()
+                );
+            }
+        }
+    }
+
+    /// All that is under way comes to its end.
+    fn settle(&mut self) {
+        for _ in 0..40 {
+            for event in [
+                Event::Operator,
+                Event::Nics,
+                Event::SourceAgent,
+                Event::TargetAgent,
+                Event::Advance,
+            ] {
+                self.handle(event);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_vm_never_has_a_vf_at_an_end_where_it_may_not_run(events in events()) {
+        let mut sim = Sim::new();
+        for event in events {
+            sim.handle(event);
+        }
+        // A user who waits long enough, or gives up.
+        sim.settle();
+        sim.scene.second += 1000;
+        sim.settle();
+        let began = sim.scene.status().target.is_some();
+        if began {
+            prop_assert!(sim.scene.phase().is_final(), "{:?}: {:?} {:?}", sim.scene.status(), sim.source, sim.target);
+        }
+        match sim.scene.phase() {
+            MigrationPhase::Succeeded => prop_assert!(sim.source != Source::Idle),
+            MigrationPhase::Failed | MigrationPhase::Cancelled if began => {
+                prop_assert_ne!(sim.target, Target::Running);
+                if sim.source != Source::Gone {
+                    prop_assert_eq!(handover::state(sim.scene.source.as_ref().unwrap()), AttachmentState::FastPath);
+                }
+            }
+            _ => {}
+        }
+    }
+}
