@@ -15,6 +15,9 @@ hash=$( (basename "$source_tar"; stat -Lc %s "$source_tar"; cat "$here/kernel.co
 out=$cache/kernel-$hash
 if [ "${1:-}" = --path ]; then echo "$out/vmlinux"; exit 0; fi
 
+# Before the lock: another configuration may be building for minutes.
+if [ -f "$out/vmlinux" ]; then echo "$out/vmlinux"; exit 0; fi
+
 mkdir -p "$cache"
 exec 9>"$cache/kernel.lock"
 flock 9

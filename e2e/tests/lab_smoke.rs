@@ -24,7 +24,8 @@ async fn two_nodes_and_a_guest_with_a_hybrid_nic() {
     }
     // The first start builds kernels; from then on it is minutes at most.
     let lab = Lab::start(options).await.unwrap();
-    timeout(Duration::from_mins(3), smoke(&lab))
+    let all = async { tokio::join!(smoke(&lab), a_guest_that_keeps_its_vf(&lab.nodes()[1])) };
+    timeout(Duration::from_mins(3), all)
         .await
         .expect("it takes less than three minutes");
 }
