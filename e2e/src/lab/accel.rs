@@ -20,7 +20,7 @@ const FIRST_LINE_DEADLINE: Duration = Duration::from_secs(5);
 /// What runs a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {
-    /// The machine's KVM, which can nest.
+    /// The machine's KVM, an AMD one that can nest.
     Kvm,
     /// Emulation with one thread to a processor; guests run on emulated SVM.
     Tcg,
@@ -47,11 +47,10 @@ impl Accel {
     }
 }
 
+/// Nodes have kvm_amd only: on emulated SVM, and on AMD's processors.
 fn nesting_is_on() -> bool {
-    ["kvm_intel", "kvm_amd"].iter().any(|module| {
-        fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
-            .is_ok_and(|value| matches!(value.trim(), "1" | "Y"))
-    })
+    fs::read_to_string("/sys/module/kvm_amd/parameters/nested")
+        .is_ok_and(|value| matches!(value.trim(), "1" | "Y"))
 }
 
 fn kernel_starts(images: &Images, netns: &File) -> io::Result<bool> {
