@@ -133,7 +133,7 @@ impl<K: Object> Feed<K> {
             match event {
                 Ok(event) => self.apply(&event, &changed),
                 Err(error) => {
-                    tracing::warn!(kind = %K::kind(&()), %error, "the watch broke; it is taken up again")
+                    tracing::warn!(kind = %K::kind(&()), %error, "the watch broke; it is taken up again");
                 }
             }
         }

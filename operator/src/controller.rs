@@ -24,9 +24,9 @@ const AFTER_CONFLICT: Duration = Duration::from_secs(1);
 /// The pause after an object's first failure; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause after failures.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Every object is looked at this often though nothing has changed, should a trigger be missing.
-const SAFETY_NET: Duration = Duration::from_secs(15 * 60);
+const SAFETY_NET: Duration = Duration::from_mins(15);
 
 /// Makes one kind of objects true.
 pub trait Reconciler: Send + Sync + 'static {

@@ -82,7 +82,7 @@ impl Events {
             match tokio::time::timeout(DEADLINE, self.0.publish(&event, &reference)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, reason = event.reason, "an event was not published")
+                    tracing::debug!(%error, reason = event.reason, "an event was not published");
                 }
                 Err(_) => tracing::debug!(reason = event.reason, "an event was not published: no answer"),
             }

@@ -24,6 +24,8 @@ use crate::pods;
 
 /// What both ends of a migration say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+// Each is a thing of its own that is seen or not.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Ends {
     /// Whether the transfer may have been ordered.
     pub begun: bool,

@@ -21,6 +21,7 @@ mod nic;
 mod node;
 mod options;
 mod pods;
+mod routes;
 mod select;
 #[cfg(test)]
 mod testing;
@@ -41,11 +42,12 @@ pub use options::Options;
 
 use events::Events;
 use migration::MigrationReconciler;
-use migration::step::Deadlines;
+use migration::view::Deadlines;
 use network::NetworkReconciler;
 use nic::NicReconciler;
 use node::NodeReconciler;
-use world::{AllRequests, Queues, World};
+use routes::{AllRequests, Queues};
+use world::World;
 
 /// Reconciles at once of the kinds of which there are many.
 const MANY: u16 = 16;
@@ -114,10 +116,10 @@ async fn lead(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let (world, feeds) = World::new();
-    let (queues, requests) = world::queues();
+    let (queues, requests) = routes::queues();
     let queues = Arc::new(queues);
     let mut watches = JoinSet::new();
-    for task in feeds.tasks(client, &world, &queues) {
+    for task in routes::tasks(feeds, client, &world, &queues) {
         watches.spawn(task);
     }
     tokio::select! {

@@ -51,8 +51,8 @@ impl FromStr for Mac {
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [_, _, a, b, c, d, e, g] = self.0.to_be_bytes();
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        let [_, _, bytes @ ..] = self.0.to_be_bytes();
+        write!(f, "{}", bytes.map(|byte| format!("{byte:02x}")).join(":"))
     }
 }
 
@@ -93,7 +93,7 @@ impl Range {
             let mac = self.first + (start + step) % length;
             if mac & GROUP != 0 {
                 // No unicast address before the next first byte.
-                step += ((mac >> 40) + 1 << 40).min(self.last + 1) - mac;
+                step += (((mac >> 40) + 1) << 40).min(self.last + 1) - mac;
             } else if mac == 0 || taken(Mac(mac)) {
                 step += 1;
             } else {
@@ -161,26 +161,20 @@ pub fn assign(
             .map(|(mac, _)| *mac)
     });
     let requested = nic.spec.mac.as_deref().map(str::parse::<Mac>).transpose()?;
-    let mac = match requested.or(had) {
-        Some(mac) => {
-            let rank = |nic: &VmHybridNic| rank(nic, mac, handed_out);
-            let others = holders(mac).into_iter().filter(|other| {
-                other.spec.network == nic.spec.network && other.uid() != nic.uid() && rank(other) < rank(nic)
-            });
-            if let Some(other) = others.min_by_key(|other| rank(other)) {
-                let owner = format!("{}/{}", other.namespace().unwrap_or_default(), other.name_any());
-                return Err(Error::Conflict { mac, owner });
-            }
-            mac
+    let mac = if let Some(mac) = requested.or(had) {
+        let rank = |nic: &VmHybridNic| rank(nic, mac, handed_out);
+        let others = holders(mac).into_iter().filter(|other| {
+            other.spec.network == nic.spec.network && other.uid() != nic.uid() && rank(other) < rank(nic)
+        });
+        if let Some(other) = others.min_by_key(|other| rank(other)) {
+            let owner = format!("{}/{}", other.namespace().unwrap_or_default(), other.name_any());
+            return Err(Error::Conflict { mac, owner });
         }
-        None => {
-            let seed = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
-            range
-                .pick(&seed, |mac| {
-                    handed_out.0.contains_key(&mac) || !holders(mac).is_empty()
-                })
-                .ok_or(Error::Exhausted)?
-        }
+        mac
+    } else {
+        let seed = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
+        let taken = |mac| handed_out.0.contains_key(&mac) || !holders(mac).is_empty();
+        range.pick(&seed, taken).ok_or(Error::Exhausted)?
     };
     if in_status(nic) == Some(mac) {
         handed_out.settle(nic);

@@ -53,7 +53,13 @@ fn addresses_parse_and_print() {
 #[test]
 fn a_requested_address_is_given_in_lower_case() {
     let me = nic_at("me", 5, Some("02:00:00:00:00:0A"), None);
-    let mac = assign(&me, range(), holders(&[me.clone()]), &mut HandedOut::default()).unwrap();
+    let mac = assign(
+        &me,
+        range(),
+        holders(std::slice::from_ref(&me)),
+        &mut HandedOut::default(),
+    )
+    .unwrap();
     assert_eq!(mac.to_string(), A);
 }
 
@@ -118,7 +124,13 @@ fn another_network_may_use_the_same_address() {
 fn what_was_handed_out_is_taken_though_the_cache_does_not_show_it() {
     let (first, me) = (nic_at("first", 9, Some(A), None), nic_at("me", 5, Some(A), None));
     let mut handed_out = HandedOut::default();
-    assign(&first, range(), holders(&[first.clone()]), &mut handed_out).unwrap();
+    assign(
+        &first,
+        range(),
+        holders(std::slice::from_ref(&first)),
+        &mut handed_out,
+    )
+    .unwrap();
     // The older one comes to be known only now; the address is live already.
     let got = assign(
         &me,
@@ -143,7 +155,13 @@ fn a_generated_address_stays_and_comes_again() {
     );
     let shown = nic_at("me", 5, None, Some(&mac.to_string()));
     assert_eq!(
-        assign(&shown, range(), holders(&[shown.clone()]), &mut handed_out).unwrap(),
+        assign(
+            &shown,
+            range(),
+            holders(std::slice::from_ref(&shown)),
+            &mut handed_out
+        )
+        .unwrap(),
         mac
     );
     assert!(handed_out.0.is_empty());
@@ -235,7 +253,7 @@ proptest! {
     fn no_two_nics_of_a_network_own_one_address(
         asks in proptest::collection::vec((0_i64..4, proptest::option::of(0_u64..3), proptest::option::of(0_u64..3)), 1..7),
     ) {
-        let mac = |n: Option<u64>| n.map(|n| Mac(0x02_0000_0000_00 | n).to_string());
+        let mac = |n: Option<u64>| n.map(|n| Mac(0x0200_0000_0000 | n).to_string());
         let nics: Vec<_> = asks.iter().enumerate()
             .map(|(n, (second, asks, has))| {
                 // A status holds what the spec asks for, or a generated address.

@@ -204,11 +204,12 @@ fn ready(
 
 fn listed(names: impl ExactSizeIterator<Item = String>) -> String {
     let more = names.len().saturating_sub(NAMED);
-    let mut text = names.take(NAMED).collect::<Vec<_>>().join(", ");
+    let text = names.take(NAMED).collect::<Vec<_>>().join(", ");
     if more > 0 {
-        text.push_str(&format!(" and {more} more"));
+        format!("{text} and {more} more")
+    } else {
+        text
     }
-    text
 }
 
 fn notes(old: &HybridNetworkStatus, new: &HybridNetworkStatus) -> Vec<Note> {

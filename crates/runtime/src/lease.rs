@@ -242,7 +242,7 @@ impl Leadership {
         match timeout(REQUEST_DEADLINE, write).await {
             Ok(Ok(_)) => tracing::info!("the lease is released"),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the lease could not be released; it runs out by itself")
+                tracing::warn!(%error, "the lease could not be released; it runs out by itself");
             }
             Err(_) => tracing::warn!("the lease could not be released in time; it runs out by itself"),
         }

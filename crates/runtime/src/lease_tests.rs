@@ -70,7 +70,7 @@ async fn answer(
     method: &str,
     answer: Result<Lease, StatusCode>,
 ) -> Option<Lease> {
-    let (request, send) = handle.next_request().await.unwrap();
+    let (request, reply) = handle.next_request().await.unwrap();
     assert_eq!(request.method(), method);
     let sent = request.into_body().collect_bytes().await.unwrap().to_vec();
     let (code, text) = match answer {
@@ -81,7 +81,7 @@ async fn answer(
             (code, serde_json::to_vec(&status).unwrap())
         }
     };
-    send.send_response(Response::builder().status(code).body(Body::from(text)).unwrap());
+    reply.send_response(Response::builder().status(code).body(Body::from(text)).unwrap());
     serde_json::from_slice(&sent).ok()
 }
 

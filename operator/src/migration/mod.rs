@@ -1,6 +1,12 @@
 //! `QemuMigration`: drives the phase; what each NIC does in it is the NICs' business.
 
+mod record;
+#[cfg(test)]
+mod scene;
+#[cfg(test)]
+mod simulation_tests;
 pub mod step;
+pub mod view;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +23,8 @@ use crate::handover::Ends;
 use crate::nic::admit;
 use crate::world::World;
 use crate::write;
-use step::{Deadlines, NicView, View, step};
+use step::step;
+use view::{Deadlines, NicView, View};
 
 /// Reconciles migrations. The only writer of their status.
 pub struct MigrationReconciler {

@@ -2,7 +2,14 @@
 //! any order, a user who cancels. What must hold in all of them is the one invariant: no VF at the source while the VM may
 //! run at the target; and when all has been said, the migration ends.
 
-use super::*;
+use hybridnic_api::v1alpha1::{
+    AttachmentState, Goal, MigrationPhase, MigrationState, MigrationStep, NicAttachment,
+};
+use proptest::prelude::*;
+
+use crate::handover;
+use crate::migration::scene::Scene;
+use crate::testing::{observe, report};
 
 /// The truth, of which the operator sees only reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,10 +122,10 @@ impl Sim {
         };
         let order = attachment.spec.migration.clone();
         match order.as_ref().map(|order| order.step) {
-            Some(MigrationStep::Transfer) if self.source == Source::Idle => {
-                if attachment.spec.migration.as_ref().unwrap().target_uri.is_some() {
-                    self.source = Source::Sending;
-                }
+            Some(MigrationStep::Transfer)
+                if self.source == Source::Idle && order.as_ref().unwrap().target_uri.is_some() =>
+            {
+                self.source = Source::Sending;
             }
             Some(MigrationStep::Cancel) if matches!(self.source, Source::Idle | Source::Sending) => {
                 self.source = Source::Cancelled;

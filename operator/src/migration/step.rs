@@ -8,59 +8,23 @@
 //! ```
 //! The phase is all that is decided here. What it means for each NIC is in [`crate::nic::desired`].
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use hybridnic_api::conditions::{self, NewCondition, reasons, types};
+use hybridnic_api::conditions::reasons;
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, MigrationEnd, MigrationFailure, MigrationPhase, MigrationPhaseTime,
-    MigrationState, MigrationStep, NicAttachment, NoFreeVf, ObjectRef, QemuMigration, QemuMigrationStatus,
-    VmHybridNic,
+    AttachmentState, Goal, MigrationEnd, MigrationPhase, MigrationReport, MigrationState, MigrationStep,
+    NoFreeVf, QemuMigrationStatus,
 };
-use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt;
 
+use super::record::{Next, apply, explain, fail, micro, roll_back, since, wait};
+use super::view::{
+    NicView, View, after, attachment, deleting, is_attached, is_back, is_current, lacks_vf, node,
+    ready_reason, source_of, target_of, why,
+};
 use crate::handover::{self, Ends, Rollback};
 use crate::pods;
-
-/// How long the steps may take that wait for an agent.
-#[derive(Clone, Copy, Debug)]
-pub struct Deadlines {
-    /// For the target to listen.
-    pub prepare: Duration,
-    /// For the source's VFs to leave the guest. The agent's own deadline for the guest is shorter.
-    pub switch: Duration,
-}
-
-/// All that decides about a migration.
-pub struct View<'a> {
-    /// The time.
-    pub now: Timestamp,
-    /// The migration.
-    pub migration: &'a QemuMigration,
-    /// Another migration that has the VM, or has the right to it.
-    pub blocked_by: Option<String>,
-    /// The VM's NICs; once the migration has begun, those that take part.
-    pub nics: Vec<NicView>,
-    /// The VM's pods.
-    pub pods: &'a [Arc<Pod>],
-    /// What both ends say; none before they are chosen.
-    pub ends: Option<Ends>,
-    /// How long to wait.
-    pub deadlines: Deadlines,
-}
-
-/// A NIC of the VM.
-pub struct NicView {
-    /// The NIC.
-    pub nic: Arc<VmHybridNic>,
-    /// Its attachments.
-    pub attachments: Vec<Arc<NicAttachment>>,
-    /// Why the target's node cannot take it.
-    pub target_refusal: Option<String>,
-}
 
 /// What to do now.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,36 +33,6 @@ pub struct Step {
     pub status: QemuMigrationStatus,
     /// When to look again though nothing has changed.
     pub again: Option<Duration>,
-}
-
-/// Why a migration stays where it is, or where it goes.
-enum Next {
-    Wait {
-        reason: &'static str,
-        message: String,
-        again: Option<Duration>,
-    },
-    Go(MigrationPhase),
-    RollBack {
-        reason: &'static str,
-        message: String,
-    },
-    Finish,
-}
-
-fn wait(reason: &'static str, message: impl Into<String>) -> Next {
-    Next::Wait {
-        reason,
-        message: message.into(),
-        again: None,
-    }
-}
-
-fn roll_back(reason: &'static str, message: impl Into<String>) -> Next {
-    Next::RollBack {
-        reason,
-        message: message.into(),
-    }
 }
 
 /// The status that follows from what is seen. Applied to its own result with nothing else changed, it changes nothing.
@@ -125,140 +59,6 @@ pub fn step(view: &View<'_>) -> Step {
     }
     let again = apply(view, &mut status, next);
     Step { status, again }
-}
-
-fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> Option<Duration> {
-    match next {
-        Next::Wait {
-            reason,
-            message,
-            again,
-        } => {
-            let condition = match &status.failure {
-                Some(failure) => NewCondition::unknown(types::SUCCEEDED, &failure.reason, &failure.message),
-                None => NewCondition::unknown(types::SUCCEEDED, reason, message),
-            };
-            set(view, status, condition);
-            return again;
-        }
-        Next::Go(phase) => {
-            if phase == MigrationPhase::Completing {
-                // A rollback that came too late.
-                status.failure = None;
-            }
-            enter(view, status, phase);
-            set(
-                view,
-                status,
-                NewCondition::unknown(types::SUCCEEDED, reasons::MIGRATING, explain(phase)),
-            );
-        }
-        Next::RollBack { reason, message } => {
-            let condition = NewCondition::unknown(types::SUCCEEDED, reason, &message);
-            status.failure = Some(MigrationFailure {
-                reason: reason.to_owned(),
-                message,
-            });
-            enter(view, status, MigrationPhase::RollingBack);
-            set(view, status, condition);
-        }
-        Next::Finish => finish(view, status),
-    }
-    // The change of the status comes back here.
-    None
-}
-
-fn explain(phase: MigrationPhase) -> &'static str {
-    match phase {
-        MigrationPhase::PreparingTarget => "the target gets its standbys and reserves VFs",
-        MigrationPhase::SwitchingToStandby => "the VFs leave the guest; its standbys carry the traffic",
-        MigrationPhase::Transferring => "QEMU sends the VM",
-        MigrationPhase::Completing => "the VM runs at the target; the source is cleaned up",
-        _ => "",
-    }
-}
-
-fn set(view: &View<'_>, status: &mut QemuMigrationStatus, condition: NewCondition) {
-    conditions::set(
-        &mut status.conditions,
-        view.migration.metadata.generation,
-        view.now,
-        condition,
-    );
-}
-
-/// Microseconds are what the API keeps; with more, a status would never equal what was read back.
-fn micro(now: Timestamp) -> MicroTime {
-    MicroTime(Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now))
-}
-
-fn since(then: &MicroTime, now: Timestamp) -> SignedDuration {
-    now.duration_since(then.0).max(SignedDuration::ZERO)
-}
-
-fn milliseconds(then: &MicroTime, now: Timestamp) -> i64 {
-    i64::try_from(since(then, now).as_millis()).unwrap_or(i64::MAX)
-}
-
-fn enter(view: &View<'_>, status: &mut QemuMigrationStatus, phase: MigrationPhase) {
-    close(view, status);
-    status.phase = phase;
-    if !phase.is_final() {
-        let started_at = micro(view.now);
-        status.phases.push(MigrationPhaseTime {
-            name: handover::phase_name(phase),
-            started_at,
-            ms: None,
-        });
-    }
-}
-
-fn close(view: &View<'_>, status: &mut QemuMigrationStatus) {
-    if let Some(last) = status.phases.last_mut().filter(|last| last.ms.is_none()) {
-        last.ms = Some(milliseconds(&last.started_at, view.now));
-    }
-}
-
-fn finish(view: &View<'_>, status: &mut QemuMigrationStatus) {
-    let (phase, condition) = match &status.failure {
-        None => {
-            let to = status
-                .target
-                .as_ref()
-                .map(|end| end.node_name.as_str())
-                .unwrap_or_default();
-            let message = format!("the VM runs on {to}");
-            (
-                MigrationPhase::Succeeded,
-                NewCondition::yes(types::SUCCEEDED, reasons::COMPLETED, message),
-            )
-        }
-        Some(MigrationFailure { reason, message }) => {
-            let cancelled = reason == reasons::CANCELLED;
-            let phase = if cancelled {
-                MigrationPhase::Cancelled
-            } else {
-                MigrationPhase::Failed
-            };
-            (phase, NewCondition::no(types::SUCCEEDED, reason, message))
-        }
-    };
-    enter(view, status, phase);
-    status.finished_at = Some(micro(view.now));
-    status.total_ms = status.started_at.as_ref().map(|at| milliseconds(at, view.now));
-    set(view, status, condition);
-}
-
-fn fail(status: &mut QemuMigrationStatus, reason: &str, message: impl Into<String>) -> Next {
-    status.failure = Some(MigrationFailure {
-        reason: reason.to_owned(),
-        message: message.into(),
-    });
-    Next::Finish
-}
-
-fn deleting(view: &View<'_>) -> bool {
-    view.migration.metadata.deletion_timestamp.is_some()
 }
 
 const CANCELLED: &str = "the migration was deleted; the VM runs on at its source";
@@ -547,96 +347,10 @@ fn until(
     }
 }
 
-fn error_of(report: Option<&hybridnic_api::v1alpha1::MigrationReport>) -> String {
+fn error_of(report: Option<&MigrationReport>) -> String {
     match report.and_then(|report| report.error.as_deref()) {
         Some(error) => format!(" has failed: {error}"),
         None => " has ended or failed".to_owned(),
-    }
-}
-
-fn node(status: &QemuMigrationStatus) -> &str {
-    status
-        .target
-        .as_ref()
-        .map(|end| end.node_name.as_str())
-        .unwrap_or_default()
-}
-
-fn attachment<'a>(nic: &'a NicView, pod: &ObjectRef) -> Option<&'a NicAttachment> {
-    nic.attachments
-        .iter()
-        .find(|a| a.spec.pod.uid == pod.uid)
-        .map(AsRef::as_ref)
-}
-
-fn source_of<'a>(nic: &'a NicView, status: &QemuMigrationStatus) -> Option<&'a NicAttachment> {
-    attachment(nic, &status.source.as_ref()?.pod)
-}
-
-fn target_of<'a>(nic: &'a NicView, status: &QemuMigrationStatus) -> Option<&'a NicAttachment> {
-    attachment(nic, &status.target.as_ref()?.pod)
-}
-
-fn is_attached(attachment: &NicAttachment) -> bool {
-    matches!(
-        handover::state(attachment),
-        AttachmentState::FastPath | AttachmentState::Standby
-    )
-}
-
-/// Whether the agent's word is about the spec as it is now.
-fn is_current(attachment: &NicAttachment) -> bool {
-    let observed = attachment
-        .status
-        .as_ref()
-        .and_then(|status| status.observed_generation);
-    observed.is_some() && observed == attachment.metadata.generation
-}
-
-fn is_back(attachment: &NicAttachment) -> bool {
-    let moving = [
-        reasons::PROGRESSING,
-        reasons::AGENT_PENDING,
-        reasons::MIGRATING,
-        reasons::GUEST_KEEPS_VF,
-    ];
-    attachment.spec.goal == Goal::FastPath
-        && is_current(attachment)
-        && match handover::state(attachment) {
-            AttachmentState::FastPath => true,
-            AttachmentState::Standby => {
-                ready_reason(attachment).is_some_and(|reason| !moving.contains(&reason))
-            }
-            _ => false,
-        }
-}
-
-fn ready_reason(attachment: &NicAttachment) -> Option<&str> {
-    let status = attachment.status.as_ref()?;
-    conditions::find(&status.conditions, types::READY).map(|condition| condition.reason.as_str())
-}
-
-fn lacks_vf(attachment: &NicAttachment) -> bool {
-    let reason = |type_| {
-        let condition = conditions::find(&attachment.status.as_ref()?.conditions, type_)?;
-        Some(condition.status != "True" && condition.reason == reasons::NO_FREE_VF)
-    };
-    [types::READY, types::FAST_PATH]
-        .into_iter()
-        .any(|type_| reason(type_) == Some(true))
-}
-
-/// Why an attachment is not where it should be, in the agent's words.
-fn why(attachment: &NicAttachment) -> Option<String> {
-    let condition = conditions::find(&attachment.status.as_ref()?.conditions, types::READY)?;
-    (condition.status != "True").then(|| format!("{}: {}", condition.reason, condition.message))
-}
-
-fn after(why: &str) -> String {
-    if why.is_empty() {
-        String::new()
-    } else {
-        format!(" ({why})")
     }
 }
 

@@ -152,7 +152,7 @@ impl NicReconciler {
         let usable = mac
             .as_deref()
             .filter(|mac| recorded == Some(mac))
-            .or(recorded.filter(|_| admission.is_err()));
+            .or_else(|| recorded.filter(|_| admission.is_err()));
         if let Some(mac) = usable {
             let l2 = known.network.as_ref().map(|network| l2(network));
             let wanted = Wanted {
@@ -211,19 +211,18 @@ impl NicReconciler {
             Ok(network) => network,
             Err(refusal) => return (Err(refusal), None),
         };
-        let range = match &network.spec.mac_range {
-            Some(range) => mac::Range::parse(range).map_err(mac::Error::from),
-            None => {
-                let cluster = self
-                    .world
-                    .namespaces
-                    .get("", "kube-system")
-                    .and_then(|namespace| namespace.uid());
-                Ok(mac::Range::of_network(
-                    &cluster.unwrap_or_default(),
-                    &nic.spec.network,
-                ))
-            }
+        let range = if let Some(range) = &network.spec.mac_range {
+            mac::Range::parse(range).map_err(mac::Error::from)
+        } else {
+            let cluster = self
+                .world
+                .namespaces
+                .get("", "kube-system")
+                .and_then(|namespace| namespace.uid());
+            Ok(mac::Range::of_network(
+                &cluster.unwrap_or_default(),
+                &nic.spec.network,
+            ))
         };
         let holders = |mac: mac::Mac| self.world.nics.by(&Key::Mac(mac.to_string()));
         match range.and_then(|range| mac::assign(nic, range, holders, &mut self.handed_out())) {
@@ -264,7 +263,7 @@ impl NicReconciler {
             match found {
                 Some(found) if found.metadata.deletion_timestamp.is_some() || found.spec == spec => {}
                 Some(found) => {
-                    write::object(&api, &document(nic, name, found.resource_version(), spec)).await?
+                    write::object(&api, &document(nic, name, found.resource_version(), spec)).await?;
                 }
                 None if spec.goal == Goal::Detached => {}
                 None => {

@@ -148,18 +148,19 @@ fn absent(type_: &'static str, facts: &Facts<'_>) -> NewCondition {
     if facts.deleting() {
         return NewCondition::no(type_, reasons::DETACHED, "the NIC is being deleted");
     }
-    match facts.admission.as_ref().err().or(facts.obstacle.as_ref()) {
-        Some(refusal) => NewCondition::no(type_, refusal.reason, &refusal.message),
-        None => {
-            let node = facts
-                .location
-                .as_ref()
-                .map(|(_, node)| node.as_str())
-                .unwrap_or_default();
-            let message = format!("the agent of node {node} has not reported on the NIC yet");
-            NewCondition::no(type_, reasons::AGENT_PENDING, message)
-        }
+    if let Some(refusal) = facts.admission.as_ref().err().or(facts.obstacle.as_ref()) {
+        return NewCondition::no(type_, refusal.reason, &refusal.message);
     }
+    let node = facts
+        .location
+        .as_ref()
+        .map(|(_, node)| node.as_str())
+        .unwrap_or_default();
+    NewCondition::no(
+        type_,
+        reasons::AGENT_PENDING,
+        format!("the agent of node {node} has not reported on the NIC yet"),
+    )
 }
 
 /// The youngest migration that has begun with this NIC. Migrations may be deleted; what is known of them stays.

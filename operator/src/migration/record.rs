@@ -1,0 +1,178 @@
+//! How a decision on a migration is written into its status: phases with their times, conditions, the end.
+
+use std::time::Duration;
+
+use hybridnic_api::conditions::{self, NewCondition, reasons, types};
+use hybridnic_api::v1alpha1::{MigrationFailure, MigrationPhase, MigrationPhaseTime, QemuMigrationStatus};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+use super::view::View;
+use crate::handover;
+
+/// Why a migration stays where it is, or where it goes.
+pub enum Next {
+    /// It stays, and says what it waits for.
+    Wait {
+        reason: &'static str,
+        message: String,
+        again: Option<Duration>,
+    },
+    /// It goes on.
+    Go(MigrationPhase),
+    /// It goes back.
+    RollBack { reason: &'static str, message: String },
+    /// It is over; whether well, is in `failure`.
+    Finish,
+}
+
+/// It stays until something changes.
+pub fn wait(reason: &'static str, message: impl Into<String>) -> Next {
+    Next::Wait {
+        reason,
+        message: message.into(),
+        again: None,
+    }
+}
+
+/// It goes back, for this reason.
+pub fn roll_back(reason: &'static str, message: impl Into<String>) -> Next {
+    Next::RollBack {
+        reason,
+        message: message.into(),
+    }
+}
+
+/// Writes what `next` means into `status`; gives when to look again.
+pub fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> Option<Duration> {
+    match next {
+        Next::Wait {
+            reason,
+            message,
+            again,
+        } => {
+            let condition = match &status.failure {
+                Some(failure) => NewCondition::unknown(types::SUCCEEDED, &failure.reason, &failure.message),
+                None => NewCondition::unknown(types::SUCCEEDED, reason, message),
+            };
+            set(view, status, condition);
+            return again;
+        }
+        Next::Go(phase) => {
+            if phase == MigrationPhase::Completing {
+                // A rollback that came too late.
+                status.failure = None;
+            }
+            enter(view, status, phase);
+            set(
+                view,
+                status,
+                NewCondition::unknown(types::SUCCEEDED, reasons::MIGRATING, explain(phase)),
+            );
+        }
+        Next::RollBack { reason, message } => {
+            let condition = NewCondition::unknown(types::SUCCEEDED, reason, &message);
+            status.failure = Some(MigrationFailure {
+                reason: reason.to_owned(),
+                message,
+            });
+            enter(view, status, MigrationPhase::RollingBack);
+            set(view, status, condition);
+        }
+        Next::Finish => finish(view, status),
+    }
+    // The change of the status comes back here.
+    None
+}
+
+/// What happens in a phase.
+pub fn explain(phase: MigrationPhase) -> &'static str {
+    match phase {
+        MigrationPhase::PreparingTarget => "the target gets its standbys and reserves VFs",
+        MigrationPhase::SwitchingToStandby => "the VFs leave the guest; its standbys carry the traffic",
+        MigrationPhase::Transferring => "QEMU sends the VM",
+        MigrationPhase::Completing => "the VM runs at the target; the source is cleaned up",
+        _ => "",
+    }
+}
+
+fn set(view: &View<'_>, status: &mut QemuMigrationStatus, condition: NewCondition) {
+    conditions::set(
+        &mut status.conditions,
+        view.migration.metadata.generation,
+        view.now,
+        condition,
+    );
+}
+
+/// Microseconds are what the API keeps; with more, a status would never equal what was read back.
+pub fn micro(now: Timestamp) -> MicroTime {
+    MicroTime(Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now))
+}
+
+/// How long ago `then` was.
+pub fn since(then: &MicroTime, now: Timestamp) -> SignedDuration {
+    now.duration_since(then.0).max(SignedDuration::ZERO)
+}
+
+fn milliseconds(then: &MicroTime, now: Timestamp) -> i64 {
+    i64::try_from(since(then, now).as_millis()).unwrap_or(i64::MAX)
+}
+
+fn enter(view: &View<'_>, status: &mut QemuMigrationStatus, phase: MigrationPhase) {
+    close(view, status);
+    status.phase = phase;
+    if !phase.is_final() {
+        let started_at = micro(view.now);
+        status.phases.push(MigrationPhaseTime {
+            name: handover::phase_name(phase),
+            started_at,
+            ms: None,
+        });
+    }
+}
+
+fn close(view: &View<'_>, status: &mut QemuMigrationStatus) {
+    if let Some(last) = status.phases.last_mut().filter(|last| last.ms.is_none()) {
+        last.ms = Some(milliseconds(&last.started_at, view.now));
+    }
+}
+
+fn finish(view: &View<'_>, status: &mut QemuMigrationStatus) {
+    let (phase, condition) = match &status.failure {
+        None => {
+            let to = status
+                .target
+                .as_ref()
+                .map(|end| end.node_name.as_str())
+                .unwrap_or_default();
+            let message = format!("the VM runs on {to}");
+            (
+                MigrationPhase::Succeeded,
+                NewCondition::yes(types::SUCCEEDED, reasons::COMPLETED, message),
+            )
+        }
+        Some(MigrationFailure { reason, message }) => {
+            let cancelled = reason == reasons::CANCELLED;
+            let phase = if cancelled {
+                MigrationPhase::Cancelled
+            } else {
+                MigrationPhase::Failed
+            };
+            (phase, NewCondition::no(types::SUCCEEDED, reason, message))
+        }
+    };
+    enter(view, status, phase);
+    status.finished_at = Some(micro(view.now));
+    status.total_ms = status.started_at.as_ref().map(|at| milliseconds(at, view.now));
+    set(view, status, condition);
+}
+
+/// Ends a migration that has not begun.
+pub fn fail(status: &mut QemuMigrationStatus, reason: &str, message: impl Into<String>) -> Next {
+    status.failure = Some(MigrationFailure {
+        reason: reason.to_owned(),
+        message: message.into(),
+    });
+    Next::Finish
+}

@@ -1,0 +1,240 @@
+//! A migration for tests, with both controllers that have to do with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hybridnic_api::conditions::{self, types};
+use hybridnic_api::v1alpha1::{
+    AttachmentState, Goal, MigrationOrder, MigrationPhase, MigrationState, MigrationStep, NicAttachment,
+    NicAttachmentSpec, QemuMigration, QemuMigrationStatus, VmHybridNic, VmHybridNicStatus,
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::step::step;
+use super::view::{Deadlines, NicView, View};
+use crate::handover::Ends;
+use crate::nic::desired::{Place, Wanted, desired_attachments};
+use crate::pods;
+use crate::testing::{attachment, migration, nic, observe, pod, report};
+
+/// A VM with one NIC, pods `a` and `b`, and a migration `m`, with the operator's two controllers and two agents that say
+/// what a test lets them say.
+pub struct Scene {
+    pub second: i64,
+    pub migration: QemuMigration,
+    pub nic: VmHybridNic,
+    pub pods: Vec<Arc<Pod>>,
+    pub source: Option<NicAttachment>,
+    pub target: Option<NicAttachment>,
+    pub blocked_by: Option<String>,
+    pub refusal: Option<String>,
+}
+
+impl Scene {
+    pub fn new() -> Self {
+        let mut source = attachment("eth0", "a", "n1");
+        observe(&mut source, AttachmentState::FastPath);
+        let mut nic = nic("eth0", "vm", "net", 1);
+        nic.status = Some(VmHybridNicStatus {
+            pod: Some(source.spec.pod.clone()),
+            ..VmHybridNicStatus::default()
+        });
+        Self {
+            second: 100,
+            migration: migration("m", 100),
+            nic,
+            pods: vec![
+                Arc::new(pod("a", "vm", 1, "Running", "n1")),
+                Arc::new(pod("b", "vm", 2, "Running", "n2")),
+            ],
+            source: Some(source),
+            target: None,
+            blocked_by: None,
+            refusal: None,
+        }
+    }
+
+    pub fn attachments(&self) -> Vec<Arc<NicAttachment>> {
+        self.source
+            .iter()
+            .chain(&self.target)
+            .cloned()
+            .map(Arc::new)
+            .collect()
+    }
+
+    pub fn ends(&self) -> Option<Ends> {
+        Ends::observe(&self.migration, &self.attachments(), &self.pods)
+    }
+
+    /// One reconcile of the migration.
+    pub fn step(&mut self) -> Option<Duration> {
+        let nic = NicView {
+            nic: Arc::new(self.nic.clone()),
+            attachments: self.attachments(),
+            target_refusal: self.refusal.clone(),
+        };
+        let view = View {
+            now: Timestamp::from_second(self.second).unwrap(),
+            migration: &self.migration,
+            blocked_by: self.blocked_by.clone(),
+            nics: vec![nic],
+            pods: &self.pods,
+            ends: self.ends(),
+            deadlines: Deadlines {
+                prepare: Duration::from_mins(1),
+                switch: Duration::from_mins(2),
+            },
+        };
+        let step = step(&view);
+        self.migration.status = Some(step.status);
+        step.again
+    }
+
+    pub fn specs(&self) -> Vec<NicAttachmentSpec> {
+        let attachments = self.attachments();
+        let (phase, ends) = (self.phase(), self.ends());
+        let place = match &ends {
+            Some(ends) if !phase.is_final() => Place::Moving(&self.migration, ends),
+            _ => {
+                let arrived = phase == MigrationPhase::Succeeded;
+                let (pod, node) = if arrived { (1, "n2") } else { (0, "n1") };
+                Place::At(pods::reference(&self.pods[pod]), node.to_owned())
+            }
+        };
+        let wanted = Wanted {
+            nic: &self.nic,
+            mac: "02:00:00:00:00:01",
+            l2: None,
+            existing: &attachments,
+            place,
+        };
+        desired_attachments(&wanted)
+    }
+
+    /// One reconcile of the NIC.
+    pub fn apply(&mut self) {
+        for spec in self.specs() {
+            let slot = if spec.pod.uid == "a-uid" {
+                &mut self.source
+            } else {
+                &mut self.target
+            };
+            match slot {
+                Some(there) if there.spec == spec => {}
+                Some(there) => {
+                    there.spec = spec;
+                    there.metadata.generation = there.metadata.generation.map(|generation| generation + 1);
+                }
+                None if spec.goal == Goal::Detached => {}
+                None => {
+                    let mut new = attachment("eth0", &spec.pod.name, &spec.node_name);
+                    new.spec = spec;
+                    *slot = Some(new);
+                }
+            }
+        }
+        if self.phase() == MigrationPhase::Completing {
+            self.nic.status.get_or_insert_default().pod =
+                self.target.as_ref().map(|target| target.spec.pod.clone());
+        }
+    }
+
+    pub fn phase(&self) -> MigrationPhase {
+        self.status().phase
+    }
+
+    pub fn status(&self) -> QemuMigrationStatus {
+        self.migration.status.clone().unwrap_or_default()
+    }
+
+    pub fn reason(&self) -> String {
+        let status = self.status();
+        conditions::find(&status.conditions, types::SUCCEEDED)
+            .map(|c| c.reason.clone())
+            .unwrap_or_default()
+    }
+
+    pub fn message(&self) -> String {
+        let status = self.status();
+        conditions::find(&status.conditions, types::SUCCEEDED)
+            .map(|c| c.message.clone())
+            .unwrap_or_default()
+    }
+
+    pub fn source(&mut self, state: AttachmentState) -> &mut NicAttachment {
+        let source = self.source.as_mut().unwrap();
+        observe(source, state);
+        source
+    }
+
+    pub fn target(&mut self, state: AttachmentState) -> &mut NicAttachment {
+        let target = self.target.as_mut().unwrap();
+        observe(target, state);
+        target
+    }
+
+    pub fn delete(&mut self) {
+        self.migration.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    }
+
+    pub fn end_pod(&mut self, index: usize) {
+        let mut pod = self.pods[index].as_ref().clone();
+        pod.status.as_mut().unwrap().phase = Some("Failed".to_owned());
+        self.pods[index] = Arc::new(pod);
+    }
+
+    /// Both controllers, until the phase is `phase`.
+    #[track_caller]
+    pub fn reach(&mut self, phase: MigrationPhase) {
+        self.step();
+        assert_eq!(self.phase(), phase, "{}: {}", self.reason(), self.message());
+        self.apply();
+    }
+
+    #[track_caller]
+    pub fn stays(&mut self, reason: &str) {
+        let phase = self.phase();
+        self.step();
+        assert_eq!(
+            (self.phase(), self.reason().as_str()),
+            (phase, reason),
+            "{}",
+            self.message()
+        );
+        if phase != MigrationPhase::Pending {
+            self.apply();
+        }
+    }
+
+    pub fn preparing() -> Self {
+        let mut scene = Self::new();
+        scene.reach(MigrationPhase::PreparingTarget);
+        scene
+    }
+
+    pub fn switching() -> Self {
+        let mut scene = Self::preparing();
+        report(scene.target(AttachmentState::Reserved), MigrationState::Listening);
+        scene.reach(MigrationPhase::SwitchingToStandby);
+        scene
+    }
+
+    pub fn transferring() -> Self {
+        let mut scene = Self::switching();
+        scene.source(AttachmentState::Standby);
+        scene.reach(MigrationPhase::Transferring);
+        scene
+    }
+
+    pub fn wishes(&self) -> [Option<(Goal, Option<MigrationStep>)>; 2] {
+        let wish = |end: &Option<NicAttachment>| {
+            let order = |order: &MigrationOrder| order.step;
+            end.as_ref()
+                .map(|end| (end.spec.goal, end.spec.migration.as_ref().map(order)))
+        };
+        [wish(&self.source), wish(&self.target)]
+    }
+}
