@@ -3,6 +3,7 @@
 #   NODE_QEMU                 the QEMU that nodes run on
 #   NODE_KERNEL NODE_INITRD   a node: QEMU, iproute2, tcpdump, no product
 #   GUEST_KERNEL GUEST_INITRD a virtual machine inside a node
+#   LAB_EXEC                  the helper for nodes, stripped
 #
 # Usage: build-images.sh small|debian LAB_EXEC
 #   small|debian  which kernel: our own without modules, or Debian's with its modules
@@ -115,6 +116,9 @@ make_guest() {
 	new_root "$root"
 	# shellcheck disable=SC2086
 	add_programs "$root" $guest_programs "$lab_exec"
+	# Built for debugging it is larger than all the rest; a node runs the same stripped one.
+	strip "$root/usr/bin/lab-exec"
+	cp "$root/usr/bin/lab-exec" "$2.lab-exec"
 	# shellcheck disable=SC2086
 	add_modules "$root" $guest_modules
 	install "$here/guest-init" "$root/init"
@@ -128,9 +132,9 @@ cached() {
 	image=$cache/$name-$flavour-$hash.cpio
 	if [ ! -f "$image" ]; then
 		# Only the newest few of each kind are kept: a node's image is 100 MB.
-		ls -t "$cache/$name-$flavour"-*.cpio 2>/dev/null | tail -n +3 | xargs -r rm -f
+		ls -t "$cache/$name-$flavour"-*.cpio 2>/dev/null | tail -n +3 | while read -r old; do rm -f "$old"*; done
 		work=$(mktemp -d)
-		"make_$name" "$work"
+		"make_$name" "$work" "$image"
 		pack "$work" "$image"
 		rm -rf "$work"
 		work=
@@ -151,3 +155,4 @@ echo "NODE_KERNEL=$kernel"
 echo "NODE_INITRD=$node"
 echo "GUEST_KERNEL=$kernel"
 echo "GUEST_INITRD=$guest"
+echo "LAB_EXEC=$guest.lab-exec"

@@ -198,7 +198,13 @@ impl Target {
         stream.write_all(&line).await.map_err(talk)?;
         let mut reply = String::new();
         stream.read_line(&mut reply).await.map_err(talk)?;
-        match serde_json::from_str(&reply).map_err(|e| talk(e.into()))? {
+        let unclear = |e| {
+            talk(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{e}: {reply:?}"),
+            ))
+        };
+        match serde_json::from_str(&reply).map_err(unclear)? {
             Reply::Ok(pid) => Ok(pid),
             Reply::Error(why) => Err(Error::Refused { target: self, why }),
         }

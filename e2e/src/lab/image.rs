@@ -80,7 +80,7 @@ pub(crate) async fn build(kernel: Kernel) -> Result<Images, Error> {
         node_initrd: path("NODE_INITRD")?,
         guest_kernel: path("GUEST_KERNEL")?,
         guest_initrd: path("GUEST_INITRD")?,
-        lab_exec,
+        lab_exec: path("LAB_EXEC")?,
     })
 }
 
