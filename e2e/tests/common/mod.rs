@@ -41,8 +41,18 @@ pub async fn world_with_network(name: &str) -> World {
     world.apply(NETWORK).await.unwrap();
     for node in 1..=world.lab.nodes().len() {
         world.until_node(node, SOON, "with 14 free VFs", |n| free(n) == 14).await.unwrap();
+        give_macs(&world, node).await;
     }
     world
+}
+
+/// Gives every VF a MAC, as an administrator may have: it must come back. (Without one, igbvf makes one up.)
+async fn give_macs(world: &World, node: usize) {
+    let script = format!(
+        "for pf in 1 2; do n=$(ls /sys/bus/pci/devices/0000:0$pf:00.0/net); ip link set $n up; \
+           for vf in 0 1 2 3 4 5 6; do ip link set $n vf $vf mac 02:ad:0{node}:0$pf:00:0$vf; done; done"
+    );
+    world.node(node).run(&script, SOON).await.unwrap();
 }
 
 fn free(node: &hybridnic_api::v1alpha1::HybridNode) -> i32 {

@@ -69,7 +69,7 @@ async fn a_nic_from_its_creation_to_its_deletion() {
         let status = network.and_then(|network| network.status.as_ref());
         status.is_some_and(|s| (s.vfs.total, s.nodes, s.nics, s.on_fast_path) == (14, 2, 1, 1))
     };
-    bench.wait(networks, "net", "counted", counted).await;
+    bench.wait(networks.clone(), "net", "counted", counted).await;
 
     // One address, one owner: the later NIC waits until the first is gone.
     bench.create_nic("eth1", "vm", Some(MAC)).await;
@@ -132,6 +132,16 @@ async fn a_nic_from_its_creation_to_its_deletion() {
             .await;
     }
 
+    // A node that loses its label leaves the pool.
+    bench.kubectl(&["label", "node", "n2", "sriov-"]).await;
+    let left = |node: Option<&HybridNode>| node.is_some_and(|node| node.spec.pools.is_empty());
+    bench.wait(nodes.clone(), "n2", "without pools", left).await;
+    let counted = |network: Option<&HybridNetwork>| {
+        let status = network.and_then(|network| network.status.as_ref());
+        status.is_some_and(|s| (s.vfs.total, s.nodes, s.nics, s.on_fast_path) == (7, 1, 2, 0))
+    };
+    bench.wait(networks, "net", "counted", counted).await;
+
     // At rest nothing is written. There is no event for nothing.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let before = bench.writes();
@@ -141,6 +151,47 @@ async fn a_nic_from_its_creation_to_its_deletion() {
     eprintln!("{} writes:\n{}", after.len(), after.join("\n"));
     let operator = bench.operators.remove(0);
     assert_eq!(operator.terminate().await, Some(0), "{}", bench.logs());
+    assert!(
+        !bench.logs().contains("forbidden"),
+        "its rights are not enough: {}",
+        bench.logs()
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_is_gone_for_good_holds_nothing_back() {
+    let mut bench = Bench::start().await;
+    bench.start_operator();
+    let agents = Agents::start(&bench.client).await;
+    bench.run_pod("vm-a", "vm", "n1").await;
+    bench.create_nic("eth0", "vm", None).await;
+    bench.nic_with("eth0", "fast", is_fast).await;
+    drop(agents);
+    bench
+        .nics()
+        .delete("eth0", &DeleteParams::default())
+        .await
+        .unwrap();
+    bench
+        .nic_with("eth0", "detaching", |nic| {
+            nic.status
+                .as_ref()
+                .is_some_and(|s| s.phase == NicPhase::Detaching)
+        })
+        .await;
+    bench.kubectl(&["delete", "node", "n1"]).await;
+    bench
+        .wait(bench.nics(), "eth0", "gone", |nic| nic.is_none())
+        .await;
+    assert!(
+        bench
+            .attachments()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -249,6 +300,10 @@ async fn migrations_that_go_well_and_that_do_not() {
     bench
         .wait(bench.migrations(), "second", "gone", |m| m.is_none())
         .await;
+    // Who comes now waits until it is over.
+    bench.create_nic("eth2", "vm", None).await;
+    let waits = |nic: &_| reason(nic, types::READY) == reasons::MIGRATING;
+    bench.nic_with("eth2", "waiting", waits).await;
     bench
         .migrations()
         .delete("cancelled", &DeleteParams::default())
@@ -260,6 +315,7 @@ async fn migrations_that_go_well_and_that_do_not() {
     let nic = bench.nic_with("eth0", "fast", is_fast).await.status.unwrap();
     assert_eq!(nic.node_name.as_deref(), Some("n2"), "it stayed");
     assert_eq!(nic.last_migration.unwrap().name, "cancelled");
+    bench.nic_with("eth2", "fast", is_fast).await;
 
     // The target dies under the transfer.
     bench.delete_pod("vm-c").await;

@@ -168,5 +168,10 @@ async fn see_guest(client: &Client, record: &Record) -> Result<(Guest, Option<St
 
 /// Whether a guest's driver has switched the VF's interrupts on and had some: there is no event for it.
 pub fn uses(vf: &VfRecord) -> bool {
-    interrupts::read(vf.address).is_ok_and(|i| i.vectors > 0 && i.total > 0)
+    interrupts_of(vf) > 0
+}
+
+/// How many interrupts the guest's driver of the VF has had.
+pub fn interrupts_of(vf: &VfRecord) -> u64 {
+    interrupts::read(vf.address).map_or(0, |i| if i.vectors > 0 { i.total } else { 0 })
 }

@@ -178,6 +178,8 @@ pub struct Learnt {
     pub refuses_twice: bool,
     /// The standby has taken over, and the switches have not been told.
     pub announce: bool,
+    /// The guest was seen to have moved its traffic to the VF.
+    pub moved: bool,
 }
 
 /// What is asked for.
@@ -364,7 +366,8 @@ fn fast_path(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) ->
             .map_or_else(|| wait(AttachmentState::Standby, reason, message), Decision::Do)
     };
     if guest.vf {
-        if !guest.uses_vf {
+        // With the standby down it is too late to look.
+        if !guest.uses_vf || up && !learnt.moved {
             return if learnt.ignores_vf {
                 if learnt.keeps_vf {
                     wait(AttachmentState::Standby, reasons::GUEST_IGNORES_VF, IGNORES_VF)

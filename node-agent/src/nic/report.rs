@@ -68,13 +68,17 @@ pub fn build(facts: Facts<'_>, old: Option<&NicAttachmentStatus>, now: Timestamp
     }
 }
 
-fn path(facts: &Facts<'_>) -> Path {
+/// Which device carries the traffic.
+pub fn path(facts: &Facts<'_>) -> Path {
     let Some(seen) = facts.seen else {
         return Path::None;
     };
+    let standby_up = seen.macvtap == Some(true);
+    // While both are up, the one that is on its way out carries the traffic.
+    let arriving = facts.record.spec.goal == Goal::FastPath && standby_up;
     match seen.qemu {
-        QemuSeen::Up(guest) if facts.running && guest.vf && guest.uses_vf => Path::FastPath,
-        QemuSeen::Up(guest) if facts.running && guest.standby && seen.macvtap == Some(true) => Path::Standby,
+        QemuSeen::Up(guest) if facts.running && guest.vf && guest.uses_vf && !arriving => Path::FastPath,
+        QemuSeen::Up(guest) if facts.running && guest.standby && standby_up => Path::Standby,
         _ => Path::None,
     }
 }

@@ -198,12 +198,15 @@ impl NicTask {
         self.complete(&mut now).await?;
         let ask = self.ask();
         let decision = plan::next(&ask, &now.seen, &self.cx.learnt);
-        self.look_at_guest(&now).await;
         self.show(&decision, &now);
         if !matches!(decision, Decision::Do(_)) {
             self.settle(&decision);
         }
-        self.report(Some(&now), Some(&decision));
+        // Steps follow each other in milliseconds; what they lead to is reported.
+        if !matches!(decision, Decision::Do(_)) || self.moves(&now) {
+            self.look_at_guest(&now).await;
+            self.report(Some(&now), Some(&decision));
+        }
         if let Decision::Do(step) = decision {
             let order = plan::order(&ask, &now.seen, &self.cx.learnt);
             info!(nic = self.cx.record.nic(), ?step, "step");
@@ -291,12 +294,14 @@ impl NicTask {
         });
     }
 
-    fn report(&mut self, now: Option<&Observation>, decision: Option<&Decision>) {
-        if let Some(report) = self.cx.vm.migration_report().borrow().clone() {
-            self.migration = Some(report);
-        }
-        let timeline = self.cx.vm.nics().remove(&self.cx.record.uid).map(|n| n.timeline).unwrap_or_default();
-        let facts = Facts {
+    /// Whether the traffic has moved to another device since the last report, or there was none.
+    fn moves(&self, now: &Observation) -> bool {
+        let path = report::path(&self.facts(Some(now), None));
+        self.status.borrow().as_ref().is_none_or(|s| s.path != path)
+    }
+
+    fn facts<'a>(&'a self, now: Option<&'a Observation>, decision: Option<&'a Decision>) -> Facts<'a> {
+        Facts {
             record: &self.cx.record,
             generation: self.generation,
             seen: now.map(|n| &n.seen),
@@ -306,8 +311,15 @@ impl NicTask {
             guest: self.guest.clone(),
             unplug_order: self.cx.unplug_order,
             migration: self.migration.clone(),
-            timeline,
-        };
+            timeline: self.cx.vm.nics().remove(&self.cx.record.uid).map(|n| n.timeline).unwrap_or_default(),
+        }
+    }
+
+    fn report(&mut self, now: Option<&Observation>, decision: Option<&Decision>) {
+        if let Some(report) = self.cx.vm.migration_report().borrow().clone() {
+            self.migration = Some(report);
+        }
+        let facts = self.facts(now, decision);
         let old = self.status.borrow().clone();
         let mut status = report::build(facts, old.as_ref(), Timestamp::now());
         if let (None, Some(old)) = (now, &old) {

@@ -21,6 +21,10 @@ use crate::{
 
 /// How often is looked whether the guest uses its VF: there is no event for it.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long the standby must be silent before a busy VF is believed to have taken over.
+const SILENT: Duration = Duration::from_secs(1);
+/// How long a guest that sends nothing at all is given to bring its VF's link up.
+const IDLE: Duration = Duration::from_secs(5);
 /// QEMU pins all guest memory when it takes a VF.
 const PIN_DEADLINE: Duration = Duration::from_secs(120);
 /// Locked memory that QEMU needs beside the guest's own: device memory and page tables.
@@ -203,20 +207,31 @@ async fn raise_locked_memory(client: &Client) -> Result<(), StepError> {
 }
 
 /// Waits until the guest uses the VF, or the goal changes, or the deadline passes.
+///
+/// A driver has interrupts before its link is up, and until then the guest goes on with the standby. So the
+/// standby must have fallen silent too: for [`SILENT`] while the VF is busy, for [`IDLE`] where nothing happens at all.
 pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
     let Some(vf) = cx.record.vf.clone() else {
         return Ok(());
     };
     let deadline = Instant::now() + cx.host.options.plug_deadline;
     let mut pulse = cx.vm.pulse();
+    let (mut sent, mut silent_since, mut interrupts) = (sent_by_standby(cx).await?, Instant::now(), 0);
     loop {
-        if observe::uses(&vf) {
+        let (now, seen) = (Instant::now(), observe::interrupts_of(&vf));
+        let sends = sent_by_standby(cx).await?;
+        if sends != sent || seen == 0 {
+            (sent, silent_since, interrupts) = (sends, now, seen);
+        }
+        let silent = now - silent_since;
+        if seen > 0 && (silent >= IDLE || silent >= SILENT && seen > interrupts) {
+            cx.learnt.moved = true;
             if cx.record.standby.as_ref().is_some_and(|s| s.pf != vf.pf) {
                 vf::announce_on_pf(cx).await.map_err(|e| refused(&e))?;
             }
             return Ok(());
         }
-        if Instant::now() >= deadline {
+        if now >= deadline {
             warn!(nic = cx.record.nic(), vf = %vf.address, "the guest does not use the VF");
             cx.learnt.ignores_vf = true;
             return Ok(());
@@ -230,11 +245,19 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
     }
 }
 
+/// Packets that the guest has sent through the standby.
+async fn sent_by_standby(cx: &Context) -> Result<u64, StepError> {
+    let name = cx.record.standby.as_ref().map_or("", |s| s.macvtap.as_str());
+    let link = cx.host.netlink.link(name).await.map_err(|e| StepError::from_error(reasons::STANDBY_FAILED, &e))?;
+    Ok(link.map_or(0, |l| l.counters.tx_packets))
+}
+
 /// Asks the guest to let go of the VF and waits until it has.
 pub(super) async fn unplug_vf(cx: &mut Context, client: &Client, device: Option<&str>) -> Result<(), StepError> {
     let Some(device) = device else {
         return Ok(());
     };
+    cx.learnt.moved = false;
     cx.note("UnplugRequested");
     if remove_device(cx, client, device).await? {
         cx.learnt.announce = true;

@@ -1,0 +1,96 @@
+//! One migration under traffic, and what is known of it afterwards.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, ensure};
+use hybridnic_api::v1alpha1::{MigrationPhaseTime, Path, QemuMigration, VmHybridNic};
+use hybridnic_e2e::world::{VmSpec, World};
+
+use crate::{
+    PATIENCE, RATE,
+    report::{Migration, Packets, Phase, Vf},
+};
+
+/// A migration.
+pub struct Journey;
+
+/// YAML of a migration.
+pub fn yaml(name: &str, vm: &str, pod: &str) -> String {
+    format!(
+        "apiVersion: hybridnic.io/v1alpha1\nkind: QemuMigration\nmetadata:\n  name: {name}\n  namespace: default\n\
+         spec:\n  vm: {vm}\n  targetPod: {pod}\n"
+    )
+}
+
+/// Waits until a NIC runs on a VF of a node.
+pub async fn on_fast_path(world: &World, nic: &str, node: &str) -> Result<VmHybridNic> {
+    let there = |n: &VmHybridNic| {
+        n.status.as_ref().is_some_and(|s| s.path == Path::FastPath && s.node_name.as_deref() == Some(node))
+    };
+    world.until_nic(nic, PATIENCE, "on the fast path", there).await
+}
+
+fn vf(nic: &VmHybridNic) -> Vf {
+    let Some(status) = &nic.status else {
+        return Vf::default();
+    };
+    let (pci, pf) = status.vf.as_ref().map(|v| (v.pci_address.clone(), v.pf.clone())).unwrap_or_default();
+    Vf { node: status.node_name.clone().unwrap_or_default(), pci, pf }
+}
+
+impl Journey {
+    /// Applies a migration and follows it until the VM is on its fast path at the target.
+    pub async fn run(world: &World, spec: &VmSpec, yaml: &str, to: &str) -> Result<Migration> {
+        let nic = spec.nic_name(0);
+        let before = vf(&world.nic(&nic).await?);
+        let pinger = world.lab.pinger(spec.nics[0].address, RATE)?;
+        ensure!(pinger.answered(50, PATIENCE).await, "the VM does not answer before the migration");
+        let name = name_of(yaml)?;
+        world.apply(yaml).await?;
+        let over = |m: &QemuMigration| m.status.as_ref().is_some_and(|s| s.phase.is_final());
+        let migration = world.until_migration(&name, PATIENCE, "over", over).await?;
+        let status = migration.status.context("no status")?;
+        let after = on_fast_path(world, &nic, to).await;
+        let fast = SystemTime::now();
+        // The tail shows that the plug loses nothing.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let traffic = pinger.stop().await.round_trip;
+        let phases = phases(&status.phases, fast)
+            .map(|(name, from, until)| Phase {
+                ms: i64::try_from(until.duration_since(from).unwrap_or_default().as_millis()).unwrap_or(i64::MAX),
+                lost: traffic.lost_between(from, until),
+                name,
+            })
+            .collect::<Vec<_>>();
+        Ok(Migration {
+            from: status.source.map(|s| s.node_name).unwrap_or_default(),
+            to: status.target.map(|s| s.node_name).unwrap_or_default(),
+            result: format!("{:?}", status.phase),
+            vf_before: before,
+            vf_after: after.as_ref().map(vf).unwrap_or_default(),
+            total_ms: phases.iter().map(|p| p.ms).sum(),
+            qemu_downtime_ms: status.downtime_ms.unwrap_or_default(),
+            packets: Packets { interval_ms: 1000 / RATE, sent: traffic.sent, lost: traffic.lost() },
+            phases,
+        })
+    }
+}
+
+fn name_of(yaml: &str) -> Result<String> {
+    let line = yaml.lines().find_map(|l| l.trim().strip_prefix("name:"));
+    Ok(line.context("a migration without a name")?.trim().to_owned())
+}
+
+/// The migration's phases one after the other, and the plug at the target, which goes on beside the clean-up.
+fn phases(
+    times: &[MigrationPhaseTime],
+    fast: SystemTime,
+) -> impl Iterator<Item = (String, SystemTime, SystemTime)> + '_ {
+    let begun = |p: &MigrationPhaseTime| SystemTime::from(p.started_at.0);
+    let ended = move |p: &MigrationPhaseTime| begun(p) + Duration::from_millis(p.ms.unwrap_or(0).unsigned_abs());
+    let before = times.iter().filter(|p| p.name != "Completing" && p.name != "Pending");
+    let arrived = times.iter().find(|p| p.name == "Transferring").map(ended);
+    before
+        .map(move |p| (p.name.clone(), begun(p), ended(p)))
+        .chain(arrived.map(|at| ("PluggingVf".to_owned(), at, fast)))
+}

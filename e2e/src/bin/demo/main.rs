@@ -1,0 +1,104 @@
+//! The main job, to look at: a VM with a hybrid NIC moves between two nodes and back while its traffic is watched.
+//!
+//! Real parts: API server, operator, agents, kernels, SR-IOV cards (emulated), QEMU. Leaves
+//! `target/demo/report.json`. Ctrl-C ends everything.
+
+mod journey;
+mod report;
+mod show;
+
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use hybridnic_e2e::world::{NicSpec, VmSpec, World, WorldOptions, repository};
+
+use journey::Journey;
+use report::Report;
+use show::Show;
+
+/// The VM of `deploy/examples/`.
+const VM: &str = "web";
+/// Packets a second, each way.
+const RATE: u32 = 100;
+/// Longer than anything here takes on two slow cores.
+const PATIENCE: Duration = Duration::from_mins(3);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let show = Show::new();
+    let result = tokio::select! {
+        result = demo(&show) => result,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("stopped; everything is cleaned up")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            show.failure(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn demo(show: &Show) -> Result<()> {
+    show.title("hybridnic: SR-IOV speed, and a live migration that does not cut the network");
+    let world = World::start(WorldOptions::new("demo"), |what| show.step(what)).await?;
+    show.done("two nodes, two SR-IOV cards each, a control plane, the operator and an agent on each node");
+
+    apply(show, &world, "network.yaml").await?;
+    for node in 1..=2 {
+        world.until_node(node, PATIENCE, "ready", |n| n.status.as_ref().is_some_and(|s| s.vfs.free > 0)).await?;
+    }
+    show.output(&world.kubectl(&["get", "hybridnetworks,hybridnodes"]).await?);
+
+    show.step("starting the VM on n1");
+    let spec = VmSpec::new(VM, &[NicSpec::new(0, 50)]);
+    let mut here = world.start_vm(&spec, "web-a", 1, false).await?;
+    let watch = show.watch(world.client(), &spec.nic_name(0));
+    apply(show, &world, "nic.yaml").await?;
+    journey::on_fast_path(&world, &spec.nic_name(0), "n1").await?;
+    show.done("the VM runs on its VF");
+
+    let mut report = Report::default();
+    for (name, pod, node) in [("there", "web-b", 2), ("back", "web-c", 1)] {
+        let to = world.node(node).name().to_owned();
+        show.title(&format!("Migration {name}: to {to}, {RATE} packets a second each way"));
+        show.step("starting the QEMU that waits for the VM");
+        let target = world.start_vm(&spec, pod, node, true).await?;
+        let yaml = if name == "there" {
+            fs::read_to_string(example("migration.yaml"))?
+        } else {
+            journey::yaml("web-back", VM, pod)
+        };
+        let migration = Journey::run(&world, &spec, &yaml, &to).await?;
+        show.timeline(&migration);
+        report.migrations.push(migration);
+        here = target;
+    }
+    show.output(&world.kubectl(&["get", "vhn,qmig"]).await?);
+    watch.abort();
+    drop(here);
+
+    let path = write(&report)?;
+    show.done(&format!("report: {}", path.display()));
+    anyhow::ensure!(report.migrations.iter().all(|m| m.result == "Succeeded"), "a migration did not succeed");
+    Ok(())
+}
+
+fn example(file: &str) -> PathBuf {
+    repository("deploy/examples").join(file)
+}
+
+async fn apply(show: &Show, world: &World, file: &str) -> Result<()> {
+    show.command(&format!("kubectl apply -f deploy/examples/{file}"));
+    let said = world.control_plane.apply(&example(file)).await?;
+    show.output(&said);
+    Ok(())
+}
+
+fn write(report: &Report) -> Result<PathBuf> {
+    let dir = repository("target/demo");
+    fs::create_dir_all(&dir)?;
+    let path = dir.join("report.json");
+    fs::write(&path, serde_json::to_string_pretty(report)?).context("cannot write the report")?;
+    Ok(fs::canonicalize(path)?)
+}

@@ -1,0 +1,175 @@
+//! What goes wrong in a migration: a guest that keeps its VF, a destination that dies, a user who changes his mind,
+//! and programs that are killed.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{
+    LATER, SOON, WHOLE, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path, world_with_network,
+};
+use hybridnic_api::v1alpha1::{MigrationPhase, Path, QemuMigration, VmHybridNic};
+use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
+
+fn failure(migration: &QemuMigration) -> String {
+    migration.status.as_ref().and_then(|s| s.failure.as_ref()).map(|f| f.reason.clone()).unwrap_or_default()
+}
+
+/// Waits until a NIC is back on its fast path on node 1, and checks all of it.
+async fn back_on_fast_path(world: &World, vm: &Vm, nic: &str) {
+    let at_n1 = |n: &VmHybridNic| {
+        on(n, Path::FastPath) && n.status.as_ref().is_some_and(|s| s.node_name.as_deref() == Some("n1"))
+    };
+    let nic = world.until_nic(nic, LATER, "back on the fast path", at_n1).await.unwrap();
+    check_fast_path(world, vm, &nic).await.unwrap();
+    assert_eq!(vm.guest.status().await.unwrap(), "running");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_keeps_its_vf_is_not_migrated() {
+    let world = world_with_network("keeper").await;
+    tokio::time::timeout(WHOLE, keeper(&world)).await.expect("it ends in time");
+}
+
+async fn keeper(world: &World) {
+    let mut spec = VmSpec::new("keeper", &[NicSpec::new(0, 53)]);
+    spec.hotplug = false;
+    let vm = vm_on_fast_path(world, &spec, "keeper-a", 1, "fast").await.unwrap();
+    let before = world.nic("keeper-0").await.unwrap().status.unwrap();
+    let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
+    assert!(pinger.answered(20, SOON).await, "no answer");
+    spec.hotplug = true;
+    let _target = world.start_vm(&spec, "keeper-b", 2, true).await.unwrap();
+    world.apply(&migration("keep", "keeper", "keeper-b")).await.unwrap();
+    let done = ended(world, "keep").await.unwrap();
+    assert_eq!((phase(&done), failure(&done).as_str()), (MigrationPhase::Failed, "GuestKeepsVf"));
+    back_on_fast_path(world, &vm, "keeper-0").await;
+    let after = world.nic("keeper-0").await.unwrap().status.unwrap();
+    assert_eq!(before.vf, after.vf, "the VF was touched");
+    assert!(pinger.answered(20, SOON).await, "no answer after all");
+    let report = pinger.stop().await;
+    assert!(report.round_trip.longest() < Duration::from_secs(1), "{:#?}", report.round_trip.gaps);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_dies_and_a_migration_that_is_cancelled() {
+    let world = world_with_network("broken").await;
+    tokio::time::timeout(WHOLE, broken(&world)).await.expect("it ends in time");
+}
+
+async fn broken(world: &World) {
+    let spec = VmSpec::new("vm", &[NicSpec::new(0, 54)]);
+    let clean = world.footprint(2).await.unwrap();
+    let vm = vm_on_fast_path(world, &spec, "vm-a", 1, "fast").await.unwrap();
+
+    // Before: its QEMU dies while the source unplugs.
+    let target = world.start_vm(&spec, "vm-b", 2, true).await.unwrap();
+    world.apply(&migration("dies-before", "vm", "vm-b")).await.unwrap();
+    reach(world, "dies-before", MigrationPhase::SwitchingToStandby).await;
+    target.guest.kill().await.unwrap();
+    let done = ended(world, "dies-before").await.unwrap();
+    assert_eq!(phase(&done), MigrationPhase::Failed, "{:#?}", done.status);
+    back_on_fast_path(world, &vm, "vm-0").await;
+    world.until_footprint(2, &clean).await.unwrap();
+
+    // During: the transfer is slowed down, so that there is a during.
+    let target = world.start_vm(&spec, "vm-c", 2, true).await.unwrap();
+    slow(&vm).await;
+    world.apply(&migration("dies-during", "vm", "vm-c")).await.unwrap();
+    transferring(world, &vm, "dies-during").await;
+    target.guest.kill().await.unwrap();
+    let done = ended(world, "dies-during").await.unwrap();
+    assert_eq!(phase(&done), MigrationPhase::Failed, "{:#?}", done.status);
+    back_on_fast_path(world, &vm, "vm-0").await;
+    world.until_footprint(2, &clean).await.unwrap();
+
+    // Cancelled halfway.
+    let _target = world.start_vm(&spec, "vm-d", 2, true).await.unwrap();
+    world.apply(&migration("cancelled", "vm", "vm-d")).await.unwrap();
+    transferring(world, &vm, "cancelled").await;
+    world.kubectl(&["delete", "qmig", "cancelled", "--timeout=90s"]).await.unwrap();
+    back_on_fast_path(world, &vm, "vm-0").await;
+    world.until_footprint(2, &clean).await.unwrap();
+}
+
+async fn reach(world: &World, name: &str, wanted: MigrationPhase) {
+    world.until_migration(name, LATER, "that far", |m| phase(m) == wanted || phase(m).is_final()).await.unwrap();
+}
+
+/// Dirties memory, so that a transfer lasts until it is stopped.
+async fn slow(vm: &Vm) {
+    let busy = "dd if=/dev/zero of=/tmp/ballast bs=1M count=40 2>/dev/null; \
+                (while :; do dd if=/dev/urandom of=/tmp/ballast bs=1M count=40 conv=notrunc 2>/dev/null; done) \
+                </dev/null >/dev/null 2>&1 & echo $! >/tmp/busy";
+    vm.guest.run(busy, SOON).await.unwrap();
+}
+
+/// Waits until QEMU sends the VM.
+async fn transferring(world: &World, vm: &Vm, name: &str) {
+    reach(world, name, MigrationPhase::Transferring).await;
+    let end = tokio::time::Instant::now() + SOON;
+    loop {
+        let info = vm.guest.qmp("query-migrate", serde_json::json!({})).await.unwrap();
+        if info["status"] == "active" {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < end, "the transfer has not begun: {info}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_are_killed_in_a_migration() {
+    let mut world = world_with_network("killed").await;
+    tokio::time::timeout(WHOLE, killed(&mut world)).await.expect("it ends in time");
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    SourceAgent,
+    TargetAgent,
+    Operator,
+}
+
+async fn killed(world: &mut World) {
+    let spec = VmSpec::new("vm", &[NicSpec::new(0, 55)]);
+    let clean = [world.footprint(1).await.unwrap(), world.footprint(2).await.unwrap()];
+    let mut vm = vm_on_fast_path(world, &spec, "vm-0", 1, "fast").await.unwrap();
+    let mut run = 0;
+    for moment in [MigrationPhase::PreparingTarget, MigrationPhase::SwitchingToStandby, MigrationPhase::Transferring] {
+        for victim in [Victim::SourceAgent, Victim::TargetAgent, Victim::Operator] {
+            run += 1;
+            let (from, to) = (vm.node, 3 - vm.node);
+            let (pod, name) = (format!("vm-{run}"), format!("killed-{run}"));
+            eprintln!("--- {victim:?} dies at {moment:?}, the VM goes from n{from} to n{to}");
+            let target = world.start_vm(&spec, &pod, to, true).await.unwrap();
+            world.apply(&migration(&name, "vm", &pod)).await.unwrap();
+            reach(world, &name, moment).await;
+            match victim {
+                Victim::SourceAgent => {
+                    world.kill_agent(from).await.unwrap();
+                    world.start_agent(from).await.unwrap();
+                }
+                Victim::TargetAgent => {
+                    world.kill_agent(to).await.unwrap();
+                    world.start_agent(to).await.unwrap();
+                }
+                Victim::Operator => {
+                    world.kill_operator().await.unwrap();
+                    world.start_operator().await.unwrap();
+                }
+            }
+            let done = ended(world, &name).await.unwrap();
+            assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
+            let node = world.node(to).name().to_owned();
+            let arrived = |n: &VmHybridNic| {
+                on(n, Path::FastPath) && n.status.as_ref().is_some_and(|s| s.node_name.as_ref() == Some(&node))
+            };
+            let nic = world.until_nic("vm-0", LATER, "on the fast path at the target", arrived).await.unwrap();
+            check_fast_path(world, &target, &nic).await.unwrap();
+            world.until_footprint(from, &clean[from - 1]).await.unwrap();
+            vm = target;
+        }
+    }
+    fast(world, "vm-0", &vm).await.unwrap();
+}

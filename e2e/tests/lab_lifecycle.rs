@@ -1,0 +1,113 @@
+//! NICs that come and go, VMs that end, two NICs in one VM, VLANs.
+
+mod common;
+
+use common::{LATER, SOON, WHOLE, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path, world_with_network};
+use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, VmHybridNic};
+use hybridnic_e2e::world::{NicSpec, VmSpec, World};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nics_and_vms_come_and_go() {
+    let world = world_with_network("lifecycle").await;
+    tokio::time::timeout(WHOLE, lifecycle(&world)).await.expect("it ends in time");
+}
+
+async fn lifecycle(world: &World) {
+    let clean = world.footprint(1).await.unwrap();
+
+    // Two NICs, each with a trio of its own; they migrate together.
+    let two = VmSpec::new("two", &[NicSpec::new(0, 56), NicSpec::new(1, 56)]);
+    let vm = vm_on_fast_path(world, &two, "two-a", 1, "fast").await.unwrap();
+    for index in 0..2 {
+        let nic = fast(world, &two.nic_name(index), &vm).await.unwrap();
+        check_fast_path(world, &vm, &nic).await.unwrap();
+    }
+    let moved = world.start_vm(&two, "two-b", 2, true).await.unwrap();
+    world.apply(&migration("both", "two", "two-b")).await.unwrap();
+    let done = ended(world, "both").await.unwrap();
+    assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
+    for (index, nic) in two.nics.iter().enumerate() {
+        let there = |n: &VmHybridNic| {
+            on(n, Path::FastPath) && n.status.as_ref().is_some_and(|s| s.node_name.as_deref() == Some("n2"))
+        };
+        let object = world.until_nic(&two.nic_name(index), LATER, "fast at n2", there).await.unwrap();
+        check_fast_path(world, &moved, &object).await.unwrap();
+        let pinger = world.lab.pinger(nic.address, 50).unwrap();
+        assert!(pinger.answered(20, SOON).await, "NIC {index} has no traffic");
+    }
+    world.until_footprint(1, &clean).await.unwrap();
+
+    // One NIC is deleted: it leaves the guest, the other stays.
+    world.kubectl(&["delete", "vhn", "two-0", "--timeout=90s"]).await.unwrap();
+    let (view, gone) =
+        moved.guest.net_when(SOON, |v| v.with_mac(&two.nics[0].mac).next().is_none()).await.unwrap();
+    assert!(gone, "the devices are still in the guest: {view:#?}");
+    let pinger = world.lab.pinger(two.nics[1].address, 50).unwrap();
+    assert!(pinger.answered(20, SOON).await, "the other NIC lost its traffic");
+
+    // QEMU dies: the VF comes back without the guest's help, and the NIC says why it is not attached.
+    let clean_2 = {
+        moved.guest.kill().await.unwrap();
+        world
+            .until_nic("two-1", SOON, "pending", |n| n.status.as_ref().is_some_and(|s| s.phase == NicPhase::Pending))
+            .await
+            .unwrap();
+        world.footprint(1).await.unwrap()
+    };
+    world.until_footprint(1, &clean_2).await.unwrap();
+
+    // Its pod is gone, another comes: the same NIC with the same MAC is attached anew.
+    world.delete_pod(&moved).await.unwrap();
+    let again = world.start_vm(&two, "two-c", 1, false).await.unwrap();
+    let nic = fast(world, "two-1", &again).await.unwrap();
+    check_fast_path(world, &again, &nic).await.unwrap();
+    assert_eq!(nic.status.as_ref().unwrap().mac.as_deref(), Some(two.nics[1].mac.as_str()));
+    world.delete_pod(&again).await.unwrap();
+    world.until_footprint(1, &clean).await.unwrap();
+    world.kubectl(&["delete", "vhn", "two-1", "--timeout=60s"]).await.unwrap();
+
+    vlan(world, &clean).await;
+}
+
+const VLAN: &str = "
+apiVersion: hybridnic.io/v1alpha1
+kind: HybridNetwork
+metadata: {name: tagged}
+spec:
+  uplinks:
+  - drivers: [igb]
+    numVfs: 7
+  vlan: {id: 42}
+";
+
+/// VF and standby are in the same VLAN, seen on the wire.
+async fn vlan(world: &World, clean: &str) {
+    world.apply(VLAN).await.unwrap();
+    world.lab.net().add_vlan_peer(42, "10.77.42.1/24").await.unwrap();
+    let spec = VmSpec::new("tagged", &[NicSpec::new(42, 57)]);
+    let vm = vm_on_fast_path(world, &spec, "tagged-a", 1, "tagged").await.unwrap();
+    let nic = world.nic("tagged-0").await.unwrap().status.unwrap();
+    let card = u8::from(nic.vf.unwrap().pci_address.starts_with("0000:02"));
+    let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
+    let wire = world.lab.capture(1, card, &format!("ether src {}", spec.nics[0].mac)).await.unwrap();
+    assert!(pinger.answered(50, SOON).await, "no traffic on the VF");
+
+    let moved = world.start_vm(&spec, "tagged-b", 2, true).await.unwrap();
+    world.apply(&migration("tagged", "tagged", "tagged-b")).await.unwrap();
+    let done = ended(world, "tagged").await.unwrap();
+    assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
+    let frames = wire.stop().unwrap();
+    // From here on it was the standby that sent.
+    let transfer = done.status.unwrap().phases.into_iter().find(|p| p.name == "Transferring").unwrap();
+    let transfer = std::time::SystemTime::from(transfer.started_at.0);
+    let standby = frames.iter().filter(|f| f.at > transfer).count();
+    let vf = frames.iter().filter(|f| f.at < transfer).count();
+    assert!(standby > 10 && vf > 40, "{vf} frames of the VF, {standby} of the standby");
+    assert!(frames.iter().all(|f| f.vlan == Some(42)), "untagged frames: {frames:?}");
+
+    let nic = fast(world, "tagged-0", &moved).await.unwrap();
+    check_fast_path(world, &moved, &nic).await.unwrap();
+    assert!(pinger.answered(20, SOON).await, "no traffic at the target");
+    world.until_footprint(1, clean).await.unwrap();
+    drop(vm);
+}
