@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
+use kube::ResourceExt;
 use kube::runtime::applier;
 use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -33,11 +34,17 @@ pub trait Reconciler: Send + Sync + 'static {
     /// The kind.
     type Kind: Object;
 
-    /// Makes `object` true as far as it can be now. `Some` asks to come again after so long.
-    fn reconcile(
-        &self,
-        object: Arc<Self::Kind>,
-    ) -> impl Future<Output = Result<Option<Duration>, write::Error>> + Send;
+    /// Makes `object` true as far as it can be now.
+    fn reconcile(&self, object: Arc<Self::Kind>) -> impl Future<Output = Result<Done, write::Error>> + Send;
+}
+
+/// What a reconcile has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Whether the object itself was written, and still is: its next version comes back here.
+    pub wrote: bool,
+    /// After how long to come again though nothing has changed.
+    pub again: Option<Duration>,
 }
 
 /// Where changes ask for reconciles.
@@ -77,6 +84,18 @@ impl<K: Object> Queue<K> {
 struct Context<R: Reconciler> {
     reconciler: R,
     failures: Mutex<HashMap<ObjectRef<R::Kind>, u32>>,
+    /// Versions on which a write was decided: when one is seen again, the cache has not caught up yet.
+    overwritten: Mutex<HashMap<ObjectRef<R::Kind>, Option<String>>>,
+}
+
+impl<R: Reconciler> Context<R> {
+    /// Whether this version is known to be out of date. It is said once: a write may have changed nothing after all.
+    fn is_stale(&self, name: &ObjectRef<R::Kind>, version: Option<&String>) -> bool {
+        let mut overwritten = self.overwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        overwritten
+            .remove(name)
+            .is_some_and(|old| old.as_ref() == version)
+    }
 }
 
 /// Runs reconciles, at most `concurrency` at once, until `stop`; those that run then are finished.
@@ -90,6 +109,7 @@ pub async fn run<R: Reconciler>(
     let context = Arc::new(Context {
         reconciler,
         failures: Mutex::default(),
+        overwritten: Mutex::default(),
     });
     let requests = requests
         .take_until(stop.cancelled_owned())
@@ -122,13 +142,21 @@ fn reconcile<R: Reconciler>(
 ) -> BoxFuture<'static, Result<Action, write::Error>> {
     async move {
         let name = ObjectRef::from_obj(object.as_ref());
-        let after = context.reconciler.reconcile(object).await?;
+        let version = ResourceExt::resource_version(object.as_ref());
+        if context.is_stale(&name, version.as_ref()) {
+            return Ok(Action::requeue(AFTER_CONFLICT));
+        }
+        let Done { wrote, again } = context.reconciler.reconcile(object).await?;
+        if wrote {
+            let mut overwritten = context.overwritten.lock().unwrap_or_else(PoisonError::into_inner);
+            overwritten.insert(name.clone(), version);
+        }
         context
             .failures
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&name);
-        Ok(Action::requeue(after.unwrap_or(SAFETY_NET).min(SAFETY_NET)))
+        Ok(Action::requeue(again.unwrap_or(SAFETY_NET).min(SAFETY_NET)))
     }
     .boxed()
 }

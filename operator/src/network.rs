@@ -13,7 +13,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio::time::Instant;
 
 use crate::cache::Key;
-use crate::controller::Reconciler;
+use crate::controller::{Done, Reconciler};
 use crate::events::{Events, Note};
 use crate::select::selects;
 use crate::world::World;
@@ -56,10 +56,13 @@ impl NetworkReconciler {
 impl Reconciler for NetworkReconciler {
     type Kind = HybridNetwork;
 
-    async fn reconcile(&self, network: Arc<HybridNetwork>) -> Result<Option<Duration>, write::Error> {
+    async fn reconcile(&self, network: Arc<HybridNetwork>) -> Result<Done, write::Error> {
         let name = network.name_any();
         if let Some(rest) = self.rest(&name) {
-            return Ok(Some(rest));
+            return Ok(Done {
+                wrote: false,
+                again: Some(rest),
+            });
         }
         let key = Key::Network(name.clone());
         let new = status(
@@ -77,7 +80,7 @@ impl Reconciler for NetworkReconciler {
             let old = network.status.clone().unwrap_or_default();
             self.events.tell(network.as_ref(), notes(&old, &new)).await;
         }
-        Ok(None)
+        Ok(Done::default())
     }
 }
 

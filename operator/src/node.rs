@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, HybridNodeSpec, NodePool};
 use kube::{Api, Client, ResourceExt};
 
-use crate::controller::Reconciler;
+use crate::controller::{Done, Reconciler};
 use crate::select::selects;
 use crate::world::World;
 use crate::write;
@@ -28,7 +27,7 @@ impl NodeReconciler {
 impl Reconciler for NodeReconciler {
     type Kind = HybridNode;
 
-    async fn reconcile(&self, object: Arc<HybridNode>) -> Result<Option<Duration>, write::Error> {
+    async fn reconcile(&self, object: Arc<HybridNode>) -> Result<Done, write::Error> {
         // Without its Node it is part of nothing; the agent goes with the node.
         let labels = self
             .world
@@ -41,7 +40,7 @@ impl Reconciler for NodeReconciler {
         if object.spec != spec && object.metadata.deletion_timestamp.is_none() {
             write::spec(&Api::all(self.client.clone()), object.as_ref(), &spec).await?;
         }
-        Ok(None)
+        Ok(Done::default())
     }
 }
 

@@ -244,7 +244,10 @@ fn raw<K: Object + DeserializeOwned>(
 ) -> BoxFuture<'static, ()> {
     let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default())
         .default_backoff()
-        .modify(forget);
+        .modify(|object| {
+            forget(object);
+            object.annotations_mut().clear();
+        });
     async move { feed.run(events, changed).await }.boxed()
 }
 

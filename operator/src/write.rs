@@ -66,13 +66,15 @@ pub async fn status<K: Writable>(api: &Api<K>, of: &K, status: &impl Serialize) 
     .await
 }
 
-/// Applies `spec` as all that the operator has to say in the spec of `of`.
+/// Makes `spec` the spec of `of`, of which only the operator writes a field.
 pub async fn spec<K: Writable>(api: &Api<K>, of: &K, spec: &impl Serialize) -> Result<(), Error> {
-    let patch = document::<K>(of.meta(), json!({ "spec": spec }));
+    // Not applied: an empty list, applied where another manager has applied an empty spec, becomes `spec: null`, and
+    // the API server refuses its own result.
+    let patch = json!({ "metadata": { "resourceVersion": of.resource_version() }, "spec": spec });
     within(
-        "apply the spec",
+        "set the spec",
         of,
-        api.patch(&of.name_any(), &params(), &Patch::Apply(&patch)),
+        api.patch(&of.name_any(), &merge(), &Patch::Merge(&patch)),
     )
     .await
 }
@@ -92,14 +94,10 @@ pub async fn object<K: Writable + Serialize>(api: &Api<K>, object: &K) -> Result
 pub async fn finalizers<K: Writable>(api: &Api<K>, of: &K, finalizers: &[String]) -> Result<(), Error> {
     // A list of several owners that one of them must also be able to clear for another: no case for apply.
     let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": of.resource_version() } });
-    let params = PatchParams {
-        field_manager: Some(OPERATOR_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
     within(
         "set the finalizers",
         of,
-        api.patch(&of.name_any(), &params, &Patch::Merge(&patch)),
+        api.patch(&of.name_any(), &merge(), &Patch::Merge(&patch)),
     )
     .await
 }
@@ -128,6 +126,13 @@ pub async fn delete<K: Writable>(api: &Api<K>, object: &K) -> Result<(), Error> 
 
 fn params() -> PatchParams {
     PatchParams::apply(OPERATOR_MANAGER).force()
+}
+
+fn merge() -> PatchParams {
+    PatchParams {
+        field_manager: Some(OPERATOR_MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
 }
 
 fn document<K: Writable>(of: &kube::api::ObjectMeta, part: Value) -> Value {

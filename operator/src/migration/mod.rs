@@ -9,7 +9,6 @@ pub mod step;
 pub mod view;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use hybridnic_api::conditions::{self, types};
 use hybridnic_api::names::MIGRATION_FINALIZER;
@@ -17,7 +16,7 @@ use hybridnic_api::v1alpha1::{MigrationPhase, QemuMigration, QemuMigrationStatus
 use jiff::Timestamp;
 use kube::{Api, Client, ResourceExt};
 
-use crate::controller::Reconciler;
+use crate::controller::{Done, Reconciler};
 use crate::events::{Events, Note};
 use crate::handover::Ends;
 use crate::nic::admit;
@@ -45,7 +44,7 @@ impl MigrationReconciler {
         }
     }
 
-    async fn run(&self, migration: &QemuMigration) -> Result<Option<Duration>, write::Error> {
+    async fn run(&self, migration: &QemuMigration) -> Result<Done, write::Error> {
         let namespace = migration.namespace().unwrap_or_default();
         let api: Api<QemuMigration> = Api::namespaced(self.client.clone(), &namespace);
         let deleting = migration.metadata.deletion_timestamp.is_some();
@@ -62,13 +61,16 @@ impl MigrationReconciler {
                 finalizers.retain(|finalizer| finalizer != MIGRATION_FINALIZER);
                 write::finalizers(&api, migration, &finalizers).await?;
             }
-            return Ok(None);
+            return Ok(Done::default());
         }
         if !guarded {
             finalizers.push(MIGRATION_FINALIZER.to_owned());
             // Its change comes back here.
             write::finalizers(&api, migration, &finalizers).await?;
-            return Ok(None);
+            return Ok(Done {
+                wrote: true,
+                again: None,
+            });
         }
 
         let vm = &migration.spec.vm;
@@ -83,7 +85,8 @@ impl MigrationReconciler {
             deadlines: self.deadlines,
         };
         let next = step(&view);
-        if migration.status.as_ref() != Some(&next.status) {
+        let wrote = migration.status.as_ref() != Some(&next.status);
+        if wrote {
             let old = migration.status.clone().unwrap_or_default();
             write::status(&api, migration, &next.status).await?;
             if old.phase != next.status.phase {
@@ -91,7 +94,10 @@ impl MigrationReconciler {
             }
             self.events.tell(migration, notes(&old, &next.status)).await;
         }
-        Ok(next.again)
+        Ok(Done {
+            wrote,
+            again: next.again,
+        })
     }
 
     fn nics(&self, migration: &QemuMigration) -> Vec<NicView> {
@@ -143,7 +149,7 @@ impl MigrationReconciler {
 impl Reconciler for MigrationReconciler {
     type Kind = QemuMigration;
 
-    async fn reconcile(&self, migration: Arc<QemuMigration>) -> Result<Option<Duration>, write::Error> {
+    async fn reconcile(&self, migration: Arc<QemuMigration>) -> Result<Done, write::Error> {
         self.run(&migration).await
     }
 }

@@ -20,7 +20,7 @@ use kube::ResourceExt;
 
 use super::record::{Next, apply, explain, fail, micro, roll_back, since, wait};
 use super::view::{
-    NicView, View, after, attachment, deleting, is_attached, is_back, is_current, lacks_vf, node,
+    NicView, View, after, attachment, deleting, is_attached, is_back, is_current, is_refused, lacks_vf, node,
     ready_reason, source_of, target_of, why,
 };
 use crate::handover::{self, Ends, Rollback};
@@ -68,11 +68,19 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
     if deleting(view) {
         return fail(status, reasons::CANCELLED, CANCELLED);
     }
-    let nics: Vec<_> = view
+    if let Some(leaving) = view
         .nics
         .iter()
-        .filter(|view| view.nic.metadata.deletion_timestamp.is_none())
-        .collect();
+        .find(|view| view.nic.metadata.deletion_timestamp.is_some())
+    {
+        let message = format!(
+            "waits for the NIC {}, which was deleted, to leave the guest",
+            leaving.nic.name_any()
+        );
+        return wait(reasons::PROGRESSING, message);
+    }
+    // What was refused is not in the guest, and cannot keep the VM where it is.
+    let nics: Vec<_> = view.nics.iter().filter(|view| !is_refused(view)).collect();
     let Some(oldest) = nics
         .iter()
         .min_by_key(|view| (view.nic.creation_timestamp().map(|t| t.0), view.nic.name_any()))

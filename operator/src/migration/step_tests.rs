@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, MigrationPhase, MigrationState, MigrationStep, NoFreeVf,
 };
@@ -100,6 +100,17 @@ fn what_keeps_a_migration_from_beginning() {
 fn a_vm_without_nics_fails() {
     let mut scene = Scene::new();
     scene.nic.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    scene.stays(reasons::PROGRESSING);
+    // A NIC that was refused is none.
+    scene.nic.metadata.deletion_timestamp = None;
+    let refusal = NewCondition::no(types::ACCEPTED, reasons::MAC_CONFLICT, "");
+    conditions::set(
+        &mut scene.nic.status.as_mut().unwrap().conditions,
+        None,
+        Timestamp::UNIX_EPOCH,
+        refusal,
+    );
+    scene.source = None;
     scene.step();
     assert_eq!(
         (scene.phase(), scene.reason().as_str()),

@@ -67,6 +67,15 @@ pub fn target_of<'a>(nic: &'a NicView, status: &QemuMigrationStatus) -> Option<&
     attachment(nic, &status.target.as_ref()?.pod)
 }
 
+/// Whether a NIC is not accepted, and is in no guest.
+pub fn is_refused(nic: &NicView) -> bool {
+    let conditions = nic.nic.status.iter().flat_map(|status| &status.conditions);
+    let refused = conditions
+        .into_iter()
+        .any(|c| c.type_ == types::ACCEPTED && c.status == "False");
+    refused && nic.attachments.is_empty()
+}
+
 /// Whether the NIC carries traffic there.
 pub fn is_attached(attachment: &NicAttachment) -> bool {
     matches!(

@@ -154,7 +154,9 @@ fn one(
         vm: nic.vm_name().unwrap_or_default().to_owned(),
         pod: pod.clone(),
         network: nic.spec.network.clone(),
-        mac: wanted.mac.to_owned(),
+        mac: existing
+            .map_or(wanted.mac, |existing| &existing.spec.mac)
+            .to_owned(),
         goal,
         no_free_vf: nic.spec.no_free_vf,
         l2,

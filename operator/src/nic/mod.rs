@@ -2,6 +2,7 @@
 
 pub mod admit;
 pub mod desired;
+mod known;
 mod reconcile;
 pub mod status;
 

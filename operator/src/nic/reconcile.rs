@@ -1,30 +1,28 @@
 //! Makes a NIC true: dereference → validate → build → apply → status.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::names::{ATTACHMENT_FINALIZER, NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, HybridNetwork, L2Settings, MigrationPhase, NicAttachment, NicAttachmentSpec,
-    ObjectRef, QemuMigration, VmHybridNic,
+    AttachmentState, Goal, HybridNetwork, L2Settings, NicAttachment, NicAttachmentSpec, VmHybridNic,
 };
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ObjectMeta;
 use kube::{Api, Client, Resource, ResourceExt};
 
 use super::admit::{self, Refusal};
 use super::desired::{Place, Wanted, desired_attachments};
+use super::known::{Known, Location};
 use super::status::{Facts, notes, status};
 use crate::cache::Key;
-use crate::controller::Reconciler;
+use crate::controller::{Done, Reconciler};
 use crate::events::Events;
-use crate::handover::{self, Ends};
+use crate::handover;
 use crate::mac::{self, HandedOut};
 use crate::world::World;
-use crate::{pods, write};
+use crate::write;
 
 /// Reconciles NICs. The only writer of attachments' specs and of NICs' status.
 pub struct NicReconciler {
@@ -32,76 +30,6 @@ pub struct NicReconciler {
     world: World,
     events: Events,
     handed_out: Mutex<HandedOut>,
-}
-
-/// What the caches hold that matters to a NIC.
-struct Known {
-    network: Option<Arc<HybridNetwork>>,
-    pods: Vec<Arc<Pod>>,
-    attachments: Vec<Arc<NicAttachment>>,
-    migrations: Vec<Arc<QemuMigration>>,
-    moving: Option<(Arc<QemuMigration>, Ends)>,
-}
-
-impl Known {
-    fn read(world: &World, nic: &VmHybridNic) -> Self {
-        let namespace = nic.namespace().unwrap_or_default();
-        let vm = nic.vm_name().unwrap_or_default();
-        let (pods, migrations) = (world.pods_of(&namespace, vm), world.migrations_of(&namespace, vm));
-        let moving = migrations
-            .iter()
-            .find(|migration| has_in_hands(migration, &nic.name_any()))
-            .and_then(|migration| {
-                let ends = Ends::observe(migration, &world.attachments_of_vm(&namespace, vm), &pods)?;
-                Some((migration.clone(), ends))
-            });
-        let network = world.networks.get("", &nic.spec.network);
-        Self {
-            network,
-            pods,
-            attachments: world.attachments_of(nic),
-            migrations,
-            moving,
-        }
-    }
-
-    /// The pod of the VM, and its node; or why there is none.
-    fn location(&self, nic: &VmHybridNic) -> Result<(ObjectRef, String, bool), Refusal> {
-        if let Some((migration, _)) = &self.moving {
-            let status = migration.status.as_ref();
-            let arrived = status.is_some_and(|status| status.phase == MigrationPhase::Completing);
-            let end = status.and_then(|status| {
-                if arrived {
-                    status.target.clone()
-                } else {
-                    status.source.clone()
-                }
-            });
-            if let Some(end) = end {
-                return Ok((end.pod, end.node_name, true));
-            }
-        }
-        let vm = nic.vm_name().unwrap_or_default();
-        let recorded = nic.status.as_ref().and_then(|status| status.pod.as_ref());
-        let Some(pod) = pods::active(recorded, &self.pods) else {
-            let message = format!("no pod of this namespace has the label hybridnic.io/vm={vm}");
-            return Err(Refusal::new(reasons::POD_NOT_FOUND, message));
-        };
-        let Some(node) = pods::node(pod) else {
-            let message = format!("the pod {} has no node yet", pod.name_any());
-            return Err(Refusal::new(reasons::POD_NOT_RUNNING, message));
-        };
-        Ok((pods::reference(pod), node.to_owned(), pods::is_running(pod)))
-    }
-}
-
-/// Whether a migration decides about a NIC: it has begun with it and has not ended.
-fn has_in_hands(migration: &QemuMigration, nic: &str) -> bool {
-    migration.status.as_ref().is_some_and(|status| {
-        status.phase != MigrationPhase::Pending
-            && !status.phase.is_final()
-            && status.nics.iter().any(|name| name == nic)
-    })
 }
 
 impl NicReconciler {
@@ -115,7 +43,8 @@ impl NicReconciler {
         }
     }
 
-    async fn run(&self, nic: &VmHybridNic) -> Result<(), write::Error> {
+    /// Says whether it wrote the NIC itself.
+    async fn run(&self, nic: &VmHybridNic) -> Result<bool, write::Error> {
         let namespace = nic.namespace().unwrap_or_default();
         let api: Api<VmHybridNic> = Api::namespaced(self.client.clone(), &namespace);
         let deleting = nic.metadata.deletion_timestamp.is_some();
@@ -124,36 +53,46 @@ impl NicReconciler {
         if !deleting && !guarded {
             finalizers.push(NIC_FINALIZER.to_owned());
             // Its change comes back here.
-            return write::finalizers(&api, nic, &finalizers).await;
+            write::finalizers(&api, nic, &finalizers).await?;
+            return Ok(true);
         }
 
         let known = Known::read(&self.world, nic);
         if deleting && known.moving.is_none() && known.attachments.is_empty() {
             self.handed_out().settle(nic);
             finalizers.retain(|finalizer| finalizer != NIC_FINALIZER);
-            return if guarded {
-                write::finalizers(&api, nic, &finalizers).await
-            } else {
-                Ok(())
-            };
+            if guarded {
+                write::finalizers(&api, nic, &finalizers).await?;
+            }
+            return Ok(false);
         }
 
         let (admission, mac) = self.admit(nic, known.network.as_deref());
         let location = known.location(nic);
+        let mut obstacle = match &location {
+            Ok(location) => location.wait.clone(),
+            Err(refusal) => Some(refusal.clone()),
+        };
         let place = match (&known.moving, &location) {
             (Some((migration, ends)), _) => Place::Moving(migration, ends),
-            (None, _) if deleting => Place::Nowhere,
-            (None, Ok((pod, node, true))) => Place::At(pod.clone(), node.clone()),
+            (
+                None,
+                Ok(Location {
+                    pod,
+                    node,
+                    wait: None,
+                }),
+            ) if !deleting => Place::At(pod.clone(), node.clone()),
             (None, _) => Place::Nowhere,
         };
-        let recorded = nic.status.as_ref().and_then(|status| status.mac.as_deref());
-        let mut obstacle = location.as_ref().err().cloned();
         // An address is used only once the status shows it: from then on nobody else gets it.
-        let usable = mac
-            .as_deref()
-            .filter(|mac| recorded == Some(mac))
-            .or_else(|| recorded.filter(|_| admission.is_err()));
-        if let Some(mac) = usable {
+        let recorded = nic.status.as_ref().and_then(|status| status.mac.as_deref());
+        let used = known
+            .attachments
+            .first()
+            .map(|attachment| attachment.spec.mac.as_str());
+        let granted = mac.as_deref().filter(|mac| recorded == Some(mac));
+        if let Some(mac) = granted.or(used) {
             let l2 = known.network.as_ref().map(|network| l2(network));
             let wanted = Wanted {
                 nic,
@@ -166,32 +105,25 @@ impl NicReconciler {
             self.apply(nic, &known.attachments, specs, &admission, &mut obstacle)
                 .await?;
         }
-        if let Ok((pod, _, false)) = &location {
-            let message = format!("the pod {} does not run yet", pod.name);
-            obstacle = Some(Refusal::new(reasons::POD_NOT_RUNNING, message));
-        }
 
         let facts = Facts {
             nic,
             now: Timestamp::now(),
-            mac: mac.or_else(|| {
-                recorded
-                    .filter(|_| !known.attachments.is_empty())
-                    .map(ToOwned::to_owned)
-            }),
+            mac: mac.or_else(|| used.map(ToOwned::to_owned)),
             admission,
-            location: location.ok().map(|(pod, node, _)| (pod, node)),
+            location: location.ok().map(|location| (location.pod, location.node)),
             obstacle,
             attachments: &known.attachments,
             moving: known.moving.as_ref().map(|(migration, _)| migration.as_ref()),
             migrations: &known.migrations,
         };
         let (old, new) = (nic.status.clone().unwrap_or_default(), status(&facts));
-        if nic.status.as_ref() != Some(&new) {
+        let wrote = nic.status.as_ref() != Some(&new);
+        if wrote {
             write::status(&api, nic, &new).await?;
             self.events.tell(nic, notes(&old, &new)).await;
         }
-        Ok(())
+        Ok(wrote)
     }
 
     /// Whether the NIC may be, and its address.
@@ -328,9 +260,11 @@ impl NicReconciler {
 impl Reconciler for NicReconciler {
     type Kind = VmHybridNic;
 
-    async fn reconcile(&self, nic: Arc<VmHybridNic>) -> Result<Option<Duration>, write::Error> {
-        self.run(&nic).await?;
-        Ok(None)
+    async fn reconcile(&self, nic: Arc<VmHybridNic>) -> Result<Done, write::Error> {
+        Ok(Done {
+            wrote: self.run(&nic).await?,
+            again: None,
+        })
     }
 }
 
