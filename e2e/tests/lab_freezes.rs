@@ -22,7 +22,9 @@ async fn plug_and_unplug_until_told_otherwise() {
         .ok()
         .and_then(|n| n.parse().ok())
         .unwrap_or(10);
-    let lab = Lab::start(LabOptions::new("freezes")).await.unwrap();
+    let mut options = LabOptions::new("freezes");
+    options.node.kernel_args = std::env::var("LAB_NODE_ARGS").unwrap_or_default();
+    let lab = Lab::start(options).await.unwrap();
     let (one, two) = tokio::join!(
         count(&lab, &lab.nodes()[0], plugs),
         count(&lab, &lab.nodes()[1], plugs)
