@@ -11,7 +11,7 @@ use hybridnic_api::v1alpha1::{
     NicAttachment, NicAttachmentStatus, Path, StandbyRef, VfRef,
 };
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
@@ -76,15 +76,15 @@ fn params() -> PatchParams {
 
 async fn serve(client: Client, mood: Arc<Mutex<Mood>>) {
     let api: Api<NicAttachment> = Api::namespaced(client, NAMESPACE);
-    let mut changes = watcher(api.clone(), watcher::Config::default())
+    let mut watch = watcher(api.clone(), watcher::Config::default())
         .default_backoff()
         .applied_objects()
         .boxed();
-    while let Some(change) = changes.next().await {
+    while let Some(change) = watch.next().await {
         let Ok(changed) = change else { continue };
         let mood = *mood.lock().unwrap();
         // What one end does shows at the other.
-        let Ok(all) = api.list(&Default::default()).await else {
+        let Ok(all) = api.list(&ListParams::default()).await else {
             continue;
         };
         for attachment in all.items.iter().filter(|other| other.spec.vm == changed.spec.vm) {
@@ -100,7 +100,7 @@ async fn act(api: &Api<NicAttachment>, attachment: &NicAttachment, all: &[NicAtt
         .iter()
         .any(|finalizer| finalizer == ATTACHMENT_FINALIZER);
     let deleting = attachment.metadata.deletion_timestamp.is_some();
-    let head = |part: serde_json::Value| {
+    let document = |part: serde_json::Value| {
         let mut patch = json!({
             "apiVersion": "hybridnic.io/v1alpha1", "kind": "NicAttachment",
             "metadata": {"name": name, "uid": attachment.metadata.uid},
@@ -113,7 +113,7 @@ async fn act(api: &Api<NicAttachment>, attachment: &NicAttachment, all: &[NicAtt
     };
     if !held {
         if !deleting {
-            let mut patch = head(json!({}));
+            let mut patch = document(json!({}));
             patch["metadata"]["finalizers"] = json!([ATTACHMENT_FINALIZER]);
             let _ = api.patch(&name, &params(), &Patch::Apply(&patch)).await;
         }
@@ -123,10 +123,14 @@ async fn act(api: &Api<NicAttachment>, attachment: &NicAttachment, all: &[NicAtt
     if attachment.status.as_ref() != Some(&status) {
         // The API server may be away; the next change comes here again.
         let _ = api
-            .patch_status(&name, &params(), &Patch::Apply(&head(json!({"status": status}))))
+            .patch_status(
+                &name,
+                &params(),
+                &Patch::Apply(&document(json!({"status": status}))),
+            )
             .await;
     } else if deleting && status.state == AttachmentState::Detached {
-        let mut patch = head(json!({}));
+        let mut patch = document(json!({}));
         patch["metadata"]["finalizers"] = json!([]);
         let _ = api.patch(&name, &params(), &Patch::Apply(&patch)).await;
     }

@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 /// Two operators hand over in 15 s; the machine may be busy with a build beside.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_mins(1);
 pub const NAMESPACE: &str = "default";
 
 pub struct Bench {
@@ -260,13 +260,11 @@ impl Bench {
         K: Resource + Clone + Debug + Send + DeserializeOwned + 'static,
     {
         let there = await_condition(api.clone(), name, fits);
-        match timeout(DEADLINE, there).await {
-            Ok(found) => found.unwrap(),
-            Err(_) => {
-                let found = api.get_opt(name).await;
-                panic!("{name} does not become {what}: {found:#?}\n{}", self.logs())
-            }
+        if let Ok(found) = timeout(DEADLINE, there).await {
+            return found.unwrap();
         }
+        let found = api.get_opt(name).await;
+        panic!("{name} does not become {what}: {found:#?}\n{}", self.logs())
     }
 
     pub async fn nic_with(&self, name: &str, what: &str, fits: impl Fn(&VmHybridNic) -> bool) -> VmHybridNic {

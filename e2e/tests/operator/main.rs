@@ -1,5 +1,9 @@
 //! The operator on a real API server, with its own restricted rights. The agents are fake: see `agent.rs`.
 #![cfg(feature = "cluster-tests")]
+// All of it is test code, also what is not in a test function.
+#![allow(clippy::unwrap_used, clippy::panic)]
+// A control plane takes seconds to start, so a story is told in one test.
+#![allow(clippy::too_many_lines)]
 
 mod agent;
 mod bench;
