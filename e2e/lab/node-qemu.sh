@@ -1,10 +1,9 @@
 #!/bin/bash
 # Gets the QEMU that nodes run on and prints its path.
 #
-# QEMU before 10.2 loses interrupts under multi-threaded emulation: target/i386/tcg/system/svm_helper.c and others
-# change a processor's interrupt_request without a lock, and an interrupt that another thread raises at that moment
-# is gone. A nested guest then waits for ever for its timer. 10.2 made those accesses atomic. Where the system's
-# QEMU is older, Debian 13's backport is unpacked, with the libraries it wants, beside the system.
+# On QEMU 10.0 the nodes' kernels now and then report stalls of many seconds under multi-threaded emulation; on 11.1
+# they have not. 10.2 is the first to change a processor's pending interrupts by atomic operations only. Where the
+# system's QEMU is older, Debian 13's backport is unpacked, with the libraries it wants, beside the system.
 #
 # Usage: node-qemu.sh. HYBRIDNIC_NODE_QEMU names another one.
 set -euo pipefail

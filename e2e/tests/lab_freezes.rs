@@ -3,7 +3,7 @@
 //! Not part of the suite, for it takes as long as it is told:
 //! `LAB_PLUGS=20 cargo test -p hybridnic-e2e --features lab-tests --test lab_freezes -- --ignored --nocapture`
 //!
-//! `HYBRIDNIC_NODE_QEMU` runs the nodes on another QEMU. Counted on 2 cores, both nodes at once, 50 packets a second
+//! `HYBRIDNIC_NODE_QEMU` runs the nodes on another QEMU, `LAB_NODE_ARGS` adds to their kernels' command line. Counted on 2 cores, both nodes at once, 50 packets a second
 //! during each plug: see `e2e/lab/README.md`.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // it is all tests, helpers too

@@ -317,8 +317,8 @@ impl Guest {
         }
     }
 
-    /// Whether the guest's timers have stopped: a fault of emulated SVM, met now and then in the seconds after a VF
-    /// is plugged. Such a guest answers, but whatever waits for time to pass waits for ever.
+    /// Whether the guest's timers have stopped, as they did in nodes with a mistaken clock (see `e2e/lab/README.md`).
+    /// Such a guest answers, but whatever waits for time to pass waits for ever.
     pub async fn is_frozen(&self) -> bool {
         self.exec("sleep 0.2", FROZEN_AFTER).await.is_err()
     }
