@@ -26,6 +26,14 @@ pub enum Program {
 }
 
 impl Program {
+    /// Its process id, by the numbers of where it runs.
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Here(child) => child.id(),
+            Self::OnNode(process) => process.pid(),
+        }
+    }
+
     async fn kill(mut self) -> Result<()> {
         match &mut self {
             Self::Here(child) => {
@@ -88,6 +96,16 @@ impl World {
             Some(program) => program.kill().await,
             None => Ok(()),
         }
+    }
+
+    /// The operator's process id on this host; `None` while it is dead.
+    pub fn operator_pid(&self) -> Option<u32> {
+        self.operator.as_ref().map(Program::pid)
+    }
+
+    /// The process id of the agent of node `number`, in the node's numbers; `None` while it is dead.
+    pub fn agent_pid(&self, number: usize) -> Option<u32> {
+        self.agents[number - 1].as_ref().map(Program::pid)
     }
 
     /// Starts the agent of node `number`, with that node's own restricted credentials.
