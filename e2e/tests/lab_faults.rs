@@ -5,8 +5,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{
-    LATER, SOON, WHOLE, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path, world_with_network,
+use common::{case, 
+    LATER, SOON, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path,
 };
 use hybridnic_api::v1alpha1::{MigrationPhase, Path, QemuMigration, VmHybridNic};
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
@@ -27,8 +27,7 @@ async fn back_on_fast_path(world: &World, vm: &Vm, nic: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_keeps_its_vf_is_not_migrated() {
-    let world = world_with_network("keeper").await;
-    tokio::time::timeout(WHOLE, keeper(&world)).await.expect("it ends in time");
+    case("keeper", true, async |world| keeper(world).await).await;
 }
 
 async fn keeper(world: &World) {
@@ -53,8 +52,7 @@ async fn keeper(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_destination_that_dies_and_a_migration_that_is_cancelled() {
-    let world = world_with_network("broken").await;
-    tokio::time::timeout(WHOLE, broken(&world)).await.expect("it ends in time");
+    case("broken", true, async |world| broken(world).await).await;
 }
 
 async fn broken(world: &World) {
@@ -119,9 +117,18 @@ async fn transferring(world: &World, vm: &Vm, name: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn programs_that_are_killed_in_a_migration() {
-    let mut world = world_with_network("killed").await;
-    tokio::time::timeout(WHOLE, killed(&mut world)).await.expect("it ends in time");
+async fn programs_killed_while_the_target_is_prepared() {
+    case("killed-prepare", true, async |world| killed(world, MigrationPhase::PreparingTarget).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_killed_while_the_vf_is_unplugged() {
+    case("killed-unplug", true, async |world| killed(world, MigrationPhase::SwitchingToStandby).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_killed_while_the_vm_is_sent() {
+    case("killed-send", true, async |world| killed(world, MigrationPhase::Transferring).await).await;
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -131,45 +138,40 @@ enum Victim {
     Operator,
 }
 
-async fn killed(world: &mut World) {
+async fn killed(world: &mut World, moment: MigrationPhase) {
     let spec = VmSpec::new("vm", &[NicSpec::new(0, 55)]);
     let clean = [world.footprint(1).await.unwrap(), world.footprint(2).await.unwrap()];
     let mut vm = vm_on_fast_path(world, &spec, "vm-0", 1, "fast").await.unwrap();
-    let mut run = 0;
-    for moment in [MigrationPhase::PreparingTarget, MigrationPhase::SwitchingToStandby, MigrationPhase::Transferring] {
-        for victim in [Victim::SourceAgent, Victim::TargetAgent, Victim::Operator] {
-            run += 1;
-            let (from, to) = (vm.node, 3 - vm.node);
-            let (pod, name) = (format!("vm-{run}"), format!("killed-{run}"));
-            eprintln!("--- {victim:?} dies at {moment:?}, the VM goes from n{from} to n{to}");
-            let target = world.start_vm(&spec, &pod, to, true).await.unwrap();
-            world.apply(&migration(&name, "vm", &pod)).await.unwrap();
-            reach(world, &name, moment).await;
-            match victim {
-                Victim::SourceAgent => {
-                    world.kill_agent(from).await.unwrap();
-                    world.start_agent(from).await.unwrap();
-                }
-                Victim::TargetAgent => {
-                    world.kill_agent(to).await.unwrap();
-                    world.start_agent(to).await.unwrap();
-                }
-                Victim::Operator => {
-                    world.kill_operator().await.unwrap();
-                    world.start_operator().await.unwrap();
-                }
+    for (run, victim) in [Victim::SourceAgent, Victim::TargetAgent, Victim::Operator].into_iter().enumerate() {
+        let (from, to) = (vm.node, 3 - vm.node);
+        let (pod, name) = (format!("vm-{}", run + 1), format!("killed-{run}"));
+        eprintln!("--- {victim:?} dies at {moment:?}, the VM goes from n{from} to n{to}");
+        let target = world.start_vm(&spec, &pod, to, true).await.unwrap();
+        world.apply(&migration(&name, "vm", &pod)).await.unwrap();
+        reach(world, &name, moment).await;
+        match victim {
+            Victim::SourceAgent => {
+                world.kill_agent(from).await.unwrap();
+                world.start_agent(from).await.unwrap();
             }
-            let done = ended(world, &name).await.unwrap();
-            assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
-            let node = world.node(to).name().to_owned();
-            let arrived = |n: &VmHybridNic| {
-                on(n, Path::FastPath) && n.status.as_ref().is_some_and(|s| s.node_name.as_ref() == Some(&node))
-            };
-            let nic = world.until_nic("vm-0", LATER, "on the fast path at the target", arrived).await.unwrap();
-            check_fast_path(world, &target, &nic).await.unwrap();
-            world.until_footprint(from, &clean[from - 1]).await.unwrap();
-            vm = target;
+            Victim::TargetAgent => {
+                world.kill_agent(to).await.unwrap();
+                world.start_agent(to).await.unwrap();
+            }
+            Victim::Operator => {
+                world.kill_operator().await.unwrap();
+                world.start_operator().await.unwrap();
+            }
         }
+        let done = ended(world, &name).await.unwrap();
+        assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
+        let node = world.node(to).name().to_owned();
+        let arrived = |n: &VmHybridNic| {
+            on(n, Path::FastPath) && n.status.as_ref().is_some_and(|s| s.node_name.as_ref() == Some(&node))
+        };
+        let nic = world.until_nic("vm-0", LATER, "on the fast path at the target", arrived).await.unwrap();
+        check_fast_path(world, &target, &nic).await.unwrap();
+        world.until_footprint(from, &clean[from - 1]).await.unwrap();
+        vm = target;
     }
-    fast(world, "vm-0", &vm).await.unwrap();
 }

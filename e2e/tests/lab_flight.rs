@@ -4,21 +4,20 @@ mod common;
 
 use std::time::Duration;
 
-use common::{LATER, SOON, WHOLE, check_fast_path, ended, fast, migration, phase, trio, vm_on_fast_path, world_with_network};
+use common::{case, LATER, SOON, check_fast_path, ended, fast, migration, phase, trio, vm_on_fast_path};
 use hybridnic_api::v1alpha1::MigrationPhase;
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn there_and_back_under_traffic() {
-    let world = world_with_network("flight").await;
-    tokio::time::timeout(WHOLE, flight(&world)).await.expect("it ends in time");
+    case("flight", true, async |world| flight(world).await).await;
 }
 
 async fn flight(world: &World) {
     let spec = VmSpec::new("web", &[NicSpec::new(0, 50)]);
     let clean = [world.footprint(1).await.unwrap(), world.footprint(2).await.unwrap()];
     let first = vm_on_fast_path(world, &spec, "web-a", 1, "fast").await.unwrap();
-    let nic = fast(world, "web-0", &first).await.unwrap();
+    let nic = fast(world, "web-0").await.unwrap();
     check_fast_path(world, &first, &nic).await.unwrap();
     runs_on_the_vf(world, &first, &spec).await;
 

@@ -2,14 +2,13 @@
 
 mod common;
 
-use common::{LATER, SOON, WHOLE, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path, world_with_network};
+use common::{case, LATER, SOON, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path};
 use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, VmHybridNic};
 use hybridnic_e2e::world::{NicSpec, VmSpec, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nics_and_vms_come_and_go() {
-    let world = world_with_network("lifecycle").await;
-    tokio::time::timeout(WHOLE, lifecycle(&world)).await.expect("it ends in time");
+    case("lifecycle", true, async |world| lifecycle(world).await).await;
 }
 
 async fn lifecycle(world: &World) {
@@ -19,7 +18,7 @@ async fn lifecycle(world: &World) {
     let two = VmSpec::new("two", &[NicSpec::new(0, 56), NicSpec::new(1, 56)]);
     let vm = vm_on_fast_path(world, &two, "two-a", 1, "fast").await.unwrap();
     for index in 0..2 {
-        let nic = fast(world, &two.nic_name(index), &vm).await.unwrap();
+        let nic = fast(world, &two.nic_name(index)).await.unwrap();
         check_fast_path(world, &vm, &nic).await.unwrap();
     }
     let moved = world.start_vm(&two, "two-b", 2, true).await.unwrap();
@@ -59,7 +58,7 @@ async fn lifecycle(world: &World) {
     // Its pod is gone, another comes: the same NIC with the same MAC is attached anew.
     world.delete_pod(&moved).await.unwrap();
     let again = world.start_vm(&two, "two-c", 1, false).await.unwrap();
-    let nic = fast(world, "two-1", &again).await.unwrap();
+    let nic = fast(world, "two-1").await.unwrap();
     check_fast_path(world, &again, &nic).await.unwrap();
     assert_eq!(nic.status.as_ref().unwrap().mac.as_deref(), Some(two.nics[1].mac.as_str()));
     world.delete_pod(&again).await.unwrap();
@@ -105,7 +104,7 @@ async fn vlan(world: &World, clean: &str) {
     assert!(standby > 10 && vf > 40, "{vf} frames of the VF, {standby} of the standby");
     assert!(frames.iter().all(|f| f.vlan == Some(42)), "untagged frames: {frames:?}");
 
-    let nic = fast(world, "tagged-0", &moved).await.unwrap();
+    let nic = fast(world, "tagged-0").await.unwrap();
     check_fast_path(world, &moved, &nic).await.unwrap();
     assert!(pinger.answered(20, SOON).await, "no traffic at the target");
     world.until_footprint(1, clean).await.unwrap();

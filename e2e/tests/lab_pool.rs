@@ -4,8 +4,8 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{
-    LATER, SOON, WHOLE, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path, world, world_with_network,
+use common::{case, 
+    LATER, SOON, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path,
 };
 use hybridnic_api::v1alpha1::{MigrationPhase, Path, VmHybridNic};
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
@@ -17,8 +17,7 @@ fn reason(nic: &VmHybridNic, type_: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fourteen_nics_get_fourteen_vfs_and_the_fifteenth_waits() {
-    let world = world_with_network("pool").await;
-    tokio::time::timeout(WHOLE, pool(&world)).await.expect("it ends in time");
+    case("pool", true, async |world| pool(world).await).await;
 }
 
 async fn pool(world: &World) {
@@ -43,7 +42,7 @@ async fn pool(world: &World) {
     let mut vfs = BTreeSet::new();
     let mut pfs = BTreeSet::new();
     for (vm, name) in others {
-        let nic = fast(world, name, &vms[*vm]).await.unwrap();
+        let nic = fast(world, name).await.unwrap();
         check_fast_path(world, &vms[*vm], &nic).await.unwrap();
         let vf = nic.status.unwrap().vf.unwrap();
         pfs.insert(vf.pf.clone());
@@ -68,7 +67,7 @@ async fn pool(world: &World) {
     // A VF of the other PF will do too: what is freed is what there is.
     let standby_pf = waiting.status.unwrap().standby.unwrap().pf;
     world.kubectl(&["delete", "vhn", &others[0].1, "--timeout=90s"]).await.unwrap();
-    let nic = fast(world, &last.1, &vms[2]).await.unwrap();
+    let nic = fast(world, &last.1).await.unwrap();
     let vf = nic.status.unwrap().vf.unwrap();
     eprintln!("the fifteenth's standby is on {standby_pf}, its VF on {}", vf.pf);
     assert!(pinger.answered(50, SOON).await, "the fifteenth has no traffic on its VF");
@@ -76,8 +75,7 @@ async fn pool(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_without_a_free_vf_and_peers_on_one_pf() {
-    let world = world("scarce").await;
-    tokio::time::timeout(WHOLE, scarce(&world)).await.expect("it ends in time");
+    case("scarce", false, async |world| scarce(world).await).await;
 }
 
 /// One VF on each node.
@@ -116,6 +114,6 @@ async fn scarce(world: &World) {
     }
 
     world.kubectl(&["delete", "vhn", "stayer-0", "--timeout=90s"]).await.unwrap();
-    let nic = fast(world, "mover-0", &arriving).await.unwrap();
+    let nic = fast(world, "mover-0").await.unwrap();
     check_fast_path(world, &arriving, &nic).await.unwrap();
 }

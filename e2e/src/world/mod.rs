@@ -10,6 +10,7 @@ mod vm;
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -22,7 +23,7 @@ use kube::{
 
 use crate::{
     controlplane::{ControlPlane, Options},
-    lab::{HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions},
+    lab::{Guest, HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions},
 };
 
 pub use look::{Gap, NODE_CLEAN};
@@ -78,6 +79,8 @@ pub struct World {
     agents: Vec<Option<Program>>,
     options: WorldOptions,
     client: Client,
+    /// Guests that were started, to tell a frozen one from a failure.
+    guests: Mutex<Vec<Weak<Guest>>>,
     /// The control plane.
     pub control_plane: ControlPlane,
     /// The nodes and their networks.
@@ -103,7 +106,7 @@ impl World {
                 .context("the control plane")?;
         let client = control_plane.client_admin();
         let agents = lab.nodes().iter().map(|_| None).collect();
-        let mut world = Self { operator: None, agents, options, client, control_plane, lab };
+        let mut world = Self { operator: None, agents, options, client, guests: Mutex::default(), control_plane, lab };
         say("installing CRDs, roles and nodes");
         world.install().await?;
         say("starting operator and agents");
@@ -146,6 +149,19 @@ impl World {
     /// A client with the administrator's rights.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// Whether the emulation has frozen a guest: a fault of it, and not ours.
+    pub async fn is_frozen(&self) -> bool {
+        let guests: Vec<_> =
+            self.guests.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
+        for guest in guests {
+            let running = guest.qemu().is_running() && guest.status().await.is_ok_and(|s| s == "running");
+            if running && guest.is_frozen().await {
+                return true;
+            }
+        }
+        false
     }
 
     /// Node `number`, from 1.

@@ -1,6 +1,10 @@
 //! VMs as pods: the API object, its QEMU on a node, and a stand-in for the kubelet that keeps its status.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use hybridnic_api::names::VM_LABEL;
@@ -111,6 +115,7 @@ impl World {
             guest = guest.nic(&nic.mac, &format!("{}/24", nic.address));
         }
         let guest = Arc::new(self.node(node).start_guest(guest).await?);
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&guest));
         let ip = self.node(node).address().to_string();
         self.set_pod_status(pod, json!({
             "phase": "Running",

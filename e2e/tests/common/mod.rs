@@ -2,9 +2,13 @@
 
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
+use futures::FutureExt as _;
 use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, QemuMigration, VmHybridNic};
 use hybridnic_e2e::{
     lab::{NetView, Netdev},
@@ -14,7 +18,7 @@ use hybridnic_e2e::{
 /// For what takes a moment.
 pub const SOON: Duration = Duration::from_secs(60);
 /// For what a guest must boot, or a VM must move for.
-pub const LATER: Duration = Duration::from_secs(150);
+pub const LATER: Duration = Duration::from_secs(120);
 /// For a whole test.
 pub const WHOLE: Duration = Duration::from_mins(12);
 
@@ -29,14 +33,31 @@ spec:
     numVfs: 7
 ";
 
-/// Starts a world and says on stderr what happens.
-pub async fn world(name: &str) -> World {
+/// Runs a test in a world of its own. Where it fails and the emulation has frozen a guest, it is started once more,
+/// and that is said: `.ci/run` counts those lines.
+pub async fn case(name: &str, network: bool, test: impl AsyncFn(&mut World)) {
+    for attempt in 1.. {
+        let mut world = if network { world_with_network(name).await } else { world(name).await };
+        let result = AssertUnwindSafe(tokio::time::timeout(WHOLE, test(&mut world))).catch_unwind().await;
+        let panic = match result {
+            Ok(Ok(())) => return,
+            Ok(Err(_)) => Box::new(format!("not over after {WHOLE:?}")),
+            Err(panic) => panic,
+        };
+        if attempt == 2 || !world.is_frozen().await {
+            resume_unwind(panic);
+        }
+        eprintln!("FROZEN: the emulation lost a guest's timer in {name}; it is started once more");
+    }
+}
+
+async fn world(name: &str) -> World {
     let say = |what: &str| eprintln!("--- {what}");
     World::start(WorldOptions::new(name), say).await.expect("the world")
 }
 
 /// A world with the network of all VFs, which are there.
-pub async fn world_with_network(name: &str) -> World {
+async fn world_with_network(name: &str) -> World {
     let world = world(name).await;
     world.apply(NETWORK).await.unwrap();
     for node in 1..=world.lab.nodes().len() {
@@ -66,17 +87,10 @@ pub fn on(nic: &VmHybridNic, path: Path) -> bool {
     })
 }
 
-/// Waits until a NIC is on its fast path. A guest that the emulation has frozen is told from a failure.
-pub async fn fast(world: &World, nic: &str, vm: &Vm) -> Result<VmHybridNic> {
-    let result = world.until_nic(nic, LATER, "on the fast path", |n| on(n, Path::FastPath)).await;
-    if result.is_err() && vm.guest.is_frozen().await {
-        panic!("{FROZEN}");
-    }
-    result
+/// Waits until a NIC is on its fast path.
+pub async fn fast(world: &World, nic: &str) -> Result<VmHybridNic> {
+    world.until_nic(nic, LATER, "on the fast path", |n| on(n, Path::FastPath)).await
 }
-
-/// What a test says whose guest has lost its timer: a fault of the emulation, and not ours.
-pub const FROZEN: &str = "FROZEN: the emulation lost the guest's timer";
 
 /// YAML of a migration.
 pub fn migration(name: &str, vm: &str, pod: &str) -> String {
@@ -102,7 +116,7 @@ pub async fn vm_on_fast_path(world: &World, spec: &VmSpec, pod: &str, node: usiz
     let yaml: String = (0..spec.nics.len()).map(|i| spec.nic_yaml(i, network)).collect();
     world.apply(&yaml).await?;
     for index in 0..spec.nics.len() {
-        fast(world, &spec.nic_name(index), &vm).await?;
+        fast(world, &spec.nic_name(index)).await?;
     }
     Ok(vm)
 }

@@ -166,12 +166,13 @@ async fn see_guest(client: &Client, record: &Record) -> Result<(Guest, Option<St
     Ok((guest, vf_device, status.running))
 }
 
-/// Whether a guest's driver has switched the VF's interrupts on and had some: there is no event for it.
+/// Whether a guest's driver has switched the VF's interrupts on: there is no event for it.
 pub fn uses(vf: &VfRecord) -> bool {
-    interrupts_of(vf) > 0
+    interrupts_of(vf).is_some()
 }
 
-/// How many interrupts the guest's driver of the VF has had.
-pub fn interrupts_of(vf: &VfRecord) -> u64 {
-    interrupts::read(vf.address).map_or(0, |i| if i.vectors > 0 { i.total } else { 0 })
+/// How many interrupts the guest's driver of the VF has had; `None` while it has none switched on. With posted
+/// interrupts the hardware delivers them past the host, and the number stands still.
+pub fn interrupts_of(vf: &VfRecord) -> Option<u64> {
+    interrupts::read(vf.address).ok().filter(|i| i.vectors > 0).map(|i| i.total)
 }

@@ -191,6 +191,9 @@ pub struct Ask {
     pub no_free_vf: NoFreeVf,
     /// The driver's order.
     pub order: SwitchOrder,
+    /// Whether the VM is, or was, expected here by a migration. It may have come while that was called off: then
+    /// it runs here and nowhere else, and keeps its NICs until the operator has seen it.
+    pub expected: bool,
 }
 
 /// The order in which VF and standby are switched.
@@ -202,7 +205,7 @@ pub fn order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
 /// The next step.
 pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     match ask.goal {
-        Goal::Detached => detach(seen, learnt),
+        Goal::Detached => detach(ask, seen, learnt),
         goal => attach(goal, ask, seen, learnt),
     }
 }
@@ -211,7 +214,7 @@ fn wait(state: AttachmentState, reason: &'static str, message: impl Into<String>
     Decision::Wait(Wait { state, reason, message: message.into() })
 }
 
-fn detach(seen: &Seen, learnt: &Learnt) -> Decision {
+fn detach(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     let held = if seen.recorded { AttachmentState::Standby } else { AttachmentState::Detached };
     match seen.qemu {
         QemuSeen::Unreachable if seen.recorded => {
@@ -219,6 +222,9 @@ fn detach(seen: &Seen, learnt: &Learnt) -> Decision {
         }
         QemuSeen::Up(guest) if guest.vf || guest.standby => {
             match guest.run {
+                Run::Here if ask.expected => {
+                    return wait(held, reasons::MIGRATING, "the VM has arrived here; nothing is taken from it");
+                }
                 Run::Here => {}
                 // It will never run the VM again, and a guest that does not run lets go of nothing.
                 Run::Incoming | Run::HandedOver => return Decision::Do(Step::QuitQemu),
@@ -269,6 +275,8 @@ fn attach(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     // The VF first: the standby is derived from it.
     match seen.vf {
         Some(None) => return Decision::Do(Step::DropVf),
+        // A way out that was called off: the standby has gone already.
+        Some(Some(_)) if !seen.standby_recorded && !guest.vf => return Decision::Do(Step::RestoreVf),
         None if seen.vf_offered && !guest.vf => return Decision::Do(Step::Reserve),
         None if !seen.standby_recorded && ask.no_free_vf == NoFreeVf::Wait => {
             return wait(Pending, reasons::NO_FREE_VF, "no VF of the network is free on the node; the NIC waits for one");
@@ -298,6 +306,7 @@ fn attach(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         Run::Here => {}
         // Silent until RESUME, and from pre-switchover on.
         Run::Incoming | Run::HandingOver | Run::HandedOver if up => return Decision::Do(Step::StandbyDown),
+        Run::Incoming | Run::HandingOver | Run::HandedOver if has_nic_mac(seen) => return Decision::Do(Step::Park),
         Run::Incoming => return Decision::Done(Reserved),
         Run::HandingOver | Run::HandedOver => return Decision::Done(AttachmentState::Standby),
     }
@@ -305,7 +314,7 @@ fn attach(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         Goal::Reserved => reserved(seen, guest, up, learnt),
         Goal::Standby => standby(ask, seen, guest, up, learnt),
         Goal::FastPath => fast_path(ask, seen, guest, up, learnt),
-        Goal::Detached => detach(seen, learnt),
+        Goal::Detached => detach(ask, seen, learnt),
     }
 }
 
@@ -333,10 +342,12 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
     let make_first = order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
     if guest.vf {
         return if learnt.keeps_vf {
-            if up && guest.uses_vf {
-                Decision::Do(Step::StandbyDown)
-            } else {
-                wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+            let keeps = || wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF);
+            match (guest.uses_vf, up) {
+                (true, true) => Decision::Do(Step::StandbyDown),
+                (true, false) => keeps(),
+                // It carries nothing: the standby must.
+                (false, _) => settle_on_standby(seen, up, learnt).map_or_else(keeps, Decision::Do),
             }
         } else if make_first && !up {
             Decision::Do(Step::StandbyUp)
@@ -368,9 +379,10 @@ fn fast_path(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) ->
     if guest.vf {
         // With the standby down it is too late to look.
         if !guest.uses_vf || up && !learnt.moved {
-            return if learnt.ignores_vf {
+            // One that is lost, or that the guest has met under another MAC, is of no use to it.
+            return if learnt.ignores_vf || !has_nic_mac(seen) {
                 if learnt.keeps_vf {
-                    wait(AttachmentState::Standby, reasons::GUEST_IGNORES_VF, IGNORES_VF)
+                    degraded(reasons::GUEST_IGNORES_VF, IGNORES_VF)
                 } else {
                     Decision::Do(Step::UnplugVf)
                 }
@@ -414,8 +426,8 @@ fn fast_path(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) ->
     }
     let make_first = order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
     let configured = vf.mac == VfMac::Nic && vf.settings_ok;
-    if make_first && !up && !configured {
-        return Decision::Do(Step::StandbyUp);
+    if make_first && !up {
+        return Decision::Do(if has_nic_mac(seen) { Step::Park } else { Step::StandbyUp });
     }
     if make_first && learnt.announce && !has_nic_mac(seen) {
         return Decision::Do(Step::Announce);
@@ -431,3 +443,7 @@ fn fast_path(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) ->
 
 const IGNORES_VF: &str = "the guest did not use the VF in time: it needs the VF's driver; \
                           tried again when the guest restarts";
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{Goal, GuestDevices, MigrationReport, NicAttachmentSpec, NicAttachmentStatus},
+    v1alpha1::{Goal, GuestDevices, MigrationReport, MigrationStep, NicAttachmentSpec, NicAttachmentStatus},
 };
 use hybridnic_net::MacAddr;
 use hybridnic_qmp::Client;
@@ -229,6 +229,7 @@ impl NicTask {
             goal: self.cx.record.spec.goal,
             no_free_vf: self.cx.record.spec.no_free_vf,
             order: quirks::switch_order(driver),
+            expected: self.cx.record.spec.migration.as_ref().is_some_and(|m| m.step == MigrationStep::Listen),
         }
     }
 

@@ -216,15 +216,15 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
     };
     let deadline = Instant::now() + cx.host.options.plug_deadline;
     let mut pulse = cx.vm.pulse();
-    let (mut sent, mut silent_since, mut interrupts) = (sent_by_standby(cx).await?, Instant::now(), 0);
+    let (mut sent, mut silent_since, mut interrupts) = (sent_by_standby(cx).await?, Instant::now(), None);
     loop {
         let (now, seen) = (Instant::now(), observe::interrupts_of(&vf));
         let sends = sent_by_standby(cx).await?;
-        if sends != sent || seen == 0 {
+        if sends != sent || seen.is_none() {
             (sent, silent_since, interrupts) = (sends, now, seen);
         }
         let silent = now - silent_since;
-        if seen > 0 && (silent >= IDLE || silent >= SILENT && seen > interrupts) {
+        if seen.is_some() && (silent >= IDLE || silent >= SILENT && seen > interrupts) {
             cx.learnt.moved = true;
             if cx.record.standby.as_ref().is_some_and(|s| s.pf != vf.pf) {
                 vf::announce_on_pf(cx).await.map_err(|e| refused(&e))?;
