@@ -33,8 +33,12 @@ if [ ! -x "$out/qemu-system-x86_64" ]; then
 	# An apt of its own: another release's packages must not come near the system's.
 	: >status
 	keys=/usr/share/keyrings/debian-archive-keyring.gpg
+	# From the mirror that the system's own release comes from.
+	mirror=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+		awk -v release="$(. /etc/os-release; echo "$VERSION_CODENAME")" '$1 == release && $2 == "main" && !found { print $3; found = 1 }')
+	[ -n "$mirror" ] || { echo "apt has no source for this release: QEMU $wanted or newer is needed" >&2; exit 1; }
 	for suite in trixie trixie-backports; do
-		echo "deb [signed-by=$keys] ${DEBIAN_MIRROR:?} $suite main"
+		echo "deb [signed-by=$keys] $mirror $suite main"
 	done >sources.list
 	cat >apt.conf <<-CONF
 		Dir::Etc::sourcelist "$PWD/sources.list";
