@@ -10,7 +10,7 @@ mod vm;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -79,8 +79,8 @@ pub struct World {
     agents: Vec<Option<Program>>,
     options: WorldOptions,
     client: Client,
-    /// Guests that were started, to tell a frozen one from a failure.
-    guests: Mutex<Vec<Weak<Guest>>>,
+    /// Guests that were started, kept to tell a frozen one from a failure after the test has let go of it.
+    guests: Mutex<Vec<Arc<Guest>>>,
     /// The control plane.
     pub control_plane: ControlPlane,
     /// The nodes and their networks.
@@ -154,7 +154,7 @@ impl World {
     /// Whether the emulation has frozen a guest: a fault of it, and not ours.
     pub async fn is_frozen(&self) -> bool {
         let guests: Vec<_> =
-            self.guests.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
+            self.guests.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for guest in guests {
             let running = guest.qemu().is_running() && guest.status().await.is_ok_and(|s| s == "running");
             if running && guest.is_frozen().await {

@@ -115,7 +115,7 @@ impl World {
             guest = guest.nic(&nic.mac, &format!("{}/24", nic.address));
         }
         let guest = Arc::new(self.node(node).start_guest(guest).await?);
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&guest));
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&guest));
         let ip = self.node(node).address().to_string();
         self.set_pod_status(pod, json!({
             "phase": "Running",

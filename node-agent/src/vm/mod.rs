@@ -83,6 +83,8 @@ pub struct Vm {
     nics: Mutex<BTreeMap<String, NicEntry>>,
     /// Held while ports are chosen and used, so that two NICs do not choose the same.
     pub choosing_ports: tokio::sync::Mutex<()>,
+    /// Held while QEMU takes a VF.
+    pub plugging: tokio::sync::Mutex<()>,
 }
 
 impl Vm {
@@ -98,6 +100,7 @@ impl Vm {
             report: watch::Sender::default(),
             nics: Mutex::default(),
             choosing_ports: tokio::sync::Mutex::default(),
+            plugging: tokio::sync::Mutex::default(),
         }
     }
 

@@ -56,6 +56,11 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
     }
 }
 
+/// QEMU answers nothing while it pins a guest's memory for a VF: seconds, or more for a large guest.
+fn options() -> Options {
+    Options { command_timeout: Duration::from_secs(60), ..Options::default() }
+}
+
 fn publish(vm: &Vm, session: Session) {
     let same = matches!(
         (&*vm.session.borrow(), &session),
@@ -75,7 +80,7 @@ async fn connect(vm: &Vm, host: &Host) -> Result<Client, Session> {
         Ok(Err(error)) => return Err(Session::Unreachable(error.to_string())),
         Err(error) => return Err(Session::Unreachable(error.to_string())),
     };
-    let client = match Client::from_std(stream, &Options::default()).await {
+    let client = match Client::from_std(stream, &options()).await {
         Ok(client) => client,
         Err(QmpError::Closed(_)) => return Err(Session::Gone),
         Err(error) => return Err(Session::Unreachable(chain(&error))),

@@ -11,12 +11,14 @@ use hybridnic_qmp::{
 };
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Context, ids, vf};
 use crate::{
     error::{StepError, chain},
+    journal::VfRecord,
     nic::observe,
+    vm::Session,
 };
 
 /// How often is looked whether the guest uses its VF: there is no event for it.
@@ -133,25 +135,59 @@ async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError>
     let ports = cx.record.ports.clone().or_else(|| cx.record.spec.ports.clone());
     let ports = ports.ok_or_else(|| StepError::new(reasons::NO_GUEST_PORT, "the NIC has no ports in the guest"))?;
     let vf = cx.record.vf.clone().ok_or_else(|| StepError::new(reasons::VF_LOST, "no VF is reserved"))?;
+    // QEMU answers nothing while it pins the guest's memory for another NIC's VF.
+    let vm = std::sync::Arc::clone(&cx.vm);
+    let _plugging = vm.plugging.lock().await;
     raise_locked_memory(client).await?;
     cx.record.plugs += 1;
     cx.save()?;
     let id = ids::vf(&cx.record.spec.nic.name, cx.record.plugs);
-    let source = vfio_source(cx, client, &vf, &id).await?;
+    let result = add_vf(cx, client, &vf, &id, ports.vf).await;
+    match &result {
+        Ok(how) => info!(nic = cx.record.nic(), vf = %vf.address, device = id, how, "VF plugged"),
+        Err(_) => close_descriptor(client, &id).await,
+    }
+    result.map(|_| ())
+}
+
+/// Adds the device; says whether by iommufd or by group.
+async fn add_vf(
+    cx: &Context,
+    client: &Client,
+    vf: &VfRecord,
+    id: &str,
+    port: String,
+) -> Result<&'static str, StepError> {
+    let source = vfio_source(cx, client, vf, id).await?;
     let how = if matches!(source, VfioSource::Host(_)) { "group" } else { "iommufd" };
     client
         .with_timeout(PIN_DEADLINE)
-        .device_add_vfio(&VfioPci { id: id.clone(), bus: ports.vf, source })
+        .device_add_vfio(&VfioPci { id: id.to_owned(), bus: port, source })
         .await
         .map_err(|e| refused(&e))?;
-    info!(nic = cx.record.nic(), vf = %vf.address, device = id, how, "VF plugged");
-    Ok(())
+    Ok(how)
+}
+
+/// Takes back a descriptor that QEMU was given and may not have used: as long as it has it, no driver lets go of the VF.
+async fn close_descriptor(client: &Client, id: &str) {
+    if let Err(error) = client.closefd(id).await {
+        debug!(id, error = chain(&error), "QEMU has no such descriptor");
+    }
+}
+
+/// The same for all descriptors of the NIC's VFs that a crash may have left in QEMU.
+pub(super) async fn close_descriptors(cx: &Context) {
+    if let Session::Up(client) = cx.vm.session() {
+        for plug in 1..=cx.record.plugs {
+            close_descriptor(&client, &ids::vf(&cx.record.spec.nic.name, plug)).await;
+        }
+    }
 }
 
 async fn vfio_source(
     cx: &Context,
     client: &Client,
-    vf: &crate::journal::VfRecord,
+    vf: &VfRecord,
     id: &str,
 ) -> Result<VfioSource, StepError> {
     let by_group = Ok(VfioSource::Host(vf.address.to_string()));

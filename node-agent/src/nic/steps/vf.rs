@@ -17,7 +17,7 @@ use hybridnic_net::{
 use nix::errno::Errno;
 use tracing::{info, warn};
 
-use super::Context;
+use super::{Context, guest};
 use crate::{
     error::{StepError, chain},
     host::Host,
@@ -258,6 +258,7 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
             format!("a process still holds the VF {}; it is given back when that has ended", vf.address),
         ));
     }
+    guest::close_descriptors(cx).await;
     if cx.host.sysfs.driver_state(vf.address).is_ok() {
         if let Err(error) = apply(cx, &without_link_state(vf.saved.clone())).await {
             // Some drivers refuse the zero MAC that they have shown. The parking MAC harms nobody.
