@@ -131,3 +131,7 @@ fn fast_path(facts: &Facts<'_>, path: Path, ready: &NewCondition) -> NewConditio
     }
     NewCondition::no(types::FAST_PATH, ready.reason.clone(), ready.message.clone())
 }
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

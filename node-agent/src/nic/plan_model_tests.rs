@@ -1,0 +1,495 @@
+//! A node with one NIC on which each step has its real effect, or fails, while the world around does what it likes.
+
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{Goal, NoFreeVf, SwitchOrder},
+};
+
+use super::{
+    super::{Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, Step, VfMac, VfSeen, next},
+    ask,
+};
+
+#[path = "plan_rules_tests.rs"]
+mod rules;
+
+/// What a guest does when it is asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manners {
+    /// It moves to its VF and lets go of it.
+    Good,
+    /// It lets go of nothing.
+    KeepsVf,
+    /// It has no driver for the VF.
+    IgnoresVf,
+    /// It has no hot-plug driver: it neither sees the VF nor lets go of it.
+    Blind,
+    /// Its virtio-net driver does not take the standby feature.
+    NoFailover,
+    /// Its virtio-net driver has not started.
+    Asleep,
+}
+
+impl Manners {
+    fn lets_go(self) -> bool {
+        !matches!(self, Self::KeepsVf | Self::Blind)
+    }
+
+    fn sees_vf(self) -> bool {
+        !matches!(self, Self::IgnoresVf | Self::Blind | Self::Asleep)
+    }
+}
+
+/// What is so from one end of a history to the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Hardware {
+    /// The PF's driver refuses a MAC that its filter has.
+    pub refuses_twice: bool,
+    /// The order that the driver is known to need.
+    pub order: SwitchOrder,
+    /// What the NIC says of a node without a free VF.
+    pub no_free_vf: NoFreeVf,
+    /// The VF that is free is not on the PF that standbys go to.
+    pub vf_elsewhere: bool,
+    /// Whose MAC a VF has that nobody has parked yet.
+    pub stale_mac: VfMac,
+    /// The network asks nothing of a VF that a parked one has not.
+    pub plain: bool,
+}
+
+/// What happens besides the plan's steps.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// The plan's next step; it may fail for no reason.
+    Step { fails: bool },
+    /// The agent dies and starts again.
+    Crash,
+    /// What had failed may work now.
+    Relearn,
+    /// The operator wants something else.
+    Goal(Goal),
+    /// The guest becomes another.
+    Guest(Manners),
+    /// The PF's link.
+    Link(bool),
+    /// Another NIC gives a VF back, or takes the last one.
+    Offer(bool),
+    /// The reserved VF disappears from the node; QEMU gets the guest to let go of it, or not.
+    VfLost,
+    /// Something deletes the macvtap.
+    MacvtapLost,
+    /// The network gets other settings.
+    Settings,
+    /// The PF's driver refuses settings from now on, or no more.
+    Refuses(bool),
+    /// QEMU takes no VF from now on, or does again.
+    NoPlug(bool),
+    /// A migration expects the VM here, or no more.
+    Expected(bool),
+    /// QEMU ends.
+    QemuEnds,
+    /// QEMU starts; `incoming` waits for its VM.
+    QemuStarts { incoming: bool },
+    /// QEMU's socket.
+    Mute(bool),
+    /// The guest restarts.
+    Reset,
+    /// The guest's driver of the VF has interrupts; its traffic has not moved yet.
+    Interrupts,
+    /// The VM goes on to the next stage of a migration: it arrives, or is handed over, or has been.
+    Migrate,
+    /// A VM that was to be handed over, or was, runs on here.
+    TakenBack,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Vf {
+    present: bool,
+    on_vfio: bool,
+    mac: VfMac,
+    settings_ok: bool,
+    other_pf: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Qemu {
+    mute: bool,
+    run: Run,
+    standby: bool,
+    vf: bool,
+    uses_vf: bool,
+}
+
+/// A node, and the NIC's task on it.
+#[derive(Clone, Debug)]
+pub struct Node {
+    hardware: Hardware,
+    goal: Goal,
+    learnt: Learnt,
+    manners: Manners,
+    recorded: bool,
+    vf: Option<Vf>,
+    offered: bool,
+    standby: bool,
+    macvtap: Option<bool>,
+    qemu: Option<Qemu>,
+    link: bool,
+    refuses: bool,
+    no_plug: bool,
+    expected: bool,
+    /// The guest has moved to the VF that is in it now.
+    moved: bool,
+}
+
+/// A step that failed.
+#[derive(Debug)]
+struct Failed;
+
+impl Node {
+    /// Nothing of the NIC is on the node; the VM runs, or is awaited.
+    pub fn new(hardware: Hardware, incoming: bool) -> Self {
+        let mut node = Self {
+            hardware,
+            goal: Goal::FastPath,
+            learnt: Learnt::default(),
+            manners: Manners::Good,
+            recorded: false,
+            vf: None,
+            offered: true,
+            standby: false,
+            macvtap: None,
+            qemu: None,
+            link: true,
+            refuses: false,
+            no_plug: false,
+            expected: false,
+            moved: false,
+        };
+        node.handle(Event::QemuStarts { incoming });
+        node
+    }
+
+    fn ask(&self) -> Ask {
+        let Hardware {
+            no_free_vf, order, ..
+        } = self.hardware;
+        Ask {
+            no_free_vf,
+            order,
+            expected: self.expected,
+            ..ask(self.goal)
+        }
+    }
+
+    fn seen(&self) -> Seen {
+        let vf = self.vf.map(|vf| {
+            vf.present.then_some(VfSeen {
+                on_vfio: vf.on_vfio,
+                mac: vf.mac,
+                settings_ok: vf.settings_ok,
+                link: self.link,
+                other_pf: self.standby && vf.other_pf,
+            })
+        });
+        let qemu = match self.qemu {
+            None => QemuSeen::Gone,
+            Some(qemu) if qemu.mute => QemuSeen::Unreachable,
+            Some(qemu) => QemuSeen::Up(Guest {
+                run: qemu.run,
+                standby: qemu.standby,
+                vf: qemu.vf,
+                uses_vf: qemu.uses_vf && self.vf.is_some(),
+                failover: match self.manners {
+                    _ if !qemu.standby || qemu.run != Run::Here => None,
+                    Manners::Asleep => None,
+                    Manners::NoFailover => Some(false),
+                    _ => Some(true),
+                },
+            }),
+        };
+        Seen {
+            recorded: self.recorded,
+            vf,
+            vf_offered: self.vf.is_none() && self.offered,
+            uplink: true,
+            standby_recorded: self.standby,
+            macvtap: self.macvtap,
+            qemu,
+        }
+    }
+
+    fn next(&self) -> Decision {
+        next(&self.ask(), &self.seen(), &self.learnt)
+    }
+
+    /// Lets something happen; what cannot happen now does not.
+    pub fn handle(&mut self, event: Event) {
+        match event {
+            Event::Step { fails } => {
+                if let Decision::Do(step) = self.next() {
+                    // The task goes on after a failure as it does after a success, only later.
+                    let _ = self.step(step, fails);
+                }
+            }
+            Event::Crash => self.learnt = Learnt::default(),
+            Event::Relearn => self.relearn(),
+            Event::Goal(goal) if goal != self.goal => {
+                self.goal = goal;
+                self.relearn();
+            }
+            Event::Guest(manners) => self.manners = manners,
+            Event::Link(link) => self.link = link,
+            Event::Offer(offered) => self.offered = offered,
+            Event::MacvtapLost => self.macvtap = None,
+            Event::Refuses(refuses) => self.refuses = refuses,
+            Event::NoPlug(no_plug) => self.no_plug = no_plug,
+            Event::Expected(expected) => self.expected = expected,
+            Event::QemuEnds => self.qemu = None,
+            Event::VfLost => {
+                if let Some(vf) = &mut self.vf {
+                    vf.present = false;
+                }
+                if self.manners.lets_go() {
+                    self.guest_drops_vf();
+                }
+            }
+            Event::Settings if !self.hardware.plain => {
+                if let Some(vf) = &mut self.vf {
+                    vf.settings_ok = false;
+                }
+            }
+            Event::QemuStarts { incoming } if self.qemu.is_none() => {
+                let run = if incoming { Run::Incoming } else { Run::Here };
+                self.qemu = Some(Qemu {
+                    mute: false,
+                    run,
+                    standby: false,
+                    vf: false,
+                    uses_vf: false,
+                });
+                self.relearn();
+            }
+            Event::Mute(mute) => {
+                if let Some(qemu) = &mut self.qemu {
+                    qemu.mute = mute;
+                }
+            }
+            Event::Reset => self.reset(),
+            Event::Interrupts => {
+                let sees = self.manners.sees_vf();
+                if let Some(qemu) = &mut self.qemu {
+                    qemu.uses_vf |= qemu.vf && sees;
+                }
+            }
+            Event::Migrate => self.migrate(),
+            Event::TakenBack => {
+                if let Some(qemu) = &mut self.qemu
+                    && matches!(qemu.run, Run::HandingOver | Run::HandedOver)
+                {
+                    qemu.run = Run::Here;
+                    self.relearn();
+                }
+            }
+            Event::Goal(_) | Event::Settings | Event::QemuStarts { .. } => {}
+        }
+    }
+
+    fn relearn(&mut self) {
+        let Learnt {
+            announce,
+            refuses_twice,
+            ..
+        } = self.learnt;
+        self.learnt = Learnt {
+            announce,
+            refuses_twice,
+            ..Learnt::default()
+        };
+    }
+
+    fn guest_drops_vf(&mut self) {
+        if let Some(qemu) = &mut self.qemu {
+            (qemu.vf, qemu.uses_vf) = (false, false);
+        }
+        self.moved = false;
+    }
+
+    fn reset(&mut self) {
+        if self.learnt.keeps_vf {
+            // It completes an unplug that is asked for.
+            self.guest_drops_vf();
+        }
+        if let Some(qemu) = &mut self.qemu {
+            qemu.uses_vf = false;
+            self.moved = false;
+            self.relearn();
+        }
+    }
+
+    /// The VM's own task silences and wakes the standby at the moment itself.
+    fn migrate(&mut self) {
+        let Some(qemu) = &mut self.qemu else {
+            return;
+        };
+        match qemu.run {
+            Run::Incoming if qemu.standby => {
+                qemu.run = Run::Here;
+                self.macvtap = self.macvtap.map(|_| true);
+                self.relearn();
+            }
+            // QEMU migrates no VM that has a VF.
+            Run::Here if qemu.standby && !qemu.vf && self.goal == Goal::Standby => {
+                qemu.run = Run::HandingOver;
+                self.macvtap = self.macvtap.map(|_| false);
+            }
+            Run::HandingOver => qemu.run = Run::HandedOver,
+            _ => {}
+        }
+    }
+
+    /// What a step that failed leaves behind.
+    fn fail(&mut self, step: Step) -> Result<(), Failed> {
+        if step == Step::ConfigureVf {
+            self.learnt.vf_failed = Some(reasons::VF_SETTING_REFUSED);
+        } else if step == Step::PlugVf {
+            self.learnt.vf_failed = Some(reasons::QEMU_REFUSED);
+        }
+        Err(Failed)
+    }
+
+    fn act(&mut self, step: Step) -> Result<(), Failed> {
+        match step {
+            Step::Reserve => self.reserve(),
+            Step::Bind | Step::Park | Step::ConfigureVf => return self.set_vf(step),
+            Step::DropVf => self.vf = None,
+            Step::MakeStandby if !self.standby => return Err(Failed),
+            Step::MakeStandby => (self.recorded, self.macvtap) = (true, Some(false)),
+            Step::StandbyUp => return self.standby_up(),
+            Step::StandbyDown => (self.learnt.announce, self.macvtap) = (false, Some(false)),
+            Step::PlugVf | Step::PlugStandby | Step::UnplugStandby | Step::UnplugVf => {
+                return self.hot_plug(step);
+            }
+            Step::AwaitGuest => self.await_guest(),
+            Step::Announce => self.learnt.announce = false,
+            Step::RemoveStandby => (self.standby, self.macvtap) = (false, None),
+            Step::RestoreVf => self.vf = None,
+            Step::QuitQemu => self.qemu = None,
+            Step::Forget => self.recorded = false,
+        }
+        Ok(())
+    }
+
+    fn reserve(&mut self) {
+        if self.offered {
+            let Hardware {
+                stale_mac: mac,
+                vf_elsewhere: other_pf,
+                ..
+            } = self.hardware;
+            // Without a standby yet, it will be on the PF of this VF.
+            let other_pf = other_pf && self.standby;
+            self.vf = Some(Vf {
+                present: true,
+                on_vfio: false,
+                mac,
+                settings_ok: self.hardware.plain,
+                other_pf,
+            });
+            self.offered = false;
+        }
+        (self.recorded, self.standby) = (true, true);
+    }
+
+    fn set_vf(&mut self, step: Step) -> Result<(), Failed> {
+        let both = self.macvtap == Some(true);
+        let Some(vf) = self.vf.as_mut().filter(|vf| vf.present) else {
+            return Err(Failed);
+        };
+        match step {
+            Step::Bind => vf.on_vfio = true,
+            Step::Park => (vf.mac, vf.settings_ok) = (VfMac::Parking, self.hardware.plain),
+            _ if self.refuses => return self.fail(step),
+            _ if self.hardware.refuses_twice && both && !vf.other_pf && vf.mac != VfMac::Nic => {
+                if self.learnt.refuses_twice {
+                    return self.fail(step);
+                }
+                self.learnt.refuses_twice = true;
+            }
+            _ => (vf.mac, vf.settings_ok) = (VfMac::Nic, true),
+        }
+        Ok(())
+    }
+
+    fn standby_up(&mut self) -> Result<(), Failed> {
+        let plugged = self.qemu.is_some_and(|q| q.vf);
+        let same_pf = self.vf.is_some_and(|vf| !vf.other_pf);
+        if self.hardware.refuses_twice && self.has_nic_mac() && same_pf {
+            if !plugged || self.learnt.refuses_twice {
+                return Err(Failed);
+            }
+            self.learnt.refuses_twice = true;
+        } else {
+            self.macvtap = Some(true);
+            self.learnt.announce |= !plugged;
+        }
+        Ok(())
+    }
+
+    fn hot_plug(&mut self, step: Step) -> Result<(), Failed> {
+        if step == Step::PlugVf && self.no_plug {
+            return self.fail(step);
+        }
+        let lets_go = self.manners.lets_go();
+        let qemu = self.qemu.as_mut().ok_or(Failed)?;
+        match step {
+            Step::PlugStandby => qemu.standby = true,
+            Step::PlugVf => (qemu.vf, self.learnt.moved) = (true, false),
+            Step::UnplugStandby if lets_go => qemu.standby = false,
+            Step::UnplugStandby => self.learnt.keeps_standby = true,
+            _ if lets_go => {
+                (self.learnt.announce, self.learnt.moved) = (true, false);
+                self.guest_drops_vf();
+            }
+            _ => (self.learnt.keeps_vf, self.learnt.moved) = (true, false),
+        }
+        Ok(())
+    }
+
+    fn await_guest(&mut self) {
+        // Without a VF there is nothing to wait for.
+        let (Some(_), Some(qemu)) = (self.vf, &mut self.qemu) else {
+            return;
+        };
+        // A guest pairs what has one MAC.
+        if self.manners.sees_vf() && self.vf.is_some_and(|vf| vf.mac == VfMac::Nic) {
+            qemu.uses_vf = true;
+            (self.moved, self.learnt.moved) = (true, true);
+        } else {
+            self.learnt.ignores_vf = true;
+        }
+    }
+
+    /// Everything works again, and the VM runs here.
+    pub fn heal(&mut self) {
+        let healed = [
+            Event::Guest(Manners::Good),
+            Event::Link(true),
+            Event::Offer(true),
+            Event::Refuses(false),
+            Event::NoPlug(false),
+            Event::Expected(false),
+            Event::QemuStarts { incoming: false },
+            Event::Mute(false),
+            Event::TakenBack,
+            Event::Relearn,
+        ];
+        for event in healed {
+            self.handle(event);
+        }
+        if let Some(qemu) = &mut self.qemu
+            && qemu.run == Run::Incoming
+        {
+            qemu.run = Run::Here;
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What must be true of a node at every step, and where the plan rests.
+
+use hybridnic_api::v1alpha1::{AttachmentState, Goal};
+
+use super::{
+    super::super::{Decision, QemuSeen, Run, Step, VfMac},
+    Failed, Node,
+};
+
+/// More steps than the longest way needs, from anywhere to anywhere.
+const ENOUGH: usize = 30;
+
+impl Node {
+    /// Takes a step and checks that it may be taken now.
+    pub(super) fn step(&mut self, step: Step, fails: bool) -> Result<(), Failed> {
+        let before = self.clone();
+        self.may(step);
+        let result = if fails { self.fail(step) } else { self.act(step) };
+        // A VF may be found with the MAC; nothing may give it a second owner.
+        let found = before.two_owners() || step == Step::Reserve;
+        assert!(
+            found || !self.two_owners(),
+            "{step:?} gave the MAC a second PF: {before:#?}"
+        );
+        result
+    }
+
+    fn two_owners(&self) -> bool {
+        self.has_nic_mac() && self.macvtap == Some(true) && self.vf.is_some_and(|vf| vf.other_pf)
+    }
+
+    pub(super) fn has_nic_mac(&self) -> bool {
+        self.vf.is_some_and(|vf| vf.present && vf.mac == VfMac::Nic)
+    }
+
+    fn may(&self, step: Step) {
+        let here = self.qemu.is_some_and(|q| !q.mute && q.run == Run::Here);
+        let in_guest = self.qemu.is_some_and(|q| q.vf || q.standby);
+        let ok = match step {
+            Step::StandbyUp | Step::PlugVf | Step::ConfigureVf | Step::AwaitGuest | Step::Announce => here,
+            Step::UnplugVf | Step::UnplugStandby => here,
+            Step::PlugStandby => self.qemu.is_some_and(|q| !q.mute) && self.macvtap.is_some(),
+            Step::RestoreVf | Step::RemoveStandby => !in_guest,
+            Step::Forget => self.vf.is_none() && !self.standby && self.macvtap.is_none(),
+            Step::QuitQemu => self
+                .qemu
+                .is_some_and(|q| matches!(q.run, Run::Incoming | Run::HandedOver)),
+            Step::DropVf => self.vf.is_some_and(|vf| !vf.present),
+            Step::Bind => {
+                self.vf.is_some_and(|vf| vf.present && !vf.on_vfio) && self.qemu.is_some_and(|q| !q.vf)
+            }
+            // Where the VF is to take over, it has.
+            Step::StandbyDown if here && self.goal == Goal::FastPath && self.qemu.is_some_and(|q| q.vf) => {
+                self.moved
+            }
+            Step::Reserve | Step::Park | Step::MakeStandby | Step::StandbyDown => true,
+        };
+        assert!(ok, "{step:?} must not be taken: {self:#?}");
+        if step == Step::PlugVf {
+            let ready = self
+                .vf
+                .is_some_and(|vf| vf.on_vfio && vf.mac == VfMac::Nic && vf.settings_ok);
+            assert!(ready, "a VF that is not set up is plugged: {self:#?}");
+        }
+    }
+
+    /// Goes on until nothing is left to do, and checks what it is left with.
+    pub fn settle(&mut self) -> Decision {
+        let mut taken = Vec::new();
+        while taken.len() <= ENOUGH {
+            let decision = self.next();
+            let Decision::Do(step) = decision else {
+                self.rests(&decision);
+                return decision;
+            };
+            let _ = self.step(step, false);
+            taken.push(step);
+        }
+        panic!("no end: {taken:?} of {self:#?}");
+    }
+
+    /// What must be true when the plan has nothing to do.
+    fn rests(&self, decision: &Decision) {
+        let QemuSeen::Up(guest) = self.seen().qemu else {
+            let nothing = self.vf.is_none() && !self.standby && !self.recorded;
+            assert!(
+                *decision != Decision::Done(AttachmentState::Detached) || nothing,
+                "{self:#?}"
+            );
+            return;
+        };
+        let (up, ours, here) = (
+            self.macvtap == Some(true),
+            self.has_nic_mac(),
+            guest.run == Run::Here,
+        );
+        let set_up = ours && self.vf.is_some_and(|vf| vf.settings_ok);
+        assert!(!self.two_owners(), "the MAC is on two PFs: {self:#?}");
+        let ok = match decision {
+            Decision::Done(AttachmentState::FastPath) => here && !up && set_up && guest.uses_vf,
+            Decision::Done(AttachmentState::Standby) => up == here && !ours && !guest.vf,
+            Decision::Done(AttachmentState::Reserved) => !up && !ours && !guest.vf,
+            Decision::Done(AttachmentState::Detached) => {
+                !guest.vf && !guest.standby && self.vf.is_none() && !self.standby && !self.recorded
+            }
+            // A guest that runs has its network, whatever is missing.
+            Decision::Wait(_)
+                if here && guest.standby && matches!(self.goal, Goal::Standby | Goal::FastPath) =>
+            {
+                up || ours && guest.uses_vf
+            }
+            _ => true,
+        };
+        assert!(ok, "{decision:?} is not so: {self:#?}");
+    }
+}

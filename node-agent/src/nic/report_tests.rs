@@ -1,0 +1,393 @@
+//! What a status says, for each thing that may be seen and decided.
+
+use hybridnic_api::v1alpha1::NoFreeVf;
+use hybridnic_net::{netlink::VfConfig, sysfs::DriverState};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::{
+    super::plan::{Guest, Run, Step, Wait},
+    *,
+};
+use crate::journal::{StandbyRecord, VfRecord, tests::record};
+
+const GUEST: Guest = Guest {
+    run: Run::Here,
+    standby: true,
+    vf: false,
+    uses_vf: false,
+    failover: Some(true),
+};
+const FAST: Guest = Guest {
+    vf: true,
+    uses_vf: true,
+    ..GUEST
+};
+
+fn seen(guest: Guest, up: bool) -> Seen {
+    Seen {
+        recorded: true,
+        vf: None,
+        vf_offered: false,
+        uplink: true,
+        standby_recorded: true,
+        macvtap: Some(up),
+        qemu: QemuSeen::Up(guest),
+    }
+}
+
+fn held(goal: Goal) -> Record {
+    let mut held = record("a");
+    held.spec.goal = goal;
+    held
+}
+
+fn facts<'a>(record: &'a Record, seen: &'a Seen, decision: Option<&'a Decision>) -> Facts<'a> {
+    Facts {
+        record,
+        generation: Some(3),
+        seen: Some(seen),
+        running: true,
+        decision,
+        error: None,
+        guest: GuestDevices::default(),
+        unplug_order: None,
+        migration: None,
+        timeline: Vec::new(),
+    }
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn condition<'a>(status: &'a NicAttachmentStatus, type_: &str) -> &'a Condition {
+    conditions::find(&status.conditions, type_).unwrap()
+}
+
+#[track_caller]
+fn says(status: &NicAttachmentStatus, type_: &str, expected: (&str, &str)) {
+    let found = condition(status, type_);
+    assert_eq!(
+        (found.status.as_str(), found.reason.as_str()),
+        expected,
+        "{type_}: {}",
+        found.message
+    );
+}
+
+#[test]
+fn the_path_is_the_device_that_carries_the_traffic() {
+    use Path::{FastPath, None, Standby};
+    let idle = Guest {
+        uses_vf: false,
+        ..FAST
+    };
+    let cases = [
+        // On the way to the VF the standby goes on until it is set down; on the way back the VF, until it is unplugged.
+        (Goal::FastPath, seen(GUEST, true), Standby),
+        (Goal::FastPath, seen(idle, true), Standby),
+        (Goal::FastPath, seen(FAST, true), Standby),
+        (Goal::FastPath, seen(FAST, false), FastPath),
+        (Goal::Standby, seen(FAST, false), FastPath),
+        (Goal::Standby, seen(FAST, true), FastPath),
+        (Goal::Standby, seen(idle, true), Standby),
+        (Goal::Standby, seen(GUEST, true), Standby),
+        (Goal::Detached, seen(FAST, false), FastPath),
+        // A break before the make.
+        (Goal::Standby, seen(GUEST, false), None),
+        (Goal::FastPath, seen(idle, false), None),
+        (
+            Goal::FastPath,
+            seen(
+                Guest {
+                    standby: false,
+                    ..GUEST
+                },
+                true,
+            ),
+            None,
+        ),
+        (
+            Goal::FastPath,
+            Seen {
+                macvtap: Option::None,
+                ..seen(GUEST, true)
+            },
+            None,
+        ),
+        (
+            Goal::FastPath,
+            Seen {
+                qemu: QemuSeen::Gone,
+                ..seen(GUEST, true)
+            },
+            None,
+        ),
+        (
+            Goal::FastPath,
+            Seen {
+                qemu: QemuSeen::Unreachable,
+                ..seen(GUEST, true)
+            },
+            None,
+        ),
+    ];
+    for (goal, seen, expected) in cases {
+        let record = held(goal);
+        assert_eq!(
+            path(&facts(&record, &seen, Option::None)),
+            expected,
+            "{goal:?} {seen:?}"
+        );
+        assert_eq!(
+            path(&Facts {
+                running: false,
+                ..facts(&record, &seen, Option::None)
+            }),
+            None
+        );
+        assert_eq!(
+            path(&Facts {
+                seen: Option::None,
+                ..facts(&record, &seen, Option::None)
+            }),
+            None
+        );
+    }
+}
+
+#[test]
+fn each_decision_has_its_conditions() {
+    use AttachmentState as State;
+    let wait = |state, reason| {
+        Decision::Wait(Wait {
+            state,
+            reason,
+            message: "why".into(),
+        })
+    };
+    let done = Decision::Done;
+    let away = Guest {
+        run: Run::Incoming,
+        failover: None,
+        ..GUEST
+    };
+    let (vf, incoming) = (reasons::VF_ACTIVE, reasons::VM_INCOMING);
+    let cases = [
+        (
+            Goal::FastPath,
+            seen(FAST, false),
+            done(State::FastPath),
+            State::FastPath,
+            ("True", reasons::ATTACHED),
+            vf,
+        ),
+        (
+            Goal::FastPath,
+            seen(GUEST, true),
+            Decision::Do(Step::PlugVf),
+            State::Standby,
+            ("False", reasons::PROGRESSING),
+            "",
+        ),
+        (
+            Goal::FastPath,
+            seen(away, false),
+            Decision::Do(Step::Park),
+            State::Reserved,
+            ("False", reasons::PROGRESSING),
+            "",
+        ),
+        (
+            Goal::FastPath,
+            seen(away, false),
+            done(State::Reserved),
+            State::Reserved,
+            ("True", incoming),
+            "",
+        ),
+        (
+            Goal::Reserved,
+            seen(GUEST, false),
+            done(State::Reserved),
+            State::Reserved,
+            ("True", reasons::ATTACHED),
+            "",
+        ),
+        (
+            Goal::Standby,
+            seen(GUEST, true),
+            done(State::Standby),
+            State::Standby,
+            ("True", reasons::ATTACHED),
+            "",
+        ),
+        (
+            Goal::FastPath,
+            seen(GUEST, true),
+            wait(State::Standby, reasons::NO_FREE_VF),
+            State::Standby,
+            ("False", reasons::NO_FREE_VF),
+            "",
+        ),
+        (
+            Goal::Standby,
+            seen(FAST, false),
+            wait(State::FastPath, reasons::GUEST_KEEPS_VF),
+            State::FastPath,
+            ("False", reasons::GUEST_KEEPS_VF),
+            vf,
+        ),
+        (
+            Goal::Detached,
+            Seen {
+                qemu: QemuSeen::Gone,
+                macvtap: None,
+                ..seen(GUEST, true)
+            },
+            done(State::Detached),
+            State::Detached,
+            ("True", reasons::DETACHED),
+            "",
+        ),
+    ];
+    for (goal, seen, decision, state, ready, fast) in cases {
+        let record = held(goal);
+        let status = build(facts(&record, &seen, Some(&decision)), None, at(1));
+        assert_eq!(status.state, state, "{decision:?}");
+        says(&status, types::READY, ready);
+        // Without the fast path, the reason is what Ready says.
+        let fast = if fast.is_empty() {
+            ("False", ready.1)
+        } else {
+            ("True", fast)
+        };
+        says(&status, types::FAST_PATH, fast);
+    }
+}
+
+#[test]
+fn an_error_is_told_whatever_comes_next() {
+    let (record, seen) = (held(Goal::FastPath), seen(GUEST, true));
+    let error = StepError::new(reasons::QEMU_REFUSED, "no such bus");
+    let decision = Decision::Do(Step::PlugVf);
+    let status = build(
+        Facts {
+            error: Some(&error),
+            ..facts(&record, &seen, Some(&decision))
+        },
+        None,
+        at(1),
+    );
+    assert_eq!(
+        (status.state, status.path),
+        (AttachmentState::Standby, Path::Standby)
+    );
+    for type_ in [types::READY, types::FAST_PATH] {
+        says(&status, type_, ("False", reasons::QEMU_REFUSED));
+        assert_eq!(condition(&status, type_).message, "no such bus");
+    }
+    let blind = build(
+        Facts {
+            seen: None,
+            error: Some(&error),
+            ..facts(&record, &seen, None)
+        },
+        None,
+        at(1),
+    );
+    assert_eq!((blind.state, blind.path), (AttachmentState::Pending, Path::None));
+    let begun = build(facts(&record, &seen, None), None, at(1));
+    assert_eq!(begun.state, AttachmentState::Pending);
+    says(&begun, types::READY, ("False", reasons::PROGRESSING));
+}
+
+#[test]
+fn a_condition_keeps_the_time_since_when_it_holds() {
+    let record = held(Goal::FastPath);
+    let (slow, fast) = (seen(GUEST, true), seen(FAST, false));
+    let (step, done) = (
+        Decision::Do(Step::PlugVf),
+        Decision::Done(AttachmentState::FastPath),
+    );
+    let since = |status: &NicAttachmentStatus| {
+        [types::READY, types::FAST_PATH].map(|t| condition(status, t).last_transition_time.clone())
+    };
+    let first = build(facts(&record, &slow, Some(&step)), None, at(1));
+    assert_eq!(since(&first), [Time(at(1)), Time(at(1))]);
+    let wait = Decision::Wait(Wait {
+        state: AttachmentState::Standby,
+        reason: reasons::PF_LINK_DOWN,
+        message: "no link".into(),
+    });
+    // Another reason, and still not ready.
+    let second = build(facts(&record, &slow, Some(&wait)), Some(&first), at(2));
+    assert_eq!(since(&second), [Time(at(1)), Time(at(1))]);
+    assert_eq!(condition(&second, types::READY).observed_generation, Some(3));
+    let third = build(facts(&record, &fast, Some(&done)), Some(&second), at(3));
+    assert_eq!(since(&third), [Time(at(3)), Time(at(3))]);
+    assert_eq!(
+        build(facts(&record, &fast, Some(&done)), Some(&third), at(4)),
+        third
+    );
+    // On its way to the standby it is not ready, and still fast.
+    let leaving = held(Goal::Standby);
+    let fourth = build(
+        facts(&leaving, &fast, Some(&Decision::Do(Step::StandbyUp))),
+        Some(&third),
+        at(5),
+    );
+    assert_eq!(since(&fourth), [Time(at(5)), Time(at(3))]);
+    assert_eq!(fourth.conditions.len(), 2);
+}
+
+#[test]
+fn what_is_held_is_named() {
+    let mut record = held(Goal::FastPath);
+    record.spec.no_free_vf = NoFreeVf::Wait;
+    let pf = "0000:03:00.0".parse().unwrap();
+    let parking_mac = "06:00:00:00:00:01".parse().unwrap();
+    record.vf = Some(VfRecord {
+        address: "0000:03:10.2".parse().unwrap(),
+        index: 1,
+        pf,
+        pf_name: "ens3".into(),
+        pf_driver: "igb".into(),
+        iommu_group: 7,
+        parking_mac,
+        saved: VfConfig::default(),
+        saved_driver: DriverState {
+            driver: None,
+            driver_override: None,
+        },
+    });
+    record.standby = Some(StandbyRecord {
+        macvtap: "hn0".into(),
+        pf,
+        pf_name: "ens3".into(),
+        vlan: None,
+    });
+    let seen = seen(FAST, false);
+    let facts = Facts {
+        unplug_order: Some(SwitchOrder::MakeBeforeBreak),
+        ..facts(&record, &seen, None)
+    };
+    let status = build(facts, None, at(1));
+    assert_eq!(
+        status.vf,
+        Some(VfRef {
+            pci_address: "0000:03:10.2".into(),
+            pf: "ens3".into(),
+            index: 1
+        })
+    );
+    assert_eq!(
+        status.standby,
+        Some(StandbyRef {
+            macvtap: "hn0".into(),
+            pf: "ens3".into()
+        })
+    );
+    assert_eq!(status.observed_generation, Some(3));
+    assert_eq!(status.unplug_order, Some(SwitchOrder::MakeBeforeBreak));
+}
