@@ -21,12 +21,13 @@ build: ## Build all programs
 demo: setup build ## A VM moves between two nodes under traffic; watch it
 	@$(CARGO) run -q -p hybridnic-e2e --bin demo
 
-test: setup check unit kernel cluster lab ## All tests, tier by tier
+test: ## All tests, tier by tier, with the time of each
+	@e2e/test.sh
 
 crds: ## Write crds/ from the types
 	$(CARGO) run -q -p hybridnic-api --bin crdgen crds
 
-check: ## Format, lints, docs, licences, generated files
+check: ## Format, lints, docs, generated files
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
@@ -48,7 +49,7 @@ cluster: build ## Real kube-apiserver, etcd and controller manager
 	$(CARGO) test --locked -p hybridnic-e2e --features cluster-tests --test controlplane --test api --test operator
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
-	$(CARGO) test --locked -p hybridnic-e2e --features lab-tests $(LAB_TESTS:%=--test %) -- --test-threads=1 --nocapture
+	$(CARGO) test --locked --no-fail-fast -p hybridnic-e2e --features lab-tests $(LAB_TESTS:%=--test %) -- --test-threads=1 --nocapture
 
 bench: ## Figures; see docs/benchmarks.md
 	@e2e/bench.sh

@@ -14,16 +14,28 @@ const GROUP: &str = "hybridnic.io";
 
 async fn start(name: &str) -> (ControlPlane, tempfile::TempDir) {
     let dir = tempfile::Builder::new().prefix(name).tempdir().unwrap();
-    let control_plane = ControlPlane::start(Options::new(dir.path().join("cp"))).await.unwrap();
+    let control_plane = ControlPlane::start(Options::new(dir.path().join("cp")))
+        .await
+        .unwrap();
     let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds");
     control_plane.apply(&crds).await.unwrap();
-    let wait = ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
+    let wait = [
+        "wait",
+        "--for=condition=Established",
+        "--timeout=60s",
+        "crd",
+        "--all",
+    ];
     assert!(control_plane.kubectl(&wait).await.unwrap().status.success());
     (control_plane, dir)
 }
 
 async fn api(client: &Client, kind: &str) -> Api<DynamicObject> {
-    let discovery = Discovery::new(client.clone()).filter(&[GROUP]).run().await.unwrap();
+    let discovery = Discovery::new(client.clone())
+        .filter(&[GROUP])
+        .run()
+        .await
+        .unwrap();
     let gvk = GroupVersionKind::gvk(GROUP, "v1alpha1", kind);
     let (resource, capabilities) = discovery.resolve_gvk(&gvk).unwrap();
     match capabilities.scope {
@@ -44,7 +56,10 @@ fn object(kind: &str, name: &str, spec: &Value) -> DynamicObject {
 
 /// What the API server says to an object; nothing when it takes it.
 async fn verdict(api: &Api<DynamicObject>, object: &DynamicObject) -> String {
-    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let dry = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
     match api.create(&dry, object).await {
         Ok(_) => String::new(),
         Err(kube::Error::Api(status)) => status.message,
@@ -64,7 +79,11 @@ async fn judge(kind: &str, base: &Value, cases: Vec<Case>) {
         let mut spec = base.clone();
         set(&mut spec, path, value.clone());
         let said = verdict(&api, &object(kind, "case", &spec)).await;
-        let right = if refusal.is_empty() { said.is_empty() } else { said.contains(refusal) };
+        let right = if refusal.is_empty() {
+            said.is_empty()
+        } else {
+            said.contains(refusal)
+        };
         if !right {
             wrong.push(format!("{path} = {value}: expected {refusal:?}, got {said:?}"));
         }
@@ -95,81 +114,193 @@ async fn networks() {
         "rate": { "minMbps": 10, "maxMbps": 100 },
         "macRange": { "from": "02:00:00:00:00:01", "to": "02:00:00:00:ff:ff" },
     });
-    judge("HybridNetwork", &base, vec![
-        Case("/uplinks", json!([]), "should have at least 1 items"),
-        Case("/uplinks", Value::Null, "Required value"),
-        Case("/uplinks", json!([{ "pfNames": ["ens1f*", "eth?"] }]), ""),
-        Case("/uplinks", json!([{ "pfNames": ["ens 1"] }]), "pfNames are interface names"),
-        Case("/uplinks", json!([{ "pfNames": ["a/b"] }]), "pfNames are interface names"),
-        Case("/uplinks", json!([{ "pfNames": ["a-name-that-is-too-long"] }]), "Too long"),
-        Case("/uplinks", json!([{ "numVfs": 3 }]), "an uplink must say which PFs it means"),
-        Case("/uplinks", json!([{ "pciAddresses": ["0000:01:00.0"] }]), ""),
-        Case("/uplinks", json!([{ "pciAddresses": ["01:00.0"] }]), "pciAddresses are full and in lower case"),
-        Case("/uplinks", json!([{ "pciAddresses": ["0000:01:00.8"] }]), "pciAddresses are full and in lower case"),
-        Case("/uplinks", json!([{ "vendor": "8086", "device": "10c9" }]), ""),
-        Case("/uplinks", json!([{ "vendor": "0x8086" }]), "vendor is four hexadecimal digits"),
-        Case("/uplinks", json!([{ "vendor": "8086", "device": "10C9" }]), "device is four hexadecimal digits"),
-        Case("/uplinks", json!([{ "device": "10c9" }]), "set vendor too"),
-        Case("/uplinks", json!([{ "drivers": ["i g b"] }]), "drivers are names of kernel drivers"),
-        Case("/uplinks", json!([{ "drivers": ["igb"], "vfs": ["0-3", "5"] }]), ""),
-        Case("/uplinks", json!([{ "drivers": ["igb"], "vfs": ["3-0"] }]), "rising ranges"),
-        Case("/uplinks", json!([{ "drivers": ["igb"], "vfs": ["all"] }]), "rising ranges"),
-        Case("/uplinks", json!([{ "drivers": ["igb"], "numVfs": 7 }]), ""),
-        Case("/uplinks", json!([{ "drivers": ["igb"], "numVfs": 0 }]), "numVfs is from 1 to 255"),
-        Case("/uplinks", json!([{ "drivers": ["igb"], "numVfs": 256 }]), "numVfs is from 1 to 255"),
-        Case("/vlan/id", json!(0), ""),
-        Case("/vlan/id", json!(4094), ""),
-        Case("/vlan/id", json!(4095), "vlan.id must be from 0 (untagged) to 4094"),
-        Case("/vlan/id", json!(-1), "vlan.id must be from 0 (untagged) to 4094"),
-        Case("/vlan/qos", json!(7), ""),
-        Case("/vlan/qos", json!(8), "vlan.qos must be from 0 to 7"),
-        Case("/vlan/protocol", json!("802.1ad"), ""),
-        Case("/vlan/protocol", json!("qinq"), "Unsupported value"),
-        Case("/rate/maxMbps", json!(0), "rate.maxMbps is in Mbit/s"),
-        Case("/rate/maxMbps", json!(5), "rate.minMbps must not be above rate.maxMbps"),
-        Case("/rate/minMbps", json!(-5), "rate.minMbps is in Mbit/s"),
-        Case("/rate/minMbps", json!(100), ""),
-        Case("/mtu", json!(9000), ""),
-        Case("/mtu", json!(67), "mtu is in bytes, from 68 to 65535"),
-        Case("/mtu", json!(70000), "mtu is in bytes, from 68 to 65535"),
-        Case("/macRange/from", json!("02-00-00-00-00-01"), "macRange.from must be a unicast MAC address"),
-        Case("/macRange/from", json!("03:00:00:00:00:01"), "macRange.from must be a unicast MAC address"),
-        Case("/macRange/to", json!("00:00:00:00:00:00"), "macRange.to must be a unicast MAC address"),
-        Case("/macRange/to", json!("02:00:00:00:00:00"), "macRange.from must not be above macRange.to"),
-        Case("/macRange/to", json!("02:00:00:00:FF:FF"), ""),
-    ])
+    judge(
+        "HybridNetwork",
+        &base,
+        vec![
+            Case("/uplinks", json!([]), "should have at least 1 items"),
+            Case("/uplinks", Value::Null, "Required value"),
+            Case("/uplinks", json!([{ "pfNames": ["ens1f*", "eth?"] }]), ""),
+            Case(
+                "/uplinks",
+                json!([{ "pfNames": ["ens 1"] }]),
+                "pfNames are interface names",
+            ),
+            Case(
+                "/uplinks",
+                json!([{ "pfNames": ["a/b"] }]),
+                "pfNames are interface names",
+            ),
+            Case(
+                "/uplinks",
+                json!([{ "pfNames": ["a-name-that-is-too-long"] }]),
+                "Too long",
+            ),
+            Case(
+                "/uplinks",
+                json!([{ "numVfs": 3 }]),
+                "an uplink must say which PFs it means",
+            ),
+            Case("/uplinks", json!([{ "pciAddresses": ["0000:01:00.0"] }]), ""),
+            Case(
+                "/uplinks",
+                json!([{ "pciAddresses": ["01:00.0"] }]),
+                "pciAddresses are full and in lower case",
+            ),
+            Case(
+                "/uplinks",
+                json!([{ "pciAddresses": ["0000:01:00.8"] }]),
+                "pciAddresses are full and in lower case",
+            ),
+            Case("/uplinks", json!([{ "vendor": "8086", "device": "10c9" }]), ""),
+            Case(
+                "/uplinks",
+                json!([{ "vendor": "0x8086" }]),
+                "vendor is four hexadecimal digits",
+            ),
+            Case(
+                "/uplinks",
+                json!([{ "vendor": "8086", "device": "10C9" }]),
+                "device is four hexadecimal digits",
+            ),
+            Case("/uplinks", json!([{ "device": "10c9" }]), "set vendor too"),
+            Case(
+                "/uplinks",
+                json!([{ "drivers": ["i g b"] }]),
+                "drivers are names of kernel drivers",
+            ),
+            Case(
+                "/uplinks",
+                json!([{ "drivers": ["igb"], "vfs": ["0-3", "5"] }]),
+                "",
+            ),
+            Case(
+                "/uplinks",
+                json!([{ "drivers": ["igb"], "vfs": ["3-0"] }]),
+                "rising ranges",
+            ),
+            Case(
+                "/uplinks",
+                json!([{ "drivers": ["igb"], "vfs": ["all"] }]),
+                "rising ranges",
+            ),
+            Case("/uplinks", json!([{ "drivers": ["igb"], "numVfs": 7 }]), ""),
+            Case(
+                "/uplinks",
+                json!([{ "drivers": ["igb"], "numVfs": 0 }]),
+                "numVfs is from 1 to 255",
+            ),
+            Case(
+                "/uplinks",
+                json!([{ "drivers": ["igb"], "numVfs": 256 }]),
+                "numVfs is from 1 to 255",
+            ),
+            Case("/vlan/id", json!(0), ""),
+            Case("/vlan/id", json!(4094), ""),
+            Case(
+                "/vlan/id",
+                json!(4095),
+                "vlan.id must be from 0 (untagged) to 4094",
+            ),
+            Case("/vlan/id", json!(-1), "vlan.id must be from 0 (untagged) to 4094"),
+            Case("/vlan/qos", json!(7), ""),
+            Case("/vlan/qos", json!(8), "vlan.qos must be from 0 to 7"),
+            Case("/vlan/protocol", json!("802.1ad"), ""),
+            Case("/vlan/protocol", json!("qinq"), "Unsupported value"),
+            Case("/rate/maxMbps", json!(0), "rate.maxMbps is in Mbit/s"),
+            Case(
+                "/rate/maxMbps",
+                json!(5),
+                "rate.minMbps must not be above rate.maxMbps",
+            ),
+            Case("/rate/minMbps", json!(-5), "rate.minMbps is in Mbit/s"),
+            Case("/rate/minMbps", json!(100), ""),
+            Case("/mtu", json!(9000), ""),
+            Case("/mtu", json!(67), "mtu is in bytes, from 68 to 65535"),
+            Case("/mtu", json!(70000), "mtu is in bytes, from 68 to 65535"),
+            Case(
+                "/macRange/from",
+                json!("02-00-00-00-00-01"),
+                "macRange.from must be a unicast MAC address",
+            ),
+            Case(
+                "/macRange/from",
+                json!("03:00:00:00:00:01"),
+                "macRange.from must be a unicast MAC address",
+            ),
+            Case(
+                "/macRange/to",
+                json!("00:00:00:00:00:00"),
+                "macRange.to must be a unicast MAC address",
+            ),
+            Case(
+                "/macRange/to",
+                json!("02:00:00:00:00:00"),
+                "macRange.from must not be above macRange.to",
+            ),
+            Case("/macRange/to", json!("02:00:00:00:FF:FF"), ""),
+        ],
+    )
     .await;
 }
 
 #[tokio::test]
 async fn nics() {
     let base = json!({ "network": "fast", "vm": { "qemu": { "name": "web" } } });
-    judge("VmHybridNic", &base, vec![
-        Case("/network", Value::Null, "Required value"),
-        Case("/network", json!(""), "should be at least 1 chars long"),
-        Case("/vm", json!({}), "vm must name exactly one runtime, as in vm: {qemu: {name: my-vm}}"),
-        Case("/vm/qemu/name", json!("web.1"), ""),
-        Case("/vm/qemu/name", json!("-web"), "label hybridnic.io/vm"),
-        Case("/vm/qemu/name", json!("a b"), "label hybridnic.io/vm"),
-        Case("/mac", json!("52:54:00:AA:bb:01"), ""),
-        Case("/mac", json!("52:54:00:aa:bb"), "mac must be six hexadecimal pairs with colons"),
-        Case("/mac", json!("52-54-00-aa-bb-01"), "mac must be six hexadecimal pairs with colons"),
-        Case("/mac", json!("01:54:00:aa:bb:01"), "mac must be a unicast address"),
-        Case("/mac", json!("00:00:00:00:00:00"), "mac must not be all zeros"),
-        Case("/noFreeVf", json!("Wait"), ""),
-        Case("/noFreeVf", json!("Panic"), "Unsupported value"),
-    ])
+    judge(
+        "VmHybridNic",
+        &base,
+        vec![
+            Case("/network", Value::Null, "Required value"),
+            Case("/network", json!(""), "should be at least 1 chars long"),
+            Case(
+                "/vm",
+                json!({}),
+                "vm must name exactly one runtime, as in vm: {qemu: {name: my-vm}}",
+            ),
+            Case("/vm/qemu/name", json!("web.1"), ""),
+            Case("/vm/qemu/name", json!("-web"), "label hybridnic.io/vm"),
+            Case("/vm/qemu/name", json!("a b"), "label hybridnic.io/vm"),
+            Case("/mac", json!("52:54:00:AA:bb:01"), ""),
+            Case(
+                "/mac",
+                json!("52:54:00:aa:bb"),
+                "mac must be six hexadecimal pairs with colons",
+            ),
+            Case(
+                "/mac",
+                json!("52-54-00-aa-bb-01"),
+                "mac must be six hexadecimal pairs with colons",
+            ),
+            Case(
+                "/mac",
+                json!("01:54:00:aa:bb:01"),
+                "mac must be a unicast address",
+            ),
+            Case("/mac", json!("00:00:00:00:00:00"), "mac must not be all zeros"),
+            Case("/noFreeVf", json!("Wait"), ""),
+            Case("/noFreeVf", json!("Panic"), "Unsupported value"),
+        ],
+    )
     .await;
 }
 
 #[tokio::test]
 async fn migrations_and_names() {
-    judge("QemuMigration", &json!({ "vm": "web" }), vec![
-        Case("/vm", Value::Null, "Required value"),
-        Case("/vm", json!("w w"), "vm must be the value of the VM's pods' label"),
-        Case("/targetPod", json!("web-b"), ""),
-        Case("/targetPod", json!(""), "should be at least 1 chars long"),
-    ])
+    judge(
+        "QemuMigration",
+        &json!({ "vm": "web" }),
+        vec![
+            Case("/vm", Value::Null, "Required value"),
+            Case(
+                "/vm",
+                json!("w w"),
+                "vm must be the value of the VM's pods' label",
+            ),
+            Case("/targetPod", json!("web-b"), ""),
+            Case("/targetPod", json!(""), "should be at least 1 chars long"),
+        ],
+    )
     .await;
 }
 
@@ -187,26 +318,78 @@ async fn what_cannot_change_and_what_names_can_be() {
     });
     let migration = json!({ "vm": "web" });
     let changes = [
-        ("VmHybridNic", &nic, json!({ "network": "slow" }), "network cannot change"),
-        ("VmHybridNic", &nic, json!({ "vm": { "qemu": { "name": "db" } } }), "vm cannot change"),
-        ("VmHybridNic", &nic, json!({ "mac": "52:54:00:aa:bb:02" }), "mac cannot change"),
+        (
+            "VmHybridNic",
+            &nic,
+            json!({ "network": "slow" }),
+            "network cannot change",
+        ),
+        (
+            "VmHybridNic",
+            &nic,
+            json!({ "vm": { "qemu": { "name": "db" } } }),
+            "vm cannot change",
+        ),
+        (
+            "VmHybridNic",
+            &nic,
+            json!({ "mac": "52:54:00:aa:bb:02" }),
+            "mac cannot change",
+        ),
         ("VmHybridNic", &nic, json!({ "mac": null }), "mac cannot change"),
-        ("VmHybridNic", &bare, json!({ "mac": "52:54:00:aa:bb:02" }), "mac cannot change"),
+        (
+            "VmHybridNic",
+            &bare,
+            json!({ "mac": "52:54:00:aa:bb:02" }),
+            "mac cannot change",
+        ),
         ("VmHybridNic", &nic, json!({ "noFreeVf": "Wait" }), ""),
-        ("HybridNetwork", &network, json!({ "vlan": { "id": 43 } }), "vlan cannot change"),
-        ("HybridNetwork", &network, json!({ "vlan": null }), "vlan cannot change"),
-        ("HybridNetwork", &network, json!({ "mtu": 9000 }), "mtu cannot change"),
+        (
+            "HybridNetwork",
+            &network,
+            json!({ "vlan": { "id": 43 } }),
+            "vlan cannot change",
+        ),
+        (
+            "HybridNetwork",
+            &network,
+            json!({ "vlan": null }),
+            "vlan cannot change",
+        ),
+        (
+            "HybridNetwork",
+            &network,
+            json!({ "mtu": 9000 }),
+            "mtu cannot change",
+        ),
         ("HybridNetwork", &network, json!({ "trust": true }), ""),
-        ("NicAttachment", &attachment, json!({ "nodeName": "n2" }), "nodeName cannot change"),
-        ("NicAttachment", &attachment, json!({ "mac": "52:54:00:aa:bb:02" }), "mac cannot change"),
+        (
+            "NicAttachment",
+            &attachment,
+            json!({ "nodeName": "n2" }),
+            "nodeName cannot change",
+        ),
+        (
+            "NicAttachment",
+            &attachment,
+            json!({ "mac": "52:54:00:aa:bb:02" }),
+            "mac cannot change",
+        ),
         ("NicAttachment", &attachment, json!({ "goal": "Standby" }), ""),
-        ("QemuMigration", &migration, json!({ "targetPod": "p" }), "a QemuMigration cannot change"),
+        (
+            "QemuMigration",
+            &migration,
+            json!({ "targetPod": "p" }),
+            "a QemuMigration cannot change",
+        ),
     ];
     let mut wrong = Vec::new();
     for (number, (kind, spec, change, refusal)) in changes.into_iter().enumerate() {
         let api = api(&client, kind).await;
         let name = format!("o{number}");
-        api.create(&PostParams::default(), &object(kind, &name, spec)).await.unwrap();
+        api.create(&PostParams::default(), &object(kind, &name, spec))
+            .await
+            .unwrap();
         let patch = Patch::Merge(json!({ "spec": change }));
         let said = match api.patch(&name, &PatchParams::default(), &patch).await {
             Ok(_) => String::new(),
@@ -219,7 +402,11 @@ async fn what_cannot_change_and_what_names_can_be() {
         wrong.push(format!("{kind} {change}: expected {refusal:?}, got {said:?}"));
     }
     let nics = api(&client, "VmHybridNic").await;
-    for (name, refusal) in [("a-b", ""), ("a.b", "no dots"), (&*"n".repeat(51), "at most 50 characters")] {
+    for (name, refusal) in [
+        ("a-b", ""),
+        ("a.b", "no dots"),
+        (&*"n".repeat(51), "at most 50 characters"),
+    ] {
         let said = verdict(&nics, &object("VmHybridNic", name, &bare)).await;
         if !(said.contains(refusal) && refusal.is_empty() == said.is_empty()) {
             wrong.push(format!("name {name}: expected {refusal:?}, got {said:?}"));
@@ -230,13 +417,43 @@ async fn what_cannot_change_and_what_names_can_be() {
     // Short names, the category, and the selector that agents use.
     let get = async |args: &[&str]| {
         let output = control_plane.kubectl(args).await.unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     for short in ["hnet", "vhn", "nicatt", "hnode", "qmig"] {
         get(&["get", short]).await;
     }
-    assert!(get(&["get", "hybridnic", "-o", "name"]).await.contains("vmhybridnic.hybridnic.io/o0"));
-    assert!(get(&["get", "nicatt", "--field-selector", "spec.nodeName=n1", "-o", "name"]).await.contains("o10"));
-    assert_eq!(get(&["get", "nicatt", "--field-selector", "spec.nodeName=n2", "-o", "name"]).await, "");
+    assert!(
+        get(&["get", "hybridnic", "-o", "name"])
+            .await
+            .contains("vmhybridnic.hybridnic.io/o0")
+    );
+    assert!(
+        get(&[
+            "get",
+            "nicatt",
+            "--field-selector",
+            "spec.nodeName=n1",
+            "-o",
+            "name"
+        ])
+        .await
+        .contains("o10")
+    );
+    assert_eq!(
+        get(&[
+            "get",
+            "nicatt",
+            "--field-selector",
+            "spec.nodeName=n2",
+            "-o",
+            "name"
+        ])
+        .await,
+        ""
+    );
 }

@@ -5,22 +5,31 @@ mod common;
 
 use std::time::Duration;
 
-use common::{case, 
-    LATER, SOON, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path,
-};
+use common::{LATER, SOON, case, check_fast_path, ended, migration, on, phase, vm_on_fast_path};
 use hybridnic_api::v1alpha1::{MigrationPhase, Path, QemuMigration, VmHybridNic};
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
 
 fn failure(migration: &QemuMigration) -> String {
-    migration.status.as_ref().and_then(|s| s.failure.as_ref()).map(|f| f.reason.clone()).unwrap_or_default()
+    migration
+        .status
+        .as_ref()
+        .and_then(|s| s.failure.as_ref())
+        .map(|f| f.reason.clone())
+        .unwrap_or_default()
 }
 
 /// Waits until a NIC is back on its fast path on node 1, and checks all of it.
 async fn back_on_fast_path(world: &World, vm: &Vm, nic: &str) {
     let at_n1 = |n: &VmHybridNic| {
-        on(n, Path::FastPath) && n.status.as_ref().is_some_and(|s| s.node_name.as_deref() == Some("n1"))
+        on(n, Path::FastPath)
+            && n.status
+                .as_ref()
+                .is_some_and(|s| s.node_name.as_deref() == Some("n1"))
     };
-    let nic = world.until_nic(nic, LATER, "back on the fast path", at_n1).await.unwrap();
+    let nic = world
+        .until_nic(nic, LATER, "back on the fast path", at_n1)
+        .await
+        .unwrap();
     check_fast_path(world, vm, &nic).await.unwrap();
     assert_eq!(vm.guest.status().await.unwrap(), "running");
 }
@@ -33,21 +42,33 @@ async fn a_guest_that_keeps_its_vf_is_not_migrated() {
 async fn keeper(world: &World) {
     let mut spec = VmSpec::new("keeper", &[NicSpec::new(0, 53)]);
     spec.hotplug = false;
-    let vm = vm_on_fast_path(world, &spec, "keeper-a", 1, "fast").await.unwrap();
+    let vm = vm_on_fast_path(world, &spec, "keeper-a", 1, "fast")
+        .await
+        .unwrap();
     let before = world.nic("keeper-0").await.unwrap().status.unwrap();
     let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
     assert!(pinger.answered(20, SOON).await, "no answer");
     spec.hotplug = true;
     let _target = world.start_vm(&spec, "keeper-b", 2, true).await.unwrap();
-    world.apply(&migration("keep", "keeper", "keeper-b")).await.unwrap();
+    world
+        .apply(&migration("keep", "keeper", "keeper-b"))
+        .await
+        .unwrap();
     let done = ended(world, "keep").await.unwrap();
-    assert_eq!((phase(&done), failure(&done).as_str()), (MigrationPhase::Failed, "GuestKeepsVf"));
+    assert_eq!(
+        (phase(&done), failure(&done).as_str()),
+        (MigrationPhase::Failed, "GuestKeepsVf")
+    );
     back_on_fast_path(world, &vm, "keeper-0").await;
     let after = world.nic("keeper-0").await.unwrap().status.unwrap();
     assert_eq!(before.vf, after.vf, "the VF was touched");
     assert!(pinger.answered(20, SOON).await, "no answer after all");
     let report = pinger.stop().await;
-    assert!(report.round_trip.longest() < Duration::from_secs(1), "{:#?}", report.round_trip.gaps);
+    assert!(
+        report.round_trip.longest() < Duration::from_secs(1),
+        "{:#?}",
+        report.round_trip.gaps
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,7 +83,10 @@ async fn broken(world: &World) {
 
     // Before: its QEMU dies while the source unplugs.
     let target = world.start_vm(&spec, "vm-b", 2, true).await.unwrap();
-    world.apply(&migration("dies-before", "vm", "vm-b")).await.unwrap();
+    world
+        .apply(&migration("dies-before", "vm", "vm-b"))
+        .await
+        .unwrap();
     reach(world, "dies-before", MigrationPhase::SwitchingToStandby).await;
     target.guest.kill().await.unwrap();
     let done = ended(world, "dies-before").await.unwrap();
@@ -73,7 +97,10 @@ async fn broken(world: &World) {
     // During: the transfer is slowed down, so that there is a during.
     let target = world.start_vm(&spec, "vm-c", 2, true).await.unwrap();
     slow(&vm).await;
-    world.apply(&migration("dies-during", "vm", "vm-c")).await.unwrap();
+    world
+        .apply(&migration("dies-during", "vm", "vm-c"))
+        .await
+        .unwrap();
     transferring(world, &vm, "dies-during").await;
     target.guest.kill().await.unwrap();
     let done = ended(world, "dies-during").await.unwrap();
@@ -85,13 +112,21 @@ async fn broken(world: &World) {
     let _target = world.start_vm(&spec, "vm-d", 2, true).await.unwrap();
     world.apply(&migration("cancelled", "vm", "vm-d")).await.unwrap();
     transferring(world, &vm, "cancelled").await;
-    world.kubectl(&["delete", "qmig", "cancelled", "--timeout=90s"]).await.unwrap();
+    world
+        .kubectl(&["delete", "qmig", "cancelled", "--timeout=90s"])
+        .await
+        .unwrap();
     back_on_fast_path(world, &vm, "vm-0").await;
     world.until_footprint(2, &clean).await.unwrap();
 }
 
 async fn reach(world: &World, name: &str, wanted: MigrationPhase) {
-    world.until_migration(name, LATER, "that far", |m| phase(m) == wanted || phase(m).is_final()).await.unwrap();
+    world
+        .until_migration(name, LATER, "that far", |m| {
+            phase(m) == wanted || phase(m).is_final()
+        })
+        .await
+        .unwrap();
 }
 
 /// Dirties memory, so that a transfer lasts until it is stopped.
@@ -107,28 +142,44 @@ async fn transferring(world: &World, vm: &Vm, name: &str) {
     reach(world, name, MigrationPhase::Transferring).await;
     let end = tokio::time::Instant::now() + SOON;
     loop {
-        let info = vm.guest.qmp("query-migrate", serde_json::json!({})).await.unwrap();
+        let info = vm
+            .guest
+            .qmp("query-migrate", serde_json::json!({}))
+            .await
+            .unwrap();
         if info["status"] == "active" {
             return;
         }
-        assert!(tokio::time::Instant::now() < end, "the transfer has not begun: {info}");
+        assert!(
+            tokio::time::Instant::now() < end,
+            "the transfer has not begun: {info}"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn programs_killed_while_the_target_is_prepared() {
-    case("killed-prepare", true, async |world| killed(world, MigrationPhase::PreparingTarget).await).await;
+    case("killed-prepare", true, async |world| {
+        killed(world, MigrationPhase::PreparingTarget).await
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn programs_killed_while_the_vf_is_unplugged() {
-    case("killed-unplug", true, async |world| killed(world, MigrationPhase::SwitchingToStandby).await).await;
+    case("killed-unplug", true, async |world| {
+        killed(world, MigrationPhase::SwitchingToStandby).await
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn programs_killed_while_the_vm_is_sent() {
-    case("killed-send", true, async |world| killed(world, MigrationPhase::Transferring).await).await;
+    case("killed-send", true, async |world| {
+        killed(world, MigrationPhase::Transferring).await
+    })
+    .await;
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -140,9 +191,15 @@ enum Victim {
 
 async fn killed(world: &mut World, moment: MigrationPhase) {
     let spec = VmSpec::new("vm", &[NicSpec::new(0, 55)]);
-    let clean = [world.footprint(1).await.unwrap(), world.footprint(2).await.unwrap()];
+    let clean = [
+        world.footprint(1).await.unwrap(),
+        world.footprint(2).await.unwrap(),
+    ];
     let mut vm = vm_on_fast_path(world, &spec, "vm-0", 1, "fast").await.unwrap();
-    for (run, victim) in [Victim::SourceAgent, Victim::TargetAgent, Victim::Operator].into_iter().enumerate() {
+    for (run, victim) in [Victim::SourceAgent, Victim::TargetAgent, Victim::Operator]
+        .into_iter()
+        .enumerate()
+    {
         let (from, to) = (vm.node, 3 - vm.node);
         let (pod, name) = (format!("vm-{}", run + 1), format!("killed-{run}"));
         eprintln!("--- {victim:?} dies at {moment:?}, the VM goes from n{from} to n{to}");
@@ -160,16 +217,22 @@ async fn killed(world: &mut World, moment: MigrationPhase) {
             }
             Victim::Operator => {
                 world.kill_operator().await.unwrap();
-                world.start_operator().await.unwrap();
+                world.start_operator().unwrap();
             }
         }
         let done = ended(world, &name).await.unwrap();
         assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
         let node = world.node(to).name().to_owned();
         let arrived = |n: &VmHybridNic| {
-            on(n, Path::FastPath) && n.status.as_ref().is_some_and(|s| s.node_name.as_ref() == Some(&node))
+            on(n, Path::FastPath)
+                && n.status
+                    .as_ref()
+                    .is_some_and(|s| s.node_name.as_ref() == Some(&node))
         };
-        let nic = world.until_nic("vm-0", LATER, "on the fast path at the target", arrived).await.unwrap();
+        let nic = world
+            .until_nic("vm-0", LATER, "on the fast path at the target", arrived)
+            .await
+            .unwrap();
         check_fast_path(world, &target, &nic).await.unwrap();
         world.until_footprint(from, &clean[from - 1]).await.unwrap();
         vm = target;

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{case, LATER, SOON, check_fast_path, ended, fast, migration, phase, trio, vm_on_fast_path};
+use common::{LATER, SOON, case, check_fast_path, ended, fast, migration, phase, trio, vm_on_fast_path};
 use hybridnic_api::v1alpha1::MigrationPhase;
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
 
@@ -15,7 +15,10 @@ async fn there_and_back_under_traffic() {
 
 async fn flight(world: &World) {
     let spec = VmSpec::new("web", &[NicSpec::new(0, 50)]);
-    let clean = [world.footprint(1).await.unwrap(), world.footprint(2).await.unwrap()];
+    let clean = [
+        world.footprint(1).await.unwrap(),
+        world.footprint(2).await.unwrap(),
+    ];
     let first = vm_on_fast_path(world, &spec, "web-a", 1, "fast").await.unwrap();
     let nic = fast(world, "web-0").await.unwrap();
     check_fast_path(world, &first, &nic).await.unwrap();
@@ -39,13 +42,24 @@ async fn flight(world: &World) {
     }
     let downtime: u64 = downtime(world, "there").await + downtime(world, "back").await;
     let lost_ms = report.round_trip.lost() * 10;
-    eprintln!("lost {} of {} ({lost_ms} ms), QEMU's own downtime {downtime} ms", report.round_trip.lost(), report.round_trip.sent);
+    eprintln!(
+        "lost {} of {} ({lost_ms} ms), QEMU's own downtime {downtime} ms",
+        report.round_trip.lost(),
+        report.round_trip.sent
+    );
     // Two migrations. The aim is 150 ms beside QEMU's pause for each; the emulation jitters.
     assert!(lost_ms <= downtime + 2 * 500, "{:#?}", report.round_trip.gaps);
 
-    world.kubectl(&["delete", "vhn", "web-0", "--timeout=60s"]).await.unwrap();
+    world
+        .kubectl(&["delete", "vhn", "web-0", "--timeout=60s"])
+        .await
+        .unwrap();
     world.until_footprint(1, &clean[0]).await.unwrap();
-    let (view, gone) = third.guest.net_when(SOON, |v| v.with_mac(&spec.nics[0].mac).next().is_none()).await.unwrap();
+    let (view, gone) = third
+        .guest
+        .net_when(SOON, |v| v.with_mac(&spec.nics[0].mac).next().is_none())
+        .await
+        .unwrap();
     assert!(gone, "the devices are still in the guest: {view:#?}");
 }
 
@@ -61,20 +75,39 @@ async fn runs_on_the_vf(world: &World, vm: &Vm, spec: &VmSpec) {
     let (old, new) = (trio(&before, mac).unwrap(), trio(&after, mac).unwrap());
     let (old_vf, new_vf) = (old.2.unwrap(), new.2.unwrap());
     assert!(new_vf.rx_packets >= old_vf.rx_packets + 80 && new_vf.tx_packets >= old_vf.tx_packets + 80);
-    assert_eq!((old.1.rx_packets, old.1.tx_packets), (new.1.rx_packets, new.1.tx_packets), "the standby carried traffic");
-    assert_eq!(taps, world.node(1).macvtaps().await.unwrap(), "the macvtap carried traffic");
+    assert_eq!(
+        (old.1.rx_packets, old.1.tx_packets),
+        (new.1.rx_packets, new.1.tx_packets),
+        "the standby carried traffic"
+    );
+    assert_eq!(
+        taps,
+        world.node(1).macvtaps().await.unwrap(),
+        "the macvtap carried traffic"
+    );
 }
 
-async fn move_to(world: &World, name: &str, pod: &str, target: &Vm, before: &hybridnic_api::v1alpha1::VmHybridNic) {
+async fn move_to(
+    world: &World,
+    name: &str,
+    pod: &str,
+    target: &Vm,
+    before: &hybridnic_api::v1alpha1::VmHybridNic,
+) {
     world.apply(&migration(name, "web", pod)).await.unwrap();
     let done = ended(world, name).await.unwrap();
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
     let node = world.node(target.node).name();
     let there = |n: &hybridnic_api::v1alpha1::VmHybridNic| {
         common::on(n, hybridnic_api::v1alpha1::Path::FastPath)
-            && n.status.as_ref().is_some_and(|s| s.node_name.as_deref() == Some(node))
+            && n.status
+                .as_ref()
+                .is_some_and(|s| s.node_name.as_deref() == Some(node))
     };
-    let nic = world.until_nic("web-0", LATER, "on the fast path at the target", there).await.unwrap();
+    let nic = world
+        .until_nic("web-0", LATER, "on the fast path at the target", there)
+        .await
+        .unwrap();
     check_fast_path(world, target, &nic).await.unwrap();
     let (old, new) = (before.status.as_ref().unwrap(), nic.status.as_ref().unwrap());
     assert_eq!(old.mac, new.mac);

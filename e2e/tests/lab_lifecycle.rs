@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{case, LATER, SOON, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path};
+use common::{LATER, SOON, case, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path};
 use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, VmHybridNic};
 use hybridnic_e2e::world::{NicSpec, VmSpec, World};
 
@@ -27,9 +27,15 @@ async fn lifecycle(world: &World) {
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
     for (index, nic) in two.nics.iter().enumerate() {
         let there = |n: &VmHybridNic| {
-            on(n, Path::FastPath) && n.status.as_ref().is_some_and(|s| s.node_name.as_deref() == Some("n2"))
+            on(n, Path::FastPath)
+                && n.status
+                    .as_ref()
+                    .is_some_and(|s| s.node_name.as_deref() == Some("n2"))
         };
-        let object = world.until_nic(&two.nic_name(index), LATER, "fast at n2", there).await.unwrap();
+        let object = world
+            .until_nic(&two.nic_name(index), LATER, "fast at n2", there)
+            .await
+            .unwrap();
         check_fast_path(world, &moved, &object).await.unwrap();
         let pinger = world.lab.pinger(nic.address, 50).unwrap();
         assert!(pinger.answered(20, SOON).await, "NIC {index} has no traffic");
@@ -37,9 +43,15 @@ async fn lifecycle(world: &World) {
     world.until_footprint(1, &clean).await.unwrap();
 
     // One NIC is deleted: it leaves the guest, the other stays.
-    world.kubectl(&["delete", "vhn", "two-0", "--timeout=90s"]).await.unwrap();
-    let (view, gone) =
-        moved.guest.net_when(SOON, |v| v.with_mac(&two.nics[0].mac).next().is_none()).await.unwrap();
+    world
+        .kubectl(&["delete", "vhn", "two-0", "--timeout=90s"])
+        .await
+        .unwrap();
+    let (view, gone) = moved
+        .guest
+        .net_when(SOON, |v| v.with_mac(&two.nics[0].mac).next().is_none())
+        .await
+        .unwrap();
     assert!(gone, "the devices are still in the guest: {view:#?}");
     let pinger = world.lab.pinger(two.nics[1].address, 50).unwrap();
     assert!(pinger.answered(20, SOON).await, "the other NIC lost its traffic");
@@ -48,7 +60,9 @@ async fn lifecycle(world: &World) {
     let clean_2 = {
         moved.guest.kill().await.unwrap();
         world
-            .until_nic("two-1", SOON, "pending", |n| n.status.as_ref().is_some_and(|s| s.phase == NicPhase::Pending))
+            .until_nic("two-1", SOON, "pending", |n| {
+                n.status.as_ref().is_some_and(|s| s.phase == NicPhase::Pending)
+            })
             .await
             .unwrap();
         world.footprint(1).await.unwrap()
@@ -60,10 +74,16 @@ async fn lifecycle(world: &World) {
     let again = world.start_vm(&two, "two-c", 1, false).await.unwrap();
     let nic = fast(world, "two-1").await.unwrap();
     check_fast_path(world, &again, &nic).await.unwrap();
-    assert_eq!(nic.status.as_ref().unwrap().mac.as_deref(), Some(two.nics[1].mac.as_str()));
+    assert_eq!(
+        nic.status.as_ref().unwrap().mac.as_deref(),
+        Some(two.nics[1].mac.as_str())
+    );
     world.delete_pod(&again).await.unwrap();
     world.until_footprint(1, &clean).await.unwrap();
-    world.kubectl(&["delete", "vhn", "two-1", "--timeout=60s"]).await.unwrap();
+    world
+        .kubectl(&["delete", "vhn", "two-1", "--timeout=60s"])
+        .await
+        .unwrap();
 
     vlan(world, &clean).await;
 }
@@ -84,25 +104,46 @@ async fn vlan(world: &World, clean: &str) {
     world.apply(VLAN).await.unwrap();
     world.lab.net().add_vlan_peer(42, "10.77.42.1/24").await.unwrap();
     let spec = VmSpec::new("tagged", &[NicSpec::new(42, 57)]);
-    let vm = vm_on_fast_path(world, &spec, "tagged-a", 1, "tagged").await.unwrap();
+    let vm = vm_on_fast_path(world, &spec, "tagged-a", 1, "tagged")
+        .await
+        .unwrap();
     let nic = world.nic("tagged-0").await.unwrap().status.unwrap();
     let card = u8::from(nic.vf.unwrap().pci_address.starts_with("0000:02"));
     let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
-    let wire = world.lab.capture(1, card, &format!("ether src {}", spec.nics[0].mac)).await.unwrap();
+    let wire = world
+        .lab
+        .capture(1, card, &format!("ether src {}", spec.nics[0].mac))
+        .await
+        .unwrap();
     assert!(pinger.answered(50, SOON).await, "no traffic on the VF");
 
     let moved = world.start_vm(&spec, "tagged-b", 2, true).await.unwrap();
-    world.apply(&migration("tagged", "tagged", "tagged-b")).await.unwrap();
+    world
+        .apply(&migration("tagged", "tagged", "tagged-b"))
+        .await
+        .unwrap();
     let done = ended(world, "tagged").await.unwrap();
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
     let frames = wire.stop().unwrap();
     // From here on it was the standby that sent.
-    let transfer = done.status.unwrap().phases.into_iter().find(|p| p.name == "Transferring").unwrap();
+    let transfer = done
+        .status
+        .unwrap()
+        .phases
+        .into_iter()
+        .find(|p| p.name == "Transferring")
+        .unwrap();
     let transfer = std::time::SystemTime::from(transfer.started_at.0);
     let standby = frames.iter().filter(|f| f.at > transfer).count();
     let vf = frames.iter().filter(|f| f.at < transfer).count();
-    assert!(standby > 10 && vf > 40, "{vf} frames of the VF, {standby} of the standby");
-    assert!(frames.iter().all(|f| f.vlan == Some(42)), "untagged frames: {frames:?}");
+    assert!(
+        standby > 10 && vf > 40,
+        "{vf} frames of the VF, {standby} of the standby"
+    );
+    assert!(
+        frames.iter().all(|f| f.vlan == Some(42)),
+        "untagged frames: {frames:?}"
+    );
 
     let nic = fast(world, "tagged-0").await.unwrap();
     check_fast_path(world, &moved, &nic).await.unwrap();

@@ -4,15 +4,19 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{case, 
-    LATER, SOON, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path,
-};
+use common::{LATER, SOON, case, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path};
 use hybridnic_api::v1alpha1::{MigrationPhase, Path, VmHybridNic};
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
 
 fn reason(nic: &VmHybridNic, type_: &str) -> String {
-    let conditions = nic.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-    hybridnic_api::conditions::find(conditions, type_).map(|c| c.reason.clone()).unwrap_or_default()
+    let conditions = nic
+        .status
+        .as_ref()
+        .map(|s| s.conditions.as_slice())
+        .unwrap_or_default();
+    hybridnic_api::conditions::find(conditions, type_)
+        .map(|c| c.reason.clone())
+        .unwrap_or_default()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,8 +36,10 @@ async fn pool(world: &World) {
     for spec in &specs {
         vms.push(world.start_vm(spec, &spec.name, 1, false).await.unwrap());
     }
-    let names: Vec<(usize, String)> =
-        (0..3).flat_map(|vm| (0..5).map(move |n| (vm, n))).map(|(vm, n)| (vm, specs[vm].nic_name(n))).collect();
+    let names: Vec<(usize, String)> = (0..3)
+        .flat_map(|vm| (0..5).map(move |n| (vm, n)))
+        .map(|(vm, n)| (vm, specs[vm].nic_name(n)))
+        .collect();
     let (last, others) = names.split_last().unwrap();
     for (vm, name) in others {
         let index = name.rsplit('-').next().unwrap().parse().unwrap();
@@ -51,13 +57,21 @@ async fn pool(world: &World) {
     assert_eq!((vfs.len(), pfs.len()), (14, 2));
 
     world.apply(&specs[last.0].nic_yaml(4, "fast")).await.unwrap();
-    let waiting = world.until_nic(&last.1, LATER, "on standby", |n| on(n, Path::Standby)).await.unwrap();
+    let waiting = world
+        .until_nic(&last.1, LATER, "on standby", |n| on(n, Path::Standby))
+        .await
+        .unwrap();
     assert_eq!(reason(&waiting, "FastPath"), "NoFreeVf");
     let pinger = world.lab.pinger(specs[2].nics[4].address, 50).unwrap();
-    assert!(pinger.answered(50, SOON).await, "the fifteenth has no traffic on its standby");
+    assert!(
+        pinger.answered(50, SOON).await,
+        "the fifteenth has no traffic on its standby"
+    );
     let network = world
         .until_network("fast", SOON, "counted", |n| {
-            n.status.as_ref().is_some_and(|s| s.on_fast_path == 14 && s.on_standby == 1)
+            n.status
+                .as_ref()
+                .is_some_and(|s| s.on_fast_path == 14 && s.on_standby == 1)
         })
         .await
         .unwrap();
@@ -66,11 +80,17 @@ async fn pool(world: &World) {
 
     // A VF of the other PF will do too: what is freed is what there is.
     let standby_pf = waiting.status.unwrap().standby.unwrap().pf;
-    world.kubectl(&["delete", "vhn", &others[0].1, "--timeout=90s"]).await.unwrap();
+    world
+        .kubectl(&["delete", "vhn", &others[0].1, "--timeout=90s"])
+        .await
+        .unwrap();
     let nic = fast(world, &last.1).await.unwrap();
     let vf = nic.status.unwrap().vf.unwrap();
     eprintln!("the fifteenth's standby is on {standby_pf}, its VF on {}", vf.pf);
-    assert!(pinger.answered(50, SOON).await, "the fifteenth has no traffic on its VF");
+    assert!(
+        pinger.answered(50, SOON).await,
+        "the fifteenth has no traffic on its VF"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,17 +112,35 @@ spec:
 
 async fn scarce(world: &World) {
     world.apply(SCARCE).await.unwrap();
-    let (mover, stayer) = (VmSpec::new("mover", &[NicSpec::new(0, 51)]), VmSpec::new("stayer", &[NicSpec::new(0, 52)]));
-    let there = vm_on_fast_path(world, &stayer, "stayer", 2, "scarce").await.unwrap();
-    let here = vm_on_fast_path(world, &mover, "mover-a", 1, "scarce").await.unwrap();
+    let (mover, stayer) = (
+        VmSpec::new("mover", &[NicSpec::new(0, 51)]),
+        VmSpec::new("stayer", &[NicSpec::new(0, 52)]),
+    );
+    let there = vm_on_fast_path(world, &stayer, "stayer", 2, "scarce")
+        .await
+        .unwrap();
+    let here = vm_on_fast_path(world, &mover, "mover-a", 1, "scarce")
+        .await
+        .unwrap();
 
     let arriving = world.start_vm(&mover, "mover-b", 2, true).await.unwrap();
-    world.apply(&migration("crowded", "mover", "mover-b")).await.unwrap();
+    world
+        .apply(&migration("crowded", "mover", "mover-b"))
+        .await
+        .unwrap();
     let done = ended(world, "crowded").await.unwrap();
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
-    let at_n2 = |n: &VmHybridNic| n.status.as_ref().is_some_and(|s| s.node_name.as_deref() == Some("n2"));
-    let nic =
-        world.until_nic("mover-0", LATER, "on standby at n2", |n| on(n, Path::Standby) && at_n2(n)).await.unwrap();
+    let at_n2 = |n: &VmHybridNic| {
+        n.status
+            .as_ref()
+            .is_some_and(|s| s.node_name.as_deref() == Some("n2"))
+    };
+    let nic = world
+        .until_nic("mover-0", LATER, "on standby at n2", |n| {
+            on(n, Path::Standby) && at_n2(n)
+        })
+        .await
+        .unwrap();
     assert_eq!(reason(&nic, "FastPath"), "NoFreeVf");
     drop(here);
 
@@ -110,10 +148,17 @@ async fn scarce(world: &World) {
     let clear = "ip neigh flush all; ping -c 5 -i 0.2 -W 2";
     for (from, to) in [(&there, "10.77.0.51"), (&arriving, "10.77.0.52")] {
         let output = from.guest.exec(&format!("{clear} {to}"), SOON).await.unwrap();
-        assert!(output.stdout.contains(" 0% packet loss"), "{} to {to}: {output:?}", from.pod);
+        assert!(
+            output.stdout.contains(" 0% packet loss"),
+            "{} to {to}: {output:?}",
+            from.pod
+        );
     }
 
-    world.kubectl(&["delete", "vhn", "stayer-0", "--timeout=90s"]).await.unwrap();
+    world
+        .kubectl(&["delete", "vhn", "stayer-0", "--timeout=90s"])
+        .await
+        .unwrap();
     let nic = fast(world, "mover-0").await.unwrap();
     check_fast_path(world, &arriving, &nic).await.unwrap();
 }

@@ -63,18 +63,28 @@ pub struct Attachments {
 impl Attachments {
     /// Nothing runs yet. `sockets` tells that something happened in the VMs' socket directories.
     pub fn new(client: Client, host: Arc<Host>, sockets: watch::Receiver<u64>) -> Self {
-        Self { client, host, sockets, running: HashMap::new(), vms: HashMap::new() }
+        Self {
+            client,
+            host,
+            sockets,
+            running: HashMap::new(),
+            vms: HashMap::new(),
+        }
     }
 
     /// Goes on with what the journal has, then follows the API server.
     pub async fn run(mut self, journal: Vec<Record>) {
         for record in journal {
             info!(nic = record.nic(), goal = ?record.spec.goal, "resumed from the journal");
-            let wanted = Wanted { spec: record.spec.clone(), generation: None };
+            let wanted = Wanted {
+                spec: record.spec.clone(),
+                generation: None,
+            };
             self.start(record, true, wanted, false);
         }
         let api: Api<NicAttachment> = Api::all(self.client.clone());
-        let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.host.options.node_name));
+        let config =
+            watcher::Config::default().fields(&format!("spec.nodeName={}", self.host.options.node_name));
         let stream = watcher(api, config).default_backoff();
         futures::pin_mut!(stream);
         let mut ended = tokio::time::interval(Duration::from_secs(30));
@@ -95,9 +105,15 @@ impl Attachments {
             watcher::Event::Init => self.running.values_mut().for_each(|r| r.listed = false),
             watcher::Event::InitApply(object) | watcher::Event::Apply(object) => self.on_object(&object),
             watcher::Event::InitDone => {
-                let gone: Vec<String> =
-                    self.running.iter().filter(|(_, r)| !r.listed).map(|(uid, _)| uid.clone()).collect();
-                gone.iter().for_each(|uid| self.on_gone(uid));
+                let gone: Vec<String> = self
+                    .running
+                    .iter()
+                    .filter(|(_, r)| !r.listed)
+                    .map(|(uid, _)| uid.clone())
+                    .collect();
+                for uid in gone {
+                    self.on_gone(&uid);
+                }
             }
             watcher::Event::Delete(object) => self.on_gone(&object.uid().unwrap_or_default()),
         }
@@ -113,7 +129,10 @@ impl Attachments {
         if deleting {
             spec.goal = Goal::Detached;
         }
-        let wanted = Wanted { spec, generation: object.metadata.generation };
+        let wanted = Wanted {
+            spec,
+            generation: object.metadata.generation,
+        };
         if let Some(running) = self.running.get_mut(&uid)
             && !running.task.is_finished()
         {
@@ -135,7 +154,11 @@ impl Attachments {
             return;
         }
         self.running.remove(&uid);
-        let created = object.metadata.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second());
+        let created = object
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map_or(0, |t| t.0.as_second());
         let record = Record {
             namespace: object.namespace().unwrap_or_default(),
             name: object.name_any(),
@@ -201,8 +224,15 @@ impl Attachments {
         let pod = &record.spec.pod;
         let running = self.vms.entry(pod.uid.clone()).or_insert_with(|| {
             let vm = Arc::new(Vm::new(&record.namespace, &pod.name, &pod.uid));
-            let task = tokio::spawn(vm::task::run(Arc::clone(&vm), Arc::clone(&self.host), self.sockets.clone()));
-            RunningVm { vm, _task: AbortOnDropHandle::new(task) }
+            let task = tokio::spawn(vm::task::run(
+                Arc::clone(&vm),
+                Arc::clone(&self.host),
+                self.sockets.clone(),
+            ));
+            RunningVm {
+                vm,
+                _task: AbortOnDropHandle::new(task),
+            }
         });
         Arc::clone(&running.vm)
     }
@@ -213,8 +243,12 @@ impl Attachments {
         for running in self.running.values().filter(|r| !r.task.is_finished()) {
             *used.entry(running.pod_uid.as_str()).or_default() += 1;
         }
-        let idle: Vec<String> =
-            self.vms.keys().filter(|uid| !used.contains_key(uid.as_str())).cloned().collect();
+        let idle: Vec<String> = self
+            .vms
+            .keys()
+            .filter(|uid| !used.contains_key(uid.as_str()))
+            .cloned()
+            .collect();
         for uid in idle {
             self.vms.remove(&uid);
             if let Err(error) = self.host.journal.clear_started(&uid) {
@@ -271,7 +305,9 @@ impl Reporter {
                 }
                 written = Some(now);
             }
-            let detached = written.as_ref().is_some_and(|s| s.state == AttachmentState::Detached);
+            let detached = written
+                .as_ref()
+                .is_some_and(|s| s.state == AttachmentState::Detached);
             if detached && gone {
                 return self.patiently(&Write::Finalizer(false)).await;
             }
@@ -297,7 +333,9 @@ impl Reporter {
             }
             Write::Status(status) => {
                 patch["status"] = json!(status);
-                self.api.patch_status(&self.name, &params, &Patch::Apply(&patch)).await?;
+                self.api
+                    .patch_status(&self.name, &params, &Patch::Apply(&patch))
+                    .await?;
             }
         }
         Ok(())

@@ -6,7 +6,12 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use hybridnic_api::names;
 use hybridnic_net::{dev::DevNodes, netlink::Netlink, sysfs::Sysfs};
-use hybridnic_runtime::{health::{self, Health}, shutdown, telemetry::{self, LogOptions}, tls};
+use hybridnic_runtime::{
+    health::{self, Health},
+    shutdown,
+    telemetry::{self, LogOptions},
+    tls,
+};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -95,7 +100,9 @@ impl Args {
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {
     tls::install_provider();
-    let node_name = args.node_name.context("say which node this is: --node-name, or NODE_NAME")?;
+    let node_name = args
+        .node_name
+        .context("say which node this is: --node-name, or NODE_NAME")?;
     let stop = shutdown::on_signal()?;
     let journal = Journal::open(&args.journal)?;
     let records = journal.load()?;
@@ -118,14 +125,23 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         hardware: watch::Sender::new(0),
     });
     audit(&host, &records).await;
-    info!(node = node_name, version = env!("CARGO_PKG_VERSION"), held = records.len(), "hybridnic agent");
-    let client = kube::Client::try_default().await.context("no way to the API server")?;
+    info!(
+        node = node_name,
+        version = env!("CARGO_PKG_VERSION"),
+        held = records.len(),
+        "hybridnic agent"
+    );
+    let client = kube::Client::try_default()
+        .await
+        .context("no way to the API server")?;
     let health = Health::new();
     health.set_ready(true);
     let (generation_tx, generation_rx) = watch::channel(None);
     let probes = async {
         match args.health_address {
-            Some(address) => health::serve(address, health).await.context("cannot answer probes"),
+            Some(address) => health::serve(address, health)
+                .await
+                .context("cannot answer probes"),
             None => std::future::pending().await,
         }
     };
@@ -143,7 +159,11 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
 /// Kernels that have these as modules load none of them by themselves.
 async fn load_modules() {
     for module in ["vfio-pci", "macvtap", "vhost_net", "8021q"] {
-        let loaded = tokio::process::Command::new("modprobe").arg("-q").arg(module).status().await;
+        let loaded = tokio::process::Command::new("modprobe")
+            .arg("-q")
+            .arg(module)
+            .status()
+            .await;
         if !loaded.is_ok_and(|s| s.success()) {
             // Built in, or not to be had: what needs it will say so.
             tracing::debug!(module, "not loaded by modprobe");
@@ -159,9 +179,15 @@ async fn audit(host: &Host, records: &[Record]) {
     };
     for link in links {
         let ours = link.alias.as_deref().is_some_and(|a| a.starts_with("hybridnic "));
-        let known = records.iter().any(|r| r.standby.as_ref().is_some_and(|s| s.macvtap == link.name));
+        let known = records
+            .iter()
+            .any(|r| r.standby.as_ref().is_some_and(|s| s.macvtap == link.name));
         if ours && !known {
-            warn!(macvtap = link.name, alias = link.alias, "this macvtap looks like ours and is not in the journal");
+            warn!(
+                macvtap = link.name,
+                alias = link.alias,
+                "this macvtap looks like ours and is not in the journal"
+            );
         }
     }
 }

@@ -15,12 +15,18 @@ pub struct StepError {
 impl StepError {
     /// A failure in our own words.
     pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self {
+            reason,
+            message: message.into(),
+        }
     }
 
     /// A failure with its whole chain of causes.
     pub fn from_error(reason: &'static str, error: &dyn Error) -> Self {
-        Self { reason, message: chain(error) }
+        Self {
+            reason,
+            message: chain(error),
+        }
     }
 }
 

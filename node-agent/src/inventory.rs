@@ -86,7 +86,11 @@ fn rows(pfs: &[PfStatus]) -> String {
 }
 
 fn or_dash(text: &str) -> String {
-    if text.is_empty() { "-".into() } else { text.to_owned() }
+    if text.is_empty() {
+        "-".into()
+    } else {
+        text.to_owned()
+    }
 }
 
 #[cfg(test)]

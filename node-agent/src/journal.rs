@@ -115,7 +115,11 @@ impl Journal {
     /// Opens, and makes where it is not there, the directory.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, JournalError> {
         let dir = dir.into();
-        fs::create_dir_all(&dir).map_err(|source| JournalError { what: "make it", path: dir.clone(), source })?;
+        fs::create_dir_all(&dir).map_err(|source| JournalError {
+            what: "make it",
+            path: dir.clone(),
+            source,
+        })?;
         Ok(Self { dir })
     }
 
@@ -145,8 +149,11 @@ impl Journal {
     /// Writes a record and returns once it is on disk.
     pub fn write(&self, record: &Record) -> Result<(), JournalError> {
         let path = self.path(&record.uid);
-        let mut text = serde_json::to_vec_pretty(record)
-            .map_err(|source| JournalError { what: "encode", path: path.clone(), source: source.into() })?;
+        let mut text = serde_json::to_vec_pretty(record).map_err(|source| JournalError {
+            what: "encode",
+            path: path.clone(),
+            source: source.into(),
+        })?;
         text.push(b'\n');
         self.replace(&path, &text)
     }
@@ -181,7 +188,11 @@ impl Journal {
             fs::rename(&temporary, path)?;
             File::open(&self.dir)?.sync_all()
         };
-        write().map_err(|source| JournalError { what: "write", path: path.to_owned(), source })
+        write().map_err(|source| JournalError {
+            what: "write",
+            path: path.to_owned(),
+            source,
+        })
     }
 
     fn unlink(&self, path: &Path) -> Result<(), JournalError> {
@@ -190,12 +201,19 @@ impl Journal {
             Err(e) => Err(e),
             Ok(()) => File::open(&self.dir)?.sync_all(),
         };
-        remove().map_err(|source| JournalError { what: "remove", path: path.to_owned(), source })
+        remove().map_err(|source| JournalError {
+            what: "remove",
+            path: path.to_owned(),
+            source,
+        })
     }
 
     fn path(&self, uid: &str) -> PathBuf {
         // Uids come from the API server; still no path may be made of one.
-        let safe: String = uid.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+        let safe: String = uid
+            .chars()
+            .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+            .collect();
         self.dir.join(format!("{safe}.json"))
     }
 }
@@ -207,7 +225,10 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn record(uid: &str) -> Record {
-        let object = |name: &str| ObjectRef { name: name.into(), uid: format!("{name}-uid") };
+        let object = |name: &str| ObjectRef {
+            name: name.into(),
+            uid: format!("{name}-uid"),
+        };
         Record {
             namespace: "ns".into(),
             name: format!("nic-{uid}"),

@@ -23,7 +23,10 @@ impl Sockets {
             }
         })?;
         watcher.watch(root, RecursiveMode::Recursive)?;
-        Ok(Self { _watcher: watcher, changed })
+        Ok(Self {
+            _watcher: watcher,
+            changed,
+        })
     }
 
     /// Resolves when something was made or removed.

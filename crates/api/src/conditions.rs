@@ -127,17 +127,32 @@ pub struct NewCondition {
 impl NewCondition {
     /// A condition that holds.
     pub fn yes(type_: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { type_, status: Some(true), reason: reason.into(), message: message.into() }
+        Self {
+            type_,
+            status: Some(true),
+            reason: reason.into(),
+            message: message.into(),
+        }
     }
 
     /// A condition that does not hold.
     pub fn no(type_: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { type_, status: Some(false), reason: reason.into(), message: message.into() }
+        Self {
+            type_,
+            status: Some(false),
+            reason: reason.into(),
+            message: message.into(),
+        }
     }
 
     /// A condition of which nothing is known yet.
     pub fn unknown(type_: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { type_, status: None, reason: reason.into(), message: message.into() }
+        Self {
+            type_,
+            status: None,
+            reason: reason.into(),
+            message: message.into(),
+        }
     }
 }
 
@@ -183,14 +198,35 @@ mod tests {
 
     #[test]
     fn transition_time_changes_with_the_status_only() {
-        let (t1, t2) = (Timestamp::from_second(1).unwrap(), Timestamp::from_second(2).unwrap());
+        let (t1, t2) = (
+            Timestamp::from_second(1).unwrap(),
+            Timestamp::from_second(2).unwrap(),
+        );
         let mut list = Vec::new();
-        set(&mut list, Some(1), t1, NewCondition::no(types::READY, reasons::POD_NOT_FOUND, "a"));
-        set(&mut list, Some(2), t2, NewCondition::no(types::READY, reasons::POD_NOT_RUNNING, "b"));
+        set(
+            &mut list,
+            Some(1),
+            t1,
+            NewCondition::no(types::READY, reasons::POD_NOT_FOUND, "a"),
+        );
+        set(
+            &mut list,
+            Some(2),
+            t2,
+            NewCondition::no(types::READY, reasons::POD_NOT_RUNNING, "b"),
+        );
         assert_eq!(list.len(), 1);
         assert_eq!(list[0].last_transition_time, Time(t1));
-        assert_eq!((list[0].reason.as_str(), list[0].observed_generation), (reasons::POD_NOT_RUNNING, Some(2)));
-        set(&mut list, Some(2), t2, NewCondition::yes(types::READY, reasons::ATTACHED, "c"));
+        assert_eq!(
+            (list[0].reason.as_str(), list[0].observed_generation),
+            (reasons::POD_NOT_RUNNING, Some(2))
+        );
+        set(
+            &mut list,
+            Some(2),
+            t2,
+            NewCondition::yes(types::READY, reasons::ATTACHED, "c"),
+        );
         assert_eq!(list[0].last_transition_time, Time(t2));
         assert!(is_true(&list, types::READY));
     }

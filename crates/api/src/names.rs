@@ -38,7 +38,11 @@ pub const NIC_NAME_MAX: usize = 50;
 /// One NIC can have two attachments during a migration, even on one node, so the pod is what tells them
 /// apart; a pod's uid is unique where its name may come again.
 pub fn attachment_name(nic: &str, pod_uid: &str) -> String {
-    let short: String = pod_uid.chars().filter(char::is_ascii_alphanumeric).take(10).collect();
+    let short: String = pod_uid
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(10)
+        .collect();
     format!("{nic}-{}", short.to_lowercase())
 }
 
@@ -51,6 +55,9 @@ mod tests {
         let a = attachment_name(&"n".repeat(NIC_NAME_MAX), "0b2e7c1d-90aa-4f6e-8d2f-000000000001");
         assert_eq!(a.len(), NIC_NAME_MAX + 11);
         assert!(a.len() <= 63);
-        assert_ne!(a, attachment_name(&"n".repeat(NIC_NAME_MAX), "1b2e7c1d-90aa-4f6e-8d2f-000000000001"));
+        assert_ne!(
+            a,
+            attachment_name(&"n".repeat(NIC_NAME_MAX), "1b2e7c1d-90aa-4f6e-8d2f-000000000001")
+        );
     }
 }

@@ -128,11 +128,13 @@ async fn ask(
     let mut ticks = interval(period);
     // A harness that was held up must not make up for it by a burst.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    for seq in 0.. {
+    let mut seq = 0;
+    loop {
         ticks.tick().await;
         locked(&record).asked.push((Instant::now(), None));
         // No route and no neighbour are losses like others.
         let _ = socket.send_to(&Probe::Ask { seq, rate }.encode(), to).await;
+        seq += 1;
     }
 }
 

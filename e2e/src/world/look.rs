@@ -30,7 +30,13 @@ pub struct Gap {
 }
 
 /// Waits until an object is so, and gives it. What it was at the deadline is in the error.
-async fn until<K>(api: Api<K>, name: &str, deadline: Duration, what: &str, is: impl Fn(&K) -> bool) -> Result<K>
+async fn until<K>(
+    api: Api<K>,
+    name: &str,
+    deadline: Duration,
+    what: &str,
+    is: impl Fn(&K) -> bool,
+) -> Result<K>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
@@ -72,7 +78,11 @@ impl World {
 
     /// All attachments of the test's namespace.
     pub async fn attachments(&self) -> Result<Vec<NicAttachment>> {
-        Ok(self.namespaced::<NicAttachment>().list(&kube::api::ListParams::default()).await?.items)
+        Ok(self
+            .namespaced::<NicAttachment>()
+            .list(&kube::api::ListParams::default())
+            .await?
+            .items)
     }
 
     /// A network.
@@ -110,7 +120,14 @@ impl World {
         what: &str,
         is: impl Fn(&HybridNode) -> bool,
     ) -> Result<HybridNode> {
-        until(Api::all(self.client()), self.node(number).name(), deadline, what, is).await
+        until(
+            Api::all(self.client()),
+            self.node(number).name(),
+            deadline,
+            what,
+            is,
+        )
+        .await
     }
 
     /// Waits until a network is so.
@@ -154,5 +171,7 @@ async fn footprint(node: &Node) -> Result<String> {
                       echo $(basename $(readlink $vf)) $(basename $(readlink $vf/driver) 2>/dev/null) $(cat $vf/driver_override); \
                     done; \
                   done; ip -br link show type macvtap; ip -br link show type vlan";
-    node.run(script, Duration::from_secs(20)).await.context("a node's footprint")
+    node.run(script, Duration::from_secs(20))
+        .await
+        .context("a node's footprint")
 }

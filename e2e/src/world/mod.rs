@@ -59,7 +59,12 @@ impl WorldOptions {
             kernel: kernel_of_the_run(),
             nodes: 2,
             node: NodeOptions::default(),
-            agent_args: vec![arg("--unplug-deadline"), arg("10"), arg("--plug-deadline"), arg("40")],
+            agent_args: vec![
+                arg("--unplug-deadline"),
+                arg("10"),
+                arg("--plug-deadline"),
+                arg("40"),
+            ],
         }
     }
 }
@@ -100,17 +105,28 @@ impl World {
         let lab = Lab::start(lab_options).await.context("the lab")?;
         say("starting the control plane");
         let dir = lab.dir().join("control-plane");
-        let control_plane =
-            ControlPlane::start(Options::new(dir).reachable_at(HOST_ADDRESS.into()).with_controllers())
-                .await
-                .context("the control plane")?;
+        let control_plane = ControlPlane::start(
+            Options::new(dir)
+                .reachable_at(HOST_ADDRESS.into())
+                .with_controllers(),
+        )
+        .await
+        .context("the control plane")?;
         let client = control_plane.client_admin();
         let agents = lab.nodes().iter().map(|_| None).collect();
-        let mut world = Self { operator: None, agents, options, client, guests: Mutex::default(), control_plane, lab };
+        let mut world = Self {
+            operator: None,
+            agents,
+            options,
+            client,
+            guests: Mutex::default(),
+            control_plane,
+            lab,
+        };
         say("installing CRDs, roles and nodes");
         world.install().await?;
         say("starting operator and agents");
-        world.start_operator().await?;
+        world.start_operator()?;
         for number in 1..=world.lab.nodes().len() {
             world.start_agent(number).await?;
         }
@@ -120,15 +136,33 @@ impl World {
     async fn install(&self) -> Result<()> {
         self.control_plane.apply(&repository("crds")).await?;
         self.control_plane.apply(&repository("deploy/rbac")).await?;
-        for crd in ["hybridnetworks", "vmhybridnics", "nicattachments", "hybridnodes", "qemumigrations"] {
+        for crd in [
+            "hybridnetworks",
+            "vmhybridnics",
+            "nicattachments",
+            "hybridnodes",
+            "qemumigrations",
+        ] {
             let name = format!("crd/{crd}.hybridnic.io");
-            let wait = ["wait", "--for=condition=Established", "--timeout=30s", name.as_str()];
+            let wait = [
+                "wait",
+                "--for=condition=Established",
+                "--timeout=30s",
+                name.as_str(),
+            ];
             let output = self.control_plane.kubectl(&wait).await?;
-            anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            anyhow::ensure!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
         let nodes: Api<KubeNode> = Api::all(self.client());
         for node in self.lab.nodes() {
-            let labels = [("kubernetes.io/hostname", node.name()), ("kubernetes.io/os", "linux")];
+            let labels = [
+                ("kubernetes.io/hostname", node.name()),
+                ("kubernetes.io/os", "linux"),
+            ];
             let object = KubeNode {
                 metadata: ObjectMeta {
                     name: Some(node.name().into()),
@@ -141,8 +175,13 @@ impl World {
         }
         // Pods are refused before their namespace has its service account.
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client(), NAMESPACE);
-        let there = kube::runtime::wait::await_condition(accounts, "default", |o: Option<&ServiceAccount>| o.is_some());
-        tokio::time::timeout(START, there).await.context("no default service account")??;
+        let there =
+            kube::runtime::wait::await_condition(accounts, "default", |o: Option<&ServiceAccount>| {
+                o.is_some()
+            });
+        tokio::time::timeout(START, there)
+            .await
+            .context("no default service account")??;
         Ok(())
     }
 
@@ -153,8 +192,7 @@ impl World {
 
     /// Whether the emulation has frozen a guest: a fault of it, and not ours.
     pub async fn is_frozen(&self) -> bool {
-        let guests: Vec<_> =
-            self.guests.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let guests: Vec<_> = self.guests.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for guest in guests {
             let running = guest.qemu().is_running() && guest.status().await.is_ok_and(|s| s == "running");
             if running && guest.is_frozen().await {
@@ -179,7 +217,11 @@ impl World {
     /// Runs kubectl and gives what it printed; a failure is an error with its message.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         let output = self.control_plane.kubectl(args).await?;
-        anyhow::ensure!(output.status.success(), "kubectl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        anyhow::ensure!(
+            output.status.success(),
+            "kubectl {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }

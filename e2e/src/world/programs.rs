@@ -63,17 +63,26 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     }
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository("target"), PathBuf::from);
     let path = target.join("debug").join(name);
-    anyhow::ensure!(path.is_file(), "{} is not built: run `make build`", path.display());
+    anyhow::ensure!(
+        path.is_file(),
+        "{} is not built: run `make build`",
+        path.display()
+    );
     Ok(path)
 }
 
 impl World {
     /// Starts the operator on this host, with its own restricted credentials.
-    pub async fn start_operator(&mut self) -> Result<()> {
-        let login = self.control_plane.login("hybridnic:operator", &["hybridnic:operators"])?;
+    pub fn start_operator(&mut self) -> Result<()> {
+        let login = self
+            .control_plane
+            .login("hybridnic:operator", &["hybridnic:operators"])?;
         let kubeconfig = self.lab.dir().join("operator.kubeconfig");
         login.write(&kubeconfig)?;
-        let log = OpenOptions::new().create(true).append(true).open(self.lab.dir().join("operator.log"))?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.lab.dir().join("operator.log"))?;
         let mut command = Command::new(binary("hybridnic-operator")?);
         command
             .env("KUBECONFIG", &kubeconfig)
@@ -114,11 +123,21 @@ impl World {
         let user = format!("hybridnic:agent:{}", node.name());
         let login = self.control_plane.login(&user, &["hybridnic:agents"])?;
         let kubeconfig = login.at(crate::lab::HOST_ADDRESS.into()).kubeconfig();
-        node.put("/run/agent.kubeconfig", kubeconfig.as_bytes(), 0o600).await?;
+        node.put("/run/agent.kubeconfig", kubeconfig.as_bytes(), 0o600)
+            .await?;
         let program = node.install(&stripped("hybridnic-agent", &self.lab.dir().join("bin"))?)?;
-        let mut argv: Vec<&str> = vec![&program, "--node-name", node.name(), "--journal", "/run/hybridnic/journal"];
+        let mut argv: Vec<&str> = vec![
+            &program,
+            "--node-name",
+            node.name(),
+            "--journal",
+            "/run/hybridnic/journal",
+        ];
         argv.extend(self.options.agent_args.iter().map(String::as_str));
-        let env = [("KUBECONFIG", "/run/agent.kubeconfig"), ("HYBRIDNIC_LOG", "info,hybridnic_agent=debug")];
+        let env = [
+            ("KUBECONFIG", "/run/agent.kubeconfig"),
+            ("HYBRIDNIC_LOG", "info,hybridnic_agent=debug"),
+        ];
         let process = node.spawn(&argv, &env, "agent").await?;
         self.agents[number - 1] = Some(Program::OnNode(process));
         Ok(())
@@ -138,7 +157,11 @@ fn stripped(name: &str, dir: &std::path::Path) -> Result<PathBuf> {
     let to = dir.join(name);
     if !to.is_file() {
         fs::create_dir_all(dir)?;
-        let status = Command::new("strip").arg("-o").arg(&to).arg(binary(name)?).status()?;
+        let status = Command::new("strip")
+            .arg("-o")
+            .arg(&to)
+            .arg(binary(name)?)
+            .status()?;
         anyhow::ensure!(status.success(), "cannot strip {name}");
     }
     Ok(to)

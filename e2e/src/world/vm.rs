@@ -34,7 +34,10 @@ pub struct NicSpec {
 impl NicSpec {
     /// A NIC by the last octets of its MAC and of its address, 10.77.NET.HOST.
     pub fn new(net: u8, host: u8) -> Self {
-        Self { mac: format!("52:54:00:77:{net:02x}:{host:02x}"), address: Ipv4Addr::new(10, 77, net, host) }
+        Self {
+            mac: format!("52:54:00:77:{net:02x}:{host:02x}"),
+            address: Ipv4Addr::new(10, 77, net, host),
+        }
     }
 }
 
@@ -54,7 +57,12 @@ pub struct VmSpec {
 impl VmSpec {
     /// A VM with these NICs.
     pub fn new(name: &str, nics: &[NicSpec]) -> Self {
-        Self { name: name.into(), nics: nics.to_vec(), memory: 192, hotplug: true }
+        Self {
+            name: name.into(),
+            nics: nics.to_vec(),
+            memory: 192,
+            hotplug: true,
+        }
     }
 
     /// YAML of a VmHybridNic for NIC number `index`.
@@ -115,29 +123,45 @@ impl World {
             guest = guest.nic(&nic.mac, &format!("{}/24", nic.address));
         }
         let guest = Arc::new(self.node(node).start_guest(guest).await?);
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&guest));
+        self.guests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(&guest));
         let ip = self.node(node).address().to_string();
-        self.set_pod_status(pod, json!({
-            "phase": "Running",
-            "podIP": ip,
-            "podIPs": [{ "ip": ip }],
-            "conditions": [{ "type": "Ready", "status": "True" }],
-        }))
+        self.set_pod_status(
+            pod,
+            json!({
+                "phase": "Running",
+                "podIP": ip,
+                "podIPs": [{ "ip": ip }],
+                "conditions": [{ "type": "Ready", "status": "True" }],
+            }),
+        )
         .await?;
         let kubelet = tokio::spawn(keep_status(self.pods(), pod.to_owned(), Arc::clone(&guest)));
-        Ok(Vm { pod: pod.into(), pod_uid, node, guest, _kubelet: AbortOnDropHandle::new(kubelet) })
+        Ok(Vm {
+            pod: pod.into(),
+            pod_uid,
+            node,
+            guest,
+            _kubelet: AbortOnDropHandle::new(kubelet),
+        })
     }
 
     async fn set_pod_status(&self, pod: &str, status: serde_json::Value) -> Result<()> {
         let patch = json!({ "status": status });
-        self.pods().patch_status(pod, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        self.pods()
+            .patch_status(pod, &PatchParams::default(), &Patch::Merge(&patch))
+            .await?;
         Ok(())
     }
 
     /// Ends a pod's QEMU and removes the pod.
     pub async fn delete_pod(&self, vm: &Vm) -> Result<()> {
         vm.guest.kill().await?;
-        self.pods().delete(&vm.pod, &DeleteParams::default().grace_period(0)).await?;
+        self.pods()
+            .delete(&vm.pod, &DeleteParams::default().grace_period(0))
+            .await?;
         Ok(())
     }
 }
@@ -145,8 +169,14 @@ impl World {
 /// What a kubelet does when a pod's only container ends.
 async fn keep_status(pods: Api<Pod>, pod: String, guest: Arc<Guest>) {
     let code = guest.qemu().wait(FOREVER).await;
-    let phase = if matches!(code, Ok(Some(0))) { "Succeeded" } else { "Failed" };
+    let phase = if matches!(code, Ok(Some(0))) {
+        "Succeeded"
+    } else {
+        "Failed"
+    };
     let patch = json!({ "status": { "phase": phase } });
     // The pod may be gone already.
-    let _ = pods.patch_status(&pod, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    let _ = pods
+        .patch_status(&pod, &PatchParams::default(), &Patch::Merge(&patch))
+        .await;
 }

@@ -36,15 +36,22 @@ spec:
 /// Runs a test in a world of its own. Where it fails and the emulation has frozen a guest, it is started once more,
 /// and that is said: `.ci/run` counts those lines.
 pub async fn case(name: &str, network: bool, test: impl AsyncFn(&mut World)) {
-    for attempt in 1.. {
-        let mut world = if network { world_with_network(name).await } else { world(name).await };
-        let result = AssertUnwindSafe(tokio::time::timeout(WHOLE, test(&mut world))).catch_unwind().await;
+    let mut again = true;
+    loop {
+        let mut world = if network {
+            world_with_network(name).await
+        } else {
+            world(name).await
+        };
+        let result = AssertUnwindSafe(tokio::time::timeout(WHOLE, test(&mut world)))
+            .catch_unwind()
+            .await;
         let panic = match result {
             Ok(Ok(())) => return,
             Ok(Err(_)) => Box::new(format!("not over after {WHOLE:?}")),
             Err(panic) => panic,
         };
-        if attempt == 2 || !world.is_frozen().await {
+        if !std::mem::take(&mut again) || !world.is_frozen().await {
             resume_unwind(panic);
         }
         eprintln!("FROZEN: the emulation lost a guest's timer in {name}; it is started once more");
@@ -53,7 +60,9 @@ pub async fn case(name: &str, network: bool, test: impl AsyncFn(&mut World)) {
 
 async fn world(name: &str) -> World {
     let say = |what: &str| eprintln!("--- {what}");
-    World::start(WorldOptions::new(name), say).await.expect("the world")
+    World::start(WorldOptions::new(name), say)
+        .await
+        .expect("the world")
 }
 
 /// A world with the network of all VFs, which are there.
@@ -61,7 +70,10 @@ async fn world_with_network(name: &str) -> World {
     let world = world(name).await;
     world.apply(NETWORK).await.unwrap();
     for node in 1..=world.lab.nodes().len() {
-        world.until_node(node, SOON, "with 14 free VFs", |n| free(n) == 14).await.unwrap();
+        world
+            .until_node(node, SOON, "with 14 free VFs", |n| free(n) == 14)
+            .await
+            .unwrap();
         give_macs(&world, node).await;
     }
     world
@@ -83,13 +95,19 @@ fn free(node: &hybridnic_api::v1alpha1::HybridNode) -> i32 {
 /// Whether a NIC's traffic runs so.
 pub fn on(nic: &VmHybridNic, path: Path) -> bool {
     nic.status.as_ref().is_some_and(|s| {
-        s.path == path && matches!((path, s.phase), (Path::FastPath, NicPhase::FastPath) | (Path::Standby, NicPhase::Standby))
+        s.path == path
+            && matches!(
+                (path, s.phase),
+                (Path::FastPath, NicPhase::FastPath) | (Path::Standby, NicPhase::Standby)
+            )
     })
 }
 
 /// Waits until a NIC is on its fast path.
 pub async fn fast(world: &World, nic: &str) -> Result<VmHybridNic> {
-    world.until_nic(nic, LATER, "on the fast path", |n| on(n, Path::FastPath)).await
+    world
+        .until_nic(nic, LATER, "on the fast path", |n| on(n, Path::FastPath))
+        .await
 }
 
 /// YAML of a migration.
@@ -107,11 +125,19 @@ pub fn phase(migration: &QemuMigration) -> MigrationPhase {
 
 /// Waits until a migration has ended, and says how.
 pub async fn ended(world: &World, name: &str) -> Result<QemuMigration> {
-    world.until_migration(name, LATER, "over", |m| phase(m).is_final()).await
+    world
+        .until_migration(name, LATER, "over", |m| phase(m).is_final())
+        .await
 }
 
 /// Starts a VM with its NICs on a node, each on its fast path.
-pub async fn vm_on_fast_path(world: &World, spec: &VmSpec, pod: &str, node: usize, network: &str) -> Result<Vm> {
+pub async fn vm_on_fast_path(
+    world: &World,
+    spec: &VmSpec,
+    pod: &str,
+    node: usize,
+    network: &str,
+) -> Result<Vm> {
     let vm = world.start_vm(spec, pod, node, false).await?;
     let yaml: String = (0..spec.nics.len()).map(|i| spec.nic_yaml(i, network)).collect();
     world.apply(&yaml).await?;
@@ -123,7 +149,9 @@ pub async fn vm_on_fast_path(world: &World, spec: &VmSpec, pod: &str, node: usiz
 
 /// The three devices of a NIC in the guest.
 pub fn trio<'a>(view: &'a NetView, mac: &str) -> Result<(&'a Netdev, &'a Netdev, Option<&'a Netdev>)> {
-    let failover = view.failover(mac).context("the guest has made no failover device")?;
+    let failover = view
+        .failover(mac)
+        .context("the guest has made no failover device")?;
     Ok((failover.master, failover.standby, failover.primary))
 }
 
@@ -135,18 +163,40 @@ pub async fn check_fast_path(world: &World, vm: &Vm, nic: &VmHybridNic) -> Resul
     let view = vm.guest.net().await?;
     let (_, _, primary) = trio(&view, mac)?;
     let primary = primary.context("no VF is paired in the guest")?;
-    ensure!(primary.driver.as_deref() == Some("igbvf") && primary.carrier, "the guest's VF: {primary:?}");
-    let guest_address = status.guest.vf_pci_address.clone().context("no guest address of the VF")?;
-    ensure!(primary.device.as_deref() == Some(&guest_address), "{guest_address} is not {primary:?}");
+    ensure!(
+        primary.driver.as_deref() == Some("igbvf") && primary.carrier,
+        "the guest's VF: {primary:?}"
+    );
+    let guest_address = status
+        .guest
+        .vf_pci_address
+        .clone()
+        .context("no guest address of the VF")?;
+    ensure!(
+        primary.device.as_deref() == Some(&guest_address),
+        "{guest_address} is not {primary:?}"
+    );
     let node = world.node(vm.node);
-    ensure!(node.driver_of(&vf.pci_address).await?.as_deref() == Some("vfio-pci"), "the VF's driver");
+    ensure!(
+        node.driver_of(&vf.pci_address).await?.as_deref() == Some("vfio-pci"),
+        "the VF's driver"
+    );
     let table = node.vfs(&vf.pf).await?;
-    let row = table.iter().find(|r| i64::from(r.index) == i64::from(vf.index)).context("no such VF")?;
+    let row = table
+        .iter()
+        .find(|r| i64::from(r.index) == i64::from(vf.index))
+        .context("no such VF")?;
     ensure!(row.mac == mac, "the VF's MAC is {}", row.mac);
     let macvtaps = node.macvtaps().await?;
     let standby = status.standby.as_ref().context("no standby")?;
-    let macvtap = macvtaps.iter().find(|m| m.name == standby.macvtap).context("no macvtap")?;
-    ensure!(macvtap.mac == mac && !macvtap.up, "the macvtap at rest: {macvtap:?}");
+    let macvtap = macvtaps
+        .iter()
+        .find(|m| m.name == standby.macvtap)
+        .context("no macvtap")?;
+    ensure!(
+        macvtap.mac == mac && !macvtap.up,
+        "the macvtap at rest: {macvtap:?}"
+    );
     ensure!(standby.pf == vf.pf, "standby on {}, VF on {}", standby.pf, vf.pf);
     Ok(())
 }

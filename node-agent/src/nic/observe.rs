@@ -45,7 +45,10 @@ pub struct Observation {
 pub fn wanted(vf: &VfRecord, mac: MacAddr, l2: &L2Settings) -> VfConfig {
     let rate = |n: Option<i32>| Some(n.and_then(|n| u32::try_from(n).ok()).unwrap_or(0));
     let vlan = l2.vlan.as_ref();
-    let (max, min) = l2.rate.as_ref().map_or((None, None), |r| (r.max_mbps, r.min_mbps));
+    let (max, min) = l2
+        .rate
+        .as_ref()
+        .map_or((None, None), |r| (r.max_mbps, r.min_mbps));
     VfConfig {
         index: vf.index,
         mac: Some(mac),
@@ -69,14 +72,23 @@ pub fn protocol(protocol: hybridnic_api::v1alpha1::VlanProtocol) -> VlanProtocol
 }
 
 /// Looks at everything that belongs to a record.
-pub async fn observe(host: &Arc<Host>, vm: &Vm, record: &Record, mac: MacAddr) -> Result<Observation, StepError> {
+pub async fn observe(
+    host: &Arc<Host>,
+    vm: &Vm,
+    record: &Record,
+    mac: MacAddr,
+) -> Result<Observation, StepError> {
     let vf = match &record.vf {
         None => None,
         Some(vf) => Some(see_vf(host, vf, record, mac).await?),
     };
     let macvtap = match &record.standby {
         None => None,
-        Some(standby) => host.netlink.link(&standby.macvtap).await.map_err(|e| netlink(&e))?,
+        Some(standby) => host
+            .netlink
+            .link(&standby.macvtap)
+            .await
+            .map_err(|e| netlink(&e))?,
     };
     let (qemu, client, vf_device, running) = match vm.session() {
         Session::Gone => (QemuSeen::Gone, None, None, false),
@@ -96,7 +108,13 @@ pub async fn observe(host: &Arc<Host>, vm: &Vm, record: &Record, mac: MacAddr) -
         macvtap: macvtap.as_ref().map(|l| l.up),
         qemu,
     };
-    Ok(Observation { seen, macvtap, client, vf_device, running })
+    Ok(Observation {
+        seen,
+        macvtap,
+        client,
+        vf_device,
+        running,
+    })
 }
 
 fn netlink(error: &NetlinkError) -> StepError {
@@ -116,7 +134,12 @@ async fn see_vf(
     let Some(pf) = host.netlink.link(&vf.pf_name).await.map_err(|e| lost(&e))? else {
         return Ok(None);
     };
-    let table = host.netlink.vf_table(pf.index).await.map_err(|e| lost(&e))?.unwrap_or_default();
+    let table = host
+        .netlink
+        .vf_table(pf.index)
+        .await
+        .map_err(|e| lost(&e))?
+        .unwrap_or_default();
     let Some(now) = table.into_iter().find(|c| c.index == vf.index) else {
         return Ok(None);
     };
@@ -162,7 +185,13 @@ async fn see_guest(client: &Client, record: &Record) -> Result<(Guest, Option<St
         None
     };
     let uses_vf = vf_device.is_some() && record.vf.as_ref().is_some_and(uses);
-    let guest = Guest { run, standby, vf: vf_device.is_some(), uses_vf, failover };
+    let guest = Guest {
+        run,
+        standby,
+        vf: vf_device.is_some(),
+        uses_vf,
+        failover,
+    };
     Ok((guest, vf_device, status.running))
 }
 
@@ -174,5 +203,8 @@ pub fn uses(vf: &VfRecord) -> bool {
 /// How many interrupts the guest's driver of the VF has had; `None` while it has none switched on. With posted
 /// interrupts the hardware delivers them past the host, and the number stands still.
 pub fn interrupts_of(vf: &VfRecord) -> Option<u64> {
-    interrupts::read(vf.address).ok().filter(|i| i.vectors > 0).map(|i| i.total)
+    interrupts::read(vf.address)
+        .ok()
+        .filter(|i| i.vectors > 0)
+        .map(|i| i.total)
 }

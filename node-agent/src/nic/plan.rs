@@ -199,7 +199,11 @@ pub struct Ask {
 /// The order in which VF and standby are switched.
 pub fn order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
     let other_pf = matches!(seen.vf, Some(Some(VfSeen { other_pf: true, .. })));
-    if other_pf || learnt.refuses_twice { SwitchOrder::BreakBeforeMake } else { ask.order }
+    if other_pf || learnt.refuses_twice {
+        SwitchOrder::BreakBeforeMake
+    } else {
+        ask.order
+    }
 }
 
 /// The next step.
@@ -211,25 +215,45 @@ pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
 }
 
 fn wait(state: AttachmentState, reason: &'static str, message: impl Into<String>) -> Decision {
-    Decision::Wait(Wait { state, reason, message: message.into() })
+    Decision::Wait(Wait {
+        state,
+        reason,
+        message: message.into(),
+    })
 }
 
 fn detach(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
-    let held = if seen.recorded { AttachmentState::Standby } else { AttachmentState::Detached };
+    let held = if seen.recorded {
+        AttachmentState::Standby
+    } else {
+        AttachmentState::Detached
+    };
     match seen.qemu {
         QemuSeen::Unreachable if seen.recorded => {
-            return wait(held, reasons::QMP_UNAVAILABLE, "the VM's QEMU does not answer; nothing is taken from it");
+            return wait(
+                held,
+                reasons::QMP_UNAVAILABLE,
+                "the VM's QEMU does not answer; nothing is taken from it",
+            );
         }
         QemuSeen::Up(guest) if guest.vf || guest.standby => {
             match guest.run {
                 Run::Here if ask.expected => {
-                    return wait(held, reasons::MIGRATING, "the VM has arrived here; nothing is taken from it");
+                    return wait(
+                        held,
+                        reasons::MIGRATING,
+                        "the VM has arrived here; nothing is taken from it",
+                    );
                 }
                 Run::Here => {}
                 // It will never run the VM again, and a guest that does not run lets go of nothing.
                 Run::Incoming | Run::HandedOver => return Decision::Do(Step::QuitQemu),
                 Run::HandingOver => {
-                    return wait(held, reasons::MIGRATING, "the VM is being handed over; nothing is taken from it");
+                    return wait(
+                        held,
+                        reasons::MIGRATING,
+                        "the VM is being handed over; nothing is taken from it",
+                    );
                 }
             }
             if guest.vf {
@@ -240,7 +264,11 @@ fn detach(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                 };
             }
             return if learnt.keeps_standby {
-                wait(held, reasons::GUEST_KEEPS_VF, "the guest does not let go of its standby device")
+                wait(
+                    held,
+                    reasons::GUEST_KEEPS_VF,
+                    "the guest does not let go of its standby device",
+                )
             } else {
                 Decision::Do(Step::UnplugStandby)
             };
@@ -266,10 +294,18 @@ fn attach(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     let guest = match seen.qemu {
         QemuSeen::Up(guest) => guest,
         QemuSeen::Gone => {
-            return wait(Pending, reasons::QMP_UNAVAILABLE, "the VM's QEMU has no QMP socket yet, or has ended");
+            return wait(
+                Pending,
+                reasons::QMP_UNAVAILABLE,
+                "the VM's QEMU has no QMP socket yet, or has ended",
+            );
         }
         QemuSeen::Unreachable => {
-            return wait(Pending, reasons::QMP_UNAVAILABLE, "the VM's QEMU does not answer on its QMP socket");
+            return wait(
+                Pending,
+                reasons::QMP_UNAVAILABLE,
+                "the VM's QEMU does not answer on its QMP socket",
+            );
         }
     };
     // The VF first: the standby is derived from it.
@@ -279,10 +315,18 @@ fn attach(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         Some(Some(_)) if !seen.standby_recorded && !guest.vf => return Decision::Do(Step::RestoreVf),
         None if seen.vf_offered && !guest.vf => return Decision::Do(Step::Reserve),
         None if !seen.standby_recorded && ask.no_free_vf == NoFreeVf::Wait => {
-            return wait(Pending, reasons::NO_FREE_VF, "no VF of the network is free on the node; the NIC waits for one");
+            return wait(
+                Pending,
+                reasons::NO_FREE_VF,
+                "no VF of the network is free on the node; the NIC waits for one",
+            );
         }
         None if !seen.standby_recorded && !seen.uplink => {
-            return wait(Pending, reasons::NO_UPLINK, "no PF of the node that can be used matches the network's uplinks");
+            return wait(
+                Pending,
+                reasons::NO_UPLINK,
+                "no PF of the node that can be used matches the network's uplinks",
+            );
         }
         None if !seen.standby_recorded => return Decision::Do(Step::Reserve),
         Some(Some(vf)) if !guest.vf => {
@@ -306,7 +350,9 @@ fn attach(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         Run::Here => {}
         // Silent until RESUME, and from pre-switchover on.
         Run::Incoming | Run::HandingOver | Run::HandedOver if up => return Decision::Do(Step::StandbyDown),
-        Run::Incoming | Run::HandingOver | Run::HandedOver if has_nic_mac(seen) => return Decision::Do(Step::Park),
+        Run::Incoming | Run::HandingOver | Run::HandedOver if has_nic_mac(seen) => {
+            return Decision::Do(Step::Park);
+        }
         Run::Incoming => return Decision::Done(Reserved),
         Run::HandingOver | Run::HandedOver => return Decision::Done(AttachmentState::Standby),
     }
@@ -394,17 +440,31 @@ fn fast_path(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) ->
             && !(vf.settings_ok && vf.mac == VfMac::Nic)
         {
             return match learnt.vf_failed {
-                Some(reason) => wait(AttachmentState::FastPath, reason, "the VF's settings could not be changed"),
+                Some(reason) => wait(
+                    AttachmentState::FastPath,
+                    reason,
+                    "the VF's settings could not be changed",
+                ),
                 None => Decision::Do(Step::ConfigureVf),
             };
         }
-        return if up { Decision::Do(Step::StandbyDown) } else { Decision::Done(AttachmentState::FastPath) };
+        return if up {
+            Decision::Do(Step::StandbyDown)
+        } else {
+            Decision::Done(AttachmentState::FastPath)
+        };
     }
     let Some(Some(vf)) = seen.vf else {
-        return degraded(reasons::NO_FREE_VF, "no VF of the network is free on the node; the standby carries the traffic");
+        return degraded(
+            reasons::NO_FREE_VF,
+            "no VF of the network is free on the node; the standby carries the traffic",
+        );
     };
     if !vf.link {
-        return degraded(reasons::PF_LINK_DOWN, "the VF's PF has no link; the standby stays in use until it has");
+        return degraded(
+            reasons::PF_LINK_DOWN,
+            "the VF's PF has no link; the standby stays in use until it has",
+        );
     }
     if guest.failover == Some(false) {
         return degraded(
@@ -422,12 +482,19 @@ fn fast_path(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) ->
         return degraded(reasons::GUEST_IGNORES_VF, IGNORES_VF);
     }
     if let Some(reason) = learnt.vf_failed {
-        return degraded(reason, "the VF could not be set up or plugged; tried again after a pause");
+        return degraded(
+            reason,
+            "the VF could not be set up or plugged; tried again after a pause",
+        );
     }
     let make_first = order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
     let configured = vf.mac == VfMac::Nic && vf.settings_ok;
     if make_first && !up {
-        return Decision::Do(if has_nic_mac(seen) { Step::Park } else { Step::StandbyUp });
+        return Decision::Do(if has_nic_mac(seen) {
+            Step::Park
+        } else {
+            Step::StandbyUp
+        });
     }
     if make_first && learnt.announce && !has_nic_mac(seen) {
         return Decision::Do(Step::Announce);

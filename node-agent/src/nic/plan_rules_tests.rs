@@ -3,7 +3,7 @@
 use hybridnic_api::v1alpha1::{AttachmentState, Goal};
 
 use super::{
-    super::super::{Decision, QemuSeen, Run, Step, VfMac},
+    super::super::super::{Decision, QemuSeen, Run, Step, VfMac},
     Failed, Node,
 };
 

@@ -3,8 +3,8 @@
 use hybridnic_api::{
     conditions::{self, NewCondition, reasons, types},
     v1alpha1::{
-        AttachmentState, Goal, GuestDevices, MigrationReport, NicAttachmentStatus, Path, StandbyRef, SwitchOrder,
-        TimelineEntry, VfRef,
+        AttachmentState, Goal, GuestDevices, MigrationReport, NicAttachmentStatus, Path, StandbyRef,
+        SwitchOrder, TimelineEntry, VfRef,
     },
 };
 use jiff::Timestamp;
@@ -56,10 +56,10 @@ pub fn build(facts: Facts<'_>, old: Option<&NicAttachmentStatus>, now: Timestamp
             pf: vf.pf_name.clone(),
             index: vf.index.into(),
         }),
-        standby: record
-            .standby
-            .as_ref()
-            .map(|s| StandbyRef { macvtap: s.macvtap.clone(), pf: s.pf_name.clone() }),
+        standby: record.standby.as_ref().map(|s| StandbyRef {
+            macvtap: s.macvtap.clone(),
+            pf: s.pf_name.clone(),
+        }),
         guest: facts.guest,
         unplug_order: facts.unplug_order,
         migration: facts.migration,
@@ -87,7 +87,13 @@ fn state_of(path: Path, seen: Option<&Seen>) -> AttachmentState {
     match (path, seen) {
         (Path::FastPath, _) => AttachmentState::FastPath,
         (Path::Standby, _) => AttachmentState::Standby,
-        (Path::None, Some(Seen { qemu: QemuSeen::Up(guest), .. })) if guest.standby => AttachmentState::Reserved,
+        (
+            Path::None,
+            Some(Seen {
+                qemu: QemuSeen::Up(guest),
+                ..
+            }),
+        ) if guest.standby => AttachmentState::Reserved,
         (Path::None, _) => AttachmentState::Pending,
     }
 }
@@ -98,10 +104,14 @@ fn ready(facts: &Facts<'_>, path: Path) -> (AttachmentState, NewCondition) {
         return (state_of(path, facts.seen), no(error.reason, &error.message));
     }
     match facts.decision {
-        None => (AttachmentState::Pending, no(reasons::PROGRESSING, "the agent has begun")),
-        Some(Decision::Do(step)) => {
-            (state_of(path, facts.seen), no(reasons::PROGRESSING, &format!("next step: {step:?}")))
-        }
+        None => (
+            AttachmentState::Pending,
+            no(reasons::PROGRESSING, "the agent has begun"),
+        ),
+        Some(Decision::Do(step)) => (
+            state_of(path, facts.seen),
+            no(reasons::PROGRESSING, &format!("next step: {step:?}")),
+        ),
         Some(Decision::Wait(wait)) => (wait.state, no(wait.reason, &wait.message)),
         Some(Decision::Done(state)) => {
             let (reason, message) = match state {

@@ -19,13 +19,7 @@ use super::{
     report::{self, Facts},
     steps::{Context, ids},
 };
-use crate::{
-    error::StepError,
-    host::Host,
-    journal::Record,
-    node::pool::Claimant,
-    vm::Vm,
-};
+use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant, vm::Vm};
 
 /// The first pause after a step that failed; doubled up to the cap.
 const BACKOFF: Duration = Duration::from_secs(1);
@@ -70,7 +64,11 @@ impl NicTask {
             .mac
             .parse()
             .map_err(|e: hybridnic_net::ParseMacError| StepError::from_error(reasons::FAILED, &e))?;
-        let claimant = Claimant { created: record.created, nic: record.nic(), uid: record.uid.clone() };
+        let claimant = Claimant {
+            created: record.created,
+            nic: record.nic(),
+            uid: record.uid.clone(),
+        };
         if let Some(vf) = &record.vf {
             host.pools.restore(claimant.clone(), vf.address);
         }
@@ -145,7 +143,12 @@ impl NicTask {
                     if retry || stuck { Some(TRY_AGAIN) } else { None }
                 }
                 Err(error) => {
-                    warn!(nic = self.cx.record.nic(), reason = error.reason, error = error.message, "step failed");
+                    warn!(
+                        nic = self.cx.record.nic(),
+                        reason = error.reason,
+                        error = error.message,
+                        "step failed"
+                    );
                     self.last_error = Some(error);
                     self.report(None, None);
                     let pause = backoff;
@@ -166,15 +169,20 @@ impl NicTask {
 
     /// What had failed may work now.
     fn relearn(&mut self) {
-        self.cx.learnt =
-            Learnt { announce: self.cx.learnt.announce, refuses_twice: self.cx.learnt.refuses_twice, ..Learnt::default() };
+        self.cx.learnt = Learnt {
+            announce: self.cx.learnt.announce,
+            refuses_twice: self.cx.learnt.refuses_twice,
+            ..Learnt::default()
+        };
     }
 
     fn take_wanted(&mut self) {
         let wanted = self.wanted.borrow_and_update().clone();
         if wanted.spec.goal != self.cx.record.spec.goal {
             info!(nic = self.cx.record.nic(), from = ?self.cx.record.spec.goal, to = ?wanted.spec.goal, "goal");
-            self.cx.vm.note(&self.cx.record.uid, format!("Goal {:?}", wanted.spec.goal));
+            self.cx
+                .vm
+                .note(&self.cx.record.uid, format!("Goal {:?}", wanted.spec.goal));
             self.relearn();
             if wanted.spec.goal == Goal::Standby {
                 self.cx.unplug_order = None;
@@ -229,7 +237,13 @@ impl NicTask {
             goal: self.cx.record.spec.goal,
             no_free_vf: self.cx.record.spec.no_free_vf,
             order: quirks::switch_order(driver),
-            expected: self.cx.record.spec.migration.as_ref().is_some_and(|m| m.step == MigrationStep::Listen),
+            expected: self
+                .cx
+                .record
+                .spec
+                .migration
+                .as_ref()
+                .is_some_and(|m| m.step == MigrationStep::Listen),
         }
     }
 
@@ -248,7 +262,11 @@ impl NicTask {
         let network = &self.cx.record.spec.network;
         let standby_pf = self.cx.record.standby.as_ref().map(|s| s.pf);
         now.seen.uplink = self.cx.host.pools.standby_pf(&inventory, network).is_some();
-        now.seen.vf_offered = self.cx.host.pools.offers(&inventory, network, &self.cx.claimant, standby_pf);
+        now.seen.vf_offered = self
+            .cx
+            .host
+            .pools
+            .offers(&inventory, network, &self.cx.claimant, standby_pf);
         Ok(())
     }
 
@@ -280,7 +298,12 @@ impl NicTask {
             Decision::Wait(wait) => wait.state,
             Decision::Do(_) => hybridnic_api::v1alpha1::AttachmentState::Pending,
         };
-        let shown = self.cx.vm.nics().get(&record.uid).map(|n| (n.state, n.order.clone(), n.macvtap.clone()));
+        let shown = self
+            .cx
+            .vm
+            .nics()
+            .get(&record.uid)
+            .map(|n| (n.state, n.order.clone(), n.macvtap.clone()));
         let macvtap = now.macvtap.as_ref().map(|l| l.name.clone());
         if shown == Some((state, record.spec.migration.clone(), macvtap.clone())) {
             return;
@@ -312,7 +335,13 @@ impl NicTask {
             guest: self.guest.clone(),
             unplug_order: self.cx.unplug_order,
             migration: self.migration.clone(),
-            timeline: self.cx.vm.nics().remove(&self.cx.record.uid).map(|n| n.timeline).unwrap_or_default(),
+            timeline: self
+                .cx
+                .vm
+                .nics()
+                .remove(&self.cx.record.uid)
+                .map(|n| n.timeline)
+                .unwrap_or_default(),
         }
     }
 
@@ -336,7 +365,12 @@ impl NicTask {
 }
 
 async fn address(client: &Client, id: &str) -> Option<String> {
-    client.guest_pci_address(id).await.ok().flatten().map(|a| a.to_string())
+    client
+        .guest_pci_address(id)
+        .await
+        .ok()
+        .flatten()
+        .map(|a| a.to_string())
 }
 
 async fn sleep(pause: Option<Duration>) {

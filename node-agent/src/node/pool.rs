@@ -56,7 +56,11 @@ impl State {
         standby_pf: Option<PciAddress>,
     ) -> Option<Choice> {
         let uplinks = &self.pools.iter().find(|p| p.network == network)?.uplinks;
-        let before = self.waiting.range(..claimant).filter(|(_, n)| n.as_str() == network).count();
+        let before = self
+            .waiting
+            .range(..claimant)
+            .filter(|(_, n)| n.as_str() == network)
+            .count();
         let mut free: Vec<(&Pf, &Vf)> = candidates(inventory, uplinks)
             .filter(|(_, vf)| !self.held.contains_key(&vf.address) && !self.foreign.contains(&vf.address))
             .collect();
@@ -64,10 +68,18 @@ impl State {
         if free.len() <= before {
             return None;
         }
-        let load = |pf: &Pf| self.held.keys().filter(|a| pf.vfs.iter().any(|vf| vf.address == **a)).count();
+        let load = |pf: &Pf| {
+            self.held
+                .keys()
+                .filter(|a| pf.vfs.iter().any(|vf| vf.address == **a))
+                .count()
+        };
         free.sort_by_key(|(pf, vf)| (Some(pf.address) != standby_pf, load(pf), pf.address, vf.index));
         let (pf, vf) = *free.first()?;
-        Some(Choice { pf: pf.clone(), vf: vf.clone() })
+        Some(Choice {
+            pf: pf.clone(),
+            vf: vf.clone(),
+        })
     }
 }
 
@@ -80,14 +92,20 @@ pub struct Pools {
 
 impl Default for Pools {
     fn default() -> Self {
-        Self { state: Mutex::default(), changed: watch::Sender::new(0) }
+        Self {
+            state: Mutex::default(),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
 impl Pools {
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         // A panic while holding the lock leaves plain data that is still right.
-        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self
+            .state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         change(&mut state)
     }
 
@@ -101,8 +119,8 @@ impl Pools {
     }
 
     /// Takes the pools that the operator has given this node.
-    pub fn set_pools(&self, pools: Vec<NodePool>) {
-        if self.with(|s| std::mem::replace(&mut s.pools, pools.clone()) != pools) {
+    pub fn set_pools(&self, pools: &[NodePool]) {
+        if self.with(|s| std::mem::replace(&mut s.pools, pools.to_vec()) != pools) {
             self.notify();
         }
     }
@@ -238,18 +256,31 @@ mod tests {
 
     fn setup(vfs: u8) -> (Inventory, Pools) {
         let dir = tempfile::tempdir().unwrap();
-        let mut inventory = testing::make_sysfs(dir.path(), 2, vfs).unwrap().discover().unwrap();
+        let mut inventory = testing::make_sysfs(dir.path(), 2, vfs)
+            .unwrap()
+            .discover()
+            .unwrap();
         for pf in &mut inventory.pfs {
             pf.carrier = Some(true);
         }
         let pools = Pools::default();
-        let uplinks = vec![Uplink { pf_names: vec!["*".into()], ..Uplink::default() }];
-        pools.set_pools(vec![NodePool { network: "n".into(), uplinks }]);
+        let uplinks = vec![Uplink {
+            pf_names: vec!["*".into()],
+            ..Uplink::default()
+        }];
+        pools.set_pools(&[NodePool {
+            network: "n".into(),
+            uplinks,
+        }]);
         (inventory, pools)
     }
 
     fn claimant(n: i64) -> Claimant {
-        Claimant { created: n, nic: format!("ns/nic{n}"), uid: format!("uid{n}") }
+        Claimant {
+            created: n,
+            nic: format!("ns/nic{n}"),
+            uid: format!("uid{n}"),
+        }
     }
 
     #[test]
@@ -259,23 +290,43 @@ mod tests {
         for n in 0..14 {
             let choice = pools.take(&inventory, "n", &claimant(n), None).unwrap();
             assert!(seen.insert(choice.vf.address));
-            assert_eq!(choice.pf.address, inventory.pfs[usize::try_from(n % 2).unwrap()].address);
+            assert_eq!(
+                choice.pf.address,
+                inventory.pfs[usize::try_from(n % 2).unwrap()].address
+            );
         }
         assert_eq!(pools.take(&inventory, "n", &claimant(14), None), None);
         let freed = *seen.iter().next().unwrap();
         pools.release(freed);
-        assert_eq!(pools.take(&inventory, "n", &claimant(14), None).unwrap().vf.address, freed);
+        assert_eq!(
+            pools
+                .take(&inventory, "n", &claimant(14), None)
+                .unwrap()
+                .vf
+                .address,
+            freed
+        );
     }
 
     #[test]
     fn the_oldest_waiter_goes_first() {
         let (inventory, pools) = setup(1);
-        let taken: Vec<_> =
-            (0..2).map(|n| pools.take(&inventory, "n", &claimant(n), None).unwrap().vf.address).collect();
+        let taken: Vec<_> = (0..2)
+            .map(|n| {
+                pools
+                    .take(&inventory, "n", &claimant(n), None)
+                    .unwrap()
+                    .vf
+                    .address
+            })
+            .collect();
         assert!(!pools.offers(&inventory, "n", &claimant(3), None));
         assert!(!pools.offers(&inventory, "n", &claimant(2), None));
         pools.release(taken[0]);
-        assert!(!pools.offers(&inventory, "n", &claimant(3), None), "the older one has it coming");
+        assert!(
+            !pools.offers(&inventory, "n", &claimant(3), None),
+            "the older one has it coming"
+        );
         assert!(pools.take(&inventory, "n", &claimant(2), None).is_some());
         pools.release(taken[1]);
         assert!(pools.take(&inventory, "n", &claimant(3), None).is_some());

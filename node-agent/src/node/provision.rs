@@ -17,7 +17,12 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 /// The PFs that should get VFs, and how many. Pure.
 pub fn wanted(inventory: &Inventory, pools: &[NodePool]) -> Vec<(PciAddress, u16)> {
-    let want = |pf: &Pf| pools.iter().filter_map(|p| select::wanted_vfs(&p.uplinks, pf)).max();
+    let want = |pf: &Pf| {
+        pools
+            .iter()
+            .filter_map(|p| select::wanted_vfs(&p.uplinks, pf))
+            .max()
+    };
     inventory
         .pfs
         .iter()
@@ -39,7 +44,10 @@ pub async fn provision(host: &Arc<Host>, inventory: &Inventory) -> BTreeMap<PciA
             }
             Ok(Ok(Err(error))) => chain(&error),
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("the driver did not create {count} VFs within {} s", DEADLINE.as_secs()),
+            Err(_) => format!(
+                "the driver did not create {count} VFs within {} s",
+                DEADLINE.as_secs()
+            ),
         };
         warn!(%pf, count, error, "cannot create VFs");
         errors.insert(pf, error);

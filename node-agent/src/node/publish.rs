@@ -57,7 +57,7 @@ pub async fn watch_pools(client: Client, host: Arc<Host>, generation: watch::Sen
     loop {
         match stream.try_next().await {
             Ok(Some(watcher::Event::Apply(node) | watcher::Event::InitApply(node))) => {
-                host.pools.set_pools(node.spec.pools.clone());
+                host.pools.set_pools(&node.spec.pools);
                 generation.send_replace(node.metadata.generation);
             }
             Ok(Some(watcher::Event::Delete(_))) => {
@@ -75,7 +75,10 @@ pub async fn watch_pools(client: Client, host: Arc<Host>, generation: watch::Sen
 async fn ensure(api: &Api<HybridNode>, name: &str) {
     let mut pause = BACKOFF;
     let object = HybridNode {
-        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            ..ObjectMeta::default()
+        },
         spec: HybridNodeSpec::default(),
         status: None,
     };
@@ -102,7 +105,9 @@ pub async fn publish(client: Client, host: Arc<Host>, mut generation: watch::Rec
         pools.mark_unchanged();
         let seen_generation = *generation.borrow_and_update();
         let status = match look(&host).await {
-            Ok((inventory, errors)) => status(&host, &inventory, &errors, seen_generation, published.as_ref()),
+            Ok((inventory, errors)) => {
+                status(&host, &inventory, &errors, seen_generation, published.as_ref())
+            }
             Err(error) => failed(seen_generation, published.as_ref(), &error),
         };
         let mut retry = None;
@@ -161,9 +166,17 @@ fn status(
     });
     let mut list = old.map(|o| o.conditions.clone()).unwrap_or_default();
     let ready = if pfs.is_empty() {
-        NewCondition::no(types::READY, reasons::NO_UPLINK, "the node has no PF that can have VFs")
+        NewCondition::no(
+            types::READY,
+            reasons::NO_UPLINK,
+            "the node has no PF that can have VFs",
+        )
     } else {
-        NewCondition::yes(types::READY, reasons::DISCOVERED, "the node's PFs and VFs are published")
+        NewCondition::yes(
+            types::READY,
+            reasons::DISCOVERED,
+            "the node's PFs and VFs are published",
+        )
     };
     conditions::set(&mut list, generation, Timestamp::now(), ready);
     HybridNodeStatus {
@@ -179,7 +192,11 @@ fn status(
 
 fn failed(generation: Option<i64>, old: Option<&HybridNodeStatus>, error: &str) -> HybridNodeStatus {
     let mut status = old.cloned().unwrap_or_default();
-    let condition = NewCondition::no(types::READY, reasons::FAILED, format!("the node cannot be discovered: {error}"));
+    let condition = NewCondition::no(
+        types::READY,
+        reasons::FAILED,
+        format!("the node cannot be discovered: {error}"),
+    );
     conditions::set(&mut status.conditions, generation, Timestamp::now(), condition);
     status
 }
@@ -191,6 +208,11 @@ async fn write(api: &Api<HybridNode>, name: &str, status: &HybridNodeStatus) -> 
         "metadata": { "name": name },
         "status": status,
     });
-    api.patch_status(name, &PatchParams::apply(AGENT_MANAGER).force(), &Patch::Apply(&patch)).await?;
+    api.patch_status(
+        name,
+        &PatchParams::apply(AGENT_MANAGER).force(),
+        &Patch::Apply(&patch),
+    )
+    .await?;
     Ok(())
 }

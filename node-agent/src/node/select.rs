@@ -6,13 +6,25 @@ use wildmatch::WildMatch;
 
 /// Whether an uplink means this PF: all of its fields that are set fit.
 pub fn selects_pf(uplink: &Uplink, pf: &Pf) -> bool {
-    let by_name = |pattern: &String| pf.name.as_deref().is_some_and(|n| WildMatch::new(pattern).matches(n));
+    let by_name = |pattern: &String| {
+        pf.name
+            .as_deref()
+            .is_some_and(|n| WildMatch::new(pattern).matches(n))
+    };
     let address = pf.address.to_string();
-    let id = pf.id.map(|id| (format!("{:04x}", id.vendor), format!("{:04x}", id.device)));
+    let id = pf
+        .id
+        .map(|id| (format!("{:04x}", id.vendor), format!("{:04x}", id.device)));
     (uplink.pf_names.is_empty() || uplink.pf_names.iter().any(by_name))
         && (uplink.pci_addresses.is_empty() || uplink.pci_addresses.contains(&address))
-        && uplink.vendor.as_ref().is_none_or(|v| id.as_ref().is_some_and(|id| id.0 == *v))
-        && uplink.device.as_ref().is_none_or(|d| id.as_ref().is_some_and(|id| id.1 == *d))
+        && uplink
+            .vendor
+            .as_ref()
+            .is_none_or(|v| id.as_ref().is_some_and(|id| id.0 == *v))
+        && uplink
+            .device
+            .as_ref()
+            .is_none_or(|d| id.as_ref().is_some_and(|id| id.1 == *d))
         && (uplink.drivers.is_empty() || pf.driver.as_ref().is_some_and(|d| uplink.drivers.contains(d)))
 }
 
@@ -30,26 +42,40 @@ pub fn selects_index(uplink: &Uplink, index: u16) -> bool {
 
 /// Whether any of a pool's uplinks selects this VF.
 pub fn selects_vf(uplinks: &[Uplink], pf: &Pf, vf: &Vf) -> bool {
-    uplinks.iter().any(|u| selects_pf(u, pf) && selects_index(u, vf.index))
+    uplinks
+        .iter()
+        .any(|u| selects_pf(u, pf) && selects_index(u, vf.index))
 }
 
 /// How many VFs to create on a PF that has none.
 pub fn wanted_vfs(uplinks: &[Uplink], pf: &Pf) -> Option<u16> {
-    let wanted = uplinks.iter().filter(|u| selects_pf(u, pf)).filter_map(|u| u.num_vfs).max()?;
+    let wanted = uplinks
+        .iter()
+        .filter(|u| selects_pf(u, pf))
+        .filter_map(|u| u.num_vfs)
+        .max()?;
     u16::try_from(wanted).ok()
 }
 
 /// Why a PF can carry no hybrid NIC at the moment; `None` when it can.
 pub fn pf_problem(pf: &Pf) -> Option<String> {
     if pf.name.is_none() {
-        return Some("it has no network interface here: no driver is bound, or it is in another namespace".into());
+        return Some(
+            "it has no network interface here: no driver is bound, or it is in another namespace".into(),
+        );
     }
     if let Some(master) = &pf.master {
         return Some(match &master.kind {
             MasterKind::Bond(mode) => {
-                format!("it is in the bond {} ({mode}): a VF is tied to its own PF, a bond's macvtap is not", master.name)
+                format!(
+                    "it is in the bond {} ({mode}): a VF is tied to its own PF, a bond's macvtap is not",
+                    master.name
+                )
             }
-            MasterKind::Bridge => format!("it is a port of the bridge {}: no macvtap can be on it", master.name),
+            MasterKind::Bridge => format!(
+                "it is a port of the bridge {}: no macvtap can be on it",
+                master.name
+            ),
             MasterKind::Other => format!("it belongs to {}: no macvtap can be on it", master.name),
         });
     }
@@ -70,7 +96,9 @@ pub fn vf_problem(pf: &Pf, vf: &Vf) -> Option<String> {
         return Some("its PF has no link".into());
     }
     if vf.iommu_group.is_none() {
-        return Some("it has no IOMMU group: switch the IOMMU on in firmware and kernel (intel_iommu=on)".into());
+        return Some(
+            "it has no IOMMU group: switch the IOMMU on in firmware and kernel (intel_iommu=on)".into(),
+        );
     }
     let network_driver = vf.driver.as_deref().is_some_and(|d| !d.starts_with("vfio"));
     if network_driver && vf.netdev.is_none() {
@@ -95,7 +123,10 @@ mod tests {
     fn every_field_that_is_set_must_fit() {
         let pfs = inventory();
         let name = pfs[0].name.clone().unwrap();
-        let mut uplink = Uplink { pf_names: vec![name.clone()], ..Uplink::default() };
+        let mut uplink = Uplink {
+            pf_names: vec![name.clone()],
+            ..Uplink::default()
+        };
         assert!(selects_pf(&uplink, &pfs[0]) && !selects_pf(&uplink, &pfs[1]));
         uplink.pf_names = vec!["*".into()];
         assert!(selects_pf(&uplink, &pfs[0]) && selects_pf(&uplink, &pfs[1]));
@@ -107,7 +138,10 @@ mod tests {
 
     #[test]
     fn vf_ranges() {
-        let uplink = Uplink { vfs: vec!["0-1".into(), "3".into()], ..Uplink::default() };
+        let uplink = Uplink {
+            vfs: vec!["0-1".into(), "3".into()],
+            ..Uplink::default()
+        };
         let chosen: Vec<u16> = (0..6).filter(|i| selects_index(&uplink, *i)).collect();
         assert_eq!(chosen, [0, 1, 3]);
         assert!(selects_index(&Uplink::default(), 200));

@@ -42,7 +42,10 @@ pub fn build(sources: &Sources<'_>) -> Table {
         pools: sources
             .pools
             .iter()
-            .map(|p| PoolStatus { network: p.network.clone(), ..PoolStatus::default() })
+            .map(|p| PoolStatus {
+                network: p.network.clone(),
+                ..PoolStatus::default()
+            })
             .collect(),
         ..Table::default()
     };
@@ -73,8 +76,11 @@ fn pool_message(pool: &NodePool, status: &PoolStatus, sources: &Sources<'_>) -> 
         return "no PF of the node matches the network's uplinks".into();
     }
     if status.vfs.total == 0 {
-        let errors: Vec<&str> =
-            pfs.iter().filter_map(|pf| sources.provision_errors.get(&pf.address)).map(String::as_str).collect();
+        let errors: Vec<&str> = pfs
+            .iter()
+            .filter_map(|pf| sources.provision_errors.get(&pf.address))
+            .map(String::as_str)
+            .collect();
         return if errors.is_empty() {
             "the matching PFs have no VFs: create them, or set numVfs in the network's uplink".into()
         } else {
@@ -109,13 +115,17 @@ fn pf_status(pf: &Pf, sources: &Sources<'_>) -> PfStatus {
 
 fn vf_status(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> VfStatus {
     let holder = sources.holders.get(&vf.address);
-    let selected = sources.pools.iter().any(|p| select::selects_vf(&p.uplinks, pf, vf));
+    let selected = sources
+        .pools
+        .iter()
+        .any(|p| select::selects_vf(&p.uplinks, pf, vf));
     let (state, message) = match holder {
         Some(_) => (VfState::Held, String::new()),
         None if !selected => (VfState::Unselected, String::new()),
-        None if sources.foreign.contains(&vf.address) => {
-            (VfState::Unhealthy, "something other than hybridnic uses it through vfio".to_owned())
-        }
+        None if sources.foreign.contains(&vf.address) => (
+            VfState::Unhealthy,
+            "something other than hybridnic uses it through vfio".to_owned(),
+        ),
         None => match select::vf_problem(pf, vf) {
             Some(problem) => (VfState::Unhealthy, problem),
             None => (VfState::Free, String::new()),
@@ -158,10 +168,17 @@ mod tests {
         let name = |i: usize| inventory.pfs[i].name.clone().unwrap();
         let pool = |network: &str, pf: &str| NodePool {
             network: network.into(),
-            uplinks: vec![Uplink { pf_names: vec![pf.into()], ..Uplink::default() }],
+            uplinks: vec![Uplink {
+                pf_names: vec![pf.into()],
+                ..Uplink::default()
+            }],
         };
         let pools = [pool("a", &name(0)), pool("b", &name(1)), pool("c", "nosuch")];
-        let holder = Claimant { created: 0, nic: "ns/x".into(), uid: "u".into() };
+        let holder = Claimant {
+            created: 0,
+            nic: "ns/x".into(),
+            uid: "u".into(),
+        };
         let holders = BTreeMap::from([(inventory.pfs[0].vfs[1].address, holder)]);
         let table = build(&Sources {
             inventory: &inventory,
@@ -170,8 +187,24 @@ mod tests {
             foreign: &BTreeSet::new(),
             provision_errors: &BTreeMap::new(),
         });
-        assert_eq!(table.vfs, VfCounts { total: 6, free: 2, held: 1, unhealthy: 3 });
-        assert_eq!(table.pools[0].vfs, VfCounts { total: 3, free: 2, held: 1, unhealthy: 0 });
+        assert_eq!(
+            table.vfs,
+            VfCounts {
+                total: 6,
+                free: 2,
+                held: 1,
+                unhealthy: 3
+            }
+        );
+        assert_eq!(
+            table.pools[0].vfs,
+            VfCounts {
+                total: 3,
+                free: 2,
+                held: 1,
+                unhealthy: 0
+            }
+        );
         assert_eq!(table.pfs[0].vfs[1].held_by.as_deref(), Some("ns/x"));
         assert!(table.pfs[1].vfs[0].message.contains("no link"));
         assert!(table.pools[2].message.contains("no PF"));

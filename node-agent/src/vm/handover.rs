@@ -32,7 +32,9 @@ pub enum WakeError {
 
 async fn set_all(vm: &Vm, netlink: &Netlink, up: bool) -> Result<(), NetlinkError> {
     let nics = vm.nics();
-    let each = nics.iter().filter_map(|(uid, nic)| nic.macvtap.as_ref().map(|name| (uid, name)));
+    let each = nics
+        .iter()
+        .filter_map(|(uid, nic)| nic.macvtap.as_ref().map(|name| (uid, name)));
     let results = join_all(each.map(async |(uid, name)| {
         if let Some(link) = netlink.link(name).await?
             && link.up != up

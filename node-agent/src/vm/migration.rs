@@ -56,7 +56,10 @@ pub fn agreed(nics: &BTreeMap<String, NicEntry>) -> Option<MigrationOrder> {
     {
         return Some(stop.clone());
     }
-    let has = |name: &String| nics.values().any(|n| n.nic == *name && n.order.as_ref() == Some(&order));
+    let has = |name: &String| {
+        nics.values()
+            .any(|n| n.nic == *name && n.order.as_ref() == Some(&order))
+    };
     order.nics.iter().all(has).then_some(order)
 }
 
@@ -76,10 +79,16 @@ pub fn decide(nics: &BTreeMap<String, NicEntry>, seen: Option<&VmSeen>, started:
         downtime_ms: None,
     };
     let Some(seen) = seen else {
-        return Verdict { action: None, report: ours.then(|| report(MigrationState::Lost)) };
+        return Verdict {
+            action: None,
+            report: ours.then(|| report(MigrationState::Lost)),
+        };
     };
     let all = |state: AttachmentState| {
-        order.nics.iter().all(|name| nics.values().any(|n| n.nic == *name && n.state == state))
+        order
+            .nics
+            .iter()
+            .all(|name| nics.values().any(|n| n.nic == *name && n.state == state))
     };
     match order.step {
         MigrationStep::Listen => target(seen, ours, all(AttachmentState::Reserved), report),
@@ -101,8 +110,15 @@ pub fn decide(nics: &BTreeMap<String, NicEntry>, seen: Option<&VmSeen>, started:
         }
         MigrationStep::Resume => {
             let paused = matches!(seen.run, RunState::PostMigrate);
-            let state = if paused { MigrationState::Completed } else { MigrationState::Cancelled };
-            Verdict { action: paused.then_some(Action::Resume), report: Some(report(state)) }
+            let state = if paused {
+                MigrationState::Completed
+            } else {
+                MigrationState::Cancelled
+            };
+            Verdict {
+                action: paused.then_some(Action::Resume),
+                report: Some(report(state)),
+            }
         }
     }
 }
@@ -120,33 +136,43 @@ fn target(
         } else {
             MigrationState::Completed
         };
-        return Verdict { action: None, report: ours.then(|| report(state)) };
+        return Verdict {
+            action: None,
+            report: ours.then(|| report(state)),
+        };
     }
     match seen.info.status() {
         MigrationStatus::Failed => Verdict {
             action: None,
-            report: Some(MigrationReport { error: seen.info.error_desc.clone(), ..report(MigrationState::Failed) }),
+            report: Some(MigrationReport {
+                error: seen.info.error_desc.clone(),
+                ..report(MigrationState::Failed)
+            }),
         },
-        MigrationStatus::None | MigrationStatus::Setup => {
-            match seen.info.listening().first() {
-                Some(address) if ours => Verdict {
-                    action: None,
-                    report: Some(MigrationReport {
-                        port: Some(address.port.into()),
-                        ..report(MigrationState::Listening)
-                    }),
-                },
-                Some(_) => Verdict {
-                    action: None,
-                    report: Some(MigrationReport {
-                        error: Some("QEMU already listens for another migration".into()),
-                        ..report(MigrationState::Failed)
-                    }),
-                },
-                None => Verdict { action: reserved.then_some(Action::Listen), report: None },
-            }
-        }
-        _ => Verdict { action: None, report: Some(report(MigrationState::Active)) },
+        MigrationStatus::None | MigrationStatus::Setup => match seen.info.listening().first() {
+            Some(address) if ours => Verdict {
+                action: None,
+                report: Some(MigrationReport {
+                    port: Some(address.port.into()),
+                    ..report(MigrationState::Listening)
+                }),
+            },
+            Some(_) => Verdict {
+                action: None,
+                report: Some(MigrationReport {
+                    error: Some("QEMU already listens for another migration".into()),
+                    ..report(MigrationState::Failed)
+                }),
+            },
+            None => Verdict {
+                action: reserved.then_some(Action::Listen),
+                report: None,
+            },
+        },
+        _ => Verdict {
+            action: None,
+            report: Some(report(MigrationState::Active)),
+        },
     }
 }
 
@@ -158,7 +184,10 @@ fn source(
 ) -> Verdict {
     let ms = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok());
     if !ours {
-        return Verdict { action: uri.map(Action::Start), report: None };
+        return Verdict {
+            action: uri.map(Action::Start),
+            report: None,
+        };
     }
     let status = seen.info.status();
     let state = match status {
@@ -167,7 +196,12 @@ fn source(
         MigrationStatus::Failed => MigrationState::Failed,
         MigrationStatus::Cancelled => MigrationState::Cancelled,
         // The journal was written, and the agent died before QEMU was told.
-        MigrationStatus::None => return Verdict { action: uri.map(Action::Start), report: None },
+        MigrationStatus::None => {
+            return Verdict {
+                action: uri.map(Action::Start),
+                report: None,
+            };
+        }
         _ => MigrationState::Active,
     };
     Verdict {
@@ -189,20 +223,31 @@ mod tests {
 
     fn nics(step: MigrationStep, state: AttachmentState, names: &[&str]) -> BTreeMap<String, NicEntry> {
         let order = MigrationOrder {
-            migration: ObjectRef { name: "m".into(), uid: "m1".into() },
+            migration: ObjectRef {
+                name: "m".into(),
+                uid: "m1".into(),
+            },
             nics: vec!["a".into(), "b".into()],
             step,
             target_uri: Some("tcp:10.0.0.2:4000".into()),
         };
         let entry = |name: &&str| {
-            let nic = NicEntry { nic: (*name).into(), state, order: Some(order.clone()), ..NicEntry::default() };
+            let nic = NicEntry {
+                nic: (*name).into(),
+                state,
+                order: Some(order.clone()),
+                ..NicEntry::default()
+            };
             ((*name).to_owned(), nic)
         };
         names.iter().map(entry).collect()
     }
 
     fn vm(run: RunState, info: &str) -> VmSeen {
-        VmSeen { run, info: serde_json::from_str(info).unwrap() }
+        VmSeen {
+            run,
+            info: serde_json::from_str(info).unwrap(),
+        }
     }
 
     fn state(verdict: &Verdict) -> Option<MigrationState> {
@@ -217,31 +262,49 @@ mod tests {
         let fast = nics(MigrationStep::Transfer, AttachmentState::FastPath, &["a", "b"]);
         assert_eq!(decide(&fast, Some(&idle), None).action, None);
         let ready = nics(MigrationStep::Transfer, AttachmentState::Standby, &["a", "b"]);
-        assert_eq!(decide(&ready, Some(&idle), None).action, Some(Action::Start("tcp:10.0.0.2:4000".into())));
+        assert_eq!(
+            decide(&ready, Some(&idle), None).action,
+            Some(Action::Start("tcp:10.0.0.2:4000".into()))
+        );
     }
 
     #[test]
     fn a_transfer_that_failed_is_not_started_again_after_a_restart() {
         let ready = nics(MigrationStep::Transfer, AttachmentState::Standby, &["a", "b"]);
-        let failed = vm(RunState::Running, r#"{"status":"failed","error-desc":"broken pipe"}"#);
+        let failed = vm(
+            RunState::Running,
+            r#"{"status":"failed","error-desc":"broken pipe"}"#,
+        );
         let verdict = decide(&ready, Some(&failed), Some("m1"));
-        assert_eq!((verdict.action.clone(), state(&verdict)), (None, Some(MigrationState::Failed)));
+        assert_eq!(
+            (verdict.action.clone(), state(&verdict)),
+            (None, Some(MigrationState::Failed))
+        );
         assert_eq!(verdict.report.unwrap().error.as_deref(), Some("broken pipe"));
         // The failure of an earlier migration is no obstacle.
-        assert!(matches!(decide(&ready, Some(&failed), Some("m0")).action, Some(Action::Start(_))));
+        assert!(matches!(
+            decide(&ready, Some(&failed), Some("m0")).action,
+            Some(Action::Start(_))
+        ));
     }
 
     #[test]
     fn the_source_hands_over_at_pre_switchover() {
         let ready = nics(MigrationStep::Transfer, AttachmentState::Standby, &["a", "b"]);
         let paused = vm(RunState::FinishMigrate, r#"{"status":"pre-switchover"}"#);
-        assert_eq!(decide(&ready, Some(&paused), Some("m1")).action, Some(Action::HandOver));
+        assert_eq!(
+            decide(&ready, Some(&paused), Some("m1")).action,
+            Some(Action::HandOver)
+        );
     }
 
     #[test]
     fn the_target_listens_and_arrives() {
         let ready = nics(MigrationStep::Listen, AttachmentState::Reserved, &["a", "b"]);
-        assert_eq!(decide(&ready, Some(&vm(RunState::InMigrate, "{}")), None).action, Some(Action::Listen));
+        assert_eq!(
+            decide(&ready, Some(&vm(RunState::InMigrate, "{}")), None).action,
+            Some(Action::Listen)
+        );
         let listening = vm(
             RunState::InMigrate,
             r#"{"status":"setup","socket-address":[{"type":"inet","host":"0.0.0.0","port":"4001"}]}"#,
@@ -249,27 +312,55 @@ mod tests {
         let verdict = decide(&ready, Some(&listening), Some("m1"));
         assert_eq!(verdict.report.as_ref().unwrap().port, Some(4001));
         let arrived = vm(RunState::Running, r#"{"status":"completed"}"#);
-        assert_eq!(state(&decide(&ready, Some(&arrived), Some("m1"))), Some(MigrationState::Completed));
-        assert_eq!(state(&decide(&ready, None, Some("m1"))), Some(MigrationState::Lost));
-        assert_eq!(state(&decide(&ready, None, None)), None, "QEMU has not started yet");
+        assert_eq!(
+            state(&decide(&ready, Some(&arrived), Some("m1"))),
+            Some(MigrationState::Completed)
+        );
+        assert_eq!(
+            state(&decide(&ready, None, Some("m1"))),
+            Some(MigrationState::Lost)
+        );
+        assert_eq!(
+            state(&decide(&ready, None, None)),
+            None,
+            "QEMU has not started yet"
+        );
     }
 
     #[test]
     fn cancel_and_resume() {
         let cancel = nics(MigrationStep::Cancel, AttachmentState::Standby, &["a"]);
         let active = vm(RunState::Running, r#"{"status":"active"}"#);
-        assert_eq!(decide(&cancel, Some(&active), Some("m1")).action, Some(Action::Cancel));
+        assert_eq!(
+            decide(&cancel, Some(&active), Some("m1")).action,
+            Some(Action::Cancel)
+        );
         let over = vm(RunState::Running, r#"{"status":"cancelled"}"#);
         let verdict = decide(&cancel, Some(&over), Some("m1"));
-        assert_eq!((verdict.action.clone(), state(&verdict)), (None, Some(MigrationState::Cancelled)));
+        assert_eq!(
+            (verdict.action.clone(), state(&verdict)),
+            (None, Some(MigrationState::Cancelled))
+        );
         let never = vm(RunState::Running, "{}");
-        assert_eq!(state(&decide(&cancel, Some(&never), None)), Some(MigrationState::Cancelled));
+        assert_eq!(
+            state(&decide(&cancel, Some(&never), None)),
+            Some(MigrationState::Cancelled)
+        );
         let gone = vm(RunState::PostMigrate, r#"{"status":"completed"}"#);
-        assert_eq!(state(&decide(&cancel, Some(&gone), Some("m1"))), Some(MigrationState::Completed));
+        assert_eq!(
+            state(&decide(&cancel, Some(&gone), Some("m1"))),
+            Some(MigrationState::Completed)
+        );
 
         let resume = nics(MigrationStep::Resume, AttachmentState::Standby, &["a"]);
-        assert_eq!(decide(&resume, Some(&gone), Some("m1")).action, Some(Action::Resume));
+        assert_eq!(
+            decide(&resume, Some(&gone), Some("m1")).action,
+            Some(Action::Resume)
+        );
         let back = vm(RunState::Running, r#"{"status":"completed"}"#);
-        assert_eq!(state(&decide(&resume, Some(&back), Some("m1"))), Some(MigrationState::Cancelled));
+        assert_eq!(
+            state(&decide(&resume, Some(&back), Some("m1"))),
+            Some(MigrationState::Cancelled)
+        );
     }
 }

@@ -17,9 +17,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use hybridnic_api::v1alpha1::{
-    AttachmentState, GuestPorts, MigrationOrder, MigrationReport, TimelineEntry,
-};
+use hybridnic_api::v1alpha1::{AttachmentState, GuestPorts, MigrationOrder, MigrationReport, TimelineEntry};
 use hybridnic_qmp::Client;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -149,19 +147,31 @@ impl Vm {
 
     /// Changes what a NIC shows; its VM's task is told.
     pub fn update_nic(&self, uid: &str, change: impl FnOnce(&mut NicEntry)) {
-        change(self.nics.lock().unwrap_or_else(PoisonError::into_inner).entry(uid.to_owned()).or_default());
+        change(
+            self.nics
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(uid.to_owned())
+                .or_default(),
+        );
         self.nics_changed.send_modify(|n| *n += 1);
     }
 
     /// Removes a NIC that has left.
     pub fn remove_nic(&self, uid: &str) {
-        self.nics.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.nics
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(uid);
         self.nics_changed.send_modify(|n| *n += 1);
     }
 
     /// Notes that something happened to a NIC now.
     pub fn note(&self, uid: &str, event: impl Into<String>) {
-        let entry = TimelineEntry { event: event.into(), at: MicroTime(Timestamp::now()) };
+        let entry = TimelineEntry {
+            event: event.into(),
+            at: MicroTime(Timestamp::now()),
+        };
         let mut nics = self.nics.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(nic) = nics.get_mut(uid) {
             nic.timeline.push(entry);

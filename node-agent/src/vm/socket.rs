@@ -22,24 +22,41 @@ use nix::{
 pub fn connect(root: &Path, namespace: &str, pod: &str) -> io::Result<UnixStream> {
     let bad = |part: &str| part.is_empty() || part == "." || part == ".." || part.contains('/');
     if bad(namespace) || bad(pod) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a name of a namespace or a pod"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a name of a namespace or a pod",
+        ));
     }
     let root = std::fs::File::open(root)?;
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .mode(Mode::empty())
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let socket: OwnedFd = openat2(&root, Path::new(namespace).join(pod).join(QMP_SOCKET).as_path(), how)?;
+        .resolve(
+            ResolveFlag::RESOLVE_BENEATH
+                | ResolveFlag::RESOLVE_NO_SYMLINKS
+                | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+        );
+    let socket: OwnedFd = openat2(
+        &root,
+        Path::new(namespace).join(pod).join(QMP_SOCKET).as_path(),
+        how,
+    )?;
     let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
     if !std::fs::metadata(&path)?.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "qmp.sock is not a socket"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "qmp.sock is not a socket",
+        ));
     }
     UnixStream::connect(path)
 }
 
 /// Whether an error of [`connect`] says that no QEMU is there.
 pub fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
 }
 
 #[cfg(test)]
@@ -66,6 +83,9 @@ mod tests {
         let listener = UnixListener::bind(pod.join(QMP_SOCKET)).unwrap();
         connect(dir.path(), "ns", "pod").unwrap();
         drop(listener);
-        assert!(is_gone(&connect(dir.path(), "ns", "pod").unwrap_err()), "nobody listens any more");
+        assert!(
+            is_gone(&connect(dir.path(), "ns", "pod").unwrap_err()),
+            "nobody listens any more"
+        );
     }
 }

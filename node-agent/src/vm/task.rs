@@ -32,7 +32,12 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
                 pause = RETRY;
                 info!(namespace = vm.namespace, pod = vm.pod, qemu = %client.version(), "QMP session opened");
                 let reason = serve(&vm, &host, &client).await;
-                info!(namespace = vm.namespace, pod = vm.pod, reason, "QMP session closed");
+                info!(
+                    namespace = vm.namespace,
+                    pod = vm.pod,
+                    reason,
+                    "QMP session closed"
+                );
                 client.close();
                 continue;
             }
@@ -58,7 +63,10 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
 
 /// QEMU answers nothing while it pins a guest's memory for a VF: seconds, or more for a large guest.
 fn options() -> Options {
-    Options { command_timeout: Duration::from_secs(60), ..Options::default() }
+    Options {
+        command_timeout: Duration::from_secs(60),
+        ..Options::default()
+    }
 }
 
 fn publish(vm: &Vm, session: Session) {
@@ -85,10 +93,12 @@ async fn connect(vm: &Vm, host: &Host) -> Result<Client, Session> {
         Err(QmpError::Closed(_)) => return Err(Session::Gone),
         Err(error) => return Err(Session::Unreachable(chain(&error))),
     };
-    match client.migrate_set_capabilities(&[(MigrationCapability::Events, true)]).await {
-        Ok(()) => Ok(client),
+    match client
+        .migrate_set_capabilities(&[(MigrationCapability::Events, true)])
+        .await
+    {
         // While a migration runs capabilities cannot change; we set it before it began.
-        Err(QmpError::Command { .. }) => Ok(client),
+        Ok(()) | Err(QmpError::Command { .. }) => Ok(client),
         Err(error) => Err(Session::Unreachable(chain(&error))),
     }
 }
@@ -140,18 +150,26 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) {
             None => {}
         }
     }
-    let incoming = migration::agreed(&vm.nics()).is_some_and(|o| o.step == hybridnic_api::v1alpha1::MigrationStep::Listen);
+    let incoming = migration::agreed(&vm.nics())
+        .is_some_and(|o| o.step == hybridnic_api::v1alpha1::MigrationStep::Listen);
     if event.is_resume() && incoming {
         if let Err(error) = handover::wake(vm, &host.netlink, client).await {
             // The NICs' own tasks try again.
-            warn!(pod = vm.pod, error = chain(&error), "the VM has come, and not all of its NICs are up");
+            warn!(
+                pod = vm.pod,
+                error = chain(&error),
+                "the VM has come, and not all of its NICs are up"
+            );
         }
     } else if event.migration_status() == Some(MigrationStatus::PreSwitchover) {
         hand_over(vm, host, client).await;
     }
     let fresh = matches!(event.name.as_str(), "RESUME" | "RESET" | "FAILOVER_NEGOTIATED");
     let relevant = fresh
-        || matches!(event.name.as_str(), "STOP" | "SHUTDOWN" | "MIGRATION" | "DEVICE_DELETED" | "MEM_UNPLUG_ERROR");
+        || matches!(
+            event.name.as_str(),
+            "STOP" | "SHUTDOWN" | "MIGRATION" | "DEVICE_DELETED" | "MEM_UNPLUG_ERROR"
+        );
     if relevant {
         vm.beat(fresh);
     }
@@ -160,7 +178,11 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) {
 async fn hand_over(vm: &Vm, host: &Host, client: &Client) {
     if let Err(error) = handover::silence(vm, &host.netlink).await {
         // Two owners of a MAC are worse than a migration that is called off.
-        warn!(pod = vm.pod, error = chain(&error), "a standby cannot be silenced: the migration is cancelled");
+        warn!(
+            pod = vm.pod,
+            error = chain(&error),
+            "a standby cannot be silenced: the migration is cancelled"
+        );
         if let Err(error) = client.migrate_cancel().await {
             warn!(pod = vm.pod, error = chain(&error), "and cannot be cancelled");
         }
@@ -172,7 +194,11 @@ async fn hand_over(vm: &Vm, host: &Host, client: &Client) {
     // The event and a look at the state can both lead here: whoever comes second finds it done.
     let status = client.query_migrate().await.map(|i| i.status());
     if matches!(status, Ok(MigrationStatus::PreSwitchover) | Err(_)) {
-        warn!(pod = vm.pod, error = chain(&error), "the migration does not go on");
+        warn!(
+            pod = vm.pod,
+            error = chain(&error),
+            "the migration does not go on"
+        );
     }
 }
 
@@ -186,7 +212,11 @@ async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) {
         Some(client) => match look(client).await {
             Ok(seen) => Some(seen),
             Err(error) => {
-                debug!(pod = vm.pod, error = chain(&error), "cannot see the VM's migration");
+                debug!(
+                    pod = vm.pod,
+                    error = chain(&error),
+                    "cannot see the VM's migration"
+                );
                 return;
             }
         },
@@ -199,7 +229,12 @@ async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) {
     let (Some(client), Some(action)) = (client, verdict.action) else {
         return;
     };
-    info!(pod = vm.pod, migration = order.migration.name, ?action, "migration");
+    info!(
+        pod = vm.pod,
+        migration = order.migration.name,
+        ?action,
+        "migration"
+    );
     if let Err(error) = act(vm, host, client, &order.migration.uid, &action).await {
         warn!(pod = vm.pod, ?action, error, "the migration's step failed");
         vm.set_report(MigrationReport {
@@ -214,7 +249,10 @@ async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) {
 }
 
 async fn look(client: &Client) -> Result<VmSeen, QmpError> {
-    Ok(VmSeen { run: client.query_status().await?.status, info: client.query_migrate().await? })
+    Ok(VmSeen {
+        run: client.query_status().await?.status,
+        info: client.query_migrate().await?,
+    })
 }
 
 async fn act(vm: &Vm, host: &Host, client: &Client, uid: &str, action: &Action) -> Result<(), String> {
@@ -222,7 +260,9 @@ async fn act(vm: &Vm, host: &Host, client: &Client, uid: &str, action: &Action) 
     match action {
         Action::Listen => {
             prepare(host, client).await.map_err(fail)?;
-            host.journal.set_started(&vm.pod_uid, uid).map_err(|e| chain(&e))?;
+            host.journal
+                .set_started(&vm.pod_uid, uid)
+                .map_err(|e| chain(&e))?;
             client.migrate_incoming("tcp:0.0.0.0:0").await.map_err(fail)?;
             // The port is in QEMU's answer: look again.
             vm.nics_changed.send_modify(|n| *n += 1);
@@ -233,7 +273,9 @@ async fn act(vm: &Vm, host: &Host, client: &Client, uid: &str, action: &Action) 
                 return Err(format!("QEMU cannot migrate the VM: {}", blocked.join("; ")));
             }
             prepare(host, client).await.map_err(fail)?;
-            host.journal.set_started(&vm.pod_uid, uid).map_err(|e| chain(&e))?;
+            host.journal
+                .set_started(&vm.pod_uid, uid)
+                .map_err(|e| chain(&e))?;
             client.migrate(uri).await.map_err(fail)?;
         }
         Action::HandOver => hand_over(vm, host, client).await,

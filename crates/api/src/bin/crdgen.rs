@@ -11,7 +11,10 @@ use kube::CustomResourceExt;
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();
     let check = args.iter().any(|a| a == "--check");
-    let dir = args.iter().find(|a| !a.starts_with("--")).map_or("crds", String::as_str);
+    let dir = args
+        .iter()
+        .find(|a| !a.starts_with("--"))
+        .map_or("crds", String::as_str);
     let mut stale = false;
     for crd in [
         HybridNetwork::crd(),
@@ -30,7 +33,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             stale = true;
         }
     }
-    Ok(if stale { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if stale {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn render(crd: &CustomResourceDefinition) -> Result<String, Box<dyn Error>> {

@@ -31,7 +31,11 @@ use super::{
     printcolumn(name = "Path", type_ = "string", json_path = ".status.path"),
     printcolumn(name = "PF", type_ = "string", json_path = ".status.vf.pf"),
     printcolumn(name = "VF", type_ = "string", json_path = ".status.vf.pciAddress"),
-    printcolumn(name = "Why", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(
+        name = "Why",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     selectable = ".spec.nodeName"
 )]

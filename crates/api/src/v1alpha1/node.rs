@@ -19,14 +19,27 @@ use super::{Uplink, VfCounts};
     status = "HybridNodeStatus",
     derive = "PartialEq",
     doc = "A node's SR-IOV PFs and VFs. Written by the operator (spec) and the node's agent (status).",
-    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
     printcolumn(name = "PFs", type_ = "integer", json_path = ".status.pfCount"),
     printcolumn(name = "VFs", type_ = "integer", json_path = ".status.vfs.total"),
     printcolumn(name = "Free", type_ = "integer", json_path = ".status.vfs.free"),
     printcolumn(name = "Held", type_ = "integer", json_path = ".status.vfs.held"),
     printcolumn(name = "Unhealthy", type_ = "integer", json_path = ".status.vfs.unhealthy"),
-    printcolumn(name = "Agent", type_ = "string", json_path = ".status.agentVersion", priority = "1"),
-    printcolumn(name = "Why", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(
+        name = "Agent",
+        type_ = "string",
+        json_path = ".status.agentVersion",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Why",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

@@ -25,7 +25,9 @@ pub fn yaml(name: &str, vm: &str, pod: &str) -> String {
 /// Waits until a NIC runs on a VF of a node.
 pub async fn on_fast_path(world: &World, nic: &str, node: &str) -> Result<VmHybridNic> {
     let there = |n: &VmHybridNic| {
-        n.status.as_ref().is_some_and(|s| s.path == Path::FastPath && s.node_name.as_deref() == Some(node))
+        n.status
+            .as_ref()
+            .is_some_and(|s| s.path == Path::FastPath && s.node_name.as_deref() == Some(node))
     };
     world.until_nic(nic, PATIENCE, "on the fast path", there).await
 }
@@ -34,8 +36,16 @@ fn vf(nic: &VmHybridNic) -> Vf {
     let Some(status) = &nic.status else {
         return Vf::default();
     };
-    let (pci, pf) = status.vf.as_ref().map(|v| (v.pci_address.clone(), v.pf.clone())).unwrap_or_default();
-    Vf { node: status.node_name.clone().unwrap_or_default(), pci, pf }
+    let (pci, pf) = status
+        .vf
+        .as_ref()
+        .map(|v| (v.pci_address.clone(), v.pf.clone()))
+        .unwrap_or_default();
+    Vf {
+        node: status.node_name.clone().unwrap_or_default(),
+        pci,
+        pf,
+    }
 }
 
 impl Journey {
@@ -44,7 +54,10 @@ impl Journey {
         let nic = spec.nic_name(0);
         let before = vf(&world.nic(&nic).await?);
         let pinger = world.lab.pinger(spec.nics[0].address, RATE)?;
-        ensure!(pinger.answered(50, PATIENCE).await, "the VM does not answer before the migration");
+        ensure!(
+            pinger.answered(50, PATIENCE).await,
+            "the VM does not answer before the migration"
+        );
         let name = name_of(yaml)?;
         world.apply(yaml).await?;
         let over = |m: &QemuMigration| m.status.as_ref().is_some_and(|s| s.phase.is_final());
@@ -57,7 +70,8 @@ impl Journey {
         let traffic = pinger.stop().await.round_trip;
         let phases = phases(&status.phases, fast)
             .map(|(name, from, until)| Phase {
-                ms: i64::try_from(until.duration_since(from).unwrap_or_default().as_millis()).unwrap_or(i64::MAX),
+                ms: i64::try_from(until.duration_since(from).unwrap_or_default().as_millis())
+                    .unwrap_or(i64::MAX),
                 lost: traffic.lost_between(from, until),
                 name,
             })
@@ -70,7 +84,11 @@ impl Journey {
             vf_after: after.as_ref().map(vf).unwrap_or_default(),
             total_ms: phases.iter().map(|p| p.ms).sum(),
             qemu_downtime_ms: status.downtime_ms.unwrap_or_default(),
-            packets: Packets { interval_ms: 1000 / RATE, sent: traffic.sent, lost: traffic.lost() },
+            packets: Packets {
+                interval_ms: 1000 / RATE,
+                sent: traffic.sent,
+                lost: traffic.lost(),
+            },
             phases,
         })
     }
@@ -87,8 +105,11 @@ fn phases(
     fast: SystemTime,
 ) -> impl Iterator<Item = (String, SystemTime, SystemTime)> + '_ {
     let begun = |p: &MigrationPhaseTime| SystemTime::from(p.started_at.0);
-    let ended = move |p: &MigrationPhaseTime| begun(p) + Duration::from_millis(p.ms.unwrap_or(0).unsigned_abs());
-    let before = times.iter().filter(|p| p.name != "Completing" && p.name != "Pending");
+    let ended =
+        move |p: &MigrationPhaseTime| begun(p) + Duration::from_millis(p.ms.unwrap_or(0).unsigned_abs());
+    let before = times
+        .iter()
+        .filter(|p| p.name != "Completing" && p.name != "Pending");
     let arrived = times.iter().find(|p| p.name == "Transferring").map(ended);
     before
         .map(move |p| (p.name.clone(), begun(p), ended(p)))

@@ -46,7 +46,11 @@ async fn demo(show: &Show) -> Result<()> {
 
     apply(show, &world, "network.yaml").await?;
     for node in 1..=2 {
-        world.until_node(node, PATIENCE, "ready", |n| n.status.as_ref().is_some_and(|s| s.vfs.free > 0)).await?;
+        world
+            .until_node(node, PATIENCE, "ready", |n| {
+                n.status.as_ref().is_some_and(|s| s.vfs.free > 0)
+            })
+            .await?;
     }
     show.output(&world.kubectl(&["get", "hybridnetworks,hybridnodes"]).await?);
 
@@ -61,7 +65,9 @@ async fn demo(show: &Show) -> Result<()> {
     let mut report = Report::default();
     for (name, pod, node) in [("there", "web-b", 2), ("back", "web-c", 1)] {
         let to = world.node(node).name().to_owned();
-        show.title(&format!("Migration {name}: to {to}, {RATE} packets a second each way"));
+        show.title(&format!(
+            "Migration {name}: to {to}, {RATE} packets a second each way"
+        ));
         show.step("starting the QEMU that waits for the VM");
         let target = world.start_vm(&spec, pod, node, true).await?;
         let yaml = if name == "there" {
@@ -80,7 +86,10 @@ async fn demo(show: &Show) -> Result<()> {
 
     let path = write(&report)?;
     show.done(&format!("report: {}", path.display()));
-    anyhow::ensure!(report.migrations.iter().all(|m| m.result == "Succeeded"), "a migration did not succeed");
+    anyhow::ensure!(
+        report.migrations.iter().all(|m| m.result == "Succeeded"),
+        "a migration did not succeed"
+    );
     Ok(())
 }
 

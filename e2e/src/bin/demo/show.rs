@@ -26,15 +26,25 @@ pub struct Show {
 impl Show {
     /// Starts the clock.
     pub fn new() -> Self {
-        Self { start: Instant::now(), colour: stdout().is_terminal() }
+        Self {
+            start: Instant::now(),
+            colour: stdout().is_terminal(),
+        }
     }
 
     fn paint(self, code: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     fn line(self, mark: &str, text: &str) {
-        println!("{} {mark} {text}", self.paint("2", &format!("{:6.1} s", self.start.elapsed().as_secs_f64())));
+        println!(
+            "{} {mark} {text}",
+            self.paint("2", &format!("{:6.1} s", self.start.elapsed().as_secs_f64()))
+        );
     }
 
     /// A part begins.
@@ -78,7 +88,9 @@ impl Show {
             futures::pin_mut!(stream);
             let mut last = String::new();
             loop {
-                let Ok(Some(nic)) = stream.try_next().await else { continue };
+                let Ok(Some(nic)) = stream.try_next().await else {
+                    continue;
+                };
                 let row = row(&nic);
                 if row != last {
                     self.line(&self.paint("35", "vhn"), &row);
@@ -105,8 +117,17 @@ impl Show {
         for phase in &migration.phases {
             let width = usize::try_from((phase.ms * 40 / total).clamp(1, 40)).unwrap_or(1);
             let bar = self.paint(if phase.lost == 0 { "32" } else { "33" }, &"━".repeat(width));
-            let lost = if phase.lost == 0 { "no packet lost".into() } else { format!("{} packets lost", phase.lost) };
-            println!("           {:<20} {:>7} ms  {bar}{} {lost}", phase.name, phase.ms, " ".repeat(40 - width));
+            let lost = if phase.lost == 0 {
+                "no packet lost".into()
+            } else {
+                format!("{} packets lost", phase.lost)
+            };
+            println!(
+                "           {:<20} {:>7} ms  {bar}{} {lost}",
+                phase.name,
+                phase.ms,
+                " ".repeat(40 - width)
+            );
         }
         let packets = &migration.packets;
         let lost_ms = packets.lost * u64::from(packets.interval_ms);
@@ -121,8 +142,12 @@ fn row(nic: &VmHybridNic) -> String {
     let Some(status) = &nic.status else {
         return "new".into();
     };
-    let why = conditions::find(&status.conditions, conditions::types::FAST_PATH).map_or("", |c| c.reason.as_str());
-    let (pf, vf) = status.vf.as_ref().map_or(("-", "-"), |v| (v.pf.as_str(), v.pci_address.as_str()));
+    let why =
+        conditions::find(&status.conditions, conditions::types::FAST_PATH).map_or("", |c| c.reason.as_str());
+    let (pf, vf) = status
+        .vf
+        .as_ref()
+        .map_or(("-", "-"), |v| (v.pf.as_str(), v.pci_address.as_str()));
     format!(
         "{:<10} path {:<8} {:<16} node {:<3} {pf:<5} {vf}",
         format!("{:?}", status.phase),

@@ -46,7 +46,8 @@ pub(super) async fn plug_standby(cx: &mut Context, client: &Client) -> Result<()
     if cx.record.ports.as_ref() != Some(&ports) {
         cx.record.ports = Some(ports.clone());
         cx.save()?;
-        cx.vm.update_nic(&cx.record.uid, |n| n.ports = Some(ports.clone()));
+        cx.vm
+            .update_nic(&cx.record.uid, |n| n.ports = Some(ports.clone()));
     }
     let nic = cx.record.spec.nic.name.clone();
     let netdev = ids::netdev(&nic);
@@ -79,21 +80,34 @@ async fn add_netdev(cx: &Context, client: &Client, netdev: &str) -> Result<(), S
     let vhost = match cx.host.dev.open_vhost_net() {
         Ok(fd) => fd,
         Err(error) => {
-            warn!(error = chain(&error), "vhost-net cannot be used; QEMU handles the standby's packets itself");
+            warn!(
+                error = chain(&error),
+                "vhost-net cannot be used; QEMU handles the standby's packets itself"
+            );
             None
         }
     };
     let (tap_fd, vhost_fd) = (format!("{netdev}-tap"), format!("{netdev}-vhost"));
-    client.getfd(&tap_fd, tap.as_fd()).await.map_err(|e| refused(&e))?;
+    client
+        .getfd(&tap_fd, tap.as_fd())
+        .await
+        .map_err(|e| refused(&e))?;
     let vhost = match vhost {
         None => Vhost::Off,
         Some(fd) => {
-            client.getfd(&vhost_fd, fd.as_fd()).await.map_err(|e| refused(&e))?;
+            client
+                .getfd(&vhost_fd, fd.as_fd())
+                .await
+                .map_err(|e| refused(&e))?;
             Vhost::Fds(vec![vhost_fd])
         }
     };
     client
-        .netdev_add_tap(&TapNetdev { id: netdev.to_owned(), fds: vec![tap_fd], vhost })
+        .netdev_add_tap(&TapNetdev {
+            id: netdev.to_owned(),
+            fds: vec![tap_fd],
+            vhost,
+        })
         .await
         .map_err(|e| refused(&e))
 }
@@ -133,8 +147,13 @@ pub(super) async fn plug_vf(cx: &mut Context, client: &Client) -> Result<(), Ste
 
 async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError> {
     let ports = cx.record.ports.clone().or_else(|| cx.record.spec.ports.clone());
-    let ports = ports.ok_or_else(|| StepError::new(reasons::NO_GUEST_PORT, "the NIC has no ports in the guest"))?;
-    let vf = cx.record.vf.clone().ok_or_else(|| StepError::new(reasons::VF_LOST, "no VF is reserved"))?;
+    let ports =
+        ports.ok_or_else(|| StepError::new(reasons::NO_GUEST_PORT, "the NIC has no ports in the guest"))?;
+    let vf = cx
+        .record
+        .vf
+        .clone()
+        .ok_or_else(|| StepError::new(reasons::VF_LOST, "no VF is reserved"))?;
     // QEMU answers nothing while it pins the guest's memory for another NIC's VF.
     let vm = std::sync::Arc::clone(&cx.vm);
     let _plugging = vm.plugging.lock().await;
@@ -159,10 +178,18 @@ async fn add_vf(
     port: String,
 ) -> Result<&'static str, StepError> {
     let source = vfio_source(cx, client, vf, id).await?;
-    let how = if matches!(source, VfioSource::Host(_)) { "group" } else { "iommufd" };
+    let how = if matches!(source, VfioSource::Host(_)) {
+        "group"
+    } else {
+        "iommufd"
+    };
     client
         .with_timeout(PIN_DEADLINE)
-        .device_add_vfio(&VfioPci { id: id.to_owned(), bus: port, source })
+        .device_add_vfio(&VfioPci {
+            id: id.to_owned(),
+            bus: port,
+            source,
+        })
         .await
         .map_err(|e| refused(&e))?;
     Ok(how)
@@ -205,7 +232,10 @@ async fn vfio_source(
     };
     let objects = client.qom_list("/objects").await.map_err(|e| refused(&e))?;
     if !objects.contains_key(IOMMUFD) {
-        client.getfd(IOMMUFD, iommu.as_fd()).await.map_err(|e| refused(&e))?;
+        client
+            .getfd(IOMMUFD, iommu.as_fd())
+            .await
+            .map_err(|e| refused(&e))?;
         match client.object_add_iommufd(IOMMUFD, IOMMUFD).await {
             Ok(()) => {}
             // A QEMU without iommufd; or the VM's other NIC was quicker.
@@ -219,23 +249,35 @@ async fn vfio_source(
         }
     }
     client.getfd(id, device.as_fd()).await.map_err(|e| refused(&e))?;
-    Ok(VfioSource::Fd { fd: id.to_owned(), iommufd: IOMMUFD.into() })
+    Ok(VfioSource::Fd {
+        fd: id.to_owned(),
+        iommufd: IOMMUFD.into(),
+    })
 }
 
 /// Lets QEMU lock all guest memory: it must not move while a VF may write to it.
 async fn raise_locked_memory(client: &Client) -> Result<(), StepError> {
-    let memory = client.query_memory_size_summary().await.map_err(|e| refused(&e))?;
+    let memory = client
+        .query_memory_size_summary()
+        .await
+        .map_err(|e| refused(&e))?;
     let wanted = memory.total().saturating_add(LOCKED_EXTRA);
     let Some(pid) = client.peer().pid.and_then(Pid::from_raw) else {
         return Ok(());
     };
     let set = |limit| {
         prlimit(Some(pid), Resource::Memlock, limit).map_err(|e| {
-            StepError::new(reasons::QEMU_REFUSED, format!("cannot raise QEMU's limit of locked memory: {e}"))
+            StepError::new(
+                reasons::QEMU_REFUSED,
+                format!("cannot raise QEMU's limit of locked memory: {e}"),
+            )
         })
     };
     // The system call sets and tells the old limit in one; a larger one is put back.
-    let old = set(Rlimit { current: Some(wanted), maximum: Some(wanted) })?;
+    let old = set(Rlimit {
+        current: Some(wanted),
+        maximum: Some(wanted),
+    })?;
     if old.current.is_none_or(|limit| limit > wanted) {
         set(old)?;
     }
@@ -284,12 +326,21 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
 /// Packets that the guest has sent through the standby.
 async fn sent_by_standby(cx: &Context) -> Result<u64, StepError> {
     let name = cx.record.standby.as_ref().map_or("", |s| s.macvtap.as_str());
-    let link = cx.host.netlink.link(name).await.map_err(|e| StepError::from_error(reasons::STANDBY_FAILED, &e))?;
+    let link = cx
+        .host
+        .netlink
+        .link(name)
+        .await
+        .map_err(|e| StepError::from_error(reasons::STANDBY_FAILED, &e))?;
     Ok(link.map_or(0, |l| l.counters.tx_packets))
 }
 
 /// Asks the guest to let go of the VF and waits until it has.
-pub(super) async fn unplug_vf(cx: &mut Context, client: &Client, device: Option<&str>) -> Result<(), StepError> {
+pub(super) async fn unplug_vf(
+    cx: &mut Context,
+    client: &Client,
+    device: Option<&str>,
+) -> Result<(), StepError> {
     let Some(device) = device else {
         return Ok(());
     };
@@ -298,7 +349,10 @@ pub(super) async fn unplug_vf(cx: &mut Context, client: &Client, device: Option<
     if remove_device(cx, client, device).await? {
         cx.learnt.announce = true;
     } else {
-        warn!(nic = cx.record.nic(), device, "the guest does not let go of the VF");
+        warn!(
+            nic = cx.record.nic(),
+            device, "the guest does not let go of the VF"
+        );
         cx.learnt.keeps_vf = true;
     }
     Ok(())
@@ -329,7 +383,11 @@ async fn remove_device(cx: &Context, client: &Client, id: &str) -> Result<bool, 
         Err(error) => return Err(refused(&error)),
     }
     loop {
-        match wait_event(&mut events, deadline, |e| e.is_device_deleted(id) || e.is_unplug_refused(id)).await {
+        match wait_event(&mut events, deadline, |e| {
+            e.is_device_deleted(id) || e.is_unplug_refused(id)
+        })
+        .await
+        {
             Ok(event) => return Ok(event.is_device_deleted(id)),
             Err(EventError::Timeout) => {
                 let devices = client.peripheral().await.map_err(|e| refused(&e))?;
@@ -351,7 +409,10 @@ async fn remove_device(cx: &Context, client: &Client, id: &str) -> Result<bool, 
 /// Tells the switches, from the standby, where the MAC is now.
 pub(super) async fn announce(cx: &mut Context, client: &Client) -> Result<(), StepError> {
     let device = ids::standby(&cx.record.spec.nic.name);
-    client.announce_self(&[&device], Announce::default()).await.map_err(|e| refused(&e))?;
+    client
+        .announce_self(&[&device], Announce::default())
+        .await
+        .map_err(|e| refused(&e))?;
     cx.learnt.announce = false;
     Ok(())
 }
@@ -364,6 +425,9 @@ pub(super) async fn quit(client: &Client) -> Result<(), StepError> {
     }
     match tokio::time::timeout(Duration::from_secs(10), client.closed()).await {
         Ok(_) => Ok(()),
-        Err(_) => Err(StepError::new(reasons::QEMU_REFUSED, "QEMU was told to quit and did not")),
+        Err(_) => Err(StepError::new(
+            reasons::QEMU_REFUSED,
+            "QEMU was told to quit and did not",
+        )),
     }
 }

@@ -11,14 +11,11 @@ use hybridnic_net::MacAddr;
 use hybridnic_qmp::Client;
 use tokio::sync::watch;
 
-use super::{observe::Observation, plan::{Learnt, Step}};
-use crate::{
-    error::StepError,
-    host::Host,
-    journal::Record,
-    node::pool::Claimant,
-    vm::Vm,
+use super::{
+    observe::Observation,
+    plan::{Learnt, Step},
 };
+use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant, vm::Vm};
 
 /// The ids of a NIC's devices in QEMU.
 pub mod ids {
@@ -47,7 +44,11 @@ pub mod ids {
 
     /// The macvtap: at most 15 octets, the same each time it is made for an attachment.
     pub fn macvtap(attachment_uid: &str) -> String {
-        let short: String = attachment_uid.chars().filter(char::is_ascii_alphanumeric).take(11).collect();
+        let short: String = attachment_uid
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .take(11)
+            .collect();
         format!("hn{short}")
     }
 

@@ -29,7 +29,10 @@ pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
     let netlink = &cx.host.netlink;
     let pf = netlink.link(&standby.pf_name).await.map_err(|e| failed(&e))?;
     let pf = pf.ok_or_else(|| {
-        StepError::new(reasons::VF_LOST, format!("the PF {} of the standby has gone away", standby.pf_name))
+        StepError::new(
+            reasons::VF_LOST,
+            format!("the PF {} of the standby has gone away", standby.pf_name),
+        )
     })?;
     if !pf.up {
         netlink.set_up(pf.index, true).await.map_err(|e| failed(&e))?;
@@ -45,8 +48,13 @@ pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
         Some(vlan) => vlan_device(cx, &pf, vlan).await.map_err(|e| failed(&e))?,
     };
     let alias = format!("hybridnic {} {}", cx.record.nic(), cx.record.uid);
-    let spec =
-        MacvtapSpec { name: standby.macvtap.clone(), lower, mac: cx.mac, mtu, alias: Some(alias) };
+    let spec = MacvtapSpec {
+        name: standby.macvtap.clone(),
+        lower,
+        mac: cx.mac,
+        mtu,
+        alias: Some(alias),
+    };
     match netlink.create_macvtap(&spec).await {
         Ok(_) => Ok(()),
         // A step that was cut short by a crash.
@@ -58,22 +66,21 @@ pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
 async fn vlan_device(cx: &Context, pf: &Link, vlan: &VlanRecord) -> Result<u32, NetlinkError> {
     let netlink = &cx.host.netlink;
     let find = async || netlink.vlan_on(pf.index, vlan.id, vlan.protocol).await;
-    let link = match find().await? {
-        Some(link) => link,
-        None => {
-            let spec = VlanSpec {
-                name: format!("{VLAN_PREFIX}{}.{}", pf.index, vlan.id),
-                lower: pf.index,
-                id: vlan.id,
-                protocol: vlan.protocol,
-                qos: vlan.qos,
-            };
-            match netlink.create_vlan(&spec).await {
-                Ok(link) => link,
-                // Another NIC of the network was quicker.
-                Err(error) if error.errno() == Some(Errno::EEXIST) => find().await?.ok_or(error)?,
-                Err(error) => return Err(error),
-            }
+    let link = if let Some(link) = find().await? {
+        link
+    } else {
+        let spec = VlanSpec {
+            name: format!("{VLAN_PREFIX}{}.{}", pf.index, vlan.id),
+            lower: pf.index,
+            id: vlan.id,
+            protocol: vlan.protocol,
+            qos: vlan.qos,
+        };
+        match netlink.create_vlan(&spec).await {
+            Ok(link) => link,
+            // Another NIC of the network was quicker.
+            Err(error) if error.errno() == Some(Errno::EEXIST) => find().await?.ok_or(error)?,
+            Err(error) => return Err(error),
         }
     };
     if !link.up {
@@ -83,13 +90,19 @@ async fn vlan_device(cx: &Context, pf: &Link, vlan: &VlanRecord) -> Result<u32, 
 }
 
 fn recorded(cx: &Context) -> Result<&StandbyRecord, StepError> {
-    cx.record.standby.as_ref().ok_or_else(|| StepError::new(reasons::STANDBY_FAILED, "no standby is reserved"))
+    cx.record
+        .standby
+        .as_ref()
+        .ok_or_else(|| StepError::new(reasons::STANDBY_FAILED, "no standby is reserved"))
 }
 
 /// The standby receives from now on.
 pub(super) async fn up(cx: &mut Context, now: &Observation) -> Result<(), StepError> {
     let Some(link) = &now.macvtap else {
-        return Err(StepError::new(reasons::STANDBY_FAILED, "the macvtap has gone away"));
+        return Err(StepError::new(
+            reasons::STANDBY_FAILED,
+            "the macvtap has gone away",
+        ));
     };
     let vf_plugged = matches!(now.seen.qemu, QemuSeen::Up(guest) if guest.vf);
     match cx.host.netlink.set_up(link.index, true).await {
@@ -101,7 +114,10 @@ pub(super) async fn up(cx: &mut Context, now: &Observation) -> Result<(), StepEr
         Err(error)
             if vf_plugged
                 && !cx.learnt.refuses_twice
-                && matches!(error.errno(), Some(Errno::EEXIST | Errno::EBUSY | Errno::EADDRINUSE | Errno::EINVAL)) =>
+                && matches!(
+                    error.errno(),
+                    Some(Errno::EEXIST | Errno::EBUSY | Errno::EADDRINUSE | Errno::EINVAL)
+                ) =>
         {
             warn!(nic = cx.record.nic(), %error, "the driver takes one MAC once only: break before make");
             cx.learnt.refuses_twice = true;
@@ -114,7 +130,11 @@ pub(super) async fn up(cx: &mut Context, now: &Observation) -> Result<(), StepEr
 /// The standby receives no more: its MAC leaves the PF's filter.
 pub(super) async fn down(cx: &mut Context, now: &Observation) -> Result<(), StepError> {
     if let Some(link) = &now.macvtap {
-        cx.host.netlink.set_up(link.index, false).await.map_err(|e| failed(&e))?;
+        cx.host
+            .netlink
+            .set_up(link.index, false)
+            .await
+            .map_err(|e| failed(&e))?;
     }
     cx.learnt.announce = false;
     Ok(())
@@ -131,11 +151,21 @@ pub(super) async fn remove(cx: &mut Context) -> Result<(), StepError> {
     }
     if let Some(vlan) = &standby.vlan
         && let Some(pf) = netlink.link(&standby.pf_name).await.map_err(|e| failed(&e))?
-        && let Some(device) = netlink.vlan_on(pf.index, vlan.id, vlan.protocol).await.map_err(|e| failed(&e))?
+        && let Some(device) = netlink
+            .vlan_on(pf.index, vlan.id, vlan.protocol)
+            .await
+            .map_err(|e| failed(&e))?
         && device.name.starts_with(VLAN_PREFIX)
-        && netlink.macvtaps_on(device.index).await.map_err(|e| failed(&e))?.is_empty()
+        && netlink
+            .macvtaps_on(device.index)
+            .await
+            .map_err(|e| failed(&e))?
+            .is_empty()
     {
-        info!(device = device.name, "VLAN device removed: nothing uses it any more");
+        info!(
+            device = device.name,
+            "VLAN device removed: nothing uses it any more"
+        );
         netlink.delete_link(device.index).await.map_err(|e| failed(&e))?;
     }
     cx.record.standby = None;

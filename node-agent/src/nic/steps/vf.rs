@@ -42,7 +42,11 @@ fn bind_failed(error: &dyn Error) -> StepError {
 
 /// Takes a VF and writes down how it was; without a free one, a PF for the standby alone.
 pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
-    let inventory = cx.host.inventory().await.map_err(|e| StepError::from_error(reasons::VF_LOST, &e))?;
+    let inventory = cx
+        .host
+        .inventory()
+        .await
+        .map_err(|e| StepError::from_error(reasons::VF_LOST, &e))?;
     let network = cx.record.spec.network.clone();
     let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
     while let Some(choice) = cx.host.pools.take(&inventory, &network, &cx.claimant, standby_pf) {
@@ -62,7 +66,10 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
     }
     if cx.record.standby.is_none() && cx.record.spec.no_free_vf == NoFreeVf::Standby {
         let pf = cx.host.pools.standby_pf(&inventory, &network).ok_or_else(|| {
-            StepError::new(reasons::NO_UPLINK, "no PF of the node that can be used matches the network's uplinks")
+            StepError::new(
+                reasons::NO_UPLINK,
+                "no PF of the node that can be used matches the network's uplinks",
+            )
         })?;
         let name = pf.name.clone().unwrap_or_default();
         cx.record.standby = Some(standby_record(cx, pf.address, name));
@@ -75,7 +82,10 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
 fn in_use(host: &Host, choice: &Choice) -> bool {
     let on_vfio = choice.vf.driver.as_deref().is_some_and(|d| d.starts_with("vfio"));
     on_vfio
-        && choice.vf.iommu_group.is_some_and(|group| matches!(host.dev.vfio_use(group), Ok(VfioUse::InUse)))
+        && choice
+            .vf
+            .iommu_group
+            .is_some_and(|group| matches!(host.dev.vfio_use(group), Ok(VfioUse::InUse)))
 }
 
 fn standby_record(cx: &Context, pf: PciAddress, pf_name: String) -> StandbyRecord {
@@ -99,11 +109,23 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
         return Err(lost());
     };
     let table = cx.host.netlink.vf_table(ifindex).await.map_err(|e| refused(&e))?;
-    let saved = table.unwrap_or_default().into_iter().find(|c| c.index == vf.index).ok_or_else(lost)?;
-    let saved_driver = cx.host.sysfs.driver_state(vf.address).map_err(|e| bind_failed(&e))?;
+    let saved = table
+        .unwrap_or_default()
+        .into_iter()
+        .find(|c| c.index == vf.index)
+        .ok_or_else(lost)?;
+    let saved_driver = cx
+        .host
+        .sysfs
+        .driver_state(vf.address)
+        .map_err(|e| bind_failed(&e))?;
     if !pf.carrier.unwrap_or(false) {
         // A PF that is down carries nothing, and some drivers take no VF settings then.
-        cx.host.netlink.set_up(ifindex, true).await.map_err(|e| refused(&e))?;
+        cx.host
+            .netlink
+            .set_up(ifindex, true)
+            .await
+            .map_err(|e| refused(&e))?;
     }
     info!(nic = cx.record.nic(), vf = %vf.address, pf = pf_name, "VF reserved");
     cx.record.vf = Some(VfRecord {
@@ -128,14 +150,18 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
 fn parking_mac(node: &str, vf: PciAddress) -> MacAddr {
     let mut hasher = DefaultHasher::new();
     (node, vf.to_string()).hash(&mut hasher);
-    let [a, b, c, d, e, ..] = hasher.finish().to_be_bytes();
-    MacAddr::new([0x06, a, b, c, d, e])
+    let mut octets = [0x06; 6];
+    octets[1..].copy_from_slice(&hasher.finish().to_be_bytes()[..5]);
+    MacAddr::new(octets)
 }
 
 /// Gives the VF to vfio-pci.
 pub(super) async fn bind(cx: &mut Context) -> Result<(), StepError> {
     let vf = held(cx)?.address;
-    let wanted = DriverState { driver: Some(VFIO_DRIVER.into()), driver_override: Some(VFIO_DRIVER.into()) };
+    let wanted = DriverState {
+        driver: Some(VFIO_DRIVER.into()),
+        driver_override: Some(VFIO_DRIVER.into()),
+    };
     set_driver(&cx.host, vf, wanted).await
 }
 
@@ -147,23 +173,49 @@ async fn set_driver(host: &Arc<Host>, vf: PciAddress, wanted: DriverState) -> Re
         Ok(Err(error)) => Err(bind_failed(&error)),
         Err(_) => Err(StepError::new(
             reasons::VF_BIND_FAILED,
-            format!("the driver of {vf} did not let go of it within {} s", BIND_DEADLINE.as_secs()),
+            format!(
+                "the driver of {vf} did not let go of it within {} s",
+                BIND_DEADLINE.as_secs()
+            ),
         )),
     }
 }
 
 fn held(cx: &Context) -> Result<&VfRecord, StepError> {
-    cx.record.vf.as_ref().ok_or_else(|| StepError::new(reasons::VF_LOST, "no VF is reserved"))
+    cx.record
+        .vf
+        .as_ref()
+        .ok_or_else(|| StepError::new(reasons::VF_LOST, "no VF is reserved"))
 }
 
 /// The settings that a VF goes to, one request each, and read back.
 async fn apply(cx: &Context, wanted: &VfConfig) -> Result<(), StepError> {
     let vf = held(cx)?;
-    let lost = || StepError::new(reasons::VF_LOST, format!("the PF {} of the VF has gone away", vf.pf_name));
-    let pf = cx.host.netlink.link(&vf.pf_name).await.map_err(|e| refused(&e))?.ok_or_else(lost)?;
+    let lost = || {
+        StepError::new(
+            reasons::VF_LOST,
+            format!("the PF {} of the VF has gone away", vf.pf_name),
+        )
+    };
+    let pf = cx
+        .host
+        .netlink
+        .link(&vf.pf_name)
+        .await
+        .map_err(|e| refused(&e))?
+        .ok_or_else(lost)?;
     let read = async || {
-        let table = cx.host.netlink.vf_table(pf.index).await.map_err(|e| refused(&e))?;
-        table.unwrap_or_default().into_iter().find(|c| c.index == vf.index).ok_or_else(lost)
+        let table = cx
+            .host
+            .netlink
+            .vf_table(pf.index)
+            .await
+            .map_err(|e| refused(&e))?;
+        table
+            .unwrap_or_default()
+            .into_iter()
+            .find(|c| c.index == vf.index)
+            .ok_or_else(lost)
     };
     for setting in read().await?.changes_to(wanted) {
         set_patiently(cx, pf.index, vf.index, setting).await?;
@@ -172,7 +224,10 @@ async fn apply(cx: &Context, wanted: &VfConfig) -> Result<(), StepError> {
     if let Some(setting) = left.first() {
         return Err(StepError::new(
             reasons::VF_SETTING_REFUSED,
-            format!("the driver {} took {setting} of VF {} without an error, and did not do it", vf.pf_driver, vf.index),
+            format!(
+                "the driver {} took {setting} of VF {} without an error, and did not do it",
+                vf.pf_driver, vf.index
+            ),
         ));
     }
     Ok(())
@@ -185,7 +240,8 @@ async fn set_patiently(cx: &Context, pf: u32, vf: u16, setting: VfSetting) -> Re
         match cx.host.netlink.set_vf(pf, vf, setting).await {
             Ok(()) => return Ok(()),
             Err(error)
-                if matches!(error.errno(), Some(Errno::EBUSY | Errno::EAGAIN)) && pause < Duration::from_secs(2) =>
+                if matches!(error.errno(), Some(Errno::EBUSY | Errno::EAGAIN))
+                    && pause < Duration::from_secs(2) =>
             {
                 tokio::time::sleep(pause).await;
                 pause *= 2;
@@ -198,13 +254,21 @@ async fn set_patiently(cx: &Context, pf: u32, vf: u16, setting: VfSetting) -> Re
 /// Parking MAC, no VLAN, the settings from before.
 pub(super) async fn park(cx: &mut Context) -> Result<(), StepError> {
     let vf = held(cx)?;
-    let parked =
-        VfConfig { mac: Some(vf.parking_mac), vlan: Some(0), qos: Some(0), ..without_link_state(vf.saved.clone()) };
+    let parked = VfConfig {
+        mac: Some(vf.parking_mac),
+        vlan: Some(0),
+        qos: Some(0),
+        ..without_link_state(&vf.saved)
+    };
     apply(cx, &parked).await
 }
 
-fn without_link_state(config: VfConfig) -> VfConfig {
-    VfConfig { link_state: None, vlan_proto: None, ..config }
+fn without_link_state(config: &VfConfig) -> VfConfig {
+    VfConfig {
+        link_state: None,
+        vlan_proto: None,
+        ..config.clone()
+    }
 }
 
 /// The network's settings and, last, the NIC's MAC.
@@ -214,8 +278,16 @@ pub(super) async fn configure(cx: &mut Context, now: &Observation) -> Result<(),
     match apply(cx, &wanted).await {
         Ok(()) => Ok(()),
         // Some drivers refuse the MAC that the macvtap, up, has in the PF's filter already.
-        Err(error) if now.seen.macvtap == Some(true) && !cx.learnt.refuses_twice && error.message.contains("MAC") => {
-            warn!(nic = cx.record.nic(), error = error.message, "the driver takes one MAC once only: break before make");
+        Err(error)
+            if now.seen.macvtap == Some(true)
+                && !cx.learnt.refuses_twice
+                && error.message.contains("MAC") =>
+        {
+            warn!(
+                nic = cx.record.nic(),
+                error = error.message,
+                "the driver takes one MAC once only: break before make"
+            );
             cx.learnt.refuses_twice = true;
             Ok(())
         }
@@ -234,7 +306,11 @@ async fn raise_mtu(cx: &Context) -> Result<(), StepError> {
     if let Some(pf) = cx.host.netlink.link(&vf.pf_name).await.map_err(|e| refused(&e))?
         && pf.mtu < mtu
     {
-        cx.host.netlink.set_mtu(pf.index, mtu).await.map_err(|e| refused(&e))?;
+        cx.host
+            .netlink
+            .set_mtu(pf.index, mtu)
+            .await
+            .map_err(|e| refused(&e))?;
     }
     Ok(())
 }
@@ -255,12 +331,15 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
     if matches!(cx.host.dev.vfio_use(vf.iommu_group), Ok(VfioUse::InUse)) {
         return Err(StepError::new(
             reasons::VF_IN_USE,
-            format!("a process still holds the VF {}; it is given back when that has ended", vf.address),
+            format!(
+                "a process still holds the VF {}; it is given back when that has ended",
+                vf.address
+            ),
         ));
     }
     guest::close_descriptors(cx).await;
     if cx.host.sysfs.driver_state(vf.address).is_ok() {
-        if let Err(error) = apply(cx, &without_link_state(vf.saved.clone())).await {
+        if let Err(error) = apply(cx, &without_link_state(&vf.saved)).await {
             // Some drivers refuse the zero MAC that they have shown. The parking MAC harms nobody.
             let zero = vf.saved.mac.is_some_and(MacAddr::is_zero);
             if !zero {
@@ -286,7 +365,11 @@ pub(super) async fn announce_on_pf(cx: &Context) -> Result<(), NetlinkError> {
     if let Some(pf) = cx.host.netlink.link(&vf.pf_name).await?
         && let Err(error) = announce::send_rarp(pf.index, cx.mac)
     {
-        warn!(nic = cx.record.nic(), error = chain(&error), "cannot announce the VF");
+        warn!(
+            nic = cx.record.nic(),
+            error = chain(&error),
+            "cannot announce the VF"
+        );
     }
     Ok(())
 }

@@ -1,0 +1,32 @@
+#!/bin/bash
+# `make test`: runs every tier, says how each went and how long it took. Fails when one failed or could not run.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+passed=0 failed=0 summary=()
+logs=target/test
+mkdir -p "$logs"
+
+tier() {
+	local name=$1 start=$SECONDS
+	echo "=== $name"
+	if make "$name" 2>&1 | tee "$logs/$name.log"; then
+		passed=$((passed + 1))
+		summary+=("$(printf '%-8s ok      %4d s' "$name" $((SECONDS - start)))")
+	else
+		failed=$((failed + 1))
+		summary+=("$(printf '%-8s FAILED  %4d s' "$name" $((SECONDS - start)))")
+	fi
+}
+
+for name in setup check unit kernel cluster lab; do
+	tier "$name"
+	# Without its tools nothing else can run.
+	[ "$name" = setup ] && [ "$failed" -gt 0 ] && break
+done
+
+# The emulated guests' lost timers, counted: see docs/testing.md.
+echo "=== frozen guests: $(cat "$logs"/*.log | grep -c '^FROZEN' || true)"
+printf '%s\n' "=== tiers" "${summary[@]}" "=== all $SECONDS s"
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

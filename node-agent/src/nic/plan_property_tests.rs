@@ -1,0 +1,139 @@
+//! On a model of a node: whatever happens, at no step is anything wrong, and it ends well.
+
+use hybridnic_api::v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder};
+use proptest::prelude::*;
+
+use super::{
+    super::{Decision, Guest, Learnt, Run, Seen, Step, VfMac, VfSeen, next},
+    PARKED, ask, seen,
+};
+
+#[path = "plan_model_tests.rs"]
+mod model;
+
+use model::{Event, Hardware, Manners, Node};
+
+fn goals() -> impl Strategy<Value = Goal> {
+    prop::sample::select(
+        &[
+            Goal::Reserved,
+            Goal::Standby,
+            Goal::FastPath,
+            Goal::FastPath,
+            Goal::Detached,
+        ][..],
+    )
+}
+
+fn hardware() -> impl Strategy<Value = Hardware> {
+    let order = prop::sample::select(&[SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake][..]);
+    let no_free_vf = prop::sample::select(&[NoFreeVf::Standby, NoFreeVf::Wait][..]);
+    let mac = prop::sample::select(&[VfMac::Other, VfMac::Nic][..]);
+    (
+        any::<bool>(),
+        order,
+        no_free_vf,
+        any::<bool>(),
+        mac,
+        any::<bool>(),
+    )
+        .prop_map(
+            |(refuses_twice, order, no_free_vf, vf_elsewhere, stale_mac, plain)| Hardware {
+                refuses_twice,
+                order,
+                no_free_vf,
+                vf_elsewhere,
+                stale_mac,
+                plain,
+            },
+        )
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    use Manners::{Asleep, Blind, Good, IgnoresVf, KeepsVf, NoFailover};
+    let manners =
+        prop::sample::select(&[Good, Good, Good, KeepsVf, IgnoresVf, Blind, NoFailover, Asleep][..]);
+    let event = prop_oneof![
+        40 => prop::bool::weighted(0.1).prop_map(|fails| Event::Step { fails }),
+        2 => Just(Event::Crash),
+        2 => Just(Event::Relearn),
+        5 => goals().prop_map(Event::Goal),
+        3 => manners.prop_map(Event::Guest),
+        2 => any::<bool>().prop_map(Event::Link),
+        2 => any::<bool>().prop_map(Event::Offer),
+        1 => Just(Event::VfLost),
+        1 => Just(Event::MacvtapLost),
+        1 => Just(Event::Settings),
+        1 => any::<bool>().prop_map(Event::Expected),
+        1 => any::<bool>().prop_map(Event::Refuses),
+        1 => any::<bool>().prop_map(Event::NoPlug),
+        1 => Just(Event::QemuEnds),
+        2 => any::<bool>().prop_map(|incoming| Event::QemuStarts { incoming }),
+        2 => any::<bool>().prop_map(Event::Mute),
+        1 => Just(Event::Reset),
+        1 => Just(Event::Interrupts),
+        4 => Just(Event::Migrate),
+        2 => Just(Event::TakenBack),
+    ];
+    prop::collection::vec(event, 0..80)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_it_ends_well(
+        hardware in hardware(),
+        incoming: bool,
+        history in events(),
+        goal in goals(),
+    ) {
+        let mut node = Node::new(hardware, incoming);
+        for event in history {
+            node.handle(event);
+        }
+        node.settle();
+        node.handle(Event::Goal(goal));
+        node.settle();
+        node.handle(Event::Crash);
+        node.settle();
+        node.heal();
+        node.handle(Event::Goal(Goal::FastPath));
+        prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::FastPath));
+        node.handle(Event::Goal(Goal::Detached));
+        prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::Detached));
+    }
+
+    /// Also what no history leads to: an agent starts on what it finds.
+    #[test]
+    fn a_vm_that_is_not_here_stays_silent_and_nothing_is_taken_from_it(
+        goal in goals(),
+        run in prop::sample::select(&[Run::Incoming, Run::HandingOver, Run::HandedOver][..]),
+        guest: (bool, bool, bool),
+        vf: (bool, bool, bool, bool),
+        macvtap: Option<bool>,
+        learnt: (bool, bool, bool, bool),
+    ) {
+        let guest = Guest { run, standby: guest.0, vf: guest.1, uses_vf: guest.2, failover: None };
+        let mac = if vf.0 { VfMac::Nic } else { VfMac::Parking };
+        let vf = VfSeen { mac, settings_ok: vf.1, link: vf.2, other_pf: vf.3, ..PARKED };
+        let learnt = Learnt {
+            keeps_vf: learnt.0, ignores_vf: learnt.1, refuses_twice: learnt.2, announce: learnt.3, ..Learnt::default()
+        };
+        let decision = next(&ask(goal), &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
+        let wrong = match decision {
+            Decision::Do(Step::RemoveStandby | Step::RestoreVf | Step::Forget) => guest.vf || guest.standby,
+            Decision::Do(step) => matches!(
+                step,
+                Step::StandbyUp
+                    | Step::ConfigureVf
+                    | Step::PlugVf
+                    | Step::Announce
+                    | Step::UnplugVf
+                    | Step::UnplugStandby
+            ),
+            _ => false,
+        };
+        prop_assert!(!wrong, "{decision:?}");
+    }
+}
