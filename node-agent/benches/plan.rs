@@ -28,6 +28,7 @@ fn asks() -> Vec<Ask> {
         .collect()
 }
 
+#[expect(clippy::option_option, reason = "as the plan sees it")]
 fn vfs() -> Vec<Option<Option<VfSeen>>> {
     let found = VfSeen {
         on_vfio: false,

@@ -5,7 +5,7 @@ use hybridnic_api::{
     v1alpha1::{Goal, NoFreeVf, SwitchOrder},
 };
 
-use super::{
+use super::super::{
     super::{Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, Step, VfMac, VfSeen, next},
     ask,
 };
@@ -295,14 +295,9 @@ impl Node {
     }
 
     fn relearn(&mut self) {
-        let Learnt {
-            announce,
-            refuses_twice,
-            ..
-        } = self.learnt;
         self.learnt = Learnt {
-            announce,
-            refuses_twice,
+            announce: self.learnt.announce,
+            refuses_twice: self.learnt.refuses_twice,
             ..Learnt::default()
         };
     }
@@ -361,7 +356,7 @@ impl Node {
         match step {
             Step::Reserve => self.reserve(),
             Step::Bind | Step::Park | Step::ConfigureVf => return self.set_vf(step),
-            Step::DropVf => self.vf = None,
+            Step::DropVf | Step::RestoreVf => self.vf = None,
             Step::MakeStandby if !self.standby => return Err(Failed),
             Step::MakeStandby => (self.recorded, self.macvtap) = (true, Some(false)),
             Step::StandbyUp => return self.standby_up(),
@@ -372,7 +367,6 @@ impl Node {
             Step::AwaitGuest => self.await_guest(),
             Step::Announce => self.learnt.announce = false,
             Step::RemoveStandby => (self.standby, self.macvtap) = (false, None),
-            Step::RestoreVf => self.vf = None,
             Step::QuitQemu => self.qemu = None,
             Step::Forget => self.recorded = false,
         }

@@ -37,8 +37,13 @@ impl Node {
         let here = self.qemu.is_some_and(|q| !q.mute && q.run == Run::Here);
         let in_guest = self.qemu.is_some_and(|q| q.vf || q.standby);
         let ok = match step {
-            Step::StandbyUp | Step::PlugVf | Step::ConfigureVf | Step::AwaitGuest | Step::Announce => here,
-            Step::UnplugVf | Step::UnplugStandby => here,
+            Step::StandbyUp
+            | Step::Announce
+            | Step::ConfigureVf
+            | Step::PlugVf
+            | Step::AwaitGuest
+            | Step::UnplugVf
+            | Step::UnplugStandby => here,
             Step::PlugStandby => self.qemu.is_some_and(|q| !q.mute) && self.macvtap.is_some(),
             Step::RestoreVf | Step::RemoveStandby => !in_guest,
             Step::Forget => self.vf.is_none() && !self.standby && self.macvtap.is_none(),

@@ -156,113 +156,96 @@ fn the_path_is_the_device_that_carries_the_traffic() {
     }
 }
 
+/// Checks state and conditions; without the fast path, its reason is what Ready says.
+#[track_caller]
+fn gives(
+    goal: Goal,
+    seen: &Seen,
+    decision: &Decision,
+    state: AttachmentState,
+    ready: (&str, &str),
+    fast: bool,
+) {
+    let record = held(goal);
+    let status = build(facts(&record, seen, Some(decision)), None, at(1));
+    assert_eq!(status.state, state, "{decision:?}");
+    says(&status, types::READY, ready);
+    let fast = if fast {
+        ("True", reasons::VF_ACTIVE)
+    } else {
+        ("False", ready.1)
+    };
+    says(&status, types::FAST_PATH, fast);
+}
+
+const AWAY: Guest = Guest {
+    run: Run::Incoming,
+    failover: None,
+    ..GUEST
+};
+
 #[test]
-fn each_decision_has_its_conditions() {
-    use AttachmentState as State;
-    let wait = |state, reason| {
-        Decision::Wait(Wait {
+fn a_nic_that_is_where_it_should_be_is_ready() {
+    use AttachmentState::{Detached, FastPath, Reserved, Standby};
+    let gone = Seen {
+        qemu: QemuSeen::Gone,
+        macvtap: None,
+        ..seen(GUEST, true)
+    };
+    let cases = [
+        (Goal::FastPath, seen(FAST, false), FastPath, reasons::ATTACHED),
+        (Goal::FastPath, seen(AWAY, false), Reserved, reasons::VM_INCOMING),
+        (Goal::Reserved, seen(GUEST, false), Reserved, reasons::ATTACHED),
+        (Goal::Standby, seen(GUEST, true), Standby, reasons::ATTACHED),
+        (Goal::Detached, gone, Detached, reasons::DETACHED),
+    ];
+    for (goal, seen, state, reason) in cases {
+        gives(
+            goal,
+            &seen,
+            &Decision::Done(state),
+            state,
+            ("True", reason),
+            state == FastPath,
+        );
+    }
+}
+
+#[test]
+fn a_nic_that_is_not_says_why() {
+    use AttachmentState::{FastPath, Reserved, Standby};
+    let cases = [
+        (seen(GUEST, true), Standby),
+        (seen(AWAY, false), Reserved),
+        (seen(FAST, false), FastPath),
+    ];
+    for (seen, state) in cases {
+        let ready = ("False", reasons::PROGRESSING);
+        gives(
+            Goal::Standby,
+            &seen,
+            &Decision::Do(Step::Park),
+            state,
+            ready,
+            state == FastPath,
+        );
+    }
+    let cases = [
+        (Goal::FastPath, seen(GUEST, true), Standby, reasons::NO_FREE_VF),
+        (
+            Goal::Standby,
+            seen(FAST, false),
+            FastPath,
+            reasons::GUEST_KEEPS_VF,
+        ),
+    ];
+    for (goal, seen, state, reason) in cases {
+        let wait = Decision::Wait(Wait {
             state,
             reason,
             message: "why".into(),
-        })
-    };
-    let done = Decision::Done;
-    let away = Guest {
-        run: Run::Incoming,
-        failover: None,
-        ..GUEST
-    };
-    let (vf, incoming) = (reasons::VF_ACTIVE, reasons::VM_INCOMING);
-    let cases = [
-        (
-            Goal::FastPath,
-            seen(FAST, false),
-            done(State::FastPath),
-            State::FastPath,
-            ("True", reasons::ATTACHED),
-            vf,
-        ),
-        (
-            Goal::FastPath,
-            seen(GUEST, true),
-            Decision::Do(Step::PlugVf),
-            State::Standby,
-            ("False", reasons::PROGRESSING),
-            "",
-        ),
-        (
-            Goal::FastPath,
-            seen(away, false),
-            Decision::Do(Step::Park),
-            State::Reserved,
-            ("False", reasons::PROGRESSING),
-            "",
-        ),
-        (
-            Goal::FastPath,
-            seen(away, false),
-            done(State::Reserved),
-            State::Reserved,
-            ("True", incoming),
-            "",
-        ),
-        (
-            Goal::Reserved,
-            seen(GUEST, false),
-            done(State::Reserved),
-            State::Reserved,
-            ("True", reasons::ATTACHED),
-            "",
-        ),
-        (
-            Goal::Standby,
-            seen(GUEST, true),
-            done(State::Standby),
-            State::Standby,
-            ("True", reasons::ATTACHED),
-            "",
-        ),
-        (
-            Goal::FastPath,
-            seen(GUEST, true),
-            wait(State::Standby, reasons::NO_FREE_VF),
-            State::Standby,
-            ("False", reasons::NO_FREE_VF),
-            "",
-        ),
-        (
-            Goal::Standby,
-            seen(FAST, false),
-            wait(State::FastPath, reasons::GUEST_KEEPS_VF),
-            State::FastPath,
-            ("False", reasons::GUEST_KEEPS_VF),
-            vf,
-        ),
-        (
-            Goal::Detached,
-            Seen {
-                qemu: QemuSeen::Gone,
-                macvtap: None,
-                ..seen(GUEST, true)
-            },
-            done(State::Detached),
-            State::Detached,
-            ("True", reasons::DETACHED),
-            "",
-        ),
-    ];
-    for (goal, seen, decision, state, ready, fast) in cases {
-        let record = held(goal);
-        let status = build(facts(&record, &seen, Some(&decision)), None, at(1));
-        assert_eq!(status.state, state, "{decision:?}");
-        says(&status, types::READY, ready);
-        // Without the fast path, the reason is what Ready says.
-        let fast = if fast.is_empty() {
-            ("False", ready.1)
-        } else {
-            ("True", fast)
-        };
-        says(&status, types::FAST_PATH, fast);
+        });
+        gives(goal, &seen, &wait, state, ("False", reason), state == FastPath);
     }
 }
 

@@ -1,0 +1,231 @@
+//! What comes next where something is missing, or does not do its part.
+
+use hybridnic_api::v1alpha1::AttachmentState::{FastPath, Pending, Standby};
+
+use super::*;
+
+#[test]
+fn a_guest_that_keeps_its_vf_keeps_its_network() {
+    let keeps = taught(|l| l.keeps_vf = true);
+    does(TO_STANDBY, seen(FAST, true, READY), keeps, Step::StandbyDown);
+    waits(
+        TO_STANDBY,
+        seen(FAST, false, READY),
+        keeps,
+        FastPath,
+        reasons::GUEST_KEEPS_VF,
+    );
+    // It keeps one that it does not use: the standby is all it has.
+    let blind = Guest {
+        uses_vf: false,
+        ..FAST
+    };
+    let ignores = taught(|l| (l.keeps_vf, l.ignores_vf) = (true, true));
+    for (goal, learnt) in [(Goal::Standby, keeps), (Goal::FastPath, ignores)] {
+        for order in [SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake] {
+            let ask = Ask { order, ..ask(goal) };
+            does(ask, seen(blind, false, READY), learnt, Step::Park);
+            does(ask, seen(blind, false, PARKED), learnt, Step::StandbyUp);
+        }
+    }
+    waits(
+        TO_VF,
+        seen(blind, true, PARKED),
+        ignores,
+        Standby,
+        reasons::GUEST_IGNORES_VF,
+    );
+    waits(
+        TO_STANDBY,
+        seen(blind, true, PARKED),
+        keeps,
+        FastPath,
+        reasons::GUEST_KEEPS_VF,
+    );
+    // And when it wakes up, it gets the VF anew: it has met it under another MAC.
+    does(
+        TO_VF,
+        seen(blind, true, PARKED),
+        Learnt::default(),
+        Step::UnplugVf,
+    );
+}
+
+#[test]
+fn without_a_free_vf_the_nic_runs_on_its_standby_or_waits() {
+    let (none, no) = (
+        Seen {
+            vf_offered: false,
+            ..FRESH
+        },
+        Learnt::default(),
+    );
+    let waiting = Ask {
+        no_free_vf: NoFreeVf::Wait,
+        ..TO_VF
+    };
+    waits(waiting, none, no, Pending, reasons::NO_FREE_VF);
+    does(TO_VF, none, no, Step::Reserve);
+    waits(
+        TO_VF,
+        Seen {
+            uplink: false,
+            ..none
+        },
+        no,
+        Pending,
+        reasons::NO_UPLINK,
+    );
+    let alone = Seen {
+        vf: None,
+        ..seen(GUEST, false, PARKED)
+    };
+    does(TO_VF, alone, no, Step::StandbyUp);
+    waits(
+        TO_VF,
+        Seen {
+            macvtap: Some(true),
+            ..alone
+        },
+        no,
+        Standby,
+        reasons::NO_FREE_VF,
+    );
+    // One that is on its standby already stays there, whatever it was told for the start.
+    waits(
+        waiting,
+        Seen {
+            macvtap: Some(true),
+            ..alone
+        },
+        no,
+        Standby,
+        reasons::NO_FREE_VF,
+    );
+    done(
+        TO_STANDBY,
+        Seen {
+            macvtap: Some(true),
+            ..alone
+        },
+        no,
+        Standby,
+    );
+    // A late VF.
+    does(
+        TO_VF,
+        Seen {
+            macvtap: Some(true),
+            vf_offered: true,
+            ..alone
+        },
+        no,
+        Step::Reserve,
+    );
+}
+
+#[test]
+fn a_vf_that_is_lost_is_let_go_of() {
+    let no = Learnt::default();
+    for goal in [Goal::Reserved, Goal::Standby, Goal::FastPath] {
+        does(
+            ask(goal),
+            Seen {
+                vf: Some(None),
+                ..seen(FAST, false, READY)
+            },
+            no,
+            Step::DropVf,
+        );
+    }
+    // QEMU still has it; no other is taken before.
+    let plugged = Guest {
+        uses_vf: false,
+        ..FAST
+    };
+    let gone = Seen {
+        vf: None,
+        vf_offered: true,
+        ..seen(plugged, true, READY)
+    };
+    does(TO_VF, gone, no, Step::UnplugVf);
+    does(TO_STANDBY, gone, no, Step::UnplugVf);
+    let keeps = taught(|l| l.keeps_vf = true);
+    does(
+        TO_VF,
+        Seen {
+            macvtap: Some(false),
+            ..gone
+        },
+        keeps,
+        Step::StandbyUp,
+    );
+    waits(TO_VF, gone, keeps, Standby, reasons::GUEST_IGNORES_VF);
+}
+
+#[test]
+fn what_stands_against_the_fast_path_is_told_and_the_standby_carries_the_traffic() {
+    let (no, no_link) = (
+        Learnt::default(),
+        VfSeen {
+            link: false,
+            ..PARKED
+        },
+    );
+    let deaf = |failover| Guest { failover, ..GUEST };
+    let cases = [
+        (GUEST, no_link, no, reasons::PF_LINK_DOWN),
+        (deaf(Some(false)), PARKED, no, reasons::GUEST_NO_FAILOVER),
+        (deaf(None), PARKED, no, reasons::GUEST_NO_FAILOVER),
+        (
+            GUEST,
+            PARKED,
+            taught(|l| l.ignores_vf = true),
+            reasons::GUEST_IGNORES_VF,
+        ),
+        (
+            GUEST,
+            PARKED,
+            taught(|l| l.vf_failed = Some(reasons::QEMU_REFUSED)),
+            reasons::QEMU_REFUSED,
+        ),
+    ];
+    for (guest, vf, learnt, reason) in cases {
+        let ready = VfSeen {
+            mac: VfMac::Nic,
+            settings_ok: true,
+            ..vf
+        };
+        does(BROKEN_FIRST, seen(guest, false, ready), learnt, Step::Park);
+        does(TO_VF, seen(guest, false, vf), learnt, Step::StandbyUp);
+        does(
+            TO_VF,
+            seen(guest, true, vf),
+            Learnt {
+                announce: true,
+                ..learnt
+            },
+            Step::Announce,
+        );
+        waits(TO_VF, seen(guest, true, vf), learnt, Standby, reason);
+    }
+    does(
+        TO_VF,
+        seen(FAST, true, READY),
+        taught(|l| l.ignores_vf = true),
+        Step::UnplugVf,
+    );
+    let other = VfSeen {
+        settings_ok: false,
+        ..READY
+    };
+    does(TO_VF, seen(FAST, false, other), no, Step::ConfigureVf);
+    let refused = taught(|l| l.vf_failed = Some(reasons::VF_SETTING_REFUSED));
+    waits(
+        TO_VF,
+        seen(FAST, false, other),
+        refused,
+        FastPath,
+        reasons::VF_SETTING_REFUSED,
+    );
+}
