@@ -25,8 +25,9 @@ for name in setup check unit kernel cluster lab; do
 	[ "$name" = setup ] && [ "$failed" -gt 0 ] && break
 done
 
-# The emulated guests' lost timers, counted: see docs/testing.md.
-echo "=== frozen guests: $(cat "$logs"/*.log | grep -c '^FROZEN' || true)"
+# What the emulation needed a second try for, counted: see docs/testing.md.
+echo "=== started once more: $(cat "$logs"/*.log | grep -c '^AGAIN' || true)," \
+	"frozen guests: $(cat "$logs"/*.log | grep -c '^FROZEN' || true)"
 printf '%s\n' "=== tiers" "${summary[@]}" "=== all $SECONDS s"
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
