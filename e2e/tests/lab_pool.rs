@@ -136,7 +136,7 @@ async fn scarce(world: &World) {
             .as_ref()
             .is_some_and(|s| s.node_name.as_deref() == Some("n2"))
     };
-    let nic = world
+    world
         .until_nic("mover-0", LATER, "on standby at n2", |n| {
             on(n, Path::Standby) && at_n2(n) && reason(n, "FastPath") == "NoFreeVf"
         })

@@ -129,17 +129,21 @@ impl NicTask {
                 fresh = now.fresh;
                 self.relearn();
             }
+            let failed_before = self.cx.learnt.vf_failed.is_some();
             let pause = match self.round().await {
                 Ok(Decision::Do(_)) => {
                     backoff = BACKOFF;
-                    self.last_error = None;
+                    if !failed_before {
+                        self.last_error = None;
+                    }
                     continue;
                 }
                 Ok(Decision::Done(hybridnic_api::v1alpha1::AttachmentState::Detached)) => return,
                 Ok(_) => {
                     backoff = BACKOFF;
                     let retry = self.cx.learnt.vf_failed.is_some() || self.cx.learnt.ignores_vf;
-                    let stuck = self.cx.learnt.keeps_vf && self.cx.record.spec.goal == Goal::Detached;
+                    let keeps = self.cx.learnt.keeps_vf || self.cx.learnt.keeps_standby;
+                    let stuck = keeps && self.cx.record.spec.goal == Goal::Detached;
                     if retry || stuck { Some(TRY_AGAIN) } else { None }
                 }
                 Err(error) => {
@@ -151,6 +155,10 @@ impl NicTask {
                     );
                     self.last_error = Some(error);
                     self.report(None, None);
+                    if self.cx.learnt.vf_failed.is_some() && !failed_before {
+                        // The plan knows what to do without the VF: the standby comes first.
+                        continue;
+                    }
                     let pause = backoff;
                     backoff = (backoff * 2).min(BACKOFF_CAP);
                     Some(pause)

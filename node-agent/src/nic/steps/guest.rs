@@ -158,6 +158,7 @@ async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError>
     let vm = std::sync::Arc::clone(&cx.vm);
     let _plugging = vm.plugging.lock().await;
     raise_locked_memory(client).await?;
+    cx.learnt.moved = false;
     cx.record.plugs += 1;
     cx.save()?;
     let id = ids::vf(&cx.record.spec.nic.name, cx.record.plugs);
