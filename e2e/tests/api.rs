@@ -1,5 +1,11 @@
 //! Every rule of the API, on a real API server: what it accepts, what it refuses, and what it then says to write.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it should be"
+)]
+
 use std::path::Path;
 
 use hybridnic_e2e::controlplane::{ControlPlane, Options};

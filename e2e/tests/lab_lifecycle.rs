@@ -1,5 +1,11 @@
 //! NICs that come and go, VMs that end, two NICs in one VM, VLANs.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it should be"
+)]
+
 mod common;
 
 use common::{LATER, SOON, case, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path};
@@ -99,23 +105,26 @@ spec:
   vlan: {id: 42}
 ";
 
-/// VF and standby are in the same VLAN, seen on the wire.
+/// VF and standby are in the same VLAN, seen on the wire: not every machine can give the peer a VLAN device, so the guest
+/// sends, and what leaves the cards is looked at.
 async fn vlan(world: &World, clean: &str) {
     world.apply(VLAN).await.unwrap();
-    world.lab.net().add_vlan_peer(42, "10.77.42.1/24").await.unwrap();
-    let spec = VmSpec::new("tagged", &[NicSpec::new(42, 57)]);
+    let spec = VmSpec::new("tagged", &[NicSpec::new(42 % 16, 57)]);
     let vm = vm_on_fast_path(world, &spec, "tagged-a", 1, "tagged")
         .await
         .unwrap();
     let nic = world.nic("tagged-0").await.unwrap().status.unwrap();
     let card = u8::from(nic.vf.unwrap().pci_address.starts_with("0000:02"));
-    let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
-    let wire = world
-        .lab
-        .capture(1, card, &format!("ether src {}", spec.nics[0].mac))
-        .await
-        .unwrap();
-    assert!(pinger.answered(50, SOON).await, "no traffic on the VF");
+    let expression = format!("ether src {}", spec.nics[0].mac);
+    let source = world.lab.capture(1, card, &expression).await.unwrap();
+    let targets = [
+        world.lab.capture(2, 0, &expression).await.unwrap(),
+        world.lab.capture(2, 1, &expression).await.unwrap(),
+    ];
+    let send = "peer=$(ip -o -4 addr show dev eth0 | sed 's/.* inet \\([0-9]*[.][0-9]*[.][0-9]*\\)[.].*/\\1/').1; \
+                ip neigh replace $peer lladdr 02:00:00:00:00:fe dev eth0 nud permanent; \
+                ping -i 0.05 $peer </dev/null >/dev/null 2>&1 &";
+    vm.guest.run(send, SOON).await.unwrap();
 
     let moved = world.start_vm(&spec, "tagged-b", 2, true).await.unwrap();
     world
@@ -124,7 +133,11 @@ async fn vlan(world: &World, clean: &str) {
         .unwrap();
     let done = ended(world, "tagged").await.unwrap();
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
-    let frames = wire.stop().unwrap();
+    let nic = fast(world, "tagged-0").await.unwrap();
+    check_fast_path(world, &moved, &nic).await.unwrap();
+    world.until_footprint(1, clean).await.unwrap();
+
+    let left = source.stop().unwrap();
     // From here on it was the standby that sent.
     let transfer = done
         .status
@@ -134,20 +147,17 @@ async fn vlan(world: &World, clean: &str) {
         .find(|p| p.name == "Transferring")
         .unwrap();
     let transfer = std::time::SystemTime::from(transfer.started_at.0);
-    let standby = frames.iter().filter(|f| f.at > transfer).count();
-    let vf = frames.iter().filter(|f| f.at < transfer).count();
+    let standby = left.iter().filter(|f| f.at > transfer).count();
+    let arrived: Vec<_> = targets.into_iter().flat_map(|t| t.stop().unwrap()).collect();
     assert!(
-        standby > 10 && vf > 40,
-        "{vf} frames of the VF, {standby} of the standby"
+        standby > 10 && left.len() > standby + 10,
+        "{standby} of {} frames by the standby",
+        left.len()
     );
+    assert!(arrived.len() > 10, "{} frames at the target", arrived.len());
     assert!(
-        frames.iter().all(|f| f.vlan == Some(42)),
-        "untagged frames: {frames:?}"
+        left.iter().chain(&arrived).all(|f| f.vlan == Some(42)),
+        "untagged frames: {left:?} {arrived:?}"
     );
-
-    let nic = fast(world, "tagged-0").await.unwrap();
-    check_fast_path(world, &moved, &nic).await.unwrap();
-    assert!(pinger.answered(20, SOON).await, "no traffic at the target");
-    world.until_footprint(1, clean).await.unwrap();
     drop(vm);
 }

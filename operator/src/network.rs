@@ -347,6 +347,6 @@ mod tests {
             accepted.message
         );
         assert_eq!(notes(&HybridNetworkStatus::default(), &status).len(), 2);
-        assert!(notes(&status, &status).is_empty());
+        assert_eq!(notes(&status, &status), []);
     }
 }

@@ -1,6 +1,11 @@
 //! What the lab's tests share.
 
 #![allow(dead_code, reason = "each test binary uses some of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it should be"
+)]
 
 use std::{
     panic::{AssertUnwindSafe, resume_unwind},

@@ -84,7 +84,7 @@ async fn a_nic_from_its_creation_to_its_deletion() {
         .await;
     assert_eq!(later.status.unwrap().phase, NicPhase::Failed);
     let eth1 = ListParams::default().labels(&format!("{NIC_LABEL}=eth1"));
-    assert!(bench.attachments().list(&eth1).await.unwrap().items.is_empty());
+    assert_eq!(bench.attachments().list(&eth1).await.unwrap().items, []);
     let events = bench
         .kubectl(&["get", "events.events.k8s.io", "-o", "jsonpath={.items[*].reason}"])
         .await;
@@ -105,7 +105,7 @@ async fn a_nic_from_its_creation_to_its_deletion() {
         .wait(bench.nics(), "eth0", "gone", |nic| nic.is_none())
         .await;
     let eth0 = ListParams::default().labels(&format!("{NIC_LABEL}=eth0"));
-    assert!(bench.attachments().list(&eth0).await.unwrap().items.is_empty());
+    assert_eq!(bench.attachments().list(&eth0).await.unwrap().items, []);
     bench.nic_with("eth1", "fast", is_fast).await;
 
     // A NIC without an address gets one, and the pod that goes takes its attachment with it.
@@ -187,14 +187,14 @@ async fn a_node_that_is_gone_for_good_holds_nothing_back() {
     bench
         .wait(bench.nics(), "eth0", "gone", |nic| nic.is_none())
         .await;
-    assert!(
+    assert_eq!(
         bench
             .attachments()
             .list(&ListParams::default())
             .await
             .unwrap()
-            .items
-            .is_empty()
+            .items,
+        []
     );
 }
 

@@ -66,7 +66,7 @@ fn said(source: Option<MigrationState>, target: Option<MigrationState>) -> Ends 
 
 #[test]
 fn at_rest_there_is_one() {
-    assert!(specs(&[], Place::Nowhere).is_empty());
+    assert_eq!(specs(&[], Place::Nowhere), []);
     let pod = ObjectRef {
         name: "a".to_owned(),
         uid: "a-uid".to_owned(),

@@ -154,7 +154,7 @@ fn nothing_new_changes_nothing() {
     let first = scene.status();
     scene.nic.status = Some(first.clone());
     assert_eq!(scene.status(), first);
-    assert!(notes(&first, &scene.status()).is_empty());
+    assert_eq!(notes(&first, &scene.status()), []);
 }
 
 #[test]
