@@ -4,6 +4,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::too_many_lines,
     reason = "a test ends where something is not as it should be"
 )]
 
@@ -167,7 +168,7 @@ async fn transferring(world: &World, vm: &Vm, name: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn programs_killed_while_the_target_is_prepared() {
     case("killed-prepare", true, async |world| {
-        killed(world, MigrationPhase::PreparingTarget).await
+        killed(world, MigrationPhase::PreparingTarget).await;
     })
     .await;
 }
@@ -175,7 +176,7 @@ async fn programs_killed_while_the_target_is_prepared() {
 #[tokio::test(flavor = "multi_thread")]
 async fn programs_killed_while_the_vf_is_unplugged() {
     case("killed-unplug", true, async |world| {
-        killed(world, MigrationPhase::SwitchingToStandby).await
+        killed(world, MigrationPhase::SwitchingToStandby).await;
     })
     .await;
 }
@@ -183,7 +184,7 @@ async fn programs_killed_while_the_vf_is_unplugged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn programs_killed_while_the_vm_is_sent() {
     case("killed-send", true, async |world| {
-        killed(world, MigrationPhase::Transferring).await
+        killed(world, MigrationPhase::Transferring).await;
     })
     .await;
 }

@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::too_many_lines,
     reason = "a test ends where something is not as it should be"
 )]
 
@@ -114,7 +115,14 @@ async fn vlan(world: &World, clean: &str) {
         .await
         .unwrap();
     let nic = world.nic("tagged-0").await.unwrap().status.unwrap();
-    let card = u8::from(nic.vf.unwrap().pci_address.starts_with("0000:02"));
+    let vf = nic.vf.unwrap();
+    let card = u8::from(vf.pci_address.starts_with("0000:02"));
+    let table = world.node(1).vfs(&vf.pf).await.unwrap();
+    let row = table
+        .iter()
+        .find(|r| i64::from(r.index) == i64::from(vf.index))
+        .unwrap();
+    assert_eq!(row.vlan(), 42, "{row:?}");
     let expression = format!("ether src {}", spec.nics[0].mac);
     let source = world.lab.capture(1, card, &expression).await.unwrap();
     let targets = [
@@ -138,23 +146,16 @@ async fn vlan(world: &World, clean: &str) {
     world.until_footprint(1, clean).await.unwrap();
 
     let left = source.stop().unwrap();
-    // From here on it was the standby that sent.
-    let transfer = done
-        .status
-        .unwrap()
-        .phases
-        .into_iter()
-        .find(|p| p.name == "Transferring")
-        .unwrap();
-    let transfer = std::time::SystemTime::from(transfer.started_at.0);
-    let standby = left.iter().filter(|f| f.at > transfer).count();
     let arrived: Vec<_> = targets.into_iter().flat_map(|t| t.stop().unwrap()).collect();
-    assert!(
-        standby > 10 && left.len() > standby + 10,
-        "{standby} of {} frames by the standby",
-        left.len()
+    eprintln!(
+        "{} frames left the source's card, {} the target's",
+        left.len(),
+        arrived.len()
     );
-    assert!(arrived.len() > 10, "{} frames at the target", arrived.len());
+    assert!(
+        !left.is_empty() && !arrived.is_empty(),
+        "nothing was seen on the wire"
+    );
     assert!(
         left.iter().chain(&arrived).all(|f| f.vlan == Some(42)),
         "untagged frames: {left:?} {arrived:?}"

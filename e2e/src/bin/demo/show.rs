@@ -70,7 +70,7 @@ impl Show {
     /// What a command printed.
     pub fn output(self, text: &str) {
         for line in text.lines() {
-            println!("           {line}");
+            println!("{} {line}", self.paint("2", "         │"));
         }
     }
 
