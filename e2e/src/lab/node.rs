@@ -256,7 +256,7 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a virtual machine in the node; see [`guest::Guest::start`].
+    /// Starts a virtual machine in the node: once it is up or, if it waits for a migration, once its monitor answers.
     pub async fn start_guest(&self, spec: guest::GuestSpec) -> Result<guest::Guest, guest::Error> {
         guest::Guest::start(self, spec).await
     }
