@@ -1,9 +1,6 @@
 //! Waiting for objects to be so, and seeing that a node is as clean as it was.
 
-use std::{
-    fmt::Debug,
-    time::{Duration, SystemTime},
-};
+use std::{fmt::Debug, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use futures::TryStreamExt as _;
@@ -17,17 +14,8 @@ use serde::de::DeserializeOwned;
 use super::{NAMESPACE, World};
 use crate::lab::Node;
 
-/// A node that has none of our things on it.
-pub const NODE_CLEAN: Duration = Duration::from_secs(30);
-
-/// When traffic stood still, and how much was lost.
-#[derive(Debug, Clone, Copy)]
-pub struct Gap {
-    /// When it began.
-    pub from: SystemTime,
-    /// Packets lost.
-    pub lost: u64,
-}
+/// How long a node may take to be as it was.
+const NODE_CLEAN: Duration = Duration::from_secs(30);
 
 /// Waits until an object is so, and gives it. What it was at the deadline is in the error.
 async fn until<K>(

@@ -26,7 +26,6 @@ use crate::{
     lab::{Guest, HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions},
 };
 
-pub use look::{Gap, NODE_CLEAN};
 pub use programs::Program;
 pub use vm::{NicSpec, Vm, VmSpec};
 
