@@ -124,9 +124,15 @@ impl GuestSpec {
             "-nographic",
             "-no-reboot",
         ]);
+        // All at once: a VF pins all memory while the guest waits, and what a migration has found to be zero would be
+        // copied page by page then.
+        add(&[
+            "-object",
+            &format!("memory-backend-ram,id=memory,size={}M,prealloc=on", self.memory),
+        ]);
         add(&[
             "-M",
-            "q35",
+            "q35,memory-backend=memory",
             "-accel",
             "kvm",
             "-cpu",

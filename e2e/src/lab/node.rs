@@ -407,7 +407,7 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel
         "-m",
         &options.memory.to_string(),
     ]);
-    args(&["-device", "intel-iommu,intremap=on,caching-mode=on"]);
+    args(&["-device", "intel-iommu,intremap=on"]);
     args(&[
         "-chardev",
         "stdio,id=console,signal=off",
