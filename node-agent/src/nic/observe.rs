@@ -12,7 +12,7 @@ use hybridnic_qmp::{
 };
 
 use super::{
-    plan::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen},
+    seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen},
     steps::ids,
 };
 use crate::{
@@ -78,27 +78,21 @@ pub async fn observe(
     record: &Record,
     mac: MacAddr,
 ) -> Result<Observation, StepError> {
-    let vf = match &record.vf {
-        None => None,
-        Some(vf) => Some(see_vf(host, vf, record, mac).await?),
+    // Kernel and QEMU are asked at once: between two steps the guest may be without its network.
+    let vf = async {
+        match &record.vf {
+            None => Ok(None),
+            Some(vf) => see_vf(host, vf, record, mac).await.map(Some),
+        }
     };
-    let macvtap = match &record.standby {
-        None => None,
-        Some(standby) => host
-            .netlink
-            .link(&standby.macvtap)
-            .await
-            .map_err(|e| netlink(&e))?,
+    let macvtap = async {
+        match &record.standby {
+            None => Ok(None),
+            Some(standby) => host.netlink.link(&standby.macvtap).await.map_err(|e| netlink(&e)),
+        }
     };
-    let (qemu, client, vf_device, running) = match vm.session() {
-        Session::Gone => (QemuSeen::Gone, None, None, false),
-        Session::Unreachable(_) => (QemuSeen::Unreachable, None, None, false),
-        Session::Up(client) => match see_guest(&client, record).await {
-            Ok((guest, device, running)) => (QemuSeen::Up(guest), Some(client), device, running),
-            Err(QmpError::Closed(_)) => (QemuSeen::Unreachable, None, None, false),
-            Err(error) => return Err(StepError::from_error(reasons::QMP_UNAVAILABLE, &error)),
-        },
-    };
+    let (vf, macvtap, (qemu, client, vf_device, running)) =
+        tokio::try_join!(vf, macvtap, see_qemu(vm.session(), record))?;
     let seen = Seen {
         recorded: false,
         vf,
@@ -158,12 +152,26 @@ async fn see_vf(
     }))
 }
 
+type Qemu = (QemuSeen, Option<Client>, Option<String>, bool);
+
+/// QEMU and, where it answers, its session, the VF's device id, and whether the VM runs.
+async fn see_qemu(session: Session, record: &Record) -> Result<Qemu, StepError> {
+    Ok(match session {
+        Session::Gone => (QemuSeen::Gone, None, None, false),
+        Session::Unreachable(_) => (QemuSeen::Unreachable, None, None, false),
+        Session::Up(client) => match see_guest(&client, record).await {
+            Ok((guest, device, running)) => (QemuSeen::Up(guest), Some(client), device, running),
+            Err(QmpError::Closed(_)) => (QemuSeen::Unreachable, None, None, false),
+            Err(error) => return Err(StepError::from_error(reasons::QMP_UNAVAILABLE, &error)),
+        },
+    })
+}
+
 /// What QEMU says of the guest; the VF's device id; whether the VM runs.
 async fn see_guest(client: &Client, record: &Record) -> Result<(Guest, Option<String>, bool), QmpError> {
-    let devices = client.peripheral().await?;
-    let status = client.query_status().await?;
-    let migration = client.query_migrate().await?.status();
-    let run = match (&status.status, &migration) {
+    let (devices, status, migration) =
+        tokio::try_join!(client.peripheral(), client.query_status(), client.query_migrate())?;
+    let run = match (&status.status, &migration.status()) {
         (RunState::InMigrate, _) => Run::Incoming,
         (RunState::PostMigrate, _) => Run::HandedOver,
         (RunState::FinishMigrate, _) | (_, MigrationStatus::PreSwitchover | MigrationStatus::Device) => {
