@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hybridnic_agent::nic::plan::{Ask, Guest, Learnt, QemuSeen, Run, Seen, VfMac, VfSeen, next};
+use hybridnic_agent::nic::plan::{Ask, Learnt, next};
+use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen};
 use hybridnic_api::v1alpha1::{Goal, NoFreeVf, SwitchOrder};
 
 const ROUNDS: usize = 101;

@@ -2,6 +2,7 @@
 //!
 //! | module | does | touches |
 //! |---|---|---|
+//! | [`seen`] | names what can be seen | nothing |
 //! | [`plan`] | decides the next step | nothing |
 //! | [`observe`] | sees how things are | reads only |
 //! | [`steps`] | takes one step | VF, macvtap, QEMU, journal |
@@ -13,5 +14,6 @@ pub mod observe;
 pub mod plan;
 pub mod quirks;
 pub mod report;
+pub mod seen;
 pub mod steps;
 pub mod task;

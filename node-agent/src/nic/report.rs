@@ -9,7 +9,10 @@ use hybridnic_api::{
 };
 use jiff::Timestamp;
 
-use super::plan::{Decision, QemuSeen, Seen};
+use super::{
+    plan::Decision,
+    seen::{QemuSeen, Seen},
+};
 use crate::{error::StepError, journal::Record};
 
 /// What a status is made from.

@@ -5,7 +5,8 @@ use hybridnic_net::{netlink::VfConfig, sysfs::DriverState};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
-    super::plan::{Guest, Run, Step, Wait},
+    super::plan::{Step, Wait},
+    super::seen::{Guest, Run},
     *,
 };
 use crate::journal::{StandbyRecord, VfRecord, tests::record};

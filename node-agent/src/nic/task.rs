@@ -14,9 +14,10 @@ use tracing::{info, warn};
 
 use super::{
     observe::{self, Observation},
-    plan::{self, Ask, Decision, Learnt, QemuSeen},
+    plan::{self, Ask, Decision, Learnt},
     quirks,
     report::{self, Facts},
+    seen::QemuSeen,
     steps::{Context, ids},
 };
 use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant, vm::Vm};

@@ -11,7 +11,7 @@ use super::Context;
 use crate::{
     error::StepError,
     journal::{StandbyRecord, VlanRecord},
-    nic::{observe::Observation, plan::QemuSeen},
+    nic::{observe::Observation, seen::QemuSeen},
 };
 
 /// How the names of VLAN devices begin that we have made, and may remove.
