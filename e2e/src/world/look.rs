@@ -9,7 +9,7 @@ use kube::{
     Api, Resource,
     runtime::{WatchStreamExt as _, watcher},
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{NAMESPACE, World};
 use crate::lab::Node;
@@ -26,7 +26,7 @@ async fn until<K>(
     is: impl Fn(&K) -> bool,
 ) -> Result<K>
 where
-    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Resource + Clone + Debug + DeserializeOwned + Serialize + Send + 'static,
 {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let stream = watcher(api, config).default_backoff().applied_objects();
@@ -46,8 +46,18 @@ where
     .await;
     match found {
         Ok(result) => result,
-        Err(_) => bail!("{name} is not {what} after {deadline:?}; it is {last:#?}"),
+        Err(_) => bail!("{name} is not {what} after {deadline:?}; it is:\n{}", seen(last)),
     }
+}
+
+/// What a failure shows of an object: not who wrote which field of it.
+fn seen<K: Resource + Serialize>(object: Option<K>) -> String {
+    let Some(mut object) = object else {
+        return "not there".into();
+    };
+    object.meta_mut().managed_fields = None;
+    object.meta_mut().annotations = None;
+    serde_json::to_string_pretty(&object).unwrap_or_else(|e| e.to_string())
 }
 
 impl World {
