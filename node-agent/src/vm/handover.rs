@@ -32,15 +32,13 @@ pub enum WakeError {
 
 async fn set_all(vm: &Vm, netlink: &Netlink, up: bool) -> Result<(), NetlinkError> {
     let nics = vm.nics();
-    let each = nics
-        .iter()
-        .filter_map(|(uid, nic)| nic.macvtap.as_ref().map(|name| (uid, name)));
-    let results = join_all(each.map(async |(uid, name)| {
-        if let Some(link) = netlink.link(name).await?
-            && link.up != up
-        {
-            netlink.set_up(link.index, up).await?;
-            vm.note(uid, if up { "StandbyUp" } else { "StandbyDown" });
+    let each = nics.iter().filter_map(|(uid, nic)| Some((uid, nic.macvtap?)));
+    let results = join_all(each.map(async |(uid, index)| {
+        match netlink.set_up(index, up).await {
+            Ok(()) => vm.note(uid, if up { "StandbyUp" } else { "StandbyDown" }),
+            // One that has gone is silent, and its NIC's task says so.
+            Err(error) if error.is_no_device() => {}
+            Err(error) => return Err(error),
         }
         Ok(())
     }))

@@ -42,8 +42,8 @@ pub enum Session {
 pub struct NicEntry {
     /// The NIC's name.
     pub nic: String,
-    /// Its standby's macvtap, once made.
-    pub macvtap: Option<String>,
+    /// Index of its standby's macvtap, once made.
+    pub macvtap: Option<u32>,
     /// Id of its standby device in QEMU.
     pub standby_device: String,
     /// Where it is.

@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hybridnic_api::v1alpha1::{MigrationReport, MigrationState};
+use hybridnic_api::v1alpha1::{MigrationReport, MigrationState, MigrationStep};
 use hybridnic_qmp::{
-    Client, Event, EventError, Events, Options, QmpError,
+    Client, Event, EventError, Options, QmpError,
     commands::{MigrationCapability, MigrationParameters, MigrationStatus},
 };
 use tokio::sync::watch;
@@ -111,38 +111,39 @@ async fn serve(vm: &Vm, host: &Host, client: &Client) -> String {
     loop {
         nics.mark_unchanged();
         drive(vm, host, Some(client)).await;
-        tokio::select! {
-            biased;
-            reason = next(vm, host, client, &mut events) => {
-                if let Some(reason) = reason {
-                    return reason;
+        loop {
+            // Only the wait may be cut short, never what an event leads to.
+            let event = tokio::select! {
+                biased;
+                event = events.recv() => event,
+                _ = nics.changed() => break,
+            };
+            match event {
+                Ok(event) => {
+                    if on_event(vm, host, client, &event).await {
+                        break;
+                    }
+                }
+                Err(EventError::Closed(reason)) => return reason.to_string(),
+                Err(error) => {
+                    debug!(%error, "events were lost; the state is read anew");
+                    vm.beat(true);
+                    break;
                 }
             }
-            _ = nics.changed() => {}
         }
     }
 }
 
-/// Takes one event; says why when the session has ended.
-async fn next(vm: &Vm, host: &Host, client: &Client, events: &mut Events) -> Option<String> {
-    match events.recv().await {
-        Ok(event) => {
-            on_event(vm, host, client, &event).await;
-            None
-        }
-        Err(EventError::Closed(reason)) => Some(reason.to_string()),
-        Err(error) => {
-            debug!(%error, "events were lost; the state is read anew");
-            vm.beat(true);
-            None
-        }
-    }
-}
-
-async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) {
+/// Does what an event asks for at once; whether the migration may now have another step.
+///
+/// In the VM's pause each command that somebody else gives QEMU is waited for. So in the middle of a migration nobody is
+/// told anything before the hand-over is done.
+async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool {
     debug!(pod = vm.pod, event = event.name, data = %event.data, "QEMU");
+    let status = event.migration_status();
     for uid in vm.nics().keys() {
-        match event.migration_status() {
+        match &status {
             Some(status) => vm.note(uid, format!("Migration {status}")),
             None if matches!(event.name.as_str(), "RESUME" | "STOP" | "RESET" | "SHUTDOWN") => {
                 vm.note(uid, event.name.clone());
@@ -150,32 +151,51 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) {
             None => {}
         }
     }
-    let incoming = migration::agreed(&vm.nics())
-        .is_some_and(|o| o.step == hybridnic_api::v1alpha1::MigrationStep::Listen);
-    if event.is_resume() && incoming {
-        if let Err(error) = handover::wake(vm, &host.netlink, client).await {
-            // The NICs' own tasks try again.
-            warn!(
-                pod = vm.pod,
-                error = chain(&error),
-                "the VM has come, and not all of its NICs are up"
-            );
+    let step = migration::agreed(&vm.nics()).map(|o| o.step);
+    let (arriving, leaving) = (
+        step == Some(MigrationStep::Listen),
+        step == Some(MigrationStep::Transfer),
+    );
+    match (event.name.as_str(), status) {
+        ("MIGRATION", Some(MigrationStatus::PreSwitchover)) => {
+            // What it leads to is told by another event.
+            !hand_over(vm, host, client).await
         }
-    } else if event.migration_status() == Some(MigrationStatus::PreSwitchover) {
-        hand_over(vm, host, client).await;
-    }
-    let fresh = matches!(event.name.as_str(), "RESUME" | "RESET" | "FAILOVER_NEGOTIATED");
-    let relevant = fresh
-        || matches!(
-            event.name.as_str(),
-            "STOP" | "SHUTDOWN" | "MIGRATION" | "DEVICE_DELETED" | "MEM_UNPLUG_ERROR"
-        );
-    if relevant {
-        vm.beat(fresh);
+        ("MIGRATION", Some(status)) => {
+            if status.is_idle() {
+                vm.beat(false);
+            }
+            status != MigrationStatus::Device
+        }
+        ("RESUME", _) => {
+            if arriving && let Err(error) = handover::wake(vm, &host.netlink, client).await {
+                // The NICs' own tasks try again.
+                warn!(
+                    pod = vm.pod,
+                    error = chain(&error),
+                    "the VM has come, and not all of its NICs are up"
+                );
+            }
+            vm.beat(true);
+            true
+        }
+        // `pre-switchover` follows at once, and `RESUME`.
+        ("STOP", _) if leaving => false,
+        ("FAILOVER_NEGOTIATED", _) if arriving => false,
+        ("RESET" | "FAILOVER_NEGOTIATED", _) => {
+            vm.beat(true);
+            true
+        }
+        ("STOP" | "SHUTDOWN" | "DEVICE_DELETED" | "MEM_UNPLUG_ERROR", _) => {
+            vm.beat(false);
+            true
+        }
+        _ => false,
     }
 }
 
-async fn hand_over(vm: &Vm, host: &Host, client: &Client) {
+/// Whether the migration goes on.
+async fn hand_over(vm: &Vm, host: &Host, client: &Client) -> bool {
     if let Err(error) = handover::silence(vm, &host.netlink).await {
         // Two owners of a MAC are worse than a migration that is called off.
         warn!(
@@ -186,20 +206,22 @@ async fn hand_over(vm: &Vm, host: &Host, client: &Client) {
         if let Err(error) = client.migrate_cancel().await {
             warn!(pod = vm.pod, error = chain(&error), "and cannot be cancelled");
         }
-        return;
+        return false;
     }
     let Err(error) = client.migrate_continue(&MigrationStatus::PreSwitchover).await else {
-        return;
+        return true;
     };
     // The event and a look at the state can both lead here: whoever comes second finds it done.
     let status = client.query_migrate().await.map(|i| i.status());
-    if matches!(status, Ok(MigrationStatus::PreSwitchover) | Err(_)) {
+    let stuck = matches!(status, Ok(MigrationStatus::PreSwitchover) | Err(_));
+    if stuck {
         warn!(
             pod = vm.pod,
             error = chain(&error),
             "the migration does not go on"
         );
     }
+    !stuck
 }
 
 async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) {
@@ -278,7 +300,9 @@ async fn act(vm: &Vm, host: &Host, client: &Client, uid: &str, action: &Action) 
                 .map_err(|e| chain(&e))?;
             client.migrate(uri).await.map_err(fail)?;
         }
-        Action::HandOver => hand_over(vm, host, client).await,
+        Action::HandOver => {
+            hand_over(vm, host, client).await;
+        }
         Action::Cancel => client.migrate_cancel().await.map_err(fail)?,
         Action::Resume => client.cont().await.map_err(fail)?,
     }
