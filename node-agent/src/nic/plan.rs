@@ -257,7 +257,7 @@ fn attach(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         _ => {}
     }
     if seen.macvtap.is_none() {
-        return Decision::Do(Step::MakeStandby);
+        return make_standby(guest, learnt);
     }
     if !guest.standby {
         return Decision::Do(Step::PlugStandby);
@@ -280,6 +280,27 @@ fn attach(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         Goal::Detached => detach(ask, seen, learnt),
     }
 }
+
+/// The macvtap is missing. A standby that is in the guest stays on the one that is gone, whatever is made in its place.
+fn make_standby(guest: Guest, learnt: &Learnt) -> Decision {
+    if !guest.standby {
+        return Decision::Do(Step::MakeStandby);
+    }
+    match guest.run {
+        // To take the standby out would take the guest's master netdev, and with it the addresses of one that works.
+        Run::Here if guest.uses_vf => wait(AttachmentState::FastPath, reasons::STANDBY_FAILED, DEAD_STANDBY),
+        Run::Here if !learnt.keeps_standby => Decision::Do(Step::UnplugStandby),
+        Run::Here => wait(
+            AttachmentState::Pending,
+            reasons::STANDBY_FAILED,
+            "the standby's macvtap was removed, and the guest does not let go of the device on it",
+        ),
+        _ => wait(AttachmentState::Pending, reasons::STANDBY_FAILED, DEAD_STANDBY),
+    }
+}
+
+const DEAD_STANDBY: &str = "the standby's macvtap was removed by somebody else; the VM keeps its VF and cannot migrate: \
+                            restart its QEMU, or delete the NIC and make it again";
 
 fn reserved(seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
     if guest.vf {
@@ -340,6 +361,10 @@ fn fast_path(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) ->
             .map_or_else(|| wait(AttachmentState::Standby, reason, message), Decision::Do)
     };
     if guest.vf {
+        // The standby's PF may have a link yet; where it is the VF's own, nothing is won.
+        if matches!(seen.vf, Some(Some(vf)) if vf.other_pf && !vf.link) && !learnt.keeps_vf {
+            return Decision::Do(Step::UnplugVf);
+        }
         // With the standby down it is too late to look.
         if !guest.uses_vf || up && !learnt.moved {
             // One that is lost, or that the guest has met under another MAC, is of no use to it.

@@ -118,6 +118,8 @@ struct Qemu {
     standby: bool,
     vf: bool,
     uses_vf: bool,
+    /// The macvtap that its standby was plugged on has gone; one made since is another.
+    dead_standby: bool,
 }
 
 /// A node, and the NIC's task on it.
@@ -231,7 +233,12 @@ impl Node {
                     let _ = self.step(step, fails);
                 }
             }
-            Event::Crash => self.learnt = Learnt::default(),
+            Event::Crash => {
+                self.learnt = Learnt {
+                    announce: self.recorded,
+                    ..Learnt::default()
+                };
+            }
             Event::Relearn => self.relearn(),
             Event::Goal(goal) if goal != self.goal => {
                 self.goal = goal;
@@ -240,7 +247,12 @@ impl Node {
             Event::Guest(manners) => self.manners = manners,
             Event::Link(link) => self.link = link,
             Event::Offer(offered) => self.offered = offered,
-            Event::MacvtapLost => self.macvtap = None,
+            Event::MacvtapLost => {
+                self.macvtap = None;
+                if let Some(qemu) = &mut self.qemu {
+                    qemu.dead_standby = qemu.standby;
+                }
+            }
             Event::Refuses(refuses) => self.refuses = refuses,
             Event::NoPlug(no_plug) => self.no_plug = no_plug,
             Event::Expected(expected) => self.expected = expected,
@@ -266,6 +278,7 @@ impl Node {
                     standby: false,
                     vf: false,
                     uses_vf: false,
+                    dead_standby: false,
                 });
                 self.relearn();
             }
@@ -436,7 +449,7 @@ impl Node {
         let lets_go = self.manners.lets_go();
         let qemu = self.qemu.as_mut().ok_or(Failed)?;
         match step {
-            Step::PlugStandby => qemu.standby = true,
+            Step::PlugStandby => (qemu.standby, qemu.dead_standby) = (true, false),
             Step::PlugVf => (qemu.vf, self.learnt.moved) = (true, false),
             Step::UnplugStandby if lets_go => qemu.standby = false,
             Step::UnplugStandby => self.learnt.keeps_standby = true,
@@ -465,6 +478,9 @@ impl Node {
 
     /// Everything works again, and the VM runs here.
     pub fn heal(&mut self) {
+        if self.qemu.is_some_and(|q| q.dead_standby) {
+            self.handle(Event::QemuEnds);
+        }
         let healed = [
             Event::Guest(Manners::Good),
             Event::Link(true),

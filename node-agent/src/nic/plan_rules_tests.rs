@@ -94,8 +94,9 @@ impl Node {
             );
             return;
         };
+        let live = self.qemu.is_some_and(|q| !q.dead_standby);
         let (up, ours, here) = (
-            self.macvtap == Some(true),
+            self.macvtap == Some(true) && live,
             self.has_nic_mac(),
             guest.run == Run::Here,
         );
@@ -108,9 +109,9 @@ impl Node {
             Decision::Done(AttachmentState::Detached) => {
                 !guest.vf && !guest.standby && self.vf.is_none() && !self.standby && !self.recorded
             }
-            // A guest that runs has its network, whatever is missing.
+            // A guest that runs has its network, whatever is missing; but not one that keeps a dead standby.
             Decision::Wait(_)
-                if here && guest.standby && matches!(self.goal, Goal::Standby | Goal::FastPath) =>
+                if here && live && guest.standby && matches!(self.goal, Goal::Standby | Goal::FastPath) =>
             {
                 up || ours && guest.uses_vf
             }

@@ -229,3 +229,61 @@ fn what_stands_against_the_fast_path_is_told_and_the_standby_carries_the_traffic
         reasons::VF_SETTING_REFUSED,
     );
 }
+
+#[test]
+fn a_standby_on_a_macvtap_that_was_removed_is_plugged_anew_unless_the_vf_carries_the_traffic() {
+    let no = Learnt::default();
+    let dead = |guest, vf| Seen {
+        macvtap: None,
+        ..seen(guest, false, vf)
+    };
+    for ask in [TO_VF, TO_STANDBY] {
+        waits(ask, dead(FAST, READY), no, FastPath, reasons::STANDBY_FAILED);
+        does(ask, dead(GUEST, PARKED), no, Step::UnplugStandby);
+        let keeps = taught(|l| l.keeps_standby = true);
+        waits(ask, dead(GUEST, PARKED), keeps, Pending, reasons::STANDBY_FAILED);
+    }
+    let gone = Guest {
+        standby: false,
+        ..GUEST
+    };
+    does(TO_VF, dead(gone, PARKED), no, Step::MakeStandby);
+    // One that waits for its VM cannot let go.
+    let incoming = Guest {
+        run: Run::Incoming,
+        ..GUEST
+    };
+    waits(
+        TO_VF,
+        dead(incoming, PARKED),
+        no,
+        Pending,
+        reasons::STANDBY_FAILED,
+    );
+    // To take all of it away needs no macvtap.
+    does(OUT, dead(FAST, READY), no, Step::UnplugVf);
+}
+
+#[test]
+fn a_nic_on_two_pfs_leaves_the_vf_whose_pf_has_lost_its_link() {
+    let no = Learnt::default();
+    let lost = |vf| VfSeen { link: false, ..vf };
+    let split = |vf| VfSeen {
+        other_pf: true,
+        ..lost(vf)
+    };
+    does(TO_VF, seen(FAST, false, split(READY)), no, Step::UnplugVf);
+    does(TO_VF, seen(GUEST, false, split(READY)), no, Step::Park);
+    does(TO_VF, seen(GUEST, false, split(PARKED)), no, Step::StandbyUp);
+    waits(
+        TO_VF,
+        seen(GUEST, true, split(PARKED)),
+        no,
+        Standby,
+        reasons::PF_LINK_DOWN,
+    );
+    // On one PF the standby has no link either.
+    done(TO_VF, seen(FAST, false, lost(READY)), no, FastPath);
+    let keeps = taught(|l| l.keeps_vf = true);
+    done(TO_VF, seen(FAST, false, split(READY)), keeps, FastPath);
+}

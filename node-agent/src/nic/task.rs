@@ -84,7 +84,11 @@ impl NicTask {
             record,
             recorded,
             mac,
-            learnt: Learnt::default(),
+            // One that died may have died before the switches were told.
+            learnt: Learnt {
+                announce: recorded,
+                ..Learnt::default()
+            },
             unplug_order: None,
             interrupt,
         };
@@ -219,8 +223,9 @@ impl NicTask {
         if !matches!(decision, Decision::Do(_)) {
             self.settle(&decision);
         }
-        // Steps follow each other in milliseconds; what they lead to is reported.
-        if !matches!(decision, Decision::Do(_)) || self.moves(&now) {
+        // Steps follow each other in milliseconds; what they lead to is reported. A migration's end waits for none.
+        let news = self.moves(&now) || *self.cx.vm.migration_report().borrow() != self.migration;
+        if news || !matches!(decision, Decision::Do(_)) {
             self.look_at_guest(&now).await;
             self.report(Some(&now), Some(&decision));
         }
@@ -312,9 +317,9 @@ impl NicTask {
             .vm
             .nics()
             .get(&record.uid)
-            .map(|n| (n.state, n.order.clone(), n.macvtap.clone()));
-        let macvtap = now.macvtap.as_ref().map(|l| l.name.clone());
-        if shown == Some((state, record.spec.migration.clone(), macvtap.clone())) {
+            .map(|n| (n.state, n.order.clone(), n.macvtap));
+        let macvtap = now.macvtap.as_ref().map(|l| l.index);
+        if shown == Some((state, record.spec.migration.clone(), macvtap)) {
             return;
         }
         self.cx.vm.update_nic(&record.uid, |n| {
