@@ -35,7 +35,7 @@ async fn pool(world: &World) {
     // Five NICs each: fifteen guests are more than two cores can emulate.
     let specs: Vec<VmSpec> = (0..3)
         .map(|vm| {
-            let nics: Vec<NicSpec> = (0..5).map(|n| NicSpec::new(10 * vm + n, 50)).collect();
+            let nics: Vec<NicSpec> = (0..5).map(|n| NicSpec::new(5 * vm + n, 50)).collect();
             VmSpec::new(&format!("many{vm}"), &nics)
         })
         .collect();
