@@ -5,6 +5,7 @@
 //! | [`seen`] | names what can be seen | nothing |
 //! | [`plan`] | decides the next step | nothing |
 //! | [`observe`] | sees how things are | reads only |
+//! | [`silence`] | judges whether the guest uses its VF | nothing |
 //! | [`steps`] | takes one step | VF, macvtap, QEMU, journal |
 //! | [`quirks`] | knows drivers | nothing |
 //! | [`report`] | says how things are | nothing |
@@ -15,5 +16,6 @@ pub mod plan;
 pub mod quirks;
 pub mod report;
 pub mod seen;
+pub mod silence;
 pub mod steps;
 pub mod task;

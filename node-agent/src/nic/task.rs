@@ -89,6 +89,7 @@ impl NicTask {
                 announce: recorded,
                 ..Learnt::default()
             },
+            sent_at_plug: None,
             unplug_order: None,
             interrupt,
         };

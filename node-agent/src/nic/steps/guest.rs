@@ -17,16 +17,12 @@ use super::{Context, ids, vf};
 use crate::{
     error::{StepError, chain},
     journal::VfRecord,
-    nic::observe,
+    nic::{observe, silence::Silence},
     vm::Session,
 };
 
 /// How often is looked whether the guest uses its VF: there is no event for it.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long the standby must be silent before a busy VF is believed to have taken over.
-const SILENT: Duration = Duration::from_secs(1);
-/// How long a guest that sends nothing at all is given to bring its VF's link up.
-const IDLE: Duration = Duration::from_secs(5);
 /// QEMU pins all guest memory when it takes a VF.
 const PIN_DEADLINE: Duration = Duration::from_secs(120);
 /// Locked memory that QEMU needs beside the guest's own: device memory and page tables.
@@ -161,6 +157,7 @@ async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError>
     cx.learnt.moved = false;
     cx.record.plugs += 1;
     cx.save()?;
+    cx.sent_at_plug = Some(sent_by_standby(cx).await?);
     let id = ids::vf(&cx.record.spec.nic.name, cx.record.plugs);
     let result = add_vf(cx, client, &vf, &id, ports.vf).await;
     match &result {
@@ -286,24 +283,18 @@ async fn raise_locked_memory(client: &Client) -> Result<(), StepError> {
 }
 
 /// Waits until the guest uses the VF, or the goal changes, or the deadline passes.
-///
-/// A driver has interrupts before its link is up, and until then the guest goes on with the standby. So the
-/// standby must have fallen silent too: for [`SILENT`] while the VF is busy, for [`IDLE`] where nothing happens at all.
 pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
     let Some(vf) = cx.record.vf.clone() else {
         return Ok(());
     };
     let deadline = Instant::now() + cx.host.options.plug_deadline;
     let mut pulse = cx.vm.pulse();
-    let (mut sent, mut silent_since, mut interrupts) = (sent_by_standby(cx).await?, Instant::now(), None);
+    let sent = sent_by_standby(cx).await?;
+    let mut silence = Silence::new(cx.sent_at_plug.unwrap_or(sent), sent, Instant::now());
     loop {
-        let (now, seen) = (Instant::now(), observe::interrupts_of(&vf));
-        let sends = sent_by_standby(cx).await?;
-        if sends != sent || seen.is_none() {
-            (sent, silent_since, interrupts) = (sends, now, seen);
-        }
-        let silent = now - silent_since;
-        if seen.is_some() && (silent >= IDLE || silent >= SILENT && seen > interrupts) {
+        let sent = sent_by_standby(cx).await?;
+        let now = Instant::now();
+        if silence.look(now, sent, observe::interrupts_of(&vf)) {
             cx.learnt.moved = true;
             if cx.record.standby.as_ref().is_some_and(|s| s.pf != vf.pf) {
                 vf::announce_on_pf(cx).await.map_err(|e| refused(&e))?;

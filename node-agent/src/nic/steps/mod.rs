@@ -81,6 +81,8 @@ pub struct Context {
     pub mac: MacAddr,
     /// What earlier steps have taught.
     pub learnt: Learnt,
+    /// Packets that the standby had sent at the last plug of the VF.
+    pub sent_at_plug: Option<u64>,
     /// The order of the last switch from VF to standby.
     pub unplug_order: Option<SwitchOrder>,
     /// Resolves when the spec changes: a wait for the guest ends then.
