@@ -8,7 +8,7 @@ CARGO := cargo
 ALL := --workspace --all-features --locked
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 # Lab tests share one pair of emulated nodes' addresses and two cores: one after the other.
-LAB_TESTS := lab_smoke lab_flight lab_pool lab_faults lab_lifecycle
+LAB_TESTS := lab_smoke lab_debian lab_flight lab_pool lab_faults lab_lifecycle
 
 .PHONY: help demo test setup build crds check unit kernel cluster lab bench deny clean
 

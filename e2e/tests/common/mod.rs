@@ -42,9 +42,15 @@ spec:
 /// (docs/testing.md); so a test that fails is started once more, and that is said, with what it failed of: `make test`
 /// counts those lines.
 pub async fn case(name: &str, network: bool, test: impl AsyncFn(&mut World)) {
+    case_in(&WorldOptions::new(name), network, test).await;
+}
+
+/// The same in a world that is to be as these options say.
+pub async fn case_in(options: &WorldOptions, network: bool, test: impl AsyncFn(&mut World)) {
+    let name = &options.name;
     let mut again = true;
     loop {
-        let result = AssertUnwindSafe(attempt(name, network, &test))
+        let result = AssertUnwindSafe(attempt(options, network, &test))
             .catch_unwind()
             .await;
         let Err(panic) = result else { return };
@@ -55,11 +61,12 @@ pub async fn case(name: &str, network: bool, test: impl AsyncFn(&mut World)) {
     }
 }
 
-async fn attempt(name: &str, network: bool, test: &impl AsyncFn(&mut World)) {
+async fn attempt(options: &WorldOptions, network: bool, test: &impl AsyncFn(&mut World)) {
+    let name = &options.name;
     let mut world = if network {
-        world_with_network(name).await
+        world_with_network(options).await
     } else {
-        world(name).await
+        world(options).await
     };
     let result = AssertUnwindSafe(tokio::time::timeout(WHOLE, test(&mut world)))
         .catch_unwind()
@@ -75,16 +82,14 @@ async fn attempt(name: &str, network: bool, test: &impl AsyncFn(&mut World)) {
     resume_unwind(panic);
 }
 
-async fn world(name: &str) -> World {
+async fn world(options: &WorldOptions) -> World {
     let say = |what: &str| eprintln!("--- {what}");
-    World::start(WorldOptions::new(name), say)
-        .await
-        .expect("the world")
+    World::start(options.clone(), say).await.expect("the world")
 }
 
 /// A world with the network of all VFs, which are there.
-async fn world_with_network(name: &str) -> World {
-    let world = world(name).await;
+async fn world_with_network(options: &WorldOptions) -> World {
+    let world = world(options).await;
     world.apply(NETWORK).await.unwrap();
     for node in 1..=world.lab.nodes().len() {
         world
