@@ -172,6 +172,7 @@ async fn keep_status(pods: Api<Pod>, pod: String, guest: Arc<Guest>) {
     let phase = if matches!(code, Ok(Some(0))) {
         "Succeeded"
     } else {
+        eprintln!("--- QEMU of the pod {pod} has ended: {code:?}");
         "Failed"
     };
     let patch = json!({ "status": { "phase": phase } });

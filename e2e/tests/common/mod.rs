@@ -47,17 +47,21 @@ pub async fn case(name: &str, network: bool, test: impl AsyncFn(&mut World)) {
 
 /// The same in a world that is to be as these options say.
 pub async fn case_in(options: &WorldOptions, network: bool, test: impl AsyncFn(&mut World)) {
-    let name = &options.name;
-    let mut again = true;
-    loop {
-        let result = AssertUnwindSafe(attempt(options, network, &test))
-            .catch_unwind()
-            .await;
-        let Err(panic) = result else { return };
-        if !std::mem::take(&mut again) {
-            resume_unwind(panic);
-        }
-        eprintln!("AGAIN: {name} has failed, see above; it is started once more");
+    let attempt = |options| AssertUnwindSafe(attempt(options, network, &test)).catch_unwind();
+    if attempt(options).await.is_ok() {
+        return;
+    }
+    eprintln!(
+        "AGAIN: {} has failed, see above; it is started once more",
+        options.name
+    );
+    // The logs of the first try stay.
+    let again = WorldOptions {
+        name: format!("{}-again", options.name),
+        ..options.clone()
+    };
+    if let Err(panic) = attempt(&again).await {
+        resume_unwind(panic);
     }
 }
 
