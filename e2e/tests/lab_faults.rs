@@ -203,6 +203,7 @@ async fn killed(world: &mut World, moment: MigrationPhase) {
         world.footprint(2).await.unwrap(),
     ];
     let mut vm = vm_on_fast_path(world, &spec, "vm-0", 1, "fast").await.unwrap();
+    let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
     for (run, victim) in [Victim::SourceAgent, Victim::TargetAgent, Victim::Operator]
         .into_iter()
         .enumerate()
@@ -242,6 +243,7 @@ async fn killed(world: &mut World, moment: MigrationPhase) {
             .unwrap();
         check_fast_path(world, &target, &nic).await.unwrap();
         world.until_footprint(from, &clean[from - 1]).await.unwrap();
+        assert!(pinger.answered(20, SOON).await, "no answer at n{to}");
         vm = target;
     }
 }
