@@ -41,7 +41,7 @@ impl Silence {
     /// Whether the guest has moved, by the packets that the standby has sent and the interrupts that the VF has had
     /// (`None` while the guest has none switched on).
     pub fn look(&mut self, now: Instant, sent: u64, interrupts: Option<u64>) -> bool {
-        if sent != self.sent || self.interrupts.is_none() {
+        if sent != self.sent || interrupts.is_none() || self.interrupts.is_none() {
             (self.sent, self.since, self.interrupts) = (sent, now, interrupts);
         }
         let silent = now - self.since;
@@ -94,6 +94,8 @@ mod tests {
             "silence counts from the first interrupt"
         );
         assert!(guest.at(65_100, 200, Some(1)));
+        assert!(!guest.at(66_000, 200, None), "its driver has gone");
+        assert!(!guest.at(66_100, 200, Some(1)));
     }
 
     /// Its driver has interrupts, its link is not up yet, and it has nothing to send.
