@@ -299,8 +299,8 @@ fn make_standby(guest: Guest, learnt: &Learnt) -> Decision {
     }
 }
 
-const DEAD_STANDBY: &str = "the standby's macvtap was removed by somebody else; the VM keeps its VF and cannot migrate: \
-                            restart its QEMU, or delete the NIC and make it again";
+const DEAD_STANDBY: &str = "the standby's macvtap was removed by somebody else, and the guest's device stays on it: until the \
+                            VM's QEMU restarts, or the NIC is deleted and made again, the standby carries nothing";
 
 fn reserved(seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
     if guest.vf {

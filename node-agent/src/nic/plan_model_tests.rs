@@ -1,9 +1,6 @@
 //! A node with one NIC on which each step has its real effect, or fails, while the world around does what it likes.
 
-use hybridnic_api::{
-    conditions::reasons,
-    v1alpha1::{Goal, NoFreeVf, SwitchOrder},
-};
+use hybridnic_api::{conditions::reasons, v1alpha1::Goal};
 
 use super::super::{
     super::{Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, Step, VfMac, VfSeen, next},
@@ -12,95 +9,10 @@ use super::super::{
 
 #[path = "plan_rules_tests.rs"]
 mod rules;
+#[path = "plan_story_tests.rs"]
+mod story;
 
-/// What a guest does when it is asked to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manners {
-    /// It moves to its VF and lets go of it.
-    Good,
-    /// It lets go of nothing.
-    KeepsVf,
-    /// It has no driver for the VF.
-    IgnoresVf,
-    /// It has no hot-plug driver: it neither sees the VF nor lets go of it.
-    Blind,
-    /// Its virtio-net driver does not take the standby feature.
-    NoFailover,
-    /// Its virtio-net driver has not started.
-    Asleep,
-}
-
-impl Manners {
-    fn lets_go(self) -> bool {
-        !matches!(self, Self::KeepsVf | Self::Blind)
-    }
-
-    fn sees_vf(self) -> bool {
-        !matches!(self, Self::IgnoresVf | Self::Blind | Self::Asleep)
-    }
-}
-
-/// What is so from one end of a history to the other.
-#[derive(Clone, Copy, Debug)]
-pub struct Hardware {
-    /// The PF's driver refuses a MAC that its filter has.
-    pub refuses_twice: bool,
-    /// The order that the driver is known to need.
-    pub order: SwitchOrder,
-    /// What the NIC says of a node without a free VF.
-    pub no_free_vf: NoFreeVf,
-    /// The VF that is free is not on the PF that standbys go to.
-    pub vf_elsewhere: bool,
-    /// Whose MAC a VF has that nobody has parked yet.
-    pub stale_mac: VfMac,
-    /// The network asks nothing of a VF that a parked one has not.
-    pub plain: bool,
-}
-
-/// What happens besides the plan's steps.
-#[derive(Clone, Copy, Debug)]
-pub enum Event {
-    /// The plan's next step; it may fail for no reason.
-    Step { fails: bool },
-    /// The agent dies and starts again.
-    Crash,
-    /// What had failed may work now.
-    Relearn,
-    /// The operator wants something else.
-    Goal(Goal),
-    /// The guest becomes another.
-    Guest(Manners),
-    /// The PF's link.
-    Link(bool),
-    /// Another NIC gives a VF back, or takes the last one.
-    Offer(bool),
-    /// The reserved VF disappears from the node; QEMU gets the guest to let go of it, or not.
-    VfLost,
-    /// Something deletes the macvtap.
-    MacvtapLost,
-    /// The network gets other settings.
-    Settings,
-    /// The PF's driver refuses settings from now on, or no more.
-    Refuses(bool),
-    /// QEMU takes no VF from now on, or does again.
-    NoPlug(bool),
-    /// A migration expects the VM here, or no more.
-    Expected(bool),
-    /// QEMU ends.
-    QemuEnds,
-    /// QEMU starts; `incoming` waits for its VM.
-    QemuStarts { incoming: bool },
-    /// QEMU's socket.
-    Mute(bool),
-    /// The guest restarts.
-    Reset,
-    /// The guest's driver of the VF has interrupts; its traffic has not moved yet.
-    Interrupts,
-    /// The VM goes on to the next stage of a migration: it arrives, or is handed over, or has been.
-    Migrate,
-    /// A VM that was to be handed over, or was, runs on here.
-    TakenBack,
-}
+pub use story::{Event, Hardware, Manners};
 
 #[derive(Clone, Copy, Debug)]
 struct Vf {
