@@ -34,8 +34,9 @@ target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 
 say "building"
 cargo build -q --locked --release -p hybridnic-agent -p hybridnic-operator
-# lab-exec is what nodes and guests are spoken to with; it must stand beside the benchmark.
-cargo build -q --locked -p hybridnic-e2e --bin lab-exec --bin bench
+# As `make build` does, or cargo builds the dependencies again with other features. lab-exec, with which nodes and guests are
+# spoken to, must stand beside the benchmark.
+cargo build -q --locked --workspace --all-features --all-targets
 cargo bench -q --locked --no-run -p hybridnic-net --features testing --bench discovery
 cargo bench -q --locked --no-run -p hybridnic-agent --bench plan
 

@@ -102,15 +102,6 @@ impl Net {
         ip(&args, None).await
     }
 
-    /// Gives the peer an address in a VLAN, `br0.VID`: a guest in that VLAN can then be reached from there.
-    pub async fn add_vlan_peer(&self, vlan: u16, cidr: &str) -> Result<(), Error> {
-        let dev = format!("{BRIDGE}.{vlan}");
-        self.batch(&format!(
-            "link add link {BRIDGE} name {dev} type vlan id {vlan}\naddr add {cidr} dev {dev}\nlink set {dev} up\n"
-        ))
-        .await
-    }
-
     /// Pulls or plugs the cable of a node's port.
     pub async fn set_cable(&self, node: u8, port: u8, plugged: bool) -> Result<(), Error> {
         self.batch(&format!(
