@@ -12,8 +12,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{LATER, SOON, case, check_fast_path, ended, migration, on, phase, vm_on_fast_path};
-use hybridnic_api::v1alpha1::{MigrationPhase, Path, QemuMigration, VmHybridNic};
+use common::{LATER, SOON, case, check_fast_path, ended, fast_on, migration, phase, vm_on_fast_path};
+use hybridnic_api::v1alpha1::{MigrationPhase, QemuMigration};
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
 
 fn failure(migration: &QemuMigration) -> String {
@@ -27,16 +27,7 @@ fn failure(migration: &QemuMigration) -> String {
 
 /// Waits until a NIC is back on its fast path on node 1, and checks all of it.
 async fn back_on_fast_path(world: &World, vm: &Vm, nic: &str) {
-    let at_n1 = |n: &VmHybridNic| {
-        on(n, Path::FastPath)
-            && n.status
-                .as_ref()
-                .is_some_and(|s| s.node_name.as_deref() == Some("n1"))
-    };
-    let nic = world
-        .until_nic(nic, LATER, "back on the fast path", at_n1)
-        .await
-        .unwrap();
+    let nic = fast_on(world, nic, 1).await.unwrap();
     check_fast_path(world, vm, &nic).await.unwrap();
     assert_eq!(vm.guest.status().await.unwrap(), "running");
 }
@@ -230,17 +221,7 @@ async fn killed(world: &mut World, moment: MigrationPhase) {
         }
         let done = ended(world, &name).await.unwrap();
         assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
-        let node = world.node(to).name().to_owned();
-        let arrived = |n: &VmHybridNic| {
-            on(n, Path::FastPath)
-                && n.status
-                    .as_ref()
-                    .is_some_and(|s| s.node_name.as_ref() == Some(&node))
-        };
-        let nic = world
-            .until_nic("vm-0", LATER, "on the fast path at the target", arrived)
-            .await
-            .unwrap();
+        let nic = fast_on(world, "vm-0", to).await.unwrap();
         check_fast_path(world, &target, &nic).await.unwrap();
         world.until_footprint(from, &clean[from - 1]).await.unwrap();
         assert!(pinger.answered(20, SOON).await, "no answer at n{to}");

@@ -11,7 +11,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{LATER, SOON, case, check_fast_path, ended, fast, migration, phase, trio, vm_on_fast_path};
+use common::{SOON, case, check_fast_path, ended, fast, fast_on, migration, phase, trio, vm_on_fast_path};
 use hybridnic_api::v1alpha1::MigrationPhase;
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
 
@@ -104,17 +104,7 @@ async fn move_to(
     world.apply(&migration(name, "web", pod)).await.unwrap();
     let done = ended(world, name).await.unwrap();
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
-    let node = world.node(target.node).name();
-    let there = |n: &hybridnic_api::v1alpha1::VmHybridNic| {
-        common::on(n, hybridnic_api::v1alpha1::Path::FastPath)
-            && n.status
-                .as_ref()
-                .is_some_and(|s| s.node_name.as_deref() == Some(node))
-    };
-    let nic = world
-        .until_nic("web-0", LATER, "on the fast path at the target", there)
-        .await
-        .unwrap();
+    let nic = fast_on(world, "web-0", target.node).await.unwrap();
     check_fast_path(world, target, &nic).await.unwrap();
     let (old, new) = (before.status.as_ref().unwrap(), nic.status.as_ref().unwrap());
     assert_eq!(old.mac, new.mac);

@@ -9,8 +9,10 @@
 
 mod common;
 
-use common::{LATER, SOON, case, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path};
-use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, VmHybridNic};
+use common::{
+    LATER, SOON, case, check_fast_path, ended, fast, fast_on, migration, on, phase, vm_on_fast_path,
+};
+use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path};
 use hybridnic_e2e::world::{NicSpec, VmSpec, World};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -33,16 +35,7 @@ async fn lifecycle(world: &World) {
     let done = ended(world, "both").await.unwrap();
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
     for (index, nic) in two.nics.iter().enumerate() {
-        let there = |n: &VmHybridNic| {
-            on(n, Path::FastPath)
-                && n.status
-                    .as_ref()
-                    .is_some_and(|s| s.node_name.as_deref() == Some("n2"))
-        };
-        let object = world
-            .until_nic(&two.nic_name(index), LATER, "fast at n2", there)
-            .await
-            .unwrap();
+        let object = fast_on(world, &two.nic_name(index), 2).await.unwrap();
         check_fast_path(world, &moved, &object).await.unwrap();
         let pinger = world.lab.pinger(nic.address, 50).unwrap();
         assert!(pinger.answered(20, SOON).await, "NIC {index} has no traffic");

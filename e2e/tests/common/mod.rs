@@ -136,6 +136,20 @@ pub async fn fast(world: &World, nic: &str) -> Result<VmHybridNic> {
         .await
 }
 
+/// Waits until a NIC is on its fast path on node number `node`, as after a migration.
+pub async fn fast_on(world: &World, nic: &str, node: usize) -> Result<VmHybridNic> {
+    let name = world.node(node).name();
+    let there = |n: &VmHybridNic| {
+        on(n, Path::FastPath)
+            && n.status
+                .as_ref()
+                .is_some_and(|s| s.node_name.as_deref() == Some(name))
+    };
+    world
+        .until_nic(nic, LATER, &format!("on the fast path on {name}"), there)
+        .await
+}
+
 /// YAML of a migration.
 pub fn migration(name: &str, vm: &str, pod: &str) -> String {
     format!(
