@@ -31,16 +31,20 @@ if [ ! -f "$out/vmlinux" ]; then
 		touch "$tree/.unpacked"
 	fi
 	cd "$tree"
-	{
+	# A shell of its own, for one that is asked whether it succeeded would run on after an error.
+	if ! bash -euo pipefail -s -- "$here/kernel.config" >"$cache/kernel-build.log" 2>&1 <<-'BUILD'
 		make tinyconfig
-		scripts/kconfig/merge_config.sh -m .config "$here/kernel.config"
+		scripts/kconfig/merge_config.sh -m .config "$1"
 		make olddefconfig
 		# A wish that Kconfig dropped for want of a dependency must not pass unseen.
-		grep -E '^CONFIG_' "$here/kernel.config" | while read -r wish; do
-			grep -qxF "$wish" .config || { echo "not granted by Kconfig: $wish" >&2; exit 1; }
-		done
-		make -j"$(nproc)" vmlinux
-	} >"$cache/kernel-build.log" 2>&1 || { tail -n 30 "$cache/kernel-build.log" >&2; exit 1; }
+		refused=$(grep -E '^CONFIG_' "$1" | grep -vxFf .config || true)
+		if [ -n "$refused" ]; then echo "not granted by Kconfig: $refused" >&2; exit 1; fi
+		make -j"$(nproc)" vmlinux </dev/null
+	BUILD
+	then
+		tail -n 30 "$cache/kernel-build.log" >&2
+		exit 1
+	fi
 	mkdir -p "$out.part"
 	# Symbols stay out: they double the time QEMU needs to load the file.
 	strip -o "$out.part/vmlinux" vmlinux
