@@ -32,7 +32,7 @@ pub use vm::{NicSpec, Vm, VmSpec};
 /// The namespace that tests work in.
 pub const NAMESPACE: &str = "default";
 /// How long the control plane and the programs may take to come up.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 /// What a world is to be like.
 #[derive(Debug, Clone)]

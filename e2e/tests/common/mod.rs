@@ -21,9 +21,9 @@ use hybridnic_e2e::{
 };
 
 /// For what takes a moment.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_mins(1);
 /// For what a guest must boot, or a VM must move for.
-pub const LATER: Duration = Duration::from_secs(120);
+pub const LATER: Duration = Duration::from_mins(2);
 /// For a whole test.
 pub const WHOLE: Duration = Duration::from_mins(12);
 

@@ -25,9 +25,9 @@ use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant,
 /// The first pause after a step that failed; doubled up to the cap.
 const BACKOFF: Duration = Duration::from_secs(1);
 /// The longest pause after a step that failed.
-const BACKOFF_CAP: Duration = Duration::from_secs(60);
+const BACKOFF_CAP: Duration = Duration::from_mins(1);
 /// How long a VF that could not be used is left alone, where nothing tells that it might now.
-const TRY_AGAIN: Duration = Duration::from_secs(60);
+const TRY_AGAIN: Duration = Duration::from_mins(1);
 
 /// What the operator wants of an attachment.
 #[derive(Clone, Debug, PartialEq)]

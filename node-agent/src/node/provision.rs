@@ -13,7 +13,7 @@ use super::select;
 use crate::{error::chain, host::Host};
 
 /// How long a driver may take to make its VFs.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 /// The PFs that should get VFs, and how many. Pure.
 pub fn wanted(inventory: &Inventory, pools: &[NodePool]) -> Vec<(PciAddress, u16)> {

@@ -64,7 +64,7 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
 /// QEMU answers nothing while it pins a guest's memory for a VF: seconds, or more for a large guest.
 fn options() -> Options {
     Options {
-        command_timeout: Duration::from_secs(60),
+        command_timeout: Duration::from_mins(1),
         ..Options::default()
     }
 }

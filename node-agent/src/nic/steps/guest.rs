@@ -24,7 +24,7 @@ use crate::{
 /// How often is looked whether the guest uses its VF: there is no event for it.
 const LOOK: Duration = Duration::from_millis(50);
 /// QEMU pins all guest memory when it takes a VF.
-const PIN_DEADLINE: Duration = Duration::from_secs(120);
+const PIN_DEADLINE: Duration = Duration::from_mins(2);
 /// Locked memory that QEMU needs beside the guest's own: device memory and page tables.
 const LOCKED_EXTRA: u64 = 1 << 30;
 /// Id of QEMU's iommufd object, one for a VM.

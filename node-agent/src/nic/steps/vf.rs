@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How long a driver may take to let go of a VF and another to take it.
-const BIND_DEADLINE: Duration = Duration::from_secs(60);
+const BIND_DEADLINE: Duration = Duration::from_mins(1);
 
 fn refused(error: &dyn Error) -> StepError {
     StepError::from_error(reasons::VF_SETTING_REFUSED, error)
