@@ -1,7 +1,9 @@
 #!/bin/bash
-# Builds the control plane of the tests from the modules that go.mod pins, as far as it is not there yet.
+# Builds the control plane of the tests, and what makes the lab's machines its nodes, from the modules that go.mod pins,
+# as far as it is not there yet.
 #
 #   build.sh [TOOL...]      default: etcd, kube-apiserver, kube-controller-manager, kubectl, helm
+#                           others: kube-scheduler, kubelet, kube-proxy, deviceplugin
 #
 # Prints one line for each tool on stdout, "NAME<tab>PATH"; progress goes to stderr. A tool found in
 # $KUBEBUILDER_ASSETS is taken from there. All others are kept in ${HYBRIDNIC_CACHE:-~/.cache/hybridnic},
@@ -14,7 +16,11 @@ declare -A package=(
   [etcd]=go.etcd.io/etcd/server/v3
   [kube-apiserver]=k8s.io/kubernetes/cmd/kube-apiserver
   [kube-controller-manager]=k8s.io/kubernetes/cmd/kube-controller-manager
+  [kube-scheduler]=k8s.io/kubernetes/cmd/kube-scheduler
+  [kubelet]=k8s.io/kubernetes/cmd/kubelet
+  [kube-proxy]=k8s.io/kubernetes/cmd/kube-proxy
   [kubectl]=k8s.io/kubernetes/cmd/kubectl
+  [deviceplugin]=hybridnic.io/e2e/controlplane/deviceplugin
   [helm]=helm.sh/helm/v4/cmd/helm
 )
 tools=("$@")
@@ -24,7 +30,7 @@ for tool in "${tools[@]}"; do
 done
 
 cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
-sum=$(cat "$here/go.mod" "$here/go.sum" | sha256sum)
+sum=$(cat "$here/go.mod" "$here/go.sum" "$here"/*/*.go | sha256sum)
 bin=$cache/controlplane-${sum:0:16}/bin
 
 path_of() {

@@ -1,30 +1,34 @@
 #!/bin/bash
 # Makes the lab's initramfs and prints where everything is, one NAME=PATH a line:
 #   NODE_QEMU                 the QEMU that nodes run on
-#   NODE_KERNEL NODE_INITRD   a node: QEMU, iproute2, tcpdump, no product
+#   NODE_KERNEL NODE_INITRD   a node: QEMU, iproute2, tcpdump, no product; of kube, containerd and runc instead of QEMU
 #   GUEST_KERNEL GUEST_INITRD a virtual machine inside a node
 #   LAB_EXEC                  the helper for nodes, stripped
 #
-# Usage: build-images.sh small|debian LAB_EXEC
+# Usage: build-images.sh small|debian|kube LAB_EXEC
 #   small|debian  which kernel: our own without modules, or Debian's with its modules
+#   kube          our own kernel, and nodes on which a kubelet can run pods
 #   LAB_EXEC      the helper that runs in guests (target/debug/lab-exec)
 # Each image is cached under a name made of its inputs' contents; making both takes 4 seconds.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-flavour=${1:?small or debian}
+flavour=${1:?small, debian or kube}
 lab_exec=${2:?path of lab-exec}
 cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
 PATH=$PATH:/usr/sbin:/sbin
 
 node_programs="dash ip bridge tcpdump qemu-system-x86_64 kmod ethtool"
 guest_programs="dash ip kmod"
+kube_programs="dash ip kmod ethtool mount umount nft containerd containerd-shim-runc-v2 ctr runc"
+kube_packages="containerd runc containernetworking-plugins nftables mount iproute2 kmod dash ethtool"
+cni_plugins="bridge host-local loopback"
 node_modules="virtio_pci virtio_net virtio_console 9pnet_virtio 9p igb igbvf vfio-pci vfio_iommu_type1 macvtap
 	vhost_net vhost_vsock tun kvm-amd bridge 8021q veth dummy e1000e af_packet overlay bonding"
 guest_modules="virtio_pci virtio_net virtio_console net_failover igbvf igb e1000e af_packet
 	vmw_vsock_virtio_transport 8021q bonding"
 
 case $flavour in
-small)
+small | kube)
 	kernel=$("$here/build-kernel.sh")
 	modules=
 	;;
@@ -66,6 +70,24 @@ add_programs() {
 	ln -sf dash "$root/usr/bin/sh"
 	ln -sf ../bin/kmod "$root/usr/sbin/modprobe"
 	ln -sf ../bin/kmod "$root/usr/sbin/lsmod"
+}
+
+# The same out of an unpacked release, whose programs run by its own libraries.
+add_foreign() {
+	local root=$1 from=$2 libraries=usr/lib/x86_64-linux-gnu program path library
+	shift 2
+	for program in "$@"; do
+		path=$(find "$from/usr/bin" "$from/usr/sbin" "$from/usr/lib/cni" -name "$program" | head -n 1)
+		[ -n "$path" ] || { echo "$program is in no package" >&2; exit 1; }
+		rm -f "$root/usr/bin/$program"
+		install -D "$path" "$root/${path#"$from"/}"
+		"$from/usr/lib64/ld-linux-x86-64.so.2" --library-path "$from/$libraries" --list "$path" 2>/dev/null |
+			grep -oE "$from/[^ ]+" || true
+	done | sort -u | while read -r library; do
+		install -D "$library" "$root/$libraries/${library##*/}"
+	done
+	for library in libgcc_s.so.1 libm.so.6; do cp -L "$from/$libraries/$library" "$root/$libraries/"; done
+	cp -L "$from/usr/lib64/ld-linux-x86-64.so.2" "$root/usr/lib64/"
 }
 
 # Copies modules of Debian's kernel with what they depend on, uncompressed for speed.
@@ -111,6 +133,20 @@ make_node() {
 	install "$here/node-init" "$root/init"
 }
 
+# Debian 13's containerd is older than what Kubernetes supports; that of the next release is not.
+make_kube_node() {
+	local root=$1 release=$work.release
+	new_root "$root"
+	"$here/unpack.sh" "$release" forky $kube_packages
+	# shellcheck disable=SC2086
+	add_foreign "$root" "$release" $kube_programs $cni_plugins
+	ln -sf ../bin/kmod "$root/usr/sbin/modprobe"
+	ln -sf dash "$root/usr/bin/sh"
+	mkdir -p "$root/opt/cni" && ln -s /usr/lib/cni "$root/opt/cni/bin"
+	install "$here/node-init" "$root/init"
+	rm -rf "$release"
+}
+
 make_guest() {
 	local root=$1
 	new_root "$root"
@@ -147,8 +183,11 @@ mkdir -p "$cache"
 exec 8>"$cache/images.lock"
 flock 8
 work=
-trap 'rm -rf "$work"' EXIT
-node=$(cached node "$here/node-init" "$(command -v qemu-system-x86_64)")
+trap 'rm -rf "$work" "$work.release"' EXIT
+case $flavour in
+kube) node=$(cached kube_node "$here/node-init") ;;
+*) node=$(cached node "$here/node-init" "$(command -v qemu-system-x86_64)") ;;
+esac
 guest=$(cached guest "$here/guest-init" "$lab_exec")
 echo "NODE_QEMU=$("$here/node-qemu.sh")"
 echo "NODE_KERNEL=$kernel"

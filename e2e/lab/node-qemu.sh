@@ -7,6 +7,7 @@
 #
 # Usage: node-qemu.sh. HYBRIDNIC_NODE_QEMU names another one.
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
 wanted=10.2
 
@@ -28,38 +29,9 @@ out=$cache/node-qemu
 if [ ! -x "$out/qemu-system-x86_64" ]; then
 	part=$out.part
 	rm -rf "$part"
-	mkdir -p "$part"/apt/{lists/partial,cache/archives/partial} "$part/root"
-	cd "$part/apt"
-	# An apt of its own: another release's packages must not come near the system's.
-	: >status
-	keys=/usr/share/keyrings/debian-archive-keyring.gpg
-	# From the mirror that the system's own release comes from.
-	mirror=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
-		awk -v release="$(. /etc/os-release; echo "$VERSION_CODENAME")" '$1 == release && $2 == "main" && !found { print $3; found = 1 }')
-	[ -n "$mirror" ] || { echo "apt has no source for this release: QEMU $wanted or newer is needed" >&2; exit 1; }
-	for suite in trixie trixie-backports; do
-		echo "deb [signed-by=$keys] $mirror $suite main"
-	done >sources.list
-	cat >apt.conf <<-CONF
-		Dir::Etc::sourcelist "$PWD/sources.list";
-		Dir::Etc::sourceparts "-";
-		Dir::State::lists "$PWD/lists";
-		Dir::State::status "$PWD/status";
-		Dir::Cache "$PWD/cache";
-		APT::Sandbox::User "root";
-		APT::Default-Release "trixie-backports";
-		APT::Install-Recommends "false";
-		Acquire::Languages "none";
-	CONF
-	export APT_CONFIG=$PWD/apt.conf
-	apt-get -qq update >&2
-	apt-get -qq -y --download-only install qemu-system-x86 >&2
-	unset APT_CONFIG
-	for package in cache/archives/*.deb; do
-		dpkg-deb -x "$package" "$part/root"
-	done
+	mkdir -p "$part"
+	"$here/unpack.sh" "$part/root" "trixie trixie-backports" qemu-system-x86
 	cd "$part"
-	rm -rf apt
 	cat >qemu-system-x86_64 <<-'RUN'
 		#!/bin/sh
 		here=$(dirname "$(readlink -f "$0")")

@@ -1,0 +1,83 @@
+#!/bin/bash
+# Makes the container images, without a registry and without a daemon: each is a docker-archive that `docker load`, `podman
+# load` and `ctr images import` take.
+#
+# Usage: build.sh OUT TAG BIN [IMAGE...]
+#   OUT     directory for IMAGE.tar
+#   TAG     tag, as the version
+#   BIN     directory with the programs, such as target/release
+#   IMAGE   operator, agent, qemu, pause; without any, operator and agent
+# An image is the program and the libraries that it is linked with, from this system, and nothing else: no shell, no package
+# manager. Names are localhost/hybridnic-IMAGE:TAG, or ${HYBRIDNIC_REPOSITORY}-IMAGE:TAG.
+set -euo pipefail
+shopt -s inherit_errexit
+out=${1:?directory for the images} tag=${2:?tag} bin=${3:?directory of the programs}
+shift 3
+(($#)) || set -- operator agent
+repository=${HYBRIDNIC_REPOSITORY:-localhost/hybridnic}
+PATH=$PATH:/usr/sbin:/sbin
+mkdir -p "$out"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# Neither overlayfs nor user namespaces are needed to put files together.
+storage=(--storage-driver vfs --root "$work/storage" --runroot "$work/run")
+
+# Copies programs to /usr/bin of a root, and the libraries they are linked with to where the loader looks.
+add() {
+	local root=$1 program library
+	shift
+	mkdir -p "$root/usr/bin"
+	for program in "$@"; do
+		install "$program" "$root/usr/bin/"
+		strip --strip-unneeded "$root/usr/bin/${program##*/}"
+		for library in $(ldd "$program" 2>/dev/null | grep -oE '/[^ ]+' | sort -u); do
+			[ -e "$root$library" ] || install -D "$(readlink -f "$library")" "$root$library"
+		done
+	done
+}
+
+make_operator() {
+	add "$1" "$bin/hybridnic-operator"
+	config=(--entrypoint '["/usr/bin/hybridnic-operator"]' --user 65532:65532)
+}
+
+make_agent() {
+	add "$1" "$bin/hybridnic-agent" "$(readlink -f "$(command -v kmod)")"
+	mkdir -p "$1/usr/sbin"
+	ln -s ../bin/kmod "$1/usr/sbin/modprobe"
+	config=(--entrypoint '["/usr/bin/hybridnic-agent"]' --env PATH=/usr/sbin:/usr/bin)
+}
+
+# Debian's QEMU with the firmware of a q35 machine. It runs as a user of its own and needs no right but /dev/kvm.
+make_qemu() {
+	add "$1" "$(command -v qemu-system-x86_64)"
+	local share=/usr/share/qemu
+	mkdir -p "$1$share" "$1/usr/share/seabios"
+	cp $share/{pvh,kvmvapic,linuxboot_dma,linuxboot,multiboot}.bin $share/efi-virtio.rom "$1$share/" 2>/dev/null ||
+		cp $share/{pvh,kvmvapic,linuxboot_dma,linuxboot,multiboot}.bin "$1$share/"
+	cp /usr/share/seabios/bios{,-256k}.bin "$1/usr/share/seabios/"
+	config=(--entrypoint '["/usr/bin/qemu-system-x86_64"]' --user 107:107)
+}
+
+# What holds a pod's namespaces, for clusters that get no images from elsewhere.
+make_pause() {
+	add "$1" "$(command -v catatonit)"
+	config=(--entrypoint '["/usr/bin/catatonit", "-P"]' --user 65535:65535)
+}
+
+for image in "$@"; do
+	declare -F "make_$image" >/dev/null || { echo "no such image: $image" >&2; exit 2; }
+	root=$work/$image
+	mkdir -p "$root/tmp"
+	chmod 1777 "$root/tmp"
+	config=()
+	"make_$image" "$root"
+	container=$(buildah "${storage[@]}" from scratch)
+	buildah "${storage[@]}" copy -q "$container" "$root" / >/dev/null
+	buildah "${storage[@]}" config "${config[@]}" --label org.opencontainers.image.licenses=Apache-2.0 "$container"
+	name=$repository-$image:$tag
+	buildah "${storage[@]}" commit -q --timestamp 0 "$container" "$name" >/dev/null
+	rm -f "$out/$image.tar"
+	buildah "${storage[@]}" push -q "$name" "docker-archive:$out/$image.tar:$name"
+	printf '%s\t%s\t%s\n' "$name" "$(stat -c %s "$out/$image.tar")" "$out/$image.tar"
+done
