@@ -79,12 +79,23 @@ pub enum Error {
     Refused { program: PathBuf, message: String },
 }
 
+/// How much of kube-controller-manager runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Controllers {
+    /// Nothing of it: hence no service accounts, no deletion of namespaces, no garbage collection.
+    None,
+    /// What a chart relies on; the harness plays the kubelet.
+    Some,
+    /// All, and kube-scheduler: for real nodes.
+    All,
+}
+
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct Options {
     dir: PathBuf,
     addresses: Vec<IpAddr>,
-    controllers: bool,
+    controllers: Controllers,
 }
 
 impl Options {
@@ -96,7 +107,7 @@ impl Options {
         Self {
             dir: dir.into(),
             addresses: vec![Ipv4Addr::LOCALHOST.into()],
-            controllers: false,
+            controllers: Controllers::None,
         }
     }
 
@@ -110,7 +121,14 @@ impl Options {
     /// With kube-controller-manager.
     #[must_use]
     pub fn with_controllers(mut self) -> Self {
-        self.controllers = true;
+        self.controllers = Controllers::Some;
+        self
+    }
+
+    /// With all controllers and the scheduler: kubelets can join, by TLS bootstrap.
+    #[must_use]
+    pub fn with_nodes(mut self) -> Self {
+        self.controllers = Controllers::All;
         self
     }
 }
@@ -118,6 +136,7 @@ impl Options {
 /// A running control plane.
 pub struct ControlPlane {
     // Dropped in this order: who depends on another goes first.
+    scheduler: Option<Daemon>,
     controllers: Option<Daemon>,
     apiserver: Daemon,
     etcd: Daemon,
@@ -134,7 +153,7 @@ impl ControlPlane {
     ///
     /// Builds the binaries where they are missing, which takes minutes; see [`Tools::ready`].
     pub async fn start(options: Options) -> Result<Self, Error> {
-        let tools = Tools::ready().await?;
+        let tools = Tools::ready(options.controllers == Controllers::All).await?;
         let dir = make_directory(&options.dir)?;
         let port = ReservedPort::any().map_err(Error::Port)?;
         let authority = pki::Authority::new()?;
@@ -151,6 +170,7 @@ impl ControlPlane {
             .unwrap_or_else(|| Ipv4Addr::LOCALHOST.into());
         let flags = flags::apiserver(port.number(), advertise, options.controllers);
         let mut this = Self {
+            scheduler: None,
             controllers: None,
             apiserver: Daemon::new("kube-apiserver", &tools.apiserver, flags, &dir),
             etcd: Daemon::new("etcd", &tools.etcd, flags::etcd(), &dir),
@@ -163,8 +183,11 @@ impl ControlPlane {
         };
         this.etcd.start()?;
         this.start_api().await?;
-        if options.controllers {
-            this.start_controllers().await?;
+        if options.controllers != Controllers::None {
+            this.start_controllers(options.controllers).await?;
+        }
+        if options.controllers == Controllers::All {
+            this.start_scheduler()?;
         }
         Ok(this)
     }
@@ -187,6 +210,21 @@ impl ControlPlane {
     /// The administrator's kubeconfig file.
     pub fn kubeconfig_admin(&self) -> PathBuf {
         self.dir.join(paths::ADMIN_KUBECONFIG)
+    }
+
+    /// The binaries.
+    pub fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    /// The certificate authority's own certificate, PEM.
+    pub fn authority(&self) -> String {
+        self.authority.certificate()
+    }
+
+    /// A login by a bearer token that the API server knows, such as a bootstrap token.
+    pub fn login_token(&self, token: &str) -> Login {
+        Login::token(self.port(), self.authority.certificate(), token)
     }
 
     /// A client with the administrator's rights.
@@ -326,7 +364,12 @@ impl ControlPlane {
 
     /// The resident memory of each process that runs, in KiB (`VmRSS` of proc(5)).
     pub fn resident_kib(&self) -> Vec<(&'static str, u64)> {
-        let daemons = [Some(&self.etcd), Some(&self.apiserver), self.controllers.as_ref()];
+        let daemons = [
+            Some(&self.etcd),
+            Some(&self.apiserver),
+            self.controllers.as_ref(),
+            self.scheduler.as_ref(),
+        ];
         daemons
             .into_iter()
             .flatten()
@@ -334,11 +377,21 @@ impl ControlPlane {
             .collect()
     }
 
-    async fn start_controllers(&mut self) -> Result<(), Error> {
+    fn start_scheduler(&mut self) -> Result<(), Error> {
+        let Some(nodes) = self.tools.nodes.clone() else {
+            return Ok(());
+        };
+        let login = self.login("system:kube-scheduler", &[])?;
+        login.write(&self.dir.join(paths::SCHEDULER_KUBECONFIG))?;
+        let daemon = Daemon::new("kube-scheduler", &nodes.scheduler, flags::scheduler(), &self.dir);
+        Ok(self.scheduler.insert(daemon).start()?)
+    }
+
+    async fn start_controllers(&mut self, controllers: Controllers) -> Result<(), Error> {
         let login = self.login("system:kube-controller-manager", &[])?;
         login.write(&self.dir.join(paths::CONTROLLER_KUBECONFIG))?;
         let program = &self.tools.controller_manager;
-        let flags = flags::controller_manager();
+        let flags = flags::controller_manager(controllers);
         let daemon =
             self.controllers
                 .insert(Daemon::new("kube-controller-manager", program, flags, &self.dir));
@@ -413,8 +466,12 @@ fn write_files(dir: &Path, authority: &pki::Authority, addresses: &[IpAddr]) -> 
     let addresses: Vec<_> = addresses.iter().copied().chain([flags::API_SERVICE]).collect();
     let server = authority.server(&names, &addresses)?;
     let (token_key, token_public_key) = pki::signing_key()?;
+    let kubelet_client = authority.client("kube-apiserver-kubelet-client", &["system:masters"])?;
     let files = [
         (paths::CA_CERT, authority.certificate()),
+        (paths::CA_KEY, authority.key()),
+        (paths::KUBELET_CLIENT_CERT, kubelet_client.certificate),
+        (paths::KUBELET_CLIENT_KEY, kubelet_client.key),
         (paths::SERVER_CERT, server.certificate),
         (paths::SERVER_KEY, server.key),
         (paths::TOKEN_KEY, token_key),

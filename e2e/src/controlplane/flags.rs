@@ -3,9 +3,9 @@
 
 use std::net::IpAddr;
 
-use super::paths;
+use super::{Controllers, paths};
 
-/// The services' addresses; the API server takes the first. Nothing in the tests routes them.
+/// The services' addresses; the API server takes the first. Without nodes nothing routes them.
 const SERVICE_RANGE: &str = "10.96.0.0/16";
 /// The first address of [`SERVICE_RANGE`]: the API server's own service.
 pub(super) const API_SERVICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1));
@@ -51,15 +51,13 @@ pub(super) fn etcd() -> Vec<String> {
 }
 
 /// kube-apiserver's flags. Without controllers nobody makes the service account of a pod, so none is asked for.
-pub(super) fn apiserver(port: u16, advertise: IpAddr, controllers: bool) -> Vec<String> {
+pub(super) fn apiserver(port: u16, advertise: IpAddr, controllers: Controllers) -> Vec<String> {
     let mut flags = vec![
         format!("--etcd-servers={ETCD}"),
         "--bind-address=0.0.0.0".to_owned(),
         format!("--secure-port={port}"),
         "--permit-port-sharing=true".to_owned(),
         format!("--advertise-address={advertise}"),
-        // It would publish the address above as that of a service, and refuses loopback there.
-        "--endpoint-reconciler-type=none".to_owned(),
         format!("--tls-cert-file={}", paths::SERVER_CERT),
         format!("--tls-private-key-file={}", paths::SERVER_KEY),
         format!("--client-ca-file={}", paths::CA_CERT),
@@ -76,22 +74,51 @@ pub(super) fn apiserver(port: u16, advertise: IpAddr, controllers: bool) -> Vec<
         "--profiling=false".to_owned(),
         "--allow-privileged=true".to_owned(),
     ];
-    if !controllers {
-        flags.push("--disable-admission-plugins=ServiceAccount".to_owned());
+    match controllers {
+        Controllers::None => flags.push("--disable-admission-plugins=ServiceAccount".to_owned()),
+        Controllers::Some => {}
+        Controllers::All => flags.extend([
+            "--enable-bootstrap-token-auth=true".to_owned(),
+            format!("--kubelet-client-certificate={}", paths::KUBELET_CLIENT_CERT),
+            format!("--kubelet-client-key={}", paths::KUBELET_CLIENT_KEY),
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
+        ]),
+    }
+    if controllers != Controllers::All {
+        // It would publish the address above as that of a service, and refuses loopback there.
+        flags.push("--endpoint-reconciler-type=none".to_owned());
     }
     flags
 }
 
-/// kube-controller-manager's flags.
-pub(super) fn controller_manager() -> Vec<String> {
+/// kube-scheduler's flags.
+pub(super) fn scheduler() -> Vec<String> {
     vec![
+        format!("--kubeconfig={}", paths::SCHEDULER_KUBECONFIG),
+        "--leader-elect=false".to_owned(),
+        "--secure-port=0".to_owned(),
+    ]
+}
+
+/// kube-controller-manager's flags.
+pub(super) fn controller_manager(controllers: Controllers) -> Vec<String> {
+    let mut flags = vec![
         format!("--kubeconfig={}", paths::CONTROLLER_KUBECONFIG),
-        format!("--controllers={}", CONTROLLERS.join(",")),
         "--use-service-account-credentials=true".to_owned(),
         format!("--service-account-private-key-file={}", paths::TOKEN_KEY),
         format!("--root-ca-file={}", paths::CA_CERT),
         "--leader-elect=false".to_owned(),
         // No port of its own: the service accounts that it makes say that it runs.
         "--secure-port=0".to_owned(),
-    ]
+    ];
+    if controllers == Controllers::All {
+        flags.extend([
+            "--controllers=*,bootstrap-signer-controller,token-cleaner-controller".to_owned(),
+            format!("--cluster-signing-cert-file={}", paths::CA_CERT),
+            format!("--cluster-signing-key-file={}", paths::CA_KEY),
+        ]);
+    } else {
+        flags.push(format!("--controllers={}", CONTROLLERS.join(",")));
+    }
+    flags
 }

@@ -30,7 +30,7 @@ pub struct Pair {
     pub key: String,
 }
 
-/// The certificate authority of one cluster. Its key never leaves the memory of the test.
+/// The certificate authority of one cluster.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
@@ -52,6 +52,11 @@ impl Authority {
     /// The authority's certificate, PEM.
     pub fn certificate(&self) -> String {
         self.issuer.pem()
+    }
+
+    /// The authority's key, PEM: for the controller that signs what kubelets ask for.
+    pub(super) fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     /// A server's certificate, good for these names and addresses.

@@ -40,15 +40,35 @@ pub struct Tools {
     pub kubectl: PathBuf,
     /// helm.
     pub helm: PathBuf,
+    /// What makes machines nodes; none unless asked for.
+    pub nodes: Option<NodeTools>,
 }
 
+/// The binaries with which a machine is a node.
+#[derive(Debug, Clone)]
+pub struct NodeTools {
+    /// kube-scheduler.
+    pub scheduler: PathBuf,
+    /// kubelet.
+    pub kubelet: PathBuf,
+    /// kube-proxy.
+    pub proxy: PathBuf,
+    /// The stand-in for a cluster's device plugin.
+    pub device_plugin: PathBuf,
+}
+
+const CONTROL: [&str; 5] = ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "helm"];
+const NODES: [&str; 4] = ["kube-scheduler", "kubelet", "kube-proxy", "deviceplugin"];
+
 impl Tools {
-    /// Finds the binaries; builds what is missing, with progress on standard error.
+    /// Finds the binaries, those of nodes only where asked for; builds what is missing, with progress on standard error.
     ///
     /// Taken from `$KUBEBUILDER_ASSETS` where set and there, else from the cache that the script describes.
-    pub async fn ready() -> Result<Self, Error> {
+    pub async fn ready(nodes: bool) -> Result<Self, Error> {
         let mut script = Command::new(SCRIPT);
         script
+            .args(CONTROL)
+            .args(if nodes { &NODES[..] } else { &[] })
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
             .kill_on_drop(true);
@@ -66,6 +86,16 @@ impl Tools {
             controller_manager: take("kube-controller-manager")?,
             kubectl: take("kubectl")?,
             helm: take("helm")?,
+            nodes: if nodes {
+                Some(NodeTools {
+                    scheduler: take("kube-scheduler")?,
+                    kubelet: take("kubelet")?,
+                    proxy: take("kube-proxy")?,
+                    device_plugin: take("deviceplugin")?,
+                })
+            } else {
+                None
+            },
         })
     }
 }

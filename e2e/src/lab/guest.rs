@@ -1,15 +1,16 @@
 //! A virtual machine in a node, as a user's pod would run it: QEMU without any NIC, a QMP socket for the product.
 
 use std::fmt::Write as _;
+use std::ops::Deref;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::exec::{self, Output, Process, Target};
+use super::exec::{self, Process};
+use super::inside::Inside;
 use super::node::{self, Node};
 use super::qmp;
-use super::view::{NetView, Netdev};
 use super::wire::{self, UP};
 
 /// Where the product expects the QMP sockets: `BASE/NAMESPACE/POD/qmp.sock`.
@@ -17,8 +18,6 @@ pub const VMS: &str = "/run/hybridnic/vms";
 /// A guest boots in 9 to 13 s on an idle machine, Debian's kernel in 90 s beside two compilers.
 const BOOT_DEADLINE: Duration = Duration::from_mins(3);
 const LOOK_DEADLINE: Duration = Duration::from_secs(30);
-/// A working guest sleeps 0.2 s in 0.3 s, a busy one in 2 s.
-const FROZEN_AFTER: Duration = Duration::from_secs(12);
 
 /// Something about a guest went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -202,8 +201,16 @@ impl GuestSpec {
 pub struct Guest {
     spec: GuestSpec,
     node: Node,
-    cid: u32,
+    inside: Inside,
     qemu: Process,
+}
+
+impl Deref for Guest {
+    type Target = Inside;
+
+    fn deref(&self) -> &Inside {
+        &self.inside
+    }
 }
 
 impl Guest {
@@ -227,7 +234,7 @@ impl Guest {
         let guest = Self {
             spec,
             node: node.clone(),
-            cid,
+            inside: Inside::new(node, cid),
             qemu,
         };
         if guest.spec.incoming {
@@ -274,59 +281,6 @@ impl Guest {
     /// The socket the product is to use, in the node.
     pub fn qmp_socket(&self) -> String {
         self.spec.qmp_socket()
-    }
-
-    fn target(&self) -> Target {
-        Target {
-            guest: Some(self.cid),
-            ..self.node.target()
-        }
-    }
-
-    /// Runs a shell command in the guest to its end, whatever that is.
-    pub async fn exec(&self, script: &str, deadline: Duration) -> Result<Output, Error> {
-        Ok(self.target().shell(script, deadline).await?)
-    }
-
-    /// Runs a shell command in the guest that must succeed, and gives its stdout.
-    pub async fn run(&self, script: &str, deadline: Duration) -> Result<String, Error> {
-        let target = self.target();
-        Ok(target.shell(script, deadline).await?.success(target, script)?)
-    }
-
-    /// The guest's network devices.
-    pub async fn net(&self) -> Result<NetView, Error> {
-        let text = self.run("lab-exec netview", LOOK_DEADLINE).await?;
-        let netdevs: Vec<Netdev> = serde_json::from_str(&text).map_err(|source| exec::Error::Parse {
-            what: "lab-exec netview".into(),
-            text,
-            source,
-        })?;
-        Ok(NetView(netdevs))
-    }
-
-    /// Waits until the guest's network devices are so; gives the last view, and whether they were.
-    pub async fn net_when(
-        &self,
-        deadline: Duration,
-        reached: impl Fn(&NetView) -> bool,
-    ) -> Result<(NetView, bool), Error> {
-        let end = tokio::time::Instant::now() + deadline;
-        loop {
-            let view = self.net().await?;
-            let done = reached(&view);
-            if done || tokio::time::Instant::now() >= end {
-                return Ok((view, done));
-            }
-            // The guest tells of no change by itself, and to look costs it 10 ms.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
-
-    /// Whether the guest's timers have stopped, as they did in nodes with a mistaken clock (see `e2e/lab/README.md`).
-    /// Such a guest answers, but whatever waits for time to pass waits for ever.
-    pub async fn is_frozen(&self) -> bool {
-        self.exec("sleep 0.2", FROZEN_AFTER).await.is_err()
     }
 
     /// Asks QEMU by the harness's own monitor; the product's is left alone.

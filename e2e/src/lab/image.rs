@@ -12,13 +12,15 @@ use tokio::time::timeout;
 /// Building a kernel takes 8 minutes on two idle cores.
 const BUILD_DEADLINE: Duration = Duration::from_mins(40);
 
-/// Which kernel the lab runs, in nodes and guests alike.
+/// Which kernel the lab runs, in nodes and guests alike, and what nodes are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
     /// Our own, without modules: has iommufd, vfio cdev and netdevsim; boots in 4 seconds.
     Small,
     /// Debian's 6.12: drivers are modules, vfio has groups only.
     Debian,
+    /// The small one, in nodes that run pods: they have containerd, and no QEMU of their own.
+    Kube,
 }
 
 /// No images.
@@ -54,6 +56,7 @@ pub(crate) async fn build(kernel: Kernel) -> Result<Images, Error> {
     let flavour = match kernel {
         Kernel::Small => "small",
         Kernel::Debian => "debian",
+        Kernel::Kube => "kube",
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/build-images.sh");
     let running = Command::new(script)

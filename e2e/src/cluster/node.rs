@@ -1,0 +1,243 @@
+//! What makes a machine of the lab a node: containerd, kubelet, kube-proxy and a device plugin, each a process that can be
+//! ended and started again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::images;
+use crate::controlplane::{ControlPlane, tools::NodeTools};
+use crate::lab::{HOST_ADDRESS, Node, Process};
+
+/// In `bootstrap.yaml` too.
+const BOOTSTRAP_TOKEN: &str = "labtok.0123456789abcdef";
+/// What a pod asks for that runs a VM.
+pub const VM_RESOURCE: &str = "lab.hybridnic.io/vm";
+/// Emulated machines take their time.
+const SOON: Duration = Duration::from_mins(2);
+const DEATH: Duration = Duration::from_secs(30);
+
+/// A node's processes.
+pub struct Joined {
+    node: Node,
+    kubelet: Option<Process>,
+    device_plugin: Option<Process>,
+    _proxy: Process,
+    _containerd: Process,
+}
+
+impl Joined {
+    /// Makes a machine a node of the cluster; returns when its kubelet has been started.
+    pub async fn start(
+        node: &Node,
+        nodes: usize,
+        control_plane: &ControlPlane,
+        images: &[PathBuf],
+    ) -> Result<Self> {
+        let tools = control_plane
+            .tools()
+            .nodes
+            .clone()
+            .context("no tools for nodes")?;
+        fill_share(node, &tools, images)?;
+        put_files(node, control_plane).await?;
+        node.run(&prepare(node, nodes), SOON).await?;
+        let containerd = node
+            .spawn(&["containerd", "--config", "/etc/containerd/config.toml"], &[], "containerd")
+            .await?;
+        node.run(
+            "until ctr version >/dev/null 2>&1; do sleep 0.2; done; \
+             for image in /host/images/*.tar; do ctr -n k8s.io images import --local \"$image\"; done",
+            SOON,
+        )
+        .await
+        .context("containerd")?;
+        let name = format!("--hostname-override={}", node.name());
+        let proxy = node
+            .spawn(
+                &[
+                    "/host/bin/kube-proxy",
+                    "--kubeconfig=/etc/kubernetes/proxy.kubeconfig",
+                    "--proxy-mode=nftables",
+                    "--cluster-cidr=10.244.0.0/16",
+                    &name,
+                ],
+                &[],
+                "kube-proxy",
+            )
+            .await?;
+        let mut joined = Self {
+            node: node.clone(),
+            kubelet: None,
+            device_plugin: None,
+            _proxy: proxy,
+            _containerd: containerd,
+        };
+        joined.start_kubelet().await?;
+        Ok(joined)
+    }
+
+    /// Starts the kubelet, and the device plugin, which each kubelet must be told of anew.
+    pub async fn start_kubelet(&mut self) -> Result<()> {
+        let node = &self.node;
+        let socket = "/var/lib/kubelet/device-plugins/kubelet.sock";
+        node.run(&format!("rm -f {socket}"), SOON).await?;
+        let (name, ip) = (
+            format!("--hostname-override={}", node.name()),
+            format!("--node-ip={}", node.address()),
+        );
+        let kubelet = node
+            .spawn(
+                &[
+                    "/host/bin/kubelet",
+                    "--config=/etc/kubernetes/kubelet.yaml",
+                    "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap.kubeconfig",
+                    "--kubeconfig=/var/lib/kubelet/kubeconfig",
+                    &name,
+                    &ip,
+                ],
+                &[],
+                "kubelet",
+            )
+            .await?;
+        node.run(&format!("until [ -S {socket} ]; do sleep 0.2; done"), SOON)
+            .await
+            .context("the kubelet")?;
+        let plugin = node
+            .spawn(
+                &["/host/bin/deviceplugin", VM_RESOURCE, "/dev/kvm", "/dev/vhost-vsock"],
+                &[],
+                "deviceplugin",
+            )
+            .await?;
+        self.kubelet = Some(kubelet);
+        self.device_plugin = Some(plugin);
+        Ok(())
+    }
+
+    /// kill -9 of the kubelet. Its containers run on.
+    pub async fn kill_kubelet(&mut self) -> Result<()> {
+        for process in [self.device_plugin.take(), self.kubelet.take()].into_iter().flatten() {
+            process.kill(DEATH).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Puts programs and images where the node sees them.
+fn fill_share(node: &Node, tools: &NodeTools, archives: &[PathBuf]) -> Result<()> {
+    let share = node.share();
+    for (directory, files) in [
+        (
+            "bin",
+            vec![
+                tools.kubelet.clone(),
+                tools.proxy.clone(),
+                tools.device_plugin.clone(),
+            ],
+        ),
+        ("images", archives.to_vec()),
+    ] {
+        let directory = share.join(directory);
+        fs::create_dir_all(&directory)?;
+        for file in files {
+            let to = directory.join(file.file_name().unwrap_or_default());
+            link(&file, &to)?;
+        }
+    }
+    Ok(())
+}
+
+/// The cache may be on another file system.
+fn link(from: &Path, to: &Path) -> Result<()> {
+    let _ = fs::remove_file(to);
+    fs::hard_link(from, to)
+        .or_else(|_| fs::copy(from, to).map(|_| ()))
+        .with_context(|| format!("cannot put {} into the node", from.display()))
+}
+
+async fn put_files(node: &Node, control_plane: &ControlPlane) -> Result<()> {
+    let bootstrap = control_plane
+        .login_token(BOOTSTRAP_TOKEN)
+        .at(HOST_ADDRESS.into())
+        .kubeconfig();
+    let proxy = control_plane
+        .login("system:kube-proxy", &[])?
+        .at(HOST_ADDRESS.into())
+        .kubeconfig();
+    let network = CNI.replace("SUBNET", &subnet(node.number()));
+    let containerd = CONTAINERD.replace("PAUSE", &images::name("pause"));
+    for (path, text) in [
+        ("/etc/kubernetes/ca.crt", control_plane.authority()),
+        ("/etc/kubernetes/bootstrap.kubeconfig", bootstrap),
+        ("/etc/kubernetes/proxy.kubeconfig", proxy),
+        ("/etc/kubernetes/kubelet.yaml", KUBELET.to_owned()),
+        ("/etc/cni/net.d/10-lab.conflist", network),
+        ("/etc/containerd/config.toml", containerd),
+    ] {
+        node.put(path, text.as_bytes(), 0o600).await?;
+    }
+    Ok(())
+}
+
+/// The addresses of a node's pods.
+pub fn subnet(node: u8) -> String {
+    format!("10.244.{node}.0/24")
+}
+
+/// What a machine does before anything runs on it. The journal outlasts a reboot, as a node's disk does.
+fn prepare(node: &Node, nodes: usize) -> String {
+    let mut script = String::from(
+        "set -e; mkdir -p /var/lib /host/state/hybridnic; mount -t tmpfs var /var/lib; \
+         mkdir -p /var/lib/hybridnic /var/lib/kubelet /var/log/pods /usr/libexec/kubernetes; \
+         mount --bind /host/state/hybridnic /var/lib/hybridnic; \
+         mount --make-rshared /; chmod 666 /dev/kvm /dev/vhost-vsock; \
+         echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables; \
+         echo '127.0.0.1 localhost' >/etc/hosts; : >/etc/resolv.conf; \
+         echo 'root:x:0:0::/root:/bin/sh' >/etc/passwd; ",
+    );
+    for other in 1..=u8::try_from(nodes).unwrap_or(u8::MAX) {
+        if other != node.number() {
+            let via = std::net::Ipv4Addr::new(10, 78, 0, 10 + other);
+            script.push_str(&format!("ip route replace {} via {via}; ", subnet(other)));
+        }
+    }
+    script
+}
+
+const KUBELET: &str = "
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication:
+  anonymous: {enabled: false}
+  webhook: {enabled: true}
+  x509: {clientCAFile: /etc/kubernetes/ca.crt}
+authorization: {mode: Webhook}
+cgroupDriver: cgroupfs
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+failSwapOn: false
+evictionHard: {memory.available: 50Mi}
+rotateCertificates: true
+resolvConf: /etc/resolv.conf
+";
+
+const CONTAINERD: &str = "
+version = 3
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = 'overlayfs'
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = 'PAUSE'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+  runtime_type = 'io.containerd.runc.v2'
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+    SystemdCgroup = false
+";
+
+const CNI: &str = r#"
+{"cniVersion": "1.0.0", "name": "lab", "plugins": [
+  {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+   "ipam": {"type": "host-local", "ranges": [[{"subnet": "SUBNET"}]], "routes": [{"dst": "0.0.0.0/0"}]}}
+]}
+"#;
