@@ -3,4 +3,5 @@
 pub mod cluster;
 pub mod controlplane;
 pub mod lab;
+pub mod until;
 pub mod world;

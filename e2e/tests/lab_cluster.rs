@@ -1,15 +1,285 @@
-//! The product as users run it: a Helm chart on a real two-node cluster, VMs in pods that kubelets start.
+//! The product as users run it: a Helm chart on a real two-node cluster, VMs in pods that kubelets start. One cluster for
+//! all of it, as making one is dear.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::too_many_lines,
     reason = "a test ends where something is not as it should be"
 )]
 
-use hybridnic_e2e::cluster::Cluster;
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{SOON, check_nic, on, phase};
+use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, VmHybridNic};
+use hybridnic_e2e::{
+    cluster::{Cluster, SYSTEM, VmPod, VmPodSpec},
+    lab::{Pinger, Report},
+    world::{NicSpec, footprint},
+};
+
+const NAMESPACE: &str = "default";
+const NIC: &str = "web-0";
+/// Packets a second while something is done to the system.
+const RATE: u32 = 50;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_of_real_nodes() {
-    let cluster = Cluster::start("cluster", |what| eprintln!("--- {what}")).await.unwrap();
-    eprintln!("{}", cluster.kubectl(&["get", "nodes", "-o", "wide"]).await.unwrap());
+async fn from_helm_install_to_uninstall() {
+    let began = Instant::now();
+    let say = |what: &str| eprintln!("--- {what}");
+    let mut cluster = Cluster::start("cluster", say).await.unwrap();
+    let say = |what: &str| eprintln!("--- {:5.1} s  {what}", began.elapsed().as_secs_f64());
+
+    install(&cluster).await;
+    say("installed");
+    // What `nic.yaml` of the examples says.
+    let spec = VmPodSpec::new(NAMESPACE, "web", &[NicSpec::new(0, 50)]);
+    let first = first_vm(&cluster, &spec).await;
+    say("a VM is on its fast path");
+    let second = migrate_while_an_agent_is_killed(&cluster, &spec).await;
+    say("it has migrated");
+    drop(first);
+    undisturbed(&cluster, &second, &spec, "upgrade and rollback", async |cluster| {
+        cluster.helm(&["upgrade", "hybridnic"], &["log.filter=debug"]).await.unwrap();
+        cluster.helm(&["rollback", "hybridnic", "1"], &[]).await.unwrap();
+    })
+    .await;
+    say("upgraded and rolled back");
+    let pinger = watch(&cluster, &spec).await;
+    let joined = cluster.joined(2);
+    joined.kill_kubelet().await.unwrap();
+    joined.start_kubelet().await.unwrap();
+    cluster.ready("n2").await.unwrap();
+    nothing_lost(&pinger.stop().await, "a kubelet's restart");
+    say("a kubelet was restarted");
+    undisturbed(&cluster, &second, &spec, "uninstall and install", async |cluster| {
+        cluster.helm(&["uninstall", "hybridnic"], &[]).await.unwrap();
+        let kept = cluster.kubectl(&["get", "vhn", NIC, "-o", "name"]).await.unwrap();
+        assert!(kept.contains(NIC), "{kept}");
+        cluster.helm(&["install", "hybridnic"], &[]).await.unwrap();
+    })
+    .await;
+    say("uninstalled and installed again");
+    namespace_deleted(&cluster).await;
+    say("a namespace was deleted");
+    drained(&cluster).await;
+    say("a node was drained");
+    rebooted(&mut cluster, &spec).await;
+    say("a node was rebooted");
+}
+
+/// `helm install` with no values but the images' tag.
+async fn install(cluster: &Cluster) {
+    let began = Instant::now();
+    let notes = cluster
+        .helm(&["install", "hybridnic", "--create-namespace"], &[])
+        .await;
+    if let Err(error) = &notes {
+        for what in ["pods", "events"] {
+            eprintln!("{}", cluster.kubectl(&["get", what, "-A", "-o", "wide"]).await.unwrap());
+        }
+        panic!("{error:#}");
+    }
+    eprintln!(
+        "figure: helm install to ready {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    eprintln!("{}", cluster.kubectl(&["get", "pods", "-A", "-o", "wide"]).await.unwrap());
+    for node in 1..=2 {
+        cluster
+            .until_node(node, "published", |n| n.status.as_ref().is_some_and(|s| s.pf_count == 2))
+            .await
+            .unwrap();
+    }
+    cluster.apply_file("deploy/examples/network.yaml").await.unwrap();
+    for node in 1..=2 {
+        cluster
+            .until_node(node, "with 14 free VFs", |n| {
+                n.status.as_ref().is_some_and(|s| s.vfs.free == 14)
+            })
+            .await
+            .unwrap();
+    }
+}
+
+async fn fast(cluster: &Cluster, namespace: &str, nic: &str, node: &str) -> VmHybridNic {
+    cluster
+        .until_nic(namespace, nic, &format!("on the fast path on {node}"), |n| {
+            on(n, Path::FastPath) && n.status.as_ref().is_some_and(|s| s.node_name.as_deref() == Some(node))
+        })
+        .await
+        .unwrap()
+}
+
+async fn first_vm(cluster: &Cluster, spec: &VmPodSpec) -> VmPod {
+    let vm = cluster.start_vm(spec, "web-a", 1, 3, false).await.unwrap();
+    let began = Instant::now();
+    cluster.apply_file("deploy/examples/nic.yaml").await.unwrap();
+    let nic = fast(cluster, NAMESPACE, NIC, "n1").await;
+    eprintln!(
+        "figure: NIC applied to fast path {:.1} s (the guest boots meanwhile)",
+        began.elapsed().as_secs_f64()
+    );
+    check_nic(cluster.node(1), &vm.inside, &nic).await.unwrap();
+    // QEMU is an ordinary user, whatever it was handed.
+    let rights = cluster
+        .node(1)
+        .run(
+            "grep -E '^(Uid|CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/$(pidof qemu-system-x86_64)/status",
+            SOON,
+        )
+        .await
+        .unwrap();
+    for line in ["Uid:\t107", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(rights.contains(line), "{line} is not in\n{rights}");
+    }
+    vm
+}
+
+async fn watch(cluster: &Cluster, spec: &VmPodSpec) -> Pinger {
+    let pinger = cluster.lab.pinger(spec.nics[0].address, RATE).unwrap();
+    assert!(pinger.answered(20, SOON).await, "no answer");
+    pinger
+}
+
+fn nothing_lost(report: &Report, what: &str) {
+    eprintln!(
+        "{what}: {} of {} packets lost",
+        report.round_trip.lost(),
+        report.round_trip.sent
+    );
+    assert_eq!(report.round_trip.lost(), 0, "{what}: {:#?}", report.round_trip.gaps);
+}
+
+/// Something is done to the system while a VM's traffic goes on: it never notices, and is on its VF all the time.
+async fn undisturbed(
+    cluster: &Cluster,
+    vm: &VmPod,
+    spec: &VmPodSpec,
+    what: &str,
+    act: impl AsyncFn(&Cluster),
+) {
+    let pinger = watch(cluster, spec).await;
+    act(cluster).await;
+    let nic = fast(cluster, NAMESPACE, NIC, "n2").await;
+    check_nic(cluster.node(2), &vm.inside, &nic).await.unwrap();
+    nothing_lost(&pinger.stop().await, what);
+}
+
+async fn agent_of(cluster: &Cluster, node: &str) -> String {
+    let field = format!("--field-selector=spec.nodeName={node}");
+    let pods = cluster
+        .kubectl(&[
+            "get", "pods", "-n", SYSTEM, "-l", "app.kubernetes.io/component=agent", &field, "-o", "name",
+        ])
+        .await
+        .unwrap();
+    pods.trim().trim_start_matches("pod/").to_owned()
+}
+
+async fn migrate_while_an_agent_is_killed(cluster: &Cluster, spec: &VmPodSpec) -> VmPod {
+    let pinger = watch(cluster, spec).await;
+    let target = cluster.start_vm(spec, "web-b", 2, 3, true).await.unwrap();
+    cluster.apply_file("deploy/examples/migration.yaml").await.unwrap();
+    cluster
+        .until_migration(NAMESPACE, "web-to-n2", "switching", |m| {
+            phase(m) == MigrationPhase::SwitchingToStandby || phase(m).is_final()
+        })
+        .await
+        .unwrap();
+    let agent = agent_of(cluster, "n1").await;
+    let killed = Instant::now();
+    cluster
+        .kubectl(&["delete", "pod", "-n", SYSTEM, &agent, "--force", "--grace-period=0"])
+        .await
+        .unwrap();
+    let done = cluster
+        .until_migration(NAMESPACE, "web-to-n2", "over", |m| phase(m).is_final())
+        .await
+        .unwrap();
+    assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
+    eprintln!(
+        "figure: agent pod killed to the end of the migration that it had in hand {:.1} s",
+        killed.elapsed().as_secs_f64()
+    );
+    let nic = fast(cluster, NAMESPACE, NIC, "n2").await;
+    check_nic(cluster.node(2), &target.inside, &nic).await.unwrap();
+    let report = pinger.stop().await;
+    for gap in &report.round_trip.gaps {
+        eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
+    }
+    cluster.delete_pod(NAMESPACE, "web-a").await.unwrap();
+    target
+}
+
+/// A namespace goes with VM and NIC in it, and the node is as before.
+async fn namespace_deleted(cluster: &Cluster) {
+    let clean = footprint(cluster.node(1)).await.unwrap();
+    cluster.kubectl(&["create", "namespace", "team"]).await.unwrap();
+    let spec = VmPodSpec::new("team", "db", &[NicSpec::new(0, 60)]);
+    let _vm = cluster.start_vm(&spec, "db-a", 1, 4, false).await.unwrap();
+    let mac = &spec.nics[0].mac;
+    cluster
+        .apply(&format!(
+            "apiVersion: hybridnic.io/v1alpha1\nkind: VmHybridNic\nmetadata: {{name: db-0, namespace: team}}\n\
+             spec: {{network: fast, vm: {{qemu: {{name: db}}}}, mac: \"{mac}\"}}\n"
+        ))
+        .await
+        .unwrap();
+    fast(cluster, "team", "db-0", "n1").await;
+    cluster
+        .kubectl(&["delete", "namespace", "team", "--timeout=150s"])
+        .await
+        .unwrap();
+    clean_again(cluster, 1, &clean).await;
+}
+
+async fn clean_again(cluster: &Cluster, node: usize, clean: &str) {
+    let end = Instant::now() + SOON;
+    loop {
+        let now = footprint(cluster.node(node)).await.unwrap();
+        if now == clean {
+            return;
+        }
+        assert!(Instant::now() < end, "node {node} is not as it was:\n{now}\ninstead of\n{clean}");
+        // A node tells nobody of what is on it.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// A drain ends the VM on the node, as it ends every pod; its VF goes back, and the agent stays.
+async fn drained(cluster: &Cluster) {
+    cluster
+        .kubectl(&[
+            "drain", "n2", "--ignore-daemonsets", "--force", "--delete-emptydir-data", "--timeout=150s",
+        ])
+        .await
+        .unwrap();
+    cluster
+        .until_nic(NAMESPACE, NIC, "pending", |n| {
+            n.status.as_ref().is_some_and(|s| s.phase == NicPhase::Pending)
+        })
+        .await
+        .unwrap();
+    cluster
+        .until_node(2, "with 14 free VFs", |n| n.status.as_ref().is_some_and(|s| s.vfs.free == 14))
+        .await
+        .unwrap();
+    assert!(!agent_of(cluster, "n2").await.is_empty());
+    cluster.kubectl(&["uncordon", "n2"]).await.unwrap();
+}
+
+/// A node is reset with a VM on it: VFs are made again, what the journal had is settled, and the VM's next pod gets its NIC.
+async fn rebooted(cluster: &mut Cluster, spec: &VmPodSpec) {
+    cluster.start_vm(spec, "web-c", 2, 5, false).await.unwrap();
+    fast(cluster, NAMESPACE, NIC, "n2").await;
+    cluster.reboot(2).await.unwrap();
+    cluster.kubectl(&["delete", "pod", "web-c", "--force", "--grace-period=0"]).await.unwrap();
+    let again = cluster.start_vm(spec, "web-d", 2, 6, false).await.unwrap();
+    let nic = fast(cluster, NAMESPACE, NIC, "n2").await;
+    check_nic(cluster.node(2), &again.inside, &nic).await.unwrap();
+    let pinger = watch(cluster, spec).await;
+    nothing_lost(&pinger.stop().await, "after the reboot");
 }

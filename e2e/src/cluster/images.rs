@@ -20,17 +20,9 @@ pub fn name(image: &str) -> String {
     format!("localhost/hybridnic-{image}:{TAG}")
 }
 
-/// The chart's values that name the product's images.
-pub fn values() -> Vec<String> {
-    ["operator", "agent"]
-        .iter()
-        .flat_map(|program| {
-            [
-                format!("{program}.image.repository=localhost/hybridnic-{program}"),
-                format!("{program}.image.tag={TAG}"),
-            ]
-        })
-        .collect()
+/// The chart's value that names the product's images.
+pub fn value() -> String {
+    format!("image.tag={TAG}")
 }
 
 /// Makes the images; gives their archives.

@@ -23,12 +23,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
+use hybridnic_api::v1alpha1::{HybridNode, QemuMigration, VmHybridNic};
 use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 
 use crate::controlplane::{ControlPlane, Options};
 use crate::lab::{HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions};
+use crate::until::until;
 use crate::world::repository;
 
 pub use node::Joined;
@@ -40,6 +42,8 @@ pub const SYSTEM: &str = "hybridnic-system";
 pub const TAG: &str = "lab";
 /// From start to ready; everything is emulated.
 const JOIN: Duration = Duration::from_mins(4);
+/// For what a program does by itself.
+const SOON: Duration = Duration::from_mins(3);
 /// What helm waits for.
 const HELM: Duration = Duration::from_mins(5);
 /// A node needs room for a guest, its images and containers.
@@ -131,6 +135,46 @@ impl Cluster {
         &mut self.joined[number - 1]
     }
 
+    /// Waits until a NIC is so.
+    pub async fn until_nic(
+        &self,
+        namespace: &str,
+        name: &str,
+        what: &str,
+        is: impl Fn(&VmHybridNic) -> bool,
+    ) -> Result<VmHybridNic> {
+        until(Api::namespaced(self.client(), namespace), name, SOON, what, is).await
+    }
+
+    /// Waits until a migration is so.
+    pub async fn until_migration(
+        &self,
+        namespace: &str,
+        name: &str,
+        what: &str,
+        is: impl Fn(&QemuMigration) -> bool,
+    ) -> Result<QemuMigration> {
+        until(Api::namespaced(self.client(), namespace), name, SOON, what, is).await
+    }
+
+    /// Waits until a node's object is so.
+    pub async fn until_node(
+        &self,
+        number: usize,
+        what: &str,
+        is: impl Fn(&HybridNode) -> bool,
+    ) -> Result<HybridNode> {
+        until(Api::all(self.client()), self.node(number).name(), SOON, what, is).await
+    }
+
+    /// Cuts a node's power and lets it boot and join again, as a machine that was reset. Its journal is on its disk.
+    pub async fn reboot(&mut self, number: usize) -> Result<()> {
+        let node = self.node(number).clone();
+        node.reboot().await.context("the reset")?;
+        self.joined[number - 1].after_boot().await?;
+        self.ready(node.name()).await
+    }
+
     /// Runs kubectl and gives what it printed; a failure is an error with its message.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         let output = self.control_plane.kubectl(args).await?;
@@ -149,23 +193,20 @@ impl Cluster {
         Ok(self.control_plane.apply(&file).await?)
     }
 
-    /// Runs helm on the product's release and waits for what it does; `values` are `--set` values beside those that name
-    /// the lab's images.
+    /// `helm COMMAND` on the product's release; `install` and `upgrade` take the chart of this repository with the lab's
+    /// images and these values. Waits until all is ready.
     pub async fn helm(&self, command: &[&str], values: &[&str]) -> Result<String> {
         let chart = repository("deploy/chart");
-        let mut args: Vec<&str> = command.to_vec();
-        args.extend(["--namespace", SYSTEM]);
+        let image = images::value();
         let timeout = format!("{}s", HELM.as_secs());
+        let mut args: Vec<&str> = command.to_vec();
+        args.extend(["--namespace", SYSTEM, "--wait", "--timeout", timeout.as_str()]);
         if matches!(command.first(), Some(&("install" | "upgrade"))) {
             args.push(path(&chart)?);
-        }
-        let images = images::values();
-        for value in images.iter().map(String::as_str).chain(values.iter().copied()) {
-            if matches!(command.first(), Some(&("install" | "upgrade"))) {
+            for value in [image.as_str()].iter().chain(values) {
                 args.extend(["--set", value]);
             }
         }
-        args.extend(["--wait", "--timeout", timeout.as_str()]);
         let output = self.control_plane.helm(&args).await?;
         ensure!(
             output.status.success(),

@@ -22,10 +22,12 @@ const DEATH: Duration = Duration::from_secs(30);
 /// A node's processes.
 pub struct Joined {
     node: Node,
+    nodes: usize,
+    files: Vec<(&'static str, String)>,
     kubelet: Option<Process>,
     device_plugin: Option<Process>,
-    _proxy: Process,
-    _containerd: Process,
+    proxy: Option<Process>,
+    containerd: Option<Process>,
 }
 
 impl Joined {
@@ -42,8 +44,34 @@ impl Joined {
             .clone()
             .context("no tools for nodes")?;
         fill_share(node, &tools, images)?;
-        put_files(node, control_plane).await?;
-        node.run(&prepare(node, nodes), SOON).await?;
+        let mut joined = Self {
+            node: node.clone(),
+            nodes,
+            files: files(node, control_plane)?,
+            kubelet: None,
+            device_plugin: None,
+            proxy: None,
+            containerd: None,
+        };
+        joined.after_boot().await?;
+        Ok(joined)
+    }
+
+    /// What follows a boot: all processes are started; of those before it none is left.
+    pub async fn after_boot(&mut self) -> Result<()> {
+        for ended in [
+            self.kubelet.take(),
+            self.device_plugin.take(),
+            self.proxy.take(),
+            self.containerd.take(),
+        ] {
+            drop(ended);
+        }
+        let node = &self.node;
+        for (path, text) in &self.files {
+            node.put(path, text.as_bytes(), 0o600).await?;
+        }
+        node.run(&prepare(node, self.nodes), SOON).await?;
         let containerd = node
             .spawn(&["containerd", "--config", "/etc/containerd/config.toml"], &[], "containerd")
             .await?;
@@ -68,15 +96,9 @@ impl Joined {
                 "kube-proxy",
             )
             .await?;
-        let mut joined = Self {
-            node: node.clone(),
-            kubelet: None,
-            device_plugin: None,
-            _proxy: proxy,
-            _containerd: containerd,
-        };
-        joined.start_kubelet().await?;
-        Ok(joined)
+        self.proxy = Some(proxy);
+        self.containerd = Some(containerd);
+        self.start_kubelet().await
     }
 
     /// Starts the kubelet, and the device plugin, which each kubelet must be told of anew.
@@ -158,7 +180,8 @@ fn link(from: &Path, to: &Path) -> Result<()> {
         .with_context(|| format!("cannot put {} into the node", from.display()))
 }
 
-async fn put_files(node: &Node, control_plane: &ControlPlane) -> Result<()> {
+/// The files of a node's programs, by where they are.
+fn files(node: &Node, control_plane: &ControlPlane) -> Result<Vec<(&'static str, String)>> {
     let bootstrap = control_plane
         .login_token(BOOTSTRAP_TOKEN)
         .at(HOST_ADDRESS.into())
@@ -169,17 +192,14 @@ async fn put_files(node: &Node, control_plane: &ControlPlane) -> Result<()> {
         .kubeconfig();
     let network = CNI.replace("SUBNET", &subnet(node.number()));
     let containerd = CONTAINERD.replace("PAUSE", &images::name("pause"));
-    for (path, text) in [
+    Ok(vec![
         ("/etc/kubernetes/ca.crt", control_plane.authority()),
         ("/etc/kubernetes/bootstrap.kubeconfig", bootstrap),
         ("/etc/kubernetes/proxy.kubeconfig", proxy),
         ("/etc/kubernetes/kubelet.yaml", KUBELET.to_owned()),
         ("/etc/cni/net.d/10-lab.conflist", network),
         ("/etc/containerd/config.toml", containerd),
-    ] {
-        node.put(path, text.as_bytes(), 0o600).await?;
-    }
-    Ok(())
+    ])
 }
 
 /// The addresses of a node's pods.

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
 use super::accel::Accel;
 use super::exec::{self, Follower, Output, Process, State, Target, await_state};
@@ -324,12 +325,40 @@ impl Node {
         self.qmp("cont").await
     }
 
+    /// Resets the machine and waits until it is up again. Nothing that ran on it is left but what is below [`SHARE`].
+    pub async fn reboot(&self) -> Result<(), Error> {
+        const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
+        let before = self.run(BOOT, LOOK_DEADLINE).await?;
+        // By itself it ends at a reset, so that a kernel's panic is seen.
+        self.qmp_with("set-action", json!({ "reboot": "reset" })).await?;
+        self.qmp("system_reset").await?;
+        let up = async {
+            loop {
+                // Nobody but the machine itself tells that it has booted; a dead one's connection hangs.
+                let now = timeout(Duration::from_secs(2), self.run(BOOT, LOOK_DEADLINE)).await;
+                if matches!(now, Ok(Ok(now)) if now != before) {
+                    return;
+                }
+                sleep(Duration::from_millis(200)).await;
+            }
+        };
+        timeout(BOOT_DEADLINE, up).await.map_err(|_| Error::Deadline {
+            name: self.0.name.clone(),
+            deadline: BOOT_DEADLINE,
+            log: self.0.dir.join("console.log"),
+        })
+    }
+
     async fn qmp(&self, command: &str) -> Result<(), Error> {
+        self.qmp_with(command, json!({})).await
+    }
+
+    async fn qmp_with(&self, command: &str, arguments: serde_json::Value) -> Result<(), Error> {
         let stream = UnixStream::connect(self.0.dir.join("qmp.sock"))
             .await
             .map_err(qmp::Error::Talk)?;
         let stream = tokio::io::BufReader::new(stream);
-        qmp::call(stream, command, json!({}), LOOK_DEADLINE).await?;
+        qmp::call(stream, command, arguments, LOOK_DEADLINE).await?;
         Ok(())
     }
 

@@ -1,64 +1,16 @@
 //! Waiting for objects to be so, and seeing that a node is as clean as it was.
 
-use std::{fmt::Debug, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use futures::TryStreamExt as _;
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
-use kube::{
-    Api, Resource,
-    runtime::{WatchStreamExt as _, watcher},
-};
-use serde::{Serialize, de::DeserializeOwned};
+use kube::{Api, Resource};
 
 use super::{NAMESPACE, World};
-use crate::lab::Node;
+use crate::{lab::Node, until::until};
 
 /// How long a node may take to be as it was.
 const NODE_CLEAN: Duration = Duration::from_secs(30);
-
-/// Waits until an object is so, and gives it. What it was at the deadline is in the error.
-async fn until<K>(
-    api: Api<K>,
-    name: &str,
-    deadline: Duration,
-    what: &str,
-    is: impl Fn(&K) -> bool,
-) -> Result<K>
-where
-    K: Resource + Clone + Debug + DeserializeOwned + Serialize + Send + 'static,
-{
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let stream = watcher(api, config).default_backoff().applied_objects();
-    futures::pin_mut!(stream);
-    let mut last: Option<K> = None;
-    let found = tokio::time::timeout(deadline, async {
-        loop {
-            match stream.try_next().await {
-                Ok(Some(object)) if is(&object) => return Ok(object),
-                Ok(Some(object)) => last = Some(object),
-                Ok(None) => bail!("the watch of {name} has ended"),
-                // The API server may be away, as some tests want it.
-                Err(_) => {}
-            }
-        }
-    })
-    .await;
-    match found {
-        Ok(result) => result,
-        Err(_) => bail!("{name} is not {what} after {deadline:?}; it is:\n{}", seen(last)),
-    }
-}
-
-/// What a failure shows of an object: not who wrote which field of it.
-fn seen<K: Resource + Serialize>(object: Option<K>) -> String {
-    let Some(mut object) = object else {
-        return "not there".into();
-    };
-    object.meta_mut().managed_fields = None;
-    object.meta_mut().annotations = None;
-    serde_json::to_string_pretty(&object).unwrap_or_else(|e| e.to_string())
-}
 
 impl World {
     fn namespaced<K>(&self) -> Api<K>
@@ -161,7 +113,8 @@ impl World {
     }
 }
 
-async fn footprint(node: &Node) -> Result<String> {
+/// What a node's PFs and VFs look like, whoever runs on it.
+pub async fn footprint(node: &Node) -> Result<String> {
     let script = "for pf in 0000:01:00.0 0000:02:00.0; do \
                     n=$(ls /sys/bus/pci/devices/$pf/net); \
                     ip link show dev $n | grep ' vf ' | sed 's/  */ /g'; \

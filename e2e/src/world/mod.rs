@@ -26,6 +26,7 @@ use crate::{
     lab::{Guest, HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions},
 };
 
+pub use look::footprint;
 pub use programs::{Program, binary};
 pub use vm::{NicSpec, Vm, VmSpec};
 

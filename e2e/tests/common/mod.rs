@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use futures::FutureExt as _;
 use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, QemuMigration, VmHybridNic};
 use hybridnic_e2e::{
-    lab::{NetView, Netdev},
+    lab::{Inside, NetView, Netdev, Node},
     world::{Vm, VmSpec, World, WorldOptions},
 };
 
@@ -197,10 +197,15 @@ pub fn trio<'a>(view: &'a NetView, mac: &str) -> Result<(&'a Netdev, &'a Netdev,
 
 /// Checks on guest and node that a NIC is on its fast path as it should be, whatever statuses say.
 pub async fn check_fast_path(world: &World, vm: &Vm, nic: &VmHybridNic) -> Result<()> {
+    check_nic(world.node(vm.node), &vm.guest, nic).await
+}
+
+/// The same, whoever started node and guest.
+pub async fn check_nic(node: &Node, guest: &Inside, nic: &VmHybridNic) -> Result<()> {
     let status = nic.status.as_ref().context("no status")?;
     let mac = status.mac.as_deref().context("no MAC")?;
     let vf = status.vf.as_ref().context("no VF")?;
-    let view = vm.guest.net().await?;
+    let view = guest.net().await?;
     let (_, _, primary) = trio(&view, mac)?;
     let primary = primary.context("no VF is paired in the guest")?;
     ensure!(
@@ -216,7 +221,6 @@ pub async fn check_fast_path(world: &World, vm: &Vm, nic: &VmHybridNic) -> Resul
         primary.device.as_deref() == Some(&guest_address),
         "{guest_address} is not {primary:?}"
     );
-    let node = world.node(vm.node);
     ensure!(
         node.driver_of(&vf.pci_address).await?.as_deref() == Some("vfio-pci"),
         "the VF's driver"

@@ -90,23 +90,6 @@ pub struct StatusInfo {
     pub status: RunState,
 }
 
-/// What `query-memory-size-summary` answers. All sizes in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct MemorySize {
-    /// The memory the VM was started with.
-    pub base_memory: u64,
-    /// Hot-plugged memory, `None` if the machine has none at all.
-    pub plugged_memory: Option<u64>,
-}
-
-impl MemorySize {
-    /// All guest memory: what vfio pins.
-    pub fn total(self) -> u64 {
-        self.base_memory.saturating_add(self.plugged_memory.unwrap_or(0))
-    }
-}
-
 #[derive(Deserialize)]
 struct Property {
     name: String,
@@ -123,11 +106,6 @@ impl Client {
     /// `query-status`.
     pub async fn query_status(&self) -> Result<StatusInfo, QmpError> {
         self.execute("query-status", &json!({})).await
-    }
-
-    /// `query-memory-size-summary`.
-    pub async fn query_memory_size_summary(&self) -> Result<MemorySize, QmpError> {
-        self.execute("query-memory-size-summary", &json!({})).await
     }
 
     /// `cont`: runs the vCPUs. At a destination that still waits for its stream: as soon as it is loaded.

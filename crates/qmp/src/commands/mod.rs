@@ -8,7 +8,7 @@ mod netdev;
 mod pci;
 
 pub use device::{Queues, VfioPci, VfioSource, VirtioNet};
-pub use machine::{MemorySize, QemuVersion, Release, RunState, StatusInfo};
+pub use machine::{QemuVersion, Release, RunState, StatusInfo};
 pub use migration::{
     InetAddress, MigrationCapability, MigrationInfo, MigrationParameters, MigrationStatus, RamStats,
 };

@@ -69,10 +69,6 @@ async fn version_status_and_peer() {
 
     let status = client.query_status().await.unwrap();
     assert_eq!((status.status, status.running), (RunState::Prelaunch, false));
-    assert_eq!(
-        client.query_memory_size_summary().await.unwrap().total(),
-        64 << 20
-    );
     let migration = client.query_migrate().await.unwrap();
     assert_eq!(
         (migration.status(), migration.blocked_reasons.len()),

@@ -25,8 +25,6 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(50);
 /// QEMU pins all guest memory when it takes a VF.
 const PIN_DEADLINE: Duration = Duration::from_mins(2);
-/// Locked memory that QEMU needs beside the guest's own: device memory and page tables.
-const LOCKED_EXTRA: u64 = 1 << 30;
 /// Id of QEMU's iommufd object, one for a VM.
 const IOMMUFD: &str = "hybridnic-iommufd";
 
@@ -153,7 +151,7 @@ async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError>
     // QEMU answers nothing while it pins the guest's memory for another NIC's VF.
     let vm = std::sync::Arc::clone(&cx.vm);
     let _plugging = vm.plugging.lock().await;
-    raise_locked_memory(client).await?;
+    unlimit_locked_memory(client)?;
     cx.learnt.moved = false;
     cx.record.plugs += 1;
     cx.save()?;
@@ -253,32 +251,23 @@ async fn vfio_source(
     })
 }
 
-/// Lets QEMU lock all guest memory: it must not move while a VF may write to it.
-async fn raise_locked_memory(client: &Client) -> Result<(), StepError> {
-    let memory = client
-        .query_memory_size_summary()
-        .await
-        .map_err(|e| refused(&e))?;
-    let wanted = memory.total().saturating_add(LOCKED_EXTRA);
+/// Lets QEMU lock memory without limit: what a VF may write to must not move. The kernel counts what all processes of a user
+/// have pinned against the limit of the one that pins (`iopt_pages` in `drivers/iommu/iommufd`), so no number would do for
+/// two VMs of one user. What a pod may use at all is its memory limit's business.
+fn unlimit_locked_memory(client: &Client) -> Result<(), StepError> {
     let Some(pid) = client.peer().pid.and_then(Pid::from_raw) else {
         return Ok(());
     };
-    let set = |limit| {
-        prlimit(Some(pid), Resource::Memlock, limit).map_err(|e| {
-            StepError::new(
-                reasons::QEMU_REFUSED,
-                format!("cannot raise QEMU's limit of locked memory: {e}"),
-            )
-        })
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
     };
-    // The system call sets and tells the old limit in one; a larger one is put back.
-    let old = set(Rlimit {
-        current: Some(wanted),
-        maximum: Some(wanted),
+    prlimit(Some(pid), Resource::Memlock, unlimited).map_err(|e| {
+        StepError::new(
+            reasons::QEMU_REFUSED,
+            format!("cannot lift QEMU's limit of locked memory: {e}"),
+        )
     })?;
-    if old.current.is_none_or(|limit| limit > wanted) {
-        set(old)?;
-    }
     Ok(())
 }
 
