@@ -21,6 +21,7 @@ use crate::{
     inventory::{self, Output},
     journal::{Journal, Record},
     node::{pool::Pools, publish},
+    privileges,
     sockets::Sockets,
 };
 
@@ -87,6 +88,9 @@ impl Args {
             }
             None => {
                 telemetry::init(&self.run.log)?;
+                // Both before there is a second thread: capabilities belong to threads.
+                load_modules();
+                give_up_privileges()?;
                 // One thread is enough for what a node has to do, and keeps the agent small.
                 tokio::runtime::Builder::new_current_thread()
                     .max_blocking_threads(8)
@@ -106,7 +110,6 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
     let journal = Journal::open(&args.journal)?;
     let records = journal.load()?;
-    load_modules().await;
     let sockets = Sockets::watch(&args.vm_root).context("cannot watch the VMs' socket directories")?;
     let host = Arc::new(Host {
         sysfs: Sysfs::default(),
@@ -157,18 +160,28 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
 }
 
 /// Kernels that have these as modules load none of them by themselves.
-async fn load_modules() {
+fn load_modules() {
     for module in ["vfio-pci", "macvtap", "vhost_net", "8021q"] {
-        let loaded = tokio::process::Command::new("modprobe")
+        let loaded = std::process::Command::new("modprobe")
             .arg("-q")
             .arg(module)
-            .status()
-            .await;
+            .status();
         if !loaded.is_ok_and(|s| s.success()) {
             // Built in, or not to be had: what needs it will say so.
             tracing::debug!(module, "not loaded by modprobe");
         }
     }
+}
+
+/// Drops the capabilities that the agent does not need, and says what is left.
+fn give_up_privileges() -> anyhow::Result<()> {
+    let left = privileges::drop_unneeded().context("cannot give up what is not needed of root's powers")?;
+    if left.missing.is_empty() {
+        info!(capabilities = %left, "all others are given up");
+    } else {
+        warn!(capabilities = %left, "capabilities are missing: what needs them will fail");
+    }
+    Ok(())
 }
 
 /// Reports what looks like ours and is not in the journal. It is not touched: a VM may run on it.

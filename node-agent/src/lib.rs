@@ -7,6 +7,7 @@
 //! | [`vm`] | one VM: its QMP session and its migration |
 //! | [`node`] | PFs, VFs and pools: who holds what, what is published |
 //! | [`journal`] | what is held, on disk |
+//! | [`privileges`] | gives up what root has and the agent does not need |
 //! | [`inventory`] | the same view without a cluster |
 
 pub mod attachments;
@@ -17,5 +18,6 @@ pub mod inventory;
 pub mod journal;
 pub mod nic;
 pub mod node;
+pub mod privileges;
 pub mod sockets;
 pub mod vm;

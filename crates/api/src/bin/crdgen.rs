@@ -1,6 +1,6 @@
-//! Writes `crds/*.yaml` from the types, or compares them with `--check`.
+//! Writes a file for each CRD from the types, or compares them with `--check`.
 //!
-//! Usage: `crdgen [--check] DIRECTORY`
+//! Usage: `crdgen [--check] DIRECTORY...`
 
 use std::{env, error::Error, fs, path::Path, process::ExitCode};
 
@@ -9,12 +9,15 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
-    let args: Vec<String> = env::args().skip(1).collect();
-    let check = args.iter().any(|a| a == "--check");
-    let dir = args
-        .iter()
-        .find(|a| !a.starts_with("--"))
-        .map_or("crds", String::as_str);
+    let (flags, directories): (Vec<_>, Vec<_>) = env::args().skip(1).partition(|a| a.starts_with("--"));
+    let check = match &*flags.iter().map(String::as_str).collect::<Vec<_>>() {
+        [] => false,
+        ["--check"] => true,
+        _ => return Err("usage: crdgen [--check] DIRECTORY...".into()),
+    };
+    if directories.is_empty() {
+        return Err("say in which directories the CRDs are".into());
+    }
     let mut stale = false;
     for crd in [
         HybridNetwork::crd(),
@@ -23,14 +26,16 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         HybridNode::crd(),
         QemuMigration::crd(),
     ] {
-        let path = Path::new(dir).join(format!("{}.yaml", crd.spec.names.plural));
         let text = render(&crd)?;
-        if !check {
-            fs::create_dir_all(dir)?;
-            fs::write(&path, text)?;
-        } else if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
-            eprintln!("{} differs from the types: run `make crds`", path.display());
-            stale = true;
+        for directory in &directories {
+            let path = Path::new(directory).join(format!("{}.yaml", crd.spec.names.plural));
+            if !check {
+                fs::create_dir_all(directory)?;
+                fs::write(&path, &text)?;
+            } else if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
+                eprintln!("{} differs from the types: run `make crds`", path.display());
+                stale = true;
+            }
         }
     }
     Ok(if stale {
