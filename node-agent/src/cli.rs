@@ -73,7 +73,7 @@ struct RunArgs {
     migration_downtime: u64,
     /// Where to answer /livez and /readyz.
     #[arg(long)]
-    health_address: Option<SocketAddr>,
+    http_address: Option<SocketAddr>,
     #[command(flatten)]
     log: LogOptions,
 }
@@ -141,7 +141,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     health.set_ready(true);
     let (generation_tx, generation_rx) = watch::channel(None);
     let probes = async {
-        match args.health_address {
+        match args.http_address {
             Some(address) => health::serve(address, health)
                 .await
                 .context("cannot answer probes"),

@@ -61,7 +61,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         .await
         .context("cannot find the API server")?;
     let health = Health::new();
-    if let Some(address) = options.health_address {
+    if let Some(address) = options.http_address {
         let health = health.clone();
         tokio::spawn(async move {
             if let Err(error) = health::serve(address, health).await {

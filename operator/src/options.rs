@@ -22,8 +22,8 @@ pub struct Options {
     #[arg(long)]
     pub identity: Option<String>,
     /// Address of /livez and /readyz; without it they are not served
-    #[arg(long, env = "HYBRIDNIC_HEALTH_ADDRESS")]
-    pub health_address: Option<SocketAddr>,
+    #[arg(long, env = "HYBRIDNIC_HTTP_ADDRESS")]
+    pub http_address: Option<SocketAddr>,
     /// Seconds that a migration's target has to get ready
     #[arg(long, value_parser = seconds, default_value = "60")]
     pub prepare_deadline: Duration,
