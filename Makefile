@@ -8,9 +8,9 @@ CARGO := cargo
 ALL := --workspace --all-features --locked
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 # Lab tests share one pair of emulated nodes' addresses and two cores: one after the other.
-LAB_TESTS := lab_smoke lab_debian lab_flight lab_pool lab_faults lab_lifecycle
+LAB_TESTS := lab_debian lab_flight lab_pool lab_faults lab_lifecycle
 
-.PHONY: help demo test setup build crds chart check unit kernel cluster lab bench deny clean
+.PHONY: help demo test setup build crds chart check unit kernel cluster lab nodes bench deny clean
 
 help: ## Show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -55,6 +55,9 @@ cluster: build ## Real kube-apiserver, etcd and controller manager
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
 	$(CARGO) test $(ALL) --no-fail-fast $(LAB_TESTS:%=--test %) -- --test-threads=1 --nocapture
+
+nodes: build ## A cluster of real Kubernetes nodes: helm install to uninstall, VMs in pods
+	$(CARGO) test $(ALL) --test lab_cluster -- --nocapture
 
 bench: ## Figures; see docs/benchmarks.md
 	@e2e/bench.sh

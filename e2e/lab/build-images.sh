@@ -21,7 +21,7 @@ node_programs="dash ip bridge tcpdump qemu-system-x86_64 kmod ethtool"
 guest_programs="dash ip kmod"
 kube_programs="dash ip kmod ethtool mount umount nft containerd containerd-shim-runc-v2 ctr runc"
 kube_packages="containerd runc containernetworking-plugins nftables mount iproute2 kmod dash ethtool"
-cni_plugins="bridge host-local loopback"
+cni_plugins="usr/lib/cni/bridge usr/lib/cni/host-local usr/lib/cni/loopback"
 node_modules="virtio_pci virtio_net virtio_console 9pnet_virtio 9p igb igbvf vfio-pci vfio_iommu_type1 macvtap
 	vhost_net vhost_vsock tun kvm-amd bridge 8021q veth dummy e1000e af_packet overlay bonding"
 guest_modules="virtio_pci virtio_net virtio_console net_failover igbvf igb e1000e af_packet
@@ -72,14 +72,15 @@ add_programs() {
 	ln -sf ../bin/kmod "$root/usr/sbin/lsmod"
 }
 
-# The same out of an unpacked release, whose programs run by its own libraries.
+# The same out of an unpacked release, whose programs run by its own libraries; by name, or by path where one has a namesake.
 add_foreign() {
 	local root=$1 from=$2 libraries=usr/lib/x86_64-linux-gnu program path library
 	shift 2
 	for program in "$@"; do
-		path=$(find "$from/usr/bin" "$from/usr/sbin" "$from/usr/lib/cni" -name "$program" | head -n 1)
-		[ -n "$path" ] || { echo "$program is in no package" >&2; exit 1; }
-		rm -f "$root/usr/bin/$program"
+		for path in "$from"/{usr/bin,usr/sbin,.}/"$program"; do [ ! -e "$path" ] || break; done
+		[ -e "$path" ] || { echo "$program is in no package" >&2; exit 1; }
+		path=$(realpath -s "$path")
+		rm -f "$root/usr/bin/${program##*/}"
 		install -D "$path" "$root/${path#"$from"/}"
 		"$from/usr/lib64/ld-linux-x86-64.so.2" --library-path "$from/$libraries" --list "$path" 2>/dev/null |
 			grep -oE "$from/[^ ]+" || true

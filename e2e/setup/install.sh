@@ -14,6 +14,8 @@ readonly needs=(
   "/bin/busybox busybox-static"
   "bc bc"
   "bison bison"
+  "buildah buildah"
+  "catatonit catatonit"
   "cpio cpio"
   "dash dash"
   "ethtool ethtool"

@@ -157,27 +157,8 @@ async fn transferring(world: &World, vm: &Vm, name: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn programs_killed_while_the_target_is_prepared() {
-    case("killed-prepare", true, async |world| {
-        killed(world, MigrationPhase::PreparingTarget).await;
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn programs_killed_while_the_vf_is_unplugged() {
-    case("killed-unplug", true, async |world| {
-        killed(world, MigrationPhase::SwitchingToStandby).await;
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn programs_killed_while_the_vm_is_sent() {
-    case("killed-send", true, async |world| {
-        killed(world, MigrationPhase::Transferring).await;
-    })
-    .await;
+async fn programs_killed_at_three_moments_of_a_migration() {
+    case("killed", true, async |world| killed(world).await).await;
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -187,7 +168,7 @@ enum Victim {
     Operator,
 }
 
-async fn killed(world: &mut World, moment: MigrationPhase) {
+async fn killed(world: &mut World) {
     let spec = VmSpec::new("vm", &[NicSpec::new(0, 55)]);
     let clean = [
         world.footprint(1).await.unwrap(),
@@ -195,30 +176,21 @@ async fn killed(world: &mut World, moment: MigrationPhase) {
     ];
     let mut vm = vm_on_fast_path(world, &spec, "vm-0", 1, "fast").await.unwrap();
     let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
-    for (run, victim) in [Victim::SourceAgent, Victim::TargetAgent, Victim::Operator]
-        .into_iter()
-        .enumerate()
-    {
+    let moments = [
+        MigrationPhase::PreparingTarget,
+        MigrationPhase::SwitchingToStandby,
+        MigrationPhase::Transferring,
+    ];
+    let victims = [Victim::SourceAgent, Victim::TargetAgent, Victim::Operator];
+    let runs = moments.into_iter().flat_map(|m| victims.into_iter().map(move |v| (m, v)));
+    for (run, (moment, victim)) in runs.enumerate() {
         let (from, to) = (vm.node, 3 - vm.node);
         let (pod, name) = (format!("vm-{}", run + 1), format!("killed-{run}"));
         eprintln!("--- {victim:?} dies at {moment:?}, the VM goes from n{from} to n{to}");
         let target = world.start_vm(&spec, &pod, to, true).await.unwrap();
         world.apply(&migration(&name, "vm", &pod)).await.unwrap();
         reach(world, &name, moment).await;
-        match victim {
-            Victim::SourceAgent => {
-                world.kill_agent(from).await.unwrap();
-                world.start_agent(from).await.unwrap();
-            }
-            Victim::TargetAgent => {
-                world.kill_agent(to).await.unwrap();
-                world.start_agent(to).await.unwrap();
-            }
-            Victim::Operator => {
-                world.kill_operator().await.unwrap();
-                world.start_operator().unwrap();
-            }
-        }
+        kill(world, victim, from, to).await;
         let done = ended(world, &name).await.unwrap();
         assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
         let nic = fast_on(world, "vm-0", to).await.unwrap();
@@ -226,5 +198,23 @@ async fn killed(world: &mut World, moment: MigrationPhase) {
         world.until_footprint(from, &clean[from - 1]).await.unwrap();
         assert!(pinger.answered(20, SOON).await, "no answer at n{to}");
         vm = target;
+    }
+}
+
+/// kill -9, and a new one at once.
+async fn kill(world: &mut World, victim: Victim, from: usize, to: usize) {
+    match victim {
+        Victim::SourceAgent => {
+            world.kill_agent(from).await.unwrap();
+            world.start_agent(from).await.unwrap();
+        }
+        Victim::TargetAgent => {
+            world.kill_agent(to).await.unwrap();
+            world.start_agent(to).await.unwrap();
+        }
+        Victim::Operator => {
+            world.kill_operator().await.unwrap();
+            world.start_operator().unwrap();
+        }
     }
 }
