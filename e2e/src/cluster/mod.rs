@@ -86,6 +86,12 @@ impl Cluster {
             .apply(&repository("e2e/cluster/bootstrap.yaml"))
             .await?;
         let client = control_plane.client_admin();
+        for node in lab.nodes() {
+            // It goes with the link that it leads over.
+            lab.net()
+                .route(&node::subnet(node.number()), node.address())
+                .await?;
+        }
         let mut cluster = Self {
             joined: Vec::new(),
             client,

@@ -102,6 +102,12 @@ impl Net {
         ip(&args, None).await
     }
 
+    /// Routes a subnet on the host through a machine of the management network.
+    pub async fn route(&self, subnet: &str, via: IpAddr) -> Result<(), Error> {
+        let args = ["route", "replace", subnet, "via", &via.to_string(), "dev", HOST_LINK];
+        ip(&args, None).await.map(|_| ())
+    }
+
     /// Pulls or plugs the cable of a node's port.
     pub async fn set_cable(&self, node: u8, port: u8, plugged: bool) -> Result<(), Error> {
         self.batch(&format!(
