@@ -1,5 +1,6 @@
-//! The test bed: a real control plane, and a lab of emulated SR-IOV nodes.
+//! The test bed: a real control plane, a lab of emulated SR-IOV nodes, and the documentation as data.
 
 pub mod controlplane;
+pub mod docs;
 pub mod lab;
 pub mod world;

@@ -26,7 +26,7 @@ use crate::{
     lab::{Guest, HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions},
 };
 
-pub use programs::Program;
+pub use programs::{Program, binary};
 pub use vm::{NicSpec, Vm, VmSpec};
 
 /// The namespace that tests work in.

@@ -4,9 +4,8 @@
 
 use std::{env, error::Error, fs, path::Path, process::ExitCode};
 
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::CustomResourceExt;
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -16,13 +15,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         .find(|a| !a.starts_with("--"))
         .map_or("crds", String::as_str);
     let mut stale = false;
-    for crd in [
-        HybridNetwork::crd(),
-        VmHybridNic::crd(),
-        NicAttachment::crd(),
-        HybridNode::crd(),
-        QemuMigration::crd(),
-    ] {
+    for crd in v1alpha1::crds() {
         let path = Path::new(dir).join(format!("{}.yaml", crd.spec.names.plural));
         let text = render(&crd)?;
         if !check {
