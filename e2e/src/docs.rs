@@ -54,7 +54,9 @@ impl Block {
 
     /// What the fence says behind the language.
     pub fn words(&self) -> &str {
-        self.info.split_once(char::is_whitespace).map_or("", |(_, words)| words.trim())
+        self.info
+            .split_once(char::is_whitespace)
+            .map_or("", |(_, words)| words.trim())
     }
 }
 
@@ -216,7 +218,11 @@ kubectl get vhn
             page.anchors.iter().collect::<Vec<_>>(),
             ["what-a-is-and-why", "what-a-is-and-why-1"]
         );
-        let links: Vec<_> = page.links.iter().map(|l| (l.line, l.to.as_str(), l.picture)).collect();
+        let links: Vec<_> = page
+            .links
+            .iter()
+            .map(|l| (l.line, l.to.as_str(), l.picture))
+            .collect();
         assert_eq!(links, [(3, "b.md#c", false), (3, "p.svg", true)]);
         let block = &page.blocks[0];
         assert_eq!(

@@ -1,5 +1,8 @@
 //! The documentation against the repository: its links lead somewhere, its lists are whole, its commands have a test.
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as it should be"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +20,23 @@ const TROUBLESHOOTING: &str = "docs/troubleshooting.md";
 const CONDITIONS: &str = include_str!("../../crates/api/src/conditions.rs");
 /// What a line that is meant to be typed begins with.
 const COMMANDS: &[&str] = &[
-    "kubectl ", "helm ", "make ", "cargo ", "hybridnic-", "ip ", "systemctl ", "modprobe ", "nmcli ", "networkctl ",
-    "ethtool ", "qemu-system", "cat ", "ls ", "echo ", "sudo ", "fuser ",
+    "kubectl ",
+    "helm ",
+    "make ",
+    "cargo ",
+    "hybridnic-",
+    "ip ",
+    "systemctl ",
+    "modprobe ",
+    "nmcli ",
+    "networkctl ",
+    "ethtool ",
+    "qemu-system",
+    "cat ",
+    "ls ",
+    "echo ",
+    "sudo ",
+    "fuser ",
 ];
 
 /// All that is wrong, in one failure.
@@ -89,7 +107,10 @@ fn the_book_has_every_page() {
         .filter_map(|link| target(summary, &link.to)?.0)
         .collect();
     let mut wrong = Vec::new();
-    for page in pages.iter().filter(|p| p.path.starts_with("docs") && p.path != summary.path) {
+    for page in pages
+        .iter()
+        .filter(|p| p.path.starts_with("docs") && p.path != summary.path)
+    {
         let times = listed.iter().filter(|path| **path == page.path).count();
         if times != 1 {
             wrong.push(format!("{} is in {SUMMARY} {times} times", page.path.display()));
@@ -103,16 +124,25 @@ fn every_picture_is_shown() {
     let shown: BTreeSet<_> = docs::pages()
         .unwrap()
         .iter()
-        .flat_map(|page| page.links.iter().filter(|l| l.picture).map(move |l| target(page, &l.to)))
+        .flat_map(|page| {
+            page.links
+                .iter()
+                .filter(|l| l.picture)
+                .map(move |l| target(page, &l.to))
+        })
         .filter_map(|target| target?.0)
         .collect();
     let mut files = Vec::new();
     docs::below(&docs::root(), Path::new("docs/pictures"), &mut files).unwrap();
     let unused = files.iter().filter(|file| !shown.contains(*file));
-    none(&unused.map(|file| format!("no page shows {}", file.display())).collect::<Vec<_>>());
+    none(
+        &unused
+            .map(|file| format!("no page shows {}", file.display()))
+            .collect::<Vec<_>>(),
+    );
     for file in files {
         let text = fs::read_to_string(docs::root().join(&file)).unwrap();
-        for part in ["<title>", "viewBox=", "prefers-color-scheme: dark"] {
+        for part in ["<title", "viewBox=", "prefers-color-scheme: dark"] {
             assert!(text.contains(part), "{} has no {part}", file.display());
         }
     }
@@ -139,7 +169,12 @@ fn explained(page: &Page, header: &str, are: &BTreeSet<String>) {
         .collect();
     let unknown = entries.iter().filter(|e| !are.contains(*e));
     wrong.extend(unknown.map(|e| format!("{e} is explained as a {header}, and is none")));
-    none(&wrong.iter().map(|w| format!("{}: {w}", page.path.display())).collect::<Vec<_>>());
+    none(
+        &wrong
+            .iter()
+            .map(|w| format!("{}: {w}", page.path.display()))
+            .collect::<Vec<_>>(),
+    );
 }
 
 fn page(path: &str) -> Page {
@@ -163,7 +198,10 @@ fn reasons() -> BTreeSet<String> {
 fn words<T: JsonSchema>() -> BTreeSet<String> {
     let schema = schemars::schema_for!(T);
     let values = schema.get("oneOf").and_then(|v| v.as_array()).unwrap();
-    values.iter().map(|v| v["const"].as_str().unwrap().to_owned()).collect()
+    values
+        .iter()
+        .map(|v| v["const"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[test]
@@ -198,13 +236,21 @@ fn every_command_is_run_or_says_why_not() {
             let at = format!("{}:{}", page.path.display(), block.line);
             match (block.language(), block.words()) {
                 ("sh", "run") => run += 1,
-                ("sh", words) if words.strip_prefix("not-run:").is_some_and(|why| why.trim().len() > 8) => {}
+                ("sh", words)
+                    if words
+                        .strip_prefix("not-run:")
+                        .is_some_and(|why| why.trim().len() > 8) => {}
                 ("sh", words) => wrong.push(format!("{at}: neither `run` nor `not-run: WHY`: {words:?}")),
                 ("" | "text" | "yaml" | "ini" | "json", _) => {
-                    let typed = block.text.lines().find(|l| COMMANDS.iter().any(|c| l.starts_with(c)));
+                    let typed = block
+                        .text
+                        .lines()
+                        .find(|l| COMMANDS.iter().any(|c| l.starts_with(c)));
                     wrong.extend(typed.map(|l| format!("{at}: a command in a block that is not `sh`: {l}")));
                 }
-                (other, _) => wrong.push(format!("{at}: the language {other:?} is none that the tests know")),
+                (other, _) => wrong.push(format!(
+                    "{at}: the language {other:?} is none that the tests know"
+                )),
             }
         }
     }

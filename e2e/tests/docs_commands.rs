@@ -1,5 +1,9 @@
 //! What the documentation tells a reader to type, typed: on a real API server, page by page in the order of the book.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where something is not as it should be")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it should be"
+)]
 
 use std::{ffi::OsString, fs, path::Path, process::Stdio, time::Duration};
 
@@ -16,8 +20,15 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// The pages in the order in which a newcomer reads them.
 fn in_order() -> Vec<Page> {
     let mut pages = docs::pages().unwrap();
-    let summary = pages.iter().find(|p| p.path == Path::new("docs/SUMMARY.md")).unwrap();
-    let order: Vec<_> = summary.links.iter().map(|l| Path::new("docs").join(&l.to)).collect();
+    let summary = pages
+        .iter()
+        .find(|p| p.path == Path::new("docs/SUMMARY.md"))
+        .unwrap();
+    let order: Vec<_> = summary
+        .links
+        .iter()
+        .map(|l| Path::new("docs").join(&l.to))
+        .collect();
     let place = |page: &Page| order.iter().position(|path| *path == page.path);
     pages.sort_by_key(place);
     pages
@@ -103,7 +114,12 @@ async fn commands_work_as_they_are_written() {
             };
             done += 1;
             if let Err(said) = reader.run(&script).await {
-                wrong.push(format!("{}:{}:\n{}{said}", page.path.display(), block.line, block.text));
+                wrong.push(format!(
+                    "{}:{}:\n{}{said}",
+                    page.path.display(),
+                    block.line,
+                    block.text
+                ));
             }
         }
     }

@@ -85,7 +85,12 @@ fn type_of(schema: &JSONSchemaProps, words: &[Word]) -> Result<String, String> {
             let values: Vec<_> = values.iter().filter_map(|v| v.0.as_str()).collect();
             let word = words
                 .iter()
-                .find(|w| w.values.iter().map(|(v, _)| v.as_str()).eq(values.iter().copied()))
+                .find(|w| {
+                    w.values
+                        .iter()
+                        .map(|(v, _)| v.as_str())
+                        .eq(values.iter().copied())
+                })
                 .ok_or_else(|| format!("no word of words.rs has the values {values:?}"))?;
             format!("[{}](#{})", word.name, word.name.to_lowercase())
         }
@@ -105,7 +110,10 @@ fn type_of(schema: &JSONSchemaProps, words: &[Word]) -> Result<String, String> {
         .as_ref()
         .filter(|d| !d.0.is_array() && !d.0.is_object() && d.0.as_str() != Some(""))
     {
-        let shown = default.0.as_str().map_or_else(|| default.0.to_string(), str::to_owned);
+        let shown = default
+            .0
+            .as_str()
+            .map_or_else(|| default.0.to_string(), str::to_owned);
         write!(type_, ", default `{shown}`").map_err(|e| e.to_string())?;
     }
     Ok(type_)

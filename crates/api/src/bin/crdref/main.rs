@@ -55,7 +55,11 @@ fn render() -> Result<String, Box<dyn Error>> {
     Ok(text)
 }
 
-fn kind(text: &mut String, crd: &CustomResourceDefinition, words: &[words::Word]) -> Result<(), Box<dyn Error>> {
+fn kind(
+    text: &mut String,
+    crd: &CustomResourceDefinition,
+    words: &[words::Word],
+) -> Result<(), Box<dyn Error>> {
     let names = &crd.spec.names;
     let version = crd.spec.versions.first().ok_or("a CRD without a version")?;
     let schema = version
@@ -79,7 +83,11 @@ fn kind(text: &mut String, crd: &CustomResourceDefinition, words: &[words::Word]
         },
     )?;
     rules(text, schema)?;
-    writeln!(text, "\n### Columns of {}\n\n| column | shows |\n|---|---|", names.kind)?;
+    writeln!(
+        text,
+        "\n### Columns of {}\n\n| column | shows |\n|---|---|",
+        names.kind
+    )?;
     for column in version.additional_printer_columns.iter().flatten() {
         let wide = if column.priority.unwrap_or_default() > 0 {
             " (with `-o wide`)"
