@@ -65,7 +65,7 @@ fn target(page: &Page, to: &str) -> Option<(Option<PathBuf>, String)> {
     let (file, anchor) = to.split_once('#').unwrap_or((to, ""));
     let path = match file {
         "" => Some(page.path.clone()),
-        file => tidy(&page.path.parent().unwrap_or(Path::new("")).join(file)),
+        file => tidy(&page.path.parent()?.join(file)),
     };
     Some((path, anchor.to_owned()))
 }

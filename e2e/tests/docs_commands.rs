@@ -15,7 +15,7 @@ use hybridnic_e2e::{
 use tokio::process::Command;
 
 /// One block.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 /// The pages in the order in which a newcomer reads them.
 fn in_order() -> Vec<Page> {
