@@ -1,7 +1,8 @@
-//! The test bed: a real control plane, and a lab of emulated SR-IOV nodes.
+//! The test bed: a real control plane, a lab of emulated SR-IOV nodes, and the documentation as data.
 
 pub mod cluster;
 pub mod controlplane;
+pub mod docs;
 pub mod lab;
 pub mod until;
 pub mod world;

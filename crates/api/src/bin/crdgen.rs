@@ -4,9 +4,8 @@
 
 use std::{env, error::Error, fs, path::Path, process::ExitCode};
 
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::CustomResourceExt;
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let (flags, directories): (Vec<_>, Vec<_>) = env::args().skip(1).partition(|a| a.starts_with("--"));
@@ -19,13 +18,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         return Err("say in which directories the CRDs are".into());
     }
     let mut stale = false;
-    for crd in [
-        HybridNetwork::crd(),
-        VmHybridNic::crd(),
-        NicAttachment::crd(),
-        HybridNode::crd(),
-        QemuMigration::crd(),
-    ] {
+    for crd in v1alpha1::crds() {
         let text = render(&crd)?;
         for directory in &directories {
             let path = Path::new(directory).join(format!("{}.yaml", crd.spec.names.plural));
