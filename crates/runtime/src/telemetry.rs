@@ -1,7 +1,11 @@
 //! Logs: to standard error, for people or for machines.
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+
+use crate::log_level::{self, LogLevel};
 
 /// Options of the logs, to flatten into a program's own.
 #[derive(Args, Clone, Debug)]
@@ -33,32 +37,26 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The filter does not parse.
-    #[error("--log {filter:?} is not a log filter; write it as in \"info,kube=debug\"")]
-    Filter {
-        /// What was given.
-        filter: String,
-        /// What is wrong with it.
-        source: tracing_subscriber::filter::ParseError,
-    },
+    #[error("--log: {0}")]
+    Filter(#[from] log_level::Error),
     /// Something else has set up logging before.
     #[error("logging is set up already")]
-    Twice(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Twice(#[from] TryInitError),
 }
 
-/// Sets up the logs of this process, once.
-pub fn init(options: &LogOptions) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(&options.filter).map_err(|source| Error::Filter {
-        filter: options.filter.clone(),
-        source,
-    })?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match options.format {
-        LogFormat::Human => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    }
-    .map_err(Error::Twice)
+/// Sets up the logs of this process, once; gives what changes their level.
+pub fn init(options: &LogOptions) -> Result<LogLevel, Error> {
+    let (filter, level) = log_level::reloadable(&options.filter)?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match options.format {
+        LogFormat::Human => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .try_init()?;
+    Ok(level)
 }
 
 #[cfg(test)]
@@ -71,7 +69,10 @@ mod tests {
             filter: "info,kube=loud".to_owned(),
             format: LogFormat::Json,
         };
-        let error = init(&options).unwrap_err();
+        let Err(error) = init(&options) else {
+            panic!("it was taken");
+        };
+        assert!(error.to_string().contains("--log"), "{error}");
         assert!(error.to_string().contains("info,kube=debug"), "{error}");
     }
 }
