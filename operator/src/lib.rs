@@ -116,11 +116,11 @@ async fn stand(
         lease = options.lease_name,
         "waiting for the lease"
     );
+    // Whoever has come so far has started. One that may not, or cannot, read the lease is not ready; to start it anew would
+    // not help it.
+    probes.set_started();
     // A standby that has read the lease is ready for what it is there for.
-    let standing = || {
-        probes.set_started();
-        probes.set_ready(true);
-    };
+    let standing = || probes.set_ready(true);
     let mut leadership = tokio::select! {
         leadership = candidate.acquire(standing) => leadership?,
         () = stop.cancelled() => return Ok(()),
