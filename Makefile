@@ -45,7 +45,11 @@ deny: ## Advisories, licences, duplicates
 	$(CARGO) deny check
 
 unit: ## Unit and property tests; no root
-	$(CARGO) test $(ALL) --lib --bins --test session
+	$(CARGO) test $(ALL) --lib --bins --test session --test metrics
+
+.PHONY: monitoring
+monitoring: ## Alerts and dashboard, by promtool
+	e2e/monitoring/check.sh
 
 kernel: ## Real kernel and real QEMU, in network namespaces of their own
 	$(CARGO) test $(ALL) --test kernel --test privileges --test real_qemu

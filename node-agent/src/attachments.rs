@@ -216,9 +216,13 @@ impl Attachments {
             name: record.name.clone(),
             uid: uid.clone(),
         };
+        let (namespace, nic) = (record.namespace.clone(), record.spec.nic.name.clone());
         let task = match NicTask::new(Arc::clone(&self.host), vm, record, recorded, wanted_rx, status_tx) {
             Ok(task) => task,
-            Err(error) => return warn!(uid, error = error.message, "this attachment cannot be understood"),
+            Err(error) => {
+                let error = error.message;
+                return warn!(namespace, nic, uid, error, "this attachment cannot be understood");
+            }
         };
         let (finalizer_tx, mut finalizer_rx) = watch::channel(recorded);
         let reporter = tokio::spawn(reporter.run(status_rx, deleting_rx, finalizer_tx));

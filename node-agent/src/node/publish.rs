@@ -84,7 +84,7 @@ async fn ensure(api: &Api<HybridNode>, name: &str) {
     };
     loop {
         match api.create(&PostParams::default(), &object).await {
-            Ok(_) => return info!(name, "HybridNode created"),
+            Ok(_) => return info!(node = name, "HybridNode created"),
             Err(kube::Error::Api(status)) if status.is_already_exists() => return,
             Err(error) => warn!(%error, "cannot create the HybridNode; tried again"),
         }
