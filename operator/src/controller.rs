@@ -161,6 +161,8 @@ pub async fn run<R: Reconciler>(
         .take_until(stop.cancelled_owned())
         .map(Ok::<_, std::convert::Infallible>);
     let config = controller::Config::default().concurrency(concurrency);
+    let kind = <R::Kind as Resource>::kind(&());
+    let kind = kind.as_ref();
     applier(reconcile, retry, context, store, requests, config)
         .for_each(|done| {
             match done {
@@ -168,17 +170,22 @@ pub async fn run<R: Reconciler>(
                 // It was deleted between the change and now.
                 Err(controller::Error::ObjectNotFound(object)) => {
                     tracing::trace!(%object, "gone");
-                    waiting.with(|objects| objects.retain(|waits| waits.clone().erase() != *object));
+                    let is_it = |waits: &ObjectRef<_>| {
+                        (&waits.name, &waits.namespace) == (&object.name, &object.namespace)
+                    };
+                    waiting.with(|objects| objects.retain(|waits| !is_it(waits)));
                 }
                 Err(controller::Error::ReconcilerFailed(error, object))
                     if error.is_conflict() || error.is_gone() =>
                 {
-                    tracing::debug!(%object, error = %Chain(&error), "changed meanwhile");
+                    let (namespace, name) = (object.namespace.as_deref(), object.name.as_str());
+                    tracing::debug!(kind, namespace, name, error = %Chain(&error), "changed meanwhile");
                 }
                 Err(controller::Error::ReconcilerFailed(error, object)) => {
-                    tracing::warn!(%object, error = %Chain(&error), "not reconciled; will be tried again");
+                    let (namespace, name) = (object.namespace.as_deref(), object.name.as_str());
+                    tracing::warn!(kind, namespace, name, error = %Chain(&error), "not reconciled; will be tried again");
                 }
-                Err(error) => tracing::warn!(error = %Chain(&error), "not reconciled"),
+                Err(error) => tracing::warn!(kind, error = %Chain(&error), "not reconciled"),
             }
             std::future::ready(())
         })
