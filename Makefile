@@ -10,7 +10,7 @@ BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 # Lab tests share one pair of emulated nodes' addresses and two cores: one after the other.
 LAB_TESTS := lab_debian lab_flight lab_pool lab_faults lab_lifecycle
 
-.PHONY: help demo test setup build crds chart docs check unit kernel cluster lab nodes bench deny clean
+.PHONY: help demo test setup build crds chart docs check unit kernel cluster monitoring lab nodes bench deny clean
 
 help: ## Show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -51,7 +51,10 @@ deny: ## Advisories, licences, duplicates
 	$(CARGO) deny check
 
 unit: ## Unit and property tests; no root
-	$(CARGO) test $(ALL) --lib --bins --test session --test docs
+	$(CARGO) test $(ALL) --lib --bins --test session --test docs --test metrics
+
+monitoring: ## Alerts and dashboard, by promtool
+	e2e/monitoring/check.sh
 
 kernel: ## Real kernel and real QEMU, in network namespaces of their own
 	$(CARGO) test $(ALL) --test kernel --test privileges --test real_qemu

@@ -58,30 +58,48 @@ pub struct Attachments {
     sockets: watch::Receiver<u64>,
     running: HashMap<String, Running>,
     vms: HashMap<String, RunningVm>,
+    progress: Progress,
+}
+
+/// How far the agent is after its start.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Whether every record of the journal has its task.
+    pub resumed: watch::Sender<bool>,
+    /// Whether the API server's list of the node's attachments was read.
+    pub listed: watch::Sender<bool>,
 }
 
 impl Attachments {
     /// Nothing runs yet. `sockets` tells that something happened in the VMs' socket directories.
-    pub fn new(client: Client, host: Arc<Host>, sockets: watch::Receiver<u64>) -> Self {
+    pub fn new(client: Client, host: Arc<Host>, sockets: watch::Receiver<u64>, progress: Progress) -> Self {
         Self {
             client,
             host,
             sockets,
             running: HashMap::new(),
             vms: HashMap::new(),
+            progress,
         }
     }
 
     /// Goes on with what the journal has, then follows the API server.
     pub async fn run(mut self, journal: Vec<Record>) {
         for record in journal {
-            info!(nic = record.nic(), goal = ?record.spec.goal, "resumed from the journal");
+            info!(
+                namespace = record.namespace,
+                nic = record.spec.nic.name,
+                node = record.spec.node_name,
+                goal = ?record.spec.goal,
+                "resumed from the journal"
+            );
             let wanted = Wanted {
                 spec: record.spec.clone(),
                 generation: None,
             };
             self.start(record, true, wanted, false);
         }
+        self.progress.resumed.send_replace(true);
         let api: Api<NicAttachment> = Api::all(self.client.clone());
         let config =
             watcher::Config::default().fields(&format!("spec.nodeName={}", self.host.options.node_name));
@@ -114,6 +132,7 @@ impl Attachments {
                 for uid in gone {
                     self.on_gone(&uid);
                 }
+                self.progress.listed.send_replace(true);
             }
             watcher::Event::Delete(object) => self.on_gone(&object.uid().unwrap_or_default()),
         }
@@ -197,9 +216,13 @@ impl Attachments {
             name: record.name.clone(),
             uid: uid.clone(),
         };
+        let (namespace, nic) = (record.namespace.clone(), record.spec.nic.name.clone());
         let task = match NicTask::new(Arc::clone(&self.host), vm, record, recorded, wanted_rx, status_tx) {
             Ok(task) => task,
-            Err(error) => return warn!(uid, error = error.message, "this attachment cannot be understood"),
+            Err(error) => {
+                let error = error.message;
+                return warn!(namespace, nic, uid, error, "this attachment cannot be understood");
+            }
         };
         let (finalizer_tx, mut finalizer_rx) = watch::channel(recorded);
         let reporter = tokio::spawn(reporter.run(status_rx, deleting_rx, finalizer_tx));

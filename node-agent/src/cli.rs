@@ -1,13 +1,16 @@
 //! The command line, and what it starts.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use hybridnic_api::names;
 use hybridnic_net::{dev::DevNodes, netlink::Netlink, sysfs::Sysfs};
 use hybridnic_runtime::{
-    health::{self, Health},
+    api,
+    http::{self, HttpOptions, Pages},
+    log_level::LogLevel,
+    probes::{self, Probes},
     shutdown,
     telemetry::{self, LogOptions},
     tls,
@@ -16,10 +19,12 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::{
-    attachments::Attachments,
+    attachments::{Attachments, Progress},
+    audit,
     host::{Host, Settings},
     inventory::{self, Output},
-    journal::{Journal, Record},
+    journal::Journal,
+    metrics::metrics,
     node::{pool::Pools, publish},
     privileges,
     sockets::Sockets,
@@ -71,9 +76,8 @@ struct RunArgs {
     /// The VM's pause that QEMU aims at in a migration, in milliseconds.
     #[arg(long, default_value_t = 300)]
     migration_downtime: u64,
-    /// Where to answer /livez and /readyz.
-    #[arg(long)]
-    http_address: Option<SocketAddr>,
+    #[command(flatten)]
+    http: HttpOptions,
     #[command(flatten)]
     log: LogOptions,
 }
@@ -87,7 +91,7 @@ impl Args {
                 Ok(())
             }
             None => {
-                telemetry::init(&self.run.log)?;
+                let logs = telemetry::init(&self.run.log)?;
                 // Both before there is a second thread: capabilities belong to threads.
                 load_modules();
                 give_up_privileges()?;
@@ -96,13 +100,13 @@ impl Args {
                     .max_blocking_threads(8)
                     .enable_all()
                     .build()?
-                    .block_on(run(self.run))
+                    .block_on(run(self.run, logs))
             }
         }
     }
 }
 
-async fn run(args: RunArgs) -> anyhow::Result<()> {
+async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
     tls::install_provider();
     let node_name = args
         .node_name
@@ -111,12 +115,16 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let journal = Journal::open(&args.journal)?;
     let records = journal.load()?;
     let sockets = Sockets::watch(&args.vm_root).context("cannot watch the VMs' socket directories")?;
+    let (registry, metrics) = metrics();
+    let requests = metrics.requests.clone();
+    let counted = metrics.clone();
     let host = Arc::new(Host {
         sysfs: Sysfs::default(),
         dev: DevNodes::default(),
-        netlink: Netlink::open()?,
+        netlink: Netlink::open()?.on_error(move |operation, error| counted.netlink_error(operation, error)),
         journal,
         pools: Pools::default(),
+        metrics,
         options: Settings {
             node_name: node_name.clone(),
             vm_root: args.vm_root,
@@ -127,36 +135,66 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         },
         hardware: watch::Sender::new(0),
     });
-    audit(&host, &records).await;
     info!(
         node = node_name,
         version = env!("CARGO_PKG_VERSION"),
         held = records.len(),
         "hybridnic agent"
     );
-    let client = kube::Client::try_default()
-        .await
-        .context("no way to the API server")?;
-    let health = Health::new();
-    health.set_ready(true);
-    let (generation_tx, generation_rx) = watch::channel(None);
-    let probes = async {
-        match args.http_address {
-            Some(address) => health::serve(address, health)
-                .await
-                .context("cannot answer probes"),
-            None => std::future::pending().await,
-        }
+    let client = api::client(requests).await.context("no way to the API server")?;
+    let (probes, mut heart) = probes::probes();
+    let pages = Pages {
+        probes: probes.clone(),
+        metrics: Arc::new(registry),
+        logs,
     };
+    let (generation_tx, generation_rx) = watch::channel(None);
+    let (progress, published) = (Progress::default(), watch::Sender::new(false));
+    let attachments = Attachments::new(
+        client.clone(),
+        Arc::clone(&host),
+        sockets.changes(),
+        progress.clone(),
+    );
     tokio::select! {
-        () = stop.cancelled() => info!("stopped; VMs keep their NICs"),
+        () = stop.cancelled() => info!(node = node_name, "stopped; VMs keep their NICs"),
         result = publish::watch_hardware(Arc::clone(&host)) => result?,
         () = publish::watch_pools(client.clone(), Arc::clone(&host), generation_tx) => anyhow::bail!("the watch of the HybridNode has ended"),
-        () = publish::publish(client.clone(), Arc::clone(&host), generation_rx) => anyhow::bail!("publishing has ended"),
-        () = Attachments::new(client, Arc::clone(&host), sockets.changes()).run(records) => anyhow::bail!("the watch of attachments has ended"),
-        result = probes => result?,
+        () = publish::publish(client, Arc::clone(&host), generation_rx, published.clone()) => anyhow::bail!("publishing has ended"),
+        () = attachments.run(records) => anyhow::bail!("the watch of attachments has ended"),
+        () = audit::run(Arc::clone(&host)) => {}
+        result = serve(args.http, pages) => result?,
+        () = get_ready(probes, progress, published) => {}
+        never = heart.beat() => match never {},
     }
     Ok(())
+}
+
+/// Answers probes and scrapes for as long as it is polled.
+async fn serve(options: HttpOptions, pages: Pages) -> anyhow::Result<()> {
+    match options.http_address {
+        Some(address) => http::serve(address, pages)
+            .await
+            .with_context(|| format!("cannot serve on {address}")),
+        None => std::future::pending().await,
+    }
+}
+
+/// The agent has started when it looks after all that the journal holds. It is ready when, besides, it knows what the API
+/// server wants of the node and has published what there is. Should the API server go away later, it stays ready.
+async fn get_ready(probes: Probes, progress: Progress, published: watch::Sender<bool>) {
+    for (step, done) in [progress.resumed, progress.listed, published]
+        .into_iter()
+        .enumerate()
+    {
+        // A sender of our own keeps each channel open.
+        let _ = done.subscribe().wait_for(|done| *done).await;
+        if step == 0 {
+            probes.set_started();
+        }
+    }
+    probes.set_ready(true);
+    std::future::pending::<()>().await;
 }
 
 /// Kernels that have these as modules load none of them by themselves.
@@ -182,25 +220,4 @@ fn give_up_privileges() -> anyhow::Result<()> {
         warn!(capabilities = %left, "capabilities are missing: what needs them will fail");
     }
     Ok(())
-}
-
-/// Reports what looks like ours and is not in the journal. It is not touched: a VM may run on it.
-async fn audit(host: &Host, records: &[Record]) {
-    let links = match host.netlink.links().await {
-        Ok(links) => links,
-        Err(error) => return warn!(%error, "cannot look for leftovers"),
-    };
-    for link in links {
-        let ours = link.alias.as_deref().is_some_and(|a| a.starts_with("hybridnic "));
-        let known = records
-            .iter()
-            .any(|r| r.standby.as_ref().is_some_and(|s| s.macvtap == link.name));
-        if ours && !known {
-            warn!(
-                macvtap = link.name,
-                alias = link.alias,
-                "this macvtap looks like ours and is not in the journal"
-            );
-        }
-    }
 }

@@ -9,7 +9,7 @@ use hybridnic_net::{
 };
 use tokio::sync::watch;
 
-use crate::{journal::Journal, node::pool::Pools};
+use crate::{journal::Journal, metrics::Metrics, node::pool::Pools};
 
 /// Settings that the tasks need.
 #[derive(Clone, Debug)]
@@ -41,6 +41,8 @@ pub struct Host {
     pub journal: Journal,
     /// Who holds which VF.
     pub pools: Pools,
+    /// What is measured.
+    pub metrics: Metrics,
     /// Settings.
     pub options: Settings,
     /// Counts device and link events: what was seen of the hardware may be old.

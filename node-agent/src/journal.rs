@@ -123,8 +123,24 @@ impl Journal {
         Ok(Self { dir })
     }
 
-    /// All records. A file that cannot be understood is an error: what it held would be lost.
+    /// All records, at start: what a write that was cut short has left is removed.
     pub fn load(&self) -> Result<Vec<Record>, JournalError> {
+        let list = || fs::read_dir(&self.dir)?.collect::<io::Result<Vec<_>>>();
+        let fail = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| JournalError { what, path, source }
+        };
+        for entry in list().map_err(fail("list", &self.dir))? {
+            // The file that it would have replaced still holds.
+            if entry.path().extension().is_some_and(|e| e == "tmp") {
+                fs::remove_file(entry.path()).map_err(fail("clean", &entry.path()))?;
+            }
+        }
+        self.records()
+    }
+
+    /// All records. A file that cannot be understood is an error: what it held would be lost.
+    pub fn records(&self) -> Result<Vec<Record>, JournalError> {
         let fail = |what, path: &Path| {
             let path = path.to_owned();
             move |source| JournalError { what, path, source }
@@ -132,15 +148,10 @@ impl Journal {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(fail("list", &self.dir))? {
             let path = entry.map_err(fail("list", &self.dir))?.path();
-            match path.extension().and_then(|e| e.to_str()) {
-                Some("json") => {
-                    let text = fs::read(&path).map_err(fail("read", &path))?;
-                    let record = serde_json::from_slice(&text).map_err(io::Error::from);
-                    records.push(record.map_err(fail("understand", &path))?);
-                }
-                // A write that was cut short: the file that it would have replaced still holds.
-                Some("tmp") => fs::remove_file(&path).map_err(fail("clean", &path))?,
-                _ => {}
+            if path.extension().is_some_and(|e| e == "json") {
+                let text = fs::read(&path).map_err(fail("read", &path))?;
+                let record = serde_json::from_slice(&text).map_err(io::Error::from);
+                records.push(record.map_err(fail("understand", &path))?);
             }
         }
         Ok(records)
@@ -275,7 +286,10 @@ pub(crate) mod tests {
         let journal = Journal::open(dir.path()).unwrap();
         journal.write(&record("a")).unwrap();
         fs::write(dir.path().join("a.json.tmp"), "{\"namesp").unwrap();
+        assert_eq!(journal.records().unwrap(), [record("a")]);
+        assert!(dir.path().join("a.json.tmp").exists(), "reading removes nothing");
         assert_eq!(journal.load().unwrap(), [record("a")]);
+        assert!(!dir.path().join("a.json.tmp").exists());
     }
 
     #[test]

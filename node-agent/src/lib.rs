@@ -8,14 +8,18 @@
 //! | [`node`] | PFs, VFs and pools: who holds what, what is published |
 //! | [`journal`] | what is held, on disk |
 //! | [`privileges`] | gives up what root has and the agent does not need |
+//! | [`audit`] | looks for what is not as it should be, and reports it |
+//! | [`metrics`] | what is measured |
 //! | [`inventory`] | the same view without a cluster |
 
 pub mod attachments;
+pub mod audit;
 pub mod cli;
 pub mod error;
 pub mod host;
 pub mod inventory;
 pub mod journal;
+pub mod metrics;
 pub mod nic;
 pub mod node;
 pub mod privileges;

@@ -4,20 +4,21 @@
 //! so this uses the part of it beneath, [`applier`]: one reconcile at a time for each object, bounded concurrency,
 //! requeues and graceful shutdown.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use kube::ResourceExt;
 use kube::runtime::applier;
 use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Resource, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Object;
+use crate::metrics::Reconciles;
 use crate::write;
 
 /// After a conflict the newer version is on its way here already.
@@ -48,15 +49,53 @@ pub struct Done {
 }
 
 /// Where changes ask for reconciles.
-pub struct Queue<K: Object>(UnboundedSender<ObjectRef<K>>);
+pub struct Queue<K: Object> {
+    sender: UnboundedSender<ObjectRef<K>>,
+    waiting: Waiting<K>,
+}
 
 /// The other end of a [`Queue`].
-pub type Requests<K> = UnboundedReceiver<ObjectRef<K>>;
+pub struct Requests<K: Object> {
+    receiver: UnboundedReceiver<ObjectRef<K>>,
+    waiting: Waiting<K>,
+}
 
 /// A queue. It is unbounded, as its reader only drops what it has already.
-pub fn queue<K: Object>() -> (Queue<K>, Requests<K>) {
+pub fn queue<K: Object>(reconciles: &Reconciles) -> (Queue<K>, Requests<K>) {
     let (sender, receiver) = futures::channel::mpsc::unbounded();
-    (Queue(sender), receiver)
+    let waiting = Waiting {
+        objects: Arc::default(),
+        reconciles: reconciles.clone(),
+    };
+    let queue = Queue {
+        sender,
+        waiting: waiting.clone(),
+    };
+    waiting.with(|_| ());
+    (queue, Requests { receiver, waiting })
+}
+
+/// The objects for which a reconcile was asked and has not begun, for the metrics.
+struct Waiting<K: Object> {
+    objects: Arc<Mutex<HashSet<ObjectRef<K>>>>,
+    reconciles: Reconciles,
+}
+
+impl<K: Object> Clone for Waiting<K> {
+    fn clone(&self) -> Self {
+        Self {
+            objects: Arc::clone(&self.objects),
+            reconciles: self.reconciles.clone(),
+        }
+    }
+}
+
+impl<K: Object> Waiting<K> {
+    fn with<T>(&self, change: impl FnOnce(&mut HashSet<ObjectRef<K>>) -> T) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut objects);
+        self.reconciles.wait(&K::kind(&()), objects.len());
+    }
 }
 
 impl<K: Object> Queue<K> {
@@ -76,13 +115,16 @@ impl<K: Object> Queue<K> {
     }
 
     fn send(&self, object: ObjectRef<K>) {
+        self.waiting.with(|objects| objects.insert(object.clone()));
         // A queue whose controller has stopped belongs to a process that stops.
-        let _ = self.0.unbounded_send(object);
+        let _ = self.sender.unbounded_send(object);
     }
 }
 
 struct Context<R: Reconciler> {
     reconciler: R,
+    work: Reconciles,
+    waiting: Waiting<R::Kind>,
     failures: Mutex<HashMap<ObjectRef<R::Kind>, u32>>,
     /// Versions on which a write was decided: when one is seen again, the cache has not caught up yet.
     overwritten: Mutex<HashMap<ObjectRef<R::Kind>, Option<String>>>,
@@ -104,32 +146,46 @@ pub async fn run<R: Reconciler>(
     store: Store<R::Kind>,
     requests: Requests<R::Kind>,
     concurrency: u16,
+    work: Reconciles,
     stop: CancellationToken,
 ) {
+    let Requests { receiver, waiting } = requests;
     let context = Arc::new(Context {
         reconciler,
+        work,
+        waiting: waiting.clone(),
         failures: Mutex::default(),
         overwritten: Mutex::default(),
     });
-    let requests = requests
+    let requests = receiver
         .take_until(stop.cancelled_owned())
         .map(Ok::<_, std::convert::Infallible>);
     let config = controller::Config::default().concurrency(concurrency);
+    let kind = <R::Kind as Resource>::kind(&());
+    let kind = kind.as_ref();
     applier(reconcile, retry, context, store, requests, config)
         .for_each(|done| {
             match done {
                 Ok((object, _)) => tracing::trace!(%object, "reconciled"),
                 // It was deleted between the change and now.
-                Err(controller::Error::ObjectNotFound(object)) => tracing::trace!(%object, "gone"),
+                Err(controller::Error::ObjectNotFound(object)) => {
+                    tracing::trace!(%object, "gone");
+                    let is_it = |waits: &ObjectRef<_>| {
+                        (&waits.name, &waits.namespace) == (&object.name, &object.namespace)
+                    };
+                    waiting.with(|objects| objects.retain(|waits| !is_it(waits)));
+                }
                 Err(controller::Error::ReconcilerFailed(error, object))
                     if error.is_conflict() || error.is_gone() =>
                 {
-                    tracing::debug!(%object, error = %Chain(&error), "changed meanwhile");
+                    let (namespace, name) = (object.namespace.as_deref(), object.name.as_str());
+                    tracing::debug!(kind, namespace, name, error = %Chain(&error), "changed meanwhile");
                 }
                 Err(controller::Error::ReconcilerFailed(error, object)) => {
-                    tracing::warn!(%object, error = %Chain(&error), "not reconciled; will be tried again");
+                    let (namespace, name) = (object.namespace.as_deref(), object.name.as_str());
+                    tracing::warn!(kind, namespace, name, error = %Chain(&error), "not reconciled; will be tried again");
                 }
-                Err(error) => tracing::warn!(error = %Chain(&error), "not reconciled"),
+                Err(error) => tracing::warn!(kind, error = %Chain(&error), "not reconciled"),
             }
             std::future::ready(())
         })
@@ -142,11 +198,14 @@ fn reconcile<R: Reconciler>(
 ) -> BoxFuture<'static, Result<Action, write::Error>> {
     async move {
         let name = ObjectRef::from_obj(object.as_ref());
+        context.waiting.with(|objects| objects.remove(&name));
         let version = ResourceExt::resource_version(object.as_ref());
         if context.is_stale(&name, version.as_ref()) {
             return Ok(Action::requeue(AFTER_CONFLICT));
         }
+        let begun = context.work.begin(&<R::Kind as Resource>::kind(&()));
         let Done { wrote, again } = context.reconciler.reconcile(object).await?;
+        drop(begun);
         if wrote {
             let mut overwritten = context.overwritten.lock().unwrap_or_else(PoisonError::into_inner);
             overwritten.insert(name.clone(), version);
@@ -163,6 +222,7 @@ fn reconcile<R: Reconciler>(
 
 #[allow(clippy::needless_pass_by_value)] // kube's signature
 fn retry<R: Reconciler>(object: Arc<R::Kind>, error: &write::Error, context: Arc<Context<R>>) -> Action {
+    context.work.failed(&<R::Kind as Resource>::kind(&()), error);
     if error.is_gone() {
         return Action::await_change();
     }

@@ -15,6 +15,7 @@ mod controller;
 mod events;
 mod handover;
 mod mac;
+mod metrics;
 mod migration;
 mod network;
 mod nic;
@@ -25,19 +26,23 @@ mod routes;
 mod select;
 #[cfg(test)]
 mod testing;
+mod version;
 mod world;
 mod write;
 
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use hybridnic_runtime::health::{self, Health};
+use hybridnic_runtime::http::{self, Pages};
 use hybridnic_runtime::lease::{Candidate, Timing};
-use hybridnic_runtime::shutdown;
+use hybridnic_runtime::log_level::LogLevel;
+use hybridnic_runtime::probes::{Probes, probes};
+use hybridnic_runtime::{api, shutdown};
 use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use metrics::{Metrics, metrics};
 pub use options::Options;
 
 use events::Events;
@@ -54,21 +59,44 @@ const MANY: u16 = 16;
 /// Reconciles at once of the kinds of which there are few.
 const FEW: u16 = 4;
 
-/// Runs the operator until a signal asks it to stop, or until it is the leader no more, which is an error.
-pub async fn run(options: Options) -> anyhow::Result<()> {
+/// Runs the operator until a signal asks it to stop, or until it is the leader no more, which is an error. `logs` changes
+/// what is logged.
+pub async fn run(options: Options, logs: LogLevel) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("cannot handle signals")?;
-    let client = Client::try_default()
+    let (registry, metrics) = metrics();
+    let (probes, mut heart) = probes();
+    let reconciles = metrics.reconciles.clone();
+    probes.require(move || reconciles.check());
+    let pages = Pages {
+        probes: probes.clone(),
+        metrics: Arc::new(registry),
+        logs,
+    };
+    let serving = async {
+        match options.http.http_address {
+            Some(address) => http::serve(address, pages)
+                .await
+                .with_context(|| format!("cannot serve on {address}")),
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        done = stand(&options, &metrics, &probes, &stop) => done,
+        served = serving => served,
+        never = heart.beat() => match never {},
+    }
+}
+
+/// Stands for election, and leads when elected.
+async fn stand(
+    options: &Options,
+    metrics: &Metrics,
+    probes: &Probes,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let client = api::client(metrics.requests.clone())
         .await
         .context("cannot find the API server")?;
-    let health = Health::new();
-    if let Some(address) = options.http_address {
-        let health = health.clone();
-        tokio::spawn(async move {
-            if let Err(error) = health::serve(address, health).await {
-                tracing::error!(%address, %error, "cannot serve the probes");
-            }
-        });
-    }
     let identity = options.identity.clone().map_or_else(identity, Ok)?;
     let namespace = options
         .lease_namespace
@@ -88,17 +116,22 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         lease = options.lease_name,
         "waiting for the lease"
     );
-    // A standby is ready for what it is there for.
-    health.set_ready(true);
+    // Whoever has come so far has started. One that may not, or cannot, read the lease is not ready; to start it anew would
+    // not help it.
+    probes.set_started();
+    // A standby that has read the lease is ready for what it is there for.
+    let standing = || probes.set_ready(true);
     let mut leadership = tokio::select! {
-        leadership = candidate.acquire() => leadership?,
+        leadership = candidate.acquire(standing) => leadership?,
         () = stop.cancelled() => return Ok(()),
     };
-    health.set_ready(false);
+    // Until its caches are filled.
+    probes.set_ready(false);
+    metrics.leader.set([], 1);
     tracing::info!("leading");
     let done = tokio::select! {
         // The lease is renewed until the last reconcile has ended.
-        done = lead(&client, &options, &identity, &health, &stop) => done,
+        done = lead(&client, options, &identity, metrics, probes, stop) => done,
         lost = leadership.lost() => Err(lost.into()),
     };
     if done.is_ok() {
@@ -112,11 +145,12 @@ async fn lead(
     client: &Client,
     options: &Options,
     identity: &str,
-    health: &Health,
+    metrics: &Metrics,
+    probes: &Probes,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let (world, feeds) = World::new();
-    let (queues, requests) = routes::queues();
+    let (queues, requests) = routes::queues(&metrics.reconciles);
     let queues = Arc::new(queues);
     let mut watches = JoinSet::new();
     for task in routes::tasks(feeds, client, &world, &queues) {
@@ -127,9 +161,10 @@ async fn lead(
         () = stop.cancelled() => return Ok(()),
     }
     tracing::info!("caches are filled");
-    health.set_ready(true);
+    metrics.seen.set(world.clone());
+    probes.set_ready(true);
 
-    let mut controllers = controllers(client, options, identity, &world, requests, stop);
+    let mut controllers = controllers(client, options, identity, metrics, &world, requests, stop);
     everything(&world, &queues);
     loop {
         tokio::select! {
@@ -147,6 +182,7 @@ fn controllers(
     client: &Client,
     options: &Options,
     identity: &str,
+    metrics: &Metrics,
     world: &World,
     requests: AllRequests,
     stop: &CancellationToken,
@@ -160,15 +196,16 @@ fn controllers(
     let node = NodeReconciler::new(client(), seen());
     let network = NetworkReconciler::new(client(), seen(), events.clone());
     let nic = NicReconciler::new(client(), seen(), events.clone());
-    let migration = MigrationReconciler::new(client(), seen(), events, deadlines);
+    let migration = MigrationReconciler::new(client(), seen(), events, deadlines, metrics.migrations.clone());
 
     let mut controllers = JoinSet::new();
-    let stop = || stop.clone();
+    let (stop, reconciles) = (|| stop.clone(), || metrics.reconciles.clone());
     controllers.spawn(controller::run(
         node,
         world.hybrid_nodes.store(),
         requests.hybrid_nodes,
         FEW,
+        reconciles(),
         stop(),
     ));
     controllers.spawn(controller::run(
@@ -176,6 +213,7 @@ fn controllers(
         world.networks.store(),
         requests.networks,
         FEW,
+        reconciles(),
         stop(),
     ));
     controllers.spawn(controller::run(
@@ -183,6 +221,7 @@ fn controllers(
         world.nics.store(),
         requests.nics,
         MANY,
+        reconciles(),
         stop(),
     ));
     controllers.spawn(controller::run(
@@ -190,6 +229,7 @@ fn controllers(
         world.migrations.store(),
         requests.migrations,
         MANY,
+        reconciles(),
         stop(),
     ));
     controllers

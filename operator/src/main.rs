@@ -8,6 +8,6 @@ use hybridnic_runtime::{telemetry, tls};
 async fn main() -> anyhow::Result<()> {
     tls::install_provider();
     let options = Options::parse();
-    telemetry::init(&options.log)?;
-    hybridnic_operator::run(options).await
+    let logs = telemetry::init(&options.log)?;
+    hybridnic_operator::run(options, logs).await
 }

@@ -1,9 +1,9 @@
 //! Command line of the operator.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
+use hybridnic_runtime::http::HttpOptions;
 use hybridnic_runtime::telemetry::LogOptions;
 
 /// Decides what should be true of hybrid NICs across a cluster's nodes.
@@ -21,9 +21,9 @@ pub struct Options {
     /// Name of this process in the leader election, which no other may have; without it, host name and a random part
     #[arg(long)]
     pub identity: Option<String>,
-    /// Address of /livez and /readyz; without it they are not served
-    #[arg(long, env = "HYBRIDNIC_HTTP_ADDRESS")]
-    pub http_address: Option<SocketAddr>,
+    /// Probes, metrics, log level
+    #[command(flatten)]
+    pub http: HttpOptions,
     /// Seconds that a migration's target has to get ready
     #[arg(long, value_parser = seconds, default_value = "60")]
     pub prepare_deadline: Duration,

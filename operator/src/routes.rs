@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::cache::{self, Feed, Key, Object};
 use crate::controller::{Queue, Requests, queue};
+use crate::metrics::Reconciles;
 use crate::world::{Feeds, World, keys, vm_key};
 
 /// The queues of all controllers.
@@ -35,11 +36,11 @@ pub struct AllRequests {
 }
 
 /// Queues and their ends.
-pub fn queues() -> (Queues, AllRequests) {
-    let (networks, network_requests) = queue();
-    let (hybrid_nodes, node_requests) = queue();
-    let (nics, nic_requests) = queue();
-    let (migrations, migration_requests) = queue();
+pub fn queues(reconciles: &Reconciles) -> (Queues, AllRequests) {
+    let (networks, network_requests) = queue(reconciles);
+    let (hybrid_nodes, node_requests) = queue(reconciles);
+    let (nics, nic_requests) = queue(reconciles);
+    let (migrations, migration_requests) = queue(reconciles);
     (
         Queues {
             networks,
@@ -115,8 +116,14 @@ impl Routes {
     fn hybrid_node(&self, old: Option<&HybridNode>, new: Option<&HybridNode>) {
         let Some(node) = new.or(old) else { return };
         self.queues.hybrid_nodes.add(node);
+        // What of a node decides whether it can take a NIC.
+        let admits = |node: &HybridNode| {
+            let status = node.status.as_ref();
+            (node.spec.clone(), status.and_then(|s| s.agent_version.clone()))
+        };
         let pools = |node: &HybridNode| node.status.as_ref().map(|status| status.pools.clone());
-        if old.map(|node| (&node.spec, pools(node))) == new.map(|node| (&node.spec, pools(node))) {
+        let all = |node: &HybridNode| (admits(node), pools(node));
+        if old.map(all) == new.map(all) {
             return;
         }
         for node in [old, new].into_iter().flatten() {
@@ -126,7 +133,7 @@ impl Routes {
                 }
             }
         }
-        if old.map(|node| &node.spec) != new.map(|node| &node.spec) {
+        if old.map(admits) != new.map(admits) {
             self.all_nics(&Key::Node(node.name_any()));
             for migration in self.world.migrations.by(&Key::Node(node.name_any())) {
                 self.vm(&migration.namespace().unwrap_or_default(), &migration.spec.vm);

@@ -4,9 +4,9 @@ use hybridnic_api::conditions::{self, NewCondition, types};
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, HybridNetwork, HybridNode, HybridNodeSpec, L2Settings, MigrationReport,
-    MigrationState, NicAttachment, NicAttachmentSpec, NicAttachmentStatus, NoFreeVf, NodePool, ObjectRef,
-    Path, QemuMigration, QemuMigrationSpec, QemuVm, Vm, VmHybridNic, VmHybridNicSpec,
+    AttachmentState, Goal, HybridNetwork, HybridNode, HybridNodeSpec, HybridNodeStatus, L2Settings,
+    MigrationReport, MigrationState, NicAttachment, NicAttachmentSpec, NicAttachmentStatus, NoFreeVf,
+    NodePool, ObjectRef, Path, QemuMigration, QemuMigrationSpec, QemuVm, Vm, VmHybridNic, VmHybridNicSpec,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -71,7 +71,7 @@ pub fn network(name: &str) -> HybridNetwork {
     network
 }
 
-/// A node whose agent is there, with pools of these networks.
+/// A node whose agent is there and of our version, with pools of these networks.
 pub fn node(name: &str, networks: &[&str]) -> HybridNode {
     let pool = |network: &&str| NodePool {
         network: (*network).to_owned(),
@@ -87,6 +87,10 @@ pub fn node(name: &str, networks: &[&str]) -> HybridNode {
         namespace: None,
         ..meta(name, 1)
     };
+    node.status = Some(HybridNodeStatus {
+        agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        ..HybridNodeStatus::default()
+    });
     node
 }
 

@@ -35,6 +35,8 @@ pub mod reasons {
     pub const POD_NOT_RUNNING: &str = "PodNotRunning";
     /// No node agent reports for the node of the VM's pod.
     pub const AGENT_NOT_FOUND: &str = "AgentNotFound";
+    /// The operator does not work with the version of the node's agent.
+    pub const AGENT_VERSION_UNSUPPORTED: &str = "AgentVersionUnsupported";
     /// The network does not select the node of the VM's pod.
     pub const NODE_NOT_IN_NETWORK: &str = "NodeNotInNetwork";
     /// No PF of the node matches the network's uplinks.

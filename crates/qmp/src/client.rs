@@ -1,5 +1,6 @@
 //! The handle callers use.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -39,6 +40,31 @@ pub struct Options {
     pub max_event: usize,
     /// How many events a receiver may be behind before it loses some.
     pub event_capacity: usize,
+    /// Who is told of commands that failed.
+    pub on_error: OnError,
+}
+
+type Told = dyn Fn(&'static str, &QmpError) + Send + Sync;
+
+/// Who is told of commands that failed: of the command's name and the error.
+#[derive(Clone, Default)]
+pub struct OnError(Option<Arc<Told>>);
+
+impl OnError {
+    /// Calls `told` each time.
+    pub fn new(told: impl Fn(&'static str, &QmpError) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(told)))
+    }
+}
+
+impl fmt::Debug for OnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "OnError(set)"
+        } else {
+            "OnError"
+        })
+    }
 }
 
 impl Default for Options {
@@ -49,6 +75,7 @@ impl Default for Options {
             max_line: 1 << 20,
             max_event: 8 << 10,
             event_capacity: 256,
+            on_error: OnError::default(),
         }
     }
 }
@@ -74,6 +101,7 @@ struct Inner {
     closed: watch::Receiver<Option<CloseReason>>,
     version: QemuVersion,
     peer: PeerCred,
+    on_error: OnError,
     stop: CancellationToken,
     _stop_when_dropped: DropGuard,
 }
@@ -152,6 +180,7 @@ impl Client {
             closed,
             version,
             peer,
+            on_error: options.on_error.clone(),
             stop: stop.clone(),
             _stop_when_dropped: stop.clone().drop_guard(),
         };
@@ -265,6 +294,23 @@ impl Client {
     }
 
     async fn call<A, T>(
+        &self,
+        command: &'static str,
+        arguments: &A,
+        fd: Option<OwnedFd>,
+    ) -> Result<T, QmpError>
+    where
+        A: Serialize + ?Sized,
+        T: DeserializeOwned,
+    {
+        let result = self.exchange(command, arguments, fd).await;
+        if let (Err(error), Some(told)) = (&result, &self.inner.on_error.0) {
+            told(command, error);
+        }
+        result
+    }
+
+    async fn exchange<A, T>(
         &self,
         command: &'static str,
         arguments: &A,

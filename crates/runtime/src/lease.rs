@@ -102,8 +102,10 @@ impl Candidate {
         }
     }
 
-    /// Waits until the lease is free and takes it. Errors of the API server are logged and waited out.
-    pub async fn acquire(&self) -> Result<Leadership, Error> {
+    /// Waits until the lease is free and takes it. Errors of the API server are logged and waited out. `standing` is called once,
+    /// when the lease has been read: from then on this process takes part.
+    pub async fn acquire(&self, standing: impl FnOnce() + Send) -> Result<Leadership, Error> {
+        let mut standing = Some(standing);
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
         let mut events = watcher(self.api.clone(), config).default_backoff().boxed();
         let (mut seen, mut since): (Option<Lease>, _) = (None, Instant::now());
@@ -144,6 +146,9 @@ impl Candidate {
                 Ok(watcher::Event::Delete(_)) => None,
                 Ok(watcher::Event::InitDone) => {
                     listed = true;
+                    if let Some(standing) = standing.take() {
+                        standing();
+                    }
                     continue;
                 }
                 Ok(watcher::Event::Init) => continue,

@@ -1,9 +1,13 @@
-//! What operator and node agent share as processes: logs, signals, probes, TLS and leader election.
+//! What operator and node agent share as processes: logs, signals, probes, metrics, TLS and leader election.
 //!
 //! Nothing here knows what a NIC is.
 
-pub mod health;
+pub mod api;
+pub mod http;
 pub mod lease;
+pub mod log_level;
+pub mod metrics;
+pub mod probes;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

@@ -51,7 +51,7 @@ impl Agents {
             nodes.patch(name, &params(), &Patch::Apply(&node)).await.unwrap();
             let status = json!({
                 "apiVersion": "hybridnic.io/v1alpha1", "kind": "HybridNode", "metadata": {"name": name},
-                "status": {"pools": [
+                "status": {"agentVersion": env!("CARGO_PKG_VERSION"), "pools": [
                     {"network": "net", "vfs": {"total": 7, "free": 7, "held": 0, "unhealthy": 0}},
                 ]},
             });

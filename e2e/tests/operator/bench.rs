@@ -2,10 +2,12 @@
 
 use std::fmt::Debug;
 use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use hybridnic_api::conditions;
 use hybridnic_api::v1alpha1::{HybridNetwork, NicAttachment, QemuMigration, VmHybridNic};
@@ -20,6 +22,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Two operators hand over in 15 s; the machine may be busy with a build beside.
@@ -34,12 +38,50 @@ pub struct Bench {
 }
 
 /// An operator's process; dropped, it is killed.
-pub struct Operator(Child);
+pub struct Operator(Child, SocketAddr);
 
 impl Operator {
     pub fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
+    }
+
+    /// Asks its HTTP server; gives status and text.
+    pub async fn ask(&self, request: &str, body: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.1).await.unwrap();
+        let length = body.len();
+        let request = format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, text) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, text.to_owned())
+    }
+
+    /// Its metrics, a line each.
+    pub async fn metrics(&self) -> Vec<String> {
+        let (status, text) = self.ask("GET /metrics", "").await;
+        assert_eq!(status, 200, "{text}");
+        text.lines().map(ToOwned::to_owned).collect()
+    }
+
+    /// Waits until its metrics have all these lines, and gives all of them. Its caches may be a little behind, and there is no
+    /// event for metrics.
+    pub async fn metrics_with(&self, lines: &[&str]) -> Vec<String> {
+        let began = Instant::now();
+        loop {
+            let metrics = self.metrics().await;
+            let Some(missing) = lines.iter().find(|line| !metrics.iter().any(|l| l == *line)) else {
+                return metrics;
+            };
+            assert!(
+                began.elapsed() < DEADLINE,
+                "no {missing} in\n{}",
+                metrics.join("\n")
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// SIGTERM, and its exit status.
@@ -62,6 +104,14 @@ impl Operator {
             .expect("the operator goes on")
             .unwrap()
     }
+}
+
+/// An address of its own for each operator: all of 127.0.0.0/8 is this host.
+fn http_address() -> SocketAddr {
+    static LAST: AtomicU8 = AtomicU8::new(0);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let last = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+    (Ipv4Addr::new(127, high, low, last), 8080).into()
 }
 
 impl Drop for Operator {
@@ -121,6 +171,7 @@ impl Bench {
         let kubeconfig = self.dir.path().join("operator.kubeconfig");
         login.write(&kubeconfig).unwrap();
         let log = File::create(self.dir.path().join(format!("operator-{number}.log"))).unwrap();
+        let address = http_address();
         let mut command = Command::new(operator());
         command
             .env("KUBECONFIG", kubeconfig)
@@ -133,6 +184,8 @@ impl Bench {
                 NAMESPACE,
                 "--identity",
                 &format!("operator-{number}"),
+                "--http-address",
+                &address.to_string(),
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -141,7 +194,7 @@ impl Bench {
         unsafe {
             command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
         }
-        self.operators.push(Operator(command.spawn().unwrap()));
+        self.operators.push(Operator(command.spawn().unwrap(), address));
     }
 
     /// The operators' logs, for a failure's message.

@@ -75,6 +75,44 @@ async fn a_nic_from_its_creation_to_its_deletion() {
     };
     bench.wait(networks.clone(), "net", "counted", counted).await;
 
+    for probe in ["GET /livez", "GET /readyz", "GET /startupz"] {
+        assert_eq!(
+            bench.operators[0].ask(probe, "").await,
+            (200, "ok\n".into()),
+            "{probe}"
+        );
+    }
+    let metrics = bench.operators[0]
+        .metrics_with(&[
+            "hybridnic_leader 1",
+            "hybridnic_network_vfs{network=\"net\",state=\"free\"} 14",
+            "hybridnic_network_nodes{network=\"net\"} 2",
+            "hybridnic_nics{network=\"net\",path=\"FastPath\",phase=\"FastPath\"} 1",
+            "hybridnic_nodes{agent=\"supported\"} 2",
+            "hybridnic_reconcile_queue_length{kind=\"VmHybridNic\"} 0",
+        ])
+        .await;
+    let wrote =
+        "hybridnic_api_requests_total{resource=\"vmhybridnics/status\",verb=\"patch\",result=\"ok\"} ";
+    assert!(
+        metrics.iter().any(|l| l.starts_with(wrote)),
+        "{}",
+        metrics.join("\n")
+    );
+    let forbidden = |l: &String| l.contains("result=\"forbidden\"") || l.contains("result=\"refused\"");
+    assert!(!metrics.iter().any(forbidden), "{}", metrics.join("\n"));
+
+    // The log level changes while it runs.
+    let set = bench.operators[0].ask("PUT /log-level", "off").await;
+    assert_eq!(set, (200, "off\n".into()));
+    let (status, why) = bench.operators[0].ask("PUT /log-level", "info,kube=loud").await;
+    assert_eq!(status, 400, "{why}");
+    assert_eq!(bench.operators[0].ask("GET /log-level", "").await.1, "off\n");
+    let set = bench.operators[0]
+        .ask("PUT /log-level", "info,hybridnic_operator=debug")
+        .await;
+    assert_eq!(set.0, 200);
+
     // One address, one owner: the later NIC waits until the first is gone.
     bench.create_nic("eth1", "vm", Some(MAC)).await;
     let later = bench
@@ -281,6 +319,24 @@ async fn migrations_that_go_well_and_that_do_not() {
         bench.writes().len() - before
     );
 
+    let metrics = bench.operators[0]
+        .metrics_with(&[
+            "hybridnic_migrations_total{result=\"succeeded\",reason=\"Completed\"} 1",
+            "hybridnic_migrations_total{result=\"failed\",reason=\"GuestKeepsVf\"} 1",
+            "hybridnic_migrations_total{result=\"failed\",reason=\"TargetLost\"} 0",
+            "hybridnic_migration_duration_seconds_count{result=\"succeeded\"} 1",
+            "hybridnic_migration_downtime_seconds_sum 0.031",
+            "hybridnic_migration_phase_duration_seconds_count{phase=\"PreparingTarget\"} 2",
+            "hybridnic_migration_phase_duration_seconds_count{phase=\"Transferring\"} 1",
+        ])
+        .await;
+    assert!(
+        !metrics
+            .iter()
+            .any(|l| l.starts_with("hybridnic_migrations_active{")),
+        "none is under way"
+    );
+
     // Back again, to a new pod; cancelled halfway.
     bench.end_pod("vm-a").await;
     bench.run_pod("vm-c", "vm", "n1").await;
@@ -335,6 +391,40 @@ async fn migrations_that_go_well_and_that_do_not() {
     assert_eq!(why(&lost), reasons::TARGET_LOST);
     let nic = bench.nic_with("eth0", "fast", is_fast).await.status.unwrap();
     assert_eq!(nic.node_name.as_deref(), Some("n2"), "it stayed");
+}
+
+#[tokio::test]
+async fn an_agent_of_another_version_gets_no_nic_and_keeps_those_it_has() {
+    let mut bench = Bench::start().await;
+    bench.start_operator();
+    let _agents = Agents::start(&bench.client).await;
+    bench.run_pod("vm-a", "vm", "n1").await;
+    bench.create_nic("eth0", "vm", None).await;
+    bench.nic_with("eth0", "fast", is_fast).await;
+    let says = |version: &str| format!("{{\"status\":{{\"agentVersion\":\"{version}\"}}}}");
+    let patch = [
+        "patch",
+        "hnode",
+        "n1",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+    ];
+    bench
+        .kubectl(&[&patch[..], &[says("99.0.0").as_str()]].concat())
+        .await;
+    bench.create_nic("eth1", "vm", None).await;
+    let refused = |nic: &_| reason(nic, types::READY) == reasons::AGENT_VERSION_UNSUPPORTED;
+    bench.nic_with("eth1", "refused", refused).await;
+    bench.nic_with("eth0", "fast", is_fast).await;
+    bench.operators[0]
+        .metrics_with(&["hybridnic_nodes{agent=\"unsupported\"} 1"])
+        .await;
+    // Once it is upgraded, the NIC goes on by itself.
+    bench
+        .kubectl(&[&patch[..], &[says(env!("CARGO_PKG_VERSION")).as_str()]].concat())
+        .await;
+    bench.nic_with("eth1", "fast", is_fast).await;
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@
 //! | [`steps`] | takes one step | VF, macvtap, QEMU, journal |
 //! | [`quirks`] | knows drivers | nothing |
 //! | [`report`] | says how things are | nothing |
+//! | [`switch`] | tells how long a switch between VF and standby took | nothing |
 //! | [`task`] | drives one NIC | the others |
 
 pub mod observe;
@@ -18,4 +19,5 @@ pub mod report;
 pub mod seen;
 pub mod silence;
 pub mod steps;
+pub mod switch;
 pub mod task;

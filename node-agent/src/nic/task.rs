@@ -9,7 +9,7 @@ use hybridnic_api::{
 use hybridnic_net::MacAddr;
 use hybridnic_qmp::Client;
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
 
 use super::{
@@ -19,6 +19,7 @@ use super::{
     report::{self, Facts},
     seen::QemuSeen,
     steps::{Context, ids},
+    switch::Switches,
 };
 use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant, vm::Vm};
 
@@ -46,6 +47,7 @@ pub struct NicTask {
     status: watch::Sender<Option<NicAttachmentStatus>>,
     generation: Option<i64>,
     last_error: Option<StepError>,
+    switches: Switches,
     guest: GuestDevices,
     migration: Option<MigrationReport>,
 }
@@ -99,6 +101,7 @@ impl NicTask {
             status,
             generation: None,
             last_error: None,
+            switches: Switches::default(),
             guest: GuestDevices::default(),
             migration: None,
         })
@@ -154,11 +157,14 @@ impl NicTask {
                 }
                 Err(error) => {
                     warn!(
-                        nic = self.cx.record.nic(),
+                        namespace = self.cx.record.namespace,
+                        nic = self.cx.record.spec.nic.name,
+                        node = self.cx.record.spec.node_name,
                         reason = error.reason,
                         error = error.message,
                         "step failed"
                     );
+                    self.cx.host.metrics.step_failed(&error);
                     self.last_error = Some(error);
                     self.report(None, None);
                     if self.cx.learnt.vf_failed.is_some() && !failed_before {
@@ -193,7 +199,14 @@ impl NicTask {
     fn take_wanted(&mut self) {
         let wanted = self.wanted.borrow_and_update().clone();
         if wanted.spec.goal != self.cx.record.spec.goal {
-            info!(nic = self.cx.record.nic(), from = ?self.cx.record.spec.goal, to = ?wanted.spec.goal, "goal");
+            info!(
+                namespace = self.cx.record.namespace,
+                nic = self.cx.record.spec.nic.name,
+                node = self.cx.record.spec.node_name,
+                from = ?self.cx.record.spec.goal,
+                to = ?wanted.spec.goal,
+                "goal"
+            );
             self.cx
                 .vm
                 .note(&self.cx.record.uid, format!("Goal {:?}", wanted.spec.goal));
@@ -209,7 +222,13 @@ impl NicTask {
             if self.cx.recorded
                 && let Err(error) = self.cx.host.journal.write(&self.cx.record)
             {
-                warn!(nic = self.cx.record.nic(), %error, "the journal does not have the new goal");
+                warn!(
+                    namespace = self.cx.record.namespace,
+                    nic = self.cx.record.spec.nic.name,
+                    node = self.cx.record.spec.node_name,
+                    %error,
+                    "the journal does not have the new goal"
+                );
             }
         }
     }
@@ -220,6 +239,24 @@ impl NicTask {
         self.complete(&mut now).await?;
         let ask = self.ask();
         let decision = plan::next(&ask, &now.seen, &self.cx.learnt);
+        let order = plan::order(&ask, &now.seen, &self.cx.learnt);
+        if let Some(switch) = self
+            .switches
+            .look(&ask, &now.seen, order, &decision, Instant::now())
+        {
+            self.cx.host.metrics.switched(&switch);
+            info!(
+                namespace = self.cx.record.namespace,
+                nic = self.cx.record.spec.nic.name,
+                node = self.cx.record.spec.node_name,
+                to = ?switch.to,
+                order = ?switch.order,
+                ok = switch.ok,
+                reason = switch.reason,
+                took = ?switch.took,
+                "switch"
+            );
+        }
         self.show(&decision, &now);
         if !matches!(decision, Decision::Do(_)) {
             self.settle(&decision);
@@ -231,8 +268,13 @@ impl NicTask {
             self.report(Some(&now), Some(&decision));
         }
         if let Decision::Do(step) = decision {
-            let order = plan::order(&ask, &now.seen, &self.cx.learnt);
-            info!(nic = self.cx.record.nic(), ?step, "step");
+            info!(
+                namespace = self.cx.record.namespace,
+                nic = self.cx.record.spec.nic.name,
+                node = self.cx.record.spec.node_name,
+                ?step,
+                "step"
+            );
             self.cx.take(step, &now, order).await?;
         }
         Ok(decision)

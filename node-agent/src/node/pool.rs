@@ -45,6 +45,8 @@ struct State {
     waiting: BTreeMap<Claimant, String>,
     /// VFs that something else was seen to use.
     foreign: BTreeSet<PciAddress>,
+    /// VFs that were given back with their parking MAC.
+    parked: BTreeSet<PciAddress>,
 }
 
 impl State {
@@ -151,6 +153,16 @@ impl Pools {
         if self.with(|s| !std::mem::take(&mut s.foreign).is_empty()) {
             self.notify();
         }
+    }
+
+    /// VFs that were given back with their parking MAC, because their driver refused the one from before.
+    pub fn parked(&self) -> BTreeSet<PciAddress> {
+        self.with(|s| s.parked.clone())
+    }
+
+    /// Notes that a VF is given back with its parking MAC.
+    pub fn note_parked(&self, vf: PciAddress) {
+        self.with(|s| s.parked.insert(vf));
     }
 
     /// Notes a VF that the journal says a NIC holds.

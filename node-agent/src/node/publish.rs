@@ -84,7 +84,7 @@ async fn ensure(api: &Api<HybridNode>, name: &str) {
     };
     loop {
         match api.create(&PostParams::default(), &object).await {
-            Ok(_) => return info!(name, "HybridNode created"),
+            Ok(_) => return info!(node = name, "HybridNode created"),
             Err(kube::Error::Api(status)) if status.is_already_exists() => return,
             Err(error) => warn!(%error, "cannot create the HybridNode; tried again"),
         }
@@ -94,7 +94,13 @@ async fn ensure(api: &Api<HybridNode>, name: &str) {
 }
 
 /// Discovers, creates VFs where asked for, and publishes what has changed.
-pub async fn publish(client: Client, host: Arc<Host>, mut generation: watch::Receiver<Option<i64>>) {
+/// `first` tells that something was.
+pub async fn publish(
+    client: Client,
+    host: Arc<Host>,
+    mut generation: watch::Receiver<Option<i64>>,
+    first: watch::Sender<bool>,
+) {
     let api: Api<HybridNode> = Api::all(client);
     let mut hardware = host.hardware.subscribe();
     let mut pools = host.pools.subscribe();
@@ -110,11 +116,13 @@ pub async fn publish(client: Client, host: Arc<Host>, mut generation: watch::Rec
             }
             Err(error) => failed(seen_generation, published.as_ref(), &error),
         };
+        host.metrics.show_vfs(&status.pfs);
         let mut retry = None;
         if published.as_ref() != Some(&status) {
             match write(&api, &host.options.node_name, &status).await {
                 Ok(()) => {
                     published = Some(status);
+                    first.send_replace(true);
                     pause = BACKOFF;
                 }
                 Err(error) => {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use hybridnic_api::v1alpha1::{MigrationReport, MigrationState, MigrationStep};
 use hybridnic_qmp::{
-    Client, Event, EventError, Options, QmpError,
+    Client, Event, EventError, OnError, Options, QmpError,
     commands::{MigrationCapability, MigrationParameters, MigrationStatus},
 };
 use tokio::sync::watch;
@@ -62,9 +62,11 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
 }
 
 /// QEMU answers nothing while it pins a guest's memory for a VF: seconds, or more for a large guest.
-fn options() -> Options {
+fn options(host: &Host) -> Options {
+    let metrics = host.metrics.clone();
     Options {
         command_timeout: Duration::from_mins(1),
+        on_error: OnError::new(move |command, error| metrics.qmp_error(command, error)),
         ..Options::default()
     }
 }
@@ -88,10 +90,14 @@ async fn connect(vm: &Vm, host: &Host) -> Result<Client, Session> {
         Ok(Err(error)) => return Err(Session::Unreachable(error.to_string())),
         Err(error) => return Err(Session::Unreachable(error.to_string())),
     };
-    let client = match Client::from_std(stream, &options()).await {
+    let client = match Client::from_std(stream, &options(host)).await {
         Ok(client) => client,
         Err(QmpError::Closed(_)) => return Err(Session::Gone),
-        Err(error) => return Err(Session::Unreachable(chain(&error))),
+        Err(error) => {
+            // Before there is a session, nobody else is told.
+            host.metrics.qmp_error("greeting", &error);
+            return Err(Session::Unreachable(chain(&error)));
+        }
     };
     match client
         .migrate_set_capabilities(&[(MigrationCapability::Events, true)])
@@ -140,7 +146,7 @@ async fn serve(vm: &Vm, host: &Host, client: &Client) -> String {
 /// In the VM's pause each command that somebody else gives QEMU is waited for. So in the middle of a migration nobody is
 /// told anything before the hand-over is done.
 async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool {
-    debug!(pod = vm.pod, event = event.name, data = %event.data, "QEMU");
+    debug!(namespace = vm.namespace, pod = vm.pod, event = event.name, data = %event.data, "QEMU");
     let status = event.migration_status();
     for uid in vm.nics().keys() {
         match &status {
@@ -171,6 +177,7 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             if arriving && let Err(error) = handover::wake(vm, &host.netlink, client).await {
                 // The NICs' own tasks try again.
                 warn!(
+                    namespace = vm.namespace,
                     pod = vm.pod,
                     error = chain(&error),
                     "the VM has come, and not all of its NICs are up"
@@ -199,12 +206,18 @@ async fn hand_over(vm: &Vm, host: &Host, client: &Client) -> bool {
     if let Err(error) = handover::silence(vm, &host.netlink).await {
         // Two owners of a MAC are worse than a migration that is called off.
         warn!(
+            namespace = vm.namespace,
             pod = vm.pod,
             error = chain(&error),
             "a standby cannot be silenced: the migration is cancelled"
         );
         if let Err(error) = client.migrate_cancel().await {
-            warn!(pod = vm.pod, error = chain(&error), "and cannot be cancelled");
+            warn!(
+                namespace = vm.namespace,
+                pod = vm.pod,
+                error = chain(&error),
+                "and cannot be cancelled"
+            );
         }
         return false;
     }
@@ -216,6 +229,7 @@ async fn hand_over(vm: &Vm, host: &Host, client: &Client) -> bool {
     let stuck = matches!(status, Ok(MigrationStatus::PreSwitchover) | Err(_));
     if stuck {
         warn!(
+            namespace = vm.namespace,
             pod = vm.pod,
             error = chain(&error),
             "the migration does not go on"
@@ -235,6 +249,7 @@ async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) {
             Ok(seen) => Some(seen),
             Err(error) => {
                 debug!(
+                    namespace = vm.namespace,
                     pod = vm.pod,
                     error = chain(&error),
                     "cannot see the VM's migration"
@@ -252,13 +267,23 @@ async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) {
         return;
     };
     info!(
+        namespace = vm.namespace,
         pod = vm.pod,
+        node = host.options.node_name,
         migration = order.migration.name,
         ?action,
         "migration"
     );
     if let Err(error) = act(vm, host, client, &order.migration.uid, &action).await {
-        warn!(pod = vm.pod, ?action, error, "the migration's step failed");
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            node = host.options.node_name,
+            migration = order.migration.name,
+            ?action,
+            error,
+            "the migration's step failed"
+        );
         vm.set_report(MigrationReport {
             uid: order.migration.uid,
             state: MigrationState::Failed,

@@ -12,13 +12,16 @@ use std::sync::Arc;
 
 use hybridnic_api::conditions::{self, types};
 use hybridnic_api::names::MIGRATION_FINALIZER;
-use hybridnic_api::v1alpha1::{MigrationPhase, QemuMigration, QemuMigrationStatus, VmHybridNic};
+use hybridnic_api::v1alpha1::{
+    MigrationEnd, MigrationPhase, QemuMigration, QemuMigrationStatus, VmHybridNic,
+};
 use jiff::Timestamp;
 use kube::{Api, Client, ResourceExt};
 
 use crate::controller::{Done, Reconciler};
 use crate::events::{Events, Note};
 use crate::handover::Ends;
+use crate::metrics::Migrations;
 use crate::nic::admit;
 use crate::world::World;
 use crate::write;
@@ -31,16 +34,24 @@ pub struct MigrationReconciler {
     world: World,
     events: Events,
     deadlines: Deadlines,
+    metrics: Migrations,
 }
 
 impl MigrationReconciler {
     /// A reconciler that reads from `world`.
-    pub fn new(client: Client, world: World, events: Events, deadlines: Deadlines) -> Self {
+    pub fn new(
+        client: Client,
+        world: World,
+        events: Events,
+        deadlines: Deadlines,
+        metrics: Migrations,
+    ) -> Self {
         Self {
             client,
             world,
             events,
             deadlines,
+            metrics,
         }
     }
 
@@ -89,8 +100,9 @@ impl MigrationReconciler {
         if wrote {
             let old = migration.status.clone().unwrap_or_default();
             write::status(&api, migration, &next.status).await?;
+            self.metrics.count(&old, &next.status);
             if old.phase != next.status.phase {
-                tracing::info!(%namespace, name = migration.name_any(), from = ?old.phase, to = ?next.status.phase, "migration");
+                log(migration, &old, &next.status);
             }
             self.events.tell(migration, notes(&old, &next.status)).await;
         }
@@ -152,6 +164,21 @@ impl Reconciler for MigrationReconciler {
     async fn reconcile(&self, migration: Arc<QemuMigration>) -> Result<Done, write::Error> {
         self.run(&migration).await
     }
+}
+
+fn log(migration: &QemuMigration, old: &QemuMigrationStatus, new: &QemuMigrationStatus) {
+    let node = |end: Option<&MigrationEnd>| end.map(|end| end.node_name.clone()).unwrap_or_default();
+    tracing::info!(
+        namespace = migration.namespace().unwrap_or_default(),
+        migration = migration.name_any(),
+        vm = migration.spec.vm,
+        source = node(new.source.as_ref()),
+        target = node(new.target.as_ref()),
+        from = ?old.phase,
+        to = ?new.phase,
+        reason = new.failure.as_ref().map(|failure| failure.reason.as_str()),
+        "migration"
+    );
 }
 
 /// What a change of the status is worth telling: every phase, and what it waits for before it begins.

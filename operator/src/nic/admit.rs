@@ -7,6 +7,7 @@ use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, VmHybridNic};
 use kube::ResourceExt;
 
 use crate::select::selects;
+use crate::version::{self, Support};
 
 /// Why something is not done: a reason of the API and a sentence for a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,12 +54,24 @@ pub fn to_network<'a>(
     }
 }
 
-/// Whether a node can take a NIC of a network: its agent is there, and the network selects it.
+/// Whether a node can take a NIC of a network: its agent is there and of a version that is supported, and the network
+/// selects it. A NIC that is there already stays.
 pub fn to_node(network: &str, node: &str, found: Option<&HybridNode>) -> Result<(), Refusal> {
     let Some(found) = found else {
         let message = format!("no node agent reports for node {node}; see that the agent's pod runs there");
         return Err(Refusal::new(reasons::AGENT_NOT_FOUND, message));
     };
+    match version::of_agent(found) {
+        Support::Yes => {}
+        Support::No(why) => {
+            let message = format!("{why}; until then node {node} gets no NICs");
+            return Err(Refusal::new(reasons::AGENT_VERSION_UNSUPPORTED, message));
+        }
+        Support::Unknown => {
+            let message = format!("the agent of node {node} has not said its version yet");
+            return Err(Refusal::new(reasons::AGENT_PENDING, message));
+        }
+    }
     if found.spec.pools.iter().any(|pool| pool.network == network) {
         return Ok(());
     }
@@ -100,5 +113,10 @@ mod tests {
         assert_eq!(reason(None), Err(reasons::AGENT_NOT_FOUND));
         assert_eq!(reason(Some(&node("n1", &[]))), Err(reasons::NODE_NOT_IN_NETWORK));
         assert_eq!(reason(Some(&node("n1", &["other", "net"]))), Ok(()));
+        let mut other = node("n1", &["net"]);
+        other.status.as_mut().unwrap().agent_version = Some("99.0.0".to_owned());
+        assert_eq!(reason(Some(&other)), Err(reasons::AGENT_VERSION_UNSUPPORTED));
+        other.status = None;
+        assert_eq!(reason(Some(&other)), Err(reasons::AGENT_PENDING));
     }
 }

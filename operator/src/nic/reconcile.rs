@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hybridnic_api::conditions::reasons;
+use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::{ATTACHMENT_FINALIZER, NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, HybridNetwork, L2Settings, NicAttachment, NicAttachmentSpec, VmHybridNic,
+    VmHybridNicStatus,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -121,6 +122,7 @@ impl NicReconciler {
         let wrote = nic.status.as_ref() != Some(&new);
         if wrote {
             write::status(&api, nic, &new).await?;
+            log(nic, &old, &new);
             self.events.tell(nic, notes(&old, &new)).await;
         }
         Ok(wrote)
@@ -195,14 +197,18 @@ impl NicReconciler {
             match found {
                 Some(found) if found.metadata.deletion_timestamp.is_some() || found.spec == spec => {}
                 Some(found) => {
-                    write::object(&api, &document(nic, name, found.resource_version(), spec)).await?;
+                    let attachment = document(nic, name, found.resource_version(), spec);
+                    self.give(&api, nic, Some(found.spec.goal), &attachment).await?;
                 }
                 None if spec.goal == Goal::Detached => {}
                 None => {
                     let node = self.world.hybrid_nodes.get("", &spec.node_name);
                     let node = admit::to_node(&spec.network, &spec.node_name, node.as_deref());
                     match admission.clone().and(node) {
-                        Ok(()) => write::object(&api, &document(nic, name, None, spec)).await?,
+                        Ok(()) => {
+                            self.give(&api, nic, None, &document(nic, name, None, spec))
+                                .await?;
+                        }
                         Err(refusal) => *obstacle = obstacle.take().or(Some(refusal)),
                     }
                 }
@@ -253,8 +259,53 @@ impl NicReconciler {
             ..attachment.spec.clone()
         };
         let version = attachment.resource_version();
-        write::object(api, &document(nic, &attachment.name_any(), version, spec)).await
+        let retired = document(nic, &attachment.name_any(), version, spec);
+        self.give(api, nic, Some(attachment.spec.goal), &retired).await
     }
+
+    /// Writes an attachment, and a line when its goal is another than before.
+    async fn give(
+        &self,
+        api: &Api<NicAttachment>,
+        nic: &VmHybridNic,
+        before: Option<Goal>,
+        attachment: &NicAttachment,
+    ) -> Result<(), write::Error> {
+        write::object(api, attachment).await?;
+        let spec = &attachment.spec;
+        if before != Some(spec.goal) {
+            tracing::info!(
+                namespace = nic.namespace().unwrap_or_default(),
+                nic = nic.name_any(),
+                node = spec.node_name,
+                pod = spec.pod.name,
+                migration = spec.migration.as_ref().map(|order| order.migration.name.as_str()),
+                from = ?before,
+                to = ?spec.goal,
+                "goal"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A line when the NIC's traffic has moved, or its phase has changed.
+fn log(nic: &VmHybridNic, old: &VmHybridNicStatus, new: &VmHybridNicStatus) {
+    if (old.path, old.phase, &old.node_name) == (new.path, new.phase, &new.node_name) {
+        return;
+    }
+    let why = conditions::find(&new.conditions, types::FAST_PATH);
+    tracing::info!(
+        namespace = nic.namespace().unwrap_or_default(),
+        nic = nic.name_any(),
+        node = new.node_name,
+        vf = new.vf.as_ref().map(|vf| vf.pci_address.as_str()),
+        pf = new.vf.as_ref().map(|vf| vf.pf.as_str()),
+        phase = ?new.phase,
+        path = ?new.path,
+        reason = why.map(|why| why.reason.as_str()),
+        "NIC"
+    );
 }
 
 impl Reconciler for NicReconciler {

@@ -39,8 +39,12 @@ impl Netlink {
             link = link.mtu(*mtu);
         }
         let operation = format!("create macvtap {name} with MAC {mac} on link {lower}");
-        self.answer(&*operation, self.handle.link().add(link.build()).execute())
-            .await?;
+        self.answer(
+            "create_macvtap",
+            &*operation,
+            self.handle.link().add(link.build()).execute(),
+        )
+        .await?;
         let link = self.link(name).await?;
         let link = link.ok_or_else(|| NetlinkError::Unexpected {
             operation,
@@ -74,7 +78,11 @@ impl Netlink {
         let link = LinkUnspec::new_with_index(index)
             .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_addresses]));
         match self
-            .set(format!("keep IPv6 addresses off link {index}"), link.build())
+            .set(
+                "set_macvtap",
+                format!("keep IPv6 addresses off link {index}"),
+                link.build(),
+            )
             .await
         {
             // A host without IPv6 gives none anyway.
@@ -83,8 +91,12 @@ impl Netlink {
         }
         if let Some(alias) = alias {
             let link = LinkUnspec::new_with_index(index).alias(alias);
-            self.set(format!("set the alias of link {index}"), link.build())
-                .await?;
+            self.set(
+                "set_macvtap",
+                format!("set the alias of link {index}"),
+                link.build(),
+            )
+            .await?;
         }
         Ok(())
     }

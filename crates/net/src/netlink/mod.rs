@@ -11,9 +11,10 @@ mod macvtap;
 mod vf;
 mod vlan;
 
+use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -38,6 +39,23 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 pub struct Netlink {
     handle: Handle,
     deadline: Duration,
+    on_error: OnError,
+}
+
+type Told = dyn Fn(&'static str, &NetlinkError) + Send + Sync;
+
+/// Who is told of requests that failed.
+#[derive(Clone, Default)]
+struct OnError(Option<Arc<Told>>);
+
+impl fmt::Debug for OnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "OnError(set)"
+        } else {
+            "OnError"
+        })
+    }
 }
 
 impl Netlink {
@@ -57,7 +75,18 @@ impl Netlink {
         Ok(Self {
             handle,
             deadline: DEFAULT_DEADLINE,
+            on_error: OnError::default(),
         })
+    }
+
+    /// The same connection, which calls `told` with each request that failed: its kind, one of a few words such as `set_vf`,
+    /// and the error. A link that is not there is no failure.
+    #[must_use]
+    pub fn on_error(&self, told: impl Fn(&'static str, &NetlinkError) + Send + Sync + 'static) -> Self {
+        Self {
+            on_error: OnError(Some(Arc::new(told))),
+            ..self.clone()
+        }
     }
 
     /// The same connection, with another deadline for each request.
@@ -72,21 +101,23 @@ impl Netlink {
     /// All links of the namespace.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
         let request = self.handle.link().get().execute();
-        let messages: Vec<LinkMessage> = self.answer("list the links", request.try_collect()).await?;
+        let messages: Vec<LinkMessage> = self
+            .answer("list_links", "list the links", request.try_collect())
+            .await?;
         Ok(messages.iter().map(Link::from_message).collect())
     }
 
     /// A link by its name; `None` where there is none.
     pub async fn link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
         let request = self.handle.link().get().match_name(name).execute();
-        self.found(format!("read link {name}"), request.try_collect())
+        self.found("read_link", format!("read link {name}"), request.try_collect())
             .await
     }
 
     /// A link by its index; `None` where there is none.
     pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
         let request = self.handle.link().get().match_index(index).execute();
-        self.found(format!("read link {index}"), request.try_collect())
+        self.found("read_link", format!("read link {index}"), request.try_collect())
             .await
     }
 
@@ -95,13 +126,18 @@ impl Netlink {
         let link = LinkUnspec::new_with_index(index);
         let link = if up { link.up() } else { link.down() };
         let state = if up { "up" } else { "down" };
-        self.set(format!("set link {index} {state}"), link.build()).await
+        self.set(
+            "set_link_up_or_down",
+            format!("set link {index} {state}"),
+            link.build(),
+        )
+        .await
     }
 
     /// Sets a link's MTU, in octets.
     pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
         let link = LinkUnspec::new_with_index(index).mtu(mtu).build();
-        self.set(format!("set the MTU of link {index} to {mtu}"), link)
+        self.set("set_mtu", format!("set the MTU of link {index} to {mtu}"), link)
             .await
     }
 
@@ -109,6 +145,7 @@ impl Netlink {
     pub async fn delete_link(&self, index: u32) -> Result<bool, NetlinkError> {
         match self
             .answer(
+                "delete_link",
                 format!("delete link {index}"),
                 self.handle.link().del(index).execute(),
             )
@@ -131,22 +168,32 @@ impl Netlink {
             .set_filter_mask(AddressFamily::Unspec, mask)
             .match_index(index)
             .execute();
-        self.first(format!("read the VFs of link {index}"), request.try_collect())
-            .await
+        self.first(
+            "read_vfs",
+            format!("read the VFs of link {index}"),
+            request.try_collect(),
+        )
+        .await
     }
 
-    async fn set(&self, operation: impl Into<String>, message: LinkMessage) -> Result<(), NetlinkError> {
-        self.answer(operation, self.handle.link().set(message).execute())
+    async fn set(
+        &self,
+        kind: &'static str,
+        operation: impl Into<String>,
+        message: LinkMessage,
+    ) -> Result<(), NetlinkError> {
+        self.answer(kind, operation, self.handle.link().set(message).execute())
             .await
     }
 
     async fn found(
         &self,
+        kind: &'static str,
         operation: String,
         request: impl Future<Output = Result<Vec<LinkMessage>, rtnetlink::Error>>,
     ) -> Result<Option<Link>, NetlinkError> {
         Ok(self
-            .first(operation, request)
+            .first(kind, operation, request)
             .await?
             .as_ref()
             .map(Link::from_message))
@@ -154,29 +201,37 @@ impl Netlink {
 
     async fn first(
         &self,
+        kind: &'static str,
         operation: String,
         request: impl Future<Output = Result<Vec<LinkMessage>, rtnetlink::Error>>,
     ) -> Result<Option<LinkMessage>, NetlinkError> {
-        match self.answer(operation, request).await {
+        match self.answer(kind, operation, request).await {
             Ok(messages) => Ok(messages.into_iter().next()),
             Err(e) if e.is_no_device() => Ok(None),
             Err(e) => Err(e),
         }
     }
 
-    /// Waits for an answer, up to the deadline. The kernel may still act on a request whose answer came too late.
+    /// Waits for an answer, up to the deadline. `kind` is a word for `operation`, without what is in it. The kernel may still act on a request whose answer came too late.
     async fn answer<T>(
         &self,
+        kind: &'static str,
         operation: impl Into<String>,
         request: impl Future<Output = Result<T, rtnetlink::Error>>,
     ) -> Result<T, NetlinkError> {
-        match tokio::time::timeout(self.deadline, request).await {
+        let result = match tokio::time::timeout(self.deadline, request).await {
             Ok(result) => result.map_err(|error| NetlinkError::of(operation.into(), error)),
             Err(_) => Err(NetlinkError::Timeout {
                 operation: operation.into(),
                 after: self.deadline,
             }),
+        };
+        if let (Err(error), Some(told)) = (&result, &self.on_error.0)
+            && !error.is_no_device()
+        {
+            told(kind, error);
         }
+        result
     }
 }
 
@@ -215,15 +270,23 @@ mod tests {
     #[tokio::test]
     async fn no_answer_in_time_is_an_error() {
         let netlink = Netlink::open().unwrap();
-        let impatient = netlink.with_deadline(Duration::from_millis(1));
+        let (sender, told) = mpsc::channel();
+        let impatient = netlink
+            .with_deadline(Duration::from_millis(1))
+            .on_error(move |kind, error| sender.send((kind, error.to_string())).unwrap());
         let error = impatient
-            .answer("set link 3 up", std::future::pending::<Result<(), _>>())
+            .answer(
+                "set_link_up_or_down",
+                "set link 3 up",
+                std::future::pending::<Result<(), _>>(),
+            )
             .await
             .unwrap_err();
         assert_eq!(
             error.to_string(),
             "no answer from the kernel within 1ms: set link 3 up"
         );
+        assert_eq!(told.recv().unwrap(), ("set_link_up_or_down", error.to_string()));
     }
 
     #[tokio::test]

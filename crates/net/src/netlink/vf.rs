@@ -265,8 +265,12 @@ impl Netlink {
             .append_extra_attribute(list)
             .build();
         let (name, value) = (setting.name(), setting.value());
-        self.set(format!("set {name} of VF {vf} of link {pf} to {value}"), message)
-            .await
+        self.set(
+            "set_vf",
+            format!("set {name} of VF {vf} of link {pf} to {value}"),
+            message,
+        )
+        .await
     }
 }
 

@@ -48,8 +48,12 @@ impl Netlink {
             );
         }
         let operation = format!("create VLAN device {name} with id {id} ({protocol}) on link {lower}");
-        self.answer(&*operation, self.handle.link().add(link.build()).execute())
-            .await?;
+        self.answer(
+            "create_vlan",
+            &*operation,
+            self.handle.link().add(link.build()).execute(),
+        )
+        .await?;
         let link = self.link(name).await?;
         link.ok_or_else(|| NetlinkError::Unexpected {
             operation,

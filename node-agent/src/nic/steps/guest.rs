@@ -159,7 +159,18 @@ async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError>
     let id = ids::vf(&cx.record.spec.nic.name, cx.record.plugs);
     let result = add_vf(cx, client, &vf, &id, ports.vf).await;
     match &result {
-        Ok(how) => info!(nic = cx.record.nic(), vf = %vf.address, device = id, how, "VF plugged"),
+        Ok(how) => {
+            info!(
+                namespace = cx.record.namespace,
+                nic = cx.record.spec.nic.name,
+                node = cx.record.spec.node_name,
+                vf = %vf.address,
+                pf = vf.pf_name,
+                device = id,
+                how,
+                "VF plugged"
+            );
+        }
         Err(_) => close_descriptor(client, &id).await,
     }
     result.map(|_| ())
@@ -291,7 +302,14 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
             return Ok(());
         }
         if now >= deadline {
-            warn!(nic = cx.record.nic(), vf = %vf.address, "the guest does not use the VF");
+            warn!(
+                namespace = cx.record.namespace,
+                nic = cx.record.spec.nic.name,
+                node = cx.record.spec.node_name,
+                vf = %vf.address,
+                pf = vf.pf_name,
+                "the guest does not use the VF"
+            );
             cx.learnt.ignores_vf = true;
             return Ok(());
         }
@@ -331,8 +349,11 @@ pub(super) async fn unplug_vf(
         cx.learnt.announce = true;
     } else {
         warn!(
-            nic = cx.record.nic(),
-            device, "the guest does not let go of the VF"
+            namespace = cx.record.namespace,
+            nic = cx.record.spec.nic.name,
+            node = cx.record.spec.node_name,
+            device,
+            "the guest does not let go of the VF"
         );
         cx.learnt.keeps_vf = true;
     }

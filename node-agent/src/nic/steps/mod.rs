@@ -4,7 +4,9 @@ mod guest;
 mod standby;
 mod vf;
 
-use std::sync::Arc;
+pub use vf::parking_mac;
+
+use std::{sync::Arc, time::Instant};
 
 use hybridnic_api::{conditions::reasons, v1alpha1::SwitchOrder};
 use hybridnic_net::MacAddr;
@@ -106,6 +108,14 @@ impl Context {
 
     /// Takes a step.
     pub async fn take(&mut self, step: Step, now: &Observation, order: SwitchOrder) -> Result<(), StepError> {
+        let began = Instant::now();
+        self.act(step, now, order).await?;
+        self.host.metrics.step_taken(step, began.elapsed());
+        self.note(format!("{step:?}"));
+        Ok(())
+    }
+
+    async fn act(&mut self, step: Step, now: &Observation, order: SwitchOrder) -> Result<(), StepError> {
         match step {
             Step::Reserve => vf::reserve(self).await?,
             Step::Bind => vf::bind(self).await?,
@@ -129,7 +139,6 @@ impl Context {
             Step::QuitQemu => guest::quit(client(now)?).await?,
             Step::Forget => self.forget()?,
         }
-        self.note(format!("{step:?}"));
         Ok(())
     }
 

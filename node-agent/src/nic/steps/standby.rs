@@ -119,7 +119,13 @@ pub(super) async fn up(cx: &mut Context, now: &Observation) -> Result<(), StepEr
                     Some(Errno::EEXIST | Errno::EBUSY | Errno::EADDRINUSE | Errno::EINVAL)
                 ) =>
         {
-            warn!(nic = cx.record.nic(), %error, "the driver takes one MAC once only: break before make");
+            warn!(
+                namespace = cx.record.namespace,
+                nic = cx.record.spec.nic.name,
+                node = cx.record.spec.node_name,
+                %error,
+                "the driver takes one MAC once only: break before make"
+            );
             cx.learnt.refuses_twice = true;
             Ok(())
         }

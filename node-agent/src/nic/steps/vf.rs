@@ -51,7 +51,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
     let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
     while let Some(choice) = cx.host.pools.take(&inventory, &network, &cx.claimant, standby_pf) {
         if in_use(&cx.host, &choice) {
-            warn!(vf = %choice.vf.address, "something else uses this VF through vfio; it is passed over");
+            warn!(vf = %choice.vf.address, pf = choice.pf.name, "something else uses this VF through vfio; it is passed over");
             cx.host.pools.mark_foreign(choice.vf.address);
             cx.host.pools.release(choice.vf.address);
             continue;
@@ -127,7 +127,14 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
             .await
             .map_err(|e| refused(&e))?;
     }
-    info!(nic = cx.record.nic(), vf = %vf.address, pf = pf_name, "VF reserved");
+    info!(
+        namespace = cx.record.namespace,
+        nic = cx.record.spec.nic.name,
+        node = cx.record.spec.node_name,
+        vf = %vf.address,
+        pf = pf_name,
+        "VF reserved"
+    );
     cx.record.vf = Some(VfRecord {
         address: vf.address,
         index: vf.index,
@@ -147,7 +154,7 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
 }
 
 /// A MAC that no other VF has: locally administered, made from node and PCI address.
-fn parking_mac(node: &str, vf: PciAddress) -> MacAddr {
+pub fn parking_mac(node: &str, vf: PciAddress) -> MacAddr {
     let mut hasher = DefaultHasher::new();
     (node, vf.to_string()).hash(&mut hasher);
     let mut octets = [0x06; 6];
@@ -284,7 +291,9 @@ pub(super) async fn configure(cx: &mut Context, now: &Observation) -> Result<(),
                 && error.message.contains("MAC") =>
         {
             warn!(
-                nic = cx.record.nic(),
+                namespace = cx.record.namespace,
+                nic = cx.record.spec.nic.name,
+                node = cx.record.spec.node_name,
                 error = error.message,
                 "the driver takes one MAC once only: break before make"
             );
@@ -318,7 +327,14 @@ async fn raise_mtu(cx: &Context) -> Result<(), StepError> {
 /// Forgets a VF that has gone away; another may be taken.
 pub(super) fn drop_lost(cx: &mut Context) -> Result<(), StepError> {
     if let Some(vf) = cx.record.vf.take() {
-        warn!(nic = cx.record.nic(), vf = %vf.address, "the VF has gone away");
+        warn!(
+            namespace = cx.record.namespace,
+            nic = cx.record.spec.nic.name,
+            node = cx.record.spec.node_name,
+            vf = %vf.address,
+            pf = vf.pf_name,
+            "the VF has gone away"
+        );
         cx.save()?;
         cx.host.pools.release(vf.address);
     }
@@ -345,12 +361,20 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
             if !zero {
                 return Err(error);
             }
-            info!(vf = %vf.address, error = error.message, "the VF keeps its parking MAC");
+            info!(vf = %vf.address, pf = vf.pf_name, error = error.message, "the VF keeps its parking MAC");
             park(cx).await?;
+            cx.host.pools.note_parked(vf.address);
         }
         set_driver(&cx.host, vf.address, vf.saved_driver.clone()).await?;
     }
-    info!(nic = cx.record.nic(), vf = %vf.address, "VF given back");
+    info!(
+        namespace = cx.record.namespace,
+        nic = cx.record.spec.nic.name,
+        node = cx.record.spec.node_name,
+        vf = %vf.address,
+        pf = vf.pf_name,
+        "VF given back"
+    );
     cx.record.vf = None;
     cx.save()?;
     cx.host.pools.release(vf.address);
@@ -366,7 +390,9 @@ pub(super) async fn announce_on_pf(cx: &Context) -> Result<(), NetlinkError> {
         && let Err(error) = announce::send_rarp(pf.index, cx.mac)
     {
         warn!(
-            nic = cx.record.nic(),
+            namespace = cx.record.namespace,
+            nic = cx.record.spec.nic.name,
+            node = cx.record.spec.node_name,
             error = chain(&error),
             "cannot announce the VF"
         );

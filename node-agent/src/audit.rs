@@ -1,0 +1,400 @@
+//! Looks, at start and every ten minutes, for what is not as it should be on the node and what no journal explains. It is
+//! reported, and never touched: a VM may run on it. A timer is right here, as there is no event for what others do.
+//!
+//! | finding | is |
+//! |---|---|
+//! | `leaked_macvtap` | a macvtap with our alias that no record of the journal has |
+//! | `leaked_vf` | a VF with its parking MAC that no record of the journal holds |
+//! | `mac_two_owners` | a NIC's MAC that is live on two PFs: in a VF's filter, or in a macvtap that is up |
+//!
+//! What is seen is not of one moment, so a finding counts only when a second look, a little later, has it too.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+
+use hybridnic_net::{
+    MacAddr, PciAddress,
+    netlink::{Link, LinkKind},
+};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{info, warn};
+
+use crate::{error::chain, host::Host, journal::Record, nic::steps::parking_mac};
+
+/// How often is looked.
+const EVERY: Duration = Duration::from_mins(10);
+/// How soon is looked again at what was found: longer than a step that was under way.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How the aliases of our macvtaps begin.
+const ALIAS: &str = "hybridnic ";
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Finding {
+    /// A macvtap of ours that the journal does not have.
+    LeakedMacvtap {
+        /// Its name.
+        macvtap: String,
+        /// Its alias, which names the NIC.
+        alias: String,
+    },
+    /// A VF with its parking MAC that the journal does not have.
+    LeakedVf {
+        /// Its PCI address.
+        vf: String,
+        /// Its PF.
+        pf: String,
+    },
+    /// A NIC's MAC that is live on more than one PF.
+    MacTwoOwners {
+        /// The MAC.
+        mac: String,
+        /// Where: PF and what is on it.
+        places: Vec<String>,
+    },
+}
+
+impl Finding {
+    /// All kinds.
+    pub const KINDS: &[&str] = &["leaked_macvtap", "leaked_vf", "mac_two_owners"];
+
+    /// A word for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::LeakedMacvtap { .. } => "leaked_macvtap",
+            Self::LeakedVf { .. } => "leaked_vf",
+            Self::MacTwoOwners { .. } => "mac_two_owners",
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LeakedMacvtap { macvtap, alias } => write!(
+                f,
+                "the macvtap {macvtap} ({alias}) looks like ours and is not in the journal"
+            ),
+            Self::LeakedVf { vf, pf } => write!(
+                f,
+                "the VF {vf} of {pf} has a parking MAC of ours, and no record of the journal holds it"
+            ),
+            Self::MacTwoOwners { mac, places } => {
+                write!(f, "the MAC {mac} is live on two PFs: {}", places.join("; "))
+            }
+        }
+    }
+}
+
+/// A VF as its PF has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VfSight {
+    /// Its PCI address.
+    pub address: PciAddress,
+    /// Name of its PF.
+    pub pf: String,
+    /// The MAC that the PF has set.
+    pub mac: Option<MacAddr>,
+}
+
+/// What is seen of the node.
+#[derive(Clone, Debug, Default)]
+pub struct Sight {
+    /// All links.
+    pub links: Vec<Link>,
+    /// All VFs.
+    pub vfs: Vec<VfSight>,
+    /// The journal's records.
+    pub records: Vec<Record>,
+    /// VFs that keep their parking MAC though they were given back, for their driver takes no other.
+    pub parked: BTreeSet<PciAddress>,
+}
+
+/// Judges what is seen of the node of this name. Pure.
+pub fn judge(node: &str, sight: &Sight) -> BTreeSet<Finding> {
+    let mut findings = BTreeSet::new();
+    let recorded = |macvtap: &Link| {
+        let name = Some(&macvtap.name);
+        sight
+            .records
+            .iter()
+            .any(|r| r.standby.as_ref().map(|s| &s.macvtap) == name)
+    };
+    let is_ours = |link: &&Link| {
+        let alias = link.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS));
+        matches!(link.kind, LinkKind::Macvtap { .. }) && (alias || recorded(link))
+    };
+    let macvtaps: Vec<&Link> = sight.links.iter().filter(is_ours).collect();
+    for link in macvtaps.iter().filter(|link| !recorded(link)) {
+        findings.insert(Finding::LeakedMacvtap {
+            macvtap: link.name.clone(),
+            alias: link.alias.clone().unwrap_or_default(),
+        });
+    }
+    for vf in &sight.vfs {
+        let held = sight
+            .records
+            .iter()
+            .any(|r| r.vf.as_ref().is_some_and(|held| held.address == vf.address));
+        let parks = vf.mac == Some(parking_mac(node, vf.address));
+        if parks && !held && !sight.parked.contains(&vf.address) {
+            findings.insert(Finding::LeakedVf {
+                vf: vf.address.to_string(),
+                pf: vf.pf.clone(),
+            });
+        }
+    }
+    findings.extend(two_owners(sight, &macvtaps));
+    findings
+}
+
+/// MACs of NICs that are live on more than one PF.
+fn two_owners<'a>(sight: &'a Sight, macvtaps: &'a [&Link]) -> impl Iterator<Item = Finding> + 'a {
+    let mut macs: BTreeSet<MacAddr> = sight
+        .records
+        .iter()
+        .filter_map(|r| r.spec.mac.parse().ok())
+        .collect();
+    macs.extend(macvtaps.iter().filter_map(|link| link.mac));
+    macs.into_iter().filter_map(move |mac| {
+        let mut places: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for link in macvtaps.iter().filter(|link| link.up && link.mac == Some(mac)) {
+            if let Some(pf) = pf_of(&sight.links, link) {
+                let place = format!("{pf}, by the macvtap {}", link.name);
+                places.entry(pf).or_default().push(place);
+            }
+        }
+        for vf in sight.vfs.iter().filter(|vf| vf.mac == Some(mac)) {
+            let place = format!("{}, in the filter of the VF {}", vf.pf, vf.address);
+            places.entry(&vf.pf).or_default().push(place);
+        }
+        (places.len() > 1).then(|| Finding::MacTwoOwners {
+            mac: mac.to_string(),
+            places: places.into_values().flatten().collect(),
+        })
+    })
+}
+
+/// The PF that a macvtap is on, by way of a VLAN device where there is one.
+fn pf_of<'a>(links: &'a [Link], macvtap: &Link) -> Option<&'a str> {
+    let below = |link: &Link| links.iter().find(|l| Some(l.index) == link.lower);
+    let lower = below(macvtap)?;
+    match lower.kind {
+        LinkKind::Vlan { .. } => below(lower).map(|pf| pf.name.as_str()),
+        _ => Some(&lower.name),
+    }
+}
+
+/// Audits the node, again and again.
+pub async fn run(host: Arc<Host>) {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known = BTreeSet::new();
+    loop {
+        ticks.tick().await;
+        match look_twice(&host).await {
+            Ok(findings) => {
+                host.metrics.audited(true);
+                host.metrics.show_findings(&findings);
+                tell(&host.options.node_name, &known, &findings);
+                known = findings;
+            }
+            Err(error) => {
+                host.metrics.audited(false);
+                warn!(node = host.options.node_name, error, "the audit could not look");
+            }
+        }
+    }
+}
+
+fn tell(node: &str, known: &BTreeSet<Finding>, now: &BTreeSet<Finding>) {
+    for finding in now.difference(known) {
+        warn!(node, kind = finding.kind(), "audit: {finding}; it is left alone");
+    }
+    for finding in known.difference(now) {
+        info!(node, kind = finding.kind(), "audit: not so any more: {finding}");
+    }
+}
+
+async fn look_twice(host: &Arc<Host>) -> Result<BTreeSet<Finding>, String> {
+    let node = &host.options.node_name;
+    let first = judge(node, &look(host).await?);
+    if first.is_empty() {
+        return Ok(first);
+    }
+    sleep(AGAIN).await;
+    let second = judge(node, &look(host).await?);
+    Ok(first.intersection(&second).cloned().collect())
+}
+
+async fn look(host: &Arc<Host>) -> Result<Sight, String> {
+    let links = host.netlink.links().await.map_err(|e| chain(&e))?;
+    let inventory = host.inventory().await.map_err(|e| chain(&e))?;
+    let mut vfs = Vec::new();
+    for pf in &inventory.pfs {
+        let link = links.iter().find(|link| Some(&link.name) == pf.name.as_ref());
+        let Some(link) = link.filter(|_| !pf.vfs.is_empty()) else {
+            continue;
+        };
+        let table = host.netlink.vf_table(link.index).await.map_err(|e| chain(&e))?;
+        for config in table.unwrap_or_default() {
+            let vf = pf.vfs.iter().find(|vf| vf.index == config.index);
+            vfs.extend(vf.map(|vf| VfSight {
+                address: vf.address,
+                pf: link.name.clone(),
+                mac: config.mac,
+            }));
+        }
+    }
+    // Read last: what is taken is in the journal before it is there.
+    let records = host.journal.records().map_err(|e| chain(&e))?;
+    Ok(Sight {
+        links,
+        vfs,
+        records,
+        parked: host.pools.parked(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use hybridnic_net::netlink::Counters;
+
+    use super::*;
+    use crate::journal::{StandbyRecord, tests::record};
+
+    const MAC: &str = "02:00:00:00:00:01";
+
+    fn link(index: u32, name: &str, kind: LinkKind, lower: Option<u32>) -> Link {
+        Link {
+            index,
+            name: name.into(),
+            mac: None,
+            up: true,
+            carrier: Some(true),
+            mtu: 1500,
+            kind,
+            master: None,
+            lower,
+            alias: None,
+            parent: None,
+            counters: Counters::default(),
+        }
+    }
+
+    fn macvtap(name: &str, lower: u32) -> Link {
+        Link {
+            mac: Some(MAC.parse().unwrap()),
+            alias: Some("hybridnic ns/nic uid".into()),
+            ..link(9, name, LinkKind::Macvtap { bridge: true }, Some(lower))
+        }
+    }
+
+    fn vf(address: &str, pf: &str, mac: MacAddr) -> VfSight {
+        VfSight {
+            address: address.parse().unwrap(),
+            pf: pf.into(),
+            mac: Some(mac),
+        }
+    }
+
+    fn pfs() -> Vec<Link> {
+        vec![
+            link(1, "ens1", LinkKind::Device, None),
+            link(2, "ens2", LinkKind::Device, None),
+        ]
+    }
+
+    fn with_standby(macvtap: &str) -> Record {
+        Record {
+            standby: Some(StandbyRecord {
+                macvtap: macvtap.into(),
+                pf: "0000:01:00.0".parse().unwrap(),
+                pf_name: "ens1".into(),
+                vlan: None,
+            }),
+            ..record("a")
+        }
+    }
+
+    fn kinds(sight: &Sight) -> Vec<&'static str> {
+        judge("n1", sight).iter().map(Finding::kind).collect()
+    }
+
+    #[test]
+    fn what_the_journal_has_is_no_finding() {
+        let mut sight = Sight {
+            links: pfs(),
+            records: vec![with_standby("hn1")],
+            ..Sight::default()
+        };
+        sight.links.push(macvtap("hn1", 1));
+        assert_eq!(kinds(&sight), [] as [&str; 0]);
+        sight.records.clear();
+        assert_eq!(kinds(&sight), ["leaked_macvtap"]);
+        let text = judge("n1", &sight).first().unwrap().to_string();
+        assert!(text.contains("hn1") && text.contains("ns/nic"), "{text}");
+        // Somebody else's macvtap is somebody else's.
+        sight.links.last_mut().unwrap().alias = None;
+        assert_eq!(kinds(&sight), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_parked_vf_that_nobody_holds_is_leaked() {
+        let address: PciAddress = "0000:01:10.0".parse().unwrap();
+        let mut sight = Sight {
+            vfs: vec![
+                vf("0000:01:10.0", "ens1", parking_mac("n1", address)),
+                vf("0000:01:10.2", "ens1", MacAddr::ZERO),
+            ],
+            ..Sight::default()
+        };
+        assert_eq!(kinds(&sight), ["leaked_vf"]);
+        sight.parked.insert(address);
+        assert_eq!(kinds(&sight), [] as [&str; 0], "its driver takes no other MAC");
+    }
+
+    #[test]
+    fn a_mac_may_be_live_twice_on_one_pf_and_never_on_two() {
+        let mac = MAC.parse().unwrap();
+        let mut sight = Sight {
+            links: pfs(),
+            vfs: vec![vf("0000:01:10.0", "ens1", mac)],
+            records: vec![with_standby("hn1")],
+            ..Sight::default()
+        };
+        sight.links.push(macvtap("hn1", 1));
+        assert_eq!(kinds(&sight), [] as [&str; 0], "the moment of a switch");
+        sight.vfs[0].pf = "ens2".into();
+        assert_eq!(kinds(&sight), ["mac_two_owners"]);
+        // Down, it is in no filter.
+        sight.links[2].up = false;
+        assert_eq!(kinds(&sight), [] as [&str; 0]);
+        // Two VFs, of a NIC that the journal has.
+        sight.vfs.push(vf("0000:01:10.1", "ens1", mac));
+        assert_eq!(kinds(&sight), ["mac_two_owners"]);
+    }
+
+    #[test]
+    fn a_macvtap_on_a_vlan_device_is_on_that_devices_pf() {
+        let vlan = LinkKind::Vlan {
+            id: 7,
+            protocol: hybridnic_net::VlanProtocol::Dot1q,
+        };
+        let mut sight = Sight {
+            links: pfs(),
+            vfs: vec![vf("0000:01:10.0", "ens1", MAC.parse().unwrap())],
+            records: vec![with_standby("hn1")],
+            ..Sight::default()
+        };
+        sight.links.push(link(3, "hnv1.7", vlan, Some(1)));
+        sight.links.push(macvtap("hn1", 3));
+        assert_eq!(kinds(&sight), [] as [&str; 0]);
+        sight.links[2].lower = Some(2);
+        assert_eq!(kinds(&sight), ["mac_two_owners"]);
+    }
+}

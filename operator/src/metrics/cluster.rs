@@ -1,0 +1,257 @@
+//! What the leader's caches hold, counted when the metrics are read: so nothing that has gone is shown.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, QemuMigration, VmHybridNic};
+use hybridnic_runtime::metrics::{Gauge, Registry};
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use crate::version::{self, Support};
+use crate::world::World;
+
+/// What the leader sees of the cluster. Clones share it.
+#[derive(Clone, Default)]
+pub struct Seen(Arc<Mutex<Option<World>>>);
+
+impl Seen {
+    /// Adds its metrics; nothing is seen yet.
+    pub fn new(registry: &mut Registry) -> Self {
+        let this = Self::default();
+        let gauges = Gauges::new(registry);
+        let seen = this.clone();
+        registry.before_reading(move || {
+            let world = seen.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(world) = world {
+                gauges.show(&world, Timestamp::now());
+            }
+        });
+        this
+    }
+
+    /// Counts what `world` holds, from now on.
+    pub fn set(&self, world: World) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(world);
+    }
+}
+
+struct Gauges {
+    vfs: Gauge<2>,
+    network_nodes: Gauge<1>,
+    nics: Gauge<3>,
+    nodes: Gauge<1>,
+    migrations: Gauge<1>,
+    oldest: Gauge<1>,
+}
+
+impl Gauges {
+    fn new(registry: &mut Registry) -> Self {
+        Self {
+            vfs: registry.gauge(
+                "hybridnic_network_vfs",
+                ["network", "state"],
+                "VFs of a network's pool, by state: free, held or unhealthy; their sum is the pool",
+            ),
+            network_nodes: registry.gauge(
+                "hybridnic_network_nodes",
+                ["network"],
+                "Nodes with at least one VF of the network",
+            ),
+            nics: registry.gauge(
+                "hybridnic_nics",
+                ["network", "path", "phase"],
+                "NICs, by network, by the path that carries their traffic, and by phase",
+            ),
+            nodes: registry.gauge(
+                "hybridnic_nodes",
+                ["agent"],
+                "Nodes with a HybridNode, by their agent's version: supported, unsupported, or unknown before it has reported",
+            ),
+            migrations: registry.gauge(
+                "hybridnic_migrations_active",
+                ["phase"],
+                "Migrations that have not ended, by phase",
+            ),
+            oldest: registry.gauge(
+                "hybridnic_migrations_oldest_seconds",
+                ["phase"],
+                "How long the migration has been in the phase that has been there longest",
+            ),
+        }
+    }
+
+    fn show(&self, world: &World, now: Timestamp) {
+        let networks = world.networks.all();
+        self.vfs.replace(networks.iter().flat_map(|network| {
+            let vfs = network.status.as_ref().map(|s| s.vfs).unwrap_or_default();
+            let name = network.metadata.name.as_deref().unwrap_or_default();
+            [
+                ([name, "free"], vfs.free.into()),
+                ([name, "held"], vfs.held.into()),
+                ([name, "unhealthy"], vfs.unhealthy.into()),
+            ]
+        }));
+        self.network_nodes.replace(networks.iter().map(|network| {
+            let nodes = network.status.as_ref().map_or(0, |s| s.nodes);
+            (
+                [network.metadata.name.as_deref().unwrap_or_default()],
+                nodes.into(),
+            )
+        }));
+        let nics = nics(&networks, &world.nics.all());
+        self.nics.replace(
+            nics.iter()
+                .map(|((network, path, phase), n)| ([network.as_str(), path, phase], *n)),
+        );
+        let nodes = nodes(&world.hybrid_nodes.all());
+        self.nodes
+            .replace(nodes.into_iter().map(|(agent, n)| ([agent], n)));
+        let migrations = migrations(&world.migrations.all(), now);
+        self.migrations
+            .replace(migrations.iter().map(|(phase, (n, _))| ([phase.as_str()], *n)));
+        self.oldest.replace(
+            migrations
+                .iter()
+                .map(|(phase, (_, age))| ([phase.as_str()], *age)),
+        );
+    }
+}
+
+/// NICs by network, path and phase. Users may name networks that do not exist; those are one, without a name.
+fn nics(
+    networks: &[Arc<HybridNetwork>],
+    nics: &[Arc<VmHybridNic>],
+) -> BTreeMap<(String, String, String), i64> {
+    let known: BTreeSet<_> = networks.iter().map(|network| network.name_any()).collect();
+    let mut counts = BTreeMap::new();
+    for nic in nics {
+        let network = known.get(&nic.spec.network).cloned().unwrap_or_default();
+        let status = nic.status.as_ref();
+        let path = status.map(|s| s.path).unwrap_or_default();
+        let phase = status.map(|s| s.phase).unwrap_or_default();
+        *counts
+            .entry((network, format!("{path:?}"), format!("{phase:?}")))
+            .or_default() += 1;
+    }
+    counts
+}
+
+/// Nodes by what is known of their agent. All are shown, so that none is missed where there is none.
+fn nodes(nodes: &[Arc<HybridNode>]) -> BTreeMap<&'static str, i64> {
+    let mut counts = BTreeMap::from([("supported", 0), ("unsupported", 0), ("unknown", 0)]);
+    for node in nodes {
+        let agent = match version::of_agent(node) {
+            Support::Yes => "supported",
+            Support::No(_) => "unsupported",
+            Support::Unknown => "unknown",
+        };
+        *counts.entry(agent).or_default() += 1;
+    }
+    counts
+}
+
+/// Migrations that have not ended by phase, with the age of the oldest in it, in seconds.
+fn migrations(migrations: &[Arc<QemuMigration>], now: Timestamp) -> BTreeMap<String, (i64, i64)> {
+    let mut counts = BTreeMap::new();
+    for migration in migrations {
+        let status = migration.status.as_ref();
+        let phase = status.map(|s| s.phase).unwrap_or_default();
+        if phase.is_final() {
+            continue;
+        }
+        // Before it begins a migration has no phase with a time.
+        let since = status
+            .and_then(|s| s.phases.last())
+            .map(|phase| phase.started_at.0)
+            .or_else(|| migration.creation_timestamp().map(|time| time.0))
+            .unwrap_or(now);
+        let age = now.duration_since(since).as_secs().max(0);
+        let (count, oldest): &mut (i64, i64) = counts.entry(format!("{phase:?}")).or_default();
+        *count += 1;
+        *oldest = age.max(*oldest);
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{migration, network, nic, node};
+    use hybridnic_api::v1alpha1::{
+        MigrationPhase, MigrationPhaseTime, NicPhase, Path, QemuMigrationStatus, VmHybridNicStatus,
+    };
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+    #[test]
+    fn networks_that_do_not_exist_make_no_series() {
+        let on = |name: &str, net: &str, path, phase| {
+            let mut nic = nic(name, "vm", net, 1);
+            nic.status = Some(VmHybridNicStatus {
+                path,
+                phase,
+                ..VmHybridNicStatus::default()
+            });
+            Arc::new(nic)
+        };
+        let all = [
+            on("a", "net", Path::FastPath, NicPhase::FastPath),
+            on("b", "net", Path::FastPath, NicPhase::FastPath),
+            on("c", "nosuch1", Path::None, NicPhase::Pending),
+            on("d", "nosuch2", Path::None, NicPhase::Pending),
+        ];
+        let counts = nics(&[Arc::new(network("net"))], &all);
+        let key = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
+        assert_eq!(
+            counts,
+            BTreeMap::from([
+                (key("net", "FastPath", "FastPath"), 2),
+                (key("", "None", "Pending"), 2)
+            ])
+        );
+    }
+
+    #[test]
+    fn nodes_by_their_agents() {
+        let mut odd = node("n2", &[]);
+        odd.status.as_mut().unwrap().agent_version = Some("99.0.0".to_owned());
+        let mut silent = node("n3", &[]);
+        silent.status = None;
+        let counts = nodes(&[node("n1", &[]), odd, silent].map(Arc::new));
+        assert_eq!(
+            counts,
+            BTreeMap::from([("supported", 1), ("unsupported", 1), ("unknown", 1)])
+        );
+    }
+
+    #[test]
+    fn the_oldest_migration_of_each_phase() {
+        let second = |s| Timestamp::from_second(s).unwrap();
+        let at = |name: &str, phase, since| {
+            let mut migration = migration(name, 10);
+            migration.status = Some(QemuMigrationStatus {
+                phase,
+                phases: vec![MigrationPhaseTime {
+                    name: format!("{phase:?}"),
+                    started_at: MicroTime(second(since)),
+                    ms: None,
+                }],
+                ..QemuMigrationStatus::default()
+            });
+            Arc::new(migration)
+        };
+        let all = [
+            Arc::new(migration("new", 90)),
+            at("a", MigrationPhase::Transferring, 40),
+            at("b", MigrationPhase::Transferring, 70),
+            at("over", MigrationPhase::Failed, 1),
+        ];
+        assert_eq!(
+            migrations(&all, second(100)),
+            BTreeMap::from([
+                ("Pending".to_owned(), (1, 10)),
+                ("Transferring".to_owned(), (2, 60))
+            ])
+        );
+    }
+}
