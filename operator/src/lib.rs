@@ -11,6 +11,7 @@
 //! leader has changed since.
 
 mod cache;
+mod check;
 mod controller;
 mod events;
 mod handover;
@@ -38,7 +39,7 @@ use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use options::Options;
+pub use options::{Command, Options};
 
 use events::Events;
 use migration::MigrationReconciler;
@@ -54,12 +55,26 @@ const MANY: u16 = 16;
 /// Reconciles at once of the kinds of which there are few.
 const FEW: u16 = 4;
 
+/// Does what the command line says.
+pub async fn execute(options: Options) -> anyhow::Result<()> {
+    match &options.command {
+        None => run(options).await,
+        Some(Command::Check { agents }) => {
+            let client = client().await?;
+            let namespace = options.namespace(&client);
+            check::run(client, &namespace, &options.lease_name, agents).await
+        }
+    }
+}
+
+async fn client() -> anyhow::Result<Client> {
+    Client::try_default().await.context("cannot find the API server")
+}
+
 /// Runs the operator until a signal asks it to stop, or until it is the leader no more, which is an error.
-pub async fn run(options: Options) -> anyhow::Result<()> {
+async fn run(options: Options) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("cannot handle signals")?;
-    let client = Client::try_default()
-        .await
-        .context("cannot find the API server")?;
+    let client = client().await?;
     let health = Health::new();
     if let Some(address) = options.health_address {
         let health = health.clone();
@@ -70,10 +85,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         });
     }
     let identity = options.identity.clone().map_or_else(identity, Ok)?;
-    let namespace = options
-        .lease_namespace
-        .clone()
-        .unwrap_or_else(|| client.default_namespace().to_owned());
+    let namespace = options.namespace(&client);
     let candidate = Candidate::new(
         client.clone(),
         &namespace,

@@ -9,5 +9,5 @@ async fn main() -> anyhow::Result<()> {
     tls::install_provider();
     let options = Options::parse();
     telemetry::init(&options.log)?;
-    hybridnic_operator::run(options).await
+    hybridnic_operator::execute(options).await
 }

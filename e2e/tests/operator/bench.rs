@@ -1,4 +1,4 @@
-//! A real control plane, real operators with their own restricted credentials, and a fake agent.
+//! A real control plane, real operators with the rights that the chart gives, and fake agents, with theirs.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use hybridnic_api::conditions;
 use hybridnic_api::v1alpha1::{HybridNetwork, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_e2e::chart;
+use hybridnic_e2e::controlplane::login::Login;
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -29,6 +31,8 @@ pub const NAMESPACE: &str = "default";
 pub struct Bench {
     pub cluster: ControlPlane,
     pub client: Client,
+    /// The operator's service account.
+    login: Login,
     pub operators: Vec<Operator>,
     pub dir: TempDir,
 }
@@ -79,26 +83,19 @@ impl Bench {
         let cluster = ControlPlane::start(Options::new(dir.path().join("cluster")))
             .await
             .unwrap();
-        cluster.apply(&repository("crds")).await.unwrap();
-        cluster
-            .apply(&repository("deploy/rbac/operator.yaml"))
+        chart::install_without_pods(&cluster).await.unwrap();
+        let login = cluster
+            .login_service_account(chart::NAMESPACE, chart::OPERATOR, None)
             .await
             .unwrap();
         let client = cluster.client_admin();
         let this = Self {
             cluster,
+            login,
             client,
             operators: Vec::new(),
             dir,
         };
-        this.kubectl(&[
-            "wait",
-            "--for=condition=Established",
-            "--timeout=60s",
-            "crd",
-            "--all",
-        ])
-        .await;
         for node in ["n1", "n2"] {
             this.create::<Node>(json!({"metadata": {"name": node, "labels": {"sriov": "yes"}}}))
                 .await;
@@ -114,12 +111,8 @@ impl Bench {
     /// Starts one more operator; its log is among the cluster's files.
     pub fn start_operator(&mut self) {
         let number = self.operators.len();
-        let login = self
-            .cluster
-            .login("hybridnic:operator", &["hybridnic:operators"])
-            .unwrap();
         let kubeconfig = self.dir.path().join("operator.kubeconfig");
-        login.write(&kubeconfig).unwrap();
+        self.login.write(&kubeconfig).unwrap();
         let log = File::create(self.dir.path().join(format!("operator-{number}.log"))).unwrap();
         let mut command = Command::new(operator());
         command
@@ -130,7 +123,7 @@ impl Bench {
             )
             .args([
                 "--lease-namespace",
-                NAMESPACE,
+                chart::NAMESPACE,
                 "--identity",
                 &format!("operator-{number}"),
             ])
@@ -285,7 +278,7 @@ impl Bench {
     /// Writes of the operators, but for their lease and events.
     pub fn writes(&self) -> Vec<String> {
         let ours = self.cluster.writes().unwrap().into_iter().filter(|write| {
-            write.user == "hybridnic:operator" && write.resource != "leases" && write.resource != "events"
+            write.user == chart::OPERATOR_USER && write.resource != "leases" && write.resource != "events"
         });
         ours.map(|write| format!("{} {} {}", write.verb, write.resource, write.name))
             .collect()

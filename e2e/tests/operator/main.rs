@@ -1,4 +1,4 @@
-//! The operator on a real API server, with its own restricted rights. The agents are fake: see `agent.rs`.
+//! The operator on a real API server, with the rights that the chart gives. The agents are fake: see `agent.rs`.
 #![cfg(feature = "cluster-tests")]
 // All of it is test code, also what is not in a test function.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -13,6 +13,7 @@ use std::time::Duration;
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::{NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{Goal, HybridNetwork, HybridNode, MigrationPhase, NicPhase, Path};
+use hybridnic_e2e::chart;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt};
 
@@ -40,7 +41,7 @@ async fn a_nic_from_its_creation_to_its_deletion() {
     bench
         .nic_with("eth0", "AgentNotFound", waits(reasons::AGENT_NOT_FOUND))
         .await;
-    let _agents = Agents::start(&bench.client).await;
+    let _agents = Agents::start(&bench.cluster).await;
 
     let nic = bench.nic_with("eth0", "fast", is_fast).await;
     let status = nic.status.unwrap();
@@ -166,7 +167,7 @@ async fn a_nic_from_its_creation_to_its_deletion() {
 async fn a_node_that_is_gone_for_good_holds_nothing_back() {
     let mut bench = Bench::start().await;
     bench.start_operator();
-    let agents = Agents::start(&bench.client).await;
+    let agents = Agents::start(&bench.cluster).await;
     bench.run_pod("vm-a", "vm", "n1").await;
     bench.create_nic("eth0", "vm", None).await;
     bench.nic_with("eth0", "fast", is_fast).await;
@@ -202,7 +203,7 @@ async fn a_node_that_is_gone_for_good_holds_nothing_back() {
 async fn migrations_that_go_well_and_that_do_not() {
     let mut bench = Bench::start().await;
     bench.start_operator();
-    let agents = Agents::start(&bench.client).await;
+    let agents = Agents::start(&bench.cluster).await;
     bench.run_pod("vm-a", "vm", "n1").await;
     bench.create_nic("eth0", "vm", None).await;
     bench.create_nic("eth1", "vm", None).await;
@@ -341,7 +342,7 @@ async fn migrations_that_go_well_and_that_do_not() {
 async fn another_operator_goes_on_in_the_middle_of_a_migration() {
     let mut bench = Bench::start().await;
     bench.start_operator();
-    let agents = Agents::start(&bench.client).await;
+    let agents = Agents::start(&bench.cluster).await;
     bench.run_pod("vm-a", "vm", "n1").await;
     bench.create_nic("eth0", "vm", None).await;
     bench.nic_with("eth0", "fast", is_fast).await;
@@ -371,6 +372,8 @@ async fn another_operator_goes_on_in_the_middle_of_a_migration() {
         .kubectl(&[
             "get",
             "lease",
+            "-n",
+            chart::NAMESPACE,
             "hybridnic-operator",
             "-o",
             "jsonpath={.spec.holderIdentity}",
@@ -383,7 +386,7 @@ async fn another_operator_goes_on_in_the_middle_of_a_migration() {
 async fn an_operator_outlives_a_restart_of_the_api_server_but_not_its_absence() {
     let mut bench = Bench::start().await;
     bench.start_operator();
-    let _agents = Agents::start(&bench.client).await;
+    let _agents = Agents::start(&bench.cluster).await;
     bench.run_pod("vm-a", "vm", "n1").await;
     bench.create_nic("eth0", "vm", None).await;
     bench.nic_with("eth0", "fast", is_fast).await;
