@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hybridnic_api::v1alpha1::{HybridNode, HybridNodeSpec};
@@ -13,11 +13,12 @@ use hybridnic_e2e::controlplane::login::Login;
 use hybridnic_e2e::world::binary;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::{chart_path, cluster, helm, text};
+use crate::{chart_path, cluster, helm, kubectl, text};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -46,32 +47,58 @@ async fn login(cluster: &ControlPlane, account: &str, node: Option<&str>) -> Log
         .unwrap()
 }
 
-/// The hook's rights are applied, its pod's arguments are given.
-async fn hook(cluster: &ControlPlane) -> Vec<String> {
-    let path = chart_path();
+/// Runs `helm test`, and plays the kubelet of its pod: the program runs here with the pod's arguments and account, once.
+/// Gives whether helm is content, and what the program said.
+async fn helm_test(cluster: &ControlPlane) -> (bool, String) {
+    let pods: Api<Pod> = Api::namespaced(cluster.client_admin(), chart::NAMESPACE);
+    let old = pods
+        .get_opt("hybridnic-check")
+        .await
+        .unwrap()
+        .and_then(|pod| pod.uid());
     let args = [
-        "template",
+        "test",
         chart::RELEASE,
-        &path,
         "--namespace",
         chart::NAMESPACE,
-        "--show-only",
-        "templates/tests/check.yaml",
+        "--timeout",
+        "90s",
     ];
-    let rendered = text(cluster.helm(&args).await.unwrap());
-    let (pods, rights): (Vec<_>, Vec<_>) = rendered
-        .split("\n---\n")
-        .partition(|document| document.contains("\nkind: Pod\n"));
-    let file = cluster.dir().join("check.yaml");
-    fs::write(&file, rights.join("\n---\n")).unwrap();
-    cluster.apply(&file).await.unwrap();
-    pods[0]
-        .lines()
-        .skip_while(|line| line.trim() != "args:")
-        .skip(1)
-        .map_while(|line| line.trim().strip_prefix("- "))
-        .map(|arg| arg.replace("$(POD_NAMESPACE)", chart::NAMESPACE))
-        .collect()
+    let (verdict, said) = tokio::join!(cluster.helm(&args), run_check(cluster, &pods, old));
+    (verdict.unwrap().status.success(), said)
+}
+
+async fn run_check(cluster: &ControlPlane, pods: &Api<Pod>, old: Option<String>) -> String {
+    let new = |pod: Option<&Pod>| pod.is_some_and(|pod| pod.uid() != old);
+    let pod = timeout(PATIENCE, await_condition(pods.clone(), "hybridnic-check", new)).await;
+    let spec = pod.expect("helm makes the pod").unwrap().unwrap().spec.unwrap();
+    let kubeconfig = cluster.dir().join("check.kubeconfig");
+    let account = login(cluster, &spec.service_account_name.unwrap(), None).await;
+    account.write(&kubeconfig).unwrap();
+    let mut command = program(&kubeconfig);
+    for arg in spec.containers[0].args.iter().flatten() {
+        command.arg(arg.replace("$(POD_NAMESPACE)", chart::NAMESPACE));
+    }
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap();
+    let phase = if output.status.success() {
+        "Succeeded"
+    } else {
+        "Failed"
+    };
+    let status = Patch::Merge(json!({"status": {"phase": phase}}));
+    pods.patch_status("hybridnic-check", &PatchParams::default(), &status)
+        .await
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// What is left of the test's rights.
+async fn rights(cluster: &ControlPlane) -> String {
+    let kinds = "serviceaccount,role,rolebinding,clusterrole,clusterrolebinding";
+    let label = "app.kubernetes.io/component=check";
+    kubectl(cluster, &["get", kinds, "-A", "-l", label, "-o", "name"]).await
 }
 
 /// Plays scheduler and kubelet for the agents' pods, which the DaemonSet's controller makes, one for each node.
@@ -147,27 +174,9 @@ async fn helm_test_tells_a_system_at_work_from_one_that_is_not() {
     let (cluster, dir) = cluster().await;
     text(helm(&cluster, "install", &chart_path(), &[]).await);
     chart::wait_for_kinds(&cluster).await.unwrap();
-    let args = hook(&cluster).await;
-    assert!(args.iter().any(|arg| arg == "check"), "{args:?}");
-    let kubeconfig = dir.path().join("check.kubeconfig");
-    login(&cluster, "hybridnic-check", None)
-        .await
-        .write(&kubeconfig)
-        .unwrap();
-    let check = async || -> (Output, String) {
-        let mut command = program(&kubeconfig);
-        command.args(&args);
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap())
-            .await
-            .unwrap();
-        let said =
-            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        (output, said)
-    };
-
     // No kubelet: no operator, and no agent's pod has a node.
-    let (output, said) = check().await;
-    assert!(!output.status.success(), "{said}");
+    let (content, said) = helm_test(&cluster).await;
+    assert!(!content, "{said}");
     for expected in [
         "ok    kind vmhybridnics.hybridnic.io",
         "FAIL  lease hybridnic-operator: nobody has renewed it for 15s",
@@ -175,6 +184,8 @@ async fn helm_test_tells_a_system_at_work_from_one_that_is_not() {
     ] {
         assert!(said.contains(expected), "no {expected:?} in:\n{said}");
     }
+
+    assert_eq!(rights(&cluster).await, "", "after a failure");
 
     let operator = dir.path().join("operator.kubeconfig");
     login(&cluster, chart::OPERATOR, None)
@@ -190,16 +201,16 @@ async fn helm_test_tells_a_system_at_work_from_one_that_is_not() {
     let _operator = Killed(command.spawn().unwrap());
     run_pods(&cluster).await;
     publish(&cluster, "n1", ("True", "Discovered")).await;
-    let (output, said) = check().await;
-    assert!(!output.status.success(), "{said}");
+    let (content, said) = helm_test(&cluster).await;
+    assert!(!content, "{said}");
     assert!(
         said.contains("FAIL  agent of node n2: it has not published what the node has"),
         "{said}"
     );
 
     publish(&cluster, "n2", ("False", "NoUplink")).await;
-    let (output, said) = check().await;
-    assert!(output.status.success(), "{said}");
+    let (content, said) = helm_test(&cluster).await;
+    assert!(content, "{said}");
     for expected in [
         "ok    lease hybridnic-operator, of ",
         "ok    agent of node n1, 2 PFs",
@@ -208,4 +219,5 @@ async fn helm_test_tells_a_system_at_work_from_one_that_is_not() {
         assert!(said.contains(expected), "no {expected:?} in:\n{said}");
     }
     assert!(!said.contains("FAIL"), "{said}");
+    assert_eq!(rights(&cluster).await, "", "after a success");
 }

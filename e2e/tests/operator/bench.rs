@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Two operators hand over in 15 s; the machine may be busy with a build beside.
 pub const DEADLINE: Duration = Duration::from_mins(1);
@@ -44,6 +44,10 @@ impl Operator {
     pub fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
     }
 
     /// SIGTERM, and its exit status.
@@ -141,6 +145,27 @@ impl Bench {
     pub fn logs(&self) -> String {
         let log = |number| std::fs::read_to_string(self.dir.path().join(format!("operator-{number}.log")));
         (0..4).filter_map(|number| log(number).ok()).collect()
+    }
+
+    /// Waits until an operator has logged all of these in one line.
+    pub async fn logged(&self, words: &[&str]) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let logs = self.logs();
+            if logs
+                .lines()
+                .any(|line| words.iter().all(|word| line.contains(word)))
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no line with {words:?}: {logs}");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Gives the programs all rights of the chart again.
+    pub async fn restore_rights(&self) {
+        chart::install_without_pods(&self.cluster).await.unwrap();
     }
 
     pub async fn kubectl(&self, args: &[&str]) -> String {

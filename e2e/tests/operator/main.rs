@@ -409,3 +409,76 @@ async fn an_operator_outlives_a_restart_of_the_api_server_but_not_its_absence() 
     bench.create_nic("eth2", "vm", None).await;
     bench.nic_with("eth2", "fast", is_fast).await;
 }
+
+#[tokio::test]
+async fn an_operator_without_one_of_its_rights_says_which_and_goes_on_once_it_has_it() {
+    let mut bench = Bench::start().await;
+    let _agents = Agents::start(&bench.cluster).await;
+    bench.run_pod("vm-a", "vm", "n1").await;
+
+    // Without its lease it does not lead.
+    let namespace = ["-n", chart::NAMESPACE];
+    let role = [
+        "patch",
+        "role",
+        chart::OPERATOR,
+        "--type=merge",
+        "-p",
+        r#"{"rules":[]}"#,
+    ];
+    bench.kubectl(&[&role[..], &namespace].concat()).await;
+    bench.start_operator();
+    bench
+        .logged(&["WARN", "cannot watch the lease", "forbidden"])
+        .await;
+    let role = [
+        "patch",
+        "role",
+        chart::OPERATOR,
+        "--type=merge",
+        "-p",
+        r#"{"rules":[{"apiGroups":["coordination.k8s.io"],"resources":["leases"],"verbs":["get","list","watch"]}]}"#,
+    ];
+    bench.kubectl(&[&role[..], &namespace].concat()).await;
+    bench
+        .logged(&["WARN", "may not take the lease", "cannot create resource"])
+        .await;
+    assert!(bench.operators[0].is_running());
+    bench.restore_rights().await;
+    bench.create_nic("eth0", "vm", None).await;
+    bench.nic_with("eth0", "fast", is_fast).await;
+
+    // Without a watch it leads and decides nothing; without a write it says what it could not write.
+    let rights = [
+        (
+            "eth1",
+            r#"[{"op":"test","path":"/rules/1/resources/0","value":"pods"},{"op":"remove","path":"/rules/1"}]"#,
+            ["WARN", "Pod", "pods is forbidden"],
+        ),
+        (
+            "eth2",
+            r#"[{"op":"test","path":"/rules/6/verbs/2","value":"create"},{"op":"remove","path":"/rules/6/verbs/2"}]"#,
+            ["WARN", "NicAttachment", "cannot create resource"],
+        ),
+    ];
+    for (nic, patch, words) in rights {
+        let operator = bench.operators.remove(0);
+        assert_eq!(operator.terminate().await, Some(0), "{}", bench.logs());
+        bench
+            .kubectl(&[
+                "patch",
+                "clusterrole",
+                chart::OPERATOR,
+                "--type=json",
+                "-p",
+                patch,
+            ])
+            .await;
+        bench.start_operator();
+        bench.create_nic(nic, "vm", None).await;
+        bench.logged(&words).await;
+        assert!(bench.operators[0].is_running());
+        bench.restore_rights().await;
+        bench.nic_with(nic, "fast", is_fast).await;
+    }
+}
