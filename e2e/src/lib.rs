@@ -1,5 +1,6 @@
 //! The test bed: a real control plane, a lab of emulated SR-IOV nodes, and the documentation as data.
 
+pub mod chart;
 pub mod cluster;
 pub mod controlplane;
 pub mod docs;

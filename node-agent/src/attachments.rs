@@ -25,6 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use crate::{
+    error::is_refusal,
     host::Host,
     journal::Record,
     nic::task::{NicTask, Wanted},
@@ -111,7 +112,7 @@ impl Attachments {
                 event = stream.try_next() => match event {
                     Ok(Some(event)) => self.on_event(event),
                     Ok(None) => return,
-                    Err(error) => debug!(%error, "watching attachments; tried again"),
+                    Err(error) => warn!(%error, "cannot watch the attachments; tried again"),
                 },
                 _ = ended.tick() => self.sweep(),
             }
@@ -289,6 +290,17 @@ enum Write<'a> {
     Status(&'a NicAttachmentStatus),
 }
 
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tried {
+    /// It is written, or nothing is left to write to.
+    Done,
+    /// The API server is away.
+    Failed,
+    /// The API server does not want it, and hardly will in a moment.
+    Refused,
+}
+
 /// Writes one attachment's finalizer and status.
 struct Reporter {
     api: Api<NicAttachment>,
@@ -320,13 +332,18 @@ impl Reporter {
             if let Some(now) = now
                 && written.as_ref() != Some(&now)
             {
-                let ok = self.once(&Write::Status(&now)).await;
-                if !ok {
-                    // Newer reports replace this one while it waits.
-                    tokio::time::sleep(BACKOFF).await;
-                    continue;
+                // Newer reports replace this one while it waits.
+                match self.once(&Write::Status(&now)).await {
+                    Tried::Done => written = Some(now),
+                    Tried::Failed => {
+                        tokio::time::sleep(BACKOFF).await;
+                        continue;
+                    }
+                    Tried::Refused => {
+                        tokio::time::sleep(BACKOFF_CAP).await;
+                        continue;
+                    }
                 }
-                written = Some(now);
             }
             let detached = written
                 .as_ref()
@@ -365,20 +382,24 @@ impl Reporter {
     }
 
     /// One try; an object that is gone needs no more.
-    async fn once(&self, write: &Write<'_>) -> bool {
+    async fn once(&self, write: &Write<'_>) -> Tried {
         match self.act(write).await {
-            Ok(()) => true,
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => true,
+            Ok(()) => Tried::Done,
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Tried::Done,
+            Err(error) if is_refusal(&error) => {
+                warn!(attachment = self.name, %error, "the API server refuses the report; tried again");
+                Tried::Refused
+            }
             Err(error) => {
                 debug!(attachment = self.name, %error, "cannot report; tried again");
-                false
+                Tried::Failed
             }
         }
     }
 
     async fn patiently(&self, write: &Write<'_>) {
         let mut pause = BACKOFF;
-        while !self.once(write).await {
+        while self.once(write).await != Tried::Done {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(BACKOFF_CAP);
         }

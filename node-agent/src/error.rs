@@ -30,6 +30,12 @@ impl StepError {
     }
 }
 
+/// Whether the API server has answered, and does not want this: the agent lacks a right, or is bound to another node. That
+/// hardly heals by itself, so a person should read of it.
+pub fn is_refusal(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_forbidden() || status.is_invalid())
+}
+
 /// `error: cause: cause's cause`.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -40,4 +46,20 @@ pub fn chain(error: &dyn Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn what_the_api_server_refuses_is_told_from_its_absence() {
+        let answer = |code, reason| kube::Error::Api(Box::new(Status::failure("no", reason).with_code(code)));
+        assert!(is_refusal(&answer(403, "Forbidden")));
+        assert!(is_refusal(&answer(422, "Invalid")));
+        assert!(!is_refusal(&answer(503, "ServiceUnavailable")));
+        assert!(!is_refusal(&kube::Error::LinesCodecMaxLineLengthExceeded));
+    }
 }

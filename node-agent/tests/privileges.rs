@@ -131,7 +131,10 @@ fn parent() {
     // It waits for the end of its input.
     drop(child.0.stdin.take());
     assert!(child.0.wait().unwrap().success());
-    println!("all threads of the agent have {} and nothing else", said.trim_end());
+    println!(
+        "all threads of the agent have {} and nothing else",
+        said.trim_end()
+    );
 }
 
 /// Gives up, and tries in a new thread what it should be able to do and what not; then waits to be looked at.

@@ -11,6 +11,7 @@
 //! leader has changed since.
 
 mod cache;
+mod check;
 mod controller;
 mod events;
 mod handover;
@@ -43,7 +44,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use metrics::{Metrics, metrics};
-pub use options::Options;
+pub use options::{Command, Options};
 
 use events::Events;
 use migration::MigrationReconciler;
@@ -59,9 +60,22 @@ const MANY: u16 = 16;
 /// Reconciles at once of the kinds of which there are few.
 const FEW: u16 = 4;
 
-/// Runs the operator until a signal asks it to stop, or until it is the leader no more, which is an error. `logs` changes
-/// what is logged.
-pub async fn run(options: Options, logs: LogLevel) -> anyhow::Result<()> {
+/// Does what the command line says. `logs` changes what is logged.
+pub async fn execute(options: Options, logs: LogLevel) -> anyhow::Result<()> {
+    match &options.command {
+        None => run(options, logs).await,
+        Some(Command::Check { agents }) => {
+            let client = Client::try_default()
+                .await
+                .context("cannot find the API server")?;
+            let namespace = options.namespace(&client);
+            check::run(client, &namespace, &options.lease_name, agents).await
+        }
+    }
+}
+
+/// Runs the operator until a signal asks it to stop, or until it is the leader no more, which is an error.
+async fn run(options: Options, logs: LogLevel) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("cannot handle signals")?;
     let (registry, metrics) = metrics();
     let (probes, mut heart) = probes();
@@ -98,10 +112,7 @@ async fn stand(
         .await
         .context("cannot find the API server")?;
     let identity = options.identity.clone().map_or_else(identity, Ok)?;
-    let namespace = options
-        .lease_namespace
-        .clone()
-        .unwrap_or_else(|| client.default_namespace().to_owned());
+    let namespace = options.namespace(&client);
     let candidate = Candidate::new(
         client.clone(),
         &namespace,

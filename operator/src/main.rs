@@ -9,5 +9,5 @@ async fn main() -> anyhow::Result<()> {
     tls::install_provider();
     let options = Options::parse();
     let logs = telemetry::init(&options.log)?;
-    hybridnic_operator::run(options, logs).await
+    hybridnic_operator::execute(options, logs).await
 }

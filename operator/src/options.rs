@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use hybridnic_runtime::http::HttpOptions;
 use hybridnic_runtime::telemetry::LogOptions;
 
@@ -33,6 +33,28 @@ pub struct Options {
     /// Logs
     #[command(flatten)]
     pub log: LogOptions,
+    /// What to do instead of to operate
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the operator can do besides.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Check that the kinds are served, that an operator leads, and that the agents have published their nodes
+    Check {
+        /// Labels of the agents' pods, which are in the lease's namespace
+        #[arg(long, default_value = "app.kubernetes.io/component=agent")]
+        agents: String,
+    },
+}
+
+impl Options {
+    /// Namespace of the lease.
+    pub fn namespace(&self, client: &kube::Client) -> String {
+        let own = || client.default_namespace().to_owned();
+        self.lease_namespace.clone().unwrap_or_else(own)
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {

@@ -1,6 +1,6 @@
 //! The API of hybridnic, group `hybridnic.io`: types only, no client and no I/O.
 //!
-//! These types are the source of `crds/*.yaml` (`cargo run -p hybridnic-api --bin crdgen`).
+//! These types are the source of `crds/*.yaml` (`make crds`).
 //! Users write [`v1alpha1::HybridNetwork`], [`v1alpha1::VmHybridNic`] and [`v1alpha1::QemuMigration`];
 //! operator and node agent meet in [`v1alpha1::NicAttachment`] and [`v1alpha1::HybridNode`].
 

@@ -128,6 +128,9 @@ impl Candidate {
                                 renewed: asked,
                             });
                         }
+                        Err(kube::Error::Api(status)) if status.is_forbidden() => {
+                            tracing::warn!(status.message, "this process may not take the lease");
+                        }
                         Err(error) => tracing::debug!(%error, "the lease could not be taken"),
                     }
                     // Who was faster, or what was wrong, comes by the watch; a request that was lost does not.

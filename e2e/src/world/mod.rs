@@ -22,7 +22,8 @@ use kube::{
 };
 
 use crate::{
-    controlplane::{ControlPlane, Options},
+    chart,
+    controlplane::{ControlPlane, Options, login::Login},
     lab::{Guest, HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions},
 };
 
@@ -84,6 +85,8 @@ pub struct World {
     agents: Vec<Option<Program>>,
     options: WorldOptions,
     client: Client,
+    /// The operator's service account.
+    operator_login: Login,
     /// Guests that were started, kept to tell a frozen one from a failure after the test has let go of it.
     guests: Mutex<Vec<Arc<Guest>>>,
     /// The control plane.
@@ -113,18 +116,25 @@ impl World {
         .await
         .context("the control plane")?;
         let client = control_plane.client_admin();
+        say("installing kinds, rights and nodes");
+        chart::install_without_pods(&control_plane)
+            .await
+            .context("the chart")?;
+        let operator_login = control_plane
+            .login_service_account(chart::NAMESPACE, chart::OPERATOR, None)
+            .await?;
         let agents = lab.nodes().iter().map(|_| None).collect();
         let mut world = Self {
             operator: None,
             agents,
             options,
             client,
+            operator_login,
             guests: Mutex::default(),
             control_plane,
             lab,
         };
-        say("installing CRDs, roles and nodes");
-        world.install().await?;
+        world.make_nodes().await?;
         say("starting operator and agents");
         world.start_operator()?;
         for number in 1..=world.lab.nodes().len() {
@@ -133,30 +143,8 @@ impl World {
         Ok(world)
     }
 
-    async fn install(&self) -> Result<()> {
-        self.control_plane.apply(&repository("crds")).await?;
-        self.control_plane.apply(&repository("deploy/rbac")).await?;
-        for crd in [
-            "hybridnetworks",
-            "vmhybridnics",
-            "nicattachments",
-            "hybridnodes",
-            "qemumigrations",
-        ] {
-            let name = format!("crd/{crd}.hybridnic.io");
-            let wait = [
-                "wait",
-                "--for=condition=Established",
-                "--timeout=30s",
-                name.as_str(),
-            ];
-            let output = self.control_plane.kubectl(&wait).await?;
-            anyhow::ensure!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
+    /// Makes the node objects, which kubelets would.
+    async fn make_nodes(&self) -> Result<()> {
         let nodes: Api<KubeNode> = Api::all(self.client());
         for node in self.lab.nodes() {
             let labels = [

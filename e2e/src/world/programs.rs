@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
 use super::{World, repository};
-use crate::lab::Process;
+use crate::{chart, lab::Process};
 
 /// How long a program may take to die.
 const DEATH: Duration = Duration::from_secs(20);
@@ -72,13 +72,10 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 }
 
 impl World {
-    /// Starts the operator on this host, with its own restricted credentials.
+    /// Starts the operator on this host, as the chart's service account.
     pub fn start_operator(&mut self) -> Result<()> {
-        let login = self
-            .control_plane
-            .login("hybridnic:operator", &["hybridnic:operators"])?;
         let kubeconfig = self.lab.dir().join("operator.kubeconfig");
-        login.write(&kubeconfig)?;
+        self.operator_login.write(&kubeconfig)?;
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -87,7 +84,7 @@ impl World {
         command
             .env("KUBECONFIG", &kubeconfig)
             .env("HYBRIDNIC_LOG", "info,hybridnic_operator=debug")
-            .args(["--lease-namespace", "default"])
+            .args(["--lease-namespace", chart::NAMESPACE])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -117,11 +114,14 @@ impl World {
         self.agents[number - 1].as_ref().map(Program::pid)
     }
 
-    /// Starts the agent of node `number`, with that node's own restricted credentials.
+    /// Starts the agent of node `number`, as the chart's service account with a token that names the node.
     pub async fn start_agent(&mut self, number: usize) -> Result<()> {
         let node = self.node(number).clone();
-        let user = format!("hybridnic:agent:{}", node.name());
-        let login = self.control_plane.login(&user, &["hybridnic:agents"])?;
+        let bound = Some(("Node", node.name()));
+        let login = self
+            .control_plane
+            .login_service_account(chart::NAMESPACE, chart::AGENT, bound)
+            .await?;
         let kubeconfig = login.at(crate::lab::HOST_ADDRESS.into()).kubeconfig();
         node.put("/run/agent.kubeconfig", kubeconfig.as_bytes(), 0o600)
             .await?;

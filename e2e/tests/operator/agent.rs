@@ -1,17 +1,20 @@
-//! What two node agents do, as far as the operator can see it: no device and no QEMU, only reports. The real agent is
-//! tested with the real operator in the lab.
+//! What two node agents do, as far as the operator can see it: no device and no QEMU, only reports. Each writes with the
+//! chart's rights and a token of its own node. The real agent is tested with the real operator in the lab.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::names::{AGENT_MANAGER, ATTACHMENT_FINALIZER};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, GuestDevices, HybridNode, MigrationReport, MigrationState, MigrationStep,
-    NicAttachment, NicAttachmentStatus, Path, StandbyRef, VfRef,
+    AttachmentState, Goal, GuestDevices, HybridNode, HybridNodeSpec, MigrationReport, MigrationState,
+    MigrationStep, NicAttachment, NicAttachmentStatus, Path, StandbyRef, VfRef,
 };
+use hybridnic_e2e::chart;
+use hybridnic_e2e::controlplane::ControlPlane;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
@@ -42,26 +45,19 @@ impl Drop for Agents {
 
 impl Agents {
     /// Publishes both nodes, with seven VFs each, and does what the operator says.
-    pub async fn start(client: &Client) -> Self {
-        let nodes: Api<HybridNode> = Api::all(client.clone());
+    pub async fn start(cluster: &ControlPlane) -> Self {
+        let mut clients = BTreeMap::new();
         for name in ["n1", "n2"] {
-            let node = json!({
-                "apiVersion": "hybridnic.io/v1alpha1", "kind": "HybridNode", "metadata": {"name": name}, "spec": {},
-            });
-            nodes.patch(name, &params(), &Patch::Apply(&node)).await.unwrap();
-            let status = json!({
-                "apiVersion": "hybridnic.io/v1alpha1", "kind": "HybridNode", "metadata": {"name": name},
-                "status": {"agentVersion": env!("CARGO_PKG_VERSION"), "pools": [
-                    {"network": "net", "vfs": {"total": 7, "free": 7, "held": 0, "unhealthy": 0}},
-                ]},
-            });
-            nodes
-                .patch_status(name, &params(), &Patch::Apply(&status))
+            let login = cluster
+                .login_service_account(chart::NAMESPACE, chart::AGENT, Some(("Node", name)))
                 .await
                 .unwrap();
+            let client = login.client().await.unwrap();
+            publish(&client, name).await;
+            clients.insert(name.to_owned(), client);
         }
         let mood = Arc::new(Mutex::new(Mood::default()));
-        let task = tokio::spawn(serve(client.clone(), mood.clone()));
+        let task = tokio::spawn(serve(clients, mood.clone()));
         Self { task, mood }
     }
 
@@ -70,12 +66,39 @@ impl Agents {
     }
 }
 
+/// Makes the node's object where it is not there, and says what the node has.
+async fn publish(client: &Client, name: &str) {
+    let nodes: Api<HybridNode> = Api::all(client.clone());
+    let node = HybridNode::new(name, HybridNodeSpec::default());
+    match nodes.create(&PostParams::default(), &node).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+        Err(error) => panic!("{error}"),
+    }
+    let status = json!({
+        "apiVersion": "hybridnic.io/v1alpha1", "kind": "HybridNode", "metadata": {"name": name},
+        "status": {"agentVersion": env!("CARGO_PKG_VERSION"), "pools": [
+            {"network": "net", "vfs": {"total": 7, "free": 7, "held": 0, "unhealthy": 0}},
+        ]},
+    });
+    nodes
+        .patch_status(name, &params(), &Patch::Apply(&status))
+        .await
+        .unwrap();
+}
+
 fn params() -> PatchParams {
     PatchParams::apply(AGENT_MANAGER).force()
 }
 
-async fn serve(client: Client, mood: Arc<Mutex<Mood>>) {
-    let api: Api<NicAttachment> = Api::namespaced(client, NAMESPACE);
+async fn serve(clients: BTreeMap<String, Client>, mood: Arc<Mutex<Mood>>) {
+    let api = |client: &Client| Api::<NicAttachment>::namespaced(client.clone(), NAMESPACE);
+    let writers: BTreeMap<&str, _> = clients
+        .iter()
+        .map(|(node, client)| (node.as_str(), api(client)))
+        .collect();
+    // Either may read all.
+    let api = writers["n1"].clone();
     let mut watch = watcher(api.clone(), watcher::Config::default())
         .default_backoff()
         .applied_objects()
@@ -88,7 +111,13 @@ async fn serve(client: Client, mood: Arc<Mutex<Mood>>) {
             continue;
         };
         for attachment in all.items.iter().filter(|other| other.spec.vm == changed.spec.vm) {
-            act(&api, attachment, &all.items, mood).await;
+            act(
+                &writers[&*attachment.spec.node_name],
+                attachment,
+                &all.items,
+                mood,
+            )
+            .await;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A real control plane, real operators with their own restricted credentials, and a fake agent.
+//! A real control plane, real operators with the rights that the chart gives, and fake agents, with theirs.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use hybridnic_api::conditions;
 use hybridnic_api::v1alpha1::{HybridNetwork, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_e2e::chart;
+use hybridnic_e2e::controlplane::login::Login;
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -24,7 +26,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Two operators hand over in 15 s; the machine may be busy with a build beside.
 pub const DEADLINE: Duration = Duration::from_mins(1);
@@ -33,6 +35,8 @@ pub const NAMESPACE: &str = "default";
 pub struct Bench {
     pub cluster: ControlPlane,
     pub client: Client,
+    /// The operator's service account.
+    login: Login,
     pub operators: Vec<Operator>,
     pub dir: TempDir,
 }
@@ -84,6 +88,10 @@ impl Operator {
         }
     }
 
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+
     /// SIGTERM, and its exit status.
     pub async fn terminate(mut self) -> Option<i32> {
         kill(
@@ -129,26 +137,19 @@ impl Bench {
         let cluster = ControlPlane::start(Options::new(dir.path().join("cluster")))
             .await
             .unwrap();
-        cluster.apply(&repository("crds")).await.unwrap();
-        cluster
-            .apply(&repository("deploy/rbac/operator.yaml"))
+        chart::install_without_pods(&cluster).await.unwrap();
+        let login = cluster
+            .login_service_account(chart::NAMESPACE, chart::OPERATOR, None)
             .await
             .unwrap();
         let client = cluster.client_admin();
         let this = Self {
             cluster,
+            login,
             client,
             operators: Vec::new(),
             dir,
         };
-        this.kubectl(&[
-            "wait",
-            "--for=condition=Established",
-            "--timeout=60s",
-            "crd",
-            "--all",
-        ])
-        .await;
         for node in ["n1", "n2"] {
             this.create::<Node>(json!({"metadata": {"name": node, "labels": {"sriov": "yes"}}}))
                 .await;
@@ -164,12 +165,8 @@ impl Bench {
     /// Starts one more operator; its log is among the cluster's files.
     pub fn start_operator(&mut self) {
         let number = self.operators.len();
-        let login = self
-            .cluster
-            .login("hybridnic:operator", &["hybridnic:operators"])
-            .unwrap();
         let kubeconfig = self.dir.path().join("operator.kubeconfig");
-        login.write(&kubeconfig).unwrap();
+        self.login.write(&kubeconfig).unwrap();
         let log = File::create(self.dir.path().join(format!("operator-{number}.log"))).unwrap();
         let address = http_address();
         let mut command = Command::new(operator());
@@ -181,7 +178,7 @@ impl Bench {
             )
             .args([
                 "--lease-namespace",
-                NAMESPACE,
+                chart::NAMESPACE,
                 "--identity",
                 &format!("operator-{number}"),
                 "--http-address",
@@ -201,6 +198,27 @@ impl Bench {
     pub fn logs(&self) -> String {
         let log = |number| std::fs::read_to_string(self.dir.path().join(format!("operator-{number}.log")));
         (0..4).filter_map(|number| log(number).ok()).collect()
+    }
+
+    /// Waits until an operator has logged all of these in one line.
+    pub async fn logged(&self, words: &[&str]) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let logs = self.logs();
+            if logs
+                .lines()
+                .any(|line| words.iter().all(|word| line.contains(word)))
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no line with {words:?}: {logs}");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Gives the programs all rights of the chart again.
+    pub async fn restore_rights(&self) {
+        chart::install_without_pods(&self.cluster).await.unwrap();
     }
 
     pub async fn kubectl(&self, args: &[&str]) -> String {
@@ -338,7 +356,7 @@ impl Bench {
     /// Writes of the operators, but for their lease and events.
     pub fn writes(&self) -> Vec<String> {
         let ours = self.cluster.writes().unwrap().into_iter().filter(|write| {
-            write.user == "hybridnic:operator" && write.resource != "leases" && write.resource != "events"
+            write.user == chart::OPERATOR_USER && write.resource != "leases" && write.resource != "events"
         });
         ours.map(|write| format!("{} {} {}", write.verb, write.resource, write.name))
             .collect()

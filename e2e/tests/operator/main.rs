@@ -1,4 +1,4 @@
-//! The operator on a real API server, with its own restricted rights. The agents are fake: see `agent.rs`.
+//! The operator on a real API server, with the rights that the chart gives. The agents are fake: see `agent.rs`.
 #![cfg(feature = "cluster-tests")]
 // All of it is test code, also what is not in a test function.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -13,6 +13,7 @@ use std::time::Duration;
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::{NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{Goal, HybridNetwork, HybridNode, MigrationPhase, NicPhase, Path};
+use hybridnic_e2e::chart;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt};
 
@@ -40,7 +41,7 @@ async fn a_nic_from_its_creation_to_its_deletion() {
     bench
         .nic_with("eth0", "AgentNotFound", waits(reasons::AGENT_NOT_FOUND))
         .await;
-    let _agents = Agents::start(&bench.client).await;
+    let _agents = Agents::start(&bench.cluster).await;
 
     let nic = bench.nic_with("eth0", "fast", is_fast).await;
     let status = nic.status.unwrap();
@@ -204,7 +205,7 @@ async fn a_nic_from_its_creation_to_its_deletion() {
 async fn a_node_that_is_gone_for_good_holds_nothing_back() {
     let mut bench = Bench::start().await;
     bench.start_operator();
-    let agents = Agents::start(&bench.client).await;
+    let agents = Agents::start(&bench.cluster).await;
     bench.run_pod("vm-a", "vm", "n1").await;
     bench.create_nic("eth0", "vm", None).await;
     bench.nic_with("eth0", "fast", is_fast).await;
@@ -240,7 +241,7 @@ async fn a_node_that_is_gone_for_good_holds_nothing_back() {
 async fn migrations_that_go_well_and_that_do_not() {
     let mut bench = Bench::start().await;
     bench.start_operator();
-    let agents = Agents::start(&bench.client).await;
+    let agents = Agents::start(&bench.cluster).await;
     bench.run_pod("vm-a", "vm", "n1").await;
     bench.create_nic("eth0", "vm", None).await;
     bench.create_nic("eth1", "vm", None).await;
@@ -431,7 +432,7 @@ async fn an_agent_of_another_version_gets_no_nic_and_keeps_those_it_has() {
 async fn another_operator_goes_on_in_the_middle_of_a_migration() {
     let mut bench = Bench::start().await;
     bench.start_operator();
-    let agents = Agents::start(&bench.client).await;
+    let agents = Agents::start(&bench.cluster).await;
     bench.run_pod("vm-a", "vm", "n1").await;
     bench.create_nic("eth0", "vm", None).await;
     bench.nic_with("eth0", "fast", is_fast).await;
@@ -461,6 +462,8 @@ async fn another_operator_goes_on_in_the_middle_of_a_migration() {
         .kubectl(&[
             "get",
             "lease",
+            "-n",
+            chart::NAMESPACE,
             "hybridnic-operator",
             "-o",
             "jsonpath={.spec.holderIdentity}",
@@ -473,7 +476,7 @@ async fn another_operator_goes_on_in_the_middle_of_a_migration() {
 async fn an_operator_outlives_a_restart_of_the_api_server_but_not_its_absence() {
     let mut bench = Bench::start().await;
     bench.start_operator();
-    let _agents = Agents::start(&bench.client).await;
+    let _agents = Agents::start(&bench.cluster).await;
     bench.run_pod("vm-a", "vm", "n1").await;
     bench.create_nic("eth0", "vm", None).await;
     bench.nic_with("eth0", "fast", is_fast).await;
@@ -495,4 +498,77 @@ async fn an_operator_outlives_a_restart_of_the_api_server_but_not_its_absence() 
     bench.start_operator();
     bench.create_nic("eth2", "vm", None).await;
     bench.nic_with("eth2", "fast", is_fast).await;
+}
+
+#[tokio::test]
+async fn an_operator_without_one_of_its_rights_says_which_and_goes_on_once_it_has_it() {
+    let mut bench = Bench::start().await;
+    let _agents = Agents::start(&bench.cluster).await;
+    bench.run_pod("vm-a", "vm", "n1").await;
+
+    // Without its lease it does not lead.
+    let namespace = ["-n", chart::NAMESPACE];
+    let role = [
+        "patch",
+        "role",
+        chart::OPERATOR,
+        "--type=merge",
+        "-p",
+        r#"{"rules":[]}"#,
+    ];
+    bench.kubectl(&[&role[..], &namespace].concat()).await;
+    bench.start_operator();
+    bench
+        .logged(&["WARN", "cannot watch the lease", "forbidden"])
+        .await;
+    let role = [
+        "patch",
+        "role",
+        chart::OPERATOR,
+        "--type=merge",
+        "-p",
+        r#"{"rules":[{"apiGroups":["coordination.k8s.io"],"resources":["leases"],"verbs":["get","list","watch"]}]}"#,
+    ];
+    bench.kubectl(&[&role[..], &namespace].concat()).await;
+    bench
+        .logged(&["WARN", "may not take the lease", "cannot create resource"])
+        .await;
+    assert!(bench.operators[0].is_running());
+    bench.restore_rights().await;
+    bench.create_nic("eth0", "vm", None).await;
+    bench.nic_with("eth0", "fast", is_fast).await;
+
+    // Without a watch it leads and decides nothing; without a write it says what it could not write.
+    let rights = [
+        (
+            "eth1",
+            r#"[{"op":"test","path":"/rules/1/resources/0","value":"pods"},{"op":"remove","path":"/rules/1"}]"#,
+            ["WARN", "Pod", "pods is forbidden"],
+        ),
+        (
+            "eth2",
+            r#"[{"op":"test","path":"/rules/6/verbs/2","value":"create"},{"op":"remove","path":"/rules/6/verbs/2"}]"#,
+            ["WARN", "NicAttachment", "cannot create resource"],
+        ),
+    ];
+    for (nic, patch, words) in rights {
+        let operator = bench.operators.remove(0);
+        assert_eq!(operator.terminate().await, Some(0), "{}", bench.logs());
+        bench
+            .kubectl(&[
+                "patch",
+                "clusterrole",
+                chart::OPERATOR,
+                "--type=json",
+                "-p",
+                patch,
+            ])
+            .await;
+        bench.start_operator();
+        bench.create_nic(nic, "vm", None).await;
+        bench.logged(&words).await;
+        assert!(bench.operators[0].is_running());
+        bench.restore_rights().await;
+        bench.nic_with(nic, "fast", is_fast).await;
+    }
 }

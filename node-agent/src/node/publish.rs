@@ -20,7 +20,10 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::table::{self, Sources, Table};
-use crate::{error::chain, host::Host};
+use crate::{
+    error::{chain, is_refusal},
+    host::Host,
+};
 
 /// Events of the hardware come in bursts: a PF that gets VFs sends some for each. What they add up to is
 /// published once.
@@ -66,7 +69,7 @@ pub async fn watch_pools(client: Client, host: Arc<Host>, generation: watch::Sen
             }
             Ok(Some(_)) => {}
             Ok(None) => return,
-            Err(error) => debug!(%error, "watching the HybridNode; tried again"),
+            Err(error) => warn!(%error, "cannot watch the HybridNode; tried again"),
         }
     }
 }
@@ -126,7 +129,11 @@ pub async fn publish(
                     pause = BACKOFF;
                 }
                 Err(error) => {
-                    debug!(%error, "cannot publish the node; tried again");
+                    if is_refusal(&error) {
+                        warn!(%error, "the API server refuses what the node has; tried again");
+                    } else {
+                        debug!(%error, "cannot publish the node; tried again");
+                    }
                     retry = Some(pause);
                     pause = (pause * 2).min(BACKOFF_CAP);
                 }

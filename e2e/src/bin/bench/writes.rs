@@ -4,11 +4,13 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, bail};
-use hybridnic_e2e::{controlplane::audit::Write, world::World};
+use hybridnic_e2e::{
+    chart::{AGENT_USER, OPERATOR_USER},
+    controlplane::audit::Write,
+    world::World,
+};
 use tokio::time::Instant;
 
-/// Users of our programs begin so.
-const OURS: &str = "hybridnic:";
 /// So long without a write, nothing more is going to come: longer than any back-off that is not for a failure.
 const QUIET: Duration = Duration::from_secs(10);
 /// For all to come to rest.
@@ -37,35 +39,46 @@ impl Writes {
 
     /// How many the operator did.
     pub fn of_operator(&self) -> usize {
-        self.of(&format!("{OURS}operator"))
+        self.of("operator")
     }
 
     /// How many a node's agent did.
     pub fn of_agent(&self, node: &str) -> usize {
-        self.of(&format!("{OURS}agent:{node}"))
+        self.of(&format!("agent of {node}"))
     }
 
-    fn of(&self, user: &str) -> usize {
-        self.0.iter().filter(|w| w.user == user).count()
+    fn of(&self, program: &str) -> usize {
+        self.0
+            .iter()
+            .filter(|w| who(w).as_deref() == Some(program))
+            .count()
     }
 
     /// Who did what to what, and how often, a line each.
     pub fn told(&self) -> String {
-        let mut counts: BTreeMap<(&str, &str, &str), usize> = BTreeMap::new();
+        let mut counts: BTreeMap<(String, &str, &str), usize> = BTreeMap::new();
         for write in &self.0 {
-            *counts
-                .entry((&write.user, &write.verb, &write.resource))
-                .or_default() += 1;
+            let who = who(write).unwrap_or_default();
+            *counts.entry((who, &write.verb, &write.resource)).or_default() += 1;
         }
         let lines = counts
             .iter()
-            .map(|((user, verb, resource), n)| format!("\n  {n:>3} × {user} {verb} {resource}"));
+            .map(|((who, verb, resource), n)| format!("\n  {n:>3} × {who} {verb} {resource}"));
         lines.collect::<Vec<_>>().concat()
     }
 }
 
 fn counts(write: &Write) -> bool {
-    write.user.starts_with(OURS) && write.resource != "leases"
+    who(write).is_some() && write.resource != "leases"
+}
+
+/// Which of our programs wrote; all agents are one user, whose token names the node.
+fn who(write: &Write) -> Option<String> {
+    match write.user.as_str() {
+        OPERATOR_USER => Some("operator".to_owned()),
+        AGENT_USER => Some(format!("agent of {}", write.node.as_deref()?)),
+        _ => None,
+    }
 }
 
 /// Waits until our programs have written nothing for a while.
@@ -91,10 +104,10 @@ pub async fn until_quiet(world: &World) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn write(user: &str, resource: &str) -> Write {
+    fn write(user: &str, node: Option<&str>, resource: &str) -> Write {
         Write {
             user: user.into(),
-            node: None,
+            node: node.map(Into::into),
             verb: "patch".into(),
             resource: resource.into(),
             namespace: String::new(),
@@ -106,12 +119,12 @@ mod tests {
     #[test]
     fn counts_ours_by_who_wrote_and_no_lease() {
         let all = [
-            write("admin", "qemumigrations"),
-            write("hybridnic:operator", "leases"),
-            write("hybridnic:operator", "nicattachments"),
-            write("hybridnic:agent:n1", "nicattachments/status"),
-            write("hybridnic:agent:n1", "nicattachments/status"),
-            write("hybridnic:agent:n10", "hybridnodes/status"),
+            write("admin", None, "qemumigrations"),
+            write(OPERATOR_USER, None, "leases"),
+            write(OPERATOR_USER, None, "nicattachments"),
+            write(AGENT_USER, Some("n1"), "nicattachments/status"),
+            write(AGENT_USER, Some("n1"), "nicattachments/status"),
+            write(AGENT_USER, Some("n10"), "hybridnodes/status"),
         ];
         let writes = Writes(all.into_iter().filter(counts).collect());
         assert_eq!(
@@ -121,7 +134,7 @@ mod tests {
         assert!(
             writes
                 .told()
-                .contains("2 × hybridnic:agent:n1 patch nicattachments/status"),
+                .contains("2 × agent of n1 patch nicattachments/status"),
             "{}",
             writes.told()
         );

@@ -22,10 +22,7 @@ fn main() -> Result<ExitCode> {
     let values = table::parse(&text).with_context(|| values.display().to_string())?;
     let new = table::put(&old, &table::render(&values)).with_context(|| readme.display().to_string())?;
     if check && new != old {
-        eprintln!(
-            "{} differs from values.yaml: run `make chart`",
-            readme.display()
-        );
+        eprintln!("{} differs from values.yaml: run `make chart`", readme.display());
         return Ok(ExitCode::FAILURE);
     }
     if !check {

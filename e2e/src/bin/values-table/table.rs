@@ -49,7 +49,10 @@ pub fn parse(text: &str) -> Result<Vec<Value>> {
         path.push(key);
         let default = default.trim();
         if default.is_empty() {
-            ensure!(meaning.is_empty(), "line {number}: the comment of a map is in no table");
+            ensure!(
+                meaning.is_empty(),
+                "line {number}: the comment of a map is in no table"
+            );
             continue;
         }
         let path = path.join(".");

@@ -1,0 +1,331 @@
+//! What the chart renders, and what it refuses to.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use hybridnic_e2e::chart;
+use hybridnic_e2e::controlplane::tools::Tools;
+use hybridnic_e2e::controlplane::{ControlPlane, Options};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{chart_path, kubectl, refusal, text};
+
+/// Everything that can be switched on or said, with a value that is not the default.
+const ALL_ON: &str = r#"
+fullnameOverride: nics
+image: {registry: "registry.example.com:5000/team", tag: v1, pullPolicy: Always, pullSecrets: [{name: regcred}]}
+log: {filter: "info,hybridnic_agent=debug", format: human}
+operator:
+  replicas: 3
+  extraArgs: ["--log=debug"]
+  extraEnv: [{name: A, value: b}]
+  podAnnotations: {a: b}
+  podLabels: {a: b}
+  nodeSelector: {a: b}
+  tolerations: [{key: a, operator: Exists, effect: NoSchedule}]
+  affinity: &affinity
+    nodeAffinity:
+      requiredDuringSchedulingIgnoredDuringExecution:
+        nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]
+agent:
+  httpPort: 9999
+  migrationBandwidth: 125000000000
+  maxUnavailable: 10%
+  extraArgs: ["--log=debug"]
+  extraEnv: [{name: A, value: b}]
+  podAnnotations: {a: b}
+  podLabels: {a: b}
+  nodeSelector: {a: b}
+  tolerations: []
+  affinity: *affinity
+monitoring:
+  podMonitor: {enabled: true, interval: 15s, labels: {release: p}}
+  prometheusRule: {enabled: true, labels: {release: p}}
+  dashboard: {enabled: true}
+"#;
+
+/// Stand-ins for the Prometheus operator's kinds, with those of their fields that the chart uses, by its API reference.
+/// Other fields are refused, so a misspelt one is found.
+const MONITORING_KINDS: &str = r"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: podmonitors.monitoring.coreos.com, annotations: {api-approved.kubernetes.io: test}}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: PodMonitor, plural: podmonitors}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        required: [spec]
+        properties:
+          spec:
+            type: object
+            required: [selector, podMetricsEndpoints]
+            properties:
+              selector:
+                type: object
+                properties: {matchLabels: {type: object, additionalProperties: {type: string}}}
+              podMetricsEndpoints:
+                type: array
+                items:
+                  type: object
+                  properties:
+                    port: {type: string}
+                    path: {type: string}
+                    interval: {type: string, pattern: '^(0|(([0-9]+)y)?(([0-9]+)w)?(([0-9]+)d)?(([0-9]+)h)?(([0-9]+)m)?(([0-9]+)s)?(([0-9]+)ms)?)$'}
+                    relabelings:
+                      type: array
+                      items:
+                        type: object
+                        properties:
+                          sourceLabels: {type: array, items: {type: string}}
+                          targetLabel: {type: string}
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: prometheusrules.monitoring.coreos.com, annotations: {api-approved.kubernetes.io: test}}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: PrometheusRule, plural: prometheusrules}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        required: [spec]
+        properties:
+          spec:
+            type: object
+            required: [groups]
+            properties:
+              groups:
+                type: array
+                items:
+                  type: object
+                  required: [name]
+                  properties:
+                    name: {type: string}
+                    interval: {type: string}
+                    rules:
+                      type: array
+                      items:
+                        type: object
+                        required: [expr]
+                        properties:
+                          alert: {type: string}
+                          record: {type: string}
+                          expr: {x-kubernetes-int-or-string: true}
+                          for: {type: string}
+                          keep_firing_for: {type: string}
+                          labels: {type: object, additionalProperties: {type: string}}
+                          annotations: {type: object, additionalProperties: {type: string}}
+";
+
+/// helm without a cluster.
+async fn helm(args: &[&str]) -> Output {
+    let tools = Tools::ready().await.unwrap();
+    let home = TempDir::new().unwrap();
+    let mut command = Command::new(tools.helm);
+    for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+        command.env(variable, home.path());
+    }
+    command.args(args).output().unwrap()
+}
+
+#[tokio::test]
+async fn lint_has_nothing_to_say() {
+    let output = helm(&["lint", "--strict", &chart_path()]).await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}{}", refusal(&output));
+    assert!(said.contains("1 chart(s) linted, 0 chart(s) failed"), "{said}");
+}
+
+#[tokio::test]
+async fn the_chart_is_of_this_version_and_says_which_kubernetes_it_needs() {
+    let shown = text(helm(&["show", "chart", &chart_path()]).await);
+    let version = env!("CARGO_PKG_VERSION");
+    for line in [format!("version: {version}"), format!("appVersion: {version}")] {
+        assert!(shown.lines().any(|l| l == line), "no {line:?} in {shown}");
+    }
+    let old = ["template", "x", &chart_path(), "--kube-version", "1.32.9"];
+    let said = refusal(&helm(&old).await);
+    assert!(said.contains("requires kubeVersion: >=1.33.0-0"), "{said}");
+    let oldest = ["template", "x", &chart_path(), "--kube-version", "1.33.0"];
+    text(helm(&oldest).await);
+}
+
+#[tokio::test]
+async fn wrong_values_are_refused_in_words() {
+    let cases = [
+        (
+            "operator.replicas=\"two\"",
+            "at '/operator/replicas': got string, want integer",
+        ),
+        ("operator.replicas=-1", "minimum: got -1, want 0"),
+        (
+            "operator.replica=2",
+            "additional properties 'replica' not allowed",
+        ),
+        ("agents={}", "additional properties 'agents' not allowed"),
+        ("image.tag=5", "at '/image/tag': got number, want string"),
+        ("image.registry=\"http://x\"", "does not match pattern"),
+        (
+            "image.pullPolicy=\"Sometimes\"",
+            "value must be one of 'Always', 'IfNotPresent', 'Never'",
+        ),
+        ("agent.httpPort=70000", "maximum: got 70,000, want 65,535"),
+        ("agent.maxUnavailable=\"0%\"", "does not match pattern"),
+        (
+            "agent.tolerations={\"key\":\"a\"}",
+            "at '/agent/tolerations': got object, want array",
+        ),
+        (
+            "agent.resources.limits.memory=\"much\"",
+            "at '/agent/resources/limits/memory'",
+        ),
+        ("agent.extraArgs=[\"debug\"]", "does not match pattern '^-'"),
+        (
+            "monitoring.podMonitor.enabled=\"yes\"",
+            "got string, want boolean",
+        ),
+        (
+            "monitoring.podMonitor.interval=\"soon\"",
+            "does not match pattern",
+        ),
+        ("log.format=\"xml\"", "value must be one of 'json', 'human'"),
+    ];
+    let mut wrong = Vec::new();
+    for (value, expected) in cases {
+        let output = helm(&["template", "x", &chart_path(), "--set-json", value]).await;
+        let said = refusal(&output);
+        if output.status.success() || !said.contains(expected) {
+            wrong.push(format!("{value}: expected {expected:?}, got {said:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_schema_says_nothing_of_values_that_are_not_there() {
+    let schema = fs::read_to_string(chart::path().join("values.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    let readme = fs::read_to_string(chart::path().join("README.md")).unwrap();
+    let mut paths = Vec::new();
+    leaves(&schema, &schema["properties"], "", &mut paths);
+    assert!(paths.len() > 40, "{paths:?}");
+    for path in paths.iter().filter(|path| *path != "global") {
+        let named = readme.contains(&format!("| `{path}` |")) || readme.contains(&format!("| `{path}."));
+        assert!(named, "{path} is in the schema and not in the table of values");
+    }
+}
+
+/// The paths of values that the schema knows, down to where it leaves names open.
+fn leaves(schema: &Value, properties: &Value, prefix: &str, paths: &mut Vec<String>) {
+    for (name, value) in properties.as_object().unwrap() {
+        let path = format!("{prefix}{name}");
+        let value = match value["$ref"].as_str().and_then(|r| r.strip_prefix('#')) {
+            Some(pointer) => schema.pointer(pointer).unwrap(),
+            None => value,
+        };
+        if value["properties"].is_object() {
+            leaves(schema, &value["properties"], &format!("{path}."), paths);
+        } else {
+            paths.push(path);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_real_api_server_takes_every_object() {
+    let dir = TempDir::new().unwrap();
+    let cluster = ControlPlane::start(Options::new(dir.path().join("cp")))
+        .await
+        .unwrap();
+    let kinds = dir.path().join("kinds.yaml");
+    fs::write(&kinds, MONITORING_KINDS).unwrap();
+    cluster.apply(&kinds).await.unwrap();
+    chart::wait_for_kinds(&cluster).await.unwrap();
+    kubectl(&cluster, &["create", "namespace", chart::NAMESPACE]).await;
+
+    let all_on = dir.path().join("values.yaml");
+    fs::write(&all_on, ALL_ON).unwrap();
+    let few = objects(&cluster, dir.path(), &[]).await;
+    let many = objects(&cluster, dir.path(), &["--values", all_on.to_str().unwrap()]).await;
+    for expected in [
+        "deployment.apps/hybridnic-operator",
+        "daemonset.apps/hybridnic-agent",
+        "poddisruptionbudget.policy/hybridnic-operator",
+        "validatingadmissionpolicy.admissionregistration.k8s.io/agents.hybridnic.io",
+        "customresourcedefinition.apiextensions.k8s.io/vmhybridnics.hybridnic.io",
+        "pod/hybridnic-check",
+    ] {
+        assert!(few.iter().any(|o| o == expected), "no {expected} in {few:#?}");
+    }
+    let mut expected = vec![
+        "podmonitor.monitoring.coreos.com/nics-operator",
+        "podmonitor.monitoring.coreos.com/nics-agent",
+    ];
+    // These two are there once their files are.
+    for (file, object) in [
+        ("alerts.yaml", "prometheusrule.monitoring.coreos.com/nics"),
+        ("dashboard.json", "configmap/nics-dashboard"),
+    ] {
+        if chart::path().join("files").join(file).exists() {
+            expected.push(object);
+        }
+    }
+    for expected in &expected {
+        assert!(many.iter().any(|o| o == expected), "no {expected} in {many:#?}");
+    }
+    assert_eq!(many.len(), few.len() + expected.len(), "{few:#?}\n{many:#?}");
+
+    // A misspelt field is found, or all of this says nothing.
+    let broken = fs::read_to_string(dir.path().join("rendered.yaml"))
+        .unwrap()
+        .replace("hostNetwork: true", "hostNetwrok: true");
+    let file = dir.path().join("broken.yaml");
+    fs::write(&file, broken).unwrap();
+    let said = refusal(&dry_run(&cluster, &file).await);
+    assert!(said.contains("hostNetwrok"), "{said}");
+}
+
+async fn dry_run(cluster: &ControlPlane, file: &Path) -> Output {
+    let file = file.to_str().unwrap();
+    let args = [
+        "apply",
+        "--dry-run=server",
+        "--validate=strict",
+        "-o",
+        "name",
+        "-f",
+        file,
+    ];
+    cluster.kubectl(&args).await.unwrap()
+}
+
+/// All objects that the chart renders with these values, as the API server names them.
+async fn objects(cluster: &ControlPlane, dir: &Path, values: &[&str]) -> Vec<String> {
+    let path = chart_path();
+    let mut args = vec!["template", chart::RELEASE, &path, "--namespace", chart::NAMESPACE];
+    args.extend(values);
+    let rendered = text(cluster.helm(&args).await.unwrap());
+    let count = rendered.lines().filter(|line| line.starts_with("kind:")).count();
+    let file = dir.join("rendered.yaml");
+    fs::write(&file, rendered).unwrap();
+    let taken: Vec<String> = text(dry_run(cluster, &file).await)
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(taken.len(), count);
+    taken
+}
