@@ -47,7 +47,7 @@ kernel: ## Real kernel and real QEMU, in network namespaces of their own
 	$(CARGO) test $(ALL) --test kernel --test real_qemu
 
 cluster: build ## Real kube-apiserver, etcd and controller manager
-	$(CARGO) test $(ALL) --test controlplane --test api --test operator
+	$(CARGO) test $(ALL) --test controlplane --test api --test operator --test plugin
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
 	$(CARGO) test $(ALL) --no-fail-fast $(LAB_TESTS:%=--test %) -- --test-threads=1 --nocapture

@@ -11,7 +11,7 @@ use k8s_openapi::{
         admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
         apps::v1::{DaemonSet, Deployment},
         coordination::v1::Lease,
-        core::v1::{Node, Pod, PodTemplateSpec},
+        core::v1::{Node, Pod, PodTemplateSpec, ServiceAccount},
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -113,18 +113,16 @@ impl Facts {
         let agents = daemon_sets
             .as_ref()
             .map(|list| list.iter().find(|set| is_agent(set)));
-        let account =
-            |meta: &ObjectMeta, template: &PodTemplateSpec| rights::Account::of_pods(meta, template);
-        let operator_account = operators.as_ref().ok().and_then(|list| {
-            let operator = list.first()?;
-            account(&operator.metadata, &operator.spec.as_ref()?.template)
-        });
-        let agent_account = agents
-            .as_ref()
-            .ok()
-            .copied()
-            .flatten()
-            .and_then(|agent| account(&agent.metadata, &agent.spec.as_ref()?.template));
+        let operator = operators.as_ref().ok().and_then(|list| list.first());
+        let agent = agents.as_ref().ok().copied().flatten();
+        let operator_account = match operator.and_then(|o| Some((&o.metadata, &o.spec.as_ref()?.template))) {
+            Some((meta, template)) => rights::Account::of_pods(meta, template),
+            None => service_account(cluster, "hybridnic-operator").await,
+        };
+        let agent_account = match agent.and_then(|a| Some((&a.metadata, &a.spec.as_ref()?.template))) {
+            Some((meta, template)) => rights::Account::of_pods(meta, template),
+            None => service_account(cluster, "hybridnic-agent").await,
+        };
         let agent_pods = match agents {
             Ok(Some(agent)) => pods_of(cluster, agent).await,
             Ok(None) => Ok(Vec::new()),
@@ -193,6 +191,15 @@ async fn pods_of(cluster: &Cluster, set: &DaemonSet) -> Seen<Vec<Pod>> {
         )
         .await;
     pods.map(|list| list.items).map_err(|error| format!("{error:#}"))
+}
+
+/// The service account of this name, in whichever namespace it is; for programs that do not run as pods.
+async fn service_account(cluster: &Cluster, name: &str) -> Option<rights::Account> {
+    let api: Api<ServiceAccount> = Api::all(cluster.client.clone());
+    let named = ListParams::default().fields(&format!("metadata.name={name}"));
+    let list = cluster.ask("ServiceAccounts", api.list(&named)).await.ok()?;
+    let namespace = list.items.first()?.namespace()?;
+    Some(rights::Account::service(&namespace, name))
 }
 
 async fn leases(cluster: &Cluster) -> Seen<Vec<LeaseSeen>> {

@@ -130,21 +130,23 @@ pub struct Account {
 impl Account {
     /// The service account of a workload's pods.
     pub fn of_pods(meta: &ObjectMeta, template: &PodTemplateSpec) -> Option<Self> {
-        let namespace = meta.namespace.as_deref()?;
-        let name = template
-            .spec
-            .as_ref()?
-            .service_account_name
-            .as_deref()
-            .unwrap_or("default");
-        Some(Self {
+        let name = template.spec.as_ref()?.service_account_name.as_deref();
+        Some(Self::service(
+            meta.namespace.as_deref()?,
+            name.unwrap_or("default"),
+        ))
+    }
+
+    /// A service account.
+    pub fn service(namespace: &str, name: &str) -> Self {
+        Self {
             user: format!("system:serviceaccount:{namespace}:{name}"),
             groups: vec![
                 "system:serviceaccounts".to_owned(),
                 format!("system:serviceaccounts:{namespace}"),
                 "system:authenticated".to_owned(),
             ],
-        })
+        }
     }
 
     fn of_group(group: &str) -> Self {

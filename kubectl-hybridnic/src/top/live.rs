@@ -112,14 +112,16 @@ fn paint(picture: &Picture) -> anyhow::Result<()> {
     let (_, height) = terminal::size()?;
     let text = frame(&view::draw(picture, print::width()), usize::from(height));
     let mut out = anstream::stdout().lock();
+    // Terminals that know it show nothing half drawn.
     execute!(
         out,
+        terminal::BeginSynchronizedUpdate,
         cursor::MoveTo(0, 0),
         terminal::Clear(terminal::ClearType::All)
     )?;
     // A terminal that reads keys does not return the carriage by itself.
     out.write_all(text.replace('\n', "\r\n").as_bytes())?;
-    out.flush()?;
+    execute!(out, terminal::EndSynchronizedUpdate)?;
     Ok(())
 }
 
