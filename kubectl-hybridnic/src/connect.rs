@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt::Display, future::Future, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -110,6 +110,15 @@ async fn config(global: &Global) -> anyhow::Result<Config> {
         .map_err(|error| anyhow!("{error:#}"))
 }
 
+/// Refuses what cannot be an object's name, before it becomes a part of a URL.
+pub fn check_name(kind: &str, name: &str) -> anyhow::Result<()> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    if name.is_empty() || name.len() > 253 || !name.chars().all(fits) || name.starts_with('.') {
+        bail!("{name:?} cannot be the name of a {kind}");
+    }
+    Ok(())
+}
+
 /// What the API server says when it says no.
 pub fn explain_status(status: &Status) -> String {
     match status.code {
@@ -153,6 +162,14 @@ mod tests {
             code,
             message: message.to_owned(),
             ..Status::default()
+        }
+    }
+
+    #[test]
+    fn names() {
+        assert!(check_name("Node", "n1.example").is_ok());
+        for wrong in ["", "a b", "../x", "..", "N1", "%2e", "ü", "a/b", &"n".repeat(254)] {
+            assert!(check_name("Node", wrong).is_err(), "{wrong}");
         }
     }
 

@@ -79,6 +79,8 @@ impl Grid {
     pub fn new(header: &[&str], width: Option<usize>) -> Self {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).enforce_styling();
+        // So that no line ends with spaces.
+        table.style_text_only();
         if let Some(width) = width {
             table
                 .set_content_arrangement(ContentArrangement::Dynamic)
@@ -128,10 +130,15 @@ impl Grid {
 #[cfg(test)]
 pub fn plain(text: &str) -> String {
     let stripped = anstream::adapter::strip_str(text).to_string();
-    // Spaces within a colour are left at a line's end.
-    let mut lines: Vec<_> = stripped.lines().map(str::trim_end).collect();
-    lines.push("");
-    lines.join("\n")
+    assert!(
+        stripped.lines().all(|line| line == line.trim_end()),
+        "{stripped:?}"
+    );
+    if stripped.is_empty() || stripped.ends_with('\n') {
+        stripped
+    } else {
+        stripped + "\n"
+    }
 }
 
 #[cfg(test)]

@@ -261,6 +261,14 @@ impl Running {
             let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
             (self.child.wait().await.unwrap().code(), text(out), text(err))
         };
-        timeout(DEADLINE, rest).await.expect("it does not end")
+        let said = timeout(DEADLINE, rest).await.expect("it does not end");
+        eprintln!("{}(exit code {:?})\n", said.2, said.0);
+        assert!(
+            !said.1.contains("panicked") && !said.2.contains("panicked"),
+            "{}{}",
+            said.1,
+            said.2
+        );
+        said
     }
 }

@@ -61,11 +61,12 @@ impl Finding {
 
     /// It could not be checked.
     pub fn unseen(check: &'static str, why: &str) -> Self {
-        Self::warn(
-            check,
-            format!("could not be checked: {why}"),
-            "run doctor with the rights of a cluster administrator",
-        )
+        let mend = if why.contains("not allowed") {
+            "run doctor with the rights of a cluster administrator"
+        } else {
+            "mend that first"
+        };
+        Self::warn(check, format!("could not be checked: {why}"), mend)
     }
 }
 

@@ -81,7 +81,7 @@ const MINE: &[Need] = &[
     )),
 ];
 
-/// What the operator needs, as deploy/rbac gives it.
+/// What the operator needs, as its role gives it.
 const OPERATOR: &[Need] = &[
     need("", "nodes", &["list", "watch"], "pools"),
     need("", "namespaces", &["list", "watch"], "who may use a network"),
@@ -102,7 +102,7 @@ const OPERATOR: &[Need] = &[
     need("events.k8s.io", "events", &["create", "patch"], "events"),
 ];
 
-/// What an agent needs, as deploy/rbac gives it.
+/// What an agent needs, as its role gives it.
 const AGENT: &[Need] = &[
     need(
         GROUP,
@@ -221,7 +221,7 @@ pub fn agent(account: Option<Account>) -> Subject {
 pub struct Answer {
     /// Who.
     pub who: Who,
-    /// Each a sentence's end, as in `list nodes (pools)`; or why it is not known.
+    /// Each a sentence's end, as in `list/watch nodes (pools)`; or why it is not known.
     pub lacks: Seen<Vec<String>>,
 }
 
@@ -233,12 +233,11 @@ pub async fn ask(cluster: &Cluster, subjects: &[Subject]) -> Vec<Answer> {
             .needs
             .iter()
             .flat_map(|need| need.verbs.iter().map(move |verb| (need, *verb)));
-        let mut replies: Vec<_> = stream::iter(questions.enumerate())
-            .map(async |(at, (need, verb))| (at, words(need, verb), may(cluster, subject, need, verb).await))
-            .buffer_unordered(AT_ONCE)
+        let replies: Vec<Reply> = stream::iter(questions)
+            .map(async |(need, verb)| (need, verb, may(cluster, subject, need, verb).await))
+            .buffered(AT_ONCE)
             .collect()
             .await;
-        replies.sort_by_key(|(at, ..)| *at);
         answers.push(Answer {
             who: subject.who.clone(),
             lacks: lacks(replies),
@@ -247,24 +246,28 @@ pub async fn ask(cluster: &Cluster, subjects: &[Subject]) -> Vec<Answer> {
     answers
 }
 
-fn lacks(replies: Vec<(usize, String, anyhow::Result<bool>)>) -> Seen<Vec<String>> {
-    let mut lacks = Vec::new();
-    for (_, right, reply) in replies {
+type Reply = (&'static Need, &'static str, anyhow::Result<bool>);
+
+/// What is refused, a resource a piece; replies come in the order of the needs.
+fn lacks(replies: Vec<Reply>) -> Seen<Vec<String>> {
+    let mut lacks: Vec<(&Need, Vec<&str>)> = Vec::new();
+    for (need, verb, reply) in replies {
         match reply {
             Ok(true) => {}
-            Ok(false) => lacks.push(right),
+            Ok(false) => match lacks.last_mut() {
+                Some((last, verbs)) if std::ptr::eq(*last, need) => verbs.push(verb),
+                _ => lacks.push((need, vec![verb])),
+            },
             Err(error) => return Err(format!("{error:#}")),
         }
     }
-    Ok(lacks)
+    Ok(lacks.iter().map(|(need, verbs)| words(need, verbs)).collect())
 }
 
-fn words(need: &Need, verb: &str) -> String {
+fn words(need: &Need, verbs: &[&str]) -> String {
     let slash = if need.subresource.is_empty() { "" } else { "/" };
-    format!(
-        "{verb} {}{slash}{} ({})",
-        need.resource, need.subresource, need.what_for
-    )
+    let (verbs, resource, subresource) = (verbs.join("/"), need.resource, need.subresource);
+    format!("{verbs} {resource}{slash}{subresource} ({})", need.what_for)
 }
 
 async fn may(cluster: &Cluster, subject: &Subject, need: &Need, verb: &str) -> anyhow::Result<bool> {
@@ -333,19 +336,20 @@ mod tests {
 
     #[test]
     fn what_is_lacking_is_named() {
-        assert_eq!(words(&OPERATOR[0], "list"), "list nodes (pools)");
-        assert_eq!(
-            words(&AGENT[2], "patch"),
-            "patch nicattachments/status (statuses)"
-        );
-        let reply = |at, allowed| (at, format!("right {at}"), Ok(allowed));
-        assert_eq!(
-            lacks(vec![reply(0, true), reply(1, false)]),
-            Ok(vec!["right 1".to_owned()])
-        );
+        let lack = lacks(vec![
+            (&OPERATOR[0], "list", Ok(false)),
+            (&OPERATOR[0], "watch", Ok(false)),
+            (&OPERATOR[1], "list", Ok(true)),
+            (&AGENT[2], "patch", Ok(false)),
+        ]);
+        let expected = [
+            "list/watch nodes (pools)",
+            "patch nicattachments/status (statuses)",
+        ];
+        assert_eq!(lack.unwrap(), expected);
         let broken = vec![
-            reply(0, false),
-            (1, String::new(), Err(anyhow::anyhow!("not allowed"))),
+            (&OPERATOR[0], "list", Ok(false)),
+            (&OPERATOR[0], "watch", Err(anyhow::anyhow!("not allowed"))),
         ];
         assert_eq!(lacks(broken), Err("not allowed".to_owned()));
     }

@@ -29,9 +29,12 @@ pub fn draw(report: &Report, width: Option<usize>) -> String {
         (0, _) => Tone::Warn,
         _ => Tone::Bad,
     };
+    let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
     let sums = format!(
-        "{} ok, {} warnings, {} failures",
-        report.ok, report.warnings, report.failures
+        "{} ok, {}, {}",
+        report.ok,
+        count(report.warnings, "warning"),
+        count(report.failures, "failure")
     );
     format!(
         "hybridnic {} on Kubernetes {kubernetes}\n\n{}\n{}\n",
@@ -75,7 +78,7 @@ ok    crds   5 kinds
 FAIL  iommu  n1: 7 VFs have no IOMMU group
              → switch the IOMMU on: intel_iommu=on
 
-1 ok, 0 warnings, 1 failures
+1 ok, 0 warnings, 1 failure
 "
         );
     }

@@ -63,9 +63,10 @@ pub async fn run(
     };
     let params = PostParams::default();
     let made = migrations.create(&params, &wanted);
-    let made = cluster.ask(format!("QemuMigration of VM {vm}"), made).await?;
+    let mut made = cluster.ask(format!("QemuMigration of VM {vm}"), made).await?;
     let name = made.name_any();
     if !watch {
+        made.metadata.managed_fields = None;
         print::value(output, &made, |_| {
             format!(
                 "qemumigration.hybridnic.io/{name} created: VM {vm} moves to pod {} on {}\n\
@@ -139,10 +140,11 @@ impl Follower<'_> {
                 }
             }
         }
-        let Some(migration) = known else {
+        let Some(mut migration) = known else {
             bail!("the migration {} was not seen", self.name)
         };
         if self.output != Format::Table {
+            migration.metadata.managed_fields = None;
             print::value(self.output, &migration, |_| String::new())?;
         }
         Ok(verdict(phase(&migration)))
@@ -165,13 +167,13 @@ impl Follower<'_> {
             out.flush()?;
             self.shown = u16::try_from(text.lines().count()).unwrap_or(u16::MAX);
         } else if self.output == Format::Table {
+            if phase(migration).is_final() {
+                return print::text(&progress::picture(migration, Timestamp::now(), 80));
+            }
             let line = progress::line(migration);
             if line != self.last {
                 print::text(&format!("{line}\n"))?;
                 self.last = line;
-            }
-            if phase(migration).is_final() {
-                print::text(&progress::picture(migration, Timestamp::now(), 80))?;
             }
         }
         Ok(())

@@ -12,7 +12,11 @@ use k8s_openapi::api::events::v1::Event;
 use kube::{Api, api::ListParams};
 use serde::Serialize;
 
-use crate::{cli::Format, connect::Cluster, print};
+use crate::{
+    cli::Format,
+    connect::{Cluster, check_name},
+    print,
+};
 
 /// What is known of a NIC.
 #[derive(Debug, Serialize)]
@@ -30,6 +34,7 @@ pub struct Known {
 
 /// Shows a NIC.
 pub async fn run(cluster: &Cluster, name: &str, output: Format) -> anyhow::Result<ExitCode> {
+    check_name("VmHybridNic", name)?;
     let (client, namespace) = (cluster.client.clone(), cluster.namespace.as_str());
     let nics: Api<VmHybridNic> = Api::namespaced(client.clone(), namespace);
     let attachments: Api<NicAttachment> = Api::namespaced(client.clone(), namespace);
@@ -61,6 +66,14 @@ pub async fn run(cluster: &Cluster, name: &str, output: Format) -> anyhow::Resul
         .attachments
         .sort_by_key(|attachment| attachment.metadata.creation_timestamp.clone());
     known.events.sort_by_key(view::last_time);
+    // Who wrote which field is nobody's question here.
+    known.nic.metadata.managed_fields = None;
+    for attachment in &mut known.attachments {
+        attachment.metadata.managed_fields = None;
+    }
+    for event in &mut known.events {
+        event.metadata.managed_fields = None;
+    }
     let now = jiff::Timestamp::now();
     print::value(output, &known, |known| view::draw(known, now, print::width()))?;
     Ok(ExitCode::SUCCESS)

@@ -8,7 +8,11 @@ use hybridnic_api::v1alpha1::{HybridNode, NicAttachment};
 use kube::{Api, api::ListParams};
 use serde::Serialize;
 
-use crate::{cli::Format, connect::Cluster, print};
+use crate::{
+    cli::Format,
+    connect::{Cluster, check_name},
+    print,
+};
 
 /// What is known of a node.
 #[derive(Debug, Serialize)]
@@ -24,6 +28,7 @@ pub struct Known {
 
 /// Shows a node.
 pub async fn run(cluster: &Cluster, name: &str, output: Format) -> anyhow::Result<ExitCode> {
+    check_name("HybridNode", name)?;
     let nodes: Api<HybridNode> = Api::all(cluster.client.clone());
     let attachments: Api<NicAttachment> = Api::all(cluster.client.clone());
     let here = ListParams::default().fields(&format!("spec.nodeName={name}"));
@@ -42,6 +47,11 @@ pub async fn run(cluster: &Cluster, name: &str, output: Format) -> anyhow::Resul
     match attachments {
         Ok(list) => known.attachments = list.items,
         Err(error) => known.errors.push(format!("{error:#}")),
+    }
+    // Who wrote which field is nobody's question here.
+    known.node.metadata.managed_fields = None;
+    for attachment in &mut known.attachments {
+        attachment.metadata.managed_fields = None;
     }
     print::value(output, &known, |known| view::draw(known, print::width()))?;
     Ok(ExitCode::SUCCESS)

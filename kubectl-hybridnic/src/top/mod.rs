@@ -31,8 +31,7 @@ pub async fn run(cluster: &Cluster, all: bool, once: bool, output: Format) -> an
         &seen(nics.map(|list| list.items)),
     );
     if picture.is_blind() {
-        // All three failed, and for one reason more often than not.
-        anyhow::bail!("{}", picture.errors.join("; "));
+        anyhow::bail!("{}", view::together(&picture.errors));
     }
     print::value(output, &picture, |picture| view::draw(picture, print::width()))?;
     Ok(if picture.errors.is_empty() {

@@ -101,6 +101,22 @@ impl Picture {
     }
 }
 
+/// Errors in one line. All fail for one reason more often than not, and then it is said once.
+pub fn together(errors: &[String]) -> String {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for error in errors {
+        let (what, reason) = error.split_once(": ").unwrap_or(("", error));
+        match reasons.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, list)) => list.push(what),
+            None => reasons.push((reason, vec![what])),
+        }
+    }
+    let lines = reasons
+        .iter()
+        .map(|(reason, list)| format!("{}: {reason}", list.join(", ")));
+    lines.collect::<Vec<_>>().join("; ")
+}
+
 fn condition<'a>(list: &'a [Condition], type_: &str) -> (&'a str, &'a str, &'a str) {
     conditions::find(list, type_).map_or(("Unknown", "", ""), |c| (&c.status, &c.reason, &c.message))
 }
@@ -407,6 +423,12 @@ shop       eth2  web  fast     Pending   None      -     -                    - 
         let text = plain(&draw(&picture, None));
         assert!(text.contains("none: no agent has reported"), "{text}");
         assert!(text.ends_with("\nerror: nodes: not allowed\n"), "{text}");
+    }
+
+    #[test]
+    fn one_reason_is_said_once() {
+        let errors = ["a: no: way", "b: no: way", "c: else"].map(str::to_owned);
+        assert_eq!(together(&errors), "a, b: no: way; c: else");
     }
 
     #[test]

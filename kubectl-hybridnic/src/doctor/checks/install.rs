@@ -28,15 +28,11 @@ pub fn crds(facts: &Facts) -> Vec<Finding> {
         HybridNode::crd(),
         QemuMigration::crd(),
     ];
-    let mut findings = Vec::new();
+    let (mut findings, mut missing) = (Vec::new(), Vec::new());
     for wanted in &wanted {
         let name = wanted.name_any();
         let Some(crd) = there.iter().find(|crd| crd.name_any() == name) else {
-            findings.push(Finding::fail(
-                CHECK,
-                format!("{name} is missing"),
-                "install the CRDs: kubectl apply -f crds/",
-            ));
+            missing.push(name);
             continue;
         };
         if let Some(why) = not_established(crd) {
@@ -49,10 +45,18 @@ pub fn crds(facts: &Facts) -> Vec<Finding> {
             findings.push(Finding::fail(
                 CHECK,
                 format!("{name} is of another version than {VERSION}: {difference}"),
-                "apply the CRDs of the operator's version (helm upgrade, or kubectl apply -f crds/), \
+                "apply the CRDs of the operator's version (helm upgrade), \
                  and use the plugin of that version",
             ));
         }
+    }
+    if !missing.is_empty() {
+        let message = format!("missing: {}", some(&missing));
+        findings.push(Finding::fail(
+            CHECK,
+            message,
+            "install hybridnic: helm install hybridnic deploy/chart",
+        ));
     }
     if findings.is_empty() {
         let message = format!(
@@ -213,7 +217,7 @@ pub fn rights(facts: &Facts) -> Vec<Finding> {
             (Ok(lacks), _) => Finding::fail(
                 CHECK,
                 format!("{who} may not: {}", lacks.join(", ")),
-                "install the roles and bindings of the operator's version (helm upgrade, or kubectl apply -f deploy/rbac/)",
+                "bring the roles and bindings to the operator's version: helm upgrade",
             ),
         }
     };
@@ -256,7 +260,7 @@ mod tests {
         assert!(
             findings[2]
                 .message
-                .contains("qemumigrations.hybridnic.io is missing"),
+                .contains("missing: qemumigrations.hybridnic.io"),
             "{findings:?}"
         );
         facts.crds = Err("not allowed".to_owned());
