@@ -60,7 +60,7 @@ kernel: ## Real kernel and real QEMU, in network namespaces of their own
 	$(CARGO) test $(ALL) --test kernel --test privileges --test real_qemu
 
 cluster: build ## Real kube-apiserver, etcd and controller manager
-	$(CARGO) test $(ALL) --test controlplane --test api --test chart --test operator --test docs_commands
+	$(CARGO) test $(ALL) --test controlplane --test api --test chart --test operator --test plugin --test docs_commands
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
 	$(CARGO) test $(ALL) --no-fail-fast $(LAB_TESTS:%=--test %) -- --test-threads=1 --nocapture

@@ -1,0 +1,603 @@
+//! The plugin against a real API server, with the real operator; the agents are those of the operator's tests.
+// All of it is test code, also what is not in a test function.
+#![allow(clippy::unwrap_used, clippy::panic)]
+// A control plane takes seconds to start, so a story is told in one test.
+#![allow(clippy::too_many_lines)]
+
+#[path = "../operator/agent.rs"]
+mod agent;
+#[allow(dead_code, reason = "the operator's tests use more of it")]
+#[path = "../operator/bench.rs"]
+mod bench;
+mod plugin;
+
+use std::path::Path;
+
+use hybridnic_api::v1alpha1::{HybridNode, MigrationPhase, NicPhase, QemuMigration, VmHybridNic};
+use hybridnic_e2e::controlplane::{ControlPlane, Options};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use agent::{Agents, Mood};
+use bench::Bench;
+use plugin::Plugin;
+
+fn is_fast(nic: &VmHybridNic) -> bool {
+    nic.status
+        .as_ref()
+        .is_some_and(|status| status.phase == NicPhase::FastPath)
+}
+
+fn vf(index: i32, state: &str, held_by: Option<&str>, message: &str) -> Value {
+    json!({
+        "index": index, "pciAddress": format!("0000:01:10.{index}"), "state": state, "message": message,
+        "driver": if held_by.is_some() { "vfio-pci" } else { "igbvf" }, "iommuGroup": 20 + index, "heldBy": held_by,
+    })
+}
+
+/// What an agent would publish of a node with one PF and seven VFs.
+async fn publish(bench: &Bench, node: &str, vfs: &[Value]) {
+    let count = |state: &str| vfs.iter().filter(|vf| vf["state"] == state).count();
+    let (free, held, unhealthy) = (count("Free"), count("Held"), count("Unhealthy"));
+    let counts =
+        json!({"total": free + held + unhealthy, "free": free, "held": held, "unhealthy": unhealthy});
+    let status = json!({"status": {
+        "agentVersion": env!("CARGO_PKG_VERSION"), "pfCount": 1, "vfs": counts,
+        "pools": [{"network": "net", "vfs": counts}],
+        "conditions": [{
+            "type": "Ready", "status": "True", "reason": "Discovered", "message": "1 PF",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }],
+        "pfs": [{
+            "name": "ens1", "pciAddress": "0000:01:00.0", "vendor": "8086", "device": "10c9", "driver": "igb",
+            "numaNode": 0, "mtu": 1500, "linkUp": true, "totalVfs": 7, "vfs": vfs,
+        }],
+    }});
+    let api: Api<HybridNode> = Api::all(bench.client.clone());
+    api.patch_status(node, &PatchParams::default(), &Patch::Merge(&status))
+        .await
+        .unwrap();
+}
+
+fn phase_is(phase: MigrationPhase) -> impl Fn(&QemuMigration) -> bool {
+    move |migration| {
+        migration
+            .status
+            .as_ref()
+            .is_some_and(|status| status.phase == phase)
+    }
+}
+
+async fn migration_names(bench: &Bench) -> Vec<String> {
+    let list = bench.migrations().list(&ListParams::default()).await.unwrap();
+    list.items
+        .into_iter()
+        .filter_map(|migration| migration.metadata.name)
+        .collect()
+}
+
+#[tokio::test]
+async fn what_an_administrator_sees() {
+    let mut bench = Bench::start().await;
+    bench.start_operator();
+    let agents = Agents::start(&bench.client).await;
+    bench.run_pod("vm-a", "vm", "n1").await;
+    bench.create_nic("eth0", "vm", Some("02:00:00:00:00:0a")).await;
+    bench.nic_with("eth0", "fast", is_fast).await;
+    let free = |from: i32| {
+        (from..7)
+            .map(|index| vf(index, "Free", None, ""))
+            .collect::<Vec<_>>()
+    };
+    let held = vf(0, "Held", Some("default/eth0"), "");
+    let sick = vf(
+        1,
+        "Unhealthy",
+        None,
+        "something other than hybridnic uses it through vfio",
+    );
+    publish(&bench, "n1", &[vec![held, sick], free(2)].concat()).await;
+    publish(&bench, "n2", &free(0)).await;
+    let plugin = Plugin::new(&bench.cluster.kubeconfig_admin()).await;
+
+    // The tables, for people and for programs.
+    let top = plugin.run(&["top"]).await.ok();
+    for part in [
+        "Networks\nNAME",
+        "Nodes\nNAME",
+        "NICs\nNAMESPACE",
+        "VfActive",
+        "0000:01:10.0",
+    ] {
+        assert!(top.contains(part), "{part}: {top}");
+    }
+    let top: Value = serde_json::from_str(&plugin.run(&["top", "-A", "-o", "json"]).await.ok()).unwrap();
+    assert_eq!(top["nics"][0]["phase"], "FastPath");
+    assert_eq!(
+        top["nodes"][0]["vfs"],
+        json!({"total": 7, "free": 5, "held": 1, "unhealthy": 1})
+    );
+    let top = plugin.run(&["top", "-n", "kube-system", "-o", "yaml"]).await.ok();
+    assert!(top.contains("nics: []") && top.contains("name: net"), "{top}");
+
+    let node = plugin.run(&["node", "n1"]).await.ok();
+    assert!(node.contains("0■  1✗  2□  3□  4□  5□  6□"), "{node}");
+    assert!(node.contains("default/eth0: VM vm in vm-a"), "{node}");
+    assert!(
+        node.contains("7 VFs: □ 5 free  ■ 1 held  ◧ 0 parked  ✗ 1 unhealthy  · 0 unselected"),
+        "{node}"
+    );
+
+    // Nowhere to go to.
+    let refusal = plugin.run(&["migrate", "vm"]).await.refusal();
+    assert!(
+        refusal.contains("no pod of VM vm waits: it runs in vm-a on n1 (Running)"),
+        "{refusal}"
+    );
+    let refusal = plugin.run(&["migrate", "vm", "--to", "n1"]).await.refusal();
+    assert!(refusal.contains("VM vm already runs on n1"), "{refusal}");
+    let refusal = plugin.run(&["migrate", "nosuch", "--to", "n2"]).await.refusal();
+    assert!(refusal.contains("no pod runs VM nosuch"), "{refusal}");
+    let refusal = plugin.run(&["migrate", "a,b!=c"]).await.refusal();
+    assert!(refusal.contains("is no VM's name"), "{refusal}");
+    assert_eq!(
+        migration_names(&bench).await,
+        [] as [String; 0],
+        "a refusal leaves nothing behind"
+    );
+
+    // There.
+    bench.run_pod("vm-b", "vm", "n2").await;
+    let went = plugin
+        .kubectl(&["hybridnic", "migrate", "vm", "--to", "n2", "--watch"])
+        .await
+        .ok();
+    for part in [
+        "Succeeded  Completed: the VM runs on n2",
+        "n1 → n2, VM vm",
+        "VM paused 31 ms, NICs: eth0",
+        "Transferring",
+    ] {
+        assert!(went.contains(part), "{part}: {went}");
+    }
+    let arrived = |nic: &VmHybridNic| {
+        let last = nic
+            .status
+            .as_ref()
+            .and_then(|status| status.last_migration.as_ref());
+        is_fast(nic) && last.is_some_and(|migration| migration.result.is_some())
+    };
+    bench.nic_with("eth0", "arrived", arrived).await;
+    let nic = plugin.kubectl(&["hybridnic", "nic", "eth0"]).await.ok();
+    for part in [
+        "NIC default/eth0  FastPath",
+        "MAC         02:00:00:00:00:0a",
+        "Node side (n2)\n  VF          0000:01:10.0, VF 0 of ens1",
+        "n1 → n2  Succeeded",
+        "VM paused 31 ms",
+        "█",
+        "VfActive",
+    ] {
+        assert!(nic.contains(part), "{part}: {nic}");
+    }
+    let nic: Value = serde_json::from_str(&plugin.run(&["nic", "eth0", "-o", "json"]).await.ok()).unwrap();
+    assert_eq!(nic["nic"]["status"]["lastMigration"]["result"], "Succeeded");
+    assert_eq!(nic["attachments"][0]["spec"]["nodeName"], "n2");
+    assert!(
+        nic["events"].as_array().is_some_and(|events| !events.is_empty()),
+        "{nic}"
+    );
+
+    // Back, drawn on a terminal, and left halfway by Ctrl-C: it goes on, and can be cancelled.
+    bench.end_pod("vm-a").await;
+    bench.run_pod("vm-c", "vm", "n1").await;
+    agents.be(Mood {
+        endless: true,
+        ..Mood::default()
+    });
+    let mut watch = plugin.start(&["migrate", "vm", "--watch"]);
+    watch
+        .shows(&["Transferring  Migrating: QEMU sends the VM\n"])
+        .await;
+    watch.interrupt();
+    let (code, _, said) = watch.end().await;
+    assert_eq!(code, Some(130), "{said}");
+    let name = migration_names(&bench)
+        .await
+        .into_iter()
+        .find(|name| said.contains(name.as_str()))
+        .unwrap();
+    assert!(
+        said.contains(&format!(
+            "goes on. Cancel it: kubectl delete qmig {name} -n default"
+        )),
+        "{said}"
+    );
+    let goes_on = bench.migrations().get(&name).await.unwrap();
+    assert!(
+        phase_is(MigrationPhase::Transferring)(&goes_on) && goes_on.metadata.deletion_timestamp.is_none()
+    );
+    bench
+        .migrations()
+        .delete(&name, &DeleteParams::default())
+        .await
+        .unwrap();
+    bench
+        .wait(bench.migrations(), &name, "gone", |m| m.is_none())
+        .await;
+    bench.nic_with("eth0", "fast", is_fast).await;
+
+    // Cancelled by somebody else, seen on a terminal.
+    let mut watch = plugin.start_on_terminal("migrate vm --to n1 --watch");
+    watch.shows(&["╸╸╸╸", "Transferring", "░"]).await;
+    let mut names = migration_names(&bench).await;
+    names.retain(|name| name.starts_with("vm-"));
+    for name in names {
+        let phase = bench.migrations().get(&name).await.unwrap();
+        if phase_is(MigrationPhase::Transferring)(&phase) {
+            bench
+                .migrations()
+                .delete(&name, &DeleteParams::default())
+                .await
+                .unwrap();
+        }
+    }
+    let (code, screen, _) = watch.end().await;
+    assert_eq!(code, Some(1), "{screen}");
+    bench.nic_with("eth0", "fast", is_fast).await;
+
+    // Refused by the guest.
+    agents.be(Mood {
+        keeps_vf: true,
+        ..Mood::default()
+    });
+    let (out, err) = plugin.run(&["migrate", "vm", "--watch"]).await.with_code(1);
+    assert!(
+        out.contains("Failed  GuestKeepsVf: ") && err.is_empty(),
+        "{out}{err}"
+    );
+    agents.be(Mood::default());
+    bench
+        .kubectl(&["annotate", "nicatt", "--all", "look=again"])
+        .await;
+    bench.nic_with("eth0", "fast", is_fast).await;
+
+    // The live table shows what changes, without being asked.
+    let mut live = plugin.start_on_terminal("top");
+    live.shows(&["Networks", "eth0", "VfActive", "q ends"]).await;
+    bench.create_nic("eth7", "elsewhere", None).await;
+    live.shows(&["eth7", "PodNotFound"]).await;
+    live.press("q").await;
+    let (code, screen, _) = live.end().await;
+    assert_eq!(code, Some(0), "{screen}");
+    assert!(
+        screen.contains("\u{1b}[?1049l"),
+        "the terminal is as it was: {screen:?}"
+    );
+
+    // Names are completed, as kubectl asks for them.
+    let script = plugin.run(&["completion", "kubectl"]).await.ok();
+    plugin.install("kubectl_complete-hybridnic", &script);
+    let completed = plugin
+        .kubectl(&["__complete", "hybridnic", "nic", ""])
+        .await
+        .with_code(0)
+        .0;
+    assert!(completed.contains("eth0\neth7\n:4\n"), "{completed}");
+    let completed = plugin
+        .kubectl(&["__complete", "hybridnic", "migrate", "vm", "--to", "n"])
+        .await
+        .with_code(0)
+        .0;
+    assert!(completed.contains("n1\nn2\n:4\n"), "{completed}");
+    let completed = plugin
+        .kubectl(&["__complete", "hybridnic", "mi"])
+        .await
+        .with_code(0)
+        .0;
+    assert!(completed.contains("migrate\t"), "{completed}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = plugin.run(&["completion", shell]).await.ok();
+        assert!(
+            script.contains("kubectl-hybridnic") && script.contains("doctor"),
+            "{shell}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_doctor() {
+    let mut bench = Bench::start().await;
+    bench
+        .cluster
+        .apply(&repository("deploy/rbac/agent.yaml"))
+        .await
+        .unwrap();
+    let plugin = Plugin::new(&bench.cluster.kubeconfig_admin()).await;
+
+    // Before anything runs.
+    let (report, _) = plugin.run(&["doctor"]).await.with_code(1);
+    for part in [
+        "ok    crds",
+        "FAIL  operator",
+        "FAIL  lease",
+        "warn  agents",
+        "→ install hybridnic",
+    ] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+
+    // All is well.
+    bench.start_operator();
+    let _agents = Agents::start(&bench.client).await;
+    let vfs: Vec<_> = (0..7).map(|index| vf(index, "Free", None, "")).collect();
+    publish(&bench, "n1", &vfs).await;
+    publish(&bench, "n2", &vfs).await;
+    bench.run_pod("vm-a", "vm", "n1").await;
+    bench.create_nic("eth0", "vm", None).await;
+    bench.nic_with("eth0", "fast", is_fast).await;
+    let report = plugin.kubectl(&["hybridnic", "doctor"]).await.ok();
+    for part in [
+        "ok    crds",
+        "operator-0 leads, by ",
+        "2 of 2 Linux nodes have an agent",
+        "you may do what is needed",
+        "the operator (",
+        "all 14 VFs have an IOMMU group",
+        "14 VFs are free or held",
+        "1 ready, 0 on their way",
+        ", 0 failures",
+    ] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+
+    // One who may see little is told so, and of what could not be looked at.
+    let guest = plugin.with(&bench.cluster.kubeconfig_for("guest", &[]).unwrap());
+    let (report, _) = guest.run(&["doctor"]).await.with_code(0);
+    assert!(
+        report.contains("you may not: list/watch hybridnetworks (top)"),
+        "{report}"
+    );
+    assert!(
+        report.contains("could not be checked: ") && report.contains("not allowed"),
+        "{report}"
+    );
+
+    // Everything is wrong.
+    let sick: Vec<_> = vfs
+        .iter()
+        .cloned()
+        .map(|mut vf| {
+            vf["iommuGroup"] = Value::Null;
+            vf["state"] = json!("Unhealthy");
+            vf["message"] = json!("the VF has no IOMMU group");
+            vf
+        })
+        .collect();
+    publish(&bench, "n2", &sick).await;
+    let node = json!({"status": {"allocatable": {"intel.com/sriov_netdevice": "4"}}});
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(bench.client.clone());
+    nodes
+        .patch_status("n1", &PatchParams::default(), &Patch::Merge(&node))
+        .await
+        .unwrap();
+    bench
+        .cluster
+        .apply(&written(&bench, "foreign.yaml", SRIOV_OPERATOR))
+        .await
+        .unwrap();
+    bench
+        .kubectl(&[
+            "wait",
+            "--for=condition=Established",
+            "--timeout=60s",
+            "crd",
+            "--all",
+        ])
+        .await;
+    bench
+        .cluster
+        .apply(&written(&bench, "state.yaml", SRIOV_STATE))
+        .await
+        .unwrap();
+    bench
+        .kubectl(&["delete", "clusterrolebinding", "hybridnic-agent"])
+        .await;
+    bench.kubectl(&["delete", "node", "n2"]).await;
+    let old = r#"[{"op": "remove", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/onStandby"}]"#;
+    bench
+        .kubectl(&[
+            "patch",
+            "crd",
+            "hybridnetworks.hybridnic.io",
+            "--type=json",
+            "-p",
+            old,
+        ])
+        .await;
+    bench.operators[0].kill();
+    let (report, _) = plugin.run(&["doctor"]).await.with_code(1);
+    for part in [
+        "hybridnetworks.hybridnic.io is of another version",
+        "its schema differs at /status/onStandby",
+        "operator-0 holds ",
+        "has not renewed it for 15 s",
+        "n2: published by an agent, but no such Node exists",
+        "FAIL  iommu                   n2: 7 VFs have no IOMMU group",
+        "n2: 7 VFs are unhealthy: the VF has no IOMMU group",
+        "may not: get/list/watch/patch nicattachments (NICs)",
+        "sets up PFs that are in hybridnic's pools too: n1/0000:01:00.0",
+        "4 × intel.com/sriov_netdevice on n1",
+    ] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    let (report, _) = plugin.run(&["doctor", "-o", "json"]).await.with_code(1);
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    assert!(report["failures"].as_u64().unwrap() >= 4, "{report}");
+    assert!(
+        findings
+            .iter()
+            .all(|finding| finding["level"] == "ok" || finding["mend"].is_string()),
+        "{report}"
+    );
+}
+
+#[tokio::test]
+async fn what_goes_wrong_is_told_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = ControlPlane::start(Options::new(dir.path().join("cluster")))
+        .await
+        .unwrap();
+    let plugin = Plugin::new(&cluster.kubeconfig_admin()).await;
+    let commands: [&[&str]; 4] = [&["top"], &["nic", "eth0"], &["node", "n1"], &["migrate", "vm"]];
+
+    // A cluster without hybridnic.
+    for command in commands {
+        let refusal = plugin.run(command).await.refusal();
+        assert!(refusal.contains("are hybridnic's CRDs installed?"), "{refusal}");
+    }
+    let (report, _) = plugin.run(&["doctor"]).await.with_code(1);
+    assert!(
+        report.contains("missing: hybridnetworks.hybridnic.io, vmhybridnics.hybridnic.io, "),
+        "{report}"
+    );
+
+    cluster.apply(&repository("crds")).await.unwrap();
+    let wait = [
+        "wait",
+        "--for=condition=Established",
+        "--timeout=60s",
+        "crd",
+        "--all",
+    ];
+    assert!(cluster.kubectl(&wait).await.unwrap().status.success());
+    // Names that nobody has, and words that are none.
+    let refusal = plugin.run(&["nic", "nosuch"]).await.refusal();
+    assert_eq!(
+        refusal,
+        "error: VmHybridNic default/nosuch: there is none of this name\n"
+    );
+    let refusal = plugin.run(&["node", "nosuch"]).await.refusal();
+    assert_eq!(refusal, "error: HybridNode nosuch: there is none of this name\n");
+    for word in ["../../x", "a b", "ü", "%2e%2e", "a,b=c", &"n".repeat(300)] {
+        plugin.run(&["nic", word]).await.refusal();
+        plugin.run(&["node", word]).await.refusal();
+        plugin.run(&["migrate", word]).await.refusal();
+    }
+    for wrong in [
+        &["topp"] as &[&str],
+        &["nic"],
+        &["top", "-o", "xml"],
+        &["migrate", "vm", "--to"],
+        &[],
+    ] {
+        let (out, err) = plugin.run(wrong).await.with_code(2);
+        assert!(out.is_empty() && err.contains("--help"), "{out}{err}");
+    }
+
+    // One without rights.
+    let guest = plugin.with(&cluster.kubeconfig_for("guest", &[]).unwrap());
+    for command in commands {
+        let refusal = guest.run(command).await.refusal();
+        assert!(
+            refusal.contains("not allowed: ") && refusal.contains("\"guest\""),
+            "{refusal}"
+        );
+    }
+    // One with some.
+    let role = [
+        "create",
+        "clusterrole",
+        "nics",
+        "--verb=list",
+        "--resource=vmhybridnics.hybridnic.io",
+    ];
+    assert!(cluster.kubectl(&role).await.unwrap().status.success());
+    let binding = [
+        "create",
+        "clusterrolebinding",
+        "nics",
+        "--clusterrole=nics",
+        "--user=guest",
+    ];
+    assert!(cluster.kubectl(&binding).await.unwrap().status.success());
+    let (out, _) = guest.run(&["top"]).await.with_code(1);
+    assert!(
+        out.contains("none here: -A shows") && out.contains("error: nodes: not allowed"),
+        "{out}"
+    );
+
+    // Kubeconfigs that are none.
+    let refusal = plugin.run(&["top", "--context", "nosuch"]).await.refusal();
+    assert!(
+        refusal.contains("nosuch") || refusal.contains("context"),
+        "{refusal}"
+    );
+    let refusal = plugin
+        .run(&["top", "--kubeconfig", "/nonexistent"])
+        .await
+        .refusal();
+    assert!(refusal.contains("/nonexistent"), "{refusal}");
+    let garbage = dir.path().join("garbage");
+    std::fs::write(&garbage, "{[\u{0}").unwrap();
+    plugin.with(&garbage).run(&["doctor"]).await.refusal();
+    plugin
+        .with(Path::new("/nonexistent"))
+        .run(&["top"])
+        .await
+        .refusal();
+
+    // An API server that does not answer, and none.
+    cluster.pause_api().unwrap();
+    let refusal = plugin.run(&["nic", "eth0"]).await.refusal();
+    assert!(refusal.contains("no answer from the API server"), "{refusal}");
+    cluster.resume_api().unwrap();
+    cluster.kill_api();
+    for command in commands.into_iter().chain([&["doctor"] as &[&str]]) {
+        let refusal = plugin.run(command).await.refusal();
+        assert!(
+            refusal.contains("cannot reach the API server at https://"),
+            "{refusal}"
+        );
+    }
+}
+
+fn repository(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+fn written(bench: &Bench, name: &str, text: &str) -> std::path::PathBuf {
+    let path = bench.dir.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// As much of sriov-network-operator as can be seen of it.
+const SRIOV_OPERATOR: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: sriovnetworknodestates.sriovnetwork.openshift.io}
+spec:
+  group: sriovnetwork.openshift.io
+  names: {kind: SriovNetworkNodeState, plural: sriovnetworknodestates}
+  scope: Namespaced
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}
+";
+
+const SRIOV_STATE: &str = "
+apiVersion: sriovnetwork.openshift.io/v1
+kind: SriovNetworkNodeState
+metadata: {name: n1, namespace: default}
+spec:
+  interfaces:
+  - {name: ens1, numVfs: 4, pciAddress: '0000:01:00.0'}
+";

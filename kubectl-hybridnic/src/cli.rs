@@ -1,0 +1,140 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Hybrid NICs at a glance: SR-IOV speed with live migration.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kubectl-hybridnic",
+    bin_name = "kubectl hybridnic",
+    version,
+    max_term_width = 110
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Which cluster.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Global {
+    /// Namespace; without it, that of the kubeconfig's context
+    #[arg(short, long, global = true)]
+    pub namespace: Option<String>,
+    /// Context of the kubeconfig; without it, the current one
+    #[arg(long, global = true)]
+    pub context: Option<String>,
+    /// Kubeconfig file; without it, as kubectl finds it
+    #[arg(long, global = true)]
+    pub kubeconfig: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs
+    Json,
+    /// For both
+    Yaml,
+}
+
+/// What the plugin can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show networks, nodes and NICs, and redraw whenever one changes
+    ///
+    /// Where standard output is no terminal, or with -o json or yaml, it prints once.
+    Top {
+        /// Print once and end
+        #[arg(long)]
+        once: bool,
+        /// NICs of all namespaces
+        #[arg(short = 'A', long)]
+        all_namespaces: bool,
+    },
+    /// Show everything about one NIC
+    Nic {
+        /// Name of the VmHybridNic
+        name: String,
+    },
+    /// Show the PFs and VFs of a node as a map
+    Node {
+        /// Name of the node
+        name: String,
+    },
+    /// Move a VM to another of its pods
+    ///
+    /// The pod must be there already: QEMU in it runs with `-incoming defer`.
+    Migrate {
+        /// Name of the VM: the label hybridnic.io/vm of its pods
+        vm: String,
+        /// Node to move to; without it, the youngest of the VM's other pods
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+        /// Watch it to its end; the exit code is 0 only when it succeeds
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Check the cluster, and say how to mend what is wrong
+    ///
+    /// The exit code is 1 when a check fails. Warnings do not count.
+    Doctor,
+    /// Print a completion script
+    ///
+    /// bash, zsh and fish complete `kubectl-hybridnic`. For `kubectl hybridnic`, write the script `kubectl` to an
+    /// executable file kubectl_complete-hybridnic on the PATH.
+    Completion {
+        /// Which
+        shell: Shell,
+    },
+    /// Answer kubectl_complete-hybridnic
+    #[command(name = "__complete", hide = true)]
+    Complete {
+        /// The words so far; the last one is to be completed.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+}
+
+/// Who asks for completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// `source <(kubectl hybridnic completion bash)`
+    Bash,
+    /// `source <(kubectl hybridnic completion zsh)`
+    Zsh,
+    /// `kubectl hybridnic completion fish | source`
+    Fish,
+    /// The file kubectl_complete-hybridnic
+    Kubectl,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        let cli = Cli::parse_from(["x", "migrate", "web", "--to", "n2", "-n", "prod", "-o", "json"]);
+        assert_eq!(cli.global.namespace.as_deref(), Some("prod"));
+        assert_eq!(cli.global.output, Format::Json);
+        assert!(
+            matches!(cli.command, Command::Migrate { vm, to: Some(to), watch: false } if vm == "web" && to == "n2")
+        );
+    }
+}

@@ -1,0 +1,187 @@
+//! The way to the API server, and its errors in words.
+
+use std::{error::Error, fmt::Display, future::Future, time::Duration};
+
+use anyhow::{Context as _, anyhow, bail};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+    core::Status,
+};
+
+use crate::cli::Global;
+
+/// One question to the API server is answered in this time, or not at all.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A client, and what the command line says of it.
+#[derive(Clone)]
+pub struct Cluster {
+    /// The client.
+    pub client: Client,
+    /// The namespace of what is asked for.
+    pub namespace: String,
+    /// Where the API server is.
+    pub url: String,
+}
+
+impl Cluster {
+    /// Finds the API server as kubectl does. It is not asked anything yet.
+    pub async fn find(global: &Global) -> anyhow::Result<Self> {
+        let mut config = config(global).await?;
+        config.connect_timeout = Some(Duration::from_secs(5));
+        let namespace = global
+            .namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone());
+        let url = config.cluster_url.to_string();
+        let client = Client::try_from(config)
+            .map_err(|error| anyhow!("the kubeconfig is of no use: {}", root(&error)))?;
+        Ok(Self {
+            client,
+            namespace,
+            url,
+        })
+    }
+
+    /// Waits for an answer; an error is one sentence. `what` is asked for, as in `VmHybridNic eth0`.
+    pub async fn ask<T>(
+        &self,
+        what: impl Display,
+        question: impl Future<Output = Result<T, kube::Error>>,
+    ) -> anyhow::Result<T> {
+        match tokio::time::timeout(PATIENCE, question).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(anyhow!("{what}: {}", self.explain(&error))),
+            Err(_) => Err(anyhow!(
+                "{what}: no answer from the API server at {} in {PATIENCE:?}",
+                self.url
+            )),
+        }
+    }
+
+    /// An error of the client in words.
+    pub fn explain(&self, error: &kube::Error) -> String {
+        match error {
+            kube::Error::Api(status) => explain_status(status),
+            kube::Error::SerdeError(error) => {
+                format!("the answer cannot be understood; are the CRDs of another version? ({error})")
+            }
+            kube::Error::Auth(error) => format!("cannot log in: {}", root(error)),
+            error => format!("cannot reach the API server at {}: {}", self.url, root(error)),
+        }
+    }
+
+    /// An error of a watch in words, and whether it passes by itself.
+    pub fn explain_watch(&self, error: &kube::runtime::watcher::Error) -> (String, bool) {
+        use kube::runtime::watcher::Error as Watch;
+        match error {
+            Watch::InitialListFailed(error) | Watch::WatchStartFailed(error) | Watch::WatchFailed(error) => {
+                let passes =
+                    !matches!(error, kube::Error::Api(status) if matches!(status.code, 401 | 403 | 404));
+                (self.explain(error), passes)
+            }
+            Watch::WatchError(status) => (explain_status(status), true),
+            Watch::NoResourceVersion => (error.to_string(), false),
+        }
+    }
+}
+
+async fn config(global: &Global) -> anyhow::Result<Config> {
+    let options = KubeConfigOptions {
+        context: global.context.clone(),
+        ..KubeConfigOptions::default()
+    };
+    let kubeconfig = match &global.kubeconfig {
+        Some(path) => Kubeconfig::read_from(path),
+        None if global.context.is_some() => Kubeconfig::read(),
+        // Also in a pod.
+        None => {
+            return Config::infer()
+                .await
+                .map_err(|error| anyhow!("no way to a cluster: {}", line(&error)));
+        }
+    };
+    let kubeconfig = kubeconfig.map_err(|error| anyhow!("no way to a cluster: {}", line(&error)))?;
+    Config::from_custom_kubeconfig(kubeconfig, &options)
+        .await
+        .map_err(|error| anyhow!("the kubeconfig is of no use: {}", line(&error)))
+        .context("no way to a cluster")
+        .map_err(|error| anyhow!("{error:#}"))
+}
+
+/// Refuses what cannot be an object's name, before it becomes a part of a URL.
+pub fn check_name(kind: &str, name: &str) -> anyhow::Result<()> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    if name.is_empty() || name.len() > 253 || !name.chars().all(fits) || name.starts_with('.') {
+        bail!("{name:?} cannot be the name of a {kind}");
+    }
+    Ok(())
+}
+
+/// What the API server says when it says no.
+pub fn explain_status(status: &Status) -> String {
+    match status.code {
+        // A resource that the API server does not know has no details, or a text of its router.
+        404 if status
+            .details
+            .as_ref()
+            .is_none_or(|details| details.name.is_empty()) =>
+        {
+            "the cluster does not know this kind; are hybridnic's CRDs installed? (kubectl hybridnic doctor)"
+                .to_owned()
+        }
+        404 => "there is none of this name".to_owned(),
+        401 => "the API server does not know you: log in anew".to_owned(),
+        403 => format!("not allowed: {}", line(&status.message)),
+        _ if status.message.is_empty() => format!("the API server says {} {}", status.code, status.reason),
+        _ => line(&status.message),
+    }
+}
+
+/// The innermost cause: the one that a person can do something about.
+fn root(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    line(cause)
+}
+
+/// On one line.
+fn line(text: &(impl Display + ?Sized)) -> String {
+    text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(code: u16, message: &str) -> Status {
+        Status {
+            code,
+            message: message.to_owned(),
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn names() {
+        assert!(check_name("Node", "n1.example").is_ok());
+        for wrong in ["", "a b", "../x", "..", "N1", "%2e", "ü", "a/b", &"n".repeat(254)] {
+            assert!(check_name("Node", wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn refusals_are_one_line_and_say_what_to_do() {
+        assert!(explain_status(&status(404, "404 page not found")).contains("CRDs"));
+        assert_eq!(explain_status(&status(403, "a\n  b")), "not allowed: a b");
+        assert!(explain_status(&status(401, "Unauthorized")).contains("log in"));
+        assert_eq!(explain_status(&status(422, "spec.vm: no")), "spec.vm: no");
+        let named = serde_json::from_value::<Status>(
+            serde_json::json!({"code": 404, "message": "x not found", "details": {"name": "x"}}),
+        );
+        assert_eq!(explain_status(&named.unwrap()), "there is none of this name");
+    }
+}

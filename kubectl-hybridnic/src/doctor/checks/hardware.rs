@@ -1,0 +1,279 @@
+//! What the nodes have: PFs, drivers, IOMMU, VFs.
+
+use std::collections::BTreeMap;
+
+use hybridnic_api::v1alpha1::{HybridNode, PfStatus, VfState, VfStatus};
+use kube::ResourceExt as _;
+
+use crate::doctor::{
+    facts::Facts,
+    finding::{Finding, some},
+};
+
+/// Drivers of PFs that the project's own tests run on.
+const TESTED: &[&str] = &["igb"];
+
+/// The nodes of whose hardware something is known; a cluster without any is the business of the check of agents.
+fn nodes(facts: &Facts) -> &[HybridNode] {
+    facts.hybrid_nodes.as_deref().unwrap_or_default()
+}
+
+fn pfs_of(node: &HybridNode) -> &[PfStatus] {
+    node.status
+        .as_ref()
+        .map(|status| status.pfs.as_slice())
+        .unwrap_or_default()
+}
+
+fn pf_name(node: &HybridNode, pf: &PfStatus) -> String {
+    let name = if pf.name.is_empty() {
+        &pf.pci_address
+    } else {
+        &pf.name
+    };
+    format!("{}/{name}", node.name_any())
+}
+
+fn all_vfs(node: &HybridNode) -> impl Iterator<Item = &VfStatus> {
+    pfs_of(node).iter().flat_map(|pf| &pf.vfs)
+}
+
+/// Nodes have PFs, and the PFs can be used.
+pub fn pfs(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "pfs";
+    let nodes = nodes(facts);
+    let mut findings = Vec::new();
+    let known: Vec<_> = nodes.iter().filter(|node| node.status.is_some()).collect();
+    let without: Vec<_> = known
+        .iter()
+        .filter(|node| pfs_of(node).is_empty())
+        .map(|node| node.name_any())
+        .collect();
+    if !without.is_empty() {
+        findings.push(Finding::warn(
+            CHECK,
+            format!("{}: no PF", some(&without)),
+            "if the node has an SR-IOV card: switch SR-IOV on in firmware and card, and look for its driver (lspci -k)",
+        ));
+    }
+    let mut troubles: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for node in &known {
+        for pf in pfs_of(node).iter().filter(|pf| !pf.message.is_empty()) {
+            troubles.entry(&pf.message).or_default().push(pf_name(node, pf));
+        }
+    }
+    for (message, pfs) in troubles {
+        findings.push(Finding::warn(
+            CHECK,
+            format!("{}: {message}", some(&pfs)),
+            "its VFs are not used until that is mended; nothing, if the PF is for something else",
+        ));
+    }
+    let all: usize = known.iter().map(|node| pfs_of(node).len()).sum();
+    if all > 0 && findings.is_empty() {
+        findings.push(Finding::ok(CHECK, format!("{all} PFs on {} nodes", known.len())));
+    }
+    findings
+}
+
+/// PFs have a driver, and one that was tried.
+pub fn drivers(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "drivers";
+    let mut by_driver: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for node in nodes(facts) {
+        for pf in pfs_of(node) {
+            by_driver.entry(&pf.driver).or_default().push(pf_name(node, pf));
+        }
+    }
+    let mut findings = Vec::new();
+    for (driver, pfs) in by_driver {
+        let pfs = some(&pfs);
+        findings.push(match driver {
+            "" => Finding::warn(
+                CHECK,
+                format!("{pfs}: no driver is bound"),
+                "load the card's driver; lspci -k on the node names it",
+            ),
+            driver if TESTED.contains(&driver) => Finding::ok(CHECK, format!("{driver} on {pfs}")),
+            driver => Finding::ok(
+                CHECK,
+                format!("{driver} on {pfs} (not one that the project tests on)"),
+            ),
+        });
+    }
+    findings
+}
+
+/// VFs are in IOMMU groups, without which no guest gets one.
+pub fn iommu(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "iommu";
+    const MEND: &str = "switch the IOMMU on in the firmware and on the kernel's command line (intel_iommu=on; on AMD it is by \
+                        default), and reboot the node";
+    let mut findings = Vec::new();
+    let mut covered = 0;
+    for node in nodes(facts) {
+        let bare = |vf: &&VfStatus| vf.iommu_group.is_none();
+        let count = all_vfs(node).filter(bare).count();
+        covered += all_vfs(node).count() - count;
+        if count == 0 {
+            continue;
+        }
+        let wanted = all_vfs(node)
+            .filter(bare)
+            .any(|vf| vf.state != VfState::Unselected);
+        let message = format!("{}: {count} VFs have no IOMMU group", node.name_any());
+        findings.push(if wanted {
+            Finding::fail(CHECK, message, MEND)
+        } else {
+            Finding::warn(CHECK, format!("{message}; no network selects them"), MEND)
+        });
+    }
+    if findings.is_empty() && covered > 0 {
+        findings.push(Finding::ok(
+            CHECK,
+            format!("all {covered} VFs have an IOMMU group"),
+        ));
+    }
+    findings
+}
+
+/// VFs that a network selects can be used.
+pub fn vfs(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "vfs";
+    let mut findings = Vec::new();
+    let mut well = 0;
+    for node in nodes(facts) {
+        let mut troubles: BTreeMap<&str, usize> = BTreeMap::new();
+        for vf in all_vfs(node) {
+            match vf.state {
+                VfState::Unhealthy => *troubles.entry(&vf.message).or_default() += 1,
+                VfState::Free | VfState::Held => well += 1,
+                VfState::Unselected => {}
+            }
+        }
+        for (message, count) in troubles {
+            findings.push(Finding::warn(
+                CHECK,
+                format!("{}: {count} VFs are unhealthy: {message}", node.name_any()),
+                format!(
+                    "{}; kubectl hybridnic node {} shows which",
+                    mend(message),
+                    node.name_any()
+                ),
+            ));
+        }
+        for pool in node
+            .status
+            .iter()
+            .flat_map(|status| &status.pools)
+            .filter(|pool| !pool.message.is_empty())
+        {
+            findings.push(Finding::warn(
+                CHECK,
+                format!("{}, network {}: {}", node.name_any(), pool.network, pool.message),
+                "compare the network's uplinks with what kubectl hybridnic node shows, or select other nodes",
+            ));
+        }
+    }
+    if well > 0 {
+        findings.insert(0, Finding::ok(CHECK, format!("{well} VFs are free or held")));
+    }
+    findings
+}
+
+fn mend(message: &str) -> &'static str {
+    if message.contains("IOMMU") {
+        "switch the IOMMU on"
+    } else if message.contains("link") {
+        "look at cable and switch"
+    } else if message.contains("hybridnic uses it") {
+        "nothing, if its user is meant to have it; else leave it out of the uplinks' vfs"
+    } else {
+        "mend that on the node"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::{
+        finding::Level,
+        testing::{healthy, levels},
+    };
+
+    fn first_pf(facts: &mut Facts) -> &mut PfStatus {
+        &mut facts.hybrid_nodes.as_mut().unwrap()[0]
+            .status
+            .as_mut()
+            .unwrap()
+            .pfs[0]
+    }
+
+    #[test]
+    fn pfs_there_or_not() {
+        let mut facts = healthy();
+        assert_eq!(pfs(&facts), [Finding::ok("pfs", "2 PFs on 2 nodes")]);
+        first_pf(&mut facts).message = "the PF is in a bond".to_owned();
+        facts.hybrid_nodes.as_mut().unwrap()[1]
+            .status
+            .as_mut()
+            .unwrap()
+            .pfs
+            .clear();
+        let findings = pfs(&facts);
+        assert_eq!(levels(&findings), [Level::Warn, Level::Warn]);
+        assert_eq!(findings[0].message, "n2: no PF");
+        assert_eq!(findings[1].message, "n1/ens1: the PF is in a bond");
+        facts.hybrid_nodes = Ok(Vec::new());
+        assert_eq!(pfs(&facts), []);
+    }
+
+    #[test]
+    fn drivers_bound_and_tried() {
+        let mut facts = healthy();
+        assert_eq!(
+            drivers(&facts),
+            [Finding::ok("drivers", "igb on n1/ens1, n2/ens1")]
+        );
+        first_pf(&mut facts).driver = "ice".to_owned();
+        assert!(
+            drivers(&facts)[0].message.contains("ice on n1/ens1 (not one"),
+            "{:?}",
+            drivers(&facts)
+        );
+        first_pf(&mut facts).driver.clear();
+        assert_eq!(levels(&drivers(&facts)), [Level::Warn, Level::Ok]);
+    }
+
+    #[test]
+    fn an_iommu_is_needed_where_a_network_wants_vfs() {
+        let mut facts = healthy();
+        assert_eq!(levels(&iommu(&facts)), [Level::Ok]);
+        first_pf(&mut facts).vfs[0].iommu_group = None;
+        let findings = iommu(&facts);
+        assert_eq!(levels(&findings), [Level::Fail]);
+        assert_eq!(findings[0].message, "n1: 1 VFs have no IOMMU group");
+        first_pf(&mut facts).vfs[0].state = VfState::Unselected;
+        assert_eq!(levels(&iommu(&facts)), [Level::Warn]);
+    }
+
+    #[test]
+    fn unhealthy_vfs_are_told_by_their_reason() {
+        let mut facts = healthy();
+        assert_eq!(levels(&vfs(&facts)), [Level::Ok]);
+        for vf in &mut first_pf(&mut facts).vfs {
+            (vf.state, vf.message) = (VfState::Unhealthy, "its PF has no link".to_owned());
+        }
+        facts.hybrid_nodes.as_mut().unwrap()[1]
+            .status
+            .as_mut()
+            .unwrap()
+            .pools[0]
+            .message = "no PF".to_owned();
+        let findings = vfs(&facts);
+        assert_eq!(levels(&findings), [Level::Ok, Level::Warn, Level::Warn]);
+        assert_eq!(findings[1].message, "n1: 2 VFs are unhealthy: its PF has no link");
+        assert!(findings[1].mend.as_ref().unwrap().starts_with("look at cable"));
+        assert_eq!(findings[2].message, "n2, network fast: no PF");
+    }
+}

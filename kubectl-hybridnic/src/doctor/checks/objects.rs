@@ -1,0 +1,211 @@
+//! What users have asked for: networks and NICs.
+
+use hybridnic_api::{
+    conditions::{self, types},
+    v1alpha1::NicPhase,
+};
+use jiff::SignedDuration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt as _;
+
+use super::remedy::remedy;
+use crate::{
+    doctor::{facts::Facts, finding::Finding},
+    time,
+};
+
+/// A NIC that is on its way is worth a word only after this time.
+const LONG: SignedDuration = SignedDuration::from_mins(5);
+/// NICs that are told one by one.
+const MOST: usize = 10;
+
+/// Networks are accepted and have VFs.
+pub fn networks(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "networks";
+    let networks = match &facts.networks {
+        Ok(networks) => networks,
+        Err(why) => return vec![Finding::unseen(CHECK, why)],
+    };
+    if networks.is_empty() {
+        return vec![Finding::warn(
+            CHECK,
+            "there is none",
+            "create one: deploy/examples/network.yaml",
+        )];
+    }
+    let mut findings = Vec::new();
+    for network in networks {
+        let list = network
+            .status
+            .as_ref()
+            .map(|status| status.conditions.as_slice())
+            .unwrap_or_default();
+        let name = network.name_any();
+        if list.is_empty() {
+            let message = format!("{name}: the operator has not looked at it");
+            findings.push(Finding::warn(CHECK, message, "does the operator run and lead?"));
+        }
+        findings.extend(not_true(list).map(|condition| fail(CHECK, &name, condition)));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, format!("{} ready", networks.len())));
+    }
+    findings
+}
+
+fn not_true(list: &[Condition]) -> impl Iterator<Item = &Condition> {
+    list.iter().filter(|condition| condition.status != "True")
+}
+
+fn fail(check: &'static str, name: &str, condition: &Condition) -> Finding {
+    Finding::fail(check, sentence(name, condition), remedy(&condition.reason))
+}
+
+fn sentence(name: &str, condition: &Condition) -> String {
+    format!(
+        "{name}: not {}, {}: {}",
+        condition.type_, condition.reason, condition.message
+    )
+}
+
+/// NICs are where they should be, or on their way.
+pub fn nics(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "nics";
+    let nics = match &facts.nics {
+        Ok(nics) => nics,
+        Err(why) => return vec![Finding::unseen(CHECK, why)],
+    };
+    let mut findings = Vec::new();
+    let mut on_their_way = 0;
+    for nic in nics {
+        let status = nic.status.clone().unwrap_or_default();
+        let name = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
+        let refused = conditions::find(&status.conditions, types::ACCEPTED).filter(|c| c.status == "False");
+        let waits = conditions::find(&status.conditions, types::READY).filter(|c| c.status != "True");
+        if let Some(condition) = refused.or(waits).filter(|_| status.phase == NicPhase::Failed) {
+            findings.push(fail(CHECK, &name, condition));
+        } else if let Some(condition) = refused.or(waits) {
+            let since = condition.last_transition_time.0;
+            if facts.now.duration_since(since) < LONG {
+                on_their_way += 1;
+                continue;
+            }
+            let message = format!(
+                "{} (for {})",
+                sentence(&name, condition),
+                time::age(since, facts.now)
+            );
+            findings.push(Finding::warn(CHECK, message, remedy(&condition.reason)));
+        } else if status.conditions.is_empty() {
+            let young = nic
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .is_some_and(|at| facts.now.duration_since(at.0) < LONG);
+            if young {
+                on_their_way += 1;
+            } else {
+                let message = format!("{name}: the operator has not looked at it");
+                findings.push(Finding::warn(CHECK, message, "does the operator run and lead?"));
+            }
+        }
+    }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
+    let well = nics.len() - findings.len() - on_their_way;
+    if findings.len() > MOST {
+        let more = findings.len() - MOST;
+        let worst = findings[MOST].level;
+        findings.truncate(MOST);
+        findings.push(Finding {
+            level: worst,
+            ..Finding::warn(
+                CHECK,
+                format!("{more} more are not ready"),
+                "kubectl hybridnic top -A shows all",
+            )
+        });
+    }
+    if well > 0 || on_their_way > 0 || nics.is_empty() {
+        findings.insert(
+            0,
+            Finding::ok(CHECK, format!("{well} ready, {on_their_way} on their way")),
+        );
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use hybridnic_api::v1alpha1::VmHybridNic;
+    use serde_json::{from_value, json};
+
+    use super::*;
+    use crate::doctor::{
+        finding::Level,
+        testing::{healthy, levels},
+    };
+
+    fn nic(phase: &str, type_: &str, reason: &str, at: &str) -> VmHybridNic {
+        from_value(json!({
+            "metadata": {"name": "eth1", "namespace": "shop"},
+            "spec": {"network": "fast", "vm": {"qemu": {"name": "web"}}},
+            "status": {
+                "phase": phase,
+                "conditions": [{
+                    "type": type_, "status": "False", "reason": reason, "message": "so it is", "lastTransitionTime": at,
+                }],
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn networks_that_are_not_ready_say_why() {
+        let mut facts = healthy();
+        assert_eq!(networks(&facts), [Finding::ok("networks", "1 ready")]);
+        let status = facts.networks.as_mut().unwrap()[0].status.as_mut().unwrap();
+        (status.conditions[0].status, status.conditions[0].reason) =
+            ("False".to_owned(), "PoolEmpty".to_owned());
+        let findings = networks(&facts);
+        assert_eq!(levels(&findings), [Level::Fail]);
+        assert!(
+            findings[0].message.starts_with("fast: not Ready, PoolEmpty: "),
+            "{findings:?}"
+        );
+        assert_eq!(findings[0].mend.as_deref(), Some(remedy("PoolEmpty").as_str()));
+        facts.networks.as_mut().unwrap()[0].status = None;
+        assert_eq!(levels(&networks(&facts)), [Level::Warn]);
+        facts.networks = Ok(Vec::new());
+        assert_eq!(levels(&networks(&facts)), [Level::Warn]);
+    }
+
+    #[test]
+    fn nics_may_be_on_their_way_for_a_while() {
+        let mut facts = healthy();
+        assert_eq!(nics(&facts), [Finding::ok("nics", "1 ready, 0 on their way")]);
+        let list = facts.nics.as_mut().unwrap();
+        list.push(nic("Attaching", "Ready", "Progressing", "2026-01-01T11:59:00Z"));
+        assert_eq!(nics(&facts), [Finding::ok("nics", "1 ready, 1 on their way")]);
+        let list = facts.nics.as_mut().unwrap();
+        list.push(nic("Pending", "Ready", "PodNotFound", "2026-01-01T11:00:00Z"));
+        list.push(nic("Failed", "Accepted", "MacConflict", "2026-01-01T11:59:59Z"));
+        let findings = nics(&facts);
+        assert_eq!(levels(&findings), [Level::Ok, Level::Fail, Level::Warn]);
+        assert_eq!(
+            findings[2].message,
+            "shop/eth1: not Ready, PodNotFound: so it is (for 60m)"
+        );
+    }
+
+    #[test]
+    fn many_nics_are_not_all_told() {
+        let mut facts = healthy();
+        facts.nics = Ok(vec![
+            nic("Pending", "Ready", "PodNotFound", "2026-01-01T11:00:00Z");
+            30
+        ]);
+        let findings = nics(&facts);
+        assert_eq!(findings.len(), MOST + 1);
+        assert_eq!(findings[MOST].message, "20 more are not ready");
+    }
+}

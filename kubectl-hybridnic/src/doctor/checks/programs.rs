@@ -1,0 +1,450 @@
+//! The operator and the agents: whether they run, and of which version they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Node};
+use kube::ResourceExt as _;
+
+use crate::doctor::{
+    facts::{self, Facts, VERSION},
+    finding::{Finding, some},
+};
+
+/// The operator's Deployment is there and its pods are available.
+pub fn operator(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "operator";
+    let operators = match &facts.operators {
+        Ok(operators) => operators,
+        Err(why) => return vec![Finding::unseen(CHECK, why)],
+    };
+    if operators.is_empty() {
+        // It may run anywhere; the lease tells.
+        let leads = facts
+            .leases
+            .as_ref()
+            .is_ok_and(|leases| leases.iter().any(|lease| lease.renewed));
+        return vec![if leads {
+            Finding::ok(CHECK, "it runs, but not as a Deployment of this cluster")
+        } else {
+            Finding::fail(
+                CHECK,
+                "there is none",
+                "install hybridnic: helm install hybridnic deploy/chart",
+            )
+        }];
+    }
+    let mut findings: Vec<_> = operators.iter().map(deployment).collect();
+    if operators.len() > 1 {
+        let names: Vec<_> = operators.iter().map(name).collect();
+        findings.push(Finding::fail(
+            CHECK,
+            format!("there are {}: {}", names.len(), some(&names)),
+            "uninstall all but one: two operators write the same objects",
+        ));
+    }
+    findings
+}
+
+fn name(deployment: &Deployment) -> String {
+    format!(
+        "{}/{}",
+        deployment.namespace().unwrap_or_default(),
+        deployment.name_any()
+    )
+}
+
+fn deployment(deployment: &Deployment) -> Finding {
+    const CHECK: &str = "operator";
+    let wanted = deployment
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.replicas)
+        .unwrap_or(1);
+    let there = deployment
+        .status
+        .as_ref()
+        .and_then(|status| status.available_replicas)
+        .unwrap_or(0);
+    let message = format!(
+        "Deployment {}: {there} of {wanted} pods are available",
+        name(deployment)
+    );
+    let mend = format!(
+        "kubectl -n {0} describe deployment {1}; kubectl -n {0} logs deployment/{1}",
+        deployment.namespace().unwrap_or_default(),
+        deployment.name_any()
+    );
+    match there {
+        0 => Finding::fail(CHECK, message, mend),
+        there if there < wanted => Finding::warn(CHECK, message, mend),
+        _ => Finding::ok(CHECK, message),
+    }
+}
+
+/// Somebody holds the operators' lease, and renews it.
+pub fn lease(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "lease";
+    const MEND: &str = "see why the operator does not lead, in its log";
+    let leases = match &facts.leases {
+        Ok(leases) => leases,
+        Err(why) => return vec![Finding::unseen(CHECK, why)],
+    };
+    if leases.is_empty() {
+        return vec![Finding::fail(CHECK, "no operator has ever led", MEND)];
+    }
+    let live = leases.iter().filter(|lease| lease.renewed).count();
+    let judge = |lease: &facts::LeaseSeen| {
+        let place = format!("{}/hybridnic-operator", lease.namespace);
+        match &lease.holder {
+            Some(holder) if lease.renewed => Finding::ok(CHECK, format!("{holder} leads, by {place}")),
+            // Left over from an operator that was in another namespace.
+            _ if live > 0 => Finding::warn(
+                CHECK,
+                format!("nobody renews {place}, and an operator leads by another lease"),
+                format!(
+                    "delete it: kubectl -n {} delete lease hybridnic-operator",
+                    lease.namespace
+                ),
+            ),
+            Some(holder) => {
+                let message = format!(
+                    "{holder} holds {place} and has not renewed it for {} s",
+                    lease.seconds
+                );
+                Finding::fail(CHECK, message, MEND)
+            }
+            None => Finding::fail(CHECK, format!("nobody holds {place}"), MEND),
+        }
+    };
+    let mut findings: Vec<_> = leases.iter().map(judge).collect();
+    if live > 1 {
+        findings.push(Finding::fail(
+            CHECK,
+            format!("{live} operators lead at once, in different namespaces"),
+            "uninstall all but one",
+        ));
+    }
+    findings
+}
+
+fn is_linux(node: &Node) -> bool {
+    let label = node.labels().get("kubernetes.io/os");
+    let info = node
+        .status
+        .as_ref()
+        .and_then(|status| status.node_info.as_ref())
+        .map(|info| &info.operating_system);
+    label.or(info).is_none_or(|os| os == "linux" || os.is_empty())
+}
+
+/// Each Linux node has an agent that has reported, and each report has its node.
+pub fn agents(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "agents";
+    let (nodes, reports) = match (&facts.nodes, &facts.hybrid_nodes) {
+        (Ok(nodes), Ok(reports)) => (nodes, reports),
+        (Err(why), _) | (_, Err(why)) => return vec![Finding::unseen(CHECK, why)],
+    };
+    let mut findings = Vec::new();
+    let ready: BTreeMap<String, bool> = facts
+        .agent_pods
+        .iter()
+        .flatten()
+        .filter_map(pod_on_node)
+        .collect();
+    let said: BTreeSet<String> = reports
+        .iter()
+        .filter(|r| r.status.is_some())
+        .map(kube::ResourceExt::name_any)
+        .collect();
+    let linux: BTreeSet<String> = nodes
+        .iter()
+        .filter(|node| is_linux(node))
+        .map(kube::ResourceExt::name_any)
+        .collect();
+    let part =
+        |of: &dyn Fn(&String) -> bool| linux.iter().filter(|name| of(name)).cloned().collect::<Vec<_>>();
+
+    if let Err(why) = &facts.agent_pods {
+        findings.push(Finding::unseen(CHECK, why));
+    }
+    let logs = facts.agent().map_or_else(
+        || "read the agent's log on that node".to_owned(),
+        |set| {
+            format!(
+                "kubectl -n {} logs ds/{}, on that node",
+                set.namespace().unwrap_or_default(),
+                set.name_any()
+            )
+        },
+    );
+    let silent = part(&|name| ready.contains_key(name) && !said.contains(name));
+    if !silent.is_empty() {
+        let message = format!(
+            "{}: an agent's pod is there, and has published nothing",
+            some(&silent)
+        );
+        findings.push(Finding::fail(CHECK, message, logs.clone()));
+    }
+    let broken = part(&|name| ready.get(name) == Some(&false) && said.contains(name));
+    if !broken.is_empty() {
+        let message = format!(
+            "{}: the agent's pod is not ready; VMs keep their NICs, but nothing changes",
+            some(&broken)
+        );
+        findings.push(Finding::fail(CHECK, message, logs));
+    }
+    let without = part(&|name| !ready.contains_key(name) && !said.contains(name));
+    if !without.is_empty() {
+        findings.push(Finding::warn(
+            CHECK,
+            format!("{}: no agent, so VMs there get no hybrid NIC", some(&without)),
+            "nothing, if that is meant; else compare the DaemonSet's nodeSelector and tolerations with the nodes",
+        ));
+    }
+    let stale: Vec<_> = said
+        .iter()
+        .filter(|name| !nodes.iter().any(|node| node.name_any() == **name))
+        .collect();
+    if !stale.is_empty() {
+        findings.push(Finding::warn(
+            CHECK,
+            format!("{}: published by an agent, but no such Node exists", some(&stale)),
+            "kubectl delete hnode NAME, if the node is gone for good; else give the agent the node's own name (--node-name)",
+        ));
+    }
+    let well = part(&|name| said.contains(name) && ready.get(name) != Some(&false));
+    if linux.is_empty() {
+        findings.push(Finding::warn(
+            CHECK,
+            "the cluster has no Linux node",
+            "add one with an SR-IOV card",
+        ));
+    } else if !well.is_empty() {
+        findings.insert(
+            0,
+            Finding::ok(
+                CHECK,
+                format!("{} of {} Linux nodes have an agent", well.len(), linux.len()),
+            ),
+        );
+    }
+    findings
+}
+
+fn pod_on_node(pod: &k8s_openapi::api::core::v1::Pod) -> Option<(String, bool)> {
+    let node = pod.spec.as_ref()?.node_name.clone()?;
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
+    Some((
+        node,
+        conditions
+            .iter()
+            .any(|c| c.type_ == "Ready" && c.status == "True"),
+    ))
+}
+
+/// Operator, agents and plugin are of one release.
+pub fn versions(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "versions";
+    let operator = facts.operators.iter().flatten().find_map(|operator| {
+        let template = operator.spec.as_ref().map(|spec| &spec.template);
+        let of_image = facts::images(template).find_map(facts::image_version);
+        let of_label = operator
+            .labels()
+            .get("app.kubernetes.io/version")
+            .map(String::as_str);
+        of_image
+            .or(of_label)
+            .map(|version| version.trim_start_matches('v').to_owned())
+    });
+    let mut findings = Vec::new();
+    if let Some(operator) = operator.as_ref().filter(|operator| *operator != VERSION) {
+        findings.push(Finding::warn(
+            CHECK,
+            format!("the operator is {operator}, this plugin {VERSION}"),
+            format!("use the plugin of version {operator}"),
+        ));
+    }
+    let wanted = operator.as_deref().unwrap_or(VERSION);
+    let whose = if operator.is_some() {
+        "the operator's"
+    } else {
+        "this plugin's"
+    };
+    let mut others: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let reports = facts.hybrid_nodes.as_deref().unwrap_or_default();
+    for report in reports.iter().filter(|report| report.status.is_some()) {
+        let version = report
+            .status
+            .as_ref()
+            .and_then(|status| status.agent_version.clone())
+            .unwrap_or_default();
+        if version != wanted {
+            others.entry(version).or_default().push(report.name_any());
+        }
+    }
+    for (version, nodes) in others {
+        let version = if version.is_empty() {
+            "of an unknown version".to_owned()
+        } else {
+            version
+        };
+        findings.push(Finding::warn(
+            CHECK,
+            format!("{}: the agent is {version}, {whose} version is {wanted}", some(&nodes)),
+            "wait until the upgrade has rolled out; else bring the agents to that version: kubectl rollout status ds",
+        ));
+    }
+    if findings.is_empty() && !reports.is_empty() {
+        findings.push(Finding::ok(
+            CHECK,
+            format!("all agents have {whose} version, {wanted}"),
+        ));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+    use crate::doctor::{
+        finding::Level,
+        testing::{healthy, levels},
+    };
+
+    #[test]
+    fn an_operator_runs() {
+        let mut facts = healthy();
+        assert_eq!(levels(&operator(&facts)), [Level::Ok]);
+        let list = facts.operators.as_mut().unwrap();
+        list[0].status.as_mut().unwrap().available_replicas = Some(1);
+        list.push(list[0].clone());
+        list[1].status = None;
+        let findings = operator(&facts);
+        assert_eq!(levels(&findings), [Level::Warn, Level::Fail, Level::Fail]);
+        assert!(
+            findings[0]
+                .mend
+                .as_ref()
+                .unwrap()
+                .contains("-n sys logs deployment/hybridnic-operator")
+        );
+        assert!(findings[2].message.starts_with("there are 2"));
+        facts.operators = Ok(Vec::new());
+        assert_eq!(levels(&operator(&facts)), [Level::Ok], "the lease is renewed");
+        facts.leases = Ok(Vec::new());
+        assert_eq!(levels(&operator(&facts)), [Level::Fail]);
+        facts.operators = Err(String::new());
+        assert_eq!(levels(&operator(&facts)), [Level::Warn]);
+    }
+
+    #[test]
+    fn a_lease_is_renewed_or_not() {
+        let mut facts = healthy();
+        assert_eq!(levels(&lease(&facts)), [Level::Ok]);
+        let list = facts.leases.as_mut().unwrap();
+        list.push(facts::LeaseSeen {
+            namespace: "old".to_owned(),
+            renewed: false,
+            ..list[0].clone()
+        });
+        let findings = lease(&facts);
+        assert_eq!(levels(&findings), [Level::Ok, Level::Warn]);
+        assert!(findings[1].mend.as_ref().unwrap().contains("-n old delete lease"));
+        facts.leases.as_mut().unwrap()[1].renewed = true;
+        assert_eq!(levels(&lease(&facts)), [Level::Ok, Level::Ok, Level::Fail]);
+        let list = facts.leases.as_mut().unwrap();
+        (list[0].renewed, list[1].renewed, list[1].holder) = (false, false, None);
+        let findings = lease(&facts);
+        assert_eq!(levels(&findings), [Level::Fail, Level::Fail]);
+        assert!(
+            findings[0].message.contains("has not renewed it for 15 s"),
+            "{findings:?}"
+        );
+        assert!(findings[1].message.contains("nobody holds"), "{findings:?}");
+        facts.leases = Ok(Vec::new());
+        assert_eq!(levels(&lease(&facts)), [Level::Fail]);
+    }
+
+    #[test]
+    fn agents_and_their_nodes() {
+        let mut facts = healthy();
+        assert_eq!(
+            agents(&facts),
+            [Finding::ok("agents", "2 of 2 Linux nodes have an agent")]
+        );
+        let node = |name: &str, os: &str| {
+            from_value(json!({"metadata": {"name": name, "labels": {"kubernetes.io/os": os}}})).unwrap()
+        };
+        facts.nodes.as_mut().unwrap().extend([
+            node("n3", "linux"),
+            node("n4", "linux"),
+            node("w", "windows"),
+        ]);
+        // On n1 the pod is not ready, on n3 it has said nothing, on n4 there is none; n2 is no node any more.
+        let pods = facts.agent_pods.as_mut().unwrap();
+        pods[0].status = None;
+        pods.push(
+            from_value(json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n3", "containers": []}}))
+                .unwrap(),
+        );
+        facts
+            .nodes
+            .as_mut()
+            .unwrap()
+            .retain(|node| node.name_any() != "n2");
+        let findings = agents(&facts);
+        let texts: Vec<_> = findings
+            .iter()
+            .map(|f| f.message.split(':').next().unwrap())
+            .collect();
+        assert_eq!(texts, ["n3", "n1", "n4", "n2"], "{findings:?}");
+        assert_eq!(
+            levels(&findings),
+            [Level::Fail, Level::Fail, Level::Warn, Level::Warn]
+        );
+        facts.nodes = Err("no".to_owned());
+        assert_eq!(levels(&agents(&facts)), [Level::Warn]);
+    }
+
+    #[test]
+    fn one_release() {
+        let mut facts = healthy();
+        assert_eq!(levels(&versions(&facts)), [Level::Ok]);
+        facts.hybrid_nodes.as_mut().unwrap()[0]
+            .status
+            .as_mut()
+            .unwrap()
+            .agent_version = Some("0.0.9".to_owned());
+        let findings = versions(&facts);
+        assert_eq!(levels(&findings), [Level::Warn]);
+        assert!(
+            findings[0]
+                .message
+                .starts_with("n1: the agent is 0.0.9, the operator's version is"),
+            "{findings:?}"
+        );
+        let template = &mut facts.operators.as_mut().unwrap()[0]
+            .spec
+            .as_mut()
+            .unwrap()
+            .template;
+        template.spec.as_mut().unwrap().containers[0].image = Some("hybridnic-operator:0.0.9".to_owned());
+        let findings = versions(&facts);
+        assert!(
+            findings[0]
+                .message
+                .starts_with("the operator is 0.0.9, this plugin"),
+            "{findings:?}"
+        );
+        assert!(
+            findings[1].message.starts_with("n2: the agent is"),
+            "{findings:?}"
+        );
+    }
+}

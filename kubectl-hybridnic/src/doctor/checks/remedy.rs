@@ -1,0 +1,75 @@
+//! What to do about a reason, in a line. docs/troubleshooting.md has the whole.
+
+use hybridnic_api::conditions::reasons;
+
+/// What to do about it; for a reason that is not known here, where to read on.
+pub fn remedy(reason: &str) -> String {
+    match reason {
+        reasons::NETWORK_NOT_FOUND => "create the HybridNetwork that the NIC names",
+        reasons::NAMESPACE_NOT_ALLOWED => "label the namespace, or change the network's namespaceSelector",
+        reasons::MAC_CONFLICT => "delete one of the two NICs, or create this one anew with another address",
+        reasons::MAC_RANGE_EXHAUSTED => "widen spec.macRange of the network",
+        reasons::POD_NOT_FOUND => {
+            "start the VM; compare its pod's label hybridnic.io/vm with spec.vm.qemu.name"
+        }
+        reasons::POD_NOT_RUNNING => "kubectl describe pod says why it does not run",
+        reasons::AGENT_NOT_FOUND => "run the agent on the pod's node",
+        reasons::NODE_NOT_IN_NETWORK => {
+            "label the node, change the network's nodeSelector, or run the VM elsewhere"
+        }
+        reasons::POOL_EMPTY => {
+            "compare spec.uplinks with kubectl hybridnic node NAME; create VFs or set numVfs"
+        }
+        reasons::NO_UPLINK => {
+            "compare spec.uplinks with kubectl hybridnic node NAME: PFs in a bond or bridge do not count"
+        }
+        reasons::NO_FREE_VF => "free a VF or create more; kubectl hybridnic node NAME shows who holds which",
+        reasons::PF_LINK_DOWN => "look at cable and switch",
+        reasons::VF_SETTING_REFUSED => "change the setting of the network that the message names",
+        reasons::VF_BIND_FAILED => "is the module vfio-pci there, and the IOMMU on?",
+        reasons::VF_IN_USE => "end what uses the VF: fuser /dev/vfio/* on the node",
+        reasons::JOURNAL_FAILED => "make room for, or write access to, the agent's journal",
+        reasons::QMP_UNAVAILABLE => {
+            "does QEMU listen on qmp.sock in the pod's directory, with no other client?"
+        }
+        reasons::NO_GUEST_PORT => "start QEMU with two pcie-root-ports with ids for each hybrid NIC",
+        reasons::GUEST_NO_FAILOVER => "the guest needs Linux 4.18 or later with net_failover",
+        reasons::GUEST_IGNORES_VF => "the guest needs the VF's driver",
+        reasons::GUEST_KEEPS_VF => {
+            "the guest needs a hot-plug driver (acpiphp or pciehp), and must not be paused"
+        }
+        reasons::AGENT_PENDING => "does the agent run on the pod's node, and reach the API server?",
+        reasons::MIGRATING => "kubectl get qmig",
+        reasons::PROGRESSING | reasons::VM_INCOMING => {
+            "if it stays so, read the log of the agent on the pod's node"
+        }
+        other => return format!("docs/troubleshooting.md explains {other}"),
+    }
+    .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_reasons_and_others() {
+        assert!(remedy(reasons::GUEST_KEEPS_VF).contains("acpiphp"));
+        assert_eq!(remedy("Never"), "docs/troubleshooting.md explains Never");
+    }
+
+    /// The documentation that an unknown reason is sent to knows every reason of this list.
+    #[test]
+    fn the_documentation_has_them() {
+        let text = include_str!("../../../../docs/troubleshooting.md");
+        for reason in [
+            reasons::STANDBY_FAILED,
+            reasons::QEMU_REFUSED,
+            reasons::VF_LOST,
+            reasons::FAILED,
+        ] {
+            assert!(text.contains(&format!("`{reason}`")), "{reason}");
+            assert!(remedy(reason).contains("docs/troubleshooting.md"));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What a check says.
+
+use serde::Serialize;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Worth a look; or it could not be checked.
+    Warn,
+    /// Something that is asked for does not work.
+    Fail,
+}
+
+/// One thing that a check has found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The check, in one word.
+    pub check: &'static str,
+    /// How bad it is.
+    pub level: Level,
+    /// A sentence.
+    pub message: String,
+    /// What to do about it; there is always something where it is not well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mend: Option<String>,
+}
+
+impl Finding {
+    /// All is well.
+    pub fn ok(check: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            check,
+            level: Level::Ok,
+            message: message.into(),
+            mend: None,
+        }
+    }
+
+    /// Worth a look.
+    pub fn warn(check: &'static str, message: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self {
+            check,
+            level: Level::Warn,
+            message: message.into(),
+            mend: Some(mend.into()),
+        }
+    }
+
+    /// Wrong.
+    pub fn fail(check: &'static str, message: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self {
+            check,
+            level: Level::Fail,
+            message: message.into(),
+            mend: Some(mend.into()),
+        }
+    }
+
+    /// It could not be checked.
+    pub fn unseen(check: &'static str, why: &str) -> Self {
+        let mend = if why.contains("not allowed") {
+            "run doctor with the rights of a cluster administrator"
+        } else {
+            "mend that first"
+        };
+        Self::warn(check, format!("could not be checked: {why}"), mend)
+    }
+}
+
+/// A few names, and how many more there are.
+pub fn some<S: AsRef<str>>(names: &[S]) -> String {
+    const MOST: usize = 5;
+    let mut shown: Vec<_> = names
+        .iter()
+        .take(MOST)
+        .map(|name| name.as_ref().to_owned())
+        .collect();
+    if names.len() > MOST {
+        shown.push(format!("{} more", names.len() - MOST));
+    }
+    shown.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_are_cut() {
+        assert_eq!(some(&["a", "b"]), "a, b");
+        assert_eq!(some(&["a"; 7]), "a, a, a, a, a, 2 more");
+        assert_eq!(some::<&str>(&[]), "");
+    }
+}

@@ -1,0 +1,133 @@
+//! A cluster that is well, for the checks' tests.
+
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt as _;
+use serde_json::{Value, from_value, json};
+
+use super::{
+    facts::{Facts, LeaseSeen, VERSION},
+    finding::{Finding, Level},
+    rights::{self, Answer, Who},
+};
+
+/// How bad findings are.
+pub fn levels(findings: &[Finding]) -> Vec<Level> {
+    findings.iter().map(|finding| finding.level).collect()
+}
+
+fn condition(type_: &str) -> Value {
+    json!({
+        "type": type_, "status": "True", "reason": "Well", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+    })
+}
+
+fn established(crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let mut crd = serde_json::to_value(crd).unwrap();
+    crd["status"] = json!({
+        "acceptedNames": {"kind": "x", "plural": "x"}, "storedVersions": [], "conditions": [condition("Established")],
+    });
+    from_value(crd).unwrap()
+}
+
+fn hybrid_node(name: &str) -> HybridNode {
+    let vf = |index: i32| json!({"index": index, "pciAddress": format!("0000:01:10.{index}"), "state": "Free", "iommuGroup": index});
+    from_value(json!({
+        "metadata": {"name": name}, "spec": {},
+        "status": {
+            "agentVersion": VERSION, "conditions": [condition("Ready")],
+            "pools": [{"network": "fast", "vfs": {"total": 2, "free": 2, "held": 0, "unhealthy": 0}}],
+            "pfs": [{
+                "name": "ens1", "pciAddress": "0000:01:00.0", "vendor": "8086", "device": "10c9", "driver": "igb",
+                "linkUp": true, "totalVfs": 7, "vfs": [vf(0), vf(1)],
+            }],
+        },
+    }))
+    .unwrap()
+}
+
+/// Two nodes, an operator of two pods, an agent a node, a network, a NIC.
+pub fn healthy() -> Facts {
+    let crds = [
+        HybridNetwork::crd(),
+        VmHybridNic::crd(),
+        NicAttachment::crd(),
+        HybridNode::crd(),
+        QemuMigration::crd(),
+    ];
+    let meta = |name: &str| json!({"name": name, "namespace": "sys"});
+    let pods = |name: &str| {
+        json!({"spec": {
+            "serviceAccountName": name, "containers": [{"name": "c", "image": format!("{name}:{VERSION}")}],
+        }})
+    };
+    let operator = json!({
+        "metadata": meta("hybridnic-operator"),
+        "spec": {"replicas": 2, "selector": {}, "template": pods("hybridnic-operator")},
+        "status": {"availableReplicas": 2},
+    });
+    let agent = json!({
+        "metadata": meta("hybridnic-agent"),
+        "spec": {"selector": {}, "template": pods("hybridnic-agent")},
+    });
+    let agent_pod = |node: &str| {
+        json!({
+            "metadata": meta(node), "spec": {"nodeName": node, "containers": []},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+        })
+    };
+    let policy = json!({
+        "metadata": {"name": "hybridnic-agent"},
+        "spec": {"matchConstraints": {"resourceRules": [
+            {"apiGroups": ["hybridnic.io"], "apiVersions": ["*"], "operations": ["*"], "resources": ["*"]},
+        ]}},
+    });
+    let binding = json!({
+        "metadata": {"name": "hybridnic-agent"},
+        "spec": {"policyName": "hybridnic-agent", "validationActions": ["Deny"]},
+    });
+    let nic = json!({
+        "metadata": {"name": "eth0", "namespace": "shop"},
+        "spec": {"network": "fast", "vm": {"qemu": {"name": "web"}}},
+        "status": {"phase": "FastPath", "conditions": [condition("Ready")]},
+    });
+    let network = json!({
+        "metadata": {"name": "fast"}, "spec": {"uplinks": []}, "status": {"conditions": [condition("Ready")]},
+    });
+    let account = |name: &str| rights::Account::service("sys", name);
+    let may = |who| Answer {
+        who,
+        lacks: Ok(Vec::new()),
+    };
+    Facts {
+        now: "2026-01-01T12:00:00Z".parse().unwrap(),
+        kubernetes: Some("v1.33.0".to_owned()),
+        crds: Ok(crds.map(established).to_vec()),
+        operators: Ok(vec![from_value(operator).unwrap()]),
+        leases: Ok(vec![LeaseSeen {
+            namespace: "sys".to_owned(),
+            holder: Some("operator-0".to_owned()),
+            seconds: 15,
+            renewed: true,
+        }]),
+        daemon_sets: Ok(vec![from_value(agent).unwrap()]),
+        agent_pods: Ok(["n1", "n2"]
+            .map(|node| from_value(agent_pod(node)).unwrap())
+            .to_vec()),
+        nodes: Ok(["n1", "n2"]
+            .map(|node| from_value(json!({"metadata": {"name": node}})).unwrap())
+            .to_vec()),
+        hybrid_nodes: Ok(["n1", "n2"].map(hybrid_node).to_vec()),
+        networks: Ok(vec![from_value(network).unwrap()]),
+        nics: Ok(vec![from_value(nic).unwrap()]),
+        policies: Ok(vec![from_value(policy).unwrap()]),
+        policy_bindings: Ok(vec![from_value(binding).unwrap()]),
+        rights: vec![
+            may(Who::Me),
+            may(Who::Operator(account("hybridnic-operator"))),
+            may(Who::Agent(account("hybridnic-agent"))),
+        ],
+        sriov_operator: Ok(Vec::new()),
+        slices: Ok(Vec::new()),
+    }
+}

@@ -1,0 +1,65 @@
+//! `kubectl hybridnic`: what an administrator looks at.
+//!
+//! Each command fetches, decides and draws apart: what is drawn is a pure function of what was fetched, the terminal's
+//! width and the time.
+
+mod cli;
+mod complete;
+mod connect;
+mod doctor;
+mod migrate;
+mod nic;
+mod node;
+mod print;
+mod style;
+mod time;
+mod timeline;
+mod top;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use cli::{Cli, Command};
+use connect::Cluster;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            // Nobody is left to tell it to where this fails.
+            let _ = print::error(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    hybridnic_runtime::tls::install_provider();
+    match &cli.command {
+        Command::Completion { shell } => complete::script(*shell).map(|()| ExitCode::SUCCESS),
+        Command::Complete { words } => complete::answer(words).map(|()| ExitCode::SUCCESS),
+        _ => runtime()?.block_on(ask(cli)),
+    }
+}
+
+/// One thread: all that it does is wait.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
+}
+
+async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::find(&cli.global).await?;
+    let output = cli.global.output;
+    match cli.command {
+        Command::Top { once, all_namespaces } => top::run(&cluster, all_namespaces, once, output).await,
+        Command::Nic { name } => nic::run(&cluster, &name, output).await,
+        Command::Node { name } => node::run(&cluster, &name, output).await,
+        Command::Migrate { vm, to, watch } => migrate::run(&cluster, &vm, to.as_deref(), watch, output).await,
+        Command::Doctor => Box::pin(doctor::run(&cluster, output)).await,
+        Command::Completion { .. } | Command::Complete { .. } => Ok(ExitCode::SUCCESS),
+    }
+}

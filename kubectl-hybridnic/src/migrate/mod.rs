@@ -1,0 +1,207 @@
+//! `migrate VM`: moves a VM, and shows how it goes.
+
+mod progress;
+mod target;
+
+use std::{io::Write as _, pin::pin, process::ExitCode};
+
+use anyhow::bail;
+use crossterm::{cursor, execute, terminal};
+use futures::StreamExt as _;
+use hybridnic_api::{
+    names::VM_LABEL,
+    v1alpha1::{MigrationPhase, QemuMigration, QemuMigrationSpec, VmHybridNic},
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, ObjectMeta, PostParams},
+    runtime::{WatchStreamExt as _, watcher},
+};
+
+use crate::{cli::Format, connect::Cluster, print};
+
+/// Exit code after Ctrl-C, as a shell has it.
+const INTERRUPTED: u8 = 130;
+
+/// Creates the migration, and watches it where that is asked for.
+pub async fn run(
+    cluster: &Cluster,
+    vm: &str,
+    to: Option<&str>,
+    watch: bool,
+    output: Format,
+) -> anyhow::Result<ExitCode> {
+    let namespace = &cluster.namespace;
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    let nics: Api<VmHybridNic> = Api::namespaced(cluster.client.clone(), namespace);
+    let migrations: Api<QemuMigration> = Api::namespaced(cluster.client.clone(), namespace);
+    if !target::is_label_value(vm) {
+        bail!("{vm:?} is no VM's name: it must be the value of its pods' label {VM_LABEL}");
+    }
+    let of_vm = ListParams::default().labels(&format!("{VM_LABEL}={vm}"));
+    let everything = ListParams::default();
+    let (pods, nics) = tokio::join!(
+        cluster.ask("pods", pods.list(&of_vm)),
+        cluster.ask("NICs", nics.list(&everything)),
+    );
+    let target = match target::choose(vm, to, &pods?.items, &nics?.items) {
+        Ok(pod) => pod,
+        Err(refusal) => bail!("{refusal} (namespace {namespace})"),
+    };
+    let wanted = QemuMigration {
+        metadata: ObjectMeta {
+            generate_name: Some(target::name_prefix(vm)),
+            ..ObjectMeta::default()
+        },
+        spec: QemuMigrationSpec {
+            vm: vm.to_owned(),
+            target_pod: Some(target.pod.clone()),
+        },
+        status: None,
+    };
+    let params = PostParams::default();
+    let made = migrations.create(&params, &wanted);
+    let mut made = cluster.ask(format!("QemuMigration of VM {vm}"), made).await?;
+    let name = made.name_any();
+    if !watch {
+        made.metadata.managed_fields = None;
+        print::value(output, &made, |_| {
+            format!(
+                "qemumigration.hybridnic.io/{name} created: VM {vm} moves to pod {} on {}\n\
+                 See how it goes: kubectl get qmig {name} -n {namespace} -w\n",
+                target.pod, target.node
+            )
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let follower = Follower {
+        cluster,
+        name: &name,
+        output,
+        shown: 0,
+        last: String::new(),
+    };
+    follower.follow(migrations).await
+}
+
+/// Watches a migration to its end.
+struct Follower<'a> {
+    cluster: &'a Cluster,
+    name: &'a str,
+    output: Format,
+    /// Lines on the terminal that the next picture takes the place of.
+    shown: u16,
+    /// The last line where there is no terminal, so that none is said twice.
+    last: String,
+}
+
+impl Follower<'_> {
+    async fn follow(mut self, api: Api<QemuMigration>) -> anyhow::Result<ExitCode> {
+        let mut changes = pin!(watcher::watch_object(api, self.name).default_backoff());
+        // The bar of a phase that goes on grows between changes.
+        let mut tick = tokio::time::interval(std::time::Duration::from_millis(200));
+        let mut interrupted = pin!(tokio::signal::ctrl_c());
+        let mut known: Option<QemuMigration> = None;
+        loop {
+            tokio::select! {
+                change = changes.next() => match change {
+                    Some(Ok(Some(migration))) => {
+                        self.show(&migration)?;
+                        let over = phase(&migration).is_final();
+                        known = Some(migration);
+                        if over {
+                            break;
+                        }
+                    }
+                    // It is deleted only once it has ended; its last word may have been missed.
+                    Some(Ok(None)) if known.is_some() => {
+                        return self.gone(known.as_ref());
+                    }
+                    // A list older than the object.
+                    Some(Ok(None)) => {}
+                    Some(Err(error)) => {
+                        let (text, passes) = self.cluster.explain_watch(&error);
+                        if !passes {
+                            bail!("{text}; the migration {} goes on", self.name);
+                        }
+                    }
+                    None => bail!("the watch has ended; the migration {} goes on", self.name),
+                },
+                _ = tick.tick(), if self.draws() && known.is_some() => {
+                    if let Some(migration) = &known {
+                        self.show(migration)?;
+                    }
+                }
+                _ = &mut interrupted => {
+                    print::note(&progress::goodbye(self.name, &self.cluster.namespace))?;
+                    return Ok(ExitCode::from(INTERRUPTED));
+                }
+            }
+        }
+        let Some(mut migration) = known else {
+            bail!("the migration {} was not seen", self.name)
+        };
+        if self.output != Format::Table {
+            migration.metadata.managed_fields = None;
+            print::value(self.output, &migration, |_| String::new())?;
+        }
+        Ok(verdict(phase(&migration)))
+    }
+
+    /// Whether the picture is drawn over and over.
+    fn draws(&self) -> bool {
+        self.output == Format::Table && print::is_terminal()
+    }
+
+    fn show(&mut self, migration: &QemuMigration) -> anyhow::Result<()> {
+        if self.draws() {
+            let text = progress::picture(migration, Timestamp::now(), print::width().unwrap_or(80));
+            let mut out = anstream::stdout().lock();
+            if self.shown > 0 {
+                execute!(out, cursor::MoveToPreviousLine(self.shown))?;
+            }
+            execute!(out, terminal::Clear(terminal::ClearType::FromCursorDown))?;
+            out.write_all(text.as_bytes())?;
+            out.flush()?;
+            self.shown = u16::try_from(text.lines().count()).unwrap_or(u16::MAX);
+        } else if self.output == Format::Table {
+            if phase(migration).is_final() {
+                return print::text(&progress::picture(migration, Timestamp::now(), 80));
+            }
+            let line = progress::line(migration);
+            if line != self.last {
+                print::text(&format!("{line}\n"))?;
+                self.last = line;
+            }
+        }
+        Ok(())
+    }
+
+    fn gone(&self, known: Option<&QemuMigration>) -> anyhow::Result<ExitCode> {
+        if self.output != Format::Table {
+            print::value(self.output, &known, |_| String::new())?;
+        }
+        bail!(
+            "the migration {} was deleted, and so cancelled: see where the VM is by kubectl hybridnic top",
+            self.name
+        )
+    }
+}
+
+fn phase(migration: &QemuMigration) -> MigrationPhase {
+    migration
+        .status
+        .as_ref()
+        .map(|status| status.phase)
+        .unwrap_or_default()
+}
+
+fn verdict(phase: MigrationPhase) -> ExitCode {
+    if phase == MigrationPhase::Succeeded {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

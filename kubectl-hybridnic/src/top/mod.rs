@@ -1,0 +1,68 @@
+//! `top`: networks, nodes and NICs.
+
+mod live;
+mod view;
+
+pub use view::tone;
+
+use std::process::ExitCode;
+
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, VmHybridNic};
+use kube::{Api, api::ListParams};
+
+use crate::{cli::Format, connect::Cluster, print};
+use view::{Picture, Seen};
+
+/// Shows the three tables, once or until the user has seen enough.
+pub async fn run(cluster: &Cluster, all: bool, once: bool, output: Format) -> anyhow::Result<ExitCode> {
+    if !once && output == Format::Table && print::is_terminal() {
+        return live::run(cluster, all).await;
+    }
+    let everything = ListParams::default();
+    let apis = Apis::new(cluster, all);
+    let (networks, nodes, nics) = tokio::join!(
+        cluster.ask("networks", apis.networks.list(&everything)),
+        cluster.ask("nodes", apis.nodes.list(&everything)),
+        cluster.ask("NICs", apis.nics.list(&everything)),
+    );
+    let picture = Picture::new(
+        &seen(networks.map(|list| list.items)),
+        &seen(nodes.map(|list| list.items)),
+        &seen(nics.map(|list| list.items)),
+    );
+    if picture.is_blind() {
+        anyhow::bail!("{}", view::together(&picture.errors));
+    }
+    print::value(output, &picture, |picture| view::draw(picture, print::width()))?;
+    Ok(if picture.errors.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn seen<K>(list: anyhow::Result<Vec<K>>) -> Seen<K> {
+    list.map_err(|error| format!("{error:#}"))
+}
+
+/// What `top` looks at.
+struct Apis {
+    networks: Api<HybridNetwork>,
+    nodes: Api<HybridNode>,
+    nics: Api<VmHybridNic>,
+}
+
+impl Apis {
+    fn new(cluster: &Cluster, all: bool) -> Self {
+        let client = &cluster.client;
+        Self {
+            networks: Api::all(client.clone()),
+            nodes: Api::all(client.clone()),
+            nics: if all {
+                Api::all(client.clone())
+            } else {
+                Api::namespaced(client.clone(), &cluster.namespace)
+            },
+        }
+    }
+}

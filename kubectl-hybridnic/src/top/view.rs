@@ -1,0 +1,449 @@
+//! From objects to rows, and from rows to three tables. Pure; writing to a string cannot fail.
+
+use std::fmt::Write as _;
+
+use hybridnic_api::{
+    conditions::{self, types},
+    v1alpha1::{HybridNetwork, HybridNode, NicPhase, Path, VfCounts, VmHybridNic},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt as _;
+use serde::Serialize;
+
+use crate::style::{Grid, Tone, cell};
+
+/// A list, or why there is none.
+pub type Seen<K> = Result<Vec<K>, String>;
+
+/// What `top` shows.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Picture {
+    /// A row a network, by name.
+    pub networks: Vec<NetworkRow>,
+    /// A row a node, by name.
+    pub nodes: Vec<NodeRow>,
+    /// A row a NIC, by namespace and name.
+    pub nics: Vec<NicRow>,
+    /// Why rows are missing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<String>,
+}
+
+/// A network.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkRow {
+    name: String,
+    vfs: VfCounts,
+    nics: i32,
+    on_fast_path: i32,
+    on_standby: i32,
+    ready: String,
+    why: String,
+}
+
+/// A node.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeRow {
+    name: String,
+    pfs: i32,
+    vfs: VfCounts,
+    agent: String,
+    ready: String,
+    why: String,
+}
+
+/// A NIC.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NicRow {
+    namespace: String,
+    name: String,
+    vm: String,
+    network: String,
+    phase: NicPhase,
+    path: Path,
+    node: String,
+    vf: String,
+    why: String,
+    message: String,
+}
+
+impl Picture {
+    /// The rows of what is there.
+    pub fn new(networks: &Seen<HybridNetwork>, nodes: &Seen<HybridNode>, nics: &Seen<VmHybridNic>) -> Self {
+        let mut picture = Self::default();
+        match networks {
+            Ok(list) => picture.networks = list.iter().map(network).collect(),
+            Err(error) => picture.errors.push(error.clone()),
+        }
+        match nodes {
+            Ok(list) => picture.nodes = list.iter().map(node).collect(),
+            Err(error) => picture.errors.push(error.clone()),
+        }
+        match nics {
+            Ok(list) => picture.nics = list.iter().map(nic).collect(),
+            Err(error) => picture.errors.push(error.clone()),
+        }
+        picture.networks.sort_by(|a, b| a.name.cmp(&b.name));
+        picture.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        picture
+            .nics
+            .sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        picture
+    }
+
+    /// Whether nothing could be seen at all.
+    pub fn is_blind(&self) -> bool {
+        self.errors.len() == 3
+    }
+}
+
+/// Errors in one line. All fail for one reason more often than not, and then it is said once.
+pub fn together(errors: &[String]) -> String {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for error in errors {
+        let (what, reason) = error.split_once(": ").unwrap_or(("", error));
+        match reasons.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, list)) => list.push(what),
+            None => reasons.push((reason, vec![what])),
+        }
+    }
+    let lines = reasons
+        .iter()
+        .map(|(reason, list)| format!("{}: {reason}", list.join(", ")));
+    lines.collect::<Vec<_>>().join("; ")
+}
+
+fn condition<'a>(list: &'a [Condition], type_: &str) -> (&'a str, &'a str, &'a str) {
+    conditions::find(list, type_).map_or(("Unknown", "", ""), |c| (&c.status, &c.reason, &c.message))
+}
+
+fn network(network: &HybridNetwork) -> NetworkRow {
+    let status = network.status.clone().unwrap_or_default();
+    let (ready, why, _) = condition(&status.conditions, types::READY);
+    NetworkRow {
+        name: network.name_any(),
+        vfs: status.vfs,
+        nics: status.nics,
+        on_fast_path: status.on_fast_path,
+        on_standby: status.on_standby,
+        ready: ready.to_owned(),
+        why: why.to_owned(),
+    }
+}
+
+fn node(node: &HybridNode) -> NodeRow {
+    let status = node.status.clone().unwrap_or_default();
+    let (ready, why, _) = condition(&status.conditions, types::READY);
+    NodeRow {
+        name: node.name_any(),
+        pfs: status.pf_count,
+        vfs: status.vfs,
+        agent: status.agent_version.unwrap_or_default(),
+        ready: ready.to_owned(),
+        why: why.to_owned(),
+    }
+}
+
+fn nic(nic: &VmHybridNic) -> NicRow {
+    let status = nic.status.clone().unwrap_or_default();
+    let (_, why, message) = condition(&status.conditions, types::FAST_PATH);
+    NicRow {
+        namespace: nic.namespace().unwrap_or_default(),
+        name: nic.name_any(),
+        vm: nic.vm_name().unwrap_or_default().to_owned(),
+        network: nic.spec.network.clone(),
+        phase: status.phase,
+        path: status.path,
+        node: status.node_name.unwrap_or_default(),
+        vf: status
+            .vf
+            .map(|vf| format!("{}/{} {}", vf.pf, vf.index, vf.pci_address))
+            .unwrap_or_default(),
+        why: why.to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+/// The three tables. With a width, lines that do not fit are cut.
+pub fn draw(picture: &Picture, width: Option<usize>) -> String {
+    let mut text = String::new();
+    let mut section = |title: &str, grid: Grid, none: &str| {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(&Tone::Strong.paint(title));
+        text.push('\n');
+        if grid.is_empty() {
+            text.push_str(&Tone::Quiet.paint(none));
+            text.push('\n');
+        } else {
+            text.push_str(&grid.render(0));
+        }
+    };
+    section(
+        "Networks",
+        networks(&picture.networks, width),
+        "none: see deploy/examples/network.yaml",
+    );
+    section(
+        "Nodes",
+        nodes(&picture.nodes, width),
+        "none: no agent has reported",
+    );
+    section(
+        "NICs",
+        nics(&picture.nics, width),
+        "none here: -A shows those of all namespaces",
+    );
+    for error in &picture.errors {
+        let _ = writeln!(text, "\n{} {error}", Tone::Bad.paint("error:"));
+    }
+    text
+}
+
+/// A count in a tone that it has only when it is not zero.
+fn count(number: i32, tone: Tone) -> comfy_table::Cell {
+    if number == 0 {
+        Tone::Quiet.cell(number)
+    } else {
+        tone.cell(number)
+    }
+}
+
+fn ready(status: &str) -> comfy_table::Cell {
+    Tone::of_condition(status).cell(status)
+}
+
+fn networks(rows: &[NetworkRow], width: Option<usize>) -> Grid {
+    let header = [
+        "NAME",
+        "READY",
+        "VFS",
+        "FREE",
+        "HELD",
+        "UNHEALTHY",
+        "NICS",
+        "FAST",
+        "STANDBY",
+        "NEITHER",
+        "WHY",
+    ];
+    let mut grid = Grid::new(&header, width);
+    for row in rows {
+        grid.line(vec![
+            cell(&row.name),
+            ready(&row.ready),
+            cell(row.vfs.total),
+            count(row.vfs.free, Tone::Good),
+            count(row.vfs.held, Tone::Plain),
+            count(row.vfs.unhealthy, Tone::Bad),
+            cell(row.nics),
+            count(row.on_fast_path, Tone::Good),
+            count(row.on_standby, Tone::Warn),
+            count((row.nics - row.on_fast_path - row.on_standby).max(0), Tone::Bad),
+            cell(&row.why),
+        ]);
+    }
+    grid
+}
+
+fn nodes(rows: &[NodeRow], width: Option<usize>) -> Grid {
+    let header = [
+        "NAME",
+        "READY",
+        "PFS",
+        "VFS",
+        "FREE",
+        "HELD",
+        "UNHEALTHY",
+        "AGENT",
+        "WHY",
+    ];
+    let mut grid = Grid::new(&header, width);
+    for row in rows {
+        grid.line(vec![
+            cell(&row.name),
+            ready(&row.ready),
+            cell(row.pfs),
+            cell(row.vfs.total),
+            count(row.vfs.free, Tone::Good),
+            count(row.vfs.held, Tone::Plain),
+            count(row.vfs.unhealthy, Tone::Bad),
+            cell(&row.agent),
+            cell(&row.why),
+        ]);
+    }
+    grid
+}
+
+/// The tone of a NIC's phase.
+pub fn tone(phase: NicPhase) -> Tone {
+    match phase {
+        NicPhase::FastPath => Tone::Good,
+        NicPhase::Failed => Tone::Bad,
+        _ => Tone::Warn,
+    }
+}
+
+fn nics(rows: &[NicRow], width: Option<usize>) -> Grid {
+    let header = [
+        "NAMESPACE",
+        "NAME",
+        "VM",
+        "NETWORK",
+        "PHASE",
+        "PATH",
+        "NODE",
+        "VF",
+        "WHY",
+        "MESSAGE",
+    ];
+    let mut grid = Grid::new(&header, width);
+    for row in rows {
+        // Where the VF carries the traffic there is nothing to explain.
+        let message = if row.phase == NicPhase::FastPath {
+            ""
+        } else {
+            &row.message
+        };
+        grid.line(vec![
+            cell(&row.namespace),
+            cell(&row.name),
+            cell(&row.vm),
+            cell(&row.network),
+            tone(row.phase).cell(format!("{:?}", row.phase)),
+            cell(format!("{:?}", row.path)),
+            cell(&row.node),
+            cell(&row.vf),
+            cell(&row.why),
+            cell(message),
+        ]);
+    }
+    grid
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+    use crate::style::plain;
+
+    fn ready(status: &str, reason: &str) -> Value {
+        json!([{
+            "type": "Ready", "status": status, "reason": reason, "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }])
+    }
+
+    fn objects() -> (Seen<HybridNetwork>, Seen<HybridNode>, Seen<VmHybridNic>) {
+        let network = json!({
+            "metadata": {"name": "fast"}, "spec": {"uplinks": []},
+            "status": {
+                "vfs": {"total": 14, "free": 11, "held": 2, "unhealthy": 1},
+                "nodes": 2, "nics": 3, "onFastPath": 1, "onStandby": 1, "conditions": ready("True", "PoolReady"),
+            },
+        });
+        let node = json!({
+            "metadata": {"name": "n1"}, "spec": {},
+            "status": {
+                "pfCount": 2, "agentVersion": "0.1.0", "vfs": {"total": 7, "free": 5, "held": 2, "unhealthy": 0},
+                "conditions": ready("False", "NoUplink"),
+            },
+        });
+        let nic = |name: &str, status: Value| {
+            json!({
+                "metadata": {"name": name, "namespace": "shop"},
+                "spec": {"network": "fast", "vm": {"qemu": {"name": "web"}}}, "status": status,
+            })
+        };
+        let fast = nic(
+            "eth0",
+            json!({
+                "phase": "FastPath", "path": "FastPath", "nodeName": "n1",
+                "vf": {"pciAddress": "0000:01:10.0", "pf": "ens1", "index": 3},
+                "conditions": [{
+                    "type": "FastPath", "status": "True", "reason": "VfActive", "message": "the VF carries the traffic",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }],
+            }),
+        );
+        let slow = nic(
+            "eth1",
+            json!({
+                "phase": "Standby", "path": "Standby", "nodeName": "n1",
+                "conditions": [{
+                    "type": "FastPath", "status": "False", "reason": "NoFreeVf", "message": "no VF is free on n1",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }],
+            }),
+        );
+        // Out of order, and one without a status.
+        let nics = [slow, nic("eth2", Value::Null), fast].map(|nic| from_value(nic).unwrap());
+        (
+            Ok(vec![from_value(network).unwrap()]),
+            Ok(vec![from_value(node).unwrap()]),
+            Ok(nics.to_vec()),
+        )
+    }
+
+    #[test]
+    fn three_tables() {
+        let (networks, nodes, nics) = objects();
+        let picture = Picture::new(&networks, &nodes, &nics);
+        assert_eq!(
+            plain(&draw(&picture, None)),
+            "\
+Networks
+NAME  READY  VFS  FREE  HELD  UNHEALTHY  NICS  FAST  STANDBY  NEITHER  WHY
+fast  True   14   11    2     1          3     1     1        1        PoolReady
+
+Nodes
+NAME  READY  PFS  VFS  FREE  HELD  UNHEALTHY  AGENT  WHY
+n1    False  2    7    5     2     0          0.1.0  NoUplink
+
+NICs
+NAMESPACE  NAME  VM   NETWORK  PHASE     PATH      NODE  VF                   WHY       MESSAGE
+shop       eth0  web  fast     FastPath  FastPath  n1    ens1/3 0000:01:10.0  VfActive  -
+shop       eth1  web  fast     Standby   Standby   n1    -                    NoFreeVf  no VF is free on n1
+shop       eth2  web  fast     Pending   None      -     -                    -         -
+"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_said_beside_the_rest() {
+        let (networks, _, nics) = objects();
+        let picture = Picture::new(&networks, &Err("nodes: not allowed".to_owned()), &nics);
+        assert!(!picture.is_blind());
+        let text = plain(&draw(&picture, None));
+        assert!(text.contains("none: no agent has reported"), "{text}");
+        assert!(text.ends_with("\nerror: nodes: not allowed\n"), "{text}");
+    }
+
+    #[test]
+    fn one_reason_is_said_once() {
+        let errors = ["a: no: way", "b: no: way", "c: else"].map(str::to_owned);
+        assert_eq!(together(&errors), "a, b: no: way; c: else");
+    }
+
+    #[test]
+    fn lines_are_cut_to_the_terminal() {
+        let (networks, nodes, nics) = objects();
+        let text = plain(&draw(&Picture::new(&networks, &nodes, &nics), Some(80)));
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn programs_get_the_rows() {
+        let (networks, nodes, nics) = objects();
+        let value = serde_json::to_value(Picture::new(&networks, &nodes, &nics)).unwrap();
+        assert_eq!(value["networks"][0]["vfs"]["free"], 11);
+        assert_eq!(value["nics"][0]["phase"], "FastPath");
+        assert_eq!(value.get("errors"), None);
+    }
+}
