@@ -8,7 +8,7 @@
 use std::{ffi::OsString, fs, path::Path, process::Stdio, time::Duration};
 
 use hybridnic_e2e::{
-    controlplane::{ControlPlane, Options, tools::Tools},
+    controlplane::{ControlPlane, Options},
     docs::{self, Block, Page},
     world::binary,
 };
@@ -45,7 +45,7 @@ impl Reader {
         let home = tempfile::tempdir().unwrap();
         let options = Options::new(home.path().join("cp")).with_controllers();
         let control_plane = ControlPlane::start(options).await.unwrap();
-        let tools = Tools::ready().await.unwrap();
+        let tools = control_plane.tools().clone();
         let ours = binary("hybridnic-agent").unwrap();
         let mut path = OsString::new();
         for program in [&tools.kubectl, &tools.helm, &ours] {
@@ -102,7 +102,7 @@ async fn commands_work_as_they_are_written() {
     let reader = Reader::new().await;
     // What `helm install` brings, and has its own tests.
     reader
-        .run("kubectl apply -f crds/ -f deploy/rbac/ && kubectl wait --for=condition=Established --timeout=60s crd --all")
+        .run("kubectl apply -f crds/ && kubectl wait --for=condition=Established --timeout=60s crd --all")
         .await
         .unwrap();
     let mut wrong = Vec::new();

@@ -41,10 +41,19 @@ async fn from_helm_install_to_uninstall() {
     let second = migrate_while_an_agent_is_killed(&cluster, &spec).await;
     say("it has migrated");
     drop(first);
-    undisturbed(&cluster, &second, &spec, "upgrade and rollback", async |cluster| {
-        cluster.helm(&["upgrade", "hybridnic"], &["log.filter=debug"]).await.unwrap();
-        cluster.helm(&["rollback", "hybridnic", "1"], &[]).await.unwrap();
-    })
+    undisturbed(
+        &cluster,
+        &second,
+        &spec,
+        "upgrade and rollback",
+        async |cluster| {
+            cluster
+                .helm(&["upgrade", "hybridnic"], &["log.filter=debug"])
+                .await
+                .unwrap();
+            cluster.helm(&["rollback", "hybridnic", "1"], &[]).await.unwrap();
+        },
+    )
     .await;
     say("upgraded and rolled back");
     let pinger = watch(&cluster, &spec).await;
@@ -54,12 +63,18 @@ async fn from_helm_install_to_uninstall() {
     cluster.ready("n2").await.unwrap();
     nothing_lost(&pinger.stop().await, "a kubelet's restart");
     say("a kubelet was restarted");
-    undisturbed(&cluster, &second, &spec, "uninstall and install", async |cluster| {
-        cluster.helm(&["uninstall", "hybridnic"], &[]).await.unwrap();
-        let kept = cluster.kubectl(&["get", "vhn", NIC, "-o", "name"]).await.unwrap();
-        assert!(kept.contains(NIC), "{kept}");
-        cluster.helm(&["install", "hybridnic"], &[]).await.unwrap();
-    })
+    undisturbed(
+        &cluster,
+        &second,
+        &spec,
+        "uninstall and install",
+        async |cluster| {
+            cluster.helm(&["uninstall", "hybridnic"], &[]).await.unwrap();
+            let kept = cluster.kubectl(&["get", "vhn", NIC, "-o", "name"]).await.unwrap();
+            assert!(kept.contains(NIC), "{kept}");
+            cluster.helm(&["install", "hybridnic"], &[]).await.unwrap();
+        },
+    )
     .await;
     say("uninstalled and installed again");
     namespace_deleted(&cluster).await;
@@ -78,7 +93,10 @@ async fn install(cluster: &Cluster) {
         .await;
     if let Err(error) = &notes {
         for what in ["pods", "events"] {
-            eprintln!("{}", cluster.kubectl(&["get", what, "-A", "-o", "wide"]).await.unwrap());
+            eprintln!(
+                "{}",
+                cluster.kubectl(&["get", what, "-A", "-o", "wide"]).await.unwrap()
+            );
         }
         panic!("{error:#}");
     }
@@ -86,10 +104,18 @@ async fn install(cluster: &Cluster) {
         "figure: helm install to ready {:.1} s",
         began.elapsed().as_secs_f64()
     );
-    eprintln!("{}", cluster.kubectl(&["get", "pods", "-A", "-o", "wide"]).await.unwrap());
+    eprintln!(
+        "{}",
+        cluster
+            .kubectl(&["get", "pods", "-A", "-o", "wide"])
+            .await
+            .unwrap()
+    );
     for node in 1..=2 {
         cluster
-            .until_node(node, "published", |n| n.status.as_ref().is_some_and(|s| s.pf_count == 2))
+            .until_node(node, "published", |n| {
+                n.status.as_ref().is_some_and(|s| s.pf_count == 2)
+            })
             .await
             .unwrap();
     }
@@ -107,7 +133,10 @@ async fn install(cluster: &Cluster) {
 async fn fast(cluster: &Cluster, namespace: &str, nic: &str, node: &str) -> VmHybridNic {
     cluster
         .until_nic(namespace, nic, &format!("on the fast path on {node}"), |n| {
-            on(n, Path::FastPath) && n.status.as_ref().is_some_and(|s| s.node_name.as_deref() == Some(node))
+            on(n, Path::FastPath)
+                && n.status
+                    .as_ref()
+                    .is_some_and(|s| s.node_name.as_deref() == Some(node))
         })
         .await
         .unwrap()
@@ -132,7 +161,13 @@ async fn first_vm(cluster: &Cluster, spec: &VmPodSpec) -> VmPod {
         )
         .await
         .unwrap();
-    for line in ["Uid:\t107", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+    for line in [
+        "Uid:\t107",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
         assert!(rights.contains(line), "{line} is not in\n{rights}");
     }
     vm
@@ -150,7 +185,12 @@ fn nothing_lost(report: &Report, what: &str) {
         report.round_trip.lost(),
         report.round_trip.sent
     );
-    assert_eq!(report.round_trip.lost(), 0, "{what}: {:#?}", report.round_trip.gaps);
+    assert_eq!(
+        report.round_trip.lost(),
+        0,
+        "{what}: {:#?}",
+        report.round_trip.gaps
+    );
 }
 
 /// Something is done to the system while a VM's traffic goes on: it never notices, and is on its VF all the time.
@@ -172,7 +212,15 @@ async fn agent_of(cluster: &Cluster, node: &str) -> String {
     let field = format!("--field-selector=spec.nodeName={node}");
     let pods = cluster
         .kubectl(&[
-            "get", "pods", "-n", SYSTEM, "-l", "app.kubernetes.io/component=agent", &field, "-o", "name",
+            "get",
+            "pods",
+            "-n",
+            SYSTEM,
+            "-l",
+            "app.kubernetes.io/component=agent",
+            &field,
+            "-o",
+            "name",
         ])
         .await
         .unwrap();
@@ -182,7 +230,10 @@ async fn agent_of(cluster: &Cluster, node: &str) -> String {
 async fn migrate_while_an_agent_is_killed(cluster: &Cluster, spec: &VmPodSpec) -> VmPod {
     let pinger = watch(cluster, spec).await;
     let target = cluster.start_vm(spec, "web-b", 2, 3, true).await.unwrap();
-    cluster.apply_file("deploy/examples/migration.yaml").await.unwrap();
+    cluster
+        .apply_file("deploy/examples/migration.yaml")
+        .await
+        .unwrap();
     cluster
         .until_migration(NAMESPACE, "web-to-n2", "switching", |m| {
             phase(m) == MigrationPhase::SwitchingToStandby || phase(m).is_final()
@@ -192,7 +243,15 @@ async fn migrate_while_an_agent_is_killed(cluster: &Cluster, spec: &VmPodSpec) -
     let agent = agent_of(cluster, "n1").await;
     let killed = Instant::now();
     cluster
-        .kubectl(&["delete", "pod", "-n", SYSTEM, &agent, "--force", "--grace-period=0"])
+        .kubectl(&[
+            "delete",
+            "pod",
+            "-n",
+            SYSTEM,
+            &agent,
+            "--force",
+            "--grace-period=0",
+        ])
         .await
         .unwrap();
     let done = cluster
@@ -243,7 +302,10 @@ async fn clean_again(cluster: &Cluster, node: usize, clean: &str) {
         if now == clean {
             return;
         }
-        assert!(Instant::now() < end, "node {node} is not as it was:\n{now}\ninstead of\n{clean}");
+        assert!(
+            Instant::now() < end,
+            "node {node} is not as it was:\n{now}\ninstead of\n{clean}"
+        );
         // A node tells nobody of what is on it.
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -253,7 +315,12 @@ async fn clean_again(cluster: &Cluster, node: usize, clean: &str) {
 async fn drained(cluster: &Cluster) {
     cluster
         .kubectl(&[
-            "drain", "n2", "--ignore-daemonsets", "--force", "--delete-emptydir-data", "--timeout=150s",
+            "drain",
+            "n2",
+            "--ignore-daemonsets",
+            "--force",
+            "--delete-emptydir-data",
+            "--timeout=150s",
         ])
         .await
         .unwrap();
@@ -264,7 +331,9 @@ async fn drained(cluster: &Cluster) {
         .await
         .unwrap();
     cluster
-        .until_node(2, "with 14 free VFs", |n| n.status.as_ref().is_some_and(|s| s.vfs.free == 14))
+        .until_node(2, "with 14 free VFs", |n| {
+            n.status.as_ref().is_some_and(|s| s.vfs.free == 14)
+        })
         .await
         .unwrap();
     assert!(!agent_of(cluster, "n2").await.is_empty());
@@ -276,7 +345,10 @@ async fn rebooted(cluster: &mut Cluster, spec: &VmPodSpec) {
     cluster.start_vm(spec, "web-c", 2, 5, false).await.unwrap();
     fast(cluster, NAMESPACE, NIC, "n2").await;
     cluster.reboot(2).await.unwrap();
-    cluster.kubectl(&["delete", "pod", "web-c", "--force", "--grace-period=0"]).await.unwrap();
+    cluster
+        .kubectl(&["delete", "pod", "web-c", "--force", "--grace-period=0"])
+        .await
+        .unwrap();
     let again = cluster.start_vm(spec, "web-d", 2, 6, false).await.unwrap();
     let nic = fast(cluster, NAMESPACE, NIC, "n2").await;
     check_nic(cluster.node(2), &again.inside, &nic).await.unwrap();

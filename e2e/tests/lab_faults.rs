@@ -182,7 +182,9 @@ async fn killed(world: &mut World) {
         MigrationPhase::Transferring,
     ];
     let victims = [Victim::SourceAgent, Victim::TargetAgent, Victim::Operator];
-    let runs = moments.into_iter().flat_map(|m| victims.into_iter().map(move |v| (m, v)));
+    let runs = moments
+        .into_iter()
+        .flat_map(|m| victims.into_iter().map(move |v| (m, v)));
     for (run, (moment, victim)) in runs.enumerate() {
         let (from, to) = (vm.node, 3 - vm.node);
         let (pod, name) = (format!("vm-{}", run + 1), format!("killed-{run}"));

@@ -1,10 +1,6 @@
 //! Tells when something happens in the VMs' socket directories.
 
-use std::{
-    fs::Permissions,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-};
+use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, path::Path};
 
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::watch;

@@ -31,7 +31,12 @@ pub async fn build() -> Result<Vec<PathBuf>> {
     let programs = agent.parent().context("a program without a directory")?;
     let out = repository("target").join("lab-images");
     let mut script = Command::new(repository("deploy/images/build.sh"));
-    script.arg(&out).arg(TAG).arg(programs).args(IMAGES).kill_on_drop(true);
+    script
+        .arg(&out)
+        .arg(TAG)
+        .arg(programs)
+        .args(IMAGES)
+        .kill_on_drop(true);
     let output = tokio::time::timeout(DEADLINE, script.output())
         .await
         .context("the images take too long")??;

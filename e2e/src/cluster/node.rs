@@ -1,6 +1,7 @@
 //! What makes a machine of the lab a node: containerd, kubelet, kube-proxy and a device plugin, each a process that can be
 //! ended and started again.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -73,7 +74,11 @@ impl Joined {
         }
         node.run(&prepare(node, self.nodes), SOON).await?;
         let containerd = node
-            .spawn(&["containerd", "--config", "/etc/containerd/config.toml"], &[], "containerd")
+            .spawn(
+                &["containerd", "--config", "/etc/containerd/config.toml"],
+                &[],
+                "containerd",
+            )
             .await?;
         node.run(
             "until ctr version >/dev/null 2>&1; do sleep 0.2; done; \
@@ -129,7 +134,12 @@ impl Joined {
             .context("the kubelet")?;
         let plugin = node
             .spawn(
-                &["/host/bin/deviceplugin", VM_RESOURCE, "/dev/kvm", "/dev/vhost-vsock"],
+                &[
+                    "/host/bin/deviceplugin",
+                    VM_RESOURCE,
+                    "/dev/kvm",
+                    "/dev/vhost-vsock",
+                ],
                 &[],
                 "deviceplugin",
             )
@@ -141,7 +151,10 @@ impl Joined {
 
     /// kill -9 of the kubelet. Its containers run on.
     pub async fn kill_kubelet(&mut self) -> Result<()> {
-        for process in [self.device_plugin.take(), self.kubelet.take()].into_iter().flatten() {
+        for process in [self.device_plugin.take(), self.kubelet.take()]
+            .into_iter()
+            .flatten()
+        {
             process.kill(DEATH).await?;
         }
         Ok(())
@@ -221,7 +234,7 @@ fn prepare(node: &Node, nodes: usize) -> String {
     for other in 1..=u8::try_from(nodes).unwrap_or(u8::MAX) {
         if other != node.number() {
             let via = std::net::Ipv4Addr::new(10, 78, 0, 10 + other);
-            script.push_str(&format!("ip route replace {} via {via}; ", subnet(other)));
+            let _ = write!(script, "ip route replace {} via {via}; ", subnet(other));
         }
     }
     script

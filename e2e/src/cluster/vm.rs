@@ -1,5 +1,6 @@
 //! VMs as real pods: the example that users copy, with the lab's kernel in place of a disk.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -47,9 +48,10 @@ impl VmPodSpec {
     /// QEMU's arguments in place of the example's memory, disk and ports.
     fn arguments(&self, cid: u32, incoming: bool) -> Vec<String> {
         let memory = self.memory;
-        let mut append = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check".to_owned();
+        let mut append =
+            "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check".to_owned();
         for nic in &self.nics {
-            append.push_str(&format!(" lab.nic={}={}/24", nic.mac, nic.address));
+            let _ = write!(append, " lab.nic={}={}/24", nic.mac, nic.address);
         }
         let mut arguments: Vec<String> = [
             "-m",
@@ -126,7 +128,14 @@ impl Cluster {
     ) -> Result<VmPod> {
         let path = repository(EXAMPLE);
         let example = self
-            .kubectl(&["create", "--dry-run=client", "-o", "json", "-f", &path.to_string_lossy()])
+            .kubectl(&[
+                "create",
+                "--dry-run=client",
+                "-o",
+                "json",
+                "-f",
+                &path.to_string_lossy(),
+            ])
             .await?;
         let mut object: Value = serde_json::from_str(&example)?;
         object["metadata"]["name"] = json!(pod);

@@ -57,7 +57,13 @@ pub struct NodeTools {
     pub device_plugin: PathBuf,
 }
 
-const CONTROL: [&str; 5] = ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "helm"];
+const CONTROL: [&str; 5] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kubectl",
+    "helm",
+];
 const NODES: [&str; 4] = ["kube-scheduler", "kubelet", "kube-proxy", "deviceplugin"];
 
 impl Tools {

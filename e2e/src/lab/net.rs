@@ -104,7 +104,15 @@ impl Net {
 
     /// Routes a subnet on the host through a machine of the management network.
     pub async fn route(&self, subnet: &str, via: IpAddr) -> Result<(), Error> {
-        let args = ["route", "replace", subnet, "via", &via.to_string(), "dev", HOST_LINK];
+        let args = [
+            "route",
+            "replace",
+            subnet,
+            "via",
+            &via.to_string(),
+            "dev",
+            HOST_LINK,
+        ];
         ip(&args, None).await.map(|_| ())
     }
 

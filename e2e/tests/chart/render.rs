@@ -133,7 +133,7 @@ spec:
 
 /// helm without a cluster.
 async fn helm(args: &[&str]) -> Output {
-    let tools = Tools::ready().await.unwrap();
+    let tools = Tools::ready(false).await.unwrap();
     let home = TempDir::new().unwrap();
     let mut command = Command::new(tools.helm);
     for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hybridnic_api::conditions;
 use hybridnic_api::v1alpha1::{HybridNetwork, NicAttachment, QemuMigration, VmHybridNic};

@@ -398,7 +398,7 @@ async fn migrations_that_go_well_and_that_do_not() {
 async fn an_agent_of_another_version_gets_no_nic_and_keeps_those_it_has() {
     let mut bench = Bench::start().await;
     bench.start_operator();
-    let _agents = Agents::start(&bench.client).await;
+    let _agents = Agents::start(&bench.cluster).await;
     bench.run_pod("vm-a", "vm", "n1").await;
     bench.create_nic("eth0", "vm", None).await;
     bench.nic_with("eth0", "fast", is_fast).await;

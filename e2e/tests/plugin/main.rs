@@ -83,7 +83,7 @@ async fn migration_names(bench: &Bench) -> Vec<String> {
 async fn what_an_administrator_sees() {
     let mut bench = Bench::start().await;
     bench.start_operator();
-    let agents = Agents::start(&bench.client).await;
+    let agents = Agents::start(&bench.cluster).await;
     bench.run_pod("vm-a", "vm", "n1").await;
     bench.create_nic("eth0", "vm", Some("02:00:00:00:00:0a")).await;
     bench.nic_with("eth0", "fast", is_fast).await;
@@ -332,7 +332,7 @@ async fn the_doctor() {
 
     // All is well.
     bench.start_operator();
-    let _agents = Agents::start(&bench.client).await;
+    let _agents = Agents::start(&bench.cluster).await;
     let vfs: Vec<_> = (0..7).map(|index| vf(index, "Free", None, "")).collect();
     publish(&bench, "n1", &vfs).await;
     publish(&bench, "n2", &vfs).await;

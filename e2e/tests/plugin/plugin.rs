@@ -114,7 +114,7 @@ impl Plugin {
         );
         Self {
             program,
-            kubectl: Tools::ready().await.unwrap().kubectl,
+            kubectl: Tools::ready(false).await.unwrap().kubectl,
             kubeconfig: kubeconfig.to_owned(),
             dir: tempfile::tempdir().unwrap(),
         }
