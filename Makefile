@@ -10,7 +10,7 @@ BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 # Lab tests share one pair of emulated nodes' addresses and two cores: one after the other.
 LAB_TESTS := lab_debian lab_flight lab_pool lab_faults lab_lifecycle
 
-.PHONY: help demo test setup build crds chart docs check unit kernel cluster monitoring lab nodes bench deny clean
+.PHONY: help demo test setup build crds chart images docs check unit kernel cluster monitoring lab nodes bench deny clean
 
 help: ## Show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -33,6 +33,10 @@ crds: build ## Write the CRDs from the types, here and in the chart, and their r
 
 chart: build ## Write the table of the chart's values
 	$(BUILT)/values-table deploy/chart
+
+images: ## Container images of a release build, in target/images
+	$(CARGO) build --release --locked -p hybridnic-operator -p hybridnic-agent
+	deploy/images/build.sh target/images $$(sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml) target/release
 
 docs: ## The documentation as a book, target/book/index.html; fails where a link leads nowhere
 	@mdbook=$$(e2e/docs/mdbook.sh) && "$$mdbook" build docs
