@@ -2,7 +2,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* At most 50 characters: the longest ending is "-operator-test". A release that is named as the chart is not named twice. */}}
+{{/* At most 49 characters, so that with any ending it is still a label's value. A release that is named as the chart is not named twice. */}}
 {{- define "hybridnic.fullname" -}}
 {{- $name := include "hybridnic.name" . -}}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}

@@ -42,7 +42,7 @@ agent:
   affinity: *affinity
 monitoring:
   podMonitor: {enabled: true, interval: 15s, labels: {release: p}}
-  prometheusRule: {enabled: true, labels: {release: p}}
+  prometheusRule: {enabled: true, runbookBase: "https://git.example.com/n/", labels: {release: p}}
   dashboard: {enabled: true}
 "#;
 
@@ -202,6 +202,10 @@ async fn wrong_values_are_refused_in_words() {
             "monitoring.podMonitor.interval=\"soon\"",
             "does not match pattern",
         ),
+        (
+            "monitoring.prometheusRule.runbookBase=\"docs\"",
+            "does not match pattern",
+        ),
         ("log.format=\"xml\"", "value must be one of 'json', 'human'"),
     ];
     let mut wrong = Vec::new();
@@ -289,10 +293,14 @@ async fn a_real_api_server_takes_every_object() {
     }
     assert_eq!(many.len(), few.len() + expected.len(), "{few:#?}\n{many:#?}");
 
+    let rendered = fs::read_to_string(dir.path().join("rendered.yaml")).unwrap();
+    let links = rendered.lines().filter(|line| line.contains("runbook_url:"));
+    for link in links {
+        assert!(link.contains(": https://git.example.com/n/docs/"), "{link}");
+    }
+
     // A misspelt field is found, or all of this says nothing.
-    let broken = fs::read_to_string(dir.path().join("rendered.yaml"))
-        .unwrap()
-        .replace("hostNetwork: true", "hostNetwrok: true");
+    let broken = rendered.replace("hostNetwork: true", "hostNetwrok: true");
     let file = dir.path().join("broken.yaml");
     fs::write(&file, broken).unwrap();
     let said = refusal(&dry_run(&cluster, &file).await);
