@@ -19,7 +19,7 @@ tier() {
 	fi
 }
 
-for name in setup check unit kernel cluster lab nodes; do
+for name in setup check unit monitoring kernel cluster lab nodes; do
 	tier "$name"
 	# Without its tools nothing else can run.
 	[ "$name" = setup ] && [ "$failed" -gt 0 ] && break
