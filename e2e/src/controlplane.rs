@@ -316,7 +316,7 @@ impl ControlPlane {
 
     /// Stops the API server's clock (`SIGSTOP`): connections stay open and nothing answers.
     pub fn pause_api(&self) -> Result<(), Error> {
-        Ok(self.apiserver.signal(Signal::SIGSTOP)?)
+        Ok(self.apiserver.stop()?)
     }
 
     /// Ends [`pause_api`](Self::pause_api).

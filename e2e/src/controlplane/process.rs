@@ -10,6 +10,7 @@ use std::thread;
 
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, getppid};
 
 /// How much of a log's end an error quotes, in bytes.
@@ -109,6 +110,18 @@ impl Daemon {
         let name = self.name;
         let child = self.child.as_ref().ok_or(Error::NotRunning { name })?;
         kill(pid_of(child), signal).map_err(|source| Error::Signal { name, signal, source })
+    }
+
+    /// `SIGSTOP`, and waits until the kernel has stopped all of its threads: until then it may answer yet.
+    pub fn stop(&self) -> Result<(), Error> {
+        let name = self.name;
+        let child = self.child.as_ref().ok_or(Error::NotRunning { name })?;
+        let pid = pid_of(child);
+        let signal = Signal::SIGSTOP;
+        kill(pid, signal)
+            .and_then(|()| waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED))
+            .map_err(|source| Error::Signal { name, signal, source })?;
+        Ok(())
     }
 
     /// `SIGKILL`, and waits for the end. Harmless where it does not run.
