@@ -13,7 +13,9 @@ mod plugin;
 
 use std::path::Path;
 
-use hybridnic_api::v1alpha1::{HybridNode, MigrationPhase, NicPhase, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{
+    HybridNetwork, HybridNode, MigrationPhase, NicPhase, QemuMigration, VmHybridNic,
+};
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
 use kube::{
     Api,
@@ -102,6 +104,14 @@ async fn what_an_administrator_sees() {
     publish(&bench, "n1", &[vec![held, sick], free(2)].concat()).await;
     publish(&bench, "n2", &free(0)).await;
     let plugin = Plugin::new(&bench.cluster.kubeconfig_admin()).await;
+
+    let counted = |network: Option<&HybridNetwork>| {
+        let status = network.and_then(|network| network.status.as_ref());
+        status.is_some_and(|status| (status.vfs.free, status.on_fast_path) == (12, 1))
+    };
+    bench
+        .wait(Api::all(bench.client.clone()), "net", "counted", counted)
+        .await;
 
     // The tables, for people and for programs.
     let top = plugin.run(&["top"]).await.ok();
@@ -527,7 +537,7 @@ async fn what_goes_wrong_is_told_in_one_line() {
     assert!(cluster.kubectl(&binding).await.unwrap().status.success());
     let (out, _) = guest.run(&["top"]).await.with_code(1);
     assert!(
-        out.contains("none here: -A shows") && out.contains("error: nodes: not allowed"),
+        out.contains("none here: -A shows") && out.contains("error: Nodes: not allowed"),
         "{out}"
     );
 
