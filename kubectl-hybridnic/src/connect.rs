@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt::Display, future::Future, time::Duration};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{anyhow, bail};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -68,6 +68,9 @@ impl Cluster {
                 format!("the answer cannot be understood; are the CRDs of another version? ({error})")
             }
             kube::Error::Auth(error) => format!("cannot log in: {}", root(error)),
+            error if root(error) == "deadline has elapsed" => {
+                format!("no answer from the API server at {}", self.url)
+            }
             error => format!("cannot reach the API server at {}: {}", self.url, root(error)),
         }
     }
@@ -87,6 +90,10 @@ impl Cluster {
     }
 }
 
+fn in_pod() -> bool {
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+}
+
 async fn config(global: &Global) -> anyhow::Result<Config> {
     let options = KubeConfigOptions {
         context: global.context.clone(),
@@ -94,20 +101,16 @@ async fn config(global: &Global) -> anyhow::Result<Config> {
     };
     let kubeconfig = match &global.kubeconfig {
         Some(path) => Kubeconfig::read_from(path),
-        None if global.context.is_some() => Kubeconfig::read(),
-        // Also in a pod.
-        None => {
-            return Config::infer()
-                .await
-                .map_err(|error| anyhow!("no way to a cluster: {}", line(&error)));
+        None if in_pod() && global.context.is_none() => {
+            let config = Config::infer().await;
+            return config.map_err(|error| anyhow!("no way to a cluster: {}", line(&error)));
         }
+        None => Kubeconfig::read(),
     };
     let kubeconfig = kubeconfig.map_err(|error| anyhow!("no way to a cluster: {}", line(&error)))?;
     Config::from_custom_kubeconfig(kubeconfig, &options)
         .await
         .map_err(|error| anyhow!("the kubeconfig is of no use: {}", line(&error)))
-        .context("no way to a cluster")
-        .map_err(|error| anyhow!("{error:#}"))
 }
 
 /// Refuses what cannot be an object's name, before it becomes a part of a URL.

@@ -28,9 +28,9 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Draws until `q`, Escape or Ctrl-C.
 pub async fn run(cluster: &Cluster, all: bool) -> anyhow::Result<ExitCode> {
     let apis = Apis::new(cluster, all);
-    let (networks, network_changes) = watch(cluster, "networks", apis.networks);
-    let (nodes, node_changes) = watch(cluster, "nodes", apis.nodes);
-    let (nics, nic_changes) = watch(cluster, "NICs", apis.nics);
+    let (networks, network_changes) = watch(cluster, view::NETWORKS, apis.networks);
+    let (nodes, node_changes) = watch(cluster, view::NODES, apis.nodes);
+    let (nics, nic_changes) = watch(cluster, view::NICS, apis.nics);
     let mut changes = pin!(stream::select(
         network_changes,
         stream::select(node_changes, nic_changes)

@@ -21,9 +21,9 @@ pub async fn run(cluster: &Cluster, all: bool, once: bool, output: Format) -> an
     let everything = ListParams::default();
     let apis = Apis::new(cluster, all);
     let (networks, nodes, nics) = tokio::join!(
-        cluster.ask("networks", apis.networks.list(&everything)),
-        cluster.ask("nodes", apis.nodes.list(&everything)),
-        cluster.ask("NICs", apis.nics.list(&everything)),
+        cluster.ask(view::NETWORKS, apis.networks.list(&everything)),
+        cluster.ask(view::NODES, apis.nodes.list(&everything)),
+        cluster.ask(view::NICS, apis.nics.list(&everything)),
     );
     let picture = Picture::new(
         &seen(networks.map(|list| list.items)),

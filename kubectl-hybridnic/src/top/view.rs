@@ -12,6 +12,13 @@ use serde::Serialize;
 
 use crate::style::{Grid, Tone, cell};
 
+/// The tables' titles, and what errors begin with.
+pub const NETWORKS: &str = "Networks";
+/// See [`NETWORKS`].
+pub const NODES: &str = "Nodes";
+/// See [`NETWORKS`].
+pub const NICS: &str = "NICs";
+
 /// A list, or why there is none.
 pub type Seen<K> = Result<Vec<K>, String>;
 
@@ -175,27 +182,27 @@ pub fn draw(picture: &Picture, width: Option<usize>) -> String {
         if !text.is_empty() {
             text.push('\n');
         }
-        text.push_str(&Tone::Strong.paint(title));
-        text.push('\n');
-        if grid.is_empty() {
-            text.push_str(&Tone::Quiet.paint(none));
-            text.push('\n');
-        } else {
+        let _ = writeln!(text, "{}", Tone::Strong.paint(title));
+        let seen = !picture
+            .errors
+            .iter()
+            .any(|error| error.starts_with(&format!("{title}: ")));
+        if !grid.is_empty() {
             text.push_str(&grid.render(0));
+        } else if seen {
+            let _ = writeln!(text, "{}", Tone::Quiet.paint(none));
+        } else {
+            let _ = writeln!(text, "{}", Tone::Quiet.paint("not seen"));
         }
     };
     section(
-        "Networks",
+        NETWORKS,
         networks(&picture.networks, width),
         "none: see deploy/examples/network.yaml",
     );
+    section(NODES, nodes(&picture.nodes, width), "none: no agent has reported");
     section(
-        "Nodes",
-        nodes(&picture.nodes, width),
-        "none: no agent has reported",
-    );
-    section(
-        "NICs",
+        NICS,
         nics(&picture.nics, width),
         "none here: -A shows those of all namespaces",
     );
@@ -418,11 +425,11 @@ shop       eth2  web  fast     Pending   None      -     -                    - 
     #[test]
     fn what_cannot_be_seen_is_said_beside_the_rest() {
         let (networks, _, nics) = objects();
-        let picture = Picture::new(&networks, &Err("nodes: not allowed".to_owned()), &nics);
+        let picture = Picture::new(&networks, &Err("Nodes: not allowed".to_owned()), &nics);
         assert!(!picture.is_blind());
         let text = plain(&draw(&picture, None));
-        assert!(text.contains("none: no agent has reported"), "{text}");
-        assert!(text.ends_with("\nerror: nodes: not allowed\n"), "{text}");
+        assert!(text.contains("\nNodes\nnot seen\n"), "{text}");
+        assert!(text.ends_with("\nerror: Nodes: not allowed\n"), "{text}");
     }
 
     #[test]
