@@ -9,11 +9,13 @@ mod agent;
 #[allow(dead_code, reason = "the operator's tests use more of it")]
 #[path = "../operator/bench.rs"]
 mod bench;
+mod doctor;
 mod plugin;
 mod trouble;
 
 use std::path::Path;
 
+use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
     HybridNetwork, HybridNode, MigrationPhase, NicPhase, QemuMigration, VmHybridNic,
 };
@@ -187,14 +189,20 @@ async fn what_an_administrator_sees() {
         {"event": "macvtap up", "at": "2026-01-01T12:00:00.034500Z"},
         {"event": "VF plugged", "at": "2026-01-01T12:00:00.912000Z"},
     ]}});
-    for attachment in bench.attachments().list(&ListParams::default()).await.unwrap() {
-        let name = attachment.metadata.name.unwrap();
-        bench
-            .attachments()
-            .patch_status(&name, &PatchParams::default(), &Patch::Merge(&timeline))
-            .await
-            .unwrap();
-    }
+    let attachment = async |pod: &str| {
+        let uid = bench.pods().get(pod).await.unwrap().metadata.uid.unwrap();
+        attachment_name("eth0", &uid)
+    };
+    let (left, here) = (attachment("vm-a").await, attachment("vm-b").await);
+    bench
+        .wait(bench.attachments(), &left, "gone", |a| a.is_none())
+        .await;
+    let patch = Patch::Merge(&timeline);
+    let attachments = bench.attachments();
+    attachments
+        .patch_status(&here, &PatchParams::default(), &patch)
+        .await
+        .unwrap();
     let nic = plugin.kubectl(&["hybridnic", "nic", "eth0"]).await.ok();
     for part in [
         "NIC default/eth0  FastPath",
@@ -257,7 +265,7 @@ async fn what_an_administrator_sees() {
     bench.nic_with("eth0", "fast", is_fast).await;
 
     // Cancelled by somebody else, seen on a terminal.
-    let mut watch = plugin.start_on_terminal("migrate vm --to n1 --watch");
+    let mut watch = plugin.start_on_terminal("migrate vm --to n1 --watch", true);
     watch.shows(&["╸╸╸╸", "Transferring", "░"]).await;
     let mut names = migration_names(&bench).await;
     names.retain(|name| name.starts_with("vm-"));
@@ -291,18 +299,27 @@ async fn what_an_administrator_sees() {
         .await;
     bench.nic_with("eth0", "fast", is_fast).await;
 
-    // The live table shows what changes, without being asked.
-    let mut live = plugin.start_on_terminal("top");
-    live.shows(&["Networks", "eth0", "VfActive", "q ends"]).await;
+    // The live table shows what changes, without being asked. Without colours it is drawn in place too.
+    let clear = "\u{1b}[2J";
+    let mut live = plugin.start_on_terminal("top", false);
+    live.shows(&["Networks", "eth0", "VfActive", "q ends", clear])
+        .await;
     bench.create_nic("eth7", "elsewhere", None).await;
-    live.shows(&["eth7", "PodNotFound"]).await;
+    live.shows(&["eth7", "PodNotFound", clear]).await;
     live.press("q").await;
     let (code, screen, _) = live.end().await;
     assert_eq!(code, Some(0), "{screen}");
-    assert!(
-        screen.contains("\u{1b}[?1049l"),
-        "the terminal is as it was: {screen:?}"
-    );
+    let restored = "\u{1b}[?1049l";
+    assert!(screen.contains(restored), "the terminal is as it was: {screen:?}");
+    for colours in [true, false] {
+        let once = plugin.start_on_terminal("top --once", colours);
+        let (code, screen, _) = once.end().await;
+        assert_eq!(code, Some(0), "{screen}");
+        assert!(
+            screen.contains("eth7") && screen.contains('\u{1b}') == colours,
+            "{screen:?}"
+        );
+    }
 
     // Names are completed, as kubectl asks for them.
     let script = plugin.run(&["completion", "kubectl"]).await.ok();
@@ -334,176 +351,6 @@ async fn what_an_administrator_sees() {
     }
 }
 
-#[tokio::test]
-async fn the_doctor() {
-    let mut bench = Bench::start().await;
-    bench
-        .cluster
-        .apply(&repository("deploy/rbac/agent.yaml"))
-        .await
-        .unwrap();
-    let plugin = Plugin::new(&bench.cluster.kubeconfig_admin()).await;
-
-    // Before anything runs.
-    let (report, _) = plugin.run(&["doctor"]).await.with_code(1);
-    for part in [
-        "ok    crds",
-        "FAIL  operator",
-        "FAIL  lease",
-        "warn  agents",
-        "→ install hybridnic",
-    ] {
-        assert!(report.contains(part), "{part}: {report}");
-    }
-
-    // All is well.
-    bench.start_operator();
-    let _agents = Agents::start(&bench.cluster).await;
-    let vfs: Vec<_> = (0..7).map(|index| vf(index, "Free", None, "")).collect();
-    publish(&bench, "n1", &vfs).await;
-    publish(&bench, "n2", &vfs).await;
-    bench.run_pod("vm-a", "vm", "n1").await;
-    bench.create_nic("eth0", "vm", None).await;
-    bench.nic_with("eth0", "fast", is_fast).await;
-    let report = plugin.kubectl(&["hybridnic", "doctor"]).await.ok();
-    for part in [
-        "ok    crds",
-        "operator-0 leads, by ",
-        "2 of 2 Linux nodes have an agent",
-        "you may do what is needed",
-        "the operator (",
-        "all 14 VFs have an IOMMU group",
-        "14 VFs are free or held",
-        "1 ready, 0 on their way",
-        ", 0 failures",
-    ] {
-        assert!(report.contains(part), "{part}: {report}");
-    }
-
-    // One who may see little is told so, and of what could not be looked at.
-    let guest = plugin.with(&bench.cluster.kubeconfig_for("guest", &[]).unwrap());
-    let (report, _) = guest.run(&["doctor"]).await.with_code(0);
-    assert!(
-        report.contains("you may not: list/watch hybridnetworks (top)"),
-        "{report}"
-    );
-    assert!(
-        report.contains("could not be checked: ") && report.contains("not allowed"),
-        "{report}"
-    );
-
-    // Everything is wrong.
-    let sick: Vec<_> = vfs
-        .iter()
-        .cloned()
-        .map(|mut vf| {
-            vf["iommuGroup"] = Value::Null;
-            vf["state"] = json!("Unhealthy");
-            vf["message"] = json!("the VF has no IOMMU group");
-            vf
-        })
-        .collect();
-    publish(&bench, "n2", &sick).await;
-    let node = json!({"status": {"allocatable": {"intel.com/sriov_netdevice": "4"}}});
-    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(bench.client.clone());
-    nodes
-        .patch_status("n1", &PatchParams::default(), &Patch::Merge(&node))
-        .await
-        .unwrap();
-    bench
-        .cluster
-        .apply(&written(&bench, "foreign.yaml", SRIOV_OPERATOR))
-        .await
-        .unwrap();
-    bench
-        .kubectl(&[
-            "wait",
-            "--for=condition=Established",
-            "--timeout=60s",
-            "crd",
-            "--all",
-        ])
-        .await;
-    bench
-        .cluster
-        .apply(&written(&bench, "state.yaml", SRIOV_STATE))
-        .await
-        .unwrap();
-    bench
-        .kubectl(&["delete", "clusterrolebinding", "hybridnic-agent"])
-        .await;
-    bench.kubectl(&["delete", "node", "n2"]).await;
-    let old = r#"[{"op": "remove", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/onStandby"}]"#;
-    bench
-        .kubectl(&[
-            "patch",
-            "crd",
-            "hybridnetworks.hybridnic.io",
-            "--type=json",
-            "-p",
-            old,
-        ])
-        .await;
-    bench.operators[0].kill();
-    let (report, _) = plugin.run(&["doctor"]).await.with_code(1);
-    for part in [
-        "hybridnetworks.hybridnic.io is of another version",
-        "its schema differs at /status/onStandby",
-        "operator-0 holds ",
-        "has not renewed it for 15 s",
-        "n2: published by an agent, but no such Node exists",
-        "FAIL  iommu                   n2: 7 VFs have no IOMMU group",
-        "n2: 7 VFs are unhealthy: the VF has no IOMMU group",
-        "may not: get/list/watch/patch nicattachments (NICs)",
-        "sets up PFs that are in hybridnic's pools too: n1/0000:01:00.0",
-        "4 × intel.com/sriov_netdevice on n1",
-    ] {
-        assert!(report.contains(part), "{part}: {report}");
-    }
-    let (report, _) = plugin.run(&["doctor", "-o", "json"]).await.with_code(1);
-    let report: Value = serde_json::from_str(&report).unwrap();
-    let findings = report["findings"].as_array().unwrap();
-    assert!(report["failures"].as_u64().unwrap() >= 4, "{report}");
-    assert!(
-        findings
-            .iter()
-            .all(|finding| finding["level"] == "ok" || finding["mend"].is_string()),
-        "{report}"
-    );
-}
-
 fn repository(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
-
-fn written(bench: &Bench, name: &str, text: &str) -> std::path::PathBuf {
-    let path = bench.dir.path().join(name);
-    std::fs::write(&path, text).unwrap();
-    path
-}
-
-/// As much of sriov-network-operator as can be seen of it.
-const SRIOV_OPERATOR: &str = "
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: sriovnetworknodestates.sriovnetwork.openshift.io}
-spec:
-  group: sriovnetwork.openshift.io
-  names: {kind: SriovNetworkNodeState, plural: sriovnetworknodestates}
-  scope: Namespaced
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema:
-      openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}
-";
-
-const SRIOV_STATE: &str = "
-apiVersion: sriovnetwork.openshift.io/v1
-kind: SriovNetworkNodeState
-metadata: {name: n1, namespace: default}
-spec:
-  interfaces:
-  - {name: ens1, numVfs: 4, pciAddress: '0000:01:00.0'}
-";

@@ -190,9 +190,12 @@ impl Plugin {
         Running::new(command.spawn().unwrap())
     }
 
-    /// Starts the plugin on a terminal of 160 columns and 60 lines.
-    pub fn start_on_terminal(&self, args: &str) -> Running {
+    /// Starts the plugin on a terminal of 160 columns and 60 lines, with `NO_COLOR` where that is asked for.
+    pub fn start_on_terminal(&self, args: &str, colours: bool) -> Running {
         let mut command = self.prepared(Path::new("/usr/bin/script"));
+        if !colours {
+            command.env("NO_COLOR", "1");
+        }
         let line = format!("stty cols 160 rows 60; exec {} {args}", self.program.display());
         command
             .args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"])

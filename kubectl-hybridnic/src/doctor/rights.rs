@@ -19,6 +19,8 @@ use crate::connect::Cluster;
 /// Questions to the API server at once.
 const AT_ONCE: usize = 8;
 const GROUP: &str = hybridnic_api::names::GROUP;
+/// Where the chart's documentation installs it.
+const SYSTEM: &str = "hybridnic-system";
 
 /// A right: verbs on a resource, and what they are for.
 #[derive(Clone, Copy, Debug)]
@@ -148,13 +150,6 @@ impl Account {
             ],
         }
     }
-
-    fn of_group(group: &str) -> Self {
-        Self {
-            user: format!("a user of {group}"),
-            groups: vec![group.to_owned(), "system:authenticated".to_owned()],
-        }
-    }
 }
 
 /// Somebody with needs.
@@ -196,9 +191,9 @@ pub fn me(namespace: &str) -> Subject {
     }
 }
 
-/// The operator; outside of pods its identity is a group.
+/// The operator; without a pod of it, as the chart calls its account.
 pub fn operator(account: Option<Account>) -> Subject {
-    let account = account.unwrap_or_else(|| Account::of_group("hybridnic:operators"));
+    let account = account.unwrap_or_else(|| Account::service(SYSTEM, "hybridnic-operator"));
     Subject {
         who: Who::Operator(account),
         needs: OPERATOR,
@@ -206,9 +201,9 @@ pub fn operator(account: Option<Account>) -> Subject {
     }
 }
 
-/// An agent; outside of pods its identity is a group.
+/// An agent; without a pod of it, as the chart calls its account.
 pub fn agent(account: Option<Account>) -> Subject {
-    let account = account.unwrap_or_else(|| Account::of_group("hybridnic:agents"));
+    let account = account.unwrap_or_else(|| Account::service(SYSTEM, "hybridnic-agent"));
     Subject {
         who: Who::Agent(account),
         needs: AGENT,

@@ -3,7 +3,7 @@
 mod progress;
 mod target;
 
-use std::{io::Write as _, pin::pin, process::ExitCode};
+use std::{io, pin::pin, process::ExitCode};
 
 use anyhow::bail;
 use crossterm::{cursor, execute, terminal};
@@ -157,15 +157,14 @@ impl Follower<'_> {
 
     fn show(&mut self, migration: &QemuMigration) -> anyhow::Result<()> {
         if self.draws() {
-            let text = progress::picture(migration, Timestamp::now(), print::width().unwrap_or(80));
-            let mut out = anstream::stdout().lock();
+            let width = print::width().unwrap_or(80);
+            let text = progress::picture(migration, Timestamp::now(), width);
             if self.shown > 0 {
-                execute!(out, cursor::MoveToPreviousLine(self.shown))?;
+                execute!(io::stdout(), cursor::MoveToPreviousLine(self.shown))?;
             }
-            execute!(out, terminal::Clear(terminal::ClearType::FromCursorDown))?;
-            out.write_all(text.as_bytes())?;
-            out.flush()?;
-            self.shown = u16::try_from(text.lines().count()).unwrap_or(u16::MAX);
+            execute!(io::stdout(), terminal::Clear(terminal::ClearType::FromCursorDown))?;
+            print::text(&text)?;
+            self.shown = progress::rows(&text, width);
         } else if self.output == Format::Table {
             if phase(migration).is_final() {
                 return print::text(&progress::picture(migration, Timestamp::now(), 80));

@@ -1,6 +1,6 @@
 //! The picture on the terminal, drawn anew when an object changes.
 
-use std::{io::Write as _, pin::pin, process::ExitCode, time::Duration};
+use std::{io, pin::pin, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use crossterm::{
@@ -111,17 +111,16 @@ fn is_goodbye(event: &Event) -> bool {
 fn paint(picture: &Picture) -> anyhow::Result<()> {
     let (_, height) = terminal::size()?;
     let text = frame(&view::draw(picture, print::width()), usize::from(height));
-    let mut out = anstream::stdout().lock();
-    // Terminals that know it show nothing half drawn.
+    // Terminals that know it show nothing half drawn. Where colours are not wanted, the cursor moves all the same.
     execute!(
-        out,
+        io::stdout(),
         terminal::BeginSynchronizedUpdate,
         cursor::MoveTo(0, 0),
         terminal::Clear(terminal::ClearType::All)
     )?;
     // A terminal that reads keys does not return the carriage by itself.
-    out.write_all(text.replace('\n', "\r\n").as_bytes())?;
-    execute!(out, terminal::EndSynchronizedUpdate)?;
+    print::text(&text.replace('\n', "\r\n"))?;
+    execute!(io::stdout(), terminal::EndSynchronizedUpdate)?;
     Ok(())
 }
 
@@ -146,7 +145,7 @@ impl Screen {
     fn open() -> anyhow::Result<Self> {
         terminal::enable_raw_mode().context("the terminal gives no keys")?;
         let screen = Self;
-        execute!(std::io::stdout(), terminal::EnterAlternateScreen, cursor::Hide)?;
+        execute!(io::stdout(), terminal::EnterAlternateScreen, cursor::Hide)?;
         Ok(screen)
     }
 }
@@ -154,7 +153,7 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         // There is nobody left to tell.
-        let _ = execute!(std::io::stdout(), terminal::LeaveAlternateScreen, cursor::Show);
+        let _ = execute!(io::stdout(), terminal::LeaveAlternateScreen, cursor::Show);
         let _ = terminal::disable_raw_mode();
     }
 }
