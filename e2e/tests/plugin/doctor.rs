@@ -6,7 +6,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::{agent::Agents, bench::Bench, is_fast, plugin::Plugin, publish, repository, vf};
+use crate::{agent::Agents, bench::Bench, is_fast, plugin::Plugin, publish, vf};
 
 #[tokio::test]
 async fn the_doctor() {
