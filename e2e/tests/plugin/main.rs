@@ -294,8 +294,12 @@ async fn what_an_administrator_sees() {
         "{out}{err}"
     );
     agents.be(Mood::default());
+    // Something must change for the agents to look again; the target's attachment may be going.
+    let source = bench.nic_with("eth0", "attached", |n| n.status.is_some()).await;
+    let pod = source.status.and_then(|s| s.pod).unwrap();
+    let attachment = attachment_name("eth0", &pod.uid);
     bench
-        .kubectl(&["annotate", "nicatt", "--all", "look=again"])
+        .kubectl(&["annotate", "nicatt", &attachment, "look=again"])
         .await;
     bench.nic_with("eth0", "fast", is_fast).await;
 

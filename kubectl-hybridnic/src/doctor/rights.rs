@@ -106,18 +106,8 @@ const OPERATOR: &[Need] = &[
 
 /// What an agent needs, as its role gives it.
 const AGENT: &[Need] = &[
-    need(
-        GROUP,
-        "nicattachments",
-        &["get", "list", "watch", "patch"],
-        "NICs",
-    ),
-    need(
-        GROUP,
-        "hybridnodes",
-        &["get", "list", "watch", "create"],
-        "its node",
-    ),
+    need(GROUP, "nicattachments", &["list", "watch", "patch"], "NICs"),
+    need(GROUP, "hybridnodes", &["list", "watch", "create"], "its node"),
     status("nicattachments", "statuses"),
     status("hybridnodes", "statuses"),
 ];
