@@ -36,7 +36,7 @@ async fn the_doctor() {
     bench.nic_with("eth0", "fast", is_fast).await;
     let report = plugin.kubectl(&["hybridnic", "doctor"]).await.ok();
     for part in [
-        "ok    crds",
+        "ok  crds",
         "operator-0 leads, by ",
         "2 of 2 Linux nodes have an agent",
         "you may do what is needed",
