@@ -94,6 +94,8 @@ build() {
   cd "$here"
   # go.mod may want a newer Go than the distribution has; Go then fetches it, checksummed as any module.
   export GOTOOLCHAIN=${GOTOOLCHAIN:-auto} CGO_ENABLED=0
+  # The compiler lives for seconds: to collect its garbage costs more than the memory.
+  export GOGC=${GOGC:-400}
   echo "control plane: building ${missing[*]} into $bin (once; some minutes)" >&2
   go=$(find_go)
   total=$("$go" list -deps "${packages[@]}" | wc -l)

@@ -17,7 +17,7 @@ use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, VmHybridNic};
 use hybridnic_e2e::{
     cluster::{Cluster, SYSTEM, VmPod, VmPodSpec},
     lab::{Pinger, Report},
-    world::{NicSpec, footprint},
+    world::{NicSpec, binary, footprint},
 };
 
 const NAMESPACE: &str = "default";
@@ -38,9 +38,12 @@ async fn from_helm_install_to_uninstall() {
     let spec = VmPodSpec::new(NAMESPACE, "web", &[NicSpec::new(0, 50)]);
     let first = first_vm(&cluster, &spec).await;
     say("a VM is on its fast path");
+    looked_at(&cluster).await;
+    say("helm test, the doctor and the metrics say that all is well");
     let second = migrate_while_an_agent_is_killed(&cluster, &spec).await;
     say("it has migrated");
     drop(first);
+    eprintln!("{}", plugin(&cluster, &["nic", NIC]).await);
     undisturbed(
         &cluster,
         &second,
@@ -171,6 +174,41 @@ async fn first_vm(cluster: &Cluster, spec: &VmPodSpec) -> VmPod {
         assert!(rights.contains(line), "{line} is not in\n{rights}");
     }
     vm
+}
+
+/// Runs `kubectl hybridnic` as an administrator; it must say that all is well.
+async fn plugin(cluster: &Cluster, args: &[&str]) -> String {
+    let output = tokio::process::Command::new(binary("kubectl-hybridnic").unwrap())
+        .args(args)
+        .env("KUBECONFIG", cluster.control_plane.kubeconfig_admin())
+        .output()
+        .await
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "kubectl hybridnic {args:?}: {text}{error}"
+    );
+    text
+}
+
+/// What an administrator looks at, where it is installed for real.
+async fn looked_at(cluster: &Cluster) {
+    cluster.helm(&["test", "hybridnic"], &[]).await.unwrap();
+    eprintln!("{}", plugin(cluster, &["doctor"]).await);
+    eprintln!("{}", plugin(cluster, &["top", "--once", "-A"]).await);
+    let ask = "wget -qO- http://127.0.0.1:9808/metrics";
+    let metrics = cluster.node(1).run(ask, SOON).await.unwrap();
+    let held = metrics
+        .lines()
+        .any(|l| l.starts_with("hybridnic_agent_vfs{") && l.contains("held") && l.ends_with(" 1"));
+    assert!(held, "no held VF in\n{metrics}");
+    for program in ["agent", "operator"] {
+        let memory = format!("grep VmRSS /proc/$(pidof hybridnic-{program} | cut -d' ' -f1)/status");
+        let memory = cluster.node(1).run(&memory, SOON).await.unwrap();
+        eprintln!("figure: {program} on the cluster, debug build: {}", memory.trim());
+    }
 }
 
 async fn watch(cluster: &Cluster, spec: &VmPodSpec) -> Pinger {

@@ -206,7 +206,10 @@ impl Cluster {
         let image = images::value();
         let timeout = format!("{}s", HELM.as_secs());
         let mut args: Vec<&str> = command.to_vec();
-        args.extend(["--namespace", SYSTEM, "--wait", "--timeout", timeout.as_str()]);
+        args.extend(["--namespace", SYSTEM, "--timeout", timeout.as_str()]);
+        if command.first() != Some(&"test") {
+            args.push("--wait");
+        }
         if matches!(command.first(), Some(&("install" | "upgrade"))) {
             args.push(path(&chart)?);
             for value in [image.as_str()].iter().chain(values) {
