@@ -12,7 +12,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{SOON, check_nic, on, phase};
+use common::{SOON, check_nic, on, phase, twice};
 use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, VmHybridNic};
 use hybridnic_e2e::{
     cluster::{Cluster, SYSTEM, VmPod, VmPodSpec},
@@ -27,9 +27,13 @@ const RATE: u32 = 50;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn from_helm_install_to_uninstall() {
+    twice("cluster", async |name| story(name).await).await;
+}
+
+async fn story(name: &str) {
     let began = Instant::now();
     let say = |what: &str| eprintln!("--- {what}");
-    let mut cluster = Cluster::start("cluster", say).await.unwrap();
+    let mut cluster = Cluster::start(name, say).await.unwrap();
     let say = |what: &str| eprintln!("--- {:5.1} s  {what}", began.elapsed().as_secs_f64());
 
     install(&cluster).await;

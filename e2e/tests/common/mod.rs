@@ -47,22 +47,23 @@ pub async fn case(name: &str, network: bool, test: impl AsyncFn(&mut World)) {
 
 /// The same in a world that is to be as these options say.
 pub async fn case_in(options: &WorldOptions, network: bool, test: impl AsyncFn(&mut World)) {
-    let attempt = |options| AssertUnwindSafe(attempt(options, network, &test)).catch_unwind();
-    if attempt(options).await.is_ok() {
+    twice(&options.name, async |name| {
+        let options = WorldOptions {
+            name: name.into(),
+            ..options.clone()
+        };
+        attempt(&options, network, &test).await;
+    })
+    .await;
+}
+
+/// Runs something by its name and, should it fail, once more by another one, so that the logs of the first try stay.
+pub async fn twice(name: &str, attempt: impl AsyncFn(&str)) {
+    if AssertUnwindSafe(attempt(name)).catch_unwind().await.is_ok() {
         return;
     }
-    eprintln!(
-        "AGAIN: {} has failed, see above; it is started once more",
-        options.name
-    );
-    // The logs of the first try stay.
-    let again = WorldOptions {
-        name: format!("{}-again", options.name),
-        ..options.clone()
-    };
-    if let Err(panic) = attempt(&again).await {
-        resume_unwind(panic);
-    }
+    eprintln!("AGAIN: {name} has failed, see above; it is started once more");
+    attempt(&format!("{name}-again")).await;
 }
 
 async fn attempt(options: &WorldOptions, network: bool, test: &impl AsyncFn(&mut World)) {
