@@ -60,14 +60,8 @@ impl Joined {
 
     /// What follows a boot: all processes are started; of those before it none is left.
     pub async fn after_boot(&mut self) -> Result<()> {
-        for ended in [
-            self.kubelet.take(),
-            self.device_plugin.take(),
-            self.proxy.take(),
-            self.containerd.take(),
-        ] {
-            drop(ended);
-        }
+        (self.kubelet, self.device_plugin) = (None, None);
+        (self.proxy, self.containerd) = (None, None);
         let node = &self.node;
         for (path, text) in &self.files {
             node.put(path, text.as_bytes(), 0o600).await?;
