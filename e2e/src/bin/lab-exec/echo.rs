@@ -8,9 +8,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hybridnic_e2e::lab::wire::Probe;
+use nix::sys::socket::{setsockopt, sockopt};
 
 /// A peer that has not asked for this long has gone.
 const PEER_GONE: Duration = Duration::from_mins(1);
+
+/// In octets. The kernel's default holds some 40 packets of an emulated card: a guest that its node does not run for a
+/// second would lose packets that the network has brought.
+const BUFFER: usize = 1 << 20;
 
 struct Peer {
     address: SocketAddr,
@@ -21,6 +26,7 @@ struct Peer {
 
 pub(crate) fn main(address: &str) -> io::Result<()> {
     let socket = Arc::new(UdpSocket::bind(address)?);
+    setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
     let peers: Arc<Mutex<Vec<Peer>>> = Arc::default();
     let seen = AtomicU64::new(0);
     {

@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc::VMADDR_CID_ANY;
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, VsockAddr};
 
@@ -16,13 +18,23 @@ fn new() -> io::Result<OwnedFd> {
     )?)
 }
 
+/// How long a guest may take to answer. The kernel gives up after 2 s (`VSOCK_DEFAULT_CONNECT_TIMEOUT`), which is too soon
+/// for a guest whose QEMU pins memory while another guest of the emulated node boots, and for one that has just migrated.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Connects to a port of the machine with this context id.
 ///
 /// The result is dressed as a [`UnixStream`]: reading, writing and shutting down are the same calls.
 pub(crate) fn connect(cid: u32, port: u32) -> io::Result<UnixStream> {
-    let fd = new()?;
-    socket::connect(fd.as_raw_fd(), &VsockAddr::new(cid, port))?;
-    Ok(fd.into())
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let fd = new()?;
+        match socket::connect(fd.as_raw_fd(), &VsockAddr::new(cid, port)) {
+            Ok(()) => return Ok(fd.into()),
+            Err(Errno::ETIMEDOUT) if Instant::now() < end => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Listens on a port of this machine.
