@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 passed=0 failed=0 summary=()
 logs=target/test
 mkdir -p "$logs"
+# A test's own words say what went wrong; the frames around them are the runtime's, and bury them.
+export RUST_BACKTRACE=0
 
 tier() {
 	local name=$1 start=$SECONDS
@@ -28,6 +30,10 @@ done
 # What the emulation needed a second try for, counted: see docs/testing.md.
 echo "=== started once more: $(cat "$logs"/*.log | grep -c '^AGAIN' || true)," \
 	"frozen guests: $(cat "$logs"/*.log | grep -c '^FROZEN' || true)"
+# What failed, once more at the end, for a log of which only the end is kept.
+if [ "$failed" -gt 0 ]; then
+	grep -hE -A12 "panicked at|^(AGAIN|FROZEN)|^error(\[|:)|\*\*\* \[" "$logs"/*.log | cut -c1-300 | tail -n 150
+fi
 printf '%s\n' "=== tiers" "${summary[@]}" "=== all $SECONDS s"
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
