@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::v1alpha1::ObjectRef;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -65,6 +66,22 @@ pub fn active<'a>(known: Option<&ObjectRef>, pods: &'a [Arc<Pod>]) -> Option<&'a
         )
     };
     pods.iter().filter(|pod| !is_finished(pod)).min_by_key(age)
+}
+
+/// Why a VM runs in none of its pods: there is none, or all have ended.
+pub fn missing(vm: &str, pods: &[Arc<Pod>]) -> String {
+    let label = format!("{VM_LABEL}={vm}");
+    match pods
+        .iter()
+        .max_by_key(|pod| (pod.creation_timestamp().map(|time| time.0), pod.name_any()))
+    {
+        None => format!("no pod of this namespace has the label {label}"),
+        Some(last) => format!(
+            "the pod {} has ended ({}), and no other of this namespace with the label {label} runs",
+            last.name_any(),
+            phase(last)
+        ),
+    }
 }
 
 /// The pod to which the VM can migrate: the one that is asked for, else the youngest that runs, never the source.
@@ -136,6 +153,23 @@ mod tests {
         assert_eq!(
             names(active(None, &[Arc::new(pod("a", "vm", 1, "Failed", "n1"))])),
             None
+        );
+    }
+
+    #[test]
+    fn a_vm_without_a_pod_and_one_whose_pods_have_ended_are_told_apart() {
+        assert_eq!(
+            missing("vm", &[]),
+            "no pod of this namespace has the label hybridnic.io/vm=vm"
+        );
+        let ended = [
+            pod("a", "vm", 1, "Failed", "n1"),
+            pod("b", "vm", 2, "Succeeded", "n2"),
+        ]
+        .map(Arc::new);
+        assert_eq!(
+            missing("vm", &ended),
+            "the pod b has ended (Succeeded), and no other of this namespace with the label hybridnic.io/vm=vm runs"
         );
     }
 

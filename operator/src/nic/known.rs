@@ -83,8 +83,10 @@ impl Known {
         let vm = nic.vm_name().unwrap_or_default();
         let recorded = nic.status.as_ref().and_then(|status| status.pod.as_ref());
         let Some(found) = pods::active(recorded, &self.pods) else {
-            let message = format!("no pod of this namespace has the label hybridnic.io/vm={vm}");
-            return Err(Refusal::new(reasons::POD_NOT_FOUND, message));
+            return Err(Refusal::new(
+                reasons::POD_NOT_FOUND,
+                pods::missing(vm, &self.pods),
+            ));
         };
         let Some(node) = pods::node(found) else {
             let message = format!("the pod {} has no node yet", found.name_any());
