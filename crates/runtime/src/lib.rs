@@ -11,3 +11,4 @@ pub mod probes;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
+pub mod traces;
