@@ -14,6 +14,7 @@ use hybridnic_runtime::{
     shutdown,
     telemetry::{self, LogOptions},
     tls,
+    traces::{self, TraceOptions},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -80,6 +81,8 @@ struct RunArgs {
     http: HttpOptions,
     #[command(flatten)]
     log: LogOptions,
+    #[command(flatten)]
+    traces: TraceOptions,
 }
 
 impl Args {
@@ -118,6 +121,8 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
     let (registry, metrics) = metrics();
     let requests = metrics.requests.clone();
     let counted = metrics.clone();
+    let (traces, exports) =
+        traces::start(&args.traces, "hybridnic-agent", &node_name).context("cannot send traces")?;
     let host = Arc::new(Host {
         sysfs: Sysfs::default(),
         dev: DevNodes::default(),
@@ -125,6 +130,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         journal,
         pools: Pools::default(),
         metrics,
+        traces,
         options: Settings {
             node_name: node_name.clone(),
             vm_root: args.vm_root,
@@ -167,6 +173,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         () = get_ready(probes, progress, published) => {}
         never = heart.beat() => match never {},
     }
+    exports.finish().await;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use hybridnic_net::{
     netlink::Netlink,
     sysfs::{DiscoverError, Inventory, Sysfs},
 };
+use hybridnic_runtime::traces::Traces;
 use tokio::sync::watch;
 
 use crate::{journal::Journal, metrics::Metrics, node::pool::Pools};
@@ -43,6 +44,8 @@ pub struct Host {
     pub pools: Pools,
     /// What is measured.
     pub metrics: Metrics,
+    /// Who wants to know where a migration's time goes.
+    pub traces: Traces,
     /// Settings.
     pub options: Settings,
     /// Counts device and link events: what was seen of the hardware may be old.

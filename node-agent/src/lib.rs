@@ -24,4 +24,5 @@ pub mod nic;
 pub mod node;
 pub mod privileges;
 pub mod sockets;
+mod trace;
 pub mod vm;

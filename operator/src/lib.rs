@@ -38,6 +38,7 @@ use hybridnic_runtime::http::{self, Pages};
 use hybridnic_runtime::lease::{Candidate, Timing};
 use hybridnic_runtime::log_level::LogLevel;
 use hybridnic_runtime::probes::{Probes, probes};
+use hybridnic_runtime::traces::{self, Traces};
 use hybridnic_runtime::{api, shutdown};
 use kube::Client;
 use tokio::task::JoinSet;
@@ -47,8 +48,8 @@ pub use metrics::{Metrics, metrics};
 pub use options::{Command, Options};
 
 use events::Events;
-use migration::MigrationReconciler;
 use migration::view::Deadlines;
+use migration::{MigrationReconciler, Told};
 use network::NetworkReconciler;
 use nic::NicReconciler;
 use node::NodeReconciler;
@@ -74,6 +75,16 @@ pub async fn execute(options: Options, logs: LogLevel) -> anyhow::Result<()> {
     }
 }
 
+/// What all of a process's life needs.
+struct Process {
+    options: Options,
+    identity: String,
+    metrics: Metrics,
+    probes: Probes,
+    traces: Traces,
+    stop: CancellationToken,
+}
+
 /// Runs the operator until a signal asks it to stop, or until it is the leader no more, which is an error.
 async fn run(options: Options, logs: LogLevel) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("cannot handle signals")?;
@@ -86,164 +97,154 @@ async fn run(options: Options, logs: LogLevel) -> anyhow::Result<()> {
         metrics: Arc::new(registry),
         logs,
     };
+    let address = options.http.http_address;
     let serving = async {
-        match options.http.http_address {
+        match address {
             Some(address) => http::serve(address, pages)
                 .await
                 .with_context(|| format!("cannot serve on {address}")),
             None => std::future::pending().await,
         }
     };
-    tokio::select! {
-        done = stand(&options, &metrics, &probes, &stop) => done,
+    let identity = options.identity.clone().map_or_else(identity, Ok)?;
+    let (traces, exports) =
+        traces::start(&options.traces, "hybridnic-operator", &identity).context("cannot send traces")?;
+    let process = Process {
+        options,
+        identity,
+        metrics,
+        probes,
+        traces,
+        stop,
+    };
+    let done = tokio::select! {
+        done = process.stand() => done,
         served = serving => served,
         never = heart.beat() => match never {},
-    }
-}
-
-/// Stands for election, and leads when elected.
-async fn stand(
-    options: &Options,
-    metrics: &Metrics,
-    probes: &Probes,
-    stop: &CancellationToken,
-) -> anyhow::Result<()> {
-    let client = api::client(metrics.requests.clone())
-        .await
-        .context("cannot find the API server")?;
-    let identity = options.identity.clone().map_or_else(identity, Ok)?;
-    let namespace = options.namespace(&client);
-    let candidate = Candidate::new(
-        client.clone(),
-        &namespace,
-        &options.lease_name,
-        &identity,
-        Timing::default(),
-    );
-
-    tracing::info!(
-        identity,
-        namespace,
-        lease = options.lease_name,
-        "waiting for the lease"
-    );
-    // Whoever has come so far has started. One that may not, or cannot, read the lease is not ready; to start it anew would
-    // not help it.
-    probes.set_started();
-    // A standby that has read the lease is ready for what it is there for.
-    let standing = || probes.set_ready(true);
-    let mut leadership = tokio::select! {
-        leadership = candidate.acquire(standing) => leadership?,
-        () = stop.cancelled() => return Ok(()),
     };
-    // Until its caches are filled.
-    probes.set_ready(false);
-    metrics.leader.set([], 1);
-    tracing::info!("leading");
-    let done = tokio::select! {
-        // The lease is renewed until the last reconcile has ended.
-        done = lead(&client, options, &identity, metrics, probes, stop) => done,
-        lost = leadership.lost() => Err(lost.into()),
-    };
-    if done.is_ok() {
-        leadership.release().await;
-    }
+    exports.finish().await;
     done
 }
 
-/// Runs caches and controllers until `stop`, and lets what runs then end.
-async fn lead(
-    client: &Client,
-    options: &Options,
-    identity: &str,
-    metrics: &Metrics,
-    probes: &Probes,
-    stop: &CancellationToken,
-) -> anyhow::Result<()> {
-    let (world, feeds) = World::new();
-    let (queues, requests) = routes::queues(&metrics.reconciles);
-    let queues = Arc::new(queues);
-    let mut watches = JoinSet::new();
-    for task in routes::tasks(feeds, client, &world, &queues) {
-        watches.spawn(task);
-    }
-    tokio::select! {
-        ready = world.ready() => ready.context("a watch has ended")?,
-        () = stop.cancelled() => return Ok(()),
-    }
-    tracing::info!("caches are filled");
-    metrics.seen.set(world.clone());
-    probes.set_ready(true);
+impl Process {
+    /// Stands for election, and leads when elected.
+    async fn stand(&self) -> anyhow::Result<()> {
+        let (identity, lease) = (&self.identity, &self.options.lease_name);
+        let client = api::client(self.metrics.requests.clone())
+            .await
+            .context("cannot find the API server")?;
+        let namespace = self.options.namespace(&client);
+        let candidate = Candidate::new(client.clone(), &namespace, lease, identity, Timing::default());
 
-    let mut controllers = controllers(client, options, identity, metrics, &world, requests, stop);
-    everything(&world, &queues);
-    loop {
+        tracing::info!(identity, namespace, lease, "waiting for the lease");
+        // Whoever has come so far has started. One that may not, or cannot, read the lease is not ready; to start it anew
+        // would not help it.
+        self.probes.set_started();
+        // A standby that has read the lease is ready for what it is there for.
+        let standing = || self.probes.set_ready(true);
+        let mut leadership = tokio::select! {
+            leadership = candidate.acquire(standing) => leadership?,
+            () = self.stop.cancelled() => return Ok(()),
+        };
+        // Until its caches are filled.
+        self.probes.set_ready(false);
+        self.metrics.leader.set([], 1);
+        tracing::info!("leading");
+        let done = tokio::select! {
+            // The lease is renewed until the last reconcile has ended.
+            done = self.lead(&client) => done,
+            lost = leadership.lost() => Err(lost.into()),
+        };
+        if done.is_ok() {
+            leadership.release().await;
+        }
+        done
+    }
+
+    /// Runs caches and controllers until it is to stop, and lets what runs then end.
+    async fn lead(&self, client: &Client) -> anyhow::Result<()> {
+        let (world, feeds) = World::new();
+        let (queues, requests) = routes::queues(&self.metrics.reconciles);
+        let queues = Arc::new(queues);
+        let mut watches = JoinSet::new();
+        for task in routes::tasks(feeds, client, &world, &queues) {
+            watches.spawn(task);
+        }
         tokio::select! {
-            ended = controllers.join_next() => match ended {
-                Some(ended) if stop.is_cancelled() => ended.context("a controller broke")?,
-                Some(ended) => bail!("a controller has ended: {ended:?}"),
-                None => return Ok(()),
-            },
-            ended = watches.join_next() => bail!("a watch has ended: {ended:?}"),
+            ready = world.ready() => ready.context("a watch has ended")?,
+            () = self.stop.cancelled() => return Ok(()),
+        }
+        tracing::info!("caches are filled");
+        self.metrics.seen.set(world.clone());
+        self.probes.set_ready(true);
+
+        let mut controllers = self.controllers(client, &world, requests);
+        everything(&world, &queues);
+        loop {
+            tokio::select! {
+                ended = controllers.join_next() => match ended {
+                    Some(ended) if self.stop.is_cancelled() => ended.context("a controller broke")?,
+                    Some(ended) => bail!("a controller has ended: {ended:?}"),
+                    None => return Ok(()),
+                },
+                ended = watches.join_next() => bail!("a watch has ended: {ended:?}"),
+            }
         }
     }
-}
 
-fn controllers(
-    client: &Client,
-    options: &Options,
-    identity: &str,
-    metrics: &Metrics,
-    world: &World,
-    requests: AllRequests,
-    stop: &CancellationToken,
-) -> JoinSet<()> {
-    let events = Events::new(client.clone(), identity);
-    let deadlines = Deadlines {
-        prepare: options.prepare_deadline,
-        switch: options.switch_deadline,
-    };
-    let (client, seen) = (|| client.clone(), || world.clone());
-    let node = NodeReconciler::new(client(), seen());
-    let network = NetworkReconciler::new(client(), seen(), events.clone());
-    let nic = NicReconciler::new(client(), seen(), events.clone());
-    let migration = MigrationReconciler::new(client(), seen(), events, deadlines, metrics.migrations.clone());
+    fn controllers(&self, client: &Client, world: &World, requests: AllRequests) -> JoinSet<()> {
+        let events = Events::new(client.clone(), &self.identity);
+        let deadlines = Deadlines {
+            prepare: self.options.prepare_deadline,
+            switch: self.options.switch_deadline,
+        };
+        let (client, seen) = (|| client.clone(), || world.clone());
+        let node = NodeReconciler::new(client(), seen());
+        let network = NetworkReconciler::new(client(), seen(), events.clone());
+        let nic = NicReconciler::new(client(), seen(), events.clone());
+        let told = Told {
+            events,
+            metrics: self.metrics.migrations.clone(),
+            traces: self.traces.clone(),
+        };
+        let migration = MigrationReconciler::new(client(), seen(), deadlines, told);
 
-    let mut controllers = JoinSet::new();
-    let (stop, reconciles) = (|| stop.clone(), || metrics.reconciles.clone());
-    controllers.spawn(controller::run(
-        node,
-        world.hybrid_nodes.store(),
-        requests.hybrid_nodes,
-        FEW,
-        reconciles(),
-        stop(),
-    ));
-    controllers.spawn(controller::run(
-        network,
-        world.networks.store(),
-        requests.networks,
-        FEW,
-        reconciles(),
-        stop(),
-    ));
-    controllers.spawn(controller::run(
-        nic,
-        world.nics.store(),
-        requests.nics,
-        MANY,
-        reconciles(),
-        stop(),
-    ));
-    controllers.spawn(controller::run(
-        migration,
-        world.migrations.store(),
-        requests.migrations,
-        MANY,
-        reconciles(),
-        stop(),
-    ));
-    controllers
+        let mut controllers = JoinSet::new();
+        let (stop, reconciles) = (|| self.stop.clone(), || self.metrics.reconciles.clone());
+        controllers.spawn(controller::run(
+            node,
+            world.hybrid_nodes.store(),
+            requests.hybrid_nodes,
+            FEW,
+            reconciles(),
+            stop(),
+        ));
+        controllers.spawn(controller::run(
+            network,
+            world.networks.store(),
+            requests.networks,
+            FEW,
+            reconciles(),
+            stop(),
+        ));
+        controllers.spawn(controller::run(
+            nic,
+            world.nics.store(),
+            requests.nics,
+            MANY,
+            reconciles(),
+            stop(),
+        ));
+        controllers.spawn(controller::run(
+            migration,
+            world.migrations.store(),
+            requests.migrations,
+            MANY,
+            reconciles(),
+            stop(),
+        ));
+        controllers
+    }
 }
 
 /// Asks for a reconcile of all there is: what has changed while nobody led is not known.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use hybridnic_runtime::http::HttpOptions;
 use hybridnic_runtime::telemetry::LogOptions;
+use hybridnic_runtime::traces::TraceOptions;
 
 /// Decides what should be true of hybrid NICs across a cluster's nodes.
 ///
@@ -33,6 +34,9 @@ pub struct Options {
     /// Logs
     #[command(flatten)]
     pub log: LogOptions,
+    /// Traces
+    #[command(flatten)]
+    pub traces: TraceOptions,
     /// What to do instead of to operate
     #[command(subcommand)]
     pub command: Option<Command>,

@@ -27,6 +27,19 @@ pub enum Action {
     Resume,
 }
 
+impl Action {
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Listen => "Listen",
+            Self::Start(_) => "Start",
+            Self::HandOver => "HandOver",
+            Self::Cancel => "Cancel",
+            Self::Resume => "Resume",
+        }
+    }
+}
+
 /// What is seen of the VM's QEMU.
 #[derive(Clone, Debug)]
 pub struct VmSeen {

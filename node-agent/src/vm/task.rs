@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hybridnic_api::v1alpha1::{MigrationReport, MigrationState, MigrationStep};
+use hybridnic_api::v1alpha1::{MigrationOrder, MigrationReport, MigrationState, MigrationStep};
 use hybridnic_qmp::{
     Client, Event, EventError, OnError, Options, QmpError,
     commands::{MigrationCapability, MigrationParameters, MigrationStatus},
@@ -15,7 +15,7 @@ use super::{
     migration::{self, Action, VmSeen},
     socket,
 };
-use crate::{error::chain, host::Host};
+use crate::{error::chain, host::Host, trace};
 
 /// How soon a socket that somebody may listen on soon is tried again; doubled up to the cap.
 const RETRY: Duration = Duration::from_millis(50);
@@ -157,7 +157,8 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             None => {}
         }
     }
-    let step = migration::agreed(&vm.nics()).map(|o| o.step);
+    let order = migration::agreed(&vm.nics());
+    let step = order.as_ref().map(|o| o.step);
     let (arriving, leaving) = (
         step == Some(MigrationStep::Listen),
         step == Some(MigrationStep::Transfer),
@@ -165,7 +166,7 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
     match (event.name.as_str(), status) {
         ("MIGRATION", Some(MigrationStatus::PreSwitchover)) => {
             // What it leads to is told by another event.
-            !hand_over(vm, host, client).await
+            !hand_over(vm, host, client, order.as_ref()).await
         }
         ("MIGRATION", Some(status)) => {
             if status.is_idle() {
@@ -174,14 +175,8 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             status != MigrationStatus::Device
         }
         ("RESUME", _) => {
-            if arriving && let Err(error) = handover::wake(vm, &host.netlink, client).await {
-                // The NICs' own tasks try again.
-                warn!(
-                    namespace = vm.namespace,
-                    pod = vm.pod,
-                    error = chain(&error),
-                    "the VM has come, and not all of its NICs are up"
-                );
+            if arriving {
+                wake(vm, host, client, order.as_ref()).await;
             }
             vm.beat(true);
             true
@@ -201,8 +196,39 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
     }
 }
 
+async fn wake(vm: &Vm, host: &Host, client: &Client, order: Option<&MigrationOrder>) {
+    let span = trace::begin("Wake");
+    let woken = handover::wake(vm, &host.netlink, client).await;
+    let error = woken.as_ref().err().map(|error| chain(error));
+    if let Some(error) = &error {
+        // The NICs' own tasks try again.
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error,
+            "the VM has come, and not all of its NICs are up"
+        );
+    }
+    span.end(host, order, error, || attributes(vm));
+}
+
 /// Whether the migration goes on.
-async fn hand_over(vm: &Vm, host: &Host, client: &Client) -> bool {
+async fn hand_over(vm: &Vm, host: &Host, client: &Client, order: Option<&MigrationOrder>) -> bool {
+    let span = trace::begin("HandOver");
+    let goes_on = let_go(vm, host, client).await;
+    let error = (!goes_on).then(|| "the migration does not go on".to_owned());
+    span.end(host, order, error, || attributes(vm));
+    goes_on
+}
+
+fn attributes(vm: &Vm) -> Vec<(&'static str, String)> {
+    vec![
+        ("k8s.namespace.name", vm.namespace.clone()),
+        ("k8s.pod.name", vm.pod.clone()),
+    ]
+}
+
+async fn let_go(vm: &Vm, host: &Host, client: &Client) -> bool {
     if let Err(error) = handover::silence(vm, &host.netlink).await {
         // Two owners of a MAC are worse than a migration that is called off.
         warn!(
@@ -274,7 +300,13 @@ async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) {
         ?action,
         "migration"
     );
-    if let Err(error) = act(vm, host, client, &order.migration.uid, &action).await {
+    let span = trace::begin(action.name());
+    let done = act(vm, host, client, &order, &action).await;
+    // A hand-over tells of itself, for an event can lead to it too.
+    if action != Action::HandOver {
+        span.end(host, Some(&order), done.clone().err(), || attributes(vm));
+    }
+    if let Err(error) = done {
         warn!(
             namespace = vm.namespace,
             pod = vm.pod,
@@ -302,7 +334,14 @@ async fn look(client: &Client) -> Result<VmSeen, QmpError> {
     })
 }
 
-async fn act(vm: &Vm, host: &Host, client: &Client, uid: &str, action: &Action) -> Result<(), String> {
+async fn act(
+    vm: &Vm,
+    host: &Host,
+    client: &Client,
+    order: &MigrationOrder,
+    action: &Action,
+) -> Result<(), String> {
+    let uid = &order.migration.uid;
     let fail = |error: QmpError| chain(&error);
     match action {
         Action::Listen => {
@@ -326,7 +365,7 @@ async fn act(vm: &Vm, host: &Host, client: &Client, uid: &str, action: &Action) 
             client.migrate(uri).await.map_err(fail)?;
         }
         Action::HandOver => {
-            hand_over(vm, host, client).await;
+            hand_over(vm, host, client, Some(order)).await;
         }
         Action::Cancel => client.migrate_cancel().await.map_err(fail)?,
         Action::Resume => client.cont().await.map_err(fail)?,

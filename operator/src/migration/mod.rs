@@ -6,6 +6,7 @@ mod scene;
 #[cfg(test)]
 mod simulation_tests;
 pub mod step;
+mod trace;
 pub mod view;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use hybridnic_api::names::MIGRATION_FINALIZER;
 use hybridnic_api::v1alpha1::{
     MigrationEnd, MigrationPhase, QemuMigration, QemuMigrationStatus, VmHybridNic,
 };
+use hybridnic_runtime::traces::Traces;
 use jiff::Timestamp;
 use kube::{Api, Client, ResourceExt};
 
@@ -32,26 +34,28 @@ use view::{Deadlines, NicView, View};
 pub struct MigrationReconciler {
     client: Client,
     world: World,
-    events: Events,
     deadlines: Deadlines,
-    metrics: Migrations,
+    told: Told,
+}
+
+/// Who is told how migrations go, besides their status.
+pub struct Told {
+    /// Whoever looks at the object.
+    pub events: Events,
+    /// Whoever counts.
+    pub metrics: Migrations,
+    /// Whoever wants to know where the time goes.
+    pub traces: Traces,
 }
 
 impl MigrationReconciler {
     /// A reconciler that reads from `world`.
-    pub fn new(
-        client: Client,
-        world: World,
-        events: Events,
-        deadlines: Deadlines,
-        metrics: Migrations,
-    ) -> Self {
+    pub fn new(client: Client, world: World, deadlines: Deadlines, told: Told) -> Self {
         Self {
             client,
             world,
-            events,
             deadlines,
-            metrics,
+            told,
         }
     }
 
@@ -100,11 +104,12 @@ impl MigrationReconciler {
         if wrote {
             let old = migration.status.clone().unwrap_or_default();
             write::status(&api, migration, &next.status).await?;
-            self.metrics.count(&old, &next.status);
+            self.told.metrics.count(&old, &next.status);
+            trace::tell(&self.told.traces, migration, &old, &next.status);
             if old.phase != next.status.phase {
                 log(migration, &old, &next.status);
             }
-            self.events.tell(migration, notes(&old, &next.status)).await;
+            self.told.events.tell(migration, notes(&old, &next.status)).await;
         }
         Ok(Done {
             wrote,

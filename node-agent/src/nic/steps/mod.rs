@@ -17,7 +17,7 @@ use super::{
     observe::Observation,
     plan::{Learnt, Step},
 };
-use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant, vm::Vm};
+use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant, trace, vm::Vm};
 
 /// The ids of a NIC's devices in QEMU.
 pub mod ids {
@@ -109,7 +109,24 @@ impl Context {
     /// Takes a step.
     pub async fn take(&mut self, step: Step, now: &Observation, order: SwitchOrder) -> Result<(), StepError> {
         let began = Instant::now();
-        self.act(step, now, order).await?;
+        let span = trace::begin(format!("{step:?}"));
+        let done = self.act(step, now, order).await;
+        let error = done.as_ref().err().map(ToString::to_string);
+        span.end(&self.host, self.record.spec.migration.as_ref(), error, || {
+            vec![
+                ("k8s.namespace.name", self.record.namespace.clone()),
+                ("hybridnic.nic", self.record.spec.nic.name.clone()),
+                (
+                    "hybridnic.vf",
+                    self.record
+                        .vf
+                        .as_ref()
+                        .map(|vf| vf.address.to_string())
+                        .unwrap_or_default(),
+                ),
+            ]
+        });
+        done?;
         self.host.metrics.step_taken(step, began.elapsed());
         self.note(format!("{step:?}"));
         Ok(())
