@@ -2,6 +2,7 @@
 
 pub mod chart;
 pub mod cluster;
+pub mod collector;
 pub mod controlplane;
 pub mod docs;
 pub mod lab;

@@ -11,13 +11,20 @@ mod common;
 
 use std::time::Duration;
 
-use common::{SOON, case, check_fast_path, ended, fast, fast_on, migration, phase, trio, vm_on_fast_path};
+use common::{SOON, case_in, check_fast_path, ended, fast, fast_on, migration, phase, trio, vm_on_fast_path};
 use hybridnic_api::v1alpha1::MigrationPhase;
-use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
+use hybridnic_e2e::{
+    collector::Seen,
+    world::{NicSpec, Vm, VmSpec, World, WorldOptions},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn there_and_back_under_traffic() {
-    case("flight", true, async |world| flight(world).await).await;
+    let options = WorldOptions {
+        traces: true,
+        ..WorldOptions::new("flight")
+    };
+    case_in(&options, true, async |world| flight(world).await).await;
 }
 
 async fn flight(world: &World) {
@@ -36,6 +43,7 @@ async fn flight(world: &World) {
     let second = world.start_vm(&spec, "web-b", 2, true).await.unwrap();
     move_to(world, "there", "web-b", &second, &nic).await;
     first_is_over(world, &first, &clean[0]).await;
+    is_one_trace(world, "there").await;
     let nic = world.nic("web-0").await.unwrap();
 
     let third = world.start_vm(&spec, "web-c", 1, true).await.unwrap();
@@ -118,6 +126,41 @@ async fn first_is_over(world: &World, vm: &Vm, clean: &str) {
     world.until_footprint(vm.node, clean).await.unwrap();
     let code = vm.guest.qemu().wait(Duration::from_secs(30)).await.unwrap();
     assert_eq!(code, Some(0), "the source's QEMU ends by itself");
+}
+
+/// Operator and both agents have told of it, each by itself, and it is one trace.
+async fn is_one_trace(world: &World, name: &str) {
+    let uid = ended(world, name)
+        .await
+        .unwrap()
+        .metadata
+        .uid
+        .unwrap()
+        .replace('-', "");
+    let wanted = [
+        ("hybridnic-operator", "", "migration"),
+        ("hybridnic-operator", "", "Transferring"),
+        ("hybridnic-agent", "n1", "UnplugVf"),
+        ("hybridnic-agent", "n1", "Start"),
+        ("hybridnic-agent", "n1", "HandOver"),
+        ("hybridnic-agent", "n2", "Reserve"),
+        ("hybridnic-agent", "n2", "Listen"),
+        ("hybridnic-agent", "n2", "Wake"),
+        ("hybridnic-agent", "n2", "PlugVf"),
+    ];
+    let has = |spans: &[Seen], (service, instance, name): (&str, &str, &str)| {
+        spans
+            .iter()
+            .any(|s| s.service == service && s.instance.starts_with(instance) && s.name == name)
+    };
+    let collector = world.collector.as_ref().unwrap();
+    let spans = collector
+        .until(&uid, SOON, |spans| wanted.iter().all(|span| has(spans, *span)))
+        .await
+        .unwrap();
+    let (first, parts): (Vec<_>, Vec<_>) = spans.iter().partition(|span| span.parent.is_empty());
+    assert_eq!(first.len(), 1, "{spans:#?}");
+    assert!(parts.iter().all(|part| part.parent == first[0].id), "{spans:#?}");
 }
 
 async fn downtime(world: &World, name: &str) -> u64 {

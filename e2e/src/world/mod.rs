@@ -23,6 +23,7 @@ use kube::{
 
 use crate::{
     chart,
+    collector::Collector,
     controlplane::{ControlPlane, Options, login::Login},
     lab::{Guest, HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions},
 };
@@ -49,6 +50,8 @@ pub struct WorldOptions {
     pub node: NodeOptions,
     /// More arguments for the agents.
     pub agent_args: Vec<String>,
+    /// Whether operator and agents send traces.
+    pub traces: bool,
 }
 
 impl WorldOptions {
@@ -66,6 +69,7 @@ impl WorldOptions {
                 arg("--plug-deadline"),
                 arg("40"),
             ],
+            traces: false,
         }
     }
 }
@@ -91,6 +95,8 @@ pub struct World {
     guests: Mutex<Vec<Arc<Guest>>>,
     /// The control plane.
     pub control_plane: ControlPlane,
+    /// What the programs send their traces to, where the options say so.
+    pub collector: Option<Collector>,
     /// The nodes and their networks.
     pub lab: Lab,
 }
@@ -123,6 +129,10 @@ impl World {
         let operator_login = control_plane
             .login_service_account(chart::NAMESPACE, chart::OPERATOR, None)
             .await?;
+        let collector = match options.traces {
+            true => Some(Collector::start(HOST_ADDRESS.into()).await?),
+            false => None,
+        };
         let agents = lab.nodes().iter().map(|_| None).collect();
         let mut world = Self {
             operator: None,
@@ -132,6 +142,7 @@ impl World {
             operator_login,
             guests: Mutex::default(),
             control_plane,
+            collector,
             lab,
         };
         world.make_nodes().await?;

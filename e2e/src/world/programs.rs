@@ -85,6 +85,7 @@ impl World {
             .env("KUBECONFIG", &kubeconfig)
             .env("HYBRIDNIC_LOG", "info,hybridnic_operator=debug")
             .args(["--lease-namespace", chart::NAMESPACE])
+            .args(self.trace_args())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -94,6 +95,13 @@ impl World {
         }
         self.operator = Some(Program::Here(command.spawn().context("the operator")?));
         Ok(())
+    }
+
+    fn trace_args(&self) -> Vec<String> {
+        let collector = self.collector.iter();
+        collector
+            .flat_map(|collector| ["--otlp-endpoint".to_owned(), collector.endpoint()])
+            .collect()
     }
 
     /// kill -9.
@@ -134,6 +142,8 @@ impl World {
             "/run/hybridnic/journal",
         ];
         argv.extend(self.options.agent_args.iter().map(String::as_str));
+        let traces = self.trace_args();
+        argv.extend(traces.iter().map(String::as_str));
         let env = [
             ("KUBECONFIG", "/run/agent.kubeconfig"),
             ("HYBRIDNIC_LOG", "info,hybridnic_agent=debug"),
