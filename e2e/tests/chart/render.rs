@@ -17,6 +17,7 @@ const ALL_ON: &str = r#"
 fullnameOverride: nics
 image: {registry: "registry.example.com:5000/team", tag: v1, pullPolicy: Always, pullSecrets: [{name: regcred}]}
 log: {filter: "info,hybridnic_agent=debug", format: human}
+tracing: {otlpEndpoint: "http://collector:4318"}
 operator:
   replicas: 3
   extraArgs: ["--log=debug"]
@@ -185,6 +186,10 @@ async fn wrong_values_are_refused_in_words() {
         ),
         ("agent.httpPort=70000", "maximum: got 70,000, want 65,535"),
         ("agent.maxUnavailable=\"0%\"", "does not match pattern"),
+        (
+            "tracing.otlpEndpoint=\"collector:4317\"",
+            "does not match pattern",
+        ),
         (
             "agent.tolerations={\"key\":\"a\"}",
             "at '/agent/tolerations': got object, want array",
