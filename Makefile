@@ -10,10 +10,10 @@ BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 # Lab tests share one pair of emulated nodes' addresses and two cores: one after the other.
 LAB_TESTS := lab_debian lab_flight lab_pool lab_faults lab_lifecycle
 
-.PHONY: help demo test setup build crds chart images docs check unit kernel cluster monitoring lab nodes bench deny clean
+.PHONY: help demo test setup build crds chart images docs check unit kernel cluster cluster-oldest monitoring lab nodes bench deny clean
 
 help: ## Show this
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 setup: ## Install what is missing (apt, cargo, go)
 	@$(SETUP)
@@ -65,6 +65,10 @@ kernel: ## Real kernel and real QEMU, in network namespaces of their own
 
 cluster: build ## Real kube-apiserver, etcd and controller manager
 	$(CARGO) test $(ALL) --test controlplane --test api --test chart --test operator --test plugin --test docs_commands
+
+cluster-oldest: build ## The API, the chart and the operator on the oldest Kubernetes that is supported; not part of `make test`
+	tools=$$(e2e/controlplane/build.sh --oldest) && KUBEBUILDER_ASSETS=$$(dirname "$$(head -n1 <<<"$$tools" | cut -f2)") \
+		$(CARGO) test $(ALL) --test api --test chart --test operator
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
 	$(CARGO) test $(ALL) --no-fail-fast $(LAB_TESTS:%=--test %) -- --test-threads=1 --nocapture

@@ -4,6 +4,8 @@
 #
 #   build.sh [TOOL...]      default: etcd, kube-apiserver, kube-controller-manager, kubectl, helm
 #                           others: kube-scheduler, kubelet, kube-proxy, deviceplugin
+#   build.sh --oldest       kube-apiserver and kube-controller-manager of the oldest Kubernetes that is supported, which
+#                           oldest/go.mod pins
 #
 # Prints one line for each tool on stdout, "NAME<tab>PATH"; progress goes to stderr. A tool found in
 # $KUBEBUILDER_ASSETS is taken from there. All others are kept in ${HYBRIDNIC_CACHE:-~/.cache/hybridnic},
@@ -23,6 +25,11 @@ declare -A package=(
   [deviceplugin]=hybridnic.io/e2e/controlplane/deviceplugin
   [helm]=helm.sh/helm/v4/cmd/helm
 )
+module=$here
+if [[ ${1:-} == --oldest ]]; then
+  module=$here/oldest
+  set -- kube-apiserver kube-controller-manager
+fi
 tools=("$@")
 ((${#tools[@]})) || tools=(etcd kube-apiserver kube-controller-manager kubectl helm)
 for tool in "${tools[@]}"; do
@@ -30,7 +37,11 @@ for tool in "${tools[@]}"; do
 done
 
 cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
-sum=$(cat "$here/go.mod" "$here/go.sum" "$here"/*/*.go | sha256sum)
+sources=("$module/go.mod" "$module/go.sum")
+for source in "$module"/*/*.go; do
+  [[ ! -e $source ]] || sources+=("$source")
+done
+sum=$(cat "${sources[@]}" | sha256sum)
 bin=$cache/controlplane-${sum:0:16}/bin
 
 path_of() {
@@ -48,7 +59,7 @@ missing_tools() {
   done
 }
 
-version_of() { awk -v module="$1" '$1 == module { print $2; exit }' "$here/go.mod"; }
+version_of() { awk -v module="$1" '$1 == module { print $2; exit }' "$module/go.mod"; }
 
 # -X of what each project's own release build stamps: `kubectl version` and discovery report these.
 stamps() {
@@ -91,7 +102,7 @@ find_go() {
 build() {
   local packages=() go total staging=$bin/.staging
   for tool in "${missing[@]}"; do packages+=("${package[$tool]}"); done
-  cd "$here"
+  cd "$module"
   # go.mod may want a newer Go than the distribution has; Go then fetches it, checksummed as any module.
   export GOTOOLCHAIN=${GOTOOLCHAIN:-auto} CGO_ENABLED=0
   # The compiler lives for seconds: to collect its garbage costs more than the memory.
