@@ -1,6 +1,7 @@
 //! A collector of traces: takes OTLP over HTTP and keeps what it was sent.
 
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -115,10 +116,8 @@ async fn serve(listener: TcpListener, kept: Arc<Kept>) {
 }
 
 async fn take(request: Request<Incoming>, kept: &Kept) -> Response<Empty<Bytes>> {
-    let body = request.into_body().collect().await.map(|body| body.to_bytes());
-    let sent = body
-        .ok()
-        .and_then(|body| ExportTraceServiceRequest::decode(body).ok());
+    let body = request.into_body().collect().await.ok();
+    let sent = body.and_then(|body| ExportTraceServiceRequest::decode(body.to_bytes()).ok());
     let mut response = Response::new(Empty::new());
     match sent {
         Some(sent) => {
@@ -164,5 +163,9 @@ fn hex(id: &[u8]) -> String {
     if id.iter().all(|octet| *octet == 0) {
         return String::new();
     }
-    id.iter().map(|octet| format!("{octet:02x}")).collect()
+    id.iter().fold(String::new(), |mut digits, octet| {
+        // Writing to a string cannot fail.
+        let _ = write!(digits, "{octet:02x}");
+        digits
+    })
 }

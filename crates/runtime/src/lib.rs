@@ -1,4 +1,4 @@
-//! What operator and node agent share as processes: logs, signals, probes, metrics, TLS and leader election.
+//! What operator and node agent share as processes: logs, signals, probes, metrics, traces, TLS and leader election.
 //!
 //! Nothing here knows what a NIC is.
 

@@ -129,9 +129,10 @@ impl World {
         let operator_login = control_plane
             .login_service_account(chart::NAMESPACE, chart::OPERATOR, None)
             .await?;
-        let collector = match options.traces {
-            true => Some(Collector::start(HOST_ADDRESS.into()).await?),
-            false => None,
+        let collector = if options.traces {
+            Some(Collector::start(HOST_ADDRESS.into()).await?)
+        } else {
+            None
         };
         let agents = lab.nodes().iter().map(|_| None).collect();
         let mut world = Self {
