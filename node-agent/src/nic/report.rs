@@ -116,6 +116,13 @@ fn ready(facts: &Facts<'_>, path: Path) -> (AttachmentState, NewCondition) {
             no(reasons::PROGRESSING, &format!("next step: {step:?}")),
         ),
         Some(Decision::Wait(wait)) => (wait.state, no(wait.reason, &wait.message)),
+        // Only a migration's target is ready without its VM.
+        Some(Decision::Done(state @ AttachmentState::Reserved))
+            if facts.record.spec.goal != Goal::Reserved && facts.record.spec.migration.is_none() =>
+        {
+            let message = "QEMU waits for a VM to migrate here (-incoming), and no migration brings one";
+            (*state, no(reasons::VM_INCOMING, message))
+        }
         Some(Decision::Done(state)) => {
             let (reason, message) = match state {
                 AttachmentState::Detached => (reasons::DETACHED, "nothing of the NIC is left on the node"),

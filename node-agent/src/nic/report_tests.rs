@@ -195,7 +195,6 @@ fn a_nic_that_is_where_it_should_be_is_ready() {
     };
     let cases = [
         (Goal::FastPath, seen(FAST, false), FastPath, reasons::ATTACHED),
-        (Goal::FastPath, seen(AWAY, false), Reserved, reasons::VM_INCOMING),
         (Goal::Reserved, seen(GUEST, false), Reserved, reasons::ATTACHED),
         (Goal::Standby, seen(GUEST, true), Standby, reasons::ATTACHED),
         (Goal::Detached, gone, Detached, reasons::DETACHED),
@@ -210,6 +209,18 @@ fn a_nic_that_is_where_it_should_be_is_ready() {
             state == FastPath,
         );
     }
+}
+
+#[test]
+fn a_nic_whose_qemu_waits_for_a_vm_that_no_migration_brings_is_not_ready() {
+    gives(
+        Goal::FastPath,
+        &seen(AWAY, false),
+        &Decision::Done(AttachmentState::Reserved),
+        AttachmentState::Reserved,
+        ("False", reasons::VM_INCOMING),
+        false,
+    );
 }
 
 #[test]
