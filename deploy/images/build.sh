@@ -7,8 +7,8 @@
 #   TAG     tag, as the version
 #   BIN     directory with the programs, such as target/release
 #   IMAGE   operator, agent, qemu, pause; without any, operator and agent
-# An image is the program and the libraries that it is linked with, from this system, and nothing else: no shell, no package
-# manager. Names are localhost/hybridnic-IMAGE:TAG, or ${HYBRIDNIC_REPOSITORY}-IMAGE:TAG.
+# An image is the program and the libraries that it is linked with, from this system, and nothing else: no shell (but for
+# QEMU's), no package manager. Names are localhost/hybridnic-IMAGE:TAG, or ${HYBRIDNIC_REPOSITORY}-IMAGE:TAG.
 set -euo pipefail
 shopt -s inherit_errexit
 out=${1:?directory for the images} tag=${2:?tag} bin=${3:?directory of the programs}
@@ -48,9 +48,15 @@ make_agent() {
 	config=(--entrypoint '["/usr/bin/hybridnic-agent"]' --env PATH=/usr/sbin:/usr/bin)
 }
 
-# Debian's QEMU with the firmware of a q35 machine. It runs as a user of its own and needs no right but /dev/kvm.
+# Debian's QEMU with the firmware of a q35 machine, and a shell to decide how it is started. It runs as a user of its own and
+# needs no right but /dev/kvm.
 make_qemu() {
-	add "$1" "$(command -v qemu-system-x86_64)"
+	add "$1" "$(command -v qemu-system-x86_64)" "$(command -v busybox)"
+	mkdir -p "$1/bin"
+	ln -s ../usr/bin/busybox "$1/bin/sh"
+	for applet in mkdir rmdir; do
+		ln -s busybox "$1/usr/bin/$applet"
+	done
 	local share=/usr/share/qemu
 	mkdir -p "$1$share" "$1/usr/share/seabios"
 	cp $share/{pvh,kvmvapic,linuxboot_dma,linuxboot,multiboot}.bin $share/efi-virtio.rom "$1$share/" 2>/dev/null ||

@@ -12,12 +12,18 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{SOON, check_nic, on, phase, twice};
-use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, VmHybridNic};
+use common::{LATER, SOON, check_nic, on, phase, twice};
+use futures::TryStreamExt as _;
+use hybridnic_api::v1alpha1::{MigrationPhase, Path, VmHybridNic};
 use hybridnic_e2e::{
     cluster::{Cluster, SYSTEM, VmPod, VmPodSpec},
     lab::{Pinger, Report},
     world::{NicSpec, binary, footprint},
+};
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use kube::{
+    Api, ResourceExt as _,
+    runtime::{WatchStreamExt as _, watcher},
 };
 
 const NAMESPACE: &str = "default";
@@ -40,27 +46,22 @@ async fn story(name: &str) {
     say("installed");
     // What `nic.yaml` of the examples says.
     let spec = VmPodSpec::new(NAMESPACE, "web", &[NicSpec::new(0, 50)]);
-    let first = first_vm(&cluster, &spec).await;
+    let [_, spare] = first_vm(&cluster, &spec).await;
     say("a VM is on its fast path");
     looked_at(&cluster).await;
     say("helm test, the doctor and the metrics say that all is well");
-    let second = migrate_while_an_agent_is_killed(&cluster, &spec).await;
+    migrate_while_an_agent_is_killed(&cluster, &spec, &spare).await;
     say("it has migrated");
-    drop(first);
+    waits_in_turn(&cluster).await;
+    say("the pod that it has left waits for it");
     eprintln!("{}", plugin(&cluster, &["nic", NIC]).await);
-    undisturbed(
-        &cluster,
-        &second,
-        &spec,
-        "upgrade and rollback",
-        async |cluster| {
-            cluster
-                .helm(&["upgrade", "hybridnic"], &["log.filter=debug"])
-                .await
-                .unwrap();
-            cluster.helm(&["rollback", "hybridnic", "1"], &[]).await.unwrap();
-        },
-    )
+    undisturbed(&cluster, &spare, &spec, "upgrade and rollback", async |cluster| {
+        cluster
+            .helm(&["upgrade", "hybridnic"], &["log.filter=debug"])
+            .await
+            .unwrap();
+        cluster.helm(&["rollback", "hybridnic", "1"], &[]).await.unwrap();
+    })
     .await;
     say("upgraded and rolled back");
     let pinger = watch(&cluster, &spec).await;
@@ -72,7 +73,7 @@ async fn story(name: &str) {
     say("a kubelet was restarted");
     undisturbed(
         &cluster,
-        &second,
+        &spare,
         &spec,
         "uninstall and install",
         async |cluster| {
@@ -149,11 +150,16 @@ async fn fast(cluster: &Cluster, namespace: &str, nic: &str, node: &str) -> VmHy
         .unwrap()
 }
 
-async fn first_vm(cluster: &Cluster, spec: &VmPodSpec) -> VmPod {
-    let vm = cluster.start_vm(spec, "web-a", 1, 3, false).await.unwrap();
-    let began = Instant::now();
+/// The example's StatefulSet: a pod with the VM, and one that waits for it.
+async fn first_vm(cluster: &Cluster, spec: &VmPodSpec) -> [VmPod; 2] {
+    let [vm, spare] = cluster.start_vm_set(spec, 3).await.unwrap();
+    let (began, idle) = (Instant::now(), agent_cpu(cluster, 2).await);
     cluster.apply_file("deploy/examples/nic.yaml").await.unwrap();
     let nic = fast(cluster, NAMESPACE, NIC, "n1").await;
+    eprintln!(
+        "figure: CPU of the other node's agent, at rest meanwhile, debug build: {:?}",
+        agent_cpu(cluster, 2).await.saturating_sub(idle)
+    );
     eprintln!(
         "figure: NIC applied to fast path {:.1} s (the guest boots meanwhile)",
         began.elapsed().as_secs_f64()
@@ -177,7 +183,16 @@ async fn first_vm(cluster: &Cluster, spec: &VmPodSpec) -> VmPod {
     ] {
         assert!(rights.contains(line), "{line} is not in\n{rights}");
     }
-    vm
+    [vm, spare]
+}
+
+/// CPU time that a node's agent has taken, probes included.
+async fn agent_cpu(cluster: &Cluster, node: usize) -> Duration {
+    // proc(5): utime and stime, in ticks of 10 ms.
+    let ticks = "cut -d' ' -f14,15 /proc/$(pidof hybridnic-agent)/stat";
+    let ticks = cluster.node(node).run(ticks, SOON).await.unwrap();
+    let ticks: u64 = ticks.split_whitespace().map(|n| n.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(10 * ticks)
 }
 
 /// Runs `kubectl hybridnic` as an administrator; it must say that all is well.
@@ -230,7 +245,8 @@ fn nothing_lost(report: &Report, what: &str) {
     assert_eq!(
         report.round_trip.lost(),
         0,
-        "{what}: {:#?}",
+        "{what}: {} of the answers, {:#?}",
+        report.answers_lost,
         report.round_trip.gaps
     );
 }
@@ -269,11 +285,33 @@ async fn agent_of(cluster: &Cluster, node: &str) -> String {
     pods.trim().trim_start_matches("pod/").to_owned()
 }
 
-async fn migrate_while_an_agent_is_killed(cluster: &Cluster, spec: &VmPodSpec) -> VmPod {
+/// Waits until a node has an agent that is ready, and is not the one of this name.
+async fn agent_is_back(cluster: &Cluster, node: &str, old: &str) {
+    let pods: Api<Pod> = Api::namespaced(cluster.client(), SYSTEM);
+    let of_node = watcher::Config::default()
+        .labels("app.kubernetes.io/component=agent")
+        .fields(&format!("spec.nodeName={node}"));
+    let is_back = |pod: &Pod| {
+        let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+        let ready = |c: &PodCondition| c.type_ == "Ready" && c.status == "True";
+        pod.name_any() != old && conditions.is_some_and(|all| all.iter().any(ready))
+    };
+    let pods = watcher(pods, of_node).applied_objects();
+    let mut back = std::pin::pin!(pods.try_filter(|pod| std::future::ready(is_back(pod))));
+    tokio::time::timeout(LATER, back.try_next())
+        .await
+        .expect("the agent is not back")
+        .unwrap();
+}
+
+async fn migrate_while_an_agent_is_killed(cluster: &Cluster, spec: &VmPodSpec, target: &VmPod) {
     let pinger = watch(cluster, spec).await;
-    let target = cluster.start_vm(spec, "web-b", 2, 3, true).await.unwrap();
+    // The example without its targetPod: the set's other pod will do.
     cluster
-        .apply_file("deploy/examples/migration.yaml")
+        .apply(
+            "apiVersion: hybridnic.io/v1alpha1\nkind: QemuMigration\nmetadata: {name: web-to-n2, namespace: default}\n\
+             spec: {vm: web}\n",
+        )
         .await
         .unwrap();
     cluster
@@ -296,10 +334,18 @@ async fn migrate_while_an_agent_is_killed(cluster: &Cluster, spec: &VmPodSpec) -
         ])
         .await
         .unwrap();
-    let done = cluster
-        .until_migration(NAMESPACE, "web-to-n2", "over", |m| phase(m).is_final())
-        .await
-        .unwrap();
+    let (ready, done) = tokio::join!(
+        async {
+            agent_is_back(cluster, "n1", &agent).await;
+            killed.elapsed()
+        },
+        cluster.until_migration(NAMESPACE, "web-to-n2", "over", |m| phase(m).is_final())
+    );
+    let done = done.unwrap();
+    eprintln!(
+        "figure: agent pod killed to the next one ready {:.1} s",
+        ready.as_secs_f64()
+    );
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
     eprintln!(
         "figure: agent pod killed to the end of the migration that it had in hand {:.1} s",
@@ -311,8 +357,19 @@ async fn migrate_while_an_agent_is_killed(cluster: &Cluster, spec: &VmPodSpec) -
     for gap in &report.round_trip.gaps {
         eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
     }
-    cluster.delete_pod(NAMESPACE, "web-a").await.unwrap();
-    target
+}
+
+/// The kubelet has started the left pod's QEMU again, and it has not booted the VM a second time.
+async fn waits_in_turn(cluster: &Cluster) {
+    let is_back = "until tr '\\0' ' ' </proc/$(pidof qemu-system-x86_64)/cmdline | grep -q -- '-incoming defer'; \
+                   do sleep 0.5; done";
+    cluster.node(1).run(is_back, SOON).await.unwrap();
+    let restarts = "jsonpath={.status.containerStatuses[0].restartCount}";
+    let restarts = cluster
+        .kubectl(&["get", "pod", "web-0", "-o", restarts])
+        .await
+        .unwrap();
+    assert_eq!(restarts, "1");
 }
 
 /// A namespace goes with VM and NIC in it, and the node is as before.
@@ -367,8 +424,8 @@ async fn drained(cluster: &Cluster) {
         .await
         .unwrap();
     cluster
-        .until_nic(NAMESPACE, NIC, "pending", |n| {
-            n.status.as_ref().is_some_and(|s| s.phase == NicPhase::Pending)
+        .until_nic(NAMESPACE, NIC, "without traffic", |n| {
+            n.status.as_ref().is_some_and(|s| s.path == Path::None)
         })
         .await
         .unwrap();
@@ -380,6 +437,17 @@ async fn drained(cluster: &Cluster) {
         .unwrap();
     assert!(!agent_of(cluster, "n2").await.is_empty());
     cluster.kubectl(&["uncordon", "n2"]).await.unwrap();
+    // Nothing boots the VM now but a pod of its own.
+    cluster
+        .kubectl(&[
+            "delete",
+            "statefulset",
+            "web",
+            "--cascade=foreground",
+            "--timeout=90s",
+        ])
+        .await
+        .unwrap();
 }
 
 /// A node is reset with a VM on it: VFs are made again, what the journal had is settled, and the VM's next pod gets its NIC.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
@@ -16,7 +17,14 @@ use super::{Cluster, images, node::VM_RESOURCE};
 use crate::lab::Inside;
 use crate::world::{NicSpec, repository};
 
-const EXAMPLE: &str = "deploy/examples/vm-pod.yaml";
+const POD: &str = "deploy/examples/vm-pod.yaml";
+const SET: &str = "deploy/examples/vm-statefulset.yaml";
+/// Where the lab's nodes see one directory of this host, in place of a ReadWriteMany volume.
+const SHARED_DISK: &str =
+    "mkdir -p /common && mount -t 9p -o trans=virtio,version=9p2000.L common /common && chmod 777 /common";
+/// What the scheduler sets apart for a VM. It is the VM's share of a busy node, too: with less, kubelet and containerd
+/// starve it while they start pods.
+const CPU: &str = "500m";
 /// Scheduled, its images there already, QEMU started; emulated.
 const RUNNING: Duration = Duration::from_mins(3);
 const GONE: Duration = Duration::from_mins(2);
@@ -101,6 +109,30 @@ fn arguments(example: &[String], own: &[String]) -> Vec<String> {
     kept
 }
 
+/// Fits an example's pod to the lab: its image, its kernel in place of a disk, its size.
+fn fit(pod: &mut Value, spec: &VmPodSpec, cid: u32, incoming: bool) -> Result<()> {
+    let container = &mut pod["containers"][0];
+    container["image"] = json!(images::name("qemu"));
+    let args: Vec<String> = serde_json::from_value(container["args"].clone())?;
+    container["args"] = json!(arguments(&args, &spec.arguments(cid, incoming)));
+    let memory = format!("{}Mi", spec.memory + 256);
+    container["resources"] = json!({
+        "requests": { "cpu": CPU, "memory": memory },
+        "limits": { "memory": memory, VM_RESOURCE: "1" },
+    });
+    let guest = json!({ "name": "guest", "mountPath": "/guest", "readOnly": true });
+    container["volumeMounts"]
+        .as_array_mut()
+        .context("no mounts")?
+        .push(guest);
+    let volumes = pod["volumes"].as_array_mut().context("no volumes")?;
+    volumes.push(json!({ "name": "guest", "hostPath": { "path": "/host/guest" } }));
+    for volume in volumes.iter_mut().filter(|volume| volume["name"] == "disk") {
+        *volume = json!({ "name": "disk", "hostPath": { "path": "/common", "type": "DirectoryOrCreate" } });
+    }
+    Ok(())
+}
+
 /// A VM's pod that runs.
 pub struct VmPod {
     /// Namespace and name.
@@ -116,6 +148,22 @@ impl Cluster {
         Api::namespaced(self.client(), namespace)
     }
 
+    /// An example as it is in the repository.
+    async fn example(&self, path: &str) -> Result<Value> {
+        let path = repository(path);
+        let text = self
+            .kubectl(&[
+                "create",
+                "--dry-run=client",
+                "-o",
+                "json",
+                "-f",
+                &path.to_string_lossy(),
+            ])
+            .await?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
     /// Makes a pod on node `node` and waits until it runs; with `incoming` its QEMU waits for a migration. `cid` is a
     /// number of the guest's own, from 3.
     pub async fn start_vm(
@@ -126,37 +174,41 @@ impl Cluster {
         cid: u32,
         incoming: bool,
     ) -> Result<VmPod> {
-        let path = repository(EXAMPLE);
-        let example = self
-            .kubectl(&[
-                "create",
-                "--dry-run=client",
-                "-o",
-                "json",
-                "-f",
-                &path.to_string_lossy(),
-            ])
-            .await?;
-        let mut object: Value = serde_json::from_str(&example)?;
+        let mut object = self.example(POD).await?;
         object["metadata"]["name"] = json!(pod);
         object["metadata"]["namespace"] = json!(spec.namespace);
         object["metadata"]["labels"] = json!({ hybridnic_api::names::VM_LABEL: spec.vm });
         object["spec"]["nodeName"] = json!(self.node(node).name());
-        let container = &mut object["spec"]["containers"][0];
-        container["image"] = json!(images::name("qemu"));
-        let args: Vec<String> = serde_json::from_value(container["args"].clone())?;
-        container["args"] = json!(arguments(&args, &spec.arguments(cid, incoming)));
-        let memory = format!("{}Mi", spec.memory + 256);
-        container["resources"] = json!({
-            "requests": { "cpu": "100m", "memory": memory },
-            "limits": { "memory": memory, VM_RESOURCE: "1" },
-        });
-        container["volumeMounts"][1] = json!({ "name": "disk", "mountPath": "/guest", "readOnly": true });
-        object["spec"]["volumes"][1] = json!({ "name": "disk", "hostPath": { "path": "/host/guest" } });
+        fit(&mut object["spec"], spec, cid, incoming)?;
         let object: Pod = serde_json::from_value(object)?;
-        let pods = self.pods(&spec.namespace);
-        pods.create(&PostParams::default(), &object).await?;
-        tokio::time::timeout(RUNNING, await_condition(pods, pod, is_pod_running()))
+        self.pods(&spec.namespace)
+            .create(&PostParams::default(), &object)
+            .await?;
+        self.running(spec, pod, node, cid).await
+    }
+
+    /// Makes the example's StatefulSet and waits until its two pods run: the one that boots the VM, on node 1, and the one
+    /// that waits for it. Whichever has the VM has the guest of `cid` on its node.
+    pub async fn start_vm_set(&self, spec: &VmPodSpec, cid: u32) -> Result<[VmPod; 2]> {
+        for node in 1..=2 {
+            self.node(node).run(SHARED_DISK, RUNNING).await?;
+        }
+        let mut object = self.example(SET).await?;
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        fit(&mut object["spec"]["template"]["spec"], spec, cid, false)?;
+        let sets: Api<StatefulSet> = Api::namespaced(self.client(), &spec.namespace);
+        self.kubectl(&["cordon", self.node(2).name()]).await?;
+        sets.create(&PostParams::default(), &serde_json::from_value(object)?)
+            .await?;
+        let boots = self.running(spec, &format!("{name}-0"), 1, cid).await?;
+        self.kubectl(&["uncordon", self.node(2).name()]).await?;
+        let waits = self.running(spec, &format!("{name}-1"), 2, cid).await?;
+        Ok([boots, waits])
+    }
+
+    async fn running(&self, spec: &VmPodSpec, pod: &str, node: usize, cid: u32) -> Result<VmPod> {
+        let runs = await_condition(self.pods(&spec.namespace), pod, is_pod_running());
+        tokio::time::timeout(RUNNING, runs)
             .await
             .with_context(|| format!("the pod {pod} does not run after {RUNNING:?}"))??;
         Ok(VmPod {

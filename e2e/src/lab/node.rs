@@ -387,6 +387,7 @@ impl Drop for Inner {
 fn fill(dir: &Path, images: &Images) -> io::Result<()> {
     let share = dir.join("share");
     fs::create_dir_all(share.join("guest"))?;
+    fs::create_dir_all(dir.join("../common"))?;
     replace(&images.lab_exec, &share.join("lab-exec"))?;
     for (from, to) in [
         (&images.guest_kernel, "guest/vmlinux"),
