@@ -41,12 +41,14 @@ use hybridnic_runtime::probes::{Probes, probes};
 use hybridnic_runtime::traces::{self, Traces};
 use hybridnic_runtime::{api, shutdown};
 use kube::Client;
+use kube::runtime::reflector::Store;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use metrics::{Metrics, metrics};
 pub use options::{Command, Options};
 
+use controller::{Reconciler, Requests};
 use events::Events;
 use migration::view::Deadlines;
 use migration::{MigrationReconciler, Told};
@@ -209,41 +211,43 @@ impl Process {
         };
         let migration = MigrationReconciler::new(client(), seen(), deadlines, told);
 
-        let mut controllers = JoinSet::new();
-        let (stop, reconciles) = (|| self.stop.clone(), || self.metrics.reconciles.clone());
-        controllers.spawn(controller::run(
+        let mut set = JoinSet::new();
+        self.spawn(
+            &mut set,
             node,
             world.hybrid_nodes.store(),
             requests.hybrid_nodes,
             FEW,
-            reconciles(),
-            stop(),
-        ));
-        controllers.spawn(controller::run(
-            network,
-            world.networks.store(),
-            requests.networks,
-            FEW,
-            reconciles(),
-            stop(),
-        ));
-        controllers.spawn(controller::run(
-            nic,
-            world.nics.store(),
-            requests.nics,
-            MANY,
-            reconciles(),
-            stop(),
-        ));
-        controllers.spawn(controller::run(
+        );
+        self.spawn(&mut set, network, world.networks.store(), requests.networks, FEW);
+        self.spawn(&mut set, nic, world.nics.store(), requests.nics, MANY);
+        self.spawn(
+            &mut set,
             migration,
             world.migrations.store(),
             requests.migrations,
             MANY,
-            reconciles(),
-            stop(),
+        );
+        set
+    }
+
+    fn spawn<R: Reconciler>(
+        &self,
+        set: &mut JoinSet<()>,
+        reconciler: R,
+        store: Store<R::Kind>,
+        requests: Requests<R::Kind>,
+        concurrency: u16,
+    ) {
+        let (work, stop) = (self.metrics.reconciles.clone(), self.stop.clone());
+        set.spawn(controller::run(
+            reconciler,
+            store,
+            requests,
+            concurrency,
+            work,
+            stop,
         ));
-        controllers
     }
 }
 
