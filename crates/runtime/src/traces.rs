@@ -2,7 +2,7 @@
 //!
 //! An operation is known everywhere by the uid of its object, a UUID, and that is its trace's id, in hexadecimal digits
 //! without dashes. So nobody hands anything on, a process that starts anew goes on with the same trace, and whoever has the
-//! object finds the trace. Off unless a collector is named; then a span costs nothing.
+//! object finds the trace. Off unless a collector is named.
 //!
 //! The SDK's own tracer and processor are not used: they give a trace's first span an id by chance, which the other
 //! processes would have to be told, and keep a thread for spans that come once in a while.
@@ -61,7 +61,7 @@ fn endpoint(text: &str) -> Result<String, String> {
     match uri.scheme_str() {
         Some("http") if uri.host().is_some() => Ok(address.to_owned()),
         Some("https") => {
-            Err("TLS is for the collector beside the cluster's nodes: write http://HOST:4318".to_owned())
+            Err("TLS is not spoken: write http://HOST:4318, of a collector in the cluster".to_owned())
         }
         _ => Err("write http://HOST:PORT, as in http://collector:4318".to_owned()),
     }
@@ -154,17 +154,16 @@ async fn export(exporter: SpanExporter, mut spans: Receiver<SpanData>, stop: Can
         if batch.is_empty() {
             continue;
         }
-        // Once for each change: a collector may be away for days.
-        match exporter.export(batch).await {
-            Ok(()) if failing => tracing::info!("the collector of traces takes spans again"),
+        let sent = exporter.export(batch).await;
+        // Said once for each change: a collector may be away for days.
+        match &sent {
             Err(error) if !failing => {
                 tracing::warn!(%error, "the collector of traces takes no spans; they are lost until it does");
-                failing = true;
-                continue;
             }
-            Ok(()) | Err(_) => continue,
+            Ok(()) if failing => tracing::info!("the collector of traces takes spans again"),
+            _ => {}
         }
-        failing = false;
+        failing = sent.is_err();
     }
 }
 
