@@ -5,16 +5,11 @@ use hybridnic_e2e::chart;
 
 use super::agent::{Agents, Mood};
 use super::bench::Bench;
-use super::is_fast;
+use super::{fast_nic, is_fast};
 
 #[tokio::test]
 async fn another_operator_goes_on_in_the_middle_of_a_migration() {
-    let mut bench = Bench::start().await;
-    bench.start_operator();
-    let agents = Agents::start(&bench.cluster).await;
-    bench.run_pod("vm-a", "vm", "n1").await;
-    bench.create_nic("eth0", "vm", None).await;
-    bench.nic_with("eth0", "fast", is_fast).await;
+    let (mut bench, agents) = fast_nic().await;
     bench.start_operator();
     bench.run_pod("vm-b", "vm", "n2").await;
     agents.be(Mood {
@@ -53,12 +48,7 @@ async fn another_operator_goes_on_in_the_middle_of_a_migration() {
 
 #[tokio::test]
 async fn an_operator_outlives_a_restart_of_the_api_server_but_not_its_absence() {
-    let mut bench = Bench::start().await;
-    bench.start_operator();
-    let _agents = Agents::start(&bench.cluster).await;
-    bench.run_pod("vm-a", "vm", "n1").await;
-    bench.create_nic("eth0", "vm", None).await;
-    bench.nic_with("eth0", "fast", is_fast).await;
+    let (mut bench, _agents) = fast_nic().await;
     bench.cluster.kill_api();
     bench.cluster.start_api().await.unwrap();
     bench.create_nic("eth1", "vm", None).await;

@@ -28,6 +28,17 @@ fn is_fast(nic: &hybridnic_api::v1alpha1::VmHybridNic) -> bool {
         .is_some_and(|status| status.phase == NicPhase::FastPath)
 }
 
+/// An operator, agents, and the VM `vm` on node `n1` whose NIC `eth0` is on its fast path.
+async fn fast_nic() -> (Bench, Agents) {
+    let mut bench = Bench::start().await;
+    bench.start_operator();
+    let agents = Agents::start(&bench.cluster).await;
+    bench.run_pod("vm-a", "vm", "n1").await;
+    bench.create_nic("eth0", "vm", None).await;
+    bench.nic_with("eth0", "fast", is_fast).await;
+    (bench, agents)
+}
+
 #[tokio::test]
 async fn a_nic_from_its_creation_to_its_deletion() {
     let mut bench = Bench::start().await;
@@ -203,12 +214,7 @@ async fn a_nic_from_its_creation_to_its_deletion() {
 
 #[tokio::test]
 async fn a_node_that_is_gone_for_good_holds_nothing_back() {
-    let mut bench = Bench::start().await;
-    bench.start_operator();
-    let agents = Agents::start(&bench.cluster).await;
-    bench.run_pod("vm-a", "vm", "n1").await;
-    bench.create_nic("eth0", "vm", None).await;
-    bench.nic_with("eth0", "fast", is_fast).await;
+    let (bench, agents) = fast_nic().await;
     drop(agents);
     bench
         .nics()
@@ -396,12 +402,7 @@ async fn migrations_that_go_well_and_that_do_not() {
 
 #[tokio::test]
 async fn an_agent_of_another_version_gets_no_nic_and_keeps_those_it_has() {
-    let mut bench = Bench::start().await;
-    bench.start_operator();
-    let _agents = Agents::start(&bench.cluster).await;
-    bench.run_pod("vm-a", "vm", "n1").await;
-    bench.create_nic("eth0", "vm", None).await;
-    bench.nic_with("eth0", "fast", is_fast).await;
+    let (bench, _agents) = fast_nic().await;
     let says = |version: &str| format!("{{\"status\":{{\"agentVersion\":\"{version}\"}}}}");
     let patch = [
         "patch",
