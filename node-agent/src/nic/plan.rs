@@ -153,6 +153,10 @@ fn detach(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                 "the VM's QEMU does not answer; nothing is taken from it",
             );
         }
+        // A VF that was taken with the NIC's MAC on it: the standby may stay for long, and has it too.
+        QemuSeen::Up(guest) if guest.standby && !guest.vf && has_nic_mac(seen) => {
+            return Decision::Do(Step::Park);
+        }
         QemuSeen::Up(guest) if guest.vf || guest.standby => {
             match guest.run {
                 Run::Here if ask.expected => {
@@ -209,7 +213,11 @@ const KEEPS_VF: &str = "the guest did not let go of the VF in time: it needs a P
 fn attach(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     use AttachmentState::{Pending, Reserved};
     let guest = match seen.qemu {
-        QemuSeen::Up(guest) => guest,
+        // A VF that was parked in the guest carries nothing, whatever its driver has started since.
+        QemuSeen::Up(guest) => Guest {
+            uses_vf: guest.uses_vf && !is_parked(seen),
+            ..guest
+        },
         QemuSeen::Gone => {
             return wait(
                 Pending,
@@ -320,6 +328,16 @@ fn reserved(seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
 
 fn has_nic_mac(seen: &Seen) -> bool {
     matches!(seen.vf, Some(Some(VfSeen { mac: VfMac::Nic, .. })))
+}
+
+fn is_parked(seen: &Seen) -> bool {
+    matches!(
+        seen.vf,
+        Some(Some(VfSeen {
+            mac: VfMac::Parking,
+            ..
+        }))
+    )
 }
 
 fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {

@@ -266,7 +266,8 @@ fn a_nic_leaves_by_the_way_it_came() {
         ..GUEST
     };
     does(OUT, seen(FAST, false, READY), no, Step::UnplugVf);
-    does(OUT, seen(GUEST, false, READY), no, Step::UnplugStandby);
+    does(OUT, seen(GUEST, false, READY), no, Step::Park);
+    does(OUT, seen(GUEST, false, PARKED), no, Step::UnplugStandby);
     let out = seen(bare, true, READY);
     does(OUT, out, no, Step::RemoveStandby);
     does(OUT, Seen { macvtap: None, ..out }, no, Step::RemoveStandby);

@@ -26,6 +26,8 @@ fn a_guest_that_keeps_its_vf_keeps_its_network() {
             let ask = Ask { order, ..ask(goal) };
             does(ask, seen(blind, false, READY), learnt, Step::Park);
             does(ask, seen(blind, false, PARKED), learnt, Step::StandbyUp);
+            // Its driver starts in this moment: on a VF that has another MAC by now.
+            does(ask, seen(FAST, false, PARKED), learnt, Step::StandbyUp);
         }
     }
     waits(
@@ -49,6 +51,22 @@ fn a_guest_that_keeps_its_vf_keeps_its_network() {
         Learnt::default(),
         Step::UnplugVf,
     );
+}
+
+#[test]
+fn a_vf_that_was_found_with_the_mac_gives_it_up_before_a_standby_can_be_kept() {
+    let found = VfSeen {
+        on_vfio: false,
+        other_pf: true,
+        ..READY
+    };
+    let keeps = taught(|l| l.keeps_standby = true);
+    does(OUT, seen(GUEST, true, found), keeps, Step::Park);
+    let arrived = Ask {
+        expected: true,
+        ..OUT
+    };
+    does(arrived, seen(GUEST, true, found), Learnt::default(), Step::Park);
 }
 
 #[test]
