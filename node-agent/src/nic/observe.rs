@@ -173,7 +173,8 @@ async fn see_guest(client: &Client, record: &Record) -> Result<(Guest, Option<St
         tokio::try_join!(client.peripheral(), client.query_status(), client.query_migrate())?;
     let run = match (&status.status, &migration.status()) {
         (RunState::InMigrate, _) => Run::Incoming,
-        (RunState::PostMigrate, _) => Run::HandedOver,
+        // The second is the first, a moment before QEMU's run state follows.
+        (RunState::PostMigrate, _) | (RunState::FinishMigrate, MigrationStatus::Completed) => Run::HandedOver,
         (RunState::FinishMigrate, _) | (_, MigrationStatus::PreSwitchover | MigrationStatus::Device) => {
             Run::HandingOver
         }

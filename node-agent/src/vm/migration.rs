@@ -122,7 +122,11 @@ pub fn decide(nics: &BTreeMap<String, NicEntry>, seen: Option<&VmSeen>, started:
             verdict
         }
         MigrationStep::Resume => {
-            let paused = matches!(seen.run, RunState::PostMigrate);
+            let paused = match seen.run {
+                RunState::PostMigrate => true,
+                RunState::FinishMigrate => seen.info.status() == MigrationStatus::Completed,
+                _ => false,
+            };
             let state = if paused {
                 MigrationState::Completed
             } else {
@@ -368,6 +372,11 @@ mod tests {
         let resume = nics(MigrationStep::Resume, AttachmentState::Standby, &["a"]);
         assert_eq!(
             decide(&resume, Some(&gone), Some("m1")).action,
+            Some(Action::Resume)
+        );
+        let going = vm(RunState::FinishMigrate, r#"{"status":"completed"}"#);
+        assert_eq!(
+            decide(&resume, Some(&going), Some("m1")).action,
             Some(Action::Resume)
         );
         let back = vm(RunState::Running, r#"{"status":"completed"}"#);
