@@ -5,13 +5,15 @@
 //! | [`seen`] | names what can be seen | nothing |
 //! | [`plan`] | decides the next step | nothing |
 //! | [`observe`] | sees how things are | reads only |
-//! | [`silence`] | judges whether the guest uses its VF | nothing |
+//! | [`silence`] | judges whether the guest has moved to its VF | nothing |
+//! | [`disuse`] | judges whether it has left it unasked | nothing |
 //! | [`steps`] | takes one step | VF, macvtap, QEMU, journal |
 //! | [`quirks`] | knows drivers | nothing |
 //! | [`report`] | says how things are | nothing |
 //! | [`switch`] | tells how long a switch between VF and standby took | nothing |
 //! | [`task`] | drives one NIC | the others |
 
+pub mod disuse;
 pub mod observe;
 pub mod plan;
 pub mod quirks;

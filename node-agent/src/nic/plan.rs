@@ -468,8 +468,9 @@ fn fast_path(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) ->
     Decision::Do(Step::PlugVf)
 }
 
-const IGNORES_VF: &str = "the guest did not use the VF in time: it needs the VF's driver; \
-                          tried again when the guest restarts";
+const IGNORES_VF: &str = "the guest did not use the VF: it needs the VF's driver, and net_failover must have joined it with \
+                          the standby (the guest's kernel log says why not); tried again, later each time, and when the \
+                          guest restarts";
 
 #[cfg(test)]
 #[path = "plan_tests.rs"]

@@ -206,6 +206,15 @@ impl Node {
                     qemu.uses_vf |= qemu.vf && sees;
                 }
             }
+            Event::GoesWithout => {
+                if let Some(qemu) = self.qemu.as_mut().filter(|q| q.uses_vf)
+                    && self.macvtap == Some(false)
+                    && !qemu.mute
+                {
+                    (qemu.uses_vf, self.moved) = (false, false);
+                    self.learnt.ignores_vf = true;
+                }
+            }
             Event::Migrate => self.migrate(),
             Event::TakenBack => {
                 if let Some(qemu) = &mut self.qemu

@@ -72,6 +72,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         2 => any::<bool>().prop_map(Event::Mute),
         1 => Just(Event::Reset),
         1 => Just(Event::Interrupts),
+        2 => Just(Event::GoesWithout),
         4 => Just(Event::Migrate),
         2 => Just(Event::TakenBack),
     ];

@@ -87,6 +87,8 @@ pub enum Event {
     Reset,
     /// The guest's driver of the VF has interrupts; its traffic has not moved yet.
     Interrupts,
+    /// The guest goes on without its VF, and is seen to.
+    GoesWithout,
     /// The VM goes on to the next stage of a migration: it arrives, or is handed over, or has been.
     Migrate,
     /// A VM that was to be handed over, or was, runs on here.

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{Goal, GuestDevices, MigrationReport, MigrationStep, NicAttachmentSpec, NicAttachmentStatus},
+    v1alpha1::{
+        AttachmentState, Goal, GuestDevices, MigrationReport, MigrationStep, NicAttachmentSpec,
+        NicAttachmentStatus,
+    },
 };
 use hybridnic_net::MacAddr;
 use hybridnic_qmp::Client;
@@ -18,7 +21,7 @@ use super::{
     quirks,
     report::{self, Facts},
     seen::QemuSeen,
-    steps::{Context, ids},
+    steps::{self, Context, ids},
     switch::Switches,
 };
 use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant, vm::Vm};
@@ -27,8 +30,11 @@ use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant,
 const BACKOFF: Duration = Duration::from_secs(1);
 /// The longest pause after a step that failed.
 const BACKOFF_CAP: Duration = Duration::from_mins(1);
-/// How long a VF that could not be used is left alone, where nothing tells that it might now.
+/// How long a VF that could not be used is left alone, where nothing tells that it might now; doubled up to the cap for a
+/// guest that does not use it, as each time it may be without network for some seconds.
 const TRY_AGAIN: Duration = Duration::from_mins(1);
+/// The longest that it is left alone.
+const TRY_AGAIN_CAP: Duration = Duration::from_hours(1);
 
 /// What the operator wants of an attachment.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +98,7 @@ impl NicTask {
                 ..Learnt::default()
             },
             sent_at_plug: None,
+            disused: false,
             unplug_order: None,
             interrupt,
         };
@@ -127,7 +134,8 @@ impl NicTask {
         let mut hardware = self.cx.host.hardware.subscribe();
         let mut migration = self.cx.vm.migration_report();
         let mut fresh = pulse.borrow().fresh;
-        let mut backoff = BACKOFF;
+        let (mut backoff, mut try_again) = (BACKOFF, TRY_AGAIN);
+        let mut disuse = None;
         loop {
             pools.mark_unchanged();
             hardware.mark_unchanged();
@@ -136,9 +144,12 @@ impl NicTask {
             let now = *pulse.borrow_and_update();
             if now.fresh != fresh {
                 fresh = now.fresh;
+                try_again = TRY_AGAIN;
+                self.cx.disused = false;
                 self.relearn();
             }
             let failed_before = self.cx.learnt.vf_failed.is_some();
+            let mut at_rest = false;
             let pause = match self.round().await {
                 Ok(Decision::Do(_)) => {
                     backoff = BACKOFF;
@@ -147,13 +158,19 @@ impl NicTask {
                     }
                     continue;
                 }
-                Ok(Decision::Done(hybridnic_api::v1alpha1::AttachmentState::Detached)) => return,
-                Ok(_) => {
+                Ok(Decision::Done(AttachmentState::Detached)) => return,
+                Ok(decision) => {
                     backoff = BACKOFF;
-                    let retry = self.cx.learnt.vf_failed.is_some() || self.cx.learnt.ignores_vf;
+                    at_rest = decision == Decision::Done(AttachmentState::FastPath);
                     let keeps = self.cx.learnt.keeps_vf || self.cx.learnt.keeps_standby;
                     let stuck = keeps && self.cx.record.spec.goal == Goal::Detached;
-                    if retry || stuck { Some(TRY_AGAIN) } else { None }
+                    if self.cx.learnt.ignores_vf {
+                        Some(try_again)
+                    } else if self.cx.learnt.vf_failed.is_some() || stuck {
+                        Some(TRY_AGAIN)
+                    } else {
+                        None
+                    }
                 }
                 Err(error) => {
                     warn!(
@@ -176,15 +193,36 @@ impl NicTask {
                     Some(pause)
                 }
             };
+            if !at_rest {
+                disuse = None;
+            }
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
                 _ = pulse.changed() => {}
                 _ = pools.changed() => {}
                 _ = hardware.changed() => {}
                 _ = migration.changed() => {}
-                () = sleep(pause) => self.relearn(),
+                () = steps::until_disused(&self.cx, &mut disuse), if at_rest => self.leave_vf(),
+                () = sleep(pause) => {
+                    if self.cx.learnt.ignores_vf {
+                        try_again = (2 * try_again).min(TRY_AGAIN_CAP);
+                    }
+                    self.relearn();
+                }
             }
         }
+    }
+
+    /// The guest goes without its VF, and without network: it gets its standby back.
+    fn leave_vf(&mut self) {
+        warn!(
+            namespace = self.cx.record.namespace,
+            nic = self.cx.record.spec.nic.name,
+            node = self.cx.record.spec.node_name,
+            "the guest sends by its standby, and its VF is still"
+        );
+        self.cx.disused = true;
+        self.cx.learnt.ignores_vf = true;
     }
 
     /// What had failed may work now.
@@ -237,6 +275,9 @@ impl NicTask {
     async fn round(&mut self) -> Result<Decision, StepError> {
         let mut now = observe::observe(&self.cx.host, &self.cx.vm, &self.cx.record, self.cx.mac).await?;
         self.complete(&mut now).await?;
+        if let QemuSeen::Up(guest) = &mut now.seen.qemu {
+            guest.uses_vf &= !self.cx.disused;
+        }
         let ask = self.ask();
         let decision = plan::next(&ask, &now.seen, &self.cx.learnt);
         let order = plan::order(&ask, &now.seen, &self.cx.learnt);
@@ -353,7 +394,7 @@ impl NicTask {
         let state = match decision {
             Decision::Done(state) => *state,
             Decision::Wait(wait) => wait.state,
-            Decision::Do(_) => hybridnic_api::v1alpha1::AttachmentState::Pending,
+            Decision::Do(_) => AttachmentState::Pending,
         };
         let shown = self
             .cx

@@ -3,7 +3,7 @@
 use std::{error::Error, os::fd::AsFd as _, time::Duration};
 
 use hybridnic_api::{conditions::reasons, v1alpha1::GuestPorts};
-use hybridnic_net::tap::open_tap;
+use hybridnic_net::{netlink::Counters, tap::open_tap};
 use hybridnic_qmp::{
     Client, EventError, QmpError,
     commands::{Announce, Queues, TapNetdev, VfioPci, VfioSource, Vhost, VirtioNet},
@@ -17,12 +17,14 @@ use super::{Context, ids, vf};
 use crate::{
     error::{StepError, chain},
     journal::VfRecord,
-    nic::{observe, silence::Silence},
+    nic::{disuse::Disuse, observe, silence::Silence},
     vm::Session,
 };
 
 /// How often is looked whether the guest uses its VF: there is no event for it.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often is looked whether it still does.
+const LOOK_AT_REST: Duration = Duration::from_secs(2);
 /// QEMU pins all guest memory when it takes a VF.
 const PIN_DEADLINE: Duration = Duration::from_mins(2);
 /// Id of QEMU's iommufd object, one for a VM.
@@ -152,7 +154,7 @@ async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError>
     let vm = std::sync::Arc::clone(&cx.vm);
     let _plugging = vm.plugging.lock().await;
     unlimit_locked_memory(client)?;
-    cx.learnt.moved = false;
+    (cx.learnt.moved, cx.disused) = (false, false);
     cx.record.plugs += 1;
     cx.save()?;
     cx.sent_at_plug = Some(sent_by_standby(cx).await?);
@@ -322,8 +324,35 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
     }
 }
 
+/// Resolves when the guest, which has moved to the VF, does not use it and goes without network. `disuse` is what earlier
+/// calls have seen.
+pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) {
+    let Some(vf) = &cx.record.vf else {
+        return std::future::pending().await;
+    };
+    loop {
+        match counters_of_standby(cx).await {
+            Ok(counters) => {
+                let dropped = counters.tx_dropped;
+                let interrupts = || observe::interrupts_of(vf);
+                let disuse = disuse.get_or_insert_with(|| Disuse::new(dropped, interrupts()));
+                if disuse.look(dropped, interrupts) {
+                    return;
+                }
+            }
+            Err(error) => debug!(error = error.message, "the standby cannot be looked at"),
+        }
+        // Counters are nothing that the kernel tells of.
+        tokio::time::sleep(LOOK_AT_REST).await;
+    }
+}
+
 /// Packets that the guest has sent through the standby.
 async fn sent_by_standby(cx: &Context) -> Result<u64, StepError> {
+    Ok(counters_of_standby(cx).await?.tx_packets)
+}
+
+async fn counters_of_standby(cx: &Context) -> Result<Counters, StepError> {
     let name = cx.record.standby.as_ref().map_or("", |s| s.macvtap.as_str());
     let link = cx
         .host
@@ -331,7 +360,7 @@ async fn sent_by_standby(cx: &Context) -> Result<u64, StepError> {
         .link(name)
         .await
         .map_err(|e| StepError::from_error(reasons::STANDBY_FAILED, &e))?;
-    Ok(link.map_or(0, |l| l.counters.tx_packets))
+    Ok(link.map(|l| l.counters).unwrap_or_default())
 }
 
 /// Asks the guest to let go of the VF and waits until it has.

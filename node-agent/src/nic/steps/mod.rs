@@ -4,6 +4,7 @@ mod guest;
 mod standby;
 mod vf;
 
+pub use guest::until_disused;
 pub use vf::parking_mac;
 
 use std::{sync::Arc, time::Instant};
@@ -85,6 +86,8 @@ pub struct Context {
     pub learnt: Learnt,
     /// Packets that the standby had sent at the last plug of the VF.
     pub sent_at_plug: Option<u64>,
+    /// Whether the guest has the VF and was seen to go without it. Until the next plug.
+    pub disused: bool,
     /// The order of the last switch from VF to standby.
     pub unplug_order: Option<SwitchOrder>,
     /// Resolves when the spec changes: a wait for the guest ends then.
