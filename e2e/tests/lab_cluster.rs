@@ -87,10 +87,10 @@ async fn story(name: &str) {
     say("uninstalled and installed again");
     namespace_deleted(&cluster).await;
     say("a namespace was deleted");
-    drained(&cluster).await;
-    say("a node was drained");
     rebooted(&mut cluster, &spec).await;
     say("a node was rebooted");
+    drained(&cluster).await;
+    say("a node was drained");
 }
 
 /// `helm install` with no values but the images' tag.
@@ -415,6 +415,27 @@ async fn clean_again(cluster: &Cluster, node: usize, clean: &str) {
     }
 }
 
+/// A node is reset with a VM on it: VFs are made again, what the journal had is settled, and the VM's next pod gets its NIC.
+async fn rebooted(cluster: &mut Cluster, spec: &VmPodSpec) {
+    cluster.reboot(2).await.unwrap();
+    // No pod of the set boots the VM again: one of its own does.
+    cluster
+        .kubectl(&[
+            "delete",
+            "statefulset",
+            "web",
+            "--cascade=foreground",
+            "--timeout=90s",
+        ])
+        .await
+        .unwrap();
+    let again = cluster.start_vm(spec, "web-d", 2, 5, false).await.unwrap();
+    let nic = fast(cluster, NAMESPACE, NIC, "n2").await;
+    check_nic(cluster.node(2), &again.inside, &nic).await.unwrap();
+    let pinger = watch(cluster, spec).await;
+    nothing_lost(&pinger.stop().await, "after the reboot");
+}
+
 /// A drain ends the VM on the node, as it ends every pod; its VF goes back, and the agent stays.
 async fn drained(cluster: &Cluster) {
     cluster
@@ -442,31 +463,4 @@ async fn drained(cluster: &Cluster) {
         .unwrap();
     assert!(!agent_of(cluster, "n2").await.is_empty());
     cluster.kubectl(&["uncordon", "n2"]).await.unwrap();
-    // Nothing boots the VM now but a pod of its own.
-    cluster
-        .kubectl(&[
-            "delete",
-            "statefulset",
-            "web",
-            "--cascade=foreground",
-            "--timeout=90s",
-        ])
-        .await
-        .unwrap();
-}
-
-/// A node is reset with a VM on it: VFs are made again, what the journal had is settled, and the VM's next pod gets its NIC.
-async fn rebooted(cluster: &mut Cluster, spec: &VmPodSpec) {
-    cluster.start_vm(spec, "web-c", 2, 5, false).await.unwrap();
-    fast(cluster, NAMESPACE, NIC, "n2").await;
-    cluster.reboot(2).await.unwrap();
-    cluster
-        .kubectl(&["delete", "pod", "web-c", "--force", "--grace-period=0"])
-        .await
-        .unwrap();
-    let again = cluster.start_vm(spec, "web-d", 2, 6, false).await.unwrap();
-    let nic = fast(cluster, NAMESPACE, NIC, "n2").await;
-    check_nic(cluster.node(2), &again.inside, &nic).await.unwrap();
-    let pinger = watch(cluster, spec).await;
-    nothing_lost(&pinger.stop().await, "after the reboot");
 }
