@@ -7,8 +7,6 @@ CARGO := cargo
 # Always the whole workspace with all features, or cargo builds the dependencies again for each selection of them.
 ALL := --workspace --all-features --locked
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
-# Lab tests share one pair of emulated nodes' addresses and two cores: one after the other.
-LAB_TESTS := lab_debian lab_flight lab_pool lab_faults lab_lifecycle
 
 .PHONY: help demo test setup build crds chart images docs check unit kernel cluster cluster-oldest monitoring lab nodes bench deny clean
 
@@ -71,7 +69,7 @@ cluster-oldest: build ## The API, the chart and the operator on the oldest Kuber
 		$(CARGO) test $(ALL) --test api --test chart --test operator
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
-	$(CARGO) test $(ALL) --no-fail-fast $(LAB_TESTS:%=--test %) -- --test-threads=1 --nocapture
+	$(CARGO) test $(ALL) --test lab
 
 nodes: build ## A cluster of real Kubernetes nodes: helm install to uninstall, VMs in pods
 	$(CARGO) test $(ALL) --test lab_cluster -- --nocapture

@@ -57,7 +57,7 @@ const LOCK: &str = "/run/hybridnic-lab.lock";
 /// How long another run may hold the lab before we give up: there is one lab to a machine.
 const LOCK_DEADLINE: Duration = Duration::from_mins(15);
 /// Directories of runs past that are kept for their logs.
-const RUNS_KEPT: usize = 8;
+const RUNS_KEPT: usize = 16;
 
 /// The lab could not be set up.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ mod programs;
 mod vm;
 
 use std::{
-    fs,
+    fs, mem,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -75,7 +75,7 @@ impl WorldOptions {
 }
 
 /// `LAB_KERNEL=debian` runs a test on Debian's own kernel, which takes vfio by group.
-fn kernel_of_the_run() -> Kernel {
+pub fn kernel_of_the_run() -> Kernel {
     match std::env::var("LAB_KERNEL").as_deref() {
         Ok("debian") => Kernel::Debian,
         _ => Kernel::Small,
@@ -111,24 +111,11 @@ impl World {
             node: options.node.clone(),
         };
         say("booting the nodes");
+        // Alone: a node measures its clock while it boots, and badly beside others that want the processors.
         let lab = Lab::start(lab_options).await.context("the lab")?;
         say("starting the control plane");
-        let dir = lab.dir().join("control-plane");
-        let control_plane = ControlPlane::start(
-            Options::new(dir)
-                .reachable_at(HOST_ADDRESS.into())
-                .with_controllers(),
-        )
-        .await
-        .context("the control plane")?;
+        let (control_plane, operator_login) = start_control_plane(lab.dir().join("control-plane")).await?;
         let client = control_plane.client_admin();
-        say("installing kinds, rights and nodes");
-        chart::install_without_pods(&control_plane)
-            .await
-            .context("the chart")?;
-        let operator_login = control_plane
-            .login_service_account(chart::NAMESPACE, chart::OPERATOR, None)
-            .await?;
         let collector = if options.traces {
             Some(Collector::start(HOST_ADDRESS.into()).await?)
         } else {
@@ -202,6 +189,24 @@ impl World {
         false
     }
 
+    /// Ends what a test has left: VMs, their pods and NICs, migrations, and all networks but `kept`.
+    pub async fn clear(&self, kept: &str) -> Result<()> {
+        let guests = mem::take(&mut *self.guests.lock().unwrap_or_else(PoisonError::into_inner));
+        for guest in guests {
+            guest.kill().await?;
+        }
+        let ours = ["--all", "-n", NAMESPACE, "--timeout=60s"];
+        // No kubelet says that it has ended a pod.
+        let pods = [&["delete", "pods", "--force", "--grace-period=0"], &ours[..]].concat();
+        self.kubectl(&pods).await?;
+        self.kubectl(&[&["delete", "qmig,vhn"], &ours[..]].concat())
+            .await?;
+        let kept = format!("metadata.name!={kept}");
+        self.kubectl(&["delete", "hnet", "--field-selector", &kept, "--timeout=60s"])
+            .await?;
+        Ok(())
+    }
+
     /// Node `number`, from 1.
     pub fn node(&self, number: usize) -> &Node {
         &self.lab.nodes()[number - 1]
@@ -224,6 +229,21 @@ impl World {
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+/// The control plane with kinds and rights of the chart, and the operator's login.
+async fn start_control_plane(dir: PathBuf) -> Result<(ControlPlane, Login)> {
+    let options = Options::new(dir)
+        .reachable_at(HOST_ADDRESS.into())
+        .with_controllers();
+    let control_plane = ControlPlane::start(options).await.context("the control plane")?;
+    chart::install_without_pods(&control_plane)
+        .await
+        .context("the chart")?;
+    let login = control_plane
+        .login_service_account(chart::NAMESPACE, chart::OPERATOR, None)
+        .await?;
+    Ok((control_plane, login))
 }
 
 /// A path of this repository.

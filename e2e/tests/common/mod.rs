@@ -7,56 +7,20 @@
     reason = "a test ends where something is not as it should be"
 )]
 
-use std::{
-    panic::{AssertUnwindSafe, resume_unwind},
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::FutureExt as _;
 use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, QemuMigration, VmHybridNic};
 use hybridnic_e2e::{
     lab::{Inside, NetView, Netdev, Node},
-    world::{Vm, VmSpec, World, WorldOptions},
+    world::{Vm, VmSpec, World},
 };
 
 /// For what takes a moment.
 pub const SOON: Duration = Duration::from_mins(1);
 /// For what a guest must boot, or a VM must move for.
 pub const LATER: Duration = Duration::from_mins(2);
-/// For a whole test.
-pub const WHOLE: Duration = Duration::from_mins(12);
-
-/// All VFs of all cards, made where there are none.
-pub const NETWORK: &str = "
-apiVersion: hybridnic.io/v1alpha1
-kind: HybridNetwork
-metadata: {name: fast}
-spec:
-  uplinks:
-  - drivers: [igb]
-    numVfs: 7
-";
-
-/// Runs a test in a world of its own. Nested emulation on two cores fails now and then for reasons that are not ours
-/// (docs/testing.md); so a test that fails is started once more, and that is said, with what it failed of: `make test`
-/// counts those lines.
-pub async fn case(name: &str, network: bool, test: impl AsyncFn(&mut World)) {
-    case_in(&WorldOptions::new(name), network, test).await;
-}
-
-/// The same in a world that is to be as these options say.
-pub async fn case_in(options: &WorldOptions, network: bool, test: impl AsyncFn(&mut World)) {
-    twice(&options.name, async |name| {
-        let options = WorldOptions {
-            name: name.into(),
-            ..options.clone()
-        };
-        attempt(&options, network, &test).await;
-    })
-    .await;
-}
-
 /// Runs something by its name and, should it fail, once more by another one, so that the logs of the first try stay.
 pub async fn twice(name: &str, attempt: impl AsyncFn(&str)) {
     if AssertUnwindSafe(attempt(name)).catch_unwind().await.is_ok() {
@@ -64,59 +28,6 @@ pub async fn twice(name: &str, attempt: impl AsyncFn(&str)) {
     }
     eprintln!("AGAIN: {name} has failed, see above; it is started once more");
     attempt(&format!("{name}-again")).await;
-}
-
-async fn attempt(options: &WorldOptions, network: bool, test: &impl AsyncFn(&mut World)) {
-    let name = &options.name;
-    let mut world = if network {
-        world_with_network(options).await
-    } else {
-        world(options).await
-    };
-    let result = AssertUnwindSafe(tokio::time::timeout(WHOLE, test(&mut world)))
-        .catch_unwind()
-        .await;
-    let panic: Box<dyn std::any::Any + Send> = match result {
-        Ok(Ok(())) => return,
-        Ok(Err(_)) => Box::new(format!("not over after {WHOLE:?}")),
-        Err(panic) => panic,
-    };
-    if world.is_frozen().await {
-        eprintln!("FROZEN: the emulation lost a guest's timer in {name}");
-    }
-    resume_unwind(panic);
-}
-
-async fn world(options: &WorldOptions) -> World {
-    let say = |what: &str| eprintln!("--- {what}");
-    World::start(options.clone(), say).await.expect("the world")
-}
-
-/// A world with the network of all VFs, which are there.
-async fn world_with_network(options: &WorldOptions) -> World {
-    let world = world(options).await;
-    world.apply(NETWORK).await.unwrap();
-    for node in 1..=world.lab.nodes().len() {
-        world
-            .until_node(node, SOON, "with 14 free VFs", |n| free(n) == 14)
-            .await
-            .unwrap();
-        give_macs(&world, node).await;
-    }
-    world
-}
-
-/// Gives every VF a MAC, as an administrator may have: it must come back. (Without one, igbvf makes one up.)
-async fn give_macs(world: &World, node: usize) {
-    let script = format!(
-        "for pf in 1 2; do n=$(ls /sys/bus/pci/devices/0000:0$pf:00.0/net); ip link set $n up; \
-           for vf in 0 1 2 3 4 5 6; do ip link set $n vf $vf mac 02:ad:0{node}:0$pf:00:0$vf; done; done"
-    );
-    world.node(node).run(&script, SOON).await.unwrap();
-}
-
-fn free(node: &hybridnic_api::v1alpha1::HybridNode) -> i32 {
-    node.status.as_ref().map_or(0, |s| s.vfs.free)
 }
 
 /// Whether a NIC's traffic runs so.
@@ -128,6 +39,18 @@ pub fn on(nic: &VmHybridNic, path: Path) -> bool {
                 (Path::FastPath, NicPhase::FastPath) | (Path::Standby, NicPhase::Standby)
             )
     })
+}
+
+/// Reason of a NIC's condition.
+pub fn condition(nic: &VmHybridNic, type_: &str) -> String {
+    let conditions = nic
+        .status
+        .as_ref()
+        .map(|s| s.conditions.as_slice())
+        .unwrap_or_default();
+    hybridnic_api::conditions::find(conditions, type_)
+        .map(|c| c.reason.clone())
+        .unwrap_or_default()
 }
 
 /// Waits until a NIC is on its fast path.

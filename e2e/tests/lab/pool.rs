@@ -1,37 +1,29 @@
 //! Pools: VFs over both cards, NICs that wait, VMs that arrive without one, and peers on one PF.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::too_many_lines,
-    reason = "a test ends where something is not as it should be"
-)]
+use std::{collections::BTreeSet, sync::Arc};
 
-mod common;
-
-use std::collections::BTreeSet;
-
-use common::{LATER, SOON, case, check_fast_path, ended, fast, migration, on, phase, vm_on_fast_path};
 use hybridnic_api::v1alpha1::{MigrationPhase, Path, VmHybridNic};
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
+use libtest_mimic::Trial;
 
-fn reason(nic: &VmHybridNic, type_: &str) -> String {
-    let conditions = nic
-        .status
-        .as_ref()
-        .map(|s| s.conditions.as_slice())
-        .unwrap_or_default();
-    hybridnic_api::conditions::find(conditions, type_)
-        .map(|c| c.reason.clone())
-        .unwrap_or_default()
+use crate::{
+    common::{LATER, SOON, check_fast_path, condition, ended, fast, migration, on, phase, vm_on_fast_path},
+    suite::Suite,
+};
+
+pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
+    vec![
+        suite.test("a_target_without_a_free_vf_and_peers_on_one_pf", async |w| {
+            scarce(w).await
+        }),
+        suite.test(
+            "fourteen_nics_get_fourteen_vfs_and_the_fifteenth_waits",
+            async |w| fourteen(w).await,
+        ),
+    ]
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn fourteen_nics_get_fourteen_vfs_and_the_fifteenth_waits() {
-    case("pool", true, async |world| pool(world).await).await;
-}
-
-async fn pool(world: &World) {
+async fn fourteen(world: &World) {
     // Fifteen guests, or only three, are more than two cores can emulate; one has too few slots for fifteen NICs.
     let specs: Vec<VmSpec> = [(0, 8), (1, 7)]
         .map(|(vm, count)| {
@@ -67,7 +59,7 @@ async fn pool(world: &World) {
     world.apply(&specs[last.0].nic_yaml(6, "fast")).await.unwrap();
     let waiting = world
         .until_nic(&last.1, LATER, "on standby", |n| {
-            on(n, Path::Standby) && reason(n, "FastPath") == "NoFreeVf"
+            on(n, Path::Standby) && condition(n, "FastPath") == "NoFreeVf"
         })
         .await
         .unwrap();
@@ -100,11 +92,6 @@ async fn pool(world: &World) {
         pinger.answered(50, SOON).await,
         "the fifteenth has no traffic on its VF"
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_target_without_a_free_vf_and_peers_on_one_pf() {
-    case("scarce", false, async |world| scarce(world).await).await;
 }
 
 /// One VF on each node.
@@ -146,7 +133,7 @@ async fn scarce(world: &World) {
     };
     world
         .until_nic("mover-0", LATER, "on standby at n2", |n| {
-            on(n, Path::Standby) && at_n2(n) && reason(n, "FastPath") == "NoFreeVf"
+            on(n, Path::Standby) && at_n2(n) && condition(n, "FastPath") == "NoFreeVf"
         })
         .await
         .unwrap();

@@ -1,33 +1,24 @@
 //! The main job: a VM with a hybrid NIC runs on its VF, migrates there and back under traffic, and leaves nothing.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::too_many_lines,
-    reason = "a test ends where something is not as it should be"
-)]
+use std::{sync::Arc, time::Duration};
 
-mod common;
-
-use std::time::Duration;
-
-use common::{SOON, case_in, check_fast_path, ended, fast, fast_on, migration, phase, trio, vm_on_fast_path};
 use hybridnic_api::v1alpha1::MigrationPhase;
 use hybridnic_e2e::{
     collector::Seen,
-    world::{NicSpec, Vm, VmSpec, World, WorldOptions},
+    world::{NicSpec, Vm, VmSpec, World},
+};
+use libtest_mimic::Trial;
+
+use crate::{
+    common::{SOON, check_fast_path, ended, fast, fast_on, migration, phase, trio, vm_on_fast_path},
+    suite::Suite,
 };
 
-#[tokio::test(flavor = "multi_thread")]
-async fn there_and_back_under_traffic() {
-    let options = WorldOptions {
-        traces: true,
-        ..WorldOptions::new("flight")
-    };
-    case_in(&options, true, async |world| flight(world).await).await;
+pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
+    vec![suite.test("there_and_back_under_traffic", async |w| there_and_back(w).await)]
 }
 
-async fn flight(world: &World) {
+async fn there_and_back(world: &World) {
     let spec = VmSpec::new("web", &[NicSpec::new(0, 50)]);
     let clean = [
         world.footprint(1).await.unwrap(),

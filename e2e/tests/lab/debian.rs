@@ -1,30 +1,26 @@
 //! The way of most users today: Debian's own kernel, whose drivers are modules and which has no iommufd, so that QEMU takes
 //! the VF by its vfio group.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test ends where something is not as it should be"
-)]
+use std::{sync::Arc, time::Duration};
 
-mod common;
-
-use std::time::Duration;
-
-use common::{SOON, case_in, check_fast_path, ended, fast, fast_on, migration, phase, vm_on_fast_path};
 use hybridnic_api::v1alpha1::MigrationPhase;
 use hybridnic_e2e::{
     lab::Kernel,
-    world::{NicSpec, VmSpec, World, WorldOptions},
+    world::{NicSpec, VmSpec, World},
+};
+use libtest_mimic::Trial;
+
+use crate::{
+    common::{SOON, check_fast_path, ended, fast, fast_on, migration, phase, vm_on_fast_path},
+    suite::Suite,
 };
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_vm_on_debians_own_kernel_migrates_by_vfio_groups() {
-    let options = WorldOptions {
-        kernel: Kernel::Debian,
-        ..WorldOptions::new("debian")
-    };
-    case_in(&options, true, async |world| by_group(world).await).await;
+pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
+    vec![suite.test_on(
+        Kernel::Debian,
+        "a_vm_on_debians_own_kernel_migrates_by_vfio_groups",
+        async |w| by_group(w).await,
+    )]
 }
 
 async fn by_group(world: &World) {

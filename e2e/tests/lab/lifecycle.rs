@@ -1,26 +1,24 @@
 //! NICs that come and go, VMs that end, two NICs in one VM, VLANs.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::too_many_lines,
-    reason = "a test ends where something is not as it should be"
-)]
+use std::sync::Arc;
 
-mod common;
-
-use common::{
-    LATER, SOON, case, check_fast_path, ended, fast, fast_on, migration, on, phase, vm_on_fast_path,
-};
 use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path};
 use hybridnic_e2e::world::{NicSpec, VmSpec, World};
+use libtest_mimic::Trial;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nics_and_vms_come_and_go() {
-    case("lifecycle", true, async |world| lifecycle(world).await).await;
+use crate::{
+    common::{LATER, SOON, check_fast_path, ended, fast, fast_on, migration, on, phase, vm_on_fast_path},
+    suite::Suite,
+};
+
+pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
+    vec![
+        suite.test("nics_and_vms_come_and_go", async |w| come_and_go(w).await),
+        suite.test("vf_and_standby_are_in_the_networks_vlan", async |w| vlan(w).await),
+    ]
 }
 
-async fn lifecycle(world: &World) {
+async fn come_and_go(world: &World) {
     let clean = world.footprint(1).await.unwrap();
 
     // Two NICs, each with a trio of its own; they migrate together.
@@ -84,8 +82,6 @@ async fn lifecycle(world: &World) {
         .kubectl(&["delete", "vhn", "two-1", "--timeout=60s"])
         .await
         .unwrap();
-
-    vlan(world, &clean).await;
 }
 
 /// One VF, so that one NIC has it and the other runs on its standby.
@@ -103,7 +99,7 @@ spec:
 
 /// VF and standby are in the same VLAN, seen on the wire: not every machine can give the peer a VLAN device, so the guest
 /// sends to an address made up, and what leaves the card is told apart by the NICs' MACs.
-async fn vlan(world: &World, clean: &str) {
+async fn vlan(world: &World) {
     world.apply(VLAN).await.unwrap();
     let spec = VmSpec::new("tagged", &[NicSpec::new(4, 57), NicSpec::new(5, 57)]);
     let vm = world.start_vm(&spec, "tagged-a", 1, false).await.unwrap();
@@ -146,12 +142,4 @@ async fn vlan(world: &World, clean: &str) {
             "untagged frames of the {path}: {frames:?}"
         );
     }
-    for index in 0..2 {
-        let name = spec.nic_name(index);
-        world
-            .kubectl(&["delete", "vhn", &name, "--timeout=90s"])
-            .await
-            .unwrap();
-    }
-    world.until_footprint(1, clean).await.unwrap();
 }

@@ -1,20 +1,37 @@
 //! What goes wrong in a migration: a guest that keeps its VF, a destination that dies, a user who changes his mind,
 //! and programs that are killed.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::too_many_lines,
-    reason = "a test ends where something is not as it should be"
-)]
+use std::{sync::Arc, time::Duration};
 
-mod common;
-
-use std::time::Duration;
-
-use common::{LATER, SOON, case, check_fast_path, ended, fast_on, migration, phase, vm_on_fast_path};
-use hybridnic_api::v1alpha1::{MigrationPhase, QemuMigration};
+use hybridnic_api::v1alpha1::{MigrationPhase, Path, QemuMigration};
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
+use libtest_mimic::Trial;
+
+use crate::{
+    common::{
+        LATER, SOON, check_fast_path, condition, ended, fast_on, migration, on, phase, trio, vm_on_fast_path,
+    },
+    suite::Suite,
+};
+
+pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
+    vec![
+        suite.test("a_guest_that_keeps_its_vf_is_not_migrated", async |w| {
+            keeper(w).await
+        }),
+        suite.test(
+            "a_guest_that_goes_without_its_vf_gets_its_standby_back",
+            async |w| gone_without(w).await,
+        ),
+        suite.test(
+            "a_destination_that_dies_and_a_migration_that_is_cancelled",
+            async |w| broken(w).await,
+        ),
+        suite.test("programs_killed_at_three_moments_of_a_migration", async |w| {
+            killed(w).await
+        }),
+    ]
+}
 
 fn failure(migration: &QemuMigration) -> String {
     migration
@@ -30,11 +47,6 @@ async fn back_on_fast_path(world: &World, vm: &Vm, nic: &str) {
     let nic = fast_on(world, nic, 1).await.unwrap();
     check_fast_path(world, vm, &nic).await.unwrap();
     assert_eq!(vm.guest.status().await.unwrap(), "running");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_keeps_its_vf_is_not_migrated() {
-    case("keeper", true, async |world| keeper(world).await).await;
 }
 
 async fn keeper(world: &World) {
@@ -69,9 +81,32 @@ async fn keeper(world: &World) {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_destination_that_dies_and_a_migration_that_is_cancelled() {
-    case("broken", true, async |world| broken(world).await).await;
+/// A guest that goes without its VF, as one does whose net_failover cannot join the two, gets its standby back.
+async fn gone_without(world: &mut World) {
+    let spec = VmSpec::new("vm", &[NicSpec::new(0, 59)]);
+    let vm = vm_on_fast_path(world, &spec, "vm-a", 1, "fast").await.unwrap();
+    let view = vm.guest.net().await.unwrap();
+    let vf = trio(&view, &spec.nics[0].mac).unwrap().2.unwrap().name.clone();
+    let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
+    assert!(pinger.answered(20, SOON).await, "no answer");
+
+    let down = format!("ip link set {vf} down; (ping -i 0.2 10.77.0.1 >/dev/null 2>&1 &)");
+    vm.guest.run(&down, SOON).await.unwrap();
+    world
+        .until_nic("vm-0", SOON, "back on its standby", |n| {
+            on(n, Path::Standby) && condition(n, "FastPath") == "GuestIgnoresVf"
+        })
+        .await
+        .unwrap();
+    assert!(pinger.answered(50, SOON).await, "no answer by the standby");
+    for gap in &pinger.stop().await.round_trip.gaps {
+        eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
+    }
+
+    // An agent that has just started tries it anew at once, and so does the guest.
+    world.kill_agent(1).await.unwrap();
+    world.start_agent(1).await.unwrap();
+    back_on_fast_path(world, &vm, "vm-0").await;
 }
 
 async fn broken(world: &World) {
@@ -119,12 +154,9 @@ async fn broken(world: &World) {
 }
 
 async fn reach(world: &World, name: &str, wanted: MigrationPhase) {
-    world
-        .until_migration(name, LATER, "that far", |m| {
-            phase(m) == wanted || phase(m).is_final()
-        })
-        .await
-        .unwrap();
+    let is = |m: &QemuMigration| phase(m) == wanted || phase(m).is_final();
+    let there = world.until_migration(name, LATER, "that far", is).await.unwrap();
+    assert_eq!(phase(&there), wanted, "{:#?}", there.status);
 }
 
 /// Dirties memory, so that a transfer lasts until it is stopped.
@@ -156,11 +188,6 @@ async fn transferring(world: &World, vm: &Vm, name: &str) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn programs_killed_at_three_moments_of_a_migration() {
-    case("killed", true, async |world| killed(world).await).await;
-}
-
 #[derive(Debug, Clone, Copy)]
 enum Victim {
     SourceAgent,
@@ -182,17 +209,17 @@ async fn killed(world: &mut World) {
         MigrationPhase::Transferring,
     ];
     let victims = [Victim::SourceAgent, Victim::TargetAgent, Victim::Operator];
-    let runs = moments
-        .into_iter()
-        .flat_map(|m| victims.into_iter().map(move |v| (m, v)));
-    for (run, (moment, victim)) in runs.enumerate() {
+    // Each dies once in a migration, and in three of them at each moment.
+    for run in 0..victims.len() {
         let (from, to) = (vm.node, 3 - vm.node);
         let (pod, name) = (format!("vm-{}", run + 1), format!("killed-{run}"));
-        eprintln!("--- {victim:?} dies at {moment:?}, the VM goes from n{from} to n{to}");
         let target = world.start_vm(&spec, &pod, to, true).await.unwrap();
         world.apply(&migration(&name, "vm", &pod)).await.unwrap();
-        reach(world, &name, moment).await;
-        kill(world, victim, from, to).await;
+        for (moment, victim) in moments.into_iter().zip(victims.iter().cycle().skip(run)) {
+            reach(world, &name, moment).await;
+            eprintln!("--- {victim:?} dies at {moment:?}, the VM goes from n{from} to n{to}");
+            kill(world, *victim, from, to).await;
+        }
         let done = ended(world, &name).await.unwrap();
         assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
         let nic = fast_on(world, "vm-0", to).await.unwrap();

@@ -1,0 +1,46 @@
+//! Two emulated nodes with SR-IOV, the real operator and agents, and guests that migrate.
+//!
+//! ```text
+//! cargo test --workspace --all-features --test lab -- there_and_back
+//! ```
+//! All tests of one kernel share a world (see [`suite`]): each leaves it as it has found it, or fails.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::semicolon_if_nothing_returned,
+    clippy::too_many_lines,
+    reason = "a test ends where something is not as it should be"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod debian;
+mod faults;
+mod flight;
+mod lifecycle;
+mod pool;
+mod suite;
+
+use hybridnic_e2e::world::kernel_of_the_run;
+use libtest_mimic::Arguments;
+use suite::Suite;
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // One lab to a machine; a test alone runs on the main thread, and its output comes as it is made.
+    arguments.test_threads = Some(1);
+    let suite = Suite::new(kernel_of_the_run());
+    // Debian first: each change of the kernel is another world.
+    let tests = [
+        debian::tests,
+        flight::tests,
+        lifecycle::tests,
+        faults::tests,
+        pool::tests,
+    ];
+    let tests = tests.iter().flat_map(|of| of(&suite)).collect();
+    let conclusion = libtest_mimic::run(&arguments, tests);
+    drop(suite);
+    conclusion.exit();
+}
