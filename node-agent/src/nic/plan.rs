@@ -392,6 +392,9 @@ fn fast_path(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) ->
                 } else {
                     Decision::Do(Step::UnplugVf)
                 }
+            } else if !up && order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak {
+                // A guest that has restarted may boot by its network.
+                Decision::Do(Step::StandbyUp)
             } else {
                 Decision::Do(Step::AwaitGuest)
             };

@@ -54,6 +54,20 @@ fn a_guest_that_keeps_its_vf_keeps_its_network() {
 }
 
 #[test]
+fn a_guest_that_restarts_has_its_standby_until_it_has_its_vf_again() {
+    let booting = Guest {
+        uses_vf: false,
+        ..FAST
+    };
+    let no = Learnt::default();
+    does(TO_VF, seen(booting, false, READY), no, Step::StandbyUp);
+    does(TO_VF, seen(booting, true, READY), no, Step::AwaitGuest);
+    // Such a driver has no MAC left for the standby.
+    let once = taught(|l| l.refuses_twice = true);
+    does(TO_VF, seen(booting, false, READY), once, Step::AwaitGuest);
+}
+
+#[test]
 fn a_vf_that_was_found_with_the_mac_gives_it_up_before_a_standby_can_be_kept() {
     let found = VfSeen {
         on_vfio: false,

@@ -124,8 +124,9 @@ fn begins(ask: &Ask, seen: &Seen, step: Step) -> Option<To> {
         Step::StandbyDown | Step::ConfigureVf | Step::PlugVf if ask.goal == Goal::FastPath && !vf => {
             Some(To::FastPath)
         }
-        // After a restart of the agent.
+        // After a restart of the agent, or of the guest.
         Step::AwaitGuest if ask.goal == Goal::FastPath => Some(To::FastPath),
+        Step::StandbyUp if ask.goal == Goal::FastPath && vf => Some(To::FastPath),
         Step::StandbyUp | Step::UnplugVf if ask.goal != Goal::Reserved && vf => Some(To::Standby),
         _ => None,
     }
