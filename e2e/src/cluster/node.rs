@@ -214,12 +214,13 @@ pub fn subnet(node: u8) -> String {
     format!("10.244.{node}.0/24")
 }
 
-/// What a machine does before anything runs on it. The journal outlasts a reboot, as a node's disk does.
+/// What a machine does before anything runs on it. The journal outlasts a reboot, as a node's disk does; so do the pods' logs,
+/// which are for whoever looks at a test that has failed.
 fn prepare(node: &Node, nodes: usize) -> String {
     let mut script = String::from(
-        "set -e; mkdir -p /var/lib /host/state/hybridnic; mount -t tmpfs var /var/lib; \
+        "set -e; mkdir -p /var/lib /host/state/hybridnic /host/state/pods; mount -t tmpfs var /var/lib; \
          mkdir -p /var/lib/hybridnic /var/lib/kubelet /var/log/pods /usr/libexec/kubernetes; \
-         mount --bind /host/state/hybridnic /var/lib/hybridnic; \
+         mount --bind /host/state/hybridnic /var/lib/hybridnic; mount --bind /host/state/pods /var/log/pods; \
          mount --make-rshared /; chmod 666 /dev/kvm /dev/vhost-vsock; \
          echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables; \
          echo '127.0.0.1 localhost' >/etc/hosts; : >/etc/resolv.conf; \
