@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hybridnic_api::v1alpha1::{MigrationPhase, Path, QemuMigration};
+use hybridnic_api::v1alpha1::{MigrationPhase, Path, QemuMigration, VmHybridNic};
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
 use libtest_mimic::Trial;
 
@@ -49,7 +49,7 @@ async fn back_on_fast_path(world: &World, vm: &Vm, nic: &str) {
     assert_eq!(vm.guest.status().await.unwrap(), "running");
 }
 
-async fn keeper(world: &World) {
+async fn keeper(world: &mut World) {
     let mut spec = VmSpec::new("keeper", &[NicSpec::new(0, 53)]);
     spec.hotplug = false;
     let vm = vm_on_fast_path(world, &spec, "keeper-a", 1, "fast")
@@ -79,6 +79,27 @@ async fn keeper(world: &World) {
         "{:#?}",
         report.round_trip.gaps
     );
+
+    // Its NIC is deleted, and stays for as long as the guest keeps the VF, whoever is killed meanwhile.
+    let keeps = |n: &VmHybridNic| condition(n, "Ready") == "GuestKeepsVf";
+    let delete = ["delete", "vhn", "keeper-0", "--wait=false"];
+    world.kubectl(&delete).await.unwrap();
+    world.until_nic("keeper-0", SOON, "kept", keeps).await.unwrap();
+    let held = world.footprint(1).await.unwrap();
+    let log = world.node(1).dir().join("agent.log");
+    let tries = || {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.matches("the guest does not let go of the VF").count()
+    };
+    let before = tries();
+    world.kill_agent(1).await.unwrap();
+    world.start_agent(1).await.unwrap();
+    let end = tokio::time::Instant::now() + SOON;
+    while tries() == before {
+        assert!(tokio::time::Instant::now() < end, "the agent does not try again");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(world.footprint(1).await.unwrap(), held);
 }
 
 /// A guest that goes without its VF, as one does whose net_failover cannot join the two, gets its standby back.

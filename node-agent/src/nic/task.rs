@@ -129,6 +129,7 @@ impl NicTask {
     }
 
     async fn drive(&mut self) {
+        self.cx.vm.tried().await;
         let mut pulse = self.cx.vm.pulse();
         let mut pools = self.cx.host.pools.subscribe();
         let mut hardware = self.cx.host.hardware.subscribe();

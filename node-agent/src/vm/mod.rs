@@ -74,7 +74,8 @@ pub struct Vm {
     pub pod: String,
     /// Its pod's uid.
     pub pod_uid: String,
-    session: watch::Sender<Session>,
+    /// `None` until QEMU has been tried: it is neither there nor gone.
+    session: watch::Sender<Option<Session>>,
     pulse: watch::Sender<Pulse>,
     nics_changed: watch::Sender<u64>,
     report: watch::Sender<Option<MigrationReport>>,
@@ -92,7 +93,7 @@ impl Vm {
             namespace: namespace.to_owned(),
             pod: pod.to_owned(),
             pod_uid: pod_uid.to_owned(),
-            session: watch::Sender::new(Session::Gone),
+            session: watch::Sender::new(None),
             pulse: watch::Sender::default(),
             nics_changed: watch::Sender::default(),
             report: watch::Sender::default(),
@@ -104,7 +105,14 @@ impl Vm {
 
     /// The session as it is now.
     pub fn session(&self) -> Session {
-        self.session.borrow().clone()
+        let session = self.session.borrow().clone();
+        session.unwrap_or_else(|| Session::Unreachable("it has not been tried yet".to_owned()))
+    }
+
+    /// Resolves when QEMU has been tried. Who acts before might take a VF from one that is there.
+    pub async fn tried(&self) {
+        // It is never closed: we hold the sender.
+        let _ = self.session.subscribe().wait_for(Option::is_some).await;
     }
 
     /// Resolves when something happened that a NIC should look at.
@@ -125,7 +133,7 @@ impl Vm {
     }
 
     fn set_session(&self, session: Session) {
-        self.session.send_replace(session);
+        self.session.send_replace(Some(session));
         self.beat(true);
     }
 

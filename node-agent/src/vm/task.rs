@@ -74,7 +74,7 @@ fn options(host: &Host) -> Options {
 fn publish(vm: &Vm, session: Session) {
     let same = matches!(
         (&*vm.session.borrow(), &session),
-        (Session::Gone, Session::Gone) | (Session::Unreachable(_), Session::Unreachable(_))
+        (Some(Session::Gone), Session::Gone) | (Some(Session::Unreachable(_)), Session::Unreachable(_))
     );
     if !same {
         vm.set_session(session);
