@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hybridnic_api::v1alpha1::{MigrationOrder, MigrationReport, MigrationState, MigrationStep};
 use hybridnic_qmp::{
     Client, Event, EventError, OnError, Options, QmpError,
-    commands::{MigrationCapability, MigrationParameters, MigrationStatus, RunState},
+    commands::{MigrationCapability, MigrationParameters, MigrationStatus},
 };
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -368,18 +368,12 @@ async fn act(
             hand_over(vm, host, client, Some(order)).await;
         }
         Action::Cancel => client.migrate_cancel().await.map_err(fail)?,
-        Action::Resume => resume(client).await.map_err(fail)?,
+        Action::Resume => {
+            client.until_migration_settled().await.map_err(fail)?;
+            client.cont().await.map_err(fail)?;
+        }
     }
     Ok(())
-}
-
-/// QEMU says that a migration is completed a moment before its run state follows, tells nobody when it has, and aborts
-/// if the VM runs by then (`migration_iteration_finish`).
-async fn resume(client: &Client) -> Result<(), QmpError> {
-    while client.query_status().await?.status == RunState::FinishMigrate {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    client.cont().await
 }
 
 /// Capabilities and parameters; they must be the same at both ends.

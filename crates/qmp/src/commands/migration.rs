@@ -1,9 +1,11 @@
 //! Live migration (QEMU `qapi/migration.json`).
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::string_enum;
+use super::{machine::RunState, string_enum};
 use crate::{Client, QmpError};
 
 string_enum! {
@@ -189,6 +191,16 @@ impl Client {
     /// `migrate_cancel`, on the source. Without a migration it does nothing. Wait for `cancelled` or `failed`.
     pub async fn migrate_cancel(&self) -> Result<(), QmpError> {
         self.run("migrate_cancel", &json!({})).await
+    }
+
+    /// Waits while the run state is `finish-migrate`. QEMU says that a migration is completed a moment before its run state
+    /// follows, and tells nobody when it has (`migration_iteration_finish` in `migration/migration.c`). If the VM runs by
+    /// then, QEMU aborts; and it may crash when told to quit meanwhile.
+    pub async fn until_migration_settled(&self) -> Result<(), QmpError> {
+        while self.query_status().await?.status == RunState::FinishMigrate {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
     }
 
     /// `migrate-continue` from `state`, which is [`MigrationStatus::PreSwitchover`].

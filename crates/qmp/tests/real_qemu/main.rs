@@ -343,13 +343,10 @@ async fn migration() {
     );
     let ram = info.ram.unwrap();
     assert!(ram.transferred > 0 && ram.total >= 64 << 20, "{ram:?}");
-    // The run state follows the event, and nothing tells when.
-    let left = async {
-        while source.query_status().await.unwrap().status == RunState::FinishMigrate {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(SOON, left).await.unwrap();
+    timeout(SOON, source.until_migration_settled())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(source.query_status().await.unwrap().status, RunState::PostMigrate);
     assert_eq!(target.query_status().await.unwrap().status, RunState::Running);
     assert!(target.peripheral().await.unwrap().contains_key("sb"));

@@ -450,7 +450,11 @@ pub(super) async fn announce(cx: &mut Context, client: &Client) -> Result<(), St
 
 /// Ends a QEMU that will never run the VM again, and waits until it has gone.
 pub(super) async fn quit(client: &Client) -> Result<(), StepError> {
-    match client.quit().await {
+    let quit = async {
+        client.until_migration_settled().await?;
+        client.quit().await
+    };
+    match quit.await {
         Ok(()) | Err(QmpError::Closed(_)) => {}
         Err(error) => return Err(refused(&error)),
     }
