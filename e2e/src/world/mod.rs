@@ -34,6 +34,18 @@ pub use vm::{NicSpec, Vm, VmSpec};
 
 /// The namespace that tests work in.
 pub const NAMESPACE: &str = "default";
+/// Name of the network of [`NETWORK_YAML`].
+pub const NETWORK: &str = "fast";
+/// All VFs of all cards of the lab, made where there are none.
+pub const NETWORK_YAML: &str = "
+apiVersion: hybridnic.io/v1alpha1
+kind: HybridNetwork
+metadata: {name: fast}
+spec:
+  uplinks:
+  - drivers: [igb]
+    numVfs: 7
+";
 /// How long the control plane and the programs may take to come up.
 const START: Duration = Duration::from_mins(1);
 

@@ -15,7 +15,7 @@ use futures::FutureExt as _;
 use hybridnic_api::v1alpha1::HybridNode;
 use hybridnic_e2e::{
     lab::Kernel,
-    world::{World, WorldOptions},
+    world::{NETWORK, NETWORK_YAML, World, WorldOptions},
 };
 use libtest_mimic::Trial;
 use tokio::runtime::Runtime;
@@ -24,19 +24,6 @@ use crate::common::{SOON, twice};
 
 /// For a whole test.
 const WHOLE: Duration = Duration::from_mins(12);
-
-/// Its name.
-const NETWORK: &str = "fast";
-/// All VFs of all cards, made where there are none.
-const NETWORK_YAML: &str = "
-apiVersion: hybridnic.io/v1alpha1
-kind: HybridNetwork
-metadata: {name: fast}
-spec:
-  uplinks:
-  - drivers: [igb]
-    numVfs: 7
-";
 
 /// Runs tests one after another.
 pub struct Suite {

@@ -12,22 +12,10 @@ use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use hybridnic_api::v1alpha1::{HybridNode, NicPhase, Path, VmHybridNic};
-use hybridnic_e2e::world::{Vm, World, WorldOptions};
+use hybridnic_e2e::world::{NETWORK, NETWORK_YAML, Vm, World, WorldOptions};
 
 /// Longer than a guest takes on two slow cores to boot or to move, and to use its VF.
 const PATIENCE: Duration = Duration::from_mins(3);
-/// The name of the network below.
-const NETWORK: &str = "fast";
-/// All VFs of all cards of the lab, made where there are none.
-const NETWORK_YAML: &str = "
-apiVersion: hybridnic.io/v1alpha1
-kind: HybridNetwork
-metadata: {name: fast}
-spec:
-  uplinks:
-  - drivers: [igb]
-    numVfs: 7
-";
 /// VFs that a node of the lab has for it.
 const VFS: i32 = 14;
 
