@@ -221,6 +221,11 @@ impl Client {
         }
     }
 
+    /// How long a command may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// QEMU's version, as its greeting says.
     pub fn version(&self) -> &QemuVersion {
         &self.inner.version

@@ -195,12 +195,21 @@ impl Client {
 
     /// Waits while the run state is `finish-migrate`. QEMU says that a migration is completed a moment before its run state
     /// follows, and tells nobody when it has (`migration_iteration_finish` in `migration/migration.c`). If the VM runs by
-    /// then, QEMU aborts; and it may crash when told to quit meanwhile.
+    /// then, QEMU aborts; and it may crash when told to quit meanwhile. It may take as long as a command may, and is
+    /// [`QmpError::Timeout`] then.
     pub async fn until_migration_settled(&self) -> Result<(), QmpError> {
-        while self.query_status().await?.status == RunState::FinishMigrate {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        Ok(())
+        let settled = async {
+            while self.query_status().await?.status == RunState::FinishMigrate {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Ok(())
+        };
+        let after = self.timeout();
+        let late = |_| QmpError::Timeout {
+            command: "query-status",
+            after,
+        };
+        tokio::time::timeout(after, settled).await.map_err(late)?
     }
 
     /// `migrate-continue` from `state`, which is [`MigrationStatus::PreSwitchover`].
