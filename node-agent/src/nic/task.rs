@@ -153,7 +153,7 @@ impl NicTask {
             let mut at_rest = false;
             let pause = match self.round().await {
                 Ok(Decision::Do(_)) => {
-                    backoff = BACKOFF;
+                    (backoff, disuse) = (BACKOFF, None);
                     if !failed_before {
                         self.last_error = None;
                     }
