@@ -6,6 +6,8 @@ SETUP := e2e/setup/install.sh
 CARGO := cargo
 # Always the whole workspace with all features, or cargo builds the dependencies again for each selection of them.
 ALL := --workspace --all-features --locked
+# Control planes that run at once: they wait more than they compute.
+CLUSTERS := 6
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
 .PHONY: help demo test setup build crds chart images docs check unit kernel cluster cluster-oldest monitoring lab nodes bench deny clean
@@ -38,7 +40,7 @@ images: ## Container images of a release build, in target/images
 
 docs: ## The documentation as a book, target/book/index.html; fails where a link leads nowhere
 	@mdbook=$$(e2e/docs/mdbook.sh) && "$$mdbook" build docs
-	$(CARGO) test $(ALL) --test docs
+	$(CARGO) test $(ALL) --test written -- docs::
 
 check: build ## Format, lints, docs, generated files
 	$(CARGO) fmt --all --check
@@ -53,7 +55,7 @@ deny: ## Advisories, licences, duplicates
 	$(CARGO) deny check
 
 unit: ## Unit and property tests; no root
-	$(CARGO) test $(ALL) --lib --bins --test session --test docs --test metrics
+	$(CARGO) test $(ALL) --lib --bins --test session --test written
 
 monitoring: ## Alerts and dashboard, by promtool
 	e2e/monitoring/check.sh
@@ -62,11 +64,11 @@ kernel: ## Real kernel and real QEMU, in network namespaces of their own
 	$(CARGO) test $(ALL) --test kernel --test privileges --test real_qemu
 
 cluster: build ## Real kube-apiserver, etcd and controller manager
-	$(CARGO) test $(ALL) --test controlplane --test api --test chart --test operator --test plugin --test docs_commands
+	$(CARGO) test $(ALL) --test cluster -- --test-threads=$(CLUSTERS)
 
 cluster-oldest: build ## The API, the chart and the operator on the oldest Kubernetes that is supported; not part of `make test`
 	tools=$$(e2e/controlplane/build.sh --oldest) && KUBEBUILDER_ASSETS=$$(dirname "$$(head -n1 <<<"$$tools" | cut -f2)") \
-		$(CARGO) test $(ALL) --test api --test chart --test operator
+		$(CARGO) test $(ALL) --test cluster -- --test-threads=$(CLUSTERS) api:: chart:: operator::
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
 	$(CARGO) test $(ALL) --test lab

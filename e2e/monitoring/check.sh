@@ -1,7 +1,7 @@
 #!/bin/bash
 # Checks what is for Prometheus and Grafana, with promtool: the alerts' rules, that each of them fires when it should and not
 # before, and that each panel of the dashboard asks something that Prometheus understands. That all metrics exist is checked
-# by e2e/tests/metrics.rs.
+# by e2e/tests/written/metrics.rs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

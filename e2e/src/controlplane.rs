@@ -416,6 +416,7 @@ impl ControlPlane {
         let mut command = tokio::process::Command::new(program);
         command.args(args).stdin(Stdio::null()).kill_on_drop(true);
         command.env("KUBECONFIG", self.kubeconfig_admin());
+        command.env("GOGC", process::GOGC);
         // Nothing of the user's own settings and caches.
         command
             .env("KUBERC", "off")

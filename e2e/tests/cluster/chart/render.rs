@@ -10,7 +10,7 @@ use hybridnic_e2e::controlplane::{ControlPlane, Options};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{chart_path, kubectl, refusal, text};
+use super::{chart_path, kubectl, refusal, text};
 
 /// Everything that can be switched on or said, with a value that is not the default.
 const ALL_ON: &str = r#"

@@ -1,12 +1,5 @@
 //! The operator on a real API server, with the rights that the chart gives. The agents are fake: see `agent.rs`.
-#![cfg(feature = "cluster-tests")]
-// All of it is test code, also what is not in a test function.
-#![allow(clippy::unwrap_used, clippy::panic)]
-// A control plane takes seconds to start, so a story is told in one test.
-#![allow(clippy::too_many_lines)]
 
-mod agent;
-mod bench;
 mod life;
 
 use std::time::Duration;
@@ -17,16 +10,10 @@ use hybridnic_api::v1alpha1::{Goal, HybridNetwork, HybridNode, MigrationPhase, N
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt};
 
-use agent::{Agents, Mood};
-use bench::{Bench, reason};
+use super::agent::{Agents, Mood};
+use super::bench::{Bench, is_fast, reason};
 
 const MAC: &str = "02:00:00:00:00:0a";
-
-fn is_fast(nic: &hybridnic_api::v1alpha1::VmHybridNic) -> bool {
-    nic.status
-        .as_ref()
-        .is_some_and(|status| status.phase == NicPhase::FastPath)
-}
 
 /// An operator, agents, and the VM `vm` on node `n1` whose NIC `eth0` is on its fast path.
 async fn fast_nic() -> (Bench, Agents) {

@@ -18,7 +18,7 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{chart_path, cluster, helm, kubectl, text};
+use super::{chart_path, cluster, helm, kubectl, text};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::{cluster, kubectl};
+use super::{cluster, kubectl};
 
 /// A policy is in force a moment after it has been made, and nothing says when.
 const IN_FORCE: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@ use hybridnic_e2e::chart;
 use hybridnic_e2e::controlplane::ControlPlane;
 use tempfile::TempDir;
 
-use crate::{chart_path, cluster, helm, kubectl, refusal, text};
+use super::{chart_path, cluster, helm, kubectl, refusal, text};
 
 const NIC: &str = "
 apiVersion: hybridnic.io/v1alpha1

@@ -1,6 +1,5 @@
 //! The metrics that the programs have are those that the documentation, the alerts and the dashboard speak of. No cluster is
 //! needed.
-#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

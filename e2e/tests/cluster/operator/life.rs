@@ -3,9 +3,10 @@
 use hybridnic_api::v1alpha1::MigrationPhase;
 use hybridnic_e2e::chart;
 
-use super::agent::{Agents, Mood};
-use super::bench::Bench;
-use super::{fast_nic, is_fast};
+use crate::agent::{Agents, Mood};
+use crate::bench::{Bench, is_fast};
+
+use super::fast_nic;
 
 #[tokio::test]
 async fn another_operator_goes_on_in_the_middle_of_a_migration() {

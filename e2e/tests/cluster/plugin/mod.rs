@@ -1,14 +1,5 @@
 //! The plugin against a real API server, with the real operator; the agents are those of the operator's tests.
-// All of it is test code, also what is not in a test function.
-#![allow(clippy::unwrap_used, clippy::panic)]
-// A control plane takes seconds to start, so a story is told in one test.
-#![allow(clippy::too_many_lines)]
 
-#[path = "../operator/agent.rs"]
-mod agent;
-#[allow(dead_code, reason = "the operator's tests use more of it")]
-#[path = "../operator/bench.rs"]
-mod bench;
 mod doctor;
 mod plugin;
 mod trouble;
@@ -16,24 +7,16 @@ mod trouble;
 use std::path::Path;
 
 use hybridnic_api::names::attachment_name;
-use hybridnic_api::v1alpha1::{
-    HybridNetwork, HybridNode, MigrationPhase, NicPhase, QemuMigration, VmHybridNic,
-};
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, MigrationPhase, QemuMigration, VmHybridNic};
 use kube::{
     Api,
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
-use agent::{Agents, Mood};
-use bench::Bench;
+use super::agent::{Agents, Mood};
+use super::bench::{Bench, is_fast};
 use plugin::Plugin;
-
-fn is_fast(nic: &VmHybridNic) -> bool {
-    nic.status
-        .as_ref()
-        .is_some_and(|status| status.phase == NicPhase::FastPath)
-}
 
 fn vf(index: i32, state: &str, held_by: Option<&str>, message: &str) -> Value {
     json!({

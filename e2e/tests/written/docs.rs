@@ -1,8 +1,4 @@
 //! The documentation against the repository: its links lead somewhere, its lists are whole, its commands have a test.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test ends where something is not as it should be"
-)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +13,7 @@ use schemars::JsonSchema;
 const SUMMARY: &str = "docs/SUMMARY.md";
 const TROUBLESHOOTING: &str = "docs/troubleshooting.md";
 /// Where the lists of reasons are.
-const CONDITIONS: &str = include_str!("../../crates/api/src/conditions.rs");
+const CONDITIONS: &str = include_str!("../../../crates/api/src/conditions.rs");
 /// What a line that is meant to be typed begins with.
 const COMMANDS: &[&str] = &[
     "kubectl ",

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use hybridnic_api::conditions;
-use hybridnic_api::v1alpha1::{HybridNetwork, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{HybridNetwork, NicAttachment, NicPhase, QemuMigration, VmHybridNic};
 use hybridnic_e2e::chart;
 use hybridnic_e2e::controlplane::login::Login;
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
@@ -377,6 +377,13 @@ fn operator() -> PathBuf {
         path.display()
     );
     path
+}
+
+/// Whether a NIC is on its fast path.
+pub fn is_fast(nic: &VmHybridNic) -> bool {
+    nic.status
+        .as_ref()
+        .is_some_and(|status| status.phase == NicPhase::FastPath)
 }
 
 /// The reason of a NIC's condition.

@@ -1,11 +1,5 @@
 //! The chart on a real API server: what it renders is taken, what is wrong is refused in words, releases come, change and
 //! go, and the rights that it gives are those that are meant. No kubelet runs its pods here.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::too_many_lines,
-    reason = "a test ends where something is not as it should be; a control plane takes seconds, so a story is one test"
-)]
 
 mod check;
 mod release;

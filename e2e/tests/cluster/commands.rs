@@ -1,9 +1,4 @@
 //! What the documentation tells a reader to type, typed: on a real API server, page by page in the order of the book.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test ends where something is not as it should be"
-)]
 
 use std::{ffi::OsString, fs, path::Path, process::Stdio, time::Duration};
 

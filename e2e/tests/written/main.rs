@@ -1,0 +1,9 @@
+//! What is written down, against what the programs are. No cluster is needed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it should be"
+)]
+
+mod docs;
+mod metrics;
