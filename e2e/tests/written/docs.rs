@@ -222,7 +222,7 @@ fn every_phase_is_explained() {
     explained(&page("docs/concepts.md"), "phase", &words::<NicPhase>());
 }
 
-/// `sh run` is run by the test `docs_commands`; `sh not-run: WHY` is not, for a reason that the reader may see.
+/// `sh run` is run by the cluster tier; `sh not-run: WHY` is not, for a reason that the reader may see.
 #[test]
 fn every_command_is_run_or_says_why_not() {
     let mut wrong = Vec::new();

@@ -6,7 +6,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{plugin::Plugin, publish, vf};
+use super::{publish, typed::Plugin, vf};
 use crate::{
     agent::Agents,
     bench::{Bench, is_fast},

@@ -1,8 +1,8 @@
 //! The plugin against a real API server, with the real operator; the agents are those of the operator's tests.
 
 mod doctor;
-mod plugin;
 mod trouble;
+mod typed;
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::agent::{Agents, Mood};
 use super::bench::{Bench, is_fast};
-use plugin::Plugin;
+use typed::Plugin;
 
 fn vf(index: i32, state: &str, held_by: Option<&str>, message: &str) -> Value {
     json!({

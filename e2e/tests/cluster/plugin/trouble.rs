@@ -4,7 +4,7 @@ use std::path::Path;
 
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
 
-use super::{plugin::Plugin, repository};
+use super::{repository, typed::Plugin};
 
 #[tokio::test]
 async fn what_goes_wrong_is_told_in_one_line() {
