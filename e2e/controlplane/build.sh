@@ -6,6 +6,8 @@
 #                           others: kube-scheduler, kubelet, kube-proxy, deviceplugin
 #   build.sh --oldest       kube-apiserver and kube-controller-manager of the oldest Kubernetes that is supported, which
 #                           oldest/go.mod pins
+#   build.sh --schemas      kubeconform, grafana-dashboard, and monitoring-kinds, a directory with the CRDs of the Prometheus
+#                           operator: what others take of us, by their own schemas, which schemas/go.mod pins
 #
 # Prints one line for each tool on stdout, "NAME<tab>PATH"; progress goes to stderr. A tool found in
 # $KUBEBUILDER_ASSETS is taken from there. All others are kept in ${HYBRIDNIC_CACHE:-~/.cache/hybridnic},
@@ -24,11 +26,18 @@ declare -A package=(
   [kubectl]=k8s.io/kubernetes/cmd/kubectl
   [deviceplugin]=hybridnic.io/e2e/controlplane/deviceplugin
   [helm]=helm.sh/helm/v4/cmd/helm
+  [kubeconform]=github.com/yannh/kubeconform/cmd/kubeconform
+  [grafana-dashboard]=hybridnic.io/e2e/controlplane/schemas/grafana-dashboard
+  # Not built: files of a module.
+  [monitoring-kinds]=
 )
 module=$here
 if [[ ${1:-} == --oldest ]]; then
   module=$here/oldest
   set -- kube-apiserver kube-controller-manager
+elif [[ ${1:-} == --schemas ]]; then
+  module=$here/schemas
+  set -- kubeconform grafana-dashboard monitoring-kinds
 fi
 tools=("$@")
 ((${#tools[@]})) || tools=(etcd kube-apiserver kube-controller-manager kubectl helm)
@@ -99,9 +108,17 @@ find_go() {
   return 1
 }
 
+# The module's files are nobody's to write; a copy may be removed.
+copy_kinds() {
+  local operator=github.com/prometheus-operator/prometheus-operator
+  "$go" mod download "$operator"
+  mkdir "$1"
+  install -m 644 "$("$go" list -mod=readonly -m -f '{{.Dir}}' "$operator")"/example/prometheus-operator-crd/*.yaml "$1/"
+}
+
 build() {
   local packages=() go total staging=$bin/.staging
-  for tool in "${missing[@]}"; do packages+=("${package[$tool]}"); done
+  for tool in "${missing[@]}"; do packages+=(${package[$tool]}); done
   cd "$module"
   # go.mod may want a newer Go than the distribution has; Go then fetches it, checksummed as any module.
   export GOTOOLCHAIN=${GOTOOLCHAIN:-auto} CGO_ENABLED=0
@@ -114,6 +131,7 @@ build() {
   mkdir "$staging"
   "$go" build -v -mod=readonly -buildvcs=false -trimpath -p "$(nproc)" -ldflags "-s -w $(stamps | tr '\n' ' ')" \
     -o "$staging/" "${packages[@]}" 2>&1 | progress "$total"
+  if [[ " ${missing[*]} " == *" monitoring-kinds "* ]]; then copy_kinds "$staging/monitoring-kinds"; fi
   # Go names a binary by the last element of its package that is no version.
   [[ ! -e $staging/server ]] || mv "$staging/server" "$staging/etcd"
   for tool in "${missing[@]}"; do mv "$staging/$tool" "$bin/$tool"; done

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Checks what is for Prometheus and Grafana, with promtool: the alerts' rules, that each of them fires when it should and not
-# before, and that each panel of the dashboard asks something that Prometheus understands. That all metrics exist is checked
-# by e2e/tests/written/metrics.rs.
+# Checks what is for Prometheus and Grafana. With promtool the alerts' rules, that each of them fires when it should and not
+# before, and that each panel of the dashboard asks something that Prometheus understands; and the dashboard by Grafana's own
+# schemas. That all metrics exist is checked by e2e/tests/written/metrics.rs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -43,3 +43,13 @@ all=$(grep -o '"expr"' "$dashboard" | wc -l)
 	exit 1
 }
 "$tool" check rules "$work/dashboard.yaml"
+
+grafana=$(e2e/controlplane/build.sh --schemas | sed -n 's/^grafana-dashboard\t//p')
+"$grafana" "$dashboard"
+# A field that Grafana does not know is found, or this says nothing.
+sed 's/"gridPos"/"gridPosition"/' "$dashboard" >"$work/wrong.json"
+if said=$("$grafana" "$work/wrong.json" 2>&1) || [[ $said != *gridPosition* ]]; then
+	echo "a dashboard with a wrong field was taken: $said" >&2
+	exit 1
+fi
+echo "the dashboard is as Grafana's schemas say"

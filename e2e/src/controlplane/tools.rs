@@ -71,21 +71,9 @@ impl Tools {
     ///
     /// Taken from `$KUBEBUILDER_ASSETS` where set and there, else from the cache that the script describes.
     pub async fn ready(nodes: bool) -> Result<Self, Error> {
-        let mut script = Command::new(SCRIPT);
-        script
-            .args(CONTROL)
-            .args(if nodes { &NODES[..] } else { &[] })
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .kill_on_drop(true);
-        let output = tokio::time::timeout(BUILD_DEADLINE, script.output()).await;
-        let output = output.map_err(|_| Error::Deadline)?.map_err(Error::Run)?;
-        if !output.status.success() {
-            return Err(Error::Failed(output.status));
-        }
-        let text = String::from_utf8_lossy(&output.stdout);
-        let mut paths: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once('\t')).collect();
-        let mut take = |name| paths.remove(name).map(PathBuf::from).ok_or(Error::Missing(name));
+        let nodes_too = if nodes { &NODES[..] } else { &[] };
+        let mut tools = built(&[&CONTROL[..], nodes_too].concat()).await?;
+        let mut take = |name| tools.remove(name).ok_or(Error::Missing(name));
         Ok(Self {
             etcd: take("etcd")?,
             apiserver: take("kube-apiserver")?,
@@ -104,4 +92,43 @@ impl Tools {
             },
         })
     }
+}
+
+/// What others take of us, by their own schemas.
+#[derive(Debug, Clone)]
+pub struct Schemas {
+    /// kubeconform.
+    pub kubeconform: PathBuf,
+    /// A directory with the CRDs of the Prometheus operator, a file each, `GROUP_PLURAL.yaml`.
+    pub monitoring_kinds: PathBuf,
+}
+
+impl Schemas {
+    /// As [`Tools::ready`].
+    pub async fn ready() -> Result<Self, Error> {
+        let mut tools = built(&["--schemas"]).await?;
+        let mut take = |name| tools.remove(name).ok_or(Error::Missing(name));
+        Ok(Self {
+            kubeconform: take("kubeconform")?,
+            monitoring_kinds: take("monitoring-kinds")?,
+        })
+    }
+}
+
+/// Where the script says that things are, by their names.
+async fn built(args: &[&str]) -> Result<BTreeMap<String, PathBuf>, Error> {
+    let mut script = Command::new(SCRIPT);
+    script
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true);
+    let output = tokio::time::timeout(BUILD_DEADLINE, script.output()).await;
+    let output = output.map_err(|_| Error::Deadline)?.map_err(Error::Run)?;
+    if !output.status.success() {
+        return Err(Error::Failed(output.status));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines = text.lines().filter_map(|line| line.split_once('\t'));
+    Ok(lines.map(|(name, path)| (name.to_owned(), path.into())).collect())
 }

@@ -363,7 +363,8 @@ impl Bench {
     }
 }
 
-fn repository(path: &str) -> PathBuf {
+/// A path of the repository.
+pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 

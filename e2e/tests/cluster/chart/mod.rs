@@ -2,6 +2,7 @@
 //! go, and the rights that it gives are those that are meant. No kubelet runs its pods here.
 
 mod check;
+mod conform;
 mod release;
 mod render;
 mod rights;

@@ -5,12 +5,14 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use hybridnic_e2e::chart;
-use hybridnic_e2e::controlplane::tools::Tools;
+use hybridnic_e2e::controlplane::tools::{Schemas, Tools};
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::conform::Kubeconform;
 use super::{chart_path, kubectl, refusal, text};
+use crate::bench::repository;
 
 /// Everything that can be switched on or said, with a value that is not the default.
 const ALL_ON: &str = r#"
@@ -46,91 +48,6 @@ monitoring:
   prometheusRule: {enabled: true, runbookBase: "https://git.example.com/n/", labels: {release: p}}
   dashboard: {enabled: true}
 "#;
-
-/// Stand-ins for the Prometheus operator's kinds, with those of their fields that the chart uses, by its API reference.
-/// Other fields are refused, so a misspelt one is found.
-const MONITORING_KINDS: &str = r"
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: podmonitors.monitoring.coreos.com, annotations: {api-approved.kubernetes.io: test}}
-spec:
-  group: monitoring.coreos.com
-  scope: Namespaced
-  names: {kind: PodMonitor, plural: podmonitors}
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema:
-      openAPIV3Schema:
-        type: object
-        required: [spec]
-        properties:
-          spec:
-            type: object
-            required: [selector, podMetricsEndpoints]
-            properties:
-              selector:
-                type: object
-                properties: {matchLabels: {type: object, additionalProperties: {type: string}}}
-              podMetricsEndpoints:
-                type: array
-                items:
-                  type: object
-                  properties:
-                    port: {type: string}
-                    path: {type: string}
-                    interval: {type: string, pattern: '^(0|(([0-9]+)y)?(([0-9]+)w)?(([0-9]+)d)?(([0-9]+)h)?(([0-9]+)m)?(([0-9]+)s)?(([0-9]+)ms)?)$'}
-                    relabelings:
-                      type: array
-                      items:
-                        type: object
-                        properties:
-                          sourceLabels: {type: array, items: {type: string}}
-                          targetLabel: {type: string}
----
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: prometheusrules.monitoring.coreos.com, annotations: {api-approved.kubernetes.io: test}}
-spec:
-  group: monitoring.coreos.com
-  scope: Namespaced
-  names: {kind: PrometheusRule, plural: prometheusrules}
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema:
-      openAPIV3Schema:
-        type: object
-        required: [spec]
-        properties:
-          spec:
-            type: object
-            required: [groups]
-            properties:
-              groups:
-                type: array
-                items:
-                  type: object
-                  required: [name]
-                  properties:
-                    name: {type: string}
-                    interval: {type: string}
-                    rules:
-                      type: array
-                      items:
-                        type: object
-                        required: [expr]
-                        properties:
-                          alert: {type: string}
-                          record: {type: string}
-                          expr: {x-kubernetes-int-or-string: true}
-                          for: {type: string}
-                          keep_firing_for: {type: string}
-                          labels: {type: object, additionalProperties: {type: string}}
-                          annotations: {type: object, additionalProperties: {type: string}}
-";
 
 /// helm without a cluster.
 async fn helm(args: &[&str]) -> Output {
@@ -260,9 +177,12 @@ async fn a_real_api_server_takes_every_object() {
     let cluster = ControlPlane::start(Options::new(dir.path().join("cp")))
         .await
         .unwrap();
-    let kinds = dir.path().join("kinds.yaml");
-    fs::write(&kinds, MONITORING_KINDS).unwrap();
-    cluster.apply(&kinds).await.unwrap();
+    let others = Schemas::ready().await.unwrap();
+    for kind in ["podmonitors", "prometheusrules"] {
+        let file = format!("monitoring.coreos.com_{kind}.yaml");
+        cluster.apply(&others.monitoring_kinds.join(file)).await.unwrap();
+    }
+    cluster.apply(&repository("crds")).await.unwrap();
     chart::wait_for_kinds(&cluster).await.unwrap();
     kubectl(&cluster, &["create", "namespace", chart::NAMESPACE]).await;
 
@@ -304,12 +224,31 @@ async fn a_real_api_server_takes_every_object() {
         assert!(link.contains(": https://git.example.com/n/docs/"), "{link}");
     }
 
+    // By schemas alone, as somebody checks it who has no cluster; and the examples, by ours.
+    let conform = Kubeconform::new(&others, &cluster.client_admin(), dir.path()).await;
+    let rendered_file = dir.path().join("rendered.yaml");
+    conform.takes(&rendered_file, many.len());
+    let examples = fs::read_dir(repository("deploy/examples")).unwrap();
+    for example in examples.map(|file| file.unwrap().path()) {
+        if example.extension().is_some_and(|e| e == "yaml") {
+            conform.takes(&example, count_kinds(&fs::read_to_string(&example).unwrap()));
+        }
+    }
+
     // A misspelt field is found, or all of this says nothing.
     let broken = rendered.replace("hostNetwork: true", "hostNetwrok: true");
     let file = dir.path().join("broken.yaml");
     fs::write(&file, broken).unwrap();
     let said = refusal(&dry_run(&cluster, &file).await);
     assert!(said.contains("hostNetwrok"), "{said}");
+    conform.refuses(&file, "hostNetwrok");
+    let nic = "{apiVersion: hybridnic.io/v1alpha1, kind: VmHybridNic, metadata: {name: a}, spec: {network: n, vm: {}, mak: x}}";
+    fs::write(&file, nic).unwrap();
+    conform.refuses(&file, "mak");
+}
+
+fn count_kinds(yaml: &str) -> usize {
+    yaml.lines().filter(|line| line.starts_with("kind:")).count()
 }
 
 async fn dry_run(cluster: &ControlPlane, file: &Path) -> Output {
@@ -332,7 +271,7 @@ async fn objects(cluster: &ControlPlane, dir: &Path, values: &[&str]) -> Vec<Str
     let mut args = vec!["template", chart::RELEASE, &path, "--namespace", chart::NAMESPACE];
     args.extend(values);
     let rendered = text(cluster.helm(&args).await.unwrap());
-    let count = rendered.lines().filter(|line| line.starts_with("kind:")).count();
+    let count = count_kinds(&rendered);
     let file = dir.join("rendered.yaml");
     fs::write(&file, rendered).unwrap();
     let taken: Vec<String> = text(dry_run(cluster, &file).await)

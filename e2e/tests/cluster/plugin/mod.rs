@@ -4,8 +4,6 @@ mod doctor;
 mod trouble;
 mod typed;
 
-use std::path::Path;
-
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, MigrationPhase, QemuMigration, VmHybridNic};
 use kube::{
@@ -336,8 +334,4 @@ async fn what_an_administrator_sees() {
             "{shell}"
         );
     }
-}
-
-fn repository(path: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
 
-use super::{repository, typed::Plugin};
+use super::typed::Plugin;
+use crate::bench::repository;
 
 #[tokio::test]
 async fn what_goes_wrong_is_told_in_one_line() {
