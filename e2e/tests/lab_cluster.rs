@@ -157,8 +157,9 @@ async fn first_vm(cluster: &Cluster, spec: &VmPodSpec) -> VmPod {
     cluster.apply_file("deploy/examples/nic.yaml").await.unwrap();
     let nic = fast(cluster, NAMESPACE, NIC, "n1").await;
     eprintln!(
-        "figure: CPU of the other node's agent, at rest meanwhile, debug build: {:?}",
-        agent_cpu(cluster, 2).await.saturating_sub(idle)
+        "figure: CPU of the other node's agent, at rest meanwhile: {:?} in {:.0} s",
+        agent_cpu(cluster, 2).await.saturating_sub(idle),
+        began.elapsed().as_secs_f64()
     );
     eprintln!(
         "figure: NIC applied to fast path {:.1} s (the guest boots meanwhile)",
@@ -214,9 +215,15 @@ async fn plugin(cluster: &Cluster, args: &[&str]) -> String {
 
 /// What an administrator looks at, where it is installed for real.
 async fn looked_at(cluster: &Cluster) {
+    let (began, idle) = (Instant::now(), agent_cpu(cluster, 1).await);
     cluster.helm(&["test", "hybridnic"], &[]).await.unwrap();
     eprintln!("{}", plugin(cluster, &["doctor"]).await);
     eprintln!("{}", plugin(cluster, &["top", "--once", "-A"]).await);
+    eprintln!(
+        "figure: CPU of the agent with a NIC at rest: {:?} in {:.0} s",
+        agent_cpu(cluster, 1).await.saturating_sub(idle),
+        began.elapsed().as_secs_f64()
+    );
     let ask = "wget -qO- http://127.0.0.1:9808/metrics";
     let metrics = cluster.node(1).run(ask, SOON).await.unwrap();
     let held = metrics
@@ -226,7 +233,7 @@ async fn looked_at(cluster: &Cluster) {
     for program in ["agent", "operator"] {
         let memory = format!("grep VmRSS /proc/$(pidof hybridnic-{program} | cut -d' ' -f1)/status");
         let memory = cluster.node(1).run(&memory, SOON).await.unwrap();
-        eprintln!("figure: {program} on the cluster, debug build: {}", memory.trim());
+        eprintln!("figure: {program} on the cluster: {}", memory.trim());
     }
 }
 

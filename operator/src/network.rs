@@ -180,6 +180,15 @@ fn ready(
     pools: &[(&Arc<HybridNode>, &PoolStatus)],
 ) -> NewCondition {
     let (vfs, with) = (status.vfs.total, status.nodes);
+    if vfs > 0 && status.vfs.unhealthy == vfs {
+        let whys = pools
+            .iter()
+            .filter(|(_, pool)| pool.vfs.total > 0)
+            .map(|(node, pool)| format!("{}: {}", node.name_any(), pool.message))
+            .collect::<Vec<_>>();
+        let message = format!("none of {vfs} VFs can be used; {}", listed(whys.into_iter()));
+        return NewCondition::no(types::READY, reasons::POOL_UNHEALTHY, message);
+    }
     if vfs > 0 {
         let message = format!("{vfs} VFs on {with} {}", if with == 1 { "node" } else { "nodes" });
         return NewCondition::yes(types::READY, reasons::POOL_READY, message);
@@ -308,6 +317,28 @@ mod tests {
             (ready.reason.as_str(), ready.message.as_str()),
             (reasons::POOL_READY, "14 VFs on 2 nodes")
         );
+    }
+
+    #[test]
+    fn a_pool_of_which_nothing_can_be_used_is_not_ready() {
+        let ready = |nodes: &[Arc<HybridNode>]| {
+            let status = of(nodes, &[]);
+            let ready = conditions::find(&status.conditions, types::READY).unwrap();
+            (ready.reason.clone(), ready.message.clone())
+        };
+        let why = "7 of its 7 VFs cannot be used: it has no IOMMU group";
+        let mut sick = with_vfs("n1", 7, 0, why);
+        let pools = &mut Arc::make_mut(&mut sick).status.as_mut().unwrap().pools;
+        (pools[0].vfs.free, pools[0].vfs.unhealthy) = (0, 7);
+        let (reason, message) = ready(&[sick.clone(), with_vfs("n2", 0, 0, "no PF")]);
+        assert_eq!(
+            (reason.as_str(), message),
+            (
+                reasons::POOL_UNHEALTHY,
+                format!("none of 7 VFs can be used; n1: {why}")
+            )
+        );
+        assert_eq!(ready(&[sick, with_vfs("n2", 7, 7, "")]).0, reasons::POOL_READY);
     }
 
     #[test]

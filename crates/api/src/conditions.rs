@@ -109,6 +109,10 @@ pub mod reasons {
     pub const POOL_READY: &str = "PoolReady";
     /// No node has a PF with VFs for the network.
     pub const POOL_EMPTY: &str = "PoolEmpty";
+    /// The network has VFs, and none of them can be used.
+    pub const POOL_UNHEALTHY: &str = "PoolUnhealthy";
+    /// The node's IOMMU is off, so no VF can be passed to a guest.
+    pub const NO_IOMMU: &str = "NoIommu";
     /// The node agent has published what the node has.
     pub const DISCOVERED: &str = "Discovered";
 }

@@ -21,6 +21,7 @@ mod flight;
 mod lifecycle;
 mod pool;
 mod suite;
+mod unfit;
 
 use hybridnic_e2e::world::kernel_of_the_run;
 use libtest_mimic::Arguments;
@@ -31,9 +32,10 @@ fn main() {
     // One lab to a machine; a test alone runs on the main thread, and its output comes as it is made.
     arguments.test_threads = Some(1);
     let suite = Suite::new(kernel_of_the_run());
-    // Debian first: each change of the kernel is another world.
+    // Each change of the kernel is another world, and so is a test that makes its own: these first.
     let tests = [
         debian::tests,
+        unfit::tests,
         flight::tests,
         lifecycle::tests,
         faults::tests,

@@ -82,6 +82,24 @@ impl Suite {
             Ok(())
         })
     }
+
+    /// A test that makes its own world. None other runs meanwhile.
+    pub fn alone(self: &Arc<Self>, name: &'static str, test: impl AsyncFn(&str) + Send + 'static) -> Trial {
+        let suite = Arc::clone(self);
+        Trial::test(name, move || {
+            let place = &mut *suite.place.lock().unwrap_or_else(PoisonError::into_inner);
+            suite.runtime.block_on(async {
+                drop(place.world.take());
+                twice(name, async |name| {
+                    tokio::time::timeout(WHOLE, test(name))
+                        .await
+                        .expect("it is over by now");
+                })
+                .await;
+            });
+            Ok(())
+        })
+    }
 }
 
 impl Drop for Suite {

@@ -186,6 +186,13 @@ fn status(
             reasons::NO_UPLINK,
             "the node has no PF that can have VFs",
         )
+    } else if is_without_iommu(inventory) {
+        NewCondition::no(
+            types::READY,
+            reasons::NO_IOMMU,
+            "none of the node's VFs has an IOMMU group, so none can be passed to a guest: switch the IOMMU on in firmware \
+             and kernel (intel_iommu=on); until then NICs run on their standby",
+        )
     } else {
         NewCondition::yes(
             types::READY,
@@ -203,6 +210,12 @@ fn status(
         pfs,
         conditions: list,
     }
+}
+
+/// It is seen by the VFs: without any, nobody can say.
+fn is_without_iommu(inventory: &Inventory) -> bool {
+    let mut vfs = inventory.pfs.iter().flat_map(|pf| &pf.vfs).peekable();
+    vfs.peek().is_some() && vfs.all(|vf| vf.iommu_group.is_none())
 }
 
 fn failed(generation: Option<i64>, old: Option<&HybridNodeStatus>, error: &str) -> HybridNodeStatus {

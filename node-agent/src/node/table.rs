@@ -64,12 +64,13 @@ pub fn build(sources: &Sources<'_>) -> Table {
         table.pfs.push(status);
     }
     for (pool, status) in sources.pools.iter().zip(&mut table.pools) {
-        status.message = pool_message(pool, status, sources);
+        status.message = pool_message(pool, status, &table.pfs, sources);
     }
     table
 }
 
-fn pool_message(pool: &NodePool, status: &PoolStatus, sources: &Sources<'_>) -> String {
+/// Why a pool has no VF, or not all of them; empty when nothing is amiss.
+fn pool_message(pool: &NodePool, status: &PoolStatus, rows: &[PfStatus], sources: &Sources<'_>) -> String {
     let matching = |pf: &&Pf| pool.uplinks.iter().any(|u| select::selects_pf(u, pf));
     let pfs: Vec<&Pf> = sources.inventory.pfs.iter().filter(matching).collect();
     if pfs.is_empty() {
@@ -87,7 +88,27 @@ fn pool_message(pool: &NodePool, status: &PoolStatus, sources: &Sources<'_>) -> 
             errors.join("; ")
         };
     }
-    String::new()
+    if status.vfs.unhealthy == 0 {
+        return String::new();
+    }
+    let whys: BTreeSet<&str> = sources
+        .inventory
+        .pfs
+        .iter()
+        .zip(rows)
+        .flat_map(|(pf, row)| pf.vfs.iter().map(move |vf| (pf, vf)).zip(&row.vfs))
+        .filter(|((pf, vf), row)| {
+            row.state == VfState::Unhealthy && select::selects_vf(&pool.uplinks, pf, vf)
+        })
+        .map(|(_, row)| row.message.as_str())
+        .collect();
+    let whys: Vec<_> = whys.into_iter().collect();
+    format!(
+        "{} of its {} VFs cannot be used: {}",
+        status.vfs.unhealthy,
+        status.vfs.total,
+        whys.join("; ")
+    )
 }
 
 fn pf_status(pf: &Pf, sources: &Sources<'_>) -> PfStatus {
@@ -207,6 +228,11 @@ mod tests {
         );
         assert_eq!(table.pfs[0].vfs[1].held_by.as_deref(), Some("ns/x"));
         assert!(table.pfs[1].vfs[0].message.contains("no link"));
+        assert_eq!(table.pools[0].message, "");
+        assert_eq!(
+            table.pools[1].message,
+            "3 of its 3 VFs cannot be used: its PF has no link"
+        );
         assert!(table.pools[2].message.contains("no PF"));
     }
 }

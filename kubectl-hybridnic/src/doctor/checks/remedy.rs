@@ -20,6 +20,8 @@ pub fn remedy(reason: &str) -> String {
         reasons::POOL_EMPTY => {
             "compare spec.uplinks with kubectl hybridnic node NAME; create VFs or set numVfs"
         }
+        reasons::POOL_UNHEALTHY => "kubectl hybridnic node NAME says of each VF why it cannot be used",
+        reasons::NO_IOMMU => "switch the IOMMU on in firmware and kernel (intel_iommu=on)",
         reasons::NO_UPLINK => {
             "compare spec.uplinks with kubectl hybridnic node NAME: PFs in a bond or bridge do not count"
         }
