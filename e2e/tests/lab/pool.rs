@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use hybridnic_api::v1alpha1::{MigrationPhase, Path, VmHybridNic};
+use hybridnic_api::v1alpha1::{HybridNode, MigrationPhase, Path, VfState, VmHybridNic};
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
 use libtest_mimic::Trial;
 
@@ -13,6 +13,9 @@ use crate::{
 
 pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
     vec![
+        suite.test("a_vf_of_somebody_else_is_told_of_and_not_touched", async |w| {
+            foreign(w).await
+        }),
         suite.test("a_target_without_a_free_vf_and_peers_on_one_pf", async |w| {
             scarce(w).await
         }),
@@ -21,6 +24,39 @@ pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
             async |w| fourteen(w).await,
         ),
     ]
+}
+
+/// A VF whose interface somebody has given to a namespace of theirs.
+async fn foreign(world: &World) {
+    let node = world.node(1);
+    let before = world.footprint(1).await.unwrap();
+    let take = "vf=$(basename $(readlink /sys/bus/pci/devices/0000:01:00.0/virtfn6)); \
+                ip netns add other && ip link set $(ls /sys/bus/pci/devices/$vf/net) netns other && echo $vf";
+    let taken = node.run(take, SOON).await.unwrap();
+    let is_told = |node: &HybridNode| {
+        node.status.as_ref().is_some_and(|s| {
+            let vf = s.pfs.iter().flat_map(|pf| &pf.vfs);
+            let vf = vf.into_iter().find(|vf| vf.pci_address == taken.trim());
+            (s.vfs.free, s.vfs.unhealthy) == (13, 1)
+                && vf.is_some_and(|vf| {
+                    vf.state == VfState::Unhealthy && vf.message.contains("in another namespace")
+                })
+                && s.pools[0].message.starts_with("1 of its 14 VFs cannot be used: ")
+        })
+    };
+    world
+        .until_node(1, SOON, "with a VF of somebody else", is_told)
+        .await
+        .unwrap();
+    assert_eq!(world.footprint(1).await.unwrap(), before);
+
+    // It is one of the pool again as soon as it is back.
+    node.run("ip netns del other", SOON).await.unwrap();
+    let is_back = |node: &HybridNode| node.status.as_ref().is_some_and(|s| s.vfs.free == 14);
+    world
+        .until_node(1, SOON, "with all of its VFs", is_back)
+        .await
+        .unwrap();
 }
 
 async fn fourteen(world: &World) {
