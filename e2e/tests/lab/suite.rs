@@ -83,17 +83,24 @@ impl Suite {
         })
     }
 
-    /// A test that makes its own world. None other runs meanwhile.
-    pub fn alone(self: &Arc<Self>, name: &'static str, test: impl AsyncFn(&str) + Send + 'static) -> Trial {
+    /// A test in a world of its own, as `options` makes it of the world's name. There is no other meanwhile.
+    pub fn alone(
+        self: &Arc<Self>,
+        name: &'static str,
+        options: fn(&str) -> WorldOptions,
+        test: impl AsyncFn(&World) + Send + 'static,
+    ) -> Trial {
         let suite = Arc::clone(self);
         Trial::test(name, move || {
             let place = &mut *suite.place.lock().unwrap_or_else(PoisonError::into_inner);
             suite.runtime.block_on(async {
                 drop(place.world.take());
                 twice(name, async |name| {
-                    tokio::time::timeout(WHOLE, test(name))
-                        .await
-                        .expect("it is over by now");
+                    // The first world on a machine waits for its kernel to be built: that is not the test's time.
+                    let world = World::start(options(name), |what| eprintln!("--- {what}")).await;
+                    let world = world.expect("a world");
+                    let test = tokio::time::timeout(WHOLE, test(&world));
+                    test.await.expect("it is over by now");
                 })
                 .await;
             });

@@ -21,7 +21,8 @@ use crate::{
 pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
     vec![suite.alone(
         "a_node_without_iommu_driver_or_cards_says_so_and_vms_have_their_standby",
-        async |name| unfit(name).await,
+        without_iommu,
+        async |w| unfit(w).await,
     )]
 }
 
@@ -47,24 +48,24 @@ async fn until_network(world: &World, reason: &str, words: &str) {
     world.until_network(NETWORK, SOON, reason, is).await.unwrap();
 }
 
-async fn unfit(name: &str) {
-    let options = WorldOptions {
+fn without_iommu(name: &str) -> WorldOptions {
+    WorldOptions {
         nodes: 1,
         node: NodeOptions {
             kernel_args: "intel_iommu=off".into(),
             ..NodeOptions::default()
         },
         ..WorldOptions::new(name)
-    };
-    let world = World::start(options, |what| eprintln!("--- {what}"))
-        .await
-        .unwrap();
+    }
+}
+
+async fn unfit(world: &World) {
     let node = world.node(1);
     let cards = [0, 1].map(Node::pf_address);
 
     // VFs there are, and none can be passed through.
     world.apply(NETWORK_YAML).await.unwrap();
-    let status = until_node(&world, "NoIommu", "intel_iommu=on")
+    let status = until_node(world, "NoIommu", "intel_iommu=on")
         .await
         .status
         .unwrap();
@@ -114,6 +115,6 @@ async fn unfit(name: &str) {
         let remove = format!("echo 1 >/sys/bus/pci/devices/{card}/remove");
         node.run(&remove, SOON).await.unwrap();
     }
-    until_node(&world, "NoUplink", "no PF").await;
-    until_network(&world, "PoolEmpty", "no PF of the node").await;
+    until_node(world, "NoUplink", "no PF").await;
+    until_network(world, "PoolEmpty", "no PF of the node").await;
 }
