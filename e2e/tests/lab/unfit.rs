@@ -71,7 +71,7 @@ async fn unfit(world: &World) {
         .unwrap();
     assert_eq!((status.vfs.total, status.vfs.unhealthy), (14, 14));
     until_network(
-        &world,
+        world,
         "PoolUnhealthy",
         "14 of its 14 VFs cannot be used: it has no IOMMU group",
     )
