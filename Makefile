@@ -24,7 +24,7 @@ build: ## Build all programs and tests
 demo: setup build ## A VM moves between two nodes under traffic; watch it
 	@$(BUILT)/demo
 
-# The longest tier is the one that most changes cannot break: CI runs it each time, by AND=nodes.
+# The tier of real nodes takes half as long as all others together: CI runs it each time, by AND=nodes.
 test: ## All tests but those of real nodes, tier by tier, with the time of each; with them: make test AND=nodes
 	@e2e/test.sh $(AND)
 
@@ -58,7 +58,7 @@ deny: ## Advisories, licences, duplicates
 unit: ## Unit and property tests; no root
 	$(CARGO) test $(ALL) --lib --bins --test session --test written
 
-monitoring: ## Alerts and dashboard, by promtool
+monitoring: ## Alerts and dashboard, by promtool and Grafana's own schemas
 	e2e/monitoring/check.sh
 
 kernel: ## Real kernel and real QEMU, in network namespaces of their own

@@ -17,10 +17,10 @@ tier() {
 	echo "=== $name"
 	if make "$name" 2>&1 | tee "$logs/$name.log"; then
 		passed=$((passed + 1))
-		summary+=("$(printf '%-8s ok      %4d s' "$name" $((SECONDS - start)))")
+		summary+=("$(printf '%-10s ok      %4d s' "$name" $((SECONDS - start)))")
 	else
 		failures+=("$logs/$name.log")
-		summary+=("$(printf '%-8s FAILED  %4d s' "$name" $((SECONDS - start)))")
+		summary+=("$(printf '%-10s FAILED  %4d s' "$name" $((SECONDS - start)))")
 	fi
 }
 

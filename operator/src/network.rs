@@ -184,7 +184,11 @@ fn ready(
         let whys = pools
             .iter()
             .filter(|(_, pool)| pool.vfs.total > 0)
-            .map(|(node, pool)| format!("{}: {}", node.name_any(), pool.message))
+            .map(|(node, pool)| match pool.message.as_str() {
+                // An older agent does not say.
+                "" => node.name_any(),
+                why => format!("{}: {why}", node.name_any()),
+            })
             .collect::<Vec<_>>();
         let message = format!("none of {vfs} VFs can be used; {}", listed(whys.into_iter()));
         return NewCondition::no(types::READY, reasons::POOL_UNHEALTHY, message);

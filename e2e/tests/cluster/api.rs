@@ -1,8 +1,8 @@
 //! Every rule of the API, on a real API server: what it accepts, what it refuses, and what it then says to write.
 
-use std::path::Path;
-
+use hybridnic_e2e::chart;
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
+use hybridnic_e2e::world::repository;
 use kube::{
     Api, Client, Discovery,
     api::{DynamicObject, Patch, PatchParams, PostParams},
@@ -17,16 +17,8 @@ async fn start() -> (ControlPlane, tempfile::TempDir) {
     let control_plane = ControlPlane::start(Options::new(dir.path().join("cp")))
         .await
         .unwrap();
-    let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds");
-    control_plane.apply(&crds).await.unwrap();
-    let wait = [
-        "wait",
-        "--for=condition=Established",
-        "--timeout=60s",
-        "crd",
-        "--all",
-    ];
-    assert!(control_plane.kubectl(&wait).await.unwrap().status.success());
+    control_plane.apply(&repository("crds")).await.unwrap();
+    chart::wait_for_kinds(&control_plane).await.unwrap();
     (control_plane, dir)
 }
 

@@ -4,7 +4,6 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -14,6 +13,7 @@ use hybridnic_api::v1alpha1::{HybridNetwork, NicAttachment, NicPhase, QemuMigrat
 use hybridnic_e2e::chart;
 use hybridnic_e2e::controlplane::login::Login;
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
+use hybridnic_e2e::world::binary;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
@@ -169,7 +169,7 @@ impl Bench {
         self.login.write(&kubeconfig).unwrap();
         let log = File::create(self.dir.path().join(format!("operator-{number}.log"))).unwrap();
         let address = http_address();
-        let mut command = Command::new(operator());
+        let mut command = Command::new(binary("hybridnic-operator").unwrap());
         command
             .env("KUBECONFIG", kubeconfig)
             .env(
@@ -361,23 +361,6 @@ impl Bench {
         ours.map(|write| format!("{} {} {}", write.verb, write.resource, write.name))
             .collect()
     }
-}
-
-/// A path of the repository.
-pub fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
-}
-
-/// The operator as cargo has built it, beside the test that runs.
-fn operator() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository("target"), PathBuf::from);
-    let path = target.join("debug/hybridnic-operator");
-    assert!(
-        path.is_file(),
-        "{} is not built: cargo build -p hybridnic-operator",
-        path.display()
-    );
-    path
 }
 
 /// Whether a NIC is on its fast path.

@@ -7,12 +7,12 @@ use std::process::{Command, Output};
 use hybridnic_e2e::chart;
 use hybridnic_e2e::controlplane::tools::{Schemas, Tools};
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
+use hybridnic_e2e::world::repository;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::conform::Kubeconform;
 use super::{chart_path, kubectl, refusal, text};
-use crate::bench::repository;
 
 /// Everything that can be switched on or said, with a value that is not the default.
 const ALL_ON: &str = r#"

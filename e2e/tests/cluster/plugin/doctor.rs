@@ -1,5 +1,6 @@
 //! A cluster before it works, well, and sick; and the doctor's word on each.
 
+use hybridnic_e2e::chart;
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -88,15 +89,7 @@ async fn the_doctor() {
         .apply(&written(&bench, "foreign.yaml", SRIOV_OPERATOR))
         .await
         .unwrap();
-    bench
-        .kubectl(&[
-            "wait",
-            "--for=condition=Established",
-            "--timeout=60s",
-            "crd",
-            "--all",
-        ])
-        .await;
+    chart::wait_for_kinds(&bench.cluster).await.unwrap();
     bench
         .cluster
         .apply(&written(&bench, "state.yaml", SRIOV_STATE))

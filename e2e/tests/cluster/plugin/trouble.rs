@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use hybridnic_e2e::chart;
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
+use hybridnic_e2e::world::repository;
 
 use super::typed::Plugin;
-use crate::bench::repository;
 
 #[tokio::test]
 async fn what_goes_wrong_is_told_in_one_line() {
@@ -28,14 +29,7 @@ async fn what_goes_wrong_is_told_in_one_line() {
     );
 
     cluster.apply(&repository("crds")).await.unwrap();
-    let wait = [
-        "wait",
-        "--for=condition=Established",
-        "--timeout=60s",
-        "crd",
-        "--all",
-    ];
-    assert!(cluster.kubectl(&wait).await.unwrap().status.success());
+    chart::wait_for_kinds(&cluster).await.unwrap();
     // Names that nobody has, and words that are none.
     let refusal = plugin.run(&["nic", "nosuch"]).await.refusal();
     assert_eq!(

@@ -1,7 +1,6 @@
 //! Runs the plugin as users do, and holds it to what every command promises: one line on an error, and no panic.
 
 use std::{
-    env,
     ffi::OsString,
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -10,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use hybridnic_e2e::controlplane::tools::Tools;
+use hybridnic_e2e::{controlplane::tools::Tools, world::binary};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, ChildStdin, ChildStdout, Command},
@@ -104,14 +103,7 @@ impl Said {
 impl Plugin {
     /// The plugin as cargo has built it.
     pub async fn new(kubeconfig: &Path) -> Self {
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from);
-        let program = target.join("debug/kubectl-hybridnic");
-        assert!(
-            program.is_file(),
-            "{} is not built: make build",
-            program.display()
-        );
+        let program = binary("kubectl-hybridnic").unwrap();
         Self {
             program,
             kubectl: Tools::ready(false).await.unwrap().kubectl,
