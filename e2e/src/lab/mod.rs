@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::time::{Duration, SystemTime};
 
-use futures::future::try_join_all;
+use futures::future::{FutureExt as _, select_all, try_join_all};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::time::timeout;
 
@@ -146,6 +146,11 @@ impl Lab {
     /// All nodes, `n1` first.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// Waits until any node is gone, and says which and what it said last: see [`Node::ended`].
+    pub fn node_ended(&self) -> impl Future<Output = String> + use<> {
+        select_all(self.nodes.iter().map(|node| Box::pin(node.ended()))).map(|(said, ..)| said)
     }
 
     /// What the nodes run on.

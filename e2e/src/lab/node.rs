@@ -36,6 +36,8 @@ pub const SHARE: &str = "/host";
 /// A node boots in 4 to 10 s on an idle machine, in 40 s beside two compilers.
 const BOOT_DEADLINE: Duration = Duration::from_mins(3);
 const LOOK_DEADLINE: Duration = Duration::from_secs(30);
+/// A panic with its registers and call trace.
+const LAST_LINES: usize = 40;
 
 /// Something about a node went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -192,6 +194,22 @@ impl Node {
     /// PCI address of a card's PF, 0 or 1.
     pub fn pf_address(pf: u8) -> String {
         format!("0000:{:02x}:00.0", pf + 1)
+    }
+
+    /// Waits until the machine is gone, as it is after a panic of its kernel, and gives the last that its console said. Does
+    /// not keep the machine alive.
+    pub fn ended(&self) -> impl Future<Output = String> + use<> {
+        let (mut state, log) = (self.0.state.clone(), self.0.dir.join("console.log"));
+        let name = self.0.name.clone();
+        async move {
+            // An error says that nobody follows the console any more: it is over too.
+            let _ = state.wait_for(|state| state.ended).await;
+            let console = fs::read(log).unwrap_or_default();
+            let console = String::from_utf8_lossy(&console);
+            let lines: Vec<&str> = console.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+            format!("{name} is gone:\n{}", last.join("\n"))
+        }
     }
 
     pub(crate) fn target(&self) -> Target {
@@ -360,11 +378,6 @@ impl Node {
         let stream = tokio::io::BufReader::new(stream);
         qmp::call(stream, command, arguments, LOOK_DEADLINE).await?;
         Ok(())
-    }
-
-    /// Cuts the node's power. There is no way back.
-    pub fn power_off(&self) {
-        self.0.kill();
     }
 }
 

@@ -21,6 +21,17 @@ use hybridnic_e2e::{
 pub const SOON: Duration = Duration::from_mins(1);
 /// For what a guest must boot, or a VM must move for.
 pub const LATER: Duration = Duration::from_mins(2);
+/// For a whole test.
+const WHOLE: Duration = Duration::from_mins(15);
+
+/// Runs a test for as long as it may take, and no longer than its nodes live: what it waits for on a dead one never comes.
+pub async fn whole(test: impl Future<Output = ()>, dead: impl Future<Output = String>) {
+    tokio::select! {
+        over = tokio::time::timeout(WHOLE, test) => over.expect("it is over by now"),
+        what = dead => panic!("{what}"),
+    }
+}
+
 /// Runs something by its name and, should it fail, once more by another one, so that the logs of the first try stay.
 pub async fn twice(name: &str, attempt: impl AsyncFn(&str)) {
     if AssertUnwindSafe(attempt(name)).catch_unwind().await.is_ok() {

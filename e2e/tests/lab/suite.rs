@@ -7,7 +7,6 @@ use std::{
     mem,
     panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use anyhow::Result;
@@ -20,10 +19,7 @@ use hybridnic_e2e::{
 use libtest_mimic::Trial;
 use tokio::runtime::Runtime;
 
-use crate::common::{SOON, twice};
-
-/// For a whole test.
-const WHOLE: Duration = Duration::from_mins(12);
+use crate::common::{SOON, twice, whole};
 
 /// Runs tests one after another.
 pub struct Suite {
@@ -99,8 +95,7 @@ impl Suite {
                     // The first world on a machine waits for its kernel to be built: that is not the test's time.
                     let world = World::start(options(name), |what| eprintln!("--- {what}")).await;
                     let world = world.expect("a world");
-                    let test = tokio::time::timeout(WHOLE, test(&world));
-                    test.await.expect("it is over by now");
+                    whole(test(&world), world.lab.node_ended()).await;
                 })
                 .await;
             });
@@ -142,16 +137,13 @@ async fn attempt(place: &mut Place, kernel: Kernel, name: &str, test: &impl Asyn
             Shared::start(kernel, place.worlds).await.expect("a world")
         }
     };
-    let result = AssertUnwindSafe(tokio::time::timeout(WHOLE, test(&mut shared.world)))
+    let broken = shared.world.lab.node_ended();
+    let result = AssertUnwindSafe(whole(test(&mut shared.world), broken))
         .catch_unwind()
         .await;
-    let panic: Box<dyn std::any::Any + Send> = match result {
-        Ok(Ok(())) => {
-            place.world = Some(shared);
-            return;
-        }
-        Ok(Err(_)) => Box::new(format!("not over after {WHOLE:?}")),
-        Err(panic) => panic,
+    let Err(panic) = result else {
+        place.world = Some(shared);
+        return;
     };
     eprintln!("--- the logs are in {}", shared.world.lab.dir().display());
     if shared.world.is_frozen().await {
@@ -189,13 +181,14 @@ impl Shared {
     }
 }
 
-async fn until_free(world: &World, node: usize) -> Result<HybridNode> {
+/// Waits until all VFs of a node are there, and free.
+pub async fn until_free(world: &World, node: usize) -> Result<HybridNode> {
     let free = |node: &HybridNode| node.status.as_ref().is_some_and(|s| s.vfs.free == 14);
     world.until_node(node, SOON, "with 14 free VFs", free).await
 }
 
 /// Gives every VF a MAC, as an administrator may have: it must come back. (Without one, igbvf makes one up.)
-async fn give_macs(world: &World, node: usize) -> Result<()> {
+pub async fn give_macs(world: &World, node: usize) -> Result<()> {
     let script = format!(
         "for pf in 1 2; do n=$(ls /sys/bus/pci/devices/0000:0$pf:00.0/net); ip link set $n up; \
            for vf in 0 1 2 3 4 5 6; do ip link set $n vf $vf mac 02:ad:0{node}:0$pf:00:0$vf; done; done"
