@@ -1,26 +1,33 @@
 //! The way of most users today: Debian's own kernel, whose drivers are modules and which has no iommufd, so that QEMU takes
 //! the VF by its vfio group.
 
-use std::{sync::Arc, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
-use hybridnic_api::v1alpha1::MigrationPhase;
+use hybridnic_api::v1alpha1::{HybridNode, MigrationPhase, SwitchOrder};
 use hybridnic_e2e::{
-    lab::Kernel,
-    world::{NicSpec, VmSpec, World},
+    lab::{Kernel, Node},
+    world::{NETWORK, NETWORK_YAML, NicSpec, VmSpec, World},
 };
 use libtest_mimic::Trial;
 
 use crate::{
     common::{SOON, check_fast_path, ended, fast, fast_on, migration, phase, vm_on_fast_path},
-    suite::Suite,
+    suite::{Suite, give_macs, until_free},
 };
 
 pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
-    vec![suite.test_on(
-        Kernel::Debian,
-        "a_vm_on_debians_own_kernel_migrates_by_vfio_groups",
-        async |w| by_group(w).await,
-    )]
+    vec![
+        suite.test_on(
+            Kernel::Debian,
+            "a_vm_on_debians_own_kernel_migrates_by_vfio_groups",
+            async |w| by_group(w).await,
+        ),
+        suite.test_on(
+            Kernel::Debian,
+            "cards_whose_driver_nobody_knows_serve_as_others_do",
+            async |w| unknown_driver(w).await,
+        ),
+    ]
 }
 
 async fn by_group(world: &World) {
@@ -54,4 +61,89 @@ async fn by_group(world: &World) {
     // How long igbvf takes until its link is up is this kernel's own affair: docs/benchmarks.md.
     let longest = report.round_trip.longest();
     assert!(longest < Duration::from_secs(12), "{longest:?} without traffic");
+}
+
+/// A driver's name that is in no table of ours.
+const UNKNOWN: &str = "igx";
+
+/// Takes the cards from `igb` and gives them to the same driver by the name [`UNKNOWN`]: what is known of a driver by its name
+/// alone is then known no more.
+async fn rename_driver(node: &Node) {
+    let module = "/lib/modules/$(uname -r)/kernel/drivers/net/ethernet/intel/igb/igb.ko";
+    node.run(&format!("cp {module} /host/ && busybox rmmod igb"), SOON)
+        .await
+        .unwrap();
+    let share = node.share();
+    let mut content = fs::read(share.join("igb.ko")).unwrap();
+    // Strings that are the name and nothing else: the driver's, and the module's.
+    let (known, unknown) = (b"\0igb\0", b"\0igx\0");
+    for at in 0..content.len() - known.len() {
+        let here = &mut content[at..][..known.len()];
+        if here == known {
+            here.copy_from_slice(unknown);
+        }
+    }
+    // A signature that is wrong is refused, none at all is not: without these words nobody looks for one.
+    let signed = b"~Module signature appended~\n";
+    if content.ends_with(signed) {
+        content.truncate(content.len() - signed.len());
+    }
+    fs::write(share.join("igx.ko"), content).unwrap();
+    node.run("busybox insmod /host/igx.ko", SOON).await.unwrap();
+}
+
+async fn unknown_driver(world: &World) {
+    let network = NETWORK_YAML
+        .replace("name: fast", "name: unknown")
+        .replace("drivers: [igb]", &format!("drivers: [{UNKNOWN}]"));
+    for node in world.lab.nodes() {
+        rename_driver(node).await;
+    }
+    world.apply(&network).await.unwrap();
+    let known = |node: &HybridNode| {
+        let status = node.status.as_ref();
+        status.is_some_and(|s| s.vfs.free == 14 && s.pfs.iter().all(|pf| pf.driver == UNKNOWN))
+    };
+    for node in 1..=2 {
+        world
+            .until_node(node, SOON, "with VFs of the unknown driver", known)
+            .await
+            .unwrap();
+        give_macs(world, node).await.unwrap();
+    }
+    let clean = world.footprint(1).await.unwrap();
+
+    let spec = VmSpec::new("web", &[NicSpec::new(0, 58)]);
+    let here = vm_on_fast_path(world, &spec, "web-a", 1, "unknown")
+        .await
+        .unwrap();
+    check_fast_path(world, &here, &fast(world, "web-0").await.unwrap())
+        .await
+        .unwrap();
+    let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
+    assert!(pinger.answered(50, SOON).await, "no answer");
+    let there = world.start_vm(&spec, "web-b", 2, true).await.unwrap();
+    world.apply(&migration("move", "web", "web-b")).await.unwrap();
+    let done = ended(world, "move").await.unwrap();
+    assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
+    let nic = fast_on(world, "web-0", 2).await.unwrap();
+    check_fast_path(world, &there, &nic).await.unwrap();
+    // It takes one MAC twice, and was not held to be one that does not.
+    let order = nic.status.unwrap().last_migration.unwrap().unplug_order;
+    assert_eq!(order, Some(SwitchOrder::MakeBeforeBreak));
+    world.until_footprint(1, &clean).await.unwrap();
+    assert!(pinger.answered(50, SOON).await, "no answer after all");
+    pinger.stop().await;
+
+    // As it was, for whoever comes next.
+    world.clear(NETWORK).await.unwrap();
+    for node in 1..=2 {
+        world
+            .node(node)
+            .run("busybox rmmod igx && modprobe igb", SOON)
+            .await
+            .unwrap();
+        until_free(world, node).await.unwrap();
+        give_macs(world, node).await.unwrap();
+    }
 }
