@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::ops::Deref;
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -176,22 +175,21 @@ impl GuestSpec {
         argv
     }
 
+    /// The shell script that makes way for its sockets: those of an earlier guest of this name are still there, and dead.
+    fn make_way(&self) -> String {
+        let (qmp, monitor) = (self.qmp_socket(), self.monitor());
+        let (namespace, pod) = (&self.namespace, &self.pod);
+        format!("mkdir -p {VMS}/{namespace}/{pod} /run/lab && rm -f {qmp} {monitor}")
+    }
+
     /// The shell script that becomes QEMU.
     fn script(&self) -> String {
-        let mut script = format!(
-            "mkdir -p {} /run/lab && rm -f {} {} &&",
-            Path::new(&self.qmp_socket())
-                .parent()
-                .unwrap_or_else(|| Path::new(VMS))
-                .display(),
-            self.qmp_socket(),
-            self.monitor()
-        );
+        let mut script = String::new();
         if let Some(uid) = &self.pod_uid {
             let group = format!("/sys/fs/cgroup/kubepods/besteffort/pod{uid}/qemu");
-            let _ = write!(script, " mkdir -p {group} && echo $$ >{group}/cgroup.procs &&");
+            let _ = write!(script, "mkdir -p {group} && echo $$ >{group}/cgroup.procs && ");
         }
-        script.push_str(r#" exec "$@""#);
+        script.push_str(r#"exec "$@""#);
         script
     }
 }
@@ -216,6 +214,7 @@ impl Deref for Guest {
 impl Guest {
     /// Starts QEMU; returns once the guest is up or, if it waits for a migration, once its monitor answers.
     pub(crate) async fn start(node: &Node, spec: GuestSpec) -> Result<Self, Error> {
+        node.run(&spec.make_way(), LOOK_DEADLINE).await?;
         let cid = node.next_cid();
         let mut argv = vec!["sh".into(), "-c".into(), spec.script(), "sh".into()];
         argv.extend(spec.argv(cid));
