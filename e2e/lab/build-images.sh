@@ -23,9 +23,9 @@ kube_programs="dash ip kmod ethtool mount umount nft containerd containerd-shim-
 kube_packages="containerd runc containernetworking-plugins nftables mount iproute2 kmod dash ethtool"
 cni_plugins="usr/lib/cni/bridge usr/lib/cni/host-local usr/lib/cni/loopback"
 node_modules="virtio_pci virtio_net virtio_console 9pnet_virtio 9p igb igbvf vfio-pci vfio_iommu_type1 macvtap
-	vhost_net vhost_vsock tun kvm-amd bridge 8021q veth dummy e1000e af_packet overlay bonding"
-guest_modules="virtio_pci virtio_net virtio_console net_failover igbvf igb e1000e af_packet
-	vmw_vsock_virtio_transport 8021q bonding"
+	vhost_net vhost_vsock tun kvm-amd bridge 8021q veth dummy af_packet overlay"
+guest_modules="virtio_pci virtio_net virtio_console net_failover igbvf af_packet
+	vmw_vsock_virtio_transport 8021q"
 
 case $flavour in
 small | kube)

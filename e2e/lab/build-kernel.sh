@@ -2,7 +2,7 @@
 # Builds the lab's small kernel and prints the path of its vmlinux.
 #
 # Usage: build-kernel.sh [--path]     --path only prints where the kernel is or would be.
-# Source: Debian's package linux-source-6.12. Takes 8 minutes on 2 cores, once: the result is cached
+# Source: Debian's package linux-source-6.12. Takes 10 minutes on 2 cores, once: the result is cached
 # under a name made of the source's and the configuration's contents.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

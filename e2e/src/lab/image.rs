@@ -9,13 +9,13 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// Building a kernel takes 8 minutes on two idle cores.
+/// Building a kernel takes 10 minutes on two idle cores.
 const BUILD_DEADLINE: Duration = Duration::from_mins(40);
 
 /// Which kernel the lab runs, in nodes and guests alike, and what nodes are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
-    /// Our own, without modules: has iommufd, vfio cdev and netdevsim; boots in 4 seconds.
+    /// Our own, without modules: has iommufd and vfio cdev; boots in 4 seconds.
     Small,
     /// Debian's 6.12: drivers are modules, vfio has groups only.
     Debian,
