@@ -129,7 +129,9 @@ build() {
   total=$("$go" list -deps "${packages[@]}" | wc -l)
   rm -rf "$staging"
   mkdir "$staging"
-  "$go" build -v -mod=readonly -buildvcs=false -trimpath -p "$(nproc)" -ldflags "-s -w $(stamps | tr '\n' ' ')" \
+  # What a debugger would want is left out in the end: not to make it first is a sixth less work. (Not to inline would be
+  # another sixth, and an API server that takes half as long again at each start.)
+  "$go" build -v -mod=readonly -gcflags all=-dwarf=false -buildvcs=false -trimpath -p "$(nproc)" -ldflags "-s -w $(stamps | tr '\n' ' ')" \
     -o "$staging/" "${packages[@]}" 2>&1 | progress "$total"
   if [[ " ${missing[*]} " == *" monitoring-kinds "* ]]; then copy_kinds "$staging/monitoring-kinds"; fi
   # Go names a binary by the last element of its package that is no version.
