@@ -12,7 +12,10 @@ mod provision;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 pub use discover::DiscoverError;
 pub use driver::{DriverError, DriverState};
@@ -43,6 +46,18 @@ impl Sysfs {
     /// Where it is mounted.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Packets that a network interface has dropped instead of sending them: the kernel's `statistics/tx_dropped`
+    /// (`Documentation/ABI/testing/sysfs-class-net-statistics`). For who asks again and again: netlink tells of all of an interface or
+    /// nothing.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn tx_dropped(&self, interface: &str) -> io::Result<u64> {
+        let path = self.net_device(interface).join("statistics/tx_dropped");
+        let text = fs::read_to_string(path)?;
+        text.trim().parse().map_err(io::Error::other)
     }
 
     /// Directory of a PCI function.

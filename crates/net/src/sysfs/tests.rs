@@ -125,6 +125,21 @@ fn a_vf_that_is_half_there_is_left_out_or_bare() {
 }
 
 #[test]
+fn tells_what_an_interface_has_dropped() {
+    let tree = Tree::new(1, 0);
+    let statistics = tree.sysfs.net_device("ens0").join("statistics");
+    fs::create_dir(&statistics).unwrap();
+    fs::write(statistics.join("tx_dropped"), "17\n").unwrap();
+    assert_eq!(tree.sysfs.tx_dropped("ens0").unwrap(), 17);
+    assert_eq!(
+        tree.sysfs.tx_dropped("ens9").unwrap_err().kind(),
+        io::ErrorKind::NotFound
+    );
+    fs::write(statistics.join("tx_dropped"), "?\n").unwrap();
+    assert!(tree.sysfs.tx_dropped("ens0").is_err());
+}
+
+#[test]
 fn tells_what_a_pf_is_enslaved_to() {
     let tree = Tree::new(3, 0);
     for (pf, master) in ["bond0", "br0", "ovs-system"].into_iter().enumerate() {

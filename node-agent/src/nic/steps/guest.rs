@@ -3,7 +3,7 @@
 use std::{error::Error, os::fd::AsFd as _, time::Duration};
 
 use hybridnic_api::{conditions::reasons, v1alpha1::GuestPorts};
-use hybridnic_net::{netlink::Counters, tap::open_tap};
+use hybridnic_net::tap::open_tap;
 use hybridnic_qmp::{
     Client, EventError, QmpError,
     commands::{Announce, Queues, TapNetdev, VfioPci, VfioSource, Vhost, VirtioNet},
@@ -327,20 +327,19 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
 /// Resolves when the guest, which has moved to the VF, does not use it and goes without network. `disuse` is what earlier
 /// calls have seen.
 pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) {
-    let Some(vf) = &cx.record.vf else {
+    let (Some(vf), Some(standby)) = (&cx.record.vf, &cx.record.standby) else {
         return std::future::pending().await;
     };
     loop {
-        match counters_of_standby(cx).await {
-            Ok(counters) => {
-                let dropped = counters.tx_dropped;
+        match cx.host.sysfs.tx_dropped(&standby.macvtap) {
+            Ok(dropped) => {
                 let interrupts = || observe::interrupts_of(vf);
                 let disuse = disuse.get_or_insert_with(|| Disuse::new(dropped, interrupts()));
                 if disuse.look(dropped, interrupts) {
                     return;
                 }
             }
-            Err(error) => debug!(error = error.message, "the standby cannot be looked at"),
+            Err(error) => debug!(%error, "the standby cannot be looked at"),
         }
         // Counters are nothing that the kernel tells of.
         tokio::time::sleep(LOOK_AT_REST).await;
@@ -349,10 +348,6 @@ pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) {
 
 /// Packets that the guest has sent through the standby.
 async fn sent_by_standby(cx: &Context) -> Result<u64, StepError> {
-    Ok(counters_of_standby(cx).await?.tx_packets)
-}
-
-async fn counters_of_standby(cx: &Context) -> Result<Counters, StepError> {
     let name = cx.record.standby.as_ref().map_or("", |s| s.macvtap.as_str());
     let link = cx
         .host
@@ -360,7 +355,7 @@ async fn counters_of_standby(cx: &Context) -> Result<Counters, StepError> {
         .link(name)
         .await
         .map_err(|e| StepError::from_error(reasons::STANDBY_FAILED, &e))?;
-    Ok(link.map(|l| l.counters).unwrap_or_default())
+    Ok(link.map(|l| l.counters.tx_packets).unwrap_or_default())
 }
 
 /// Asks the guest to let go of the VF and waits until it has.
