@@ -1,4 +1,4 @@
-//! What the running system costs, in the lab: memory, processor time, and writes to the API server.
+//! What the running system costs: memory, processor time, and writes to the API server; in the lab, but for what it takes at rest.
 //!
 //! Rows of a Markdown table go to stdout, progress to stderr. `e2e/bench.sh` prints the table's head and the rows of the
 //! benchmarks that need no lab; `HYBRIDNIC_BIN` names the directory of the release builds that are measured.
@@ -6,6 +6,7 @@
 mod migration;
 mod pool;
 mod process;
+mod rest;
 mod writes;
 
 use std::{process::ExitCode, time::Duration};
@@ -42,6 +43,7 @@ async fn bench() -> Result<()> {
     let dir = std::env::var_os("HYBRIDNIC_BIN")
         .context("HYBRIDNIC_BIN must name the directory of the release builds")?;
     say(&format!("measures the programs in {}", dir.display()));
+    print(rest::measure().await?);
     part("bench-pool", pool::measure).await?;
     part("bench-migration", migration::measure).await
 }
@@ -55,9 +57,7 @@ async fn part(name: &str, measure: impl AsyncFn(&World, &mut Vec<Vm>) -> Result<
         let mut vms = Vec::new();
         match measure(&world, &mut vms).await {
             Ok(rows) => {
-                for (what, figure) in rows {
-                    println!("| {what} | {figure} |");
-                }
+                print(rows);
                 return Ok(());
             }
             Err(error) if !last && is_frozen(&vms).await => {
@@ -68,6 +68,13 @@ async fn part(name: &str, measure: impl AsyncFn(&World, &mut Vec<Vm>) -> Result<
             }
             Err(error) => return Err(error.context(name.to_owned())),
         }
+    }
+}
+
+/// As rows of the table.
+fn print(rows: Vec<Row>) {
+    for (what, figure) in rows {
+        println!("| {what} | {figure} |");
     }
 }
 

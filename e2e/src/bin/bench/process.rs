@@ -22,9 +22,13 @@ pub struct Usage {
 impl Usage {
     /// Of the operator, on this host.
     pub fn of_operator(world: &World) -> Result<Self> {
-        let pid = world.operator_pid().context("the operator does not run")?;
+        Self::of_process(world.operator_pid().context("the operator does not run")?)
+    }
+
+    /// Of any process on this host.
+    pub fn of_process(pid: u32) -> Result<Self> {
         let [stat, status] = ["stat", "status"]
-            .map(|file| fs::read_to_string(format!("/proc/{pid}/{file}")).context("the operator is gone"));
+            .map(|file| fs::read_to_string(format!("/proc/{pid}/{file}")).context("the process is gone"));
         Self::parse(&format!("{}{}", stat?, status?))
     }
 
