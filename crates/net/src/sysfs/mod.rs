@@ -53,7 +53,7 @@ impl Sysfs {
     /// nothing.
     ///
     /// # Errors
-    /// There is no such interface.
+    /// There is no such interface, or what its file says is no number.
     pub fn tx_dropped(&self, interface: &str) -> io::Result<u64> {
         let path = self.net_device(interface).join("statistics/tx_dropped");
         let text = fs::read_to_string(path)?;
