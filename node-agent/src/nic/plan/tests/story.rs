@@ -2,7 +2,7 @@
 
 use hybridnic_api::v1alpha1::{Goal, NoFreeVf, SwitchOrder};
 
-use super::super::super::super::VfMac;
+use super::VfMac;
 
 /// What a guest does when it is asked to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

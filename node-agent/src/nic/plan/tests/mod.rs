@@ -1,12 +1,18 @@
 //! What comes next on each way from one goal to another.
 
-use super::*;
-use hybridnic_api::v1alpha1::AttachmentState::{Detached, FastPath, Pending, Reserved, Standby};
-
-#[path = "plan_property_tests.rs"]
+mod model;
 mod properties;
-#[path = "plan_trouble_tests.rs"]
+mod rules;
+mod story;
 mod trouble;
+
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::AttachmentState::{Detached, FastPath, Pending, Reserved, Standby},
+};
+
+use super::*;
+use crate::nic::seen::{Guest, QemuSeen, Run};
 
 const fn ask(goal: Goal) -> Ask {
     Ask {

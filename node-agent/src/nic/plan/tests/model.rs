@@ -2,62 +2,55 @@
 
 use hybridnic_api::{conditions::reasons, v1alpha1::Goal};
 
-use super::super::{
-    super::{Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, Step, VfMac, VfSeen, next},
-    ask,
+use super::{
+    Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, Step, VfMac, VfSeen, ask, next,
+    story::{Event, Hardware, Manners},
 };
 
-#[path = "plan_rules_tests.rs"]
-mod rules;
-#[path = "plan_story_tests.rs"]
-mod story;
-
-pub use story::{Event, Hardware, Manners};
-
 #[derive(Clone, Copy, Debug)]
-struct Vf {
-    present: bool,
-    on_vfio: bool,
-    mac: VfMac,
-    settings_ok: bool,
-    other_pf: bool,
+pub(super) struct Vf {
+    pub(super) present: bool,
+    pub(super) on_vfio: bool,
+    pub(super) mac: VfMac,
+    pub(super) settings_ok: bool,
+    pub(super) other_pf: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Qemu {
-    mute: bool,
-    run: Run,
-    standby: bool,
-    vf: bool,
-    uses_vf: bool,
+pub(super) struct Qemu {
+    pub(super) mute: bool,
+    pub(super) run: Run,
+    pub(super) standby: bool,
+    pub(super) vf: bool,
+    pub(super) uses_vf: bool,
     /// The macvtap that its standby was plugged on has gone; one made since is another.
-    dead_standby: bool,
+    pub(super) dead_standby: bool,
 }
 
 /// A node, and the NIC's task on it.
 #[derive(Clone, Debug)]
 pub struct Node {
-    hardware: Hardware,
-    goal: Goal,
-    learnt: Learnt,
-    manners: Manners,
-    recorded: bool,
-    vf: Option<Vf>,
-    offered: bool,
-    standby: bool,
-    macvtap: Option<bool>,
-    qemu: Option<Qemu>,
-    link: bool,
-    refuses: bool,
-    no_plug: bool,
-    expected: bool,
+    pub(super) hardware: Hardware,
+    pub(super) goal: Goal,
+    pub(super) learnt: Learnt,
+    pub(super) manners: Manners,
+    pub(super) recorded: bool,
+    pub(super) vf: Option<Vf>,
+    pub(super) offered: bool,
+    pub(super) standby: bool,
+    pub(super) macvtap: Option<bool>,
+    pub(super) qemu: Option<Qemu>,
+    pub(super) link: bool,
+    pub(super) refuses: bool,
+    pub(super) no_plug: bool,
+    pub(super) expected: bool,
     /// The guest has moved to the VF that is in it now.
-    moved: bool,
+    pub(super) moved: bool,
 }
 
 /// A step that failed.
 #[derive(Debug)]
-struct Failed;
+pub(super) struct Failed;
 
 impl Node {
     /// Nothing of the NIC is on the node; the VM runs, or is awaited.
@@ -95,7 +88,7 @@ impl Node {
         }
     }
 
-    fn seen(&self) -> Seen {
+    pub(super) fn seen(&self) -> Seen {
         let vf = self.vf.map(|vf| {
             vf.present.then_some(VfSeen {
                 on_vfio: vf.on_vfio,
@@ -132,7 +125,7 @@ impl Node {
         }
     }
 
-    fn next(&self) -> Decision {
+    pub(super) fn next(&self) -> Decision {
         next(&self.ask(), &self.seen(), &self.learnt)
     }
 
@@ -277,7 +270,7 @@ impl Node {
     }
 
     /// What a step that failed leaves behind.
-    fn fail(&mut self, step: Step) -> Result<(), Failed> {
+    pub(super) fn fail(&mut self, step: Step) -> Result<(), Failed> {
         if step == Step::ConfigureVf {
             self.learnt.vf_failed = Some(reasons::VF_SETTING_REFUSED);
         } else if step == Step::PlugVf {
@@ -286,7 +279,7 @@ impl Node {
         Err(Failed)
     }
 
-    fn act(&mut self, step: Step) -> Result<(), Failed> {
+    pub(super) fn act(&mut self, step: Step) -> Result<(), Failed> {
         match step {
             Step::Reserve => self.reserve(),
             Step::Bind | Step::Park | Step::ConfigureVf => return self.set_vf(step),

@@ -3,8 +3,8 @@
 use hybridnic_api::v1alpha1::{AttachmentState, Goal};
 
 use super::{
-    super::super::super::{Decision, QemuSeen, Run, Step, VfMac},
-    Failed, Node,
+    Decision, QemuSeen, Run, Step, VfMac,
+    model::{Failed, Node},
 };
 
 /// More steps than the longest way needs, from anywhere to anywhere.

@@ -4,14 +4,11 @@ use hybridnic_api::v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder};
 use proptest::prelude::*;
 
 use super::{
-    super::{Decision, Guest, Learnt, Run, Seen, Step, VfMac, VfSeen, next},
-    PARKED, ask, seen,
+    Decision, Guest, Learnt, PARKED, Run, Seen, Step, VfMac, VfSeen, ask,
+    model::Node,
+    next, seen,
+    story::{Event, Hardware, Manners},
 };
-
-#[path = "plan_model_tests.rs"]
-mod model;
-
-use model::{Event, Hardware, Manners, Node};
 
 fn goals() -> impl Strategy<Value = Goal> {
     prop::sample::select(

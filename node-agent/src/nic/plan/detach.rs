@@ -1,0 +1,75 @@
+//! The way out: everything is taken from the guest and given back.
+
+use hybridnic_api::{conditions::reasons, v1alpha1::AttachmentState};
+
+use super::{Ask, Decision, KEEPS_VF, Learnt, Step, has_nic_mac, wait};
+use crate::nic::seen::{QemuSeen, Run, Seen};
+
+/// The next step out.
+pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
+    let held = if seen.recorded {
+        AttachmentState::Standby
+    } else {
+        AttachmentState::Detached
+    };
+    match seen.qemu {
+        QemuSeen::Unreachable if seen.recorded => {
+            return wait(
+                held,
+                reasons::QMP_UNAVAILABLE,
+                "the VM's QEMU does not answer; nothing is taken from it",
+            );
+        }
+        // A VF that was taken with the NIC's MAC on it: the standby may stay for long, and has it too.
+        QemuSeen::Up(guest) if guest.standby && !guest.vf && has_nic_mac(seen) => {
+            return Decision::Do(Step::Park);
+        }
+        QemuSeen::Up(guest) if guest.vf || guest.standby => {
+            match guest.run {
+                Run::Here if ask.expected => {
+                    return wait(
+                        held,
+                        reasons::MIGRATING,
+                        "the VM has arrived here; nothing is taken from it",
+                    );
+                }
+                Run::Here => {}
+                // It will never run the VM again, and a guest that does not run lets go of nothing.
+                Run::Incoming | Run::HandedOver => return Decision::Do(Step::QuitQemu),
+                Run::HandingOver => {
+                    return wait(
+                        held,
+                        reasons::MIGRATING,
+                        "the VM is being handed over; nothing is taken from it",
+                    );
+                }
+            }
+            if guest.vf {
+                return if learnt.keeps_vf {
+                    wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+                } else {
+                    Decision::Do(Step::UnplugVf)
+                };
+            }
+            return if learnt.keeps_standby {
+                wait(
+                    held,
+                    reasons::GUEST_KEEPS_VF,
+                    "the guest does not let go of its standby device",
+                )
+            } else {
+                Decision::Do(Step::UnplugStandby)
+            };
+        }
+        _ => {}
+    }
+    if seen.standby_recorded || seen.macvtap.is_some() {
+        Decision::Do(Step::RemoveStandby)
+    } else if seen.vf.is_some() {
+        Decision::Do(Step::RestoreVf)
+    } else if seen.recorded {
+        Decision::Do(Step::Forget)
+    } else {
+        Decision::Done(AttachmentState::Detached)
+    }
+}

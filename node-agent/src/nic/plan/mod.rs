@@ -1,0 +1,167 @@
+//! The attachment state machine: from a goal and what is observed to the next step. Pure.
+//!
+//! ```text
+//!   Reserve ─ Bind ─ Park ─ MakeStandby ─ PlugStandby ──► Reserved
+//!   Reserved ─ StandbyUp ─ Announce ──► Standby
+//!   Standby ─ ConfigureVf ─ PlugVf ─ AwaitGuest ─ StandbyDown ──► FastPath       (make before break)
+//!   Standby ─ StandbyDown ─ ConfigureVf ─ PlugVf ─ AwaitGuest ──► FastPath       (break before make)
+//!   FastPath ─ StandbyUp ─ UnplugVf ─ Park ─ Announce ──► Standby               (make before break)
+//!   FastPath ─ UnplugVf ─ Park ─ StandbyUp ─ Announce ──► Standby               (break before make)
+//!   any ─ UnplugVf ─ UnplugStandby ─ RemoveStandby ─ RestoreVf ─ Forget ──► Detached
+//! ```
+//! The plan knows no history: after a crash it goes on from what it sees.
+//!
+//! | module | is the way to |
+//! |---|---|
+//! | [`attach`] | the goals `Reserved`, `Standby` and `FastPath`, up to where these part |
+//! | [`fast_path`] | the VF |
+//! | [`detach`] | `Detached` |
+
+mod attach;
+mod detach;
+mod fast_path;
+#[cfg(test)]
+mod tests;
+
+use hybridnic_api::v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder};
+
+use super::seen::{Seen, VfMac, VfSeen};
+
+/// One reversible step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Take a free VF, or a PF for the standby alone.
+    Reserve,
+    /// Give the VF to vfio-pci.
+    Bind,
+    /// Give the VF its parking MAC, no VLAN and its saved settings.
+    Park,
+    /// Forget a VF that has gone away.
+    DropVf,
+    /// Make the macvtap, down, and its VLAN device.
+    MakeStandby,
+    /// Plug the standby into the guest.
+    PlugStandby,
+    /// Macvtap up: the standby receives.
+    StandbyUp,
+    /// Macvtap down: the standby receives no more.
+    StandbyDown,
+    /// Give the VF the network's settings and, last, the NIC's MAC.
+    ConfigureVf,
+    /// Plug the VF into the guest.
+    PlugVf,
+    /// Wait until the guest uses the VF.
+    AwaitGuest,
+    /// Unplug the VF and wait until the guest has let go.
+    UnplugVf,
+    /// Tell the switches where the MAC is now.
+    Announce,
+    /// Unplug the standby from the guest.
+    UnplugStandby,
+    /// Delete the macvtap, and its VLAN device if nothing else uses it.
+    RemoveStandby,
+    /// Give the VF back as it was.
+    RestoreVf,
+    /// End a QEMU that will never run the VM.
+    QuitQemu,
+    /// Remove the journal's record: nothing is held any more.
+    Forget,
+}
+
+/// What comes next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Take this step, then observe anew.
+    Do(Step),
+    /// The goal is reached, as far as it can be for now.
+    Done(AttachmentState),
+    /// The goal is not reached, and nothing can be done until something changes.
+    Wait(Wait),
+}
+
+/// Why nothing can be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Where the NIC is meanwhile.
+    pub state: AttachmentState,
+    /// One of [`reasons`].
+    pub reason: &'static str,
+    /// A sentence for a person.
+    pub message: String,
+}
+
+/// What earlier steps have taught, and is forgotten when the goal changes or the VM does something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Learnt {
+    /// The guest did not let go of the VF in time.
+    pub keeps_vf: bool,
+    /// The guest did not let go of the standby in time.
+    pub keeps_standby: bool,
+    /// The guest did not use the VF in time.
+    pub ignores_vf: bool,
+    /// The VF could not be set up or plugged; one of [`reasons`]. Tried again after a pause.
+    pub vf_failed: Option<&'static str>,
+    /// The driver refused one MAC twice.
+    pub refuses_twice: bool,
+    /// The standby has taken over, and the switches have not been told.
+    pub announce: bool,
+    /// The guest was seen to have moved its traffic to the VF.
+    pub moved: bool,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// Where the NIC should be.
+    pub goal: Goal,
+    /// What to do without a VF.
+    pub no_free_vf: NoFreeVf,
+    /// The driver's order.
+    pub order: SwitchOrder,
+    /// Whether the VM is, or was, expected here by a migration. It may have come while that was called off: then
+    /// it runs here and nowhere else, and keeps its NICs until the operator has seen it.
+    pub expected: bool,
+}
+
+/// The order in which VF and standby are switched.
+pub fn order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
+    let other_pf = matches!(seen.vf, Some(Some(VfSeen { other_pf: true, .. })));
+    if other_pf || learnt.refuses_twice {
+        SwitchOrder::BreakBeforeMake
+    } else {
+        ask.order
+    }
+}
+
+/// The next step.
+pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
+    match ask.goal {
+        Goal::Detached => detach::next(ask, seen, learnt),
+        goal => attach::next(goal, ask, seen, learnt),
+    }
+}
+
+fn wait(state: AttachmentState, reason: &'static str, message: impl Into<String>) -> Decision {
+    Decision::Wait(Wait {
+        state,
+        reason,
+        message: message.into(),
+    })
+}
+
+fn has_nic_mac(seen: &Seen) -> bool {
+    matches!(seen.vf, Some(Some(VfSeen { mac: VfMac::Nic, .. })))
+}
+
+fn is_parked(seen: &Seen) -> bool {
+    matches!(
+        seen.vf,
+        Some(Some(VfSeen {
+            mac: VfMac::Parking,
+            ..
+        }))
+    )
+}
+
+const KEEPS_VF: &str = "the guest did not let go of the VF in time: it needs a PCI hot-plug driver (acpiphp or pciehp) \
+                        and must not be paused; the VF stays";
