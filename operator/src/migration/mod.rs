@@ -1,5 +1,6 @@
 //! `QemuMigration`: drives the phase; what each NIC does in it is the NICs' business.
 
+mod phases;
 mod record;
 #[cfg(test)]
 mod scene;
@@ -10,6 +11,7 @@ mod trace;
 pub mod view;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use hybridnic_api::conditions::{self, types};
 use hybridnic_api::names::MIGRATION_FINALIZER;
@@ -27,6 +29,7 @@ use crate::metrics::Migrations;
 use crate::nic::admit;
 use crate::world::World;
 use crate::write;
+use phases::Phases;
 use step::step;
 use view::{Deadlines, NicView, View};
 
@@ -35,6 +38,7 @@ pub struct MigrationReconciler {
     client: Client,
     world: World,
     deadlines: Deadlines,
+    phases: Phases,
     told: Told,
 }
 
@@ -55,6 +59,7 @@ impl MigrationReconciler {
             client,
             world,
             deadlines,
+            phases: Phases::default(),
             told,
         }
     }
@@ -72,6 +77,7 @@ impl MigrationReconciler {
             .as_ref()
             .is_some_and(|status| status.phase.is_final());
         if over || deleting && !guarded {
+            self.phases.forget(migration);
             if deleting && guarded {
                 finalizers.retain(|finalizer| finalizer != MIGRATION_FINALIZER);
                 write::finalizers(&api, migration, &finalizers).await?;
@@ -92,6 +98,7 @@ impl MigrationReconciler {
         let pods = self.world.pods_of(&namespace, vm);
         let view = View {
             now: Timestamp::now(),
+            in_phase_for: self.phases.look(migration, Instant::now()),
             migration,
             blocked_by: self.blocked_by(migration),
             nics: self.nics(migration),

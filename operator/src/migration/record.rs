@@ -111,7 +111,7 @@ pub fn micro(now: Timestamp) -> MicroTime {
 }
 
 /// How long ago `then` was.
-pub fn since(then: &MicroTime, now: Timestamp) -> SignedDuration {
+fn since(then: &MicroTime, now: Timestamp) -> SignedDuration {
     now.duration_since(then.0).max(SignedDuration::ZERO)
 }
 

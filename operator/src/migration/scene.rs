@@ -1,7 +1,7 @@
 //! A migration for tests, with both controllers that have to do with it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hybridnic_api::conditions::{self, types};
 use hybridnic_api::v1alpha1::{
@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::phases::Phases;
 use super::step::step;
 use super::view::{Deadlines, NicView, View};
 use crate::handover::Ends;
@@ -23,6 +24,10 @@ use crate::testing::{attachment, migration, nic, observe, pod, report};
 /// what a test lets them say.
 pub struct Scene {
     pub second: i64,
+    /// By how much the operator's wall clock is wrong.
+    pub skew: i64,
+    pub phases: Phases,
+    pub start: Instant,
     pub migration: QemuMigration,
     pub nic: VmHybridNic,
     pub pods: Vec<Arc<Pod>>,
@@ -43,6 +48,9 @@ impl Scene {
         });
         Self {
             second: 100,
+            skew: 0,
+            phases: Phases::default(),
+            start: Instant::now(),
             migration: migration("m", 100),
             nic,
             pods: vec![
@@ -69,6 +77,10 @@ impl Scene {
         Ends::observe(&self.migration, &self.attachments(), &self.pods)
     }
 
+    fn instant(&self) -> Instant {
+        self.start + Duration::from_secs(self.second.unsigned_abs())
+    }
+
     /// One reconcile of the migration.
     pub fn step(&mut self) -> Option<Duration> {
         let nic = NicView {
@@ -77,7 +89,8 @@ impl Scene {
             target_refusal: self.refusal.clone(),
         };
         let view = View {
-            now: Timestamp::from_second(self.second).unwrap(),
+            now: Timestamp::from_second(self.second + self.skew).unwrap(),
+            in_phase_for: self.phases.look(&self.migration, self.instant()),
             migration: &self.migration,
             blocked_by: self.blocked_by.clone(),
             nics: vec![nic],
@@ -90,6 +103,8 @@ impl Scene {
         };
         let step = step(&view);
         self.migration.status = Some(step.status);
+        // The change of the status comes back at once.
+        self.phases.look(&self.migration, self.instant());
         step.again
     }
 

@@ -18,7 +18,7 @@ use hybridnic_api::v1alpha1::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
-use super::record::{Next, apply, explain, fail, micro, roll_back, since, wait};
+use super::record::{Next, apply, explain, fail, micro, roll_back, wait};
 use super::view::{
     NicView, View, after, attachment, deleting, is_attached, is_back, is_current, is_refused, lacks_vf, node,
     ready_reason, source_of, target_of, why,
@@ -182,13 +182,7 @@ fn preparing(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next
         return Next::Go(MigrationPhase::SwitchingToStandby);
     }
     let what = format!("{} is not ready for {}", node(status), waits.join(", "));
-    until(
-        view,
-        status,
-        view.deadlines.prepare,
-        reasons::TARGET_NOT_READY,
-        what,
-    )
+    until(view, view.deadlines.prepare, reasons::TARGET_NOT_READY, what)
 }
 
 fn switching(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
@@ -226,7 +220,7 @@ fn switching(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next
         return Next::Go(MigrationPhase::Transferring);
     }
     let what = format!("the source is not on standby with {}", waits.join(", "));
-    until(view, status, view.deadlines.switch, reasons::FAILED, what)
+    until(view, view.deadlines.switch, reasons::FAILED, what)
 }
 
 fn transferring(view: &View<'_>, ends: &Ends) -> Next {
@@ -333,19 +327,9 @@ fn cancelled_or_lost(view: &View<'_>, ends: &Ends) -> Option<Next> {
     })
 }
 
-fn until(
-    view: &View<'_>,
-    status: &QemuMigrationStatus,
-    deadline: Duration,
-    late: &'static str,
-    what: String,
-) -> Next {
-    let passed = status
-        .phases
-        .last()
-        .map(|phase| since(&phase.started_at, view.now).unsigned_abs())
-        .unwrap_or_default();
-    match deadline.checked_sub(passed) {
+/// The phase stays until its deadline. It begins again with a new leader: the clock that wrote the status may be another.
+fn until(view: &View<'_>, deadline: Duration, late: &'static str, what: String) -> Next {
+    match deadline.checked_sub(view.in_phase_for) {
         Some(left) if !left.is_zero() => Next::Wait {
             reason: reasons::MIGRATING,
             message: what,

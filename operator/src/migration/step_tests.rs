@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::handover;
-use crate::migration::scene::Scene;
+use crate::migration::{phases::Phases, scene::Scene};
 use crate::testing::{report, say};
 
 #[test]
@@ -116,6 +116,24 @@ fn a_vm_without_nics_fails() {
         (scene.phase(), scene.reason().as_str()),
         (MigrationPhase::Failed, reasons::NO_NICS)
     );
+}
+
+/// A new leader's clock may be ahead of the one that wrote when the phase began, or behind.
+#[test]
+fn a_deadline_does_not_go_by_anothers_clock() {
+    for skew in [3600, -3600] {
+        let mut scene = Scene::preparing();
+        scene.target(AttachmentState::Pending);
+        scene.skew = skew;
+        // The new leader has not seen the phase before.
+        scene.phases = Phases::default();
+        scene.second += 30;
+        assert_eq!(scene.step(), Some(Duration::from_mins(1)), "it counts again");
+        scene.second += 59;
+        assert_eq!(scene.step(), Some(Duration::from_secs(1)));
+        scene.second += 1;
+        scene.reach(MigrationPhase::RollingBack);
+    }
 }
 
 #[test]

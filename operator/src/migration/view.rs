@@ -25,6 +25,9 @@ pub struct Deadlines {
 pub struct View<'a> {
     /// The time.
     pub now: Timestamp,
+    /// How long this operator has seen the migration in its phase, by its own steady clock. A status may be written by
+    /// another clock.
+    pub in_phase_for: Duration,
     /// The migration.
     pub migration: &'a QemuMigration,
     /// Another migration that has the VM, or has the right to it.
