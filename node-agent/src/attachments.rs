@@ -11,9 +11,11 @@ use std::{
 
 use futures::TryStreamExt as _;
 use hybridnic_api::{
+    conditions::{self, NewCondition, reasons, types},
     names::{AGENT_MANAGER, ATTACHMENT_FINALIZER},
     v1alpha1::{AttachmentState, Goal, NicAttachment, NicAttachmentStatus},
 };
+use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt as _,
     api::{Patch, PatchParams},
@@ -27,8 +29,9 @@ use tracing::{debug, info, warn};
 use crate::{
     error::is_refusal,
     host::Host,
-    journal::Record,
+    journal::{Contents, Record, Unreadable, VERSION},
     nic::task::{NicTask, Wanted},
+    node::pool::Claimant,
     vm::{self, Vm},
 };
 
@@ -58,6 +61,8 @@ pub struct Attachments {
     host: Arc<Host>,
     sockets: watch::Receiver<u64>,
     running: HashMap<String, Running>,
+    /// What the journal has of attachments and cannot be read, by their uid.
+    unreadable: HashMap<String, Unreadable>,
     vms: HashMap<String, RunningVm>,
     progress: Progress,
 }
@@ -79,14 +84,18 @@ impl Attachments {
             host,
             sockets,
             running: HashMap::new(),
+            unreadable: HashMap::new(),
             vms: HashMap::new(),
             progress,
         }
     }
 
     /// Goes on with what the journal has, then follows the API server.
-    pub async fn run(mut self, journal: Vec<Record>) {
-        for record in journal {
+    pub async fn run(mut self, journal: Contents) {
+        for unreadable in journal.unreadable {
+            self.hold_back(unreadable);
+        }
+        for record in journal.records {
             info!(
                 namespace = record.namespace,
                 nic = record.spec.nic.name,
@@ -119,6 +128,50 @@ impl Attachments {
         }
     }
 
+    /// A record that cannot be read: what is held for its NIC stays as it is, and nobody gets its VF.
+    fn hold_back(&mut self, unreadable: Unreadable) {
+        let what = format!("record {}", unreadable.uid);
+        self.host
+            .troubles
+            .begin(&what, reasons::JOURNAL_FAILED, unreadable.to_string());
+        if let Some(vf) = unreadable.vf {
+            let claimant = Claimant {
+                created: 0,
+                nic: unreadable.nic.clone().unwrap_or_else(|| what.clone()),
+                uid: unreadable.uid.clone(),
+            };
+            self.host.pools.restore(claimant, vf);
+        }
+        self.unreadable.insert(unreadable.uid.clone(), unreadable);
+    }
+
+    /// Says of an attachment that its record cannot be read, and leaves all else of its status as it was: the devices are
+    /// where they were.
+    fn report_unreadable(&self, object: &NicAttachment, unreadable: &Unreadable) {
+        let mut status = object.status.clone().unwrap_or_default();
+        let message = format!(
+            "{unreadable}. Nothing is changed for this NIC until an agent that can read the record runs here, or the file \
+             is removed and the agent restarted"
+        );
+        let condition = NewCondition::no(types::READY, reasons::JOURNAL_FAILED, message);
+        conditions::set(
+            &mut status.conditions,
+            object.metadata.generation,
+            Timestamp::now(),
+            condition,
+        );
+        if object.status.as_ref() == Some(&status) {
+            return;
+        }
+        let (namespace, uid) = (
+            object.namespace().unwrap_or_default(),
+            object.uid().unwrap_or_default(),
+        );
+        let reporter = Reporter::new(&self.client, &namespace, &object.name_any(), &uid);
+        // It ends with its write; a newer one of the same object says the same.
+        tokio::spawn(async move { reporter.patiently(&Write::Status(&status)).await });
+    }
+
     fn on_event(&mut self, event: watcher::Event<NicAttachment>) {
         match event {
             watcher::Event::Init => self.running.values_mut().for_each(|r| r.listed = false),
@@ -144,6 +197,9 @@ impl Attachments {
         let Some(uid) = object.uid() else {
             return;
         };
+        if let Some(unreadable) = self.unreadable.get(&uid) {
+            return self.report_unreadable(object, unreadable);
+        }
         let deleting = object.metadata.deletion_timestamp.is_some();
         let mut spec = object.spec.clone();
         if deleting {
@@ -180,6 +236,7 @@ impl Attachments {
             .as_ref()
             .map_or(0, |t| t.0.as_second());
         let record = Record {
+            version: VERSION,
             namespace: object.namespace().unwrap_or_default(),
             name: object.name_any(),
             uid,
@@ -212,11 +269,7 @@ impl Attachments {
         let (wanted_tx, wanted_rx) = watch::channel(wanted);
         let (status_tx, status_rx) = watch::channel(None);
         let (deleting_tx, deleting_rx) = watch::channel(deleting);
-        let reporter = Reporter {
-            api: Api::namespaced(self.client.clone(), &record.namespace),
-            name: record.name.clone(),
-            uid: uid.clone(),
-        };
+        let reporter = Reporter::new(&self.client, &record.namespace, &record.name, &uid);
         let (namespace, nic) = (record.namespace.clone(), record.spec.nic.name.clone());
         let task = match NicTask::new(Arc::clone(&self.host), vm, record, recorded, wanted_rx, status_tx) {
             Ok(task) => task,
@@ -309,6 +362,14 @@ struct Reporter {
 }
 
 impl Reporter {
+    fn new(client: &Client, namespace: &str, name: &str, uid: &str) -> Self {
+        Self {
+            api: Api::namespaced(client.clone(), namespace),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+        }
+    }
+
     async fn run(
         self,
         mut status: watch::Receiver<Option<NicAttachmentStatus>>,

@@ -23,7 +23,7 @@ use hybridnic_net::{
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
-use crate::{error::chain, host::Host, journal::Record, nic::steps::parking_mac};
+use crate::{error::chain, host::Host, journal::Contents, nic::steps::parking_mac};
 
 /// How often is looked.
 const EVERY: Duration = Duration::from_mins(10);
@@ -108,8 +108,8 @@ pub struct Sight {
     pub links: Vec<Link>,
     /// All VFs.
     pub vfs: Vec<VfSight>,
-    /// The journal's records.
-    pub records: Vec<Record>,
+    /// What the journal has.
+    pub journal: Contents,
     /// VFs that keep their parking MAC though they were given back, for their driver takes no other.
     pub parked: BTreeSet<PciAddress>,
 }
@@ -119,10 +119,11 @@ pub fn judge(node: &str, sight: &Sight) -> BTreeSet<Finding> {
     let mut findings = BTreeSet::new();
     let recorded = |macvtap: &Link| {
         let name = Some(&macvtap.name);
-        sight
-            .records
+        let Contents { records, unreadable } = &sight.journal;
+        records
             .iter()
             .any(|r| r.standby.as_ref().map(|s| &s.macvtap) == name)
+            || unreadable.iter().any(|u| u.macvtap.as_ref() == name)
     };
     let is_ours = |link: &&Link| {
         let alias = link.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS));
@@ -136,10 +137,11 @@ pub fn judge(node: &str, sight: &Sight) -> BTreeSet<Finding> {
         });
     }
     for vf in &sight.vfs {
-        let held = sight
-            .records
+        let Contents { records, unreadable } = &sight.journal;
+        let held = records
             .iter()
-            .any(|r| r.vf.as_ref().is_some_and(|held| held.address == vf.address));
+            .any(|r| r.vf.as_ref().is_some_and(|held| held.address == vf.address))
+            || unreadable.iter().any(|u| u.vf == Some(vf.address));
         let parks = vf.mac == Some(parking_mac(node, vf.address));
         if parks && !held && !sight.parked.contains(&vf.address) {
             findings.insert(Finding::LeakedVf {
@@ -155,6 +157,7 @@ pub fn judge(node: &str, sight: &Sight) -> BTreeSet<Finding> {
 /// MACs of NICs that are live on more than one PF.
 fn two_owners<'a>(sight: &'a Sight, macvtaps: &'a [&Link]) -> impl Iterator<Item = Finding> + 'a {
     let mut macs: BTreeSet<MacAddr> = sight
+        .journal
         .records
         .iter()
         .filter_map(|r| r.spec.mac.parse().ok())
@@ -251,11 +254,11 @@ async fn look(host: &Arc<Host>) -> Result<Sight, String> {
         }
     }
     // Read last: what is taken is in the journal before it is there.
-    let records = host.journal.records().map_err(|e| chain(&e))?;
+    let journal = host.journal.contents().map_err(|e| chain(&e))?;
     Ok(Sight {
         links,
         vfs,
-        records,
+        journal,
         parked: host.pools.parked(),
     })
 }
@@ -265,7 +268,7 @@ mod tests {
     use hybridnic_net::netlink::Counters;
 
     use super::*;
-    use crate::journal::{StandbyRecord, tests::record};
+    use crate::journal::{Record, StandbyRecord, tests::record};
 
     const MAC: &str = "02:00:00:00:00:01";
 
@@ -321,6 +324,13 @@ mod tests {
         }
     }
 
+    fn journal(record: Record) -> Contents {
+        Contents {
+            records: vec![record],
+            unreadable: Vec::new(),
+        }
+    }
+
     fn kinds(sight: &Sight) -> Vec<&'static str> {
         judge("n1", sight).iter().map(Finding::kind).collect()
     }
@@ -329,12 +339,12 @@ mod tests {
     fn what_the_journal_has_is_no_finding() {
         let mut sight = Sight {
             links: pfs(),
-            records: vec![with_standby("hn1")],
+            journal: journal(with_standby("hn1")),
             ..Sight::default()
         };
         sight.links.push(macvtap("hn1", 1));
         assert_eq!(kinds(&sight), [] as [&str; 0]);
-        sight.records.clear();
+        sight.journal.records.clear();
         assert_eq!(kinds(&sight), ["leaked_macvtap"]);
         let text = judge("n1", &sight).first().unwrap().to_string();
         assert!(text.contains("hn1") && text.contains("ns/nic"), "{text}");
@@ -364,7 +374,7 @@ mod tests {
         let mut sight = Sight {
             links: pfs(),
             vfs: vec![vf("0000:01:10.0", "ens1", mac)],
-            records: vec![with_standby("hn1")],
+            journal: journal(with_standby("hn1")),
             ..Sight::default()
         };
         sight.links.push(macvtap("hn1", 1));
@@ -388,7 +398,7 @@ mod tests {
         let mut sight = Sight {
             links: pfs(),
             vfs: vec![vf("0000:01:10.0", "ens1", MAC.parse().unwrap())],
-            records: vec![with_standby("hn1")],
+            journal: journal(with_standby("hn1")),
             ..Sight::default()
         };
         sight.links.push(link(3, "hnv1.7", vlan, Some(1)));

@@ -29,6 +29,7 @@ use crate::{
     node::{pool::Pools, publish},
     privileges,
     sockets::Sockets,
+    troubles::Troubles,
 };
 
 /// The node agent of hybridnic.
@@ -116,7 +117,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         .context("say which node this is: --node-name, or NODE_NAME")?;
     let stop = shutdown::on_signal()?;
     let journal = Journal::open(&args.journal)?;
-    let records = journal.load()?;
+    let contents = journal.load()?;
     let sockets = Sockets::watch(&args.vm_root).context("cannot watch the VMs' socket directories")?;
     let (registry, metrics) = metrics();
     let requests = metrics.requests.clone();
@@ -129,6 +130,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         netlink: Netlink::open()?.on_error(move |operation, error| counted.netlink_error(operation, error)),
         journal,
         pools: Pools::default(),
+        troubles: Troubles::new(metrics.clone()),
         metrics,
         traces,
         options: Settings {
@@ -144,7 +146,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
     info!(
         node = node_name,
         version = env!("CARGO_PKG_VERSION"),
-        held = records.len(),
+        held = contents.records.len(),
         "hybridnic agent"
     );
     let client = api::client(requests).await.context("no way to the API server")?;
@@ -167,7 +169,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         result = publish::watch_hardware(Arc::clone(&host)) => result?,
         () = publish::watch_pools(client.clone(), Arc::clone(&host), generation_tx) => anyhow::bail!("the watch of the HybridNode has ended"),
         () = publish::publish(client, Arc::clone(&host), generation_rx, published.clone()) => anyhow::bail!("publishing has ended"),
-        () = attachments.run(records) => anyhow::bail!("the watch of attachments has ended"),
+        () = attachments.run(contents) => anyhow::bail!("the watch of attachments has ended"),
         () = audit::run(Arc::clone(&host)) => {}
         result = serve(args.http, pages) => result?,
         () = get_ready(probes, progress, published) => {}

@@ -2,6 +2,10 @@
 
 use std::{error::Error, fmt::Write as _};
 
+/// The most characters of a message: a status is an object of the API server, and QEMU, which a guest may have taken over,
+/// has words in it.
+pub const LONGEST: usize = 1024;
+
 /// A step that failed: a reason of the fixed list and a sentence for a person.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -17,7 +21,7 @@ impl StepError {
     pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self {
             reason,
-            message: message.into(),
+            message: bounded(&message.into()),
         }
     }
 
@@ -36,7 +40,16 @@ pub fn is_refusal(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_forbidden() || status.is_invalid())
 }
 
-/// `error: cause: cause's cause`.
+/// The beginning of a text that may be too long for a status.
+pub fn bounded(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        None => text.to_owned(),
+        // One character of the rest is the mark that there is more.
+        Some(_) => text.chars().take(LONGEST - 1).chain(['…']).collect(),
+    }
+}
+
+/// `error: cause: cause's cause`, as far as a status takes it.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -45,7 +58,7 @@ pub fn chain(error: &dyn Error) -> String {
         let _ = write!(text, ": {cause}");
         source = cause.source();
     }
-    text
+    bounded(&text)
 }
 
 #[cfg(test)]
@@ -53,6 +66,19 @@ mod tests {
     use kube::core::Status;
 
     use super::*;
+
+    #[test]
+    fn no_message_is_longer_than_a_status_takes() {
+        let long = "ä".repeat(1 << 20);
+        for message in [
+            StepError::new("Failed", long.as_str()).message,
+            chain(&std::io::Error::other(long.as_str())),
+        ] {
+            assert_eq!(message.chars().count(), LONGEST);
+            assert!(message.ends_with('…'));
+        }
+        assert_eq!(bounded("short"), "short");
+    }
 
     #[test]
     fn what_the_api_server_refuses_is_told_from_its_absence() {

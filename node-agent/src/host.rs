@@ -10,7 +10,7 @@ use hybridnic_net::{
 use hybridnic_runtime::traces::Traces;
 use tokio::sync::watch;
 
-use crate::{journal::Journal, metrics::Metrics, node::pool::Pools};
+use crate::{journal::Journal, metrics::Metrics, node::pool::Pools, troubles::Troubles};
 
 /// Settings that the tasks need.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub struct Host {
     pub pools: Pools,
     /// What is measured.
     pub metrics: Metrics,
+    /// What does not work.
+    pub troubles: Troubles,
     /// Who wants to know where a migration's time goes.
     pub traces: Traces,
     /// Settings.

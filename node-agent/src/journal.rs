@@ -3,8 +3,12 @@
 //!
 //! One JSON file for each attachment, named by its uid. The journal is the only memory of a VF's original
 //! settings; all else can be observed.
+//!
+//! A file that cannot be read is left where it is and costs its own NIC only: nobody takes its VF, nobody writes over it,
+//! and the rest of the node goes on. A newer agent, or a person, may still understand it.
 
 use std::{
+    fmt,
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -13,11 +17,25 @@ use std::{
 use hybridnic_api::v1alpha1::{GuestPorts, NicAttachmentSpec};
 use hybridnic_net::{MacAddr, PciAddress, VlanProtocol, netlink::VfConfig, sysfs::DriverState};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tracing::warn;
+
+/// The version of the records that are written here. It grows when an older agent would misread one: a field that older
+/// agents may ignore needs no new version.
+pub const VERSION: u32 = 1;
+
+/// Records had no version at first.
+const fn first_version() -> u32 {
+    1
+}
 
 /// What is held for one attachment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
+    /// The version of the agent's records that this one was written by.
+    #[serde(default = "first_version")]
+    pub version: u32,
     /// Namespace of the attachment.
     pub namespace: String,
     /// Its name.
@@ -105,6 +123,101 @@ pub struct JournalError {
     source: io::Error,
 }
 
+/// All that the journal has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Contents {
+    /// What was understood.
+    pub records: Vec<Record>,
+    /// What was not.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A file that cannot be read or understood, with what can be told of it all the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The file.
+    pub path: PathBuf,
+    /// The attachment's uid.
+    pub uid: String,
+    /// Why it cannot be read.
+    pub why: String,
+    /// `namespace/nic`.
+    pub nic: Option<String>,
+    /// The VF that it holds.
+    pub vf: Option<PciAddress>,
+    /// Its standby's macvtap.
+    pub macvtap: Option<String>,
+}
+
+impl Unreadable {
+    fn new(path: &Path, why: String, text: &[u8]) -> Self {
+        let value: Value = serde_json::from_slice(text).unwrap_or_default();
+        let at = |pointer: &str| value.pointer(pointer)?.as_str().map(ToOwned::to_owned);
+        let text = String::from_utf8_lossy(text);
+        Self {
+            path: path.to_owned(),
+            uid: path
+                .file_stem()
+                .map(|stem| stem.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            why,
+            nic: at("/namespace")
+                .zip(at("/spec/nic/name"))
+                .map(|(namespace, nic)| format!("{namespace}/{nic}")),
+            vf: at("/vf/address")
+                .or_else(|| string_after(&text, "\"address\""))
+                .and_then(|address| address.parse().ok()),
+            macvtap: at("/standby/macvtap").or_else(|| string_after(&text, "\"macvtap\"")),
+        }
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            path, why, nic, vf, ..
+        } = self;
+        let nic = nic.as_deref().unwrap_or("an unknown NIC");
+        write!(f, "the record {} of {nic} cannot be read: {why}", path.display())?;
+        match vf {
+            Some(vf) => write!(f, "; its VF {vf} is given to nobody"),
+            None => f.write_str("; no VF can be read from it"),
+        }
+    }
+}
+
+/// The string that follows a key, in text that is no whole JSON.
+fn string_after(text: &str, key: &str) -> Option<String> {
+    let rest = text
+        .split_once(key)?
+        .1
+        .trim_start()
+        .strip_prefix(':')?
+        .trim_start();
+    Some(rest.strip_prefix('"')?.split_once('"')?.0.to_owned())
+}
+
+/// Reads a record, of this version or an older one.
+fn parse(text: &[u8]) -> Result<Record, String> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        #[serde(default = "first_version")]
+        version: u32,
+    }
+    // First, and alone: what else a newer record holds is unknown.
+    let Versioned { version } = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+    if version > VERSION {
+        return Err(format!(
+            "a newer agent wrote it: its version is {version}, and this agent knows {VERSION}"
+        ));
+    }
+    let record = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+    Ok(Record {
+        version: VERSION,
+        ..record
+    })
+}
+
 /// The journal's directory.
 #[derive(Clone, Debug)]
 pub struct Journal {
@@ -124,37 +237,51 @@ impl Journal {
     }
 
     /// All records, at start: what a write that was cut short has left is removed.
-    pub fn load(&self) -> Result<Vec<Record>, JournalError> {
-        let list = || fs::read_dir(&self.dir)?.collect::<io::Result<Vec<_>>>();
-        let fail = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| JournalError { what, path, source }
-        };
-        for entry in list().map_err(fail("list", &self.dir))? {
+    pub fn load(&self) -> Result<Contents, JournalError> {
+        for path in self.list()? {
             // The file that it would have replaced still holds.
-            if entry.path().extension().is_some_and(|e| e == "tmp") {
-                fs::remove_file(entry.path()).map_err(fail("clean", &entry.path()))?;
+            if path.extension().is_some_and(|e| e == "tmp")
+                && let Err(error) = fs::remove_file(&path)
+            {
+                warn!(path = %path.display(), %error, "cannot remove what a write that was cut short has left");
             }
         }
-        self.records()
+        self.contents()
     }
 
-    /// All records. A file that cannot be understood is an error: what it held would be lost.
-    pub fn records(&self) -> Result<Vec<Record>, JournalError> {
-        let fail = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| JournalError { what, path, source }
-        };
-        let mut records = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(fail("list", &self.dir))? {
-            let path = entry.map_err(fail("list", &self.dir))?.path();
-            if path.extension().is_some_and(|e| e == "json") {
-                let text = fs::read(&path).map_err(fail("read", &path))?;
-                let record = serde_json::from_slice(&text).map_err(io::Error::from);
-                records.push(record.map_err(fail("understand", &path))?);
+    /// All records. An error says that it is not known what there is.
+    pub fn contents(&self) -> Result<Contents, JournalError> {
+        let mut contents = Contents::default();
+        for path in self.list()? {
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            match fs::read(&path) {
+                Ok(text) => match parse(&text) {
+                    Ok(record) => contents.records.push(record),
+                    Err(why) => contents.unreadable.push(Unreadable::new(&path, why, &text)),
+                },
+                // Its attachment has left meanwhile.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => contents
+                    .unreadable
+                    .push(Unreadable::new(&path, e.to_string(), &[])),
             }
         }
-        Ok(records)
+        Ok(contents)
+    }
+
+    fn list(&self) -> Result<Vec<PathBuf>, JournalError> {
+        let list = || {
+            fs::read_dir(&self.dir)?
+                .map(|entry| Ok(entry?.path()))
+                .collect::<io::Result<_>>()
+        };
+        list().map_err(|source| JournalError {
+            what: "list",
+            path: self.dir.clone(),
+            source,
+        })
     }
 
     /// Writes a record and returns once it is on disk.
@@ -174,9 +301,13 @@ impl Journal {
         self.unlink(&self.path(uid))
     }
 
-    /// The migration that was begun for a pod's VM; none where none was.
-    pub fn started(&self, pod_uid: &str) -> Option<String> {
-        fs::read_to_string(self.path(pod_uid).with_extension("migration")).ok()
+    /// The migration that was begun for a pod's VM; none where none was. After an error nobody knows.
+    pub fn started(&self, pod_uid: &str) -> io::Result<Option<String>> {
+        match fs::read_to_string(self.path(pod_uid).with_extension("migration")) {
+            Ok(uid) => Ok(Some(uid)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// Notes that a migration is about to begin, so that it is not begun again after a restart.
@@ -241,6 +372,7 @@ pub(crate) mod tests {
             uid: format!("{name}-uid"),
         };
         Record {
+            version: VERSION,
             namespace: "ns".into(),
             name: format!("nic-{uid}"),
             uid: uid.into(),
@@ -265,19 +397,39 @@ pub(crate) mod tests {
         }
     }
 
+    pub(crate) fn vf_record(address: &str) -> VfRecord {
+        VfRecord {
+            address: address.parse().unwrap(),
+            index: 0,
+            pf: PciAddress::new(0, 1, 0, 0).unwrap(),
+            pf_name: "ens0".into(),
+            pf_driver: "igb".into(),
+            iommu_group: 7,
+            parking_mac: MacAddr::new([6; 6]),
+            saved: VfConfig::default(),
+            saved_driver: DriverState::default(),
+        }
+    }
+
+    fn records(journal: &Journal) -> Vec<Record> {
+        let contents = journal.load().unwrap();
+        assert_eq!(contents.unreadable, []);
+        contents.records
+    }
+
     #[test]
     fn what_is_written_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path().join("j")).unwrap();
-        assert_eq!(journal.load().unwrap(), []);
+        assert_eq!(records(&journal), []);
         let mut a = record("a");
         journal.write(&a).unwrap();
         a.plugs = 3;
         journal.write(&a).unwrap();
-        assert_eq!(journal.load().unwrap(), [a]);
+        assert_eq!(records(&journal), [a]);
         journal.remove("a").unwrap();
         journal.remove("a").unwrap();
-        assert_eq!(journal.load().unwrap(), []);
+        assert_eq!(records(&journal), []);
     }
 
     #[test]
@@ -286,18 +438,77 @@ pub(crate) mod tests {
         let journal = Journal::open(dir.path()).unwrap();
         journal.write(&record("a")).unwrap();
         fs::write(dir.path().join("a.json.tmp"), "{\"namesp").unwrap();
-        assert_eq!(journal.records().unwrap(), [record("a")]);
+        assert_eq!(journal.contents().unwrap().records, [record("a")]);
         assert!(dir.path().join("a.json.tmp").exists(), "reading removes nothing");
-        assert_eq!(journal.load().unwrap(), [record("a")]);
+        assert_eq!(records(&journal), [record("a")]);
         assert!(!dir.path().join("a.json.tmp").exists());
     }
 
     #[test]
-    fn a_spoilt_file_is_named() {
+    fn a_record_of_before_there_were_versions_is_read() {
+        let mut value = serde_json::to_value(record("a")).unwrap();
+        value.as_object_mut().unwrap().remove("version").unwrap();
+        assert_eq!(parse(value.to_string().as_bytes()), Ok(record("a")));
+    }
+
+    /// After a downgrade. What the newer agent wrote besides its version is anything.
+    #[test]
+    fn a_newer_agents_record_is_kept_and_its_vf_is_known() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();
-        fs::write(dir.path().join("b.json"), "garbage").unwrap();
-        assert!(journal.load().unwrap_err().to_string().contains("b.json"));
+        journal.write(&record("a")).unwrap();
+        let newer = r#"{"version":2,"namespace":"ns","spec":{"nic":{"name":"eth1","kind":7}},"vf":{"address":"0000:01:10.2"},
+            "standby":{"macvtap":"hnx"}}"#;
+        fs::write(dir.path().join("b.json"), newer).unwrap();
+        let contents = journal.load().unwrap();
+        assert_eq!(contents.records, [record("a")], "the rest of the node goes on");
+        let [unreadable] = contents.unreadable.as_slice() else {
+            panic!("{contents:?}");
+        };
+        assert_eq!(
+            (unreadable.uid.as_str(), unreadable.nic.as_deref()),
+            ("b", Some("ns/eth1"))
+        );
+        assert_eq!(unreadable.vf, Some("0000:01:10.2".parse().unwrap()));
+        assert_eq!(unreadable.macvtap.as_deref(), Some("hnx"));
+        assert!(unreadable.why.contains("newer"), "{unreadable}");
+        assert_eq!(fs::read_to_string(dir.path().join("b.json")).unwrap(), newer);
+    }
+
+    #[test]
+    fn a_spoilt_file_costs_its_own_nic_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        let mut held = record("a");
+        held.vf = Some(vf_record("0000:01:10.4"));
+        let text = serde_json::to_string_pretty(&held).unwrap();
+        fs::write(dir.path().join("cut.json"), &text[..text.len() - 9]).unwrap();
+        fs::write(dir.path().join("garbage.json"), "garbage").unwrap();
+        fs::create_dir(dir.path().join("unread.json")).unwrap();
+        journal.write(&record("b")).unwrap();
+        let mut contents = journal.load().unwrap();
+        contents.unreadable.sort_by(|a, b| a.uid.cmp(&b.uid));
+        let vfs: Vec<_> = contents
+            .unreadable
+            .iter()
+            .map(|u| (u.uid.as_str(), u.vf.map(|vf| vf.to_string())))
+            .collect();
+        let cut = Some("0000:01:10.4".to_owned());
+        assert_eq!(vfs, [("cut", cut), ("garbage", None), ("unread", None)]);
+        assert_eq!(contents.records, [record("b")]);
+    }
+
+    #[test]
+    fn an_unread_migration_is_not_one_that_was_never_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        assert_eq!(journal.started("pod").unwrap(), None);
+        journal.set_started("pod", "m").unwrap();
+        assert_eq!(journal.started("pod").unwrap().as_deref(), Some("m"));
+        journal.clear_started("pod").unwrap();
+        // What reads with an error, whoever asks.
+        fs::create_dir(dir.path().join("pod.migration")).unwrap();
+        journal.started("pod").unwrap_err();
     }
 
     #[test]

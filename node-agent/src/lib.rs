@@ -9,6 +9,7 @@
 //! | [`journal`] | what is held, on disk |
 //! | [`privileges`] | gives up what root has and the agent does not need |
 //! | [`audit`] | looks for what is not as it should be, and reports it |
+//! | [`troubles`] | what does not work while the rest goes on |
 //! | [`metrics`] | what is measured |
 //! | [`inventory`] | the same view without a cluster |
 
@@ -25,4 +26,5 @@ pub mod node;
 pub mod privileges;
 pub mod sockets;
 mod trace;
+pub mod troubles;
 pub mod vm;

@@ -17,6 +17,7 @@ use crate::{
     audit::Finding,
     error::StepError,
     nic::{plan::Step, switch::Switch},
+    troubles::Troubles,
 };
 
 /// Upper bounds of the times of steps and switches.
@@ -50,6 +51,7 @@ pub struct Metrics {
     vfs: Gauge<1>,
     findings: Gauge<1>,
     audits: Counter<1>,
+    troubles: Gauge<1>,
 }
 
 /// The agent's metrics, and the registry that writes them.
@@ -104,12 +106,20 @@ pub fn metrics() -> (Registry, Metrics) {
             ["result"],
             "Audits, by result: ok (they could look), failed",
         ),
+        troubles: registry.gauge(
+            "hybridnic_agent_troubles",
+            ["reason"],
+            "What does not work on the node while the rest goes on, by reason",
+        ),
     };
     for reason in FAILURES {
         metrics.step_failures.show([reason]);
     }
     for result in ["ok", "failed"] {
         metrics.audits.show([result]);
+    }
+    for reason in Troubles::REASONS {
+        metrics.show_troubles(reason, 0);
     }
     metrics.show_findings(&BTreeSet::new());
     metrics.show_vfs(&[]);
@@ -179,6 +189,11 @@ impl Metrics {
             let of_kind = findings.iter().filter(|finding| finding.kind() == *kind).count();
             self.findings.set([kind], of_kind.try_into().unwrap_or(i64::MAX));
         }
+    }
+
+    /// So many troubles of this kind are not over.
+    pub fn show_troubles(&self, reason: &str, count: usize) {
+        self.troubles.set([reason], count.try_into().unwrap_or(i64::MAX));
     }
 
     /// An audit could look, or not.

@@ -15,6 +15,8 @@ pub mod types {
     pub const FAST_PATH: &str = "FastPath";
     /// A migration has ended; true when it succeeded.
     pub const SUCCEEDED: &str = "Succeeded";
+    /// Something of the node does not work as it should, while the rest goes on.
+    pub const DEGRADED: &str = "Degraded";
 }
 
 /// Why a condition is as it is.
@@ -81,6 +83,12 @@ pub mod reasons {
     pub const PF_LINK_DOWN: &str = "PfLinkDown";
     /// The agent's journal could not be written or read.
     pub const JOURNAL_FAILED: &str = "JournalFailed";
+    /// A device's driver does not return from what it was asked to do.
+    pub const DEVICE_HUNG: &str = "DeviceHung";
+    /// The kernel does not tell the agent of changes in the VMs' socket directories.
+    pub const SOCKETS_NOT_WATCHED: &str = "SocketsNotWatched";
+    /// Nothing of the node is known to be amiss.
+    pub const ALL_WELL: &str = "AllWell";
     /// Something else on the node uses the VF.
     pub const VF_IN_USE: &str = "VfInUse";
     /// Something does not work, and nothing more exact is known.

@@ -107,11 +107,13 @@ pub async fn publish(
     let api: Api<HybridNode> = Api::all(client);
     let mut hardware = host.hardware.subscribe();
     let mut pools = host.pools.subscribe();
+    let mut troubles = host.troubles.subscribe();
     let mut published: Option<HybridNodeStatus> = None;
     let mut pause = BACKOFF;
     loop {
         hardware.mark_unchanged();
         pools.mark_unchanged();
+        troubles.mark_unchanged();
         let seen_generation = *generation.borrow_and_update();
         let status = match look(&host).await {
             Ok((inventory, errors)) => {
@@ -148,6 +150,7 @@ pub async fn publish(
         tokio::select! {
             _ = hardware.changed() => tokio::time::sleep(BURST).await,
             _ = pools.changed() => tokio::time::sleep(BURST).await,
+            _ = troubles.changed() => tokio::time::sleep(BURST).await,
             changed = generation.changed() => if changed.is_err() { return },
             () = again => {}
         }
@@ -201,6 +204,7 @@ fn status(
         )
     };
     conditions::set(&mut list, generation, Timestamp::now(), ready);
+    conditions::set(&mut list, generation, Timestamp::now(), host.troubles.condition());
     HybridNodeStatus {
         observed_generation: generation,
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),

@@ -284,7 +284,14 @@ async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) {
             }
         },
     };
-    let started = host.journal.started(&vm.pod_uid);
+    let started = match host.journal.started(&vm.pod_uid) {
+        Ok(started) => started,
+        Err(error) => {
+            // Whether it was begun is not known, so nothing is done and nothing is reported.
+            warn!(namespace = vm.namespace, pod = vm.pod, %error, "cannot read the journal of the VM's migration");
+            return;
+        }
+    };
     let verdict = migration::decide(&nics, seen.as_ref(), started.as_deref());
     if let Some(report) = verdict.report {
         vm.set_report(report);
