@@ -10,7 +10,8 @@ ALL := --workspace --all-features --locked
 CLUSTERS := 6
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help demo test setup build crds chart images docs check unit kernel cluster cluster-oldest monitoring lab nodes bench deny clean
+.PHONY: help demo test setup build crds chart images docs fast check unit kernel cluster cluster-oldest monitoring lab nodes \
+	bench deny msrv each scripts clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -24,7 +25,7 @@ build: ## Build all programs and tests
 demo: setup build ## A VM moves between two nodes under traffic; watch it
 	@$(BUILT)/demo
 
-# The tier of real nodes takes half as long as all others together: CI runs it each time, by AND=nodes.
+# What is left out takes half as long as all others together: CI runs it each time, by AND="fast cluster-oldest nodes".
 test: ## All tests but those of real nodes, tier by tier, with the time of each; with them: make test AND=nodes
 	@e2e/test.sh $(AND)
 
@@ -51,9 +52,19 @@ check: build ## Format, lints, docs, generated files
 	$(BUILT)/values-table --check deploy/chart
 	$(BUILT)/crdref --check docs/crd-reference.md
 
-deny: ## Advisories, licences, duplicates
-	$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
-	$(CARGO) deny check
+fast: scripts deny msrv each ## What is known before anything is built: scripts, dependencies, the oldest Rust, each crate alone
+
+scripts: ## Shell scripts, by shellcheck
+	shellcheck .ci/run e2e/lab/*-init $$(find deploy e2e -name '*.sh')
+
+deny: ## Dependencies: their licences, sources and duplicates, and what is known against them
+	e2e/rust/deny.sh
+
+msrv: ## Our programs with the oldest Rust that will do
+	e2e/rust/msrv.sh
+
+each: ## Each crate alone
+	e2e/rust/each.sh
 
 unit: ## Unit and property tests; no root
 	$(CARGO) test $(ALL) --lib --bins --test session --test written
@@ -67,7 +78,7 @@ kernel: ## Real kernel and real QEMU, in network namespaces of their own
 cluster: build ## Real kube-apiserver, etcd and controller manager
 	$(CARGO) test $(ALL) --test cluster -- --test-threads=$(CLUSTERS)
 
-cluster-oldest: build ## The API, the chart and the operator on the oldest Kubernetes that is supported; not part of `make test`
+cluster-oldest: build ## The API, the chart and the operator on the oldest Kubernetes that is supported
 	tools=$$(e2e/controlplane/build.sh --oldest) && KUBEBUILDER_ASSETS=$$(dirname "$$(head -n1 <<<"$$tools" | cut -f2)") \
 		$(CARGO) test $(ALL) --test cluster -- --test-threads=$(CLUSTERS) api:: chart:: operator::
 

@@ -1,10 +1,14 @@
 #!/bin/bash
-# `make test`: runs the tiers, and those that are named besides; says how each went and how long it took. Fails when one
-# failed or could not run.
+# `make test`: runs the tiers, and those that are named besides, each at its place; says how each went and how long it took.
+# Fails when one failed or could not run.
 #
 #   test.sh [TIER...]
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
+
+# In their order, the quickest to fail first, and those that run only where they are named.
+readonly tiers="setup fast check unit monitoring kernel cluster cluster-oldest lab nodes"
+readonly named="fast cluster-oldest nodes"
 
 passed=0 summary=() failures=()
 logs=target/test
@@ -13,18 +17,23 @@ mkdir -p "$logs"
 export RUST_BACKTRACE=0
 
 tier() {
-	local name=$1 start=$SECONDS
+	local name=$1 start=$SECONDS how=ok
 	echo "=== $name"
 	if make "$name" 2>&1 | tee "$logs/$name.log"; then
 		passed=$((passed + 1))
-		summary+=("$(printf '%-10s ok      %4d s' "$name" $((SECONDS - start)))")
 	else
+		how=FAILED
 		failures+=("$logs/$name.log")
-		summary+=("$(printf '%-10s FAILED  %4d s' "$name" $((SECONDS - start)))")
 	fi
+	summary+=("$(printf '%-14s %-6s %5d s' "$name" "$how" $((SECONDS - start)))")
+	echo "=== ${summary[-1]}, $SECONDS s since the start"
 }
 
-for name in setup check unit monitoring kernel cluster lab "$@"; do
+for name in "$@"; do
+	[[ " $tiers " == *" $name "* ]] || { echo "no such tier: $name; there are: $tiers" >&2; exit 2; }
+done
+for name in $tiers; do
+	[[ " $named " != *" $name "* || " $* " == *" $name "* ]] || continue
 	tier "$name"
 	# Without its tools nothing else can run.
 	[ "$name" = setup ] && [ "${#failures[@]}" -gt 0 ] && break

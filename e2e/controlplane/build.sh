@@ -29,7 +29,7 @@ declare -A package=(
   [kubeconform]=github.com/yannh/kubeconform/cmd/kubeconform
   [grafana-dashboard]=hybridnic.io/e2e/controlplane/schemas/grafana-dashboard
   # Not built: files of a module.
-  [monitoring-kinds]=
+  [monitoring-kinds]=""
 )
 module=$here
 if [[ ${1:-} == --oldest ]]; then
@@ -118,7 +118,9 @@ copy_kinds() {
 
 build() {
   local packages=() go total staging=$bin/.staging
-  for tool in "${missing[@]}"; do packages+=(${package[$tool]}); done
+  for tool in "${missing[@]}"; do
+    [[ -z ${package[$tool]} ]] || packages+=("${package[$tool]}")
+  done
   cd "$module"
   # go.mod may want a newer Go than the distribution has; Go then fetches it, checksummed as any module.
   export GOTOOLCHAIN=${GOTOOLCHAIN:-auto} CGO_ENABLED=0

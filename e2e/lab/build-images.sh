@@ -138,6 +138,7 @@ make_node() {
 make_kube_node() {
 	local root=$1 release=$work.release
 	new_root "$root"
+	# shellcheck disable=SC2086
 	"$here/unpack.sh" "$release" forky $kube_packages
 	# shellcheck disable=SC2086
 	add_foreign "$root" "$release" $kube_programs $cni_plugins
@@ -169,6 +170,7 @@ cached() {
 	image=$cache/$name-$flavour-$hash.cpio
 	if [ ! -f "$image" ]; then
 		# Only the newest few of each kind are kept: a node's image is 100 MB.
+		# shellcheck disable=SC2012 # we name them ourselves
 		ls -t "$cache/$name-$flavour"-*.cpio 2>/dev/null | tail -n +3 | while read -r old; do rm -f "$old"*; done
 		work=$(mktemp -d)
 		"make_$name" "$work" "$image"

@@ -12,7 +12,7 @@ exec 9>"$cache/debian-kernel.lock"
 flock 9
 
 # The newest one already here will do, so that a run needs no network.
-found=$(ls -d "$cache"/debian-kernel-*/ 2>/dev/null | grep -v '\.part/$' | sort -V | tail -n 1 || true)
+found=$(find "$cache" -maxdepth 1 -name 'debian-kernel-*' -type d ! -name '*.part' | sort -V | tail -n 1)
 if [ -z "$found" ]; then
 	package=$(apt-cache search '^linux-image-6\.12\..*-amd64$' | cut -d' ' -f1 |
 		grep -vE 'cloud|-rt-|dbg|unsigned' | sort -V | tail -n 1)
@@ -46,4 +46,4 @@ PY
 	found=$cache/debian-kernel-$version
 	mv "$part" "$found"
 fi
-echo "${found%/}"
+echo "$found"

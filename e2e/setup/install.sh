@@ -26,6 +26,8 @@ readonly needs=(
   "make make"
   "ping iputils-ping"
   "pkg-config pkg-config"
+  "python3 python3"
+  "shellcheck shellcheck"
   "socat socat"
   "tcpdump tcpdump"
   "xz xz-utils"

@@ -1,0 +1,11 @@
+#!/bin/bash
+# Checks each crate alone: with only the features that it asks for itself. In the workspace it also has those that the others
+# ask for, and what it forgot to ask for shows with whoever builds it alone, as the images do.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+crates=$(cargo tree --workspace --locked --depth 0 --prefix none | awk 'NF { print $1 }' | sort -u)
+for crate in $crates; do
+	echo "--- $crate"
+	cargo check --locked --package "$crate"
+done
