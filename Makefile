@@ -22,8 +22,8 @@ setup: ## Install what is missing (apt, cargo, go)
 build: ## Build all programs and tests
 	$(CARGO) build $(ALL) --all-targets
 
-demo: setup build ## A VM moves between two nodes under traffic; watch it
-	@$(BUILT)/demo
+demo: setup ## A VM moves between two nodes under traffic; watch it
+	@kernel=$$(e2e/ready.sh) && LAB_KERNEL=$$kernel $(BUILT)/demo
 
 # What is left out takes half as long as all others together: CI runs it each time, by AND="fast cluster-oldest nodes".
 test: ## All tests but those of real nodes, tier by tier, with the time of each; with them: make test AND=nodes

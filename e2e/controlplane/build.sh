@@ -15,6 +15,7 @@
 set -euo pipefail
 shopt -s inherit_errexit
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/../progress.sh"
 
 declare -A package=(
   [etcd]=go.etcd.io/etcd/server/v3
@@ -82,16 +83,11 @@ stamps() {
   echo "-X helm.sh/helm/v4/internal/version.version=$helm"
 }
 
-# `go build -v` names each package as it is compiled: enough to tell how far it is.
-progress() {
-  local total=$1 count=0 started=$SECONDS line
+# `go build -v` names each package as it is compiled, and there is no blank in such a name: all else is a message.
+packages_only() {
+  local line
   while IFS= read -r line; do
-    # Packages have no blank in their path; anything else is a message of the compiler.
-    if [[ $line == *[[:space:]]* ]]; then
-      echo "$line" >&2
-    elif ((++count % 100 == 0)); then
-      echo "control plane: $count of at most $total packages, $((SECONDS - started)) s" >&2
-    fi
+    if [[ $line == *[[:space:]]* ]]; then echo "$line" >&2; else echo "$line"; fi
   done
 }
 
@@ -126,7 +122,7 @@ build() {
   export GOTOOLCHAIN=${GOTOOLCHAIN:-auto} CGO_ENABLED=0
   # The compiler lives for seconds: to collect its garbage costs more than the memory.
   export GOGC=${GOGC:-400}
-  echo "control plane: building ${missing[*]} into $bin (once; some minutes)" >&2
+  echo "control plane: building ${missing[*]} into $bin (once; 8 minutes on two idle cores)" >&2
   go=$(find_go)
   total=$("$go" list -deps "${packages[@]}" | wc -l)
   rm -rf "$staging"
@@ -134,7 +130,7 @@ build() {
   # What a debugger would want is left out in the end: not to make it first is a sixth less work. (Not to inline would be
   # another sixth, and an API server that takes half as long again at each start.)
   "$go" build -v -mod=readonly -gcflags all=-dwarf=false -buildvcs=false -trimpath -p "$(nproc)" -ldflags "-s -w $(stamps | tr '\n' ' ')" \
-    -o "$staging/" "${packages[@]}" 2>&1 | progress "$total"
+    -o "$staging/" "${packages[@]}" 2>&1 | packages_only | progress "control plane" "$total" packages
   if [[ " ${missing[*]} " == *" monitoring-kinds "* ]]; then copy_kinds "$staging/monitoring-kinds"; fi
   # Go names a binary by the last element of its package that is no version.
   [[ ! -e $staging/server ]] || mv "$staging/server" "$staging/etcd"

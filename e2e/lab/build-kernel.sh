@@ -2,16 +2,19 @@
 # Builds the lab's small kernel and prints the path of its vmlinux.
 #
 # Usage: build-kernel.sh [--path]     --path only prints where the kernel is or would be.
-# Source: Debian's package linux-source-6.12. Takes 10 minutes on 2 cores, once: the result is cached
-# under a name made of the source's and the configuration's contents.
+# Source: Debian's package linux-source-6.12, with kernel.patch. Takes 10 minutes on 2 cores, once: the result is cached
+# under a name made of the source's, the patch's and the configuration's contents.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../progress.sh"
 source_tar=${LINUX_SOURCE:-/usr/src/linux-source-6.12.tar.xz}
 cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
+# Counted, for whoever waits; a change of the configuration need not change it.
+objects=1600
 
 [ -f "$source_tar" ] || { echo "$source_tar is missing: apt-get install linux-source-6.12" >&2; exit 1; }
 # Size and name stand for the tarball: hashing 150 MB at each start of a test would cost a second.
-hash=$( (basename "$source_tar"; stat -Lc %s "$source_tar"; cat "$here/kernel.config") | sha256sum | cut -c1-12)
+hash=$( (basename "$source_tar"; stat -Lc %s "$source_tar"; cat "$here/kernel.config" "$here/kernel.patch") | sha256sum | cut -c1-12)
 out=$cache/kernel-$hash
 if [ "${1:-}" = --path ]; then echo "$out/vmlinux"; exit 0; fi
 
@@ -24,6 +27,7 @@ flock 9
 if [ ! -f "$out/vmlinux" ]; then
 	# The build tree is kept between configurations: a change then costs minutes less.
 	tree=$cache/linux-source
+	echo "kernel: building it into $out (once; 10 minutes on two idle cores)" >&2
 	if [ ! -f "$tree/.unpacked" ]; then
 		rm -rf "$tree"
 		mkdir -p "$tree"
@@ -31,8 +35,14 @@ if [ ! -f "$out/vmlinux" ]; then
 		touch "$tree/.unpacked"
 	fi
 	cd "$tree"
+	# It helps to explain a failure, and is not worth one where it does not fit a newer source.
+	if patch -p1 --silent --forward --dry-run <"$here/kernel.patch" >/dev/null; then
+		patch -p1 --silent --forward <"$here/kernel.patch"
+	elif ! patch -p1 --silent --force --reverse --dry-run <"$here/kernel.patch" >/dev/null; then
+		echo "kernel: kernel.patch does not fit $source_tar and is left out" >&2
+	fi
 	# A shell of its own, for one that is asked whether it succeeded would run on after an error.
-	if ! bash -euo pipefail -s -- "$here/kernel.config" >"$cache/kernel-build.log" 2>&1 <<-'BUILD'
+	if ! bash -euo pipefail -s -- "$here/kernel.config" 2>&1 <<-'BUILD' |
 		make tinyconfig
 		scripts/kconfig/merge_config.sh -m .config "$1"
 		make olddefconfig
@@ -41,6 +51,7 @@ if [ ! -f "$out/vmlinux" ]; then
 		if [ -n "$refused" ]; then echo "not granted by Kconfig: $refused" >&2; exit 1; fi
 		make -j"$(nproc)" vmlinux </dev/null
 	BUILD
+		tee "$cache/kernel-build.log" | awk '/^  (CC|AS) / { print; fflush() }' | progress kernel "$objects" objects
 	then
 		tail -n 30 "$cache/kernel-build.log" >&2
 		exit 1
@@ -48,7 +59,7 @@ if [ ! -f "$out/vmlinux" ]; then
 	mkdir -p "$out.part"
 	# Symbols stay out: they double the time QEMU needs to load the file.
 	strip -o "$out.part/vmlinux" vmlinux
-	cp .config "$out.part/config"
+	cp .config System.map "$out.part/"
 	rm -rf "$out"
 	mv "$out.part" "$out"
 fi

@@ -4,7 +4,8 @@
 #   lib/modules/   all its modules
 #   version        what `uname -r` will say
 #
-# Usage: debian-kernel.sh. The package comes by `apt-get download` and is not installed.
+# Usage: debian-kernel.sh [--there]     --there only says, by its exit status, whether it is here or apt can get it.
+# The package comes by `apt-get download` and is not installed.
 set -euo pipefail
 cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
 mkdir -p "$cache"
@@ -13,10 +14,18 @@ flock 9
 
 # The newest one already here will do, so that a run needs no network.
 found=$(find "$cache" -maxdepth 1 -name 'debian-kernel-*' -type d ! -name '*.part' | sort -V | tail -n 1)
+package=
 if [ -z "$found" ]; then
 	package=$(apt-cache search '^linux-image-6\.12\..*-amd64$' | cut -d' ' -f1 |
-		grep -vE 'cloud|-rt-|dbg|unsigned' | sort -V | tail -n 1)
+		grep -vE 'cloud|-rt-|dbg|unsigned' | sort -V | tail -n 1 || true)
+fi
+if [ "${1:-}" = --there ]; then
+	[ -n "$found$package" ]
+	exit
+fi
+if [ -z "$found" ]; then
 	[ -n "$package" ] || { echo "apt knows no linux-image-6.12.*-amd64: add bookworm-backports and apt-get update" >&2; exit 1; }
+	echo "Debian's kernel: getting $package (once; 100 MB)" >&2
 	version=${package#linux-image-}
 	part=$cache/debian-kernel-$version.part
 	rm -rf "$part"

@@ -28,6 +28,7 @@ exec 9>"$cache/node-qemu.lock"
 flock 9
 out=$cache/node-qemu-mended
 if [ ! -x "$out/qemu-system-x86_64" ]; then
+	echo "QEMU: getting a newer one for the nodes (once; 100 MB)" >&2
 	part=$out.part
 	rm -rf "$part"
 	mkdir -p "$part"

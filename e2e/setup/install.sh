@@ -24,6 +24,7 @@ readonly needs=(
   "ip iproute2"
   "kmod kmod"
   "make make"
+  "patch patch"
   "ping iputils-ping"
   "pkg-config pkg-config"
   "python3 python3"
