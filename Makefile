@@ -10,7 +10,7 @@ ALL := --workspace --all-features --locked
 CLUSTERS := 6
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help demo test setup build crds chart images docs fast check unit kernel cluster cluster-oldest monitoring lab nodes \
+.PHONY: help demo demos test setup build crds chart images docs fast check unit kernel cluster cluster-oldest monitoring lab nodes \
 	bench deny msrv each scripts clean
 
 help: ## Show this
@@ -24,6 +24,9 @@ build: ## Build all programs and tests
 
 demo: setup ## A VM moves between two nodes under traffic; watch it
 	@kernel=$$(e2e/ready.sh) && LAB_KERNEL=$$kernel $(BUILT)/demo
+
+demos: setup build ## Forty demos in a row beside four compilers, and how many the emulation has spoilt; see docs/testing.md
+	@LAB_DEMOS=$${LAB_DEMOS:-40} LAB_COMPILERS=$${LAB_COMPILERS:-4} $(BUILT)/demo
 
 # What is left out takes half as long as all others together: CI runs it each time, by AND="fast cluster-oldest nodes".
 test: ## All tests but those of real nodes, tier by tier, with the time of each; with them: make test AND=nodes

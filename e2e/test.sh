@@ -41,12 +41,13 @@ done
 
 # What the emulation needed a second try for, counted: see docs/testing.md.
 echo "=== started once more: $(cat "$logs"/*.log | grep -c '^AGAIN' || true)," \
-	"frozen guests: $(cat "$logs"/*.log | grep -c '^FROZEN' || true)"
+	"frozen guests: $(cat "$logs"/*.log | grep -c '^FROZEN' || true)," \
+	"guests that reset themselves: $(cat "$logs"/*.log | grep -c '^RESET' || true)"
 # What failed, once more at the end, for a log of which only the end is kept: each place once, for a property test that
 # looks for its smallest case fails hundreds of times.
 for log in "${failures[@]}"; do
 	echo "=== what failed in ${log##*/}"
-	awk '/panicked at|^(AGAIN|FROZEN)|^error(\[|:)|\*\*\* \[/ {
+	awk '/panicked at|^(AGAIN|FROZEN|RESET)|^error(\[|:)|\*\*\* \[/ {
 			place = $0
 			sub(/.*panicked at /, "", place)
 			left = seen[place]++ ? 0 : 12

@@ -117,13 +117,15 @@ impl Schemas {
 
 /// Where the script says that things are, by their names.
 async fn built(args: &[&str]) -> Result<BTreeMap<String, PathBuf>, Error> {
-    let mut script = Command::new(SCRIPT);
-    script
+    // Not `output`, which would take its progress too.
+    let script = Command::new(SCRIPT)
         .args(args)
         .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(true);
-    let output = tokio::time::timeout(BUILD_DEADLINE, script.output()).await;
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(Error::Run)?;
+    let output = tokio::time::timeout(BUILD_DEADLINE, script.wait_with_output()).await;
     let output = output.map_err(|_| Error::Deadline)?.map_err(Error::Run)?;
     if !output.status.success() {
         return Err(Error::Failed(output.status));

@@ -2,11 +2,15 @@
 
 use std::fmt::Write as _;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::exec::{self, Process};
+use super::fate::{self, Fate, Said};
 use super::inside::Inside;
 use super::node::{self, Node};
 use super::qmp;
@@ -111,6 +115,11 @@ impl GuestSpec {
         format!("/run/lab/{}.{}.sock", self.namespace, self.pod)
     }
 
+    /// The monitor on which its end is told: a monitor serves one client at a time, and this one is always there.
+    fn events(&self) -> String {
+        format!("/run/lab/{}.{}.events.sock", self.namespace, self.pod)
+    }
+
     fn argv(&self, cid: u32) -> Vec<String> {
         let mut argv: Vec<String> = Vec::new();
         let mut add = |more: &[&str]| argv.extend(more.iter().map(|&arg| arg.to_owned()));
@@ -149,6 +158,7 @@ impl GuestSpec {
         ]);
         add(&["-qmp", &format!("unix:{},server=on,wait=off", self.qmp_socket())]);
         add(&["-qmp", &format!("unix:{},server=on,wait=off", self.monitor())]);
+        add(&["-qmp", &format!("unix:{},server=on,wait=off", self.events())]);
         add(&["-device", &format!("vhost-vsock-pci,id=lab,guest-cid={cid}")]);
         let ports = self
             .root_ports
@@ -177,9 +187,9 @@ impl GuestSpec {
 
     /// The shell script that makes way for its sockets: those of an earlier guest of this name are still there, and dead.
     fn make_way(&self) -> String {
-        let (qmp, monitor) = (self.qmp_socket(), self.monitor());
+        let (qmp, monitor, events) = (self.qmp_socket(), self.monitor(), self.events());
         let (namespace, pod) = (&self.namespace, &self.pod);
-        format!("mkdir -p {VMS}/{namespace}/{pod} /run/lab && rm -f {qmp} {monitor}")
+        format!("mkdir -p {VMS}/{namespace}/{pod} /run/lab && rm -f {qmp} {monitor} {events}")
     }
 
     /// The shell script that becomes QEMU.
@@ -201,6 +211,10 @@ pub struct Guest {
     node: Node,
     inside: Inside,
     qemu: Process,
+    said: watch::Receiver<Said>,
+    /// By the harness.
+    killed: AtomicBool,
+    _listener: AbortOnDropHandle<()>,
 }
 
 impl Deref for Guest {
@@ -230,11 +244,16 @@ impl Guest {
                 UP,
             )
             .await?;
+        let (sender, said) = watch::channel(Said::default());
+        let listener = tokio::spawn(listen(spec.clone(), node.clone(), sender));
         let guest = Self {
             spec,
             node: node.clone(),
             inside: Inside::new(node, cid),
             qemu,
+            said,
+            killed: AtomicBool::new(false),
+            _listener: AbortOnDropHandle::new(listener),
         };
         if guest.spec.incoming {
             guest.await_monitor().await?;
@@ -246,8 +265,9 @@ impl Guest {
 
     /// QEMU makes its sockets early and answers on them once the machine is made.
     async fn await_monitor(&self) -> Result<(), Error> {
-        let wait = format!("until [ -S {} ]; do sleep 0.1; done", self.spec.monitor());
-        self.node.run(&wait, LOOK_DEADLINE).await?;
+        self.node
+            .run(&until_socket(&self.spec.monitor()), LOOK_DEADLINE)
+            .await?;
         self.qmp("query-status", Value::Object(serde_json::Map::new()))
             .await
             .map(|_| ())
@@ -302,9 +322,39 @@ impl Guest {
         Ok(text.as_str().unwrap_or_default().to_owned())
     }
 
+    /// Waits until the guest or its QEMU comes to an end that nobody asked for; for ever if there is none.
+    pub async fn fate(&self) -> Fate {
+        fate::fate(self.said.clone(), &self.qemu, || {
+            self.killed.load(Ordering::Relaxed)
+        })
+        .await
+    }
+
+    /// The last that its console and its QEMU said.
+    pub fn last_words(&self) -> String {
+        fate::last_words(&self.qemu.read_log().unwrap_or_default())
+    }
+
     /// Kills QEMU and waits for its end.
     pub async fn kill(&self) -> Result<(), Error> {
+        self.killed.store(true, Ordering::Relaxed);
         Ok(self.qemu.kill(LOOK_DEADLINE).await?)
+    }
+}
+
+/// A script that waits for a Unix socket: the node tells of none.
+fn until_socket(path: &str) -> String {
+    format!("until [ -S {path} ]; do sleep 0.1; done")
+}
+
+/// Hears QEMU's events from its start to its end.
+async fn listen(spec: GuestSpec, node: Node, said: watch::Sender<Said>) {
+    let path = spec.events();
+    if node.run(&until_socket(&path), LOOK_DEADLINE).await.is_ok()
+        && let Ok(stream) = node.target().unix(&path).await
+    {
+        let log = node.dir().join(format!("guest-{}.events", spec.name));
+        fate::listen(stream, log, said).await;
     }
 }
 

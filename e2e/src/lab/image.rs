@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -33,8 +33,8 @@ pub enum Error {
     Run(#[source] io::Error),
     #[error("build-images.sh took more than {BUILD_DEADLINE:?}")]
     Deadline,
-    #[error("build-images.sh failed: {0}")]
-    Failed(String),
+    #[error("build-images.sh failed ({0}); its messages are on standard error")]
+    Failed(ExitStatus),
     #[error("build-images.sh did not name {0}")]
     Unnamed(&'static str),
 }
@@ -50,7 +50,7 @@ pub(crate) struct Images {
     pub(crate) lab_exec: PathBuf,
 }
 
-/// Builds what is missing.
+/// Builds what is missing, with progress on standard error.
 pub(crate) async fn build(kernel: Kernel) -> Result<Images, Error> {
     let lab_exec = lab_exec()?;
     let flavour = match kernel {
@@ -59,20 +59,21 @@ pub(crate) async fn build(kernel: Kernel) -> Result<Images, Error> {
         Kernel::Kube => "kube",
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/build-images.sh");
+    // Not `output`, which would take its progress too.
     let running = Command::new(script)
         .arg(flavour)
         .arg(&lab_exec)
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .kill_on_drop(true)
-        .output();
-    let output = timeout(BUILD_DEADLINE, running)
+        .spawn()
+        .map_err(Error::Run)?;
+    let output = timeout(BUILD_DEADLINE, running.wait_with_output())
         .await
         .map_err(|_| Error::Deadline)?
         .map_err(Error::Run)?;
     if !output.status.success() {
-        return Err(Error::Failed(
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        ));
+        return Err(Error::Failed(output.status));
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let named: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();

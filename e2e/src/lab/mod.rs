@@ -16,6 +16,7 @@
 mod accel;
 pub mod capture;
 pub mod exec;
+pub mod fate;
 pub mod guest;
 mod image;
 pub mod inside;
@@ -41,6 +42,7 @@ use tokio::time::timeout;
 pub use accel::Accel;
 pub use capture::{Capture, Frame};
 pub use exec::{Output, Process};
+pub use fate::Fate;
 pub use guest::{Guest, GuestNic, GuestSpec};
 pub use image::Kernel;
 pub use inside::Inside;
@@ -115,7 +117,13 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds what is missing (the first time: a kernel, minutes), then boots all nodes at once: 6 seconds.
+    /// Builds what is missing, which takes minutes the first time, and says on standard error how far it is.
+    pub async fn prepare(kernel: Kernel) -> Result<(), Error> {
+        image::build(kernel).await?;
+        Ok(())
+    }
+
+    /// Builds what is missing, as [`Lab::prepare`] does, then boots all nodes at once: 6 seconds.
     pub async fn start(options: LabOptions) -> Result<Self, Error> {
         let root = target_dir().join("lab");
         let directory = |source| Error::Directory {

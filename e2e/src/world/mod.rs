@@ -3,6 +3,7 @@
 //! There is no kubelet: a pod is an API object, and [`Vm`] starts its QEMU on the node and keeps its status as a
 //! kubelet would. All else is real.
 
+mod fault;
 mod look;
 mod programs;
 mod vm;
@@ -20,14 +21,16 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
 };
+use tokio::sync::watch;
 
 use crate::{
     chart,
     collector::Collector,
-    controlplane::{ControlPlane, Options, login::Login},
+    controlplane::{ControlPlane, Options, login::Login, tools::Tools},
     lab::{Guest, HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions},
 };
 
+pub use fault::Fault;
 pub use look::footprint;
 pub use programs::{Program, binary};
 pub use vm::{NicSpec, Vm, VmSpec};
@@ -105,6 +108,8 @@ pub struct World {
     operator_login: Login,
     /// Guests that were started, kept to tell a frozen one from a failure after the test has let go of it.
     guests: Mutex<Vec<Arc<Guest>>>,
+    /// The first guest that came to an end that nobody asked for.
+    lost: watch::Sender<Option<Fault>>,
     /// The control plane.
     pub control_plane: ControlPlane,
     /// What the programs send their traces to, where the options say so.
@@ -122,6 +127,9 @@ impl World {
             nodes: options.nodes,
             node: options.node.clone(),
         };
+        say("getting ready: what is missing of control plane, kernel and images is built first");
+        Tools::ready(false).await?;
+        Lab::prepare(options.kernel).await.context("the lab")?;
         say("booting the nodes");
         // Alone: a node measures its clock while it boots, and badly beside others that want the processors.
         let lab = Lab::start(lab_options).await.context("the lab")?;
@@ -141,6 +149,7 @@ impl World {
             client,
             operator_login,
             guests: Mutex::default(),
+            lost: watch::Sender::new(None),
             control_plane,
             collector,
             lab,
@@ -189,24 +198,13 @@ impl World {
         self.client.clone()
     }
 
-    /// Whether the emulation has frozen a guest: a fault of it, and not ours.
-    pub async fn is_frozen(&self) -> bool {
-        let guests: Vec<_> = self.guests.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for guest in guests {
-            let running = guest.qemu().is_running() && guest.status().await.is_ok_and(|s| s == "running");
-            if running && guest.is_frozen().await {
-                return true;
-            }
-        }
-        false
-    }
-
     /// Ends what a test has left: VMs, their pods and NICs, migrations, and all networks but `kept`.
     pub async fn clear(&self, kept: &str) -> Result<()> {
         let guests = mem::take(&mut *self.guests.lock().unwrap_or_else(PoisonError::into_inner));
         for guest in guests {
             guest.kill().await?;
         }
+        self.lost.send_replace(None);
         let ours = ["--all", "-n", NAMESPACE, "--timeout=60s"];
         // No kubelet says that it has ended a pod.
         let pods = [&["delete", "pods", "--force", "--grace-period=0"], &ours[..]].concat();

@@ -16,7 +16,7 @@ use kube::{
 use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{NAMESPACE, World};
+use super::{NAMESPACE, World, fault::report_loss};
 use crate::lab::{Guest, GuestSpec};
 
 /// The longest that a test runs.
@@ -93,6 +93,7 @@ pub struct Vm {
     /// The guest; shared with the stand-in for the kubelet.
     pub guest: Arc<Guest>,
     _kubelet: AbortOnDropHandle<()>,
+    _watcher: AbortOnDropHandle<()>,
 }
 
 impl World {
@@ -139,12 +140,14 @@ impl World {
         )
         .await?;
         let kubelet = tokio::spawn(keep_status(self.pods(), pod.to_owned(), Arc::clone(&guest)));
+        let watcher = tokio::spawn(report_loss(Arc::clone(&guest), self.lost.clone()));
         Ok(Vm {
             pod: pod.into(),
             pod_uid,
             node,
             guest,
             _kubelet: AbortOnDropHandle::new(kubelet),
+            _watcher: AbortOnDropHandle::new(watcher),
         })
     }
 

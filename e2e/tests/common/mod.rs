@@ -24,8 +24,8 @@ pub const LATER: Duration = Duration::from_mins(2);
 /// For a whole test.
 const WHOLE: Duration = Duration::from_mins(15);
 
-/// Runs a test for as long as it may take, and no longer than its nodes live: what it waits for on a dead one never comes.
-pub async fn whole(test: impl Future<Output = ()>, dead: impl Future<Output = String>) {
+/// Runs a test for as long as it may take, and no longer than its machines live: what it waits for on a dead one never comes.
+pub async fn whole(test: impl Future<Output = ()>, dead: impl Future<Output = impl std::fmt::Display>) {
     tokio::select! {
         over = tokio::time::timeout(WHOLE, test) => over.expect("it is over by now"),
         what = dead => panic!("{what}"),

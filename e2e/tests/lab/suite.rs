@@ -95,7 +95,7 @@ impl Suite {
                     // The first world on a machine waits for its kernel to be built: that is not the test's time.
                     let world = World::start(options(name), |what| eprintln!("--- {what}")).await;
                     let world = world.expect("a world");
-                    whole(test(&world), world.lab.node_ended()).await;
+                    whole(test(&world), world.broken()).await;
                 })
                 .await;
             });
@@ -137,7 +137,7 @@ async fn attempt(place: &mut Place, kernel: Kernel, name: &str, test: &impl Asyn
             Shared::start(kernel, place.worlds).await.expect("a world")
         }
     };
-    let broken = shared.world.lab.node_ended();
+    let broken = shared.world.broken();
     let result = AssertUnwindSafe(whole(test(&mut shared.world), broken))
         .catch_unwind()
         .await;
@@ -146,7 +146,9 @@ async fn attempt(place: &mut Place, kernel: Kernel, name: &str, test: &impl Asyn
         return;
     };
     eprintln!("--- the logs are in {}", shared.world.lab.dir().display());
-    if shared.world.is_frozen().await {
+    if shared.world.lost().is_some_and(|fault| fault.is_emulations()) {
+        eprintln!("RESET: the emulation reset a guest in {name}");
+    } else if shared.world.is_frozen().await {
         eprintln!("FROZEN: the emulation lost a guest's timer in {name}");
     }
     resume_unwind(panic);

@@ -3,7 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use hybridnic_api::v1alpha1::{MigrationPhaseTime, Path, QemuMigration, VmHybridNic};
+use hybridnic_api::{
+    conditions,
+    v1alpha1::{MigrationPhase, MigrationPhaseTime, Path, QemuMigration, QemuMigrationStatus, VmHybridNic},
+};
 use hybridnic_e2e::world::{VmSpec, World};
 
 use crate::{
@@ -63,11 +66,19 @@ impl Journey {
         let over = |m: &QemuMigration| m.status.as_ref().is_some_and(|s| s.phase.is_final());
         let migration = world.until_migration(&name, PATIENCE, "over", over).await?;
         let status = migration.status.context("no status")?;
-        let after = on_fast_path(world, &nic, to).await;
+        // What has failed brings the VM nowhere: there is nothing to wait for.
+        ensure!(
+            status.phase == MigrationPhase::Succeeded,
+            "the migration has ended as {:?}: {}",
+            status.phase,
+            why(&status)
+        );
+        let after = on_fast_path(world, &nic, to).await?;
         let fast = SystemTime::now();
         // The tail shows that the plug loses nothing.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let traffic = pinger.stop().await.round_trip;
+        let report = pinger.stop().await;
+        let (traffic, silence) = (report.round_trip, report.from_guest.longest());
         let phases = phases(&status.phases, fast)
             .map(|(name, from, until)| Phase {
                 ms: i64::try_from(until.duration_since(from).unwrap_or_default().as_millis())
@@ -81,16 +92,29 @@ impl Journey {
             to: status.target.map(|s| s.node_name).unwrap_or_default(),
             result: format!("{:?}", status.phase),
             vf_before: before,
-            vf_after: after.as_ref().map(vf).unwrap_or_default(),
+            vf_after: vf(&after),
             total_ms: phases.iter().map(|p| p.ms).sum(),
             qemu_downtime_ms: status.downtime_ms.unwrap_or_default(),
             packets: Packets {
                 interval_ms: 1000 / RATE,
                 sent: traffic.sent,
                 lost: traffic.lost(),
+                silence_ms: u64::try_from(silence.as_millis()).unwrap_or(u64::MAX),
             },
             phases,
         })
+    }
+}
+
+/// Why it did not succeed, in the operator's words.
+fn why(status: &QemuMigrationStatus) -> String {
+    match (
+        &status.failure,
+        conditions::find(&status.conditions, conditions::types::SUCCEEDED),
+    ) {
+        (Some(failure), _) => format!("{}: {}", failure.reason, failure.message),
+        (None, Some(condition)) => format!("{}: {}", condition.reason, condition.message),
+        (None, None) => "it does not say why".to_owned(),
     }
 }
 

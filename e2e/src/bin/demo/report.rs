@@ -52,6 +52,40 @@ pub struct Packets {
     pub sent: u64,
     /// How many did not come back.
     pub lost: u64,
+    /// The longest time in which nothing came from the VM, in milliseconds.
+    pub silence_ms: u64,
+}
+
+impl Packets {
+    /// What the traffic says beside QEMU's own figure.
+    ///
+    /// A pause is no loss: what comes for a VM that is paused may wait for it and be answered late. It is a silence, for a VM
+    /// that is paused sends nothing. So where QEMU's figure is larger than the longest silence it counts more than the pause:
+    /// it runs on until the source has heard that the VM runs at the target.
+    pub fn beside(&self, pause_ms: i64) -> String {
+        let lost = match self.lost {
+            0 => format!("none of {} packets lost", self.sent),
+            lost => format!(
+                "{lost} of {} packets lost, one each {} ms: {} ms of traffic",
+                self.sent,
+                self.interval_ms,
+                lost * u64::from(self.interval_ms)
+            ),
+        };
+        let silence = self.silence_ms;
+        let pause = u64::try_from(pause_ms).unwrap_or_default();
+        let pause = if pause == 0 {
+            "QEMU did not say how long it paused the VM".to_owned()
+        } else if pause <= silence {
+            format!("of which QEMU's own pause is {pause} ms")
+        } else {
+            format!(
+                "while QEMU counts a pause of {pause} ms, for it counts on until the source has heard that the VM runs at the \
+                 target"
+            )
+        };
+        format!("{lost}; nothing came from the VM for {silence} ms at most, {pause}")
+    }
 }
 
 /// A part of a migration.
@@ -63,4 +97,44 @@ pub struct Phase {
     pub ms: i64,
     /// Packets lost in it.
     pub lost: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packets(lost: u64, silence_ms: u64) -> Packets {
+        Packets {
+            interval_ms: 10,
+            sent: 1000,
+            lost,
+            silence_ms,
+        }
+    }
+
+    #[test]
+    fn a_pause_is_a_part_of_a_silence_that_is_longer() {
+        assert_eq!(
+            packets(52, 1710).beside(1595),
+            "52 of 1000 packets lost, one each 10 ms: 520 ms of traffic; nothing came from the VM for 1710 ms at most, of which \
+             QEMU's own pause is 1595 ms"
+        );
+    }
+
+    #[test]
+    fn a_pause_is_no_part_of_a_silence_that_is_shorter() {
+        let said = packets(52, 520).beside(1595);
+        assert!(
+            !said.contains("of which") && said.contains("counts a pause of 1595 ms"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn nothing_lost_and_nothing_said_are_said_so() {
+        assert_eq!(
+            packets(0, 60).beside(0),
+            "none of 1000 packets lost; nothing came from the VM for 60 ms at most, QEMU did not say how long it paused the VM"
+        );
+    }
 }

@@ -74,6 +74,17 @@ impl Show {
         }
     }
 
+    /// Something went wrong, and it is tried again.
+    pub fn trouble(self, text: &str) {
+        for (number, line) in text.lines().enumerate() {
+            if number == 0 {
+                self.line(&self.paint("33", "!"), line);
+            } else {
+                self.output(line);
+            }
+        }
+    }
+
     /// It did not work.
     pub fn failure(self, error: &anyhow::Error) {
         self.line(&self.paint("31", "✗"), &format!("{error:#}"));
@@ -104,8 +115,7 @@ impl Show {
     pub fn timeline(self, migration: &Migration) {
         let total = migration.phases.iter().map(|p| p.ms).sum::<i64>().max(1);
         self.done(&format!(
-            "{} from {} ({} on {}) to {} ({} on {})",
-            migration.result,
+            "moved from {} ({} on {}) to {} ({} on {})",
             migration.from,
             migration.vf_before.pci,
             migration.vf_before.pf,
@@ -129,11 +139,9 @@ impl Show {
                 " ".repeat(40 - width)
             );
         }
-        let packets = &migration.packets;
-        let lost_ms = packets.lost * u64::from(packets.interval_ms);
         println!(
-            "\n           {} of {} packets lost: {lost_ms} ms without traffic, of which QEMU's own pause is {} ms\n",
-            packets.lost, packets.sent, migration.qemu_downtime_ms,
+            "\n           {}\n",
+            migration.packets.beside(migration.qemu_downtime_ms)
         );
     }
 }
