@@ -508,6 +508,7 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel
 
 /// The first: a node measures its TSC early in its boot, badly if this machine is busy, and again later. KVM keeps the
 /// first figure for its guests and, where they differ by more than 250 ppm, wants to scale, which emulated SVM
-/// cannot: such a guest's timers fire later and later, until it seems frozen. The others save exits.
-/// `dump_invalid_vmcb` has it say where a guest was that ends in a triple fault (e2e/lab/kernel.patch).
-const KVM_ARGS: &str = "kvm_amd.dump_invalid_vmcb=1 kvm.tsc_tolerance_ppm=100000 kvm_amd.vgif=0 kvm_amd.vls=0 kvm_amd.avic=0";
+/// cannot: such a guest's timers fire later and later, until it seems frozen. The next three save exits. The last has KVM say
+/// where a guest was that ends in a triple fault (e2e/lab/kernel.patch).
+const KVM_ARGS: &str = "kvm.tsc_tolerance_ppm=100000 kvm_amd.vgif=0 kvm_amd.vls=0 kvm_amd.avic=0 \
+                        kvm_amd.dump_invalid_vmcb=1";
