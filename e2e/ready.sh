@@ -13,10 +13,15 @@ mkdir -p "$logs"
 # Here each thing's progress is only what it has said last.
 export HYBRIDNIC_PROGRESS=1
 
-kernel=${LAB_KERNEL:-small}
-if [[ -z ${LAB_KERNEL:-} && ! -e $(e2e/lab/build-kernel.sh --path) ]] && e2e/lab/debian-kernel.sh --there; then
-  kernel=debian
-fi
+choose() {
+  if [[ -n ${LAB_KERNEL:-} ]]; then
+    echo "$LAB_KERNEL"
+  elif [[ ! -e $(e2e/lab/build-kernel.sh --path) ]] && e2e/lab/debian-kernel.sh --there; then
+    echo debian
+  else
+    echo small
+  fi
+}
 
 programs() {
   local crates
@@ -29,12 +34,14 @@ programs() {
 control_plane() { e2e/controlplane/build.sh >/dev/null; }
 
 machines() {
-  if [[ $kernel == debian ]]; then e2e/lab/debian-kernel.sh; else e2e/lab/build-kernel.sh; fi
+  choose >"$logs/kernel"
+  if [[ $(<"$logs/kernel") == debian ]]; then e2e/lab/debian-kernel.sh; else e2e/lab/build-kernel.sh; fi
   e2e/lab/node-qemu.sh
 }
 
 # A group of processes each, to be ended together.
 set -m
+readonly parts="programs control_plane machines"
 declare -A job=()
 # shellcheck disable=SC2317 # by trap
 end() {
@@ -42,15 +49,15 @@ end() {
   for pid in "${job[@]}"; do kill -- "-$pid" 2>/dev/null || true; done
 }
 trap end EXIT
-for part in programs control_plane machines; do
+for part in $parts; do
   "$part" >/dev/null 2>"$logs/$part.log" &
   job[$part]=$!
 done
 
-# state PART: what it has said last.
+# state PART: what it has said last, and of how many things it is at which.
 state() {
   local last
-  last=$(tail -n 1 "$logs/$1.log")
+  last=$(tail -n 1 "$logs/$1.log" | sed -E 's|: ([0-9]+) of about ([0-9]+) .*| \1/\2|')
   echo "${last:-${1/_/ }: beginning}"
 }
 
@@ -58,13 +65,13 @@ before='' after=$'\n' every=30 shown=0 told=
 if [[ -t 2 ]]; then before=$'\r\e[K' after='' every=2; fi
 while ((${#job[@]})); do
   sleep 0.2
-  for part in "${!job[@]}"; do
-    if kill -0 "${job[$part]}" 2>/dev/null; then continue; fi
-    pid=${job[$part]}
+  for part in $parts; do
+    pid=${job[$part]:-}
+    if [[ -z $pid ]] || kill -0 "$pid" 2>/dev/null; then continue; fi
     unset "job[$part]"
     if ! wait "$pid"; then
       printf '%s✗ %s failed:\n' "$before" "${part/_/ }" >&2
-      tail -n 30 "$logs/$part.log" >&2
+      grep -v ' of about ' "$logs/$part.log" | tail -n 30 >&2 || true
       [[ $part != programs ]] || grep -A 20 '^error' "$logs/cargo.log" >&2 || true
       exit 1
     fi
@@ -76,7 +83,9 @@ while ((${#job[@]})); do
   fi
   if [[ -n $told ]] && ((${#job[@]} && SECONDS - shown >= every)); then
     shown=$SECONDS line=
-    for part in "${!job[@]}"; do line+=" · $(state "$part")"; done
+    for part in $parts; do
+      if [[ -n ${job[$part]:-} ]]; then line+=" · $(state "$part")"; fi
+    done
     line="$(printf '%5d s …' "$SECONDS")${line# ·}"
     # A line that wraps could not be written over.
     [[ -z $before ]] || line=${line:0:$(($(tput cols 2>/dev/null || echo 80) - 1))}
@@ -84,4 +93,4 @@ while ((${#job[@]})); do
   fi
 done
 trap - EXIT
-echo "$kernel"
+cat "$logs/kernel"
