@@ -28,7 +28,7 @@ programs() {
   crates=$(cargo tree --workspace --all-features --locked --edges normal,build --prefix none | sort -u | grep -c .)
   # Without the tests: they are half of it.
   cargo build --workspace --all-features --locked --bins --color never 2>&1 | tee "$logs/cargo.log" |
-    awk '/^ *Compiling / { print; fflush() }' | progress programs "$crates" crates
+    sed -un '/^ *Compiling /p' | progress programs "$crates" crates
 }
 
 control_plane() { e2e/controlplane/build.sh >/dev/null; }

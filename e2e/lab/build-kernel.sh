@@ -51,7 +51,7 @@ if [ ! -f "$out/vmlinux" ]; then
 		if [ -n "$refused" ]; then echo "not granted by Kconfig: $refused" >&2; exit 1; fi
 		make -j"$(nproc)" vmlinux </dev/null
 	BUILD
-		tee "$cache/kernel-build.log" | awk '/^  (CC|AS) / { print; fflush() }' | progress kernel "$objects" objects
+		tee "$cache/kernel-build.log" | sed -un '/^  \(CC\|AS\) /p' | progress kernel "$objects" objects
 	then
 		tail -n 30 "$cache/kernel-build.log" >&2
 		exit 1
