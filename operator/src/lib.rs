@@ -3,7 +3,7 @@
 //! ```text
 //! watches ─► cache ─► controller ─► node       HybridNode.spec
 //!              │                    network    HybridNetwork.status
-//!              │                    nic        NicAttachment.spec, VmHybridNic.status
+//!              │                    nic        NicAttachment.spec, VmHybridNic.status; finalizers of nodes that are off
 //!              └────────────────────migration  QemuMigration.status
 //! ```
 //! Each reconcile reads from the caches, decides by pure functions, and writes. Each field has one writer. All of it runs
@@ -14,6 +14,7 @@ mod cache;
 mod check;
 mod controller;
 mod events;
+mod fence;
 mod handover;
 mod mac;
 mod metrics;
@@ -50,10 +51,12 @@ pub use options::{Command, Options};
 
 use controller::{Reconciler, Requests};
 use events::Events;
+use fence::sight::Sight;
 use migration::view::Deadlines;
 use migration::{MigrationReconciler, Told};
 use network::NetworkReconciler;
-use nic::NicReconciler;
+use nic::release::is_held;
+use nic::{NicReconciler, Patience, ReleaseReconciler};
 use node::NodeReconciler;
 use routes::{AllRequests, Queues};
 use world::World;
@@ -203,7 +206,11 @@ impl Process {
         let (client, seen) = (|| client.clone(), || world.clone());
         let node = NodeReconciler::new(client(), seen());
         let network = NetworkReconciler::new(client(), seen(), events.clone());
-        let nic = NicReconciler::new(client(), seen(), events.clone());
+        let sight = Sight::new(client(), seen());
+        let timeout = self.options.node_loss_timeout;
+        let patience = Patience::new((!timeout.is_zero()).then_some(timeout));
+        let release = ReleaseReconciler::new(client(), seen(), sight.clone());
+        let nic = NicReconciler::new(client(), seen(), sight, patience, events.clone());
         let told = Told {
             events,
             metrics: self.metrics.migrations.clone(),
@@ -221,6 +228,13 @@ impl Process {
         );
         self.spawn(&mut set, network, world.networks.store(), requests.networks, FEW);
         self.spawn(&mut set, nic, world.nics.store(), requests.nics, MANY);
+        self.spawn(
+            &mut set,
+            release,
+            world.attachments.store(),
+            requests.attachments,
+            FEW,
+        );
         self.spawn(
             &mut set,
             migration,
@@ -268,6 +282,12 @@ fn everything(world: &World, queues: &Queues) {
         .all()
         .iter()
         .for_each(|nic| queues.nics.add(nic.as_ref()));
+    world
+        .attachments
+        .all()
+        .iter()
+        .filter(|attachment| is_held(attachment))
+        .for_each(|attachment| queues.attachments.add(attachment.as_ref()));
     world
         .migrations
         .all()

@@ -31,6 +31,10 @@ pub struct Options {
     /// Seconds that a migration's source has to take the VFs from the guest
     #[arg(long, value_parser = seconds, default_value = "120")]
     pub switch_deadline: Duration,
+    /// Seconds after which a NIC goes to another node though the one before, whose pod has vanished, is not ready and nothing
+    /// proves that it is off; 0 is never. Its VM may then run twice, and its MAC be live on two nodes
+    #[arg(long, value_parser = seconds, default_value = "0")]
+    pub node_loss_timeout: Duration,
     /// Logs
     #[command(flatten)]
     pub log: LogOptions,

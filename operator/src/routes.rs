@@ -6,7 +6,9 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{
+    Namespace, Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus,
+};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
@@ -14,7 +16,9 @@ use serde::de::DeserializeOwned;
 
 use crate::cache::{self, Feed, Key, Object};
 use crate::controller::{Queue, Requests, queue};
+use crate::fence::{NodeState, OUT_OF_SERVICE};
 use crate::metrics::Reconciles;
+use crate::nic::release::is_held;
 use crate::world::{Feeds, World, keys, vm_key};
 
 /// The queues of all controllers.
@@ -23,6 +27,7 @@ pub struct Queues {
     pub networks: Queue<HybridNetwork>,
     pub hybrid_nodes: Queue<HybridNode>,
     pub nics: Queue<VmHybridNic>,
+    pub attachments: Queue<NicAttachment>,
     pub migrations: Queue<QemuMigration>,
 }
 
@@ -32,6 +37,7 @@ pub struct AllRequests {
     pub networks: Requests<HybridNetwork>,
     pub hybrid_nodes: Requests<HybridNode>,
     pub nics: Requests<VmHybridNic>,
+    pub attachments: Requests<NicAttachment>,
     pub migrations: Requests<QemuMigration>,
 }
 
@@ -40,18 +46,21 @@ pub fn queues(reconciles: &Reconciles) -> (Queues, AllRequests) {
     let (networks, network_requests) = queue(reconciles);
     let (hybrid_nodes, node_requests) = queue(reconciles);
     let (nics, nic_requests) = queue(reconciles);
+    let (attachments, attachment_requests) = queue(reconciles);
     let (migrations, migration_requests) = queue(reconciles);
     (
         Queues {
             networks,
             hybrid_nodes,
             nics,
+            attachments,
             migrations,
         },
         AllRequests {
             networks: network_requests,
             hybrid_nodes: node_requests,
             nics: nic_requests,
+            attachments: attachment_requests,
             migrations: migration_requests,
         },
     )
@@ -63,19 +72,24 @@ struct Routes {
 }
 
 impl Routes {
-    fn node(&self, old: Option<&PartialObjectMeta<Node>>, new: Option<&PartialObjectMeta<Node>>) {
-        // A kubelet's heartbeat is no news.
-        if old.map(ResourceExt::labels) == new.map(ResourceExt::labels) {
-            return;
-        }
+    fn node(&self, old: Option<&Node>, new: Option<&Node>) {
         let Some(name) = new.or(old).map(ResourceExt::name_any) else {
             return;
         };
-        self.queues.hybrid_nodes.add_name("", &name);
-        if new.is_none() {
-            for attachment in self.world.attachments.by(&Key::Node(name)) {
-                self.nic_of(&attachment);
-            }
+        // A kubelet's heartbeat is no news.
+        if old.map(ResourceExt::labels) != new.map(ResourceExt::labels) {
+            self.queues.hybrid_nodes.add_name("", &name);
+        }
+        if old.map(NodeState::of) == new.map(NodeState::of) {
+            return;
+        }
+        // What waits for the node may go on without it, or with it again.
+        for attachment in self.world.attachments.by(&Key::Node(name.clone())) {
+            self.nic_of(&attachment);
+            self.release(&attachment);
+        }
+        for migration in self.world.migrations.by(&Key::Node(name)) {
+            self.vm(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
         }
     }
 
@@ -96,7 +110,11 @@ impl Routes {
     fn pod(&self, old: Option<&Pod>, new: Option<&Pod>) {
         for pod in [old, new].into_iter().flatten() {
             if let Some(vm) = pod.labels().get(VM_LABEL) {
-                self.vm(&pod.namespace().unwrap_or_default(), vm);
+                let namespace = pod.namespace().unwrap_or_default();
+                self.vm(&namespace, vm);
+                for attachment in self.world.attachments_of_vm(&namespace, vm) {
+                    self.release(&attachment);
+                }
             }
         }
     }
@@ -165,6 +183,7 @@ impl Routes {
     fn attachment(&self, old: Option<&NicAttachment>, new: Option<&NicAttachment>) {
         let Some(attachment) = new.or(old) else { return };
         self.nic_of(attachment);
+        self.release(attachment);
         let namespace = attachment.namespace().unwrap_or_default();
         for migration in self.world.migrations_of(&namespace, &attachment.spec.vm) {
             self.queues.migrations.add(migration.as_ref());
@@ -200,6 +219,12 @@ impl Routes {
         self.queues.nics.add_name(&namespace, &attachment.spec.nic.name);
     }
 
+    fn release(&self, attachment: &NicAttachment) {
+        if is_held(attachment) {
+            self.queues.attachments.add(attachment);
+        }
+    }
+
     fn all_nics(&self, key: &Key) {
         for nic in self.world.nics.by(key) {
             self.queues.nics.add(nic.as_ref());
@@ -222,10 +247,18 @@ pub fn tasks(
     let (node, namespace, pod, network) = (routes(), routes(), routes(), routes());
     let (hybrid_node, nic, attachment, migration) = (routes(), routes(), routes(), routes());
     vec![
-        raw(client, feeds.nodes, move |old, new| node.node(old, new)),
-        raw(client, feeds.namespaces, move |old, new| {
-            namespace.namespace(old, new);
+        // Guarded, a node that does not parse would look as if it were deleted, and what is on it would be taken for dead.
+        raw(client, feeds.nodes, strip_node, move |old, new| {
+            node.node(old, new);
         }),
+        raw(
+            client,
+            feeds.namespaces,
+            |_| {},
+            move |old, new| {
+                namespace.namespace(old, new);
+            },
+        ),
         guarded(client, feeds.pods, labelled, strip, move |old, new| {
             pod.pod(old, new);
         }),
@@ -243,17 +276,19 @@ pub fn tasks(
     ]
 }
 
-/// A watch of metadata only.
+/// A watch of what always parses.
 fn raw<K: Object + DeserializeOwned>(
     client: &Client,
     feed: Feed<K>,
+    strip: fn(&mut K),
     changed: impl Fn(Option<&K>, Option<&K>) + Send + 'static,
 ) -> BoxFuture<'static, ()> {
     let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default())
         .default_backoff()
-        .modify(|object| {
+        .modify(move |object| {
             forget(object);
             object.annotations_mut().clear();
+            strip(object);
         });
     async move { feed.run(events, changed).await }.boxed()
 }
@@ -291,6 +326,43 @@ fn forget<K: Object>(object: &mut K) {
     object.managed_fields_mut().clear();
 }
 
+/// Of a node, only its labels matter, whether it is ready, and whether it is said to be off.
+fn strip_node(node: &mut Node) {
+    let taints = node.spec.take().and_then(|spec| spec.taints).unwrap_or_default();
+    let off: Vec<_> = taints
+        .into_iter()
+        .filter(|taint| taint.key == OUT_OF_SERVICE)
+        .collect();
+    if !off.is_empty() {
+        node.spec = Some(NodeSpec {
+            taints: Some(off),
+            ..Default::default()
+        });
+    }
+    let conditions = node
+        .status
+        .take()
+        .and_then(|status| status.conditions)
+        .unwrap_or_default();
+    let ready = conditions
+        .into_iter()
+        .find(|condition| condition.type_ == "Ready")
+        .map(|ready| {
+            vec![NodeCondition {
+                type_: ready.type_,
+                status: ready.status,
+                last_transition_time: ready.last_transition_time,
+                ..Default::default()
+            }]
+        });
+    if ready.is_some() {
+        node.status = Some(NodeStatus {
+            conditions: ready,
+            ..Default::default()
+        });
+    }
+}
+
 /// Of a pod, only its node, phase and address matter.
 fn strip(pod: &mut Pod) {
     pod.annotations_mut().clear();
@@ -307,5 +379,35 @@ fn strip(pod: &mut Pod) {
             pod_ip,
             ..Default::default()
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_kept_of_a_node_says_the_same_of_it() {
+        let taints =
+            json!([{"key": "a", "effect": "NoSchedule"}, {"key": OUT_OF_SERVICE, "effect": "NoExecute"}]);
+        for (taints, ready) in [(json!([]), "True"), (json!([]), "Unknown"), (taints, "Unknown")] {
+            let mut node: Node = serde_json::from_value(json!({
+                "metadata": {"name": "n1", "labels": {"zone": "x"}},
+                "spec": {"podCIDR": "10.0.0.0/24", "taints": taints},
+                "status": {"images": [{"names": ["large"]}], "conditions": [
+                    {"type": "DiskPressure", "status": "False", "message": "long"},
+                    {"type": "Ready", "status": ready, "message": "long", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+                ]},
+            }))
+            .unwrap();
+            let before = NodeState::of(&node);
+            strip_node(&mut node);
+            assert_eq!(NodeState::of(&node), before);
+            let left = serde_json::to_string(&node).unwrap();
+            for gone in ["large", "long", "10.0.0.0", "DiskPressure", "\"a\""] {
+                assert!(!left.contains(gone), "{left}");
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::cache::{self, Cache, Feed, Key};
 #[derive(Clone)]
 #[allow(missing_docs)]
 pub struct World {
-    pub nodes: Cache<PartialObjectMeta<Node>>,
+    pub nodes: Cache<Node>,
     pub namespaces: Cache<PartialObjectMeta<Namespace>>,
     pub pods: Cache<Pod>,
     pub networks: Cache<HybridNetwork>,
@@ -27,7 +27,7 @@ pub struct World {
 /// The feeds of all caches.
 #[allow(missing_docs)]
 pub struct Feeds {
-    pub nodes: Feed<PartialObjectMeta<Node>>,
+    pub nodes: Feed<Node>,
     pub namespaces: Feed<PartialObjectMeta<Namespace>>,
     pub pods: Feed<Pod>,
     pub networks: Feed<HybridNetwork>,
@@ -107,11 +107,17 @@ impl World {
 
     /// The attachments of a NIC.
     pub fn attachments_of(&self, nic: &VmHybridNic) -> Vec<Arc<NicAttachment>> {
+        self.attachments_by_name(nic).0
+    }
+
+    /// The attachments of a NIC, and those that a namesake has left behind.
+    pub fn attachments_by_name(
+        &self,
+        nic: &VmHybridNic,
+    ) -> (Vec<Arc<NicAttachment>>, Vec<Arc<NicAttachment>>) {
         let key = Key::Nic(nic.namespace().unwrap_or_default(), nic.name_any());
-        let mut found = self.attachments.by(&key);
-        // Those of a namesake that was deleted go with it.
-        found.retain(|a| Some(&a.spec.nic.uid) == nic.metadata.uid.as_ref());
-        found
+        let found = self.attachments.by(&key).into_iter();
+        found.partition(|a| Some(&a.spec.nic.uid) == nic.metadata.uid.as_ref())
     }
 }
 

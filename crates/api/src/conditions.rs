@@ -35,6 +35,10 @@ pub mod reasons {
     pub const POD_NOT_FOUND: &str = "PodNotFound";
     /// The VM's pod does not run yet.
     pub const POD_NOT_RUNNING: &str = "PodNotRunning";
+    /// The NIC waits until it has left the pod in which it was before.
+    pub const WAITING_FOR_DETACH: &str = "WaitingForDetach";
+    /// The NIC may be live on a node that does not answer.
+    pub const NODE_UNREACHABLE: &str = "NodeUnreachable";
     /// No node agent reports for the node of the VM's pod.
     pub const AGENT_NOT_FOUND: &str = "AgentNotFound";
     /// The operator does not work with the version of the node's agent.

@@ -1,5 +1,6 @@
 //! What the caches hold that matters to a NIC.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hybridnic_api::conditions::reasons;
@@ -10,6 +11,9 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::admit::Refusal;
+use super::leaving::Hold;
+use crate::events::Note;
+use crate::fence::{NodeState, PodEnd, is_abandoned};
 use crate::handover::Ends;
 use crate::pods;
 use crate::world::World;
@@ -22,6 +26,12 @@ pub struct Known {
     pub pods: Vec<Arc<Pod>>,
     /// Its attachments.
     pub attachments: Vec<Arc<NicAttachment>>,
+    /// Those that a namesake has left behind.
+    pub orphans: Vec<Arc<NicAttachment>>,
+    /// The nodes of all of them.
+    pub nodes: BTreeMap<String, NodeState>,
+    /// The uids of those whose node has not answered for as long as it is waited for.
+    pub overdue: BTreeSet<String>,
     /// The migrations of its VM.
     pub migrations: Vec<Arc<QemuMigration>>,
     /// The migration that has the NIC in its hands, and what both ends say.
@@ -40,7 +50,7 @@ pub struct Location {
 }
 
 impl Known {
-    /// Reads all caches.
+    /// Reads all caches. Of the nodes nothing is known yet.
     pub fn read(world: &World, nic: &VmHybridNic) -> Self {
         let namespace = nic.namespace().unwrap_or_default();
         let vm = nic.vm_name().unwrap_or_default();
@@ -54,13 +64,81 @@ impl Known {
             Some((migration.clone(), ends))
         });
         let network = world.networks.get("", &nic.spec.network);
+        let (attachments, orphans) = world.attachments_by_name(nic);
         Self {
             network,
             pods,
-            attachments: world.attachments_of(nic),
+            attachments,
+            orphans,
+            nodes: BTreeMap::new(),
+            overdue: BTreeSet::new(),
             migrations,
             moving,
         }
+    }
+
+    /// The nodes of all attachments.
+    pub fn node_names(&self) -> BTreeSet<String> {
+        let all = self.attachments.iter().chain(&self.orphans);
+        all.map(|attachment| attachment.spec.node_name.clone()).collect()
+    }
+
+    /// The uids of the attachments whose node does not answer and whose pod has ended or vanished.
+    pub fn lost(&self) -> BTreeSet<String> {
+        let all = self.attachments.iter().chain(&self.orphans);
+        let lost = all.filter(|attachment| {
+            let node = self.node(attachment);
+            matches!(node, NodeState::NotReady(_)) && self.pod_end(attachment) != PodEnd::Alive
+        });
+        lost.filter_map(|attachment| attachment.uid()).collect()
+    }
+
+    /// Whether no agent will ever take an attachment back.
+    pub fn is_abandoned(&self, attachment: &NicAttachment) -> bool {
+        is_abandoned(self.pod_end(attachment), self.node(attachment))
+    }
+
+    /// Why the NIC may not be attached to a pod yet, or why it is not gone yet: something else of it may be live.
+    pub fn held(&self, pod: Option<&ObjectRef>) -> Option<Refusal> {
+        let is_it = |attachment: &NicAttachment| Some(&attachment.spec.pod.uid) == pod.map(|pod| &pod.uid);
+        let others = self.attachments.iter().filter(|attachment| !is_it(attachment));
+        // What a namesake has left in the same pod has the name that the NIC's own attachment will have: it must be gone.
+        let refusal = |attachment: &NicAttachment| {
+            let end = self.pod_end(attachment);
+            let overdue = attachment.uid().is_some_and(|uid| self.overdue.contains(&uid));
+            let hold = match Hold::of(attachment, end, self.node(attachment), overdue) {
+                Hold::Over | Hold::Overdue if is_it(attachment) => Hold::Detaching,
+                hold => hold,
+            };
+            hold.refusal(attachment, end)
+        };
+        let refusals: Vec<_> = others.chain(&self.orphans).filter_map(|a| refusal(a)).collect();
+        let unreachable = refusals
+            .iter()
+            .position(|refusal| refusal.reason == reasons::NODE_UNREACHABLE);
+        refusals.into_iter().nth(unreachable.unwrap_or(0))
+    }
+
+    /// What to tell when the NIC is attached elsewhere without proof that it has left where it was.
+    pub fn unproven(&self) -> Option<Note> {
+        let mut all = self.attachments.iter().chain(&self.orphans);
+        let lost = all.find(|attachment| attachment.uid().is_some_and(|uid| self.overdue.contains(&uid)))?;
+        let node = &lost.spec.node_name;
+        let message = format!(
+            "attached again though nothing proves that the NIC has left node {node}, which has not answered for as long as \
+             --node-loss-timeout says"
+        );
+        Some(Note::warning(reasons::NODE_UNREACHABLE, message))
+    }
+
+    fn node(&self, attachment: &NicAttachment) -> &NodeState {
+        self.nodes
+            .get(&attachment.spec.node_name)
+            .unwrap_or(&NodeState::Unknown)
+    }
+
+    fn pod_end(&self, attachment: &NicAttachment) -> PodEnd {
+        PodEnd::of(&self.pods, &attachment.spec.pod.uid, self.node(attachment))
     }
 
     /// The pod of the VM, and its node; or why there is none.
@@ -108,7 +186,8 @@ impl Known {
             Some(Refusal::new(reasons::MIGRATING, message))
         } else {
             let message = format!("the pod {} does not run yet", pod.name);
-            (!pods::is_running(found)).then(|| Refusal::new(reasons::POD_NOT_RUNNING, message))
+            let starts = (!pods::is_running(found)).then(|| Refusal::new(reasons::POD_NOT_RUNNING, message));
+            starts.or_else(|| self.held(Some(&pod)))
         };
         Ok(Location {
             pod,
@@ -129,14 +208,17 @@ fn nics_of(migration: &QemuMigration) -> &[String] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{attachment, migration, nic, pod};
-    use hybridnic_api::v1alpha1::QemuMigrationStatus;
+    use crate::testing::{attachment, migration, nic, observe, pod};
+    use hybridnic_api::v1alpha1::{AttachmentState, Goal, QemuMigrationStatus};
 
     fn known(pods: Vec<Pod>) -> Known {
         Known {
             network: None,
             pods: pods.into_iter().map(Arc::new).collect(),
             attachments: Vec::new(),
+            orphans: Vec::new(),
+            nodes: BTreeMap::from([("n1".to_owned(), NodeState::Ready)]),
+            overdue: BTreeSet::new(),
             migrations: Vec::new(),
             moving: None,
         }
@@ -186,5 +268,86 @@ mod tests {
         other.status = Some(status(MigrationPhase::Succeeded));
         known.migrations = vec![Arc::new(other)];
         assert_eq!(wait(&known), None);
+    }
+
+    /// The pod `a` was on `n1` and has vanished; the VM starts again in `b` on `n2`.
+    fn lost(node: NodeState) -> Known {
+        let mut known = known(vec![pod("b", "vm", 2, "Running", "n2")]);
+        known.attachments = vec![Arc::new(attachment("eth0", "a", "n1"))];
+        known.nodes = BTreeMap::from([("n1".to_owned(), node)]);
+        known
+    }
+
+    #[test]
+    fn a_nic_goes_to_another_pod_only_when_it_has_left_the_one_before() {
+        let old = |change: fn(&mut NicAttachment)| {
+            let mut known = lost(NodeState::Ready);
+            let mut old = attachment("eth0", "a", "n1");
+            change(&mut old);
+            known.attachments = vec![Arc::new(old)];
+            wait(&known)
+        };
+        assert_eq!(old(|_| {}), Some(reasons::WAITING_FOR_DETACH));
+        assert_eq!(
+            old(|old| old.spec.goal = Goal::Detached),
+            Some(reasons::WAITING_FOR_DETACH),
+            "told is not done"
+        );
+        let left = |old: &mut NicAttachment| {
+            old.spec.goal = Goal::Detached;
+            observe(old, AttachmentState::Detached);
+        };
+        assert_eq!(old(left), None);
+
+        // A pod that is attached already is not held back by another.
+        let mut both = lost(NodeState::NotReady(None));
+        both.attachments.push(Arc::new(attachment("eth0", "b", "n2")));
+        assert_eq!(wait(&both), None);
+        // One that does not run yet waits for that.
+        let mut starts = lost(NodeState::NotReady(None));
+        starts.pods = vec![Arc::new(pod("b", "vm", 2, "Pending", "n2"))];
+        assert_eq!(wait(&starts), Some(reasons::POD_NOT_RUNNING));
+    }
+
+    #[test]
+    fn a_lost_node_holds_a_nic_until_it_is_fenced() {
+        assert_eq!(
+            wait(&lost(NodeState::NotReady(None))),
+            Some(reasons::NODE_UNREACHABLE)
+        );
+        assert_eq!(wait(&lost(NodeState::Unknown)), Some(reasons::WAITING_FOR_DETACH));
+        assert_eq!(wait(&lost(NodeState::OutOfService)), None);
+        assert_eq!(wait(&lost(NodeState::Deleted)), None);
+        let mut overdue = lost(NodeState::NotReady(None));
+        assert_eq!(overdue.lost().len(), 1);
+        overdue.overdue = overdue.lost();
+        assert_eq!(wait(&overdue), None);
+        assert!(
+            lost(NodeState::Ready).lost().is_empty(),
+            "its agent is there to be asked"
+        );
+    }
+
+    #[test]
+    fn what_a_namesake_left_is_waited_for() {
+        let mut known = lost(NodeState::NotReady(None));
+        known.orphans = std::mem::take(&mut known.attachments);
+        assert_eq!(wait(&known), Some(reasons::NODE_UNREACHABLE));
+        known.nodes = BTreeMap::from([("n1".to_owned(), NodeState::Deleted)]);
+        assert_eq!(wait(&known), None);
+        // In the same pod it has the name of what is to come.
+        known.orphans = vec![Arc::new(attachment("eth0", "b", "n1"))];
+        assert_eq!(wait(&known), Some(reasons::WAITING_FOR_DETACH));
+    }
+
+    #[test]
+    fn of_several_reasons_the_one_that_needs_a_person_is_told() {
+        let mut known = lost(NodeState::NotReady(None));
+        known
+            .attachments
+            .insert(0, Arc::new(attachment("eth0", "c", "n3")));
+        known.nodes.insert("n3".to_owned(), NodeState::Ready);
+        assert_eq!(wait(&known), Some(reasons::NODE_UNREACHABLE));
+        assert_eq!(known.node_names().len(), 2);
     }
 }

@@ -3,7 +3,12 @@
 pub mod admit;
 pub mod desired;
 mod known;
+mod leaving;
+mod patience;
 mod reconcile;
+pub mod release;
 pub mod status;
 
+pub use patience::Patience;
 pub use reconcile::NicReconciler;
+pub use release::ReleaseReconciler;

@@ -1,9 +1,10 @@
 //! Makes a NIC true: dereference → validate → build → apply → status.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::names::{ATTACHMENT_FINALIZER, NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
+use hybridnic_api::names::{NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, HybridNetwork, L2Settings, NicAttachment, NicAttachmentSpec, VmHybridNic,
     VmHybridNicStatus,
@@ -16,10 +17,14 @@ use kube::{Api, Client, Resource, ResourceExt};
 use super::admit::{self, Refusal};
 use super::desired::{Place, Wanted, desired_attachments};
 use super::known::{Known, Location};
+use super::patience::Patience;
+use super::release::has_finalizer;
 use super::status::{Facts, notes, status};
 use crate::cache::Key;
 use crate::controller::{Done, Reconciler};
 use crate::events::Events;
+use crate::fence::NodeState;
+use crate::fence::sight::{AGAIN, Sight};
 use crate::handover;
 use crate::mac::{self, HandedOut};
 use crate::world::World;
@@ -29,23 +34,26 @@ use crate::write;
 pub struct NicReconciler {
     client: Client,
     world: World,
+    sight: Sight,
+    patience: Patience,
     events: Events,
     handed_out: Mutex<HandedOut>,
 }
 
 impl NicReconciler {
-    /// A reconciler that reads from `world`.
-    pub fn new(client: Client, world: World, events: Events) -> Self {
+    /// A reconciler that reads from `world`, and waits for nodes that do not answer as `patience` says.
+    pub fn new(client: Client, world: World, sight: Sight, patience: Patience, events: Events) -> Self {
         Self {
             client,
             world,
+            sight,
+            patience,
             events,
             handed_out: Mutex::default(),
         }
     }
 
-    /// Says whether it wrote the NIC itself.
-    async fn run(&self, nic: &VmHybridNic) -> Result<bool, write::Error> {
+    async fn run(&self, nic: &VmHybridNic) -> Result<Done, write::Error> {
         let namespace = nic.namespace().unwrap_or_default();
         let api: Api<VmHybridNic> = Api::namespaced(self.client.clone(), &namespace);
         let deleting = nic.metadata.deletion_timestamp.is_some();
@@ -55,22 +63,26 @@ impl NicReconciler {
             finalizers.push(NIC_FINALIZER.to_owned());
             // Its change comes back here.
             write::finalizers(&api, nic, &finalizers).await?;
-            return Ok(true);
+            return Ok(Done {
+                wrote: true,
+                again: None,
+            });
         }
 
-        let known = Known::read(&self.world, nic);
+        let (known, again) = self.look(nic).await;
         if deleting && known.moving.is_none() && known.attachments.is_empty() {
             self.handed_out().settle(nic);
             finalizers.retain(|finalizer| finalizer != NIC_FINALIZER);
             if guarded {
                 write::finalizers(&api, nic, &finalizers).await?;
             }
-            return Ok(false);
+            return Ok(Done::default());
         }
 
         let (admission, mac) = self.admit(nic, known.network.as_deref());
         let location = known.location(nic);
         let mut obstacle = match &location {
+            _ if deleting && known.moving.is_none() => known.held(None),
             Ok(location) => location.wait.clone(),
             Err(refusal) => Some(refusal.clone()),
         };
@@ -103,8 +115,11 @@ impl NicReconciler {
                 place,
             };
             let specs = desired_attachments(&wanted);
-            self.apply(nic, &known.attachments, specs, &admission, &mut obstacle)
-                .await?;
+            let made = self.apply(nic, &known, specs, &admission, &mut obstacle).await?;
+            if let Some(note) = known.unproven().filter(|_| made) {
+                tracing::warn!(namespace, nic = nic.name_any(), "{}", note.message);
+                self.events.tell(nic, vec![note]).await;
+            }
         }
 
         let facts = Facts {
@@ -125,7 +140,19 @@ impl NicReconciler {
             log(nic, &old, &new);
             self.events.tell(nic, notes(&old, &new)).await;
         }
-        Ok(wrote)
+        Ok(Done { wrote, again })
+    }
+
+    /// What matters to the NIC, and when to look again though nothing has changed.
+    async fn look(&self, nic: &VmHybridNic) -> (Known, Option<Duration>) {
+        let mut known = Known::read(&self.world, nic);
+        known.nodes = self.sight.nodes(known.node_names()).await;
+        let name = (nic.namespace().unwrap_or_default(), nic.name_any());
+        let waited = self.patience.look(name, known.lost(), Instant::now());
+        known.overdue = waited.overdue;
+        let unseen = known.nodes.values().any(|node| *node == NodeState::Unknown);
+        let again = waited.again.into_iter().chain(unseen.then_some(AGAIN)).min();
+        (known, again)
     }
 
     /// Whether the NIC may be, and its address.
@@ -177,15 +204,16 @@ impl NicReconciler {
     }
 
     /// Makes the attachments be as `specs`. Those that are there already stay as they are told; new ones are made only
-    /// where the NIC may be, and the first thing in the way is left in `obstacle`.
+    /// where the NIC may be, and the first thing in the way is left in `obstacle`. Says whether one was made.
     async fn apply(
         &self,
         nic: &VmHybridNic,
-        existing: &[Arc<NicAttachment>],
+        known: &Known,
         specs: Vec<NicAttachmentSpec>,
         admission: &Result<(), Refusal>,
         obstacle: &mut Option<Refusal>,
-    ) -> Result<(), write::Error> {
+    ) -> Result<bool, write::Error> {
+        let (existing, mut made) = (&known.attachments, false);
         let api: Api<NicAttachment> =
             Api::namespaced(self.client.clone(), &nic.namespace().unwrap_or_default());
         let names: Vec<_> = specs
@@ -208,6 +236,7 @@ impl NicReconciler {
                         Ok(()) => {
                             self.give(&api, nic, None, &document(nic, name, None, spec))
                                 .await?;
+                            made = true;
                         }
                         Err(refusal) => *obstacle = obstacle.take().or(Some(refusal)),
                     }
@@ -218,36 +247,26 @@ impl NicReconciler {
             .iter()
             .filter(|existing| !names.contains(&existing.name_any()))
         {
-            self.retire(&api, nic, attachment).await?;
+            let abandoned = known.is_abandoned(attachment);
+            self.retire(&api, nic, attachment, abandoned).await?;
         }
-        Ok(())
+        Ok(made)
     }
 
-    /// Brings an attachment to its end: detached, then deleted.
+    /// Brings an attachment to its end: detached, unless no agent will ever do it, then deleted.
     async fn retire(
         &self,
         api: &Api<NicAttachment>,
         nic: &VmHybridNic,
         attachment: &NicAttachment,
+        abandoned: bool,
     ) -> Result<(), write::Error> {
-        let held = attachment
-            .finalizers()
-            .iter()
-            .any(|finalizer| finalizer == ATTACHMENT_FINALIZER);
-        let orphan = self.world.nodes.get("", &attachment.spec.node_name).is_none();
-        let deleting = attachment.metadata.deletion_timestamp.is_some();
         let detached = attachment.spec.goal == Goal::Detached
             && handover::state(attachment) == AttachmentState::Detached;
-        if held && orphan && deleting {
-            // No agent will ever do it.
-            let mut finalizers = attachment.finalizers().to_vec();
-            finalizers.retain(|finalizer| finalizer != ATTACHMENT_FINALIZER);
-            return write::finalizers(api, attachment, &finalizers).await;
-        }
-        if deleting {
+        if attachment.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        if !held || orphan || detached {
+        if !has_finalizer(attachment) || abandoned || detached {
             return write::delete(api, attachment).await;
         }
         if attachment.spec.goal == Goal::Detached {
@@ -312,10 +331,7 @@ impl Reconciler for NicReconciler {
     type Kind = VmHybridNic;
 
     async fn reconcile(&self, nic: Arc<VmHybridNic>) -> Result<Done, write::Error> {
-        Ok(Done {
-            wrote: self.run(&nic).await?,
-            again: None,
-        })
+        self.run(&nic).await
     }
 }
 

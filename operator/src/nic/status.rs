@@ -44,6 +44,13 @@ impl Facts<'_> {
             .map(AsRef::as_ref)
     }
 
+    /// The node that has the NIC and cannot be asked to give it back: what its agent said last may not be true any more.
+    fn lost(&self) -> Option<&Refusal> {
+        self.obstacle
+            .as_ref()
+            .filter(|obstacle| obstacle.reason == reasons::NODE_UNREACHABLE)
+    }
+
     fn deleting(&self) -> bool {
         self.nic.metadata.deletion_timestamp.is_some()
     }
@@ -109,10 +116,16 @@ fn accepted(facts: &Facts<'_>) -> NewCondition {
 }
 
 fn ready(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
+    if let Some(lost) = facts.lost() {
+        return NewCondition::no(types::READY, lost.reason, &lost.message);
+    }
     said(types::READY, attachment).unwrap_or_else(|| absent(types::READY, facts))
 }
 
 fn fast_path(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
+    if let Some(lost) = facts.lost() {
+        return NewCondition::no(types::FAST_PATH, lost.reason, &lost.message);
+    }
     let on_vf = attachment
         .and_then(|a| a.status.as_ref())
         .is_some_and(|status| status.path == Path::FastPath);
@@ -272,6 +285,7 @@ fn is_quiet(reason: &str) -> bool {
         reasons::POD_NOT_RUNNING,
         reasons::VM_INCOMING,
         reasons::MIGRATING,
+        reasons::WAITING_FOR_DETACH,
         reasons::DETACHED,
     ]
     .contains(&reason)

@@ -112,12 +112,12 @@ async fn an_operator_without_one_of_its_rights_says_which_and_goes_on_once_it_ha
     let rights = [
         (
             "eth1",
-            r#"[{"op":"test","path":"/rules/1/resources/0","value":"pods"},{"op":"remove","path":"/rules/1"}]"#,
+            r#"[{"op":"test","path":"/rules/2/resources/0","value":"pods"},{"op":"remove","path":"/rules/2"}]"#,
             ["WARN", "Pod", "pods is forbidden"],
         ),
         (
             "eth2",
-            r#"[{"op":"test","path":"/rules/6/verbs/2","value":"create"},{"op":"remove","path":"/rules/6/verbs/2"}]"#,
+            r#"[{"op":"test","path":"/rules/7/verbs/2","value":"create"},{"op":"remove","path":"/rules/7/verbs/2"}]"#,
             ["WARN", "NicAttachment", "cannot create resource"],
         ),
     ];

@@ -1,0 +1,137 @@
+//! What an older attachment of a NIC still holds. Pure.
+//!
+//! A NIC is attached to another pod only when nothing of it can be live in the one before. It is the same rule by which Kubernetes
+//! detaches volumes: the node's own agent says so, or the node is off, or a deadline has passed that somebody has set.
+
+use hybridnic_api::conditions::reasons;
+use hybridnic_api::v1alpha1::NicAttachment;
+use jiff::Timestamp;
+
+use super::admit::Refusal;
+use crate::fence::{NodeState, OUT_OF_SERVICE, PodEnd, is_abandoned, is_detached};
+
+/// Whether an attachment that is to go may still be live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// No: its agent says so, or its node is off.
+    Over,
+    /// No proof, but its node has not answered for as long as the deadline says.
+    Overdue,
+    /// Yes, and its agent is to take it back.
+    Detaching,
+    /// Yes, and its agent cannot be asked: the node has not been ready since then.
+    Unreachable(Option<Timestamp>),
+}
+
+impl Hold {
+    /// What is known of `attachment`, whose node and pod are as said, and which is over a deadline or not.
+    pub fn of(attachment: &NicAttachment, pod: PodEnd, node: &NodeState, overdue: bool) -> Self {
+        match node {
+            _ if is_detached(attachment) || is_abandoned(pod, node) => Self::Over,
+            NodeState::NotReady(_) if overdue => Self::Overdue,
+            NodeState::NotReady(since) => Self::Unreachable(*since),
+            _ => Self::Detaching,
+        }
+    }
+
+    /// Why nothing else of the NIC may be attached yet.
+    pub fn refusal(&self, attachment: &NicAttachment, pod: PodEnd) -> Option<Refusal> {
+        let (node, name) = (&attachment.spec.node_name, &attachment.spec.pod.name);
+        match self {
+            Self::Over | Self::Overdue => None,
+            Self::Detaching => {
+                let message =
+                    format!("waits for the agent of node {node} to take the NIC back from the pod {name}");
+                Some(Refusal::new(reasons::WAITING_FOR_DETACH, message))
+            }
+            Self::Unreachable(since) => {
+                let since = since.map(|since| format!(" since {since}")).unwrap_or_default();
+                let pod = match pod {
+                    PodEnd::Ended => {
+                        format!("its pod {name} there has ended, but nobody has taken the NIC back")
+                    }
+                    PodEnd::Unknown => {
+                        format!("its pod {name} there is gone, which does not prove that it has ended")
+                    }
+                    PodEnd::Alive | PodEnd::Fenced => format!("its pod {name} there may run"),
+                };
+                let message = format!(
+                    "the NIC may be live on node {node}, which has not been ready{since}: {pod}. It goes on once the node is \
+                     back; or, if the machine is off, say so: kubectl taint node {node} \
+                     {OUT_OF_SERVICE}=nodeshutdown:NoExecute, or kubectl delete node {node}"
+                );
+                Some(Refusal::new(reasons::NODE_UNREACHABLE, message))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hybridnic_api::v1alpha1::{AttachmentState, Goal};
+
+    use super::*;
+    use crate::testing::{attachment, observe};
+
+    #[test]
+    fn an_attachment_is_over_by_proof_or_by_the_deadline() {
+        use NodeState::{Deleted, NotReady, OutOfService, Ready, Unknown};
+        let live = attachment("eth0", "a", "n1");
+        let nodes = [Ready, Unknown, NotReady(None), OutOfService, Deleted];
+        let of = |attachment: &NicAttachment, pod, overdue| {
+            nodes
+                .each_ref()
+                .map(|node| Hold::of(attachment, pod, node, overdue))
+        };
+        let (asked, lost) = (Hold::Detaching, Hold::Unreachable(None));
+        let all = |last: [Hold; 3]| {
+            let [a, b, c] = last;
+            [asked.clone(), asked.clone(), a, b, c]
+        };
+        // The row of a deleted node with a pod that lives does not come: such a pod is fenced.
+        assert_eq!(
+            of(&live, PodEnd::Alive, false),
+            all([lost.clone(), asked.clone(), asked.clone()])
+        );
+        assert_eq!(
+            of(&live, PodEnd::Unknown, false),
+            all([lost.clone(), asked.clone(), asked.clone()])
+        );
+        assert_eq!(
+            of(&live, PodEnd::Unknown, true),
+            all([Hold::Overdue, asked.clone(), asked.clone()]),
+            "a node that answers is waited for without end"
+        );
+        for pod in [PodEnd::Ended, PodEnd::Fenced] {
+            assert_eq!(of(&live, pod, false), all([lost.clone(), Hold::Over, Hold::Over]));
+        }
+        let mut left = live;
+        left.spec.goal = Goal::Detached;
+        observe(&mut left, AttachmentState::Detached);
+        for pod in [PodEnd::Alive, PodEnd::Unknown, PodEnd::Ended, PodEnd::Fenced] {
+            assert_eq!(of(&left, pod, false), [const { Hold::Over }; 5]);
+        }
+    }
+
+    #[test]
+    fn the_message_says_where_since_when_and_what_to_do() {
+        let there = attachment("eth0", "a", "n1");
+        assert_eq!(Hold::Over.refusal(&there, PodEnd::Unknown), None);
+        assert_eq!(Hold::Overdue.refusal(&there, PodEnd::Unknown), None);
+        let asked = Hold::Detaching.refusal(&there, PodEnd::Unknown).unwrap();
+        assert_eq!(asked.reason, reasons::WAITING_FOR_DETACH);
+        assert!(asked.message.contains("agent of node n1"), "{}", asked.message);
+        let lost = Hold::Unreachable(Some("2026-01-01T00:00:00Z".parse().unwrap()));
+        let lost = lost.refusal(&there, PodEnd::Unknown).unwrap();
+        assert_eq!(lost.reason, reasons::NODE_UNREACHABLE);
+        for part in [
+            "node n1",
+            "since 2026-01-01T00:00:00Z",
+            "pod a",
+            "kubectl taint node n1 node.kubernetes.io/out-of-service=nodeshutdown:NoExecute",
+            "kubectl delete node n1",
+        ] {
+            assert!(lost.message.contains(part), "{part}: {}", lost.message);
+        }
+    }
+}
