@@ -6,6 +6,7 @@ mod qemu;
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hybridnic_qmp::commands::{
@@ -20,18 +21,18 @@ use qemu::{Qemu, SOON, tap};
 
 const MAC: &str = "52:54:00:aa:bb:01";
 
-async fn expect(events: &mut Events, mut predicate: impl FnMut(&Event) -> bool) {
+async fn expect(events: &mut Events, mut predicate: impl FnMut(&Event) -> bool) -> Arc<Event> {
     let mut seen = Vec::new();
     let wanted = |event: &Event| {
         seen.push(format!("{} {}", event.name, event.data));
         predicate(event)
     };
     let found = wait_event(events, Instant::now() + SOON, wanted).await;
-    assert!(found.is_ok(), "{found:?} after {seen:?}");
+    found.unwrap_or_else(|error| panic!("{error:?} after {seen:?}"))
 }
 
-async fn expect_status(events: &mut Events, status: MigrationStatus) {
-    expect(events, |e| e.migration_status().as_ref() == Some(&status)).await;
+async fn expect_status(events: &mut Events, status: MigrationStatus) -> Arc<Event> {
+    expect(events, |e| e.migration_status().as_ref() == Some(&status)).await
 }
 
 /// Steps of a standby's hot-plug, on one tap queue.
@@ -366,4 +367,68 @@ async fn migration_cancelled() {
     assert!(source.query_migrate().await.unwrap().status().is_idle());
     // The destination has lost its stream and ends.
     assert_eq!(timeout(SOON, target.closed()).await.unwrap(), CloseReason::Eof);
+}
+
+/// Left to itself, the destination starts the VM before the source knows that all has arrived. So a source that says
+/// `completed` proves that the VM ran at the destination.
+#[tokio::test]
+async fn the_destination_runs_before_the_source_is_completed() {
+    let (_qemus, [source, _target], [mut at_source, mut at_target], uri) = pair().await;
+    source.migrate(&uri).await.unwrap();
+    expect_status(&mut at_source, MigrationStatus::PreSwitchover).await;
+    source
+        .migrate_continue(&MigrationStatus::PreSwitchover)
+        .await
+        .unwrap();
+    let resumed = expect(&mut at_target, Event::is_resume).await.timestamp.unwrap();
+    let completed = expect_status(&mut at_source, MigrationStatus::Completed)
+        .await
+        .timestamp
+        .unwrap();
+    // Both QEMUs stamp their events with this machine's clock.
+    assert!(resumed <= completed, "{resumed:?} {completed:?}");
+}
+
+/// What the agent relies on: `stop` before the VM comes leaves it paused when it has come, and the source completes all the
+/// same. Then nobody but the agent starts it.
+#[tokio::test]
+async fn a_destination_that_was_told_to_stop_loads_the_vm_and_does_not_run_it() {
+    let (_qemus, [source, target], [mut at_source, mut at_target], uri) = pair().await;
+    target.stop().await.unwrap();
+    assert_eq!(target.query_status().await.unwrap().status, RunState::InMigrate);
+    source.migrate(&uri).await.unwrap();
+    expect_status(&mut at_source, MigrationStatus::PreSwitchover).await;
+    source
+        .migrate_continue(&MigrationStatus::PreSwitchover)
+        .await
+        .unwrap();
+    expect_status(&mut at_target, MigrationStatus::Completed).await;
+    expect_status(&mut at_source, MigrationStatus::Completed).await;
+    let status = target.query_status().await.unwrap();
+    assert_eq!((status.status, status.running), (RunState::Paused, false));
+    target.cont().await.unwrap();
+    expect(&mut at_target, Event::is_resume).await;
+    assert!(target.query_status().await.unwrap().running);
+}
+
+/// A destination that ends before it has all: the source runs the VM again by itself, whatever it was told before. The agent
+/// pauses it then, until it is known that the VM does not run elsewhere.
+#[tokio::test]
+async fn a_source_whose_migration_fails_after_the_hand_over_runs_again_and_can_be_paused() {
+    let (mut qemus, [source, target], [mut at_source, _], uri) = pair().await;
+    source.migrate(&uri).await.unwrap();
+    expect_status(&mut at_source, MigrationStatus::PreSwitchover).await;
+    qemus[1].child.kill().await.unwrap();
+    drop(target);
+    // It may have noticed already.
+    let _ = source.migrate_continue(&MigrationStatus::PreSwitchover).await;
+    expect(&mut at_source, Event::is_resume).await;
+    source.stop().await.unwrap();
+    assert_eq!(
+        source.query_migrate().await.unwrap().status(),
+        MigrationStatus::Failed
+    );
+    assert_eq!(source.query_status().await.unwrap().status, RunState::Paused);
+    source.cont().await.unwrap();
+    assert!(source.query_status().await.unwrap().running);
 }
