@@ -264,7 +264,8 @@ impl Attachments {
     fn start(&mut self, record: Record, recorded: bool, wanted: Wanted, deleting: bool) {
         let uid = record.uid.clone();
         let vm = self.vm(&record);
-        vm.update_nic(&uid, |n| n.nic.clone_from(&record.spec.nic.name));
+        // At once, and not when its task has looked: a hand-over may come before that.
+        vm.update_nic(&uid, |shown| shown.show(&record));
         let pod_uid = vm.pod_uid.clone();
         let (wanted_tx, wanted_rx) = watch::channel(wanted);
         let (status_tx, status_rx) = watch::channel(None);
@@ -328,7 +329,7 @@ impl Attachments {
             .collect();
         for uid in idle {
             self.vms.remove(&uid);
-            if let Err(error) = self.host.journal.clear_started(&uid) {
+            if let Err(error) = self.host.journal.remove_vm(&uid) {
                 warn!(%error, "the journal keeps a migration that is over");
             }
         }

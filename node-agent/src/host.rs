@@ -58,14 +58,19 @@ impl Host {
     /// Discovers the node's PFs and VFs anew. Reads some files for each VF, off the runtime's workers.
     pub async fn inventory(self: &Arc<Self>) -> Result<Inventory, DiscoverError> {
         let host = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || host.sysfs.discover()).await {
-            Ok(result) => result,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        blocking(move || host.sysfs.discover()).await
     }
 
     /// Notes that the hardware has changed.
     pub fn hardware_changed(&self) {
         self.hardware.send_modify(|n| *n += 1);
+    }
+}
+
+/// Runs what may block off the runtime's thread. Panics if it does.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }

@@ -29,6 +29,8 @@ const fn first_version() -> u32 {
     1
 }
 
+use crate::vm::process::ProcessId;
+
 /// What is held for one attachment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -111,6 +113,38 @@ pub struct VlanRecord {
     pub protocol: VlanProtocol,
     /// Priority of what it sends.
     pub qos: u8,
+}
+
+/// What is remembered of a pod's VM: what decides where it may run must outlast the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VmRecord {
+    /// The QEMU that was talked to last.
+    pub process: Option<ProcessId>,
+    /// The migration that was begun last.
+    pub begun: Option<Begun>,
+}
+
+/// A migration that was begun at this end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Begun {
+    /// Uid of the `QemuMigration`.
+    pub migration: String,
+    /// The QEMU in which it was begun; `None` where the kernel did not say.
+    pub process: Option<ProcessId>,
+    /// Target: how far the VM's arrival is; `None` proves that the VM never ran here.
+    #[serde(default)]
+    pub arrival: Option<Arrival>,
+}
+
+/// How far a VM's arrival is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Arrival {
+    /// It is loaded and about to be started: it may have run.
+    Starting,
+    /// It was started.
+    Started,
 }
 
 /// The journal could not be read or written.
@@ -301,24 +335,41 @@ impl Journal {
         self.unlink(&self.path(uid))
     }
 
-    /// The migration that was begun for a pod's VM; none where none was. After an error nobody knows.
-    pub fn started(&self, pod_uid: &str) -> io::Result<Option<String>> {
-        match fs::read_to_string(self.path(pod_uid).with_extension("migration")) {
-            Ok(uid) => Ok(Some(uid)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
+    /// What is remembered of a pod's VM; `None` where nothing was written. A file that cannot be read or understood is an
+    /// error, and not "nothing".
+    pub fn vm(&self, pod_uid: &str) -> Result<Option<VmRecord>, JournalError> {
+        let path = self.vm_path(pod_uid);
+        let fail = |what| {
+            let path = path.clone();
+            move |source| JournalError { what, path, source }
+        };
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(fail("read")(error)),
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|error| fail("understand")(error.into())),
         }
     }
 
-    /// Notes that a migration is about to begin, so that it is not begun again after a restart.
-    pub fn set_started(&self, pod_uid: &str, migration_uid: &str) -> Result<(), JournalError> {
-        let path = self.path(pod_uid).with_extension("migration");
-        self.replace(&path, migration_uid.as_bytes())
+    /// Writes what is remembered of a pod's VM and returns once it is on disk.
+    pub fn write_vm(&self, pod_uid: &str, record: &VmRecord) -> Result<(), JournalError> {
+        let path = self.vm_path(pod_uid);
+        let text = serde_json::to_vec(record).map_err(|source| JournalError {
+            what: "encode",
+            path: path.clone(),
+            source: source.into(),
+        })?;
+        self.replace(&path, &text)
     }
 
-    /// Forgets a pod's migration once the pod has no NIC left here.
-    pub fn clear_started(&self, pod_uid: &str) -> Result<(), JournalError> {
-        self.unlink(&self.path(pod_uid).with_extension("migration"))
+    /// Forgets a pod's VM once the pod has no NIC left here.
+    pub fn remove_vm(&self, pod_uid: &str) -> Result<(), JournalError> {
+        self.unlink(&self.vm_path(pod_uid))
+    }
+
+    fn vm_path(&self, pod_uid: &str) -> PathBuf {
+        self.path(pod_uid).with_extension("vm")
     }
 
     fn replace(&self, path: &Path, content: &[u8]) -> Result<(), JournalError> {
@@ -499,16 +550,40 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_unread_migration_is_not_one_that_was_never_begun() {
+    fn what_is_remembered_of_a_vm_is_there_again_and_an_error_is_not_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();
-        assert_eq!(journal.started("pod").unwrap(), None);
-        journal.set_started("pod", "m").unwrap();
-        assert_eq!(journal.started("pod").unwrap().as_deref(), Some("m"));
-        journal.clear_started("pod").unwrap();
-        // What reads with an error, whoever asks.
-        fs::create_dir(dir.path().join("pod.migration")).unwrap();
-        journal.started("pod").unwrap_err();
+        assert_eq!(journal.vm("pod").unwrap(), None);
+        let process = ProcessId {
+            boot: "b".into(),
+            pid: 7,
+            start: 9,
+        };
+        let mut vm = VmRecord {
+            process: Some(process.clone()),
+            begun: Some(Begun {
+                migration: "m".into(),
+                process: Some(process),
+                arrival: None,
+            }),
+        };
+        journal.write_vm("pod", &vm).unwrap();
+        assert_eq!(journal.vm("pod").unwrap().as_ref(), Some(&vm));
+        vm.begun.as_mut().unwrap().arrival = Some(Arrival::Starting);
+        journal.write_vm("pod", &vm).unwrap();
+        assert_eq!(journal.vm("pod").unwrap().as_ref(), Some(&vm));
+        assert_eq!(
+            journal.contents().unwrap().records,
+            [],
+            "it is no record of a NIC"
+        );
+        journal.remove_vm("pod").unwrap();
+        assert_eq!(journal.vm("pod").unwrap(), None);
+        fs::write(dir.path().join("pod.vm"), "{").unwrap();
+        journal.vm("pod").unwrap_err();
+        fs::remove_file(dir.path().join("pod.vm")).unwrap();
+        fs::create_dir(dir.path().join("pod.vm")).unwrap();
+        journal.vm("pod").unwrap_err();
     }
 
     #[test]

@@ -3,18 +3,19 @@
 //! ```text
 //!              transfer ordered?
 //!        no ──────────┴────────── yes
-//!   VM is at the source      target says Completed ─────────► VM is at the target
-//!                            source says Cancelled ─────────► VM is at the source
-//!                            target proven dead ────────────► VM is at the source, perhaps paused
-//!                            anything else ─────────────────► not known: no VF at the source
+//!   VM is at the source      target says that it ran there ──────► VM is at the target, or has ended there
+//!                            source says that it never left ─────► VM is at the source
+//!                            target says that it never ran ──────► VM is at the source, perhaps paused
+//!                            anything else ──────────────────────► not known: it runs nowhere new
 //! ```
-//! The target is proven dead when its pod has ended, when its QEMU has failed or gone, or when its agent has taken the NIC's
-//! devices away, which it does only to a QEMU that will not run the VM.
+//! Only a word counts. A pod that is no more, a QEMU that does not answer and a node that is away prove nothing: the VM may run
+//! there. Where the source has let the VM go and the target cannot speak, a person decides
+//! ([`Decision`](hybridnic_api::v1alpha1::Decision)).
 
 use std::sync::Arc;
 
 use hybridnic_api::v1alpha1::{
-    AttachmentState, MigrationPhase, MigrationReport, MigrationState, NicAttachment, QemuMigration,
+    AttachmentState, Decision, MigrationPhase, MigrationReport, MigrationState, NicAttachment, QemuMigration,
     QemuMigrationStatus,
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -24,40 +25,38 @@ use crate::pods;
 
 /// What both ends of a migration say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-// Each is a thing of its own that is seen or not.
-#[allow(clippy::struct_excessive_bools)]
 pub struct Ends {
     /// Whether the transfer may have been ordered.
     pub begun: bool,
+    /// A person's word, for when the ends cannot tell.
+    pub decision: Option<Decision>,
     /// The last word of the source's QEMU.
     pub source: Option<MigrationReport>,
     /// The last word of the target's QEMU.
     pub target: Option<MigrationReport>,
-    /// Whether each of the target's attachments says that the VM runs there.
-    pub all_completed: bool,
     /// Whether the source's pod has ended or is no more.
     pub source_gone: bool,
     /// Whether the target's pod has ended or is no more.
     pub target_gone: bool,
-    /// Whether nothing of the NICs is left at the target.
-    pub target_detached: bool,
+    /// Whether all processes of the target's pod have ended, by its kubelet's word.
+    pub target_finished: bool,
 }
 
 /// Where a rollback is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rollback {
     /// The transfer was never ordered: the VM has not left the source.
     NotBegun,
     /// The transfer is to be stopped; until the source says that it is, the target may get the VM.
     Cancelling,
-    /// The source has gone, or has failed without saying where the VM is; the target is to give up.
+    /// The source has gone; the target is to give up.
     Revoking,
-    /// The target is proven dead and the source, which handed the VM over, is to let it run on.
+    /// The source has let the VM go, and the target has not said whether it ran it: it is to give up, and to say so.
+    Undecided,
+    /// The target never ran the VM, and the source, which let it go, is to run it on.
     Resuming,
-    /// The VM is at the source, which stopped the transfer.
+    /// The VM is at the source, and runs.
     Stopped,
-    /// The VM is at the source and the target is dead; should the VM be paused there, it is to run on.
-    Failed,
 }
 
 impl Ends {
@@ -70,22 +69,26 @@ impl Ends {
         let status = migration.status.as_ref()?;
         let (source, target) = (&status.source.as_ref()?.pod.uid, &status.target.as_ref()?.pod.uid);
         let uid = migration.uid().unwrap_or_default();
-        let at = |pod: &str| -> Vec<&NicAttachment> {
-            let here =
-                |a: &&Arc<NicAttachment>| a.spec.pod.uid == pod && status.nics.contains(&a.spec.nic.name);
-            attachments.iter().filter(here).map(AsRef::as_ref).collect()
+        let last_word = |pod: &str, rank: fn(MigrationState) -> u8| {
+            attachments
+                .iter()
+                .filter(|a| a.spec.pod.uid == pod && status.nics.contains(&a.spec.nic.name))
+                .filter_map(|a| report(a, &uid))
+                .max_by_key(|report| rank(report.state))
+                .cloned()
         };
-        let (sources, targets) = (at(source), at(target));
-        let completed =
-            |a: &&NicAttachment| report(a, &uid).is_some_and(|r| r.state == MigrationState::Completed);
+        let finished = |uid: &str| {
+            pods.iter()
+                .any(|pod| pod.metadata.uid.as_deref() == Some(uid) && pods::is_finished(pod))
+        };
         Some(Self {
             begun: transfer_ordered(status),
-            source: last_word(&sources, &uid),
-            target: last_word(&targets, &uid),
-            all_completed: !targets.is_empty() && targets.iter().all(completed),
+            decision: migration.spec.decision,
+            source: last_word(source, source_rank),
+            target: last_word(target, target_rank),
             source_gone: pods::alive(pods, source).is_none(),
             target_gone: pods::alive(pods, target).is_none(),
-            target_detached: targets.iter().all(|a| state(a) == AttachmentState::Detached),
+            target_finished: finished(target),
         })
     }
 
@@ -99,13 +102,16 @@ impl Ends {
         self.target.as_ref().map(|report| report.state)
     }
 
-    /// Whether the target will never run the VM.
-    pub fn target_dead(&self) -> bool {
-        match self.target_state() {
-            Some(MigrationState::Completed) => false,
-            Some(MigrationState::Failed | MigrationState::Lost) => true,
-            _ => self.target_gone || self.target_detached,
-        }
+    /// Whether the VM has gone to the target, by the target's word or by a person's. It may have ended there since.
+    pub fn arrived(&self) -> bool {
+        use MigrationState::{Completed, Ended};
+        matches!(self.target_state(), Some(Completed | Ended)) || self.decided(Decision::AbandonSource)
+    }
+
+    /// Whether the target never ran the VM and never will, by its own word or by a person's.
+    pub fn never_ran(&self) -> bool {
+        use MigrationState::{Failed, Lost};
+        matches!(self.target_state(), Some(Failed | Lost)) || self.decided(Decision::ResumeSource)
     }
 
     /// Whether the source's QEMU has gone.
@@ -113,19 +119,41 @@ impl Ends {
         self.source_gone || self.source_state() == Some(MigrationState::Lost)
     }
 
+    /// Whether the VM is no longer the source's alone, and the target has not said whether it ran it.
+    pub fn is_silent(&self) -> bool {
+        use MigrationState::{Completed, Ended, Failed, Lost};
+        let spoken = matches!(self.target_state(), Some(Completed | Ended | Failed | Lost));
+        self.begun && !spoken && (self.has_left() || self.source_lost())
+    }
+
+    /// Whether the source has let the VM go.
+    fn has_left(&self) -> bool {
+        match &self.source {
+            Some(report) => match report.state {
+                MigrationState::Completed => true,
+                MigrationState::Failed => !report.kept,
+                _ => false,
+            },
+            None => false,
+        }
+    }
+
+    fn decided(&self, decision: Decision) -> bool {
+        self.is_silent() && self.decision == Some(decision)
+    }
+
     /// Where the rollback is.
     pub fn rollback(&self) -> Rollback {
-        use MigrationState::{Cancelled, Completed, Failed};
-        match (self.source_state(), self.target_state()) {
+        use MigrationState::{Cancelled, Failed};
+        match self.source_state() {
             _ if !self.begun => Rollback::NotBegun,
             // The target's word: the VM is there, whatever the source makes of it.
-            (_, Some(Completed)) => Rollback::Cancelling,
+            _ if self.arrived() => Rollback::Cancelling,
             // No VM is left there that could meet its double.
             _ if self.source_lost() => Rollback::Revoking,
-            (Some(Cancelled), _) => Rollback::Stopped,
-            (Some(Failed), _) if self.target_dead() => Rollback::Failed,
-            (Some(Failed), _) => Rollback::Revoking,
-            (Some(Completed), _) if self.target_dead() => Rollback::Resuming,
+            _ if self.has_left() && self.never_ran() => Rollback::Resuming,
+            _ if self.has_left() => Rollback::Undecided,
+            Some(Cancelled | Failed) => Rollback::Stopped,
             _ => Rollback::Cancelling,
         }
     }
@@ -161,19 +189,26 @@ pub fn state(attachment: &NicAttachment) -> AttachmentState {
         .unwrap_or_default()
 }
 
-/// All attachments of a VM at one end report on the same QEMU, and some of them late: what cannot be undone wins.
-fn last_word(attachments: &[&NicAttachment], uid: &str) -> Option<MigrationReport> {
-    let finality = |state: MigrationState| match state {
+/// All attachments of a VM at one end report on the same QEMU, and some of them late: the latest word wins.
+fn source_rank(state: MigrationState) -> u8 {
+    match state {
+        MigrationState::Listening | MigrationState::Active => 0,
+        MigrationState::Completed => 1,
+        MigrationState::Failed => 2,
+        // Also after one of these, when the VM was told to run on.
+        MigrationState::Cancelled => 3,
+        MigrationState::Lost | MigrationState::Ended => 4,
+    }
+}
+
+/// As [`source_rank`]. That the VM ran there stays true, whatever else is said.
+fn target_rank(state: MigrationState) -> u8 {
+    match state {
         MigrationState::Listening => 0,
-        MigrationState::Active => 1,
-        MigrationState::Completed => 2,
-        MigrationState::Lost => 3,
-        MigrationState::Failed => 4,
-        MigrationState::Cancelled => 5,
-    };
-    attachments
-        .iter()
-        .filter_map(|a| report(a, uid))
-        .max_by_key(|report| finality(report.state))
-        .cloned()
+        MigrationState::Active | MigrationState::Cancelled => 1,
+        MigrationState::Lost => 2,
+        MigrationState::Failed => 3,
+        MigrationState::Completed => 4,
+        MigrationState::Ended => 5,
+    }
 }

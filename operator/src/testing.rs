@@ -99,6 +99,7 @@ pub fn migration(name: &str, second: i64) -> QemuMigration {
     let spec = QemuMigrationSpec {
         vm: "vm".to_owned(),
         target_pod: None,
+        decision: None,
     };
     QemuMigration {
         metadata: meta(name, second),
@@ -165,7 +166,18 @@ pub fn report(attachment: &mut NicAttachment, state: MigrationState) {
         state,
         port: listens.then_some(4444),
         error: (state == MigrationState::Failed).then(|| "no route".to_owned()),
+        kept: false,
         total_ms: None,
         downtime_ms: (state == MigrationState::Completed).then_some(42),
     });
+}
+
+/// As [`report`], for a source whose transfer failed before the VM could leave.
+pub fn report_kept(attachment: &mut NicAttachment) {
+    report(attachment, MigrationState::Failed);
+    let report = attachment
+        .status
+        .as_mut()
+        .and_then(|status| status.migration.as_mut());
+    report.unwrap().kept = true;
 }

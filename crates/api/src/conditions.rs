@@ -117,6 +117,12 @@ pub mod reasons {
     pub const TARGET_LOST: &str = "TargetLost";
     /// The source's QEMU or pod has gone.
     pub const SOURCE_LOST: &str = "SourceLost";
+    /// The target's QEMU runs a guest already, or waits for another migration.
+    pub const TARGET_OCCUPIED: &str = "TargetOccupied";
+    /// The source has handed the VM over, and the target has not said that it has it.
+    pub const TARGET_SILENT: &str = "TargetSilent";
+    /// The source has handed the VM over, the target cannot say whether it ran it, and a person has to decide.
+    pub const NEEDS_DECISION: &str = "NeedsDecision";
     /// A network has at least one PF with VFs.
     pub const POOL_READY: &str = "PoolReady";
     /// No node has a PF with VFs for the network.

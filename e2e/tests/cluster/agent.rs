@@ -200,6 +200,7 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
             state,
             port: (state == MigrationState::Listening).then_some(40_000),
             error: None,
+            kept: false,
             total_ms: None,
             downtime_ms: (step == Some(MigrationStep::Transfer) && arrived).then_some(31),
         });

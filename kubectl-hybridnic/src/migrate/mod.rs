@@ -58,6 +58,7 @@ pub async fn run(
         spec: QemuMigrationSpec {
             vm: vm.to_owned(),
             target_pod: Some(target.pod.clone()),
+            decision: None,
         },
         status: None,
     };

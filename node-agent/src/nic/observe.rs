@@ -6,10 +6,7 @@ use hybridnic_net::{
     MacAddr, VlanProtocol, interrupts,
     netlink::{Link, NetlinkError, VfConfig},
 };
-use hybridnic_qmp::{
-    Client, QmpError,
-    commands::{MigrationStatus, RunState},
-};
+use hybridnic_qmp::{Client, QmpError};
 
 use super::{
     seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen},
@@ -19,7 +16,10 @@ use crate::{
     error::StepError,
     host::Host,
     journal::{Record, VfRecord},
-    vm::{Session, Vm},
+    vm::{
+        Session, Vm,
+        migration::{self, VmSeen},
+    },
 };
 use hybridnic_api::{conditions::reasons, v1alpha1::L2Settings};
 
@@ -92,7 +92,7 @@ pub async fn observe(
         }
     };
     let (vf, macvtap, (qemu, client, vf_device, running)) =
-        tokio::try_join!(vf, macvtap, see_qemu(vm.session(), record))?;
+        tokio::try_join!(vf, macvtap, see_qemu(vm, record))?;
     let seen = Seen {
         recorded: false,
         vf,
@@ -155,11 +155,11 @@ async fn see_vf(
 type Qemu = (QemuSeen, Option<Client>, Option<String>, bool);
 
 /// QEMU and, where it answers, its session, the VF's device id, and whether the VM runs.
-async fn see_qemu(session: Session, record: &Record) -> Result<Qemu, StepError> {
-    Ok(match session {
+async fn see_qemu(vm: &Vm, record: &Record) -> Result<Qemu, StepError> {
+    Ok(match vm.session() {
         Session::Gone => (QemuSeen::Gone, None, None, false),
         Session::Unreachable(_) => (QemuSeen::Unreachable, None, None, false),
-        Session::Up(client) => match see_guest(&client, record).await {
+        Session::Up(client) => match see_guest(vm, &client, record).await {
             Ok((guest, device, running)) => (QemuSeen::Up(guest), Some(client), device, running),
             Err(QmpError::Closed(_)) => (QemuSeen::Unreachable, None, None, false),
             Err(error) => return Err(StepError::from_error(reasons::QMP_UNAVAILABLE, &error)),
@@ -167,19 +167,34 @@ async fn see_qemu(session: Session, record: &Record) -> Result<Qemu, StepError> 
     })
 }
 
-/// What QEMU says of the guest; the VF's device id; whether the VM runs.
-async fn see_guest(client: &Client, record: &Record) -> Result<(Guest, Option<String>, bool), QmpError> {
-    let (devices, status, migration) =
-        tokio::try_join!(client.peripheral(), client.query_status(), client.query_migrate())?;
-    let run = match (&status.status, &migration.status()) {
-        (RunState::InMigrate, _) => Run::Incoming,
-        // The second is the first, a moment before QEMU's run state follows.
-        (RunState::PostMigrate, _) | (RunState::FinishMigrate, MigrationStatus::Completed) => Run::HandedOver,
-        (RunState::FinishMigrate, _) | (_, MigrationStatus::PreSwitchover | MigrationStatus::Device) => {
-            Run::HandingOver
-        }
-        _ => Run::Here,
+/// What QEMU does with the VM, for a NIC of it; and what it says itself.
+pub async fn see_run(vm: &Vm, client: &Client, record: &Record) -> Result<(Run, VmSeen, bool), QmpError> {
+    let (status, info) = tokio::try_join!(client.query_status(), client.query_migrate())?;
+    let seen = VmSeen {
+        run: status.status,
+        info,
     };
+    let order = record.spec.migration.as_ref();
+    let custody = order
+        .map(|order| vm.custody(&order.migration.uid))
+        .unwrap_or_default();
+    let (begun, same) = vm.begun();
+    let known = migration::Known {
+        begun: begun.as_ref(),
+        same,
+        custody,
+    };
+    let run = migration::run_of(&seen, record.spec.goal, order, known);
+    Ok((run, seen, status.running))
+}
+
+/// What QEMU says of the guest; the VF's device id; whether the VM runs.
+async fn see_guest(
+    vm: &Vm,
+    client: &Client,
+    record: &Record,
+) -> Result<(Guest, Option<String>, bool), QmpError> {
+    let (devices, (run, _, running)) = tokio::try_join!(client.peripheral(), see_run(vm, client, record))?;
     let nic = &record.spec.nic.name;
     let standby = devices.contains_key(&ids::standby(nic));
     let vf_device = devices.keys().find(|id| ids::is_vf(id, nic)).cloned();
@@ -201,7 +216,7 @@ async fn see_guest(client: &Client, record: &Record) -> Result<(Guest, Option<St
         uses_vf,
         failover,
     };
-    Ok((guest, vf_device, status.running))
+    Ok((guest, vf_device, running))
 }
 
 /// Whether a guest's driver has switched the VF's interrupts on: there is no event for it.

@@ -53,15 +53,17 @@ pub struct Guest {
 }
 
 /// What a QEMU does with the VM, as far as it matters here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Run {
     /// The VM is here; it runs, or is paused for a reason of its own.
     Here,
-    /// It waits for the VM, or loads it.
+    /// It waits for the VM, loads it, or has loaded it and not started it.
     Incoming,
+    /// It runs a guest, or waits for one, that is not this migration's.
+    Occupied,
     /// The VM is being handed over: its NICs must be silent here.
     HandingOver,
-    /// The VM was handed over and waits here for the end, or to be taken back.
+    /// The VM was handed over, or may have been, and waits here for the end, or to be taken back.
     HandedOver,
 }
 

@@ -299,7 +299,7 @@ impl NicTask {
                 "switch"
             );
         }
-        self.show(&decision, &now);
+        self.show(&decision);
         if !matches!(decision, Decision::Do(_)) {
             self.settle(&decision);
         }
@@ -390,31 +390,29 @@ impl NicTask {
     }
 
     /// Shows the VM's task where the NIC is.
-    fn show(&self, decision: &Decision, now: &Observation) {
+    fn show(&self, decision: &Decision) {
         let record = &self.cx.record;
         let state = match decision {
             Decision::Done(state) => *state,
             Decision::Wait(wait) => wait.state,
             Decision::Do(_) => AttachmentState::Pending,
         };
-        let shown = self
-            .cx
-            .vm
-            .nics()
-            .get(&record.uid)
-            .map(|n| (n.state, n.order.clone(), n.macvtap));
-        let macvtap = now.macvtap.as_ref().map(|l| l.index);
-        if shown == Some((state, record.spec.migration.clone(), macvtap)) {
-            return;
-        }
-        self.cx.vm.update_nic(&record.uid, |n| {
-            n.nic.clone_from(&record.spec.nic.name);
-            n.macvtap = macvtap;
-            n.standby_device = ids::standby(&record.spec.nic.name);
-            n.state = state;
-            n.order.clone_from(&record.spec.migration);
-            n.ports.clone_from(&record.ports);
+        let spec = &record.spec;
+        let macvtap = record.standby.as_ref().map(|s| s.macvtap.as_str());
+        let nics = self.cx.vm.nics();
+        let same = nics.get(&record.uid).is_some_and(|shown| {
+            shown.state == state
+                && shown.goal == spec.goal
+                && shown.order == spec.migration
+                && shown.macvtap.as_deref() == macvtap
+                && shown.ports == record.ports
         });
+        if !same {
+            self.cx.vm.update_nic(&record.uid, |shown| {
+                shown.show(record);
+                shown.state = state;
+            });
+        }
     }
 
     /// Whether the traffic has moved to another device since the last report, or there was none.

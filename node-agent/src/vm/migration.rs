@@ -2,25 +2,39 @@
 //!
 //! The orders come with the NICs' attachments; all of a VM's NICs carry the same. A step is taken only when
 //! every NIC that the order names has been seen with it.
+//!
+//! Two rules keep the VM from running twice:
+//! - At the target QEMU does not start the VM. The agent does, after the journal says so. So a target whose journal says
+//!   nothing has never run it.
+//! - At the source a VM that may have left runs again only on the order to resume, which stands on the target's word or on a
+//!   person's.
 
 use std::collections::BTreeMap;
 
 use hybridnic_api::v1alpha1::{
-    AttachmentState, MigrationOrder, MigrationReport, MigrationState, MigrationStep,
+    AttachmentState, Goal, MigrationOrder, MigrationReport, MigrationState, MigrationStep,
 };
 use hybridnic_qmp::commands::{MigrationInfo, MigrationStatus, RunState};
 
 use super::NicEntry;
+use crate::{
+    journal::{Arrival, Begun},
+    nic::seen::Run,
+};
 
 /// What to do to the VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Target: let QEMU listen for the VM.
     Listen,
+    /// Target: the VM is loaded: start it.
+    Run,
     /// Source: send the VM to this URI.
     Start(String),
     /// Source: the VM is paused before the hand-over: silence its NICs, then let it go.
     HandOver,
+    /// Source: QEMU runs a VM again that may run at the target: pause it.
+    Hold,
     /// Source: stop the transfer.
     Cancel,
     /// Source: run the VM again.
@@ -32,8 +46,10 @@ impl Action {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Listen => "Listen",
+            Self::Run => "Run",
             Self::Start(_) => "Start",
             Self::HandOver => "HandOver",
+            Self::Hold => "Hold",
             Self::Cancel => "Cancel",
             Self::Resume => "Resume",
         }
@@ -49,12 +65,48 @@ pub struct VmSeen {
     pub info: MigrationInfo,
 }
 
+/// What is seen of the QEMU in which the migration was begun, or of the one that is there where none was begun.
+#[derive(Clone, Copy, Debug)]
+pub enum Sight<'a> {
+    /// It does not answer, which proves nothing.
+    Silent,
+    /// Its process has ended.
+    Ended,
+    /// It answers.
+    Up(&'a VmSeen),
+}
+
+/// Source: where the VM is known to be, as long as the agent lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Custody {
+    /// The agent has not seen enough of the migration to tell.
+    #[default]
+    Unknown,
+    /// The hand-over has not been allowed.
+    Here,
+    /// The hand-over was allowed: the VM may have left.
+    Left,
+}
+
+/// All that decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// The VM's NICs, by the uid of their attachment.
+    pub nics: &'a BTreeMap<String, NicEntry>,
+    /// What is seen of QEMU.
+    pub sight: Sight<'a>,
+    /// The migration that was begun last, as the journal says.
+    pub begun: Option<&'a Begun>,
+    /// Where the VM is, for a migration that was begun here.
+    pub custody: Custody,
+}
+
 /// What the next step is, and what to tell the operator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// What to do.
     pub action: Option<Action>,
-    /// How the migration goes.
+    /// How the migration goes; `None` where what was said last still stands.
     pub report: Option<MigrationReport>,
 }
 
@@ -76,26 +128,31 @@ pub fn agreed(nics: &BTreeMap<String, NicEntry>) -> Option<MigrationOrder> {
     order.nics.iter().all(has).then_some(order)
 }
 
-/// Decides. `seen` is `None` when QEMU is gone; `started` is the migration that was begun here, as the journal
-/// says.
-pub fn decide(nics: &BTreeMap<String, NicEntry>, seen: Option<&VmSeen>, started: Option<&str>) -> Verdict {
+/// Decides.
+pub fn decide(inputs: &Inputs<'_>) -> Verdict {
+    let nics = inputs.nics;
     let Some(order) = agreed(nics) else {
         return Verdict::default();
     };
-    let ours = started == Some(order.migration.uid.as_str());
-    let report = |state| MigrationReport {
-        uid: order.migration.uid.clone(),
-        state,
-        port: None,
-        error: None,
-        total_ms: None,
-        downtime_ms: None,
-    };
-    let Some(seen) = seen else {
-        return Verdict {
-            action: None,
-            report: ours.then(|| report(MigrationState::Lost)),
-        };
+    let begun = inputs
+        .begun
+        .filter(|begun| begun.migration == order.migration.uid);
+    let says = Says(&order.migration.uid);
+    let seen = match inputs.sight {
+        Sight::Up(seen) => seen,
+        Sight::Silent => return Verdict::default(),
+        Sight::Ended => {
+            let arrived = order.step == MigrationStep::Listen && begun.is_some_and(|b| b.arrival.is_some());
+            let state = if arrived {
+                MigrationState::Ended
+            } else {
+                MigrationState::Lost
+            };
+            return Verdict {
+                action: None,
+                report: begun.map(|_| says.report(state)),
+            };
+        }
     };
     let all = |state: AttachmentState| {
         order
@@ -103,286 +160,265 @@ pub fn decide(nics: &BTreeMap<String, NicEntry>, seen: Option<&VmSeen>, started:
             .iter()
             .all(|name| nics.values().any(|n| n.nic == *name && n.state == state))
     };
+    // With the VF back in the operator's plans for this end, the VM is known to be here.
+    let accepted = nics.values().any(|n| n.goal == Goal::FastPath);
+    let custody = if accepted { Custody::Here } else { inputs.custody };
     match order.step {
-        MigrationStep::Listen => target(seen, ours, all(AttachmentState::Reserved), report),
         MigrationStep::Prepare => Verdict::default(),
+        MigrationStep::Listen => target(seen, begun, all(AttachmentState::Reserved), says),
         MigrationStep::Transfer => {
             let uri = order.target_uri.clone().filter(|_| all(AttachmentState::Standby));
-            source(seen, ours, uri, report)
+            source(seen, begun, custody, uri, says)
         }
-        MigrationStep::Cancel => {
-            let mut verdict = source(seen, ours, None, report);
-            verdict.action = (!seen.info.status().is_idle()).then_some(Action::Cancel);
-            if seen.info.status() == MigrationStatus::Cancelling {
-                verdict.action = None;
-            }
-            if !ours || seen.run == RunState::Running && seen.info.status().is_idle() {
-                verdict.report = Some(report(MigrationState::Cancelled));
-            }
-            verdict
+        MigrationStep::Cancel => cancel(seen, begun, custody, says),
+        MigrationStep::Resume => resume(seen, says),
+    }
+}
+
+/// Whose migration a report is about.
+#[derive(Clone, Copy)]
+struct Says<'a>(&'a str);
+
+impl Says<'_> {
+    fn report(self, state: MigrationState) -> MigrationReport {
+        MigrationReport {
+            uid: self.0.to_owned(),
+            state,
+            port: None,
+            error: None,
+            kept: false,
+            total_ms: None,
+            downtime_ms: None,
         }
-        MigrationStep::Resume => {
-            let paused = match seen.run {
-                RunState::PostMigrate => true,
-                RunState::FinishMigrate => seen.info.status() == MigrationStatus::Completed,
-                _ => false,
-            };
-            let state = if paused {
-                MigrationState::Completed
-            } else {
-                MigrationState::Cancelled
-            };
-            Verdict {
-                action: paused.then_some(Action::Resume),
-                report: Some(report(state)),
-            }
+    }
+
+    fn state(self, state: MigrationState) -> Verdict {
+        Verdict {
+            action: None,
+            report: Some(self.report(state)),
+        }
+    }
+
+    fn failed(self, error: impl Into<Option<String>>) -> Verdict {
+        let report = MigrationReport {
+            error: error.into(),
+            ..self.report(MigrationState::Failed)
+        };
+        Verdict {
+            action: None,
+            report: Some(report),
         }
     }
 }
 
-fn target(
-    seen: &VmSeen,
-    ours: bool,
-    reserved: bool,
-    report: impl Fn(MigrationState) -> MigrationReport,
-) -> Verdict {
-    if seen.run != RunState::InMigrate {
-        // It was incoming when it was chosen, so the VM has arrived.
-        let state = if seen.info.status() == MigrationStatus::Failed {
-            MigrationState::Failed
-        } else {
-            MigrationState::Completed
+/// Why a target cannot take the VM of a migration that was not begun in its QEMU.
+pub const NOT_INCOMING: &str =
+    "QEMU at the target was not started with -incoming defer, or runs a guest already";
+/// Why a target cannot take the VM of a migration that was not begun in its QEMU.
+pub const OTHER_INCOMING: &str = "QEMU at the target already waits for another migration";
+
+fn target(seen: &VmSeen, begun: Option<&Begun>, reserved: bool, says: Says<'_>) -> Verdict {
+    let status = seen.info.status();
+    let incoming = seen.run == RunState::InMigrate;
+    let Some(begun) = begun else {
+        return match (incoming, is_waiting(seen)) {
+            (false, _) => says.failed(NOT_INCOMING.to_owned()),
+            (true, false) => says.failed(OTHER_INCOMING.to_owned()),
+            (true, true) => Verdict {
+                action: reserved.then_some(Action::Listen),
+                report: None,
+            },
         };
-        return Verdict {
-            action: None,
-            report: ours.then(|| report(state)),
+    };
+    if let Some(arrival) = begun.arrival {
+        let stopped_halfway = arrival == Arrival::Starting && is_loaded(seen);
+        return if stopped_halfway {
+            Verdict {
+                action: Some(Action::Run),
+                report: None,
+            }
+        } else {
+            says.state(MigrationState::Completed)
         };
     }
-    match seen.info.status() {
-        MigrationStatus::Failed => Verdict {
-            action: None,
-            report: Some(MigrationReport {
-                error: seen.info.error_desc.clone(),
-                ..report(MigrationState::Failed)
-            }),
+    match status {
+        MigrationStatus::Failed => says.failed(seen.info.error_desc.clone()),
+        _ if !incoming => Verdict {
+            // Loaded; or started by somebody else, which has to be in the journal all the same.
+            action: (is_loaded(seen) || seen.run == RunState::Running).then_some(Action::Run),
+            report: Some(says.report(MigrationState::Active)),
         },
         MigrationStatus::None | MigrationStatus::Setup => match seen.info.listening().first() {
-            Some(address) if ours => Verdict {
+            Some(address) => Verdict {
                 action: None,
                 report: Some(MigrationReport {
                     port: Some(address.port.into()),
-                    ..report(MigrationState::Listening)
+                    ..says.report(MigrationState::Listening)
                 }),
             },
-            Some(_) => Verdict {
-                action: None,
-                report: Some(MigrationReport {
-                    error: Some("QEMU already listens for another migration".into()),
-                    ..report(MigrationState::Failed)
-                }),
-            },
+            // The journal was written, and the agent died before QEMU was told.
             None => Verdict {
                 action: reserved.then_some(Action::Listen),
                 report: None,
             },
         },
-        _ => Verdict {
-            action: None,
-            report: Some(report(MigrationState::Active)),
-        },
+        _ => says.state(MigrationState::Active),
     }
+}
+
+/// Whether an incoming QEMU has not been told yet where the VM comes from.
+fn is_waiting(seen: &VmSeen) -> bool {
+    seen.info.status() == MigrationStatus::None && seen.info.listening().is_empty()
+}
+
+/// Whether the VM is loaded and has not been started.
+pub fn is_loaded(seen: &VmSeen) -> bool {
+    seen.run == RunState::Paused && seen.info.status() == MigrationStatus::Completed
 }
 
 fn source(
     seen: &VmSeen,
-    ours: bool,
+    begun: Option<&Begun>,
+    custody: Custody,
     uri: Option<String>,
-    report: impl Fn(MigrationState) -> MigrationReport,
+    says: Says<'_>,
 ) -> Verdict {
     let ms = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok());
-    if !ours {
+    let status = seen.info.status();
+    // Where the journal was written, and the agent died before QEMU was told, there is no status.
+    if begun.is_none() || status == MigrationStatus::None {
         return Verdict {
             action: uri.map(Action::Start),
             report: None,
         };
     }
-    let status = seen.info.status();
     let state = match status {
         MigrationStatus::Completed if seen.run == RunState::Running => MigrationState::Cancelled,
         MigrationStatus::Completed => MigrationState::Completed,
         MigrationStatus::Failed => MigrationState::Failed,
+        // After the hand-over nobody of ours cancels; if somebody did, the target may have the VM.
+        MigrationStatus::Cancelled if custody == Custody::Left => MigrationState::Failed,
         MigrationStatus::Cancelled => MigrationState::Cancelled,
-        // The journal was written, and the agent died before QEMU was told.
-        MigrationStatus::None => {
-            return Verdict {
-                action: uri.map(Action::Start),
-                report: None,
-            };
-        }
         _ => MigrationState::Active,
     };
+    let action = match state {
+        MigrationState::Active if status == MigrationStatus::PreSwitchover => Some(Action::HandOver),
+        MigrationState::Failed if custody == Custody::Left && seen.run == RunState::Running => {
+            Some(Action::Hold)
+        }
+        _ => None,
+    };
+    let completed = state == MigrationState::Completed;
     Verdict {
-        action: (status == MigrationStatus::PreSwitchover).then_some(Action::HandOver),
+        action,
         report: Some(MigrationReport {
             error: seen.info.error_desc.clone(),
-            total_ms: ms(seen.info.total_time).filter(|_| state == MigrationState::Completed),
-            downtime_ms: ms(seen.info.downtime).filter(|_| state == MigrationState::Completed),
-            ..report(state)
+            kept: state == MigrationState::Failed && custody == Custody::Here,
+            total_ms: ms(seen.info.total_time).filter(|_| completed),
+            downtime_ms: ms(seen.info.downtime).filter(|_| completed),
+            ..says.report(state)
         }),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use hybridnic_api::v1alpha1::ObjectRef;
-
-    use super::*;
-
-    fn nics(step: MigrationStep, state: AttachmentState, names: &[&str]) -> BTreeMap<String, NicEntry> {
-        let order = MigrationOrder {
-            migration: ObjectRef {
-                name: "m".into(),
-                uid: "m1".into(),
-            },
-            nics: vec!["a".into(), "b".into()],
-            step,
-            target_uri: Some("tcp:10.0.0.2:4000".into()),
+fn cancel(seen: &VmSeen, begun: Option<&Begun>, custody: Custody, says: Says<'_>) -> Verdict {
+    let status = seen.info.status();
+    if begun.is_none() || status == MigrationStatus::None {
+        return says.state(MigrationState::Cancelled);
+    }
+    let verdict = source(seen, begun, custody, None, says);
+    // QEMU would run the VM again, whether or not the target has it by then.
+    let too_late = custody == Custody::Left || status == MigrationStatus::Device;
+    if !status.is_idle() {
+        let cancel = !too_late && status != MigrationStatus::Cancelling;
+        return Verdict {
+            action: cancel.then_some(Action::Cancel),
+            ..verdict
         };
-        let entry = |name: &&str| {
-            let nic = NicEntry {
-                nic: (*name).into(),
-                state,
-                order: Some(order.clone()),
-                ..NicEntry::default()
-            };
-            ((*name).to_owned(), nic)
-        };
-        names.iter().map(entry).collect()
     }
-
-    fn vm(run: RunState, info: &str) -> VmSeen {
-        VmSeen {
-            run,
-            info: serde_json::from_str(info).unwrap(),
-        }
+    if seen.run == RunState::Running && verdict.report.as_ref().is_some_and(|report| report.kept) {
+        return says.state(MigrationState::Cancelled);
     }
+    verdict
+}
 
-    fn state(verdict: &Verdict) -> Option<MigrationState> {
-        verdict.report.as_ref().map(|r| r.state)
+fn resume(seen: &VmSeen, says: Says<'_>) -> Verdict {
+    let status = seen.info.status();
+    let paused = match seen.run {
+        RunState::PostMigrate => true,
+        RunState::FinishMigrate => status == MigrationStatus::Completed,
+        // We held it.
+        RunState::Paused => status == MigrationStatus::Failed,
+        _ => false,
+    };
+    if !paused {
+        return says.state(MigrationState::Cancelled);
     }
-
-    #[test]
-    fn nothing_starts_before_every_nic_is_there_and_ready() {
-        let idle = vm(RunState::Running, "{}");
-        let one = nics(MigrationStep::Transfer, AttachmentState::Standby, &["a"]);
-        assert_eq!(decide(&one, Some(&idle), None), Verdict::default());
-        let fast = nics(MigrationStep::Transfer, AttachmentState::FastPath, &["a", "b"]);
-        assert_eq!(decide(&fast, Some(&idle), None).action, None);
-        let ready = nics(MigrationStep::Transfer, AttachmentState::Standby, &["a", "b"]);
-        assert_eq!(
-            decide(&ready, Some(&idle), None).action,
-            Some(Action::Start("tcp:10.0.0.2:4000".into()))
-        );
-    }
-
-    #[test]
-    fn a_transfer_that_failed_is_not_started_again_after_a_restart() {
-        let ready = nics(MigrationStep::Transfer, AttachmentState::Standby, &["a", "b"]);
-        let failed = vm(
-            RunState::Running,
-            r#"{"status":"failed","error-desc":"broken pipe"}"#,
-        );
-        let verdict = decide(&ready, Some(&failed), Some("m1"));
-        assert_eq!(
-            (verdict.action.clone(), state(&verdict)),
-            (None, Some(MigrationState::Failed))
-        );
-        assert_eq!(verdict.report.unwrap().error.as_deref(), Some("broken pipe"));
-        // The failure of an earlier migration is no obstacle.
-        assert!(matches!(
-            decide(&ready, Some(&failed), Some("m0")).action,
-            Some(Action::Start(_))
-        ));
-    }
-
-    #[test]
-    fn the_source_hands_over_at_pre_switchover() {
-        let ready = nics(MigrationStep::Transfer, AttachmentState::Standby, &["a", "b"]);
-        let paused = vm(RunState::FinishMigrate, r#"{"status":"pre-switchover"}"#);
-        assert_eq!(
-            decide(&ready, Some(&paused), Some("m1")).action,
-            Some(Action::HandOver)
-        );
-    }
-
-    #[test]
-    fn the_target_listens_and_arrives() {
-        let ready = nics(MigrationStep::Listen, AttachmentState::Reserved, &["a", "b"]);
-        assert_eq!(
-            decide(&ready, Some(&vm(RunState::InMigrate, "{}")), None).action,
-            Some(Action::Listen)
-        );
-        let listening = vm(
-            RunState::InMigrate,
-            r#"{"status":"setup","socket-address":[{"type":"inet","host":"0.0.0.0","port":"4001"}]}"#,
-        );
-        let verdict = decide(&ready, Some(&listening), Some("m1"));
-        assert_eq!(verdict.report.as_ref().unwrap().port, Some(4001));
-        let arrived = vm(RunState::Running, r#"{"status":"completed"}"#);
-        assert_eq!(
-            state(&decide(&ready, Some(&arrived), Some("m1"))),
-            Some(MigrationState::Completed)
-        );
-        assert_eq!(
-            state(&decide(&ready, None, Some("m1"))),
-            Some(MigrationState::Lost)
-        );
-        assert_eq!(
-            state(&decide(&ready, None, None)),
-            None,
-            "QEMU has not started yet"
-        );
-    }
-
-    #[test]
-    fn cancel_and_resume() {
-        let cancel = nics(MigrationStep::Cancel, AttachmentState::Standby, &["a"]);
-        let active = vm(RunState::Running, r#"{"status":"active"}"#);
-        assert_eq!(
-            decide(&cancel, Some(&active), Some("m1")).action,
-            Some(Action::Cancel)
-        );
-        let over = vm(RunState::Running, r#"{"status":"cancelled"}"#);
-        let verdict = decide(&cancel, Some(&over), Some("m1"));
-        assert_eq!(
-            (verdict.action.clone(), state(&verdict)),
-            (None, Some(MigrationState::Cancelled))
-        );
-        let never = vm(RunState::Running, "{}");
-        assert_eq!(
-            state(&decide(&cancel, Some(&never), None)),
-            Some(MigrationState::Cancelled)
-        );
-        let gone = vm(RunState::PostMigrate, r#"{"status":"completed"}"#);
-        assert_eq!(
-            state(&decide(&cancel, Some(&gone), Some("m1"))),
-            Some(MigrationState::Completed)
-        );
-
-        let resume = nics(MigrationStep::Resume, AttachmentState::Standby, &["a"]);
-        assert_eq!(
-            decide(&resume, Some(&gone), Some("m1")).action,
-            Some(Action::Resume)
-        );
-        let going = vm(RunState::FinishMigrate, r#"{"status":"completed"}"#);
-        assert_eq!(
-            decide(&resume, Some(&going), Some("m1")).action,
-            Some(Action::Resume)
-        );
-        let back = vm(RunState::Running, r#"{"status":"completed"}"#);
-        assert_eq!(
-            state(&decide(&resume, Some(&back), Some("m1"))),
-            Some(MigrationState::Cancelled)
-        );
+    let state = if status == MigrationStatus::Failed {
+        MigrationState::Failed
+    } else {
+        MigrationState::Completed
+    };
+    Verdict {
+        action: Some(Action::Resume),
+        report: Some(says.report(state)),
     }
 }
+
+/// What is known of a migration from before a look.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// The migration that was begun last, as the journal says.
+    pub begun: Option<&'a Begun>,
+    /// Whether it was begun in the QEMU that is seen.
+    pub same: bool,
+    /// Where the VM is, for a migration that was begun here.
+    pub custody: Custody,
+}
+
+/// What a NIC with this goal and order may think of its VM: where the VM may run elsewhere, the NIC is silent here.
+pub fn run_of(seen: &VmSeen, goal: Goal, order: Option<&MigrationOrder>, known: Known<'_>) -> Run {
+    let Known { begun, same, custody } = known;
+    let status = seen.info.status();
+    let plain = match (&seen.run, &status) {
+        (RunState::InMigrate, _) => Run::Incoming,
+        // The second is the first, a moment before QEMU's run state follows.
+        (RunState::PostMigrate, _) | (RunState::FinishMigrate, MigrationStatus::Completed) => Run::HandedOver,
+        (RunState::FinishMigrate, _) | (_, MigrationStatus::PreSwitchover | MigrationStatus::Device) => {
+            Run::HandingOver
+        }
+        _ => Run::Here,
+    };
+    let Some(order) = order else {
+        return plain;
+    };
+    let begun = begun.filter(|begun| begun.migration == order.migration.uid);
+    match (order.step, begun) {
+        (MigrationStep::Listen, None) if plain == Run::Incoming && is_waiting(seen) => Run::Incoming,
+        (MigrationStep::Listen, None) => Run::Occupied,
+        (MigrationStep::Listen, Some(begun)) if plain == Run::Here => match begun.arrival {
+            // Another QEMU than the one that the VM has gone to.
+            _ if !same => Run::Occupied,
+            // Loaded, and not started.
+            None => Run::Incoming,
+            Some(Arrival::Starting) if is_loaded(seen) => Run::Incoming,
+            Some(_) => Run::Here,
+        },
+        (MigrationStep::Transfer | MigrationStep::Cancel, Some(_))
+            if plain == Run::Here && goal != Goal::FastPath =>
+        {
+            let ended_badly = status == MigrationStatus::Failed && custody != Custody::Here;
+            let left = custody == Custody::Left && status.is_idle();
+            if !same || ended_badly || left {
+                Run::HandedOver
+            } else {
+                Run::Here
+            }
+        }
+        _ => plain,
+    }
+}
+
+#[cfg(test)]
+#[path = "migration_tests.rs"]
+mod tests;

@@ -4,24 +4,35 @@
 //! |---|---|---|
 //! | [`socket`] | opens a pod's QMP socket, following nothing that the pod could have planted | the socket's directory |
 //! | [`migration`] | decides what a migration needs next | nothing |
-//! | [`handover`] | silences the NICs before the VM leaves, wakes them when it has come | macvtaps, QEMU |
+//! | [`process`] | tells whether a QEMU's process has ended | `/proc` |
+//! | [`handover`] | silences the NICs before the VM leaves, starts the VM when it has come | macvtaps, QEMU, the journal |
 //! | [`task`] | keeps the session, and takes the migration's steps | the others |
 
 pub mod handover;
 pub mod migration;
+pub mod process;
 pub mod socket;
 pub mod task;
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use hybridnic_api::v1alpha1::{AttachmentState, GuestPorts, MigrationOrder, MigrationReport, TimelineEntry};
+use hybridnic_api::v1alpha1::{
+    AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, TimelineEntry,
+};
 use hybridnic_qmp::Client;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use tokio::sync::watch;
+
+use crate::{
+    journal::{Begun, Journal, JournalError, Record, VmRecord},
+    nic::steps::ids,
+};
+use migration::Custody;
+use process::ProcessId;
 
 /// How many things that happened are kept for each NIC.
 const TIMELINE: usize = 40;
@@ -29,9 +40,9 @@ const TIMELINE: usize = 40;
 /// The state of a VM's QMP session.
 #[derive(Clone, Debug)]
 pub enum Session {
-    /// Nobody listens on the socket: QEMU has not started, or has ended.
+    /// Nobody listens on the socket, and no QEMU that was known here lives: none has started yet, or it has ended.
     Gone,
-    /// Somebody may, but cannot be talked to; says why.
+    /// A QEMU may be there, but cannot be talked to; says why.
     Unreachable(String),
     /// QEMU answers.
     Up(Client),
@@ -42,18 +53,32 @@ pub enum Session {
 pub struct NicEntry {
     /// The NIC's name.
     pub nic: String,
-    /// Index of its standby's macvtap, once made.
-    pub macvtap: Option<u32>,
+    /// Name of its standby's macvtap, as the journal has it.
+    pub macvtap: Option<String>,
     /// Id of its standby device in QEMU.
     pub standby_device: String,
     /// Where it is.
     pub state: AttachmentState,
+    /// Where the operator wants it.
+    pub goal: Goal,
     /// What the operator wants of the VM's migration.
     pub order: Option<MigrationOrder>,
     /// The guest's ports that it has.
     pub ports: Option<GuestPorts>,
     /// What happened to it.
     pub timeline: Vec<TimelineEntry>,
+}
+
+impl NicEntry {
+    /// Takes over what a NIC's record says.
+    pub fn show(&mut self, record: &Record) {
+        self.nic.clone_from(&record.spec.nic.name);
+        self.macvtap = record.standby.as_ref().map(|standby| standby.macvtap.clone());
+        self.standby_device = ids::standby(&record.spec.nic.name);
+        self.goal = record.spec.goal;
+        self.order.clone_from(&record.spec.migration);
+        self.ports.clone_from(&record.ports);
+    }
 }
 
 /// Counts of what happened, so that waiters see that something did.
@@ -80,6 +105,13 @@ pub struct Vm {
     nics_changed: watch::Sender<u64>,
     report: watch::Sender<Option<MigrationReport>>,
     nics: Mutex<BTreeMap<String, NicEntry>>,
+    record: Mutex<VmRecord>,
+    /// The process that the session is with.
+    peer: Mutex<Option<ProcessId>>,
+    /// By the migration's uid.
+    custody: Mutex<(String, Custody)>,
+    /// Held while the VM is started here, or its QEMU is ended: only one of the two may happen.
+    pub fate: tokio::sync::Mutex<()>,
     /// Held while ports are chosen and used, so that two NICs do not choose the same.
     pub choosing_ports: tokio::sync::Mutex<()>,
     /// Held while QEMU takes a VF.
@@ -98,6 +130,10 @@ impl Vm {
             nics_changed: watch::Sender::default(),
             report: watch::Sender::default(),
             nics: Mutex::default(),
+            record: Mutex::default(),
+            peer: Mutex::default(),
+            custody: Mutex::default(),
+            fate: tokio::sync::Mutex::default(),
             choosing_ports: tokio::sync::Mutex::default(),
             plugging: tokio::sync::Mutex::default(),
         }
@@ -125,6 +161,70 @@ impl Vm {
         self.report.subscribe()
     }
 
+    /// What the journal has of it.
+    pub fn record(&self) -> VmRecord {
+        locked(&self.record).clone()
+    }
+
+    /// The migration that was begun last, and whether that was in the QEMU that is talked to now.
+    pub fn begun(&self) -> (Option<Begun>, bool) {
+        let begun = self.record().begun;
+        let peer = locked(&self.peer).clone();
+        // Where the kernel names no process, there is nothing to tell two apart by.
+        let same = begun
+            .as_ref()
+            .is_none_or(|begun| begun.process.is_none() || begun.process == peer);
+        (begun, same)
+    }
+
+    /// The process that is talked to; `None` where there is none, or the kernel does not name it.
+    pub fn peer(&self) -> Option<ProcessId> {
+        locked(&self.peer).clone()
+    }
+
+    /// Reads what the journal has of it.
+    async fn recall(&self, journal: &Journal) -> Result<(), JournalError> {
+        let (journal, uid) = (journal.clone(), self.pod_uid.clone());
+        let record = crate::host::blocking(move || journal.vm(&uid)).await?;
+        *locked(&self.record) = record.unwrap_or_default();
+        Ok(())
+    }
+
+    /// Changes what the journal has of it; true on disk before it is true here.
+    async fn remember(
+        &self,
+        journal: &Journal,
+        change: impl FnOnce(&mut VmRecord),
+    ) -> Result<(), JournalError> {
+        let mut record = self.record();
+        change(&mut record);
+        if record == *locked(&self.record) {
+            return Ok(());
+        }
+        let (journal, uid, written) = (journal.clone(), self.pod_uid.clone(), record.clone());
+        crate::host::blocking(move || journal.write_vm(&uid, &written)).await?;
+        *locked(&self.record) = record;
+        Ok(())
+    }
+
+    /// Where the VM is, for a migration that was begun here.
+    pub fn custody(&self, migration: &str) -> Custody {
+        let custody = locked(&self.custody);
+        if custody.0 == migration {
+            custody.1
+        } else {
+            Custody::Unknown
+        }
+    }
+
+    fn set_peer(&self, peer: Option<ProcessId>) {
+        *locked(&self.peer) = peer;
+    }
+
+    fn set_custody(&self, migration: &str, custody: Custody) {
+        *locked(&self.custody) = (migration.to_owned(), custody);
+    }
+
     fn beat(&self, fresh: bool) {
         self.pulse.send_modify(|p| {
             p.any += 1;
@@ -137,8 +237,15 @@ impl Vm {
         self.beat(true);
     }
 
-    fn set_report(&self, report: MigrationReport) {
+    /// Says how the migration goes. An error stays as long as the state that it was met in.
+    fn set_report(&self, mut report: MigrationReport) {
         let changed = self.report.send_if_modified(|old| {
+            let same = old
+                .as_ref()
+                .filter(|old| old.uid == report.uid && old.state == report.state);
+            if let (None, Some(old)) = (&report.error, same) {
+                report.error.clone_from(&old.error);
+            }
             let changed = old.as_ref() != Some(&report);
             *old = Some(report);
             changed
@@ -148,29 +255,43 @@ impl Vm {
         }
     }
 
+    /// Says that a step of the migration was not taken, and whether the migration is over because of it.
+    fn report_error(&self, migration: &str, error: String, over: bool) {
+        let last = self
+            .report
+            .borrow()
+            .clone()
+            .filter(|report| report.uid == migration);
+        let state = match &last {
+            _ if over => MigrationState::Failed,
+            Some(report) => report.state,
+            None => MigrationState::Active,
+        };
+        self.set_report(MigrationReport {
+            uid: migration.to_owned(),
+            state,
+            port: last.as_ref().and_then(|report| report.port),
+            error: Some(error),
+            kept: over,
+            total_ms: None,
+            downtime_ms: None,
+        });
+    }
+
     /// The NICs, by the uid of their attachment.
     pub fn nics(&self) -> BTreeMap<String, NicEntry> {
-        self.nics.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.nics).clone()
     }
 
     /// Changes what a NIC shows; its VM's task is told.
     pub fn update_nic(&self, uid: &str, change: impl FnOnce(&mut NicEntry)) {
-        change(
-            self.nics
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .entry(uid.to_owned())
-                .or_default(),
-        );
+        change(locked(&self.nics).entry(uid.to_owned()).or_default());
         self.nics_changed.send_modify(|n| *n += 1);
     }
 
     /// Removes a NIC that has left.
     pub fn remove_nic(&self, uid: &str) {
-        self.nics
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(uid);
+        locked(&self.nics).remove(uid);
         self.nics_changed.send_modify(|n| *n += 1);
     }
 
@@ -180,11 +301,15 @@ impl Vm {
             event: event.into(),
             at: MicroTime(Timestamp::now()),
         };
-        let mut nics = self.nics.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nics = locked(&self.nics);
         if let Some(nic) = nics.get_mut(uid) {
             nic.timeline.push(entry);
             let excess = nic.timeline.len().saturating_sub(TIMELINE);
             nic.timeline.drain(..excess);
         }
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
 //! Keeps a VM's QMP session and takes its migration's steps.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use hybridnic_api::v1alpha1::{MigrationOrder, MigrationReport, MigrationState, MigrationStep};
+use hybridnic_api::v1alpha1::{MigrationOrder, MigrationStep};
 use hybridnic_qmp::{
     Client, Event, EventError, OnError, Options, QmpError,
     commands::{MigrationCapability, MigrationParameters, MigrationStatus},
@@ -12,18 +12,39 @@ use tracing::{debug, info, warn};
 
 use super::{
     Session, Vm, handover,
-    migration::{self, Action, VmSeen},
+    migration::{self, Action, Custody, Sight, VmSeen},
+    process::ProcessId,
     socket,
 };
-use crate::{error::chain, host::Host, trace};
+use crate::{
+    error::chain,
+    host::Host,
+    journal::{Arrival, Begun, JournalError, VmRecord},
+    trace,
+};
 
 /// How soon a socket that somebody may listen on soon is tried again; doubled up to the cap.
 const RETRY: Duration = Duration::from_millis(50);
 /// The longest wait between two tries, where no event tells that something changed.
 const RETRY_CAP: Duration = Duration::from_secs(30);
 
+/// How soon a step of a migration that failed is taken again: in the VM's pause no event may come.
+const STEP_AGAIN: Duration = Duration::from_secs(1);
+/// How often a migration is looked at though no event has come.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
 /// Runs until the VM has no NIC left here; the caller aborts it then.
 pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>) {
+    // What the VM's migration has come to here decides what QEMU may be told.
+    while let Err(error) = vm.recall(&host.journal).await {
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error = chain(&error),
+            "nothing is done to the VM before the journal can be read"
+        );
+        tokio::time::sleep(STEP_AGAIN).await;
+    }
     let mut pause = RETRY;
     loop {
         sockets.mark_unchanged();
@@ -49,6 +70,13 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
                 drive(&vm, &host, None).await;
             }
         }
+        let known = vm.record().process.filter(|process| !process.has_ended());
+        let ended = async {
+            match &known {
+                Some(process) => process.ended().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             changed = sockets.changed() => {
                 if changed.is_err() { return }
@@ -56,6 +84,7 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
                 pause = RETRY;
                 tokio::time::sleep(RETRY).await;
             }
+            () = ended => pause = RETRY,
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_CAP),
         }
     }
@@ -86,13 +115,13 @@ async fn connect(vm: &Vm, host: &Host) -> Result<Client, Session> {
     let stream = tokio::task::spawn_blocking(move || socket::connect(&root, &namespace, &pod)).await;
     let stream = match stream {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) if socket::is_gone(&error) => return Err(Session::Gone),
+        Ok(Err(error)) if socket::is_gone(&error) => return Err(nobody_listens(vm)),
         Ok(Err(error)) => return Err(Session::Unreachable(error.to_string())),
         Err(error) => return Err(Session::Unreachable(error.to_string())),
     };
     let client = match Client::from_std(stream, &options(host)).await {
         Ok(client) => client,
-        Err(QmpError::Closed(_)) => return Err(Session::Gone),
+        Err(QmpError::Closed(_)) => return Err(nobody_listens(vm)),
         Err(error) => {
             // Before there is a session, nobody else is told.
             host.metrics.qmp_error("greeting", &error);
@@ -109,20 +138,52 @@ async fn connect(vm: &Vm, host: &Host) -> Result<Client, Session> {
     }
 }
 
+/// A socket that refuses is no proof: QEMU may live behind another one.
+fn nobody_listens(vm: &Vm) -> Session {
+    match vm.record().process {
+        Some(process) if !process.has_ended() => Session::Unreachable(format!(
+            "its process {} lives, but does not listen on its QMP socket",
+            process.pid
+        )),
+        _ => Session::Gone,
+    }
+}
+
 /// Until the session ends; says why it did.
 async fn serve(vm: &Vm, host: &Host, client: &Client) -> String {
     let mut events = client.subscribe();
     let mut nics = vm.nics_changed.subscribe();
+    let peer = client
+        .peer()
+        .pid
+        .and_then(|pid| ProcessId::of(pid).ok().flatten());
+    vm.set_peer(peer.clone());
+    if let Err(error) = vm.remember(&host.journal, |record| record.process = peer).await {
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error = chain(&error),
+            "after a restart the agent cannot tell whether this QEMU has ended"
+        );
+    }
     vm.set_session(Session::Up(client.clone()));
     loop {
         nics.mark_unchanged();
-        drive(vm, host, Some(client)).await;
+        let again = drive(vm, host, Some(client)).await;
+        let look_again = async {
+            match again {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(look_again);
         loop {
             // Only the wait may be cut short, never what an event leads to.
             let event = tokio::select! {
                 biased;
                 event = events.recv() => event,
                 _ = nics.changed() => break,
+                () = &mut look_again => break,
             };
             match event {
                 Ok(event) => {
@@ -132,7 +193,7 @@ async fn serve(vm: &Vm, host: &Host, client: &Client) -> String {
                 }
                 Err(EventError::Closed(reason)) => return reason.to_string(),
                 Err(error) => {
-                    debug!(%error, "events were lost; the state is read anew");
+                    debug!(%error, "events were lost; the state is read again");
                     vm.beat(true);
                     break;
                 }
@@ -159,15 +220,14 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
     }
     let order = migration::agreed(&vm.nics());
     let step = order.as_ref().map(|o| o.step);
-    let (arriving, leaving) = (
-        step == Some(MigrationStep::Listen),
-        step == Some(MigrationStep::Transfer),
-    );
+    let arriving = step == Some(MigrationStep::Listen);
+    let leaving = matches!(step, Some(MigrationStep::Transfer | MigrationStep::Cancel));
     match (event.name.as_str(), status) {
-        ("MIGRATION", Some(MigrationStatus::PreSwitchover)) => {
+        ("MIGRATION", Some(MigrationStatus::PreSwitchover)) => match &order {
             // What it leads to is told by another event.
-            !hand_over(vm, host, client, order.as_ref()).await
-        }
+            Some(order) if order.step == MigrationStep::Transfer => !hand_over(vm, host, client, order).await,
+            _ => true,
+        },
         ("MIGRATION", Some(status)) => {
             if status.is_idle() {
                 vm.beat(false);
@@ -175,14 +235,14 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             status != MigrationStatus::Device
         }
         ("RESUME", _) => {
-            if arriving {
-                wake(vm, host, client, order.as_ref()).await;
+            if let Some(order) = order.filter(|_| leaving) {
+                hold_if_left(vm, client, &order).await;
             }
             vm.beat(true);
             true
         }
-        // `pre-switchover` follows at once, and `RESUME`.
-        ("STOP", _) if leaving => false,
+        // `pre-switchover` follows at once.
+        ("STOP", _) if step == Some(MigrationStep::Transfer) => false,
         ("FAILOVER_NEGOTIATED", _) if arriving => false,
         ("RESET" | "FAILOVER_NEGOTIATED", _) => {
             vm.beat(true);
@@ -196,28 +256,74 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
     }
 }
 
-async fn wake(vm: &Vm, host: &Host, client: &Client, order: Option<&MigrationOrder>) {
-    let span = trace::begin("Wake");
-    let woken = handover::wake(vm, &host.netlink, client).await;
-    let error = woken.as_ref().err().map(|error| chain(error));
-    if let Some(error) = &error {
+/// Target: the VM is loaded. It is started once the journal says that it may run here.
+async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
+    let fail = |error: QmpError| chain(&error);
+    let _fate = vm.fate.lock().await;
+    if !migration::is_loaded(&look(client).await.map_err(fail)?) {
+        // Started by somebody else; it is here all the same.
+        return arrived(vm, host, Arrival::Started).await;
+    }
+    arrived(vm, host, Arrival::Starting).await?;
+    if let Err(error) = handover::wake(vm, &host.netlink).await {
         // The NICs' own tasks try again.
         warn!(
             namespace = vm.namespace,
             pod = vm.pod,
-            error,
+            error = chain(&error),
             "the VM has come, and not all of its NICs are up"
         );
     }
-    span.end(host, order, error, || attributes(vm));
+    client.cont().await.map_err(fail)?;
+    if let Err(error) = handover::announce(vm, client).await {
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error = chain(&error),
+            "the switches are not told where the VM is"
+        );
+    }
+    arrived(vm, host, Arrival::Started).await
+}
+
+async fn arrived(vm: &Vm, host: &Host, arrival: Arrival) -> Result<(), String> {
+    let note = |record: &mut VmRecord| {
+        if let Some(begun) = &mut record.begun {
+            begun.arrival = Some(arrival);
+        }
+    };
+    vm.remember(&host.journal, note)
+        .await
+        .map_err(|error| chain(&error))
+}
+
+/// Source: QEMU runs a VM again by itself when its migration fails, even if it has let the VM go.
+async fn hold_if_left(vm: &Vm, client: &Client, order: &MigrationOrder) {
+    if vm.custody(&order.migration.uid) != Custody::Left {
+        return;
+    }
+    warn!(
+        namespace = vm.namespace,
+        pod = vm.pod,
+        migration = order.migration.name,
+        "QEMU runs a VM again that the target may have: it is paused until the target has spoken"
+    );
+    if let Err(error) = client.stop().await {
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error = chain(&error),
+            "and cannot be paused"
+        );
+    }
 }
 
 /// Whether the migration goes on.
-async fn hand_over(vm: &Vm, host: &Host, client: &Client, order: Option<&MigrationOrder>) -> bool {
+async fn hand_over(vm: &Vm, host: &Host, client: &Client, order: &MigrationOrder) -> bool {
     let span = trace::begin("HandOver");
-    let goes_on = let_go(vm, host, client).await;
+    let goes_on = let_go(vm, host, client, &order.migration.uid).await;
     let error = (!goes_on).then(|| "the migration does not go on".to_owned());
-    span.end(host, order, error, || attributes(vm));
+    span.end(host, Some(order), error, || attributes(vm));
     goes_on
 }
 
@@ -228,7 +334,7 @@ fn attributes(vm: &Vm) -> Vec<(&'static str, String)> {
     ]
 }
 
-async fn let_go(vm: &Vm, host: &Host, client: &Client) -> bool {
+async fn let_go(vm: &Vm, host: &Host, client: &Client, migration: &str) -> bool {
     if let Err(error) = handover::silence(vm, &host.netlink).await {
         // Two owners of a MAC are worse than a migration that is called off.
         warn!(
@@ -247,57 +353,80 @@ async fn let_go(vm: &Vm, host: &Host, client: &Client) -> bool {
         }
         return false;
     }
+    // From here on the VM may leave, whatever becomes of the command.
+    vm.set_custody(migration, Custody::Left);
     let Err(error) = client.migrate_continue(&MigrationStatus::PreSwitchover).await else {
         return true;
     };
-    // The event and a look at the state can both lead here: whoever comes second finds it done.
+    // The event and a look at the state can both lead here: the second finds it done.
     let status = client.query_migrate().await.map(|i| i.status());
+    if let (QmpError::Command { .. }, Ok(MigrationStatus::PreSwitchover)) = (&error, &status) {
+        vm.set_custody(migration, Custody::Here);
+    }
     let stuck = matches!(status, Ok(MigrationStatus::PreSwitchover) | Err(_));
     if stuck {
         warn!(
             namespace = vm.namespace,
             pod = vm.pod,
             error = chain(&error),
-            "the migration does not go on"
+            "the migration does not go on; tried again"
         );
     }
     !stuck
 }
 
-async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) {
+/// Looks at the VM's migration and takes its next step; gives when to look again though nothing tells.
+async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration> {
     let nics = vm.nics();
-    let Some(order) = migration::agreed(&nics) else {
-        return;
+    let order = migration::agreed(&nics)?;
+    let (begun, same) = vm.begun();
+    let begun = begun.filter(|begun| begun.migration == order.migration.uid);
+    let ended = || {
+        let process = begun.as_ref().and_then(|begun| begun.process.as_ref());
+        process.is_some_and(ProcessId::has_ended)
     };
     let seen = match client {
-        None => None,
-        Some(client) => match look(client).await {
+        Some(client) if same => match look(client).await {
             Ok(seen) => Some(seen),
             Err(error) => {
-                debug!(
+                warn!(
                     namespace = vm.namespace,
                     pod = vm.pod,
                     error = chain(&error),
                     "cannot see the VM's migration"
                 );
-                return;
+                return Some(STEP_AGAIN);
             }
         },
+        _ => None,
     };
-    let started = match host.journal.started(&vm.pod_uid) {
-        Ok(started) => started,
-        Err(error) => {
-            // Whether it was begun is not known, so nothing is done and nothing is reported.
-            warn!(namespace = vm.namespace, pod = vm.pod, %error, "cannot read the journal of the VM's migration");
-            return;
-        }
+    let sight = match &seen {
+        Some(seen) => Sight::Up(seen),
+        None if ended() => Sight::Ended,
+        None => Sight::Silent,
     };
-    let verdict = migration::decide(&nics, seen.as_ref(), started.as_deref());
+    let uid = &order.migration.uid;
+    if let (Some(seen), Some(_)) = (&seen, &begun)
+        && vm.custody(uid) == Custody::Unknown
+        && is_before_hand_over(&seen.info.status())
+    {
+        vm.set_custody(uid, Custody::Here);
+    }
+    let verdict = migration::decide(&migration::Inputs {
+        nics: &nics,
+        sight,
+        begun: begun.as_ref(),
+        custody: vm.custody(uid),
+    });
+    let is_over = verdict
+        .report
+        .as_ref()
+        .is_some_and(|report| report.state.is_final());
     if let Some(report) = verdict.report {
         vm.set_report(report);
     }
     let (Some(client), Some(action)) = (client, verdict.action) else {
-        return;
+        return (!is_over).then_some(LOOK_AGAIN);
     };
     info!(
         namespace = vm.namespace,
@@ -309,36 +438,73 @@ async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) {
     );
     let span = trace::begin(action.name());
     let done = act(vm, host, client, &order, &action).await;
-    // A hand-over tells of itself, for an event can lead to it too.
+    // HandOver records its own span, because an event can lead to it too.
     if action != Action::HandOver {
-        span.end(host, Some(&order), done.clone().err(), || attributes(vm));
+        let error = done.as_ref().err().map(|failure| failure.error.clone());
+        span.end(host, Some(&order), error, || attributes(vm));
     }
-    if let Err(error) = done {
+    if let Err(failure) = done {
         warn!(
             namespace = vm.namespace,
             pod = vm.pod,
             node = host.options.node_name,
             migration = order.migration.name,
             ?action,
-            error,
+            error = failure.error,
             "the migration's step failed"
         );
-        vm.set_report(MigrationReport {
-            uid: order.migration.uid,
-            state: MigrationState::Failed,
-            port: None,
-            error: Some(error),
-            total_ms: None,
-            downtime_ms: None,
-        });
+        // What QEMU refused to begin has taken nothing away, and is over. Any other step is taken again.
+        let over = failure.refused && matches!(action, Action::Listen | Action::Start(_));
+        vm.report_error(uid, failure.error, over);
     }
+    Some(STEP_AGAIN)
+}
+
+/// Whether QEMU cannot have let the VM go yet.
+fn is_before_hand_over(status: &MigrationStatus) -> bool {
+    matches!(
+        status,
+        MigrationStatus::None
+            | MigrationStatus::Setup
+            | MigrationStatus::Active
+            | MigrationStatus::PreSwitchover
+    )
 }
 
 async fn look(client: &Client) -> Result<VmSeen, QmpError> {
+    // In this order: a migration is completed a moment before the run state says so.
+    let info = client.query_migrate().await?;
     Ok(VmSeen {
         run: client.query_status().await?.status,
-        info: client.query_migrate().await?,
+        info,
     })
+}
+
+/// A step that was not taken.
+#[derive(Clone)]
+struct Failure {
+    error: String,
+    /// QEMU said no, so it has not been and will not be taken. Anything else is tried again.
+    refused: bool,
+}
+
+impl From<QmpError> for Failure {
+    fn from(error: QmpError) -> Self {
+        let refused = matches!(error, QmpError::Command { .. });
+        Self {
+            error: chain(&error),
+            refused,
+        }
+    }
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Self {
+        Self {
+            error: chain(&error),
+            refused: false,
+        }
+    }
 }
 
 async fn act(
@@ -347,40 +513,75 @@ async fn act(
     client: &Client,
     order: &MigrationOrder,
     action: &Action,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     let uid = &order.migration.uid;
-    let fail = |error: QmpError| chain(&error);
     match action {
         Action::Listen => {
-            prepare(host, client).await.map_err(fail)?;
-            host.journal
-                .set_started(&vm.pod_uid, uid)
-                .map_err(|e| chain(&e))?;
-            client.migrate_incoming("tcp:0.0.0.0:0").await.map_err(fail)?;
+            prepare(host, client).await?;
+            // QEMU then leaves the VM paused when it has loaded it (`qmp_stop` in QEMU's monitor/qmp-cmds.c): the agent starts
+            // it, and the journal knows.
+            client.stop().await?;
+            begin(vm, host, uid).await?;
+            client.migrate_incoming(&listen_uri(order)).await?;
             // The port is in QEMU's answer: look again.
             vm.nics_changed.send_modify(|n| *n += 1);
         }
+        Action::Run => {
+            let started = start(vm, host, client).await;
+            // The next look says how it stands.
+            vm.nics_changed.send_modify(|n| *n += u64::from(started.is_ok()));
+            started.map_err(|error| Failure {
+                error,
+                refused: false,
+            })?;
+        }
         Action::Start(uri) => {
-            let blocked = client.query_migrate().await.map_err(fail)?.blocked_reasons;
+            let blocked = client.query_migrate().await?.blocked_reasons;
             if !blocked.is_empty() {
-                return Err(format!("QEMU cannot migrate the VM: {}", blocked.join("; ")));
+                let error = format!("QEMU cannot migrate the VM: {}", blocked.join("; "));
+                return Err(Failure { error, refused: true });
             }
-            prepare(host, client).await.map_err(fail)?;
-            host.journal
-                .set_started(&vm.pod_uid, uid)
-                .map_err(|e| chain(&e))?;
-            client.migrate(uri).await.map_err(fail)?;
+            prepare(host, client).await?;
+            begin(vm, host, uid).await?;
+            vm.set_custody(uid, Custody::Here);
+            client.migrate(uri).await?;
         }
         Action::HandOver => {
-            hand_over(vm, host, client, Some(order)).await;
+            hand_over(vm, host, client, order).await;
         }
-        Action::Cancel => client.migrate_cancel().await.map_err(fail)?,
+        Action::Hold => client.stop().await?,
+        Action::Cancel => client.migrate_cancel().await?,
         Action::Resume => {
-            client.until_migration_settled().await.map_err(fail)?;
-            client.cont().await.map_err(fail)?;
+            client.until_migration_settled().await?;
+            vm.set_custody(uid, Custody::Here);
+            client.cont().await?;
         }
     }
     Ok(())
+}
+
+/// Notes that a migration is about to begin, so that it is not begun again after a restart.
+async fn begin(vm: &Vm, host: &Host, migration: &str) -> Result<(), JournalError> {
+    let begun = Begun {
+        migration: migration.to_owned(),
+        process: vm.peer(),
+        arrival: None,
+    };
+    vm.remember(&host.journal, |record| record.begun = Some(begun))
+        .await
+}
+
+/// Where the target's QEMU listens: on the pod's own address, and on a port that the kernel chooses.
+fn listen_uri(order: &MigrationOrder) -> String {
+    match order
+        .listen_address
+        .as_deref()
+        .and_then(|address| address.parse().ok())
+    {
+        Some(IpAddr::V4(address)) => format!("tcp:{address}:0"),
+        Some(IpAddr::V6(address)) => format!("tcp:[{address}]:0"),
+        None => "tcp:0.0.0.0:0".to_owned(),
+    }
 }
 
 /// Capabilities and parameters; they must be the same at both ends.

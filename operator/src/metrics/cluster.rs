@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, QemuMigration, VmHybridNic};
 use hybridnic_runtime::metrics::{Gauge, Registry};
 use jiff::Timestamp;
@@ -43,6 +44,7 @@ struct Gauges {
     nodes: Gauge<1>,
     migrations: Gauge<1>,
     oldest: Gauge<1>,
+    undecided: Gauge<1>,
 }
 
 impl Gauges {
@@ -77,6 +79,11 @@ impl Gauges {
                 "hybridnic_migrations_oldest_seconds",
                 ["phase"],
                 "How long the migration has been in the phase that has been there longest",
+            ),
+            undecided: registry.gauge(
+                "hybridnic_migrations_undecided",
+                ["reason"],
+                "Migrations whose VM is paused because the target has not said whether it has it, by the reason: TargetSilent or NeedsDecision",
             ),
         }
     }
@@ -115,6 +122,11 @@ impl Gauges {
                 .iter()
                 .map(|(phase, (_, age))| ([phase.as_str()], *age)),
         );
+        self.undecided.replace(
+            undecided(&world.migrations.all())
+                .into_iter()
+                .map(|(reason, n)| ([reason], n)),
+        );
     }
 }
 
@@ -147,6 +159,25 @@ fn nodes(nodes: &[Arc<HybridNode>]) -> BTreeMap<&'static str, i64> {
             Support::Unknown => "unknown",
         };
         *counts.entry(agent).or_default() += 1;
+    }
+    counts
+}
+
+/// Migrations that a person should look at. Both reasons are shown, so that an alert sees the first.
+fn undecided(migrations: &[Arc<QemuMigration>]) -> BTreeMap<&'static str, i64> {
+    let mut counts = BTreeMap::from([(reasons::TARGET_SILENT, 0), (reasons::NEEDS_DECISION, 0)]);
+    for migration in migrations {
+        let status = migration
+            .status
+            .as_ref()
+            .filter(|status| !status.phase.is_final());
+        let condition = status.and_then(|status| conditions::find(&status.conditions, types::SUCCEEDED));
+        let reason = condition
+            .map(|condition| condition.reason.as_str())
+            .unwrap_or_default();
+        if let Some((_, count)) = counts.iter_mut().find(|(known, _)| **known == reason) {
+            *count += 1;
+        }
     }
     counts
 }
@@ -221,6 +252,31 @@ mod tests {
         assert_eq!(
             counts,
             BTreeMap::from([("supported", 1), ("unsupported", 1), ("unknown", 1)])
+        );
+    }
+
+    #[test]
+    fn migrations_that_a_person_should_look_at() {
+        use MigrationPhase::{Failed, RollingBack, Transferring};
+        let waits = |name: &str, phase, reason| {
+            let mut migration = migration(name, 1);
+            let status = migration.status.get_or_insert_default();
+            status.phase = phase;
+            let condition = conditions::NewCondition::unknown(types::SUCCEEDED, reason, "");
+            conditions::set(&mut status.conditions, None, Timestamp::UNIX_EPOCH, condition);
+            Arc::new(migration)
+        };
+        let all = [
+            Arc::new(migration("new", 1)),
+            waits("a", Transferring, reasons::NEEDS_DECISION),
+            waits("b", RollingBack, reasons::TARGET_SILENT),
+            waits("c", Transferring, reasons::MIGRATING),
+            waits("d", Failed, reasons::NEEDS_DECISION),
+        ];
+        assert_eq!(undecided(&[])[reasons::NEEDS_DECISION], 0);
+        assert_eq!(
+            undecided(&all),
+            BTreeMap::from([(reasons::NEEDS_DECISION, 1), (reasons::TARGET_SILENT, 1)])
         );
     }
 

@@ -52,6 +52,10 @@ pub fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> O
             again,
         } => {
             let condition = match &status.failure {
+                // What a person has to do comes before why.
+                Some(_) if reason == reasons::NEEDS_DECISION || reason == reasons::TARGET_SILENT => {
+                    NewCondition::unknown(types::SUCCEEDED, reason, message)
+                }
                 Some(failure) => NewCondition::unknown(types::SUCCEEDED, &failure.reason, &failure.message),
                 None => NewCondition::unknown(types::SUCCEEDED, reason, message),
             };

@@ -22,11 +22,12 @@ use crate::testing::{attachment, migration, nic, observe, pod, report};
 
 /// A VM with one NIC, pods `a` and `b`, and a migration `m`, with the operator's two controllers and two agents that say
 /// what a test lets them say.
+#[derive(Clone)]
 pub struct Scene {
     pub second: i64,
     /// By how much the operator's wall clock is wrong.
     pub skew: i64,
-    pub phases: Phases,
+    pub phases: Arc<Phases>,
     pub start: Instant,
     pub migration: QemuMigration,
     pub nic: VmHybridNic,
@@ -49,7 +50,7 @@ impl Scene {
         Self {
             second: 100,
             skew: 0,
-            phases: Phases::default(),
+            phases: Arc::default(),
             start: Instant::now(),
             migration: migration("m", 100),
             nic,

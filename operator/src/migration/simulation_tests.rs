@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use crate::handover;
 use crate::migration::scene::Scene;
-use crate::testing::{observe, report};
+use crate::testing::{observe, report, report_kept};
 
 /// The truth, of which the operator sees only reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,10 @@ enum Source {
     Sending,
     HandedOver,
     Cancelled,
-    Failed,
+    /// Failed before the VM could leave.
+    Kept,
+    /// Failed after that: QEMU ran it again, and the agent has paused it.
+    Held,
     Gone,
 }
 
@@ -27,8 +30,13 @@ enum Target {
     Idle,
     Listening,
     Receiving,
+    /// All of it is there, and its agent has not started it.
+    Loaded,
     Running,
+    /// Without ever having run it.
     Dead,
+    /// After it ran there.
+    Ended,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,9 +93,10 @@ impl Sim {
         }
     }
 
-    /// Whether the target runs the VM, or will without anybody's further doing.
+    /// Whether the target has run the VM, or will without the operator's further doing.
     fn target_may_run(&self) -> bool {
-        self.target == Target::Running || self.sent && self.target == Target::Receiving
+        matches!(self.target, Target::Running | Target::Loaded | Target::Ended)
+            || self.sent && self.target == Target::Receiving
     }
 
     fn handle(&mut self, event: Event) {
@@ -100,15 +109,15 @@ impl Sim {
             Event::TargetAgent => self.target_agent(),
             Event::Advance => self.advance(),
             // Also after all was sent: the way back, by which the target says so, may break.
-            Event::SourceFails if matches!(self.source, Source::Sending | Source::HandedOver) => {
-                self.source = Source::Failed;
-            }
+            Event::SourceFails if self.source == Source::Sending => self.source = Source::Kept,
+            Event::SourceFails if self.source == Source::HandedOver => self.source = Source::Held,
             Event::SourceEnds => {
                 self.source = Source::Gone;
                 self.scene.end_pod(0);
             }
             Event::TargetEnds => {
-                self.target = Target::Dead;
+                let ran = matches!(self.target, Target::Running | Target::Ended);
+                self.target = if ran { Target::Ended } else { Target::Dead };
                 self.scene.end_pod(1);
             }
             Event::Cancel => self.scene.delete(),
@@ -126,10 +135,10 @@ impl Sim {
                 self.sent = true;
                 (Source::HandedOver, Target::Receiving)
             }
-            (_, Target::Receiving) if self.sent => (self.source, Target::Running),
+            (_, Target::Receiving) if self.sent => (self.source, Target::Loaded),
             // The stream has broken off.
-            (Source::Sending, Target::Dead) => (Source::Failed, Target::Dead),
-            (Source::Cancelled | Source::Failed | Source::Gone, Target::Receiving) => {
+            (Source::Sending, Target::Dead) => (Source::Kept, Target::Dead),
+            (Source::Cancelled | Source::Kept | Source::Gone, Target::Receiving) => {
                 (self.source, Target::Dead)
             }
             same => same,
@@ -151,15 +160,15 @@ impl Sim {
             Some(MigrationStep::Cancel) if matches!(self.source, Source::Idle | Source::Sending) => {
                 self.source = Source::Cancelled;
             }
-            Some(MigrationStep::Resume) if matches!(self.source, Source::HandedOver | Source::Failed) => {
+            Some(MigrationStep::Resume) if matches!(self.source, Source::HandedOver | Source::Held) => {
                 assert!(!may_run, "two of the same VM");
                 self.source = Source::Cancelled;
             }
             _ => {}
         }
         let state = match (attachment.spec.goal, self.source) {
-            (Goal::FastPath, Source::Idle | Source::Cancelled | Source::Failed) => AttachmentState::FastPath,
-            (Goal::Standby, Source::Idle | Source::Sending | Source::Cancelled | Source::Failed) => {
+            (Goal::FastPath, Source::Idle | Source::Cancelled | Source::Kept) => AttachmentState::FastPath,
+            (Goal::Standby, Source::Idle | Source::Sending | Source::Cancelled | Source::Kept) => {
                 AttachmentState::Standby
             }
             (Goal::Detached, _) => AttachmentState::Detached,
@@ -171,10 +180,12 @@ impl Sim {
             Source::Sending => MigrationState::Active,
             Source::HandedOver => MigrationState::Completed,
             Source::Cancelled => MigrationState::Cancelled,
-            Source::Failed => MigrationState::Failed,
+            Source::Held | Source::Kept => MigrationState::Failed,
             Source::Gone => MigrationState::Lost,
         };
-        if order.is_some() {
+        if order.is_some() && self.source == Source::Kept {
+            report_kept(attachment);
+        } else if order.is_some() {
             report(attachment, word);
         }
     }
@@ -188,14 +199,19 @@ impl Sim {
             .migration
             .as_ref()
             .is_some_and(|order| order.step == MigrationStep::Listen);
-        if attachment.spec.goal == Goal::Detached && self.target != Target::Running {
+        if self.target == Target::Loaded {
+            // It is started, whatever the operator has called off since.
+            self.target = Target::Running;
+        } else if attachment.spec.goal == Goal::Detached
+            && !matches!(self.target, Target::Running | Target::Ended)
+        {
             // Incoming QEMUs are ended before their devices are taken.
             self.target = Target::Dead;
         } else if listen && self.target == Target::Idle {
             self.target = Target::Listening;
         }
         let state = match (attachment.spec.goal, self.target) {
-            (Goal::Detached, Target::Dead) => AttachmentState::Detached,
+            (Goal::Detached, Target::Dead | Target::Ended) => AttachmentState::Detached,
             (Goal::FastPath, Target::Running) => AttachmentState::FastPath,
             _ => AttachmentState::Reserved,
         };
@@ -203,9 +219,10 @@ impl Sim {
         let word = match self.target {
             Target::Idle => return,
             Target::Listening => MigrationState::Listening,
-            Target::Receiving => MigrationState::Active,
+            Target::Receiving | Target::Loaded => MigrationState::Active,
             Target::Running => MigrationState::Completed,
             Target::Dead => MigrationState::Lost,
+            Target::Ended => MigrationState::Ended,
         };
         if listen {
             report(attachment, word);
@@ -271,7 +288,7 @@ proptest! {
         match sim.scene.phase() {
             MigrationPhase::Succeeded => prop_assert!(sim.source != Source::Idle),
             MigrationPhase::Failed | MigrationPhase::Cancelled if began => {
-                prop_assert_ne!(sim.target, Target::Running);
+                prop_assert!(!matches!(sim.target, Target::Running | Target::Ended));
                 if sim.source != Source::Gone {
                     prop_assert_eq!(handover::state(sim.scene.source.as_ref().unwrap()), AttachmentState::FastPath);
                 }

@@ -46,7 +46,7 @@ pub fn step(view: &View<'_>) -> Step {
         (MigrationPhase::Pending, _) | (_, None) => pending(view, &mut status),
         (MigrationPhase::PreparingTarget, Some(ends)) => preparing(view, &status, ends),
         (MigrationPhase::SwitchingToStandby, Some(ends)) => switching(view, &status, ends),
-        (MigrationPhase::Transferring, Some(ends)) => transferring(view, ends),
+        (MigrationPhase::Transferring, Some(ends)) => transferring(view, &status, ends),
         (MigrationPhase::Completing, Some(ends)) => completing(view, &status, ends),
         (_, Some(ends)) => rolling_back(view, &status, ends),
     };
@@ -223,12 +223,11 @@ fn switching(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next
     until(view, view.deadlines.switch, reasons::FAILED, what)
 }
 
-fn transferring(view: &View<'_>, ends: &Ends) -> Next {
+fn transferring(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
     use MigrationState::{Cancelled, Failed};
-    if ends.all_completed {
+    if ends.arrived() {
         return Next::Go(MigrationPhase::Completing);
     }
-    let text = |report: &Option<_>| error_of(report.as_ref());
     if deleting(view) {
         return roll_back(reasons::CANCELLED, CANCELLED);
     }
@@ -237,7 +236,7 @@ fn transferring(view: &View<'_>, ends: &Ends) -> Next {
         Some(Failed) => {
             return roll_back(
                 reasons::TRANSFER_FAILED,
-                format!("QEMU at the source{}", text(&ends.source)),
+                format!("QEMU at the source{}", error_of(ends.source.as_ref())),
             );
         }
         Some(Cancelled) => {
@@ -245,22 +244,58 @@ fn transferring(view: &View<'_>, ends: &Ends) -> Next {
         }
         _ => {}
     }
-    if ends.target_dead() {
-        let lost = format!("QEMU at the target{}", text(&ends.target));
-        let reason = if ends.source_lost() {
-            reasons::SOURCE_LOST
-        } else {
-            reasons::TARGET_LOST
-        };
-        return roll_back(reason, lost);
-    }
     if ends.source_lost() {
         return roll_back(
             reasons::SOURCE_LOST,
             "the source's pod or QEMU has ended before the target had the VM",
         );
     }
+    if ends.never_ran() {
+        return roll_back(
+            reasons::TARGET_LOST,
+            format!("QEMU at the target{}", error_of(ends.target.as_ref())),
+        );
+    }
+    if ends.is_silent() {
+        return silent(view, status, ends);
+    }
+    // The source still has the VM, or will say that it has let it go.
+    if ends.target_gone {
+        return roll_back(reasons::TARGET_LOST, "the target's pod has ended or is no more");
+    }
     wait(reasons::MIGRATING, explain(MigrationPhase::Transferring))
+}
+
+/// How long a target may take to say that it has the VM, before that is worth a word.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// The source has let the VM go and the target does not say what became of it. Nothing is done, for anything could run the
+/// VM twice, or end the only one.
+fn silent(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
+    let decide = "decide with: kubectl patch qmig NAME --type merge -p '{\"spec\":{\"decision\":\"ResumeSource\"}}' \
+                  once you are sure that it does not run there, or with AbandonSource if it does";
+    if ends.target_gone {
+        let message = format!(
+            "the source has let the VM go, and the target's pod is gone: nothing proves whether the VM ran, or runs, on {}; {decide}",
+            node(status)
+        );
+        return wait(reasons::NEEDS_DECISION, message);
+    }
+    match SILENCE.checked_sub(view.in_phase_for) {
+        Some(left) if !left.is_zero() => Next::Wait {
+            reason: reasons::MIGRATING,
+            message: explain(status.phase).to_owned(),
+            again: Some(left),
+        },
+        _ => {
+            let message = format!(
+                "the source has let the VM go, and {} does not say whether it has it; the VM is paused until that node's agent \
+                 and QEMU answer; if they never will, {decide}",
+                node(status)
+            );
+            wait(reasons::TARGET_SILENT, message)
+        }
+    }
 }
 
 fn completing(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
@@ -280,21 +315,21 @@ fn completing(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Nex
 
 fn rolling_back(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
     // A cancel that came too late, or a failure that was none: the target has the last word.
-    if ends.begun && ends.all_completed {
+    if ends.begun && ends.arrived() {
         return Next::Go(MigrationPhase::Completing);
     }
     let waiting = || wait(reasons::MIGRATING, explain(MigrationPhase::RollingBack));
-    let settled = matches!(
-        ends.rollback(),
-        Rollback::NotBegun | Rollback::Stopped | Rollback::Failed
-    );
+    let settled = matches!(ends.rollback(), Rollback::NotBegun | Rollback::Stopped);
     if ends.source_lost() {
         // No VM is left to bring back, unless the target still gets it.
-        return if settled || ends.target_dead() {
+        return if settled || ends.never_ran() || ends.target_finished {
             Next::Finish
         } else {
-            waiting()
+            silent(view, status, ends)
         };
+    }
+    if ends.rollback() == Rollback::Undecided {
+        return silent(view, status, ends);
     }
     let back = |nic: &NicView| source_of(nic, status).is_none_or(is_back);
     if settled && view.nics.iter().all(back) {
@@ -314,17 +349,12 @@ fn cancelled_or_lost(view: &View<'_>, ends: &Ends) -> Option<Next> {
             "the source's pod or QEMU has ended",
         ));
     }
-    let gone = ends.target_gone
-        || matches!(
-            ends.target_state(),
-            Some(MigrationState::Failed | MigrationState::Lost)
-        );
-    gone.then(|| {
-        roll_back(
-            reasons::TARGET_LOST,
-            format!("QEMU at the target{}", error_of(ends.target.as_ref())),
-        )
-    })
+    let text = || format!("QEMU at the target{}", error_of(ends.target.as_ref()));
+    if ends.target_state() == Some(MigrationState::Failed) {
+        return Some(roll_back(reasons::TARGET_NOT_READY, text()));
+    }
+    let gone = ends.target_gone || ends.never_ran();
+    gone.then(|| roll_back(reasons::TARGET_LOST, text()))
 }
 
 /// The phase stays until its deadline. It begins again with a new leader: the clock that wrote the status may be another.

@@ -1,15 +1,16 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, MigrationPhase, MigrationState, MigrationStep, NoFreeVf,
+    AttachmentState, Decision, Goal, MigrationPhase, MigrationState, MigrationStep, NoFreeVf,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::handover;
-use crate::migration::{phases::Phases, scene::Scene};
-use crate::testing::{report, say};
+use crate::migration::scene::Scene;
+use crate::testing::{report, report_kept, say};
 
 #[test]
 fn a_migration_that_goes_well() {
@@ -126,7 +127,7 @@ fn a_deadline_does_not_go_by_anothers_clock() {
         scene.target(AttachmentState::Pending);
         scene.skew = skew;
         // The new leader has not seen the phase before.
-        scene.phases = Phases::default();
+        scene.phases = Arc::default();
         scene.second += 30;
         assert_eq!(scene.step(), Some(Duration::from_mins(1)), "it counts again");
         scene.second += 59;
@@ -283,20 +284,14 @@ fn whoever_is_lost_is_named() {
 #[test]
 fn a_transfer_that_fails_brings_the_fast_path_back() {
     let mut scene = Scene::transferring();
-    report(scene.source(AttachmentState::Standby), MigrationState::Failed);
+    report_kept(scene.source(AttachmentState::Standby));
     scene.reach(MigrationPhase::RollingBack);
     assert_eq!(scene.reason(), reasons::TRANSFER_FAILED);
     assert!(scene.message().contains("no route"), "{}", scene.message());
     let revoke = Some((Goal::Detached, Some(MigrationStep::Listen)));
     assert_eq!(
         scene.wishes(),
-        [Some((Goal::Standby, Some(MigrationStep::Cancel))), revoke]
-    );
-    scene.target(AttachmentState::Detached);
-    scene.apply();
-    assert_eq!(
-        scene.wishes(),
-        [Some((Goal::FastPath, Some(MigrationStep::Resume))), revoke]
+        [Some((Goal::FastPath, Some(MigrationStep::Cancel))), revoke]
     );
     scene.stays(reasons::TRANSFER_FAILED);
     scene.source(AttachmentState::FastPath);
@@ -308,24 +303,111 @@ fn a_transfer_that_fails_brings_the_fast_path_back() {
 }
 
 #[test]
-fn a_vm_that_was_handed_over_to_a_dead_target_runs_on() {
+fn a_vm_that_was_let_go_runs_on_only_by_the_targets_word() {
+    for source in [MigrationState::Completed, MigrationState::Failed] {
+        let mut scene = Scene::transferring();
+        report(scene.source(AttachmentState::Standby), source);
+        report(scene.target(AttachmentState::Pending), MigrationState::Lost);
+        scene.reach(MigrationPhase::RollingBack);
+        assert_eq!(
+            scene.wishes()[0],
+            Some((Goal::Standby, Some(MigrationStep::Resume)))
+        );
+        report(scene.source(AttachmentState::Standby), MigrationState::Cancelled);
+        let reason = scene.reason();
+        scene.stays(&reason);
+        assert_eq!(scene.wishes()[0].unwrap().0, Goal::FastPath);
+        scene.source(AttachmentState::FastPath);
+        scene.step();
+        assert_eq!((scene.phase(), scene.reason()), (MigrationPhase::Failed, reason));
+    }
+}
+
+#[test]
+fn a_vm_that_ended_at_the_target_is_not_brought_back() {
     let mut scene = Scene::transferring();
     report(scene.source(AttachmentState::Standby), MigrationState::Completed);
-    report(scene.target(AttachmentState::Pending), MigrationState::Lost);
-    scene.reach(MigrationPhase::RollingBack);
-    assert_eq!(
-        scene.wishes()[0],
-        Some((Goal::Standby, Some(MigrationStep::Resume)))
-    );
-    report(scene.source(AttachmentState::Standby), MigrationState::Cancelled);
-    scene.stays(reasons::TARGET_LOST);
-    assert_eq!(scene.wishes()[0].unwrap().0, Goal::FastPath);
-    scene.source(AttachmentState::FastPath);
+    report(scene.target(AttachmentState::Pending), MigrationState::Ended);
+    scene.end_pod(1);
+    scene.reach(MigrationPhase::Completing);
+    assert_eq!(scene.wishes()[0].unwrap().0, Goal::Detached);
+    scene.source(AttachmentState::Detached);
     scene.step();
-    assert_eq!(
-        (scene.phase(), scene.reason().as_str()),
-        (MigrationPhase::Failed, reasons::TARGET_LOST)
-    );
+    assert_eq!(scene.phase(), MigrationPhase::Succeeded);
+}
+
+/// The VM was handed over, and the target's node is away: its pod was force-deleted, or only does not report.
+fn let_go(pod_is_gone: bool) -> Scene {
+    let mut scene = Scene::transferring();
+    report(scene.source(AttachmentState::Standby), MigrationState::Completed);
+    if pod_is_gone {
+        scene.pods.pop();
+    }
+    scene
+}
+
+#[test]
+fn where_nothing_is_known_a_person_decides() {
+    use Decision::{AbandonSource, ResumeSource};
+    for (gone, reason) in [(true, reasons::NEEDS_DECISION), (false, reasons::TARGET_SILENT)] {
+        let mut scene = let_go(gone);
+        scene.second += 30;
+        scene.stays(reason);
+        assert_eq!(
+            scene.wishes()[0],
+            Some((Goal::Standby, Some(MigrationStep::Transfer))),
+            "nobody runs it again"
+        );
+        // Also one that was cancelled stays, and says so.
+        scene.delete();
+        scene.reach(MigrationPhase::RollingBack);
+        scene.second += 30;
+        scene.stays(reason);
+        assert!(scene.message().contains("decision"), "{}", scene.message());
+        let mut other = scene.clone();
+
+        scene.migration.spec.decision = Some(ResumeSource);
+        scene.apply();
+        assert_eq!(
+            scene.wishes()[0],
+            Some((Goal::Standby, Some(MigrationStep::Resume)))
+        );
+        report(scene.source(AttachmentState::Standby), MigrationState::Cancelled);
+        scene.apply();
+        scene.source(AttachmentState::FastPath);
+        scene.step();
+        assert_eq!(scene.phase(), MigrationPhase::Cancelled);
+
+        other.migration.spec.decision = Some(AbandonSource);
+        other.reach(MigrationPhase::Completing);
+        assert_eq!(other.wishes()[0].unwrap().0, Goal::Detached);
+        other.source(AttachmentState::Detached);
+        other.step();
+        assert_eq!(other.phase(), MigrationPhase::Succeeded);
+    }
+}
+
+#[test]
+fn a_decision_does_not_count_while_the_ends_can_tell() {
+    for decision in [Decision::ResumeSource, Decision::AbandonSource] {
+        let mut scene = Scene::transferring();
+        scene.migration.spec.decision = Some(decision);
+        scene.stays(reasons::MIGRATING);
+        report(scene.source(AttachmentState::Standby), MigrationState::Active);
+        scene.stays(reasons::MIGRATING);
+        report(scene.source(AttachmentState::Standby), MigrationState::Completed);
+        report(scene.target(AttachmentState::Standby), MigrationState::Completed);
+        scene.reach(MigrationPhase::Completing);
+    }
+}
+
+#[test]
+fn a_target_that_cannot_take_the_vm_is_named_at_once() {
+    let mut scene = Scene::preparing();
+    report(scene.target(AttachmentState::Pending), MigrationState::Failed);
+    scene.reach(MigrationPhase::RollingBack);
+    assert_eq!(scene.reason(), reasons::TARGET_NOT_READY);
+    assert!(scene.message().contains("no route"), "{}", scene.message());
 }
 
 #[test]

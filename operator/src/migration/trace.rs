@@ -85,6 +85,7 @@ mod tests {
             QemuMigrationSpec {
                 vm: "web".into(),
                 target_pod: None,
+                decision: None,
             },
         );
         migration.metadata.namespace = Some("shop".into());

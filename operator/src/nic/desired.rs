@@ -68,6 +68,7 @@ pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
         nics: status.nics.clone(),
         step,
         target_uri: None,
+        listen_address: target.pod_ip.clone().filter(|_| step == MigrationStep::Listen),
     };
     let mut source_order = source_step.map(order);
     if let Some(order) = source_order
@@ -112,10 +113,9 @@ fn goals(phase: MigrationPhase, ends: &Ends) -> (Wish, Wish) {
         MigrationPhase::RollingBack => match ends.rollback() {
             Rollback::NotBegun => ((Goal::FastPath, None), revoke),
             Rollback::Cancelling => ((Goal::Standby, Some(Cancel)), receive),
-            Rollback::Revoking => ((Goal::Standby, Some(Cancel)), revoke),
+            Rollback::Revoking | Rollback::Undecided => ((Goal::Standby, Some(Cancel)), revoke),
             Rollback::Resuming => ((Goal::Standby, Some(Resume)), revoke),
             Rollback::Stopped => ((Goal::FastPath, Some(Cancel)), revoke),
-            Rollback::Failed => ((Goal::FastPath, Some(Resume)), revoke),
         },
         // Not in the migration's hands; whoever asks has made a mistake that must not cost a VM its VF.
         MigrationPhase::Pending | MigrationPhase::Failed | MigrationPhase::Cancelled => {

@@ -1,4 +1,4 @@
-use hybridnic_api::v1alpha1::{AttachmentState, GuestDevices, MigrationState};
+use hybridnic_api::v1alpha1::{AttachmentState, Decision, GuestDevices, MigrationState};
 
 use super::*;
 use crate::testing::{attachment, migration, nic, observe};
@@ -107,7 +107,7 @@ fn each_phase_has_its_goals() {
 
 #[test]
 fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
-    use MigrationState::{Active, Cancelled, Completed, Failed, Listening, Lost};
+    use MigrationState::{Active, Cancelled, Completed, Ended, Failed, Listening, Lost};
     use MigrationStep::{Cancel, Listen, Resume};
     let rollback = |ends: &Ends| wishes(MigrationPhase::RollingBack, ends);
     let (receive, revoke) = ((Goal::FastPath, Some(Listen)), (Goal::Detached, Some(Listen)));
@@ -116,60 +116,79 @@ fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
         ((Goal::FastPath, None), revoke),
         "never begun"
     );
-    let dead = |ends: Ends| Ends {
+    let gone = |ends: Ends| Ends {
         target_gone: true,
+        target_finished: true,
         ..ends
     };
+    let decided = |ends: Ends, decision| Ends {
+        decision: Some(decision),
+        ..ends
+    };
+    let kept = |mut ends: Ends| {
+        ends.source.as_mut().unwrap().kept = true;
+        ends
+    };
+    let wait = (Goal::Standby, Cancel);
+    let resume = (Goal::Standby, Resume);
     let cases = [
-        (said(None, Some(Listening)), (Goal::Standby, Cancel), receive),
-        (said(Some(Active), Some(Active)), (Goal::Standby, Cancel), receive),
+        (said(None, Some(Listening)), wait, receive),
+        (said(Some(Active), Some(Active)), wait, receive),
+        (gone(said(Some(Active), Some(Active))), wait, receive),
+        // The target's word that it ran is the last, whatever else is said.
+        (said(Some(Completed), Some(Completed)), wait, receive),
+        (said(Some(Cancelled), Some(Completed)), wait, receive),
+        (said(Some(Failed), Some(Completed)), wait, receive),
+        (gone(said(Some(Completed), Some(Completed))), wait, receive),
+        (gone(said(Some(Completed), Some(Ended))), wait, receive),
+        (gone(said(Some(Failed), Some(Ended))), wait, receive),
+        // No word is none, whatever has become of the pod.
+        (said(Some(Completed), Some(Active)), wait, revoke),
+        (said(Some(Failed), Some(Active)), wait, revoke),
+        (gone(said(Some(Completed), Some(Active))), wait, revoke),
+        (gone(said(Some(Completed), None)), wait, revoke),
+        (gone(said(Some(Failed), Some(Listening))), wait, revoke),
+        // Nothing is at the source any more.
+        (said(Some(Lost), Some(Active)), wait, revoke),
         (
-            said(Some(Completed), Some(Active)),
-            (Goal::Standby, Cancel),
-            receive,
+            decided(said(Some(Lost), Some(Lost)), Decision::ResumeSource),
+            wait,
+            revoke,
         ),
-        (
-            said(Some(Completed), Some(Completed)),
-            (Goal::Standby, Cancel),
-            receive,
-        ),
-        (
-            said(Some(Cancelled), Some(Completed)),
-            (Goal::Standby, Cancel),
-            receive,
-        ),
-        (
-            said(Some(Failed), Some(Completed)),
-            (Goal::Standby, Cancel),
-            receive,
-        ),
-        (
-            dead(said(Some(Completed), Some(Completed))),
-            (Goal::Standby, Cancel),
-            receive,
-        ),
-        (said(Some(Failed), Some(Active)), (Goal::Standby, Cancel), revoke),
-        (said(Some(Lost), Some(Active)), (Goal::Standby, Cancel), revoke),
+        // The source's word that it never let go.
         (
             said(Some(Cancelled), Some(Active)),
             (Goal::FastPath, Cancel),
             revoke,
         ),
         (
-            said(Some(Completed), Some(Failed)),
-            (Goal::Standby, Resume),
+            kept(said(Some(Failed), Some(Active))),
+            (Goal::FastPath, Cancel),
             revoke,
         ),
-        (said(Some(Completed), Some(Lost)), (Goal::Standby, Resume), revoke),
+        // The target's word that it never ran.
+        (said(Some(Completed), Some(Failed)), resume, revoke),
+        (said(Some(Completed), Some(Lost)), resume, revoke),
+        (said(Some(Failed), Some(Lost)), resume, revoke),
+        // A person's word, where there is none of the ends.
         (
-            dead(said(Some(Completed), Some(Active))),
-            (Goal::Standby, Resume),
+            decided(gone(said(Some(Completed), None)), Decision::ResumeSource),
+            resume,
             revoke,
         ),
-        (said(Some(Failed), Some(Lost)), (Goal::FastPath, Resume), revoke),
         (
-            dead(said(Some(Active), Some(Active))),
-            (Goal::Standby, Cancel),
+            decided(said(Some(Completed), None), Decision::AbandonSource),
+            wait,
+            receive,
+        ),
+        (
+            decided(said(Some(Completed), Some(Ended)), Decision::ResumeSource),
+            wait,
+            receive,
+        ),
+        (
+            decided(said(Some(Active), None), Decision::ResumeSource),
+            wait,
             receive,
         ),
     ];
@@ -223,7 +242,11 @@ fn the_vm_is_sent_to_where_the_target_listens() {
             uid: "m-uid".to_owned()
         }
     );
-    assert_eq!(first[1].migration.as_ref().unwrap().target_uri, None);
+    let listen = first[1].migration.as_ref().unwrap();
+    assert_eq!(
+        (listen.target_uri.as_deref(), listen.listen_address.as_deref()),
+        (None, Some("fd00::2"))
+    );
 
     // It stays when the target says no port any more.
     let mut source = attachment("eth0", "a", "n1");

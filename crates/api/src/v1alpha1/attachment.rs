@@ -126,6 +126,9 @@ pub struct MigrationOrder {
     /// For `Transfer`: QEMU's URI of the destination, `tcp:10.0.0.2:49152`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_uri: Option<String>,
+    /// For `Listen`: the address of the target's pod, IPv4 or IPv6, on which QEMU listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_address: Option<String>,
 }
 
 /// A step of a migration that one node's agent takes.
@@ -139,7 +142,8 @@ pub enum MigrationStep {
     Transfer,
     /// Source: stop the transfer; the VM runs on.
     Cancel,
-    /// Source: the destination is proven dead; a VM that was paused for the hand-over runs on.
+    /// Source: the target has said that it never ran the VM and never will, or a person has decided: a VM that was paused
+    /// for the hand-over runs on.
     Resume,
 }
 
@@ -194,6 +198,9 @@ pub struct MigrationReport {
     /// QEMU's own text when it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Source: the VM is known not to have left. Without it, a transfer that failed may have failed after the hand-over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
     /// Source: length of the transfer in milliseconds, by QEMU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_ms: Option<i64>,
@@ -202,8 +209,8 @@ pub struct MigrationReport {
     pub downtime_ms: Option<i64>,
 }
 
-/// How far a migration is on one node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// How far a migration is on one node. What a node has once said of its end stays true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum MigrationState {
     /// Target: QEMU listens.
     Listening,
@@ -211,10 +218,20 @@ pub enum MigrationState {
     Active,
     /// Source: the VM has been handed over. Target: the VM runs here. Only the target's word is success.
     Completed,
-    /// It has failed. Source: the VM runs here or is paused. Target: this QEMU will never run the VM.
+    /// It has failed. Source: the VM is here, running or paused; `kept` says whether the target may have it as well.
+    /// Target: this QEMU has never run the VM, and never will.
     Failed,
     /// Source: it was cancelled, the VM runs here.
     Cancelled,
-    /// QEMU has gone.
+    /// QEMU's process has ended. Target: without ever having run the VM.
     Lost,
+    /// Target: the VM has run here, and QEMU's process has ended since.
+    Ended,
+}
+
+impl MigrationState {
+    /// Whether QEMU will say nothing else about the migration by itself.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Listening | Self::Active)
+    }
 }

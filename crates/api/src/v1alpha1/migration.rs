@@ -33,8 +33,11 @@ use super::{MigrationPhaseTime, ObjectRef};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self == oldSelf")
-    .message("a QemuMigration cannot change: delete it to cancel it, and create another"))]
+#[x_kube(validation = Rule::new("self.vm == oldSelf.vm && has(self.targetPod) == has(oldSelf.targetPod) && \
+     (!has(self.targetPod) || self.targetPod == oldSelf.targetPod)")
+    .message("a QemuMigration cannot change, but for its decision: delete it to cancel it, and create another"))]
+#[x_kube(validation = Rule::new("!has(oldSelf.decision) || has(self.decision) && self.decision == oldSelf.decision")
+    .message("a decision cannot be taken back"))]
 pub struct QemuMigrationSpec {
     /// Value of the label `hybridnic.io/vm` on the VM's pods.
     #[schemars(length(min = 1, max = 63))]
@@ -45,6 +48,20 @@ pub struct QemuMigrationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub target_pod: Option<String>,
+    /// A person's word on where the VM goes on, for a migration with the reason `NeedsDecision`: the source has handed the
+    /// VM over, and nothing proves whether the target has run it. Ignored where the ends can tell. It cannot be taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
+}
+
+/// Where a VM goes on when neither end can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Decision {
+    /// The VM does not run at the target, and will not: the source runs it on. If it had run there, its disk may be newer
+    /// than the memory that it goes on with.
+    ResumeSource,
+    /// The VM runs at the target, or is lost: the source is ended.
+    AbandonSource,
 }
 
 /// Where a migration is.

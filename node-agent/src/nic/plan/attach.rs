@@ -32,6 +32,13 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
             );
         }
     };
+    if guest.run == Run::Occupied {
+        return if seen.macvtap == Some(true) {
+            Decision::Do(Step::StandbyDown)
+        } else {
+            wait(Pending, reasons::TARGET_OCCUPIED, OCCUPIED)
+        };
+    }
     // The VF first: the standby is derived from it.
     match seen.vf {
         Some(None) => return Decision::Do(Step::DropVf),
@@ -71,8 +78,8 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
     }
     let up = seen.macvtap == Some(true);
     match guest.run {
-        Run::Here => {}
-        // Silent until RESUME, and from pre-switchover on.
+        Run::Here | Run::Occupied => {}
+        // Silent until the VM starts, and from pre-switchover on.
         Run::Incoming | Run::HandingOver | Run::HandedOver if up => return Decision::Do(Step::StandbyDown),
         Run::Incoming | Run::HandingOver | Run::HandedOver if has_nic_mac(seen) => {
             return Decision::Do(Step::Park);
@@ -87,6 +94,9 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
         Goal::Detached => detach::next(ask, seen, learnt),
     }
 }
+
+const OCCUPIED: &str = "QEMU at the target was not started with -incoming defer, runs a guest already, or waits for another \
+                        migration; nothing is plugged into it";
 
 /// The macvtap is missing. A standby that is in the guest stays on the one that is gone, whatever is made in its place.
 fn make_standby(guest: Guest, learnt: &Learnt) -> Decision {

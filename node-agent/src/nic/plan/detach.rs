@@ -33,7 +33,8 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                         "the VM has arrived here; nothing is taken from it",
                     );
                 }
-                Run::Here => {}
+                // What is ours in a guest that is not goes as from any other.
+                Run::Here | Run::Occupied => {}
                 // It will never run the VM again, and a guest that does not run lets go of nothing.
                 Run::Incoming | Run::HandedOver => return Decision::Do(Step::QuitQemu),
                 Run::HandingOver => {

@@ -17,8 +17,8 @@ use super::{Context, ids, vf};
 use crate::{
     error::{StepError, chain},
     journal::VfRecord,
-    nic::{disuse::Disuse, observe, silence::Silence},
-    vm::Session,
+    nic::{disuse::Disuse, observe, seen::Run, silence::Silence},
+    vm::{Session, migration},
 };
 
 /// How often is looked whether the guest uses its VF: there is no event for it.
@@ -444,12 +444,26 @@ pub(super) async fn announce(cx: &mut Context, client: &Client) -> Result<(), St
 }
 
 /// Ends a QEMU that will never run the VM again, and waits until it has gone.
-pub(super) async fn quit(client: &Client) -> Result<(), StepError> {
+pub(super) async fn quit(cx: &Context, client: &Client) -> Result<(), StepError> {
+    // The VM is started under the same lock: what is seen here stays true until QEMU is told.
+    let fate = cx.vm.fate.lock().await;
+    let (run, seen, _) = observe::see_run(&cx.vm, client, &cx.record)
+        .await
+        .map_err(|e| refused(&e))?;
+    let arrives = run == Run::Incoming && migration::is_loaded(&seen);
+    if arrives || !matches!(run, Run::Incoming | Run::HandedOver) {
+        return Err(StepError::new(
+            reasons::MIGRATING,
+            "the VM has arrived in the QEMU that was to be ended",
+        ));
+    }
     let quit = async {
         client.until_migration_settled().await?;
         client.quit().await
     };
-    match quit.await {
+    let told = quit.await;
+    drop(fate);
+    match told {
         Ok(()) | Err(QmpError::Closed(_)) => {}
         Err(error) => return Err(refused(&error)),
     }

@@ -156,7 +156,7 @@ impl Context {
                 guest::unplug_vf(self, client(now)?, now.vf_device.as_deref()).await?;
             }
             Step::Announce => guest::announce(self, client(now)?).await?,
-            Step::QuitQemu => guest::quit(client(now)?).await?,
+            Step::QuitQemu => guest::quit(self, client(now)?).await?,
             Step::Forget => self.forget()?,
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The enums of the API with the meaning of each value. The CRDs have the values only.
 
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, MigrationPhase, MigrationState, MigrationStep, NicPhase, NoFreeVf, Path,
+    AttachmentState, Decision, Goal, MigrationPhase, MigrationState, MigrationStep, NicPhase, NoFreeVf, Path,
     SwitchOrder, VfState, VlanProtocol,
 };
 use schemars::{JsonSchema, Schema};
@@ -23,6 +23,7 @@ pub fn all() -> Vec<Word> {
         word::<NoFreeVf>(),
         word::<VlanProtocol>(),
         word::<MigrationPhase>(),
+        word::<Decision>(),
         word::<VfState>(),
         word::<Goal>(),
         word::<AttachmentState>(),

@@ -248,6 +248,37 @@ fn a_vm_that_is_not_here_yet_holds_at_reserved() {
 }
 
 #[test]
+fn a_target_that_is_taken_gets_nothing() {
+    let no = Learnt::default();
+    let taken = |standby| Guest {
+        run: Run::Occupied,
+        standby,
+        failover: None,
+        ..GUEST
+    };
+    for goal in [Goal::Reserved, Goal::Standby, Goal::FastPath] {
+        for standby in [false, true] {
+            does(
+                ask(goal),
+                seen(taken(standby), true, PARKED),
+                no,
+                Step::StandbyDown,
+            );
+            waits(
+                ask(goal),
+                seen(taken(standby), false, PARKED),
+                no,
+                Pending,
+                reasons::TARGET_OCCUPIED,
+            );
+        }
+    }
+    // Its QEMU is not ours to end.
+    does(OUT, seen(taken(true), false, PARKED), no, Step::UnplugStandby);
+    does(OUT, seen(taken(false), false, PARKED), no, Step::RemoveStandby);
+}
+
+#[test]
 fn back_to_reserved_all_is_silent() {
     let no = Learnt::default();
     does(TO_RESERVED, seen(FAST, false, READY), no, Step::UnplugVf);

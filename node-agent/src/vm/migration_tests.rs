@@ -1,0 +1,438 @@
+use hybridnic_api::v1alpha1::ObjectRef;
+
+use super::*;
+
+fn order(step: MigrationStep) -> MigrationOrder {
+    MigrationOrder {
+        migration: ObjectRef {
+            name: "m".into(),
+            uid: "m1".into(),
+        },
+        nics: vec!["a".into(), "b".into()],
+        step,
+        target_uri: Some("tcp:10.0.0.2:4000".into()),
+        listen_address: None,
+    }
+}
+
+fn nics(step: MigrationStep, state: AttachmentState, names: &[&str]) -> BTreeMap<String, NicEntry> {
+    let entry = |name: &&str| {
+        let nic = NicEntry {
+            nic: (*name).into(),
+            state,
+            goal: Goal::Standby,
+            order: Some(order(step)),
+            ..NicEntry::default()
+        };
+        ((*name).to_owned(), nic)
+    };
+    names.iter().map(entry).collect()
+}
+
+fn vm(run: RunState, info: &str) -> VmSeen {
+    VmSeen {
+        run,
+        info: serde_json::from_str(info).unwrap(),
+    }
+}
+
+fn begun(migration: &str, arrival: Option<Arrival>) -> Begun {
+    Begun {
+        migration: migration.into(),
+        process: None,
+        arrival,
+    }
+}
+
+const BOTH: &[&str] = &["a", "b"];
+
+struct Case {
+    nics: BTreeMap<String, NicEntry>,
+    begun: Option<Begun>,
+    custody: Custody,
+}
+
+impl Case {
+    fn source(step: MigrationStep) -> Self {
+        Self {
+            nics: nics(step, AttachmentState::Standby, BOTH),
+            begun: Some(begun("m1", None)),
+            custody: Custody::Here,
+        }
+    }
+
+    fn target(arrival: Option<Arrival>) -> Self {
+        Self {
+            nics: nics(MigrationStep::Listen, AttachmentState::Reserved, BOTH),
+            begun: Some(begun("m1", arrival)),
+            custody: Custody::Unknown,
+        }
+    }
+
+    fn with(self, custody: Custody) -> Self {
+        Self { custody, ..self }
+    }
+
+    fn begun(self, begun: Option<Begun>) -> Self {
+        Self { begun, ..self }
+    }
+
+    fn decide(&self, sight: Sight<'_>) -> Verdict {
+        decide(&Inputs {
+            nics: &self.nics,
+            sight,
+            begun: self.begun.as_ref(),
+            custody: self.custody,
+        })
+    }
+
+    fn says(&self, sight: Sight<'_>) -> (Option<Action>, Option<MigrationState>) {
+        let verdict = self.decide(sight);
+        (verdict.action, verdict.report.map(|report| report.state))
+    }
+
+    fn sees(&self, run: RunState, info: &str) -> (Option<Action>, Option<MigrationState>) {
+        self.says(Sight::Up(&vm(run, info)))
+    }
+}
+
+#[test]
+fn nothing_starts_before_every_nic_is_there_and_ready() {
+    let idle = vm(RunState::Running, "{}");
+    let case = |state, names| Case {
+        nics: nics(MigrationStep::Transfer, state, names),
+        begun: None,
+        custody: Custody::Unknown,
+    };
+    assert_eq!(
+        case(AttachmentState::Standby, &["a"]).decide(Sight::Up(&idle)),
+        Verdict::default()
+    );
+    assert_eq!(
+        case(AttachmentState::FastPath, BOTH).says(Sight::Up(&idle)).0,
+        None
+    );
+    assert_eq!(
+        case(AttachmentState::Standby, BOTH).says(Sight::Up(&idle)).0,
+        Some(Action::Start("tcp:10.0.0.2:4000".into()))
+    );
+}
+
+#[test]
+fn a_qemu_that_does_not_answer_has_said_what_it_said() {
+    use MigrationStep::{Cancel, Listen, Prepare, Resume, Transfer};
+    for step in [Listen, Prepare, Transfer, Cancel, Resume] {
+        for arrival in [None, Some(Arrival::Starting), Some(Arrival::Started)] {
+            for custody in [Custody::Unknown, Custody::Here, Custody::Left] {
+                let case = Case {
+                    nics: nics(step, AttachmentState::Standby, BOTH),
+                    begun: Some(begun("m1", arrival)),
+                    custody,
+                };
+                assert_eq!(case.decide(Sight::Silent), Verdict::default());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_qemu_that_has_ended_is_lost_or_had_the_vm() {
+    let says = |case: &Case| case.says(Sight::Ended).1;
+    assert_eq!(says(&Case::target(None)), Some(MigrationState::Lost));
+    for arrival in [Arrival::Starting, Arrival::Started] {
+        assert_eq!(says(&Case::target(Some(arrival))), Some(MigrationState::Ended));
+    }
+    assert_eq!(
+        says(&Case::source(MigrationStep::Transfer)),
+        Some(MigrationState::Lost)
+    );
+    // One in which this migration was not begun has said nothing about it.
+    assert_eq!(says(&Case::target(None).begun(None)), None);
+    assert_eq!(
+        says(&Case::target(None).begun(Some(begun("m0", Some(Arrival::Started))))),
+        None
+    );
+}
+
+#[test]
+fn a_transfer_that_failed_is_not_started_again_after_a_restart() {
+    let failed = r#"{"status":"failed","error-desc":"broken pipe"}"#;
+    let case = Case::source(MigrationStep::Transfer).with(Custody::Unknown);
+    let verdict = case.decide(Sight::Up(&vm(RunState::Running, failed)));
+    let report = verdict.report.unwrap();
+    assert_eq!((verdict.action, report.state), (None, MigrationState::Failed));
+    assert_eq!(report.error.as_deref(), Some("broken pipe"));
+    assert!(!report.kept, "whether the VM had left is not known any more");
+    // The failure of an earlier migration is no obstacle.
+    let other = Case::source(MigrationStep::Transfer).begun(Some(begun("m0", None)));
+    assert!(matches!(
+        other.sees(RunState::Running, failed).0,
+        Some(Action::Start(_))
+    ));
+}
+
+#[test]
+fn a_source_that_failed_says_whether_the_vm_may_have_left() {
+    use MigrationStep::{Cancel, Transfer};
+    let failed = r#"{"status":"failed"}"#;
+    let report = |step, custody| {
+        let case = Case::source(step).with(custody);
+        let verdict = case.decide(Sight::Up(&vm(RunState::Running, failed)));
+        let report = verdict.report.unwrap();
+        (verdict.action, report.state, report.kept)
+    };
+    assert_eq!(
+        report(Transfer, Custody::Here),
+        (None, MigrationState::Failed, true)
+    );
+    assert_eq!(
+        report(Cancel, Custody::Here),
+        (None, MigrationState::Cancelled, false)
+    );
+    for step in [Transfer, Cancel] {
+        assert_eq!(
+            report(step, Custody::Left),
+            (Some(Action::Hold), MigrationState::Failed, false),
+            "QEMU runs it again by itself"
+        );
+        assert_eq!(
+            report(step, Custody::Unknown),
+            (None, MigrationState::Failed, false)
+        );
+    }
+    // The operator has decided that it is here: nothing is held any more, also after a restart.
+    for custody in [Custody::Left, Custody::Unknown] {
+        let mut case = Case::source(Cancel).with(custody);
+        case.nics.values_mut().for_each(|nic| nic.goal = Goal::FastPath);
+        assert_eq!(
+            case.sees(RunState::Running, failed),
+            (None, Some(MigrationState::Cancelled))
+        );
+    }
+}
+
+#[test]
+fn the_source_hands_over_at_pre_switchover() {
+    let paused = r#"{"status":"pre-switchover"}"#;
+    let case = Case::source(MigrationStep::Transfer);
+    assert_eq!(
+        case.sees(RunState::FinishMigrate, paused).0,
+        Some(Action::HandOver)
+    );
+    let cancelled = Case::source(MigrationStep::Cancel);
+    assert_eq!(
+        cancelled.sees(RunState::FinishMigrate, paused).0,
+        Some(Action::Cancel)
+    );
+}
+
+#[test]
+fn what_may_have_left_is_not_cancelled() {
+    let cancel = |custody, status: &str| {
+        let case = Case::source(MigrationStep::Cancel).with(custody);
+        case.sees(RunState::FinishMigrate, &format!(r#"{{"status":"{status}"}}"#))
+            .0
+    };
+    for custody in [Custody::Unknown, Custody::Here] {
+        assert_eq!(cancel(custody, "active"), Some(Action::Cancel));
+        assert_eq!(cancel(custody, "device"), None);
+        assert_eq!(cancel(custody, "cancelling"), None);
+    }
+    assert_eq!(cancel(Custody::Left, "pre-switchover"), None);
+    assert_eq!(cancel(Custody::Left, "device"), None);
+}
+
+#[test]
+fn the_target_listens_and_starts_what_has_come() {
+    let case = Case::target(None);
+    assert_eq!(
+        case.sees(RunState::InMigrate, "{}").0,
+        Some(Action::Listen),
+        "the agent died before QEMU was told"
+    );
+    let listening = r#"{"status":"setup","socket-address":[{"type":"inet","host":"0.0.0.0","port":"4001"}]}"#;
+    let verdict = case.decide(Sight::Up(&vm(RunState::InMigrate, listening)));
+    assert_eq!(verdict.report.unwrap().port, Some(4001));
+    let loaded = r#"{"status":"completed"}"#;
+    assert_eq!(
+        case.sees(RunState::Paused, loaded),
+        (Some(Action::Run), Some(MigrationState::Active)),
+        "it has not run yet"
+    );
+    assert_eq!(
+        Case::target(Some(Arrival::Starting)).sees(RunState::Paused, loaded),
+        (Some(Action::Run), None)
+    );
+    for run in [RunState::Running, RunState::Shutdown] {
+        assert_eq!(
+            Case::target(Some(Arrival::Started)).sees(run, loaded),
+            (None, Some(MigrationState::Completed))
+        );
+    }
+    assert_eq!(
+        Case::target(Some(Arrival::Started)).sees(RunState::Paused, loaded),
+        (None, Some(MigrationState::Completed)),
+        "somebody has paused it since"
+    );
+    assert_eq!(
+        case.sees(RunState::InMigrate, r#"{"status":"failed"}"#).1,
+        Some(MigrationState::Failed)
+    );
+    assert_eq!(
+        case.sees(RunState::InMigrate, r#"{"status":"active"}"#),
+        (None, Some(MigrationState::Active))
+    );
+}
+
+#[test]
+fn a_target_that_is_taken_says_so() {
+    let listening = r#"{"status":"setup","socket-address":[{"type":"inet","host":"0.0.0.0","port":"4001"}]}"#;
+    for begun in [None, Some(begun("m0", Some(Arrival::Started)))] {
+        let case = Case::target(None).begun(begun);
+        assert_eq!(case.sees(RunState::InMigrate, "{}").0, Some(Action::Listen));
+        let error = |run, info| {
+            let verdict = case.decide(Sight::Up(&vm(run, info)));
+            assert_eq!(verdict.action, None);
+            let report = verdict.report.unwrap();
+            assert_eq!(report.state, MigrationState::Failed);
+            report.error.unwrap()
+        };
+        assert_eq!(error(RunState::Running, "{}"), NOT_INCOMING);
+        assert_eq!(error(RunState::Paused, "{}"), NOT_INCOMING);
+        assert_eq!(error(RunState::InMigrate, listening), OTHER_INCOMING);
+        assert_eq!(
+            error(RunState::InMigrate, r#"{"status":"active"}"#),
+            OTHER_INCOMING
+        );
+    }
+}
+
+#[test]
+fn cancel_and_resume() {
+    let cancel = Case::source(MigrationStep::Cancel);
+    assert_eq!(
+        cancel.sees(RunState::Running, r#"{"status":"active"}"#).0,
+        Some(Action::Cancel)
+    );
+    let over = r#"{"status":"cancelled"}"#;
+    assert_eq!(
+        cancel.sees(RunState::Running, over),
+        (None, Some(MigrationState::Cancelled))
+    );
+    let never = Case::source(MigrationStep::Cancel).begun(None);
+    assert_eq!(
+        never.sees(RunState::Running, "{}").1,
+        Some(MigrationState::Cancelled)
+    );
+    let completed = r#"{"status":"completed"}"#;
+    let gone = Case::source(MigrationStep::Cancel).with(Custody::Left);
+    assert_eq!(
+        gone.sees(RunState::PostMigrate, completed),
+        (None, Some(MigrationState::Completed))
+    );
+
+    let resume = Case::source(MigrationStep::Resume).with(Custody::Left);
+    for (run, info) in [
+        (RunState::PostMigrate, completed),
+        (RunState::FinishMigrate, completed),
+        (RunState::Paused, r#"{"status":"failed"}"#),
+    ] {
+        assert_eq!(resume.sees(run, info).0, Some(Action::Resume));
+    }
+    assert_eq!(
+        resume.sees(RunState::Running, completed),
+        (None, Some(MigrationState::Cancelled))
+    );
+}
+
+const FAILED: &str = r#"{"status":"failed"}"#;
+const COMPLETED: &str = r#"{"status":"completed"}"#;
+
+#[test]
+fn a_nic_is_silent_at_a_target_until_the_vm_is_started() {
+    let order = order(MigrationStep::Listen);
+    let target = |run, info: &str, begun: Option<Begun>| {
+        let known = Known {
+            begun: begun.as_ref(),
+            same: true,
+            custody: Custody::Unknown,
+        };
+        run_of(&vm(run, info), Goal::FastPath, Some(&order), known)
+    };
+    let ours = || Some(begun("m1", None));
+    let arrived = |arrival| Some(begun("m1", Some(arrival)));
+    let active = r#"{"status":"active"}"#;
+    for (run, info, begun, is) in [
+        (RunState::InMigrate, "{}", None, Run::Incoming),
+        (RunState::Running, "{}", None, Run::Occupied),
+        (RunState::InMigrate, active, None, Run::Occupied),
+        (RunState::InMigrate, active, ours(), Run::Incoming),
+        (RunState::Paused, COMPLETED, ours(), Run::Incoming),
+        (
+            RunState::Paused,
+            COMPLETED,
+            arrived(Arrival::Starting),
+            Run::Incoming,
+        ),
+        (
+            RunState::Running,
+            COMPLETED,
+            arrived(Arrival::Starting),
+            Run::Here,
+        ),
+        (RunState::Paused, COMPLETED, arrived(Arrival::Started), Run::Here),
+    ] {
+        assert_eq!(
+            target(run.clone(), info, begun.clone()),
+            is,
+            "{run:?} {info} {begun:?}"
+        );
+    }
+}
+
+#[test]
+fn a_nic_is_silent_at_a_source_that_the_vm_may_have_left() {
+    use MigrationStep::{Cancel, Resume, Transfer};
+    let begun = begun("m1", None);
+    let source = |run, info: &str, goal, step: Option<MigrationStep>, custody, same| {
+        let order = step.map(order);
+        let known = Known {
+            begun: Some(&begun),
+            same,
+            custody,
+        };
+        run_of(&vm(run, info), goal, order.as_ref(), known)
+    };
+    let (standby, fast) = (Goal::Standby, Goal::FastPath);
+    for step in [Transfer, Cancel] {
+        let at = |run, info, custody, same| source(run, info, standby, Some(step), custody, same);
+        assert_eq!(at(RunState::Running, FAILED, Custody::Here, true), Run::Here);
+        for custody in [Custody::Left, Custody::Unknown] {
+            assert_eq!(at(RunState::Running, FAILED, custody, true), Run::HandedOver);
+            assert_eq!(at(RunState::Paused, FAILED, custody, true), Run::HandedOver);
+            assert_eq!(
+                at(RunState::PostMigrate, COMPLETED, custody, true),
+                Run::HandedOver
+            );
+        }
+        // A QEMU that was started since runs a VM that may run elsewhere.
+        assert_eq!(
+            at(RunState::Running, "{}", Custody::Unknown, false),
+            Run::HandedOver
+        );
+    }
+    let resumed = source(
+        RunState::Running,
+        COMPLETED,
+        standby,
+        Some(Resume),
+        Custody::Here,
+        true,
+    );
+    assert_eq!(resumed, Run::Here);
+    // The operator knows that it is here.
+    for step in [Some(Cancel), None] {
+        let known = source(RunState::Running, FAILED, fast, step, Custody::Left, true);
+        assert_eq!(known, Run::Here);
+    }
+}
