@@ -23,14 +23,17 @@ use hybridnic_net::{
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
-use crate::{error::chain, host::Host, journal::Contents, nic::steps::parking_mac};
+use crate::{
+    error::chain,
+    host::Host,
+    journal::Contents,
+    node::{concern::ALIAS, parking::parking_mac},
+};
 
 /// How often is looked.
 const EVERY: Duration = Duration::from_mins(10);
 /// How soon is looked again at what was found: longer than a step that was under way.
 const AGAIN: Duration = Duration::from_secs(5);
-/// How the aliases of our macvtaps begin.
-const ALIAS: &str = "hybridnic ";
 
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,7 +113,7 @@ pub struct Sight {
     pub vfs: Vec<VfSight>,
     /// What the journal has.
     pub journal: Contents,
-    /// VFs that keep their parking MAC though they were given back, for their driver takes no other.
+    /// VFs that keep their parking MAC though they were given back, because their driver takes no other.
     pub parked: BTreeSet<PciAddress>,
 }
 

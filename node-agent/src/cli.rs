@@ -143,6 +143,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         },
         hardware: watch::Sender::new(0),
     });
+    host.load_parked();
     info!(
         node = node_name,
         version = env!("CARGO_PKG_VERSION"),

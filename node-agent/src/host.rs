@@ -3,14 +3,22 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hybridnic_net::{
+    PciAddress,
     dev::DevNodes,
-    netlink::Netlink,
+    netlink::{Netlink, NetlinkError},
     sysfs::{DiscoverError, Inventory, Sysfs},
 };
 use hybridnic_runtime::traces::Traces;
 use tokio::sync::watch;
+use tracing::warn;
 
-use crate::{journal::Journal, metrics::Metrics, node::pool::Pools, troubles::Troubles};
+use crate::{
+    error::chain,
+    journal::Journal,
+    metrics::Metrics,
+    node::{own, pool::Pools},
+    troubles::Troubles,
+};
 
 /// Settings that the tasks need.
 #[derive(Clone, Debug)]
@@ -27,6 +35,16 @@ pub struct Settings {
     pub migration_bandwidth: u64,
     /// The VM's pause that QEMU aims at, in milliseconds.
     pub migration_downtime_ms: u64,
+}
+
+/// The node's PFs and VFs, or what the node itself does with them, cannot be told.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub enum InventoryError {
+    /// By sysfs.
+    Discover(#[from] DiscoverError),
+    /// By netlink.
+    Netlink(#[from] NetlinkError),
 }
 
 /// The node as the tasks reach it.
@@ -55,10 +73,37 @@ pub struct Host {
 }
 
 impl Host {
-    /// Discovers the node's PFs and VFs anew. Reads some files for each VF, off the runtime's workers.
-    pub async fn inventory(self: &Arc<Self>) -> Result<Inventory, DiscoverError> {
+    /// Discovers the node's PFs and VFs again. Reads some files for each VF, off the runtime's workers.
+    pub async fn inventory(self: &Arc<Self>) -> Result<Inventory, InventoryError> {
         let host = Arc::clone(self);
-        blocking(move || host.sysfs.discover()).await
+        let mut inventory = blocking(move || host.sysfs.discover()).await?;
+        own::fill_in(&self.netlink, &mut inventory).await?;
+        Ok(inventory)
+    }
+
+    /// Takes over from the journal which VFs were given back with their parking MAC before this agent started.
+    pub fn load_parked(&self) {
+        match self.journal.parked() {
+            Ok(parked) => {
+                for vf in parked {
+                    self.pools.note_parked(vf, true);
+                }
+            }
+            // Then the audit reports them, and somebody looks.
+            Err(error) => warn!(
+                error = chain(&error),
+                "which VFs are parked for good is not known"
+            ),
+        }
+    }
+
+    /// Notes whether a VF is given back with its parking MAC, because its driver takes no other.
+    pub fn note_parked(&self, vf: PciAddress, parked: bool) {
+        if self.pools.note_parked(vf, parked)
+            && let Err(error) = self.journal.set_parked(&self.pools.parked())
+        {
+            warn!(%vf, error = chain(&error), "the journal does not have which VFs are parked for good");
+        }
     }
 
     /// Notes that the hardware has changed.
@@ -72,5 +117,54 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+
+    use hybridnic_net::testing;
+
+    use super::*;
+
+    /// A node `n1` made of files below `dir`, with PFs that have VFs. Links are those of the machine that runs the test.
+    pub(crate) fn host(dir: &Path, pfs: u8, vfs: u8) -> Arc<Host> {
+        let (_, metrics) = crate::metrics::metrics();
+        std::fs::create_dir(dir.join("sys")).unwrap();
+        Arc::new(Host {
+            sysfs: testing::make_sysfs(&dir.join("sys"), pfs, vfs).unwrap(),
+            dev: DevNodes::new(dir.join("dev")),
+            netlink: Netlink::open().unwrap(),
+            journal: Journal::open(dir.join("journal")).unwrap(),
+            pools: Pools::default(),
+            metrics,
+            traces: Traces::default(),
+            options: Settings {
+                node_name: "n1".into(),
+                vm_root: dir.join("vms"),
+                unplug_deadline: Duration::from_secs(1),
+                plug_deadline: Duration::from_secs(1),
+                migration_bandwidth: 0,
+                migration_downtime_ms: 100,
+            },
+            hardware: watch::Sender::new(0),
+        })
+    }
+
+    #[tokio::test]
+    async fn what_is_parked_for_good_is_known_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (before, [kept, given_back]) = (
+            host(dir.path(), 1, 2),
+            [0, 1].map(|vf| testing::vf_address(0, vf)),
+        );
+        before.note_parked(kept, true);
+        before.note_parked(given_back, true);
+        before.note_parked(given_back, false);
+        std::fs::remove_dir_all(dir.path().join("sys")).unwrap();
+        let after = host(dir.path(), 1, 2);
+        after.load_parked();
+        assert_eq!(after.pools.parked(), [kept].into());
     }
 }

@@ -8,6 +8,7 @@
 //! and the rest of the node goes on. A newer agent, or a person, may still understand it.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     fs::{self, File},
     io::{self, Write as _},
@@ -30,6 +31,9 @@ const fn first_version() -> u32 {
 }
 
 use crate::vm::process::ProcessId;
+
+/// The file with the VFs that were given back with their parking MAC.
+const PARKED: &str = "parked";
 
 /// What is held for one attachment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -372,6 +376,30 @@ impl Journal {
         self.path(pod_uid).with_extension("vm")
     }
 
+    /// The VFs that were given back with their parking MAC.
+    pub fn parked(&self) -> Result<BTreeSet<PciAddress>, JournalError> {
+        let path = self.dir.join(PARKED);
+        let read = || match fs::read_to_string(&path) {
+            Ok(text) => text
+                .lines()
+                .map(|line| line.parse().map_err(io::Error::other))
+                .collect(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(e) => Err(e),
+        };
+        read().map_err(|source| JournalError {
+            what: "read",
+            path: path.clone(),
+            source,
+        })
+    }
+
+    /// Notes which VFs were given back with their parking MAC.
+    pub fn set_parked(&self, vfs: &BTreeSet<PciAddress>) -> Result<(), JournalError> {
+        let lines: Vec<_> = vfs.iter().map(ToString::to_string).collect();
+        self.replace(&self.dir.join(PARKED), lines.join("\n").as_bytes())
+    }
+
     fn replace(&self, path: &Path, content: &[u8]) -> Result<(), JournalError> {
         let temporary = path.with_added_extension("tmp");
         let write = || {
@@ -584,6 +612,21 @@ pub(crate) mod tests {
         fs::remove_file(dir.path().join("pod.vm")).unwrap();
         fs::create_dir(dir.path().join("pod.vm")).unwrap();
         journal.vm("pod").unwrap_err();
+    }
+
+    #[test]
+    fn what_is_parked_for_good_outlives_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let parked: BTreeSet<PciAddress> = ["0000:01:10.0", "0000:81:1f.7"]
+            .map(|a| a.parse().unwrap())
+            .into();
+        let journal = Journal::open(dir.path()).unwrap();
+        assert_eq!(journal.parked().unwrap(), BTreeSet::new());
+        journal.set_parked(&parked).unwrap();
+        assert_eq!(journal.load().unwrap(), Contents::default(), "it is no record");
+        assert_eq!(Journal::open(dir.path()).unwrap().parked().unwrap(), parked);
+        fs::write(dir.path().join(PARKED), "?\n").unwrap();
+        assert!(journal.parked().is_err());
     }
 
     #[test]

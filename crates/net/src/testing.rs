@@ -122,8 +122,9 @@ impl Maker {
             symlink(format!("../{address}"), dir.join(format!("virtfn{vf}")))?;
             let number = u32::from(pf) * u32::from(MAX_VFS) + u32::from(vf) + 1;
             let group = self.root.join("kernel/iommu_groups").join(number.to_string());
-            fs::create_dir_all(&group)?;
+            fs::create_dir_all(group.join("devices"))?;
             symlink(&group, vf_dir.join("iommu_group"))?;
+            symlink(&vf_dir, group.join("devices").join(address.to_string()))?;
             if vfio {
                 fs::create_dir_all(vf_dir.join(format!("vfio-dev/vfio{number}")))?;
             } else {
@@ -167,6 +168,8 @@ impl Maker {
         fs::write(dir.join("mtu"), "1500\n")?;
         fs::write(dir.join("carrier"), "1\n")?;
         fs::write(dir.join("operstate"), "up\n")?;
+        fs::write(dir.join("type"), "1\n")?;
+        fs::write(dir.join("flags"), "0x1003\n")?;
         symlink(&dir, self.root.join("class/net").join(name))
     }
 }

@@ -250,6 +250,39 @@ fn events_tell_of_a_links_life() {
 }
 
 #[test]
+fn addresses_and_routes_are_those_that_somebody_gave() {
+    in_namespace(|| async {
+        let netlink = Netlink::open().unwrap();
+        let (link, peer) = veth(&netlink).await;
+        let mut events = LinkEvents::open().unwrap();
+        assert_eq!(
+            netlink.routed().await.unwrap(),
+            [].into(),
+            "the kernel's own do not count"
+        );
+        let given: std::net::IpAddr = "10.7.0.1".parse().unwrap();
+        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+        let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+        for address in [given, "169.254.3.3".parse().unwrap(), "fe80::77".parse().unwrap()] {
+            let added = handle.address().add(link.index, address, 24).execute().await;
+            // A kernel without IPv6 has no such address.
+            assert!(added.is_ok() || address.is_ipv6(), "{added:?}");
+        }
+        assert_eq!(netlink.addresses().await.unwrap(), [(link.index, given)]);
+        let is_told = |event| event == LinkEvent::Address { index: link.index };
+        while !is_told(events.next().await.unwrap()) {}
+        assert_eq!(netlink.routed().await.unwrap(), [link.index].into());
+        let route = rtnetlink::RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+            .output_interface(peer.index)
+            .build();
+        handle.route().add(route).execute().await.unwrap();
+        assert_eq!(netlink.routed().await.unwrap(), [link.index, peer.index].into());
+        netlink.set_up(link.index, false).await.unwrap();
+        assert_eq!(netlink.routed().await.unwrap(), [peer.index].into());
+    });
+}
+
+#[test]
 fn uevents_tell_of_interfaces() {
     in_namespace(|| async {
         let netlink = Netlink::open().unwrap();

@@ -76,7 +76,11 @@ impl State {
                 .filter(|a| pf.vfs.iter().any(|vf| vf.address == **a))
                 .count()
         };
-        free.sort_by_key(|(pf, vf)| (Some(pf.address) != standby_pf, load(pf), pf.address, vf.index));
+        // A port without link carries nothing, whoever else is on it.
+        free.sort_by_key(|(pf, vf)| {
+            let elsewhere = Some(pf.address) != standby_pf;
+            (!select::has_link(pf), elsewhere, load(pf), pf.address, vf.index)
+        });
         let (pf, vf) = *free.first()?;
         Some(Choice {
             pf: pf.clone(),
@@ -160,9 +164,15 @@ impl Pools {
         self.with(|s| s.parked.clone())
     }
 
-    /// Notes that a VF is given back with its parking MAC.
-    pub fn note_parked(&self, vf: PciAddress) {
-        self.with(|s| s.parked.insert(vf));
+    /// Notes whether a VF is given back with its parking MAC; says whether that is news.
+    pub fn note_parked(&self, vf: PciAddress, parked: bool) -> bool {
+        self.with(|s| {
+            if parked {
+                s.parked.insert(vf)
+            } else {
+                s.parked.remove(&vf)
+            }
+        })
     }
 
     /// Notes a VF that the journal says a NIC holds.
@@ -201,7 +211,8 @@ impl Pools {
         choice
     }
 
-    /// Whether [`Pools::take`] would give a VF. If not, the NIC is queued: older ones go first.
+    /// Whether [`Pools::take`] would give a VF. The NIC is queued, and older ones go first: so only one that could take
+    /// a VF now may ask, and must [`Pools::stop_waiting`] when it no longer can.
     pub fn offers(
         &self,
         inventory: &Inventory,
@@ -351,5 +362,57 @@ mod tests {
         let choice = pools.take(&inventory, "n", &claimant(1), Some(second)).unwrap();
         assert_eq!(choice.pf.address, second);
         assert_eq!(pools.take(&inventory, "other", &claimant(2), None), None);
+    }
+
+    #[test]
+    fn a_nic_that_cannot_take_a_vf_keeps_none_from_younger_ones() {
+        let (inventory, pools) = setup(1);
+        pools.take(&inventory, "n", &claimant(0), None).unwrap();
+        // The older one could take the last VF, and is to have it.
+        assert!(pools.offers(&inventory, "n", &claimant(1), None));
+        assert!(!pools.offers(&inventory, "n", &claimant(2), None));
+        let mut changes = pools.subscribe();
+        changes.mark_unchanged();
+        // Its QEMU has ended, or it has left: whoever waits looks again, and gets the VF.
+        pools.stop_waiting(&claimant(1));
+        assert!(changes.has_changed().unwrap());
+        assert!(pools.offers(&inventory, "n", &claimant(2), None));
+        assert!(pools.take(&inventory, "n", &claimant(2), None).is_some());
+        changes.mark_unchanged();
+        pools.stop_waiting(&claimant(1));
+        assert!(!changes.has_changed().unwrap(), "there is nothing new");
+    }
+
+    #[test]
+    fn a_port_without_link_comes_last() {
+        let (mut inventory, pools) = setup(2);
+        inventory.pfs[0].carrier = None;
+        let [dark, lit] = [0, 1].map(|pf: usize| inventory.pfs[pf].address);
+        let next = |nic, standby| {
+            pools
+                .take(&inventory, "n", &claimant(nic), standby)
+                .unwrap()
+                .pf
+                .address
+        };
+        assert_eq!(next(1, None), lit);
+        assert_eq!(
+            next(2, Some(dark)),
+            lit,
+            "its standby carries nothing where it is"
+        );
+        assert_eq!(next(3, None), dark, "it may yet get a link when it is up");
+        let (mut inventory, pools) = setup(2);
+        inventory.pfs[0].carrier = Some(false);
+        assert_eq!(
+            pools
+                .take(&inventory, "n", &claimant(1), None)
+                .unwrap()
+                .pf
+                .address,
+            lit
+        );
+        assert!(pools.take(&inventory, "n", &claimant(2), None).is_some());
+        assert_eq!(pools.take(&inventory, "n", &claimant(3), None), None);
     }
 }

@@ -2,13 +2,18 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::TryStreamExt as _;
 use hybridnic_api::{
     conditions::{self, NewCondition, reasons, types},
     names::AGENT_MANAGER,
     v1alpha1::{HybridNode, HybridNodeSpec, HybridNodeStatus},
 };
-use hybridnic_net::{PciAddress, netlink::LinkEvents, sysfs::Inventory, uevent::Uevents};
+use hybridnic_net::{
+    PciAddress,
+    netlink::{LinkEvents, NetlinkError},
+    sysfs::Inventory,
+    uevent::Uevents,
+};
 use jiff::Timestamp;
 use kube::{
     Api, Client,
@@ -19,7 +24,10 @@ use serde_json::json;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::table::{self, Sources, Table};
+use super::{
+    concern,
+    table::{self, Sources, Table},
+};
 use crate::{
     error::{chain, is_refusal},
     host::Host,
@@ -33,44 +41,79 @@ const BACKOFF: Duration = Duration::from_millis(500);
 /// The longest pause after a write that failed.
 const BACKOFF_CAP: Duration = Duration::from_secs(30);
 
-/// Counts the kernel's events of links and PCI functions. Ends only with an error.
+/// Counts the kernel's events of links and PCI functions that concern the agent. Ends only with an error.
 pub async fn watch_hardware(host: Arc<Host>) -> anyhow::Result<()> {
-    let mut links = LinkEvents::open()?;
-    let mut devices = Uevents::open()?;
-    loop {
-        tokio::select! {
-            event = links.next() => anyhow::ensure!(event.is_some(), "the kernel's link events have ended"),
-            event = devices.next() => {
-                anyhow::ensure!(event.is_some(), "the kernel's device events have ended");
-                host.pools.forget_foreign();
-            }
+    // Before the first look, so that nothing is missed in between.
+    let (events, devices) = (LinkEvents::open()?, Uevents::open()?);
+    let warned = |error: NetlinkError| warn!(error = chain(&error), "the links cannot be listed");
+    let links = async || host.netlink.links().await.map_err(warned).ok();
+    let is_vf = |function| matches!(host.sysfs.physfn(function), Ok(Some(_)));
+    concern::follow(events, devices, links, is_vf, |change| {
+        if change.devices {
+            host.pools.forget_foreign();
         }
         host.hardware_changed();
-    }
+    })
+    .await
+}
+
+/// The `HybridNode` as it was seen last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenNode {
+    /// Its uid: one that was made again has no status yet.
+    pub uid: Option<String>,
+    /// The generation of its spec.
+    pub generation: Option<i64>,
 }
 
 /// Keeps the node's pools as its `HybridNode` says; makes that object where it is not there.
-pub async fn watch_pools(client: Client, host: Arc<Host>, generation: watch::Sender<Option<i64>>) {
+pub async fn watch_pools(client: Client, host: Arc<Host>, seen: watch::Sender<Option<SeenNode>>) {
     let api: Api<HybridNode> = Api::all(client);
     let name = host.options.node_name.clone();
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let stream = watcher(api.clone(), config).default_backoff();
     futures::pin_mut!(stream);
     ensure(&api, &name).await;
+    let mut listing = Listing::default();
     loop {
         match stream.try_next().await {
-            Ok(Some(watcher::Event::Apply(node) | watcher::Event::InitApply(node))) => {
-                host.pools.set_pools(&node.spec.pools);
-                generation.send_replace(node.metadata.generation);
+            Ok(Some(event)) => {
+                if listing.is_missing(&event) {
+                    // Somebody removed it: it is made again. The pools come back with the operator's next write.
+                    ensure(&api, &name).await;
+                }
+                if let watcher::Event::Apply(node) | watcher::Event::InitApply(node) = event {
+                    host.pools.set_pools(&node.spec.pools);
+                    seen.send_replace(Some(SeenNode {
+                        uid: node.metadata.uid,
+                        generation: node.metadata.generation,
+                    }));
+                }
             }
-            Ok(Some(watcher::Event::Delete(_))) => {
-                // Somebody removed it: make it anew. The pools come back with the operator's next write.
-                ensure(&api, &name).await;
-            }
-            Ok(Some(_)) => {}
             Ok(None) => return,
             Err(error) => warn!(%error, "cannot watch the HybridNode; tried again"),
         }
+    }
+}
+
+/// What a watch of one object says of its being there. While it is broken nobody tells of a deletion: only the list that
+/// follows does, by not having the object.
+#[derive(Debug, Default)]
+struct Listing {
+    has_it: bool,
+}
+
+impl Listing {
+    /// Whether the object is not there, as of this event.
+    fn is_missing<K>(&mut self, event: &watcher::Event<K>) -> bool {
+        match event {
+            watcher::Event::Init => self.has_it = false,
+            watcher::Event::InitApply(_) => self.has_it = true,
+            watcher::Event::InitDone => return !self.has_it,
+            watcher::Event::Apply(_) => {}
+            watcher::Event::Delete(_) => return true,
+        }
+        false
     }
 }
 
@@ -101,7 +144,7 @@ async fn ensure(api: &Api<HybridNode>, name: &str) {
 pub async fn publish(
     client: Client,
     host: Arc<Host>,
-    mut generation: watch::Receiver<Option<i64>>,
+    mut node: watch::Receiver<Option<SeenNode>>,
     first: watch::Sender<bool>,
 ) {
     let api: Api<HybridNode> = Api::all(client);
@@ -109,24 +152,27 @@ pub async fn publish(
     let mut pools = host.pools.subscribe();
     let mut troubles = host.troubles.subscribe();
     let mut published: Option<HybridNodeStatus> = None;
+    // The object that it is in.
+    let mut within = None;
     let mut pause = BACKOFF;
     loop {
         hardware.mark_unchanged();
         pools.mark_unchanged();
         troubles.mark_unchanged();
-        let seen_generation = *generation.borrow_and_update();
+        let (uid, generation) = match node.borrow_and_update().clone() {
+            Some(node) => (node.uid, node.generation),
+            None => (None, None),
+        };
         let status = match look(&host).await {
-            Ok((inventory, errors)) => {
-                status(&host, &inventory, &errors, seen_generation, published.as_ref())
-            }
-            Err(error) => failed(seen_generation, published.as_ref(), &error),
+            Ok((inventory, errors)) => status(&host, &inventory, &errors, generation, published.as_ref()),
+            Err(error) => failed(generation, published.as_ref(), &error),
         };
         host.metrics.show_vfs(&status.pfs);
         let mut retry = None;
-        if published.as_ref() != Some(&status) {
+        if within != uid || published.as_ref() != Some(&status) {
             match write(&api, &host.options.node_name, &status).await {
                 Ok(()) => {
-                    published = Some(status);
+                    (published, within) = (Some(status), uid);
                     first.send_replace(true);
                     pause = BACKOFF;
                 }
@@ -151,7 +197,7 @@ pub async fn publish(
             _ = hardware.changed() => tokio::time::sleep(BURST).await,
             _ = pools.changed() => tokio::time::sleep(BURST).await,
             _ = troubles.changed() => tokio::time::sleep(BURST).await,
-            changed = generation.changed() => if changed.is_err() { return },
+            changed = node.changed() => if changed.is_err() { return },
             () = again => {}
         }
     }
@@ -247,4 +293,24 @@ async fn write(api: &Api<HybridNode>, name: &str, status: &HybridNodeStatus) -> 
     )
     .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::watcher::Event;
+
+    use super::*;
+
+    #[test]
+    fn an_object_that_a_list_does_not_have_is_missing() {
+        let mut listing = Listing::default();
+        let mut missing = |event| listing.is_missing(&event);
+        assert!(!missing(Event::Init) && !missing(Event::InitApply(())) && !missing(Event::InitDone));
+        assert!(!missing(Event::Apply(())));
+        assert!(missing(Event::Delete(())));
+        assert!(!missing(Event::Apply(())), "it was made again");
+        // The watch broke, and it was deleted meanwhile.
+        assert!(!missing(Event::Init));
+        assert!(missing(Event::InitDone));
+    }
 }

@@ -1,8 +1,11 @@
 //! Which VFs a network's uplinks select, and which of them can be used. Pure: reads an inventory, touches nothing.
 
 use hybridnic_api::v1alpha1::Uplink;
-use hybridnic_net::sysfs::{MasterKind, Pf, Vf};
+use hybridnic_net::sysfs::{LinkLayer, MasterKind, Pf, Vf, VfNetdev};
 use wildmatch::WildMatch;
+
+/// How many names a message has.
+const NAMED: usize = 3;
 
 /// Whether an uplink means this PF: all of its fields that are set fit.
 pub fn selects_pf(uplink: &Uplink, pf: &Pf) -> bool {
@@ -59,6 +62,23 @@ pub fn wanted_vfs(uplinks: &[Uplink], pf: &Pf) -> Option<u16> {
 
 /// Why a PF can carry no hybrid NIC at the moment; `None` when it can.
 pub fn pf_problem(pf: &Pf) -> Option<String> {
+    match pf.link_layer {
+        LinkLayer::Ethernet => {}
+        LinkLayer::InfiniBand => return Some("it is an InfiniBand port, not Ethernet".into()),
+        LinkLayer::Other(number) => {
+            return Some(format!(
+                "it is no Ethernet port: its interface is of type {number}"
+            ));
+        }
+    }
+    if !pf.representors.is_empty() {
+        return Some(format!(
+            "its eswitch is in switchdev mode, where what a VF sends comes out of a representor ({}) and not on the wire; \
+             legacy mode is needed (devlink dev eswitch set pci/{} mode legacy)",
+            listed(&pf.representors),
+            pf.address
+        ));
+    }
     if pf.name.is_none() {
         return Some(
             "it has no network interface here: no driver is bound, or it is in another namespace".into(),
@@ -100,11 +120,48 @@ pub fn vf_problem(pf: &Pf, vf: &Vf) -> Option<String> {
             "it has no IOMMU group: switch the IOMMU on in firmware and kernel (intel_iommu=on)".into(),
         );
     }
+    if !vf.group_peers.is_empty() {
+        return Some(format!(
+            "it shares its IOMMU group with {}, and a group goes to one VM as a whole: the slot or the card has no PCIe ACS; \
+             another slot may",
+            listed(&vf.group_peers)
+        ));
+    }
+    if let Some(use_) = vf.netdev.as_ref().and_then(node_use) {
+        return Some(format!("the node uses it: {use_}"));
+    }
     let network_driver = vf.driver.as_deref().is_some_and(|d| !d.starts_with("vfio"));
     if network_driver && vf.netdev.is_none() {
         return Some("its network interface is in another namespace: something else uses it".into());
     }
     None
+}
+
+/// What the node does with a VF's interface.
+fn node_use(netdev: &VfNetdev) -> Option<String> {
+    let name = &netdev.name;
+    if !netdev.uppers.is_empty() {
+        return Some(format!(
+            "its interface {name} is below {}",
+            listed(&netdev.uppers)
+        ));
+    }
+    if !netdev.addresses.is_empty() {
+        return Some(format!("its interface {name} has {}", listed(&netdev.addresses)));
+    }
+    netdev
+        .routed
+        .then(|| format!("a route leads out of its interface {name}"))
+}
+
+fn listed<T: ToString>(items: &[T]) -> String {
+    let names: Vec<_> = items.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = items.len().saturating_sub(NAMED);
+    if more == 0 {
+        names.join(", ")
+    } else {
+        format!("{} and {more} more", names.join(", "))
+    }
 }
 
 #[cfg(test)]
@@ -153,5 +210,57 @@ mod tests {
         let mut vf = pfs[0].vfs[0].clone();
         vf.iommu_group = None;
         assert!(vf_problem(&pfs[0], &vf).unwrap().contains("intel_iommu=on"));
+    }
+
+    #[test]
+    fn what_is_not_ethernet_or_not_legacy_cannot_serve() {
+        let mut pf = inventory().remove(0);
+        assert_eq!(pf_problem(&pf), None);
+        pf.representors = ["eth0", "eth1", "eth2", "eth3"].map(str::to_owned).into();
+        let problem = pf_problem(&pf).unwrap();
+        for word in ["switchdev", "eth2 and 1 more", "pci/0000:01:00.0 mode legacy"] {
+            assert!(problem.contains(word), "{problem}");
+        }
+        assert!(vf_problem(&pf, &pf.vfs[0]).unwrap().contains("switchdev"));
+        pf.link_layer = LinkLayer::InfiniBand;
+        assert!(pf_problem(&pf).unwrap().contains("InfiniBand"));
+        pf.link_layer = LinkLayer::Other(24);
+        assert!(pf_problem(&pf).unwrap().contains("24"));
+    }
+
+    #[test]
+    fn a_vf_that_the_node_uses_is_the_nodes() {
+        let pf = inventory().remove(0);
+        let problem = |change: &dyn Fn(&mut VfNetdev)| {
+            let mut vf = pf.vfs[1].clone();
+            change(vf.netdev.as_mut().unwrap());
+            vf_problem(&pf, &vf).unwrap_or_default()
+        };
+        assert_eq!(problem(&|_| {}), "");
+        let node = "the node uses it: ";
+        assert_eq!(
+            problem(&|n| n.uppers.push("br0".into())),
+            format!("{node}its interface ens0v1 is below br0")
+        );
+        assert_eq!(
+            problem(&|n| n.addresses.push("10.0.0.7".parse().unwrap())),
+            format!("{node}its interface ens0v1 has 10.0.0.7")
+        );
+        assert_eq!(
+            problem(&|n| n.routed = true),
+            format!("{node}a route leads out of its interface ens0v1")
+        );
+    }
+
+    #[test]
+    fn a_vf_that_shares_its_group_cannot_be_used() {
+        let pf = inventory().remove(0);
+        let mut vf = pf.vfs[0].clone();
+        vf.group_peers = vec![pf.vfs[1].address, pf.vfs[2].address];
+        let problem = vf_problem(&pf, &vf).unwrap();
+        assert!(
+            problem.contains("0000:01:10.1, 0000:01:10.2") && problem.contains("ACS"),
+            "{problem}"
+        );
     }
 }

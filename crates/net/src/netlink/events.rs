@@ -27,11 +27,16 @@ pub enum LinkEvent {
         /// The name it had.
         name: String,
     },
+    /// A link got an IP address, or lost one.
+    Address {
+        /// The link's index.
+        index: u32,
+    },
     /// Events were lost. Read anew what you know of links.
     Resync,
 }
 
-/// Link events of a network namespace, from the moment it is opened; ends only with the connection.
+/// Events of links and their addresses, of a network namespace, from the moment it is opened; ends only with the connection.
 #[derive(Debug)]
 pub struct LinkEvents {
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
@@ -42,8 +47,12 @@ impl LinkEvents {
     /// Subscribes in the calling thread's network namespace. Must be called within a tokio runtime. Events that are not
     /// taken are kept in memory, so keep reading.
     pub fn open() -> Result<Self, NetlinkError> {
-        let (mut connection, _, messages) =
-            new_multicast_connection(&[MulticastGroup::Link]).map_err(NetlinkError::Open)?;
+        let (mut connection, _, messages) = new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+        ])
+        .map_err(NetlinkError::Open)?;
         let socket = connection.socket_mut().socket_mut();
         socket.set_rx_buf_sz(RECEIVE_BUFFER).map_err(NetlinkError::Open)?;
         Ok(Self {
@@ -80,6 +89,11 @@ fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<LinkEvent> {
             let Link { index, name, .. } = Link::from_message(&message);
             Some(LinkEvent::Removed { index, name })
         }
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message),
+        ) => Some(LinkEvent::Address {
+            index: message.header.index,
+        }),
         _ => None,
     }
 }

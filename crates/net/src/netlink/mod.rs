@@ -4,6 +4,7 @@
 //! for seconds. [`Netlink`] therefore has its socket on a thread of its own: callers wait on a channel, and their
 //! deadline holds even while the kernel does not answer.
 
+mod address;
 mod error;
 mod events;
 mod link;

@@ -31,9 +31,16 @@ impl Reader {
 
     /// An attribute of the form `0x8086`.
     pub(super) fn hex16(&mut self, path: &Path) -> Option<u16> {
+        let value = self.hex32(path)?;
+        let fits = u16::try_from(value).map_err(|e| io::Error::new(ErrorKind::InvalidData, e));
+        self.note(path, fits)
+    }
+
+    /// An attribute of the form `0x1003`.
+    pub(super) fn hex32(&mut self, path: &Path) -> Option<u32> {
         let text = self.text(path)?;
         let digits = text.strip_prefix("0x").unwrap_or(&text);
-        let parsed = u16::from_str_radix(digits, 16)
+        let parsed = u32::from_str_radix(digits, 16)
             .map_err(|e| io::Error::new(ErrorKind::InvalidData, format!("{text:?}: {e}")));
         self.note(path, parsed)
     }

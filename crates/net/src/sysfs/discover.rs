@@ -5,11 +5,20 @@ use std::path::{Path, PathBuf};
 
 use super::Sysfs;
 use super::attr::{self, Reader};
-use super::model::{Inventory, Master, MasterKind, Pf, Vf};
+use super::model::{Inventory, LinkLayer, Master, MasterKind, Pf, Vf, VfNetdev};
 use crate::types::{PciAddress, PciId};
 
 /// Class code of a network controller, as the `class` attribute begins.
 const NETWORK_CLASS: &str = "0x02";
+/// Class code of an InfiniBand controller.
+const INFINIBAND_CLASS: &str = "0x0207";
+/// Class code of a PCI bridge.
+const BRIDGE_CLASS: &str = "0x0604";
+/// `ARPHRD_ETHER` and `ARPHRD_INFINIBAND`, as an interface's `type` has them.
+const ETHERNET: u32 = 1;
+const INFINIBAND: u32 = 32;
+/// `IFF_UP` in an interface's `flags`.
+const IFF_UP: u32 = 1;
 
 /// Discovery failed as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -92,14 +101,18 @@ impl Sysfs {
         let total_vfs = reader
             .value(&dir.join("sriov_totalvfs"))
             .filter(|total| *total > 0)?;
-        reader
+        let class = reader
             .text(&dir.join("class"))
             .filter(|class| class.starts_with(NETWORK_CLASS))?;
         let vendor = reader.hex16(&dir.join("vendor"));
         let device = reader.hex16(&dir.join("device"));
+        let (representors, own): (Vec<_>, Vec<_>) = reader
+            .names(&dir.join("net"))
+            .into_iter()
+            .partition(|name| is_representor(&dir.join("net").join(name)));
         let mut pf = Pf {
             address,
-            name: reader.names(&dir.join("net")).into_iter().next(),
+            name: own.into_iter().next(),
             ifindex: None,
             id: vendor
                 .zip(device)
@@ -114,6 +127,12 @@ impl Sysfs {
             carrier: None,
             operstate: None,
             master: None,
+            link_layer: if class.starts_with(INFINIBAND_CLASS) {
+                LinkLayer::InfiniBand
+            } else {
+                LinkLayer::Ethernet
+            },
+            representors,
             total_vfs,
             num_vfs: reader.value(&dir.join("sriov_numvfs")).unwrap_or_default(),
             vfs: Vec::new(),
@@ -121,7 +140,17 @@ impl Sysfs {
         if let Some(name) = &pf.name {
             let net = dir.join("net").join(name);
             pf.ifindex = reader.value(&net.join("ifindex"));
-            pf.mac = reader.value(&net.join("address"));
+            // The interface knows better than the class: one card can carry either.
+            match reader.value(&net.join("type")) {
+                Some(ETHERNET) => pf.link_layer = LinkLayer::Ethernet,
+                Some(INFINIBAND) => pf.link_layer = LinkLayer::InfiniBand,
+                Some(other) => pf.link_layer = LinkLayer::Other(other),
+                None => {}
+            }
+            // Not of an address that is longer, as InfiniBand's: it is no problem there.
+            if pf.link_layer == LinkLayer::Ethernet {
+                pf.mac = reader.value(&net.join("address"));
+            }
             pf.mtu = reader.value(&net.join("mtu"));
             pf.operstate = reader.text(&net.join("operstate"));
             pf.carrier = read_carrier(reader, &net.join("carrier"));
@@ -151,8 +180,24 @@ impl Sysfs {
             driver: reader.link_name(&dir.join("driver")),
             iommu_group,
             vfio_cdev: reader.names(&dir.join("vfio-dev")).into_iter().next(),
-            netdev: reader.names(&dir.join("net")).into_iter().next(),
+            group_peers: self.group_peers(reader, address, &group),
+            netdev: reader
+                .names(&dir.join("net"))
+                .into_iter()
+                .next()
+                .map(|name| read_vf_netdev(reader, &dir.join("net").join(&name), name)),
         }
+    }
+
+    /// The other functions of a function's group that vfio would have to have too.
+    fn group_peers(&self, reader: &mut Reader, address: PciAddress, group: &Path) -> Vec<PciAddress> {
+        let members = reader.names(&group.join("devices"));
+        let mut peers: Vec<PciAddress> = members.iter().filter_map(|name| name.parse().ok()).collect();
+        peers.retain(|peer| {
+            let class = reader.text(&self.pci_device(*peer).join("class"));
+            *peer != address && !class.is_some_and(|class| class.starts_with(BRIDGE_CLASS))
+        });
+        peers
     }
 
     fn read_master(&self, reader: &mut Reader, name: String) -> Master {
@@ -165,6 +210,41 @@ impl Sysfs {
             None => MasterKind::Other,
         };
         Master { name, kind }
+    }
+}
+
+/// Whether an interface stands for a port of an embedded switch other than the uplink: its `phys_port_name` is `pf0vf3`,
+/// `pf0sf88`, `c1pf0vf3` or, for the host as a SmartNIC sees it, `pf0` or `pf0hpf`
+/// (`Documentation/networking/devlink/devlink-port.rst`). An uplink's is `p0`, `p0s1`, or not there.
+fn is_representor(interface: &Path) -> bool {
+    // Most drivers know no such name, and reading it is an error then (`EOPNOTSUPP`).
+    let Ok(Some(name)) = attr::read_text(&interface.join("phys_port_name")) else {
+        return false;
+    };
+    let digits = |text: &str| text.trim_start_matches(|c: char| c.is_ascii_digit()).len() < text.len();
+    let of_controller = name
+        .strip_prefix('c')
+        .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+    of_controller
+        .unwrap_or(&name)
+        .strip_prefix("pf")
+        .is_some_and(digits)
+}
+
+fn read_vf_netdev(reader: &mut Reader, dir: &Path, name: String) -> VfNetdev {
+    VfNetdev {
+        name,
+        ifindex: reader.value(&dir.join("ifindex")),
+        up: reader
+            .hex32(&dir.join("flags"))
+            .is_some_and(|flags| flags & IFF_UP != 0),
+        uppers: reader
+            .names(dir)
+            .iter()
+            .filter_map(|entry| entry.strip_prefix("upper_").map(str::to_owned))
+            .collect(),
+        addresses: Vec::new(),
+        routed: false,
     }
 }
 

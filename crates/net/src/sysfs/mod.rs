@@ -19,7 +19,7 @@ use std::{
 
 pub use discover::DiscoverError;
 pub use driver::{DriverError, DriverState};
-pub use model::{Inventory, Master, MasterKind, Pf, Problem, Vf};
+pub use model::{Inventory, LinkLayer, Master, MasterKind, Pf, Problem, Vf, VfNetdev};
 pub use provision::CreateVfsError;
 
 use crate::types::PciAddress;

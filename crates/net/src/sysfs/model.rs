@@ -1,5 +1,6 @@
 //! What discovery finds.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -52,12 +53,30 @@ pub struct Pf {
     pub operstate: Option<String>,
     /// The bond, bridge or other device that the interface is enslaved to.
     pub master: Option<Master>,
+    /// What it carries.
+    pub link_layer: LinkLayer,
+    /// Interfaces beside its own in the same directory that stand for other ports of its switch. It has some while its
+    /// eswitch is in switchdev mode: what a VF sends then comes out of them.
+    pub representors: Vec<String>,
     /// The most VFs it can have (`sriov_totalvfs`).
     pub total_vfs: u16,
     /// The VFs it has (`sriov_numvfs`).
     pub num_vfs: u16,
     /// Its VFs, ordered by index.
     pub vfs: Vec<Vf>,
+}
+
+/// What a physical function carries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LinkLayer {
+    /// Ethernet, or nothing that says otherwise.
+    #[default]
+    Ethernet,
+    /// InfiniBand.
+    InfiniBand,
+    /// Another; its `ARPHRD` number.
+    Other(u32),
 }
 
 /// The device that an interface is enslaved to.
@@ -97,6 +116,26 @@ pub struct Vf {
     /// Its vfio character device (`vfio3`), the name of its node in `/dev/vfio/devices`; where bound to vfio and the
     /// kernel has `CONFIG_VFIO_DEVICE_CDEV`.
     pub vfio_cdev: Option<String>,
+    /// Other functions of its IOMMU group, bridges left out. vfio gives a group away as a whole.
+    pub group_peers: Vec<PciAddress>,
     /// Its network interface, where a network driver has it.
-    pub netdev: Option<String>,
+    pub netdev: Option<VfNetdev>,
+}
+
+/// A VF's network interface on the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VfNetdev {
+    /// Its name.
+    pub name: String,
+    /// Its kernel index.
+    pub ifindex: Option<u32>,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Devices on top of it: a bridge or bond that it is a port of, VLAN devices, macvlans.
+    pub uppers: Vec<String>,
+    /// Its addresses, link-local ones left out. Not from sysfs: [`crate::netlink::Netlink::addresses`] knows them.
+    pub addresses: Vec<IpAddr>,
+    /// Whether a route leads out of it. Not from sysfs: [`crate::netlink::Netlink::routed`] knows.
+    pub routed: bool,
 }

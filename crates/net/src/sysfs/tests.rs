@@ -61,10 +61,111 @@ fn finds_pfs_with_their_vfs() {
             driver: Some("vfio-pci".into()),
             iommu_group: Some(130),
             vfio_cdev: Some("vfio130".into()),
+            group_peers: Vec::new(),
             netdev: None,
         }
     );
-    assert_eq!(pf.vfs[3].netdev.as_deref(), Some("ens1v3"));
+    let netdev = pf.vfs[3].netdev.as_ref().unwrap();
+    assert_eq!(
+        (
+            netdev.name.as_str(),
+            netdev.ifindex,
+            netdev.up,
+            &netdev.uppers[..]
+        ),
+        ("ens1v3", Some(1131), true, &[][..])
+    );
+}
+
+/// Adds an interface with a `phys_port_name` to a PF's directory.
+fn add_port(tree: &Tree, pf: u8, name: &str, phys_port_name: &str) {
+    let dir = tree.device(pf_address(pf), "net").join(name);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("ifindex"), "50\n").unwrap();
+    fs::write(dir.join("phys_port_name"), format!("{phys_port_name}\n")).unwrap();
+}
+
+#[test]
+fn a_representor_is_not_taken_for_the_pf() {
+    let tree = Tree::new(2, 3);
+    // Before the PF's own name in any order.
+    for (name, port) in [
+        ("a0", "pf0vf0"),
+        ("a1", "pf0vf1"),
+        ("z0", "c1pf0sf88"),
+        ("z1", "pf0"),
+    ] {
+        add_port(&tree, 0, name, port);
+    }
+    for (pf, port) in [(0, "p0"), (1, "p0s1")] {
+        let own = tree
+            .device(pf_address(pf), "net")
+            .join(format!("ens{pf}/phys_port_name"));
+        fs::write(own, format!("{port}\n")).unwrap();
+    }
+    let pfs = tree.sysfs.discover().unwrap().pfs;
+    assert_eq!((pfs[0].name.as_deref(), pfs[0].ifindex), (Some("ens0"), Some(2)));
+    assert_eq!(pfs[0].representors, ["a0", "a1", "z0", "z1"]);
+    assert_eq!(pfs[1].name.as_deref(), Some("ens1"));
+    assert!(pfs[1].representors.is_empty());
+    // One whose uplink is in another namespace.
+    fs::remove_dir_all(tree.device(pf_address(0), "net/ens0")).unwrap();
+    assert_eq!(tree.sysfs.discover().unwrap().pfs[0].name, None);
+}
+
+#[test]
+fn infiniband_is_told_by_its_interface_or_else_by_its_class() {
+    let tree = Tree::new(4, 1);
+    let layers = || -> Vec<_> {
+        let pfs = tree.sysfs.discover().unwrap().pfs;
+        pfs.iter().map(|pf| pf.link_layer).collect()
+    };
+    assert_eq!(layers(), [LinkLayer::Ethernet; 4]);
+    let long = "80:00:02:08:fe:80:00:00:00:00:00:00:24:8a:07:03:00:55:00:01\n";
+    fs::write(tree.device(pf_address(0), "net/ens0/type"), "32\n").unwrap();
+    fs::write(tree.device(pf_address(0), "net/ens0/address"), long).unwrap();
+    fs::write(tree.device(pf_address(1), "class"), "0x020700\n").unwrap();
+    fs::remove_dir_all(tree.device(pf_address(1), "net")).unwrap();
+    fs::write(tree.device(pf_address(2), "class"), "0x020700\n").unwrap();
+    fs::write(tree.device(pf_address(3), "net/ens3/type"), "24\n").unwrap();
+    assert_eq!(
+        layers(),
+        [
+            LinkLayer::InfiniBand,
+            LinkLayer::InfiniBand,
+            LinkLayer::Ethernet,
+            LinkLayer::Other(24)
+        ]
+    );
+    assert_eq!(tree.sysfs.discover().unwrap().problems, []);
+}
+
+#[test]
+fn tells_what_is_on_top_of_a_vfs_interface() {
+    let tree = Tree::new(1, 2);
+    let dir = tree.device(vf_address(0, 1), "net/ens0v1");
+    symlink("../br0", dir.join("upper_br0")).unwrap();
+    fs::write(dir.join("flags"), "0x1002\n").unwrap();
+    let vf = tree.sysfs.vf(vf_address(0, 1)).unwrap().unwrap();
+    let netdev = vf.netdev.unwrap();
+    assert_eq!((netdev.up, &netdev.uppers[..]), (false, &["br0".to_owned()][..]));
+}
+
+#[test]
+fn bridges_apart_a_groups_functions_are_peers() {
+    let tree = Tree::new(1, 3);
+    let group = tree.sysfs.root().join("kernel/iommu_groups/1/devices");
+    let bridge = tree.sysfs.root().join("bus/pci/devices").read_dir().unwrap();
+    let bridge = bridge
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .find(|name| name.starts_with("0000:00:00"))
+        .unwrap();
+    for function in [bridge, vf_address(0, 1).to_string()] {
+        symlink(tree.dir.path(), group.join(function)).unwrap();
+    }
+    let pf = &tree.sysfs.discover().unwrap().pfs[0];
+    assert_eq!(pf.vfs[0].group_peers, [vf_address(0, 1)]);
+    assert!(pf.vfs[2].group_peers.is_empty());
 }
 
 #[test]

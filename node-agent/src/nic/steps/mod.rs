@@ -5,7 +5,6 @@ mod standby;
 mod vf;
 
 pub use guest::until_disused;
-pub use vf::parking_mac;
 
 use std::{sync::Arc, time::Instant};
 
@@ -167,7 +166,6 @@ impl Context {
             .journal
             .remove(&self.record.uid)
             .map_err(|e| StepError::from_error(reasons::JOURNAL_FAILED, &e))?;
-        self.host.pools.stop_waiting(&self.claimant);
         self.recorded = false;
         Ok(())
     }

@@ -1,11 +1,6 @@
 //! Steps on the VF: reserve, bind, park, set up, give back.
 
-use std::{
-    error::Error,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::Arc,
-    time::Duration,
-};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
 use hybridnic_net::{
@@ -26,7 +21,7 @@ use crate::{
         observe::{Observation, VFIO_DRIVER, protocol, wanted},
         steps::ids,
     },
-    node::pool::Choice,
+    node::{parking::parking_mac, pool::Choice},
 };
 
 /// How long a driver may take to let go of a VF and another to take it.
@@ -151,15 +146,6 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
         cx.host.pools.note_standby(&cx.record.uid, pf.address);
     }
     cx.save()
-}
-
-/// A MAC that no other VF has: locally administered, made from node and PCI address.
-pub fn parking_mac(node: &str, vf: PciAddress) -> MacAddr {
-    let mut hasher = DefaultHasher::new();
-    (node, vf.to_string()).hash(&mut hasher);
-    let mut octets = [0x06; 6];
-    octets[1..].copy_from_slice(&hasher.finish().to_be_bytes()[..5]);
-    MacAddr::new(octets)
 }
 
 /// Gives the VF to vfio-pci.
@@ -355,6 +341,8 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
     }
     guest::close_descriptors(cx).await;
     if cx.host.sysfs.driver_state(vf.address).is_ok() {
+        // It had it already when it was taken.
+        let mut parked = vf.saved.mac == Some(vf.parking_mac);
         if let Err(error) = apply(cx, &without_link_state(&vf.saved)).await {
             // Some drivers refuse the zero MAC that they have shown. The parking MAC harms nobody.
             let zero = vf.saved.mac.is_some_and(MacAddr::is_zero);
@@ -363,8 +351,9 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
             }
             info!(vf = %vf.address, pf = vf.pf_name, error = error.message, "the VF keeps its parking MAC");
             park(cx).await?;
-            cx.host.pools.note_parked(vf.address);
+            parked = true;
         }
+        cx.host.note_parked(vf.address, parked);
         set_driver(&cx.host, vf.address, vf.saved_driver.clone()).await?;
     }
     info!(
