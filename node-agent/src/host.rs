@@ -138,6 +138,7 @@ pub(crate) mod tests {
             netlink: Netlink::open().unwrap(),
             journal: Journal::open(dir.join("journal")).unwrap(),
             pools: Pools::default(),
+            troubles: Troubles::new(metrics.clone()),
             metrics,
             traces: Traces::default(),
             options: Settings {

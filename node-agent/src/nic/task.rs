@@ -17,10 +17,10 @@ use tracing::{info, warn};
 
 use super::{
     observe::{self, Observation},
-    plan::{self, Ask, Decision, Learnt},
+    plan::{self, Ask, Decision, Learnt, Step},
     quirks,
     report::{self, Facts},
-    seen::QemuSeen,
+    seen::{QemuSeen, Seen},
     steps::{self, Context, ids},
     switch::Switches,
 };
@@ -189,6 +189,9 @@ impl NicTask {
                         // The plan knows what to do without the VF: the standby comes first.
                         continue;
                     }
+                    // Another may be able to take the VF that this one could not. That it let it go is no news to itself.
+                    self.cx.host.pools.stop_waiting(&self.cx.claimant);
+                    pools.mark_unchanged();
                     let pause = backoff;
                     backoff = (backoff * 2).min(BACKOFF_CAP);
                     Some(pause)
@@ -349,7 +352,9 @@ impl NicTask {
     /// What pool and journal know.
     async fn complete(&mut self, now: &mut Observation) -> Result<(), StepError> {
         now.seen.recorded = self.cx.recorded;
+        let pools = &self.cx.host.pools;
         if self.cx.record.vf.is_some() || self.cx.record.spec.goal == Goal::Detached {
+            pools.stop_waiting(&self.cx.claimant);
             return Ok(());
         }
         let inventory = self
@@ -360,12 +365,12 @@ impl NicTask {
             .map_err(|e| StepError::from_error(reasons::VF_LOST, &e))?;
         let network = &self.cx.record.spec.network;
         let standby_pf = self.cx.record.standby.as_ref().map(|s| s.pf);
-        now.seen.uplink = self.cx.host.pools.standby_pf(&inventory, network).is_some();
-        now.seen.vf_offered = self
-            .cx
-            .host
-            .pools
-            .offers(&inventory, network, &self.cx.claimant, standby_pf);
+        now.seen.uplink = pools.standby_pf(&inventory, network).is_some();
+        if could_take_vf(&self.ask(), &now.seen, &self.cx.learnt) {
+            now.seen.vf_offered = pools.offers(&inventory, network, &self.cx.claimant, standby_pf);
+        } else {
+            pools.stop_waiting(&self.cx.claimant);
+        }
         Ok(())
     }
 
@@ -461,6 +466,15 @@ impl NicTask {
     }
 }
 
+/// Whether a VF is all that is missing: the plan would take one. A NIC that waits for its QEMU keeps none from others.
+fn could_take_vf(ask: &Ask, seen: &Seen, learnt: &Learnt) -> bool {
+    let offered = Seen {
+        vf_offered: true,
+        ..*seen
+    };
+    seen.vf.is_none() && plan::next(ask, &offered, learnt) == Decision::Do(Step::Reserve)
+}
+
 async fn address(client: &Client, id: &str) -> Option<String> {
     client
         .guest_pci_address(id)
@@ -479,6 +493,11 @@ async fn sleep(pause: Option<Duration>) {
 
 impl Drop for NicTask {
     fn drop(&mut self) {
+        self.cx.host.pools.stop_waiting(&self.cx.claimant);
         self.cx.vm.remove_nic(&self.cx.record.uid);
     }
 }
+
+#[cfg(test)]
+#[path = "task_tests.rs"]
+mod tests;

@@ -139,6 +139,13 @@ impl Vm {
         }
     }
 
+    /// With a session, for tests.
+    #[cfg(test)]
+    pub(crate) fn with_session(self, session: Session) -> Self {
+        self.set_session(session);
+        self
+    }
+
     /// The session as it is now.
     pub fn session(&self) -> Session {
         let session = self.session.borrow().clone();
