@@ -1,10 +1,11 @@
-//! `HybridNetwork.status`: what the cluster has of a network.
+//! `HybridNetwork.status`: what the cluster has of a network; and its finalizer, while NICs are attached to it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
+use hybridnic_api::names::NETWORK_FINALIZER;
 use hybridnic_api::v1alpha1::{
     HybridNetwork, HybridNetworkStatus, HybridNode, Path, PoolStatus, VfCounts, VmHybridNic,
 };
@@ -53,11 +54,53 @@ impl NetworkReconciler {
     }
 }
 
+impl NetworkReconciler {
+    /// Keeps the finalizer for as long as NICs are attached; says whether it wrote.
+    async fn guard(&self, network: &HybridNetwork, in_use: bool) -> Result<bool, write::Error> {
+        let Some(finalizers) = finalizers(network, in_use) else {
+            return Ok(false);
+        };
+        write::finalizers(&Api::all(self.client.clone()), network, &finalizers).await?;
+        Ok(true)
+    }
+}
+
+/// The NICs that are attached to a network.
+fn attached(world: &World, network: &str) -> Vec<String> {
+    let nics = world.nics.by(&Key::Network(network.to_owned()));
+    nics.iter()
+        .filter(|nic| !world.attachments_of(nic).is_empty())
+        .map(|nic| format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any()))
+        .collect()
+}
+
+/// The finalizers that a network should have, where it has others.
+fn finalizers(network: &HybridNetwork, in_use: bool) -> Option<Vec<String>> {
+    let mut finalizers = network.finalizers().to_vec();
+    let guarded = finalizers.iter().any(|finalizer| finalizer == NETWORK_FINALIZER);
+    match (guarded, in_use) {
+        (true, false) => finalizers.retain(|finalizer| finalizer != NETWORK_FINALIZER),
+        // Nobody may add one to an object that is on its way out.
+        (false, true) if network.metadata.deletion_timestamp.is_none() => {
+            finalizers.push(NETWORK_FINALIZER.to_owned());
+        }
+        _ => return None,
+    }
+    Some(finalizers)
+}
+
 impl Reconciler for NetworkReconciler {
     type Kind = HybridNetwork;
 
     async fn reconcile(&self, network: Arc<HybridNetwork>) -> Result<Done, write::Error> {
         let name = network.name_any();
+        let attached = attached(&self.world, &name);
+        if self.guard(&network, !attached.is_empty()).await? {
+            return Ok(Done {
+                wrote: true,
+                again: None,
+            });
+        }
         if let Some(rest) = self.rest(&name) {
             return Ok(Done {
                 wrote: false,
@@ -69,6 +112,7 @@ impl Reconciler for NetworkReconciler {
             &network,
             &self.world.hybrid_nodes.by(&key),
             &self.world.nics.by(&key),
+            &attached,
             Timestamp::now(),
         );
         if network.status.as_ref() != Some(&new) {
@@ -89,6 +133,7 @@ fn status(
     network: &HybridNetwork,
     nodes: &[Arc<HybridNode>],
     nics: &[Arc<VmHybridNic>],
+    attached: &[String],
     now: Timestamp,
 ) -> HybridNetworkStatus {
     let name = network.name_any();
@@ -122,7 +167,16 @@ fn status(
             .map(|status| status.conditions.clone())
             .unwrap_or_default(),
     };
-    let ready = ready(&status, nodes, &pools);
+    let ready = if network.metadata.deletion_timestamp.is_some() {
+        let message = format!(
+            "{} NICs are attached to it, and it is deleted when they have left: {}",
+            attached.len(),
+            listed(attached.iter().cloned())
+        );
+        NewCondition::no(types::READY, reasons::NETWORK_IN_USE, message)
+    } else {
+        ready(&status, nodes, &pools)
+    };
     for condition in [accepted(network), ready] {
         conditions::set(
             &mut status.conditions,
@@ -281,7 +335,7 @@ mod tests {
     }
 
     fn of(nodes: &[Arc<HybridNode>], nics: &[Arc<VmHybridNic>]) -> HybridNetworkStatus {
-        status(&network("net"), nodes, nics, Timestamp::UNIX_EPOCH)
+        status(&network("net"), nodes, nics, &[], Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -373,7 +427,7 @@ mod tests {
         let mut network = network("net");
         let odd = serde_json::json!({"matchExpressions": [{"key": "zone", "operator": "Near"}]});
         network.spec.node_selector = serde_json::from_value(odd).ok();
-        let status = status(&network, &[], &[], Timestamp::UNIX_EPOCH);
+        let status = status(&network, &[], &[], &[], Timestamp::UNIX_EPOCH);
         let accepted = conditions::find(&status.conditions, types::ACCEPTED).unwrap();
         assert_eq!(accepted.status, "False");
         assert!(
@@ -383,5 +437,39 @@ mod tests {
         );
         assert_eq!(notes(&HybridNetworkStatus::default(), &status).len(), 2);
         assert_eq!(notes(&status, &status), []);
+    }
+
+    #[test]
+    fn a_network_stays_while_nics_are_attached_to_it() {
+        let mut network = network("net");
+        network.metadata.finalizers = Some(vec!["other".to_owned()]);
+        assert_eq!(finalizers(&network, false), None);
+        let guarded = finalizers(&network, true).unwrap();
+        assert_eq!(guarded, ["other", NETWORK_FINALIZER]);
+        network.metadata.finalizers = Some(guarded);
+        assert_eq!(finalizers(&network, true), None);
+        assert_eq!(finalizers(&network, false).unwrap(), ["other"]);
+
+        network.metadata.deletion_timestamp = network.metadata.creation_timestamp.clone();
+        assert_eq!(finalizers(&network, true), None);
+        let names: Vec<_> = (0..5).map(|n| format!("ns/eth{n}")).collect();
+        let status = status(
+            &network,
+            &[with_vfs("n1", 7, 5, "")],
+            &[],
+            &names,
+            Timestamp::UNIX_EPOCH,
+        );
+        let ready = conditions::find(&status.conditions, types::READY).unwrap();
+        assert_eq!(
+            (ready.reason.as_str(), ready.message.as_str()),
+            (
+                reasons::NETWORK_IN_USE,
+                "5 NICs are attached to it, and it is deleted when they have left: ns/eth0, ns/eth1, ns/eth2 and 2 more"
+            )
+        );
+        assert!(notes(&HybridNetworkStatus::default(), &status)[1].warning);
+        // It is let go of, whatever else still names it.
+        assert_eq!(finalizers(&network, false).unwrap(), ["other"]);
     }
 }

@@ -49,8 +49,8 @@ impl Reconciler for NodeReconciler {
 fn pools(networks: &[Arc<HybridNetwork>], labels: Option<&BTreeMap<String, String>>) -> Vec<NodePool> {
     let Some(labels) = labels else { return Vec::new() };
     let selected = networks.iter().filter(|network| {
-        network.metadata.deletion_timestamp.is_none()
-            && selects(network.spec.node_selector.as_ref(), labels).unwrap_or(false)
+        // Also one that is to be deleted, while NICs are attached to it: they may migrate yet.
+        selects(network.spec.node_selector.as_ref(), labels).unwrap_or(false)
     });
     let pool = |network: &Arc<HybridNetwork>| NodePool {
         network: network.name_any(),

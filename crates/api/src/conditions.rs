@@ -129,6 +129,8 @@ pub mod reasons {
     pub const POOL_EMPTY: &str = "PoolEmpty";
     /// The network has VFs, and none of them can be used.
     pub const POOL_UNHEALTHY: &str = "PoolUnhealthy";
+    /// The network is to be deleted, and NICs are attached to it.
+    pub const NETWORK_IN_USE: &str = "NetworkInUse";
     /// The node's IOMMU is off, so no VF can be passed to a guest.
     pub const NO_IOMMU: &str = "NoIommu";
     /// The node agent has published what the node has.

@@ -12,6 +12,9 @@ pub const NIC_LABEL: &str = "hybridnic.io/nic";
 /// Finalizer with which the operator keeps a NIC until its devices have left the guest and its VF is restored.
 pub const NIC_FINALIZER: &str = "hybridnic.io/nic";
 
+/// Finalizer with which the operator keeps a network while a NIC is attached to it.
+pub const NETWORK_FINALIZER: &str = "hybridnic.io/network";
+
 /// Finalizer with which the operator turns the deletion of a migration into its cancellation.
 pub const MIGRATION_FINALIZER: &str = "hybridnic.io/migration";
 

@@ -136,6 +136,9 @@ async fn networks(control_plane: &ControlPlane) {
                 json!([{ "pfNames": ["a-name-that-is-too-long"] }]),
                 "Too long",
             ),
+            Case("/vlan", json!({ "id": 42, "qos": 5 }), ""),
+            Case("/vlan", json!({ "id": 0, "qos": 0 }), ""),
+            Case("/vlan", json!({ "id": 0, "qos": 5 }), "set vlan.id too"),
             Case(
                 "/uplinks",
                 json!([{ "numVfs": 3 }]),

@@ -28,9 +28,11 @@ impl Refusal {
     }
 }
 
-/// Whether `nic`, in a namespace with these labels, may use its network.
+/// Whether `nic`, in a namespace with these labels, may use its network. One that is to be deleted takes no more NICs than are
+/// `attached`.
 pub fn to_network<'a>(
     nic: &VmHybridNic,
+    attached: bool,
     network: Option<&'a HybridNetwork>,
     namespace: &BTreeMap<String, String>,
 ) -> Result<&'a HybridNetwork, Refusal> {
@@ -39,6 +41,11 @@ pub fn to_network<'a>(
         let message = format!("there is no HybridNetwork {name}; create it");
         return Err(Refusal::new(reasons::NETWORK_NOT_FOUND, message));
     };
+    if network.metadata.deletion_timestamp.is_some() && !attached {
+        let message =
+            format!("the HybridNetwork {name} is about to be deleted; create it again when it is gone");
+        return Err(Refusal::new(reasons::NETWORK_NOT_FOUND, message));
+    }
     let refuse = |why: String| Refusal::new(reasons::NAMESPACE_NOT_ALLOWED, why);
     match selects(network.spec.namespace_selector.as_ref(), namespace) {
         Ok(true) => Ok(network),
@@ -88,12 +95,17 @@ mod tests {
     fn networks_refuse_with_a_reason() {
         let nic = nic("a", "vm", "net", 1);
         let labels = BTreeMap::from([("team".to_owned(), "a".to_owned())]);
-        let reason = |network: Option<&HybridNetwork>| {
-            to_network(&nic, network, &labels)
+        let of = |attached, network: Option<&HybridNetwork>| {
+            to_network(&nic, attached, network, &labels)
                 .map(|_| ())
                 .map_err(|r| r.reason)
         };
+        let reason = |network: Option<&HybridNetwork>| of(false, network);
         assert_eq!(reason(None), Err(reasons::NETWORK_NOT_FOUND));
+        let mut leaving = network("net");
+        leaving.metadata.deletion_timestamp = leaving.metadata.creation_timestamp.clone();
+        assert_eq!(reason(Some(&leaving)), Err(reasons::NETWORK_NOT_FOUND));
+        assert_eq!(of(true, Some(&leaving)), Ok(()), "it may migrate yet");
         let mut net = network("net");
         assert_eq!(reason(Some(&net)), Ok(()));
         net.spec.namespace_selector =

@@ -136,15 +136,13 @@ fn one(
     let nic = wanted.nic;
     let existing = find(wanted, pod);
     // Where a NIC is in the guest cannot change while it is there.
+    let source = ports_as_in.and_then(|source| find(wanted, source));
     let ports = match existing {
         Some(existing) => existing.spec.ports.clone(),
-        None => ports_as_in.and_then(|source| ports_of(find(wanted, source)?)),
+        None => source.and_then(ports_of),
     };
-    let l2 = wanted
-        .l2
-        .clone()
-        .or_else(|| existing.map(|existing| existing.spec.l2.clone()))
-        .unwrap_or_default();
+    let attached = existing.or(source).map(|attached| &attached.spec.l2);
+    let l2 = l2(wanted.l2.as_ref(), attached);
     NicAttachmentSpec {
         node_name: node.to_owned(),
         nic: ObjectRef {
@@ -162,6 +160,19 @@ fn one(
         l2,
         ports,
         migration,
+    }
+}
+
+/// The network's settings, but for what is in devices that exist: a NIC that is attached keeps its VLAN and its MTU, whatever
+/// the network of that name is now.
+fn l2(network: Option<&L2Settings>, attached: Option<&L2Settings>) -> L2Settings {
+    match (network, attached) {
+        (Some(network), Some(attached)) => L2Settings {
+            vlan: attached.vlan.clone(),
+            mtu: attached.mtu,
+            ..network.clone()
+        },
+        (settings, None) | (None, settings) => settings.cloned().unwrap_or_default(),
     }
 }
 

@@ -1,4 +1,4 @@
-use hybridnic_api::v1alpha1::{AttachmentState, Decision, GuestDevices, MigrationState};
+use hybridnic_api::v1alpha1::{AttachmentState, Decision, GuestDevices, MigrationState, Vlan};
 
 use super::*;
 use crate::testing::{attachment, migration, nic, observe};
@@ -81,6 +81,55 @@ fn at_rest_there_is_one() {
     assert_eq!(
         (&spec.pod, spec.node_name.as_str(), spec.vm.as_str()),
         (&pod, "n1", "vm")
+    );
+}
+
+#[test]
+fn an_attached_nic_keeps_its_vlan_and_mtu_wherever_it_goes() {
+    let vlan = |id| Vlan {
+        id,
+        qos: 0,
+        protocol: hybridnic_api::v1alpha1::VlanProtocol::Dot1q,
+    };
+    // Deleted and made again, with another VLAN.
+    let network = L2Settings {
+        vlan: Some(vlan(666)),
+        mtu: Some(9000),
+        trust: true,
+        ..L2Settings::default()
+    };
+    let mut source = attachment("eth0", "a", "n1");
+    source.spec.l2.vlan = Some(vlan(42));
+    let existing = [Arc::new(source)];
+    let (nic, ends, migration) = (
+        nic("eth0", "vm", "net", 1),
+        Ends::default(),
+        moving(MigrationPhase::PreparingTarget),
+    );
+    let place = || Place::Moving(&migration, &ends);
+    let l2 = |l2: Option<L2Settings>, existing: &[Arc<NicAttachment>]| {
+        let wanted = Wanted {
+            nic: &nic,
+            mac: "02:00:00:00:00:01",
+            l2,
+            existing,
+            place: place(),
+        };
+        let specs = desired_attachments(&wanted);
+        assert_eq!(
+            (specs.len(), &specs[0].l2),
+            (2, &specs[1].l2),
+            "source and target"
+        );
+        specs[0].l2.clone()
+    };
+    let kept = l2(Some(network.clone()), &existing);
+    assert_eq!((kept.vlan, kept.mtu, kept.trust), (Some(vlan(42)), None, true));
+    assert_eq!(l2(None, &existing), existing[0].spec.l2, "the network is gone");
+    assert_eq!(
+        l2(Some(network.clone()), &[]),
+        network,
+        "it is attached for the first time"
     );
 }
 

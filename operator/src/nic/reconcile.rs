@@ -79,7 +79,7 @@ impl NicReconciler {
             return Ok(Done::default());
         }
 
-        let (admission, mac) = self.admit(nic, known.network.as_deref());
+        let (admission, mac) = self.admit(nic, &known);
         let location = known.location(nic);
         let mut obstacle = match &location {
             _ if deleting && known.moving.is_none() => known.held(None),
@@ -156,11 +156,7 @@ impl NicReconciler {
     }
 
     /// Whether the NIC may be, and its address.
-    fn admit(
-        &self,
-        nic: &VmHybridNic,
-        network: Option<&HybridNetwork>,
-    ) -> (Result<(), Refusal>, Option<String>) {
+    fn admit(&self, nic: &VmHybridNic, known: &Known) -> (Result<(), Refusal>, Option<String>) {
         let namespace = self
             .world
             .namespaces
@@ -168,7 +164,8 @@ impl NicReconciler {
         let labels = namespace
             .map(|namespace| namespace.labels().clone())
             .unwrap_or_default();
-        let network = match admit::to_network(nic, network, &labels) {
+        let attached = !known.attachments.is_empty();
+        let network = match admit::to_network(nic, attached, known.network.as_deref(), &labels) {
             Ok(network) => network,
             Err(refusal) => return (Err(refusal), None),
         };

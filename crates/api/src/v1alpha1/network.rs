@@ -39,6 +39,8 @@ use super::{Rate, Vlan};
     .message("vlan cannot change while NICs may use it: create another HybridNetwork"))]
 #[x_kube(validation = Rule::new("has(oldSelf.mtu) == has(self.mtu) && (!has(self.mtu) || self.mtu == oldSelf.mtu)")
     .message("mtu cannot change while NICs may use it: create another HybridNetwork"))]
+#[x_kube(validation = Rule::new("!has(self.vlan) || !has(self.vlan.qos) || self.vlan.qos == 0 || self.vlan.id > 0")
+    .message("vlan.qos is the priority in a VLAN's tag: set vlan.id too, or leave qos out"))]
 pub struct HybridNetworkSpec {
     /// The nodes whose VFs belong to the pool, by their labels; without it, all nodes with an agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

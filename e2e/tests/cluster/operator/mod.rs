@@ -231,6 +231,42 @@ async fn a_node_that_is_gone_for_good_holds_nothing_back() {
 }
 
 #[tokio::test]
+async fn a_network_stays_until_no_nic_is_attached_to_it() {
+    let (bench, _agents) = fast_nic().await;
+    let networks: Api<HybridNetwork> = Api::all(bench.client.clone());
+    let guarded = |network: Option<&HybridNetwork>| network.is_some_and(|n| !n.finalizers().is_empty());
+    bench.wait(networks.clone(), "net", "guarded", guarded).await;
+    bench.kubectl(&["delete", "hnet", "net", "--wait=false"]).await;
+    let in_use = |network: Option<&HybridNetwork>| {
+        let status = network.and_then(|network| network.status.as_ref());
+        let ready = status.and_then(|status| conditions::find(&status.conditions, types::READY));
+        ready.is_some_and(|c| c.reason == reasons::NETWORK_IN_USE && c.message.contains("default/eth0"))
+    };
+    bench.wait(networks.clone(), "net", "in use", in_use).await;
+    // It takes no more, and what it has may move.
+    bench.create_nic("eth1", "vm", None).await;
+    let refused = |nic: &_| reason(nic, types::ACCEPTED) == reasons::NETWORK_NOT_FOUND;
+    bench.nic_with("eth1", "refused", refused).await;
+    bench.run_pod("vm-b", "vm", "n2").await;
+    bench.migrate("goes", "vm").await;
+    let ended = |m: &hybridnic_api::v1alpha1::QemuMigration| {
+        m.status
+            .as_ref()
+            .is_some_and(|s| s.phase == MigrationPhase::Succeeded)
+    };
+    bench.migration_with("goes", "succeeded", ended).await;
+    bench.nic_with("eth0", "fast", is_fast).await;
+    bench
+        .nics()
+        .delete("eth0", &DeleteParams::default())
+        .await
+        .unwrap();
+    bench
+        .wait(networks, "net", "gone", |network| network.is_none())
+        .await;
+}
+
+#[tokio::test]
 async fn migrations_that_go_well_and_that_do_not() {
     let mut bench = Bench::start().await;
     bench.start_operator();
