@@ -10,12 +10,14 @@ use hybridnic_api::v1alpha1::{
     HybridNetwork, HybridNetworkStatus, HybridNode, Path, PoolStatus, VfCounts, VmHybridNic,
 };
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, ResourceExt};
 use tokio::time::Instant;
 
 use crate::cache::Key;
 use crate::controller::{Done, Reconciler};
 use crate::events::{Events, Note};
+use crate::fence::NodeState;
 use crate::select::selects;
 use crate::world::World;
 use crate::{mac, write};
@@ -65,6 +67,19 @@ impl NetworkReconciler {
     }
 }
 
+/// Whether nothing on a node can take a NIC: its kubelet does not answer, or it is said to be off. Of one that says nothing
+/// this is not known, and what its agent has published counts.
+fn is_away(node: &Node) -> bool {
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    let not_ready = conditions
+        .filter(|condition| condition.type_ == "Ready")
+        .any(|ready| ready.status != "True");
+    not_ready || NodeState::of(node) == NodeState::OutOfService
+}
+
 /// The NICs that are attached to a network.
 fn attached(world: &World, network: &str) -> Vec<String> {
     let nics = world.nics.by(&Key::Network(network.to_owned()));
@@ -108,9 +123,17 @@ impl Reconciler for NetworkReconciler {
             });
         }
         let key = Key::Network(name.clone());
+        let is_away = |node: &Arc<HybridNode>| {
+            let node = self.world.nodes.get("", &node.name_any());
+            node.is_some_and(|node| is_away(&node))
+        };
+        let (away, nodes): (Vec<_>, Vec<_>) = self.world.hybrid_nodes.by(&key).into_iter().partition(is_away);
         let new = status(
             &network,
-            &self.world.hybrid_nodes.by(&key),
+            Nodes {
+                there: &nodes,
+                away: &away,
+            },
             &self.world.nics.by(&key),
             &attached,
             Timestamp::now(),
@@ -128,16 +151,26 @@ impl Reconciler for NetworkReconciler {
     }
 }
 
+/// The nodes of a network's pool.
+#[derive(Clone, Copy)]
+struct Nodes<'a> {
+    /// Those whose VFs count.
+    there: &'a [Arc<HybridNode>],
+    /// Those that are not ready.
+    away: &'a [Arc<HybridNode>],
+}
+
 /// The status that follows from the nodes of the network's pool and its NICs.
 fn status(
     network: &HybridNetwork,
-    nodes: &[Arc<HybridNode>],
+    nodes: Nodes<'_>,
     nics: &[Arc<VmHybridNic>],
     attached: &[String],
     now: Timestamp,
 ) -> HybridNetworkStatus {
     let name = network.name_any();
     let pools: Vec<(&Arc<HybridNode>, &PoolStatus)> = nodes
+        .there
         .iter()
         .filter_map(|node| Some((node, pool(node, &name)?)))
         .collect();
@@ -175,7 +208,7 @@ fn status(
         );
         NewCondition::no(types::READY, reasons::NETWORK_IN_USE, message)
     } else {
-        ready(&status, nodes, &pools)
+        not_counted(ready(&status, nodes, &pools), &name, nodes.away)
     };
     for condition in [accepted(network), ready] {
         conditions::set(
@@ -230,7 +263,7 @@ fn accepted(network: &HybridNetwork) -> NewCondition {
 
 fn ready(
     status: &HybridNetworkStatus,
-    nodes: &[Arc<HybridNode>],
+    nodes: Nodes<'_>,
     pools: &[(&Arc<HybridNode>, &PoolStatus)],
 ) -> NewCondition {
     let (vfs, with) = (status.vfs.total, status.nodes);
@@ -251,13 +284,15 @@ fn ready(
         let message = format!("{vfs} VFs on {with} {}", if with == 1 { "node" } else { "nodes" });
         return NewCondition::yes(types::READY, reasons::POOL_READY, message);
     }
-    let message = if nodes.is_empty() {
+    let message = if nodes.there.is_empty() && !nodes.away.is_empty() {
+        "none of its nodes is ready".to_owned()
+    } else if nodes.there.is_empty() {
         "no node that an agent runs on matches spec.nodeSelector; label the nodes, or install the node agent"
             .to_owned()
     } else if pools.is_empty() {
         format!(
             "waits for the agents of {} to report",
-            listed(nodes.iter().map(|node| node.name_any()))
+            listed(nodes.there.iter().map(|node| node.name_any()))
         )
     } else {
         let whys = pools.iter().map(|(node, pool)| match pool.message.as_str() {
@@ -270,6 +305,26 @@ fn ready(
         )
     };
     NewCondition::no(types::READY, reasons::POOL_EMPTY, message)
+}
+
+/// Says which nodes are not counted, as they are not ready.
+fn not_counted(mut ready: NewCondition, network: &str, away: &[Arc<HybridNode>]) -> NewCondition {
+    let selected = |node: &&Arc<HybridNode>| node.spec.pools.iter().any(|pool| pool.network == network);
+    let names: Vec<_> = away.iter().filter(selected).map(|node| node.name_any()).collect();
+    if !names.is_empty() {
+        let (count, they) = match names.len() {
+            1 => (
+                "1 node that is not ready is".to_owned(),
+                listed(names.into_iter()),
+            ),
+            n => (
+                format!("{n} nodes that are not ready are"),
+                listed(names.into_iter()),
+            ),
+        };
+        ready.message = format!("{}; {count} not counted: {they}", ready.message);
+    }
+    ready
 }
 
 fn listed(names: impl ExactSizeIterator<Item = String>) -> String {
@@ -334,8 +389,12 @@ mod tests {
         Arc::new(nic)
     }
 
+    fn there(there: &[Arc<HybridNode>]) -> Nodes<'_> {
+        Nodes { there, away: &[] }
+    }
+
     fn of(nodes: &[Arc<HybridNode>], nics: &[Arc<VmHybridNic>]) -> HybridNetworkStatus {
-        status(&network("net"), nodes, nics, &[], Timestamp::UNIX_EPOCH)
+        status(&network("net"), there(nodes), nics, &[], Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -427,7 +486,7 @@ mod tests {
         let mut network = network("net");
         let odd = serde_json::json!({"matchExpressions": [{"key": "zone", "operator": "Near"}]});
         network.spec.node_selector = serde_json::from_value(odd).ok();
-        let status = status(&network, &[], &[], &[], Timestamp::UNIX_EPOCH);
+        let status = status(&network, there(&[]), &[], &[], Timestamp::UNIX_EPOCH);
         let accepted = conditions::find(&status.conditions, types::ACCEPTED).unwrap();
         assert_eq!(accepted.status, "False");
         assert!(
@@ -455,7 +514,7 @@ mod tests {
         let names: Vec<_> = (0..5).map(|n| format!("ns/eth{n}")).collect();
         let status = status(
             &network,
-            &[with_vfs("n1", 7, 5, "")],
+            there(&[with_vfs("n1", 7, 5, "")]),
             &[],
             &names,
             Timestamp::UNIX_EPOCH,
@@ -471,5 +530,46 @@ mod tests {
         assert!(notes(&HybridNetworkStatus::default(), &status)[1].warning);
         // It is let go of, whatever else still names it.
         assert_eq!(finalizers(&network, false).unwrap(), ["other"]);
+    }
+
+    #[test]
+    fn nodes_that_are_not_ready_are_not_counted() {
+        let away = [with_vfs("n8", 7, 0, ""), with_vfs("n9", 7, 7, "")];
+        let of = |there: &[Arc<HybridNode>], away: &[Arc<HybridNode>]| {
+            let nodes = Nodes { there, away };
+            let status = status(&network("net"), nodes, &[], &[], Timestamp::UNIX_EPOCH);
+            let ready = conditions::find(&status.conditions, types::READY).unwrap();
+            (
+                status.vfs.total,
+                status.nodes,
+                ready.reason.clone(),
+                ready.message.clone(),
+            )
+        };
+        let (total, nodes, reason, message) = of(&[with_vfs("n1", 7, 0, "")], &away);
+        assert_eq!((total, nodes, reason.as_str()), (7, 1, reasons::POOL_READY));
+        assert_eq!(
+            message,
+            "7 VFs on 1 node; 2 nodes that are not ready are not counted: n8, n9"
+        );
+        let (total, _, reason, message) = of(&[], &away[..1]);
+        assert_eq!((total, reason.as_str()), (0, reasons::POOL_EMPTY));
+        assert_eq!(
+            message,
+            "none of its nodes is ready; 1 node that is not ready is not counted: n8"
+        );
+    }
+
+    #[test]
+    fn a_node_is_away_when_something_says_so() {
+        let node = |value| serde_json::from_value::<Node>(value).unwrap();
+        let ready = |status: &str| {
+            node(serde_json::json!({"status": {"conditions": [{"type": "Ready", "status": status}]}}))
+        };
+        assert!(!is_away(&ready("True")));
+        assert!(is_away(&ready("False")) && is_away(&ready("Unknown")));
+        assert!(!is_away(&node(serde_json::json!({}))), "it is not known");
+        let taint = serde_json::json!({"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"});
+        assert!(is_away(&node(serde_json::json!({"spec": {"taints": [taint]}}))));
     }
 }

@@ -88,8 +88,12 @@ impl Routes {
             self.nic_of(&attachment);
             self.release(&attachment);
         }
-        for migration in self.world.migrations.by(&Key::Node(name)) {
+        for migration in self.world.migrations.by(&Key::Node(name.clone())) {
             self.vm(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
+        }
+        // Nor do its VFs count while it is not ready.
+        if let Some(node) = self.world.hybrid_nodes.get("", &name) {
+            self.networks_of(&node);
         }
     }
 
@@ -145,11 +149,7 @@ impl Routes {
             return;
         }
         for node in [old, new].into_iter().flatten() {
-            for key in keys::hybrid_node(node) {
-                if let Key::Network(network) = key {
-                    self.queues.networks.add_name("", &network);
-                }
-            }
+            self.networks_of(node);
         }
         if old.map(admits) != new.map(admits) {
             self.all_nics(&Key::Node(node.name_any()));
@@ -205,6 +205,14 @@ impl Routes {
         let Some(migration) = new.or(old) else { return };
         self.queues.migrations.add(migration);
         self.vm(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
+    }
+
+    fn networks_of(&self, node: &HybridNode) {
+        for key in keys::hybrid_node(node) {
+            if let Key::Network(network) = key {
+                self.queues.networks.add_name("", &network);
+            }
+        }
     }
 
     fn vm(&self, namespace: &str, vm: &str) {

@@ -267,6 +267,49 @@ async fn a_network_stays_until_no_nic_is_attached_to_it() {
 }
 
 #[tokio::test]
+async fn vfs_of_a_node_that_is_not_ready_do_not_count() {
+    let (bench, _agents) = fast_nic().await;
+    let networks: Api<HybridNetwork> = Api::all(bench.client.clone());
+    let has = |vfs: i32, words: &'static str| {
+        move |network: Option<&HybridNetwork>| {
+            let status = network.and_then(|network| network.status.as_ref());
+            status.is_some_and(|status| {
+                let ready = conditions::find(&status.conditions, types::READY);
+                status.vfs.total == vfs && ready.is_some_and(|c| c.message.ends_with(words))
+            })
+        }
+    };
+    bench
+        .wait(networks.clone(), "net", "counted", has(14, "on 2 nodes"))
+        .await;
+    let ready = async |status: &str| {
+        let patch = format!(
+            "{{\"status\":{{\"conditions\":[{{\"type\":\"Ready\",\"status\":\"{status}\",\
+             \"lastTransitionTime\":\"2026-01-01T00:00:00Z\"}}]}}}}"
+        );
+        bench
+            .kubectl(&[
+                "patch",
+                "node",
+                "n2",
+                "--subresource=status",
+                "--type=merge",
+                "-p",
+                &patch,
+            ])
+            .await;
+    };
+    ready("Unknown").await;
+    bench
+        .wait(networks.clone(), "net", "without n2", has(7, "not counted: n2"))
+        .await;
+    ready("True").await;
+    bench
+        .wait(networks, "net", "with n2", has(14, "on 2 nodes"))
+        .await;
+}
+
+#[tokio::test]
 async fn migrations_that_go_well_and_that_do_not() {
     let mut bench = Bench::start().await;
     bench.start_operator();
