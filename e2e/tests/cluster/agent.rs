@@ -29,6 +29,8 @@ pub struct Mood {
     pub endless: bool,
     /// The guest does not let go of its VF.
     pub keeps_vf: bool,
+    /// The agent of this node says nothing.
+    pub silent: Option<&'static str>,
 }
 
 /// Both agents. Dropped, they say nothing more.
@@ -110,7 +112,10 @@ async fn serve(clients: BTreeMap<String, Client>, mood: Arc<Mutex<Mood>>) {
         let Ok(all) = api.list(&ListParams::default()).await else {
             continue;
         };
-        for attachment in all.items.iter().filter(|other| other.spec.vm == changed.spec.vm) {
+        let heard = |other: &&NicAttachment| {
+            other.spec.vm == changed.spec.vm && mood.silent != Some(other.spec.node_name.as_str())
+        };
+        for attachment in all.items.iter().filter(heard) {
             act(
                 &writers[&*attachment.spec.node_name],
                 attachment,

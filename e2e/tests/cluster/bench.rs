@@ -153,6 +153,7 @@ impl Bench {
         for node in ["n1", "n2"] {
             this.create::<Node>(json!({"metadata": {"name": node, "labels": {"sriov": "yes"}}}))
                 .await;
+            this.kubelet_says(node, "True").await;
         }
         this.create::<HybridNetwork>(json!({
             "metadata": {"name": "net"},
@@ -164,6 +165,11 @@ impl Bench {
 
     /// Starts one more operator; its log is among the cluster's files.
     pub fn start_operator(&mut self) {
+        self.start_operator_with(&[]);
+    }
+
+    /// The same, with more options.
+    pub fn start_operator_with(&mut self, options: &[&str]) {
         let number = self.operators.len();
         let kubeconfig = self.dir.path().join("operator.kubeconfig");
         self.login.write(&kubeconfig).unwrap();
@@ -184,6 +190,7 @@ impl Bench {
                 "--http-address",
                 &address.to_string(),
             ])
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -269,6 +276,19 @@ impl Bench {
         }
         self.nics()
             .create(&PostParams::default(), &serde_json::from_value(nic).unwrap())
+            .await
+            .unwrap();
+    }
+
+    /// Whether a node is ready: `True`, `False`, or `Unknown` when its kubelet is not heard of.
+    pub async fn kubelet_says(&self, node: &str, ready: &str) {
+        let condition = json!({
+            "type": "Ready", "status": ready, "reason": "Test", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z", "lastHeartbeatTime": "2026-01-01T00:00:00Z",
+        });
+        let status = json!({"status": {"conditions": [condition]}});
+        Api::<Node>::all(self.client.clone())
+            .patch_status(node, &PatchParams::default(), &Patch::Merge(status))
             .await
             .unwrap();
     }

@@ -41,6 +41,7 @@ struct Gauges {
     vfs: Gauge<2>,
     network_nodes: Gauge<1>,
     nics: Gauge<3>,
+    unreachable: Gauge<0>,
     nodes: Gauge<1>,
     migrations: Gauge<1>,
     oldest: Gauge<1>,
@@ -64,6 +65,11 @@ impl Gauges {
                 "hybridnic_nics",
                 ["network", "path", "phase"],
                 "NICs, by network, by the path that carries their traffic, and by phase",
+            ),
+            unreachable: registry.gauge(
+                "hybridnic_nics_unreachable",
+                [],
+                "NICs that may be live on a node that is not ready, and so are attached nowhere else",
             ),
             nodes: registry.gauge(
                 "hybridnic_nodes",
@@ -106,7 +112,9 @@ impl Gauges {
                 nodes.into(),
             )
         }));
-        let nics = nics(&networks, &world.nics.all());
+        let all = world.nics.all();
+        self.unreachable.set([], unreachable(&all));
+        let nics = nics(&networks, &all);
         self.nics.replace(
             nics.iter()
                 .map(|((network, path, phase), n)| ([network.as_str(), path, phase], *n)),
@@ -147,6 +155,17 @@ fn nics(
             .or_default() += 1;
     }
     counts
+}
+
+/// NICs that wait for a node that does not answer.
+fn unreachable(nics: &[Arc<VmHybridNic>]) -> i64 {
+    let waits = |nic: &&Arc<VmHybridNic>| {
+        let conditions = nic.status.iter().flat_map(|status| &status.conditions);
+        conditions
+            .into_iter()
+            .any(|c| c.type_ == types::READY && c.reason == reasons::NODE_UNREACHABLE)
+    };
+    i64::try_from(nics.iter().filter(waits).count()).unwrap_or(i64::MAX)
 }
 
 /// Nodes by what is known of their agent. All are shown, so that none is missed where there is none.
@@ -209,6 +228,7 @@ fn migrations(migrations: &[Arc<QemuMigration>], now: Timestamp) -> BTreeMap<Str
 mod tests {
     use super::*;
     use crate::testing::{migration, network, nic, node};
+    use hybridnic_api::conditions::{self, NewCondition};
     use hybridnic_api::v1alpha1::{
         MigrationPhase, MigrationPhaseTime, NicPhase, Path, QemuMigrationStatus, VmHybridNicStatus,
     };
@@ -240,6 +260,25 @@ mod tests {
                 (key("", "None", "Pending"), 2)
             ])
         );
+    }
+
+    #[test]
+    fn nics_that_wait_for_a_lost_node() {
+        let with = |name: &str, reason: &str| {
+            let mut nic = nic(name, "vm", "net", 1);
+            let status = nic.status.get_or_insert_default();
+            for type_ in [types::READY, types::FAST_PATH] {
+                let condition = NewCondition::no(type_, reason, "so it is");
+                conditions::set(&mut status.conditions, None, Timestamp::UNIX_EPOCH, condition);
+            }
+            Arc::new(nic)
+        };
+        let all = [
+            with("a", reasons::NODE_UNREACHABLE),
+            with("b", reasons::WAITING_FOR_DETACH),
+            Arc::new(nic("c", "vm", "net", 1)),
+        ];
+        assert_eq!(unreachable(&all), 1);
     }
 
     #[test]

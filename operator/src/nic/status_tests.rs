@@ -76,6 +76,37 @@ fn strings(reasons: [&str; 3]) -> [String; 3] {
 }
 
 #[test]
+fn what_may_be_live_on_a_lost_node_outweighs_its_last_word() {
+    let mut scene = Scene::new();
+    scene.obstacle = Some(Refusal::new(reasons::NODE_UNREACHABLE, "n1 is lost"));
+    let lost = strings([
+        reasons::ACCEPTED,
+        reasons::NODE_UNREACHABLE,
+        reasons::NODE_UNREACHABLE,
+    ]);
+    assert_eq!(scene.reasons(), (NicPhase::Pending, lost.clone()));
+    let notes = notes(&VmHybridNicStatus::default(), &scene.status());
+    let told: Vec<_> = notes
+        .iter()
+        .map(|note| (note.warning, note.reason.as_str()))
+        .collect();
+    assert_eq!(told, [(true, reasons::NODE_UNREACHABLE)]);
+
+    // A NIC that is deleted, of a pod that is still said to run there.
+    let mut there = at(AttachmentState::FastPath);
+    say(&mut there, reasons::VF_ACTIVE, "the VF carries the traffic");
+    scene.attachments = vec![Arc::new(there)];
+    scene.nic.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    assert_eq!(scene.reasons(), (NicPhase::Detaching, lost));
+
+    // One that is only waited for passes by itself.
+    let mut waits = Scene::new();
+    waits.obstacle = Some(Refusal::new(reasons::WAITING_FOR_DETACH, "n1 is asked"));
+    assert_eq!(waits.reasons().1[1], reasons::WAITING_FOR_DETACH);
+    assert_eq!(super::notes(&VmHybridNicStatus::default(), &waits.status()), []);
+}
+
+#[test]
 fn every_refusal_is_shown() {
     let cases = [
         (reasons::NETWORK_NOT_FOUND, NicPhase::Pending),

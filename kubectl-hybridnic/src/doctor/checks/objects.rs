@@ -1,7 +1,7 @@
 //! What users have asked for: networks and NICs.
 
 use hybridnic_api::{
-    conditions::{self, types},
+    conditions::{self, reasons, types},
     v1alpha1::NicPhase,
 };
 use jiff::SignedDuration;
@@ -82,7 +82,11 @@ pub fn nics(facts: &Facts) -> Vec<Finding> {
         let name = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
         let refused = conditions::find(&status.conditions, types::ACCEPTED).filter(|c| c.status == "False");
         let waits = conditions::find(&status.conditions, types::READY).filter(|c| c.status != "True");
-        if let Some(condition) = refused.or(waits).filter(|_| status.phase == NicPhase::Failed) {
+        // What passes by no time is told at once.
+        let needs_someone = |condition: &&Condition| {
+            status.phase == NicPhase::Failed || condition.reason == reasons::NODE_UNREACHABLE
+        };
+        if let Some(condition) = refused.or(waits).filter(needs_someone) {
             findings.push(fail(CHECK, &name, condition));
         } else if let Some(condition) = refused.or(waits) {
             let since = condition.last_transition_time.0;
@@ -195,6 +199,21 @@ mod tests {
             findings[2].message,
             "shop/eth1: not Ready, PodNotFound: so it is (for 60m)"
         );
+    }
+
+    #[test]
+    fn a_nic_that_waits_for_a_lost_node_is_told_at_once() {
+        let mut facts = healthy();
+        let list = facts.nics.as_mut().unwrap();
+        list.push(nic("Pending", "Ready", "NodeUnreachable", "2026-01-01T11:59:59Z"));
+        let findings = nics(&facts);
+        assert_eq!(levels(&findings), [Level::Ok, Level::Fail]);
+        assert_eq!(
+            findings[1].message,
+            "shop/eth1: not Ready, NodeUnreachable: so it is"
+        );
+        let mend = findings[1].mend.as_deref().unwrap();
+        assert!(mend.contains("node.kubernetes.io/out-of-service"), "{mend}");
     }
 
     #[test]

@@ -41,6 +41,10 @@ pub fn remedy(reason: &str) -> String {
             "the guest needs a hot-plug driver (acpiphp or pciehp), and must not be paused"
         }
         reasons::AGENT_PENDING => "does the agent run on the pod's node, and reach the API server?",
+        reasons::WAITING_FOR_DETACH => "does the agent run on the node that the message names? kubectl get nicatt",
+        reasons::NODE_UNREACHABLE => {
+            "bring the node back; or, if the machine is off, taint it node.kubernetes.io/out-of-service, or delete it"
+        }
         reasons::MIGRATING => "kubectl get qmig",
         reasons::PROGRESSING | reasons::VM_INCOMING => {
             "if it stays so, read the log of the agent on the pod's node"
