@@ -3,7 +3,7 @@
 //! A NIC is attached to another pod only when nothing of it can be live in the one before. It is the same rule by which Kubernetes
 //! detaches volumes: the node's own agent says so, or the node is off, or a deadline has passed that somebody has set.
 
-use hybridnic_api::conditions::reasons;
+use hybridnic_api::conditions::{reasons, types};
 use hybridnic_api::v1alpha1::NicAttachment;
 use jiff::Timestamp;
 
@@ -40,8 +40,10 @@ impl Hold {
         match self {
             Self::Over | Self::Overdue => None,
             Self::Detaching => {
-                let message =
-                    format!("waits for the agent of node {node} to take the NIC back from the pod {name}");
+                let message = format!(
+                    "waits for the agent of node {node} to take the NIC back from the pod {name}{}",
+                    trouble(attachment)
+                );
                 Some(Refusal::new(reasons::WAITING_FOR_DETACH, message))
             }
             Self::Unreachable(since) => {
@@ -66,12 +68,23 @@ impl Hold {
     }
 }
 
+/// What keeps the agent from it, in its own words.
+fn trouble(attachment: &NicAttachment) -> String {
+    let conditions = attachment.status.iter().flat_map(|status| &status.conditions);
+    let passes = [reasons::PROGRESSING, reasons::DETACHED, reasons::AGENT_PENDING];
+    let said = conditions
+        .into_iter()
+        .find(|c| c.type_ == types::READY && c.status != "True" && !passes.contains(&c.reason.as_str()));
+    said.map(|said| format!(" ({}: {})", said.reason, said.message))
+        .unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use hybridnic_api::v1alpha1::{AttachmentState, Goal};
 
     use super::*;
-    use crate::testing::{attachment, observe};
+    use crate::testing::{attachment, observe, say};
 
     #[test]
     fn an_attachment_is_over_by_proof_or_by_the_deadline() {
@@ -121,6 +134,16 @@ mod tests {
         let asked = Hold::Detaching.refusal(&there, PodEnd::Unknown).unwrap();
         assert_eq!(asked.reason, reasons::WAITING_FOR_DETACH);
         assert!(asked.message.contains("agent of node n1"), "{}", asked.message);
+        let mut stuck = there.clone();
+        say(&mut stuck, reasons::PROGRESSING, "on its way");
+        assert_eq!(Hold::Detaching.refusal(&stuck, PodEnd::Ended), Some(asked));
+        say(&mut stuck, reasons::VF_IN_USE, "a process holds it");
+        let told = Hold::Detaching.refusal(&stuck, PodEnd::Ended).unwrap();
+        assert!(
+            told.message.ends_with(" (VfInUse: a process holds it)"),
+            "{}",
+            told.message
+        );
         let lost = Hold::Unreachable(Some("2026-01-01T00:00:00Z".parse().unwrap()));
         let lost = lost.refusal(&there, PodEnd::Unknown).unwrap();
         assert_eq!(lost.reason, reasons::NODE_UNREACHABLE);
