@@ -8,14 +8,14 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 
-use common::{add_veth, in_namespace};
+use common::{add_veth, in_namespace, rename};
 use futures::StreamExt;
 use hybridnic_net::MacAddr;
 use hybridnic_net::VlanProtocol;
 use hybridnic_net::announce::send_rarp;
 use hybridnic_net::dev::DevNodes;
 use hybridnic_net::netlink::{
-    Link, LinkEvent, LinkEvents, LinkKind, MacvtapSpec, Netlink, VfLinkState, VfSetting,
+    Link, LinkEvent, LinkEvents, LinkKind, MacvtapSpec, Netlink, VfLinkState, VfSetting, VlanSpec,
 };
 use hybridnic_net::sysfs::Sysfs;
 use hybridnic_net::tap::{has_virtio_header, open_tap};
@@ -91,6 +91,81 @@ fn a_macvtap_comes_up_goes_down_and_goes_away() {
         assert!(!netlink.delete_link(made.index).await.unwrap());
         assert_eq!(netlink.link("hn0").await.unwrap(), None);
         assert_eq!(netlink.link_by_index(made.index).await.unwrap(), None);
+    });
+}
+
+/// Why PFs are found by their PCI address and links by their index.
+#[test]
+fn a_link_may_be_renamed_under_a_macvtap_that_is_up() {
+    in_namespace(|| async {
+        let netlink = Netlink::open().unwrap();
+        let (lower, _) = veth(&netlink).await;
+        let made = netlink.create_macvtap(&spec("hn0", &lower)).await.unwrap();
+        netlink.set_up(made.index, true).await.unwrap();
+        rename(lower.index, "v0np0").await;
+        assert_eq!(netlink.link(&lower.name).await.unwrap(), None);
+        let renamed = netlink.link_by_index(lower.index).await.unwrap().unwrap();
+        assert_eq!(renamed.name, "v0np0");
+        let macvtap = netlink.link("hn0").await.unwrap().unwrap();
+        assert_eq!((macvtap.lower, macvtap.up), (Some(lower.index), true));
+    });
+}
+
+fn vlan(name: &str, lower: &Link, protocol: VlanProtocol) -> VlanSpec {
+    VlanSpec {
+        name: name.into(),
+        lower: lower.index,
+        id: 7,
+        protocol,
+        qos: 0,
+    }
+}
+
+/// Why the agent raises them again.
+#[test]
+fn an_mtu_follows_its_lower_links_down_and_not_up() {
+    in_namespace(|| async {
+        let netlink = Netlink::open().unwrap();
+        let (lower, _) = veth(&netlink).await;
+        netlink.set_mtu(lower.index, 9000).await.unwrap();
+        let spec_of = vlan("hnv1.7", &lower, VlanProtocol::Dot1q);
+        let tagged = netlink.create_vlan(&spec_of).await.unwrap();
+        let mut on_vlan = spec("hn0", &tagged);
+        on_vlan.mtu = None;
+        let macvtap = netlink.create_macvtap(&on_vlan).await.unwrap();
+        assert_eq!((tagged.mtu, macvtap.mtu), (9000, 9000));
+        netlink.set_mtu(lower.index, 1500).await.unwrap();
+        netlink.set_mtu(lower.index, 9000).await.unwrap();
+        let mtus = async || {
+            let mtu = async |index| netlink.link_by_index(index).await.unwrap().unwrap().mtu;
+            (mtu(tagged.index).await, mtu(macvtap.index).await)
+        };
+        assert_eq!(mtus().await, (1500, 1500));
+        // From below upwards.
+        netlink.set_mtu(macvtap.index, 9000).await.unwrap_err();
+        netlink.set_mtu(tagged.index, 9000).await.unwrap();
+        netlink.set_mtu(macvtap.index, 9000).await.unwrap();
+        assert_eq!(mtus().await, (9000, 9000));
+    });
+}
+
+#[test]
+fn vlan_devices_of_one_id_and_two_protocols_are_two() {
+    in_namespace(|| async {
+        let netlink = Netlink::open().unwrap();
+        let (lower, _) = veth(&netlink).await;
+        let (q, ad) = (VlanProtocol::Dot1q, VlanProtocol::Dot1ad);
+        let first = netlink.create_vlan(&vlan("hnv1.7", &lower, q)).await.unwrap();
+        let error = netlink
+            .create_vlan(&vlan("hnv1.7", &lower, ad))
+            .await
+            .unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EEXIST), "a name is one device's");
+        let second = netlink.create_vlan(&vlan("hnv1s7", &lower, ad)).await.unwrap();
+        for (protocol, device) in [(q, &first), (ad, &second)] {
+            let found = netlink.vlan_on(lower.index, 7, protocol).await.unwrap().unwrap();
+            assert_eq!(found.index, device.index);
+        }
     });
 }
 

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{Netlink, NetlinkError};
 use crate::types::{MacAddr, VlanProtocol};
 
+/// The id by which mlx4 says that a VF has no tag of the PF's, and may use those of its own (`MLX4_VGT`).
+const VGT: u16 = 4095;
+
 /// How a PF's driver has set up one VF (`IFLA_VFINFO_LIST`). `None` is what the kernel does not say.
 ///
 /// A switch that the driver does not have (spoof check, trust) reads as off: the kernel tells the two apart, the
@@ -183,7 +186,8 @@ impl VfConfig {
 
     /// The VLAN setting it amounts to. Without a tag the protocol means nothing.
     fn tag(&self) -> Option<VfSetting> {
-        let (id, qos) = (self.vlan?, self.qos.unwrap_or_default());
+        let id = self.vlan.map(|id| if id == VGT { 0 } else { id })?;
+        let qos = self.qos.unwrap_or_default();
         let tagged = id != 0 || qos != 0;
         let protocol = self.vlan_proto.filter(|_| tagged).unwrap_or_default();
         Some(VfSetting::Vlan { id, qos, protocol })
@@ -311,6 +315,26 @@ mod tests {
             ..config()
         };
         assert_eq!(config().changes_to(&untagged), []);
+    }
+
+    #[test]
+    fn mlx4_has_a_number_of_its_own_for_no_tag() {
+        let vgt = VfConfig {
+            vlan: Some(4095),
+            ..config()
+        };
+        assert_eq!(vgt.changes_to(&config()), []);
+        assert_eq!(config().changes_to(&vgt), []);
+        let tagged = VfConfig {
+            vlan: Some(7),
+            ..config()
+        };
+        let untagged = VfSetting::Vlan {
+            id: 0,
+            qos: 0,
+            protocol: VlanProtocol::Dot1q,
+        };
+        assert_eq!(tagged.changes_to(&vgt), [untagged]);
     }
 
     #[test]

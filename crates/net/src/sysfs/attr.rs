@@ -86,7 +86,8 @@ pub(super) fn link_name(path: &Path) -> io::Result<Option<String>> {
     Ok(target.and_then(|t| Some(t.file_name()?.to_string_lossy().into_owned())))
 }
 
-fn names(path: &Path) -> io::Result<Vec<String>> {
+/// The names in a directory, in order; empty where there is none.
+pub(super) fn names(path: &Path) -> io::Result<Vec<String>> {
     let Some(entries) = found(fs::read_dir(path))? else {
         return Ok(Vec::new());
     };

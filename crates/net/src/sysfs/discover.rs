@@ -216,7 +216,7 @@ impl Sysfs {
 /// Whether an interface stands for a port of an embedded switch other than the uplink: its `phys_port_name` is `pf0vf3`,
 /// `pf0sf88`, `c1pf0vf3` or, for the host as a SmartNIC sees it, `pf0` or `pf0hpf`
 /// (`Documentation/networking/devlink/devlink-port.rst`). An uplink's is `p0`, `p0s1`, or not there.
-fn is_representor(interface: &Path) -> bool {
+pub(super) fn is_representor(interface: &Path) -> bool {
     // Most drivers know no such name, and reading it is an error then (`EOPNOTSUPP`).
     let Ok(Some(name)) = attr::read_text(&interface.join("phys_port_name")) else {
         return false;

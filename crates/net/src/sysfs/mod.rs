@@ -7,6 +7,7 @@
 mod attr;
 mod discover;
 mod driver;
+mod function;
 mod model;
 mod provision;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use std::{
 
 pub use discover::DiscoverError;
 pub use driver::{DriverError, DriverState};
+pub use function::Presence;
 pub use model::{Inventory, LinkLayer, Master, MasterKind, Pf, Problem, Vf, VfNetdev};
 pub use provision::CreateVfsError;
 

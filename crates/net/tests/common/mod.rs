@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use rtnetlink::LinkVeth;
+use rtnetlink::{LinkUnspec, LinkVeth};
 
 /// Longer than any test takes, shorter than any patience.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -57,5 +57,14 @@ pub async fn add_veth(name: &str, peer: &str) {
         .execute()
         .await
         .unwrap();
+    connection.abort();
+}
+
+/// Renames a link, as udev and people do.
+pub async fn rename(index: u32, name: &str) {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    let connection = tokio::spawn(connection);
+    let renamed = LinkUnspec::new_with_index(index).name(name.to_owned()).build();
+    handle.link().set(renamed).execute().await.unwrap();
     connection.abort();
 }
