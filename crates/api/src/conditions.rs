@@ -83,6 +83,8 @@ pub mod reasons {
     pub const QEMU_REFUSED: &str = "QemuRefused";
     /// The VF or its PF has gone away.
     pub const VF_LOST: &str = "VfLost";
+    /// How the VF is cannot be read at the moment.
+    pub const VF_UNKNOWN: &str = "VfUnknown";
     /// The PF has no link.
     pub const PF_LINK_DOWN: &str = "PfLinkDown";
     /// The agent's journal could not be written or read.

@@ -370,5 +370,6 @@ fn l2(network: &HybridNetwork) -> L2Settings {
         spoof_check: spec.spoof_check,
         trust: spec.trust,
         mtu: spec.mtu,
+        on_link_loss: spec.on_link_loss,
     }
 }

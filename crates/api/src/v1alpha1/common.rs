@@ -85,6 +85,26 @@ pub struct L2Settings {
     /// MTU of VF and standby in bytes; none leaves what the PF has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<i32>,
+    /// What to do when the VF's PF loses its link.
+    #[serde(default, skip_serializing_if = "is_move")]
+    pub on_link_loss: OnLinkLoss,
+}
+
+// serde passes a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_move(on_link_loss: &OnLinkLoss) -> bool {
+    *on_link_loss == OnLinkLoss::Move
+}
+
+/// What to do with a NIC whose VF is on a PF without link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnLinkLoss {
+    /// Leave the VF after some seconds: for a VF of a PF that has a link, where one is free; or for the standby, where that is
+    /// on such a PF.
+    #[default]
+    Move,
+    /// Keep the VF, and wait for the link.
+    Stay,
 }
 
 /// What to do with a NIC for which the node has no free VF.

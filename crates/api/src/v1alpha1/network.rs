@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Rate, Vlan};
+use super::{OnLinkLoss, Rate, Vlan};
 
 /// A pool of VFs over many PFs and nodes, with the L2 settings of the NICs on it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -65,6 +65,9 @@ pub struct HybridNetworkSpec {
     #[x_kube(validation = Rule::new("self >= 68 && self <= 65535")
         .message("mtu is in bytes, from 68 to 65535"))]
     pub mtu: Option<i32>,
+    /// What a NIC does whose VF's PF has lost its link: `Move` to a VF of a PF that has one, or `Stay`.
+    #[serde(default)]
+    pub on_link_loss: OnLinkLoss,
     /// Where generated MAC addresses come from; without it, a locally administered range of the network's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac_range: Option<MacRange>,

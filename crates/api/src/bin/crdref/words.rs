@@ -1,8 +1,8 @@
 //! The enums of the API with the meaning of each value. The CRDs have the values only.
 
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Decision, Goal, MigrationPhase, MigrationState, MigrationStep, NicPhase, NoFreeVf, Path,
-    SwitchOrder, VfState, VlanProtocol,
+    AttachmentState, Decision, Goal, MigrationPhase, MigrationState, MigrationStep, NicPhase, NoFreeVf,
+    OnLinkLoss, Path, SwitchOrder, VfState, VlanProtocol,
 };
 use schemars::{JsonSchema, Schema};
 use serde_json::Value;
@@ -21,6 +21,7 @@ pub fn all() -> Vec<Word> {
         word::<NicPhase>(),
         word::<Path>(),
         word::<NoFreeVf>(),
+        word::<OnLinkLoss>(),
         word::<VlanProtocol>(),
         word::<MigrationPhase>(),
         word::<Decision>(),
