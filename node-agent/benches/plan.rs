@@ -7,7 +7,7 @@ use std::{
 };
 
 use hybridnic_agent::nic::plan::{Ask, Learnt, next};
-use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen};
+use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight};
 use hybridnic_api::v1alpha1::{Goal, NoFreeVf, SwitchOrder};
 
 const ROUNDS: usize = 101;
@@ -29,13 +29,13 @@ fn asks() -> Vec<Ask> {
         .collect()
 }
 
-#[expect(clippy::option_option, reason = "as the plan sees it")]
-fn vfs() -> Vec<Option<Option<VfSeen>>> {
+fn vfs() -> Vec<Option<VfSight>> {
     let found = VfSeen {
         on_vfio: false,
         mac: VfMac::Other,
         settings_ok: false,
         link: true,
+        dark: false,
         other_pf: false,
     };
     let parked = VfSeen {
@@ -61,9 +61,10 @@ fn vfs() -> Vec<Option<Option<VfSeen>>> {
             ..ready
         },
     ];
-    [None, Some(None)]
+    let unknown = VfSight::Unknown { other_pf: false };
+    [None, Some(VfSight::Gone), Some(unknown)]
         .into_iter()
-        .chain(held.map(|vf| Some(Some(vf))))
+        .chain(held.map(|vf| Some(VfSight::There(vf))))
         .collect()
 }
 
@@ -121,9 +122,12 @@ fn states() -> Vec<(Ask, Seen)> {
                         recorded: standby_recorded,
                         vf,
                         vf_offered: vf.is_none(),
+                        other_vf: false,
                         uplink: true,
                         standby_recorded,
                         macvtap,
+                        mtu_ok: true,
+                        standby_link: Some(true),
                         qemu,
                     };
                     states.push((ask, seen));

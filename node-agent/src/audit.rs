@@ -242,7 +242,7 @@ async fn look(host: &Arc<Host>) -> Result<Sight, String> {
     let inventory = host.inventory().await.map_err(|e| chain(&e))?;
     let mut vfs = Vec::new();
     for pf in &inventory.pfs {
-        let link = links.iter().find(|link| Some(&link.name) == pf.name.as_ref());
+        let link = links.iter().find(|link| Some(link.index) == pf.ifindex);
         let Some(link) = link.filter(|_| !pf.vfs.is_empty()) else {
             continue;
         };

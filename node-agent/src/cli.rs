@@ -16,7 +16,7 @@ use hybridnic_runtime::{
     tls,
     traces::{self, TraceOptions},
 };
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
 
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     inventory::{self, Output},
     journal::Journal,
     metrics::metrics,
+    nic::macs::Macs,
     node::{pool::Pools, publish},
     privileges,
     sockets::Sockets,
@@ -132,6 +133,8 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         pools: Pools::default(),
         troubles: Troubles::new(metrics.clone()),
         metrics,
+        macs: Macs::default(),
+        vlan_devices: Mutex::default(),
         traces,
         options: Settings {
             node_name: node_name.clone(),

@@ -1,21 +1,23 @@
 //! What every task of the agent shares of its node.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
+use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     PciAddress,
     dev::DevNodes,
-    netlink::{Netlink, NetlinkError},
+    netlink::{Link, Netlink, NetlinkError},
     sysfs::{DiscoverError, Inventory, Sysfs},
 };
 use hybridnic_runtime::traces::Traces;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tracing::warn;
 
 use crate::{
-    error::chain,
+    error::{StepError, chain},
     journal::Journal,
     metrics::Metrics,
+    nic::macs::Macs,
     node::{own, pool::Pools},
     troubles::Troubles,
 };
@@ -64,6 +66,10 @@ pub struct Host {
     pub metrics: Metrics,
     /// What does not work.
     pub troubles: Troubles,
+    /// Which MACs are NICs'.
+    pub macs: Macs,
+    /// Held while a macvtap is put on a VLAN device, or a VLAN device is removed because nothing is on it.
+    pub vlan_devices: Mutex<()>,
     /// Who wants to know where a migration's time goes.
     pub traces: Traces,
     /// Settings.
@@ -106,6 +112,20 @@ impl Host {
         }
     }
 
+    /// The interface of a PF, found by the PF's PCI address each time, for its name may change. `None` where it has none here.
+    pub async fn pf_link(&self, pf: PciAddress) -> Result<Option<Link>, StepError> {
+        let unknown = |e: &dyn Error| {
+            StepError::new(
+                reasons::VF_UNKNOWN,
+                format!("the interface of the PF {pf} cannot be read: {}", chain(e)),
+            )
+        };
+        match self.sysfs.interface_index(pf).map_err(|e| unknown(&e))? {
+            None => Ok(None),
+            Some(index) => self.netlink.link_by_index(index).await.map_err(|e| unknown(&e)),
+        }
+    }
+
     /// Notes that the hardware has changed.
     pub fn hardware_changed(&self) {
         self.hardware.send_modify(|n| *n += 1);
@@ -140,6 +160,8 @@ pub(crate) mod tests {
             pools: Pools::default(),
             troubles: Troubles::new(metrics.clone()),
             metrics,
+            macs: Macs::default(),
+            vlan_devices: Mutex::default(),
             traces: Traces::default(),
             options: Settings {
                 node_name: "n1".into(),

@@ -91,6 +91,9 @@ pub struct VfRecord {
     pub saved: VfConfig,
     /// Its driver before we touched it.
     pub saved_driver: DriverState,
+    /// Whether we have set its rate, so that it has to be given back.
+    #[serde(default)]
+    pub rate_set: bool,
 }
 
 /// A macvtap that is ours.
@@ -487,6 +490,7 @@ pub(crate) mod tests {
             parking_mac: MacAddr::new([6; 6]),
             saved: VfConfig::default(),
             saved_driver: DriverState::default(),
+            rate_set: false,
         }
     }
 
@@ -494,6 +498,26 @@ pub(crate) mod tests {
         let contents = journal.load().unwrap();
         assert_eq!(contents.unreadable, []);
         contents.records
+    }
+
+    /// A VF of the tests' node that is held, as it was and as it is to be given back.
+    pub(crate) fn held_vf(pf: u8, index: u8) -> VfRecord {
+        VfRecord {
+            address: hybridnic_net::testing::vf_address(pf, index),
+            index: index.into(),
+            pf: hybridnic_net::testing::pf_address(pf),
+            pf_name: format!("ens{pf}"),
+            pf_driver: "igb".into(),
+            iommu_group: 1,
+            parking_mac: MacAddr::new([6, 0, 0, 0, pf, index]),
+            saved: VfConfig {
+                index: index.into(),
+                mac: Some(MacAddr::ZERO),
+                ..VfConfig::default()
+            },
+            saved_driver: DriverState::default(),
+            rate_set: false,
+        }
     }
 
     #[test]

@@ -35,6 +35,7 @@ const FAILURES: &[&str] = &[
     reasons::VF_IN_USE,
     reasons::VF_LOST,
     reasons::VF_SETTING_REFUSED,
+    reasons::VF_UNKNOWN,
 ];
 
 /// The agent's metrics. Clones share them.

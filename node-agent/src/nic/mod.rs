@@ -7,6 +7,8 @@
 //! | [`observe`] | sees how things are | reads only |
 //! | [`silence`] | judges whether the guest has moved to its VF | nothing |
 //! | [`disuse`] | judges whether it has left it unasked | nothing |
+//! | [`link_loss`] | judges whether a PF's link is gone for good | nothing |
+//! | [`macs`] | knows which MACs are NICs' | nothing |
 //! | [`steps`] | takes one step | VF, macvtap, QEMU, journal |
 //! | [`quirks`] | knows drivers | nothing |
 //! | [`report`] | says how things are | nothing |
@@ -14,6 +16,8 @@
 //! | [`task`] | drives one NIC | the others |
 
 pub mod disuse;
+pub mod link_loss;
+pub mod macs;
 pub mod observe;
 pub mod plan;
 pub mod quirks;

@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 use hybridnic_net::{
     MacAddr, VlanProtocol, interrupts,
-    netlink::{Link, NetlinkError, VfConfig},
+    netlink::{Link, LinkKind, NetlinkError, VfConfig, VfLinkState, VfSetting},
+    sysfs::Presence,
 };
 use hybridnic_qmp::{Client, QmpError};
 
 use super::{
-    seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen},
-    steps::ids,
+    seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight},
+    steps::{VLAN_PREFIX, ids},
 };
 use crate::{
-    error::StepError,
+    error::{StepError, chain},
     host::Host,
-    journal::{Record, VfRecord},
+    journal::{Record, StandbyRecord, VfRecord},
     vm::{
         Session, Vm,
         migration::{self, VmSeen},
@@ -33,6 +34,12 @@ pub struct Observation {
     pub seen: Seen,
     /// The macvtap.
     pub macvtap: Option<Link>,
+    /// The standby's PF.
+    pub standby_pf: Option<Link>,
+    /// The VF's PF.
+    pub vf_pf: Option<Link>,
+    /// Why nothing is known of the VF, where that is so.
+    pub unknown: Option<StepError>,
     /// QEMU's session, when it answers.
     pub client: Option<Client>,
     /// Id of the VF in QEMU, when it is plugged.
@@ -43,12 +50,8 @@ pub struct Observation {
 
 /// The VF's settings that a network's L2 settings ask for, with the NIC's MAC.
 pub fn wanted(vf: &VfRecord, mac: MacAddr, l2: &L2Settings) -> VfConfig {
-    let rate = |n: Option<i32>| Some(n.and_then(|n| u32::try_from(n).ok()).unwrap_or(0));
     let vlan = l2.vlan.as_ref();
-    let (max, min) = l2
-        .rate
-        .as_ref()
-        .map_or((None, None), |r| (r.max_mbps, r.min_mbps));
+    let (min_tx_rate, max_tx_rate) = rates(vf, l2);
     VfConfig {
         index: vf.index,
         mac: Some(mac),
@@ -57,9 +60,32 @@ pub fn wanted(vf: &VfRecord, mac: MacAddr, l2: &L2Settings) -> VfConfig {
         vlan_proto: Some(vlan.map_or(VlanProtocol::Dot1q, |v| protocol(v.protocol))),
         spoofchk: Some(l2.spoof_check),
         trust: Some(l2.trust),
-        min_tx_rate: rate(min),
-        max_tx_rate: rate(max),
-        link_state: None,
+        min_tx_rate,
+        max_tx_rate,
+        // A VF whose link is always down gives a guest none.
+        link_state: vf.saved.link_state.map(|saved| match saved {
+            VfLinkState::Disable => VfLinkState::Auto,
+            other => other,
+        }),
+    }
+}
+
+/// The rates that a VF should have. Where the network asks for none they are left alone: some drivers always show one. One that
+/// we have set is taken back.
+fn rates(vf: &VfRecord, l2: &L2Settings) -> (Option<u32>, Option<u32>) {
+    let rate = |n: Option<i32>| Some(n.and_then(|n| u32::try_from(n).ok()).unwrap_or(0));
+    match &l2.rate {
+        Some(asked) => (rate(asked.min_mbps), rate(asked.max_mbps)),
+        None => saved_rates(vf),
+    }
+}
+
+/// The rates to go back to; none where they were never changed.
+pub fn saved_rates(vf: &VfRecord) -> (Option<u32>, Option<u32>) {
+    if vf.rate_set {
+        (vf.saved.min_tx_rate.or(Some(0)), vf.saved.max_tx_rate.or(Some(0)))
+    } else {
+        (None, None)
     }
 }
 
@@ -81,75 +107,172 @@ pub async fn observe(
     // Kernel and QEMU are asked at once: between two steps the guest may be without its network.
     let vf = async {
         match &record.vf {
-            None => Ok(None),
-            Some(vf) => see_vf(host, vf, record, mac).await.map(Some),
+            None => Ok((None, None)),
+            Some(vf) => Ok(see_vf(host, vf, record, mac).await),
         }
     };
-    let macvtap = async {
+    let standby = async {
         match &record.standby {
-            None => Ok(None),
-            Some(standby) => host.netlink.link(&standby.macvtap).await.map_err(|e| netlink(&e)),
+            None => Ok(Standby::default()),
+            Some(standby) => see_standby(host, standby, &record.spec.l2).await,
         }
     };
-    let (vf, macvtap, (qemu, client, vf_device, running)) =
-        tokio::try_join!(vf, macvtap, see_qemu(vm, record))?;
+    let ((vf, vf_pf), standby, (qemu, client, vf_device, running)) =
+        tokio::try_join!(vf, standby, see_qemu(vm, record))?;
+    let (vf, unknown) = match vf {
+        None => (None, None),
+        Some(Ok(sight)) => (Some(sight), None),
+        Some(Err(why)) => {
+            let other_pf = is_split(record);
+            (Some(VfSight::Unknown { other_pf }), Some(why))
+        }
+    };
     let seen = Seen {
         recorded: false,
         vf,
         vf_offered: false,
+        other_vf: false,
         uplink: false,
         standby_recorded: record.standby.is_some(),
-        macvtap: macvtap.as_ref().map(|l| l.up),
+        macvtap: standby.macvtap.as_ref().map(|l| l.up),
+        mtu_ok: standby.mtu_ok,
+        standby_link: standby.pf.as_ref().map(has_link),
         qemu,
     };
     Ok(Observation {
         seen,
-        macvtap,
+        macvtap: standby.macvtap,
+        standby_pf: standby.pf,
+        vf_pf,
+        unknown,
         client,
         vf_device,
         running,
     })
 }
 
+fn has_link(pf: &Link) -> bool {
+    pf.carrier == Some(true) && pf.up
+}
+
+/// Whether VF and standby are on two PFs.
+fn is_split(record: &Record) -> bool {
+    match (&record.vf, &record.standby) {
+        (Some(vf), Some(standby)) => vf.pf != standby.pf,
+        _ => false,
+    }
+}
+
+#[derive(Default)]
+struct Standby {
+    macvtap: Option<Link>,
+    pf: Option<Link>,
+    mtu_ok: bool,
+}
+
+async fn see_standby(
+    host: &Arc<Host>,
+    standby: &StandbyRecord,
+    l2: &L2Settings,
+) -> Result<Standby, StepError> {
+    let macvtap = async { host.netlink.link(&standby.macvtap).await.map_err(|e| netlink(&e)) };
+    // A PF that cannot be read is one of which nothing is known.
+    let pf = async { Ok(host.pf_link(standby.pf).await.unwrap_or_default()) };
+    let (macvtap, pf) = tokio::try_join!(macvtap, pf)?;
+    let room = match (&macvtap, &pf) {
+        (Some(macvtap), Some(pf)) => room(host, macvtap, pf).await?,
+        _ => None,
+    };
+    let mtu_ok = match (&macvtap, room) {
+        (Some(macvtap), Some(room)) => macvtap.mtu >= mtu(l2, room),
+        _ => true,
+    };
+    Ok(Standby { macvtap, pf, mtu_ok })
+}
+
+/// The greatest MTU that a macvtap can have: that of its PF, but for a VLAN device of somebody else between the two.
+pub async fn room(host: &Arc<Host>, macvtap: &Link, pf: &Link) -> Result<Option<u32>, StepError> {
+    let Some(lower) = macvtap.lower.filter(|lower| *lower != pf.index) else {
+        return Ok(Some(pf.mtu));
+    };
+    let lower = host.netlink.link_by_index(lower).await.map_err(|e| netlink(&e))?;
+    Ok(lower.map(|lower| if is_ours(&lower) { pf.mtu } else { lower.mtu }))
+}
+
+/// Whether a link is a VLAN device that we have made.
+pub fn is_ours(link: &Link) -> bool {
+    matches!(link.kind, LinkKind::Vlan { .. }) && link.name.starts_with(VLAN_PREFIX)
+}
+
+/// The MTU that a standby should have where there is room for so much.
+pub fn mtu(l2: &L2Settings, room: u32) -> u32 {
+    let asked = l2.mtu.and_then(|mtu| u32::try_from(mtu).ok());
+    asked.map_or(room, |asked| asked.min(room))
+}
+
 fn netlink(error: &NetlinkError) -> StepError {
     StepError::from_error(reasons::STANDBY_FAILED, error)
 }
 
+/// A VF as it is, or why that cannot be told; and its PF.
 async fn see_vf(
     host: &Arc<Host>,
     vf: &VfRecord,
     record: &Record,
     mac: MacAddr,
-) -> Result<Option<VfSeen>, StepError> {
-    let lost = |e: &dyn std::error::Error| StepError::from_error(reasons::VF_LOST, e);
-    let Ok(state) = host.sysfs.driver_state(vf.address) else {
-        return Ok(None);
+) -> (Option<Result<VfSight, StepError>>, Option<Link>) {
+    let unknown = |message: String| Some(Err(StepError::new(reasons::VF_UNKNOWN, message)));
+    let driver = match host.sysfs.presence(vf.address) {
+        Ok(Presence::Absent) => return (Some(Ok(VfSight::Gone)), None),
+        Ok(Presence::Present { driver }) => driver,
+        Err(error) => {
+            return (
+                unknown(format!("the VF {} cannot be read: {error}", vf.address)),
+                None,
+            );
+        }
     };
-    let Some(pf) = host.netlink.link(&vf.pf_name).await.map_err(|e| lost(&e))? else {
-        return Ok(None);
+    let pf = match host.pf_link(vf.pf).await {
+        Ok(Some(pf)) => pf,
+        Ok(None) => {
+            let message = format!(
+                "the VF's PF {} ({}) has no network interface here: no driver is bound, or it is in another namespace",
+                vf.pf, vf.pf_name
+            );
+            return (unknown(message), None);
+        }
+        Err(error) => return (Some(Err(error)), None),
     };
-    let table = host
-        .netlink
-        .vf_table(pf.index)
-        .await
-        .map_err(|e| lost(&e))?
-        .unwrap_or_default();
-    let Some(now) = table.into_iter().find(|c| c.index == vf.index) else {
-        return Ok(None);
+    let now = match host.netlink.vf_table(pf.index).await {
+        Ok(table) => table
+            .unwrap_or_default()
+            .into_iter()
+            .find(|c| c.index == vf.index),
+        Err(error) => return (unknown(chain(&error)), Some(pf)),
+    };
+    // Drivers leave a VF out while it, or the PF, resets itself.
+    let Some(now) = now else {
+        let message = format!(
+            "the PF {} does not show its VF {} at the moment: it may be in a reset",
+            pf.name, vf.index
+        );
+        return (unknown(message), Some(pf));
     };
     let mut settings = now.changes_to(&wanted(vf, mac, &record.spec.l2));
-    settings.retain(|s| s.name() != "MAC");
-    Ok(Some(VfSeen {
-        on_vfio: state.driver.as_deref() == Some(VFIO_DRIVER),
+    settings.retain(|s| !matches!(s, VfSetting::Mac(_)));
+    let seen = VfSeen {
+        on_vfio: driver.as_deref() == Some(VFIO_DRIVER),
         mac: match now.mac {
             Some(m) if m == mac => VfMac::Nic,
             Some(m) if m == vf.parking_mac => VfMac::Parking,
             _ => VfMac::Other,
         },
         settings_ok: settings.is_empty(),
-        link: pf.carrier == Some(true) && pf.up,
-        other_pf: record.standby.as_ref().is_some_and(|s| s.pf != vf.pf),
-    }))
+        link: has_link(&pf),
+        dark: false,
+        other_pf: is_split(record),
+    };
+    (Some(Ok(VfSight::There(seen))), Some(pf))
 }
 
 type Qemu = (QemuSeen, Option<Client>, Option<String>, bool);
@@ -232,3 +355,7 @@ pub fn interrupts_of(vf: &VfRecord) -> Option<u64> {
         .filter(|i| i.vectors > 0)
         .map(|i| i.total)
 }
+
+#[cfg(test)]
+#[path = "observe_tests.rs"]
+mod tests;

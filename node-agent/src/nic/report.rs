@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::{
     plan::Decision,
-    seen::{QemuSeen, Seen},
+    seen::{QemuSeen, Seen, VfSight},
 };
 use crate::{error::StepError, journal::Record};
 
@@ -138,7 +138,17 @@ fn ready(facts: &Facts<'_>, path: Path) -> (AttachmentState, NewCondition) {
 
 fn fast_path(facts: &Facts<'_>, path: Path, ready: &NewCondition) -> NewCondition {
     if path == Path::FastPath {
-        return NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "the VF carries the traffic");
+        return match facts.seen.and_then(|seen| seen.vf) {
+            Some(VfSight::There(vf)) if !vf.link => {
+                let message = "the guest is on its VF, whose PF has no link";
+                NewCondition::no(types::FAST_PATH, reasons::PF_LINK_DOWN, message)
+            }
+            Some(VfSight::Unknown { .. }) => {
+                let message = "the guest is on its VF, and how that is cannot be read at the moment";
+                NewCondition::unknown(types::FAST_PATH, reasons::VF_UNKNOWN, message)
+            }
+            _ => NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "the VF carries the traffic"),
+        };
     }
     // Ready without the fast path: that is what was asked for.
     if ready.status == Some(true) {

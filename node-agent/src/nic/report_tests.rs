@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     super::plan::{Step, Wait},
-    super::seen::{Guest, Run},
+    super::seen::{Guest, Run, VfMac, VfSeen, VfSight},
     *,
 };
 use crate::journal::{StandbyRecord, VfRecord, tests::record};
@@ -29,9 +29,12 @@ fn seen(guest: Guest, up: bool) -> Seen {
         recorded: true,
         vf: None,
         vf_offered: false,
+        other_vf: false,
         uplink: true,
         standby_recorded: true,
         macvtap: Some(up),
+        mtu_ok: true,
+        standby_link: Some(true),
         qemu: QemuSeen::Up(guest),
     }
 }
@@ -337,6 +340,35 @@ fn a_condition_keeps_the_time_since_when_it_holds() {
 }
 
 #[test]
+fn a_vf_without_link_or_of_which_nothing_is_known_carries_nothing_that_could_be_told() {
+    let record = held(Goal::FastPath);
+    let vf = VfSeen {
+        on_vfio: true,
+        mac: VfMac::Nic,
+        settings_ok: true,
+        link: true,
+        dark: false,
+        other_pf: false,
+    };
+    let dark = VfSight::There(VfSeen { link: false, ..vf });
+    let unknown = VfSight::Unknown { other_pf: false };
+    for (vf, expected) in [
+        (VfSight::There(vf), ("True", reasons::VF_ACTIVE)),
+        (dark, ("False", reasons::PF_LINK_DOWN)),
+        (unknown, ("Unknown", reasons::VF_UNKNOWN)),
+    ] {
+        let seen = Seen {
+            vf: Some(vf),
+            ..seen(FAST, false)
+        };
+        let done = Decision::Done(AttachmentState::FastPath);
+        let status = build(facts(&record, &seen, Some(&done)), None, at(1));
+        says(&status, types::FAST_PATH, expected);
+        assert_eq!(status.path, Path::FastPath);
+    }
+}
+
+#[test]
 fn what_is_held_is_named() {
     let mut record = held(Goal::FastPath);
     record.spec.no_free_vf = NoFreeVf::Wait;
@@ -355,6 +387,7 @@ fn what_is_held_is_named() {
             driver: None,
             driver_override: None,
         },
+        rate_set: false,
     });
     record.standby = Some(StandbyRecord {
         macvtap: "hn0".into(),

@@ -1,6 +1,20 @@
 //! What is seen of one NIC: its VF, its macvtap, its devices in the guest. Words only, for the plan and the report.
 
-/// What is seen of a VF that is reserved.
+/// A VF that is reserved, as far as it can be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VfSight {
+    /// It is there.
+    There(VfSeen),
+    /// It is proven that there is no such PCI function any more.
+    Gone,
+    /// It cannot be told how it is: its PF resets, or something cannot be read. It may have any MAC.
+    Unknown {
+        /// Whether its PF is not the standby's.
+        other_pf: bool,
+    },
+}
+
+/// What is seen of a VF that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VfSeen {
     /// Whether it is bound to vfio-pci.
@@ -11,6 +25,9 @@ pub struct VfSeen {
     pub settings_ok: bool,
     /// Whether its PF has a link.
     pub link: bool,
+    /// Whether its PF has had no link for so long that the NIC may leave it. It stays so until the link has been back for a
+    /// while.
+    pub dark: bool,
     /// Whether its PF is not the standby's.
     pub other_pf: bool,
 }
@@ -72,16 +89,33 @@ pub enum Run {
 pub struct Seen {
     /// Whether the journal has a record.
     pub recorded: bool,
-    /// The VF that is reserved; `Some(None)` is one that has gone away.
-    pub vf: Option<Option<VfSeen>>,
+    /// The VF that is reserved.
+    pub vf: Option<VfSight>,
     /// Whether a VF can be had now.
     pub vf_offered: bool,
+    /// Whether another VF can be had that is better than the reserved one: on a PF that has a link, where the reserved one's is
+    /// dark; or one that has not failed yet, where the reserved one has.
+    pub other_vf: bool,
     /// Whether some PF of the network is there for a standby.
     pub uplink: bool,
     /// Whether the journal has a standby.
     pub standby_recorded: bool,
     /// Whether the macvtap is there, and up.
     pub macvtap: Option<bool>,
+    /// Whether the macvtap has the MTU that it could have.
+    pub mtu_ok: bool,
+    /// Whether the standby's PF has a link, where that can be told.
+    pub standby_link: Option<bool>,
     /// The VM's QEMU.
     pub qemu: QemuSeen,
+}
+
+impl Seen {
+    /// The reserved VF, where it can be seen.
+    pub fn there(&self) -> Option<VfSeen> {
+        match self.vf {
+            Some(VfSight::There(vf)) => Some(vf),
+            _ => None,
+        }
+    }
 }

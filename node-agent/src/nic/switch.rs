@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     plan::{Ask, Decision, Step},
-    seen::{Guest, QemuSeen, Run, Seen},
+    seen::{Guest, QemuSeen, Run, Seen, VfSight},
 };
 
 /// Where a switch goes.
@@ -45,6 +45,8 @@ struct Current {
     to: To,
     order: SwitchOrder,
     since: Instant,
+    /// Why a VF is left that the goal would keep.
+    why: &'static str,
 }
 
 impl Current {
@@ -90,6 +92,7 @@ impl Switches {
             to,
             order,
             since: now,
+            why: why(seen),
         };
         match self.current {
             None => {
@@ -103,12 +106,30 @@ impl Switches {
             }
             // A VF that is of no use is taken out again; the reason comes when the NIC has settled.
             Some(current) if current.to == To::FastPath && ask.goal == Goal::FastPath => None,
+            // One VF is left for another.
+            Some(current)
+                if current.to == To::Standby
+                    && ask.goal == Goal::FastPath
+                    && current.why != reasons::MIGRATING =>
+            {
+                self.current = Some(begun);
+                Some(current.end(true, current.why, now))
+            }
             // The goal has changed under way.
             Some(current) => {
                 self.current = Some(begun);
                 Some(current.end(false, reasons::MIGRATING, now))
             }
         }
+    }
+}
+
+/// Why a VF is left although it is the goal; `Migrating` where nothing is wrong with it.
+fn why(seen: &Seen) -> &'static str {
+    match seen.vf {
+        Some(VfSight::There(vf)) if !vf.link => reasons::PF_LINK_DOWN,
+        Some(VfSight::Gone) | None => reasons::VF_LOST,
+        _ => reasons::MIGRATING,
     }
 }
 
@@ -172,9 +193,12 @@ mod tests {
             recorded: true,
             vf: None,
             vf_offered: false,
+            other_vf: false,
             uplink: true,
             standby_recorded: true,
             macvtap: Some(true),
+            mtu_ok: true,
+            standby_link: Some(true),
             qemu: QemuSeen::Up(Guest {
                 run: Run::Here,
                 standby: true,

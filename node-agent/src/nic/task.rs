@@ -6,7 +6,7 @@ use hybridnic_api::{
     conditions::reasons,
     v1alpha1::{
         AttachmentState, Goal, GuestDevices, MigrationReport, MigrationStep, NicAttachmentSpec,
-        NicAttachmentStatus,
+        NicAttachmentStatus, OnLinkLoss,
     },
 };
 use hybridnic_net::MacAddr;
@@ -16,11 +16,12 @@ use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
 
 use super::{
+    link_loss::LinkLoss,
     observe::{self, Observation},
-    plan::{self, Ask, Decision, Learnt, Step},
+    plan::{self, Ask, Decision, Learnt, Step, TRIES},
     quirks,
     report::{self, Facts},
-    seen::{QemuSeen, Seen},
+    seen::{QemuSeen, Seen, VfSight},
     steps::{self, Context, ids},
     switch::Switches,
 };
@@ -53,6 +54,9 @@ pub struct NicTask {
     status: watch::Sender<Option<NicAttachmentStatus>>,
     generation: Option<i64>,
     last_error: Option<StepError>,
+    /// When what has failed may work again.
+    relearn_at: Option<Instant>,
+    link_loss: LinkLoss,
     switches: Switches,
     guest: GuestDevices,
     migration: Option<MigrationReport>,
@@ -84,6 +88,7 @@ impl NicTask {
         if let Some(standby) = &record.standby {
             host.pools.note_standby(&record.uid, standby.pf);
         }
+        host.macs.insert(&record.uid, mac);
         let (_, interrupt) = watch::channel(0);
         let cx = Context {
             host,
@@ -108,6 +113,8 @@ impl NicTask {
             status,
             generation: None,
             last_error: None,
+            relearn_at: None,
+            link_loss: LinkLoss::default(),
             switches: Switches::default(),
             guest: GuestDevices::default(),
             migration: None,
@@ -151,7 +158,8 @@ impl NicTask {
             }
             let failed_before = self.cx.learnt.vf_failed.is_some();
             let mut at_rest = false;
-            let pause = match self.round().await {
+            let mut look_at = None;
+            match self.round().await {
                 Ok(Decision::Do(_)) => {
                     (backoff, disuse) = (BACKOFF, None);
                     if !failed_before {
@@ -161,16 +169,13 @@ impl NicTask {
                 }
                 Ok(Decision::Done(AttachmentState::Detached)) => return,
                 Ok(decision) => {
-                    backoff = BACKOFF;
                     at_rest = decision == Decision::Done(AttachmentState::FastPath);
-                    let keeps = self.cx.learnt.keeps_vf || self.cx.learnt.keeps_standby;
-                    let stuck = keeps && self.cx.record.spec.goal == Goal::Detached;
-                    if self.cx.learnt.ignores_vf {
-                        Some(try_again)
-                    } else if self.cx.learnt.vf_failed.is_some() || stuck {
-                        Some(TRY_AGAIN)
+                    if matches!(&decision, Decision::Wait(wait) if wait.reason == reasons::VF_UNKNOWN) {
+                        // Nothing tells when it can be read again.
+                        look_at = Some(Instant::now() + backoff);
+                        backoff = (backoff * 2).min(BACKOFF_CAP);
                     } else {
-                        None
+                        backoff = BACKOFF;
                     }
                 }
                 Err(error) => {
@@ -192,14 +197,18 @@ impl NicTask {
                     // Another may be able to take the VF that this one could not. That it let it go is no news to itself.
                     self.cx.host.pools.stop_waiting(&self.cx.claimant);
                     pools.mark_unchanged();
-                    let pause = backoff;
+                    look_at = Some(Instant::now() + backoff);
                     backoff = (backoff * 2).min(BACKOFF_CAP);
-                    Some(pause)
                 }
-            };
+            }
             if !at_rest {
                 disuse = None;
             }
+            self.relearn_at = self.forgets_after(try_again).map(|pause| {
+                let at = Instant::now() + pause;
+                self.relearn_at.map_or(at, |before| before.min(at))
+            });
+            let look_at = look_at.into_iter().chain(self.link_loss.next_look()).min();
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
                 _ = pulse.changed() => {}
@@ -207,13 +216,27 @@ impl NicTask {
                 _ = hardware.changed() => {}
                 _ = migration.changed() => {}
                 () = steps::until_disused(&self.cx, &mut disuse), if at_rest => self.leave_vf(),
-                () = sleep(pause) => {
+                () = until(look_at) => {}
+                () = until(self.relearn_at) => {
                     if self.cx.learnt.ignores_vf {
                         try_again = (2 * try_again).min(TRY_AGAIN_CAP);
                     }
                     self.relearn();
                 }
             }
+        }
+    }
+
+    /// After which pause what has failed is tried again, where something has; `ignored` for a guest that did not use its VF.
+    fn forgets_after(&self, ignored: Duration) -> Option<Duration> {
+        let learnt = &self.cx.learnt;
+        let stuck = (learnt.keeps_vf || learnt.keeps_standby) && self.cx.record.spec.goal == Goal::Detached;
+        if learnt.ignores_vf {
+            Some(ignored)
+        } else if learnt.vf_failed.is_some() || learnt.not_parked || learnt.mtu_refused || stuck {
+            Some(TRY_AGAIN)
+        } else {
+            None
         }
     }
 
@@ -231,11 +254,8 @@ impl NicTask {
 
     /// What had failed may work now.
     fn relearn(&mut self) {
-        self.cx.learnt = Learnt {
-            announce: self.cx.learnt.announce,
-            refuses_twice: self.cx.learnt.refuses_twice,
-            ..Learnt::default()
-        };
+        self.relearn_at = None;
+        self.cx.learnt = self.cx.learnt.again();
     }
 
     fn take_wanted(&mut self) {
@@ -259,6 +279,11 @@ impl NicTask {
         }
         self.generation = wanted.generation.or(self.generation);
         if self.cx.record.spec != wanted.spec {
+            if self.cx.record.spec.l2 != wanted.spec.l2 {
+                // What a driver refused may be asked for no more.
+                self.cx.host.pools.forgive(&self.cx.record.uid);
+                self.cx.learnt.vf_failures = 0;
+            }
             self.cx.record.spec = wanted.spec;
             // On disk too, so that a restart without an API server goes on with it.
             if self.cx.recorded
@@ -279,6 +304,7 @@ impl NicTask {
     async fn round(&mut self) -> Result<Decision, StepError> {
         let mut now = observe::observe(&self.cx.host, &self.cx.vm, &self.cx.record, self.cx.mac).await?;
         self.complete(&mut now).await?;
+        self.name(&now);
         if let QemuSeen::Up(guest) = &mut now.seen.qemu {
             guest.uses_vf &= !self.cx.disused;
         }
@@ -304,7 +330,7 @@ impl NicTask {
         }
         self.show(&decision);
         if !matches!(decision, Decision::Do(_)) {
-            self.settle(&decision);
+            self.settle(&decision, &now);
         }
         // Steps follow each other in milliseconds; what they lead to is reported. A migration's end waits for none.
         let news = self.moves(&now) || *self.cx.vm.migration_report().borrow() != self.migration;
@@ -313,6 +339,10 @@ impl NicTask {
             self.report(Some(&now), Some(&decision));
         }
         if let Decision::Do(step) = decision {
+            let leaves = matches!(step, Step::UnplugVf | Step::RemoveStandby | Step::RestoreVf);
+            if leaves && now.seen.there().is_some_and(|vf| vf.dark && !vf.link) {
+                self.link_loss.leaves(Instant::now());
+            }
             info!(
                 namespace = self.cx.record.namespace,
                 nic = self.cx.record.spec.nic.name,
@@ -325,7 +355,11 @@ impl NicTask {
         Ok(decision)
     }
 
-    fn settle(&mut self, decision: &Decision) {
+    fn settle(&mut self, decision: &Decision, now: &Observation) {
+        if matches!(decision, Decision::Wait(w) if w.reason == reasons::VF_UNKNOWN) {
+            self.last_error.clone_from(&now.unknown);
+            return;
+        }
         // A wait that a failed step led to keeps the failure's own words.
         let explained = matches!(decision, Decision::Wait(w) if Some(w.reason) == self.cx.learnt.vf_failed);
         if !explained {
@@ -355,6 +389,7 @@ impl NicTask {
         let pools = &self.cx.host.pools;
         if self.cx.record.vf.is_some() || self.cx.record.spec.goal == Goal::Detached {
             pools.stop_waiting(&self.cx.claimant);
+            self.look_elsewhere(now).await;
             return Ok(());
         }
         let inventory = self
@@ -372,6 +407,41 @@ impl NicTask {
             pools.stop_waiting(&self.cx.claimant);
         }
         Ok(())
+    }
+
+    /// Whether the NIC may leave its VF, and there is a better one.
+    async fn look_elsewhere(&mut self, now: &mut Observation) {
+        let (Some(VfSight::There(seen)), Some(vf)) = (&mut now.seen.vf, &self.cx.record.vf) else {
+            return;
+        };
+        if self.cx.record.spec.goal == Goal::Detached {
+            return;
+        }
+        let stays = self.cx.record.spec.l2.on_link_loss == OnLinkLoss::Stay;
+        let dark = self.link_loss.look(vf.pf, seen.link || stays, Instant::now());
+        seen.dark = dark && !stays;
+        let dark = (seen.dark && !seen.link).then_some(vf.pf);
+        if dark.is_none() && self.cx.learnt.vf_failures < TRIES {
+            return;
+        }
+        // Without an inventory nothing is known to be better.
+        let Ok(inventory) = self.cx.host.inventory().await else {
+            return;
+        };
+        let network = &self.cx.record.spec.network;
+        let pools = &self.cx.host.pools;
+        now.seen.other_vf = pools.offers_better(&inventory, network, &self.cx.claimant, dark);
+    }
+
+    /// Takes the PFs' names as they are now: people read them.
+    fn name(&mut self, now: &Observation) {
+        let record = &mut self.cx.record;
+        if let (Some(vf), Some(pf)) = (&mut record.vf, &now.vf_pf) {
+            vf.pf_name.clone_from(&pf.name);
+        }
+        if let (Some(standby), Some(pf)) = (&mut record.standby, &now.standby_pf) {
+            standby.pf_name.clone_from(&pf.name);
+        }
     }
 
     /// Both devices' addresses in the guest.
@@ -472,7 +542,9 @@ fn could_take_vf(ask: &Ask, seen: &Seen, learnt: &Learnt) -> bool {
         vf_offered: true,
         ..*seen
     };
-    seen.vf.is_none() && plan::next(ask, &offered, learnt) == Decision::Do(Step::Reserve)
+    seen.vf.is_none()
+        && learnt.vf_failed.is_none()
+        && plan::next(ask, &offered, learnt) == Decision::Do(Step::Reserve)
 }
 
 async fn address(client: &Client, id: &str) -> Option<String> {
@@ -484,9 +556,9 @@ async fn address(client: &Client, id: &str) -> Option<String> {
         .map(|a| a.to_string())
 }
 
-async fn sleep(pause: Option<Duration>) {
-    match pause {
-        Some(pause) => tokio::time::sleep(pause).await,
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
 }
@@ -495,6 +567,8 @@ impl Drop for NicTask {
     fn drop(&mut self) {
         self.cx.host.pools.stop_waiting(&self.cx.claimant);
         self.cx.vm.remove_nic(&self.cx.record.uid);
+        self.cx.host.macs.remove(&self.cx.record.uid);
+        self.cx.host.pools.forgive(&self.cx.record.uid);
     }
 }
 

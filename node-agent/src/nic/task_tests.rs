@@ -22,9 +22,12 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         recorded: false,
         vf: None,
         vf_offered: false,
+        other_vf: false,
         uplink: false,
         standby_recorded: false,
         macvtap: None,
+        mtu_ok: true,
+        standby_link: None,
         qemu,
     };
     let could = |goal, no_free_vf, seen: Seen| {
@@ -54,7 +57,7 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
     let mut on_standby = seen(QemuSeen::Up(guest));
     on_standby.standby_recorded = true;
     assert!(could(Goal::FastPath, NoFreeVf::Standby, on_standby));
-    on_standby.vf = Some(None);
+    on_standby.vf = Some(VfSight::Gone);
     assert!(
         !could(Goal::FastPath, NoFreeVf::Standby, on_standby),
         "it has one"

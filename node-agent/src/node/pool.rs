@@ -47,9 +47,16 @@ struct State {
     foreign: BTreeSet<PciAddress>,
     /// VFs that were given back with their parking MAC.
     parked: BTreeSet<PciAddress>,
+    /// VFs that have failed for a NIC again and again: it gets them last.
+    avoided: BTreeMap<String, BTreeSet<PciAddress>>,
 }
 
 impl State {
+    fn is_avoided(&self, claimant: &Claimant, vf: PciAddress) -> bool {
+        let avoided = self.avoided.get(&claimant.uid);
+        avoided.is_some_and(|avoided| avoided.contains(&vf))
+    }
+
     fn best(
         &self,
         inventory: &Inventory,
@@ -78,8 +85,14 @@ impl State {
         };
         // A port without link carries nothing, whoever else is on it.
         free.sort_by_key(|(pf, vf)| {
-            let elsewhere = Some(pf.address) != standby_pf;
-            (!select::has_link(pf), elsewhere, load(pf), pf.address, vf.index)
+            (
+                self.is_avoided(claimant, vf.address),
+                !select::has_link(pf),
+                Some(pf.address) != standby_pf,
+                load(pf),
+                pf.address,
+                vf.index,
+            )
         });
         let (pf, vf) = *free.first()?;
         Some(Choice {
@@ -226,6 +239,33 @@ impl Pools {
         })
     }
 
+    /// Whether [`Pools::take`] would give a NIC that has a VF a better one: one that has not failed for it, and is on a PF that
+    /// has a link where its own PF, `dark`, has none.
+    pub fn offers_better(
+        &self,
+        inventory: &Inventory,
+        network: &str,
+        claimant: &Claimant,
+        dark: Option<PciAddress>,
+    ) -> bool {
+        self.with(|s| {
+            s.best(inventory, network, claimant, None).is_some_and(|choice| {
+                let lit = dark != Some(choice.pf.address) && select::has_link(&choice.pf);
+                !s.is_avoided(claimant, choice.vf.address) && (dark.is_none() || lit)
+            })
+        })
+    }
+
+    /// Notes that a VF has failed for a NIC again and again.
+    pub fn avoid(&self, uid: &str, vf: PciAddress) {
+        self.with(|s| s.avoided.entry(uid.to_owned()).or_default().insert(vf));
+    }
+
+    /// Forgets which VFs have failed for a NIC: it is another one now, or has left.
+    pub fn forgive(&self, uid: &str) {
+        self.with(|s| s.avoided.remove(uid));
+    }
+
     /// The PF for a standby without a VF: with a link, and with the fewest standbys.
     pub fn standby_pf(&self, inventory: &Inventory, network: &str) -> Option<Pf> {
         self.with(|s| {
@@ -353,6 +393,40 @@ mod tests {
         assert!(pools.take(&inventory, "n", &claimant(2), None).is_some());
         pools.release(taken[1]);
         assert!(pools.take(&inventory, "n", &claimant(3), None).is_some());
+    }
+
+    #[test]
+    fn a_better_vf_has_not_failed_and_is_on_a_pf_with_a_link() {
+        let (mut inventory, pools) = setup(1);
+        let (one, two) = (inventory.pfs[0].address, inventory.pfs[1].address);
+        let nic = claimant(1);
+        let mine = pools.take(&inventory, "n", &nic, Some(one)).unwrap();
+        assert_eq!(mine.pf.address, one);
+        let better = |inventory: &Inventory, dark| pools.offers_better(inventory, "n", &nic, dark);
+        assert!(better(&inventory, Some(one)) && better(&inventory, None));
+        assert!(!better(&inventory, Some(two)), "both are dark");
+        inventory.pfs[1].carrier = None;
+        assert!(!better(&inventory, Some(one)), "nor has this one a link");
+        assert!(better(&inventory, None), "but it has not failed");
+        let (vf, uid) = (inventory.pfs[1].vfs[0].address, nic.uid.as_str());
+        pools.avoid(uid, vf);
+        assert!(!better(&inventory, None));
+        assert!(
+            pools.offers(&inventory, "n", &claimant(2), None),
+            "for others it is as good as any"
+        );
+        pools.stop_waiting(&claimant(2));
+        pools.forgive(uid);
+        assert!(better(&inventory, None));
+        // Whoever takes one gets one with a link first, then one that has not failed.
+        pools.release(mine.vf.address);
+        pools.avoid(uid, mine.vf.address);
+        let other = pools.take(&inventory, "n", &nic, Some(one)).unwrap();
+        assert_eq!(other.pf.address, two);
+        pools.release(other.vf.address);
+        pools.forgive(uid);
+        let linked = pools.take(&inventory, "n", &nic, Some(two)).unwrap();
+        assert_eq!(linked.pf.address, one);
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub fn remedy(reason: &str) -> String {
         }
         reasons::NO_FREE_VF => "free a VF or create more; kubectl hybridnic node NAME shows who holds which",
         reasons::PF_LINK_DOWN => "look at cable and switch",
+        reasons::VF_UNKNOWN => {
+            "if it stays so: has the PF its driver, and its interface in the host's namespace?"
+        }
         reasons::VF_SETTING_REFUSED => "change the setting of the network that the message names",
         reasons::VF_BIND_FAILED => "is the module vfio-pci there, and the IOMMU on?",
         reasons::VF_IN_USE => "end what uses the VF: fuser /dev/vfio/* on the node",

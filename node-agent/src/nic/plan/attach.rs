@@ -1,20 +1,23 @@
-//! The way in: VF and standby are taken and plugged, and then what the goal says.
+//! The way in: VF and standby are taken and plugged, and then what the goal says. The standby comes first: a VF that its drivers
+//! do not let the NIC have must not cost it its network.
 
 use hybridnic_api::{
     conditions::reasons,
     v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder},
 };
 
-use super::{Ask, Decision, KEEPS_VF, Learnt, Step, detach, fast_path, has_nic_mac, is_parked, order, wait};
-use crate::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac};
+use super::{
+    Ask, Decision, KEEPS_VF, Learnt, Step, UNKNOWN, detach, fast_path, has_nic_mac, is_parked, order, wait,
+};
+use crate::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight};
 
 /// The next step in.
 pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
-    use AttachmentState::{Pending, Reserved};
+    use AttachmentState::Pending;
     let guest = match seen.qemu {
-        // A VF that was parked in the guest carries nothing, whatever its driver has started since.
+        // A VF that was parked in the guest carries nothing, nor does one that is no more, whatever its driver has started.
         QemuSeen::Up(guest) => Guest {
-            uses_vf: guest.uses_vf && !is_parked(seen),
+            uses_vf: guest.uses_vf && !is_parked(seen) && seen.vf != Some(VfSight::Gone),
             ..guest
         },
         QemuSeen::Gone => {
@@ -39,59 +42,78 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
             wait(Pending, reasons::TARGET_OCCUPIED, OCCUPIED)
         };
     }
-    // The VF first: the standby is derived from it.
-    match seen.vf {
-        Some(None) => return Decision::Do(Step::DropVf),
-        // A way out that was called off: the standby has gone already.
-        Some(Some(_)) if !seen.standby_recorded && !guest.vf => return Decision::Do(Step::RestoreVf),
-        None if seen.vf_offered && !guest.vf => return Decision::Do(Step::Reserve),
-        None if !seen.standby_recorded && ask.no_free_vf == NoFreeVf::Wait => {
-            return wait(
-                Pending,
-                reasons::NO_FREE_VF,
-                "no VF of the network is free on the node; the NIC waits for one",
-            );
-        }
-        None if !seen.standby_recorded && !seen.uplink => {
-            return wait(
-                Pending,
-                reasons::NO_UPLINK,
-                "no PF of the node that can be used matches the network's uplinks",
-            );
-        }
-        None if !seen.standby_recorded => return Decision::Do(Step::Reserve),
-        Some(Some(vf)) if !guest.vf => {
-            if !vf.on_vfio {
-                return Decision::Do(Step::Bind);
-            }
-            if vf.mac == VfMac::Other {
-                return Decision::Do(Step::Park);
-            }
-        }
-        _ => {}
+    if let Some(decision) = take(ask, seen, guest, learnt) {
+        return decision;
     }
     if seen.macvtap.is_none() {
         return make_standby(guest, learnt);
+    }
+    if !seen.mtu_ok && !learnt.mtu_refused {
+        return Decision::Do(Step::RaiseMtu);
     }
     if !guest.standby {
         return Decision::Do(Step::PlugStandby);
     }
     let up = seen.macvtap == Some(true);
-    match guest.run {
-        Run::Here | Run::Occupied => {}
-        // Silent until the VM starts, and from pre-switchover on.
-        Run::Incoming | Run::HandingOver | Run::HandedOver if up => return Decision::Do(Step::StandbyDown),
-        Run::Incoming | Run::HandingOver | Run::HandedOver if has_nic_mac(seen) => {
-            return Decision::Do(Step::Park);
-        }
-        Run::Incoming => return Decision::Done(Reserved),
-        Run::HandingOver | Run::HandedOver => return Decision::Done(AttachmentState::Standby),
+    if guest.run != Run::Here {
+        return away(ask, seen, guest, up, learnt);
     }
-    match goal {
-        Goal::Reserved => reserved(seen, guest, up, learnt),
-        Goal::Standby => standby(ask, seen, guest, up, learnt),
-        Goal::FastPath => fast_path::next(ask, seen, guest, up, learnt),
-        Goal::Detached => detach::next(ask, seen, learnt),
+    match (goal, seen.vf) {
+        (Goal::Detached, _) => detach::next(ask, seen, learnt),
+        (_, Some(VfSight::Unknown { other_pf })) => unknown(ask, seen, guest, up, learnt, other_pf),
+        (Goal::Reserved, _) => reserved(ask, seen, guest, up, learnt),
+        (Goal::Standby, _) => standby(ask, seen, guest, up, learnt),
+        (Goal::FastPath, _) => fast_path::next(ask, seen, guest, up, learnt),
+    }
+}
+
+/// Which VF, and on which PF the standby; `None` where that is settled.
+fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Option<Decision> {
+    use AttachmentState::Pending;
+    let bare = !guest.vf && !guest.standby;
+    match seen.vf {
+        _ if guest.vf => None,
+        Some(VfSight::Gone) => Some(Decision::Do(Step::DropVf)),
+        Some(VfSight::Unknown { .. }) if !seen.standby_recorded => {
+            Some(wait(Pending, reasons::VF_UNKNOWN, UNKNOWN))
+        }
+        // A way out that was called off: the standby has gone already.
+        Some(VfSight::There(_)) if !seen.standby_recorded => Some(Decision::Do(Step::RestoreVf)),
+        // Both are on a PF without link, and another has one: nothing is in the guest yet that would tie the NIC to this one.
+        Some(VfSight::There(vf)) if bare && dark(vf) && !vf.other_pf && seen.other_vf => {
+            Some(Decision::Do(Step::RemoveStandby))
+        }
+        Some(_) => None,
+        None if seen.vf_offered && learnt.vf_failed.is_none() => Some(Decision::Do(Step::Reserve)),
+        None if seen.standby_recorded => None,
+        None if ask.no_free_vf == NoFreeVf::Wait => Some(wait(
+            Pending,
+            learnt.vf_failed.unwrap_or(reasons::NO_FREE_VF),
+            "no VF of the network is free on the node; the NIC waits for one",
+        )),
+        None if !seen.uplink => Some(wait(
+            Pending,
+            reasons::NO_UPLINK,
+            "no PF of the node that can be used matches the network's uplinks",
+        )),
+        None => Some(Decision::Do(Step::Reserve)),
+    }
+}
+
+/// Whether the NIC may leave a VF because of its PF's link, and that is still missing.
+pub(super) fn dark(vf: VfSeen) -> bool {
+    vf.dark && !vf.link
+}
+
+/// What a VF still lacks to be ready for the guest: it is bound to vfio-pci, and has no MAC of somebody else.
+pub(super) fn prepare(seen: &Seen, learnt: &Learnt) -> Option<Step> {
+    let vf = seen.there().filter(|_| learnt.vf_failed.is_none())?;
+    if !vf.on_vfio {
+        Some(Step::Bind)
+    } else if vf.mac == VfMac::Other {
+        Some(Step::Park)
+    } else {
+        None
     }
 }
 
@@ -119,20 +141,78 @@ fn make_standby(guest: Guest, learnt: &Learnt) -> Decision {
 const DEAD_STANDBY: &str = "the standby's macvtap was removed by somebody else, and the guest's device stays on it: until the \
                             VM's QEMU restarts, or the NIC is deleted and made again, the standby carries nothing";
 
-fn reserved(seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
+/// The VM is not here: silent until RESUME, and from pre-switchover on.
+fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
+    use AttachmentState::{Pending, Reserved, Standby};
+    let waits = guest.run == Run::Incoming;
+    if up {
+        return Decision::Do(Step::StandbyDown);
+    }
+    if has_nic_mac(seen) {
+        return Decision::Do(Step::Park);
+    }
+    if let Some(VfSight::Unknown { .. }) = seen.vf {
+        let state = if waits { Pending } else { Standby };
+        return wait(state, reasons::VF_UNKNOWN, UNKNOWN);
+    }
+    if !waits {
+        return Decision::Done(Standby);
+    }
+    match (prepare(seen, learnt), learnt.vf_failed) {
+        (Some(step), _) => Decision::Do(step),
+        (None, Some(reason)) if ask.no_free_vf == NoFreeVf::Wait => wait(Pending, reason, VF_FAILED),
+        (None, _) => Decision::Done(Reserved),
+    }
+}
+
+pub(super) const VF_FAILED: &str = "the VF could not be set up or plugged; tried again after a pause";
+
+/// Nothing is done to a VF of which nothing is known, and nothing is concluded from it. On its own PF the standby may be up
+/// whatever MAC the VF has.
+fn unknown(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, other_pf: bool) -> Decision {
+    use AttachmentState::{FastPath, Pending, Standby};
+    let twice = !other_pf && (!guest.vf || order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak);
+    if ask.goal == Goal::Reserved {
+        if up && !guest.uses_vf {
+            return Decision::Do(Step::StandbyDown);
+        }
+    } else if !guest.uses_vf && twice {
+        if !up {
+            return Decision::Do(Step::StandbyUp);
+        }
+        if !guest.vf && learnt.announce {
+            return Decision::Do(Step::Announce);
+        }
+    }
+    let state = match ask.goal {
+        _ if guest.uses_vf => FastPath,
+        Goal::FastPath if up => Standby,
+        // A VF that may have the MAC must not be left behind by its VM.
+        _ => Pending,
+    };
+    wait(state, reasons::VF_UNKNOWN, UNKNOWN)
+}
+
+fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
     if guest.vf {
         if learnt.keeps_vf {
             return wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF);
         }
         return Decision::Do(Step::UnplugVf);
     }
-    if has_nic_mac(seen) {
-        return Decision::Do(Step::Park);
-    }
     if up {
         return Decision::Do(Step::StandbyDown);
     }
-    Decision::Done(AttachmentState::Reserved)
+    away(
+        ask,
+        seen,
+        Guest {
+            run: Run::Incoming,
+            ..guest
+        },
+        up,
+        learnt,
+    )
 }
 
 fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
@@ -152,12 +232,24 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
             Decision::Do(Step::UnplugVf)
         };
     }
-    settle_on_standby(seen, up, learnt).map_or(Decision::Done(AttachmentState::Standby), Decision::Do)
+    if let Some(step) = settle_on_standby(seen, up, learnt).or_else(|| prepare(seen, learnt)) {
+        return Decision::Do(step);
+    }
+    if has_nic_mac(seen) {
+        return wait(
+            AttachmentState::Pending,
+            reasons::VF_SETTING_REFUSED,
+            "the VF keeps the NIC's MAC: it would answer for a VM that runs elsewhere",
+        );
+    }
+    Decision::Done(AttachmentState::Standby)
 }
 
 /// What is left to do before the standby alone carries the traffic. The VF is not in the guest.
 pub(super) fn settle_on_standby(seen: &Seen, up: bool, learnt: &Learnt) -> Option<Step> {
-    if has_nic_mac(seen) {
+    // One that keeps the MAC, on the standby's own PF, gives it no second owner.
+    let stuck = learnt.not_parked && seen.there().is_some_and(|vf| !vf.other_pf);
+    if has_nic_mac(seen) && !stuck {
         Some(Step::Park)
     } else if !up {
         Some(Step::StandbyUp)

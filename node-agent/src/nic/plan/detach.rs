@@ -2,8 +2,8 @@
 
 use hybridnic_api::{conditions::reasons, v1alpha1::AttachmentState};
 
-use super::{Ask, Decision, KEEPS_VF, Learnt, Step, has_nic_mac, wait};
-use crate::nic::seen::{QemuSeen, Run, Seen};
+use super::{Ask, Decision, KEEPS_VF, Learnt, Step, UNKNOWN, has_nic_mac, wait};
+use crate::nic::seen::{QemuSeen, Run, Seen, VfSight};
 
 /// The next step out.
 pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
@@ -66,11 +66,13 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     }
     if seen.standby_recorded || seen.macvtap.is_some() {
         Decision::Do(Step::RemoveStandby)
-    } else if seen.vf.is_some() {
-        Decision::Do(Step::RestoreVf)
-    } else if seen.recorded {
-        Decision::Do(Step::Forget)
     } else {
-        Decision::Done(AttachmentState::Detached)
+        match seen.vf {
+            Some(VfSight::There(_)) => Decision::Do(Step::RestoreVf),
+            Some(VfSight::Gone) => Decision::Do(Step::DropVf),
+            Some(VfSight::Unknown { .. }) => wait(held, reasons::VF_UNKNOWN, UNKNOWN),
+            None if seen.recorded => Decision::Do(Step::Forget),
+            None => Decision::Done(AttachmentState::Detached),
+        }
     }
 }

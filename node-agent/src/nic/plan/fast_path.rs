@@ -1,90 +1,108 @@
-//! The way from the standby to the VF, and back where the VF is of no use.
+//! The way from the standby to the VF, and back, or to another, where the VF is of no use.
 
 use hybridnic_api::{
     conditions::reasons,
     v1alpha1::{AttachmentState, SwitchOrder},
 };
 
-use super::{Ask, Decision, Learnt, Step, attach::settle_on_standby, has_nic_mac, order, wait};
-use crate::nic::seen::{Guest, Seen, VfMac};
+use super::{
+    Ask, Decision, Learnt, Step, TRIES,
+    attach::{VF_FAILED, dark, prepare, settle_on_standby},
+    has_nic_mac, order, wait,
+};
+use crate::nic::seen::{Guest, Seen, VfMac, VfSeen};
 
 /// The next step of a VM that is here.
 pub(super) fn next(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
-    let degraded = |reason, message: &str| {
-        settle_on_standby(seen, up, learnt)
-            .map_or_else(|| wait(AttachmentState::Standby, reason, message), Decision::Do)
-    };
     if guest.vf {
-        // The standby's PF may have a link yet; where it is the VF's own, nothing is won.
-        if matches!(seen.vf, Some(Some(vf)) if vf.other_pf && !vf.link) && !learnt.keeps_vf {
-            return Decision::Do(Step::UnplugVf);
+        plugged(ask, seen, guest, up, learnt)
+    } else {
+        match seen.there() {
+            Some(vf) => reserved(ask, seen, guest, up, learnt, vf),
+            None => without(seen, up, learnt),
         }
-        // With the standby down it is too late to look.
-        if !guest.uses_vf || up && !learnt.moved {
-            // One that is lost, or that the guest has met under another MAC, is of no use to it.
-            return if learnt.ignores_vf || !has_nic_mac(seen) {
-                if learnt.keeps_vf {
-                    degraded(reasons::GUEST_IGNORES_VF, IGNORES_VF)
-                } else {
-                    Decision::Do(Step::UnplugVf)
-                }
-            } else if !up && order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak {
-                // A guest that has restarted may boot by its network.
-                Decision::Do(Step::StandbyUp)
+    }
+}
+
+/// On its standby, and why.
+fn degraded(seen: &Seen, up: bool, learnt: &Learnt, reason: &'static str, message: &str) -> Decision {
+    settle_on_standby(seen, up, learnt)
+        .map_or_else(|| wait(AttachmentState::Standby, reason, message), Decision::Do)
+}
+
+/// The VF is in the guest.
+fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
+    let lost = seen.there().filter(|vf| !vf.link);
+    // Where neither the standby nor another VF has a link, nothing is won.
+    let elsewhere = |vf: VfSeen| vf.other_pf && seen.standby_link == Some(true) || seen.other_vf;
+    if lost.is_some_and(|vf| dark(vf) && elsewhere(vf)) && !learnt.keeps_vf {
+        return Decision::Do(Step::UnplugVf);
+    }
+    // With the standby down it is too late to look.
+    if !guest.uses_vf || up && !learnt.moved {
+        // One that is lost, or that the guest has met under another MAC, is of no use to it.
+        return if learnt.ignores_vf || !has_nic_mac(seen) {
+            if learnt.keeps_vf {
+                degraded(seen, up, learnt, reasons::GUEST_IGNORES_VF, IGNORES_VF)
             } else {
-                Decision::Do(Step::AwaitGuest)
-            };
-        }
-        if let Some(Some(vf)) = seen.vf
-            && !(vf.settings_ok && vf.mac == VfMac::Nic)
-        {
-            return match learnt.vf_failed {
-                Some(reason) => wait(
-                    AttachmentState::FastPath,
-                    reason,
-                    "the VF's settings could not be changed",
-                ),
-                None => Decision::Do(Step::ConfigureVf),
-            };
-        }
-        return if up {
-            Decision::Do(Step::StandbyDown)
+                Decision::Do(Step::UnplugVf)
+            }
+        } else if !up && order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak {
+            // A guest that has restarted may boot by its network.
+            Decision::Do(Step::StandbyUp)
         } else {
-            Decision::Done(AttachmentState::FastPath)
+            Decision::Do(Step::AwaitGuest)
         };
     }
-    let Some(Some(vf)) = seen.vf else {
-        return degraded(
+    if let Some(vf) = seen.there()
+        && !(vf.settings_ok && vf.mac == VfMac::Nic)
+    {
+        return match learnt.vf_failed {
+            Some(reason) => wait(
+                AttachmentState::FastPath,
+                reason,
+                "the VF's settings could not be changed",
+            ),
+            None => Decision::Do(Step::ConfigureVf),
+        };
+    }
+    if up {
+        return Decision::Do(Step::StandbyDown);
+    }
+    match lost {
+        Some(_) => wait(AttachmentState::FastPath, reasons::PF_LINK_DOWN, NO_LINK),
+        None => Decision::Done(AttachmentState::FastPath),
+    }
+}
+
+/// There is no VF, or it is no more.
+fn without(seen: &Seen, up: bool, learnt: &Learnt) -> Decision {
+    let (reason, message) = match (learnt.vf_failed, seen.standby_link) {
+        (Some(reason), _) => (reason, VF_FAILED),
+        (None, Some(false)) => (
+            reasons::PF_LINK_DOWN,
+            "no VF of the network is free on the node, and the standby's PF has no link",
+        ),
+        (None, _) => (
             reasons::NO_FREE_VF,
             "no VF of the network is free on the node; the standby carries the traffic",
-        );
+        ),
     };
-    if !vf.link {
-        return degraded(
-            reasons::PF_LINK_DOWN,
-            "the VF's PF has no link; the standby stays in use until it has",
-        );
+    degraded(seen, up, learnt, reason, message)
+}
+
+/// A VF is reserved, and not in the guest.
+fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf: VfSeen) -> Decision {
+    // The standby comes before all that may take long.
+    if let Some(step) = prepare(seen, learnt) {
+        return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(step));
     }
-    if guest.failover == Some(false) {
-        return degraded(
-            reasons::GUEST_NO_FAILOVER,
-            "the guest's virtio-net driver did not take the standby feature: it needs net_failover (Linux 4.18 and later)",
-        );
+    let useless = dark(vf) || learnt.vf_failed.is_some() && learnt.vf_failures >= TRIES;
+    if useless && seen.other_vf {
+        return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(Step::RestoreVf));
     }
-    if guest.failover.is_none() {
-        return degraded(
-            reasons::GUEST_NO_FAILOVER,
-            "the guest's virtio-net driver has not started yet; the VF is plugged when it has",
-        );
-    }
-    if learnt.ignores_vf {
-        return degraded(reasons::GUEST_IGNORES_VF, IGNORES_VF);
-    }
-    if let Some(reason) = learnt.vf_failed {
-        return degraded(
-            reason,
-            "the VF could not be set up or plugged; tried again after a pause",
-        );
+    if let Some((reason, message)) = obstacle(guest, learnt, vf) {
+        return degraded(seen, up, learnt, reason, message);
     }
     let make_first = order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
     let configured = vf.mac == VfMac::Nic && vf.settings_ok;
@@ -106,6 +124,42 @@ pub(super) fn next(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Lear
     }
     Decision::Do(Step::PlugVf)
 }
+
+/// What stands against plugging the VF.
+fn obstacle(guest: Guest, learnt: &Learnt, vf: VfSeen) -> Option<(&'static str, &'static str)> {
+    if let Some(reason) = learnt.vf_failed {
+        return Some((reason, VF_FAILED));
+    }
+    if !vf.link {
+        return Some((reasons::PF_LINK_DOWN, NO_LINK));
+    }
+    if vf.dark {
+        return Some((
+            reasons::PF_LINK_DOWN,
+            "the link of the VF's PF has just come back; the VF is plugged when it stays",
+        ));
+    }
+    match guest.failover {
+        Some(false) => {
+            return Some((
+                reasons::GUEST_NO_FAILOVER,
+                "the guest's virtio-net driver did not take the standby feature: it needs net_failover (Linux 4.18 and later)",
+            ));
+        }
+        None => {
+            return Some((
+                reasons::GUEST_NO_FAILOVER,
+                "the guest's virtio-net driver has not started yet; the VF is plugged when it has",
+            ));
+        }
+        Some(true) => {}
+    }
+    learnt
+        .ignores_vf
+        .then_some((reasons::GUEST_IGNORES_VF, IGNORES_VF))
+}
+
+const NO_LINK: &str = "the VF's PF has no link";
 
 const IGNORES_VF: &str = "the guest did not use the VF: it needs the VF's driver, and net_failover must have joined it with \
                           the standby (the guest's kernel log says why not); tried again, later each time, and when the \

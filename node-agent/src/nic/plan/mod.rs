@@ -1,12 +1,13 @@
 //! The attachment state machine: from a goal and what is observed to the next step. Pure.
 //!
 //! ```text
-//!   Reserve ─ Bind ─ Park ─ MakeStandby ─ PlugStandby ──► Reserved
-//!   Reserved ─ StandbyUp ─ Announce ──► Standby
+//!   Reserve ─ MakeStandby ─ PlugStandby ─ Bind ─ Park ──► Reserved
+//!   Reserve ─ MakeStandby ─ PlugStandby ─ StandbyUp ─ Announce ─ Bind ─ Park ──► Standby
 //!   Standby ─ ConfigureVf ─ PlugVf ─ AwaitGuest ─ StandbyDown ──► FastPath       (make before break)
 //!   Standby ─ StandbyDown ─ ConfigureVf ─ PlugVf ─ AwaitGuest ──► FastPath       (break before make)
 //!   FastPath ─ StandbyUp ─ UnplugVf ─ Park ─ Announce ──► Standby               (make before break)
 //!   FastPath ─ UnplugVf ─ Park ─ StandbyUp ─ Announce ──► Standby               (break before make)
+//!   Standby ─ RestoreVf ─ Reserve ─ Bind ─ Park ──► Standby, with another VF
 //!   any ─ UnplugVf ─ UnplugStandby ─ RemoveStandby ─ RestoreVf ─ Forget ──► Detached
 //! ```
 //! The plan knows no history: after a crash it goes on from what it sees.
@@ -25,7 +26,10 @@ mod tests;
 
 use hybridnic_api::v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder};
 
-use super::seen::{Seen, VfMac, VfSeen};
+use super::seen::{Seen, VfMac, VfSeen, VfSight};
+
+/// How often a VF may fail before another one is taken in its place.
+pub const TRIES: u8 = 3;
 
 /// One reversible step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,7 +40,7 @@ pub enum Step {
     Bind,
     /// Give the VF its parking MAC, no VLAN and its saved settings.
     Park,
-    /// Forget a VF that has gone away.
+    /// Forget a VF of which it is proven that it has gone away.
     DropVf,
     /// Make the macvtap, down, and its VLAN device.
     MakeStandby,
@@ -46,6 +50,8 @@ pub enum Step {
     StandbyUp,
     /// Macvtap down: the standby receives no more.
     StandbyDown,
+    /// Give the macvtap the MTU that it lost while its PF had a smaller one.
+    RaiseMtu,
     /// Give the VF the network's settings and, last, the NIC's MAC.
     ConfigureVf,
     /// Plug the VF into the guest.
@@ -99,14 +105,34 @@ pub struct Learnt {
     pub keeps_standby: bool,
     /// The guest did not use the VF in time.
     pub ignores_vf: bool,
-    /// The VF could not be set up or plugged; one of [`reasons`]. Tried again after a pause.
+    /// The VF could not be reserved, bound, parked, set up or plugged; one of
+    /// [`reasons`](hybridnic_api::conditions::reasons). Tried again after a pause.
     pub vf_failed: Option<&'static str>,
+    /// How often that was so with this VF. Not forgotten before it works, or is given back.
+    pub vf_failures: u8,
+    /// The VF's driver did not take its parking MAC.
+    pub not_parked: bool,
+    /// The macvtap did not take its MTU.
+    pub mtu_refused: bool,
     /// The driver refused one MAC twice.
     pub refuses_twice: bool,
     /// The standby has taken over, and the switches have not been told.
     pub announce: bool,
     /// The guest was seen to have moved its traffic to the VF.
     pub moved: bool,
+}
+
+impl Learnt {
+    /// What stays known when that which failed is tried again.
+    #[must_use]
+    pub fn again(self) -> Self {
+        Self {
+            announce: self.announce,
+            refuses_twice: self.refuses_twice,
+            vf_failures: self.vf_failures,
+            ..Self::default()
+        }
+    }
 }
 
 /// What is asked for.
@@ -125,7 +151,10 @@ pub struct Ask {
 
 /// The order in which VF and standby are switched.
 pub fn order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
-    let other_pf = matches!(seen.vf, Some(Some(VfSeen { other_pf: true, .. })));
+    let other_pf = matches!(
+        seen.vf,
+        Some(VfSight::There(VfSeen { other_pf: true, .. }) | VfSight::Unknown { other_pf: true })
+    );
     if other_pf || learnt.refuses_twice {
         SwitchOrder::BreakBeforeMake
     } else {
@@ -150,18 +179,15 @@ fn wait(state: AttachmentState, reason: &'static str, message: impl Into<String>
 }
 
 fn has_nic_mac(seen: &Seen) -> bool {
-    matches!(seen.vf, Some(Some(VfSeen { mac: VfMac::Nic, .. })))
+    seen.there().is_some_and(|vf| vf.mac == VfMac::Nic)
 }
 
 fn is_parked(seen: &Seen) -> bool {
-    matches!(
-        seen.vf,
-        Some(Some(VfSeen {
-            mac: VfMac::Parking,
-            ..
-        }))
-    )
+    seen.there().is_some_and(|vf| vf.mac == VfMac::Parking)
 }
 
 const KEEPS_VF: &str = "the guest did not let go of the VF in time: it needs a PCI hot-plug driver (acpiphp or pciehp) \
                         and must not be paused; the VF stays";
+
+const UNKNOWN: &str =
+    "how the VF is cannot be read at the moment, so it is left as it is; looked at again soon";

@@ -134,11 +134,10 @@ async fn choose_ports(cx: &Context, client: &Client) -> Result<GuestPorts, StepE
 
 /// Plugs the VF, by an iommufd where kernel and QEMU have it, by its vfio group otherwise.
 pub(super) async fn plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError> {
-    let result = try_plug_vf(cx, client).await;
-    if let Err(error) = &result {
-        cx.learnt.vf_failed = Some(error.reason);
-    }
-    result
+    let plugged = try_plug_vf(cx, client).await;
+    plugged.map_err(|error| cx.vf_failed(error))?;
+    cx.learnt.vf_failures = 0;
+    Ok(())
 }
 
 async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError> {
@@ -299,7 +298,7 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
         if silence.look(now, sent, observe::interrupts_of(&vf)) {
             cx.learnt.moved = true;
             if cx.record.standby.as_ref().is_some_and(|s| s.pf != vf.pf) {
-                vf::announce_on_pf(cx).await.map_err(|e| refused(&e))?;
+                vf::announce_on_pf(cx).await?;
             }
             return Ok(());
         }

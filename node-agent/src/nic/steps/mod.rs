@@ -5,6 +5,7 @@ mod standby;
 mod vf;
 
 pub use guest::until_disused;
+pub use standby::VLAN_PREFIX;
 
 use std::{sync::Arc, time::Instant};
 
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 
 use super::{
     observe::Observation,
-    plan::{Learnt, Step},
+    plan::{Learnt, Step, TRIES},
 };
 use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant, trace, vm::Vm};
 
@@ -104,6 +105,30 @@ impl Context {
         Ok(())
     }
 
+    /// Writes the record as it is to be, and has it so only once it is on disk.
+    fn commit(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), StepError> {
+        let mut record = self.record.clone();
+        change(&mut record);
+        let before = std::mem::replace(&mut self.record, record);
+        let saved = self.save();
+        if saved.is_err() {
+            self.record = before;
+        }
+        saved
+    }
+
+    /// Notes that the VF could not be made ready; one that fails again and again is given back when another is to be had.
+    fn vf_failed(&mut self, error: StepError) -> StepError {
+        self.learnt.vf_failed = Some(error.reason);
+        self.learnt.vf_failures = self.learnt.vf_failures.saturating_add(1);
+        if self.learnt.vf_failures >= TRIES
+            && let Some(vf) = &self.record.vf
+        {
+            self.host.pools.avoid(&self.record.uid, vf.address);
+        }
+        error
+    }
+
     fn note(&self, event: impl Into<String>) {
         self.vm.note(&self.record.uid, event);
     }
@@ -142,6 +167,7 @@ impl Context {
             Step::DropVf => vf::drop_lost(self)?,
             Step::ConfigureVf => vf::configure(self, now).await?,
             Step::RestoreVf => vf::restore(self).await?,
+            Step::RaiseMtu => standby::raise_mtu(self, now).await,
             Step::MakeStandby => standby::make(self).await?,
             Step::StandbyUp => standby::up(self, now).await?,
             Step::StandbyDown => standby::down(self, now).await?,
@@ -176,3 +202,6 @@ fn client(now: &Observation) -> Result<&Client, StepError> {
         .as_ref()
         .ok_or_else(|| StepError::new(reasons::QMP_UNAVAILABLE, "the VM's QEMU does not answer"))
 }
+
+#[cfg(test)]
+mod tests;

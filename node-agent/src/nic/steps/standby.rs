@@ -3,7 +3,10 @@
 use std::error::Error;
 
 use hybridnic_api::conditions::reasons;
-use hybridnic_net::netlink::{Link, MacvtapSpec, NetlinkError, VlanSpec};
+use hybridnic_net::{
+    VlanProtocol,
+    netlink::{Link, MacvtapSpec, Netlink, NetlinkError, VlanSpec},
+};
 use nix::errno::Errno;
 use tracing::{info, warn};
 
@@ -11,11 +14,14 @@ use super::Context;
 use crate::{
     error::StepError,
     journal::{StandbyRecord, VlanRecord},
-    nic::{observe::Observation, seen::QemuSeen},
+    nic::{
+        observe::{self, Observation},
+        seen::QemuSeen,
+    },
 };
 
 /// How the names of VLAN devices begin that we have made, and may remove.
-const VLAN_PREFIX: &str = "hnv";
+pub const VLAN_PREFIX: &str = "hnv";
 
 fn failed(error: &dyn Error) -> StepError {
     StepError::from_error(reasons::STANDBY_FAILED, error)
@@ -27,11 +33,13 @@ pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
     // The journal has the name before the link exists.
     cx.save()?;
     let netlink = &cx.host.netlink;
-    let pf = netlink.link(&standby.pf_name).await.map_err(|e| failed(&e))?;
-    let pf = pf.ok_or_else(|| {
+    let pf = cx.host.pf_link(standby.pf).await?.ok_or_else(|| {
         StepError::new(
-            reasons::VF_LOST,
-            format!("the PF {} of the standby has gone away", standby.pf_name),
+            reasons::STANDBY_FAILED,
+            format!(
+                "the standby's PF {} ({}) has no network interface here",
+                standby.pf, standby.pf_name
+            ),
         )
     })?;
     if !pf.up {
@@ -43,6 +51,8 @@ pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
     {
         netlink.set_mtu(pf.index, mtu).await.map_err(|e| failed(&e))?;
     }
+    // Another NIC must not take the VLAN device away before the macvtap is on it.
+    let _vlan_devices = cx.host.vlan_devices.lock().await;
     let lower = match &standby.vlan {
         None => pf.index,
         Some(vlan) => vlan_device(cx, &pf, vlan).await.map_err(|e| failed(&e))?,
@@ -63,6 +73,15 @@ pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
     }
 }
 
+/// The name of our VLAN device: one for each protocol, for the kernel takes both of one id on one PF.
+fn vlan_name(pf: u32, vlan: &VlanRecord) -> String {
+    let separator = match vlan.protocol {
+        VlanProtocol::Dot1q => '.',
+        VlanProtocol::Dot1ad => 's',
+    };
+    format!("{VLAN_PREFIX}{pf}{separator}{}", vlan.id)
+}
+
 async fn vlan_device(cx: &Context, pf: &Link, vlan: &VlanRecord) -> Result<u32, NetlinkError> {
     let netlink = &cx.host.netlink;
     let find = async || netlink.vlan_on(pf.index, vlan.id, vlan.protocol).await;
@@ -70,7 +89,7 @@ async fn vlan_device(cx: &Context, pf: &Link, vlan: &VlanRecord) -> Result<u32, 
         link
     } else {
         let spec = VlanSpec {
-            name: format!("{VLAN_PREFIX}{}.{}", pf.index, vlan.id),
+            name: vlan_name(pf.index, vlan),
             lower: pf.index,
             id: vlan.id,
             protocol: vlan.protocol,
@@ -78,7 +97,7 @@ async fn vlan_device(cx: &Context, pf: &Link, vlan: &VlanRecord) -> Result<u32, 
         };
         match netlink.create_vlan(&spec).await {
             Ok(link) => link,
-            // Another NIC of the network was quicker.
+            // Somebody else was quicker.
             Err(error) if error.errno() == Some(Errno::EEXIST) => find().await?.ok_or(error)?,
             Err(error) => return Err(error),
         }
@@ -87,6 +106,39 @@ async fn vlan_device(cx: &Context, pf: &Link, vlan: &VlanRecord) -> Result<u32, 
         netlink.set_up(link.index, true).await?;
     }
     Ok(link.index)
+}
+
+/// Gives the macvtap, and before it our VLAN device, the MTU back that they lost while the PF had a smaller one.
+pub(super) async fn raise_mtu(cx: &mut Context, now: &Observation) {
+    if let Err(error) = try_raise_mtu(cx, now).await {
+        warn!(
+            namespace = cx.record.namespace,
+            nic = cx.record.spec.nic.name,
+            node = cx.record.spec.node_name,
+            error = error.message,
+            "the standby keeps a smaller MTU"
+        );
+        cx.learnt.mtu_refused = true;
+    }
+}
+
+async fn try_raise_mtu(cx: &Context, now: &Observation) -> Result<(), StepError> {
+    let (Some(macvtap), Some(pf)) = (&now.macvtap, &now.standby_pf) else {
+        return Ok(());
+    };
+    let Some(room) = observe::room(&cx.host, macvtap, pf).await? else {
+        return Ok(());
+    };
+    let mtu = observe::mtu(&cx.record.spec.l2, room);
+    let netlink = &cx.host.netlink;
+    if let Some(lower) = macvtap.lower.filter(|lower| *lower != pf.index)
+        && let Some(lower) = netlink.link_by_index(lower).await.map_err(|e| failed(&e))?
+        && observe::is_ours(&lower)
+        && lower.mtu < mtu
+    {
+        netlink.set_mtu(lower.index, mtu).await.map_err(|e| failed(&e))?;
+    }
+    netlink.set_mtu(macvtap.index, mtu).await.map_err(|e| failed(&e))
 }
 
 fn recorded(cx: &Context) -> Result<&StandbyRecord, StepError> {
@@ -146,7 +198,7 @@ pub(super) async fn down(cx: &mut Context, now: &Observation) -> Result<(), Step
     Ok(())
 }
 
-/// Deletes the macvtap and, with its last user, a VLAN device of ours.
+/// Deletes the macvtap and, with its last user, a VLAN device of ours. What has gone with its PF needs no deletion.
 pub(super) async fn remove(cx: &mut Context) -> Result<(), StepError> {
     let Some(standby) = cx.record.standby.clone() else {
         return Ok(());
@@ -156,25 +208,47 @@ pub(super) async fn remove(cx: &mut Context) -> Result<(), StepError> {
         netlink.delete_link(link.index).await.map_err(|e| failed(&e))?;
     }
     if let Some(vlan) = &standby.vlan
-        && let Some(pf) = netlink.link(&standby.pf_name).await.map_err(|e| failed(&e))?
-        && let Some(device) = netlink
-            .vlan_on(pf.index, vlan.id, vlan.protocol)
-            .await
-            .map_err(|e| failed(&e))?
-        && device.name.starts_with(VLAN_PREFIX)
-        && netlink
-            .macvtaps_on(device.index)
-            .await
-            .map_err(|e| failed(&e))?
-            .is_empty()
+        && let Some(pf) = cx.host.pf_link(standby.pf).await?
+    {
+        let _vlan_devices = cx.host.vlan_devices.lock().await;
+        remove_unused(&netlink, &pf, vlan).await.map_err(|e| failed(&e))?;
+    }
+    cx.commit(|record| record.standby = None)?;
+    cx.host.pools.drop_standby(&cx.record.uid);
+    Ok(())
+}
+
+/// Removes a VLAN device of ours that nothing is stacked on, whoever has made that.
+async fn remove_unused(netlink: &Netlink, pf: &Link, vlan: &VlanRecord) -> Result<(), NetlinkError> {
+    let links = netlink.links().await?;
+    let device = links
+        .iter()
+        .find(|link| link.is_vlan_on(pf.index, vlan.id, vlan.protocol) && observe::is_ours(link));
+    if let Some(device) = device
+        && !links.iter().any(|link| link.lower == Some(device.index))
     {
         info!(
             device = device.name,
             "VLAN device removed: nothing uses it any more"
         );
-        netlink.delete_link(device.index).await.map_err(|e| failed(&e))?;
+        netlink.delete_link(device.index).await?;
     }
-    cx.record.standby = None;
-    cx.host.pools.drop_standby(&cx.record.uid);
-    cx.save()
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_protocol_has_a_name_of_its_own() {
+        let vlan = |protocol| VlanRecord {
+            id: 4094,
+            protocol,
+            qos: 0,
+        };
+        assert_eq!(vlan_name(12, &vlan(VlanProtocol::Dot1q)), "hnv12.4094");
+        assert_eq!(vlan_name(12, &vlan(VlanProtocol::Dot1ad)), "hnv12s4094");
+        assert!(vlan_name(9_999_999, &vlan(VlanProtocol::Dot1ad)).len() <= 15);
+    }
 }

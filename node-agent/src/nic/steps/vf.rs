@@ -6,8 +6,8 @@ use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
 use hybridnic_net::{
     MacAddr, PciAddress, announce,
     dev::VfioUse,
-    netlink::{NetlinkError, VfConfig, VfSetting},
-    sysfs::DriverState,
+    netlink::{Link, VfConfig, VfSetting},
+    sysfs::{DriverState, Presence},
 };
 use nix::errno::Errno;
 use tracing::{info, warn};
@@ -18,7 +18,9 @@ use crate::{
     host::Host,
     journal::{StandbyRecord, VfRecord, VlanRecord},
     nic::{
-        observe::{Observation, VFIO_DRIVER, protocol, wanted},
+        macs::original,
+        observe::{Observation, VFIO_DRIVER, protocol, saved_rates, wanted},
+        plan::Learnt,
         steps::ids,
     },
     node::{parking::parking_mac, pool::Choice},
@@ -35,7 +37,7 @@ fn bind_failed(error: &dyn Error) -> StepError {
     StepError::from_error(reasons::VF_BIND_FAILED, error)
 }
 
-/// Takes a VF and writes down how it was; without a free one, a PF for the standby alone.
+/// Takes a VF and writes down how it was; without one, a PF for the standby alone.
 pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
     let inventory = cx
         .host
@@ -44,20 +46,33 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
         .map_err(|e| StepError::from_error(reasons::VF_LOST, &e))?;
     let network = cx.record.spec.network.clone();
     let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
-    while let Some(choice) = cx.host.pools.take(&inventory, &network, &cx.claimant, standby_pf) {
+    let (mut passed_over, mut failed) = (Vec::new(), None);
+    let mut taken = false;
+    while !taken
+        && cx.learnt.vf_failed.is_none()
+        && let Some(choice) = cx.host.pools.take(&inventory, &network, &cx.claimant, standby_pf)
+    {
+        let address = choice.vf.address;
         if in_use(&cx.host, &choice) {
-            warn!(vf = %choice.vf.address, pf = choice.pf.name, "something else uses this VF through vfio; it is passed over");
-            cx.host.pools.mark_foreign(choice.vf.address);
-            cx.host.pools.release(choice.vf.address);
+            warn!(vf = %address, pf = choice.pf.name, "something else uses this VF through vfio; it is passed over");
+            cx.host.pools.mark_foreign(address);
+            cx.host.pools.release(address);
             continue;
         }
-        let taken = choice.vf.address;
-        let result = write_down(cx, choice).await;
-        if result.is_err() {
-            cx.record.vf = None;
-            cx.host.pools.release(taken);
+        match write_down(cx, choice).await {
+            Ok(()) => taken = true,
+            Err(error) => {
+                warn!(vf = %address, error = error.message, "this VF cannot be reserved; it is passed over");
+                passed_over.push(address);
+                failed = Some(error);
+            }
         }
-        return result;
+    }
+    for vf in passed_over {
+        cx.host.pools.release(vf);
+    }
+    if taken {
+        return Ok(());
     }
     if cx.record.standby.is_none() && cx.record.spec.no_free_vf == NoFreeVf::Standby {
         let pf = cx.host.pools.standby_pf(&inventory, &network).ok_or_else(|| {
@@ -66,12 +81,15 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
                 "no PF of the node that can be used matches the network's uplinks",
             )
         })?;
-        let name = pf.name.clone().unwrap_or_default();
-        cx.record.standby = Some(standby_record(cx, pf.address, name));
+        let standby = standby_record(cx, pf.address, pf.name.clone().unwrap_or_default());
+        cx.commit(|record| record.standby = Some(standby))?;
         cx.host.pools.note_standby(&cx.record.uid, pf.address);
-        cx.save()?;
     }
-    Ok(())
+    match failed {
+        // The plan goes on without a VF, and says why.
+        Some(error) => Err(cx.vf_failed(error)),
+        None => Ok(()),
+    }
 }
 
 fn in_use(host: &Host, choice: &Choice) -> bool {
@@ -104,7 +122,7 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
         return Err(lost());
     };
     let table = cx.host.netlink.vf_table(ifindex).await.map_err(|e| refused(&e))?;
-    let saved = table
+    let found = table
         .unwrap_or_default()
         .into_iter()
         .find(|c| c.index == vf.index)
@@ -122,6 +140,11 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
             .await
             .map_err(|e| refused(&e))?;
     }
+    let parking_mac = parking_mac(&cx.host.options.node_name, vf.address);
+    let saved = original(&found, parking_mac, &cx.host.macs);
+    if saved.mac != found.mac {
+        warn!(vf = %vf.address, pf = pf_name, mac = ?found.mac, "the VF was left with a MAC of ours; it will be given back without one");
+    }
     info!(
         namespace = cx.record.namespace,
         nic = cx.record.spec.nic.name,
@@ -130,22 +153,27 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
         pf = pf_name,
         "VF reserved"
     );
-    cx.record.vf = Some(VfRecord {
+    let held = VfRecord {
         address: vf.address,
         index: vf.index,
         pf: pf.address,
         pf_name: pf_name.clone(),
         pf_driver: pf.driver.unwrap_or_default(),
         iommu_group: group,
-        parking_mac: parking_mac(&cx.host.options.node_name, vf.address),
+        parking_mac,
         saved,
         saved_driver,
-    });
-    if cx.record.standby.is_none() {
-        cx.record.standby = Some(standby_record(cx, pf.address, pf_name));
-        cx.host.pools.note_standby(&cx.record.uid, pf.address);
-    }
-    cx.save()
+        rate_set: false,
+    };
+    let standby = match &cx.record.standby {
+        Some(standby) => standby.clone(),
+        None => standby_record(cx, pf.address, pf_name),
+    };
+    let standby_pf = standby.pf;
+    cx.commit(|record| (record.vf, record.standby) = (Some(held), Some(standby)))?;
+    cx.host.pools.note_standby(&cx.record.uid, standby_pf);
+    (cx.learnt.vf_failures, cx.learnt.not_parked) = (0, false);
+    Ok(())
 }
 
 /// Gives the VF to vfio-pci.
@@ -155,7 +183,8 @@ pub(super) async fn bind(cx: &mut Context) -> Result<(), StepError> {
         driver: Some(VFIO_DRIVER.into()),
         driver_override: Some(VFIO_DRIVER.into()),
     };
-    set_driver(&cx.host, vf, wanted).await
+    let bound = set_driver(&cx.host, vf, wanted).await;
+    bound.map_err(|error| cx.vf_failed(error))
 }
 
 async fn set_driver(host: &Arc<Host>, vf: PciAddress, wanted: DriverState) -> Result<(), StepError> {
@@ -181,49 +210,83 @@ fn held(cx: &Context) -> Result<&VfRecord, StepError> {
         .ok_or_else(|| StepError::new(reasons::VF_LOST, "no VF is reserved"))
 }
 
-/// The settings that a VF goes to, one request each, and read back.
-async fn apply(cx: &Context, wanted: &VfConfig) -> Result<(), StepError> {
+/// Settings that could not be applied.
+#[derive(Debug)]
+enum ApplyError {
+    /// The VF or its PF cannot be read.
+    Unread(StepError),
+    /// The driver or the kernel did not do this one.
+    Refused(VfSetting, StepError),
+}
+
+impl ApplyError {
+    fn is_mac(&self) -> bool {
+        matches!(self, Self::Refused(VfSetting::Mac(_), _))
+    }
+}
+
+impl From<ApplyError> for StepError {
+    fn from(error: ApplyError) -> Self {
+        let (ApplyError::Unread(error) | ApplyError::Refused(_, error)) = error;
+        error
+    }
+}
+
+/// The PF of the VF.
+async fn pf_of(cx: &Context) -> Result<Link, StepError> {
     let vf = held(cx)?;
-    let lost = || {
+    cx.host.pf_link(vf.pf).await?.ok_or_else(|| {
         StepError::new(
-            reasons::VF_LOST,
-            format!("the PF {} of the VF has gone away", vf.pf_name),
+            reasons::VF_UNKNOWN,
+            format!(
+                "the VF's PF {} ({}) has no network interface here",
+                vf.pf, vf.pf_name
+            ),
         )
-    };
-    let pf = cx
-        .host
-        .netlink
-        .link(&vf.pf_name)
-        .await
-        .map_err(|e| refused(&e))?
-        .ok_or_else(lost)?;
+    })
+}
+
+/// The settings that a VF goes to, one request each, and read back.
+async fn apply(cx: &Context, wanted: &VfConfig) -> Result<(), ApplyError> {
+    let vf = held(cx).map_err(ApplyError::Unread)?;
+    let pf = pf_of(cx).await.map_err(ApplyError::Unread)?;
     let read = async || {
-        let table = cx
-            .host
-            .netlink
-            .vf_table(pf.index)
-            .await
-            .map_err(|e| refused(&e))?;
+        let unread = |message: String| ApplyError::Unread(StepError::new(reasons::VF_UNKNOWN, message));
+        let table = cx.host.netlink.vf_table(pf.index).await;
         table
+            .map_err(|e| unread(chain(&e)))?
             .unwrap_or_default()
             .into_iter()
             .find(|c| c.index == vf.index)
-            .ok_or_else(lost)
+            .ok_or_else(|| {
+                unread(format!(
+                    "the PF {} does not show its VF {} at the moment",
+                    pf.name, vf.index
+                ))
+            })
     };
     for setting in read().await?.changes_to(wanted) {
-        set_patiently(cx, pf.index, vf.index, setting).await?;
+        let done = set_patiently(cx, pf.index, vf.index, setting).await;
+        done.map_err(|error| ApplyError::Refused(setting, error))?;
     }
-    let left = read().await?.changes_to(wanted);
-    if let Some(setting) = left.first() {
-        return Err(StepError::new(
-            reasons::VF_SETTING_REFUSED,
-            format!(
+    match first_undone(&read().await?, wanted) {
+        None => Ok(()),
+        Some(setting) => {
+            let message = format!(
                 "the driver {} took {setting} of VF {} without an error, and did not do it",
                 vf.pf_driver, vf.index
-            ),
-        ));
+            );
+            let error = StepError::new(reasons::VF_SETTING_REFUSED, message);
+            Err(ApplyError::Refused(setting, error))
+        }
     }
-    Ok(())
+}
+
+/// The first setting that was taken and not done. Where there is no limit some drivers show one all the same, as the link's speed.
+fn first_undone(now: &VfConfig, wanted: &VfConfig) -> Option<VfSetting> {
+    let left = now.changes_to(wanted);
+    left.into_iter()
+        .find(|s| !matches!(s, VfSetting::Rate { min: 0, max: 0 }))
 }
 
 /// Drivers answer EBUSY or EAGAIN while a VF resets itself: there is no event for its end.
@@ -251,31 +314,59 @@ pub(super) async fn park(cx: &mut Context) -> Result<(), StepError> {
         mac: Some(vf.parking_mac),
         vlan: Some(0),
         qos: Some(0),
-        ..without_link_state(&vf.saved)
+        vlan_proto: None,
+        ..before(vf)
     };
-    apply(cx, &parked).await
+    if let Err(error) = apply(cx, &parked).await {
+        cx.learnt.not_parked |= matches!(error, ApplyError::Refused(..));
+        return Err(cx.vf_failed(error.into()));
+    }
+    rate_is_back(cx)
 }
 
-fn without_link_state(config: &VfConfig) -> VfConfig {
+/// The settings that the VF had, but for those that were never changed.
+fn before(vf: &VfRecord) -> VfConfig {
+    let (min_tx_rate, max_tx_rate) = saved_rates(vf);
     VfConfig {
-        link_state: None,
-        vlan_proto: None,
-        ..config.clone()
+        min_tx_rate,
+        max_tx_rate,
+        ..vf.saved.clone()
     }
+}
+
+/// The VF has its rate from before: from now on it is left alone.
+fn rate_is_back(cx: &mut Context) -> Result<(), StepError> {
+    note_rate(cx, false)
+}
+
+fn note_rate(cx: &mut Context, set: bool) -> Result<(), StepError> {
+    if held(cx)?.rate_set == set {
+        return Ok(());
+    }
+    cx.commit(|record| {
+        if let Some(vf) = &mut record.vf {
+            vf.rate_set = set;
+        }
+    })
 }
 
 /// The network's settings and, last, the NIC's MAC.
 pub(super) async fn configure(cx: &mut Context, now: &Observation) -> Result<(), StepError> {
+    let limits = cx.record.spec.l2.rate.is_some();
+    if limits {
+        note_rate(cx, true)?;
+    }
     let wanted = wanted(held(cx)?, cx.mac, &cx.record.spec.l2);
-    raise_mtu(cx).await?;
-    match apply(cx, &wanted).await {
-        Ok(()) => Ok(()),
+    let applied = match raise_mtu(cx).await {
+        Ok(()) => apply(cx, &wanted).await,
+        Err(error) => Err(ApplyError::Unread(error)),
+    };
+    match applied {
+        Ok(()) if limits => Ok(()),
+        Ok(()) => rate_is_back(cx),
         // Some drivers refuse the MAC that the macvtap, up, has in the PF's filter already.
-        Err(error)
-            if now.seen.macvtap == Some(true)
-                && !cx.learnt.refuses_twice
-                && error.message.contains("MAC") =>
-        {
+        Err(error) if error.is_mac() && now.seen.macvtap == Some(true) && !cx.learnt.refuses_twice => {
+            let error = StepError::from(error);
             warn!(
                 namespace = cx.record.namespace,
                 nic = cx.record.spec.nic.name,
@@ -286,10 +377,7 @@ pub(super) async fn configure(cx: &mut Context, now: &Observation) -> Result<(),
             cx.learnt.refuses_twice = true;
             Ok(())
         }
-        Err(error) => {
-            cx.learnt.vf_failed = Some(error.reason);
-            Err(error)
-        }
+        Err(error) => Err(cx.vf_failed(error.into())),
     }
 }
 
@@ -297,10 +385,8 @@ async fn raise_mtu(cx: &Context) -> Result<(), StepError> {
     let Some(mtu) = cx.record.spec.l2.mtu.and_then(|m| u32::try_from(m).ok()) else {
         return Ok(());
     };
-    let vf = held(cx)?;
-    if let Some(pf) = cx.host.netlink.link(&vf.pf_name).await.map_err(|e| refused(&e))?
-        && pf.mtu < mtu
-    {
+    let pf = pf_of(cx).await?;
+    if pf.mtu < mtu {
         cx.host
             .netlink
             .set_mtu(pf.index, mtu)
@@ -310,26 +396,48 @@ async fn raise_mtu(cx: &Context) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Forgets a VF that has gone away; another may be taken.
+/// Forgets a VF of which it is proven that it has gone away; another may be taken.
 pub(super) fn drop_lost(cx: &mut Context) -> Result<(), StepError> {
-    if let Some(vf) = cx.record.vf.take() {
-        warn!(
-            namespace = cx.record.namespace,
-            nic = cx.record.spec.nic.name,
-            node = cx.record.spec.node_name,
-            vf = %vf.address,
-            pf = vf.pf_name,
-            "the VF has gone away"
-        );
-        cx.save()?;
-        cx.host.pools.release(vf.address);
-    }
+    let Some(vf) = cx.record.vf.clone() else {
+        return Ok(());
+    };
+    warn!(
+        namespace = cx.record.namespace,
+        nic = cx.record.spec.nic.name,
+        node = cx.record.spec.node_name,
+        vf = %vf.address,
+        pf = vf.pf_name,
+        "the VF has gone away"
+    );
+    let_go(cx, vf.address)
+}
+
+/// Nothing is held of the VF any more.
+fn let_go(cx: &mut Context, vf: PciAddress) -> Result<(), StepError> {
+    cx.commit(|record| record.vf = None)?;
+    cx.host.pools.release(vf);
+    cx.learnt = Learnt {
+        vf_failed: None,
+        vf_failures: 0,
+        not_parked: false,
+        ignores_vf: false,
+        ..cx.learnt
+    };
     Ok(())
 }
 
 /// Gives the VF back: settings and driver as they were, and free for others only then.
 pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
     let vf = held(cx)?.clone();
+    let presence = cx.host.sysfs.presence(vf.address).map_err(|e| {
+        StepError::new(
+            reasons::VF_UNKNOWN,
+            format!("the VF {} cannot be read: {e}", vf.address),
+        )
+    })?;
+    if presence == Presence::Absent {
+        return drop_lost(cx);
+    }
     if matches!(cx.host.dev.vfio_use(vf.iommu_group), Ok(VfioUse::InUse)) {
         return Err(StepError::new(
             reasons::VF_IN_USE,
@@ -340,22 +448,25 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
         ));
     }
     guest::close_descriptors(cx).await;
-    if cx.host.sysfs.driver_state(vf.address).is_ok() {
-        // It had it already when it was taken.
-        let mut parked = vf.saved.mac == Some(vf.parking_mac);
-        if let Err(error) = apply(cx, &without_link_state(&vf.saved)).await {
-            // Some drivers refuse the zero MAC that they have shown. The parking MAC harms nobody.
-            let zero = vf.saved.mac.is_some_and(MacAddr::is_zero);
-            if !zero {
-                return Err(error);
-            }
-            info!(vf = %vf.address, pf = vf.pf_name, error = error.message, "the VF keeps its parking MAC");
-            park(cx).await?;
-            parked = true;
+    // A record of an older agent may have a MAC that is a NIC's.
+    let saved = original(&before(&vf), vf.parking_mac, &cx.host.macs);
+    let mut parked = false;
+    if let Err(error) = apply(cx, &saved).await {
+        // Some drivers refuse the zero MAC that they have shown. The parking MAC harms nobody.
+        if !error.is_mac() || !saved.mac.is_some_and(MacAddr::is_zero) {
+            return Err(error.into());
         }
-        cx.host.note_parked(vf.address, parked);
-        set_driver(&cx.host, vf.address, vf.saved_driver.clone()).await?;
+        let error = StepError::from(error);
+        info!(vf = %vf.address, pf = vf.pf_name, error = error.message, "the VF keeps its parking MAC");
+        let parking = VfConfig {
+            mac: Some(vf.parking_mac),
+            ..saved
+        };
+        apply(cx, &parking).await?;
+        parked = true;
     }
+    cx.host.note_parked(vf.address, parked);
+    set_driver(&cx.host, vf.address, vf.saved_driver.clone()).await?;
     info!(
         namespace = cx.record.namespace,
         nic = cx.record.spec.nic.name,
@@ -364,18 +475,15 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
         pf = vf.pf_name,
         "VF given back"
     );
-    cx.record.vf = None;
-    cx.save()?;
-    cx.host.pools.release(vf.address);
-    Ok(())
+    let_go(cx, vf.address)
 }
 
 /// Teaches the switches of a VF's PF where the MAC is, when the standby was on another PF.
-pub(super) async fn announce_on_pf(cx: &Context) -> Result<(), NetlinkError> {
+pub(super) async fn announce_on_pf(cx: &Context) -> Result<(), StepError> {
     let Some(vf) = &cx.record.vf else {
         return Ok(());
     };
-    if let Some(pf) = cx.host.netlink.link(&vf.pf_name).await?
+    if let Some(pf) = cx.host.pf_link(vf.pf).await?
         && let Err(error) = announce::send_rarp(pf.index, cx.mac)
     {
         warn!(

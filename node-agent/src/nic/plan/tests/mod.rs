@@ -38,6 +38,7 @@ const PARKED: VfSeen = VfSeen {
     mac: VfMac::Parking,
     settings_ok: false,
     link: true,
+    dark: false,
     other_pf: false,
 };
 /// A VF as it must be before it is plugged.
@@ -65,9 +66,12 @@ const FRESH: Seen = Seen {
     recorded: false,
     vf: None,
     vf_offered: true,
+    other_vf: false,
     uplink: true,
     standby_recorded: false,
     macvtap: None,
+    mtu_ok: true,
+    standby_link: Some(true),
     qemu: QemuSeen::Up(Guest {
         standby: false,
         failover: None,
@@ -79,7 +83,7 @@ const FRESH: Seen = Seen {
 fn seen(guest: Guest, up: bool, vf: VfSeen) -> Seen {
     Seen {
         recorded: true,
-        vf: Some(Some(vf)),
+        vf: Some(VfSight::There(vf)),
         vf_offered: false,
         standby_recorded: true,
         macvtap: Some(up),
@@ -117,7 +121,7 @@ fn a_fresh_nic_gets_its_devices_one_by_one() {
     let no = Learnt::default();
     let held = |vf| Seen {
         recorded: true,
-        vf: Some(Some(vf)),
+        vf: Some(VfSight::There(vf)),
         standby_recorded: true,
         ..FRESH
     };
@@ -126,29 +130,36 @@ fn a_fresh_nic_gets_its_devices_one_by_one() {
         mac: VfMac::Other,
         ..PARKED
     };
+    let on_vfio = VfSeen {
+        on_vfio: true,
+        ..found
+    };
     for goal in [Goal::Reserved, Goal::Standby, Goal::FastPath] {
         does(ask(goal), FRESH, no, Step::Reserve);
-        does(ask(goal), held(found), no, Step::Bind);
-        does(
-            ask(goal),
-            held(VfSeen {
-                on_vfio: true,
-                ..found
-            }),
-            no,
-            Step::Park,
-        );
-        does(ask(goal), held(PARKED), no, Step::MakeStandby);
+        // The standby before all that a driver might refuse.
+        does(ask(goal), held(found), no, Step::MakeStandby);
         does(
             ask(goal),
             Seen {
                 macvtap: Some(false),
-                ..held(PARKED)
+                ..held(found)
             },
             no,
             Step::PlugStandby,
         );
+        let up = goal != Goal::Reserved;
+        if up {
+            does(ask(goal), seen(GUEST, false, found), no, Step::StandbyUp);
+        }
+        does(ask(goal), seen(GUEST, up, found), no, Step::Bind);
+        does(ask(goal), seen(GUEST, up, on_vfio), no, Step::Park);
     }
+    does(
+        TO_VF,
+        seen(GUEST, true, found),
+        taught(|l| l.announce = true),
+        Step::Announce,
+    );
     does(TO_VF, seen(GUEST, false, PARKED), no, Step::StandbyUp);
     does(
         TO_VF,
@@ -282,8 +293,8 @@ fn a_target_that_is_taken_gets_nothing() {
 fn back_to_reserved_all_is_silent() {
     let no = Learnt::default();
     does(TO_RESERVED, seen(FAST, false, READY), no, Step::UnplugVf);
-    does(TO_RESERVED, seen(GUEST, true, READY), no, Step::Park);
-    does(TO_RESERVED, seen(GUEST, true, PARKED), no, Step::StandbyDown);
+    does(TO_RESERVED, seen(GUEST, true, READY), no, Step::StandbyDown);
+    does(TO_RESERVED, seen(GUEST, false, READY), no, Step::Park);
     done(TO_RESERVED, seen(GUEST, false, PARKED), no, Reserved);
     let keeps = taught(|l| l.keeps_vf = true);
     waits(
@@ -317,11 +328,11 @@ fn a_nic_leaves_by_the_way_it_came() {
     does(
         OUT,
         Seen {
-            vf: Some(None),
+            vf: Some(VfSight::Gone),
             ..removed
         },
         no,
-        Step::RestoreVf,
+        Step::DropVf,
     );
     does(OUT, Seen { vf: None, ..removed }, no, Step::Forget);
     done(

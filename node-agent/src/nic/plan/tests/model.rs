@@ -1,19 +1,27 @@
 //! A node with one NIC on which each step has its real effect, or fails, while the world around does what it likes.
 
-use hybridnic_api::{conditions::reasons, v1alpha1::Goal};
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{Goal, NoFreeVf},
+};
 
 use super::{
-    Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, Step, VfMac, VfSeen, ask, next,
+    Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, Step, TRIES, VfMac, VfSeen, VfSight, ask, next,
     story::{Event, Hardware, Manners},
 };
 
+/// The node's PFs: all that a NIC can be spread over.
+pub const PFS: usize = 2;
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Vf {
+    pub(super) pf: usize,
     pub(super) present: bool,
     pub(super) on_vfio: bool,
     pub(super) mac: VfMac,
+    /// It was found with the NIC's MAC.
+    pub(super) found: bool,
     pub(super) settings_ok: bool,
-    pub(super) other_pf: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -36,12 +44,23 @@ pub struct Node {
     pub(super) manners: Manners,
     pub(super) recorded: bool,
     pub(super) vf: Option<Vf>,
-    pub(super) offered: bool,
-    pub(super) standby: bool,
+    /// Whether the VF cannot be read.
+    pub(super) unread: bool,
+    /// Whether a VF of each PF can be had.
+    pub(super) offered: [bool; PFS],
+    /// PFs whose VF has failed again and again.
+    pub(super) avoided: [bool; PFS],
+    /// The PF of the standby.
+    pub(super) standby: Option<usize>,
     pub(super) macvtap: Option<bool>,
+    pub(super) mtu_ok: bool,
     pub(super) qemu: Option<Qemu>,
-    pub(super) link: bool,
+    pub(super) link: [bool; PFS],
+    /// Whether the VF's PF has had no link for long.
+    pub(super) dark: bool,
     pub(super) refuses: bool,
+    pub(super) no_bind: bool,
+    pub(super) no_park: bool,
     pub(super) no_plug: bool,
     pub(super) expected: bool,
     /// The guest has moved to the VF that is in it now.
@@ -62,12 +81,18 @@ impl Node {
             manners: Manners::Good,
             recorded: false,
             vf: None,
-            offered: true,
-            standby: false,
+            unread: false,
+            offered: [true; PFS],
+            avoided: [false; PFS],
+            standby: None,
             macvtap: None,
+            mtu_ok: true,
             qemu: None,
-            link: true,
+            link: [true; PFS],
+            dark: false,
             refuses: false,
+            no_bind: false,
+            no_park: false,
             no_plug: false,
             expected: false,
             moved: false,
@@ -90,13 +115,21 @@ impl Node {
 
     pub(super) fn seen(&self) -> Seen {
         let vf = self.vf.map(|vf| {
-            vf.present.then_some(VfSeen {
-                on_vfio: vf.on_vfio,
-                mac: vf.mac,
-                settings_ok: vf.settings_ok,
-                link: self.link,
-                other_pf: self.standby && vf.other_pf,
-            })
+            let other_pf = self.is_split();
+            if self.unread {
+                VfSight::Unknown { other_pf }
+            } else if vf.present {
+                VfSight::There(VfSeen {
+                    on_vfio: vf.on_vfio,
+                    mac: vf.mac,
+                    settings_ok: vf.settings_ok,
+                    link: self.link[vf.pf],
+                    dark: self.dark,
+                    other_pf,
+                })
+            } else {
+                VfSight::Gone
+            }
         });
         let qemu = match self.qemu {
             None => QemuSeen::Gone,
@@ -117,12 +150,39 @@ impl Node {
         Seen {
             recorded: self.recorded,
             vf,
-            vf_offered: self.vf.is_none() && self.offered,
+            vf_offered: self.vf.is_none() && self.best().is_some(),
+            other_vf: self.vf.is_some_and(|vf| self.is_better(vf)),
             uplink: true,
-            standby_recorded: self.standby,
+            standby_recorded: self.standby.is_some(),
             macvtap: self.macvtap,
+            mtu_ok: self.mtu_ok || self.macvtap.is_none(),
+            standby_link: self.standby.map(|pf| self.link[pf]),
             qemu,
         }
+    }
+
+    pub(super) fn is_split(&self) -> bool {
+        self.vf
+            .zip(self.standby)
+            .is_some_and(|(vf, standby)| vf.pf != standby)
+    }
+
+    /// The PF whose VF is taken next.
+    fn best(&self) -> Option<usize> {
+        let free = (0..PFS).filter(|pf| self.offered[*pf]);
+        free.min_by_key(|pf| (self.avoided[*pf], !self.link[*pf], Some(*pf) != self.standby))
+    }
+
+    fn is_better(&self, vf: Vf) -> bool {
+        let dark = self.dark && !self.link[vf.pf];
+        self.best().is_some_and(|pf| {
+            !self.avoided[pf]
+                && if dark {
+                    pf != vf.pf && self.link[pf]
+                } else {
+                    self.learnt.vf_failures >= TRIES
+                }
+        })
     }
 
     pub(super) fn next(&self) -> Decision {
@@ -139,6 +199,7 @@ impl Node {
                 }
             }
             Event::Crash => {
+                self.dark = false;
                 self.learnt = Learnt {
                     announce: self.recorded,
                     ..Learnt::default()
@@ -150,8 +211,11 @@ impl Node {
                 self.relearn();
             }
             Event::Guest(manners) => self.manners = manners,
-            Event::Link(link) => self.link = link,
-            Event::Offer(offered) => self.offered = offered,
+            Event::Link { pf, link } => self.link[pf] = link,
+            Event::LinkSettles => self.dark = self.vf.is_some_and(|vf| !self.link[vf.pf]),
+            Event::Offer { pf, offered } => self.offered[pf] = offered,
+            Event::Unread(unread) => self.unread = unread,
+            Event::MtuLost => self.mtu_ok = false,
             Event::MacvtapLost => {
                 self.macvtap = None;
                 if let Some(qemu) = &mut self.qemu {
@@ -159,9 +223,11 @@ impl Node {
                 }
             }
             Event::Refuses(refuses) => self.refuses = refuses,
+            Event::NoBind(no_bind) => self.no_bind = no_bind,
+            Event::NoPark(no_park) => self.no_park = no_park,
             Event::NoPlug(no_plug) => self.no_plug = no_plug,
             Event::Expected(expected) => self.expected = expected,
-            Event::QemuEnds => self.qemu = None,
+            Event::QemuEnds => (self.qemu, self.moved) = (None, false),
             Event::VfLost => {
                 if let Some(vf) = &mut self.vf {
                     vf.present = false;
@@ -222,11 +288,7 @@ impl Node {
     }
 
     fn relearn(&mut self) {
-        self.learnt = Learnt {
-            announce: self.learnt.announce,
-            refuses_twice: self.learnt.refuses_twice,
-            ..Learnt::default()
-        };
+        self.learnt = self.learnt.again();
     }
 
     fn guest_drops_vf(&mut self) {
@@ -271,10 +333,21 @@ impl Node {
 
     /// What a step that failed leaves behind.
     pub(super) fn fail(&mut self, step: Step) -> Result<(), Failed> {
-        if step == Step::ConfigureVf {
-            self.learnt.vf_failed = Some(reasons::VF_SETTING_REFUSED);
-        } else if step == Step::PlugVf {
-            self.learnt.vf_failed = Some(reasons::QEMU_REFUSED);
+        let reason = match step {
+            Step::Bind => reasons::VF_BIND_FAILED,
+            Step::Park | Step::ConfigureVf | Step::Reserve => reasons::VF_SETTING_REFUSED,
+            Step::PlugVf => reasons::QEMU_REFUSED,
+            _ => return Err(Failed),
+        };
+        self.learnt.not_parked |= step == Step::Park;
+        self.learnt.vf_failed = Some(reason);
+        self.learnt.vf_failures = self.learnt.vf_failures.saturating_add(1);
+        if let Some(vf) = self.vf.filter(|_| self.learnt.vf_failures >= TRIES) {
+            self.avoided[vf.pf] = true;
+        }
+        if step == Step::Reserve && self.hardware.no_free_vf == NoFreeVf::Standby {
+            // No VF can be reserved; a PF can.
+            self.reserve_standby(0);
         }
         Err(Failed)
     }
@@ -283,9 +356,11 @@ impl Node {
         match step {
             Step::Reserve => self.reserve(),
             Step::Bind | Step::Park | Step::ConfigureVf => return self.set_vf(step),
-            Step::DropVf | Step::RestoreVf => self.vf = None,
-            Step::MakeStandby if !self.standby => return Err(Failed),
-            Step::MakeStandby => (self.recorded, self.macvtap) = (true, Some(false)),
+            Step::RestoreVf if self.no_bind => return Err(Failed),
+            Step::DropVf | Step::RestoreVf => self.let_go(),
+            Step::MakeStandby if self.standby.is_none() => return Err(Failed),
+            Step::MakeStandby => (self.macvtap, self.mtu_ok) = (Some(false), true),
+            Step::RaiseMtu => self.mtu_ok = true,
             Step::StandbyUp => return self.standby_up(),
             Step::StandbyDown => (self.learnt.announce, self.macvtap) = (false, Some(false)),
             Step::PlugVf | Step::PlugStandby | Step::UnplugStandby | Step::UnplugVf => {
@@ -293,44 +368,68 @@ impl Node {
             }
             Step::AwaitGuest => self.await_guest(),
             Step::Announce => self.learnt.announce = false,
-            Step::RemoveStandby => (self.standby, self.macvtap) = (false, None),
-            Step::QuitQemu => self.qemu = None,
+            Step::RemoveStandby => (self.standby, self.macvtap) = (None, None),
+            Step::QuitQemu => (self.qemu, self.moved) = (None, false),
             Step::Forget => self.recorded = false,
         }
         Ok(())
     }
 
+    fn let_go(&mut self) {
+        if let Some(vf) = self.vf.take().filter(|vf| vf.present) {
+            self.offered[vf.pf] = true;
+        }
+        self.dark = false;
+        self.learnt = Learnt {
+            vf_failed: None,
+            vf_failures: 0,
+            not_parked: false,
+            ignores_vf: false,
+            ..self.learnt
+        };
+    }
+
     fn reserve(&mut self) {
-        if self.offered {
-            let Hardware {
-                stale_mac: mac,
-                vf_elsewhere: other_pf,
-                ..
-            } = self.hardware;
-            // Without a standby yet, it will be on the PF of this VF.
-            let other_pf = other_pf && self.standby;
+        let vf = self.best().filter(|_| self.learnt.vf_failed.is_none());
+        if let Some(pf) = vf {
             self.vf = Some(Vf {
+                pf,
                 present: true,
                 on_vfio: false,
-                mac,
+                mac: self.hardware.stale_mac,
+                found: self.hardware.stale_mac == VfMac::Nic,
                 settings_ok: self.hardware.plain,
-                other_pf,
             });
-            self.offered = false;
+            self.offered[pf] = false;
+            (self.learnt.vf_failures, self.learnt.not_parked) = (0, false);
         }
-        (self.recorded, self.standby) = (true, true);
+        self.reserve_standby(vf.unwrap_or_default());
+    }
+
+    fn reserve_standby(&mut self, pf: usize) {
+        self.recorded = true;
+        self.standby.get_or_insert(pf);
     }
 
     fn set_vf(&mut self, step: Step) -> Result<(), Failed> {
-        let both = self.macvtap == Some(true);
-        let Some(vf) = self.vf.as_mut().filter(|vf| vf.present) else {
+        let both = self.macvtap == Some(true) && !self.is_split();
+        if self.unread || self.vf.is_none_or(|vf| !vf.present) {
+            return Err(Failed);
+        }
+        match step {
+            Step::Bind if self.no_bind => return self.fail(step),
+            Step::Park if self.no_park => return self.fail(step),
+            Step::ConfigureVf if self.refuses => return self.fail(step),
+            _ => {}
+        }
+        let Some(vf) = &mut self.vf else {
             return Err(Failed);
         };
+        vf.found &= step == Step::Bind;
         match step {
             Step::Bind => vf.on_vfio = true,
             Step::Park => (vf.mac, vf.settings_ok) = (VfMac::Parking, self.hardware.plain),
-            _ if self.refuses => return self.fail(step),
-            _ if self.hardware.refuses_twice && both && !vf.other_pf && vf.mac != VfMac::Nic => {
+            _ if self.hardware.refuses_twice && both && vf.mac != VfMac::Nic => {
                 if self.learnt.refuses_twice {
                     return self.fail(step);
                 }
@@ -343,8 +442,7 @@ impl Node {
 
     fn standby_up(&mut self) -> Result<(), Failed> {
         let plugged = self.qemu.is_some_and(|q| q.vf);
-        let same_pf = self.vf.is_some_and(|vf| !vf.other_pf);
-        if self.hardware.refuses_twice && self.has_nic_mac() && same_pf {
+        if self.hardware.refuses_twice && self.has_nic_mac() && !self.is_split() {
             if !plugged || self.learnt.refuses_twice {
                 return Err(Failed);
             }
@@ -364,7 +462,10 @@ impl Node {
         let qemu = self.qemu.as_mut().ok_or(Failed)?;
         match step {
             Step::PlugStandby => (qemu.standby, qemu.dead_standby) = (true, false),
-            Step::PlugVf => (qemu.vf, self.learnt.moved) = (true, false),
+            Step::PlugVf => {
+                qemu.vf = true;
+                (self.learnt.moved, self.learnt.vf_failures) = (false, 0);
+            }
             Step::UnplugStandby if lets_go => qemu.standby = false,
             Step::UnplugStandby => self.learnt.keeps_standby = true,
             _ if lets_go => {
@@ -397,9 +498,15 @@ impl Node {
         }
         let healed = [
             Event::Guest(Manners::Good),
-            Event::Link(true),
-            Event::Offer(true),
+            Event::Link { pf: 0, link: true },
+            Event::Link { pf: 1, link: true },
+            Event::LinkSettles,
+            Event::Offer { pf: 0, offered: true },
+            Event::Offer { pf: 1, offered: true },
+            Event::Unread(false),
             Event::Refuses(false),
+            Event::NoBind(false),
+            Event::NoPark(false),
             Event::NoPlug(false),
             Event::Expected(false),
             Event::QemuStarts { incoming: false },

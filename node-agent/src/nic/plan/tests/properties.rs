@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::{
     Decision, Guest, Learnt, PARKED, Run, Seen, Step, VfMac, VfSeen, ask,
-    model::Node,
+    model::{Node, PFS},
     next, seen,
     story::{Event, Hardware, Manners},
 };
@@ -26,24 +26,15 @@ fn hardware() -> impl Strategy<Value = Hardware> {
     let order = prop::sample::select(&[SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake][..]);
     let no_free_vf = prop::sample::select(&[NoFreeVf::Standby, NoFreeVf::Wait][..]);
     let mac = prop::sample::select(&[VfMac::Other, VfMac::Nic][..]);
-    (
-        any::<bool>(),
-        order,
-        no_free_vf,
-        any::<bool>(),
-        mac,
-        any::<bool>(),
+    (any::<bool>(), order, no_free_vf, mac, any::<bool>()).prop_map(
+        |(refuses_twice, order, no_free_vf, stale_mac, plain)| Hardware {
+            refuses_twice,
+            order,
+            no_free_vf,
+            stale_mac,
+            plain,
+        },
     )
-        .prop_map(
-            |(refuses_twice, order, no_free_vf, vf_elsewhere, stale_mac, plain)| Hardware {
-                refuses_twice,
-                order,
-                no_free_vf,
-                vf_elsewhere,
-                stale_mac,
-                plain,
-            },
-        )
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -56,13 +47,18 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         2 => Just(Event::Relearn),
         5 => goals().prop_map(Event::Goal),
         3 => manners.prop_map(Event::Guest),
-        2 => any::<bool>().prop_map(Event::Link),
-        2 => any::<bool>().prop_map(Event::Offer),
+        3 => (0..PFS, any::<bool>()).prop_map(|(pf, link)| Event::Link { pf, link }),
+        2 => Just(Event::LinkSettles),
+        3 => (0..PFS, any::<bool>()).prop_map(|(pf, offered)| Event::Offer { pf, offered }),
+        2 => any::<bool>().prop_map(Event::Unread),
+        1 => Just(Event::MtuLost),
         1 => Just(Event::VfLost),
         1 => Just(Event::MacvtapLost),
         1 => Just(Event::Settings),
         1 => any::<bool>().prop_map(Event::Expected),
         1 => any::<bool>().prop_map(Event::Refuses),
+        1 => any::<bool>().prop_map(Event::NoBind),
+        1 => any::<bool>().prop_map(Event::NoPark),
         1 => any::<bool>().prop_map(Event::NoPlug),
         1 => Just(Event::QemuEnds),
         2 => any::<bool>().prop_map(|incoming| Event::QemuStarts { incoming }),
@@ -124,7 +120,7 @@ proptest! {
     ) {
         let guest = Guest { run, standby: guest.0, vf: guest.1, uses_vf: guest.2, failover: None };
         let mac = if vf.0 { VfMac::Nic } else { VfMac::Parking };
-        let vf = VfSeen { mac, settings_ok: vf.1, link: vf.2, other_pf: vf.3, ..PARKED };
+        let vf = VfSeen { mac, settings_ok: vf.1, link: vf.2, other_pf: vf.3, dark: !vf.2, ..PARKED };
         let learnt = Learnt {
             keeps_vf: learnt.0, ignores_vf: learnt.1, refuses_twice: learnt.2, announce: learnt.3, ..Learnt::default()
         };

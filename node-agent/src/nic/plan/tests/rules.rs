@@ -4,7 +4,7 @@ use hybridnic_api::v1alpha1::{AttachmentState, Goal};
 
 use super::{
     Decision, QemuSeen, Run, Step, VfMac,
-    model::{Failed, Node},
+    model::{Failed, Node, PFS},
 };
 
 /// More steps than the longest way needs, from anywhere to anywhere.
@@ -26,7 +26,7 @@ impl Node {
     }
 
     fn two_owners(&self) -> bool {
-        self.has_nic_mac() && self.macvtap == Some(true) && self.vf.is_some_and(|vf| vf.other_pf)
+        self.has_nic_mac() && self.macvtap == Some(true) && self.is_split()
     }
 
     pub(super) fn has_nic_mac(&self) -> bool {
@@ -45,15 +45,26 @@ impl Node {
             | Step::UnplugVf
             | Step::UnplugStandby => here,
             Step::PlugStandby => self.qemu.is_some_and(|q| !q.mute) && self.macvtap.is_some(),
-            Step::RestoreVf | Step::RemoveStandby => !in_guest,
-            Step::Forget => self.vf.is_none() && !self.standby && self.macvtap.is_none(),
+            // Known, and out of the guest; of a NIC that goes on it has given up the MAC before, if its driver takes it.
+            Step::RestoreVf => {
+                !self.unread
+                    && self.vf.is_some_and(|vf| vf.present)
+                    && !self.qemu.is_some_and(|q| q.vf)
+                    && (!in_guest || !self.has_nic_mac() || self.learnt.not_parked)
+            }
+            Step::RemoveStandby => !in_guest,
+            Step::Forget => self.vf.is_none() && self.standby.is_none() && self.macvtap.is_none(),
             Step::QuitQemu => self
                 .qemu
                 .is_some_and(|q| matches!(q.run, Run::Incoming | Run::HandedOver)),
-            Step::DropVf => self.vf.is_some_and(|vf| !vf.present),
+            // On proof only, and never while the guest has it.
+            Step::DropVf => {
+                !self.unread && self.vf.is_some_and(|vf| !vf.present) && !self.qemu.is_some_and(|q| q.vf)
+            }
             Step::Bind => {
                 self.vf.is_some_and(|vf| vf.present && !vf.on_vfio) && self.qemu.is_some_and(|q| !q.vf)
             }
+            Step::RaiseMtu => self.macvtap.is_some() && !self.mtu_ok,
             // Where the VF is to take over, it has.
             Step::StandbyDown if here && self.goal == Goal::FastPath && self.qemu.is_some_and(|q| q.vf) => {
                 self.moved
@@ -61,12 +72,34 @@ impl Node {
             Step::Reserve | Step::Park | Step::MakeStandby | Step::StandbyDown => true,
         };
         assert!(ok, "{step:?} must not be taken: {self:#?}");
+        if step == Step::UnplugVf && self.goal == Goal::FastPath {
+            self.may_leave();
+        }
         if step == Step::PlugVf {
             let ready = self
                 .vf
                 .is_some_and(|vf| vf.on_vfio && vf.mac == VfMac::Nic && vf.settings_ok);
             assert!(ready, "a VF that is not set up is plugged: {self:#?}");
         }
+    }
+
+    /// A VF that carries the traffic is left only for something that can.
+    fn may_leave(&self) {
+        assert!(
+            !self.unread || self.learnt.ignores_vf,
+            "nothing is known of the VF: {self:#?}"
+        );
+        let Some(vf) = self.vf.filter(|vf| vf.present) else {
+            return;
+        };
+        let used = self.moved && self.macvtap == Some(false) && vf.mac == VfMac::Nic;
+        let to_standby = self.standby.is_some_and(|pf| pf != vf.pf && self.link[pf]);
+        let to_vf = (0..PFS).any(|pf| pf != vf.pf && self.link[pf] && self.offered[pf]);
+        let lost = self.dark && !self.link[vf.pf];
+        assert!(
+            !used || lost && (to_standby || to_vf),
+            "a VF that carries the traffic is left: {self:#?}"
+        );
     }
 
     /// Goes on until nothing is left to do, and checks what it is left with.
@@ -78,7 +111,10 @@ impl Node {
                 self.rests(&decision);
                 return decision;
             };
-            let _ = self.step(step, false);
+            // The task goes on after a failure as it does after a success, but for one that is only tried again, later.
+            if self.step(step, false).is_err() && self.next() == decision {
+                return decision;
+            }
             taken.push(step);
         }
         panic!("no end: {taken:?} of {self:#?}");
@@ -87,7 +123,7 @@ impl Node {
     /// What must be true when the plan has nothing to do.
     fn rests(&self, decision: &Decision) {
         let QemuSeen::Up(guest) = self.seen().qemu else {
-            let nothing = self.vf.is_none() && !self.standby && !self.recorded;
+            let nothing = self.vf.is_none() && self.standby.is_none() && !self.recorded;
             assert!(
                 *decision != Decision::Done(AttachmentState::Detached) || nothing,
                 "{self:#?}"
@@ -101,19 +137,25 @@ impl Node {
             guest.run == Run::Here,
         );
         let set_up = ours && self.vf.is_some_and(|vf| vf.settings_ok);
-        assert!(!self.two_owners(), "the MAC is on two PFs: {self:#?}");
+        // One that was found so, and cannot be read since.
+        let found = self.unread && self.vf.is_some_and(|vf| vf.found);
+        assert!(found || !self.two_owners(), "the MAC is on two PFs: {self:#?}");
         let ok = match decision {
-            Decision::Done(AttachmentState::FastPath) => here && !up && set_up && guest.uses_vf,
+            Decision::Done(AttachmentState::FastPath) => {
+                here && !up && set_up && guest.uses_vf && self.vf.is_some_and(|vf| self.link[vf.pf])
+            }
             Decision::Done(AttachmentState::Standby) => up == here && !ours && !guest.vf,
             Decision::Done(AttachmentState::Reserved) => !up && !ours && !guest.vf,
             Decision::Done(AttachmentState::Detached) => {
-                !guest.vf && !guest.standby && self.vf.is_none() && !self.standby && !self.recorded
+                !guest.vf && !guest.standby && self.vf.is_none() && self.standby.is_none() && !self.recorded
             }
             // A guest that runs has its network, whatever is missing; but not one that keeps a dead standby.
             Decision::Wait(_)
                 if here && live && guest.standby && matches!(self.goal, Goal::Standby | Goal::FastPath) =>
             {
-                up || ours && guest.uses_vf
+                // Where nothing is known of the VF, it may have the MAC, or soon have it in the guest.
+                let risky = self.unread && (self.is_split() || guest.vf);
+                up || ours && guest.uses_vf || risky
             }
             _ => true,
         };

@@ -40,8 +40,6 @@ pub struct Hardware {
     pub order: SwitchOrder,
     /// What the NIC says of a node without a free VF.
     pub no_free_vf: NoFreeVf,
-    /// The VF that is free is not on the PF that standbys go to.
-    pub vf_elsewhere: bool,
     /// Whose MAC a VF has that nobody has parked yet.
     pub stale_mac: VfMac,
     /// The network asks nothing of a VF that a parked one has not.
@@ -61,18 +59,28 @@ pub enum Event {
     Goal(Goal),
     /// The guest becomes another.
     Guest(Manners),
-    /// The PF's link.
-    Link(bool),
-    /// Another NIC gives a VF back, or takes the last one.
-    Offer(bool),
+    /// The link of a PF.
+    Link { pf: usize, link: bool },
+    /// A PF without link has been so for long, or one with has.
+    LinkSettles,
+    /// Another NIC gives a VF of a PF back, or takes the last one.
+    Offer { pf: usize, offered: bool },
+    /// The VF's PF is in a reset, or something else keeps the VF from being read; or no more.
+    Unread(bool),
+    /// The PF goes through a smaller MTU.
+    MtuLost,
     /// The reserved VF disappears from the node; QEMU gets the guest to let go of it, or not.
     VfLost,
     /// Something deletes the macvtap.
     MacvtapLost,
     /// The network gets other settings.
     Settings,
-    /// The PF's driver refuses settings from now on, or no more.
+    /// A PF's driver refuses settings from now on, or no more.
     Refuses(bool),
+    /// VFs cannot be bound from now on, or can again.
+    NoBind(bool),
+    /// VFs do not take their parking MACs from now on, or do again.
+    NoPark(bool),
     /// QEMU takes no VF from now on, or does again.
     NoPlug(bool),
     /// A migration expects the VM here, or no more.

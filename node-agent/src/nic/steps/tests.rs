@@ -1,0 +1,113 @@
+//! Steps on a node of files, where the journal can be written and where not.
+
+use std::fs;
+
+use hybridnic_net::testing::{pf_address, vf_address};
+
+use super::*;
+use crate::{
+    host::tests::host,
+    journal::{
+        StandbyRecord,
+        tests::{held_vf, record},
+    },
+};
+
+fn context(host: &Arc<Host>) -> Context {
+    let record = Record {
+        vf: Some(held_vf(0, 1)),
+        ..record("a")
+    };
+    let claimant = Claimant {
+        created: 1,
+        nic: record.nic(),
+        uid: record.uid.clone(),
+    };
+    host.pools.restore(claimant.clone(), vf_address(0, 1));
+    Context {
+        host: Arc::clone(host),
+        vm: Arc::new(Vm::new("ns", "pod", "uid")),
+        claimant,
+        record,
+        recorded: true,
+        mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
+        learnt: Learnt::default(),
+        sent_at_plug: None,
+        disused: false,
+        unplug_order: None,
+        interrupt: watch::channel(0).1,
+    }
+}
+
+#[tokio::test]
+async fn a_vf_is_let_go_of_only_once_the_journal_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), 2, 2);
+    let mut cx = context(&host);
+    let before = cx.record.clone();
+    cx.save().unwrap();
+    // The VF has gone, and the disk is full.
+    fs::remove_file(
+        dir.path()
+            .join(format!("sys/bus/pci/devices/{}", vf_address(0, 1))),
+    )
+    .unwrap();
+    fs::rename(dir.path().join("journal"), dir.path().join("full")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(
+            vf::drop_lost(&mut cx).unwrap_err().reason,
+            reasons::JOURNAL_FAILED
+        );
+        assert_eq!(
+            vf::restore(&mut cx).await.unwrap_err().reason,
+            reasons::JOURNAL_FAILED
+        );
+        assert_eq!(cx.record, before);
+        assert!(host.pools.holders().contains_key(&vf_address(0, 1)));
+    }
+    fs::rename(dir.path().join("full"), dir.path().join("journal")).unwrap();
+    vf::restore(&mut cx).await.unwrap();
+    assert_eq!(cx.record.vf, None);
+    assert!(host.pools.holders().is_empty());
+    assert_eq!(host.journal.load().unwrap().records, [cx.record]);
+}
+
+#[tokio::test]
+async fn what_has_gone_with_its_pf_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), 2, 2);
+    let mut cx = context(&host);
+    cx.record.standby = Some(StandbyRecord {
+        macvtap: "hn-none".into(),
+        pf: pf_address(0),
+        pf_name: "ens0".into(),
+        vlan: Some(crate::journal::VlanRecord {
+            id: 7,
+            protocol: hybridnic_net::VlanProtocol::Dot1q,
+            qos: 0,
+        }),
+    });
+    for function in [pf_address(0), vf_address(0, 0), vf_address(0, 1)] {
+        fs::remove_file(dir.path().join(format!("sys/bus/pci/devices/{function}"))).unwrap();
+    }
+    standby::remove(&mut cx).await.unwrap();
+    vf::restore(&mut cx).await.unwrap();
+    assert_eq!((&cx.record.vf, &cx.record.standby), (&None, &None));
+}
+
+#[tokio::test]
+async fn a_vf_that_fails_three_times_is_avoided() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), 2, 2);
+    let mut cx = context(&host);
+    let failed = || StepError::new(reasons::VF_BIND_FAILED, "no");
+    for n in 1..=TRIES {
+        assert_eq!(cx.vf_failed(failed()), failed());
+        assert_eq!(
+            (cx.learnt.vf_failed, cx.learnt.vf_failures),
+            (Some(reasons::VF_BIND_FAILED), n)
+        );
+        cx.learnt = cx.learnt.again();
+        assert_eq!((cx.learnt.vf_failed, cx.learnt.vf_failures), (None, n));
+    }
+}
