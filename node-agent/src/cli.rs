@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use hybridnic_api::names;
-use hybridnic_net::{dev::DevNodes, netlink::Netlink, sysfs::Sysfs};
+use hybridnic_net::{dev::DevNodes, multicast::Multicast, netlink::Netlink, sysfs::Sysfs};
 use hybridnic_runtime::{
     api,
     http::{self, HttpOptions, Pages},
@@ -129,6 +129,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         sysfs: Sysfs::default(),
         dev: DevNodes::default(),
         netlink: Netlink::open()?.on_error(move |operation, error| counted.netlink_error(operation, error)),
+        multicast: Multicast::open()?,
         journal,
         pools: Pools::default(),
         troubles: Troubles::new(metrics.clone()),

@@ -6,6 +6,7 @@ use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     PciAddress,
     dev::DevNodes,
+    multicast::Multicast,
     netlink::{Link, Netlink, NetlinkError},
     sysfs::{DiscoverError, Inventory, Sysfs},
 };
@@ -58,6 +59,8 @@ pub struct Host {
     pub dev: DevNodes,
     /// Links and VF settings.
     pub netlink: Netlink,
+    /// What macvtaps receive.
+    pub multicast: Multicast,
     /// What we hold, on disk.
     pub journal: Journal,
     /// Who holds which VF.
@@ -156,6 +159,7 @@ pub(crate) mod tests {
             sysfs: testing::make_sysfs(&dir.join("sys"), pfs, vfs).unwrap(),
             dev: DevNodes::new(dir.join("dev")),
             netlink: Netlink::open().unwrap(),
+            multicast: Multicast::open().unwrap(),
             journal: Journal::open(dir.join("journal")).unwrap(),
             pools: Pools::default(),
             troubles: Troubles::new(metrics.clone()),

@@ -13,6 +13,8 @@ pub mod types {
     pub const READY: &str = "Ready";
     /// The NIC's traffic runs on its VF.
     pub const FAST_PATH: &str = "FastPath";
+    /// The standby receives what the VF does. Only there when it does not.
+    pub const STANDBY_FILTER: &str = "StandbyFilter";
     /// A migration has ended; true when it succeeded.
     pub const SUCCEEDED: &str = "Succeeded";
     /// Something of the node does not work as it should, while the rest goes on.
@@ -79,6 +81,10 @@ pub mod reasons {
     pub const VF_BIND_FAILED: &str = "VfBindFailed";
     /// The macvtap or its VLAN device could not be made or changed.
     pub const STANDBY_FAILED: &str = "StandbyFailed";
+    /// The guest has VLANs of its own, and a PF's filter may keep them from the standby.
+    pub const GUEST_VLANS_FILTERED: &str = "GuestVlansFiltered";
+    /// A trusted guest receives by further MACs, and the standby has the NIC's only.
+    pub const GUEST_MACS_FILTERED: &str = "GuestMacsFiltered";
     /// QEMU refused a command.
     pub const QEMU_REFUSED: &str = "QemuRefused";
     /// The VF or its PF has gone away.
@@ -208,6 +214,11 @@ pub fn set(conditions: &mut Vec<Condition>, generation: Option<i64>, now: Timest
         Some(at) => conditions[at] = condition,
         None => conditions.push(condition),
     }
+}
+
+/// Takes the condition of a type off the list, if it has it.
+pub fn remove(conditions: &mut Vec<Condition>, type_: &str) {
+    conditions.retain(|c| c.type_ != type_);
 }
 
 /// The condition of a type, if the list has it.

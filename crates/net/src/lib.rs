@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | [`sysfs`] | finds PFs and VFs, makes VFs, binds drivers | sysfs |
 //! | [`netlink`] | links, macvtaps, VLAN devices, VF settings, link events | rtnetlink |
+//! | [`multicast`] | the multicast addresses that a link receives | `SIOCADDMULTI`, `/proc/net/dev_mcast` |
 //! | [`tap`] | a macvtap's descriptor | its character device |
 //! | [`dev`] | vhost-net, iommufd and vfio descriptors; is a VF in use | device nodes |
 //! | [`interrupts`] | does a guest use its VF | `/proc/interrupts` |
@@ -20,6 +21,7 @@
 pub mod announce;
 pub mod dev;
 pub mod interrupts;
+pub mod multicast;
 pub mod netlink;
 pub mod sysfs;
 pub mod tap;

@@ -58,6 +58,11 @@ impl Event {
         self.name == "RESUME"
     }
 
+    /// `NIC_RX_FILTER_CHANGED`: the id of the NIC whose guest asks it to receive something else than before.
+    pub fn rx_filter_changed(&self) -> Option<&str> {
+        (self.name == "NIC_RX_FILTER_CHANGED").then(|| self.field("name"))?
+    }
+
     /// The new status of a `MIGRATION` event. Needs the capability `events`.
     pub fn migration_status(&self) -> Option<MigrationStatus> {
         (self.name == "MIGRATION").then(|| self.field("status").map(MigrationStatus::from))?

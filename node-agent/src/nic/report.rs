@@ -13,7 +13,10 @@ use super::{
     plan::Decision,
     seen::{QemuSeen, Seen, VfSight},
 };
-use crate::{error::StepError, journal::Record};
+use crate::{error::StepError, journal::Record, vm::rx_follow::Filtered};
+
+/// How many VLANs a message names.
+const VLANS_TOLD: usize = 8;
 
 /// What a status is made from.
 #[derive(Clone, Debug)]
@@ -36,6 +39,8 @@ pub struct Facts<'a> {
     pub unplug_order: Option<SwitchOrder>,
     /// The VM's migration.
     pub migration: Option<MigrationReport>,
+    /// What the standby makes of what the guest asks it to receive.
+    pub filtered: Filtered,
     /// What happened.
     pub timeline: Vec<TimelineEntry>,
 }
@@ -48,6 +53,10 @@ pub fn build(facts: Facts<'_>, old: Option<&NicAttachmentStatus>, now: Timestamp
     let fast = fast_path(&facts, path, &ready);
     for condition in [ready, fast] {
         conditions::set(&mut list, facts.generation, now, condition);
+    }
+    match standby_filter(&facts) {
+        Some(condition) => conditions::set(&mut list, facts.generation, now, condition),
+        None => conditions::remove(&mut list, types::STANDBY_FILTER),
     }
     let record = facts.record;
     NicAttachmentStatus {
@@ -160,6 +169,42 @@ fn fast_path(facts: &Facts<'_>, path: Path, ready: &NewCondition) -> NewConditio
         return NewCondition::no(types::FAST_PATH, ready.reason.clone(), message);
     }
     NewCondition::no(types::FAST_PATH, ready.reason.clone(), ready.message.clone())
+}
+
+/// What reaches the guest on its VF only.
+fn standby_filter(facts: &Facts<'_>) -> Option<NewCondition> {
+    let no = |reason: &str, message: String| Some(NewCondition::no(types::STANDBY_FILTER, reason, message));
+    let l2 = &facts.record.spec.l2;
+    let Filtered { beyond, failed } = &facts.filtered;
+    if let Some(error) = failed {
+        let message = format!("multicast may not reach the guest on its standby: {error}");
+        return no(reasons::STANDBY_FAILED, message);
+    }
+    // Where the network has a VLAN, the PF's filter sees that one only.
+    let untagged = l2.vlan.as_ref().is_none_or(|vlan| vlan.id == 0);
+    if untagged && !beyond.vlans.is_empty() {
+        let first: Vec<_> = beyond
+            .vlans
+            .iter()
+            .take(VLANS_TOLD)
+            .map(ToString::to_string)
+            .collect();
+        let more = if beyond.vlans.len() > first.len() {
+            ", …"
+        } else {
+            ""
+        };
+        let message = format!(
+            "the guest has VLANs of its own ({}{more}): on its standby it receives them only where the PF does not filter VLANs",
+            first.join(", ")
+        );
+        return no(reasons::GUEST_VLANS_FILTERED, message);
+    }
+    if l2.trust && beyond.macs {
+        let message = "the guest receives by further MACs or promiscuously: on its standby it receives by the NIC's MAC only";
+        return no(reasons::GUEST_MACS_FILTERED, message.to_owned());
+    }
+    None
 }
 
 #[cfg(test)]

@@ -9,7 +9,10 @@ use super::{
     super::seen::{Guest, Run, VfMac, VfSeen, VfSight},
     *,
 };
-use crate::journal::{StandbyRecord, VfRecord, tests::record};
+use crate::{
+    journal::{StandbyRecord, VfRecord, tests::record},
+    vm::rx_filter::Beyond,
+};
 
 const GUEST: Guest = Guest {
     run: Run::Here,
@@ -56,6 +59,7 @@ fn facts<'a>(record: &'a Record, seen: &'a Seen, decision: Option<&'a Decision>)
         guest: GuestDevices::default(),
         unplug_order: None,
         migration: None,
+        filtered: Filtered::default(),
         timeline: Vec::new(),
     }
 }
@@ -418,4 +422,51 @@ fn what_is_held_is_named() {
     );
     assert_eq!(status.observed_generation, Some(3));
     assert_eq!(status.unplug_order, Some(SwitchOrder::MakeBeforeBreak));
+}
+
+/// The condition is there only while there is something to say.
+#[test]
+fn what_the_standby_does_not_receive_is_said() {
+    let (mut held, seen) = (held(Goal::FastPath), seen(GUEST, true));
+    let mut old = None;
+    let mut look = |held: &Record, filtered: Filtered| {
+        let facts = Facts {
+            filtered,
+            ..facts(held, &seen, None)
+        };
+        let status = build(facts, old.as_ref(), at(1));
+        let said = conditions::find(&status.conditions, types::STANDBY_FILTER)
+            .map(|c| (c.status.clone(), c.reason.clone(), c.message.clone()));
+        old = Some(status);
+        said
+    };
+    let vlans = Filtered {
+        beyond: Beyond {
+            vlans: (1..=9).collect(),
+            macs: true,
+        },
+        failed: None,
+    };
+    let (status, reason, message) = look(&held, vlans.clone()).unwrap();
+    assert_eq!(
+        (status.as_str(), reason.as_str()),
+        ("False", reasons::GUEST_VLANS_FILTERED)
+    );
+    assert!(message.contains("(1, 2, 3, 4, 5, 6, 7, 8, …)"), "{message}");
+    // Inside the network's VLAN, the guest's own pass.
+    held.spec.l2.vlan = Some(hybridnic_api::v1alpha1::Vlan {
+        id: 42,
+        ..serde_json::from_str(r#"{"id": 42}"#).unwrap()
+    });
+    assert_eq!(look(&held, vlans.clone()), None);
+    held.spec.l2.trust = true;
+    assert_eq!(look(&held, vlans).unwrap().1, reasons::GUEST_MACS_FILTERED);
+    assert_eq!(look(&held, Filtered::default()), None);
+    let failed = Filtered {
+        failed: Some("the kernel refused".to_owned()),
+        ..Filtered::default()
+    };
+    let (_, reason, message) = look(&held, failed).unwrap();
+    assert_eq!(reason, reasons::STANDBY_FAILED);
+    assert!(message.contains("the kernel refused"), "{message}");
 }

@@ -497,6 +497,7 @@ impl NicTask {
     }
 
     fn facts<'a>(&'a self, now: Option<&'a Observation>, decision: Option<&'a Decision>) -> Facts<'a> {
+        let shown = self.cx.vm.nics().remove(&self.cx.record.uid).unwrap_or_default();
         Facts {
             record: &self.cx.record,
             generation: self.generation,
@@ -507,13 +508,8 @@ impl NicTask {
             guest: self.guest.clone(),
             unplug_order: self.cx.unplug_order,
             migration: self.migration.clone(),
-            timeline: self
-                .cx
-                .vm
-                .nics()
-                .remove(&self.cx.record.uid)
-                .map(|n| n.timeline)
-                .unwrap_or_default(),
+            filtered: shown.filtered,
+            timeline: shown.timeline,
         }
     }
 

@@ -6,11 +6,15 @@
 //! | [`migration`] | decides what a migration needs next | nothing |
 //! | [`process`] | tells whether a QEMU's process has ended | `/proc` |
 //! | [`handover`] | silences the NICs before the VM leaves, starts the VM when it has come | macvtaps, QEMU, the journal |
+//! | [`rx_filter`] | decides what a macvtap receives | nothing |
+//! | [`rx_follow`] | keeps macvtaps receiving what the guest asks for | macvtaps, QEMU |
 //! | [`task`] | keeps the session, and takes the migration's steps | the others |
 
 pub mod handover;
 pub mod migration;
 pub mod process;
+pub mod rx_filter;
+pub mod rx_follow;
 pub mod socket;
 pub mod task;
 
@@ -65,6 +69,8 @@ pub struct NicEntry {
     pub order: Option<MigrationOrder>,
     /// The guest's ports that it has.
     pub ports: Option<GuestPorts>,
+    /// What its standby makes of what the guest asks it to receive.
+    pub filtered: rx_follow::Filtered,
     /// What happened to it.
     pub timeline: Vec<TimelineEntry>,
 }
@@ -294,6 +300,20 @@ impl Vm {
     pub fn update_nic(&self, uid: &str, change: impl FnOnce(&mut NicEntry)) {
         change(locked(&self.nics).entry(uid.to_owned()).or_default());
         self.nics_changed.send_modify(|n| *n += 1);
+    }
+
+    /// Shows what a NIC's standby receives; its task is told of a change.
+    fn show_filtered(&self, uid: &str, filtered: rx_follow::Filtered) {
+        let mut nics = self.nics.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = nics.get_mut(uid).is_some_and(|nic| {
+            let changed = nic.filtered != filtered;
+            nic.filtered = filtered;
+            changed
+        });
+        drop(nics);
+        if changed {
+            self.beat(false);
+        }
     }
 
     /// Removes a NIC that has left.

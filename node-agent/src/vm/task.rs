@@ -14,7 +14,7 @@ use super::{
     Session, Vm, handover,
     migration::{self, Action, Custody, Sight, VmSeen},
     process::ProcessId,
-    socket,
+    rx_follow, socket,
 };
 use crate::{
     error::chain,
@@ -52,7 +52,10 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
             Ok(client) => {
                 pause = RETRY;
                 info!(namespace = vm.namespace, pod = vm.pod, qemu = %client.version(), "QMP session opened");
-                let reason = serve(&vm, &host, &client).await;
+                let reason = tokio::select! {
+                    reason = serve(&vm, &host, &client) => reason,
+                    never = rx_follow::follow(&vm, &client, &*host) => match never {},
+                };
                 info!(
                     namespace = vm.namespace,
                     pod = vm.pod,
@@ -265,7 +268,11 @@ async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
         return arrived(vm, host, Arrival::Started).await;
     }
     arrived(vm, host, Arrival::Starting).await?;
-    if let Err(error) = handover::wake(vm, &host.netlink).await {
+    let (woken, ()) = tokio::join!(
+        handover::wake(vm, &host.netlink),
+        rx_follow::look_in_pause(vm, client, host)
+    );
+    if let Err(error) = woken {
         // The NICs' own tasks try again.
         warn!(
             namespace = vm.namespace,

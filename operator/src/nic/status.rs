@@ -83,6 +83,15 @@ pub fn status(facts: &Facts<'_>) -> VmHybridNicStatus {
             condition,
         );
     }
+    match said(types::STANDBY_FILTER, attachment) {
+        Some(condition) => conditions::set(
+            &mut status.conditions,
+            facts.nic.metadata.generation,
+            facts.now,
+            condition,
+        ),
+        None => conditions::remove(&mut status.conditions, types::STANDBY_FILTER),
+    }
     status
 }
 

@@ -178,7 +178,8 @@ pub struct NicAttachmentStatus {
     /// The last things that happened, oldest first.
     #[serde(default)]
     pub timeline: Vec<TimelineEntry>,
-    /// Conditions `Ready` (the goal is reached; why not) and `FastPath`.
+    /// Conditions `Ready` (the goal is reached; why not) and `FastPath`; and `StandbyFilter`, while the standby does not
+    /// receive all that the guest asks for.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

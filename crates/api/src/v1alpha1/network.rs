@@ -57,7 +57,8 @@ pub struct HybridNetworkSpec {
     /// Whether a frame whose source MAC is not the NIC's is dropped.
     #[serde(default = "yes")]
     pub spoof_check: bool,
-    /// Whether a guest may change its VF's MAC and receive promiscuously. Only for guests that you trust.
+    /// Whether a guest may change its VF's MAC and receive promiscuously. Only for guests that you trust. The standby does
+    /// neither.
     #[serde(default)]
     pub trust: bool,
     /// MTU of VF and standby in bytes; none leaves what the PF has. A PF with a smaller one is raised.

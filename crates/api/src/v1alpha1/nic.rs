@@ -138,7 +138,7 @@ pub struct VmHybridNicStatus {
     /// The last migration of the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_migration: Option<NicMigration>,
-    /// Conditions `Accepted`, `Ready` and `FastPath`.
+    /// Conditions `Accepted`, `Ready` and `FastPath`; and `StandbyFilter`, while the standby does not receive all that the guest asks for.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

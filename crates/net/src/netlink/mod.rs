@@ -135,6 +135,18 @@ impl Netlink {
         .await
     }
 
+    /// Makes a link take every multicast, or only those of its list.
+    pub async fn set_all_multicast(&self, index: u32, all: bool) -> Result<(), NetlinkError> {
+        let link = LinkUnspec::new_with_index(index).allmulticast(all).build();
+        let state = if all { "on" } else { "off" };
+        self.set(
+            "set_all_multicast",
+            format!("set allmulticast of link {index} {state}"),
+            link,
+        )
+        .await
+    }
+
     /// Sets a link's MTU, in octets.
     pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
         let link = LinkUnspec::new_with_index(index).mtu(mtu).build();

@@ -44,6 +44,11 @@ impl MacAddr {
         self.0[0] & 0x01 == 0 && !self.is_zero()
     }
 
+    /// Whether it is a group's: one that interfaces receive besides their own. Broadcast, which all receive, is none.
+    pub const fn is_multicast(self) -> bool {
+        self.0[0] & 0x01 == 1 && !matches!(self.0, [0xff, 0xff, 0xff, 0xff, 0xff, 0xff])
+    }
+
     /// Whether it is locally administered (the U/L bit), so no vendor's.
     pub const fn is_local(self) -> bool {
         self.0[0] & 0x02 != 0

@@ -12,7 +12,7 @@ pub use machine::{QemuVersion, Release, RunState, StatusInfo};
 pub use migration::{
     InetAddress, MigrationCapability, MigrationInfo, MigrationParameters, MigrationStatus, RamStats,
 };
-pub use netdev::{Announce, RxFilter, TapNetdev, Vhost};
+pub use netdev::{Announce, RxFilter, RxState, TapNetdev, Vhost};
 pub use pci::{PciAddress, PciBus, PciDevice};
 
 /// An enumeration of QEMU's strings that keeps those it does not know: newer QEMUs add some.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::string_enum;
 use crate::{Client, QmpError};
 
 /// Who handles the packets of a tap netdev.
@@ -49,7 +50,21 @@ impl TapNetdev {
     }
 }
 
+string_enum! {
+    /// Which frames of a kind a NIC takes (`RxState`).
+    RxState {
+        /// Those of its table.
+        Normal = "normal",
+        /// None.
+        None = "none",
+        /// All.
+        All = "all",
+    }
+}
+
 /// What `query-rx-filter` answers of one NIC (`RxFilterInfo`): what the guest asked its virtio NIC to receive.
+///
+/// At a reset it is promiscuous with empty tables, until the guest's driver says what it wants.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RxFilter {
@@ -65,6 +80,19 @@ pub struct RxFilter {
     /// Multicast addresses.
     #[serde(default)]
     pub multicast_table: Vec<String>,
+    /// Which multicasts it takes.
+    pub multicast: RxState,
+    /// Whether the guest has more multicast addresses than QEMU keeps. The table has none of them then.
+    #[serde(default)]
+    pub multicast_overflow: bool,
+    /// Likewise of further unicast addresses.
+    #[serde(default)]
+    pub unicast_overflow: bool,
+    /// Which VLANs it takes: all, of a guest whose driver does not filter them.
+    pub vlan: RxState,
+    /// VLAN ids.
+    #[serde(default)]
+    pub vlan_table: Vec<u16>,
 }
 
 /// When the packets of [`Client::announce_self`] are sent (`AnnounceParameters`): after `initial`, then after growing
@@ -129,10 +157,10 @@ impl Client {
         self.run("announce-self", &arguments).await
     }
 
-    /// `query-rx-filter` of the NIC with this id; `None` if QEMU keeps no filter for it.
-    pub async fn query_rx_filter(&self, name: &str) -> Result<Option<RxFilter>, QmpError> {
-        let filters: Vec<RxFilter> = self.execute("query-rx-filter", &json!({ "name": name })).await?;
-        Ok(filters.into_iter().next())
+    /// `query-rx-filter` of every NIC that has a filter. QEMU sends `NIC_RX_FILTER_CHANGED` of a NIC once, and again only
+    /// after this.
+    pub async fn query_rx_filters(&self) -> Result<Vec<RxFilter>, QmpError> {
+        self.execute("query-rx-filter", &json!({})).await
     }
 }
 

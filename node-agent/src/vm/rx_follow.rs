@@ -1,0 +1,219 @@
+//! Keeps what each macvtap of a VM receives as the guest asks for it ([`rx_filter`] says what follows).
+//!
+//! QEMU sends `NIC_RX_FILTER_CHANGED` of a NIC once, and is silent until it is asked. A guest can change its filter as
+//! often as it likes; we ask and change at most once a second.
+
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+
+use futures::future::join_all;
+use hybridnic_qmp::{Client, EventError, commands::RxFilter};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::{
+    Vm,
+    rx_filter::{self, Beyond},
+};
+use crate::{error::chain, host::Host};
+
+/// A guest that joins one group often joins more.
+const GATHER: Duration = Duration::from_millis(100);
+/// The least time between two looks at a guest that never stops changing; from [`GATHER`] on it doubles up to this.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The longest that a look may hold up a VM that waits to be started.
+const IN_PAUSE: Duration = Duration::from_millis(200);
+/// When what failed is tried again.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// What a NIC's standby makes of what the guest asks it to receive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filtered {
+    /// What no macvtap does.
+    pub beyond: Beyond,
+    /// Why the list could not be changed; it is tried again.
+    pub failed: Option<String>,
+}
+
+/// Where the guest's wishes are put.
+pub trait Lists: Sync {
+    /// Makes a macvtap receive what the guest asks for.
+    fn put(&self, macvtap: &str, filter: &RxFilter) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+impl Lists for Host {
+    async fn put(&self, macvtap: &str, filter: &RxFilter) -> Result<(), String> {
+        let macvtap = match self.netlink.link(macvtap).await {
+            Ok(Some(link)) => link.index,
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(chain(&error)),
+        };
+        let now = match self.multicast.received(macvtap).await {
+            Ok(now) => now,
+            // Its NIC's task says so.
+            Err(error) if error.is_no_device() => return Ok(()),
+            Err(error) => return Err(chain(&error)),
+        };
+        let rx_filter::Change { add, remove, all } = rx_filter::change(filter, &now);
+        if !(add.is_empty() && remove.is_empty()) {
+            debug!(device = filter.name, ?add, ?remove, "multicast");
+            match self.multicast.change(macvtap, add, remove).await {
+                Err(error) if !error.is_no_device() => return Err(chain(&error)),
+                _ => {}
+            }
+        }
+        if let Some(all) = all {
+            debug!(device = filter.name, all, "every multicast");
+            match self.netlink.set_all_multicast(macvtap, all).await {
+                Err(error) if !error.is_no_device() => return Err(chain(&error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One look at all NICs of the VM; whether all went well.
+pub async fn look(vm: &Vm, client: &Client, lists: &impl Lists) -> bool {
+    let standbys = standbys(vm);
+    if standbys.is_empty() {
+        return true;
+    }
+    let filters = match client.query_rx_filters().await {
+        Ok(filters) => filters,
+        Err(error) => {
+            let error = chain(&error);
+            warn!(
+                namespace = vm.namespace,
+                pod = vm.pod,
+                error,
+                "QEMU does not say what the guest receives"
+            );
+            return false;
+        }
+    };
+    let mut each = Vec::new();
+    for filter in &filters {
+        if let Some((uid, macvtap)) = standbys.get(&filter.name) {
+            each.push(set(vm, uid, macvtap, filter, lists));
+        }
+    }
+    join_all(each).await.into_iter().all(|ok| ok)
+}
+
+async fn set(vm: &Vm, uid: &str, macvtap: &str, filter: &RxFilter, lists: &impl Lists) -> bool {
+    let failed = lists.put(macvtap, filter).await.err();
+    if let Some(error) = &failed {
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            device = filter.name,
+            error,
+            "the standby does not receive what the guest asks for"
+        );
+    }
+    let ok = failed.is_none();
+    let beyond = rx_filter::beyond(filter);
+    vm.show_filtered(uid, Filtered { beyond, failed });
+    ok
+}
+
+/// A look before a VM that has come is started: QEMU sends no event for a filter that came with it. [`follow`] looks again
+/// once it runs.
+pub async fn look_in_pause(vm: &Vm, client: &Client, lists: &impl Lists) {
+    // It has warned of what it could not do, and the VM is not held up for the rest.
+    let _ = tokio::time::timeout(IN_PAUSE, look(vm, client, lists)).await;
+}
+
+/// Looks at first, when a standby appears, when the VM has been paused, and whenever the guest has asked for something else. Ends when it is dropped.
+pub async fn follow(vm: &Vm, client: &Client, lists: &impl Lists) -> Infallible {
+    let mut events = client.subscribe();
+    let mut nics = vm.nics_changed.subscribe();
+    let mut shown = standbys(vm);
+    let mut pace = Pace::default();
+    if !shown.is_empty() {
+        pace.ask(Instant::now());
+    }
+    let mut paused = false;
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Ok(event) => match event.name.as_str() {
+                    // A guest that does not run asks for nothing, and in a migration's pause QEMU has other things to do.
+                    "STOP" => paused = true,
+                    "RESUME" => {
+                        paused = false;
+                        if !shown.is_empty() {
+                            pace.ask(Instant::now());
+                        }
+                    }
+                    _ if event.rx_filter_changed().is_some_and(|id| shown.contains_key(id)) => {
+                        pace.ask(Instant::now());
+                    }
+                    _ => {}
+                },
+                Err(EventError::Closed(_)) => std::future::pending().await,
+                Err(_) => {
+                    paused = false;
+                    pace.ask(Instant::now());
+                }
+            },
+            Ok(()) = nics.changed() => {
+                let now = standbys(vm);
+                if now != shown {
+                    shown = now;
+                    pace.ask(Instant::now());
+                }
+            }
+            () = until(pace.due), if !paused => {
+                let ok = look(vm, client, lists).await;
+                pace.looked(Instant::now(), ok);
+            }
+        }
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Of each standby device: its attachment's uid, and its macvtap.
+fn standbys(vm: &Vm) -> BTreeMap<String, (String, String)> {
+    vm.nics()
+        .into_iter()
+        .filter_map(|(uid, nic)| Some((nic.standby_device, (uid, nic.macvtap?))))
+        .collect()
+}
+
+/// When the next look is due.
+#[derive(Debug, Default)]
+struct Pace {
+    looked: Option<Instant>,
+    pause: Duration,
+    due: Option<Instant>,
+}
+
+impl Pace {
+    fn ask(&mut self, now: Instant) {
+        let earliest = self.looked.map_or(now, |at| at + self.pause);
+        let at = earliest.max(now + GATHER);
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    fn looked(&mut self, now: Instant, ok: bool) {
+        let restless = self.looked.is_some_and(|at| now < at + 2 * PAUSE);
+        self.pause = if restless {
+            (2 * self.pause).min(PAUSE)
+        } else {
+            GATHER
+        };
+        self.looked = Some(now);
+        self.due = (!ok).then(|| now + AGAIN);
+    }
+}
+
+#[cfg(test)]
+#[path = "rx_follow_tests.rs"]
+mod tests;

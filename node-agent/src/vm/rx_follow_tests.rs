@@ -1,0 +1,206 @@
+use hybridnic_qmp::Options;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::UnixStream,
+    sync::mpsc,
+    time::timeout,
+};
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// QEMU's side of a session.
+struct Peer(BufReader<UnixStream>);
+
+impl Peer {
+    async fn connect() -> (Client, Self) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut peer = Self(BufReader::new(theirs));
+        let greet = async {
+            peer.say(json!({"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""}, "capabilities": []}}))
+                .await;
+            peer.answer("qmp_capabilities", json!({})).await;
+        };
+        let options = Options::default();
+        let (client, ()) = tokio::join!(Client::from_stream(ours, &options), greet);
+        (client.unwrap(), peer)
+    }
+
+    async fn say(&mut self, value: Value) {
+        self.0.write_all(format!("{value}\r\n").as_bytes()).await.unwrap();
+    }
+
+    async fn event(&mut self, name: &str, data: Value) {
+        self.say(json!({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}}))
+            .await;
+    }
+
+    async fn changed(&mut self, device: &str) {
+        let data = json!({"name": device, "path": format!("/machine/peripheral/{device}/virtio-backend")});
+        self.event("NIC_RX_FILTER_CHANGED", data).await;
+    }
+
+    /// The next command, which has to be this one, has this answer.
+    async fn answer(&mut self, command: &str, value: Value) {
+        let mut line = String::new();
+        timeout(SOON, self.0.read_line(&mut line)).await.unwrap().unwrap();
+        let asked: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(asked["execute"], command);
+        self.say(json!({"return": value, "id": asked["id"]})).await;
+    }
+
+    async fn is_left_alone(&mut self, time: Duration) {
+        let mut line = String::new();
+        assert!(
+            timeout(time, self.0.read_line(&mut line)).await.is_err(),
+            "{line}"
+        );
+    }
+}
+
+fn filter(device: &str, groups: &[&str]) -> Value {
+    json!({
+        "name": device, "promiscuous": false, "multicast": "normal", "unicast": "normal", "vlan": "normal",
+        "broadcast-allowed": true, "multicast-overflow": false, "unicast-overflow": false,
+        "main-mac": "52:54:00:00:00:01", "vlan-table": [0, 10], "unicast-table": [], "multicast-table": groups,
+    })
+}
+
+/// Tells of what would be put on a macvtap; that of b is refused.
+struct Told(mpsc::UnboundedSender<(String, Vec<String>)>);
+
+impl Lists for Told {
+    async fn put(&self, macvtap: &str, filter: &RxFilter) -> Result<(), String> {
+        self.0
+            .send((macvtap.to_owned(), filter.multicast_table.clone()))
+            .unwrap();
+        if macvtap == "hnb" {
+            Err("no".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+fn vm() -> Vm {
+    let vm = Vm::new("default", "vm", "uid");
+    vm.update_nic("a", |nic| {
+        nic.standby_device = "sb-a".to_owned();
+        nic.macvtap = Some("hna".to_owned());
+    });
+    vm
+}
+
+#[tokio::test]
+async fn a_change_is_asked_for_once_and_put_on_its_macvtap() {
+    let (client, mut peer) = Peer::connect().await;
+    let (vm, (sent, mut put)) = (vm(), mpsc::unbounded_channel());
+    let lists = Told(sent);
+    let qemu = async {
+        // At first, for there may have been events before the session.
+        peer.answer(
+            "query-rx-filter",
+            json!([filter("other", &["01:00:5e:00:00:fb"]), filter("sb-a", &[])]),
+        )
+        .await;
+        assert_eq!(put.recv().await, Some(("hna".to_owned(), vec![])));
+        // A guest that toggles, somebody else's NIC, a VM in a pause: one look.
+        peer.event("STOP", json!({})).await;
+        for _ in 0..50 {
+            peer.changed("sb-a").await;
+            peer.changed("other").await;
+        }
+        peer.is_left_alone(2 * PAUSE).await;
+        peer.event("RESUME", json!({})).await;
+        peer.answer("query-rx-filter", json!([filter("sb-a", &["33:33:ff:12:34:56"])]))
+            .await;
+        assert_eq!(
+            put.recv().await,
+            Some(("hna".to_owned(), vec!["33:33:ff:12:34:56".to_owned()]))
+        );
+        peer.changed("other").await;
+        peer.is_left_alone(2 * PAUSE).await;
+        assert!(put.try_recv().is_err());
+    };
+    tokio::select! {
+        never = follow(&vm, &client, &lists) => match never {},
+        () = qemu => {}
+    }
+    assert_eq!(vm.nics()["a"].filtered.beyond.vlans, [10].into());
+}
+
+#[tokio::test]
+async fn a_standby_that_appears_gets_its_list() {
+    let (client, mut peer) = Peer::connect().await;
+    let vm = vm();
+    let (sent, mut put) = mpsc::unbounded_channel();
+    let lists = Told(sent);
+    let qemu = async {
+        peer.answer("query-rx-filter", json!([])).await;
+        vm.update_nic("b", |nic| {
+            nic.standby_device = "sb-b".to_owned();
+            nic.macvtap = Some("hnb".to_owned());
+        });
+        peer.answer(
+            "query-rx-filter",
+            json!([filter("sb-b", &[]), filter("sb-a", &[])]),
+        )
+        .await;
+        let macvtap = |put: Option<(String, Vec<String>)>| put.unwrap().0;
+        assert_eq!(macvtap(put.recv().await), "hnb");
+        assert_eq!(macvtap(put.recv().await), "hna");
+    };
+    let mut pulse = vm.pulse();
+    let told = async {
+        pulse
+            .wait_for(|_| vm.nics()["b"].filtered.failed.is_some())
+            .await
+            .map(|_| ())
+    };
+    tokio::select! {
+        never = follow(&vm, &client, &lists) => match never {},
+        ((), told) = async { tokio::join!(qemu, timeout(SOON, told)) } => told.unwrap().unwrap(),
+    }
+    assert_eq!(vm.nics()["b"].filtered.failed.as_deref(), Some("no"));
+    assert_eq!(vm.nics()["a"].filtered.failed, None);
+}
+
+#[test]
+fn looks_are_gathered() {
+    let start = Instant::now();
+    let mut pace = Pace::default();
+    pace.ask(start);
+    assert_eq!(pace.due, Some(start + GATHER));
+    pace.ask(start + GATHER / 2);
+    assert_eq!(pace.due, Some(start + GATHER));
+    pace.looked(start + GATHER, true);
+    assert_eq!(pace.due, None);
+    pace.looked(start + 5 * PAUSE, false);
+    assert_eq!(pace.due, Some(start + 5 * PAUSE + AGAIN));
+    // News do not wait for the failure's pause.
+    pace.ask(start + 6 * PAUSE);
+    assert_eq!(pace.due, Some(start + 6 * PAUSE + GATHER));
+}
+
+#[test]
+fn a_guest_that_never_stops_is_looked_at_once_a_second() {
+    let mut now = Instant::now();
+    let mut pace = Pace::default();
+    let mut pauses = Vec::new();
+    for _ in 0..7 {
+        pace.ask(now);
+        let due = pace.due.unwrap();
+        pauses.push((due - now).as_millis());
+        now = due;
+        pace.looked(now, true);
+    }
+    assert_eq!(pauses, [100, 100, 200, 400, 800, 1000, 1000]);
+    // Quiet for a while, it is answered at once again.
+    now += 2 * PAUSE;
+    pace.ask(now);
+    assert_eq!(pace.due, Some(now + GATHER));
+    pace.looked(now + GATHER, true);
+    assert_eq!(pace.pause, GATHER);
+}
