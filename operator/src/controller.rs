@@ -1,24 +1,22 @@
-//! Runs one kind's reconciles: kube's controller core on a shared cache.
+//! Runs one kind's reconciles: one at a time for each object, and many at once, as most of them wait for the API server.
 //!
-//! kube's `Controller` opens a watch of its own for each kind it looks at; here all controllers share one watch a kind,
-//! so this uses the part of it beneath, [`applier`]: one reconcile at a time for each object, bounded concurrency,
-//! requeues and graceful shutdown.
+//! kube's `Controller` opens a watch of its own for each kind it looks at, and keeps whole objects; here all controllers
+//! share one watch and one [`Cache`] a kind, and what is urgent comes first.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender};
-use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
-use kube::runtime::applier;
-use kube::runtime::controller::{self, Action};
-use kube::runtime::reflector::{ObjectRef, Store};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use kube::{Resource, ResourceExt};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::time::{DelayQueue, delay_queue};
 
-use crate::cache::Object;
+use crate::cache::{Cache, Name, Object};
 use crate::metrics::Reconciles;
+use crate::queue::{Requests, Urgency};
 use crate::write;
 
 /// After a conflict the newer version is on its way here already.
@@ -27,8 +25,10 @@ const AFTER_CONFLICT: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
-/// Every object is looked at this often though nothing has changed, should a trigger be missing.
-const SAFETY_NET: Duration = Duration::from_mins(15);
+/// Every object is looked at though nothing has changed, should a trigger be missing: a share of them this often,
+const SAFETY_NET: Duration = Duration::from_mins(1);
+/// and all of them after so many shares.
+const SHARES: usize = 15;
 
 /// Makes one kind of objects true.
 pub trait Reconciler: Send + Sync + 'static {
@@ -48,191 +48,143 @@ pub struct Done {
     pub again: Option<Duration>,
 }
 
-/// Where changes ask for reconciles.
-pub struct Queue<K: Object> {
-    sender: UnboundedSender<ObjectRef<K>>,
-    waiting: Waiting<K>,
+/// A reconcile that has ended.
+struct Ended {
+    name: Name,
+    urgency: Urgency,
+    /// The version that it was about.
+    version: Option<String>,
+    done: Result<Done, write::Error>,
 }
 
-/// The other end of a [`Queue`].
-pub struct Requests<K: Object> {
-    receiver: UnboundedReceiver<ObjectRef<K>>,
-    waiting: Waiting<K>,
-}
-
-/// A queue. It is unbounded, as its reader only drops what it has already.
-pub fn queue<K: Object>(reconciles: &Reconciles) -> (Queue<K>, Requests<K>) {
-    let (sender, receiver) = futures::channel::mpsc::unbounded();
-    let waiting = Waiting {
-        objects: Arc::default(),
-        reconciles: reconciles.clone(),
-    };
-    let queue = Queue {
-        sender,
-        waiting: waiting.clone(),
-    };
-    waiting.with(|_| ());
-    (queue, Requests { receiver, waiting })
-}
-
-/// The objects for which a reconcile was asked and has not begun, for the metrics.
-struct Waiting<K: Object> {
-    objects: Arc<Mutex<HashSet<ObjectRef<K>>>>,
-    reconciles: Reconciles,
-}
-
-impl<K: Object> Clone for Waiting<K> {
-    fn clone(&self) -> Self {
-        Self {
-            objects: Arc::clone(&self.objects),
-            reconciles: self.reconciles.clone(),
-        }
-    }
-}
-
-impl<K: Object> Waiting<K> {
-    fn with<T>(&self, change: impl FnOnce(&mut HashSet<ObjectRef<K>>) -> T) {
-        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut objects);
-        self.reconciles.wait(&K::kind(&()), objects.len());
-    }
-}
-
-impl<K: Object> Queue<K> {
-    /// Asks for a reconcile of an object.
-    pub fn add(&self, object: &K) {
-        self.send(ObjectRef::from_obj(object));
-    }
-
-    /// Asks for a reconcile of an object by its name; `namespace` is empty for a cluster-scoped kind.
-    pub fn add_name(&self, namespace: &str, name: &str) {
-        let object = ObjectRef::new(name);
-        self.send(if namespace.is_empty() {
-            object
-        } else {
-            object.within(namespace)
-        });
-    }
-
-    fn send(&self, object: ObjectRef<K>) {
-        self.waiting.with(|objects| objects.insert(object.clone()));
-        // A queue whose controller has stopped belongs to a process that stops.
-        let _ = self.sender.unbounded_send(object);
-    }
-}
-
-struct Context<R: Reconciler> {
-    reconciler: R,
+/// What is known of objects besides what the cache has.
+struct Memory<R: Reconciler> {
+    requests: Requests<R::Kind>,
     work: Reconciles,
-    waiting: Waiting<R::Kind>,
-    failures: Mutex<HashMap<ObjectRef<R::Kind>, u32>>,
+    failures: HashMap<Name, u32>,
     /// Versions on which a write was decided: when one is seen again, the cache has not caught up yet.
-    overwritten: Mutex<HashMap<ObjectRef<R::Kind>, Option<String>>>,
-}
-
-impl<R: Reconciler> Context<R> {
-    /// Whether this version is known to be out of date. It is said once: a write may have changed nothing after all.
-    fn is_stale(&self, name: &ObjectRef<R::Kind>, version: Option<&String>) -> bool {
-        let mut overwritten = self.overwritten.lock().unwrap_or_else(PoisonError::into_inner);
-        overwritten
-            .remove(name)
-            .is_some_and(|old| old.as_ref() == version)
-    }
+    overwritten: HashMap<Name, Option<String>>,
+    later: DelayQueue<(Name, Urgency)>,
+    timers: HashMap<Name, delay_queue::Key>,
 }
 
 /// Runs reconciles, at most `concurrency` at once, until `stop`; those that run then are finished.
 pub async fn run<R: Reconciler>(
     reconciler: R,
-    store: Store<R::Kind>,
+    cache: Cache<R::Kind>,
     requests: Requests<R::Kind>,
-    concurrency: u16,
+    concurrency: usize,
     work: Reconciles,
     stop: CancellationToken,
 ) {
-    let Requests { receiver, waiting } = requests;
-    let context = Arc::new(Context {
-        reconciler,
-        work,
-        waiting: waiting.clone(),
-        failures: Mutex::default(),
-        overwritten: Mutex::default(),
-    });
-    let requests = receiver
-        .take_until(stop.cancelled_owned())
-        .map(Ok::<_, std::convert::Infallible>);
-    let config = controller::Config::default().concurrency(concurrency);
-    let kind = <R::Kind as Resource>::kind(&());
-    let kind = kind.as_ref();
-    applier(reconcile, retry, context, store, requests, config)
-        .for_each(|done| {
-            match done {
-                Ok((object, _)) => tracing::trace!(%object, "reconciled"),
-                // It was deleted between the change and now.
-                Err(controller::Error::ObjectNotFound(object)) => {
-                    tracing::trace!(%object, "gone");
-                    let is_it = |waits: &ObjectRef<_>| {
-                        (&waits.name, &waits.namespace) == (&object.name, &object.namespace)
-                    };
-                    waiting.with(|objects| objects.retain(|waits| !is_it(waits)));
-                }
-                Err(controller::Error::ReconcilerFailed(error, object))
-                    if error.is_conflict() || error.is_gone() =>
-                {
-                    let (namespace, name) = (object.namespace.as_deref(), object.name.as_str());
-                    tracing::debug!(kind, namespace, name, error = %Chain(&error), "changed meanwhile");
-                }
-                Err(controller::Error::ReconcilerFailed(error, object)) => {
-                    let (namespace, name) = (object.namespace.as_deref(), object.name.as_str());
-                    tracing::warn!(kind, namespace, name, error = %Chain(&error), "not reconciled; will be tried again");
-                }
-                Err(error) => tracing::warn!(kind, error = %Chain(&error), "not reconciled"),
+    let mut memory = Memory::<R> {
+        requests,
+        work: work.clone(),
+        failures: HashMap::new(),
+        overwritten: HashMap::new(),
+        later: DelayQueue::new(),
+        timers: HashMap::new(),
+    };
+    let mut running = FuturesUnordered::new();
+    let mut shares = (0..SHARES).cycle();
+    let mut net = interval_at(Instant::now() + SAFETY_NET, SAFETY_NET);
+    net.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            // First what frees a place, then what fills it.
+            biased;
+            () = stop.cancelled() => break,
+            Some(ended) = running.next(), if !running.is_empty() => memory.settle(ended),
+            Some(due) = memory.later.next(), if !memory.later.is_empty() => {
+                let (name, urgency) = due.into_inner();
+                memory.timers.remove(&name);
+                memory.requests.ask(name, urgency);
             }
-            std::future::ready(())
-        })
-        .await;
+            _ = net.tick() => {
+                for name in cache.share(shares.next().unwrap_or_default(), SHARES) {
+                    memory.requests.ask(name, Urgency::Usual);
+                }
+            }
+            (name, urgency) = memory.requests.next(), if running.len() < concurrency => {
+                if let Some(timer) = memory.timers.remove(&name) {
+                    memory.later.remove(&timer);
+                }
+                let Some(object) = cache.named(&name) else {
+                    memory.forget(&name);
+                    continue;
+                };
+                let version = ResourceExt::resource_version(object.as_ref());
+                // It is said once: a write may have changed nothing after all.
+                if memory.overwritten.remove(&name).is_some_and(|old| old == version) {
+                    memory.requests.done(&name);
+                    memory.again_after(AFTER_CONFLICT, name, urgency);
+                    continue;
+                }
+                let begun = work.begin(&<R::Kind as Resource>::kind(&()));
+                let reconcile = reconciler.reconcile(object);
+                running.push(async move {
+                    let done = reconcile.await;
+                    drop(begun);
+                    Ended { name, urgency, version, done }
+                });
+            }
+        }
+    }
+    while running.next().await.is_some() {}
 }
 
-fn reconcile<R: Reconciler>(
-    object: Arc<R::Kind>,
-    context: Arc<Context<R>>,
-) -> BoxFuture<'static, Result<Action, write::Error>> {
-    async move {
-        let name = ObjectRef::from_obj(object.as_ref());
-        context.waiting.with(|objects| objects.remove(&name));
-        let version = ResourceExt::resource_version(object.as_ref());
-        if context.is_stale(&name, version.as_ref()) {
-            return Ok(Action::requeue(AFTER_CONFLICT));
+impl<R: Reconciler> Memory<R> {
+    fn settle(&mut self, ended: Ended) {
+        let Ended {
+            name,
+            urgency,
+            version,
+            done,
+        } = ended;
+        self.requests.done(&name);
+        let again = match done {
+            Ok(Done { wrote, again }) => {
+                if wrote {
+                    self.overwritten.insert(name.clone(), version);
+                }
+                self.failures.remove(&name);
+                again
+            }
+            Err(error) => self.failed(&name, &error),
+        };
+        if let Some(again) = again {
+            self.again_after(again, name, urgency);
         }
-        let begun = context.work.begin(&<R::Kind as Resource>::kind(&()));
-        let Done { wrote, again } = context.reconciler.reconcile(object).await?;
-        drop(begun);
-        if wrote {
-            let mut overwritten = context.overwritten.lock().unwrap_or_else(PoisonError::into_inner);
-            overwritten.insert(name.clone(), version);
-        }
-        context
-            .failures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&name);
-        Ok(Action::requeue(again.unwrap_or(SAFETY_NET).min(SAFETY_NET)))
     }
-    .boxed()
-}
 
-#[allow(clippy::needless_pass_by_value)] // kube's signature
-fn retry<R: Reconciler>(object: Arc<R::Kind>, error: &write::Error, context: Arc<Context<R>>) -> Action {
-    context.work.failed(&<R::Kind as Resource>::kind(&()), error);
-    if error.is_gone() {
-        return Action::await_change();
+    /// Notes a failure; gives when to try again, if not at the next change.
+    fn failed(&mut self, name: &Name, error: &write::Error) -> Option<Duration> {
+        let kind = <R::Kind as Resource>::kind(&());
+        let (kind, object) = (kind.as_ref(), name.to_string());
+        self.work.failed(kind, error);
+        if error.is_conflict() || error.is_gone() {
+            tracing::debug!(kind, object, error = %Chain(error), "changed meanwhile");
+            return error.is_conflict().then_some(AFTER_CONFLICT);
+        }
+        tracing::warn!(kind, object, error = %Chain(error), "not reconciled; will be tried again");
+        let failed = self.failures.entry(name.clone()).or_default();
+        *failed = failed.saturating_add(1);
+        Some(pause(*failed))
     }
-    if error.is_conflict() {
-        return Action::requeue(AFTER_CONFLICT);
+
+    fn again_after(&mut self, pause: Duration, name: Name, urgency: Urgency) {
+        let timer = self.later.insert((name.clone(), urgency), pause);
+        if let Some(before) = self.timers.insert(name, timer) {
+            self.later.remove(&before);
+        }
     }
-    let mut failures = context.failures.lock().unwrap_or_else(PoisonError::into_inner);
-    let failed = failures.entry(ObjectRef::from_obj(object.as_ref())).or_default();
-    *failed = failed.saturating_add(1);
-    Action::requeue(pause(*failed))
+
+    /// It was deleted between the change and now.
+    fn forget(&mut self, name: &Name) {
+        self.requests.done(name);
+        self.failures.remove(name);
+        self.overwritten.remove(name);
+    }
 }
 
 fn pause(failed: u32) -> Duration {
@@ -254,6 +206,167 @@ impl std::fmt::Display for Chain<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::sync::Mutex;
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::api::ObjectMeta;
+    use kube::runtime::watcher::Event;
+    use tokio::sync::mpsc;
+
+    use crate::cache::cache;
+    use crate::queue::{Queue, queue};
+
+    /// Says what it was asked to make true, and does what it is told.
+    struct Obedient {
+        seen: mpsc::UnboundedSender<(String, Instant)>,
+        orders: Mutex<HashMap<&'static str, Vec<Result<Done, write::Error>>>>,
+        takes: Duration,
+    }
+
+    impl Reconciler for Obedient {
+        type Kind = ConfigMap;
+
+        async fn reconcile(&self, object: Arc<ConfigMap>) -> Result<Done, write::Error> {
+            let name = object.name_any();
+            let order = self
+                .orders
+                .lock()
+                .unwrap()
+                .get_mut(name.as_str())
+                .and_then(Vec::pop);
+            self.seen.send((name, Instant::now())).unwrap();
+            tokio::time::sleep(self.takes).await;
+            order.unwrap_or(Ok(Done::default()))
+        }
+    }
+
+    fn late() -> Result<Done, write::Error> {
+        Err(write::Error::Late {
+            step: "apply the status",
+            object: "ConfigMap ns/a".to_owned(),
+        })
+    }
+
+    struct Bench {
+        queue: Queue<ConfigMap>,
+        seen: mpsc::UnboundedReceiver<(String, Instant)>,
+        stop: CancellationToken,
+        running: tokio::task::JoinHandle<()>,
+        begun: Instant,
+    }
+
+    async fn bench(orders: HashMap<&'static str, Vec<Result<Done, write::Error>>>, at_once: usize) -> Bench {
+        let (cache, feed) = cache();
+        let map = |name: &str| ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                namespace: Some("ns".to_owned()),
+                resource_version: Some("1".to_owned()),
+                ..ObjectMeta::default()
+            },
+            ..ConfigMap::default()
+        };
+        let names = ["a", "b", "c"].map(map).map(Event::InitApply);
+        let events = [Event::Init].into_iter().chain(names).chain([Event::InitDone]);
+        feed.run(futures::stream::iter(events.map(Ok)), |_, _| {}).await;
+        let work = Reconciles::new(&mut hybridnic_runtime::metrics::Registry::default());
+        let (queue, requests) = queue(&work);
+        let (seen, receiver) = mpsc::unbounded_channel();
+        let reconciler = Obedient {
+            seen,
+            orders: Mutex::new(orders),
+            takes: Duration::from_millis(5),
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(reconciler, cache, requests, at_once, work, stop.clone()));
+        Bench {
+            queue,
+            seen: receiver,
+            stop,
+            running,
+            begun: Instant::now(),
+        }
+    }
+
+    impl Bench {
+        fn ask(&self, name: &str, urgency: Urgency) {
+            self.queue.add(Name::new("ns", name), urgency);
+        }
+
+        async fn next(&mut self) -> (String, u128) {
+            let (name, at) = self.seen.recv().await.unwrap();
+            (name, at.duration_since(self.begun).as_millis())
+        }
+
+        async fn next_is(&mut self, name: &str, at: u128) {
+            assert_eq!(self.next().await, (name.to_owned(), at));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_at_a_time_the_urgent_first_and_the_last_is_finished() {
+        let mut bench = bench(HashMap::new(), 1).await;
+        bench.ask("a", Urgency::Usual);
+        bench.next_is("a", 0).await;
+        bench.ask("a", Urgency::Usual);
+        bench.ask("gone", Urgency::Usual);
+        bench.ask("b", Urgency::Usual);
+        bench.ask("c", Urgency::Urgent);
+        bench.next_is("c", 5).await;
+        bench.next_is("b", 10).await;
+        bench.next_is("a", 15).await;
+        bench.stop.cancel();
+        bench.running.await.unwrap();
+        assert_eq!(bench.begun.elapsed().as_millis(), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_failed_or_waits_comes_again() {
+        let again = Ok(Done {
+            wrote: false,
+            again: Some(Duration::from_secs(3)),
+        });
+        // The last comes first.
+        let orders = HashMap::from([("a", vec![late(), late()]), ("b", vec![again])]);
+        let mut bench = bench(orders, 4).await;
+        bench.ask("a", Urgency::Usual);
+        bench.ask("b", Urgency::Usual);
+        bench.next_is("a", 0).await;
+        bench.next_is("b", 0).await;
+        // A timer is good to a millisecond.
+        for (name, at) in [("a", 505), ("a", 1510), ("b", 3005)] {
+            let (is, was) = bench.next().await;
+            assert_eq!(is, name);
+            assert!((at..at + 4).contains(&was), "{name} {was}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_version_that_was_overwritten_is_not_judged_again_at_once() {
+        let wrote = Ok(Done {
+            wrote: true,
+            again: None,
+        });
+        let mut bench = bench(HashMap::from([("a", vec![wrote])]), 4).await;
+        bench.ask("a", Urgency::Usual);
+        bench.next_is("a", 0).await;
+        bench.ask("a", Urgency::Usual);
+        let (_, at) = bench.next().await;
+        assert!((1005..1010).contains(&at), "{at}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_are_looked_at_though_nothing_changes() {
+        let mut bench = bench(HashMap::new(), 4).await;
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            all.push(bench.next().await.0);
+        }
+        all.sort();
+        assert_eq!(all, ["a", "b", "c"]);
+        assert!(bench.begun.elapsed() <= Duration::from_mins(16));
+    }
 
     #[test]
     fn pauses_grow_and_end() {

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::mpsc;
 
 use hybridnic_api::names::OPERATOR_MANAGER;
 
@@ -13,6 +15,8 @@ use crate::cache::Object;
 const NOTE_MAX: usize = 1024;
 /// An event is worth no longer wait.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// So many may wait to be published: those of all phases of many migrations at once.
+const LINE: usize = 4096;
 
 /// Something to tell about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,9 +49,9 @@ impl Note {
     }
 }
 
-/// Publishes events. Clones share the memory of what was said before.
+/// Publishes events, one after the other and beside all else: who tells does not wait. Clones share one line.
 #[derive(Clone)]
-pub struct Events(Recorder);
+pub struct Events(mpsc::Sender<(ObjectReference, Note)>);
 
 impl Events {
     /// Events in the name of the operator's process `identity`.
@@ -56,37 +60,51 @@ impl Events {
             controller: OPERATOR_MANAGER.to_owned(),
             instance: Some(identity.to_owned()),
         };
-        Self(Recorder::new(client, reporter))
+        let (sender, mut told) = mpsc::channel(LINE);
+        let recorder = Recorder::new(client, reporter);
+        tokio::spawn(async move {
+            while let Some((object, note)) = told.recv().await {
+                publish(&recorder, &object, note).await;
+            }
+        });
+        Self(sender)
     }
 
     /// Tells `notes` about `object`. An event that cannot be published is logged, and lost: it is a courtesy.
-    pub async fn tell<K: Object>(&self, object: &K, notes: Vec<Note>) {
-        for Note {
-            warning,
-            reason,
-            message,
-        } in notes
-        {
-            let reference = object.object_ref(&());
-            let event = Event {
-                type_: if warning {
-                    EventType::Warning
-                } else {
-                    EventType::Normal
-                },
-                action: reason.clone(),
-                reason,
-                note: Some(shortened(message)),
-                secondary: None,
-            };
-            match tokio::time::timeout(DEADLINE, self.0.publish(&event, &reference)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, reason = event.reason, "an event was not published");
-                }
-                Err(_) => tracing::debug!(reason = event.reason, "an event was not published: no answer"),
+    pub fn tell<K: Object>(&self, object: &K, notes: Vec<Note>) {
+        for note in notes {
+            let reason = note.reason.clone();
+            if self.0.try_send((object.object_ref(&()), note)).is_err() {
+                tracing::debug!(reason, "an event was not published: too many wait");
             }
         }
+    }
+}
+
+async fn publish(recorder: &Recorder, object: &ObjectReference, note: Note) {
+    let Note {
+        warning,
+        reason,
+        message,
+    } = note;
+    let type_ = if warning {
+        EventType::Warning
+    } else {
+        EventType::Normal
+    };
+    let event = Event {
+        type_,
+        action: reason.clone(),
+        reason,
+        note: Some(shortened(message)),
+        secondary: None,
+    };
+    match tokio::time::timeout(DEADLINE, recorder.publish(&event, object)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::debug!(%error, reason = event.reason, "an event was not published");
+        }
+        Err(_) => tracing::debug!(reason = event.reason, "an event was not published: no answer"),
     }
 }
 

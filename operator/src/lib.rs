@@ -16,6 +16,7 @@ mod controller;
 mod events;
 mod fence;
 mod handover;
+mod kinds;
 mod mac;
 mod metrics;
 mod migration;
@@ -24,6 +25,7 @@ mod nic;
 mod node;
 mod options;
 mod pods;
+mod queue;
 mod routes;
 mod select;
 #[cfg(test)]
@@ -42,29 +44,30 @@ use hybridnic_runtime::probes::{Probes, probes};
 use hybridnic_runtime::traces::{self, Traces};
 use hybridnic_runtime::{api, shutdown};
 use kube::Client;
-use kube::runtime::reflector::Store;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use metrics::{Metrics, metrics};
 pub use options::{Command, Options};
 
-use controller::{Reconciler, Requests};
+use cache::Cache;
+use controller::Reconciler;
 use events::Events;
 use fence::sight::Sight;
 use migration::view::Deadlines;
 use migration::{MigrationReconciler, Told};
 use network::NetworkReconciler;
-use nic::release::is_held;
 use nic::{NicReconciler, Patience, ReleaseReconciler};
 use node::NodeReconciler;
-use routes::{AllRequests, Queues};
+use queue::Requests;
+use routes::AllRequests;
 use world::World;
 
-/// Reconciles at once of the kinds of which there are many.
-const MANY: u16 = 16;
+/// Reconciles at once of the kinds of which there are many. They wait for the API server nearly all of their time; each that
+/// writes has a connection of its own.
+const MANY: usize = 64;
 /// Reconciles at once of the kinds of which there are few.
-const FEW: u16 = 4;
+const FEW: usize = 4;
 
 /// Does what the command line says. `logs` changes what is logged.
 pub async fn execute(options: Options, logs: LogLevel) -> anyhow::Result<()> {
@@ -184,7 +187,7 @@ impl Process {
         self.probes.set_ready(true);
 
         let mut controllers = self.controllers(client, &world, requests);
-        everything(&world, &queues);
+        routes::everything(&world, &queues);
         loop {
             tokio::select! {
                 ended = controllers.join_next() => match ended {
@@ -219,29 +222,12 @@ impl Process {
         let migration = MigrationReconciler::new(client(), seen(), deadlines, told);
 
         let mut set = JoinSet::new();
-        self.spawn(
-            &mut set,
-            node,
-            world.hybrid_nodes.store(),
-            requests.hybrid_nodes,
-            FEW,
-        );
-        self.spawn(&mut set, network, world.networks.store(), requests.networks, FEW);
-        self.spawn(&mut set, nic, world.nics.store(), requests.nics, MANY);
-        self.spawn(
-            &mut set,
-            release,
-            world.attachments.store(),
-            requests.attachments,
-            FEW,
-        );
-        self.spawn(
-            &mut set,
-            migration,
-            world.migrations.store(),
-            requests.migrations,
-            MANY,
-        );
+        let seen = world.clone();
+        self.spawn(&mut set, node, seen.hybrid_nodes, requests.hybrid_nodes, FEW);
+        self.spawn(&mut set, network, seen.networks, requests.networks, FEW);
+        self.spawn(&mut set, nic, seen.nics, requests.nics, MANY);
+        self.spawn(&mut set, release, seen.attachments, requests.attachments, FEW);
+        self.spawn(&mut set, migration, seen.migrations, requests.migrations, MANY);
         set
     }
 
@@ -249,50 +235,20 @@ impl Process {
         &self,
         set: &mut JoinSet<()>,
         reconciler: R,
-        store: Store<R::Kind>,
+        cache: Cache<R::Kind>,
         requests: Requests<R::Kind>,
-        concurrency: u16,
+        concurrency: usize,
     ) {
         let (work, stop) = (self.metrics.reconciles.clone(), self.stop.clone());
         set.spawn(controller::run(
             reconciler,
-            store,
+            cache,
             requests,
             concurrency,
             work,
             stop,
         ));
     }
-}
-
-/// Asks for a reconcile of all there is: what has changed while nobody led is not known.
-fn everything(world: &World, queues: &Queues) {
-    world
-        .hybrid_nodes
-        .all()
-        .iter()
-        .for_each(|node| queues.hybrid_nodes.add(node.as_ref()));
-    world
-        .networks
-        .all()
-        .iter()
-        .for_each(|network| queues.networks.add(network.as_ref()));
-    world
-        .nics
-        .all()
-        .iter()
-        .for_each(|nic| queues.nics.add(nic.as_ref()));
-    world
-        .attachments
-        .all()
-        .iter()
-        .filter(|attachment| is_held(attachment))
-        .for_each(|attachment| queues.attachments.add(attachment.as_ref()));
-    world
-        .migrations
-        .all()
-        .iter()
-        .for_each(|migration| queues.migrations.add(migration.as_ref()));
 }
 
 /// Host name and a random part: two processes on one host are two candidates.

@@ -1,13 +1,13 @@
 //! `HybridNetwork.status`: what the cluster has of a network; and its finalizer, while NICs are attached to it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::names::NETWORK_FINALIZER;
 use hybridnic_api::v1alpha1::{
-    HybridNetwork, HybridNetworkStatus, HybridNode, Path, PoolStatus, VfCounts, VmHybridNic,
+    HybridNetwork, HybridNetworkStatus, HybridNode, NicAttachment, Path, PoolStatus, VfCounts,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -18,6 +18,7 @@ use crate::cache::Key;
 use crate::controller::{Done, Reconciler};
 use crate::events::{Events, Note};
 use crate::fence::NodeState;
+use crate::kinds::NicGlance;
 use crate::select::selects;
 use crate::world::World;
 use crate::{mac, write};
@@ -69,7 +70,7 @@ impl NetworkReconciler {
 
 /// Whether nothing on a node can take a NIC: its kubelet does not answer, or it is said to be off. Of one that says nothing
 /// this is not known, and what its agent has published counts.
-fn is_away(node: &Node) -> bool {
+pub fn is_away(node: &Node) -> bool {
     let conditions = node
         .status
         .iter()
@@ -81,11 +82,15 @@ fn is_away(node: &Node) -> bool {
 }
 
 /// The NICs that are attached to a network.
-fn attached(world: &World, network: &str) -> Vec<String> {
-    let nics = world.nics.by(&Key::Network(network.to_owned()));
-    nics.iter()
-        .filter(|nic| !world.attachments_of(nic).is_empty())
-        .map(|nic| format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any()))
+fn attached(world: &World, network: &Key) -> Vec<String> {
+    let attachments = world.attachments.by(network);
+    let nic = |a: &Arc<NicAttachment>| format!("{}/{}", a.namespace().unwrap_or_default(), a.spec.nic.name);
+    // During a migration a NIC has two.
+    attachments
+        .iter()
+        .map(nic)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
         .collect()
 }
 
@@ -109,8 +114,8 @@ impl Reconciler for NetworkReconciler {
 
     async fn reconcile(&self, network: Arc<HybridNetwork>) -> Result<Done, write::Error> {
         let name = network.name_any();
-        let attached = attached(&self.world, &name);
-        if self.guard(&network, !attached.is_empty()).await? {
+        let key = Key::Network(name.clone());
+        if self.guard(&network, self.world.attachments.any(&key)).await? {
             return Ok(Done {
                 wrote: true,
                 again: None,
@@ -122,19 +127,21 @@ impl Reconciler for NetworkReconciler {
                 again: Some(rest),
             });
         }
-        let key = Key::Network(name.clone());
-        let is_away = |node: &Arc<HybridNode>| {
-            let node = self.world.nodes.get("", &node.name_any());
-            node.is_some_and(|node| is_away(&node))
-        };
+        let is_away = |node: &Arc<HybridNode>| self.world.nodes.glance("", &node.name_any()) == Some(true);
         let (away, nodes): (Vec<_>, Vec<_>) = self.world.hybrid_nodes.by(&key).into_iter().partition(is_away);
+        let leaves = network.metadata.deletion_timestamp.is_some();
+        let attached = if leaves {
+            attached(&self.world, &key)
+        } else {
+            Vec::new()
+        };
         let new = status(
             &network,
             Nodes {
                 there: &nodes,
                 away: &away,
             },
-            &self.world.nics.by(&key),
+            &self.world.nics.glances(&key),
             &attached,
             Timestamp::now(),
         );
@@ -145,7 +152,7 @@ impl Reconciler for NetworkReconciler {
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(name, Instant::now());
             let old = network.status.clone().unwrap_or_default();
-            self.events.tell(network.as_ref(), notes(&old, &new)).await;
+            self.events.tell(network.as_ref(), notes(&old, &new));
         }
         Ok(Done::default())
     }
@@ -164,7 +171,7 @@ struct Nodes<'a> {
 fn status(
     network: &HybridNetwork,
     nodes: Nodes<'_>,
-    nics: &[Arc<VmHybridNic>],
+    nics: &[NicGlance],
     attached: &[String],
     now: Timestamp,
 ) -> HybridNetworkStatus {
@@ -181,12 +188,7 @@ fn status(
         vfs.held += pool.vfs.held;
         vfs.unhealthy += pool.vfs.unhealthy;
     }
-    let on = |path: Path| {
-        count(
-            nics.iter()
-                .filter(|nic| nic.status.as_ref().is_some_and(|s| s.path == path)),
-        )
-    };
+    let on = |path: Path| count(nics.iter().filter(|nic| nic.path == path));
     let mut status = HybridNetworkStatus {
         observed_generation: network.metadata.generation,
         vfs,
@@ -357,8 +359,8 @@ fn notes(old: &HybridNetworkStatus, new: &HybridNetworkStatus) -> Vec<Note> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{network, nic, node};
-    use hybridnic_api::v1alpha1::{HybridNodeStatus, VmHybridNicStatus};
+    use crate::testing::{network, node};
+    use hybridnic_api::v1alpha1::HybridNodeStatus;
 
     fn with_vfs(name: &str, total: i32, held: i32, message: &str) -> Arc<HybridNode> {
         let mut node = node(name, &["net"]);
@@ -380,20 +382,18 @@ mod tests {
         Arc::new(node)
     }
 
-    fn on(name: &str, path: Path) -> Arc<VmHybridNic> {
-        let mut nic = nic(name, "vm", "net", 1);
-        nic.status = Some(VmHybridNicStatus {
+    fn on(path: Path) -> NicGlance {
+        NicGlance {
             path,
-            ..VmHybridNicStatus::default()
-        });
-        Arc::new(nic)
+            ..NicGlance::default()
+        }
     }
 
     fn there(there: &[Arc<HybridNode>]) -> Nodes<'_> {
         Nodes { there, away: &[] }
     }
 
-    fn of(nodes: &[Arc<HybridNode>], nics: &[Arc<VmHybridNic>]) -> HybridNetworkStatus {
+    fn of(nodes: &[Arc<HybridNode>], nics: &[NicGlance]) -> HybridNetworkStatus {
         status(&network("net"), there(nodes), nics, &[], Timestamp::UNIX_EPOCH)
     }
 
@@ -410,11 +410,7 @@ mod tests {
         ];
         let status = of(
             &nodes,
-            &[
-                on("a", Path::FastPath),
-                on("b", Path::Standby),
-                on("c", Path::FastPath),
-            ],
+            &[on(Path::FastPath), on(Path::Standby), on(Path::FastPath)],
         );
         assert_eq!(
             status.vfs,

@@ -2,24 +2,26 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
-use k8s_openapi::api::core::v1::{
-    Namespace, Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus,
-};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
-use serde::de::DeserializeOwned;
 
-use crate::cache::{self, Feed, Key, Object};
-use crate::controller::{Queue, Requests, queue};
-use crate::fence::{NodeState, OUT_OF_SERVICE};
+use crate::cache::{self, Feed, Key, Name, Object};
+use crate::fence::NodeState;
+use crate::kinds::vm_key;
 use crate::metrics::Reconciles;
 use crate::nic::release::is_held;
-use crate::world::{Feeds, World, keys, vm_key};
+use crate::queue::{Queue, Requests, Urgency, queue};
+use crate::world::{Feeds, World, is_off_its_vfs};
+
+/// Objects of one page of a list: as many as are whole in memory at once. kube's streamed lists may begin with what a cache of the
+/// API server held some time ago; a leader must begin with what is there.
+const PAGE: u32 = 250;
 
 /// The queues of all controllers.
 #[allow(missing_docs)]
@@ -78,7 +80,8 @@ impl Routes {
         };
         // A kubelet's heartbeat is no news.
         if old.map(ResourceExt::labels) != new.map(ResourceExt::labels) {
-            self.queues.hybrid_nodes.add_name("", &name);
+            let node = Name::new("", &name);
+            self.queues.hybrid_nodes.add(node, Urgency::Usual);
         }
         if old.map(NodeState::of) == new.map(NodeState::of) {
             return;
@@ -108,7 +111,7 @@ impl Routes {
         let Some(name) = new.or(old).map(ResourceExt::name_any) else {
             return;
         };
-        self.all_nics(&Key::Namespace(name));
+        self.all_nics(&Key::Namespace(name), Urgency::Usual);
     }
 
     fn pod(&self, old: Option<&Pod>, new: Option<&Pod>) {
@@ -125,19 +128,19 @@ impl Routes {
 
     fn network(&self, old: Option<&HybridNetwork>, new: Option<&HybridNetwork>) {
         let Some(network) = new.or(old) else { return };
-        self.queues.networks.add(network);
+        self.queues.networks.add(Name::of(network), Urgency::Usual);
         if old.map(|network| &network.spec) == new.map(|network| &network.spec) {
             return;
         }
-        for node in self.world.hybrid_nodes.all() {
-            self.queues.hybrid_nodes.add(node.as_ref());
+        for node in self.world.hybrid_nodes.all_names() {
+            self.queues.hybrid_nodes.add(node, Urgency::Usual);
         }
-        self.all_nics(&Key::Network(network.name_any()));
+        self.all_nics(&Key::Network(network.name_any()), Urgency::Usual);
     }
 
     fn hybrid_node(&self, old: Option<&HybridNode>, new: Option<&HybridNode>) {
         let Some(node) = new.or(old) else { return };
-        self.queues.hybrid_nodes.add(node);
+        self.queues.hybrid_nodes.add(Name::of(node), Urgency::Usual);
         // What of a node decides whether it can take a NIC.
         let admits = |node: &HybridNode| {
             let status = node.status.as_ref();
@@ -152,7 +155,7 @@ impl Routes {
             self.networks_of(node);
         }
         if old.map(admits) != new.map(admits) {
-            self.all_nics(&Key::Node(node.name_any()));
+            self.all_nics(&Key::Node(node.name_any()), Urgency::Usual);
             for migration in self.world.migrations.by(&Key::Node(node.name_any())) {
                 self.vm(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
             }
@@ -162,20 +165,19 @@ impl Routes {
     fn nic(&self, old: Option<&VmHybridNic>, new: Option<&VmHybridNic>) {
         let Some(nic) = new.or(old) else { return };
         let namespace = nic.namespace().unwrap_or_default();
-        self.queues.nics.add(nic);
-        self.queues.networks.add_name("", &nic.spec.network);
-        if let Some(vm) = nic.vm_name() {
-            for migration in self.world.migrations_of(&namespace, vm) {
-                self.queues.migrations.add(migration.as_ref());
-            }
+        let vm = nic.vm_name();
+        let urgency = vm.map_or(Urgency::Usual, |vm| self.urgency(&namespace, vm));
+        self.queues.nics.add(Name::of(nic), urgency);
+        if old.map(Object::glance) != new.map(Object::glance) {
+            self.status_of(&nic.spec.network);
+        }
+        if let Some(vm) = vm {
+            self.migrations_of(&namespace, vm, urgency);
         }
         // Who waits for the address may have it once this one is gone.
         if new.is_none() {
-            for key in keys::nic(nic)
-                .into_iter()
-                .filter(|key| matches!(key, Key::Mac(_)))
-            {
-                self.all_nics(&key);
+            for key in nic.keys().iter().filter(|key| matches!(key, Key::Mac(_))) {
+                self.all_nics(key, Urgency::Usual);
             }
         }
     }
@@ -184,10 +186,13 @@ impl Routes {
         let Some(attachment) = new.or(old) else { return };
         self.nic_of(attachment);
         self.release(attachment);
-        let namespace = attachment.namespace().unwrap_or_default();
-        for migration in self.world.migrations_of(&namespace, &attachment.spec.vm) {
-            self.queues.migrations.add(migration.as_ref());
+        // A network stays while NICs are attached to it.
+        if old.is_some() != new.is_some() {
+            self.status_of(&attachment.spec.network);
         }
+        let (namespace, vm) = (attachment.namespace().unwrap_or_default(), &attachment.spec.vm);
+        let urgency = self.urgency(&namespace, vm);
+        self.migrations_of(&namespace, vm, urgency);
         // The verdict on a migration is made of the reports of all NICs.
         let report = |a: &NicAttachment| {
             a.status
@@ -195,48 +200,95 @@ impl Routes {
                 .map(|status| (status.state, status.migration.clone()))
         };
         if old.and_then(report) != new.and_then(report) {
-            for nic in self.world.nics_of(&namespace, &attachment.spec.vm) {
-                self.queues.nics.add(nic.as_ref());
-            }
+            self.all_nics(&vm_key(&namespace, vm), urgency);
         }
     }
 
     fn migration(&self, old: Option<&QemuMigration>, new: Option<&QemuMigration>) {
         let Some(migration) = new.or(old) else { return };
-        self.queues.migrations.add(migration);
         self.vm(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
     }
 
     fn networks_of(&self, node: &HybridNode) {
-        for key in keys::hybrid_node(node) {
+        for key in node.keys() {
             if let Key::Network(network) = key {
-                self.queues.networks.add_name("", &network);
+                self.status_of(&network);
             }
         }
     }
 
     fn vm(&self, namespace: &str, vm: &str) {
-        self.all_nics(&vm_key(namespace, vm));
-        for migration in self.world.migrations_of(namespace, vm) {
-            self.queues.migrations.add(migration.as_ref());
+        let urgency = self.urgency(namespace, vm);
+        self.all_nics(&vm_key(namespace, vm), urgency);
+        self.migrations_of(namespace, vm, urgency);
+    }
+
+    /// What is to be done for a VM without its VFs comes before all else.
+    fn urgency(&self, namespace: &str, vm: &str) -> Urgency {
+        if self.world.is_off_its_vfs(namespace, vm) {
+            Urgency::Urgent
+        } else {
+            Urgency::Usual
+        }
+    }
+
+    fn migrations_of(&self, namespace: &str, vm: &str, urgency: Urgency) {
+        for migration in self.world.migrations.names(&vm_key(namespace, vm)) {
+            self.queues.migrations.add(migration, urgency);
         }
     }
 
     fn nic_of(&self, attachment: &NicAttachment) {
         let namespace = attachment.namespace().unwrap_or_default();
-        self.queues.nics.add_name(&namespace, &attachment.spec.nic.name);
+        let nic = Name::new(&namespace, &attachment.spec.nic.name);
+        let urgency = self.urgency(&namespace, &attachment.spec.vm);
+        self.queues.nics.add(nic, urgency);
     }
 
     fn release(&self, attachment: &NicAttachment) {
         if is_held(attachment) {
-            self.queues.attachments.add(attachment);
+            let attachment = Name::of(attachment);
+            self.queues.attachments.add(attachment, Urgency::Usual);
         }
     }
 
-    fn all_nics(&self, key: &Key) {
-        for nic in self.world.nics.by(key) {
-            self.queues.nics.add(nic.as_ref());
+    fn all_nics(&self, key: &Key, urgency: Urgency) {
+        for nic in self.world.nics.names(key) {
+            self.queues.nics.add(nic, urgency);
         }
+    }
+
+    fn status_of(&self, network: &str) {
+        self.queues.networks.add(Name::new("", network), Urgency::Usual);
+    }
+}
+
+/// Asks for a reconcile of all there is: what has changed while nobody led is not known. VMs that are without their VFs come
+/// first.
+pub fn everything(world: &World, queues: &Arc<Queues>) {
+    let routes = Routes {
+        world: world.clone(),
+        queues: Arc::clone(queues),
+    };
+    for migration in world.migrations.select(is_off_its_vfs) {
+        routes.migration(None, Some(&migration));
+    }
+    for node in world.hybrid_nodes.all_names() {
+        queues.hybrid_nodes.add(node, Urgency::Usual);
+    }
+    for network in world.networks.all_names() {
+        queues.networks.add(network, Urgency::Usual);
+    }
+    for nic in world.nics.all_names() {
+        queues.nics.add(nic, Urgency::Usual);
+    }
+    for attachment in world.attachments.select(|is_held| is_held) {
+        queues
+            .attachments
+            .add(Name::of(attachment.as_ref()), Urgency::Usual);
+    }
+    for migration in world.migrations.all_names() {
+        queues.migrations.add(migration, Urgency::Usual);
     }
 }
 
@@ -251,171 +303,51 @@ pub fn tasks(
         world: world.clone(),
         queues: queues.clone(),
     };
-    let labelled = watcher::Config::default().labels(VM_LABEL);
+    let all = || watcher::Config::default().page_size(PAGE);
+    let labelled = all().labels(VM_LABEL);
     let (node, namespace, pod, network) = (routes(), routes(), routes(), routes());
     let (hybrid_node, nic, attachment, migration) = (routes(), routes(), routes(), routes());
     vec![
         // Guarded, a node that does not parse would look as if it were deleted, and what is on it would be taken for dead.
-        raw(client, feeds.nodes, strip_node, move |old, new| {
-            node.node(old, new);
+        raw(client, feeds.nodes, all(), move |old, new| node.node(old, new)),
+        raw(client, feeds.namespaces, all(), move |old, new| {
+            namespace.namespace(old, new);
         }),
-        raw(
-            client,
-            feeds.namespaces,
-            |_| {},
-            move |old, new| {
-                namespace.namespace(old, new);
-            },
-        ),
-        guarded(client, feeds.pods, labelled, strip, move |old, new| {
-            pod.pod(old, new);
+        guarded(client, feeds.pods, labelled, move |old, new| pod.pod(old, new)),
+        guarded(client, feeds.networks, all(), move |old, new| {
+            network.network(old, new);
         }),
-        plain(client, feeds.networks, move |old, new| network.network(old, new)),
-        plain(client, feeds.hybrid_nodes, move |old, new| {
+        guarded(client, feeds.hybrid_nodes, all(), move |old, new| {
             hybrid_node.hybrid_node(old, new);
         }),
-        plain(client, feeds.nics, move |old, new| nic.nic(old, new)),
-        plain(client, feeds.attachments, move |old, new| {
+        guarded(client, feeds.nics, all(), move |old, new| nic.nic(old, new)),
+        guarded(client, feeds.attachments, all(), move |old, new| {
             attachment.attachment(old, new);
         }),
-        plain(client, feeds.migrations, move |old, new| {
+        guarded(client, feeds.migrations, all(), move |old, new| {
             migration.migration(old, new);
         }),
     ]
 }
 
-/// A watch of what always parses.
-fn raw<K: Object + DeserializeOwned>(
-    client: &Client,
-    feed: Feed<K>,
-    strip: fn(&mut K),
-    changed: impl Fn(Option<&K>, Option<&K>) + Send + 'static,
-) -> BoxFuture<'static, ()> {
-    let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default())
-        .default_backoff()
-        .modify(move |object| {
-            forget(object);
-            object.annotations_mut().clear();
-            strip(object);
-        });
-    async move { feed.run(events, changed).await }.boxed()
-}
-
-fn plain<K: Object + DeserializeOwned>(
-    client: &Client,
-    feed: Feed<K>,
-    changed: impl Fn(Option<&K>, Option<&K>) + Send + 'static,
-) -> BoxFuture<'static, ()> {
-    guarded(client, feed, watcher::Config::default(), |_| {}, changed)
-}
-
-/// A watch that one object which does not parse cannot stop.
-fn guarded<K: Object + DeserializeOwned>(
+/// A watch of metadata only, which always parse.
+fn raw<K: Object>(
     client: &Client,
     feed: Feed<K>,
     config: watcher::Config,
-    strip: fn(&mut K),
     changed: impl Fn(Option<&K>, Option<&K>) + Send + 'static,
 ) -> BoxFuture<'static, ()> {
-    let events = watcher(Api::<DeserializeGuard<K>>::all(client.clone()), config).default_backoff();
-    let events = cache::parsed(events).map(move |event| {
-        event.map(|event| {
-            event.modify(|object| {
-                forget(object);
-                strip(object);
-            })
-        })
-    });
+    let events = watcher(Api::<K>::all(client.clone()), config).default_backoff();
     async move { feed.run(events, changed).await }.boxed()
 }
 
-/// Nobody reads it, and it is the larger part of many objects.
-fn forget<K: Object>(object: &mut K) {
-    object.managed_fields_mut().clear();
-}
-
-/// Of a node, only its labels matter, whether it is ready, and whether it is said to be off.
-fn strip_node(node: &mut Node) {
-    let taints = node.spec.take().and_then(|spec| spec.taints).unwrap_or_default();
-    let off: Vec<_> = taints
-        .into_iter()
-        .filter(|taint| taint.key == OUT_OF_SERVICE)
-        .collect();
-    if !off.is_empty() {
-        node.spec = Some(NodeSpec {
-            taints: Some(off),
-            ..Default::default()
-        });
-    }
-    let conditions = node
-        .status
-        .take()
-        .and_then(|status| status.conditions)
-        .unwrap_or_default();
-    let ready = conditions
-        .into_iter()
-        .find(|condition| condition.type_ == "Ready")
-        .map(|ready| {
-            vec![NodeCondition {
-                type_: ready.type_,
-                status: ready.status,
-                last_transition_time: ready.last_transition_time,
-                ..Default::default()
-            }]
-        });
-    if ready.is_some() {
-        node.status = Some(NodeStatus {
-            conditions: ready,
-            ..Default::default()
-        });
-    }
-}
-
-/// Of a pod, only its node, phase and address matter.
-fn strip(pod: &mut Pod) {
-    pod.annotations_mut().clear();
-    if let Some(spec) = pod.spec.take() {
-        pod.spec = Some(PodSpec {
-            node_name: spec.node_name,
-            ..Default::default()
-        });
-    }
-    if let Some(status) = pod.status.take() {
-        let (phase, pod_ip) = (status.phase, status.pod_ip);
-        pod.status = Some(PodStatus {
-            phase,
-            pod_ip,
-            ..Default::default()
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn what_is_kept_of_a_node_says_the_same_of_it() {
-        let taints =
-            json!([{"key": "a", "effect": "NoSchedule"}, {"key": OUT_OF_SERVICE, "effect": "NoExecute"}]);
-        for (taints, ready) in [(json!([]), "True"), (json!([]), "Unknown"), (taints, "Unknown")] {
-            let mut node: Node = serde_json::from_value(json!({
-                "metadata": {"name": "n1", "labels": {"zone": "x"}},
-                "spec": {"podCIDR": "10.0.0.0/24", "taints": taints},
-                "status": {"images": [{"names": ["large"]}], "conditions": [
-                    {"type": "DiskPressure", "status": "False", "message": "long"},
-                    {"type": "Ready", "status": ready, "message": "long", "lastTransitionTime": "2026-01-01T00:00:00Z"},
-                ]},
-            }))
-            .unwrap();
-            let before = NodeState::of(&node);
-            strip_node(&mut node);
-            assert_eq!(NodeState::of(&node), before);
-            let left = serde_json::to_string(&node).unwrap();
-            for gone in ["large", "long", "10.0.0.0", "DiskPressure", "\"a\""] {
-                assert!(!left.contains(gone), "{left}");
-            }
-        }
-    }
+/// A watch that one object which does not parse cannot stop.
+fn guarded<K: Object>(
+    client: &Client,
+    feed: Feed<K>,
+    config: watcher::Config,
+    changed: impl Fn(Option<&K>, Option<&K>) + Send + 'static,
+) -> BoxFuture<'static, ()> {
+    let events = watcher(Api::<DeserializeGuard<K>>::all(client.clone()), config).default_backoff();
+    async move { feed.run(cache::parsed(events), changed).await }.boxed()
 }

@@ -1,15 +1,16 @@
 //! What the leader's caches hold, counted when the metrics are read: so nothing that has gone is shown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{HybridNetwork, QemuMigration};
 use hybridnic_runtime::metrics::{Gauge, Registry};
 use jiff::Timestamp;
 use kube::ResourceExt;
 
-use crate::version::{self, Support};
+use crate::cache::Key;
+use crate::kinds::{Agent, NicGlance};
 use crate::world::World;
 
 /// What the leader sees of the cluster. Clones share it.
@@ -112,17 +113,19 @@ impl Gauges {
                 nodes.into(),
             )
         }));
-        let all = world.nics.all();
+        let all = world.nics.all_glances();
         self.unreachable.set([], unreachable(&all));
-        let nics = nics(&networks, &all);
+        let of = |network: &str| world.nics.glances(&Key::Network(network.to_owned()));
+        let nics = nics(&networks, of, &all);
         self.nics.replace(
             nics.iter()
                 .map(|((network, path, phase), n)| ([network.as_str(), path, phase], *n)),
         );
-        let nodes = nodes(&world.hybrid_nodes.all());
+        let nodes = nodes(world.hybrid_nodes.all_glances());
         self.nodes
             .replace(nodes.into_iter().map(|(agent, n)| ([agent], n)));
-        let migrations = migrations(&world.migrations.all(), now);
+        let going = world.migrations.select(|phase| !phase.is_final());
+        let migrations = migrations(&going, now);
         self.migrations
             .replace(migrations.iter().map(|(phase, (n, _))| ([phase.as_str()], *n)));
         self.oldest.replace(
@@ -130,52 +133,54 @@ impl Gauges {
                 .iter()
                 .map(|(phase, (_, age))| ([phase.as_str()], *age)),
         );
-        self.undecided.replace(
-            undecided(&world.migrations.all())
-                .into_iter()
-                .map(|(reason, n)| ([reason], n)),
-        );
+        self.undecided
+            .replace(undecided(&going).into_iter().map(|(reason, n)| ([reason], n)));
     }
 }
 
-/// NICs by network, path and phase. Users may name networks that do not exist; those are one, without a name.
+/// NICs by network, path and phase, of what is seen of those of a network and of all. Users may name networks that do not
+/// exist; those are one, without a name.
 fn nics(
     networks: &[Arc<HybridNetwork>],
-    nics: &[Arc<VmHybridNic>],
+    of: impl Fn(&str) -> Vec<NicGlance>,
+    all: &[NicGlance],
 ) -> BTreeMap<(String, String, String), i64> {
-    let known: BTreeSet<_> = networks.iter().map(|network| network.name_any()).collect();
-    let mut counts = BTreeMap::new();
-    for nic in nics {
-        let network = known.get(&nic.spec.network).cloned().unwrap_or_default();
-        let status = nic.status.as_ref();
-        let path = status.map(|s| s.path).unwrap_or_default();
-        let phase = status.map(|s| s.phase).unwrap_or_default();
-        *counts
-            .entry((network, format!("{path:?}"), format!("{phase:?}")))
-            .or_default() += 1;
+    let mut counts: BTreeMap<(String, String, String), i64> = BTreeMap::new();
+    let mut count = |network: &str, nic: NicGlance, n: i64| {
+        let key = (
+            network.to_owned(),
+            format!("{:?}", nic.path),
+            format!("{:?}", nic.phase),
+        );
+        *counts.entry(key).or_default() += n;
+    };
+    for seen in all {
+        count("", *seen, 1);
     }
+    for network in networks {
+        let name = network.metadata.name.as_deref().unwrap_or_default();
+        for seen in of(name) {
+            count(name, seen, 1);
+            count("", seen, -1);
+        }
+    }
+    counts.retain(|_, n| *n > 0);
     counts
 }
 
 /// NICs that wait for a node that does not answer.
-fn unreachable(nics: &[Arc<VmHybridNic>]) -> i64 {
-    let waits = |nic: &&Arc<VmHybridNic>| {
-        let conditions = nic.status.iter().flat_map(|status| &status.conditions);
-        conditions
-            .into_iter()
-            .any(|c| c.type_ == types::READY && c.reason == reasons::NODE_UNREACHABLE)
-    };
-    i64::try_from(nics.iter().filter(waits).count()).unwrap_or(i64::MAX)
+fn unreachable(nics: &[NicGlance]) -> i64 {
+    i64::try_from(nics.iter().filter(|nic| nic.lost).count()).unwrap_or(i64::MAX)
 }
 
 /// Nodes by what is known of their agent. All are shown, so that none is missed where there is none.
-fn nodes(nodes: &[Arc<HybridNode>]) -> BTreeMap<&'static str, i64> {
+fn nodes(agents: Vec<Agent>) -> BTreeMap<&'static str, i64> {
     let mut counts = BTreeMap::from([("supported", 0), ("unsupported", 0), ("unknown", 0)]);
-    for node in nodes {
-        let agent = match version::of_agent(node) {
-            Support::Yes => "supported",
-            Support::No(_) => "unsupported",
-            Support::Unknown => "unknown",
+    for agent in agents {
+        let agent = match agent {
+            Agent::Supported => "supported",
+            Agent::Unsupported => "unsupported",
+            Agent::Unknown => "unknown",
         };
         *counts.entry(agent).or_default() += 1;
     }
@@ -227,31 +232,28 @@ fn migrations(migrations: &[Arc<QemuMigration>], now: Timestamp) -> BTreeMap<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Object;
     use crate::testing::{migration, network, nic, node};
-    use hybridnic_api::conditions::{self, NewCondition};
-    use hybridnic_api::v1alpha1::{
-        MigrationPhase, MigrationPhaseTime, NicPhase, Path, QemuMigrationStatus, VmHybridNicStatus,
-    };
+    use hybridnic_api::conditions::NewCondition;
+    use hybridnic_api::v1alpha1::{MigrationPhase, MigrationPhaseTime, NicPhase, Path, QemuMigrationStatus};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     #[test]
     fn networks_that_do_not_exist_make_no_series() {
-        let on = |name: &str, net: &str, path, phase| {
-            let mut nic = nic(name, "vm", net, 1);
-            nic.status = Some(VmHybridNicStatus {
-                path,
-                phase,
-                ..VmHybridNicStatus::default()
-            });
-            Arc::new(nic)
+        let fast = NicGlance {
+            path: Path::FastPath,
+            phase: NicPhase::FastPath,
+            lost: false,
         };
-        let all = [
-            on("a", "net", Path::FastPath, NicPhase::FastPath),
-            on("b", "net", Path::FastPath, NicPhase::FastPath),
-            on("c", "nosuch1", Path::None, NicPhase::Pending),
-            on("d", "nosuch2", Path::None, NicPhase::Pending),
-        ];
-        let counts = nics(&[Arc::new(network("net"))], &all);
+        let pending = NicGlance::default();
+        let of = |network: &str| {
+            if network == "net" {
+                vec![fast; 2]
+            } else {
+                Vec::new()
+            }
+        };
+        let counts = nics(&[Arc::new(network("net"))], of, &[fast, pending, fast, pending]);
         let key = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
         assert_eq!(
             counts,
@@ -271,12 +273,12 @@ mod tests {
                 let condition = NewCondition::no(type_, reason, "so it is");
                 conditions::set(&mut status.conditions, None, Timestamp::UNIX_EPOCH, condition);
             }
-            Arc::new(nic)
+            nic.glance()
         };
         let all = [
             with("a", reasons::NODE_UNREACHABLE),
             with("b", reasons::WAITING_FOR_DETACH),
-            Arc::new(nic("c", "vm", "net", 1)),
+            nic("c", "vm", "net", 1).glance(),
         ];
         assert_eq!(unreachable(&all), 1);
     }
@@ -287,7 +289,12 @@ mod tests {
         odd.status.as_mut().unwrap().agent_version = Some("99.0.0".to_owned());
         let mut silent = node("n3", &[]);
         silent.status = None;
-        let counts = nodes(&[node("n1", &[]), odd, silent].map(Arc::new));
+        let counts = nodes(
+            [node("n1", &[]), odd, silent]
+                .iter()
+                .map(Object::glance)
+                .collect(),
+        );
         assert_eq!(
             counts,
             BTreeMap::from([("supported", 1), ("unsupported", 1), ("unknown", 1)])

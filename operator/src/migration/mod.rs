@@ -116,7 +116,7 @@ impl MigrationReconciler {
             if old.phase != next.status.phase {
                 log(migration, &old, &next.status);
             }
-            self.told.events.tell(migration, notes(&old, &next.status)).await;
+            self.told.events.tell(migration, notes(&old, &next.status));
         }
         Ok(Done {
             wrote,

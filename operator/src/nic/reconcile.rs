@@ -118,7 +118,7 @@ impl NicReconciler {
             let made = self.apply(nic, &known, specs, &admission, &mut obstacle).await?;
             if let Some(note) = known.unproven().filter(|_| made) {
                 tracing::warn!(namespace, nic = nic.name_any(), "{}", note.message);
-                self.events.tell(nic, vec![note]).await;
+                self.events.tell(nic, vec![note]);
             }
         }
 
@@ -138,7 +138,7 @@ impl NicReconciler {
         if wrote {
             write::status(&api, nic, &new).await?;
             log(nic, &old, &new);
-            self.events.tell(nic, notes(&old, &new)).await;
+            self.events.tell(nic, notes(&old, &new));
         }
         Ok(Done { wrote, again })
     }

@@ -1,0 +1,291 @@
+//! What the caches hold of each kind, and what it is looked up by.
+
+use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::names::VM_LABEL;
+use hybridnic_api::v1alpha1::{
+    HybridNetwork, HybridNode, MigrationPhase, NicAttachment, NicPhase, Path, QemuMigration, VmHybridNic,
+};
+use k8s_openapi::api::core::v1::{
+    Namespace, Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus,
+};
+use kube::ResourceExt;
+use kube::core::PartialObjectMeta;
+
+use crate::cache::{Key, Object};
+use crate::fence::OUT_OF_SERVICE;
+use crate::network;
+use crate::nic::release::is_held;
+use crate::version::{self, Support};
+
+/// Looks up by the VM.
+pub fn vm_key(namespace: &str, vm: &str) -> Key {
+    Key::Vm(namespace.to_owned(), vm.to_owned())
+}
+
+/// Of a node only its labels matter, whether it is ready, and whether it is said to be off; at a glance, whether nothing on it
+/// can take a NIC.
+impl Object for Node {
+    type Glance = bool;
+
+    fn keys(&self) -> Vec<Key> {
+        Vec::new()
+    }
+
+    fn glance(&self) -> bool {
+        network::is_away(self)
+    }
+
+    fn trim(&mut self) {
+        bare(self);
+        let taints = self.spec.take().and_then(|spec| spec.taints).unwrap_or_default();
+        let off: Vec<_> = taints
+            .into_iter()
+            .filter(|taint| taint.key == OUT_OF_SERVICE)
+            .collect();
+        self.spec = (!off.is_empty()).then(|| NodeSpec {
+            taints: Some(off),
+            ..NodeSpec::default()
+        });
+        let conditions = self.status.take().and_then(|status| status.conditions);
+        let mut conditions = conditions.unwrap_or_default().into_iter();
+        let ready = conditions.find(|condition| condition.type_ == "Ready");
+        self.status = ready.map(|ready| NodeStatus {
+            conditions: Some(vec![NodeCondition {
+                type_: ready.type_,
+                status: ready.status,
+                last_transition_time: ready.last_transition_time,
+                ..NodeCondition::default()
+            }]),
+            ..NodeStatus::default()
+        });
+    }
+}
+
+/// Of a namespace only its labels matter.
+impl Object for PartialObjectMeta<Namespace> {
+    type Glance = ();
+
+    fn keys(&self) -> Vec<Key> {
+        Vec::new()
+    }
+
+    fn glance(&self) {}
+
+    fn trim(&mut self) {
+        bare(self);
+    }
+}
+
+/// Of a pod only its VM, node, phase and address matter.
+impl Object for Pod {
+    type Glance = ();
+
+    fn keys(&self) -> Vec<Key> {
+        let vm = self.labels().get(VM_LABEL);
+        vm.map(|vm| vm_key(&namespace(self), vm)).into_iter().collect()
+    }
+
+    fn glance(&self) {}
+
+    fn trim(&mut self) {
+        bare(self);
+        self.labels_mut().retain(|label, _| label == VM_LABEL);
+        self.spec = self.spec.take().map(|spec| PodSpec {
+            node_name: spec.node_name,
+            ..PodSpec::default()
+        });
+        self.status = self.status.take().map(|status| PodStatus {
+            phase: status.phase,
+            pod_ip: status.pod_ip,
+            ..PodStatus::default()
+        });
+    }
+}
+
+impl Object for HybridNetwork {
+    type Glance = ();
+
+    fn keys(&self) -> Vec<Key> {
+        Vec::new()
+    }
+
+    fn glance(&self) {}
+
+    fn trim(&mut self) {}
+}
+
+/// What is known of a node's agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Agent {
+    /// This operator works with its version.
+    Supported,
+    /// It does not.
+    Unsupported,
+    /// The agent has not said its version yet.
+    Unknown,
+}
+
+/// Of a node its pools matter, and not the VFs in them.
+impl Object for HybridNode {
+    type Glance = Agent;
+
+    fn keys(&self) -> Vec<Key> {
+        let pools = self.status.iter().flat_map(|status| &status.pools);
+        let reported = pools.map(|pool| &pool.network);
+        let selected = self.spec.pools.iter().map(|pool| &pool.network);
+        let mut networks: Vec<_> = selected.chain(reported).collect();
+        networks.sort();
+        networks.dedup();
+        networks.into_iter().cloned().map(Key::Network).collect()
+    }
+
+    fn glance(&self) -> Agent {
+        match version::of_agent(self) {
+            Support::Yes => Agent::Supported,
+            Support::No(_) => Agent::Unsupported,
+            Support::Unknown => Agent::Unknown,
+        }
+    }
+
+    fn trim(&mut self) {
+        if let Some(status) = &mut self.status {
+            status.pfs = Vec::new();
+        }
+    }
+}
+
+/// What of NICs is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NicGlance {
+    /// What carries its traffic.
+    pub path: Path,
+    /// Where it is in its life.
+    pub phase: NicPhase,
+    /// Whether it waits for a node that does not answer.
+    pub lost: bool,
+}
+
+impl Object for VmHybridNic {
+    type Glance = NicGlance;
+
+    fn keys(&self) -> Vec<Key> {
+        let status = self.status.as_ref();
+        let has = status.and_then(|status| status.mac.as_ref());
+        let macs = self.spec.mac.iter().chain(has);
+        let mut macs: Vec<_> = macs.map(|mac| mac.to_ascii_lowercase()).collect();
+        macs.dedup();
+        let mut keys: Vec<_> = macs.into_iter().map(Key::Mac).collect();
+        keys.push(Key::Namespace(namespace(self)));
+        keys.push(Key::Network(self.spec.network.clone()));
+        keys.extend(self.vm_name().map(|vm| vm_key(&namespace(self), vm)));
+        keys.extend(status.and_then(|status| status.node_name.clone()).map(Key::Node));
+        keys
+    }
+
+    fn glance(&self) -> NicGlance {
+        let Some(status) = &self.status else {
+            return NicGlance::default();
+        };
+        let ready = conditions::find(&status.conditions, types::READY);
+        NicGlance {
+            path: status.path,
+            phase: status.phase,
+            lost: ready.is_some_and(|ready| ready.reason == reasons::NODE_UNREACHABLE),
+        }
+    }
+
+    fn trim(&mut self) {}
+}
+
+/// At a glance, whether it was deleted and its agent keeps it.
+impl Object for NicAttachment {
+    type Glance = bool;
+
+    fn keys(&self) -> Vec<Key> {
+        let spec = &self.spec;
+        vec![
+            Key::Nic(namespace(self), spec.nic.name.clone()),
+            vm_key(&namespace(self), &spec.vm),
+            Key::Node(spec.node_name.clone()),
+            Key::Network(spec.network.clone()),
+        ]
+    }
+
+    fn glance(&self) -> bool {
+        is_held(self)
+    }
+
+    fn trim(&mut self) {
+        self.metadata.labels = None;
+        self.metadata.owner_references = None;
+        if let Some(status) = &mut self.status {
+            status.timeline = Vec::new();
+        }
+    }
+}
+
+impl Object for QemuMigration {
+    type Glance = MigrationPhase;
+
+    fn keys(&self) -> Vec<Key> {
+        let status = self.status.iter();
+        let ends = status
+            .flat_map(|status| [&status.source, &status.target])
+            .flatten();
+        let mut keys: Vec<_> = ends.map(|end| Key::Node(end.node_name.clone())).collect();
+        keys.dedup();
+        keys.push(vm_key(&namespace(self), &self.spec.vm));
+        keys
+    }
+
+    fn glance(&self) -> MigrationPhase {
+        self.status
+            .as_ref()
+            .map(|status| status.phase)
+            .unwrap_or_default()
+    }
+
+    fn trim(&mut self) {}
+}
+
+fn namespace(object: &impl ResourceExt) -> String {
+    object.namespace().unwrap_or_default()
+}
+
+/// What belongs to other programs.
+fn bare(object: &mut impl ResourceExt) {
+    let meta = object.meta_mut();
+    meta.owner_references = None;
+    meta.finalizers = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fence::NodeState;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_kept_of_a_node_says_the_same_of_it() {
+        let taints =
+            json!([{"key": "a", "effect": "NoSchedule"}, {"key": OUT_OF_SERVICE, "effect": "NoExecute"}]);
+        for (taints, ready) in [(json!([]), "True"), (json!([]), "Unknown"), (taints, "Unknown")] {
+            let mut node: Node = serde_json::from_value(json!({
+                "metadata": {"name": "n1", "labels": {"zone": "x"}},
+                "spec": {"podCIDR": "10.0.0.0/24", "taints": taints},
+                "status": {"images": [{"names": ["large"]}], "conditions": [
+                    {"type": "DiskPressure", "status": "False", "message": "long"},
+                    {"type": "Ready", "status": ready, "message": "long", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+                ]},
+            }))
+            .unwrap();
+            let before = NodeState::of(&node);
+            node.trim();
+            assert_eq!(NodeState::of(&node), before);
+            let left = serde_json::to_string(&node).unwrap();
+            for gone in ["large", "long", "10.0.0.0", "DiskPressure", "\"a\""] {
+                assert!(!left.contains(gone), "{left}");
+            }
+        }
+    }
+}
