@@ -11,7 +11,7 @@ CLUSTERS := 6
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
 .PHONY: help demo demos test setup build crds chart images docs fast check unit kernel cluster cluster-oldest monitoring lab nodes \
-	bench deny msrv each scripts clean
+	bench bench-scale deny msrv each scripts clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -90,6 +90,10 @@ lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that mig
 
 nodes: build ## A cluster of real Kubernetes nodes: helm install to uninstall, VMs in pods
 	$(CARGO) test $(ALL) --test lab_cluster -- --nocapture
+
+bench-scale: build ## The operator with many NICs: make bench-scale NODES=500 NICS=5000 MIGRATIONS=200; see docs/benchmarks.md
+	$(CARGO) build --release --locked -p hybridnic-operator
+	@HYBRIDNIC_BIN=$(or $(CARGO_TARGET_DIR),target)/release $(BUILT)/bench-scale $(or $(NODES),50) $(or $(NICS),500) $(or $(MIGRATIONS),50)
 
 bench: ## Figures; see docs/benchmarks.md
 	@e2e/bench.sh

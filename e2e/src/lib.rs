@@ -7,4 +7,5 @@ pub mod controlplane;
 pub mod docs;
 pub mod lab;
 pub mod until;
+pub mod usage;
 pub mod world;

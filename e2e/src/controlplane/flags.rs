@@ -45,6 +45,8 @@ pub(super) fn etcd() -> Vec<String> {
         // A member alone elects itself after one such time, in milliseconds; the default is a second.
         "--heartbeat-interval=20".to_owned(),
         "--election-timeout=200".to_owned(),
+        // 50,000 NICs with all their versions of some minutes are more than the default of 2 GiB.
+        "--quota-backend-bytes=8589934592".to_owned(),
         "--log-level=warn".to_owned(),
     ]
     .into()

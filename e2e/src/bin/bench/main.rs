@@ -5,7 +5,6 @@
 
 mod migration;
 mod pool;
-mod process;
 mod rest;
 mod writes;
 

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hybridnic_api::v1alpha1::HybridNetwork;
+use hybridnic_e2e::usage::Usage;
 use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
 
 use crate::{
-    NETWORK, PATIENCE, Row, VFS, network, on_fast_path,
-    process::Usage,
-    say,
+    NETWORK, PATIENCE, Row, VFS, network, on_fast_path, say,
     writes::{Writes, until_quiet},
 };
 

@@ -11,6 +11,7 @@ use http_body_util::Empty;
 use hybridnic_e2e::{
     chart,
     controlplane::{ControlPlane, Options, login::Login},
+    usage::Usage,
     world::{binary, repository},
 };
 use hyper::{StatusCode, body::Bytes};
@@ -20,7 +21,7 @@ use tokio::{
     time::{interval, sleep, timeout},
 };
 
-use crate::{PATIENCE, Row, process::Usage, say};
+use crate::{PATIENCE, Row, say};
 
 /// Name of the agent's node.
 const NODE: &str = "bench";

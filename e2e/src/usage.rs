@@ -2,8 +2,8 @@
 
 use std::{fs, time::Duration};
 
+use crate::world::World;
 use anyhow::{Context as _, Result};
-use hybridnic_e2e::world::World;
 
 /// For a look into a node.
 const LOOK: Duration = Duration::from_secs(20);
@@ -15,6 +15,10 @@ const USER_HZ: u64 = 100;
 pub struct Usage {
     /// Resident memory in KiB, `VmRSS` of proc(5): with the pages of the program's file.
     pub resident_kib: u64,
+    /// What of it is the process's own, `RssAnon`.
+    pub private_kib: u64,
+    /// The most that was resident so far, `VmHWM`.
+    pub peak_kib: u64,
     /// Processor time since its start, in the kernel and out of it, by 10 ms: `utime` and `stime` of proc(5).
     pub cpu: Duration,
 }
@@ -61,10 +65,14 @@ fn find(text: &str) -> Option<Usage> {
     // Field 3 is the first here; utime and stime are 14 and 15.
     let mut times = fields.split_whitespace().skip(11).map(str::parse::<u64>);
     let ticks = times.next()?.ok()? + times.next()?.ok()?;
-    let resident = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let resident_kib = resident.trim().strip_suffix(" kB")?.parse().ok()?;
+    let kib = |name: &str| {
+        let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+        rest.trim().strip_suffix(" kB")?.parse().ok()
+    };
     Some(Usage {
-        resident_kib,
+        resident_kib: kib("VmRSS:")?,
+        private_kib: kib("RssAnon:")?,
+        peak_kib: kib("VmHWM:")?,
         cpu: Duration::from_millis(ticks * 1000 / USER_HZ),
     })
 }
@@ -78,12 +86,14 @@ mod tests {
     #[test]
     fn reads_a_process() {
         let text = "42 (a b) (c) S 1 42 42 0 -1 4194560 900 0 3 0 250 31 0 0 20 0 9 0 700 1000 300 1\n\
-                    Name:\ta b) (c\nVmHWM:\t   16000 kB\nVmRSS:\t   13773 kB\nThreads:\t9\n";
+                    Name:\ta b) (c\nVmHWM:\t   16000 kB\nVmRSS:\t   13773 kB\nRssAnon:\t   4000 kB\nThreads:\t9\n";
         let usage = Usage::parse(text).unwrap();
         assert_eq!(
             usage,
             Usage {
                 resident_kib: 13773,
+                private_kib: 4000,
+                peak_kib: 16000,
                 cpu: Duration::from_millis(2810)
             }
         );
