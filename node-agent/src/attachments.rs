@@ -22,7 +22,7 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::json;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
@@ -30,6 +30,7 @@ use crate::{
     error::is_refusal,
     host::Host,
     journal::{Contents, Record, Unreadable, VERSION},
+    news,
     nic::task::{NicTask, Wanted},
     node::pool::Claimant,
     vm::{self, Vm},
@@ -388,15 +389,26 @@ impl Reporter {
         }
         let mut written: Option<NicAttachmentStatus> = None;
         let mut open = true;
+        // Since when something is not written that can wait.
+        let mut since = None;
         loop {
             let now = status.borrow_and_update().clone();
             let gone = *deleting.borrow_and_update();
-            if let Some(now) = now
-                && written.as_ref() != Some(&now)
+            let unwritten = now.filter(|now| written.as_ref() != Some(now));
+            let rest = unwritten.as_ref().map(|now| {
+                let patience = written.as_ref().map(|written| news::patience(written, now));
+                let waited = since.get_or_insert_with(Instant::now).elapsed();
+                patience.unwrap_or_default().saturating_sub(waited)
+            });
+            if rest.is_none() {
+                since = None;
+            }
+            if let Some(now) = unwritten
+                && rest == Some(Duration::ZERO)
             {
                 // Newer reports replace this one while it waits.
                 match self.once(&Write::Status(&now)).await {
-                    Tried::Done => written = Some(now),
+                    Tried::Done => (written, since) = (Some(now), None),
                     Tried::Failed => {
                         tokio::time::sleep(BACKOFF).await;
                         continue;
@@ -416,6 +428,7 @@ impl Reporter {
             tokio::select! {
                 changed = status.changed(), if open => open = changed.is_ok(),
                 changed = deleting.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(rest.unwrap_or_default()), if rest.is_some_and(|rest| !rest.is_zero()) => {}
             }
         }
     }

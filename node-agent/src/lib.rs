@@ -21,6 +21,7 @@ pub mod host;
 pub mod inventory;
 pub mod journal;
 pub mod metrics;
+mod news;
 pub mod nic;
 pub mod node;
 pub mod privileges;

@@ -23,8 +23,10 @@ use crate::select::selects;
 use crate::world::World;
 use crate::{mac, write};
 
-/// Counts of thousands of NICs change all the time; nobody reads them more often than this.
+/// A status is written no more often than this.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// Counts of thousands of NICs change all the time; nobody reads them more often than this.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// How many nodes a message names.
 const NAMED: usize = 3;
 
@@ -47,13 +49,12 @@ impl NetworkReconciler {
         }
     }
 
-    /// How long the status of a network must stay as it was written last.
-    fn rest(&self, network: &str) -> Option<Duration> {
+    /// How long the status of a network must stay as it was written last, if it may be written once in `every`.
+    fn rest(&self, network: &str, every: Duration) -> Option<Duration> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.retain(|_, at| at.elapsed() < WRITE_EVERY);
-        written
-            .get(network)
-            .map(|at| WRITE_EVERY.saturating_sub(at.elapsed()))
+        written.retain(|_, at| at.elapsed() < COUNT_EVERY);
+        let rest = every.saturating_sub(written.get(network)?.elapsed());
+        (!rest.is_zero()).then_some(rest)
     }
 }
 
@@ -121,11 +122,12 @@ impl Reconciler for NetworkReconciler {
                 again: None,
             });
         }
-        if let Some(rest) = self.rest(&name) {
-            return Ok(Done {
-                wrote: false,
-                again: Some(rest),
-            });
+        let after = |rest| Done {
+            wrote: false,
+            again: Some(rest),
+        };
+        if let Some(rest) = self.rest(&name, WRITE_EVERY) {
+            return Ok(after(rest));
         }
         let is_away = |node: &Arc<HybridNode>| self.world.nodes.glance("", &node.name_any()) == Some(true);
         let (away, nodes): (Vec<_>, Vec<_>) = self.world.hybrid_nodes.by(&key).into_iter().partition(is_away);
@@ -146,6 +148,12 @@ impl Reconciler for NetworkReconciler {
             Timestamp::now(),
         );
         if network.status.as_ref() != Some(&new) {
+            let counts = network.status.as_ref().is_some_and(|old| {
+                (&old.conditions, old.observed_generation) == (&new.conditions, new.observed_generation)
+            });
+            if let Some(rest) = self.rest(&name, COUNT_EVERY).filter(|_| counts) {
+                return Ok(after(rest));
+            }
             write::status(&Api::all(self.client.clone()), network.as_ref(), &new).await?;
             self.written
                 .lock()

@@ -9,6 +9,7 @@ mod simulation_tests;
 pub mod step;
 mod trace;
 pub mod view;
+mod worth;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,6 +33,7 @@ use crate::write;
 use phases::Phases;
 use step::step;
 use view::{Deadlines, NicView, View};
+use worth::Worth;
 
 /// Reconciles migrations. The only writer of their status.
 pub struct MigrationReconciler {
@@ -107,7 +109,8 @@ impl MigrationReconciler {
             deadlines: self.deadlines,
         };
         let next = step(&view);
-        let wrote = migration.status.as_ref() != Some(&next.status);
+        let worth = worth::write(migration.status.as_ref(), &next.status, view.in_phase_for);
+        let wrote = worth == Worth::Now;
         if wrote {
             let old = migration.status.clone().unwrap_or_default();
             write::status(&api, migration, &next.status).await?;
@@ -118,10 +121,11 @@ impl MigrationReconciler {
             }
             self.told.events.tell(migration, notes(&old, &next.status));
         }
-        Ok(Done {
-            wrote,
-            again: next.again,
-        })
+        let again = match worth {
+            Worth::In(rest) => Some(next.again.map_or(rest, |again| again.min(rest))),
+            Worth::Now | Worth::Nothing => next.again,
+        };
+        Ok(Done { wrote, again })
     }
 
     fn nics(&self, migration: &QemuMigration) -> Vec<NicView> {
@@ -193,7 +197,7 @@ fn log(migration: &QemuMigration, old: &QemuMigrationStatus, new: &QemuMigration
     );
 }
 
-/// What a change of the status is worth telling: every phase, and what it waits for before it begins.
+/// What a change of the status is worth telling: what it waits for before it begins, that it begins, and how it ends.
 fn notes(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
     let condition =
         |status: &QemuMigrationStatus| conditions::find(&status.conditions, types::SUCCEEDED).cloned();
@@ -209,6 +213,9 @@ fn notes(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
             vec![Note::warning(now.reason, now.message)]
         }
         MigrationPhase::Succeeded | MigrationPhase::Cancelled => vec![Note::normal(now.reason, now.message)],
-        phase => vec![Note::normal(format!("{phase:?}"), now.message)],
+        MigrationPhase::PreparingTarget => vec![Note::normal(format!("{:?}", new.phase), now.message)],
+        MigrationPhase::SwitchingToStandby | MigrationPhase::Transferring | MigrationPhase::Completing => {
+            Vec::new()
+        }
     }
 }

@@ -19,7 +19,7 @@ use super::desired::{Place, Wanted, desired_attachments};
 use super::known::{Known, Location};
 use super::patience::Patience;
 use super::release::has_finalizer;
-use super::status::{Facts, notes, status};
+use super::status::{Facts, is_news, notes, status};
 use crate::cache::Key;
 use crate::controller::{Done, Reconciler};
 use crate::events::Events;
@@ -134,7 +134,7 @@ impl NicReconciler {
             migrations: &known.migrations,
         };
         let (old, new) = (nic.status.clone().unwrap_or_default(), status(&facts));
-        let wrote = nic.status.as_ref() != Some(&new);
+        let wrote = is_news(nic.status.as_ref(), &new);
         if wrote {
             write::status(&api, nic, &new).await?;
             log(nic, &old, &new);

@@ -8,6 +8,7 @@ use hybridnic_api::v1alpha1::{
     VmHybridNic, VmHybridNicStatus,
 };
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
 use super::admit::Refusal;
@@ -128,7 +129,12 @@ fn ready(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition 
     if let Some(lost) = facts.lost() {
         return NewCondition::no(types::READY, lost.reason, &lost.message);
     }
-    said(types::READY, attachment).unwrap_or_else(|| absent(types::READY, facts))
+    let now = said(types::READY, attachment).unwrap_or_else(|| absent(types::READY, facts));
+    // Of what passes by itself during a migration the migration tells.
+    let passes = facts.moving.is_some() && now.status != Some(true) && is_quiet(&now.reason);
+    let before = facts.nic.status.as_ref().filter(|_| passes);
+    let before = before.and_then(|status| conditions::find(&status.conditions, types::READY));
+    before.map_or(now, |condition| as_it_is(types::READY, condition))
 }
 
 fn fast_path(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
@@ -138,12 +144,9 @@ fn fast_path(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondit
     let on_vf = attachment
         .and_then(|a| a.status.as_ref())
         .is_some_and(|status| status.path == Path::FastPath);
-    match facts
-        .moving
-        .and_then(|migration| Some((migration, migration.status.as_ref()?)))
-    {
-        Some((migration, status)) if !on_vf => {
-            let message = format!("the migration {} is at {:?}", migration.name_any(), status.phase);
+    match facts.moving {
+        Some(migration) if !on_vf => {
+            let message = format!("the migration {} is under way", migration.name_any());
             NewCondition::no(types::FAST_PATH, reasons::MIGRATING, message)
         }
         _ => said(types::FAST_PATH, attachment).unwrap_or_else(|| absent(types::FAST_PATH, facts)),
@@ -153,17 +156,21 @@ fn fast_path(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondit
 /// What the agent says, in its own words.
 fn said(type_: &'static str, attachment: Option<&NicAttachment>) -> Option<NewCondition> {
     let condition = conditions::find(&attachment?.status.as_ref()?.conditions, type_)?;
+    Some(as_it_is(type_, condition))
+}
+
+fn as_it_is(type_: &'static str, condition: &Condition) -> NewCondition {
     let status = match condition.status.as_str() {
         "True" => Some(true),
         "False" => Some(false),
         _ => None,
     };
-    Some(NewCondition {
+    NewCondition {
         type_,
         status,
         reason: condition.reason.clone(),
         message: condition.message.clone(),
-    })
+    }
 }
 
 fn absent(type_: &'static str, facts: &Facts<'_>) -> NewCondition {
@@ -239,14 +246,39 @@ fn last_migration(facts: &Facts<'_>, known: Option<NicMigration>) -> Option<NicM
         finished_at: status.finished_at.clone(),
         downtime_ms: status.downtime_ms,
         unplug_order: order.or(known_order),
-        phases: status.phases.clone(),
+        // Those of one that goes on are in its own status.
+        phases: if status.phase.is_final() {
+            status.phases.clone()
+        } else {
+            Vec::new()
+        },
     })
+}
+
+/// Whether a status is worth a write of its own: during a migration not for a device that comes or goes without the traffic,
+/// which is written with what follows.
+pub fn is_news(old: Option<&VmHybridNicStatus>, new: &VmHybridNicStatus) -> bool {
+    let Some(old) = old else { return true };
+    if new.phase != NicPhase::Migrating {
+        return old != new;
+    }
+    let mut seen = VmHybridNicStatus {
+        vf: old.vf.clone(),
+        standby: old.standby.clone(),
+        guest: old.guest.clone(),
+        ..new.clone()
+    };
+    if let (Some(seen), Some(old)) = (&mut seen.last_migration, &old.last_migration) {
+        (seen.unplug_order, seen.downtime_ms) = (old.unplug_order, old.downtime_ms);
+    }
+    *old != seen
 }
 
 /// What a change of the status is worth telling.
 pub fn notes(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Vec<Note> {
     let mut notes = Vec::new();
-    if old.path != new.path {
+    // A migration takes the traffic from path to path, and tells of itself.
+    if old.path != new.path && new.phase != NicPhase::Migrating {
         let node = new.node_name.as_deref().unwrap_or_default();
         match new.path {
             Path::FastPath => {

@@ -261,6 +261,78 @@ fn a_migration_shows_while_the_vf_is_off() {
 }
 
 #[test]
+fn during_a_migration_only_what_moves_the_traffic_is_news() {
+    let mut scene = Scene::new();
+    let mut fast = at(AttachmentState::FastPath);
+    say_yes(&mut fast);
+    scene.attachments = vec![Arc::new(fast)];
+    scene.nic.status = Some(scene.status());
+    let next = |scene: &mut Scene| {
+        let (old, new) = (scene.nic.status.clone(), scene.status());
+        let news = is_news(old.as_ref(), &new);
+        let told = notes(&old.unwrap_or_default(), &new).len();
+        if news {
+            scene.nic.status = Some(new);
+        }
+        (news, told)
+    };
+    let migration = moved(MigrationPhase::PreparingTarget, 5);
+    scene.moving = Some(migration.clone());
+    scene.migrations = vec![Arc::new(migration)];
+    assert_eq!(next(&mut scene), (true, 0), "that it migrates");
+
+    let migration = moved(MigrationPhase::SwitchingToStandby, 5);
+    scene.moving = Some(migration.clone());
+    scene.migrations = vec![Arc::new(migration)];
+    let mut leaves = at(AttachmentState::FastPath);
+    say(&mut leaves, reasons::PROGRESSING, "next step: Unplug");
+    leaves.status.as_mut().unwrap().guest.vf_port = Some("rp1".to_owned());
+    scene.attachments = vec![Arc::new(leaves)];
+    let ready = |scene: &Scene| {
+        let conditions = scene.status().conditions;
+        conditions::find(&conditions, types::READY)
+            .unwrap()
+            .reason
+            .clone()
+    };
+    assert_eq!(ready(&scene), reasons::ATTACHED, "it passes");
+    let (news, told) = next(&mut scene);
+    assert_eq!((news, told), (true, 0), "the condition FastPath");
+    let mut leaves = scene.attachments[0].as_ref().clone();
+    leaves.status.as_mut().unwrap().vf = Some(VfRef::default());
+    scene.attachments = vec![Arc::new(leaves)];
+    assert_eq!(next(&mut scene), (false, 0), "a device");
+
+    let mut stuck = at(AttachmentState::FastPath);
+    say(&mut stuck, reasons::GUEST_KEEPS_VF, "the guest keeps its VF");
+    scene.attachments = vec![Arc::new(stuck)];
+    assert_eq!(
+        ready(&scene),
+        reasons::GUEST_KEEPS_VF,
+        "what does not pass is told"
+    );
+    assert_eq!(next(&mut scene), (true, 1));
+
+    scene.moving = None;
+    let mut fast = at(AttachmentState::FastPath);
+    say_yes(&mut fast);
+    scene.attachments = vec![Arc::new(fast)];
+    scene.migrations = vec![Arc::new(moved(MigrationPhase::Succeeded, 5))];
+    assert!(next(&mut scene).0);
+}
+
+fn say_yes(attachment: &mut NicAttachment) {
+    let status = attachment.status.as_mut().unwrap();
+    for (type_, reason) in [
+        (types::READY, reasons::ATTACHED),
+        (types::FAST_PATH, reasons::VF_ACTIVE),
+    ] {
+        let condition = NewCondition::yes(type_, reason, "");
+        conditions::set(&mut status.conditions, None, Timestamp::UNIX_EPOCH, condition);
+    }
+}
+
+#[test]
 fn the_last_migration_is_kept_when_its_object_is_deleted() {
     let mut scene = Scene::new();
     let mut source = at(AttachmentState::Standby);
