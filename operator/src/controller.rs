@@ -267,7 +267,7 @@ mod tests {
             },
             ..ConfigMap::default()
         };
-        let names = ["a", "b", "c"].map(map).map(Event::InitApply);
+        let names = ["a", "b", "c"].map(|name| Event::InitApply(map(name).into()));
         let events = [Event::Init].into_iter().chain(names).chain([Event::InitDone]);
         feed.run(futures::stream::iter(events.map(Ok)), |_, _| {}).await;
         let work = Reconciles::new(&mut hybridnic_runtime::metrics::Registry::default());

@@ -7,11 +7,11 @@ use futures::future::BoxFuture;
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 
-use crate::cache::{self, Feed, Key, Name, Object};
+use crate::cache::{Feed, Key, Name, Object, Wire};
 use crate::fence::NodeState;
 use crate::kinds::vm_key;
 use crate::metrics::Reconciles;
@@ -308,46 +308,33 @@ pub fn tasks(
     let (node, namespace, pod, network) = (routes(), routes(), routes(), routes());
     let (hybrid_node, nic, attachment, migration) = (routes(), routes(), routes(), routes());
     vec![
-        // Guarded, a node that does not parse would look as if it were deleted, and what is on it would be taken for dead.
-        raw(client, feeds.nodes, all(), move |old, new| node.node(old, new)),
-        raw(client, feeds.namespaces, all(), move |old, new| {
+        watch(client, feeds.nodes, all(), move |old, new| node.node(old, new)),
+        watch(client, feeds.namespaces, all(), move |old, new| {
             namespace.namespace(old, new);
         }),
-        guarded(client, feeds.pods, labelled, move |old, new| pod.pod(old, new)),
-        guarded(client, feeds.networks, all(), move |old, new| {
+        watch(client, feeds.pods, labelled, move |old, new| pod.pod(old, new)),
+        watch(client, feeds.networks, all(), move |old, new| {
             network.network(old, new);
         }),
-        guarded(client, feeds.hybrid_nodes, all(), move |old, new| {
+        watch(client, feeds.hybrid_nodes, all(), move |old, new| {
             hybrid_node.hybrid_node(old, new);
         }),
-        guarded(client, feeds.nics, all(), move |old, new| nic.nic(old, new)),
-        guarded(client, feeds.attachments, all(), move |old, new| {
+        watch(client, feeds.nics, all(), move |old, new| nic.nic(old, new)),
+        watch(client, feeds.attachments, all(), move |old, new| {
             attachment.attachment(old, new);
         }),
-        guarded(client, feeds.migrations, all(), move |old, new| {
+        watch(client, feeds.migrations, all(), move |old, new| {
             migration.migration(old, new);
         }),
     ]
 }
 
-/// A watch of metadata only, which always parse.
-fn raw<K: Object>(
+fn watch<K: Object>(
     client: &Client,
     feed: Feed<K>,
     config: watcher::Config,
     changed: impl Fn(Option<&K>, Option<&K>) + Send + 'static,
 ) -> BoxFuture<'static, ()> {
-    let events = watcher(Api::<K>::all(client.clone()), config).default_backoff();
+    let events = watcher(Api::<Wire<K>>::all(client.clone()), config).default_backoff();
     async move { feed.run(events, changed).await }.boxed()
-}
-
-/// A watch that one object which does not parse cannot stop.
-fn guarded<K: Object>(
-    client: &Client,
-    feed: Feed<K>,
-    config: watcher::Config,
-    changed: impl Fn(Option<&K>, Option<&K>) + Send + 'static,
-) -> BoxFuture<'static, ()> {
-    let events = watcher(Api::<DeserializeGuard<K>>::all(client.clone()), config).default_backoff();
-    async move { feed.run(cache::parsed(events), changed).await }.boxed()
 }

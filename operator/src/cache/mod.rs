@@ -9,19 +9,20 @@
 
 mod pack;
 mod shelf;
+mod wire;
 
 use std::fmt::{self, Debug};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::{Stream, StreamExt};
 use kube::ResourceExt;
-use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use shelf::{Put, Shelf};
+pub use wire::Wire;
 
 /// A Kubernetes kind as the caches hold it.
 pub trait Object:
@@ -214,10 +215,10 @@ fn order<K: Object>(object: &K) -> (Option<&str>, Option<&str>) {
 
 impl<K: Object> Feed<K> {
     /// Feeds the cache until the stream ends; calls `changed(old, new)` for each object that came, changed or went since the
-    /// cache was filled.
+    /// cache was filled. One that does not parse stays as it was, until it does or goes.
     pub async fn run(
         mut self,
-        events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>>,
+        events: impl Stream<Item = Result<watcher::Event<Wire<K>>, watcher::Error>>,
         changed: impl Fn(Option<&K>, Option<&K>),
     ) {
         let mut events = std::pin::pin!(events);
@@ -231,10 +232,19 @@ impl<K: Object> Feed<K> {
         }
     }
 
-    fn apply(&mut self, event: watcher::Event<K>, changed: &impl Fn(Option<&K>, Option<&K>)) {
+    fn apply(&mut self, event: watcher::Event<Wire<K>>, changed: &impl Fn(Option<&K>, Option<&K>)) {
         match event {
             watcher::Event::Init => self.cache.shelf().unlist(),
-            watcher::Event::Apply(object) | watcher::Event::InitApply(object) => self.put(object, changed),
+            watcher::Event::Apply(Wire(Ok(object))) | watcher::Event::InitApply(Wire(Ok(object))) => {
+                self.put(object, changed);
+            }
+            watcher::Event::Apply(Wire(Err(bad))) | watcher::Event::InitApply(Wire(Err(bad))) => {
+                let (kind, meta, error) = (K::kind(&()), &bad.metadata, &bad.error);
+                let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+                tracing::warn!(%kind, namespace, name, error, "ignored, as it does not parse");
+                let name = Name::new(namespace.unwrap_or_default(), name.unwrap_or_default());
+                self.cache.shelf().list(&name);
+            }
             watcher::Event::Delete(object) => self.remove(&Name::of(&object), changed),
             watcher::Event::InitDone => {
                 let gone = self.cache.shelf().unlisted();
@@ -272,30 +282,6 @@ impl<K: Object> Feed<K> {
             changed(Some(&old), None);
         }
     }
-}
-
-/// Leaves out objects that do not parse, with a warning, so that one of them cannot stop the watch on all others.
-pub fn parsed<K: Object>(
-    events: impl Stream<Item = Result<watcher::Event<DeserializeGuard<K>>, watcher::Error>>,
-) -> impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> {
-    events.filter_map(|event| async {
-        let object = |guard: DeserializeGuard<K>| match guard.0 {
-            Ok(object) => Some(object),
-            Err(bad) => {
-                let (namespace, name) = (bad.metadata.namespace, bad.metadata.name);
-                tracing::warn!(kind = %K::kind(&()), ?namespace, ?name, error = bad.error, "ignored, as it does not parse");
-                None
-            }
-        };
-        match event {
-            Ok(watcher::Event::Apply(guard)) => object(guard).map(watcher::Event::Apply).map(Ok),
-            Ok(watcher::Event::Delete(guard)) => object(guard).map(watcher::Event::Delete).map(Ok),
-            Ok(watcher::Event::InitApply(guard)) => object(guard).map(watcher::Event::InitApply).map(Ok),
-            Ok(watcher::Event::Init) => Some(Ok(watcher::Event::Init)),
-            Ok(watcher::Event::InitDone) => Some(Ok(watcher::Event::InitDone)),
-            Err(error) => Some(Err(error)),
-        }
-    })
 }
 
 #[cfg(test)]
@@ -341,7 +327,7 @@ mod tests {
     }
 
     fn fill(feed: &mut Feed<ConfigMap>, maps: impl IntoIterator<Item = ConfigMap>) {
-        let events = maps.into_iter().map(watcher::Event::InitApply);
+        let events = maps.into_iter().map(|map| watcher::Event::InitApply(map.into()));
         let events = std::iter::once(watcher::Event::Init).chain(events);
         for event in events.chain([watcher::Event::InitDone]) {
             feed.apply(event, &|_, _| {});
@@ -385,10 +371,10 @@ mod tests {
         // Whatever comes and goes afterwards, by its place in no order.
         for n in 0..60 {
             let gone = map(&format!("m{n:02}"), "2", "");
-            feed.apply(watcher::Event::Delete(gone), &|_, _| {});
+            feed.apply(watcher::Event::Delete(gone.into()), &|_, _| {});
         }
-        feed.apply(watcher::Event::Apply(map("m99", "3", "zzz")), &|_, _| {});
-        feed.apply(watcher::Event::Apply(map("new", "4", "x")), &|_, _| {});
+        feed.apply(watcher::Event::Apply(map("m99", "3", "zzz").into()), &|_, _| {});
+        feed.apply(watcher::Event::Apply(map("new", "4", "x").into()), &|_, _| {});
         assert_eq!(names(&cache, "zzz"), ["m99"]);
         assert_eq!(cache.glances(&key).len(), 19);
         assert_eq!(names(&cache, "x").len(), 21);
@@ -420,8 +406,8 @@ mod tests {
         );
         assert_eq!(names(&cache, "x"), ["a", "b"]);
 
-        feed.apply(watcher::Event::Apply(map("b", "4", "y")), &changed);
-        feed.apply(watcher::Event::Delete(map("c", "5", "y")), &changed);
+        feed.apply(watcher::Event::Apply(map("b", "4", "y").into()), &changed);
+        feed.apply(watcher::Event::Delete(map("c", "5", "y").into()), &changed);
         assert_eq!(log.take(), ["b:2>4", "c:3>"]);
         assert_eq!(
             (names(&cache, "x"), names(&cache, "y")),
@@ -430,8 +416,8 @@ mod tests {
 
         for event in [
             watcher::Event::Init,
-            watcher::Event::InitApply(map("b", "4", "y")),
-            watcher::Event::InitApply(map("d", "9", "x")),
+            watcher::Event::InitApply(map("b", "4", "y").into()),
+            watcher::Event::InitApply(map("d", "9", "x").into()),
             watcher::Event::InitDone,
         ] {
             feed.apply(event, &changed);
@@ -441,13 +427,27 @@ mod tests {
         assert_eq!(names(&cache, "x"), ["d"]);
     }
 
-    #[tokio::test]
-    async fn an_object_that_does_not_parse_is_left_out() {
-        let bad =
-            serde_json::from_value(serde_json::json!({"metadata": {"name": "bad"}, "data": 7})).unwrap();
-        let good = DeserializeGuard(Ok(map("good", "1", "x")));
-        let events = futures::stream::iter([Ok(watcher::Event::Apply(bad)), Ok(watcher::Event::Apply(good))]);
-        let left: Vec<_> = parsed::<ConfigMap>(events).collect().await;
-        assert!(matches!(&left[..], [Ok(watcher::Event::Apply(m))] if m.name_any() == "good"));
+    #[test]
+    fn an_object_that_does_not_parse_any_more_stays_as_it_was() {
+        let (cache, mut feed) = cache::<ConfigMap>();
+        let bad = |name: &str| -> Wire<ConfigMap> {
+            let text = format!(r#"{{"metadata": {{"namespace": "ns", "name": "{name}"}}, "data": 7}}"#);
+            serde_json::from_str(&text).unwrap()
+        };
+        fill(&mut feed, [map("a", "1", "x")]);
+        let changed =
+            |_: Option<&ConfigMap>, _: Option<&ConfigMap>| panic!("nothing is known to have changed");
+        for event in [
+            watcher::Event::Apply(bad("a")),
+            watcher::Event::Init,
+            watcher::Event::InitApply(bad("a")),
+            watcher::Event::InitApply(bad("b")),
+            watcher::Event::InitDone,
+        ] {
+            feed.apply(event, &changed);
+        }
+        assert_eq!(names(&cache, "x"), ["a"]);
+        feed.apply(watcher::Event::Delete(bad("a")), &|_, _| {});
+        assert_eq!(cache.all(), []);
     }
 }

@@ -187,6 +187,15 @@ impl<K: Object> Shelf<K> {
         }
     }
 
+    /// This one is in the list, if it is there.
+    pub fn list(&mut self, name: &Name) {
+        let place = self.find(name);
+        let kept = place.and_then(|place| self.places.get_mut(place as usize)?.as_mut());
+        if let Some(kept) = kept {
+            kept.listed = true;
+        }
+    }
+
     /// What was not in the list.
     pub fn unlisted(&self) -> Vec<Name> {
         let kept = self.places.iter().flatten();

@@ -3,9 +3,6 @@
 use std::time::Duration;
 
 use hybridnic_api::v1alpha1::QemuMigrationStatus;
-use jiff::Timestamp;
-
-use super::record::since;
 
 /// What a wait waits for is written once it has lasted so long: most are over before anybody reads it.
 const WORDS: Duration = Duration::from_secs(5);
@@ -21,8 +18,8 @@ pub enum Worth {
     In(Duration),
 }
 
-/// Whether the change from `old` to `new` is worth a write.
-pub fn write(old: Option<&QemuMigrationStatus>, new: &QemuMigrationStatus, now: Timestamp) -> Worth {
+/// Whether the change from `old` to `new`, of a migration that has been in its phase for so long, is worth a write.
+pub fn write(old: Option<&QemuMigrationStatus>, new: &QemuMigrationStatus, in_phase_for: Duration) -> Worth {
     let Some(old) = old else { return Worth::Now };
     if old == new {
         return Worth::Nothing;
@@ -30,12 +27,12 @@ pub fn write(old: Option<&QemuMigrationStatus>, new: &QemuMigrationStatus, now: 
     if without_words(old) != without_words(new) {
         return Worth::Now;
     }
-    let lasts = new
-        .phases
-        .last()
-        .map(|phase| since(&phase.started_at, now).unsigned_abs());
-    let rest = lasts.and_then(|lasts| WORDS.checked_sub(lasts));
-    rest.filter(|rest| !rest.is_zero()).map_or(Worth::Now, Worth::In)
+    let rest = WORDS.saturating_sub(in_phase_for);
+    if rest.is_zero() {
+        Worth::Now
+    } else {
+        Worth::In(rest)
+    }
 }
 
 /// What drives the migration, and what people wait for.
@@ -55,18 +52,12 @@ fn without_words(status: &QemuMigrationStatus) -> QemuMigrationStatus {
 mod tests {
     use super::*;
     use hybridnic_api::conditions::{self, NewCondition, reasons, types};
-    use hybridnic_api::v1alpha1::{MigrationPhase, MigrationPhaseTime};
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+    use hybridnic_api::v1alpha1::MigrationPhase;
+    use jiff::Timestamp;
 
     fn waiting(phase: MigrationPhase, reason: &str, message: &str) -> QemuMigrationStatus {
-        let began = MicroTime(Timestamp::from_second(100).unwrap());
         let mut status = QemuMigrationStatus {
             phase,
-            phases: vec![MigrationPhaseTime {
-                name: format!("{phase:?}"),
-                started_at: began,
-                ms: None,
-            }],
             ..QemuMigrationStatus::default()
         };
         let condition = NewCondition::unknown(types::SUCCEEDED, reason, message);
@@ -76,8 +67,8 @@ mod tests {
 
     #[test]
     fn words_wait_and_what_happens_does_not() {
-        let worth = |old: &QemuMigrationStatus, new: &QemuMigrationStatus, second| {
-            write(Some(old), new, Timestamp::from_second(second).unwrap())
+        let worth = |old: &QemuMigrationStatus, new: &QemuMigrationStatus, seconds| {
+            write(Some(old), new, Duration::from_secs(seconds))
         };
         let first = waiting(MigrationPhase::PreparingTarget, reasons::MIGRATING, "waits");
         let mut other = waiting(
@@ -85,21 +76,15 @@ mod tests {
             reasons::MIGRATING,
             "waits for eth0",
         );
-        assert_eq!(write(None, &first, Timestamp::UNIX_EPOCH), Worth::Now);
-        assert_eq!(worth(&first, &first, 101), Worth::Nothing);
-        assert_eq!(worth(&first, &other, 101), Worth::In(Duration::from_secs(4)));
-        assert_eq!(worth(&first, &other, 105), Worth::Now);
+        assert_eq!(write(None, &first, Duration::ZERO), Worth::Now);
+        assert_eq!(worth(&first, &first, 1), Worth::Nothing);
+        assert_eq!(worth(&first, &other, 1), Worth::In(Duration::from_secs(4)));
+        assert_eq!(worth(&first, &other, 5), Worth::Now);
         other.downtime_ms = Some(31);
-        assert_eq!(worth(&first, &other, 104), Worth::In(Duration::from_secs(1)));
+        assert_eq!(worth(&first, &other, 4), Worth::In(Duration::from_secs(1)));
         let next = waiting(MigrationPhase::SwitchingToStandby, reasons::MIGRATING, "waits");
-        assert_eq!(worth(&first, &next, 101), Worth::Now);
+        assert_eq!(worth(&first, &next, 1), Worth::Now);
         let reason = waiting(MigrationPhase::PreparingTarget, reasons::FAILED, "waits");
-        assert_eq!(worth(&first, &reason, 101), Worth::Now);
-        // One that has not begun has no phase that is young.
-        let pending = |message| QemuMigrationStatus {
-            phases: Vec::new(),
-            ..waiting(MigrationPhase::Pending, reasons::NO_TARGET_POD, message)
-        };
-        assert_eq!(worth(&pending("a"), &pending("b"), 101), Worth::Now);
+        assert_eq!(worth(&first, &reason, 1), Worth::Now);
     }
 }
