@@ -113,7 +113,12 @@ fn state_of(path: Path, seen: Option<&Seen>) -> AttachmentState {
 fn ready(facts: &Facts<'_>, path: Path) -> (AttachmentState, NewCondition) {
     let no = |reason: &str, message: &str| NewCondition::no(types::READY, reason, message);
     if let Some(error) = facts.error {
-        return (state_of(path, facts.seen), no(error.reason, &error.message));
+        // The plan knows what the traffic does not show: a VM whose VF may keep the MAC is not on its standby alone.
+        let state = match facts.decision {
+            Some(Decision::Wait(wait)) => wait.state,
+            _ => state_of(path, facts.seen),
+        };
+        return (state, no(error.reason, &error.message));
     }
     match facts.decision {
         None => (

@@ -373,6 +373,29 @@ fn a_vf_without_link_or_of_which_nothing_is_known_carries_nothing_that_could_be_
 }
 
 #[test]
+fn a_wait_that_a_failure_led_to_has_its_own_state_and_the_failures_words() {
+    let record = held(Goal::Standby);
+    let error = StepError::new(reasons::VF_UNKNOWN, "the PF resets");
+    let seen = seen(GUEST, true);
+    let wait = Decision::Wait(Wait {
+        state: AttachmentState::Pending,
+        reason: reasons::VF_UNKNOWN,
+        message: "left as it is".into(),
+    });
+    let facts = Facts {
+        error: Some(&error),
+        ..facts(&record, &seen, Some(&wait))
+    };
+    let status = build(facts, None, at(1));
+    assert_eq!(
+        (status.state, status.path),
+        (AttachmentState::Pending, Path::Standby)
+    );
+    says(&status, types::READY, ("False", reasons::VF_UNKNOWN));
+    assert_eq!(condition(&status, types::READY).message, "the PF resets");
+}
+
+#[test]
 fn what_is_held_is_named() {
     let mut record = held(Goal::FastPath);
     record.spec.no_free_vf = NoFreeVf::Wait;

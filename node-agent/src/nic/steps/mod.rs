@@ -120,7 +120,9 @@ impl Context {
     /// Notes that the VF could not be made ready; one that fails again and again is given back when another is to be had.
     fn vf_failed(&mut self, error: StepError) -> StepError {
         self.learnt.vf_failed = Some(error.reason);
-        self.learnt.vf_failures = self.learnt.vf_failures.saturating_add(1);
+        // One that cannot be read may be as good as any.
+        let counts = error.reason != reasons::VF_UNKNOWN;
+        self.learnt.vf_failures = self.learnt.vf_failures.saturating_add(counts.into());
         if self.learnt.vf_failures >= TRIES
             && let Some(vf) = &self.record.vf
         {

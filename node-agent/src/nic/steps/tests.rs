@@ -101,6 +101,11 @@ async fn a_vf_that_fails_three_times_is_avoided() {
     let host = host(dir.path(), 2, 2);
     let mut cx = context(&host);
     let failed = || StepError::new(reasons::VF_BIND_FAILED, "no");
+    cx.vf_failed(StepError::new(reasons::VF_UNKNOWN, "it resets"));
+    assert_eq!(
+        (cx.learnt.vf_failed, cx.learnt.vf_failures),
+        (Some(reasons::VF_UNKNOWN), 0)
+    );
     for n in 1..=TRIES {
         assert_eq!(cx.vf_failed(failed()), failed());
         assert_eq!(

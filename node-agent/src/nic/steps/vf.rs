@@ -117,7 +117,13 @@ fn standby_record(cx: &Context, pf: PciAddress, pf_name: String) -> StandbyRecor
 
 async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
     let Choice { pf, vf } = choice;
-    let lost = || StepError::new(reasons::VF_LOST, format!("the VF {} has gone away", vf.address));
+    let lost = || {
+        let message = format!(
+            "the PF {} does not show its VF {} at the moment",
+            pf.address, vf.address
+        );
+        StepError::new(reasons::VF_UNKNOWN, message)
+    };
     let (Some(pf_name), Some(ifindex), Some(group)) = (pf.name.clone(), pf.ifindex, vf.iommu_group) else {
         return Err(lost());
     };

@@ -1,6 +1,8 @@
 //! What comes next on each way from one goal to another.
 
+mod links;
 mod model;
+mod presence;
 mod properties;
 mod rules;
 mod story;

@@ -312,11 +312,13 @@ impl Node {
 
     /// The VM's own task silences and wakes the standby at the moment itself.
     fn migrate(&mut self) {
+        // A target whose VF may have the MAC is not ready, and does not listen.
+        let ready = !(self.unread && self.has_nic_mac());
         let Some(qemu) = &mut self.qemu else {
             return;
         };
         match qemu.run {
-            Run::Incoming if qemu.standby => {
+            Run::Incoming if qemu.standby && ready => {
                 qemu.run = Run::Here;
                 self.macvtap = self.macvtap.map(|_| true);
                 self.relearn();
