@@ -17,7 +17,7 @@ use hybridnic_net::announce::send_rarp;
 use hybridnic_net::dev::DevNodes;
 use hybridnic_net::multicast::{Multicast, Received};
 use hybridnic_net::netlink::{
-    Link, LinkEvent, LinkEvents, LinkKind, MacvtapSpec, Netlink, VfLinkState, VfSetting, VlanSpec,
+    Link, LinkEvent, LinkEvents, LinkKind, MacvtapSpec, Netlink, VfLinkState, VfSetting,
 };
 use hybridnic_net::sysfs::Sysfs;
 use hybridnic_net::tap::{has_virtio_header, open_tap};
@@ -114,61 +114,25 @@ fn a_link_may_be_renamed_under_a_macvtap_that_is_up() {
     });
 }
 
-fn vlan(name: &str, lower: &Link, protocol: VlanProtocol) -> VlanSpec {
-    VlanSpec {
-        name: name.into(),
-        lower: lower.index,
-        id: 7,
-        protocol,
-        qos: 0,
-    }
-}
-
-/// Why the agent raises them again.
+/// Why the agent raises it again.
 #[test]
-fn an_mtu_follows_its_lower_links_down_and_not_up() {
+fn an_mtu_follows_the_lower_link_down_and_not_up() {
     in_namespace(|| async {
         let netlink = Netlink::open().unwrap();
         let (lower, _) = veth(&netlink).await;
         netlink.set_mtu(lower.index, 9000).await.unwrap();
-        let spec_of = vlan("hnv1.7", &lower, VlanProtocol::Dot1q);
-        let tagged = netlink.create_vlan(&spec_of).await.unwrap();
-        let mut on_vlan = spec("hn0", &tagged);
-        on_vlan.mtu = None;
-        let macvtap = netlink.create_macvtap(&on_vlan).await.unwrap();
-        assert_eq!((tagged.mtu, macvtap.mtu), (9000, 9000));
+        let mut with_its_mtu = spec("hn0", &lower);
+        with_its_mtu.mtu = None;
+        let macvtap = netlink.create_macvtap(&with_its_mtu).await.unwrap();
+        assert_eq!(macvtap.mtu, 9000);
+        let mtu = async || netlink.link("hn0").await.unwrap().unwrap().mtu;
         netlink.set_mtu(lower.index, 1500).await.unwrap();
-        netlink.set_mtu(lower.index, 9000).await.unwrap();
-        let mtus = async || {
-            let mtu = async |index| netlink.link_by_index(index).await.unwrap().unwrap().mtu;
-            (mtu(tagged.index).await, mtu(macvtap.index).await)
-        };
-        assert_eq!(mtus().await, (1500, 1500));
-        // From below upwards.
+        assert_eq!(mtu().await, 1500);
         netlink.set_mtu(macvtap.index, 9000).await.unwrap_err();
-        netlink.set_mtu(tagged.index, 9000).await.unwrap();
+        netlink.set_mtu(lower.index, 9000).await.unwrap();
+        assert_eq!(mtu().await, 1500);
         netlink.set_mtu(macvtap.index, 9000).await.unwrap();
-        assert_eq!(mtus().await, (9000, 9000));
-    });
-}
-
-#[test]
-fn vlan_devices_of_one_id_and_two_protocols_are_two() {
-    in_namespace(|| async {
-        let netlink = Netlink::open().unwrap();
-        let (lower, _) = veth(&netlink).await;
-        let (q, ad) = (VlanProtocol::Dot1q, VlanProtocol::Dot1ad);
-        let first = netlink.create_vlan(&vlan("hnv1.7", &lower, q)).await.unwrap();
-        let error = netlink
-            .create_vlan(&vlan("hnv1.7", &lower, ad))
-            .await
-            .unwrap_err();
-        assert_eq!(error.errno(), Some(Errno::EEXIST), "a name is one device's");
-        let second = netlink.create_vlan(&vlan("hnv1s7", &lower, ad)).await.unwrap();
-        for (protocol, device) in [(q, &first), (ad, &second)] {
-            let found = netlink.vlan_on(lower.index, 7, protocol).await.unwrap().unwrap();
-            assert_eq!(found.index, device.index);
-        }
+        assert_eq!(mtu().await, 9000);
     });
 }
 

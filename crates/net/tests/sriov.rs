@@ -340,3 +340,39 @@ fn a_vlan_device_carries_a_macvtap() {
         }
     });
 }
+
+#[test]
+fn vlan_devices_of_one_id_and_two_protocols_are_two_and_their_mtu_does_not_rise_by_itself() {
+    on_runtime(|| async {
+        let pf = pf();
+        let netlink = Netlink::open().unwrap();
+        let spec = |name: &str, protocol| VlanSpec {
+            name: name.into(),
+            lower: ifindex(&pf),
+            id: 78,
+            protocol,
+            qos: 0,
+        };
+        let (q, ad) = (VlanProtocol::Dot1q, VlanProtocol::Dot1ad);
+        let first = netlink.create_vlan(&spec("hnv1.78", q)).await.unwrap();
+        let taken = netlink.create_vlan(&spec("hnv1.78", ad)).await.unwrap_err();
+        assert_eq!(
+            taken.errno(),
+            Some(nix::errno::Errno::EEXIST),
+            "a name is one device's"
+        );
+        let second = netlink.create_vlan(&spec("hnv1s78", ad)).await.unwrap();
+        let mtu = async |index| netlink.link_by_index(index).await.unwrap().unwrap().mtu;
+        let before = mtu(ifindex(&pf)).await;
+        for now in [before - 100, before] {
+            netlink.set_mtu(ifindex(&pf), now).await.unwrap();
+        }
+        for (protocol, device) in [(q, &first), (ad, &second)] {
+            let found = netlink.vlan_on(ifindex(&pf), 78, protocol).await.unwrap();
+            assert_eq!(found.unwrap().index, device.index);
+            assert_eq!(mtu(device.index).await, before - 100);
+            netlink.set_mtu(device.index, before).await.unwrap();
+            assert!(netlink.delete_link(device.index).await.unwrap());
+        }
+    });
+}
