@@ -38,8 +38,8 @@ pub struct Ends {
     pub source_gone: bool,
     /// Whether the target's pod has ended or is no more.
     pub target_gone: bool,
-    /// Whether all processes of the target's pod have ended, by its kubelet's word.
-    pub target_finished: bool,
+    /// Whether all processes of the target's pod have ended, by its kubelet's word or because its node is off.
+    pub target_over: bool,
 }
 
 /// Where a rollback is.
@@ -88,7 +88,7 @@ impl Ends {
             target: last_word(target, target_rank),
             source_gone: pods::alive(pods, source).is_none(),
             target_gone: pods::alive(pods, target).is_none(),
-            target_finished: finished(target),
+            target_over: finished(target),
         })
     }
 

@@ -213,13 +213,13 @@ impl Process {
         let timeout = self.options.node_loss_timeout;
         let patience = Patience::new((!timeout.is_zero()).then_some(timeout));
         let release = ReleaseReconciler::new(client(), seen(), sight.clone());
-        let nic = NicReconciler::new(client(), seen(), sight, patience, events.clone());
+        let nic = NicReconciler::new(client(), seen(), sight.clone(), patience, events.clone());
         let told = Told {
             events,
             metrics: self.metrics.migrations.clone(),
             traces: self.traces.clone(),
         };
-        let migration = MigrationReconciler::new(client(), seen(), deadlines, told);
+        let migration = MigrationReconciler::new(client(), seen(), sight, deadlines, told);
 
         let mut set = JoinSet::new();
         let seen = world.clone();

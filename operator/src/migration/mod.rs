@@ -21,10 +21,13 @@ use hybridnic_api::v1alpha1::{
 };
 use hybridnic_runtime::traces::Traces;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt};
 
 use crate::controller::{Done, Reconciler};
 use crate::events::{Events, Note};
+use crate::fence::PodEnd;
+use crate::fence::sight::Sight;
 use crate::handover::Ends;
 use crate::metrics::Migrations;
 use crate::nic::admit;
@@ -39,6 +42,7 @@ use worth::Worth;
 pub struct MigrationReconciler {
     client: Client,
     world: World,
+    sight: Sight,
     deadlines: Deadlines,
     phases: Phases,
     told: Told,
@@ -56,10 +60,11 @@ pub struct Told {
 
 impl MigrationReconciler {
     /// A reconciler that reads from `world`.
-    pub fn new(client: Client, world: World, deadlines: Deadlines, told: Told) -> Self {
+    pub fn new(client: Client, world: World, sight: Sight, deadlines: Deadlines, told: Told) -> Self {
         Self {
             client,
             world,
+            sight,
             deadlines,
             phases: Phases::default(),
             told,
@@ -105,7 +110,7 @@ impl MigrationReconciler {
             blocked_by: self.blocked_by(migration),
             nics: self.nics(migration),
             pods: &pods,
-            ends: Ends::observe(migration, &self.world.attachments_of_vm(&namespace, vm), &pods),
+            ends: self.ends(migration, &pods).await,
             deadlines: self.deadlines,
         };
         let next = step(&view);
@@ -126,6 +131,20 @@ impl MigrationReconciler {
             Worth::Now | Worth::Nothing => next.again,
         };
         Ok(Done { wrote, again })
+    }
+
+    /// What both ends say, and whether the target's node is off.
+    async fn ends(&self, migration: &QemuMigration, pods: &[Arc<Pod>]) -> Option<Ends> {
+        let namespace = migration.namespace().unwrap_or_default();
+        let attachments = self.world.attachments_of_vm(&namespace, &migration.spec.vm);
+        let mut ends = Ends::observe(migration, &attachments, pods)?;
+        // The node matters only where nobody else can say that nothing of the VM is left there.
+        if ends.is_silent() && ends.target_gone {
+            let target = migration.status.as_ref()?.target.as_ref()?;
+            let node = self.sight.node(&target.node_name).await;
+            ends.target_over = PodEnd::of(pods, &target.pod.uid, &node).is_over();
+        }
+        Some(ends)
     }
 
     fn nics(&self, migration: &QemuMigration) -> Vec<NicView> {

@@ -23,6 +23,7 @@ use super::view::{
     NicView, View, after, attachment, deleting, is_attached, is_back, is_current, is_refused, lacks_vf, node,
     ready_reason, source_of, target_of, why,
 };
+use crate::fence::sight::AGAIN;
 use crate::handover::{self, Ends, Rollback};
 use crate::pods;
 
@@ -279,7 +280,12 @@ fn silent(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
             "the source has let the VM go, and the target's pod is gone: nothing proves whether the VM ran, or runs, on {}; {decide}",
             node(status)
         );
-        return wait(reasons::NEEDS_DECISION, message);
+        // Whether the node is off is not told by an event of the migration's.
+        return Next::Wait {
+            reason: reasons::NEEDS_DECISION,
+            message,
+            again: Some(AGAIN),
+        };
     }
     match SILENCE.checked_sub(view.in_phase_for) {
         Some(left) if !left.is_zero() => Next::Wait {
@@ -322,7 +328,7 @@ fn rolling_back(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> N
     let settled = matches!(ends.rollback(), Rollback::NotBegun | Rollback::Stopped);
     if ends.source_lost() {
         // No VM is left to bring back, unless the target still gets it.
-        return if settled || ends.never_ran() || ends.target_finished {
+        return if settled || ends.never_ran() || ends.target_over {
             Next::Finish
         } else {
             silent(view, status, ends)

@@ -388,6 +388,23 @@ fn where_nothing_is_known_a_person_decides() {
 }
 
 #[test]
+fn a_vm_that_is_lost_at_both_ends_holds_nothing() {
+    let mut scene = Scene::transferring();
+    report(scene.source(AttachmentState::Standby), MigrationState::Lost);
+    scene.reach(MigrationPhase::RollingBack);
+    // The target may get it yet, as long as nothing says that its pod is over.
+    let pod = scene.pods.pop().unwrap();
+    scene.stays(reasons::NEEDS_DECISION);
+    scene.pods.push(pod);
+    scene.end_pod(1);
+    scene.step();
+    assert_eq!(
+        (scene.phase(), scene.reason().as_str()),
+        (MigrationPhase::Failed, reasons::SOURCE_LOST)
+    );
+}
+
+#[test]
 fn a_decision_does_not_count_while_the_ends_can_tell() {
     for decision in [Decision::ResumeSource, Decision::AbandonSource] {
         let mut scene = Scene::transferring();

@@ -167,7 +167,7 @@ fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
     );
     let gone = |ends: Ends| Ends {
         target_gone: true,
-        target_finished: true,
+        target_over: true,
         ..ends
     };
     let decided = |ends: Ends, decision| Ends {
