@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use futures::{StreamExt as _, future};
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, VmHybridNic};
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, QemuMigration, VmHybridNic};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -58,6 +58,8 @@ pub struct Facts {
     pub networks: Seen<Vec<HybridNetwork>>,
     /// All NICs.
     pub nics: Seen<Vec<VmHybridNic>>,
+    /// All migrations.
+    pub migrations: Seen<Vec<QemuMigration>>,
     /// Admission policies.
     pub policies: Seen<Vec<ValidatingAdmissionPolicy>>,
     /// What puts them into force.
@@ -102,10 +104,11 @@ impl Facts {
             all::<DaemonSet>(cluster, "DaemonSets"),
             all::<Node>(cluster, "Nodes"),
         );
-        let (hybrid_nodes, networks, nics, policies, policy_bindings) = tokio::join!(
+        let (hybrid_nodes, networks, nics, migrations, policies, policy_bindings) = tokio::join!(
             all::<HybridNode>(cluster, "HybridNodes"),
             all::<HybridNetwork>(cluster, "HybridNetworks"),
             all::<VmHybridNic>(cluster, "VmHybridNics"),
+            all::<QemuMigration>(cluster, "QemuMigrations"),
             all::<ValidatingAdmissionPolicy>(cluster, "ValidatingAdmissionPolicies"),
             all::<ValidatingAdmissionPolicyBinding>(cluster, "ValidatingAdmissionPolicyBindings"),
         );
@@ -150,6 +153,7 @@ impl Facts {
             hybrid_nodes,
             networks,
             nics,
+            migrations,
             policies,
             policy_bindings,
             rights,

@@ -74,7 +74,12 @@ const MINE: &[Need] = &[
     here(need(GROUP, "nicattachments", &["list"], "nic")),
     here(need("events.k8s.io", "events", &["list"], "nic")),
     here(need("", "pods", &["list"], "migrate")),
-    here(need(GROUP, "qemumigrations", &["create", "watch"], "migrate")),
+    here(need(
+        GROUP,
+        "qemumigrations",
+        &["create", "list", "watch"],
+        "migrate",
+    )),
     here(need(
         GROUP,
         "qemumigrations",

@@ -120,6 +120,7 @@ pub fn healthy() -> Facts {
         hybrid_nodes: Ok(["n1", "n2"].map(hybrid_node).to_vec()),
         networks: Ok(vec![from_value(network).unwrap()]),
         nics: Ok(vec![from_value(nic).unwrap()]),
+        migrations: Ok(Vec::new()),
         policies: Ok(vec![from_value(policy).unwrap()]),
         policy_bindings: Ok(vec![from_value(binding).unwrap()]),
         rights: vec![

@@ -27,6 +27,7 @@ pub const ALL: &[Check] = &[
     hardware::vfs,
     objects::networks,
     objects::nics,
+    objects::migrations,
     others::sriov_operator,
     others::device_plugins,
     others::dra,

@@ -138,6 +138,30 @@ pub fn nics(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+/// No VM is paused because nothing proves where it may run. Any other migration is its user's to watch.
+pub fn migrations(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "migrations";
+    let migrations = match &facts.migrations {
+        Ok(migrations) => migrations,
+        Err(why) => return vec![Finding::unseen(CHECK, why)],
+    };
+    let undecided = |reason: &str| [reasons::TARGET_SILENT, reasons::NEEDS_DECISION].contains(&reason);
+    let found = migrations.iter().filter_map(|migration| {
+        let status = migration
+            .status
+            .as_ref()
+            .filter(|status| !status.phase.is_final())?;
+        let condition = conditions::find(&status.conditions, types::SUCCEEDED)?;
+        let name = format!(
+            "{}/{}",
+            migration.namespace().unwrap_or_default(),
+            migration.name_any()
+        );
+        undecided(&condition.reason).then(|| fail(CHECK, &name, condition))
+    });
+    found.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use hybridnic_api::v1alpha1::VmHybridNic;
@@ -226,5 +250,37 @@ mod tests {
         let findings = nics(&facts);
         assert_eq!(findings.len(), MOST + 1);
         assert_eq!(findings[MOST].message, "20 more are not ready");
+    }
+
+    #[test]
+    fn a_vm_that_waits_for_a_decision_is_told_and_no_other() {
+        let migration = |name: &str, phase: &str, reason: &str| {
+            from_value(json!({
+                "metadata": {"name": name, "namespace": "shop"},
+                "spec": {"vm": "web"},
+                "status": {
+                    "phase": phase,
+                    "conditions": [{
+                        "type": "Succeeded", "status": "Unknown", "reason": reason, "message": "nobody knows",
+                        "lastTransitionTime": "2026-01-01T11:00:00Z",
+                    }],
+                },
+            }))
+            .unwrap()
+        };
+        let mut facts = healthy();
+        assert_eq!(migrations(&facts), []);
+        facts.migrations = Ok(vec![
+            migration("a", "Transferring", "Migrating"),
+            migration("b", "Transferring", "NeedsDecision"),
+            migration("c", "RollingBack", "TargetSilent"),
+            migration("d", "Failed", "NeedsDecision"),
+        ]);
+        let findings = migrations(&facts);
+        assert_eq!(levels(&findings), [Level::Fail, Level::Fail]);
+        assert_eq!(
+            findings[0].message,
+            "shop/b: not Succeeded, NeedsDecision: nobody knows"
+        );
     }
 }

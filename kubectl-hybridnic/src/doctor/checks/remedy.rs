@@ -49,6 +49,9 @@ pub fn remedy(reason: &str) -> String {
             "bring the node back; or, if the machine is off, taint it node.kubernetes.io/out-of-service, or delete it"
         }
         reasons::MIGRATING => "kubectl get qmig",
+        reasons::TARGET_SILENT | reasons::NEEDS_DECISION => {
+            "bring the target's node and agent back, or take the decision that the message names"
+        }
         reasons::PROGRESSING | reasons::VM_INCOMING => {
             "if it stays so, read the log of the agent on the pod's node"
         }
