@@ -33,7 +33,7 @@ pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
     ]
 }
 
-fn failure(migration: &QemuMigration) -> String {
+pub fn failure(migration: &QemuMigration) -> String {
     migration
         .status
         .as_ref()
@@ -174,14 +174,14 @@ async fn broken(world: &World) {
     world.until_footprint(2, &clean).await.unwrap();
 }
 
-async fn reach(world: &World, name: &str, wanted: MigrationPhase) {
+pub async fn reach(world: &World, name: &str, wanted: MigrationPhase) {
     let is = |m: &QemuMigration| phase(m) == wanted || phase(m).is_final();
     let there = world.until_migration(name, LATER, "that far", is).await.unwrap();
     assert_eq!(phase(&there), wanted, "{:#?}", there.status);
 }
 
 /// Dirties memory, so that a transfer lasts until it is stopped.
-async fn slow(vm: &Vm) {
+pub async fn slow(vm: &Vm) {
     let busy = "dd if=/dev/zero of=/tmp/ballast bs=1M count=40 2>/dev/null; \
                 (while :; do dd if=/dev/urandom of=/tmp/ballast bs=1M count=40 conv=notrunc 2>/dev/null; done) \
                 </dev/null >/dev/null 2>&1 & echo $! >/tmp/busy";
@@ -189,7 +189,7 @@ async fn slow(vm: &Vm) {
 }
 
 /// Waits until QEMU sends the VM.
-async fn transferring(world: &World, vm: &Vm, name: &str) {
+pub async fn transferring(world: &World, vm: &Vm, name: &str) {
     reach(world, name, MigrationPhase::Transferring).await;
     let end = tokio::time::Instant::now() + SOON;
     loop {

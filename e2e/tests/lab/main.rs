@@ -19,6 +19,7 @@ mod debian;
 mod faults;
 mod flight;
 mod lifecycle;
+mod once;
 mod pool;
 mod suite;
 mod unfit;
@@ -39,6 +40,7 @@ fn main() {
         flight::tests,
         lifecycle::tests,
         faults::tests,
+        once::tests,
         pool::tests,
     ];
     let tests = tests.iter().flat_map(|of| of(&suite)).collect();
