@@ -104,7 +104,11 @@ impl Ends {
 
     /// Whether the VM has gone to the target, by the target's word or by a person's. It may have ended there since.
     pub fn arrived(&self) -> bool {
-        use MigrationState::{Completed, Ended};
+        use MigrationState::{Cancelled, Completed, Ended};
+        // It runs at the source by a person's word, and whatever is heard of the target now comes too late.
+        if self.decision == Some(Decision::ResumeSource) && self.source_state() == Some(Cancelled) {
+            return false;
+        }
         matches!(self.target_state(), Some(Completed | Ended)) || self.decided(Decision::AbandonSource)
     }
 

@@ -76,6 +76,8 @@ pub enum Run {
     Here,
     /// It waits for the VM, loads it, or has loaded it and not started it.
     Incoming,
+    /// The VM is loaded, and is being started: its NICs are in the hands of the VM's own task.
+    Starting,
     /// It runs a guest, or waits for one, that is not this migration's.
     Occupied,
     /// The VM is being handed over: its NICs must be silent here.

@@ -379,7 +379,7 @@ impl NicTask {
                 .spec
                 .migration
                 .as_ref()
-                .is_some_and(|m| m.step == MigrationStep::Listen),
+                .is_some_and(|m| matches!(m.step, MigrationStep::Listen | MigrationStep::GiveUp)),
         }
     }
 

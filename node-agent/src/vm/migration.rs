@@ -29,6 +29,8 @@ pub enum Action {
     Listen,
     /// Target: the VM is loaded: start it.
     Run,
+    /// Target: the VM was about to be started when the agent died, and is not to be started any more: note that.
+    Forgo,
     /// Source: send the VM to this URI.
     Start(String),
     /// Source: the VM is paused before the hand-over: silence its NICs, then let it go.
@@ -47,6 +49,7 @@ impl Action {
         match self {
             Self::Listen => "Listen",
             Self::Run => "Run",
+            Self::Forgo => "Forgo",
             Self::Start(_) => "Start",
             Self::HandOver => "HandOver",
             Self::Hold => "Hold",
@@ -114,11 +117,12 @@ pub struct Verdict {
 pub fn agreed(nics: &BTreeMap<String, NicEntry>) -> Option<MigrationOrder> {
     let order = nics.values().find_map(|n| n.order.clone())?;
     // To stop is urgent and never wrong: one NIC's word is enough.
-    if let Some(stop) = nics
-        .values()
-        .filter_map(|n| n.order.as_ref())
-        .find(|o| matches!(o.step, MigrationStep::Cancel | MigrationStep::Resume))
-    {
+    if let Some(stop) = nics.values().filter_map(|n| n.order.as_ref()).find(|o| {
+        matches!(
+            o.step,
+            MigrationStep::Cancel | MigrationStep::Resume | MigrationStep::GiveUp
+        )
+    }) {
         return Some(stop.clone());
     }
     let has = |name: &String| {
@@ -142,7 +146,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
         Sight::Up(seen) => seen,
         Sight::Silent => return Verdict::default(),
         Sight::Ended => {
-            let arrived = order.step == MigrationStep::Listen && begun.is_some_and(|b| b.arrival.is_some());
+            let arrived = begun.is_some_and(|begun| begun.arrival.is_some());
             let state = if arrived {
                 MigrationState::Ended
             } else {
@@ -166,6 +170,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
     match order.step {
         MigrationStep::Prepare => Verdict::default(),
         MigrationStep::Listen => target(seen, begun, all(AttachmentState::Reserved), says),
+        MigrationStep::GiveUp => give_up(seen, begun, says),
         MigrationStep::Transfer => {
             let uri = order.target_uri.clone().filter(|_| all(AttachmentState::Standby));
             source(seen, begun, custody, uri, says)
@@ -263,6 +268,22 @@ fn target(seen: &VmSeen, begun: Option<&Begun>, reserved: bool, says: Says<'_>) 
             },
         },
         _ => says.state(MigrationState::Active),
+    }
+}
+
+/// The NICs' own tasks end the QEMU; a VM that is about to be started here is not started any more.
+fn give_up(seen: &VmSeen, begun: Option<&Begun>, says: Says<'_>) -> Verdict {
+    match begun {
+        // Nothing of it was ever here.
+        None => Verdict::default(),
+        Some(begun) if begun.arrival == Some(Arrival::Starting) && is_loaded(seen) => Verdict {
+            action: Some(Action::Forgo),
+            report: None,
+        },
+        Some(_) => Verdict {
+            action: None,
+            ..target(seen, begun, false, says)
+        },
     }
 }
 
@@ -394,16 +415,25 @@ pub fn run_of(seen: &VmSeen, goal: Goal, order: Option<&MigrationOrder>, known: 
     };
     let begun = begun.filter(|begun| begun.migration == order.migration.uid);
     match (order.step, begun) {
-        (MigrationStep::Listen, None) if plain == Run::Incoming && is_waiting(seen) => Run::Incoming,
-        (MigrationStep::Listen, None) => Run::Occupied,
-        (MigrationStep::Listen, Some(begun)) if plain == Run::Here => match begun.arrival {
-            // Another QEMU than the one that the VM has gone to.
-            _ if !same => Run::Occupied,
-            // Loaded, and not started.
-            None => Run::Incoming,
-            Some(Arrival::Starting) if is_loaded(seen) => Run::Incoming,
-            Some(_) => Run::Here,
-        },
+        (MigrationStep::Listen | MigrationStep::GiveUp, None)
+            if plain == Run::Incoming && is_waiting(seen) =>
+        {
+            Run::Incoming
+        }
+        (MigrationStep::Listen | MigrationStep::GiveUp, None) => Run::Occupied,
+        (step @ (MigrationStep::Listen | MigrationStep::GiveUp), Some(begun)) if plain == Run::Here => {
+            match begun.arrival {
+                // Another QEMU than the one that the VM has gone to.
+                _ if !same => Run::Occupied,
+                // Loaded, and not started.
+                None => Run::Incoming,
+                Some(Arrival::Starting) if is_loaded(seen) => match step {
+                    MigrationStep::GiveUp => Run::Incoming,
+                    _ => Run::Starting,
+                },
+                Some(_) => Run::Here,
+            }
+        }
         (MigrationStep::Transfer | MigrationStep::Cancel, Some(_))
             if plain == Run::Here && goal != Goal::FastPath =>
         {

@@ -69,6 +69,13 @@ impl Case {
         }
     }
 
+    fn gives_up(arrival: Option<Arrival>) -> Self {
+        Self {
+            nics: nics(MigrationStep::GiveUp, AttachmentState::Standby, BOTH),
+            ..Self::target(arrival)
+        }
+    }
+
     fn with(self, custody: Custody) -> Self {
         Self { custody, ..self }
     }
@@ -120,8 +127,8 @@ fn nothing_starts_before_every_nic_is_there_and_ready() {
 
 #[test]
 fn a_qemu_that_does_not_answer_has_said_what_it_said() {
-    use MigrationStep::{Cancel, Listen, Prepare, Resume, Transfer};
-    for step in [Listen, Prepare, Transfer, Cancel, Resume] {
+    use MigrationStep::{Cancel, GiveUp, Listen, Prepare, Resume, Transfer};
+    for step in [Listen, GiveUp, Prepare, Transfer, Cancel, Resume] {
         for arrival in [None, Some(Arrival::Starting), Some(Arrival::Started)] {
             for custody in [Custody::Unknown, Custody::Here, Custody::Left] {
                 let case = Case {
@@ -139,6 +146,11 @@ fn a_qemu_that_does_not_answer_has_said_what_it_said() {
 fn a_qemu_that_has_ended_is_lost_or_had_the_vm() {
     let says = |case: &Case| case.says(Sight::Ended).1;
     assert_eq!(says(&Case::target(None)), Some(MigrationState::Lost));
+    assert_eq!(says(&Case::gives_up(None)), Some(MigrationState::Lost));
+    assert_eq!(
+        says(&Case::gives_up(Some(Arrival::Starting))),
+        Some(MigrationState::Ended)
+    );
     for arrival in [Arrival::Starting, Arrival::Started] {
         assert_eq!(says(&Case::target(Some(arrival))), Some(MigrationState::Ended));
     }
@@ -285,6 +297,36 @@ fn the_target_listens_and_starts_what_has_come() {
 }
 
 #[test]
+fn a_target_that_gives_up_starts_nothing_and_says_what_was() {
+    use Arrival::{Started, Starting};
+    let sees = |arrival, run, info| Case::gives_up(arrival).sees(run, info);
+    assert_eq!(
+        sees(None, RunState::Paused, COMPLETED),
+        (None, Some(MigrationState::Active)),
+        "loaded"
+    );
+    assert_eq!(sees(None, RunState::InMigrate, "{}").0, None);
+    assert_eq!(
+        sees(Some(Starting), RunState::Paused, COMPLETED),
+        (Some(Action::Forgo), None)
+    );
+    for (arrival, run) in [
+        (Starting, RunState::Running),
+        (Started, RunState::Running),
+        (Started, RunState::Paused),
+    ] {
+        assert_eq!(
+            sees(Some(arrival), run, COMPLETED),
+            (None, Some(MigrationState::Completed))
+        );
+    }
+    // One NIC that was told is enough.
+    let mut half = Case::target(None);
+    half.nics.get_mut("a").unwrap().order = Some(order(MigrationStep::GiveUp));
+    assert_eq!(half.sees(RunState::Paused, COMPLETED).0, None);
+}
+
+#[test]
 fn a_target_that_is_taken_says_so() {
     let listening = r#"{"status":"setup","socket-address":[{"type":"inet","host":"0.0.0.0","port":"4001"}]}"#;
     for begun in [None, Some(begun("m0", Some(Arrival::Started)))] {
@@ -350,28 +392,28 @@ const COMPLETED: &str = r#"{"status":"completed"}"#;
 
 #[test]
 fn a_nic_is_silent_at_a_target_until_the_vm_is_started() {
-    let order = order(MigrationStep::Listen);
-    let target = |run, info: &str, begun: Option<Begun>| {
+    let target = |step, run, info: &str, begun: Option<Begun>| {
         let known = Known {
             begun: begun.as_ref(),
             same: true,
             custody: Custody::Unknown,
         };
-        run_of(&vm(run, info), Goal::FastPath, Some(&order), known)
+        run_of(&vm(run, info), Goal::FastPath, Some(&order(step)), known)
     };
     let ours = || Some(begun("m1", None));
     let arrived = |arrival| Some(begun("m1", Some(arrival)));
     let active = r#"{"status":"active"}"#;
-    for (run, info, begun, is) in [
-        (RunState::InMigrate, "{}", None, Run::Incoming),
-        (RunState::Running, "{}", None, Run::Occupied),
-        (RunState::InMigrate, active, None, Run::Occupied),
-        (RunState::InMigrate, active, ours(), Run::Incoming),
-        (RunState::Paused, COMPLETED, ours(), Run::Incoming),
+    for (run, info, begun, listens, gives_up) in [
+        (RunState::InMigrate, "{}", None, Run::Incoming, Run::Incoming),
+        (RunState::Running, "{}", None, Run::Occupied, Run::Occupied),
+        (RunState::InMigrate, active, None, Run::Occupied, Run::Occupied),
+        (RunState::InMigrate, active, ours(), Run::Incoming, Run::Incoming),
+        (RunState::Paused, COMPLETED, ours(), Run::Incoming, Run::Incoming),
         (
             RunState::Paused,
             COMPLETED,
             arrived(Arrival::Starting),
+            Run::Starting,
             Run::Incoming,
         ),
         (
@@ -379,14 +421,19 @@ fn a_nic_is_silent_at_a_target_until_the_vm_is_started() {
             COMPLETED,
             arrived(Arrival::Starting),
             Run::Here,
+            Run::Here,
         ),
-        (RunState::Paused, COMPLETED, arrived(Arrival::Started), Run::Here),
+        (
+            RunState::Paused,
+            COMPLETED,
+            arrived(Arrival::Started),
+            Run::Here,
+            Run::Here,
+        ),
     ] {
-        assert_eq!(
-            target(run.clone(), info, begun.clone()),
-            is,
-            "{run:?} {info} {begun:?}"
-        );
+        let see = |step| target(step, run.clone(), info, begun.clone());
+        assert_eq!(see(MigrationStep::Listen), listens, "{run:?} {info} {begun:?}");
+        assert_eq!(see(MigrationStep::GiveUp), gives_up, "{run:?} {info} {begun:?}");
     }
 }
 

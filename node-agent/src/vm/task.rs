@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::{
-    Session, Vm, handover,
+    NicEntry, Session, Vm, handover,
     migration::{self, Action, Custody, Sight, VmSeen},
     process::ProcessId,
     rx_follow, socket,
@@ -232,7 +232,9 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             _ => true,
         },
         ("MIGRATION", Some(status)) => {
-            if status.is_idle() {
+            // A VM that has come is started before its NICs' tasks give QEMU anything else to do.
+            let starts = arriving && status == MigrationStatus::Completed;
+            if status.is_idle() && !starts {
                 vm.beat(false);
             }
             status != MigrationStatus::Device
@@ -263,6 +265,14 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
 async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
     let fail = |error: QmpError| chain(&error);
     let _fate = vm.fate.lock().await;
+    // It may have been called off since.
+    let listens = |nic: &NicEntry| {
+        let order = nic.order.as_ref();
+        order.is_some_and(|order| order.step == MigrationStep::Listen)
+    };
+    if !vm.nics().values().all(listens) {
+        return Ok(());
+    }
     if !migration::is_loaded(&look(client).await.map_err(fail)?) {
         // Started by somebody else; it is here all the same.
         return arrived(vm, host, Arrival::Started).await;
@@ -541,6 +551,17 @@ async fn act(
                 error,
                 refused: false,
             })?;
+        }
+        Action::Forgo => {
+            let _fate = vm.fate.lock().await;
+            let note = |record: &mut VmRecord| {
+                if let Some(begun) = &mut record.begun {
+                    begun.arrival = None;
+                }
+            };
+            if migration::is_loaded(&look(client).await?) {
+                vm.remember(&host.journal, note).await?;
+            }
         }
         Action::Start(uri) => {
             let blocked = client.query_migrate().await?.blocked_reasons;

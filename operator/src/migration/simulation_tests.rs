@@ -95,8 +95,12 @@ impl Sim {
 
     /// Whether the target has run the VM, or will without the operator's further doing.
     fn target_may_run(&self) -> bool {
-        matches!(self.target, Target::Running | Target::Loaded | Target::Ended)
-            || self.sent && self.target == Target::Receiving
+        let gives_up = self.scene.target.as_ref().is_some_and(|target| {
+            let order = target.spec.migration.as_ref();
+            order.is_some_and(|order| order.step == MigrationStep::GiveUp)
+        });
+        matches!(self.target, Target::Running | Target::Ended)
+            || !gives_up && (self.target == Target::Loaded || self.sent && self.target == Target::Receiving)
     }
 
     fn handle(&mut self, event: Event) {
@@ -194,13 +198,9 @@ impl Sim {
         let Some(attachment) = self.scene.target.as_mut() else {
             return;
         };
-        let listen = attachment
-            .spec
-            .migration
-            .as_ref()
-            .is_some_and(|order| order.step == MigrationStep::Listen);
-        if self.target == Target::Loaded {
-            // It is started, whatever the operator has called off since.
+        let step = attachment.spec.migration.as_ref().map(|order| order.step);
+        let listen = step == Some(MigrationStep::Listen);
+        if listen && self.target == Target::Loaded {
             self.target = Target::Running;
         } else if attachment.spec.goal == Goal::Detached
             && !matches!(self.target, Target::Running | Target::Ended)
@@ -224,7 +224,7 @@ impl Sim {
             Target::Dead => MigrationState::Lost,
             Target::Ended => MigrationState::Ended,
         };
-        if listen {
+        if listen || step == Some(MigrationStep::GiveUp) {
             report(attachment, word);
         }
     }

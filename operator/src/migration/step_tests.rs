@@ -228,7 +228,7 @@ fn a_guest_that_keeps_its_vf_stops_the_migration() {
         scene.wishes(),
         [
             Some((Goal::FastPath, None)),
-            Some((Goal::Detached, Some(MigrationStep::Listen)))
+            Some((Goal::Detached, Some(MigrationStep::GiveUp)))
         ]
     );
     scene.stays(reasons::GUEST_KEEPS_VF);
@@ -288,7 +288,7 @@ fn a_transfer_that_fails_brings_the_fast_path_back() {
     scene.reach(MigrationPhase::RollingBack);
     assert_eq!(scene.reason(), reasons::TRANSFER_FAILED);
     assert!(scene.message().contains("no route"), "{}", scene.message());
-    let revoke = Some((Goal::Detached, Some(MigrationStep::Listen)));
+    let revoke = Some((Goal::Detached, Some(MigrationStep::GiveUp)));
     assert_eq!(
         scene.wishes(),
         [Some((Goal::FastPath, Some(MigrationStep::Cancel))), revoke]

@@ -101,10 +101,9 @@ type Wish = (Goal, Option<MigrationStep>);
 
 /// What source and target should do in a phase. The source never gets its VF back while the VM may run at the target.
 fn goals(phase: MigrationPhase, ends: &Ends) -> (Wish, Wish) {
-    use MigrationStep::{Cancel, Listen, Prepare, Resume, Transfer};
+    use MigrationStep::{Cancel, GiveUp, Listen, Prepare, Resume, Transfer};
     let receive = (Goal::FastPath, Some(Listen));
-    // With the order to listen still there, the agent knows what it is that it must not let happen any more.
-    let revoke = (Goal::Detached, Some(Listen));
+    let revoke = (Goal::Detached, Some(GiveUp));
     match phase {
         MigrationPhase::PreparingTarget => ((Goal::FastPath, None), receive),
         MigrationPhase::SwitchingToStandby => ((Goal::Standby, Some(Prepare)), receive),
@@ -113,7 +112,9 @@ fn goals(phase: MigrationPhase, ends: &Ends) -> (Wish, Wish) {
         MigrationPhase::RollingBack => match ends.rollback() {
             Rollback::NotBegun => ((Goal::FastPath, None), revoke),
             Rollback::Cancelling => ((Goal::Standby, Some(Cancel)), receive),
-            Rollback::Revoking | Rollback::Undecided => ((Goal::Standby, Some(Cancel)), revoke),
+            // What has come whole is the only one left, and is started.
+            Rollback::Revoking => ((Goal::Standby, Some(Cancel)), (Goal::Detached, Some(Listen))),
+            Rollback::Undecided => ((Goal::Standby, Some(Cancel)), revoke),
             Rollback::Resuming => ((Goal::Standby, Some(Resume)), revoke),
             Rollback::Stopped => ((Goal::FastPath, Some(Cancel)), revoke),
         },

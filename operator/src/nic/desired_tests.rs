@@ -157,9 +157,10 @@ fn each_phase_has_its_goals() {
 #[test]
 fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
     use MigrationState::{Active, Cancelled, Completed, Ended, Failed, Listening, Lost};
-    use MigrationStep::{Cancel, Listen, Resume};
+    use MigrationStep::{Cancel, GiveUp, Listen, Resume};
     let rollback = |ends: &Ends| wishes(MigrationPhase::RollingBack, ends);
-    let (receive, revoke) = ((Goal::FastPath, Some(Listen)), (Goal::Detached, Some(Listen)));
+    let (receive, revoke) = ((Goal::FastPath, Some(Listen)), (Goal::Detached, Some(GiveUp)));
+    let last = (Goal::Detached, Some(Listen));
     assert_eq!(
         rollback(&Ends::default()),
         ((Goal::FastPath, None), revoke),
@@ -198,11 +199,11 @@ fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
         (gone(said(Some(Completed), None)), wait, revoke),
         (gone(said(Some(Failed), Some(Listening))), wait, revoke),
         // Nothing is at the source any more.
-        (said(Some(Lost), Some(Active)), wait, revoke),
+        (said(Some(Lost), Some(Active)), wait, last),
         (
             decided(said(Some(Lost), Some(Lost)), Decision::ResumeSource),
             wait,
-            revoke,
+            last,
         ),
         // The source's word that it never let go.
         (
@@ -229,6 +230,11 @@ fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
             decided(said(Some(Completed), None), Decision::AbandonSource),
             wait,
             receive,
+        ),
+        (
+            decided(said(Some(Cancelled), Some(Completed)), Decision::ResumeSource),
+            (Goal::FastPath, Cancel),
+            revoke,
         ),
         (
             decided(said(Some(Completed), Some(Ended)), Decision::ResumeSource),

@@ -134,8 +134,10 @@ pub struct MigrationOrder {
 /// A step of a migration that one node's agent takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum MigrationStep {
-    /// Target: listen for the incoming VM once every NIC is `Reserved`.
+    /// Target: listen for the incoming VM once every NIC is `Reserved`, and start it when it has come.
     Listen,
+    /// Target: never start the VM any more, whether or not it has come, and say so.
+    GiveUp,
     /// Source: the fast path of every NIC goes off; the transfer has not begun.
     Prepare,
     /// Source: send the VM to `targetUri`.

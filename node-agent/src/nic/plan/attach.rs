@@ -35,6 +35,9 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
             );
         }
     };
+    if guest.run == Run::Starting {
+        return Decision::Done(Reserved);
+    }
     if guest.run == Run::Occupied {
         return if seen.macvtap == Some(true) {
             Decision::Do(Step::StandbyDown)

@@ -37,6 +37,13 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                 Run::Here | Run::Occupied => {}
                 // It will never run the VM again, and a guest that does not run lets go of nothing.
                 Run::Incoming | Run::HandedOver => return Decision::Do(Step::QuitQemu),
+                Run::Starting => {
+                    return wait(
+                        held,
+                        reasons::MIGRATING,
+                        "the VM is being started here; nothing is taken from it",
+                    );
+                }
                 Run::HandingOver => {
                     return wait(
                         held,

@@ -2,7 +2,10 @@
 
 use std::{error::Error, os::fd::AsFd as _, time::Duration};
 
-use hybridnic_api::{conditions::reasons, v1alpha1::GuestPorts};
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{GuestPorts, MigrationStep},
+};
 use hybridnic_net::tap::open_tap;
 use hybridnic_qmp::{
     Client, EventError, QmpError,
@@ -449,7 +452,9 @@ pub(super) async fn quit(cx: &Context, client: &Client) -> Result<(), StepError>
     let (run, seen, _) = observe::see_run(&cx.vm, client, &cx.record)
         .await
         .map_err(|e| refused(&e))?;
-    let arrives = run == Run::Incoming && migration::is_loaded(&seen);
+    let order = cx.record.spec.migration.as_ref();
+    let listens = order.is_some_and(|order| order.step == MigrationStep::Listen);
+    let arrives = listens && migration::is_loaded(&seen);
     if arrives || !matches!(run, Run::Incoming | Run::HandedOver) {
         return Err(StepError::new(
             reasons::MIGRATING,

@@ -402,6 +402,19 @@ fn a_nic_leaves_a_vm_that_does_not_run_here() {
     does(OUT, run(Run::Incoming), no, Step::QuitQemu);
     does(OUT, run(Run::HandedOver), no, Step::QuitQemu);
     waits(OUT, run(Run::HandingOver), no, Standby, reasons::MIGRATING);
+    // Whatever is up or down then is its VM's doing.
+    for macvtap in [false, true] {
+        let starts = seen(
+            Guest {
+                run: Run::Starting,
+                ..GUEST
+            },
+            macvtap,
+            PARKED,
+        );
+        waits(OUT, starts, no, Standby, reasons::MIGRATING);
+        done(TO_VF, starts, no, Reserved);
+    }
     // It has come after all, while the migration was called off.
     let expected = Ask {
         expected: true,
