@@ -136,7 +136,7 @@ async fn is_one_trace(world: &World, name: &str) {
         ("hybridnic-agent", "n1", "HandOver"),
         ("hybridnic-agent", "n2", "Reserve"),
         ("hybridnic-agent", "n2", "Listen"),
-        ("hybridnic-agent", "n2", "Wake"),
+        ("hybridnic-agent", "n2", "Run"),
         ("hybridnic-agent", "n2", "PlugVf"),
     ];
     let has = |spans: &[Seen], (service, instance, name): (&str, &str, &str)| {

@@ -155,7 +155,11 @@ async fn a_standby_that_appears_gets_its_list() {
     let mut pulse = vm.pulse();
     let told = async {
         pulse
-            .wait_for(|_| vm.nics()["b"].filtered.failed.is_some())
+            .wait_for(|_| {
+                vm.nics()
+                    .get("b")
+                    .is_some_and(|nic| nic.filtered.failed.is_some())
+            })
             .await
             .map(|_| ())
     };

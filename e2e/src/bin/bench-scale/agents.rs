@@ -188,6 +188,8 @@ fn word(of: &NicAttachment, all: &[NicAttachment]) -> Option<MigrationState> {
     let arrived = said.is_some_and(|report| report.state == MigrationState::Completed);
     match of.spec.migration.as_ref()?.step {
         MigrationStep::Listen if sent || arrived => Some(MigrationState::Completed),
+        MigrationStep::GiveUp if arrived => Some(MigrationState::Completed),
+        MigrationStep::GiveUp => Some(MigrationState::Lost),
         MigrationStep::Listen => Some(MigrationState::Listening),
         MigrationStep::Transfer if sent => Some(MigrationState::Completed),
         MigrationStep::Transfer => Some(MigrationState::Active),

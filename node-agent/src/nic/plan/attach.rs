@@ -36,7 +36,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
         }
     };
     if guest.run == Run::Starting {
-        return Decision::Done(Reserved);
+        return Decision::Done(AttachmentState::Reserved);
     }
     if guest.run == Run::Occupied {
         return if seen.macvtap == Some(true) {
