@@ -21,9 +21,10 @@ pub fn remedy(reason: &str) -> String {
             "compare spec.uplinks with kubectl hybridnic node NAME; create VFs or set numVfs"
         }
         reasons::POOL_UNHEALTHY => "kubectl hybridnic node NAME says of each VF why it cannot be used",
+        reasons::NETWORK_IN_USE => "delete the NICs that the message names, or wait: it goes with the last",
         reasons::NO_IOMMU => "switch the IOMMU on in firmware and kernel (intel_iommu=on)",
         reasons::NO_UPLINK => {
-            "compare spec.uplinks with kubectl hybridnic node NAME: PFs in a bond or bridge do not count"
+            "compare spec.uplinks with kubectl hybridnic node NAME: PFs in a bond or bridge, of InfiniBand or in switchdev mode do not count"
         }
         reasons::NO_FREE_VF => "free a VF or create more; kubectl hybridnic node NAME shows who holds which",
         reasons::PF_LINK_DOWN => "look at cable and switch",
