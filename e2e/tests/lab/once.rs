@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     common::{LATER, SOON, check_fast_path, ended, fast_on, migration, phase, vm_on_fast_path},
-    faults::{failure, reach, slow, transferring},
+    faults::{failure, reach, transferring},
     suite::Suite,
 };
 
@@ -38,14 +38,25 @@ async fn sending(world: &World, name: &str, host: u8) -> [Vm; 2] {
     let spec = VmSpec::new("vm", &[NicSpec::new(0, host)]);
     let vm = vm_on_fast_path(world, &spec, "vm-a", 1, "fast").await.unwrap();
     let target = world.start_vm(&spec, "vm-b", 2, true).await.unwrap();
-    slow(&vm).await;
     world.apply(&migration(name, "vm", "vm-b")).await.unwrap();
     transferring(world, &vm, name).await;
+    bandwidth(&vm, 100_000).await;
+    assert_eq!(
+        vm.guest.status().await.unwrap(),
+        "running",
+        "it was sent too fast"
+    );
     [vm, target]
 }
 
 async fn let_it_end(vm: &Vm) {
-    vm.guest.run("kill $(cat /tmp/busy)", SOON).await.unwrap();
+    bandwidth(vm, 1_000_000_000).await;
+}
+
+/// The agent has set it at the start of the transfer, and leaves it alone from then on.
+async fn bandwidth(vm: &Vm, bytes_per_second: u64) {
+    let most = serde_json::json!({"max-bandwidth": bytes_per_second});
+    vm.guest.qmp("migrate-set-parameters", most).await.unwrap();
 }
 
 /// QEMU tells its state by events to the agent alone.
