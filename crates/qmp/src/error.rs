@@ -206,6 +206,11 @@ impl From<io::Error> for CloseReason {
     }
 }
 
+/// How much of QEMU's own error text we keep, in characters.
+pub(crate) const DESC: usize = 1024;
+/// How much of a word of QEMU that we do not know we keep, in characters.
+pub(crate) const WORD: usize = 64;
+
 /// The first `max` characters of a text the peer chose.
 pub(crate) fn excerpt(text: &str, max: usize) -> String {
     text.chars().take(max).collect()

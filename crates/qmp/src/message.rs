@@ -7,12 +7,11 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::commands::QemuVersion;
-use crate::error::{CloseReason, excerpt};
+use crate::error::{CloseReason, DESC, excerpt};
 use crate::event::{Event, Timestamp};
 
-/// How much of a line we quote, and of QEMU's error text we keep. In characters.
+/// How much of a line we quote, in characters.
 const QUOTE: usize = 200;
-const DESC: usize = 1024;
 
 /// What QEMU answered to a command.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{machine::RunState, string_enum};
+use crate::error::{DESC, excerpt};
 use crate::{Client, QmpError};
 
 string_enum! {
@@ -115,10 +116,16 @@ pub struct MigrationInfo {
     /// Why a migration would be refused; empty if it would not. (QEMU omits it then.)
     #[serde(default)]
     pub blocked_reasons: Vec<String>,
-    /// Why it failed.
+    /// Why it failed, as far as a status takes it.
+    #[serde(default, deserialize_with = "bounded")]
     pub error_desc: Option<String>,
     #[serde(default)]
     socket_address: Vec<SocketAddress>,
+}
+
+fn bounded<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(text)?;
+    Ok(text.map(|text| excerpt(&text, DESC)))
 }
 
 /// `SocketAddress`: flat, told apart by `type`, ports are strings.
@@ -246,6 +253,13 @@ mod tests {
                 port: 34567
             }]
         );
+
+        let failed = format!(r#"{{"status":"failed","error-desc":"{}"}}"#, "x".repeat(1 << 20));
+        let failed: MigrationInfo = serde_json::from_str(&failed).unwrap();
+        assert_eq!(failed.error_desc.unwrap().len(), DESC);
+        let strange = format!(r#"{{"status":"{}"}}"#, "x".repeat(1 << 20));
+        let strange: MigrationInfo = serde_json::from_str(&strange).unwrap();
+        assert_eq!(strange.status().as_str().len(), crate::error::WORD);
 
         let future: MigrationInfo = serde_json::from_str(r#"{"status":"teleporting"}"#).unwrap();
         assert_eq!(future.status(), MigrationStatus::Other("teleporting".to_owned()));

@@ -41,7 +41,8 @@ macro_rules! string_enum {
             fn from(text: &str) -> Self {
                 match text {
                     $($text => Self::$variant,)+
-                    other => Self::Other(other.to_owned()),
+                    // A status may repeat it.
+                    other => Self::Other(crate::error::excerpt(other, crate::error::WORD)),
                 }
             }
         }
