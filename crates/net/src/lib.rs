@@ -10,7 +10,7 @@
 //! | [`multicast`] | the multicast addresses that a link receives | `SIOCADDMULTI`, `/proc/net/dev_mcast` |
 //! | [`tap`] | a macvtap's descriptor | its character device |
 //! | [`dev`] | vhost-net, iommufd and vfio descriptors; is a VF in use | device nodes |
-//! | [`interrupts`] | does a guest use its VF | `/proc/interrupts` |
+//! | [`interrupts`] | does a guest use its VF | sysfs |
 //! | [`uevent`] | PCI functions and interfaces that come and go | kernel uevents |
 //! | [`announce`] | tells switches where a MAC is now | a packet socket |
 #![cfg_attr(
