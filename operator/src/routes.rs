@@ -6,6 +6,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_runtime::api;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -303,7 +304,7 @@ pub fn tasks(
         world: world.clone(),
         queues: queues.clone(),
     };
-    let all = || watcher::Config::default().page_size(PAGE);
+    let all = || api::watches().page_size(PAGE);
     let labelled = all().labels(VM_LABEL);
     let (node, namespace, pod, network) = (routes(), routes(), routes(), routes());
     let (hybrid_node, nic, attachment, migration) = (routes(), routes(), routes(), routes());

@@ -13,7 +13,11 @@ const ROUNDS: usize = 101;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     let vf: PciAddress = "0000:01:10.0".parse()?;
-    let irqs = dir.path().join("bus/pci/devices").join(vf.to_string()).join("msi_irqs");
+    let irqs = dir
+        .path()
+        .join("bus/pci/devices")
+        .join(vf.to_string())
+        .join("msi_irqs");
     fs::create_dir_all(&irqs)?;
     for vector in 0..VECTORS {
         let number = (1000 + vector).to_string();

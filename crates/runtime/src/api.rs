@@ -1,14 +1,37 @@
-//! A client of the API server that counts its requests.
+//! A client of the API server that counts its requests and waits for none of them for ever.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::{Method, Request, Response, StatusCode};
-use kube::client::{Body, ClientBuilder};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::retry::RetryPolicy;
+use kube::client::{Body, ClientBuilder, ConfigExt as _};
+use kube::runtime::watcher;
 use kube::{Client, Config};
-use tower::{BoxError, Layer, Service};
+use tower::retry::RetryLayer;
+use tower::{BoxError, Layer, Service, ServiceBuilder};
 
+use crate::deadline::Deadlines;
 use crate::metrics::{Counter, Registry};
+
+/// How long a connection may take to be made, TLS included.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long nothing may come or go on a connection before the kernel asks the peer whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How often it asks again, without an answer.
+const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
+/// How long a peer may leave unacknowledged what it was sent, be it a request or the kernel's question.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// How long the API server lets a watch live, in seconds; kube gives one up that is silent for 5 s longer. By that, a server
+/// that is gone without a word, behind a peer that still acknowledges, is noticed within a minute.
+const WATCH: u32 = 50;
+/// How long nothing may come in answer to a request; longer than a watch may be silent.
+const SILENCE: Duration = Duration::from_secs(70);
 
 /// Counts of the requests to the API server. Clones share them.
 #[derive(Clone, Debug)]
@@ -28,7 +51,45 @@ impl Requests {
 /// A client that finds the API server as kubectl does, by KUBECONFIG or within a pod, and counts its requests.
 pub async fn client(requests: Requests) -> Result<Client, kube::Error> {
     let config = Config::infer().await.map_err(kube::Error::InferConfig)?;
-    Ok(ClientBuilder::try_from(config)?.with_layer(&requests).build())
+    connect(config, &requests)
+}
+
+/// How the programs watch.
+pub fn watches() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH)
+}
+
+/// As kube's own client, which asks no peer whether it is still there.
+fn connect(config: Config, requests: &Requests) -> Result<Client, kube::Error> {
+    if let Some(proxy) = config.proxy_url {
+        return Err(kube::Error::ProxyProtocolDisabled {
+            proxy_url: Box::new(proxy),
+            protocol_feature: "kube/http-proxy",
+        });
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_AGAIN));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_read_timeout(Some(SILENCE));
+    connector.set_write_timeout(Some(UNACKNOWLEDGED));
+    // A connection that was idle before a request is not late.
+    connector.set_reset_reader_on_write(true);
+    let http: legacy::Client<_, Body> = legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .layer(RetryLayer::new(RetryPolicy::server_retry()))
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(http);
+    Ok(ClientBuilder::new(service, config.default_namespace)
+        .with_layer(&Deadlines::default())
+        .with_layer(requests)
+        .build())
 }
 
 impl<S> Layer<S> for Requests {

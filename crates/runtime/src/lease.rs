@@ -16,6 +16,8 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use crate::api;
+
 /// How long one request may take while no deadline is nearer: short enough for another one before the lease is lost.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -107,7 +109,7 @@ impl Candidate {
     /// when the lease has been read: from then on this process takes part.
     pub async fn acquire(&self, standing: impl FnOnce() + Send) -> Result<Leadership, Error> {
         let mut standing = Some(standing);
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
+        let config = api::watches().fields(&format!("metadata.name={}", self.name));
         let mut events = watcher(self.api.clone(), config).default_backoff().boxed();
         let (mut seen, mut since): (Option<Lease>, _) = (None, Instant::now());
         // The first list says whether there is a lease at all.

@@ -1,8 +1,11 @@
-//! What operator and node agent share as processes: logs, signals, probes, metrics, traces, TLS and leader election.
+//! What operator and node agent share as processes: logs, signals, probes, metrics, traces, TLS, requests to the API
+//! server and leader election.
 //!
 //! Nothing here knows what a NIC is.
 
 pub mod api;
+pub mod backoff;
+pub mod deadline;
 pub mod http;
 pub mod lease;
 pub mod log_level;
