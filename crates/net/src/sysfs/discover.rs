@@ -45,7 +45,7 @@ pub enum DiscoverError {
 
 impl Sysfs {
     /// Finds all physical functions with their VFs. What cannot be read of one is in [`Inventory::problems`], and the
-    /// rest is there all the same. A machine without PCI has none.
+    /// rest is there all the same. A machine without PCI has none. It reads no file that takes a device's lock.
     pub fn discover(&self) -> Result<Inventory, DiscoverError> {
         let devices = self.root().join("bus/pci/devices");
         let entries = match std::fs::read_dir(&devices) {
@@ -134,8 +134,9 @@ impl Sysfs {
             },
             representors,
             total_vfs,
-            num_vfs: reader.value(&dir.join("sriov_numvfs")).unwrap_or_default(),
+            num_vfs: 0,
             vfs: Vec::new(),
+            hung: None,
         };
         if let Some(name) = &pf.name {
             let net = dir.join("net").join(name);
@@ -162,6 +163,7 @@ impl Sysfs {
             .into_iter()
             .map(|(index, vf)| self.read_vf(reader, index, vf))
             .collect();
+        pf.num_vfs = pf.vfs.len().try_into().unwrap_or(u16::MAX);
         Some(pf)
     }
 
@@ -186,6 +188,7 @@ impl Sysfs {
                 .into_iter()
                 .next()
                 .map(|name| read_vf_netdev(reader, &dir.join("net").join(&name), name)),
+            hung: None,
         }
     }
 

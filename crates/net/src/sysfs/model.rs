@@ -60,10 +60,12 @@ pub struct Pf {
     pub representors: Vec<String>,
     /// The most VFs it can have (`sriov_totalvfs`).
     pub total_vfs: u16,
-    /// The VFs it has (`sriov_numvfs`).
+    /// The VFs it has, by their links. `sriov_numvfs` says the same, and waits for the driver where that is at work.
     pub num_vfs: u16,
     /// Its VFs, ordered by index.
     pub vfs: Vec<Vf>,
+    /// That its driver does not return, in words for people. Sysfs does not show it: whoever has called it fills it in.
+    pub hung: Option<String>,
 }
 
 /// What a physical function carries.
@@ -120,6 +122,8 @@ pub struct Vf {
     pub group_peers: Vec<PciAddress>,
     /// Its network interface, where a network driver has it.
     pub netdev: Option<VfNetdev>,
+    /// As of [`Pf::hung`].
+    pub hung: Option<String>,
 }
 
 /// A VF's network interface on the node.

@@ -63,6 +63,7 @@ fn finds_pfs_with_their_vfs() {
             vfio_cdev: Some("vfio130".into()),
             group_peers: Vec::new(),
             netdev: None,
+            hung: None,
         }
     );
     let netdev = pf.vfs[3].netdev.as_ref().unwrap();
