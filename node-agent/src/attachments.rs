@@ -15,10 +15,11 @@ use hybridnic_api::{
     names::{AGENT_MANAGER, ATTACHMENT_FINALIZER},
     v1alpha1::{AttachmentState, Goal, NicAttachment, NicAttachmentStatus},
 };
+use hybridnic_runtime::{api, backoff::Backoff};
 use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::json;
@@ -33,10 +34,11 @@ use crate::{
     news,
     nic::task::{NicTask, Wanted},
     node::pool::Claimant,
+    sockets::{Followed, Sockets},
     vm::{self, Vm},
 };
 
-/// The pause after a write that failed; doubled up to the cap.
+/// The pause after a write that failed.
 const BACKOFF: Duration = Duration::from_millis(200);
 /// The longest pause after a write that failed.
 const BACKOFF_CAP: Duration = Duration::from_secs(10);
@@ -53,6 +55,7 @@ struct Running {
 
 struct RunningVm {
     vm: Arc<Vm>,
+    _followed: Followed,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -60,7 +63,7 @@ struct RunningVm {
 pub struct Attachments {
     client: Client,
     host: Arc<Host>,
-    sockets: watch::Receiver<u64>,
+    sockets: Sockets,
     running: HashMap<String, Running>,
     /// What the journal has of attachments and cannot be read, by their uid.
     unreadable: HashMap<String, Unreadable>,
@@ -78,8 +81,8 @@ pub struct Progress {
 }
 
 impl Attachments {
-    /// Nothing runs yet. `sockets` tells that something happened in the VMs' socket directories.
-    pub fn new(client: Client, host: Arc<Host>, sockets: watch::Receiver<u64>, progress: Progress) -> Self {
+    /// Nothing runs yet.
+    pub fn new(client: Client, host: Arc<Host>, sockets: Sockets, progress: Progress) -> Self {
         Self {
             client,
             host,
@@ -112,8 +115,7 @@ impl Attachments {
         }
         self.progress.resumed.send_replace(true);
         let api: Api<NicAttachment> = Api::all(self.client.clone());
-        let config =
-            watcher::Config::default().fields(&format!("spec.nodeName={}", self.host.options.node_name));
+        let config = api::watches().fields(&format!("spec.nodeName={}", self.host.options.node_name));
         let stream = watcher(api, config).default_backoff();
         futures::pin_mut!(stream);
         let mut ended = tokio::time::interval(Duration::from_secs(30));
@@ -306,9 +308,10 @@ impl Attachments {
             let task = tokio::spawn(vm::task::run(
                 Arc::clone(&vm),
                 Arc::clone(&self.host),
-                self.sockets.clone(),
+                self.sockets.changes(),
             ));
             RunningVm {
+                _followed: self.sockets.follow(&record.namespace, &pod.name),
                 vm,
                 _task: AbortOnDropHandle::new(task),
             }
@@ -330,9 +333,13 @@ impl Attachments {
             .collect();
         for uid in idle {
             self.vms.remove(&uid);
-            if let Err(error) = self.host.journal.remove_vm(&uid) {
-                warn!(%error, "the journal keeps a migration that is over");
-            }
+            // Its turn is before that of whatever comes next.
+            let cleared = self.host.journal.remove_vm(&uid);
+            tokio::spawn(async move {
+                if let Err(error) = cleared.await {
+                    warn!(%error, "the journal keeps a migration that is over");
+                }
+            });
         }
     }
 }
@@ -391,6 +398,7 @@ impl Reporter {
         let mut open = true;
         // Since when something is not written that can wait.
         let mut since = None;
+        let mut backoff = Backoff::new(BACKOFF, BACKOFF_CAP);
         loop {
             let now = status.borrow_and_update().clone();
             let gone = *deleting.borrow_and_update();
@@ -408,9 +416,12 @@ impl Reporter {
             {
                 // Newer reports replace this one while it waits.
                 match self.once(&Write::Status(&now)).await {
-                    Tried::Done => (written, since) = (Some(now), None),
+                    Tried::Done => {
+                        (written, since) = (Some(now), None);
+                        backoff.reset();
+                    }
                     Tried::Failed => {
-                        tokio::time::sleep(BACKOFF).await;
+                        backoff.wait().await;
                         continue;
                     }
                     Tried::Refused => {
@@ -460,7 +471,9 @@ impl Reporter {
     async fn once(&self, write: &Write<'_>) -> Tried {
         match self.act(write).await {
             Ok(()) => Tried::Done,
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Tried::Done,
+            Err(kube::Error::Api(status)) if status.is_not_found() => Tried::Done,
+            // Another has its name, or others write to it just now: only the object itself tells.
+            Err(kube::Error::Api(status)) if status.is_conflict() && self.is_gone().await => Tried::Done,
             Err(error) if is_refusal(&error) => {
                 warn!(attachment = self.name, %error, "the API server refuses the report; tried again");
                 Tried::Refused
@@ -472,11 +485,89 @@ impl Reporter {
         }
     }
 
-    async fn patiently(&self, write: &Write<'_>) {
-        let mut pause = BACKOFF;
-        while self.once(write).await != Tried::Done {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(BACKOFF_CAP);
+    /// Whether the API server says that there is no such object, or another of that name. No answer is no proof.
+    async fn is_gone(&self) -> bool {
+        // The agent may list attachments, and may not get one: a list of a name costs the same.
+        let named = ListParams::default().fields(&format!("metadata.name={}", self.name));
+        match self.api.list_metadata(&named).await {
+            Ok(list) => list
+                .items
+                .iter()
+                .all(|o| o.metadata.uid.as_ref() != Some(&self.uid)),
+            Err(error) => {
+                debug!(attachment = self.name, %error, "cannot see whether it is still there");
+                false
+            }
         }
+    }
+
+    async fn patiently(&self, write: &Write<'_>) {
+        let mut backoff = Backoff::new(BACKOFF, BACKOFF_CAP);
+        while self.once(write).await != Tried::Done {
+            backoff.wait().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Writes to an API server that answers them with 409, and then says which objects of that name there are.
+    async fn after_a_conflict(list: Option<Value>) -> Tried {
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let (status, body) = match (request.method().as_str(), &list) {
+                ("GET", Some(items)) => (
+                    200,
+                    json!({
+                        "apiVersion": "meta.k8s.io/v1",
+                        "kind": "PartialObjectMetadataList",
+                        "metadata": {},
+                        "items": items,
+                    }),
+                ),
+                ("GET", None) => (503, json!({ "kind": "Status", "status": "Failure", "code": 503 })),
+                _ => (
+                    409,
+                    json!({
+                        "kind": "Status",
+                        "status": "Failure",
+                        "code": 409,
+                        "reason": "Conflict",
+                        "message": "the object has been modified; please apply your changes to the latest version",
+                    }),
+                ),
+            };
+            let body = Body::from(body.to_string().into_bytes());
+            std::future::ready(Ok::<_, tower::BoxError>(
+                Response::builder().status(status).body(body).unwrap(),
+            ))
+        });
+        let client = Client::new(server, "default");
+        let reporter = Reporter::new(&client, "ns", "nic", "its-uid");
+        reporter.once(&Write::Finalizer(true)).await
+    }
+
+    #[tokio::test]
+    async fn a_conflict_alone_does_not_mean_gone() {
+        let named = |uid: &str| {
+            json!([{
+                "apiVersion": "meta.k8s.io/v1",
+                "kind": "PartialObjectMetadata",
+                "metadata": { "name": "nic", "uid": uid },
+            }])
+        };
+        assert_eq!(after_a_conflict(Some(named("its-uid"))).await, Tried::Failed);
+        assert_eq!(
+            after_a_conflict(None).await,
+            Tried::Failed,
+            "no answer is no proof"
+        );
+        assert_eq!(after_a_conflict(Some(named("another"))).await, Tried::Done);
+        assert_eq!(after_a_conflict(Some(json!([]))).await, Tried::Done);
     }
 }

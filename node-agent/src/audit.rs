@@ -257,7 +257,7 @@ async fn look(host: &Arc<Host>) -> Result<Sight, String> {
         }
     }
     // Read last: what is taken is in the journal before it is there.
-    let journal = host.journal.contents().map_err(|e| chain(&e))?;
+    let journal = host.journal.contents().await.map_err(|e| chain(&e))?;
     Ok(Sight {
         links,
         vfs,

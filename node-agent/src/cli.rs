@@ -22,9 +22,10 @@ use tracing::{info, warn};
 use crate::{
     attachments::{Attachments, Progress},
     audit,
-    host::{Host, Settings},
+    host::{Deadlines, Discovered, Host, Settings},
     inventory::{self, Output},
     journal::Journal,
+    lanes::Lanes,
     metrics::metrics,
     nic::macs::Macs,
     node::{pool::Pools, publish},
@@ -119,12 +120,14 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
     let journal = Journal::open(&args.journal)?;
     let contents = journal.load()?;
-    let sockets = Sockets::watch(&args.vm_root).context("cannot watch the VMs' socket directories")?;
+    let sockets = Sockets::new(&args.vm_root).context("cannot make the VMs' socket directory")?;
     let (registry, metrics) = metrics();
     let requests = metrics.requests.clone();
     let counted = metrics.clone();
     let (traces, exports) =
         traces::start(&args.traces, "hybridnic-agent", &node_name).context("cannot send traces")?;
+    let troubles = Arc::new(Troubles::new(metrics.clone()));
+    let hardware = watch::Sender::new(0);
     let host = Arc::new(Host {
         sysfs: Sysfs::default(),
         dev: DevNodes::default(),
@@ -132,7 +135,10 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         multicast: Multicast::open()?,
         journal,
         pools: Pools::default(),
-        troubles: Troubles::new(metrics.clone()),
+        lanes: Lanes::new(Arc::clone(&troubles), hardware.clone()),
+        deadlines: Deadlines::default(),
+        discovered: Discovered::default(),
+        troubles,
         metrics,
         macs: Macs::default(),
         vlan_devices: Mutex::default(),
@@ -145,7 +151,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
             migration_bandwidth: args.migration_bandwidth,
             migration_downtime_ms: args.migration_downtime,
         },
-        hardware: watch::Sender::new(0),
+        hardware,
     });
     host.load_parked();
     info!(
@@ -166,7 +172,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
     let attachments = Attachments::new(
         client.clone(),
         Arc::clone(&host),
-        sockets.changes(),
+        sockets.clone(),
         progress.clone(),
     );
     tokio::select! {
@@ -175,6 +181,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         () = publish::watch_pools(client.clone(), Arc::clone(&host), generation_tx) => anyhow::bail!("the watch of the HybridNode has ended"),
         () = publish::publish(client, Arc::clone(&host), generation_rx, published.clone()) => anyhow::bail!("publishing has ended"),
         () = attachments.run(contents) => anyhow::bail!("the watch of attachments has ended"),
+        () = sockets.run(Arc::clone(&host.troubles)) => {}
         () = audit::run(Arc::clone(&host)) => {}
         result = serve(args.http, pages) => result?,
         () = get_ready(probes, progress, published) => {}

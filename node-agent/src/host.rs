@@ -5,23 +5,51 @@ use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     PciAddress,
-    dev::DevNodes,
+    dev::{DevNodes, VfioUse},
     multicast::Multicast,
     netlink::{Link, Netlink, NetlinkError},
-    sysfs::{DiscoverError, Inventory, Sysfs},
+    sysfs::{CreateVfsError, DiscoverError, DriverError, DriverState, Inventory, Sysfs},
 };
 use hybridnic_runtime::traces::Traces;
-use tokio::sync::{Mutex, watch};
+use tokio::{
+    sync::{Mutex, watch},
+    time::Instant,
+};
 use tracing::warn;
 
 use crate::{
     error::{StepError, chain},
     journal::Journal,
+    lanes::{Lane, LaneError, Lanes},
     metrics::Metrics,
     nic::macs::Macs,
     node::{own, pool::Pools},
     troubles::Troubles,
 };
+
+/// How long devices may take before they count as hung.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// For a file that takes the device's lock to be read.
+    pub read: Duration,
+    /// For a driver to let go of a VF and another to take it.
+    pub bind: Duration,
+    /// For a driver to make its VFs.
+    pub create: Duration,
+    /// For a look at all PFs and VFs.
+    pub discover: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            read: Duration::from_secs(5),
+            bind: Duration::from_mins(1),
+            create: Duration::from_mins(2),
+            discover: Duration::from_secs(30),
+        }
+    }
+}
 
 /// Settings that the tasks need.
 #[derive(Clone, Debug)]
@@ -40,20 +68,10 @@ pub struct Settings {
     pub migration_downtime_ms: u64,
 }
 
-/// The node's PFs and VFs, or what the node itself does with them, cannot be told.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub enum InventoryError {
-    /// By sysfs.
-    Discover(#[from] DiscoverError),
-    /// By netlink.
-    Netlink(#[from] NetlinkError),
-}
-
 /// The node as the tasks reach it.
 #[derive(Debug)]
 pub struct Host {
-    /// PFs, VFs and drivers.
+    /// PFs, VFs and drivers. What waits for a driver is called by the host's own functions.
     pub sysfs: Sysfs,
     /// Device nodes.
     pub dev: DevNodes,
@@ -68,7 +86,7 @@ pub struct Host {
     /// What is measured.
     pub metrics: Metrics,
     /// What does not work.
-    pub troubles: Troubles,
+    pub troubles: Arc<Troubles>,
     /// Which MACs are NICs'.
     pub macs: Macs,
     /// Held while a macvtap is put on a VLAN device, or a VLAN device is removed because nothing is on it.
@@ -79,15 +97,139 @@ pub struct Host {
     pub options: Settings,
     /// Counts device and link events: what was seen of the hardware may be old.
     pub hardware: watch::Sender<u64>,
+    /// What waits for drivers.
+    pub lanes: Lanes,
+    /// How long they may take.
+    pub deadlines: Deadlines,
+    /// The last look at all PFs and VFs, and when it began.
+    pub discovered: Discovered,
+}
+
+/// The last look at all PFs and VFs, shared by all that have waited for it.
+#[derive(Debug, Default)]
+pub struct Discovered(Mutex<Option<(Instant, Inventory)>>);
+
+/// A device did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// It hangs, or is busy.
+    #[error(transparent)]
+    Lane(#[from] LaneError),
+    /// Its driver cannot be seen or changed.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// Its VFs cannot be made.
+    #[error(transparent)]
+    CreateVfs(#[from] CreateVfsError),
+    /// Nothing can be seen of any of them.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// What the node itself does with them cannot be told.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// It cannot be told whether vfio uses it.
+    #[error("cannot tell whether vfio uses it")]
+    VfioUse(#[from] std::io::Error),
+}
+
+impl DeviceError {
+    /// Whether there is no such device. Any other error leaves it unknown.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Driver(DriverError::NoDevice { .. }))
+    }
+
+    /// As a step's error: with this reason, unless the device hangs.
+    pub fn into_step(self, reason: &'static str) -> StepError {
+        let reason = match self {
+            Self::Lane(_) => reasons::DEVICE_HUNG,
+            _ => reason,
+        };
+        StepError::from_error(reason, &self)
+    }
 }
 
 impl Host {
-    /// Discovers the node's PFs and VFs again. Reads some files for each VF, off the runtime's workers.
-    pub async fn inventory(self: &Arc<Self>) -> Result<Inventory, InventoryError> {
-        let host = Arc::clone(self);
-        let mut inventory = blocking(move || host.sysfs.discover()).await?;
+    /// Discovers the node's PFs and VFs: as they are after this call began. Reads some files for each VF.
+    pub async fn inventory(&self) -> Result<Inventory, DeviceError> {
+        let asked = Instant::now();
+        let mut last = self.discovered.0.lock().await;
+        // An event wakes all NICs at once: one look serves all of them.
+        if let Some((began, inventory)) = last.as_ref()
+            && *began >= asked
+        {
+            return Ok(inventory.clone());
+        }
+        let began = Instant::now();
+        let sysfs = self.sysfs.clone();
+        let discover = move || sysfs.discover();
+        let mut inventory = self
+            .lanes
+            .run(
+                Lane::Discovery,
+                "reading sysfs",
+                self.deadlines.discover,
+                discover,
+            )
+            .await??;
         own::fill_in(&self.netlink, &mut inventory).await?;
+        let mut hung = self.lanes.hung();
+        for pf in &mut inventory.pfs {
+            pf.hung = hung.remove(&pf.address);
+            for vf in &mut pf.vfs {
+                vf.hung = hung.remove(&vf.address);
+            }
+        }
+        *last = Some((began, inventory.clone()));
         Ok(inventory)
+    }
+
+    /// The driver of a device and its override. For the driver alone ask [`Sysfs::presence`], which waits for nothing.
+    pub async fn driver_state(&self, device: PciAddress) -> Result<DriverState, DeviceError> {
+        let sysfs = self.sysfs.clone();
+        let read = move || sysfs.driver_state(device);
+        let read = self.lanes.run(
+            Lane::Device(device),
+            "reading driver_override",
+            self.deadlines.read,
+            read,
+        );
+        Ok(read.await??)
+    }
+
+    /// Gives a device to a driver, or back.
+    pub async fn set_driver(&self, device: PciAddress, wanted: DriverState) -> Result<(), DeviceError> {
+        let (sysfs, dev) = (self.sysfs.clone(), self.dev.clone());
+        let bind = move || sysfs.restore_driver(&dev, device, &wanted);
+        let bind = self.lanes.run(
+            Lane::Device(device),
+            "changing its driver",
+            self.deadlines.bind,
+            bind,
+        );
+        Ok(bind.await??)
+    }
+
+    /// Makes the VFs of a PF that has none.
+    pub async fn create_vfs(&self, pf: PciAddress, count: u16) -> Result<(), DeviceError> {
+        let sysfs = self.sysfs.clone();
+        let create = move || sysfs.create_vfs(pf, count);
+        let create = self
+            .lanes
+            .run(Lane::Device(pf), "making its VFs", self.deadlines.create, create);
+        Ok(create.await??)
+    }
+
+    /// Whether something holds a device's IOMMU group through vfio. The kernel may be just opening it, for seconds.
+    pub async fn vfio_use(&self, device: PciAddress, group: u32) -> Result<VfioUse, DeviceError> {
+        let dev = self.dev.clone();
+        let look = move || dev.vfio_use(group);
+        let look = self.lanes.run(
+            Lane::Device(device),
+            "opening its vfio group",
+            self.deadlines.read,
+            look,
+        );
+        Ok(look.await??)
     }
 
     /// Takes over from the journal which VFs were given back with their parking MAC before this agent started.
@@ -107,9 +249,9 @@ impl Host {
     }
 
     /// Notes whether a VF is given back with its parking MAC, because its driver takes no other.
-    pub fn note_parked(&self, vf: PciAddress, parked: bool) {
+    pub async fn note_parked(&self, vf: PciAddress, parked: bool) {
         if self.pools.note_parked(vf, parked)
-            && let Err(error) = self.journal.set_parked(&self.pools.parked())
+            && let Err(error) = self.journal.set_parked(&self.pools.parked()).await
         {
             warn!(%vf, error = chain(&error), "the journal does not have which VFs are parked for good");
         }
@@ -135,37 +277,39 @@ impl Host {
     }
 }
 
-/// Runs what may block off the runtime's thread. Panics if it does.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::path::Path;
 
-    use hybridnic_net::testing;
+    use hybridnic_net::{sysfs::Presence, testing};
+    use nix::{sys::stat::Mode, unistd::mkfifo};
 
     use super::*;
+    use crate::{metrics::metrics, vm::socket};
 
     /// A node `n1` made of files below `dir`, with PFs that have VFs. Links are those of the machine that runs the test.
     pub(crate) fn host(dir: &Path, pfs: u8, vfs: u8) -> Arc<Host> {
-        let (_, metrics) = crate::metrics::metrics();
+        Arc::new(made(dir, pfs, vfs))
+    }
+
+    /// The same, to be changed yet.
+    pub(crate) fn made(dir: &Path, pfs: u8, vfs: u8) -> Host {
+        let (_, metrics) = metrics();
         std::fs::create_dir(dir.join("sys")).unwrap();
-        Arc::new(Host {
+        let troubles = Arc::new(Troubles::new(metrics.clone()));
+        let hardware = watch::Sender::new(0);
+        Host {
             sysfs: testing::make_sysfs(&dir.join("sys"), pfs, vfs).unwrap(),
             dev: DevNodes::new(dir.join("dev")),
             netlink: Netlink::open().unwrap(),
             multicast: Multicast::open().unwrap(),
             journal: Journal::open(dir.join("journal")).unwrap(),
             pools: Pools::default(),
-            troubles: Troubles::new(metrics.clone()),
             metrics,
             macs: Macs::default(),
             vlan_devices: Mutex::default(),
+            lanes: Lanes::new(Arc::clone(&troubles), hardware.clone()),
+            troubles,
             traces: Traces::default(),
             options: Settings {
                 node_name: "n1".into(),
@@ -175,10 +319,68 @@ pub(crate) mod tests {
                 migration_bandwidth: 0,
                 migration_downtime_ms: 100,
             },
-            hardware: watch::Sender::new(0),
-        })
+            hardware,
+            deadlines: Deadlines::default(),
+            discovered: Discovered::default(),
+        }
     }
 
+    /// Drivers that never return, more of them than tokio has blocking threads: as a FIFO without a reader does, a write and
+    /// a read of it wait for ever.
+    #[tokio::test]
+    async fn devices_that_hang_cost_themselves_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut host = made(dir.path(), 2, 9);
+        host.deadlines.bind = Duration::from_millis(100);
+        let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
+        std::fs::remove_file(&unbind).unwrap();
+        mkfifo(&unbind, Mode::S_IRWXU).unwrap();
+        let hung: Vec<_> = (0..5)
+            .flat_map(|n| [testing::vf_address(0, 2 * n), testing::vf_address(1, 2 * n)])
+            .collect();
+        let release = move || {
+            let mut reader = std::fs::File::open(&unbind).unwrap();
+            std::io::copy(&mut reader, &mut std::io::sink()).unwrap()
+        };
+        let set = |vf| host.set_driver(vf, DriverState::default());
+        for error in futures::future::join_all(hung.iter().copied().map(set)).await {
+            let error = error.unwrap_err().into_step(reasons::VF_BIND_FAILED);
+            assert_eq!(error.reason, reasons::DEVICE_HUNG, "{error}");
+        }
+        // All else goes on, and says so.
+        let inventory = host.inventory().await.unwrap();
+        let hanging: Vec<_> = inventory
+            .pfs
+            .iter()
+            .flat_map(|pf| &pf.vfs)
+            .filter(|vf| vf.hung.is_some())
+            .collect();
+        assert_eq!(hanging.len(), hung.len());
+        assert!(matches!(
+            host.driver_state(hung[0]).await,
+            Err(DeviceError::Lane(_))
+        ));
+        let driver = Some("vfio-pci".to_owned());
+        assert_eq!(
+            host.sysfs.presence(hung[0]).unwrap(),
+            Presence::Present { driver }
+        );
+        host.driver_state(testing::vf_address(0, 1)).await.unwrap();
+        let pod = host.options.vm_root.join("ns/pod");
+        std::fs::create_dir_all(&pod).unwrap();
+        let _qemu = std::os::unix::net::UnixListener::bind(pod.join("qmp.sock")).unwrap();
+        socket::connect(&host.options.vm_root, "ns", "pod").unwrap();
+        assert_eq!(host.troubles.condition().status, Some(true));
+
+        // The driver returns: each of them can be used again.
+        let mut hardware = host.hardware.subscribe();
+        tokio::task::spawn_blocking(release);
+        while !host.lanes.hung().is_empty() {
+            hardware.changed().await.unwrap();
+        }
+        assert_eq!(host.troubles.condition().status, Some(false));
+        host.driver_state(hung[0]).await.unwrap();
+    }
     #[tokio::test]
     async fn what_is_parked_for_good_is_known_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
@@ -186,9 +388,9 @@ pub(crate) mod tests {
             host(dir.path(), 1, 2),
             [0, 1].map(|vf| testing::vf_address(0, vf)),
         );
-        before.note_parked(kept, true);
-        before.note_parked(given_back, true);
-        before.note_parked(given_back, false);
+        before.note_parked(kept, true).await;
+        before.note_parked(given_back, true).await;
+        before.note_parked(given_back, false).await;
         std::fs::remove_dir_all(dir.path().join("sys")).unwrap();
         let after = host(dir.path(), 1, 2);
         after.load_parked();

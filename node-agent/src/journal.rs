@@ -4,6 +4,8 @@
 //! One JSON file for each attachment, named by its uid. The journal is the only memory of a VF's original
 //! settings; all else can be observed.
 //!
+//! One thread writes, in the order that it was asked: a disk that is slow or hangs delays who waits for it, and nobody else.
+//!
 //! A file that cannot be read is left where it is and costs its own NIC only: nobody takes its VF, nobody writes over it,
 //! and the rest of the node goes on. A newer agent, or a person, may still understand it.
 
@@ -13,12 +15,16 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use hybridnic_api::v1alpha1::{GuestPorts, NicAttachmentSpec};
 use hybridnic_net::{MacAddr, PciAddress, VlanProtocol, netlink::VfConfig, sysfs::DriverState};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::{sync::oneshot, time::timeout};
 use tracing::warn;
 
 /// The version of the records that are written here. It grows when an older agent would misread one: a field that older
@@ -259,10 +265,17 @@ fn parse(text: &[u8]) -> Result<Record, String> {
     })
 }
 
-/// The journal's directory.
+/// How long a write may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The journal's directory, and the thread that writes there. Clones share both.
 #[derive(Clone, Debug)]
 pub struct Journal {
     dir: PathBuf,
+    thread: mpsc::Sender<Job>,
+    deadline: Duration,
 }
 
 impl Journal {
@@ -274,7 +287,20 @@ impl Journal {
             path: dir.clone(),
             source,
         })?;
-        Ok(Self { dir })
+        let (sender, jobs) = mpsc::channel::<Job>();
+        thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || jobs.into_iter().for_each(|job| job()))
+            .map_err(|source| JournalError {
+                what: "start its thread",
+                path: dir.clone(),
+                source,
+            })?;
+        Ok(Self {
+            dir,
+            thread: sender,
+            deadline: DEADLINE,
+        })
     }
 
     /// All records, at start: what a write that was cut short has left is removed.
@@ -287,11 +313,17 @@ impl Journal {
                 warn!(path = %path.display(), %error, "cannot remove what a write that was cut short has left");
             }
         }
-        self.contents()
+        self.read()
     }
 
-    /// All records. An error says that it is not known what there is.
-    pub fn contents(&self) -> Result<Contents, JournalError> {
+    /// All records, as they are after all writes that were asked for before. An error says that it is not known what there is.
+    pub async fn contents(&self) -> Result<Contents, JournalError> {
+        let journal = self.clone();
+        let read = move || Ok(journal.read());
+        self.run("list", self.dir.clone(), read, |_| ()).await?
+    }
+
+    fn read(&self) -> Result<Contents, JournalError> {
         let mut contents = Contents::default();
         for path in self.list()? {
             if path.extension().is_none_or(|e| e != "json") {
@@ -325,54 +357,120 @@ impl Journal {
         })
     }
 
-    /// Writes a record and returns once it is on disk.
-    pub fn write(&self, record: &Record) -> Result<(), JournalError> {
+    /// Writes a record and returns once it is on disk. After an error the file is as it was.
+    pub fn write(&self, record: &Record) -> impl Future<Output = Result<(), JournalError>> + use<> {
         let path = self.path(&record.uid);
-        let mut text = serde_json::to_vec_pretty(record).map_err(|source| JournalError {
-            what: "encode",
-            path: path.clone(),
-            source: source.into(),
-        })?;
-        text.push(b'\n');
-        self.replace(&path, &text)
+        let text = serde_json::to_vec_pretty(record)
+            .map(|mut text| {
+                text.push(b'\n');
+                text
+            })
+            .map_err(io::Error::from);
+        self.put("write", path, text.map(Some))
     }
 
     /// Removes a record; nothing to do where there is none.
-    pub fn remove(&self, uid: &str) -> Result<(), JournalError> {
-        self.unlink(&self.path(uid))
+    pub fn remove(&self, uid: &str) -> impl Future<Output = Result<(), JournalError>> + use<> {
+        self.put("remove", self.path(uid), Ok(None))
     }
 
     /// What is remembered of a pod's VM; `None` where nothing was written. A file that cannot be read or understood is an
     /// error, and not "nothing".
-    pub fn vm(&self, pod_uid: &str) -> Result<Option<VmRecord>, JournalError> {
+    pub fn vm(&self, pod_uid: &str) -> impl Future<Output = Result<Option<VmRecord>, JournalError>> + use<> {
         let path = self.vm_path(pod_uid);
-        let fail = |what| {
-            let path = path.clone();
-            move |source| JournalError { what, path, source }
+        let file = path.clone();
+        let read = move || {
+            let text = found(fs::read(&file))?;
+            Ok(text.map(|text| serde_json::from_slice(&text)).transpose()?)
         };
-        match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(fail("read")(error)),
-            Ok(text) => serde_json::from_slice(&text)
-                .map(Some)
-                .map_err(|error| fail("understand")(error.into())),
-        }
+        self.run("read", path, read, |_| ())
     }
 
     /// Writes what is remembered of a pod's VM and returns once it is on disk.
-    pub fn write_vm(&self, pod_uid: &str, record: &VmRecord) -> Result<(), JournalError> {
-        let path = self.vm_path(pod_uid);
-        let text = serde_json::to_vec(record).map_err(|source| JournalError {
-            what: "encode",
-            path: path.clone(),
-            source: source.into(),
-        })?;
-        self.replace(&path, &text)
+    pub fn write_vm(
+        &self,
+        pod_uid: &str,
+        record: &VmRecord,
+    ) -> impl Future<Output = Result<(), JournalError>> + use<> {
+        let text = serde_json::to_vec(record).map_err(io::Error::from);
+        self.put("write", self.vm_path(pod_uid), text.map(Some))
     }
 
     /// Forgets a pod's VM once the pod has no NIC left here.
-    pub fn remove_vm(&self, pod_uid: &str) -> Result<(), JournalError> {
-        self.unlink(&self.vm_path(pod_uid))
+    pub fn remove_vm(&self, pod_uid: &str) -> impl Future<Output = Result<(), JournalError>> + use<> {
+        self.put("remove", self.vm_path(pod_uid), Ok(None))
+    }
+
+    /// Makes this the content of a file, or removes it. Its turn is taken at once. A write that failed, or that nobody waits for
+    /// any more, is undone: what the caller was not told has not happened.
+    fn put(
+        &self,
+        what: &'static str,
+        path: PathBuf,
+        content: io::Result<Option<Vec<u8>>>,
+    ) -> impl Future<Output = Result<(), JournalError>> + use<> {
+        let (dir, file) = (self.dir.clone(), path.clone());
+        let put = move || {
+            let content = content?;
+            let before = found(fs::read(&file))?;
+            let done = set(&dir, &file, content.as_deref());
+            if done.is_err() {
+                // It cannot be helped if that fails too.
+                let _ = set(&dir, &file, before.as_deref());
+            }
+            done.map(|()| before)
+        };
+        let (dir, file) = (self.dir.clone(), path.clone());
+        let undo = move |before: Option<Vec<u8>>| {
+            let path = file.display();
+            match set(&dir, &file, before.as_deref()) {
+                Ok(()) => warn!(%path, "a write of the journal came too late, and was undone"),
+                Err(error) => warn!(%path, %error, "a write of the journal came too late, and is not undone"),
+            }
+        };
+        let run = self.run(what, path, put, undo);
+        async { run.await.map(|_| ()) }
+    }
+
+    /// Runs work on the journal's thread, in its turn. `undo` gets what nobody waits for any more.
+    fn run<T, W, U>(
+        &self,
+        what: &'static str,
+        path: PathBuf,
+        work: W,
+        undo: U,
+    ) -> impl Future<Output = Result<T, JournalError>> + use<T, W, U>
+    where
+        T: Send + 'static,
+        W: FnOnce() -> io::Result<T> + Send + 'static,
+        U: FnOnce(T) + Send + 'static,
+    {
+        let (sender, mut answer) = oneshot::channel();
+        let job = move || {
+            if sender.is_closed() {
+                return;
+            }
+            if let Err(Ok(done)) = sender.send(work()) {
+                undo(done);
+            }
+        };
+        let sent = self.thread.send(Box::new(job));
+        let deadline = self.deadline;
+        async move {
+            let fail = |source| JournalError { what, path, source };
+            if sent.is_err() {
+                return Err(fail(io::Error::other("its thread has ended")));
+            }
+            let late = || io::Error::new(io::ErrorKind::TimedOut, format!("not done within {deadline:?}"));
+            let result = if let Ok(result) = timeout(deadline, &mut answer).await {
+                result.map_err(io::Error::other)
+            } else {
+                // It may be done in this very moment; from now on it is undone.
+                answer.close();
+                answer.try_recv().map_err(|_| late())
+            };
+            result.flatten().map_err(fail)
+        }
     }
 
     fn vm_path(&self, pod_uid: &str) -> PathBuf {
@@ -398,38 +496,13 @@ impl Journal {
     }
 
     /// Notes which VFs were given back with their parking MAC.
-    pub fn set_parked(&self, vfs: &BTreeSet<PciAddress>) -> Result<(), JournalError> {
+    pub fn set_parked(
+        &self,
+        vfs: &BTreeSet<PciAddress>,
+    ) -> impl Future<Output = Result<(), JournalError>> + use<> {
         let lines: Vec<_> = vfs.iter().map(ToString::to_string).collect();
-        self.replace(&self.dir.join(PARKED), lines.join("\n").as_bytes())
-    }
-
-    fn replace(&self, path: &Path, content: &[u8]) -> Result<(), JournalError> {
-        let temporary = path.with_added_extension("tmp");
-        let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(content)?;
-            file.sync_all()?;
-            fs::rename(&temporary, path)?;
-            File::open(&self.dir)?.sync_all()
-        };
-        write().map_err(|source| JournalError {
-            what: "write",
-            path: path.to_owned(),
-            source,
-        })
-    }
-
-    fn unlink(&self, path: &Path) -> Result<(), JournalError> {
-        let remove = || match fs::remove_file(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e),
-            Ok(()) => File::open(&self.dir)?.sync_all(),
-        };
-        remove().map_err(|source| JournalError {
-            what: "remove",
-            path: path.to_owned(),
-            source,
-        })
+        let text = lines.join("\n").into_bytes();
+        self.put("write", self.dir.join(PARKED), Ok(Some(text)))
     }
 
     fn path(&self, uid: &str) -> PathBuf {
@@ -440,6 +513,31 @@ impl Journal {
             .collect();
         self.dir.join(format!("{safe}.json"))
     }
+}
+
+/// What is there, if anything is.
+fn found<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(content) => Ok(Some(content)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Replaces a file of the directory or removes it, and returns once that is on disk.
+fn set(dir: &Path, path: &Path, content: Option<&[u8]>) -> io::Result<()> {
+    let Some(content) = content else {
+        return match found(fs::remove_file(path))? {
+            None => Ok(()),
+            Some(()) => File::open(dir)?.sync_all(),
+        };
+    };
+    let temporary = path.with_added_extension("tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
@@ -520,28 +618,28 @@ pub(crate) mod tests {
         }
     }
 
-    #[test]
-    fn what_is_written_is_read_again() {
+    #[tokio::test]
+    async fn what_is_written_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path().join("j")).unwrap();
         assert_eq!(records(&journal), []);
         let mut a = record("a");
-        journal.write(&a).unwrap();
+        journal.write(&a).await.unwrap();
         a.plugs = 3;
-        journal.write(&a).unwrap();
+        journal.write(&a).await.unwrap();
         assert_eq!(records(&journal), [a]);
-        journal.remove("a").unwrap();
-        journal.remove("a").unwrap();
+        journal.remove("a").await.unwrap();
+        journal.remove("a").await.unwrap();
         assert_eq!(records(&journal), []);
     }
 
-    #[test]
-    fn a_write_that_was_cut_short_loses_nothing() {
+    #[tokio::test]
+    async fn a_write_that_was_cut_short_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();
-        journal.write(&record("a")).unwrap();
+        journal.write(&record("a")).await.unwrap();
         fs::write(dir.path().join("a.json.tmp"), "{\"namesp").unwrap();
-        assert_eq!(journal.contents().unwrap().records, [record("a")]);
+        assert_eq!(journal.contents().await.unwrap().records, [record("a")]);
         assert!(dir.path().join("a.json.tmp").exists(), "reading removes nothing");
         assert_eq!(records(&journal), [record("a")]);
         assert!(!dir.path().join("a.json.tmp").exists());
@@ -555,11 +653,11 @@ pub(crate) mod tests {
     }
 
     /// After a downgrade. What the newer agent wrote besides its version is anything.
-    #[test]
-    fn a_newer_agents_record_is_kept_and_its_vf_is_known() {
+    #[tokio::test]
+    async fn a_newer_agents_record_is_kept_and_its_vf_is_known() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();
-        journal.write(&record("a")).unwrap();
+        journal.write(&record("a")).await.unwrap();
         let newer = r#"{"version":2,"namespace":"ns","spec":{"nic":{"name":"eth1","kind":7}},"vf":{"address":"0000:01:10.2"},
             "standby":{"macvtap":"hnx"}}"#;
         fs::write(dir.path().join("b.json"), newer).unwrap();
@@ -578,8 +676,8 @@ pub(crate) mod tests {
         assert_eq!(fs::read_to_string(dir.path().join("b.json")).unwrap(), newer);
     }
 
-    #[test]
-    fn a_spoilt_file_costs_its_own_nic_only() {
+    #[tokio::test]
+    async fn a_spoilt_file_costs_its_own_nic_only() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();
         let mut held = record("a");
@@ -588,7 +686,7 @@ pub(crate) mod tests {
         fs::write(dir.path().join("cut.json"), &text[..text.len() - 9]).unwrap();
         fs::write(dir.path().join("garbage.json"), "garbage").unwrap();
         fs::create_dir(dir.path().join("unread.json")).unwrap();
-        journal.write(&record("b")).unwrap();
+        journal.write(&record("b")).await.unwrap();
         let mut contents = journal.load().unwrap();
         contents.unreadable.sort_by(|a, b| a.uid.cmp(&b.uid));
         let vfs: Vec<_> = contents
@@ -601,11 +699,11 @@ pub(crate) mod tests {
         assert_eq!(contents.records, [record("b")]);
     }
 
-    #[test]
-    fn what_is_remembered_of_a_vm_is_there_again_and_an_error_is_not_nothing() {
+    #[tokio::test]
+    async fn what_is_remembered_of_a_vm_is_there_again_and_an_error_is_not_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();
-        assert_eq!(journal.vm("pod").unwrap(), None);
+        assert_eq!(journal.vm("pod").await.unwrap(), None);
         let process = ProcessId {
             boot: "b".into(),
             pid: 7,
@@ -619,34 +717,99 @@ pub(crate) mod tests {
                 arrival: None,
             }),
         };
-        journal.write_vm("pod", &vm).unwrap();
-        assert_eq!(journal.vm("pod").unwrap().as_ref(), Some(&vm));
+        journal.write_vm("pod", &vm).await.unwrap();
+        assert_eq!(journal.vm("pod").await.unwrap().as_ref(), Some(&vm));
         vm.begun.as_mut().unwrap().arrival = Some(Arrival::Starting);
-        journal.write_vm("pod", &vm).unwrap();
-        assert_eq!(journal.vm("pod").unwrap().as_ref(), Some(&vm));
+        journal.write_vm("pod", &vm).await.unwrap();
+        assert_eq!(journal.vm("pod").await.unwrap().as_ref(), Some(&vm));
         assert_eq!(
-            journal.contents().unwrap().records,
+            journal.contents().await.unwrap().records,
             [],
             "it is no record of a NIC"
         );
-        journal.remove_vm("pod").unwrap();
-        assert_eq!(journal.vm("pod").unwrap(), None);
+        journal.remove_vm("pod").await.unwrap();
+        assert_eq!(journal.vm("pod").await.unwrap(), None);
         fs::write(dir.path().join("pod.vm"), "{").unwrap();
-        journal.vm("pod").unwrap_err();
+        journal.vm("pod").await.unwrap_err();
         fs::remove_file(dir.path().join("pod.vm")).unwrap();
         fs::create_dir(dir.path().join("pod.vm")).unwrap();
-        journal.vm("pod").unwrap_err();
+        journal.vm("pod").await.unwrap_err();
     }
 
-    #[test]
-    fn what_is_parked_for_good_outlives_the_agent() {
+    /// As on a full disk, and on one that hangs: a FIFO without a reader waits for ever.
+    #[tokio::test]
+    async fn a_write_that_failed_or_came_too_late_has_not_happened() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        journal.deadline = Duration::from_millis(50);
+        journal.write(&record("a")).await.unwrap();
+        let changed = Record {
+            plugs: 7,
+            ..record("a")
+        };
+        let temporary = dir.path().join("a.json.tmp");
+        fs::create_dir(&temporary).unwrap();
+        journal.write(&changed).await.unwrap_err();
+        fs::remove_dir(&temporary).unwrap();
+        assert_eq!(records(&journal), [record("a")]);
+
+        nix::unistd::mkfifo(&temporary, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let late = journal.write(&changed).await.unwrap_err();
+        assert_eq!(late.source.kind(), io::ErrorKind::TimedOut, "{late}");
+        // Another waits behind it, and is not begun once its caller has gone.
+        journal.write(&record("b")).await.unwrap_err();
+        // The disk is back. What was to be synced is no file, so that too is an error, and what it did is undone.
+        let mut reader = File::open(&temporary).unwrap();
+        io::copy(&mut reader, &mut io::sink()).unwrap();
+        let _ = fs::remove_file(&temporary);
+        journal.write(&record("c")).await.unwrap();
+        let mut names: Vec<_> = records(&journal).into_iter().map(|r| (r.uid, r.plugs)).collect();
+        names.sort();
+        assert_eq!(names, [("a".to_owned(), 0), ("c".to_owned(), 0)]);
+    }
+
+    /// Nobody may count on it, so it is taken back, before anything that was asked for later.
+    #[tokio::test]
+    async fn a_write_whose_caller_went_away_is_undone() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        journal.write(&record("a")).await.unwrap();
+        let (go, wait) = mpsc::channel::<()>();
+        let (sent, begun) = mpsc::channel::<()>();
+        let set_and_wait = {
+            let (dir, path) = (dir.path().to_owned(), journal.path("a"));
+            move || {
+                let before = found(fs::read(&path))?;
+                set(&dir, &path, None)?;
+                sent.send(()).unwrap();
+                wait.recv().unwrap();
+                Ok(before)
+            }
+        };
+        let (path, undone) = (journal.path("a"), dir.path().to_owned());
+        let write = journal.run(
+            "remove",
+            path.clone(),
+            set_and_wait,
+            move |before: Option<Vec<u8>>| {
+                set(&undone, &path, before.as_deref()).unwrap();
+            },
+        );
+        begun.recv().unwrap();
+        drop(write);
+        go.send(()).unwrap();
+        assert_eq!(journal.contents().await.unwrap().records, [record("a")]);
+    }
+
+    #[tokio::test]
+    async fn what_is_parked_for_good_outlives_the_agent() {
         let dir = tempfile::tempdir().unwrap();
         let parked: BTreeSet<PciAddress> = ["0000:01:10.0", "0000:81:1f.7"]
             .map(|a| a.parse().unwrap())
             .into();
         let journal = Journal::open(dir.path()).unwrap();
         assert_eq!(journal.parked().unwrap(), BTreeSet::new());
-        journal.set_parked(&parked).unwrap();
+        journal.set_parked(&parked).await.unwrap();
         assert_eq!(journal.load().unwrap(), Contents::default(), "it is no record");
         assert_eq!(Journal::open(dir.path()).unwrap().parked().unwrap(), parked);
         fs::write(dir.path().join(PARKED), "?\n").unwrap();
@@ -655,7 +818,8 @@ pub(crate) mod tests {
 
     #[test]
     fn no_uid_leads_out_of_the_directory() {
-        let journal = Journal { dir: "/j".into() };
+        let mut journal = Journal::open(tempfile::tempdir().unwrap().path()).unwrap();
+        journal.dir = "/j".into();
         assert_eq!(journal.path("../../etc/x"), Path::new("/j/etcx.json"));
     }
 }

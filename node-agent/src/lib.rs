@@ -9,6 +9,7 @@
 //! | [`journal`] | what is held, on disk |
 //! | [`privileges`] | gives up what root has and the agent does not need |
 //! | [`audit`] | looks for what is not as it should be, and reports it |
+//! | [`lanes`] | what may wait for a driver: a thread for each device, with a deadline |
 //! | [`troubles`] | what does not work while the rest goes on |
 //! | [`metrics`] | what is measured |
 //! | [`inventory`] | the same view without a cluster |
@@ -20,6 +21,7 @@ pub mod error;
 pub mod host;
 pub mod inventory;
 pub mod journal;
+pub mod lanes;
 pub mod metrics;
 mod news;
 pub mod nic;

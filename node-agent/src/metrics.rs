@@ -24,6 +24,7 @@ use crate::{
 const BUCKETS: &[f64] = &[0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 /// Why a step may fail.
 const FAILURES: &[&str] = &[
+    reasons::DEVICE_HUNG,
     reasons::FAILED,
     reasons::JOURNAL_FAILED,
     reasons::NO_GUEST_PORT,

@@ -189,7 +189,6 @@ impl<R: Reconciler> Memory<R> {
         self.overwritten.remove(name);
     }
 }
-}
 
 /// An error with its causes. kube's own errors print theirs themselves, so it stops at the first of them.
 struct Chain<'a>(&'a (dyn std::error::Error + 'static));

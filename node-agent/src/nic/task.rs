@@ -148,7 +148,7 @@ impl NicTask {
             pools.mark_unchanged();
             hardware.mark_unchanged();
             migration.mark_unchanged();
-            self.take_wanted();
+            self.take_wanted().await;
             let now = *pulse.borrow_and_update();
             if now.fresh != fresh {
                 fresh = now.fresh;
@@ -258,7 +258,7 @@ impl NicTask {
         self.cx.learnt = self.cx.learnt.again();
     }
 
-    fn take_wanted(&mut self) {
+    async fn take_wanted(&mut self) {
         let wanted = self.wanted.borrow_and_update().clone();
         if wanted.spec.goal != self.cx.record.spec.goal {
             info!(
@@ -287,7 +287,7 @@ impl NicTask {
             self.cx.record.spec = wanted.spec;
             // On disk too, so that a restart without an API server goes on with it.
             if self.cx.recorded
-                && let Err(error) = self.cx.host.journal.write(&self.cx.record)
+                && let Err(error) = self.cx.host.journal.write(&self.cx.record).await
             {
                 warn!(
                     namespace = self.cx.record.namespace,
@@ -397,7 +397,7 @@ impl NicTask {
             .host
             .inventory()
             .await
-            .map_err(|e| StepError::from_error(reasons::VF_LOST, &e))?;
+            .map_err(|e| e.into_step(reasons::VF_LOST))?;
         let network = &self.cx.record.spec.network;
         let standby_pf = self.cx.record.standby.as_ref().map(|s| s.pf);
         now.seen.uplink = pools.standby_pf(&inventory, network).is_some();

@@ -1,6 +1,10 @@
 //! Creates VFs where a network asks for some and a PF has none. Never changes the number of a PF that has some.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use hybridnic_api::v1alpha1::NodePool;
 use hybridnic_net::{
@@ -11,9 +15,6 @@ use tracing::{info, warn};
 
 use super::select;
 use crate::{error::chain, host::Host};
-
-/// How long a driver may take to make its VFs.
-const DEADLINE: Duration = Duration::from_mins(2);
 
 /// The PFs that should get VFs, and how many. Pure.
 pub fn wanted(inventory: &Inventory, pools: &[NodePool]) -> Vec<(PciAddress, u16)> {
@@ -31,26 +32,115 @@ pub fn wanted(inventory: &Inventory, pools: &[NodePool]) -> Vec<(PciAddress, u16
         .collect()
 }
 
-/// Creates them. What a PF refuses is in the answer, by PF.
-pub async fn provision(host: &Arc<Host>, inventory: &Inventory) -> BTreeMap<PciAddress, String> {
-    let mut errors = BTreeMap::new();
-    for (pf, count) in wanted(inventory, &host.pools.pools()) {
-        let shared = Arc::clone(host);
-        let task = tokio::task::spawn_blocking(move || shared.sysfs.create_vfs(pf, count));
-        let error = match tokio::time::timeout(DEADLINE, task).await {
-            Ok(Ok(Ok(()))) => {
-                info!(%pf, count, "VFs created");
-                continue;
+/// How long a PF that has refused is left alone.
+const PAUSE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Default)]
+struct Work {
+    /// It makes its VFs, or is left alone after it refused.
+    busy: bool,
+    error: Option<String>,
+}
+
+/// Creates VFs beside everything else: with some hardware that takes a minute, and a driver that hangs never ends it.
+#[derive(Clone, Debug, Default)]
+pub struct Provisioner(Arc<Mutex<BTreeMap<PciAddress, Work>>>);
+
+impl Provisioner {
+    /// Begins to create what is wanted and not begun yet. What a PF has refused is in the answer, by PF; changes of that come
+    /// as changes of the hardware.
+    pub fn look(&self, host: &Arc<Host>, inventory: &Inventory) -> BTreeMap<PciAddress, String> {
+        let wanted = wanted(inventory, &host.pools.pools());
+        let mut work = self.work();
+        let mut errors = BTreeMap::new();
+        work.retain(|pf, work| work.busy || wanted.iter().any(|(wanted, _)| wanted == pf));
+        for (pf, count) in wanted {
+            let work = work.entry(pf).or_default();
+            errors.extend(work.error.clone().map(|error| (pf, error)));
+            if !work.busy {
+                work.busy = true;
+                tokio::spawn(self.clone().create(Arc::clone(host), pf, count));
             }
-            Ok(Ok(Err(error))) => chain(&error),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!(
-                "the driver did not create {count} VFs within {} s",
-                DEADLINE.as_secs()
-            ),
-        };
-        warn!(%pf, count, error, "cannot create VFs");
-        errors.insert(pf, error);
+        }
+        errors
     }
-    errors
+
+    async fn create(self, host: Arc<Host>, pf: PciAddress, count: u16) {
+        match host.create_vfs(pf, count).await {
+            Ok(()) => {
+                info!(%pf, count, "VFs created");
+                self.work().remove(&pf);
+            }
+            Err(error) => {
+                let error = chain(&error);
+                warn!(%pf, count, error, "cannot create VFs");
+                self.work().entry(pf).or_default().error = Some(error);
+                host.hardware_changed();
+                tokio::time::sleep(PAUSE).await;
+                self.work().entry(pf).or_default().busy = false;
+            }
+        }
+        host.hardware_changed();
+    }
+
+    fn work(&self) -> MutexGuard<'_, BTreeMap<PciAddress, Work>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hybridnic_api::v1alpha1::Uplink;
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+    use crate::host::tests::made;
+
+    #[tokio::test]
+    async fn a_pf_that_hangs_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut host = made(dir.path(), 2, 0);
+        host.deadlines.create = Duration::from_millis(50);
+        let host = Arc::new(host);
+        host.pools.set_pools(&[NodePool {
+            network: "n".into(),
+            uplinks: vec![Uplink {
+                pf_names: vec!["*".into()],
+                num_vfs: Some(4),
+                ..Uplink::default()
+            }],
+        }]);
+        let inventory = host.inventory().await.unwrap();
+        let file = |pf: usize| {
+            let function = inventory.pfs[pf].address.to_string();
+            dir.path()
+                .join("sys/bus/pci/devices")
+                .join(function)
+                .join("sriov_numvfs")
+        };
+        std::fs::remove_file(file(0)).unwrap();
+        mkfifo(&file(0), Mode::S_IRWXU).unwrap();
+        let provisioner = Provisioner::default();
+        let mut hardware = host.hardware.subscribe();
+        assert_eq!(
+            provisioner.look(&host, &inventory),
+            BTreeMap::new(),
+            "nobody waits"
+        );
+        while host.lanes.hung().is_empty() || std::fs::read_to_string(file(1)).unwrap() != "4" {
+            hardware.changed().await.unwrap();
+        }
+        let inventory = host.inventory().await.unwrap();
+        let hung = inventory.pfs[0].hung.as_deref();
+        assert!(
+            hung.is_some_and(|hung| hung.contains("making its VFs")),
+            "{hung:?}"
+        );
+        // Its reader goes with the test.
+        let _reader = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(file(0))
+            .unwrap();
+    }
 }

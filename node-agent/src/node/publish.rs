@@ -14,6 +14,7 @@ use hybridnic_net::{
     sysfs::Inventory,
     uevent::Uevents,
 };
+use hybridnic_runtime::{api, backoff::Backoff};
 use jiff::Timestamp;
 use kube::{
     Api, Client,
@@ -26,6 +27,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     concern,
+    provision::Provisioner,
     table::{self, Sources, Table},
 };
 use crate::{
@@ -36,7 +38,7 @@ use crate::{
 /// Events of the hardware come in bursts: a PF that gets VFs sends some for each. What they add up to is
 /// published once.
 const BURST: Duration = Duration::from_millis(200);
-/// The pause after a write that failed; doubled up to the cap.
+/// The pause after a write that failed.
 const BACKOFF: Duration = Duration::from_millis(500);
 /// The longest pause after a write that failed.
 const BACKOFF_CAP: Duration = Duration::from_secs(30);
@@ -70,7 +72,7 @@ pub struct SeenNode {
 pub async fn watch_pools(client: Client, host: Arc<Host>, seen: watch::Sender<Option<SeenNode>>) {
     let api: Api<HybridNode> = Api::all(client);
     let name = host.options.node_name.clone();
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let config = api::watches().fields(&format!("metadata.name={name}"));
     let stream = watcher(api.clone(), config).default_backoff();
     futures::pin_mut!(stream);
     ensure(&api, &name).await;
@@ -119,7 +121,7 @@ impl Listing {
 
 /// Makes the object, however long that takes.
 async fn ensure(api: &Api<HybridNode>, name: &str) {
-    let mut pause = BACKOFF;
+    let mut backoff = Backoff::new(BACKOFF, BACKOFF_CAP);
     let object = HybridNode {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -134,8 +136,7 @@ async fn ensure(api: &Api<HybridNode>, name: &str) {
             Err(kube::Error::Api(status)) if status.is_already_exists() => return,
             Err(error) => warn!(%error, "cannot create the HybridNode; tried again"),
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(BACKOFF_CAP);
+        backoff.wait().await;
     }
 }
 
@@ -151,10 +152,11 @@ pub async fn publish(
     let mut hardware = host.hardware.subscribe();
     let mut pools = host.pools.subscribe();
     let mut troubles = host.troubles.subscribe();
+    let provisioner = Provisioner::default();
     let mut published: Option<HybridNodeStatus> = None;
     // The object that it is in.
     let mut within = None;
-    let mut pause = BACKOFF;
+    let mut backoff = Backoff::new(BACKOFF, BACKOFF_CAP);
     loop {
         hardware.mark_unchanged();
         pools.mark_unchanged();
@@ -163,7 +165,7 @@ pub async fn publish(
             Some(node) => (node.uid, node.generation),
             None => (None, None),
         };
-        let status = match look(&host).await {
+        let status = match look(&host, &provisioner).await {
             Ok((inventory, errors)) => status(&host, &inventory, &errors, generation, published.as_ref()),
             Err(error) => failed(generation, published.as_ref(), &error),
         };
@@ -174,7 +176,7 @@ pub async fn publish(
                 Ok(()) => {
                     (published, within) = (Some(status), uid);
                     first.send_replace(true);
-                    pause = BACKOFF;
+                    backoff.reset();
                 }
                 Err(error) => {
                     if is_refusal(&error) {
@@ -182,8 +184,7 @@ pub async fn publish(
                     } else {
                         debug!(%error, "cannot publish the node; tried again");
                     }
-                    retry = Some(pause);
-                    pause = (pause * 2).min(BACKOFF_CAP);
+                    retry = Some(backoff.next_pause());
                 }
             }
         }
@@ -203,11 +204,13 @@ pub async fn publish(
     }
 }
 
-async fn look(host: &Arc<Host>) -> Result<(Inventory, BTreeMap<PciAddress, String>), String> {
+async fn look(
+    host: &Arc<Host>,
+    provisioner: &Provisioner,
+) -> Result<(Inventory, BTreeMap<PciAddress, String>), String> {
     let inventory = host.inventory().await.map_err(|e| chain(&e))?;
-    let errors = super::provision::provision(host, &inventory).await;
-    // What was created is to be seen.
-    let inventory = host.inventory().await.map_err(|e| chain(&e))?;
+    // What is created comes as a change of the hardware.
+    let errors = provisioner.look(host, &inventory);
     for problem in &inventory.problems {
         debug!(path = %problem.path.display(), problem.reason, "sysfs");
     }

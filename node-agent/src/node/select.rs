@@ -62,6 +62,9 @@ pub fn wanted_vfs(uplinks: &[Uplink], pf: &Pf) -> Option<u16> {
 
 /// Why a PF can carry no hybrid NIC at the moment; `None` when it can.
 pub fn pf_problem(pf: &Pf) -> Option<String> {
+    if let Some(hung) = &pf.hung {
+        return Some(hung.clone());
+    }
     match pf.link_layer {
         LinkLayer::Ethernet => {}
         LinkLayer::InfiniBand => return Some("it is an InfiniBand port, not Ethernet".into()),
@@ -109,6 +112,9 @@ pub fn has_link(pf: &Pf) -> bool {
 
 /// Why a VF that nobody holds cannot be used; `None` when it can.
 pub fn vf_problem(pf: &Pf, vf: &Vf) -> Option<String> {
+    if let Some(hung) = &vf.hung {
+        return Some(hung.clone());
+    }
     if let Some(problem) = pf_problem(pf) {
         return Some(format!("its PF cannot be used: {problem}"));
     }

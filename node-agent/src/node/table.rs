@@ -141,7 +141,7 @@ fn vf_status(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> VfStatus {
         .iter()
         .any(|p| select::selects_vf(&p.uplinks, pf, vf));
     let (state, message) = match holder {
-        Some(_) => (VfState::Held, String::new()),
+        Some(_) => (VfState::Held, vf.hung.clone().unwrap_or_default()),
         None if !selected => (VfState::Unselected, String::new()),
         None if sources.foreign.contains(&vf.address) => (
             VfState::Unhealthy,

@@ -32,6 +32,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use tokio::sync::watch;
 
 use crate::{
+    error::bounded,
     journal::{Begun, Journal, JournalError, Record, VmRecord},
     nic::steps::ids,
 };
@@ -197,9 +198,7 @@ impl Vm {
 
     /// Reads what the journal has of it.
     async fn recall(&self, journal: &Journal) -> Result<(), JournalError> {
-        let (journal, uid) = (journal.clone(), self.pod_uid.clone());
-        let record = crate::host::blocking(move || journal.vm(&uid)).await?;
-        *locked(&self.record) = record.unwrap_or_default();
+        *locked(&self.record) = journal.vm(&self.pod_uid).await?.unwrap_or_default();
         Ok(())
     }
 
@@ -214,8 +213,7 @@ impl Vm {
         if record == *locked(&self.record) {
             return Ok(());
         }
-        let (journal, uid, written) = (journal.clone(), self.pod_uid.clone(), record.clone());
-        crate::host::blocking(move || journal.write_vm(&uid, &written)).await?;
+        journal.write_vm(&self.pod_uid, &record).await?;
         *locked(&self.record) = record;
         Ok(())
     }
@@ -252,6 +250,8 @@ impl Vm {
 
     /// Says how the migration goes. An error stays as long as the state that it was met in.
     fn set_report(&self, mut report: MigrationReport) {
+        // QEMU's own words, and a guest may have taken QEMU over.
+        report.error = report.error.map(|error| bounded(&error));
         let changed = self.report.send_if_modified(|old| {
             let same = old
                 .as_ref()

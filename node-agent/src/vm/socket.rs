@@ -13,12 +13,16 @@ use std::{
 use hybridnic_api::names::QMP_SOCKET;
 use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
-    sys::stat::Mode,
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, UnixAddr},
+        stat::Mode,
+    },
 };
 
 /// Connects to `<root>/<namespace>/<pod>/qmp.sock`.
 ///
-/// A missing directory or socket and a socket that nobody listens on are `NotFound` and `ConnectionRefused`.
+/// A missing directory or socket and a socket that nobody listens on are `NotFound` and `ConnectionRefused`. It waits for
+/// nobody: where the listener's queue is full, as QEMU's is behind one client, it is `WouldBlock`.
 pub fn connect(root: &Path, namespace: &str, pod: &str) -> io::Result<UnixStream> {
     let bad = |part: &str| part.is_empty() || part == "." || part == ".." || part.contains('/');
     if bad(namespace) || bad(pod) {
@@ -48,7 +52,14 @@ pub fn connect(root: &Path, namespace: &str, pod: &str) -> io::Result<UnixStream
             "qmp.sock is not a socket",
         ));
     }
-    UnixStream::connect(path)
+    let stream = nix::sys::socket::socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    nix::sys::socket::connect(stream.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+    Ok(UnixStream::from(stream))
 }
 
 /// Whether an error of [`connect`] says that no QEMU is there.
@@ -64,6 +75,26 @@ mod tests {
     use std::os::unix::{fs::symlink, net::UnixListener};
 
     use super::*;
+
+    /// As a QEMU that does not accept, or a pod that never means to.
+    #[test]
+    fn a_full_queue_is_an_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod = dir.path().join("ns/pod");
+        std::fs::create_dir_all(&pod).unwrap();
+        let listener = UnixListener::bind(pod.join(QMP_SOCKET)).unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
+        let (mut queued, mut error) = (Vec::new(), None);
+        while queued.len() < 10 && error.is_none() {
+            match connect(dir.path(), "ns", "pod") {
+                Ok(stream) => queued.push(stream),
+                Err(e) => error = Some(e),
+            }
+        }
+        let error = error.expect("the queue has an end");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(!is_gone(&error), "somebody listens");
+    }
 
     #[test]
     fn connects_beneath_its_root_only() {

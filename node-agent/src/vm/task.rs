@@ -17,7 +17,7 @@ use super::{
     rx_follow, socket,
 };
 use crate::{
-    error::chain,
+    error::{bounded, chain},
     host::Host,
     journal::{Arrival, Begun, JournalError, VmRecord},
     trace,
@@ -114,13 +114,14 @@ fn publish(vm: &Vm, session: Session) {
 }
 
 async fn connect(vm: &Vm, host: &Host) -> Result<Client, Session> {
-    let (root, namespace, pod) = (host.options.vm_root.clone(), vm.namespace.clone(), vm.pod.clone());
-    let stream = tokio::task::spawn_blocking(move || socket::connect(&root, &namespace, &pod)).await;
-    let stream = match stream {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) if socket::is_gone(&error) => return Err(nobody_listens(vm)),
-        Ok(Err(error)) => return Err(Session::Unreachable(error.to_string())),
-        Err(error) => return Err(Session::Unreachable(error.to_string())),
+    let stream = match socket::connect(&host.options.vm_root, &vm.namespace, &vm.pod) {
+        Ok(stream) => stream,
+        Err(error) if socket::is_gone(&error) => return Err(nobody_listens(vm)),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            host.metrics.qmp_error("connect", &QmpError::Busy);
+            return Err(Session::Unreachable(chain(&QmpError::Busy)));
+        }
+        Err(error) => return Err(Session::Unreachable(bounded(&error.to_string()))),
     };
     let client = match Client::from_std(stream, &options(host)).await {
         Ok(client) => client,

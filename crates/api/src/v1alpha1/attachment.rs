@@ -198,8 +198,9 @@ pub struct MigrationReport {
     /// Target: the TCP port that QEMU listens on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<i32>,
-    /// QEMU's own text when it failed.
+    /// QEMU's own text when it failed, as far as 1024 characters go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
     pub error: Option<String>,
     /// Source: the VM is known not to have left. Without it, a transfer that failed may have failed after the hand-over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

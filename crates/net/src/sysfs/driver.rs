@@ -101,20 +101,6 @@ pub enum DriverError {
 }
 
 impl Sysfs {
-    /// The driver that a function is bound to. Waits for nobody, unlike [`Sysfs::driver_state`].
-    pub fn driver(&self, address: PciAddress) -> Result<Option<String>, DriverError> {
-        let dir = self.pci_device(address);
-        let read = |source| DriverError::Read {
-            address,
-            attribute: "driver",
-            source,
-        };
-        if !dir.try_exists().map_err(read)? {
-            return Err(DriverError::NoDevice { address });
-        }
-        attr::link_name(&dir.join("driver")).map_err(read)
-    }
-
     /// The driver of a function and its override, to be saved before [`Sysfs::bind_driver`]. Takes the device's lock: it
     /// waits for a driver that is just being bound or unbound, for ever if that hangs.
     pub fn driver_state(&self, address: PciAddress) -> Result<DriverState, DriverError> {

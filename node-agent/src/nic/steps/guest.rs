@@ -43,8 +43,7 @@ pub(super) async fn plug_standby(cx: &mut Context, client: &Client) -> Result<()
     let _choosing = vm.choosing_ports.lock().await;
     let ports = choose_ports(cx, client).await?;
     if cx.record.ports.as_ref() != Some(&ports) {
-        cx.record.ports = Some(ports.clone());
-        cx.save()?;
+        cx.commit(|record| record.ports = Some(ports.clone())).await?;
         cx.vm
             .update_nic(&cx.record.uid, |n| n.ports = Some(ports.clone()));
     }
@@ -157,8 +156,7 @@ async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError>
     let _plugging = vm.plugging.lock().await;
     unlimit_locked_memory(client)?;
     (cx.learnt.moved, cx.disused) = (false, false);
-    cx.record.plugs += 1;
-    cx.save()?;
+    cx.commit(|record| record.plugs += 1).await?;
     cx.sent_at_plug = Some(sent_by_standby(cx).await?);
     let id = ids::vf(&cx.record.spec.nic.name, cx.record.plugs);
     let result = add_vf(cx, client, &vf, &id, ports.vf).await;

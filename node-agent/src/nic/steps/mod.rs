@@ -95,26 +95,18 @@ pub struct Context {
 }
 
 impl Context {
-    /// Writes the record.
-    fn save(&mut self) -> Result<(), StepError> {
-        self.host
-            .journal
-            .write(&self.record)
-            .map_err(|e| StepError::from_error(reasons::JOURNAL_FAILED, &e))?;
-        self.recorded = true;
-        Ok(())
-    }
-
-    /// Writes the record as it is to be, and has it so only once it is on disk.
-    fn commit(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), StepError> {
+    /// Changes the record: on disk first, so that it is as it was where that fails.
+    async fn commit(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), StepError> {
         let mut record = self.record.clone();
         change(&mut record);
-        let before = std::mem::replace(&mut self.record, record);
-        let saved = self.save();
-        if saved.is_err() {
-            self.record = before;
-        }
-        saved
+        self.host
+            .journal
+            .write(&record)
+            .await
+            .map_err(|e| StepError::from_error(reasons::JOURNAL_FAILED, &e))?;
+        self.record = record;
+        self.recorded = true;
+        Ok(())
     }
 
     /// Notes that the VF could not be made ready; one that fails again and again is given back when another is to be had.
@@ -166,7 +158,7 @@ impl Context {
             Step::Reserve => vf::reserve(self).await?,
             Step::Bind => vf::bind(self).await?,
             Step::Park => vf::park(self).await?,
-            Step::DropVf => vf::drop_lost(self)?,
+            Step::DropVf => vf::drop_lost(self).await?,
             Step::ConfigureVf => vf::configure(self, now).await?,
             Step::RestoreVf => vf::restore(self).await?,
             Step::RaiseMtu => standby::raise_mtu(self, now).await,
@@ -184,15 +176,16 @@ impl Context {
             }
             Step::Announce => guest::announce(self, client(now)?).await?,
             Step::QuitQemu => guest::quit(self, client(now)?).await?,
-            Step::Forget => self.forget()?,
+            Step::Forget => self.forget().await?,
         }
         Ok(())
     }
 
-    fn forget(&mut self) -> Result<(), StepError> {
+    async fn forget(&mut self) -> Result<(), StepError> {
         self.host
             .journal
             .remove(&self.record.uid)
+            .await
             .map_err(|e| StepError::from_error(reasons::JOURNAL_FAILED, &e))?;
         self.recorded = false;
         Ok(())

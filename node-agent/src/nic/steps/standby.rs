@@ -31,7 +31,7 @@ fn failed(error: &dyn Error) -> StepError {
 pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
     let standby = recorded(cx)?.clone();
     // The journal has the name before the link exists.
-    cx.save()?;
+    cx.commit(|_| ()).await?;
     let netlink = &cx.host.netlink;
     let pf = cx.host.pf_link(standby.pf).await?.ok_or_else(|| {
         StepError::new(
@@ -213,7 +213,7 @@ pub(super) async fn remove(cx: &mut Context) -> Result<(), StepError> {
         let _vlan_devices = cx.host.vlan_devices.lock().await;
         remove_unused(&netlink, &pf, vlan).await.map_err(|e| failed(&e))?;
     }
-    cx.commit(|record| record.standby = None)?;
+    cx.commit(|record| record.standby = None).await?;
     cx.host.pools.drop_standby(&cx.record.uid);
     Ok(())
 }

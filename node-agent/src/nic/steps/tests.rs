@@ -45,7 +45,7 @@ async fn a_vf_is_let_go_of_only_once_the_journal_has_it() {
     let host = host(dir.path(), 2, 2);
     let mut cx = context(&host);
     let before = cx.record.clone();
-    cx.save().unwrap();
+    cx.commit(|_| ()).await.unwrap();
     // The VF has gone, and the disk is full.
     fs::remove_file(
         dir.path()
@@ -55,7 +55,7 @@ async fn a_vf_is_let_go_of_only_once_the_journal_has_it() {
     fs::rename(dir.path().join("journal"), dir.path().join("full")).unwrap();
     for _ in 0..2 {
         assert_eq!(
-            vf::drop_lost(&mut cx).unwrap_err().reason,
+            vf::drop_lost(&mut cx).await.unwrap_err().reason,
             reasons::JOURNAL_FAILED
         );
         assert_eq!(

@@ -1,6 +1,6 @@
 //! Steps on the VF: reserve, bind, park, set up, give back.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{error::Error, time::Duration};
 
 use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
 use hybridnic_net::{
@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::{Context, guest};
 use crate::{
     error::{StepError, chain},
-    host::Host,
+    host::{DeviceError, Host},
     journal::{StandbyRecord, VfRecord, VlanRecord},
     nic::{
         macs::original,
@@ -26,15 +26,12 @@ use crate::{
     node::{parking::parking_mac, pool::Choice},
 };
 
-/// How long a driver may take to let go of a VF and another to take it.
-const BIND_DEADLINE: Duration = Duration::from_mins(1);
-
 fn refused(error: &dyn Error) -> StepError {
     StepError::from_error(reasons::VF_SETTING_REFUSED, error)
 }
 
-fn bind_failed(error: &dyn Error) -> StepError {
-    StepError::from_error(reasons::VF_BIND_FAILED, error)
+fn bind_failed(error: DeviceError) -> StepError {
+    error.into_step(reasons::VF_BIND_FAILED)
 }
 
 /// Takes a VF and writes down how it was; without one, a PF for the standby alone.
@@ -43,7 +40,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
         .host
         .inventory()
         .await
-        .map_err(|e| StepError::from_error(reasons::VF_LOST, &e))?;
+        .map_err(|e| e.into_step(reasons::VF_LOST))?;
     let network = cx.record.spec.network.clone();
     let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
     let (mut passed_over, mut failed) = (Vec::new(), None);
@@ -53,7 +50,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
         && let Some(choice) = cx.host.pools.take(&inventory, &network, &cx.claimant, standby_pf)
     {
         let address = choice.vf.address;
-        if in_use(&cx.host, &choice) {
+        if in_use(&cx.host, &choice).await {
             warn!(vf = %address, pf = choice.pf.name, "something else uses this VF through vfio; it is passed over");
             cx.host.pools.mark_foreign(address);
             cx.host.pools.release(address);
@@ -82,7 +79,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
             )
         })?;
         let standby = standby_record(cx, pf.address, pf.name.clone().unwrap_or_default());
-        cx.commit(|record| record.standby = Some(standby))?;
+        cx.commit(|record| record.standby = Some(standby)).await?;
         cx.host.pools.note_standby(&cx.record.uid, pf.address);
     }
     match failed {
@@ -92,13 +89,13 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
     }
 }
 
-fn in_use(host: &Host, choice: &Choice) -> bool {
-    let on_vfio = choice.vf.driver.as_deref().is_some_and(|d| d.starts_with("vfio"));
-    on_vfio
-        && choice
-            .vf
-            .iommu_group
-            .is_some_and(|group| matches!(host.dev.vfio_use(group), Ok(VfioUse::InUse)))
+async fn in_use(host: &Host, choice: &Choice) -> bool {
+    let vf = &choice.vf;
+    let on_vfio = vf.driver.as_deref().is_some_and(|d| d.starts_with("vfio"));
+    match vf.iommu_group.filter(|_| on_vfio) {
+        Some(group) => matches!(host.vfio_use(vf.address, group).await, Ok(VfioUse::InUse)),
+        None => false,
+    }
 }
 
 fn standby_record(cx: &Context, pf: PciAddress, pf_name: String) -> StandbyRecord {
@@ -133,11 +130,7 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
         .into_iter()
         .find(|c| c.index == vf.index)
         .ok_or_else(lost)?;
-    let saved_driver = cx
-        .host
-        .sysfs
-        .driver_state(vf.address)
-        .map_err(|e| bind_failed(&e))?;
+    let saved_driver = cx.host.driver_state(vf.address).await.map_err(bind_failed)?;
     if !pf.carrier.unwrap_or(false) {
         // A PF that is down carries nothing, and some drivers take no VF settings then.
         cx.host
@@ -176,7 +169,8 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
         None => standby_record(cx, pf.address, pf_name),
     };
     let standby_pf = standby.pf;
-    cx.commit(|record| (record.vf, record.standby) = (Some(held), Some(standby)))?;
+    cx.commit(|record| (record.vf, record.standby) = (Some(held), Some(standby)))
+        .await?;
     cx.host.pools.note_standby(&cx.record.uid, standby_pf);
     (cx.learnt.vf_failures, cx.learnt.not_parked) = (0, false);
     Ok(())
@@ -189,24 +183,8 @@ pub(super) async fn bind(cx: &mut Context) -> Result<(), StepError> {
         driver: Some(VFIO_DRIVER.into()),
         driver_override: Some(VFIO_DRIVER.into()),
     };
-    let bound = set_driver(&cx.host, vf, wanted).await;
+    let bound = cx.host.set_driver(vf, wanted).await.map_err(bind_failed);
     bound.map_err(|error| cx.vf_failed(error))
-}
-
-async fn set_driver(host: &Arc<Host>, vf: PciAddress, wanted: DriverState) -> Result<(), StepError> {
-    let shared = Arc::clone(host);
-    let task = tokio::task::spawn_blocking(move || shared.sysfs.restore_driver(&shared.dev, vf, &wanted));
-    match tokio::time::timeout(BIND_DEADLINE, task).await {
-        Ok(Ok(result)) => result.map_err(|e| bind_failed(&e)),
-        Ok(Err(error)) => Err(bind_failed(&error)),
-        Err(_) => Err(StepError::new(
-            reasons::VF_BIND_FAILED,
-            format!(
-                "the driver of {vf} did not let go of it within {} s",
-                BIND_DEADLINE.as_secs()
-            ),
-        )),
-    }
 }
 
 fn held(cx: &Context) -> Result<&VfRecord, StepError> {
@@ -327,7 +305,7 @@ pub(super) async fn park(cx: &mut Context) -> Result<(), StepError> {
         cx.learnt.not_parked |= matches!(error, ApplyError::Refused(..));
         return Err(cx.vf_failed(error.into()));
     }
-    rate_is_back(cx)
+    rate_is_back(cx).await
 }
 
 /// The settings that the VF had, but for those that were never changed.
@@ -341,11 +319,11 @@ fn before(vf: &VfRecord) -> VfConfig {
 }
 
 /// The VF has its rate from before: from now on it is left alone.
-fn rate_is_back(cx: &mut Context) -> Result<(), StepError> {
-    note_rate(cx, false)
+async fn rate_is_back(cx: &mut Context) -> Result<(), StepError> {
+    note_rate(cx, false).await
 }
 
-fn note_rate(cx: &mut Context, set: bool) -> Result<(), StepError> {
+async fn note_rate(cx: &mut Context, set: bool) -> Result<(), StepError> {
     if held(cx)?.rate_set == set {
         return Ok(());
     }
@@ -354,13 +332,14 @@ fn note_rate(cx: &mut Context, set: bool) -> Result<(), StepError> {
             vf.rate_set = set;
         }
     })
+    .await
 }
 
 /// The network's settings and, last, the NIC's MAC.
 pub(super) async fn configure(cx: &mut Context, now: &Observation) -> Result<(), StepError> {
     let limits = cx.record.spec.l2.rate.is_some();
     if limits {
-        note_rate(cx, true)?;
+        note_rate(cx, true).await?;
     }
     let wanted = wanted(held(cx)?, cx.mac, &cx.record.spec.l2);
     let applied = match raise_mtu(cx).await {
@@ -369,7 +348,7 @@ pub(super) async fn configure(cx: &mut Context, now: &Observation) -> Result<(),
     };
     match applied {
         Ok(()) if limits => Ok(()),
-        Ok(()) => rate_is_back(cx),
+        Ok(()) => rate_is_back(cx).await,
         // Some drivers refuse the MAC that the macvtap, up, has in the PF's filter already.
         Err(error) if error.is_mac() && now.seen.macvtap == Some(true) && !cx.learnt.refuses_twice => {
             let error = StepError::from(error);
@@ -403,7 +382,7 @@ async fn raise_mtu(cx: &Context) -> Result<(), StepError> {
 }
 
 /// Forgets a VF of which it is proven that it has gone away; another may be taken.
-pub(super) fn drop_lost(cx: &mut Context) -> Result<(), StepError> {
+pub(super) async fn drop_lost(cx: &mut Context) -> Result<(), StepError> {
     let Some(vf) = cx.record.vf.clone() else {
         return Ok(());
     };
@@ -415,12 +394,12 @@ pub(super) fn drop_lost(cx: &mut Context) -> Result<(), StepError> {
         pf = vf.pf_name,
         "the VF has gone away"
     );
-    let_go(cx, vf.address)
+    let_go(cx, vf.address).await
 }
 
 /// Nothing is held of the VF any more.
-fn let_go(cx: &mut Context, vf: PciAddress) -> Result<(), StepError> {
-    cx.commit(|record| record.vf = None)?;
+async fn let_go(cx: &mut Context, vf: PciAddress) -> Result<(), StepError> {
+    cx.commit(|record| record.vf = None).await?;
     cx.host.pools.release(vf);
     cx.learnt = Learnt {
         vf_failed: None,
@@ -442,9 +421,12 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
         )
     })?;
     if presence == Presence::Absent {
-        return drop_lost(cx);
+        return drop_lost(cx).await;
     }
-    if matches!(cx.host.dev.vfio_use(vf.iommu_group), Ok(VfioUse::InUse)) {
+    if matches!(
+        cx.host.vfio_use(vf.address, vf.iommu_group).await,
+        Ok(VfioUse::InUse)
+    ) {
         return Err(StepError::new(
             reasons::VF_IN_USE,
             format!(
@@ -471,8 +453,12 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
         apply(cx, &parking).await?;
         parked = true;
     }
-    cx.host.note_parked(vf.address, parked);
-    set_driver(&cx.host, vf.address, vf.saved_driver.clone()).await?;
+    cx.host.note_parked(vf.address, parked).await;
+    let saved_driver = vf.saved_driver.clone();
+    cx.host
+        .set_driver(vf.address, saved_driver)
+        .await
+        .map_err(bind_failed)?;
     info!(
         namespace = cx.record.namespace,
         nic = cx.record.spec.nic.name,
@@ -481,7 +467,7 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
         pf = vf.pf_name,
         "VF given back"
     );
-    let_go(cx, vf.address)
+    let_go(cx, vf.address).await
 }
 
 /// Teaches the switches of a VF's PF where the MAC is, when the standby was on another PF.
