@@ -190,6 +190,11 @@ async fn lock(path: PathBuf) -> Result<Flock<File>, Error> {
         source,
     };
     let file = File::create(&path).map_err(directory)?;
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => return Ok(lock),
+        Err((file, _)) => file,
+    };
+    eprintln!("--- another run holds the lab: waiting for it, {LOCK_DEADLINE:?} at most");
     // The thread goes on waiting after a deadline missed; it then gets the lock and drops it at once.
     let taken = tokio::task::spawn_blocking(move || Flock::lock(file, FlockArg::LockExclusive));
     match timeout(LOCK_DEADLINE, taken).await {
