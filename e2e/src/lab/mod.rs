@@ -25,6 +25,7 @@ pub mod net;
 pub mod node;
 pub mod pinger;
 mod qmp;
+mod tsc;
 pub mod view;
 pub mod wire;
 

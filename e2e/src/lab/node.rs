@@ -22,6 +22,7 @@ use super::exec::{self, Follower, Output, Process, State, Target, await_state};
 use super::image::Images;
 use super::launch::launch;
 use super::net::Net;
+use super::tsc;
 use super::view::{IpLink, Macvtap, Vf};
 use super::wire::{self, NODE_PORT, UP};
 use super::{guest, qmp};
@@ -496,8 +497,12 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel
         .arg(&images.node_kernel)
         .arg("-initrd")
         .arg(&images.node_initrd);
+    let clock = match (accel, tsc::khz()) {
+        (Accel::Tcg, Some(khz)) => format!("tsc_early_khz={khz}"),
+        _ => String::new(),
+    };
     command.arg("-append").arg(format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on iommu=pt tsc=reliable no_timer_check \
+        "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on iommu=pt tsc=reliable no_timer_check {clock} \
          {KVM_ARGS} lab.name=n{number} lab.address={}/24 {}",
         Ipv4Addr::new(10, 78, 0, 10 + number),
         options.kernel_args
@@ -506,9 +511,9 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel
     command
 }
 
-/// The first: a node measures its TSC early in its boot, badly if this machine is busy, and again later. KVM keeps the
-/// first figure for its guests and, where they differ by more than 250 ppm, wants to scale, which emulated SVM
-/// cannot: such a guest's timers fire later and later, until it seems frozen. The next three save exits. The last has KVM say
-/// where a guest was that ends in a triple fault (e2e/lab/kernel.patch).
+/// The first: KVM keeps for its guests what a node took its TSC's frequency for first. What the kernel measures later differs from
+/// that by up to a hundredth, and beyond 250 ppm KVM wants to scale, which emulated SVM cannot: such a guest's timers fire later and
+/// later, until it seems frozen. The next three save exits. The last has KVM say where a guest was that ends in a triple fault
+/// (e2e/lab/kernel.patch).
 const KVM_ARGS: &str = "kvm.tsc_tolerance_ppm=100000 kvm_amd.vgif=0 kvm_amd.vls=0 kvm_amd.avic=0 \
                         kvm_amd.dump_invalid_vmcb=1";
