@@ -12,7 +12,9 @@ use super::World;
 use crate::lab::{Fate, Guest};
 
 /// Between two looks for a frozen guest.
-const LOOK: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_secs(15);
+/// So many looks in a row must find it so: what is frozen stays so, and what a busy machine or a plug holds up does not.
+const LOOKS: usize = 3;
 
 /// Something that ends whatever a world was made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,15 +107,29 @@ impl World {
     pub async fn freeze(&self) -> Fault {
         loop {
             tokio::time::sleep(LOOK).await;
-            if let Some(name) = self.frozen().await {
-                return Fault::Frozen(format!("a timer of the guest {name} was lost, and it has frozen"));
+            if let Some(fault) = self.find_frozen().await {
+                return fault;
             }
         }
     }
 
     /// Whether the emulation has frozen a guest: a fault of it, and not ours.
     pub async fn is_frozen(&self) -> bool {
-        self.frozen().await.is_some()
+        self.find_frozen().await.is_some()
+    }
+
+    /// A guest that is frozen, if there is one.
+    async fn find_frozen(&self) -> Option<Fault> {
+        let name = self.frozen().await?;
+        for _ in 1..LOOKS {
+            tokio::time::sleep(LOOK).await;
+            if self.frozen().await.as_ref() != Some(&name) {
+                return None;
+            }
+        }
+        Some(Fault::Frozen(format!(
+            "a timer of the guest {name} was lost, and it has frozen"
+        )))
     }
 
     async fn frozen(&self) -> Option<String> {

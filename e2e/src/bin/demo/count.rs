@@ -69,7 +69,7 @@ pub async fn count(show: &Show, demos: u32) -> Result<()> {
     let mut world: Option<World> = None;
     for number in 1..=demos {
         show.title(&format!("Demo {number} of {demos}"));
-        let result = round(show, &mut world).await;
+        let result = round(show, &mut world, &format!("demo{number}")).await;
         if let Err(error) = &result {
             if let Some(world) = world.take() {
                 show.output(&format!("the logs are in {}", world.lab.dir().display()));
@@ -83,10 +83,10 @@ pub async fn count(show: &Show, demos: u32) -> Result<()> {
     Ok(())
 }
 
-async fn round(show: &Show, world: &mut Option<World>) -> Result<()> {
+async fn round(show: &Show, world: &mut Option<World>, name: &str) -> Result<()> {
     let world = match world {
         Some(world) => world,
-        None => world.insert(start(show).await?),
+        None => world.insert(start(show, name).await?),
     };
     tour(show, world).await?;
     world.clear(NETWORK).await

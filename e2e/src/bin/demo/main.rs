@@ -63,11 +63,11 @@ async fn whole(show: &Show, demos: Option<u32>) -> Result<()> {
 /// The demo; it starts over once where the emulation has spoilt it.
 async fn demo(show: &Show) -> Result<()> {
     show.title("hybridnic: SR-IOV speed, and a live migration that does not cut the network");
-    let report = match attempt(show).await {
+    let report = match attempt(show, "demo").await {
         Err(error) if is_emulations(&error) => {
             show.trouble(&format!("{error:#}"));
             show.step("so the demo starts over, once");
-            attempt(show).await?
+            attempt(show, "demo-again").await?
         }
         result => result?,
     };
@@ -76,13 +76,14 @@ async fn demo(show: &Show) -> Result<()> {
     Ok(())
 }
 
-async fn attempt(show: &Show) -> Result<Report> {
-    let world = start(show).await?;
+/// One try, whose logs are by its name.
+async fn attempt(show: &Show, name: &str) -> Result<Report> {
+    let world = start(show, name).await?;
     tour(show, &world).await
 }
 
-async fn start(show: &Show) -> Result<World> {
-    let world = World::start(WorldOptions::new("demo"), |what| show.step(what)).await?;
+async fn start(show: &Show, name: &str) -> Result<World> {
+    let world = World::start(WorldOptions::new(name), |what| show.step(what)).await?;
     show.done("two nodes, two SR-IOV cards each, a control plane, the operator and an agent on each node");
     Ok(world)
 }
