@@ -50,9 +50,21 @@ impl Operator {
         self.0.wait().unwrap();
     }
 
+    /// Nothing tells when a process that has just started listens.
+    async fn connect(&self) -> TcpStream {
+        let end = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            match TcpStream::connect(self.1).await {
+                Ok(stream) => return stream,
+                Err(error) => assert!(tokio::time::Instant::now() < end, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Asks its HTTP server; gives status and text.
     pub async fn ask(&self, request: &str, body: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.1).await.unwrap();
+        let mut stream = self.connect().await;
         let length = body.len();
         let request = format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
         stream.write_all(request.as_bytes()).await.unwrap();

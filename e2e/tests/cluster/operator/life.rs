@@ -117,7 +117,7 @@ async fn an_operator_without_one_of_its_rights_says_which_and_goes_on_once_it_ha
         ),
         (
             "eth2",
-            r#"[{"op":"test","path":"/rules/7/verbs/2","value":"create"},{"op":"remove","path":"/rules/7/verbs/2"}]"#,
+            r#"[{"op":"test","path":"/rules/6/verbs/2","value":"create"},{"op":"remove","path":"/rules/6/verbs/2"}]"#,
             ["WARN", "NicAttachment", "cannot create resource"],
         ),
     ];
