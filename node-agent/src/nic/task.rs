@@ -389,7 +389,7 @@ impl NicTask {
         let pools = &self.cx.host.pools;
         if self.cx.record.vf.is_some() || self.cx.record.spec.goal == Goal::Detached {
             pools.stop_waiting(&self.cx.claimant);
-            self.look_elsewhere(now).await;
+            self.look_elsewhere(now, Instant::now()).await;
             return Ok(());
         }
         let inventory = self
@@ -410,7 +410,7 @@ impl NicTask {
     }
 
     /// Whether the NIC may leave its VF, and there is a better one.
-    async fn look_elsewhere(&mut self, now: &mut Observation) {
+    async fn look_elsewhere(&mut self, now: &mut Observation, time: Instant) {
         let (Some(VfSight::There(seen)), Some(vf)) = (&mut now.seen.vf, &self.cx.record.vf) else {
             return;
         };
@@ -418,7 +418,7 @@ impl NicTask {
             return;
         }
         let stays = self.cx.record.spec.l2.on_link_loss == OnLinkLoss::Stay;
-        let dark = self.link_loss.look(vf.pf, seen.link || stays, Instant::now());
+        let dark = self.link_loss.look(vf.pf, seen.link || stays, time);
         seen.dark = dark && !stays;
         let dark = (seen.dark && !seen.link).then_some(vf.pf);
         if dark.is_none() && self.cx.learnt.vf_failures < TRIES {

@@ -4,8 +4,8 @@ use hybridnic_net::sysfs::Inventory;
 use super::*;
 use crate::{
     host,
-    journal::tests::record,
-    nic::seen::{Guest, Run},
+    journal::tests::{held_vf, record},
+    nic::seen::{Guest, Run, VfMac, VfSeen},
     vm::Session,
 };
 
@@ -66,7 +66,12 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
 
 /// A node with one VF, which is of the network `net`.
 async fn one_vf(dir: &std::path::Path) -> (Arc<Host>, Inventory) {
-    let host = host::tests::host(dir, 1, 1);
+    with_vfs(dir, 1).await
+}
+
+/// A node with PFs of one VF each, all of the network `net`.
+async fn with_vfs(dir: &std::path::Path, pfs: u8) -> (Arc<Host>, Inventory) {
+    let host = host::tests::host(dir, pfs, 1);
     let uplink = Uplink {
         pf_names: vec!["*".into()],
         ..Uplink::default()
@@ -141,4 +146,67 @@ async fn a_task_that_ends_leaves_the_queue() {
     drop(task);
     assert!(changes.has_changed().unwrap(), "those that wait look again");
     assert!(host.pools.offers(&inventory, "net", &younger(), None));
+}
+
+/// The VF's PF has lost its link; another PF has one, and a free VF.
+#[tokio::test]
+async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, inventory) = with_vfs(dir.path(), 2).await;
+    let (mut task, _wanted, _status) = old_nic(&host);
+    let mine = host
+        .pools
+        .take(&inventory, "net", &task.cx.claimant, None)
+        .unwrap();
+    task.cx.record.vf = Some(held_vf(0, 0));
+    assert_eq!(mine.vf.address, held_vf(0, 0).address);
+    let start = Instant::now();
+    let look = async |task: &mut NicTask, link, second| {
+        let vf = VfSeen {
+            on_vfio: true,
+            mac: VfMac::Nic,
+            settings_ok: true,
+            link,
+            dark: false,
+            other_pf: false,
+        };
+        let mut now = Observation {
+            seen: Seen {
+                recorded: true,
+                vf: Some(VfSight::There(vf)),
+                vf_offered: false,
+                other_vf: false,
+                uplink: true,
+                standby_recorded: true,
+                macvtap: Some(false),
+                mtu_ok: true,
+                standby_link: Some(false),
+                qemu: QemuSeen::Gone,
+            },
+            macvtap: None,
+            standby_pf: None,
+            vf_pf: None,
+            unknown: None,
+            client: None,
+            vf_device: None,
+            running: false,
+        };
+        let time = start + Duration::from_secs(second);
+        task.look_elsewhere(&mut now, time).await;
+        (now.seen.there().unwrap().dark, now.seen.other_vf)
+    };
+    let here = (false, false);
+    assert_eq!(look(&mut task, true, 0).await, here);
+    assert_eq!(look(&mut task, false, 1).await, here);
+    assert_eq!(look(&mut task, false, 3).await, here);
+    assert_eq!(look(&mut task, false, 4).await, (true, true));
+    // Somebody else takes the last one.
+    let other = host.pools.take(&inventory, "net", &younger(), None).unwrap();
+    assert_eq!(look(&mut task, false, 5).await, (true, false));
+    host.pools.release(other.vf.address);
+    task.cx.record.spec.l2.on_link_loss = OnLinkLoss::Stay;
+    assert_eq!(look(&mut task, false, 6).await, here);
+    // A VF that fails again and again is left whatever its link is.
+    task.cx.learnt.vf_failures = TRIES;
+    assert_eq!(look(&mut task, true, 7).await, (false, true));
 }
