@@ -14,9 +14,9 @@
 //!
 //! | module | is the way to |
 //! |---|---|
-//! | [`attach`] | the goals `Reserved`, `Standby` and `FastPath`, up to where these part |
-//! | [`fast_path`] | the VF |
-//! | [`detach`] | `Detached` |
+//! | `attach` | the goals `Reserved`, `Standby` and `FastPath`, up to where these part |
+//! | `fast_path` | the VF |
+//! | `detach` | `Detached` |
 
 mod attach;
 mod detach;
@@ -90,7 +90,7 @@ pub enum Decision {
 pub struct Wait {
     /// Where the NIC is meanwhile.
     pub state: AttachmentState,
-    /// One of [`reasons`].
+    /// One of [`hybridnic_api::conditions::reasons`].
     pub reason: &'static str,
     /// A sentence for a person.
     pub message: String,
