@@ -61,7 +61,7 @@ impl Packets {
     ///
     /// A pause is no loss: what comes for a VM that is paused may wait for it and be answered late. It is a silence, for a VM
     /// that is paused sends nothing. So where QEMU's figure is larger than the longest silence it counts more than the pause:
-    /// it runs on until the source has heard that the VM runs at the target.
+    /// until the source has heard that the VM runs at the target, and by the clock of an emulated node, which may be wrong.
     pub fn beside(&self, pause_ms: i64) -> String {
         let lost = match self.lost {
             0 => format!("none of {} packets lost", self.sent),
@@ -80,8 +80,8 @@ impl Packets {
             format!("of which QEMU's own pause is {pause} ms")
         } else {
             format!(
-                "while QEMU counts a pause of {pause} ms, for it counts on until the source has heard that the VM runs at the \
-                 target"
+                "while QEMU counts a pause of {pause} ms: by its node's own clock, and until the source has heard that the VM runs \
+                 at the target"
             )
         };
         format!("{lost}; nothing came from the VM for {silence} ms at most, {pause}")
