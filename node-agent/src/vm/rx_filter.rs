@@ -12,6 +12,10 @@ use hybridnic_qmp::commands::{RxFilter, RxState};
 /// The most multicast addresses that a macvtap gets. QEMU keeps 64 of a guest.
 const MOST: usize = 256;
 
+/// More VLANs than this are no guest's: QEMU (10.0 does so) then has the table full from the start, and takes out only what
+/// a guest gives up.
+const VLANS_BELIEVED: usize = 2048;
+
 /// How a macvtap's list becomes the guest's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
@@ -26,7 +30,7 @@ pub struct Change {
 /// What the guest asks for that a macvtap does not do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Beyond {
-    /// VLANs that the guest has made.
+    /// VLANs that the guest has made, as far as QEMU knows.
     pub vlans: BTreeSet<u16>,
     /// Whether it receives by other unicast addresses than the NIC's.
     pub macs: bool,
@@ -57,12 +61,11 @@ pub fn change(filter: &RxFilter, now: &Received) -> Change {
 
 /// What of it the macvtap cannot do.
 pub fn beyond(filter: &RxFilter) -> Beyond {
-    let vlans = filter.vlan_table.iter().copied();
+    let table = &filter.vlan_table;
+    let known = filter.vlan == RxState::Normal && table.len() <= VLANS_BELIEVED;
     Beyond {
         // Linux adds VLAN 0, frames with a priority only, to each interface that comes up.
-        vlans: vlans
-            .filter(|id| *id != 0 && filter.vlan == RxState::Normal)
-            .collect(),
+        vlans: table.iter().copied().filter(|id| known && *id != 0).collect(),
         // Before a guest's driver has spoken it is promiscuous, and has no multicast address.
         macs: !filter.unicast_table.is_empty()
             || filter.unicast_overflow

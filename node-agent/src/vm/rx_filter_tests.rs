@@ -98,6 +98,10 @@ fn what_a_macvtap_cannot_do_is_told() {
     assert_eq!(beyond(&asked).vlans, [10, 4094].into());
     asked.unicast_table = vec!["00:00:5e:00:01:0a".to_owned()];
     assert!(beyond(&asked).macs);
+    // A table that was full from the start, and has lost what the guest has given up.
+    let mut full = asked.clone();
+    full.vlan_table = (0..4096).filter(|id| *id != 10).collect();
+    assert_eq!(beyond(&full).vlans, BTreeSet::new());
     // Of a guest that does not filter VLANs nothing is known.
     asked.vlan = RxState::All;
     assert_eq!(beyond(&asked).vlans, BTreeSet::new());
