@@ -65,11 +65,13 @@ async fn unfit(world: &World) {
 
     // VFs there are, and none can be passed through.
     world.apply(NETWORK_YAML).await.unwrap();
-    let status = until_node(world, "NoIommu", "intel_iommu=on")
-        .await
-        .status
-        .unwrap();
-    assert_eq!((status.vfs.total, status.vfs.unhealthy), (14, 14));
+    until_node(world, "NoIommu", "intel_iommu=on").await;
+    // The cards get their VFs one after the other.
+    let all = |node: &HybridNode| {
+        let status = node.status.as_ref();
+        status.is_some_and(|s| (s.vfs.total, s.vfs.unhealthy) == (14, 14))
+    };
+    world.until_node(1, SOON, "with all its VFs", all).await.unwrap();
     until_network(
         world,
         "PoolUnhealthy",
