@@ -19,8 +19,9 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::{Node as KubeNode, ServiceAccount};
 use kube::{
     Api, Client,
-    api::{ObjectMeta, PostParams},
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
+use serde_json::json;
 use tokio::sync::watch;
 
 use crate::{
@@ -180,6 +181,14 @@ impl World {
                 ..KubeNode::default()
             };
             nodes.create(&PostParams::default(), &object).await?;
+            // As their kubelets would say: one that never has is not ready.
+            let ready = json!({"status": {"conditions": [{
+                "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "",
+                "lastHeartbeatTime": null, "lastTransitionTime": null,
+            }]}});
+            nodes
+                .patch_status(node.name(), &PatchParams::default(), &Patch::Merge(&ready))
+                .await?;
         }
         // Pods are refused before their namespace has its service account.
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client(), NAMESPACE);
