@@ -15,8 +15,8 @@
 use std::sync::Arc;
 
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Decision, MigrationPhase, MigrationReport, MigrationState, NicAttachment, QemuMigration,
-    QemuMigrationStatus,
+    AttachmentState, Decision, MigrationPhase, MigrationReport, MigrationState, MigrationStep, NicAttachment,
+    QemuMigration, QemuMigrationStatus,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -30,6 +30,8 @@ pub struct Ends {
     pub begun: bool,
     /// A person's word, for when the ends cannot tell.
     pub decision: Option<Decision>,
+    /// Whether a NIC at the source has the order to resume.
+    pub resuming: bool,
     /// The last word of the source's QEMU.
     pub source: Option<MigrationReport>,
     /// The last word of the target's QEMU.
@@ -84,6 +86,13 @@ impl Ends {
         Some(Self {
             begun: transfer_ordered(status),
             decision: migration.spec.decision,
+            resuming: attachments.iter().any(|a| {
+                let order = a.spec.migration.as_ref();
+                a.spec.pod.uid == *source
+                    && order.is_some_and(|order| {
+                        order.migration.uid == uid && order.step == MigrationStep::Resume
+                    })
+            }),
             source: last_word(source, source_rank),
             target: last_word(target, target_rank),
             source_gone: pods::alive(pods, source).is_none(),
@@ -104,18 +113,31 @@ impl Ends {
 
     /// Whether the VM has gone to the target, by the target's word or by a person's. It may have ended there since.
     pub fn arrived(&self) -> bool {
-        use MigrationState::{Cancelled, Completed, Ended};
-        // It runs at the source by a person's word, and whatever is heard of the target now comes too late.
-        if self.decision == Some(Decision::ResumeSource) && self.source_state() == Some(Cancelled) {
-            return false;
+        match self.target_state() {
+            Some(MigrationState::Completed) => !self.is_back_by_decision(),
+            Some(MigrationState::Ended) => !self.is_taken_back(),
+            _ => !self.resuming && self.decided(Decision::AbandonSource),
         }
-        matches!(self.target_state(), Some(Completed | Ended)) || self.decided(Decision::AbandonSource)
     }
 
     /// Whether the target never ran the VM and never will, by its own word or by a person's.
     pub fn never_ran(&self) -> bool {
         use MigrationState::{Failed, Lost};
-        matches!(self.target_state(), Some(Failed | Lost)) || self.decided(Decision::ResumeSource)
+        matches!(self.target_state(), Some(Failed | Lost))
+            || self.decided(Decision::ResumeSource)
+            || self.is_taken_back()
+    }
+
+    /// Whether the VM runs at the source by a person's word: whatever is heard of the target comes too late.
+    fn is_back_by_decision(&self) -> bool {
+        self.decision == Some(Decision::ResumeSource)
+            && self.source_state() == Some(MigrationState::Cancelled)
+    }
+
+    /// Whether the source runs the VM on, or was told to. That stands, also when the target's word on which it was told so is
+    /// heard no more, or another comes that is late: it would take the NICs of the only VM that runs.
+    fn is_taken_back(&self) -> bool {
+        self.resuming || self.is_back_by_decision()
     }
 
     /// Whether the source's QEMU has gone.

@@ -387,6 +387,40 @@ fn where_nothing_is_known_a_person_decides() {
     }
 }
 
+/// Found by the model checker: the node was away, the VM's end there was not reported when the person decided.
+#[test]
+fn that_the_vm_has_ended_at_the_target_comes_too_late_once_a_person_has_let_the_source_go_on() {
+    let mut scene = let_go(true);
+    scene.delete();
+    scene.reach(MigrationPhase::RollingBack);
+    scene.migration.spec.decision = Some(Decision::ResumeSource);
+    scene.apply();
+    let resume = Some((Goal::Standby, Some(MigrationStep::Resume)));
+    assert_eq!(scene.wishes()[0], resume);
+    report(scene.target(AttachmentState::Pending), MigrationState::Ended);
+    scene.reach(MigrationPhase::RollingBack);
+    assert_eq!(scene.wishes()[0], resume);
+    report(scene.source(AttachmentState::Standby), MigrationState::Cancelled);
+    scene.reach(MigrationPhase::RollingBack);
+    assert_eq!(scene.wishes()[0].unwrap().0, Goal::FastPath);
+
+    // A decision that comes when the target has spoken does not count, also when its word is heard no more.
+    let mut scene = let_go(true);
+    report(scene.target(AttachmentState::Pending), MigrationState::Lost);
+    scene.reach(MigrationPhase::RollingBack);
+    assert_eq!(scene.wishes()[0], resume);
+    scene.target(AttachmentState::Pending).status = None;
+    scene.migration.spec.decision = Some(Decision::AbandonSource);
+    scene.reach(MigrationPhase::RollingBack);
+    assert_eq!(scene.wishes()[0], resume);
+
+    // A decision that nobody has acted on yet does not count.
+    let mut scene = let_go(true);
+    scene.migration.spec.decision = Some(Decision::ResumeSource);
+    report(scene.target(AttachmentState::Pending), MigrationState::Ended);
+    scene.reach(MigrationPhase::Completing);
+}
+
 #[test]
 fn a_vm_that_is_lost_at_both_ends_holds_nothing() {
     let mut scene = Scene::transferring();
