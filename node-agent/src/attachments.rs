@@ -4,7 +4,7 @@
 //! takes them from the journal, and reports wait.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -51,6 +51,8 @@ struct Running {
     deleting: watch::Sender<bool>,
     /// Seen in the list that is being received.
     listed: bool,
+    /// Its object is no more.
+    gone: bool,
 }
 
 struct RunningVm {
@@ -68,6 +70,8 @@ pub struct Attachments {
     /// What the journal has of attachments and cannot be read, by their uid.
     unreadable: HashMap<String, Unreadable>,
     vms: HashMap<String, RunningVm>,
+    /// Uids of the pods of whose VMs the journal may remember something.
+    remembered: BTreeSet<String>,
     progress: Progress,
 }
 
@@ -90,12 +94,14 @@ impl Attachments {
             running: HashMap::new(),
             unreadable: HashMap::new(),
             vms: HashMap::new(),
+            remembered: BTreeSet::new(),
             progress,
         }
     }
 
     /// Goes on with what the journal has, then follows the API server.
     pub async fn run(mut self, journal: Contents) {
+        self.remembered = journal.vms;
         for unreadable in journal.unreadable {
             self.hold_back(unreadable);
         }
@@ -255,11 +261,8 @@ impl Attachments {
 
     /// The object is gone, whatever its finalizer said: nothing of it may be left.
     fn on_gone(&mut self, uid: &str) {
-        if let Some(running) = self.running.get(uid) {
-            if running.task.is_finished() {
-                self.running.remove(uid);
-                return;
-            }
+        if let Some(running) = self.running.get_mut(uid) {
+            running.gone = true;
             running.wanted.send_modify(|w| w.spec.goal = Goal::Detached);
         }
     }
@@ -297,12 +300,14 @@ impl Attachments {
             _reporter: AbortOnDropHandle::new(reporter),
             deleting: deleting_tx,
             listed: true,
+            gone: false,
         };
         self.running.insert(uid, running);
     }
 
     fn vm(&mut self, record: &Record) -> Arc<Vm> {
         let pod = &record.spec.pod;
+        self.remembered.insert(pod.uid.clone());
         let running = self.vms.entry(pod.uid.clone()).or_insert_with(|| {
             let vm = Arc::new(Vm::new(&record.namespace, &pod.name, &pod.uid));
             let task = tokio::spawn(vm::task::run(
@@ -319,20 +324,26 @@ impl Attachments {
         Arc::clone(&running.vm)
     }
 
-    /// Lets go of VMs that have no NIC left here.
+    /// Lets go of VMs that have no NIC left here. What is remembered of one stays as long as there is an attachment to its pod:
+    /// what its migration has come to may be asked again, and must not be another answer then.
     fn sweep(&mut self) {
-        let mut used: BTreeMap<&str, usize> = BTreeMap::new();
-        for running in self.running.values().filter(|r| !r.task.is_finished()) {
-            *used.entry(running.pod_uid.as_str()).or_default() += 1;
+        self.running.retain(|_, r| !(r.gone && r.task.is_finished()));
+        let unfinished = self.running.values().filter(|r| !r.task.is_finished());
+        let used: BTreeSet<&str> = unfinished.map(|r| r.pod_uid.as_str()).collect();
+        self.vms.retain(|uid, _| used.contains(uid.as_str()));
+        // Before the list was read, attachments of which there is no record any more are not known.
+        if !*self.progress.listed.borrow() {
+            return;
         }
-        let idle: Vec<String> = self
-            .vms
-            .keys()
-            .filter(|uid| !used.contains_key(uid.as_str()))
+        let there: BTreeSet<&str> = self.running.values().map(|r| r.pod_uid.as_str()).collect();
+        let over: Vec<String> = self
+            .remembered
+            .iter()
+            .filter(|uid| !there.contains(uid.as_str()))
             .cloned()
             .collect();
-        for uid in idle {
-            self.vms.remove(&uid);
+        for uid in over {
+            self.remembered.remove(&uid);
             // Its turn is before that of whatever comes next.
             let cleared = self.host.journal.remove_vm(&uid);
             tokio::spawn(async move {

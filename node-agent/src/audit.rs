@@ -122,7 +122,9 @@ pub fn judge(node: &str, sight: &Sight) -> BTreeSet<Finding> {
     let mut findings = BTreeSet::new();
     let recorded = |macvtap: &Link| {
         let name = Some(&macvtap.name);
-        let Contents { records, unreadable } = &sight.journal;
+        let Contents {
+            records, unreadable, ..
+        } = &sight.journal;
         records
             .iter()
             .any(|r| r.standby.as_ref().map(|s| &s.macvtap) == name)
@@ -140,7 +142,9 @@ pub fn judge(node: &str, sight: &Sight) -> BTreeSet<Finding> {
         });
     }
     for vf in &sight.vfs {
-        let Contents { records, unreadable } = &sight.journal;
+        let Contents {
+            records, unreadable, ..
+        } = &sight.journal;
         let held = records
             .iter()
             .any(|r| r.vf.as_ref().is_some_and(|held| held.address == vf.address))
@@ -330,7 +334,7 @@ mod tests {
     fn journal(record: Record) -> Contents {
         Contents {
             records: vec![record],
-            unreadable: Vec::new(),
+            ..Contents::default()
         }
     }
 

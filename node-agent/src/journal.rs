@@ -177,6 +177,8 @@ pub struct Contents {
     pub records: Vec<Record>,
     /// What was not.
     pub unreadable: Vec<Unreadable>,
+    /// Uids of the pods of whose VMs something is remembered.
+    pub vms: BTreeSet<String>,
 }
 
 /// A file that cannot be read or understood, with what can be told of it all the same.
@@ -326,8 +328,14 @@ impl Journal {
     fn read(&self) -> Result<Contents, JournalError> {
         let mut contents = Contents::default();
         for path in self.list()? {
-            if path.extension().is_none_or(|e| e != "json") {
-                continue;
+            match path.extension() {
+                Some(e) if e == "json" => {}
+                Some(e) if e == "vm" => {
+                    let pod = path.file_stem().map(|pod| pod.to_string_lossy().into_owned());
+                    contents.vms.extend(pod);
+                    continue;
+                }
+                _ => continue,
             }
             match fs::read(&path) {
                 Ok(text) => match parse(&text) {
@@ -727,6 +735,7 @@ pub(crate) mod tests {
             [],
             "it is no record of a NIC"
         );
+        assert_eq!(journal.contents().await.unwrap().vms, ["pod".to_owned()].into());
         journal.remove_vm("pod").await.unwrap();
         assert_eq!(journal.vm("pod").await.unwrap(), None);
         fs::write(dir.path().join("pod.vm"), "{").unwrap();
