@@ -298,10 +298,9 @@ pub async fn see_run(vm: &Vm, client: &Client, record: &Record) -> Result<(Run, 
         info,
     };
     let order = record.spec.migration.as_ref();
-    let custody = order
-        .map(|order| vm.custody(&order.migration.uid))
-        .unwrap_or_default();
-    let (begun, same) = vm.begun();
+    let migration = order.map_or("", |order| order.migration.uid.as_str());
+    let custody = vm.custody(migration);
+    let (begun, same) = vm.begun(migration);
     let known = migration::Known {
         begun: begun.as_ref(),
         same,

@@ -180,9 +180,10 @@ impl Vm {
         locked(&self.record).clone()
     }
 
-    /// The migration that was begun last, and whether that was in the QEMU that is talked to now.
-    pub fn begun(&self) -> (Option<Begun>, bool) {
-        let begun = self.record().begun;
+    /// What the journal has of a migration that was begun here, and whether that was in the QEMU that is talked to now. What it
+    /// has of an earlier one says nothing about this one.
+    pub fn begun(&self, migration: &str) -> (Option<Begun>, bool) {
+        let begun = self.record().begun.filter(|begun| begun.migration == migration);
         let peer = locked(&self.peer).clone();
         // Where the kernel names no process, there is nothing to tell two apart by.
         let same = begun
@@ -339,4 +340,28 @@ impl Vm {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_earlier_migration_in_a_qemu_that_has_ended_is_no_obstacle_to_another() {
+        let process = |pid| ProcessId {
+            boot: "b".into(),
+            pid,
+            start: 1,
+        };
+        let vm = Vm::new("ns", "a", "a-uid");
+        let begun = Begun {
+            migration: "m1".into(),
+            process: Some(process(1)),
+            arrival: None,
+        };
+        locked(&vm.record).begun = Some(begun.clone());
+        vm.set_peer(Some(process(2)));
+        assert_eq!(vm.begun("m1"), (Some(begun), false));
+        assert_eq!(vm.begun("m2"), (None, true));
+    }
 }

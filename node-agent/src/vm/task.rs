@@ -397,8 +397,7 @@ async fn let_go(vm: &Vm, host: &Host, client: &Client, migration: &str) -> bool 
 async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration> {
     let nics = vm.nics();
     let order = migration::agreed(&nics)?;
-    let (begun, same) = vm.begun();
-    let begun = begun.filter(|begun| begun.migration == order.migration.uid);
+    let (begun, same) = vm.begun(&order.migration.uid);
     let ended = || {
         let process = begun.as_ref().and_then(|begun| begun.process.as_ref());
         process.is_some_and(ProcessId::has_ended)
