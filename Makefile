@@ -10,7 +10,7 @@ ALL := --workspace --all-features --locked
 CLUSTERS := 6
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help demo demos test setup build crds chart images docs fast check unit kernel cluster cluster-oldest monitoring lab nodes \
+.PHONY: help demo demos test setup build crds chart images docs fast check unit model kernel cluster cluster-oldest monitoring lab nodes \
 	bench bench-scale deny msrv each scripts clean
 
 help: ## Show this
@@ -71,6 +71,9 @@ each: ## Each crate alone
 
 unit: ## Unit and property tests; no root
 	$(CARGO) test $(ALL) --lib --bins --test session --test written
+
+model: ## All states of a migration that a fault or two can lead to; MODEL_FAULTS and MODEL_NICS say how many
+	$(CARGO) test $(ALL) --test model
 
 monitoring: ## Alerts and dashboard, by promtool and Grafana's own schemas
 	e2e/monitoring/check.sh

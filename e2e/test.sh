@@ -7,7 +7,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 # In their order, the quickest to fail first, and those that run only where they are named.
-readonly tiers="setup fast check unit monitoring kernel cluster cluster-oldest lab nodes"
+readonly tiers="setup fast check unit model monitoring kernel cluster cluster-oldest lab nodes"
 readonly named="fast cluster-oldest nodes"
 
 passed=0 summary=() failures=()

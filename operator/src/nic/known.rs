@@ -198,7 +198,7 @@ impl Known {
 }
 
 /// The NICs that a migration decides about: those with which it has begun, until it ends.
-fn nics_of(migration: &QemuMigration) -> &[String] {
+pub fn nics_of(migration: &QemuMigration) -> &[String] {
     match &migration.status {
         Some(status) if status.phase != MigrationPhase::Pending && !status.phase.is_final() => &status.nics,
         _ => &[],

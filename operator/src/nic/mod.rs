@@ -2,7 +2,7 @@
 
 pub mod admit;
 pub mod desired;
-mod known;
+pub mod known;
 mod leaving;
 mod patience;
 mod reconcile;

@@ -1,0 +1,204 @@
+//! What must hold.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use foldhash::fast::FixedState;
+use hybridnic_api::v1alpha1::MigrationPhase;
+
+use crate::model::{Action, Model};
+use crate::search::fingerprint;
+use crate::show;
+use crate::state::{Choice, ENDS, NICS, Pod, SOURCE, State, TARGET};
+
+/// What does not hold, in words.
+pub type Broken = String;
+
+/// What must hold in each state.
+pub fn safe(state: &State) -> Result<(), Broken> {
+    one_vm(state)?;
+    for n in 0..NICS {
+        one_mac(state, n)?;
+    }
+    for end in ENDS {
+        one_owner(state, end)?;
+    }
+    Ok(())
+}
+
+/// At most one QEMU runs the VM, and none goes on with what another has gone on with. What QEMU does by itself when the way back
+/// breaks is QEMU's.
+fn one_vm(state: &State) -> Result<(), Broken> {
+    if state.truth.zombie {
+        return Err("(a) the source was told to run the VM on, and the target had it".to_owned());
+    }
+    if ENDS.iter().all(|end| state.nodes[*end].qemu.runs()) && !state.truth.own_double {
+        return Err("(a) two QEMUs run the VM".to_owned());
+    }
+    Ok(())
+}
+
+/// A NIC's MAC is live on one node, and on one PF of it but for the moment of a switch. A person may let the VM go on before the
+/// node of a QEMU that has ended has been tidied up: its devices are silent, for nobody has them.
+fn one_mac(state: &State, n: usize) -> Result<(), Broken> {
+    let live = ENDS.map(|end| state.nodes[end].nics[n].live());
+    let left_behind = state.api.decision == Some(Choice::ResumeSource) && !state.nodes[TARGET].qemu.alive;
+    if !left_behind && live.iter().all(|live| live.iter().any(Option::is_some)) {
+        return Err("(b) a NIC's MAC is live on two nodes".to_owned());
+    }
+    for [vf, standby] in live {
+        if let (Some(vf), Some(standby)) = (vf, standby)
+            && vf != standby
+        {
+            return Err("(b) a NIC's MAC is live on two PFs".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// A VF has one owner: the NIC that holds it is the only one whose VM has it.
+fn one_owner(state: &State, end: usize) -> Result<(), Broken> {
+    let node = &state.nodes[end];
+    let held = |n: usize| node.nics[n].vf.map(|vf| vf.index);
+    if held(0).is_some() && held(0) == held(1) {
+        return Err(format!("(c) two NICs hold one VF of node {end}"));
+    }
+    for n in 0..NICS {
+        if node.qemu.alive && node.qemu.vf[n].is_some() && node.qemu.vf[n] != held(n) {
+            return Err(format!(
+                "(c) QEMU of node {end} has a VF that the NIC {n} does not hold"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether all comes to a good end once nothing goes wrong any more: what is known of each state that was let come to rest.
+#[derive(Default)]
+pub struct Settling {
+    known: [Mutex<HashMap<u64, Option<Broken>, FixedState>>; SHARDS],
+}
+
+const SHARDS: usize = 32;
+
+impl Settling {
+    fn known(&self, print: u64) -> MutexGuard<'_, HashMap<u64, Option<Broken>, FixedState>> {
+        let shard = usize::try_from(print).unwrap_or_default() % SHARDS;
+        self.known[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many states were let come to rest.
+    pub fn len(&self) -> usize {
+        let count = |shard: &Mutex<HashMap<u64, Option<Broken>, FixedState>>| {
+            shard.lock().map_or(0, |known| known.len())
+        };
+        self.known.iter().map(count).sum()
+    }
+
+    /// Whether none was.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Lets everybody have their turns, again and again, until nothing changes. The way there must be safe too.
+    pub fn check(&self, model: &Model, state: &State) -> Result<(), Broken> {
+        let mut now = State {
+            faults: 0,
+            splits: 0,
+            ..*state
+        };
+        let mut way = Vec::new();
+        let broken = loop {
+            let print = fingerprint(&now);
+            if let Some(known) = self.known(print).get(&print) {
+                break known.clone();
+            }
+            if way.contains(&print) {
+                break Some(format!(
+                    "(d) it never comes to rest in {:?}: {}",
+                    model.phase(&now),
+                    show::state(model, &now)
+                ));
+            }
+            way.push(print);
+            if let Err(broken) = safe(&now) {
+                break Some(format!("{broken}, on the way to rest"));
+            }
+            let next = model.pass(&now);
+            let next = if next == now {
+                // Time passes, and a deadline with it.
+                let late = model.next(&now, Action::Late);
+                if model.phase(&late) == model.phase(&now) {
+                    break self.at_rest(model, &late).err();
+                }
+                late
+            } else {
+                next
+            };
+            now = next;
+        };
+        for print in way {
+            self.known(print).insert(print, broken.clone());
+        }
+        broken.map_or(Ok(()), Err)
+    }
+
+    fn at_rest(&self, model: &Model, state: &State) -> Result<(), Broken> {
+        if !model.needs_decision(state) || state.api.decision.is_some() {
+            return rested(model, state).map_err(|broken| format!("{broken}: {}", show::state(model, state)));
+        }
+        // Whatever a person says, it ends.
+        for choice in model.choices(state) {
+            self.check(model, &model.next(state, Action::Decide(choice)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a world in which nothing changes any more is as it should be.
+fn rested(model: &Model, state: &State) -> Result<(), Broken> {
+    let phase = model.phase(state);
+    if !phase.is_final() && !waits_to_begin(state, phase) {
+        return Err(format!("(d) the migration stays in {phase:?}"));
+    }
+    let runs: Vec<usize> = ENDS
+        .into_iter()
+        .filter(|end| state.nodes[*end].qemu.runs())
+        .collect();
+    if runs.len() > 1 {
+        return Err("(a) two QEMUs run the VM for ever".to_owned());
+    }
+    for n in 0..model.nics {
+        for end in ENDS {
+            let nic = &state.nodes[end].nics[n];
+            let home = state.api.nic_pods[n] == u8::try_from(end).ok() && state.api.pods[end] == Pod::Running;
+            let clean = Model::is_clean(nic) && state.api.attachments[end][n].is_none();
+            if !home && !clean {
+                return Err(format!("(d) something of a NIC is held at end {end} for ever"));
+            }
+        }
+    }
+    let Some(end) = runs.first().copied() else {
+        return Ok(());
+    };
+    if phase == MigrationPhase::Succeeded && end == SOURCE {
+        return Err("(d) the migration has succeeded, and the VM runs at its source".to_owned());
+    }
+    for n in 0..model.nics {
+        let nic = &state.nodes[end].nics[n];
+        let [vf, standby] = nic.live();
+        if vf.is_none() && standby.is_none() {
+            return Err("(e) a NIC of a running VM carries nothing".to_owned());
+        }
+        let free = model.vfs >= u8::try_from(model.nics).unwrap_or(u8::MAX);
+        if free && !(vf.is_some() && standby.is_none() && state.nodes[end].qemu.vf[n].is_some()) {
+            return Err("(e) a NIC of a running VM is not on a VF, and one is free".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// A migration that has not begun waits for a target, or a source, for as long as there is none.
+fn waits_to_begin(state: &State, phase: MigrationPhase) -> bool {
+    phase == MigrationPhase::Pending && state.api.pods.iter().any(|pod| *pod != Pod::Running)
+}

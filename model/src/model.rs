@@ -1,0 +1,413 @@
+//! The world as a system of states and actions.
+
+use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::v1alpha1::{
+    AttachmentState, Goal, MigrationPhase, NicAttachmentSpec, QemuMigrationStatus,
+};
+
+use crate::objects::{Memo, Objects};
+use crate::qemu::{self, HAPPENS, Happens};
+use crate::state::{
+    Agent, Api, Choice, ENDS, Id, NICS, Nic, Node, Pod, Qemu, Run, SOURCE, State, Stream, TARGET, Task,
+    Transfer, Truth, Vm,
+};
+use crate::{nic_task, operator, vm_task};
+
+/// The world: what is the same in all its states, and what was worked out of it.
+pub struct Model {
+    /// VFs of each node, at most two.
+    pub vfs: u8,
+    /// NICs of the VM, one or two.
+    pub nics: usize,
+    /// Objects with a number.
+    pub objects: Objects,
+    pub(crate) rounds: Memo<(nic_task::Sight, usize), nic_task::Round>,
+    pub(crate) verdicts: Memo<vm_task::Sight, vm_task::Verdict>,
+    pub(crate) steps: Memo<(Api, bool), Id>,
+    pub(crate) writes: Memo<(Api, usize), operator::Write>,
+}
+
+/// Something that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The operator reconciles the migration.
+    Migration,
+    /// The same, when a deadline has passed.
+    Late,
+    /// The operator reconciles a NIC, or one after the other.
+    Nic(Option<usize>),
+    /// The task of a NIC, or of each, hears what the API server has.
+    Hear(usize, Option<usize>),
+    /// What a NIC's task has to say is written, and reaches the operator.
+    Publish(usize, Option<usize>),
+    /// An agent that was held up goes on; one that has died is started again.
+    GoOn(usize),
+    /// The QEMUs go on.
+    Happens(Happens),
+    /// A kubelet says that a pod's containers have ended.
+    PodEnds(usize),
+    /// A kubelet ends what a pod that was deleted has left.
+    Reap(usize),
+    /// A QEMU answers again.
+    Speak(usize),
+    /// A person decides.
+    Decide(Choice),
+    /// A fault.
+    Fault(Fault),
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// An agent dies.
+    Crash(usize),
+    /// The target's agent dies while it starts the VM that has come, before or after QEMU has done so.
+    DieStarting {
+        /// Whether QEMU has started it.
+        ran: bool,
+    },
+    /// An agent is held up.
+    HoldUp(usize),
+    /// A QEMU does not answer any more.
+    Mute(usize),
+    /// A QEMU ends.
+    Die(usize),
+    /// A QEMU that has ended is started again in its pod: no fault as such, but there is no end to it.
+    Restart(usize),
+    /// A pod's object is deleted by force.
+    ForceDelete(usize),
+    /// The stream between the QEMUs breaks off.
+    BreakOff,
+    /// The target cannot load the VM.
+    Refuse,
+    /// The migration is deleted.
+    Cancel,
+    /// An agent is so slow that a deadline passes.
+    Late,
+    /// An agent is held up while a NIC is halfway between two places.
+    Halfway(usize, usize),
+}
+
+impl Model {
+    /// A world whose nodes have this many VFs each, with a VM that has this many NICs.
+    pub fn new(vfs: u8, nics: usize) -> Self {
+        Self {
+            vfs,
+            nics: nics.clamp(1, NICS),
+            objects: Objects::default(),
+            rounds: Memo::default(),
+            verdicts: Memo::default(),
+            steps: Memo::default(),
+            writes: Memo::default(),
+        }
+    }
+
+    /// A VM at rest with its NICs on their VFs, a pod that waits for it, and a migration that was just made.
+    pub fn start(&self, faults: u8, splits: u8) -> State {
+        let node = |run| Node {
+            agent: Agent::Prompt,
+            qemu: Qemu::fresh(run),
+            vm: Vm::NEW,
+            nics: [Nic::NONE; NICS],
+        };
+        let mut state = State {
+            api: Api {
+                migration: 0,
+                deleting: false,
+                decision: None,
+                pods: [Pod::Running; 2],
+                nic_pods: [None; NICS],
+                attachments: [[None; NICS]; 2],
+            },
+            nodes: [node(Run::Running), node(Run::Incoming)],
+            stream: Stream::None,
+            truth: Truth::default(),
+            faults: 0,
+            splits: 0,
+        };
+        for _ in 0..30 {
+            state = self.pass(&state);
+        }
+        state.api.migration = self.objects.migration_id(QemuMigrationStatus::default());
+        (state.faults, state.splits) = (faults, splits);
+        state.sorted(self.nics)
+    }
+
+    /// All that may happen.
+    pub fn actions(&self, state: &State) -> Vec<Action> {
+        // What follows once it is over, and the VM on no way, is looked at by letting it come to rest.
+        if self.phase(state).is_final() && matches!(state.stream, Stream::None | Stream::Over) {
+            return Vec::new();
+        }
+        let mut actions = vec![Action::Migration];
+        actions.extend(self.which(state).map(Action::Nic));
+        for end in ENDS {
+            let node = &state.nodes[end];
+            if node.agent == Agent::Prompt {
+                let both = |n| [Action::Hear(end, n), Action::Publish(end, n)];
+                actions.extend(self.which(state).flat_map(both));
+            } else {
+                actions.push(Action::GoOn(end));
+            }
+            if node.qemu.alive && node.qemu.mute {
+                actions.push(Action::Speak(end));
+            }
+            if !node.qemu.alive && state.api.pods[end] == Pod::Running {
+                actions.push(Action::PodEnds(end));
+            }
+        }
+        actions.extend(HAPPENS.map(Action::Happens));
+        actions.extend(self.choices(state).into_iter().map(Action::Decide));
+        if state.faults > 0 {
+            actions.extend(self.faults(state).into_iter().map(Action::Fault));
+        }
+        actions
+    }
+
+    /// All NICs, or each alone while one may be ahead of the other.
+    fn which(&self, state: &State) -> impl Iterator<Item = Option<usize>> + use<> {
+        let alone = if self.nics > 1 && state.splits > 0 {
+            self.nics
+        } else {
+            0
+        };
+        std::iter::once(None).chain((0..alone).map(Some))
+    }
+
+    /// The NICs that are meant.
+    fn these(&self, which: Option<usize>) -> std::ops::Range<usize> {
+        which.map_or(0..self.nics, |n| n..n + 1)
+    }
+
+    /// What a person may decide now. Who lets the source go on has seen to it that the target does not run, and never will.
+    pub fn choices(&self, state: &State) -> Vec<Choice> {
+        if !self.needs_decision(state) || state.api.decision.is_some() {
+            return Vec::new();
+        }
+        let mut choices = vec![Choice::AbandonSource];
+        choices.extend((!state.nodes[TARGET].qemu.alive).then_some(Choice::ResumeSource));
+        choices
+    }
+
+    fn faults(&self, state: &State) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        for end in ENDS {
+            let node = &state.nodes[end];
+            if node.agent != Agent::Down {
+                faults.push(Fault::Crash(end));
+            }
+            if node.agent == Agent::Prompt {
+                faults.push(Fault::HoldUp(end));
+                faults.extend((0..self.nics).map(|n| Fault::Halfway(end, n)));
+            }
+            if node.qemu.alive {
+                faults.push(Fault::Die(end));
+                if !node.qemu.mute {
+                    faults.push(Fault::Mute(end));
+                }
+                if state.api.pods[end] == Pod::Running {
+                    faults.push(Fault::ForceDelete(end));
+                }
+            } else if state.api.pods[end] == Pod::Running {
+                faults.push(Fault::Restart(end));
+            }
+        }
+        let sends = matches!(
+            state.nodes[SOURCE].qemu.migration,
+            Transfer::Active | Transfer::PreSwitchover | Transfer::Device
+        );
+        if sends {
+            faults.push(Fault::BreakOff);
+        }
+        if state.nodes[TARGET].qemu.migration == Transfer::Active {
+            faults.push(Fault::Refuse);
+        }
+        if state.stream == Stream::Sent && state.nodes[TARGET].agent == Agent::Prompt {
+            faults.extend([false, true].map(|ran| Fault::DieStarting { ran }));
+        }
+        if !self.phase(state).is_final() {
+            faults.push(Fault::Late);
+            if !state.api.deleting {
+                faults.push(Fault::Cancel);
+            }
+        }
+        faults
+    }
+
+    /// What follows when it happens.
+    pub fn next(&self, state: &State, action: Action) -> State {
+        let mut next = *state;
+        self.act(&mut next, action);
+        next.sorted(self.nics)
+    }
+
+    fn act(&self, next: &mut State, action: Action) {
+        if let Action::Nic(Some(_)) | Action::Hear(_, Some(_)) | Action::Publish(_, Some(_)) = action {
+            next.splits = next.splits.saturating_sub(1);
+        }
+        self.do_it(next, action);
+        for end in ENDS {
+            self.agent(next, end);
+        }
+        // What QEMU does by itself is over when the source does not run.
+        next.truth.own_double &= next.nodes[SOURCE].qemu.runs();
+    }
+
+    /// An agent does all that there is to do on its node.
+    fn agent(&self, next: &mut State, end: usize) {
+        if next.nodes[end].agent != Agent::Prompt {
+            return;
+        }
+        // What is remembered of the VM goes with the last attachment to its pod.
+        let node = &mut next.nodes[end];
+        let here = node.nics.iter().any(|nic| nic.task == Task::Runs);
+        if !here && next.api.attachments[end].iter().all(Option::is_none) {
+            node.vm.begun = None;
+        }
+        // Two NICs, a few steps of the migration each.
+        for _ in 0..20 {
+            let before = next.nodes[end];
+            vm_task::drive(self, next, end);
+            for n in 0..self.nics {
+                nic_task::round(self, next, end, n, false, false);
+            }
+            if next.nodes[end] == before {
+                return;
+            }
+        }
+    }
+
+    fn do_it(&self, next: &mut State, action: Action) {
+        match action {
+            Action::Migration => operator::reconcile_migration(self, next, false),
+            Action::Late => operator::reconcile_migration(self, next, true),
+            Action::Nic(which) => {
+                for n in self.these(which) {
+                    operator::reconcile_nic(self, next, n);
+                }
+            }
+            Action::Hear(end, which) => {
+                for n in self.these(which) {
+                    nic_task::round(self, next, end, n, true, false);
+                }
+            }
+            Action::Publish(end, which) => {
+                for n in self.these(which) {
+                    nic_task::publish(self, next, end, n);
+                }
+            }
+            Action::GoOn(end) => next.nodes[end].agent = Agent::Prompt,
+            Action::Happens(what) => qemu::happen(next, what),
+            Action::PodEnds(end) => next.api.pods[end] = Pod::Ended,
+            Action::Reap(end) => {
+                next.nodes[end].qemu = Qemu::dead();
+            }
+            Action::Speak(end) => next.nodes[end].qemu.mute = false,
+            Action::Decide(choice) => next.api.decision = Some(choice),
+            Action::Fault(fault) => {
+                next.faults = next.faults.saturating_sub(1);
+                self.fail(next, fault);
+            }
+        }
+    }
+
+    fn fail(&self, next: &mut State, fault: Fault) {
+        match fault {
+            Fault::Crash(end) => nic_task::crash(next, end),
+            Fault::HoldUp(end) => next.nodes[end].agent = Agent::HeldUp,
+            Fault::Mute(end) => next.nodes[end].qemu.mute = true,
+            Fault::Die(end) => next.nodes[end].qemu = Qemu::dead(),
+            Fault::DieStarting { ran } => vm_task::die_starting(self, next, ran),
+            Fault::Restart(end) => qemu::restart(next, end),
+            Fault::ForceDelete(end) => next.api.pods[end] = Pod::Gone,
+            Fault::BreakOff => qemu::break_off(next),
+            Fault::Refuse => qemu::refuse(next),
+            Fault::Cancel => next.api.deleting = true,
+            Fault::Late => operator::reconcile_migration(self, next, true),
+            Fault::Halfway(end, n) => nic_task::halfway(self, next, end, n),
+        }
+    }
+
+    /// Everybody does all that there is to do, once, and nothing goes wrong.
+    pub fn pass(&self, state: &State) -> State {
+        let mut next = *state;
+        (next.faults, next.splits) = (0, 0);
+        for end in ENDS {
+            next.nodes[end].qemu.mute = false;
+            match (next.nodes[end].qemu.alive, next.api.pods[end]) {
+                (false, Pod::Running) => self.act(&mut next, Action::PodEnds(end)),
+                (true, Pod::Gone) => self.act(&mut next, Action::Reap(end)),
+                _ => {}
+            }
+            self.act(&mut next, Action::GoOn(end));
+            self.act(&mut next, Action::Hear(end, None));
+            self.act(&mut next, Action::Publish(end, None));
+        }
+        for what in HAPPENS {
+            self.act(&mut next, Action::Happens(what));
+        }
+        self.act(&mut next, Action::Migration);
+        self.act(&mut next, Action::Nic(None));
+        next.sorted(self.nics)
+    }
+
+    /// The migration's status.
+    pub fn status(&self, state: &State) -> QemuMigrationStatus {
+        let status = self.objects.migrations.get(state.api.migration);
+        status.map(|status| status.as_ref().clone()).unwrap_or_default()
+    }
+
+    /// Where the migration is.
+    pub fn phase(&self, state: &State) -> MigrationPhase {
+        let status = self.objects.migrations.get(state.api.migration);
+        status.map(|status| status.phase).unwrap_or_default()
+    }
+
+    /// Whether it says that a person has to decide.
+    pub fn needs_decision(&self, state: &State) -> bool {
+        let status = self.objects.migrations.get(state.api.migration);
+        status.is_some_and(|status| {
+            let condition = conditions::find(&status.conditions, types::SUCCEEDED);
+            !status.phase.is_final()
+                && condition.is_some_and(|condition| condition.reason == reasons::NEEDS_DECISION)
+        })
+    }
+
+    /// The same spec with the goal to leave.
+    pub(crate) fn detached(&self, spec: Id) -> Id {
+        match self.objects.specs.get(spec) {
+            Some(found) if found.goal != Goal::Detached => {
+                let spec = NicAttachmentSpec {
+                    goal: Goal::Detached,
+                    ..found.as_ref().clone()
+                };
+                self.objects.specs.id(spec)
+            }
+            _ => spec,
+        }
+    }
+
+    /// A spec's goal.
+    pub(crate) fn goal(&self, spec: Id) -> Goal {
+        self.objects
+            .specs
+            .get(spec)
+            .map(|spec| spec.goal)
+            .unwrap_or_default()
+    }
+
+    /// Whether a status says that nothing is left.
+    pub(crate) fn is_detached(&self, status: Id) -> bool {
+        let status = self.objects.statuses.get(status);
+        status.is_some_and(|status| status.state == AttachmentState::Detached)
+    }
+
+    /// Whether nothing is left of a NIC on a node.
+    pub(crate) fn is_clean(nic: &Nic) -> bool {
+        nic.vf.is_none()
+            && nic.standby.is_none()
+            && nic.macvtap.is_none()
+            && !nic.recorded
+            && nic.task != Task::Runs
+    }
+}

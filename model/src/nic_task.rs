@@ -1,0 +1,444 @@
+//! A NIC's task: what the agent does for one attachment. The plan and the report are the agent's own.
+
+use hybridnic_agent::journal::Record;
+use hybridnic_agent::nic::plan::{self, Ask, Decision, Step};
+use hybridnic_agent::nic::report::{self, Facts};
+use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfSight};
+use hybridnic_agent::vm::migration::{self, Known};
+use hybridnic_agent::vm::rx_follow::Filtered;
+use hybridnic_api::v1alpha1::{
+    AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec, SwitchOrder,
+};
+
+use crate::model::Model;
+use crate::objects::{self, NIC};
+use crate::state::{Agent, Id, Mac, NICS, Nic, Node, Qemu, Run, Shown, State, Task, Transfer, Vf, Vm};
+use crate::vm_task;
+
+/// All that a round of a NIC's task goes by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Sight {
+    nic: Nic,
+    standby: bool,
+    plugged: bool,
+    qemu: Option<Qemu>,
+    offered: bool,
+    vm: Vm,
+}
+
+/// What a round comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Round {
+    /// The step to take.
+    step: Option<Step>,
+    /// Where the NIC is, by the decision.
+    state: AttachmentState,
+    /// The status that follows.
+    status: Id,
+    /// Whether QEMU has loaded a VM that is not started yet: it is not ended then.
+    arrives: bool,
+}
+
+/// A NIC's task takes steps until there is nothing to do or, where it is stopped `halfway`, until one was taken that others may
+/// see. With `news` it has just heard what the API server has.
+///
+/// Gives what it has to report then; 0 where that is nothing new.
+pub fn round(model: &Model, state: &mut State, end: usize, n: usize, news: bool, halfway: bool) -> Id {
+    let mut status = 0;
+    if news {
+        hear(model, state, end, n);
+    }
+    let node = &mut state.nodes[end];
+    // Nothing is done before QEMU was tried.
+    if node.nics[n].task != Task::Runs || !node.vm.tried {
+        return status;
+    }
+    for _ in 0..40 {
+        let sight = Sight::of(model, node, n);
+        let round = model.rounds.get((sight, n), || sight.decide(model, n));
+        let nic = &mut node.nics[n];
+        nic.shown = Some(Shown {
+            state: round.state as u8,
+            spec: nic.spec,
+            macvtap: nic.standby.is_some(),
+        });
+        status = round.status;
+        let Some(step) = round.step else {
+            if round.state == AttachmentState::Detached {
+                leave(node, n, status);
+            }
+            return status;
+        };
+        // The VM's task hears of the end of its QEMU before the NIC's has taken the next step.
+        let ends = step == Step::QuitQemu;
+        if ends && round.arrives || !take(node, n, step) || ends || halfway && is_seen(step) {
+            return status;
+        }
+    }
+    status
+}
+
+/// What the API server has reaches the agent.
+fn hear(model: &Model, state: &mut State, end: usize, n: usize) {
+    let nic = &mut state.nodes[end].nics[n];
+    let Some(attachment) = &mut state.api.attachments[end][n] else {
+        match nic.task {
+            // The object is gone, whatever its finalizer said.
+            Task::Runs => nic.spec = model.detached(nic.spec),
+            Task::Left | Task::None => *nic = Nic::NONE,
+        }
+        return;
+    };
+    let spec = if attachment.deleting {
+        model.detached(attachment.spec)
+    } else {
+        attachment.spec
+    };
+    let leaves = model.goal(spec) == Goal::Detached;
+    match nic.task {
+        // It has left already; its last report stands until the object is gone.
+        Task::Left if leaves => return,
+        Task::Runs => {}
+        Task::Left | Task::None => {
+            *nic = Nic {
+                task: Task::Runs,
+                spec,
+                shown: Some(Shown {
+                    state: AttachmentState::Pending as u8,
+                    spec,
+                    macvtap: false,
+                }),
+                ..Nic::NONE
+            };
+        }
+    }
+    attachment.finalizer |= !attachment.deleting;
+    if nic.spec != spec {
+        nic.spec = spec;
+    }
+    nic.current = true;
+}
+
+/// The NIC has left the node. The VM goes with the last one, but for what the journal has of it.
+fn leave(node: &mut Node, n: usize, status: Id) {
+    let nic = &mut node.nics[n];
+    *nic = Nic {
+        task: Task::Left,
+        left: status,
+        current: nic.current,
+        ..Nic::NONE
+    };
+    if node.nics.iter().all(|nic| nic.task != Task::Runs) {
+        node.vm = Vm {
+            begun: node.vm.begun,
+            ..Vm::NEW
+        };
+    }
+}
+
+impl Sight {
+    fn of(model: &Model, node: &Node, n: usize) -> Self {
+        let nic = node.nics[n];
+        let held = |vf: u8| {
+            node.nics
+                .iter()
+                .any(|nic| nic.vf.is_some_and(|held| held.index == vf))
+        };
+        let offered = nic.vf.is_none() && (0..model.vfs).any(|vf| !held(vf));
+        let qemu = node.qemu;
+        Self {
+            nic: Nic { shown: None, ..nic },
+            standby: qemu.standby[n],
+            plugged: qemu.vf[n].is_some(),
+            // What it has of others is nothing to this one.
+            qemu: qemu.alive.then_some(Qemu {
+                standby: [false; NICS],
+                vf: [None; NICS],
+                ..qemu
+            }),
+            offered,
+            vm: node.vm,
+        }
+    }
+
+    fn place(&self, qemu: &Qemu, spec: &NicAttachmentSpec) -> Place {
+        let begun = self.vm.begun.map(vm_task::begun);
+        let known = Known {
+            begun: begun.as_ref(),
+            same: self.vm.begun.is_none_or(|begun| begun.here),
+            custody: self.vm.custody,
+        };
+        migration::run_of(&vm_task::seen(qemu), spec.goal, spec.migration.as_ref(), known)
+    }
+
+    fn seen(&self, spec: &NicAttachmentSpec) -> (Seen, bool) {
+        let goal = spec.goal;
+        let qemu = match &self.qemu {
+            None => QemuSeen::Gone,
+            Some(qemu) if qemu.mute => QemuSeen::Unreachable,
+            Some(qemu) => {
+                let place = self.place(qemu, spec);
+                QemuSeen::Up(Guest {
+                    run: place,
+                    standby: self.standby,
+                    vf: self.plugged,
+                    uses_vf: self.plugged,
+                    failover: (self.standby && place == Place::Here).then_some(true),
+                })
+            }
+        };
+        let vf = self.nic.vf.map(|vf| {
+            VfSight::There(VfSeen {
+                on_vfio: vf.bound,
+                mac: match vf.mac {
+                    Mac::Nic => VfMac::Nic,
+                    Mac::Parking => VfMac::Parking,
+                    Mac::Other => VfMac::Other,
+                },
+                settings_ok: vf.mac == Mac::Nic,
+                link: true,
+                dark: false,
+                other_pf: self.nic.standby.is_some_and(|pf| pf != vf.index),
+            })
+        });
+        let asks = goal != Goal::Detached;
+        let seen = Seen {
+            recorded: self.nic.recorded,
+            vf,
+            vf_offered: asks && self.offered,
+            other_vf: false,
+            uplink: asks,
+            standby_recorded: self.nic.standby.is_some(),
+            macvtap: self.nic.macvtap,
+            mtu_ok: true,
+            standby_link: Some(true),
+            qemu,
+        };
+        (seen, self.qemu.is_some_and(|qemu| qemu.answers() && qemu.runs()))
+    }
+
+    fn decide(&self, model: &Model, n: usize) -> Round {
+        let spec = model.objects.spec(n, self.nic.spec).unwrap_or_else(|| empty(n));
+        let step = spec.migration.as_ref().map(|order| order.step);
+        let ask = Ask {
+            goal: spec.goal,
+            no_free_vf: spec.no_free_vf,
+            order: SwitchOrder::MakeBeforeBreak,
+            expected: matches!(step, Some(MigrationStep::Listen | MigrationStep::GiveUp)),
+        };
+        let (seen, running) = self.seen(&spec);
+        // The VM has been loaded, and is started next.
+        let loaded = |qemu: Qemu| qemu.run == Run::Paused && qemu.migration == Transfer::Completed;
+        let arrives = step == Some(MigrationStep::Listen) && self.qemu.is_some_and(loaded);
+        let decision = plan::next(&ask, &seen, &self.nic.learnt());
+        let record = record(n, spec);
+        let migration = model
+            .objects
+            .reports
+            .get(self.vm.report)
+            .map(|report| report.as_ref().clone());
+        let ports = self.nic.recorded.then(|| GuestPorts {
+            standby: "p".to_owned(),
+            vf: "q".to_owned(),
+        });
+        let facts = Facts {
+            record: &record,
+            generation: None,
+            seen: Some(&seen),
+            running,
+            decision: Some(&decision),
+            error: None,
+            guest: GuestDevices {
+                vf_port: ports.as_ref().map(|ports| ports.vf.clone()),
+                standby_port: ports.map(|ports| ports.standby),
+                ..GuestDevices::default()
+            },
+            unplug_order: None,
+            migration,
+            filtered: Filtered::default(),
+            timeline: Vec::new(),
+        };
+        let status = report::build(facts, None, objects::now());
+        let (step, state) = match decision {
+            Decision::Do(step) => (Some(step), AttachmentState::Pending),
+            Decision::Done(state) => (None, state),
+            Decision::Wait(wait) => (None, wait.state),
+        };
+        Round {
+            step,
+            state,
+            status: model.objects.status_id(status),
+            arrives,
+        }
+    }
+}
+
+/// Whether others may see that a step was taken. All others touch what is this NIC's alone.
+fn is_seen(step: Step) -> bool {
+    matches!(
+        step,
+        Step::StandbyUp
+            | Step::StandbyDown
+            | Step::ConfigureVf
+            | Step::PlugVf
+            | Step::UnplugVf
+            | Step::QuitQemu
+            | Step::RemoveStandby
+            | Step::RestoreVf
+    )
+}
+
+/// Takes a step; whether it could be.
+fn take(node: &mut Node, n: usize, step: Step) -> bool {
+    let (qemu, held) = (&mut node.qemu, held(&node.nics));
+    let nic = &mut node.nics[n];
+    let answers = qemu.answers();
+    match step {
+        Step::Reserve => {
+            nic.recorded = true;
+            let own = nic.standby.filter(|pf| !held.contains(pf));
+            let free = own.or_else(|| (0..2).find(|vf| !held.contains(vf)));
+            nic.vf = free.map(|index| Vf {
+                index,
+                bound: false,
+                mac: Mac::Other,
+            });
+            // Without a VF the PF with the fewest standbys; with one its own.
+            nic.standby = nic.standby.or(free).or_else(|| u8::try_from(n).ok());
+        }
+        Step::Bind => set(nic, |vf| vf.bound = true),
+        Step::Park => set(nic, |vf| vf.mac = Mac::Parking),
+        Step::ConfigureVf => set(nic, |vf| vf.mac = Mac::Nic),
+        Step::MakeStandby => nic.macvtap = Some(false),
+        Step::RaiseMtu => {}
+        Step::StandbyUp => {
+            nic.macvtap = Some(true);
+            nic.announce |= qemu.vf[n].is_none();
+        }
+        Step::StandbyDown => (nic.macvtap, nic.announce) = (Some(false), false),
+        Step::AwaitGuest => nic.moved = true,
+        Step::Announce => nic.announce = false,
+        Step::RemoveStandby => (nic.macvtap, nic.standby) = (None, None),
+        // Not while a process has it.
+        Step::RestoreVf if qemu.alive && qemu.vf[n].is_some() => return false,
+        Step::RestoreVf | Step::DropVf => nic.vf = None,
+        Step::Forget => nic.recorded = false,
+        _ if !answers => return false,
+        Step::PlugStandby => qemu.standby[n] = true,
+        Step::UnplugStandby => qemu.standby[n] = false,
+        Step::PlugVf => (qemu.vf[n], nic.moved) = (nic.vf.map(|vf| vf.index), false),
+        Step::UnplugVf => (qemu.vf[n], nic.moved, nic.announce) = (None, false, true),
+        Step::QuitQemu if qemu.run == Run::Finishing => return false,
+        Step::QuitQemu => *qemu = Qemu::dead(),
+    }
+    true
+}
+
+fn held(nics: &[Nic; NICS]) -> Vec<u8> {
+    nics.iter().filter_map(|nic| nic.vf).map(|vf| vf.index).collect()
+}
+
+fn set(nic: &mut Nic, change: impl FnOnce(&mut Vf)) {
+    if let Some(vf) = &mut nic.vf {
+        change(vf);
+    }
+}
+
+fn record(n: usize, spec: NicAttachmentSpec) -> Record {
+    Record {
+        version: hybridnic_agent::journal::VERSION,
+        namespace: "ns".to_owned(),
+        name: NIC[n].to_owned(),
+        uid: NIC[n].to_owned(),
+        created: 0,
+        spec,
+        vf: None,
+        standby: None,
+        ports: None,
+        plugs: 0,
+    }
+}
+
+fn empty(n: usize) -> NicAttachmentSpec {
+    NicAttachmentSpec {
+        node_name: String::new(),
+        nic: hybridnic_api::v1alpha1::ObjectRef {
+            name: NIC[n].to_owned(),
+            uid: String::new(),
+        },
+        vm: String::new(),
+        pod: hybridnic_api::v1alpha1::ObjectRef::default(),
+        network: String::new(),
+        mac: String::new(),
+        goal: Goal::Detached,
+        no_free_vf: hybridnic_api::v1alpha1::NoFreeVf::Standby,
+        l2: hybridnic_api::v1alpha1::L2Settings::default(),
+        ports: None,
+        migration: None,
+    }
+}
+
+/// What the agent has to say, by what it sees now, reaches the operator. It says the same until something changes.
+pub fn publish(model: &Model, state: &mut State, end: usize, n: usize) {
+    let now = round(model, state, end, n, false, false);
+    let nic = &mut state.nodes[end].nics[n];
+    let Some(attachment) = &mut state.api.attachments[end][n] else {
+        return;
+    };
+    let says = match nic.task {
+        Task::None => 0,
+        Task::Runs => now,
+        Task::Left => nic.left,
+    };
+    if says != 0 {
+        (attachment.status, attachment.current) = (says, nic.current);
+    }
+    if attachment.deleting && nic.task == Task::Left && model.is_detached(attachment.status) {
+        // Its finalizer goes, and with it the object.
+        state.api.attachments[end][n] = None;
+        *nic = Nic::NONE;
+    }
+}
+
+/// A NIC's task has heard what there is and taken a step, and before it takes the next it reports, and is held up.
+pub fn halfway(model: &Model, state: &mut State, end: usize, n: usize) {
+    round(model, state, end, n, true, true);
+    let node = &mut state.nodes[end];
+    node.agent = Agent::HeldUp;
+    if node.nics[n].task != Task::Runs || !node.vm.tried {
+        return;
+    }
+    let sight = Sight::of(model, node, n);
+    let round = model.rounds.get((sight, n), || sight.decide(model, n));
+    if let Some(attachment) = &mut state.api.attachments[end][n] {
+        (attachment.status, attachment.current) = (round.status, node.nics[n].current);
+    }
+}
+
+/// The agent dies: only its journal is left.
+pub fn crash(state: &mut State, end: usize) {
+    let node = &mut state.nodes[end];
+    node.agent = Agent::Down;
+    node.vm = Vm {
+        begun: node.vm.begun,
+        ..Vm::NEW
+    };
+    for nic in &mut node.nics {
+        *nic = if nic.recorded {
+            Nic {
+                task: Task::Runs,
+                current: false,
+                announce: true,
+                moved: false,
+                shown: Some(Shown {
+                    state: AttachmentState::Pending as u8,
+                    spec: nic.spec,
+                    macvtap: nic.standby.is_some(),
+                }),
+                ..*nic
+            }
+        } else {
+            Nic::NONE
+        };
+    }
+}

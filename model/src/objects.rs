@@ -1,0 +1,340 @@
+//! The objects of the API that the states of the world name by numbers: real ones, without what no decision may look at, that is
+//! times, messages and counters.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use foldhash::fast::FixedState;
+use hybridnic_api::conditions::{NewCondition, reasons, types};
+use hybridnic_api::names::{VM_LABEL, attachment_name};
+use hybridnic_api::v1alpha1::{
+    Decision, MigrationReport, NicAttachment, NicAttachmentSpec, NicAttachmentStatus, NoFreeVf, ObjectRef,
+    Path, QemuMigration, QemuMigrationSpec, QemuMigrationStatus, QemuVm, VmHybridNic, VmHybridNicSpec,
+    VmHybridNicStatus,
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use kube::api::ObjectMeta;
+use serde::Serialize;
+
+use crate::state::{self, Choice, Id, NICS};
+
+/// The migration's uid.
+pub const MIGRATION: &str = "m-uid";
+/// The NICs' names.
+pub const NIC: [&str; NICS] = ["eth0", "eth1"];
+/// The nodes' names.
+pub const NODE: [&str; 2] = ["n1", "n2"];
+const POD: [&str; 2] = ["a", "b"];
+/// What stands for a NIC's own name in what is kept.
+const ANY: &str = "any";
+
+/// The time at which everything happens.
+pub fn now() -> Timestamp {
+    Timestamp::UNIX_EPOCH
+}
+
+/// Things with a number each, the same for equal ones.
+pub struct Numbered<T> {
+    kept: RwLock<Kept<T>>,
+}
+
+struct Kept<T> {
+    by_id: Vec<Arc<T>>,
+    ids: HashMap<String, Id>,
+}
+
+impl<T> Default for Numbered<T> {
+    fn default() -> Self {
+        Self {
+            kept: RwLock::new(Kept {
+                by_id: Vec::new(),
+                ids: HashMap::new(),
+            }),
+        }
+    }
+}
+
+impl<T: Serialize> Numbered<T> {
+    /// The number of a thing; never 0.
+    pub fn id(&self, thing: T) -> Id {
+        let text = serde_json::to_string(&thing).unwrap_or_default();
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(id) = kept.ids.get(&text) {
+            return *id;
+        }
+        kept.by_id.push(Arc::new(thing));
+        let id = Id::try_from(kept.by_id.len()).unwrap_or(Id::MAX);
+        kept.ids.insert(text, id);
+        id
+    }
+
+    /// The thing of a number; none for 0.
+    pub fn get(&self, id: Id) -> Option<Arc<T>> {
+        let index = usize::from(id).checked_sub(1)?;
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        kept.by_id.get(index).cloned()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.kept
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_id
+            .len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What a pure function has answered, by what it was asked.
+pub struct Memo<K, V> {
+    known: RwLock<HashMap<K, V, FixedState>>,
+}
+
+impl<K, V> Default for Memo<K, V> {
+    fn default() -> Self {
+        Self {
+            known: RwLock::new(HashMap::default()),
+        }
+    }
+}
+
+impl<K: std::hash::Hash + Eq, V: Clone> Memo<K, V> {
+    /// The answer, which is worked out once.
+    pub fn get(&self, key: K, answer: impl FnOnce() -> V) -> V {
+        if let Some(known) = self
+            .known
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+        {
+            return known.clone();
+        }
+        let answer = answer();
+        self.known
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, answer.clone());
+        answer
+    }
+
+    /// How many questions there were.
+    pub fn len(&self) -> usize {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether there was none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// All objects that have a number.
+#[derive(Default)]
+pub struct Objects {
+    /// Migrations' statuses.
+    pub migrations: Numbered<QemuMigrationStatus>,
+    /// Attachments' specs, without their NIC's name.
+    pub specs: Numbered<NicAttachmentSpec>,
+    /// Attachments' statuses.
+    pub statuses: Numbered<NicAttachmentStatus>,
+    /// What agents say of a VM's migration.
+    pub reports: Numbered<MigrationReport>,
+}
+
+impl Objects {
+    /// The number of a spec, which is the same for both NICs.
+    pub fn spec_id(&self, mut spec: NicAttachmentSpec) -> Id {
+        spec.nic = reference(ANY);
+        spec.mac.clear();
+        self.specs.id(spec)
+    }
+
+    /// A NIC's spec.
+    pub fn spec(&self, n: usize, id: Id) -> Option<NicAttachmentSpec> {
+        let mut spec = self.specs.get(id)?.as_ref().clone();
+        spec.nic = reference(NIC[n]);
+        spec.mac = mac(n);
+        Some(spec)
+    }
+
+    /// The number of a status.
+    pub fn status_id(&self, mut status: NicAttachmentStatus) -> Id {
+        status.observed_generation = None;
+        status.timeline.clear();
+        // What is only shown to people.
+        status.path = Path::None;
+        let matters = |c: &Condition| c.type_ == types::READY || c.reason == reasons::NO_FREE_VF;
+        status.conditions.retain(matters);
+        plain(&mut status.conditions);
+        self.statuses.id(status)
+    }
+
+    /// The number of a migration's status.
+    pub fn migration_id(&self, mut status: QemuMigrationStatus) -> Id {
+        plain(&mut status.conditions);
+        if let Some(failure) = &mut status.failure {
+            failure.message.clear();
+        }
+        for phase in &mut status.phases {
+            (phase.started_at, phase.ms) = (MicroTime(now()), None);
+        }
+        for time in [&mut status.started_at, &mut status.finished_at]
+            .into_iter()
+            .flatten()
+        {
+            *time = MicroTime(now());
+        }
+        (status.total_ms, status.downtime_ms) = (None, None);
+        self.migrations.id(status)
+    }
+
+    /// The number of a report.
+    pub fn report_id(&self, report: Option<MigrationReport>) -> Id {
+        let Some(mut report) = report else { return 0 };
+        (report.total_ms, report.downtime_ms) = (None, None);
+        report.error = None;
+        self.reports.id(report)
+    }
+
+    /// An attachment as the operator has it.
+    pub fn attachment(&self, end: usize, n: usize, attachment: &state::Attachment) -> Option<NicAttachment> {
+        let spec = self.spec(n, attachment.spec)?;
+        let generation = |current| Some(if current { 2 } else { 1 });
+        let status = self
+            .statuses
+            .get(attachment.status)
+            .map(|status| NicAttachmentStatus {
+                observed_generation: generation(attachment.current),
+                ..status.as_ref().clone()
+            });
+        let mut metadata = meta(&attachment_name(NIC[n], &uid(POD[end])), 1);
+        metadata.generation = generation(true);
+        metadata.deletion_timestamp = attachment.deleting.then(|| Time(now()));
+        Some(NicAttachment {
+            metadata,
+            spec,
+            status,
+        })
+    }
+
+    /// The migration as the operator has it.
+    pub fn migration(&self, api: &state::Api) -> Option<QemuMigration> {
+        let status = self.migrations.get(api.migration)?;
+        let mut metadata = meta("m", 100);
+        metadata.deletion_timestamp = api.deleting.then(|| Time(now()));
+        let spec = QemuMigrationSpec {
+            vm: "vm".to_owned(),
+            target_pod: None,
+            decision: api.decision.map(|choice| match choice {
+                Choice::ResumeSource => Decision::ResumeSource,
+                Choice::AbandonSource => Decision::AbandonSource,
+            }),
+        };
+        Some(QemuMigration {
+            metadata,
+            spec,
+            status: Some(status.as_ref().clone()),
+        })
+    }
+}
+
+fn plain(conditions: &mut [Condition]) {
+    for condition in conditions {
+        condition.message.clear();
+        condition.last_transition_time = Time(now());
+        condition.observed_generation = None;
+    }
+}
+
+fn uid(name: &str) -> String {
+    format!("{name}-uid")
+}
+
+fn reference(name: &str) -> ObjectRef {
+    ObjectRef {
+        name: name.to_owned(),
+        uid: uid(name),
+    }
+}
+
+fn meta(name: &str, second: i64) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some("ns".to_owned()),
+        uid: Some(uid(name)),
+        generation: Some(1),
+        resource_version: Some("1".to_owned()),
+        creation_timestamp: Some(Time(now() + jiff::SignedDuration::from_secs(second))),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The pod of an end.
+pub fn pod(end: usize, state: state::Pod) -> Option<Pod> {
+    let phase = match state {
+        state::Pod::Running => "Running",
+        state::Pod::Ended => "Failed",
+        state::Pod::Gone => return None,
+    };
+    let mut metadata = meta(POD[end], if end == state::SOURCE { 1 } else { 2 });
+    metadata.labels = Some([(VM_LABEL.to_owned(), "vm".to_owned())].into());
+    Some(Pod {
+        metadata,
+        spec: Some(PodSpec {
+            node_name: Some(NODE[end].to_owned()),
+            ..PodSpec::default()
+        }),
+        status: Some(PodStatus {
+            phase: Some(phase.to_owned()),
+            pod_ip: Some("10.0.0.1".to_owned()),
+            ..PodStatus::default()
+        }),
+    })
+}
+
+/// The end of a pod's uid.
+pub fn end_of(pod_uid: &str) -> Option<usize> {
+    POD.iter().position(|name| uid(name) == pod_uid)
+}
+
+/// A NIC whose status says in which pod the VM is.
+pub fn nic(n: usize, pod: Option<u8>) -> VmHybridNic {
+    let mut accepted = Vec::new();
+    hybridnic_api::conditions::set(
+        &mut accepted,
+        Some(1),
+        now(),
+        NewCondition::yes(types::ACCEPTED, reasons::ACCEPTED, ""),
+    );
+    VmHybridNic {
+        metadata: meta(NIC[n], 1),
+        spec: VmHybridNicSpec {
+            network: "net".to_owned(),
+            vm: hybridnic_api::v1alpha1::Vm {
+                qemu: Some(QemuVm {
+                    name: "vm".to_owned(),
+                }),
+            },
+            mac: None,
+            no_free_vf: NoFreeVf::Standby,
+        },
+        status: Some(VmHybridNicStatus {
+            pod: pod.map(|end| reference(POD[usize::from(end)])),
+            mac: Some(mac(n)),
+            conditions: accepted,
+            ..VmHybridNicStatus::default()
+        }),
+    }
+}
+
+/// A NIC's address.
+pub fn mac(n: usize) -> String {
+    format!("02:00:00:00:00:0{n}")
+}

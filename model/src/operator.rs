@@ -1,0 +1,242 @@
+//! The operator's two controllers. They remember nothing; what they decide is their own, what they write is done here.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hybridnic_api::v1alpha1::{AttachmentState, Goal, NicAttachment, NicAttachmentSpec, ObjectRef};
+use hybridnic_operator::fence::NodeState;
+use hybridnic_operator::handover::{self, Ends};
+use hybridnic_operator::migration::step::step;
+use hybridnic_operator::migration::view::{Deadlines, NicView, View};
+use hybridnic_operator::nic::desired::{Place, Wanted, desired_attachments};
+use hybridnic_operator::nic::known::{Known, nics_of};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use crate::model::Model;
+use crate::objects::{self, NIC};
+use crate::state::{self, Api, Attachment, ENDS, Id, State};
+
+/// What a reconcile of a NIC writes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Nothing: all is as it should be.
+    Nothing,
+    /// The spec of its attachment at this end.
+    Spec(usize, Id),
+    /// The deletion of its attachment at this end.
+    Delete(usize),
+    /// In which pod the VM is.
+    Pod(Option<u8>),
+}
+
+/// One reconcile of the migration. `late`: a deadline that it waits for has passed.
+pub fn reconcile_migration(model: &Model, state: &mut State, late: bool) {
+    if state.api.migration != 0 {
+        let api = state.api;
+        state.api.migration = model.steps.get((api, late), || next_status(model, &api, late));
+    }
+}
+
+/// One reconcile of a NIC, up to its first write: the operator may die after each.
+pub fn reconcile_nic(model: &Model, state: &mut State, n: usize) {
+    let api = state.api;
+    let write = model.writes.get((api, n), || first_write(model, &api, n));
+    match write {
+        Write::Nothing => {}
+        Write::Spec(end, spec) => {
+            let (nic, slot) = (&mut state.nodes[end].nics[n], &mut state.api.attachments[end][n]);
+            match slot {
+                // What agent and operator know is about an older spec.
+                Some(attachment) => {
+                    *attachment = Attachment {
+                        spec,
+                        current: false,
+                        ..*attachment
+                    }
+                }
+                None => {
+                    *slot = Some(Attachment {
+                        spec,
+                        status: 0,
+                        current: false,
+                        finalizer: false,
+                        deleting: false,
+                    });
+                }
+            }
+            nic.current = false;
+        }
+        Write::Delete(end) => {
+            let slot = &mut state.api.attachments[end][n];
+            match slot {
+                Some(attachment) if attachment.finalizer => attachment.deleting = true,
+                _ => *slot = None,
+            }
+        }
+        Write::Pod(pod) => state.api.nic_pods[n] = pod,
+    }
+}
+
+struct World {
+    nics: Vec<NicView>,
+    attachments: Vec<Arc<NicAttachment>>,
+    pods: Vec<Arc<Pod>>,
+}
+
+fn world(model: &Model, api: &Api) -> World {
+    let mut all = Vec::new();
+    let mut nics = Vec::new();
+    for n in 0..model.nics {
+        let mut own = Vec::new();
+        for end in ENDS {
+            if let Some(attachment) = &api.attachments[end][n] {
+                own.extend(model.objects.attachment(end, n, attachment).map(Arc::new));
+            }
+        }
+        all.extend(own.iter().cloned());
+        nics.push(NicView {
+            nic: Arc::new(objects::nic(n, api.nic_pods[n])),
+            attachments: own,
+            target_refusal: None,
+        });
+    }
+    let pods = ENDS
+        .iter()
+        .filter_map(|end| objects::pod(*end, api.pods[*end]))
+        .map(Arc::new);
+    World {
+        nics,
+        attachments: all,
+        pods: pods.collect(),
+    }
+}
+
+fn next_status(model: &Model, api: &Api, late: bool) -> Id {
+    let Some(migration) = model.objects.migration(api) else {
+        return api.migration;
+    };
+    let world = world(model, api);
+    let status = migration.status.clone().unwrap_or_default();
+    let nics = world.nics.into_iter();
+    let nics = nics.filter(|view| status.target.is_none() || status.nics.contains(&view.nic.name_any()));
+    let view = View {
+        now: objects::now(),
+        in_phase_for: Duration::from_secs(if late { 1000 } else { 0 }),
+        migration: &migration,
+        blocked_by: None,
+        nics: nics.collect(),
+        pods: &world.pods,
+        ends: Ends::observe(&migration, &world.attachments, &world.pods),
+        deadlines: Deadlines {
+            prepare: Duration::from_mins(1),
+            switch: Duration::from_mins(2),
+        },
+    };
+    model.objects.migration_id(step(&view).status)
+}
+
+fn first_write(model: &Model, api: &Api, n: usize) -> Write {
+    let World {
+        nics,
+        attachments,
+        pods,
+    } = world(model, api);
+    let migration = model.objects.migration(api).map(Arc::new);
+    let NicView {
+        nic,
+        attachments: existing,
+        ..
+    } = &nics[n];
+    let moving = migration
+        .iter()
+        .filter(|migration| nics_of(migration).contains(&NIC[n].to_owned()))
+        .find_map(|migration| Some((migration.clone(), Ends::observe(migration, &attachments, &pods)?)));
+    let known = Known {
+        network: None,
+        pods,
+        attachments: existing.clone(),
+        orphans: Vec::new(),
+        nodes: objects::NODE
+            .map(|name| (name.to_owned(), NodeState::Ready))
+            .into(),
+        overdue: BTreeSet::new(),
+        migrations: migration.into_iter().collect(),
+        moving,
+    };
+    let location = known.location(nic);
+    let place = match (&known.moving, &location) {
+        (Some((migration, ends)), _) => Place::Moving(migration, ends),
+        (None, Ok(location)) if location.wait.is_none() => {
+            Place::At(location.pod.clone(), location.node.clone())
+        }
+        (None, _) => Place::Nowhere,
+    };
+    let mac = objects::mac(n);
+    let wanted = Wanted {
+        nic,
+        mac: &mac,
+        l2: None,
+        existing,
+        place,
+    };
+    let specs = desired_attachments(&wanted);
+    let end = |pod: &ObjectRef| objects::end_of(&pod.uid).unwrap_or_default();
+    for spec in &specs {
+        let end = end(&spec.pod);
+        let found = api.attachments[end][n];
+        let id = model.objects.spec_id(spec.clone());
+        match found {
+            Some(found) if found.deleting || found.spec == id => {}
+            None if spec.goal == Goal::Detached => {}
+            _ => return Write::Spec(end, id),
+        }
+    }
+    for end in ENDS {
+        let Some(attachment) = api.attachments[end][n] else {
+            continue;
+        };
+        if !specs
+            .iter()
+            .any(|spec| objects::end_of(&spec.pod.uid) == Some(end))
+        {
+            let write = retire(model, end, n, &attachment);
+            if write != Write::Nothing {
+                return write;
+            }
+        }
+    }
+    let pod = location.ok().map(|location| end(&location.pod));
+    let pod = pod.and_then(|end| u8::try_from(end).ok());
+    if pod == api.nic_pods[n] {
+        Write::Nothing
+    } else {
+        Write::Pod(pod)
+    }
+}
+
+/// Brings an attachment to its end: detached, then deleted.
+fn retire(model: &Model, end: usize, n: usize, attachment: &state::Attachment) -> Write {
+    let Some(object) = model.objects.attachment(end, n, attachment) else {
+        return Write::Nothing;
+    };
+    if attachment.deleting {
+        return Write::Nothing;
+    }
+    let asked = object.spec.goal == Goal::Detached;
+    if !attachment.finalizer || asked && handover::state(&object) == AttachmentState::Detached {
+        return Write::Delete(end);
+    }
+    if asked {
+        return Write::Nothing;
+    }
+    Write::Spec(
+        end,
+        model.objects.spec_id(NicAttachmentSpec {
+            goal: Goal::Detached,
+            migration: None,
+            ..object.spec
+        }),
+    )
+}

@@ -1,0 +1,188 @@
+//! Breadth-first search through all states, by several threads, with the shortest way to what is broken.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::BuildHasher;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
+
+use crate::invariants::{Broken, Settling, safe};
+use crate::model::{Action, Model};
+use crate::state::State;
+
+/// What a search has found.
+#[derive(Debug)]
+pub struct Found {
+    /// How many states there are.
+    pub states: usize,
+    /// How many ways lead from one to another.
+    pub transitions: usize,
+    /// The length of the longest of the shortest ways.
+    pub depth: usize,
+    /// How long it took.
+    pub time: Duration,
+    /// What does not hold, by the first words of what it is, with the shortest way to each.
+    pub broken: Vec<(Broken, Vec<Action>)>,
+    /// Whether all states were seen.
+    pub complete: bool,
+}
+
+/// A state's hash: with as many states as fit into memory, two with the same are a matter of one in a hundred thousand searches.
+pub fn fingerprint(state: &State) -> u64 {
+    FixedState::with_seed(7).hash_one(state)
+}
+
+/// How far a search goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// How many faults may happen on one way.
+    pub faults: u8,
+    /// How often one NIC may be ahead of the other on one way.
+    pub splits: u8,
+    /// The most states to visit.
+    pub states: usize,
+    /// How many different broken things are looked for.
+    pub broken: usize,
+    /// Whether it is checked that all comes to rest.
+    pub settling: bool,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// How many states are looked at before what they lead to is put together.
+const CHUNK: usize = 1 << 16;
+
+struct Expanded {
+    from: u32,
+    broken: Option<Broken>,
+    transitions: usize,
+    next: Vec<(u64, Action, State)>,
+}
+
+/// Searches all states that can be reached.
+pub fn search(model: &Model, bounds: &Bounds) -> Found {
+    let began = Instant::now();
+    let start = model.start(bounds.faults, bounds.splits);
+    let settling = Settling::default();
+    let mut index: HashMap<u64, u32, FixedState> = HashMap::default();
+    let mut parents: Vec<(u32, Action)> = vec![(0, Action::Migration)];
+    index.insert(fingerprint(&start), 0);
+    let mut found = Found {
+        states: 1,
+        transitions: 0,
+        depth: 0,
+        time: Duration::ZERO,
+        broken: Vec::new(),
+        complete: true,
+    };
+    let mut level = vec![(0, start)];
+    while !level.is_empty() {
+        let mut following = Vec::new();
+        for chunk in level.chunks(CHUNK) {
+            let known = &index;
+            let expanded = in_parallel(chunk, bounds.threads, |(at, state)| {
+                expand(model, bounds, &settling, known, *at, state)
+            });
+            for done in expanded {
+                found.transitions += done.transitions;
+                if let Some(broken) = done.broken {
+                    let kind = |text: &str| text.split(':').next().unwrap_or_default().to_owned();
+                    let new = !found.broken.iter().any(|(known, _)| kind(known) == kind(&broken));
+                    if new {
+                        found.broken.push((broken, way(&parents, done.from)));
+                    }
+                    continue;
+                }
+                for (print, action, state) in done.next {
+                    if let Entry::Vacant(slot) = index.entry(print) {
+                        let Ok(at) = u32::try_from(parents.len()) else {
+                            continue;
+                        };
+                        slot.insert(at);
+                        parents.push((done.from, action));
+                        following.push((at, state));
+                    }
+                }
+            }
+            found.complete = parents.len() < bounds.states;
+            if !found.complete || found.broken.len() >= bounds.broken {
+                break;
+            }
+        }
+        if !found.complete || found.broken.len() >= bounds.broken {
+            break;
+        }
+        found.depth += usize::from(!following.is_empty());
+        level = following;
+    }
+    found.states = parents.len();
+    found.time = began.elapsed();
+    found
+}
+
+fn expand(
+    model: &Model,
+    bounds: &Bounds,
+    settling: &Settling,
+    known: &HashMap<u64, u32, FixedState>,
+    from: u32,
+    state: &State,
+) -> Expanded {
+    let mut expanded = Expanded {
+        from,
+        broken: None,
+        transitions: 0,
+        next: Vec::new(),
+    };
+    let held = safe(state);
+    let held = if bounds.settling {
+        held.and_then(|()| settling.check(model, state))
+    } else {
+        held
+    };
+    if let Err(broken) = held {
+        expanded.broken = Some(broken);
+        return expanded;
+    }
+    for action in model.actions(state) {
+        let next = model.next(state, action);
+        if next == *state {
+            continue;
+        }
+        expanded.transitions += 1;
+        let print = fingerprint(&next);
+        if !known.contains_key(&print) {
+            expanded.next.push((print, action, next));
+        }
+    }
+    expanded
+}
+
+fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let share = items.len().div_ceil(threads.max(1)).max(1);
+    std::thread::scope(|scope| {
+        let work = &work;
+        let handles: Vec<_> = items
+            .chunks(share)
+            .map(|part| scope.spawn(move || part.iter().map(work).collect::<Vec<R>>()))
+            .collect();
+        handles
+            .into_iter()
+            .flat_map(|handle| handle.join().unwrap_or_default())
+            .collect()
+    })
+}
+
+/// The actions that lead to a state.
+fn way(parents: &[(u32, Action)], to: u32) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let mut at = to;
+    while at != 0 {
+        let (from, action) = parents[usize::try_from(at).unwrap_or_default()];
+        actions.push(action);
+        at = from;
+    }
+    actions.reverse();
+    actions
+}

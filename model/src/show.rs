@@ -1,0 +1,97 @@
+//! States in words, for a person who reads a trace.
+
+use std::fmt::Write;
+
+use crate::model::Model;
+use crate::state::{Agent, ENDS, Mac, State, Task};
+
+/// What matters of a state, in one line.
+pub fn state(model: &Model, state: &State) -> String {
+    let mut text = format!("{:?}", model.phase(state));
+    let status = model.status(state);
+    if let Some(failure) = &status.failure {
+        let _ = write!(text, "({})", failure.reason);
+    }
+    for condition in &status.conditions {
+        let _ = write!(text, "[{}]", condition.reason);
+    }
+    if state.api.deleting {
+        text.push_str(" deleting");
+    }
+    if let Some(choice) = state.api.decision {
+        let _ = write!(text, " {choice:?}");
+    }
+    let _ = write!(text, " stream {:?}", state.stream);
+    for end in ENDS {
+        let node = &state.nodes[end];
+        let _ = write!(text, " | {} pod {:?} ", ["A", "B"][end], state.api.pods[end]);
+        let qemu = node.qemu;
+        if node.agent != Agent::Prompt {
+            let _ = write!(text, "agent {:?} ", node.agent);
+        }
+        if qemu.alive {
+            let _ = write!(text, "{:?}/{:?}", qemu.run, qemu.migration);
+            if qemu.listens {
+                text.push_str(" listens");
+            }
+            if qemu.mute {
+                text.push_str(" mute");
+            }
+        } else {
+            text.push_str("dead");
+        }
+        if let Some(report) = model.objects.reports.get(node.vm.report) {
+            let _ = write!(text, " says {:?}", report.state);
+        }
+        for n in 0..model.nics {
+            let _ = write!(text, "; {}", nic(model, state, end, n));
+        }
+    }
+    text
+}
+
+fn nic(model: &Model, state: &State, end: usize, n: usize) -> String {
+    let (nic, attachment) = (&state.nodes[end].nics[n], &state.api.attachments[end][n]);
+    let mut text = String::new();
+    match attachment {
+        None => text.push('-'),
+        Some(attachment) => {
+            if let Some(spec) = model.objects.specs.get(attachment.spec) {
+                let step = spec.migration.as_ref().map(|order| order.step);
+                let _ = write!(text, "{:?}/{step:?}", spec.goal);
+            }
+            if let Some(status) = model.objects.statuses.get(attachment.status) {
+                let word = status.migration.as_ref().map(|report| report.state);
+                let _ = write!(text, " op sees {:?}/{word:?}", status.state);
+                if !attachment.current {
+                    text.push_str(" old");
+                }
+            }
+            if attachment.deleting {
+                text.push_str(" deleting");
+            }
+        }
+    }
+    if nic.task == Task::Runs {
+        let behind = attachment.is_none_or(|attachment| attachment.spec != nic.spec);
+        if behind && let Some(spec) = model.objects.specs.get(nic.spec) {
+            let step = spec.migration.as_ref().map(|order| order.step);
+            let _ = write!(text, " agent {:?}/{step:?}", spec.goal);
+        }
+    }
+    if let Some(vf) = nic.vf {
+        let _ = write!(text, " vf{}", vf.index);
+        if vf.mac == Mac::Nic {
+            text.push_str("+mac");
+        }
+        if state.nodes[end].qemu.vf[n].is_some() {
+            text.push_str("+guest");
+        }
+    }
+    match nic.macvtap {
+        Some(true) => text.push_str(" tap up"),
+        Some(false) => text.push_str(" tap down"),
+        None => {}
+    }
+    text
+}

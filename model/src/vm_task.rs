@@ -1,0 +1,283 @@
+//! The VM's task: its migration's steps and the hand-over. What is done is the agent's own decision.
+
+use std::collections::BTreeMap;
+
+use hybridnic_agent::journal::{self, Arrival};
+use hybridnic_agent::vm::NicEntry;
+use hybridnic_agent::vm::migration::{self, Action, Custody, Inputs, VmSeen};
+use hybridnic_api::v1alpha1::{AttachmentState, MigrationReport, MigrationState};
+use hybridnic_qmp::commands::{MigrationInfo, RunState};
+
+use crate::model::Model;
+use crate::objects::{MIGRATION, NIC};
+use crate::qemu;
+use crate::state::{
+    Agent, Begun, Choice, Id, NICS, Node, Qemu, Run, SOURCE, Shown, State, Stream, TARGET, Task, Transfer, Vm,
+};
+
+/// All that the VM's task goes by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Sight {
+    shown: [Option<Shown>; NICS],
+    qemu: Option<Qemu>,
+    vm: Vm,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether there is an order at all.
+    ordered: bool,
+    action: Option<Act>,
+    report: Id,
+    /// What is reported where QEMU refuses.
+    refused: Id,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    Listen,
+    Run,
+    Forgo,
+    Start,
+    HandOver,
+    Hold,
+    Cancel,
+    Resume,
+}
+
+/// The VM's task looks, decides, reports and acts.
+pub fn drive(model: &Model, state: &mut State, end: usize) {
+    let node = &mut state.nodes[end];
+    if node.nics.iter().all(|nic| nic.task != Task::Runs) {
+        return;
+    }
+    node.vm.tried = true;
+    let sight = Sight::of(node);
+    let ordered = model.verdicts.get(sight, || sight.decide(model)).ordered;
+    if ordered && node.vm.custody == Custody::Unknown && sight.is_before_hand_over() {
+        node.vm.custody = Custody::Here;
+    }
+    let sight = Sight::of(node);
+    let verdict = model.verdicts.get(sight, || sight.decide(model));
+    if verdict.report != 0 {
+        node.vm.report = verdict.report;
+    }
+    if let Some(action) = verdict.action
+        && !act(state, end, action)
+    {
+        state.nodes[end].vm.report = verdict.refused;
+    }
+}
+
+/// What the journal has of a migration that was begun.
+pub fn begun(begun: Begun) -> journal::Begun {
+    journal::Begun {
+        migration: MIGRATION.to_owned(),
+        process: None,
+        arrival: begun.arrival,
+    }
+}
+
+/// What QEMU says of itself.
+pub fn seen(qemu: &Qemu) -> VmSeen {
+    let status = match qemu.migration {
+        Transfer::None => "none",
+        Transfer::Setup => "setup",
+        Transfer::Active => "active",
+        Transfer::PreSwitchover => "pre-switchover",
+        Transfer::Device => "device",
+        Transfer::Completed => "completed",
+        Transfer::Failed => "failed",
+        Transfer::Cancelled => "cancelled",
+    };
+    let mut info = serde_json::json!({ "status": status });
+    if qemu.listens {
+        info["socket-address"] = serde_json::json!([{"type": "inet", "host": "0.0.0.0", "port": "4001"}]);
+    }
+    VmSeen {
+        run: match qemu.run {
+            Run::Incoming => RunState::InMigrate,
+            Run::Paused => RunState::Paused,
+            Run::Running => RunState::Running,
+            Run::Finishing => RunState::FinishMigrate,
+            Run::HandedOver => RunState::PostMigrate,
+        },
+        info: serde_json::from_value::<MigrationInfo>(info).unwrap_or_default(),
+    }
+}
+
+impl Sight {
+    fn of(node: &Node) -> Self {
+        Self {
+            shown: node.nics.map(|nic| nic.shown),
+            qemu: node.qemu.alive.then_some(node.qemu),
+            vm: Vm { report: 0, ..node.vm },
+        }
+    }
+
+    /// Whether the QEMU in which the migration was begun cannot have let the VM go.
+    fn is_before_hand_over(&self) -> bool {
+        use Transfer::{Active, None, PreSwitchover, Setup};
+        let before = |qemu: Qemu| matches!(qemu.migration, None | Setup | Active | PreSwitchover);
+        self.vm.begun.is_some_and(|begun| begun.here)
+            && self.qemu.is_some_and(|qemu| qemu.answers() && before(qemu))
+    }
+
+    fn nics(&self, model: &Model) -> BTreeMap<String, NicEntry> {
+        let entry = |(n, shown): (usize, &Option<Shown>)| {
+            let shown = shown.as_ref()?;
+            let spec = model.objects.spec(n, shown.spec);
+            let entry = NicEntry {
+                nic: NIC[n].to_owned(),
+                macvtap: shown.macvtap.then(String::new),
+                state: state_of(shown.state),
+                goal: spec.as_ref().map(|spec| spec.goal).unwrap_or_default(),
+                order: spec.and_then(|spec| spec.migration),
+                ..NicEntry::default()
+            };
+            Some((NIC[n].to_owned(), entry))
+        };
+        self.shown.iter().enumerate().filter_map(entry).collect()
+    }
+
+    fn decide(&self, model: &Model) -> Verdict {
+        let nics = self.nics(model);
+        let here = self.vm.begun.is_none_or(|begun| begun.here);
+        let qemu = self.qemu.filter(|_| here);
+        let seen = qemu.filter(Qemu::answers).map(|qemu| seen(&qemu));
+        let begun = self.vm.begun.map(begun);
+        let sight = match &seen {
+            Some(seen) => migration::Sight::Up(seen),
+            None if qemu.is_none() && begun.is_some() => migration::Sight::Ended,
+            None => migration::Sight::Silent,
+        };
+        let verdict = migration::decide(&Inputs {
+            nics: &nics,
+            sight,
+            begun: begun.as_ref(),
+            custody: self.vm.custody,
+        });
+        let action = verdict.action.map(|action| match action {
+            Action::Listen => Act::Listen,
+            Action::Run => Act::Run,
+            Action::Forgo => Act::Forgo,
+            Action::Start(_) => Act::Start,
+            Action::HandOver => Act::HandOver,
+            Action::Hold => Act::Hold,
+            Action::Cancel => Act::Cancel,
+            Action::Resume => Act::Resume,
+        });
+        let refused = MigrationReport {
+            uid: MIGRATION.to_owned(),
+            state: MigrationState::Failed,
+            port: None,
+            error: None,
+            kept: true,
+            total_ms: None,
+            downtime_ms: None,
+        };
+        Verdict {
+            ordered: migration::agreed(&nics).is_some(),
+            action,
+            report: model.objects.report_id(verdict.report),
+            refused: model.objects.report_id(Some(refused)),
+        }
+    }
+}
+
+/// A state by its number.
+fn state_of(number: u8) -> AttachmentState {
+    use AttachmentState::{Detached, FastPath, Pending, Reserved, Standby};
+    [Pending, Reserved, Standby, FastPath, Detached]
+        .into_iter()
+        .find(|state| *state as u8 == number)
+        .unwrap_or_default()
+}
+
+/// Does it; whether QEMU took it.
+fn act(state: &mut State, end: usize, action: Act) -> bool {
+    let node = &mut state.nodes[end];
+    match action {
+        Act::Listen => {
+            node.vm.begun = Some(Begun {
+                here: true,
+                arrival: None,
+            });
+            (node.qemu.stopped, node.qemu.listens, node.qemu.migration) = (true, true, Transfer::Setup);
+        }
+        Act::Run => {
+            start(node);
+            state.truth.arrived |= end == TARGET;
+        }
+        Act::Forgo => arrives(node, None),
+        // QEMU migrates no VM that has a VF.
+        Act::Start if node.qemu.vf.iter().any(Option::is_some) => return false,
+        Act::Start => {
+            node.vm.begun = Some(Begun {
+                here: true,
+                arrival: None,
+            });
+            node.vm.custody = Custody::Here;
+            (node.qemu.migration, state.stream) = (Transfer::Setup, Stream::None);
+        }
+        Act::HandOver => hand_over(node),
+        Act::Hold => node.qemu.run = Run::Paused,
+        Act::Cancel => qemu::cancel(state, end),
+        Act::Resume if node.qemu.run == Run::Finishing => {}
+        Act::Resume => {
+            node.vm.custody = Custody::Here;
+            node.qemu.run = Run::Running;
+            let decided = state.api.decision == Some(Choice::ResumeSource);
+            state.truth.zombie |= end == SOURCE && state.truth.arrived && !decided;
+        }
+    }
+    true
+}
+
+/// Source, at the hand-over: silences all NICs, then lets QEMU go on.
+fn hand_over(node: &mut Node) {
+    set_all(node, false);
+    node.vm.custody = Custody::Left;
+    node.qemu.migration = Transfer::Device;
+}
+
+/// Target: the VM is started, and the journal says so before and after.
+fn start(node: &mut Node) {
+    let loaded = node.qemu.run == Run::Paused;
+    if loaded {
+        set_all(node, true);
+        node.qemu.run = Run::Running;
+    }
+    arrives(node, Some(Arrival::Started));
+}
+
+fn arrives(node: &mut Node, arrival: Option<Arrival>) {
+    if let Some(begun) = &mut node.vm.begun {
+        begun.arrival = arrival;
+    }
+}
+
+fn set_all(node: &mut Node, up: bool) {
+    for nic in &mut node.nics {
+        if nic.shown.is_some_and(|shown| shown.macvtap) && nic.macvtap.is_some() {
+            nic.macvtap = Some(up);
+        }
+    }
+}
+
+/// The VM comes, and the target's agent dies while it starts it.
+pub fn die_starting(model: &Model, state: &mut State, ran: bool) {
+    state.nodes[TARGET].agent = Agent::HeldUp;
+    qemu::happen(state, qemu::Happens::Load);
+    let node = &mut state.nodes[TARGET];
+    if Sight::of(node).decide(model).action == Some(Act::Run) && node.qemu.run == Run::Paused {
+        set_all(node, true);
+        if ran {
+            node.qemu.run = Run::Running;
+            state.truth.arrived = true;
+        }
+        arrives(node, Some(Arrival::Starting));
+    }
+    crate::nic_task::crash(state, TARGET);
+}

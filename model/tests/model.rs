@@ -1,0 +1,126 @@
+//! Searches all states of a migration that a number of faults can lead to. See `docs/testing.md`.
+//!
+//! | variable | is |
+//! |---|---|
+//! | `MODEL_FAULTS` | how many faults |
+//! | `MODEL_NICS` | NICs of the VM: 1 or 2 |
+//! | `MODEL_SPLITS` | how often one NIC may be ahead of the other |
+//! | `MODEL_VFS` | VFs of each node: 0, 1 or 2 |
+//! | `MODEL_BROKEN` | how many different broken things are looked for before it stops |
+//! | `MODEL_TRACE` | 1: each state on the way to what is broken |
+
+use std::env;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use hybridnic_model::model::Model;
+use hybridnic_model::search::{Bounds, search};
+use hybridnic_model::show;
+
+/// One search.
+#[derive(Clone, Copy)]
+struct World {
+    nics: usize,
+    vfs: u8,
+    faults: u8,
+    splits: u8,
+}
+
+/// What `make model` searches.
+const WORLDS: [World; 4] = [
+    World {
+        nics: 1,
+        vfs: 1,
+        faults: 2,
+        splits: 0,
+    },
+    World {
+        nics: 1,
+        vfs: 0,
+        faults: 1,
+        splits: 0,
+    },
+    World {
+        nics: 2,
+        vfs: 2,
+        faults: 1,
+        splits: 1,
+    },
+    World {
+        nics: 2,
+        vfs: 1,
+        faults: 1,
+        splits: 0,
+    },
+];
+
+fn variable<T: FromStr>(name: &str) -> Option<T> {
+    env::var(name).ok()?.parse().ok()
+}
+
+fn main() -> ExitCode {
+    let worlds = if ["FAULTS", "NICS", "SPLITS", "VFS"]
+        .iter()
+        .any(|name| env::var(format!("MODEL_{name}")).is_ok())
+    {
+        let nics = variable("MODEL_NICS").unwrap_or(2);
+        vec![World {
+            nics,
+            vfs: variable("MODEL_VFS").unwrap_or(u8::try_from(nics).unwrap_or(2)),
+            faults: variable("MODEL_FAULTS").unwrap_or(1),
+            splits: variable("MODEL_SPLITS").unwrap_or(1),
+        }]
+    } else {
+        WORLDS.to_vec()
+    };
+    let holds: Vec<bool> = worlds.into_iter().map(look).collect();
+    if holds.into_iter().all(|holds| holds) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Searches a world; whether all holds.
+fn look(world: World) -> bool {
+    let World {
+        nics,
+        vfs,
+        faults,
+        splits,
+    } = world;
+    let model = Model::new(vfs, nics);
+    let found = search(
+        &model,
+        &Bounds {
+            faults,
+            splits,
+            states: variable("MODEL_STATES").unwrap_or(100_000_000),
+            broken: variable("MODEL_BROKEN").unwrap_or(1),
+            settling: true,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+        },
+    );
+    println!(
+        "{nics} NICs, {vfs} VFs a node, {faults} faults, {splits} splits: {} states, {} transitions, depth {}, {:.1} s{}",
+        found.states,
+        found.transitions,
+        found.depth,
+        found.time.as_secs_f64(),
+        if found.complete { "" } else { ", NOT ALL" }
+    );
+    for (broken, way) in &found.broken {
+        println!("\nBROKEN {broken}\nafter {} steps:", way.len());
+        let mut state = model.start(faults, splits);
+        for action in way {
+            state = model.next(&state, *action);
+            if variable("MODEL_TRACE") == Some(1) {
+                println!("  {action:?}\n     {}", show::state(&model, &state));
+            } else {
+                println!("  {action:?}");
+            }
+        }
+        println!("is {}", show::state(&model, &state));
+    }
+    found.broken.is_empty() && found.complete
+}
