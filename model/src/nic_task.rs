@@ -69,9 +69,12 @@ pub fn round(model: &Model, state: &mut State, end: usize, n: usize, news: bool,
             }
             return status;
         };
-        // The VM's task hears of the end of its QEMU before the NIC's has taken the next step.
+        // The VM's task hears of the end of its QEMU before this NIC's has taken the next step.
         let ends = step == Step::QuitQemu;
-        if ends && round.arrives || !take(node, n, step) || ends || halfway && is_seen(step) {
+        if ends && round.arrives {
+            return status;
+        }
+        if !take(node, n, step) || ends || halfway && is_seen(step) {
             return status;
         }
     }

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         let nics = variable("MODEL_NICS").unwrap_or(2);
         vec![World {
             nics,
-            vfs: variable("MODEL_VFS").unwrap_or(u8::try_from(nics).unwrap_or(2)),
+            vfs: variable("MODEL_VFS").unwrap_or_else(|| u8::try_from(nics).unwrap_or(2)),
             faults: variable("MODEL_FAULTS").unwrap_or(1),
             splits: variable("MODEL_SPLITS").unwrap_or(1),
         }]

@@ -135,6 +135,11 @@ pub fn agreed(nics: &BTreeMap<String, NicEntry>) -> Option<MigrationOrder> {
 /// Decides.
 pub fn decide(inputs: &Inputs<'_>) -> Verdict {
     let nics = inputs.nics;
+    let seen = match inputs.sight {
+        Sight::Up(seen) => seen,
+        Sight::Silent => return Verdict::default(),
+        Sight::Ended => return ended(inputs),
+    };
     let Some(order) = agreed(nics) else {
         return Verdict::default();
     };
@@ -142,22 +147,6 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
         .begun
         .filter(|begun| begun.migration == order.migration.uid);
     let says = Says(&order.migration.uid);
-    let seen = match inputs.sight {
-        Sight::Up(seen) => seen,
-        Sight::Silent => return Verdict::default(),
-        Sight::Ended => {
-            let arrived = begun.is_some_and(|begun| begun.arrival.is_some());
-            let state = if arrived {
-                MigrationState::Ended
-            } else {
-                MigrationState::Lost
-            };
-            return Verdict {
-                action: None,
-                report: begun.map(|_| says.report(state)),
-            };
-        }
-    };
     let all = |state: AttachmentState| {
         order
             .nics
@@ -178,6 +167,23 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
         MigrationStep::Cancel => cancel(seen, begun, custody, says),
         MigrationStep::Resume => resume(seen, says),
     }
+}
+
+/// QEMU has ended. What its migration came to is so whether or not all NICs go by one order: some may have left already.
+fn ended(inputs: &Inputs<'_>) -> Verdict {
+    let ordered = |migration: &str| {
+        let mut orders = inputs.nics.values().filter_map(|nic| nic.order.as_ref());
+        orders.any(|order| order.migration.uid == migration)
+    };
+    let Some(begun) = inputs.begun.filter(|begun| ordered(&begun.migration)) else {
+        return Verdict::default();
+    };
+    let state = if begun.arrival.is_some() {
+        MigrationState::Ended
+    } else {
+        MigrationState::Lost
+    };
+    Says(&begun.migration).state(state)
 }
 
 /// Whose migration a report is about.

@@ -160,6 +160,12 @@ fn a_qemu_that_has_ended_is_lost_or_had_the_vm() {
     );
     // One in which this migration was not begun has said nothing about it.
     assert_eq!(says(&Case::target(None).begun(None)), None);
+    // The other NIC has left before that was heard.
+    let alone = Case {
+        nics: nics(MigrationStep::Listen, AttachmentState::Pending, &["a"]),
+        ..Case::target(None)
+    };
+    assert_eq!(says(&alone), Some(MigrationState::Lost));
     assert_eq!(
         says(&Case::target(None).begun(Some(begun("m0", Some(Arrival::Started))))),
         None
