@@ -12,7 +12,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{LATER, SOON, check_nic, on, phase, twice, whole};
+use common::{LATER, SOON, check_nic, on, phase, twice, watched, whole};
 use futures::TryStreamExt as _;
 use hybridnic_api::v1alpha1::{MigrationPhase, Path, VmHybridNic};
 use hybridnic_e2e::{
@@ -262,9 +262,7 @@ async fn looked_at(cluster: &Cluster) {
 }
 
 async fn watch(cluster: &Cluster, spec: &VmPodSpec) -> Pinger {
-    let pinger = cluster.lab.pinger(spec.nics[0].address, RATE).unwrap();
-    assert!(pinger.answered(20, SOON).await, "no answer");
-    pinger
+    common::watch(&cluster.lab, spec.nics[0].address, RATE).await
 }
 
 fn nothing_lost(report: &Report, what: &str) {
@@ -384,7 +382,7 @@ async fn migrate_while_an_agent_is_killed(cluster: &Cluster, spec: &VmPodSpec, t
     );
     let nic = fast(cluster, NAMESPACE, NIC, "n2").await;
     check_nic(cluster.node(2), &target.inside, &nic).await.unwrap();
-    let report = pinger.stop().await;
+    let report = watched(pinger).await;
     for gap in &report.round_trip.gaps {
         eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
     }

@@ -3,15 +3,17 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{self, Output, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use tokio::time::{MissedTickBehavior, interval};
 
 /// The peer's side of the network between the cards.
 pub const BRIDGE: &str = "br0";
@@ -20,6 +22,20 @@ pub const HOST_LINK: &str = "hnlab0";
 /// Guests' subnets: the peer is 10.77.N.1/24 for each N below this, so that a guest's NICs can have one each.
 pub const SUBNETS: u8 = 16;
 const PREFIX: &str = "hnlab-";
+/// How soon the peer asks again for a guest's MAC, in milliseconds: what is lost shows within this.
+const ASK_AGAIN: &str = "250";
+
+/// The IPv6 address of the guest at this address, fd77:0:0:N::X for 10.77.N.X; likewise the peer's.
+pub fn ipv6(address: Ipv4Addr) -> Ipv6Addr {
+    let [_, _, net, host] = address.octets();
+    Ipv6Addr::new(0xfd77, 0, 0, net.into(), 0, 0, 0, host.into())
+}
+
+/// The group that the guest at this address has joined, 239.77.N.X for 10.77.N.X.
+pub fn group(guest: Ipv4Addr) -> Ipv4Addr {
+    let [_, _, net, host] = guest.octets();
+    Ipv4Addr::new(239, 77, net, host)
+}
 
 /// The networks could not be made or asked.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +75,15 @@ impl Net {
         })
         .map_err(Error::Namespace)?;
         net.batch(&inner_network(nodes)).await?;
+        net.in_namespace(|| {
+            fs::write(format!("/proc/sys/net/ipv6/conf/{BRIDGE}/disable_ipv6"), "0")?;
+            fs::write(
+                format!("/proc/sys/net/ipv6/neigh/{BRIDGE}/retrans_time_ms"),
+                ASK_AGAIN,
+            )
+        })
+        .map_err(Error::Namespace)?;
+        net.batch(&ipv6_addresses()).await?;
         ip(
             &[
                 "link", "add", HOST_LINK, "type", "veth", "peer", "name", "host", "netns", &net.name,
@@ -94,6 +119,21 @@ impl Net {
     /// The tap behind a port of a node: node 1 and port 0 are `n1p0`.
     pub fn tap(node: u8, port: u8) -> String {
         format!("n{node}p{port}")
+    }
+
+    /// Makes the peer forget which MAC a guest has, again and again: it has to ask for it, by multicast. Ends when it is
+    /// dropped.
+    pub(crate) fn forget(&self, guest: Ipv6Addr, every: Duration) -> impl Future<Output = ()> + use<> {
+        let (name, guest) = (self.name.clone(), guest.to_string());
+        async move {
+            let mut ticks = interval(every);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                // It may not know it yet.
+                let _ = ip(&["-n", &name, "neigh", "del", &guest, "dev", BRIDGE], None).await;
+            }
+        }
     }
 
     /// Runs `ip ARGS` in the lab's namespace and gives its output.
@@ -204,6 +244,16 @@ fn inner_network(nodes: u8) -> String {
     }
     for subnet in 0..SUBNETS {
         let _ = writeln!(batch, "addr add 10.77.{subnet}.1/24 dev {BRIDGE}");
+    }
+    batch
+}
+
+/// The batch that gives the peer its IPv6 addresses.
+fn ipv6_addresses() -> String {
+    let mut batch = String::new();
+    for subnet in 0..SUBNETS {
+        let address = ipv6(Ipv4Addr::new(10, 77, subnet, 1));
+        let _ = writeln!(batch, "addr add {address}/64 dev {BRIDGE} nodad");
     }
     batch
 }

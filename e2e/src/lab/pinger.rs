@@ -1,4 +1,7 @@
 //! The traffic meter: numbered packets both ways between the peer and a guest, and what became of them.
+//!
+//! Beside IPv4 it watches IPv6, for which the peer has to ask for the guest's MAC again and again, and a group that the
+//! guest has joined. Both need multicast on whatever device carries the guest's traffic.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,6 +19,11 @@ use super::wire::{ECHO_PORT, Probe};
 /// Packets sent as late as this before the end may still be on their way: they are not counted.
 const GRACE: Duration = Duration::from_millis(300);
 
+/// Questions a second by IPv6, and to the group.
+const BESIDE: u32 = 20;
+/// How often the peer forgets the guest's MAC.
+const FORGET: Duration = Duration::from_millis(500);
+
 /// The meter could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
@@ -29,6 +37,15 @@ pub enum Error {
 /// A meter at work: the peer asks, the guest answers each question and sends a stream of its own.
 #[derive(Debug)]
 pub struct Pinger {
+    meter: Meter,
+    ipv6: Meter,
+    multicast: Meter,
+    forgetting: JoinHandle<()>,
+}
+
+/// Questions to one address.
+#[derive(Debug)]
+struct Meter {
     record: Arc<Mutex<Record>>,
     tasks: [JoinHandle<()>; 2],
     period: Duration,
@@ -96,21 +113,53 @@ pub struct Report {
     pub from_guest: Stream,
     /// Of the questions lost, those the guest has seen: the answer got lost. Right while one guest answers.
     pub answers_lost: u64,
+    /// Questions of the peer by IPv6.
+    pub ipv6: Stream,
+    /// Questions of the peer to the guest's group.
+    pub multicast: Stream,
+}
+
+impl Report {
+    /// Says what is wrong, if IPv6 or the group was without traffic for longer than IPv4 and this.
+    pub fn beside(&self, slack: Duration) -> Result<(), String> {
+        let most = self.round_trip.longest() + slack;
+        for (name, stream) in [("IPv6", &self.ipv6), ("multicast", &self.multicast)] {
+            if stream.received == 0 || stream.longest() > most {
+                return Err(format!(
+                    "{name}: {} of {} answered, gaps {:#?}; IPv4's {:#?}",
+                    stream.received, stream.sent, stream.gaps, self.round_trip.gaps
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Lab {
     /// Starts to measure: `rate` packets a second each way between the peer and the guest at this address.
     pub fn pinger(&self, guest: Ipv4Addr, rate: u32) -> Result<Pinger, Error> {
         let [a, b, c, _] = guest.octets();
-        let socket = self.net().udp(IpAddr::from([a, b, c, 1]))?;
+        let peer = Ipv4Addr::new(a, b, c, 1);
+        let (guest6, peer6) = (net::ipv6(guest), net::ipv6(peer));
+        Ok(Pinger {
+            meter: self.meter(peer.into(), guest.into(), rate, rate)?,
+            ipv6: self.meter(peer6.into(), guest6.into(), BESIDE, 0)?,
+            multicast: self.meter(peer.into(), net::group(guest).into(), BESIDE, 0)?,
+            forgetting: tokio::spawn(self.net().forget(guest6, FORGET)),
+        })
+    }
+
+    /// Asks `rate` times a second, and for a stream of `back` packets a second.
+    fn meter(&self, from: IpAddr, to: IpAddr, rate: u32, back: u32) -> Result<Meter, Error> {
+        let socket = self.net().udp(from)?;
         socket.set_nonblocking(true).map_err(Error::Socket)?;
         let socket = Arc::new(UdpSocket::from_std(socket).map_err(Error::Socket)?);
         let record = Arc::<Mutex<Record>>::default();
         let period = Duration::from_secs(1) / rate.max(1);
-        let to = SocketAddr::from((guest, ECHO_PORT));
-        let asking = tokio::spawn(ask(Arc::clone(&socket), to, rate, period, Arc::clone(&record)));
+        let to = SocketAddr::from((to, ECHO_PORT));
+        let asking = tokio::spawn(ask(Arc::clone(&socket), to, back, period, Arc::clone(&record)));
         let listening = tokio::spawn(listen(socket, Arc::clone(&record)));
-        Ok(Pinger {
+        Ok(Meter {
             record,
             tasks: [asking, listening],
             period,
@@ -165,35 +214,21 @@ fn locked(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Pinger {
-    /// What it has seen so far, and it goes on.
-    pub fn report(&self) -> Report {
-        let record = locked(&self.record);
-        let clock = Clock::new();
+impl Meter {
+    /// The questions asked so far, without those that may still be on their way.
+    fn asked(&self, clock: &Clock) -> Vec<(Instant, Option<Instant>)> {
         let end = clock.instant.checked_sub(GRACE).unwrap_or(clock.instant);
-        let asked: Vec<_> = record
+        let record = locked(&self.record);
+        record
             .asked
             .iter()
             .copied()
             .take_while(|(at, _)| *at < end)
-            .collect();
-        let round_trip = round_trip(&asked, &clock);
-        let answers_lost = answers_lost(&record.seen).min(round_trip.lost());
-        Report {
-            round_trip,
-            from_guest: from_guest(&record.stream, self.period, &clock),
-            answers_lost,
-        }
+            .collect()
     }
 
-    /// Waits for the packets on their way, then ends and reports.
-    pub async fn stop(self) -> Report {
-        tokio::time::sleep(GRACE).await;
-        self.report()
-    }
-
-    /// Waits until `count` questions asked from now on are answered; says whether they were.
-    pub async fn answered(&self, count: usize, deadline: Duration) -> bool {
+    /// See [`Pinger::answered`].
+    async fn answered(&self, count: usize, deadline: Duration) -> bool {
         let start = Instant::now();
         let mut ticks = interval(self.period);
         while start.elapsed() < deadline {
@@ -208,11 +243,55 @@ impl Pinger {
     }
 }
 
-impl Drop for Pinger {
+impl Pinger {
+    /// What it has seen so far, and it goes on.
+    pub fn report(&self) -> Report {
+        let clock = Clock::new();
+        let stream = |meter: &Meter| round_trip(&meter.asked(&clock), &clock);
+        let round_trip = stream(&self.meter);
+        let record = locked(&self.meter.record);
+        let answers_lost = answers_lost(&record.seen).min(round_trip.lost());
+        Report {
+            round_trip,
+            from_guest: from_guest(&record.stream, self.meter.period, &clock),
+            answers_lost,
+            ipv6: stream(&self.ipv6),
+            multicast: stream(&self.multicast),
+        }
+    }
+
+    /// Waits for the packets on their way, then ends and reports.
+    pub async fn stop(self) -> Report {
+        tokio::time::sleep(GRACE).await;
+        self.report()
+    }
+
+    /// Waits until `count` questions asked from now on are answered; says whether they were.
+    pub async fn answered(&self, count: usize, deadline: Duration) -> bool {
+        self.meter.answered(count, deadline).await
+    }
+
+    /// The same of IPv6 and the group.
+    pub async fn answered_beside(&self, count: usize, deadline: Duration) -> bool {
+        let (ipv6, multicast) = tokio::join!(
+            self.ipv6.answered(count, deadline),
+            self.multicast.answered(count, deadline)
+        );
+        ipv6 && multicast
+    }
+}
+
+impl Drop for Meter {
     fn drop(&mut self) {
         for task in &self.tasks {
             task.abort();
         }
+    }
+}
+
+impl Drop for Pinger {
+    fn drop(&mut self) {
+        self.forgetting.abort();
     }
 }
 

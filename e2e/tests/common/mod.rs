@@ -7,13 +7,13 @@
     reason = "a test ends where something is not as it should be"
 )]
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{net::Ipv4Addr, panic::AssertUnwindSafe, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::FutureExt as _;
 use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, QemuMigration, VmHybridNic};
 use hybridnic_e2e::{
-    lab::{Inside, NetView, Netdev, Node},
+    lab::{Inside, Lab, NetView, Netdev, Node, Pinger, Report},
     world::{Vm, VmSpec, World},
 };
 
@@ -62,6 +62,37 @@ pub fn condition(nic: &VmHybridNic, type_: &str) -> String {
     hybridnic_api::conditions::find(conditions, type_)
         .map(|c| c.reason.clone())
         .unwrap_or_default()
+}
+
+/// How much longer than IPv4 its neighbours may be away, IPv6 and multicast: their questions are fewer.
+const SLACK: Duration = Duration::from_secs(1);
+
+/// Starts to watch a NIC's traffic: IPv4, IPv6, and multicast.
+pub async fn watch(lab: &Lab, address: Ipv4Addr, rate: u32) -> Pinger {
+    let pinger = lab.pinger(address, rate).unwrap();
+    assert!(pinger.answered(20, SOON).await, "no answer");
+    assert!(
+        pinger.answered_beside(10, SOON).await,
+        "no answer by IPv6, or none of the group: {:#?}",
+        pinger.report()
+    );
+    pinger
+}
+
+/// Ends it. IPv6 and multicast were there whenever IPv4 was.
+pub async fn watched(pinger: Pinger) -> Report {
+    assert!(
+        pinger.answered_beside(10, SOON).await,
+        "no answer by IPv6, or none of the group, after all"
+    );
+    let report = pinger.stop().await;
+    for (name, stream) in [("IPv6", &report.ipv6), ("multicast", &report.multicast)] {
+        for gap in &stream.gaps {
+            eprintln!("{name}: gap of {:?}, {} lost", gap.length, gap.lost);
+        }
+    }
+    report.beside(SLACK).unwrap();
+    report
 }
 
 /// Waits until a NIC is on its fast path.

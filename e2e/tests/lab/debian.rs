@@ -11,7 +11,9 @@ use hybridnic_e2e::{
 use libtest_mimic::Trial;
 
 use crate::{
-    common::{SOON, check_fast_path, ended, fast, fast_on, migration, phase, vm_on_fast_path},
+    common::{
+        SOON, check_fast_path, ended, fast, fast_on, migration, phase, vm_on_fast_path, watch, watched,
+    },
     suite::{Suite, give_macs, until_free},
 };
 
@@ -76,8 +78,7 @@ async fn by_group(world: &World) {
         .unwrap();
     assert_ne!(cdevs.status, 0, "this kernel has iommufd: {}", cdevs.stdout);
 
-    let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
-    assert!(pinger.answered(50, SOON).await, "no answer");
+    let pinger = watch(&world.lab, spec.nics[0].address, 50).await;
     let there = world.start_vm(&spec, "web-b", 2, true).await.unwrap();
     world.apply(&migration("move", "web", "web-b")).await.unwrap();
     let done = ended(world, "move").await.unwrap();
@@ -90,7 +91,7 @@ async fn by_group(world: &World) {
     world.until_footprint(1, &clean).await.unwrap();
     assert!(pinger.answered(50, SOON).await, "no answer after all");
 
-    let report = pinger.stop().await;
+    let report = watched(pinger).await;
     for gap in &report.round_trip.gaps {
         eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
     }

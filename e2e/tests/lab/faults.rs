@@ -10,6 +10,7 @@ use libtest_mimic::Trial;
 use crate::{
     common::{
         LATER, SOON, check_fast_path, condition, ended, fast_on, migration, on, phase, trio, vm_on_fast_path,
+        watch, watched,
     },
     suite::Suite,
 };
@@ -56,8 +57,7 @@ async fn keeper(world: &mut World) {
         .await
         .unwrap();
     let before = world.nic("keeper-0").await.unwrap().status.unwrap();
-    let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
-    assert!(pinger.answered(20, SOON).await, "no answer");
+    let pinger = watch(&world.lab, spec.nics[0].address, 50).await;
     spec.hotplug = true;
     let _target = world.start_vm(&spec, "keeper-b", 2, true).await.unwrap();
     world
@@ -73,7 +73,7 @@ async fn keeper(world: &mut World) {
     let after = world.nic("keeper-0").await.unwrap().status.unwrap();
     assert_eq!(before.vf, after.vf, "the VF was touched");
     assert!(pinger.answered(20, SOON).await, "no answer after all");
-    let report = pinger.stop().await;
+    let report = watched(pinger).await;
     assert!(
         report.round_trip.longest() < Duration::from_secs(1),
         "{:#?}",
@@ -120,6 +120,10 @@ async fn gone_without(world: &mut World) {
         .await
         .unwrap();
     assert!(pinger.answered(50, SOON).await, "no answer by the standby");
+    assert!(
+        pinger.answered_beside(10, SOON).await,
+        "no multicast by the standby"
+    );
     for gap in &pinger.stop().await.round_trip.gaps {
         eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
     }
@@ -223,7 +227,7 @@ async fn killed(world: &mut World) {
         world.footprint(2).await.unwrap(),
     ];
     let mut vm = vm_on_fast_path(world, &spec, "vm-0", 1, "fast").await.unwrap();
-    let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
+    let pinger = watch(&world.lab, spec.nics[0].address, 50).await;
     let moments = [
         MigrationPhase::PreparingTarget,
         MigrationPhase::SwitchingToStandby,
@@ -249,6 +253,7 @@ async fn killed(world: &mut World) {
         assert!(pinger.answered(20, SOON).await, "no answer at n{to}");
         vm = target;
     }
+    watched(pinger).await;
 }
 
 /// kill -9, and a new one at once.

@@ -10,7 +10,9 @@ use hybridnic_e2e::{
 use libtest_mimic::Trial;
 
 use crate::{
-    common::{SOON, check_fast_path, ended, fast, fast_on, migration, phase, trio, vm_on_fast_path},
+    common::{
+        SOON, check_fast_path, ended, fast, fast_on, migration, phase, trio, vm_on_fast_path, watch, watched,
+    },
     suite::Suite,
 };
 
@@ -29,8 +31,7 @@ async fn there_and_back(world: &World) {
     check_fast_path(world, &first, &nic).await.unwrap();
     runs_on_the_vf(world, &first, &spec).await;
 
-    let pinger = world.lab.pinger(spec.nics[0].address, 100).unwrap();
-    assert!(pinger.answered(50, SOON).await, "no answer");
+    let pinger = watch(&world.lab, spec.nics[0].address, 100).await;
     let second = world.start_vm(&spec, "web-b", 2, true).await.unwrap();
     move_to(world, "there", "web-b", &second, &nic).await;
     first_is_over(world, &first, &clean[0]).await;
@@ -42,7 +43,7 @@ async fn there_and_back(world: &World) {
     first_is_over(world, &second, &clean[1]).await;
     assert!(pinger.answered(50, SOON).await, "no answer after all");
 
-    let report = pinger.stop().await;
+    let report = watched(pinger).await;
     for gap in &report.round_trip.gaps {
         eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
     }

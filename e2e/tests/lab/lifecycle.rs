@@ -7,7 +7,10 @@ use hybridnic_e2e::world::{NicSpec, VmSpec, World};
 use libtest_mimic::Trial;
 
 use crate::{
-    common::{LATER, SOON, check_fast_path, ended, fast, fast_on, migration, on, phase, vm_on_fast_path},
+    common::{
+        LATER, SOON, check_fast_path, ended, fast, fast_on, migration, on, phase, vm_on_fast_path, watch,
+        watched,
+    },
     suite::Suite,
 };
 
@@ -35,8 +38,8 @@ async fn come_and_go(world: &World) {
     for (index, nic) in two.nics.iter().enumerate() {
         let object = fast_on(world, &two.nic_name(index), 2).await.unwrap();
         check_fast_path(world, &moved, &object).await.unwrap();
-        let pinger = world.lab.pinger(nic.address, 50).unwrap();
-        assert!(pinger.answered(20, SOON).await, "NIC {index} has no traffic");
+        eprintln!("NIC {index}");
+        watched(watch(&world.lab, nic.address, 50).await).await;
     }
     world.until_footprint(1, &clean).await.unwrap();
 

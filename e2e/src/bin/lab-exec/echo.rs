@@ -1,8 +1,7 @@
 //! The guest's end of the traffic meter.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,13 +21,13 @@ struct Peer {
     rate: u32,
     asked: Instant,
     next: u64,
+    seen: u64,
 }
 
 pub(crate) fn main(address: &str) -> io::Result<()> {
     let socket = Arc::new(UdpSocket::bind(address)?);
     setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
     let peers: Arc<Mutex<Vec<Peer>>> = Arc::default();
-    let seen = AtomicU64::new(0);
     {
         let (socket, peers) = (Arc::clone(&socket), Arc::clone(&peers));
         thread::spawn(move || stream(&socket, &peers));
@@ -41,28 +40,42 @@ pub(crate) fn main(address: &str) -> io::Result<()> {
         let Some(Probe::Ask { seq, rate }) = Probe::decode(&buffer[..n]) else {
             continue;
         };
-        let seen = seen.fetch_add(1, Ordering::Relaxed) + 1;
-        // Lost answers are what the peer measures, also those that this host could not send.
-        let _ = socket.send_to(&Probe::Answer { seq, seen }.encode(), from);
-        note(
+        let seen = note(
             &mut peers.lock().unwrap_or_else(PoisonError::into_inner),
             from,
             rate,
         );
+        // Lost answers are what the peer measures, also those that this host could not send.
+        let _ = socket.send_to(&Probe::Answer { seq, seen }.encode(), from);
     }
 }
 
-fn note(peers: &mut Vec<Peer>, address: SocketAddr, rate: u32) {
-    let asked = Instant::now();
-    match peers.iter_mut().find(|p| p.address == address) {
-        Some(peer) => (peer.rate, peer.asked) = (rate, asked),
-        None => peers.push(Peer {
-            address,
-            rate,
-            asked,
-            next: 0,
-        }),
+/// Is in a multicast group, on the interface that has this address, for as long as it runs.
+pub(crate) fn join(group: &str, address: &str) -> io::Result<()> {
+    let parse = |text: &str| text.parse::<Ipv4Addr>().map_err(io::Error::other);
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.join_multicast_v4(&parse(group)?, &parse(address)?)?;
+    loop {
+        thread::park();
     }
+}
+
+/// Notes that a peer has asked; how often it has.
+fn note(peers: &mut Vec<Peer>, address: SocketAddr, rate: u32) -> u64 {
+    let asked = Instant::now();
+    if let Some(peer) = peers.iter_mut().find(|p| p.address == address) {
+        (peer.rate, peer.asked) = (rate, asked);
+        peer.seen += 1;
+        return peer.seen;
+    }
+    peers.push(Peer {
+        address,
+        rate,
+        asked,
+        next: 0,
+        seen: 1,
+    });
+    1
 }
 
 /// Sends each peer its stream. One thread and one rate, the highest asked for, do for a lab.

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage:
   lab-exec serve (--tcp ADDRESS:PORT | --vsock PORT) [--announce FILE]   run commands for the harness
   lab-exec echo ADDRESS:PORT                                             answer the traffic meter
+  lab-exec join GROUP ADDRESS                                            be in a multicast group, by the address's interface
   lab-exec netview                                                       every netdev, as JSON
   lab-exec qmp SOCKET [NAME=PATH]... [--] COMMAND...                     send QMP; descriptors by getfd";
 
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     let done = match args.as_slice() {
         ["serve", rest @ ..] => serve::main(rest),
         ["echo", address] => echo::main(address),
+        ["join", group, address] => echo::join(group, address),
         ["netview"] => netview::main(),
         ["qmp", socket, rest @ ..] => qmp::main(socket, rest),
         _ => Err(std::io::Error::other(USAGE)),
