@@ -76,7 +76,7 @@ impl Object for PartialObjectMeta<Namespace> {
     }
 }
 
-/// Of a pod only its VM, node, phase and address matter.
+/// Of a pod only its VM, node, phase and addresses matter.
 impl Object for Pod {
     type Glance = ();
 
@@ -97,6 +97,8 @@ impl Object for Pod {
         self.status = self.status.take().map(|status| PodStatus {
             phase: status.phase,
             pod_ip: status.pod_ip,
+            // Of most pods it would be the same one again.
+            pod_ips: status.pod_ips.filter(|ips| ips.len() > 1),
             ..PodStatus::default()
         });
     }

@@ -1,6 +1,6 @@
 //! Which pod runs a VM. Pure.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::v1alpha1::ObjectRef;
@@ -37,6 +37,25 @@ pub fn node(pod: &Pod) -> Option<&str> {
 /// Its address, once it has one.
 pub fn address(pod: &Pod) -> Option<&str> {
     pod.status.as_ref()?.pod_ip.as_deref().filter(|ip| !ip.is_empty())
+}
+
+/// The address by which one pod reaches another: the first that is of a family of its own. Pods of a dual-stack cluster have one
+/// of each, and need not have them in one order.
+pub fn address_from<'a>(source: &Pod, target: &'a Pod) -> Option<&'a str> {
+    let is_v4 = |ip: &str| ip.parse::<IpAddr>().ok().map(|ip| ip.is_ipv4());
+    let own: Vec<_> = addresses(source).map(is_v4).collect();
+    addresses(target)
+        .find(|ip| own.contains(&is_v4(ip)))
+        .or_else(|| address(target))
+}
+
+fn addresses(pod: &Pod) -> impl Iterator<Item = &str> {
+    let more = pod
+        .status
+        .iter()
+        .flat_map(|status| status.pod_ips.iter().flatten());
+    let more = more.map(|ip| ip.ip.as_str()).filter(|ip| !ip.is_empty());
+    address(pod).into_iter().chain(more)
 }
 
 fn phase(pod: &Pod) -> &str {
@@ -193,5 +212,42 @@ mod tests {
             None,
             "no address yet"
         );
+    }
+
+    #[test]
+    fn a_vm_is_sent_by_a_family_that_both_pods_have() {
+        let with = |ips: &[&str]| {
+            let mut pod = pod("a", "vm", 1, "Running", "n");
+            let status = pod.status.get_or_insert_default();
+            status.pod_ip = Some(ips[0].to_owned());
+            status.pod_ips = serde_json::from_value(serde_json::json!(
+                ips.iter()
+                    .map(|ip| serde_json::json!({"ip": ip}))
+                    .collect::<Vec<_>>()
+            ))
+            .unwrap();
+            pod
+        };
+        let (v4, v6) = ("10.0.0.2", "fd00::2");
+        for (source, target, sent_to) in [
+            (vec!["10.0.0.1"], vec![v4], v4),
+            (vec!["fd00::1"], vec![v6], v6),
+            (vec!["10.0.0.1", "fd00::1"], vec![v4, v6], v4),
+            (vec!["fd00::1", "10.0.0.1"], vec![v6, v4], v6),
+            (vec!["10.0.0.1"], vec![v6, v4], v4),
+            (vec!["fd00::1"], vec![v4, v6], v6),
+            // Nothing better is known: QEMU says what is wrong.
+            (vec!["10.0.0.1"], vec![v6], v6),
+        ] {
+            assert_eq!(
+                address_from(&with(&source), &with(&target)),
+                Some(sent_to),
+                "{source:?}, {target:?}"
+            );
+        }
+        // Of a pod that names no others the one must do.
+        let mut plain = with(&[v6]);
+        plain.status.get_or_insert_default().pod_ips = None;
+        assert_eq!(address_from(&plain, &plain), Some(v6));
     }
 }

@@ -128,7 +128,7 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
     let end = |node: &str, pod: &Pod| MigrationEnd {
         node_name: node.to_owned(),
         pod: pods::reference(pod),
-        pod_ip: pods::address(pod).map(ToOwned::to_owned),
+        pod_ip: pods::address_from(source, pod).map(ToOwned::to_owned),
     };
     status.source = Some(end(node, source));
     status.target = Some(end(to_node, to));
