@@ -156,16 +156,6 @@ impl Net {
         ip(&args, None).await.map(|_| ())
     }
 
-    /// Pulls or plugs the cable of a node's port.
-    pub async fn set_cable(&self, node: u8, port: u8, plugged: bool) -> Result<(), Error> {
-        self.batch(&format!(
-            "link set {} {}\n",
-            Self::tap(node, port),
-            if plugged { "up" } else { "down" }
-        ))
-        .await
-    }
-
     /// The bridge's ports that have learned a MAC address: where the outer network believes it to be.
     pub async fn learned_at(&self, mac: &str) -> Result<Vec<String>, Error> {
         let output = Command::new("bridge")

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -180,6 +180,11 @@ impl Node {
     /// Its address on the management network.
     pub fn address(&self) -> IpAddr {
         Ipv4Addr::new(10, 78, 0, 10 + self.0.number).into()
+    }
+
+    /// Its IPv6 address there.
+    pub fn address6(&self) -> IpAddr {
+        address6(self.0.number).into()
     }
 
     /// Where its logs are.
@@ -368,6 +373,12 @@ impl Node {
         })
     }
 
+    /// Pulls or plugs the cable of a card, 0 or 1: its driver is told.
+    pub async fn set_cable(&self, pf: u8, plugged: bool) -> Result<(), Error> {
+        let arguments = json!({ "name": netdev(pf), "up": plugged });
+        self.qmp_with("set_link", arguments).await
+    }
+
     async fn qmp(&self, command: &str) -> Result<(), Error> {
         self.qmp_with(command, json!({})).await
     }
@@ -431,6 +442,15 @@ fn follow(mut console: impl Read, log: File, sender: &watch::Sender<State>) {
     sender.send_modify(|state| state.ended = true);
 }
 
+/// What the node's QEMU calls the netdev of a card.
+fn netdev(pf: u8) -> String {
+    format!("p{pf}")
+}
+
+fn address6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(number))
+}
+
 fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel) -> Command {
     let mut command = Command::new(&images.node_qemu);
     let mut args = |args: &[&str]| {
@@ -484,12 +504,12 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel
         let tap = Net::tap(number, port);
         args(&[
             "-netdev",
-            &format!("tap,id=p{port},ifname={tap},script=no,downscript=no"),
+            &format!("tap,id={},ifname={tap},script=no,downscript=no", netdev(port)),
         ]);
         let mac = format!("52:54:00:1{number}:0{port}:00");
         args(&[
             "-device",
-            &format!("igb,bus=rp{port},netdev=p{port},mac={mac},romfile="),
+            &format!("igb,bus=rp{port},netdev={},mac={mac},romfile=", netdev(port)),
         ]);
     }
     command
@@ -503,8 +523,9 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel
     };
     command.arg("-append").arg(format!(
         "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on iommu=pt tsc=reliable no_timer_check {clock} \
-         {KVM_ARGS} lab.name=n{number} lab.address={}/24 {}",
+         {KVM_ARGS} lab.name=n{number} lab.address={}/24 lab.address6={}/64 {}",
         Ipv4Addr::new(10, 78, 0, 10 + number),
+        address6(number),
         options.kernel_args
     ));
     command.args(&options.qemu_args);

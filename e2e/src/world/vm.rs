@@ -52,6 +52,8 @@ pub struct VmSpec {
     pub memory: u32,
     /// Whether the guest lets go of devices.
     pub hotplug: bool,
+    /// Whether its pods are those of an IPv6-only cluster.
+    pub ipv6: bool,
 }
 
 impl VmSpec {
@@ -62,6 +64,7 @@ impl VmSpec {
             nics: nics.to_vec(),
             memory: 192,
             hotplug: true,
+            ipv6: false,
         }
     }
 
@@ -128,7 +131,11 @@ impl World {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(Arc::clone(&guest));
-        let ip = self.node(node).address().to_string();
+        let ip = if spec.ipv6 {
+            self.node(node).address6()
+        } else {
+            self.node(node).address()
+        };
         self.set_pod_status(
             pod,
             json!({

@@ -17,7 +17,10 @@ use crate::{
 };
 
 pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
-    vec![suite.test("there_and_back_under_traffic", async |w| there_and_back(w).await)]
+    vec![
+        suite.test("there_and_back_under_traffic", async |w| there_and_back(w).await),
+        suite.test("a_vm_migrates_over_ipv6", async |w| over_ipv6(w).await),
+    ]
 }
 
 async fn there_and_back(world: &World) {
@@ -68,6 +71,20 @@ async fn there_and_back(world: &World) {
         .await
         .unwrap();
     assert!(gone, "the devices are still in the guest: {view:#?}");
+}
+
+/// In a cluster that has IPv6 only.
+async fn over_ipv6(world: &World) {
+    let mut spec = VmSpec::new("web", &[NicSpec::new(0, 49)]);
+    spec.ipv6 = true;
+    let _first = vm_on_fast_path(world, &spec, "web-a", 1, "fast").await.unwrap();
+    let nic = fast(world, "web-0").await.unwrap();
+    let second = world.start_vm(&spec, "web-b", 2, true).await.unwrap();
+    move_to(world, "over-ipv6", "web-b", &second, &nic).await;
+    let done = ended(world, "over-ipv6").await.unwrap();
+    let sent_to = done.status.unwrap().target.unwrap().pod_ip;
+    assert_eq!(sent_to, Some(world.node(2).address6().to_string()));
+    watched(watch(&world.lab, spec.nics[0].address, 50).await).await;
 }
 
 /// The VF's counters move and the macvtap's do not.
