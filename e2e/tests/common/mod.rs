@@ -168,6 +168,19 @@ pub async fn check_fast_path(world: &World, vm: &Vm, nic: &VmHybridNic) -> Resul
 
 /// The same, whoever started node and guest.
 pub async fn check_nic(node: &Node, guest: &Inside, nic: &VmHybridNic) -> Result<()> {
+    check_vf(node, guest, nic).await?;
+    let status = nic.status.as_ref().context("no status")?;
+    let (vf, standby) = status
+        .vf
+        .as_ref()
+        .zip(status.standby.as_ref())
+        .context("no VF or standby")?;
+    ensure!(standby.pf == vf.pf, "standby on {}, VF on {}", standby.pf, vf.pf);
+    Ok(())
+}
+
+/// The same, also where VF and standby are on two PFs.
+pub async fn check_vf(node: &Node, guest: &Inside, nic: &VmHybridNic) -> Result<()> {
     let status = nic.status.as_ref().context("no status")?;
     let mac = status.mac.as_deref().context("no MAC")?;
     let vf = status.vf.as_ref().context("no VF")?;
@@ -207,6 +220,5 @@ pub async fn check_nic(node: &Node, guest: &Inside, nic: &VmHybridNic) -> Result
         macvtap.mac == mac && !macvtap.up,
         "the macvtap at rest: {macvtap:?}"
     );
-    ensure!(standby.pf == vf.pf, "standby on {}, VF on {}", standby.pf, vf.pf);
     Ok(())
 }

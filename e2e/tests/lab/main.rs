@@ -16,6 +16,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod debian;
+mod devices;
 mod faults;
 mod flight;
 mod lifecycle;
@@ -42,6 +43,7 @@ fn main() {
         faults::tests,
         once::tests,
         pool::tests,
+        devices::tests,
     ];
     let tests = tests.iter().flat_map(|of| of(&suite)).collect();
     let conclusion = libtest_mimic::run(&arguments, tests);
