@@ -5,13 +5,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use futures::TryStreamExt as _;
 use hybridnic_api::{
-    conditions::{self, NewCondition, reasons, types},
+    conditions::reasons,
     names::{AGENT_MANAGER, ATTACHMENT_FINALIZER},
     v1alpha1::{AttachmentState, Goal, NicAttachment, NicAttachmentStatus},
 };
@@ -32,7 +32,10 @@ use crate::{
     host::Host,
     journal::{Contents, Record, Unreadable, VERSION},
     news,
-    nic::task::{NicTask, Wanted},
+    nic::{
+        report,
+        task::{NicTask, Wanted},
+    },
     node::pool::Claimant,
     sockets::{Followed, Sockets},
     vm::{self, Vm},
@@ -49,6 +52,8 @@ struct Running {
     task: JoinHandle<()>,
     _reporter: AbortOnDropHandle<()>,
     deleting: watch::Sender<bool>,
+    /// Its object's status when it was seen first.
+    known: Arc<OnceLock<NicAttachmentStatus>>,
     /// Seen in the list that is being received.
     listed: bool,
     /// Its object is no more.
@@ -117,7 +122,7 @@ impl Attachments {
                 spec: record.spec.clone(),
                 generation: None,
             };
-            self.start(record, true, wanted, false);
+            self.start(record, true, wanted, false, OnceLock::new());
         }
         self.progress.resumed.send_replace(true);
         let api: Api<NicAttachment> = Api::all(self.client.clone());
@@ -159,15 +164,15 @@ impl Attachments {
     fn report_unreadable(&self, object: &NicAttachment, unreadable: &Unreadable) {
         let mut status = object.status.clone().unwrap_or_default();
         let message = format!(
-            "{unreadable}. Nothing is changed for this NIC until an agent that can read the record runs here, or the file \
-             is removed and the agent restarted"
+            "{unreadable}. Nothing is changed for this NIC until an agent that can read the record runs here. A spoilt record may be \
+             given up: end the VM first, then remove the file and restart the agent. While the VM runs, a NIC whose record is gone \
+             loses its network"
         );
-        let condition = NewCondition::no(types::READY, reasons::JOURNAL_FAILED, message);
-        conditions::set(
-            &mut status.conditions,
+        report::held_back(
+            &mut status,
             object.metadata.generation,
+            &message,
             Timestamp::now(),
-            condition,
         );
         if object.status.as_ref() == Some(&status) {
             return;
@@ -223,6 +228,10 @@ impl Attachments {
         {
             running.listed = true;
             running.deleting.send_replace(deleting);
+            // Before the task hears that there is an object.
+            if let Some(status) = &object.status {
+                let _ = running.known.set(status.clone());
+            }
             running.wanted.send_if_modified(|w| {
                 let changed = *w != wanted;
                 *w = wanted;
@@ -256,7 +265,8 @@ impl Attachments {
             ports: None,
             plugs: 0,
         };
-        self.start(record, false, wanted, deleting);
+        let known = object.status.clone().map(OnceLock::from).unwrap_or_default();
+        self.start(record, false, wanted, deleting, known);
     }
 
     /// The object is gone, whatever its finalizer said: nothing of it may be left.
@@ -267,7 +277,14 @@ impl Attachments {
         }
     }
 
-    fn start(&mut self, record: Record, recorded: bool, wanted: Wanted, deleting: bool) {
+    fn start(
+        &mut self,
+        record: Record,
+        recorded: bool,
+        wanted: Wanted,
+        deleting: bool,
+        known: OnceLock<NicAttachmentStatus>,
+    ) {
         let uid = record.uid.clone();
         let vm = self.vm(&record);
         // At once, and not when its task has looked: a hand-over may come before that.
@@ -278,7 +295,10 @@ impl Attachments {
         let (deleting_tx, deleting_rx) = watch::channel(deleting);
         let reporter = Reporter::new(&self.client, &record.namespace, &record.name, &uid);
         let (namespace, nic) = (record.namespace.clone(), record.spec.nic.name.clone());
-        let task = match NicTask::new(Arc::clone(&self.host), vm, record, recorded, wanted_rx, status_tx) {
+        let known = Arc::new(known);
+        let told = Arc::clone(&known);
+        let host = Arc::clone(&self.host);
+        let task = match NicTask::new(host, vm, record, recorded, wanted_rx, status_tx, told) {
             Ok(task) => task,
             Err(error) => {
                 let error = error.message;
@@ -299,6 +319,7 @@ impl Attachments {
             task,
             _reporter: AbortOnDropHandle::new(reporter),
             deleting: deleting_tx,
+            known,
             listed: true,
             gone: false,
         };
@@ -521,64 +542,5 @@ impl Reporter {
 }
 
 #[cfg(test)]
-mod tests {
-    use http::{Request, Response};
-    use kube::client::Body;
-    use serde_json::Value;
-
-    use super::*;
-
-    /// Writes to an API server that answers them with 409, and then says which objects of that name there are.
-    async fn after_a_conflict(list: Option<Value>) -> Tried {
-        let server = tower::service_fn(move |request: Request<Body>| {
-            let (status, body) = match (request.method().as_str(), &list) {
-                ("GET", Some(items)) => (
-                    200,
-                    json!({
-                        "apiVersion": "meta.k8s.io/v1",
-                        "kind": "PartialObjectMetadataList",
-                        "metadata": {},
-                        "items": items,
-                    }),
-                ),
-                ("GET", None) => (503, json!({ "kind": "Status", "status": "Failure", "code": 503 })),
-                _ => (
-                    409,
-                    json!({
-                        "kind": "Status",
-                        "status": "Failure",
-                        "code": 409,
-                        "reason": "Conflict",
-                        "message": "the object has been modified; please apply your changes to the latest version",
-                    }),
-                ),
-            };
-            let body = Body::from(body.to_string().into_bytes());
-            std::future::ready(Ok::<_, tower::BoxError>(
-                Response::builder().status(status).body(body).unwrap(),
-            ))
-        });
-        let client = Client::new(server, "default");
-        let reporter = Reporter::new(&client, "ns", "nic", "its-uid");
-        reporter.once(&Write::Finalizer(true)).await
-    }
-
-    #[tokio::test]
-    async fn a_conflict_alone_does_not_mean_gone() {
-        let named = |uid: &str| {
-            json!([{
-                "apiVersion": "meta.k8s.io/v1",
-                "kind": "PartialObjectMetadata",
-                "metadata": { "name": "nic", "uid": uid },
-            }])
-        };
-        assert_eq!(after_a_conflict(Some(named("its-uid"))).await, Tried::Failed);
-        assert_eq!(
-            after_a_conflict(None).await,
-            Tried::Failed,
-            "no answer is no proof"
-        );
-        assert_eq!(after_a_conflict(Some(named("another"))).await, Tried::Done);
-        assert_eq!(after_a_conflict(Some(json!([]))).await, Tried::Done);
-    }
-}
+#[path = "attachments_tests.rs"]
+mod tests;

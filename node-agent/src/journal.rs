@@ -22,7 +22,7 @@ use std::{
 
 use hybridnic_api::v1alpha1::{GuestPorts, NicAttachmentSpec};
 use hybridnic_net::{MacAddr, PciAddress, VlanProtocol, netlink::VfConfig, sysfs::DriverState};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::{sync::oneshot, time::timeout};
 use tracing::warn;
@@ -246,8 +246,17 @@ fn string_after(text: &str, key: &str) -> Option<String> {
     Some(rest.strip_prefix('"')?.split_once('"')?.0.to_owned())
 }
 
-/// Reads a record, of this version or an older one.
+/// Reads a NIC's record, of this version or an older one.
 fn parse(text: &[u8]) -> Result<Record, String> {
+    let record = understand(text)?;
+    Ok(Record {
+        version: VERSION,
+        ..record
+    })
+}
+
+/// Reads what this agent or an older one has written.
+fn understand<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
     #[derive(Deserialize)]
     struct Versioned {
         #[serde(default = "first_version")]
@@ -260,11 +269,15 @@ fn parse(text: &[u8]) -> Result<Record, String> {
             "a newer agent wrote it: its version is {version}, and this agent knows {VERSION}"
         ));
     }
-    let record = serde_json::from_slice(text).map_err(|e| e.to_string())?;
-    Ok(Record {
-        version: VERSION,
-        ..record
-    })
+    serde_json::from_slice(text).map_err(|e| e.to_string())
+}
+
+/// What is remembered of a VM, as it is written.
+#[derive(Serialize)]
+struct Stamped<'a> {
+    version: u32,
+    #[serde(flatten)]
+    record: &'a VmRecord,
 }
 
 /// How long a write may take.
@@ -389,7 +402,8 @@ impl Journal {
         let file = path.clone();
         let read = move || {
             let text = found(fs::read(&file))?;
-            Ok(text.map(|text| serde_json::from_slice(&text)).transpose()?)
+            let understood = text.map(|text| understand(&text)).transpose();
+            understood.map_err(io::Error::other)
         };
         self.run("read", path, read, |_| ())
     }
@@ -400,7 +414,8 @@ impl Journal {
         pod_uid: &str,
         record: &VmRecord,
     ) -> impl Future<Output = Result<(), JournalError>> + use<> {
-        let text = serde_json::to_vec(record).map_err(io::Error::from);
+        let version = VERSION;
+        let text = serde_json::to_vec(&Stamped { version, record }).map_err(io::Error::from);
         self.put("write", self.vm_path(pod_uid), text.map(Some))
     }
 
@@ -740,6 +755,20 @@ pub(crate) mod tests {
         assert_eq!(journal.vm("pod").await.unwrap(), None);
         fs::write(dir.path().join("pod.vm"), "{").unwrap();
         journal.vm("pod").await.unwrap_err();
+        // After a downgrade: what reads the same may mean something else.
+        fs::write(
+            dir.path().join("pod.vm"),
+            r#"{"version":2,"process":null,"begun":null}"#,
+        )
+        .unwrap();
+        let newer = crate::error::chain(&journal.vm("pod").await.unwrap_err());
+        assert!(
+            newer.contains("pod.vm") && newer.contains("a newer agent wrote it"),
+            "{newer}"
+        );
+        // Before there were versions.
+        fs::write(dir.path().join("pod.vm"), r#"{"process":null,"begun":null}"#).unwrap();
+        assert_eq!(journal.vm("pod").await.unwrap(), Some(VmRecord::default()));
         fs::remove_file(dir.path().join("pod.vm")).unwrap();
         fs::create_dir(dir.path().join("pod.vm")).unwrap();
         journal.vm("pod").await.unwrap_err();

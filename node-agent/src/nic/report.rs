@@ -80,6 +80,12 @@ pub fn build(facts: Facts<'_>, old: Option<&NicAttachmentStatus>, now: Timestamp
     }
 }
 
+/// Says why nothing is done for the NIC, and leaves all else of its status as it was: the devices are where they were.
+pub fn held_back(status: &mut NicAttachmentStatus, generation: Option<i64>, why: &str, now: Timestamp) {
+    let condition = NewCondition::no(types::READY, reasons::JOURNAL_FAILED, why);
+    conditions::set(&mut status.conditions, generation, now, condition);
+}
+
 /// Which device carries the traffic.
 pub fn path(facts: &Facts<'_>) -> Path {
     let Some(seen) = facts.seen else {

@@ -1,6 +1,9 @@
 //! Drives one NIC: observes, plans, takes a step, reports; waits when there is nothing to do.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use hybridnic_api::{
     conditions::reasons,
@@ -52,6 +55,8 @@ pub struct NicTask {
     cx: Context,
     wanted: watch::Receiver<Wanted>,
     status: watch::Sender<Option<NicAttachmentStatus>>,
+    /// What the API server had before this task has said anything.
+    known: Arc<OnceLock<NicAttachmentStatus>>,
     generation: Option<i64>,
     last_error: Option<StepError>,
     /// When what has failed may work again.
@@ -71,6 +76,7 @@ impl NicTask {
         recorded: bool,
         wanted: watch::Receiver<Wanted>,
         status: watch::Sender<Option<NicAttachmentStatus>>,
+        known: Arc<OnceLock<NicAttachmentStatus>>,
     ) -> Result<Self, StepError> {
         let mac: MacAddr = record
             .spec
@@ -111,6 +117,7 @@ impl NicTask {
             cx,
             wanted,
             status,
+            known,
             generation: None,
             last_error: None,
             relearn_at: None,
@@ -135,8 +142,30 @@ impl NicTask {
         forward.abort();
     }
 
+    /// Waits until QEMU has been tried, and says why where nothing can be before that.
+    async fn until_tried(&mut self) {
+        let vm = Arc::clone(&self.cx.vm);
+        let mut unread = vm.unread();
+        loop {
+            let generation = self.wanted.borrow_and_update().generation;
+            let why = unread.borrow_and_update().clone();
+            // Before the object was seen, it is not known what its status was.
+            if let (Some(why), Some(_)) = (why, generation) {
+                let mut status = self.last_status().unwrap_or_default();
+                report::held_back(&mut status, generation, &why, Timestamp::now());
+                self.tell(status);
+            }
+            tokio::select! {
+                () = vm.tried() => return,
+                // The sender is the VM's: it never closes.
+                _ = unread.changed() => {}
+                changed = self.wanted.changed() => if changed.is_err() { return vm.tried().await },
+            }
+        }
+    }
+
     async fn drive(&mut self) {
-        self.cx.vm.tried().await;
+        self.until_tried().await;
         let mut pulse = self.cx.vm.pulse();
         let mut pools = self.cx.host.pools.subscribe();
         let mut hardware = self.cx.host.hardware.subscribe();
@@ -518,12 +547,26 @@ impl NicTask {
             self.migration = Some(report);
         }
         let facts = self.facts(now, decision);
-        let old = self.status.borrow().clone();
+        let old = self.last_status();
         let mut status = report::build(facts, old.as_ref(), Timestamp::now());
-        if let (None, Some(old)) = (now, &old) {
+        if let (None, Some(old)) = (now, old) {
             // Nothing could be seen: what was true before is the best guess.
             (status.state, status.path) = (old.state, old.path);
+            status.migration = status.migration.or(old.migration);
+            if status.guest == GuestDevices::default() {
+                status.guest = old.guest;
+            }
         }
+        self.tell(status);
+    }
+
+    /// What the NIC's status is now: what was said last, also by an agent before this one.
+    fn last_status(&self) -> Option<NicAttachmentStatus> {
+        let said = self.status.borrow().clone();
+        said.or_else(|| self.known.get().cloned())
+    }
+
+    fn tell(&self, status: NicAttachmentStatus) {
         self.status.send_if_modified(|s| {
             let changed = s.as_ref() != Some(&status);
             *s = Some(status);

@@ -99,7 +99,16 @@ fn old_nic(
     });
     let (status, status_rx) = watch::channel(None);
     let vm = Arc::new(Vm::new("ns", "pod", "pod-uid").with_session(Session::Gone));
-    let task = NicTask::new(Arc::clone(host), vm, record, false, wanted_rx, status).unwrap();
+    let task = NicTask::new(
+        Arc::clone(host),
+        vm,
+        record,
+        false,
+        wanted_rx,
+        status,
+        Arc::default(),
+    )
+    .unwrap();
     (task, wanted, status_rx)
 }
 
@@ -209,4 +218,75 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
     // A VF that fails again and again is left whatever its link is.
     task.cx.learnt.vf_failures = TRIES;
     assert_eq!(look(&mut task, true, 7).await, (false, true));
+}
+
+/// Spoilt, newer, and put right: until the VM's record is read nothing is done, and both the node and its NICs say so.
+#[tokio::test]
+async fn a_nic_of_a_vm_whose_record_cannot_be_read_waits_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, _) = one_vf(dir.path()).await;
+    let file = dir.path().join("journal/pod-uid.vm");
+    std::fs::write(&file, "{").unwrap();
+    let vm = Arc::new(Vm::new("ns", "pod", "pod-uid"));
+    let (_sockets, changes) = watch::channel(0);
+    let vm_task = tokio::spawn(crate::vm::task::run(Arc::clone(&vm), Arc::clone(&host), changes));
+    let record = record("a");
+    let (wanted, wanted_rx) = watch::channel(Wanted {
+        spec: record.spec.clone(),
+        generation: None,
+    });
+    let (status, mut told) = watch::channel(None::<NicAttachmentStatus>);
+    let known = Arc::<OnceLock<NicAttachmentStatus>>::default();
+    let task = NicTask::new(
+        Arc::clone(&host),
+        vm,
+        record,
+        true,
+        wanted_rx,
+        status,
+        Arc::clone(&known),
+    );
+    let nic_task = tokio::spawn(task.unwrap().run());
+    let mut troubles = host.troubles.subscribe();
+    troubles.wait_for(|found| !found.is_empty()).await.unwrap();
+    let trouble = host.troubles.condition();
+    assert_eq!(
+        (trouble.status, trouble.reason.as_str()),
+        (Some(true), reasons::JOURNAL_FAILED)
+    );
+    assert!(trouble.message.contains("pod-uid.vm"), "{}", trouble.message);
+    tokio::task::yield_now().await;
+    assert!(told.borrow().is_none(), "what its status was is not known yet");
+
+    // The object is seen.
+    let before = NicAttachmentStatus {
+        state: AttachmentState::FastPath,
+        path: hybridnic_api::v1alpha1::Path::FastPath,
+        ..NicAttachmentStatus::default()
+    };
+    known.set(before.clone()).unwrap();
+    wanted.send_modify(|wanted| wanted.generation = Some(4));
+    let says = |words: &'static str| {
+        move |status: &Option<NicAttachmentStatus>| {
+            let mut conditions = status.iter().flat_map(|status| &status.conditions);
+            conditions.any(|c| c.reason == reasons::JOURNAL_FAILED && c.message.contains(words))
+        }
+    };
+    let mut said = told.wait_for(says("pod-uid.vm")).await.unwrap().clone().unwrap();
+    said.conditions.clear();
+    assert_eq!(said, before, "its devices are where they were");
+
+    std::fs::write(&file, r#"{"version":2,"process":null,"begun":null}"#).unwrap();
+    told.wait_for(says("a newer agent wrote it")).await.unwrap();
+    assert_eq!(host.troubles.condition().status, Some(true));
+
+    std::fs::write(&file, r#"{"version":1,"process":null,"begun":null}"#).unwrap();
+    let goes_on = |status: &Option<NicAttachmentStatus>| {
+        let mut conditions = status.iter().flat_map(|status| &status.conditions);
+        conditions.any(|c| c.reason == reasons::QMP_UNAVAILABLE)
+    };
+    told.wait_for(goes_on).await.unwrap();
+    assert_eq!(host.troubles.condition().status, Some(false));
+    nic_task.abort();
+    vm_task.abort();
 }

@@ -108,6 +108,8 @@ pub struct Vm {
     pub pod_uid: String,
     /// `None` until QEMU has been tried: it is neither there nor gone.
     session: watch::Sender<Option<Session>>,
+    /// Why what the journal has of it cannot be read.
+    unread: watch::Sender<Option<String>>,
     pulse: watch::Sender<Pulse>,
     nics_changed: watch::Sender<u64>,
     report: watch::Sender<Option<MigrationReport>>,
@@ -133,6 +135,7 @@ impl Vm {
             pod: pod.to_owned(),
             pod_uid: pod_uid.to_owned(),
             session: watch::Sender::new(None),
+            unread: watch::Sender::default(),
             pulse: watch::Sender::default(),
             nics_changed: watch::Sender::default(),
             report: watch::Sender::default(),
@@ -163,6 +166,11 @@ impl Vm {
     pub async fn tried(&self) {
         // It is never closed: we hold the sender.
         let _ = self.session.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// Why QEMU has not been tried: what the journal has of the VM cannot be read. Resolves when that changes.
+    pub fn unread(&self) -> watch::Receiver<Option<String>> {
+        self.unread.subscribe()
     }
 
     /// Resolves when something happened that a NIC should look at.

@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use hybridnic_api::v1alpha1::{MigrationOrder, MigrationStep};
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{MigrationOrder, MigrationStep},
+};
 use hybridnic_qmp::{
     Client, Event, EventError, OnError, Options, QmpError,
     commands::{MigrationCapability, MigrationParameters, MigrationStatus},
@@ -35,16 +38,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Runs until the VM has no NIC left here; the caller aborts it then.
 pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>) {
-    // What the VM's migration has come to here decides what QEMU may be told.
-    while let Err(error) = vm.recall(&host.journal).await {
-        warn!(
-            namespace = vm.namespace,
-            pod = vm.pod,
-            error = chain(&error),
-            "nothing is done to the VM before the journal can be read"
-        );
-        tokio::time::sleep(STEP_AGAIN).await;
-    }
+    recall(&vm, &host).await;
     let mut pause = RETRY;
     loop {
         sockets.mark_unchanged();
@@ -91,6 +85,23 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_CAP),
         }
     }
+}
+
+/// Reads what the journal has of the VM: what its migration has come to here decides what QEMU may be told.
+async fn recall(vm: &Vm, host: &Host) {
+    let what = format!("record of the VM {}/{}", vm.namespace, vm.pod);
+    while let Err(error) = vm.recall(&host.journal).await {
+        let why = bounded(&format!(
+            "the {what} cannot be read: {}. Nothing is done to the VM and its NICs until it can be. A newer agent's record needs \
+             that agent back; a spoilt file may be removed once the VM and its migration have ended",
+            chain(&error)
+        ));
+        host.troubles.begin(&what, reasons::JOURNAL_FAILED, why.as_str());
+        vm.unread.send_replace(Some(why));
+        tokio::time::sleep(STEP_AGAIN).await;
+    }
+    host.troubles.end(&what);
+    vm.unread.send_replace(None);
 }
 
 /// QEMU answers nothing while it pins a guest's memory for a VF: seconds, or more for a large guest.

@@ -1,0 +1,206 @@
+use std::fs;
+
+use http::{Request, Response};
+use hybridnic_api::conditions::{self, NewCondition, types};
+use kube::client::Body;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::{
+    host,
+    journal::{
+        StandbyRecord,
+        tests::{held_vf, record},
+    },
+};
+
+/// Writes to an API server that answers them with 409, and then says which objects of that name there are.
+async fn after_a_conflict(list: Option<Value>) -> Tried {
+    let server = tower::service_fn(move |request: Request<Body>| {
+        let (status, body) = match (request.method().as_str(), &list) {
+            ("GET", Some(items)) => (
+                200,
+                json!({
+                    "apiVersion": "meta.k8s.io/v1",
+                    "kind": "PartialObjectMetadataList",
+                    "metadata": {},
+                    "items": items,
+                }),
+            ),
+            ("GET", None) => (503, json!({ "kind": "Status", "status": "Failure", "code": 503 })),
+            _ => (
+                409,
+                json!({
+                    "kind": "Status",
+                    "status": "Failure",
+                    "code": 409,
+                    "reason": "Conflict",
+                    "message": "the object has been modified; please apply your changes to the latest version",
+                }),
+            ),
+        };
+        let body = Body::from(body.to_string().into_bytes());
+        std::future::ready(Ok::<_, tower::BoxError>(
+            Response::builder().status(status).body(body).unwrap(),
+        ))
+    });
+    let client = Client::new(server, "default");
+    let reporter = Reporter::new(&client, "ns", "nic", "its-uid");
+    reporter.once(&Write::Finalizer(true)).await
+}
+
+#[tokio::test]
+async fn a_conflict_alone_does_not_mean_gone() {
+    let named = |uid: &str| {
+        json!([{
+            "apiVersion": "meta.k8s.io/v1",
+            "kind": "PartialObjectMetadata",
+            "metadata": { "name": "nic", "uid": uid },
+        }])
+    };
+    assert_eq!(after_a_conflict(Some(named("its-uid"))).await, Tried::Failed);
+    assert_eq!(
+        after_a_conflict(None).await,
+        Tried::Failed,
+        "no answer is no proof"
+    );
+    assert_eq!(after_a_conflict(Some(named("another"))).await, Tried::Done);
+    assert_eq!(after_a_conflict(Some(json!([]))).await, Tried::Done);
+}
+
+/// The attachments of a node of two VFs, and what they write to the API server, which takes it all.
+fn attachments(dir: &std::path::Path) -> (Attachments, mpsc::UnboundedReceiver<Value>) {
+    let (sent, written) = mpsc::unbounded_channel();
+    let server = tower::service_fn(move |request: Request<Body>| {
+        let sent = sent.clone();
+        async move {
+            let body = request.into_body().collect_bytes().await?;
+            let body: Value = serde_json::from_slice(&body)?;
+            // Nobody may look any more.
+            let _ = sent.send(body.clone());
+            Ok::<_, tower::BoxError>(Response::new(Body::from(body.to_string().into_bytes())))
+        }
+    });
+    let client = Client::new(server, "default");
+    let host = host::tests::host(dir, 1, 2);
+    let sockets = Sockets::new(&host.options.vm_root).unwrap();
+    (
+        Attachments::new(client, host, sockets, Progress::default()),
+        written,
+    )
+}
+
+/// The object of a record, whose NIC is on its VF.
+fn object(record: &Record) -> NicAttachment {
+    let mut object = NicAttachment::new(&record.name, record.spec.clone());
+    object.metadata.namespace = Some(record.namespace.clone());
+    object.metadata.uid = Some(record.uid.clone());
+    object.metadata.generation = Some(3);
+    object.metadata.finalizers = Some(vec![ATTACHMENT_FINALIZER.to_owned()]);
+    let mut status = NicAttachmentStatus {
+        state: AttachmentState::FastPath,
+        observed_generation: Some(2),
+        ..NicAttachmentStatus::default()
+    };
+    let fast = NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "the VF carries the traffic");
+    conditions::set(&mut status.conditions, Some(2), Timestamp::UNIX_EPOCH, fast);
+    object.status = Some(status);
+    object
+}
+
+#[tokio::test]
+async fn a_nic_whose_record_cannot_be_read_keeps_what_it_has_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut attachments, mut written) = attachments(dir.path());
+    let host = Arc::clone(&attachments.host);
+    let mut held = record("spoilt");
+    held.vf = Some(held_vf(0, 0));
+    let text = serde_json::to_string_pretty(&held).unwrap();
+    fs::write(dir.path().join("journal/spoilt.json"), &text[..text.len() - 9]).unwrap();
+    let contents = host.journal.load().unwrap();
+    let [unreadable] = <[_; 1]>::try_from(contents.unreadable).unwrap();
+    attachments.hold_back(unreadable);
+
+    let trouble = host.troubles.condition();
+    assert_eq!(
+        (trouble.status, trouble.reason.as_str()),
+        (Some(true), reasons::JOURNAL_FAILED)
+    );
+    // Of the two VFs another NIC gets the other one.
+    let uplink = hybridnic_api::v1alpha1::Uplink::default();
+    host.pools.set_pools(&[hybridnic_api::v1alpha1::NodePool {
+        network: "net".into(),
+        uplinks: vec![uplink],
+    }]);
+    let inventory = host.inventory().await.unwrap();
+    let take = |uid: &str| {
+        let claimant = Claimant {
+            created: 1,
+            nic: format!("ns/{uid}"),
+            uid: uid.to_owned(),
+        };
+        let taken = host.pools.take(&inventory, "net", &claimant, None);
+        taken.map(|choice| choice.vf.address)
+    };
+    assert_eq!(take("b"), Some(held_vf(0, 1).address));
+    assert_eq!(take("c"), None);
+
+    let mut object = object(&held);
+    attachments.on_object(&object);
+    let said: NicAttachmentStatus =
+        serde_json::from_value(written.recv().await.unwrap()["status"].take()).unwrap();
+    let before = object.status.clone().unwrap();
+    let ready = conditions::find(&said.conditions, types::READY).unwrap();
+    assert_eq!(
+        (
+            ready.status.as_str(),
+            ready.reason.as_str(),
+            ready.observed_generation
+        ),
+        ("False", reasons::JOURNAL_FAILED, Some(3))
+    );
+    for words in ["spoilt.json", "end the VM first", "restart the agent"] {
+        assert!(ready.message.contains(words), "no {words}: {}", ready.message);
+    }
+    let mut rest = said.clone();
+    conditions::remove(&mut rest.conditions, types::READY);
+    assert_eq!(rest, before, "the devices are where they were");
+
+    // Its deletion waits: what it holds cannot be given back.
+    object.status = Some(said);
+    object.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+        Timestamp::UNIX_EPOCH,
+    ));
+    attachments.on_object(&object);
+    attachments.on_event(watcher::Event::Delete(object));
+    assert!(attachments.running.is_empty() && attachments.vms.is_empty());
+    assert_eq!(take("c"), None);
+    tokio::task::yield_now().await;
+    assert!(
+        written.try_recv().is_err(),
+        "nothing new to say, and the finalizer stays"
+    );
+}
+
+/// A hand-over may come before the NICs' tasks have looked for the first time.
+#[tokio::test]
+async fn a_vm_knows_its_macvtaps_from_the_journal_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut attachments, _written) = attachments(dir.path());
+    let mut held = record("a");
+    held.standby = Some(StandbyRecord {
+        macvtap: "hna".into(),
+        pf: held_vf(0, 0).pf,
+        pf_name: "ens0".into(),
+        vlan: None,
+    });
+    let wanted = Wanted {
+        spec: held.spec.clone(),
+        generation: None,
+    };
+    attachments.start(held, true, wanted, false, OnceLock::new());
+    let nics = attachments.vms["pod-uid"].vm.nics();
+    assert_eq!(nics["a"].macvtap.as_deref(), Some("hna"));
+    assert_eq!(nics["a"].standby_device, "sb-nic");
+}
