@@ -128,10 +128,12 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         traces::start(&args.traces, "hybridnic-agent", &node_name).context("cannot send traces")?;
     let troubles = Arc::new(Troubles::new(metrics.clone()));
     let hardware = watch::Sender::new(0);
+    let netlink = Netlink::open()?.on_error(move |operation, error| counted.netlink_error(operation, error));
     let host = Arc::new(Host {
         sysfs: Sysfs::default(),
         dev: DevNodes::default(),
-        netlink: Netlink::open()?.on_error(move |operation, error| counted.netlink_error(operation, error)),
+        macvtaps: Arc::new(netlink.clone()),
+        netlink,
         multicast: Multicast::open()?,
         journal,
         pools: Pools::default(),

@@ -25,6 +25,7 @@ use crate::{
     nic::macs::Macs,
     node::{own, pool::Pools},
     troubles::Troubles,
+    vm::handover::Macvtaps,
 };
 
 /// How long devices may take before they count as hung.
@@ -77,6 +78,8 @@ pub struct Host {
     pub dev: DevNodes,
     /// Links and VF settings.
     pub netlink: Netlink,
+    /// Standbys, at a hand-over.
+    pub macvtaps: Arc<dyn Macvtaps>,
     /// What macvtaps receive.
     pub multicast: Multicast,
     /// What we hold, on disk.
@@ -298,10 +301,12 @@ pub(crate) mod tests {
         std::fs::create_dir(dir.join("sys")).unwrap();
         let troubles = Arc::new(Troubles::new(metrics.clone()));
         let hardware = watch::Sender::new(0);
+        let netlink = Netlink::open().unwrap();
         Host {
             sysfs: testing::make_sysfs(&dir.join("sys"), pfs, vfs).unwrap(),
             dev: DevNodes::new(dir.join("dev")),
-            netlink: Netlink::open().unwrap(),
+            macvtaps: Arc::new(netlink.clone()),
+            netlink,
             multicast: Multicast::open().unwrap(),
             journal: Journal::open(dir.join("journal")).unwrap(),
             pools: Pools::default(),

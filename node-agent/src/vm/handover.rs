@@ -3,36 +3,54 @@
 //!
 //! Which macvtaps there are is what the journal says, and not what a NIC's task has seen since the agent started.
 
-use futures::future::join_all;
+use std::fmt;
+
+use futures::future::{BoxFuture, join_all};
 use hybridnic_net::netlink::{Netlink, NetlinkError};
 use hybridnic_qmp::{Client, QmpError, commands::Announce};
 
 use super::Vm;
 
+/// Where macvtaps are set up and down.
+pub trait Macvtaps: fmt::Debug + Send + Sync {
+    /// Sets one up or down; `false` where there is none of this name.
+    fn set<'a>(&'a self, macvtap: &'a str, up: bool) -> BoxFuture<'a, Result<bool, NetlinkError>>;
+}
+
+impl Macvtaps for Netlink {
+    fn set<'a>(&'a self, macvtap: &'a str, up: bool) -> BoxFuture<'a, Result<bool, NetlinkError>> {
+        Box::pin(async move {
+            let Some(link) = self.link(macvtap).await? else {
+                return Ok(false);
+            };
+            match self.set_up(link.index, up).await {
+                Ok(()) => Ok(true),
+                Err(error) if error.is_no_device() => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+    }
+}
+
 /// Source, at `pre-switchover`: no NIC of the VM receives or sends here any more. An error means that one may.
-pub async fn silence(vm: &Vm, netlink: &Netlink) -> Result<(), NetlinkError> {
-    set_all(vm, netlink, false).await
+pub async fn silence(vm: &Vm, macvtaps: &dyn Macvtaps) -> Result<(), NetlinkError> {
+    set_all(vm, macvtaps, false).await
 }
 
 /// Target, before the VM starts: every NIC of the VM receives here.
-pub async fn wake(vm: &Vm, netlink: &Netlink) -> Result<(), NetlinkError> {
-    set_all(vm, netlink, true).await
+pub async fn wake(vm: &Vm, macvtaps: &dyn Macvtaps) -> Result<(), NetlinkError> {
+    set_all(vm, macvtaps, true).await
 }
 
-async fn set_all(vm: &Vm, netlink: &Netlink, up: bool) -> Result<(), NetlinkError> {
+async fn set_all(vm: &Vm, macvtaps: &dyn Macvtaps, up: bool) -> Result<(), NetlinkError> {
     let nics = vm.nics();
     let each = nics
         .iter()
         .filter_map(|(uid, nic)| Some((uid, nic.macvtap.as_deref()?)));
     let results = join_all(each.map(async |(uid, name)| {
         // One that has gone is silent, and its NIC's task says so.
-        let Some(link) = netlink.link(name).await? else {
-            return Ok(());
-        };
-        match netlink.set_up(link.index, up).await {
-            Ok(()) => vm.note(uid, if up { "StandbyUp" } else { "StandbyDown" }),
-            Err(error) if error.is_no_device() => {}
-            Err(error) => return Err(error),
+        if macvtaps.set(name, up).await? {
+            vm.note(uid, if up { "StandbyUp" } else { "StandbyDown" });
         }
         Ok(())
     }))

@@ -12,6 +12,8 @@
 
 pub mod handover;
 pub mod migration;
+#[cfg(test)]
+pub(crate) mod peer;
 pub mod process;
 pub mod rx_filter;
 pub mod rx_follow;

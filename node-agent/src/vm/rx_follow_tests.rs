@@ -1,63 +1,12 @@
-use hybridnic_qmp::Options;
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::UnixStream,
-    sync::mpsc,
-    time::timeout,
-};
+use tokio::{sync::mpsc, time::timeout};
 
 use super::*;
+use crate::vm::peer::{Peer, SOON};
 
-const SOON: Duration = Duration::from_secs(5);
-
-/// QEMU's side of a session.
-struct Peer(BufReader<UnixStream>);
-
-impl Peer {
-    async fn connect() -> (Client, Self) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut peer = Self(BufReader::new(theirs));
-        let greet = async {
-            peer.say(json!({"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""}, "capabilities": []}}))
-                .await;
-            peer.answer("qmp_capabilities", json!({})).await;
-        };
-        let options = Options::default();
-        let (client, ()) = tokio::join!(Client::from_stream(ours, &options), greet);
-        (client.unwrap(), peer)
-    }
-
-    async fn say(&mut self, value: Value) {
-        self.0.write_all(format!("{value}\r\n").as_bytes()).await.unwrap();
-    }
-
-    async fn event(&mut self, name: &str, data: Value) {
-        self.say(json!({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}}))
-            .await;
-    }
-
-    async fn changed(&mut self, device: &str) {
-        let data = json!({"name": device, "path": format!("/machine/peripheral/{device}/virtio-backend")});
-        self.event("NIC_RX_FILTER_CHANGED", data).await;
-    }
-
-    /// The next command, which has to be this one, has this answer.
-    async fn answer(&mut self, command: &str, value: Value) {
-        let mut line = String::new();
-        timeout(SOON, self.0.read_line(&mut line)).await.unwrap().unwrap();
-        let asked: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(asked["execute"], command);
-        self.say(json!({"return": value, "id": asked["id"]})).await;
-    }
-
-    async fn is_left_alone(&mut self, time: Duration) {
-        let mut line = String::new();
-        assert!(
-            timeout(time, self.0.read_line(&mut line)).await.is_err(),
-            "{line}"
-        );
-    }
+async fn changed(peer: &mut Peer, device: &str) {
+    let data = json!({"name": device, "path": format!("/machine/peripheral/{device}/virtio-backend")});
+    peer.event("NIC_RX_FILTER_CHANGED", data).await;
 }
 
 fn filter(device: &str, groups: &[&str]) -> Value {
@@ -109,8 +58,8 @@ async fn a_change_is_asked_for_once_and_put_on_its_macvtap() {
         // A guest that toggles, somebody else's NIC, a VM in a pause: one look.
         peer.event("STOP", json!({})).await;
         for _ in 0..50 {
-            peer.changed("sb-a").await;
-            peer.changed("other").await;
+            changed(&mut peer, "sb-a").await;
+            changed(&mut peer, "other").await;
         }
         peer.is_left_alone(2 * PAUSE).await;
         peer.event("RESUME", json!({})).await;
@@ -120,7 +69,7 @@ async fn a_change_is_asked_for_once_and_put_on_its_macvtap() {
             put.recv().await,
             Some(("hna".to_owned(), vec!["33:33:ff:12:34:56".to_owned()]))
         );
-        peer.changed("other").await;
+        changed(&mut peer, "other").await;
         peer.is_left_alone(2 * PAUSE).await;
         assert!(put.try_recv().is_err());
     };

@@ -291,7 +291,7 @@ async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
     }
     arrived(vm, host, Arrival::Starting).await?;
     let (woken, ()) = tokio::join!(
-        handover::wake(vm, &host.netlink),
+        handover::wake(vm, &*host.macvtaps),
         rx_follow::look_in_pause(vm, client, host)
     );
     if let Err(error) = woken {
@@ -364,7 +364,7 @@ fn attributes(vm: &Vm) -> Vec<(&'static str, String)> {
 }
 
 async fn let_go(vm: &Vm, host: &Host, client: &Client, migration: &str) -> bool {
-    if let Err(error) = handover::silence(vm, &host.netlink).await {
+    if let Err(error) = handover::silence(vm, &*host.macvtaps).await {
         // Two owners of a MAC are worse than a migration that is called off.
         warn!(
             namespace = vm.namespace,
@@ -640,3 +640,7 @@ async fn prepare(host: &Host, client: &Client) -> Result<(), QmpError> {
         })
         .await
 }
+
+#[cfg(test)]
+#[path = "task_tests.rs"]
+mod tests;
