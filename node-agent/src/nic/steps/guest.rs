@@ -134,12 +134,20 @@ async fn choose_ports(cx: &Context, client: &Client) -> Result<GuestPorts, StepE
     }
 }
 
-/// Plugs the VF, by an iommufd where kernel and QEMU have it, by its vfio group otherwise.
-pub(super) async fn plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError> {
+/// Plugs the VF, by an iommufd where kernel and QEMU have it, by its vfio group otherwise. `false` where the spec has changed
+/// before its turn came.
+pub(super) async fn plug_vf(cx: &mut Context, client: &Client) -> Result<bool, StepError> {
+    // QEMU answers nothing while it pins the guest's memory for another NIC's VF, for minutes.
+    let vm = std::sync::Arc::clone(&cx.vm);
+    let _plugging = tokio::select! {
+        biased;
+        turn = vm.plugging.lock() => turn,
+        Ok(()) = cx.interrupt.changed() => return Ok(false),
+    };
     let plugged = try_plug_vf(cx, client).await;
     plugged.map_err(|error| cx.vf_failed(error))?;
     cx.learnt.vf_failures = 0;
-    Ok(())
+    Ok(true)
 }
 
 async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError> {
@@ -151,9 +159,6 @@ async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError>
         .vf
         .clone()
         .ok_or_else(|| StepError::new(reasons::VF_LOST, "no VF is reserved"))?;
-    // QEMU answers nothing while it pins the guest's memory for another NIC's VF.
-    let vm = std::sync::Arc::clone(&cx.vm);
-    let _plugging = vm.plugging.lock().await;
     unlimit_locked_memory(client)?;
     (cx.learnt.moved, cx.disused) = (false, false);
     cx.commit(|record| record.plugs += 1).await?;

@@ -147,13 +147,16 @@ impl Context {
                 ),
             ]
         });
-        done?;
+        if !done? {
+            return Ok(());
+        }
         self.host.metrics.step_taken(step, began.elapsed());
         self.note(format!("{step:?}"));
         Ok(())
     }
 
-    async fn act(&mut self, step: Step, now: &Observation, order: SwitchOrder) -> Result<(), StepError> {
+    /// Whether the step was taken: where it has to wait for its turn, a change of the spec comes first.
+    async fn act(&mut self, step: Step, now: &Observation, order: SwitchOrder) -> Result<bool, StepError> {
         match step {
             Step::Reserve => vf::reserve(self).await?,
             Step::Bind => vf::bind(self).await?,
@@ -168,7 +171,7 @@ impl Context {
             Step::RemoveStandby => standby::remove(self).await?,
             Step::PlugStandby => guest::plug_standby(self, client(now)?).await?,
             Step::UnplugStandby => guest::unplug_standby(self, client(now)?).await?,
-            Step::PlugVf => guest::plug_vf(self, client(now)?).await?,
+            Step::PlugVf => return guest::plug_vf(self, client(now)?).await,
             Step::AwaitGuest => guest::await_guest(self).await?,
             Step::UnplugVf => {
                 self.unplug_order = Some(order);
@@ -178,7 +181,7 @@ impl Context {
             Step::QuitQemu => guest::quit(self, client(now)?).await?,
             Step::Forget => self.forget().await?,
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn forget(&mut self) -> Result<(), StepError> {

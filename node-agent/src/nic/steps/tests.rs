@@ -1,8 +1,9 @@
 //! Steps on a node of files, where the journal can be written and where not.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use hybridnic_net::testing::{pf_address, vf_address};
+use serde_json::json;
 
 use super::*;
 use crate::{
@@ -11,7 +12,10 @@ use crate::{
         StandbyRecord,
         tests::{held_vf, record},
     },
+    vm::peer::Peer,
 };
+
+const ALONE: Duration = Duration::from_millis(100);
 
 fn context(host: &Arc<Host>) -> Context {
     let record = Record {
@@ -115,4 +119,71 @@ async fn a_vf_that_fails_three_times_is_avoided() {
         cx.learnt = cx.learnt.again();
         assert_eq!((cx.learnt.vf_failed, cx.learnt.vf_failures), (None, n));
     }
+}
+
+/// Another NIC's VF may be plugged for minutes, and a migration is to begin.
+#[tokio::test]
+async fn a_plug_that_waits_for_its_turn_ends_when_the_spec_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), 1, 2);
+    let mut cx = context(&host);
+    let (interrupt, receiver) = watch::channel(0);
+    cx.interrupt = receiver;
+    cx.record.ports = Some(hybridnic_api::v1alpha1::GuestPorts::default());
+    let before = cx.record.clone();
+    let (client, mut peer) = Peer::connect().await;
+    let vm = Arc::clone(&cx.vm);
+    let another = vm.plugging.lock().await;
+    {
+        let plugged = guest::plug_vf(&mut cx, &client);
+        tokio::pin!(plugged);
+        tokio::select! {
+            _ = &mut plugged => panic!("it is another's turn"),
+            () = peer.is_left_alone(ALONE) => {}
+        }
+        interrupt.send_replace(1);
+        assert_eq!(plugged.await, Ok(false));
+    }
+    peer.is_left_alone(ALONE).await;
+    assert_eq!((&cx.record, cx.learnt.vf_failed), (&before, None));
+    drop(another);
+}
+
+/// The VM's task starts it under the same lock.
+#[tokio::test]
+async fn a_qemu_is_not_ended_while_its_vm_is_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), 1, 2);
+    let cx = context(&host);
+    let (client, mut peer) = Peer::connect().await;
+    let status = |run: &str| json!({"status": run, "running": run == "running"});
+    let starting = cx.vm.fate.lock().await;
+    {
+        let quit = guest::quit(&cx, &client);
+        tokio::pin!(quit);
+        tokio::select! {
+            _ = &mut quit => panic!("the VM is being started"),
+            () = peer.is_left_alone(ALONE) => {}
+        }
+        drop(starting);
+        let runs = async {
+            peer.answer("query-status", status("running")).await;
+            peer.answer("query-migrate", json!({"status": "completed"})).await;
+        };
+        let (refused, ()) = tokio::join!(quit, runs);
+        assert_eq!(refused.unwrap_err().reason, reasons::MIGRATING);
+    }
+    peer.is_left_alone(ALONE).await;
+    // One whose VM has gone elsewhere; and meanwhile nobody starts it.
+    let gone = async {
+        peer.answer("query-status", status("postmigrate")).await;
+        peer.answer("query-migrate", json!({"status": "completed"})).await;
+        peer.answer("query-status", status("postmigrate")).await;
+        let quit = peer.asked("quit").await;
+        assert!(cx.vm.fate.try_lock().is_err());
+        peer.reply(&quit, json!({})).await;
+        drop(peer);
+    };
+    let (quit, ()) = tokio::join!(guest::quit(&cx, &client), gone);
+    quit.unwrap();
 }
