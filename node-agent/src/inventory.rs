@@ -1,9 +1,6 @@
 //! `hybridnic-agent inventory`: what the agent would publish, without a cluster.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use hybridnic_api::v1alpha1::PfStatus;
 use hybridnic_net::sysfs::Sysfs;
@@ -27,7 +24,7 @@ pub fn render(sysfs: &Sysfs, output: Output) -> anyhow::Result<String> {
         inventory: &inventory,
         pools: &[],
         holders: &BTreeMap::new(),
-        foreign: &BTreeSet::new(),
+        foreign: &BTreeMap::new(),
         provision_errors: &BTreeMap::new(),
     });
     Ok(match output {

@@ -43,8 +43,8 @@ struct State {
     /// Standbys by the PF that they are on.
     standbys: BTreeMap<String, PciAddress>,
     waiting: BTreeMap<Claimant, String>,
-    /// VFs that something else was seen to use.
-    foreign: BTreeSet<PciAddress>,
+    /// VFs that something else uses, or may use, and what is known of that.
+    foreign: BTreeMap<PciAddress, String>,
     /// VFs that were given back with their parking MAC.
     parked: BTreeSet<PciAddress>,
     /// VFs that have failed for a NIC again and again: it gets them last.
@@ -71,7 +71,7 @@ impl State {
             .filter(|(_, n)| n.as_str() == network)
             .count();
         let mut free: Vec<(&Pf, &Vf)> = candidates(inventory, uplinks)
-            .filter(|(_, vf)| !self.held.contains_key(&vf.address) && !self.foreign.contains(&vf.address))
+            .filter(|(_, vf)| !self.held.contains_key(&vf.address) && !self.foreign.contains_key(&vf.address))
             .collect();
         // Each older NIC that waits has one of them coming.
         if free.len() <= before {
@@ -154,14 +154,14 @@ impl Pools {
         self.with(|s| s.held.clone())
     }
 
-    /// VFs that something else was seen to use.
-    pub fn foreign(&self) -> BTreeSet<PciAddress> {
+    /// VFs that something else uses, or may use, and what is known of that.
+    pub fn foreign(&self) -> BTreeMap<PciAddress, String> {
         self.with(|s| s.foreign.clone())
     }
 
-    /// Notes that something else uses this VF, so that it is passed over.
-    pub fn mark_foreign(&self, vf: PciAddress) {
-        self.with(|s| s.foreign.insert(vf));
+    /// Notes why this VF is passed over: something else uses it, or may use it.
+    pub fn mark_foreign(&self, vf: PciAddress, why: String) {
+        self.with(|s| s.foreign.insert(vf, why));
         self.notify();
     }
 

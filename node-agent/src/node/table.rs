@@ -19,8 +19,8 @@ pub struct Sources<'a> {
     pub pools: &'a [NodePool],
     /// Who holds which VF.
     pub holders: &'a BTreeMap<PciAddress, Claimant>,
-    /// VFs that something else was seen to use.
-    pub foreign: &'a BTreeSet<PciAddress>,
+    /// VFs that something else uses, or may use, and what is known of that.
+    pub foreign: &'a BTreeMap<PciAddress, String>,
     /// Why VFs could not be made, by PF.
     pub provision_errors: &'a BTreeMap<PciAddress, String>,
 }
@@ -140,14 +140,11 @@ fn vf_status(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> VfStatus {
         .pools
         .iter()
         .any(|p| select::selects_vf(&p.uplinks, pf, vf));
+    let foreign = || sources.foreign.get(&vf.address).cloned();
     let (state, message) = match holder {
         Some(_) => (VfState::Held, vf.hung.clone().unwrap_or_default()),
         None if !selected => (VfState::Unselected, String::new()),
-        None if sources.foreign.contains(&vf.address) => (
-            VfState::Unhealthy,
-            "something other than hybridnic uses it through vfio".to_owned(),
-        ),
-        None => match select::vf_problem(pf, vf) {
+        None => match foreign().or_else(|| select::vf_problem(pf, vf)) {
             Some(problem) => (VfState::Unhealthy, problem),
             None => (VfState::Free, String::new()),
         },
@@ -201,34 +198,40 @@ mod tests {
             uid: "u".into(),
         };
         let holders = BTreeMap::from([(inventory.pfs[0].vfs[1].address, holder)]);
+        let in_use = "something other than hybridnic uses it through vfio";
+        let foreign = BTreeMap::from([(inventory.pfs[0].vfs[2].address, in_use.to_owned())]);
         let table = build(&Sources {
             inventory: &inventory,
             pools: &pools,
             holders: &holders,
-            foreign: &BTreeSet::new(),
+            foreign: &foreign,
             provision_errors: &BTreeMap::new(),
         });
         assert_eq!(
             table.vfs,
             VfCounts {
                 total: 6,
-                free: 2,
+                free: 1,
                 held: 1,
-                unhealthy: 3
+                unhealthy: 4
             }
         );
         assert_eq!(
             table.pools[0].vfs,
             VfCounts {
                 total: 3,
-                free: 2,
+                free: 1,
                 held: 1,
-                unhealthy: 0
+                unhealthy: 1
             }
         );
         assert_eq!(table.pfs[0].vfs[1].held_by.as_deref(), Some("ns/x"));
+        assert_eq!(table.pfs[0].vfs[2].message, in_use);
         assert!(table.pfs[1].vfs[0].message.contains("no link"));
-        assert_eq!(table.pools[0].message, "");
+        assert_eq!(
+            table.pools[0].message,
+            format!("1 of its 3 VFs cannot be used: {in_use}")
+        );
         assert_eq!(
             table.pools[1].message,
             "3 of its 3 VFs cannot be used: its PF has no link"

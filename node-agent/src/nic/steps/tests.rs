@@ -12,6 +12,7 @@ use crate::{
         StandbyRecord,
         tests::{held_vf, record},
     },
+    node::pool::Choice,
     vm::peer::Peer,
 };
 
@@ -186,4 +187,37 @@ async fn a_qemu_is_not_ended_while_its_vm_is_started() {
     };
     let (quit, ()) = tokio::join!(guest::quit(&cx, &client), gone);
     quit.unwrap();
+}
+
+#[tokio::test]
+async fn a_vf_on_vfio_is_taken_only_where_the_kernel_says_that_nobody_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    // The first is with vfio, the second is not.
+    let host = host(dir.path(), 1, 2);
+    let pf = host.inventory().await.unwrap().pfs.remove(0);
+    let [bound, mut other] = [0, 1].map(|index| Choice {
+        vf: pf.vfs[index].clone(),
+        pf: pf.clone(),
+    });
+    assert_eq!(vf::foreign(&host, &other).await, Ok(None));
+    // It was, and another NIC has given it back since.
+    other.vf.driver = Some("vfio-pci".into());
+    assert_eq!(vf::foreign(&host, &other).await, Ok(None));
+
+    let why = vf::foreign(&host, &bound).await.unwrap().unwrap();
+    assert!(why.contains("no vfio groups"), "{why}");
+
+    // The kernel gives an error: the file of the group is no device.
+    let group = host.dev.vfio_group(bound.vf.iommu_group.unwrap());
+    fs::create_dir_all(&group).unwrap();
+    let error = vf::foreign(&host, &bound).await.unwrap_err();
+    assert_eq!(error.reason, reasons::VF_UNKNOWN);
+
+    fs::remove_dir(&group).unwrap();
+    fs::write(&group, "").unwrap();
+    assert_eq!(vf::foreign(&host, &bound).await, Ok(None));
+
+    // Of one that is passed over the node says why, and nobody gets it.
+    host.pools.mark_foreign(bound.vf.address, why.clone());
+    assert_eq!(host.pools.foreign().get(&bound.vf.address), Some(&why));
 }

@@ -50,13 +50,17 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
         && let Some(choice) = cx.host.pools.take(&inventory, &network, &cx.claimant, standby_pf)
     {
         let address = choice.vf.address;
-        if in_use(&cx.host, &choice).await {
-            warn!(vf = %address, pf = choice.pf.name, "something else uses this VF through vfio; it is passed over");
-            cx.host.pools.mark_foreign(address);
-            cx.host.pools.release(address);
-            continue;
-        }
-        match write_down(cx, choice).await {
+        let reserved = match foreign(&cx.host, &choice).await {
+            Ok(Some(why)) => {
+                warn!(vf = %address, pf = choice.pf.name, why, "this VF is passed over");
+                cx.host.pools.mark_foreign(address, why);
+                cx.host.pools.release(address);
+                continue;
+            }
+            Ok(None) => write_down(cx, choice).await,
+            Err(error) => Err(error),
+        };
+        match reserved {
             Ok(()) => taken = true,
             Err(error) => {
                 warn!(vf = %address, error = error.message, "this VF cannot be reserved; it is passed over");
@@ -89,12 +93,26 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
     }
 }
 
-async fn in_use(host: &Host, choice: &Choice) -> bool {
+const IN_USE: &str = "something other than hybridnic uses it through vfio";
+const MAY_BE_IN_USE: &str = "it is with vfio, and this kernel, which has no vfio groups, does not tell whether something uses it: \
+                             give it to its own driver or to none, and hybridnic gives it to vfio itself";
+
+/// Why a VF that no NIC of the journal holds is left alone: it is with vfio, and something else uses it, or may use it.
+pub(super) async fn foreign(host: &Host, choice: &Choice) -> Result<Option<String>, StepError> {
     let vf = &choice.vf;
-    let on_vfio = vf.driver.as_deref().is_some_and(|d| d.starts_with("vfio"));
-    match vf.iommu_group.filter(|_| on_vfio) {
-        Some(group) => matches!(host.vfio_use(vf.address, group).await, Ok(VfioUse::InUse)),
-        None => false,
+    let is_vfio = |driver: Option<&str>| driver.is_some_and(|driver| driver.starts_with("vfio"));
+    let Some(group) = vf.iommu_group.filter(|_| is_vfio(vf.driver.as_deref())) else {
+        return Ok(None);
+    };
+    let unknown = |error: DeviceError| error.into_step(reasons::VF_UNKNOWN);
+    match host.vfio_use(vf.address, group).await.map_err(unknown)? {
+        VfioUse::Free => Ok(None),
+        VfioUse::InUse => Ok(Some(IN_USE.to_owned())),
+        VfioUse::Unknown => {
+            // The group goes with its last VF, which another NIC may just have given back.
+            let now = host.driver_state(vf.address).await.map_err(unknown)?;
+            Ok(is_vfio(now.driver.as_deref()).then(|| MAY_BE_IN_USE.to_owned()))
+        }
     }
 }
 
