@@ -29,8 +29,10 @@ pub struct Mood {
     pub endless: bool,
     /// The guest does not let go of its VF.
     pub keeps_vf: bool,
-    /// The agent of this node says nothing.
-    pub silent: Option<&'static str>,
+    /// The agents of these nodes say nothing.
+    pub silent: &'static [&'static str],
+    /// QEMU in these pods waits for a VM (`-incoming`).
+    pub waits: &'static [&'static str],
 }
 
 /// Both agents. Dropped, they say nothing more.
@@ -113,7 +115,7 @@ async fn serve(clients: BTreeMap<String, Client>, mood: Arc<Mutex<Mood>>) {
             continue;
         };
         let heard = |other: &&NicAttachment| {
-            other.spec.vm == changed.spec.vm && mood.silent != Some(other.spec.node_name.as_str())
+            other.spec.vm == changed.spec.vm && !mood.silent.contains(&other.spec.node_name.as_str())
         };
         for attachment in all.items.iter().filter(heard) {
             act(
@@ -182,6 +184,8 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
             && other.spec.vm == spec.vm
     });
     let arrived = sent && !mood.endless;
+    // Until a migration brings one.
+    let waits = mood.waits.contains(&spec.pod.name.as_str()) && spec.migration.is_none();
     let was = status.migration.as_ref().map(|report| report.state);
     let word = match step {
         Some(MigrationStep::Listen) if arrived || was == Some(MigrationState::Completed) => {
@@ -214,6 +218,7 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
     let (state, path) = match goal {
         Goal::Detached => (AttachmentState::Detached, Path::None),
         Goal::Reserved => (AttachmentState::Reserved, Path::None),
+        Goal::FastPath if waits => (AttachmentState::Reserved, Path::None),
         Goal::FastPath if word == Some(MigrationState::Listening) => (AttachmentState::Reserved, Path::None),
         Goal::Standby if !mood.keeps_vf => (AttachmentState::Standby, Path::Standby),
         Goal::FastPath | Goal::Standby => (AttachmentState::FastPath, Path::FastPath),
@@ -240,11 +245,18 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
             reasons::GUEST_KEEPS_VF,
             "the guest has no hot-plug driver",
         )
+    } else if goal == Goal::FastPath && waits {
+        NewCondition::no(types::READY, reasons::VM_INCOMING, "QEMU waits for a VM")
     } else {
         NewCondition::yes(types::READY, reasons::ATTACHED, "the NIC is where it should be")
     };
     let fast = if path == Path::FastPath {
         NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "the VF carries the traffic")
+    } else if waits {
+        NewCondition {
+            type_: types::FAST_PATH,
+            ..ready.clone()
+        }
     } else {
         NewCondition::no(
             types::FAST_PATH,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::v1alpha1::{
-    HybridNetwork, MigrationPhase, NicAttachment, ObjectRef, QemuMigration, VmHybridNic,
+    Goal, HybridNetwork, MigrationPhase, NicAttachment, ObjectRef, QemuMigration, VmHybridNic,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -171,11 +171,14 @@ impl Known {
             return Err(Refusal::new(reasons::POD_NOT_RUNNING, message));
         };
         let pod = pods::reference(found);
-        // A node that is not heard of takes nothing from a VM that may run there all the same.
+        // A node that is not heard of takes nothing from a VM that may run there all the same. What is on its way out is not
+        // there: to call it back is to attach it anew.
+        let stays =
+            |a: &NicAttachment| a.spec.goal != Goal::Detached && a.metadata.deletion_timestamp.is_none();
         let attached = self
             .attachments
             .iter()
-            .any(|attachment| attachment.spec.pod.uid == pod.uid);
+            .any(|attachment| attachment.spec.pod.uid == pod.uid && stays(attachment));
         let wait = if attached {
             None
         } else if let Some(migration) = self.migrations.iter().find(|m| !nics_of(m).is_empty()) {
@@ -209,7 +212,7 @@ pub fn nics_of(migration: &QemuMigration) -> &[String] {
 mod tests {
     use super::*;
     use crate::testing::{attachment, migration, nic, observe, pod};
-    use hybridnic_api::v1alpha1::{AttachmentState, Goal, QemuMigrationStatus};
+    use hybridnic_api::v1alpha1::{AttachmentState, QemuMigrationStatus};
 
     fn known(pods: Vec<Pod>) -> Known {
         Known {
@@ -299,10 +302,20 @@ mod tests {
         };
         assert_eq!(old(left), None);
 
-        // A pod that is attached already is not held back by another.
+        // A pod that is attached already is not held back by another, but one that is on its way out is: that the target of a
+        // migration which has failed is called back proves nothing of its source.
         let mut both = lost(NodeState::NotReady(None));
         both.attachments.push(Arc::new(attachment("eth0", "b", "n2")));
         assert_eq!(wait(&both), None);
+        for change in [
+            (|b| b.spec.goal = Goal::Detached) as fn(&mut NicAttachment),
+            |b| b.metadata.deletion_timestamp = b.metadata.creation_timestamp.clone(),
+        ] {
+            let mut leaving = attachment("eth0", "b", "n2");
+            change(&mut leaving);
+            both.attachments[1] = Arc::new(leaving);
+            assert_eq!(wait(&both), Some(reasons::NODE_UNREACHABLE));
+        }
         // One that does not run yet waits for that.
         let mut starts = lost(NodeState::NotReady(None));
         starts.pods = vec![Arc::new(pod("b", "vm", 2, "Pending", "n2"))];

@@ -2,7 +2,7 @@
 
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::attachment_name;
-use hybridnic_api::v1alpha1::{Goal, NicAttachment, VmHybridNic};
+use hybridnic_api::v1alpha1::{Goal, MigrationPhase, NicAttachment, QemuMigration, VmHybridNic};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 
@@ -15,7 +15,7 @@ const TAINT: &str = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
 /// `n1` is cut off: neither its kubelet nor its agent is heard of, and somebody deletes the VM's pod by force.
 async fn cut_off(bench: &Bench, agents: &Agents) {
     agents.be(Mood {
-        silent: Some("n1"),
+        silent: &["n1"],
         ..Mood::default()
     });
     bench.kubelet_says("n1", "Unknown").await;
@@ -158,11 +158,55 @@ async fn a_lost_node_is_left_without_proof_only_by_a_deadline_that_somebody_has_
 }
 
 #[tokio::test]
+async fn the_target_of_a_migration_whose_source_is_lost_is_no_way_round_the_fence() {
+    let (bench, agents) = fast_nic().await;
+    let source = attachments(&bench).await.remove(0).name_any();
+    bench.run_pod("vm-b", "vm", "n2").await;
+    // The target does not get ready, and has not taken the NIC back when the migration has failed.
+    agents.be(Mood {
+        silent: &["n1", "n2"],
+        ..Mood::default()
+    });
+    bench.migrate("goes", "vm").await;
+    let uid = bench.pods().get("vm-b").await.unwrap().uid().unwrap();
+    let target = attachment_name("eth0", &uid);
+    let there = |attachment: Option<&NicAttachment>| attachment.is_some();
+    bench.wait(bench.attachments(), &target, "there", there).await;
+    // Held by its agent, as any that is not brand new.
+    let held = r#"{"metadata":{"finalizers":["hybridnic.io/attachment"]}}"#;
+    bench
+        .kubectl(&["patch", "nicatt", &target, "--type=merge", "-p", held])
+        .await;
+    bench.kubelet_says("n1", "Unknown").await;
+    bench.delete_pod("vm-a").await;
+    let failed = |migration: &QemuMigration| {
+        let status = migration.status.as_ref();
+        status.is_some_and(|status| status.phase == MigrationPhase::Failed)
+    };
+    bench.migration_with("goes", "failed", failed).await;
+    bench.nic_with("eth0", "NodeUnreachable", is_lost).await;
+    for name in [&source, &target] {
+        let goal = bench.attachments().get(name).await.unwrap().spec.goal;
+        assert_eq!(goal, Goal::Detached, "{name}");
+    }
+
+    bench.kubectl(&["taint", "node", "n1", TAINT]).await;
+    agents.be(Mood {
+        silent: &["n1"],
+        ..Mood::default()
+    });
+    bench
+        .kubectl(&["annotate", "nicatt", "--all", "look=again"])
+        .await;
+    bench.nic_with("eth0", "fast on n2", runs_on("n2")).await;
+}
+
+#[tokio::test]
 async fn what_has_outlived_its_nic_goes_with_its_node() {
     let (bench, agents) = fast_nic().await;
     let first = attachments(&bench).await.remove(0).name_any();
     agents.be(Mood {
-        silent: Some("n1"),
+        silent: &["n1"],
         ..Mood::default()
     });
     bench.kubelet_says("n1", "Unknown").await;
