@@ -153,10 +153,12 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         .iter()
         .filter(|migration| nics_of(migration).contains(&NIC[n].to_owned()))
         .find_map(|migration| Some((migration.clone(), Ends::observe(migration, &attachments, &pods)?)));
+    let others = attachments.iter().filter(|other| other.spec.nic.name != NIC[n]);
     let known = Known {
         network: None,
         pods,
         attachments: existing.clone(),
+        others: others.cloned().collect(),
         orphans: Vec::new(),
         nodes: objects::NODE
             .map(|name| (name.to_owned(), NodeState::Ready))
@@ -166,6 +168,12 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         moving,
     };
     let location = known.location(nic);
+    let end = |pod: &ObjectRef| objects::end_of(&pod.uid).unwrap_or_default();
+    if let (None, Ok(location)) = (&known.moving, &location)
+        && known.left(nic, &location.pod).is_some()
+    {
+        return Write::Pod(u8::try_from(end(&location.pod)).ok());
+    }
     let place = match (&known.moving, &location) {
         (Some((migration, ends)), _) => Place::Moving(migration, ends),
         (None, Ok(location)) if location.wait.is_none() => {
@@ -182,7 +190,6 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         place,
     };
     let specs = desired_attachments(&wanted);
-    let end = |pod: &ObjectRef| objects::end_of(&pod.uid).unwrap_or_default();
     for spec in &specs {
         let end = end(&spec.pod);
         let found = api.attachments[end][n];

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::v1alpha1::{
-    Goal, HybridNetwork, MigrationPhase, NicAttachment, ObjectRef, QemuMigration, VmHybridNic,
+    HybridNetwork, MigrationPhase, NicAttachment, ObjectRef, QemuMigration, VmHybridNic,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -26,6 +26,8 @@ pub struct Known {
     pub pods: Vec<Arc<Pod>>,
     /// Its attachments.
     pub attachments: Vec<Arc<NicAttachment>>,
+    /// Those of the VM's other NICs, where these are asked where the VM is.
+    pub others: Vec<Arc<NicAttachment>>,
     /// Those that a namesake has left behind.
     pub orphans: Vec<Arc<NicAttachment>>,
     /// The nodes of all of them.
@@ -65,16 +67,22 @@ impl Known {
         });
         let network = world.networks.get("", &nic.spec.network);
         let (attachments, orphans) = world.attachments_by_name(nic);
-        Self {
+        let mut known = Self {
             network,
             pods,
             attachments,
+            others: Vec::new(),
             orphans,
             nodes: BTreeMap::new(),
             overdue: BTreeSet::new(),
             migrations,
             moving,
+        };
+        if known.must_ask(recorded(nic)) {
+            known.others = world.attachments_of_vm(&namespace, vm);
+            known.others.retain(|other| other.spec.nic.name != name);
         }
+        known
     }
 
     /// The nodes of all attachments.
@@ -131,7 +139,7 @@ impl Known {
         Some(Note::warning(reasons::NODE_UNREACHABLE, message))
     }
 
-    fn node(&self, attachment: &NicAttachment) -> &NodeState {
+    pub(super) fn node(&self, attachment: &NicAttachment) -> &NodeState {
         self.nodes
             .get(&attachment.spec.node_name)
             .unwrap_or(&NodeState::Unknown)
@@ -159,8 +167,7 @@ impl Known {
             });
         }
         let vm = nic.vm_name().unwrap_or_default();
-        let recorded = nic.status.as_ref().and_then(|status| status.pod.as_ref());
-        let Some(found) = pods::active(recorded, &self.pods) else {
+        let Some(found) = self.pod_of_vm(recorded(nic)) else {
             return Err(Refusal::new(
                 reasons::POD_NOT_FOUND,
                 pods::missing(vm, &self.pods),
@@ -173,15 +180,10 @@ impl Known {
         let pod = pods::reference(found);
         // A node that is not heard of takes nothing from a VM that may run there all the same. What is on its way out is not
         // there: to call it back is to attach it anew.
-        let stays =
-            |a: &NicAttachment| a.spec.goal != Goal::Detached && a.metadata.deletion_timestamp.is_none();
-        let attached = self
-            .attachments
-            .iter()
-            .any(|attachment| attachment.spec.pod.uid == pod.uid && stays(attachment));
+        let attached = self.attached_to(&pod.uid).is_some();
         let wait = if attached {
             None
-        } else if let Some(migration) = self.migrations.iter().find(|m| !nics_of(m).is_empty()) {
+        } else if let Some(migration) = self.under_way() {
             let message = format!(
                 "waits for the migration {}, which began without this NIC",
                 migration.name_any()
@@ -200,6 +202,11 @@ impl Known {
     }
 }
 
+/// The pod in which the NIC's VM was last.
+pub fn recorded(nic: &VmHybridNic) -> Option<&ObjectRef> {
+    nic.status.as_ref()?.pod.as_ref()
+}
+
 /// The NICs that a migration decides about: those with which it has begun, until it ends.
 pub fn nics_of(migration: &QemuMigration) -> &[String] {
     match &migration.status {
@@ -212,13 +219,14 @@ pub fn nics_of(migration: &QemuMigration) -> &[String] {
 mod tests {
     use super::*;
     use crate::testing::{attachment, migration, nic, observe, pod};
-    use hybridnic_api::v1alpha1::{AttachmentState, QemuMigrationStatus};
+    use hybridnic_api::v1alpha1::{AttachmentState, Goal, QemuMigrationStatus};
 
     fn known(pods: Vec<Pod>) -> Known {
         Known {
             network: None,
             pods: pods.into_iter().map(Arc::new).collect(),
             attachments: Vec::new(),
+            others: Vec::new(),
             orphans: Vec::new(),
             nodes: BTreeMap::from([("n1".to_owned(), NodeState::Ready)]),
             overdue: BTreeSet::new(),

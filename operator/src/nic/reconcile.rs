@@ -86,6 +86,12 @@ impl NicReconciler {
             Ok(location) => location.wait.clone(),
             Err(refusal) => Some(refusal.clone()),
         };
+        // Where the VM is not is left once the status says where the NIC goes, or it might be called back.
+        let leaves = location
+            .as_ref()
+            .ok()
+            .filter(|_| !deleting && known.moving.is_none());
+        let leaves = leaves.and_then(|location| known.left(nic, &location.pod));
         let place = match (&known.moving, &location) {
             (Some((migration, ends)), _) => Place::Moving(migration, ends),
             (
@@ -105,7 +111,7 @@ impl NicReconciler {
             .first()
             .map(|attachment| attachment.spec.mac.as_str());
         let granted = mac.as_deref().filter(|mac| recorded == Some(mac));
-        if let Some(mac) = granted.or(used) {
+        if let Some(mac) = granted.or(used).filter(|_| leaves.is_none()) {
             let l2 = known.network.as_ref().map(|network| l2(network));
             let wanted = Wanted {
                 nic,
@@ -127,6 +133,10 @@ impl NicReconciler {
             now: Timestamp::now(),
             mac: mac.or_else(|| used.map(ToOwned::to_owned)),
             admission,
+            other_pods: location
+                .as_ref()
+                .map(|location| known.other_pods(&location.pod))
+                .unwrap_or_default(),
             location: location.ok().map(|location| (location.pod, location.node)),
             obstacle,
             attachments: &known.attachments,
@@ -138,7 +148,8 @@ impl NicReconciler {
         if wrote {
             write::status(&api, nic, &new).await?;
             log(nic, &old, &new);
-            self.events.tell(nic, notes(&old, &new));
+            self.events
+                .tell(nic, leaves.into_iter().chain(notes(&old, &new)).collect());
         }
         Ok(Done { wrote, again })
     }

@@ -26,6 +26,8 @@ pub struct Facts<'a> {
     pub admission: Result<(), Refusal>,
     /// Pod and node of its VM.
     pub location: Option<(ObjectRef, String)>,
+    /// The VM's other pods that run.
+    pub other_pods: Vec<String>,
     /// Why it is not attached there.
     pub obstacle: Option<Refusal>,
     /// All its attachments.
@@ -129,7 +131,7 @@ fn ready(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition 
     if let Some(lost) = facts.lost() {
         return NewCondition::no(types::READY, lost.reason, &lost.message);
     }
-    let now = said(types::READY, attachment).unwrap_or_else(|| absent(types::READY, facts));
+    let now = word(types::READY, facts, attachment);
     // Of what passes by itself during a migration the migration tells.
     let passes = facts.moving.is_some() && now.status != Some(true) && is_quiet(&now.reason);
     let before = facts.nic.status.as_ref().filter(|_| passes);
@@ -149,7 +151,29 @@ fn fast_path(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondit
             let message = format!("the migration {} is under way", migration.name_any());
             NewCondition::no(types::FAST_PATH, reasons::MIGRATING, message)
         }
-        _ => said(types::FAST_PATH, attachment).unwrap_or_else(|| absent(types::FAST_PATH, facts)),
+        _ => word(types::FAST_PATH, facts, attachment),
+    }
+}
+
+/// What the agent says; where there is none, why.
+fn word(type_: &'static str, facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
+    said(type_, attachment).map_or_else(|| absent(type_, facts), |said| or_elsewhere(facts, said))
+}
+
+/// An agent knows of its own node's pods only. Where the NIC goes by itself it does not stay for a person to read this.
+fn or_elsewhere(facts: &Facts<'_>, said: NewCondition) -> NewCondition {
+    let waits = facts.moving.is_none() && said.status == Some(false) && said.reason == reasons::VM_INCOMING;
+    match &facts.location {
+        Some((pod, _)) if waits && !facts.other_pods.is_empty() => NewCondition {
+            message: format!(
+                "{}; if the VM runs in {}, delete the pod {}: the NIC follows",
+                said.message,
+                facts.other_pods.join(" or "),
+                pod.name
+            ),
+            ..said
+        },
+        _ => said,
     }
 }
 

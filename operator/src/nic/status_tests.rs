@@ -11,6 +11,7 @@ struct Scene {
     admission: Result<(), Refusal>,
     obstacle: Option<Refusal>,
     located: bool,
+    other_pods: Vec<String>,
     moving: Option<QemuMigration>,
     migrations: Vec<Arc<QemuMigration>>,
 }
@@ -23,6 +24,7 @@ impl Scene {
             admission: Ok(()),
             obstacle: None,
             located: true,
+            other_pods: Vec::new(),
             moving: None,
             migrations: Vec::new(),
         }
@@ -39,6 +41,7 @@ impl Scene {
             mac: Some("02:00:00:00:00:01".to_owned()),
             admission: self.admission.clone(),
             location: self.located.then(|| (pod, "n1".to_owned())),
+            other_pods: self.other_pods.clone(),
             obstacle: self.obstacle.clone(),
             attachments: &self.attachments,
             moving: self.moving.as_ref(),
@@ -381,4 +384,31 @@ fn a_nic_that_is_deleted_says_so() {
     let mut scene = Scene::new();
     scene.nic.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
     assert_eq!(scene.reasons().0, NicPhase::Detaching);
+}
+
+#[test]
+fn a_nic_whose_vm_may_be_in_another_pod_says_what_to_do() {
+    let mut scene = Scene::new();
+    let mut waits = attachment("eth0", "a", "n1");
+    observe(&mut waits, AttachmentState::Reserved);
+    say(&mut waits, reasons::VM_INCOMING, "QEMU waits");
+    scene.attachments = vec![Arc::new(waits.clone())];
+    let messages = |scene: &Scene| {
+        let status = scene.status();
+        [types::READY, types::FAST_PATH].map(|type_| {
+            conditions::find(&status.conditions, type_)
+                .unwrap()
+                .message
+                .clone()
+        })
+    };
+    assert_eq!(messages(&scene), ["QEMU waits"; 2]);
+    scene.other_pods = vec!["b".to_owned(), "c".to_owned()];
+    assert_eq!(
+        messages(&scene),
+        ["QEMU waits; if the VM runs in b or c, delete the pod a: the NIC follows"; 2]
+    );
+    say(&mut waits, reasons::QMP_UNAVAILABLE, "QEMU has ended");
+    scene.attachments = vec![Arc::new(waits)];
+    assert_eq!(messages(&scene), ["QEMU has ended"; 2]);
 }

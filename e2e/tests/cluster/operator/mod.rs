@@ -2,6 +2,7 @@
 
 mod life;
 mod loss;
+mod pods;
 
 use std::time::Duration;
 
