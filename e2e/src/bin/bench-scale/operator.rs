@@ -36,7 +36,11 @@ impl Operator {
     /// Starts one as the chart's service account.
     pub fn start(control_plane: &ControlPlane, log: &Path) -> Result<Self> {
         let groups = ["system:serviceaccounts", "system:authenticated"];
-        let kubeconfig = control_plane.kubeconfig_for(chart::OPERATOR_USER, &groups)?;
+        // KUBECONFIG is a list of paths, and the user's name has colons.
+        let kubeconfig = log.with_extension("kubeconfig");
+        control_plane
+            .login(chart::OPERATOR_USER, &groups)?
+            .write(&kubeconfig)?;
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
         drop(listener);
@@ -44,8 +48,8 @@ impl Operator {
             .args(["--lease-namespace", chart::NAMESPACE, "--http-address", &address])
             .env("KUBECONFIG", kubeconfig)
             .stdin(Stdio::null())
-            .stdout(fs::File::create(log)?)
-            .stderr(Stdio::inherit())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(log)?)
             .kill_on_drop(true)
             .spawn()
             .context("cannot start the operator")?;
