@@ -17,7 +17,7 @@ use tokio_util::time::{DelayQueue, delay_queue};
 
 use crate::cache::{Cache, Name, Object};
 use crate::metrics::Reconciles;
-use crate::queue::{Requests, Urgency};
+use crate::queue::{Requests, Turn, Urgency};
 use crate::write;
 
 /// After a conflict the newer version is on its way here already.
@@ -69,12 +69,11 @@ struct Memory<R: Reconciler> {
     timers: HashMap<Name, delay_queue::Key>,
 }
 
-/// Runs reconciles, at most `concurrency` at once, until `stop`; those that run then are finished.
+/// Runs reconciles, as many at once as the requests have places for, until `stop`; those that run then are finished.
 pub async fn run<R: Reconciler>(
     reconciler: R,
     cache: Cache<R::Kind>,
     requests: Requests<R::Kind>,
-    concurrency: usize,
     work: Reconciles,
     stop: CancellationToken,
 ) {
@@ -106,7 +105,7 @@ pub async fn run<R: Reconciler>(
                     memory.requests.ask(name, Urgency::Usual);
                 }
             }
-            (name, urgency) = memory.requests.next(), if running.len() < concurrency => {
+            Turn { name, urgency, waited } = memory.requests.next() => {
                 if let Some(timer) = memory.timers.remove(&name) {
                     memory.later.remove(&timer);
                 }
@@ -121,7 +120,9 @@ pub async fn run<R: Reconciler>(
                     memory.again_after(AFTER_CONFLICT, name, urgency);
                     continue;
                 }
-                let begun = work.begin(&<R::Kind as Resource>::kind(&()));
+                let kind = <R::Kind as Resource>::kind(&());
+                work.waited(&kind, urgency, waited);
+                let begun = work.begin(&kind);
                 let reconcile = reconciler.reconcile(object);
                 running.push(async move {
                     let done = reconcile.await;
@@ -212,7 +213,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use crate::cache::cache;
-    use crate::queue::{Queue, queue};
+    use crate::queue::{Places, Queue, queue};
 
     /// Says what it was asked to make true, and does what it is told.
     struct Obedient {
@@ -268,7 +269,12 @@ mod tests {
         let events = [Event::Init].into_iter().chain(names).chain([Event::InitDone]);
         feed.run(futures::stream::iter(events.map(Ok)), |_, _| {}).await;
         let work = Reconciles::new(&mut hybridnic_runtime::metrics::Registry::default());
-        let (queue, requests) = queue(&work);
+        let places = Places {
+            urgent: at_once,
+            others: at_once,
+            beside_urgent: at_once,
+        };
+        let (queue, requests) = queue(&work, places);
         let (seen, receiver) = mpsc::unbounded_channel();
         let reconciler = Obedient {
             seen,
@@ -276,7 +282,7 @@ mod tests {
             takes: Duration::from_millis(5),
         };
         let stop = CancellationToken::new();
-        let running = tokio::spawn(run(reconciler, cache, requests, at_once, work, stop.clone()));
+        let running = tokio::spawn(run(reconciler, cache, requests, work, stop.clone()));
         Bench {
             queue,
             seen: receiver,
@@ -310,12 +316,13 @@ mod tests {
         bench.ask("gone", Urgency::Usual);
         bench.ask("b", Urgency::Usual);
         bench.ask("c", Urgency::Urgent);
-        bench.next_is("c", 5).await;
-        bench.next_is("b", 10).await;
-        bench.next_is("a", 15).await;
+        // What is urgent has places of its own.
+        bench.next_is("c", 0).await;
+        bench.next_is("b", 5).await;
+        bench.next_is("a", 10).await;
         bench.stop.cancel();
         bench.running.await.unwrap();
-        assert_eq!(bench.begun.elapsed().as_millis(), 20);
+        assert_eq!(bench.begun.elapsed().as_millis(), 15);
     }
 
     #[tokio::test(start_paused = true)]

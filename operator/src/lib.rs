@@ -63,12 +63,6 @@ use queue::Requests;
 use routes::AllRequests;
 use world::World;
 
-/// Reconciles at once of the kinds of which there are many. They wait for the API server nearly all of their time; each that
-/// writes has a connection of its own.
-const MANY: usize = 64;
-/// Reconciles at once of the kinds of which there are few.
-const FEW: usize = 4;
-
 /// Does what the command line says. `logs` changes what is logged.
 pub async fn execute(options: Options, logs: LogLevel) -> anyhow::Result<()> {
     match &options.command {
@@ -223,11 +217,11 @@ impl Process {
 
         let mut set = JoinSet::new();
         let seen = world.clone();
-        self.spawn(&mut set, node, seen.hybrid_nodes, requests.hybrid_nodes, FEW);
-        self.spawn(&mut set, network, seen.networks, requests.networks, FEW);
-        self.spawn(&mut set, nic, seen.nics, requests.nics, MANY);
-        self.spawn(&mut set, release, seen.attachments, requests.attachments, FEW);
-        self.spawn(&mut set, migration, seen.migrations, requests.migrations, MANY);
+        self.spawn(&mut set, node, seen.hybrid_nodes, requests.hybrid_nodes);
+        self.spawn(&mut set, network, seen.networks, requests.networks);
+        self.spawn(&mut set, nic, seen.nics, requests.nics);
+        self.spawn(&mut set, release, seen.attachments, requests.attachments);
+        self.spawn(&mut set, migration, seen.migrations, requests.migrations);
         set
     }
 
@@ -237,17 +231,9 @@ impl Process {
         reconciler: R,
         cache: Cache<R::Kind>,
         requests: Requests<R::Kind>,
-        concurrency: usize,
     ) {
         let (work, stop) = (self.metrics.reconciles.clone(), self.stop.clone());
-        set.spawn(controller::run(
-            reconciler,
-            cache,
-            requests,
-            concurrency,
-            work,
-            stop,
-        ));
+        set.spawn(controller::run(reconciler, cache, requests, work, stop));
     }
 }
 

@@ -3,20 +3,69 @@
 use std::collections::{HashMap, VecDeque};
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::cache::{Name, Object};
 use crate::metrics::Reconciles;
 
-/// How soon an object's turn comes.
+/// How soon an object's turn comes: before all that are less urgent, after those as urgent that have waited longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
-    /// After those that have waited longer.
+    /// Nobody waits for it but whoever has asked.
     #[default]
     Usual,
-    /// Before all that are not: a VM is without its VFs meanwhile.
+    /// A migration has begun, and its VM has its VFs: what is begun is brought to its end before the next begins.
+    Begun,
+    /// A VM is without its VFs meanwhile.
     Urgent,
+}
+
+impl Urgency {
+    /// In one word, for the metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Usual => "usual",
+            Self::Begun => "begun",
+            Self::Urgent => "urgent",
+        }
+    }
+}
+
+/// How many reconciles of a kind run at once. Nearly all of their time they wait for the API server, which answers each the later
+/// the more it is asked at once. So what is urgent finds little before it there, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// If they are urgent.
+    pub urgent: usize,
+    /// If they are not, and nothing urgent runs.
+    pub others: usize,
+    /// If they are not, and something urgent runs.
+    pub beside_urgent: usize,
+}
+
+impl Places {
+    /// Whether one more may run beside so many.
+    fn admit(self, urgency: Urgency, urgent: usize, others: usize) -> bool {
+        match urgency {
+            Urgency::Urgent => urgent < self.urgent,
+            _ if urgent > 0 => others < self.beside_urgent,
+            _ => others < self.others,
+        }
+    }
+}
+
+/// One whose turn it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Of which object.
+    pub name: Name,
+    /// How urgent it is.
+    pub urgency: Urgency,
+    /// How long it has waited for this, since it was asked for and its last turn had ended.
+    pub waited: Duration,
 }
 
 /// Where changes ask for reconciles of a kind.
@@ -33,9 +82,9 @@ struct Shared<K> {
 }
 
 /// A queue, and its other end.
-pub fn queue<K: Object>(reconciles: &Reconciles) -> (Queue<K>, Requests<K>) {
+pub fn queue<K: Object>(reconciles: &Reconciles, places: Places) -> (Queue<K>, Requests<K>) {
     let shared = Arc::new(Shared {
-        line: Mutex::default(),
+        line: Mutex::new(Line::new(places)),
         asked: Notify::new(),
         reconciles: reconciles.clone(),
         kind: PhantomData,
@@ -71,8 +120,8 @@ impl<K: Object> Requests<K> {
         self.0.ask(name, urgency);
     }
 
-    /// The next object, once there is one. Until it is [`done`](Self::done) it is not given again.
-    pub async fn next(&self) -> (Name, Urgency) {
+    /// The next object, once there is one and a place for it. Until it is [`done`](Self::done) it is not given again.
+    pub async fn next(&self) -> Turn {
         loop {
             if let Some(next) = self.0.with(Line::next) {
                 return next;
@@ -88,45 +137,86 @@ impl<K: Object> Requests<K> {
     }
 }
 
-#[derive(Default)]
 struct Line {
-    urgent: VecDeque<Name>,
+    places: Places,
     usual: VecDeque<Name>,
-    waiting: HashMap<Name, Urgency>,
-    /// Those that have their turn now; and whether another was asked for meanwhile.
-    running: HashMap<Name, Option<Urgency>>,
+    begun: VecDeque<Name>,
+    urgent: VecDeque<Name>,
+    /// How urgent each is, and since when it waits.
+    waiting: HashMap<Name, (Urgency, Instant)>,
+    /// Those that have their turn now.
+    running: HashMap<Name, Running>,
+}
+
+struct Running {
+    urgent: bool,
+    /// Whether it was asked for again meanwhile.
+    again: Option<Urgency>,
 }
 
 impl Line {
-    fn ask(&mut self, name: Name, urgency: Urgency) {
-        if let Some(again) = self.running.get_mut(&name) {
-            *again = (*again).max(Some(urgency));
-            return;
-        }
-        let before = self.waiting.get(&name).copied();
-        if before >= Some(urgency) {
-            return;
-        }
-        // One that becomes urgent stands in both; the second time it is not waiting any more.
-        self.waiting.insert(name.clone(), urgency);
-        match urgency {
-            Urgency::Urgent => self.urgent.push_back(name),
-            Urgency::Usual => self.usual.push_back(name),
+    fn new(places: Places) -> Self {
+        Self {
+            places,
+            usual: VecDeque::new(),
+            begun: VecDeque::new(),
+            urgent: VecDeque::new(),
+            waiting: HashMap::new(),
+            running: HashMap::new(),
         }
     }
 
-    fn next(&mut self) -> Option<(Name, Urgency)> {
-        while let Some(name) = self.urgent.pop_front().or_else(|| self.usual.pop_front()) {
-            if let Some(urgency) = self.waiting.remove(&name) {
-                self.running.insert(name.clone(), None);
-                return Some((name, urgency));
+    fn ask(&mut self, name: Name, urgency: Urgency) {
+        if let Some(running) = self.running.get_mut(&name) {
+            running.again = running.again.max(Some(urgency));
+            return;
+        }
+        let before = self.waiting.get(&name).copied();
+        if before.is_some_and(|(before, _)| before >= urgency) {
+            return;
+        }
+        // One that becomes more urgent stands in two lines; the second time it is not waiting any more.
+        let since = before.map_or_else(Instant::now, |(_, since)| since);
+        self.waiting.insert(name.clone(), (urgency, since));
+        self.of(urgency).push_back(name);
+    }
+
+    fn of(&mut self, urgency: Urgency) -> &mut VecDeque<Name> {
+        match urgency {
+            Urgency::Usual => &mut self.usual,
+            Urgency::Begun => &mut self.begun,
+            Urgency::Urgent => &mut self.urgent,
+        }
+    }
+
+    fn next(&mut self) -> Option<Turn> {
+        for urgency in [Urgency::Urgent, Urgency::Begun, Urgency::Usual] {
+            let urgent = self.running.values().filter(|running| running.urgent).count();
+            if !self.places.admit(urgency, urgent, self.running.len() - urgent) {
+                return None;
+            }
+            while let Some(name) = self.of(urgency).pop_front() {
+                if let Some((urgency, since)) = self.waiting.remove(&name) {
+                    let running = Running {
+                        urgent: urgency == Urgency::Urgent,
+                        again: None,
+                    };
+                    self.running.insert(name.clone(), running);
+                    let waited = since.elapsed();
+                    return Some(Turn {
+                        name,
+                        urgency,
+                        waited,
+                    });
+                }
             }
         }
         None
     }
 
     fn done(&mut self, name: &Name) {
-        if let Some((name, Some(urgency))) = self.running.remove_entry(name) {
+        let ended = self.running.remove_entry(name);
+        if let Some((name, Some(urgency))) = ended.map(|(name, running)| (name, running.again)) {
             self.ask(name, urgency);
         }
     }
@@ -135,7 +225,18 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Urgency::{Urgent, Usual};
+    use Urgency::{Begun, Urgent, Usual};
+
+    const FEW: Places = Places {
+        urgent: 4,
+        others: 3,
+        beside_urgent: 1,
+    };
+    const ANY: Places = Places {
+        urgent: 99,
+        others: 99,
+        beside_urgent: 99,
+    };
 
     fn name(name: &str) -> Name {
         Name::new("ns", name)
@@ -143,29 +244,32 @@ mod tests {
 
     fn all(line: &mut Line) -> Vec<String> {
         std::iter::from_fn(|| line.next())
-            .map(|(name, _)| name.name().to_owned())
+            .map(|turn| turn.name.name().to_owned())
             .collect()
     }
 
     #[test]
     fn what_is_urgent_comes_first_and_each_once() {
-        let mut line = Line::default();
+        let mut line = Line::new(ANY);
         for (object, urgency) in [
             ("a", Usual),
             ("b", Usual),
             ("c", Urgent),
+            ("d", Begun),
             ("a", Usual),
             ("b", Urgent),
             ("c", Usual),
+            ("e", Usual),
+            ("e", Begun),
         ] {
             line.ask(name(object), urgency);
         }
-        assert_eq!(all(&mut line), ["c", "b", "a"]);
+        assert_eq!(all(&mut line), ["c", "b", "d", "e", "a"]);
     }
 
     #[test]
     fn one_that_has_its_turn_waits_for_the_next_until_it_is_done() {
-        let mut line = Line::default();
+        let mut line = Line::new(ANY);
         line.ask(name("a"), Usual);
         assert_eq!(all(&mut line), ["a"]);
         line.ask(name("a"), Urgent);
@@ -173,13 +277,49 @@ mod tests {
         line.ask(name("b"), Usual);
         assert_eq!(all(&mut line), ["b"]);
         line.done(&name("a"));
-        assert_eq!(
-            line.next(),
-            Some((name("a"), Urgent)),
-            "as urgent as it was asked for"
-        );
+        let next = line.next().map(|turn| (turn.name, turn.urgency));
+        assert_eq!(next, Some((name("a"), Urgent)), "as urgent as it was asked for");
         line.done(&name("a"));
         line.done(&name("b"));
         assert_eq!(all(&mut line), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_urgent_finds_places_and_few_beside_it() {
+        let mut line = Line::new(FEW);
+        for n in 0..9 {
+            line.ask(name(&format!("u{n}")), Usual);
+        }
+        assert_eq!(all(&mut line), ["u0", "u1", "u2"]);
+        line.ask(name("now"), Urgent);
+        line.ask(name("begun"), Begun);
+        assert_eq!(all(&mut line), ["now"], "and nothing else meanwhile");
+        line.done(&name("u0"));
+        line.done(&name("u1"));
+        assert_eq!(all(&mut line), Vec::<String>::new(), "one is beside it still");
+        line.done(&name("u2"));
+        assert_eq!(all(&mut line), ["begun"]);
+        line.done(&name("now"));
+        assert_eq!(all(&mut line), ["u3", "u4"]);
+        for n in 0..9 {
+            line.ask(name(&format!("n{n}")), Urgent);
+        }
+        assert_eq!(all(&mut line), ["n0", "n1", "n2", "n3"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_counts_from_the_first_who_asked_and_without_its_own_last_turn() {
+        let mut line = Line::new(ANY);
+        let second = Duration::from_secs(1);
+        line.ask(name("a"), Usual);
+        tokio::time::advance(second).await;
+        line.ask(name("a"), Urgent);
+        tokio::time::advance(second).await;
+        assert_eq!(line.next().map(|turn| turn.waited), Some(2 * second));
+        line.ask(name("a"), Usual);
+        tokio::time::advance(second).await;
+        line.done(&name("a"));
+        tokio::time::advance(second).await;
+        assert_eq!(line.next().map(|turn| turn.waited), Some(second));
     }
 }

@@ -17,12 +17,25 @@ use crate::fence::NodeState;
 use crate::kinds::vm_key;
 use crate::metrics::Reconciles;
 use crate::nic::release::is_held;
-use crate::queue::{Queue, Requests, Urgency, queue};
-use crate::world::{Feeds, World, is_off_its_vfs};
+use crate::queue::{Places, Queue, Requests, Urgency, queue};
+use crate::world::{Feeds, World, urgency};
 
 /// Objects of one page of a list: as many as are whole in memory at once. kube's streamed lists may begin with what a cache of the
 /// API server held some time ago; a leader must begin with what is there.
 const PAGE: u32 = 250;
+
+/// Of the kinds of which there are many.
+const MANY: Places = Places {
+    urgent: 64,
+    others: 16,
+    beside_urgent: 2,
+};
+/// Of the kinds of which there are few, or of which few are to be made true at once.
+const FEW: Places = Places {
+    urgent: 4,
+    others: 4,
+    beside_urgent: 4,
+};
 
 /// The queues of all controllers.
 #[allow(missing_docs)]
@@ -46,11 +59,11 @@ pub struct AllRequests {
 
 /// Queues and their ends.
 pub fn queues(reconciles: &Reconciles) -> (Queues, AllRequests) {
-    let (networks, network_requests) = queue(reconciles);
-    let (hybrid_nodes, node_requests) = queue(reconciles);
-    let (nics, nic_requests) = queue(reconciles);
-    let (attachments, attachment_requests) = queue(reconciles);
-    let (migrations, migration_requests) = queue(reconciles);
+    let (networks, network_requests) = queue(reconciles, FEW);
+    let (hybrid_nodes, node_requests) = queue(reconciles, FEW);
+    let (nics, nic_requests) = queue(reconciles, MANY);
+    let (attachments, attachment_requests) = queue(reconciles, FEW);
+    let (migrations, migration_requests) = queue(reconciles, MANY);
     (
         Queues {
             networks,
@@ -167,7 +180,7 @@ impl Routes {
         let Some(nic) = new.or(old) else { return };
         let namespace = nic.namespace().unwrap_or_default();
         let vm = nic.vm_name();
-        let urgency = vm.map_or(Urgency::Usual, |vm| self.urgency(&namespace, vm));
+        let urgency = vm.map_or(Urgency::Usual, |vm| self.world.urgency(&namespace, vm));
         self.queues.nics.add(Name::of(nic), urgency);
         if old.map(Object::glance) != new.map(Object::glance) {
             self.status_of(&nic.spec.network);
@@ -192,7 +205,7 @@ impl Routes {
             self.status_of(&attachment.spec.network);
         }
         let (namespace, vm) = (attachment.namespace().unwrap_or_default(), &attachment.spec.vm);
-        let urgency = self.urgency(&namespace, vm);
+        let urgency = self.world.urgency(&namespace, vm);
         self.migrations_of(&namespace, vm, urgency);
         // The verdict on a migration is made of the reports of all NICs.
         let report = |a: &NicAttachment| {
@@ -219,18 +232,9 @@ impl Routes {
     }
 
     fn vm(&self, namespace: &str, vm: &str) {
-        let urgency = self.urgency(namespace, vm);
+        let urgency = self.world.urgency(namespace, vm);
         self.all_nics(&vm_key(namespace, vm), urgency);
         self.migrations_of(namespace, vm, urgency);
-    }
-
-    /// What is to be done for a VM without its VFs comes before all else.
-    fn urgency(&self, namespace: &str, vm: &str) -> Urgency {
-        if self.world.is_off_its_vfs(namespace, vm) {
-            Urgency::Urgent
-        } else {
-            Urgency::Usual
-        }
     }
 
     fn migrations_of(&self, namespace: &str, vm: &str, urgency: Urgency) {
@@ -242,7 +246,7 @@ impl Routes {
     fn nic_of(&self, attachment: &NicAttachment) {
         let namespace = attachment.namespace().unwrap_or_default();
         let nic = Name::new(&namespace, &attachment.spec.nic.name);
-        let urgency = self.urgency(&namespace, &attachment.spec.vm);
+        let urgency = self.world.urgency(&namespace, &attachment.spec.vm);
         self.queues.nics.add(nic, urgency);
     }
 
@@ -264,14 +268,14 @@ impl Routes {
     }
 }
 
-/// Asks for a reconcile of all there is: what has changed while nobody led is not known. VMs that are without their VFs come
-/// first.
+/// Asks for a reconcile of all there is: what has changed while nobody led is not known. Migrations that have
+/// begun come first.
 pub fn everything(world: &World, queues: &Arc<Queues>) {
     let routes = Routes {
         world: world.clone(),
         queues: Arc::clone(queues),
     };
-    for migration in world.migrations.select(is_off_its_vfs) {
+    for migration in world.migrations.select(|phase| urgency(phase) > Urgency::Usual) {
         routes.migration(None, Some(&migration));
     }
     for node in world.hybrid_nodes.all_names() {

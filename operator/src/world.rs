@@ -11,6 +11,7 @@ use kube::core::PartialObjectMeta;
 
 use crate::cache::{self, Cache, Ended, Feed, Key};
 use crate::kinds::vm_key;
+use crate::queue::Urgency;
 
 /// The caches of all kinds.
 #[derive(Clone)]
@@ -102,10 +103,10 @@ impl World {
         self.migrations.by(&vm_key(namespace, vm))
     }
 
-    /// Whether a migration has taken the VM's VFs away, or the VM is on its way: what is to be done for it comes first.
-    pub fn is_off_its_vfs(&self, namespace: &str, vm: &str) -> bool {
-        let phases = self.migrations.glances(&vm_key(namespace, vm));
-        phases.into_iter().any(is_off_its_vfs)
+    /// How urgent it is what is to be done for a VM.
+    pub fn urgency(&self, namespace: &str, vm: &str) -> Urgency {
+        let phases = self.migrations.glances(&vm_key(namespace, vm)).into_iter();
+        phases.map(urgency).max().unwrap_or_default()
     }
 
     /// The attachments of all NICs of a VM.
@@ -129,11 +130,17 @@ impl World {
     }
 }
 
-/// Whether the VM of a migration in this phase is without its VFs, or about to be.
-pub fn is_off_its_vfs(phase: MigrationPhase) -> bool {
-    use MigrationPhase::{Completing, RollingBack, SwitchingToStandby, Transferring};
-    matches!(
-        phase,
-        SwitchingToStandby | Transferring | Completing | RollingBack
-    )
+/// How urgent it is what is to be done for the VM of a migration in this phase.
+pub fn urgency(phase: MigrationPhase) -> Urgency {
+    match phase {
+        MigrationPhase::SwitchingToStandby | MigrationPhase::Transferring | MigrationPhase::RollingBack => {
+            Urgency::Urgent
+        }
+        // The target's agent needs nobody to give the VM its VFs back.
+        MigrationPhase::PreparingTarget | MigrationPhase::Completing => Urgency::Begun,
+        MigrationPhase::Pending
+        | MigrationPhase::Succeeded
+        | MigrationPhase::Failed
+        | MigrationPhase::Cancelled => Urgency::Usual,
+    }
 }

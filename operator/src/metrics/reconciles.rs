@@ -7,11 +7,16 @@ use std::time::Duration;
 use hybridnic_runtime::metrics::{Counter, Gauge, Registry, Seconds};
 use tokio::time::Instant;
 
+use crate::queue::Urgency;
 use crate::write;
 
 /// Upper bounds of a reconcile's time: one that writes waits for the API server.
 const BUCKETS: &[f64] = &[
     0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+/// Upper bounds of the time that a reconcile waits for its turn.
+const WAITS: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
 ];
 /// Each of a reconcile's few requests has a deadline of 10 s. One that takes longer than all of them together hangs.
 const HANGS: Duration = Duration::from_mins(5);
@@ -20,6 +25,7 @@ const HANGS: Duration = Duration::from_mins(5);
 #[derive(Clone, Debug)]
 pub struct Reconciles {
     duration: Seconds<1>,
+    wait: Seconds<2>,
     failures: Counter<2>,
     waiting: Gauge<1>,
     running: Arc<Mutex<Running>>,
@@ -41,6 +47,12 @@ impl Reconciles {
                 BUCKETS,
                 "How long a reconcile took, by kind",
             ),
+            wait: registry.seconds(
+                "hybridnic_reconcile_wait",
+                ["kind", "urgency"],
+                WAITS,
+                "How long a reconcile waited for its turn after the change that asked for it, by kind and urgency: urgent of a VM that is without its VFs, begun of another migration that has begun, else usual",
+            ),
             failures: registry.counter(
                 "hybridnic_reconcile_failures",
                 ["kind", "reason"],
@@ -53,6 +65,11 @@ impl Reconciles {
             ),
             running: Arc::default(),
         }
+    }
+
+    /// A reconcile of this kind has waited so long for its turn.
+    pub fn waited(&self, kind: &str, urgency: Urgency, time: Duration) {
+        self.wait.observe([kind, urgency.word()], time.as_secs_f64());
     }
 
     /// A reconcile of this kind begins; it ends when what this gives is dropped.

@@ -10,6 +10,8 @@ pub mod step;
 mod trace;
 pub mod view;
 mod worth;
+#[cfg(test)]
+mod writes_tests;
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -2,6 +2,7 @@
 
 pub mod admit;
 pub mod desired;
+mod echo;
 pub mod known;
 mod leaving;
 mod patience;

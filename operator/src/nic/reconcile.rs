@@ -16,11 +16,12 @@ use kube::{Api, Client, Resource, ResourceExt};
 
 use super::admit::{self, Refusal};
 use super::desired::{Place, Wanted, desired_attachments};
+use super::echo::{Awaited, Echoes};
 use super::known::{Known, Location};
 use super::patience::Patience;
 use super::release::has_finalizer;
 use super::status::{Facts, is_news, notes, status};
-use crate::cache::Key;
+use crate::cache::{Key, Name};
 use crate::controller::{Done, Reconciler};
 use crate::events::Events;
 use crate::fence::NodeState;
@@ -30,6 +31,15 @@ use crate::mac::{self, HandedOut};
 use crate::world::World;
 use crate::write;
 
+/// What is to become of a NIC's attachments.
+struct Writes<'a> {
+    specs: Vec<NicAttachmentSpec>,
+    /// Those that were written just now.
+    awaited: Awaited,
+    /// Whether new ones may be made.
+    admission: &'a Result<(), Refusal>,
+}
+
 /// Reconciles NICs. The only writer of attachments' specs and of NICs' status.
 pub struct NicReconciler {
     client: Client,
@@ -37,6 +47,7 @@ pub struct NicReconciler {
     sight: Sight,
     patience: Patience,
     events: Events,
+    echoes: Echoes,
     handed_out: Mutex<HandedOut>,
 }
 
@@ -49,6 +60,7 @@ impl NicReconciler {
             sight,
             patience,
             events,
+            echoes: Echoes::default(),
             handed_out: Mutex::default(),
         }
     }
@@ -70,8 +82,15 @@ impl NicReconciler {
         }
 
         let (known, again) = self.look(nic).await;
-        if deleting && known.moving.is_none() && known.attachments.is_empty() {
+        let awaited = self
+            .echoes
+            .awaited(&Name::of(nic), &known.attachments, Instant::now());
+        let again = again.into_iter().chain(awaited.again).min();
+        // One that has just been made is not seen yet.
+        let gone = known.attachments.is_empty() && awaited.again.is_none();
+        if deleting && known.moving.is_none() && gone {
             self.handed_out().settle(nic);
+            self.echoes.forget(&Name::of(nic));
             finalizers.retain(|finalizer| finalizer != NIC_FINALIZER);
             if guarded {
                 write::finalizers(&api, nic, &finalizers).await?;
@@ -121,7 +140,12 @@ impl NicReconciler {
                 place,
             };
             let specs = desired_attachments(&wanted);
-            let made = self.apply(nic, &known, specs, &admission, &mut obstacle).await?;
+            let writes = Writes {
+                specs,
+                awaited,
+                admission: &admission,
+            };
+            let made = self.apply(nic, &known, writes, &mut obstacle).await?;
             if let Some(note) = known.unproven().filter(|_| made) {
                 tracing::warn!(namespace, nic = nic.name_any(), "{}", note.message);
                 self.events.tell(nic, vec![note]);
@@ -211,16 +235,20 @@ impl NicReconciler {
         self.handed_out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the attachments be as `specs`. Those that are there already stay as they are told; new ones are made only
+    /// Makes the attachments be as they should. Those that are there already stay as they are told; new ones are made only
     /// where the NIC may be, and the first thing in the way is left in `obstacle`. Says whether one was made.
     async fn apply(
         &self,
         nic: &VmHybridNic,
         known: &Known,
-        specs: Vec<NicAttachmentSpec>,
-        admission: &Result<(), Refusal>,
+        writes: Writes<'_>,
         obstacle: &mut Option<Refusal>,
     ) -> Result<bool, write::Error> {
+        let Writes {
+            specs,
+            awaited,
+            admission,
+        } = writes;
         let (existing, mut made) = (&known.attachments, false);
         let api: Api<NicAttachment> =
             Api::namespaced(self.client.clone(), &nic.namespace().unwrap_or_default());
@@ -231,6 +259,7 @@ impl NicReconciler {
         for (spec, name) in specs.into_iter().zip(&names) {
             let found = existing.iter().find(|found| found.name_any() == *name);
             match found {
+                _ if awaited.has(name) => {}
                 Some(found) if found.metadata.deletion_timestamp.is_some() || found.spec == spec => {}
                 Some(found) => {
                     let attachment = document(nic, name, found.resource_version(), spec);
@@ -253,7 +282,7 @@ impl NicReconciler {
         }
         for attachment in existing
             .iter()
-            .filter(|existing| !names.contains(&existing.name_any()))
+            .filter(|existing| !names.contains(&existing.name_any()) && !awaited.has(&existing.name_any()))
         {
             let abandoned = known.is_abandoned(attachment);
             self.retire(&api, nic, attachment, abandoned).await?;
@@ -275,7 +304,9 @@ impl NicReconciler {
             return Ok(());
         }
         if !has_finalizer(attachment) || abandoned || detached {
-            return write::delete(api, attachment).await;
+            write::delete(api, attachment).await?;
+            self.written(nic, attachment);
+            return Ok(());
         }
         if attachment.spec.goal == Goal::Detached {
             return Ok(());
@@ -290,6 +321,12 @@ impl NicReconciler {
         self.give(api, nic, Some(attachment.spec.goal), &retired).await
     }
 
+    /// Notes that an attachment was written, by a decision on the version that `attachment` has.
+    fn written(&self, nic: &VmHybridNic, attachment: &NicAttachment) {
+        let (name, over) = (attachment.name_any(), attachment.resource_version());
+        self.echoes.written(Name::of(nic), name, over, Instant::now());
+    }
+
     /// Writes an attachment, and a line when its goal is another than before.
     async fn give(
         &self,
@@ -299,6 +336,7 @@ impl NicReconciler {
         attachment: &NicAttachment,
     ) -> Result<(), write::Error> {
         write::object(api, attachment).await?;
+        self.written(nic, attachment);
         let spec = &attachment.spec;
         if before != Some(spec.goal) {
             tracing::info!(
