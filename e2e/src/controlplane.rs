@@ -364,17 +364,30 @@ impl ControlPlane {
 
     /// The resident memory of each process that runs, in KiB (`VmRSS` of proc(5)).
     pub fn resident_kib(&self) -> Vec<(&'static str, u64)> {
+        let daemons = self.daemons();
+        daemons
+            .filter_map(|daemon| Some((daemon.name(), daemon.resident_kib()?)))
+            .collect()
+    }
+
+    /// The processes that run.
+    pub fn pids(&self) -> Vec<u32> {
+        self.daemons().filter_map(Daemon::pid).collect()
+    }
+
+    /// Where etcd listens: a Unix socket, for its own API over HTTP.
+    pub fn etcd_socket(&self) -> PathBuf {
+        self.dir.join(flags::ETCD.trim_start_matches("unix://"))
+    }
+
+    fn daemons(&self) -> impl Iterator<Item = &Daemon> {
         let daemons = [
             Some(&self.etcd),
             Some(&self.apiserver),
             self.controllers.as_ref(),
             self.scheduler.as_ref(),
         ];
-        daemons
-            .into_iter()
-            .flatten()
-            .filter_map(|daemon| Some((daemon.name(), daemon.resident_kib()?)))
-            .collect()
+        daemons.into_iter().flatten()
     }
 
     fn start_scheduler(&mut self) -> Result<(), Error> {

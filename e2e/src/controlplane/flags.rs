@@ -13,7 +13,7 @@ pub(super) const API_SERVICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 /// A Unix socket beside the data: no port to choose, and nobody else on the machine gets in.
-const ETCD: &str = "unix://etcd.sock";
+pub(super) const ETCD: &str = "unix://etcd.sock";
 const ETCD_PEER: &str = "unix://etcd-peer.sock";
 
 /// What a chart or a manifest of the project relies on, and no more. Nothing here judges nodes or collects pods: the

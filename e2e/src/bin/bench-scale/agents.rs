@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
+use futures::future::join_all;
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::names::{AGENT_MANAGER, ATTACHMENT_FINALIZER};
 use hybridnic_api::v1alpha1::{
@@ -19,14 +20,13 @@ use serde_json::{Value, json};
 
 use crate::say;
 
-/// Writes at once.
-const AT_ONCE: usize = 64;
-
 /// What the agents have seen of time.
 #[derive(Clone, Debug, Default)]
 pub struct Times {
-    /// From the answer to a report on a migration to the next order for the VM.
-    pub steps: Vec<Duration>,
+    /// From the answer to a report on a migration to the next order for the VM: where it is without its VFs,
+    pub urgent: Vec<Duration>,
+    /// and elsewhere.
+    pub others: Vec<Duration>,
     /// How long writes took.
     pub writes: Vec<Duration>,
 }
@@ -41,12 +41,19 @@ struct Known {
     vms: HashMap<String, Vm>,
 }
 
-/// A VM's attachments by name, and since when the operator is to say what comes next.
+/// A VM's attachments by name, and what its agents are at.
 #[derive(Default)]
 struct Vm {
     attachments: HashMap<String, NicAttachment>,
-    reported: Option<Instant>,
+    reported: Option<Reported>,
+    /// Whether somebody reports; and whether there is more to report.
+    busy: bool,
+    again: bool,
 }
+
+/// A report on a migration, and when it was answered.
+#[derive(Default)]
+struct Reported(Option<Instant>);
 
 impl Agents {
     /// Starts them.
@@ -54,29 +61,19 @@ impl Agents {
         let this = Self(Arc::default());
         let agents = this.clone();
         tokio::spawn(async move {
-            let events = watcher(
-                Api::<NicAttachment>::all(client.clone()),
-                watcher::Config::default(),
-            );
-            let agents = &agents;
-            events
-                .default_backoff()
-                .for_each_concurrent(AT_ONCE, |event| {
-                    let client = client.clone();
-                    async move {
-                        match event {
-                            Ok(watcher::Event::Apply(a) | watcher::Event::InitApply(a)) => {
-                                agents.act(&client, a).await;
-                            }
-                            Ok(watcher::Event::Delete(a)) => {
-                                agents.known().vm(&a).attachments.remove(&a.name_any());
-                            }
-                            Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
-                            Err(error) => say(&format!("the agents' watch: {error}")),
-                        }
+            let config = watcher::Config::default();
+            let events = watcher(Api::<NicAttachment>::all(client.clone()), config).default_backoff();
+            let mut events = std::pin::pin!(events);
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(watcher::Event::Apply(a) | watcher::Event::InitApply(a)) => agents.seen(&client, a),
+                    Ok(watcher::Event::Delete(a)) => {
+                        agents.known().vm(&a).attachments.remove(&a.name_any());
                     }
-                })
-                .await;
+                    Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
+                    Err(error) => say(&format!("the agents' watch: {error}")),
+                }
+            }
         });
         this
     }
@@ -95,21 +92,31 @@ impl Agents {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An attachment has changed: what is to be said of any of the VM's.
-    async fn act(&self, client: &Client, attachment: NicAttachment) {
-        let all: Vec<NicAttachment> = {
-            let mut known = self.known();
-            let vm = known.vm(&attachment);
-            let before = vm.attachments.insert(attachment.name_any(), attachment.clone());
-            let ordered = before.is_none_or(|before| before.spec != attachment.spec);
-            let step = vm.reported.take_if(|_| ordered).map(|at| at.elapsed());
-            let all = vm.attachments.values().cloned().collect();
-            known.times.steps.extend(step);
-            all
-        };
-        for one in &all {
-            self.report(client, one, &all).await;
+    /// An attachment has changed. Each VM's agents go on by themselves: nobody waits for those of another.
+    fn seen(&self, client: &Client, attachment: NicAttachment) {
+        let key = key(&attachment);
+        let mut known = self.known();
+        known.put(attachment);
+        let vm = known.vms.entry(key.clone()).or_default();
+        vm.again = true;
+        if std::mem::replace(&mut vm.busy, true) {
+            return;
         }
+        drop(known);
+        let (agents, client) = (self.clone(), client.clone());
+        tokio::spawn(async move {
+            while let Some(all) = agents.to_report(&key) {
+                join_all(all.iter().map(|one| agents.report(&client, one, &all))).await;
+            }
+        });
+    }
+
+    /// The VM's attachments, if there is something new of them.
+    fn to_report(&self, vm: &str) -> Option<Vec<NicAttachment>> {
+        let mut known = self.known();
+        let vm = known.vms.get_mut(vm)?;
+        vm.busy = std::mem::take(&mut vm.again);
+        vm.busy.then(|| vm.attachments.values().cloned().collect())
     }
 
     async fn report(&self, client: &Client, of: &NicAttachment, all: &[NicAttachment]) {
@@ -117,21 +124,26 @@ impl Agents {
         let deleting = of.metadata.deletion_timestamp.is_some();
         if !held {
             if !deleting {
-                self.write(
-                    client,
-                    of,
-                    json!({"metadata": {"finalizers": [ATTACHMENT_FINALIZER]}}),
-                )
-                .await;
+                let finalizers = json!({"metadata": {"finalizers": [ATTACHMENT_FINALIZER]}});
+                let taken = self.write(client, of, finalizers).await;
+                if let Some(now) = taken {
+                    self.put(now);
+                }
             }
             return;
         }
         let status = status(of, all);
         if of.status.as_ref() != Some(&status) {
             let migrates = of.spec.migration.is_some();
-            self.write(client, of, json!({"status": status})).await;
             if migrates {
-                self.known().vm(of).reported = Some(Instant::now());
+                self.known().vm(of).reported = Some(Reported::default());
+            }
+            let said = self.write(client, of, json!({"status": status})).await;
+            if let Some(reported) = self.known().vm(of).reported.as_mut().filter(|_| migrates) {
+                *reported = Reported(Some(Instant::now()));
+            }
+            if let Some(now) = said {
+                self.put(now);
             }
         } else if deleting && status.state == AttachmentState::Detached {
             self.write(client, of, json!({"metadata": {"finalizers": []}}))
@@ -139,7 +151,15 @@ impl Agents {
         }
     }
 
-    async fn write(&self, client: &Client, of: &NicAttachment, part: Value) {
+    fn put(&self, attachment: NicAttachment) {
+        let mut known = self.known();
+        let key = key(&attachment);
+        known.put(attachment);
+        known.vms.entry(key).or_default().again = true;
+    }
+
+    /// Gives the attachment as it is then.
+    async fn write(&self, client: &Client, of: &NicAttachment, part: Value) -> Option<NicAttachment> {
         let api: Api<NicAttachment> = Api::namespaced(client.clone(), &of.namespace().unwrap_or_default());
         let name = of.name_any();
         let (params, is_status) = (
@@ -159,23 +179,55 @@ impl Agents {
             api.patch(&name, &params, &patch).await
         };
         match done {
-            Ok(_) => self.known().times.writes.push(begun.elapsed()),
+            Ok(now) => {
+                self.known().times.writes.push(begun.elapsed());
+                Some(now)
+            }
             // It is gone already: another report of this one was faster.
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
-            Err(error) => say(&format!("an agent's write: {error}")),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => None,
+            Err(error) => {
+                say(&format!("an agent's write: {error}"));
+                None
+            }
         }
     }
 }
 
 impl Known {
     fn vm(&mut self, attachment: &NicAttachment) -> &mut Vm {
-        let vm = format!(
-            "{}/{}",
-            attachment.namespace().unwrap_or_default(),
-            attachment.spec.vm
-        );
-        self.vms.entry(vm).or_default()
+        self.vms.entry(key(attachment)).or_default()
     }
+
+    /// What is newer takes the place of what was.
+    fn put(&mut self, attachment: NicAttachment) {
+        let version = |a: &NicAttachment| a.resource_version().and_then(|v| v.parse::<u64>().ok());
+        let vm = self.vm(&attachment);
+        let before = vm.attachments.get(&attachment.name_any());
+        if before.is_some_and(|before| version(before) >= version(&attachment)) {
+            return;
+        }
+        let ordered = before.is_none_or(|before| before.spec != attachment.spec);
+        let reported = vm.reported.take_if(|_| ordered);
+        let order = attachment.spec.migration.as_ref().map(|order| order.step);
+        let sends = attachment.spec.goal == Goal::Standby && order == Some(MigrationStep::Transfer);
+        vm.attachments.insert(attachment.name_any(), attachment);
+        let since = |Reported(answered)| answered.map_or(Duration::ZERO, |at| at.elapsed());
+        let times = if sends {
+            &mut self.times.urgent
+        } else {
+            &mut self.times.others
+        };
+        times.extend(reported.map(since));
+    }
+}
+
+/// Namespace and name of an attachment's VM.
+fn key(attachment: &NicAttachment) -> String {
+    format!(
+        "{}/{}",
+        attachment.namespace().unwrap_or_default(),
+        attachment.spec.vm
+    )
 }
 
 /// The word of QEMU on a migration.

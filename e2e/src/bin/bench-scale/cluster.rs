@@ -21,6 +21,10 @@ use crate::say;
 
 /// Requests at once.
 const AT_ONCE: usize = 64;
+/// More NICs than these would take an API server on few processors longer than is of use.
+const MADE: usize = 2000;
+/// Migrations one after the other.
+const ALONE: usize = 5;
 /// NICs of a namespace.
 const OF_A_NAMESPACE: usize = 500;
 /// VFs of each of a node's two PFs.
@@ -55,13 +59,39 @@ impl Size {
         })
     }
 
-    /// The VMs that migrate, spread over all.
-    fn movers(self) -> impl Iterator<Item = usize> {
-        (0..self.migrations).map(move |n| n * (self.nics / self.migrations))
+    /// In words.
+    pub fn told(self) -> String {
+        let (nodes, nics) = (self.nodes, self.nics);
+        format!(
+            "{nodes} nodes with {} VFs, {nics} VMs with a pod and a NIC each, {} migrations at once",
+            nodes * 2 * VFS,
+            self.migrations
+        )
+    }
+
+    /// How many NICs are made as anybody would; the others are copies of the first of them.
+    pub fn made(self) -> usize {
+        self.nics.min(MADE)
+    }
+
+    /// The VMs that migrate at once, spread over all.
+    pub fn movers(self) -> Vec<usize> {
+        (0..self.migrations).map(|n| n * self.stride()).collect()
+    }
+
+    /// Those that migrate one after the other: neighbours of some of the others, where they have any.
+    pub fn soloists(self) -> Vec<usize> {
+        let alone = if self.stride() < 2 { 0 } else { ALONE };
+        self.movers().into_iter().take(alone).map(|n| n + 1).collect()
+    }
+
+    fn stride(self) -> usize {
+        self.nics / self.migrations.max(1)
     }
 }
 
-fn namespace(vm: usize) -> String {
+/// The namespace of a VM.
+pub fn namespace(vm: usize) -> String {
     format!("ns-{}", vm / OF_A_NAMESPACE)
 }
 
@@ -77,8 +107,8 @@ pub async fn fill(client: &Client, size: Size) -> Result<()> {
         create(&api, json!({"metadata": {"name": format!("ns-{n}")}})).await
     })
     .await?;
-    say(&format!("{} pods and NICs", size.nics));
-    each(0..size.nics, |n| async move {
+    say(&format!("{} pods and NICs", size.made()));
+    each(0..size.made(), |n| async move {
         pod(client, n, "a", n % size.nodes).await?;
         let (name, vm) = (format!("vm-{n}-0"), json!({"qemu": {"name": format!("vm-{n}")}}));
         let nic = json!({"metadata": {"name": name}, "spec": {"network": "net", "vm": vm}});
@@ -88,22 +118,23 @@ pub async fn fill(client: &Client, size: Size) -> Result<()> {
 }
 
 /// Makes the pods to which VMs are to move.
-pub async fn target_pods(client: &Client, size: Size) -> Result<()> {
-    each(size.movers(), |n| pod(client, n, "b", (n + 1) % size.nodes)).await
+pub async fn target_pods(client: &Client, size: Size, vms: &[usize]) -> Result<()> {
+    each(vms.iter().copied(), |n| pod(client, n, "b", (n + 1) % size.nodes)).await
 }
 
-/// Asks for the migrations.
-pub async fn migrations(client: &Client, size: Size) -> Result<()> {
-    each(size.movers(), |n| async move {
+/// Asks for migrations.
+pub async fn migrations(client: &Client, vms: &[usize]) -> Result<()> {
+    each(vms.iter().copied(), |n| async move {
         let api = Api::<QemuMigration>::namespaced(client.clone(), &namespace(n));
-        let name = format!("move-{n}");
-        create(
-            &api,
-            json!({"metadata": {"name": name}, "spec": {"vm": format!("vm-{n}")}}),
-        )
-        .await
+        let (name, vm) = (migration(n), format!("vm-{n}"));
+        create(&api, json!({"metadata": {"name": name}, "spec": {"vm": vm}})).await
     })
     .await
+}
+
+/// The name of a VM's migration.
+pub fn migration(vm: usize) -> String {
+    format!("move-{vm}")
 }
 
 /// How many NICs are in a phase that is wanted, from now on.

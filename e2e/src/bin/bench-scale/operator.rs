@@ -105,19 +105,13 @@ impl Operator {
     }
 
     /// How often it has written what: verb and resource.
-    pub async fn writes(&self) -> Result<BTreeMap<String, u64>> {
-        let mut counts = BTreeMap::new();
+    pub async fn writes(&self) -> Result<Counts> {
+        let mut counts = Counts::default();
         for line in self.metrics().await?.lines() {
-            let Some(rest) = line.strip_prefix("hybridnic_api_requests_total{") else {
+            let Some((labels, count)) = sample(line, "hybridnic_api_requests_total") else {
                 continue;
             };
-            let (labels, count) = rest.split_once("} ").context("no metric")?;
-            let label = |name: &str| {
-                let pair = labels.split(',').find_map(|pair| pair.strip_prefix(name));
-                pair.map(|value| value.trim_matches(['=', '"']))
-                    .unwrap_or_default()
-            };
-            let (verb, resource, result) = (label("verb"), label("resource"), label("result"));
+            let [verb, resource, result] = ["verb", "resource", "result"].map(|name| label(labels, name));
             let writes = ["create", "update", "patch", "delete"].contains(&verb);
             if !writes || resource == "leases" {
                 continue;
@@ -128,9 +122,28 @@ impl Operator {
                 format!(", {result}")
             };
             let what = format!("{verb} {resource}{refused}");
-            *counts.entry(what).or_default() += count.trim().parse::<u64>()?;
+            *counts.0.entry(what).or_default() += count.parse::<u64>()?;
         }
         Ok(counts)
+    }
+
+    /// How long changes have waited for their reconciles.
+    pub async fn waits(&self) -> Result<Waits> {
+        let mut waits = Waits::default();
+        for line in self.metrics().await?.lines() {
+            let Some((labels, count)) = sample(line, "hybridnic_reconcile_wait_seconds_bucket") else {
+                continue;
+            };
+            let bound = match label(labels, "le") {
+                "+Inf" => f64::INFINITY,
+                bound => bound.parse()?,
+            };
+            // Of the kinds that migrations are about.
+            if ["VmHybridNic", "QemuMigration"].contains(&label(labels, "kind")) {
+                waits.count(label(labels, "urgency"), bound, count.parse()?);
+            }
+        }
+        Ok(waits)
     }
 
     /// Whether anything waits for a reconcile.
@@ -159,5 +172,154 @@ impl Operator {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+/// Labels and value of a line of this metric.
+fn sample<'a>(line: &'a str, metric: &str) -> Option<(&'a str, &'a str)> {
+    line.strip_prefix(metric)?.strip_prefix('{')?.split_once("} ")
+}
+
+fn label<'a>(labels: &'a str, name: &str) -> &'a str {
+    let pairs = labels.split(',').filter_map(|pair| pair.split_once('='));
+    let mut values = pairs.filter(|(found, _)| *found == name);
+    values
+        .next()
+        .map(|(_, value)| value.trim_matches('"'))
+        .unwrap_or_default()
+}
+
+/// How often what was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts(BTreeMap<String, u64>);
+
+impl Counts {
+    /// What there is more than there was.
+    pub fn since(&self, before: &Self) -> Self {
+        let more = |(what, count): (&String, &u64)| {
+            let count = count - before.of(what);
+            (count > 0).then(|| (what.clone(), count))
+        };
+        Self(self.0.iter().filter_map(more).collect())
+    }
+
+    /// Adds others.
+    pub fn add(&mut self, others: &Self) {
+        for (what, count) in &others.0 {
+            *self.0.entry(what.clone()).or_default() += count;
+        }
+    }
+
+    /// Of one kind.
+    pub fn of(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or_default()
+    }
+
+    /// What was written.
+    pub fn kinds(&self) -> impl Iterator<Item = &String> {
+        self.0.keys()
+    }
+
+    /// Of all kinds.
+    pub fn sum(&self) -> u64 {
+        self.0.values().sum()
+    }
+}
+
+/// How many waits were no longer than a bound, by urgency and bound in microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waits(BTreeMap<String, BTreeMap<u64, u64>>);
+
+impl Waits {
+    fn count(&mut self, urgency: &str, bound: f64, count: u64) {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let bound = (bound * 1e6) as u64;
+        let buckets = self.0.entry(urgency.to_owned()).or_default();
+        *buckets.entry(bound).or_default() += count;
+    }
+
+    /// What there is more than there was.
+    pub fn since(&self, before: &Self) -> Self {
+        let mut since = self.clone();
+        for (urgency, buckets) in &mut since.0 {
+            for (bound, count) in buckets {
+                let was = before.0.get(urgency).and_then(|buckets| buckets.get(bound));
+                *count -= was.copied().unwrap_or_default();
+            }
+        }
+        since
+    }
+
+    /// Adds others.
+    pub fn add(&mut self, others: &Self) {
+        for (urgency, buckets) in &others.0 {
+            let own = self.0.entry(urgency.clone()).or_default();
+            for (bound, count) in buckets {
+                *own.entry(*bound).or_default() += count;
+            }
+        }
+    }
+
+    /// Half and 99 % of those of an urgency, by the bounds of their buckets.
+    pub fn told(&self, urgency: &str) -> String {
+        let Some(buckets) = self.0.get(urgency) else {
+            return "none".to_owned();
+        };
+        let all = buckets.values().max().copied().unwrap_or_default();
+        let within = |hundredths: u64| {
+            let bound = buckets
+                .iter()
+                .find(|(_, count)| **count * 100 >= all * hundredths);
+            match bound {
+                Some((bound, _)) if *bound < u64::MAX => {
+                    let time = Duration::from_micros(*bound);
+                    format!("{} ms", time.as_secs_f64() * 1000.0)
+                }
+                _ => "longer".to_owned(),
+            }
+        };
+        match all {
+            0 => "none".to_owned(),
+            all => format!("≤ {} / ≤ {} of {all}", within(50), within(99)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_told_by_their_buckets() {
+        let mut before = Waits::default();
+        before.count("urgent", 0.001, 5);
+        before.count("urgent", f64::INFINITY, 5);
+        let mut now = Waits::default();
+        now.count("urgent", 0.001, 65);
+        now.count("urgent", 0.025, 105);
+        now.count("urgent", f64::INFINITY, 105);
+        assert_eq!(now.since(&before).told("urgent"), "≤ 1 ms / ≤ 25 ms of 100");
+        assert_eq!(now.told("usual"), "none");
+        now.count("urgent", f64::INFINITY, 100);
+        assert_eq!(now.told("urgent"), "≤ 25 ms / longer of 205");
+        let line = r#"hybridnic_x_total{kind="A",le="0.5"} 7"#;
+        let (labels, value) = sample(line, "hybridnic_x_total").unwrap();
+        assert_eq!(
+            (label(labels, "kind"), label(labels, "le"), value),
+            ("A", "0.5", "7")
+        );
+        assert!(sample(line, "hybridnic_x").is_none());
+    }
+
+    #[test]
+    fn counts_are_of_what_came_since() {
+        let counts = |all: &[(&str, u64)]| Counts(all.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect());
+        let before = counts(&[("patch a", 2), ("patch b", 1)]);
+        let mut now = counts(&[("patch a", 2), ("patch b", 4), ("create c", 1)]);
+        let since = now.since(&before);
+        assert_eq!(since, counts(&[("patch b", 3), ("create c", 1)]));
+        assert_eq!((since.sum(), since.of("patch a")), (4, 0));
+        now.add(&before);
+        assert_eq!(now.of("patch b"), 5);
     }
 }
