@@ -1,20 +1,21 @@
 //! `HybridNetwork.status`: what the cluster has of a network; and its finalizer, while NICs are attached to it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::names::NETWORK_FINALIZER;
 use hybridnic_api::v1alpha1::{
-    HybridNetwork, HybridNetworkStatus, HybridNode, NicAttachment, Path, PoolStatus, VfCounts,
+    HybridNetwork, HybridNetworkStatus, HybridNode, HybridNodeSpec, HybridNodeStatus, NicAttachment,
+    NodePool, Path, PoolStatus, VfCounts,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, ResourceExt};
 use tokio::time::Instant;
 
-use crate::cache::Key;
+use crate::cache::{Key, Object};
 use crate::controller::{Done, Reconciler};
 use crate::events::{Events, Note};
 use crate::fence::NodeState;
@@ -23,10 +24,12 @@ use crate::select::selects;
 use crate::world::World;
 use crate::{mac, write};
 
-/// A status is written no more often than this.
-const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// All nodes of a network are looked at, and its status is written, no more often than this.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Counts of thousands of NICs change all the time; nobody reads them more often than this.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// So many nodes are looked at before others have a turn: 5,000 at once would hold up all migrations.
+const NODES_AT_ONCE: usize = 32;
 /// How many nodes a message names.
 const NAMED: usize = 3;
 
@@ -35,7 +38,14 @@ pub struct NetworkReconciler {
     client: Client,
     world: World,
     events: Events,
-    written: Mutex<HashMap<String, Instant>>,
+    times: Mutex<HashMap<String, Times>>,
+}
+
+/// When a network was last looked at, and when its status was written.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    looked: Instant,
+    written: Option<Instant>,
 }
 
 impl NetworkReconciler {
@@ -45,17 +55,83 @@ impl NetworkReconciler {
             client,
             world,
             events,
-            written: Mutex::default(),
+            times: Mutex::default(),
         }
     }
 
-    /// How long the status of a network must stay as it was written last, if it may be written once in `every`.
-    fn rest(&self, network: &str, every: Duration) -> Option<Duration> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.retain(|_, at| at.elapsed() < COUNT_EVERY);
-        let rest = every.saturating_sub(written.get(network)?.elapsed());
+    /// How long a network is not to be looked at again. If it is, that is noted.
+    fn rest(&self, network: &str) -> Option<Duration> {
+        let (mut times, looked) = (self.times(), Instant::now());
+        times.retain(|_, times| times.looked.elapsed() < COUNT_EVERY);
+        let before = times.get(network).copied();
+        let rest = before.map_or(Duration::ZERO, |before| left(before.looked, LOOK_EVERY));
+        if rest.is_zero() {
+            let written = before.and_then(|before| before.written);
+            times.insert(network.to_owned(), Times { looked, written });
+        }
         (!rest.is_zero()).then_some(rest)
     }
+
+    /// How long its counts must stay as they were written last.
+    fn counts_rest(&self, network: &str) -> Option<Duration> {
+        let written = self.times().get(network)?.written?;
+        Some(left(written, COUNT_EVERY)).filter(|rest| !rest.is_zero())
+    }
+
+    fn times(&self) -> MutexGuard<'_, HashMap<String, Times>> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The nodes of a network's pool: those whose VFs count, and those that are not ready.
+    async fn nodes(&self, network: &str) -> (Vec<HybridNode>, Vec<HybridNode>) {
+        let key = Key::Network(network.to_owned());
+        let mut names = self.world.hybrid_nodes.names(&key);
+        names.sort_by(|a, b| a.name().cmp(b.name()));
+        let (mut there, mut away) = (Vec::new(), Vec::new());
+        for some in names.chunks(NODES_AT_ONCE) {
+            for name in some {
+                let node = self.world.hybrid_nodes.peek(name);
+                let Some(node) = node.filter(|node| node.keys().contains(&key)) else {
+                    continue;
+                };
+                let is_away = self.world.nodes.glance("", name.name()) == Some(true);
+                let nodes = if is_away { &mut away } else { &mut there };
+                nodes.push(of_network(&node, network));
+            }
+            tokio::task::yield_now().await;
+        }
+        (there, away)
+    }
+}
+
+/// What is left of a time.
+fn left(since: Instant, of: Duration) -> Duration {
+    of.saturating_sub(since.elapsed())
+}
+
+/// What of a node is a network's: all of 5,000 nodes are looked at together.
+fn of_network(node: &HybridNode, network: &str) -> HybridNode {
+    let pools = node.spec.pools.iter().filter(|pool| pool.network == network);
+    let pools = pools.map(|pool| NodePool {
+        network: pool.network.clone(),
+        uplinks: Vec::new(),
+    });
+    let mut slim = HybridNode::new(
+        &node.name_any(),
+        HybridNodeSpec {
+            pools: pools.collect(),
+        },
+    );
+    slim.status = node.status.as_ref().map(|status| HybridNodeStatus {
+        pools: status
+            .pools
+            .iter()
+            .filter(|pool| pool.network == network)
+            .cloned()
+            .collect(),
+        ..HybridNodeStatus::default()
+    });
+    slim
 }
 
 impl NetworkReconciler {
@@ -126,11 +202,10 @@ impl Reconciler for NetworkReconciler {
             wrote: false,
             again: Some(rest),
         };
-        if let Some(rest) = self.rest(&name, WRITE_EVERY) {
+        if let Some(rest) = self.rest(&name) {
             return Ok(after(rest));
         }
-        let is_away = |node: &Arc<HybridNode>| self.world.nodes.glance("", &node.name_any()) == Some(true);
-        let (away, nodes): (Vec<_>, Vec<_>) = self.world.hybrid_nodes.by(&key).into_iter().partition(is_away);
+        let (nodes, away) = self.nodes(&name).await;
         let leaves = network.metadata.deletion_timestamp.is_some();
         let attached = if leaves {
             attached(&self.world, &key)
@@ -151,14 +226,16 @@ impl Reconciler for NetworkReconciler {
             let counts = network.status.as_ref().is_some_and(|old| {
                 (&old.conditions, old.observed_generation) == (&new.conditions, new.observed_generation)
             });
-            if let Some(rest) = self.rest(&name, COUNT_EVERY).filter(|_| counts) {
+            if let Some(rest) = self.counts_rest(&name).filter(|_| counts) {
                 return Ok(after(rest));
             }
             write::status(&Api::all(self.client.clone()), network.as_ref(), &new).await?;
-            self.written
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(name, Instant::now());
+            let written = Instant::now();
+            let times = Times {
+                looked: written,
+                written: Some(written),
+            };
+            self.times().insert(name, times);
             let old = network.status.clone().unwrap_or_default();
             self.events.tell(network.as_ref(), notes(&old, &new));
         }
@@ -170,9 +247,9 @@ impl Reconciler for NetworkReconciler {
 #[derive(Clone, Copy)]
 struct Nodes<'a> {
     /// Those whose VFs count.
-    there: &'a [Arc<HybridNode>],
+    there: &'a [HybridNode],
     /// Those that are not ready.
-    away: &'a [Arc<HybridNode>],
+    away: &'a [HybridNode],
 }
 
 /// The status that follows from the nodes of the network's pool and its NICs.
@@ -184,7 +261,7 @@ fn status(
     now: Timestamp,
 ) -> HybridNetworkStatus {
     let name = network.name_any();
-    let pools: Vec<(&Arc<HybridNode>, &PoolStatus)> = nodes
+    let pools: Vec<(&HybridNode, &PoolStatus)> = nodes
         .there
         .iter()
         .filter_map(|node| Some((node, pool(node, &name)?)))
@@ -274,7 +351,7 @@ fn accepted(network: &HybridNetwork) -> NewCondition {
 fn ready(
     status: &HybridNetworkStatus,
     nodes: Nodes<'_>,
-    pools: &[(&Arc<HybridNode>, &PoolStatus)],
+    pools: &[(&HybridNode, &PoolStatus)],
 ) -> NewCondition {
     let (vfs, with) = (status.vfs.total, status.nodes);
     if vfs > 0 && status.vfs.unhealthy == vfs {
@@ -302,7 +379,7 @@ fn ready(
     } else if pools.is_empty() {
         format!(
             "waits for the agents of {} to report",
-            listed(nodes.there.iter().map(|node| node.name_any()))
+            listed(nodes.there.iter().map(ResourceExt::name_any))
         )
     } else {
         let whys = pools.iter().map(|(node, pool)| match pool.message.as_str() {
@@ -318,9 +395,9 @@ fn ready(
 }
 
 /// Says which nodes are not counted, as they are not ready.
-fn not_counted(mut ready: NewCondition, network: &str, away: &[Arc<HybridNode>]) -> NewCondition {
-    let selected = |node: &&Arc<HybridNode>| node.spec.pools.iter().any(|pool| pool.network == network);
-    let names: Vec<_> = away.iter().filter(selected).map(|node| node.name_any()).collect();
+fn not_counted(mut ready: NewCondition, network: &str, away: &[HybridNode]) -> NewCondition {
+    let selected = |node: &&HybridNode| node.spec.pools.iter().any(|pool| pool.network == network);
+    let names: Vec<_> = away.iter().filter(selected).map(ResourceExt::name_any).collect();
     if !names.is_empty() {
         let (count, they) = match names.len() {
             1 => (
@@ -368,9 +445,8 @@ fn notes(old: &HybridNetworkStatus, new: &HybridNetworkStatus) -> Vec<Note> {
 mod tests {
     use super::*;
     use crate::testing::{network, node};
-    use hybridnic_api::v1alpha1::HybridNodeStatus;
 
-    fn with_vfs(name: &str, total: i32, held: i32, message: &str) -> Arc<HybridNode> {
+    fn with_vfs(name: &str, total: i32, held: i32, message: &str) -> HybridNode {
         let mut node = node(name, &["net"]);
         let vfs = VfCounts {
             total,
@@ -387,7 +463,7 @@ mod tests {
             pools: vec![pool],
             ..HybridNodeStatus::default()
         });
-        Arc::new(node)
+        node
     }
 
     fn on(path: Path) -> NicGlance {
@@ -397,11 +473,11 @@ mod tests {
         }
     }
 
-    fn there(there: &[Arc<HybridNode>]) -> Nodes<'_> {
+    fn there(there: &[HybridNode]) -> Nodes<'_> {
         Nodes { there, away: &[] }
     }
 
-    fn of(nodes: &[Arc<HybridNode>], nics: &[NicGlance]) -> HybridNetworkStatus {
+    fn of(nodes: &[HybridNode], nics: &[NicGlance]) -> HybridNetworkStatus {
         status(&network("net"), there(nodes), nics, &[], Timestamp::UNIX_EPOCH)
     }
 
@@ -409,7 +485,7 @@ mod tests {
     fn counts_are_summed() {
         let mut left = with_vfs("n4", 9, 0, "");
         // A node that is selected no more may report what it had for a while.
-        Arc::make_mut(&mut left).spec.pools.clear();
+        left.spec.pools.clear();
         let nodes = [
             with_vfs("n1", 7, 2, ""),
             with_vfs("n2", 7, 0, ""),
@@ -441,15 +517,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_of_a_node_for_a_network_says_the_same_of_it() {
+        let mut whole = with_vfs("n1", 7, 2, "why");
+        whole.spec.pools.extend(node("n1", &["other"]).spec.pools);
+        let pools = &mut whole.status.as_mut().unwrap().pools;
+        pools.extend(with_vfs("n1", 9, 9, "").status.unwrap().pools);
+        pools[1].network = "other".to_owned();
+        let slim = of_network(&whole, "net");
+        assert_eq!(of(std::slice::from_ref(&slim), &[]), of(&[whole], &[]));
+        assert_eq!((slim.spec.pools.len(), slim.status.unwrap().pools.len()), (1, 1));
+    }
+
+    #[test]
     fn a_pool_of_which_nothing_can_be_used_is_not_ready() {
-        let ready = |nodes: &[Arc<HybridNode>]| {
+        let ready = |nodes: &[HybridNode]| {
             let status = of(nodes, &[]);
             let ready = conditions::find(&status.conditions, types::READY).unwrap();
             (ready.reason.clone(), ready.message.clone())
         };
         let why = "7 of its 7 VFs cannot be used: it has no IOMMU group";
         let mut sick = with_vfs("n1", 7, 0, why);
-        let pools = &mut Arc::make_mut(&mut sick).status.as_mut().unwrap().pools;
+        let pools = &mut sick.status.as_mut().unwrap().pools;
         (pools[0].vfs.free, pools[0].vfs.unhealthy) = (0, 7);
         let (reason, message) = ready(&[sick.clone(), with_vfs("n2", 0, 0, "no PF")]);
         assert_eq!(
@@ -464,7 +552,7 @@ mod tests {
 
     #[test]
     fn an_empty_pool_says_what_to_do() {
-        let message = |nodes: &[Arc<HybridNode>]| {
+        let message = |nodes: &[HybridNode]| {
             let status = of(nodes, &[]);
             let ready = conditions::find(&status.conditions, types::READY).unwrap();
             assert_eq!(
@@ -474,7 +562,7 @@ mod tests {
             ready.message.clone()
         };
         assert!(message(&[]).contains("spec.nodeSelector"));
-        assert!(message(&[Arc::new(node("n1", &["net"]))]).contains("n1"));
+        assert!(message(&[node("n1", &["net"])]).contains("n1"));
         let many: Vec<_> = (0..5)
             .map(|n| with_vfs(&format!("n{n}"), 0, 0, "no PF is named ens9"))
             .collect();
@@ -539,7 +627,7 @@ mod tests {
     #[test]
     fn nodes_that_are_not_ready_are_not_counted() {
         let away = [with_vfs("n8", 7, 0, ""), with_vfs("n9", 7, 7, "")];
-        let of = |there: &[Arc<HybridNode>], away: &[Arc<HybridNode>]| {
+        let of = |there: &[HybridNode], away: &[HybridNode]| {
             let nodes = Nodes { there, away };
             let status = status(&network("net"), nodes, &[], &[], Timestamp::UNIX_EPOCH);
             let ready = conditions::find(&status.conditions, types::READY).unwrap();

@@ -147,6 +147,11 @@ impl<K: Object> Cache<K> {
         self.shelf().get(name)
     }
 
+    /// The object of a name, as one of very many that are looked at once.
+    pub fn peek(&self, name: &Name) -> Option<Arc<K>> {
+        self.shelf().look(name)
+    }
+
     /// The objects with a key, ordered by namespace and name.
     pub fn by(&self, key: &Key) -> Vec<Arc<K>> {
         let mut found = self.shelf().by(key, |_| true);

@@ -67,6 +67,11 @@ impl<K: Object> Shelf<K> {
         self.find(name).and_then(|place| self.read(place))
     }
 
+    /// The object of a name, which stays as it is kept.
+    pub fn look(&mut self, name: &Name) -> Option<Arc<K>> {
+        self.find(name).and_then(|place| self.peek(place))
+    }
+
     /// The objects with a key, in no order, of which `want` wants what is seen at a glance.
     pub fn by(&mut self, key: &Key, want: impl Fn(K::Glance) -> bool) -> Vec<Arc<K>> {
         let places = self.places_of(key);
