@@ -9,7 +9,7 @@ use hybridnic_api::v1alpha1::MigrationPhase;
 use crate::model::{Action, Model};
 use crate::search::fingerprint;
 use crate::show;
-use crate::state::{Choice, ENDS, NICS, Pod, SOURCE, State, TARGET};
+use crate::state::{Choice, ENDS, Lag, NICS, Pod, SOURCE, State, TARGET};
 
 /// What does not hold, in words.
 pub type Broken = String;
@@ -105,6 +105,7 @@ impl Settling {
         let mut now = State {
             faults: 0,
             splits: 0,
+            lag: Lag::None,
             ..*state
         };
         let mut way = Vec::new();

@@ -8,7 +8,7 @@ use hybridnic_api::v1alpha1::{
 use crate::objects::{Memo, Objects};
 use crate::qemu::{self, HAPPENS, Happens};
 use crate::state::{
-    Agent, Api, Choice, ENDS, Id, NICS, Nic, Node, Pod, Qemu, Run, SOURCE, State, Stream, TARGET, Task,
+    Agent, Api, Choice, ENDS, Id, Lag, NICS, Nic, Node, Pod, Qemu, Run, SOURCE, State, Stream, TARGET, Task,
     Transfer, Truth, Vm,
 };
 use crate::{nic_task, operator, vm_task};
@@ -50,6 +50,8 @@ pub enum Action {
     Reap(usize),
     /// A QEMU answers again.
     Speak(usize),
+    /// The operator's caches hear of all that there is.
+    CatchUp,
     /// A person decides.
     Decide(Choice),
     /// A fault.
@@ -86,6 +88,8 @@ pub enum Fault {
     Late,
     /// An agent is held up while a NIC is halfway between two places.
     Halfway(usize, usize),
+    /// The operator does not hear of changes: of the migration or, with an end, of that end's attachments.
+    Lag(Option<usize>),
 }
 
 impl Model {
@@ -120,6 +124,7 @@ impl Model {
                 attachments: [[None; NICS]; 2],
             },
             nodes: [node(Run::Running), node(Run::Incoming)],
+            lag: Lag::None,
             stream: Stream::None,
             truth: Truth::default(),
             faults: 0,
@@ -156,6 +161,7 @@ impl Model {
                 actions.push(Action::PodEnds(end));
             }
         }
+        actions.extend((state.lag != Lag::None).then_some(Action::CatchUp));
         actions.extend(HAPPENS.map(Action::Happens));
         actions.extend(self.choices(state).into_iter().map(Action::Decide));
         if state.faults > 0 {
@@ -179,9 +185,10 @@ impl Model {
         which.map_or(0..self.nics, |n| n..n + 1)
     }
 
-    /// What a person may decide now. Who lets the source go on has seen to it that the target does not run, and never will.
+    /// What a person may decide now: at any moment once it was asked for. Who lets the source go on has seen to it that the target
+    /// does not run, and never will.
     pub fn choices(&self, state: &State) -> Vec<Choice> {
-        if !self.needs_decision(state) || state.api.decision.is_some() {
+        if !self.was_asked(state) || state.api.decision.is_some() {
             return Vec::new();
         }
         let mut choices = vec![Choice::AbandonSource];
@@ -224,6 +231,9 @@ impl Model {
         }
         if state.stream == Stream::Sent && state.nodes[TARGET].agent == Agent::Prompt {
             faults.extend([false, true].map(|ran| Fault::DieStarting { ran }));
+        }
+        if state.lag == Lag::None {
+            faults.extend([None, Some(SOURCE), Some(TARGET)].map(Fault::Lag));
         }
         if !self.phase(state).is_final() {
             faults.push(Fault::Late);
@@ -303,6 +313,7 @@ impl Model {
                 next.nodes[end].qemu = Qemu::dead();
             }
             Action::Speak(end) => next.nodes[end].qemu.mute = false,
+            Action::CatchUp => next.lag = Lag::None,
             Action::Decide(choice) => next.api.decision = Some(choice),
             Action::Fault(fault) => {
                 next.faults = next.faults.saturating_sub(1);
@@ -324,6 +335,11 @@ impl Model {
             Fault::Refuse => qemu::refuse(next),
             Fault::Cancel => next.api.deleting = true,
             Fault::Late => operator::reconcile_migration(self, next, true),
+            Fault::Lag(None) => next.lag = Lag::Migration(next.api.migration),
+            Fault::Lag(Some(end)) => {
+                let known = next.api.attachments[end];
+                next.lag = Lag::Attachments(u8::try_from(end).unwrap_or_default(), known);
+            }
             Fault::Halfway(end, n) => nic_task::halfway(self, next, end, n),
         }
     }
@@ -331,7 +347,7 @@ impl Model {
     /// Everybody does all that there is to do, once, and nothing goes wrong.
     pub fn pass(&self, state: &State) -> State {
         let mut next = *state;
-        (next.faults, next.splits) = (0, 0);
+        (next.faults, next.splits, next.lag) = (0, 0, Lag::None);
         for end in ENDS {
             next.nodes[end].qemu.mute = false;
             match (next.nodes[end].qemu.alive, next.api.pods[end]) {
@@ -361,6 +377,12 @@ impl Model {
     pub fn phase(&self, state: &State) -> MigrationPhase {
         let status = self.objects.migrations.get(state.api.migration);
         status.map(|status| status.phase).unwrap_or_default()
+    }
+
+    /// Whether a person was asked to decide.
+    fn was_asked(&self, state: &State) -> bool {
+        let status = self.objects.migrations.get(state.api.migration);
+        status.is_some_and(|status| status.undecided_since.is_some())
     }
 
     /// Whether it says that a person has to decide.

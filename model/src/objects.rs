@@ -185,8 +185,10 @@ impl Objects {
         for phase in &mut status.phases {
             (phase.started_at, phase.ms) = (MicroTime(now()), None);
         }
+        let since = [&mut status.undecided_since, &mut status.resuming_since];
         for time in [&mut status.started_at, &mut status.finished_at]
             .into_iter()
+            .chain(since)
             .flatten()
         {
             *time = MicroTime(now());

@@ -33,16 +33,24 @@ pub enum Write {
 
 /// One reconcile of the migration. `late`: a deadline that it waits for has passed.
 pub fn reconcile_migration(model: &Model, state: &mut State, late: bool) {
-    if state.api.migration != 0 {
-        let api = state.api;
+    let api = state.cached();
+    if api.migration != 0 && api.migration == state.api.migration {
         state.api.migration = model.steps.get((api, late), || next_status(model, &api, late));
     }
 }
 
 /// One reconcile of a NIC, up to its first write: the operator may die after each.
 pub fn reconcile_nic(model: &Model, state: &mut State, n: usize) {
-    let api = state.api;
+    let api = state.cached();
     let write = model.writes.get((api, n), || first_write(model, &api, n));
+    let refused = match write {
+        Write::Spec(end, _) => !state.knows(end, n),
+        // A deletion goes by the object's uid.
+        Write::Delete(_) | Write::Pod(_) | Write::Nothing => false,
+    };
+    if refused {
+        return;
+    }
     match write {
         Write::Nothing => {}
         Write::Spec(end, spec) => {
@@ -72,6 +80,8 @@ pub fn reconcile_nic(model: &Model, state: &mut State, n: usize) {
             let slot = &mut state.api.attachments[end][n];
             match slot {
                 Some(attachment) if attachment.finalizer => attachment.deleting = true,
+                // Another than that which was to be deleted, or none any more.
+                Some(_) if api.attachments[end][n].is_none() => {}
                 _ => *slot = None,
             }
         }
@@ -124,6 +134,7 @@ fn next_status(model: &Model, api: &Api, late: bool) -> Id {
     let view = View {
         now: objects::now(),
         in_phase_for: Duration::from_secs(if late { 1000 } else { 0 }),
+        silent_for: Duration::from_secs(if late { 1000 } else { 0 }),
         migration: &migration,
         blocked_by: None,
         nics: nics.collect(),

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::model::Model;
-use crate::state::{Agent, ENDS, Mac, State, Task};
+use crate::state::{Agent, ENDS, Lag, Mac, State, Task};
 
 /// What matters of a state, in one line.
 pub fn state(model: &Model, state: &State) -> String {
@@ -20,6 +20,16 @@ pub fn state(model: &Model, state: &State) -> String {
     }
     if let Some(choice) = state.api.decision {
         let _ = write!(text, " {choice:?}");
+    }
+    match state.lag {
+        Lag::None => {}
+        Lag::Migration(status) => {
+            let phase = model.objects.migrations.get(status).map(|status| status.phase);
+            let _ = write!(text, " operator still sees {:?}", phase.unwrap_or_default());
+        }
+        Lag::Attachments(end, _) => {
+            let _ = write!(text, " operator is late with {}", ["A", "B"][usize::from(end)]);
+        }
     }
     let _ = write!(text, " stream {:?}", state.stream);
     for end in ENDS {

@@ -25,8 +25,10 @@ pub type Id = u16;
 /// Everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct State {
-    /// What the API server has, and the operator has seen.
+    /// What the API server has.
     pub api: Api,
+    /// What the operator's caches have not heard of yet.
+    pub lag: Lag,
     /// Both nodes.
     pub nodes: [Node; 2],
     /// What runs between the QEMUs.
@@ -54,6 +56,17 @@ pub struct Api {
     pub nic_pods: [Option<u8>; NICS],
     /// The attachments, by node and NIC.
     pub attachments: [[Option<Attachment>; NICS]; 2],
+}
+
+/// What the operator's caches still have as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lag {
+    /// Nothing: they are up to date.
+    None,
+    /// The migration's status.
+    Migration(Id),
+    /// The attachments of an end.
+    Attachments(u8, [Option<Attachment>; NICS]),
 }
 
 /// What a person decides.
@@ -360,11 +373,30 @@ impl Nic {
 }
 
 impl State {
+    /// What the API server has, as the operator knows it.
+    pub fn cached(&self) -> Api {
+        let mut api = self.api;
+        match self.lag {
+            Lag::None => {}
+            Lag::Migration(status) => api.migration = status,
+            Lag::Attachments(end, attachments) => api.attachments[usize::from(end)] = attachments,
+        }
+        api
+    }
+
+    /// Whether the operator knows the attachment as it is: a write that was decided on an older version is refused.
+    pub fn knows(&self, end: usize, n: usize) -> bool {
+        self.cached().attachments[end][n] == self.api.attachments[end][n]
+    }
+
     /// The same world with its NICs and PFs in an order of their own, so that it is found again however they were named.
     #[must_use]
     pub fn sorted(mut self, nics: usize) -> Self {
         if nics == NICS && self.key(0) > self.key(1) {
             self.api.nic_pods.swap(0, 1);
+            if let Lag::Attachments(_, attachments) = &mut self.lag {
+                attachments.swap(0, 1);
+            }
             for end in ENDS {
                 self.api.attachments[end].swap(0, 1);
                 self.nodes[end].nics.swap(0, 1);
@@ -382,6 +414,9 @@ impl State {
     fn key(&self, n: usize) -> u64 {
         let mut hasher = FixedState::default().build_hasher();
         self.api.nic_pods[n].hash(&mut hasher);
+        if let Lag::Attachments(_, attachments) = self.lag {
+            attachments[n].hash(&mut hasher);
+        }
         for end in ENDS {
             self.api.attachments[end][n].hash(&mut hasher);
             let (nic, qemu) = (&self.nodes[end].nics[n], &self.nodes[end].qemu);

@@ -28,16 +28,20 @@ use crate::pods;
 pub struct Ends {
     /// Whether the transfer may have been ordered.
     pub begun: bool,
-    /// A person's word, for when the ends cannot tell.
+    /// A person's word, for when the ends cannot tell: one that was asked for.
     pub decision: Option<Decision>,
-    /// Whether a NIC at the source has the order to resume.
+    /// Whether the source is told to run the VM on: the migration's status says so before any NIC is told.
     pub resuming: bool,
+    /// Whether a NIC at the target is told to give up.
+    pub given_up: bool,
     /// The last word of the source's QEMU.
     pub source: Option<MigrationReport>,
     /// The last word of the target's QEMU.
     pub target: Option<MigrationReport>,
     /// Whether the source's pod has ended or is no more.
     pub source_gone: bool,
+    /// Whether all processes of the source's pod have ended, by its kubelet's word.
+    pub source_over: bool,
     /// Whether the target's pod has ended or is no more.
     pub target_gone: bool,
     /// Whether all processes of the target's pod have ended, by its kubelet's word or because its node is off.
@@ -49,12 +53,17 @@ pub struct Ends {
 pub enum Rollback {
     /// The transfer was never ordered: the VM has not left the source.
     NotBegun,
+    /// The target has the VM after all.
+    Arrived,
     /// The transfer is to be stopped; until the source says that it is, the target may get the VM.
     Cancelling,
     /// The source has gone; the target is to give up.
     Revoking,
     /// The source has let the VM go, and the target has not said whether it ran it: it is to give up, and to say so.
     Undecided,
+    /// The target never ran the VM. The source will be told to run it on, once the target has been told to give up and the
+    /// migration's status says what is to be.
+    NeverRan,
     /// The target never ran the VM, and the source, which let it go, is to run it on.
     Resuming,
     /// The VM is at the source, and runs.
@@ -85,17 +94,22 @@ impl Ends {
         };
         Some(Self {
             begun: transfer_ordered(status),
-            decision: migration.spec.decision,
-            resuming: attachments.iter().any(|a| {
+            decision: migration
+                .spec
+                .decision
+                .filter(|_| status.undecided_since.is_some()),
+            resuming: status.resuming_since.is_some(),
+            given_up: attachments.iter().any(|a| {
                 let order = a.spec.migration.as_ref();
-                a.spec.pod.uid == *source
+                a.spec.pod.uid == *target
                     && order.is_some_and(|order| {
-                        order.migration.uid == uid && order.step == MigrationStep::Resume
+                        order.migration.uid == uid && order.step == MigrationStep::GiveUp
                     })
             }),
             source: last_word(source, source_rank),
             target: last_word(target, target_rank),
             source_gone: pods::alive(pods, source).is_none(),
+            source_over: finished(source),
             target_gone: pods::alive(pods, target).is_none(),
             target_over: finished(target),
         })
@@ -140,9 +154,19 @@ impl Ends {
         self.resuming || self.is_back_by_decision()
     }
 
+    /// Whether the target says that it runs the VM, which the source runs on by a person's word.
+    pub fn runs_twice(&self) -> bool {
+        self.target_state() == Some(MigrationState::Completed) && self.is_back_by_decision()
+    }
+
     /// Whether the source's QEMU has gone.
     pub fn source_lost(&self) -> bool {
         self.source_gone || self.source_state() == Some(MigrationState::Lost)
+    }
+
+    /// Whether the source's QEMU is proven to have ended.
+    pub fn source_ended(&self) -> bool {
+        self.source_over || self.source_state() == Some(MigrationState::Lost)
     }
 
     /// Whether the VM is no longer the source's alone, and the target has not said whether it ran it.
@@ -153,7 +177,7 @@ impl Ends {
     }
 
     /// Whether the source has let the VM go.
-    fn has_left(&self) -> bool {
+    pub fn has_left(&self) -> bool {
         match &self.source {
             Some(report) => match report.state {
                 MigrationState::Completed => true,
@@ -174,12 +198,15 @@ impl Ends {
         match self.source_state() {
             _ if !self.begun => Rollback::NotBegun,
             // The target's word: the VM is there, whatever the source makes of it.
-            _ if self.arrived() => Rollback::Cancelling,
+            _ if self.arrived() => Rollback::Arrived,
             // No VM is left there that could meet its double.
             _ if self.source_lost() => Rollback::Revoking,
-            _ if self.has_left() && self.never_ran() => Rollback::Resuming,
+            Some(Cancelled) => Rollback::Stopped,
+            Some(Failed) if !self.has_left() => Rollback::Stopped,
+            // What the source was told stands until it says that it has done so, whatever is not heard meanwhile.
+            _ if self.resuming => Rollback::Resuming,
+            _ if self.has_left() && self.never_ran() => Rollback::NeverRan,
             _ if self.has_left() => Rollback::Undecided,
-            Some(Cancelled | Failed) => Rollback::Stopped,
             _ => Rollback::Cancelling,
         }
     }

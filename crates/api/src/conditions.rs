@@ -226,6 +226,11 @@ pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Conditio
     conditions.iter().find(|c| c.type_ == type_)
 }
 
+/// Whether a migration's reason means that a person has to say where its VM goes on, or may have to.
+pub fn is_undecided(reason: &str) -> bool {
+    [reasons::TARGET_SILENT, reasons::NEEDS_DECISION].contains(&reason)
+}
+
 /// Whether the condition of a type is there and true.
 pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
     find(conditions, type_).is_some_and(|c| c.status == "True")

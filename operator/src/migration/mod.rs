@@ -35,7 +35,7 @@ use crate::metrics::Migrations;
 use crate::nic::admit;
 use crate::world::World;
 use crate::write;
-use phases::Phases;
+use phases::{Phases, Waits};
 use step::step;
 use view::{Deadlines, NicView, View};
 use worth::Worth;
@@ -105,14 +105,21 @@ impl MigrationReconciler {
 
         let vm = &migration.spec.vm;
         let pods = self.world.pods_of(&namespace, vm);
+        let ends = self.ends(migration, &pods).await;
+        let silent = ends.as_ref().is_some_and(Ends::is_silent);
+        let Waits {
+            in_phase_for,
+            silent_for,
+        } = self.phases.look(migration, silent, Instant::now());
         let view = View {
             now: Timestamp::now(),
-            in_phase_for: self.phases.look(migration, Instant::now()),
+            in_phase_for,
+            silent_for,
             migration,
             blocked_by: self.blocked_by(migration),
             nics: self.nics(migration),
             pods: &pods,
-            ends: self.ends(migration, &pods).await,
+            ends,
             deadlines: self.deadlines,
         };
         let next = step(&view);
@@ -218,7 +225,8 @@ fn log(migration: &QemuMigration, old: &QemuMigrationStatus, new: &QemuMigration
     );
 }
 
-/// What a change of the status is worth telling: what it waits for before it begins, that it begins, and how it ends.
+/// What a change of the status is worth telling: what it waits for before it begins, that it begins, that a person has to decide,
+/// and how it ends.
 fn notes(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
     let condition =
         |status: &QemuMigrationStatus| conditions::find(&status.conditions, types::SUCCEEDED).cloned();
@@ -235,6 +243,8 @@ fn notes(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
         }
         MigrationPhase::Succeeded | MigrationPhase::Cancelled => vec![Note::normal(now.reason, now.message)],
         MigrationPhase::PreparingTarget => vec![Note::normal(format!("{:?}", new.phase), now.message)],
+        // A person has to act, or may have to.
+        _ if conditions::is_undecided(&now.reason) => vec![Note::warning(now.reason, now.message)],
         MigrationPhase::SwitchingToStandby | MigrationPhase::Transferring | MigrationPhase::Completing => {
             Vec::new()
         }

@@ -8,26 +8,49 @@ use std::time::{Duration, Instant};
 use hybridnic_api::v1alpha1::{MigrationPhase, QemuMigration};
 use kube::ResourceExt;
 
-/// Since when each migration was seen in its phase, by its uid.
+/// Since when each migration was seen as it is, by its uid.
 #[derive(Debug, Default)]
-pub struct Phases(Mutex<HashMap<String, (MigrationPhase, Instant)>>);
+pub struct Phases(Mutex<HashMap<String, Since>>);
+
+#[derive(Debug)]
+struct Since {
+    phase: MigrationPhase,
+    entered: Instant,
+    silent: Option<Instant>,
+}
+
+/// How long a migration has been seen as it is: not at all the first time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// In its phase.
+    pub in_phase_for: Duration,
+    /// With ends of which neither says where the VM is.
+    pub silent_for: Duration,
+}
 
 impl Phases {
-    /// How long the migration has been seen in its phase: not at all the first time.
-    pub fn look(&self, migration: &QemuMigration, now: Instant) -> Duration {
+    /// How long the migration has been seen in its phase and, if its ends are `silent`, with silent ends.
+    pub fn look(&self, migration: &QemuMigration, silent: bool, now: Instant) -> Waits {
         let phase = migration
             .status
             .as_ref()
             .map(|status| status.phase)
             .unwrap_or_default();
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = seen
-            .entry(migration.uid().unwrap_or_default())
-            .or_insert((phase, now));
-        if entry.0 != phase {
-            *entry = (phase, now);
+        let since = seen.entry(migration.uid().unwrap_or_default()).or_insert(Since {
+            phase,
+            entered: now,
+            silent: None,
+        });
+        if since.phase != phase {
+            (since.phase, since.entered) = (phase, now);
         }
-        now.saturating_duration_since(entry.1)
+        since.silent = silent.then(|| since.silent.unwrap_or(now));
+        let age = |then: Instant| now.saturating_duration_since(then);
+        Waits {
+            in_phase_for: age(since.entered),
+            silent_for: since.silent.map(age).unwrap_or_default(),
+        }
     }
 
     /// Forgets a migration that is over: its finalizer brings each of them here.
@@ -45,15 +68,27 @@ mod tests {
     #[test]
     fn each_phase_is_counted_from_when_it_was_first_seen() {
         let (phases, start) = (Phases::default(), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
         let mut one = migration("m", 100);
+        let look = |one: &QemuMigration, silent, second| {
+            let waits = phases.look(one, silent, start + Duration::from_secs(second));
+            (waits.in_phase_for.as_secs(), waits.silent_for.as_secs())
+        };
         one.status.get_or_insert_default().phase = MigrationPhase::PreparingTarget;
-        assert_eq!(phases.look(&one, at(0)), Duration::ZERO);
-        assert_eq!(phases.look(&one, at(7)), Duration::from_secs(7));
-        one.status.get_or_insert_default().phase = MigrationPhase::SwitchingToStandby;
-        assert_eq!(phases.look(&one, at(9)), Duration::ZERO);
-        assert_eq!(phases.look(&one, at(10)), Duration::from_secs(1));
+        assert_eq!(look(&one, false, 0), (0, 0));
+        assert_eq!(look(&one, false, 7), (7, 0));
+        one.status.get_or_insert_default().phase = MigrationPhase::Transferring;
+        assert_eq!(look(&one, false, 9), (0, 0));
+        assert_eq!(
+            look(&one, true, 600),
+            (591, 0),
+            "the ends have just fallen silent"
+        );
+        assert_eq!(look(&one, true, 604), (595, 4));
+        one.status.get_or_insert_default().phase = MigrationPhase::RollingBack;
+        assert_eq!(look(&one, true, 605), (0, 5), "and are so in the next phase too");
+        assert_eq!(look(&one, false, 606), (1, 0));
+        assert_eq!(look(&one, true, 607), (2, 0), "a word begins the silence again");
         phases.forget(&one);
-        assert_eq!(phases.look(&one, at(20)), Duration::ZERO, "as a new leader does");
+        assert_eq!(look(&one, true, 620), (0, 0), "as a new leader does");
     }
 }

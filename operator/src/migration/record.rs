@@ -51,13 +51,17 @@ pub fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> O
             message,
             again,
         } => {
+            let undecided = conditions::is_undecided(reason);
+            if undecided {
+                status.undecided_since.get_or_insert_with(|| micro(view.now));
+            }
             let condition = match &status.failure {
                 // What a person has to do comes before why.
-                Some(_) if reason == reasons::NEEDS_DECISION || reason == reasons::TARGET_SILENT => {
-                    NewCondition::unknown(types::SUCCEEDED, reason, message)
+                Some(failure) if !undecided => {
+                    let message = [failure.message.as_str(), &message].join("; ");
+                    NewCondition::unknown(types::SUCCEEDED, &failure.reason, message.trim_end_matches("; "))
                 }
-                Some(failure) => NewCondition::unknown(types::SUCCEEDED, &failure.reason, &failure.message),
-                None => NewCondition::unknown(types::SUCCEEDED, reason, message),
+                _ => NewCondition::unknown(types::SUCCEEDED, reason, message),
             };
             set(view, status, condition);
             return again;
@@ -95,7 +99,7 @@ pub fn explain(phase: MigrationPhase) -> &'static str {
         MigrationPhase::PreparingTarget => "the target gets its standbys and reserves VFs",
         MigrationPhase::SwitchingToStandby => "the VFs leave the guest; its standbys carry the traffic",
         MigrationPhase::Transferring => "QEMU sends the VM",
-        MigrationPhase::Completing => "the VM runs at the target; the source is cleaned up",
+        MigrationPhase::Completing => "the VM is at the target; the source is cleaned up",
         _ => "",
     }
 }

@@ -89,14 +89,18 @@ impl Scene {
             attachments: self.attachments(),
             target_refusal: self.refusal.clone(),
         };
+        let ends = self.ends();
+        let silent = ends.as_ref().is_some_and(Ends::is_silent);
+        let waits = self.phases.look(&self.migration, silent, self.instant());
         let view = View {
             now: Timestamp::from_second(self.second + self.skew).unwrap(),
-            in_phase_for: self.phases.look(&self.migration, self.instant()),
+            in_phase_for: waits.in_phase_for,
+            silent_for: waits.silent_for,
             migration: &self.migration,
             blocked_by: self.blocked_by.clone(),
             nics: vec![nic],
             pods: &self.pods,
-            ends: self.ends(),
+            ends,
             deadlines: Deadlines {
                 prepare: Duration::from_mins(1),
                 switch: Duration::from_mins(2),
@@ -105,7 +109,7 @@ impl Scene {
         let step = step(&view);
         self.migration.status = Some(step.status);
         // The change of the status comes back at once.
-        self.phases.look(&self.migration, self.instant());
+        self.phases.look(&self.migration, silent, self.instant());
         step.again
     }
 
@@ -155,6 +159,14 @@ impl Scene {
         if self.phase() == MigrationPhase::Completing {
             self.nic.status.get_or_insert_default().pod =
                 self.target.as_ref().map(|target| target.spec.pod.clone());
+        }
+    }
+
+    /// Both controllers, until nothing changes any more.
+    pub fn settle(&mut self) {
+        for _ in 0..5 {
+            self.step();
+            self.apply();
         }
     }
 

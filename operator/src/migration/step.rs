@@ -13,7 +13,7 @@ use std::time::Duration;
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, MigrationEnd, MigrationPhase, MigrationReport, MigrationState, MigrationStep,
-    NoFreeVf, QemuMigrationStatus,
+    NicAttachment, NoFreeVf, QemuMigrationStatus,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -49,7 +49,7 @@ pub fn step(view: &View<'_>) -> Step {
         (MigrationPhase::SwitchingToStandby, Some(ends)) => switching(view, &status, ends),
         (MigrationPhase::Transferring, Some(ends)) => transferring(view, &status, ends),
         (MigrationPhase::Completing, Some(ends)) => completing(view, &status, ends),
-        (_, Some(ends)) => rolling_back(view, &status, ends),
+        (_, Some(ends)) => rolling_back(view, &mut status, ends),
     };
     if let Some(ms) = view
         .ends
@@ -176,7 +176,9 @@ fn preparing(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next
         let uid = view.migration.uid().unwrap_or_default();
         let report = handover::report(attachment, &uid);
         if !report.is_some_and(|r| r.state == MigrationState::Listening && r.port.is_some()) {
-            waits.push(format!("{name}{}", after(&why(attachment).unwrap_or_default())));
+            let error = report.and_then(|report| report.error.clone());
+            let why = error.or_else(|| why(attachment)).unwrap_or_default();
+            waits.push(format!("{name}{}", after(&why)));
         }
     }
     if waits.is_empty() {
@@ -246,10 +248,7 @@ fn transferring(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> N
         _ => {}
     }
     if ends.source_lost() {
-        return roll_back(
-            reasons::SOURCE_LOST,
-            "the source's pod or QEMU has ended before the target had the VM",
-        );
+        return source_lost(ends);
     }
     if ends.never_ran() {
         return roll_back(
@@ -264,21 +263,50 @@ fn transferring(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> N
     if ends.target_gone {
         return roll_back(reasons::TARGET_LOST, "the target's pod has ended or is no more");
     }
-    wait(reasons::MIGRATING, explain(MigrationPhase::Transferring))
+    let said = [(&status.source, &ends.source), (&status.target, &ends.target)];
+    let errors = said.iter().filter_map(|(end, report)| {
+        let error = report.as_ref()?.error.as_deref()?;
+        Some(format!("; {} says: {error}", end.as_ref()?.node_name))
+    });
+    let message: String = std::iter::once(explain(MigrationPhase::Transferring).to_owned())
+        .chain(errors)
+        .collect();
+    wait(reasons::MIGRATING, message)
+}
+
+/// The VM's source is no more. Only its end, not that its pod's object has gone, says that nothing runs there.
+fn source_lost(ends: &Ends) -> Next {
+    let message = if ends.source_ended() {
+        "the source's pod or QEMU has ended before the target had the VM"
+    } else {
+        "the source's pod object is gone before the target had the VM; that does not prove that its QEMU has ended: \
+         the VM may still run there, see to it before you start it again"
+    };
+    roll_back(reasons::SOURCE_LOST, message)
 }
 
 /// How long a target may take to say that it has the VM, before that is worth a word.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// The source has let the VM go and the target does not say what became of it. Nothing is done, for anything could run the
-/// VM twice, or end the only one.
+/// The source has let the VM go, or has gone, and the target does not say what became of it. Nothing is done, for anything could
+/// run the VM twice, or end the only one.
 fn silent(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
-    let decide = "decide with: kubectl patch qmig NAME --type merge -p '{\"spec\":{\"decision\":\"ResumeSource\"}}' \
-                  once you are sure that it does not run there, or with AbandonSource if it does";
+    let migration = view.migration;
+    let decide = format!(
+        "decide with: kubectl patch qmig {} -n {} --type merge -p '{{\"spec\":{{\"decision\":\"ResumeSource\"}}}}' once you are sure \
+         that it does not run there and cannot be started there, best by ending its pod first; or with AbandonSource if it runs there",
+        migration.name_any(),
+        migration.namespace().unwrap_or_default()
+    );
+    let node = node(status);
+    let (gone, meanwhile) = if ends.has_left() {
+        ("the source has let the VM go", "the VM is paused")
+    } else {
+        ("the source is gone", "nothing is done")
+    };
     if ends.target_gone {
         let message = format!(
-            "the source has let the VM go, and the target's pod is gone: nothing proves whether the VM ran, or runs, on {}; {decide}",
-            node(status)
+            "{gone}, and the target's pod is gone: nothing proves whether the VM ran, or runs, on {node}; {decide}"
         );
         // Whether the node is off is not told by an event of the migration's.
         return Next::Wait {
@@ -287,17 +315,18 @@ fn silent(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
             again: Some(AGAIN),
         };
     }
-    match SILENCE.checked_sub(view.in_phase_for) {
+    let error = ends.target.as_ref().and_then(|report| report.error.clone());
+    let error = after(&error.unwrap_or_default());
+    match SILENCE.checked_sub(view.silent_for) {
         Some(left) if !left.is_zero() => Next::Wait {
             reason: reasons::MIGRATING,
-            message: explain(status.phase).to_owned(),
+            message: format!("{gone}; waits for {node} to say that it has it{error}"),
             again: Some(left),
         },
         _ => {
             let message = format!(
-                "the source has let the VM go, and {} does not say whether it has it; the VM is paused until that node's agent \
-                 and QEMU answer; if they never will, {decide}",
-                node(status)
+                "{gone}, and {node} does not say whether it has it{error}; {meanwhile} until that node's agent and QEMU answer; if \
+                 they never will, {decide}"
             );
             wait(reasons::TARGET_SILENT, message)
         }
@@ -311,20 +340,30 @@ fn completing(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Nex
         if nic.nic.status.as_ref().and_then(|status| status.pod.as_ref()) != target {
             return wait(reasons::MIGRATING, explain(MigrationPhase::Completing));
         }
-        let left = source_of(nic, status).is_some_and(|a| handover::state(a) != AttachmentState::Detached);
-        if left && !ends.source_gone {
-            return wait(reasons::MIGRATING, explain(MigrationPhase::Completing));
+        let left = source_of(nic, status).filter(|a| handover::state(a) != AttachmentState::Detached);
+        if let Some(left) = left.filter(|_| !ends.source_gone) {
+            let message = format!("{}; {}", explain(MigrationPhase::Completing), leaves(nic, left));
+            return wait(reasons::MIGRATING, message);
         }
     }
     Next::Finish
 }
 
-fn rolling_back(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
+/// What is waited for of a NIC.
+fn leaves(nic: &NicView, attachment: &NicAttachment) -> String {
+    let why = after(&why(attachment).unwrap_or_default());
+    format!(
+        "waits for {} on {}{why}",
+        nic.nic.name_any(),
+        attachment.spec.node_name
+    )
+}
+
+fn rolling_back(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> Next {
     // A cancel that came too late, or a failure that was none: the target has the last word.
     if ends.begun && ends.arrived() {
         return Next::Go(MigrationPhase::Completing);
     }
-    let waiting = || wait(reasons::MIGRATING, explain(MigrationPhase::RollingBack));
     let settled = matches!(ends.rollback(), Rollback::NotBegun | Rollback::Stopped);
     if ends.source_lost() {
         // No VM is left to bring back, unless the target still gets it.
@@ -337,12 +376,44 @@ fn rolling_back(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> N
     if ends.rollback() == Rollback::Undecided {
         return silent(view, status, ends);
     }
-    let back = |nic: &NicView| source_of(nic, status).is_none_or(is_back);
-    if settled && view.nics.iter().all(back) {
-        Next::Finish
-    } else {
-        waiting()
+    if ends.runs_twice() {
+        let message = format!(
+            "the VM runs twice: {} says that it has it, after the decision that it does not run there; end one of its pods at once",
+            node(status)
+        );
+        return wait(reasons::NEEDS_DECISION, message);
     }
+    if ends.rollback() == Rollback::NeverRan && revoked(view, status) {
+        status.resuming_since = Some(micro(view.now));
+    }
+    let source = status.source.as_ref().map_or("", |end| end.node_name.as_str());
+    match ends.rollback() {
+        Rollback::NotBegun | Rollback::Stopped => {}
+        Rollback::NeverRan | Rollback::Resuming => {
+            let message = format!("waits for QEMU on {source} to run the VM on");
+            return wait(reasons::MIGRATING, message);
+        }
+        _ => {
+            let message = format!("waits for QEMU on {source} to say that the transfer has stopped");
+            return wait(reasons::MIGRATING, message);
+        }
+    }
+    for nic in &view.nics {
+        if let Some(attachment) = source_of(nic, status).filter(|attachment| !is_back(attachment)) {
+            return wait(reasons::MIGRATING, leaves(nic, attachment));
+        }
+    }
+    Next::Finish
+}
+
+/// Whether no NIC at the target has the order to receive the VM any more: an agent that starts again cannot read it.
+fn revoked(view: &View<'_>, status: &QemuMigrationStatus) -> bool {
+    let listens = |attachment: &NicAttachment| {
+        let order = attachment.spec.migration.as_ref();
+        order.is_some_and(|order| order.step == MigrationStep::Listen)
+    };
+    let mut targets = view.nics.iter().filter_map(|nic| target_of(nic, status));
+    !targets.any(listens)
 }
 
 fn cancelled_or_lost(view: &View<'_>, ends: &Ends) -> Option<Next> {
@@ -350,10 +421,7 @@ fn cancelled_or_lost(view: &View<'_>, ends: &Ends) -> Option<Next> {
         return Some(roll_back(reasons::CANCELLED, CANCELLED));
     }
     if ends.source_lost() {
-        return Some(roll_back(
-            reasons::SOURCE_LOST,
-            "the source's pod or QEMU has ended",
-        ));
+        return Some(source_lost(ends));
     }
     let text = || format!("QEMU at the target{}", error_of(ends.target.as_ref()));
     if ends.target_state() == Some(MigrationState::Failed) {

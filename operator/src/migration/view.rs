@@ -28,6 +28,8 @@ pub struct View<'a> {
     /// How long this operator has seen the migration in its phase, by its own steady clock. A status may be written by
     /// another clock.
     pub in_phase_for: Duration,
+    /// How long it has seen that neither end says where the VM is, by the same clock.
+    pub silent_for: Duration,
     /// The migration.
     pub migration: &'a QemuMigration,
     /// Another migration that has the VM, or has the right to it.

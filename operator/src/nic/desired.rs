@@ -111,10 +111,12 @@ fn goals(phase: MigrationPhase, ends: &Ends) -> (Wish, Wish) {
         MigrationPhase::Completing => ((Goal::Detached, Some(Transfer)), receive),
         MigrationPhase::RollingBack => match ends.rollback() {
             Rollback::NotBegun => ((Goal::FastPath, None), revoke),
-            Rollback::Cancelling => ((Goal::Standby, Some(Cancel)), receive),
+            // Who was told to give up is not told to listen again, but where the VM is there all the same.
+            Rollback::Cancelling if ends.given_up => ((Goal::Standby, Some(Cancel)), revoke),
+            Rollback::Arrived | Rollback::Cancelling => ((Goal::Standby, Some(Cancel)), receive),
             // What has come whole is the only one left, and is started.
             Rollback::Revoking => ((Goal::Standby, Some(Cancel)), (Goal::Detached, Some(Listen))),
-            Rollback::Undecided => ((Goal::Standby, Some(Cancel)), revoke),
+            Rollback::Undecided | Rollback::NeverRan => ((Goal::Standby, Some(Cancel)), revoke),
             Rollback::Resuming => ((Goal::Standby, Some(Resume)), revoke),
             Rollback::Stopped => ((Goal::FastPath, Some(Cancel)), revoke),
         },

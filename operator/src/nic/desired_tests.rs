@@ -179,6 +179,14 @@ fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
         ends.source.as_mut().unwrap().kept = true;
         ends
     };
+    let told = |ends: Ends| Ends {
+        resuming: true,
+        ..ends
+    };
+    let given_up = |ends: Ends| Ends {
+        given_up: true,
+        ..ends
+    };
     let wait = (Goal::Standby, Cancel);
     let resume = (Goal::Standby, Resume);
     let cases = [
@@ -216,13 +224,33 @@ fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
             (Goal::FastPath, Cancel),
             revoke,
         ),
-        // The target's word that it never ran.
-        (said(Some(Completed), Some(Failed)), resume, revoke),
-        (said(Some(Completed), Some(Lost)), resume, revoke),
-        (said(Some(Failed), Some(Lost)), resume, revoke),
+        // The target's word that it never ran, before the migration's status says what follows, and after.
+        (said(Some(Completed), Some(Failed)), wait, revoke),
+        (told(said(Some(Completed), Some(Failed))), resume, revoke),
+        (said(Some(Completed), Some(Lost)), wait, revoke),
+        (told(said(Some(Completed), Some(Lost))), resume, revoke),
+        (said(Some(Failed), Some(Lost)), wait, revoke),
+        (told(said(Some(Failed), Some(Lost))), resume, revoke),
+        // It stands, whatever is heard of either end until the source has done so.
+        (told(said(None, Some(Lost))), resume, revoke),
+        (told(said(None, Some(Ended))), resume, revoke),
+        (told(said(Some(Active), None)), resume, revoke),
+        (
+            told(said(Some(Cancelled), Some(Lost))),
+            (Goal::FastPath, Cancel),
+            revoke,
+        ),
+        // Who was told to give up is not told to listen again.
+        (given_up(said(None, Some(Listening))), wait, revoke),
+        (given_up(said(Some(Completed), Some(Completed))), wait, receive),
         // A person's word, where there is none of the ends.
         (
             decided(gone(said(Some(Completed), None)), Decision::ResumeSource),
+            wait,
+            revoke,
+        ),
+        (
+            told(decided(gone(said(Some(Completed), None)), Decision::ResumeSource)),
             resume,
             revoke,
         ),

@@ -22,6 +22,9 @@ use super::{MigrationPhaseTime, ObjectRef};
     doc = "Moves a plain-QEMU virtual machine, with its hybrid NICs, to another of its pods. Delete it to cancel.",
     validation = Rule::new("self.metadata.name.size() <= 63")
         .message("the name of a QemuMigration must have at most 63 characters"),
+    validation = Rule::new("!has(self.spec.decision) || has(self.status) && has(self.status.undecidedSince)")
+        .message("a decision is taken once the migration asks for it, with the reason TargetSilent or NeedsDecision: \
+                  before that the ends tell where the VM runs"),
     printcolumn(name = "VM", type_ = "string", json_path = ".spec.vm"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "From", type_ = "string", json_path = ".status.source.nodeName"),
@@ -48,8 +51,9 @@ pub struct QemuMigrationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub target_pod: Option<String>,
-    /// A person's word on where the VM goes on, for a migration with the reason `NeedsDecision`: the source has handed the
-    /// VM over, and nothing proves whether the target has run it. Ignored where the ends can tell. It cannot be taken back.
+    /// A person's word on where the VM goes on, for a migration with the reason `NeedsDecision` or `TargetSilent`: the source
+    /// has handed the VM over, and nothing proves whether the target has run it. Refused before the migration asks for it,
+    /// and ignored where the ends can tell. It cannot be taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision>,
 }
@@ -130,6 +134,12 @@ pub struct QemuMigrationStatus {
     /// Why it is rolled back: a reason and a sentence, kept until the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<MigrationFailure>,
+    /// When it first asked for a decision of a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undecided_since: Option<MicroTime>,
+    /// Since when the source is told to run the VM on, by the target's word or a person's. That stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resuming_since: Option<MicroTime>,
     /// When it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,

@@ -145,7 +145,6 @@ pub fn migrations(facts: &Facts) -> Vec<Finding> {
         Ok(migrations) => migrations,
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
-    let undecided = |reason: &str| [reasons::TARGET_SILENT, reasons::NEEDS_DECISION].contains(&reason);
     let found = migrations.iter().filter_map(|migration| {
         let status = migration
             .status
@@ -157,7 +156,7 @@ pub fn migrations(facts: &Facts) -> Vec<Finding> {
             migration.namespace().unwrap_or_default(),
             migration.name_any()
         );
-        undecided(&condition.reason).then(|| fail(CHECK, &name, condition))
+        conditions::is_undecided(&condition.reason).then(|| fail(CHECK, &name, condition))
     });
     found.collect()
 }
