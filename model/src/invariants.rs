@@ -39,10 +39,10 @@ fn one_vm(state: &State) -> Result<(), Broken> {
 }
 
 /// A NIC's MAC is live on one node, and on one PF of it but for the moment of a switch. A person may let the VM go on before the
-/// node of a QEMU that has ended has been tidied up: its devices are silent, for nobody has them.
+/// node of a QEMU that does not run it has been tidied up: its devices are silent, for nobody sends by them.
 fn one_mac(state: &State, n: usize) -> Result<(), Broken> {
     let live = ENDS.map(|end| state.nodes[end].nics[n].live());
-    let left_behind = state.api.decision == Some(Choice::ResumeSource) && !state.nodes[TARGET].qemu.alive;
+    let left_behind = state.api.decision == Some(Choice::ResumeSource) && !state.nodes[TARGET].qemu.runs();
     if !left_behind && live.iter().all(|live| live.iter().any(Option::is_some)) {
         return Err("(b) a NIC's MAC is live on two nodes".to_owned());
     }

@@ -2,7 +2,7 @@
 
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, MigrationPhase, NicAttachmentSpec, QemuMigrationStatus,
+    AttachmentState, Goal, MigrationPhase, MigrationStep, NicAttachmentSpec, QemuMigrationStatus,
 };
 
 use crate::objects::{Memo, Objects};
@@ -68,6 +68,8 @@ pub enum Fault {
         /// Whether QEMU has started it.
         ran: bool,
     },
+    /// The source's agent dies between the note that the VM may leave and the command to QEMU.
+    DieLetting,
     /// An agent is held up.
     HoldUp(usize),
     /// A QEMU does not answer any more.
@@ -186,13 +188,15 @@ impl Model {
     }
 
     /// What a person may decide now: at any moment once it was asked for. Who lets the source go on has seen to it that the target
-    /// does not run, and never will.
+    /// does not run, and that nothing there will start it.
     pub fn choices(&self, state: &State) -> Vec<Choice> {
         if !self.was_asked(state) || state.api.decision.is_some() {
             return Vec::new();
         }
         let mut choices = vec![Choice::AbandonSource];
-        choices.extend((!state.nodes[TARGET].qemu.alive).then_some(Choice::ResumeSource));
+        let (qemu, agent) = (&state.nodes[TARGET].qemu, state.nodes[TARGET].agent);
+        let safe = !qemu.alive || !qemu.runs() && agent == Agent::Down && !self.may_listen(state);
+        choices.extend(safe.then_some(Choice::ResumeSource));
         choices
     }
 
@@ -225,6 +229,11 @@ impl Model {
         );
         if sends {
             faults.push(Fault::BreakOff);
+        }
+        if state.nodes[SOURCE].qemu.migration == Transfer::Active
+            && state.nodes[SOURCE].agent == Agent::Prompt
+        {
+            faults.push(Fault::DieLetting);
         }
         if state.nodes[TARGET].qemu.migration == Transfer::Active {
             faults.push(Fault::Refuse);
@@ -259,8 +268,10 @@ impl Model {
         for end in ENDS {
             self.agent(next, end);
         }
-        // What QEMU does by itself is over when the source does not run.
-        next.truth.own_double &= next.nodes[SOURCE].qemu.runs();
+        // What QEMU does by itself is over when the source does not run, or its agent has had its turn.
+        let source = &next.nodes[SOURCE];
+        let late = source.agent != Agent::Prompt || !source.qemu.answers();
+        next.truth.own_double &= source.qemu.runs() && late;
     }
 
     /// An agent does all that there is to do on its node.
@@ -329,6 +340,7 @@ impl Model {
             Fault::Mute(end) => next.nodes[end].qemu.mute = true,
             Fault::Die(end) => next.nodes[end].qemu = Qemu::dead(),
             Fault::DieStarting { ran } => vm_task::die_starting(self, next, ran),
+            Fault::DieLetting => vm_task::die_letting(self, next),
             Fault::Restart(end) => qemu::restart(next, end),
             Fault::ForceDelete(end) => next.api.pods[end] = Pod::Gone,
             Fault::BreakOff => qemu::break_off(next),
@@ -379,6 +391,16 @@ impl Model {
         status.map(|status| status.phase).unwrap_or_default()
     }
 
+    /// Whether an agent that starts at the target would be told to take the VM.
+    fn may_listen(&self, state: &State) -> bool {
+        let mut specs = state.api.attachments[TARGET].iter().flatten();
+        specs.any(|attachment| {
+            let spec = self.objects.specs.get(attachment.spec);
+            let order = spec.as_ref().and_then(|spec| spec.migration.as_ref());
+            order.is_some_and(|order| order.step == MigrationStep::Listen)
+        })
+    }
+
     /// Whether a person was asked to decide.
     fn was_asked(&self, state: &State) -> bool {
         let status = self.objects.migrations.get(state.api.migration);
@@ -416,6 +438,19 @@ impl Model {
             .get(spec)
             .map(|spec| spec.goal)
             .unwrap_or_default()
+    }
+
+    /// The number of what a status says of the VM's migration.
+    pub(crate) fn said(&self, status: Id) -> Id {
+        let status = self.objects.statuses.get(status);
+        self.objects
+            .report_id(status.and_then(|status| status.migration.clone()))
+    }
+
+    /// Whether a report is the last that QEMU makes by itself.
+    pub(crate) fn is_final(&self, report: Id) -> bool {
+        let report = self.objects.reports.get(report);
+        report.is_some_and(|report| report.state.is_final())
     }
 
     /// Whether a status says that nothing is left.

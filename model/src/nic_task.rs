@@ -61,6 +61,7 @@ pub fn round(model: &Model, state: &mut State, end: usize, n: usize, news: bool,
             state: round.state as u8,
             spec: nic.spec,
             macvtap: nic.standby.is_some(),
+            heard: nic.heard,
         });
         status = round.status;
         let Some(step) = round.step else {
@@ -110,16 +111,24 @@ fn hear(model: &Model, state: &mut State, end: usize, n: usize) {
                     state: AttachmentState::Pending as u8,
                     spec,
                     macvtap: false,
+                    heard: false,
                 }),
                 ..Nic::NONE
             };
         }
     }
     attachment.finalizer |= !attachment.deleting;
+    let said = model.said(attachment.status);
+    nic.heard = true;
     if nic.spec != spec {
         nic.spec = spec;
     }
     nic.current = true;
+    // What an earlier agent has said stands.
+    let report = &mut state.nodes[end].vm.report;
+    if said != 0 && (*report == 0 || model.is_final(said) && !model.is_final(*report)) {
+        *report = said;
+    }
 }
 
 /// The NIC has left the node. The VM goes with the last one, but for what the journal has of it.
@@ -169,7 +178,6 @@ impl Sight {
         let known = Known {
             begun: begun.as_ref(),
             same: self.vm.begun.is_none_or(|begun| begun.here),
-            custody: self.vm.custody,
         };
         migration::run_of(&vm_task::seen(qemu), spec.goal, spec.migration.as_ref(), known)
     }
@@ -385,6 +393,9 @@ fn empty(n: usize) -> NicAttachmentSpec {
 pub fn publish(model: &Model, state: &mut State, end: usize, n: usize) {
     let now = round(model, state, end, n, false, false);
     let nic = &mut state.nodes[end].nics[n];
+    if nic.task == Task::Runs && !nic.heard {
+        return;
+    }
     let Some(attachment) = &mut state.api.attachments[end][n] else {
         return;
     };
@@ -431,12 +442,14 @@ pub fn crash(state: &mut State, end: usize) {
             Nic {
                 task: Task::Runs,
                 current: false,
+                heard: false,
                 announce: true,
                 moved: false,
                 shown: Some(Shown {
                     state: AttachmentState::Pending as u8,
                     spec: nic.spec,
                     macvtap: nic.standby.is_some(),
+                    heard: false,
                 }),
                 ..*nic
             }

@@ -6,9 +6,8 @@
 use std::hash::{BuildHasher, Hash, Hasher};
 
 use foldhash::fast::FixedState;
-use hybridnic_agent::journal::Arrival;
+use hybridnic_agent::journal::{Arrival, Custody};
 use hybridnic_agent::nic::plan::Learnt;
-use hybridnic_agent::vm::migration::Custody;
 
 /// Number of NICs of the VM.
 pub const NICS: usize = 2;
@@ -200,8 +199,6 @@ pub struct Vm {
     pub tried: bool,
     /// How the migration goes, as told to the NICs.
     pub report: Id,
-    /// Source: where the VM is known to be.
-    pub custody: Custody,
     /// Journal: the migration that was begun here.
     pub begun: Option<Begun>,
 }
@@ -213,6 +210,8 @@ pub struct Begun {
     pub here: bool,
     /// Target: how far the VM's arrival is.
     pub arrival: Option<Arrival>,
+    /// Source: where the VM is.
+    pub custody: Custody,
 }
 
 /// What there is of a NIC on a node.
@@ -224,6 +223,8 @@ pub struct Nic {
     pub spec: Id,
     /// Whether that is the API server's; of a task that has left, whether its last report was about that.
     pub current: bool,
+    /// Whether the agent has heard of it since it started.
+    pub heard: bool,
     /// Journal: whether there is a record.
     pub recorded: bool,
     /// Journal: the VF that it holds.
@@ -282,6 +283,8 @@ pub struct Shown {
     pub spec: Id,
     /// Whether it has a macvtap.
     pub macvtap: bool,
+    /// Whether its order is the API server's.
+    pub heard: bool,
 }
 
 /// What nobody in the system can see.
@@ -334,7 +337,6 @@ impl Vm {
     pub const NEW: Self = Self {
         tried: false,
         report: 0,
-        custody: Custody::Unknown,
         begun: None,
     };
 }
@@ -345,6 +347,7 @@ impl Nic {
         task: Task::None,
         spec: 0,
         current: false,
+        heard: false,
         recorded: false,
         vf: None,
         standby: None,

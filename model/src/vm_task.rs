@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use hybridnic_agent::journal::{self, Arrival};
+use hybridnic_agent::journal::{self, Arrival, Custody};
 use hybridnic_agent::vm::NicEntry;
-use hybridnic_agent::vm::migration::{self, Action, Custody, Inputs, VmSeen};
+use hybridnic_agent::vm::migration::{self, Action, Inputs, VmSeen};
 use hybridnic_api::v1alpha1::{AttachmentState, MigrationReport, MigrationState};
 use hybridnic_qmp::commands::{MigrationInfo, RunState};
 
@@ -26,8 +26,6 @@ pub struct Sight {
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether there is an order at all.
-    ordered: bool,
     action: Option<Act>,
     report: Id,
     /// What is reported where QEMU refuses.
@@ -53,12 +51,7 @@ pub fn drive(model: &Model, state: &mut State, end: usize) {
         return;
     }
     node.vm.tried = true;
-    let sight = Sight::of(node);
-    let ordered = model.verdicts.get(sight, || sight.decide(model)).ordered;
-    if ordered && node.vm.custody == Custody::Unknown && sight.is_before_hand_over() {
-        node.vm.custody = Custody::Here;
-    }
-    let sight = Sight::of(node);
+    let sight = Sight::of(model, node);
     let verdict = model.verdicts.get(sight, || sight.decide(model));
     if verdict.report != 0 {
         node.vm.report = verdict.report;
@@ -76,6 +69,7 @@ pub fn begun(begun: Begun) -> journal::Begun {
         migration: MIGRATION.to_owned(),
         process: None,
         arrival: begun.arrival,
+        custody: begun.custody,
     }
 }
 
@@ -108,20 +102,16 @@ pub fn seen(qemu: &Qemu) -> VmSeen {
 }
 
 impl Sight {
-    fn of(node: &Node) -> Self {
+    fn of(model: &Model, node: &Node) -> Self {
+        let report = node.vm.report;
         Self {
             shown: node.nics.map(|nic| nic.shown),
             qemu: node.qemu.alive.then_some(node.qemu),
-            vm: Vm { report: 0, ..node.vm },
+            vm: Vm {
+                report: if model.is_final(report) { report } else { 0 },
+                ..node.vm
+            },
         }
-    }
-
-    /// Whether the QEMU in which the migration was begun cannot have let the VM go.
-    fn is_before_hand_over(&self) -> bool {
-        use Transfer::{Active, None, PreSwitchover, Setup};
-        let before = |qemu: Qemu| matches!(qemu.migration, None | Setup | Active | PreSwitchover);
-        self.vm.begun.is_some_and(|begun| begun.here)
-            && self.qemu.is_some_and(|qemu| qemu.answers() && before(qemu))
     }
 
     fn nics(&self, model: &Model) -> BTreeMap<String, NicEntry> {
@@ -134,6 +124,7 @@ impl Sight {
                 state: state_of(shown.state),
                 goal: spec.as_ref().map(|spec| spec.goal).unwrap_or_default(),
                 order: spec.and_then(|spec| spec.migration),
+                heard: shown.heard,
                 ..NicEntry::default()
             };
             Some((NIC[n].to_owned(), entry))
@@ -152,11 +143,12 @@ impl Sight {
             None if qemu.is_none() && begun.is_some() => migration::Sight::Ended,
             None => migration::Sight::Silent,
         };
+        let said = model.objects.reports.get(self.vm.report);
         let verdict = migration::decide(&Inputs {
             nics: &nics,
             sight,
             begun: begun.as_ref(),
-            custody: self.vm.custody,
+            said: said.as_deref(),
         });
         let action = verdict.action.map(|action| match action {
             Action::Listen => Act::Listen,
@@ -178,7 +170,6 @@ impl Sight {
             downtime_ms: None,
         };
         Verdict {
-            ordered: migration::agreed(&nics).is_some(),
             action,
             report: model.objects.report_id(verdict.report),
             refused: model.objects.report_id(Some(refused)),
@@ -203,6 +194,7 @@ fn act(state: &mut State, end: usize, action: Act) -> bool {
             node.vm.begun = Some(Begun {
                 here: true,
                 arrival: None,
+                custody: Custody::Unknown,
             });
             (node.qemu.stopped, node.qemu.listens, node.qemu.migration) = (true, true, Transfer::Setup);
         }
@@ -217,8 +209,8 @@ fn act(state: &mut State, end: usize, action: Act) -> bool {
             node.vm.begun = Some(Begun {
                 here: true,
                 arrival: None,
+                custody: Custody::Here,
             });
-            node.vm.custody = Custody::Here;
             (node.qemu.migration, state.stream) = (Transfer::Setup, Stream::None);
         }
         Act::HandOver => hand_over(node),
@@ -226,7 +218,7 @@ fn act(state: &mut State, end: usize, action: Act) -> bool {
         Act::Cancel => qemu::cancel(state, end),
         Act::Resume if node.qemu.run == Run::Finishing => {}
         Act::Resume => {
-            node.vm.custody = Custody::Here;
+            set_custody(node, Custody::Here);
             node.qemu.run = Run::Running;
             let decided = state.api.decision == Some(Choice::ResumeSource);
             state.truth.zombie |= end == SOURCE && state.truth.arrived && !decided;
@@ -238,8 +230,14 @@ fn act(state: &mut State, end: usize, action: Act) -> bool {
 /// Source, at the hand-over: silences all NICs, then lets QEMU go on.
 fn hand_over(node: &mut Node) {
     set_all(node, false);
-    node.vm.custody = Custody::Left;
+    set_custody(node, Custody::Left);
     node.qemu.migration = Transfer::Device;
+}
+
+fn set_custody(node: &mut Node, custody: Custody) {
+    if let Some(begun) = &mut node.vm.begun {
+        begun.custody = custody;
+    }
 }
 
 /// Target: the VM is started, and the journal says so before and after.
@@ -271,7 +269,7 @@ pub fn die_starting(model: &Model, state: &mut State, ran: bool) {
     state.nodes[TARGET].agent = Agent::HeldUp;
     qemu::happen(state, qemu::Happens::Load);
     let node = &mut state.nodes[TARGET];
-    if Sight::of(node).decide(model).action == Some(Act::Run) && node.qemu.run == Run::Paused {
+    if Sight::of(model, node).decide(model).action == Some(Act::Run) && node.qemu.run == Run::Paused {
         set_all(node, true);
         if ran {
             node.qemu.run = Run::Running;
@@ -280,4 +278,16 @@ pub fn die_starting(model: &Model, state: &mut State, ran: bool) {
         arrives(node, Some(Arrival::Starting));
     }
     crate::nic_task::crash(state, TARGET);
+}
+
+/// The VM is to leave, and the source's agent dies when it has noted that, and QEMU has not been told.
+pub fn die_letting(model: &Model, state: &mut State) {
+    state.nodes[SOURCE].agent = Agent::HeldUp;
+    qemu::happen(state, qemu::Happens::Converge);
+    let node = &mut state.nodes[SOURCE];
+    if Sight::of(model, node).decide(model).action == Some(Act::HandOver) {
+        set_all(node, false);
+        set_custody(node, Custody::Left);
+    }
+    crate::nic_task::crash(state, SOURCE);
 }

@@ -214,6 +214,7 @@ impl Attachments {
         if let Some(unreadable) = self.unreadable.get(&uid) {
             return self.report_unreadable(object, unreadable);
         }
+        self.hear(object);
         let deleting = object.metadata.deletion_timestamp.is_some();
         let mut spec = object.spec.clone();
         if deleting {
@@ -267,6 +268,18 @@ impl Attachments {
         };
         let known = object.status.clone().map(OnceLock::from).unwrap_or_default();
         self.start(record, false, wanted, deleting, known);
+    }
+
+    /// What was said of the VM's migration stands as long as there is nothing new to say.
+    fn hear(&self, object: &NicAttachment) {
+        let (order, status) = (&object.spec.migration, &object.status);
+        let said = status.as_ref().and_then(|status| status.migration.as_ref());
+        if let (Some(order), Some(said)) = (order, said)
+            && order.migration.uid == said.uid
+            && let Some(running) = self.vms.get(&object.spec.pod.uid)
+        {
+            running.vm.said_before(said);
+        }
     }
 
     /// The object is gone, whatever its finalizer said: nothing of it may be left.
@@ -352,8 +365,9 @@ impl Attachments {
         let unfinished = self.running.values().filter(|r| !r.task.is_finished());
         let used: BTreeSet<&str> = unfinished.map(|r| r.pod_uid.as_str()).collect();
         self.vms.retain(|uid, _| used.contains(uid.as_str()));
-        // Before the list was read, attachments of which there is no record any more are not known.
-        if !*self.progress.listed.borrow() {
+        // Before the list was read, attachments of which there is no record any more are not known; and of a record that cannot
+        // be read nobody knows whose VM it is about.
+        if !*self.progress.listed.borrow() || !self.unreadable.is_empty() {
             return;
         }
         let there: BTreeSet<&str> = self.running.values().map(|r| r.pod_uid.as_str()).collect();

@@ -149,6 +149,21 @@ pub struct Begun {
     /// Target: how far the VM's arrival is; `None` proves that the VM never ran here.
     #[serde(default)]
     pub arrival: Option<Arrival>,
+    /// Source: where the VM is.
+    #[serde(default)]
+    pub custody: Custody,
+}
+
+/// Where a VM is that was to be sent from here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Custody {
+    /// An earlier agent has not noted it.
+    #[default]
+    Unknown,
+    /// The hand-over has not been allowed.
+    Here,
+    /// The hand-over was allowed: the VM may have left.
+    Left,
 }
 
 /// How far a VM's arrival is.
@@ -735,6 +750,7 @@ pub(crate) mod tests {
         let mut vm = VmRecord {
             process: Some(process.clone()),
             begun: Some(Begun {
+                custody: Custody::Left,
                 migration: "m".into(),
                 process: Some(process),
                 arrival: None,

@@ -191,7 +191,8 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
         Some(MigrationStep::Listen) if arrived || was == Some(MigrationState::Completed) => {
             Some(MigrationState::Completed)
         }
-        Some(MigrationStep::GiveUp) if was == Some(MigrationState::Completed) => was,
+        // What has been sent cannot be cancelled, and what has come stays.
+        Some(MigrationStep::Cancel | MigrationStep::GiveUp) if was == Some(MigrationState::Completed) => was,
         Some(MigrationStep::GiveUp) => Some(MigrationState::Lost),
         Some(MigrationStep::Listen) => Some(MigrationState::Listening),
         Some(MigrationStep::Transfer) => Some(if arrived {

@@ -302,6 +302,11 @@ async fn migrations_and_names(control_plane: &ControlPlane) {
             ),
             Case("/targetPod", json!("web-b"), ""),
             Case("/targetPod", json!(""), "should be at least 1 chars long"),
+            Case(
+                "/decision",
+                json!("ResumeSource"),
+                "a decision is taken once the migration asks for it",
+            ),
         ],
     )
     .await;
@@ -382,6 +387,12 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             &migration,
             json!({ "targetPod": "p" }),
             "a QemuMigration cannot change",
+        ),
+        (
+            "QemuMigration",
+            &migration,
+            json!({ "decision": "AbandonSource" }),
+            "a decision is taken once the migration asks for it",
         ),
     ];
     let mut wrong = Vec::new();

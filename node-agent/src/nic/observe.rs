@@ -299,12 +299,10 @@ pub async fn see_run(vm: &Vm, client: &Client, record: &Record) -> Result<(Run, 
     };
     let order = record.spec.migration.as_ref();
     let migration = order.map_or("", |order| order.migration.uid.as_str());
-    let custody = vm.custody(migration);
     let (begun, same) = vm.begun(migration);
     let known = migration::Known {
         begun: begun.as_ref(),
         same,
-        custody,
     };
     let run = migration::run_of(&seen, record.spec.goal, order, known);
     Ok((run, seen, status.running))

@@ -503,18 +503,20 @@ impl NicTask {
         };
         let spec = &record.spec;
         let macvtap = record.standby.as_ref().map(|s| s.macvtap.as_str());
+        let heard = self.generation.is_some();
         let nics = self.cx.vm.nics();
         let same = nics.get(&record.uid).is_some_and(|shown| {
             shown.state == state
                 && shown.goal == spec.goal
                 && shown.order == spec.migration
+                && shown.heard == heard
                 && shown.macvtap.as_deref() == macvtap
                 && shown.ports == record.ports
         });
         if !same {
             self.cx.vm.update_nic(&record.uid, |shown| {
                 shown.show(record);
-                shown.state = state;
+                (shown.state, shown.heard) = (state, heard);
             });
         }
     }
@@ -545,6 +547,10 @@ impl NicTask {
     fn report(&mut self, now: Option<&Observation>, decision: Option<&Decision>) {
         if let Some(report) = self.cx.vm.migration_report().borrow().clone() {
             self.migration = Some(report);
+        }
+        if self.generation.is_none() && self.cx.record.spec.migration.is_some() {
+            // What the last agent has said stands until it is known.
+            return;
         }
         let facts = self.facts(now, decision);
         let old = self.last_status();

@@ -18,7 +18,7 @@ use hybridnic_qmp::commands::{MigrationInfo, MigrationStatus, RunState};
 
 use super::NicEntry;
 use crate::{
-    journal::{Arrival, Begun},
+    journal::{Arrival, Begun, Custody},
     nic::seen::Run,
 };
 
@@ -79,18 +79,6 @@ pub enum Sight<'a> {
     Up(&'a VmSeen),
 }
 
-/// Source: where the VM is known to be, as long as the agent lives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Custody {
-    /// The agent has not seen enough of the migration to tell.
-    #[default]
-    Unknown,
-    /// The hand-over has not been allowed.
-    Here,
-    /// The hand-over was allowed: the VM may have left.
-    Left,
-}
-
 /// All that decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
@@ -100,8 +88,8 @@ pub struct Inputs<'a> {
     pub sight: Sight<'a>,
     /// The migration that was begun last, as the journal says.
     pub begun: Option<&'a Begun>,
-    /// Where the VM is, for a migration that was begun here.
-    pub custody: Custody,
+    /// What was said last of this migration, by an earlier agent perhaps.
+    pub said: Option<&'a MigrationReport>,
 }
 
 /// What the next step is, and what to tell the operator.
@@ -154,18 +142,36 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
             .all(|name| nics.values().any(|n| n.nic == *name && n.state == state))
     };
     // With the VF back in the operator's plans for this end, the VM is known to be here.
-    let accepted = nics.values().any(|n| n.goal == Goal::FastPath);
-    let custody = if accepted { Custody::Here } else { inputs.custody };
-    match order.step {
+    let accepted = |nic: &NicEntry| nic.goal == Goal::FastPath && nic.order.as_ref() == Some(&order);
+    let custody = if nics.values().any(accepted) {
+        Custody::Here
+    } else {
+        begun.map(|begun| begun.custody).unwrap_or_default()
+    };
+    // What was said to be over does not begin, again or late.
+    let over = inputs
+        .said
+        .is_some_and(|said| said.uid == order.migration.uid && said.state.is_final());
+    let verdict = match order.step {
         MigrationStep::Prepare => Verdict::default(),
-        MigrationStep::Listen => target(seen, begun, all(AttachmentState::Reserved), says),
+        MigrationStep::Listen => target(seen, begun, !over && all(AttachmentState::Reserved), says),
         MigrationStep::GiveUp => give_up(seen, begun, says),
         MigrationStep::Transfer => {
-            let uri = order.target_uri.clone().filter(|_| all(AttachmentState::Standby));
+            let uri = order
+                .target_uri
+                .clone()
+                .filter(|_| !over && all(AttachmentState::Standby));
             source(seen, begun, custody, uri, says)
         }
         MigrationStep::Cancel => cancel(seen, begun, custody, says),
         MigrationStep::Resume => resume(seen, says),
+    };
+    // An order from the journal may have been taken back since.
+    let heard = nics.values().all(|nic| nic.heard);
+    let waits = matches!(verdict.action, Some(Action::Run | Action::Resume)) && !heard;
+    Verdict {
+        action: verdict.action.filter(|_| !waits),
+        ..verdict
     }
 }
 
@@ -233,6 +239,14 @@ fn target(seen: &VmSeen, begun: Option<&Begun>, reserved: bool, says: Says<'_>) 
     let incoming = seen.run == RunState::InMigrate;
     let Some(begun) = begun else {
         return match (incoming, is_waiting(seen)) {
+            // It has received a VM: of this migration or not, the journal cannot tell.
+            (false, _) if status == MigrationStatus::Completed => Verdict {
+                action: None,
+                report: Some(MigrationReport {
+                    error: Some(NOT_INCOMING.to_owned()),
+                    ..says.report(MigrationState::Active)
+                }),
+            },
             (false, _) => says.failed(NOT_INCOMING.to_owned()),
             (true, false) => says.failed(OTHER_INCOMING.to_owned()),
             (true, true) => Verdict {
@@ -312,8 +326,11 @@ fn source(
 ) -> Verdict {
     let ms = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok());
     let status = seen.info.status();
-    // Where the journal was written, and the agent died before QEMU was told, there is no status.
-    if begun.is_none() || status == MigrationStatus::None {
+    // Where the journal was written, and the agent died before QEMU was told, there is no status, or that of the VM's own
+    // arrival: this migration has not completed before the hand-over.
+    let arrived =
+        seen.run == RunState::Paused && status == MigrationStatus::Completed && custody == Custody::Here;
+    if begun.is_none() || status == MigrationStatus::None || arrived {
         return Verdict {
             action: uri.map(Action::Start),
             report: None,
@@ -358,8 +375,11 @@ fn cancel(seen: &VmSeen, begun: Option<&Begun>, custody: Custody, says: Says<'_>
     let too_late = custody == Custody::Left || status == MigrationStatus::Device;
     if !status.is_idle() {
         let cancel = !too_late && status != MigrationStatus::Cancelling;
+        // An agent died between the note that the VM may leave and the command: it was not sent, or is about to be obeyed.
+        let half = status == MigrationStatus::PreSwitchover && custody == Custody::Left;
+        let action = cancel.then_some(Action::Cancel);
         return Verdict {
-            action: cancel.then_some(Action::Cancel),
+            action: action.or_else(|| half.then_some(Action::HandOver)),
             ..verdict
         };
     }
@@ -375,16 +395,16 @@ fn resume(seen: &VmSeen, says: Says<'_>) -> Verdict {
         RunState::PostMigrate => true,
         RunState::FinishMigrate => status == MigrationStatus::Completed,
         // We held it.
-        RunState::Paused => status == MigrationStatus::Failed,
+        RunState::Paused => matches!(status, MigrationStatus::Failed | MigrationStatus::Cancelled),
         _ => false,
     };
     if !paused {
         return says.state(MigrationState::Cancelled);
     }
-    let state = if status == MigrationStatus::Failed {
-        MigrationState::Failed
-    } else {
+    let state = if status == MigrationStatus::Completed {
         MigrationState::Completed
+    } else {
+        MigrationState::Failed
     };
     Verdict {
         action: Some(Action::Resume),
@@ -399,13 +419,11 @@ pub struct Known<'a> {
     pub begun: Option<&'a Begun>,
     /// Whether it was begun in the QEMU that is seen.
     pub same: bool,
-    /// Where the VM is, for a migration that was begun here.
-    pub custody: Custody,
 }
 
 /// What a NIC with this goal and order may think of its VM: where the VM may run elsewhere, the NIC is silent here.
 pub fn run_of(seen: &VmSeen, goal: Goal, order: Option<&MigrationOrder>, known: Known<'_>) -> Run {
-    let Known { begun, same, custody } = known;
+    let Known { begun, same } = known;
     let status = seen.info.status();
     let plain = match (&seen.run, &status) {
         (RunState::InMigrate, _) => Run::Incoming,
@@ -440,11 +458,11 @@ pub fn run_of(seen: &VmSeen, goal: Goal, order: Option<&MigrationOrder>, known: 
                 Some(_) => Run::Here,
             }
         }
-        (MigrationStep::Transfer | MigrationStep::Cancel, Some(_))
+        (MigrationStep::Transfer | MigrationStep::Cancel, Some(begun))
             if plain == Run::Here && goal != Goal::FastPath =>
         {
-            let ended_badly = status == MigrationStatus::Failed && custody != Custody::Here;
-            let left = custody == Custody::Left && status.is_idle();
+            let ended_badly = status == MigrationStatus::Failed && begun.custody != Custody::Here;
+            let left = begun.custody == Custody::Left && status.is_idle();
             if !same || ended_badly || left {
                 Run::HandedOver
             } else {

@@ -22,6 +22,7 @@ fn nics(step: MigrationStep, state: AttachmentState, names: &[&str]) -> BTreeMap
             state,
             goal: Goal::Standby,
             order: Some(order(step)),
+            heard: true,
             ..NicEntry::default()
         };
         ((*name).to_owned(), nic)
@@ -38,6 +39,7 @@ fn vm(run: RunState, info: &str) -> VmSeen {
 
 fn begun(migration: &str, arrival: Option<Arrival>) -> Begun {
     Begun {
+        custody: Custody::Unknown,
         migration: migration.into(),
         process: None,
         arrival,
@@ -49,7 +51,7 @@ const BOTH: &[&str] = &["a", "b"];
 struct Case {
     nics: BTreeMap<String, NicEntry>,
     begun: Option<Begun>,
-    custody: Custody,
+    said: Option<MigrationReport>,
 }
 
 impl Case {
@@ -57,15 +59,16 @@ impl Case {
         Self {
             nics: nics(step, AttachmentState::Standby, BOTH),
             begun: Some(begun("m1", None)),
-            custody: Custody::Here,
+            said: None,
         }
+        .with(Custody::Here)
     }
 
     fn target(arrival: Option<Arrival>) -> Self {
         Self {
             nics: nics(MigrationStep::Listen, AttachmentState::Reserved, BOTH),
             begun: Some(begun("m1", arrival)),
-            custody: Custody::Unknown,
+            said: None,
         }
     }
 
@@ -76,8 +79,11 @@ impl Case {
         }
     }
 
-    fn with(self, custody: Custody) -> Self {
-        Self { custody, ..self }
+    fn with(mut self, custody: Custody) -> Self {
+        if let Some(begun) = &mut self.begun {
+            begun.custody = custody;
+        }
+        self
     }
 
     fn begun(self, begun: Option<Begun>) -> Self {
@@ -89,7 +95,7 @@ impl Case {
             nics: &self.nics,
             sight,
             begun: self.begun.as_ref(),
-            custody: self.custody,
+            said: self.said.as_ref(),
         })
     }
 
@@ -109,7 +115,7 @@ fn nothing_starts_before_every_nic_is_there_and_ready() {
     let case = |state, names| Case {
         nics: nics(MigrationStep::Transfer, state, names),
         begun: None,
-        custody: Custody::Unknown,
+        said: None,
     };
     assert_eq!(
         case(AttachmentState::Standby, &["a"]).decide(Sight::Up(&idle)),
@@ -134,8 +140,9 @@ fn a_qemu_that_does_not_answer_has_said_what_it_said() {
                 let case = Case {
                     nics: nics(step, AttachmentState::Standby, BOTH),
                     begun: Some(begun("m1", arrival)),
-                    custody,
-                };
+                    said: None,
+                }
+                .with(custody);
                 assert_eq!(case.decide(Sight::Silent), Verdict::default());
             }
         }
@@ -256,7 +263,11 @@ fn what_may_have_left_is_not_cancelled() {
         assert_eq!(cancel(custody, "device"), None);
         assert_eq!(cancel(custody, "cancelling"), None);
     }
-    assert_eq!(cancel(Custody::Left, "pre-switchover"), None);
+    assert_eq!(
+        cancel(Custody::Left, "pre-switchover"),
+        Some(Action::HandOver),
+        "what was begun is ended"
+    );
     assert_eq!(cancel(Custody::Left, "device"), None);
 }
 
@@ -384,6 +395,7 @@ fn cancel_and_resume() {
         (RunState::PostMigrate, completed),
         (RunState::FinishMigrate, completed),
         (RunState::Paused, r#"{"status":"failed"}"#),
+        (RunState::Paused, r#"{"status":"cancelled"}"#),
     ] {
         assert_eq!(resume.sees(run, info).0, Some(Action::Resume));
     }
@@ -402,7 +414,6 @@ fn a_nic_is_silent_at_a_target_until_the_vm_is_started() {
         let known = Known {
             begun: begun.as_ref(),
             same: true,
-            custody: Custody::Unknown,
         };
         run_of(&vm(run, info), Goal::FastPath, Some(&order(step)), known)
     };
@@ -446,13 +457,15 @@ fn a_nic_is_silent_at_a_target_until_the_vm_is_started() {
 #[test]
 fn a_nic_is_silent_at_a_source_that_the_vm_may_have_left() {
     use MigrationStep::{Cancel, Resume, Transfer};
-    let begun = begun("m1", None);
     let source = |run, info: &str, goal, step: Option<MigrationStep>, custody, same| {
         let order = step.map(order);
+        let begun = Begun {
+            custody,
+            ..begun("m1", None)
+        };
         let known = Known {
             begun: Some(&begun),
             same,
-            custody,
         };
         run_of(&vm(run, info), goal, order.as_ref(), known)
     };
@@ -487,5 +500,80 @@ fn a_nic_is_silent_at_a_source_that_the_vm_may_have_left() {
     for step in [Some(Cancel), None] {
         let known = source(RunState::Running, FAILED, fast, step, Custody::Left, true);
         assert_eq!(known, Run::Here);
+    }
+}
+
+#[test]
+fn an_order_that_only_the_journal_has_starts_no_vm() {
+    let mut loaded = Case::target(None);
+    let mut resume = Case::source(MigrationStep::Resume).with(Custody::Left);
+    assert_eq!(loaded.sees(RunState::Paused, COMPLETED).0, Some(Action::Run));
+    assert_eq!(
+        resume.sees(RunState::PostMigrate, COMPLETED).0,
+        Some(Action::Resume)
+    );
+    for case in [&mut loaded, &mut resume] {
+        case.nics.get_mut("a").unwrap().heard = false;
+    }
+    assert_eq!(
+        loaded.sees(RunState::Paused, COMPLETED),
+        (None, Some(MigrationState::Active)),
+        "it may have been told to give up since"
+    );
+    assert_eq!(resume.sees(RunState::PostMigrate, COMPLETED).0, None);
+}
+
+#[test]
+fn what_was_said_to_be_over_does_not_begin() {
+    let over = MigrationReport {
+        error: Some("refused".to_owned()),
+        kept: true,
+        ..Says("m1").report(MigrationState::Failed)
+    };
+    let mut source = Case::source(MigrationStep::Transfer);
+    let mut target = Case::target(None).begun(None);
+    assert!(matches!(
+        source.sees(RunState::Running, "{}").0,
+        Some(Action::Start(_))
+    ));
+    assert_eq!(target.sees(RunState::InMigrate, "{}").0, Some(Action::Listen));
+    (source.said, target.said) = (Some(over.clone()), Some(over.clone()));
+    assert_eq!(source.sees(RunState::Running, "{}"), (None, None));
+    assert_eq!(target.sees(RunState::InMigrate, "{}"), (None, None));
+    let other = MigrationReport {
+        uid: "m0".to_owned(),
+        ..over
+    };
+    source.said = Some(other);
+    assert!(matches!(
+        source.sees(RunState::Running, "{}").0,
+        Some(Action::Start(_))
+    ));
+}
+
+/// The VM came here by a migration of its own, and its user has paused it; the agent died before QEMU was told to send it.
+#[test]
+fn a_vms_own_arrival_is_not_the_end_of_its_next_migration() {
+    let source = Case::source(MigrationStep::Transfer);
+    assert!(matches!(
+        source.sees(RunState::Paused, COMPLETED).0,
+        Some(Action::Start(_))
+    ));
+    let left = Case::source(MigrationStep::Transfer).with(Custody::Left);
+    assert_eq!(
+        left.sees(RunState::PostMigrate, COMPLETED),
+        (None, Some(MigrationState::Completed))
+    );
+}
+
+/// The journal was lost, or could not be read and was removed.
+#[test]
+fn a_vm_that_came_by_an_unknown_migration_is_not_said_to_have_failed_to() {
+    let target = Case::target(None).begun(None);
+    for run in [RunState::Running, RunState::Paused] {
+        let verdict = target.decide(Sight::Up(&vm(run, COMPLETED)));
+        let report = verdict.report.unwrap();
+        assert_eq!((verdict.action, report.state), (None, MigrationState::Active));
+        assert_eq!(report.error.as_deref(), Some(NOT_INCOMING));
     }
 }

@@ -35,10 +35,9 @@ use tokio::sync::watch;
 
 use crate::{
     error::bounded,
-    journal::{Begun, Journal, JournalError, Record, VmRecord},
+    journal::{Begun, Custody, Journal, JournalError, Record, VmRecord},
     nic::steps::ids,
 };
-use migration::Custody;
 use process::ProcessId;
 
 /// How many things that happened are kept for each NIC.
@@ -70,6 +69,8 @@ pub struct NicEntry {
     pub goal: Goal,
     /// What the operator wants of the VM's migration.
     pub order: Option<MigrationOrder>,
+    /// Whether that is what the API server has, and not only what the journal remembers.
+    pub heard: bool,
     /// The guest's ports that it has.
     pub ports: Option<GuestPorts>,
     /// What its standby makes of what the guest asks it to receive.
@@ -119,8 +120,6 @@ pub struct Vm {
     record: Mutex<VmRecord>,
     /// The process that the session is with.
     peer: Mutex<Option<ProcessId>>,
-    /// By the migration's uid.
-    custody: Mutex<(String, Custody)>,
     /// Held while the VM is started here, or its QEMU is ended: only one of the two may happen.
     pub fate: tokio::sync::Mutex<()>,
     /// Held while ports are chosen and used, so that two NICs do not choose the same.
@@ -144,7 +143,6 @@ impl Vm {
             nics: Mutex::default(),
             record: Mutex::default(),
             peer: Mutex::default(),
-            custody: Mutex::default(),
             fate: tokio::sync::Mutex::default(),
             choosing_ports: tokio::sync::Mutex::default(),
             plugging: tokio::sync::Mutex::default(),
@@ -229,22 +227,24 @@ impl Vm {
         Ok(())
     }
 
-    /// Where the VM is, for a migration that was begun here.
+    /// Where the VM is, for a migration that was begun here to send it away.
     pub fn custody(&self, migration: &str) -> Custody {
-        let custody = locked(&self.custody);
-        if custody.0 == migration {
-            custody.1
-        } else {
-            Custody::Unknown
-        }
+        let begun = self.record().begun.filter(|begun| begun.migration == migration);
+        begun.map(|begun| begun.custody).unwrap_or_default()
     }
 
     fn set_peer(&self, peer: Option<ProcessId>) {
         *locked(&self.peer) = peer;
     }
 
-    fn set_custody(&self, migration: &str, custody: Custody) {
-        *locked(&self.custody) = (migration.to_owned(), custody);
+    /// Notes where the VM is; true on disk before it is true here.
+    async fn set_custody(&self, journal: &Journal, custody: Custody) -> Result<(), JournalError> {
+        let note = |record: &mut VmRecord| {
+            if let Some(begun) = &mut record.begun {
+                begun.custody = custody;
+            }
+        };
+        self.remember(journal, note).await
     }
 
     fn beat(&self, fresh: bool) {
@@ -277,6 +277,19 @@ impl Vm {
         if changed {
             self.beat(false);
         }
+    }
+
+    /// Takes over what an earlier agent has said of the migration: it stands until there is something new to say.
+    pub fn said_before(&self, said: &MigrationReport) {
+        self.report.send_if_modified(|now| {
+            let stands = now
+                .as_ref()
+                .is_some_and(|now| now.uid != said.uid || now.state.is_final() || !said.state.is_final());
+            if !stands {
+                *now = Some(said.clone());
+            }
+            !stands
+        });
     }
 
     /// Says that a step of the migration was not taken, and whether the migration is over because of it.
@@ -368,6 +381,7 @@ mod tests {
             migration: "m1".into(),
             process: Some(process(1)),
             arrival: None,
+            custody: Custody::Unknown,
         };
         locked(&vm.record).begun = Some(begun.clone());
         vm.set_peer(Some(process(2)));

@@ -1,6 +1,10 @@
 //! Keeps a VM's QMP session and takes its migration's steps.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hybridnic_api::{
     conditions::reasons,
@@ -15,14 +19,14 @@ use tracing::{debug, info, warn};
 
 use super::{
     NicEntry, Session, Vm, handover,
-    migration::{self, Action, Custody, Sight, VmSeen},
+    migration::{self, Action, Sight, VmSeen},
     process::ProcessId,
     rx_follow, socket,
 };
 use crate::{
     error::{bounded, chain},
     host::Host,
-    journal::{Arrival, Begun, JournalError, VmRecord},
+    journal::{Arrival, Begun, Custody, JournalError, VmRecord},
     trace,
 };
 
@@ -31,6 +35,8 @@ const RETRY: Duration = Duration::from_millis(50);
 /// The longest wait between two tries, where no event tells that something changed.
 const RETRY_CAP: Duration = Duration::from_secs(30);
 
+/// A session that has lasted so long was one.
+const STEADY: Duration = Duration::from_secs(1);
 /// How soon a step of a migration that failed is taken again: in the VM's pause no event may come.
 const STEP_AGAIN: Duration = Duration::from_secs(1);
 /// How often a migration is looked at though no event has come.
@@ -43,11 +49,11 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
     loop {
         sockets.mark_unchanged();
         match connect(&vm, &host).await {
-            Ok(client) => {
-                pause = RETRY;
+            Ok((client, peer)) => {
+                let opened = Instant::now();
                 info!(namespace = vm.namespace, pod = vm.pod, qemu = %client.version(), "QMP session opened");
                 let reason = tokio::select! {
-                    reason = serve(&vm, &host, &client) => reason,
+                    reason = serve(&vm, &host, &client, peer) => reason,
                     never = rx_follow::follow(&vm, &client, &*host) => match never {},
                 };
                 info!(
@@ -57,7 +63,11 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
                     "QMP session closed"
                 );
                 client.close();
-                continue;
+                if opened.elapsed() >= STEADY {
+                    pause = RETRY;
+                    continue;
+                }
+                // One that greets and hangs up would be greeted for ever.
             }
             Err(session) => {
                 if let Session::Unreachable(why) = &session {
@@ -124,7 +134,8 @@ fn publish(vm: &Vm, session: Session) {
     }
 }
 
-async fn connect(vm: &Vm, host: &Host) -> Result<Client, Session> {
+/// A session, and the process that it is with where the kernel names it.
+async fn connect(vm: &Vm, host: &Host) -> Result<(Client, Option<ProcessId>), Session> {
     let stream = match socket::connect(&host.options.vm_root, &vm.namespace, &vm.pod) {
         Ok(stream) => stream,
         Err(error) if socket::is_gone(&error) => return Err(nobody_listens(vm)),
@@ -143,12 +154,17 @@ async fn connect(vm: &Vm, host: &Host) -> Result<Client, Session> {
             return Err(Session::Unreachable(chain(&error)));
         }
     };
+    let peer = match client.peer().pid.map(ProcessId::of).transpose() {
+        Ok(peer) => peer.flatten(),
+        // It would be taken for another QEMU than the one that it is.
+        Err(error) => return Err(Session::Unreachable(chain(&error))),
+    };
     match client
         .migrate_set_capabilities(&[(MigrationCapability::Events, true)])
         .await
     {
         // While a migration runs capabilities cannot change; we set it before it began.
-        Ok(()) | Err(QmpError::Command { .. }) => Ok(client),
+        Ok(()) | Err(QmpError::Command { .. }) => Ok((client, peer)),
         Err(error) => Err(Session::Unreachable(chain(&error))),
     }
 }
@@ -165,13 +181,9 @@ fn nobody_listens(vm: &Vm) -> Session {
 }
 
 /// Until the session ends; says why it did.
-async fn serve(vm: &Vm, host: &Host, client: &Client) -> String {
+async fn serve(vm: &Vm, host: &Host, client: &Client, peer: Option<ProcessId>) -> String {
     let mut events = client.subscribe();
     let mut nics = vm.nics_changed.subscribe();
-    let peer = client
-        .peer()
-        .pid
-        .and_then(|pid| ProcessId::of(pid).ok().flatten());
     vm.set_peer(peer.clone());
     if let Err(error) = vm.remember(&host.journal, |record| record.process = peer).await {
         warn!(
@@ -280,7 +292,7 @@ async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
     // It may have been called off since.
     let listens = |nic: &NicEntry| {
         let order = nic.order.as_ref();
-        order.is_some_and(|order| order.step == MigrationStep::Listen)
+        nic.heard && order.is_some_and(|order| order.step == MigrationStep::Listen)
     };
     if !vm.nics().values().all(listens) {
         return Ok(());
@@ -350,7 +362,7 @@ async fn hold_if_left(vm: &Vm, client: &Client, order: &MigrationOrder) {
 /// Whether the migration goes on.
 async fn hand_over(vm: &Vm, host: &Host, client: &Client, order: &MigrationOrder) -> bool {
     let span = trace::begin("HandOver");
-    let goes_on = let_go(vm, host, client, &order.migration.uid).await;
+    let goes_on = let_go(vm, host, client).await;
     let error = (!goes_on).then(|| "the migration does not go on".to_owned());
     span.end(host, Some(order), error, || attributes(vm));
     goes_on
@@ -363,15 +375,24 @@ fn attributes(vm: &Vm) -> Vec<(&'static str, String)> {
     ]
 }
 
-async fn let_go(vm: &Vm, host: &Host, client: &Client, migration: &str) -> bool {
-    if let Err(error) = handover::silence(vm, &*host.macvtaps).await {
-        // Two owners of a MAC are worse than a migration that is called off.
+async fn let_go(vm: &Vm, host: &Host, client: &Client) -> bool {
+    // From here on the VM may leave, whatever becomes of the command: an agent that comes after this one has to know.
+    let (silenced, noted) = tokio::join!(
+        handover::silence(vm, &*host.macvtaps),
+        vm.set_custody(&host.journal, Custody::Left)
+    );
+    let failed = silenced
+        .map_err(|error| chain(&error))
+        .and_then(|()| noted.map_err(|error| chain(&error)));
+    if let Err(error) = failed {
+        // Two owners of a MAC, and a VM of which nobody knows where it is, are worse than a migration that is called off.
         warn!(
             namespace = vm.namespace,
             pod = vm.pod,
-            error = chain(&error),
-            "a standby cannot be silenced: the migration is cancelled"
+            error,
+            "a standby cannot be silenced, or the hand-over not be noted: the migration is cancelled"
         );
+        stays(vm, host).await;
         if let Err(error) = client.migrate_cancel().await {
             warn!(
                 namespace = vm.namespace,
@@ -382,15 +403,13 @@ async fn let_go(vm: &Vm, host: &Host, client: &Client, migration: &str) -> bool 
         }
         return false;
     }
-    // From here on the VM may leave, whatever becomes of the command.
-    vm.set_custody(migration, Custody::Left);
     let Err(error) = client.migrate_continue(&MigrationStatus::PreSwitchover).await else {
         return true;
     };
     // The event and a look at the state can both lead here: the second finds it done.
     let status = client.query_migrate().await.map(|i| i.status());
     if let (QmpError::Command { .. }, Ok(MigrationStatus::PreSwitchover)) = (&error, &status) {
-        vm.set_custody(migration, Custody::Here);
+        stays(vm, host).await;
     }
     let stuck = matches!(status, Ok(MigrationStatus::PreSwitchover) | Err(_));
     if stuck {
@@ -402,6 +421,18 @@ async fn let_go(vm: &Vm, host: &Host, client: &Client, migration: &str) -> bool 
         );
     }
     !stuck
+}
+
+/// Notes that the VM has not been let go. Without that note it counts as one that may have left, which is safe.
+async fn stays(vm: &Vm, host: &Host) {
+    if let Err(error) = vm.set_custody(&host.journal, Custody::Here).await {
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error = chain(&error),
+            "the journal says that the VM may have left, and it has not"
+        );
+    }
 }
 
 /// Looks at the VM's migration and takes its next step; gives when to look again though nothing tells.
@@ -436,16 +467,19 @@ async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration
     };
     let uid = &order.migration.uid;
     if let (Some(seen), Some(_)) = (&seen, &begun)
+        && matches!(order.step, MigrationStep::Transfer | MigrationStep::Cancel)
         && vm.custody(uid) == Custody::Unknown
         && is_before_hand_over(&seen.info.status())
     {
-        vm.set_custody(uid, Custody::Here);
+        stays(vm, host).await;
     }
+    let (begun, _) = vm.begun(uid);
+    let said = vm.migration_report().borrow().clone();
     let verdict = migration::decide(&migration::Inputs {
         nics: &nics,
         sight,
         begun: begun.as_ref(),
-        custody: vm.custody(uid),
+        said: said.as_ref(),
     });
     let is_over = verdict
         .report
@@ -550,7 +584,7 @@ async fn act(
             // QEMU then leaves the VM paused when it has loaded it (`qmp_stop` in QEMU's monitor/qmp-cmds.c): the agent starts
             // it, and the journal knows.
             client.stop().await?;
-            begin(vm, host, uid).await?;
+            begin(vm, host, uid, Custody::Unknown).await?;
             client.migrate_incoming(&listen_uri(order)).await?;
             // The port is in QEMU's answer: look again.
             vm.nics_changed.send_modify(|n| *n += 1);
@@ -582,8 +616,7 @@ async fn act(
                 return Err(Failure { error, refused: true });
             }
             prepare(host, client).await?;
-            begin(vm, host, uid).await?;
-            vm.set_custody(uid, Custody::Here);
+            begin(vm, host, uid, Custody::Here).await?;
             client.migrate(uri).await?;
         }
         Action::HandOver => {
@@ -593,7 +626,7 @@ async fn act(
         Action::Cancel => client.migrate_cancel().await?,
         Action::Resume => {
             client.until_migration_settled().await?;
-            vm.set_custody(uid, Custody::Here);
+            vm.set_custody(&host.journal, Custody::Here).await?;
             client.cont().await?;
         }
     }
@@ -601,11 +634,12 @@ async fn act(
 }
 
 /// Notes that a migration is about to begin, so that it is not begun again after a restart.
-async fn begin(vm: &Vm, host: &Host, migration: &str) -> Result<(), JournalError> {
+async fn begin(vm: &Vm, host: &Host, migration: &str, custody: Custody) -> Result<(), JournalError> {
     let begun = Begun {
         migration: migration.to_owned(),
         process: vm.peer(),
         arrival: None,
+        custody,
     };
     vm.remember(&host.journal, |record| record.begun = Some(begun))
         .await

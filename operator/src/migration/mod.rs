@@ -8,6 +8,8 @@ mod scene;
 mod simulation_tests;
 pub mod step;
 mod trace;
+#[cfg(test)]
+mod undecided_tests;
 pub mod view;
 mod worth;
 #[cfg(test)]
@@ -247,6 +249,36 @@ fn notes(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
         _ if conditions::is_undecided(&now.reason) => vec![Note::warning(now.reason, now.message)],
         MigrationPhase::SwitchingToStandby | MigrationPhase::Transferring | MigrationPhase::Completing => {
             Vec::new()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hybridnic_api::conditions::{NewCondition, reasons};
+
+    #[test]
+    fn an_event_says_that_a_person_has_to_decide_in_whatever_phase() {
+        let status = |phase, reason: &str| {
+            let mut status = QemuMigrationStatus {
+                phase,
+                ..QemuMigrationStatus::default()
+            };
+            let condition = NewCondition::unknown(types::SUCCEEDED, reason, "decide");
+            conditions::set(&mut status.conditions, None, Timestamp::UNIX_EPOCH, condition);
+            status
+        };
+        for phase in [MigrationPhase::Transferring, MigrationPhase::RollingBack] {
+            let before = status(phase, reasons::MIGRATING);
+            for reason in [reasons::TARGET_SILENT, reasons::NEEDS_DECISION] {
+                let now = status(phase, reason);
+                assert_eq!(
+                    notes(&before, &now),
+                    [Note::warning(reason.to_owned(), "decide".to_owned())]
+                );
+                assert!(notes(&now, &now).is_empty(), "once");
+            }
         }
     }
 }
