@@ -77,6 +77,7 @@ impl World {
                 _ => (AttachmentState::Standby, Goal::Standby),
             };
             nic.order = Some(order(step, Some("10.0.0.2")));
+            nic.heard = true;
         });
         Self {
             dir,
@@ -89,7 +90,11 @@ impl World {
     /// The same, whose migration was begun.
     async fn begun(step: MigrationStep, refuse: bool) -> Self {
         let world = Self::new(step, refuse);
-        begin(&world.vm, &world.host, "m").await.unwrap();
+        let custody = match step {
+            MigrationStep::Listen => Custody::Unknown,
+            _ => Custody::Here,
+        };
+        begin(&world.vm, &world.host, "m", custody).await.unwrap();
         world
     }
 
@@ -109,7 +114,7 @@ impl World {
     /// Serves a session for as long as QEMU has something to say.
     async fn serve(&self, client: &Client, qemu: impl Future<Output = ()>) {
         tokio::select! {
-            reason = serve(&self.vm, &self.host, client) => panic!("the session has ended: {reason}"),
+            reason = serve(&self.vm, &self.host, client, None) => panic!("the session has ended: {reason}"),
             () = qemu => {}
         }
     }
@@ -197,10 +202,11 @@ async fn a_vm_leaves_once_its_standbys_are_silent() {
         peer.event("MIGRATION", pre_switchover()).await;
         let goes_on = peer.asked("migrate-continue").await;
         assert_eq!(world.set(), ["hna down: null"]);
+        let written = world.host.journal.vm("pod-uid").await.unwrap().unwrap();
         assert_eq!(
-            world.vm.custody("m"),
+            written.begun.unwrap().custody,
             Custody::Left,
-            "whatever becomes of the command"
+            "whatever becomes of the command, and of the agent"
         );
         peer.reply(&goes_on, json!({})).await;
         // Nobody asks QEMU anything before it says how it went on.
@@ -224,6 +230,41 @@ async fn a_migration_is_called_off_where_a_standby_cannot_be_silenced() {
         peer.shows("cancelled", "running").await;
         let cancelled = |r: &Option<_>| r.as_ref().is_some_and(|r: &_| is_cancelled(r));
         report.wait_for(cancelled).await.unwrap();
+    };
+    world.serve(&client, qemu).await;
+}
+
+/// An agent that comes after this one would not know that the VM may have left.
+#[tokio::test]
+async fn a_migration_is_called_off_where_the_journal_cannot_say_that_the_vm_may_leave() {
+    let world = World::begun(MigrationStep::Transfer, false).await;
+    let dir = world.dir.path();
+    std::fs::rename(dir.join("journal"), dir.join("full")).unwrap();
+    let (client, mut peer) = Peer::connect().await;
+    let qemu = async {
+        peer.shows("active", "running").await;
+        peer.event("MIGRATION", pre_switchover()).await;
+        peer.answer("migrate_cancel", json!({})).await;
+        assert_eq!(world.vm.custody("m"), Custody::Here);
+    };
+    world.serve(&client, qemu).await;
+}
+
+/// The order may have been taken back while the agent was away.
+#[tokio::test]
+async fn a_vm_is_not_started_by_an_order_that_only_the_journal_has() {
+    let world = World::begun(MigrationStep::Listen, false).await;
+    world.vm.update_nic("a", |nic| nic.heard = false);
+    let (client, mut peer) = Peer::connect().await;
+    let qemu = async {
+        peer.shows("completed", "paused").await;
+        peer.is_left_alone(ALONE).await;
+        assert_eq!(world.arrival(), Value::Null);
+        world.vm.update_nic("a", |nic| nic.heard = true);
+        peer.shows("completed", "paused").await;
+        peer.shows("completed", "paused").await;
+        peer.answer("query-rx-filter", json!([])).await;
+        peer.answer("cont", json!({})).await;
     };
     world.serve(&client, qemu).await;
 }
@@ -273,7 +314,8 @@ async fn a_migration_that_cannot_be_seen_is_looked_at_again_soon() {
 async fn a_vm_that_runs_again_by_itself_is_held_if_it_may_have_left() {
     for (custody, held) in [(Custody::Left, true), (Custody::Here, false)] {
         let world = World::begun(MigrationStep::Transfer, false).await;
-        world.vm.set_custody("m", custody);
+        let noted = world.vm.set_custody(&world.host.journal, custody).await;
+        noted.unwrap();
         let (client, mut peer) = Peer::connect().await;
         let qemu = async {
             peer.shows("device", "finish-migrate").await;

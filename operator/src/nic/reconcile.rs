@@ -111,18 +111,7 @@ impl NicReconciler {
             .ok()
             .filter(|_| !deleting && known.moving.is_none());
         let leaves = leaves.and_then(|location| known.left(nic, &location.pod));
-        let place = match (&known.moving, &location) {
-            (Some((migration, ends)), _) => Place::Moving(migration, ends),
-            (
-                None,
-                Ok(Location {
-                    pod,
-                    node,
-                    wait: None,
-                }),
-            ) if !deleting => Place::At(pod.clone(), node.clone()),
-            (None, _) => Place::Nowhere,
-        };
+        let place = place(&known, &location, deleting);
         // An address is used only once the status shows it: from then on nobody else gets it.
         let recorded = nic.status.as_ref().and_then(|status| status.mac.as_deref());
         let used = known
@@ -371,6 +360,22 @@ fn log(nic: &VmHybridNic, old: &VmHybridNicStatus, new: &VmHybridNicStatus) {
         reason = why.map(|why| why.reason.as_str()),
         "NIC"
     );
+}
+
+/// Where the NIC's VM is.
+fn place<'a>(known: &'a Known, location: &Result<Location, Refusal>, deleting: bool) -> Place<'a> {
+    match (&known.moving, location) {
+        (Some((migration, ends)), _) => Place::Moving(migration, ends),
+        (
+            None,
+            Ok(Location {
+                pod,
+                node,
+                wait: None,
+            }),
+        ) if !deleting => Place::At(pod.clone(), node.clone()),
+        (None, _) => Place::Nowhere,
+    }
 }
 
 impl Reconciler for NicReconciler {

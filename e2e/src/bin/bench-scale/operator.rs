@@ -293,6 +293,7 @@ mod tests {
     fn waits_are_told_by_their_buckets() {
         let mut before = Waits::default();
         before.count("urgent", 0.001, 5);
+        before.count("urgent", 0.025, 5);
         before.count("urgent", f64::INFINITY, 5);
         let mut now = Waits::default();
         now.count("urgent", 0.001, 65);

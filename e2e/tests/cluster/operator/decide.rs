@@ -51,7 +51,7 @@ async fn undecided() -> (Bench, Agents) {
     assert!(refusal.contains("once the migration asks for it"), "{refusal}");
 
     agents.be(Mood {
-        silent: Some("n2"),
+        silent: &["n2"],
         ..Mood::default()
     });
     // The agents look when something changes.
