@@ -13,8 +13,8 @@ use kube::core::PartialObjectMeta;
 
 use crate::cache::{Key, Object};
 use crate::fence::OUT_OF_SERVICE;
-use crate::network;
 use crate::nic::release::is_held;
+use crate::presence;
 use crate::version::{self, Support};
 
 /// Looks up by the VM.
@@ -32,7 +32,7 @@ impl Object for Node {
     }
 
     fn glance(&self) -> bool {
-        network::is_away(self)
+        presence::is_off(self)
     }
 
     fn trim(&mut self) {

@@ -25,6 +25,7 @@ pub mod nic;
 mod node;
 mod options;
 mod pods;
+mod presence;
 mod queue;
 mod routes;
 mod select;
@@ -63,15 +64,19 @@ use queue::Requests;
 use routes::AllRequests;
 use world::World;
 
+/// Labels of the agents' pods for `check`, where nothing else is said.
+const AGENTS: &str = "app.kubernetes.io/component=agent";
+
 /// Does what the command line says. `logs` changes what is logged.
 pub async fn execute(options: Options, logs: LogLevel) -> anyhow::Result<()> {
     match &options.command {
         None => run(options, logs).await,
-        Some(Command::Check { agents }) => {
+        Some(Command::Check) => {
             let client = Client::try_default()
                 .await
                 .context("cannot find the API server")?;
             let namespace = options.namespace(&client);
+            let agents = options.agents.as_deref().unwrap_or(AGENTS);
             check::run(client, &namespace, &options.lease_name, agents).await
         }
     }
@@ -165,11 +170,12 @@ impl Process {
 
     /// Runs caches and controllers until it is to stop, and lets what runs then end.
     async fn lead(&self, client: &Client) -> anyhow::Result<()> {
-        let (world, feeds) = World::new();
+        let agents = self.options.agent_pods(client);
+        let (world, feeds) = World::new(agents.as_ref().map(|pods| pods.patience));
         let (queues, requests) = routes::queues(&self.metrics.reconciles);
         let queues = Arc::new(queues);
         let mut watches = JoinSet::new();
-        for task in routes::tasks(feeds, client, &world, &queues) {
+        for task in routes::tasks(feeds, client, &world, &queues, agents.as_ref()) {
             watches.spawn(task);
         }
         tokio::select! {

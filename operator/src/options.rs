@@ -7,6 +7,8 @@ use hybridnic_runtime::http::HttpOptions;
 use hybridnic_runtime::telemetry::LogOptions;
 use hybridnic_runtime::traces::TraceOptions;
 
+use crate::presence::AgentPods;
+
 /// Decides what should be true of hybrid NICs across a cluster's nodes.
 ///
 /// It finds the API server as kubectl does, by KUBECONFIG or within a pod.
@@ -35,6 +37,12 @@ pub struct Options {
     /// proves that it is off; 0 is never. Its VM may then run twice, and its MAC be live on two nodes
     #[arg(long, value_parser = seconds, default_value = "0")]
     pub node_loss_timeout: Duration,
+    /// Labels of the agents' pods, which are in the lease's namespace; without it, it is not known which agents are there
+    #[arg(long, global = true)]
+    pub agents: Option<String>,
+    /// Seconds that an agent's pod may not be ready, as when it is started anew, before the VFs of its node do not count
+    #[arg(long, value_parser = seconds, default_value = "120")]
+    pub agent_patience: Duration,
     /// Logs
     #[command(flatten)]
     pub log: LogOptions,
@@ -50,11 +58,7 @@ pub struct Options {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Check that the kinds are served, that an operator leads, and that the agents have published their nodes
-    Check {
-        /// Labels of the agents' pods, which are in the lease's namespace
-        #[arg(long, default_value = "app.kubernetes.io/component=agent")]
-        agents: String,
-    },
+    Check,
 }
 
 impl Options {
@@ -62,6 +66,15 @@ impl Options {
     pub fn namespace(&self, client: &kube::Client) -> String {
         let own = || client.default_namespace().to_owned();
         self.lease_namespace.clone().unwrap_or_else(own)
+    }
+
+    /// The agents' pods, if it was said which they are.
+    pub fn agent_pods(&self, client: &kube::Client) -> Option<AgentPods> {
+        Some(AgentPods {
+            namespace: self.namespace(client),
+            labels: self.agents.clone()?,
+            patience: self.agent_patience,
+        })
     }
 }
 
@@ -79,5 +92,11 @@ mod tests {
         Options::command().debug_assert();
         let options = Options::parse_from(["x", "--prepare-deadline", "5"]);
         assert_eq!(options.prepare_deadline, Duration::from_secs(5));
+        for order in [
+            ["x", "check", "--agents", "a=b"],
+            ["x", "--agents", "a=b", "check"],
+        ] {
+            assert_eq!(Options::parse_from(order).agents.as_deref(), Some("a=b"));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Which change asks for which reconcile.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -17,6 +18,7 @@ use crate::fence::NodeState;
 use crate::kinds::vm_key;
 use crate::metrics::Reconciles;
 use crate::nic::release::is_held;
+use crate::presence::{AgentPod, AgentPods};
 use crate::queue::{Places, Queue, Requests, Urgency, queue};
 use crate::world::{Feeds, World, urgency};
 
@@ -114,6 +116,21 @@ impl Routes {
         }
     }
 
+    /// VFs of a node whose agent is away do not count.
+    fn agent(&self, old: Option<&AgentPod>, new: Option<&AgentPod>) {
+        let seen = |pod: &AgentPod| (pod.node().to_owned(), pod.is_ready());
+        if old.map(seen) == new.map(seen) {
+            return;
+        }
+        for pod in [old, new].into_iter().flatten() {
+            if let Some(node) = self.world.hybrid_nodes.get("", pod.node()) {
+                // From now on.
+                self.world.agents.look(pod.node(), Instant::now());
+                self.networks_of(&node);
+            }
+        }
+    }
+
     fn namespace(
         &self,
         old: Option<&PartialObjectMeta<Namespace>>,
@@ -154,6 +171,9 @@ impl Routes {
 
     fn hybrid_node(&self, old: Option<&HybridNode>, new: Option<&HybridNode>) {
         let Some(node) = new.or(old) else { return };
+        if new.is_none() {
+            self.world.agents.forget(&node.name_any());
+        }
         self.queues.hybrid_nodes.add(Name::of(node), Urgency::Usual);
         // What of a node decides whether it can take a NIC.
         let admits = |node: &HybridNode| {
@@ -297,12 +317,13 @@ pub fn everything(world: &World, queues: &Arc<Queues>) {
     }
 }
 
-/// The tasks that keep the caches true and ask for reconciles. None of them ends.
+/// The tasks that keep the caches true and ask for reconciles. None of them ends. Without `agents` nobody watches their pods.
 pub fn tasks(
     feeds: Feeds,
     client: &Client,
     world: &World,
     queues: &Arc<Queues>,
+    agents: Option<&AgentPods>,
 ) -> Vec<BoxFuture<'static, ()>> {
     let routes = || Routes {
         world: world.clone(),
@@ -312,7 +333,7 @@ pub fn tasks(
     let labelled = all().labels(VM_LABEL);
     let (node, namespace, pod, network) = (routes(), routes(), routes(), routes());
     let (hybrid_node, nic, attachment, migration) = (routes(), routes(), routes(), routes());
-    vec![
+    let mut tasks = vec![
         watch(client, feeds.nodes, all(), move |old, new| node.node(old, new)),
         watch(client, feeds.namespaces, all(), move |old, new| {
             namespace.namespace(old, new);
@@ -331,7 +352,15 @@ pub fn tasks(
         watch(client, feeds.migrations, all(), move |old, new| {
             migration.migration(old, new);
         }),
-    ]
+    ];
+    if let Some(pods) = agents {
+        let api = Api::namespaced(client.clone(), &pods.namespace);
+        let (config, agent) = (all().labels(&pods.labels), routes());
+        tasks.push(follow(api, feeds.agents, config, move |old, new| {
+            agent.agent(old, new);
+        }));
+    }
+    tasks
 }
 
 fn watch<K: Object>(
@@ -340,6 +369,15 @@ fn watch<K: Object>(
     config: watcher::Config,
     changed: impl Fn(Option<&K>, Option<&K>) + Send + 'static,
 ) -> BoxFuture<'static, ()> {
-    let events = watcher(Api::<Wire<K>>::all(client.clone()), config).default_backoff();
+    follow(Api::all(client.clone()), feed, config, changed)
+}
+
+fn follow<K: Object>(
+    api: Api<Wire<K>>,
+    feed: Feed<K>,
+    config: watcher::Config,
+    changed: impl Fn(Option<&K>, Option<&K>) + Send + 'static,
+) -> BoxFuture<'static, ()> {
+    let events = watcher(api, config).default_backoff();
     async move { feed.run(events, changed).await }.boxed()
 }

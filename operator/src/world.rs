@@ -1,6 +1,7 @@
 //! All that the operator sees of a cluster.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hybridnic_api::v1alpha1::{
     HybridNetwork, HybridNode, MigrationPhase, NicAttachment, QemuMigration, VmHybridNic,
@@ -11,6 +12,7 @@ use kube::core::PartialObjectMeta;
 
 use crate::cache::{self, Cache, Ended, Feed, Key};
 use crate::kinds::vm_key;
+use crate::presence::{AgentPod, Agents, Presence};
 use crate::queue::Urgency;
 
 /// The caches of all kinds.
@@ -25,6 +27,7 @@ pub struct World {
     pub nics: Cache<VmHybridNic>,
     pub attachments: Cache<NicAttachment>,
     pub migrations: Cache<QemuMigration>,
+    pub agents: Agents,
 }
 
 /// The feeds of all caches.
@@ -38,11 +41,13 @@ pub struct Feeds {
     pub nics: Feed<VmHybridNic>,
     pub attachments: Feed<NicAttachment>,
     pub migrations: Feed<QemuMigration>,
+    pub agents: Feed<AgentPod>,
 }
 
 impl World {
-    /// Empty caches, with their feeds.
-    pub fn new() -> (Self, Feeds) {
+    /// Empty caches, with their feeds; with how long an agent that is not ready counts as there, if anything is to be known of
+    /// agents.
+    pub fn new(patience: Option<Duration>) -> (Self, Feeds) {
         let (nodes, nodes_feed) = cache::cache();
         let (namespaces, namespaces_feed) = cache::cache();
         let (pods, pods_feed) = cache::cache();
@@ -51,6 +56,7 @@ impl World {
         let (nics, nics_feed) = cache::cache();
         let (attachments, attachments_feed) = cache::cache();
         let (migrations, migrations_feed) = cache::cache();
+        let (agents, agents_feed) = Agents::new(patience);
         let feeds = Feeds {
             nodes: nodes_feed,
             namespaces: namespaces_feed,
@@ -60,6 +66,7 @@ impl World {
             nics: nics_feed,
             attachments: attachments_feed,
             migrations: migrations_feed,
+            agents: agents_feed,
         };
         (
             Self {
@@ -71,6 +78,7 @@ impl World {
                 nics,
                 attachments,
                 migrations,
+                agents,
             },
             feeds,
         )
@@ -85,7 +93,16 @@ impl World {
         self.hybrid_nodes.ready().await?;
         self.nics.ready().await?;
         self.attachments.ready().await?;
-        self.migrations.ready().await
+        self.migrations.ready().await?;
+        self.agents.ready().await
+    }
+
+    /// Whether a node can take a NIC now, as far as is known.
+    pub fn presence(&self, node: &str, now: Instant) -> Presence {
+        match self.nodes.glance("", node) {
+            Some(true) => Presence::NotReady,
+            _ => self.agents.look(node, now),
+        }
     }
 
     /// The pods of a VM.

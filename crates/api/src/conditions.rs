@@ -135,6 +135,8 @@ pub mod reasons {
     pub const POOL_READY: &str = "PoolReady";
     /// No node has a PF with VFs for the network.
     pub const POOL_EMPTY: &str = "PoolEmpty";
+    /// All nodes of the network are not ready, or their agents are away.
+    pub const NODES_AWAY: &str = "NodesAway";
     /// The network has VFs, and none of them can be used.
     pub const POOL_UNHEALTHY: &str = "PoolUnhealthy";
     /// The network is to be deleted, and NICs are attached to it.

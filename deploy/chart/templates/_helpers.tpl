@@ -38,6 +38,11 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- printf "%s/%s:%s" $root.Values.image.registry (index . 1) (default $root.Chart.AppVersion $root.Values.image.tag) -}}
 {{- end -}}
 
+{{/* By what the operator finds the agents' pods. */}}
+{{- define "hybridnic.agents" -}}
+app.kubernetes.io/instance={{ .Release.Name }},app.kubernetes.io/component=agent
+{{- end -}}
+
 {{/* The operator's lease. Its name is the same in every release: a second one is refused anyway. */}}
 {{- define "hybridnic.lease" -}}hybridnic-operator{{- end -}}
 

@@ -237,7 +237,8 @@ impl<K: Object> Feed<K> {
         }
     }
 
-    fn apply(&mut self, event: watcher::Event<Wire<K>>, changed: &impl Fn(Option<&K>, Option<&K>)) {
+    /// One event of the stream.
+    pub fn apply(&mut self, event: watcher::Event<Wire<K>>, changed: &impl Fn(Option<&K>, Option<&K>)) {
         match event {
             watcher::Event::Init => self.cache.shelf().unlist(),
             watcher::Event::Apply(Wire(Ok(object))) | watcher::Event::InitApply(Wire(Ok(object))) => {

@@ -4,6 +4,7 @@ mod decide;
 mod life;
 mod loss;
 mod pods;
+mod pools;
 
 use std::time::Duration;
 
@@ -231,85 +232,6 @@ async fn a_node_that_is_gone_for_good_holds_nothing_back() {
             .items,
         []
     );
-}
-
-#[tokio::test]
-async fn a_network_stays_until_no_nic_is_attached_to_it() {
-    let (bench, _agents) = fast_nic().await;
-    let networks: Api<HybridNetwork> = Api::all(bench.client.clone());
-    let guarded = |network: Option<&HybridNetwork>| network.is_some_and(|n| !n.finalizers().is_empty());
-    bench.wait(networks.clone(), "net", "guarded", guarded).await;
-    bench.kubectl(&["delete", "hnet", "net", "--wait=false"]).await;
-    let in_use = |network: Option<&HybridNetwork>| {
-        let status = network.and_then(|network| network.status.as_ref());
-        let ready = status.and_then(|status| conditions::find(&status.conditions, types::READY));
-        ready.is_some_and(|c| c.reason == reasons::NETWORK_IN_USE && c.message.contains("default/eth0"))
-    };
-    bench.wait(networks.clone(), "net", "in use", in_use).await;
-    // It takes no more, and what it has may move.
-    bench.create_nic("eth1", "vm", None).await;
-    let refused = |nic: &_| reason(nic, types::ACCEPTED) == reasons::NETWORK_NOT_FOUND;
-    bench.nic_with("eth1", "refused", refused).await;
-    bench.run_pod("vm-b", "vm", "n2").await;
-    bench.migrate("goes", "vm").await;
-    let ended = |m: &hybridnic_api::v1alpha1::QemuMigration| {
-        m.status
-            .as_ref()
-            .is_some_and(|s| s.phase == MigrationPhase::Succeeded)
-    };
-    bench.migration_with("goes", "succeeded", ended).await;
-    bench.nic_with("eth0", "fast", is_fast).await;
-    bench
-        .nics()
-        .delete("eth0", &DeleteParams::default())
-        .await
-        .unwrap();
-    bench
-        .wait(networks, "net", "gone", |network| network.is_none())
-        .await;
-}
-
-#[tokio::test]
-async fn vfs_of_a_node_that_is_not_ready_do_not_count() {
-    let (bench, _agents) = fast_nic().await;
-    let networks: Api<HybridNetwork> = Api::all(bench.client.clone());
-    let has = |vfs: i32, words: &'static str| {
-        move |network: Option<&HybridNetwork>| {
-            let status = network.and_then(|network| network.status.as_ref());
-            status.is_some_and(|status| {
-                let ready = conditions::find(&status.conditions, types::READY);
-                status.vfs.total == vfs && ready.is_some_and(|c| c.message.ends_with(words))
-            })
-        }
-    };
-    bench
-        .wait(networks.clone(), "net", "counted", has(14, "on 2 nodes"))
-        .await;
-    let ready = async |status: &str| {
-        let patch = format!(
-            "{{\"status\":{{\"conditions\":[{{\"type\":\"Ready\",\"status\":\"{status}\",\
-             \"lastTransitionTime\":\"2026-01-01T00:00:00Z\"}}]}}}}"
-        );
-        bench
-            .kubectl(&[
-                "patch",
-                "node",
-                "n2",
-                "--subresource=status",
-                "--type=merge",
-                "-p",
-                &patch,
-            ])
-            .await;
-    };
-    ready("Unknown").await;
-    bench
-        .wait(networks.clone(), "net", "without n2", has(7, "not counted: n2"))
-        .await;
-    ready("True").await;
-    bench
-        .wait(networks, "net", "with n2", has(14, "on 2 nodes"))
-        .await;
 }
 
 #[tokio::test]

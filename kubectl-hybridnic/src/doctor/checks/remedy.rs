@@ -20,6 +20,7 @@ pub fn remedy(reason: &str) -> String {
         reasons::POOL_EMPTY => {
             "compare spec.uplinks with kubectl hybridnic node NAME; create VFs or set numVfs"
         }
+        reasons::NODES_AWAY => "bring the nodes back, or their agents: kubectl get nodes, kubectl get pods -l app.kubernetes.io/component=agent",
         reasons::POOL_UNHEALTHY => "kubectl hybridnic node NAME says of each VF why it cannot be used",
         reasons::NETWORK_IN_USE => "delete the NICs that the message names, or wait: it goes with the last",
         reasons::NO_IOMMU => "switch the IOMMU on in firmware and kernel (intel_iommu=on)",
@@ -37,6 +38,10 @@ pub fn remedy(reason: &str) -> String {
         reasons::JOURNAL_FAILED => {
             "a journal that cannot be written needs room and write access; a record that cannot be read, what docs/troubleshooting.md says"
         }
+        reasons::DEVICE_HUNG => {
+            "the driver hangs: look for it in the node's kernel log; a reset of the card or the node ends it"
+        }
+        reasons::SOCKETS_NOT_WATCHED => "raise fs.inotify.max_user_instances on the node",
         reasons::QMP_UNAVAILABLE => {
             "does QEMU listen on qmp.sock in the pod's directory, with no other client?"
         }

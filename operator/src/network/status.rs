@@ -1,116 +1,57 @@
-//! `HybridNetwork.status`: what the cluster has of a network; and its finalizer, while NICs are attached to it.
+//! What the cluster has of a network, and whether that can be used. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
-use hybridnic_api::names::NETWORK_FINALIZER;
 use hybridnic_api::v1alpha1::{
-    HybridNetwork, HybridNetworkStatus, HybridNode, HybridNodeSpec, HybridNodeStatus, NicAttachment,
-    NodePool, Path, PoolStatus, VfCounts,
+    HybridNetwork, HybridNetworkStatus, HybridNode, HybridNodeSpec, HybridNodeStatus, NodePool, Path,
+    PoolStatus, VfCounts,
 };
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Node;
-use kube::{Api, Client, ResourceExt};
-use tokio::time::Instant;
+use kube::ResourceExt;
 
-use crate::cache::{Key, Object};
-use crate::controller::{Done, Reconciler};
-use crate::events::{Events, Note};
-use crate::fence::NodeState;
+use crate::events::Note;
 use crate::kinds::NicGlance;
+use crate::mac;
 use crate::select::selects;
-use crate::world::World;
-use crate::{mac, write};
 
-/// All nodes of a network are looked at, and its status is written, no more often than this.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Counts of thousands of NICs change all the time; nobody reads them more often than this.
-const COUNT_EVERY: Duration = Duration::from_secs(5);
-/// So many nodes are looked at before others have a turn: 5,000 at once would hold up all migrations.
-const NODES_AT_ONCE: usize = 32;
 /// How many nodes a message names.
 const NAMED: usize = 3;
 
-/// Reconciles the status of networks.
-pub struct NetworkReconciler {
-    client: Client,
-    world: World,
-    events: Events,
-    times: Mutex<HashMap<String, Times>>,
+/// The nodes of a network's pool.
+#[derive(Clone, Default)]
+pub struct Nodes {
+    /// Those whose VFs count.
+    pub there: Vec<HybridNode>,
+    /// Those that are not ready.
+    pub not_ready: Vec<HybridNode>,
+    /// Those whose agent is away.
+    pub without_agent: Vec<HybridNode>,
 }
 
-/// When a network was last looked at, and when its status was written.
-#[derive(Clone, Copy, Debug)]
-struct Times {
-    looked: Instant,
-    written: Option<Instant>,
-}
-
-impl NetworkReconciler {
-    /// A reconciler that reads from `world`.
-    pub fn new(client: Client, world: World, events: Events) -> Self {
-        Self {
-            client,
-            world,
-            events,
-            times: Mutex::default(),
-        }
+impl Nodes {
+    /// Those whose VFs do not count, though the network selects them: what one of them is called, what several are, and their
+    /// names.
+    fn away(&self, network: &str) -> [(&'static str, &'static str, Vec<String>); 2] {
+        let selected = |node: &&HybridNode| node.spec.pools.iter().any(|pool| pool.network == network);
+        let names = |nodes: &[HybridNode]| nodes.iter().filter(selected).map(ResourceExt::name_any).collect();
+        [
+            (
+                "node that is not ready",
+                "nodes that are not ready",
+                names(&self.not_ready),
+            ),
+            (
+                "node whose agent is away",
+                "nodes whose agents are away",
+                names(&self.without_agent),
+            ),
+        ]
     }
-
-    /// How long a network is not to be looked at again. If it is, that is noted.
-    fn rest(&self, network: &str) -> Option<Duration> {
-        let (mut times, looked) = (self.times(), Instant::now());
-        times.retain(|_, times| times.looked.elapsed() < COUNT_EVERY);
-        let before = times.get(network).copied();
-        let rest = before.map_or(Duration::ZERO, |before| left(before.looked, LOOK_EVERY));
-        if rest.is_zero() {
-            let written = before.and_then(|before| before.written);
-            times.insert(network.to_owned(), Times { looked, written });
-        }
-        (!rest.is_zero()).then_some(rest)
-    }
-
-    /// How long its counts must stay as they were written last.
-    fn counts_rest(&self, network: &str) -> Option<Duration> {
-        let written = self.times().get(network)?.written?;
-        Some(left(written, COUNT_EVERY)).filter(|rest| !rest.is_zero())
-    }
-
-    fn times(&self) -> MutexGuard<'_, HashMap<String, Times>> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The nodes of a network's pool: those whose VFs count, and those that are not ready.
-    async fn nodes(&self, network: &str) -> (Vec<HybridNode>, Vec<HybridNode>) {
-        let key = Key::Network(network.to_owned());
-        let mut names = self.world.hybrid_nodes.names(&key);
-        names.sort_by(|a, b| a.name().cmp(b.name()));
-        let (mut there, mut away) = (Vec::new(), Vec::new());
-        for some in names.chunks(NODES_AT_ONCE) {
-            for name in some {
-                let node = self.world.hybrid_nodes.peek(name);
-                let Some(node) = node.filter(|node| node.keys().contains(&key)) else {
-                    continue;
-                };
-                let is_away = self.world.nodes.glance("", name.name()) == Some(true);
-                let nodes = if is_away { &mut away } else { &mut there };
-                nodes.push(of_network(&node, network));
-            }
-            tokio::task::yield_now().await;
-        }
-        (there, away)
-    }
-}
-
-/// What is left of a time.
-fn left(since: Instant, of: Duration) -> Duration {
-    of.saturating_sub(since.elapsed())
 }
 
 /// What of a node is a network's: all of 5,000 nodes are looked at together.
-fn of_network(node: &HybridNode, network: &str) -> HybridNode {
+pub fn of_network(node: &HybridNode, network: &str) -> HybridNode {
     let pools = node.spec.pools.iter().filter(|pool| pool.network == network);
     let pools = pools.map(|pool| NodePool {
         network: pool.network.clone(),
@@ -134,128 +75,10 @@ fn of_network(node: &HybridNode, network: &str) -> HybridNode {
     slim
 }
 
-impl NetworkReconciler {
-    /// Keeps the finalizer for as long as NICs are attached; says whether it wrote.
-    async fn guard(&self, network: &HybridNetwork, in_use: bool) -> Result<bool, write::Error> {
-        let Some(finalizers) = finalizers(network, in_use) else {
-            return Ok(false);
-        };
-        write::finalizers(&Api::all(self.client.clone()), network, &finalizers).await?;
-        Ok(true)
-    }
-}
-
-/// Whether nothing on a node can take a NIC: its kubelet does not answer, or it is said to be off. Of one that says nothing
-/// this is not known, and what its agent has published counts.
-pub fn is_away(node: &Node) -> bool {
-    let conditions = node
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    let not_ready = conditions
-        .filter(|condition| condition.type_ == "Ready")
-        .any(|ready| ready.status != "True");
-    not_ready || NodeState::of(node) == NodeState::OutOfService
-}
-
-/// The NICs that are attached to a network.
-fn attached(world: &World, network: &Key) -> Vec<String> {
-    let attachments = world.attachments.by(network);
-    let nic = |a: &Arc<NicAttachment>| format!("{}/{}", a.namespace().unwrap_or_default(), a.spec.nic.name);
-    // During a migration a NIC has two.
-    attachments
-        .iter()
-        .map(nic)
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect()
-}
-
-/// The finalizers that a network should have, where it has others.
-fn finalizers(network: &HybridNetwork, in_use: bool) -> Option<Vec<String>> {
-    let mut finalizers = network.finalizers().to_vec();
-    let guarded = finalizers.iter().any(|finalizer| finalizer == NETWORK_FINALIZER);
-    match (guarded, in_use) {
-        (true, false) => finalizers.retain(|finalizer| finalizer != NETWORK_FINALIZER),
-        // Nobody may add one to an object that is on its way out.
-        (false, true) if network.metadata.deletion_timestamp.is_none() => {
-            finalizers.push(NETWORK_FINALIZER.to_owned());
-        }
-        _ => return None,
-    }
-    Some(finalizers)
-}
-
-impl Reconciler for NetworkReconciler {
-    type Kind = HybridNetwork;
-
-    async fn reconcile(&self, network: Arc<HybridNetwork>) -> Result<Done, write::Error> {
-        let name = network.name_any();
-        let key = Key::Network(name.clone());
-        if self.guard(&network, self.world.attachments.any(&key)).await? {
-            return Ok(Done {
-                wrote: true,
-                again: None,
-            });
-        }
-        let after = |rest| Done {
-            wrote: false,
-            again: Some(rest),
-        };
-        if let Some(rest) = self.rest(&name) {
-            return Ok(after(rest));
-        }
-        let (nodes, away) = self.nodes(&name).await;
-        let leaves = network.metadata.deletion_timestamp.is_some();
-        let attached = if leaves {
-            attached(&self.world, &key)
-        } else {
-            Vec::new()
-        };
-        let new = status(
-            &network,
-            Nodes {
-                there: &nodes,
-                away: &away,
-            },
-            &self.world.nics.glances(&key),
-            &attached,
-            Timestamp::now(),
-        );
-        if network.status.as_ref() != Some(&new) {
-            let counts = network.status.as_ref().is_some_and(|old| {
-                (&old.conditions, old.observed_generation) == (&new.conditions, new.observed_generation)
-            });
-            if let Some(rest) = self.counts_rest(&name).filter(|_| counts) {
-                return Ok(after(rest));
-            }
-            write::status(&Api::all(self.client.clone()), network.as_ref(), &new).await?;
-            let written = Instant::now();
-            let times = Times {
-                looked: written,
-                written: Some(written),
-            };
-            self.times().insert(name, times);
-            let old = network.status.clone().unwrap_or_default();
-            self.events.tell(network.as_ref(), notes(&old, &new));
-        }
-        Ok(Done::default())
-    }
-}
-
-/// The nodes of a network's pool.
-#[derive(Clone, Copy)]
-struct Nodes<'a> {
-    /// Those whose VFs count.
-    there: &'a [HybridNode],
-    /// Those that are not ready.
-    away: &'a [HybridNode],
-}
-
 /// The status that follows from the nodes of the network's pool and its NICs.
-fn status(
+pub fn status(
     network: &HybridNetwork,
-    nodes: Nodes<'_>,
+    nodes: &Nodes,
     nics: &[NicGlance],
     attached: &[String],
     now: Timestamp,
@@ -295,7 +118,7 @@ fn status(
         );
         NewCondition::no(types::READY, reasons::NETWORK_IN_USE, message)
     } else {
-        not_counted(ready(&status, nodes, &pools), &name, nodes.away)
+        not_counted(ready(&status, nodes, &name, &pools), &nodes.away(&name))
     };
     for condition in [accepted(network), ready] {
         conditions::set(
@@ -350,7 +173,8 @@ fn accepted(network: &HybridNetwork) -> NewCondition {
 
 fn ready(
     status: &HybridNetworkStatus,
-    nodes: Nodes<'_>,
+    nodes: &Nodes,
+    network: &str,
     pools: &[(&HybridNode, &PoolStatus)],
 ) -> NewCondition {
     let (vfs, with) = (status.vfs.total, status.nodes);
@@ -371,9 +195,11 @@ fn ready(
         let message = format!("{vfs} VFs on {with} {}", if with == 1 { "node" } else { "nodes" });
         return NewCondition::yes(types::READY, reasons::POOL_READY, message);
     }
-    let message = if nodes.there.is_empty() && !nodes.away.is_empty() {
-        "none of its nodes is ready".to_owned()
-    } else if nodes.there.is_empty() {
+    if nodes.there.is_empty() && nodes.away(network).iter().any(|(_, _, names)| !names.is_empty()) {
+        let message = "none of its nodes can take a NIC now";
+        return NewCondition::no(types::READY, reasons::NODES_AWAY, message);
+    }
+    let message = if nodes.there.is_empty() {
         "no node that an agent runs on matches spec.nodeSelector; label the nodes, or install the node agent"
             .to_owned()
     } else if pools.is_empty() {
@@ -394,20 +220,13 @@ fn ready(
     NewCondition::no(types::READY, reasons::POOL_EMPTY, message)
 }
 
-/// Says which nodes are not counted, as they are not ready.
-fn not_counted(mut ready: NewCondition, network: &str, away: &[HybridNode]) -> NewCondition {
-    let selected = |node: &&HybridNode| node.spec.pools.iter().any(|pool| pool.network == network);
-    let names: Vec<_> = away.iter().filter(selected).map(ResourceExt::name_any).collect();
-    if !names.is_empty() {
-        let (count, they) = match names.len() {
-            1 => (
-                "1 node that is not ready is".to_owned(),
-                listed(names.into_iter()),
-            ),
-            n => (
-                format!("{n} nodes that are not ready are"),
-                listed(names.into_iter()),
-            ),
+/// Says which nodes are not counted.
+fn not_counted(mut ready: NewCondition, away: &[(&str, &str, Vec<String>)]) -> NewCondition {
+    for (one, many, names) in away.iter().filter(|(_, _, names)| !names.is_empty()) {
+        let they = listed(names.iter().cloned());
+        let count = match names.len() {
+            1 => format!("1 {one} is"),
+            n => format!("{n} {many} are"),
         };
         ready.message = format!("{}; {count} not counted: {they}", ready.message);
     }
@@ -424,7 +243,8 @@ fn listed(names: impl ExactSizeIterator<Item = String>) -> String {
     }
 }
 
-fn notes(old: &HybridNetworkStatus, new: &HybridNetworkStatus) -> Vec<Note> {
+/// What a change of the status is worth telling.
+pub fn notes(old: &HybridNetworkStatus, new: &HybridNetworkStatus) -> Vec<Note> {
     let changed = |type_: &str| {
         let now = conditions::find(&new.conditions, type_)?;
         let same = conditions::find(&old.conditions, type_).is_some_and(|before| before.reason == now.reason);
@@ -473,12 +293,15 @@ mod tests {
         }
     }
 
-    fn there(there: &[HybridNode]) -> Nodes<'_> {
-        Nodes { there, away: &[] }
+    fn there(there: &[HybridNode]) -> Nodes {
+        Nodes {
+            there: there.to_vec(),
+            ..Nodes::default()
+        }
     }
 
     fn of(nodes: &[HybridNode], nics: &[NicGlance]) -> HybridNetworkStatus {
-        status(&network("net"), there(nodes), nics, &[], Timestamp::UNIX_EPOCH)
+        status(&network("net"), &there(nodes), nics, &[], Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -578,7 +401,7 @@ mod tests {
         let mut network = network("net");
         let odd = serde_json::json!({"matchExpressions": [{"key": "zone", "operator": "Near"}]});
         network.spec.node_selector = serde_json::from_value(odd).ok();
-        let status = status(&network, there(&[]), &[], &[], Timestamp::UNIX_EPOCH);
+        let status = status(&network, &there(&[]), &[], &[], Timestamp::UNIX_EPOCH);
         let accepted = conditions::find(&status.conditions, types::ACCEPTED).unwrap();
         assert_eq!(accepted.status, "False");
         assert!(
@@ -593,20 +416,11 @@ mod tests {
     #[test]
     fn a_network_stays_while_nics_are_attached_to_it() {
         let mut network = network("net");
-        network.metadata.finalizers = Some(vec!["other".to_owned()]);
-        assert_eq!(finalizers(&network, false), None);
-        let guarded = finalizers(&network, true).unwrap();
-        assert_eq!(guarded, ["other", NETWORK_FINALIZER]);
-        network.metadata.finalizers = Some(guarded);
-        assert_eq!(finalizers(&network, true), None);
-        assert_eq!(finalizers(&network, false).unwrap(), ["other"]);
-
         network.metadata.deletion_timestamp = network.metadata.creation_timestamp.clone();
-        assert_eq!(finalizers(&network, true), None);
         let names: Vec<_> = (0..5).map(|n| format!("ns/eth{n}")).collect();
         let status = status(
             &network,
-            there(&[with_vfs("n1", 7, 5, "")]),
+            &there(&[with_vfs("n1", 7, 5, "")]),
             &[],
             &names,
             Timestamp::UNIX_EPOCH,
@@ -620,16 +434,12 @@ mod tests {
             )
         );
         assert!(notes(&HybridNetworkStatus::default(), &status)[1].warning);
-        // It is let go of, whatever else still names it.
-        assert_eq!(finalizers(&network, false).unwrap(), ["other"]);
     }
 
     #[test]
-    fn nodes_that_are_not_ready_are_not_counted() {
-        let away = [with_vfs("n8", 7, 0, ""), with_vfs("n9", 7, 7, "")];
-        let of = |there: &[HybridNode], away: &[HybridNode]| {
-            let nodes = Nodes { there, away };
-            let status = status(&network("net"), nodes, &[], &[], Timestamp::UNIX_EPOCH);
+    fn nodes_that_are_away_are_not_counted() {
+        let of = |nodes: Nodes| {
+            let status = status(&network("net"), &nodes, &[], &[], Timestamp::UNIX_EPOCH);
             let ready = conditions::find(&status.conditions, types::READY).unwrap();
             (
                 status.vfs.total,
@@ -638,30 +448,38 @@ mod tests {
                 ready.message.clone(),
             )
         };
-        let (total, nodes, reason, message) = of(&[with_vfs("n1", 7, 0, "")], &away);
+        let not_ready = vec![with_vfs("n8", 7, 0, ""), with_vfs("n9", 7, 7, "")];
+        let without_agent = vec![with_vfs("n6", 7, 0, "")];
+        let nodes = Nodes {
+            there: vec![with_vfs("n1", 7, 0, "")],
+            not_ready: not_ready.clone(),
+            without_agent: without_agent.clone(),
+        };
+        let (total, nodes, reason, message) = of(nodes);
         assert_eq!((total, nodes, reason.as_str()), (7, 1, reasons::POOL_READY));
         assert_eq!(
             message,
-            "7 VFs on 1 node; 2 nodes that are not ready are not counted: n8, n9"
+            "7 VFs on 1 node; 2 nodes that are not ready are not counted: n8, n9; \
+             1 node whose agent is away is not counted: n6"
         );
-        let (total, _, reason, message) = of(&[], &away[..1]);
-        assert_eq!((total, reason.as_str()), (0, reasons::POOL_EMPTY));
+        let (total, _, reason, message) = of(Nodes {
+            without_agent,
+            ..Nodes::default()
+        });
+        assert_eq!((total, reason.as_str()), (0, reasons::NODES_AWAY));
         assert_eq!(
             message,
-            "none of its nodes is ready; 1 node that is not ready is not counted: n8"
+            "none of its nodes can take a NIC now; 1 node whose agent is away is not counted: n6"
         );
-    }
-
-    #[test]
-    fn a_node_is_away_when_something_says_so() {
-        let node = |value| serde_json::from_value::<Node>(value).unwrap();
-        let ready = |status: &str| {
-            node(serde_json::json!({"status": {"conditions": [{"type": "Ready", "status": status}]}}))
-        };
-        assert!(!is_away(&ready("True")));
-        assert!(is_away(&ready("False")) && is_away(&ready("Unknown")));
-        assert!(!is_away(&node(serde_json::json!({}))), "it is not known");
-        let taint = serde_json::json!({"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"});
-        assert!(is_away(&node(serde_json::json!({"spec": {"taints": [taint]}}))));
+        // What the network does not select is no part of it, wherever it is.
+        let mut left = not_ready;
+        for node in &mut left {
+            node.spec.pools.clear();
+        }
+        let (_, _, reason, _) = of(Nodes {
+            not_ready: left,
+            ..Nodes::default()
+        });
+        assert_eq!(reason, reasons::POOL_EMPTY);
     }
 }
