@@ -1,4 +1,4 @@
-//! What users have asked for: networks and NICs.
+//! What objects say of themselves, in their conditions: nodes, networks, NICs, migrations.
 
 use hybridnic_api::{
     conditions::{self, reasons, types},
@@ -18,6 +18,50 @@ use crate::{
 const LONG: SignedDuration = SignedDuration::from_mins(5);
 /// NICs that are told one by one.
 const MOST: usize = 10;
+
+/// Nothing of a node is amiss, as far as its agent knows. What is said of a node without cards, or without IOMMU, is the business
+/// of the hardware's checks.
+pub fn nodes(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "nodes";
+    let told = [reasons::NO_UPLINK, reasons::NO_IOMMU];
+    let mut findings = Vec::new();
+    for node in facts.hybrid_nodes.iter().flatten() {
+        let list = node.status.iter().flat_map(|status| &status.conditions);
+        for condition in list.filter(|condition| is_trouble(condition)) {
+            let (type_, reason) = (condition.type_.as_str(), condition.reason.as_str());
+            if type_ == types::DEGRADED {
+                let message = format!("{}: {type_}, {reason}: {}", node.name_any(), condition.message);
+                findings.push(Finding::fail(CHECK, message, remedy(reason)));
+            } else if !told.contains(&reason) {
+                findings.push(fail(CHECK, &node.name_any(), condition));
+            }
+        }
+    }
+    cut(CHECK, &mut findings, "more", "kubectl get hnode -o yaml shows all");
+    findings
+}
+
+/// Whether a condition says that something is not as it should be.
+fn is_trouble(condition: &Condition) -> bool {
+    if condition.type_ == types::DEGRADED {
+        condition.status != "False"
+    } else {
+        condition.status != "True"
+    }
+}
+
+/// Leaves the worst, and says how many there are besides.
+fn cut(check: &'static str, findings: &mut Vec<Finding>, more: &str, all: &str) {
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
+    if findings.len() > MOST {
+        let level = findings[MOST].level;
+        let rest = findings.split_off(MOST).len();
+        findings.push(Finding {
+            level,
+            ..Finding::warn(check, format!("{rest} {more}"), all)
+        });
+    }
+}
 
 /// Networks are accepted and have VFs.
 pub fn networks(facts: &Facts) -> Vec<Finding> {
@@ -45,16 +89,13 @@ pub fn networks(facts: &Facts) -> Vec<Finding> {
             let message = format!("{name}: the operator has not looked at it");
             findings.push(Finding::warn(CHECK, message, "does the operator run and lead?"));
         }
-        findings.extend(not_true(list).map(|condition| fail(CHECK, &name, condition)));
+        let troubles = list.iter().filter(|condition| is_trouble(condition));
+        findings.extend(troubles.map(|condition| fail(CHECK, &name, condition)));
     }
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, format!("{} ready", networks.len())));
     }
     findings
-}
-
-fn not_true(list: &[Condition]) -> impl Iterator<Item = &Condition> {
-    list.iter().filter(|condition| condition.status != "True")
 }
 
 fn fail(check: &'static str, name: &str, condition: &Condition) -> Finding {
@@ -68,7 +109,7 @@ fn sentence(name: &str, condition: &Condition) -> String {
     )
 }
 
-/// NICs are where they should be, or on their way.
+/// NICs are where they should be, or on their way; their traffic is on its VF, and their standby takes what the VF takes.
 pub fn nics(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "nics";
     let nics = match &facts.nics {
@@ -81,14 +122,17 @@ pub fn nics(facts: &Facts) -> Vec<Finding> {
         let status = nic.status.clone().unwrap_or_default();
         let name = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
         let refused = conditions::find(&status.conditions, types::ACCEPTED).filter(|c| c.status == "False");
-        let waits = conditions::find(&status.conditions, types::READY).filter(|c| c.status != "True");
+        let troubles = |type_| conditions::find(&status.conditions, type_).filter(|c| is_trouble(c));
+        let waits = troubles(types::READY);
+        // Of a NIC that is attached.
+        let slow = troubles(types::FAST_PATH).or_else(|| troubles(types::STANDBY_FILTER));
         // What passes by no time is told at once.
         let needs_someone = |condition: &&Condition| {
             status.phase == NicPhase::Failed || condition.reason == reasons::NODE_UNREACHABLE
         };
         if let Some(condition) = refused.or(waits).filter(needs_someone) {
             findings.push(fail(CHECK, &name, condition));
-        } else if let Some(condition) = refused.or(waits) {
+        } else if let Some(condition) = refused.or(waits).or(slow) {
             let since = condition.last_transition_time.0;
             if facts.now.duration_since(since) < LONG {
                 on_their_way += 1;
@@ -114,21 +158,13 @@ pub fn nics(facts: &Facts) -> Vec<Finding> {
             }
         }
     }
-    findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     let well = nics.len() - findings.len() - on_their_way;
-    if findings.len() > MOST {
-        let more = findings.len() - MOST;
-        let worst = findings[MOST].level;
-        findings.truncate(MOST);
-        findings.push(Finding {
-            level: worst,
-            ..Finding::warn(
-                CHECK,
-                format!("{more} more are not ready"),
-                "kubectl hybridnic top -A shows all",
-            )
-        });
-    }
+    cut(
+        CHECK,
+        &mut findings,
+        "more are not as they should be",
+        "kubectl hybridnic top -A shows all",
+    );
     if well > 0 || on_their_way > 0 || nics.is_empty() {
         findings.insert(
             0,
@@ -240,6 +276,49 @@ mod tests {
     }
 
     #[test]
+    fn a_nic_that_is_not_on_its_vf_is_told_after_a_while() {
+        let mut facts = healthy();
+        for (type_, reason) in [("FastPath", "NoFreeVf"), ("StandbyFilter", "GuestVlansFiltered")] {
+            facts.nics = Ok(vec![nic("Standby", type_, reason, "2026-01-01T11:59:00Z")]);
+            assert_eq!(nics(&facts), [Finding::ok("nics", "0 ready, 1 on their way")]);
+            facts.nics = Ok(vec![nic("Standby", type_, reason, "2026-01-01T11:00:00Z")]);
+            let findings = nics(&facts);
+            assert_eq!(levels(&findings), [Level::Warn]);
+            let words = format!("shop/eth1: not {type_}, {reason}: so it is");
+            assert!(findings[0].message.starts_with(&words), "{findings:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_amiss_on_a_node_is_told() {
+        let mut facts = healthy();
+        assert_eq!(nodes(&facts), []);
+        let condition = |type_: &str, status: &str, reason: &str| {
+            from_value(json!({
+                "type": type_, "status": status, "reason": reason, "message": "so it is",
+                "lastTransitionTime": "2026-01-01T11:59:59Z",
+            }))
+            .unwrap()
+        };
+        let status = facts.hybrid_nodes.as_mut().unwrap()[1].status.as_mut().unwrap();
+        status.conditions = vec![
+            condition("Ready", "False", "Failed"),
+            condition("Degraded", "True", "JournalFailed"),
+        ];
+        let findings = nodes(&facts);
+        assert_eq!(levels(&findings), [Level::Fail, Level::Fail]);
+        assert_eq!(findings[0].message, "n2: not Ready, Failed: so it is");
+        assert_eq!(findings[1].message, "n2: Degraded, JournalFailed: so it is");
+        assert_eq!(findings[1].mend.as_deref(), Some(remedy("JournalFailed").as_str()));
+        let status = facts.hybrid_nodes.as_mut().unwrap()[1].status.as_mut().unwrap();
+        status.conditions = vec![
+            condition("Ready", "False", "NoUplink"),
+            condition("Degraded", "False", "AllWell"),
+        ];
+        assert_eq!(nodes(&facts), [], "the check of PFs says it");
+    }
+
+    #[test]
     fn many_nics_are_not_all_told() {
         let mut facts = healthy();
         facts.nics = Ok(vec![
@@ -248,7 +327,7 @@ mod tests {
         ]);
         let findings = nics(&facts);
         assert_eq!(findings.len(), MOST + 1);
-        assert_eq!(findings[MOST].message, "20 more are not ready");
+        assert_eq!(findings[MOST].message, "20 more are not as they should be");
     }
 
     #[test]
