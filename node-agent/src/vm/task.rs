@@ -14,6 +14,7 @@ use hybridnic_qmp::{
     Client, Event, EventError, OnError, Options, QmpError,
     commands::{MigrationCapability, MigrationParameters, MigrationStatus},
 };
+use hybridnic_runtime::backoff::Backoff;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -32,12 +33,13 @@ use crate::{
 
 /// How soon a socket that somebody may listen on soon is tried again; doubled up to the cap.
 const RETRY: Duration = Duration::from_millis(50);
-/// The longest wait between two tries, where no event tells that something changed.
-const RETRY_CAP: Duration = Duration::from_secs(30);
+/// The longest wait between two tries, without its random part, where no event tells that something changed.
+const RETRY_CAP: Duration = Duration::from_secs(15);
 
 /// A session that has lasted so long was one.
 const STEADY: Duration = Duration::from_secs(1);
-/// How soon a step of a migration that failed is taken again: in the VM's pause no event may come.
+/// How soon a step of a migration that failed is taken again: in the VM's pause no event may come. Nobody else's tries come at
+/// the same moment for it, and the VM stands still: no random part.
 const STEP_AGAIN: Duration = Duration::from_secs(1);
 /// How often a migration is looked at though no event has come.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -45,7 +47,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Runs until the VM has no NIC left here; the caller aborts it then.
 pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>) {
     recall(&vm, &host).await;
-    let mut pause = RETRY;
+    // Agents that start together do not all ask at once.
+    let mut pauses = Backoff::new(RETRY, RETRY_CAP);
     loop {
         sockets.mark_unchanged();
         match connect(&vm, &host).await {
@@ -64,7 +67,7 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
                 );
                 client.close();
                 if opened.elapsed() >= STEADY {
-                    pause = RETRY;
+                    pauses.reset();
                     continue;
                 }
                 // One that greets and hangs up would be greeted for ever.
@@ -88,11 +91,11 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
             changed = sockets.changed() => {
                 if changed.is_err() { return }
                 // The socket is bound a moment before it is listened on.
-                pause = RETRY;
+                pauses.reset();
                 tokio::time::sleep(RETRY).await;
             }
-            () = ended => pause = RETRY,
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_CAP),
+            () = ended => pauses.reset(),
+            () = pauses.wait() => {}
         }
     }
 }

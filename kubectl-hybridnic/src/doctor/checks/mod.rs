@@ -65,7 +65,10 @@ mod tests {
         let mut look = |type_, change: &dyn Fn(&mut Facts)| {
             let mut facts = healthy();
             change(&mut facts);
-            all.push((type_, ALL.iter().flat_map(|check| check(&facts)).collect::<Vec<_>>()));
+            all.push((
+                type_,
+                ALL.iter().flat_map(|check| check(&facts)).collect::<Vec<_>>(),
+            ));
         };
         for (type_, status, reason) in [
             (types::READY, "False", "Failed"),

@@ -37,7 +37,12 @@ pub fn nodes(facts: &Facts) -> Vec<Finding> {
             }
         }
     }
-    cut(CHECK, &mut findings, "more", "kubectl get hnode -o yaml shows all");
+    cut(
+        CHECK,
+        &mut findings,
+        "more",
+        "kubectl get hnode -o yaml shows all",
+    );
     findings
 }
 
@@ -309,7 +314,10 @@ mod tests {
         assert_eq!(levels(&findings), [Level::Fail, Level::Fail]);
         assert_eq!(findings[0].message, "n2: not Ready, Failed: so it is");
         assert_eq!(findings[1].message, "n2: Degraded, JournalFailed: so it is");
-        assert_eq!(findings[1].mend.as_deref(), Some(remedy("JournalFailed").as_str()));
+        assert_eq!(
+            findings[1].mend.as_deref(),
+            Some(remedy("JournalFailed").as_str())
+        );
         let status = facts.hybrid_nodes.as_mut().unwrap()[1].status.as_mut().unwrap();
         status.conditions = vec![
             condition("Ready", "False", "NoUplink"),

@@ -1,11 +1,16 @@
-use hybridnic_api::v1alpha1::{NoFreeVf, NodePool, SwitchOrder, Uplink};
+use std::time::Duration;
+
+use hybridnic_api::v1alpha1::{NoFreeVf, NodePool, OnLinkLoss, SwitchOrder, Uplink};
 use hybridnic_net::sysfs::Inventory;
 
-use super::*;
+use super::{offers::could_take_vf, *};
 use crate::{
     host,
     journal::tests::{held_vf, record},
-    nic::seen::{Guest, Run, VfMac, VfSeen},
+    nic::{
+        plan::{Ask, TRIES},
+        seen::{Guest, Run, Seen, VfMac, VfSeen, VfSight},
+    },
     vm::Session,
 };
 

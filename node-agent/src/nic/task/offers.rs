@@ -1,0 +1,98 @@
+//! What the NIC asks of the node's VFs: whether it waits for one, and whether there is a better one than its own.
+
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{Goal, MigrationStep, OnLinkLoss},
+};
+use tokio::time::Instant;
+
+use super::{
+    super::{
+        observe::Observation,
+        plan::{self, Ask, Decision, Learnt, Step, TRIES},
+        quirks,
+        seen::{Seen, VfSight},
+    },
+    NicTask,
+};
+use crate::error::StepError;
+
+impl NicTask {
+    /// What is asked of the plan.
+    pub(super) fn ask(&self) -> Ask {
+        let driver = self.cx.record.vf.as_ref().map_or("", |vf| vf.pf_driver.as_str());
+        Ask {
+            goal: self.cx.record.spec.goal,
+            no_free_vf: self.cx.record.spec.no_free_vf,
+            order: quirks::switch_order(driver),
+            expected: self
+                .cx
+                .record
+                .spec
+                .migration
+                .as_ref()
+                .is_some_and(|m| matches!(m.step, MigrationStep::Listen | MigrationStep::GiveUp)),
+        }
+    }
+
+    /// What pool and journal know.
+    pub(super) async fn complete(&mut self, now: &mut Observation) -> Result<(), StepError> {
+        now.seen.recorded = self.cx.recorded;
+        let pools = &self.cx.host.pools;
+        if self.cx.record.vf.is_some() || self.cx.record.spec.goal == Goal::Detached {
+            pools.stop_waiting(&self.cx.claimant);
+            self.look_elsewhere(now, Instant::now()).await;
+            return Ok(());
+        }
+        let inventory = self
+            .cx
+            .host
+            .inventory()
+            .await
+            .map_err(|e| e.into_step(reasons::VF_LOST))?;
+        let network = &self.cx.record.spec.network;
+        let standby_pf = self.cx.record.standby.as_ref().map(|s| s.pf);
+        now.seen.uplink = pools.standby_pf(&inventory, network).is_some();
+        if could_take_vf(&self.ask(), &now.seen, &self.cx.learnt) {
+            now.seen.vf_offered = pools.offers(&inventory, network, &self.cx.claimant, standby_pf);
+        } else {
+            pools.stop_waiting(&self.cx.claimant);
+        }
+        Ok(())
+    }
+
+    /// Whether the NIC may leave its VF, and there is a better one.
+    pub(super) async fn look_elsewhere(&mut self, now: &mut Observation, time: Instant) {
+        let (Some(VfSight::There(seen)), Some(vf)) = (&mut now.seen.vf, &self.cx.record.vf) else {
+            return;
+        };
+        if self.cx.record.spec.goal == Goal::Detached {
+            return;
+        }
+        let stays = self.cx.record.spec.l2.on_link_loss == OnLinkLoss::Stay;
+        let dark = self.link_loss.look(vf.pf, seen.link || stays, time);
+        seen.dark = dark && !stays;
+        let dark = (seen.dark && !seen.link).then_some(vf.pf);
+        if dark.is_none() && self.cx.learnt.vf_failures < TRIES {
+            return;
+        }
+        // Without an inventory nothing is known to be better.
+        let Ok(inventory) = self.cx.host.inventory().await else {
+            return;
+        };
+        let network = &self.cx.record.spec.network;
+        let pools = &self.cx.host.pools;
+        now.seen.other_vf = pools.offers_better(&inventory, network, &self.cx.claimant, dark);
+    }
+}
+
+/// Whether a VF is all that is missing: the plan would take one. A NIC that waits for its QEMU keeps none from others.
+pub(super) fn could_take_vf(ask: &Ask, seen: &Seen, learnt: &Learnt) -> bool {
+    let offered = Seen {
+        vf_offered: true,
+        ..*seen
+    };
+    seen.vf.is_none()
+        && learnt.vf_failed.is_none()
+        && plan::next(ask, &offered, learnt) == Decision::Do(Step::Reserve)
+}

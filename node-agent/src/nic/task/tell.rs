@@ -1,0 +1,136 @@
+//! What the NIC's task tells: the VM's task, and the API server.
+
+use hybridnic_api::v1alpha1::{AttachmentState, GuestDevices, NicAttachmentStatus};
+use hybridnic_qmp::Client;
+use jiff::Timestamp;
+
+use super::{
+    super::{
+        observe::Observation,
+        plan::Decision,
+        report::{self, Facts},
+        seen::QemuSeen,
+        steps::ids,
+    },
+    NicTask,
+};
+
+impl NicTask {
+    /// Both devices' addresses in the guest.
+    pub(super) async fn look_at_guest(&mut self, now: &Observation) {
+        let nic = &self.cx.record.spec.nic.name;
+        let ports = self.cx.record.ports.as_ref();
+        let mut guest = GuestDevices {
+            vf_port: ports.map(|p| p.vf.clone()),
+            standby_port: ports.map(|p| p.standby.clone()),
+            ..GuestDevices::default()
+        };
+        if let (Some(client), QemuSeen::Up(seen)) = (&now.client, now.seen.qemu)
+            && seen.standby
+        {
+            guest.standby_pci_address = address(client, &ids::standby(nic)).await;
+            if let Some(device) = &now.vf_device {
+                guest.vf_pci_address = address(client, device).await;
+            }
+        }
+        self.guest = guest;
+    }
+
+    /// Shows the VM's task where the NIC is.
+    pub(super) fn show(&self, decision: &Decision) {
+        let record = &self.cx.record;
+        let state = match decision {
+            Decision::Done(state) => *state,
+            Decision::Wait(wait) => wait.state,
+            Decision::Do(_) => AttachmentState::Pending,
+        };
+        let spec = &record.spec;
+        let macvtap = record.standby.as_ref().map(|s| s.macvtap.as_str());
+        let heard = self.generation.is_some();
+        let nics = self.cx.vm.nics();
+        let same = nics.get(&record.uid).is_some_and(|shown| {
+            shown.state == state
+                && shown.goal == spec.goal
+                && shown.order == spec.migration
+                && shown.heard == heard
+                && shown.macvtap.as_deref() == macvtap
+                && shown.ports == record.ports
+        });
+        if !same {
+            self.cx.vm.update_nic(&record.uid, |shown| {
+                shown.show(record);
+                (shown.state, shown.heard) = (state, heard);
+            });
+        }
+    }
+
+    /// Whether the traffic has moved to another device since the last report, or there was none.
+    pub(super) fn moves(&self, now: &Observation) -> bool {
+        let path = report::path(&self.facts(Some(now), None));
+        self.status.borrow().as_ref().is_none_or(|s| s.path != path)
+    }
+
+    fn facts<'a>(&'a self, now: Option<&'a Observation>, decision: Option<&'a Decision>) -> Facts<'a> {
+        let shown = self.cx.vm.nics().remove(&self.cx.record.uid).unwrap_or_default();
+        Facts {
+            record: &self.cx.record,
+            generation: self.generation,
+            seen: now.map(|n| &n.seen),
+            running: now.is_some_and(|n| n.running),
+            decision,
+            error: self.last_error.as_ref(),
+            guest: self.guest.clone(),
+            unplug_order: self.cx.unplug_order,
+            migration: self.migration.clone(),
+            filtered: shown.filtered,
+            timeline: shown.timeline,
+        }
+    }
+
+    /// Says where the NIC is.
+    pub(super) fn report(&mut self, now: Option<&Observation>, decision: Option<&Decision>) {
+        if let Some(report) = self.cx.vm.migration_report().borrow().clone() {
+            self.migration = Some(report);
+        }
+        if self.generation.is_none() && self.cx.record.spec.migration.is_some() {
+            // What the last agent has said stands until it is known.
+            return;
+        }
+        let facts = self.facts(now, decision);
+        let old = self.last_status();
+        let mut status = report::build(facts, old.as_ref(), Timestamp::now());
+        if let (None, Some(old)) = (now, old) {
+            // Nothing could be seen: what was true before is the best guess.
+            (status.state, status.path) = (old.state, old.path);
+            status.migration = status.migration.or(old.migration);
+            if status.guest == GuestDevices::default() {
+                status.guest = old.guest;
+            }
+        }
+        self.tell(status);
+    }
+
+    /// What the NIC's status is now: what was said last, also by an agent before this one.
+    pub(super) fn last_status(&self) -> Option<NicAttachmentStatus> {
+        let said = self.status.borrow().clone();
+        said.or_else(|| self.known.get().cloned())
+    }
+
+    /// Tells the API server of this status.
+    pub(super) fn tell(&self, status: NicAttachmentStatus) {
+        self.status.send_if_modified(|s| {
+            let changed = s.as_ref() != Some(&status);
+            *s = Some(status);
+            changed
+        });
+    }
+}
+
+async fn address(client: &Client, id: &str) -> Option<String> {
+    client
+        .guest_pci_address(id)
+        .await
+        .ok()
+        .flatten()
+        .map(|a| a.to_string())
+}
