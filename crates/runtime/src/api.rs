@@ -21,12 +21,6 @@ use crate::metrics::{Counter, Registry};
 
 /// How long a connection may take to be made, TLS included.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long nothing may come or go on a connection before the kernel asks the peer whether it is there.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-/// How often it asks again, without an answer.
-const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
-/// How long a peer may leave unacknowledged what it was sent, be it a request or the kernel's question.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// How long the API server lets a watch live, in seconds; kube gives one up that is silent for 5 s longer. By that, a server
 /// that is gone without a word, behind a peer that still acknowledges, is noticed within a minute.
 const WATCH: u32 = 50;
@@ -51,7 +45,7 @@ impl Requests {
 /// A client that finds the API server as kubectl does, by KUBECONFIG or within a pod, and counts its requests.
 pub async fn client(requests: Requests) -> Result<Client, kube::Error> {
     let config = Config::infer().await.map_err(kube::Error::InferConfig)?;
-    connect(config, &requests)
+    connect(config, &requests, Patience::default())
 }
 
 /// How the programs watch.
@@ -59,8 +53,29 @@ pub fn watches() -> watcher::Config {
     watcher::Config::default().timeout(WATCH)
 }
 
-/// As kube's own client, which asks no peer whether it is still there.
-fn connect(config: Config, requests: &Requests) -> Result<Client, kube::Error> {
+/// How long a peer that says nothing is waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// How long nothing may come or go on a connection before the kernel asks the peer whether it is there.
+    pub keepalive: Duration,
+    /// How often it asks again, without an answer.
+    pub keepalive_again: Duration,
+    /// How long a peer may leave unacknowledged what it was sent, be it a request or the kernel's question.
+    pub unacknowledged: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            keepalive: Duration::from_secs(15),
+            keepalive_again: Duration::from_secs(5),
+            unacknowledged: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A client for this API server. As kube's own, which asks no peer whether it is still there.
+pub fn connect(config: Config, requests: &Requests, patience: Patience) -> Result<Client, kube::Error> {
     if let Some(proxy) = config.proxy_url {
         return Err(kube::Error::ProxyProtocolDisabled {
             proxy_url: Box::new(proxy),
@@ -69,13 +84,13 @@ fn connect(config: Config, requests: &Requests) -> Result<Client, kube::Error> {
     }
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
-    tcp.set_keepalive(Some(KEEPALIVE));
-    tcp.set_keepalive_interval(Some(KEEPALIVE_AGAIN));
-    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    tcp.set_keepalive(Some(patience.keepalive));
+    tcp.set_keepalive_interval(Some(patience.keepalive_again));
+    tcp.set_tcp_user_timeout(Some(patience.unacknowledged));
     let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
     connector.set_connect_timeout(Some(CONNECT));
     connector.set_read_timeout(Some(SILENCE));
-    connector.set_write_timeout(Some(UNACKNOWLEDGED));
+    connector.set_write_timeout(Some(patience.unacknowledged));
     // A connection that was idle before a request is not late.
     connector.set_reset_reader_on_write(true);
     let http: legacy::Client<_, Body> = legacy::Client::builder(TokioExecutor::new()).build(connector);
@@ -207,6 +222,10 @@ fn result(status: StatusCode) -> &'static str {
         _ => "ok",
     }
 }
+
+#[cfg(test)]
+#[path = "silence_tests.rs"]
+mod silence_tests;
 
 #[cfg(test)]
 mod tests {
