@@ -17,12 +17,12 @@ use tokio::time::{timeout, timeout_at};
 use tokio_util::codec::FramedRead;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::codec::Lines;
+use crate::codec::{Frame, Lines};
 use crate::commands::QemuVersion;
 use crate::error::{CloseReason, QmpError};
 use crate::event::{Event, Events};
 use crate::message::{self, Reply};
-use crate::session::{Outgoing, Pending, Session};
+use crate::session::{Limits, Outgoing, Pending, Session};
 
 /// Commands that may wait for the socket to take them. More callers wait for a place, each within its deadline.
 const QUEUE: usize = 32;
@@ -34,7 +34,7 @@ pub struct Options {
     pub greeting_timeout: Duration,
     /// How long a command may take, unless [`Client::with_timeout`] says otherwise.
     pub command_timeout: Duration,
-    /// The longest line taken from QEMU, in bytes.
+    /// The longest line taken from QEMU, in bytes. The command that a longer one answers fails, and the session goes on.
     pub max_line: usize,
     /// The longest event taken from QEMU, in bytes.
     pub max_event: usize,
@@ -162,7 +162,11 @@ impl Client {
             .await
             .map_err(|_| too_late())?
         {
-            Some(Ok(line)) => line,
+            Some(Ok(Frame::Line(line))) => line,
+            Some(Ok(Frame::Long(_))) => {
+                let limit = options.max_line;
+                return Err(QmpError::Closed(CloseReason::LineTooLong { limit }));
+            }
             Some(Err(reason)) => return Err(QmpError::Closed(reason)),
             None => return Err(QmpError::Closed(CloseReason::Eof)),
         };
@@ -192,7 +196,10 @@ impl Client {
             events,
             closed: closed_sender,
             stop,
-            max_event: options.max_event,
+            limits: Limits {
+                line: options.max_line,
+                event: options.max_event,
+            },
         };
         tokio::spawn(session.run());
 
@@ -350,6 +357,7 @@ impl Client {
                 serde_json::from_str(value.get()).map_err(|source| QmpError::Decode { command, source })
             }
             Some(Reply::Error { class, desc }) => Err(QmpError::Command { command, class, desc }),
+            Some(Reply::TooLong { limit }) => Err(QmpError::TooLong { command, limit }),
             None => Err(QmpError::Closed(self.closed().await)),
         }
     }

@@ -1,46 +1,113 @@
 //! Bytes to lines, with a bound.
 
-use tokio_util::bytes::BytesMut;
-use tokio_util::codec::{Decoder, LinesCodec, LinesCodecError};
+use tokio_util::bytes::{Buf, BytesMut};
+use tokio_util::codec::Decoder;
 
 use crate::error::CloseReason;
 
-/// Splits a byte stream into lines. Unlike [`LinesCodec`] it takes an unfinished last line for an error: QEMU
-/// ends each message with CR LF, so such a line was cut off.
+/// How much is kept of either end of a line that is too long.
+const END: usize = 64;
+
+/// A line, or what is kept of one that is too long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// A line without its end.
+    Line(String),
+    /// The ends of a line that was longer than it may be.
+    Long(Long),
+}
+
+/// Both ends of a line that is too long: they tell which command it answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Long {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+impl Long {
+    fn take(&mut self, bytes: &[u8]) {
+        let room = END - self.head.len();
+        self.head.extend(bytes.iter().take(room));
+        self.tail.extend(&bytes[bytes.len().saturating_sub(END)..]);
+        let over = self.tail.len().saturating_sub(END);
+        self.tail.drain(..over);
+    }
+
+    /// The command that it answers. QEMU writes the id of a command behind what it returns; should another write it before,
+    /// that will do too. No text of a guest looks like it, for its quotes are escaped.
+    pub(crate) fn id(&self) -> Option<u64> {
+        let tail = String::from_utf8_lossy(&self.tail);
+        let head = String::from_utf8_lossy(&self.head);
+        let (before, after) = (head.trim_start(), tail.trim_end());
+        let number = if before.starts_with("{\"return\"") {
+            after.strip_suffix('}')?.rsplit_once("\"id\":")?.1
+        } else {
+            let (number, _) = before.strip_prefix("{\"id\":")?.split_once(',')?;
+            number
+        };
+        number.trim().parse().ok()
+    }
+}
+
+/// Splits a byte stream into lines. An unfinished last line is an error: QEMU ends each message with CR LF, so such a line
+/// was cut off. Of a line that is too long both ends are kept, and the lines after it are read as before.
 pub(crate) struct Lines {
-    inner: LinesCodec,
+    max_line: usize,
+    /// Up to here there is no line end in the buffer.
+    scanned: usize,
+    long: Option<Long>,
 }
 
 impl Lines {
     pub(crate) fn new(max_line: usize) -> Self {
         Self {
-            inner: LinesCodec::new_with_max_length(max_line),
+            max_line,
+            scanned: 0,
+            long: None,
         }
     }
 }
 
 impl Decoder for Lines {
-    type Item = String;
+    type Item = Frame;
     type Error = CloseReason;
 
-    fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<String>, CloseReason> {
-        match self.inner.decode(bytes) {
-            Ok(line) => Ok(line),
-            Err(LinesCodecError::MaxLineLengthExceeded) => Err(CloseReason::LineTooLong {
-                limit: self.inner.max_length(),
-            }),
-            Err(LinesCodecError::Io(e)) if e.kind() == std::io::ErrorKind::InvalidData => {
-                Err(CloseReason::Invalid {
-                    why: e.to_string(),
-                    text: String::new(),
-                })
-            }
-            Err(LinesCodecError::Io(e)) => Err(e.into()),
+    fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<Frame>, CloseReason> {
+        let end = bytes[self.scanned..].iter().position(|byte| *byte == b'\n');
+        let length = end.map_or(bytes.len(), |end| self.scanned + end);
+        if self.long.is_some() || length > self.max_line {
+            let mut long = self.long.take().unwrap_or_default();
+            long.take(&bytes[..length]);
+            self.scanned = 0;
+            return Ok(if end.is_some() {
+                bytes.advance(length + 1);
+                Some(Frame::Long(long))
+            } else {
+                bytes.clear();
+                self.long = Some(long);
+                None
+            });
         }
+        if end.is_none() {
+            self.scanned = length;
+            return Ok(None);
+        }
+        self.scanned = 0;
+        let mut line = bytes.split_to(length);
+        bytes.advance(1);
+        if line.last() == Some(&b'\r') {
+            line.truncate(length - 1);
+        }
+        let line = String::from_utf8(line.into()).map_err(|error| CloseReason::Invalid {
+            why: error.to_string(),
+            text: String::new(),
+        })?;
+        Ok(Some(Frame::Line(line)))
     }
 
-    fn decode_eof(&mut self, bytes: &mut BytesMut) -> Result<Option<String>, CloseReason> {
+    fn decode_eof(&mut self, bytes: &mut BytesMut) -> Result<Option<Frame>, CloseReason> {
         match self.decode(bytes)? {
+            None if self.long.is_some() => Err(CloseReason::LineTooLong { limit: self.max_line }),
             None if !bytes.is_empty() => Err(CloseReason::HalfLine { bytes: bytes.len() }),
             line => Ok(line),
         }
@@ -57,6 +124,15 @@ mod tests {
 
     /// Feeds the chunks as they would come from a socket, then the end of file.
     fn decode(chunks: &[&[u8]]) -> (Vec<String>, Option<CloseReason>) {
+        let (frames, end) = frames(chunks);
+        let line = |frame| match frame {
+            Frame::Line(line) => line,
+            Frame::Long(_) => "too long".to_owned(),
+        };
+        (frames.into_iter().map(line).collect(), end)
+    }
+
+    fn frames(chunks: &[&[u8]]) -> (Vec<Frame>, Option<CloseReason>) {
         let mut codec = Lines::new(LIMIT);
         let mut buffer = BytesMut::new();
         let mut lines = Vec::new();
@@ -96,19 +172,35 @@ mod tests {
 
     #[test]
     fn a_line_of_the_limit_passes_and_one_more_byte_does_not() {
-        let fits = format!("{}\n", "x".repeat(LIMIT));
-        assert_eq!(decode(&[fits.as_bytes()]).1, None);
-        let over = format!("{}\n", "x".repeat(LIMIT + 1));
-        assert_eq!(
-            decode(&[over.as_bytes()]).1,
-            Some(CloseReason::LineTooLong { limit: LIMIT })
-        );
+        let fits = "x".repeat(LIMIT);
+        assert_eq!(decode(&[format!("{fits}\n").as_bytes()]), (vec![fits], None));
+        let over = format!("{}\r\nnext\n", "x".repeat(LIMIT + 1));
+        let read = (vec!["too long".to_owned(), "next".to_owned()], None);
+        assert_eq!(decode(&[over.as_bytes()]), read);
         // Without a line end in sight the limit holds as well.
         let endless = "x".repeat(LIMIT + 2);
-        assert_eq!(
-            decode(&[endless.as_bytes()]).1,
-            Some(CloseReason::LineTooLong { limit: LIMIT })
-        );
+        let end = Some(CloseReason::LineTooLong { limit: LIMIT });
+        assert_eq!(decode(&[endless.as_bytes()]), (Vec::new(), end));
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_still_says_what_it_answers() {
+        let long = "x".repeat(500);
+        let id = |line: &str| match &frames(&[format!("{line}\r\n").as_bytes()]).0[..] {
+            [Frame::Long(long)] => long.id(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(id(&format!(r#"{{"return": ["{long}"], "id": 47}}"#)), Some(47));
+        assert_eq!(id(&format!(r#"{{"return":["{long}"],"id":47}}"#)), Some(47));
+        assert_eq!(id(&format!(r#"{{"id": 47, "return": ["{long}"]}}"#)), Some(47));
+        for none in [
+            format!(r#"{{"event": "{long}", "id": 47}}"#),
+            format!(r#"{{"return": ["{long}", "\"id\": 47"]}}"#),
+            format!(r#"{{"return": "{long}", "id": "47"}}"#),
+            long,
+        ] {
+            assert_eq!(id(&none), None, "{none}");
+        }
     }
 
     proptest! {
@@ -133,8 +225,8 @@ mod tests {
             size in 1usize..40,
         ) {
             let chunks: Vec<&[u8]> = bytes.chunks(size).collect();
-            let (lines, end) = decode(&chunks);
-            let (whole_lines, whole_end) = decode(&[&bytes]);
+            let (lines, end) = frames(&chunks);
+            let (whole_lines, whole_end) = frames(&[&bytes]);
             prop_assert_eq!(lines, whole_lines);
             prop_assert_eq!(end, whole_end);
         }

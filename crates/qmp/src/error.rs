@@ -57,6 +57,14 @@ pub enum QmpError {
         /// QEMU's own text, cut to 1024 characters.
         desc: String,
     },
+    /// QEMU's answer is longer than [`Options::max_line`](crate::Options::max_line).
+    #[error("QEMU's answer to {command} is longer than {limit} bytes, which is as much as is taken")]
+    TooLong {
+        /// The command's name.
+        command: &'static str,
+        /// The limit in bytes.
+        limit: usize,
+    },
     /// The command's arguments could not be written as JSON.
     #[error("cannot encode the arguments of {command}")]
     Encode {
@@ -104,6 +112,11 @@ impl QmpError {
     /// No such object: what `object-del` says (QEMU `qom/object_interfaces.c`).
     pub fn is_object_not_found(&self) -> bool {
         self.says("object '") && self.says("not found")
+    }
+
+    /// No such NIC: what `query-rx-filter` says (QEMU `net/net.c`).
+    pub fn is_no_such_net_client(&self) -> bool {
+        self.says("invalid net client name")
     }
 
     /// This QEMU does not have the command (`CommandNotFound`).
@@ -171,7 +184,7 @@ pub enum CloseReason {
         /// What the kernel said.
         text: String,
     },
-    /// A line is longer than [`Options::max_line`](crate::Options::max_line).
+    /// A line that answers no command is longer than [`Options::max_line`](crate::Options::max_line).
     #[error("a line is longer than {limit} bytes")]
     LineTooLong {
         /// The limit in bytes.

@@ -18,6 +18,7 @@ const QUOTE: usize = 200;
 pub(crate) enum Reply {
     Return(Box<RawValue>),
     Error { class: String, desc: String },
+    TooLong { limit: usize },
 }
 
 /// One line from QEMU.

@@ -16,7 +16,7 @@ use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::codec::Lines;
+use crate::codec::{Frame, Lines};
 use crate::error::CloseReason;
 use crate::event::Event;
 use crate::message::{self, Message, Reply};
@@ -120,14 +120,21 @@ pub(crate) struct Session {
     pub(crate) events: broadcast::Sender<Arc<Event>>,
     pub(crate) closed: watch::Sender<Option<CloseReason>>,
     pub(crate) stop: CancellationToken,
-    pub(crate) max_event: usize,
+    pub(crate) limits: Limits,
+}
+
+/// How long lines and events may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) line: usize,
+    pub(crate) event: usize,
 }
 
 impl Session {
     /// Runs until the connection ends, for whatever reason.
     pub(crate) async fn run(mut self) {
         let reason = tokio::select! {
-            reason = read(&mut self.frames, &self.pending, &self.events, self.max_event) => reason,
+            reason = read(&mut self.frames, &self.pending, &self.events, self.limits) => reason,
             reason = write(self.writer.as_ref(), &mut self.outgoing, &self.pending) => reason,
             () = self.stop.cancelled() => CloseReason::Local,
         };
@@ -142,15 +149,26 @@ async fn read(
     frames: &mut Frames,
     pending: &Pending,
     events: &broadcast::Sender<Arc<Event>>,
-    max_event: usize,
+    limits: Limits,
 ) -> CloseReason {
     while let Some(frame) = frames.next().await {
         let line = match frame {
-            Ok(line) if line.is_empty() => continue,
-            Ok(line) => line,
+            Ok(Frame::Line(line)) if line.is_empty() => continue,
+            Ok(Frame::Line(line)) => line,
+            Ok(Frame::Long(long)) => {
+                let limit = limits.line;
+                let Some(id) = long.id() else {
+                    return CloseReason::LineTooLong { limit };
+                };
+                // The answer is lost to who asked, and the session goes on.
+                match pending.answer(id, Reply::TooLong { limit }) {
+                    Ok(()) => continue,
+                    Err(reason) => return reason,
+                }
+            }
             Err(reason) => return reason,
         };
-        let handled = message::parse(&line, max_event).and_then(|message| match message {
+        let handled = message::parse(&line, limits.event).and_then(|message| match message {
             Message::Reply { id, reply } => pending.answer(id, reply),
             Message::Event(event) => {
                 debug!(name = event.name, data = %event.data, "QMP event");

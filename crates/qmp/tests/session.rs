@@ -182,6 +182,39 @@ async fn refusals_are_typed() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_too_long_fails_its_command_and_no_other() {
+    let (client, mut peer) = connect_with(Options {
+        max_line: 4096,
+        ..Options::default()
+    })
+    .await;
+    let mut events = client.subscribe();
+    let serve = async {
+        let (long, short) = (peer.command().await, peer.command().await);
+        let more = "x".repeat(10_000);
+        peer.line(&format!(
+            r#"{{"return": [{{"name": "{more}"}}], "id": {}}}"#,
+            long["id"]
+        ))
+        .await;
+        peer.event("STOP").await;
+        let status = json!({"return": {"status": "paused", "running": false}, "id": short["id"]});
+        peer.line(&status.to_string()).await;
+    };
+    let (long, short, ()) = tokio::join!(client.query_rx_filter("sb"), client.query_status(), serve);
+    let error = long.unwrap_err();
+    let QmpError::TooLong { limit: 4096, .. } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(
+        error.to_string(),
+        "QEMU's answer to query-rx-filter is longer than 4096 bytes, which is as much as is taken"
+    );
+    assert!(!short.unwrap().running);
+    assert_eq!(events.recv().await.unwrap().name, "STOP");
+}
+
+#[tokio::test]
 async fn over_long_line_ends_the_session() {
     let (client, mut peer) = connect_with(Options {
         max_line: 4096,

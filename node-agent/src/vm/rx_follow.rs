@@ -78,26 +78,35 @@ pub async fn look(vm: &Vm, client: &Client, lists: &impl Lists) -> bool {
     if standbys.is_empty() {
         return true;
     }
-    let filters = match client.query_rx_filters().await {
-        Ok(filters) => filters,
+    let each = standbys
+        .iter()
+        .map(|(device, (uid, macvtap))| look_at(vm, client, lists, device, uid, macvtap));
+    join_all(each).await.into_iter().all(|ok| ok)
+}
+
+async fn look_at(
+    vm: &Vm,
+    client: &Client,
+    lists: &impl Lists,
+    device: &str,
+    uid: &str,
+    macvtap: &str,
+) -> bool {
+    match client.query_rx_filter(device).await {
+        Ok(Some(filter)) => set(vm, uid, macvtap, &filter, lists).await,
+        // Its NIC's task knows.
+        Ok(None) => true,
         Err(error) => {
-            let error = chain(&error);
             warn!(
                 namespace = vm.namespace,
                 pod = vm.pod,
-                error,
+                device,
+                error = chain(&error),
                 "QEMU does not say what the guest receives"
             );
-            return false;
-        }
-    };
-    let mut each = Vec::new();
-    for filter in &filters {
-        if let Some((uid, macvtap)) = standbys.get(&filter.name) {
-            each.push(set(vm, uid, macvtap, filter, lists));
+            false
         }
     }
-    join_all(each).await.into_iter().all(|ok| ok)
 }
 
 async fn set(vm: &Vm, uid: &str, macvtap: &str, filter: &RxFilter, lists: &impl Lists) -> bool {

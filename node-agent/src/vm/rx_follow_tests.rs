@@ -9,6 +9,19 @@ async fn changed(peer: &mut Peer, device: &str) {
     peer.event("NIC_RX_FILTER_CHANGED", data).await;
 }
 
+/// The next command asks for the filter of this device, which there is or not.
+async fn asks(peer: &mut Peer, device: &str, groups: Option<&[&str]>) {
+    let asked = peer.asked("query-rx-filter").await;
+    assert_eq!(asked["arguments"]["name"], device);
+    if let Some(groups) = groups {
+        peer.reply(&asked, json!([filter(device, groups)])).await;
+    } else {
+        let desc = format!("invalid net client name: {device}");
+        let error = json!({"class": "GenericError", "desc": desc});
+        peer.say(json!({"error": error, "id": asked["id"]})).await;
+    }
+}
+
 fn filter(device: &str, groups: &[&str]) -> Value {
     json!({
         "name": device, "promiscuous": false, "multicast": "normal", "unicast": "normal", "vlan": "normal",
@@ -49,11 +62,7 @@ async fn a_change_is_asked_for_once_and_put_on_its_macvtap() {
     let lists = Told(sent);
     let qemu = async {
         // At first, for there may have been events before the session.
-        peer.answer(
-            "query-rx-filter",
-            json!([filter("other", &["01:00:5e:00:00:fb"]), filter("sb-a", &[])]),
-        )
-        .await;
+        asks(&mut peer, "sb-a", Some(&[])).await;
         assert_eq!(put.recv().await, Some(("hna".to_owned(), vec![])));
         // A guest that toggles, somebody else's NIC, a VM in a pause: one look.
         peer.event("STOP", json!({})).await;
@@ -63,8 +72,7 @@ async fn a_change_is_asked_for_once_and_put_on_its_macvtap() {
         }
         peer.is_left_alone(2 * PAUSE).await;
         peer.event("RESUME", json!({})).await;
-        peer.answer("query-rx-filter", json!([filter("sb-a", &["33:33:ff:12:34:56"])]))
-            .await;
+        asks(&mut peer, "sb-a", Some(&["33:33:ff:12:34:56"])).await;
         assert_eq!(
             put.recv().await,
             Some(("hna".to_owned(), vec!["33:33:ff:12:34:56".to_owned()]))
@@ -87,19 +95,16 @@ async fn a_standby_that_appears_gets_its_list() {
     let (sent, mut put) = mpsc::unbounded_channel();
     let lists = Told(sent);
     let qemu = async {
-        peer.answer("query-rx-filter", json!([])).await;
+        asks(&mut peer, "sb-a", None).await;
         vm.update_nic("b", |nic| {
             nic.standby_device = "sb-b".to_owned();
             nic.macvtap = Some("hnb".to_owned());
         });
-        peer.answer(
-            "query-rx-filter",
-            json!([filter("sb-b", &[]), filter("sb-a", &[])]),
-        )
-        .await;
+        asks(&mut peer, "sb-a", Some(&[])).await;
+        asks(&mut peer, "sb-b", Some(&[])).await;
         let macvtap = |put: Option<(String, Vec<String>)>| put.unwrap().0;
-        assert_eq!(macvtap(put.recv().await), "hnb");
         assert_eq!(macvtap(put.recv().await), "hna");
+        assert_eq!(macvtap(put.recv().await), "hnb");
     };
     let mut pulse = vm.pulse();
     let told = async {

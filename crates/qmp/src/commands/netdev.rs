@@ -157,10 +157,18 @@ impl Client {
         self.run("announce-self", &arguments).await
     }
 
-    /// `query-rx-filter` of every NIC that has a filter. QEMU sends `NIC_RX_FILTER_CHANGED` of a NIC once, and again only
-    /// after this.
-    pub async fn query_rx_filters(&self) -> Result<Vec<RxFilter>, QmpError> {
-        self.execute("query-rx-filter", &json!({})).await
+    /// `query-rx-filter` of one NIC; none where there is no such NIC. QEMU sends `NIC_RX_FILTER_CHANGED` of a NIC once, and again
+    /// only after this. Of all NICs at once the answer would have no bound: a guest may have 4096 VLANs on each.
+    pub async fn query_rx_filter(&self, device: &str) -> Result<Option<RxFilter>, QmpError> {
+        match self
+            .execute::<_, Vec<RxFilter>>("query-rx-filter", &json!({ "name": device }))
+            .await
+        {
+            Ok(filters) => Ok(filters.into_iter().next()),
+            // It is not there yet, or not any more.
+            Err(error) if error.is_no_such_net_client() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
