@@ -6,7 +6,7 @@ use std::time::Instant;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hybridnic_api::names::VM_LABEL;
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{Goal, HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
 use hybridnic_runtime::api;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::core::PartialObjectMeta;
@@ -116,17 +116,23 @@ impl Routes {
         }
     }
 
-    /// VFs of a node whose agent is away do not count.
+    /// VFs of a node whose agent is away do not count, and what is to leave it stays.
     fn agent(&self, old: Option<&AgentPod>, new: Option<&AgentPod>) {
         let seen = |pod: &AgentPod| (pod.node().to_owned(), pod.is_ready());
         if old.map(seen) == new.map(seen) {
             return;
         }
         for pod in [old, new].into_iter().flatten() {
+            // It is waited for from now on.
+            self.world.agents.look(pod.node(), Instant::now());
             if let Some(node) = self.world.hybrid_nodes.get("", pod.node()) {
-                // From now on.
-                self.world.agents.look(pod.node(), Instant::now());
                 self.networks_of(&node);
+            }
+            // NICs that are to leave the node wait for it.
+            for attachment in self.world.attachments.by(&Key::Node(pod.node().to_owned())) {
+                if attachment.spec.goal == Goal::Detached {
+                    self.nic_of(&attachment);
+                }
             }
         }
     }

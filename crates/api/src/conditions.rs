@@ -39,6 +39,8 @@ pub mod reasons {
     pub const POD_NOT_RUNNING: &str = "PodNotRunning";
     /// The NIC waits until it has left the pod in which it was before.
     pub const WAITING_FOR_DETACH: &str = "WaitingForDetach";
+    /// What keeps the NIC in the pod in which it was before does not pass by itself.
+    pub const DETACH_STUCK: &str = "DetachStuck";
     /// The NIC may be live on a node that does not answer.
     pub const NODE_UNREACHABLE: &str = "NodeUnreachable";
     /// No node agent reports for the node of the VM's pod.

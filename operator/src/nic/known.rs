@@ -34,6 +34,8 @@ pub struct Known {
     pub nodes: BTreeMap<String, NodeState>,
     /// The uids of those whose node has not answered for as long as it is waited for.
     pub overdue: BTreeSet<String>,
+    /// The nodes among them whose agents are away.
+    pub without_agent: BTreeSet<String>,
     /// The migrations of its VM.
     pub migrations: Vec<Arc<QemuMigration>>,
     /// The migration that has the NIC in its hands, and what both ends say.
@@ -75,6 +77,7 @@ impl Known {
             orphans,
             nodes: BTreeMap::new(),
             overdue: BTreeSet::new(),
+            without_agent: BTreeSet::new(),
             migrations,
             moving,
         };
@@ -118,13 +121,17 @@ impl Known {
                 Hold::Over | Hold::Overdue if is_it(attachment) => Hold::Detaching,
                 hold => hold,
             };
-            hold.refusal(attachment, end)
+            let away = self.without_agent.contains(&attachment.spec.node_name);
+            hold.without_agent(away).refusal(attachment, end)
         };
         let refusals: Vec<_> = others.chain(&self.orphans).filter_map(|a| refusal(a)).collect();
-        let unreachable = refusals
-            .iter()
-            .position(|refusal| refusal.reason == reasons::NODE_UNREACHABLE);
-        refusals.into_iter().nth(unreachable.unwrap_or(0))
+        // What needs a person comes first.
+        let rank = |refusal: &Refusal| match refusal.reason {
+            reasons::NODE_UNREACHABLE => 0,
+            reasons::DETACH_STUCK => 1,
+            _ => 2,
+        };
+        refusals.into_iter().min_by_key(rank)
     }
 
     /// What to tell when the NIC is attached elsewhere without proof that it has left where it was.
@@ -230,6 +237,7 @@ mod tests {
             orphans: Vec::new(),
             nodes: BTreeMap::from([("n1".to_owned(), NodeState::Ready)]),
             overdue: BTreeSet::new(),
+            without_agent: BTreeSet::new(),
             migrations: Vec::new(),
             moving: None,
         }

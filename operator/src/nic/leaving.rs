@@ -4,7 +4,7 @@
 //! detaches volumes: the node's own agent says so, or the node is off, or a deadline has passed that somebody has set.
 
 use hybridnic_api::conditions::{reasons, types};
-use hybridnic_api::v1alpha1::NicAttachment;
+use hybridnic_api::v1alpha1::{Goal, NicAttachment};
 use jiff::Timestamp;
 
 use super::admit::Refusal;
@@ -19,6 +19,8 @@ pub enum Hold {
     Overdue,
     /// Yes, and its agent is to take it back.
     Detaching,
+    /// Yes, and its agent is to take it back, but has not been there for a while, though the node is.
+    Agentless,
     /// Yes, and its agent cannot be asked: the node has not been ready since then.
     Unreachable(Option<Timestamp>),
 }
@@ -34,18 +36,44 @@ impl Hold {
         }
     }
 
+    /// The same, where the node's agent is away: that proves nothing, and is told.
+    #[must_use]
+    pub fn without_agent(self, away: bool) -> Self {
+        match self {
+            Self::Detaching if away => Self::Agentless,
+            hold => hold,
+        }
+    }
+
     /// Why nothing else of the NIC may be attached yet.
     pub fn refusal(&self, attachment: &NicAttachment, pod: PodEnd) -> Option<Refusal> {
         let (node, name) = (&attachment.spec.node_name, &attachment.spec.pod.name);
         match self {
             Self::Over | Self::Overdue => None,
-            Self::Detaching => {
+            Self::Agentless => {
                 let message = format!(
-                    "waits for the agent of node {node} to take the NIC back from the pod {name}{}",
-                    trouble(attachment)
+                    "the agent of node {node} is to take the NIC back from the pod {name}, and has not been ready for a while. \
+                     The NIC is attached nowhere else before: bring the agent back, or, if the machine is off, taint the node \
+                     {OUT_OF_SERVICE}"
                 );
-                Some(Refusal::new(reasons::WAITING_FOR_DETACH, message))
+                Some(Refusal::new(reasons::DETACH_STUCK, message))
             }
+            Self::Detaching => Some(match trouble(attachment) {
+                None => {
+                    let message = format!(
+                        "waits for the agent of node {node} to take the NIC back from the pod {name}"
+                    );
+                    Refusal::new(reasons::WAITING_FOR_DETACH, message)
+                }
+                Some((reason, said)) => {
+                    let message = format!(
+                        "the agent of node {node} cannot take the NIC back from the pod {name} ({reason}: {said}). The NIC is \
+                         attached nowhere else before: {}",
+                        remedy(reason)
+                    );
+                    Refusal::new(reasons::DETACH_STUCK, message)
+                }
+            }),
             Self::Unreachable(since) => {
                 let since = since.map(|since| format!(" since {since}")).unwrap_or_default();
                 let pod = match pod {
@@ -68,20 +96,48 @@ impl Hold {
     }
 }
 
-/// What keeps the agent from it, in its own words.
-fn trouble(attachment: &NicAttachment) -> String {
-    let conditions = attachment.status.iter().flat_map(|status| &status.conditions);
-    let passes = [reasons::PROGRESSING, reasons::DETACHED, reasons::AGENT_PENDING];
-    let said = conditions
-        .into_iter()
-        .find(|c| c.type_ == types::READY && c.status != "True" && !passes.contains(&c.reason.as_str()));
-    said.map(|said| format!(" ({}: {})", said.reason, said.message))
-        .unwrap_or_default()
+/// What keeps the agent from it: the reason, and its own words.
+fn trouble(attachment: &NicAttachment) -> Option<(&str, &str)> {
+    let mut conditions = attachment.status.iter().flat_map(|status| &status.conditions);
+    // A migration ends by itself, or is stuck by itself, and then says so.
+    let passes = [
+        reasons::PROGRESSING,
+        reasons::DETACHED,
+        reasons::AGENT_PENDING,
+        reasons::MIGRATING,
+        // Of the time before it was to go.
+        reasons::NO_FREE_VF,
+    ];
+    let told = attachment
+        .status
+        .as_ref()
+        .and_then(|status| status.observed_generation);
+    let goes = attachment.spec.goal == Goal::Detached || attachment.metadata.deletion_timestamp.is_some();
+    if !goes || told != attachment.metadata.generation {
+        return None;
+    }
+    conditions
+        .find(|c| c.type_ == types::READY && c.status != "True" && !passes.contains(&c.reason.as_str()))
+        .map(|said| (said.reason.as_str(), said.message.as_str()))
+}
+
+/// What a person can do about it. Nothing of that has the NIC's MAC twice.
+fn remedy(reason: &str) -> &'static str {
+    match reason {
+        reasons::GUEST_KEEPS_VF => "end the VM in that pod, or delete the pod",
+        reasons::QMP_UNAVAILABLE => "let its QEMU answer, or end it: delete the pod",
+        reasons::VF_IN_USE => "end what uses the VF on that node: fuser /dev/vfio/*",
+        reasons::JOURNAL_FAILED => "make room for the agent's journal there, or mend its disk",
+        reasons::DEVICE_HUNG | reasons::VF_BIND_FAILED | reasons::VF_UNKNOWN | reasons::VF_LOST => {
+            "see the node's kernel log; reset the card, or boot the node"
+        }
+        _ => "mend that; the agent tries again by itself",
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use hybridnic_api::v1alpha1::{AttachmentState, Goal};
+    use hybridnic_api::v1alpha1::AttachmentState;
 
     use super::*;
     use crate::testing::{attachment, observe, say};
@@ -137,12 +193,33 @@ mod tests {
         let mut stuck = there.clone();
         say(&mut stuck, reasons::PROGRESSING, "on its way");
         assert_eq!(Hold::Detaching.refusal(&stuck, PodEnd::Ended), Some(asked));
+        let asked = Some(reasons::WAITING_FOR_DETACH);
+        let told = |attachment: &NicAttachment| {
+            let refusal = Hold::Detaching.refusal(attachment, PodEnd::Ended);
+            refusal.map(|refusal| (refusal.reason, refusal.message)).unzip()
+        };
         say(&mut stuck, reasons::VF_IN_USE, "a process holds it");
-        let told = Hold::Detaching.refusal(&stuck, PodEnd::Ended).unwrap();
-        assert!(
-            told.message.ends_with(" (VfInUse: a process holds it)"),
-            "{}",
-            told.message
+        observe(&mut stuck, AttachmentState::Standby);
+        assert_eq!(told(&stuck).0, asked, "it has not been told to go");
+        stuck.spec.goal = Goal::Detached;
+        let (reason, message) = told(&stuck);
+        assert_eq!(reason, Some(reasons::DETACH_STUCK));
+        assert_eq!(
+            message.unwrap(),
+            "the agent of node n1 cannot take the NIC back from the pod a (VfInUse: a process holds it). The NIC is attached \
+             nowhere else before: end what uses the VF on that node: fuser /dev/vfio/*"
+        );
+        // What it said of another goal is no word about this one.
+        stuck.metadata.generation = Some(9);
+        assert_eq!(told(&stuck).0, asked);
+        let away = Hold::Detaching.without_agent(true);
+        let told = away.refusal(&stuck, PodEnd::Ended).unwrap();
+        assert_eq!(told.reason, reasons::DETACH_STUCK);
+        assert!(told.message.contains("bring the agent back"), "{}", told.message);
+        assert_eq!(Hold::Over.without_agent(true), Hold::Over);
+        assert_eq!(
+            Hold::Unreachable(None).without_agent(true),
+            Hold::Unreachable(None)
         );
         let lost = Hold::Unreachable(Some("2026-01-01T00:00:00Z".parse().unwrap()));
         let lost = lost.refusal(&there, PodEnd::Unknown).unwrap();

@@ -28,6 +28,7 @@ use crate::fence::NodeState;
 use crate::fence::sight::{AGAIN, Sight};
 use crate::handover;
 use crate::mac::{self, HandedOut};
+use crate::presence::Presence;
 use crate::world::World;
 use crate::write;
 
@@ -174,8 +175,23 @@ impl NicReconciler {
         let name = (nic.namespace().unwrap_or_default(), nic.name_any());
         let waited = self.patience.look(name, known.lost(), Instant::now());
         known.overdue = waited.overdue;
+        let mut rest = Vec::new();
+        for node in known.node_names() {
+            match self.world.agents.look(&node, Instant::now()) {
+                Presence::NoAgent => {
+                    known.without_agent.insert(node);
+                }
+                Presence::Awaited(left) => rest.push(left),
+                Presence::There | Presence::NotReady => {}
+            }
+        }
         let unseen = known.nodes.values().any(|node| *node == NodeState::Unknown);
-        let again = waited.again.into_iter().chain(unseen.then_some(AGAIN)).min();
+        let again = waited
+            .again
+            .into_iter()
+            .chain(unseen.then_some(AGAIN))
+            .chain(rest)
+            .min();
         (known, again)
     }
 

@@ -133,7 +133,8 @@ pub fn nics(facts: &Facts) -> Vec<Finding> {
         let slow = troubles(types::FAST_PATH).or_else(|| troubles(types::STANDBY_FILTER));
         // What passes by no time is told at once.
         let needs_someone = |condition: &&Condition| {
-            status.phase == NicPhase::Failed || condition.reason == reasons::NODE_UNREACHABLE
+            let stuck = [reasons::NODE_UNREACHABLE, reasons::DETACH_STUCK];
+            status.phase == NicPhase::Failed || stuck.contains(&condition.reason.as_str())
         };
         if let Some(condition) = refused.or(waits).filter(needs_someone) {
             findings.push(fail(CHECK, &name, condition));

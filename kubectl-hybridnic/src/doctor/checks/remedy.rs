@@ -53,6 +53,7 @@ pub fn remedy(reason: &str) -> String {
         }
         reasons::AGENT_PENDING => "does the agent run on the pod's node, and reach the API server?",
         reasons::WAITING_FOR_DETACH => "does the agent run on the node that the message names? kubectl get nicatt",
+        reasons::DETACH_STUCK => "do what the message says; the NIC is attached nowhere else before",
         reasons::NODE_UNREACHABLE => {
             "bring the node back; or, if the machine is off, taint it node.kubernetes.io/out-of-service, or delete it"
         }
