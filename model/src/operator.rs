@@ -175,6 +175,7 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
             .map(|name| (name.to_owned(), NodeState::Ready))
             .into(),
         overdue: BTreeSet::new(),
+        without_agent: BTreeSet::new(),
         migrations: migration.into_iter().collect(),
         moving,
     };

@@ -15,7 +15,7 @@ const ROUNDS: usize = 101;
 const REPEATS: u32 = 200;
 
 fn asks() -> Vec<Ask> {
-    let goals = [Goal::Reserved, Goal::Standby, Goal::FastPath, Goal::Detached];
+    let goals = [Goal::Standby, Goal::FastPath, Goal::Detached];
     let orders = [SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake];
     let ask = |goal, order| Ask {
         goal,

@@ -137,18 +137,14 @@ fn ready(facts: &Facts<'_>, path: Path) -> (AttachmentState, NewCondition) {
         ),
         Some(Decision::Wait(wait)) => (wait.state, no(wait.reason, &wait.message)),
         // Only a migration's target is ready without its VM.
-        Some(Decision::Done(state @ AttachmentState::Reserved))
-            if facts.record.spec.goal != Goal::Reserved && facts.record.spec.migration.is_none() =>
-        {
+        Some(Decision::Done(state @ AttachmentState::Reserved)) if facts.record.spec.migration.is_none() => {
             let message = "QEMU waits for a VM to migrate here (-incoming), and no migration brings one";
             (*state, no(reasons::VM_INCOMING, message))
         }
         Some(Decision::Done(state)) => {
             let (reason, message) = match state {
                 AttachmentState::Detached => (reasons::DETACHED, "nothing of the NIC is left on the node"),
-                AttachmentState::Reserved if facts.record.spec.goal != Goal::Reserved => {
-                    (reasons::VM_INCOMING, "all is ready for the VM to arrive")
-                }
+                AttachmentState::Reserved => (reasons::VM_INCOMING, "all is ready for the VM to arrive"),
                 _ => (reasons::ATTACHED, "the NIC is where it should be"),
             };
             (*state, NewCondition::yes(types::READY, reason, message))
@@ -175,7 +171,7 @@ fn fast_path(facts: &Facts<'_>, path: Path, ready: &NewCondition) -> NewConditio
         let message = match facts.record.spec.goal {
             Goal::Standby => "the standby carries the traffic, as a migration asks for",
             Goal::Detached => "the NIC has left the node",
-            Goal::Reserved | Goal::FastPath => "the VM does not run here yet",
+            Goal::FastPath => "the VM does not run here yet",
         };
         return NewCondition::no(types::FAST_PATH, ready.reason.clone(), message);
     }

@@ -202,7 +202,6 @@ fn a_nic_that_is_where_it_should_be_is_ready() {
     };
     let cases = [
         (Goal::FastPath, seen(FAST, false), FastPath, reasons::ATTACHED),
-        (Goal::Reserved, seen(GUEST, false), Reserved, reasons::ATTACHED),
         (Goal::Standby, seen(GUEST, true), Standby, reasons::ATTACHED),
         (Goal::Detached, gone, Detached, reasons::DETACHED),
     ];

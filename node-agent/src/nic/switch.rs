@@ -148,7 +148,7 @@ fn begins(ask: &Ask, seen: &Seen, step: Step) -> Option<To> {
         // After a restart of the agent, or of the guest.
         Step::AwaitGuest if ask.goal == Goal::FastPath => Some(To::FastPath),
         Step::StandbyUp if ask.goal == Goal::FastPath && vf => Some(To::FastPath),
-        Step::StandbyUp | Step::UnplugVf if ask.goal != Goal::Reserved && vf => Some(To::Standby),
+        Step::StandbyUp | Step::UnplugVf if vf => Some(To::Standby),
         _ => None,
     }
 }

@@ -76,8 +76,6 @@ pub struct NicAttachmentSpec {
 /// Where a NIC should be on its node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Goal {
-    /// A VF is reserved and parked; the standby is in the guest, its macvtap down.
-    Reserved,
     /// A VF is reserved and parked; the standby carries the traffic.
     Standby,
     /// The VF carries the traffic; the standby's macvtap is down.

@@ -273,7 +273,6 @@ fn status(of: &NicAttachment, all: &[NicAttachment]) -> NicAttachmentStatus {
         });
     let (state, path) = match goal {
         Goal::Detached => (AttachmentState::Detached, Path::None),
-        Goal::Reserved => (AttachmentState::Reserved, Path::None),
         Goal::FastPath if word == Some(MigrationState::Listening) => (AttachmentState::Reserved, Path::None),
         Goal::Standby => (AttachmentState::Standby, Path::Standby),
         Goal::FastPath => (AttachmentState::FastPath, Path::FastPath),

@@ -64,7 +64,6 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
     match (goal, seen.vf) {
         (Goal::Detached, _) => detach::next(ask, seen, learnt),
         (_, Some(VfSight::Unknown { other_pf })) => unknown(ask, seen, guest, up, learnt, other_pf),
-        (Goal::Reserved, _) => reserved(ask, seen, guest, up, learnt),
         (Goal::Standby, _) => standby(ask, seen, guest, up, learnt),
         (Goal::FastPath, _) => fast_path::next(ask, seen, guest, up, learnt),
     }
@@ -175,11 +174,7 @@ pub(super) const VF_FAILED: &str = "the VF could not be set up or plugged; tried
 fn unknown(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, other_pf: bool) -> Decision {
     use AttachmentState::{FastPath, Pending, Standby};
     let twice = !other_pf && (!guest.vf || order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak);
-    if ask.goal == Goal::Reserved {
-        if up && !guest.uses_vf {
-            return Decision::Do(Step::StandbyDown);
-        }
-    } else if !guest.uses_vf && twice {
+    if !guest.uses_vf && twice {
         if !up {
             return Decision::Do(Step::StandbyUp);
         }
@@ -194,28 +189,6 @@ fn unknown(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, othe
         _ => Pending,
     };
     wait(state, reasons::VF_UNKNOWN, UNKNOWN)
-}
-
-fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
-    if guest.vf {
-        if learnt.keeps_vf {
-            return wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF);
-        }
-        return Decision::Do(Step::UnplugVf);
-    }
-    if up {
-        return Decision::Do(Step::StandbyDown);
-    }
-    away(
-        ask,
-        seen,
-        Guest {
-            run: Run::Incoming,
-            ..guest
-        },
-        up,
-        learnt,
-    )
 }
 
 fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {

@@ -14,7 +14,7 @@
 //!
 //! | module | is the way to |
 //! |---|---|
-//! | `attach` | the goals `Reserved`, `Standby` and `FastPath`, up to where these part |
+//! | `attach` | the goals `Standby` and `FastPath`, up to where these part |
 //! | `fast_path` | the VF |
 //! | `detach` | `Detached` |
 

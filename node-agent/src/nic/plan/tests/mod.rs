@@ -25,7 +25,6 @@ const fn ask(goal: Goal) -> Ask {
     }
 }
 
-const TO_RESERVED: Ask = ask(Goal::Reserved);
 const TO_STANDBY: Ask = ask(Goal::Standby);
 const TO_VF: Ask = ask(Goal::FastPath);
 const BROKEN_FIRST: Ask = Ask {
@@ -136,7 +135,7 @@ fn a_fresh_nic_gets_its_devices_one_by_one() {
         on_vfio: true,
         ..found
     };
-    for goal in [Goal::Reserved, Goal::Standby, Goal::FastPath] {
+    for goal in [Goal::Standby, Goal::FastPath] {
         does(ask(goal), FRESH, no, Step::Reserve);
         // The standby before all that a driver might refuse.
         does(ask(goal), held(found), no, Step::MakeStandby);
@@ -149,12 +148,9 @@ fn a_fresh_nic_gets_its_devices_one_by_one() {
             no,
             Step::PlugStandby,
         );
-        let up = goal != Goal::Reserved;
-        if up {
-            does(ask(goal), seen(GUEST, false, found), no, Step::StandbyUp);
-        }
-        does(ask(goal), seen(GUEST, up, found), no, Step::Bind);
-        does(ask(goal), seen(GUEST, up, on_vfio), no, Step::Park);
+        does(ask(goal), seen(GUEST, false, found), no, Step::StandbyUp);
+        does(ask(goal), seen(GUEST, true, found), no, Step::Bind);
+        does(ask(goal), seen(GUEST, true, on_vfio), no, Step::Park);
     }
     does(
         TO_VF,
@@ -250,7 +246,7 @@ fn a_vm_that_is_not_here_yet_holds_at_reserved() {
             ..GUEST
         };
         let rest = if run == Run::Incoming { Reserved } else { Standby };
-        for goal in [Goal::Reserved, Goal::Standby, Goal::FastPath] {
+        for goal in [Goal::Standby, Goal::FastPath] {
             does(ask(goal), seen(away, true, PARKED), no, Step::StandbyDown);
             // A VF found with the NIC's MAC would answer for a VM that runs elsewhere.
             does(ask(goal), seen(away, false, READY), no, Step::Park);
@@ -269,7 +265,7 @@ fn a_target_that_is_taken_gets_nothing() {
         failover: None,
         ..GUEST
     };
-    for goal in [Goal::Reserved, Goal::Standby, Goal::FastPath] {
+    for goal in [Goal::Standby, Goal::FastPath] {
         for standby in [false, true] {
             does(
                 ask(goal),
@@ -289,23 +285,6 @@ fn a_target_that_is_taken_gets_nothing() {
     // Its QEMU is not ours to end.
     does(OUT, seen(taken(true), false, PARKED), no, Step::UnplugStandby);
     does(OUT, seen(taken(false), false, PARKED), no, Step::RemoveStandby);
-}
-
-#[test]
-fn back_to_reserved_all_is_silent() {
-    let no = Learnt::default();
-    does(TO_RESERVED, seen(FAST, false, READY), no, Step::UnplugVf);
-    does(TO_RESERVED, seen(GUEST, true, READY), no, Step::StandbyDown);
-    does(TO_RESERVED, seen(GUEST, false, READY), no, Step::Park);
-    done(TO_RESERVED, seen(GUEST, false, PARKED), no, Reserved);
-    let keeps = taught(|l| l.keeps_vf = true);
-    waits(
-        TO_RESERVED,
-        seen(FAST, false, READY),
-        keeps,
-        FastPath,
-        reasons::GUEST_KEEPS_VF,
-    );
 }
 
 #[test]
@@ -422,7 +401,7 @@ fn a_nic_leaves_a_vm_that_does_not_run_here() {
     };
     waits(expected, run(Run::Here), no, Standby, reasons::MIGRATING);
     does(expected, run(Run::Incoming), no, Step::QuitQemu);
-    for goal in [Goal::Reserved, Goal::Standby, Goal::FastPath] {
+    for goal in [Goal::Standby, Goal::FastPath] {
         waits(
             ask(goal),
             Seen {

@@ -55,7 +55,7 @@ fn a_vf_of_which_nothing_is_known_is_left_as_it_is() {
         other_vf: true,
         ..seen(guest, up, READY)
     };
-    for ask in [TO_VF, TO_STANDBY, TO_RESERVED] {
+    for ask in [TO_VF, TO_STANDBY] {
         for vf in [SAME_PF, OTHER_PF] {
             // It may carry the traffic: nothing is unplugged.
             waits(ask, unread(FAST, false, vf), no, FastPath, reasons::VF_UNKNOWN);

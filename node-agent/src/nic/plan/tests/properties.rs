@@ -11,15 +11,7 @@ use super::{
 };
 
 fn goals() -> impl Strategy<Value = Goal> {
-    prop::sample::select(
-        &[
-            Goal::Reserved,
-            Goal::Standby,
-            Goal::FastPath,
-            Goal::FastPath,
-            Goal::Detached,
-        ][..],
-    )
+    prop::sample::select(&[Goal::Standby, Goal::FastPath, Goal::FastPath, Goal::Detached][..])
 }
 
 fn hardware() -> impl Strategy<Value = Hardware> {

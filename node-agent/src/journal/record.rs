@@ -1,0 +1,186 @@
+//! What is remembered of an attachment, and of a VM, and how it is read again.
+
+use hybridnic_api::v1alpha1::{GuestPorts, NicAttachmentSpec};
+use hybridnic_net::{MacAddr, PciAddress, VlanProtocol, netlink::VfConfig, sysfs::DriverState};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::vm::process::ProcessId;
+
+/// The version of the records that are written here. It grows when an older agent would misread one: a field that older
+/// agents may ignore needs no new version.
+pub const VERSION: u32 = 1;
+
+/// Records had no version at first.
+const fn first_version() -> u32 {
+    1
+}
+
+/// What is held for one attachment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// The version of the agent's records that this one was written by.
+    #[serde(default = "first_version")]
+    pub version: u32,
+    /// Namespace of the attachment.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// When it was made, in seconds since the epoch.
+    pub created: i64,
+    /// Its spec as last seen, so that the agent can go on while the API server is away.
+    pub spec: NicAttachmentSpec,
+    /// The VF.
+    pub vf: Option<VfRecord>,
+    /// The standby.
+    pub standby: Option<StandbyRecord>,
+    /// The guest's ports.
+    pub ports: Option<GuestPorts>,
+    /// How often a VF was plugged: each plug has a device id of its own.
+    pub plugs: u32,
+}
+
+impl Record {
+    /// `namespace/nic`, for people.
+    pub fn nic(&self) -> String {
+        format!("{}/{}", self.namespace, self.spec.nic.name)
+    }
+}
+
+/// A VF that is held, and how it was before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VfRecord {
+    /// Its PCI address.
+    pub address: PciAddress,
+    /// Its index on the PF.
+    pub index: u16,
+    /// The PF's PCI address.
+    pub pf: PciAddress,
+    /// The PF's interface name.
+    pub pf_name: String,
+    /// The PF's driver, for its quirks.
+    pub pf_driver: String,
+    /// Its IOMMU group.
+    pub iommu_group: u32,
+    /// The MAC that it has while nobody uses it, unique to it.
+    pub parking_mac: MacAddr,
+    /// Its settings before we touched it.
+    pub saved: VfConfig,
+    /// Its driver before we touched it.
+    pub saved_driver: DriverState,
+    /// Whether we have set its rate, so that it has to be given back.
+    #[serde(default)]
+    pub rate_set: bool,
+}
+
+/// A macvtap that is ours.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StandbyRecord {
+    /// Its interface name.
+    pub macvtap: String,
+    /// The PF that it is on.
+    pub pf: PciAddress,
+    /// The PF's interface name.
+    pub pf_name: String,
+    /// The VLAN device between the two.
+    pub vlan: Option<VlanRecord>,
+}
+
+/// A VLAN device on a PF.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VlanRecord {
+    /// VLAN id.
+    pub id: u16,
+    /// Tag protocol.
+    pub protocol: VlanProtocol,
+    /// Priority of what it sends.
+    pub qos: u8,
+}
+
+/// What is remembered of a pod's VM: what decides where it may run must outlast the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VmRecord {
+    /// The QEMU that was talked to last.
+    pub process: Option<ProcessId>,
+    /// The migration that was begun last.
+    pub begun: Option<Begun>,
+}
+
+/// A migration that was begun at this end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Begun {
+    /// Uid of the `QemuMigration`.
+    pub migration: String,
+    /// The QEMU in which it was begun; `None` where the kernel did not say.
+    pub process: Option<ProcessId>,
+    /// Target: how far the VM's arrival is; `None` proves that the VM never ran here.
+    #[serde(default)]
+    pub arrival: Option<Arrival>,
+    /// Source: where the VM is.
+    #[serde(default)]
+    pub custody: Custody,
+}
+
+/// Where a VM is that was to be sent from here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Custody {
+    /// An earlier agent has not noted it.
+    #[default]
+    Unknown,
+    /// The hand-over has not been allowed.
+    Here,
+    /// The hand-over was allowed: the VM may have left.
+    Left,
+}
+
+/// How far a VM's arrival is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Arrival {
+    /// It is loaded and about to be started: it may have run.
+    Starting,
+    /// It was started.
+    Started,
+}
+
+/// Reads a NIC's record, of this version or an older one.
+pub(super) fn parse(text: &[u8]) -> Result<Record, String> {
+    let record = understand(text)?;
+    Ok(Record {
+        version: VERSION,
+        ..record
+    })
+}
+
+/// Reads what this agent or an older one has written.
+pub(super) fn understand<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        #[serde(default = "first_version")]
+        version: u32,
+    }
+    // First, and alone: what else a newer record holds is unknown.
+    let Versioned { version } = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+    if version > VERSION {
+        return Err(format!(
+            "a newer agent wrote it: its version is {version}, and this agent knows {VERSION}"
+        ));
+    }
+    serde_json::from_slice(text).map_err(|e| e.to_string())
+}
+
+/// What is remembered of a VM, as it is written.
+#[derive(Serialize)]
+pub(super) struct Stamped<'a> {
+    /// The version of the agent's records that this one is written by.
+    pub(super) version: u32,
+    /// What is remembered.
+    #[serde(flatten)]
+    pub(super) record: &'a VmRecord,
+}
