@@ -139,6 +139,7 @@ fn next_status(model: &Model, api: &Api, late: bool) -> Id {
         blocked_by: None,
         nics: nics.collect(),
         pods: &world.pods,
+        away: BTreeSet::new(),
         ends: Ends::observe(&migration, &world.attachments, &world.pods),
         deadlines: Deadlines {
             prepare: Duration::from_mins(1),

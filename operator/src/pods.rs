@@ -1,6 +1,8 @@
 //! Which pod runs a VM. Pure.
 
-use std::{net::IpAddr, sync::Arc};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::v1alpha1::ObjectRef;
@@ -103,8 +105,14 @@ pub fn missing(vm: &str, pods: &[Arc<Pod>]) -> String {
     }
 }
 
-/// The pod to which the VM can migrate: the one that is asked for, else the youngest that runs, never the source.
-pub fn target<'a>(asked: Option<&str>, source: &str, pods: &'a [Arc<Pod>]) -> Option<&'a Arc<Pod>> {
+/// The pod to which the VM can migrate: the one that is asked for, else the youngest that runs, never the source. One on a node
+/// that is away is taken only where there is no other: it may be back in time.
+pub fn target<'a>(
+    asked: Option<&str>,
+    source: &str,
+    pods: &'a [Arc<Pod>],
+    away: &BTreeSet<String>,
+) -> Option<&'a Arc<Pod>> {
     let fit = |pod: &&Arc<Pod>| {
         is_running(pod)
             && address(pod).is_some()
@@ -112,9 +120,11 @@ pub fn target<'a>(asked: Option<&str>, source: &str, pods: &'a [Arc<Pod>]) -> Op
             && pod.metadata.uid.as_deref() != Some(source)
             && asked.is_none_or(|name| pod.name_any() == name)
     };
-    pods.iter()
-        .filter(fit)
-        .max_by_key(|pod| (pod.creation_timestamp().map(|time| time.0), pod.name_any()))
+    let is_there = |pod: &Pod| node(pod).is_none_or(|node| !away.contains(node));
+    pods.iter().filter(fit).max_by_key(|pod| {
+        let age = pod.creation_timestamp().map(|time| time.0);
+        (is_there(pod), age, pod.name_any())
+    })
 }
 
 #[cfg(test)]
@@ -196,6 +206,7 @@ mod tests {
     fn targets() {
         let pods = ["a", "b", "c", "d"].map(|name| Arc::new(pod(name, "vm", 1, "Running", "n")));
         let uid = |n: usize| pods[n].uid().unwrap();
+        let target = |asked, source: &String, pods| super::target(asked, source, pods, &BTreeSet::new());
         assert_eq!(names(target(None, &uid(0), &pods)).as_deref(), Some("d"));
         assert_eq!(names(target(None, &uid(3), &pods)).as_deref(), Some("c"));
         assert_eq!(names(target(Some("b"), &uid(0), &pods)).as_deref(), Some("b"));
@@ -249,5 +260,27 @@ mod tests {
         let mut plain = with(&[v6]);
         plain.status.get_or_insert_default().pod_ips = None;
         assert_eq!(address_from(&plain, &plain), Some(v6));
+    }
+
+    #[test]
+    fn a_target_on_a_node_that_is_away_comes_last() {
+        let pods = ["a", "b", "c"].map(|name| Arc::new(pod(name, "vm", 1, "Running", &format!("n-{name}"))));
+        let source = pods[0].uid().unwrap();
+        let target = |asked, away: &[&str]| {
+            let away = away.iter().map(ToString::to_string).collect();
+            names(super::target(asked, &source, &pods, &away))
+        };
+        assert_eq!(target(None, &[]).as_deref(), Some("c"));
+        assert_eq!(target(None, &["n-c"]).as_deref(), Some("b"));
+        assert_eq!(
+            target(None, &["n-b", "n-c"]).as_deref(),
+            Some("c"),
+            "it may come back"
+        );
+        assert_eq!(
+            target(Some("c"), &["n-c"]).as_deref(),
+            Some("c"),
+            "it was asked for"
+        );
     }
 }

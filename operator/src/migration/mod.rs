@@ -15,6 +15,7 @@ mod worth;
 #[cfg(test)]
 mod writes_tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,6 +36,7 @@ use crate::fence::sight::Sight;
 use crate::handover::Ends;
 use crate::metrics::Migrations;
 use crate::nic::admit;
+use crate::pods;
 use crate::world::World;
 use crate::write;
 use phases::{Phases, Waits};
@@ -121,6 +123,7 @@ impl MigrationReconciler {
             blocked_by: self.blocked_by(migration),
             nics: self.nics(migration),
             pods: &pods,
+            away: self.away(&pods),
             ends,
             deadlines: self.deadlines,
         };
@@ -142,6 +145,13 @@ impl MigrationReconciler {
             Worth::Now | Worth::Nothing => next.again,
         };
         Ok(Done { wrote, again })
+    }
+
+    /// The nodes of these pods that can take no NIC now.
+    fn away(&self, pods: &[Arc<Pod>]) -> BTreeSet<String> {
+        let nodes = pods.iter().filter_map(|pod| pods::node(pod));
+        let away = nodes.filter(|node| self.world.presence(node, Instant::now()).is_away());
+        away.map(ToOwned::to_owned).collect()
     }
 
     /// What both ends say, and whether the target's node is off.

@@ -1,5 +1,6 @@
 //! A migration for tests, with both controllers that have to do with it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -100,6 +101,7 @@ impl Scene {
             blocked_by: self.blocked_by.clone(),
             nics: vec![nic],
             pods: &self.pods,
+            away: BTreeSet::new(),
             ends,
             deadlines: Deadlines {
                 prepare: Duration::from_mins(1),

@@ -110,7 +110,7 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
     let from = pods::reference(source);
     let asked = view.migration.spec.target_pod.as_deref();
     let Some((to, to_node)) =
-        pods::target(asked, &from.uid, view.pods).and_then(|pod| Some((pod, pods::node(pod)?)))
+        pods::target(asked, &from.uid, view.pods, &view.away).and_then(|pod| Some((pod, pods::node(pod)?)))
     else {
         return wait(reasons::NO_TARGET_POD, no_target(vm, asked, &from.name));
     };

@@ -1,5 +1,6 @@
 //! What is seen of a migration, and how it is read.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub struct View<'a> {
     pub nics: Vec<NicView>,
     /// The VM's pods.
     pub pods: &'a [Arc<Pod>],
+    /// The nodes among them that can take no NIC now.
+    pub away: BTreeSet<String>,
     /// What both ends say; none before they are chosen.
     pub ends: Option<Ends>,
     /// How long to wait.
