@@ -194,7 +194,7 @@ const AWAY: Guest = Guest {
 
 #[test]
 fn a_nic_that_is_where_it_should_be_is_ready() {
-    use AttachmentState::{Detached, FastPath, Reserved, Standby};
+    use AttachmentState::{Detached, FastPath, Standby};
     let gone = Seen {
         qemu: QemuSeen::Gone,
         macvtap: None,
