@@ -273,14 +273,14 @@ impl Waits {
             match bound {
                 Some((bound, _)) if *bound < u64::MAX => {
                     let time = Duration::from_micros(*bound);
-                    format!("{} ms", time.as_secs_f64() * 1000.0)
+                    format!("≤ {} ms", time.as_secs_f64() * 1000.0)
                 }
                 _ => "longer".to_owned(),
             }
         };
         match all {
             0 => "none".to_owned(),
-            all => format!("≤ {} / ≤ {} of {all}", within(50), within(99)),
+            all => format!("{} / {} of {all}", within(50), within(99)),
         }
     }
 }
