@@ -1,7 +1,7 @@
 //! The task against a QEMU of our words, with macvtaps that tell what the journal had when they were set.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
@@ -43,7 +43,7 @@ impl Macvtaps for Taps {
 }
 
 /// How far the VM's arrival is, as the file says.
-fn arrival(record: &PathBuf) -> Value {
+fn arrival(record: &Path) -> Value {
     let text = std::fs::read(record).unwrap_or_default();
     let record: Value = serde_json::from_slice(&text).unwrap_or_default();
     record["begun"]["arrival"].clone()
