@@ -53,8 +53,7 @@ impl Hold {
             Self::Agentless => {
                 let message = format!(
                     "the agent of node {node} is to take the NIC back from the pod {name}, and has not been ready for a while. \
-                     The NIC is attached nowhere else before: bring the agent back, or, if the machine is off, taint the node \
-                     {OUT_OF_SERVICE}"
+                     The NIC is attached nowhere else before: bring the agent back"
                 );
                 Some(Refusal::new(reasons::DETACH_STUCK, message))
             }
