@@ -215,7 +215,7 @@ async fn an_answer_that_is_too_long_fails_its_command_and_no_other() {
 }
 
 #[tokio::test]
-async fn over_long_line_ends_the_session() {
+async fn an_over_long_line_that_answers_nobody_ends_the_session() {
     let (client, mut peer) = connect_with(Options {
         max_line: 4096,
         ..Options::default()
@@ -224,7 +224,7 @@ async fn over_long_line_ends_the_session() {
     let call = client.query_status();
     let serve = async {
         peer.command().await;
-        peer.send(&"x".repeat(5000)).await;
+        peer.line(&"x".repeat(5000)).await;
     };
     let (result, ()) = tokio::join!(call, serve);
     assert!(
