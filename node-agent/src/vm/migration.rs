@@ -435,7 +435,12 @@ pub fn run_of(seen: &VmSeen, goal: Goal, order: Option<&MigrationOrder>, known: 
         _ => Run::Here,
     };
     let Some(order) = order else {
-        return plain;
+        // Somebody else has a VM come, say from a file: a device more would spoil it, and it is not ours to end.
+        let ours = is_waiting(seen) || begun.is_some() && same;
+        return match plain {
+            Run::Incoming if !ours => Run::Occupied,
+            plain => plain,
+        };
     };
     let begun = begun.filter(|begun| begun.migration == order.migration.uid);
     match (order.step, begun) {

@@ -501,6 +501,17 @@ fn a_nic_is_silent_at_a_source_that_the_vm_may_have_left() {
         let known = source(RunState::Running, FAILED, fast, step, Custody::Left, true);
         assert_eq!(known, Run::Here);
     }
+    // Without an order a QEMU waits, or is what a migration has left; or somebody else has a VM come, which is left alone.
+    let active = r#"{"status":"active"}"#;
+    for (info, same, run) in [
+        ("{}", false, Run::Incoming),
+        (active, true, Run::Incoming),
+        (FAILED, true, Run::Incoming),
+        (active, false, Run::Occupied),
+    ] {
+        let seen = source(RunState::InMigrate, info, fast, None, Custody::Unknown, same);
+        assert_eq!(seen, run, "{info} {same}");
+    }
 }
 
 #[test]

@@ -189,9 +189,10 @@ impl Vm {
     }
 
     /// What the journal has of a migration that was begun here, and whether that was in the QEMU that is talked to now. What it
-    /// has of an earlier one says nothing about this one.
+    /// has of an earlier one says nothing about this one. Without a uid: of the last, whichever it was.
     pub fn begun(&self, migration: &str) -> (Option<Begun>, bool) {
-        let begun = self.record().begun.filter(|begun| begun.migration == migration);
+        let is_it = |begun: &Begun| migration.is_empty() || begun.migration == migration;
+        let begun = self.record().begun.filter(is_it);
         let peer = locked(&self.peer).clone();
         // Where the kernel names no process, there is nothing to tell two apart by.
         let same = begun
@@ -387,5 +388,6 @@ mod tests {
         vm.set_peer(Some(process(2)));
         assert_eq!(vm.begun("m1"), (Some(begun), false));
         assert_eq!(vm.begun("m2"), (None, true));
+        assert!(vm.begun("").0.is_some());
     }
 }
