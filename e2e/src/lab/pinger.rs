@@ -19,6 +19,10 @@ use super::wire::{ECHO_PORT, Probe};
 /// Packets sent as late as this before the end may still be on their way: they are not counted.
 const GRACE: Duration = Duration::from_millis(300);
 
+/// An answer that takes longer is none: while a guest stands still the kernel keeps some hundred packets for it, and it answers
+/// those when it goes on.
+const LATE: Duration = Duration::from_secs(5);
+
 /// Questions a second by IPv6, and to the group.
 const BESIDE: u32 = 20;
 /// How often the peer forgets the guest's MAC.
@@ -66,7 +70,7 @@ struct Record {
 pub struct Stream {
     /// Packets sent.
     pub sent: u64,
-    /// Packets that arrived, or whose answer did.
+    /// Packets that arrived, or whose answer did in time.
     pub received: u64,
     /// Where packets are missing in a row, oldest first.
     pub gaps: Vec<Gap>,
@@ -199,7 +203,9 @@ async fn listen(socket: Arc<UdpSocket>, record: Arc<Mutex<Record>>) {
         match Probe::decode(&buffer[..n]) {
             Some(Probe::Answer { seq, seen }) => {
                 let slot = usize::try_from(seq).ok().and_then(|at| record.asked.get_mut(at));
-                if let Some((_, answer @ None)) = slot {
+                if let Some((at, answer @ None)) = slot
+                    && now < *at + LATE
+                {
                     *answer = Some(now);
                     record.seen.push((seq, seen));
                 }

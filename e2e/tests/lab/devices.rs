@@ -65,9 +65,10 @@ async fn cards(world: &mut World) {
 
     without_link(world, &second, [&chosen, &last]).await;
 
+    let pinger = watch(&world.lab, spec.nics[0].address, 50).await;
     let third = moved(world, &spec, "back", "vm-c", 1).await;
     world.until_footprint(2, &clean[1]).await.unwrap();
-    watched(watch(&world.lab, spec.nics[0].address, 50).await).await;
+    watched(pinger).await;
     world
         .kubectl(&["delete", "vhn", "vm-0", "--timeout=60s"])
         .await

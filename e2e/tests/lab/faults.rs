@@ -138,6 +138,7 @@ async fn broken(world: &World) {
     let spec = VmSpec::new("vm", &[NicSpec::new(0, 54)]);
     let clean = world.footprint(2).await.unwrap();
     let vm = vm_on_fast_path(world, &spec, "vm-a", 1, "fast").await.unwrap();
+    let pinger = watch(&world.lab, spec.nics[0].address, 50).await;
 
     // Before: its QEMU dies while the source unplugs.
     let target = world.start_vm(&spec, "vm-b", 2, true).await.unwrap();
@@ -176,6 +177,7 @@ async fn broken(world: &World) {
         .unwrap();
     back_on_fast_path(world, &vm, "vm-0").await;
     world.until_footprint(2, &clean).await.unwrap();
+    watched(pinger).await;
 }
 
 pub async fn reach(world: &World, name: &str, wanted: MigrationPhase) {

@@ -79,12 +79,13 @@ async fn over_ipv6(world: &World) {
     spec.ipv6 = true;
     let _first = vm_on_fast_path(world, &spec, "web-a", 1, "fast").await.unwrap();
     let nic = fast(world, "web-0").await.unwrap();
+    let pinger = watch(&world.lab, spec.nics[0].address, 50).await;
     let second = world.start_vm(&spec, "web-b", 2, true).await.unwrap();
     move_to(world, "over-ipv6", "web-b", &second, &nic).await;
     let done = ended(world, "over-ipv6").await.unwrap();
     let sent_to = done.status.unwrap().target.unwrap().pod_ip;
     assert_eq!(sent_to, Some(world.node(2).address6().to_string()));
-    watched(watch(&world.lab, spec.nics[0].address, 50).await).await;
+    watched(pinger).await;
 }
 
 /// The VF's counters move and the macvtap's do not.

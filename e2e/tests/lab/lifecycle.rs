@@ -31,15 +31,19 @@ async fn come_and_go(world: &World) {
         let nic = fast(world, &two.nic_name(index)).await.unwrap();
         check_fast_path(world, &vm, &nic).await.unwrap();
     }
+    let mut pingers = Vec::new();
+    for nic in &two.nics {
+        pingers.push(watch(&world.lab, nic.address, 50).await);
+    }
     let moved = world.start_vm(&two, "two-b", 2, true).await.unwrap();
     world.apply(&migration("both", "two", "two-b")).await.unwrap();
     let done = ended(world, "both").await.unwrap();
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
-    for (index, nic) in two.nics.iter().enumerate() {
+    for (index, pinger) in pingers.into_iter().enumerate() {
         let object = fast_on(world, &two.nic_name(index), 2).await.unwrap();
         check_fast_path(world, &moved, &object).await.unwrap();
         eprintln!("NIC {index}");
-        watched(watch(&world.lab, nic.address, 50).await).await;
+        watched(pinger).await;
     }
     world.until_footprint(1, &clean).await.unwrap();
 

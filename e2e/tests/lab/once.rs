@@ -6,12 +6,17 @@ use hybridnic_api::{
     conditions,
     v1alpha1::{MigrationPhase, QemuMigration},
 };
-use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
+use hybridnic_e2e::{
+    lab::Pinger,
+    world::{NicSpec, Vm, VmSpec, World},
+};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
 use crate::{
-    common::{LATER, SOON, check_fast_path, ended, fast_on, migration, phase, vm_on_fast_path},
+    common::{
+        LATER, SOON, check_fast_path, ended, fast_on, migration, phase, vm_on_fast_path, watch, watched,
+    },
     faults::{failure, reach, transferring},
     suite::Suite,
 };
@@ -34,9 +39,10 @@ pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
 }
 
 /// A VM on node 1 whose transfer to node 2 is under way, and lasts until it is allowed to end.
-async fn sending(world: &World, name: &str, host: u8) -> [Vm; 2] {
+async fn sending(world: &World, name: &str, host: u8) -> ([Vm; 2], Pinger) {
     let spec = VmSpec::new("vm", &[NicSpec::new(0, host)]);
     let vm = vm_on_fast_path(world, &spec, "vm-a", 1, "fast").await.unwrap();
+    let pinger = watch(&world.lab, spec.nics[0].address, 50).await;
     let target = world.start_vm(&spec, "vm-b", 2, true).await.unwrap();
     world.apply(&migration(name, "vm", "vm-b")).await.unwrap();
     transferring(world, &vm, name).await;
@@ -46,7 +52,7 @@ async fn sending(world: &World, name: &str, host: u8) -> [Vm; 2] {
         "running",
         "it was sent too fast"
     );
-    [vm, target]
+    ([vm, target], pinger)
 }
 
 async fn let_it_end(vm: &Vm) {
@@ -97,8 +103,14 @@ fn reason(migration: &QemuMigration) -> &str {
 }
 
 async fn silent(world: &mut World) {
-    let [vm, target] = sending(world, "silent", 61).await;
+    let ([vm, target], pinger) = sending(world, "silent", 61).await;
     unheard(world, &vm, &target).await;
+    // What the guest receives was set before it was started, and stays when the agent is dead.
+    assert!(pinger.answered(20, SOON).await, "no answer by the standby");
+    assert!(
+        pinger.answered_beside(10, SOON).await,
+        "no multicast by the standby"
+    );
     target.guest.qemu().signal(Signal::SIGSTOP).unwrap();
     heard_again(world).await;
     let told = |m: &QemuMigration| reason(m) == conditions::reasons::TARGET_SILENT || phase(m).is_final();
@@ -114,10 +126,11 @@ async fn silent(world: &mut World) {
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
     let nic = fast_on(world, "vm-0", 2).await.unwrap();
     check_fast_path(world, &target, &nic).await.unwrap();
+    watched(pinger).await;
 }
 
 async fn ended_there(world: &mut World) {
-    let [vm, target] = sending(world, "ended", 62).await;
+    let ([vm, target], _) = sending(world, "ended", 62).await;
     unheard(world, &vm, &target).await;
     target.guest.kill().await.unwrap();
     heard_again(world).await;
@@ -129,7 +142,7 @@ async fn ended_there(world: &mut World) {
 }
 
 async fn never_started(world: &mut World) {
-    let [vm, target] = sending(world, "never-started", 63).await;
+    let ([vm, target], pinger) = sending(world, "never-started", 63).await;
     world.kill_agent(2).await.unwrap();
     let_it_end(&vm).await;
     until_status(&vm, "postmigrate").await;
@@ -144,12 +157,14 @@ async fn never_started(world: &mut World) {
     let nic = fast_on(world, "vm-0", 1).await.unwrap();
     check_fast_path(world, &vm, &nic).await.unwrap();
     assert_eq!(vm.guest.status().await.unwrap(), "running");
+    watched(pinger).await;
 }
 
 async fn occupied(world: &mut World) {
     let spec = VmSpec::new("vm", &[NicSpec::new(0, 64)]);
     let clean = world.footprint(2).await.unwrap();
     let vm = vm_on_fast_path(world, &spec, "vm-a", 1, "fast").await.unwrap();
+    let pinger = watch(&world.lab, spec.nics[0].address, 50).await;
     let _other = world.start_vm(&spec, "vm-b", 2, false).await.unwrap();
     world.apply(&migration("occupied", "vm", "vm-b")).await.unwrap();
     reach(world, "occupied", MigrationPhase::RollingBack).await;
@@ -163,4 +178,5 @@ async fn occupied(world: &mut World) {
     assert!(why.contains("-incoming defer"), "{why}");
     let nic = fast_on(world, "vm-0", 1).await.unwrap();
     check_fast_path(world, &vm, &nic).await.unwrap();
+    watched(pinger).await;
 }

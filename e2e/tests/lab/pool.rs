@@ -7,7 +7,10 @@ use hybridnic_e2e::world::{NicSpec, Vm, VmSpec, World};
 use libtest_mimic::Trial;
 
 use crate::{
-    common::{LATER, SOON, check_fast_path, condition, ended, fast, migration, on, phase, vm_on_fast_path},
+    common::{
+        LATER, SOON, check_fast_path, condition, ended, fast, migration, on, phase, vm_on_fast_path, watch,
+        watched,
+    },
     suite::Suite,
 };
 
@@ -155,6 +158,7 @@ async fn scarce(world: &World) {
         .await
         .unwrap();
 
+    let pinger = watch(&world.lab, mover.nics[0].address, 50).await;
     let arriving = world.start_vm(&mover, "mover-b", 2, true).await.unwrap();
     world
         .apply(&migration("crowded", "mover", "mover-b"))
@@ -192,4 +196,5 @@ async fn scarce(world: &World) {
         .unwrap();
     let nic = fast(world, "mover-0").await.unwrap();
     check_fast_path(world, &arriving, &nic).await.unwrap();
+    watched(pinger).await;
 }
