@@ -2,9 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use hybridnic_e2e::controlplane::ControlPlane;
 use hybridnic_e2e::usage::Usage;
+
+/// At rest is who uses little of a processor for so long.
+const LOOK: Duration = Duration::from_secs(5);
+/// For servers to come to rest.
+const REST_AT_LAST: Duration = Duration::from_mins(4);
 
 /// Whose processor time is told apart.
 pub struct Share {
@@ -35,11 +40,29 @@ impl Share {
         })
     }
 
-    fn used(&self, operator: Usage) -> Result<[Duration; 4]> {
-        let mut servers = Duration::ZERO;
-        for pid in &self.servers {
-            servers += Usage::of_process(*pid)?.cpu;
+    /// Waits until API server and etcd have come to rest, but for what they always do: nothing tells when they have read what
+    /// was put into etcd.
+    pub async fn until_servers_rest(&self) -> Result<()> {
+        let end = Instant::now() + REST_AT_LAST;
+        let mut before = self.servers()?;
+        while Instant::now() < end {
+            tokio::time::sleep(LOOK).await;
+            let now = self.servers()?;
+            if now.saturating_sub(before) < LOOK / 4 {
+                return Ok(());
+            }
+            before = now;
         }
+        bail!("API server and etcd do not come to rest");
+    }
+
+    fn servers(&self) -> Result<Duration> {
+        let all = self.servers.iter().map(|pid| Ok(Usage::of_process(*pid)?.cpu));
+        all.sum()
+    }
+
+    fn used(&self, operator: Usage) -> Result<[Duration; 4]> {
+        let servers = self.servers()?;
         let own = Usage::of_process(std::process::id())?.cpu;
         Ok([operator.cpu, servers, own, busy()?])
     }

@@ -93,7 +93,7 @@ async fn bench() -> Result<()> {
     if size.nics > size.made() {
         // While nobody leads: a NIC that is seen before its pod would be taken back.
         copies::make(&client, &control_plane.etcd_socket(), size).await?;
-        attached(&mut fast, size.nics).await?;
+        Share::new(&control_plane).until_servers_rest().await?;
     }
 
     let operator = restart(&control_plane, &dir.join("second.log")).await?;
