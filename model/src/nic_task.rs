@@ -75,7 +75,7 @@ pub fn round(model: &Model, state: &mut State, end: usize, n: usize, news: bool,
         if ends && round.arrives {
             return status;
         }
-        if !take(node, n, step) || ends || halfway && is_seen(step) {
+        if !take(model, node, n, step) || ends || halfway && is_seen(step) {
             return status;
         }
     }
@@ -300,15 +300,15 @@ fn is_seen(step: Step) -> bool {
 }
 
 /// Takes a step; whether it could be.
-fn take(node: &mut Node, n: usize, step: Step) -> bool {
+fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
     let (qemu, held) = (&mut node.qemu, held(&node.nics));
     let nic = &mut node.nics[n];
     let answers = qemu.answers();
     match step {
         Step::Reserve => {
             nic.recorded = true;
-            let own = nic.standby.filter(|pf| !held.contains(pf));
-            let free = own.or_else(|| (0..2).find(|vf| !held.contains(vf)));
+            let own = nic.standby.filter(|pf| *pf < model.vfs && !held.contains(pf));
+            let free = own.or_else(|| (0..model.vfs).find(|vf| !held.contains(vf)));
             nic.vf = free.map(|index| Vf {
                 index,
                 bound: false,
