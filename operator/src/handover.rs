@@ -55,6 +55,8 @@ pub enum Rollback {
     NotBegun,
     /// The target has the VM after all.
     Arrived,
+    /// The target has the VM, and the source was told to run it on: whoever has not begun does not, until one has ended.
+    Contested,
     /// The transfer is to be stopped; until the source says that it is, the target may get the VM.
     Cancelling,
     /// The source has gone; the target is to give up.
@@ -128,7 +130,7 @@ impl Ends {
     /// Whether the VM has gone to the target, by the target's word or by a person's. It may have ended there since.
     pub fn arrived(&self) -> bool {
         match self.target_state() {
-            Some(MigrationState::Completed) => !self.is_back_by_decision(),
+            Some(MigrationState::Completed) => !self.is_contested(),
             Some(MigrationState::Ended) => !self.is_taken_back(),
             _ => !self.resuming && self.decided(Decision::AbandonSource),
         }
@@ -154,9 +156,9 @@ impl Ends {
         self.resuming || self.is_back_by_decision()
     }
 
-    /// Whether the target says that it runs the VM, which the source runs on by a person's word.
-    pub fn runs_twice(&self) -> bool {
-        self.target_state() == Some(MigrationState::Completed) && self.is_back_by_decision()
+    /// Whether the target says that it has the VM, and the source was told, by a person's word, to run it on: it may run twice.
+    pub fn is_contested(&self) -> bool {
+        self.target_state() == Some(MigrationState::Completed) && self.is_taken_back() && !self.source_lost()
     }
 
     /// Whether the source's QEMU has gone.
@@ -202,6 +204,7 @@ impl Ends {
             // No VM is left there that could meet its double.
             _ if self.source_lost() => Rollback::Revoking,
             Some(Cancelled) => Rollback::Stopped,
+            _ if self.is_contested() => Rollback::Contested,
             Some(Failed) if !self.has_left() => Rollback::Stopped,
             // What the source was told stands until it says that it has done so, whatever is not heard meanwhile.
             _ if self.resuming => Rollback::Resuming,

@@ -376,9 +376,9 @@ fn rolling_back(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) 
     if ends.rollback() == Rollback::Undecided {
         return silent(view, status, ends);
     }
-    if ends.runs_twice() {
+    if ends.is_contested() {
         let message = format!(
-            "the VM runs twice: {} says that it has it, after the decision that it does not run there; end one of its pods at once",
+            "the VM may run twice: {} says that it has it, after the decision that it does not run there; end one of its pods at once",
             node(status)
         );
         return wait(reasons::NEEDS_DECISION, message);

@@ -113,7 +113,9 @@ fn goals(phase: MigrationPhase, ends: &Ends) -> (Wish, Wish) {
             Rollback::NotBegun => ((Goal::FastPath, None), revoke),
             // Who was told to give up is not told to listen again, but where the VM is there all the same.
             Rollback::Cancelling if ends.given_up => ((Goal::Standby, Some(Cancel)), revoke),
-            Rollback::Arrived | Rollback::Cancelling => ((Goal::Standby, Some(Cancel)), receive),
+            Rollback::Arrived | Rollback::Contested | Rollback::Cancelling => {
+                ((Goal::Standby, Some(Cancel)), receive)
+            }
             // What has come whole is the only one left, and is started.
             Rollback::Revoking => ((Goal::Standby, Some(Cancel)), (Goal::Detached, Some(Listen))),
             Rollback::Undecided | Rollback::NeverRan => ((Goal::Standby, Some(Cancel)), revoke),
