@@ -33,6 +33,12 @@ impl Long {
         self.tail.drain(..over);
     }
 
+    /// Whether it begins as an answer. Of anything else the end is not waited for: it may have none.
+    fn is_reply(&self) -> bool {
+        let head = self.head.trim_ascii_start();
+        head.starts_with(b"{\"return\"") || head.starts_with(b"{\"id\":")
+    }
+
     /// The command that it answers. QEMU writes the id of a command behind what it returns; should another write it before,
     /// that will do too. No text of a guest looks like it, for its quotes are escaped.
     pub(crate) fn id(&self) -> Option<u64> {
@@ -79,6 +85,9 @@ impl Decoder for Lines {
             let mut long = self.long.take().unwrap_or_default();
             long.take(&bytes[..length]);
             self.scanned = 0;
+            if !long.is_reply() {
+                return Err(CloseReason::LineTooLong { limit: self.max_line });
+            }
             return Ok(if end.is_some() {
                 bytes.advance(length + 1);
                 Some(Frame::Long(long))
@@ -174,12 +183,21 @@ mod tests {
     fn a_line_of_the_limit_passes_and_one_more_byte_does_not() {
         let fits = "x".repeat(LIMIT);
         assert_eq!(decode(&[format!("{fits}\n").as_bytes()]), (vec![fits], None));
-        let over = format!("{}\r\nnext\n", "x".repeat(LIMIT + 1));
+        // What is no answer ends it at once, with a line end in sight or without.
+        let end = Some(CloseReason::LineTooLong { limit: LIMIT });
+        for over in [LIMIT + 1, LIMIT + 2] {
+            let over = "x".repeat(over);
+            assert_eq!(decode(&[over.as_bytes()]), (Vec::new(), end.clone()));
+            assert_eq!(
+                decode(&[format!("{over}\n").as_bytes()]),
+                (Vec::new(), end.clone())
+            );
+        }
+        // An answer is read to its end, and what follows it too.
+        let over = format!("{{\"return\": \"{}\"}}\r\nnext\n", "x".repeat(LIMIT));
         let read = (vec!["too long".to_owned(), "next".to_owned()], None);
         assert_eq!(decode(&[over.as_bytes()]), read);
-        // Without a line end in sight the limit holds as well.
-        let endless = "x".repeat(LIMIT + 2);
-        let end = Some(CloseReason::LineTooLong { limit: LIMIT });
+        let endless = format!("{{\"return\": \"{}", "x".repeat(LIMIT));
         assert_eq!(decode(&[endless.as_bytes()]), (Vec::new(), end));
     }
 
@@ -194,10 +212,8 @@ mod tests {
         assert_eq!(id(&format!(r#"{{"return":["{long}"],"id":47}}"#)), Some(47));
         assert_eq!(id(&format!(r#"{{"id": 47, "return": ["{long}"]}}"#)), Some(47));
         for none in [
-            format!(r#"{{"event": "{long}", "id": 47}}"#),
             format!(r#"{{"return": ["{long}", "\"id\": 47"]}}"#),
             format!(r#"{{"return": "{long}", "id": "47"}}"#),
-            long,
         ] {
             assert_eq!(id(&none), None, "{none}");
         }
