@@ -21,6 +21,7 @@ fn known(pods: &[(&str, i64)]) -> Known {
             .map(|(name, _)| (node_of(name), NodeState::Ready))
             .collect::<BTreeMap<_, _>>(),
         overdue: std::collections::BTreeSet::new(),
+        without_agent: std::collections::BTreeSet::new(),
         migrations: Vec::new(),
         moving: None,
     }
