@@ -21,7 +21,7 @@ pub struct Shelf<K: Object> {
     /// Hash of a key or of a name, and a place, in one number: two keys may share a hash, so whoever finds looks.
     index: BTreeSet<u64>,
     hasher: RandomState,
-    /// The places that are not packed, the oldest first.
+    /// The places of objects that are there as they are, the oldest first.
     warm: VecDeque<u32>,
     packer: Packer,
 }
@@ -33,9 +33,19 @@ struct Kept<K: Object> {
     held: Held<K>,
 }
 
-enum Held<K> {
-    Whole(Arc<K>),
-    Packed(Box<[u8]>),
+/// An object as it is, packed, or both: one that was only read is not packed again.
+struct Held<K> {
+    whole: Option<Arc<K>>,
+    packed: Option<Box<[u8]>>,
+}
+
+impl<K> Held<K> {
+    fn whole(object: Arc<K>) -> Self {
+        Self {
+            whole: Some(object),
+            packed: None,
+        }
+    }
 }
 
 /// What putting an object there has changed.
@@ -140,7 +150,7 @@ impl<K: Object> Shelf<K> {
                 name,
                 glance: new.glance(),
                 listed: true,
-                held: Held::Whole(new.clone()),
+                held: Held::whole(new.clone()),
             };
             if let Some(room) = self.places.get_mut(place as usize) {
                 *room = Some(kept);
@@ -164,8 +174,8 @@ impl<K: Object> Shelf<K> {
         kept.listed = true;
         if changed {
             kept.glance = new.glance();
-            let before = std::mem::replace(&mut kept.held, Held::Whole(new.clone()));
-            if matches!(before, Held::Packed(_)) {
+            let before = std::mem::replace(&mut kept.held, Held::whole(new.clone()));
+            if before.whole.is_none() {
                 self.warmed(place);
             }
         }
@@ -217,8 +227,7 @@ impl<K: Object> Shelf<K> {
     fn read(&mut self, place: u32) -> Option<Arc<K>> {
         let object = self.peek(place)?;
         let kept = self.places.get_mut(place as usize)?.as_mut()?;
-        if matches!(kept.held, Held::Packed(_)) {
-            kept.held = Held::Whole(object.clone());
+        if kept.held.whole.replace(object.clone()).is_none() {
             self.warmed(place);
         }
         Some(object)
@@ -226,18 +235,18 @@ impl<K: Object> Shelf<K> {
 
     /// The object at a place, which stays as it is kept.
     fn peek(&mut self, place: u32) -> Option<Arc<K>> {
-        match &self.places.get(place as usize)?.as_ref()?.held {
-            Held::Whole(object) => Some(object.clone()),
-            Held::Packed(bytes) => match self.packer.unpack(bytes) {
-                Ok(object) => Some(Arc::new(object)),
-                Err(error) => {
-                    unreachable!("a {} that was packed here does not unpack: {error}", K::kind(&()))
-                }
-            },
+        let held = &self.places.get(place as usize)?.as_ref()?.held;
+        if let Some(whole) = &held.whole {
+            return Some(whole.clone());
+        }
+        match self.packer.unpack(held.packed.as_ref()?) {
+            Ok(object) => Some(Arc::new(object)),
+            Err(error) => unreachable!("a {} that was packed here does not unpack: {error}", K::kind(&())),
         }
     }
 
-    /// Notes that a place is not packed; packs the one that has been so longest, if that is one too many.
+    /// Notes that the object of a place is there as it is; of the one that has been so longest only what is packed stays, if that
+    /// is one too many.
     fn warmed(&mut self, place: u32) {
         self.warm.push_back(place);
         while self.warm.len() > WARM {
@@ -245,11 +254,14 @@ impl<K: Object> Shelf<K> {
                 .warm
                 .pop_front()
                 .and_then(|oldest| self.places.get_mut(oldest as usize));
-            let Some(Some(kept)) = oldest else { continue };
-            if let Held::Whole(object) = &kept.held
-                && let Ok(bytes) = self.packer.pack(object.as_ref())
-            {
-                kept.held = Held::Packed(bytes);
+            let Some(Some(Kept { held, .. })) = oldest else {
+                continue;
+            };
+            if let (Some(object), None) = (&held.whole, &held.packed) {
+                held.packed = self.packer.pack(object.as_ref()).ok();
+            }
+            if held.packed.is_some() {
+                held.whole = None;
             }
         }
     }
@@ -287,5 +299,52 @@ impl<K: Object> Shelf<K> {
     fn find(&self, name: &Name) -> Option<u32> {
         let is_it = |place: &u32| self.kept(*place).is_some_and(|kept| kept.name == *name);
         self.places_of(name).into_iter().find(is_it)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::api::ObjectMeta;
+
+    #[test]
+    fn one_that_was_only_read_is_not_packed_again() {
+        let mut shelf = Shelf::<ConfigMap>::default();
+        let names: Vec<_> = (0..9).map(|n| Name::new("ns", &format!("m{n}"))).collect();
+        let map = |name: &Name, version: &str| ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.name().to_owned()),
+                namespace: Some(name.namespace().to_owned()),
+                resource_version: Some(version.to_owned()),
+                ..ObjectMeta::default()
+            },
+            ..ConfigMap::default()
+        };
+        for name in &names {
+            shelf.put(map(name, "1"));
+        }
+        let held = |shelf: &Shelf<ConfigMap>| {
+            let held = &shelf.kept(shelf.find(&names[0]).unwrap()).unwrap().held;
+            (
+                held.whole.is_some(),
+                held.packed.as_ref().map(|packed| packed.as_ptr()),
+            )
+        };
+        let (_, packed) = held(&shelf);
+        assert!(packed.is_some());
+        shelf.get(&names[0]);
+        assert_eq!(held(&shelf), (true, packed));
+        shelf.get(&names[1]);
+        shelf.get(&names[2]);
+        assert_eq!(held(&shelf), (false, packed), "the same bytes");
+
+        shelf.put(map(&names[0], "2"));
+        assert_eq!(held(&shelf), (true, None), "another version");
+        shelf.get(&names[1]);
+        shelf.get(&names[2]);
+        assert!(!held(&shelf).0);
+        let now = shelf.get(&names[0]).and_then(|map| map.resource_version());
+        assert_eq!(now.as_deref(), Some("2"));
     }
 }
