@@ -1,6 +1,11 @@
 //! The way to the API server, and its errors in words.
 
-use std::{error::Error, fmt::Display, future::Future, time::Duration};
+use std::{
+    error::Error,
+    fmt::{self, Display, Formatter},
+    future::Future,
+    time::Duration,
+};
 
 use anyhow::{anyhow, bail};
 use kube::{
@@ -23,6 +28,33 @@ pub struct Cluster {
     pub namespace: String,
     /// Where the API server is.
     pub url: String,
+}
+
+/// What the API server was asked for and has not given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unanswered {
+    /// Why, in a sentence.
+    pub why: String,
+    /// Whether the user may not ask for it.
+    pub forbidden: bool,
+}
+
+impl Display for Unanswered {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl Error for Unanswered {}
+
+impl From<anyhow::Error> for Unanswered {
+    fn from(error: anyhow::Error) -> Self {
+        let unanswered = error.downcast_ref::<Self>();
+        Self {
+            why: format!("{error:#}"),
+            forbidden: unanswered.is_some_and(|unanswered| unanswered.forbidden),
+        }
+    }
 }
 
 impl Cluster {
@@ -52,11 +84,19 @@ impl Cluster {
     ) -> anyhow::Result<T> {
         match tokio::time::timeout(PATIENCE, question).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(anyhow!("{what}: {}", self.explain(&error))),
+            Ok(Err(error)) => Err(self.unanswered(what, &error).into()),
             Err(_) => Err(anyhow!(
                 "{what}: no answer from the API server at {} in {PATIENCE:?}",
                 self.url
             )),
+        }
+    }
+
+    /// That something was not answered.
+    pub fn unanswered(&self, what: impl Display, error: &kube::Error) -> Unanswered {
+        Unanswered {
+            why: format!("{what}: {}", self.explain(error)),
+            forbidden: matches!(error, kube::Error::Api(status) if status.code == 403),
         }
     }
 
@@ -174,6 +214,29 @@ mod tests {
         for wrong in ["", "a b", "../x", "..", "N1", "%2e", "ü", "a/b", &"n".repeat(254)] {
             assert!(check_name("Node", wrong).is_err(), "{wrong}");
         }
+    }
+
+    /// By what the API server has answered, whatever the words are.
+    #[test]
+    fn what_is_forbidden_is_known_through_anything_that_is_said_around_it() {
+        let forbidden = |code| {
+            let config = Config::new("http://127.0.0.1:1".parse().unwrap());
+            let cluster = Cluster {
+                client: Client::try_from(config).unwrap(),
+                namespace: "default".to_owned(),
+                url: String::new(),
+            };
+            let error = kube::Error::Api(Box::new(status(code, "not allowed")));
+            let error = anyhow::Error::from(cluster.unanswered("Nodes", &error)).context("more");
+            let unanswered = Unanswered::from(error);
+            assert!(unanswered.why.starts_with("more: Nodes: "), "{unanswered}");
+            unanswered.forbidden
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _within = runtime.enter();
+        assert!(forbidden(403));
+        assert!(!forbidden(422) && !forbidden(503));
+        assert!(!Unanswered::from(anyhow!("not allowed")).forbidden);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 use super::{foreign, rights};
-use crate::connect::Cluster;
+use crate::connect::{Cluster, Unanswered};
 
 /// Version of this plugin; the other programs of a release have the same.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -32,7 +32,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 const LEASE: &str = "hybridnic-operator";
 
 /// A fact, or why it is not known.
-pub type Seen<T> = Result<T, String>;
+pub type Seen<T> = Result<T, Unanswered>;
 
 /// What is known of a cluster.
 pub struct Facts {
@@ -94,8 +94,10 @@ impl Facts {
         let kubernetes = match version {
             Ok(version) => Some(version.git_version),
             // Who may not ask for the version has reached the API server.
-            Err(error) if format!("{error:#}").contains("not allowed") => None,
-            Err(error) => bail!(error),
+            Err(error) => match Unanswered::from(error) {
+                unanswered if unanswered.forbidden => None,
+                unanswered => bail!(unanswered),
+            },
         };
         let (crds, operators, leases, daemon_sets, nodes) = tokio::join!(
             all::<CustomResourceDefinition>(cluster, "CustomResourceDefinitions"),
@@ -174,7 +176,7 @@ where
 {
     let api: Api<K> = Api::all(cluster.client.clone());
     let list = cluster.ask(what, api.list(&ListParams::default())).await;
-    list.map(|list| list.items).map_err(|error| format!("{error:#}"))
+    Ok(list?.items)
 }
 
 async fn pods_of(cluster: &Cluster, set: &DaemonSet) -> Seen<Vec<Pod>> {
@@ -194,7 +196,7 @@ async fn pods_of(cluster: &Cluster, set: &DaemonSet) -> Seen<Vec<Pod>> {
             api.list(&ListParams::default().labels(&labels.join(","))),
         )
         .await;
-    pods.map(|list| list.items).map_err(|error| format!("{error:#}"))
+    Ok(pods?.items)
 }
 
 /// The service account of this name, in whichever namespace it is; for programs that do not run as pods.
@@ -209,10 +211,7 @@ async fn service_account(cluster: &Cluster, name: &str) -> Option<rights::Accoun
 async fn leases(cluster: &Cluster) -> Seen<Vec<LeaseSeen>> {
     let api: Api<Lease> = Api::all(cluster.client.clone());
     let named = ListParams::default().fields(&format!("metadata.name={LEASE}"));
-    let list = cluster
-        .ask("Leases", api.list(&named))
-        .await
-        .map_err(|error| format!("{error:#}"))?;
+    let list = cluster.ask("Leases", api.list(&named)).await?;
     Ok(future::join_all(list.items.iter().map(|lease| look_at(cluster, lease))).await)
 }
 

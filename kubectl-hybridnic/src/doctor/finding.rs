@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::connect::Unanswered;
+
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -60,8 +62,8 @@ impl Finding {
     }
 
     /// It could not be checked.
-    pub fn unseen(check: &'static str, why: &str) -> Self {
-        let mend = if why.contains("not allowed") {
+    pub fn unseen(check: &'static str, why: &Unanswered) -> Self {
+        let mend = if why.forbidden {
             "run doctor with the rights of a cluster administrator"
         } else {
             "mend that first"
@@ -87,6 +89,16 @@ pub fn some<S: AsRef<str>>(names: &[S]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whom_to_ask_depends_on_the_answer_and_not_on_its_words() {
+        let mend = |forbidden| {
+            let why = "Nodes: the proxy says that this is not allowed".to_owned();
+            Finding::unseen("x", &Unanswered { why, forbidden }).mend.unwrap()
+        };
+        assert!(mend(true).contains("cluster administrator"));
+        assert!(!mend(false).contains("cluster administrator"));
+    }
 
     #[test]
     fn long_lists_are_cut() {

@@ -52,8 +52,7 @@ pub async fn sriov_operator(cluster: &Cluster, crds: &[CustomResourceDefinition]
     let states = cluster
         .ask("SriovNetworkNodeStates", api.list(&ListParams::default()))
         .await;
-    let states = states.map_err(|error| format!("{error:#}"))?;
-    Ok(states
+    Ok(states?
         .items
         .iter()
         .flat_map(|state| configured(&state.name_any(), &state.data))
@@ -79,7 +78,7 @@ pub async fn slices(cluster: &Cluster) -> Seen<Vec<Slice>> {
     let group = match discovery::group(&cluster.client, "resource.k8s.io").await {
         Ok(group) => group,
         Err(kube::Error::Discovery(_)) => return Ok(Vec::new()),
-        Err(error) => return Err(format!("resource.k8s.io: {}", cluster.explain(&error))),
+        Err(error) => return Err(cluster.unanswered("resource.k8s.io", &error)),
     };
     let Some((resource, _)) = group.recommended_kind("ResourceSlice") else {
         return Ok(Vec::new());
@@ -88,8 +87,7 @@ pub async fn slices(cluster: &Cluster) -> Seen<Vec<Slice>> {
     let slices = cluster
         .ask("ResourceSlices", api.list(&ListParams::default()))
         .await;
-    let slices = slices.map_err(|error| format!("{error:#}"))?;
-    Ok(slices
+    Ok(slices?
         .items
         .iter()
         .filter_map(|slice| offered(&slice.data))

@@ -248,7 +248,7 @@ fn lacks(replies: Vec<Reply>) -> Seen<Vec<String>> {
                 Some((last, verbs)) if std::ptr::eq(*last, need) => verbs.push(verb),
                 _ => lacks.push((need, vec![verb])),
             },
-            Err(error) => return Err(format!("{error:#}")),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(lacks.iter().map(|(need, verbs)| words(need, verbs)).collect())
@@ -341,6 +341,6 @@ mod tests {
             (&OPERATOR[0], "list", Ok(false)),
             (&OPERATOR[0], "watch", Err(anyhow::anyhow!("not allowed"))),
         ];
-        assert_eq!(lacks(broken), Err("not allowed".to_owned()));
+        assert_eq!(lacks(broken).unwrap_err().why, "not allowed");
     }
 }

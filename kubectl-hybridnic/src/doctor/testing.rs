@@ -10,6 +10,7 @@ use super::{
     finding::{Finding, Level},
     rights::{self, Answer, Who},
 };
+use crate::connect::Unanswered;
 
 /// How bad findings are.
 pub fn levels(findings: &[Finding]) -> Vec<Level> {
@@ -130,5 +131,13 @@ pub fn healthy() -> Facts {
         ],
         sriov_operator: Ok(Vec::new()),
         slices: Ok(Vec::new()),
+    }
+}
+
+/// That nobody has answered.
+pub fn unanswered() -> Unanswered {
+    Unanswered {
+        why: "no".to_owned(),
+        forbidden: false,
     }
 }

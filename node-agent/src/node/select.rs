@@ -119,7 +119,7 @@ pub fn vf_problem(pf: &Pf, vf: &Vf) -> Option<String> {
         return Some(format!("its PF cannot be used: {problem}"));
     }
     if pf.carrier == Some(false) {
-        return Some("its PF has no link".into());
+        return Some("its PF has no link: look at cable and switch".into());
     }
     if vf.iommu_group.is_none() {
         return Some(
@@ -138,7 +138,11 @@ pub fn vf_problem(pf: &Pf, vf: &Vf) -> Option<String> {
     }
     let network_driver = vf.driver.as_deref().is_some_and(|d| !d.starts_with("vfio"));
     if network_driver && vf.netdev.is_none() {
-        return Some("its network interface is in another namespace: something else uses it".into());
+        return Some(
+            "its network interface is in another namespace: something else uses it; if it is meant to, leave the VF out of the \
+             uplinks' vfs"
+                .into(),
+        );
     }
     None
 }

@@ -234,7 +234,7 @@ mod tests {
         );
         assert_eq!(
             table.pools[1].message,
-            "3 of its 3 VFs cannot be used: its PF has no link"
+            "3 of its 3 VFs cannot be used: its PF has no link: look at cable and switch"
         );
         assert!(table.pools[2].message.contains("no PF"));
     }

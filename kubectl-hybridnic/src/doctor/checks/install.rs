@@ -8,10 +8,13 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::{CustomResourceExt as _, ResourceExt as _};
 use serde_json::Value;
 
-use crate::doctor::{
-    facts::{Facts, VERSION},
-    finding::{Finding, some},
-    rights::Who,
+use crate::{
+    connect::Unanswered,
+    doctor::{
+        facts::{Facts, VERSION},
+        finding::{Finding, some},
+        rights::Who,
+    },
 };
 
 /// The CRDs are there, established, and as this version has them.
@@ -207,7 +210,13 @@ pub fn rights(facts: &Facts) -> Vec<Finding> {
     let judge = |answer: &crate::doctor::rights::Answer| {
         let who = answer.who.words();
         match (&answer.lacks, &answer.who) {
-            (Err(why), _) => Finding::unseen(CHECK, &format!("{who}: {why}")),
+            (Err(unanswered), _) => Finding::unseen(
+                CHECK,
+                &Unanswered {
+                    why: format!("{who}: {unanswered}"),
+                    forbidden: unanswered.forbidden,
+                },
+            ),
             (Ok(lacks), _) if lacks.is_empty() => Finding::ok(CHECK, format!("{who} may do what is needed")),
             (Ok(lacks), Who::Me) => Finding::warn(
                 CHECK,
@@ -232,7 +241,7 @@ mod tests {
     use crate::doctor::{
         finding::Level,
         rights::{self, Answer},
-        testing::{healthy, levels},
+        testing::{healthy, levels, unanswered},
     };
 
     #[test]
@@ -263,7 +272,7 @@ mod tests {
                 .contains("missing: qemumigrations.hybridnic.io"),
             "{findings:?}"
         );
-        facts.crds = Err("not allowed".to_owned());
+        facts.crds = Err(unanswered());
         assert_eq!(levels(&crds(&facts)), [Level::Warn]);
     }
 
@@ -294,7 +303,7 @@ mod tests {
                 .message
                 .starts_with("no ValidatingAdmissionPolicy")
         );
-        facts.policies = Err("not allowed".to_owned());
+        facts.policies = Err(unanswered());
         assert!(policy(&facts)[0].message.starts_with("could not be checked"));
     }
 
@@ -314,7 +323,7 @@ mod tests {
         );
         facts.rights = vec![Answer {
             who: rights::Who::Me,
-            lacks: Err("no".to_owned()),
+            lacks: Err(unanswered()),
         }];
         assert_eq!(levels(&super::rights(&facts)), [Level::Warn]);
     }

@@ -187,7 +187,7 @@ mod tests {
     use crate::doctor::{
         finding::Level,
         foreign::{ForeignPf, Slice},
-        testing::{healthy, levels},
+        testing::{healthy, levels, unanswered},
     };
 
     #[test]
@@ -202,7 +202,7 @@ mod tests {
         let findings = sriov_operator(&facts);
         assert_eq!(levels(&findings), [Level::Fail, Level::Ok]);
         assert!(findings[0].message.ends_with(": n1/0000:01:00.0"), "{findings:?}");
-        facts.sriov_operator = Err("no".to_owned());
+        facts.sriov_operator = Err(unanswered());
         assert_eq!(levels(&sriov_operator(&facts)), [Level::Warn]);
     }
 

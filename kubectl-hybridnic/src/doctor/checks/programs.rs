@@ -314,7 +314,7 @@ mod tests {
     use super::*;
     use crate::doctor::{
         finding::Level,
-        testing::{healthy, levels},
+        testing::{healthy, levels, unanswered},
     };
 
     #[test]
@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(levels(&operator(&facts)), [Level::Ok], "the lease is renewed");
         facts.leases = Ok(Vec::new());
         assert_eq!(levels(&operator(&facts)), [Level::Fail]);
-        facts.operators = Err(String::new());
+        facts.operators = Err(unanswered());
         assert_eq!(levels(&operator(&facts)), [Level::Warn]);
     }
 
@@ -408,7 +408,7 @@ mod tests {
             levels(&findings),
             [Level::Fail, Level::Fail, Level::Warn, Level::Warn]
         );
-        facts.nodes = Err("no".to_owned());
+        facts.nodes = Err(unanswered());
         assert_eq!(levels(&agents(&facts)), [Level::Warn]);
     }
 
