@@ -1,14 +1,15 @@
 //! What every task of the agent shares of its node.
 
-use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
+use std::{error::Error, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     PciAddress,
     dev::{DevNodes, VfioUse},
     multicast::Multicast,
-    netlink::{Link, Netlink, NetlinkError},
+    netlink::{self, Link, Netlink, NetlinkError},
     sysfs::{CreateVfsError, DiscoverError, DriverError, DriverState, Inventory, Sysfs},
+    tap::{self, TapError},
 };
 use hybridnic_runtime::traces::Traces;
 use tokio::{
@@ -39,6 +40,8 @@ pub struct Deadlines {
     pub create: Duration,
     /// For a look at all PFs and VFs.
     pub discover: Duration,
+    /// For a macvtap to be opened.
+    pub open: Duration,
 }
 
 impl Default for Deadlines {
@@ -48,6 +51,7 @@ impl Default for Deadlines {
             bind: Duration::from_mins(1),
             create: Duration::from_mins(2),
             discover: Duration::from_secs(30),
+            open: netlink::DEFAULT_DEADLINE,
         }
     }
 }
@@ -130,6 +134,9 @@ pub enum DeviceError {
     /// What the node itself does with them cannot be told.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// Its descriptor cannot be had.
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// It cannot be told whether vfio uses it.
     #[error("cannot tell whether vfio uses it")]
     VfioUse(#[from] std::io::Error),
@@ -233,6 +240,17 @@ impl Host {
             look,
         );
         Ok(look.await??)
+    }
+
+    /// Opens a macvtap for QEMU. The kernel waits there for the lock of all links, which a driver may hold (`tap_open` in
+    /// drivers/net/tap.c).
+    pub async fn open_tap(&self, macvtap: &str, index: u32) -> Result<OwnedFd, DeviceError> {
+        let (sysfs, dev, name) = (self.sysfs.clone(), self.dev.clone(), macvtap.to_owned());
+        let open = move || tap::open_tap(&sysfs, &dev, &name, index);
+        let open = self
+            .lanes
+            .run(Lane::Macvtaps, "opening one", self.deadlines.open, open);
+        Ok(open.await??)
     }
 
     /// Takes over from the journal which VFs were given back with their parking MAC before this agent started.
@@ -386,6 +404,34 @@ pub(crate) mod tests {
         assert_eq!(host.troubles.condition().status, Some(false));
         host.driver_state(hung[0]).await.unwrap();
     }
+
+    /// As where a driver keeps the lock of all links. What is read of the macvtap before is a FIFO here.
+    #[tokio::test]
+    async fn a_macvtap_that_does_not_open_holds_up_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut host = made(dir.path(), 1, 1);
+        host.deadlines.open = Duration::from_millis(100);
+        let tap = dir.path().join("sys/class/net/hna/tap7");
+        std::fs::create_dir_all(&tap).unwrap();
+        mkfifo(&tap.join("dev"), Mode::S_IRWXU).unwrap();
+        let opened = host.open_tap("hna", 7);
+        let (opened, inventory) = tokio::join!(opened, host.inventory());
+        let error = opened.unwrap_err().into_step(reasons::STANDBY_FAILED);
+        assert_eq!(error.reason, reasons::DEVICE_HUNG, "{error}");
+        assert_eq!(inventory.unwrap().pfs[0].hung, None, "it is no PF that hangs");
+        tokio::task::spawn_blocking(move || std::fs::write(tap.join("dev"), "no number"))
+            .await
+            .unwrap()
+            .unwrap();
+        let error = loop {
+            match host.open_tap("hna", 8).await.unwrap_err() {
+                DeviceError::Lane(LaneError::Hung { .. }) => tokio::task::yield_now().await,
+                error => break error.into_step(reasons::STANDBY_FAILED),
+            }
+        };
+        assert_eq!(error.reason, reasons::STANDBY_FAILED, "{error}");
+    }
+
     #[tokio::test]
     async fn what_is_parked_for_good_is_known_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();

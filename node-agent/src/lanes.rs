@@ -32,6 +32,8 @@ pub enum Lane {
     Device(PciAddress),
     /// The look at all of them.
     Discovery,
+    /// Macvtaps' descriptors.
+    Macvtaps,
 }
 
 impl fmt::Display for Lane {
@@ -39,6 +41,7 @@ impl fmt::Display for Lane {
         match self {
             Self::Device(address) => write!(f, "{address}"),
             Self::Discovery => f.write_str("the discovery of PFs and VFs"),
+            Self::Macvtaps => f.write_str("the opening of macvtaps"),
         }
     }
 }

@@ -6,7 +6,6 @@ use hybridnic_api::{
     conditions::reasons,
     v1alpha1::{GuestPorts, MigrationStep},
 };
-use hybridnic_net::tap::open_tap;
 use hybridnic_qmp::{
     Client, EventError, QmpError,
     commands::{Announce, Queues, TapNetdev, VfioPci, VfioSource, Vhost, VirtioNet},
@@ -74,7 +73,11 @@ async fn add_netdev(cx: &Context, client: &Client, netdev: &str) -> Result<(), S
     let name = cx.record.standby.as_ref().map_or("", |s| s.macvtap.as_str());
     let link = cx.host.netlink.link(name).await.map_err(|e| failed(&e))?;
     let link = link.ok_or_else(|| StepError::new(reasons::STANDBY_FAILED, "the macvtap has gone away"))?;
-    let tap = open_tap(&cx.host.sysfs, &cx.host.dev, name, link.index).map_err(|e| failed(&e))?;
+    let tap = cx
+        .host
+        .open_tap(name, link.index)
+        .await
+        .map_err(|e| e.into_step(reasons::STANDBY_FAILED))?;
     let vhost = match cx.host.dev.open_vhost_net() {
         Ok(fd) => fd,
         Err(error) => {

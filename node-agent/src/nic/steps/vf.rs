@@ -40,7 +40,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
         .host
         .inventory()
         .await
-        .map_err(|e| e.into_step(reasons::VF_LOST))?;
+        .map_err(|e| e.into_step(reasons::VF_UNKNOWN))?;
     let network = cx.record.spec.network.clone();
     let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
     let (mut passed_over, mut failed) = (Vec::new(), None);

@@ -49,7 +49,7 @@ impl NicTask {
             .host
             .inventory()
             .await
-            .map_err(|e| e.into_step(reasons::VF_LOST))?;
+            .map_err(|e| e.into_step(reasons::VF_UNKNOWN))?;
         let network = &self.cx.record.spec.network;
         let standby_pf = self.cx.record.standby.as_ref().map(|s| s.pf);
         now.seen.uplink = pools.standby_pf(&inventory, network).is_some();

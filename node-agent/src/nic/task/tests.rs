@@ -295,3 +295,18 @@ async fn a_nic_of_a_vm_whose_record_cannot_be_read_waits_and_says_so() {
     nic_task.abort();
     vm_task.abort();
 }
+
+/// That PFs and VFs cannot be looked at says nothing of any VF.
+#[tokio::test]
+async fn a_discovery_that_fails_leaves_vfs_unknown() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, _) = one_vf(dir.path()).await;
+    let devices = dir.path().join("sys/bus/pci/devices");
+    std::fs::remove_dir_all(&devices).unwrap();
+    std::fs::write(&devices, "no directory").unwrap();
+    let (task, _wanted, mut status) = old_nic(&host);
+    let running = tokio::spawn(task.run());
+    let told = status.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert_eq!(told.conditions[0].reason, reasons::VF_UNKNOWN, "{told:?}");
+    running.abort();
+}
