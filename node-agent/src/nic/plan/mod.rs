@@ -1,7 +1,7 @@
 //! The attachment state machine: from a goal and what is observed to the next step. Pure.
 //!
 //! ```text
-//!   Reserve ─ MakeStandby ─ PlugStandby ─ Bind ─ Park ──► Reserved
+//!   Reserve ─ MakeStandby ─ PlugStandby ─ Bind ─ Park ──► Reserved               (the VM is not here yet)
 //!   Reserve ─ MakeStandby ─ PlugStandby ─ StandbyUp ─ Announce ─ Bind ─ Park ──► Standby
 //!   Standby ─ ConfigureVf ─ PlugVf ─ AwaitGuest ─ StandbyDown ──► FastPath       (make before break)
 //!   Standby ─ StandbyDown ─ ConfigureVf ─ PlugVf ─ AwaitGuest ──► FastPath       (break before make)
