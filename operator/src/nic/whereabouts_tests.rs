@@ -10,7 +10,6 @@ use crate::testing::{attachment, migration, nic, observe, pod, say};
 fn known(pods: &[(&str, i64)]) -> Known {
     let made = |(name, second): &(&str, i64)| Arc::new(pod(name, "vm", *second, "Running", &node_of(name)));
     Known {
-        without_agent: std::collections::BTreeSet::new(),
         network: None,
         pods: pods.iter().map(made).collect(),
         attachments: Vec::new(),
