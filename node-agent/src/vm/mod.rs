@@ -8,7 +8,8 @@
 //! | [`handover`] | silences the NICs before the VM leaves, starts the VM when it has come | macvtaps, QEMU, the journal |
 //! | [`rx_filter`] | decides what a macvtap receives | nothing |
 //! | [`rx_follow`] | keeps macvtaps receiving what the guest asks for | macvtaps, QEMU |
-//! | [`task`] | keeps the session, and takes the migration's steps | the others |
+//! | `steps` | takes a migration's steps | QEMU, the journal, macvtaps by [`handover`] |
+//! | [`task`] | keeps the session, and does what its events ask for | the others |
 
 pub mod handover;
 pub mod migration;
@@ -18,6 +19,7 @@ pub mod process;
 pub mod rx_filter;
 pub mod rx_follow;
 pub mod socket;
+mod steps;
 pub mod task;
 
 use std::{

@@ -1,8 +1,8 @@
-//! The task against a QEMU of our words, with macvtaps that tell what the journal had when they were set.
+//! The steps against a QEMU of our words, with macvtaps that tell what the journal had when they were set.
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use futures::future::BoxFuture;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     host,
-    vm::{handover::Macvtaps, peer::Peer},
+    vm::{handover::Macvtaps, peer::Peer, task::serve},
 };
 
 const ALONE: Duration = Duration::from_millis(100);

@@ -1,0 +1,423 @@
+//! Takes the steps of a VM's migration on this node. What the next one is, is decided by [`migration`].
+
+use std::{net::IpAddr, time::Duration};
+
+use hybridnic_api::v1alpha1::{MigrationOrder, MigrationStep};
+use hybridnic_qmp::{
+    Client, QmpError,
+    commands::{MigrationCapability, MigrationParameters, MigrationStatus},
+};
+use tracing::{info, warn};
+
+use super::{
+    NicEntry, Vm, handover,
+    migration::{self, Action, Sight, VmSeen},
+    process::ProcessId,
+    rx_follow,
+};
+use crate::{
+    error::chain,
+    host::Host,
+    journal::{Arrival, Begun, Custody, JournalError, VmRecord},
+    trace,
+};
+
+/// How soon a step of a migration that failed is taken again: in the VM's pause no event may come. Nobody else's tries come at
+/// the same moment for it, and the VM stands still: no random part.
+pub(super) const STEP_AGAIN: Duration = Duration::from_secs(1);
+/// How often a migration is looked at though no event has come.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Target: the VM is loaded. It is started once the journal says that it may run here.
+async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
+    let fail = |error: QmpError| chain(&error);
+    let _fate = vm.fate.lock().await;
+    // It may have been called off since.
+    let listens = |nic: &NicEntry| {
+        let order = nic.order.as_ref();
+        nic.heard && order.is_some_and(|order| order.step == MigrationStep::Listen)
+    };
+    if !vm.nics().values().all(listens) {
+        return Ok(());
+    }
+    if !migration::is_loaded(&look(client).await.map_err(fail)?) {
+        // Started by somebody else; it is here all the same.
+        return arrived(vm, host, Arrival::Started).await;
+    }
+    arrived(vm, host, Arrival::Starting).await?;
+    let (woken, ()) = tokio::join!(
+        handover::wake(vm, &*host.macvtaps),
+        rx_follow::look_in_pause(vm, client, host)
+    );
+    if let Err(error) = woken {
+        // The NICs' own tasks try again.
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error = chain(&error),
+            "the VM has come, and not all of its NICs are up"
+        );
+    }
+    client.cont().await.map_err(fail)?;
+    if let Err(error) = handover::announce(vm, client).await {
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error = chain(&error),
+            "the switches are not told where the VM is"
+        );
+    }
+    arrived(vm, host, Arrival::Started).await
+}
+
+async fn arrived(vm: &Vm, host: &Host, arrival: Arrival) -> Result<(), String> {
+    let note = |record: &mut VmRecord| {
+        if let Some(begun) = &mut record.begun {
+            begun.arrival = Some(arrival);
+        }
+    };
+    vm.remember(&host.journal, note)
+        .await
+        .map_err(|error| chain(&error))
+}
+
+/// Source: QEMU runs a VM again by itself when its migration fails, even if it has let the VM go.
+pub(super) async fn hold_if_left(vm: &Vm, client: &Client, order: &MigrationOrder) {
+    if vm.custody(&order.migration.uid) != Custody::Left {
+        return;
+    }
+    warn!(
+        namespace = vm.namespace,
+        pod = vm.pod,
+        migration = order.migration.name,
+        "QEMU runs a VM again that the target may have: it is paused until the target has spoken"
+    );
+    if let Err(error) = client.stop().await {
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error = chain(&error),
+            "and cannot be paused"
+        );
+    }
+}
+
+/// Whether the migration goes on.
+pub(super) async fn hand_over(vm: &Vm, host: &Host, client: &Client, order: &MigrationOrder) -> bool {
+    let span = trace::begin("HandOver");
+    let goes_on = let_go(vm, host, client).await;
+    let error = (!goes_on).then(|| "the migration does not go on".to_owned());
+    span.end(host, Some(order), error, || attributes(vm));
+    goes_on
+}
+
+fn attributes(vm: &Vm) -> Vec<(&'static str, String)> {
+    vec![
+        ("k8s.namespace.name", vm.namespace.clone()),
+        ("k8s.pod.name", vm.pod.clone()),
+    ]
+}
+
+async fn let_go(vm: &Vm, host: &Host, client: &Client) -> bool {
+    // From here on the VM may leave, whatever becomes of the command: an agent that comes after this one has to know.
+    let (silenced, noted) = tokio::join!(
+        handover::silence(vm, &*host.macvtaps),
+        vm.set_custody(&host.journal, Custody::Left)
+    );
+    let failed = silenced
+        .map_err(|error| chain(&error))
+        .and_then(|()| noted.map_err(|error| chain(&error)));
+    if let Err(error) = failed {
+        // Two owners of a MAC, and a VM of which nobody knows where it is, are worse than a migration that is called off.
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error,
+            "a standby cannot be silenced, or the hand-over not be noted: the migration is cancelled"
+        );
+        stays(vm, host).await;
+        if let Err(error) = client.migrate_cancel().await {
+            warn!(
+                namespace = vm.namespace,
+                pod = vm.pod,
+                error = chain(&error),
+                "and cannot be cancelled"
+            );
+        }
+        return false;
+    }
+    let Err(error) = client.migrate_continue(&MigrationStatus::PreSwitchover).await else {
+        return true;
+    };
+    // The event and a look at the state can both lead here: the second finds it done.
+    let status = client.query_migrate().await.map(|i| i.status());
+    if let (QmpError::Command { .. }, Ok(MigrationStatus::PreSwitchover)) = (&error, &status) {
+        stays(vm, host).await;
+    }
+    let stuck = matches!(status, Ok(MigrationStatus::PreSwitchover) | Err(_));
+    if stuck {
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error = chain(&error),
+            "the migration does not go on; tried again"
+        );
+    }
+    !stuck
+}
+
+/// Notes that the VM has not been let go. Without that note it counts as one that may have left, which is safe.
+async fn stays(vm: &Vm, host: &Host) {
+    if let Err(error) = vm.set_custody(&host.journal, Custody::Here).await {
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            error = chain(&error),
+            "the journal says that the VM may have left, and it has not"
+        );
+    }
+}
+
+/// Looks at the VM's migration and takes its next step; gives when to look again though nothing tells.
+pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration> {
+    let nics = vm.nics();
+    // Where they do not agree nothing is done, but the end of QEMU is told all the same.
+    let order = migration::agreed(&nics).or_else(|| nics.values().find_map(|nic| nic.order.clone()))?;
+    let (begun, same) = vm.begun(&order.migration.uid);
+    let ended = || {
+        let process = begun.as_ref().and_then(|begun| begun.process.as_ref());
+        process.is_some_and(ProcessId::has_ended)
+    };
+    let seen = match client {
+        Some(client) if same => match look(client).await {
+            Ok(seen) => Some(seen),
+            Err(error) => {
+                warn!(
+                    namespace = vm.namespace,
+                    pod = vm.pod,
+                    error = chain(&error),
+                    "cannot see the VM's migration"
+                );
+                return Some(STEP_AGAIN);
+            }
+        },
+        _ => None,
+    };
+    let sight = match &seen {
+        Some(seen) => Sight::Up(seen),
+        None if ended() => Sight::Ended,
+        None => Sight::Silent,
+    };
+    let uid = &order.migration.uid;
+    if let (Some(seen), Some(_)) = (&seen, &begun)
+        && matches!(order.step, MigrationStep::Transfer | MigrationStep::Cancel)
+        && vm.custody(uid) == Custody::Unknown
+        && is_before_hand_over(&seen.info.status())
+    {
+        stays(vm, host).await;
+    }
+    let (begun, _) = vm.begun(uid);
+    let said = vm.migration_report().borrow().clone();
+    let verdict = migration::decide(&migration::Inputs {
+        nics: &nics,
+        sight,
+        begun: begun.as_ref(),
+        said: said.as_ref(),
+    });
+    let is_over = verdict
+        .report
+        .as_ref()
+        .is_some_and(|report| report.state.is_final());
+    if let Some(report) = verdict.report {
+        vm.set_report(report);
+    }
+    let (Some(client), Some(action)) = (client, verdict.action) else {
+        return (!is_over).then_some(LOOK_AGAIN);
+    };
+    info!(
+        namespace = vm.namespace,
+        pod = vm.pod,
+        node = host.options.node_name,
+        migration = order.migration.name,
+        ?action,
+        "migration"
+    );
+    let span = trace::begin(action.name());
+    let done = act(vm, host, client, &order, &action).await;
+    // HandOver records its own span, because an event can lead to it too.
+    if action != Action::HandOver {
+        let error = done.as_ref().err().map(|failure| failure.error.clone());
+        span.end(host, Some(&order), error, || attributes(vm));
+    }
+    if let Err(failure) = done {
+        warn!(
+            namespace = vm.namespace,
+            pod = vm.pod,
+            node = host.options.node_name,
+            migration = order.migration.name,
+            ?action,
+            error = failure.error,
+            "the migration's step failed"
+        );
+        // What QEMU refused to begin has taken nothing away, and is over. Any other step is taken again.
+        let over = failure.refused && matches!(action, Action::Listen | Action::Start(_));
+        vm.report_error(uid, failure.error, over);
+    }
+    Some(STEP_AGAIN)
+}
+
+/// Whether QEMU cannot have let the VM go yet.
+fn is_before_hand_over(status: &MigrationStatus) -> bool {
+    matches!(
+        status,
+        MigrationStatus::None
+            | MigrationStatus::Setup
+            | MigrationStatus::Active
+            | MigrationStatus::PreSwitchover
+    )
+}
+
+async fn look(client: &Client) -> Result<VmSeen, QmpError> {
+    // In this order: a migration is completed a moment before the run state says so.
+    let info = client.query_migrate().await?;
+    Ok(VmSeen {
+        run: client.query_status().await?.status,
+        info,
+    })
+}
+
+/// A step that was not taken.
+#[derive(Clone)]
+struct Failure {
+    error: String,
+    /// QEMU said no, so it has not been and will not be taken. Anything else is tried again.
+    refused: bool,
+}
+
+impl From<QmpError> for Failure {
+    fn from(error: QmpError) -> Self {
+        let refused = matches!(error, QmpError::Command { .. });
+        Self {
+            error: chain(&error),
+            refused,
+        }
+    }
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Self {
+        Self {
+            error: chain(&error),
+            refused: false,
+        }
+    }
+}
+
+async fn act(
+    vm: &Vm,
+    host: &Host,
+    client: &Client,
+    order: &MigrationOrder,
+    action: &Action,
+) -> Result<(), Failure> {
+    let uid = &order.migration.uid;
+    match action {
+        Action::Listen => {
+            prepare(host, client).await?;
+            // QEMU then leaves the VM paused when it has loaded it (`qmp_stop` in QEMU's monitor/qmp-cmds.c): the agent starts
+            // it, and the journal knows.
+            client.stop().await?;
+            begin(vm, host, uid, Custody::Unknown).await?;
+            client.migrate_incoming(&listen_uri(order)).await?;
+            // The port is in QEMU's answer: look again.
+            vm.nics_changed.send_modify(|n| *n += 1);
+        }
+        Action::Run => {
+            let started = start(vm, host, client).await;
+            // The next look says how it stands.
+            vm.nics_changed.send_modify(|n| *n += u64::from(started.is_ok()));
+            started.map_err(|error| Failure {
+                error,
+                refused: false,
+            })?;
+        }
+        Action::Forgo => {
+            let _fate = vm.fate.lock().await;
+            let note = |record: &mut VmRecord| {
+                if let Some(begun) = &mut record.begun {
+                    begun.arrival = None;
+                }
+            };
+            if migration::is_loaded(&look(client).await?) {
+                vm.remember(&host.journal, note).await?;
+            }
+        }
+        Action::Start(uri) => {
+            let blocked = client.query_migrate().await?.blocked_reasons;
+            if !blocked.is_empty() {
+                let error = format!("QEMU cannot migrate the VM: {}", blocked.join("; "));
+                return Err(Failure { error, refused: true });
+            }
+            prepare(host, client).await?;
+            begin(vm, host, uid, Custody::Here).await?;
+            client.migrate(uri).await?;
+        }
+        Action::HandOver => {
+            hand_over(vm, host, client, order).await;
+        }
+        Action::Hold => client.stop().await?,
+        Action::Cancel => client.migrate_cancel().await?,
+        Action::Resume => {
+            client.until_migration_settled().await?;
+            vm.set_custody(&host.journal, Custody::Here).await?;
+            client.cont().await?;
+        }
+    }
+    Ok(())
+}
+
+/// Notes that a migration is about to begin, so that it is not begun again after a restart.
+async fn begin(vm: &Vm, host: &Host, migration: &str, custody: Custody) -> Result<(), JournalError> {
+    let begun = Begun {
+        migration: migration.to_owned(),
+        process: vm.peer(),
+        arrival: None,
+        custody,
+    };
+    vm.remember(&host.journal, |record| record.begun = Some(begun))
+        .await
+}
+
+/// Where the target's QEMU listens: on the pod's own address, and on a port that the kernel chooses.
+fn listen_uri(order: &MigrationOrder) -> String {
+    match order
+        .listen_address
+        .as_deref()
+        .and_then(|address| address.parse().ok())
+    {
+        Some(IpAddr::V4(address)) => format!("tcp:{address}:0"),
+        Some(IpAddr::V6(address)) => format!("tcp:[{address}]:0"),
+        None => "tcp:0.0.0.0:0".to_owned(),
+    }
+}
+
+/// Capabilities and parameters; they must be the same at both ends.
+async fn prepare(host: &Host, client: &Client) -> Result<(), QmpError> {
+    client
+        .migrate_set_capabilities(&[
+            (MigrationCapability::Events, true),
+            (MigrationCapability::ReturnPath, true),
+            (MigrationCapability::PauseBeforeSwitchover, true),
+        ])
+        .await?;
+    client
+        .migrate_set_parameters(&MigrationParameters {
+            max_bandwidth: Some(host.options.migration_bandwidth),
+            downtime_limit: Some(host.options.migration_downtime_ms),
+        })
+        .await
+}
+
+#[cfg(test)]
+#[path = "steps_tests.rs"]
+mod tests;
