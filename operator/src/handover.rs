@@ -10,7 +10,7 @@
 //! ```
 //! Only a word counts. A pod that is no more, a QEMU that does not answer and a node that is away prove nothing: the VM may run
 //! there. Where the source has let the VM go and the target cannot speak, a person decides
-//! ([`Decision`](hybridnic_api::v1alpha1::Decision)).
+//! ([`Decision`]).
 
 use std::sync::Arc;
 

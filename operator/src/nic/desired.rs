@@ -116,6 +116,8 @@ fn goals(phase: MigrationPhase, ends: &Ends) -> (Wish, Wish) {
             Rollback::Arrived | Rollback::Contested | Rollback::Cancelling => {
                 ((Goal::Standby, Some(Cancel)), receive)
             }
+            // The source was told to run the VM on, and may run it though its pod is gone.
+            Rollback::Revoking if ends.resuming => ((Goal::Standby, Some(Cancel)), revoke),
             // What has come whole is the only one left, and is started.
             Rollback::Revoking => ((Goal::Standby, Some(Cancel)), (Goal::Detached, Some(Listen))),
             Rollback::Undecided | Rollback::NeverRan => ((Goal::Standby, Some(Cancel)), revoke),

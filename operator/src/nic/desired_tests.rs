@@ -354,6 +354,15 @@ fn the_source_runs_on_once_the_status_says_so_and_then_whatever_is_heard() {
             (Goal::FastPath, Cancel),
             revoke,
         ),
+        // Its pod may be gone, and it runs all the same.
+        (
+            told(Ends {
+                source_gone: true,
+                ..said(Some(Completed), None)
+            }),
+            wait,
+            revoke,
+        ),
         // Who was told to give up is not told to listen again.
         (given_up(said(None, Some(Listening))), wait, revoke),
         (given_up(said(Some(Completed), Some(Completed))), wait, receive),
