@@ -28,7 +28,7 @@ struct World {
 
 /// What `make model` searches.
 const WORLDS: [World; 5] = [
-    world(1, 1, 2, 0),
+    world(1, 1, 3, 0),
     world(1, 0, 2, 0),
     world(2, 2, 1, 1),
     world(2, 2, 2, 0),
