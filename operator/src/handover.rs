@@ -205,9 +205,10 @@ impl Ends {
             _ if self.source_lost() => Rollback::Revoking,
             Some(Cancelled) => Rollback::Stopped,
             _ if self.is_contested() => Rollback::Contested,
-            Some(Failed) if !self.has_left() => Rollback::Stopped,
-            // What the source was told stands until it says that it has done so, whatever is not heard meanwhile.
+            // What the source was told stands until it says that it has done so, whatever is heard, or not heard, meanwhile. A
+            // failure that it has kept the VM after is no such word: it may have died on its way, with the VM still paused.
             _ if self.resuming => Rollback::Resuming,
+            Some(Failed) if !self.has_left() => Rollback::Stopped,
             _ if self.has_left() && self.never_ran() => Rollback::NeverRan,
             _ if self.has_left() => Rollback::Undecided,
             _ => Rollback::Cancelling,

@@ -333,6 +333,10 @@ fn the_source_runs_on_once_the_status_says_so_and_then_whatever_is_heard() {
         resuming: true,
         ..ends
     };
+    let kept = |mut ends: Ends| {
+        ends.source.as_mut().unwrap().kept = true;
+        ends
+    };
     let given_up = |ends: Ends| Ends {
         given_up: true,
         ..ends
@@ -349,6 +353,8 @@ fn the_source_runs_on_once_the_status_says_so_and_then_whatever_is_heard() {
         (told(said(None, Some(Lost))), resume, revoke),
         (told(said(None, Some(Ended))), resume, revoke),
         (told(said(Some(Active), None)), resume, revoke),
+        // It notes that it has the VM before it runs it.
+        (told(kept(said(Some(Failed), Some(Lost)))), resume, revoke),
         (
             told(said(Some(Cancelled), Some(Lost))),
             (Goal::FastPath, Cancel),
