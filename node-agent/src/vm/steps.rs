@@ -181,15 +181,17 @@ async fn stays(vm: &Vm, host: &Host) {
 /// Looks at the VM's migration and takes its next step; gives when to look again though nothing tells.
 pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration> {
     let nics = vm.nics();
-    // Where they do not agree nothing is done, but the end of QEMU is told all the same.
-    let order = migration::agreed(&nics).or_else(|| nics.values().find_map(|nic| nic.order.clone()))?;
+    // Where they do not agree QEMU is left alone, but its end is told all the same.
+    let agreed = migration::agreed(&nics);
+    let is_agreed = agreed.is_some();
+    let order = agreed.or_else(|| nics.values().find_map(|nic| nic.order.clone()))?;
     let (begun, same) = vm.begun(&order.migration.uid);
     let ended = || {
         let process = begun.as_ref().and_then(|begun| begun.process.as_ref());
         process.is_some_and(ProcessId::has_ended)
     };
     let seen = match client {
-        Some(client) if same => match look(client).await {
+        Some(client) if same && is_agreed => match look(client).await {
             Ok(seen) => Some(seen),
             Err(error) => {
                 warn!(
