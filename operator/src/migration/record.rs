@@ -58,8 +58,8 @@ pub fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> O
             let condition = match &status.failure {
                 // What a person has to do comes before why.
                 Some(failure) if !undecided => {
-                    let message = [failure.message.as_str(), &message].join("; ");
-                    NewCondition::unknown(types::SUCCEEDED, &failure.reason, message.trim_end_matches("; "))
+                    let message = format!("{}; {message}", failure.message);
+                    NewCondition::unknown(types::SUCCEEDED, &failure.reason, message)
                 }
                 _ => NewCondition::unknown(types::SUCCEEDED, reason, message),
             };
