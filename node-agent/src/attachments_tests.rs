@@ -1,12 +1,16 @@
 use std::fs;
 
 use http::{Request, Response};
-use hybridnic_api::conditions::{self, NewCondition, types};
+use hybridnic_api::{
+    conditions::{self, NewCondition, types},
+    names::ATTACHMENT_FINALIZER,
+    v1alpha1::AttachmentState,
+};
 use kube::client::Body;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::*;
+use super::{reporter::Tried, *};
 use crate::{
     host,
     journal::{

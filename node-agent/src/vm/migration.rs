@@ -481,3 +481,7 @@ pub fn run_of(seen: &VmSeen, goal: Goal, order: Option<&MigrationOrder>, known: 
 #[cfg(test)]
 #[path = "migration_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "run_of_tests.rs"]
+mod run_of_tests;
