@@ -8,8 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use hybridnic_api::conditions;
-use hybridnic_api::v1alpha1::{HybridNetwork, NicAttachment, NicPhase, QemuMigration, VmHybridNic};
+use hybridnic_api::conditions::{self, types};
+use hybridnic_api::v1alpha1::{
+    HybridNetwork, MigrationPhase, NicAttachment, NicPhase, QemuMigration, VmHybridNic,
+};
 use hybridnic_e2e::chart;
 use hybridnic_e2e::controlplane::login::Login;
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
@@ -400,6 +402,25 @@ pub fn is_fast(nic: &VmHybridNic) -> bool {
     nic.status
         .as_ref()
         .is_some_and(|status| status.phase == NicPhase::FastPath)
+}
+
+/// Whether a migration is in a phase.
+pub fn is_in(phase: MigrationPhase) -> impl Fn(&QemuMigration) -> bool {
+    move |migration| {
+        migration
+            .status
+            .as_ref()
+            .is_some_and(|status| status.phase == phase)
+    }
+}
+
+/// The reason of a migration's condition `Succeeded`.
+pub fn why(migration: &QemuMigration) -> String {
+    let status = migration.status.as_ref();
+    let condition = status.and_then(|status| conditions::find(&status.conditions, types::SUCCEEDED));
+    condition
+        .map(|condition| condition.reason.clone())
+        .unwrap_or_default()
 }
 
 /// The reason of a NIC's condition.

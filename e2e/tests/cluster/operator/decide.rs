@@ -1,25 +1,13 @@
 //! Neither end of a migration can say where the VM runs: a person does, when they are asked, and not before.
 
-use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::conditions::reasons;
 use hybridnic_api::v1alpha1::{MigrationPhase, QemuMigration};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
 use super::fast_nic;
 use crate::agent::{Agents, Mood};
-use crate::bench::{Bench, is_fast};
-
-fn why(migration: &QemuMigration) -> String {
-    let status = migration.status.as_ref();
-    let condition = status.and_then(|status| conditions::find(&status.conditions, types::SUCCEEDED));
-    condition
-        .map(|condition| condition.reason.clone())
-        .unwrap_or_default()
-}
-
-fn at(phase: MigrationPhase) -> impl Fn(&QemuMigration) -> bool {
-    move |migration| migration.status.as_ref().is_some_and(|s| s.phase == phase)
-}
+use crate::bench::{Bench, is_fast, is_in, why};
 
 /// What the API server says of a decision; nothing where it takes it.
 async fn decide(bench: &Bench, decision: &str) -> String {
@@ -45,7 +33,7 @@ async fn undecided() -> (Bench, Agents) {
     bench.run_pod("vm-b", "vm", "n2").await;
     bench.migrate("m", "vm").await;
     bench
-        .migration_with("m", "transferring", at(MigrationPhase::Transferring))
+        .migration_with("m", "transferring", is_in(MigrationPhase::Transferring))
         .await;
     let refusal = decide(&bench, "ResumeSource").await;
     assert!(refusal.contains("once the migration asks for it"), "{refusal}");
@@ -81,7 +69,7 @@ async fn a_person_lets_the_source_go_on() {
     let (bench, _agents) = undecided().await;
     assert_eq!(decide(&bench, "ResumeSource").await, "");
     let failed = bench
-        .migration_with("m", "failed", at(MigrationPhase::Failed))
+        .migration_with("m", "failed", is_in(MigrationPhase::Failed))
         .await;
     assert_eq!(why(&failed), reasons::TARGET_LOST);
     assert!(failed.status.unwrap().resuming_since.is_some());
@@ -96,7 +84,7 @@ async fn a_person_gives_the_source_up() {
     let (bench, _agents) = undecided().await;
     assert_eq!(decide(&bench, "AbandonSource").await, "");
     let done = bench
-        .migration_with("m", "succeeded", at(MigrationPhase::Succeeded))
+        .migration_with("m", "succeeded", is_in(MigrationPhase::Succeeded))
         .await;
     assert_eq!(done.status.unwrap().resuming_since, None);
 }

@@ -8,14 +8,14 @@ mod pools;
 
 use std::time::Duration;
 
-use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::conditions::{reasons, types};
 use hybridnic_api::names::{NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{Goal, HybridNetwork, HybridNode, MigrationPhase, NicPhase, Path};
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt};
 
 use super::agent::{Agents, Mood};
-use super::bench::{Bench, is_fast, reason};
+use super::bench::{Bench, is_fast, is_in, reason, why};
 
 const MAC: &str = "02:00:00:00:00:0a";
 
@@ -244,21 +244,6 @@ async fn migrations_that_go_well_and_that_do_not() {
     bench.create_nic("eth1", "vm", None).await;
     let mac = bench.nic_with("eth0", "fast", is_fast).await.status.unwrap().mac;
     bench.nic_with("eth1", "fast", is_fast).await;
-    let why = |migration: &hybridnic_api::v1alpha1::QemuMigration| {
-        let conditions = migration
-            .status
-            .iter()
-            .flat_map(|status| &status.conditions)
-            .cloned()
-            .collect::<Vec<_>>();
-        conditions::find(&conditions, types::SUCCEEDED)
-            .map(|c| c.reason.clone())
-            .unwrap_or_default()
-    };
-    let at = |phase: MigrationPhase| {
-        move |m: &hybridnic_api::v1alpha1::QemuMigration| m.status.as_ref().is_some_and(|s| s.phase == phase)
-    };
-
     bench.migrate("keeps", "vm").await;
     bench
         .migration_with("keeps", "NoTargetPod", |m| why(m) == reasons::NO_TARGET_POD)
@@ -269,7 +254,7 @@ async fn migrations_that_go_well_and_that_do_not() {
     });
     bench.run_pod("vm-b", "vm", "n2").await;
     let kept = bench
-        .migration_with("keeps", "failed", at(MigrationPhase::Failed))
+        .migration_with("keeps", "failed", is_in(MigrationPhase::Failed))
         .await;
     assert_eq!(why(&kept), reasons::GUEST_KEEPS_VF);
     agents.be(Mood::default());
@@ -278,7 +263,7 @@ async fn migrations_that_go_well_and_that_do_not() {
     let before = bench.writes().len();
     bench.migrate("goes", "vm").await;
     let went = bench
-        .migration_with("goes", "succeeded", at(MigrationPhase::Succeeded))
+        .migration_with("goes", "succeeded", is_in(MigrationPhase::Succeeded))
         .await
         .status
         .unwrap();
@@ -344,7 +329,7 @@ async fn migrations_that_go_well_and_that_do_not() {
     });
     bench.migrate("cancelled", "vm").await;
     bench
-        .migration_with("cancelled", "transferring", at(MigrationPhase::Transferring))
+        .migration_with("cancelled", "transferring", is_in(MigrationPhase::Transferring))
         .await;
     bench.migrate("second", "vm").await;
     bench
@@ -380,11 +365,11 @@ async fn migrations_that_go_well_and_that_do_not() {
     bench.run_pod("vm-d", "vm", "n1").await;
     bench.migrate("lost", "vm").await;
     bench
-        .migration_with("lost", "transferring", at(MigrationPhase::Transferring))
+        .migration_with("lost", "transferring", is_in(MigrationPhase::Transferring))
         .await;
     bench.end_pod("vm-d").await;
     let lost = bench
-        .migration_with("lost", "failed", at(MigrationPhase::Failed))
+        .migration_with("lost", "failed", is_in(MigrationPhase::Failed))
         .await;
     assert_eq!(why(&lost), reasons::TARGET_LOST);
     let nic = bench.nic_with("eth0", "fast", is_fast).await.status.unwrap();

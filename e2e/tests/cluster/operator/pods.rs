@@ -2,13 +2,13 @@
 
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::attachment_name;
-use hybridnic_api::v1alpha1::{MigrationPhase, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{MigrationPhase, VmHybridNic};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 
 use super::fast_nic;
 use crate::agent::{Agents, Mood};
-use crate::bench::{Bench, is_fast, reason};
+use crate::bench::{Bench, is_fast, is_in, reason};
 
 /// In which pods QEMU waits from now on.
 async fn waits(bench: &Bench, agents: &Agents, pods: &'static [&'static str]) {
@@ -70,11 +70,9 @@ async fn a_nic_finds_the_pod_that_has_the_vm() {
     let (bench, agents) = fast_nic().await;
     bench.run_pod("vm-b", "vm", "n2").await;
     bench.migrate("goes", "vm").await;
-    let succeeded = |migration: &QemuMigration| {
-        let status = migration.status.as_ref();
-        status.is_some_and(|status| status.phase == MigrationPhase::Succeeded)
-    };
-    bench.migration_with("goes", "succeeded", succeeded).await;
+    bench
+        .migration_with("goes", "succeeded", is_in(MigrationPhase::Succeeded))
+        .await;
     bench.nic_with("eth0", "fast in vm-b", fast_in("vm-b")).await;
 
     // The pod that the VM has left lives on, and waits in turn. A new NIC goes where the VM has migrated to, and nowhere else.
@@ -133,7 +131,7 @@ async fn a_nic_follows_a_vm_that_boots_in_another_pod_and_stays_where_none_has_i
         "{wandered:#?}"
     );
 
-    // It may boot again, and does so in the first pod, which is made anew.
+    // It may boot again, and does so in the first pod, which is made again.
     bench.delete_pod("vm-a").await;
     bench.run_pod("vm-c", "vm", "n1").await;
     bench.nic_with("eth0", "fast in vm-c", fast_in("vm-c")).await;

@@ -1,7 +1,7 @@
 //! What a network says of its pool, and that it stays while it is in use.
 
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{HybridNetwork, MigrationPhase, QemuMigration};
+use hybridnic_api::v1alpha1::{HybridNetwork, MigrationPhase};
 use hybridnic_e2e::chart;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::fast_nic;
 use crate::agent::Agents;
-use crate::bench::{Bench, is_fast, reason};
+use crate::bench::{Bench, is_fast, is_in, reason};
 
 #[tokio::test]
 async fn a_network_stays_until_no_nic_is_attached_to_it() {
@@ -31,12 +31,9 @@ async fn a_network_stays_until_no_nic_is_attached_to_it() {
     bench.nic_with("eth1", "refused", refused).await;
     bench.run_pod("vm-b", "vm", "n2").await;
     bench.migrate("goes", "vm").await;
-    let ended = |m: &QemuMigration| {
-        m.status
-            .as_ref()
-            .is_some_and(|s| s.phase == MigrationPhase::Succeeded)
-    };
-    bench.migration_with("goes", "succeeded", ended).await;
+    bench
+        .migration_with("goes", "succeeded", is_in(MigrationPhase::Succeeded))
+        .await;
     bench.nic_with("eth0", "fast", is_fast).await;
     bench
         .nics()
