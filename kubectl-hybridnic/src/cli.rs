@@ -87,7 +87,7 @@ pub enum Command {
         #[arg(short, long)]
         watch: bool,
     },
-    /// Check the cluster, and say how to mend what is wrong
+    /// Check the cluster, and say how to fix what is wrong
     ///
     /// The exit code is 1 when a check fails. Warnings do not count.
     Doctor,

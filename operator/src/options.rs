@@ -40,7 +40,7 @@ pub struct Options {
     /// Labels of the agents' pods, which are in the lease's namespace; without it, it is not known which agents are there
     #[arg(long, global = true)]
     pub agents: Option<String>,
-    /// Seconds that an agent's pod may not be ready, as when it is started anew, before the VFs of its node do not count
+    /// Seconds that an agent's pod may not be ready, as when it is started again, before the VFs of its node do not count
     #[arg(long, value_parser = seconds, default_value = "120")]
     pub agent_patience: Duration,
     /// Logs

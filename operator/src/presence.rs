@@ -2,9 +2,9 @@
 //! go by it; nothing is taken from a node for it.
 //!
 //! An agent writes nothing while nothing changes, so its silence says nothing. Its kubelet keeps whether its pod is ready, and
-//! writes when that changes: to watch it costs no write at all, on however many nodes. An agent that is started anew is
+//! writes when that changes: to watch it costs no write at all, on however many nodes. An agent that is started again is
 //! missed for a moment, so one is away only when its pod has not been ready for a while, by this process's own clock; an
-//! operator that takes over counts anew.
+//! operator that takes over starts to count again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

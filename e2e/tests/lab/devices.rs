@@ -113,7 +113,7 @@ async fn is_named(world: &World, vm: &Vm, before: &VmHybridNicStatus, name: &str
     assert_eq!(
         (vf(before), &before.guest),
         (vf(&now), &now.guest),
-        "it was plugged anew"
+        "it was plugged again"
     );
     now
 }

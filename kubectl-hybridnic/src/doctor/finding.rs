@@ -66,7 +66,7 @@ impl Finding {
         let mend = if why.forbidden {
             "run doctor with the rights of a cluster administrator"
         } else {
-            "mend that first"
+            "fix that first"
         };
         Self::warn(check, format!("could not be checked: {why}"), mend)
     }

@@ -1,4 +1,4 @@
-//! `doctor`: checks a cluster, and says how to mend what is wrong.
+//! `doctor`: checks a cluster, and says how to fix what is wrong.
 //!
 //! First everything is fetched that any check needs ([`facts`]); what may not be fetched is a fact too. Then each check
 //! judges by the facts alone.

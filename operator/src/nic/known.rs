@@ -186,7 +186,7 @@ impl Known {
         };
         let pod = pods::reference(found);
         // A node that is not heard of takes nothing from a VM that may run there all the same. What is on its way out is not
-        // there: to call it back is to attach it anew.
+        // there: to call it back is to attach it again.
         let attached = self.attached_to(&pod.uid).is_some();
         let wait = if attached {
             None

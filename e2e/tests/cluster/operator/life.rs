@@ -57,7 +57,7 @@ async fn an_operator_outlives_a_restart_of_the_api_server_but_not_its_absence() 
 
     bench.cluster.pause_api().unwrap();
     let operator = bench.operators.remove(0);
-    // To be started anew would not help it.
+    // To be started again would not help it.
     let (alive, why) = operator.ask("GET /livez", "").await;
     assert_eq!(alive, 200, "{why}");
     let ended = operator.ended().await;

@@ -156,7 +156,7 @@ pub fn vfs(facts: &Facts) -> Vec<Finding> {
                 CHECK,
                 format!("{}: {count} VFs are unhealthy: {message}", node.name_any()),
                 format!(
-                    "mend that on the node, as the message says; kubectl hybridnic node {} shows which",
+                    "fix that on the node, as the message says; kubectl hybridnic node {} shows which",
                     node.name_any()
                 ),
             ));

@@ -59,7 +59,7 @@ impl Retry {
         Instant::now() + self.step.next_pause()
     }
 
-    /// The VM has started anew: its guest may be another.
+    /// The VM has started again: its guest may be another.
     pub fn vm_is_new(&mut self) {
         self.ignored.reset();
     }
