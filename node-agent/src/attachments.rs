@@ -1,4 +1,4 @@
-//! Watches the attachments of this node and runs a task for each, with a [`Reporter`] that writes what it reports.
+//! Watches the attachments of this node and runs a task for each, with a `Reporter` that writes what it reports.
 //!
 //! The API server is needed for news only: with it away, tasks go on with the specs that they have, a restart
 //! takes them from the journal, and reports wait.
