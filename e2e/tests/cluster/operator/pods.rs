@@ -65,6 +65,21 @@ async fn attached(bench: &Bench) -> Vec<String> {
         .collect()
 }
 
+/// The name of eth0's attachment to a pod.
+async fn attachment_to(bench: &Bench, pod: &str) -> String {
+    let pod = bench.pods().get(pod).await.unwrap();
+    attachment_name("eth0", &pod.uid().unwrap())
+}
+
+/// Waits until an attachment is gone: a NIC is fast in another pod before that.
+async fn gone(bench: &Bench, attachment: &str) {
+    bench
+        .wait(bench.attachments(), attachment, "gone", |attachment| {
+            attachment.is_none()
+        })
+        .await;
+}
+
 #[tokio::test]
 async fn a_nic_finds_the_pod_that_has_the_vm() {
     let (bench, agents) = fast_nic().await;
@@ -80,8 +95,7 @@ async fn a_nic_finds_the_pod_that_has_the_vm() {
     let before = bench.writes().len();
     replace_nic(&bench).await;
     bench.nic_with("eth0", "fast in vm-b", fast_in("vm-b")).await;
-    let left = bench.pods().get("vm-a").await.unwrap().uid().unwrap();
-    let left = attachment_name("eth0", &left);
+    let left = attachment_to(&bench, "vm-a").await;
     let writes = bench.writes().split_off(before);
     assert!(!writes.iter().any(|write| write.ends_with(&left)), "{writes:#?}");
 
@@ -98,6 +112,7 @@ async fn a_nic_finds_the_pod_that_has_the_vm() {
         .await;
     replace_nic(&bench).await;
     bench.nic_with("eth0", "fast in vm-b", fast_in("vm-b")).await;
+    gone(&bench, &left).await;
     assert_eq!(attached(&bench).await, ["vm-b"]);
     let writes = bench.writes().split_off(before);
     assert!(writes.iter().any(|write| write.ends_with(&left)), "{writes:#?}");
@@ -132,9 +147,11 @@ async fn a_nic_follows_a_vm_that_boots_in_another_pod_and_stays_where_none_has_i
     );
 
     // It may boot again, and does so in the first pod, which is made again.
+    let left = attachment_to(&bench, "vm-b").await;
     bench.delete_pod("vm-a").await;
     bench.run_pod("vm-c", "vm", "n1").await;
     bench.nic_with("eth0", "fast in vm-c", fast_in("vm-c")).await;
+    gone(&bench, &left).await;
     let mut pods = attached(&bench).await;
     pods.sort();
     assert_eq!(pods, ["other", "vm-c"]);
