@@ -2,8 +2,8 @@
 # Builds the lab's small kernel and prints the path of its vmlinux.
 #
 # Usage: build-kernel.sh [--path]     --path only prints where the kernel is or would be.
-# Source: Debian's package linux-source-6.12, with kernel.patch. Takes 10 minutes on 2 cores, once: the result is cached
-# under a name made of the source's, the patch's and the configuration's contents.
+# Source: Debian's package linux-source-6.12, with kernel-*.patch. Takes 10 minutes on 2 cores, once: the result is cached
+# under a name made of the source's, the patches' and the configuration's contents.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../progress.sh"
@@ -14,7 +14,7 @@ objects=1600
 
 [ -f "$source_tar" ] || { echo "$source_tar is missing: apt-get install linux-source-6.12" >&2; exit 1; }
 # Size and name stand for the tarball: hashing 150 MB at each start of a test would cost a second.
-hash=$( (basename "$source_tar"; stat -Lc %s "$source_tar"; cat "$here/kernel.config" "$here/kernel.patch") | sha256sum | cut -c1-12)
+hash=$( (basename "$source_tar"; stat -Lc %s "$source_tar"; cat "$here/kernel.config" "$here"/kernel-*.patch) | sha256sum | cut -c1-12)
 out=$cache/kernel-$hash
 if [ "${1:-}" = --path ]; then echo "$out/vmlinux"; exit 0; fi
 
@@ -35,12 +35,14 @@ if [ ! -f "$out/vmlinux" ]; then
 		touch "$tree/.unpacked"
 	fi
 	cd "$tree"
-	# It helps to explain a failure, and is not worth one where it does not fit a newer source.
-	if patch -p1 --silent --forward --dry-run <"$here/kernel.patch" >/dev/null; then
-		patch -p1 --silent --forward <"$here/kernel.patch"
-	elif ! patch -p1 --silent --force --reverse --dry-run <"$here/kernel.patch" >/dev/null; then
-		echo "kernel: kernel.patch does not fit $source_tar and is left out" >&2
-	fi
+	# They help to explain and to measure, and are not worth a failure where one does not fit a newer source.
+	for patch in "$here"/kernel-*.patch; do
+		if patch -p1 --silent --forward --dry-run <"$patch" >/dev/null; then
+			patch -p1 --silent --forward <"$patch"
+		elif ! patch -p1 --silent --force --reverse --dry-run <"$patch" >/dev/null; then
+			echo "kernel: ${patch##*/} does not fit $source_tar and is left out" >&2
+		fi
+	done
 	# A shell of its own, for one that is asked whether it succeeded would run on after an error.
 	if ! bash -euo pipefail -s -- "$here/kernel.config" 2>&1 <<-'BUILD' |
 		make tinyconfig

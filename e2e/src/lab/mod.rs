@@ -26,6 +26,7 @@ pub mod node;
 pub mod pinger;
 mod qmp;
 mod tsc;
+pub mod unplug;
 pub mod view;
 pub mod wire;
 
@@ -49,7 +50,8 @@ pub use image::Kernel;
 pub use inside::Inside;
 pub use net::Net;
 pub use node::{Node, NodeOptions};
-pub use pinger::{Pinger, Report};
+pub use pinger::{Pinger, Report, Stream};
+pub use unplug::deaf;
 pub use view::{Failover, Macvtap, NetView, Netdev, Vf};
 
 /// The host's address on the network that the nodes are managed by: where an API server should listen.

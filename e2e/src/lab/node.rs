@@ -535,6 +535,6 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel
 /// The first: KVM keeps for its guests what a node took its TSC's frequency for first. What the kernel measures later differs from
 /// that by up to a hundredth, and beyond 250 ppm KVM wants to scale, which emulated SVM cannot: such a guest's timers fire later and
 /// later, until it seems frozen. The next three save exits. The last has KVM say where a guest was that ends in a triple fault
-/// (e2e/lab/kernel.patch).
+/// (e2e/lab/kernel-triple-fault.patch).
 const KVM_ARGS: &str = "kvm.tsc_tolerance_ppm=100000 kvm_amd.vgif=0 kvm_amd.vls=0 kvm_amd.avic=0 \
                         kvm_amd.dump_invalid_vmcb=1";

@@ -7,11 +7,14 @@ use hybridnic_api::{
     conditions,
     v1alpha1::{MigrationPhase, MigrationPhaseTime, Path, QemuMigration, QemuMigrationStatus, VmHybridNic},
 };
-use hybridnic_e2e::world::{VmSpec, World};
+use hybridnic_e2e::{
+    lab::{Guest, Stream, deaf},
+    world::{VmSpec, World},
+};
 
 use crate::{
     PATIENCE, RATE,
-    report::{Migration, Packets, Phase, Vf},
+    report::{Migration, Packets, Phase, Unplug, Vf},
 };
 
 /// A migration.
@@ -53,7 +56,8 @@ fn vf(nic: &VmHybridNic) -> Vf {
 
 impl Journey {
     /// Applies a migration and follows it until the VM is on its fast path at the target.
-    pub async fn run(world: &World, spec: &VmSpec, yaml: &str, to: &str) -> Result<Migration> {
+    pub async fn run(world: &World, spec: &VmSpec, yaml: &str, target: &Guest) -> Result<Migration> {
+        let to = target.node().name();
         let nic = spec.nic_name(0);
         let before = vf(&world.nic(&nic).await?);
         let pinger = world.lab.pinger(spec.nics[0].address, RATE)?;
@@ -79,6 +83,7 @@ impl Journey {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let report = pinger.stop().await;
         let (traffic, silence) = (report.round_trip, report.from_guest.longest());
+        let unplug = unplug(&status.phases, &traffic, target).await?;
         let phases = phases(&status.phases, fast)
             .map(|(name, from, until)| Phase {
                 ms: i64::try_from(until.duration_since(from).unwrap_or_default().as_millis())
@@ -101,9 +106,33 @@ impl Journey {
                 lost: traffic.lost(),
                 silence_ms: u64::try_from(silence.as_millis()).unwrap_or(u64::MAX),
             },
+            unplug,
             phases,
         })
     }
+}
+
+/// The gap at the unplug, and the guest's own share.
+async fn unplug(
+    times: &[MigrationPhaseTime],
+    traffic: &Stream,
+    guest: &Guest,
+) -> Result<Option<Unplug>> {
+    let Some(phase) = times.iter().find(|p| p.name == "SwitchingToStandby") else {
+        return Ok(None);
+    };
+    let within = begun(phase)..ended(phase);
+    let gaps = traffic.gaps.iter().filter(|gap| within.contains(&gap.from));
+    let gap: Duration = gaps.map(|gap| gap.length).sum();
+    let log = guest.run("dmesg", PATIENCE).await?;
+    let Some(deaf) = deaf(&log).filter(|_| !gap.is_zero()) else {
+        return Ok(None);
+    };
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Ok(Some(Unplug {
+        gap_ms: ms(gap),
+        guest_ms: ms(deaf),
+    }))
 }
 
 /// Why it did not succeed, in the operator's words.
@@ -128,9 +157,6 @@ fn phases(
     times: &[MigrationPhaseTime],
     fast: SystemTime,
 ) -> impl Iterator<Item = (String, SystemTime, SystemTime)> + '_ {
-    let begun = |p: &MigrationPhaseTime| SystemTime::from(p.started_at.0);
-    let ended =
-        move |p: &MigrationPhaseTime| begun(p) + Duration::from_millis(p.ms.unwrap_or(0).unsigned_abs());
     let before = times
         .iter()
         .filter(|p| p.name != "Completing" && p.name != "Pending");
@@ -138,4 +164,12 @@ fn phases(
     before
         .map(move |p| (p.name.clone(), begun(p), ended(p)))
         .chain(arrived.map(|at| ("PluggingVf".to_owned(), at, fast)))
+}
+
+fn begun(phase: &MigrationPhaseTime) -> SystemTime {
+    SystemTime::from(phase.started_at.0)
+}
+
+fn ended(phase: &MigrationPhaseTime) -> SystemTime {
+    begun(phase) + Duration::from_millis(phase.ms.unwrap_or(0).unsigned_abs())
 }

@@ -145,7 +145,7 @@ async fn there_and_back(show: &Show, world: &World) -> Result<Report> {
         } else {
             journey::yaml("web-back", VM, pod)
         };
-        let migration = Journey::run(world, &spec, &yaml, &to).await?;
+        let migration = Journey::run(world, &spec, &yaml, &target.guest).await?;
         show.timeline(&migration);
         report.migrations.push(migration);
         here = target;

@@ -1,5 +1,7 @@
 //! What the demo leaves: `target/demo/report.json`.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 /// All migrations.
@@ -28,6 +30,8 @@ pub struct Migration {
     pub qemu_downtime_ms: i64,
     /// The traffic.
     pub packets: Packets,
+    /// The unplug at the source, where packets were lost in it and the guest says what it is to blame for.
+    pub unplug: Option<Unplug>,
     /// Its parts.
     pub phases: Vec<Phase>,
 }
@@ -88,6 +92,34 @@ impl Packets {
     }
 }
 
+/// The time without traffic at the unplug of the VF, and its limit.
+#[derive(Debug, Serialize)]
+pub struct Unplug {
+    /// How long no packet came back, in milliseconds.
+    pub gap_ms: u64,
+    /// How long the guest itself could not receive: from its VF driver's last packet until `net_failover` takes the standby's,
+    /// in milliseconds.
+    pub guest_ms: u64,
+}
+
+impl Unplug {
+    /// The gap by its limit: 1 is what no node can better.
+    pub fn ratio(&self) -> f64 {
+        let ms = |ms| Duration::from_millis(ms).as_secs_f64();
+        ms(self.gap_ms) / ms(self.guest_ms.max(1))
+    }
+
+    /// Both, for people.
+    pub fn line(&self) -> String {
+        format!(
+            "at the unplug {} ms without traffic; the guest itself could not receive for {} ms: ratio {:.1}",
+            self.gap_ms,
+            self.guest_ms,
+            self.ratio()
+        )
+    }
+}
+
 /// A part of a migration.
 #[derive(Debug, Serialize)]
 pub struct Phase {
@@ -135,6 +167,18 @@ mod tests {
         assert_eq!(
             packets(0, 60).beside(0),
             "none of 1000 packets lost; nothing came from the VM for 60 ms at most, QEMU did not say how long it paused the VM"
+        );
+    }
+
+    #[test]
+    fn an_unplug_is_compared_with_what_the_guest_takes() {
+        let unplug = Unplug {
+            gap_ms: 90,
+            guest_ms: 75,
+        };
+        assert_eq!(
+            unplug.line(),
+            "at the unplug 90 ms without traffic; the guest itself could not receive for 75 ms: ratio 1.2"
         );
     }
 }

@@ -140,9 +140,13 @@ impl Show {
             );
         }
         println!(
-            "\n           {}\n",
+            "\n           {}",
             migration.packets.beside(migration.qemu_downtime_ms)
         );
+        if let Some(unplug) = &migration.unplug {
+            println!("           {}", unplug.line());
+        }
+        println!();
     }
 }
 
