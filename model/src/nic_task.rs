@@ -221,6 +221,10 @@ impl Sight {
             uplink: asks,
             standby_recorded: self.nic.standby.is_some(),
             macvtap: self.nic.macvtap,
+            guarded: true,
+            foreign_mac: false,
+            seized: false,
+            seizer_ended: false,
             mtu_ok: true,
             standby_link: Some(true),
             qemu,
@@ -320,8 +324,9 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
         Step::Bind => set(nic, |vf| vf.bound = true),
         Step::Park => set(nic, |vf| vf.mac = Mac::Parking),
         Step::ConfigureVf => set(nic, |vf| vf.mac = Mac::Nic),
-        Step::MakeStandby => nic.macvtap = Some(false),
-        Step::RaiseMtu => {}
+        Step::MakeStandby | Step::SeizeStandby => nic.macvtap = Some(false),
+        // What it must be that is shut is proven with the plan (`plan/tests`).
+        Step::RaiseMtu | Step::GuardStandby => {}
         Step::StandbyUp => {
             nic.macvtap = Some(true);
             nic.announce |= qemu.vf[n].is_none();

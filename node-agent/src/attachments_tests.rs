@@ -136,6 +136,7 @@ async fn a_nic_whose_record_cannot_be_read_keeps_what_it_has_and_says_so() {
     host.pools.set_pools(&[hybridnic_api::v1alpha1::NodePool {
         network: "net".into(),
         uplinks: vec![uplink],
+        tags: hybridnic_api::v1alpha1::PoolTags::None,
     }]);
     let inventory = host.inventory().await.unwrap();
     let take = |uid: &str| {
@@ -198,6 +199,7 @@ async fn a_vm_knows_its_macvtaps_from_the_journal_at_once() {
         pf: held_vf(0, 0).pf,
         pf_name: "ens0".into(),
         vlan: None,
+        seized: None,
     });
     let wanted = Wanted {
         spec: held.spec.clone(),

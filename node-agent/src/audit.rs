@@ -326,6 +326,7 @@ mod tests {
                 pf: "0000:01:00.0".parse().unwrap(),
                 pf_name: "ens1".into(),
                 vlan: None,
+                seized: None,
             }),
             ..record("a")
         }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, HybridNodeSpec, NodePool};
+use hybridnic_api::v1alpha1::{
+    HybridNetwork, HybridNetworkSpec, HybridNode, HybridNodeSpec, NodePool, PoolTags,
+};
 use kube::{Api, Client, ResourceExt};
 
 use crate::controller::{Done, Reconciler};
@@ -55,10 +57,20 @@ fn pools(networks: &[Arc<HybridNetwork>], labels: Option<&BTreeMap<String, Strin
     let pool = |network: &Arc<HybridNetwork>| NodePool {
         network: network.name_any(),
         uplinks: network.spec.uplinks.clone(),
+        tags: tags(&network.spec),
     };
     let mut pools: Vec<_> = selected.map(pool).collect();
     pools.sort_by(|a, b| a.network.cmp(&b.network));
     pools
+}
+
+fn tags(network: &HybridNetworkSpec) -> PoolTags {
+    let has_vlan = network.vlan.as_ref().is_some_and(|vlan| vlan.id != 0);
+    match (has_vlan, network.guest_vlans) {
+        (true, _) => PoolTags::Vlan,
+        (false, true) => PoolTags::Guests,
+        (false, false) => PoolTags::None,
+    }
 }
 
 #[cfg(test)]

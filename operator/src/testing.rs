@@ -76,6 +76,7 @@ pub fn node(name: &str, networks: &[&str]) -> HybridNode {
     let pool = |network: &&str| NodePool {
         network: (*network).to_owned(),
         uplinks: Vec::new(),
+        tags: hybridnic_api::v1alpha1::PoolTags::None,
     };
     let mut node = HybridNode::new(
         name,

@@ -83,6 +83,8 @@ pub mod reasons {
     pub const VF_BIND_FAILED: &str = "VfBindFailed";
     /// The macvtap or its VLAN device could not be made or changed.
     pub const STANDBY_FAILED: &str = "StandbyFailed";
+    /// The VM's QEMU has given the standby's macvtap another MAC: it is shut until that QEMU has ended.
+    pub const STANDBY_SEIZED: &str = "StandbySeized";
     /// The guest has VLANs of its own, and a PF's filter may keep them from the standby.
     pub const GUEST_VLANS_FILTERED: &str = "GuestVlansFiltered";
     /// A trusted guest receives by further MACs, and the standby has the NIC's only.

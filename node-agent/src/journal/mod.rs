@@ -26,7 +26,9 @@ use hybridnic_net::PciAddress;
 use tokio::{sync::oneshot, time::timeout};
 use tracing::warn;
 
-pub use record::{Arrival, Begun, Custody, Record, StandbyRecord, VERSION, VfRecord, VlanRecord, VmRecord};
+pub use record::{
+    Arrival, Begun, Custody, Record, Seized, StandbyRecord, VERSION, VfRecord, VlanRecord, VmRecord,
+};
 use record::{Stamped, parse, understand};
 pub use unreadable::Unreadable;
 

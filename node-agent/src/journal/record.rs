@@ -88,6 +88,17 @@ pub struct StandbyRecord {
     pub pf_name: String,
     /// The VLAN device between the two.
     pub vlan: Option<VlanRecord>,
+    /// It was found with another MAC, which only who has its descriptor can give it. It stays down for as long as it is there.
+    #[serde(default)]
+    pub seized: Option<Seized>,
+}
+
+/// A macvtap that was shut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seized {
+    /// The QEMU that had its descriptor; `None` where the kernel did not say.
+    pub process: Option<ProcessId>,
 }
 
 /// A VLAN device on a PF.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hybridnic_net::{
     MacAddr, VlanProtocol, interrupts,
-    netlink::{Link, LinkKind, NetlinkError, VfConfig, VfLinkState, VfSetting},
+    netlink::{Guard, Link, LinkKind, NetlinkError, VfConfig, VfLinkState, VfSetting},
     sysfs::Presence,
 };
 use hybridnic_qmp::{Client, QmpError};
@@ -20,6 +20,7 @@ use crate::{
     vm::{
         Session, Vm,
         migration::{self, VmSeen},
+        process::ProcessId,
     },
 };
 use hybridnic_api::{conditions::reasons, v1alpha1::L2Settings};
@@ -114,7 +115,7 @@ pub async fn observe(
     let standby = async {
         match &record.standby {
             None => Ok(Standby::default()),
-            Some(standby) => see_standby(host, standby, &record.spec.l2).await,
+            Some(standby) => see_standby(host, standby, mac, &record.spec.l2).await,
         }
     };
     let ((vf, vf_pf), standby, (qemu, client, vf_device, running)) =
@@ -127,6 +128,7 @@ pub async fn observe(
             (Some(VfSight::Unknown { other_pf }), Some(why))
         }
     };
+    let seized = record.standby.as_ref().and_then(|s| s.seized.as_ref());
     let seen = Seen {
         recorded: false,
         vf,
@@ -135,6 +137,12 @@ pub async fn observe(
         uplink: false,
         standby_recorded: record.standby.is_some(),
         macvtap: standby.macvtap.as_ref().map(|l| l.up),
+        guarded: standby.guarded,
+        foreign_mac: standby.macvtap.as_ref().is_some_and(|l| l.mac != Some(mac)),
+        seized: seized.is_some(),
+        seizer_ended: seized
+            .and_then(|seized| seized.process.as_ref())
+            .is_some_and(ProcessId::has_ended),
         mtu_ok: standby.mtu_ok,
         standby_link: standby.pf.as_ref().map(has_link),
         qemu,
@@ -167,12 +175,14 @@ fn is_split(record: &Record) -> bool {
 struct Standby {
     macvtap: Option<Link>,
     pf: Option<Link>,
+    guarded: bool,
     mtu_ok: bool,
 }
 
 async fn see_standby(
     host: &Arc<Host>,
     standby: &StandbyRecord,
+    mac: MacAddr,
     l2: &L2Settings,
 ) -> Result<Standby, StepError> {
     let macvtap = async { host.netlink.link(&standby.macvtap).await.map_err(|e| netlink(&e)) };
@@ -187,7 +197,34 @@ async fn see_standby(
         (Some(macvtap), Some(room)) => macvtap.mtu >= mtu(l2, room),
         _ => true,
     };
-    Ok(Standby { macvtap, pf, mtu_ok })
+    let guarded = match &macvtap {
+        Some(macvtap) => host
+            .netlink
+            .is_guarded(macvtap.index, &guard(mac, l2))
+            .await
+            .map_err(|e| netlink(&e))?,
+        None => false,
+    };
+    Ok(Standby {
+        macvtap,
+        pf,
+        guarded,
+        mtu_ok,
+    })
+}
+
+/// What a standby lets through: as much as the VF with the network's settings.
+pub fn guard(mac: MacAddr, l2: &L2Settings) -> Guard {
+    let rate = l2.rate.as_ref().and_then(|rate| rate.max_mbps);
+    Guard {
+        mac,
+        any_source: !l2.spoof_check,
+        any_destination: l2.trust,
+        tags: l2.guest_vlans,
+        rate: rate
+            .and_then(|mbps| u32::try_from(mbps).ok())
+            .filter(|mbps| *mbps > 0),
+    }
 }
 
 /// The greatest MTU that a macvtap can have: that of its PF, but for a VLAN device of somebody else between the two.

@@ -66,6 +66,7 @@ async fn a_vf_is_gone_on_proof_only() {
             pf: hybridnic_net::testing::pf_address(1),
             pf_name: "ens1".into(),
             vlan: None,
+            seized: None,
         }),
         ..held.clone()
     };

@@ -36,6 +36,10 @@ fn seen(guest: Guest, up: bool) -> Seen {
         uplink: true,
         standby_recorded: true,
         macvtap: Some(up),
+        guarded: true,
+        foreign_mac: false,
+        seized: false,
+        seizer_ended: false,
         mtu_ok: true,
         standby_link: Some(true),
         qemu: QemuSeen::Up(guest),
@@ -420,6 +424,7 @@ fn what_is_held_is_named() {
         pf,
         pf_name: "ens3".into(),
         vlan: None,
+        seized: None,
     });
     let seen = seen(FAST, false);
     let facts = Facts {

@@ -104,6 +104,14 @@ pub struct Seen {
     pub standby_recorded: bool,
     /// Whether the macvtap is there, and up.
     pub macvtap: Option<bool>,
+    /// Whether the macvtap lets through what the network allows, and nothing else.
+    pub guarded: bool,
+    /// Whether the macvtap has another MAC than the NIC: only who has its descriptor does that.
+    pub foreign_mac: bool,
+    /// Whether the macvtap has had one, and so stays down.
+    pub seized: bool,
+    /// Whether it is proven that the QEMU that gave it that has ended.
+    pub seizer_ended: bool,
     /// Whether the macvtap has the MTU that it could have.
     pub mtu_ok: bool,
     /// Whether the standby's PF has a link, where that can be told.

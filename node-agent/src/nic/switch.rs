@@ -197,6 +197,10 @@ mod tests {
             uplink: true,
             standby_recorded: true,
             macvtap: Some(true),
+            guarded: true,
+            foreign_mac: false,
+            seized: false,
+            seizer_ended: false,
             mtu_ok: true,
             standby_link: Some(true),
             qemu: QemuSeen::Up(Guest {

@@ -8,3 +8,4 @@ pub mod provision;
 pub mod publish;
 pub mod select;
 pub mod table;
+pub mod trunk;

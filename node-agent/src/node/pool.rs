@@ -14,7 +14,7 @@ use hybridnic_net::{
 };
 use tokio::sync::watch;
 
-use super::select;
+use super::{select, trunk};
 
 /// Who asks for a VF. Older ones go first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,13 +64,13 @@ impl State {
         claimant: &Claimant,
         standby_pf: Option<PciAddress>,
     ) -> Option<Choice> {
-        let uplinks = &self.pools.iter().find(|p| p.network == network)?.uplinks;
+        let pool = self.pools.iter().find(|p| p.network == network)?;
         let before = self
             .waiting
             .range(..claimant)
             .filter(|(_, n)| n.as_str() == network)
             .count();
-        let mut free: Vec<(&Pf, &Vf)> = candidates(inventory, uplinks)
+        let mut free: Vec<(&Pf, &Vf)> = candidates(inventory, &self.pools, pool)
             .filter(|(_, vf)| !self.held.contains_key(&vf.address) && !self.foreign.contains_key(&vf.address))
             .collect();
         // Each older NIC that waits has one of them coming.
@@ -269,12 +269,12 @@ impl Pools {
     /// The PF for a standby without a VF: with a link, and with the fewest standbys.
     pub fn standby_pf(&self, inventory: &Inventory, network: &str) -> Option<Pf> {
         self.with(|s| {
-            let uplinks = &s.pools.iter().find(|p| p.network == network)?.uplinks;
+            let pool = s.pools.iter().find(|p| p.network == network)?;
             inventory
                 .pfs
                 .iter()
-                .filter(|pf| uplinks.iter().any(|u| select::selects_pf(u, pf)))
-                .filter(|pf| select::pf_problem(pf).is_none())
+                .filter(|pf| pool.uplinks.iter().any(|u| select::selects_pf(u, pf)))
+                .filter(|pf| select::pf_problem(pf).is_none() && trunk::problem(&s.pools, pool, pf).is_none())
                 .min_by_key(|pf| {
                     let standbys = s.standbys.values().filter(|a| **a == pf.address).count();
                     (!select::has_link(pf), standbys, pf.address)
@@ -300,13 +300,15 @@ impl Pools {
 
 fn candidates<'a>(
     inventory: &'a Inventory,
-    uplinks: &'a [hybridnic_api::v1alpha1::Uplink],
+    pools: &'a [NodePool],
+    pool: &'a NodePool,
 ) -> impl Iterator<Item = (&'a Pf, &'a Vf)> {
     inventory
         .pfs
         .iter()
+        .filter(|pf| trunk::problem(pools, pool, pf).is_none())
         .flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf)))
-        .filter(|(pf, vf)| select::selects_vf(uplinks, pf, vf))
+        .filter(|(pf, vf)| select::selects_vf(&pool.uplinks, pf, vf))
         .filter(|(pf, vf)| select::vf_problem(pf, vf).is_none())
 }
 
@@ -334,6 +336,7 @@ mod tests {
         pools.set_pools(&[NodePool {
             network: "n".into(),
             uplinks,
+            tags: hybridnic_api::v1alpha1::PoolTags::None,
         }]);
         (inventory, pools)
     }

@@ -109,6 +109,7 @@ mod tests {
                 num_vfs: Some(4),
                 ..Uplink::default()
             }],
+            tags: hybridnic_api::v1alpha1::PoolTags::None,
         }]);
         let inventory = host.inventory().await.unwrap();
         let file = |pf: usize| {

@@ -8,7 +8,7 @@ use hybridnic_net::{
     sysfs::{Inventory, Pf, Vf},
 };
 
-use super::{pool::Claimant, select};
+use super::{pool::Claimant, select, trunk};
 
 /// What the table is made from.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +56,15 @@ pub fn build(sources: &Sources<'_>) -> Table {
             count(&mut table.vfs, row.state);
             for (pool, counts) in sources.pools.iter().zip(&mut table.pools) {
                 if select::selects_vf(&pool.uplinks, pf, vf) {
-                    count(&mut counts.vfs, row.state);
+                    let barred = trunk::problem(sources.pools, pool, pf).is_some();
+                    count(
+                        &mut counts.vfs,
+                        if barred && row.state == VfState::Free {
+                            VfState::Unhealthy
+                        } else {
+                            row.state
+                        },
+                    );
                 }
             }
             status.vfs.push(row);
@@ -91,6 +99,10 @@ fn pool_message(pool: &NodePool, status: &PoolStatus, rows: &[PfStatus], sources
     if status.vfs.unhealthy == 0 {
         return String::new();
     }
+    let barred: BTreeSet<String> = pfs
+        .iter()
+        .filter_map(|pf| trunk::problem(sources.pools, pool, pf))
+        .collect();
     let whys: BTreeSet<&str> = sources
         .inventory
         .pfs
@@ -102,7 +114,10 @@ fn pool_message(pool: &NodePool, status: &PoolStatus, rows: &[PfStatus], sources
         })
         .map(|(_, row)| row.message.as_str())
         .collect();
-    let whys: Vec<_> = whys.into_iter().collect();
+    let whys: Vec<_> = whys
+        .into_iter()
+        .chain(barred.iter().map(String::as_str))
+        .collect();
     format!(
         "{} of its {} VFs cannot be used: {}",
         status.vfs.unhealthy,
@@ -190,6 +205,7 @@ mod tests {
                 pf_names: vec![pf.into()],
                 ..Uplink::default()
             }],
+            tags: hybridnic_api::v1alpha1::PoolTags::None,
         };
         let pools = [pool("a", &name(0)), pool("b", &name(1)), pool("c", "nosuch")];
         let holder = Claimant {

@@ -85,7 +85,9 @@ impl NicEntry {
     /// Takes over what a NIC's record says.
     pub fn show(&mut self, record: &Record) {
         self.nic.clone_from(&record.spec.nic.name);
-        self.macvtap = record.standby.as_ref().map(|standby| standby.macvtap.clone());
+        // One that is shut stays so when the VM arrives.
+        let standby = record.standby.as_ref().filter(|standby| standby.seized.is_none());
+        self.macvtap = standby.map(|standby| standby.macvtap.clone());
         self.standby_device = ids::standby(&record.spec.nic.name);
         self.goal = record.spec.goal;
         self.order.clone_from(&record.spec.migration);

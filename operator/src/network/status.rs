@@ -56,6 +56,7 @@ pub fn of_network(node: &HybridNode, network: &str) -> HybridNode {
     let pools = pools.map(|pool| NodePool {
         network: pool.network.clone(),
         uplinks: Vec::new(),
+        tags: pool.tags,
     });
     let mut slim = HybridNode::new(
         &node.name_any(),

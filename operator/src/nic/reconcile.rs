@@ -439,6 +439,7 @@ fn l2(network: &HybridNetwork) -> L2Settings {
         rate: spec.rate.clone(),
         spoof_check: spec.spoof_check,
         trust: spec.trust,
+        guest_vlans: spec.guest_vlans,
         mtu: spec.mtu,
         on_link_loss: spec.on_link_loss,
     }

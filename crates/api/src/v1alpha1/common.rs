@@ -82,6 +82,9 @@ pub struct L2Settings {
     pub spoof_check: bool,
     /// Whether the VF may change its MAC and receive promiscuously.
     pub trust: bool,
+    /// Whether the guest may send tagged frames.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guest_vlans: bool,
     /// MTU of VF and standby in bytes; none leaves what the PF has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<i32>,

@@ -61,6 +61,10 @@ pub struct HybridNetworkSpec {
     /// neither.
     #[serde(default)]
     pub trust: bool,
+    /// Whether guests may send frames with VLAN tags of their own. A VF passes them always: so an untagged network without this is
+    /// refused a PF that also carries networks with a VLAN, where its guests could reach those.
+    #[serde(default)]
+    pub guest_vlans: bool,
     /// MTU of VF and standby in bytes; none leaves what the PF has. A PF with a smaller one is raised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= 68 && self <= 65535")

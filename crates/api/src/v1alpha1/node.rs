@@ -59,6 +59,21 @@ pub struct NodePool {
     /// Its uplinks.
     #[schemars(schema_with = "uplinks_without_rules")]
     pub uplinks: Vec<Uplink>,
+    /// The VLAN tags of its NICs' frames.
+    #[serde(default)]
+    pub tags: PoolTags,
+}
+
+/// Which VLAN tags the frames of a network's NICs have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PoolTags {
+    /// None, and guests may set none: such a network is given no PF that also carries one with a VLAN.
+    #[default]
+    None,
+    /// That of the network's VLAN, which the PF sets.
+    Vlan,
+    /// None, or what the guests set.
+    Guests,
 }
 
 /// The uplinks have been checked in their network; checking them again in each pool of each node is more than

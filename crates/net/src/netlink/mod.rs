@@ -7,6 +7,7 @@
 mod address;
 mod error;
 mod events;
+mod guard;
 mod link;
 mod macvtap;
 mod vf;
@@ -26,6 +27,7 @@ use rtnetlink::{Handle, LinkUnspec};
 
 pub use error::NetlinkError;
 pub use events::{LinkEvent, LinkEvents};
+pub use guard::Guard;
 pub use link::{Counters, Link, LinkKind};
 pub use macvtap::MacvtapSpec;
 pub use vf::{VfConfig, VfLinkState, VfSetting};

@@ -113,11 +113,7 @@ impl Journey {
 }
 
 /// The gap at the unplug, and the guest's own share.
-async fn unplug(
-    times: &[MigrationPhaseTime],
-    traffic: &Stream,
-    guest: &Guest,
-) -> Result<Option<Unplug>> {
+async fn unplug(times: &[MigrationPhaseTime], traffic: &Stream, guest: &Guest) -> Result<Option<Unplug>> {
     let Some(phase) = times.iter().find(|p| p.name == "SwitchingToStandby") else {
         return Ok(None);
     };

@@ -20,6 +20,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
             uses_vf: guest.uses_vf && !is_parked(seen) && seen.vf != Some(VfSight::Gone),
             ..guest
         },
+        QemuSeen::Gone if seen.seized && seen.seizer_ended => return Decision::Do(Step::RemoveStandby),
         QemuSeen::Gone => {
             return wait(
                 Pending,
@@ -50,6 +51,12 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
     }
     if seen.macvtap.is_none() {
         return make_standby(guest, learnt);
+    }
+    if let Some(decision) = seized(seen, guest) {
+        return decision;
+    }
+    if !seen.guarded {
+        return Decision::Do(Step::GuardStandby);
     }
     if !seen.mtu_ok && !learnt.mtu_refused {
         return Decision::Do(Step::RaiseMtu);
@@ -142,6 +149,23 @@ fn make_standby(guest: Guest, learnt: &Learnt) -> Decision {
 
 const DEAD_STANDBY: &str = "the standby's macvtap was removed by somebody else, and the guest's device stays on it: until the \
                             VM's QEMU restarts, or the NIC is deleted and made again, the standby carries nothing";
+
+/// The macvtap has had another MAC: it stays shut. A VF that the guest uses is its own, whose MAC the card enforces.
+fn seized(seen: &Seen, guest: Guest) -> Option<Decision> {
+    // Of a macvtap that is made again nobody has the descriptor.
+    if seen.seized && seen.seizer_ended && !guest.standby {
+        return Some(Decision::Do(Step::RemoveStandby));
+    }
+    let state = if guest.uses_vf {
+        AttachmentState::FastPath
+    } else {
+        AttachmentState::Pending
+    };
+    seen.seized.then(|| wait(state, reasons::STANDBY_SEIZED, SEIZED))
+}
+
+const SEIZED: &str = "the VM's QEMU has given the standby's macvtap another MAC than the NIC's, which a QEMU in order never \
+                      does: the standby is shut until that QEMU has ended";
 
 /// The VM is not here: silent until RESUME, and from pre-switchover on.
 fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {

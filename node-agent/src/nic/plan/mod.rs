@@ -1,8 +1,8 @@
 //! The attachment state machine: from a goal and what is observed to the next step. Pure.
 //!
 //! ```text
-//!   Reserve ─ MakeStandby ─ PlugStandby ─ Bind ─ Park ──► Reserved               (the VM is not here yet)
-//!   Reserve ─ MakeStandby ─ PlugStandby ─ StandbyUp ─ Announce ─ Bind ─ Park ──► Standby
+//!   Reserve ─ MakeStandby ─ GuardStandby ─ PlugStandby ─ Bind ─ Park ──► Reserved          (the VM is not here yet)
+//!   Reserve ─ MakeStandby ─ GuardStandby ─ PlugStandby ─ StandbyUp ─ Announce ─ Bind ─ Park ──► Standby
 //!   Standby ─ ConfigureVf ─ PlugVf ─ AwaitGuest ─ StandbyDown ──► FastPath       (make before break)
 //!   Standby ─ StandbyDown ─ ConfigureVf ─ PlugVf ─ AwaitGuest ──► FastPath       (break before make)
 //!   FastPath ─ StandbyUp ─ UnplugVf ─ Park ─ Announce ──► Standby               (make before break)
@@ -44,6 +44,10 @@ pub enum Step {
     DropVf,
     /// Make the macvtap, down, and its VLAN device.
     MakeStandby,
+    /// Let the macvtap pass what the network allows, and nothing else.
+    GuardStandby,
+    /// Shut the macvtap of a guest that has given it another MAC.
+    SeizeStandby,
     /// Plug the standby into the guest.
     PlugStandby,
     /// Macvtap up: the standby receives.
@@ -164,6 +168,10 @@ pub fn order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
 
 /// The next step.
 pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
+    // Whatever else is so, and whether or not QEMU answers.
+    if seen.foreign_mac && !seen.seized || seen.seized && seen.macvtap == Some(true) {
+        return Decision::Do(Step::SeizeStandby);
+    }
     match ask.goal {
         Goal::Detached => detach::next(ask, seen, learnt),
         goal => attach::next(goal, ask, seen, learnt),

@@ -166,6 +166,8 @@ impl Context {
             Step::RestoreVf => vf::restore(self).await?,
             Step::RaiseMtu => standby::raise_mtu(self, now).await,
             Step::MakeStandby => standby::make(self).await?,
+            Step::GuardStandby => standby::guard(self, now).await?,
+            Step::SeizeStandby => standby::seize(self, now).await?,
             Step::StandbyUp => standby::up(self, now).await?,
             Step::StandbyDown => standby::down(self, now).await?,
             Step::RemoveStandby => standby::remove(self).await?,

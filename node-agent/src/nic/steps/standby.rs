@@ -1,4 +1,4 @@
-//! Steps on the macvtap: make, up, down, remove.
+//! Steps on the macvtap: make, guard, up, down, remove.
 
 use std::error::Error;
 
@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::Context;
 use crate::{
     error::StepError,
-    journal::{StandbyRecord, VlanRecord},
+    journal::{Seized, StandbyRecord, VlanRecord},
     nic::{
         observe::{self, Observation},
         seen::QemuSeen,
@@ -146,6 +146,43 @@ fn recorded(cx: &Context) -> Result<&StandbyRecord, StepError> {
         .standby
         .as_ref()
         .ok_or_else(|| StepError::new(reasons::STANDBY_FAILED, "no standby is reserved"))
+}
+
+/// What the network allows passes, and nothing else, from before the macvtap is up for the first time.
+pub(super) async fn guard(cx: &Context, now: &Observation) -> Result<(), StepError> {
+    let Some(link) = &now.macvtap else {
+        return Ok(());
+    };
+    let guard = observe::guard(cx.mac, &cx.record.spec.l2);
+    cx.host.netlink.guard(link.index, &guard).await.map_err(|e| {
+        let mut error = failed(&e);
+        error.message = format!(
+            "the standby cannot be guarded, and does not go up without: {}; the kernel needs sch_ingress, cls_flower, act_gact and \
+             act_police",
+            error.message
+        );
+        error
+    })
+}
+
+/// The macvtap is shut, and stays so: the QEMU that has its descriptor has given it another MAC.
+pub(super) async fn seize(cx: &mut Context, now: &Observation) -> Result<(), StepError> {
+    // First of all: it receives another station's frames.
+    down(cx, now).await?;
+    warn!(
+        namespace = cx.record.namespace,
+        nic = cx.record.spec.nic.name,
+        node = cx.record.spec.node_name,
+        mac = ?now.macvtap.as_ref().and_then(|link| link.mac),
+        "the standby has another MAC than its NIC: it is shut until its QEMU has ended"
+    );
+    let process = cx.vm.peer();
+    cx.commit(|record| {
+        if let Some(standby) = &mut record.standby {
+            standby.seized.get_or_insert(Seized { process });
+        }
+    })
+    .await
 }
 
 /// The standby receives from now on.

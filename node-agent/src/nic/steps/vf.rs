@@ -127,6 +127,7 @@ fn standby_record(cx: &Context, pf: PciAddress, pf_name: String) -> StandbyRecor
             protocol: protocol(v.protocol),
             qos: u8::try_from(v.qos).unwrap_or(0),
         }),
+        seized: None,
     }
 }
 

@@ -31,6 +31,10 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         uplink: false,
         standby_recorded: false,
         macvtap: None,
+        guarded: true,
+        foreign_mac: false,
+        seized: false,
+        seizer_ended: false,
         mtu_ok: true,
         standby_link: None,
         qemu,
@@ -84,6 +88,7 @@ async fn with_vfs(dir: &std::path::Path, pfs: u8) -> (Arc<Host>, Inventory) {
     host.pools.set_pools(&[NodePool {
         network: "net".into(),
         uplinks: vec![uplink],
+        tags: hybridnic_api::v1alpha1::PoolTags::None,
     }]);
     let inventory = host.inventory().await.unwrap();
     (host, inventory)
@@ -193,6 +198,10 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
                 uplink: true,
                 standby_recorded: true,
                 macvtap: Some(false),
+                guarded: true,
+                foreign_mac: false,
+                seized: false,
+                seizer_ended: false,
                 mtu_ok: true,
                 standby_link: Some(false),
                 qemu: QemuSeen::Gone,

@@ -6,6 +6,7 @@ mod presence;
 mod properties;
 mod rules;
 mod story;
+mod tap;
 mod trouble;
 
 use hybridnic_api::{
@@ -71,6 +72,10 @@ const FRESH: Seen = Seen {
     uplink: true,
     standby_recorded: false,
     macvtap: None,
+    guarded: true,
+    foreign_mac: false,
+    seized: false,
+    seizer_ended: false,
     mtu_ok: true,
     standby_link: Some(true),
     qemu: QemuSeen::Up(Guest {

@@ -8,6 +8,7 @@ use hybridnic_api::{
 use super::{
     Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, Step, TRIES, VfMac, VfSeen, VfSight, ask, next,
     story::{Event, Hardware, Manners},
+    tap::Tap,
 };
 
 /// The node's PFs: all that a NIC can be spread over.
@@ -53,6 +54,7 @@ pub struct Node {
     /// The PF of the standby.
     pub(super) standby: Option<usize>,
     pub(super) macvtap: Option<bool>,
+    pub(super) tap: Tap,
     pub(super) mtu_ok: bool,
     pub(super) qemu: Option<Qemu>,
     pub(super) link: [bool; PFS],
@@ -86,6 +88,7 @@ impl Node {
             avoided: [false; PFS],
             standby: None,
             macvtap: None,
+            tap: Tap::NEW,
             mtu_ok: true,
             qemu: None,
             link: [true; PFS],
@@ -155,6 +158,10 @@ impl Node {
             uplink: true,
             standby_recorded: self.standby.is_some(),
             macvtap: self.macvtap,
+            guarded: self.tap.guarded,
+            foreign_mac: self.tap.foreign_mac,
+            seized: self.tap.seized,
+            seizer_ended: self.tap.seizer_ended,
             mtu_ok: self.mtu_ok || self.macvtap.is_none(),
             standby_link: self.standby.map(|pf| self.link[pf]),
             qemu,
@@ -216,6 +223,8 @@ impl Node {
             Event::Offer { pf, offered } => self.offered[pf] = offered,
             Event::Unread(unread) => self.unread = unread,
             Event::MtuLost => self.mtu_ok = false,
+            Event::GuardLost => self.tap.guarded = false,
+            Event::MacStolen => self.steal_mac(),
             Event::MacvtapLost => {
                 self.macvtap = None;
                 if let Some(qemu) = &mut self.qemu {
@@ -227,7 +236,7 @@ impl Node {
             Event::NoPark(no_park) => self.no_park = no_park,
             Event::NoPlug(no_plug) => self.no_plug = no_plug,
             Event::Expected(expected) => self.expected = expected,
-            Event::QemuEnds => (self.qemu, self.moved) = (None, false),
+            Event::QemuEnds => self.end_qemu(),
             Event::VfLost => {
                 if let Some(vf) = &mut self.vf {
                     vf.present = false;
@@ -320,7 +329,7 @@ impl Node {
         match qemu.run {
             Run::Incoming if qemu.standby && ready => {
                 qemu.run = Run::Here;
-                self.macvtap = self.macvtap.map(|_| true);
+                self.macvtap = self.macvtap.map(|_| !self.tap.seized);
                 self.relearn();
             }
             // QEMU migrates no VM that has a VF.
@@ -361,7 +370,12 @@ impl Node {
             Step::RestoreVf if self.no_bind => return Err(Failed),
             Step::DropVf | Step::RestoreVf => self.let_go(),
             Step::MakeStandby if self.standby.is_none() => return Err(Failed),
-            Step::MakeStandby => (self.macvtap, self.mtu_ok) = (Some(false), true),
+            Step::MakeStandby => (self.macvtap, self.mtu_ok, self.tap) = (Some(false), true, Tap::NEW),
+            Step::GuardStandby => self.tap.guarded = true,
+            Step::SeizeStandby => {
+                (self.learnt.announce, self.macvtap) = (false, Some(false));
+                self.tap.seized = true;
+            }
             Step::RaiseMtu => self.mtu_ok = true,
             Step::StandbyUp => return self.standby_up(),
             Step::StandbyDown => (self.learnt.announce, self.macvtap) = (false, Some(false)),
@@ -370,8 +384,8 @@ impl Node {
             }
             Step::AwaitGuest => self.await_guest(),
             Step::Announce => self.learnt.announce = false,
-            Step::RemoveStandby => (self.standby, self.macvtap) = (None, None),
-            Step::QuitQemu => (self.qemu, self.moved) = (None, false),
+            Step::RemoveStandby => (self.standby, self.macvtap, self.tap) = (None, None, Tap::NEW),
+            Step::QuitQemu => self.end_qemu(),
             Step::Forget => self.recorded = false,
         }
         Ok(())
@@ -495,7 +509,7 @@ impl Node {
 
     /// Everything works again, and the VM runs here.
     pub fn heal(&mut self) {
-        if self.qemu.is_some_and(|q| q.dead_standby) {
+        if self.qemu.is_some_and(|q| q.dead_standby) || self.tap.seized {
             self.handle(Event::QemuEnds);
         }
         let healed = [

@@ -1,6 +1,9 @@
 //! What must be true of a node at every step, and where the plan rests.
 
-use hybridnic_api::v1alpha1::{AttachmentState, Goal};
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{AttachmentState, Goal},
+};
 
 use super::{
     Decision, QemuSeen, Run, Step, VfMac,
@@ -37,6 +40,7 @@ impl Node {
         let here = self.qemu.is_some_and(|q| !q.mute && q.run == Run::Here);
         let in_guest = self.qemu.is_some_and(|q| q.vf || q.standby);
         let ok = match step {
+            Step::StandbyUp if !self.tap.may_be_up() => false,
             Step::StandbyUp
             | Step::Announce
             | Step::ConfigureVf
@@ -44,7 +48,14 @@ impl Node {
             | Step::AwaitGuest
             | Step::UnplugVf
             | Step::UnplugStandby => here,
-            Step::PlugStandby => self.qemu.is_some_and(|q| !q.mute) && self.macvtap.is_some(),
+            Step::PlugStandby => {
+                self.qemu.is_some_and(|q| !q.mute) && self.macvtap.is_some() && self.tap.may_be_up()
+            }
+            Step::GuardStandby => self.macvtap.is_some() && !self.tap.guarded,
+            Step::SeizeStandby => {
+                let up = self.macvtap == Some(true);
+                self.tap.foreign_mac && !self.tap.seized || self.tap.seized && up
+            }
             // Known, and out of the guest; of a NIC that goes on it has given up the MAC before, if its driver takes it.
             Step::RestoreVf => {
                 !self.unread
@@ -140,7 +151,15 @@ impl Node {
         // One that was found so, and cannot be read since.
         let found = self.unread && self.vf.is_some_and(|vf| vf.found);
         assert!(found || !self.two_owners(), "the MAC is on two PFs: {self:#?}");
+        // One on its way out is not held up by filters that somebody has taken away.
+        let guarded = self.tap.guarded || self.goal == Goal::Detached;
+        assert!(
+            self.macvtap != Some(true) || guarded && !self.tap.foreign_mac && !self.tap.seized,
+            "a macvtap is up that must not be: {self:#?}"
+        );
         let ok = match decision {
+            // It is shut, whatever it costs.
+            Decision::Wait(wait) if wait.reason == reasons::STANDBY_SEIZED => self.tap.seized,
             Decision::Done(AttachmentState::FastPath) => {
                 here && !up && set_up && guest.uses_vf && self.vf.is_some_and(|vf| self.link[vf.pf])
             }

@@ -69,6 +69,10 @@ pub enum Event {
     Unread(bool),
     /// The PF goes through a smaller MTU.
     MtuLost,
+    /// Somebody takes the filters off the macvtap, or the network gets others.
+    GuardLost,
+    /// Who has the descriptor of the macvtap gives it another MAC.
+    MacStolen,
     /// The reserved VF disappears from the node; QEMU gets the guest to let go of it, or not.
     VfLost,
     /// Something deletes the macvtap.

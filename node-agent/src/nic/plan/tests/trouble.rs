@@ -272,6 +272,10 @@ fn a_vf_that_keeps_the_mac_shares_it_with_the_standby_of_its_pf_only() {
 #[test]
 fn an_mtu_that_was_lost_is_given_back() {
     let low = Seen {
+        guarded: true,
+        foreign_mac: false,
+        seized: false,
+        seizer_ended: false,
         mtu_ok: false,
         ..seen(FAST, false, READY)
     };
