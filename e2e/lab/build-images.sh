@@ -17,13 +17,14 @@ lab_exec=${2:?path of lab-exec}
 cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
 PATH=$PATH:/usr/sbin:/sbin
 
-node_programs="dash ip bridge tcpdump qemu-system-x86_64 kmod ethtool"
+node_programs="dash ip tc bridge tcpdump qemu-system-x86_64 kmod ethtool"
 guest_programs="dash ip kmod"
 kube_programs="dash ip kmod ethtool mount umount nft containerd containerd-shim-runc-v2 ctr runc"
 kube_packages="containerd runc containernetworking-plugins nftables mount iproute2 kmod dash ethtool"
 cni_plugins="usr/lib/cni/bridge usr/lib/cni/host-local usr/lib/cni/loopback"
 node_modules="virtio_pci virtio_net virtio_console 9pnet_virtio 9p igb igbvf vfio-pci vfio_iommu_type1 macvtap
-	vhost_net vhost_vsock tun kvm-amd bridge 8021q veth dummy af_packet overlay"
+	vhost_net vhost_vsock tun kvm-amd bridge 8021q veth dummy af_packet overlay sch_ingress cls_flower
+	act_gact act_police"
 guest_modules="virtio_pci virtio_net virtio_console net_failover igbvf af_packet
 	vmw_vsock_virtio_transport 8021q"
 

@@ -220,9 +220,20 @@ async fn get_ready(probes: Probes, progress: Progress, published: watch::Sender<
     std::future::pending::<()>().await;
 }
 
-/// Kernels that have these as modules load none of them by themselves.
+/// What VFs, standbys and their guards need. Kernels that have these as modules load not all of them by themselves.
+const MODULES: [&str; 8] = [
+    "vfio-pci",
+    "macvtap",
+    "vhost_net",
+    "8021q",
+    "sch_ingress",
+    "cls_flower",
+    "act_gact",
+    "act_police",
+];
+
 fn load_modules() {
-    for module in ["vfio-pci", "macvtap", "vhost_net", "8021q"] {
+    for module in MODULES {
         let loaded = std::process::Command::new("modprobe")
             .arg("-q")
             .arg(module)

@@ -15,6 +15,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod containment;
 mod debian;
 mod devices;
 mod faults;
@@ -44,6 +45,7 @@ fn main() {
         once::tests,
         pool::tests,
         devices::tests,
+        containment::tests,
     ];
     let tests = tests.iter().flat_map(|of| of(&suite)).collect();
     let conclusion = libtest_mimic::run(&arguments, tests);

@@ -96,9 +96,6 @@ fn pool_message(pool: &NodePool, status: &PoolStatus, rows: &[PfStatus], sources
             errors.join("; ")
         };
     }
-    if status.vfs.unhealthy == 0 {
-        return String::new();
-    }
     let barred: BTreeSet<String> = pfs
         .iter()
         .filter_map(|pf| trunk::problem(sources.pools, pool, pf))
@@ -114,10 +111,12 @@ fn pool_message(pool: &NodePool, status: &PoolStatus, rows: &[PfStatus], sources
         })
         .map(|(_, row)| row.message.as_str())
         .collect();
-    let whys: Vec<_> = whys
-        .into_iter()
-        .chain(barred.iter().map(String::as_str))
-        .collect();
+    let barred = barred.iter().map(String::as_str);
+    if status.vfs.unhealthy == 0 {
+        // Those that are held stay so.
+        return barred.collect::<Vec<_>>().join("; ");
+    }
+    let whys: Vec<_> = whys.into_iter().chain(barred).collect();
     format!(
         "{} of its {} VFs cannot be used: {}",
         status.vfs.unhealthy,

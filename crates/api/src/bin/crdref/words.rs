@@ -2,7 +2,7 @@
 
 use hybridnic_api::v1alpha1::{
     AttachmentState, Decision, Goal, MigrationPhase, MigrationState, MigrationStep, NicPhase, NoFreeVf,
-    OnLinkLoss, Path, SwitchOrder, VfState, VlanProtocol,
+    OnLinkLoss, Path, PoolTags, SwitchOrder, VfState, VlanProtocol,
 };
 use schemars::{JsonSchema, Schema};
 use serde_json::Value;
@@ -26,6 +26,7 @@ pub fn all() -> Vec<Word> {
         word::<MigrationPhase>(),
         word::<Decision>(),
         word::<VfState>(),
+        word::<PoolTags>(),
         word::<Goal>(),
         word::<AttachmentState>(),
         word::<SwitchOrder>(),

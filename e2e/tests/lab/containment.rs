@@ -1,0 +1,173 @@
+//! A hostile guest, or QEMU, on its standby: what it may not send stays on the node, and a MAC that is not its own gets it nothing.
+
+use std::sync::Arc;
+
+use hybridnic_api::v1alpha1::Path;
+use hybridnic_e2e::{
+    lab::Frame,
+    world::{NicSpec, Vm, VmSpec, World},
+};
+use libtest_mimic::Trial;
+
+use crate::{
+    common::{LATER, SOON, check_fast_path, condition, fast, on},
+    suite::Suite,
+};
+
+pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
+    vec![
+        suite.test("a_hostile_guest_gets_nowhere_by_its_standby", async |w| {
+            standby(w).await
+        }),
+    ]
+}
+
+/// One VF, so that one NIC has it and the other runs on its standby.
+const NETWORK: &str = "
+apiVersion: hybridnic.io/v1alpha1
+kind: HybridNetwork
+metadata: {name: narrow}
+spec:
+  uplinks:
+  - pciAddresses: [\"0000:01:00.0\"]
+    numVfs: 7
+    vfs: [\"0\"]
+  rate: {maxMbps: 100}
+";
+
+/// On the same card.
+const VLAN: &str = "
+apiVersion: hybridnic.io/v1alpha1
+kind: HybridNetwork
+metadata: {name: blue}
+spec:
+  uplinks:
+  - pciAddresses: [\"0000:01:00.0\"]
+  vlan: {id: 42}
+";
+
+/// The MAC of a station that is not there, or is somebody else's.
+const OTHER: &str = "52:54:00:66:66:66";
+/// Where a bridge listens for others.
+const BRIDGES: &str = "01:80:c2:00:00:00";
+
+async fn standby(world: &World) {
+    world.apply(NETWORK).await.unwrap();
+    let spec = VmSpec::new("hostile", &[NicSpec::new(4, 59), NicSpec::new(5, 59)]);
+    let vm = world.start_vm(&spec, "hostile-a", 1, false).await.unwrap();
+    world.apply(&spec.nic_yaml(0, "narrow")).await.unwrap();
+    let first = fast(world, "hostile-0").await.unwrap();
+    check_fast_path(world, &vm, &first).await.unwrap();
+    world.apply(&spec.nic_yaml(1, "narrow")).await.unwrap();
+    let nic = world
+        .until_nic("hostile-1", LATER, "on standby", |n| on(n, Path::Standby))
+        .await
+        .unwrap();
+    let macvtap = nic.status.unwrap().standby.unwrap().macvtap;
+    let rules = format!("tc filter show dev {macvtap} egress; tc filter show dev {macvtap} ingress");
+    let rules = world.node(1).run(&rules, SOON).await.unwrap();
+    assert!(
+        rules.contains("police") && rules.contains("rate 100Mbit"),
+        "{rules}"
+    );
+
+    let attacker = Attacker {
+        world,
+        vm: &vm,
+        spec: &spec,
+    };
+    // It does send what is its own: what follows is stopped, and not merely not sent.
+    let own = attacker.sends("", "02:00:00:00:00:fe").await;
+    assert_eq!(own.len(), 20, "{own:?}");
+    let on_top = |kind: &str, net: u8| {
+        format!(
+            "ip link add link $dev name top {kind}; ip addr add 10.99.{net}.1/24 dev top; ip link set top up; dev=top; \
+             peer=10.99.{net}.2;"
+        )
+    };
+    let tagged = on_top("type vlan id 42", 0);
+    let others = format!(
+        "ip link del top; {}",
+        on_top(&format!("address {OTHER} type macvlan"), 1)
+    );
+    let attacks = [
+        ("a frame for bridges", String::new(), BRIDGES),
+        ("a frame with a tag", tagged, "02:00:00:00:00:fe"),
+        ("another's MAC", others, "02:00:00:00:00:fe"),
+    ];
+    for (attack, prepare, to) in attacks {
+        let frames = attacker.sends(&prepare, to).await;
+        assert_eq!(frames, [], "{attack} has left the card");
+    }
+
+    // A network with a VLAN comes to the card: it is a trunk now, and an untagged network gets no VF there any more.
+    world.apply(VLAN).await.unwrap();
+    world
+        .until_node(1, SOON, "with a trunk", |n| {
+            let pools = n.status.iter().flat_map(|s| &s.pools);
+            let mut narrow = pools.filter(|pool| pool.network == "narrow");
+            narrow.any(|pool| pool.message.contains("the network blue, which has a VLAN"))
+        })
+        .await
+        .unwrap();
+    world
+        .kubectl(&["delete", "hnet", "blue", "--timeout=60s"])
+        .await
+        .unwrap();
+
+    // QEMU has the macvtap's descriptor, and may give it another's MAC without any capability.
+    for name in ["hostile-1", "hostile-0"] {
+        let standby = world.nic(name).await.unwrap().status.unwrap().standby.unwrap();
+        let steal = format!("ip link set {} address {OTHER}", standby.macvtap);
+        world.node(1).run(&steal, SOON).await.unwrap();
+        world
+            .until_nic(name, SOON, "without its standby", |n| {
+                condition(n, "Ready") == "StandbySeized"
+            })
+            .await
+            .unwrap();
+        let flags = format!("ip -o link show {}", standby.macvtap);
+        let link = world.node(1).run(&flags, SOON).await.unwrap();
+        assert!(!link.contains(",UP") && !link.contains("<UP"), "{link}");
+    }
+    let still = world.nic("hostile-0").await.unwrap();
+    assert!(on(&still, Path::FastPath), "{:#?}", still.status);
+    let events = ["get", "events.events.k8s.io", "-o", "jsonpath={.items[*].reason}"];
+    let events = world.kubectl(&events).await.unwrap();
+    assert!(events.contains("StandbySeized"), "{events}");
+}
+
+struct Attacker<'a> {
+    world: &'a World,
+    vm: &'a Vm,
+    spec: &'a VmSpec,
+}
+
+impl Attacker<'_> {
+    /// What it has sent, as seen on the wire, after `prepare`, to a peer of this MAC.
+    async fn sends(&self, prepare: &str, to: &str) -> Vec<Frame> {
+        let mac = &self.spec.nics[1].mac;
+        let filter = format!("ether src {mac} or ether src {OTHER}");
+        let wire = self.world.lab.capture(1, 0, &filter).await.unwrap();
+        let [a, b, c, _] = self.spec.nics[1].address.octets();
+        let send = format!(
+            "peer={a}.{b}.{c}.77; {prepare} ip neigh replace $peer lladdr {to} dev $dev nud permanent; \
+             ping -c 20 -i 0.1 -W 1 $peer >/dev/null; [ $? = 1 ]"
+        );
+        self.run(&send).await;
+        let frames = wire.stop().unwrap();
+        // What the guest asks by itself, such as for its neighbours, is no part of it.
+        frames.into_iter().filter(|f| f.destination == to).collect()
+    }
+
+    async fn run(&self, script: &str) {
+        let address = self.spec.nics[1].address;
+        // The guest gives a new device its address, then sets it up, and tells nobody; it gives the address to what is stacked on the
+        // device too, which comes later.
+        let dev = format!(
+            "until dev=$(ip -o -4 addr | sed -n 's/^[0-9]*: *\\([^ ]*\\) .* inet {address}[/].*/\\1/p' | head -n 1); \
+             [ -n \"$dev\" ] && ip -o link show $dev | grep -q LOWER_UP; do sleep 0.1; done; "
+        );
+        self.vm.guest.run(&(dev + script), SOON).await.unwrap();
+    }
+}
