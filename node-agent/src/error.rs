@@ -2,9 +2,7 @@
 
 use std::{error::Error, fmt::Write as _};
 
-/// The most characters of a message: a status is an object of the API server, and QEMU, which a guest may have taken over,
-/// has words in it.
-pub const LONGEST: usize = 1024;
+use hybridnic_api::limits;
 
 /// A step that failed: a reason of the fixed list and a sentence for a person.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,13 +38,10 @@ pub fn is_refusal(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_forbidden() || status.is_invalid())
 }
 
-/// The beginning of a text that may be too long for a status.
+/// As much as a status takes of a text in which the kernel or QEMU, which a guest may have taken over, has words; with nothing in it
+/// that steers a terminal.
 pub fn bounded(text: &str) -> String {
-    match text.char_indices().nth(LONGEST) {
-        None => text.to_owned(),
-        // One character of the rest is the mark that there is more.
-        Some(_) => text.chars().take(LONGEST - 1).chain(['…']).collect(),
-    }
+    limits::text(text)
 }
 
 /// `error: cause: cause's cause`, as far as a status takes it.
@@ -74,10 +69,11 @@ mod tests {
             StepError::new("Failed", long.as_str()).message,
             chain(&std::io::Error::other(long.as_str())),
         ] {
-            assert_eq!(message.chars().count(), LONGEST);
+            assert_eq!(message.chars().count(), limits::TEXT);
             assert!(message.ends_with('…'));
         }
         assert_eq!(bounded("short"), "short");
+        assert_eq!(bounded("\u{1b}[2Jshort\n"), "�[2Jshort ");
     }
 
     #[test]

@@ -96,7 +96,7 @@ async fn publish(recorder: &Recorder, object: &ObjectReference, note: Note) {
         type_,
         action: reason.clone(),
         reason,
-        note: Some(shortened(message)),
+        note: Some(shortened(&message)),
         secondary: None,
     };
     match tokio::time::timeout(DEADLINE, recorder.publish(&event, object)).await {
@@ -108,7 +108,9 @@ async fn publish(recorder: &Recorder, object: &ObjectReference, note: Note) {
     }
 }
 
-fn shortened(mut text: String) -> String {
+/// On one line, without what would steer the terminal of whoever reads it.
+fn shortened(text: &str) -> String {
+    let mut text = hybridnic_text::line(text);
     if text.len() > NOTE_MAX {
         let end = (0..=NOTE_MAX - 3)
             .rev()
@@ -126,8 +128,9 @@ mod tests {
 
     #[test]
     fn notes_fit() {
-        assert_eq!(shortened("a".to_owned()), "a");
-        let long = shortened("ü".repeat(1000));
+        assert_eq!(shortened("a"), "a");
+        assert_eq!(shortened("a\u{1b}[2Jb\nc"), "a�[2Jb c");
+        let long = shortened(&"ü".repeat(1000));
         assert!(long.len() <= NOTE_MAX && long.len() > NOTE_MAX - 4 && long.ends_with("ü..."));
     }
 }

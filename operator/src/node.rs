@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use hybridnic_api::limits;
 use hybridnic_api::v1alpha1::{
     HybridNetwork, HybridNetworkSpec, HybridNode, HybridNodeSpec, NodePool, PoolTags,
 };
@@ -61,7 +62,13 @@ fn pools(networks: &[Arc<HybridNetwork>], labels: Option<&BTreeMap<String, Strin
     };
     let mut pools: Vec<_> = selected.map(pool).collect();
     pools.sort_by(|a, b| a.network.cmp(&b.network));
-    pools
+    if pools.len() > limits::POOLS {
+        tracing::warn!(
+            networks = pools.len(),
+            "more networks select a node than it can be part of: it gets the first by name"
+        );
+    }
+    limits::first(pools, limits::POOLS)
 }
 
 fn tags(network: &HybridNetworkSpec) -> PoolTags {

@@ -5,6 +5,8 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use crate::limits;
+
 /// What a condition is about.
 pub mod types {
     /// The object is valid and allowed; what is not says why.
@@ -55,6 +57,8 @@ pub mod reasons {
     pub const AGENT_PENDING: &str = "AgentPending";
     /// The agent cannot talk to the VM's QEMU.
     pub const QMP_UNAVAILABLE: &str = "QmpUnavailable";
+    /// The VM's QEMU has sent so many events that it is not listened to for a while.
+    pub const QMP_FLOOD: &str = "QmpFlood";
     /// The VM has no free hot-pluggable PCIe root port.
     pub const NO_GUEST_PORT: &str = "NoGuestPort";
     /// The VM waits for the migration that will start it.
@@ -115,6 +119,8 @@ pub mod reasons {
     pub const CANCELLED: &str = "Cancelled";
     /// There is no pod that the VM could move to.
     pub const NO_TARGET_POD: &str = "NoTargetPod";
+    /// The VM has more hybrid NICs than can migrate together.
+    pub const TOO_MANY_NICS: &str = "TooManyNics";
     /// The VM has no hybrid NIC.
     pub const NO_NICS: &str = "NoNics";
     /// Another migration of the same VM is under way.
@@ -196,23 +202,30 @@ impl NewCondition {
     }
 }
 
-/// Merges `new` into `conditions`: the transition time of a condition whose status stays is kept.
+/// Merges `new` into `conditions`: the transition time of a condition whose status stays is kept. Its words may be QEMU's, the
+/// kernel's or a user's; as much of them as the API takes is kept, and nothing that steers a terminal.
 pub fn set(conditions: &mut Vec<Condition>, generation: Option<i64>, now: Timestamp, new: NewCondition) {
-    let status = match new.status {
+    let NewCondition {
+        type_,
+        status,
+        reason,
+        message,
+    } = new;
+    let status = match status {
         Some(true) => "True",
         Some(false) => "False",
         None => "Unknown",
     };
-    let old = conditions.iter().position(|c| c.type_ == new.type_);
+    let old = conditions.iter().position(|c| c.type_ == type_);
     let since = match old {
         Some(at) if conditions[at].status == status => conditions[at].last_transition_time.clone(),
         _ => Time(now),
     };
     let condition = Condition {
-        type_: new.type_.to_owned(),
+        type_: type_.to_owned(),
         status: status.to_owned(),
-        reason: new.reason,
-        message: new.message,
+        reason: limits::word(&reason),
+        message: limits::message(&message),
         observed_generation: generation,
         last_transition_time: since,
     };
@@ -245,6 +258,21 @@ pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_of_others_are_cut_and_steer_nothing() {
+        let mut list = Vec::new();
+        let said = format!("\u{1b}[2J\u{202e}{}", "ä".repeat(5000));
+        let condition = NewCondition::no(types::READY, reasons::QEMU_REFUSED, said);
+        set(&mut list, None, Timestamp::UNIX_EPOCH, condition);
+        assert_eq!(list[0].message.chars().count(), limits::MESSAGE);
+        assert!(list[0].message.starts_with("�[2J�ä") && list[0].message.ends_with("ä…"));
+        // As it is written, so it is read: the next time there is nothing new.
+        let before = list.clone();
+        let again = NewCondition::no(types::READY, list[0].reason.clone(), list[0].message.clone());
+        set(&mut list, None, Timestamp::UNIX_EPOCH, again);
+        assert_eq!(list, before);
+    }
 
     #[test]
     fn transition_time_changes_with_the_status_only() {

@@ -8,5 +8,6 @@
 #![allow(clippy::duplicated_attributes)]
 
 pub mod conditions;
+pub mod limits;
 pub mod names;
 pub mod v1alpha1;

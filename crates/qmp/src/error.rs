@@ -196,6 +196,12 @@ pub enum CloseReason {
         /// The limit in bytes.
         limit: usize,
     },
+    /// More came unasked within a second than [`Options::max_events`](crate::Options::max_events).
+    #[error("more than {limit} events came within a second")]
+    TooManyEvents {
+        /// The limit.
+        limit: u32,
+    },
     /// A line is not a QMP message, or answers no command of ours.
     #[error("not a QMP message ({why}): {text:?}")]
     Invalid {
@@ -224,7 +230,7 @@ pub(crate) const DESC: usize = 1024;
 /// How much of a word of QEMU that we do not know we keep, in characters.
 pub(crate) const WORD: usize = 64;
 
-/// The first `max` characters of a text the peer chose.
+/// The first `max` characters of a text the peer chose, on one line and with nothing in it that steers a terminal.
 pub(crate) fn excerpt(text: &str, max: usize) -> String {
-    text.chars().take(max).collect()
+    text.chars().take(max).map(hybridnic_text::shown).collect()
 }

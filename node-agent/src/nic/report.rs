@@ -2,6 +2,7 @@
 
 use hybridnic_api::{
     conditions::{self, NewCondition, reasons, types},
+    limits,
     v1alpha1::{
         AttachmentState, Goal, GuestDevices, MigrationReport, NicAttachmentStatus, Path, StandbyRef,
         SwitchOrder, TimelineEntry, VfRef,
@@ -65,12 +66,12 @@ pub fn build(facts: Facts<'_>, old: Option<&NicAttachmentStatus>, now: Timestamp
         path,
         vf: record.vf.as_ref().map(|vf| VfRef {
             pci_address: vf.address.to_string(),
-            pf: vf.pf_name.clone(),
+            pf: limits::word(&vf.pf_name),
             index: vf.index.into(),
         }),
         standby: record.standby.as_ref().map(|s| StandbyRef {
             macvtap: s.macvtap.clone(),
-            pf: s.pf_name.clone(),
+            pf: limits::word(&s.pf_name),
         }),
         guest: facts.guest,
         unplug_order: facts.unplug_order,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hybridnic_api::limits;
 use hybridnic_api::v1alpha1::{NodePool, PfStatus, PoolStatus, VfCounts, VfState, VfStatus};
 use hybridnic_net::{
     PciAddress,
@@ -72,9 +73,19 @@ pub fn build(sources: &Sources<'_>) -> Table {
         table.pfs.push(status);
     }
     for (pool, status) in sources.pools.iter().zip(&mut table.pools) {
-        status.message = pool_message(pool, status, &table.pfs, sources);
+        status.message = limits::text(&pool_message(pool, status, &table.pfs, sources));
     }
+    fit(&mut table);
     table
+}
+
+/// As much of the rows as the API takes. They are counted before.
+fn fit(table: &mut Table) {
+    table.pools.truncate(limits::POOLS);
+    table.pfs.truncate(limits::PFS);
+    for pf in &mut table.pfs {
+        pf.vfs.truncate(limits::VFS);
+    }
 }
 
 /// Why a pool has no VF, or not all of them; empty when nothing is amiss.
@@ -133,17 +144,17 @@ fn pf_status(pf: &Pf, sources: &Sources<'_>) -> PfStatus {
         message.clone_from(error);
     }
     PfStatus {
-        name: pf.name.clone().unwrap_or_default(),
+        name: pf.name.as_deref().map(limits::word).unwrap_or_default(),
         pci_address: pf.address.to_string(),
         vendor: pf.id.map_or_else(String::new, |id| format!("{:04x}", id.vendor)),
         device: pf.id.map_or_else(String::new, |id| format!("{:04x}", id.device)),
-        driver: pf.driver.clone().unwrap_or_default(),
+        driver: pf.driver.as_deref().map(limits::word).unwrap_or_default(),
         numa_node: pf.numa_node.and_then(|n| i32::try_from(n).ok()),
         mac: pf.mac.map(|m| m.to_string()),
         mtu: pf.mtu.and_then(|m| i32::try_from(m).ok()),
         link_up: select::has_link(pf),
         total_vfs: pf.total_vfs.into(),
-        message,
+        message: limits::text(&message),
         vfs: Vec::with_capacity(pf.vfs.len()),
     }
 }
@@ -166,11 +177,11 @@ fn vf_status(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> VfStatus {
     VfStatus {
         index: vf.index.into(),
         pci_address: vf.address.to_string(),
-        driver: vf.driver.clone().unwrap_or_default(),
+        driver: vf.driver.as_deref().map(limits::word).unwrap_or_default(),
         iommu_group: vf.iommu_group.and_then(|g| i32::try_from(g).ok()),
         state,
         held_by: holder.map(|h| h.nic.clone()),
-        message,
+        message: limits::text(&message),
     }
 }
 

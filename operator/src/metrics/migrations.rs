@@ -13,6 +13,7 @@ const DOWNTIMES: &[f64] = &[0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0,
 /// Why a migration may fail.
 const FAILURES: &[&str] = &[
     reasons::NO_NICS,
+    reasons::TOO_MANY_NICS,
     reasons::TARGET_NOT_READY,
     reasons::TARGET_NO_FREE_VF,
     reasons::GUEST_KEEPS_VF,

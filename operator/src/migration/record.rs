@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
+use hybridnic_api::limits;
 use hybridnic_api::v1alpha1::{MigrationFailure, MigrationPhase, MigrationPhaseTime, QemuMigrationStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -80,10 +81,7 @@ pub fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> O
         }
         Next::RollBack { reason, message } => {
             let condition = NewCondition::unknown(types::SUCCEEDED, reason, &message);
-            status.failure = Some(MigrationFailure {
-                reason: reason.to_owned(),
-                message,
-            });
+            status.failure = Some(failure(reason, &message));
             enter(view, status, MigrationPhase::RollingBack);
             set(view, status, condition);
         }
@@ -132,6 +130,9 @@ fn enter(view: &View<'_>, status: &mut QemuMigrationStatus, phase: MigrationPhas
     status.phase = phase;
     if !phase.is_final() {
         let started_at = micro(view.now);
+        // However often it goes back and forth.
+        let excess = (status.phases.len() + 1).saturating_sub(limits::PHASES);
+        status.phases.drain(..excess);
         status.phases.push(MigrationPhaseTime {
             name: handover::phase_name(phase),
             started_at,
@@ -178,9 +179,14 @@ fn finish(view: &View<'_>, status: &mut QemuMigrationStatus) {
 
 /// Ends a migration that has not begun.
 pub fn fail(status: &mut QemuMigrationStatus, reason: &str, message: impl Into<String>) -> Next {
-    status.failure = Some(MigrationFailure {
-        reason: reason.to_owned(),
-        message: message.into(),
-    });
+    status.failure = Some(failure(reason, &message.into()));
     Next::Finish
+}
+
+/// With the ends' own words, as far as the API takes them.
+fn failure(reason: &str, message: &str) -> MigrationFailure {
+    MigrationFailure {
+        reason: reason.to_owned(),
+        message: limits::message(message),
+    }
 }

@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use hybridnic_api::conditions::reasons;
+use hybridnic_api::limits;
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, MigrationEnd, MigrationPhase, MigrationReport, MigrationState, MigrationStep,
     NicAttachment, NoFreeVf, QemuMigrationStatus,
@@ -90,6 +91,14 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
             format!("no VmHybridNic of this namespace is of the VM {vm}: there is nothing to migrate by");
         return fail(status, reasons::NO_NICS, message);
     };
+    if nics.len() > limits::NICS {
+        let message = format!(
+            "the VM {vm} has {} hybrid NICs, and at most {} can migrate together",
+            nics.len(),
+            limits::NICS
+        );
+        return fail(status, reasons::TOO_MANY_NICS, message);
+    }
     if let Some(other) = &view.blocked_by {
         let message = format!("waits for the migration {other} of the same VM to end, or to be deleted");
         return wait(reasons::MIGRATION_BUSY, message);

@@ -5,6 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
+
 use super::{
     GuestDevices, L2Settings, NoFreeVf, ObjectRef, Path, StandbyRef, SwitchOrder, TimelineEntry, VfRef,
 };
@@ -43,21 +45,25 @@ use super::{
 pub struct NicAttachmentSpec {
     /// The node.
     #[x_kube(validation = Rule::new("self == oldSelf").message("nodeName cannot change"))]
+    #[schemars(length(max = limits::NAME))]
     pub node_name: String,
     /// The NIC.
     #[x_kube(validation = Rule::new("self == oldSelf").message("nic cannot change"))]
     pub nic: ObjectRef,
     /// The VM's name.
     #[x_kube(validation = Rule::new("self == oldSelf").message("vm cannot change"))]
+    #[schemars(length(max = limits::LABEL))]
     pub vm: String,
     /// The pod that runs, or will run, the VM on the node.
     #[x_kube(validation = Rule::new("self == oldSelf").message("pod cannot change"))]
     pub pod: ObjectRef,
     /// The network, whose pool on this node is in the [`super::HybridNode`].
     #[x_kube(validation = Rule::new("self == oldSelf").message("network cannot change"))]
+    #[schemars(length(max = limits::NAME))]
     pub network: String,
     /// The NIC's MAC address, lower case.
     #[x_kube(validation = Rule::new("self == oldSelf").message("mac cannot change"))]
+    #[schemars(length(max = limits::WORD))]
     pub mac: String,
     /// Where the NIC should be.
     pub goal: Goal,
@@ -106,8 +112,10 @@ pub enum AttachmentState {
 #[serde(rename_all = "camelCase")]
 pub struct GuestPorts {
     /// The port of the standby.
+    #[schemars(length(max = limits::WORD))]
     pub standby: String,
     /// The port of the VF.
+    #[schemars(length(max = limits::WORD))]
     pub vf: String,
 }
 
@@ -118,14 +126,17 @@ pub struct MigrationOrder {
     /// The [`super::QemuMigration`].
     pub migration: ObjectRef,
     /// Names of all NICs of the VM: the agent acts once it has seen the attachment of each.
+    #[schemars(length(max = limits::NICS), inner(length(max = limits::NAME)))]
     pub nics: Vec<String>,
     /// What to do.
     pub step: MigrationStep,
     /// For `Transfer`: QEMU's URI of the destination, `tcp:10.0.0.2:49152`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::ADDRESS))]
     pub target_uri: Option<String>,
     /// For `Listen`: the address of the target's pod, IPv4 or IPv6, on which QEMU listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::ADDRESS))]
     pub listen_address: Option<String>,
 }
 
@@ -177,11 +188,13 @@ pub struct NicAttachmentStatus {
     pub migration: Option<MigrationReport>,
     /// The last things that happened, oldest first.
     #[serde(default)]
+    #[schemars(length(max = limits::TIMELINE))]
     pub timeline: Vec<TimelineEntry>,
     /// Conditions `Ready` (the goal is reached; why not) and `FastPath`; and `StandbyFilter`, while the standby does not
     /// receive all that the guest asks for.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(schema_with = "limits::conditions")]
     pub conditions: Vec<Condition>,
 }
 
@@ -190,6 +203,7 @@ pub struct NicAttachmentStatus {
 #[serde(rename_all = "camelCase")]
 pub struct MigrationReport {
     /// Uid of the [`super::QemuMigration`] that this is about.
+    #[schemars(length(max = limits::LABEL))]
     pub uid: String,
     /// How far it is.
     pub state: MigrationState,
@@ -198,7 +212,7 @@ pub struct MigrationReport {
     pub port: Option<i32>,
     /// QEMU's own text when it failed, as far as 1024 characters go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = limits::TEXT))]
     pub error: Option<String>,
     /// Source: the VM is known not to have left. Without it, a transfer that failed may have failed after the hand-over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -5,13 +5,17 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
+
 /// An object in another place: name and uid, so that a namesake that comes later is not taken for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectRef {
     /// The object's name.
+    #[schemars(length(max = limits::NAME))]
     pub name: String,
     /// The object's uid.
+    #[schemars(length(max = limits::LABEL))]
     pub uid: String,
 }
 
@@ -137,8 +141,10 @@ pub enum Path {
 #[serde(rename_all = "camelCase")]
 pub struct VfRef {
     /// PCI address of the VF on the node, `0000:01:10.0`.
+    #[schemars(length(max = limits::WORD))]
     pub pci_address: String,
     /// Interface name of its PF.
+    #[schemars(length(max = limits::WORD))]
     pub pf: String,
     /// The VF's index on its PF, from 0.
     pub index: i32,
@@ -149,8 +155,10 @@ pub struct VfRef {
 #[serde(rename_all = "camelCase")]
 pub struct StandbyRef {
     /// Interface name of the macvtap.
+    #[schemars(length(max = limits::WORD))]
     pub macvtap: String,
     /// Interface name of the PF that it is on.
+    #[schemars(length(max = limits::WORD))]
     pub pf: String,
 }
 
@@ -160,15 +168,19 @@ pub struct StandbyRef {
 pub struct GuestDevices {
     /// Guest PCI address of the VF while it is plugged, `0000:02:00.0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::WORD))]
     pub vf_pci_address: Option<String>,
     /// Guest PCI address of the standby, `0000:01:00.0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::WORD))]
     pub standby_pci_address: Option<String>,
     /// Id of QEMU's PCIe root port that is kept for the VF.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::WORD))]
     pub vf_port: Option<String>,
     /// Id of QEMU's PCIe root port that holds the standby.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::WORD))]
     pub standby_port: Option<String>,
 }
 
@@ -186,8 +198,10 @@ pub enum SwitchOrder {
 #[serde(rename_all = "camelCase")]
 pub struct TimelineEntry {
     /// What happened: a step of the agent or an event of QEMU.
+    #[schemars(length(max = limits::WORD))]
     pub event: String,
     /// When, to the microsecond.
+    #[schemars(schema_with = "limits::time")]
     pub at: MicroTime,
 }
 
@@ -196,8 +210,10 @@ pub struct TimelineEntry {
 #[serde(rename_all = "camelCase")]
 pub struct MigrationPhaseTime {
     /// The phase.
+    #[schemars(length(max = limits::WORD))]
     pub name: String,
     /// When it began.
+    #[schemars(schema_with = "limits::time")]
     pub started_at: MicroTime,
     /// How long it took, in milliseconds; absent while it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]

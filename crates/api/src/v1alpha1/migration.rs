@@ -5,6 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
+
 use super::{MigrationPhaseTime, ObjectRef};
 
 /// Moves a VM of the qemu runtime to another of its pods. Deleting it while it runs cancels it.
@@ -104,11 +106,13 @@ impl MigrationPhase {
 #[serde(rename_all = "camelCase")]
 pub struct MigrationEnd {
     /// The node.
+    #[schemars(length(max = limits::NAME))]
     pub node_name: String,
     /// The pod.
     pub pod: ObjectRef,
     /// The pod's address, to which the VM is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::ADDRESS))]
     pub pod_ip: Option<String>,
 }
 
@@ -130,21 +134,26 @@ pub struct QemuMigrationStatus {
     pub target: Option<MigrationEnd>,
     /// The VM's NICs that take part.
     #[serde(default)]
+    #[schemars(length(max = limits::NICS), inner(length(max = limits::NAME)))]
     pub nics: Vec<String>,
     /// Why it is rolled back: a reason and a sentence, kept until the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<MigrationFailure>,
     /// When it first asked for a decision of a person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::maybe_time")]
     pub undecided_since: Option<MicroTime>,
     /// Since when the source is told to run the VM on, by the target's word or a person's. That stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::maybe_time")]
     pub resuming_since: Option<MicroTime>,
     /// When it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::maybe_time")]
     pub started_at: Option<MicroTime>,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::maybe_time")]
     pub finished_at: Option<MicroTime>,
     /// From begin to end in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,10 +163,12 @@ pub struct QemuMigrationStatus {
     pub downtime_ms: Option<i64>,
     /// Its phases with their times.
     #[serde(default)]
+    #[schemars(length(max = limits::PHASES))]
     pub phases: Vec<MigrationPhaseTime>,
     /// Condition `Succeeded`.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(schema_with = "limits::conditions")]
     pub conditions: Vec<Condition>,
 }
 
@@ -166,7 +177,9 @@ pub struct QemuMigrationStatus {
 #[serde(rename_all = "camelCase")]
 pub struct MigrationFailure {
     /// One of [`crate::conditions::reasons`].
+    #[schemars(length(max = limits::WORD))]
     pub reason: String,
     /// A sentence for a person.
+    #[schemars(length(max = limits::MESSAGE))]
     pub message: String,
 }

@@ -5,6 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
+
 use super::{OnLinkLoss, Rate, Vlan};
 
 /// A pool of VFs over many PFs and nodes, with the L2 settings of the NICs on it.
@@ -44,9 +46,10 @@ use super::{OnLinkLoss, Rate, Vlan};
 pub struct HybridNetworkSpec {
     /// The nodes whose VFs belong to the pool, by their labels; without it, all nodes with an agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::selector")]
     pub node_selector: Option<LabelSelector>,
     /// Which PFs, and which of their VFs, make the pool. A VF belongs to it when any entry selects it.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = limits::UPLINKS))]
     pub uplinks: Vec<Uplink>,
     /// The VLAN of the NICs; none is untagged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,6 +81,7 @@ pub struct HybridNetworkSpec {
     pub mac_range: Option<MacRange>,
     /// The namespaces whose NICs may use the network, by their labels; without it, all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::selector")]
     pub namespace_selector: Option<LabelSelector>,
 }
 
@@ -183,6 +187,7 @@ pub struct HybridNetworkStatus {
     /// Conditions `Accepted` and `Ready`.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(schema_with = "limits::conditions")]
     pub conditions: Vec<Condition>,
 }
 

@@ -5,6 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
+
 use super::{GuestDevices, MigrationPhaseTime, NoFreeVf, Path, StandbyRef, SwitchOrder, VfRef};
 
 /// One NIC of one VM on one network.
@@ -116,9 +118,11 @@ pub struct VmHybridNicStatus {
     pub phase: NicPhase,
     /// The NIC's MAC address, lower case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::WORD))]
     pub mac: Option<String>,
     /// The node where the VM runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::NAME))]
     pub node_name: Option<String>,
     /// The pod in which the VM runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,6 +145,7 @@ pub struct VmHybridNicStatus {
     /// Conditions `Accepted`, `Ready` and `FastPath`; and `StandbyFilter`, while the standby does not receive all that the guest asks for.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(schema_with = "limits::conditions")]
     pub conditions: Vec<Condition>,
 }
 
@@ -149,19 +154,25 @@ pub struct VmHybridNicStatus {
 #[serde(rename_all = "camelCase")]
 pub struct NicMigration {
     /// Name of the [`super::QemuMigration`].
+    #[schemars(length(max = limits::NAME))]
     pub name: String,
     /// The node that the VM left.
+    #[schemars(length(max = limits::NAME))]
     pub from: String,
     /// The node that the VM went to.
+    #[schemars(length(max = limits::NAME))]
     pub to: String,
     /// `Succeeded`, `Failed` or `Cancelled`; absent while it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::WORD))]
     pub result: Option<String>,
     /// When it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::maybe_time")]
     pub started_at: Option<MicroTime>,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::maybe_time")]
     pub finished_at: Option<MicroTime>,
     /// QEMU's own count of the VM's pause, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -171,6 +182,7 @@ pub struct NicMigration {
     pub unplug_order: Option<SwitchOrder>,
     /// The parts of the migration.
     #[serde(default)]
+    #[schemars(length(max = limits::PHASES))]
     pub phases: Vec<MigrationPhaseTime>,
 }
 

@@ -5,6 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, transform::Transform as _};
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
+
 use super::{Uplink, VfCounts};
 
 /// A node's PFs and VFs: what to provision, what there is, and who holds it. Its name is the node's.
@@ -47,6 +49,7 @@ pub struct HybridNodeSpec {
     /// The pools that this node is part of, by network.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["network".into()]))]
+    #[schemars(length(max = limits::POOLS))]
     pub pools: Vec<NodePool>,
 }
 
@@ -55,6 +58,7 @@ pub struct HybridNodeSpec {
 #[serde(rename_all = "camelCase")]
 pub struct NodePool {
     /// Name of the [`super::HybridNetwork`].
+    #[schemars(length(max = limits::NAME))]
     pub network: String,
     /// Its uplinks.
     #[schemars(schema_with = "uplinks_without_rules")]
@@ -80,6 +84,7 @@ pub enum PoolTags {
 /// the API server's budget for rules.
 fn uplinks_without_rules(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
     let mut schema = generator.subschema_for::<Vec<Uplink>>();
+    schema.insert("maxItems".to_owned(), limits::UPLINKS.into());
     schemars::transform::RecursiveTransform(|s: &mut schemars::Schema| {
         s.remove("x-kubernetes-validations");
     })
@@ -96,6 +101,7 @@ pub struct HybridNodeStatus {
     pub observed_generation: Option<i64>,
     /// Version of the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::WORD))]
     pub agent_version: Option<String>,
     /// How many PFs there are.
     #[serde(default)]
@@ -106,14 +112,17 @@ pub struct HybridNodeStatus {
     /// The VFs of each pool.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["network".into()]))]
+    #[schemars(length(max = limits::POOLS))]
     pub pools: Vec<PoolStatus>,
     /// The PFs.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
+    #[schemars(length(max = limits::PFS))]
     pub pfs: Vec<PfStatus>,
     /// Condition `Ready`.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(schema_with = "limits::conditions")]
     pub conditions: Vec<Condition>,
 }
 
@@ -122,11 +131,13 @@ pub struct HybridNodeStatus {
 #[serde(rename_all = "camelCase")]
 pub struct PoolStatus {
     /// Name of the network.
+    #[schemars(length(max = limits::NAME))]
     pub network: String,
     /// Its VFs here.
     pub vfs: VfCounts,
     /// What is wrong with the pool here; empty when nothing is.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = limits::TEXT))]
     pub message: String,
 }
 
@@ -135,21 +146,27 @@ pub struct PoolStatus {
 #[serde(rename_all = "camelCase")]
 pub struct PfStatus {
     /// Interface name; empty when the driver has made none.
+    #[schemars(length(max = limits::WORD))]
     pub name: String,
     /// PCI address, `0000:01:00.0`.
+    #[schemars(length(max = limits::WORD))]
     pub pci_address: String,
     /// PCI vendor id, `8086`.
+    #[schemars(length(max = limits::WORD))]
     pub vendor: String,
     /// PCI device id, `10c9`.
+    #[schemars(length(max = limits::WORD))]
     pub device: String,
     /// Kernel driver; empty when none is bound.
     #[serde(default)]
+    #[schemars(length(max = limits::WORD))]
     pub driver: String,
     /// NUMA node, when the firmware says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numa_node: Option<i32>,
     /// MAC address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::WORD))]
     pub mac: Option<String>,
     /// MTU in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,9 +177,11 @@ pub struct PfStatus {
     pub total_vfs: i32,
     /// Why none of its VFs can be used; empty when they can.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = limits::TEXT))]
     pub message: String,
     /// Its VFs.
     #[serde(default)]
+    #[schemars(length(max = limits::VFS))]
     pub vfs: Vec<VfStatus>,
 }
 
@@ -173,9 +192,11 @@ pub struct VfStatus {
     /// Index on its PF, from 0.
     pub index: i32,
     /// PCI address, `0000:01:10.0`.
+    #[schemars(length(max = limits::WORD))]
     pub pci_address: String,
     /// Kernel driver; empty when none is bound.
     #[serde(default)]
+    #[schemars(length(max = limits::WORD))]
     pub driver: String,
     /// IOMMU group; absent when the node has no IOMMU that covers it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -184,9 +205,11 @@ pub struct VfStatus {
     pub state: VfState,
     /// The NIC that holds it, `namespace/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::NAME))]
     pub held_by: Option<String>,
     /// Why it is unhealthy.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = limits::TEXT))]
     pub message: String,
 }
 

@@ -45,6 +45,7 @@ pub fn remedy(reason: &str) -> String {
         reasons::QMP_UNAVAILABLE => {
             "does QEMU listen on qmp.sock in the pod's directory, with no other client?"
         }
+        reasons::QMP_FLOOD => "its guest may have taken QEMU over: look at the VM, and start it anew",
         reasons::NO_GUEST_PORT => "start QEMU with two pcie-root-ports with ids for each hybrid NIC",
         reasons::GUEST_NO_FAILOVER => "the guest needs Linux 4.18 or later with net_failover",
         reasons::GUEST_IGNORES_VF => "the guest needs the VF's driver",
