@@ -38,6 +38,9 @@ pub struct Options {
     pub max_line: usize,
     /// The longest event taken from QEMU, in bytes.
     pub max_event: usize,
+    /// How many events, and other lines that nobody waits for, are taken within a second. With more of them the session ends. A
+    /// migration has some twenty in all, and QEMU itself limits those that a guest can cause again and again.
+    pub max_events: u32,
     /// How many events a receiver may be behind before it loses some.
     pub event_capacity: usize,
     /// Who is told of commands that failed.
@@ -74,6 +77,7 @@ impl Default for Options {
             command_timeout: Duration::from_secs(10),
             max_line: 1 << 20,
             max_event: 8 << 10,
+            max_events: 1000,
             event_capacity: 256,
             on_error: OnError::default(),
         }
@@ -199,6 +203,7 @@ impl Client {
             limits: Limits {
                 line: options.max_line,
                 event: options.max_event,
+                events: options.max_events,
             },
         };
         tokio::spawn(session.run());

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -12,6 +13,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -72,23 +74,23 @@ impl Pending {
             .is_ok_and(|callers| callers.contains_key(&id))
     }
 
-    /// Hands a reply to its caller. A caller that went away is no error, an id never given out is one.
-    fn answer(&self, id: u64, reply: Reply) -> Result<(), CloseReason> {
+    /// Hands a reply to its caller; whether one waited for it. A caller that went away is no error, an id never given out is one.
+    fn answer(&self, id: u64, reply: Reply) -> Result<bool, CloseReason> {
         if id == 0 || id >= self.next_id.load(Ordering::Relaxed) {
             return Err(message::invalid(
                 &"a reply to a command never sent",
                 &format!("id {id}"),
             ));
         }
-        if let Ok(callers) = self.lock().as_mut() {
-            if let Some(caller) = callers.remove(&id) {
-                // The caller may go away at this very moment: then nobody misses the reply.
-                drop(caller.send(reply));
-            } else {
-                debug!(id, "late reply ignored");
-            }
+        let caller = self.lock().as_mut().ok().and_then(|callers| callers.remove(&id));
+        let waited = caller.is_some();
+        if let Some(caller) = caller {
+            // The caller may go away at this very moment: then nobody misses the reply.
+            drop(caller.send(reply));
+        } else {
+            debug!(id, "late reply ignored");
         }
-        Ok(())
+        Ok(waited)
     }
 
     fn close(&self, reason: CloseReason) {
@@ -123,11 +125,40 @@ pub(crate) struct Session {
     pub(crate) limits: Limits,
 }
 
-/// How long lines and events may be.
+/// How long lines and events may be, and how many events may come within a second.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) line: usize,
     pub(crate) event: usize,
+    pub(crate) events: u32,
+}
+
+/// Counts what comes unasked.
+struct Unasked {
+    since: Instant,
+    count: u32,
+    limit: u32,
+}
+
+impl Unasked {
+    fn new(limit: u32) -> Self {
+        Self {
+            since: Instant::now(),
+            count: 0,
+            limit,
+        }
+    }
+
+    fn count(&mut self, now: Instant) -> Result<(), CloseReason> {
+        if now.duration_since(self.since) >= Duration::from_secs(1) {
+            (self.since, self.count) = (now, 0);
+        }
+        self.count = self.count.saturating_add(1);
+        if self.count > self.limit {
+            return Err(CloseReason::TooManyEvents { limit: self.limit });
+        }
+        Ok(())
+    }
 }
 
 impl Session {
@@ -151,9 +182,9 @@ async fn read(
     events: &broadcast::Sender<Arc<Event>>,
     limits: Limits,
 ) -> CloseReason {
+    let mut unasked = Unasked::new(limits.events);
     while let Some(frame) = frames.next().await {
         let line = match frame {
-            Ok(Frame::Line(line)) if line.is_empty() => continue,
             Ok(Frame::Line(line)) => line,
             Ok(Frame::Long(long)) => {
                 let limit = limits.line;
@@ -162,19 +193,18 @@ async fn read(
                 };
                 // The answer is lost to who asked, and the session goes on.
                 match pending.answer(id, Reply::TooLong { limit }) {
-                    Ok(()) => continue,
+                    Ok(true) => continue,
+                    Ok(false) => String::new(),
                     Err(reason) => return reason,
                 }
             }
             Err(reason) => return reason,
         };
-        let handled = message::parse(&line, limits.event).and_then(|message| match message {
-            Message::Reply { id, reply } => pending.answer(id, reply),
-            Message::Event(event) => {
-                debug!(name = event.name, data = %event.data, "QMP event");
-                // Without a receiver nobody wants the event.
-                drop(events.send(Arc::new(event)));
+        let handled = take(&line, pending, events, limits).and_then(|asked| {
+            if asked {
                 Ok(())
+            } else {
+                unasked.count(Instant::now())
             }
         });
         if let Err(reason) = handled {
@@ -182,6 +212,27 @@ async fn read(
         }
     }
     CloseReason::Eof
+}
+
+/// Takes one line; whether somebody waited for it.
+fn take(
+    line: &str,
+    pending: &Pending,
+    events: &broadcast::Sender<Arc<Event>>,
+    limits: Limits,
+) -> Result<bool, CloseReason> {
+    if line.is_empty() {
+        return Ok(false);
+    }
+    match message::parse(line, limits.event)? {
+        Message::Reply { id, reply } => pending.answer(id, reply),
+        Message::Event(event) => {
+            debug!(name = event.name, data = %event.data, "QMP event");
+            // Without a receiver nobody wants the event.
+            drop(events.send(Arc::new(event)));
+            Ok(false)
+        }
+    }
 }
 
 async fn write(

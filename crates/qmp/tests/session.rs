@@ -249,6 +249,69 @@ async fn over_long_event_ends_the_session() {
     assert_eq!(ended(&client).await, CloseReason::EventTooLong { limit: 512 });
 }
 
+/// As a QEMU that its guest has taken over: nobody waits for what it says, and it says it again and again.
+#[tokio::test]
+async fn a_flood_of_what_nobody_waits_for_ends_the_session() {
+    let event = r#"{"event":"RESUME","timestamp":{"seconds":1,"microseconds":2}}"#;
+    for line in [
+        event,
+        "",
+        r#"{"return":{},"id":1}"#,
+        r#"{"id":1,"error":{"class":"a","desc":"b"}}"#,
+    ] {
+        let (client, mut peer) = connect_with(Options {
+            max_events: 50,
+            event_capacity: 64,
+            ..Options::default()
+        })
+        .await;
+        let mut events = client.subscribe();
+        for _ in 0..50 {
+            peer.line(line).await;
+        }
+        // So many may come, and what is asked for beside them is answered.
+        let nothing = json!({});
+        let ask = client.run("echo", &nothing);
+        let serve = async {
+            let command = peer.command().await;
+            peer.answer(&command, json!({})).await;
+        };
+        let (answered, ()) = tokio::join!(ask, serve);
+        answered.unwrap();
+        peer.line(line).await;
+        assert_eq!(
+            ended(&client).await,
+            CloseReason::TooManyEvents { limit: 50 },
+            "{line}"
+        );
+        if line == event {
+            for _ in 0..51 {
+                events.recv().await.unwrap();
+            }
+        }
+        assert!(matches!(events.recv().await, Err(EventError::Closed(_))));
+    }
+}
+
+/// QEMU's answers are not counted: whoever asks much gets much.
+#[tokio::test]
+async fn answers_are_no_flood() {
+    let (client, mut peer) = connect_with(Options {
+        max_events: 5,
+        ..Options::default()
+    })
+    .await;
+    let nothing = json!({});
+    for n in 0..50 {
+        let serve = async {
+            let command = peer.command().await;
+            peer.answer(&command, json!(n)).await;
+        };
+        let (answer, ()) = tokio::join!(client.execute::<_, i32>("echo", &nothing), serve);
+        assert_eq!(answer.unwrap(), n);
+    }
+}
+
 #[tokio::test]
 async fn garbage_ends_the_session_for_every_caller() {
     let (client, mut peer) = connect().await;

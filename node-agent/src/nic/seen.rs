@@ -50,6 +50,8 @@ pub enum QemuSeen {
     Gone,
     /// It may live, but cannot be talked to.
     Unreachable,
+    /// It lives, and is not listened to for a while, because it has sent too many events.
+    Flooding,
     /// It answers.
     Up(Guest),
 }

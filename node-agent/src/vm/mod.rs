@@ -27,8 +27,11 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, TimelineEntry,
+use hybridnic_api::{
+    limits,
+    v1alpha1::{
+        AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, TimelineEntry,
+    },
 };
 use hybridnic_qmp::Client;
 use jiff::Timestamp;
@@ -42,9 +45,6 @@ use crate::{
 };
 use process::ProcessId;
 
-/// How many things that happened are kept for each NIC.
-const TIMELINE: usize = 40;
-
 /// The state of a VM's QMP session.
 #[derive(Clone, Debug)]
 pub enum Session {
@@ -52,6 +52,8 @@ pub enum Session {
     Gone,
     /// A QEMU may be there, but cannot be talked to; says why.
     Unreachable(String),
+    /// It has sent so many events that it is not listened to for a while.
+    Flooding,
     /// QEMU answers.
     Up(Client),
 }
@@ -291,7 +293,11 @@ impl Vm {
                 .as_ref()
                 .is_some_and(|now| now.uid != said.uid || now.state.is_final() || !said.state.is_final());
             if !stands {
-                *now = Some(said.clone());
+                let error = said.error.as_deref().map(bounded);
+                *now = Some(MigrationReport {
+                    error,
+                    ..said.clone()
+                });
             }
             !stands
         });
@@ -354,13 +360,13 @@ impl Vm {
     /// Notes that something happened to a NIC now.
     pub fn note(&self, uid: &str, event: impl Into<String>) {
         let entry = TimelineEntry {
-            event: event.into(),
+            event: limits::word(&event.into()),
             at: MicroTime(Timestamp::now()),
         };
         let mut nics = locked(&self.nics);
         if let Some(nic) = nics.get_mut(uid) {
             nic.timeline.push(entry);
-            let excess = nic.timeline.len().saturating_sub(TIMELINE);
+            let excess = nic.timeline.len().saturating_sub(limits::TIMELINE);
             nic.timeline.drain(..excess);
         }
     }

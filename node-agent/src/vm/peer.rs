@@ -31,12 +31,21 @@ impl Peer {
     }
 
     pub(crate) async fn say(&mut self, value: Value) {
-        self.0.write_all(format!("{value}\r\n").as_bytes()).await.unwrap();
+        self.try_say(value).await.unwrap();
+    }
+
+    async fn try_say(&mut self, value: Value) -> std::io::Result<()> {
+        self.0.write_all(format!("{value}\r\n").as_bytes()).await
+    }
+
+    /// An event, to somebody who may have hung up.
+    pub(crate) async fn try_event(&mut self, name: &str, data: Value) -> std::io::Result<()> {
+        self.try_say(json!({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}}))
+            .await
     }
 
     pub(crate) async fn event(&mut self, name: &str, data: Value) {
-        self.say(json!({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}}))
-            .await;
+        self.try_event(name, data).await.unwrap();
     }
 
     /// The next command, which has to be this one; it waits for an answer.

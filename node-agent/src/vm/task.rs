@@ -7,7 +7,7 @@ use std::{
 
 use hybridnic_api::{conditions::reasons, v1alpha1::MigrationStep};
 use hybridnic_qmp::{
-    Client, Event, EventError, OnError, Options, QmpError,
+    Client, CloseReason, Event, EventError, OnError, Options, QmpError,
     commands::{MigrationCapability, MigrationStatus},
 };
 use hybridnic_runtime::backoff::Backoff;
@@ -32,11 +32,17 @@ const RETRY_CAP: Duration = Duration::from_secs(15);
 
 /// A session that has lasted so long was one.
 const STEADY: Duration = Duration::from_secs(1);
+/// How long a QEMU is left alone that has sent too many events; doubled up to the cap, whatever its socket does meanwhile.
+const FLOODED: Duration = Duration::from_secs(1);
+/// The longest that it is left alone; and how long it has to behave to be trusted again.
+const FLOODED_CAP: Duration = Duration::from_mins(5);
+
 /// Runs until the VM has no NIC left here; the caller aborts it then.
 pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>) {
     recall(&vm, &host).await;
     // Agents that start together do not all ask at once.
     let mut pauses = Backoff::new(RETRY, RETRY_CAP);
+    let mut floods = Backoff::new(FLOODED, FLOODED_CAP);
     loop {
         sockets.mark_unchanged();
         match connect(&vm, &host).await {
@@ -50,10 +56,17 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
                 info!(
                     namespace = vm.namespace,
                     pod = vm.pod,
-                    reason,
+                    %reason,
                     "QMP session closed"
                 );
                 client.close();
+                if opened.elapsed() >= FLOODED_CAP {
+                    floods.reset();
+                }
+                if is_flood(&reason) {
+                    leave_alone(&vm, &host, floods.next_pause()).await;
+                    continue;
+                }
                 if opened.elapsed() >= STEADY {
                     pauses.reset();
                     continue;
@@ -115,10 +128,37 @@ fn options(host: &Host) -> Options {
     }
 }
 
+fn is_flood(reason: &CloseReason) -> bool {
+    matches!(reason, CloseReason::TooManyEvents { .. })
+}
+
+/// A QEMU that floods is not listened to for a while: its guest has taken it over, or it is broken. Its NICs say so.
+async fn leave_alone(vm: &Vm, host: &Host, pause: Duration) {
+    warn!(
+        namespace = vm.namespace,
+        pod = vm.pod,
+        ?pause,
+        "QEMU sends too many events, and is left alone"
+    );
+    publish(vm, Session::Flooding);
+    drive(vm, host, None).await;
+    // One that ends, and another that takes its place, would be greeted at once.
+    let least = pause.min(RETRY_CAP);
+    tokio::time::sleep(least).await;
+    if let Some(process) = vm.record().process.filter(|process| !process.has_ended()) {
+        tokio::select! {
+            () = process.ended() => {}
+            () = tokio::time::sleep(pause.saturating_sub(least)) => {}
+        }
+    }
+}
+
 fn publish(vm: &Vm, session: Session) {
     let same = matches!(
         (&*vm.session.borrow(), &session),
-        (Some(Session::Gone), Session::Gone) | (Some(Session::Unreachable(_)), Session::Unreachable(_))
+        (Some(Session::Gone), Session::Gone)
+            | (Some(Session::Unreachable(_)), Session::Unreachable(_))
+            | (Some(Session::Flooding), Session::Flooding)
     );
     if !same {
         vm.set_session(session);
@@ -172,7 +212,7 @@ fn nobody_listens(vm: &Vm) -> Session {
 }
 
 /// Until the session ends; says why it did.
-pub(super) async fn serve(vm: &Vm, host: &Host, client: &Client, peer: Option<ProcessId>) -> String {
+pub(super) async fn serve(vm: &Vm, host: &Host, client: &Client, peer: Option<ProcessId>) -> CloseReason {
     let mut events = client.subscribe();
     let mut nics = vm.nics_changed.subscribe();
     vm.set_peer(peer.clone());
@@ -209,7 +249,7 @@ pub(super) async fn serve(vm: &Vm, host: &Host, client: &Client, peer: Option<Pr
                         break;
                     }
                 }
-                Err(EventError::Closed(reason)) => return reason.to_string(),
+                Err(EventError::Closed(reason)) => return reason,
                 Err(error) => {
                     debug!(%error, "events were lost; the state is read again");
                     vm.beat(true);
@@ -229,7 +269,7 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
     let status = event.migration_status();
     for uid in vm.nics().keys() {
         match &status {
-            Some(status) => vm.note(uid, format!("Migration {status}")),
+            Some(status) => vm.note(uid, format!("Migration {}", status.word())),
             None if matches!(event.name.as_str(), "RESUME" | "STOP" | "RESET" | "SHUTDOWN") => {
                 vm.note(uid, event.name.clone());
             }
@@ -275,3 +315,7 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
         _ => false,
     }
 }
+
+#[cfg(test)]
+#[path = "flood_tests.rs"]
+mod tests;

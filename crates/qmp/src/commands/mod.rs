@@ -35,6 +35,14 @@ macro_rules! string_enum {
                     Self::Other(text) => text,
                 }
             }
+
+            /// The same, and one fixed word in place of a value that this client does not know.
+            pub fn word(&self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                    Self::Other(_) => "other",
+                }
+            }
         }
 
         impl From<&str> for $name {

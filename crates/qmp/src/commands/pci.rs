@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::error::WORD;
 use crate::{Client, QmpError};
 
 /// A PCI address in the guest. A q35 or virt machine has one PCI domain, 0.
@@ -97,11 +98,12 @@ impl Client {
     }
 
     /// The ids of the `pcie-root-port`s that can take a device: hot-pluggable, with an id, and nothing behind them. In
-    /// the order of their ids. Read from the object tree, so it holds at any time, even before the guest's firmware ran.
+    /// the order of their ids. Read from the object tree, so it holds at any time, even before the guest's firmware ran. A port whose
+    /// id is longer than a status takes, or not one that QEMU itself would take, is left out.
     pub async fn free_root_ports(&self) -> Result<Vec<String>, QmpError> {
         let mut free = Vec::new();
         for (id, kind) in self.peripheral().await? {
-            if kind != "pcie-root-port" {
+            if kind != "pcie-root-port" || !is_id(&id) {
                 continue;
             }
             let port = format!("/machine/peripheral/{id}");
@@ -119,9 +121,33 @@ impl Client {
     }
 }
 
+/// Whether QEMU takes it as an id of a user's (`id_wellformed` in QEMU's `util/id.c`), and it is short.
+fn is_id(id: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    id.len() <= WORD && id.starts_with(|c: char| c.is_ascii_alphabetic()) && id.chars().all(fits)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_may_be_an_id_is_one() {
+        for id in ["rp1", "pci.5", "a-_.", &"x".repeat(WORD)] {
+            assert!(is_id(id), "{id}");
+        }
+        for id in [
+            "",
+            "1a",
+            "#block1",
+            "a/b",
+            "a\u{1b}[2J",
+            "ä",
+            &"x".repeat(WORD + 1),
+        ] {
+            assert!(!is_id(id), "{id}");
+        }
+    }
 
     #[test]
     fn finds_a_device_behind_a_port() {

@@ -7,7 +7,8 @@ use hybridnic_api::{
 };
 
 use super::{
-    Ask, Decision, KEEPS_VF, Learnt, Step, UNKNOWN, detach, fast_path, has_nic_mac, is_parked, order, wait,
+    Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, detach, fast_path, has_nic_mac, is_parked, order,
+    wait,
 };
 use crate::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight};
 
@@ -35,6 +36,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
                 "the VM's QEMU does not answer on its QMP socket",
             );
         }
+        QemuSeen::Flooding => return wait(Pending, reasons::QMP_FLOOD, FLOOD),
     };
     if guest.run == Run::Starting {
         return Decision::Done(AttachmentState::Reserved);

@@ -2,7 +2,7 @@
 
 use hybridnic_api::{conditions::reasons, v1alpha1::AttachmentState};
 
-use super::{Ask, Decision, KEEPS_VF, Learnt, Step, UNKNOWN, has_nic_mac, wait};
+use super::{Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, has_nic_mac, wait};
 use crate::nic::seen::{QemuSeen, Run, Seen, VfSight};
 
 /// The next step out.
@@ -20,6 +20,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                 "the VM's QEMU does not answer; nothing is taken from it",
             );
         }
+        QemuSeen::Flooding if seen.recorded => return wait(held, reasons::QMP_FLOOD, FLOOD),
         // A VF that was taken with the NIC's MAC on it: the standby may stay for long, and has it too.
         QemuSeen::Up(guest) if guest.standby && !guest.vf && has_nic_mac(seen) => {
             return Decision::Do(Step::Park);

@@ -194,6 +194,8 @@ fn is_parked(seen: &Seen) -> bool {
     seen.there().is_some_and(|vf| vf.mac == VfMac::Parking)
 }
 
+const FLOOD: &str = "the VM's QEMU sends more than a thousand events a second: it is broken, or its guest has taken it over. It is left \
+                     alone for a while, longer each time; then it is tried again";
 const KEEPS_VF: &str = "the guest did not let go of the VF in time: it needs a PCI hot-plug driver (acpiphp or pciehp) \
                         and must not be paused; the VF stays";
 

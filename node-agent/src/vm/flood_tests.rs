@@ -1,0 +1,100 @@
+//! A QEMU that its guest has taken over.
+
+use hybridnic_api::{limits, v1alpha1::AttachmentState};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    host,
+    vm::peer::{Peer, SOON},
+};
+
+fn vm() -> Vm {
+    let vm = Vm::new("ns", "pod", "pod-uid");
+    vm.update_nic("a", |nic| {
+        nic.nic = "a".into();
+        nic.state = AttachmentState::Standby;
+    });
+    vm
+}
+
+/// What it says that is not known is one word, however long and whatever it is.
+#[tokio::test]
+async fn only_known_words_are_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host::tests::host(dir.path(), 1, 1);
+    let vm = vm();
+    let (client, mut peer) = Peer::connect().await;
+    let qemu = async {
+        let long = "A".repeat(7900);
+        for status in ["completed", "\u{1b}[2Jcompleted", &long, "none", "teleporting"] {
+            peer.event("MIGRATION", json!({"status": status})).await;
+        }
+        peer.event(&long, json!({})).await;
+        peer.event("RESUME", json!({})).await;
+        let mut changes = vm.pulse();
+        // RESUME is the last of them, and asks for a fresh look.
+        tokio::time::timeout(SOON, changes.wait_for(|pulse| pulse.fresh >= 2))
+            .await
+            .unwrap()
+            .unwrap();
+        let timeline = vm.nics()["a"].timeline.clone();
+        let events: Vec<_> = timeline.iter().map(|entry| entry.event.as_str()).collect();
+        assert_eq!(
+            events,
+            [
+                "Migration completed",
+                "Migration other",
+                "Migration other",
+                "Migration none",
+                "Migration other",
+                "RESUME"
+            ]
+        );
+        for n in 0..100 {
+            peer.event("MIGRATION", json!({"status": format!("{n:06}{long}")}))
+                .await;
+        }
+        peer.event("RESUME", json!({})).await;
+        tokio::time::timeout(SOON, changes.wait_for(|pulse| pulse.fresh >= 3))
+            .await
+            .unwrap()
+            .unwrap();
+        let timeline = vm.nics()["a"].timeline.clone();
+        assert_eq!(timeline.len(), limits::TIMELINE);
+        let size: usize = timeline.iter().map(|entry| entry.event.len()).sum();
+        assert!(size < limits::TIMELINE * limits::WORD, "{size}");
+    };
+    tokio::select! {
+        reason = serve(&vm, &host, &client, None) => panic!("the session has ended: {reason}"),
+        () = qemu => {}
+    }
+}
+
+#[tokio::test]
+async fn a_flood_ends_the_session_and_the_nics_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host::tests::host(dir.path(), 1, 1);
+    let vm = vm();
+    let (client, mut peer) = Peer::connect().await;
+    let flood = async {
+        // It has to be read; how much of it before the end is the kernel's.
+        for _ in 0..2 * Options::default().max_events {
+            peer.try_event("RESUME", json!({})).await?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    let (reason, _) = tokio::join!(serve(&vm, &host, &client, None), flood);
+    assert!(is_flood(&reason), "{reason}");
+    let left = tokio::spawn(async move {
+        let vm = vm;
+        tokio::select! {
+            () = leave_alone(&vm, &host, Duration::from_mins(1)) => panic!("it was not left alone"),
+            () = vm.tried() => {}
+            () = tokio::time::sleep(SOON) => panic!("nobody says so"),
+        }
+        vm.session()
+    });
+    assert!(matches!(left.await.unwrap(), Session::Flooding));
+    assert!(!is_flood(&CloseReason::Eof));
+}
