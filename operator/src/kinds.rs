@@ -113,7 +113,9 @@ impl Object for HybridNetwork {
 
     fn glance(&self) {}
 
-    fn trim(&mut self) {}
+    fn trim(&mut self) {
+        unread(self);
+    }
 }
 
 /// What is known of a node's agent.
@@ -150,6 +152,7 @@ impl Object for HybridNode {
     }
 
     fn trim(&mut self) {
+        unread(self);
         if let Some(status) = &mut self.status {
             status.pfs = Vec::new();
         }
@@ -196,7 +199,9 @@ impl Object for VmHybridNic {
         }
     }
 
-    fn trim(&mut self) {}
+    fn trim(&mut self) {
+        unread(self);
+    }
 }
 
 /// At a glance, whether it was deleted and its agent keeps it.
@@ -218,8 +223,7 @@ impl Object for NicAttachment {
     }
 
     fn trim(&mut self) {
-        self.metadata.labels = None;
-        self.metadata.owner_references = None;
+        unread(self);
         if let Some(status) = &mut self.status {
             status.timeline = Vec::new();
         }
@@ -247,11 +251,22 @@ impl Object for QemuMigration {
             .unwrap_or_default()
     }
 
-    fn trim(&mut self) {}
+    fn trim(&mut self) {
+        unread(self);
+    }
 }
 
 fn namespace(object: &impl ResourceExt) -> String {
     object.namespace().unwrap_or_default()
+}
+
+/// What nobody reads of our kinds. Their finalizers are written as a whole, so all of them are kept.
+fn unread(object: &mut impl ResourceExt) {
+    let meta = object.meta_mut();
+    meta.labels = None;
+    meta.owner_references = None;
+    meta.generate_name = None;
+    meta.self_link = None;
 }
 
 /// What belongs to other programs.

@@ -22,10 +22,6 @@ use crate::presence::{AgentPod, AgentPods};
 use crate::queue::{Places, Queue, Requests, Urgency, queue};
 use crate::world::{Feeds, World, urgency};
 
-/// Objects of one page of a list: as many as are whole in memory at once. kube's streamed lists may begin with what a cache of the
-/// API server held some time ago; a leader must begin with what is there.
-const PAGE: u32 = 250;
-
 /// Of the kinds of which there are many.
 const MANY: Places = Places {
     urgent: 64,
@@ -335,7 +331,7 @@ pub fn tasks(
         world: world.clone(),
         queues: queues.clone(),
     };
-    let all = || api::watches().page_size(PAGE);
+    let all = api::watches;
     let labelled = all().labels(VM_LABEL);
     let (node, namespace, pod, network) = (routes(), routes(), routes(), routes());
     let (hybrid_node, nic, attachment, migration) = (routes(), routes(), routes(), routes());

@@ -18,12 +18,16 @@ use tower::{BoxError, Layer, Service, ServiceBuilder};
 
 use crate::deadline::Deadlines;
 use crate::metrics::{Counter, Registry};
+use crate::pages::Pages;
 
 /// How long a connection may take to be made, TLS included.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long the API server lets a watch live, in seconds; kube gives one up that is silent for 5 s longer. By that, a server
 /// that is gone without a word, behind a peer that still acknowledges, is noticed within a minute.
 const WATCH: u32 = 50;
+/// Objects of one page of a list. kube's streamed lists may begin with what a cache of the API server held some time ago; who
+/// begins must begin with what is there.
+const PAGE: u32 = 250;
 /// How long nothing may come in answer to a request; longer than a watch may be silent.
 const SILENCE: Duration = Duration::from_secs(70);
 
@@ -48,9 +52,9 @@ pub async fn client(requests: Requests) -> Result<Client, kube::Error> {
     connect(config, &requests, Patience::default())
 }
 
-/// How the programs watch.
+/// How the programs watch. A list comes in pages, each of which [`Pages`] bounds besides.
 pub fn watches() -> watcher::Config {
-    watcher::Config::default().timeout(WATCH)
+    watcher::Config::default().timeout(WATCH).page_size(PAGE)
 }
 
 /// How long a peer that says nothing is waited for.
@@ -104,6 +108,7 @@ pub fn connect(config: Config, requests: &Requests, patience: Patience) -> Resul
     Ok(ClientBuilder::new(service, config.default_namespace)
         .with_layer(&Deadlines::default())
         .with_layer(requests)
+        .with_layer(&Pages::default())
         .build())
 }
 

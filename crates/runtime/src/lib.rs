@@ -10,6 +10,8 @@ pub mod http;
 pub mod lease;
 pub mod log_level;
 pub mod metrics;
+pub mod pace;
+pub mod pages;
 pub mod probes;
 pub mod shutdown;
 pub mod telemetry;

@@ -247,7 +247,7 @@ impl<K: Object> Feed<K> {
             watcher::Event::Apply(Wire(Err(bad))) | watcher::Event::InitApply(Wire(Err(bad))) => {
                 let (kind, meta, error) = (K::kind(&()), &bad.metadata, &bad.error);
                 let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
-                tracing::warn!(%kind, namespace, name, error, "ignored, as it does not parse");
+                tracing::warn!(%kind, namespace, name, error, "ignored: it does not parse, or has too much in it");
                 let name = Name::new(namespace.unwrap_or_default(), name.unwrap_or_default());
                 self.cache.shelf().list(&name);
             }
@@ -262,11 +262,7 @@ impl<K: Object> Feed<K> {
         }
     }
 
-    fn put(&mut self, mut object: K, changed: &impl Fn(Option<&K>, Option<&K>)) {
-        // Nobody reads them, and they are the larger part of many objects.
-        object.meta_mut().managed_fields = None;
-        object.meta_mut().annotations = None;
-        object.trim();
+    fn put(&mut self, object: K, changed: &impl Fn(Option<&K>, Option<&K>)) {
         // The lock is not held while others are called, who look here.
         let put = self.cache.shelf().put(object);
         if let Put {
