@@ -1,10 +1,13 @@
-use std::fs;
+use std::{
+    fs,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use http::{Request, Response};
 use hybridnic_api::{
     conditions::{self, NewCondition, types},
     names::ATTACHMENT_FINALIZER,
-    v1alpha1::AttachmentState,
+    v1alpha1::{AttachmentState, Path, TimelineEntry},
 };
 use kube::client::Body;
 use serde_json::{Value, json};
@@ -93,6 +96,56 @@ fn attachments(dir: &std::path::Path) -> (Attachments, mpsc::UnboundedReceiver<V
         Attachments::new(client, host, sockets, Progress::default()),
         written,
     )
+}
+
+/// How often a NIC's status is written within 20 s, while it changes every 10 ms as `change` says.
+async fn writes_in_twenty_seconds(change: impl Fn(&mut NicAttachmentStatus, u32)) -> usize {
+    let written = Arc::new(AtomicUsize::default());
+    let count = Arc::clone(&written);
+    let server = tower::service_fn(move |request: Request<Body>| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let body = request.into_body().collect_bytes().await?;
+            Ok::<_, tower::BoxError>(Response::new(Body::from(body.to_vec())))
+        }
+    });
+    let reporter = Reporter::new(&Client::new(server, "default"), "ns", "nic", "uid");
+    let (status, status_rx) = watch::channel(None);
+    let (_deleting, deleting_rx) = watch::channel(false);
+    let running = tokio::spawn(reporter.run(status_rx, deleting_rx, watch::Sender::new(true)));
+    let mut now = NicAttachmentStatus::default();
+    for tick in 0..2000 {
+        change(&mut now, tick);
+        status.send_replace(Some(now.clone()));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    running.abort();
+    written.load(Ordering::Relaxed)
+}
+
+/// A QEMU that its guest has taken over changes what it says as often as it likes.
+#[tokio::test(start_paused = true)]
+async fn whatever_qemu_says_there_is_a_write_a_second() {
+    let say = |status: &mut NicAttachmentStatus, tick: u32, message: String| {
+        let reason = [reasons::QMP_UNAVAILABLE, reasons::GUEST_KEEPS_VF][tick as usize % 2];
+        let condition = NewCondition::no(types::READY, reason, message);
+        conditions::set(&mut status.conditions, None, Timestamp::UNIX_EPOCH, condition);
+    };
+    let words = writes_in_twenty_seconds(|status, tick| say(status, tick, format!("{tick}"))).await;
+    assert!((19..=21).contains(&words), "{words}");
+    let events = writes_in_twenty_seconds(|status, tick| {
+        let event = format!("Migration {tick}");
+        let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(Timestamp::UNIX_EPOCH);
+        status.timeline = vec![TimelineEntry { event, at }];
+    })
+    .await;
+    assert!((8..=11).contains(&events), "{events}");
+    // What moves is written at once, and so is not told from a NIC that really moves: but not for long.
+    let moves = writes_in_twenty_seconds(|status, tick| {
+        status.path = [Path::FastPath, Path::Standby][tick as usize % 2];
+    })
+    .await;
+    assert!((45..=51).contains(&moves), "{moves}");
 }
 
 /// The object of a record, whose NIC is on its VF.

@@ -1,22 +1,86 @@
-//! How long a report may wait for the next one, to be written with it. Pure.
+//! When a report is written: at once, or with what comes next. Pure.
+//!
+//! What is reported follows QEMU, which a guest may have taken over, so no report may cost the API server more than a write a
+//! second in the long run.
 
 use std::time::Duration;
 
 use hybridnic_api::v1alpha1::NicAttachmentStatus;
+use hybridnic_runtime::pace::Pace;
+use tokio::time::Instant;
 
 /// For what nobody acts on: words, times, addresses in the guest.
 const LATER: Duration = Duration::from_secs(2);
 /// For a spec that was seen and has changed nothing yet: what it leads to mostly follows at once.
 const SOON: Duration = Duration::from_millis(50);
+/// So long apart are writes that move nothing; and all of them, once the burst is spent.
+const APART: Duration = Duration::from_secs(1);
+/// So many writes may follow each other at once: a NIC's migration has about ten on each node.
+const BURST: u32 = 30;
 
-/// How long the change from what was `written` to `now` may wait.
-pub fn patience(written: &NicAttachmentStatus, now: &NicAttachmentStatus) -> Duration {
-    if bare(written) != bare(now) {
-        Duration::ZERO
-    } else if written.observed_generation != now.observed_generation {
-        SOON
-    } else {
-        LATER
+/// What is new in a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Where the NIC is, what carries its traffic, or how its VM's migration goes.
+    Moved,
+    /// A newer spec was seen.
+    Seen,
+    /// Something else that the operator acts on, or that people wait for.
+    Said,
+    /// What nobody acts on.
+    Detail,
+}
+
+impl News {
+    /// What is new from what was `written` to `now`.
+    pub fn of(written: &NicAttachmentStatus, now: &NicAttachmentStatus) -> Self {
+        let moves = |s: &NicAttachmentStatus| (s.state, s.path, s.migration.clone());
+        if moves(written) != moves(now) {
+            Self::Moved
+        } else if written.observed_generation != now.observed_generation {
+            Self::Seen
+        } else if bare(written) != bare(now) {
+            Self::Said
+        } else {
+            Self::Detail
+        }
+    }
+}
+
+/// Keeps a report's writes apart.
+#[derive(Debug)]
+pub struct Gate {
+    pace: Pace,
+    last: Option<Instant>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            pace: Pace::new(BURST, APART),
+            last: None,
+        }
+    }
+}
+
+impl Gate {
+    /// How long to wait before `news`, which have waited since `since`, are written.
+    pub fn rest(&self, news: News, since: Instant, now: Instant) -> Duration {
+        let until = |then: Instant| then.saturating_duration_since(now);
+        let apart = self.last.map_or(Duration::ZERO, |last| until(last + APART));
+        let rest = match news {
+            News::Moved => Duration::ZERO,
+            News::Seen => until(since + SOON),
+            News::Said => apart,
+            News::Detail => until(since + LATER).max(apart),
+        };
+        rest.max(self.pace.wait(now))
+    }
+
+    /// A write was tried.
+    pub fn wrote(&mut self, now: Instant) {
+        self.pace.done(now);
+        self.last = Some(now);
     }
 }
 
@@ -39,7 +103,7 @@ fn bare(status: &NicAttachmentStatus) -> NicAttachmentStatus {
 mod tests {
     use super::*;
     use hybridnic_api::conditions::{self, NewCondition, reasons, types};
-    use hybridnic_api::v1alpha1::{AttachmentState, MigrationReport, MigrationState, TimelineEntry};
+    use hybridnic_api::v1alpha1::{AttachmentState, MigrationReport, MigrationState, Path, TimelineEntry};
     use jiff::Timestamp;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
@@ -57,7 +121,7 @@ mod tests {
         let after = |change: &dyn Fn(&mut NicAttachmentStatus)| {
             let mut now = written.clone();
             change(&mut now);
-            patience(&written, &now)
+            News::of(&written, &now)
         };
         let report = |state| MigrationReport {
             uid: "m".to_owned(),
@@ -68,18 +132,57 @@ mod tests {
             total_ms: None,
             downtime_ms: None,
         };
-        assert_eq!(after(&|s| s.state = AttachmentState::Standby), Duration::ZERO);
+        assert_eq!(after(&|s| s.state = AttachmentState::Standby), News::Moved);
+        assert_eq!(after(&|s| s.path = Path::Standby), News::Moved);
         assert_eq!(
             after(&|s| s.migration = Some(report(MigrationState::Active))),
-            Duration::ZERO
+            News::Moved
         );
-        assert_eq!(after(&|s| set(s, 2, reasons::GUEST_KEEPS_VF, "")), Duration::ZERO);
-        assert_eq!(after(&|s| set(s, 2, reasons::PROGRESSING, "")), SOON);
-        assert_eq!(after(&|s| set(s, 1, reasons::PROGRESSING, "other")), LATER);
+        assert_eq!(after(&|s| set(s, 1, reasons::GUEST_KEEPS_VF, "")), News::Said);
+        assert_eq!(after(&|s| set(s, 2, reasons::PROGRESSING, "")), News::Seen);
+        assert_eq!(after(&|s| set(s, 1, reasons::PROGRESSING, "other")), News::Detail);
         let entry = TimelineEntry {
             event: "STOP".to_owned(),
             at: MicroTime(Timestamp::UNIX_EPOCH),
         };
-        assert_eq!(after(&|s| s.timeline.push(entry.clone())), LATER);
+        assert_eq!(after(&|s| s.timeline.push(entry.clone())), News::Detail);
+    }
+
+    /// How many writes there are within a minute of news that come every 10 ms.
+    fn writes_a_minute(news: News) -> u32 {
+        let begin = Instant::now();
+        let (mut gate, mut writes, mut since) = (Gate::default(), 0, None);
+        for tick in 0..6000 {
+            let now = begin + Duration::from_millis(10) * tick;
+            if gate.rest(news, *since.get_or_insert(now), now).is_zero() {
+                gate.wrote(now);
+                (writes, since) = (writes + 1, None);
+            }
+        }
+        writes
+    }
+
+    #[test]
+    fn whatever_changes_there_is_a_write_a_second_in_the_long_run() {
+        assert_eq!(writes_a_minute(News::Said), 60);
+        assert_eq!(writes_a_minute(News::Moved), 60 + BURST - 1);
+        assert!(writes_a_minute(News::Seen) <= 60 + BURST);
+        assert!(writes_a_minute(News::Detail) <= 30);
+    }
+
+    #[test]
+    fn the_first_and_what_moves_are_written_at_once() {
+        let (mut gate, now) = (Gate::default(), Instant::now());
+        for news in [News::Moved, News::Said] {
+            assert_eq!(gate.rest(news, now, now), Duration::ZERO);
+        }
+        gate.wrote(now);
+        assert_eq!(gate.rest(News::Said, now, now), APART);
+        for _ in 1..BURST {
+            assert_eq!(gate.rest(News::Moved, now, now), Duration::ZERO);
+            assert_eq!(gate.rest(News::Seen, now, now), SOON);
+            gate.wrote(now);
+        }
+        assert_eq!(gate.rest(News::Moved, now, now), APART);
     }
 }

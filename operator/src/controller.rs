@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use hybridnic_runtime::backoff::Backoff;
+use hybridnic_runtime::pace::Pace;
 use kube::{Resource, ResourceExt};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,11 @@ const AFTER_CONFLICT: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// So many writes of one object may follow each other at once, as those of a migration do; then there is one a second. What users
+/// and agents write leads to writes, and nobody is to have more of them by writing faster.
+const BURST: u32 = 30;
+/// See [`BURST`].
+const APART: Duration = Duration::from_secs(1);
 /// Every object is looked at though nothing has changed, should a trigger be missing: a share of them this often,
 const SAFETY_NET: Duration = Duration::from_mins(1);
 /// and all of them after so many shares.
@@ -65,6 +71,8 @@ struct Memory<R: Reconciler> {
     failures: HashMap<Name, Backoff>,
     /// Versions on which a write was decided: when one is seen again, the cache has not caught up yet.
     overwritten: HashMap<Name, Option<String>>,
+    /// Of those that were written of late.
+    paces: HashMap<Name, Pace>,
     later: DelayQueue<(Name, Urgency)>,
     timers: HashMap<Name, delay_queue::Key>,
 }
@@ -82,6 +90,7 @@ pub async fn run<R: Reconciler>(
         work: work.clone(),
         failures: HashMap::new(),
         overwritten: HashMap::new(),
+        paces: HashMap::new(),
         later: DelayQueue::new(),
         timers: HashMap::new(),
     };
@@ -101,6 +110,7 @@ pub async fn run<R: Reconciler>(
                 memory.requests.ask(name, urgency);
             }
             _ = net.tick() => {
+                memory.paces.retain(|_, pace| !pace.is_rested(Instant::now()));
                 for name in cache.share(shares.next().unwrap_or_default(), SHARES) {
                     memory.requests.ask(name, Urgency::Usual);
                 }
@@ -118,6 +128,12 @@ pub async fn run<R: Reconciler>(
                 if memory.overwritten.remove(&name).is_some_and(|old| old == version) {
                     memory.requests.done(&name);
                     memory.again_after(AFTER_CONFLICT, name, urgency);
+                    continue;
+                }
+                let rest = memory.paces.get(&name).map(|pace| pace.wait(Instant::now()));
+                if let Some(rest) = rest.filter(|rest| !rest.is_zero()) {
+                    memory.requests.done(&name);
+                    memory.again_after(rest, name, urgency);
                     continue;
                 }
                 let kind = <R::Kind as Resource>::kind(&());
@@ -147,6 +163,9 @@ impl<R: Reconciler> Memory<R> {
         let again = match done {
             Ok(Done { wrote, again }) => {
                 if wrote {
+                    let pace = self.paces.entry(name.clone());
+                    pace.or_insert_with(|| Pace::new(BURST, APART))
+                        .done(Instant::now());
                     self.overwritten.insert(name.clone(), version);
                 }
                 self.failures.remove(&name);

@@ -16,7 +16,10 @@ use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, warn};
 
-use crate::{error::is_refusal, news};
+use crate::{
+    error::is_refusal,
+    news::{Gate, News},
+};
 
 /// The pause after a write that failed.
 const BACKOFF: Duration = Duration::from_millis(200);
@@ -80,14 +83,16 @@ impl Reporter {
         // Since when something is not written that can wait.
         let mut since = None;
         let mut backoff = Backoff::new(BACKOFF, BACKOFF_CAP);
+        let mut gate = Gate::default();
         loop {
             let now = status.borrow_and_update().clone();
             let gone = *deleting.borrow_and_update();
             let unwritten = now.filter(|now| written.as_ref() != Some(now));
             let rest = unwritten.as_ref().map(|now| {
-                let patience = written.as_ref().map(|written| news::patience(written, now));
-                let waited = since.get_or_insert_with(Instant::now).elapsed();
-                patience.unwrap_or_default().saturating_sub(waited)
+                let news = written
+                    .as_ref()
+                    .map_or(News::Moved, |written| News::of(written, now));
+                gate.rest(news, *since.get_or_insert_with(Instant::now), Instant::now())
             });
             if rest.is_none() {
                 since = None;
@@ -95,6 +100,7 @@ impl Reporter {
             if let Some(now) = unwritten
                 && rest == Some(Duration::ZERO)
             {
+                gate.wrote(Instant::now());
                 // Newer reports replace this one while it waits.
                 match self.once(&Write::Status(&now)).await {
                     Tried::Done => {

@@ -14,7 +14,7 @@ use hybridnic_net::{
     sysfs::Inventory,
     uevent::Uevents,
 };
-use hybridnic_runtime::{api, backoff::Backoff};
+use hybridnic_runtime::{api, backoff::Backoff, pace::Pace};
 use jiff::Timestamp;
 use kube::{
     Api, Client,
@@ -22,7 +22,7 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -38,6 +38,11 @@ use crate::{
 /// Events of the hardware come in bursts: a PF that gets VFs sends some for each. What they add up to is
 /// published once.
 const BURST: Duration = Duration::from_millis(200);
+/// So many writes may follow each other at once, and then there is one a second: the object is large, and NICs that users make and
+/// delete change it.
+const WRITES: u32 = 10;
+/// See [`WRITES`].
+const APART: Duration = Duration::from_secs(1);
 /// The pause after a write that failed.
 const BACKOFF: Duration = Duration::from_millis(500);
 /// The longest pause after a write that failed.
@@ -157,7 +162,9 @@ pub async fn publish(
     // The object that it is in.
     let mut within = None;
     let mut backoff = Backoff::new(BACKOFF, BACKOFF_CAP);
+    let mut pace = Pace::new(WRITES, APART);
     loop {
+        tokio::time::sleep(pace.wait(Instant::now())).await;
         hardware.mark_unchanged();
         pools.mark_unchanged();
         troubles.mark_unchanged();
@@ -172,6 +179,7 @@ pub async fn publish(
         host.metrics.show_vfs(&status.pfs);
         let mut retry = None;
         if within != uid || published.as_ref() != Some(&status) {
+            pace.done(Instant::now());
             match write(&api, &host.options.node_name, &status).await {
                 Ok(()) => {
                     (published, within) = (Some(status), uid);
