@@ -185,22 +185,12 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         () = attachments.run(contents) => anyhow::bail!("the watch of attachments has ended"),
         () = sockets.run(Arc::clone(&host.troubles)) => {}
         () = audit::run(Arc::clone(&host)) => {}
-        result = serve(args.http, pages) => result?,
+        result = http::serve(&args.http, pages) => result.context("probes and metrics")?,
         () = get_ready(probes, progress, published) => {}
         never = heart.beat() => match never {},
     }
     exports.finish().await;
     Ok(())
-}
-
-/// Answers probes and scrapes for as long as it is polled.
-async fn serve(options: HttpOptions, pages: Pages) -> anyhow::Result<()> {
-    match options.http_address {
-        Some(address) => http::serve(address, pages)
-            .await
-            .with_context(|| format!("cannot serve on {address}")),
-        None => std::future::pending().await,
-    }
 }
 
 /// The agent has started when it looks after all that the journal holds. It is ready when, besides, it knows what the API

@@ -104,15 +104,7 @@ async fn run(options: Options, logs: LogLevel) -> anyhow::Result<()> {
         metrics: Arc::new(registry),
         logs,
     };
-    let address = options.http.http_address;
-    let serving = async {
-        match address {
-            Some(address) => http::serve(address, pages)
-                .await
-                .with_context(|| format!("cannot serve on {address}")),
-            None => std::future::pending().await,
-        }
-    };
+    let listeners = options.http.clone();
     let identity = options.identity.clone().map_or_else(identity, Ok)?;
     let (traces, exports) =
         traces::start(&options.traces, "hybridnic-operator", &identity).context("cannot send traces")?;
@@ -126,7 +118,7 @@ async fn run(options: Options, logs: LogLevel) -> anyhow::Result<()> {
     };
     let done = tokio::select! {
         done = process.stand() => done,
-        served = serving => served,
+        served = http::serve(&listeners, pages) => served.context("probes and metrics"),
         never = heart.beat() => match never {},
     };
     exports.finish().await;

@@ -1,4 +1,4 @@
-//! The one HTTP server of a program: probes, metrics and the log level, over HTTP/1.1.
+//! A program's HTTP: probes, metrics and the log level, over HTTP/1.1.
 //!
 //! | request | answer |
 //! |---|---|
@@ -6,11 +6,16 @@
 //! | `GET /metrics` | all metrics, as OpenMetrics text |
 //! | `GET /log-level` | the log filter |
 //! | `PUT /log-level` | sets the filter to the body; only from a loopback address, so not over the network |
+//!
+//! Metrics may have a listener of their own, which more peers reach than may ask whether the program lives. Who is answered, and
+//! whose connection goes where there are too many, is in `door`.
+
+mod door;
 
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Args;
@@ -21,30 +26,33 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::log_level::LogLevel;
 use crate::metrics::{self, Registry};
 use crate::probes::Probes;
+use door::{Door, Waiting, Weight};
 
 /// Who asks sends the request at once; who does not is no probe and no scraper.
-const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+const HEADER_DEADLINE: Duration = Duration::from_secs(1);
 /// The longest that an exchange may take, with a reader that is slow.
-const DEADLINE: Duration = Duration::from_secs(30);
-/// Probes and scrapers come one at a time; more connections than this wait.
-const CONNECTIONS: usize = 8;
-/// The pause after a connection that could not be accepted.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The pause after a connection that could not be accepted because something has run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The most of a request's head that is read, in octets.
+const HEAD_MAX: usize = 8 << 10;
 /// No filter is longer, in octets.
 const FILTER_MAX: usize = 4096;
 
-/// Options of the server, to flatten into a program's own.
-#[derive(Args, Clone, Debug)]
+/// Options of the listeners, to flatten into a program's own.
+#[derive(Args, Clone, Debug, Default)]
 pub struct HttpOptions {
-    /// Address of /livez, /readyz, /startupz, /metrics and /log-level; without it they are not served
+    /// Address of /livez, /readyz, /startupz and /log-level; without it they are not served
     #[arg(long, env = "HYBRIDNIC_HTTP_ADDRESS")]
     pub http_address: Option<SocketAddr>,
+    /// Address of /metrics; without it they are served beside the probes
+    #[arg(long, env = "HYBRIDNIC_METRICS_ADDRESS")]
+    pub metrics_address: Option<SocketAddr>,
 }
 
 /// What is served. Clones share it.
@@ -56,6 +64,35 @@ pub struct Pages {
     pub metrics: Arc<Registry>,
     /// The log filter.
     pub logs: LogLevel,
+}
+
+/// What of the pages a listener has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Site {
+    /// All.
+    All,
+    /// All but the metrics.
+    Probes,
+    /// The metrics alone.
+    Metrics,
+}
+
+impl Site {
+    fn has(self, path: &str) -> bool {
+        let probes =
+            ["/livez", "/readyz", "/startupz", "/log-level"].contains(&path) && self != Self::Metrics;
+        probes || (path == "/metrics" && self != Self::Probes)
+    }
+
+    fn list(self) -> &'static str {
+        match self {
+            Self::All => "there are /livez, /readyz, /startupz, /metrics and /log-level",
+            Self::Probes => {
+                "there are /livez, /readyz, /startupz and /log-level; /metrics has a port of its own"
+            }
+            Self::Metrics => "there is /metrics",
+        }
+    }
 }
 
 /// A page: its status, media type and text.
@@ -78,10 +115,18 @@ impl Page {
     }
 }
 
+fn weight(request: &Request<Incoming>) -> Weight {
+    match (request.method(), request.uri().path()) {
+        (_, "/metrics") | (&Method::PUT, _) => Weight::Heavy,
+        _ => Weight::Light,
+    }
+}
+
 impl Pages {
-    async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Page {
+    async fn answer(&self, site: Site, peer: IpAddr, request: Request<Incoming>) -> Page {
         let said = |yes: bool, no: &str| if yes { Ok(()) } else { Err(no.to_owned()) };
         match (request.method(), request.uri().path()) {
+            (_, path) if !site.has(path) => Page::text(StatusCode::NOT_FOUND, site.list()),
             (&Method::GET, "/livez") => Page::probe(self.probes.alive().await),
             (&Method::GET, "/readyz") => Page::probe(said(self.probes.is_ready(), "not ready yet")),
             (&Method::GET, "/startupz") => Page::probe(said(self.probes.has_started(), "not started yet")),
@@ -92,21 +137,17 @@ impl Pages {
                 "only from a loopback address: use kubectl port-forward",
             ),
             (&Method::PUT, "/log-level") => self.set_filter(request.into_body()).await,
-            (_, "/livez" | "/readyz" | "/startupz" | "/metrics" | "/log-level") => {
-                Page::text(StatusCode::METHOD_NOT_ALLOWED, "GET; and PUT for /log-level")
-            }
-            _ => Page::text(
-                StatusCode::NOT_FOUND,
-                "there are /livez, /readyz, /startupz, /metrics and /log-level",
-            ),
+            _ => Page::text(StatusCode::METHOD_NOT_ALLOWED, "GET; and PUT for /log-level"),
         }
     }
 
     async fn set_filter(&self, body: Incoming) -> Page {
         let bad = |why: String| Page::text(StatusCode::BAD_REQUEST, why);
-        let body = match Limited::new(body, FILTER_MAX).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return bad(error.to_string()),
+        let body = match tokio::time::timeout(HEADER_DEADLINE, Limited::new(body, FILTER_MAX).collect()).await
+        {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) => return bad(error.to_string()),
+            Err(_) => return bad("the body did not come".to_owned()),
         };
         let Ok(filter) = std::str::from_utf8(&body) else {
             return bad("the body is no text".to_owned());
@@ -127,127 +168,99 @@ fn is_local(peer: IpAddr) -> bool {
     peer.to_canonical().is_loopback()
 }
 
-/// Answers on `address` for as long as it is polled. Fails when the address cannot be bound.
-pub async fn serve(address: SocketAddr, pages: Pages) -> io::Result<()> {
-    serve_on(TcpListener::bind(address).await?, pages).await
+/// Answers on the addresses for as long as it is polled. Fails when one of them cannot be bound.
+pub async fn serve(options: &HttpOptions, pages: Pages) -> io::Result<()> {
+    let bind = async |address: Option<SocketAddr>| match address {
+        None => Ok(None),
+        Some(address) => match TcpListener::bind(address).await {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) => Err(io::Error::new(
+                error.kind(),
+                format!("cannot serve on {address}: {error}"),
+            )),
+        },
+    };
+    let (probes, metrics) = (
+        bind(options.http_address).await?,
+        bind(options.metrics_address).await?,
+    );
+    let site = if metrics.is_some() {
+        Site::Probes
+    } else {
+        Site::All
+    };
+    let serving = async |listener: Option<TcpListener>, site| match listener {
+        Some(listener) => serve_on(listener, site, &pages).await,
+        None => std::future::pending().await,
+    };
+    tokio::select! {
+        never = serving(probes, site) => match never {},
+        never = serving(metrics, Site::Metrics) => match never {},
+    }
 }
 
-async fn serve_on(listener: TcpListener, pages: Pages) -> io::Result<()> {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+async fn serve_on(listener: TcpListener, site: Site, pages: &Pages) -> Infallible {
+    let door = Door::default();
     loop {
-        let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let Ok((stream, peer)) = listener.accept().await else {
-            // Out of descriptors, or the peer has gone: neither ends the process. There is no event for a descriptor
-            // that becomes free, and the next accept would fail at once.
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let pages = pages.clone();
-        tokio::spawn(async move {
-            let _slot = slot;
-            let service = service_fn(|request: Request<Incoming>| async {
-                let Page(status, media_type, text) = pages.answer(peer.ip(), request).await;
-                let mut response = Response::new(Full::new(Bytes::from(text)));
-                *response.status_mut() = status;
-                response
-                    .headers_mut()
-                    .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-                Ok::<_, Infallible>(response)
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_DEADLINE)
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(DEADLINE, connection).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
-                Err(_) => tracing::debug!(%peer, "a connection took too long"),
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let waiting = door.enter(peer.ip().to_canonical());
+                tokio::spawn(exchange(stream, peer.ip(), waiting, site, pages.clone()));
+                // Whoever has sent a request already is read before others come, for whom it might have to go.
+                tokio::task::yield_now().await;
             }
-        });
+            // There is no event for a descriptor or memory that becomes free, and the next try would fail at once. Anything else
+            // is about the peer, who has gone, and must not cost the others a pause.
+            Err(error) if has_run_out(&error) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+fn has_run_out(error: &io::Error) -> bool {
+    !matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+/// One request and its answer.
+async fn exchange(stream: TcpStream, peer: IpAddr, waiting: Waiting, site: Site, pages: Pages) {
+    // As long as the answer is on its way.
+    let served = Mutex::new(None);
+    let service = service_fn(|request: Request<Incoming>| async {
+        let place = waiting.serve(weight(&request));
+        let Page(status, media_type, text) = match place {
+            Some(place) => {
+                if let Ok(mut served) = served.lock() {
+                    *served = Some(place);
+                }
+                pages.answer(site, peer, request).await
+            }
+            None => Page::text(StatusCode::SERVICE_UNAVAILABLE, "too many ask at once"),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(text)));
+        *response.status_mut() = status;
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        Ok::<_, Infallible>(response)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_DEADLINE)
+        .max_buf_size(HEAD_MAX)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        done = tokio::time::timeout(DEADLINE, connection) => match done {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
+            Err(_) => tracing::debug!(%peer, "a connection took too long"),
+        },
+        () = waiting.dropped.cancelled() => tracing::debug!(%peer, "a connection without a request went for others"),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{log_level, probes};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
-    use tracing_subscriber::layer::SubscriberExt as _;
-
-    async fn ask(address: SocketAddr, request: &str, body: &str) -> (String, String) {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let length = body.len();
-        let request = format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        let status = head.lines().next().unwrap_or_default();
-        (
-            status.strip_prefix("HTTP/1.1 ").unwrap().to_owned(),
-            body.to_owned(),
-        )
-    }
-
-    #[tokio::test]
-    async fn everything_is_answered() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (probes, mut heart) = probes::probes();
-        let (filter, logs) = log_level::reloadable("info").unwrap();
-        // The filter lives as long as its subscriber.
-        let subscriber = tracing_subscriber::registry().with(filter);
-        let mut registry = Registry::new("test", "1");
-        registry.counter("hybridnic_things", [], "Things");
-        let pages = Pages {
-            probes: probes.clone(),
-            metrics: Arc::new(registry),
-            logs,
-        };
-        let server = tokio::spawn(serve_on(listener, pages));
-        let heart = tokio::spawn(async move { heart.beat().await });
-        let status = async |request: &str| ask(address, request, "").await.0;
-        assert_eq!(status("GET /livez").await, "200 OK");
-        assert_eq!(status("GET /readyz").await, "503 Service Unavailable");
-        assert_eq!(status("GET /startupz").await, "503 Service Unavailable");
-        probes.set_started();
-        probes.set_ready(true);
-        assert_eq!(status("GET /readyz").await, "200 OK");
-        assert_eq!(status("GET /startupz").await, "200 OK");
-        assert_eq!(status("GET /secrets").await, "404 Not Found");
-        assert_eq!(status("POST /livez").await, "405 Method Not Allowed");
-        let (ok, text) = ask(address, "GET /metrics", "").await;
-        assert_eq!(ok, "200 OK");
-        assert!(
-            text.contains("hybridnic_things_total 0\n") && text.ends_with("# EOF\n"),
-            "{text}"
-        );
-
-        assert_eq!(ask(address, "GET /log-level", "").await.1, "info\n");
-        assert_eq!(
-            ask(address, "PUT /log-level", "debug,kube=info\n").await.0,
-            "200 OK"
-        );
-        assert_eq!(ask(address, "GET /log-level", "").await.1, "debug,kube=info\n");
-        let (bad, why) = ask(address, "PUT /log-level", "kube=loud").await;
-        assert_eq!(bad, "400 Bad Request");
-        assert!(why.contains("not a log filter"), "{why}");
-        let long = "x".repeat(FILTER_MAX + 1);
-        assert_eq!(ask(address, "PUT /log-level", &long).await.0, "400 Bad Request");
-        heart.abort();
-        // A heart that has stopped for good answers nothing.
-        assert!(heart.await.unwrap_err().is_cancelled());
-        assert_eq!(status("GET /livez").await, "503 Service Unavailable");
-        server.abort();
-        drop(subscriber);
-    }
-
-    #[test]
-    fn the_network_is_not_local() {
-        let local = |text: &str| is_local(text.parse().unwrap());
-        assert!(local("127.0.0.1") && local("::1") && local("::ffff:127.0.0.9"));
-        assert!(!local("10.0.0.1") && !local("fe80::1") && !local("::ffff:10.0.0.1"));
-    }
-}
+mod tests;

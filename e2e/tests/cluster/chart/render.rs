@@ -33,7 +33,8 @@ operator:
       requiredDuringSchedulingIgnoredDuringExecution:
         nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]
 agent:
-  httpPort: 9999
+  metricsPort: 9998
+  probePort: 9999
   migrationBandwidth: 125000000000
   maxUnavailable: 10%
   extraArgs: ["--log=debug"]
@@ -43,6 +44,8 @@ agent:
   nodeSelector: {a: b}
   tolerations: []
   affinity: *affinity
+networkPolicy:
+  metricsFrom: [{podSelector: {matchLabels: {a: b}}}, {ipBlock: {cidr: 10.0.0.0/8}}]
 monitoring:
   podMonitor: {enabled: true, interval: 15s, labels: {release: p}}
   prometheusRule: {enabled: true, runbookBase: "https://git.example.com/n/", labels: {release: p}}
@@ -101,7 +104,12 @@ async fn wrong_values_are_refused_in_words() {
             "image.pullPolicy=\"Sometimes\"",
             "value must be one of 'Always', 'IfNotPresent', 'Never'",
         ),
-        ("agent.httpPort=70000", "maximum: got 70,000, want 65,535"),
+        ("agent.metricsPort=70000", "maximum: got 70,000, want 65,535"),
+        (
+            "agent.httpPort=9808",
+            "additional properties 'httpPort' not allowed",
+        ),
+        ("networkPolicy.metricsFrom=[{}]", "minProperties: got 0, want 1"),
         ("agent.maxUnavailable=\"0%\"", "does not match pattern"),
         (
             "tracing.otlpEndpoint=\"collector:4317\"",
@@ -194,6 +202,7 @@ async fn a_real_api_server_takes_every_object() {
         "deployment.apps/hybridnic-operator",
         "daemonset.apps/hybridnic-agent",
         "poddisruptionbudget.policy/hybridnic-operator",
+        "networkpolicy.networking.k8s.io/hybridnic-operator",
         "validatingadmissionpolicy.admissionregistration.k8s.io/agents.hybridnic.io",
         "customresourcedefinition.apiextensions.k8s.io/vmhybridnics.hybridnic.io",
         "pod/hybridnic-check",
