@@ -10,11 +10,14 @@ use std::{
 use anyhow::{anyhow, bail};
 use kube::{
     Client, Config,
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
     core::Status,
 };
 
-use crate::cli::Global;
+use tower::util::MapResponseLayer;
+
+use crate::{clean, cli::Global};
 
 /// One question to the API server is answered in this time, or not at all.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -67,8 +70,8 @@ impl Cluster {
             .clone()
             .unwrap_or_else(|| config.default_namespace.clone());
         let url = config.cluster_url.to_string();
-        let client = Client::try_from(config)
-            .map_err(|error| anyhow!("the kubeconfig is of no use: {}", root(&error)))?;
+        let client =
+            client(config).map_err(|error| anyhow!("the kubeconfig is of no use: {}", root(&error)))?;
         Ok(Self {
             client,
             namespace,
@@ -128,6 +131,12 @@ impl Cluster {
             Watch::NoResourceVersion => (error.to_string(), false),
         }
     }
+}
+
+/// A client whose answers are clean.
+fn client(config: Config) -> Result<Client, kube::Error> {
+    let clean = MapResponseLayer::new(clean::answer);
+    Ok(ClientBuilder::try_from(config)?.with_layer(&clean).build())
 }
 
 fn in_pod() -> bool {

@@ -3,6 +3,7 @@
 //! Each command fetches, decides and draws apart: what is drawn is a pure function of what was fetched, the terminal's
 //! width and the time.
 
+mod clean;
 mod cli;
 mod complete;
 mod connect;

@@ -1,6 +1,7 @@
 //! The plugin against a real API server, with the real operator; the agents are those of the operator's tests.
 
 mod doctor;
+mod hostile;
 mod trouble;
 mod typed;
 

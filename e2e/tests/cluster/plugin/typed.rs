@@ -161,6 +161,15 @@ impl Plugin {
         Self::said(command, format!("kubectl-hybridnic {}", args.join(" "))).await
     }
 
+    /// Runs the plugin as on a terminal with colours; gives what it prints, whatever its end.
+    pub async fn coloured(&self, args: &[&str]) -> String {
+        let mut command = self.prepared(&self.program);
+        command.args(args).env("CLICOLOR_FORCE", "1");
+        let output = timeout(DEADLINE, command.output()).await.unwrap().unwrap();
+        let all = [output.stdout, output.stderr].concat();
+        String::from_utf8(all).unwrap()
+    }
+
     /// Runs it as kubectl does.
     pub async fn kubectl(&self, args: &[&str]) -> Said {
         let mut command = self.prepared(&self.kubectl);
