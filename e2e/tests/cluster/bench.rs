@@ -52,6 +52,10 @@ impl Operator {
         self.0.wait().unwrap();
     }
 
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Nothing tells when a process that has just started listens.
     async fn connect(&self) -> TcpStream {
         let end = tokio::time::Instant::now() + Duration::from_secs(20);

@@ -18,5 +18,6 @@ mod bench;
 mod chart;
 mod commands;
 mod controlplane;
+mod flood;
 mod operator;
 mod plugin;
