@@ -160,12 +160,15 @@ impl<R: Reconciler> Memory<R> {
             done,
         } = ended;
         self.requests.done(&name);
+        // A write that met a newer version costs the API server as much.
+        if !matches!(done, Ok(Done { wrote: false, .. })) {
+            let pace = self.paces.entry(name.clone());
+            pace.or_insert_with(|| Pace::new(BURST, APART))
+                .done(Instant::now());
+        }
         let again = match done {
             Ok(Done { wrote, again }) => {
                 if wrote {
-                    let pace = self.paces.entry(name.clone());
-                    pace.or_insert_with(|| Pace::new(BURST, APART))
-                        .done(Instant::now());
                     self.overwritten.insert(name.clone(), version);
                 }
                 self.failures.remove(&name);
