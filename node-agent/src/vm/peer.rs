@@ -18,6 +18,10 @@ pub(crate) struct Peer(BufReader<UnixStream>);
 
 impl Peer {
     pub(crate) async fn connect() -> (Client, Self) {
+        Self::connect_with(Options::default()).await
+    }
+
+    pub(crate) async fn connect_with(options: Options) -> (Client, Self) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut peer = Self(BufReader::new(theirs));
         let greet = async {
@@ -25,7 +29,6 @@ impl Peer {
                 .await;
             peer.answer("qmp_capabilities", json!({})).await;
         };
-        let options = Options::default();
         let (client, ()) = tokio::join!(Client::from_stream(ours, &options), greet);
         (client.unwrap(), peer)
     }
