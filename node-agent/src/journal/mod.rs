@@ -14,8 +14,9 @@ mod unreadable;
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -32,6 +33,10 @@ pub use record::{
 use record::{Stamped, parse, understand};
 pub use unreadable::Unreadable;
 
+/// Nobody else's business: it names VMs of all tenants, and their MACs.
+const DIR_MODE: u32 = 0o700;
+/// The same of its files.
+const FILE_MODE: u32 = 0o600;
 /// The file with the VFs that were given back with their parking MAC.
 const PARKED: &str = "parked";
 
@@ -73,11 +78,13 @@ impl Journal {
     /// Opens, and makes where it is not there, the directory.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, JournalError> {
         let dir = dir.into();
-        fs::create_dir_all(&dir).map_err(|source| JournalError {
+        let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(&dir);
+        made.map_err(|source| JournalError {
             what: "make it",
             path: dir.clone(),
             source,
         })?;
+        close_to_others(&dir, DIR_MODE);
         let (sender, jobs) = mpsc::channel::<Job>();
         thread::Builder::new()
             .name("journal".into())
@@ -97,6 +104,7 @@ impl Journal {
     /// All records, at start: what a write that was cut short has left is removed.
     pub fn load(&self) -> Result<Contents, JournalError> {
         for path in self.list()? {
+            close_to_others(&path, FILE_MODE);
             // The file that it would have replaced still holds.
             if path.extension().is_some_and(|e| e == "tmp")
                 && let Err(error) = fs::remove_file(&path)
@@ -314,6 +322,13 @@ impl Journal {
     }
 }
 
+/// For what was made with more rights. A disk that keeps none works as well.
+fn close_to_others(path: &Path, mode: u32) {
+    if let Err(error) = fs::set_permissions(path, Permissions::from_mode(mode)) {
+        warn!(path = %path.display(), %error, "the journal stays open to others");
+    }
+}
+
 /// What is there, if anything is.
 fn found<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
@@ -332,7 +347,12 @@ fn set(dir: &Path, path: &Path, content: Option<&[u8]>) -> io::Result<()> {
         };
     };
     let temporary = path.with_added_extension("tmp");
-    let mut file = File::create(&temporary)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(FILE_MODE)
+        .open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;

@@ -296,3 +296,31 @@ fn no_uid_leads_out_of_the_directory() {
     journal.dir = "/j".into();
     assert_eq!(journal.path("../../etc/x"), Path::new("/j/etcx.json"));
 }
+
+#[tokio::test]
+async fn nobody_else_reads_it_also_not_what_was_written_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let open = || Journal::open(&path).unwrap();
+    open().write(&record("a")).await.unwrap();
+    open().write_vm("pod-uid", &VmRecord::default()).await.unwrap();
+    let files = [path.join("a.json"), path.join("pod-uid.vm")];
+    let closed = || {
+        assert_eq!(mode(&path), 0o700);
+        for file in &files {
+            assert_eq!(mode(file), 0o600, "{}", file.display());
+        }
+    };
+    closed();
+    // As an earlier agent made them.
+    fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    for file in &files {
+        fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
+    }
+    let journal = open();
+    assert_eq!(records(&journal).len(), 1);
+    closed();
+    journal.write(&record("a")).await.unwrap();
+    closed();
+}
