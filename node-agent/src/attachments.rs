@@ -35,7 +35,7 @@ use crate::{
         task::{NicTask, Wanted},
     },
     node::pool::Claimant,
-    sockets::{Followed, Sockets},
+    sockets::Sockets,
     vm::{self, Vm},
 };
 
@@ -55,7 +55,6 @@ struct Running {
 
 struct RunningVm {
     vm: Arc<Vm>,
-    _followed: Followed,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -340,10 +339,9 @@ impl Attachments {
             let task = tokio::spawn(vm::task::run(
                 Arc::clone(&vm),
                 Arc::clone(&self.host),
-                self.sockets.changes(),
+                self.sockets.follow(&record.namespace, &pod.name, &pod.uid),
             ));
             RunningVm {
-                _followed: self.sockets.follow(&record.namespace, &pod.name),
                 vm,
                 _task: AbortOnDropHandle::new(task),
             }

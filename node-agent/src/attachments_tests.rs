@@ -91,7 +91,7 @@ fn attachments(dir: &std::path::Path) -> (Attachments, mpsc::UnboundedReceiver<V
     });
     let client = Client::new(server, "default");
     let host = host::tests::host(dir, 1, 2);
-    let sockets = Sockets::new(&host.options.vm_root).unwrap();
+    let sockets = Sockets::new(dir, Arc::clone(&host.troubles));
     (
         Attachments::new(client, host, sockets, Progress::default()),
         written,

@@ -32,6 +32,7 @@ use crate::{
     privileges,
     sockets::Sockets,
     troubles::Troubles,
+    vm::socket,
 };
 
 /// The node agent of hybridnic.
@@ -62,9 +63,13 @@ struct RunArgs {
     /// Name of the node that this agent is on.
     #[arg(long, env = "NODE_NAME")]
     node_name: Option<String>,
-    /// Where the VMs' QMP sockets are: DIRECTORY/NAMESPACE/POD/qmp.sock.
-    #[arg(long, default_value = names::VM_SOCKET_ROOT)]
-    vm_root: PathBuf,
+    /// Where this node's kubelet has the directories of its pods. In them are the VMs' QMP sockets:
+    /// DIRECTORY/UID/volumes/kubernetes.io~empty-dir/hybridnic/qmp.sock.
+    #[arg(long, default_value = names::PODS_DIR)]
+    pods_dir: PathBuf,
+    /// The uid of the pod that the agent runs in, if it runs in one: the kubelet's directory is known by it.
+    #[arg(long, env = "POD_UID")]
+    pod_uid: Option<String>,
     /// Where the agent keeps its journal; it must outlast a reboot of the agent, not of the node.
     #[arg(long, default_value = "/var/lib/hybridnic/journal")]
     journal: PathBuf,
@@ -120,7 +125,15 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
     let journal = Journal::open(&args.journal)?;
     let contents = journal.load()?;
-    let sockets = Sockets::new(&args.vm_root).context("cannot make the VMs' socket directory")?;
+    if let Some(uid) = &args.pod_uid {
+        // With another one, no VM would ever be found, and nobody be told why.
+        anyhow::ensure!(
+            socket::is_kubelets(&args.pods_dir, uid),
+            "{} is not where the kubelet has its pods: it has no directory of this one, {uid}. Which it is, the chart's value \
+             agent.podsDir says",
+            args.pods_dir.display()
+        );
+    }
     let (registry, metrics) = metrics();
     let requests = metrics.requests.clone();
     let counted = metrics.clone();
@@ -147,7 +160,6 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         traces,
         options: Settings {
             node_name: node_name.clone(),
-            vm_root: args.vm_root,
             unplug_deadline: Duration::from_secs(args.unplug_deadline),
             plug_deadline: Duration::from_secs(args.plug_deadline),
             migration_bandwidth: args.migration_bandwidth,
@@ -155,6 +167,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         },
         hardware,
     });
+    let sockets = Sockets::new(args.pods_dir, Arc::clone(&host.troubles));
     host.load_parked();
     info!(
         node = node_name,
@@ -183,7 +196,7 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         () = publish::watch_pools(client.clone(), Arc::clone(&host), generation_tx) => anyhow::bail!("the watch of the HybridNode has ended"),
         () = publish::publish(client, Arc::clone(&host), generation_rx, published.clone()) => anyhow::bail!("publishing has ended"),
         () = attachments.run(contents) => anyhow::bail!("the watch of attachments has ended"),
-        () = sockets.run(Arc::clone(&host.troubles)) => {}
+        never = sockets.run() => match never {},
         () = audit::run(Arc::clone(&host)) => {}
         result = http::serve(&args.http, pages) => result.context("probes and metrics")?,
         () = get_ready(probes, progress, published) => {}

@@ -1,6 +1,6 @@
 //! What every task of the agent shares of its node.
 
-use std::{error::Error, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{error::Error, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
@@ -61,8 +61,6 @@ impl Default for Deadlines {
 pub struct Settings {
     /// Name of the node.
     pub node_name: String,
-    /// Where the VMs' QMP sockets are.
-    pub vm_root: PathBuf,
     /// How long a guest may take to let go of a device.
     pub unplug_deadline: Duration,
     /// How long a guest may take to use a VF.
@@ -336,7 +334,6 @@ pub(crate) mod tests {
             traces: Traces::default(),
             options: Settings {
                 node_name: "n1".into(),
-                vm_root: dir.join("vms"),
                 unplug_deadline: Duration::from_secs(1),
                 plug_deadline: Duration::from_secs(1),
                 migration_bandwidth: 0,
@@ -389,10 +386,12 @@ pub(crate) mod tests {
             Presence::Present { driver }
         );
         host.driver_state(testing::vf_address(0, 1)).await.unwrap();
-        let pod = host.options.vm_root.join("ns/pod");
-        std::fs::create_dir_all(&pod).unwrap();
-        let _qemu = std::os::unix::net::UnixListener::bind(pod.join("qmp.sock")).unwrap();
-        socket::connect(&host.options.vm_root, "ns", "pod").unwrap();
+        let volume = socket::tests::volume(dir.path(), socket::tests::UID);
+        let _qemu = std::os::unix::net::UnixListener::bind(volume.join("qmp.sock")).unwrap();
+        socket::open(dir.path(), socket::tests::UID)
+            .unwrap()
+            .connect()
+            .unwrap();
         assert_eq!(host.troubles.condition().status, Some(true));
 
         // The driver returns: each of them can be used again.

@@ -1,216 +1,158 @@
-//! Tells when something happens where the VMs' sockets are, or are to be.
+//! Tells when a pod's QMP socket may be there, for pods whose QEMU is not talked to yet.
 //!
-//! The root and, of the pods that are looked after, the namespace's directory and the pod's own are watched: three for a pod at
-//! most, however many directories others make there, and nothing below them. Where the kernel gives no watch, it is looked
-//! from time to time instead.
+//! Watched is the directory that was opened, by its descriptor, and nothing below it: one watch for a pod, and none while there is
+//! a session. What a pod makes besides its socket there costs it its watch until it is looked at anew. Where there is no
+//! directory, or the kernel gives no watch, whoever waits looks from time to time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::Permissions,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, AsRawFd, RawFd},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use hybridnic_api::{conditions::reasons, names::QMP_SOCKET};
-use notify::{
-    ErrorKind, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::ModifyKind,
+use nix::{
+    errno::Errno,
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor},
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+};
+use tracing::warn;
 
-use crate::troubles::Troubles;
+use crate::{
+    troubles::Troubles,
+    vm::socket::{self, Closed, Directory},
+};
 
-/// As `/tmp`: each removes only what is its own.
-const MODE: u32 = 0o1777;
-/// How often is looked, and a watch asked for again, where the kernel gives none.
-const POLL: Duration = Duration::from_secs(5);
-/// What has the trouble where there is no watch.
-const TROUBLE: &str = "sockets";
+/// How much else may happen in a directory between two looks at it.
+const NOISE: u32 = 64;
 
-/// A namespace and a pod.
-type Pod = (String, String);
+/// The kernel's queue of events.
+#[derive(Debug)]
+struct Queue(Inotify);
+
+impl AsRawFd for Queue {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+#[derive(Debug)]
+struct Watched {
+    told: Arc<Notify>,
+    noise: u32,
+}
 
 #[derive(Debug, Default)]
 struct State {
-    /// The pods that are looked after, by how many look.
-    followed: BTreeMap<Pod, usize>,
-    /// Directories that were removed, or replaced, since the watches were last looked at.
-    gone: BTreeSet<PathBuf>,
+    /// Made with the first watch.
+    queue: Option<Arc<AsyncFd<Queue>>>,
+    watched: HashMap<WatchDescriptor, Watched>,
 }
 
 #[derive(Debug)]
 struct Inner {
-    root: PathBuf,
+    pods: PathBuf,
+    troubles: Arc<Troubles>,
     state: Mutex<State>,
-    /// The watches may not be those that are wanted.
-    stale: Notify,
-    changed: watch::Sender<u64>,
+    /// There is a queue.
+    begun: Notify,
 }
 
-/// The directories of the VMs' sockets. Clones share them.
+/// The directories of the node's pods. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Sockets(Arc<Inner>);
 
-/// A pod that is looked after until this is dropped.
+/// The directory of a pod's QMP socket, for as long as somebody wants to talk to QEMU there.
 #[derive(Debug)]
 pub struct Followed {
     sockets: Sockets,
-    pod: Pod,
+    pod_uid: String,
+    /// Of what it is said that it is not watched.
+    what: String,
+    told: Arc<Notify>,
+    watch: Option<WatchDescriptor>,
 }
 
 impl Sockets {
-    /// Makes the directory where it is not there.
-    ///
-    /// A kubelet gives what it makes in it for a pod (`subPathExpr`) the same mode, and QEMU is not to be root: so all may
-    /// write there. A pod sees nothing but what was made for it.
-    pub fn new(root: &Path) -> std::io::Result<Self> {
-        std::fs::create_dir_all(root)?;
-        std::fs::set_permissions(root, Permissions::from_mode(MODE))?;
-        Ok(Self(Arc::new(Inner {
-            root: root.canonicalize()?,
+    /// Beneath the kubelet's directory of pods. Nothing is watched yet.
+    pub fn new(pods: impl Into<PathBuf>, troubles: Arc<Troubles>) -> Self {
+        Self(Arc::new(Inner {
+            pods: pods.into(),
+            troubles,
             state: Mutex::default(),
-            stale: Notify::new(),
-            changed: watch::Sender::default(),
-        })))
-    }
-
-    /// Resolves when the socket of a pod that is looked after, or a directory on the way to it, was made or removed.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.0.changed.subscribe()
+            begun: Notify::new(),
+        }))
     }
 
     /// Looks after a pod.
-    pub fn follow(&self, namespace: &str, pod: &str) -> Followed {
-        let pod = (namespace.to_owned(), pod.to_owned());
-        *self.state().followed.entry(pod.clone()).or_default() += 1;
-        self.0.stale.notify_one();
+    pub fn follow(&self, namespace: &str, pod: &str, pod_uid: &str) -> Followed {
         Followed {
             sockets: self.clone(),
-            pod,
+            pod_uid: pod_uid.to_owned(),
+            what: format!("the QMP socket of the pod {namespace}/{pod} ({pod_uid})"),
+            told: Arc::default(),
+            watch: None,
         }
     }
 
-    /// Watches, for as long as it is polled.
-    pub async fn run(self, troubles: Arc<Troubles>) {
+    /// Passes on what the kernel tells, for as long as it is polled.
+    pub async fn run(self) -> std::convert::Infallible {
         loop {
-            let Err(error) = self.watch(&troubles).await;
-            let message = format!(
-                "the kernel does not tell the agent of the VMs' sockets, so it looks every {} s: {error}",
-                POLL.as_secs()
-            );
-            troubles.begin(TROUBLE, reasons::SOCKETS_NOT_WATCHED, message);
-            tokio::time::sleep(POLL).await;
-            self.changed();
-        }
-    }
-
-    /// Ends with the kernel's refusal only.
-    async fn watch(&self, troubles: &Troubles) -> notify::Result<std::convert::Infallible> {
-        let sockets = self.clone();
-        let mut watcher = notify::recommended_watcher(move |event| sockets.on_event(event))?;
-        let mut dirs = BTreeSet::new();
-        loop {
-            self.refresh(&mut watcher, &mut dirs)?;
-            troubles.end(TROUBLE);
-            self.0.stale.notified().await;
-        }
-    }
-
-    /// Makes the watches those that are wanted.
-    fn refresh(&self, watcher: &mut RecommendedWatcher, dirs: &mut BTreeSet<PathBuf>) -> notify::Result<()> {
-        let (wanted, gone) = {
-            let mut state = self.state();
-            (self.wanted(&state), std::mem::take(&mut state.gone))
-        };
-        // A directory made again is another, by the same name.
-        let (keep, drop): (BTreeSet<_>, BTreeSet<_>) = std::mem::take(dirs)
-            .into_iter()
-            .partition(|dir| wanted.contains(dir) && !gone.iter().any(|gone| dir.starts_with(gone)));
-        *dirs = keep;
-        for dir in drop {
-            // With the directory its watch has gone.
-            let _ = watcher.unwatch(&dir);
-        }
-        let mut new = false;
-        for dir in wanted {
-            if dirs.contains(&dir) {
-                continue;
-            }
-            match watcher.watch(&dir, RecursiveMode::NonRecursive) {
-                Ok(()) => new |= dirs.insert(dir),
-                // The directory above it is watched.
-                Err(e) if matches!(e.kind, ErrorKind::PathNotFound) && dir != self.0.root => {}
-                Err(e) => return Err(e),
-            }
-        }
-        if new {
-            // What was made before the watch was.
-            self.changed();
-        }
-        Ok(())
-    }
-
-    fn wanted(&self, state: &State) -> BTreeSet<PathBuf> {
-        let root = &self.0.root;
-        let dirs = state.followed.keys().flat_map(|(namespace, pod)| {
-            let namespace = root.join(namespace);
-            let pod = namespace.join(pod);
-            [namespace, pod]
-        });
-        dirs.chain([root.clone()]).collect()
-    }
-
-    /// On a thread of the watcher's, so that the watches cannot be changed here.
-    fn on_event(&self, event: notify::Result<Event>) {
-        let root = &self.0.root;
-        let event = match event {
-            Ok(event) if !event.need_rescan() => event,
-            // Events were lost.
-            _ => {
-                self.state().gone.insert(root.clone());
-                self.0.stale.notify_one();
-                return self.changed();
-            }
-        };
-        let moved = matches!(event.kind, EventKind::Modify(ModifyKind::Name(_)));
-        if !(event.kind.is_create() || event.kind.is_remove() || moved) {
-            return;
-        }
-        let mut state = self.state();
-        let mut ours = false;
-        for path in &event.paths {
-            let Ok(below) = path.strip_prefix(root) else {
+            let queue = self.state().queue.clone();
+            let Some(queue) = queue else {
+                self.0.begun.notified().await;
                 continue;
             };
-            let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
-            let followed = |namespace: &str, pod: Option<&str>| {
-                let mut pods = state.followed.keys();
-                pods.any(|(n, p)| n == namespace && pod.is_none_or(|pod| p == pod))
-            };
-            let (is_ours, is_dir) = match parts.as_slice() {
-                [] => (true, true),
-                [namespace] => (followed(namespace, None), true),
-                [namespace, pod] => (followed(namespace, Some(pod)), true),
-                [namespace, pod, socket] => (socket == QMP_SOCKET && followed(namespace, Some(pod)), false),
-                _ => (false, false),
-            };
-            ours |= is_ours;
-            if is_ours && is_dir {
-                if !event.kind.is_create() {
-                    state.gone.insert(path.clone());
+            match queue
+                .async_io(Interest::READABLE, |queue| Ok(queue.0.read_events()?))
+                .await
+            {
+                Ok(events) => {
+                    let mut state = self.state();
+                    for event in &events {
+                        state.on_event(event);
+                    }
                 }
-                self.0.stale.notify_one();
+                Err(error) => {
+                    warn!(%error, "what happens in the pods' directories cannot be read; they are watched anew");
+                    self.state().give_up();
+                }
             }
-        }
-        drop(state);
-        if ours {
-            self.changed();
         }
     }
 
-    fn changed(&self) {
-        self.0.changed.send_modify(|n| *n += 1);
+    /// The same directory has the same watch.
+    fn watch(&self, dir: &Directory, told: &Arc<Notify>) -> io::Result<WatchDescriptor> {
+        let mut state = self.state();
+        let queue = if let Some(queue) = &state.queue {
+            Arc::clone(queue)
+        } else {
+            let queue = Queue(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?);
+            // SAFETY: the instance owns its descriptor until it is dropped, and `AsyncFd` owns it.
+            let queue = unsafe { AsyncFd::register_with_interest(queue, Interest::READABLE) };
+            let queue = Arc::new(queue.map_err(io::Error::from)?);
+            state.queue = Some(Arc::clone(&queue));
+            self.0.begun.notify_one();
+            queue
+        };
+        let mask = AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_ONLYDIR;
+        let watch = queue.get_ref().0.add_watch(dir.path().as_str(), mask)?;
+        let told = Arc::clone(told);
+        state.watched.insert(watch, Watched { told, noise: 0 });
+        Ok(watch)
+    }
+
+    fn unwatch(&self, watch: WatchDescriptor) {
+        self.state().unwatch(watch);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -218,126 +160,260 @@ impl Sockets {
     }
 }
 
-impl Drop for Followed {
-    fn drop(&mut self) {
-        let mut state = self.sockets.state();
-        if let Some(count) = state.followed.get_mut(&self.pod) {
-            *count -= 1;
-            if *count == 0 {
-                state.followed.remove(&self.pod);
+impl State {
+    fn on_event(&mut self, event: &InotifyEvent) {
+        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+            // Anything may have been among what was lost.
+            self.watched
+                .values()
+                .for_each(|watched| watched.told.notify_one());
+            return;
+        }
+        let Some(watched) = self.watched.get_mut(&event.wd) else {
+            return;
+        };
+        match &event.name {
+            // The directory itself: it has gone, or is elsewhere.
+            None => {
+                watched.told.notify_one();
+                self.unwatch(event.wd);
+            }
+            Some(name) if name == QMP_SOCKET => watched.told.notify_one(),
+            Some(_) => {
+                watched.noise += 1;
+                if watched.noise > NOISE {
+                    self.unwatch(event.wd);
+                }
             }
         }
-        drop(state);
-        self.sockets.0.stale.notify_one();
+    }
+
+    fn unwatch(&mut self, watch: WatchDescriptor) {
+        if self.watched.remove(&watch).is_some()
+            && let Some(queue) = &self.queue
+            // With its directory the watch has gone by itself.
+            && let Err(error) = queue.get_ref().0.rm_watch(watch)
+            && error != Errno::EINVAL
+        {
+            warn!(%error, "a directory is still watched");
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.queue = None;
+        for watched in std::mem::take(&mut self.watched).into_values() {
+            watched.told.notify_one();
+        }
+    }
+}
+
+impl Followed {
+    /// Opens the pod's directory, and has it watched from before what is then seen in it.
+    pub fn look(&mut self) -> Result<Directory, Closed> {
+        let dir = socket::open(&self.sockets.0.pods, &self.pod_uid);
+        let watched = dir.as_ref().ok().map(|dir| self.sockets.watch(dir, &self.told));
+        let troubles = &self.sockets.0.troubles;
+        let watch = match watched {
+            None => None,
+            Some(Ok(watch)) => {
+                troubles.end(&self.what);
+                Some(watch)
+            }
+            Some(Err(error)) => {
+                let what = &self.what;
+                let message = format!(
+                    "the kernel does not watch {what}, so it is looked for from time to time: {error}"
+                );
+                troubles.begin(what, reasons::SOCKETS_NOT_WATCHED, message);
+                None
+            }
+        };
+        let before = std::mem::replace(&mut self.watch, watch);
+        if let Some(before) = before
+            && Some(before) != watch
+        {
+            self.sockets.unwatch(before);
+        }
+        dir
+    }
+
+    /// QEMU is talked to: that ends by itself, and what else happens in the directory does not matter.
+    pub fn rest(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            self.sockets.unwatch(watch);
+        }
+    }
+
+    /// Resolves when something may have changed since the last look; never where nothing is watched.
+    pub async fn changed(&self) {
+        self.told.notified().await;
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.rest();
+        self.sockets.0.troubles.end(&self.what);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::net::UnixListener, time::Instant};
+    use std::{fs, os::unix::net::UnixListener, path::Path, time::Duration};
 
     use tokio::time::timeout;
     use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
-    use crate::metrics::metrics;
+    use crate::{
+        metrics::metrics,
+        vm::socket::tests::{UID, volume},
+    };
 
-    struct Watched {
+    struct Watching {
         dir: tempfile::TempDir,
-        sockets: Sockets,
-        _run: AbortOnDropHandle<()>,
+        volume: PathBuf,
+        followed: Followed,
+        _run: AbortOnDropHandle<std::convert::Infallible>,
     }
 
-    impl Watched {
+    impl Watching {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let sockets = Sockets::new(dir.path()).unwrap();
             let troubles = Arc::new(Troubles::new(metrics().1));
-            let run = AbortOnDropHandle::new(tokio::spawn(sockets.clone().run(troubles)));
+            let sockets = Sockets::new(dir.path(), troubles);
             Self {
+                volume: volume(dir.path(), UID),
                 dir,
-                sockets,
-                _run: run,
+                followed: sockets.follow("ns", "pod", UID),
+                _run: AbortOnDropHandle::new(tokio::spawn(sockets.run())),
             }
         }
 
-        /// Waits until what was changed last has led to no more.
-        async fn settle(&self) {
-            let mut changes = self.sockets.changes();
-            while timeout(Duration::from_millis(200), changes.changed())
-                .await
-                .is_ok()
-            {}
+        async fn told(&self) {
+            let changed = self.followed.changed();
+            timeout(Duration::from_secs(10), changed).await.expect("not told");
+        }
+
+        async fn is_not_told(&self) {
+            let changed = self.followed.changed();
+            assert!(
+                timeout(Duration::from_millis(200), changed).await.is_err(),
+                "told of nothing"
+            );
+        }
+
+        /// How many directories the kernel watches for us.
+        fn watches(&self) -> usize {
+            let Some(queue) = self.followed.sockets.state().queue.clone() else {
+                return 0;
+            };
+            let path = format!("/proc/self/fdinfo/{}", queue.get_ref().as_raw_fd());
+            let text = fs::read_to_string(path).unwrap();
+            text.lines()
+                .filter(|line| line.starts_with("inotify wd:"))
+                .count()
         }
     }
 
-    async fn told(changes: &mut watch::Receiver<u64>) {
-        timeout(Duration::from_secs(10), changes.changed())
-            .await
-            .expect("not told")
-            .unwrap();
+    fn socket(volume: &Path) -> UnixListener {
+        UnixListener::bind(volume.join(QMP_SOCKET)).unwrap()
     }
 
     #[tokio::test]
-    async fn a_socket_is_told_of_however_its_directories_come_and_go() {
-        let w = Watched::new();
-        let _followed = w.sockets.follow("ns", "pod");
-        let pod = w.dir.path().join("ns/pod");
+    async fn a_socket_is_told_of_each_time_it_is_made() {
+        let mut w = Watching::new();
         for _ in 0..2 {
-            w.settle().await;
-            let mut changes = w.sockets.changes();
-            fs::create_dir_all(&pod).unwrap();
-            told(&mut changes).await;
-            w.settle().await;
-            changes.mark_unchanged();
-            let listener = UnixListener::bind(pod.join(QMP_SOCKET)).unwrap();
-            told(&mut changes).await;
-            w.settle().await;
-            changes.mark_unchanged();
-            drop(listener);
-            fs::remove_dir_all(w.dir.path().join("ns")).unwrap();
-            told(&mut changes).await;
+            w.followed.look().unwrap();
+            w.is_not_told().await;
+            let _listener = socket(&w.volume);
+            w.told().await;
+            fs::rename(w.volume.join(QMP_SOCKET), w.volume.join("x")).unwrap();
+            w.is_not_told().await;
+            fs::rename(w.volume.join("x"), w.volume.join(QMP_SOCKET)).unwrap();
+            w.told().await;
+            fs::remove_file(w.volume.join(QMP_SOCKET)).unwrap();
         }
     }
 
     #[tokio::test]
-    async fn what_a_tenant_makes_costs_nothing() {
-        let w = Watched::new();
-        let pod = w.dir.path().join("ns/pod");
-        fs::create_dir_all(&pod).unwrap();
-        let followed = w.sockets.follow("ns", "pod");
-        w.settle().await;
-        let changes = w.sockets.changes();
-        for n in 0..1000 {
-            fs::create_dir_all(pod.join(format!("{n}/deeper"))).unwrap();
-            fs::create_dir_all(w.dir.path().join(format!("ns/other{n}"))).unwrap();
-        }
-        w.settle().await;
-        assert!(!changes.has_changed().unwrap(), "nobody is woken");
-        assert_eq!(w.sockets.wanted(&w.sockets.state()).len(), 3);
-        drop(followed);
-        assert_eq!(w.sockets.wanted(&w.sockets.state()).len(), 1);
+    async fn a_directory_that_goes_is_told_of_and_one_in_its_place_is_another() {
+        let mut w = Watching::new();
+        w.followed.look().unwrap();
+        // Moved with all that is above it: that of the volume itself stays as it is.
+        fs::remove_dir_all(w.dir.path().join(UID)).unwrap();
+        w.told().await;
+        assert!(matches!(w.followed.look(), Err(Closed::Absent)));
+        assert_eq!(w.watches(), 0);
+        volume(w.dir.path(), UID);
+        w.followed.look().unwrap();
+        fs::rename(&w.volume, w.dir.path().join("old")).unwrap();
+        w.told().await;
+        volume(w.dir.path(), UID);
+        w.followed.look().unwrap();
+        let _listener = socket(&w.volume);
+        w.told().await;
+        assert_eq!(w.watches(), 1);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn without_a_watch_it_is_looked_from_time_to_time() {
+    /// Thousands of entries, and a tree that never ends.
+    #[tokio::test]
+    async fn what_a_pod_makes_in_its_directory_costs_one_watch_at_most() {
+        let mut w = Watching::new();
+        w.followed.look().unwrap();
+        assert_eq!(w.watches(), 1);
+        std::os::unix::fs::symlink("/sys", w.volume.join("x")).unwrap();
+        for n in 0..2000 {
+            fs::create_dir_all(w.volume.join(format!("{n}/deeper"))).unwrap();
+            if n % 100 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        w.is_not_told().await;
+        assert_eq!(w.watches(), 0, "it is left alone");
+        // Until it is looked at anew.
+        w.followed.look().unwrap();
+        w.followed.look().unwrap();
+        assert_eq!(w.watches(), 1);
+        let _listener = socket(&w.volume);
+        w.told().await;
+    }
+
+    #[tokio::test]
+    async fn a_session_needs_no_watch() {
+        let mut w = Watching::new();
+        w.followed.look().unwrap();
+        w.followed.rest();
+        assert_eq!(w.watches(), 0);
+        w.followed.look().unwrap();
+        let sockets = w.followed.sockets.clone();
+        drop(w.followed);
+        assert!(sockets.state().watched.is_empty());
+    }
+
+    /// As in a user namespace without a watch left, or on a node.
+    #[tokio::test]
+    async fn where_the_kernel_gives_no_watch_it_is_said() {
         let dir = tempfile::tempdir().unwrap();
-        let sockets = Sockets::new(&dir.path().join("vms")).unwrap();
         let troubles = Arc::new(Troubles::new(metrics().1));
-        // What the kernel refuses to watch, whoever asks and whatever its limits are.
-        fs::remove_dir(dir.path().join("vms")).unwrap();
-        std::os::unix::fs::symlink("vms", dir.path().join("vms")).unwrap();
-        let mut changes = sockets.changes();
-        let began = Instant::now();
-        let _run = AbortOnDropHandle::new(tokio::spawn(sockets.clone().run(Arc::clone(&troubles))));
-        told(&mut changes).await;
-        told(&mut changes).await;
-        assert!(began.elapsed() < Duration::from_secs(5), "the clock is not real");
-        assert_eq!(troubles.condition().reason, reasons::SOCKETS_NOT_WATCHED);
+        let sockets = Sockets::new(dir.path(), Arc::clone(&troubles));
+        let volume = volume(dir.path(), UID);
+        // An instance that is none.
+        let no_queue = std::os::fd::OwnedFd::from(UnixListener::bind(dir.path().join("none")).unwrap());
+        // SAFETY: what it is asked for fails, which is what is tried.
+        let no_queue = Queue(unsafe { Inotify::from_owned_fd(no_queue) });
+        // SAFETY: it owns its descriptor.
+        let no_queue = unsafe { AsyncFd::register(no_queue) }.unwrap();
+        sockets.state().queue = Some(Arc::new(no_queue));
+        let mut followed = sockets.follow("ns", "pod", UID);
+        let _listener = socket(&volume);
+        followed.look().unwrap().connect().unwrap();
+        let trouble = troubles.condition();
+        assert_eq!(trouble.reason, reasons::SOCKETS_NOT_WATCHED);
+        assert!(trouble.message.contains("ns/pod"), "{}", trouble.message);
         // It can again.
-        fs::remove_file(dir.path().join("vms")).unwrap();
-        fs::create_dir(dir.path().join("vms")).unwrap();
-        let mut seen = troubles.subscribe();
-        seen.wait_for(BTreeMap::is_empty).await.unwrap();
+        sockets.state().queue = None;
+        followed.look().unwrap();
+        assert_eq!(troubles.condition().status, Some(false));
     }
 }

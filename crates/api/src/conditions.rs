@@ -59,6 +59,8 @@ pub mod reasons {
     pub const QMP_UNAVAILABLE: &str = "QmpUnavailable";
     /// The VM's QEMU has sent so many events that it is not listened to for a while.
     pub const QMP_FLOOD: &str = "QmpFlood";
+    /// What is at the place of the pod's QMP socket is not a socket on which a process of the pod listens.
+    pub const QMP_UNTRUSTED: &str = "QmpUntrusted";
     /// The VM has no free hot-pluggable PCIe root port.
     pub const NO_GUEST_PORT: &str = "NoGuestPort";
     /// The VM waits for the migration that will start it.
@@ -105,7 +107,7 @@ pub mod reasons {
     pub const JOURNAL_FAILED: &str = "JournalFailed";
     /// A device's driver does not return from what it was asked to do.
     pub const DEVICE_HUNG: &str = "DeviceHung";
-    /// The kernel does not tell the agent of changes in the VMs' socket directories.
+    /// The kernel does not tell the agent of changes in a pod's directory.
     pub const SOCKETS_NOT_WATCHED: &str = "SocketsNotWatched";
     /// Nothing of the node is known to be amiss.
     pub const ALL_WELL: &str = "AllWell";

@@ -27,11 +27,14 @@ pub const OPERATOR_MANAGER: &str = "hybridnic-operator";
 /// Field manager of the node agent's server-side apply.
 pub const AGENT_MANAGER: &str = "hybridnic-agent";
 
-/// Where an agent finds the VMs of its node: `<root>/<namespace>/<pod>/qmp.sock`.
-pub const VM_SOCKET_ROOT: &str = "/run/hybridnic/vms";
+/// Name of the volume in which a VM's pod has its QMP socket, an `emptyDir`.
+pub const QMP_VOLUME: &str = "hybridnic";
 
-/// The QMP socket's file name in its pod's directory.
+/// The QMP socket's name in that volume.
 pub const QMP_SOCKET: &str = "qmp.sock";
+
+/// Where a kubelet has the directories of its pods, unless it was told otherwise (`--root-dir`).
+pub const PODS_DIR: &str = "/var/lib/kubelet/pods";
 
 /// The longest name of a NIC: object names, device ids and labels are made from it.
 pub const NIC_NAME_MAX: usize = 50;

@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hybridnic_api::names::{PODS_DIR, QMP_SOCKET, QMP_VOLUME};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -16,8 +17,6 @@ use super::node::{self, Node};
 use super::qmp;
 use super::wire::{self, UP};
 
-/// Where the product expects the QMP sockets: `BASE/NAMESPACE/POD/qmp.sock`.
-pub const VMS: &str = "/run/hybridnic/vms";
 /// A guest boots in 9 to 13 s on an idle machine, Debian's kernel in 90 s beside two compilers.
 const BOOT_DEADLINE: Duration = Duration::from_mins(3);
 const LOOK_DEADLINE: Duration = Duration::from_secs(30);
@@ -54,12 +53,14 @@ pub struct GuestNic {
 pub struct GuestSpec {
     /// Name of the machine.
     pub name: String,
-    /// Namespace and name of the pod that runs it: they make the path of its QMP socket.
+    /// Namespace and name of the pod that runs it.
     pub namespace: String,
     /// See `namespace`.
     pub pod: String,
-    /// The pod's UID: QEMU then runs in that pod's control group.
-    pub pod_uid: Option<String>,
+    /// The pod's UID: it makes the path of its QMP socket, and of the control group that QEMU runs in.
+    pub pod_uid: String,
+    /// Whether QEMU runs in the pod's control group, as whatever a kubelet starts.
+    pub grouped: bool,
     /// In MiB.
     pub memory: u32,
     /// Wait for a migration instead of booting (`-incoming defer`).
@@ -84,7 +85,8 @@ impl GuestSpec {
             name: name.into(),
             namespace: "default".into(),
             pod: name.into(),
-            pod_uid: None,
+            pod_uid: format!("uid-{name}"),
+            grouped: true,
             memory: 192,
             incoming: false,
             nics: Vec::new(),
@@ -105,9 +107,23 @@ impl GuestSpec {
         self
     }
 
+    /// The directory of the pod's volume for it, as a kubelet makes it: QEMU's working directory, for a socket's path may not
+    /// be as long as this.
+    fn volume(&self) -> String {
+        format!(
+            "{PODS_DIR}/{}/volumes/kubernetes.io~empty-dir/{QMP_VOLUME}",
+            self.pod_uid
+        )
+    }
+
+    /// The pod's control group, as a kubelet makes it.
+    fn group(&self) -> String {
+        format!("/sys/fs/cgroup/kubepods/besteffort/pod{}", self.pod_uid)
+    }
+
     /// The socket the product is to use, in the node.
     pub fn qmp_socket(&self) -> String {
-        format!("{VMS}/{}/{}/qmp.sock", self.namespace, self.pod)
+        format!("{}/{QMP_SOCKET}", self.volume())
     }
 
     /// The harness's own monitor, in the node.
@@ -156,7 +172,7 @@ impl GuestSpec {
             "-serial",
             "chardev:console",
         ]);
-        add(&["-qmp", &format!("unix:{},server=on,wait=off", self.qmp_socket())]);
+        add(&["-qmp", &format!("unix:{QMP_SOCKET},server=on,wait=off")]);
         add(&["-qmp", &format!("unix:{},server=on,wait=off", self.monitor())]);
         add(&["-qmp", &format!("unix:{},server=on,wait=off", self.events())]);
         add(&["-device", &format!("vhost-vsock-pci,id=lab,guest-cid={cid}")]);
@@ -185,22 +201,27 @@ impl GuestSpec {
         argv
     }
 
-    /// The shell script that makes way for its sockets: those of an earlier guest of this name are still there, and dead.
+    /// The shell script that makes what a kubelet has made before QEMU starts, and makes way for its sockets: those of an earlier
+    /// guest of this name are still there, and dead.
     fn make_way(&self) -> String {
         let (qmp, monitor, events) = (self.qmp_socket(), self.monitor(), self.events());
-        let (namespace, pod) = (&self.namespace, &self.pod);
-        format!("mkdir -p {VMS}/{namespace}/{pod} /run/lab && rm -f {qmp} {monitor} {events}")
+        let (volume, group) = (self.volume(), self.group());
+        format!("mkdir -p {volume} {group}/qemu /run/lab && rm -f {qmp} {monitor} {events}")
     }
 
     /// The shell script that becomes QEMU.
     fn script(&self) -> String {
-        let mut script = String::new();
-        if let Some(uid) = &self.pod_uid {
-            let group = format!("/sys/fs/cgroup/kubepods/besteffort/pod{uid}/qemu");
-            let _ = write!(script, "mkdir -p {group} && echo $$ >{group}/cgroup.procs && ");
+        let mut script = format!("cd {} && ", self.volume());
+        if self.grouped {
+            let _ = write!(script, "{} && ", self.join("$$"));
         }
         script.push_str(r#"exec "$@""#);
         script
+    }
+
+    /// The shell script that puts a process into the pod's control group.
+    fn join(&self, pid: &str) -> String {
+        format!("echo {pid} >{}/qemu/cgroup.procs", self.group())
     }
 }
 
@@ -302,6 +323,22 @@ impl Guest {
         self.spec.qmp_socket()
     }
 
+    /// Puts QEMU into its pod's control group, where it was not started there.
+    pub async fn join_group(&self) -> Result<(), Error> {
+        let script = self.spec.join(&self.qemu.pid().to_string());
+        Ok(self.node.run(&script, LOOK_DEADLINE).await.map(drop)?)
+    }
+
+    /// Removes what a kubelet removes when it has ended a pod.
+    pub async fn remove_pod(&self) -> Result<(), Error> {
+        let (uid, group) = (&self.spec.pod_uid, self.spec.group());
+        // A process that was killed may leave its group a moment later.
+        let script = format!(
+            "rm -rf {PODS_DIR}/{uid}; until rmdir {group}/qemu {group} 2>/dev/null || [ ! -e {group} ]; do sleep 0.05; done"
+        );
+        Ok(self.node.run(&script, LOOK_DEADLINE).await.map(drop)?)
+    }
+
     /// Asks QEMU by the harness's own monitor; the product's is left alone.
     pub async fn qmp(&self, command: &str, arguments: Value) -> Result<Value, Error> {
         let stream = self.node.target().unix(&self.spec.monitor()).await?;
@@ -368,6 +405,9 @@ mod tests {
         let argv = spec.argv(3).join(" ");
         assert!(argv.contains("id=rp0") && argv.contains("id=rp1") && !argv.contains("id=rp2"));
         assert!(argv.contains("lab.nic=52:54:00:aa:bb:01=10.77.0.50/24"));
-        assert_eq!(spec.qmp_socket(), "/run/hybridnic/vms/default/vm/qmp.sock");
+        assert_eq!(
+            spec.qmp_socket(),
+            "/var/lib/kubelet/pods/uid-vm/volumes/kubernetes.io~empty-dir/hybridnic/qmp.sock"
+        );
     }
 }

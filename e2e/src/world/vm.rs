@@ -54,6 +54,8 @@ pub struct VmSpec {
     pub hotplug: bool,
     /// Whether its pods are those of an IPv6-only cluster.
     pub ipv6: bool,
+    /// Whether QEMU runs in its pod's control group.
+    pub grouped: bool,
 }
 
 impl VmSpec {
@@ -65,6 +67,7 @@ impl VmSpec {
             memory: 192,
             hotplug: true,
             ipv6: false,
+            grouped: true,
         }
     }
 
@@ -122,7 +125,8 @@ impl World {
         guest.memory = spec.memory;
         guest.incoming = incoming;
         guest.hotplug = spec.hotplug;
-        guest.pod_uid = Some(pod_uid.clone());
+        guest.pod_uid.clone_from(&pod_uid);
+        guest.grouped = spec.grouped;
         for nic in &spec.nics {
             guest = guest.nic(&nic.mac, &format!("{}/24", nic.address));
         }
@@ -169,6 +173,7 @@ impl World {
     /// Ends a pod's QEMU and removes the pod.
     pub async fn delete_pod(&self, vm: &Vm) -> Result<()> {
         vm.guest.kill().await?;
+        vm.guest.remove_pod().await?;
         self.pods()
             .delete(&vm.pod, &DeleteParams::default().grace_period(0))
             .await?;

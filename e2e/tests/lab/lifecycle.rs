@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path};
+use hybridnic_api::{
+    conditions::{reasons, types},
+    v1alpha1::{MigrationPhase, NicPhase, Path, VmHybridNic},
+};
 use hybridnic_e2e::world::{NicSpec, VmSpec, World};
 use libtest_mimic::Trial;
 
 use crate::{
     common::{
-        LATER, SOON, check_fast_path, ended, fast, fast_on, migration, on, phase, vm_on_fast_path, watch,
-        watched,
+        LATER, SOON, check_fast_path, condition, ended, fast, fast_on, migration, on, phase, vm_on_fast_path,
+        watch, watched,
     },
     suite::Suite,
 };
@@ -17,6 +20,9 @@ use crate::{
 pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
     vec![
         suite.test("nics_and_vms_come_and_go", async |w| come_and_go(w).await),
+        suite.test("a_qemu_outside_of_its_pod_is_told_nothing", async |w| {
+            outside(w).await
+        }),
         suite.test("vf_and_standby_are_in_the_networks_vlan", async |w| vlan(w).await),
     ]
 }
@@ -89,6 +95,29 @@ async fn come_and_go(world: &World) {
         .kubectl(&["delete", "vhn", "two-1", "--timeout=60s"])
         .await
         .unwrap();
+}
+
+/// As a process of somebody else's that has got to listen on a VM's socket, until it turns out to be the pod's own.
+async fn outside(world: &World) {
+    let mut spec = VmSpec::new("out", &[NicSpec::new(0, 58)]);
+    spec.grouped = false;
+    let clean = world.footprint(1).await.unwrap();
+    let vm = world.start_vm(&spec, "out-a", 1, false).await.unwrap();
+    world.apply(&spec.nic_yaml(0, "fast")).await.unwrap();
+    let refused = |nic: &VmHybridNic| condition(nic, types::READY) == reasons::QMP_UNTRUSTED;
+    world.until_nic("out-0", SOON, "refused", refused).await.unwrap();
+    let pid = vm.guest.qemu().pid();
+    let limit = format!("grep 'Max locked memory' /proc/{pid}/limits");
+    let limit = world.node(1).run(&limit, SOON).await.unwrap();
+    assert!(!limit.contains("unlimited"), "{limit}");
+    assert_eq!(
+        world.footprint(1).await.unwrap(),
+        clean,
+        "nothing is taken for it"
+    );
+    vm.guest.join_group().await.unwrap();
+    let nic = fast(world, "out-0").await.unwrap();
+    check_fast_path(world, &vm, &nic).await.unwrap();
 }
 
 /// One VF, so that one NIC has it and the other runs on its standby.

@@ -320,6 +320,7 @@ async fn see_qemu(vm: &Vm, record: &Record) -> Result<Qemu, StepError> {
         Session::Gone => (QemuSeen::Gone, None, None, false),
         Session::Unreachable(_) => (QemuSeen::Unreachable, None, None, false),
         Session::Flooding => (QemuSeen::Flooding, None, None, false),
+        Session::Untrusted(offence) => (QemuSeen::Untrusted(offence), None, None, false),
         Session::Up(client) => match see_guest(vm, &client, record).await {
             Ok((guest, device, running)) => (QemuSeen::Up(guest), Some(client), device, running),
             Err(QmpError::Closed(_)) => (QemuSeen::Unreachable, None, None, false),

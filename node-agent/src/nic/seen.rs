@@ -1,5 +1,7 @@
 //! What is seen of one NIC: its VF, its macvtap, its devices in the guest. Words only, for the plan and the report.
 
+use crate::vm::socket::Offence;
+
 /// A VF that is reserved, as far as it can be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VfSight {
@@ -52,6 +54,8 @@ pub enum QemuSeen {
     Unreachable,
     /// It lives, and is not listened to for a while, because it has sent too many events.
     Flooding,
+    /// What is at its socket's place is not talked to.
+    Untrusted(Offence),
     /// It answers.
     Up(Guest),
 }

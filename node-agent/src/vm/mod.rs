@@ -2,7 +2,9 @@
 //!
 //! | module | does | touches |
 //! |---|---|---|
-//! | [`socket`] | opens a pod's QMP socket, following nothing that the pod could have planted | the socket's directory |
+//! | [`socket`] | opens a pod's QMP socket, following nothing that the pod could have planted | the pod's volume |
+//! | [`listener`] | holds the process behind the socket, which must be of the pod | `/proc` |
+//! | [`cgroup`] | tells from control groups whether a process is of a pod | nothing |
 //! | [`migration`] | decides what a migration needs next | nothing |
 //! | [`process`] | tells whether a QEMU's process has ended | `/proc` |
 //! | [`handover`] | silences the NICs before the VM leaves, starts the VM when it has come | macvtaps, QEMU, the journal |
@@ -11,7 +13,9 @@
 //! | `steps` | takes a migration's steps | QEMU, the journal, macvtaps by [`handover`] |
 //! | [`task`] | keeps the session, and does what its events ask for | the others |
 
+pub mod cgroup;
 pub mod handover;
+pub mod listener;
 pub mod migration;
 #[cfg(test)]
 pub(crate) mod peer;
@@ -43,7 +47,9 @@ use crate::{
     journal::{Begun, Custody, Journal, JournalError, Record, VmRecord},
     nic::steps::ids,
 };
+use listener::Listener;
 use process::ProcessId;
+use socket::Offence;
 
 /// The state of a VM's QMP session.
 #[derive(Clone, Debug)]
@@ -54,6 +60,8 @@ pub enum Session {
     Unreachable(String),
     /// It has sent so many events that it is not listened to for a while.
     Flooding,
+    /// What is at the socket's place is not talked to.
+    Untrusted(Offence),
     /// QEMU answers.
     Up(Client),
 }
@@ -125,7 +133,7 @@ pub struct Vm {
     nics: Mutex<BTreeMap<String, NicEntry>>,
     record: Mutex<VmRecord>,
     /// The process that the session is with.
-    peer: Mutex<Option<ProcessId>>,
+    peer: Mutex<Option<Listener>>,
     /// Held while the VM is started here, or its QEMU is ended: only one of the two may happen.
     pub fate: tokio::sync::Mutex<()>,
     /// Held while ports are chosen and used, so that two NICs do not choose the same.
@@ -199,7 +207,7 @@ impl Vm {
     pub fn begun(&self, migration: &str) -> (Option<Begun>, bool) {
         let is_it = |begun: &Begun| migration.is_empty() || begun.migration == migration;
         let begun = self.record().begun.filter(is_it);
-        let peer = locked(&self.peer).clone();
+        let peer = self.peer();
         // Where the kernel names no process, there is nothing to tell two apart by.
         let same = begun
             .as_ref()
@@ -207,9 +215,16 @@ impl Vm {
         (begun, same)
     }
 
-    /// The process that is talked to; `None` where there is none, or the kernel does not name it.
+    /// The process that is talked to, or was last; `None` before the first.
     pub fn peer(&self) -> Option<ProcessId> {
-        locked(&self.peer).clone()
+        locked(&self.peer).as_ref().map(|peer| peer.id().clone())
+    }
+
+    /// Lets the process that is talked to lock memory without limit.
+    pub fn unlimit_locked_memory(&self) -> std::io::Result<()> {
+        locked(&self.peer)
+            .as_ref()
+            .map_or(Ok(()), Listener::unlimit_locked_memory)
     }
 
     /// Reads what the journal has of it.
@@ -240,7 +255,7 @@ impl Vm {
         begun.map(|begun| begun.custody).unwrap_or_default()
     }
 
-    fn set_peer(&self, peer: Option<ProcessId>) {
+    fn set_peer(&self, peer: Option<Listener>) {
         *locked(&self.peer) = peer;
     }
 
@@ -395,7 +410,7 @@ mod tests {
             custody: Custody::Unknown,
         };
         locked(&vm.record).begun = Some(begun.clone());
-        vm.set_peer(Some(process(2)));
+        vm.set_peer(Some(Listener::pretend(process(2))));
         assert_eq!(vm.begun("m1"), (Some(begun), false));
         assert_eq!(vm.begun("m2"), (None, true));
         assert!(vm.begun("").0.is_some());

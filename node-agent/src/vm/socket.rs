@@ -1,122 +1,191 @@
-//! Opens a pod's QMP socket. The directory is shared with the pod, so nothing in it is trusted: no link is
-//! followed, and nothing outside the agent's own directory is reached.
+//! Opens a pod's QMP socket, beneath the kubelet's directory of pods. What is in a pod's volume is the pod's own work, so nothing
+//! in it is trusted: no link is followed, and nothing outside of the volume is reached.
 
 use std::{
+    fmt,
+    fs::File,
     io,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::{fs::FileTypeExt as _, net::UnixStream},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use hybridnic_api::names::QMP_SOCKET;
+use hybridnic_api::names::{QMP_SOCKET, QMP_VOLUME};
 use nix::{
+    errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
     sys::{
         socket::{AddressFamily, SockFlag, SockType, UnixAddr},
         stat::Mode,
+        statfs::{TMPFS_MAGIC, fstatfs},
     },
 };
 
-/// Connects to `<root>/<namespace>/<pod>/qmp.sock`.
-///
-/// A missing directory or socket and a socket that nobody listens on are `NotFound` and `ConnectionRefused`. It waits for
-/// nobody: where the listener's queue is full, as QEMU's is behind one client, it is `WouldBlock`.
-pub fn connect(root: &Path, namespace: &str, pod: &str) -> io::Result<UnixStream> {
-    let bad = |part: &str| part.is_empty() || part == "." || part == ".." || part.contains('/');
-    if bad(namespace) || bad(pod) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a name of a namespace or a pod",
-        ));
+/// Where a pod has its QMP socket. A runtime that has it elsewhere, as KubeVirt's launcher, has its place said here.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The pod's volumes of one kind, beneath the kubelet's directory of pods.
+    volumes: PathBuf,
+    /// The volume's name, which is that of its directory.
+    volume: &'static str,
+    /// The socket's name in the volume.
+    pub socket: &'static str,
+}
+
+/// The place of a pod that runs QEMU itself; `None` for what is no uid.
+pub fn place_of(pod_uid: &str) -> Option<Place> {
+    let is_uid = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    (!pod_uid.is_empty() && pod_uid.chars().all(is_uid)).then(|| Place {
+        volumes: Path::new(pod_uid).join("volumes/kubernetes.io~empty-dir"),
+        volume: QMP_VOLUME,
+        socket: QMP_SOCKET,
+    })
+}
+
+/// What is where a pod's QMP socket should be, and is none that the agent talks to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offence {
+    /// A link, in place of the socket or of a directory.
+    Link,
+    /// Something else than a socket.
+    NotASocket,
+    /// Another file system than a kubelet gives an `emptyDir`.
+    OtherFileSystem,
+    /// A socket on which no process of the pod listens.
+    Foreign,
+    /// A socket whose listener has ended, and somebody has inherited it.
+    Inherited,
+}
+
+impl fmt::Display for Offence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Link => "at the place of the pod's QMP socket is a link, and none is followed",
+            Self::NotASocket => "at the place of the pod's QMP socket is something else",
+            Self::OtherFileSystem => {
+                "the volume of the pod's QMP socket is on another file system than an emptyDir's"
+            }
+            Self::Foreign => {
+                "the process that listens on the pod's QMP socket is not in the pod's control group"
+            }
+            Self::Inherited => {
+                "the process that listened on the pod's QMP socket has ended, and another holds the socket"
+            }
+        })
     }
-    let root = std::fs::File::open(root)?;
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Closed {
+    /// There is no such directory or socket, or nobody listens.
+    #[error("nobody listens on the pod's QMP socket")]
+    Absent,
+    /// The listener's queue is full, as QEMU's is behind one client.
+    #[error("the pod's QMP socket is busy")]
+    Busy,
+    /// What is there is not talked to.
+    #[error("{0}")]
+    Untrusted(Offence),
+    /// Nothing can be told.
+    #[error(transparent)]
+    Failed(#[from] io::Error),
+}
+
+impl From<Errno> for Closed {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::ENOENT | Errno::ECONNREFUSED => Self::Absent,
+            Errno::EAGAIN => Self::Busy,
+            Errno::ELOOP => Self::Untrusted(Offence::Link),
+            Errno::EXDEV => Self::Untrusted(Offence::OtherFileSystem),
+            other => Self::Failed(other.into()),
+        }
+    }
+}
+
+/// The directory of a pod's volume, as it was when it was opened.
+#[derive(Debug)]
+pub struct Directory {
+    fd: OwnedFd,
+    socket: &'static str,
+}
+
+/// Whether the directory is that in which this node's kubelet keeps its pods, by one of them that is sure to be there.
+pub fn is_kubelets(pods: &Path, pod_uid: &str) -> bool {
+    let dir = place_of(pod_uid).map(|_| pods.join(pod_uid));
+    dir.is_some_and(|dir| dir.is_dir())
+}
+
+/// Opens the directory of a pod's volume, beneath the kubelet's directory of pods.
+pub fn open(pods: &Path, pod_uid: &str) -> Result<Directory, Closed> {
+    let place = place_of(pod_uid)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not the uid of a pod"))?;
+    // Where that cannot be opened, nothing is known of any pod.
+    let pods = File::open(pods)?;
+    let dir = OFlag::O_DIRECTORY;
+    let volumes = beneath(&pods, &place.volumes, dir, ResolveFlag::RESOLVE_NO_XDEV)?;
+    let volume = Path::new(place.volume);
+    let fd = match beneath(&volumes, volume, dir, ResolveFlag::RESOLVE_NO_XDEV) {
+        // An emptyDir of medium `Memory` is a tmpfs of its own.
+        Err(Errno::EXDEV) => {
+            let mounted = beneath(&volumes, volume, dir, ResolveFlag::empty())?;
+            if fstatfs(&mounted)?.filesystem_type() != TMPFS_MAGIC {
+                return Err(Closed::Untrusted(Offence::OtherFileSystem));
+            }
+            mounted
+        }
+        opened => opened?,
+    };
+    let socket = place.socket;
+    Ok(Directory { fd, socket })
+}
+
+fn beneath(dir: impl AsFd, path: &Path, flags: OFlag, more: ResolveFlag) -> Result<OwnedFd, Errno> {
     let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | flags)
         .mode(Mode::empty())
         .resolve(
             ResolveFlag::RESOLVE_BENEATH
                 | ResolveFlag::RESOLVE_NO_SYMLINKS
-                | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+                | ResolveFlag::RESOLVE_NO_MAGICLINKS
+                | more,
         );
-    let socket: OwnedFd = openat2(
-        &root,
-        Path::new(namespace).join(pod).join(QMP_SOCKET).as_path(),
-        how,
-    )?;
-    let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
-    if !std::fs::metadata(&path)?.file_type().is_socket() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "qmp.sock is not a socket",
-        ));
-    }
-    let stream = nix::sys::socket::socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
-    nix::sys::socket::connect(stream.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
-    Ok(UnixStream::from(stream))
+    openat2(dir, path, how)
 }
 
-/// Whether an error of [`connect`] says that no QEMU is there.
-pub fn is_gone(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-    )
+impl Directory {
+    /// A path to it for calls that take no descriptor, for as long as it is open.
+    pub fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
+    }
+
+    /// Connects to the socket in it, and waits for nobody.
+    pub fn connect(&self) -> Result<UnixStream, Closed> {
+        let socket = beneath(
+            &self.fd,
+            Path::new(self.socket),
+            OFlag::empty(),
+            ResolveFlag::RESOLVE_NO_XDEV,
+        )?;
+        // It takes no descriptor either.
+        let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
+        if !std::fs::metadata(&path)?.file_type().is_socket() {
+            return Err(Closed::Untrusted(Offence::NotASocket));
+        }
+        let stream = nix::sys::socket::socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )?;
+        nix::sys::socket::connect(stream.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+        Ok(UnixStream::from(stream))
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::{fs::symlink, net::UnixListener};
-
-    use super::*;
-
-    /// As a QEMU that does not accept, or a pod that never means to.
-    #[test]
-    fn a_full_queue_is_an_answer() {
-        let dir = tempfile::tempdir().unwrap();
-        let pod = dir.path().join("ns/pod");
-        std::fs::create_dir_all(&pod).unwrap();
-        let listener = UnixListener::bind(pod.join(QMP_SOCKET)).unwrap();
-        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
-        let (mut queued, mut error) = (Vec::new(), None);
-        while queued.len() < 10 && error.is_none() {
-            match connect(dir.path(), "ns", "pod") {
-                Ok(stream) => queued.push(stream),
-                Err(e) => error = Some(e),
-            }
-        }
-        let error = error.expect("the queue has an end");
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        assert!(!is_gone(&error), "somebody listens");
-    }
-
-    #[test]
-    fn connects_beneath_its_root_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let pod = dir.path().join("ns/pod");
-        std::fs::create_dir_all(&pod).unwrap();
-        assert!(is_gone(&connect(dir.path(), "ns", "pod").unwrap_err()));
-
-        let outside = tempfile::tempdir().unwrap();
-        let _listener = UnixListener::bind(outside.path().join(QMP_SOCKET)).unwrap();
-        symlink(outside.path().join(QMP_SOCKET), pod.join(QMP_SOCKET)).unwrap();
-        let error = connect(dir.path(), "ns", "pod").unwrap_err();
-        assert!(!is_gone(&error), "a link is an offence, not an absence: {error}");
-        assert!(connect(dir.path(), "ns", "..").is_err());
-
-        std::fs::remove_file(pod.join(QMP_SOCKET)).unwrap();
-        let listener = UnixListener::bind(pod.join(QMP_SOCKET)).unwrap();
-        connect(dir.path(), "ns", "pod").unwrap();
-        drop(listener);
-        assert!(
-            is_gone(&connect(dir.path(), "ns", "pod").unwrap_err()),
-            "nobody listens any more"
-        );
-    }
-}
+#[path = "socket_tests.rs"]
+pub(crate) mod tests;

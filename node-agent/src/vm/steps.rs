@@ -115,6 +115,7 @@ fn attributes(vm: &Vm) -> Vec<(&'static str, String)> {
     vec![
         ("k8s.namespace.name", vm.namespace.clone()),
         ("k8s.pod.name", vm.pod.clone()),
+        ("k8s.pod.uid", vm.pod_uid.clone()),
     ]
 }
 

@@ -11,18 +11,19 @@ use hybridnic_qmp::{
     commands::{MigrationCapability, MigrationStatus},
 };
 use hybridnic_runtime::backoff::Backoff;
-use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::{
-    Session, Vm, migration,
-    process::ProcessId,
-    rx_follow, socket,
+    Session, Vm,
+    listener::Listener,
+    migration, rx_follow,
+    socket::Closed,
     steps::{STEP_AGAIN, drive, hand_over, hold_if_left},
 };
 use crate::{
     error::{bounded, chain},
     host::Host,
+    sockets::Followed,
 };
 
 /// How soon a socket that somebody may listen on soon is tried again; doubled up to the cap.
@@ -30,7 +31,7 @@ const RETRY: Duration = Duration::from_millis(50);
 /// The longest wait between two tries, without its random part, where no event tells that something changed.
 const RETRY_CAP: Duration = Duration::from_secs(15);
 
-/// A session that has lasted so long was one.
+/// A session that has lasted so long was one. And who makes sockets over and over is looked at no more often than that.
 const STEADY: Duration = Duration::from_secs(1);
 /// How long a QEMU is left alone that has sent too many events; doubled up to the cap, whatever its socket does meanwhile.
 const FLOODED: Duration = Duration::from_secs(1);
@@ -38,19 +39,20 @@ const FLOODED: Duration = Duration::from_secs(1);
 const FLOODED_CAP: Duration = Duration::from_mins(5);
 
 /// Runs until the VM has no NIC left here; the caller aborts it then.
-pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>) {
+pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut followed: Followed) {
     recall(&vm, &host).await;
     // Agents that start together do not all ask at once.
     let mut pauses = Backoff::new(RETRY, RETRY_CAP);
     let mut floods = Backoff::new(FLOODED, FLOODED_CAP);
+    let mut woken = None::<Instant>;
     loop {
-        sockets.mark_unchanged();
-        match connect(&vm, &host).await {
+        match connect(&vm, &host, &mut followed).await {
             Ok((client, peer)) => {
+                followed.rest();
                 let opened = Instant::now();
                 info!(namespace = vm.namespace, pod = vm.pod, qemu = %client.version(), "QMP session opened");
                 let reason = tokio::select! {
-                    reason = serve(&vm, &host, &client, peer) => reason,
+                    reason = serve(&vm, &host, &client, Some(peer)) => reason,
                     never = rx_follow::follow(&vm, &client, &*host) => match never {},
                 };
                 info!(
@@ -74,9 +76,6 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
                 // One that greets and hangs up would be greeted for ever.
             }
             Err(session) => {
-                if let Session::Unreachable(why) = &session {
-                    warn!(namespace = vm.namespace, pod = vm.pod, why, "cannot talk to QEMU");
-                }
                 publish(&vm, session);
                 drive(&vm, &host, None).await;
             }
@@ -89,11 +88,11 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
             }
         };
         tokio::select! {
-            changed = sockets.changed() => {
-                if changed.is_err() { return }
-                // The socket is bound a moment before it is listened on.
+            () = followed.changed() => {
                 pauses.reset();
-                tokio::time::sleep(RETRY).await;
+                // The socket is bound a moment before it is listened on.
+                let again = woken.replace(Instant::now()).is_some_and(|last| last.elapsed() < STEADY);
+                tokio::time::sleep(if again { STEADY } else { RETRY }).await;
             }
             () = ended => pauses.reset(),
             () = pauses.wait() => {}
@@ -103,7 +102,7 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut sockets: watch::Receiver<u64>
 
 /// Reads what the journal has of the VM: what its migration has come to here decides what QEMU may be told.
 async fn recall(vm: &Vm, host: &Host) {
-    let what = format!("record of the VM {}/{}", vm.namespace, vm.pod);
+    let what = format!("record of the VM {}/{} ({})", vm.namespace, vm.pod, vm.pod_uid);
     while let Err(error) = vm.recall(&host.journal).await {
         let why = bounded(&format!(
             "the {what} cannot be read: {}. Nothing is done to the VM and its NICs until it can be. A newer agent's record needs \
@@ -153,28 +152,46 @@ async fn leave_alone(vm: &Vm, host: &Host, pause: Duration) {
     }
 }
 
+/// Says what has changed, and that once: a pod may have it change as often as it likes.
 fn publish(vm: &Vm, session: Session) {
-    let same = matches!(
-        (&*vm.session.borrow(), &session),
+    let same = match (&*vm.session.borrow(), &session) {
         (Some(Session::Gone), Session::Gone)
-            | (Some(Session::Unreachable(_)), Session::Unreachable(_))
-            | (Some(Session::Flooding), Session::Flooding)
-    );
-    if !same {
-        vm.set_session(session);
+        | (Some(Session::Unreachable(_)), Session::Unreachable(_))
+        | (Some(Session::Flooding), Session::Flooding) => true,
+        (Some(Session::Untrusted(old)), Session::Untrusted(new)) => old == new,
+        _ => false,
+    };
+    if same {
+        return;
     }
+    match &session {
+        Session::Unreachable(why) => {
+            warn!(namespace = vm.namespace, pod = vm.pod, why, "cannot talk to QEMU");
+        }
+        Session::Untrusted(why) => {
+            warn!(namespace = vm.namespace, pod = vm.pod, %why, "not talked to");
+        }
+        Session::Gone | Session::Flooding | Session::Up(_) => {}
+    }
+    vm.set_session(session);
 }
 
-/// A session, and the process that it is with where the kernel names it.
-async fn connect(vm: &Vm, host: &Host) -> Result<(Client, Option<ProcessId>), Session> {
-    let stream = match socket::connect(&host.options.vm_root, &vm.namespace, &vm.pod) {
-        Ok(stream) => stream,
-        Err(error) if socket::is_gone(&error) => return Err(nobody_listens(vm)),
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+/// A session, and the process of the pod that it is with.
+async fn connect(vm: &Vm, host: &Host, followed: &mut Followed) -> Result<(Client, Listener), Session> {
+    let reach = |followed: &mut Followed| {
+        let stream = followed.look()?.connect()?;
+        let peer = Listener::of(&stream, &vm.pod_uid)?;
+        Ok((stream, peer))
+    };
+    let (stream, peer) = match reach(followed) {
+        Ok(reached) => reached,
+        Err(Closed::Absent) => return Err(nobody_listens(vm)),
+        Err(Closed::Busy) => {
             host.metrics.qmp_error("connect", &QmpError::Busy);
             return Err(Session::Unreachable(chain(&QmpError::Busy)));
         }
-        Err(error) => return Err(Session::Unreachable(bounded(&error.to_string()))),
+        Err(Closed::Untrusted(offence)) => return Err(Session::Untrusted(offence)),
+        Err(Closed::Failed(error)) => return Err(Session::Unreachable(bounded(&error.to_string()))),
     };
     let client = match Client::from_std(stream, &options(host)).await {
         Ok(client) => client,
@@ -184,11 +201,6 @@ async fn connect(vm: &Vm, host: &Host) -> Result<(Client, Option<ProcessId>), Se
             host.metrics.qmp_error("greeting", &error);
             return Err(Session::Unreachable(chain(&error)));
         }
-    };
-    let peer = match client.peer().pid.map(ProcessId::of).transpose() {
-        Ok(peer) => peer.flatten(),
-        // It would be taken for another QEMU than the one that it is.
-        Err(error) => return Err(Session::Unreachable(chain(&error))),
     };
     match client
         .migrate_set_capabilities(&[(MigrationCapability::Events, true)])
@@ -212,11 +224,15 @@ fn nobody_listens(vm: &Vm) -> Session {
 }
 
 /// Until the session ends; says why it did.
-pub(super) async fn serve(vm: &Vm, host: &Host, client: &Client, peer: Option<ProcessId>) -> CloseReason {
+pub(super) async fn serve(vm: &Vm, host: &Host, client: &Client, peer: Option<Listener>) -> CloseReason {
     let mut events = client.subscribe();
     let mut nics = vm.nics_changed.subscribe();
-    vm.set_peer(peer.clone());
-    if let Err(error) = vm.remember(&host.journal, |record| record.process = peer).await {
+    vm.set_peer(peer);
+    let process = vm.peer();
+    if let Err(error) = vm
+        .remember(&host.journal, |record| record.process = process)
+        .await
+    {
         warn!(
             namespace = vm.namespace,
             pod = vm.pod,
@@ -317,5 +333,3 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
 }
 
 #[cfg(test)]
-#[path = "flood_tests.rs"]
-mod tests;

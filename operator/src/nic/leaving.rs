@@ -125,6 +125,7 @@ fn remedy(reason: &str) -> &'static str {
     match reason {
         reasons::GUEST_KEEPS_VF => "end the VM in that pod, or delete the pod",
         reasons::QMP_UNAVAILABLE | reasons::QMP_FLOOD => "let its QEMU answer, or end it: delete the pod",
+        reasons::QMP_UNTRUSTED => "delete the pod",
         reasons::VF_IN_USE => "end what uses the VF on that node: fuser /dev/vfio/*",
         reasons::JOURNAL_FAILED => "make room for the agent's journal there, or fix its disk",
         reasons::DEVICE_HUNG | reasons::VF_BIND_FAILED | reasons::VF_UNKNOWN | reasons::VF_LOST => {

@@ -66,9 +66,9 @@ pub async fn measure() -> Result<Vec<Row>> {
     let agent = login(chart::AGENT, Some(("Node", NODE))).await?;
     let lead = ["--lease-namespace", chart::NAMESPACE, "--identity", "leads"];
     let stand = ["--lease-namespace", chart::NAMESPACE, "--identity", "stands by"];
-    let vms = dir.join("vms").display().to_string();
+    let pods = dir.display().to_string();
     let journal = dir.join("journal").display().to_string();
-    let watch = ["--node-name", NODE, "--vm-root", &vms, "--journal", &journal];
+    let watch = ["--node-name", NODE, "--pods-dir", &pods, "--journal", &journal];
     // One after the other: the first operator is the one that leads.
     let mut programs = Vec::new();
     for (what, name, login, args) in [

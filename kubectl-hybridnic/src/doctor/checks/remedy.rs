@@ -43,7 +43,10 @@ pub fn remedy(reason: &str) -> String {
         }
         reasons::SOCKETS_NOT_WATCHED => "raise fs.inotify.max_user_instances on the node",
         reasons::QMP_UNAVAILABLE => {
-            "does QEMU listen on qmp.sock in the pod's directory, with no other client?"
+            "does QEMU listen on qmp.sock in the pod's emptyDir hybridnic, with no other client?"
+        }
+        reasons::QMP_UNTRUSTED => {
+            "QEMU itself makes qmp.sock, in the pod's emptyDir hybridnic; docs/troubleshooting.md says what else may be there"
         }
         reasons::QMP_FLOOD => "its guest may have taken QEMU over: look at the VM, and start it anew",
         reasons::NO_GUEST_PORT => "start QEMU with two pcie-root-ports with ids for each hybrid NIC",

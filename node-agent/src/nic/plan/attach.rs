@@ -37,6 +37,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
             );
         }
         QemuSeen::Flooding => return wait(Pending, reasons::QMP_FLOOD, FLOOD),
+        QemuSeen::Untrusted(offence) => return wait(Pending, reasons::QMP_UNTRUSTED, offence.to_string()),
     };
     if guest.run == Run::Starting {
         return Decision::Done(AttachmentState::Reserved);

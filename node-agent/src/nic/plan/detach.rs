@@ -21,6 +21,10 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
             );
         }
         QemuSeen::Flooding if seen.recorded => return wait(held, reasons::QMP_FLOOD, FLOOD),
+        QemuSeen::Untrusted(offence) if seen.recorded => {
+            let message = format!("{offence}; nothing is taken from a QEMU that may live");
+            return wait(held, reasons::QMP_UNTRUSTED, message);
+        }
         // A VF that was taken with the NIC's MAC on it: the standby may stay for long, and has it too.
         QemuSeen::Up(guest) if guest.standby && !guest.vf && has_nic_mac(seen) => {
             return Decision::Do(Step::Park);

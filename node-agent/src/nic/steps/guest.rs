@@ -11,7 +11,6 @@ use hybridnic_qmp::{
     commands::{Announce, Queues, TapNetdev, VfioPci, VfioSource, Vhost, VirtioNet},
     wait_event,
 };
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -162,7 +161,13 @@ async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError>
         .vf
         .clone()
         .ok_or_else(|| StepError::new(reasons::VF_LOST, "no VF is reserved"))?;
-    unlimit_locked_memory(client)?;
+    // Of the very process of the pod that is talked to, and of no other.
+    cx.vm.unlimit_locked_memory().map_err(|error| {
+        StepError::new(
+            reasons::QEMU_REFUSED,
+            format!("QEMU's limit of locked memory cannot be lifted: {error}"),
+        )
+    })?;
     (cx.learnt.moved, cx.disused) = (false, false);
     cx.commit(|record| record.plugs += 1).await?;
     cx.sent_at_plug = Some(sent_by_standby(cx).await?);
@@ -270,26 +275,6 @@ async fn vfio_source(
         fd: id.to_owned(),
         iommufd: IOMMUFD.into(),
     })
-}
-
-/// Lets QEMU lock memory without limit: what a VF may write to must not move. The kernel counts what all processes of a user
-/// have pinned against the limit of the one that pins (`iopt_pages` in `drivers/iommu/iommufd`), so no number would do for
-/// two VMs of one user. What a pod may use at all is its memory limit's business.
-fn unlimit_locked_memory(client: &Client) -> Result<(), StepError> {
-    let Some(pid) = client.peer().pid.and_then(Pid::from_raw) else {
-        return Ok(());
-    };
-    let unlimited = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    prlimit(Some(pid), Resource::Memlock, unlimited).map_err(|e| {
-        StepError::new(
-            reasons::QEMU_REFUSED,
-            format!("cannot lift QEMU's limit of locked memory: {e}"),
-        )
-    })?;
-    Ok(())
 }
 
 /// Waits until the guest uses the VF, or the goal changes, or the deadline passes.

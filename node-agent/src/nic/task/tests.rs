@@ -11,6 +11,7 @@ use crate::{
         plan::{Ask, TRIES},
         seen::{Guest, Run, Seen, VfMac, VfSeen, VfSight},
     },
+    sockets::Sockets,
     vm::Session,
 };
 
@@ -242,8 +243,9 @@ async fn a_nic_of_a_vm_whose_record_cannot_be_read_waits_and_says_so() {
     let file = dir.path().join("journal/pod-uid.vm");
     std::fs::write(&file, "{").unwrap();
     let vm = Arc::new(Vm::new("ns", "pod", "pod-uid"));
-    let (_sockets, changes) = watch::channel(0);
-    let vm_task = tokio::spawn(crate::vm::task::run(Arc::clone(&vm), Arc::clone(&host), changes));
+    let sockets = Sockets::new(dir.path(), Arc::clone(&host.troubles));
+    let followed = sockets.follow("ns", "pod", "pod-uid");
+    let vm_task = tokio::spawn(crate::vm::task::run(Arc::clone(&vm), Arc::clone(&host), followed));
     let record = record("a");
     let (wanted, wanted_rx) = watch::channel(Wanted {
         spec: record.spec.clone(),

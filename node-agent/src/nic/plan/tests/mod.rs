@@ -15,7 +15,10 @@ use hybridnic_api::{
 };
 
 use super::*;
-use crate::nic::seen::{Guest, QemuSeen, Run};
+use crate::{
+    nic::seen::{Guest, QemuSeen, Run},
+    vm::socket::Offence,
+};
 
 const fn ask(goal: Goal) -> Ask {
     Ask {
@@ -428,4 +431,27 @@ fn a_nic_leaves_a_vm_that_does_not_run_here() {
             reasons::QMP_UNAVAILABLE,
         );
     }
+}
+
+/// QEMU may live beside what has taken the place of its socket.
+#[test]
+fn nothing_is_given_to_a_socket_that_is_not_the_pods_and_nothing_taken() {
+    let no = Learnt::default();
+    let qemu = QemuSeen::Untrusted(Offence::Foreign);
+    let held = Seen {
+        qemu,
+        ..seen(FAST, false, READY)
+    };
+    waits(OUT, held, no, Standby, reasons::QMP_UNTRUSTED);
+    for goal in [Goal::Standby, Goal::FastPath] {
+        waits(ask(goal), held, no, Pending, reasons::QMP_UNTRUSTED);
+        waits(
+            ask(goal),
+            Seen { qemu, ..FRESH },
+            no,
+            Pending,
+            reasons::QMP_UNTRUSTED,
+        );
+    }
+    done(OUT, Seen { qemu, ..FRESH }, no, Detached);
 }
