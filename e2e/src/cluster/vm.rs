@@ -1,4 +1,5 @@
-//! VMs as real pods: the example that users copy, with the lab's kernel in place of a disk.
+//! VMs as real pods: the example that users copy, with the lab's kernel in place of a disk. Their namespaces are `restricted`, so
+//! what is the lab's own comes by volumes that an administrator has made.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -115,22 +116,35 @@ fn fit(pod: &mut Value, spec: &VmPodSpec, cid: u32, incoming: bool) -> Result<()
     container["image"] = json!(images::name("qemu"));
     let args: Vec<String> = serde_json::from_value(container["args"].clone())?;
     container["args"] = json!(arguments(&args, &spec.arguments(cid, incoming)));
-    let memory = format!("{}Mi", spec.memory + 256);
-    container["resources"] = json!({
-        "requests": { "cpu": CPU, "memory": memory },
-        "limits": { "memory": memory, VM_RESOURCE: "1" },
-    });
+    let memory = json!(format!("{}Mi", spec.memory + 256));
+    let resources = &mut container["resources"];
+    for part in ["requests", "limits"] {
+        resources[part]["memory"] = memory.clone();
+    }
+    resources["requests"]["cpu"] = json!(CPU);
+    let limits = resources["limits"].as_object_mut().context("no limits")?;
+    limits.retain(|name, _| !name.ends_with("/kvm"));
+    limits.insert(VM_RESOURCE.to_owned(), json!("1"));
     let guest = json!({ "name": "guest", "mountPath": "/guest", "readOnly": true });
     container["volumeMounts"]
         .as_array_mut()
         .context("no mounts")?
         .push(guest);
     let volumes = pod["volumes"].as_array_mut().context("no volumes")?;
-    volumes.push(json!({ "name": "guest", "hostPath": { "path": "/host/guest" } }));
-    for volume in volumes.iter_mut().filter(|volume| volume["name"] == "disk") {
-        *volume = json!({ "name": "disk", "hostPath": { "path": "/common", "type": "DirectoryOrCreate" } });
-    }
+    volumes.push(json!({ "name": "guest", "persistentVolumeClaim": { "claimName": "guest" } }));
     Ok(())
+}
+
+/// A directory of the nodes for the pods of a namespace, by a claim.
+fn volume(namespace: &str, claim: &str, path: &str, mode: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: {namespace}-{claim}}}\n\
+         spec:\n  capacity: {{storage: 1Gi}}\n  accessModes: [{mode}]\n  storageClassName: \"\"\n  \
+         claimRef: {{namespace: {namespace}, name: {claim}}}\n  hostPath: {{path: {path}, type: DirectoryOrCreate}}\n---\n\
+         apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {claim}, namespace: {namespace}}}\n\
+         spec:\n  accessModes: [{mode}]\n  storageClassName: \"\"\n  volumeName: {namespace}-{claim}\n  \
+         resources: {{requests: {{storage: 1Gi}}}}\n---\n"
+    )
 }
 
 /// A VM's pod that runs.
@@ -146,6 +160,21 @@ pub struct VmPod {
 impl Cluster {
     fn pods(&self, namespace: &str) -> Api<Pod> {
         Api::namespaced(self.client(), namespace)
+    }
+
+    /// What an administrator does for a namespace with VMs: their pods are to be ordinary ones, and find their disks.
+    async fn furnish(&self, namespace: &str) -> Result<()> {
+        let restricted = "pod-security.kubernetes.io/enforce=restricted";
+        self.kubectl(&["label", "namespace", namespace, restricted, "--overwrite"])
+            .await?;
+        // The example's disk is the claim `web`.
+        let guest = volume(namespace, "guest", "/host/guest", "ReadOnlyMany");
+        self.apply(&(guest + &volume(namespace, "web", "/common", "ReadWriteMany")))
+            .await?;
+        let bound = "--for=jsonpath={.status.phase}=Bound";
+        self.kubectl(&["wait", "pvc", "--all", "-n", namespace, bound, "--timeout=60s"])
+            .await?;
+        Ok(())
     }
 
     /// An example as it is in the repository.
@@ -180,6 +209,7 @@ impl Cluster {
         object["metadata"]["labels"] = json!({ hybridnic_api::names::VM_LABEL: spec.vm });
         object["spec"]["nodeName"] = json!(self.node(node).name());
         fit(&mut object["spec"], spec, cid, incoming)?;
+        self.furnish(&spec.namespace).await?;
         let object: Pod = serde_json::from_value(object)?;
         self.pods(&spec.namespace)
             .create(&PostParams::default(), &object)
@@ -197,6 +227,7 @@ impl Cluster {
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         fit(&mut object["spec"]["template"]["spec"], spec, cid, false)?;
         let sets: Api<StatefulSet> = Api::namespaced(self.client(), &spec.namespace);
+        self.furnish(&spec.namespace).await?;
         self.kubectl(&["cordon", self.node(2).name()]).await?;
         sets.create(&PostParams::default(), &serde_json::from_value(object)?)
             .await?;

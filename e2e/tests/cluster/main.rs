@@ -21,3 +21,4 @@ mod controlplane;
 mod flood;
 mod operator;
 mod plugin;
+mod restricted;
