@@ -84,18 +84,6 @@ impl Default for Options {
     }
 }
 
-/// Who is at the socket's other end (`SO_PEERCRED`): the process that called `listen`, which is QEMU unless it was
-/// handed a listening socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerCred {
-    /// Its process id in our PID namespace; `None` if it has none there.
-    pub pid: Option<i32>,
-    /// Its effective user id at that time.
-    pub uid: u32,
-    /// Its effective group id at that time.
-    pub gid: u32,
-}
-
 #[derive(Debug)]
 struct Inner {
     outgoing: mpsc::Sender<Outgoing>,
@@ -104,7 +92,6 @@ struct Inner {
     events: broadcast::WeakSender<Arc<Event>>,
     closed: watch::Receiver<Option<CloseReason>>,
     version: QemuVersion,
-    peer: PeerCred,
     on_error: OnError,
     stop: CancellationToken,
     _stop_when_dropped: DropGuard,
@@ -153,12 +140,6 @@ impl Client {
         let too_late = || QmpError::GreetingTimeout {
             after: options.greeting_timeout,
         };
-        let cred = stream.peer_cred().map_err(QmpError::Socket)?;
-        let peer = PeerCred {
-            pid: cred.pid().filter(|pid| *pid > 0),
-            uid: cred.uid(),
-            gid: cred.gid(),
-        };
 
         let (reader, writer) = stream.into_split();
         let mut frames = FramedRead::new(reader, Lines::new(options.max_line));
@@ -187,7 +168,6 @@ impl Client {
             events: events.downgrade(),
             closed,
             version,
-            peer,
             on_error: options.on_error.clone(),
             stop: stop.clone(),
             _stop_when_dropped: stop.clone().drop_guard(),
@@ -241,11 +221,6 @@ impl Client {
     /// QEMU's version, as its greeting says.
     pub fn version(&self) -> &QemuVersion {
         &self.inner.version
-    }
-
-    /// Who listens on the socket.
-    pub fn peer(&self) -> PeerCred {
-        self.inner.peer
     }
 
     /// Receives the events from now on. Subscribe before reading the state that the events will change.

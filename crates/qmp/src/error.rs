@@ -20,7 +20,7 @@ pub enum QmpError {
     /// The socket's listen queue is full: QEMU serves one client at a time, and others wait already.
     #[error("the QMP socket is busy: another client holds it, and more are waiting")]
     Busy,
-    /// A connected socket could not be handed to the runtime, or its peer's credentials could not be read.
+    /// A connected socket could not be handed to the runtime.
     #[error("cannot use the connected QMP socket")]
     Socket(#[source] io::Error),
     /// QEMU accepted the connection but did not greet in time. QEMU serves one client at a time, so most likely

@@ -17,6 +17,6 @@ mod event;
 mod message;
 mod session;
 
-pub use client::{Client, OnError, Options, PeerCred};
+pub use client::{Client, OnError, Options};
 pub use error::{CloseReason, QmpError};
 pub use event::{Event, EventError, Events, Timestamp, wait_event};
