@@ -333,3 +333,8 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
 }
 
 #[cfg(test)]
+#[path = "flood_tests.rs"]
+mod flood_tests;
+#[cfg(test)]
+#[path = "untrusted_tests.rs"]
+mod untrusted_tests;
