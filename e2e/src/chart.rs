@@ -31,7 +31,7 @@ const WITHOUT_PODS: [&str; 7] = [
     "templates/operator/rbac.yaml",
     "templates/agent/serviceaccount.yaml",
     "templates/agent/rbac.yaml",
-    "templates/agent/admission.yaml",
+    "templates/admission.yaml",
 ];
 
 /// Where the chart is.

@@ -6,6 +6,7 @@ mod conform;
 mod release;
 mod render;
 mod rights;
+mod writers;
 
 use std::process::Output;
 

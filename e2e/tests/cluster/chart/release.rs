@@ -108,19 +108,24 @@ async fn a_release_comes_changes_and_goes_and_its_kinds_and_nics_stay() {
     );
     assert_eq!(uid(&cluster).await, born);
 
-    // Uninstalled: no program, no rights, but every kind and NIC.
+    // Uninstalled: no program, no rights, but every kind and NIC, and what keeps attachments from being forged meanwhile.
     let uninstall = ["uninstall", chart::RELEASE, "--namespace", chart::NAMESPACE];
     text(cluster.helm(&uninstall).await.unwrap());
     let ours = [
         "get",
-        "deployment,daemonset,clusterrole,clusterrolebinding,role,serviceaccount,validatingadmissionpolicy",
+        "deployment,daemonset,clusterrole,clusterrolebinding,role,serviceaccount,validatingadmissionpolicy,\
+         validatingadmissionpolicybinding",
         "-A",
         "-l",
         "app.kubernetes.io/instance=hybridnic",
         "-o",
         "name",
     ];
-    assert_eq!(kubectl(&cluster, &ours).await, "");
+    let kept = kubectl(&cluster, &ours).await;
+    let kept: Vec<_> = kept.lines().collect();
+    let [policy, binding] = ["policy", "policybinding"]
+        .map(|kind| format!("validatingadmission{kind}.admissionregistration.k8s.io/writers.hybridnic.io"));
+    assert_eq!(kept, [policy, binding]);
     assert_eq!(uid(&cluster).await, born);
     let guard = [
         "get",

@@ -204,6 +204,7 @@ async fn a_real_api_server_takes_every_object() {
         "poddisruptionbudget.policy/hybridnic-operator",
         "networkpolicy.networking.k8s.io/hybridnic-operator",
         "validatingadmissionpolicy.admissionregistration.k8s.io/agents.hybridnic.io",
+        "validatingadmissionpolicy.admissionregistration.k8s.io/writers.hybridnic.io",
         "customresourcedefinition.apiextensions.k8s.io/vmhybridnics.hybridnic.io",
         "pod/hybridnic-check",
     ] {

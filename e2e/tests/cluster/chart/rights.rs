@@ -15,10 +15,10 @@ use tokio::time::{Instant, sleep};
 use super::{cluster, kubectl};
 
 /// A policy is in force a moment after it has been made, and nothing says when.
-const IN_FORCE: Duration = Duration::from_secs(30);
+pub(super) const IN_FORCE: Duration = Duration::from_secs(30);
 
 /// What the API server said to a write; nothing where it was taken.
-fn said<T: Debug>(answer: Result<T, kube::Error>) -> String {
+pub(super) fn said<T: Debug>(answer: Result<T, kube::Error>) -> String {
     match answer {
         Ok(_) => String::new(),
         Err(kube::Error::Api(status)) => status.message,
@@ -107,7 +107,7 @@ impl Writer {
     }
 }
 
-async fn create_attachment(client: &Client, name: &str, node: &str) {
+fn attachment_of(node: &str, name: &str) -> NicAttachment {
     let attachment = json!({
         "metadata": {"name": name},
         "spec": {
@@ -116,11 +116,12 @@ async fn create_attachment(client: &Client, name: &str, node: &str) {
             "l2": {"spoofCheck": true, "trust": false},
         },
     });
+    serde_json::from_value(attachment).unwrap()
+}
+
+async fn create_attachment(client: &Client, name: &str, node: &str) {
     Api::<NicAttachment>::namespaced(client.clone(), "default")
-        .create(
-            &PostParams::default(),
-            &serde_json::from_value(attachment).unwrap(),
-        )
+        .create(&PostParams::default(), &attachment_of(node, name))
         .await
         .unwrap();
 }
@@ -221,6 +222,17 @@ async fn an_agent_writes_its_own_nodes_objects_only() {
         sleep(Duration::from_millis(200)).await;
     }
     assert!(gone().await.contains(attachment));
+    let deleted = said(n1.attachments.delete("of-n1", &DeleteParams::default()).await);
+    assert!(deleted.contains("a node agent deletes nothing"), "{deleted}");
+    let made = said(
+        n1.attachments
+            .create(&PostParams::default(), &attachment_of("n1", "new"))
+            .await,
+    );
+    assert!(
+        made.contains("a node agent may not make a NicAttachment"),
+        "{made}"
+    );
     let patch = Patch::Merge(json!({"spec": network}));
     let pools = said(n1.nodes.patch("n1", &PatchParams::default(), &patch).await);
     assert!(
@@ -246,24 +258,26 @@ async fn an_agent_writes_its_own_nodes_objects_only() {
 }
 
 #[tokio::test]
-async fn the_policy_compiles_against_the_kinds() {
+async fn the_policies_compile_against_the_kinds() {
     let (cluster, _dir) = cluster().await;
     chart::install_without_pods(&cluster).await.unwrap();
-    let args = [
-        "wait",
-        "validatingadmissionpolicy/agents.hybridnic.io",
-        "--for=jsonpath={.status.observedGeneration}=1",
-        "--timeout=60s",
-    ];
-    kubectl(&cluster, &args).await;
-    let args = [
-        "get",
-        "validatingadmissionpolicy",
-        "agents.hybridnic.io",
-        "-o",
-        "jsonpath={.status.typeChecking.expressionWarnings}",
-    ];
-    assert_eq!(kubectl(&cluster, &args).await, "");
+    for policy in ["agents.hybridnic.io", "writers.hybridnic.io"] {
+        let args = [
+            "wait",
+            &format!("validatingadmissionpolicy/{policy}"),
+            "--for=jsonpath={.status.observedGeneration}=1",
+            "--timeout=60s",
+        ];
+        kubectl(&cluster, &args).await;
+        let args = [
+            "get",
+            "validatingadmissionpolicy",
+            policy,
+            "-o",
+            "jsonpath={.status.typeChecking.expressionWarnings}",
+        ];
+        assert_eq!(kubectl(&cluster, &args).await, "", "{policy}");
+    }
 }
 
 #[tokio::test]
