@@ -80,7 +80,7 @@ pub enum Command {
     Migrate {
         /// Name of the VM: the label hybridnic.io/vm of its pods
         vm: String,
-        /// Node to move to; without it, the youngest of the VM's other pods
+        /// Node to move to; needed where the VM has several other pods
         #[arg(long, value_name = "NODE")]
         to: Option<String>,
         /// Watch it to its end; the exit code is 0 only when it succeeds

@@ -140,6 +140,7 @@ fn next_status(model: &Model, api: &Api, late: bool) -> Id {
         nics: nics.collect(),
         pods: &world.pods,
         away: BTreeSet::new(),
+        of_nodes: BTreeSet::new(),
         ends: Ends::observe(&migration, &world.attachments, &world.pods),
         deadlines: Deadlines {
             prepare: Duration::from_mins(1),

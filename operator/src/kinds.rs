@@ -1,9 +1,12 @@
 //! What the caches hold of each kind, and what it is looked up by.
 
+use std::net::IpAddr;
+
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::v1alpha1::{
-    HybridNetwork, HybridNode, MigrationPhase, NicAttachment, NicPhase, Path, QemuMigration, VmHybridNic,
+    HybridNetwork, HybridNode, MigrationPhase, NicAttachment, NicPhase, Path, PfStatus, QemuMigration,
+    VmHybridNic,
 };
 use k8s_openapi::api::core::v1::{
     Namespace, Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus,
@@ -14,6 +17,7 @@ use kube::core::PartialObjectMeta;
 use crate::cache::{Key, Object};
 use crate::fence::OUT_OF_SERVICE;
 use crate::nic::release::is_held;
+use crate::pods;
 use crate::presence;
 use crate::version::{self, Support};
 
@@ -22,13 +26,20 @@ pub fn vm_key(namespace: &str, vm: &str) -> Key {
     Key::Vm(namespace.to_owned(), vm.to_owned())
 }
 
-/// Of a node only its labels matter, whether it is ready, and whether it is said to be off; at a glance, whether nothing on it
-/// can take a NIC.
+/// Of a node only its labels and addresses matter, whether it is ready, and whether it is said to be off; at a glance, whether
+/// nothing on it can take a NIC.
 impl Object for Node {
     type Glance = bool;
 
     fn keys(&self) -> Vec<Key> {
-        Vec::new()
+        let addresses = self
+            .status
+            .iter()
+            .flat_map(|status| status.addresses.iter().flatten());
+        let addresses = addresses.filter_map(|address| address.address.parse::<IpAddr>().ok());
+        let mut keys: Vec<_> = addresses.map(|ip| Key::Address(ip.to_canonical())).collect();
+        keys.dedup();
+        keys
     }
 
     fn glance(&self) -> bool {
@@ -46,16 +57,18 @@ impl Object for Node {
             taints: Some(off),
             ..NodeSpec::default()
         });
-        let conditions = self.status.take().and_then(|status| status.conditions);
-        let mut conditions = conditions.unwrap_or_default().into_iter();
+        let status = self.status.take().unwrap_or_default();
+        let mut conditions = status.conditions.unwrap_or_default().into_iter();
         let ready = conditions.find(|condition| condition.type_ == "Ready");
-        self.status = ready.map(|ready| NodeStatus {
-            conditions: Some(vec![NodeCondition {
-                type_: ready.type_,
-                status: ready.status,
-                last_transition_time: ready.last_transition_time,
-                ..NodeCondition::default()
-            }]),
+        let ready = ready.map(|ready| NodeCondition {
+            type_: ready.type_,
+            status: ready.status,
+            last_transition_time: ready.last_transition_time,
+            ..NodeCondition::default()
+        });
+        self.status = Some(NodeStatus {
+            conditions: ready.map(|ready| vec![ready]),
+            addresses: status.addresses,
             ..NodeStatus::default()
         });
     }
@@ -76,7 +89,8 @@ impl Object for PartialObjectMeta<Namespace> {
     }
 }
 
-/// Of a pod only its VM, node, phase and addresses matter.
+/// Of a pod only its VM, node, phase and addresses matter. One that a node owns has no VM, whatever its labels say: see
+/// [`pods::is_of_node`].
 impl Object for Pod {
     type Glance = ();
 
@@ -88,8 +102,9 @@ impl Object for Pod {
     fn glance(&self) {}
 
     fn trim(&mut self) {
+        let of_node = pods::is_of_node(self);
         bare(self);
-        self.labels_mut().retain(|label, _| label == VM_LABEL);
+        self.labels_mut().retain(|label, _| label == VM_LABEL && !of_node);
         self.spec = self.spec.take().map(|spec| PodSpec {
             node_name: spec.node_name,
             ..PodSpec::default()
@@ -129,7 +144,7 @@ pub enum Agent {
     Unknown,
 }
 
-/// Of a node its pools matter, and not the VFs in them.
+/// Of a node its pools matter, and the MACs of its PFs; not the VFs in them.
 impl Object for HybridNode {
     type Glance = Agent;
 
@@ -140,7 +155,8 @@ impl Object for HybridNode {
         let mut networks: Vec<_> = selected.chain(reported).collect();
         networks.sort();
         networks.dedup();
-        networks.into_iter().cloned().map(Key::Network).collect()
+        let networks = networks.into_iter().cloned().map(Key::Network);
+        networks.chain(macs_of(self).map(Key::Mac)).collect()
     }
 
     fn glance(&self) -> Agent {
@@ -154,9 +170,22 @@ impl Object for HybridNode {
     fn trim(&mut self) {
         unread(self);
         if let Some(status) = &mut self.status {
-            status.pfs = Vec::new();
+            let macs = std::mem::take(&mut status.pfs)
+                .into_iter()
+                .filter_map(|pf| pf.mac);
+            let bare = |mac| PfStatus {
+                mac: Some(mac),
+                ..PfStatus::default()
+            };
+            status.pfs = macs.map(bare).collect();
         }
     }
+}
+
+/// The MACs of a node's PFs, lower case.
+pub fn macs_of(node: &HybridNode) -> impl Iterator<Item = String> {
+    let pfs = node.status.iter().flat_map(|status| &status.pfs);
+    pfs.filter_map(|pf| Some(pf.mac.as_ref()?.to_ascii_lowercase()))
 }
 
 /// What of NICs is counted.
@@ -290,7 +319,8 @@ mod tests {
             let mut node: Node = serde_json::from_value(json!({
                 "metadata": {"name": "n1", "labels": {"zone": "x"}},
                 "spec": {"podCIDR": "10.0.0.0/24", "taints": taints},
-                "status": {"images": [{"names": ["large"]}], "conditions": [
+                "status": {"addresses": [{"type": "InternalIP", "address": "::ffff:192.168.1.2"}, {"type": "Hostname", "address": "n1"}],
+                    "images": [{"names": ["large"]}], "conditions": [
                     {"type": "DiskPressure", "status": "False", "message": "long"},
                     {"type": "Ready", "status": ready, "message": "long", "lastTransitionTime": "2026-01-01T00:00:00Z"},
                 ]},
@@ -299,10 +329,26 @@ mod tests {
             let before = NodeState::of(&node);
             node.trim();
             assert_eq!(NodeState::of(&node), before);
+            assert_eq!(node.keys(), [Key::Address("192.168.1.2".parse().unwrap())]);
             let left = serde_json::to_string(&node).unwrap();
             for gone in ["large", "long", "10.0.0.0", "DiskPressure", "\"a\""] {
                 assert!(!left.contains(gone), "{left}");
             }
         }
+    }
+
+    #[test]
+    fn a_pod_that_a_node_owns_is_no_vms() {
+        let mut pod = crate::testing::pod("web-x-n2", "vm", 1, "Running", "n2");
+        pod.trim();
+        assert_eq!(pod.keys(), [vm_key("ns", "vm")]);
+        let owner =
+            json!([{"apiVersion": "v1", "kind": "Node", "name": "n2", "uid": "u", "controller": true}]);
+        pod.metadata.owner_references = serde_json::from_value(owner).unwrap();
+        pod.trim();
+        assert_eq!(pod.keys(), []);
+        // Nor is it once more.
+        pod.trim();
+        assert_eq!(pod.keys(), []);
     }
 }

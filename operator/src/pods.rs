@@ -27,6 +27,12 @@ pub fn is_running(pod: &Pod) -> bool {
     phase(pod) == "Running" && node(pod).is_some()
 }
 
+/// Whether a node owns it, as it does the image of a static pod: a kubelet makes these in any namespace and with any label. The
+/// API server takes no pod from a kubelet without that owner.
+pub fn is_of_node(pod: &Pod) -> bool {
+    pod.owner_references().iter().any(|owner| owner.kind == "Node")
+}
+
 /// Its node, once it has one.
 pub fn node(pod: &Pod) -> Option<&str> {
     pod.spec
@@ -41,14 +47,58 @@ pub fn address(pod: &Pod) -> Option<&str> {
     pod.status.as_ref()?.pod_ip.as_deref().filter(|ip| !ip.is_empty())
 }
 
-/// The address by which one pod reaches another: the first that is of a family of its own. Pods of a dual-stack cluster have one
-/// of each, and need not have them in one order.
-pub fn address_from<'a>(source: &Pod, target: &'a Pod) -> Option<&'a str> {
+/// The address to which `source` may send a VM's memory: the first that is of a family of its own. Pods of a dual-stack cluster have
+/// one of each, and need not have them in one order. Else why there is none: a kubelet says what it likes of its pods.
+pub fn address_from<'a>(
+    source: &Pod,
+    target: &'a Pod,
+    of_nodes: &BTreeSet<IpAddr>,
+) -> Result<&'a str, String> {
     let is_v4 = |ip: &str| ip.parse::<IpAddr>().ok().map(|ip| ip.is_ipv4());
     let own: Vec<_> = addresses(source).map(is_v4).collect();
-    addresses(target)
-        .find(|ip| own.contains(&is_v4(ip)))
-        .or_else(|| address(target))
+    let fit = || addresses(target).filter(|ip| unfit(ip, of_nodes).is_none());
+    let found = fit().find(|ip| own.contains(&is_v4(ip))).or_else(|| fit().next());
+    found.ok_or_else(|| {
+        let why = addresses(target).find_map(|ip| Some(format!("{ip} is {}", unfit(ip, of_nodes)?)));
+        let why = why.unwrap_or_else(|| "it has none".to_owned());
+        format!(
+            "the pod {} has no address that a VM's memory may be sent to: {why}",
+            target.name_any()
+        )
+    })
+}
+
+/// The addresses of these pods, as they are on the wire.
+pub fn all_addresses(pods: &[Arc<Pod>]) -> BTreeSet<IpAddr> {
+    let all = pods.iter().flat_map(|pod| addresses(pod));
+    all.filter_map(|ip| Some(ip.parse::<IpAddr>().ok()?.to_canonical()))
+        .collect()
+}
+
+/// Why an address is not one of a pod: a source that sent there would reach itself, its node, or everybody.
+fn unfit(ip: &str, of_nodes: &BTreeSet<IpAddr>) -> Option<&'static str> {
+    let Ok(ip) = ip.parse::<IpAddr>() else {
+        return Some("no IP address");
+    };
+    // `::ffff:127.0.0.1` is 127.0.0.1.
+    let ip = ip.to_canonical();
+    let (local, broadcast) = match ip {
+        IpAddr::V4(ip) => (ip.is_link_local(), ip.is_broadcast()),
+        IpAddr::V6(ip) => (ip.is_unicast_link_local(), false),
+    };
+    if ip.is_loopback() {
+        Some("a loopback address")
+    } else if ip.is_unspecified() || matches!(ip, IpAddr::V4(ip) if ip.octets()[0] == 0) {
+        Some("an unspecified address")
+    } else if local {
+        Some("a link-local address")
+    } else if ip.is_multicast() || broadcast {
+        Some("a multicast or broadcast address")
+    } else if of_nodes.contains(&ip) {
+        Some("an address of a node: a pod in the host's network can be no migration's target")
+    } else {
+        None
+    }
 }
 
 fn addresses(pod: &Pod) -> impl Iterator<Item = &str> {
@@ -105,14 +155,27 @@ pub fn missing(vm: &str, pods: &[Arc<Pod>]) -> String {
     }
 }
 
-/// The pod to which the VM can migrate: the one that is asked for, else the youngest that runs, never the source. One on a node
-/// that is away is taken only where there is no other: it may be back in time.
+/// Where a VM can migrate to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target<'a> {
+    /// Nowhere yet.
+    None,
+    /// There. Whether QEMU waits for the VM in it, its node's agent says before anything is sent.
+    Pod(&'a Arc<Pod>),
+    /// To any of these, by what is known: somebody has to say.
+    Several(Vec<&'a Arc<Pod>>),
+}
+
+/// The pod to which the VM can migrate: the one that is asked for; else, of those that run and are not the source, the only one,
+/// or the only one of which an agent says that its QEMU waits for a VM (`waits`). Ones on nodes that are away count only where
+/// there are no others: they may be back in time. Never the youngest, or the like: who makes the last pod would get the VM.
 pub fn target<'a>(
     asked: Option<&str>,
     source: &str,
     pods: &'a [Arc<Pod>],
     away: &BTreeSet<String>,
-) -> Option<&'a Arc<Pod>> {
+    waits: impl Fn(&Pod) -> bool,
+) -> Target<'a> {
     let fit = |pod: &&Arc<Pod>| {
         is_running(pod)
             && address(pod).is_some()
@@ -120,11 +183,16 @@ pub fn target<'a>(
             && pod.metadata.uid.as_deref() != Some(source)
             && asked.is_none_or(|name| pod.name_any() == name)
     };
-    let is_there = |pod: &Pod| node(pod).is_none_or(|node| !away.contains(node));
-    pods.iter().filter(fit).max_by_key(|pod| {
-        let age = pod.creation_timestamp().map(|time| time.0);
-        (is_there(pod), age, pod.name_any())
-    })
+    let is_there = |pod: &&Arc<Pod>| node(pod).is_none_or(|node| !away.contains(node));
+    let all: Vec<_> = pods.iter().filter(fit).collect();
+    let there: Vec<_> = all.iter().copied().filter(|pod| is_there(pod)).collect();
+    let waiting: Vec<_> = there.iter().copied().filter(|pod| waits(pod)).collect();
+    let fewest = [waiting, there, all].into_iter().find(|pods| !pods.is_empty());
+    match fewest.unwrap_or_default()[..] {
+        [] => Target::None,
+        [pod] => Target::Pod(pod),
+        ref several => Target::Several(several.to_vec()),
+    }
 }
 
 #[cfg(test)]
@@ -202,27 +270,111 @@ mod tests {
         );
     }
 
+    fn target_of(target: Target<'_>) -> Result<String, Vec<String>> {
+        match target {
+            Target::None => Err(Vec::new()),
+            Target::Pod(pod) => Ok(pod.name_any()),
+            Target::Several(pods) => Err(pods.iter().map(|pod| pod.name_any()).collect()),
+        }
+    }
+
     #[test]
     fn targets() {
-        let pods = ["a", "b", "c", "d"].map(|name| Arc::new(pod(name, "vm", 1, "Running", "n")));
+        let pods = ["a", "b", "c"].map(|name| Arc::new(pod(name, "vm", 1, "Running", "n")));
         let uid = |n: usize| pods[n].uid().unwrap();
-        let target = |asked, source: &String, pods| super::target(asked, source, pods, &BTreeSet::new());
-        assert_eq!(names(target(None, &uid(0), &pods)).as_deref(), Some("d"));
-        assert_eq!(names(target(None, &uid(3), &pods)).as_deref(), Some("c"));
-        assert_eq!(names(target(Some("b"), &uid(0), &pods)).as_deref(), Some("b"));
+        let waiting = |waits: &'static [&str]| move |pod: &Pod| waits.contains(&pod.name_any().as_str());
+        let choose = |asked, source: &String, pods, waits| {
+            target_of(super::target(
+                asked,
+                source,
+                pods,
+                &BTreeSet::new(),
+                waiting(waits),
+            ))
+        };
+        let several = |names: &[&str]| Err(names.iter().map(ToString::to_string).collect());
+        // By an agent's word, or where there is no choice; never by age.
+        assert_eq!(choose(None, &uid(0), &pods[..2], &[]), Ok("b".to_owned()));
+        assert_eq!(choose(None, &uid(0), &pods, &[]), several(&["b", "c"]));
+        assert_eq!(choose(None, &uid(0), &pods, &["b"]), Ok("b".to_owned()));
         assert_eq!(
-            names(target(Some("a"), &uid(0), &pods)),
-            None,
+            choose(None, &uid(0), &pods, &["a"]),
+            several(&["b", "c"]),
             "the source itself"
         );
-        assert_eq!(names(target(Some("x"), &uid(0), &pods)), None);
+        assert_eq!(choose(None, &uid(0), &pods, &["b", "c"]), several(&["b", "c"]));
+        assert_eq!(choose(Some("b"), &uid(0), &pods, &["c"]), Ok("b".to_owned()));
+        assert_eq!(
+            choose(Some("a"), &uid(0), &pods, &[]),
+            several(&[]),
+            "the source itself"
+        );
+        assert_eq!(choose(Some("x"), &uid(0), &pods, &[]), several(&[]));
         let mut dumb = pod("b", "vm", 1, "Running", "n");
         dumb.status.get_or_insert_default().pod_ip = None;
-        assert_eq!(
-            names(target(None, &uid(0), &[pods[0].clone(), Arc::new(dumb)])),
-            None,
-            "no address yet"
-        );
+        let dumb = [pods[0].clone(), Arc::new(dumb)];
+        assert_eq!(choose(None, &uid(0), &dumb, &[]), several(&[]), "no address yet");
+    }
+
+    #[test]
+    fn memory_is_sent_to_no_address_that_is_not_a_pods() {
+        let source = pod("a", "vm", 1, "Running", "n");
+        let of_nodes = ["192.168.1.2", "fd00::1:2"].map(|ip| ip.parse().unwrap()).into();
+        let to = |ip: &str| {
+            let mut target = pod("b", "vm", 1, "Running", "n");
+            target.status.get_or_insert_default().pod_ip = Some(ip.to_owned());
+            address_from(&source, &target, &of_nodes).map(ToOwned::to_owned)
+        };
+        for (ip, why) in [
+            ("127.0.0.1", "loopback"),
+            ("127.8.8.8", "loopback"),
+            ("::1", "loopback"),
+            ("::ffff:127.0.0.1", "loopback"),
+            ("0.0.0.0", "unspecified"),
+            ("0.1.2.3", "unspecified"),
+            ("::", "unspecified"),
+            ("::ffff:0.0.0.0", "unspecified"),
+            ("169.254.169.254", "link-local"),
+            ("fe80::1", "link-local"),
+            ("::ffff:169.254.0.1", "link-local"),
+            ("224.0.0.1", "multicast"),
+            ("ff02::1", "multicast"),
+            ("255.255.255.255", "broadcast"),
+            ("::ffff:239.1.1.1", "multicast"),
+            ("192.168.1.2", "address of a node"),
+            ("::ffff:192.168.1.2", "address of a node"),
+            ("fd00::1:2", "address of a node"),
+            ("fe80::1%eth0", "no IP address"),
+            ("example.org", "no IP address"),
+        ] {
+            let refused = to(ip);
+            let said = refused
+                .as_ref()
+                .err()
+                .is_some_and(|said| said.contains(why) && said.contains(ip));
+            assert!(said, "{ip}: {refused:?}");
+        }
+        for ip in ["10.0.0.2", "192.168.1.3", "fd00::2", "2001:db8::2", "100.64.0.1"] {
+            assert_eq!(to(ip), Ok(ip.to_owned()));
+        }
+        // The other address of a pod is one as well.
+        let mut both = pod("b", "vm", 1, "Running", "n");
+        let ips = serde_json::json!([{"ip": "127.0.0.1"}, {"ip": "fd00::2"}]);
+        let status = both.status.get_or_insert_default();
+        status.pod_ip = Some("127.0.0.1".to_owned());
+        status.pod_ips = serde_json::from_value(ips).unwrap();
+        assert_eq!(address_from(&source, &both, &of_nodes), Ok("fd00::2"));
+    }
+
+    #[test]
+    fn a_nodes_own_pod_is_told_by_its_owner() {
+        let mut mirror = pod("a", "vm", 1, "Running", "n");
+        assert!(!is_of_node(&mirror));
+        for (kind, of_node) in [("StatefulSet", false), ("Node", true)] {
+            let owner = serde_json::json!([{"apiVersion": "v1", "kind": kind, "name": "n", "uid": "u"}]);
+            mirror.metadata.owner_references = serde_json::from_value(owner).unwrap();
+            assert_eq!(is_of_node(&mirror), of_node, "{kind}");
+        }
     }
 
     #[test]
@@ -251,35 +403,42 @@ mod tests {
             (vec!["10.0.0.1"], vec![v6], v6),
         ] {
             assert_eq!(
-                address_from(&with(&source), &with(&target)),
-                Some(sent_to),
+                address_from(&with(&source), &with(&target), &BTreeSet::new()),
+                Ok(sent_to),
                 "{source:?}, {target:?}"
             );
         }
         // Of a pod that names no others the one must do.
         let mut plain = with(&[v6]);
         plain.status.get_or_insert_default().pod_ips = None;
-        assert_eq!(address_from(&plain, &plain), Some(v6));
+        assert_eq!(address_from(&plain, &plain, &BTreeSet::new()), Ok(v6));
     }
 
     #[test]
     fn a_target_on_a_node_that_is_away_comes_last() {
         let pods = ["a", "b", "c"].map(|name| Arc::new(pod(name, "vm", 1, "Running", &format!("n-{name}"))));
         let source = pods[0].uid().unwrap();
-        let target = |asked, away: &[&str]| {
+        let target = |asked, away: &[&str], pods| {
             let away = away.iter().map(ToString::to_string).collect();
-            names(super::target(asked, &source, &pods, &away))
+            target_of(super::target(asked, &source, pods, &away, |pod: &Pod| {
+                pod.name_any() == "c"
+            }))
         };
-        assert_eq!(target(None, &[]).as_deref(), Some("c"));
-        assert_eq!(target(None, &["n-c"]).as_deref(), Some("b"));
         assert_eq!(
-            target(None, &["n-b", "n-c"]).as_deref(),
-            Some("c"),
-            "it may come back"
+            target(None, &["n-c"], &pods),
+            Ok("b".to_owned()),
+            "whatever was said of the other once"
         );
         assert_eq!(
-            target(Some("c"), &["n-c"]).as_deref(),
-            Some("c"),
+            target(None, &["n-b"], &pods[..2]),
+            Ok("b".to_owned()),
+            "it may come back"
+        );
+        let both = Err(vec!["b".to_owned(), "c".to_owned()]);
+        assert_eq!(target(None, &["n-b", "n-c"], &pods), both);
+        assert_eq!(
+            target(Some("c"), &["n-c"], &pods),
+            Ok("c".to_owned()),
             "it was asked for"
         );
     }

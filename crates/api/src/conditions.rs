@@ -31,8 +31,10 @@ pub mod reasons {
     pub const NETWORK_NOT_FOUND: &str = "NetworkNotFound";
     /// The network's namespace selector does not select the NIC's namespace.
     pub const NAMESPACE_NOT_ALLOWED: &str = "NamespaceNotAllowed";
-    /// An older NIC of the network has the MAC that this one asks for.
+    /// Another NIC has the MAC that this one asks for.
     pub const MAC_CONFLICT: &str = "MacConflict";
+    /// The NIC may not have the MAC that it asks for.
+    pub const MAC_NOT_ALLOWED: &str = "MacNotAllowed";
     /// Every address of the network's MAC range is taken.
     pub const MAC_RANGE_EXHAUSTED: &str = "MacRangeExhausted";
     /// No pod with the VM's label is there.
@@ -123,6 +125,10 @@ pub mod reasons {
     pub const NO_TARGET_POD: &str = "NoTargetPod";
     /// The VM has more hybrid NICs than can migrate together.
     pub const TOO_MANY_NICS: &str = "TooManyNics";
+    /// Several pods could take the VM, and nothing says which.
+    pub const SEVERAL_TARGET_PODS: &str = "SeveralTargetPods";
+    /// The target's pod has no address to which a VM's memory may be sent.
+    pub const TARGET_ADDRESS_REFUSED: &str = "TargetAddressRefused";
     /// The VM has no hybrid NIC.
     pub const NO_NICS: &str = "NoNics";
     /// Another migration of the same VM is under way.

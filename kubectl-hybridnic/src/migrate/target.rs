@@ -40,12 +40,13 @@ pub fn name_prefix(vm: &str) -> String {
     format!("{}-", prefix.trim_matches('-'))
 }
 
-/// The pod to move to: the youngest that runs, has an address and is not where the VM runs. With `to`, on that node.
-/// What the NICs say decides where the VM runs; before they say anything, the oldest pod that runs.
+/// The pod to move to: the one that runs, has an address and is not where the VM runs. With `to`, on that node. Of several a
+/// person says which: the youngest is whoever came last. A node's own pod, of a file of its kubelet's, is no VM's, here as in the
+/// operator. What the NICs say decides where the VM runs; before they say anything, the oldest pod that runs.
 pub fn choose(vm: &str, to: Option<&str>, pods: &[Pod], nics: &[VmHybridNic]) -> Result<Target, String> {
     let alive: Vec<&Pod> = pods
         .iter()
-        .filter(|pod| !matches!(phase(pod), "Succeeded" | "Failed"))
+        .filter(|pod| !matches!(phase(pod), "Succeeded" | "Failed") && !is_of_node(pod))
         .collect();
     let Some(source) = source(vm, &alive, nics) else {
         return Err(format!(
@@ -59,12 +60,22 @@ pub fn choose(vm: &str, to: Option<&str>, pods: &[Pod], nics: &[VmHybridNic]) ->
             && pod.metadata.deletion_timestamp.is_none()
             && to.is_none_or(|to| node(pod) == Some(to))
     };
-    if let Some(pod) = others().filter(fit).max_by_key(|pod| age(pod)) {
+    let waiting: Vec<_> = others().filter(fit).collect();
+    if let [pod] = waiting[..] {
         let node = node(pod).unwrap_or_default().to_owned();
         return Ok(Target {
             pod: pod.name_any(),
             node,
         });
+    }
+    if !waiting.is_empty() {
+        let listed: Vec<_> = waiting.iter().map(|pod| describe(pod)).collect();
+        let how = match to {
+            None => "say which with --to NODE",
+            Some(_) => "create a QemuMigration that names one in spec.targetPod",
+        };
+        let listed = listed.join(", ");
+        return Err(format!("several pods of VM {vm} could take it: {listed}; {how}"));
     }
     if to.is_some() && to == node(source) {
         return Err(format!(
@@ -137,6 +148,10 @@ fn node(pod: &Pod) -> Option<&str> {
         .filter(|name| !name.is_empty())
 }
 
+fn is_of_node(pod: &Pod) -> bool {
+    pod.owner_references().iter().any(|owner| owner.kind == "Node")
+}
+
 fn has_address(pod: &Pod) -> bool {
     let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref());
     ip.is_some_and(|ip| !ip.is_empty())
@@ -172,17 +187,40 @@ mod tests {
     }
 
     #[test]
-    fn the_youngest_other_pod_that_runs() {
+    fn the_other_pod_that_runs() {
         let pods = [
             pod("a", 1, "Running", "n1"),
             pod("b", 2, "Running", "n2"),
             pod("c", 3, "Running", "n3"),
         ];
-        assert_eq!(name(choose("web", None, &pods, &[])), "c");
+        assert_eq!(name(choose("web", None, &pods[..2], &[])), "b");
         assert_eq!(name(choose("web", Some("n2"), &pods, &[])), "b");
+        assert_eq!(
+            name(choose("web", None, &pods, &[])),
+            "several pods of VM web could take it: b on n2 (Running), c on n3 (Running); say which with --to NODE"
+        );
+        let beside = [pods[0].clone(), pods[1].clone(), pod("d", 4, "Running", "n2")];
+        let both = name(choose("web", Some("n2"), &beside, &[]));
+        assert!(
+            both.ends_with("d on n2 (Running); create a QemuMigration that names one in spec.targetPod"),
+            "{both}"
+        );
+        // One of a node's own is none.
+        let mut mirror = pod("m", 4, "Running", "n2");
+        let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": "n2", "uid": "u"}]);
+        mirror.metadata.owner_references = from_value(owner).unwrap();
+        assert_eq!(
+            name(choose(
+                "web",
+                None,
+                &[pods[0].clone(), pods[1].clone(), mirror],
+                &[]
+            )),
+            "b"
+        );
         // The VM has moved before: the NICs know, and another VM's do not count.
         let nics = [nic("db", "b"), nic("web", "c")];
-        assert_eq!(name(choose("web", None, &pods, &nics)), "b");
+        assert_eq!(name(choose("web", None, &pods[1..], &nics)), "b");
         let target = choose("web", Some("n1"), &pods, &nics).unwrap();
         assert_eq!((target.pod.as_str(), target.node.as_str()), ("a", "n1"));
     }

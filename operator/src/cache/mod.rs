@@ -12,6 +12,7 @@ mod shelf;
 mod wire;
 
 use std::fmt::{self, Debug};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::{Stream, StreamExt};
@@ -56,6 +57,8 @@ pub enum Key {
     Node(String),
     /// By the MAC address, lower case.
     Mac(String),
+    /// By the IP address.
+    Address(IpAddr),
 }
 
 /// Namespace and name of an object of a kind. Clones share it.

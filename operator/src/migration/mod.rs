@@ -16,6 +16,7 @@ mod worth;
 mod writes_tests;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,6 +30,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt};
 
+use crate::cache::Key;
 use crate::controller::{Done, Reconciler};
 use crate::events::{Events, Note};
 use crate::fence::PodEnd;
@@ -124,6 +126,7 @@ impl MigrationReconciler {
             nics: self.nics(migration),
             pods: &pods,
             away: self.away(&pods),
+            of_nodes: self.of_nodes(&pods),
             ends,
             deadlines: self.deadlines,
         };
@@ -152,6 +155,13 @@ impl MigrationReconciler {
         let nodes = pods.iter().filter_map(|pod| pods::node(pod));
         let away = nodes.filter(|node| self.world.presence(node, Instant::now()).is_away());
         away.map(ToOwned::to_owned).collect()
+    }
+
+    /// The addresses of these pods that are a node's, whichever node that is.
+    fn of_nodes(&self, pods: &[Arc<Pod>]) -> BTreeSet<IpAddr> {
+        let mut addresses = pods::all_addresses(pods);
+        addresses.retain(|ip| self.world.nodes.any(&Key::Address(*ip)));
+        addresses
     }
 
     /// What both ends say, and whether the target's node is off.

@@ -1,6 +1,7 @@
 //! A migration for tests, with both controllers that have to do with it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,7 @@ pub struct Scene {
     pub source: Option<NicAttachment>,
     pub target: Option<NicAttachment>,
     pub blocked_by: Option<String>,
+    pub of_nodes: BTreeSet<IpAddr>,
     pub refusal: Option<String>,
 }
 
@@ -62,6 +64,7 @@ impl Scene {
             source: Some(source),
             target: None,
             blocked_by: None,
+            of_nodes: BTreeSet::new(),
             refusal: None,
         }
     }
@@ -102,6 +105,7 @@ impl Scene {
             nics: vec![nic],
             pods: &self.pods,
             away: BTreeSet::new(),
+            of_nodes: self.of_nodes.clone(),
             ends,
             deadlines: Deadlines {
                 prepare: Duration::from_mins(1),
@@ -208,6 +212,12 @@ impl Scene {
 
     pub fn delete(&mut self) {
         self.migration.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    }
+
+    pub fn address_of_target(&mut self, ip: &str) {
+        let mut pod = self.pods[1].as_ref().clone();
+        pod.status.as_mut().unwrap().pod_ip = Some(ip.to_owned());
+        self.pods[1] = Arc::new(pod);
     }
 
     pub fn end_pod(&mut self, index: usize) {

@@ -8,6 +8,7 @@
 //! ```
 //! The phase is all that is decided here. What it means for each NIC is in [`crate::nic::desired`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hybridnic_api::conditions::reasons;
@@ -26,7 +27,8 @@ use super::view::{
 };
 use crate::fence::sight::AGAIN;
 use crate::handover::{self, Ends, Rollback};
-use crate::pods;
+use crate::nic::whereabouts::says_that_it_waits;
+use crate::pods::{self, Target};
 
 /// What to do now.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,10 +120,14 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
     };
     let from = pods::reference(source);
     let asked = view.migration.spec.target_pod.as_deref();
-    let Some((to, to_node)) =
-        pods::target(asked, &from.uid, view.pods, &view.away).and_then(|pod| Some((pod, pods::node(pod)?)))
-    else {
-        return wait(reasons::NO_TARGET_POD, no_target(vm, asked, &from.name));
+    let to = match pods::target(asked, &from.uid, view.pods, &view.away, |pod| waits(view, pod)) {
+        Target::Pod(to) => to,
+        Target::None => return wait(reasons::NO_TARGET_POD, no_target(vm, asked, &from.name)),
+        Target::Several(pods) => return wait(reasons::SEVERAL_TARGET_PODS, several(&pods)),
+    };
+    let address = match pods::address_from(source, to, &view.of_nodes) {
+        Ok(address) => address.to_owned(),
+        Err(why) => return wait(reasons::TARGET_ADDRESS_REFUSED, why),
     };
     for nic in &nics {
         if !attachment(nic, &from).is_some_and(is_attached) {
@@ -134,17 +140,39 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
             return wait(reasons::AGENT_PENDING, message);
         }
     }
-    let end = |node: &str, pod: &Pod| MigrationEnd {
+    status.source = Some(MigrationEnd {
         node_name: node.to_owned(),
-        pod: pods::reference(pod),
-        pod_ip: pods::address_from(source, pod).map(ToOwned::to_owned),
-    };
-    status.source = Some(end(node, source));
-    status.target = Some(end(to_node, to));
+        pod: from,
+        pod_ip: pods::address(source).map(ToOwned::to_owned),
+    });
+    status.target = Some(MigrationEnd {
+        node_name: pods::node(to).unwrap_or_default().to_owned(),
+        pod: pods::reference(to),
+        pod_ip: Some(address),
+    });
     status.nics = nics.iter().map(|view| view.nic.name_any()).collect();
     status.nics.sort();
     status.started_at = Some(micro(view.now));
     Next::Go(MigrationPhase::PreparingTarget)
+}
+
+/// Whether an agent says that QEMU in a pod waits for a VM: some NIC of the VM is attached there.
+fn waits(view: &View<'_>, pod: &Pod) -> bool {
+    let attached = view
+        .nics
+        .iter()
+        .filter_map(|nic| attachment(nic, &pods::reference(pod)));
+    attached.into_iter().any(says_that_it_waits)
+}
+
+fn several(pods: &[&Arc<Pod>]) -> String {
+    let mut names: Vec<_> = pods.iter().map(|pod| pod.name_any()).collect();
+    names.sort();
+    format!(
+        "{} could take the VM, and no agent says that QEMU waits for it in one of them only: name one in spec.targetPod, or end the \
+         others",
+        names.join(" and ")
+    )
 }
 
 fn no_target(vm: &str, asked: Option<&str>, source: &str) -> String {

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::handover;
 use crate::migration::scene::Scene;
-use crate::testing::{report, report_kept, say};
+use crate::testing::{attachment, observe, pod, report, report_kept, say};
 
 #[test]
 fn a_migration_that_goes_well() {
@@ -64,7 +64,7 @@ fn a_migration_that_goes_well() {
 #[test]
 fn what_keeps_a_migration_from_beginning() {
     type Change = fn(&mut Scene);
-    let cases: [(&str, Change); 6] = [
+    let cases: [(&str, Change); 9] = [
         (reasons::NO_TARGET_POD, |scene| {
             scene.pods.pop();
         }),
@@ -73,6 +73,16 @@ fn what_keeps_a_migration_from_beginning() {
         }),
         (reasons::NO_TARGET_POD, |scene| {
             scene.migration.spec.target_pod = Some("x".to_owned());
+        }),
+        (reasons::SEVERAL_TARGET_PODS, |scene| {
+            scene.pods.push(Arc::new(pod("c", "vm", 3, "Running", "n3")));
+        }),
+        (reasons::TARGET_ADDRESS_REFUSED, |scene| {
+            scene.address_of_target("127.0.0.1");
+        }),
+        (reasons::TARGET_ADDRESS_REFUSED, |scene| {
+            scene.of_nodes = ["192.168.1.2".parse().unwrap()].into();
+            scene.address_of_target("192.168.1.2");
         }),
         (reasons::MIGRATION_BUSY, |scene| {
             scene.blocked_by = Some("other".to_owned());
@@ -95,6 +105,33 @@ fn what_keeps_a_migration_from_beginning() {
             (MigrationPhase::Cancelled, reasons::CANCELLED)
         );
     }
+}
+
+#[test]
+fn of_several_targets_the_one_is_taken_whose_agent_says_that_it_waits() {
+    let mut scene = Scene::new();
+    // The youngest is anybody's.
+    scene.pods.push(Arc::new(pod("c", "vm", 3, "Running", "n3")));
+    scene.stays(reasons::SEVERAL_TARGET_PODS);
+    assert!(
+        scene.message().starts_with("b and c could take the VM"),
+        "{}",
+        scene.message()
+    );
+    let mut waits = attachment("eth0", "b", "n2");
+    observe(&mut waits, AttachmentState::Reserved);
+    say(&mut waits, reasons::VM_INCOMING, "QEMU waits for a VM");
+    scene.target = Some(waits);
+    scene.step();
+    assert_eq!(scene.phase(), MigrationPhase::PreparingTarget);
+    assert_eq!(scene.status().target.unwrap().pod.name, "b");
+
+    // A name is a word, too.
+    let mut scene = Scene::new();
+    scene.pods.push(Arc::new(pod("c", "vm", 3, "Running", "n3")));
+    scene.migration.spec.target_pod = Some("c".to_owned());
+    scene.step();
+    assert_eq!(scene.status().target.unwrap().pod.name, "c");
 }
 
 #[test]

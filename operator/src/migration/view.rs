@@ -1,6 +1,7 @@
 //! What is seen of a migration, and how it is read.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ pub struct View<'a> {
     pub pods: &'a [Arc<Pod>],
     /// The nodes among them that can take no NIC now.
     pub away: BTreeSet<String>,
+    /// The addresses of all of them that are a node's.
+    pub of_nodes: BTreeSet<IpAddr>,
     /// What both ends say; none before they are chosen.
     pub ends: Option<Ends>,
     /// How long to wait.

@@ -9,7 +9,7 @@ mod patience;
 mod reconcile;
 pub mod release;
 pub mod status;
-mod whereabouts;
+pub mod whereabouts;
 
 pub use patience::Patience;
 pub use reconcile::NicReconciler;

@@ -145,7 +145,7 @@ fn stays(attachment: &NicAttachment) -> bool {
 }
 
 /// Whether the agent says, about the attachment as it is now, that QEMU waits for a VM, and no migration brings one.
-fn says_that_it_waits(attachment: &NicAttachment) -> bool {
+pub fn says_that_it_waits(attachment: &NicAttachment) -> bool {
     let Some(status) = &attachment.status else {
         return false;
     };

@@ -49,7 +49,8 @@ pub struct QemuMigrationSpec {
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$')")
         .message("vm must be the value of the VM's pods' label hybridnic.io/vm"))]
     pub vm: String,
-    /// The pod to move to; its QEMU runs with `-incoming defer`. Without it, the VM's youngest other running pod.
+    /// The pod to move to; its QEMU runs with `-incoming defer`. Needed where the VM has several other running
+    /// pods, unless an agent has said that QEMU waits for a VM in one of them only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub target_pod: Option<String>,
