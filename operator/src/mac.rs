@@ -1,14 +1,20 @@
 //! MAC addresses: parsing, ranges, and who owns which. Pure.
 //!
-//! An address belongs to the NIC in whose status it is; before it is in any, to the oldest that asks for it. Generated
-//! addresses start at a hash of the NIC's name, so that a NIC whose status was lost gets the same one again, and are
-//! unique over the cluster; requested ones only over their network, as two networks may well use the same.
+//! An address is one NIC's in the whole cluster: which networks share an L2 segment no object says. It belongs to the NIC in whose
+//! status it is; before it is in any, to the oldest of its network that asks for it and was not refused. Who is on another network
+//! must have it to keep others from it, or asking alone would. Generated addresses start at a hash of the NIC's name, so that a NIC
+//! whose status was lost gets the same one again.
+//!
+//! Which addresses may be asked for, [`Rules`] say: those that the network allows, and never one that stations of the network
+//! itself have ([`reserved`]).
 
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use hybridnic_api::v1alpha1::{MacRange, VmHybridNic};
+use hybridnic_api::conditions::{self, types};
+use hybridnic_api::v1alpha1::{MacPolicy, MacRange, VmHybridNic};
 use jiff::Timestamp;
 use kube::ResourceExt;
 
@@ -56,6 +62,34 @@ impl fmt::Display for Mac {
     }
 }
 
+/// Whose addresses no NIC gets, whatever its network allows: what begins so, up to the bit, and what that is.
+const RESERVED: [(u64, u32, &str); 7] = [
+    (
+        0x0600_0000_0000,
+        8,
+        "in 06:…, the range in which free VFs are parked",
+    ),
+    (0x0000_5e00_0100, 40, "a virtual router's (VRRP, CARP)"),
+    (0x0000_5e00_0200, 40, "a virtual router's (VRRP for IPv6)"),
+    (0x0000_0c07_ac00, 40, "a virtual router's (HSRP)"),
+    (0x0000_0c9f_f000, 36, "a virtual router's (HSRP version 2)"),
+    (0x0005_73a0_0000, 36, "a virtual router's (HSRP for IPv6)"),
+    (0x0007_b400_0000, 32, "a virtual router's (GLBP)"),
+];
+
+/// Why no NIC gets an address, and the last address of which the same is true.
+fn reserved(mac: Mac) -> Option<(&'static str, u64)> {
+    if mac.0 & GROUP != 0 {
+        return Some(("a group's", mac.0 | (GROUP - 1)));
+    }
+    if mac.0 == 0 {
+        return Some(("nobody's", 0));
+    }
+    let is_in = |(first, bits, _): &&(u64, u32, &str)| (mac.0 ^ first) >> (48 - bits) == 0;
+    let (first, bits, what) = RESERVED.iter().find(is_in)?;
+    Some((what, first | ((1 << (48 - bits)) - 1)))
+}
+
 /// The addresses from the first to the last, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
@@ -84,6 +118,11 @@ impl Range {
         }
     }
 
+    /// Whether an address is one of them.
+    pub fn has(&self, mac: Mac) -> bool {
+        (self.first..=self.last).contains(&mac.0)
+    }
+
     /// The first address at or after one that `seed` chooses, round the range's end, that is not `taken`.
     pub fn pick(&self, seed: &str, taken: impl Fn(Mac) -> bool) -> Option<Mac> {
         let length = self.last - self.first + 1;
@@ -91,16 +130,21 @@ impl Range {
         let mut step = 0;
         while step < length {
             let mac = self.first + (start + step) % length;
-            if mac & GROUP != 0 {
-                // No unicast address before the next first byte.
-                step += (((mac >> 40) + 1) << 40).min(self.last + 1) - mac;
-            } else if mac == 0 || taken(Mac(mac)) {
+            if let Some((_, end)) = reserved(Mac(mac)) {
+                step += end.min(self.last) + 1 - mac;
+            } else if taken(Mac(mac)) {
                 step += 1;
             } else {
                 return Some(Mac(mac));
             }
         }
         None
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", Mac(self.first), Mac(self.last))
     }
 }
 
@@ -116,14 +160,28 @@ fn hash(parts: &[&str]) -> u64 {
 /// Why a NIC gets no address.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Another NIC of the network has it.
-    #[error("{mac} belongs to {owner} on this network; delete one of the two, or choose another address")]
+    /// Another NIC has it.
+    #[error(
+        "{mac} belongs to {owner}, and is one NIC's in the whole cluster; delete one of the two, or choose another address"
+    )]
     Conflict {
         /// The address.
         mac: Mac,
-        /// Namespace and name of the other NIC.
+        /// The other NIC, as far as it is anybody's business.
         owner: String,
     },
+    /// A PF has it.
+    #[error("{0} is the address of a card of a node; choose another address")]
+    Card(Mac),
+    /// No NIC gets it.
+    #[error("{0} is {1}; no NIC gets such an address")]
+    Reserved(Mac, &'static str),
+    /// The network's NICs get generated ones.
+    #[error("the HybridNetwork says macs: Generated, so no NIC may ask for an address; leave spec.mac out")]
+    NotGenerated,
+    /// It is not in the network's range.
+    #[error("{0} is not in the network's MAC range, {1}; leave spec.mac out, or choose an address of it")]
+    OutOfRange(Mac, String),
     /// The range is used up.
     #[error("every address of the network's MAC range is taken; widen spec.macRange of the HybridNetwork")]
     Exhausted,
@@ -144,14 +202,58 @@ impl HandedOut {
     }
 }
 
-/// The address of `nic`, out of `range` when it asks for none. `holders` gives the NICs, of all networks, in whose spec or
-/// status an address is; the answer is noted in `handed_out`.
+/// What a network says of its NICs' addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Where generated ones come from.
+    pub range: Range,
+    /// Which ones may be asked for.
+    pub macs: MacPolicy,
+}
+
+impl Rules {
+    /// Whether a NIC may ask for an address. `is_card` knows the addresses of all PFs.
+    fn allow(self, mac: Mac, is_card: impl Fn(Mac) -> bool) -> Result<(), Error> {
+        if let Some((what, _)) = reserved(mac) {
+            return Err(Error::Reserved(mac, what));
+        }
+        if is_card(mac) {
+            return Err(Error::Card(mac));
+        }
+        match self.macs {
+            MacPolicy::Generated => Err(Error::NotGenerated),
+            MacPolicy::InRange if !self.range.has(mac) => Err(Error::OutOfRange(mac, self.range.to_string())),
+            MacPolicy::InRange | MacPolicy::Any => Ok(()),
+        }
+    }
+}
+
+/// A NIC's address.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The address.
+    pub mac: Mac,
+    /// Why it would not get it now: it keeps it because it is live.
+    pub kept: Option<Error>,
+}
+
+/// What is asked of the caches.
+pub struct Sight<'a> {
+    /// The NICs, of all networks, in whose spec or status an address is.
+    pub holders: &'a dyn Fn(Mac) -> Vec<Arc<VmHybridNic>>,
+    /// Whether a PF has an address.
+    pub is_card: &'a dyn Fn(Mac) -> bool,
+}
+
+/// The address of `nic`; a generated one when it asks for none. The answer is noted in `handed_out`. A NIC that is `live` by its
+/// address keeps it, whatever the rules are now.
 pub fn assign(
     nic: &VmHybridNic,
-    range: Range,
-    holders: impl Fn(Mac) -> Vec<std::sync::Arc<VmHybridNic>>,
+    rules: Rules,
+    live: bool,
+    sight: &Sight<'_>,
     handed_out: &mut HandedOut,
-) -> Result<Mac, Error> {
+) -> Result<Given, Error> {
     let uid = nic.uid().unwrap_or_default();
     let had = in_status(nic).or_else(|| {
         handed_out
@@ -161,34 +263,77 @@ pub fn assign(
             .map(|(mac, _)| *mac)
     });
     let requested = nic.spec.mac.as_deref().map(str::parse::<Mac>).transpose()?;
+    let mut kept = None;
+    let claims = |mac| {
+        let others = (sight.holders)(mac).into_iter();
+        let others = others.filter(|other| other.uid() != nic.uid() && claims(other, mac, nic, handed_out));
+        others.collect::<Vec<_>>()
+    };
     let mac = if let Some(mac) = requested.or(had) {
+        if requested.is_some()
+            && let Err(error) = rules.allow(mac, sight.is_card)
+        {
+            if !live || in_status(nic) != Some(mac) {
+                return Err(error);
+            }
+            kept = Some(error);
+        }
         let rank = |nic: &VmHybridNic| rank(nic, mac, handed_out);
-        let others = holders(mac).into_iter().filter(|other| {
-            other.spec.network == nic.spec.network && other.uid() != nic.uid() && rank(other) < rank(nic)
-        });
-        if let Some(other) = others.min_by_key(|other| rank(other)) {
-            let owner = format!("{}/{}", other.namespace().unwrap_or_default(), other.name_any());
-            return Err(Error::Conflict { mac, owner });
+        let others = claims(mac);
+        let earlier = others.iter().filter(|other| rank(other) < rank(nic));
+        if let Some(other) = earlier.min_by_key(|other| rank(other)) {
+            let owner = owner(other, nic);
+            let error = Error::Conflict { mac, owner };
+            // Once, networks that share nothing could have one address each.
+            let apart = other.spec.network != nic.spec.network;
+            if !(apart && live && in_status(nic) == Some(mac)) {
+                return Err(error);
+            }
+            kept = Some(error);
         }
         mac
     } else {
         let seed = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
-        let taken = |mac| handed_out.0.contains_key(&mac) || !holders(mac).is_empty();
-        range.pick(&seed, taken).ok_or(Error::Exhausted)?
+        let taken = |mac| handed_out.0.contains_key(&mac) || (sight.is_card)(mac) || !claims(mac).is_empty();
+        rules.range.pick(&seed, taken).ok_or(Error::Exhausted)?
     };
     if in_status(nic) == Some(mac) {
         handed_out.settle(nic);
     } else {
         handed_out.0.insert(mac, uid);
     }
-    Ok(mac)
+    Ok(Given { mac, kept })
+}
+
+/// Whether `other` keeps `nic` from an address that it has or asks for.
+fn claims(other: &VmHybridNic, mac: Mac, nic: &VmHybridNic, handed_out: &HandedOut) -> bool {
+    has(other, mac, handed_out) || other.spec.network == nic.spec.network && !is_refused(other)
+}
+
+/// Whether a NIC's address, or itself, was refused.
+pub fn is_refused(nic: &VmHybridNic) -> bool {
+    let status = nic.status.as_ref();
+    let accepted = status.and_then(|status| conditions::find(&status.conditions, types::ACCEPTED));
+    accepted.is_some_and(|accepted| accepted.status == "False")
+}
+
+/// Of another namespace a user is not told who is in it.
+fn owner(other: &VmHybridNic, nic: &VmHybridNic) -> String {
+    if other.namespace() == nic.namespace() {
+        format!("the NIC {} of this namespace", other.name_any())
+    } else {
+        "a NIC of another namespace".to_owned()
+    }
+}
+
+fn has(nic: &VmHybridNic, mac: Mac, handed_out: &HandedOut) -> bool {
+    in_status(nic) == Some(mac) || handed_out.0.get(&mac) == Some(&nic.uid().unwrap_or_default())
 }
 
 /// Who comes first owns the address: who has it already, then the older, then any order that lasts.
 fn rank(nic: &VmHybridNic, mac: Mac, handed_out: &HandedOut) -> (bool, Option<Timestamp>, String) {
-    let uid = nic.uid().unwrap_or_default();
-    let has = in_status(nic) == Some(mac) || handed_out.0.get(&mac) == Some(&uid);
-    (!has, nic.creation_timestamp().map(|time| time.0), uid)
+    let age = nic.creation_timestamp().map(|time| time.0);
+    (!has(nic, mac, handed_out), age, nic.uid().unwrap_or_default())
 }
 
 fn in_status(nic: &VmHybridNic) -> Option<Mac> {

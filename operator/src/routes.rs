@@ -15,7 +15,8 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::cache::{Feed, Key, Name, Object, Wire};
 use crate::fence::NodeState;
-use crate::kinds::vm_key;
+use crate::kinds::{macs_of, vm_key};
+use crate::mac;
 use crate::metrics::Reconciles;
 use crate::nic::release::is_held;
 use crate::presence::{AgentPod, AgentPods};
@@ -182,6 +183,11 @@ impl Routes {
             let status = node.status.as_ref();
             (node.spec.clone(), status.and_then(|s| s.agent_version.clone()))
         };
+        // Nobody's any more.
+        let now: Vec<_> = new.into_iter().flat_map(macs_of).collect();
+        for mac in old.into_iter().flat_map(macs_of).filter(|mac| !now.contains(mac)) {
+            self.all_nics(&Key::Mac(mac), Urgency::Usual);
+        }
         let pools = |node: &HybridNode| node.status.as_ref().map(|status| status.pools.clone());
         let all = |node: &HybridNode| (admits(node), pools(node));
         if old.map(all) == new.map(all) {
@@ -210,8 +216,9 @@ impl Routes {
         if let Some(vm) = vm {
             self.migrations_of(&namespace, vm, urgency);
         }
-        // Who waits for the address may have it once this one is gone.
-        if new.is_none() {
+        // Who waits for the address may have it once this one is gone, or was refused.
+        let was_refused = old.is_some_and(mac::is_refused);
+        if new.is_none_or(|new| !was_refused && mac::is_refused(new)) {
             for key in nic.keys().iter().filter(|key| matches!(key, Key::Mac(_))) {
                 self.all_nics(key, Urgency::Usual);
             }

@@ -49,6 +49,7 @@ spec:
   uplinks:
   - drivers: [igb]
     numVfs: 7
+  macRange: {from: \"52:54:00:77:00:00\", to: \"52:54:00:77:ff:ff\"}
 ";
 /// How long the control plane and the programs may take to come up.
 const START: Duration = Duration::from_mins(1);

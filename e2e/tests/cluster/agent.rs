@@ -79,9 +79,13 @@ async fn publish(client: &Client, name: &str) {
         Err(kube::Error::Api(status)) if status.is_already_exists() => {}
         Err(error) => panic!("{error}"),
     }
+    let pf = json!({
+        "name": "ens1", "pciAddress": "0000:01:00.0", "vendor": "8086", "device": "10c9", "linkUp": true, "totalVfs": 7,
+        "mac": format!("02:00:00:00:00:F{}", &name[1..]),
+    });
     let status = json!({
         "apiVersion": "hybridnic.io/v1alpha1", "kind": "HybridNode", "metadata": {"name": name},
-        "status": {"agentVersion": env!("CARGO_PKG_VERSION"), "pools": [
+        "status": {"agentVersion": env!("CARGO_PKG_VERSION"), "pfs": [pf], "pools": [
             {"network": "net", "vfs": {"total": 7, "free": 7, "held": 0, "unhealthy": 0}},
         ]},
     });

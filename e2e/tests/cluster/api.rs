@@ -242,6 +242,19 @@ async fn networks(control_plane: &ControlPlane) {
                 "macRange.from must not be above macRange.to",
             ),
             Case("/macRange/to", json!("02:00:00:00:FF:FF"), ""),
+            Case(
+                "/macRange/to",
+                json!("06:00:00:00:00:00"),
+                "macRange.to must not begin with 06",
+            ),
+            Case(
+                "/macRange/from",
+                json!("06:00:00:00:00:00"),
+                "macRange.from must not begin with 06",
+            ),
+            Case("/macs", json!("Generated"), ""),
+            Case("/macs", json!("Any"), ""),
+            Case("/macs", json!("Some"), "Unsupported value"),
         ],
     )
     .await;
@@ -281,6 +294,44 @@ async fn nics(control_plane: &ControlPlane) {
                 "mac must be a unicast address",
             ),
             Case("/mac", json!("00:00:00:00:00:00"), "mac must not be all zeros"),
+            Case(
+                "/mac",
+                json!("ff:ff:ff:ff:ff:ff"),
+                "mac must be a unicast address",
+            ),
+            Case("/mac", json!("06:00:00:aa:bb:01"), "mac must not begin with 06"),
+            Case(
+                "/mac",
+                json!("00:00:5E:00:01:01"),
+                "mac must not be one of virtual routers",
+            ),
+            Case(
+                "/mac",
+                json!("00:00:5e:00:02:ff"),
+                "mac must not be one of virtual routers",
+            ),
+            Case(
+                "/mac",
+                json!("00:00:0c:07:ac:01"),
+                "mac must not be one of virtual routers",
+            ),
+            Case(
+                "/mac",
+                json!("00:00:0C:9F:F1:23"),
+                "mac must not be one of virtual routers",
+            ),
+            Case(
+                "/mac",
+                json!("00:05:73:a0:0f:ff"),
+                "mac must not be one of virtual routers",
+            ),
+            Case(
+                "/mac",
+                json!("00:07:b4:00:01:02"),
+                "mac must not be one of virtual routers",
+            ),
+            Case("/mac", json!("00:00:5e:00:03:01"), ""),
+            Case("/mac", json!("00:05:73:a0:10:00"), ""),
             Case("/noFreeVf", json!("Wait"), ""),
             Case("/noFreeVf", json!("Panic"), "Unsupported value"),
         ],

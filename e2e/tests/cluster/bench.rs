@@ -175,7 +175,10 @@ impl Bench {
         }
         this.create::<HybridNetwork>(json!({
             "metadata": {"name": "net"},
-            "spec": {"nodeSelector": {"matchLabels": {"sriov": "yes"}}, "uplinks": [{"pfNames": ["ens*"]}]},
+            "spec": {
+                "nodeSelector": {"matchLabels": {"sriov": "yes"}}, "uplinks": [{"pfNames": ["ens*"]}],
+                "macRange": {"from": "02:00:00:00:00:01", "to": "02:00:00:00:ff:ff"},
+            },
         }))
         .await;
         this
@@ -313,6 +316,11 @@ impl Bench {
 
     /// A pod that runs, as a kubelet would say.
     pub async fn run_pod(&self, name: &str, vm: &str, node: &str) {
+        self.run_pod_at(name, vm, node, "10.0.0.9").await;
+    }
+
+    /// The same, at an address.
+    pub async fn run_pod_at(&self, name: &str, vm: &str, node: &str, ip: &str) {
         let pod = json!({
             "metadata": {"name": name, "labels": {"hybridnic.io/vm": vm}},
             "spec": {"nodeName": node, "containers": [{"name": "qemu", "image": "none"}]},
@@ -321,8 +329,7 @@ impl Bench {
             .create(&PostParams::default(), &serde_json::from_value(pod).unwrap())
             .await
             .unwrap();
-        let status =
-            json!({"status": {"phase": "Running", "podIP": "10.0.0.9", "podIPs": [{"ip": "10.0.0.9"}]}});
+        let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}});
         self.patch_pod(name, &status).await;
     }
 

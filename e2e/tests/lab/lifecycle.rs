@@ -131,6 +131,7 @@ spec:
     numVfs: 7
     vfs: [\"0\"]
   vlan: {id: 42}
+  macRange: {from: \"52:54:00:77:00:00\", to: \"52:54:00:77:ff:ff\"}
 ";
 
 /// VF and standby are in the same VLAN, seen on the wire: not every machine can give the peer a VLAN device, so the guest

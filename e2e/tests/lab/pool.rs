@@ -143,6 +143,7 @@ spec:
   - pciAddresses: [\"0000:01:00.0\"]
     numVfs: 7
     vfs: [\"0\"]
+  macRange: {from: \"52:54:00:77:00:00\", to: \"52:54:00:77:ff:ff\"}
 ";
 
 async fn scarce(world: &World) {

@@ -27,7 +27,7 @@ use crate::events::Events;
 use crate::fence::NodeState;
 use crate::fence::sight::{AGAIN, Sight};
 use crate::handover;
-use crate::mac::{self, HandedOut};
+use crate::mac::{self, Given, HandedOut};
 use crate::presence::Presence;
 use crate::world::World;
 use crate::write;
@@ -99,7 +99,9 @@ impl NicReconciler {
             return Ok(Done::default());
         }
 
-        let (admission, mac) = self.admit(nic, &known);
+        let (admission, given) = self.admit(nic, &known);
+        let (mac, kept) = given.map(|given| (given.mac.to_string(), given.kept)).unzip();
+        let kept = kept.flatten().map(|error| mac_refusal(&error));
         let location = known.location(nic);
         let mut obstacle = match &location {
             _ if deleting && known.moving.is_none() => known.held(None),
@@ -147,6 +149,7 @@ impl NicReconciler {
             now: Timestamp::now(),
             mac: mac.or_else(|| used.map(ToOwned::to_owned)),
             admission,
+            kept,
             other_pods: location
                 .as_ref()
                 .map(|location| known.other_pods(&location.pod))
@@ -196,7 +199,7 @@ impl NicReconciler {
     }
 
     /// Whether the NIC may be, and its address.
-    fn admit(&self, nic: &VmHybridNic, known: &Known) -> (Result<(), Refusal>, Option<String>) {
+    fn admit(&self, nic: &VmHybridNic, known: &Known) -> (Result<(), Refusal>, Option<Given>) {
         let namespace = self
             .world
             .namespaces
@@ -222,17 +225,15 @@ impl NicReconciler {
                 &nic.spec.network,
             ))
         };
-        let holders = |mac: mac::Mac| self.world.nics.by(&Key::Mac(mac.to_string()));
-        match range.and_then(|range| mac::assign(nic, range, holders, &mut self.handed_out())) {
-            Ok(mac) => (Ok(()), Some(mac.to_string())),
-            Err(error) => {
-                let reason = match &error {
-                    mac::Error::Conflict { .. } => reasons::MAC_CONFLICT,
-                    mac::Error::Exhausted => reasons::MAC_RANGE_EXHAUSTED,
-                    mac::Error::Bad(_) => reasons::FAILED,
-                };
-                (Err(Refusal::new(reason, error.to_string())), None)
-            }
+        let sight = mac::Sight {
+            holders: &|mac| self.world.nics.by(&Key::Mac(mac.to_string())),
+            is_card: &|mac| self.world.hybrid_nodes.any(&Key::Mac(mac.to_string())),
+        };
+        let macs = network.spec.macs;
+        let rules = range.map(|range| mac::Rules { range, macs });
+        match rules.and_then(|rules| mac::assign(nic, rules, attached, &sight, &mut self.handed_out())) {
+            Ok(given) => (Ok(()), Some(given)),
+            Err(error) => (Err(mac_refusal(&error)), None),
         }
     }
 
@@ -357,6 +358,19 @@ impl NicReconciler {
         }
         Ok(())
     }
+}
+
+fn mac_refusal(error: &mac::Error) -> Refusal {
+    let reason = match error {
+        mac::Error::Conflict { .. } => reasons::MAC_CONFLICT,
+        mac::Error::Exhausted => reasons::MAC_RANGE_EXHAUSTED,
+        mac::Error::Bad(_) => reasons::FAILED,
+        mac::Error::Card(_)
+        | mac::Error::Reserved(..)
+        | mac::Error::NotGenerated
+        | mac::Error::OutOfRange(..) => reasons::MAC_NOT_ALLOWED,
+    };
+    Refusal::new(reason, error.to_string())
 }
 
 /// A line when the NIC's traffic has moved, or its phase has changed.

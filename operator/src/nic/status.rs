@@ -24,6 +24,8 @@ pub struct Facts<'a> {
     pub mac: Option<String>,
     /// Whether it may be.
     pub admission: Result<(), Refusal>,
+    /// Why it would not get its address now. It keeps it while it is attached.
+    pub kept: Option<Refusal>,
     /// Pod and node of its VM.
     pub location: Option<(ObjectRef, String)>,
     /// The VM's other pods that run.
@@ -118,12 +120,19 @@ fn phase(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NicPhase {
 }
 
 fn accepted(facts: &Facts<'_>) -> NewCondition {
-    match &facts.admission {
-        Ok(()) => {
+    match (&facts.admission, &facts.kept) {
+        (Ok(()), Some(kept)) => {
+            let message = format!(
+                "the NIC keeps its address while it is attached, and no longer: {}",
+                kept.message
+            );
+            NewCondition::yes(types::ACCEPTED, kept.reason, message)
+        }
+        (Ok(()), None) => {
             let message = format!("the NIC may use the network {}", facts.nic.spec.network);
             NewCondition::yes(types::ACCEPTED, reasons::ACCEPTED, message)
         }
-        Err(refusal) => NewCondition::no(types::ACCEPTED, refusal.reason, &refusal.message),
+        (Err(refusal), _) => NewCondition::no(types::ACCEPTED, refusal.reason, &refusal.message),
     }
 }
 

@@ -9,6 +9,7 @@ struct Scene {
     nic: VmHybridNic,
     attachments: Vec<Arc<NicAttachment>>,
     admission: Result<(), Refusal>,
+    kept: Option<Refusal>,
     obstacle: Option<Refusal>,
     located: bool,
     other_pods: Vec<String>,
@@ -22,6 +23,7 @@ impl Scene {
             nic: nic("eth0", "vm", "net", 1),
             attachments: Vec::new(),
             admission: Ok(()),
+            kept: None,
             obstacle: None,
             located: true,
             other_pods: Vec::new(),
@@ -40,6 +42,7 @@ impl Scene {
             now: Timestamp::from_second(100).unwrap(),
             mac: Some("02:00:00:00:00:01".to_owned()),
             admission: self.admission.clone(),
+            kept: self.kept.clone(),
             location: self.located.then(|| (pod, "n1".to_owned())),
             other_pods: self.other_pods.clone(),
             obstacle: self.obstacle.clone(),
@@ -110,11 +113,31 @@ fn what_may_be_live_on_a_lost_node_outweighs_its_last_word() {
 }
 
 #[test]
+fn an_address_that_is_kept_is_accepted_and_told_of() {
+    let mut scene = Scene::new();
+    scene.attachments = vec![Arc::new(at(AttachmentState::FastPath))];
+    scene.kept = Some(Refusal::new(reasons::MAC_NOT_ALLOWED, "it is out of range"));
+    let status = scene.status();
+    assert_eq!(status.phase, NicPhase::FastPath);
+    let accepted = conditions::find(&status.conditions, types::ACCEPTED).unwrap();
+    assert_eq!(
+        (accepted.status.as_str(), accepted.reason.as_str()),
+        ("True", reasons::MAC_NOT_ALLOWED)
+    );
+    assert!(
+        accepted.message.ends_with("and no longer: it is out of range"),
+        "{}",
+        accepted.message
+    );
+}
+
+#[test]
 fn every_refusal_is_shown() {
     let cases = [
         (reasons::NETWORK_NOT_FOUND, NicPhase::Pending),
         (reasons::NAMESPACE_NOT_ALLOWED, NicPhase::Failed),
         (reasons::MAC_CONFLICT, NicPhase::Failed),
+        (reasons::MAC_NOT_ALLOWED, NicPhase::Failed),
         (reasons::MAC_RANGE_EXHAUSTED, NicPhase::Failed),
     ];
     for (reason, phase) in cases {

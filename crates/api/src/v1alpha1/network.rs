@@ -76,6 +76,9 @@ pub struct HybridNetworkSpec {
     /// What a NIC does whose VF's PF has lost its link: `Move` to a VF of a PF that has one, or `Stay`.
     #[serde(default)]
     pub on_link_loss: OnLinkLoss,
+    /// Which MAC addresses NICs may ask for. A NIC that has one already and is attached keeps it, whatever this becomes.
+    #[serde(default)]
+    pub macs: MacPolicy,
     /// Where generated MAC addresses come from; without it, a locally administered range of the network's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac_range: Option<MacRange>,
@@ -87,6 +90,19 @@ pub struct HybridNetworkSpec {
 
 fn yes() -> bool {
     true
+}
+
+/// Which MAC addresses the NICs of a network may ask for. None ever gets the address of a group, of a virtual router (VRRP, CARP,
+/// HSRP, GLBP), of a node's PF, of the range of parked VFs (`06:…`), or of another NIC of the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MacPolicy {
+    /// None: each gets a generated one.
+    Generated,
+    /// Those of `macRange`, or of the network's own range where there is none.
+    #[default]
+    InRange,
+    /// All. For networks whose users may take any station's address.
+    Any,
 }
 
 /// PFs, chosen by what they are. All of the fields that are set must fit.
@@ -153,12 +169,16 @@ pub struct MacRange {
     #[x_kube(validation = Rule::new(
         "self.matches('^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$') && self != '00:00:00:00:00:00'")
         .message("macRange.from must be a unicast MAC address, as in \"02:00:00:00:00:01\""))]
+    #[x_kube(validation = Rule::new("!self.startsWith('06:')")
+        .message("macRange.from must not begin with 06, as the addresses of parked VFs do"))]
     pub from: String,
     /// The last address.
     #[schemars(length(max = 17))]
     #[x_kube(validation = Rule::new(
         "self.matches('^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$') && self != '00:00:00:00:00:00'")
         .message("macRange.to must be a unicast MAC address, as in \"02:00:00:00:ff:ff\""))]
+    #[x_kube(validation = Rule::new("!self.startsWith('06:')")
+        .message("macRange.to must not begin with 06, as the addresses of parked VFs do"))]
     pub to: String,
 }
 

@@ -49,7 +49,8 @@ pub struct VmHybridNicSpec {
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("vm cannot change: delete the NIC and create it anew for the other VM"))]
     pub vm: Vm,
-    /// The NIC's MAC address; without it, one of the network's range is generated once and kept.
+    /// The NIC's MAC address, if the network's `macs` allows it; without it, one of the network's range is generated once and
+    /// kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 17))]
     #[x_kube(validation = Rule::new("self.matches('^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$')")
@@ -58,6 +59,11 @@ pub struct VmHybridNicSpec {
         .message("mac must be a unicast address: its second digit is even, as in \"02:00:00:00:00:01\""))]
     #[x_kube(validation = Rule::new("self != '00:00:00:00:00:00'")
         .message("mac must not be all zeros: leave it out to have one generated"))]
+    #[x_kube(validation = Rule::new("!self.startsWith('06:')")
+        .message("mac must not begin with 06, as the addresses of parked VFs do"))]
+    #[x_kube(validation = Rule::new(
+        "!self.lowerAscii().matches('^00:(00:5e:00:0[12]|00:0c:07:ac|00:0c:9f:f.|05:73:a0:0.|07:b4:00:..):')")
+        .message("mac must not be one of virtual routers (VRRP, CARP, HSRP, GLBP)"))]
     pub mac: Option<String>,
     /// What to do when the node has no free VF.
     #[serde(default)]

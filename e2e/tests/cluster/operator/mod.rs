@@ -1,6 +1,7 @@
 //! The operator on a real API server, with the rights that the chart gives. The agents are fake: see `agent.rs`.
 
 mod decide;
+mod hostile;
 mod life;
 mod loss;
 mod pods;

@@ -8,6 +8,9 @@ pub fn remedy(reason: &str) -> String {
         reasons::NETWORK_NOT_FOUND => "create the HybridNetwork that the NIC names",
         reasons::NAMESPACE_NOT_ALLOWED => "label the namespace, or change the network's namespaceSelector",
         reasons::MAC_CONFLICT => "delete one of the two NICs, or create this one anew with another address",
+        reasons::MAC_NOT_ALLOWED => {
+            "create the NIC anew without spec.mac or with one of the network's macRange, or change the network's macs"
+        }
         reasons::MAC_RANGE_EXHAUSTED => "widen spec.macRange of the network",
         reasons::POD_NOT_FOUND => {
             "start the VM; compare its pod's label hybridnic.io/vm with spec.vm.qemu.name"

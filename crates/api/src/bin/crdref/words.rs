@@ -1,8 +1,8 @@
 //! The enums of the API with the meaning of each value. The CRDs have the values only.
 
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Decision, Goal, MigrationPhase, MigrationState, MigrationStep, NicPhase, NoFreeVf,
-    OnLinkLoss, Path, PoolTags, SwitchOrder, VfState, VlanProtocol,
+    AttachmentState, Decision, Goal, MacPolicy, MigrationPhase, MigrationState, MigrationStep, NicPhase,
+    NoFreeVf, OnLinkLoss, Path, PoolTags, SwitchOrder, VfState, VlanProtocol,
 };
 use schemars::{JsonSchema, Schema};
 use serde_json::Value;
@@ -23,6 +23,7 @@ pub fn all() -> Vec<Word> {
         word::<NoFreeVf>(),
         word::<OnLinkLoss>(),
         word::<VlanProtocol>(),
+        word::<MacPolicy>(),
         word::<MigrationPhase>(),
         word::<Decision>(),
         word::<VfState>(),
