@@ -17,6 +17,9 @@ pub type Broken = String;
 /// What must hold in each state.
 pub fn safe(state: &State) -> Result<(), Broken> {
     one_vm(state)?;
+    if state.truth.plain {
+        return Err("(f) the VM was sent in plain".to_owned());
+    }
     for n in 0..NICS {
         one_mac(state, n)?;
     }

@@ -283,7 +283,7 @@ impl Model {
         let node = &mut next.nodes[end];
         let here = node.nics.iter().any(|nic| nic.task == Task::Runs);
         if !here && next.api.attachments[end].iter().all(Option::is_none) {
-            node.vm.begun = None;
+            (node.vm.begun, node.vm.certified) = (None, false);
         }
         // Two NICs, a few steps of the migration each.
         for _ in 0..20 {

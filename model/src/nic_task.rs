@@ -143,6 +143,7 @@ fn leave(node: &mut Node, n: usize, status: Id) {
     if node.nics.iter().all(|nic| nic.task != Task::Runs) {
         node.vm = Vm {
             begun: node.vm.begun,
+            certified: node.vm.certified,
             ..Vm::NEW
         };
     }
@@ -440,6 +441,7 @@ pub fn crash(state: &mut State, end: usize) {
     node.agent = Agent::Down;
     node.vm = Vm {
         begun: node.vm.begun,
+        certified: node.vm.certified,
         ..Vm::NEW
     };
     for nic in &mut node.nics {

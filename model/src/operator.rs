@@ -7,6 +7,7 @@ use std::time::Duration;
 use hybridnic_api::v1alpha1::{AttachmentState, Goal, NicAttachment, NicAttachmentSpec, ObjectRef};
 use hybridnic_operator::fence::NodeState;
 use hybridnic_operator::handover::{self, Ends};
+use hybridnic_operator::migration::encryption::Encryption;
 use hybridnic_operator::migration::step::step;
 use hybridnic_operator::migration::view::{Deadlines, NicView, View};
 use hybridnic_operator::nic::desired::{Place, Wanted, desired_attachments};
@@ -146,6 +147,7 @@ fn next_status(model: &Model, api: &Api, late: bool) -> Id {
             prepare: Duration::from_mins(1),
             switch: Duration::from_mins(2),
         },
+        encryption: Encryption::Required,
     };
     model.objects.migration_id(step(&view).status)
 }

@@ -52,6 +52,7 @@ pub fn happen(state: &mut State, what: Happens) {
         Happens::Connect if from.alive && from.migration == Transfer::Setup => {
             if to.alive && to.listens && to.run == Run::Incoming && to.migration == Transfer::Setup {
                 (from.migration, to.migration, to.listens) = (Transfer::Active, Transfer::Active, false);
+                state.truth.plain |= !(from.tls && to.tls);
                 state.stream = Stream::Flowing;
             } else {
                 from.migration = Transfer::Failed;

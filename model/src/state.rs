@@ -129,6 +129,8 @@ pub struct Qemu {
     pub migration: Transfer,
     /// Whether it listens for a VM.
     pub listens: bool,
+    /// Whether it talks to nobody but the migration's other end, encrypted.
+    pub tls: bool,
     /// Whether it was told to stop before the VM came: it leaves it paused then.
     pub stopped: bool,
     /// Whether each NIC's standby is plugged.
@@ -201,6 +203,8 @@ pub struct Vm {
     pub report: Id,
     /// Journal: the migration that was begun here.
     pub begun: Option<Begun>,
+    /// In memory, outlasting the agent: whether the certificate for the stream is made.
+    pub certified: bool,
 }
 
 /// A migration that was begun.
@@ -294,6 +298,8 @@ pub struct Truth {
     pub arrived: bool,
     /// QEMU itself runs the VM on at the source, and the target has all of it.
     pub own_double: bool,
+    /// The VM was sent to nobody knows whom, or in plain.
+    pub plain: bool,
     /// The source was told to run the VM on after it had run at the target, and no person has decided so.
     pub zombie: bool,
 }
@@ -307,6 +313,7 @@ impl Qemu {
             run,
             migration: Transfer::None,
             listens: false,
+            tls: false,
             stopped: false,
             standby: [false; NICS],
             vf: [None; NICS],
@@ -338,6 +345,7 @@ impl Vm {
         tried: false,
         report: 0,
         begun: None,
+        certified: false,
     };
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hybridnic_agent::journal::{self, Arrival, Custody};
 use hybridnic_agent::vm::NicEntry;
-use hybridnic_agent::vm::migration::{self, Action, Inputs, VmSeen};
+use hybridnic_agent::vm::migration::{self, Action, Certified, Inputs, VmSeen};
 use hybridnic_api::v1alpha1::{AttachmentState, MigrationReport, MigrationState};
 use hybridnic_qmp::commands::{MigrationInfo, RunState};
 
@@ -34,10 +34,11 @@ pub struct Verdict {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Act {
-    Listen,
+    Certify,
+    Listen { tls: bool },
     Run,
     Forgo,
-    Start,
+    Start { tls: bool },
     HandOver,
     Hold,
     Cancel,
@@ -144,30 +145,30 @@ impl Sight {
             None => migration::Sight::Silent,
         };
         let said = model.objects.reports.get(self.vm.report);
+        let certified = self.vm.certified.then(|| Certified::By("CA".to_owned()));
         let verdict = migration::decide(&Inputs {
             nics: &nics,
             sight,
             begun: begun.as_ref(),
             said: said.as_deref(),
+            certified: certified.as_ref(),
         });
+        let tls =
+            migration::agreed(&nics).is_some_and(|order| order.tls.is_some_and(|tls| tls.peer_ca.is_some()));
         let action = verdict.action.map(|action| match action {
-            Action::Listen => Act::Listen,
+            Action::Certify => Act::Certify,
+            Action::Listen => Act::Listen { tls },
             Action::Run => Act::Run,
             Action::Forgo => Act::Forgo,
-            Action::Start(_) => Act::Start,
+            Action::Start(_) => Act::Start { tls },
             Action::HandOver => Act::HandOver,
             Action::Hold => Act::Hold,
             Action::Cancel => Act::Cancel,
             Action::Resume => Act::Resume,
         });
         let refused = MigrationReport {
-            uid: MIGRATION.to_owned(),
-            state: MigrationState::Failed,
-            port: None,
-            error: None,
             kept: true,
-            total_ms: None,
-            downtime_ms: None,
+            ..MigrationReport::new(MIGRATION, MigrationState::Failed)
         };
         Verdict {
             action,
@@ -190,13 +191,16 @@ fn state_of(number: u8) -> AttachmentState {
 fn act(state: &mut State, end: usize, action: Act) -> bool {
     let node = &mut state.nodes[end];
     match action {
-        Act::Listen => {
+        Act::Certify => node.vm.certified = true,
+        Act::Listen { tls } => {
+            node.vm.certified = true;
             node.vm.begun = Some(Begun {
                 here: true,
                 arrival: None,
                 custody: Custody::Unknown,
             });
             (node.qemu.stopped, node.qemu.listens, node.qemu.migration) = (true, true, Transfer::Setup);
+            node.qemu.tls = tls;
         }
         Act::Run => {
             start(node);
@@ -204,14 +208,14 @@ fn act(state: &mut State, end: usize, action: Act) -> bool {
         }
         Act::Forgo => arrives(node, None),
         // QEMU migrates no VM that has a VF.
-        Act::Start if node.qemu.vf.iter().any(Option::is_some) => return false,
-        Act::Start => {
+        Act::Start { .. } if node.qemu.vf.iter().any(Option::is_some) => return false,
+        Act::Start { tls } => {
             node.vm.begun = Some(Begun {
                 here: true,
                 arrival: None,
                 custody: Custody::Here,
             });
-            (node.qemu.migration, state.stream) = (Transfer::Setup, Stream::None);
+            (node.qemu.migration, node.qemu.tls, state.stream) = (Transfer::Setup, tls, Stream::None);
         }
         Act::HandOver => hand_over(node),
         Act::Hold => node.qemu.run = Run::Paused,

@@ -370,6 +370,7 @@ impl Attachments {
             .collect();
         for uid in over {
             self.remembered.remove(&uid);
+            self.host.keys.forget(&uid);
             // Its turn is before that of whatever comes next.
             let cleared = self.host.journal.remove_vm(&uid);
             tokio::spawn(async move {

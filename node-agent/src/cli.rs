@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use crate::{
     attachments::{Attachments, Progress},
     audit,
+    broker::{self, Started},
     host::{Deadlines, Discovered, Host, Settings},
     inventory::{self, Output},
     journal::Journal,
@@ -33,6 +34,7 @@ use crate::{
     sockets::Sockets,
     troubles::Troubles,
     vm::socket,
+    vm::tls::Keys as TlsKeys,
 };
 
 /// The node agent of hybridnic.
@@ -56,6 +58,9 @@ enum Command {
         #[arg(long, default_value = "/sys")]
         sysfs: PathBuf,
     },
+    /// What the agent starts itself as, for what it gives up the powers to do.
+    #[command(hide = true)]
+    Broker,
 }
 
 #[derive(Debug, clap::Args)]
@@ -73,6 +78,9 @@ struct RunArgs {
     /// Where the agent keeps its journal; it must outlast a reboot of the agent, not of the node.
     #[arg(long, default_value = "/var/lib/hybridnic/journal")]
     journal: PathBuf,
+    /// Where certificates of migrations lie until QEMU has them: in memory (tmpfs), and outlasting the agent's own pod.
+    #[arg(long, default_value = "/run/hybridnic-agent/tls")]
+    tls: PathBuf,
     /// Seconds that a guest may take to let go of a device.
     #[arg(long, default_value_t = 30)]
     unplug_deadline: u64,
@@ -101,23 +109,25 @@ impl Args {
                 print!("{}", inventory::render(&Sysfs::new(sysfs), output)?);
                 Ok(())
             }
+            Some(Command::Broker) => broker::serve(),
             None => {
                 let logs = telemetry::init(&self.run.log)?;
-                // Both before there is a second thread: capabilities belong to threads.
+                // All before there is a second thread: capabilities belong to threads.
                 load_modules();
+                let broker = Started::new("/proc/self/exe".as_ref()).context("cannot start the broker")?;
                 give_up_privileges()?;
                 // One thread is enough for what a node has to do, and keeps the agent small.
                 tokio::runtime::Builder::new_current_thread()
                     .max_blocking_threads(8)
                     .enable_all()
                     .build()?
-                    .block_on(run(self.run, logs))
+                    .block_on(run(self.run, logs, broker))
             }
         }
     }
 }
 
-async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
+async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<()> {
     tls::install_provider();
     let node_name = args
         .node_name
@@ -141,6 +151,8 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         traces::start(&args.traces, "hybridnic-agent", &node_name).context("cannot send traces")?;
     let troubles = Arc::new(Troubles::new(metrics.clone()));
     let hardware = watch::Sender::new(0);
+    let keys = TlsKeys::new(&args.tls);
+    keys.sweep();
     let netlink = Netlink::open()?.on_error(move |operation, error| counted.netlink_error(operation, error));
     let host = Arc::new(Host {
         sysfs: Sysfs::default(),
@@ -149,6 +161,8 @@ async fn run(args: RunArgs, logs: LogLevel) -> anyhow::Result<()> {
         netlink,
         multicast: Multicast::open()?,
         journal,
+        keys,
+        broker: Arc::new(broker.run()?),
         pools: Pools::default(),
         lanes: Lanes::new(Arc::clone(&troubles), hardware.clone()),
         deadlines: Deadlines::default(),

@@ -19,6 +19,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
+    broker::Broker,
     error::{StepError, chain},
     journal::Journal,
     lanes::{Lane, LaneError, Lanes},
@@ -26,7 +27,7 @@ use crate::{
     nic::macs::Macs,
     node::{own, pool::Pools},
     troubles::Troubles,
-    vm::handover::Macvtaps,
+    vm::{handover::Macvtaps, tls::Keys},
 };
 
 /// How long devices may take before they count as hung.
@@ -86,6 +87,10 @@ pub struct Host {
     pub multicast: Multicast,
     /// What we hold, on disk.
     pub journal: Journal,
+    /// Certificates of migrations that QEMU has not got yet, in memory.
+    pub keys: Keys,
+    /// Makes what the agent has given up the powers for.
+    pub broker: Arc<dyn Broker>,
     /// Who holds which VF.
     pub pools: Pools,
     /// What is measured.
@@ -304,7 +309,25 @@ pub(crate) mod tests {
     use nix::{sys::stat::Mode, unistd::mkfifo};
 
     use super::*;
-    use crate::{metrics::metrics, vm::socket};
+    use crate::{
+        metrics::metrics,
+        vm::{process::ProcessId, socket},
+    };
+    use futures::future::BoxFuture;
+
+    /// None that could do anything.
+    #[derive(Debug)]
+    struct NoBroker;
+
+    impl Broker for NoBroker {
+        fn socket<'a>(&'a self, _: &'a ProcessId, _: bool) -> BoxFuture<'a, std::io::Result<OwnedFd>> {
+            Box::pin(std::future::ready(Err(std::io::ErrorKind::Unsupported.into())))
+        }
+
+        fn memory(&self) -> BoxFuture<'_, std::io::Result<OwnedFd>> {
+            Box::pin(std::future::ready(Err(std::io::ErrorKind::Unsupported.into())))
+        }
+    }
 
     /// A node `n1` made of files below `dir`, with PFs that have VFs. Links are those of the machine that runs the test.
     pub(crate) fn host(dir: &Path, pfs: u8, vfs: u8) -> Arc<Host> {
@@ -325,6 +348,8 @@ pub(crate) mod tests {
             netlink,
             multicast: Multicast::open().unwrap(),
             journal: Journal::open(dir.join("journal")).unwrap(),
+            keys: Keys::new(dir.join("tls")),
+            broker: Arc::new(NoBroker),
             pools: Pools::default(),
             metrics,
             macs: Macs::default(),

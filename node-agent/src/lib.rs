@@ -16,6 +16,7 @@
 
 pub mod attachments;
 pub mod audit;
+pub mod broker;
 pub mod cli;
 pub mod error;
 pub mod host;

@@ -123,15 +123,7 @@ mod tests {
             change(&mut now);
             News::of(&written, &now)
         };
-        let report = |state| MigrationReport {
-            uid: "m".to_owned(),
-            state,
-            port: None,
-            error: None,
-            kept: false,
-            total_ms: None,
-            downtime_ms: None,
-        };
+        let report = |state| MigrationReport::new("m", state);
         assert_eq!(after(&|s| s.state = AttachmentState::Standby), News::Moved);
         assert_eq!(after(&|s| s.path = Path::Standby), News::Moved);
         assert_eq!(

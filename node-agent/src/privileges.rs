@@ -87,20 +87,30 @@ fn write_names(f: &mut fmt::Formatter<'_>, set: CapabilitySet) -> fmt::Result {
 ///
 /// Call it after modules are loaded and before there is another thread.
 pub fn drop_unneeded() -> Result<Left, Error> {
-    let failed = |step| move |source| Error { step, source };
     let had = capabilities(None).map_err(failed("read the capabilities"))?;
     let left = Left::of(had.permitted);
+    drop_all_but(left.kept)?;
+    Ok(left)
+}
+
+/// The same, of all but these; those of them that it does not have it does not get.
+pub fn drop_all_but(needed: CapabilitySet) -> Result<(), Error> {
+    let had = capabilities(None).map_err(failed("read the capabilities"))?;
+    let kept = had.permitted & needed;
     // First of all, for it needs SETPCAP.
-    bound(left.kept).map_err(failed("narrow the bounding set"))?;
+    bound(kept).map_err(failed("narrow the bounding set"))?;
     clear_ambient_capability_set().map_err(failed("clear the ambient set"))?;
     let sets = CapabilitySets {
-        effective: left.kept,
-        permitted: left.kept,
+        effective: kept,
+        permitted: kept,
         inheritable: CapabilitySet::empty(),
     };
     set_capabilities(None, sets).map_err(failed("set the capabilities"))?;
-    set_no_new_privs(true).map_err(failed("set no_new_privs"))?;
-    Ok(left)
+    set_no_new_privs(true).map_err(failed("set no_new_privs"))
+}
+
+fn failed(step: &'static str) -> impl Fn(Errno) -> Error {
+    move |source| Error { step, source }
 }
 
 /// Leaves nothing but `kept` in the bounding set, also of capabilities that are newer than this program.

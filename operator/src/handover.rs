@@ -249,23 +249,25 @@ pub fn state(attachment: &NicAttachment) -> AttachmentState {
 /// All attachments of a VM at one end report on the same QEMU, and some of them late: the latest word wins.
 fn source_rank(state: MigrationState) -> u8 {
     match state {
-        MigrationState::Listening | MigrationState::Active => 0,
-        MigrationState::Completed => 1,
-        MigrationState::Failed => 2,
+        MigrationState::Prepared => 0,
+        MigrationState::Listening | MigrationState::Active => 1,
+        MigrationState::Completed => 2,
+        MigrationState::Failed => 3,
         // Also after one of these, when the VM was told to run on.
-        MigrationState::Cancelled => 3,
-        MigrationState::Lost | MigrationState::Ended => 4,
+        MigrationState::Cancelled => 4,
+        MigrationState::Lost | MigrationState::Ended => 5,
     }
 }
 
 /// As [`source_rank`]. That the VM ran there stays true, whatever else is said.
 fn target_rank(state: MigrationState) -> u8 {
     match state {
-        MigrationState::Listening => 0,
-        MigrationState::Active | MigrationState::Cancelled => 1,
-        MigrationState::Lost => 2,
-        MigrationState::Failed => 3,
-        MigrationState::Completed => 4,
-        MigrationState::Ended => 5,
+        MigrationState::Prepared => 0,
+        MigrationState::Listening => 1,
+        MigrationState::Active | MigrationState::Cancelled => 2,
+        MigrationState::Lost => 3,
+        MigrationState::Failed => 4,
+        MigrationState::Completed => 5,
+        MigrationState::Ended => 6,
     }
 }

@@ -211,7 +211,14 @@ impl Process {
             metrics: self.metrics.migrations.clone(),
             traces: self.traces.clone(),
         };
-        let migration = MigrationReconciler::new(client(), seen(), sight, deadlines, told);
+        let migration = MigrationReconciler::new(
+            client(),
+            seen(),
+            sight,
+            deadlines,
+            self.options.migration_tls,
+            told,
+        );
 
         let mut set = JoinSet::new();
         let seen = world.clone();

@@ -7,6 +7,7 @@ use hybridnic_runtime::http::HttpOptions;
 use hybridnic_runtime::telemetry::LogOptions;
 use hybridnic_runtime::traces::TraceOptions;
 
+use crate::migration::encryption::Encryption;
 use crate::presence::AgentPods;
 
 /// Decides what should be true of hybrid NICs across a cluster's nodes.
@@ -33,6 +34,9 @@ pub struct Options {
     /// Seconds that a migration's source has to take the VFs from the guest
     #[arg(long, value_parser = seconds, default_value = "120")]
     pub switch_deadline: Duration,
+    /// Whether migrations are encrypted. Preferred: in plain where QEMU at an end cannot, which its status says
+    #[arg(long, value_enum, default_value_t)]
+    pub migration_tls: Encryption,
     /// Seconds after which a NIC goes to another node though the one before, whose pod has vanished, is not ready and nothing
     /// proves that it is off; 0 is never. Its VM may then run twice, and its MAC be live on two nodes
     #[arg(long, value_parser = seconds, default_value = "0")]

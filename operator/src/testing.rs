@@ -162,14 +162,13 @@ pub fn say(attachment: &mut NicAttachment, reason: &str, message: &str) {
 pub fn report(attachment: &mut NicAttachment, state: MigrationState) {
     let listens = state == MigrationState::Listening;
     let status = attachment.status.get_or_insert_with(NicAttachmentStatus::default);
+    let ca = || format!("CA of {}", attachment.spec.node_name);
     status.migration = Some(MigrationReport {
-        uid: "m-uid".to_owned(),
-        state,
         port: listens.then_some(4444),
         error: (state == MigrationState::Failed).then(|| "no route".to_owned()),
-        kept: false,
-        total_ms: None,
         downtime_ms: (state == MigrationState::Completed).then_some(42),
+        ca: (listens || state == MigrationState::Prepared).then(ca),
+        ..MigrationReport::new("m-uid", state)
     });
 }
 

@@ -19,6 +19,8 @@ pub mod types {
     pub const STANDBY_FILTER: &str = "StandbyFilter";
     /// A migration has ended; true when it succeeded.
     pub const SUCCEEDED: &str = "Succeeded";
+    /// A migration's stream is encrypted. Only there when it is not though it should be.
+    pub const ENCRYPTED: &str = "Encrypted";
     /// Something of the node does not work as it should, while the rest goes on.
     pub const DEGRADED: &str = "Degraded";
 }
@@ -137,6 +139,8 @@ pub mod reasons {
     pub const TARGET_NOT_READY: &str = "TargetNotReady";
     /// The target has no free VF, and a NIC says to wait for one.
     pub const TARGET_NO_FREE_VF: &str = "TargetNoFreeVf";
+    /// QEMU at the source or the target cannot encrypt the migration's stream.
+    pub const TLS_UNAVAILABLE: &str = "TlsUnavailable";
     /// QEMU's migration failed.
     pub const TRANSFER_FAILED: &str = "TransferFailed";
     /// The target's QEMU or pod has gone.

@@ -275,14 +275,29 @@ impl Client {
     /// `getfd`: gives QEMU a duplicate of `fd` under `name`. A name in use is replaced. The first command that names
     /// the descriptor consumes it; what nobody used stays open in QEMU until [`closefd`](Self::closefd).
     pub async fn getfd(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
+        self.execute_with_fd::<_, IgnoredAny>("getfd", &json!({ "fdname": name }), name, fd)
+            .await
+            .map(|_| ())
+    }
+
+    /// As [`execute`](Self::execute), for a command that takes a duplicate of `fd`; `name` is for a message.
+    pub(crate) async fn execute_with_fd<A, T>(
+        &self,
+        command: &'static str,
+        arguments: &A,
+        name: &str,
+        fd: BorrowedFd<'_>,
+    ) -> Result<T, QmpError>
+    where
+        A: Serialize + ?Sized,
+        T: DeserializeOwned,
+    {
         // The session owns a duplicate, so that a cancelled call cannot close what is still to be sent.
         let fd = fd.try_clone_to_owned().map_err(|source| QmpError::DuplicateFd {
             name: name.to_owned(),
             source,
         })?;
-        self.call::<_, IgnoredAny>("getfd", &json!({ "fdname": name }), Some(fd))
-            .await
-            .map(|_| ())
+        self.call(command, arguments, Some(fd)).await
     }
 
     async fn call<A, T>(

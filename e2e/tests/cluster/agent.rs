@@ -8,8 +8,8 @@ use futures::StreamExt;
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::names::{AGENT_MANAGER, ATTACHMENT_FINALIZER};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, GuestDevices, HybridNode, HybridNodeSpec, MigrationReport, MigrationState,
-    MigrationStep, NicAttachment, NicAttachmentStatus, Path, StandbyRef, VfRef,
+    AttachmentState, Goal, GuestDevices, HybridNode, HybridNodeSpec, MigrationOrder, MigrationReport,
+    MigrationState, MigrationStep, NicAttachment, NicAttachmentStatus, Path, StandbyRef, VfRef,
 };
 use hybridnic_e2e::chart;
 use hybridnic_e2e::controlplane::ControlPlane;
@@ -176,12 +176,19 @@ async fn act(api: &Api<NicAttachment>, attachment: &NicAttachment, all: &[NicAtt
     }
 }
 
+/// How the other end would know this one.
+fn certificate(order: &MigrationOrder, state: MigrationState) -> Option<String> {
+    let says = matches!(state, MigrationState::Prepared | MigrationState::Listening);
+    (says && order.tls.is_some()).then(|| "the certificate of a CA".to_owned())
+}
+
 fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicAttachmentStatus {
     let spec = &attachment.spec;
     let deleting = attachment.metadata.deletion_timestamp.is_some();
     let goal = if deleting { Goal::Detached } else { spec.goal };
     let mut status = attachment.status.clone().unwrap_or_default();
     let step = spec.migration.as_ref().map(|order| order.step);
+    let certifies = spec.migration.as_ref().is_some_and(|order| order.tls.is_some());
     let sent = all.iter().any(|other| {
         let order = other.spec.migration.as_ref();
         order.is_some_and(|order| order.step == MigrationStep::Transfer && order.target_uri.is_some())
@@ -205,6 +212,7 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
             MigrationState::Active
         }),
         Some(MigrationStep::Cancel | MigrationStep::Resume) => Some(MigrationState::Cancelled),
+        Some(MigrationStep::Prepare) if certifies => Some(MigrationState::Prepared),
         _ => None,
     };
     status.migration = spec
@@ -212,13 +220,10 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
         .as_ref()
         .zip(word)
         .map(|(order, state)| MigrationReport {
-            uid: order.migration.uid.clone(),
-            state,
             port: (state == MigrationState::Listening).then_some(40_000),
-            error: None,
-            kept: false,
-            total_ms: None,
             downtime_ms: (step == Some(MigrationStep::Transfer) && arrived).then_some(31),
+            ca: certificate(order, state),
+            ..MigrationReport::new(&order.migration.uid, state)
         });
     let (state, path) = match goal {
         Goal::Detached => (AttachmentState::Detached, Path::None),

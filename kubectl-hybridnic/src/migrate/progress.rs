@@ -38,7 +38,17 @@ pub fn picture(migration: &QemuMigration, now: Timestamp, width: usize) -> Strin
     let ends = status.source.as_ref().zip(status.target.as_ref());
     let way = ends.map(|(source, target)| format!("  {} → {}", source.node_name, target.node_name));
     let way = way.unwrap_or_default();
-    let _ = writeln!(text, "{}{way}, VM {}", migration.name_any(), migration.spec.vm);
+    let sent = match status.encrypted {
+        Some(true) => ", encrypted",
+        Some(false) => ", not encrypted",
+        None => "",
+    };
+    let _ = writeln!(
+        text,
+        "{}{way}, VM {}{sent}",
+        migration.name_any(),
+        migration.spec.vm
+    );
     let columns = width.saturating_sub(BESIDE_BARS).clamp(10, 80);
     for bar in timeline::draw(&status.phases, now, columns) {
         let _ = writeln!(text, "  {bar}");

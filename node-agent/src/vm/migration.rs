@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, MigrationOrder, MigrationReport, MigrationState, MigrationStep,
+    AttachmentState, Goal, MigrationOrder, MigrationReport, MigrationState, MigrationStep, MigrationTls,
 };
 use hybridnic_qmp::commands::{MigrationInfo, MigrationStatus, RunState};
 
@@ -25,6 +25,8 @@ use crate::{
 /// What to do to the VM.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
+    /// Source: make the certificate for the stream, and see whether QEMU can use it.
+    Certify,
     /// Target: let QEMU listen for the VM.
     Listen,
     /// Target: the VM is loaded: start it.
@@ -47,6 +49,7 @@ impl Action {
     /// Its name.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Certify => "Certify",
             Self::Listen => "Listen",
             Self::Run => "Run",
             Self::Forgo => "Forgo",
@@ -79,6 +82,15 @@ pub enum Sight<'a> {
     Up(&'a VmSeen),
 }
 
+/// What this end can say of itself for a stream that is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Certified {
+    /// The CA of its certificate, in PEM.
+    By(String),
+    /// QEMU cannot encrypt, or cannot be given the certificate; why.
+    Not(String),
+}
+
 /// All that decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
@@ -90,6 +102,8 @@ pub struct Inputs<'a> {
     pub begun: Option<&'a Begun>,
     /// What was said last of this migration, by an earlier agent perhaps.
     pub said: Option<&'a MigrationReport>,
+    /// What this end can say of itself where the stream is to be encrypted; `None` before it has tried.
+    pub certified: Option<&'a Certified>,
 }
 
 /// What the next step is, and what to tell the operator.
@@ -152,15 +166,26 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
     let over = inputs
         .said
         .is_some_and(|said| said.uid == order.migration.uid && said.state.is_final());
+    let stream = Stream {
+        tls: order.tls.as_ref(),
+        certified: inputs.certified,
+    };
     let verdict = match order.step {
-        MigrationStep::Prepare => Verdict::default(),
-        MigrationStep::Listen => target(seen, begun, !over && all(AttachmentState::Reserved), says),
-        MigrationStep::GiveUp => give_up(seen, begun, says),
+        MigrationStep::Prepare if over || stream.tls.is_none() => Verdict::default(),
+        MigrationStep::Prepare => certify(&stream, says),
+        MigrationStep::Listen => target(
+            seen,
+            begun,
+            !over && all(AttachmentState::Reserved),
+            &stream,
+            says,
+        ),
+        MigrationStep::GiveUp => give_up(seen, begun, &stream, says),
         MigrationStep::Transfer => {
             let uri = order
                 .target_uri
                 .clone()
-                .filter(|_| !over && all(AttachmentState::Standby));
+                .filter(|_| !over && all(AttachmentState::Standby) && stream.knows_its_peer());
             source(seen, begun, custody, uri, says)
         }
         MigrationStep::Cancel => cancel(seen, begun, custody, says),
@@ -198,15 +223,7 @@ struct Says<'a>(&'a str);
 
 impl Says<'_> {
     fn report(self, state: MigrationState) -> MigrationReport {
-        MigrationReport {
-            uid: self.0.to_owned(),
-            state,
-            port: None,
-            error: None,
-            kept: false,
-            total_ms: None,
-            downtime_ms: None,
-        }
+        MigrationReport::new(self.0, state)
     }
 
     fn state(self, state: MigrationState) -> Verdict {
@@ -228,15 +245,77 @@ impl Says<'_> {
     }
 }
 
+/// How the VM is to be sent.
+#[derive(Clone, Copy)]
+struct Stream<'a> {
+    /// What is ordered; `None`: plain.
+    tls: Option<&'a MigrationTls>,
+    certified: Option<&'a Certified>,
+}
+
+impl Stream<'_> {
+    /// Whether it is plain, or it is known who may be at its other end.
+    fn knows_its_peer(&self) -> bool {
+        self.tls.is_none_or(|tls| tls.peer_ca.is_some())
+    }
+
+    /// The CA by which the other end knows this one.
+    fn ca(&self) -> Option<String> {
+        match self.certified.filter(|_| self.tls.is_some())? {
+            Certified::By(ca) => Some(ca.clone()),
+            Certified::Not(_) => None,
+        }
+    }
+
+    /// Where QEMU cannot encrypt what is to be encrypted: that it cannot.
+    fn refusal(&self, says: Says<'_>) -> Option<MigrationReport> {
+        match self.certified.filter(|_| self.tls.is_some())? {
+            Certified::By(_) => None,
+            Certified::Not(why) => Some(MigrationReport {
+                error: Some(why.clone()),
+                no_tls: true,
+                ..says.report(MigrationState::Prepared)
+            }),
+        }
+    }
+}
+
+/// Source: nothing has begun.
+fn certify(stream: &Stream<'_>, says: Says<'_>) -> Verdict {
+    let made = stream.ca().map(|ca| MigrationReport {
+        ca: Some(ca),
+        ..says.report(MigrationState::Prepared)
+    });
+    let report = made.or_else(|| stream.refusal(says));
+    Verdict {
+        action: report.is_none().then_some(Action::Certify),
+        report,
+    }
+}
+
 /// Why a target cannot take the VM of a migration that was not begun in its QEMU.
 pub const NOT_INCOMING: &str =
     "QEMU at the target was not started with -incoming defer, or runs a guest already";
 /// Why a target cannot take the VM of a migration that was not begun in its QEMU.
 pub const OTHER_INCOMING: &str = "QEMU at the target already waits for another migration";
 
-fn target(seen: &VmSeen, begun: Option<&Begun>, reserved: bool, says: Says<'_>) -> Verdict {
+fn target(
+    seen: &VmSeen,
+    begun: Option<&Begun>,
+    reserved: bool,
+    stream: &Stream<'_>,
+    says: Says<'_>,
+) -> Verdict {
     let status = seen.info.status();
     let incoming = seen.run == RunState::InMigrate;
+    let listen = || {
+        let report = stream.refusal(says);
+        let can = reserved && stream.knows_its_peer() && report.is_none();
+        Verdict {
+            action: can.then_some(Action::Listen),
+            report,
+        }
+    };
     let Some(begun) = begun else {
         return match (incoming, is_waiting(seen)) {
             // It has received a VM: of this migration or not, the journal cannot tell.
@@ -249,10 +328,7 @@ fn target(seen: &VmSeen, begun: Option<&Begun>, reserved: bool, says: Says<'_>) 
             },
             (false, _) => says.failed(NOT_INCOMING.to_owned()),
             (true, false) => says.failed(OTHER_INCOMING.to_owned()),
-            (true, true) => Verdict {
-                action: reserved.then_some(Action::Listen),
-                report: None,
-            },
+            (true, true) => listen(),
         };
     };
     if let Some(arrival) = begun.arrival {
@@ -278,21 +354,19 @@ fn target(seen: &VmSeen, begun: Option<&Begun>, reserved: bool, says: Says<'_>) 
                 action: None,
                 report: Some(MigrationReport {
                     port: Some(address.port.into()),
+                    ca: stream.ca(),
                     ..says.report(MigrationState::Listening)
                 }),
             },
             // The journal was written, and the agent died before QEMU was told.
-            None => Verdict {
-                action: reserved.then_some(Action::Listen),
-                report: None,
-            },
+            None => listen(),
         },
         _ => says.state(MigrationState::Active),
     }
 }
 
 /// The NICs' own tasks end the QEMU; a VM that is about to be started here is not started any more.
-fn give_up(seen: &VmSeen, begun: Option<&Begun>, says: Says<'_>) -> Verdict {
+fn give_up(seen: &VmSeen, begun: Option<&Begun>, stream: &Stream<'_>, says: Says<'_>) -> Verdict {
     match begun {
         // Nothing of it was ever here.
         None => Verdict::default(),
@@ -302,7 +376,7 @@ fn give_up(seen: &VmSeen, begun: Option<&Begun>, says: Says<'_>) -> Verdict {
         },
         Some(_) => Verdict {
             action: None,
-            ..target(seen, begun, false, says)
+            ..target(seen, begun, false, stream, says)
         },
     }
 }

@@ -12,6 +12,7 @@ pub(super) fn order(step: MigrationStep) -> MigrationOrder {
         step,
         target_uri: Some("tcp:10.0.0.2:4000".into()),
         listen_address: None,
+        tls: None,
     }
 }
 
@@ -52,6 +53,7 @@ struct Case {
     nics: BTreeMap<String, NicEntry>,
     begun: Option<Begun>,
     said: Option<MigrationReport>,
+    certified: Option<Certified>,
 }
 
 impl Case {
@@ -60,6 +62,7 @@ impl Case {
             nics: nics(step, AttachmentState::Standby, BOTH),
             begun: Some(begun("m1", None)),
             said: None,
+            certified: None,
         }
         .with(Custody::Here)
     }
@@ -69,6 +72,7 @@ impl Case {
             nics: nics(MigrationStep::Listen, AttachmentState::Reserved, BOTH),
             begun: Some(begun("m1", arrival)),
             said: None,
+            certified: None,
         }
     }
 
@@ -90,12 +94,29 @@ impl Case {
         Self { begun, ..self }
     }
 
+    /// Encrypted, with a peer of this CA.
+    fn encrypted(mut self, peer_ca: Option<&str>) -> Self {
+        for nic in self.nics.values_mut() {
+            let peer_ca = peer_ca.map(Into::into);
+            nic.order.as_mut().unwrap().tls = Some(MigrationTls { peer_ca });
+        }
+        self
+    }
+
+    fn certified(self, certified: Certified) -> Self {
+        Self {
+            certified: Some(certified),
+            ..self
+        }
+    }
+
     fn decide(&self, sight: Sight<'_>) -> Verdict {
         decide(&Inputs {
             nics: &self.nics,
             sight,
             begun: self.begun.as_ref(),
             said: self.said.as_ref(),
+            certified: self.certified.as_ref(),
         })
     }
 
@@ -116,6 +137,7 @@ fn nothing_starts_before_every_nic_is_there_and_ready() {
         nics: nics(MigrationStep::Transfer, state, names),
         begun: None,
         said: None,
+        certified: None,
     };
     assert_eq!(
         case(AttachmentState::Standby, &["a"]).decide(Sight::Up(&idle)),
@@ -141,6 +163,7 @@ fn a_qemu_that_does_not_answer_has_said_what_it_said() {
                     nics: nics(step, AttachmentState::Standby, BOTH),
                     begun: Some(begun("m1", arrival)),
                     said: None,
+                    certified: None,
                 }
                 .with(custody);
                 assert_eq!(case.decide(Sight::Silent), Verdict::default());
@@ -481,4 +504,66 @@ fn a_vm_that_came_by_an_unknown_migration_is_not_said_to_have_failed_to() {
         assert_eq!((verdict.action, report.state), (None, MigrationState::Active));
         assert_eq!(report.error.as_deref(), Some(NOT_INCOMING));
     }
+}
+
+#[test]
+fn a_source_says_who_it_is_before_anything_begins() {
+    let plain = Case::source(MigrationStep::Prepare).begun(None);
+    assert_eq!(plain.sees(RunState::Running, "{}"), (None, None));
+    let source = || Case::source(MigrationStep::Prepare).begun(None).encrypted(None);
+    assert_eq!(
+        source().sees(RunState::Running, "{}"),
+        (Some(Action::Certify), None)
+    );
+    let seen = vm(RunState::Running, "{}");
+    let says = |certified| source().certified(certified).decide(Sight::Up(&seen));
+    let by = says(Certified::By("CA".into()));
+    assert_eq!(by.action, None);
+    let report = by.report.unwrap();
+    assert_eq!(
+        (report.state, report.ca.as_deref()),
+        (MigrationState::Prepared, Some("CA"))
+    );
+    let not = says(Certified::Not("no GnuTLS".into())).report.unwrap();
+    assert!(not.no_tls && not.ca.is_none());
+    assert_eq!(not.error.as_deref(), Some("no GnuTLS"));
+}
+
+#[test]
+fn nothing_is_sent_or_received_before_the_peer_is_known() {
+    let source = || Case::source(MigrationStep::Transfer).begun(None);
+    let starts = |source: Case| source.sees(RunState::Running, "{}").0.is_some();
+    assert!(!starts(source().encrypted(None)));
+    assert!(starts(source().encrypted(Some("CA"))) && starts(source()));
+
+    let target = || Case::target(None).begun(None);
+    let listens = |target: Case| target.sees(RunState::InMigrate, "{}");
+    assert_eq!(listens(target().encrypted(None)), (None, None));
+    assert_eq!(
+        listens(target().encrypted(Some("CA"))),
+        (Some(Action::Listen), None)
+    );
+    let cannot = target()
+        .encrypted(Some("CA"))
+        .certified(Certified::Not("no GnuTLS".into()));
+    assert_eq!(listens(cannot), (None, Some(MigrationState::Prepared)));
+    // The operator has settled for plain since.
+    let plain = target().certified(Certified::Not("no GnuTLS".into()));
+    assert_eq!(listens(plain), (Some(Action::Listen), None));
+}
+
+#[test]
+fn a_target_that_listens_says_who_it_is() {
+    const LISTENS: &str =
+        r#"{"status":"setup","socket-address":[{"type":"inet","host":"10.0.0.2","port":"4000"}]}"#;
+    let target = Case::target(None)
+        .encrypted(Some("CA of the source"))
+        .certified(Certified::By("CA".into()));
+    let seen = vm(RunState::InMigrate, LISTENS);
+    let report = target.decide(Sight::Up(&seen)).report.unwrap();
+    assert_eq!(
+        (report.state, report.port),
+        (MigrationState::Listening, Some(4000))
+    );
+    assert_eq!(report.ca.as_deref(), Some("CA"));
 }

@@ -6,6 +6,10 @@
 //! | [`listener`] | holds the process behind the socket, which must be of the pod | `/proc` |
 //! | [`cgroup`] | tells from control groups whether a process is of a pod | nothing |
 //! | [`migration`] | decides what a migration needs next | nothing |
+//! | [`certificates`] | makes the certificates of one end of a migration | nothing |
+//! | [`tls`] | keeps them until QEMU has them | a directory in memory, QEMU |
+//! | [`dial`] | connects the source to the target | QEMU, the pod's network |
+//! | `encrypt` | what of these an end needs when | the three |
 //! | [`process`] | tells whether a QEMU's process has ended | `/proc` |
 //! | [`handover`] | silences the NICs before the VM leaves, starts the VM when it has come | macvtaps, QEMU, the journal |
 //! | [`rx_filter`] | decides what a macvtap receives | nothing |
@@ -14,6 +18,11 @@
 //! | [`task`] | keeps the session, and does what its events ask for | the others |
 
 pub mod cgroup;
+pub mod certificates;
+pub mod dial;
+mod encrypt;
+#[cfg(test)]
+mod encrypt_tests;
 pub mod handover;
 pub mod listener;
 pub mod migration;
@@ -25,6 +34,7 @@ pub mod rx_follow;
 pub mod socket;
 mod steps;
 pub mod task;
+pub mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -134,6 +144,8 @@ pub struct Vm {
     record: Mutex<VmRecord>,
     /// The process that the session is with.
     peer: Mutex<Option<Listener>>,
+    /// The migration whose stream QEMU cannot encrypt, and why.
+    no_tls: Mutex<Option<(String, String)>>,
     /// Held while the VM is started here, or its QEMU is ended: only one of the two may happen.
     pub fate: tokio::sync::Mutex<()>,
     /// Held while ports are chosen and used, so that two NICs do not choose the same.
@@ -157,6 +169,7 @@ impl Vm {
             nics: Mutex::default(),
             record: Mutex::default(),
             peer: Mutex::default(),
+            no_tls: Mutex::default(),
             fate: tokio::sync::Mutex::default(),
             choosing_ports: tokio::sync::Mutex::default(),
             plugging: tokio::sync::Mutex::default(),
@@ -255,6 +268,16 @@ impl Vm {
         begun.map(|begun| begun.custody).unwrap_or_default()
     }
 
+    /// Why QEMU cannot encrypt the stream of this migration, if it was found that it cannot.
+    fn no_tls(&self, migration: &str) -> Option<String> {
+        let (_, why) = locked(&self.no_tls).clone().filter(|(of, _)| of == migration)?;
+        Some(why)
+    }
+
+    fn set_no_tls(&self, migration: &str, why: String) {
+        *locked(&self.no_tls) = Some((migration.to_owned(), why));
+    }
+
     fn set_peer(&self, peer: Option<Listener>) {
         *locked(&self.peer) = peer;
     }
@@ -318,26 +341,20 @@ impl Vm {
         });
     }
 
-    /// Says that a step of the migration was not taken, and whether the migration is over because of it.
-    fn report_error(&self, migration: &str, error: String, over: bool) {
-        let last = self
-            .report
-            .borrow()
-            .clone()
-            .filter(|report| report.uid == migration);
-        let state = match &last {
-            _ if over => MigrationState::Failed,
-            Some(report) => report.state,
-            None => MigrationState::Active,
-        };
+    /// Says that a step of the migration was not taken, and whether the migration is over because of it. It is in `state` where
+    /// nothing was said of it yet.
+    fn report_error(&self, migration: &str, error: String, over: bool, state: MigrationState) {
+        let last = self.report.borrow().clone();
+        let last = last
+            .filter(|report| report.uid == migration)
+            .unwrap_or_else(|| MigrationReport::new(migration, state));
         self.set_report(MigrationReport {
-            uid: migration.to_owned(),
-            state,
-            port: last.as_ref().and_then(|report| report.port),
+            state: if over { MigrationState::Failed } else { last.state },
             error: Some(error),
             kept: over,
             total_ms: None,
             downtime_ms: None,
+            ..last
         });
     }
 

@@ -53,6 +53,16 @@ impl ProcessId {
         wait_for_end(fd).await;
     }
 
+    /// A descriptor of it.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        let descriptor = self.descriptor()?;
+        // Asked after it was taken, as above.
+        if self.has_ended() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended"));
+        }
+        Ok(descriptor)
+    }
+
     fn descriptor(&self) -> io::Result<OwnedFd> {
         let pid = Pid::from_raw(self.pid).ok_or(io::ErrorKind::InvalidInput)?;
         Ok(pidfd_open(pid, PidfdFlags::empty())?)

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use hybridnic_api::v1alpha1::{MigrationOrder, MigrationStep};
+use hybridnic_api::v1alpha1::{MigrationOrder, MigrationState, MigrationStep};
 use hybridnic_qmp::{
     Client, QmpError,
     commands::{MigrationCapability, MigrationParameters, MigrationStatus},
@@ -10,10 +10,13 @@ use hybridnic_qmp::{
 use tracing::{info, warn};
 
 use super::{
-    NicEntry, Vm, handover,
+    NicEntry, Vm,
+    certificates::End,
+    encrypt::{admit_source, certified, certify, ends_stream, forget_certificates, send, trust_target},
+    handover,
     migration::{self, Action, Sight, VmSeen},
     process::ProcessId,
-    rx_follow,
+    rx_follow, tls,
 };
 use crate::{
     error::chain,
@@ -185,7 +188,12 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
     // Where they do not agree QEMU is left alone, but its end is told all the same.
     let agreed = migration::agreed(&nics);
     let is_agreed = agreed.is_some();
-    let order = agreed.or_else(|| nics.values().find_map(|nic| nic.order.clone()))?;
+    let Some(order) = agreed.or_else(|| nics.values().find_map(|nic| nic.order.clone())) else {
+        if !nics.is_empty() && nics.values().all(|nic| nic.heard) {
+            forget_certificates(vm, host, client).await;
+        }
+        return None;
+    };
     let (begun, same) = vm.begun(&order.migration.uid);
     let ended = || {
         let process = begun.as_ref().and_then(|begun| begun.process.as_ref());
@@ -221,12 +229,15 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
     }
     let (begun, _) = vm.begun(uid);
     let said = vm.migration_report().borrow().clone();
+    let certified = certified(vm, host, &order);
     let verdict = migration::decide(&migration::Inputs {
         nics: &nics,
         sight,
         begun: begun.as_ref(),
         said: said.as_ref(),
+        certified: certified.as_ref(),
     });
+    let ends_here = ends_stream(verdict.report.as_ref(), order.step);
     let is_over = verdict
         .report
         .as_ref()
@@ -235,6 +246,9 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
         vm.set_report(report);
     }
     let (Some(client), Some(action)) = (client, verdict.action) else {
+        if ends_here {
+            forget_certificates(vm, host, client).await;
+        }
         return (!is_over).then_some(LOOK_AGAIN);
     };
     info!(
@@ -253,20 +267,28 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
         span.end(host, Some(&order), error, || attributes(vm));
     }
     if let Err(failure) = done {
-        warn!(
-            namespace = vm.namespace,
-            pod = vm.pod,
-            node = host.options.node_name,
-            migration = order.migration.name,
-            ?action,
-            error = failure.error,
-            "the migration's step failed"
-        );
-        // What QEMU refused to begin has taken nothing away, and is over. Any other step is taken again.
-        let over = failure.refused && matches!(action, Action::Listen | Action::Start(_));
-        vm.report_error(uid, failure.error, over);
+        say_failed(vm, host, &order, &action, failure);
     }
     Some(STEP_AGAIN)
+}
+
+fn say_failed(vm: &Vm, host: &Host, order: &MigrationOrder, action: &Action, failure: Failure) {
+    warn!(
+        namespace = vm.namespace,
+        pod = vm.pod,
+        node = host.options.node_name,
+        migration = order.migration.name,
+        ?action,
+        error = failure.error,
+        "the migration's step failed"
+    );
+    // What QEMU refused to begin has taken nothing away, and is over. Any other step is taken again.
+    let over = failure.refused && matches!(action, Action::Listen | Action::Start(_));
+    let state = match action {
+        Action::Certify => MigrationState::Prepared,
+        _ => MigrationState::Active,
+    };
+    vm.report_error(&order.migration.uid, failure.error, over, state);
 }
 
 /// Whether QEMU cannot have let the VM go yet.
@@ -291,10 +313,10 @@ async fn look(client: &Client) -> Result<VmSeen, QmpError> {
 
 /// A step that was not taken.
 #[derive(Clone)]
-struct Failure {
-    error: String,
+pub(super) struct Failure {
+    pub(super) error: String,
     /// QEMU said no, so it has not been and will not be taken. Anything else is tried again.
-    refused: bool,
+    pub(super) refused: bool,
 }
 
 impl From<QmpError> for Failure {
@@ -316,7 +338,7 @@ impl From<JournalError> for Failure {
     }
 }
 
-async fn act(
+pub(super) async fn act(
     vm: &Vm,
     host: &Host,
     client: &Client,
@@ -325,13 +347,30 @@ async fn act(
 ) -> Result<(), Failure> {
     let uid = &order.migration.uid;
     match action {
+        Action::Certify => {
+            certify(vm, host, client, uid, End::Source).await?;
+            vm.nics_changed.send_modify(|n| *n += 1);
+        }
         Action::Listen => {
-            prepare(host, client).await?;
+            let uri = listen_uri(order).ok_or_else(|| Failure {
+                error: format!(
+                    "the target's pod has no address to listen on: {:?}",
+                    order.listen_address
+                ),
+                refused: true,
+            })?;
+            if let Some(order) = &order.tls
+                && !admit_source(vm, host, client, uid, order.peer_ca.as_deref()).await?
+            {
+                vm.nics_changed.send_modify(|n| *n += 1);
+                return Ok(());
+            }
+            prepare(host, client, order, End::Target).await?;
             // QEMU then leaves the VM paused when it has loaded it (`qmp_stop` in QEMU's monitor/qmp-cmds.c): the agent starts
             // it, and the journal knows.
             client.stop().await?;
             begin(vm, host, uid, Custody::Unknown).await?;
-            client.migrate_incoming(&listen_uri(order)).await?;
+            client.migrate_incoming(&uri).await?;
             // The port is in QEMU's answer: look again.
             vm.nics_changed.send_modify(|n| *n += 1);
         }
@@ -355,15 +394,21 @@ async fn act(
                 vm.remember(&host.journal, note).await?;
             }
         }
-        Action::Start(uri) => {
+        Action::Start(to) => {
             let blocked = client.query_migrate().await?.blocked_reasons;
             if !blocked.is_empty() {
                 let error = format!("QEMU cannot migrate the VM: {}", blocked.join("; "));
                 return Err(Failure { error, refused: true });
             }
-            prepare(host, client).await?;
+            if let Some(order) = &order.tls {
+                trust_target(vm, host, client, uid, order.peer_ca.as_deref()).await?;
+            }
+            prepare(host, client, order, End::Source).await?;
             begin(vm, host, uid, Custody::Here).await?;
-            client.migrate(uri).await?;
+            match &order.tls {
+                Some(_) => send(vm, host, client, to).await?,
+                None => client.migrate(to).await?,
+            }
         }
         Action::HandOver => {
             hand_over(vm, host, client, order).await;
@@ -391,21 +436,18 @@ async fn begin(vm: &Vm, host: &Host, migration: &str, custody: Custody) -> Resul
         .await
 }
 
-/// Where the target's QEMU listens: on the pod's own address, and on a port that the kernel chooses.
-fn listen_uri(order: &MigrationOrder) -> String {
-    match order
-        .listen_address
-        .as_deref()
-        .and_then(|address| address.parse().ok())
-    {
-        Some(IpAddr::V4(address)) => format!("tcp:{address}:0"),
-        Some(IpAddr::V6(address)) => format!("tcp:[{address}]:0"),
-        None => "tcp:0.0.0.0:0".to_owned(),
+/// Where the target's QEMU listens: on the pod's own address alone, and on a port that the kernel chooses.
+fn listen_uri(order: &MigrationOrder) -> Option<String> {
+    let address: IpAddr = order.listen_address.as_deref()?.parse().ok()?;
+    match address {
+        address if address.is_unspecified() => None,
+        IpAddr::V4(address) => Some(format!("tcp:{address}:0")),
+        IpAddr::V6(address) => Some(format!("tcp:[{address}]:0")),
     }
 }
 
-/// Capabilities and parameters; they must be the same at both ends.
-async fn prepare(host: &Host, client: &Client) -> Result<(), QmpError> {
+/// Capabilities and parameters; but for the stream's encryption they must be the same at both ends.
+async fn prepare(host: &Host, client: &Client, order: &MigrationOrder, end: End) -> Result<(), QmpError> {
     client
         .migrate_set_capabilities(&[
             (MigrationCapability::Events, true),
@@ -413,10 +455,12 @@ async fn prepare(host: &Host, client: &Client) -> Result<(), QmpError> {
             (MigrationCapability::PauseBeforeSwitchover, true),
         ])
         .await?;
+    let encrypted = order.tls.as_ref().map(|_| (order.migration.uid.as_str(), end));
     client
         .migrate_set_parameters(&MigrationParameters {
             max_bandwidth: Some(host.options.migration_bandwidth),
             downtime_limit: Some(host.options.migration_downtime_ms),
+            ..tls::parameters(encrypted)
         })
         .await
 }

@@ -1,5 +1,8 @@
 //! `QemuMigration`: drives the phase; what each NIC does in it is the NICs' business.
 
+pub mod encryption;
+#[cfg(test)]
+mod encryption_tests;
 mod phases;
 mod record;
 #[cfg(test)]
@@ -41,6 +44,7 @@ use crate::nic::admit;
 use crate::pods;
 use crate::world::World;
 use crate::write;
+use encryption::Encryption;
 use phases::{Phases, Waits};
 use step::step;
 use view::{Deadlines, NicView, View};
@@ -52,6 +56,7 @@ pub struct MigrationReconciler {
     world: World,
     sight: Sight,
     deadlines: Deadlines,
+    encryption: Encryption,
     phases: Phases,
     told: Told,
 }
@@ -68,12 +73,20 @@ pub struct Told {
 
 impl MigrationReconciler {
     /// A reconciler that reads from `world`.
-    pub fn new(client: Client, world: World, sight: Sight, deadlines: Deadlines, told: Told) -> Self {
+    pub fn new(
+        client: Client,
+        world: World,
+        sight: Sight,
+        deadlines: Deadlines,
+        encryption: Encryption,
+        told: Told,
+    ) -> Self {
         Self {
             client,
             world,
             sight,
             deadlines,
+            encryption,
             phases: Phases::default(),
             told,
         }
@@ -129,6 +142,7 @@ impl MigrationReconciler {
             of_nodes: self.of_nodes(&pods),
             ends,
             deadlines: self.deadlines,
+            encryption: self.encryption,
         };
         let next = step(&view);
         let worth = worth::write(migration.status.as_ref(), &next.status, view.in_phase_for);
@@ -247,9 +261,19 @@ fn log(migration: &QemuMigration, old: &QemuMigrationStatus, new: &QemuMigration
     );
 }
 
-/// What a change of the status is worth telling: what it waits for before it begins, that it begins, that a person has to decide,
-/// and how it ends.
+/// What a change of the status is worth telling: what it waits for before it begins, that it begins, that it is not encrypted though
+/// it should be, that a person has to decide, and how it ends.
 fn notes(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
+    let plain =
+        |status: &QemuMigrationStatus| conditions::find(&status.conditions, types::ENCRYPTED).cloned();
+    let mut notes = progress(old, new);
+    if plain(old).is_none() {
+        notes.extend(plain(new).map(|now| Note::warning(now.reason, now.message)));
+    }
+    notes
+}
+
+fn progress(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
     let condition =
         |status: &QemuMigrationStatus| conditions::find(&status.conditions, types::SUCCEEDED).cloned();
     let Some(now) = condition(new) else {

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::encryption::Encryption;
 use super::phases::Phases;
 use super::step::step;
 use super::view::{Deadlines, NicView, View};
@@ -38,6 +39,7 @@ pub struct Scene {
     pub target: Option<NicAttachment>,
     pub blocked_by: Option<String>,
     pub of_nodes: BTreeSet<IpAddr>,
+    pub encryption: Encryption,
     pub refusal: Option<String>,
 }
 
@@ -65,6 +67,7 @@ impl Scene {
             target: None,
             blocked_by: None,
             of_nodes: BTreeSet::new(),
+            encryption: Encryption::Off,
             refusal: None,
         }
     }
@@ -111,6 +114,7 @@ impl Scene {
                 prepare: Duration::from_mins(1),
                 switch: Duration::from_mins(2),
             },
+            encryption: self.encryption,
         };
         let step = step(&view);
         self.migration.status = Some(step.status);
@@ -252,6 +256,24 @@ impl Scene {
     pub fn preparing() -> Self {
         let mut scene = Self::new();
         scene.reach(MigrationPhase::PreparingTarget);
+        scene
+    }
+
+    /// A migration that must be encrypted.
+    pub fn encrypted() -> Self {
+        let mut scene = Self::new();
+        scene.encryption = Encryption::Required;
+        scene
+    }
+
+    /// The same, whose source has made its certificate, for a stream that is encrypted.
+    pub fn certified(encryption: Encryption) -> Self {
+        let mut scene = Self::new();
+        scene.encryption = encryption;
+        scene.reach(MigrationPhase::PreparingTarget);
+        assert!(scene.target.is_none(), "it is told nothing yet");
+        report(scene.source(AttachmentState::FastPath), MigrationState::Prepared);
+        scene.settle();
         scene
     }
 

@@ -8,6 +8,7 @@ use hybridnic_api::v1alpha1::{
 use proptest::prelude::*;
 
 use crate::handover;
+use crate::migration::encryption::Encryption;
 use crate::migration::scene::Scene;
 use crate::testing::{observe, report, report_kept};
 
@@ -82,6 +83,8 @@ impl Sim {
     fn new(stage: u8) -> Self {
         let (scene, target) = match stage {
             0 => (Scene::new(), Target::Idle),
+            4 => (Scene::encrypted(), Target::Idle),
+            5 => (Scene::certified(Encryption::Preferred), Target::Idle),
             1 => (Scene::switching(), Target::Listening),
             _ => (Scene::transferring(), Target::Listening),
         };
@@ -179,7 +182,9 @@ impl Sim {
             _ => AttachmentState::Pending,
         };
         observe(attachment, state);
+        let certifies = order.as_ref().is_some_and(|order| order.tls.is_some());
         let word = match self.source {
+            Source::Idle if certifies => MigrationState::Prepared,
             Source::Idle => return,
             Source::Sending => MigrationState::Active,
             Source::HandedOver => MigrationState::Completed,
@@ -272,7 +277,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_vm_never_has_a_vf_at_an_end_where_it_may_not_run(stage in 0_u8..4, events in events()) {
+    fn the_vm_never_has_a_vf_at_an_end_where_it_may_not_run(stage in 0_u8..6, events in events()) {
         let mut sim = Sim::new(stage);
         for event in events {
             sim.handle(event);

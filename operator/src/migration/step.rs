@@ -20,6 +20,7 @@ use hybridnic_api::v1alpha1::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
+use super::encryption::{self, Encryption};
 use super::record::{Next, apply, explain, fail, micro, roll_back, wait};
 use super::view::{
     NicView, View, after, attachment, deleting, is_attached, is_back, is_current, is_refused, lacks_vf, node,
@@ -48,7 +49,7 @@ pub fn step(view: &View<'_>) -> Step {
     status.observed_generation = view.migration.metadata.generation;
     let next = match (status.phase, &view.ends) {
         (MigrationPhase::Pending, _) | (_, None) => pending(view, &mut status),
-        (MigrationPhase::PreparingTarget, Some(ends)) => preparing(view, &status, ends),
+        (MigrationPhase::PreparingTarget, Some(ends)) => preparing(view, &mut status, ends),
         (MigrationPhase::SwitchingToStandby, Some(ends)) => switching(view, &status, ends),
         (MigrationPhase::Transferring, Some(ends)) => transferring(view, &status, ends),
         (MigrationPhase::Completing, Some(ends)) => completing(view, &status, ends),
@@ -153,6 +154,7 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
     status.nics = nics.iter().map(|view| view.nic.name_any()).collect();
     status.nics.sort();
     status.started_at = Some(micro(view.now));
+    status.encrypted = Some(view.encryption != Encryption::Off);
     Next::Go(MigrationPhase::PreparingTarget)
 }
 
@@ -189,9 +191,13 @@ fn no_target(vm: &str, asked: Option<&str>, source: &str) -> String {
     }
 }
 
-fn preparing(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
-    if let Some(next) = cancelled_or_lost(view, ends) {
+fn preparing(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> Next {
+    if let Some(next) = cancelled_or_lost(view, ends).or_else(|| encryption::settle(view, status, ends)) {
         return next;
+    }
+    let status = &*status;
+    if let Some(what) = encryption::source_is_unknown(view, status, ends) {
+        return until(view, view.deadlines.prepare, reasons::TLS_UNAVAILABLE, what);
     }
     let mut waits = Vec::new();
     for nic in &view.nics {
@@ -212,7 +218,8 @@ fn preparing(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next
         }
         let uid = view.migration.uid().unwrap_or_default();
         let report = handover::report(attachment, &uid);
-        if !report.is_some_and(|r| r.state == MigrationState::Listening && r.port.is_some()) {
+        let known = |r: &MigrationReport| status.encrypted != Some(true) || r.ca.is_some();
+        if !report.is_some_and(|r| r.state == MigrationState::Listening && r.port.is_some() && known(r)) {
             let error = report.and_then(|report| report.error.clone());
             let why = error.or_else(|| why(attachment)).unwrap_or_default();
             waits.push(format!("{name}{}", after(&why)));

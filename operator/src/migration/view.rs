@@ -12,6 +12,7 @@ use hybridnic_api::v1alpha1::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
+use super::encryption::Encryption;
 use crate::handover::{self, Ends};
 
 /// How long the steps may take that wait for an agent.
@@ -48,6 +49,8 @@ pub struct View<'a> {
     pub ends: Option<Ends>,
     /// How long to wait.
     pub deadlines: Deadlines,
+    /// Whether the VM is sent encrypted.
+    pub encryption: Encryption,
 }
 
 /// A NIC of the VM.

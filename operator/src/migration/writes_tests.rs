@@ -34,8 +34,25 @@ fn settle(scene: &mut Scene) -> Writes {
 #[test]
 fn each_phase_is_written_once_and_each_end_is_told_once() {
     let mut scene = Scene::new();
-    let mut sum = settle(&mut scene);
-    assert_eq!((scene.phase(), sum), (MigrationPhase::PreparingTarget, (1, 1)));
+    let begun = settle(&mut scene);
+    assert_eq!((scene.phase(), begun), (MigrationPhase::PreparingTarget, (1, 1)));
+    goes_on(scene, begun, (5, 5));
+}
+
+/// To know each other costs one more order to the source, and one more report of it.
+#[test]
+fn an_encrypted_one_tells_the_source_once_more() {
+    let mut scene = Scene::encrypted();
+    let begun = settle(&mut scene);
+    assert_eq!((scene.phase(), begun), (MigrationPhase::PreparingTarget, (1, 1)));
+    report(scene.source(AttachmentState::FastPath), MigrationState::Prepared);
+    let known = settle(&mut scene);
+    assert_eq!((scene.phase(), known), (MigrationPhase::PreparingTarget, (0, 1)));
+    goes_on(scene, (1, 2), (5, 6));
+}
+
+/// The target has been told to listen.
+fn goes_on(mut scene: Scene, mut sum: Writes, total: Writes) {
     let mut then = |scene: &mut Scene, phase, wanted: Writes| {
         let writes = settle(scene);
         assert_eq!((scene.phase(), writes), (phase, wanted));
@@ -77,5 +94,5 @@ fn each_phase_is_written_once_and_each_end_is_told_once() {
     then(&mut scene, MigrationPhase::Completing, (0, 0));
     scene.source(AttachmentState::Detached);
     then(&mut scene, MigrationPhase::Succeeded, (1, 1));
-    assert_eq!(sum, (5, 5));
+    assert_eq!(sum, total);
 }

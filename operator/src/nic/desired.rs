@@ -3,7 +3,8 @@
 //! | phase | source | target |
 //! |---|---|---|
 //! | none, `Pending` | `FastPath` | |
-//! | `PreparingTarget` | `FastPath` | `FastPath`, Listen |
+//! | `PreparingTarget`, encrypted, source not known | `FastPath`, Prepare | |
+//! | `PreparingTarget` | `FastPath`, Prepare where encrypted | `FastPath`, Listen |
 //! | `SwitchingToStandby` | `Standby`, Prepare | `FastPath`, Listen |
 //! | `Transferring` | `Standby`, Transfer | `FastPath`, Listen |
 //! | `Completing` | `Detached`, Transfer | `FastPath`, Listen |
@@ -14,8 +15,9 @@ use std::sync::Arc;
 
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
-    Goal, GuestPorts, L2Settings, MigrationEnd, MigrationOrder, MigrationPhase, MigrationStep, NicAttachment,
-    NicAttachmentSpec, ObjectRef, QemuMigration, QemuMigrationStatus, VmHybridNic,
+    Goal, GuestPorts, L2Settings, MigrationEnd, MigrationOrder, MigrationPhase, MigrationReport,
+    MigrationStep, MigrationTls, NicAttachment, NicAttachmentSpec, ObjectRef, QemuMigration,
+    QemuMigrationStatus, VmHybridNic,
 };
 use kube::ResourceExt;
 
@@ -58,7 +60,8 @@ pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
     let (Some(source), Some(target)) = (&status.source, &status.target) else {
         return Vec::new();
     };
-    let ((source_goal, source_step), (target_goal, target_step)) = goals(status.phase, ends);
+    let encrypted = status.encrypted == Some(true);
+    let ((source_goal, source_step), (target_goal, target_step)) = goals(status.phase, ends, encrypted);
 
     let order = |step| MigrationOrder {
         migration: ObjectRef {
@@ -69,43 +72,81 @@ pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
         step,
         target_uri: None,
         listen_address: target.pod_ip.clone().filter(|_| step == MigrationStep::Listen),
+        tls: None,
     };
     let mut source_order = source_step.map(order);
+    let mut target_order = target_step.map(order);
     if let Some(order) = source_order
         .as_mut()
         .filter(|order| order.step == MigrationStep::Transfer)
     {
         order.target_uri = target_uri(wanted, status, &order.migration, ends);
     }
-    vec![
-        one(
-            wanted,
-            &source.pod,
-            &source.node_name,
-            source_goal,
-            None,
-            source_order,
-        ),
-        one(
+    if encrypted {
+        for (order, pod, other) in [
+            (source_order.as_mut(), &source.pod, ends.target.as_ref()),
+            (target_order.as_mut(), &target.pod, ends.source.as_ref()),
+        ] {
+            if let Some(order) = order {
+                order.tls = tls(wanted, pod, order, other);
+            }
+        }
+    }
+    // It is told nothing before it can be told who may send it the VM. So each end is told once.
+    let waits = target_order.as_ref().is_some_and(|order| {
+        let unknown = order.tls.as_ref().is_some_and(|tls| tls.peer_ca.is_none());
+        status.phase == MigrationPhase::PreparingTarget && unknown
+    });
+    let mut specs = vec![one(
+        wanted,
+        &source.pod,
+        &source.node_name,
+        source_goal,
+        None,
+        source_order,
+    )];
+    if !waits {
+        specs.push(one(
             wanted,
             &target.pod,
             &target.node_name,
             target_goal,
             Some(&source.pod),
-            target_step.map(order),
-        ),
-    ]
+            target_order,
+        ));
+    }
+    specs
+}
+
+/// How an end knows the other one, where the stream is encrypted. Once said it stays: the other end's report may go away.
+fn tls(
+    wanted: &Wanted<'_>,
+    pod: &ObjectRef,
+    order: &MigrationOrder,
+    other: Option<&MigrationReport>,
+) -> Option<MigrationTls> {
+    match order.step {
+        MigrationStep::Prepare => return Some(MigrationTls::default()),
+        MigrationStep::Listen | MigrationStep::Transfer => {}
+        MigrationStep::GiveUp | MigrationStep::Cancel | MigrationStep::Resume => return None,
+    }
+    let said = find(wanted, pod)
+        .and_then(|end| end.spec.migration.as_ref())
+        .filter(|said| said.migration == order.migration && said.step == order.step)
+        .and_then(|said| said.tls.as_ref()?.peer_ca.clone());
+    let peer_ca = said.or_else(|| other?.ca.clone());
+    Some(MigrationTls { peer_ca })
 }
 
 type Wish = (Goal, Option<MigrationStep>);
 
 /// What source and target should do in a phase. The source never gets its VF back while the VM may run at the target.
-fn goals(phase: MigrationPhase, ends: &Ends) -> (Wish, Wish) {
+fn goals(phase: MigrationPhase, ends: &Ends, encrypted: bool) -> (Wish, Wish) {
     use MigrationStep::{Cancel, GiveUp, Listen, Prepare, Resume, Transfer};
     let receive = (Goal::FastPath, Some(Listen));
     let revoke = (Goal::Detached, Some(GiveUp));
     match phase {
-        MigrationPhase::PreparingTarget => ((Goal::FastPath, None), receive),
+        MigrationPhase::PreparingTarget => ((Goal::FastPath, encrypted.then_some(Prepare)), receive),
         MigrationPhase::SwitchingToStandby => ((Goal::Standby, Some(Prepare)), receive),
         MigrationPhase::Transferring => ((Goal::Standby, Some(Transfer)), receive),
         MigrationPhase::Completing => ((Goal::Detached, Some(Transfer)), receive),

@@ -138,6 +138,20 @@ pub struct MigrationOrder {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = limits::ADDRESS))]
     pub listen_address: Option<String>,
+    /// The stream is encrypted, and each end knows the other. Without it, it is plain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<MigrationTls>,
+}
+
+/// What an end of a migration needs to know the other end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationTls {
+    /// For `Listen` and `Transfer`: the certificate of the CA that the other end has made for this migration, in PEM, as that
+    /// end has reported it. Nobody else is talked to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub peer_ca: Option<String>,
 }
 
 /// A step of a migration that one node's agent takes.
@@ -147,7 +161,8 @@ pub enum MigrationStep {
     Listen,
     /// Target: never start the VM any more, whether or not it has come, and say so.
     GiveUp,
-    /// Source: the fast path of every NIC goes off; the transfer has not begun.
+    /// Source: the certificate for the stream is made, where it is to be encrypted; the fast path of every NIC goes off once its
+    /// goal says so. The transfer has not begun.
     Prepare,
     /// Source: send the VM to `targetUri`.
     Transfer,
@@ -223,11 +238,37 @@ pub struct MigrationReport {
     /// Source: the VM's pause in milliseconds, by QEMU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<i64>,
+    /// The certificate of the CA that this end has made for this migration and signed its own by, in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub ca: Option<String>,
+    /// QEMU cannot encrypt the stream here; `error` says why.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_tls: bool,
+}
+
+impl MigrationReport {
+    /// That the migration of this uid is this far here, and nothing else.
+    pub fn new(uid: impl Into<String>, state: MigrationState) -> Self {
+        Self {
+            uid: uid.into(),
+            state,
+            port: None,
+            error: None,
+            kept: false,
+            total_ms: None,
+            downtime_ms: None,
+            ca: None,
+            no_tls: false,
+        }
+    }
 }
 
 /// How far a migration is on one node. What a node has once said of its end stays true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum MigrationState {
+    /// Nothing has begun. The certificate for the stream is made, or cannot be used here.
+    Prepared,
     /// Target: QEMU listens.
     Listening,
     /// The transfer is under way.
@@ -248,6 +289,6 @@ pub enum MigrationState {
 impl MigrationState {
     /// Whether QEMU will say nothing else about the migration by itself.
     pub fn is_final(self) -> bool {
-        !matches!(self, Self::Listening | Self::Active)
+        !matches!(self, Self::Prepared | Self::Listening | Self::Active)
     }
 }

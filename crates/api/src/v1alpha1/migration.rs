@@ -33,6 +33,7 @@ use super::{MigrationPhaseTime, ObjectRef};
     printcolumn(name = "To", type_ = "string", json_path = ".status.target.nodeName"),
     printcolumn(name = "Total", type_ = "integer", json_path = ".status.totalMs"),
     printcolumn(name = "Downtime", type_ = "integer", json_path = ".status.downtimeMs"),
+    printcolumn(name = "Encrypted", type_ = "boolean", json_path = ".status.encrypted"),
     printcolumn(name = "Why", type_ = "string", json_path = r#".status.conditions[?(@.type=="Succeeded")].reason"#),
     printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="Succeeded")].message"#, priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -137,6 +138,10 @@ pub struct QemuMigrationStatus {
     #[serde(default)]
     #[schemars(length(max = limits::NICS), inner(length(max = limits::NAME)))]
     pub nics: Vec<String>,
+    /// Whether the VM is sent, or was to be sent, encrypted, each end knowing the other. It is settled before anything of the VM is
+    /// changed, and stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<bool>,
     /// Why it is rolled back: a reason and a sentence, kept until the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<MigrationFailure>,
@@ -166,7 +171,7 @@ pub struct QemuMigrationStatus {
     #[serde(default)]
     #[schemars(length(max = limits::PHASES))]
     pub phases: Vec<MigrationPhaseTime>,
-    /// Condition `Succeeded`.
+    /// Condition `Succeeded`; and `Encrypted`, where the stream is plain because an end cannot encrypt it.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(schema_with = "limits::conditions")]

@@ -66,7 +66,7 @@ pub enum MigrationCapability {
 }
 
 /// What `migrate-set-parameters` sets; `None` leaves a parameter as it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct MigrationParameters {
     /// The most bytes per second; 0 is no limit.
@@ -75,6 +75,12 @@ pub struct MigrationParameters {
     /// The downtime to aim at, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub downtime_limit: Option<u64>,
+    /// The id of the [`tls-creds-x509`](Client::object_add_tls_creds) by which the stream is encrypted; empty: it is plain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_creds: Option<String>,
+    /// On the source: the name that the target's certificate has; empty: that of the URI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_hostname: Option<String>,
 }
 
 /// Memory's progress (`MigrationStats`), in bytes.

@@ -6,6 +6,7 @@ mod machine;
 mod migration;
 mod netdev;
 mod pci;
+mod tls;
 
 pub use device::{Queues, VfioPci, VfioSource, VirtioNet};
 pub use machine::{QemuVersion, Release, RunState, StatusInfo};
@@ -14,6 +15,7 @@ pub use migration::{
 };
 pub use netdev::{Announce, RxFilter, RxState, TapNetdev, Vhost};
 pub use pci::{PciAddress, PciBus, PciDevice};
+pub use tls::{PassedFd, TlsEndpoint};
 
 /// An enumeration of QEMU's strings that keeps those it does not know: newer QEMUs add some.
 macro_rules! string_enum {

@@ -376,6 +376,7 @@ async fn pair() -> ([Qemu; 2], [Client; 2], [Events; 2], String) {
         let parameters = MigrationParameters {
             max_bandwidth: Some(1_000_000_000),
             downtime_limit: Some(300),
+            ..MigrationParameters::default()
         };
         client.migrate_set_parameters(&parameters).await.unwrap();
         plug_standby(client).await;

@@ -9,8 +9,8 @@ use futures::future::join_all;
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::names::{AGENT_MANAGER, ATTACHMENT_FINALIZER};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, GuestDevices, MigrationReport, MigrationState, MigrationStep, NicAttachment,
-    NicAttachmentStatus, Path, StandbyRef, VfRef,
+    AttachmentState, Goal, GuestDevices, MigrationOrder, MigrationReport, MigrationState, MigrationStep,
+    NicAttachment, NicAttachmentStatus, Path, StandbyRef, VfRef,
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -238,7 +238,8 @@ fn word(of: &NicAttachment, all: &[NicAttachment]) -> Option<MigrationState> {
     });
     let said = of.status.as_ref().and_then(|status| status.migration.as_ref());
     let arrived = said.is_some_and(|report| report.state == MigrationState::Completed);
-    match of.spec.migration.as_ref()?.step {
+    let order = of.spec.migration.as_ref()?;
+    match order.step {
         MigrationStep::Listen if sent || arrived => Some(MigrationState::Completed),
         MigrationStep::GiveUp if arrived => Some(MigrationState::Completed),
         MigrationStep::GiveUp => Some(MigrationState::Lost),
@@ -246,8 +247,15 @@ fn word(of: &NicAttachment, all: &[NicAttachment]) -> Option<MigrationState> {
         MigrationStep::Transfer if sent => Some(MigrationState::Completed),
         MigrationStep::Transfer => Some(MigrationState::Active),
         MigrationStep::Cancel | MigrationStep::Resume => Some(MigrationState::Cancelled),
+        MigrationStep::Prepare if order.tls.is_some() => Some(MigrationState::Prepared),
         MigrationStep::Prepare => None,
     }
+}
+
+/// How the other end would know this one.
+fn certificate(order: &MigrationOrder, state: MigrationState) -> Option<String> {
+    let says = matches!(state, MigrationState::Prepared | MigrationState::Listening);
+    (says && order.tls.is_some()).then(|| "the certificate of a CA".to_owned())
 }
 
 /// What the agent says once it has done what it is told.
@@ -262,14 +270,11 @@ fn status(of: &NicAttachment, all: &[NicAttachment]) -> NicAttachmentStatus {
         .as_ref()
         .zip(word)
         .map(|(order, state)| MigrationReport {
-            uid: order.migration.uid.clone(),
-            state,
             port: (state == MigrationState::Listening).then_some(40000),
-            error: None,
-            kept: false,
-            total_ms: None,
             downtime_ms: (order.step == MigrationStep::Transfer && state == MigrationState::Completed)
                 .then_some(31),
+            ca: certificate(order, state),
+            ..MigrationReport::new(&order.migration.uid, state)
         });
     let (state, path) = match goal {
         Goal::Detached => (AttachmentState::Detached, Path::None),

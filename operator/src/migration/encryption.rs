@@ -1,0 +1,68 @@
+//! Whether a migration's stream is encrypted. It is settled while the target gets ready, before anything of the VM has changed, by
+//! what each end says of itself; then it stands. A handshake that fails makes no stream plain.
+
+use clap::ValueEnum;
+use hybridnic_api::conditions::{self, NewCondition, reasons, types};
+use hybridnic_api::v1alpha1::{MigrationState, QemuMigrationStatus};
+
+use super::record::{Next, roll_back};
+use super::view::{View, after, target_of};
+use crate::handover::Ends;
+
+/// Whether migrations are encrypted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum Encryption {
+    /// Each is, or there is none.
+    #[default]
+    Required,
+    /// Each is whose ends can; of one whose ends cannot, its status says so.
+    Preferred,
+    /// None is.
+    Off,
+}
+
+/// What follows where an end says that it cannot encrypt: the migration goes back, or goes on in plain.
+pub fn settle(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> Option<Next> {
+    if status.encrypted != Some(true) {
+        return None;
+    }
+    let said = [(&status.source, &ends.source), (&status.target, &ends.target)];
+    let (node, report) = said.into_iter().find_map(|(end, report)| {
+        let report = report.as_ref().filter(|report| report.no_tls)?;
+        Some((end.as_ref()?.node_name.clone(), report))
+    })?;
+    let why = after(report.error.as_deref().unwrap_or_default());
+    let message = format!("QEMU on {node} cannot encrypt the migration's stream{why}");
+    // Who listens for an encrypted stream takes no other.
+    let listens = ends.target_state() == Some(MigrationState::Listening);
+    if view.encryption == Encryption::Required || listens {
+        return Some(roll_back(reasons::TLS_UNAVAILABLE, message));
+    }
+    status.encrypted = Some(false);
+    let condition = NewCondition::no(
+        types::ENCRYPTED,
+        reasons::TLS_UNAVAILABLE,
+        format!("{message}: the VM is sent in plain"),
+    );
+    let generation = view.migration.metadata.generation;
+    conditions::set(&mut status.conditions, generation, view.now, condition);
+    None
+}
+
+/// What is waited for before the target is told anything: it is to know who may send it the VM.
+pub fn source_is_unknown(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Option<String> {
+    let source = ends.source.as_ref();
+    let told = view.nics.iter().any(|nic| target_of(nic, status).is_some());
+    let known = told || source.is_some_and(|report| report.ca.is_some());
+    if status.encrypted != Some(true) || known {
+        return None;
+    }
+    let node = status.source.as_ref().map(|end| end.node_name.as_str());
+    let why = source.and_then(|report| report.error.clone()).unwrap_or_default();
+    Some(format!(
+        "{} has not made its certificate for the stream yet{}",
+        node.unwrap_or_default(),
+        after(&why)
+    ))
+}
