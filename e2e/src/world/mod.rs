@@ -67,6 +67,8 @@ pub struct WorldOptions {
     pub node: NodeOptions,
     /// More arguments for the agents.
     pub agent_args: Vec<String>,
+    /// More arguments for the operator.
+    pub operator_args: Vec<String>,
     /// Whether operator and agents send traces.
     pub traces: bool,
 }
@@ -86,6 +88,7 @@ impl WorldOptions {
                 arg("--plug-deadline"),
                 arg("40"),
             ],
+            operator_args: Vec::new(),
             traces: false,
         }
     }

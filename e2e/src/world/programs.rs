@@ -85,6 +85,7 @@ impl World {
             .env("KUBECONFIG", &kubeconfig)
             .env("HYBRIDNIC_LOG", "info,hybridnic_operator=debug")
             .args(["--lease-namespace", chart::NAMESPACE])
+            .args(&self.options.operator_args)
             .args(self.trace_args())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -110,6 +111,13 @@ impl World {
             Some(program) => program.kill().await,
             None => Ok(()),
         }
+    }
+
+    /// Starts the operator again, with these arguments besides.
+    pub async fn restart_operator(&mut self, arguments: &[&str]) -> Result<()> {
+        self.kill_operator().await?;
+        self.options.operator_args = arguments.iter().map(ToString::to_string).collect();
+        self.start_operator()
     }
 
     /// The operator's process id on this host; `None` while it is dead.

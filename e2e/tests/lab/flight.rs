@@ -20,6 +20,9 @@ pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
     vec![
         suite.test("there_and_back_under_traffic", async |w| there_and_back(w).await),
         suite.test("a_vm_migrates_over_ipv6", async |w| over_ipv6(w).await),
+        suite.test("a_vm_migrates_in_plain_where_that_is_asked_for", async |w| {
+            in_plain(w).await
+        }),
     ]
 }
 
@@ -88,6 +91,20 @@ async fn over_ipv6(world: &World) {
     watched(pinger).await;
 }
 
+/// All others are encrypted.
+async fn in_plain(world: &mut World) {
+    world.restart_operator(&["--migration-tls", "Off"]).await.unwrap();
+    let spec = VmSpec::new("web", &[NicSpec::new(0, 48)]);
+    let _first = vm_on_fast_path(world, &spec, "web-a", 1, "fast").await.unwrap();
+    let _second = world.start_vm(&spec, "web-b", 2, true).await.unwrap();
+    world.apply(&migration("in-plain", "web", "web-b")).await.unwrap();
+    let done = ended(world, "in-plain").await.unwrap();
+    assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
+    assert_eq!(done.status.unwrap().encrypted, Some(false));
+    fast_on(world, "web-0", 2).await.unwrap();
+    world.restart_operator(&[]).await.unwrap();
+}
+
 /// The VF's counters move and the macvtap's do not.
 async fn runs_on_the_vf(world: &World, vm: &Vm, spec: &VmSpec) {
     let mac = &spec.nics[0].mac;
@@ -122,6 +139,7 @@ async fn move_to(
     world.apply(&migration(name, "web", pod)).await.unwrap();
     let done = ended(world, name).await.unwrap();
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
+    assert_eq!(done.status.as_ref().unwrap().encrypted, Some(true));
     let nic = fast_on(world, "web-0", target.node).await.unwrap();
     check_fast_path(world, target, &nic).await.unwrap();
     let (old, new) = (before.status.as_ref().unwrap(), nic.status.as_ref().unwrap());

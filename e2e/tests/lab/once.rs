@@ -47,6 +47,18 @@ async fn sending(world: &World, name: &str, host: u8) -> ([Vm; 2], Pinger) {
     world.apply(&migration(name, "vm", "vm-b")).await.unwrap();
     transferring(world, &vm, name).await;
     bandwidth(&vm, 100_000).await;
+    let parameters = serde_json::json!({});
+    for vm in [&vm, &target] {
+        let now = vm
+            .guest
+            .qmp("query-migrate-parameters", parameters.clone())
+            .await
+            .unwrap();
+        assert_eq!(
+            now["tls-creds"], "hybridnic-tls",
+            "QEMU encrypts, and knows its peer"
+        );
+    }
     assert_eq!(
         vm.guest.status().await.unwrap(),
         "running",
