@@ -38,7 +38,7 @@ cargo build -q --locked --release -p hybridnic-agent -p hybridnic-operator
 # spoken to, must stand beside the benchmark.
 cargo build -q --locked --workspace --all-features --all-targets
 cargo bench -q --locked --no-run -p hybridnic-net --features testing --bench discovery
-cargo bench -q --locked --no-run -p hybridnic-agent --bench plan
+cargo bench -q --locked --no-run -p hybridnic-agent --bench plan --bench stream
 
 echo "| what | figure |"
 echo "|---|---|"
@@ -49,5 +49,8 @@ row "discovery of 4 PFs × 127 VFs" "$discovery"
 say "plan"
 plan=$(figure cargo bench -q --locked -p hybridnic-agent --bench plan)
 row "plan of one reconcile" "$plan"
+say "stream"
+stream=$(figure cargo bench -q --locked -p hybridnic-agent --bench stream)
+row "stream of a VM with 512 MiB" "$stream"
 say "lab"
 HYBRIDNIC_BIN=$target/release "$target/debug/bench"
