@@ -21,8 +21,8 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::{
-    Vm, certificates::End, migration::Action, peer::Peer, process::ProcessId, steps::act, task::serve,
-    tls::Keys,
+    Vm, certificates::End, listener::Listener, migration::Action, peer::Peer, process::ProcessId, steps::act,
+    task::serve, tls::Keys,
 };
 use crate::{broker::Broker, host, host::Host};
 
@@ -64,7 +64,11 @@ impl World {
         host.keys = Keys::new(memory.path().join("tls"));
         host.broker = Arc::new(Here(memory.path().join("given")));
         let vm = Vm::new("ns", "pod", "pod-uid");
-        vm.set_peer(ProcessId::of(std::process::id().cast_signed()).unwrap());
+        vm.set_peer(
+            ProcessId::of(std::process::id().cast_signed())
+                .unwrap()
+                .map(Listener::pretend),
+        );
         let order = MigrationOrder {
             migration: ObjectRef {
                 name: "m".into(),
@@ -128,7 +132,7 @@ impl World {
 
     /// What was reported last, while QEMU says this.
     async fn reported(&self, client: &Client, qemu: impl Future<Output = ()>) -> Option<MigrationReport> {
-        let peer = self.vm.peer();
+        let peer = self.vm.peer().map(Listener::pretend);
         tokio::select! {
             reason = serve(&self.vm, &self.host, client, peer) => panic!("the session has ended: {reason}"),
             () = qemu => {}

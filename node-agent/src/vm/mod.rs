@@ -17,8 +17,8 @@
 //! | `steps` | takes a migration's steps | QEMU, the journal, macvtaps by [`handover`] |
 //! | [`task`] | keeps the session, and does what its events ask for | the others |
 
-pub mod cgroup;
 pub mod certificates;
+pub mod cgroup;
 pub mod dial;
 mod encrypt;
 #[cfg(test)]
