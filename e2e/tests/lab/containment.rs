@@ -33,6 +33,7 @@ spec:
     numVfs: 7
     vfs: [\"0\"]
   rate: {maxMbps: 100}
+  macRange: {from: \"52:54:00:77:00:00\", to: \"52:54:00:77:ff:ff\"}
 ";
 
 /// On the same card.
