@@ -406,11 +406,12 @@ async fn waits_in_turn(cluster: &Cluster) {
         .unwrap();
 }
 
-/// A namespace goes with VM and NIC in it, and the node is as before.
+/// A namespace goes with VM and NIC in it, and the node is as before; also the agent's view of it.
 async fn namespace_deleted(cluster: &Cluster) {
     let clean = footprint(cluster.node(1)).await.unwrap();
     cluster.kubectl(&["create", "namespace", "team"]).await.unwrap();
-    let spec = VmPodSpec::new("team", "db", &[NicSpec::new(0, 60)]);
+    let mut spec = VmPodSpec::new("team", "db", &[NicSpec::new(0, 60)]);
+    spec.socket_in_memory = true;
     let _vm = cluster.start_vm(&spec, "db-a", 1, 4, false).await.unwrap();
     let mac = &spec.nics[0].mac;
     cluster
@@ -426,6 +427,10 @@ async fn namespace_deleted(cluster: &Cluster) {
         .await
         .unwrap();
     clean_again(cluster, 1, &clean).await;
+    // What is not a namespace's any more is not mounted where the agent would keep it.
+    let mounted = "grep -c kubernetes.io~empty-dir/hybridnic /proc/$(pidof hybridnic-agent)/mounts || true";
+    let mounted = cluster.node(1).run(mounted, SOON).await.unwrap();
+    assert_eq!(mounted.trim(), "0", "the volume is still in the agent's view");
 }
 
 async fn clean_again(cluster: &Cluster, node: usize, clean: &str) {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use hybridnic_api::names::{QMP_VOLUME, VM_LABEL};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -41,6 +42,8 @@ pub struct VmPodSpec {
     pub nics: Vec<NicSpec>,
     /// In MiB.
     pub memory: u32,
+    /// Whether the volume of its QMP socket is in memory: a mount of its own, which the agent has to be shown.
+    pub socket_in_memory: bool,
 }
 
 impl VmPodSpec {
@@ -51,6 +54,7 @@ impl VmPodSpec {
             vm: vm.into(),
             nics: nics.to_vec(),
             memory: 192,
+            socket_in_memory: false,
         }
     }
 
@@ -131,6 +135,10 @@ fn fit(pod: &mut Value, spec: &VmPodSpec, cid: u32, incoming: bool) -> Result<()
         .context("no mounts")?
         .push(guest);
     let volumes = pod["volumes"].as_array_mut().context("no volumes")?;
+    if spec.socket_in_memory {
+        let socket = volumes.iter_mut().find(|volume| volume["name"] == QMP_VOLUME);
+        socket.context("no volume for the socket")?["emptyDir"]["medium"] = json!("Memory");
+    }
     volumes.push(json!({ "name": "guest", "persistentVolumeClaim": { "claimName": "guest" } }));
     Ok(())
 }
@@ -206,7 +214,7 @@ impl Cluster {
         let mut object = self.example(POD).await?;
         object["metadata"]["name"] = json!(pod);
         object["metadata"]["namespace"] = json!(spec.namespace);
-        object["metadata"]["labels"] = json!({ hybridnic_api::names::VM_LABEL: spec.vm });
+        object["metadata"]["labels"] = json!({ VM_LABEL: spec.vm });
         object["spec"]["nodeName"] = json!(self.node(node).name());
         fit(&mut object["spec"], spec, cid, incoming)?;
         self.furnish(&spec.namespace).await?;
