@@ -87,6 +87,8 @@ async fn a_flood_ends_the_session_and_the_nics_say_so() {
     let left = tokio::spawn(async move {
         let vm = vm;
         tokio::select! {
+            // It says so before it waits.
+            biased;
             () = leave_alone(&vm, &host, Duration::from_mins(1)) => panic!("it was not left alone"),
             () = vm.tried() => {}
             () = tokio::time::sleep(SOON) => panic!("nobody says so"),

@@ -101,15 +101,18 @@ mod tests {
                     vec![from_value(condition(type_, "False", "Failed")).unwrap()];
             });
         }
-        look(types::SUCCEEDED, &|facts| {
-            let migration = json!({
-                "metadata": {"name": "m", "namespace": "shop"}, "spec": {"vm": "web"},
-                "status": {
-                    "phase": "Transferring", "conditions": [condition(types::SUCCEEDED, "Unknown", "NeedsDecision")],
-                },
+        for (type_, status, reason) in [
+            (types::SUCCEEDED, "Unknown", "NeedsDecision"),
+            (types::ENCRYPTED, "False", "TlsUnavailable"),
+        ] {
+            look(type_, &|facts| {
+                let migration = json!({
+                    "metadata": {"name": "m", "namespace": "shop"}, "spec": {"vm": "web"},
+                    "status": {"phase": "Transferring", "conditions": [condition(type_, status, reason)]},
+                });
+                facts.migrations = Ok(vec![from_value(migration).unwrap()]);
             });
-            facts.migrations = Ok(vec![from_value(migration).unwrap()]);
-        });
+        }
         all
     }
 

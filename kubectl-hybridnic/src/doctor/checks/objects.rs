@@ -180,7 +180,8 @@ pub fn nics(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// No VM is paused because nothing proves where it may run. Any other migration is its user's to watch.
+/// No VM is paused because nothing proves where it may run, and none is sent in plain that should be encrypted. Any other migration
+/// is its user's to watch.
 pub fn migrations(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "migrations";
     let migrations = match &facts.migrations {
@@ -192,13 +193,17 @@ pub fn migrations(facts: &Facts) -> Vec<Finding> {
             .status
             .as_ref()
             .filter(|status| !status.phase.is_final())?;
-        let condition = conditions::find(&status.conditions, types::SUCCEEDED)?;
         let name = format!(
             "{}/{}",
             migration.namespace().unwrap_or_default(),
             migration.name_any()
         );
-        conditions::is_undecided(&condition.reason).then(|| fail(CHECK, &name, condition))
+        let condition = |type_| conditions::find(&status.conditions, type_);
+        let undecided = |condition: &&Condition| conditions::is_undecided(&condition.reason);
+        condition(types::SUCCEEDED)
+            .filter(undecided)
+            .or_else(|| condition(types::ENCRYPTED).filter(|condition| is_trouble(condition)))
+            .map(|condition| fail(CHECK, &name, condition))
     });
     found.collect()
 }

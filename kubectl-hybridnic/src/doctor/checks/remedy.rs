@@ -68,6 +68,7 @@ pub fn remedy(reason: &str) -> String {
         reasons::TARGET_SILENT | reasons::NEEDS_DECISION => {
             "bring the target's node and agent back, or take the decision that the message names"
         }
+        reasons::TLS_UNAVAILABLE => "give both ends a QEMU with GnuTLS, or keep it so",
         reasons::VM_INCOMING => "start the VM; or, if it runs in another pod, delete the one that waits",
         reasons::PROGRESSING => "if it stays so, read the log of the agent on the pod's node",
         other => return format!("docs/troubleshooting.md explains {other}"),
