@@ -57,11 +57,17 @@ pub trait Broker: std::fmt::Debug + Send + Sync {
 
 /// The agent's end.
 #[derive(Debug)]
-pub struct Process(Mutex<AsyncFd<OwnedFd>>);
+pub struct Process {
+    socket: Mutex<AsyncFd<OwnedFd>>,
+    id: Option<ProcessId>,
+}
 
 /// The agent's end before there is a runtime.
 #[derive(Debug)]
-pub struct Started(OwnedFd);
+pub struct Started {
+    socket: OwnedFd,
+    id: Option<ProcessId>,
+}
 
 impl Started {
     /// Starts the process, which is `program` with the argument `broker`. Before the agent gives up its powers.
@@ -74,22 +80,26 @@ impl Started {
         )?;
         // The process waits at its own end.
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        // It ends when our end of the socket does; nobody waits for it but init.
-        Command::new(program)
+        // It ends when our end of the socket does.
+        let child = Command::new(program)
             .arg0("hybridnic-broker")
             .arg("broker")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .env_clear()
             .spawn()?;
-        Ok(Self(ours))
+        let id = ProcessId::of(child.id().cast_signed())?;
+        Ok(Self { socket: ours, id })
     }
 
     /// For use within the runtime.
     pub fn run(self) -> io::Result<Process> {
         // SAFETY: an `OwnedFd` stays open until it is dropped, and `AsyncFd` owns it.
-        let socket = unsafe { AsyncFd::register(self.0) };
-        Ok(Process(Mutex::new(socket.map_err(io::Error::from)?)))
+        let socket = unsafe { AsyncFd::register(self.socket) };
+        Ok(Process {
+            socket: Mutex::new(socket.map_err(io::Error::from)?),
+            id: self.id,
+        })
     }
 }
 
@@ -109,9 +119,17 @@ const IPV6: u8 = b'6';
 const MEMORY: u8 = b'm';
 
 impl Process {
+    /// Resolves when the process has ended, without which no VM is sent encrypted.
+    pub async fn ended(&self) {
+        // Where there is none, it had ended before it was looked for.
+        if let Some(id) = &self.id {
+            id.ended().await;
+        }
+    }
+
     async fn ask(&self, what: u8, process: Option<OwnedFd>) -> io::Result<OwnedFd> {
         // One at a time: an answer is to the question before it.
-        let socket = self.0.lock().await;
+        let socket = self.socket.lock().await;
         let exchange = async {
             ready(&socket, true, |fd| {
                 send(fd, &[what], process.as_ref().map(AsFd::as_fd))

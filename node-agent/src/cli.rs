@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use crate::{
     attachments::{Attachments, Progress},
     audit,
-    broker::{self, Started},
+    broker::{self, Process, Started},
     host::{Deadlines, Discovered, Host, Settings},
     inventory::{self, Output},
     journal::Journal,
@@ -154,6 +154,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
     let keys = TlsKeys::new(&args.tls);
     keys.sweep();
     let netlink = Netlink::open()?.on_error(move |operation, error| counted.netlink_error(operation, error));
+    let broker = Arc::new(broker.run()?);
     let host = Arc::new(Host {
         sysfs: Sysfs::default(),
         dev: DevNodes::default(),
@@ -162,7 +163,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         multicast: Multicast::open()?,
         journal,
         keys,
-        broker: Arc::new(broker.run()?),
+        broker: Arc::<Process>::clone(&broker),
         pools: Pools::default(),
         lanes: Lanes::new(Arc::clone(&troubles), hardware.clone()),
         deadlines: Deadlines::default(),
@@ -214,6 +215,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         () = audit::run(Arc::clone(&host)) => {}
         result = http::serve(&args.http, pages) => result.context("probes and metrics")?,
         () = get_ready(probes, progress, published) => {}
+        () = broker.ended() => anyhow::bail!("the broker has ended"),
         never = heart.beat() => match never {},
     }
     exports.finish().await;
