@@ -58,7 +58,8 @@ pub trait Broker: std::fmt::Debug + Send + Sync {
 /// The agent's end.
 #[derive(Debug)]
 pub struct Process {
-    socket: Mutex<AsyncFd<OwnedFd>>,
+    /// With the number of the last question: an answer that came too late, or that nobody waited for, is to another one.
+    socket: Mutex<(AsyncFd<OwnedFd>, u8)>,
     id: Option<ProcessId>,
 }
 
@@ -97,7 +98,7 @@ impl Started {
         // SAFETY: an `OwnedFd` stays open until it is dropped, and `AsyncFd` owns it.
         let socket = unsafe { AsyncFd::register(self.socket) };
         Ok(Process {
-            socket: Mutex::new(socket.map_err(io::Error::from)?),
+            socket: Mutex::new((socket.map_err(io::Error::from)?, 0)),
             id: self.id,
         })
     }
@@ -128,18 +129,25 @@ impl Process {
     }
 
     async fn ask(&self, what: u8, process: Option<OwnedFd>) -> io::Result<OwnedFd> {
-        // One at a time: an answer is to the question before it.
-        let socket = self.socket.lock().await;
+        let mut locked = self.socket.lock().await;
+        let (socket, last) = &mut *locked;
+        *last = last.wrapping_add(1);
+        let number = *last;
         let exchange = async {
-            ready(&socket, true, |fd| {
-                send(fd, &[what], process.as_ref().map(AsFd::as_fd))
+            ready(socket, true, |fd| {
+                send(fd, &[what, number], process.as_ref().map(AsFd::as_fd))
             })
             .await?;
-            ready(&socket, false, receive).await
+            loop {
+                let (answer, made) = ready(socket, false, receive).await?;
+                if answer.last().is_none_or(|of| *of == number) {
+                    return io::Result::Ok((answer, made));
+                }
+            }
         };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the broker does not answer");
         let (answer, made) = tokio::time::timeout(DEADLINE, exchange).await.map_err(late)??;
-        let errno = <[u8; 4]>::try_from(answer.as_slice()).map_or(0, i32::from_ne_bytes);
+        let errno = answer.first_chunk().map_or(0, |errno| i32::from_ne_bytes(*errno));
         match made {
             Some(made) => Ok(made),
             None if errno != 0 => Err(io::Error::from_raw_os_error(errno)),
@@ -213,14 +221,13 @@ pub fn serve() -> anyhow::Result<()> {
             (None, _) => return Ok(()),
             (Some(_), None) => Err(io::ErrorKind::InvalidInput.into()),
         };
-        match made {
-            Ok(made) => send(from, &0_i32.to_ne_bytes(), Some(made.as_fd()))?,
-            Err(error) => send(
-                from,
-                &error.raw_os_error().unwrap_or(Errno::EINVAL as i32).to_ne_bytes(),
-                None,
-            )?,
-        }
+        let (errno, made) = match made {
+            Ok(made) => (0, Some(made)),
+            Err(error) => (error.raw_os_error().unwrap_or(Errno::EINVAL as i32), None),
+        };
+        let mut answer = errno.to_ne_bytes().to_vec();
+        answer.extend(what.get(1));
+        send(from, &answer, made.as_ref().map(AsFd::as_fd))?;
     }
 }
 

@@ -39,10 +39,10 @@ const EXACT: MacAddr = MacAddr::new([0xff; 6]);
 const PASS: i32 = 0;
 const DROP: i32 = 2;
 
-/// What passes while a guard is replaced: nothing. It is before all others.
+/// What passes while rules are replaced of which nobody knows whether they are whole: nothing. It is before all others.
 const SHUT: u16 = 1;
-/// The first rule of a guard.
-const FIRST: u16 = 10;
+/// Where the rules of a guard begin. There are two places, so that a new guard is whole before the old one goes.
+const PLACES: [u16; 2] = [10, 30];
 
 /// What a macvtap lets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +117,7 @@ struct Key {
 }
 
 impl Guard {
-    fn rules(&self) -> Vec<Rule> {
+    fn rules(&self, place: u16) -> Vec<Rule> {
         use Match::{Destination, Everything, Source};
         use Verdict::{Drop, Pass, Police};
         let sent = self.rate.map_or(Pass, Police);
@@ -140,7 +140,7 @@ impl Guard {
             ]
         };
         let numbered = |way, rules: Vec<_>| {
-            (FIRST..)
+            (place..)
                 .zip(rules)
                 .map(move |(priority, (protocol, of, verdict))| Rule {
                     way,
@@ -155,8 +155,8 @@ impl Guard {
             .collect()
     }
 
-    fn keys(&self) -> BTreeSet<Key> {
-        self.rules().iter().map(Rule::key).collect()
+    fn keys(&self, place: u16) -> BTreeSet<Key> {
+        self.rules(place).iter().map(Rule::key).collect()
     }
 }
 
@@ -297,16 +297,53 @@ fn police(mbps: u32) -> Vec<DefaultNla> {
 impl Netlink {
     /// Whether exactly this guard is on a link.
     pub async fn is_guarded(&self, index: u32, guard: &Guard) -> Result<bool, NetlinkError> {
-        Ok(self.rules_on(index).await? == guard.keys())
+        let on = self.rules_on(index).await?;
+        Ok(PLACES.iter().any(|place| on == guard.keys(*place)))
     }
 
-    /// Puts a guard on a link, in place of all filters that are there. Nothing passes while it is replaced, and nothing afterwards where
-    /// that fails.
+    /// Puts a guard on a link, in place of all filters that are there. Until the new one is whole the old one decides, and where it
+    /// cannot be made the old one stays. Only where rules of two guards are found, as after a crash, nothing passes meanwhile.
     ///
     /// `ENOENT` and an extended ack that names it, where the kernel has no `clsact`, `flower`, `gact` or `police`.
     pub async fn guard(&self, index: u32, guard: &Guard) -> Result<(), NetlinkError> {
         self.add_clsact(index).await?;
         let before = self.rules_on(index).await?;
+        let of = |place: u16| move |key: &&Key| (place..place + 20).contains(&key.priority);
+        let free = PLACES
+            .into_iter()
+            .find(|place| !before.iter().any(|key| of(*place)(&key)));
+        match free {
+            Some(place) if !before.iter().any(|key| key.priority == SHUT) => {
+                self.put(index, &guard.rules(place)).await?;
+                // The last one first: what is left falls through to the new ones.
+                for key in before.iter().rev() {
+                    self.remove_rule(index, *key).await?;
+                }
+                Ok(())
+            }
+            _ => self.shut_and_guard(index, guard, &before).await,
+        }
+    }
+
+    /// Adds rules in their order, so that what is not decided yet falls through to those behind; all or none.
+    async fn put(&self, index: u32, rules: &[Rule]) -> Result<(), NetlinkError> {
+        for (done, rule) in rules.iter().enumerate() {
+            if let Err(error) = self.add_rule(index, rule).await {
+                for rule in rules[..done].iter().rev() {
+                    self.remove_rule(index, rule.key()).await?;
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn shut_and_guard(
+        &self,
+        index: u32,
+        guard: &Guard,
+        before: &BTreeSet<Key>,
+    ) -> Result<(), NetlinkError> {
         for way in Way::ALL {
             let shut = Rule::shut(way);
             if !before.contains(&shut.key()) {
@@ -316,9 +353,7 @@ impl Netlink {
         for key in before.iter().filter(|key| key.priority != SHUT) {
             self.remove_rule(index, *key).await?;
         }
-        for rule in guard.rules() {
-            self.add_rule(index, &rule).await?;
-        }
+        self.put(index, &guard.rules(PLACES[0])).await?;
         for way in Way::ALL {
             self.remove_rule(index, Rule::shut(way).key()).await?;
         }
@@ -437,7 +472,7 @@ mod tests {
         ];
         for (n, one) in all.iter().enumerate() {
             for other in &all[n + 1..] {
-                assert_ne!(one.keys(), other.keys(), "{one:?} {other:?}");
+                assert_ne!(one.keys(PLACES[0]), other.keys(PLACES[0]), "{one:?} {other:?}");
             }
         }
     }
@@ -445,7 +480,7 @@ mod tests {
     #[test]
     fn the_keys_stay_as_they_are() {
         let keys: Vec<_> = GUARD
-            .keys()
+            .keys(PLACES[0])
             .iter()
             .map(|key| (key.way, key.priority, key.protocol, key.handle))
             .collect();
@@ -466,13 +501,20 @@ mod tests {
 
     #[test]
     fn each_rule_has_a_priority_of_its_own_and_the_last_takes_the_rest() {
-        let rules = GUARD.rules();
+        let rules = GUARD.rules(PLACES[0]);
         for way in Way::ALL {
             let of_way: Vec<_> = rules.iter().filter(|rule| rule.way == way).collect();
             assert!(of_way.is_sorted_by(|a, b| a.priority < b.priority));
             let last = of_way.last().unwrap();
             assert_eq!((last.of, last.verdict), (Match::Everything, Verdict::Drop));
         }
+    }
+
+    #[test]
+    fn the_two_places_do_not_meet() {
+        let [a, b] = PLACES.map(|place| GUARD.keys(place));
+        assert!(a.is_disjoint(&b) && a.len() == b.len());
+        assert!(a.iter().all(|key| key.priority < PLACES[1]));
     }
 
     #[test]

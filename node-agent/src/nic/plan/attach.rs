@@ -58,9 +58,6 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
     if let Some(decision) = seized(seen, guest) {
         return decision;
     }
-    if !seen.guarded {
-        return Decision::Do(Step::GuardStandby);
-    }
     if !seen.mtu_ok && !learnt.mtu_refused {
         return Decision::Do(Step::RaiseMtu);
     }

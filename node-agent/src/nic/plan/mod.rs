@@ -174,7 +174,22 @@ pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     }
     match ask.goal {
         Goal::Detached => detach::next(ask, seen, learnt),
-        goal => attach::next(goal, ask, seen, learnt),
+        goal => guarded(attach::next(goal, ask, seen, learnt), seen),
+    }
+}
+
+/// Nothing is plugged or goes up unguarded. What is up already, as after filters were taken away or the network has got others, is
+/// guarded when all else is done: a guard that fails must not keep a VF in a guest, or a MAC live, that has to leave.
+fn guarded(decision: Decision, seen: &Seen) -> Decision {
+    let there = seen.macvtap.is_some() && !seen.guarded;
+    match decision {
+        Decision::Do(Step::PlugStandby | Step::StandbyUp) | Decision::Done(_) if there => {
+            Decision::Do(Step::GuardStandby)
+        }
+        Decision::Wait(_) if there && !seen.seized && matches!(seen.qemu, super::seen::QemuSeen::Up(_)) => {
+            Decision::Do(Step::GuardStandby)
+        }
+        decision => decision,
     }
 }
 

@@ -176,7 +176,8 @@ pub(super) async fn seize(cx: &mut Context, now: &Observation) -> Result<(), Ste
         mac = ?now.macvtap.as_ref().and_then(|link| link.mac),
         "the standby has another MAC than its NIC: it is shut until its QEMU has ended"
     );
-    let process = cx.vm.peer();
+    // Of one that is not talked to now, the journal has the last.
+    let process = cx.vm.peer().or_else(|| cx.vm.record().process);
     cx.commit(|record| {
         if let Some(standby) = &mut record.standby {
             standby.seized.get_or_insert(Seized { process });

@@ -75,11 +75,28 @@ const SEIZED: Tap = Tap {
 fn nothing_goes_up_or_into_a_guest_unguarded() {
     let no = Learnt::default();
     for goal in [TO_STANDBY, TO_VF] {
-        for guest in [BARE, GUEST, FAST] {
+        for guest in [BARE, GUEST] {
             let unguarded = with(Tap::NEW, seen(guest, false, PARKED));
             does(goal, unguarded, no, Step::GuardStandby);
         }
     }
+}
+
+#[test]
+fn a_guard_that_fails_holds_nothing_up_that_has_to_leave() {
+    let no = Learnt::default();
+    let unguarded = |guest, up, vf| with(Tap::NEW, seen(guest, up, vf));
+    does(TO_STANDBY, unguarded(FAST, true, READY), no, Step::UnplugVf);
+    does(OUT, unguarded(FAST, true, READY), no, Step::UnplugVf);
+    let leaves = Guest {
+        run: Run::HandedOver,
+        ..GUEST
+    };
+    does(TO_STANDBY, unguarded(leaves, true, PARKED), no, Step::StandbyDown);
+    does(TO_STANDBY, unguarded(leaves, false, READY), no, Step::Park);
+    // What rests is guarded then.
+    does(TO_VF, unguarded(FAST, false, READY), no, Step::GuardStandby);
+    does(TO_STANDBY, unguarded(GUEST, true, PARKED), no, Step::GuardStandby);
 }
 
 #[test]
