@@ -81,6 +81,11 @@ pub async fn watch(lab: &Lab, address: Ipv4Addr, rate: u32) -> Pinger {
 
 /// Ends it. IPv6 and multicast were there whenever IPv4 was.
 pub async fn watched(pinger: Pinger) -> Report {
+    watched_with(pinger, SLACK).await
+}
+
+/// The same, where they may be away for so much longer.
+pub async fn watched_with(pinger: Pinger, slack: Duration) -> Report {
     assert!(
         pinger.answered_beside(10, SOON).await,
         "no answer by IPv6, or none of the group, after all"
@@ -91,7 +96,7 @@ pub async fn watched(pinger: Pinger) -> Report {
             eprintln!("{name}: gap of {:?}, {} lost", gap.length, gap.lost);
         }
     }
-    report.beside(SLACK).unwrap();
+    report.beside(slack).unwrap();
     report
 }
 

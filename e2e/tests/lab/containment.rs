@@ -101,6 +101,21 @@ async fn standby(world: &World) {
         assert_eq!(frames, [], "{attack} has left the card");
     }
 
+    // The network gets another rate: the filters are replaced, and what may pass does.
+    let faster = r#"{"spec":{"rate":{"maxMbps":50}}}"#;
+    world
+        .kubectl(&["patch", "hnet", "narrow", "--type=merge", "-p", faster])
+        .await
+        .unwrap();
+    // The kernel tells nobody here of filters.
+    let replaced = format!(
+        "until tc filter show dev {macvtap} egress >/tmp/rules; grep -q 'rate 50Mbit' /tmp/rules && \
+         ! grep -q 'rate 100Mbit' /tmp/rules; do sleep 0.1; done"
+    );
+    world.node(1).run(&replaced, SOON).await.unwrap();
+    let own = attacker.sends("ip link del top;", "02:00:00:00:00:fe").await;
+    assert_eq!(own.len(), 20, "{own:?}");
+
     // A network with a VLAN comes to the card: it is a trunk now, and an untagged network gets no VF there any more.
     world.apply(VLAN).await.unwrap();
     world
