@@ -214,8 +214,9 @@ async fn what_is_remembered_of_a_vm_is_there_again_and_an_error_is_not_nothing()
 #[tokio::test]
 async fn a_write_that_failed_or_came_too_late_has_not_happened() {
     let dir = tempfile::tempdir().unwrap();
-    let mut journal = Journal::open(dir.path()).unwrap();
-    journal.deadline = Duration::from_millis(50);
+    let journal = Journal::open(dir.path()).unwrap();
+    let mut impatient = journal.clone();
+    impatient.deadline = Duration::from_millis(50);
     journal.write(&record("a")).await.unwrap();
     let changed = Record {
         plugs: 7,
@@ -228,10 +229,10 @@ async fn a_write_that_failed_or_came_too_late_has_not_happened() {
     assert_eq!(records(&journal), [record("a")]);
 
     nix::unistd::mkfifo(&temporary, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let late = journal.write(&changed).await.unwrap_err();
+    let late = impatient.write(&changed).await.unwrap_err();
     assert_eq!(late.source.kind(), io::ErrorKind::TimedOut, "{late}");
     // Another waits behind it, and is not begun once its caller has gone.
-    journal.write(&record("b")).await.unwrap_err();
+    impatient.write(&record("b")).await.unwrap_err();
     // The disk is back. What was to be synced is no file, so that too is an error, and what it did is undone.
     let mut reader = File::open(&temporary).unwrap();
     io::copy(&mut reader, &mut io::sink()).unwrap();
