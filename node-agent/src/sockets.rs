@@ -1,7 +1,7 @@
 //! Tells when a pod's QMP socket may be there, for pods whose QEMU is not talked to yet.
 //!
 //! Watched is the directory that was opened, by its descriptor, and nothing below it: one watch for a pod, and none while there is
-//! a session. What a pod makes besides its socket there costs it its watch until it is looked at anew. Where there is no
+//! a session. What a pod makes besides its socket there costs it its watch until it is looked at again. Where there is no
 //! directory, or the kernel gives no watch, whoever waits looks from time to time.
 
 use std::{
@@ -371,7 +371,7 @@ mod tests {
         }
         w.is_not_told().await;
         assert_eq!(w.watches(), 0, "it is left alone");
-        // Until it is looked at anew.
+        // Until it is looked at again.
         w.followed.look().unwrap();
         w.followed.look().unwrap();
         assert_eq!(w.watches(), 1);

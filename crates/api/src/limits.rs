@@ -1,4 +1,4 @@
-//! How long what is in an object may be. Every string, list and map of every kind has a limit in its CRD: whoever may write one
+//! How long what is in an object may be. Every string, list and map of every kind has a limit in its CRD: a client that may write one
 //! object must not be able to fill the API server's store with it.
 //!
 //! The programs keep to the limits themselves, so that the API server never has to refuse what they have to say. What was stored

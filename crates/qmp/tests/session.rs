@@ -290,7 +290,7 @@ async fn a_flood_of_what_nobody_waits_for_ends_the_session() {
     }
 }
 
-/// QEMU's answers are not counted: whoever asks much gets much.
+/// QEMU's answers are not counted: a client that asks much gets much.
 #[tokio::test]
 async fn answers_are_no_flood() {
     let (client, mut peer) = connect_with(Options {

@@ -1,8 +1,8 @@
 //! Lists of the API server, of which no more is in memory at once than is bounded.
 //!
-//! A list comes in pages of so many objects. What is read of most is small, but whoever may write an object may fill it up to
+//! A list comes in pages of so many objects. What is read of most is small, but a client that may write an object may fill it up to
 //! what the API server's store takes, a mebibyte and a half, with annotations that nobody reads. So a page is read up to a number
-//! of octets, and where it is longer it is asked for anew with fewer objects. The API server takes any limit with any page.
+//! of octets, and where it is longer it is asked for again with fewer objects. The API server takes any limit with any page.
 
 use std::collections::HashMap;
 use std::pin::Pin;

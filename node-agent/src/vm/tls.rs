@@ -90,7 +90,7 @@ impl Keys {
         Self { root: root.into() }
     }
 
-    /// Makes those of the VM's migration anew, and forgets any others that it has.
+    /// Makes those of the VM's migration again, and forgets any others that it has.
     pub fn make(&self, pod_uid: &str, migration: &str, end: End) -> Result<Kept, TlsError> {
         self.prepare()?;
         self.forget(pod_uid);

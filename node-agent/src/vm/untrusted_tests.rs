@@ -35,7 +35,7 @@ async fn who_is_not_of_the_pod_is_told_nothing() {
     std::io::Read::read_to_end(&mut stream, &mut said).unwrap();
     assert!(said.is_empty(), "{said:?}");
 
-    // What it is comes to be seen anew.
+    // What it is comes to be seen again.
     let mut pulse = vm.pulse();
     drop(qemu);
     std::fs::remove_file(&socket).unwrap();

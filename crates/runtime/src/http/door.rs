@@ -1,6 +1,6 @@
 //! Who may have a connection to a listener, and who is answered. Pure but for its lock.
 //!
-//! A connection costs nothing and proves nothing: whoever can reach the port can open thousands. So none of them has a place of
+//! A connection costs nothing and proves nothing: anyone who can reach the port can open thousands. So none of them has a place of
 //! its own before it has sent a whole request: where too many wait, the oldest of them goes, and first of a peer that has many.
 
 use std::collections::{BTreeMap, HashMap};
@@ -230,7 +230,7 @@ mod tests {
             .collect();
         assert!(heavy.iter().all(Option::is_some));
         assert!(door.enter(peer(1)).serve(Weight::Heavy).is_none());
-        // Whoever asks for much keeps nobody from asking for little.
+        // A peer that asks for much keeps nobody from asking for little.
         assert!(door.enter(peer(1)).serve(Weight::Light).is_some());
         assert!(door.enter(peer(2)).serve(Weight::Heavy).is_some());
         drop(heavy);

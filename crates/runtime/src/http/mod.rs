@@ -206,7 +206,7 @@ async fn serve_on(listener: TcpListener, site: Site, pages: &Pages) -> Infallibl
             Ok((stream, peer)) => {
                 let waiting = door.enter(peer.ip().to_canonical());
                 tokio::spawn(exchange(stream, peer.ip(), waiting, site, pages.clone()));
-                // Whoever has sent a request already is read before others come, for whom it might have to go.
+                // A connection that has sent a request is read before others come, for which it might have to go.
                 tokio::task::yield_now().await;
             }
             // There is no event for a descriptor or memory that becomes free, and the next try would fail at once. Anything else
