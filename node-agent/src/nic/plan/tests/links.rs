@@ -131,3 +131,33 @@ fn a_nic_that_is_not_in_the_guest_yet_leaves_a_dark_pf_with_both() {
     };
     does(TO_VF, nowhere, no, Step::PlugStandby);
 }
+
+#[test]
+fn a_standby_that_is_not_in_the_guest_yet_goes_to_the_pf_of_a_vf_that_came_later() {
+    let no = Learnt::default();
+    let bare = Guest {
+        standby: false,
+        ..GUEST
+    };
+    let later = VfSeen {
+        other_pf: true,
+        ..parked(READY)
+    };
+    let split = seen(bare, false, later);
+    does(TO_VF, split, no, Step::RemoveStandby);
+    let removed = Seen {
+        standby_recorded: false,
+        macvtap: None,
+        ..split
+    };
+    does(TO_VF, removed, no, Step::RestoreVf);
+    // A PF without a link is no better, a macvtap with a foreign MAC stays shut, and one in the guest is not moved.
+    let unlinked = VfSeen { link: false, ..later };
+    does(TO_VF, seen(bare, false, unlinked), no, Step::PlugStandby);
+    let seized = Seen {
+        seized: true,
+        ..split
+    };
+    waits(TO_VF, seized, no, Pending, reasons::STANDBY_SEIZED);
+    does(TO_VF, seen(GUEST, false, later), no, Step::ConfigureVf);
+}
