@@ -44,7 +44,7 @@ use tokio::time::timeout;
 pub use accel::Accel;
 pub use capture::{Capture, Frame};
 pub use exec::{Output, Process};
-pub use fate::Fate;
+pub use fate::{Fate, died_in_svm};
 pub use guest::{Guest, GuestNic, GuestSpec};
 pub use image::Kernel;
 pub use inside::Inside;

@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::accel::Accel;
 use super::exec::{self, Follower, Output, Process, State, Target, await_state};
+use super::fate::last_words;
 use super::image::Images;
 use super::launch::launch;
 use super::net::Net;
@@ -37,8 +38,6 @@ pub const SHARE: &str = "/host";
 /// A node boots in 4 to 10 s on an idle machine, in 40 s beside two compilers.
 const BOOT_DEADLINE: Duration = Duration::from_mins(3);
 const LOOK_DEADLINE: Duration = Duration::from_secs(30);
-/// A panic with its registers and call trace.
-const LAST_LINES: usize = 40;
 
 /// Something about a node went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -212,9 +211,7 @@ impl Node {
             let _ = state.wait_for(|state| state.ended).await;
             let console = fs::read(log).unwrap_or_default();
             let console = String::from_utf8_lossy(&console);
-            let lines: Vec<&str> = console.lines().collect();
-            let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
-            format!("{name} is gone:\n{}", last.join("\n"))
+            format!("{name} is gone:\n{}", last_words(&console))
         }
     }
 
