@@ -182,9 +182,9 @@ impl Pair {
         client.migrate_set_parameters(&parameters).await.unwrap();
     }
 
-    async fn send(&self, client: &Client, qemu: &Qemu, uri: &str) {
+    async fn send(&self, client: &Client, qemu: &Qemu, uri: &str) -> dial::Handshake {
         let stream = dial::connect(&self.broker, &qemu.process(), uri).await.unwrap();
-        dial::send(client, stream).await.unwrap();
+        dial::send(client, stream).await.unwrap()
     }
 
     async fn stranger(&self, uri: &str) -> TcpStream {
@@ -373,8 +373,12 @@ async fn a_handshake_that_does_not_end_can_be_cancelled() {
     let uri = pair.listen(&at_target, &at_source.ca).await;
     pair.trust(&pair.source, &at_source, &at_target.ca).await;
     let mute = pair.stranger(&uri).await;
-    pair.send(&pair.source, &pair.qemus[0], &uri).await;
+    let handshake = pair.send(&pair.source, &pair.qemus[0], &uri).await;
+    let status = pair.source.query_migrate().await.unwrap().status();
+    let handshake = handshake.judge(&status).expect("it has not ended");
     pair.source.migrate_cancel().await.unwrap();
+    let status = pair.source.query_migrate().await.unwrap().status();
+    assert!(handshake.judge(&status).is_none(), "{status}");
     let (status, _) = end(&pair.source).await;
     assert!(
         matches!(status, MigrationStatus::Cancelled | MigrationStatus::Failed),

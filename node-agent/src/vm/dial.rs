@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use hybridnic_qmp::{Client, EventError, Events, QmpError, commands::MigrationStatus, wait_event};
+use hybridnic_qmp::{Client, QmpError, commands::MigrationStatus};
 use tokio::{net::TcpSocket, time::Instant};
 
 use super::process::ProcessId;
@@ -66,36 +66,105 @@ pub async fn connect(broker: &dyn Broker, process: &ProcessId, uri: &str) -> Res
 }
 
 /// Lets QEMU send the VM by this connection.
-pub async fn send(client: &Client, stream: TcpStream) -> Result<(), DialError> {
+pub async fn send(client: &Client, stream: TcpStream) -> Result<Handshake, DialError> {
     client.getfd(NAME, stream.as_fd()).await?;
     // QEMU has made it one on which it waits (`qio_channel_socket_copy_fds` in io/channel-socket.c); it is ours as well.
     stream.set_nonblocking(true).map_err(DialError::Socket)?;
-    let events = client.subscribe();
     if let Err(error) = client.migrate(&format!("fd:{NAME}")).await {
         // It is there only if it was not used.
         let _ = client.closefd(NAME).await;
         return Err(error.into());
     }
-    tokio::spawn(until_it_is_known(events, stream));
-    Ok(())
+    Ok(Handshake {
+        stream,
+        ends: Instant::now() + HANDSHAKE,
+    })
 }
 
-/// Holds the connection until QEMU knows its peer. Nobody can wait for more: also after a cancel QEMU would go on with the handshake,
-/// and take no other migration until it ends.
-async fn until_it_is_known(mut events: Events, stream: TcpStream) {
-    let known = wait_event(&mut events, Instant::now() + HANDSHAKE, |event| {
-        !matches!(event.migration_status(), None | Some(MigrationStatus::Setup))
-    });
-    let broken = match known.await.map(|event| event.migration_status()) {
-        Ok(status) => matches!(
-            status,
-            Some(MigrationStatus::Cancelling | MigrationStatus::Cancelled | MigrationStatus::Failed)
-        ),
-        Err(EventError::Closed(_)) => false,
-        Err(_) => true,
+/// A connection that QEMU sends by, while it may not know its peer yet. Nobody can wait for more: also after a cancel QEMU would go on
+/// with the handshake, and take no other migration until that ends.
+///
+/// What is known of it is QEMU's word alone: a QMP session that was lost says nothing, and to break a good stream might be to break
+/// it while the VM moves.
+#[derive(Debug)]
+pub struct Handshake {
+    stream: TcpStream,
+    ends: Instant,
+}
+
+impl Handshake {
+    /// Breaks it off if it is in the way, by what QEMU says of the migration now; gives it back as long as it has not ended.
+    pub fn judge(self, status: &MigrationStatus) -> Option<Self> {
+        use MigrationStatus::{Cancelled, Cancelling, Failed, None as Idle, Setup};
+        match status {
+            Idle | Setup if !self.left().is_zero() => return Some(self),
+            Idle | Setup | Cancelling | Cancelled | Failed => {
+                // QEMU says what follows.
+                let _ = self.stream.shutdown(Shutdown::Both);
+            }
+            _ => {}
+        }
+        None
+    }
+
+    /// How long it may still take.
+    pub fn left(&self) -> Duration {
+        self.ends.saturating_duration_since(Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{ErrorKind, Read as _},
+        net::TcpListener,
     };
-    if broken {
-        // QEMU says what follows.
-        let _ = stream.shutdown(Shutdown::Both);
+
+    use super::*;
+
+    /// A handshake, QEMU's own descriptor of the connection, and the other end.
+    fn begun() -> (Handshake, TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        peer.set_nonblocking(true).unwrap();
+        let qemus = stream.try_clone().unwrap();
+        let ends = Instant::now() + HANDSHAKE;
+        (Handshake { stream, ends }, qemus, peer)
+    }
+
+    fn is_broken(mut peer: &TcpStream) -> bool {
+        match peer.read(&mut [0]) {
+            Ok(0) => true,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_ends_by_itself_or_is_broken_off_in_time() {
+        let (handshake, _qemus, peer) = begun();
+        tokio::time::advance(HANDSHAKE / 2).await;
+        let handshake = handshake.judge(&MigrationStatus::Setup).unwrap();
+        assert_eq!(handshake.left(), HANDSHAKE / 2);
+        assert!(!is_broken(&peer));
+        tokio::time::advance(HANDSHAKE / 2).await;
+        assert!(handshake.judge(&MigrationStatus::Setup).is_none());
+        assert!(is_broken(&peer));
+    }
+
+    #[tokio::test]
+    async fn one_that_was_called_off_is_broken_off_and_one_that_is_over_is_let_be() {
+        for (status, broken) in [
+            (MigrationStatus::Cancelling, true),
+            (MigrationStatus::Failed, true),
+            (MigrationStatus::Active, false),
+            (MigrationStatus::Device, false),
+            (MigrationStatus::Completed, false),
+        ] {
+            let (handshake, _qemus, peer) = begun();
+            assert!(handshake.judge(&status).is_none());
+            assert_eq!(is_broken(&peer), broken, "{status}");
+        }
     }
 }

@@ -143,7 +143,8 @@ pub(super) async fn send(vm: &Vm, host: &Host, client: &Client, uri: &str) -> Re
         refused: true,
     })?;
     let stream = dial::connect(&*host.broker, &process, uri).await?;
-    Ok(dial::send(client, stream).await?)
+    vm.set_handshake(Some(dial::send(client, stream).await?));
+    Ok(())
 }
 
 impl From<TlsError> for Failure {

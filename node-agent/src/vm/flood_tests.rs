@@ -1,6 +1,9 @@
 //! A QEMU that its guest has taken over.
 
-use hybridnic_api::{limits, v1alpha1::AttachmentState};
+use hybridnic_api::{
+    limits,
+    v1alpha1::{AttachmentState, MigrationOrder, ObjectRef},
+};
 use serde_json::json;
 
 use super::*;
@@ -8,6 +11,20 @@ use crate::{
     host,
     vm::peer::{Peer, SOON},
 };
+
+fn order() -> MigrationOrder {
+    MigrationOrder {
+        migration: ObjectRef {
+            name: "m".into(),
+            uid: "m".into(),
+        },
+        nics: vec!["a".into()],
+        step: MigrationStep::Transfer,
+        target_uri: None,
+        listen_address: None,
+        tls: None,
+    }
+}
 
 fn vm() -> Vm {
     let vm = Vm::new("ns", "pod", "pod-uid");
@@ -97,4 +114,27 @@ async fn a_flood_ends_the_session_and_the_nics_say_so() {
     });
     assert!(matches!(left.await.unwrap(), Session::Flooding));
     assert!(!is_flood(&CloseReason::Eof));
+}
+
+/// Its VM may be in the pause of its migration, for as long as nobody tells QEMU to go on.
+#[tokio::test(start_paused = true)]
+async fn in_a_migration_a_qemu_that_floods_is_listened_to_again_soon() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host::tests::host(dir.path(), 1, 1);
+    let vm = vm();
+    let began = tokio::time::Instant::now();
+    let migration = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        vm.update_nic("a", |nic| nic.order = Some(order()));
+    };
+    tokio::join!(leave_alone(&vm, &host, FLOODED_CAP), migration);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let began = tokio::time::Instant::now();
+    leave_alone(&vm, &host, FLOODED_CAP).await;
+    let waited = began.elapsed();
+    assert!(FLOODED <= waited && waited < 2 * FLOODED, "{waited:?}");
+    vm.update_nic("a", |nic| nic.order = None);
+    let began = tokio::time::Instant::now();
+    leave_alone(&vm, &host, FLOODED * 8).await;
+    assert!(began.elapsed() >= FLOODED * 8);
 }

@@ -39,6 +39,7 @@ pub mod tls;
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use hybridnic_api::{
@@ -47,7 +48,7 @@ use hybridnic_api::{
         AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, TimelineEntry,
     },
 };
-use hybridnic_qmp::Client;
+use hybridnic_qmp::{Client, commands::MigrationStatus};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use tokio::sync::watch;
@@ -146,6 +147,8 @@ pub struct Vm {
     peer: Mutex<Option<Listener>>,
     /// The migration whose stream QEMU cannot encrypt, and why.
     no_tls: Mutex<Option<(String, String)>>,
+    /// The connection that QEMU sends the VM by, until it knows its peer. It outlives a session.
+    handshake: Mutex<Option<dial::Handshake>>,
     /// Held while the VM is started here, or its QEMU is ended: only one of the two may happen.
     pub fate: tokio::sync::Mutex<()>,
     /// Held while ports are chosen and used, so that two NICs do not choose the same.
@@ -170,6 +173,7 @@ impl Vm {
             record: Mutex::default(),
             peer: Mutex::default(),
             no_tls: Mutex::default(),
+            handshake: Mutex::default(),
             fate: tokio::sync::Mutex::default(),
             choosing_ports: tokio::sync::Mutex::default(),
             plugging: tokio::sync::Mutex::default(),
@@ -276,6 +280,17 @@ impl Vm {
 
     fn set_no_tls(&self, migration: &str, why: String) {
         *locked(&self.no_tls) = Some((migration.to_owned(), why));
+    }
+
+    fn set_handshake(&self, handshake: Option<dial::Handshake>) {
+        *locked(&self.handshake) = handshake;
+    }
+
+    /// Looks at the handshake of the VM's stream, by what QEMU says of the migration; gives how long it may still take.
+    fn judge_handshake(&self, status: &MigrationStatus) -> Option<Duration> {
+        let mut handshake = locked(&self.handshake);
+        *handshake = handshake.take().and_then(|handshake| handshake.judge(status));
+        handshake.as_ref().map(dial::Handshake::left)
     }
 
     fn set_peer(&self, peer: Option<Listener>) {

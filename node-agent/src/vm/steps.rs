@@ -214,6 +214,10 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
         },
         _ => None,
     };
+    let handshake = seen
+        .as_ref()
+        .and_then(|seen| vm.judge_handshake(&seen.info.status()));
+    let look_again = handshake.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
     let sight = match &seen {
         Some(seen) => Sight::Up(seen),
         None if ended() => Sight::Ended,
@@ -249,7 +253,7 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
         if ends_here {
             forget_certificates(vm, host, client).await;
         }
-        return (!is_over).then_some(LOOK_AGAIN);
+        return (!is_over).then_some(look_again);
     };
     info!(
         namespace = vm.namespace,

@@ -131,7 +131,8 @@ fn is_flood(reason: &CloseReason) -> bool {
     matches!(reason, CloseReason::TooManyEvents { .. })
 }
 
-/// A QEMU that floods is not listened to for a while: its guest has taken it over, or it is broken. Its NICs say so.
+/// A QEMU that floods is not listened to for a while: its guest has taken it over, or it is broken. Its NICs say so. In a migration
+/// its VM may stand still until it is told something, so it is listened to again soon.
 async fn leave_alone(vm: &Vm, host: &Host, pause: Duration) {
     warn!(
         namespace = vm.namespace,
@@ -143,12 +144,27 @@ async fn leave_alone(vm: &Vm, host: &Host, pause: Duration) {
     drive(vm, host, None).await;
     // One that ends, and another that takes its place, would be greeted at once.
     let least = pause.min(RETRY_CAP);
-    tokio::time::sleep(least).await;
-    if let Some(process) = vm.record().process.filter(|process| !process.has_ended()) {
-        tokio::select! {
-            () = process.ended() => {}
-            () = tokio::time::sleep(pause.saturating_sub(least)) => {}
+    let began = Instant::now();
+    let over = async {
+        tokio::time::sleep(least).await;
+        if let Some(process) = vm.record().process.filter(|process| !process.has_ended()) {
+            tokio::select! {
+                () = process.ended() => {}
+                () = tokio::time::sleep(pause.saturating_sub(least)) => {}
+            }
         }
+    };
+    let migrates = async {
+        let mut nics = vm.nics_changed.subscribe();
+        while vm.nics().values().all(|nic| nic.order.is_none()) {
+            // It is never closed: the VM holds the sender.
+            let _ = nics.changed().await;
+        }
+        tokio::time::sleep(FLOODED.min(pause).saturating_sub(began.elapsed())).await;
+    };
+    tokio::select! {
+        () = over => {}
+        () = migrates => {}
     }
 }
 
