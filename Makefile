@@ -10,7 +10,7 @@ ALL := --workspace --all-features --locked
 CLUSTERS := 6
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help demo demos test setup build crds chart images docs fast check unit model kernel cluster cluster-oldest monitoring lab nodes \
+.PHONY: help demo demos freezes test setup build crds chart images docs fast check unit model kernel cluster cluster-oldest monitoring lab nodes \
 	bench bench-scale deny msrv each scripts clean
 
 help: ## Show this
@@ -27,6 +27,9 @@ demo: setup ## A VM moves between two nodes under traffic; watch it
 
 demos: setup build ## Forty demos in a row beside four compilers, and how many the emulation has spoilt; see docs/testing.md
 	@LAB_DEMOS=$${LAB_DEMOS:-40} LAB_COMPILERS=$${LAB_COMPILERS:-4} $(BUILT)/demo
+
+freezes: setup build ## VFs plugged over and over, and how many guests the emulation has frozen; see docs/testing.md
+	@$(BUILT)/examples/freezes
 
 # What is left out takes half as long as all others together: CI runs it each time, by AND="fast cluster-oldest nodes".
 test: ## All tests but those of real nodes, tier by tier, with the time of each; with them: make test AND=nodes

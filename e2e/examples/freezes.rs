@@ -1,13 +1,13 @@
 //! Counts how often an emulated guest freezes when its VF is plugged: the measure of how far the lab can be trusted.
 //!
-//! Not part of the suite, for it takes as long as it is told:
-//! `LAB_PLUGS=20 cargo test -p hybridnic-e2e --features lab-tests --test lab_freezes -- --ignored --nocapture`
+//! A measurement, not a test, and it takes as long as it is told: `LAB_PLUGS=20 make freezes`
 //!
 //! `HYBRIDNIC_NODE_QEMU` runs the nodes on another QEMU, `LAB_NODE_ARGS` adds to their kernels' command line. Counted on 2 cores, both nodes at once, 50 packets a second
 //! during each plug: see `e2e/lab/README.md`.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // it is all tests, helpers too
+#![allow(clippy::unwrap_used, clippy::panic)] // it measures tests' world, and ends where that is not as it should be
 
+#[path = "../tests/plug/mod.rs"]
 mod plug;
 
 use std::net::Ipv4Addr;
@@ -15,9 +15,8 @@ use std::net::Ipv4Addr;
 use hybridnic_e2e::lab::{Guest, GuestSpec, Lab, LabOptions, Node};
 use plug::SHORT;
 
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn plug_and_unplug_until_told_otherwise() {
+#[tokio::main]
+async fn main() {
     let plugs = std::env::var("LAB_PLUGS")
         .ok()
         .and_then(|n| n.parse().ok())
