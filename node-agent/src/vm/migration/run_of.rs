@@ -1,0 +1,83 @@
+//! What a NIC may think of its VM: where that may run elsewhere, the NIC is silent here.
+
+use hybridnic_api::v1alpha1::{Goal, MigrationOrder, MigrationStep};
+use hybridnic_qmp::commands::{MigrationStatus, RunState};
+
+use super::{
+    VmSeen,
+    target::{is_loaded, is_waiting},
+};
+use crate::{
+    journal::{Arrival, Begun, Custody},
+    nic::seen::Run,
+};
+
+/// What is known of a migration from before a look.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// The migration that was begun last, as the journal says.
+    pub begun: Option<&'a Begun>,
+    /// Whether it was begun in the QEMU that is seen.
+    pub same: bool,
+}
+
+/// What a NIC with this goal and order may think of its VM: where the VM may run elsewhere, the NIC is silent here.
+pub fn run_of(seen: &VmSeen, goal: Goal, order: Option<&MigrationOrder>, known: Known<'_>) -> Run {
+    let Known { begun, same } = known;
+    let status = seen.info.status();
+    let plain = match (&seen.run, &status) {
+        (RunState::InMigrate, _) => Run::Incoming,
+        // The second is the first, a moment before QEMU's run state follows.
+        (RunState::PostMigrate, _) | (RunState::FinishMigrate, MigrationStatus::Completed) => Run::HandedOver,
+        (RunState::FinishMigrate, _) | (_, MigrationStatus::PreSwitchover | MigrationStatus::Device) => {
+            Run::HandingOver
+        }
+        _ => Run::Here,
+    };
+    let Some(order) = order else {
+        // Somebody else has a VM come, say from a file: a device more would spoil it, and it is not ours to end.
+        let ours = is_waiting(seen) || begun.is_some() && same;
+        return match plain {
+            Run::Incoming if !ours => Run::Occupied,
+            plain => plain,
+        };
+    };
+    let begun = begun.filter(|begun| begun.migration == order.migration.uid);
+    match (order.step, begun) {
+        (MigrationStep::Listen | MigrationStep::GiveUp, None)
+            if plain == Run::Incoming && is_waiting(seen) =>
+        {
+            Run::Incoming
+        }
+        (MigrationStep::Listen | MigrationStep::GiveUp, None) => Run::Occupied,
+        (step @ (MigrationStep::Listen | MigrationStep::GiveUp), Some(begun)) if plain == Run::Here => {
+            match begun.arrival {
+                // Another QEMU than the one that the VM has gone to.
+                _ if !same => Run::Occupied,
+                // Loaded, and not started.
+                None => Run::Incoming,
+                Some(Arrival::Starting) if is_loaded(seen) => match step {
+                    MigrationStep::GiveUp => Run::Incoming,
+                    _ => Run::Starting,
+                },
+                Some(_) => Run::Here,
+            }
+        }
+        (MigrationStep::Transfer | MigrationStep::Cancel, Some(begun))
+            if plain == Run::Here && goal != Goal::FastPath =>
+        {
+            let ended_badly = status == MigrationStatus::Failed && begun.custody != Custody::Here;
+            let left = begun.custody == Custody::Left && status.is_idle();
+            if !same || ended_badly || left {
+                Run::HandedOver
+            } else {
+                Run::Here
+            }
+        }
+        _ => plain,
+    }
+}
+
+#[cfg(test)]
+#[path = "run_of_tests.rs"]
+mod tests;
