@@ -1,8 +1,10 @@
 //! What the running system costs: memory, processor time, and writes to the API server; in the lab, but for what it takes at rest.
 //!
 //! Rows of a Markdown table go to stdout, progress to stderr. `e2e/bench.sh` prints the table's head and the rows of the
-//! benchmarks that need no lab; `HYBRIDNIC_BIN` names the directory of the release builds that are measured.
+//! benchmarks that need no lab; `HYBRIDNIC_BIN` names the directory of the release builds that are measured. `bench PART` measures
+//! one part alone: `rest`, `pool`, `migration` or `filters`.
 
+mod filters;
 mod migration;
 mod pool;
 mod rest;
@@ -42,9 +44,27 @@ async fn bench() -> Result<()> {
     let dir = std::env::var_os("HYBRIDNIC_BIN")
         .context("HYBRIDNIC_BIN must name the directory of the release builds")?;
     say(&format!("measures the programs in {}", dir.display()));
-    print(rest::measure().await?);
-    part("bench-pool", pool::measure).await?;
-    part("bench-migration", migration::measure).await
+    let only = std::env::args().nth(1);
+    let asked = |what: &str| only.as_deref().is_none_or(|only| only == what);
+    ensure!(
+        ["rest", "pool", "migration", "filters"]
+            .iter()
+            .any(|what| asked(what)),
+        "there is no part of that name"
+    );
+    if asked("rest") {
+        print(rest::measure().await?);
+    }
+    if asked("pool") {
+        part("bench-pool", pool::measure).await?;
+    }
+    if asked("migration") {
+        part("bench-migration", migration::measure).await?;
+    }
+    if asked("filters") {
+        part("bench-filters", filters::measure).await?;
+    }
+    Ok(())
 }
 
 /// Measures in a world of its own and prints the rows. Where that fails and the emulation has frozen a guest, it is

@@ -2,6 +2,7 @@
 //! traffic. It has no runtime and starts in milliseconds, for it runs under software emulation.
 
 mod echo;
+mod flood;
 mod netview;
 mod qmp;
 mod serve;
@@ -13,6 +14,7 @@ const USAGE: &str = "usage:
   lab-exec serve (--tcp ADDRESS:PORT | --vsock PORT) [--announce FILE]   run commands for the harness
   lab-exec echo ADDRESS:PORT                                             answer the traffic meter
   lab-exec join GROUP ADDRESS                                            be in a multicast group, by the address's interface
+  lab-exec flood DEVICE FROM TO COUNT                                    frames into a macvtap, and the nanoseconds of each
   lab-exec netview                                                       every netdev, as JSON
   lab-exec qmp SOCKET [NAME=PATH]... [--] COMMAND...                     send QMP; descriptors by getfd";
 
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
         ["serve", rest @ ..] => serve::main(rest),
         ["echo", address] => echo::main(address),
         ["join", group, address] => echo::join(group, address),
+        ["flood", device, from, to, count] => flood::main(device, from, to, count),
         ["netview"] => netview::main(),
         ["qmp", socket, rest @ ..] => qmp::main(socket, rest),
         _ => Err(std::io::Error::other(USAGE)),
