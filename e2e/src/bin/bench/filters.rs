@@ -16,10 +16,11 @@ metadata: {name: slow}
 spec:
   uplinks:
   - pciAddresses: [\"0000:01:00.0\"]
+  macRange: {from: \"52:54:00:77:00:00\", to: \"52:54:00:77:ff:ff\"}
 ";
 /// Frames of one measurement, and how often each is taken.
-const FRAMES: u32 = 20_000;
-const ROUNDS: usize = 9;
+const FRAMES: u32 = 50;
+const ROUNDS: usize = 101;
 const NODE: usize = 1;
 const BRIEF: Duration = Duration::from_mins(2);
 
@@ -69,7 +70,7 @@ pub async fn measure(world: &World, vms: &mut Vec<Vm>) -> Result<Vec<Row>> {
 async fn median(world: &World, mac: &str) -> Result<u64> {
     let mut taken = Vec::new();
     for _ in 0..ROUNDS {
-        let flood = format!("lab-exec flood /tmp/flooded {mac} 02:00:00:00:00:fe {FRAMES}");
+        let flood = format!("/host/lab-exec flood /tmp/flooded {mac} 02:00:00:00:00:fe {FRAMES}");
         let nanoseconds = world.node(NODE).run(&flood, BRIEF).await?;
         taken.push(nanoseconds.trim().parse()?);
     }
