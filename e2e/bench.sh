@@ -37,7 +37,7 @@ cargo build -q --locked --release -p hybridnic-agent -p hybridnic-operator
 # As `make build` does, or cargo builds the dependencies again with other features. lab-exec, with which nodes and guests are
 # spoken to, must stand beside the benchmark.
 cargo build -q --locked --workspace --all-features --all-targets
-cargo bench -q --locked --no-run -p hybridnic-net --features testing --bench discovery
+cargo bench -q --locked --no-run -p hybridnic-net --features testing --bench discovery --bench interrupts
 cargo bench -q --locked --no-run -p hybridnic-agent --bench plan --bench stream
 
 echo "| what | figure |"
@@ -46,6 +46,9 @@ row "machine" "$(machine)"
 say "discovery"
 discovery=$(figure cargo bench -q --locked -p hybridnic-net --features testing --bench discovery)
 row "discovery of 4 PFs × 127 VFs" "$discovery"
+say "interrupts"
+interrupts=$(figure cargo bench -q --locked -p hybridnic-net --features testing --bench interrupts)
+row "interrupts of a VF with 9 vectors, on 512 processors" "$interrupts"
 say "plan"
 plan=$(figure cargo bench -q --locked -p hybridnic-agent --bench plan)
 row "plan of one reconcile" "$plan"
