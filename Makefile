@@ -11,7 +11,7 @@ CLUSTERS := 6
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
 .PHONY: help demo demos freezes test setup build crds chart images docs fast check unit model kernel cluster cluster-oldest monitoring lab nodes \
-	bench bench-scale deny msrv each scripts clean
+	bench bench-scale deny msrv each fuzz scripts clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -52,13 +52,14 @@ docs: ## The documentation as a book, target/book/index.html; fails where a link
 
 check: build ## Format, lints, docs, generated files
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(ALL) --no-deps --quiet
 	$(BUILT)/crdgen --check crds deploy/chart/files/crds
 	$(BUILT)/values-table --check deploy/chart
 	$(BUILT)/crdref --check docs/crd-reference.md
 
-fast: scripts deny msrv each ## What is known before anything is built: scripts, dependencies, the oldest Rust, each crate alone
+fast: scripts deny msrv each fuzz ## What is known before anything is built: scripts, dependencies, the oldest Rust, each crate alone, parsers
 
 scripts: ## Shell scripts, by shellcheck
 	shellcheck .ci/run e2e/lab/*-init $$(find deploy e2e -name '*.sh')
@@ -71,6 +72,9 @@ msrv: ## Our programs with the oldest Rust that will do
 
 each: ## Each crate alone
 	e2e/rust/each.sh
+
+fuzz: ## What reads others' words, by random input that follows what it reaches: make fuzz SECONDS=600, RUNS=10000000, TARGET=netlink
+	e2e/rust/fuzz.sh $(if $(RUNS),RUNS=$(RUNS),$(or $(SECONDS),6)) $(TARGET)
 
 unit: ## Unit and property tests; no root
 	$(CARGO) test $(ALL) --lib --bins --test session --test written

@@ -20,6 +20,7 @@ readonly needs=(
   "dash dash"
   "ethtool ethtool"
   "flex flex"
+  "g++ g++"
   "gcc gcc"
   "ip iproute2"
   "kmod kmod"

@@ -58,17 +58,17 @@ pub fn read_below(sysfs: &Path, address: PciAddress) -> io::Result<VfioInterrupt
         }
         sum.vectors += 1;
         let counts = found(std::fs::read_to_string(irq.join("per_cpu_count")))?;
-        sum.total += count(&counts.unwrap_or_default());
+        sum.total = sum.total.wrapping_add(count(&counts.unwrap_or_default()));
     }
     Ok(sum)
 }
 
-/// The sum of `12,0,7`: one count for each CPU.
-fn count(text: &str) -> u64 {
+/// The sum of `12,0,7`: one count for each CPU. They begin anew where a counter is full.
+pub(crate) fn count(text: &str) -> u64 {
     text.trim()
         .split(',')
         .filter_map(|count| count.parse::<u64>().ok())
-        .sum()
+        .fold(0, u64::wrapping_add)
 }
 
 fn found<T>(read: io::Result<T>) -> io::Result<Option<T>> {
@@ -135,6 +135,13 @@ mod tests {
                 total: 42
             }
         );
+    }
+
+    #[test]
+    fn counts_that_are_too_large_for_their_sum_are_no_end_of_the_agent() {
+        assert_eq!(count("12,0,7\n"), 19);
+        assert_eq!(count(&format!("{},2\n", u64::MAX)), 1);
+        assert_eq!(count("12,,x,-1,7"), 19);
     }
 
     #[test]

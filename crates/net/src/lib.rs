@@ -20,6 +20,8 @@
 
 pub mod announce;
 pub mod dev;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod interrupts;
 pub mod multicast;
 pub mod netlink;

@@ -171,7 +171,7 @@ impl Multicast {
 
 /// The addresses that were added to a link, of lines such as `4    hn0             2     1     333300000001`: index,
 /// name, users, whether it was added, address.
-fn added(listing: &str, index: u32) -> BTreeSet<MacAddr> {
+pub(crate) fn added(listing: &str, index: u32) -> BTreeSet<MacAddr> {
     let address = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         let of_link = words.next()?.parse() == Ok(index);

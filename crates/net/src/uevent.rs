@@ -116,7 +116,7 @@ impl Stream for Uevents {
 }
 
 /// Reads a message: a line `add@/devices/...`, then `KEY=value` lines, all ended by NUL. `None` of other subsystems.
-fn parse(message: &[u8]) -> Option<Uevent> {
+pub(crate) fn parse(message: &[u8]) -> Option<Uevent> {
     let lines = || {
         message
             .split(|byte| *byte == 0)

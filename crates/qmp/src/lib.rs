@@ -14,6 +14,8 @@ mod codec;
 pub mod commands;
 mod error;
 mod event;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod message;
 mod session;
 

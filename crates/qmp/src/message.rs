@@ -48,7 +48,8 @@ struct ErrorBody {
 
 pub(crate) fn invalid(why: &dyn std::fmt::Display, line: &str) -> CloseReason {
     CloseReason::Invalid {
-        why: why.to_string(),
+        // It may quote the line.
+        why: excerpt(&why.to_string(), QUOTE),
         text: excerpt(line, QUOTE),
     }
 }
@@ -211,6 +212,15 @@ mod tests {
         }
         let deep = "[".repeat(200_000);
         assert!(matches!(parse(&deep, MAX), Err(CloseReason::Invalid { .. })));
+        // What is wrong with it is said in few words.
+        let quoted = format!(r#"{{"return":{{}},"id":"{}"}}"#, "x".repeat(100_000));
+        let Err(CloseReason::Invalid { why, text }) = parse(&quoted, MAX) else {
+            panic!("taken")
+        };
+        assert!(
+            why.starts_with("invalid type: string") && why.len() + text.len() <= 2 * QUOTE,
+            "{why}"
+        );
         let long = format!(r#"{{"event":"A","data":"{}"}}"#, "x".repeat(MAX));
         assert_eq!(
             parse(&long, MAX).err(),

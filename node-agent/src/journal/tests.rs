@@ -325,3 +325,26 @@ async fn nobody_else_reads_it_also_not_what_was_written_before() {
     journal.write(&record("a")).await.unwrap();
     closed();
 }
+
+proptest::proptest! {
+    /// Whatever is in a file, as a disk that fails leaves it: a record that is whole, cut, overwritten in a place, or noise.
+    #[test]
+    fn no_file_of_the_journal_is_the_end_of_the_agent(
+        noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+        at: proptest::sample::Index,
+        kind in 0_u8..3,
+    ) {
+        let whole = serde_json::to_vec(&record("a")).unwrap();
+        let at = at.index(whole.len());
+        let text = match kind {
+            0 => noise,
+            1 => whole[..at].to_vec(),
+            _ => [&whole[..at], &noise[..], whole.get(at + noise.len()..).unwrap_or_default()].concat(),
+        };
+        if let Ok(read) = parse(&text) {
+            // What is read is written as what is read.
+            proptest::prop_assert_eq!(parse(&serde_json::to_vec(&read).unwrap()), Ok(read));
+        }
+        let _ = understand::<VmRecord>(&text);
+    }
+}

@@ -32,6 +32,7 @@ pub mod process;
 pub mod rx_filter;
 pub mod rx_follow;
 pub mod socket;
+mod stat;
 mod steps;
 pub mod task;
 pub mod tls;

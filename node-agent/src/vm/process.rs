@@ -6,6 +6,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
+use super::stat;
+
 /// A process, told from any other that ever had its pid.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -97,16 +99,8 @@ fn start_of(pid: i32) -> io::Result<Option<u64>> {
         other => other?,
     };
     let bad = || io::Error::new(io::ErrorKind::InvalidData, "not a line of /proc/PID/stat");
-    let (state, start) = parse_stat(&text).ok_or_else(bad)?;
+    let (state, start) = stat::parse(&text).ok_or_else(bad)?;
     Ok((!matches!(state, "Z" | "X" | "x")).then_some(start))
-}
-
-/// State and start. The name in parentheses may hold anything, so what counts begins behind the last one.
-fn parse_stat(line: &str) -> Option<(&str, u64)> {
-    let mut fields = line.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = fields.next()?;
-    // Fields 4 to 21 are between the state and the start.
-    Some((state, fields.nth(18)?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -114,13 +108,6 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
-
-    #[test]
-    fn the_start_is_behind_a_name_that_may_hold_anything() {
-        let line = "7 (a) b ( c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 5 6\n";
-        assert_eq!(parse_stat(line), Some(("S", 4711)));
-        assert_eq!(parse_stat("7 (a"), None);
-    }
 
     #[tokio::test]
     async fn a_process_has_ended_when_it_has_and_not_before() {

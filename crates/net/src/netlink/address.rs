@@ -42,7 +42,7 @@ impl Netlink {
 }
 
 /// An address message's address, unless it is link-local.
-fn address(message: &AddressMessage) -> Option<IpAddr> {
+pub(super) fn address(message: &AddressMessage) -> Option<IpAddr> {
     let of = |attribute: &AddressAttribute| match attribute {
         AddressAttribute::Local(address) | AddressAttribute::Address(address) => Some(*address),
         _ => None,
@@ -55,7 +55,7 @@ fn address(message: &AddressMessage) -> Option<IpAddr> {
 }
 
 /// The links that a route leads out of; none of one that does not count.
-fn ways_out(message: &RouteMessage) -> Vec<u32> {
+pub(super) fn ways_out(message: &RouteMessage) -> Vec<u32> {
     let mut table = u32::from(message.header.table);
     let (mut links, mut local) = (Vec::new(), false);
     for attribute in &message.attributes {

@@ -99,7 +99,7 @@ impl fmt::Display for Reason<'_> {
 }
 
 /// The kernel's text in an error message, which no crate of the stack reads.
-fn extended_ack(message: &ErrorMessage) -> Option<String> {
+pub(super) fn extended_ack(message: &ErrorMessage) -> Option<String> {
     let attributes = message.header.get(NLMSG_HEADER..)?;
     let text = NlasIterator::new(attributes)
         .flatten()

@@ -79,7 +79,7 @@ impl Stream for LinkEvents {
     }
 }
 
-fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<LinkEvent> {
+pub(super) fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<LinkEvent> {
     match payload {
         NetlinkPayload::Overrun(_) => Some(LinkEvent::Resync),
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) if is_of_link(&message) => {

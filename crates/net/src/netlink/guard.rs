@@ -60,7 +60,7 @@ pub struct Guard {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Way {
+pub(super) enum Way {
     /// From the guest.
     Out,
     /// To the guest.
@@ -68,7 +68,7 @@ enum Way {
 }
 
 impl Way {
-    const ALL: [Self; 2] = [Self::Out, Self::In];
+    pub(super) const ALL: [Self; 2] = [Self::Out, Self::In];
 
     fn parent(self) -> TcHandle {
         TcHandle {
@@ -109,7 +109,7 @@ struct Rule {
 
 /// How the kernel knows a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
+pub(super) struct Key {
     way: Way,
     priority: u16,
     protocol: u16,
@@ -222,7 +222,7 @@ impl Key {
     }
 
     /// `None` for what has no handle: the kernel shows each priority once more, without one.
-    fn of(way: Way, message: &TcMessage) -> Option<Self> {
+    pub(super) fn of(way: Way, message: &TcMessage) -> Option<Self> {
         let handle = u32::from(message.header.handle);
         let [priority, protocol] = [message.header.info >> 16, message.header.info & 0xffff];
         (handle != 0).then(|| Self {

@@ -7,6 +7,8 @@
 mod address;
 mod error;
 mod events;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod guard;
 mod link;
 mod macvtap;

@@ -2,8 +2,9 @@ use std::fmt;
 
 use rtnetlink::LinkUnspec;
 use rtnetlink::packet_route::link::{
-    LinkAttribute, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate, VfInfoSpoofCheck, VfInfoTrust,
-    VfInfoVlan, VfLinkState as WireLinkState, VfVlan, VfVlanInfo, VlanProtocol as WireVlanProtocol,
+    LinkAttribute, LinkMessage, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate, VfInfoSpoofCheck,
+    VfInfoTrust, VfInfoVlan, VfLinkState as WireLinkState, VfVlan, VfVlanInfo,
+    VlanProtocol as WireVlanProtocol,
 };
 use serde::{Deserialize, Serialize};
 
@@ -247,18 +248,7 @@ impl Netlink {
         let Some(message) = self.link_with_vfs(pf).await? else {
             return Ok(None);
         };
-        let mut vfs: Vec<VfConfig> = message
-            .attributes
-            .iter()
-            .filter_map(|attribute| match attribute {
-                LinkAttribute::VfInfoList(list) => Some(list),
-                _ => None,
-            })
-            .flatten()
-            .filter_map(|vf| VfConfig::from_wire(&vf.0))
-            .collect();
-        vfs.sort_unstable_by_key(|vf| vf.index);
-        Ok(Some(vfs))
+        Ok(Some(table(&message)))
     }
 
     /// Changes one setting of a VF, through the PF with this link index. An error names the setting and has the
@@ -276,6 +266,22 @@ impl Netlink {
         )
         .await
     }
+}
+
+/// The VFs of a PF's message, by index.
+pub(super) fn table(message: &LinkMessage) -> Vec<VfConfig> {
+    let mut vfs: Vec<VfConfig> = message
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            LinkAttribute::VfInfoList(list) => Some(list),
+            _ => None,
+        })
+        .flatten()
+        .filter_map(|vf| VfConfig::from_wire(&vf.0))
+        .collect();
+    vfs.sort_unstable_by_key(|vf| vf.index);
+    vfs
 }
 
 #[cfg(test)]
