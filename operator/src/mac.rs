@@ -170,6 +170,11 @@ pub enum Error {
         /// The other NIC, as far as it is anybody's business.
         owner: String,
     },
+    /// A NIC has it of which nothing else is known.
+    #[error(
+        "{0} belongs to a NIC that this operator cannot read; look into its log, or choose another address"
+    )]
+    Unread(Mac),
     /// A PF has it.
     #[error("{0} is the address of a card of a node; choose another address")]
     Card(Mac),
@@ -243,6 +248,8 @@ pub struct Sight<'a> {
     pub holders: &'a dyn Fn(Mac) -> Vec<Arc<VmHybridNic>>,
     /// Whether a PF has an address.
     pub is_card: &'a dyn Fn(Mac) -> bool,
+    /// Whether a NIC that cannot be read has an address.
+    pub is_unread: &'a dyn Fn(Mac) -> bool,
 }
 
 /// The address of `nic`; a generated one when it asks for none. The answer is noted in `handed_out`. A NIC that is `live` by its
@@ -278,6 +285,10 @@ pub fn assign(
             }
             kept = Some(error);
         }
+        // It may have had it first. Who has it as well keeps it: nothing proves who is right.
+        if in_status(nic) != Some(mac) && (sight.is_unread)(mac) {
+            return Err(Error::Unread(mac));
+        }
         let rank = |nic: &VmHybridNic| rank(nic, mac, handed_out);
         let others = claims(mac);
         let earlier = others.iter().filter(|other| rank(other) < rank(nic));
@@ -294,7 +305,12 @@ pub fn assign(
         mac
     } else {
         let seed = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
-        let taken = |mac| handed_out.0.contains_key(&mac) || (sight.is_card)(mac) || !claims(mac).is_empty();
+        let taken = |mac| {
+            handed_out.0.contains_key(&mac)
+                || (sight.is_card)(mac)
+                || (sight.is_unread)(mac)
+                || !claims(mac).is_empty()
+        };
         rules.range.pick(&seed, taken).ok_or(Error::Exhausted)?
     };
     if in_status(nic) == Some(mac) {

@@ -44,6 +44,7 @@ fn given(
     let sight = Sight {
         holders: &holders(nics),
         is_card: &|_| false,
+        is_unread: &|_| false,
     };
     let given = assign(nic, rules, false, &sight, handed_out)?;
     assert_eq!(given.kept, None);
@@ -179,6 +180,7 @@ fn what_a_network_allows() {
         let sight = Sight {
             holders: &holders(&[]),
             is_card: &|_| card,
+            is_unread: &|_| false,
         };
         let given = assign(
             &me,
@@ -270,6 +272,7 @@ fn a_live_nic_keeps_its_address_and_says_so() {
         let sight = Sight {
             holders: &holders(others),
             is_card: &|_| false,
+            is_unread: &|_| false,
         };
         assign(nic, rules, live, &sight, &mut HandedOut::default())
     };
@@ -349,6 +352,7 @@ fn a_generated_address_stays_and_comes_again() {
     let sight = Sight {
         holders: &holders(&[]),
         is_card: &|asked| asked == mac,
+        is_unread: &|_| false,
     };
     let other = assign(&me, rules(), false, &sight, &mut HandedOut::default()).unwrap();
     assert_ne!(other.mac, mac);
@@ -469,4 +473,24 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn the_address_of_a_nic_that_cannot_be_read_is_nobody_elses() {
+    let mut me = nic_at("me", 1, None, None);
+    let assigned = |me: &VmHybridNic, unread: Option<Mac>| {
+        let sight = Sight {
+            holders: &holders(&[]),
+            is_card: &|_| false,
+            is_unread: &|mac| Some(mac) == unread,
+        };
+        assign(me, rules(), false, &sight, &mut HandedOut::default()).map(|given| given.mac)
+    };
+    let generated = assigned(&me, None).unwrap();
+    assert_ne!(assigned(&me, Some(generated)).unwrap(), generated);
+    me.spec.mac = Some(generated.to_string());
+    assert_eq!(assigned(&me, Some(generated)), Err(Error::Unread(generated)));
+    // Who has it already: both cannot be told apart, and a live NIC does not lose its address.
+    me.status.get_or_insert_default().mac = Some(generated.to_string());
+    assert_eq!(assigned(&me, Some(generated)), Ok(generated));
 }

@@ -7,11 +7,13 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use hybridnic_api::names::OPERATOR_MANAGER;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use crate::cache::finalizers_are_cut;
 
 /// A request that has not been answered for so long is given up.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -90,8 +92,17 @@ pub async fn object<K: Writable + Serialize>(api: &Api<K>, object: &K) -> Result
     .await
 }
 
-/// Makes `finalizers` the finalizers of `of`.
+/// Makes `finalizers` the finalizers of `of`, and leaves those alone that the cache has not kept.
 pub async fn finalizers<K: Writable>(api: &Api<K>, of: &K, finalizers: &[String]) -> Result<(), Error> {
+    let finalizers = if finalizers_are_cut(of.meta()) {
+        // It may list these kinds, and not get one.
+        let named = ListParams::default().fields(&format!("metadata.name={}", of.name_any()));
+        let list = answer("read the finalizers", of, api.list_metadata(&named)).await?;
+        let whole = list.items.first().map(ResourceExt::finalizers);
+        changed(whole.unwrap_or_default(), of.finalizers(), finalizers)
+    } else {
+        finalizers.to_vec()
+    };
     // A list of several owners that one of them must also be able to clear for another: no case for apply.
     let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": of.resource_version() } });
     within(
@@ -122,6 +133,17 @@ pub async fn delete<K: Writable>(api: &Api<K>, object: &K) -> Result<(), Error> 
         Err(error) if error.is_gone() => Ok(()),
         done => done,
     }
+}
+
+/// `whole`, with what is only in `after` and without what is only in `before`.
+fn changed(whole: &[String], before: &[String], after: &[String]) -> Vec<String> {
+    let kept = whole
+        .iter()
+        .filter(|one| !before.contains(one) || after.contains(one));
+    let added = after
+        .iter()
+        .filter(|one| !before.contains(one) && !whole.contains(one));
+    kept.chain(added).cloned().collect()
 }
 
 fn params() -> PatchParams {
@@ -155,12 +177,20 @@ async fn within<K: Writable, T>(
     of: &K,
     write: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<(), Error> {
+    answer(step, of, write).await.map(|_| ())
+}
+
+async fn answer<K: Writable, T>(
+    step: &'static str,
+    of: &K,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, Error> {
     let object = || match of.namespace() {
         Some(namespace) => format!("{} {namespace}/{}", K::kind(&()), of.name_any()),
         None => format!("{} {}", K::kind(&()), of.name_any()),
     };
-    match tokio::time::timeout(DEADLINE, write).await {
-        Ok(Ok(_)) => Ok(()),
+    match tokio::time::timeout(DEADLINE, request).await {
+        Ok(Ok(answer)) => Ok(answer),
         Ok(Err(source)) => Err(Error::Refused {
             step,
             object: object(),
@@ -170,5 +200,27 @@ async fn within<K: Writable, T>(
             step,
             object: object(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_finalizers_stay_whether_they_were_kept_or_not() {
+        let list = |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_owned).collect() };
+        let whole = list("a ours b");
+        assert_eq!(changed(&whole, &list("ours …"), &list("…")), list("a b"));
+        assert_eq!(
+            changed(&list("a b"), &list("…"), &list("… ours")),
+            list("a b ours")
+        );
+        assert_eq!(
+            changed(&whole, &list("…"), &list("… ours")),
+            whole,
+            "there already"
+        );
+        assert_eq!(changed(&whole, &list("ours …"), &list("ours …")), whole);
     }
 }

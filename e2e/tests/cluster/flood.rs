@@ -10,8 +10,9 @@ use hybridnic_e2e::usage::Usage;
 use hybridnic_e2e::world::repository;
 use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client, ResourceExt as _};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -86,6 +87,18 @@ fn attachment(name: &str) -> NicAttachment {
     .unwrap()
 }
 
+/// Applies a status, as one of the programs does.
+async fn say<K>(api: &Api<K>, by: &str, name: &str, status: Value) -> kube::Result<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let whole = json!({
+        "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "status": status,
+    });
+    let params = PatchParams::apply(by).force();
+    api.patch_status(name, &params, &Patch::Apply(whole)).await
+}
+
 /// What agents and operators of before have written is longer than the API takes now. Each of them goes on with it.
 #[tokio::test]
 async fn what_was_stored_before_there_were_limits_wedges_nobody() {
@@ -119,47 +132,24 @@ async fn what_was_stored_before_there_were_limits_wedges_nobody() {
         .await
         .unwrap();
     let long = "y".repeat(5000);
-    let of = |kind: &str, name: &str, status: Value| {
-        json!({
-            "apiVersion": "hybridnic.io/v1alpha1", "kind": kind, "metadata": {"name": name}, "status": status,
-        })
-    };
-    let (agent, operator) = (
-        PatchParams::apply(AGENT_MANAGER).force(),
-        PatchParams::apply(OPERATOR_MANAGER).force(),
-    );
     let status =
         json!({"state": "Standby", "timeline": timeline(60, 8000), "conditions": [condition(&long)]});
-    attachments
-        .patch_status("a", &agent, &Patch::Apply(of("NicAttachment", "a", status)))
-        .await
-        .unwrap();
+    say(&attachments, AGENT_MANAGER, "a", status).await.unwrap();
     let status = json!({"conditions": [condition(&long)]});
-    networks
-        .patch_status(
-            "net",
-            &operator,
-            &Patch::Apply(of("HybridNetwork", "net", status)),
-        )
-        .await
-        .unwrap();
+    say(&networks, OPERATOR_MANAGER, "net", status).await.unwrap();
     let phases: Vec<_> = (0..100)
         .map(|n| json!({"name": format!("p{n}"), "startedAt": "2026-01-01T00:00:00.000000Z"}))
         .collect();
     let status =
         json!({"phase": "Pending", "phases": phases, "failure": {"reason": "Failed", "message": long}});
-    migrations
-        .patch_status("m", &operator, &Patch::Apply(of("QemuMigration", "m", status)))
-        .await
-        .unwrap();
+    say(&migrations, OPERATOR_MANAGER, "m", status).await.unwrap();
 
     // The upgrade. The API server needs a moment to take it up.
     apply_crds(&client, &crds()).await;
     attachments.create(&post, &attachment("b")).await.unwrap();
-    let too_long = of("NicAttachment", "b", json!({"timeline": timeline(1, 65)}));
+    let too_long = json!({"timeline": timeline(1, 65)});
     let begun = Instant::now();
-    while attachments
-        .patch_status("b", &agent, &Patch::Apply(&too_long))
+    while say(&attachments, AGENT_MANAGER, "b", too_long.clone())
         .await
         .is_ok()
     {
@@ -187,36 +177,20 @@ async fn what_was_stored_before_there_were_limits_wedges_nobody() {
     let old = attachments.get("a").await.unwrap();
     let mut status = serde_json::to_value(old.status.unwrap()).unwrap();
     status["state"] = json!("FastPath");
-    let kept = attachments
-        .patch_status("a", &agent, &Patch::Apply(of("NicAttachment", "a", status)))
-        .await
-        .unwrap();
+    let kept = say(&attachments, AGENT_MANAGER, "a", status).await.unwrap();
     assert_eq!(kept.status.unwrap().timeline.len(), 60);
     let old = networks.get("net").await.unwrap();
     let mut status = serde_json::to_value(old.status.unwrap()).unwrap();
     status["nics"] = json!(7);
-    networks
-        .patch_status(
-            "net",
-            &operator,
-            &Patch::Apply(of("HybridNetwork", "net", status)),
-        )
-        .await
-        .unwrap();
+    say(&networks, OPERATOR_MANAGER, "net", status).await.unwrap();
     let old = migrations.get("m").await.unwrap();
     let mut status = serde_json::to_value(old.status.unwrap()).unwrap();
     status["phase"] = json!("RollingBack");
-    migrations
-        .patch_status("m", &operator, &Patch::Apply(of("QemuMigration", "m", status)))
-        .await
-        .unwrap();
+    say(&migrations, OPERATOR_MANAGER, "m", status).await.unwrap();
     // What the programs say of them from now on fits.
     let status =
         json!({"state": "Standby", "timeline": timeline(40, 64), "conditions": [condition(&long[..2048])]});
-    let written = attachments
-        .patch_status("a", &agent, &Patch::Apply(of("NicAttachment", "a", status)))
-        .await
-        .unwrap();
+    let written = say(&attachments, AGENT_MANAGER, "a", status).await.unwrap();
     assert_eq!(written.status.unwrap().timeline.len(), 40);
     // And it is released.
     attachments
@@ -231,10 +205,7 @@ async fn what_was_stored_before_there_were_limits_wedges_nobody() {
         (json!({"timeline": timeline(41, 1)}), "timeline"),
         (json!({"conditions": [condition(&long[..2049])]}), "message"),
     ] {
-        let refused = attachments
-            .patch_status("a", &agent, &Patch::Apply(of("NicAttachment", "a", status)))
-            .await
-            .unwrap_err();
+        let refused = say(&attachments, AGENT_MANAGER, "a", status).await.unwrap_err();
         assert!(refused.to_string().contains(why), "{refused}");
     }
 }
@@ -288,6 +259,64 @@ async fn a_tenants_annotations_do_not_fill_the_operators_memory() {
             nic.status.as_ref().is_some_and(|status| status.mac.is_some())
         })
         .await;
+}
+
+/// A NIC that its user has given more finalizers than the operator keeps. A leader that has just begun knows its address all the same, and
+/// what it writes takes none of the user's away.
+#[tokio::test]
+async fn a_nic_with_finalizers_without_end_keeps_its_address() {
+    const MAC: &str = "02:00:00:00:00:0a";
+    const COUNT: usize = 1000;
+    let mut bench = Bench::start().await;
+    bench.create_nic("first", "vm", Some(MAC)).await;
+    let theirs: Vec<_> = (0..COUNT).map(|n| format!("example.com/{n}")).collect();
+    let many = json!({"metadata": {"finalizers": theirs}});
+    bench
+        .nics()
+        .patch("first", &PatchParams::default(), &Patch::Merge(many))
+        .await
+        .unwrap();
+    bench.start_operator();
+    let first = bench
+        .nic_with("first", "with an address", |nic| {
+            nic.status.as_ref().is_some_and(|status| status.mac.is_some())
+        })
+        .await;
+    let mut all = theirs.clone();
+    all.push(NIC_FINALIZER.to_owned());
+    assert_eq!(first.finalizers(), all);
+    // Who comes later does not get it, also of a leader that has never seen another version of the first.
+    bench.operators.remove(0).terminate().await;
+    bench.create_nic("second", "vm", Some(MAC)).await;
+    bench.start_operator();
+    let second = bench
+        .nic_with("second", "refused", |nic| {
+            nic.status
+                .as_ref()
+                .is_some_and(|status| !status.conditions.is_empty())
+        })
+        .await;
+    let status = second.status.unwrap();
+    assert_eq!(status.mac, None, "{status:?}");
+    assert!(
+        status
+            .conditions
+            .iter()
+            .any(|condition| condition.reason == "MacConflict"),
+        "{status:?}"
+    );
+    // And it goes, as far as it is ours to say.
+    bench
+        .nics()
+        .delete("first", &DeleteParams::default())
+        .await
+        .unwrap();
+    let first = bench
+        .nic_with("first", "let go", |nic| {
+            !nic.finalizers().iter().any(|one| one == NIC_FINALIZER)
+        })
+        .await;
+    assert_eq!(first.finalizers(), theirs);
 }
 
 /// A user writes one NIC all the time. What that leads to is written once a second.

@@ -11,6 +11,7 @@ mod pack;
 mod shelf;
 mod wire;
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Debug};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use shelf::{Put, Shelf};
-pub use wire::Wire;
+pub use wire::{Wire, finalizers_are_cut};
 
 /// A Kubernetes kind as the caches hold it.
 pub trait Object:
@@ -97,9 +98,13 @@ impl fmt::Display for Name {
     }
 }
 
+/// The objects that do not parse, and the MACs that they have all the same.
+type Unread = HashMap<Name, Vec<String>>;
+
 /// All objects of a kind, for reading. Clones share it.
 pub struct Cache<K: Object> {
     shelf: Arc<Mutex<Shelf<K>>>,
+    unread: Arc<Mutex<Unread>>,
     filled: watch::Receiver<bool>,
 }
 
@@ -107,6 +112,7 @@ impl<K: Object> Clone for Cache<K> {
     fn clone(&self) -> Self {
         Self {
             shelf: Arc::clone(&self.shelf),
+            unread: Arc::clone(&self.unread),
             filled: self.filled.clone(),
         }
     }
@@ -115,6 +121,8 @@ impl<K: Object> Clone for Cache<K> {
 /// The writing end of a [`Cache`].
 pub struct Feed<K: Object> {
     cache: Cache<K>,
+    /// Those of a list that do not parse.
+    listed_unread: HashSet<Name>,
     filled: watch::Sender<bool>,
 }
 
@@ -128,9 +136,15 @@ pub fn cache<K: Object>() -> (Cache<K>, Feed<K>) {
     let (filled, receiver) = watch::channel(false);
     let cache = Cache {
         shelf: Arc::default(),
+        unread: Arc::default(),
         filled: receiver,
     };
-    (cache.clone(), Feed { cache, filled })
+    let feed = Feed {
+        cache: cache.clone(),
+        listed_unread: HashSet::new(),
+        filled,
+    };
+    (cache, feed)
 }
 
 impl<K: Object> Cache<K> {
@@ -211,6 +225,16 @@ impl<K: Object> Cache<K> {
             .collect()
     }
 
+    /// Whether an object that does not parse, and is not here for that, has this MAC.
+    pub fn unread_has(&self, mac: &str) -> bool {
+        let unread = self.unread();
+        unread.values().any(|macs| macs.iter().any(|other| other == mac))
+    }
+
+    fn unread(&self) -> MutexGuard<'_, Unread> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn shelf(&self) -> MutexGuard<'_, Shelf<K>> {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -243,19 +267,32 @@ impl<K: Object> Feed<K> {
     /// One event of the stream.
     pub fn apply(&mut self, event: watcher::Event<Wire<K>>, changed: &impl Fn(Option<&K>, Option<&K>)) {
         match event {
-            watcher::Event::Init => self.cache.shelf().unlist(),
+            watcher::Event::Init => {
+                self.cache.shelf().unlist();
+                self.listed_unread.clear();
+            }
             watcher::Event::Apply(Wire(Ok(object))) | watcher::Event::InitApply(Wire(Ok(object))) => {
                 self.put(object, changed);
             }
             watcher::Event::Apply(Wire(Err(bad))) | watcher::Event::InitApply(Wire(Err(bad))) => {
                 let (kind, meta, error) = (K::kind(&()), &bad.metadata, &bad.error);
                 let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
-                tracing::warn!(%kind, namespace, name, error, "ignored: it does not parse, or has too much in it");
+                tracing::warn!(%kind, namespace, name, error, "ignored: it does not parse");
                 let name = Name::new(namespace.unwrap_or_default(), name.unwrap_or_default());
                 self.cache.shelf().list(&name);
+                if !bad.macs.is_empty() {
+                    self.listed_unread.insert(name.clone());
+                    self.cache.unread().insert(name, bad.macs);
+                }
             }
-            watcher::Event::Delete(object) => self.remove(&Name::of(&object), changed),
+            watcher::Event::Delete(object) => {
+                let name = Name::of(&object);
+                self.cache.unread().remove(&name);
+                self.remove(&name, changed);
+            }
             watcher::Event::InitDone => {
+                let listed = std::mem::take(&mut self.listed_unread);
+                self.cache.unread().retain(|name, _| listed.contains(name));
                 let gone = self.cache.shelf().unlisted();
                 for name in &gone {
                     self.remove(name, changed);
@@ -266,6 +303,7 @@ impl<K: Object> Feed<K> {
     }
 
     fn put(&mut self, object: K, changed: &impl Fn(Option<&K>, Option<&K>)) {
+        self.cache.unread().remove(&Name::of(&object));
         // The lock is not held while others are called, who look here.
         let put = self.cache.shelf().put(object);
         if let Put {
@@ -454,5 +492,42 @@ mod tests {
         assert_eq!(names(&cache, "x"), ["a"]);
         feed.apply(watcher::Event::Delete(bad("a")), &|_, _| {});
         assert_eq!(cache.all(), []);
+    }
+
+    /// A leader that has just begun has never seen how it was.
+    #[test]
+    fn the_address_of_an_object_that_does_not_parse_is_known_for_as_long_as_it_is_there() {
+        const MAC: &str = "52:54:00:00:00:0a";
+        let (cache, mut feed) = cache::<ConfigMap>();
+        let bad = || -> Wire<ConfigMap> {
+            let text = format!(
+                r#"{{"metadata": {{"namespace": "ns", "name": "a"}}, "data": 7, "spec": {{"mac": "{MAC}"}}}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let mut seen = |events: Vec<watcher::Event<Wire<ConfigMap>>>| {
+            for event in events {
+                feed.apply(event, &|_, _| {});
+            }
+            cache.unread_has(MAC)
+        };
+        let list = |object: Option<Wire<ConfigMap>>| {
+            let listed = object.map(watcher::Event::InitApply);
+            [watcher::Event::Init]
+                .into_iter()
+                .chain(listed)
+                .chain([watcher::Event::InitDone])
+                .collect()
+        };
+        assert!(seen(list(Some(bad()))));
+        assert!(seen(list(Some(bad()))), "listed once more");
+        assert!(!seen(list(None)), "gone while nobody watched");
+        assert!(seen(vec![watcher::Event::Apply(bad())]));
+        assert!(
+            !seen(vec![watcher::Event::Apply(map("a", "2", "x").into())]),
+            "it parses again"
+        );
+        assert!(seen(vec![watcher::Event::Apply(bad())]));
+        assert!(!seen(vec![watcher::Event::Delete(bad())]));
     }
 }

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use hybridnic_api::names::{ATTACHMENT_FINALIZER, MIGRATION_FINALIZER, NETWORK_FINALIZER, NIC_FINALIZER};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::core::PartialObjectMeta;
@@ -14,21 +15,49 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::Object;
+use crate::mac::Mac;
 
 /// As much of an error as is logged, in characters: it may quote the object.
 const ERROR: usize = 512;
 
-/// The most that an object's finalizers may have, in octets. They are written as a whole, so they are kept as a whole; and they are the
-/// only thing of which a user may put in as much as the API server's store takes.
+/// The most of an object's finalizers that is kept, in octets: they are the only thing of which a user may put in as much as the API
+/// server's store takes.
 const FINALIZERS: usize = 4096;
 
-/// Whether an object has more finalizers than are kept.
-fn too_many(meta: &ObjectMeta) -> Option<String> {
-    let octets: usize = meta.finalizers.iter().flatten().map(String::len).sum();
-    (octets > FINALIZERS).then(|| format!("its finalizers have {octets} octets, and {FINALIZERS} are taken"))
+/// Stands in the place of finalizers that were not kept: whoever writes the list must read it first. No finalizer is written so.
+const CUT: &str = "…";
+
+/// Those that the operator and the agents go by.
+const OURS: [&str; 4] = [
+    ATTACHMENT_FINALIZER,
+    MIGRATION_FINALIZER,
+    NETWORK_FINALIZER,
+    NIC_FINALIZER,
+];
+
+/// Whether some of an object's finalizers were not kept.
+pub fn finalizers_are_cut(meta: &ObjectMeta) -> bool {
+    meta.finalizers.iter().flatten().any(|finalizer| finalizer == CUT)
 }
 
-/// An object, or why it is not taken: it does not parse, or has too much in it.
+/// Leaves our own of finalizers that are too many. The object stays: one that is not there has no address that it could keep.
+fn cut_finalizers(meta: &mut ObjectMeta) {
+    let Some(finalizers) = &mut meta.finalizers else {
+        return;
+    };
+    let octets: usize = finalizers.iter().map(String::len).sum();
+    if octets > FINALIZERS {
+        let mut kept: Vec<String> = OURS
+            .iter()
+            .filter(|ours| finalizers.iter().any(|finalizer| finalizer == *ours))
+            .map(ToString::to_string)
+            .collect();
+        kept.push(CUT.to_owned());
+        *finalizers = kept;
+    }
+}
+
+/// An object, or why it is not taken: it does not parse.
 #[derive(Clone, Debug)]
 pub struct Wire<K>(pub Result<K, Bad>);
 
@@ -39,6 +68,27 @@ pub struct Bad {
     pub metadata: ObjectMeta,
     /// Why it does not.
     pub error: String,
+    /// The MACs that it may have all the same, lower case.
+    pub macs: Vec<String>,
+}
+
+/// Where a NIC's MAC is, of an object that does not parse as a NIC.
+#[derive(Deserialize)]
+struct Macs {
+    #[serde(default)]
+    spec: serde_json::Value,
+    #[serde(default)]
+    status: serde_json::Value,
+}
+
+fn macs(text: &str) -> Vec<String> {
+    let Ok(Macs { spec, status }) = serde_json::from_str(text) else {
+        return Vec::new();
+    };
+    let macs = [spec, status].into_iter();
+    macs.filter_map(|part| part.get("mac")?.as_str().map(str::to_ascii_lowercase))
+        .filter(|mac| mac.parse::<Mac>().is_ok())
+        .collect()
 }
 
 impl<K: Object> From<K> for Wire<K> {
@@ -46,6 +96,7 @@ impl<K: Object> From<K> for Wire<K> {
         // They are the larger part of many objects, and a user may put what he likes into annotations.
         object.meta_mut().managed_fields = None;
         object.meta_mut().annotations = None;
+        cut_finalizers(object.meta_mut());
         object.trim();
         Self(Ok(object))
     }
@@ -55,11 +106,7 @@ impl<'de, K: Object> Deserialize<'de> for Wire<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Box::<RawValue>::deserialize(deserializer)?;
         let error = match serde_json::from_str::<K>(text.get()).map(Self::from) {
-            Ok(Self(Ok(object))) => match too_many(object.meta()) {
-                None => return Ok(Self(Ok(object))),
-                Some(error) => error,
-            },
-            Ok(bad) => return Ok(bad),
+            Ok(read) => return Ok(read),
             Err(error) => error.to_string(),
         };
         let meta: PartialObjectMeta = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
@@ -73,6 +120,7 @@ impl<'de, K: Object> Deserialize<'de> for Wire<K> {
         Ok(Self(Err(Bad {
             metadata: named,
             error: hybridnic_text::bounded(&error, ERROR),
+            macs: macs(text.get()),
         })))
     }
 }
@@ -113,6 +161,7 @@ impl<K: Object> Resource for Wire<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hybridnic_api::v1alpha1::VmHybridNic;
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::ResourceExt;
     use kube::api::{ObjectList, WatchEvent};
@@ -142,26 +191,47 @@ mod tests {
         );
     }
 
-    /// They would fill the memory as well as annotations do.
+    /// They would fill the memory as well as annotations do. And an object that is hidden by them has an address all the same.
     #[test]
-    #[allow(
-        clippy::result_large_err,
-        reason = "it is what kube gives for an object that does not parse"
-    )]
-    fn one_with_finalizers_without_end_is_not_taken() {
+    fn one_with_finalizers_without_end_is_there_with_ours() {
         let with = |count: usize| {
-            let finalizers: Vec<_> = (0..count).map(|n| format!("example.com/{n:04}")).collect();
+            let mut finalizers: Vec<_> = (0..count).map(|n| format!("example.com/{n:04}")).collect();
+            finalizers.insert(count / 2, NIC_FINALIZER.to_owned());
             let map =
                 serde_json::json!({"metadata": {"name": "a", "namespace": "ns", "finalizers": finalizers}});
-            serde_json::from_value::<Wire<ConfigMap>>(map).unwrap().0
+            serde_json::from_value::<Wire<ConfigMap>>(map).unwrap().0.unwrap()
         };
-        assert_eq!(with(FINALIZERS / 16).unwrap().finalizers().len(), FINALIZERS / 16);
-        let bad = with(FINALIZERS / 16 + 1).unwrap_err();
-        assert!(bad.error.contains("finalizers"), "{}", bad.error);
-        assert_eq!(
-            (bad.metadata.name.as_deref(), &bad.metadata.finalizers),
-            (Some("a"), &None)
-        );
+        let few = with(FINALIZERS / 16 - 2);
+        assert_eq!(few.finalizers().len(), FINALIZERS / 16 - 1);
+        assert!(!finalizers_are_cut(few.meta()));
+        let many = with(FINALIZERS / 16 + 1);
+        assert_eq!(many.finalizers(), [NIC_FINALIZER, CUT]);
+        assert!(finalizers_are_cut(many.meta()));
+        // As it comes out of the cache.
+        let mut again = many.clone();
+        cut_finalizers(&mut again.metadata);
+        assert_eq!(again.metadata, many.metadata);
+    }
+
+    #[test]
+    fn of_one_that_does_not_parse_the_addresses_are_known() {
+        let nic = r#"{"metadata": {"name": "a", "namespace": "ns"}, "spec": {"mac": "52:54:00:00:00:0A", "network": 7},
+            "status": {"mac": "52:54:00:00:00:0b", "path": []}}"#;
+        let bad = serde_json::from_str::<Wire<VmHybridNic>>(nic)
+            .unwrap()
+            .0
+            .unwrap_err();
+        assert_eq!(bad.macs, ["52:54:00:00:00:0a", "52:54:00:00:00:0b"]);
+        for none in [
+            r#"{"metadata": {}, "spec": 7}"#,
+            r#"{"metadata": {}, "spec": {"mac": "x"}}"#,
+        ] {
+            let bad = serde_json::from_str::<Wire<VmHybridNic>>(none)
+                .unwrap()
+                .0
+                .unwrap_err();
+            assert_eq!(bad.macs, [] as [&str; 0]);
+        }
     }
 
     #[test]

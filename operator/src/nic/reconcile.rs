@@ -228,6 +228,7 @@ impl NicReconciler {
         let sight = mac::Sight {
             holders: &|mac| self.world.nics.by(&Key::Mac(mac.to_string())),
             is_card: &|mac| self.world.hybrid_nodes.any(&Key::Mac(mac.to_string())),
+            is_unread: &|mac| self.world.nics.unread_has(&mac.to_string()),
         };
         let macs = network.spec.macs;
         let rules = range.map(|range| mac::Rules { range, macs });
@@ -362,7 +363,7 @@ impl NicReconciler {
 
 fn mac_refusal(error: &mac::Error) -> Refusal {
     let reason = match error {
-        mac::Error::Conflict { .. } => reasons::MAC_CONFLICT,
+        mac::Error::Conflict { .. } | mac::Error::Unread(_) => reasons::MAC_CONFLICT,
         mac::Error::Exhausted => reasons::MAC_RANGE_EXHAUSTED,
         mac::Error::Bad(_) => reasons::FAILED,
         mac::Error::Card(_)
