@@ -303,7 +303,8 @@ impl NicTask {
             guest.uses_vf &= !self.cx.disused;
         }
         let ask = self.ask();
-        let decision = plan::next(&ask, &now.seen, &self.cx.learnt);
+        let mut decision = plan::next(&ask, &now.seen, &self.cx.learnt);
+        self.explain(&mut decision).await;
         let order = plan::order(&ask, &now.seen, &self.cx.learnt);
         if let Some(switch) = self
             .switches

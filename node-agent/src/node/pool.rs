@@ -283,6 +283,17 @@ impl Pools {
         })
     }
 
+    /// Which PFs of a network its NICs may not be on because of what other networks have there, and why.
+    pub fn barred(&self, inventory: &Inventory, network: &str) -> Option<String> {
+        self.with(|s| {
+            let pool = s.pools.iter().find(|p| p.network == network)?;
+            let selected = |pf: &&Pf| pool.uplinks.iter().any(|u| select::selects_pf(u, pf));
+            let pfs = inventory.pfs.iter().filter(selected);
+            let whys: Vec<_> = pfs.filter_map(|pf| trunk::problem(&s.pools, pool, pf)).collect();
+            (!whys.is_empty()).then(|| whys.join("; "))
+        })
+    }
+
     /// Stops waiting for a VF.
     pub fn stop_waiting(&self, claimant: &Claimant) {
         if self.with(|s| s.waiting.remove(claimant).is_some()) {
@@ -314,7 +325,7 @@ fn candidates<'a>(
 
 #[cfg(test)]
 mod tests {
-    use hybridnic_api::v1alpha1::Uplink;
+    use hybridnic_api::v1alpha1::{PoolTags, Uplink};
     use hybridnic_net::testing;
 
     use super::*;
@@ -336,9 +347,35 @@ mod tests {
         pools.set_pools(&[NodePool {
             network: "n".into(),
             uplinks,
-            tags: hybridnic_api::v1alpha1::PoolTags::None,
+            tags: PoolTags::None,
         }]);
         (inventory, pools)
+    }
+
+    #[test]
+    fn who_gets_no_pf_is_told_which_network_is_in_the_way() {
+        let (inventory, pools) = setup(1);
+        assert_eq!(pools.barred(&inventory, "n"), None);
+        let pool = |network: &str, pf: &str, tags| NodePool {
+            network: network.into(),
+            uplinks: vec![Uplink {
+                pf_names: vec![pf.into()],
+                ..Uplink::default()
+            }],
+            tags,
+        };
+        pools.set_pools(&[
+            pool("n", "*", PoolTags::None),
+            pool("blue", "ens1", PoolTags::Vlan),
+            pool("other", "ens0", PoolTags::None),
+        ]);
+        let why = pools.barred(&inventory, "n").unwrap();
+        assert!(
+            why.contains("PF ens1 also carries the network blue") && !why.contains("ens0"),
+            "{why}"
+        );
+        assert_eq!(pools.barred(&inventory, "other"), None);
+        assert_eq!(pools.barred(&inventory, "nobody's"), None);
     }
 
     fn claimant(n: i64) -> Claimant {

@@ -193,7 +193,17 @@ fn ready(
         return NewCondition::no(types::READY, reasons::POOL_UNHEALTHY, message);
     }
     if vfs > 0 {
-        let message = format!("{vfs} VFs on {with} {}", if with == 1 { "node" } else { "nodes" });
+        let mut message = format!("{vfs} VFs on {with} {}", if with == 1 { "node" } else { "nodes" });
+        // Some of them may be of no use, or be used for as long as they are held.
+        let whys = pools
+            .iter()
+            .filter(|(_, pool)| pool.vfs.total > 0 && !pool.message.is_empty());
+        let whys: Vec<_> = whys
+            .map(|(node, pool)| format!("{}: {}", node.name_any(), pool.message))
+            .collect();
+        if !whys.is_empty() {
+            message = format!("{message}; {}", listed(whys.into_iter()));
+        }
         return NewCondition::yes(types::READY, reasons::POOL_READY, message);
     }
     if nodes.there.is_empty() && nodes.away(network).iter().any(|(_, _, names)| !names.is_empty()) {
@@ -371,7 +381,12 @@ mod tests {
                 format!("none of 7 VFs can be used; n1: {why}")
             )
         );
-        assert_eq!(ready(&[sick, with_vfs("n2", 7, 7, "")]).0, reasons::POOL_READY);
+        // Where others can, it is said of those that cannot.
+        let (reason, message) = ready(&[sick, with_vfs("n2", 7, 7, ""), with_vfs("n3", 0, 0, "no PF")]);
+        assert_eq!(
+            (reason.as_str(), message),
+            (reasons::POOL_READY, format!("14 VFs on 2 nodes; n1: {why}"))
+        );
     }
 
     #[test]

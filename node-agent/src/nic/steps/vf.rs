@@ -77,9 +77,11 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
     }
     if cx.record.standby.is_none() && cx.record.spec.no_free_vf == NoFreeVf::Standby {
         let pf = cx.host.pools.standby_pf(&inventory, &network).ok_or_else(|| {
+            let none = "no PF of the node that can be used matches the network's uplinks";
+            let why = cx.host.pools.barred(&inventory, &network);
             StepError::new(
                 reasons::NO_UPLINK,
-                "no PF of the node that can be used matches the network's uplinks",
+                why.map_or_else(|| none.to_owned(), |why| format!("{none}: {why}")),
             )
         })?;
         let standby = standby_record(cx, pf.address, pf.name.clone().unwrap_or_default());

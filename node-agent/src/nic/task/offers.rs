@@ -61,6 +61,25 @@ impl NicTask {
         Ok(())
     }
 
+    /// A NIC that finds no PF or VF is told which network keeps it off those that there are.
+    pub(super) async fn explain(&self, decision: &mut Decision) {
+        let Decision::Wait(wait) = decision else {
+            return;
+        };
+        if ![reasons::NO_UPLINK, reasons::NO_FREE_VF].contains(&wait.reason) {
+            return;
+        }
+        if let Ok(inventory) = self.cx.host.inventory().await
+            && let Some(why) = self
+                .cx
+                .host
+                .pools
+                .barred(&inventory, &self.cx.record.spec.network)
+        {
+            wait.message = format!("{}: {why}", wait.message);
+        }
+    }
+
     /// Whether the NIC may leave its VF, and there is a better one.
     pub(super) async fn look_elsewhere(&mut self, now: &mut Observation, time: Instant) {
         let (Some(VfSight::There(seen)), Some(vf)) = (&mut now.seen.vf, &self.cx.record.vf) else {
