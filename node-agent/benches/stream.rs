@@ -1,77 +1,66 @@
 //! What the encryption of a migration's stream costs: two QEMUs on this machine, plain and with the agent's certificates. The guest
 //! does not run, so processors and KVM do not matter. Needs `qemu-system-x86_64` and 1.5 GiB of /dev/shm.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a benchmark fails so")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a benchmark fails so"
+)]
 
 use std::{
     fs::{self, File},
     io,
     path::Path,
-    process::Stdio,
     time::Duration,
 };
 
 use hybridnic_agent::{
     broker::{Process, Started},
     vm::{
-        certificates::End,
+        certificates,
         tls::{self, Keys},
     },
 };
 use hybridnic_qmp::{
-    Client, Options, QmpError,
+    Client,
     commands::{MigrationParameters, MigrationStatus},
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::process::{Child, Command};
+
+#[allow(dead_code, reason = "of what it has, a benchmark needs a part")]
+#[path = "../../crates/qmp/tests/common/qemu.rs"]
+mod qemu;
+
+use qemu::Qemu;
 
 /// What is sent: nothing that QEMU could leave out.
 const MEMORY_MIB: u64 = 512;
 const ROUNDS: usize = 5;
 const UID: &str = "0b9f3f3c-7a0e-4c89-a3a5-5f1b8d0c2e4f";
 
-struct Qemu {
-    child: Child,
+/// One end of a migration.
+struct End {
+    qemu: Qemu,
     client: Client,
-    _directory: TempDir,
 }
 
-impl Qemu {
+impl End {
     async fn start(memory: &Path, arguments: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("qmp.sock");
+        let size = MEMORY_MIB.to_string();
         let backend = format!(
-            "memory-backend-file,id=m,size={MEMORY_MIB}M,share=on,mem-path={}",
+            "memory-backend-file,id=m,size={size}M,share=on,mem-path={}",
             memory.display()
         );
-        let child = Command::new("qemu-system-x86_64")
-            .args("-machine q35,memory-backend=m -accel tcg -nodefaults -display none".split(' '))
-            .args(["-m", &MEMORY_MIB.to_string(), "-object", &backend])
-            .arg("-qmp")
-            .arg(format!("unix:{},server=on,wait=off", socket.display()))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let client = loop {
-            match Client::connect(&socket, &Options::default()).await {
-                Ok(client) => break client,
-                // Nothing tells when another process listens on its socket.
-                Err(QmpError::Connect { .. }) => tokio::time::sleep(Duration::from_millis(20)).await,
-                Err(error) => panic!("{error:?}"),
-            }
-        };
-        Self {
-            child,
-            client,
-            _directory: directory,
-        }
+        let machine = "qemu-system-x86_64 -machine q35,memory-backend=m -accel tcg".split(' ');
+        let command = machine.chain(["-m", &size, "-object", &backend]);
+        let mut qemu = Qemu::run(command.chain(arguments.iter().copied()));
+        let client = qemu.connect().await;
+        Self { qemu, client }
     }
 
     /// Processor time so far, in clock ticks (`proc_pid_stat(5)`, fields 14 and 15).
     fn ticks(&self) -> u64 {
-        let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id().unwrap())).unwrap();
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.qemu.pid())).unwrap();
         let fields = text.rsplit_once(')').unwrap().1.split_ascii_whitespace();
         fields.skip(11).take(2).map(|n| n.parse::<u64>().unwrap()).sum()
     }
@@ -80,10 +69,14 @@ impl Qemu {
 /// Megabytes a second, and seconds of a processor at both ends together.
 async fn send(memory: &Path, broker: &Process, encrypted: bool) -> (f64, f64) {
     let (full, empty) = (memory.join("full"), memory.join("empty"));
-    let source = Qemu::start(&full, &["-S"]).await;
-    let target = Qemu::start(&empty, &["-incoming", "defer"]).await;
+    let source = End::start(&full, &["-S"]).await;
+    let target = End::start(&empty, &["-incoming", "defer"]).await;
     let keys = Keys::new(memory.join("tls"));
-    let mut set_up = [(&source, End::Source), (&target, End::Target)].map(|(qemu, end)| (qemu, end, None));
+    let mut set_up = [
+        (&source, certificates::End::Source),
+        (&target, certificates::End::Target),
+    ]
+    .map(|(qemu, end)| (qemu, end, None));
     for (_, end, kept) in &mut set_up {
         *kept = Some(keys.make(&format!("{end:?}"), UID, *end).unwrap());
     }

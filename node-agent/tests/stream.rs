@@ -9,7 +9,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -25,7 +24,7 @@ use hybridnic_agent::{
     },
 };
 use hybridnic_qmp::{
-    Client, Options, QmpError,
+    Client, QmpError,
     commands::{MigrationCapability, MigrationStatus, RunState},
     wait_event,
 };
@@ -35,10 +34,15 @@ use tokio::{
     io::AsyncWriteExt as _,
     net::TcpStream,
     process::{Child, Command},
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
-const SOON: Duration = Duration::from_mins(1);
+#[allow(dead_code, reason = "others need the rest")]
+#[path = "../../crates/qmp/tests/common/qemu.rs"]
+mod qemu;
+
+use qemu::{Qemu, SOON};
+
 const UID: &str = "0b9f3f3c-7a0e-4c89-a3a5-5f1b8d0c2e4f";
 const ADDRESS: &str = "10.99.99.1";
 
@@ -68,56 +72,16 @@ impl Network {
     }
 }
 
-struct Qemu {
-    child: Child,
-    directory: TempDir,
+fn start(network: &Network, arguments: &[&str]) -> Qemu {
+    let network = format!("--net={}", network.path().display());
+    let become_it =
+        "setpriv --reuid=65534 --regid=65534 --clear-groups qemu-system-x86_64 -machine q35 -accel tcg -m 64";
+    let command = ["nsenter", &network].into_iter().chain(become_it.split(' '));
+    Qemu::run(command.chain(arguments.iter().copied()))
 }
 
-impl Qemu {
-    fn start(network: &Network, arguments: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let socket = directory.path().join("qmp.sock");
-        let child = Command::new("nsenter")
-            .arg(format!("--net={}", network.path().display()))
-            .args("setpriv --reuid=65534 --regid=65534 --clear-groups qemu-system-x86_64".split(' '))
-            .args("-machine q35 -accel tcg -m 64 -nodefaults -display none".split(' '))
-            .arg("-qmp")
-            .arg(format!("unix:{},server=on,wait=off", socket.display()))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        Self { child, directory }
-    }
-
-    async fn connect(&self) -> Client {
-        let options = Options {
-            greeting_timeout: SOON,
-            command_timeout: Duration::from_secs(10),
-            ..Options::default()
-        };
-        let deadline = Instant::now() + SOON;
-        loop {
-            match Client::connect(self.directory.path().join("qmp.sock"), &options).await {
-                Ok(client) => return client,
-                // Nothing tells when another process listens on its socket.
-                Err(QmpError::Connect { .. }) if Instant::now() < deadline => {
-                    sleep(Duration::from_millis(20)).await;
-                }
-                Err(e) => panic!("no QMP session: {e:?}"),
-            }
-        }
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id().unwrap()
-    }
-
-    fn process(&self) -> ProcessId {
-        ProcessId::of(self.pid().cast_signed()).unwrap().unwrap()
-    }
+fn process(qemu: &Qemu) -> ProcessId {
+    ProcessId::of(qemu.pid().cast_signed()).unwrap().unwrap()
 }
 
 /// A source and a target with their certificates, neither given to QEMU yet.
@@ -138,10 +102,7 @@ impl Pair {
         let network = Network::new().await;
         let program = Path::new(env!("CARGO_BIN_EXE_hybridnic-agent"));
         let broker = Started::new(program).unwrap().run().unwrap();
-        let qemus = [
-            Qemu::start(&network, &[]),
-            Qemu::start(&network, &["-incoming", "defer"]),
-        ];
+        let mut qemus = [start(&network, &[]), start(&network, &["-incoming", "defer"])];
         let (source, target) = (qemus[0].connect().await, qemus[1].connect().await);
         for client in [&source, &target] {
             set_up(client).await;
@@ -183,12 +144,12 @@ impl Pair {
     }
 
     async fn send(&self, client: &Client, qemu: &Qemu, uri: &str) -> dial::Handshake {
-        let stream = dial::connect(&self.broker, &qemu.process(), uri).await.unwrap();
+        let stream = dial::connect(&self.broker, &process(qemu), uri).await.unwrap();
         dial::send(client, stream).await.unwrap()
     }
 
     async fn stranger(&self, uri: &str) -> TcpStream {
-        let socket = self.broker.socket(&self.qemus[0].process(), false).await.unwrap();
+        let socket = self.broker.socket(&process(&self.qemus[0]), false).await.unwrap();
         let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
         let to = uri.strip_prefix("tcp:").unwrap().parse().unwrap();
         timeout(SOON, socket.connect(to)).await.unwrap().unwrap()
@@ -249,7 +210,7 @@ async fn the_right_source_gets_in_and_nobody_else() {
     .expect("it is sent away");
 
     // With a certificate of the right name, by another CA.
-    let other = Qemu::start(&pair.network, &[]);
+    let mut other = start(&pair.network, &[]);
     let client = other.connect().await;
     set_up(&client).await;
     let stranger = pair.make("stranger", End::Source);
@@ -391,7 +352,7 @@ async fn a_handshake_that_does_not_end_can_be_cancelled() {
     drop(mute);
     // It is not in the way of the next.
     let again = pair.make("source", End::Source);
-    let next = Qemu::start(&pair.network, &["-incoming", "defer"]);
+    let mut next = start(&pair.network, &["-incoming", "defer"]);
     let target = next.connect().await;
     set_up(&target).await;
     let next = Pair { target, ..pair };
@@ -410,12 +371,12 @@ async fn a_socket_is_of_the_network_of_the_process() {
     let to: std::net::SocketAddr = uri.strip_prefix("tcp:").unwrap().parse().unwrap();
     let here = timeout(Duration::from_millis(300), TcpStream::connect(to)).await;
     assert!(!matches!(here, Ok(Ok(_))), "the test has another network");
-    dial::connect(&pair.broker, &pair.qemus[0].process(), &uri)
+    dial::connect(&pair.broker, &process(&pair.qemus[0]), &uri)
         .await
         .unwrap();
     let nowhere = dial::connect(
         &pair.broker,
-        &pair.qemus[0].process(),
+        &process(&pair.qemus[0]),
         &format!("tcp:{ADDRESS}:1"),
     )
     .await;
@@ -424,7 +385,7 @@ async fn a_socket_is_of_the_network_of_the_process() {
         "{nowhere:?}"
     );
     for bad in ["unix:/x", "exec:x", "tcp:host:1", "tcp:10.0.0.1"] {
-        let refused = dial::connect(&pair.broker, &pair.qemus[0].process(), bad).await;
+        let refused = dial::connect(&pair.broker, &process(&pair.qemus[0]), bad).await;
         assert!(matches!(refused, Err(dial::DialError::Target(_))), "{bad}");
     }
 }

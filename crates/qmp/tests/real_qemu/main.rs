@@ -2,6 +2,9 @@
 //! the project believes. Needs `qemu-system-x86_64` and the right to make a tap interface.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[allow(dead_code, reason = "others need the rest")]
+#[path = "../common/qemu.rs"]
+mod common;
 mod qemu;
 
 use std::fs::File;
@@ -18,7 +21,8 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use qemu::{Qemu, SOON, tap};
+use common::{Qemu, SOON};
+use qemu::tap;
 
 const MAC: &str = "52:54:00:aa:bb:01";
 
