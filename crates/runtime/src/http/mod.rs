@@ -11,6 +11,7 @@
 //! whose connection goes where there are too many, is in `door`.
 
 mod door;
+mod listen;
 
 use std::convert::Infallible;
 use std::io;
@@ -47,10 +48,10 @@ const FILTER_MAX: usize = 4096;
 /// Options of the listeners, to flatten into a program's own.
 #[derive(Args, Clone, Debug, Default)]
 pub struct HttpOptions {
-    /// Address of /livez, /readyz, /startupz and /log-level; without it they are not served
+    /// Address of /livez, /readyz, /startupz and /log-level; without it they are not served. `[::]` is all addresses, of IPv4 too
     #[arg(long, env = "HYBRIDNIC_HTTP_ADDRESS")]
     pub http_address: Option<SocketAddr>,
-    /// Address of /metrics; without it they are served beside the probes
+    /// Address of /metrics; without it they are served beside the probes. `[::]` is all addresses, of IPv4 too
     #[arg(long, env = "HYBRIDNIC_METRICS_ADDRESS")]
     pub metrics_address: Option<SocketAddr>,
 }
@@ -170,20 +171,15 @@ fn is_local(peer: IpAddr) -> bool {
 
 /// Answers on the addresses for as long as it is polled. Fails when one of them cannot be bound.
 pub async fn serve(options: &HttpOptions, pages: Pages) -> io::Result<()> {
-    let bind = async |address: Option<SocketAddr>| match address {
+    let bind = |address: Option<SocketAddr>| match address.map(|address| (address, listen::on(address))) {
         None => Ok(None),
-        Some(address) => match TcpListener::bind(address).await {
-            Ok(listener) => Ok(Some(listener)),
-            Err(error) => Err(io::Error::new(
-                error.kind(),
-                format!("cannot serve on {address}: {error}"),
-            )),
-        },
+        Some((_, Ok(listener))) => Ok(Some(listener)),
+        Some((address, Err(error))) => Err(io::Error::new(
+            error.kind(),
+            format!("cannot serve on {address}: {error}"),
+        )),
     };
-    let (probes, metrics) = (
-        bind(options.http_address).await?,
-        bind(options.metrics_address).await?,
-    );
+    let (probes, metrics) = (bind(options.http_address)?, bind(options.metrics_address)?);
     let site = if metrics.is_some() {
         Site::Probes
     } else {
