@@ -32,10 +32,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* Call with (list . "hybridnic-operator"). */}}
+{{/* The image of a part, of its values: by its digest, if that is given. */}}
 {{- define "hybridnic.image" -}}
 {{- $root := index . 0 -}}
-{{- printf "%s/%s:%s" $root.Values.image.registry (index . 1) (default $root.Chart.AppVersion $root.Values.image.tag) -}}
+{{- $part := index . 1 -}}
+{{- $tagged := printf ":%s" (default $root.Chart.AppVersion $root.Values.image.tag) -}}
+{{- printf "%s/%s%s" $root.Values.image.registry $part.image (ternary (printf "@%s" $part.digest) $tagged (not (empty $part.digest))) -}}
 {{- end -}}
 
 {{/* By what the operator finds the agents' pods. */}}

@@ -104,6 +104,7 @@ async fn wrong_values_are_refused_in_words() {
             "image.pullPolicy=\"Sometimes\"",
             "value must be one of 'Always', 'IfNotPresent', 'Never'",
         ),
+        ("operator.digest=\"latest\"", "does not match pattern"),
         ("agent.metricsPort=70000", "maximum: got 70,000, want 65,535"),
         (
             "agent.httpPort=9808",
@@ -147,6 +148,57 @@ async fn wrong_values_are_refused_in_words() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn an_image_is_named_by_its_digest_or_by_its_tag() {
+    let digest = |part: &str| format!("sha256:{}", if part == "operator" { "a" } else { "b" }.repeat(64));
+    let images = async |values: &[String]| {
+        let path = chart_path();
+        let sets = values.iter().flat_map(|value| ["--set", value]);
+        let arguments: Vec<_> = ["template", "x", &path].into_iter().chain(sets).collect();
+        let rendered = text(helm(&arguments).await);
+        let images = rendered
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("image: "));
+        images
+            .map(str::to_owned)
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let tagged = ["agent", "operator"].map(|part| format!("localhost/hybridnic-{part}:{version}"));
+    assert_eq!(images(&[]).await, tagged.into());
+    // The tag says nothing then, which somebody may have moved.
+    let parts = ["agent", "operator"];
+    let mut values = parts
+        .map(|part| format!("{part}.digest={}", digest(part)))
+        .to_vec();
+    values.extend([
+        "image.registry=registry.example.com".to_owned(),
+        "image.tag=moved".to_owned(),
+    ]);
+    let by_digest = parts.map(|part| format!("registry.example.com/hybridnic-{part}@{}", digest(part)));
+    assert_eq!(images(&values).await, by_digest.into());
+}
+
+/// A kubelet's probes and a scraper come by the family that the cluster has; `[::]` is both.
+#[tokio::test]
+async fn what_others_ask_is_served_by_either_family() {
+    let rendered = text(helm(&["template", "x", &chart_path()]).await);
+    let addresses: Vec<_> = rendered
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- --")?.split_once("-address="))
+        .collect();
+    let on = |what: &str, address: &str| addresses.contains(&(what, address));
+    assert!(
+        on("http", "[::]:8081") && on("metrics", "[::]:8080") && on("metrics", "[::]:9808"),
+        "{addresses:?}"
+    );
+    // Of the agent's, only its node is to ask.
+    assert!(
+        on("http", "127.0.0.1:9809") && addresses.len() == 4,
+        "{addresses:?}"
+    );
 }
 
 #[test]
