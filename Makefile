@@ -10,7 +10,7 @@ ALL := --workspace --all-features --locked
 CLUSTERS := 6
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help demo demos freezes test setup build crds chart images docs fast check unit model kernel cluster cluster-oldest monitoring lab nodes \
+.PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check unit model kernel cluster cluster-oldest monitoring lab nodes \
 	bench bench-scale deny msrv each fuzz scripts clean
 
 help: ## Show this
@@ -42,9 +42,12 @@ crds: build ## Write the CRDs from the types, here and in the chart, and their r
 chart: build ## Write the table of the chart's values
 	$(BUILT)/values-table deploy/chart
 
-images: ## Container images of a release build, in target/images
+images: sbom ## Container images of a release build, in target/images, and what is compiled into them
 	$(CARGO) build --release --locked -p hybridnic-operator -p hybridnic-agent
 	deploy/images/build.sh target/images $$(sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml) target/release
+
+sbom: ## What is compiled into the programs, as CycloneDX, in target/images
+	deploy/images/sbom.py target/images
 
 docs: ## The documentation as a book, target/book/index.html; fails where a link leads nowhere
 	@mdbook=$$(e2e/docs/mdbook.sh) && "$$mdbook" build docs

@@ -7,3 +7,4 @@
 
 mod docs;
 mod metrics;
+mod sbom;
