@@ -248,12 +248,19 @@ async fn looked_at(cluster: &Cluster) {
     cluster.helm(&["test", "hybridnic"], &[]).await.unwrap();
     eprintln!("{}", plugin(cluster, &["doctor"]).await);
     eprintln!("{}", plugin(cluster, &["top", "--once", "-A"]).await);
-    let ask = "wget -qO- http://127.0.0.1:9808/metrics";
-    let metrics = cluster.node(1).run(ask, SOON).await.unwrap();
-    let held = metrics
-        .lines()
-        .any(|l| l.starts_with("hybridnic_agent_vfs{") && l.contains("held") && l.ends_with(" 1"));
-    assert!(held, "no held VF in\n{metrics}");
+    let held = ["get", "hybridnodes", "-o", "jsonpath={.items[*].status.vfs.held}"];
+    let held = cluster.kubectl(&held).await.unwrap();
+    assert!(
+        held.split_whitespace().any(|count| count == "1"),
+        "no held VF: {held}"
+    );
+    // They are for those only who may get them.
+    let ask = "wget -qO- http://127.0.0.1:9808/metrics 2>&1 || echo refused";
+    let plain = cluster.node(1).run(ask, SOON).await.unwrap();
+    assert!(
+        plain.contains("refused") && !plain.contains("hybridnic_agent"),
+        "{plain}"
+    );
     for program in ["agent", "operator"] {
         let memory = format!("grep VmRSS /proc/$(pidof hybridnic-{program} | cut -d' ' -f1)/status");
         let memory = cluster.node(1).run(&memory, SOON).await.unwrap();

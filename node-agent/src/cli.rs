@@ -8,7 +8,7 @@ use hybridnic_api::names;
 use hybridnic_net::{dev::DevNodes, multicast::Multicast, netlink::Netlink, sysfs::Sysfs};
 use hybridnic_runtime::{
     api,
-    http::{self, HttpOptions, Pages},
+    http::{self, Guard, HttpOptions, Pages},
     log_level::LogLevel,
     probes::{self, Probes},
     shutdown,
@@ -95,6 +95,9 @@ struct RunArgs {
     migration_downtime: u64,
     #[command(flatten)]
     http: HttpOptions,
+    /// Serve metrics over TLS, and to those only whom the API server lets get /metrics. Needs --metrics-address.
+    #[arg(long, env = "HYBRIDNIC_METRICS_AUTH", requires = "metrics_address")]
+    metrics_auth: bool,
     #[command(flatten)]
     log: LogOptions,
     #[command(flatten)]
@@ -191,6 +194,10 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         "hybridnic agent"
     );
     let client = api::client(requests).await.context("no way to the API server")?;
+    let guard = args
+        .metrics_auth
+        .then(|| metrics_guard(client.clone(), &node_name))
+        .transpose()?;
     let (probes, mut heart) = probes::probes();
     let pages = Pages {
         probes: probes.clone(),
@@ -213,13 +220,20 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         () = attachments.run(contents) => anyhow::bail!("the watch of attachments has ended"),
         never = sockets.run() => match never {},
         () = audit::run(Arc::clone(&host)) => {}
-        result = http::serve(&args.http, pages) => result.context("probes and metrics")?,
+        result = http::serve(&args.http, pages, guard) => result.context("probes and metrics")?,
         () = get_ready(probes, progress, published) => {}
         () = broker.ended() => anyhow::bail!("the broker has ended"),
         never = heart.beat() => match never {},
     }
     exports.finish().await;
     Ok(())
+}
+
+/// Who may read the metrics, with a certificate for as long as the agent runs.
+fn metrics_guard(client: kube::Client, node: &str) -> anyhow::Result<Guard> {
+    let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(vec![node.to_owned()])
+        .context("cannot make a certificate for metrics")?;
+    Guard::new(client, cert.der().to_vec(), signing_key.serialize_der()).context("metrics")
 }
 
 /// The agent has started when it looks after all that the journal holds. It is ready when, besides, it knows what the API

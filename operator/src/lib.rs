@@ -118,7 +118,7 @@ async fn run(options: Options, logs: LogLevel) -> anyhow::Result<()> {
     };
     let done = tokio::select! {
         done = process.stand() => done,
-        served = http::serve(&listeners, pages) => served.context("probes and metrics"),
+        served = http::serve(&listeners, pages, None) => served.context("probes and metrics"),
         never = heart.beat() => match never {},
     };
     exports.finish().await;

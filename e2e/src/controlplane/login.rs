@@ -53,6 +53,11 @@ impl Login {
         }
     }
 
+    /// The token, of a login by one.
+    pub fn bearer(&self) -> Option<&str> {
+        self.user["token"].as_str()
+    }
+
     /// The same credentials with the API server's address as seen from elsewhere, such as from a node of the lab.
     #[must_use]
     pub fn at(mut self, address: IpAddr) -> Self {

@@ -11,6 +11,7 @@
 //! whose connection goes where there are too many, is in `door`.
 
 mod door;
+mod guard;
 mod listen;
 
 use std::convert::Infallible;
@@ -22,17 +23,20 @@ use std::time::Duration;
 use clap::Args;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::log_level::LogLevel;
 use crate::metrics::{self, Registry};
 use crate::probes::Probes;
 use door::{Door, Waiting, Weight};
+pub use guard::Guard;
+use guard::Refusal;
 
 /// Who asks sends the request at once; who does not is no probe and no scraper.
 const HEADER_DEADLINE: Duration = Duration::from_secs(1);
@@ -169,8 +173,9 @@ fn is_local(peer: IpAddr) -> bool {
     peer.to_canonical().is_loopback()
 }
 
-/// Answers on the addresses for as long as it is polled. Fails when one of them cannot be bound.
-pub async fn serve(options: &HttpOptions, pages: Pages) -> io::Result<()> {
+/// Answers on the addresses for as long as it is polled. Fails when one of them cannot be bound. With a guard, metrics are for those
+/// whom it lets in, where they have a listener of their own.
+pub async fn serve(options: &HttpOptions, pages: Pages, guard: Option<Guard>) -> io::Result<()> {
     let bind = |address: Option<SocketAddr>| match address.map(|address| (address, listen::on(address))) {
         None => Ok(None),
         Some((_, Ok(listener))) => Ok(Some(listener)),
@@ -185,23 +190,29 @@ pub async fn serve(options: &HttpOptions, pages: Pages) -> io::Result<()> {
     } else {
         Site::All
     };
-    let serving = async |listener: Option<TcpListener>, site| match listener {
-        Some(listener) => serve_on(listener, site, &pages).await,
+    let serving = async |listener: Option<TcpListener>, site, guard: Option<Guard>| match listener {
+        Some(listener) => serve_on(listener, site, &pages, guard.as_ref()).await,
         None => std::future::pending().await,
     };
     tokio::select! {
-        never = serving(probes, site) => match never {},
-        never = serving(metrics, Site::Metrics) => match never {},
+        never = serving(probes, site, None) => match never {},
+        never = serving(metrics, Site::Metrics, guard) => match never {},
     }
 }
 
-async fn serve_on(listener: TcpListener, site: Site, pages: &Pages) -> Infallible {
+async fn serve_on(listener: TcpListener, site: Site, pages: &Pages, guard: Option<&Guard>) -> Infallible {
     let door = Door::default();
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let waiting = door.enter(peer.ip().to_canonical());
-                tokio::spawn(exchange(stream, peer.ip(), waiting, site, pages.clone()));
+                let guest = Guest {
+                    peer: peer.ip(),
+                    waiting,
+                    site,
+                    pages: pages.clone(),
+                };
+                tokio::spawn(guest.come_in(stream, guard.cloned()));
                 // A connection that has sent a request is read before others come, for which it might have to go.
                 tokio::task::yield_now().await;
             }
@@ -220,41 +231,85 @@ fn has_run_out(error: &io::Error) -> bool {
     )
 }
 
-/// One request and its answer.
-async fn exchange(stream: TcpStream, peer: IpAddr, waiting: Waiting, site: Site, pages: Pages) {
-    // As long as the answer is on its way.
-    let served = Mutex::new(None);
-    let service = service_fn(|request: Request<Incoming>| async {
-        let place = waiting.serve(weight(&request));
-        let Page(status, media_type, text) = match place {
-            Some(place) => {
-                if let Ok(mut served) = served.lock() {
-                    *served = Some(place);
-                }
-                pages.answer(site, peer, request).await
-            }
-            None => Page::text(StatusCode::SERVICE_UNAVAILABLE, "too many ask at once"),
+/// Who has opened a connection, and what there is for him.
+struct Guest {
+    peer: IpAddr,
+    waiting: Waiting,
+    site: Site,
+    pages: Pages,
+}
+
+impl Guest {
+    async fn come_in(self, stream: TcpStream, guard: Option<Guard>) {
+        let Some(guard) = guard else {
+            return self.exchange(stream, None).await;
         };
-        let mut response = Response::new(Full::new(Bytes::from(text)));
-        *response.status_mut() = status;
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-        Ok::<_, Infallible>(response)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_DEADLINE)
-        .max_buf_size(HEAD_MAX)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::select! {
-        done = tokio::time::timeout(DEADLINE, connection) => match done {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
-            Err(_) => tracing::debug!(%peer, "a connection took too long"),
-        },
-        () = waiting.dropped.cancelled() => tracing::debug!(%peer, "a connection without a request went for others"),
+        let accepted = tokio::select! {
+            accepted = tokio::time::timeout(HEADER_DEADLINE, guard.tls.accept(stream)) => accepted,
+            () = self.waiting.dropped.cancelled() => return,
+        };
+        match accepted {
+            Ok(Ok(stream)) => self.exchange(stream, Some(&guard)).await,
+            Ok(Err(error)) => tracing::debug!(%error, peer = %self.peer, "no TLS"),
+            Err(_) => tracing::debug!(peer = %self.peer, "a handshake took too long"),
+        }
+    }
+
+    /// One request and its answer.
+    async fn exchange(self, stream: impl AsyncRead + AsyncWrite + Unpin, guard: Option<&Guard>) {
+        let Self {
+            peer,
+            waiting,
+            site,
+            pages,
+        } = self;
+        // As long as the answer is on its way.
+        let served = Mutex::new(None);
+        let service = service_fn(|request: Request<Incoming>| async {
+            let place = waiting.serve(weight(&request));
+            let Page(status, media_type, text) = match place {
+                Some(place) => {
+                    if let Ok(mut served) = served.lock() {
+                        *served = Some(place);
+                    }
+                    match admit(guard, &request).await {
+                        Ok(()) => pages.answer(site, peer, request).await,
+                        Err(Refusal(status, why)) => Page::text(status, why),
+                    }
+                }
+                None => Page::text(StatusCode::SERVICE_UNAVAILABLE, "too many ask at once"),
+            };
+            let mut response = Response::new(Full::new(Bytes::from(text)));
+            *response.status_mut() = status;
+            response
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+            Ok::<_, Infallible>(response)
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_DEADLINE)
+            .max_buf_size(HEAD_MAX)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::select! {
+            done = tokio::time::timeout(DEADLINE, connection) => match done {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
+                Err(_) => tracing::debug!(%peer, "a connection took too long"),
+            },
+            () = waiting.dropped.cancelled() => tracing::debug!(%peer, "a connection without a request went for others"),
+        }
+    }
+}
+
+async fn admit(guard: Option<&Guard>, request: &Request<Incoming>) -> Result<(), Refusal> {
+    match guard {
+        Some(guard) => {
+            let authorization = request.headers().get(AUTHORIZATION);
+            guard.admit(authorization.map(HeaderValue::as_bytes)).await
+        }
+        None => Ok(()),
     }
 }
 

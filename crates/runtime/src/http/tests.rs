@@ -34,7 +34,7 @@ async fn everything_is_answered() {
         metrics: Arc::new(registry),
         logs,
     };
-    let server = tokio::spawn(async move { serve_on(listener, Site::All, &pages).await });
+    let server = tokio::spawn(async move { serve_on(listener, Site::All, &pages, None).await });
     let heart = tokio::spawn(async move { heart.beat().await });
     let status = async |request: &str| ask(address, request, "").await.0;
     assert_eq!(status("GET /livez").await, "200 OK");
@@ -91,7 +91,7 @@ async fn well(site: Site) -> (SocketAddr, tokio::task::JoinSet<Infallible>) {
         logs,
     };
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(async move { serve_on(listener, site, &pages).await });
+    tasks.spawn(async move { serve_on(listener, site, &pages, None).await });
     tasks.spawn(async move { heart.beat().await });
     (address, tasks)
 }
@@ -219,6 +219,6 @@ async fn an_address_that_is_taken_is_told() {
         metrics: Arc::new(Registry::new("test", "1")),
         logs,
     };
-    let error = serve(&options, pages).await.unwrap_err();
+    let error = serve(&options, pages, None).await.unwrap_err();
     assert!(error.to_string().contains("cannot serve on 127.0.0.1"), "{error}");
 }

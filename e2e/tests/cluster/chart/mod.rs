@@ -3,6 +3,7 @@
 
 mod check;
 mod conform;
+mod metrics;
 mod release;
 mod render;
 mod rights;

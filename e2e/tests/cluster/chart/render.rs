@@ -265,6 +265,10 @@ async fn a_real_api_server_takes_every_object() {
     let mut expected = vec![
         "podmonitor.monitoring.coreos.com/nics-operator",
         "podmonitor.monitoring.coreos.com/nics-agent",
+        // By which it reads the agents' metrics.
+        "serviceaccount/nics-metrics",
+        "secret/nics-metrics",
+        "clusterrolebinding.rbac.authorization.k8s.io/nics-metrics",
     ];
     // These two are there once their files are.
     for (file, object) in [

@@ -1,0 +1,287 @@
+//! Metrics for those only who may read them, over TLS: for a listener that no NetworkPolicy is about.
+//!
+//! As a kubelet does it, and what controller-runtime offers: the API server says whose a token is (`TokenReview`), and whether he may `get`
+//! `/metrics` (`SubjectAccessReview`). The certificate is this process's own and lasts as long as it; it keeps the token from those who only
+//! listen.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hyper::StatusCode;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use k8s_openapi::api::authorization::v1::{
+    NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::pace::Pace;
+
+/// How long an answer of the API server is good.
+const FRESH: Duration = Duration::from_mins(1);
+/// How long while the API server does not answer: that is when metrics are wanted most.
+const STALE: Duration = Duration::from_hours(1);
+/// The API server is not waited for longer.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// The most tokens that are remembered.
+const TOKENS: usize = 32;
+/// No token is longer, in octets.
+const TOKEN_MAX: usize = 4096;
+/// Tokens that nobody knows yet: so many at once, and then one in each of these.
+const STRANGERS: (u32, Duration) = (10, Duration::from_millis(500));
+
+/// Who is let in. Clones share what they know.
+#[derive(Clone)]
+pub struct Guard {
+    pub(super) tls: TlsAcceptor,
+    client: Client,
+    memory: Arc<Mutex<Memory>>,
+}
+
+/// Why somebody is not let in.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal(pub(super) StatusCode, pub(super) String);
+
+impl Guard {
+    /// By this certificate and its key, both in DER, and by what the API server says.
+    ///
+    /// # Errors
+    /// They are no certificate and no key.
+    pub fn new(client: Client, certificate: Vec<u8>, key: Vec<u8>) -> io::Result<Self> {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .and_then(|builder| {
+                let chain = vec![CertificateDer::from(certificate)];
+                builder.with_no_client_auth().with_single_cert(chain, key)
+            })
+            .map_err(io::Error::other)?;
+        Ok(Self {
+            tls: TlsAcceptor::from(Arc::new(config)),
+            client,
+            memory: Arc::default(),
+        })
+    }
+
+    /// Lets in who may get `/metrics`, by the `Authorization` of a request.
+    pub(super) async fn admit(&self, authorization: Option<&[u8]>) -> Result<(), Refusal> {
+        let Some(token) = authorization.and_then(token) else {
+            let why = "a token is needed: Authorization: Bearer TOKEN, of somebody who may get /metrics";
+            return Err(Refusal(StatusCode::UNAUTHORIZED, why.to_owned()));
+        };
+        let now = Instant::now();
+        match self.memory().look(token, now) {
+            Known::Yes => return Ok(()),
+            Known::Ask => {}
+            Known::Busy => {
+                let why = "too many unknown tokens at once";
+                return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()));
+            }
+        }
+        let answer = match timeout(DEADLINE, self.review(token)).await {
+            Ok(Ok(answer)) => answer,
+            // Nothing is known then, but for what was known.
+            unknown => {
+                if self.memory().has(token, now, STALE) {
+                    return Ok(());
+                }
+                let why = match unknown {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => format!("no answer within {DEADLINE:?}"),
+                };
+                let why = format!(
+                    "the API server does not say who asks: {}",
+                    hybridnic_text::bounded(&why, 256)
+                );
+                return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why));
+            }
+        };
+        self.memory().learn(token, answer.is_ok(), now);
+        answer
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn review(&self, token: &str) -> kube::Result<Result<(), Refusal>> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: Some(token.to_owned()),
+                audiences: None,
+            },
+            ..TokenReview::default()
+        };
+        let reviews: Api<TokenReview> = Api::all(self.client.clone());
+        let status = reviews.create(&PostParams::default(), &review).await?.status;
+        let user = status
+            .filter(|status| status.authenticated == Some(true))
+            .and_then(|status| status.user);
+        let Some(user) = user else {
+            return Ok(Err(Refusal(
+                StatusCode::UNAUTHORIZED,
+                "the token is nobody's".to_owned(),
+            )));
+        };
+        let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
+        let review = may_get_metrics(user);
+        let status = reviews.create(&PostParams::default(), &review).await?.status;
+        Ok(if status.is_some_and(|status| status.allowed) {
+            Ok(())
+        } else {
+            let why = "he may not get /metrics: that is a rule with nonResourceURLs in a ClusterRole";
+            Err(Refusal(StatusCode::FORBIDDEN, why.to_owned()))
+        })
+    }
+}
+
+fn may_get_metrics(user: UserInfo) -> SubjectAccessReview {
+    SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: user.username,
+            uid: user.uid,
+            groups: user.groups,
+            extra: user.extra,
+            non_resource_attributes: Some(NonResourceAttributes {
+                path: Some("/metrics".to_owned()),
+                verb: Some("get".to_owned()),
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    }
+}
+
+/// The token of `Bearer TOKEN`.
+fn token(authorization: &[u8]) -> Option<&str> {
+    let (scheme, token) = std::str::from_utf8(authorization).ok()?.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.len() <= TOKEN_MAX).then_some(token)
+}
+
+/// What is known of a token.
+#[derive(Debug, PartialEq, Eq)]
+enum Known {
+    Yes,
+    /// The API server is to be asked, and that is noted.
+    Ask,
+    /// Others have asked for too much.
+    Busy,
+}
+
+/// Whom the API server has let in, and how often it was asked for nothing. Pure.
+struct Memory {
+    allowed: HashMap<String, Instant>,
+    strangers: Pace,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            allowed: HashMap::new(),
+            strangers: Pace::new(STRANGERS.0, STRANGERS.1),
+        }
+    }
+}
+
+impl Memory {
+    fn has(&self, token: &str, now: Instant, within: Duration) -> bool {
+        let learnt = self.allowed.get(token);
+        learnt.is_some_and(|learnt| now.saturating_duration_since(*learnt) < within)
+    }
+
+    /// Strangers, as many as they are, keep nobody out who was let in before.
+    fn look(&mut self, token: &str, now: Instant) -> Known {
+        if self.has(token, now, FRESH) {
+            return Known::Yes;
+        }
+        if self.has(token, now, STALE) {
+            return Known::Ask;
+        }
+        if self.strangers.wait(now) > Duration::ZERO {
+            return Known::Busy;
+        }
+        self.strangers.done(now);
+        Known::Ask
+    }
+
+    fn learn(&mut self, token: &str, allowed: bool, now: Instant) {
+        if !allowed {
+            self.allowed.remove(token);
+            return;
+        }
+        self.allowed
+            .retain(|_, learnt| now.saturating_duration_since(*learnt) < STALE);
+        if self.allowed.len() >= TOKENS
+            && let Some(oldest) = self
+                .allowed
+                .iter()
+                .min_by_key(|(_, learnt)| **learnt)
+                .map(|(token, _)| token.clone())
+        {
+            self.allowed.remove(&oldest);
+        }
+        self.allowed.insert(token.to_owned(), now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_what_is_behind_bearer() {
+        assert_eq!(token(b"Bearer abc"), Some("abc"));
+        assert_eq!(token(b"bearer  abc "), Some("abc"));
+        let long = [b"Bearer ".as_slice(), &[b'x'; TOKEN_MAX + 1]].concat();
+        for none in [
+            b"".as_slice(),
+            b"Bearer",
+            b"Bearer ",
+            b"Basic abc",
+            b"abc",
+            b"Bearer \xff",
+            &long,
+        ] {
+            assert_eq!(token(none), None);
+        }
+    }
+
+    #[test]
+    fn strangers_are_asked_for_a_few_times_and_keep_nobody_out() {
+        let start = Instant::now();
+        let mut memory = Memory::default();
+        assert_eq!(memory.look("known", start), Known::Ask);
+        memory.learn("known", true, start);
+        for n in 1..STRANGERS.0 {
+            assert_eq!(memory.look(&format!("x{n}"), start), Known::Ask);
+        }
+        assert_eq!(memory.look("x", start), Known::Busy);
+        assert_eq!(memory.look("known", start), Known::Yes);
+        assert_eq!(memory.look("known", start + FRESH), Known::Ask, "asked anew");
+        assert_eq!(memory.look("x", start + STRANGERS.1), Known::Ask);
+        // Until the API server has said otherwise.
+        assert!(memory.has("known", start + STALE / 2, STALE) && !memory.has("known", start + STALE, STALE));
+        memory.learn("known", false, start + FRESH);
+        assert!(!memory.has("known", start + FRESH, STALE));
+    }
+
+    #[test]
+    fn as_many_are_remembered_as_there_is_room() {
+        let mut now = Instant::now();
+        let mut memory = Memory::default();
+        for n in 0..=TOKENS {
+            now += Duration::from_secs(1);
+            memory.learn(&format!("t{n}"), true, now);
+        }
+        assert_eq!(memory.allowed.len(), TOKENS);
+        assert!(!memory.has("t0", now, STALE) && memory.has("t1", now, STALE));
+    }
+}
