@@ -80,7 +80,7 @@ fuzz: ## What reads others' words, by random input that follows what it reaches:
 	e2e/rust/fuzz.sh $(if $(RUNS),RUNS=$(RUNS),$(or $(SECONDS),6)) $(TARGET)
 
 unit: ## Unit and property tests; no root
-	$(CARGO) test $(ALL) --lib --bins --test session --test written
+	$(CARGO) test $(ALL) --lib --bins --test calls --test session --test written
 
 model: ## All states of a migration that a fault or two can lead to; MODEL_FAULTS and MODEL_NICS say how many
 	$(CARGO) test $(ALL) --test model

@@ -23,7 +23,9 @@ use crate::{
     attachments::{Attachments, Progress},
     audit,
     broker::{self, Process, Started},
-    host::{Deadlines, Discovered, Host, Settings},
+    calls::{self, Caller},
+    devices::{Deadlines, Devices},
+    host::{Discovered, Host, Settings},
     inventory::{self, Output},
     journal::Journal,
     lanes::Lanes,
@@ -36,6 +38,9 @@ use crate::{
     vm::socket,
     vm::tls::Keys as TlsKeys,
 };
+
+/// The agent's own program, also where another one has taken its place meanwhile.
+const PROGRAM: &str = "/proc/self/exe";
 
 /// The node agent of hybridnic.
 #[derive(Debug, Parser)]
@@ -61,6 +66,16 @@ enum Command {
     /// What the agent starts itself as, for what it gives up the powers to do.
     #[command(hide = true)]
     Broker,
+    /// What the agent starts itself as, to ask a device what may never return.
+    #[command(hide = true)]
+    Call {
+        /// What to ask, as JSON.
+        call: String,
+        /// Where sysfs is.
+        sysfs: PathBuf,
+        /// Where the device nodes are.
+        dev: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -81,6 +96,9 @@ struct RunArgs {
     /// Where certificates of migrations lie until QEMU has them: in memory (tmpfs), and outlasting the agent's own pod.
     #[arg(long, default_value = "/run/hybridnic-agent/tls")]
     tls: PathBuf,
+    /// Where it is known which devices a driver has not returned from: in memory (tmpfs), and outlasting the agent's own pod.
+    #[arg(long, default_value = "/run/hybridnic-agent/calls")]
+    calls: PathBuf,
     /// Seconds that a guest may take to let go of a device.
     #[arg(long, default_value_t = 30)]
     unplug_deadline: u64,
@@ -113,11 +131,12 @@ impl Args {
                 Ok(())
             }
             Some(Command::Broker) => broker::serve(),
+            Some(Command::Call { call, sysfs, dev }) => calls::serve(&call, sysfs, dev),
             None => {
                 let logs = telemetry::init(&self.run.log)?;
                 // All before there is a second thread: capabilities belong to threads.
                 load_modules();
-                let broker = Started::new("/proc/self/exe".as_ref()).context("cannot start the broker")?;
+                let broker = Started::new(PROGRAM.as_ref()).context("cannot start the broker")?;
                 give_up_privileges()?;
                 // One thread is enough for what a node has to do, and keeps the agent small.
                 tokio::runtime::Builder::new_current_thread()
@@ -158,9 +177,11 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
     keys.sweep();
     let netlink = Netlink::open()?.on_error(move |operation, error| counted.netlink_error(operation, error));
     let broker = Arc::new(broker.run()?);
+    let lanes = Lanes::new(Arc::clone(&troubles), hardware.clone());
+    let devices = devices(lanes, args.calls).await?;
     let host = Arc::new(Host {
-        sysfs: Sysfs::default(),
-        dev: DevNodes::default(),
+        sysfs: devices.sysfs.clone(),
+        dev: devices.dev.clone(),
         macvtaps: Arc::new(netlink.clone()),
         netlink,
         multicast: Multicast::open()?,
@@ -168,8 +189,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         keys,
         broker: Arc::<Process>::clone(&broker),
         pools: Pools::default(),
-        lanes: Lanes::new(Arc::clone(&troubles), hardware.clone()),
-        deadlines: Deadlines::default(),
+        devices,
         discovered: Discovered::default(),
         troubles,
         metrics,
@@ -234,6 +254,23 @@ fn metrics_guard(client: kube::Client, node: &str) -> anyhow::Result<Guard> {
     let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(vec![node.to_owned()])
         .context("cannot make a certificate for metrics")?;
     Guard::new(client, cert.der().to_vec(), signing_key.serialize_der()).context("metrics")
+}
+
+/// The node's devices, also those that an earlier agent waits for.
+async fn devices(lanes: Lanes, locks: PathBuf) -> anyhow::Result<Devices> {
+    let devices = Devices {
+        sysfs: Sysfs::default(),
+        dev: DevNodes::default(),
+        lanes,
+        caller: Caller::Processes {
+            program: PROGRAM.into(),
+            locks,
+        },
+        deadlines: Deadlines::default(),
+    };
+    let taken_over = devices.take_over().await;
+    taken_over.context("what an earlier agent has asked of devices cannot be read")?;
+    Ok(devices)
 }
 
 /// The agent has started when it looks after all that the journal holds. It is ready when, besides, it knows what the API

@@ -5,11 +5,11 @@ use std::{error::Error, os::fd::OwnedFd, sync::Arc, time::Duration};
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     PciAddress,
-    dev::{DevNodes, VfioUse},
+    dev::DevNodes,
     multicast::Multicast,
-    netlink::{self, Link, Netlink, NetlinkError},
-    sysfs::{CreateVfsError, DiscoverError, DriverError, DriverState, Inventory, Sysfs},
-    tap::{self, TapError},
+    netlink::{Link, Netlink},
+    sysfs::{Inventory, Sysfs},
+    tap,
 };
 use hybridnic_runtime::traces::Traces;
 use tokio::{
@@ -20,42 +20,16 @@ use tracing::warn;
 
 use crate::{
     broker::Broker,
+    devices::{DeviceError, Devices},
     error::{StepError, chain},
     journal::Journal,
-    lanes::{Lane, LaneError, Lanes},
+    lanes::Lane,
     metrics::Metrics,
     nic::macs::Macs,
     node::{own, pool::Pools},
     troubles::Troubles,
     vm::{handover::Macvtaps, tls::Keys},
 };
-
-/// How long devices may take before they count as hung.
-#[derive(Clone, Copy, Debug)]
-pub struct Deadlines {
-    /// For a file that takes the device's lock to be read.
-    pub read: Duration,
-    /// For a driver to let go of a VF and another to take it.
-    pub bind: Duration,
-    /// For a driver to make its VFs.
-    pub create: Duration,
-    /// For a look at all PFs and VFs.
-    pub discover: Duration,
-    /// For a macvtap to be opened.
-    pub open: Duration,
-}
-
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self {
-            read: Duration::from_secs(5),
-            bind: Duration::from_mins(1),
-            create: Duration::from_mins(2),
-            discover: Duration::from_secs(30),
-            open: netlink::DEFAULT_DEADLINE,
-        }
-    }
-}
 
 /// Settings that the tasks need.
 #[derive(Clone, Debug)]
@@ -75,7 +49,7 @@ pub struct Settings {
 /// The node as the tasks reach it.
 #[derive(Debug)]
 pub struct Host {
-    /// PFs, VFs and drivers. What waits for a driver is called by the host's own functions.
+    /// PFs, VFs and drivers. What waits for a driver is asked by `devices`.
     pub sysfs: Sysfs,
     /// Device nodes.
     pub dev: DevNodes,
@@ -107,10 +81,8 @@ pub struct Host {
     pub options: Settings,
     /// Counts device and link events: what was seen of the hardware may be old.
     pub hardware: watch::Sender<u64>,
-    /// What waits for drivers.
-    pub lanes: Lanes,
-    /// How long they may take.
-    pub deadlines: Deadlines,
+    /// What drivers have a part in.
+    pub devices: Devices,
     /// The last look at all PFs and VFs, and when it began.
     pub discovered: Discovered,
 }
@@ -118,48 +90,6 @@ pub struct Host {
 /// The last look at all PFs and VFs, shared by all that have waited for it.
 #[derive(Debug, Default)]
 pub struct Discovered(Mutex<Option<(Instant, Inventory)>>);
-
-/// A device did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    /// It hangs, or is busy.
-    #[error(transparent)]
-    Lane(#[from] LaneError),
-    /// Its driver cannot be seen or changed.
-    #[error(transparent)]
-    Driver(#[from] DriverError),
-    /// Its VFs cannot be made.
-    #[error(transparent)]
-    CreateVfs(#[from] CreateVfsError),
-    /// Nothing can be seen of any of them.
-    #[error(transparent)]
-    Discover(#[from] DiscoverError),
-    /// What the node itself does with them cannot be told.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// Its descriptor cannot be had.
-    #[error(transparent)]
-    Tap(#[from] TapError),
-    /// It cannot be told whether vfio uses it.
-    #[error("cannot tell whether vfio uses it")]
-    VfioUse(#[from] std::io::Error),
-}
-
-impl DeviceError {
-    /// Whether there is no such device. Any other error leaves it unknown.
-    pub fn is_absent(&self) -> bool {
-        matches!(self, Self::Driver(DriverError::NoDevice { .. }))
-    }
-
-    /// As a step's error: with this reason, unless the device hangs.
-    pub fn into_step(self, reason: &'static str) -> StepError {
-        let reason = match self {
-            Self::Lane(_) => reasons::DEVICE_HUNG,
-            _ => reason,
-        };
-        StepError::from_error(reason, &self)
-    }
-}
 
 impl Host {
     /// Discovers the node's PFs and VFs: as they are after this call began. Reads some files for each VF.
@@ -176,16 +106,17 @@ impl Host {
         let sysfs = self.sysfs.clone();
         let discover = move || sysfs.discover();
         let mut inventory = self
+            .devices
             .lanes
             .run(
                 Lane::Discovery,
                 "reading sysfs",
-                self.deadlines.discover,
+                self.devices.deadlines.discover,
                 discover,
             )
             .await??;
         own::fill_in(&self.netlink, &mut inventory).await?;
-        let mut hung = self.lanes.hung();
+        let mut hung = self.devices.lanes.hung();
         for pf in &mut inventory.pfs {
             pf.hung = hung.remove(&pf.address);
             for vf in &mut pf.vfs {
@@ -196,63 +127,15 @@ impl Host {
         Ok(inventory)
     }
 
-    /// The driver of a device and its override. For the driver alone ask [`Sysfs::presence`], which waits for nothing.
-    pub async fn driver_state(&self, device: PciAddress) -> Result<DriverState, DeviceError> {
-        let sysfs = self.sysfs.clone();
-        let read = move || sysfs.driver_state(device);
-        let read = self.lanes.run(
-            Lane::Device(device),
-            "reading driver_override",
-            self.deadlines.read,
-            read,
-        );
-        Ok(read.await??)
-    }
-
-    /// Gives a device to a driver, or back.
-    pub async fn set_driver(&self, device: PciAddress, wanted: DriverState) -> Result<(), DeviceError> {
-        let (sysfs, dev) = (self.sysfs.clone(), self.dev.clone());
-        let bind = move || sysfs.restore_driver(&dev, device, &wanted);
-        let bind = self.lanes.run(
-            Lane::Device(device),
-            "changing its driver",
-            self.deadlines.bind,
-            bind,
-        );
-        Ok(bind.await??)
-    }
-
-    /// Makes the VFs of a PF that has none.
-    pub async fn create_vfs(&self, pf: PciAddress, count: u16) -> Result<(), DeviceError> {
-        let sysfs = self.sysfs.clone();
-        let create = move || sysfs.create_vfs(pf, count);
-        let create = self
-            .lanes
-            .run(Lane::Device(pf), "making its VFs", self.deadlines.create, create);
-        Ok(create.await??)
-    }
-
-    /// Whether something holds a device's IOMMU group through vfio. The kernel may be just opening it, for seconds.
-    pub async fn vfio_use(&self, device: PciAddress, group: u32) -> Result<VfioUse, DeviceError> {
-        let dev = self.dev.clone();
-        let look = move || dev.vfio_use(group);
-        let look = self.lanes.run(
-            Lane::Device(device),
-            "opening its vfio group",
-            self.deadlines.read,
-            look,
-        );
-        Ok(look.await??)
-    }
-
     /// Opens a macvtap for QEMU. The kernel waits there for the lock of all links, which a driver may hold (`tap_open` in
     /// drivers/net/tap.c).
     pub async fn open_tap(&self, macvtap: &str, index: u32) -> Result<OwnedFd, DeviceError> {
         let (sysfs, dev, name) = (self.sysfs.clone(), self.dev.clone(), macvtap.to_owned());
         let open = move || tap::open_tap(&sysfs, &dev, &name, index);
         let open = self
+            .devices
             .lanes
-            .run(Lane::Macvtaps, "opening one", self.deadlines.open, open);
+            .run(Lane::Macvtaps, "opening one", self.devices.deadlines.open, open);
         Ok(open.await??)
     }
 
@@ -305,11 +188,17 @@ impl Host {
 pub(crate) mod tests {
     use std::path::Path;
 
-    use hybridnic_net::{sysfs::Presence, testing};
+    use hybridnic_net::{
+        sysfs::{DriverState, Presence},
+        testing,
+    };
     use nix::{sys::stat::Mode, unistd::mkfifo};
 
     use super::*;
     use crate::{
+        calls::Caller,
+        devices::Deadlines,
+        lanes::{LaneError, Lanes},
         metrics::metrics,
         vm::{process::ProcessId, socket},
     };
@@ -341,9 +230,11 @@ pub(crate) mod tests {
         let troubles = Arc::new(Troubles::new(metrics.clone()));
         let hardware = watch::Sender::new(0);
         let netlink = Netlink::open().unwrap();
+        let sysfs = testing::make_sysfs(&dir.join("sys"), pfs, vfs).unwrap();
+        let dev = DevNodes::new(dir.join("dev"));
         Host {
-            sysfs: testing::make_sysfs(&dir.join("sys"), pfs, vfs).unwrap(),
-            dev: DevNodes::new(dir.join("dev")),
+            sysfs: sysfs.clone(),
+            dev: dev.clone(),
             macvtaps: Arc::new(netlink.clone()),
             netlink,
             multicast: Multicast::open().unwrap(),
@@ -354,7 +245,13 @@ pub(crate) mod tests {
             metrics,
             macs: Macs::default(),
             vlan_devices: Mutex::default(),
-            lanes: Lanes::new(Arc::clone(&troubles), hardware.clone()),
+            devices: Devices {
+                sysfs,
+                dev,
+                lanes: Lanes::new(Arc::clone(&troubles), hardware.clone()),
+                caller: Caller::Here,
+                deadlines: Deadlines::default(),
+            },
             troubles,
             traces: Traces::default(),
             options: Settings {
@@ -365,7 +262,6 @@ pub(crate) mod tests {
                 migration_downtime_ms: 100,
             },
             hardware,
-            deadlines: Deadlines::default(),
             discovered: Discovered::default(),
         }
     }
@@ -376,7 +272,7 @@ pub(crate) mod tests {
     async fn devices_that_hang_cost_themselves_only() {
         let dir = tempfile::tempdir().unwrap();
         let mut host = made(dir.path(), 2, 9);
-        host.deadlines.bind = Duration::from_millis(100);
+        host.devices.deadlines.bind = Duration::from_millis(100);
         let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
         std::fs::remove_file(&unbind).unwrap();
         mkfifo(&unbind, Mode::S_IRWXU).unwrap();
@@ -387,7 +283,7 @@ pub(crate) mod tests {
             let mut reader = std::fs::File::open(&unbind).unwrap();
             std::io::copy(&mut reader, &mut std::io::sink()).unwrap()
         };
-        let set = |vf| host.set_driver(vf, DriverState::default());
+        let set = |vf| host.devices.set_driver(vf, DriverState::default());
         for error in futures::future::join_all(hung.iter().copied().map(set)).await {
             let error = error.unwrap_err().into_step(reasons::VF_BIND_FAILED);
             assert_eq!(error.reason, reasons::DEVICE_HUNG, "{error}");
@@ -402,7 +298,7 @@ pub(crate) mod tests {
             .collect();
         assert_eq!(hanging.len(), hung.len());
         assert!(matches!(
-            host.driver_state(hung[0]).await,
+            host.devices.driver_state(hung[0]).await,
             Err(DeviceError::Lane(_))
         ));
         let driver = Some("vfio-pci".to_owned());
@@ -410,7 +306,10 @@ pub(crate) mod tests {
             host.sysfs.presence(hung[0]).unwrap(),
             Presence::Present { driver }
         );
-        host.driver_state(testing::vf_address(0, 1)).await.unwrap();
+        host.devices
+            .driver_state(testing::vf_address(0, 1))
+            .await
+            .unwrap();
         let volume = socket::tests::volume(dir.path(), socket::tests::UID);
         let _qemu = std::os::unix::net::UnixListener::bind(volume.join("qmp.sock")).unwrap();
         socket::open(dir.path(), socket::tests::UID)
@@ -422,11 +321,11 @@ pub(crate) mod tests {
         // The driver returns: each of them can be used again.
         let mut hardware = host.hardware.subscribe();
         tokio::task::spawn_blocking(release);
-        while !host.lanes.hung().is_empty() {
+        while !host.devices.lanes.hung().is_empty() {
             hardware.changed().await.unwrap();
         }
         assert_eq!(host.troubles.condition().status, Some(false));
-        host.driver_state(hung[0]).await.unwrap();
+        host.devices.driver_state(hung[0]).await.unwrap();
     }
 
     /// As where a driver keeps the lock of all links. What is read of the macvtap before is a FIFO here.
@@ -434,7 +333,7 @@ pub(crate) mod tests {
     async fn a_macvtap_that_does_not_open_holds_up_nobody_else() {
         let dir = tempfile::tempdir().unwrap();
         let mut host = made(dir.path(), 1, 1);
-        host.deadlines.open = Duration::from_millis(100);
+        host.devices.deadlines.open = Duration::from_millis(100);
         let tap = dir.path().join("sys/class/net/hna/tap7");
         std::fs::create_dir_all(&tap).unwrap();
         mkfifo(&tap.join("dev"), Mode::S_IRWXU).unwrap();

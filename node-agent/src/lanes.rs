@@ -3,7 +3,7 @@
 //! A write to sysfs that binds a device or makes VFs runs the driver, and a driver may never return. Files that take the
 //! device's lock hang with it. Such a call costs its own device only: the caller gets an error at the deadline, the device
 //! counts as hung, and nothing more is asked of it until the call has returned. tokio's own blocking threads are few, and are
-//! not for this.
+//! not for this. The thread of a device's call waits for the process that makes it ([`crate::calls`]), and so can be ended.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -51,7 +51,7 @@ impl fmt::Display for Lane {
 pub enum LaneError {
     /// A call has not returned in time.
     #[error(
-        "{lane} hangs: {what} has not returned within {} s; nothing more is asked of it until it has", .deadline.as_secs()
+        "{lane} hangs: {what} has not returned{}; nothing more is asked of it until it has", within(*.deadline)
     )]
     Hung {
         /// Who.
@@ -80,6 +80,13 @@ pub enum LaneError {
         #[source]
         source: io::Error,
     },
+}
+
+fn within(deadline: Duration) -> String {
+    if deadline.is_zero() {
+        return String::new();
+    }
+    format!(" within {} s", deadline.as_secs())
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@
 //! | [`journal`] | what is held, on disk |
 //! | [`privileges`] | gives up what root has and the agent does not need |
 //! | [`audit`] | looks for what is not as it should be, and reports it |
-//! | [`lanes`] | what may wait for a driver: a thread for each device, with a deadline |
+//! | [`devices`] | what drivers have a part in: [`calls`] by a process each, and [`lanes`], one at a time for each device, with a deadline |
 //! | [`troubles`] | what does not work while the rest goes on |
 //! | [`metrics`] | what is measured |
 //! | [`inventory`] | the same view without a cluster |
@@ -17,7 +17,9 @@
 pub mod attachments;
 pub mod audit;
 pub mod broker;
+pub mod calls;
 pub mod cli;
+pub mod devices;
 pub mod error;
 pub mod host;
 pub mod inventory;

@@ -66,7 +66,7 @@ impl Provisioner {
     }
 
     async fn create(self, host: Arc<Host>, pf: PciAddress, count: u16) {
-        match host.create_vfs(pf, count).await {
+        match host.devices.create_vfs(pf, count).await {
             Ok(()) => {
                 info!(%pf, count, "VFs created");
                 self.work().remove(&pf);
@@ -100,7 +100,7 @@ mod tests {
     async fn a_pf_that_hangs_holds_up_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let mut host = made(dir.path(), 2, 0);
-        host.deadlines.create = Duration::from_millis(50);
+        host.devices.deadlines.create = Duration::from_millis(50);
         let host = Arc::new(host);
         host.pools.set_pools(&[NodePool {
             network: "n".into(),
@@ -128,7 +128,7 @@ mod tests {
             BTreeMap::new(),
             "nobody waits"
         );
-        while host.lanes.hung().is_empty() || std::fs::read_to_string(file(1)).unwrap() != "4" {
+        while host.devices.lanes.hung().is_empty() || std::fs::read_to_string(file(1)).unwrap() != "4" {
             hardware.changed().await.unwrap();
         }
         let inventory = host.inventory().await.unwrap();

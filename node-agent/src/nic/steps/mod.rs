@@ -1,6 +1,7 @@
 //! The effects: one function for each [`Step`]. Each writes the journal before it acts, and can be taken again.
 
 mod guest;
+mod reserve;
 mod standby;
 mod vf;
 
@@ -158,7 +159,7 @@ impl Context {
     /// Whether the step was taken: where it has to wait for its turn, a change of the spec comes first.
     async fn act(&mut self, step: Step, now: &Observation, order: SwitchOrder) -> Result<bool, StepError> {
         match step {
-            Step::Reserve => vf::reserve(self).await?,
+            Step::Reserve => reserve::reserve(self).await?,
             Step::Bind => vf::bind(self).await?,
             Step::Park => vf::park(self).await?,
             Step::DropVf => vf::drop_lost(self).await?,

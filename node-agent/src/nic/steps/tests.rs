@@ -200,23 +200,23 @@ async fn a_vf_on_vfio_is_taken_only_where_the_kernel_says_that_nobody_has_it() {
         vf: pf.vfs[index].clone(),
         pf: pf.clone(),
     });
-    assert_eq!(vf::foreign(&host, &other).await, Ok(None));
+    assert_eq!(reserve::foreign(&host, &other).await, Ok(None));
     // It was, and another NIC has given it back since.
     other.vf.driver = Some("vfio-pci".into());
-    assert_eq!(vf::foreign(&host, &other).await, Ok(None));
+    assert_eq!(reserve::foreign(&host, &other).await, Ok(None));
 
-    let why = vf::foreign(&host, &bound).await.unwrap().unwrap();
+    let why = reserve::foreign(&host, &bound).await.unwrap().unwrap();
     assert!(why.contains("no vfio groups"), "{why}");
 
     // The kernel gives an error: the file of the group is no device.
     let group = host.dev.vfio_group(bound.vf.iommu_group.unwrap());
     fs::create_dir_all(&group).unwrap();
-    let error = vf::foreign(&host, &bound).await.unwrap_err();
+    let error = reserve::foreign(&host, &bound).await.unwrap_err();
     assert_eq!(error.reason, reasons::VF_UNKNOWN);
 
     fs::remove_dir(&group).unwrap();
     fs::write(&group, "").unwrap();
-    assert_eq!(vf::foreign(&host, &bound).await, Ok(None));
+    assert_eq!(reserve::foreign(&host, &bound).await, Ok(None));
 
     // Of one that is passed over the node says why, and nobody gets it.
     host.pools.mark_foreign(bound.vf.address, why.clone());

@@ -1,8 +1,8 @@
-//! Steps on the VF: reserve, bind, park, set up, give back.
+//! Steps on the VF: bind, park, set up, give back.
 
 use std::{error::Error, time::Duration};
 
-use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
+use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     MacAddr, PciAddress, announce,
     dev::VfioUse,
@@ -14,187 +14,22 @@ use tracing::{info, warn};
 
 use super::{Context, guest};
 use crate::{
+    devices::DeviceError,
     error::{StepError, chain},
-    host::{DeviceError, Host},
-    journal::{StandbyRecord, VfRecord, VlanRecord},
+    journal::VfRecord,
     nic::{
         macs::original,
-        observe::{Observation, VFIO_DRIVER, protocol, saved_rates, wanted},
+        observe::{Observation, VFIO_DRIVER, saved_rates, wanted},
         plan::Learnt,
-        steps::ids,
     },
-    node::{parking::parking_mac, pool::Choice},
 };
 
-fn refused(error: &dyn Error) -> StepError {
+pub(super) fn refused(error: &dyn Error) -> StepError {
     StepError::from_error(reasons::VF_SETTING_REFUSED, error)
 }
 
-fn bind_failed(error: DeviceError) -> StepError {
+pub(super) fn bind_failed(error: DeviceError) -> StepError {
     error.into_step(reasons::VF_BIND_FAILED)
-}
-
-/// Takes a VF and writes down how it was; without one, a PF for the standby alone.
-pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
-    let inventory = cx
-        .host
-        .inventory()
-        .await
-        .map_err(|e| e.into_step(reasons::VF_UNKNOWN))?;
-    let network = cx.record.spec.network.clone();
-    let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
-    let (mut passed_over, mut failed) = (Vec::new(), None);
-    let mut taken = false;
-    while !taken
-        && cx.learnt.vf_failed.is_none()
-        && let Some(choice) = cx.host.pools.take(&inventory, &network, &cx.claimant, standby_pf)
-    {
-        let address = choice.vf.address;
-        let reserved = match foreign(&cx.host, &choice).await {
-            Ok(Some(why)) => {
-                warn!(vf = %address, pf = choice.pf.name, why, "this VF is passed over");
-                cx.host.pools.mark_foreign(address, why);
-                cx.host.pools.release(address);
-                continue;
-            }
-            Ok(None) => write_down(cx, choice).await,
-            Err(error) => Err(error),
-        };
-        match reserved {
-            Ok(()) => taken = true,
-            Err(error) => {
-                warn!(vf = %address, error = error.message, "this VF cannot be reserved; it is passed over");
-                passed_over.push(address);
-                failed = Some(error);
-            }
-        }
-    }
-    for vf in passed_over {
-        cx.host.pools.release(vf);
-    }
-    if taken {
-        return Ok(());
-    }
-    if cx.record.standby.is_none() && cx.record.spec.no_free_vf == NoFreeVf::Standby {
-        let pf = cx.host.pools.standby_pf(&inventory, &network).ok_or_else(|| {
-            let none = "no PF of the node that can be used matches the network's uplinks";
-            let why = cx.host.pools.barred(&inventory, &network);
-            StepError::new(
-                reasons::NO_UPLINK,
-                why.map_or_else(|| none.to_owned(), |why| format!("{none}: {why}")),
-            )
-        })?;
-        let standby = standby_record(cx, pf.address, pf.name.clone().unwrap_or_default());
-        cx.commit(|record| record.standby = Some(standby)).await?;
-        cx.host.pools.note_standby(&cx.record.uid, pf.address);
-    }
-    match failed {
-        // The plan goes on without a VF, and says why.
-        Some(error) => Err(cx.vf_failed(error)),
-        None => Ok(()),
-    }
-}
-
-const IN_USE: &str = "something other than hybridnic uses it through vfio";
-const MAY_BE_IN_USE: &str = "it is with vfio, and this kernel, which has no vfio groups, does not tell whether something uses it: \
-                             give it to its own driver or to none, and hybridnic gives it to vfio itself";
-
-/// Why a VF that no NIC of the journal holds is left alone: it is with vfio, and something else uses it, or may use it.
-pub(super) async fn foreign(host: &Host, choice: &Choice) -> Result<Option<String>, StepError> {
-    let vf = &choice.vf;
-    let is_vfio = |driver: Option<&str>| driver.is_some_and(|driver| driver.starts_with("vfio"));
-    let Some(group) = vf.iommu_group.filter(|_| is_vfio(vf.driver.as_deref())) else {
-        return Ok(None);
-    };
-    let unknown = |error: DeviceError| error.into_step(reasons::VF_UNKNOWN);
-    match host.vfio_use(vf.address, group).await.map_err(unknown)? {
-        VfioUse::Free => Ok(None),
-        VfioUse::InUse => Ok(Some(IN_USE.to_owned())),
-        VfioUse::Unknown => {
-            // The group goes with its last VF, which another NIC may just have given back.
-            let now = host.driver_state(vf.address).await.map_err(unknown)?;
-            Ok(is_vfio(now.driver.as_deref()).then(|| MAY_BE_IN_USE.to_owned()))
-        }
-    }
-}
-
-fn standby_record(cx: &Context, pf: PciAddress, pf_name: String) -> StandbyRecord {
-    let vlan = cx.record.spec.l2.vlan.as_ref().filter(|v| v.id != 0);
-    StandbyRecord {
-        macvtap: ids::macvtap(&cx.record.uid),
-        pf,
-        pf_name,
-        vlan: vlan.map(|v| VlanRecord {
-            id: u16::try_from(v.id).unwrap_or(0),
-            protocol: protocol(v.protocol),
-            qos: u8::try_from(v.qos).unwrap_or(0),
-        }),
-        seized: None,
-    }
-}
-
-async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
-    let Choice { pf, vf } = choice;
-    let lost = || {
-        let message = format!(
-            "the PF {} does not show its VF {} at the moment",
-            pf.address, vf.address
-        );
-        StepError::new(reasons::VF_UNKNOWN, message)
-    };
-    let (Some(pf_name), Some(ifindex), Some(group)) = (pf.name.clone(), pf.ifindex, vf.iommu_group) else {
-        return Err(lost());
-    };
-    let table = cx.host.netlink.vf_table(ifindex).await.map_err(|e| refused(&e))?;
-    let found = table
-        .unwrap_or_default()
-        .into_iter()
-        .find(|c| c.index == vf.index)
-        .ok_or_else(lost)?;
-    let saved_driver = cx.host.driver_state(vf.address).await.map_err(bind_failed)?;
-    if !pf.carrier.unwrap_or(false) {
-        // A PF that is down carries nothing, and some drivers take no VF settings then.
-        cx.host
-            .netlink
-            .set_up(ifindex, true)
-            .await
-            .map_err(|e| refused(&e))?;
-    }
-    let parking_mac = parking_mac(&cx.host.options.node_name, vf.address);
-    let saved = original(&found, parking_mac, &cx.host.macs);
-    if saved.mac != found.mac {
-        warn!(vf = %vf.address, pf = pf_name, mac = ?found.mac, "the VF was left with a MAC of ours; it will be given back without one");
-    }
-    info!(
-        namespace = cx.record.namespace,
-        nic = cx.record.spec.nic.name,
-        node = cx.record.spec.node_name,
-        vf = %vf.address,
-        pf = pf_name,
-        "VF reserved"
-    );
-    let held = VfRecord {
-        address: vf.address,
-        index: vf.index,
-        pf: pf.address,
-        pf_name: pf_name.clone(),
-        pf_driver: pf.driver.unwrap_or_default(),
-        iommu_group: group,
-        parking_mac,
-        saved,
-        saved_driver,
-        rate_set: false,
-    };
-    let standby = match &cx.record.standby {
-        Some(standby) => standby.clone(),
-        None => standby_record(cx, pf.address, pf_name),
-    };
-    let standby_pf = standby.pf;
-    cx.commit(|record| (record.vf, record.standby) = (Some(held), Some(standby)))
-        .await?;
-    cx.host.pools.note_standby(&cx.record.uid, standby_pf);
-    (cx.learnt.vf_failures, cx.learnt.not_parked) = (0, false);
-    Ok(())
 }
 
 /// Gives the VF to vfio-pci.
@@ -204,7 +39,7 @@ pub(super) async fn bind(cx: &mut Context) -> Result<(), StepError> {
         driver: Some(VFIO_DRIVER.into()),
         driver_override: Some(VFIO_DRIVER.into()),
     };
-    let bound = cx.host.set_driver(vf, wanted).await.map_err(bind_failed);
+    let bound = cx.host.devices.set_driver(vf, wanted).await.map_err(bind_failed);
     bound.map_err(|error| cx.vf_failed(error))
 }
 
@@ -445,7 +280,7 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
         return drop_lost(cx).await;
     }
     if matches!(
-        cx.host.vfio_use(vf.address, vf.iommu_group).await,
+        cx.host.devices.vfio_use(vf.address, vf.iommu_group).await,
         Ok(VfioUse::InUse)
     ) {
         return Err(StepError::new(
@@ -477,6 +312,7 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
     cx.host.note_parked(vf.address, parked).await;
     let saved_driver = vf.saved_driver.clone();
     cx.host
+        .devices
         .set_driver(vf.address, saved_driver)
         .await
         .map_err(bind_failed)?;

@@ -1,0 +1,146 @@
+//! PFs and VFs, as far as their drivers have a part in it: each is asked one thing at a time, with a deadline.
+
+use std::{io, time::Duration};
+
+use hybridnic_api::conditions::reasons;
+use hybridnic_net::{
+    PciAddress,
+    dev::{DevNodes, VfioUse},
+    netlink,
+    netlink::NetlinkError,
+    sysfs::{DiscoverError, DriverState, Sysfs},
+    tap::TapError,
+};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    calls::{Call, CallError, Caller},
+    error::StepError,
+    lanes::{Lane, LaneError, Lanes},
+};
+
+/// How long devices may take before they count as hung.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// For a file that takes the device's lock to be read.
+    pub read: Duration,
+    /// For a driver to let go of a VF and another to take it.
+    pub bind: Duration,
+    /// For a driver to make its VFs.
+    pub create: Duration,
+    /// For a look at all PFs and VFs.
+    pub discover: Duration,
+    /// For a macvtap to be opened.
+    pub open: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            read: Duration::from_secs(5),
+            bind: Duration::from_mins(1),
+            create: Duration::from_mins(2),
+            discover: Duration::from_secs(30),
+            open: netlink::DEFAULT_DEADLINE,
+        }
+    }
+}
+
+/// A device did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// It hangs, or is busy.
+    #[error(transparent)]
+    Lane(#[from] LaneError),
+    /// It refused, or could not be asked.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Nothing can be seen of any of them.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// What the node itself does with them cannot be told.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Its descriptor cannot be had.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+}
+
+impl DeviceError {
+    /// As a step's error: with this reason, unless the device hangs.
+    pub fn into_step(self, reason: &'static str) -> StepError {
+        let reason = match self {
+            Self::Lane(_) | Self::Call(CallError::Earlier(_)) => reasons::DEVICE_HUNG,
+            _ => reason,
+        };
+        StepError::from_error(reason, &self)
+    }
+}
+
+/// What a call of an earlier agent is, for people.
+const EARLIER: &str = "what an earlier agent has asked of it";
+
+/// The way to ask them.
+#[derive(Clone, Debug)]
+pub struct Devices {
+    /// PFs, VFs and drivers.
+    pub sysfs: Sysfs,
+    /// Device nodes.
+    pub dev: DevNodes,
+    /// One call at a time.
+    pub lanes: Lanes,
+    /// How calls are made.
+    pub caller: Caller,
+    /// How long they may take.
+    pub deadlines: Deadlines,
+}
+
+impl Devices {
+    /// The driver of a device and its override. For the driver alone ask [`Sysfs::presence`], which waits for nothing.
+    pub async fn driver_state(&self, device: PciAddress) -> Result<DriverState, DeviceError> {
+        self.ask(Call::DriverState { device }, self.deadlines.read).await
+    }
+
+    /// Gives a device to a driver, or back.
+    pub async fn set_driver(&self, device: PciAddress, wanted: DriverState) -> Result<(), DeviceError> {
+        self.ask(Call::SetDriver { device, wanted }, self.deadlines.bind)
+            .await
+    }
+
+    /// Makes the VFs of a PF that has none.
+    pub async fn create_vfs(&self, pf: PciAddress, count: u16) -> Result<(), DeviceError> {
+        let call = Call::CreateVfs { device: pf, count };
+        self.ask(call, self.deadlines.create).await
+    }
+
+    /// Whether something holds a device's IOMMU group through vfio. The kernel may be just opening it, for seconds.
+    pub async fn vfio_use(&self, device: PciAddress, group: u32) -> Result<VfioUse, DeviceError> {
+        self.ask(Call::VfioUse { device, group }, self.deadlines.read)
+            .await
+    }
+
+    async fn ask<T: DeserializeOwned + Send + 'static>(
+        &self,
+        call: Call,
+        deadline: Duration,
+    ) -> Result<T, DeviceError> {
+        let (caller, sysfs, dev) = (self.caller.clone(), self.sysfs.clone(), self.dev.clone());
+        let (lane, what) = (Lane::Device(call.device()), call.what());
+        let make = move || caller.make(&call, &sysfs, &dev);
+        Ok(self.lanes.run(lane, what, deadline, make).await??)
+    }
+
+    /// Takes over the calls of an earlier agent that have not returned: their devices hang until they have. Before any other call.
+    pub async fn take_over(&self) -> io::Result<()> {
+        for (device, file) in self.caller.earlier()? {
+            let returned = move || file.lock();
+            let lane = Lane::Device(device);
+            // It has had its time.
+            let over = self.lanes.run(lane, EARLIER, Duration::ZERO, returned).await;
+            if let Ok(locked) = over {
+                locked?;
+            }
+        }
+        Ok(())
+    }
+}
