@@ -211,6 +211,7 @@ impl Sight {
                 link: true,
                 dark: false,
                 other_pf: self.nic.standby.is_some_and(|pf| pf != vf.index),
+                held: false,
             })
         });
         let asks = goal != Goal::Detached;

@@ -37,6 +37,7 @@ fn vfs() -> Vec<Option<VfSight>> {
         link: true,
         dark: false,
         other_pf: false,
+        held: false,
     };
     let parked = VfSeen {
         on_vfio: true,

@@ -25,6 +25,7 @@ use crate::{
     broker::{self, Process, Started},
     calls::{self, Caller},
     devices::{Deadlines, Devices},
+    handouts::Handouts,
     host::{Discovered, Host, Settings},
     inventory::{self, Output},
     journal::Journal,
@@ -189,6 +190,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         keys,
         broker: Arc::<Process>::clone(&broker),
         pools: Pools::default(),
+        handouts: Handouts::new(devices.dev.clone(), hardware.clone()),
         devices,
         discovered: Discovered::default(),
         troubles,
@@ -239,6 +241,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         () = publish::publish(client, Arc::clone(&host), generation_rx, published.clone()) => anyhow::bail!("publishing has ended"),
         () = attachments.run(contents) => anyhow::bail!("the watch of attachments has ended"),
         never = sockets.run() => match never {},
+        result = host.handouts.run() => match result.context("the watch of VFs' descriptors")? {},
         () = audit::run(Arc::clone(&host)) => {}
         result = http::serve(&args.http, pages, guard) => result.context("probes and metrics")?,
         () = get_ready(probes, progress, published) => {}

@@ -5,7 +5,7 @@ use std::{error::Error, os::fd::OwnedFd, sync::Arc, time::Duration};
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     PciAddress,
-    dev::DevNodes,
+    dev::{DevNodes, VfioUse},
     multicast::Multicast,
     netlink::{Link, Netlink},
     sysfs::{Inventory, Sysfs},
@@ -22,6 +22,7 @@ use crate::{
     broker::Broker,
     devices::{DeviceError, Devices},
     error::{StepError, chain},
+    handouts::Handouts,
     journal::Journal,
     lanes::Lane,
     metrics::Metrics,
@@ -83,6 +84,8 @@ pub struct Host {
     pub hardware: watch::Sender<u64>,
     /// What drivers have a part in.
     pub devices: Devices,
+    /// Which descriptors of VFs somebody has.
+    pub handouts: Handouts,
     /// The last look at all PFs and VFs, and when it began.
     pub discovered: Discovered,
 }
@@ -125,6 +128,19 @@ impl Host {
         }
         *last = Some((began, inventory.clone()));
         Ok(inventory)
+    }
+
+    /// Takes over what an earlier agent has handed out of a VF.
+    pub async fn take_over_handouts(&self, vf: PciAddress, group: u32) {
+        match self.handouts.take_over(vf) {
+            Ok(true) => {
+                if let Ok(VfioUse::InUse) = self.devices.vfio_use(vf, group).await {
+                    self.handouts.confirm(vf);
+                }
+            }
+            Ok(false) => {}
+            Err(error) => warn!(%vf, %error, "who has the VF's descriptor is not known"),
+        }
     }
 
     /// Opens a macvtap for QEMU. The kernel waits there for the lock of all links, which a driver may hold (`tap_open` in
@@ -235,6 +251,7 @@ pub(crate) mod tests {
         Host {
             sysfs: sysfs.clone(),
             dev: dev.clone(),
+            handouts: Handouts::new(dev.clone(), hardware.clone()),
             macvtaps: Arc::new(netlink.clone()),
             netlink,
             multicast: Multicast::open().unwrap(),

@@ -10,6 +10,7 @@
 //! | [`privileges`] | gives up what root has and the agent does not need |
 //! | [`audit`] | looks for what is not as it should be, and reports it |
 //! | [`devices`] | what drivers have a part in: [`calls`] by a process each, and [`lanes`], one at a time for each device, with a deadline |
+//! | [`handouts`] | descriptors of VFs that QEMUs were given, for as long as somebody has them |
 //! | [`troubles`] | what does not work while the rest goes on |
 //! | [`metrics`] | what is measured |
 //! | [`inventory`] | the same view without a cluster |
@@ -21,6 +22,7 @@ pub mod calls;
 pub mod cli;
 pub mod devices;
 pub mod error;
+pub mod handouts;
 pub mod host;
 pub mod inventory;
 pub mod journal;

@@ -28,7 +28,7 @@ pub const NEEDED: [(CapabilitySet, &str); 5] = [
     ),
     (
         CapabilitySet::MKNOD,
-        "a macvtap's node where /dev has another one of its name",
+        "nodes by which it is known who has a VF's descriptor, or for a macvtap another one than /dev has",
     ),
 ];
 

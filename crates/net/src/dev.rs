@@ -74,7 +74,12 @@ impl DevNodes {
     /// Opens a function's own vfio node, named as in [`crate::sysfs::Vf::vfio_cdev`]; `None` where there is none. Any
     /// number of openers get it; only one can bind it to an iommufd.
     pub fn open_vfio_cdev(&self, name: &str) -> Result<Option<OwnedFd>, OpenError> {
-        open(self.root.join("vfio/devices").join(name))
+        open(self.vfio_cdev(name))
+    }
+
+    /// Path of a function's own vfio node.
+    pub fn vfio_cdev(&self, name: &str) -> PathBuf {
+        self.root.join("vfio/devices").join(name)
     }
 
     /// Path of an IOMMU group's vfio node.

@@ -309,6 +309,7 @@ async fn see_vf(
         link: has_link(&pf),
         dark: false,
         other_pf: is_split(record),
+        held: host.handouts.is_out(vf.address),
     };
     (Some(Ok(VfSight::There(seen))), Some(pf))
 }

@@ -356,6 +356,7 @@ fn a_vf_without_link_or_of_which_nothing_is_known_carries_nothing_that_could_be_
         link: true,
         dark: false,
         other_pf: false,
+        held: false,
     };
     let dark = VfSight::There(VfSeen { link: false, ..vf });
     let unknown = VfSight::Unknown { other_pf: false };

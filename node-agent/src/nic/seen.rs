@@ -32,6 +32,8 @@ pub struct VfSeen {
     pub dark: bool,
     /// Whether its PF is not the standby's.
     pub other_pf: bool,
+    /// Whether somebody has a descriptor of it that QEMU was given. No driver lets go of it before that is closed.
+    pub held: bool,
 }
 
 /// Whose MAC a VF has.

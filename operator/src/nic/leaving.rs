@@ -126,7 +126,7 @@ fn remedy(reason: &str) -> &'static str {
         reasons::GUEST_KEEPS_VF => "end the VM in that pod, or delete the pod",
         reasons::QMP_UNAVAILABLE | reasons::QMP_FLOOD => "let its QEMU answer, or end it: delete the pod",
         reasons::QMP_UNTRUSTED => "delete the pod",
-        reasons::VF_IN_USE => "end what uses the VF on that node: fuser /dev/vfio/*",
+        reasons::VF_IN_USE => "end what uses the VF on that node: fuser /dev/vfio/* /dev/hybridnic/*",
         reasons::JOURNAL_FAILED => "make room for the agent's journal there, or fix its disk",
         reasons::DEVICE_HUNG | reasons::VF_BIND_FAILED | reasons::VF_UNKNOWN | reasons::VF_LOST => {
             "see the node's kernel log; reset the card, or boot the node"
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(
             message.unwrap(),
             "the agent of node n1 cannot take the NIC back from the pod a (VfInUse: a process holds it). The NIC is attached \
-             nowhere else before: end what uses the VF on that node: fuser /dev/vfio/*"
+             nowhere else before: end what uses the VF on that node: fuser /dev/vfio/* /dev/hybridnic/*"
         );
         // What it said of another goal is no word about this one.
         stuck.metadata.generation = Some(9);

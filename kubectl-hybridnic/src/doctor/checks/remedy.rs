@@ -37,7 +37,7 @@ pub fn remedy(reason: &str) -> String {
         }
         reasons::VF_SETTING_REFUSED => "change the setting of the network that the message names",
         reasons::VF_BIND_FAILED => "is the module vfio-pci there, and the IOMMU on?",
-        reasons::VF_IN_USE => "end what uses the VF: fuser /dev/vfio/* on the node",
+        reasons::VF_IN_USE => "end what uses the VF: fuser /dev/vfio/* /dev/hybridnic/* on the node",
         reasons::JOURNAL_FAILED => {
             "a journal that cannot be written needs room and write access; a record that cannot be read, what docs/troubleshooting.md says"
         }

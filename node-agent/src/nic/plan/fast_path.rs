@@ -98,7 +98,8 @@ fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf:
         return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(step));
     }
     let useless = dark(vf) || learnt.vf_failed.is_some() && learnt.vf_failures >= TRIES;
-    if useless && seen.other_vf {
+    // One that somebody keeps cannot be exchanged: better to try it again.
+    if useless && seen.other_vf && !vf.held {
         return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(Step::RestoreVf));
     }
     if let Some((reason, message)) = obstacle(guest, learnt, vf) {

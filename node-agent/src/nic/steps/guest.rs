@@ -247,7 +247,15 @@ async fn vfio_source(
     let open = || -> Option<_> {
         let cdev = cx.host.sysfs.vf(vf.address).ok()??.vfio_cdev?;
         let iommu = cx.host.dev.open_iommu().ok()??;
-        Some((iommu, cx.host.dev.open_vfio_cdev(&cdev).ok()??))
+        // It is in use from here on, until it is proven that nobody has it.
+        let device = match cx.host.handouts.open(vf.address, &cdev) {
+            Ok(device) => device,
+            Err(error) => {
+                warn!(vf = %vf.address, %error, "who has the VF's descriptor will not be known");
+                cx.host.dev.open_vfio_cdev(&cdev).ok()??
+            }
+        };
+        Some((iommu, device))
     };
     let Some((iommu, device)) = open() else {
         return by_group;

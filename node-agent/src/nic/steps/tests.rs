@@ -222,3 +222,40 @@ async fn a_vf_on_vfio_is_taken_only_where_the_kernel_says_that_nobody_has_it() {
     host.pools.mark_foreign(bound.vf.address, why.clone());
     assert_eq!(host.pools.foreign().get(&bound.vf.address), Some(&why));
 }
+
+#[tokio::test]
+async fn a_vf_is_not_given_back_while_somebody_has_its_descriptor() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), 2, 2);
+    let mut cx = context(&host);
+    let held = cx.record.clone();
+    let make = |node: &std::path::Path| fs::File::create_new(node).map(drop);
+    let given = host.handouts.open_made(vf_address(0, 1), make).unwrap();
+    let mut hardware = host.hardware.subscribe();
+    let error = vf::restore(&mut cx).await.unwrap_err();
+    assert_eq!(error.reason, reasons::VF_IN_USE);
+    assert!(
+        error.message.contains("the descriptor that QEMU was given"),
+        "{error}"
+    );
+    assert_eq!(cx.record, held);
+    assert!(host.pools.holders().contains_key(&vf_address(0, 1)));
+    drop(given);
+    // As far as this machine, which has no such PF, lets it go.
+    let error = vf::restore(&mut cx).await.unwrap_err();
+    assert_eq!(error.reason, reasons::VF_UNKNOWN, "{error}");
+    assert!(hardware.has_changed().unwrap(), "who waits for it is told");
+    hardware.mark_unchanged();
+
+    // It has gone: nobody can have it any more, and nothing is left of it.
+    let given = host.handouts.open_made(vf_address(0, 1), make).unwrap();
+    fs::remove_file(
+        dir.path()
+            .join(format!("sys/bus/pci/devices/{}", vf_address(0, 1))),
+    )
+    .unwrap();
+    vf::restore(&mut cx).await.unwrap();
+    assert!(!host.handouts.is_out(vf_address(0, 1)));
+    assert_eq!(fs::read_dir(dir.path().join("dev/hybridnic")).unwrap().count(), 0);
+    drop(given);
+}

@@ -256,6 +256,7 @@ pub(super) async fn drop_lost(cx: &mut Context) -> Result<(), StepError> {
 /// Nothing is held of the VF any more.
 async fn let_go(cx: &mut Context, vf: PciAddress) -> Result<(), StepError> {
     cx.commit(|record| record.vf = None).await?;
+    cx.host.handouts.forget(vf);
     cx.host.pools.release(vf);
     cx.learnt = Learnt {
         vf_failed: None,
@@ -279,19 +280,20 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
     if presence == Presence::Absent {
         return drop_lost(cx).await;
     }
-    if matches!(
-        cx.host.devices.vfio_use(vf.address, vf.iommu_group).await,
-        Ok(VfioUse::InUse)
-    ) {
-        return Err(StepError::new(
-            reasons::VF_IN_USE,
-            format!(
-                "a process still holds the VF {}; it is given back when that has ended",
-                vf.address
-            ),
-        ));
-    }
     guest::close_descriptors(cx).await;
+    let in_use = |who: &str| {
+        let message = format!(
+            "{who} the VF {}; it is given back when that has ended",
+            vf.address
+        );
+        Err(StepError::new(reasons::VF_IN_USE, message))
+    };
+    if cx.host.handouts.is_out(vf.address) {
+        return in_use("a process keeps the descriptor that QEMU was given of");
+    }
+    if let Ok(VfioUse::InUse) = cx.host.devices.vfio_use(vf.address, vf.iommu_group).await {
+        return in_use("a process still holds");
+    }
     // A record of an older agent may have a MAC that is a NIC's.
     let saved = original(&before(&vf), vf.parking_mac, &cx.host.macs);
     let mut parked = false;
@@ -310,6 +312,18 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
         parked = true;
     }
     cx.host.note_parked(vf.address, parked).await;
+    if cx.host.handouts.is_unsure(vf.address) {
+        // Also where it goes back to vfio: a driver that has let go of it proves that nobody has it.
+        let unbound = DriverState {
+            driver: None,
+            driver_override: Some(VFIO_DRIVER.into()),
+        };
+        cx.host
+            .devices
+            .set_driver(vf.address, unbound)
+            .await
+            .map_err(bind_failed)?;
+    }
     let saved_driver = vf.saved_driver.clone();
     cx.host
         .devices

@@ -189,6 +189,7 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
             link,
             dark: false,
             other_pf: false,
+            held: false,
         };
         let mut now = Observation {
             seen: Seen {

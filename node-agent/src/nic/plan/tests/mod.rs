@@ -45,6 +45,7 @@ const PARKED: VfSeen = VfSeen {
     link: true,
     dark: false,
     other_pf: false,
+    held: false,
 };
 /// A VF as it must be before it is plugged.
 const READY: VfSeen = VfSeen {

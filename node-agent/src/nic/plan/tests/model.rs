@@ -129,6 +129,7 @@ impl Node {
                     link: self.link[vf.pf],
                     dark: self.dark,
                     other_pf,
+                    held: false,
                 })
             } else {
                 VfSight::Gone

@@ -384,3 +384,25 @@ fn a_standby_on_a_macvtap_that_was_removed_is_plugged_anew_unless_the_vf_carries
     // To take all of it away needs no macvtap.
     does(OUT, dead(FAST, READY), no, Step::UnplugVf);
 }
+
+/// A QEMU that keeps the descriptor of a VF costs its own NIC the exchange, and nothing else.
+#[test]
+fn a_vf_whose_descriptor_somebody_keeps_is_not_exchanged_and_goes_on_otherwise() {
+    let kept = VfSeen { held: true, ..PARKED };
+    let failed = taught(|l| {
+        (l.vf_failed, l.vf_failures) = (Some(reasons::QEMU_REFUSED), TRIES);
+    });
+    let better = |vf| Seen {
+        other_vf: true,
+        ..seen(GUEST, true, vf)
+    };
+    does(TO_VF, better(PARKED), failed, Step::RestoreVf);
+    waits(TO_VF, better(kept), failed, Standby, reasons::QEMU_REFUSED);
+    // Once the pause is over it is tried again, and that the guest has it is as ever.
+    let no = Learnt::default();
+    does(TO_VF, better(kept), no, Step::ConfigureVf);
+    let ready = VfSeen { held: true, ..READY };
+    does(TO_VF, better(ready), no, Step::PlugVf);
+    does(TO_STANDBY, seen(FAST, true, ready), no, Step::UnplugVf);
+    does(TO_STANDBY, seen(GUEST, true, ready), no, Step::Park);
+}

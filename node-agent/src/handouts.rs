@@ -1,0 +1,284 @@
+//! Descriptors of VFs that QEMUs were given, for as long as somebody has them.
+//!
+//! While anybody has a VF's own vfio node open, its driver does not let go of it: the write to `unbind` waits, deaf to signals, until
+//! the last one has closed it (`vfio_unregister_group_dev` in drivers/vfio/vfio_main.c), also where the descriptor was never bound to an iommufd. The
+//! kernel does not say so beforehand: the VF's group opens as if the VF were free, for only bound descriptors count there
+//! (`vfio_group_fops_open` in drivers/vfio/group.c, `vfio_device_fops_cdev_open` in drivers/vfio/device_cdev.c).
+//!
+//! What QEMU says of it proves nothing of a QEMU that a guest has taken over; nor does what processes have open, or the end of all of a pod's: a
+//! descriptor can lie in a socket, where no `/proc` shows it, and go to another pod by a volume that both have. So each is opened at a node
+//! of its own, which is made for it and nobody else opens, and which is watched: inotify tells of a close when the last reference to what was opened has gone,
+//! whoever had it (`__fput` in fs/file_table.c). That comes before QEMU's `DEVICE_DELETED`, so whoever plays fair waits for nothing.
+//!
+//! The nodes are what the next agent knows: each is there before there is a descriptor, goes when that is closed, and goes with a boot, as
+//! who had it does. So nothing is written to the journal. What was closed while no agent was there cannot be told from what is still
+//! open, unless vfio says that the VF is in use. Then the VF is tried to be given back, by a process that may hang ([`crate::calls`]).
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use hybridnic_net::{PciAddress, dev::DevNodes};
+use nix::{
+    libc,
+    sys::{
+        inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
+        stat::{Mode, SFlag, mknod},
+    },
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::watch,
+};
+use tracing::{info, warn};
+
+/// In the directory of device nodes: other file systems are often mounted `nodev`.
+const DIR: &str = "hybridnic";
+
+/// A descriptor that was handed out, by its node.
+#[derive(Debug)]
+struct Handout {
+    watch: WatchDescriptor,
+    node: PathBuf,
+    known: Known,
+}
+
+/// What is known of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// Somebody has it.
+    Open,
+    /// It was handed out by an earlier agent, and may have been closed before it was watched.
+    Unsure,
+    /// Who has it has opened its node once more, by `/proc/PID/fd`: as root only, in a container whose device cgroup lets it. A close proves
+    /// nothing any more.
+    Reopened,
+}
+
+/// Those of all VFs.
+#[derive(Debug)]
+pub struct Handouts {
+    dev: DevNodes,
+    dir: PathBuf,
+    /// `None` where the kernel gives no more of them.
+    inotify: Option<Inotify>,
+    out: Mutex<BTreeMap<PciAddress, Vec<Handout>>>,
+    /// Told when one is closed.
+    hardware: watch::Sender<u64>,
+}
+
+impl Handouts {
+    /// None yet. `hardware` is told when one is closed.
+    pub fn new(dev: DevNodes, hardware: watch::Sender<u64>) -> Self {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC);
+        Self {
+            dir: dev.root().join(DIR),
+            dev,
+            inotify: inotify
+                .inspect_err(|error| warn!(%error, "who has descriptors of VFs will not be known"))
+                .ok(),
+            out: Mutex::default(),
+            hardware,
+        }
+    }
+
+    /// Opens a VF's own vfio node, named as in [`hybridnic_net::sysfs::Vf::vfio_cdev`], to be handed out.
+    pub fn open(&self, vf: PciAddress, name: &str) -> io::Result<OwnedFd> {
+        let number = fs::metadata(self.dev.vfio_cdev(name))?.rdev();
+        self.open_made(vf, |node| {
+            Ok(mknod(
+                node,
+                SFlag::S_IFCHR,
+                Mode::S_IRUSR | Mode::S_IWUSR,
+                number,
+            )?)
+        })
+    }
+
+    /// The same, of whatever `make` makes there; it must not replace anything.
+    pub fn open_made(&self, vf: PciAddress, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<OwnedFd> {
+        let mut out = self.out();
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        let mut nodes = (1..).map(|n| self.dir.join(format!("{vf}.{n}")));
+        let node = loop {
+            // It has no end.
+            let node = nodes.next().unwrap_or_default();
+            match make(&node) {
+                Ok(()) => break node,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        };
+        // It cannot be closed before it is watched, for we have it.
+        let opened = open(&node).and_then(|file| Ok((self.watch(&node)?, file)));
+        match opened {
+            Ok((watch, file)) => {
+                let known = Known::Open;
+                out.entry(vf).or_default().push(Handout { watch, node, known });
+                Ok(file.into())
+            }
+            Err(error) => {
+                remove(&node);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether somebody is known to have a descriptor of this VF.
+    pub fn is_out(&self, vf: PciAddress) -> bool {
+        self.look();
+        let out = self.out();
+        out.get(&vf)
+            .is_some_and(|all| all.iter().any(|one| one.known == Known::Open))
+    }
+
+    /// Whether there are some of which it is not known whether they are open. That is known once the VF's driver has let go of it.
+    pub fn is_unsure(&self, vf: PciAddress) -> bool {
+        self.look();
+        let out = self.out();
+        out.get(&vf)
+            .is_some_and(|all| all.iter().any(|one| one.known != Known::Open))
+    }
+
+    /// Watches what an earlier agent has handed out of this VF. The answer says whether it is one descriptor alone: if vfio says from now on that
+    /// the VF is in use, that one is open, see [`Handouts::confirm`].
+    pub fn take_over(&self, vf: PciAddress) -> io::Result<bool> {
+        let mut out = self.out();
+        let all = out.entry(vf).or_default();
+        for node in self.nodes_of(vf)? {
+            if all.iter().any(|one| one.node == node) {
+                continue;
+            }
+            let watch = self.watch(&node)?;
+            let known = Known::Unsure;
+            all.push(Handout { watch, node, known });
+        }
+        Ok(matches!(&all[..], [one] if one.known == Known::Unsure))
+    }
+
+    /// Takes the one descriptor of this VF for open, if it was not closed meanwhile.
+    pub fn confirm(&self, vf: PciAddress) {
+        self.look();
+        if let Some([one]) = self.out().get_mut(&vf).map(Vec::as_mut_slice)
+            && one.known == Known::Unsure
+        {
+            one.known = Known::Open;
+        }
+    }
+
+    /// Nobody has any of this VF: its driver has let go of it, or it is there no more.
+    pub fn forget(&self, vf: PciAddress) {
+        for one in self.out().remove(&vf).unwrap_or_default() {
+            // The kernel does it where the node is the last of its file.
+            let _ = self.inotify.as_ref().map(|inotify| inotify.rm_watch(one.watch));
+        }
+        match self.nodes_of(vf) {
+            Ok(nodes) => nodes.iter().for_each(|node| remove(node)),
+            Err(error) => warn!(%vf, %error, "nodes of a VF that was given back may stay in /dev"),
+        }
+    }
+
+    /// Tells of each that is closed.
+    pub async fn run(&self) -> io::Result<std::convert::Infallible> {
+        let Some(inotify) = &self.inotify else {
+            return std::future::pending().await;
+        };
+        let inotify = inotify.as_fd().try_clone_to_owned()?;
+        // SAFETY: an `OwnedFd` stays open until it is dropped, and `AsyncFd` owns it.
+        let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) };
+        let inotify = inotify.map_err(io::Error::from)?;
+        loop {
+            let mut ready = inotify.readable().await?;
+            self.look();
+            ready.clear_ready();
+        }
+    }
+
+    /// Reads what the kernel has told.
+    fn look(&self) {
+        let Some(inotify) = &self.inotify else {
+            return;
+        };
+        let mut news = false;
+        let mut out = self.out();
+        // At last it says that there is no more.
+        while let Ok(events) = inotify.read_events() {
+            for event in events {
+                let all = out.values_mut().flatten();
+                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                    warn!("the kernel has not told of each descriptor that was closed");
+                    all.for_each(|one| one.known = Known::Reopened);
+                    news = true;
+                } else if event.mask.contains(AddWatchFlags::IN_OPEN) {
+                    all.filter(|one| one.watch == event.wd).for_each(|one| {
+                        warn!(node = %one.node.display(), "a descriptor of a VF was opened once more by who has it");
+                        one.known = Known::Reopened;
+                    });
+                } else if event.mask.intersects(AddWatchFlags::IN_CLOSE) {
+                    let closed = |one: &mut Handout| one.watch == event.wd && one.known != Known::Reopened;
+                    for one in out.values_mut().flat_map(|all| all.extract_if(.., closed)) {
+                        info!(node = %one.node.display(), "a descriptor of a VF is closed");
+                        remove(&one.node);
+                        news = true;
+                    }
+                }
+            }
+        }
+        if news {
+            self.hardware.send_modify(|n| *n += 1);
+        }
+    }
+
+    fn watch(&self, node: &Path) -> io::Result<WatchDescriptor> {
+        let inotify = self.inotify.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        Ok(inotify.add_watch(node, AddWatchFlags::IN_OPEN | AddWatchFlags::IN_CLOSE)?)
+    }
+
+    /// The nodes of a VF's descriptors.
+    fn nodes_of(&self, vf: PciAddress) -> io::Result<Vec<PathBuf>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut nodes = Vec::new();
+        for entry in entries {
+            let path = entry?.path();
+            if path.file_stem().is_some_and(|stem| *stem == *vf.to_string()) {
+                nodes.push(path);
+            }
+        }
+        Ok(nodes)
+    }
+
+    fn out(&self) -> MutexGuard<'_, BTreeMap<PciAddress, Vec<Handout>>> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open(node: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(node)
+}
+
+fn remove(node: &Path) {
+    if let Err(error) = fs::remove_file(node)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        warn!(node = %node.display(), %error, "a node of a VF that nobody has open stays");
+    }
+}
+
+#[cfg(test)]
+#[path = "handouts_tests.rs"]
+mod tests;

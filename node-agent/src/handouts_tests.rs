@@ -1,0 +1,156 @@
+use std::os::{fd::OwnedFd, unix::net::UnixStream};
+
+use hybridnic_net::testing::vf_address;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+
+use super::*;
+
+fn vf() -> PciAddress {
+    vf_address(0, 0)
+}
+
+fn agent(dir: &Path) -> Handouts {
+    Handouts::new(DevNodes::new(dir), watch::Sender::new(0))
+}
+
+/// A plain file stands for the node: to make one needs no right.
+fn give(handouts: &Handouts) -> OwnedFd {
+    let make = |node: &Path| File::create_new(node).map(drop);
+    handouts.open_made(vf(), make).unwrap()
+}
+
+fn nodes(dir: &Path) -> usize {
+    fs::read_dir(dir.join(DIR)).unwrap().count()
+}
+
+/// QEMU gets it as here, and may pass it on in the same way.
+#[tokio::test]
+async fn it_is_out_until_the_last_has_closed_it_wherever_that_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let handouts = agent(dir.path());
+    assert!(!handouts.is_out(vf()));
+    let given = give(&handouts);
+    let (one, two) = UnixStream::pair().unwrap();
+    let rights = [std::os::fd::AsRawFd::as_raw_fd(&given)];
+    let control = [ControlMessage::ScmRights(&rights)];
+    let bytes = [io::IoSlice::new(b"x")];
+    sendmsg::<()>(
+        std::os::fd::AsRawFd::as_raw_fd(&one),
+        &bytes,
+        &control,
+        MsgFlags::empty(),
+        None,
+    )
+    .unwrap();
+    drop(given);
+    assert!(
+        handouts.is_out(vf()),
+        "it lies in a socket, and no process has it"
+    );
+    assert!(!handouts.is_out(vf_address(0, 1)));
+    let mut bytes = [0; 1];
+    let mut parts = [io::IoSliceMut::new(&mut bytes)];
+    let mut space = nix::cmsg_space!(i32);
+    let from = std::os::fd::AsRawFd::as_raw_fd(&two);
+    let message = recvmsg::<()>(from, &mut parts, Some(&mut space), MsgFlags::empty()).unwrap();
+    let Some(ControlMessageOwned::ScmRights(fds)) = message.cmsgs().unwrap().next() else {
+        panic!("no descriptor");
+    };
+    // SAFETY: the kernel has just made it for us, and nobody else has it.
+    let taken = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fds[0]) };
+    let copy = taken.try_clone().unwrap();
+    drop(taken);
+    assert!(handouts.is_out(vf()));
+    // Whoever waits is told, and asks for nothing.
+    let mut told = handouts.hardware.subscribe();
+    let run = handouts.run();
+    tokio::pin!(run);
+    tokio::select! {
+        ended = &mut run => panic!("{ended:?}"),
+        () = tokio::task::yield_now() => {}
+    }
+    drop(copy);
+    tokio::select! {
+        ended = run => panic!("{ended:?}"),
+        changed = told.changed() => changed.unwrap(),
+    }
+    assert!(!handouts.is_out(vf()));
+    assert_eq!(nodes(dir.path()), 0);
+}
+
+#[test]
+fn of_several_each_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let handouts = agent(dir.path());
+    let (one, two) = (give(&handouts), give(&handouts));
+    drop(one);
+    assert!(handouts.is_out(vf()));
+    drop(two);
+    assert!(!handouts.is_out(vf()));
+}
+
+#[test]
+fn the_next_agent_knows_of_them_and_is_told_of_their_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let given = give(&agent(dir.path()));
+    let next = agent(dir.path());
+    assert!(next.take_over(vf()).unwrap(), "there is one");
+    assert!(!next.is_out(vf()) && next.is_unsure(vf()));
+    // The guest uses the VF.
+    next.confirm(vf());
+    assert!(next.is_out(vf()) && !next.is_unsure(vf()));
+    assert!(!next.take_over(vf()).unwrap(), "nothing is new");
+    drop(given);
+    assert!(!next.is_out(vf()) && !next.is_unsure(vf()));
+    next.confirm(vf());
+    assert!(!next.is_out(vf()), "what is closed is not open");
+}
+
+#[test]
+fn what_was_closed_while_nobody_looked_is_open_for_nobody_and_closed_for_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(give(&agent(dir.path())));
+    let next = agent(dir.path());
+    assert!(next.take_over(vf()).unwrap());
+    assert!(!next.is_out(vf()) && next.is_unsure(vf()));
+    // A second one is another.
+    let given = give(&next);
+    assert!(next.is_out(vf()) && next.is_unsure(vf()));
+    drop(given);
+    assert!(!next.is_out(vf()) && next.is_unsure(vf()));
+    // Its driver has let go of it.
+    next.forget(vf());
+    assert!(!next.is_unsure(vf()));
+    assert_eq!(nodes(dir.path()), 0);
+}
+
+#[test]
+fn of_two_nobody_knows_which_one_the_guest_uses() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = agent(dir.path());
+    let (_one, _two) = (give(&before), give(&before));
+    drop(before);
+    let next = agent(dir.path());
+    assert!(!next.take_over(vf()).unwrap());
+    next.confirm(vf());
+    assert!(!next.is_out(vf()) && next.is_unsure(vf()));
+}
+
+/// As a root in a pod may: then only the VF's driver can tell.
+#[test]
+fn of_one_that_was_opened_once_more_a_close_proves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let handouts = agent(dir.path());
+    let given = give(&handouts);
+    let again = File::open(format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&given)
+    ));
+    drop(given);
+    assert!(!handouts.is_out(vf()) && handouts.is_unsure(vf()));
+    drop(again.unwrap());
+    handouts.confirm(vf());
+    assert!(!handouts.is_out(vf()) && handouts.is_unsure(vf()));
+    handouts.forget(vf());
+    assert!(!handouts.is_unsure(vf()));
+}
