@@ -1,16 +1,17 @@
-//! A hostile guest, or QEMU, on its standby: what it may not send stays on the node, and a MAC that is not its own gets it nothing.
+//! A hostile guest, or QEMU: what it may not send by its standby stays on the node, a MAC that is not its own gets it nothing, and a
+//! descriptor that it keeps costs nobody else anything.
 
 use std::sync::Arc;
 
 use hybridnic_api::v1alpha1::Path;
 use hybridnic_e2e::{
-    lab::Frame,
+    lab::{Frame, Process},
     world::{NicSpec, Vm, VmSpec, World},
 };
 use libtest_mimic::Trial;
 
 use crate::{
-    common::{LATER, SOON, check_fast_path, condition, fast, on},
+    common::{LATER, SOON, check_fast_path, condition, fast, on, vm_on_fast_path},
     suite::Suite,
 };
 
@@ -18,6 +19,9 @@ pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
     vec![
         suite.test("a_hostile_guest_gets_nowhere_by_its_standby", async |w| {
             standby(w).await
+        }),
+        suite.test("a_vf_whose_descriptor_is_kept_comes_back_by_itself", async |w| {
+            descriptor(w).await
         }),
     ]
 }
@@ -185,5 +189,129 @@ impl Attacker<'_> {
              [ -n \"$dev\" ] && ip -o link show $dev | grep -q LOWER_UP; do sleep 0.1; done; "
         );
         self.vm.guest.run(&(dev + script), SOON).await.unwrap();
+    }
+}
+
+/// A QEMU that a guest has taken over gives its VF's descriptor to somebody, and says that it has closed it.
+async fn descriptor(world: &mut World) {
+    let clean = world.footprint(1).await.unwrap();
+    let spec = VmSpec::new("keeper", &[NicSpec::new(6, 61), NicSpec::new(7, 61)]);
+    let vm = vm_on_fast_path(world, &spec, "keeper-a", 1, "fast")
+        .await
+        .unwrap();
+    let other = world.nic("keeper-1").await.unwrap();
+    let vf = keep(world, &vm).await;
+    is_stuck(world, "VfInUse").await;
+    assert_eq!(
+        world.node(1).driver_of(&vf.address).await.unwrap().as_deref(),
+        Some("vfio-pci"),
+        "its driver was asked to let go of it"
+    );
+    check_fast_path(world, &vm, &other).await.unwrap();
+    vf.let_go(world, "").await;
+
+    // An agent that is started anew does not know who has it, and has its driver asked. That hangs, deaf to kill, and the next agent knows.
+    world.apply(&spec.nic_yaml(0, "fast")).await.unwrap();
+    fast(world, "keeper-0").await.unwrap();
+    let vf = keep(world, &vm).await;
+    is_stuck(world, "VfInUse").await;
+    world.kill_agent(1).await.unwrap();
+    world.start_agent(1).await.unwrap();
+    let calls = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^hybridnic-call .*setDriver' && \
+                 echo ${p#/proc/}; done; true";
+    let hangs = format!("until pid=$({calls} | head -n 1); [ -n \"$pid\" ]; do sleep 0.1; done; echo $pid");
+    let pid = world.node(1).run(&hangs, SOON).await.unwrap();
+    world.kill_agent(1).await.unwrap();
+    let killed = format!(
+        "kill -9 {0}; until grep -q ' D ' /proc/{0}/stat; do sleep 0.1; done",
+        pid.trim()
+    );
+    world.node(1).run(&killed, SOON).await.unwrap();
+    world.start_agent(1).await.unwrap();
+    is_stuck(world, "DeviceHung").await;
+    let told = world
+        .until_node(1, SOON, "with a device that hangs", |n| {
+            let conditions = n.status.iter().flat_map(|s| &s.conditions);
+            let mut degraded = conditions.filter(|c| c.type_ == "Degraded");
+            degraded.any(|c| c.reason == "DeviceHung" && c.message.contains("an earlier agent"))
+        })
+        .await;
+    told.unwrap();
+    assert_eq!(
+        world.node(1).run(calls, SOON).await.unwrap().trim(),
+        pid.trim(),
+        "nothing is asked a second time"
+    );
+    check_fast_path(world, &vm, &other).await.unwrap();
+    vf.let_go(world, pid.trim()).await;
+
+    world
+        .kubectl(&["delete", "vhn", "keeper-1", "--timeout=60s"])
+        .await
+        .unwrap();
+    world.until_footprint(1, &clean).await.unwrap();
+}
+
+/// A VF whose descriptor somebody keeps.
+struct Kept {
+    address: String,
+    by: Process,
+}
+
+/// The first NIC is deleted, and somebody keeps the descriptor of its VF.
+async fn keep(world: &World, vm: &Vm) -> Kept {
+    let nic = world.nic("keeper-0").await.unwrap().status.unwrap();
+    let address = nic.vf.unwrap().pci_address;
+    let (pid, path) = (
+        vm.guest.qemu().pid().to_string(),
+        format!("/dev/hybridnic/{address}."),
+    );
+    let argv = ["lab-exec", "keep", &pid, &path];
+    let by = world.node(1).spawn(&argv, &[], "keeper").await.unwrap();
+    assert!(by.logged("kept 1", SOON).await.unwrap(), "{:?}", by.read_log());
+    world
+        .kubectl(&["delete", "vhn", "keeper-0", "--wait=false"])
+        .await
+        .unwrap();
+    Kept { address, by }
+}
+
+/// The first NIC's attachment says why it does not go.
+async fn is_stuck(world: &World, reason: &str) {
+    let end = tokio::time::Instant::now() + SOON;
+    loop {
+        let all = world.attachments().await.unwrap();
+        let said = all
+            .iter()
+            .filter(|a| a.spec.nic.name == "keeper-0")
+            .flat_map(|a| &a.status)
+            .flat_map(|status| &status.conditions)
+            .map(|c| (c.type_.clone(), c.reason.clone(), c.message.clone()))
+            .collect::<Vec<_>>();
+        if said.iter().any(|(type_, r, _)| type_ == "Ready" && r == reason) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < end, "not {reason}: {said:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+}
+
+impl Kept {
+    /// Who keeps it ends, and the VF is given back without anybody doing anything. So has the process that hung, if there was one.
+    async fn let_go(self, world: &World, hung: &str) {
+        self.by.kill(SOON).await.unwrap();
+        world
+            .kubectl(&["wait", "--for=delete", "vhn/keeper-0", "--timeout=60s"])
+            .await
+            .unwrap();
+        let driver = world.node(1).driver_of(&self.address).await.unwrap();
+        assert_ne!(driver.as_deref(), Some("vfio-pci"));
+        let left = "ls /dev/hybridnic | wc -l";
+        // That of the other NIC.
+        assert_eq!(world.node(1).run(left, SOON).await.unwrap().trim(), "1");
+        if !hung.is_empty() {
+            let gone = format!("[ ! -e /proc/{hung} ]");
+            world.node(1).run(&gone, SOON).await.unwrap();
+        }
     }
 }

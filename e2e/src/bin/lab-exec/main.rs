@@ -1,8 +1,9 @@
-//! The lab's hand inside nodes and guests: runs commands, relays streams, speaks QMP with descriptors, echoes
-//! traffic. It has no runtime and starts in milliseconds, for it runs under software emulation.
+//! The lab's hand inside nodes and guests: runs commands, relays streams, speaks QMP with descriptors, keeps
+//! others' descriptors, echoes traffic. It has no runtime and starts in milliseconds, for it runs under software emulation.
 
 mod echo;
 mod flood;
+mod keep;
 mod netview;
 mod qmp;
 mod serve;
@@ -15,6 +16,7 @@ const USAGE: &str = "usage:
   lab-exec echo ADDRESS:PORT                                             answer the traffic meter
   lab-exec join GROUP ADDRESS                                            be in a multicast group, by the address's interface
   lab-exec flood DEVICE FROM TO COUNT                                    frames into a macvtap, and the nanoseconds of each
+  lab-exec keep PID PATH                                                 keep what a process has open, by the start of its path
   lab-exec netview                                                       every netdev, as JSON
   lab-exec qmp SOCKET [NAME=PATH]... [--] COMMAND...                     send QMP; descriptors by getfd";
 
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         ["echo", address] => echo::main(address),
         ["join", group, address] => echo::join(group, address),
         ["flood", device, from, to, count] => flood::main(device, from, to, count),
+        ["keep", pid, path] => keep::main(pid, path),
         ["netview"] => netview::main(),
         ["qmp", socket, rest @ ..] => qmp::main(socket, rest),
         _ => Err(std::io::Error::other(USAGE)),
