@@ -145,7 +145,9 @@ impl Pair {
 
     async fn send(&self, client: &Client, qemu: &Qemu, uri: &str) -> dial::Handshake {
         let stream = dial::connect(&self.broker, &process(qemu), uri).await.unwrap();
-        dial::send(client, stream).await.unwrap()
+        let handshake = dial::give(client, stream).await.unwrap();
+        dial::send(client).await.unwrap();
+        handshake
     }
 
     async fn stranger(&self, uri: &str) -> TcpStream {

@@ -65,20 +65,25 @@ pub async fn connect(broker: &dyn Broker, process: &ProcessId, uri: &str) -> Res
     stream.into_std().map_err(fail)
 }
 
-/// Lets QEMU send the VM by this connection.
-pub async fn send(client: &Client, stream: TcpStream) -> Result<Handshake, DialError> {
+/// Gives QEMU this connection, to send the VM by.
+pub async fn give(client: &Client, stream: TcpStream) -> Result<Handshake, DialError> {
     client.getfd(NAME, stream.as_fd()).await?;
     // QEMU has made it one on which it waits (`qio_channel_socket_copy_fds` in io/channel-socket.c); it is ours as well.
     stream.set_nonblocking(true).map_err(DialError::Socket)?;
-    if let Err(error) = client.migrate(&format!("fd:{NAME}")).await {
-        // It is there only if it was not used.
-        let _ = client.closefd(NAME).await;
-        return Err(error.into());
-    }
     Ok(Handshake {
         stream,
         ends: Instant::now() + HANDSHAKE,
     })
+}
+
+/// Lets QEMU send the VM by the connection that it was given. Only a refusal says that it does not.
+pub async fn send(client: &Client) -> Result<(), QmpError> {
+    let sent = client.migrate(&format!("fd:{NAME}")).await;
+    if sent.is_err() {
+        // It is there only if it was not used.
+        let _ = client.closefd(NAME).await;
+    }
+    sent
 }
 
 /// A connection that QEMU sends by, while it may not know its peer yet. Nobody can wait for more: also after a cancel QEMU would go on

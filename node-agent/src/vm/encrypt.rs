@@ -143,8 +143,13 @@ pub(super) async fn send(vm: &Vm, host: &Host, client: &Client, uri: &str) -> Re
         refused: true,
     })?;
     let stream = dial::connect(&*host.broker, &process, uri).await?;
-    vm.set_handshake(Some(dial::send(client, stream).await?));
-    Ok(())
+    // Before QEMU is told: an answer that does not come may be a handshake that does not end.
+    vm.set_handshake(Some(dial::give(client, stream).await?));
+    let sent = dial::send(client).await;
+    if let Err(QmpError::Command { .. }) = &sent {
+        vm.set_handshake(None);
+    }
+    Ok(sent?)
 }
 
 impl From<TlsError> for Failure {

@@ -14,15 +14,15 @@ use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, MigrationOrder, MigrationReport, MigrationState, MigrationStep, MigrationTls,
     ObjectRef,
 };
-use hybridnic_qmp::Client;
+use hybridnic_qmp::{Client, commands::MigrationStatus};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::{
-    Vm, certificates::End, listener::Listener, migration::Action, peer::Peer, process::ProcessId, steps::act,
-    task::serve, tls::Keys,
+    Vm, certificates::End, encrypt::send, listener::Listener, migration::Action, peer::Peer,
+    process::ProcessId, steps::act, task::serve, tls::Keys,
 };
 use crate::{broker::Broker, host, host::Host};
 
@@ -309,6 +309,31 @@ async fn a_source_sends_with_the_certificate_that_an_earlier_agent_has_made() {
         peer.answer("migrate", json!({})).await;
     };
     world.act(&client, Action::Start(uri), qemu).await.unwrap();
+}
+
+/// QEMU may have begun, and hang in a handshake with a target that says nothing.
+#[tokio::test]
+async fn a_connection_is_held_until_qemu_has_said_that_it_does_not_use_it() {
+    for refused in [true, false] {
+        let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("tcp:{}", target.local_addr().unwrap());
+        let world = World::new(MigrationStep::Transfer, Some("CA of the target"));
+        let (client, mut peer) = Peer::connect().await;
+        let qemu = async {
+            peer.answer("getfd", json!({})).await;
+            if refused {
+                peer.refuse("migrate").await;
+                peer.answer("closefd", json!({})).await;
+            } else {
+                peer.asked("migrate").await;
+                drop(peer);
+            }
+        };
+        let (sent, ()) = tokio::join!(send(&world.vm, &world.host, &client, &uri), qemu);
+        assert_eq!(sent.err().map(|failure| failure.refused), Some(refused));
+        let left = world.vm.judge_handshake(&MigrationStatus::Setup);
+        assert_eq!(left.is_none(), refused, "{left:?}");
+    }
 }
 
 #[tokio::test]
