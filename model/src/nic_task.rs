@@ -301,6 +301,7 @@ fn is_seen(step: Step) -> bool {
             | Step::UnplugVf
             | Step::QuitQemu
             | Step::RemoveStandby
+            | Step::MoveStandby
             | Step::RestoreVf
     )
 }
@@ -337,6 +338,7 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
         Step::AwaitGuest => nic.moved = true,
         Step::Announce => nic.announce = false,
         Step::RemoveStandby => (nic.macvtap, nic.standby) = (None, None),
+        Step::MoveStandby => (nic.macvtap, nic.standby) = (None, nic.vf.map(|vf| vf.index)),
         // Not while a process has it.
         Step::RestoreVf if qemu.alive && qemu.vf[n].is_some() => return false,
         Step::RestoreVf | Step::DropVf => nic.vf = None,

@@ -92,10 +92,10 @@ fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Option<Decisio
         Some(VfSight::There(vf)) if bare && dark(vf) && !vf.other_pf && seen.other_vf => {
             Some(Decision::Do(Step::RemoveStandby))
         }
-        // The standby was made when there was no VF, and one has come on another PF: as nothing is in the guest yet, both are
-        // made again on one PF, and the NIC is not split for as long as its VM stays here.
+        // The standby was made when there was no VF, and one has come on another PF: as nothing is in the guest yet, the
+        // standby goes there, and the NIC is not split for as long as its VM stays here.
         Some(VfSight::There(vf)) if bare && vf.other_pf && vf.link && !seen.seized => {
-            Some(Decision::Do(Step::RemoveStandby))
+            Some(Decision::Do(Step::MoveStandby))
         }
         Some(_) => None,
         None if seen.vf_offered && learnt.vf_failed.is_none() => Some(Decision::Do(Step::Reserve)),

@@ -70,6 +70,8 @@ pub enum Step {
     UnplugStandby,
     /// Delete the macvtap, and its VLAN device if nothing else uses it.
     RemoveStandby,
+    /// Delete the macvtap, which is not in the guest, and have it on the VF's PF.
+    MoveStandby,
     /// Give the VF back as it was.
     RestoreVf,
     /// End a QEMU that will never run the VM.

@@ -172,6 +172,7 @@ impl Context {
             Step::StandbyUp => standby::up(self, now).await?,
             Step::StandbyDown => standby::down(self, now).await?,
             Step::RemoveStandby => standby::remove(self).await?,
+            Step::MoveStandby => standby::move_to_vf(self).await?,
             Step::PlugStandby => guest::plug_standby(self, client(now)?).await?,
             Step::UnplugStandby => guest::unplug_standby(self, client(now)?).await?,
             Step::PlugVf => return guest::plug_vf(self, client(now)?).await,

@@ -101,7 +101,7 @@ pub(super) async fn foreign(host: &Host, choice: &Choice) -> Result<Option<Strin
     }
 }
 
-fn standby_record(cx: &Context, pf: PciAddress, pf_name: String) -> StandbyRecord {
+pub(super) fn standby_record(cx: &Context, pf: PciAddress, pf_name: String) -> StandbyRecord {
     let vlan = cx.record.spec.l2.vlan.as_ref().filter(|v| v.id != 0);
     StandbyRecord {
         macvtap: ids::macvtap(&cx.record.uid),

@@ -1,4 +1,4 @@
-//! Steps on the macvtap: make, guard, up, down, remove.
+//! Steps on the macvtap: make, guard, up, down, remove, move.
 
 use std::error::Error;
 
@@ -10,7 +10,7 @@ use hybridnic_net::{
 use nix::errno::Errno;
 use tracing::{info, warn};
 
-use super::Context;
+use super::{Context, reserve::standby_record};
 use crate::{
     error::StepError,
     journal::{Seized, StandbyRecord, VlanRecord},
@@ -238,6 +238,25 @@ pub(super) async fn down(cx: &mut Context, now: &Observation) -> Result<(), Step
 
 /// Deletes the macvtap and, with its last user, a VLAN device of ours. What has gone with its PF needs no deletion.
 pub(super) async fn remove(cx: &mut Context) -> Result<(), StepError> {
+    delete(cx).await?;
+    cx.commit(|record| record.standby = None).await?;
+    cx.host.pools.drop_standby(&cx.record.uid);
+    Ok(())
+}
+
+/// Deletes it, and has it on the VF's PF, where it is made next. The VF stays the NIC's.
+pub(super) async fn move_to_vf(cx: &mut Context) -> Result<(), StepError> {
+    let Some(vf) = cx.record.vf.clone() else {
+        return Ok(());
+    };
+    delete(cx).await?;
+    let standby = standby_record(cx, vf.pf, vf.pf_name);
+    cx.commit(|record| record.standby = Some(standby)).await?;
+    cx.host.pools.note_standby(&cx.record.uid, vf.pf);
+    Ok(())
+}
+
+async fn delete(cx: &Context) -> Result<(), StepError> {
     let Some(standby) = cx.record.standby.clone() else {
         return Ok(());
     };
@@ -251,8 +270,6 @@ pub(super) async fn remove(cx: &mut Context) -> Result<(), StepError> {
         let _vlan_devices = cx.host.vlan_devices.lock().await;
         remove_unused(&netlink, &pf, vlan).await.map_err(|e| failed(&e))?;
     }
-    cx.commit(|record| record.standby = None).await?;
-    cx.host.pools.drop_standby(&cx.record.uid);
     Ok(())
 }
 

@@ -386,6 +386,9 @@ impl Node {
             Step::AwaitGuest => self.await_guest(),
             Step::Announce => self.learnt.announce = false,
             Step::RemoveStandby => (self.standby, self.macvtap, self.tap) = (None, None, Tap::NEW),
+            Step::MoveStandby => {
+                (self.standby, self.macvtap, self.tap) = (self.vf.map(|vf| vf.pf), None, Tap::NEW);
+            }
             Step::QuitQemu => self.end_qemu(),
             Step::Forget => self.recorded = false,
         }

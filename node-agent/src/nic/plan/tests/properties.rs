@@ -120,7 +120,7 @@ proptest! {
         };
         let decision = next(&ask(goal), &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
         let wrong = match decision {
-            Decision::Do(Step::RemoveStandby | Step::RestoreVf | Step::Forget) => guest.vf || guest.standby,
+            Decision::Do(Step::RemoveStandby | Step::MoveStandby | Step::RestoreVf | Step::Forget) => guest.vf || guest.standby,
             Decision::Do(step) => matches!(
                 step,
                 Step::StandbyUp

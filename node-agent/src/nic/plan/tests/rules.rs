@@ -63,7 +63,7 @@ impl Node {
                     && !self.qemu.is_some_and(|q| q.vf)
                     && (!in_guest || !self.has_nic_mac() || self.learnt.not_parked)
             }
-            Step::RemoveStandby => !in_guest,
+            Step::RemoveStandby | Step::MoveStandby => !in_guest,
             Step::Forget => self.vf.is_none() && self.standby.is_none() && self.macvtap.is_none(),
             Step::QuitQemu => self
                 .qemu
