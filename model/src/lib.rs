@@ -1,4 +1,4 @@
-//! A model checker whose steps are the programs' own decisions: `migration::step`, `nic::desired` and `handover` of the operator,
+//! A model checker whose steps are the programs' own decisions: `migration::step`, `nic::desired` and `moves::ends` of the operator,
 //! `nic::plan`, `nic::report` and `vm::migration` of the agent.
 //!
 //! | module | is |

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hybridnic_api::v1alpha1::{AttachmentState, Goal, NicAttachment, NicAttachmentSpec, ObjectRef};
+use hybridnic_operator::attachment as reported;
 use hybridnic_operator::fence::NodeState;
-use hybridnic_operator::handover::{self, Ends};
 use hybridnic_operator::migration::encryption::Encryption;
 use hybridnic_operator::migration::step::step;
 use hybridnic_operator::migration::view::{Deadlines, NicView, View};
+use hybridnic_operator::moves::ends::Ends;
+use hybridnic_operator::moves::qemu;
 use hybridnic_operator::nic::desired::{Place, Wanted, desired_attachments};
-use hybridnic_operator::nic::known::{Known, nics_of};
+use hybridnic_operator::nic::known::Known;
+use hybridnic_operator::vm::VmRef;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
@@ -142,7 +145,7 @@ fn next_status(model: &Model, api: &Api, late: bool) -> Id {
         pods: &world.pods,
         away: BTreeSet::new(),
         of_nodes: BTreeSet::new(),
-        ends: Ends::observe(&migration, &world.attachments, &world.pods),
+        ends: qemu::begun(&migration).map(|of| Ends::observe(&of, &world.attachments, &world.pods)),
         deadlines: Deadlines {
             prepare: Duration::from_mins(1),
             switch: Duration::from_mins(2),
@@ -158,18 +161,22 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         attachments,
         pods,
     } = world(model, api);
-    let migration = model.objects.migration(api).map(Arc::new);
+    let of = model
+        .objects
+        .migration(api)
+        .and_then(|migration| qemu::begun(&migration));
     let NicView {
         nic,
         attachments: existing,
         ..
     } = &nics[n];
-    let moving = migration
+    let moving = of
         .iter()
-        .filter(|migration| nics_of(migration).contains(&NIC[n].to_owned()))
-        .find_map(|migration| Some((migration.clone(), Ends::observe(migration, &attachments, &pods)?)));
+        .find(|of| of.has(NIC[n]))
+        .map(|of| (of.clone(), Ends::observe(of, &attachments, &pods)));
     let others = attachments.iter().filter(|other| other.spec.nic.name != NIC[n]);
     let known = Known {
+        vm: VmRef::of_nic(nic),
         network: None,
         pods,
         attachments: existing.clone(),
@@ -180,7 +187,7 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
             .into(),
         overdue: BTreeSet::new(),
         without_agent: BTreeSet::new(),
-        migrations: migration.into_iter().collect(),
+        moves: of.into_iter().collect(),
         moving,
     };
     let location = known.location(nic);
@@ -191,7 +198,7 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         return Write::Pod(u8::try_from(end(&location.pod)).ok());
     }
     let place = match (&known.moving, &location) {
-        (Some((migration, ends)), _) => Place::Moving(migration, ends),
+        (Some((of, ends)), _) => Place::Moving(of, ends),
         (None, Ok(location)) if location.wait.is_none() => {
             Place::At(location.pod.clone(), location.node.clone())
         }
@@ -248,7 +255,7 @@ fn retire(model: &Model, end: usize, n: usize, attachment: &state::Attachment) -
         return Write::Nothing;
     }
     let asked = object.spec.goal == Goal::Detached;
-    if !attachment.finalizer || asked && handover::state(&object) == AttachmentState::Detached {
+    if !attachment.finalizer || asked && reported::state(&object) == AttachmentState::Detached {
         return Write::Delete(end);
     }
     if asked {

@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::v1alpha1::{
-    HybridNetwork, HybridNode, MigrationPhase, NicAttachment, NicPhase, Path, PfStatus, QemuMigration,
-    VmHybridNic,
+    HybridNetwork, HybridNode, NicAttachment, NicPhase, Path, PfStatus, QemuMigration, VmHybridNic,
 };
 use k8s_openapi::api::core::v1::{
     Namespace, Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus,
@@ -16,15 +15,12 @@ use kube::core::PartialObjectMeta;
 
 use crate::cache::{Key, Object};
 use crate::fence::OUT_OF_SERVICE;
+use crate::moves::{self, Stage};
 use crate::nic::release::is_held;
 use crate::pods;
 use crate::presence;
 use crate::version::{self, Support};
-
-/// Looks up by the VM.
-pub fn vm_key(namespace: &str, vm: &str) -> Key {
-    Key::Vm(namespace.to_owned(), vm.to_owned())
-}
+use crate::vm::VmRef;
 
 /// Of a node only its labels and addresses matter, whether it is ready, and whether it is said to be off; at a glance, whether
 /// nothing on it can take a NIC.
@@ -95,8 +91,7 @@ impl Object for Pod {
     type Glance = ();
 
     fn keys(&self) -> Vec<Key> {
-        let vm = self.labels().get(VM_LABEL);
-        vm.map(|vm| vm_key(&namespace(self), vm)).into_iter().collect()
+        VmRef::of_pod(self).map(Key::Vm).into_iter().collect()
     }
 
     fn glance(&self) {}
@@ -211,7 +206,7 @@ impl Object for VmHybridNic {
         let mut keys: Vec<_> = macs.into_iter().map(Key::Mac).collect();
         keys.push(Key::Namespace(namespace(self)));
         keys.push(Key::Network(self.spec.network.clone()));
-        keys.extend(self.vm_name().map(|vm| vm_key(&namespace(self), vm)));
+        keys.extend(VmRef::of_nic(self).map(Key::Vm));
         keys.extend(status.and_then(|status| status.node_name.clone()).map(Key::Node));
         keys
     }
@@ -241,7 +236,7 @@ impl Object for NicAttachment {
         let spec = &self.spec;
         vec![
             Key::Nic(namespace(self), spec.nic.name.clone()),
-            vm_key(&namespace(self), &spec.vm),
+            Key::Vm(VmRef::of_attachment(self)),
             Key::Node(spec.node_name.clone()),
             Key::Network(spec.network.clone()),
         ]
@@ -259,8 +254,9 @@ impl Object for NicAttachment {
     }
 }
 
+/// At a glance, its stage; none before it begins.
 impl Object for QemuMigration {
-    type Glance = MigrationPhase;
+    type Glance = Option<Stage>;
 
     fn keys(&self) -> Vec<Key> {
         let status = self.status.iter();
@@ -269,15 +265,12 @@ impl Object for QemuMigration {
             .flatten();
         let mut keys: Vec<_> = ends.map(|end| Key::Node(end.node_name.clone())).collect();
         keys.dedup();
-        keys.push(vm_key(&namespace(self), &self.spec.vm));
+        keys.push(Key::Vm(VmRef::of_migration(self)));
         keys
     }
 
-    fn glance(&self) -> MigrationPhase {
-        self.status
-            .as_ref()
-            .map(|status| status.phase)
-            .unwrap_or_default()
+    fn glance(&self) -> Option<Stage> {
+        moves::qemu::stage(moves::qemu::phase(self))
     }
 
     fn trim(&mut self) {
@@ -341,7 +334,7 @@ mod tests {
     fn a_pod_that_a_node_owns_is_no_vms() {
         let mut pod = crate::testing::pod("web-x-n2", "vm", 1, "Running", "n2");
         pod.trim();
-        assert_eq!(pod.keys(), [vm_key("ns", "vm")]);
+        assert_eq!(pod.keys(), [Key::Vm(VmRef::qemu("ns", "vm"))]);
         let owner =
             json!([{"apiVersion": "v1", "kind": "Node", "name": "n2", "uid": "u", "controller": true}]);
         pod.metadata.owner_references = serde_json::from_value(owner).unwrap();

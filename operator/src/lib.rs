@@ -10,16 +10,17 @@
 //! only while this process is the leader; it starts with fresh caches then, so that it decides on nothing that an older
 //! leader has changed since.
 
+pub mod attachment;
 mod cache;
 mod check;
 mod controller;
 mod events;
 pub mod fence;
-pub mod handover;
 mod kinds;
 mod mac;
 mod metrics;
 pub mod migration;
+pub mod moves;
 mod network;
 pub mod nic;
 mod node;
@@ -32,6 +33,7 @@ mod select;
 #[cfg(test)]
 mod testing;
 mod version;
+pub mod vm;
 mod world;
 mod write;
 

@@ -15,13 +15,15 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::cache::{Feed, Key, Name, Object, Wire};
 use crate::fence::NodeState;
-use crate::kinds::{macs_of, vm_key};
+use crate::kinds::macs_of;
 use crate::mac;
 use crate::metrics::Reconciles;
+use crate::moves::Stage;
 use crate::nic::release::is_held;
 use crate::presence::{AgentPod, AgentPods};
 use crate::queue::{Places, Queue, Requests, Urgency, queue};
-use crate::world::{Feeds, World, urgency};
+use crate::vm::VmRef;
+use crate::world::{Feeds, World};
 
 /// Of the kinds of which there are many.
 const MANY: Places = Places {
@@ -105,7 +107,7 @@ impl Routes {
             self.release(&attachment);
         }
         for migration in self.world.migrations.by(&Key::Node(name.clone())) {
-            self.vm(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
+            self.vm(&VmRef::of_migration(&migration));
         }
         // Nor do its VFs count while it is not ready.
         if let Some(node) = self.world.hybrid_nodes.get("", &name) {
@@ -150,10 +152,9 @@ impl Routes {
 
     fn pod(&self, old: Option<&Pod>, new: Option<&Pod>) {
         for pod in [old, new].into_iter().flatten() {
-            if let Some(vm) = pod.labels().get(VM_LABEL) {
-                let namespace = pod.namespace().unwrap_or_default();
-                self.vm(&namespace, vm);
-                for attachment in self.world.attachments_of_vm(&namespace, vm) {
+            if let Some(vm) = VmRef::of_pod(pod) {
+                self.vm(&vm);
+                for attachment in self.world.attachments_of_vm(&vm) {
                     self.release(&attachment);
                 }
             }
@@ -199,22 +200,21 @@ impl Routes {
         if old.map(admits) != new.map(admits) {
             self.all_nics(&Key::Node(node.name_any()), Urgency::Usual);
             for migration in self.world.migrations.by(&Key::Node(node.name_any())) {
-                self.vm(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
+                self.vm(&VmRef::of_migration(&migration));
             }
         }
     }
 
     fn nic(&self, old: Option<&VmHybridNic>, new: Option<&VmHybridNic>) {
         let Some(nic) = new.or(old) else { return };
-        let namespace = nic.namespace().unwrap_or_default();
-        let vm = nic.vm_name();
-        let urgency = vm.map_or(Urgency::Usual, |vm| self.world.urgency(&namespace, vm));
+        let vm = VmRef::of_nic(nic);
+        let urgency = vm.as_ref().map_or(Urgency::Usual, |vm| self.world.urgency(vm));
         self.queues.nics.add(Name::of(nic), urgency);
         if old.map(Object::glance) != new.map(Object::glance) {
             self.status_of(&nic.spec.network);
         }
         if let Some(vm) = vm {
-            self.migrations_of(&namespace, vm, urgency);
+            self.migrations_of(vm, urgency);
         }
         // Who waits for the address may have it once this one is gone, or was refused.
         let was_refused = old.is_some_and(mac::is_refused);
@@ -233,9 +233,9 @@ impl Routes {
         if old.is_some() != new.is_some() {
             self.status_of(&attachment.spec.network);
         }
-        let (namespace, vm) = (attachment.namespace().unwrap_or_default(), &attachment.spec.vm);
-        let urgency = self.world.urgency(&namespace, vm);
-        self.migrations_of(&namespace, vm, urgency);
+        let vm = VmRef::of_attachment(attachment);
+        let urgency = self.world.urgency(&vm);
+        self.migrations_of(vm.clone(), urgency);
         // The verdict on a migration is made of the reports of all NICs.
         let report = |a: &NicAttachment| {
             a.status
@@ -243,13 +243,13 @@ impl Routes {
                 .map(|status| (status.state, status.migration.clone()))
         };
         if old.and_then(report) != new.and_then(report) {
-            self.all_nics(&vm_key(&namespace, vm), urgency);
+            self.all_nics(&Key::Vm(vm), urgency);
         }
     }
 
     fn migration(&self, old: Option<&QemuMigration>, new: Option<&QemuMigration>) {
         let Some(migration) = new.or(old) else { return };
-        self.vm(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
+        self.vm(&VmRef::of_migration(migration));
     }
 
     fn networks_of(&self, node: &HybridNode) {
@@ -260,14 +260,14 @@ impl Routes {
         }
     }
 
-    fn vm(&self, namespace: &str, vm: &str) {
-        let urgency = self.world.urgency(namespace, vm);
-        self.all_nics(&vm_key(namespace, vm), urgency);
-        self.migrations_of(namespace, vm, urgency);
+    fn vm(&self, vm: &VmRef) {
+        let urgency = self.world.urgency(vm);
+        self.all_nics(&Key::Vm(vm.clone()), urgency);
+        self.migrations_of(vm.clone(), urgency);
     }
 
-    fn migrations_of(&self, namespace: &str, vm: &str, urgency: Urgency) {
-        for migration in self.world.migrations.names(&vm_key(namespace, vm)) {
+    fn migrations_of(&self, vm: VmRef, urgency: Urgency) {
+        for migration in self.world.migrations.names(&Key::Vm(vm)) {
             self.queues.migrations.add(migration, urgency);
         }
     }
@@ -275,7 +275,7 @@ impl Routes {
     fn nic_of(&self, attachment: &NicAttachment) {
         let namespace = attachment.namespace().unwrap_or_default();
         let nic = Name::new(&namespace, &attachment.spec.nic.name);
-        let urgency = self.world.urgency(&namespace, &attachment.spec.vm);
+        let urgency = self.world.urgency(&VmRef::of_attachment(attachment));
         self.queues.nics.add(nic, urgency);
     }
 
@@ -304,7 +304,8 @@ pub fn everything(world: &World, queues: &Arc<Queues>) {
         world: world.clone(),
         queues: Arc::clone(queues),
     };
-    for migration in world.migrations.select(|phase| urgency(phase) > Urgency::Usual) {
+    let begun = |stage: Option<Stage>| stage.is_some_and(|stage| stage.urgency() > Urgency::Usual);
+    for migration in world.migrations.select(begun) {
         routes.migration(None, Some(&migration));
     }
     for node in world.hybrid_nodes.all_names() {

@@ -5,12 +5,15 @@ use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, HybridNetwork, HybridNode, HybridNodeSpec, HybridNodeStatus, L2Settings,
-    MigrationReport, MigrationState, NicAttachment, NicAttachmentSpec, NicAttachmentStatus, NoFreeVf,
-    NodePool, ObjectRef, Path, QemuMigration, QemuMigrationSpec, QemuVm, Vm, VmHybridNic, VmHybridNicSpec,
+    MigrationEnd, MigrationReport, MigrationState, NicAttachment, NicAttachmentSpec, NicAttachmentStatus,
+    NoFreeVf, NodePool, ObjectRef, Path, QemuMigration, QemuMigrationSpec, QemuVm, Vm, VmHybridNic,
+    VmHybridNicSpec,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use crate::moves::{Driver, Move, Orders, Stage, Times};
 
 /// Metadata in namespace `ns`, made at a second, with a uid that sorts as the name.
 pub fn meta(name: &str, second: i64) -> ObjectMeta {
@@ -109,12 +112,34 @@ pub fn migration(name: &str, second: i64) -> QemuMigration {
     }
 }
 
-/// An attachment of a NIC of the VM `vm` to a pod, with nothing reported yet.
-pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
-    let reference = |name: &str| ObjectRef {
+/// A move of the NIC `eth0` between two pods, each on the node `node-of-` its name. It has just begun.
+pub fn a_move(name: &str, source: &str, target: &str) -> Move {
+    let end = |pod: &str| MigrationEnd {
+        node_name: format!("node-of-{pod}"),
+        pod: reference(pod),
+        pod_ip: Some("10.0.0.1".to_owned()),
+    };
+    Move {
+        id: reference(name),
+        nics: vec!["eth0".to_owned()],
+        source: end(source),
+        target: end(target),
+        stage: Stage::Preparing,
+        driver: Driver::Ours(Orders::default()),
+        times: Times::default(),
+    }
+}
+
+/// Name and uid.
+fn reference(name: &str) -> ObjectRef {
+    ObjectRef {
         name: name.to_owned(),
         uid: format!("{name}-uid"),
-    };
+    }
+}
+
+/// An attachment of a NIC of the VM `vm` to a pod, with nothing reported yet.
+pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
     let spec = NicAttachmentSpec {
         node_name: node.to_owned(),
         nic: reference(nic),

@@ -3,17 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hybridnic_api::v1alpha1::{
-    HybridNetwork, HybridNode, MigrationPhase, NicAttachment, QemuMigration, VmHybridNic,
-};
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 
 use crate::cache::{self, Cache, Ended, Feed, Key};
-use crate::kinds::vm_key;
+use crate::moves::{self, Going, Move, Stage};
 use crate::presence::{AgentPod, Agents, Presence};
 use crate::queue::Urgency;
+use crate::vm::VmRef;
 
 /// The caches of all kinds.
 #[derive(Clone)]
@@ -106,29 +105,44 @@ impl World {
     }
 
     /// The pods of a VM.
-    pub fn pods_of(&self, namespace: &str, vm: &str) -> Vec<Arc<Pod>> {
-        self.pods.by(&vm_key(namespace, vm))
+    pub fn pods_of(&self, vm: &VmRef) -> Vec<Arc<Pod>> {
+        self.pods.by(&Key::Vm(vm.clone()))
     }
 
     /// The NICs of a VM.
-    pub fn nics_of(&self, namespace: &str, vm: &str) -> Vec<Arc<VmHybridNic>> {
-        self.nics.by(&vm_key(namespace, vm))
+    pub fn nics_of(&self, vm: &VmRef) -> Vec<Arc<VmHybridNic>> {
+        self.nics.by(&Key::Vm(vm.clone()))
     }
 
-    /// The migrations of a VM.
-    pub fn migrations_of(&self, namespace: &str, vm: &str) -> Vec<Arc<QemuMigration>> {
-        self.migrations.by(&vm_key(namespace, vm))
+    /// The moves of a VM, also those that are over.
+    pub fn moves_of(&self, vm: &VmRef) -> Vec<Move> {
+        let migrations = self.migrations.by(&Key::Vm(vm.clone()));
+        migrations
+            .iter()
+            .filter_map(|migration| moves::qemu::begun(migration))
+            .collect()
+    }
+
+    /// All that is asked for and has not ended.
+    pub fn going(&self) -> Vec<Going> {
+        let migrations = self
+            .migrations
+            .select(|stage| !matches!(stage, Some(Stage::Over(_))));
+        migrations
+            .iter()
+            .filter_map(|migration| moves::qemu::going(migration))
+            .collect()
     }
 
     /// How urgent it is what is to be done for a VM.
-    pub fn urgency(&self, namespace: &str, vm: &str) -> Urgency {
-        let phases = self.migrations.glances(&vm_key(namespace, vm)).into_iter();
-        phases.map(urgency).max().unwrap_or_default()
+    pub fn urgency(&self, vm: &VmRef) -> Urgency {
+        let stages = self.migrations.glances(&Key::Vm(vm.clone())).into_iter();
+        stages.flatten().map(Stage::urgency).max().unwrap_or_default()
     }
 
     /// The attachments of all NICs of a VM.
-    pub fn attachments_of_vm(&self, namespace: &str, vm: &str) -> Vec<Arc<NicAttachment>> {
-        self.attachments.by(&vm_key(namespace, vm))
+    pub fn attachments_of_vm(&self, vm: &VmRef) -> Vec<Arc<NicAttachment>> {
+        self.attachments.by(&Key::Vm(vm.clone()))
     }
 
     /// The attachments of a NIC.
@@ -144,20 +158,5 @@ impl World {
         let key = Key::Nic(nic.namespace().unwrap_or_default(), nic.name_any());
         let found = self.attachments.by(&key).into_iter();
         found.partition(|a| Some(&a.spec.nic.uid) == nic.metadata.uid.as_ref())
-    }
-}
-
-/// How urgent it is what is to be done for the VM of a migration in this phase.
-pub fn urgency(phase: MigrationPhase) -> Urgency {
-    match phase {
-        MigrationPhase::SwitchingToStandby | MigrationPhase::Transferring | MigrationPhase::RollingBack => {
-            Urgency::Urgent
-        }
-        // The target's agent needs nobody to give the VM its VFs back.
-        MigrationPhase::PreparingTarget | MigrationPhase::Completing => Urgency::Begun,
-        MigrationPhase::Pending
-        | MigrationPhase::Succeeded
-        | MigrationPhase::Failed
-        | MigrationPhase::Cancelled => Urgency::Usual,
     }
 }

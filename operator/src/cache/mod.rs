@@ -26,6 +26,8 @@ use tokio::sync::watch;
 use shelf::{Put, Shelf};
 pub use wire::{Wire, finalizers_are_cut};
 
+use crate::vm::VmRef;
+
 /// A Kubernetes kind as the caches hold it.
 pub trait Object:
     kube::Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
@@ -48,8 +50,8 @@ pub trait Object:
 pub enum Key {
     /// By namespace.
     Namespace(String),
-    /// By the VM: namespace and name.
-    Vm(String, String),
+    /// By the VM.
+    Vm(VmRef),
     /// By the NIC: namespace and name.
     Nic(String, String),
     /// By the network.
@@ -351,7 +353,7 @@ mod tests {
         type Glance = usize;
         fn keys(&self) -> Vec<Key> {
             let vm = self.labels().get("vm").cloned();
-            vec![Key::Vm("ns".to_owned(), vm.unwrap_or_default())]
+            vec![Key::Vm(VmRef::qemu("ns", vm.unwrap_or_default()))]
         }
         fn glance(&self) -> usize {
             self.labels().get("vm").map_or(0, String::len)
@@ -363,7 +365,7 @@ mod tests {
 
     fn names(cache: &Cache<ConfigMap>, vm: &str) -> Vec<String> {
         cache
-            .by(&Key::Vm("ns".to_owned(), vm.to_owned()))
+            .by(&Key::Vm(VmRef::qemu("ns", vm)))
             .iter()
             .map(|m| m.name_any())
             .collect()
@@ -387,7 +389,7 @@ mod tests {
             map
         });
         fill(&mut feed, maps);
-        assert_eq!(cache.by(&Key::Vm("ns".to_owned(), "x".to_owned())).len(), 50);
+        assert_eq!(cache.by(&Key::Vm(VmRef::qemu("ns", "x"))).len(), 50);
         let seven = cache.get("ns", "m07").unwrap();
         assert_eq!((seven.labels()["vm"].as_str(), &seven.data), ("yy", &None));
         assert!(seven.annotations().is_empty());
@@ -401,7 +403,7 @@ mod tests {
         assert!(!Arc::ptr_eq(&seven, &again) && seven == again, "packed meanwhile");
 
         assert_eq!(cache.select(|length| length == 2).len(), 50);
-        let key = Key::Vm("ns".to_owned(), "yy".to_owned());
+        let key = Key::Vm(VmRef::qemu("ns", "yy"));
         assert_eq!(cache.glances(&key), vec![2; 50]);
         assert_eq!(cache.names(&key).len(), 50);
         let mut shares: Vec<_> = (0..7).flat_map(|turn| cache.share(turn, 7)).collect();

@@ -20,7 +20,7 @@ use hybridnic_api::v1alpha1::{AttachmentState, Goal, NicAttachment};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
-use crate::{handover, pods};
+use crate::{attachment, pods};
 
 /// The taint by which a person, or a program that switches machines off, says that a node is off. Kubernetes takes volumes
 /// from such a node without asking it, whatever the taint's value and effect.
@@ -104,14 +104,7 @@ pub fn is_abandoned(pod: PodEnd, node: &NodeState) -> bool {
 /// Whether the agent says, about the attachment as it is now, that nothing of it is left on the node.
 pub fn is_detached(attachment: &NicAttachment) -> bool {
     let leaves = attachment.spec.goal == Goal::Detached || attachment.metadata.deletion_timestamp.is_some();
-    let about = attachment
-        .status
-        .as_ref()
-        .and_then(|status| status.observed_generation);
-    leaves
-        && about.is_some()
-        && about == attachment.metadata.generation
-        && handover::state(attachment) == AttachmentState::Detached
+    leaves && attachment::is_current(attachment) && attachment::state(attachment) == AttachmentState::Detached
 }
 
 #[cfg(test)]

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{HybridNetwork, QemuMigration};
+use hybridnic_api::conditions::reasons;
+use hybridnic_api::v1alpha1::HybridNetwork;
 use hybridnic_runtime::metrics::{Gauge, Registry};
 use jiff::Timestamp;
-use kube::ResourceExt;
 
 use crate::cache::Key;
 use crate::kinds::{Agent, NicGlance};
+use crate::moves::Going;
 use crate::world::World;
 
 /// What the leader sees of the cluster. Clones share it.
@@ -124,7 +124,7 @@ impl Gauges {
         let nodes = nodes(world.hybrid_nodes.all_glances());
         self.nodes
             .replace(nodes.into_iter().map(|(agent, n)| ([agent], n)));
-        let going = world.migrations.select(|phase| !phase.is_final());
+        let going = world.going();
         let migrations = migrations(&going, now);
         self.migrations
             .replace(migrations.iter().map(|(phase, (n, _))| ([phase.as_str()], *n)));
@@ -188,41 +188,20 @@ fn nodes(agents: Vec<Agent>) -> BTreeMap<&'static str, i64> {
 }
 
 /// Migrations that a person should look at. Both reasons are shown, so that an alert sees the first.
-fn undecided(migrations: &[Arc<QemuMigration>]) -> BTreeMap<&'static str, i64> {
+fn undecided(going: &[Going]) -> BTreeMap<&'static str, i64> {
     let mut counts = BTreeMap::from([(reasons::TARGET_SILENT, 0), (reasons::NEEDS_DECISION, 0)]);
-    for migration in migrations {
-        let status = migration
-            .status
-            .as_ref()
-            .filter(|status| !status.phase.is_final());
-        let condition = status.and_then(|status| conditions::find(&status.conditions, types::SUCCEEDED));
-        let reason = condition
-            .map(|condition| condition.reason.as_str())
-            .unwrap_or_default();
-        if let Some((_, count)) = counts.iter_mut().find(|(known, _)| **known == reason) {
-            *count += 1;
-        }
+    for reason in going.iter().filter_map(|going| going.undecided) {
+        *counts.entry(reason).or_default() += 1;
     }
     counts
 }
 
 /// Migrations that have not ended by phase, with the age of the oldest in it, in seconds.
-fn migrations(migrations: &[Arc<QemuMigration>], now: Timestamp) -> BTreeMap<String, (i64, i64)> {
+fn migrations(going: &[Going], now: Timestamp) -> BTreeMap<String, (i64, i64)> {
     let mut counts = BTreeMap::new();
-    for migration in migrations {
-        let status = migration.status.as_ref();
-        let phase = status.map(|s| s.phase).unwrap_or_default();
-        if phase.is_final() {
-            continue;
-        }
-        // Before it begins a migration has no phase with a time.
-        let since = status
-            .and_then(|s| s.phases.last())
-            .map(|phase| phase.started_at.0)
-            .or_else(|| migration.creation_timestamp().map(|time| time.0))
-            .unwrap_or(now);
-        let age = now.duration_since(since).as_secs().max(0);
-        let (count, oldest): &mut (i64, i64) = counts.entry(format!("{phase:?}")).or_default();
+    for going in going {
+        let age = now.duration_since(going.since.unwrap_or(now)).as_secs().max(0);
+        let (count, oldest): &mut (i64, i64) = counts.entry(going.phase.clone()).or_default();
         *count += 1;
         *oldest = age.max(*oldest);
     }
@@ -233,10 +212,9 @@ fn migrations(migrations: &[Arc<QemuMigration>], now: Timestamp) -> BTreeMap<Str
 mod tests {
     use super::*;
     use crate::cache::Object;
-    use crate::testing::{migration, network, nic, node};
-    use hybridnic_api::conditions::NewCondition;
-    use hybridnic_api::v1alpha1::{MigrationPhase, MigrationPhaseTime, NicPhase, Path, QemuMigrationStatus};
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+    use crate::testing::{network, nic, node};
+    use hybridnic_api::conditions::{self, NewCondition, types};
+    use hybridnic_api::v1alpha1::{NicPhase, Path};
 
     #[test]
     fn networks_that_do_not_exist_make_no_series() {
@@ -302,51 +280,32 @@ mod tests {
     }
 
     #[test]
-    fn migrations_that_a_person_should_look_at() {
-        use MigrationPhase::{Failed, RollingBack, Transferring};
-        let waits = |name: &str, phase, reason| {
-            let mut migration = migration(name, 1);
-            let status = migration.status.get_or_insert_default();
-            status.phase = phase;
-            let condition = conditions::NewCondition::unknown(types::SUCCEEDED, reason, "");
-            conditions::set(&mut status.conditions, None, Timestamp::UNIX_EPOCH, condition);
-            Arc::new(migration)
+    fn both_reasons_to_look_at_a_migration_are_there_from_the_start() {
+        let going = |undecided| Going {
+            phase: "Transferring".to_owned(),
+            since: None,
+            undecided,
         };
-        let all = [
-            Arc::new(migration("new", 1)),
-            waits("a", Transferring, reasons::NEEDS_DECISION),
-            waits("b", RollingBack, reasons::TARGET_SILENT),
-            waits("c", Transferring, reasons::MIGRATING),
-            waits("d", Failed, reasons::NEEDS_DECISION),
-        ];
         assert_eq!(undecided(&[])[reasons::NEEDS_DECISION], 0);
+        let all = [going(Some(reasons::NEEDS_DECISION)), going(None)];
         assert_eq!(
             undecided(&all),
-            BTreeMap::from([(reasons::NEEDS_DECISION, 1), (reasons::TARGET_SILENT, 1)])
+            BTreeMap::from([(reasons::NEEDS_DECISION, 1), (reasons::TARGET_SILENT, 0)])
         );
     }
 
     #[test]
     fn the_oldest_migration_of_each_phase() {
         let second = |s| Timestamp::from_second(s).unwrap();
-        let at = |name: &str, phase, since| {
-            let mut migration = migration(name, 10);
-            migration.status = Some(QemuMigrationStatus {
-                phase,
-                phases: vec![MigrationPhaseTime {
-                    name: format!("{phase:?}"),
-                    started_at: MicroTime(second(since)),
-                    ms: None,
-                }],
-                ..QemuMigrationStatus::default()
-            });
-            Arc::new(migration)
+        let going = |phase: &str, since| Going {
+            phase: phase.to_owned(),
+            since: Some(second(since)),
+            undecided: None,
         };
         let all = [
-            Arc::new(migration("new", 90)),
-            at("a", MigrationPhase::Transferring, 40),
-            at("b", MigrationPhase::Transferring, 70),
-            at("over", MigrationPhase::Failed, 1),
+            going("Pending", 90),
+            going("Transferring", 40),
+            going("Transferring", 70),
         ];
         assert_eq!(
             migrations(&all, second(100)),

@@ -1,8 +1,9 @@
-//! How migrations went, from what changes in their status.
+//! How migrations went.
 
 use hybridnic_api::conditions::reasons;
-use hybridnic_api::v1alpha1::{MigrationPhase, QemuMigrationStatus};
 use hybridnic_runtime::metrics::{Counter, Registry, Seconds};
+
+use crate::moves::Outcome;
 
 /// Upper bounds of a migration's times: from the length of a switch to that of a large VM's transfer.
 const BUCKETS: &[f64] = &[
@@ -32,13 +33,26 @@ pub struct Migrations {
     downtime: Seconds<0>,
 }
 
-/// What a change of a migration's status adds to the metrics.
+/// What has become of a migration since it was counted last.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Change {
+pub struct Change {
     /// Phases that have ended, with their length in milliseconds.
-    phases: Vec<(String, i64)>,
-    /// How it has ended, and why.
-    end: Option<(&'static str, String)>,
+    pub phases: Vec<(String, i64)>,
+    /// How it has ended.
+    pub end: Option<End>,
+}
+
+/// How a migration has ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct End {
+    /// How.
+    pub outcome: Outcome,
+    /// Why.
+    pub reason: String,
+    /// From begin to end, in milliseconds.
+    pub total_ms: Option<i64>,
+    /// The VM's pause, in milliseconds.
+    pub downtime_ms: Option<i64>,
 }
 
 impl Migrations {
@@ -77,20 +91,22 @@ impl Migrations {
         this
     }
 
-    /// Counts what has changed between two statuses, the second of which was written.
-    pub fn count(&self, old: &QemuMigrationStatus, new: &QemuMigrationStatus) {
-        let change = change(old, new);
+    /// Counts a change, once it is written.
+    pub fn count(&self, change: &Change) {
         for (phase, ms) in &change.phases {
             self.phases.observe([phase], seconds(*ms));
         }
-        let Some((result, reason)) = change.end else {
-            return;
+        let Some(end) = &change.end else { return };
+        let result = match end.outcome {
+            Outcome::Succeeded => "succeeded",
+            Outcome::Failed => "failed",
+            Outcome::Cancelled => "cancelled",
         };
-        self.ended.inc([result, &reason]);
-        if let Some(ms) = new.total_ms {
+        self.ended.inc([result, &end.reason]);
+        if let Some(ms) = end.total_ms {
             self.total.observe([result], seconds(ms));
         }
-        if let Some(ms) = new.downtime_ms.filter(|_| result == "succeeded") {
+        if let Some(ms) = end.downtime_ms.filter(|_| end.outcome == Outcome::Succeeded) {
             self.downtime.observe([], seconds(ms));
         }
     }
@@ -101,80 +117,9 @@ fn seconds(ms: i64) -> f64 {
     std::time::Duration::from_millis(ms.try_into().unwrap_or_default()).as_secs_f64()
 }
 
-fn change(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Change {
-    let was_open = |at: usize| old.phases.get(at).is_none_or(|phase| phase.ms.is_none());
-    let phases = new
-        .phases
-        .iter()
-        .enumerate()
-        .filter(|(at, _)| was_open(*at))
-        .filter_map(|(_, phase)| Some((phase.name.clone(), phase.ms?)))
-        .collect();
-    let failure = || {
-        let failure = new.failure.as_ref();
-        failure.map_or_else(|| reasons::FAILED.to_owned(), |f| f.reason.clone())
-    };
-    let end = match new.phase {
-        _ if old.phase.is_final() => None,
-        MigrationPhase::Succeeded => Some(("succeeded", reasons::COMPLETED.to_owned())),
-        MigrationPhase::Cancelled => Some(("cancelled", reasons::CANCELLED.to_owned())),
-        MigrationPhase::Failed => Some(("failed", failure())),
-        _ => None,
-    };
-    Change { phases, end }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hybridnic_api::v1alpha1::{MigrationFailure, MigrationPhaseTime};
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-
-    fn status(phase: MigrationPhase, phases: &[(&str, Option<i64>)]) -> QemuMigrationStatus {
-        let time = |(name, ms): &(&str, Option<i64>)| MigrationPhaseTime {
-            name: (*name).to_owned(),
-            started_at: MicroTime(jiff::Timestamp::UNIX_EPOCH),
-            ms: *ms,
-        };
-        QemuMigrationStatus {
-            phase,
-            phases: phases.iter().map(time).collect(),
-            ..QemuMigrationStatus::default()
-        }
-    }
-
-    #[test]
-    fn each_phase_and_each_end_is_counted_once() {
-        let first = status(MigrationPhase::PreparingTarget, &[("PreparingTarget", None)]);
-        let second = status(
-            MigrationPhase::RollingBack,
-            &[("PreparingTarget", Some(1200)), ("RollingBack", None)],
-        );
-        let mut last = status(
-            MigrationPhase::Failed,
-            &[("PreparingTarget", Some(1200)), ("RollingBack", Some(30))],
-        );
-        last.failure = Some(MigrationFailure {
-            reason: reasons::TARGET_LOST.to_owned(),
-            message: String::new(),
-        });
-        assert_eq!(change(&first, &first), Change::default());
-        assert_eq!(
-            change(&first, &second),
-            Change {
-                phases: vec![("PreparingTarget".to_owned(), 1200)],
-                end: None
-            }
-        );
-        assert_eq!(
-            change(&second, &last),
-            Change {
-                phases: vec![("RollingBack".to_owned(), 30)],
-                end: Some(("failed", reasons::TARGET_LOST.to_owned())),
-            }
-        );
-        assert_eq!(change(&last, &last), Change::default());
-    }
 
     #[test]
     fn what_alerts_wait_for_is_there_from_the_start() {
@@ -182,9 +127,15 @@ mod tests {
         let migrations = Migrations::new(&mut registry);
         let failed = "hybridnic_migrations_total{result=\"failed\",reason=\"TargetLost\"}";
         assert!(registry.encode().contains(&format!("{failed} 0")));
-        let mut end = status(MigrationPhase::Succeeded, &[("Completing", Some(100))]);
-        (end.total_ms, end.downtime_ms) = (Some(2000), Some(31));
-        migrations.count(&status(MigrationPhase::Completing, &[("Completing", None)]), &end);
+        migrations.count(&Change {
+            phases: vec![("Completing".to_owned(), 100)],
+            end: Some(End {
+                outcome: Outcome::Succeeded,
+                reason: reasons::COMPLETED.to_owned(),
+                total_ms: Some(2000),
+                downtime_ms: Some(31),
+            }),
+        });
         let text = registry.encode();
         for line in [
             "hybridnic_migrations_total{result=\"succeeded\",reason=\"Completed\"} 1",

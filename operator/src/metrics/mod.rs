@@ -14,7 +14,7 @@ use hybridnic_runtime::api::Requests;
 use hybridnic_runtime::metrics::{Gauge, Registry};
 
 pub use cluster::Seen;
-pub use migrations::Migrations;
+pub use migrations::{Change, End, Migrations};
 pub use reconciles::Reconciles;
 
 /// The operator's metrics. Clones share them.

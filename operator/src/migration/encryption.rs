@@ -7,7 +7,7 @@ use hybridnic_api::v1alpha1::{MigrationState, QemuMigrationStatus};
 
 use super::record::{Next, roll_back};
 use super::view::{View, after, target_of};
-use crate::handover::Ends;
+use crate::moves::ends::Ends;
 
 /// Whether migrations are encrypted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -1,5 +1,6 @@
 //! `QemuMigration`: drives the phase; what each NIC does in it is the NICs' business.
 
+mod change;
 pub mod encryption;
 #[cfg(test)]
 mod encryption_tests;
@@ -38,10 +39,12 @@ use crate::controller::{Done, Reconciler};
 use crate::events::{Events, Note};
 use crate::fence::PodEnd;
 use crate::fence::sight::Sight;
-use crate::handover::Ends;
 use crate::metrics::Migrations;
+use crate::moves::ends::Ends;
+use crate::moves::qemu;
 use crate::nic::admit;
 use crate::pods;
+use crate::vm::VmRef;
 use crate::world::World;
 use crate::write;
 use encryption::Encryption;
@@ -122,8 +125,7 @@ impl MigrationReconciler {
             });
         }
 
-        let vm = &migration.spec.vm;
-        let pods = self.world.pods_of(&namespace, vm);
+        let pods = self.world.pods_of(&VmRef::of_migration(migration));
         let ends = self.ends(migration, &pods).await;
         let silent = ends.as_ref().is_some_and(Ends::is_silent);
         let Waits {
@@ -150,7 +152,7 @@ impl MigrationReconciler {
         if wrote {
             let old = migration.status.clone().unwrap_or_default();
             write::status(&api, migration, &next.status).await?;
-            self.told.metrics.count(&old, &next.status);
+            self.told.metrics.count(&change::between(&old, &next.status));
             trace::tell(&self.told.traces, migration, &old, &next.status);
             if old.phase != next.status.phase {
                 log(migration, &old, &next.status);
@@ -180,14 +182,13 @@ impl MigrationReconciler {
 
     /// What both ends say, and whether the target's node is off.
     async fn ends(&self, migration: &QemuMigration, pods: &[Arc<Pod>]) -> Option<Ends> {
-        let namespace = migration.namespace().unwrap_or_default();
-        let attachments = self.world.attachments_of_vm(&namespace, &migration.spec.vm);
-        let mut ends = Ends::observe(migration, &attachments, pods)?;
+        let of = qemu::begun(migration)?;
+        let attachments = self.world.attachments_of_vm(&VmRef::of_migration(migration));
+        let mut ends = Ends::observe(&of, &attachments, pods);
         // The node matters only where nobody else can say that nothing of the VM is left there.
         if ends.is_silent() && ends.target_gone {
-            let target = migration.status.as_ref()?.target.as_ref()?;
-            let node = self.sight.node(&target.node_name).await;
-            ends.target_over = PodEnd::of(pods, &target.pod.uid, &node).is_over();
+            let node = self.sight.node(&of.target.node_name).await;
+            ends.target_over = PodEnd::of(pods, &of.target.pod.uid, &node).is_over();
         }
         Some(ends)
     }
@@ -198,9 +199,7 @@ impl MigrationReconciler {
         let takes_part = |nic: &Arc<VmHybridNic>| {
             status.is_none_or(|status| status.target.is_none() || status.nics.contains(&nic.name_any()))
         };
-        let nics = self
-            .world
-            .nics_of(&migration.namespace().unwrap_or_default(), &migration.spec.vm);
+        let nics = self.world.nics_of(&VmRef::of_migration(migration));
         nics.into_iter()
             .filter(takes_part)
             .map(|nic| {
@@ -221,16 +220,12 @@ impl MigrationReconciler {
 
     /// A migration that has the VM already, or an older one that waits for it.
     fn blocked_by(&self, migration: &QemuMigration) -> Option<String> {
-        let namespace = migration.namespace().unwrap_or_default();
         let age =
             |migration: &QemuMigration| (migration.creation_timestamp().map(|time| time.0), migration.uid());
-        let others = self.world.migrations_of(&namespace, &migration.spec.vm);
+        let vm = VmRef::of_migration(migration);
+        let others = self.world.migrations.by(&Key::Vm(vm));
         let blocks = |other: &&Arc<QemuMigration>| {
-            let phase = other
-                .status
-                .as_ref()
-                .map(|status| status.phase)
-                .unwrap_or_default();
+            let phase = qemu::phase(other);
             let begun = phase != MigrationPhase::Pending;
             other.uid() != migration.uid() && !phase.is_final() && (begun || age(other) < age(migration))
         };

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use hybridnic_api::v1alpha1::{MigrationPhase, QemuMigration};
 use kube::ResourceExt;
 
+use crate::moves::qemu::phase;
+
 /// Since when each migration was seen as it is, by its uid.
 #[derive(Debug, Default)]
 pub struct Phases(Mutex<HashMap<String, Since>>);
@@ -31,11 +33,7 @@ pub struct Waits {
 impl Phases {
     /// How long the migration has been seen in its phase and, if its ends are `silent`, with silent ends.
     pub fn look(&self, migration: &QemuMigration, silent: bool, now: Instant) -> Waits {
-        let phase = migration
-            .status
-            .as_ref()
-            .map(|status| status.phase)
-            .unwrap_or_default();
+        let phase = phase(migration);
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let since = seen.entry(migration.uid().unwrap_or_default()).or_insert(Since {
             phase,

@@ -18,7 +18,8 @@ use super::encryption::Encryption;
 use super::phases::Phases;
 use super::step::step;
 use super::view::{Deadlines, NicView, View};
-use crate::handover::Ends;
+use crate::moves::ends::Ends;
+use crate::moves::{Move, qemu};
 use crate::nic::desired::{Place, Wanted, desired_attachments};
 use crate::pods;
 use crate::testing::{attachment, migration, nic, observe, pod, report};
@@ -81,8 +82,13 @@ impl Scene {
             .collect()
     }
 
+    /// The move that the migration is, once it has begun.
+    pub fn of(&self) -> Option<Move> {
+        qemu::begun(&self.migration)
+    }
+
     pub fn ends(&self) -> Option<Ends> {
-        Ends::observe(&self.migration, &self.attachments(), &self.pods)
+        Some(Ends::observe(&self.of()?, &self.attachments(), &self.pods))
     }
 
     fn instant(&self) -> Instant {
@@ -125,11 +131,11 @@ impl Scene {
 
     pub fn specs(&self) -> Vec<NicAttachmentSpec> {
         let attachments = self.attachments();
-        let (phase, ends) = (self.phase(), self.ends());
-        let place = match &ends {
-            Some(ends) if !phase.is_final() => Place::Moving(&self.migration, ends),
+        let (of, ends) = (self.of(), self.ends());
+        let place = match (&of, &ends) {
+            (Some(of), Some(ends)) if of.is_under_way() => Place::Moving(of, ends),
             _ => {
-                let arrived = phase == MigrationPhase::Succeeded;
+                let arrived = self.phase() == MigrationPhase::Succeeded;
                 let (pod, node) = if arrived { (1, "n2") } else { (0, "n1") };
                 Place::At(pods::reference(&self.pods[pod]), node.to_owned())
             }

@@ -7,7 +7,7 @@ use hybridnic_api::v1alpha1::{
 };
 use proptest::prelude::*;
 
-use crate::handover;
+use crate::attachment;
 use crate::migration::encryption::Encryption;
 use crate::migration::scene::Scene;
 use crate::testing::{observe, report, report_kept};
@@ -295,7 +295,7 @@ proptest! {
             MigrationPhase::Failed | MigrationPhase::Cancelled if began => {
                 prop_assert!(!matches!(sim.target, Target::Running | Target::Ended));
                 if sim.source != Source::Gone {
-                    prop_assert_eq!(handover::state(sim.scene.source.as_ref().unwrap()), AttachmentState::FastPath);
+                    prop_assert_eq!(attachment::state(sim.scene.source.as_ref().unwrap()), AttachmentState::FastPath);
                 }
             }
             _ => {}

@@ -23,12 +23,13 @@ use kube::ResourceExt;
 use super::encryption::{self, Encryption};
 use super::record::{Next, apply, explain, fail, micro, roll_back, wait};
 use super::view::{
-    NicView, View, after, attachment, deleting, is_attached, is_back, is_current, is_refused, lacks_vf, node,
+    NicView, View, after, attachment, deleting, is_attached, is_back, is_refused, lacks_vf, node,
     ready_reason, source_of, target_of, why,
 };
+use crate::attachment::{is_current, report, state};
 use crate::fence::sight::AGAIN;
-use crate::handover::{self, Ends, Rollback};
-use crate::nic::whereabouts::says_that_it_waits;
+use crate::moves::ends::{Ends, Rollback};
+use crate::nic::whereabouts::qemu::says_that_it_waits;
 use crate::pods::{self, Target};
 
 /// What to do now.
@@ -217,7 +218,7 @@ fn preparing(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> 
             return roll_back(reasons::TARGET_NO_FREE_VF, message);
         }
         let uid = view.migration.uid().unwrap_or_default();
-        let report = handover::report(attachment, &uid);
+        let report = report(attachment, &uid);
         let known = |r: &MigrationReport| status.encrypted != Some(true) || r.ca.is_some();
         if !report.is_some_and(|r| r.state == MigrationState::Listening && r.port.is_some() && known(r)) {
             let error = report.and_then(|report| report.error.clone());
@@ -250,7 +251,7 @@ fn switching(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next
                 .is_some_and(|order| order.step == MigrationStep::Prepare)
             && is_current(attachment);
         let reason = ready_reason(attachment).filter(|_| told);
-        if told && handover::state(attachment) == AttachmentState::Standby {
+        if told && state(attachment) == AttachmentState::Standby {
             continue;
         }
         let waiting = format!(
@@ -384,7 +385,7 @@ fn completing(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Nex
         if nic.nic.status.as_ref().and_then(|status| status.pod.as_ref()) != target {
             return wait(reasons::MIGRATING, explain(MigrationPhase::Completing));
         }
-        let left = source_of(nic, status).filter(|a| handover::state(a) != AttachmentState::Detached);
+        let left = source_of(nic, status).filter(|a| state(a) != AttachmentState::Detached);
         if let Some(left) = left.filter(|_| !ends.source_gone) {
             let message = format!("{}; {}", explain(MigrationPhase::Completing), leaves(nic, left));
             return wait(reasons::MIGRATING, message);

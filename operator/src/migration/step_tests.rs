@@ -8,7 +8,6 @@ use hybridnic_api::v1alpha1::{
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::handover;
 use crate::migration::scene::Scene;
 use crate::testing::{attachment, observe, pod, report, report_kept, say};
 
@@ -413,7 +412,7 @@ fn a_cancel_brings_the_fast_path_back() {
         let mut scene = make();
         scene.delete();
         scene.reach(MigrationPhase::RollingBack);
-        if handover::transfer_ordered(&scene.status()) {
+        if scene.ends().unwrap().begun {
             assert_eq!(
                 scene.wishes()[0],
                 Some((Goal::Standby, Some(MigrationStep::Cancel)))

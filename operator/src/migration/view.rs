@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::encryption::Encryption;
-use crate::handover::{self, Ends};
+use crate::attachment::{is_current, state};
+use crate::moves::ends::Ends;
 
 /// How long the steps may take that wait for an agent.
 #[derive(Clone, Copy, Debug)]
@@ -93,18 +94,9 @@ pub fn is_refused(nic: &NicView) -> bool {
 /// Whether the NIC carries traffic there.
 pub fn is_attached(attachment: &NicAttachment) -> bool {
     matches!(
-        handover::state(attachment),
+        state(attachment),
         AttachmentState::FastPath | AttachmentState::Standby
     )
-}
-
-/// Whether the agent's word is about the spec as it is now.
-pub fn is_current(attachment: &NicAttachment) -> bool {
-    let observed = attachment
-        .status
-        .as_ref()
-        .and_then(|status| status.observed_generation);
-    observed.is_some() && observed == attachment.metadata.generation
 }
 
 /// Whether the NIC is back at its source as well as it can be: on its VF, or on standby for a reason that lasts.
@@ -117,7 +109,7 @@ pub fn is_back(attachment: &NicAttachment) -> bool {
     ];
     attachment.spec.goal == Goal::FastPath
         && is_current(attachment)
-        && match handover::state(attachment) {
+        && match state(attachment) {
             AttachmentState::FastPath => true,
             AttachmentState::Standby => {
                 ready_reason(attachment).is_some_and(|reason| !moving.contains(&reason))

@@ -1,27 +1,29 @@
 //! The attachments that a NIC should have. Pure, and the only place where goals and migration orders are made.
 //!
-//! | phase | source | target |
+//! | stage | source | target |
 //! |---|---|---|
-//! | none, `Pending` | `FastPath` | |
-//! | `PreparingTarget`, encrypted, source not known | `FastPath`, Prepare | |
-//! | `PreparingTarget` | `FastPath`, Prepare where encrypted | `FastPath`, Listen |
-//! | `SwitchingToStandby` | `Standby`, Prepare | `FastPath`, Listen |
-//! | `Transferring` | `Standby`, Transfer | `FastPath`, Listen |
-//! | `Completing` | `Detached`, Transfer | `FastPath`, Listen |
-//! | `RollingBack` | see [`Rollback`] | |
+//! | none | `FastPath` | |
+//! | `Preparing`, encrypted, source not known | `FastPath`, Prepare | |
+//! | `Preparing` | `FastPath`, Prepare where encrypted | `FastPath`, Listen |
+//! | `Leaving` | `Standby`, Prepare | `FastPath`, Listen |
+//! | `Moving` | `Standby`, Transfer | `FastPath`, Listen |
+//! | `Arrived` | `Detached`, Transfer | `FastPath`, Listen |
+//! | `Returning` | see [`Rollback`] | |
+//!
+//! The goals are those of every move; the orders are for QEMUs whose migration this operator drives ([`Driver::Ours`]).
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
-    Goal, GuestPorts, L2Settings, MigrationEnd, MigrationOrder, MigrationPhase, MigrationReport,
-    MigrationStep, MigrationTls, NicAttachment, NicAttachmentSpec, ObjectRef, QemuMigration,
-    QemuMigrationStatus, VmHybridNic,
+    Goal, GuestPorts, L2Settings, MigrationEnd, MigrationOrder, MigrationReport, MigrationStep, MigrationTls,
+    NicAttachment, NicAttachmentSpec, ObjectRef, VmHybridNic,
 };
 use kube::ResourceExt;
 
-use crate::handover::{Ends, Rollback};
+use crate::moves::ends::{Ends, Rollback};
+use crate::moves::{Driver, Move, Outcome, Stage};
 
 /// Where a NIC's VM is.
 pub enum Place<'a> {
@@ -29,8 +31,8 @@ pub enum Place<'a> {
     Nowhere,
     /// It runs in a pod on a node.
     At(ObjectRef, String),
-    /// A migration has it in its hands.
-    Moving(&'a QemuMigration, &'a Ends),
+    /// It is on its way, and both ends say this.
+    Moving(&'a Move, &'a Ends),
 }
 
 /// All that decides about a NIC's attachments.
@@ -49,26 +51,18 @@ pub struct Wanted<'a> {
 
 /// The specs of the attachments that should be; all others should go.
 pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
-    let (migration, ends) = match &wanted.place {
+    let (of, ends) = match &wanted.place {
         Place::Nowhere => return Vec::new(),
         Place::At(pod, node) => return vec![one(wanted, pod, node, Goal::FastPath, None, None)],
-        Place::Moving(migration, ends) => (*migration, *ends),
+        Place::Moving(of, ends) => (*of, *ends),
     };
-    let Some(status) = migration.status.as_ref() else {
-        return Vec::new();
-    };
-    let (Some(source), Some(target)) = (&status.source, &status.target) else {
-        return Vec::new();
-    };
-    let encrypted = status.encrypted == Some(true);
-    let ((source_goal, source_step), (target_goal, target_step)) = goals(status.phase, ends, encrypted);
+    let (source, target) = (&of.source, &of.target);
+    let Driver::Ours(orders) = &of.driver;
+    let ((source_goal, source_step), (target_goal, target_step)) = goals(of.stage, &of.driver, ends);
 
     let order = |step| MigrationOrder {
-        migration: ObjectRef {
-            name: migration.name_any(),
-            uid: migration.uid().unwrap_or_default(),
-        },
-        nics: status.nics.clone(),
+        migration: of.id.clone(),
+        nics: of.nics.clone(),
         step,
         target_uri: None,
         listen_address: target.pod_ip.clone().filter(|_| step == MigrationStep::Listen),
@@ -80,9 +74,9 @@ pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
         .as_mut()
         .filter(|order| order.step == MigrationStep::Transfer)
     {
-        order.target_uri = target_uri(wanted, status, &order.migration, ends);
+        order.target_uri = target_uri(wanted, of, ends);
     }
-    if encrypted {
+    if orders.encrypted {
         for (order, pod, other) in [
             (source_order.as_mut(), &source.pod, ends.target.as_ref()),
             (target_order.as_mut(), &target.pod, ends.source.as_ref()),
@@ -95,7 +89,7 @@ pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
     // It is told nothing before it can be told who may send it the VM. So each end is told once.
     let waits = target_order.as_ref().is_some_and(|order| {
         let unknown = order.tls.as_ref().is_some_and(|tls| tls.peer_ca.is_none());
-        status.phase == MigrationPhase::PreparingTarget && unknown
+        of.stage == Stage::Preparing && unknown
     });
     let mut specs = vec![one(
         wanted,
@@ -140,17 +134,18 @@ fn tls(
 
 type Wish = (Goal, Option<MigrationStep>);
 
-/// What source and target should do in a phase. The source never gets its VF back while the VM may run at the target.
-fn goals(phase: MigrationPhase, ends: &Ends, encrypted: bool) -> (Wish, Wish) {
+/// What source and target should do in a stage. The source never gets its VF back while the VM may run at the target.
+fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
     use MigrationStep::{Cancel, GiveUp, Listen, Prepare, Resume, Transfer};
+    let Driver::Ours(orders) = driver;
     let receive = (Goal::FastPath, Some(Listen));
     let revoke = (Goal::Detached, Some(GiveUp));
-    match phase {
-        MigrationPhase::PreparingTarget => ((Goal::FastPath, encrypted.then_some(Prepare)), receive),
-        MigrationPhase::SwitchingToStandby => ((Goal::Standby, Some(Prepare)), receive),
-        MigrationPhase::Transferring => ((Goal::Standby, Some(Transfer)), receive),
-        MigrationPhase::Completing => ((Goal::Detached, Some(Transfer)), receive),
-        MigrationPhase::RollingBack => match ends.rollback() {
+    match stage {
+        Stage::Preparing => ((Goal::FastPath, orders.encrypted.then_some(Prepare)), receive),
+        Stage::Leaving => ((Goal::Standby, Some(Prepare)), receive),
+        Stage::Moving => ((Goal::Standby, Some(Transfer)), receive),
+        Stage::Arrived => ((Goal::Detached, Some(Transfer)), receive),
+        Stage::Returning => match ends.rollback() {
             Rollback::NotBegun => ((Goal::FastPath, None), revoke),
             // Who was told to give up is not told to listen again, but where the VM is there all the same.
             Rollback::Cancelling if ends.given_up => ((Goal::Standby, Some(Cancel)), revoke),
@@ -165,11 +160,9 @@ fn goals(phase: MigrationPhase, ends: &Ends, encrypted: bool) -> (Wish, Wish) {
             Rollback::Resuming => ((Goal::Standby, Some(Resume)), revoke),
             Rollback::Stopped => ((Goal::FastPath, Some(Cancel)), revoke),
         },
-        // Not in the migration's hands; whoever asks has made a mistake that must not cost a VM its VF.
-        MigrationPhase::Pending | MigrationPhase::Failed | MigrationPhase::Cancelled => {
-            ((Goal::FastPath, None), (Goal::Detached, None))
-        }
-        MigrationPhase::Succeeded => ((Goal::Detached, None), (Goal::FastPath, None)),
+        // It decides about no NIC any more; whoever asks has made a mistake that must not cost a VM its VF.
+        Stage::Over(Outcome::Failed | Outcome::Cancelled) => ((Goal::FastPath, None), (Goal::Detached, None)),
+        Stage::Over(Outcome::Succeeded) => ((Goal::Detached, None), (Goal::FastPath, None)),
     }
 }
 
@@ -242,17 +235,12 @@ fn ports_of(source: &NicAttachment) -> Option<GuestPorts> {
 }
 
 /// Where to send the VM. Once said it stays: the target's report may go away with the target.
-fn target_uri(
-    wanted: &Wanted<'_>,
-    status: &QemuMigrationStatus,
-    migration: &ObjectRef,
-    ends: &Ends,
-) -> Option<String> {
-    let said = find(wanted, &status.source.as_ref()?.pod)
+fn target_uri(wanted: &Wanted<'_>, of: &Move, ends: &Ends) -> Option<String> {
+    let said = find(wanted, &of.source.pod)
         .and_then(|source| source.spec.migration.as_ref())
-        .filter(|order| order.migration == *migration && order.step == MigrationStep::Transfer)
+        .filter(|order| order.migration == of.id && order.step == MigrationStep::Transfer)
         .and_then(|order| order.target_uri.clone());
-    said.or_else(|| uri(status.target.as_ref()?, ends.target.as_ref()?.port?))
+    said.or_else(|| uri(&of.target, ends.target.as_ref()?.port?))
 }
 
 /// QEMU's URI of a listening end.

@@ -1,7 +1,7 @@
 use hybridnic_api::v1alpha1::{AttachmentState, Decision, GuestDevices, MigrationState, Vlan};
 
 use super::*;
-use crate::testing::{attachment, migration, nic, observe};
+use crate::testing::{a_move, attachment, nic, observe};
 
 fn end(pod: &str, node: &str, ip: &str) -> MigrationEnd {
     MigrationEnd {
@@ -14,16 +14,13 @@ fn end(pod: &str, node: &str, ip: &str) -> MigrationEnd {
     }
 }
 
-fn moving(phase: MigrationPhase) -> QemuMigration {
-    let mut migration = migration("m", 1);
-    migration.status = Some(QemuMigrationStatus {
-        phase,
-        source: Some(end("a", "n1", "10.0.0.1")),
-        target: Some(end("b", "n2", "fd00::2")),
-        nics: vec!["eth0".to_owned()],
-        ..QemuMigrationStatus::default()
-    });
-    migration
+fn moving(stage: Stage) -> Move {
+    Move {
+        source: end("a", "n1", "10.0.0.1"),
+        target: end("b", "n2", "fd00::2"),
+        stage,
+        ..a_move("m", "a", "b")
+    }
 }
 
 fn specs(existing: &[Arc<NicAttachment>], place: Place<'_>) -> Vec<NicAttachmentSpec> {
@@ -38,10 +35,10 @@ fn specs(existing: &[Arc<NicAttachment>], place: Place<'_>) -> Vec<NicAttachment
     desired_attachments(&wanted)
 }
 
-/// Goal and step of source and target.
-fn wishes(phase: MigrationPhase, ends: &Ends) -> (Wish, Wish) {
-    let migration = moving(phase);
-    let specs = specs(&[], Place::Moving(&migration, ends));
+/// Goal and order of source and target.
+fn wishes(stage: Stage, ends: &Ends) -> (Wish, Wish) {
+    let of = moving(stage);
+    let specs = specs(&[], Place::Moving(&of, ends));
     let wish = |spec: &NicAttachmentSpec| (spec.goal, spec.migration.as_ref().map(|order| order.step));
     assert_eq!(
         (specs[0].node_name.as_str(), specs[1].node_name.as_str()),
@@ -101,12 +98,12 @@ fn an_attached_nic_keeps_its_vlan_and_mtu_wherever_it_goes() {
     let mut source = attachment("eth0", "a", "n1");
     source.spec.l2.vlan = Some(vlan(42));
     let existing = [Arc::new(source)];
-    let (nic, ends, migration) = (
+    let (nic, ends, of) = (
         nic("eth0", "vm", "net", 1),
         Ends::default(),
-        moving(MigrationPhase::PreparingTarget),
+        moving(Stage::Preparing),
     );
-    let place = || Place::Moving(&migration, &ends);
+    let place = || Place::Moving(&of, &ends);
     let l2 = |l2: Option<L2Settings>, existing: &[Arc<NicAttachment>]| {
         let wanted = Wanted {
             nic: &nic,
@@ -134,22 +131,21 @@ fn an_attached_nic_keeps_its_vlan_and_mtu_wherever_it_goes() {
 }
 
 #[test]
-fn each_phase_has_its_goals() {
-    use MigrationPhase::{Completing, PreparingTarget, SwitchingToStandby, Transferring};
+fn each_stage_has_its_goals() {
     use MigrationStep::{Listen, Prepare, Transfer};
     let receive = (Goal::FastPath, Some(Listen));
     let ends = Ends::default();
-    assert_eq!(wishes(PreparingTarget, &ends), ((Goal::FastPath, None), receive));
+    assert_eq!(wishes(Stage::Preparing, &ends), ((Goal::FastPath, None), receive));
     assert_eq!(
-        wishes(SwitchingToStandby, &ends),
+        wishes(Stage::Leaving, &ends),
         ((Goal::Standby, Some(Prepare)), receive)
     );
     assert_eq!(
-        wishes(Transferring, &ends),
+        wishes(Stage::Moving, &ends),
         ((Goal::Standby, Some(Transfer)), receive)
     );
     assert_eq!(
-        wishes(Completing, &ends),
+        wishes(Stage::Arrived, &ends),
         ((Goal::Detached, Some(Transfer)), receive)
     );
 }
@@ -158,7 +154,7 @@ fn each_phase_has_its_goals() {
 fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
     use MigrationState::{Active, Cancelled, Completed, Ended, Failed, Listening, Lost};
     use MigrationStep::{Cancel, GiveUp, Listen};
-    let rollback = |ends: &Ends| wishes(MigrationPhase::RollingBack, ends);
+    let rollback = |ends: &Ends| wishes(Stage::Returning, ends);
     let (receive, revoke) = ((Goal::FastPath, Some(Listen)), (Goal::Detached, Some(GiveUp)));
     let last = (Goal::Detached, Some(Listen));
     assert_eq!(
@@ -256,8 +252,8 @@ fn the_target_gets_the_ports_of_the_source() {
         standby_port: Some("rp2".to_owned()),
         ..GuestDevices::default()
     };
-    let (migration, ends) = (moving(MigrationPhase::PreparingTarget), Ends::default());
-    let first = specs(&[Arc::new(source.clone())], Place::Moving(&migration, &ends));
+    let (of, ends) = (moving(Stage::Preparing), Ends::default());
+    let first = specs(&[Arc::new(source.clone())], Place::Moving(&of, &ends));
     assert_eq!(first[0].ports, None);
     assert_eq!(
         first[1].ports,
@@ -271,18 +267,15 @@ fn the_target_gets_the_ports_of_the_source() {
     let mut target = attachment("eth0", "b", "n2");
     target.spec.ports.clone_from(&first[1].ports);
     source.status = None;
-    let later = specs(
-        &[Arc::new(source), Arc::new(target)],
-        Place::Moving(&migration, &ends),
-    );
+    let later = specs(&[Arc::new(source), Arc::new(target)], Place::Moving(&of, &ends));
     assert_eq!(later[1].ports, first[1].ports);
 }
 
 #[test]
 fn the_vm_is_sent_to_where_the_target_listens() {
-    let migration = moving(MigrationPhase::Transferring);
+    let of = moving(Stage::Moving);
     let ends = said(None, Some(MigrationState::Listening));
-    let first = specs(&[], Place::Moving(&migration, &ends));
+    let first = specs(&[], Place::Moving(&of, &ends));
     let order = first[0].migration.clone().unwrap();
     assert_eq!(order.target_uri.as_deref(), Some("tcp:[fd00::2]:4444"));
     assert_eq!(
@@ -303,7 +296,7 @@ fn the_vm_is_sent_to_where_the_target_listens() {
     source.spec.migration = Some(order.clone());
     let later = specs(
         &[Arc::new(source)],
-        Place::Moving(&migration, &said(None, Some(MigrationState::Active))),
+        Place::Moving(&of, &said(None, Some(MigrationState::Active))),
     );
     assert_eq!(later[0].migration, Some(order));
     assert_eq!(
@@ -326,7 +319,7 @@ fn settings_of_a_network_that_is_no_more_stay() {
 fn the_source_runs_on_once_the_status_says_so_and_then_whatever_is_heard() {
     use MigrationState::{Active, Cancelled, Completed, Ended, Failed, Listening, Lost};
     use MigrationStep::{Cancel, GiveUp, Listen, Resume};
-    let rollback = |ends: &Ends| wishes(MigrationPhase::RollingBack, ends);
+    let rollback = |ends: &Ends| wishes(Stage::Returning, ends);
     let (receive, revoke) = ((Goal::FastPath, Some(Listen)), (Goal::Detached, Some(GiveUp)));
     let (wait, resume) = ((Goal::Standby, Cancel), (Goal::Standby, Resume));
     let told = |ends: Ends| Ends {

@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hybridnic_api::conditions::reasons;
-use hybridnic_api::v1alpha1::{
-    HybridNetwork, MigrationPhase, NicAttachment, ObjectRef, QemuMigration, VmHybridNic,
-};
+use hybridnic_api::v1alpha1::{HybridNetwork, NicAttachment, ObjectRef, VmHybridNic};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
@@ -14,12 +12,16 @@ use super::admit::Refusal;
 use super::leaving::Hold;
 use crate::events::Note;
 use crate::fence::{NodeState, PodEnd, is_abandoned};
-use crate::handover::Ends;
+use crate::moves::Move;
+use crate::moves::ends::Ends;
 use crate::pods;
+use crate::vm::VmRef;
 use crate::world::World;
 
 /// What the caches hold that matters to a NIC.
 pub struct Known {
+    /// Its VM; none of a runtime that this version does not know.
+    pub vm: Option<VmRef>,
     /// Its network.
     pub network: Option<Arc<HybridNetwork>>,
     /// The pods of its VM.
@@ -36,10 +38,10 @@ pub struct Known {
     pub overdue: BTreeSet<String>,
     /// The nodes among them whose agents are away.
     pub without_agent: BTreeSet<String>,
-    /// The migrations of its VM.
-    pub migrations: Vec<Arc<QemuMigration>>,
-    /// The migration that has the NIC in its hands, and what both ends say.
-    pub moving: Option<(Arc<QemuMigration>, Ends)>,
+    /// The moves of its VM, also those that are over.
+    pub moves: Vec<Move>,
+    /// The move that has the NIC in its hands, and what both ends say.
+    pub moving: Option<(Move, Ends)>,
 }
 
 /// Where a NIC's VM runs, or is about to.
@@ -56,20 +58,23 @@ pub struct Location {
 impl Known {
     /// Reads all caches. Of the nodes nothing is known yet.
     pub fn read(world: &World, nic: &VmHybridNic) -> Self {
-        let namespace = nic.namespace().unwrap_or_default();
-        let vm = nic.vm_name().unwrap_or_default();
-        let (pods, migrations) = (world.pods_of(&namespace, vm), world.migrations_of(&namespace, vm));
+        let vm = VmRef::of_nic(nic);
+        let (pods, moves) = match &vm {
+            Some(vm) => (world.pods_of(vm), world.moves_of(vm)),
+            None => (Vec::new(), Vec::new()),
+        };
+        let of_vm = || {
+            vm.as_ref()
+                .map(|vm| world.attachments_of_vm(vm))
+                .unwrap_or_default()
+        };
         let name = nic.name_any();
-        let mine = migrations
-            .iter()
-            .find(|migration| nics_of(migration).contains(&name));
-        let moving = mine.and_then(|migration| {
-            let ends = Ends::observe(migration, &world.attachments_of_vm(&namespace, vm), &pods)?;
-            Some((migration.clone(), ends))
-        });
+        let mine = moves.iter().find(|of| of.has(&name));
+        let moving = mine.map(|of| (of.clone(), Ends::observe(of, &of_vm(), &pods)));
         let network = world.networks.get("", &nic.spec.network);
         let (attachments, orphans) = world.attachments_by_name(nic);
         let mut known = Self {
+            vm: vm.clone(),
             network,
             pods,
             attachments,
@@ -78,11 +83,11 @@ impl Known {
             nodes: BTreeMap::new(),
             overdue: BTreeSet::new(),
             without_agent: BTreeSet::new(),
-            migrations,
+            moves,
             moving,
         };
         if known.must_ask(recorded(nic)) {
-            known.others = world.attachments_of_vm(&namespace, vm);
+            known.others = of_vm();
             known.others.retain(|other| other.spec.nic.name != name);
         }
         known
@@ -158,28 +163,15 @@ impl Known {
 
     /// The pod of the VM, and its node; or why there is none.
     pub fn location(&self, nic: &VmHybridNic) -> Result<Location, Refusal> {
-        if let Some(end) = self.moving.as_ref().and_then(|(migration, _)| {
-            let status = migration.status.as_ref()?;
-            let arrived = status.phase == MigrationPhase::Completing;
-            if arrived {
-                status.target.clone()
-            } else {
-                status.source.clone()
-            }
-        }) {
+        if let Some((of, _)) = &self.moving {
+            let end = of.whereabouts();
             return Ok(Location {
-                pod: end.pod,
-                node: end.node_name,
+                pod: end.pod.clone(),
+                node: end.node_name.clone(),
                 wait: None,
             });
         }
-        let vm = nic.vm_name().unwrap_or_default();
-        let Some(found) = self.pod_of_vm(recorded(nic)) else {
-            return Err(Refusal::new(
-                reasons::POD_NOT_FOUND,
-                pods::missing(vm, &self.pods),
-            ));
-        };
+        let found = self.whereabouts(recorded(nic))?;
         let Some(node) = pods::node(found) else {
             let message = format!("the pod {} has no node yet", found.name_any());
             return Err(Refusal::new(reasons::POD_NOT_RUNNING, message));
@@ -190,10 +182,10 @@ impl Known {
         let attached = self.attached_to(&pod.uid).is_some();
         let wait = if attached {
             None
-        } else if let Some(migration) = self.under_way() {
+        } else if let Some(of) = self.under_way() {
             let message = format!(
                 "waits for the migration {}, which began without this NIC",
-                migration.name_any()
+                of.id.name
             );
             Some(Refusal::new(reasons::MIGRATING, message))
         } else {
@@ -214,22 +206,16 @@ pub fn recorded(nic: &VmHybridNic) -> Option<&ObjectRef> {
     nic.status.as_ref()?.pod.as_ref()
 }
 
-/// The NICs that a migration decides about: those with which it has begun, until it ends.
-pub fn nics_of(migration: &QemuMigration) -> &[String] {
-    match &migration.status {
-        Some(status) if status.phase != MigrationPhase::Pending && !status.phase.is_final() => &status.nics,
-        _ => &[],
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{attachment, migration, nic, observe, pod};
-    use hybridnic_api::v1alpha1::{AttachmentState, Goal, QemuMigrationStatus};
+    use crate::moves::{Outcome, Stage};
+    use crate::testing::{a_move, attachment, nic, observe, pod};
+    use hybridnic_api::v1alpha1::{AttachmentState, Goal};
 
     fn known(pods: Vec<Pod>) -> Known {
         Known {
+            vm: Some(VmRef::qemu("ns", "vm")),
             network: None,
             pods: pods.into_iter().map(Arc::new).collect(),
             attachments: Vec::new(),
@@ -238,7 +224,7 @@ mod tests {
             nodes: BTreeMap::from([("n1".to_owned(), NodeState::Ready)]),
             overdue: BTreeSet::new(),
             without_agent: BTreeSet::new(),
-            migrations: Vec::new(),
+            moves: Vec::new(),
             moving: None,
         }
     }
@@ -275,18 +261,21 @@ mod tests {
     #[test]
     fn a_nic_that_comes_during_a_migration_waits_for_its_end() {
         let mut known = known(vec![pod("a", "vm", 1, "Running", "n1")]);
-        let mut other = migration("m", 1);
-        let status = |phase| QemuMigrationStatus {
-            phase,
-            nics: vec!["eth1".to_owned()],
-            ..QemuMigrationStatus::default()
-        };
-        other.status = Some(status(MigrationPhase::Transferring));
-        known.migrations = vec![Arc::new(other.clone())];
+        let mut other = a_move("m", "c", "d");
+        other.nics = vec!["eth1".to_owned()];
+        other.stage = Stage::Moving;
+        known.moves = vec![other.clone()];
         assert_eq!(wait(&known), Some(reasons::MIGRATING));
-        other.status = Some(status(MigrationPhase::Succeeded));
-        known.migrations = vec![Arc::new(other)];
+        other.stage = Stage::Over(Outcome::Succeeded);
+        known.moves = vec![other];
         assert_eq!(wait(&known), None);
+    }
+
+    #[test]
+    fn the_vm_of_a_runtime_that_is_not_known_is_nowhere() {
+        let mut known = known(vec![pod("a", "vm", 1, "Running", "n1")]);
+        known.vm = None;
+        assert_eq!(wait(&known), Some(reasons::POD_NOT_FOUND));
     }
 
     /// The pod `a` was on `n1` and has vanished; the VM starts again in `b` on `n2`.

@@ -21,12 +21,12 @@ use super::known::{Known, Location};
 use super::patience::Patience;
 use super::release::has_finalizer;
 use super::status::{Facts, is_news, notes, status};
+use crate::attachment::state;
 use crate::cache::{Key, Name};
 use crate::controller::{Done, Reconciler};
 use crate::events::Events;
 use crate::fence::NodeState;
 use crate::fence::sight::{AGAIN, Sight};
-use crate::handover;
 use crate::mac::{self, Given, HandedOut};
 use crate::presence::Presence;
 use crate::world::World;
@@ -157,8 +157,8 @@ impl NicReconciler {
             location: location.ok().map(|location| (location.pod, location.node)),
             obstacle,
             attachments: &known.attachments,
-            moving: known.moving.as_ref().map(|(migration, _)| migration.as_ref()),
-            migrations: &known.migrations,
+            moving: known.moving.as_ref().map(|(of, _)| of),
+            moves: &known.moves,
         };
         let (old, new) = (nic.status.clone().unwrap_or_default(), status(&facts));
         let wrote = is_news(nic.status.as_ref(), &new);
@@ -305,8 +305,8 @@ impl NicReconciler {
         attachment: &NicAttachment,
         abandoned: bool,
     ) -> Result<(), write::Error> {
-        let detached = attachment.spec.goal == Goal::Detached
-            && handover::state(attachment) == AttachmentState::Detached;
+        let detached =
+            attachment.spec.goal == Goal::Detached && state(attachment) == AttachmentState::Detached;
         if attachment.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
@@ -396,7 +396,7 @@ fn log(nic: &VmHybridNic, old: &VmHybridNicStatus, new: &VmHybridNicStatus) {
 /// Where the NIC's VM is.
 fn place<'a>(known: &'a Known, location: &Result<Location, Refusal>, deleting: bool) -> Place<'a> {
     match (&known.moving, location) {
-        (Some((migration, ends)), _) => Place::Moving(migration, ends),
+        (Some((of, ends)), _) => Place::Moving(of, ends),
         (
             None,
             Ok(Location {

@@ -13,6 +13,7 @@ use kube::{Api, Client, ResourceExt};
 use crate::controller::{Done, Reconciler};
 use crate::fence::sight::{AGAIN, Sight};
 use crate::fence::{NodeState, PodEnd, is_abandoned};
+use crate::vm::VmRef;
 use crate::world::World;
 use crate::write;
 
@@ -51,7 +52,7 @@ impl Reconciler for ReleaseReconciler {
         let namespace = attachment.namespace().unwrap_or_default();
         let spec = &attachment.spec;
         let node = self.sight.node(&spec.node_name).await;
-        let pods = self.world.pods_of(&namespace, &spec.vm);
+        let pods = self.world.pods_of(&VmRef::of_attachment(&attachment));
         if is_abandoned(PodEnd::of(&pods, &spec.pod.uid, &node), &node) {
             tracing::info!(
                 namespace,

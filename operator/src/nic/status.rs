@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, MigrationPhase, NicAttachment, NicMigration, NicPhase, ObjectRef, Path, QemuMigration,
-    VmHybridNic, VmHybridNicStatus,
+    AttachmentState, NicAttachment, NicMigration, NicPhase, ObjectRef, Path, VmHybridNic, VmHybridNicStatus,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
 use super::admit::Refusal;
+use crate::attachment;
 use crate::events::Note;
+use crate::moves::{Move, Stage};
 
 /// All that a NIC's status is made from.
 pub struct Facts<'a> {
@@ -34,10 +35,10 @@ pub struct Facts<'a> {
     pub obstacle: Option<Refusal>,
     /// All its attachments.
     pub attachments: &'a [Arc<NicAttachment>],
-    /// The migration that has the VM in its hands.
-    pub moving: Option<&'a QemuMigration>,
-    /// All migrations of the VM.
-    pub migrations: &'a [Arc<QemuMigration>],
+    /// The move that has the VM in its hands.
+    pub moving: Option<&'a Move>,
+    /// All moves of the VM.
+    pub moves: &'a [Move],
 }
 
 impl Facts<'_> {
@@ -107,7 +108,7 @@ fn phase(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NicPhase {
     if facts.deleting() {
         return NicPhase::Detaching;
     }
-    let state = attachment.map(crate::handover::state);
+    let state = attachment.map(attachment::state);
     match (state, &facts.admission) {
         (Some(AttachmentState::FastPath), _) => NicPhase::FastPath,
         (Some(AttachmentState::Standby), _) => NicPhase::Standby,
@@ -156,8 +157,8 @@ fn fast_path(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondit
         .and_then(|a| a.status.as_ref())
         .is_some_and(|status| status.path == Path::FastPath);
     match facts.moving {
-        Some(migration) if !on_vf => {
-            let message = format!("the migration {} is under way", migration.name_any());
+        Some(of) if !on_vf => {
+            let message = format!("the migration {} is under way", of.id.name);
             NewCondition::no(types::FAST_PATH, reasons::MIGRATING, message)
         }
         _ => word(types::FAST_PATH, facts, attachment),
@@ -225,21 +226,15 @@ fn absent(type_: &'static str, facts: &Facts<'_>) -> NewCondition {
     )
 }
 
-/// The youngest migration that has begun with this NIC. Migrations may be deleted; what is known of them stays.
+/// The youngest move that has begun with this NIC. What asked for it may be deleted; what is known of it stays.
 fn last_migration(facts: &Facts<'_>, known: Option<NicMigration>) -> Option<NicMigration> {
     let name = facts.nic.name_any();
-    let begun = |m: &&Arc<QemuMigration>| {
-        m.status
-            .as_ref()
-            .is_some_and(|status| status.started_at.is_some() && status.nics.contains(&name))
-    };
-    let start = |m: &Arc<QemuMigration>| {
-        m.status
-            .as_ref()
-            .and_then(|status| status.started_at.clone())
-            .map(|at| at.0)
-    };
-    let Some(last) = facts.migrations.iter().filter(begun).max_by_key(|m| start(m)) else {
+    let start = |of: &Move| of.times.started_at.as_ref().map(|at| at.0);
+    let begun = facts
+        .moves
+        .iter()
+        .filter(|of| start(of).is_some() && of.nics.contains(&name));
+    let Some(last) = begun.max_by_key(|of| start(of)) else {
         return known;
     };
     let known_start = known
@@ -249,42 +244,29 @@ fn last_migration(facts: &Facts<'_>, known: Option<NicMigration>) -> Option<NicM
     if known_start > start(last) {
         return known;
     }
-    let status = last.status.as_ref()?;
-    let node = |end: &Option<hybridnic_api::v1alpha1::MigrationEnd>| {
-        end.as_ref().map(|end| end.node_name.clone()).unwrap_or_default()
-    };
-    let source = status.source.as_ref().map(|end| end.pod.uid.as_str());
     let order = facts
         .attachments
         .iter()
-        .find(|a| Some(a.spec.pod.uid.as_str()) == source)
-        .and_then(|a| {
-            let status = a.status.as_ref()?;
-            status.unplug_order
-        });
+        .find(|a| a.spec.pod.uid == last.source.pod.uid)
+        .and_then(|a| a.status.as_ref()?.unplug_order);
     let known_order = known
         .filter(|_| known_start == start(last))
         .and_then(|known| known.unplug_order);
-    Some(NicMigration {
-        name: last.name_any(),
-        from: node(&status.source),
-        to: node(&status.target),
-        result: match status.phase {
-            MigrationPhase::Succeeded | MigrationPhase::Failed | MigrationPhase::Cancelled => {
-                Some(format!("{:?}", status.phase))
-            }
-            _ => None,
-        },
-        started_at: status.started_at.clone(),
-        finished_at: status.finished_at.clone(),
-        downtime_ms: status.downtime_ms,
-        unplug_order: order.or(known_order),
+    let (result, phases) = match last.stage {
+        Stage::Over(outcome) => (Some(outcome.word().to_owned()), last.times.phases.clone()),
         // Those of one that goes on are in its own status.
-        phases: if status.phase.is_final() {
-            status.phases.clone()
-        } else {
-            Vec::new()
-        },
+        _ => (None, Vec::new()),
+    };
+    Some(NicMigration {
+        name: last.id.name.clone(),
+        from: last.source.node_name.clone(),
+        to: last.target.node_name.clone(),
+        result,
+        started_at: last.times.started_at.clone(),
+        finished_at: last.times.finished_at.clone(),
+        downtime_ms: last.times.downtime_ms,
+        unplug_order: order.or(known_order),
+        phases,
     })
 }
 

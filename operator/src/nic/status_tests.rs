@@ -1,9 +1,10 @@
-use hybridnic_api::v1alpha1::{MigrationEnd, MigrationState, QemuMigrationStatus, SwitchOrder, VfRef};
+use hybridnic_api::v1alpha1::{MigrationEnd, MigrationState, SwitchOrder, VfRef};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
 use super::*;
-use crate::testing::{attachment, migration, nic, observe, say};
+use crate::moves::Outcome;
+use crate::testing::{a_move, attachment, nic, observe, say};
 
 struct Scene {
     nic: VmHybridNic,
@@ -13,8 +14,8 @@ struct Scene {
     obstacle: Option<Refusal>,
     located: bool,
     other_pods: Vec<String>,
-    moving: Option<QemuMigration>,
-    migrations: Vec<Arc<QemuMigration>>,
+    moving: Option<Move>,
+    moves: Vec<Move>,
 }
 
 impl Scene {
@@ -28,7 +29,7 @@ impl Scene {
             located: true,
             other_pods: Vec::new(),
             moving: None,
-            migrations: Vec::new(),
+            moves: Vec::new(),
         }
     }
 
@@ -48,7 +49,7 @@ impl Scene {
             obstacle: self.obstacle.clone(),
             attachments: &self.attachments,
             moving: self.moving.as_ref(),
-            migrations: &self.migrations,
+            moves: &self.moves,
         })
     }
 
@@ -242,34 +243,22 @@ fn a_path_that_changes_is_told_once() {
     assert!(told[0].message.contains("the VF has gone"));
 }
 
-fn moved(phase: MigrationPhase, start: i64) -> QemuMigration {
-    let end = |pod: &str, node: &str| {
-        let pod = ObjectRef {
-            name: pod.to_owned(),
-            uid: format!("{pod}-uid"),
-        };
-        Some(MigrationEnd {
-            node_name: node.to_owned(),
-            pod,
-            pod_ip: None,
-        })
+fn moved(stage: Stage, start: i64) -> Move {
+    let at = |end: MigrationEnd, node: &str| MigrationEnd {
+        node_name: node.to_owned(),
+        ..end
     };
-    let mut migration = migration("m", start);
-    migration.status = Some(QemuMigrationStatus {
-        phase,
-        source: end("a", "n1"),
-        target: end("b", "n2"),
-        nics: vec!["eth0".to_owned()],
-        started_at: Some(MicroTime(Timestamp::from_second(start).unwrap())),
-        ..QemuMigrationStatus::default()
-    });
-    migration
+    let mut of = a_move("m", "a", "b");
+    (of.source, of.target) = (at(of.source, "n1"), at(of.target, "n2"));
+    of.stage = stage;
+    of.times.started_at = Some(MicroTime(Timestamp::from_second(start).unwrap()));
+    of
 }
 
 #[test]
 fn a_migration_shows_while_the_vf_is_off() {
     let mut scene = Scene::new();
-    scene.moving = Some(moved(MigrationPhase::PreparingTarget, 5));
+    scene.moving = Some(moved(Stage::Preparing, 5));
     let mut fast = at(AttachmentState::FastPath);
     let condition = NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "");
     conditions::set(
@@ -302,14 +291,14 @@ fn during_a_migration_only_what_moves_the_traffic_is_news() {
         }
         (news, told)
     };
-    let migration = moved(MigrationPhase::PreparingTarget, 5);
-    scene.moving = Some(migration.clone());
-    scene.migrations = vec![Arc::new(migration)];
+    let of = moved(Stage::Preparing, 5);
+    scene.moving = Some(of.clone());
+    scene.moves = vec![of];
     assert_eq!(next(&mut scene), (true, 0), "that it migrates");
 
-    let migration = moved(MigrationPhase::SwitchingToStandby, 5);
-    scene.moving = Some(migration.clone());
-    scene.migrations = vec![Arc::new(migration)];
+    let of = moved(Stage::Leaving, 5);
+    scene.moving = Some(of.clone());
+    scene.moves = vec![of];
     let mut leaves = at(AttachmentState::FastPath);
     say(&mut leaves, reasons::PROGRESSING, "next step: Unplug");
     leaves.status.as_mut().unwrap().guest.vf_port = Some("rp1".to_owned());
@@ -343,7 +332,7 @@ fn during_a_migration_only_what_moves_the_traffic_is_news() {
     let mut fast = at(AttachmentState::FastPath);
     say_yes(&mut fast);
     scene.attachments = vec![Arc::new(fast)];
-    scene.migrations = vec![Arc::new(moved(MigrationPhase::Succeeded, 5))];
+    scene.moves = vec![moved(Stage::Over(Outcome::Succeeded), 5)];
     assert!(next(&mut scene).0);
 }
 
@@ -365,12 +354,7 @@ fn the_last_migration_is_kept_when_its_object_is_deleted() {
     source.status.as_mut().unwrap().unplug_order = Some(SwitchOrder::MakeBeforeBreak);
     crate::testing::report(&mut source, MigrationState::Active);
     scene.attachments = vec![Arc::new(source)];
-    let never_begun = migration("waits", 50);
-    scene.migrations = vec![
-        Arc::new(moved(MigrationPhase::Succeeded, 5)),
-        Arc::new(moved(MigrationPhase::Transferring, 9)),
-        Arc::new(never_begun),
-    ];
+    scene.moves = vec![moved(Stage::Over(Outcome::Succeeded), 5), moved(Stage::Moving, 9)];
     let last = scene.status().last_migration.unwrap();
     assert_eq!(
         (last.from.as_str(), last.to.as_str(), last.result.as_deref()),
@@ -385,20 +369,20 @@ fn the_last_migration_is_kept_when_its_object_is_deleted() {
     // The source's attachment goes first, then the object.
     scene.nic.status = Some(scene.status());
     scene.attachments.clear();
-    scene.migrations = vec![Arc::new(moved(MigrationPhase::Succeeded, 9))];
+    scene.moves = vec![moved(Stage::Over(Outcome::Succeeded), 9)];
     let last = scene.status().last_migration.unwrap();
     assert_eq!(
         (last.result.as_deref(), last.unplug_order),
         (Some("Succeeded"), Some(SwitchOrder::MakeBeforeBreak))
     );
     scene.nic.status = Some(scene.status());
-    scene.migrations = vec![Arc::new(moved(MigrationPhase::Succeeded, 5))];
+    scene.moves = vec![moved(Stage::Over(Outcome::Succeeded), 5)];
     assert_eq!(
         scene.status().last_migration.unwrap(),
         last,
         "an older one does not replace it"
     );
-    scene.migrations.clear();
+    scene.moves.clear();
     assert_eq!(scene.status().last_migration.unwrap(), last);
 }
 

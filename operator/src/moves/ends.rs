@@ -14,16 +14,13 @@
 
 use std::sync::Arc;
 
-use hybridnic_api::v1alpha1::{
-    AttachmentState, Decision, MigrationPhase, MigrationReport, MigrationState, MigrationStep, NicAttachment,
-    QemuMigration, QemuMigrationStatus,
-};
+use hybridnic_api::v1alpha1::{Decision, MigrationReport, MigrationState, MigrationStep, NicAttachment};
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
 
-use crate::pods;
+use super::{Driver, Move};
+use crate::{attachment, pods};
 
-/// What both ends of a migration say.
+/// What both ends of a move say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ends {
     /// Whether the transfer may have been ordered.
@@ -73,20 +70,14 @@ pub enum Rollback {
 }
 
 impl Ends {
-    /// What `attachments` and `pods`, all of the VM, say about `migration`; `None` before its ends are chosen.
-    pub fn observe(
-        migration: &QemuMigration,
-        attachments: &[Arc<NicAttachment>],
-        pods: &[Arc<Pod>],
-    ) -> Option<Self> {
-        let status = migration.status.as_ref()?;
-        let (source, target) = (&status.source.as_ref()?.pod.uid, &status.target.as_ref()?.pod.uid);
-        let uid = migration.uid().unwrap_or_default();
+    /// What `attachments` and `pods`, all of the VM, say about a move.
+    pub fn observe(of: &Move, attachments: &[Arc<NicAttachment>], pods: &[Arc<Pod>]) -> Self {
+        let (source, target) = (&of.source.pod.uid, &of.target.pod.uid);
         let last_word = |pod: &str, rank: fn(MigrationState) -> u8| {
             attachments
                 .iter()
-                .filter(|a| a.spec.pod.uid == pod && status.nics.contains(&a.spec.nic.name))
-                .filter_map(|a| report(a, &uid))
+                .filter(|a| a.spec.pod.uid == pod && of.nics.contains(&a.spec.nic.name))
+                .filter_map(|a| attachment::report(a, &of.id.uid))
                 .max_by_key(|report| rank(report.state))
                 .cloned()
         };
@@ -94,18 +85,16 @@ impl Ends {
             pods.iter()
                 .any(|pod| pod.metadata.uid.as_deref() == Some(uid) && pods::is_finished(pod))
         };
-        Some(Self {
-            begun: transfer_ordered(status),
-            decision: migration
-                .spec
-                .decision
-                .filter(|_| status.undecided_since.is_some()),
-            resuming: status.resuming_since.is_some(),
+        let Driver::Ours(orders) = &of.driver;
+        Self {
+            begun: orders.transfer,
+            decision: orders.decision,
+            resuming: orders.resume,
             given_up: attachments.iter().any(|a| {
                 let order = a.spec.migration.as_ref();
                 a.spec.pod.uid == *target
                     && order.is_some_and(|order| {
-                        order.migration.uid == uid && order.step == MigrationStep::GiveUp
+                        order.migration.uid == of.id.uid && order.step == MigrationStep::GiveUp
                     })
             }),
             source: last_word(source, source_rank),
@@ -114,7 +103,7 @@ impl Ends {
             source_over: finished(source),
             target_gone: pods::alive(pods, target).is_none(),
             target_over: finished(target),
-        })
+        }
     }
 
     /// What the source's QEMU is known to have come to.
@@ -214,36 +203,6 @@ impl Ends {
             _ => Rollback::Cancelling,
         }
     }
-}
-
-/// Whether the transfer may have been ordered: its phase has begun at some time.
-pub fn transfer_ordered(status: &QemuMigrationStatus) -> bool {
-    let name = phase_name(MigrationPhase::Transferring);
-    status.phase == MigrationPhase::Transferring || status.phases.iter().any(|phase| phase.name == name)
-}
-
-/// A phase's name as it is in the API.
-pub fn phase_name(phase: MigrationPhase) -> String {
-    format!("{phase:?}")
-}
-
-/// What an attachment reports about the migration of this uid.
-pub fn report<'a>(attachment: &'a NicAttachment, uid: &str) -> Option<&'a MigrationReport> {
-    attachment
-        .status
-        .as_ref()?
-        .migration
-        .as_ref()
-        .filter(|report| report.uid == uid)
-}
-
-/// Where an attachment's NIC is.
-pub fn state(attachment: &NicAttachment) -> AttachmentState {
-    attachment
-        .status
-        .as_ref()
-        .map(|status| status.state)
-        .unwrap_or_default()
 }
 
 /// All attachments of a VM at one end report on the same QEMU, and some of them late: the latest word wins.

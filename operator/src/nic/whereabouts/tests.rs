@@ -1,15 +1,17 @@
 use std::collections::BTreeMap;
 
-use hybridnic_api::v1alpha1::{MigrationEnd, QemuMigrationStatus};
+use hybridnic_api::v1alpha1::Goal;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::*;
-use crate::testing::{attachment, migration, nic, observe, pod, say};
+use crate::testing::{a_move, attachment, nic, observe, pod, say};
+use crate::vm::VmRef;
 
 /// The pods of a StatefulSet, each on a node of its own, all of which are ready.
 fn known(pods: &[(&str, i64)]) -> Known {
     let made = |(name, second): &(&str, i64)| Arc::new(pod(name, "vm", *second, "Running", &node_of(name)));
     Known {
+        vm: Some(VmRef::qemu("ns", "vm")),
         network: None,
         pods: pods.iter().map(made).collect(),
         attachments: Vec::new(),
@@ -21,7 +23,7 @@ fn known(pods: &[(&str, i64)]) -> Known {
             .collect::<BTreeMap<_, _>>(),
         overdue: std::collections::BTreeSet::new(),
         without_agent: std::collections::BTreeSet::new(),
-        migrations: Vec::new(),
+        moves: Vec::new(),
         moving: None,
     }
 }
@@ -53,36 +55,27 @@ fn reference(pod: &str) -> ObjectRef {
 fn at(known: &Known, recorded: Option<&str>) -> String {
     let recorded = recorded.map(reference);
     known
-        .pod_of_vm(recorded.as_ref())
+        .whereabouts(recorded.as_ref())
         .map(|pod| pod.name_any())
         .unwrap_or_default()
 }
 
-fn succeeded(name: &str, target: &str, second: i64) -> Arc<QemuMigration> {
-    let mut migration = migration(name, second);
-    migration.status = Some(QemuMigrationStatus {
-        phase: MigrationPhase::Succeeded,
-        finished_at: Some(MicroTime(Timestamp::from_second(second).unwrap())),
-        nics: vec!["eth0".to_owned()],
-        target: Some(MigrationEnd {
-            node_name: node_of(target),
-            pod: reference(target),
-            pod_ip: None,
-        }),
-        ..QemuMigrationStatus::default()
-    });
-    Arc::new(migration)
+fn succeeded(name: &str, target: &str, second: i64) -> Move {
+    let mut of = a_move(name, "web-0", target);
+    of.stage = Stage::Over(Outcome::Succeeded);
+    of.times.finished_at = Some(MicroTime(Timestamp::from_second(second).unwrap()));
+    of
 }
 
 #[test]
 fn a_new_nic_goes_where_the_vm_has_migrated_to() {
     let mut known = known(&[("web-0", 1), ("web-1", 2), ("web-2", 3)]);
     assert_eq!(at(&known, None), "web-0", "nothing else is known");
-    known.migrations = vec![succeeded("a", "web-2", 20), succeeded("b", "web-1", 30)];
+    known.moves = vec![succeeded("a", "web-2", 20), succeeded("b", "web-1", 30)];
     assert_eq!(at(&known, None), "web-1");
-    let mut failed = succeeded("c", "web-2", 40).as_ref().clone();
-    failed.status.as_mut().unwrap().phase = MigrationPhase::Failed;
-    known.migrations.push(Arc::new(failed));
+    let mut failed = succeeded("c", "web-2", 40);
+    failed.stage = Stage::Over(Outcome::Failed);
+    known.moves.push(failed);
     assert_eq!(at(&known, None), "web-1");
     // The VM's other NICs know better, and best of all when they carry traffic.
     known.others = vec![Arc::new(attached("eth1", "web-2", AttachmentState::Pending))];
@@ -109,7 +102,7 @@ fn a_nic_leaves_a_pod_whose_qemu_waits_for_the_next_younger_one() {
     let mut known = known(&[("web-0", 1), ("web-1", 2), ("web-2", 3)]);
     // Where it is attached it stays, whatever is known of others.
     known.attachments = vec![Arc::new(attached("eth0", "web-0", AttachmentState::FastPath))];
-    known.migrations = vec![succeeded("a", "web-2", 20)];
+    known.moves = vec![succeeded("a", "web-2", 20)];
     assert_eq!(at(&known, Some("web-0")), "web-0");
     assert!(!known.must_ask(Some(&reference("web-0"))));
     known.attachments = vec![Arc::new(waiting("eth0", "web-0"))];
@@ -180,13 +173,9 @@ fn a_nic_leaves_by_qemus_word_of_now_and_outside_of_migrations() {
         assert!(stays(&mut known, |_| {}), "what the agent said is old");
     }
     known.nodes.insert(node_of("web-0"), NodeState::Ready);
-    let mut other = migration("m", 1);
-    other.status = Some(QemuMigrationStatus {
-        phase: MigrationPhase::PreparingTarget,
-        nics: vec!["eth1".to_owned()],
-        ..QemuMigrationStatus::default()
-    });
-    known.migrations = vec![Arc::new(other)];
+    let mut other = a_move("m", "web-0", "web-1");
+    other.nics = vec!["eth1".to_owned()];
+    known.moves = vec![other];
     assert!(stays(&mut known, |_| {}), "the VM may be on its way");
 }
 

@@ -1,0 +1,31 @@
+//! What an agent says of an attachment.
+
+use hybridnic_api::v1alpha1::{AttachmentState, MigrationReport, NicAttachment};
+
+/// What it reports about the migration of this uid.
+pub fn report<'a>(attachment: &'a NicAttachment, uid: &str) -> Option<&'a MigrationReport> {
+    attachment
+        .status
+        .as_ref()?
+        .migration
+        .as_ref()
+        .filter(|report| report.uid == uid)
+}
+
+/// Where the NIC is.
+pub fn state(attachment: &NicAttachment) -> AttachmentState {
+    attachment
+        .status
+        .as_ref()
+        .map(|status| status.state)
+        .unwrap_or_default()
+}
+
+/// Whether its word is about the spec as it is now.
+pub fn is_current(attachment: &NicAttachment) -> bool {
+    let observed = attachment
+        .status
+        .as_ref()
+        .and_then(|status| status.observed_generation);
+    observed.is_some() && observed == attachment.metadata.generation
+}

@@ -1,0 +1,94 @@
+//! What a change of a migration's status adds to the metrics. Pure.
+
+use hybridnic_api::conditions::reasons;
+use hybridnic_api::v1alpha1::QemuMigrationStatus;
+
+use crate::metrics::{Change, End};
+use crate::moves::qemu::stage;
+use crate::moves::{Outcome, Stage};
+
+/// What has become of a migration between two statuses.
+pub fn between(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Change {
+    let was_open = |at: usize| old.phases.get(at).is_none_or(|phase| phase.ms.is_none());
+    let phases = new
+        .phases
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| was_open(*at))
+        .filter_map(|(_, phase)| Some((phase.name.clone(), phase.ms?)))
+        .collect();
+    let reason = |outcome| match (outcome, &new.failure) {
+        (Outcome::Succeeded, _) => reasons::COMPLETED.to_owned(),
+        (Outcome::Cancelled, _) => reasons::CANCELLED.to_owned(),
+        (Outcome::Failed, Some(failure)) => failure.reason.clone(),
+        (Outcome::Failed, None) => reasons::FAILED.to_owned(),
+    };
+    let end = match stage(new.phase) {
+        Some(Stage::Over(outcome)) if !old.phase.is_final() => Some(End {
+            outcome,
+            reason: reason(outcome),
+            total_ms: new.total_ms,
+            downtime_ms: new.downtime_ms,
+        }),
+        _ => None,
+    };
+    Change { phases, end }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hybridnic_api::v1alpha1::{MigrationFailure, MigrationPhase, MigrationPhaseTime};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+    fn status(phase: MigrationPhase, phases: &[(&str, Option<i64>)]) -> QemuMigrationStatus {
+        let time = |(name, ms): &(&str, Option<i64>)| MigrationPhaseTime {
+            name: (*name).to_owned(),
+            started_at: MicroTime(jiff::Timestamp::UNIX_EPOCH),
+            ms: *ms,
+        };
+        QemuMigrationStatus {
+            phase,
+            phases: phases.iter().map(time).collect(),
+            ..QemuMigrationStatus::default()
+        }
+    }
+
+    #[test]
+    fn each_phase_and_each_end_is_counted_once() {
+        let first = status(MigrationPhase::PreparingTarget, &[("PreparingTarget", None)]);
+        let second = status(
+            MigrationPhase::RollingBack,
+            &[("PreparingTarget", Some(1200)), ("RollingBack", None)],
+        );
+        let mut last = status(
+            MigrationPhase::Failed,
+            &[("PreparingTarget", Some(1200)), ("RollingBack", Some(30))],
+        );
+        last.failure = Some(MigrationFailure {
+            reason: reasons::TARGET_LOST.to_owned(),
+            message: String::new(),
+        });
+        assert_eq!(between(&first, &first), Change::default());
+        assert_eq!(
+            between(&first, &second),
+            Change {
+                phases: vec![("PreparingTarget".to_owned(), 1200)],
+                end: None
+            }
+        );
+        assert_eq!(
+            between(&second, &last),
+            Change {
+                phases: vec![("RollingBack".to_owned(), 30)],
+                end: Some(End {
+                    outcome: Outcome::Failed,
+                    reason: reasons::TARGET_LOST.to_owned(),
+                    total_ms: None,
+                    downtime_ms: None,
+                }),
+            }
+        );
+        assert_eq!(between(&last, &last), Change::default());
+    }
+}

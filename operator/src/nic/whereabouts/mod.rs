@@ -1,0 +1,86 @@
+//! In which of its pods a VM is: asked here, answered by what runs it. Pure.
+//!
+//! | module | of a VM | goes by |
+//! |---|---|---|
+//! | [`qemu`] | whose QEMU somebody starts | what the agents have heard of the QEMUs in its pods |
+
+pub mod qemu;
+
+use std::sync::Arc;
+
+use hybridnic_api::conditions::reasons;
+use hybridnic_api::v1alpha1::{Goal, NicAttachment, ObjectRef, VmHybridNic};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use super::admit::Refusal;
+use super::known::Known;
+use crate::events::Note;
+use crate::moves::Move;
+use crate::pods;
+use crate::vm::{Runtime, VmRef};
+
+impl Known {
+    /// The pod in which the VM is, or is about to be; or why it is in none.
+    pub(super) fn whereabouts(&self, recorded: Option<&ObjectRef>) -> Result<&Arc<Pod>, Refusal> {
+        let Some(VmRef { runtime, name, .. }) = &self.vm else {
+            let message = "spec.vm names no runtime that this version of the operator knows";
+            return Err(Refusal::new(reasons::POD_NOT_FOUND, message));
+        };
+        let (found, missing) = match runtime {
+            Runtime::Qemu => (qemu::pod_of_vm(self, recorded), pods::missing(name, &self.pods)),
+        };
+        found.ok_or_else(|| Refusal::new(reasons::POD_NOT_FOUND, missing))
+    }
+
+    /// Whether more has to be known than the NIC's own attachments say.
+    pub(super) fn must_ask(&self, recorded: Option<&ObjectRef>) -> bool {
+        match self.vm.as_ref().map(|vm| vm.runtime) {
+            Some(Runtime::Qemu) => qemu::must_ask(self, recorded),
+            None => false,
+        }
+    }
+
+    /// What to tell when the NIC goes to `pod` by itself, from one in which the VM is not.
+    pub fn left(&self, nic: &VmHybridNic, pod: &ObjectRef) -> Option<Note> {
+        match self.vm.as_ref()?.runtime {
+            Runtime::Qemu => qemu::left(self, nic, pod),
+        }
+    }
+
+    /// The other pods that may have the VM.
+    pub fn other_pods(&self, pod: &ObjectRef) -> Vec<String> {
+        let others = self
+            .pods
+            .iter()
+            .filter(|other| may_have_vm(other) && other.metadata.uid.as_deref() != Some(&pod.uid));
+        let mut names: Vec<_> = others.map(|other| other.name_any()).collect();
+        names.sort();
+        names
+    }
+
+    /// The NIC's attachment to a pod, unless it is on its way out.
+    pub(super) fn attached_to(&self, pod: &str) -> Option<&NicAttachment> {
+        let attached = self
+            .attachments
+            .iter()
+            .find(|a| a.spec.pod.uid == pod && stays(a));
+        attached.map(AsRef::as_ref)
+    }
+
+    /// A move that has the VM in its hands.
+    pub(super) fn under_way(&self) -> Option<&Move> {
+        self.moves
+            .iter()
+            .find(|of| of.is_under_way() && !of.nics.is_empty())
+    }
+}
+
+fn may_have_vm(pod: &Pod) -> bool {
+    pods::is_running(pod) && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// Whether an attachment is not on its way out.
+fn stays(attachment: &NicAttachment) -> bool {
+    attachment.spec.goal != Goal::Detached && attachment.metadata.deletion_timestamp.is_none()
+}

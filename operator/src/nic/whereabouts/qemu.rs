@@ -1,0 +1,129 @@
+//! In which of its pods a VM is whose QEMU somebody starts.
+//!
+//! Of several pods that run one has the VM; the QEMUs of the others wait for it to migrate (`-incoming`). Which is which is no
+//! secret of theirs, but only an agent that has a NIC's attachment to a pod asks its QEMU. So the first of these that there is:
+//!
+//! 1. the pod that the NIC is attached to, unless QEMU there says that it waits, and no migration is under way;
+//! 2. a pod in which another NIC of the VM carries traffic;
+//! 3. where QEMU waits, the next younger pod that runs. Never an older one, so this comes to an end;
+//! 4. the pod that is recorded;
+//! 5. one that another NIC of the VM is attached to;
+//! 6. the target of the VM's last migration that has succeeded;
+//! 7. the oldest that runs, for one that waits for a VM comes after the one that the VM comes from; the oldest that may yet run.
+//!
+//! A wrong choice costs time, and no more: what a NIC has in the pod that it leaves is gone before anything of it is elsewhere.
+
+use std::sync::Arc;
+
+use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::v1alpha1::{AttachmentState, NicAttachment, ObjectRef, VmHybridNic};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use super::{may_have_vm, stays};
+use crate::events::Note;
+use crate::fence::NodeState;
+use crate::moves::{Move, Outcome, Stage};
+use crate::nic::known::{Known, recorded};
+use crate::{attachment, pods};
+
+/// The pod in which the VM is, or is about to be.
+pub(super) fn pod_of_vm<'a>(known: &'a Known, recorded: Option<&ObjectRef>) -> Option<&'a Arc<Pod>> {
+    let recorded = recorded.and_then(|pod| pods::alive(&known.pods, &pod.uid));
+    let here = recorded.and_then(|pod| known.attached_to(&uid(pod)));
+    let waits = here.is_some_and(|here| waits(known, here));
+    if here.is_some() && !waits {
+        return recorded;
+    }
+    let carried = oldest_of(known, |other| {
+        matches!(
+            attachment::state(other),
+            AttachmentState::FastPath | AttachmentState::Standby
+        )
+    });
+    if carried.is_some() {
+        return carried;
+    }
+    match recorded {
+        Some(pod) if waits => next_younger(known, pod).or(recorded),
+        Some(_) => recorded,
+        None => oldest_of(known, |other| !says_that_it_waits(other))
+            .or_else(|| pods::alive(&known.pods, &last_target(&known.moves)?.uid))
+            .or_else(|| pods::active(None, &known.pods)),
+    }
+}
+
+/// Whether more has to be known than the NIC's own attachments say.
+pub(super) fn must_ask(known: &Known, recorded: Option<&ObjectRef>) -> bool {
+    let pod = recorded.and_then(|pod| pods::alive(&known.pods, &pod.uid));
+    let here = pod.and_then(|pod| known.attached_to(&uid(pod)));
+    here.is_none_or(says_that_it_waits)
+}
+
+/// What to tell when the NIC goes from a pod whose QEMU waits for the VM to `pod`.
+pub(super) fn left(known: &Known, nic: &VmHybridNic, pod: &ObjectRef) -> Option<Note> {
+    let from = recorded(nic).filter(|from| from.uid != pod.uid)?;
+    known.attached_to(&from.uid).filter(|here| waits(known, here))?;
+    let message = format!(
+        "QEMU in the pod {} waits for a VM to migrate there (-incoming), so the VM is not there: the NIC goes to the pod {}, \
+         and that QEMU is ended",
+        from.name, pod.name
+    );
+    Some(Note::normal(reasons::VM_INCOMING, message))
+}
+
+/// Whether QEMU has no VM where the NIC is attached, and gets none. Of a node that is not heard of this is old.
+fn waits(known: &Known, attachment: &NicAttachment) -> bool {
+    says_that_it_waits(attachment)
+        && known.under_way().is_none()
+        && *known.node(attachment) == NodeState::Ready
+}
+
+/// The oldest pod to which other NICs of the VM are attached as `fits` says.
+fn oldest_of(known: &Known, fits: impl Fn(&NicAttachment) -> bool) -> Option<&Arc<Pod>> {
+    let attached = known.others.iter().filter(|other| stays(other) && fits(other));
+    let pods = attached.filter_map(|other| pods::alive(&known.pods, &other.spec.pod.uid));
+    pods.min_by_key(|pod| age(pod))
+}
+
+fn next_younger<'a>(known: &'a Known, than: &Pod) -> Option<&'a Arc<Pod>> {
+    let younger = known
+        .pods
+        .iter()
+        .filter(|pod| may_have_vm(pod) && age(pod) > age(than));
+    younger.min_by_key(|pod| age(pod))
+}
+
+fn uid(pod: &Pod) -> String {
+    pod.uid().unwrap_or_default()
+}
+
+/// No two pods that there are at one time have the same.
+fn age(pod: &Pod) -> (Option<Timestamp>, String) {
+    (pod.creation_timestamp().map(|time| time.0), pod.name_any())
+}
+
+/// Whether the agent says, about the attachment as it is now, that QEMU waits for a VM, and no migration brings one.
+pub fn says_that_it_waits(attachment: &NicAttachment) -> bool {
+    let Some(status) = &attachment.status else {
+        return false;
+    };
+    let ready = conditions::find(&status.conditions, types::READY);
+    attachment.spec.migration.is_none()
+        && attachment::is_current(attachment)
+        && status.state == AttachmentState::Reserved
+        && ready.is_some_and(|ready| ready.status == "False" && ready.reason == reasons::VM_INCOMING)
+}
+
+fn last_target(moves: &[Move]) -> Option<&ObjectRef> {
+    let succeeded = moves
+        .iter()
+        .filter(|of| of.stage == Stage::Over(Outcome::Succeeded));
+    let last = succeeded.max_by_key(|of| of.times.finished_at.as_ref().map(|at| at.0))?;
+    Some(&last.target.pod)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,59 @@
+//! Which VM: its namespace, its name, and what runs it.
+
+use hybridnic_api::names::VM_LABEL;
+use hybridnic_api::v1alpha1::{NicAttachment, QemuMigration, VmHybridNic};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+/// What runs a VM, and knows in which of its pods it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Runtime {
+    /// QEMU, started by somebody in a pod with the label [`VM_LABEL`].
+    Qemu,
+}
+
+/// A VM. Two runtimes may have one of the same name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct VmRef {
+    /// What runs it.
+    pub runtime: Runtime,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name; for [`Runtime::Qemu`] the value of its pods' label.
+    pub name: String,
+}
+
+impl VmRef {
+    /// A VM of the qemu runtime.
+    pub fn qemu(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            runtime: Runtime::Qemu,
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    /// The VM of a NIC; none of a runtime that this version does not know.
+    pub fn of_nic(nic: &VmHybridNic) -> Option<Self> {
+        Some(Self::qemu(namespace(nic), nic.vm_name()?))
+    }
+
+    /// The VM of an attachment.
+    pub fn of_attachment(attachment: &NicAttachment) -> Self {
+        Self::qemu(namespace(attachment), &attachment.spec.vm)
+    }
+
+    /// The VM that a pod runs, or may run.
+    pub fn of_pod(pod: &Pod) -> Option<Self> {
+        Some(Self::qemu(namespace(pod), pod.labels().get(VM_LABEL)?))
+    }
+
+    /// The VM of a migration.
+    pub fn of_migration(migration: &QemuMigration) -> Self {
+        Self::qemu(namespace(migration), &migration.spec.vm)
+    }
+}
+
+fn namespace(object: &impl ResourceExt) -> String {
+    object.namespace().unwrap_or_default()
+}
