@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use futures::StreamExt;
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{HybridNode, crds};
 use hybridnic_runtime::lease::Timing;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
@@ -16,7 +16,7 @@ use kube::api::ListParams;
 use kube::runtime::wait::Condition;
 use kube::runtime::wait::conditions::is_crd_established;
 use kube::runtime::watcher::watch_object;
-use kube::{Api, Client, CustomResourceExt, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 
 /// What was looked at, and what is wrong with it.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,15 +78,9 @@ pub async fn run(client: Client, namespace: &str, lease: &str, agents: &str) -> 
 async fn kinds(client: &Client) -> Vec<Finding> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let mut findings = Vec::new();
-    for name in [
-        HybridNetwork::crd_name(),
-        VmHybridNic::crd_name(),
-        NicAttachment::crd_name(),
-        HybridNode::crd_name(),
-        QemuMigration::crd_name(),
-    ] {
+    for name in crds().iter().map(ResourceExt::name_any) {
         let what = format!("kind {name}");
-        findings.push(match api.get(name).await {
+        findings.push(match api.get(&name).await {
             Ok(crd) if is_crd_established().matches_object(Some(&crd)) => Finding::good(what),
             Ok(_) => Finding::bad(what, "the API server does not serve it"),
             Err(error) => Finding::bad(what, error.to_string()),

@@ -235,7 +235,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use crate::cache::cache;
-    use crate::queue::{Places, Queue, queue};
+    use crate::queue::{Places, Queue};
 
     /// Says what it was asked to make true, and does what it is told.
     struct Obedient {
@@ -296,7 +296,7 @@ mod tests {
             others: at_once,
             beside_urgent: at_once,
         };
-        let (queue, requests) = queue(&work, places);
+        let queue = Queue::new(&work, places);
         let (seen, receiver) = mpsc::unbounded_channel();
         let reconciler = Obedient {
             seen,
@@ -304,7 +304,7 @@ mod tests {
             takes: Duration::from_millis(5),
         };
         let stop = CancellationToken::new();
-        let running = tokio::spawn(run(reconciler, cache, requests, work, stop.clone()));
+        let running = tokio::spawn(run(reconciler, cache, queue.requests(), work, stop.clone()));
         Bench {
             queue,
             seen: receiver,

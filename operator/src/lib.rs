@@ -28,12 +28,13 @@ mod options;
 mod pods;
 mod presence;
 mod queue;
-mod routes;
 mod select;
 #[cfg(test)]
 mod testing;
+mod triggers;
 mod version;
 pub mod vm;
+mod watches;
 mod world;
 mod write;
 
@@ -62,8 +63,8 @@ use migration::{MigrationReconciler, Told};
 use network::NetworkReconciler;
 use nic::{NicReconciler, Patience, ReleaseReconciler};
 use node::NodeReconciler;
-use queue::Requests;
-use routes::AllRequests;
+use queue::Queue;
+use triggers::{Queues, Triggers};
 use world::World;
 
 /// Labels of the agents' pods for `check`, where nothing else is said.
@@ -165,23 +166,26 @@ impl Process {
     /// Runs caches and controllers until it is to stop, and lets what runs then end.
     async fn lead(&self, client: &Client) -> anyhow::Result<()> {
         let agents = self.options.agent_pods(client);
-        let (world, feeds) = World::new(agents.as_ref().map(|pods| pods.patience));
-        let (queues, requests) = routes::queues(&self.metrics.reconciles);
-        let queues = Arc::new(queues);
+        let (world, watches) = World::new(agents.as_ref());
+        let triggers = Triggers {
+            world: world.clone(),
+            queues: Arc::new(Queues::new(&self.metrics.reconciles)),
+        };
+        let (tasks, filled) = watches.begin(client, &triggers);
         let mut watches = JoinSet::new();
-        for task in routes::tasks(feeds, client, &world, &queues, agents.as_ref()) {
+        for task in tasks {
             watches.spawn(task);
         }
         tokio::select! {
-            ready = world.ready() => ready.context("a watch has ended")?,
+            filled = filled => filled.context("a watch has ended")?,
             () = self.stop.cancelled() => return Ok(()),
         }
         tracing::info!("caches are filled");
         self.metrics.seen.set(world.clone());
         self.probes.set_ready(true);
 
-        let mut controllers = self.controllers(client, &world, requests);
-        routes::everything(&world, &queues);
+        let mut controllers = self.controllers(client, &world, &triggers.queues);
+        triggers.everything();
         loop {
             tokio::select! {
                 ended = controllers.join_next() => match ended {
@@ -194,7 +198,7 @@ impl Process {
         }
     }
 
-    fn controllers(&self, client: &Client, world: &World, requests: AllRequests) -> JoinSet<()> {
+    fn controllers(&self, client: &Client, world: &World, queues: &Queues) -> JoinSet<()> {
         let events = Events::new(client.clone(), &self.identity);
         let deadlines = Deadlines {
             prepare: self.options.prepare_deadline,
@@ -223,12 +227,11 @@ impl Process {
         );
 
         let mut set = JoinSet::new();
-        let seen = world.clone();
-        self.spawn(&mut set, node, seen.hybrid_nodes, requests.hybrid_nodes);
-        self.spawn(&mut set, network, seen.networks, requests.networks);
-        self.spawn(&mut set, nic, seen.nics, requests.nics);
-        self.spawn(&mut set, release, seen.attachments, requests.attachments);
-        self.spawn(&mut set, migration, seen.migrations, requests.migrations);
+        self.spawn(&mut set, node, &world.hybrid_nodes, &queues.hybrid_nodes);
+        self.spawn(&mut set, network, &world.networks, &queues.networks);
+        self.spawn(&mut set, nic, &world.nics, &queues.nics);
+        self.spawn(&mut set, release, &world.attachments, &queues.attachments);
+        self.spawn(&mut set, migration, &world.migrations, &queues.migrations);
         set
     }
 
@@ -236,10 +239,11 @@ impl Process {
         &self,
         set: &mut JoinSet<()>,
         reconciler: R,
-        cache: Cache<R::Kind>,
-        requests: Requests<R::Kind>,
+        cache: &Cache<R::Kind>,
+        queue: &Queue<R::Kind>,
     ) {
         let (work, stop) = (self.metrics.reconciles.clone(), self.stop.clone());
+        let (cache, requests) = (cache.clone(), queue.requests());
         set.spawn(controller::run(reconciler, cache, requests, work, stop));
     }
 }

@@ -10,13 +10,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use hybridnic_api::v1alpha1::Goal;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{self, Cache, Ended, Feed, Key, Object};
+use crate::cache::{self, Cache, Key, Object};
 use crate::fence::NodeState;
+use crate::kinds::Watched;
+use crate::triggers::Triggers;
+use crate::watches::Watches;
 
 /// Where the agents' pods are found, and how long one may not be ready.
 #[derive(Clone, Debug)]
@@ -94,6 +98,30 @@ impl Object for AgentPod {
     }
 }
 
+/// VFs of a node whose agent is away do not count, and what is to leave it stays.
+impl Watched for AgentPod {
+    fn changed(triggers: &Triggers, old: Option<&Self>, new: Option<&Self>) {
+        let seen = |pod: &Self| (pod.node().to_owned(), pod.is_ready());
+        if old.map(seen) == new.map(seen) {
+            return;
+        }
+        let world = &triggers.world;
+        for pod in [old, new].into_iter().flatten() {
+            // It is waited for from now on.
+            world.agents.look(pod.node(), Instant::now());
+            if let Some(node) = world.hybrid_nodes.get("", pod.node()) {
+                triggers.networks_of(&node);
+            }
+            // NICs that are to leave the node wait for it.
+            for attachment in world.attachments.by(&Key::Node(pod.node().to_owned())) {
+                if attachment.spec.goal == Goal::Detached {
+                    triggers.nic_of(&attachment);
+                }
+            }
+        }
+    }
+}
+
 /// Whether nothing on a node can take a NIC: its kubelet does not answer, or it is said to be off. Of one that says nothing
 /// this is not known, and what its agent has published counts.
 pub fn is_off(node: &Node) -> bool {
@@ -137,22 +165,20 @@ pub struct Agents {
 }
 
 impl Agents {
-    /// Nothing is known yet; without `patience`, nor ever will be.
-    pub fn new(patience: Option<Duration>) -> (Self, Feed<AgentPod>) {
-        let (pods, feed) = cache::cache();
-        let this = Self {
+    /// The agents whose pods are in `pods`; without `patience` nothing is known of them.
+    fn new(patience: Option<Duration>, pods: Cache<AgentPod>) -> Self {
+        Self {
             patience,
             pods,
             missing: Arc::default(),
-        };
-        (this, feed)
+        }
     }
 
-    /// Waits until the cache holds what the API server had.
-    pub async fn ready(&self) -> Result<(), Ended> {
-        match self.patience {
-            Some(_) => self.pods.ready().await,
-            None => Ok(()),
+    /// The agents whose pods are found there, by a watch of their own. Nothing is known of them if nobody says where.
+    pub fn watched(watches: &mut Watches, pods: Option<&AgentPods>) -> Self {
+        match pods {
+            Some(pods) => Self::new(Some(pods.patience), watches.of(&pods.namespace, &pods.labels)),
+            None => Self::new(None, cache::cache().0),
         }
     }
 
@@ -207,7 +233,8 @@ mod tests {
 
     /// Agents with these pods.
     fn agents(patience: Option<Duration>, pods: Vec<AgentPod>) -> Agents {
-        let (agents, mut feed) = Agents::new(patience);
+        let (cache, mut feed) = cache::cache();
+        let agents = Agents::new(patience, cache);
         for pod in pods {
             feed.apply(Event::Apply(pod.into()), &|_, _| {});
         }
@@ -269,7 +296,8 @@ mod tests {
 
     #[test]
     fn one_that_comes_back_is_there_at_once_and_is_waited_for_anew() {
-        let (agents, mut feed) = Agents::new(Some(2 * MINUTE));
+        let (cache, mut feed) = cache::cache();
+        let agents = Agents::new(Some(2 * MINUTE), cache);
         let now = Instant::now();
         let mut say = |ready: &str, version: &str| {
             let mut pod = pod("a", Some("n1"), Some(ready));

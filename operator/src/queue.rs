@@ -81,18 +81,6 @@ struct Shared<K> {
     kind: PhantomData<fn() -> K>,
 }
 
-/// A queue, and its other end.
-pub fn queue<K: Object>(reconciles: &Reconciles, places: Places) -> (Queue<K>, Requests<K>) {
-    let shared = Arc::new(Shared {
-        line: Mutex::new(Line::new(places)),
-        asked: Notify::new(),
-        reconciles: reconciles.clone(),
-        kind: PhantomData,
-    });
-    shared.with(|_| ());
-    (Queue(Arc::clone(&shared)), Requests(shared))
-}
-
 impl<K: Object> Shared<K> {
     fn with<T>(&self, change: impl FnOnce(&mut Line) -> T) -> T {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,6 +96,23 @@ impl<K: Object> Shared<K> {
 }
 
 impl<K: Object> Queue<K> {
+    /// An empty queue.
+    pub fn new(reconciles: &Reconciles, places: Places) -> Self {
+        let shared = Shared {
+            line: Mutex::new(Line::new(places)),
+            asked: Notify::new(),
+            reconciles: reconciles.clone(),
+            kind: PhantomData,
+        };
+        shared.with(|_| ());
+        Self(Arc::new(shared))
+    }
+
+    /// Its other end, for the controller of the kind.
+    pub fn requests(&self) -> Requests<K> {
+        Requests(Arc::clone(&self.0))
+    }
+
     /// Asks for a reconcile of the object of a name.
     pub fn add(&self, name: Name, urgency: Urgency) {
         self.0.ask(name, urgency);

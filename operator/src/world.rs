@@ -1,18 +1,19 @@
 //! All that the operator sees of a cluster.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 
-use crate::cache::{self, Cache, Ended, Feed, Key};
+use crate::cache::{Cache, Key};
 use crate::moves::{self, Going, Move, Stage};
-use crate::presence::{AgentPod, Agents, Presence};
+use crate::presence::{AgentPods, Agents, Presence};
 use crate::queue::Urgency;
 use crate::vm::VmRef;
+use crate::watches::Watches;
 
 /// The caches of all kinds.
 #[derive(Clone)]
@@ -29,71 +30,22 @@ pub struct World {
     pub agents: Agents,
 }
 
-/// The feeds of all caches.
-#[allow(missing_docs)]
-pub struct Feeds {
-    pub nodes: Feed<Node>,
-    pub namespaces: Feed<PartialObjectMeta<Namespace>>,
-    pub pods: Feed<Pod>,
-    pub networks: Feed<HybridNetwork>,
-    pub hybrid_nodes: Feed<HybridNode>,
-    pub nics: Feed<VmHybridNic>,
-    pub attachments: Feed<NicAttachment>,
-    pub migrations: Feed<QemuMigration>,
-    pub agents: Feed<AgentPod>,
-}
-
 impl World {
-    /// Empty caches, with their feeds; with how long an agent that is not ready counts as there, if anything is to be known of
-    /// agents.
-    pub fn new(patience: Option<Duration>) -> (Self, Feeds) {
-        let (nodes, nodes_feed) = cache::cache();
-        let (namespaces, namespaces_feed) = cache::cache();
-        let (pods, pods_feed) = cache::cache();
-        let (networks, networks_feed) = cache::cache();
-        let (hybrid_nodes, hybrid_nodes_feed) = cache::cache();
-        let (nics, nics_feed) = cache::cache();
-        let (attachments, attachments_feed) = cache::cache();
-        let (migrations, migrations_feed) = cache::cache();
-        let (agents, agents_feed) = Agents::new(patience);
-        let feeds = Feeds {
-            nodes: nodes_feed,
-            namespaces: namespaces_feed,
-            pods: pods_feed,
-            networks: networks_feed,
-            hybrid_nodes: hybrid_nodes_feed,
-            nics: nics_feed,
-            attachments: attachments_feed,
-            migrations: migrations_feed,
-            agents: agents_feed,
+    /// Empty caches, with the watches that fill them; with where the agents' pods are, if that is known.
+    pub fn new(agents: Option<&AgentPods>) -> (Self, Watches) {
+        let mut watches = Watches::default();
+        let world = Self {
+            nodes: watches.all(),
+            namespaces: watches.all(),
+            pods: watches.all(),
+            networks: watches.all(),
+            hybrid_nodes: watches.all(),
+            nics: watches.all(),
+            attachments: watches.all(),
+            migrations: watches.all(),
+            agents: Agents::watched(&mut watches, agents),
         };
-        (
-            Self {
-                nodes,
-                namespaces,
-                pods,
-                networks,
-                hybrid_nodes,
-                nics,
-                attachments,
-                migrations,
-                agents,
-            },
-            feeds,
-        )
-    }
-
-    /// Waits until every cache holds what the API server had.
-    pub async fn ready(&self) -> Result<(), Ended> {
-        self.nodes.ready().await?;
-        self.namespaces.ready().await?;
-        self.pods.ready().await?;
-        self.networks.ready().await?;
-        self.hybrid_nodes.ready().await?;
-        self.nics.ready().await?;
-        self.attachments.ready().await?;
-        self.migrations.ready().await?;
-        self.agents.ready().await
+        (world, watches)
     }
 
     /// Whether a node can take a NIC now, as far as is known.

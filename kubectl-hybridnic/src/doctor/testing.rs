@@ -1,8 +1,7 @@
 //! A cluster that is well, for the checks' tests.
 
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{self, HybridNode};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::CustomResourceExt as _;
 use serde_json::{Value, from_value, json};
 
 use super::{
@@ -49,13 +48,7 @@ fn hybrid_node(name: &str) -> HybridNode {
 
 /// Two nodes, an operator of two pods, an agent a node, a network, a NIC.
 pub fn healthy() -> Facts {
-    let crds = [
-        HybridNetwork::crd(),
-        VmHybridNic::crd(),
-        NicAttachment::crd(),
-        HybridNode::crd(),
-        QemuMigration::crd(),
-    ];
+    let crds = v1alpha1::crds();
     let meta = |name: &str| json!({"name": name, "namespace": "sys"});
     let pods = |name: &str| {
         json!({"spec": {
@@ -103,7 +96,7 @@ pub fn healthy() -> Facts {
     Facts {
         now: "2026-01-01T12:00:00Z".parse().unwrap(),
         kubernetes: Some("v1.33.0".to_owned()),
-        crds: Ok(crds.map(established).to_vec()),
+        crds: Ok(crds.into_iter().map(established).collect()),
         operators: Ok(vec![from_value(operator).unwrap()]),
         leases: Ok(vec![LeaseSeen {
             namespace: "sys".to_owned(),

@@ -35,6 +35,9 @@ pub trait Object:
     /// What of an object is looked at for very many of them at once, so that it must be there without unpacking them.
     type Glance: Copy + Send + Sync;
 
+    /// Whether a cluster may be without the kind, because another project brings it. That is no failure of the watch.
+    const OPTIONAL: bool = false;
+
     /// What it is looked up by, besides its name.
     fn keys(&self) -> Vec<Key>;
 
@@ -126,12 +129,20 @@ pub struct Feed<K: Object> {
     /// Those of a list that do not parse.
     listed_unread: HashSet<Name>,
     filled: watch::Sender<bool>,
+    /// Whether the API server has said that it has no such kind.
+    absent: bool,
 }
 
 /// The watch that feeds a cache has ended.
 #[derive(Debug, thiserror::Error)]
 #[error("the watch has ended")]
 pub struct Ended;
+
+/// Waits until a cache holds what the API server had.
+pub async fn until_filled(mut filled: watch::Receiver<bool>) -> Result<(), Ended> {
+    let waited = filled.wait_for(|filled| *filled).await.map(|_| ());
+    waited.map_err(|_| Ended)
+}
 
 /// A cache, and its feed.
 pub fn cache<K: Object>() -> (Cache<K>, Feed<K>) {
@@ -145,15 +156,15 @@ pub fn cache<K: Object>() -> (Cache<K>, Feed<K>) {
         cache: cache.clone(),
         listed_unread: HashSet::new(),
         filled,
+        absent: false,
     };
     (cache, feed)
 }
 
 impl<K: Object> Cache<K> {
-    /// Waits until it holds what the API server had.
-    pub async fn ready(&self) -> Result<(), Ended> {
-        let filled = self.filled.clone().wait_for(|filled| *filled).await.map(|_| ());
-        filled.map_err(|_| Ended)
+    /// Whether it holds what the API server had.
+    pub fn filled(&self) -> watch::Receiver<bool> {
+        self.filled.clone()
     }
 
     /// The object of a name; of a cluster-scoped kind with `namespace` empty.
@@ -242,6 +253,15 @@ impl<K: Object> Cache<K> {
     }
 }
 
+/// Whether the API server says that it serves no such kind.
+fn has_no_such_kind(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
+        _ => false,
+    }
+}
+
 fn order<K: Object>(object: &K) -> (Option<&str>, Option<&str>) {
     let meta = object.meta();
     (meta.namespace.as_deref(), meta.name.as_deref())
@@ -259,6 +279,7 @@ impl<K: Object> Feed<K> {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => self.apply(event, &changed),
+                Err(error) if K::OPTIONAL && has_no_such_kind(&error) => self.is_absent(),
                 Err(error) => {
                     tracing::warn!(kind = %K::kind(&()), %error, "the watch broke; it is taken up again");
                 }
@@ -299,9 +320,22 @@ impl<K: Object> Feed<K> {
                 for name in &gone {
                     self.remove(name, changed);
                 }
+                if std::mem::take(&mut self.absent) {
+                    tracing::info!(kind = %K::kind(&()), group = %K::group(&()), "the cluster has this kind now");
+                }
                 self.filled.send_replace(true);
             }
         }
+    }
+
+    /// The cluster does not have the kind now: nothing waits for its objects. What is known of them stays, because an API server that
+    /// has just started may not serve it yet.
+    fn is_absent(&mut self) {
+        if !std::mem::replace(&mut self.absent, true) {
+            let (kind, group) = (K::kind(&()), K::group(&()));
+            tracing::info!(%kind, %group, "the cluster does not have this kind; it is looked for again and again");
+        }
+        self.filled.send_replace(true);
     }
 
     fn put(&mut self, object: K, changed: &impl Fn(Option<&K>, Option<&K>)) {
@@ -330,206 +364,4 @@ impl<K: Object> Feed<K> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use k8s_openapi::api::core::v1::ConfigMap;
-    use kube::api::ObjectMeta;
-    use std::cell::RefCell;
-
-    fn map(name: &str, version: &str, vm: &str) -> ConfigMap {
-        ConfigMap {
-            metadata: ObjectMeta {
-                name: Some(name.to_owned()),
-                namespace: Some("ns".to_owned()),
-                resource_version: Some(version.to_owned()),
-                labels: Some([("vm".to_owned(), vm.to_owned())].into()),
-                ..ObjectMeta::default()
-            },
-            ..ConfigMap::default()
-        }
-    }
-
-    impl Object for ConfigMap {
-        type Glance = usize;
-        fn keys(&self) -> Vec<Key> {
-            let vm = self.labels().get("vm").cloned();
-            vec![Key::Vm(VmRef::qemu("ns", vm.unwrap_or_default()))]
-        }
-        fn glance(&self) -> usize {
-            self.labels().get("vm").map_or(0, String::len)
-        }
-        fn trim(&mut self) {
-            self.data = None;
-        }
-    }
-
-    fn names(cache: &Cache<ConfigMap>, vm: &str) -> Vec<String> {
-        cache
-            .by(&Key::Vm(VmRef::qemu("ns", vm)))
-            .iter()
-            .map(|m| m.name_any())
-            .collect()
-    }
-
-    fn fill(feed: &mut Feed<ConfigMap>, maps: impl IntoIterator<Item = ConfigMap>) {
-        let events = maps.into_iter().map(|map| watcher::Event::InitApply(map.into()));
-        let events = std::iter::once(watcher::Event::Init).chain(events);
-        for event in events.chain([watcher::Event::InitDone]) {
-            feed.apply(event, &|_, _| {});
-        }
-    }
-
-    #[test]
-    fn of_many_objects_all_are_found_and_few_are_unpacked() {
-        let (cache, mut feed) = cache();
-        let maps = (0..100).map(|n| {
-            let mut map = map(&format!("m{n:02}"), "1", ["x", "yy"][n % 2]);
-            map.data = Some([("much".to_owned(), "x".repeat(1000))].into());
-            map.annotations_mut().insert("many".to_owned(), "x".repeat(1000));
-            map
-        });
-        fill(&mut feed, maps);
-        assert_eq!(cache.by(&Key::Vm(VmRef::qemu("ns", "x"))).len(), 50);
-        let seven = cache.get("ns", "m07").unwrap();
-        assert_eq!((seven.labels()["vm"].as_str(), &seven.data), ("yy", &None));
-        assert!(seven.annotations().is_empty());
-        assert!(
-            Arc::ptr_eq(&seven, &cache.get("ns", "m07").unwrap()),
-            "still warm"
-        );
-        cache.get("ns", "m08");
-        cache.get("ns", "m09");
-        let again = cache.get("ns", "m07").unwrap();
-        assert!(!Arc::ptr_eq(&seven, &again) && seven == again, "packed meanwhile");
-
-        assert_eq!(cache.select(|length| length == 2).len(), 50);
-        let key = Key::Vm(VmRef::qemu("ns", "yy"));
-        assert_eq!(cache.glances(&key), vec![2; 50]);
-        assert_eq!(cache.names(&key).len(), 50);
-        let mut shares: Vec<_> = (0..7).flat_map(|turn| cache.share(turn, 7)).collect();
-        shares.sort_by_key(ToString::to_string);
-        let mut all = cache.all_names();
-        all.sort_by_key(ToString::to_string);
-        assert_eq!((all.len(), &all), (100, &shares));
-        assert_eq!(all[7].to_string(), "ns/m07");
-
-        // Whatever comes and goes afterwards, by its place in no order.
-        for n in 0..60 {
-            let gone = map(&format!("m{n:02}"), "2", "");
-            feed.apply(watcher::Event::Delete(gone.into()), &|_, _| {});
-        }
-        feed.apply(watcher::Event::Apply(map("m99", "3", "zzz").into()), &|_, _| {});
-        feed.apply(watcher::Event::Apply(map("new", "4", "x").into()), &|_, _| {});
-        assert_eq!(names(&cache, "zzz"), ["m99"]);
-        assert_eq!(cache.glances(&key).len(), 19);
-        assert_eq!(names(&cache, "x").len(), 21);
-        assert_eq!(cache.get("ns", "m07"), None);
-    }
-
-    #[test]
-    fn what_vanished_while_the_watch_was_broken_is_said() {
-        let (cache, mut feed) = cache::<ConfigMap>();
-        let log = RefCell::new(Vec::new());
-        let changed = |old: Option<&ConfigMap>, new: Option<&ConfigMap>| {
-            let version =
-                |m: Option<&ConfigMap>| m.and_then(ResourceExt::resource_version).unwrap_or_default();
-            let name = new.or(old).map(ResourceExt::name_any).unwrap_or_default();
-            // The store has it already.
-            assert_eq!(
-                cache
-                    .get("ns", &name)
-                    .and_then(|m| m.resource_version())
-                    .unwrap_or_default(),
-                version(new)
-            );
-            log.borrow_mut()
-                .push(format!("{name}:{}>{}", version(old), version(new)));
-        };
-        fill(
-            &mut feed,
-            [map("a", "1", "x"), map("b", "2", "x"), map("c", "3", "y")],
-        );
-        assert_eq!(names(&cache, "x"), ["a", "b"]);
-
-        feed.apply(watcher::Event::Apply(map("b", "4", "y").into()), &changed);
-        feed.apply(watcher::Event::Delete(map("c", "5", "y").into()), &changed);
-        assert_eq!(log.take(), ["b:2>4", "c:3>"]);
-        assert_eq!(
-            (names(&cache, "x"), names(&cache, "y")),
-            (vec!["a".to_owned()], vec!["b".to_owned()])
-        );
-
-        for event in [
-            watcher::Event::Init,
-            watcher::Event::InitApply(map("b", "4", "y").into()),
-            watcher::Event::InitApply(map("d", "9", "x").into()),
-            watcher::Event::InitDone,
-        ] {
-            feed.apply(event, &changed);
-        }
-        log.borrow_mut().sort();
-        assert_eq!(log.take(), ["a:1>", "d:>9"]);
-        assert_eq!(names(&cache, "x"), ["d"]);
-    }
-
-    #[test]
-    fn an_object_that_does_not_parse_any_more_stays_as_it_was() {
-        let (cache, mut feed) = cache::<ConfigMap>();
-        let bad = |name: &str| -> Wire<ConfigMap> {
-            let text = format!(r#"{{"metadata": {{"namespace": "ns", "name": "{name}"}}, "data": 7}}"#);
-            serde_json::from_str(&text).unwrap()
-        };
-        fill(&mut feed, [map("a", "1", "x")]);
-        let changed =
-            |_: Option<&ConfigMap>, _: Option<&ConfigMap>| panic!("nothing is known to have changed");
-        for event in [
-            watcher::Event::Apply(bad("a")),
-            watcher::Event::Init,
-            watcher::Event::InitApply(bad("a")),
-            watcher::Event::InitApply(bad("b")),
-            watcher::Event::InitDone,
-        ] {
-            feed.apply(event, &changed);
-        }
-        assert_eq!(names(&cache, "x"), ["a"]);
-        feed.apply(watcher::Event::Delete(bad("a")), &|_, _| {});
-        assert_eq!(cache.all(), []);
-    }
-
-    /// A leader that has just begun has never seen how it was.
-    #[test]
-    fn the_address_of_an_object_that_does_not_parse_is_known_for_as_long_as_it_is_there() {
-        const MAC: &str = "52:54:00:00:00:0a";
-        let (cache, mut feed) = cache::<ConfigMap>();
-        let bad = || -> Wire<ConfigMap> {
-            let text = format!(
-                r#"{{"metadata": {{"namespace": "ns", "name": "a"}}, "data": 7, "spec": {{"mac": "{MAC}"}}}}"#
-            );
-            serde_json::from_str(&text).unwrap()
-        };
-        let mut seen = |events: Vec<watcher::Event<Wire<ConfigMap>>>| {
-            for event in events {
-                feed.apply(event, &|_, _| {});
-            }
-            cache.unread_has(MAC)
-        };
-        let list = |object: Option<Wire<ConfigMap>>| {
-            let listed = object.map(watcher::Event::InitApply);
-            [watcher::Event::Init]
-                .into_iter()
-                .chain(listed)
-                .chain([watcher::Event::InitDone])
-                .collect()
-        };
-        assert!(seen(list(Some(bad()))));
-        assert!(seen(list(Some(bad()))), "listed once more");
-        assert!(!seen(list(None)), "gone while nobody watched");
-        assert!(seen(vec![watcher::Event::Apply(bad())]));
-        assert!(
-            !seen(vec![watcher::Event::Apply(map("a", "2", "x").into())]),
-            "it parses again"
-        );
-        assert!(seen(vec![watcher::Event::Apply(bad())]));
-        assert!(!seen(vec![watcher::Event::Delete(bad())]));
-    }
-}
+mod tests;

@@ -1,11 +1,8 @@
 //! What was installed: CRDs, the admission policy, rights.
 
-use hybridnic_api::{
-    names::GROUP,
-    v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic},
-};
+use hybridnic_api::{names::GROUP, v1alpha1};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::{CustomResourceExt as _, ResourceExt as _};
+use kube::ResourceExt as _;
 use serde_json::Value;
 
 use crate::{
@@ -24,13 +21,7 @@ pub fn crds(facts: &Facts) -> Vec<Finding> {
         Ok(there) => there,
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
-    let wanted = [
-        HybridNetwork::crd(),
-        VmHybridNic::crd(),
-        NicAttachment::crd(),
-        HybridNode::crd(),
-        QemuMigration::crd(),
-    ];
+    let wanted = v1alpha1::crds();
     let (mut findings, mut missing) = (Vec::new(), Vec::new());
     for wanted in &wanted {
         let name = wanted.name_any();
@@ -267,9 +258,7 @@ mod tests {
         );
         assert!(findings[1].message.contains("is not established"), "{findings:?}");
         assert!(
-            findings[2]
-                .message
-                .contains("missing: qemumigrations.hybridnic.io"),
+            findings[2].message.contains("missing: hybridnodes.hybridnic.io"),
             "{findings:?}"
         );
         facts.crds = Err(unanswered());

@@ -1,0 +1,51 @@
+//! The kinds that the operator watches, each in a module of its own: what the caches hold of an object, what it is looked up by, and
+//! which reconciles its changes ask for.
+//!
+//! One more kind is one more module here with its [`Object`] and its [`Watched`], a field of [`World`](crate::world::World), and its
+//! rights in the chart.
+
+mod attachment;
+mod hybrid_node;
+mod migration;
+mod namespace;
+mod network;
+mod nic;
+mod node;
+mod pod;
+
+use kube::ResourceExt;
+
+pub use hybrid_node::Agent;
+pub use nic::NicGlance;
+
+use crate::cache::Object;
+use crate::triggers::Triggers;
+
+/// A kind that the operator watches.
+pub trait Watched: Object {
+    /// The label that its objects have, where not all are watched.
+    const LABEL: Option<&'static str> = None;
+
+    /// Asks for the reconciles that follow from a change: an object that came, changed, or went.
+    fn changed(triggers: &Triggers, old: Option<&Self>, new: Option<&Self>);
+}
+
+fn namespace_of(object: &impl ResourceExt) -> String {
+    object.namespace().unwrap_or_default()
+}
+
+/// What nobody reads of our kinds. Their finalizers are written as a whole, so all of them are kept.
+fn unread(object: &mut impl ResourceExt) {
+    let meta = object.meta_mut();
+    meta.labels = None;
+    meta.owner_references = None;
+    meta.generate_name = None;
+    meta.self_link = None;
+}
+
+/// What belongs to other programs.
+fn bare(object: &mut impl ResourceExt) {
+    let meta = object.meta_mut();
+    meta.owner_references = None;
+    meta.finalizers = None;
+}

@@ -1,0 +1,140 @@
+//! Asks for reconciles. Which change asks for which is said by each kind: [`crate::kinds`].
+
+use std::sync::Arc;
+
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+
+use crate::cache::{Key, Name, Object};
+use crate::kinds::Watched;
+use crate::metrics::Reconciles;
+use crate::moves::Stage;
+use crate::nic::release::is_held;
+use crate::queue::{Places, Queue, Urgency};
+use crate::vm::VmRef;
+use crate::world::World;
+
+/// Of the kinds of which there are many.
+const MANY: Places = Places {
+    urgent: 64,
+    others: 16,
+    beside_urgent: 2,
+};
+/// Of the kinds of which there are few, or of which few are to be made true at once.
+const FEW: Places = Places {
+    urgent: 4,
+    others: 4,
+    beside_urgent: 4,
+};
+
+/// The queues of all controllers.
+#[allow(missing_docs)]
+pub struct Queues {
+    pub networks: Queue<HybridNetwork>,
+    pub hybrid_nodes: Queue<HybridNode>,
+    pub nics: Queue<VmHybridNic>,
+    pub attachments: Queue<NicAttachment>,
+    pub migrations: Queue<QemuMigration>,
+}
+
+impl Queues {
+    /// Empty queues.
+    pub fn new(reconciles: &Reconciles) -> Self {
+        Self {
+            networks: Queue::new(reconciles, FEW),
+            hybrid_nodes: Queue::new(reconciles, FEW),
+            nics: Queue::new(reconciles, MANY),
+            attachments: Queue::new(reconciles, FEW),
+            migrations: Queue::new(reconciles, MANY),
+        }
+    }
+}
+
+/// Asks for reconciles of what a change concerns. Clones share it.
+#[derive(Clone)]
+pub struct Triggers {
+    /// What is there.
+    pub world: World,
+    /// Where to ask.
+    pub queues: Arc<Queues>,
+}
+
+impl Triggers {
+    /// Asks for a reconcile of all there is: what has changed while nobody led is not known. Migrations that have begun come first.
+    pub fn everything(&self) {
+        let begun = |stage: Option<Stage>| stage.is_some_and(|stage| stage.urgency() > Urgency::Usual);
+        for migration in self.world.migrations.select(begun) {
+            QemuMigration::changed(self, None, Some(&migration));
+        }
+        let (world, queues) = (&self.world, &self.queues);
+        all(world.hybrid_nodes.all_names(), &queues.hybrid_nodes);
+        all(world.networks.all_names(), &queues.networks);
+        all(world.nics.all_names(), &queues.nics);
+        let held = world.attachments.select(|is_held| is_held);
+        let held = held.iter().map(|held| Name::of(held.as_ref())).collect();
+        all(held, &queues.attachments);
+        all(world.migrations.all_names(), &queues.migrations);
+    }
+
+    /// The NICs of a VM, and what moves it.
+    pub fn vm(&self, vm: &VmRef) {
+        let urgency = self.world.urgency(vm);
+        self.nics(&Key::Vm(vm.clone()), urgency);
+        self.moves(vm, urgency);
+    }
+
+    /// What moves a VM.
+    pub fn moves(&self, vm: &VmRef, urgency: Urgency) {
+        for migration in self.world.migrations.names(&Key::Vm(vm.clone())) {
+            self.queues.migrations.add(migration, urgency);
+        }
+    }
+
+    /// The VMs on their way from or to a node.
+    pub fn moves_on(&self, node: &str) {
+        for migration in self.world.migrations.by(&Key::Node(node.to_owned())) {
+            self.vm(&VmRef::of_migration(&migration));
+        }
+    }
+
+    /// The NICs with a key.
+    pub fn nics(&self, key: &Key, urgency: Urgency) {
+        for nic in self.world.nics.names(key) {
+            self.queues.nics.add(nic, urgency);
+        }
+    }
+
+    /// The NIC of an attachment.
+    pub fn nic_of(&self, attachment: &NicAttachment) {
+        let vm = VmRef::of_attachment(attachment);
+        let nic = Name::new(&vm.namespace, &attachment.spec.nic.name);
+        self.queues.nics.add(nic, self.world.urgency(&vm));
+    }
+
+    /// An attachment that its agent keeps, which may be let go of.
+    pub fn release(&self, attachment: &NicAttachment) {
+        if is_held(attachment) {
+            let attachment = Name::of(attachment);
+            self.queues.attachments.add(attachment, Urgency::Usual);
+        }
+    }
+
+    /// A network.
+    pub fn network(&self, network: &str) {
+        self.queues.networks.add(Name::new("", network), Urgency::Usual);
+    }
+
+    /// The networks that have a pool on a node.
+    pub fn networks_of(&self, node: &HybridNode) {
+        for key in node.keys() {
+            if let Key::Network(network) = key {
+                self.network(&network);
+            }
+        }
+    }
+}
+
+fn all<K: Object>(names: Vec<Name>, queue: &Queue<K>) {
+    for name in names {
+        queue.add(name, Urgency::Usual);
+    }
+}
