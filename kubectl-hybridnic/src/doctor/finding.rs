@@ -27,7 +27,7 @@ pub struct Finding {
     pub message: String,
     /// What to do about it; there is always something where it is not well.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub mend: Option<String>,
+    pub fix: Option<String>,
 }
 
 impl Finding {
@@ -37,38 +37,38 @@ impl Finding {
             check,
             level: Level::Ok,
             message: message.into(),
-            mend: None,
+            fix: None,
         }
     }
 
     /// Worth a look.
-    pub fn warn(check: &'static str, message: impl Into<String>, mend: impl Into<String>) -> Self {
+    pub fn warn(check: &'static str, message: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
             check,
             level: Level::Warn,
             message: message.into(),
-            mend: Some(mend.into()),
+            fix: Some(fix.into()),
         }
     }
 
     /// Wrong.
-    pub fn fail(check: &'static str, message: impl Into<String>, mend: impl Into<String>) -> Self {
+    pub fn fail(check: &'static str, message: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
             check,
             level: Level::Fail,
             message: message.into(),
-            mend: Some(mend.into()),
+            fix: Some(fix.into()),
         }
     }
 
     /// It could not be checked.
     pub fn unseen(check: &'static str, why: &Unanswered) -> Self {
-        let mend = if why.forbidden {
+        let fix = if why.forbidden {
             "run doctor with the rights of a cluster administrator"
         } else {
             "fix that first"
         };
-        Self::warn(check, format!("could not be checked: {why}"), mend)
+        Self::warn(check, format!("could not be checked: {why}"), fix)
     }
 }
 
@@ -92,12 +92,12 @@ mod tests {
 
     #[test]
     fn whom_to_ask_depends_on_the_answer_and_not_on_its_words() {
-        let mend = |forbidden| {
+        let fix = |forbidden| {
             let why = "Nodes: the proxy says that this is not allowed".to_owned();
-            Finding::unseen("x", &Unanswered { why, forbidden }).mend.unwrap()
+            Finding::unseen("x", &Unanswered { why, forbidden }).fix.unwrap()
         };
-        assert!(mend(true).contains("cluster administrator"));
-        assert!(!mend(false).contains("cluster administrator"));
+        assert!(fix(true).contains("cluster administrator"));
+        assert!(!fix(false).contains("cluster administrator"));
     }
 
     #[test]

@@ -12,15 +12,15 @@ pub fn draw(report: &Report, width: Option<usize>) -> String {
             Level::Warn => Tone::Warn.cell("warn"),
             Level::Fail => Tone::Bad.cell("FAIL"),
         };
-        let mend = finding
-            .mend
+        let fix = finding
+            .fix
             .as_ref()
-            .map(|mend| format!("\n→ {mend}"))
+            .map(|fix| format!("\n→ {fix}"))
             .unwrap_or_default();
         grid.row(vec![
             level,
             cell(finding.check),
-            cell(format!("{}{mend}", finding.message)),
+            cell(format!("{}{fix}", finding.message)),
         ]);
     }
     let kubernetes = report.kubernetes.as_deref().unwrap_or("of an unknown version");

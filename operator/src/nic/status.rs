@@ -113,7 +113,7 @@ fn phase(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NicPhase {
         (Some(AttachmentState::FastPath), _) => NicPhase::FastPath,
         (Some(AttachmentState::Standby), _) => NicPhase::Standby,
         (Some(_), _) => NicPhase::Attaching,
-        // What is missing may come; what is wrong must be mended.
+        // What is missing may come; what is wrong must be fixed.
         (None, Err(refusal)) if refusal.reason != reasons::NETWORK_NOT_FOUND => NicPhase::Failed,
         (None, _) if facts.obstacle.is_none() && facts.admission.is_ok() => NicPhase::Attaching,
         (None, _) => NicPhase::Pending,

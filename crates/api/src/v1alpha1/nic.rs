@@ -95,7 +95,7 @@ pub struct QemuVm {
 /// Where a NIC is in its life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum NicPhase {
-    /// Not attached: no VM runs, or something must be mended first.
+    /// Not attached: no VM runs, or something must be fixed first.
     #[default]
     Pending,
     /// On its way into the guest.

@@ -135,7 +135,7 @@ async fn the_doctor() {
     assert!(
         findings
             .iter()
-            .all(|finding| finding["level"] == "ok" || finding["mend"].is_string()),
+            .all(|finding| finding["level"] == "ok" || finding["fix"].is_string()),
         "{report}"
     );
 }

@@ -66,7 +66,7 @@ pub fn pfs(facts: &Facts) -> Vec<Finding> {
         findings.push(Finding::warn(
             CHECK,
             format!("{}: {message}", some(&pfs)),
-            "its VFs are not used until that is mended; nothing, if the PF is for something else",
+            "its VFs are not used until that is fixed; nothing, if the PF is for something else",
         ));
     }
     let all: usize = known.iter().map(|node| pfs_of(node).len()).sum();
@@ -269,8 +269,8 @@ mod tests {
         );
         for (finding, message) in findings[1..].iter().zip(messages) {
             assert_eq!(finding.message, format!("n1: 1 VFs are unhealthy: {message}"));
-            let mend = finding.mend.as_ref().unwrap();
-            assert!(mend.contains("as the message says"), "{mend}");
+            let fix = finding.fix.as_ref().unwrap();
+            assert!(fix.contains("as the message says"), "{fix}");
         }
         assert_eq!(findings[3].message, "n2, network fast: no PF");
     }

@@ -246,7 +246,7 @@ mod tests {
             findings[0].message.starts_with("fast: not Ready, PoolEmpty: "),
             "{findings:?}"
         );
-        assert_eq!(findings[0].mend.as_deref(), Some(remedy("PoolEmpty").as_str()));
+        assert_eq!(findings[0].fix.as_deref(), Some(remedy("PoolEmpty").as_str()));
         facts.networks.as_mut().unwrap()[0].status = None;
         assert_eq!(levels(&networks(&facts)), [Level::Warn]);
         facts.networks = Ok(Vec::new());
@@ -282,8 +282,8 @@ mod tests {
             findings[1].message,
             "shop/eth1: not Ready, NodeUnreachable: so it is"
         );
-        let mend = findings[1].mend.as_deref().unwrap();
-        assert!(mend.contains("node.kubernetes.io/out-of-service"), "{mend}");
+        let fix = findings[1].fix.as_deref().unwrap();
+        assert!(fix.contains("node.kubernetes.io/out-of-service"), "{fix}");
     }
 
     #[test]
@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(findings[0].message, "n2: not Ready, Failed: so it is");
         assert_eq!(findings[1].message, "n2: Degraded, JournalFailed: so it is");
         assert_eq!(
-            findings[1].mend.as_deref(),
+            findings[1].fix.as_deref(),
             Some(remedy("JournalFailed").as_str())
         );
         let status = facts.hybrid_nodes.as_mut().unwrap()[1].status.as_mut().unwrap();

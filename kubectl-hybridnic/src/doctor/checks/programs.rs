@@ -69,14 +69,14 @@ fn deployment(deployment: &Deployment) -> Finding {
         "Deployment {}: {there} of {wanted} pods are available",
         name(deployment)
     );
-    let mend = format!(
+    let fix = format!(
         "kubectl -n {0} describe deployment {1}; kubectl -n {0} logs deployment/{1}",
         deployment.namespace().unwrap_or_default(),
         deployment.name_any()
     );
     match there {
-        0 => Finding::fail(CHECK, message, mend),
-        there if there < wanted => Finding::warn(CHECK, message, mend),
+        0 => Finding::fail(CHECK, message, fix),
+        there if there < wanted => Finding::warn(CHECK, message, fix),
         _ => Finding::ok(CHECK, message),
     }
 }
@@ -329,7 +329,7 @@ mod tests {
         assert_eq!(levels(&findings), [Level::Warn, Level::Fail, Level::Fail]);
         assert!(
             findings[0]
-                .mend
+                .fix
                 .as_ref()
                 .unwrap()
                 .contains("-n sys logs deployment/hybridnic-operator")
@@ -355,7 +355,7 @@ mod tests {
         });
         let findings = lease(&facts);
         assert_eq!(levels(&findings), [Level::Ok, Level::Warn]);
-        assert!(findings[1].mend.as_ref().unwrap().contains("-n old delete lease"));
+        assert!(findings[1].fix.as_ref().unwrap().contains("-n old delete lease"));
         facts.leases.as_mut().unwrap()[1].renewed = true;
         assert_eq!(levels(&lease(&facts)), [Level::Ok, Level::Ok, Level::Fail]);
         let list = facts.leases.as_mut().unwrap();
