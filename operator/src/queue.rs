@@ -12,7 +12,8 @@ use crate::cache::{Name, Object};
 use crate::metrics::Reconciles;
 
 /// How soon an object's turn comes: before all that are less urgent, after those as urgent that have waited longer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Urgency {
     /// Nobody waits for it but whoever has asked.
     #[default]
@@ -21,17 +22,6 @@ pub enum Urgency {
     Begun,
     /// A VM is without its VFs meanwhile.
     Urgent,
-}
-
-impl Urgency {
-    /// In one word, for the metrics.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Usual => "usual",
-            Self::Begun => "begun",
-            Self::Urgent => "urgent",
-        }
-    }
 }
 
 /// How many reconciles of a kind run at once. Nearly all of their time they wait for the API server, which answers each the later

@@ -24,7 +24,7 @@ const STEPS: [MigrationPhase; 4] = [
 /// One line: where it is, and why.
 pub fn line(migration: &QemuMigration) -> String {
     let status = migration.status.clone().unwrap_or_default();
-    let mut line = tone(status.phase).paint(format!("{:?}", status.phase));
+    let mut line = tone(status.phase).paint(status.phase.to_string());
     if let Some(condition) = conditions::find(&status.conditions, types::SUCCEEDED) {
         let _ = write!(line, "  {}: {}", condition.reason, condition.message);
     }

@@ -27,7 +27,7 @@ pub fn draw(known: &Known, now: Timestamp, width: Option<usize>) -> String {
     let nic = &known.nic;
     let status = nic.status.clone().unwrap_or_default();
     let name = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
-    let phase = top::tone(status.phase).paint(format!("{:?}", status.phase));
+    let phase = top::tone(status.phase).paint(status.phase.to_string());
     page.line(format!("{}  {phase}", Tone::Strong.paint(format!("NIC {name}"))));
     if nic.metadata.deletion_timestamp.is_some() {
         page.line(Tone::Warn.paint("It is being deleted."));
@@ -75,7 +75,7 @@ fn has(status: &VmHybridNicStatus) -> Facts {
     vec![
         ("MAC", text(status.mac.as_ref())),
         ("pod", text(status.pod.as_ref().map(|pod| &pod.name))),
-        ("path", format!("{:?}", status.path)),
+        ("path", status.path.to_string()),
     ]
 }
 
@@ -124,21 +124,21 @@ fn attachment_section(page: &mut Page, attachment: &NicAttachment, now: Timestam
         ("where", format!("pod {} on {}", spec.pod.name, spec.node_name)),
         (
             "goal",
-            format!("{:?}, is {:?}, path {:?}", spec.goal, status.state, status.path),
+            format!("{}, is {}, path {}", spec.goal, status.state, status.path),
         ),
     ];
     if let Some(order) = &spec.migration {
         let said = status
             .migration
             .as_ref()
-            .map_or_else(|| "nothing yet".to_owned(), |m| format!("{:?}", m.state));
+            .map_or_else(|| "nothing yet".to_owned(), |m| m.state.to_string());
         facts.push((
             "migration",
-            format!("{}: told {:?}, says {said}", order.migration.name, order.step),
+            format!("{}: told {}, says {said}", order.migration.name, order.step),
         ));
     }
     if let Some(order) = status.unplug_order {
-        facts.push(("last unplug", format!("{order:?}")));
+        facts.push(("last unplug", order.to_string()));
     }
     page.pairs(&facts);
     let trouble: Vec<_> = status
@@ -170,7 +170,7 @@ fn migration_section(page: &mut Page, migration: &NicMigration, now: Timestamp) 
         let _ = write!(line, ", VM paused {}", time::length(ms));
     }
     if let Some(order) = migration.unplug_order {
-        let _ = write!(line, ", {order:?}");
+        let _ = write!(line, ", {order}");
     }
     page.line(line);
     let columns = page

@@ -222,7 +222,7 @@ fn details(
                     .map(|status| status.state)
                     .unwrap_or_default();
                 format!(
-                    "{holder}: VM {} in {}, NIC is {state:?}",
+                    "{holder}: VM {} in {}, NIC is {state}",
                     attachment.spec.vm, attachment.spec.pod.name
                 )
             }

@@ -127,12 +127,9 @@ impl Gauges {
         let going = world.going();
         let migrations = migrations(&going, now);
         self.migrations
-            .replace(migrations.iter().map(|(phase, (n, _))| ([phase.as_str()], *n)));
-        self.oldest.replace(
-            migrations
-                .iter()
-                .map(|(phase, (_, age))| ([phase.as_str()], *age)),
-        );
+            .replace(migrations.iter().map(|(phase, (n, _))| ([*phase], *n)));
+        self.oldest
+            .replace(migrations.iter().map(|(phase, (_, age))| ([*phase], *age)));
         self.undecided
             .replace(undecided(&going).into_iter().map(|(reason, n)| ([reason], n)));
     }
@@ -144,14 +141,10 @@ fn nics(
     networks: &[Arc<HybridNetwork>],
     of: impl Fn(&str) -> Vec<NicGlance>,
     all: &[NicGlance],
-) -> BTreeMap<(String, String, String), i64> {
-    let mut counts: BTreeMap<(String, String, String), i64> = BTreeMap::new();
+) -> BTreeMap<(String, &'static str, &'static str), i64> {
+    let mut counts: BTreeMap<(String, &'static str, &'static str), i64> = BTreeMap::new();
     let mut count = |network: &str, nic: NicGlance, n: i64| {
-        let key = (
-            network.to_owned(),
-            format!("{:?}", nic.path),
-            format!("{:?}", nic.phase),
-        );
+        let key = (network.to_owned(), nic.path.into(), nic.phase.into());
         *counts.entry(key).or_default() += n;
     };
     for seen in all {
@@ -197,11 +190,11 @@ fn undecided(going: &[Going]) -> BTreeMap<&'static str, i64> {
 }
 
 /// Migrations that have not ended by phase, with the age of the oldest in it, in seconds.
-fn migrations(going: &[Going], now: Timestamp) -> BTreeMap<String, (i64, i64)> {
+fn migrations(going: &[Going], now: Timestamp) -> BTreeMap<&'static str, (i64, i64)> {
     let mut counts = BTreeMap::new();
     for going in going {
         let age = now.duration_since(going.since.unwrap_or(now)).as_secs().max(0);
-        let (count, oldest): &mut (i64, i64) = counts.entry(going.phase.clone()).or_default();
+        let (count, oldest): &mut (i64, i64) = counts.entry(going.phase).or_default();
         *count += 1;
         *oldest = age.max(*oldest);
     }
@@ -232,7 +225,7 @@ mod tests {
             }
         };
         let counts = nics(&[Arc::new(network("net"))], of, &[fast, pending, fast, pending]);
-        let key = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
+        let key = |a: &str, b, c| (a.to_owned(), b, c);
         assert_eq!(
             counts,
             BTreeMap::from([
@@ -282,7 +275,7 @@ mod tests {
     #[test]
     fn both_reasons_to_look_at_a_migration_are_there_from_the_start() {
         let going = |undecided| Going {
-            phase: "Transferring".to_owned(),
+            phase: "Transferring",
             since: None,
             undecided,
         };
@@ -297,8 +290,8 @@ mod tests {
     #[test]
     fn the_oldest_migration_of_each_phase() {
         let second = |s| Timestamp::from_second(s).unwrap();
-        let going = |phase: &str, since| Going {
-            phase: phase.to_owned(),
+        let going = |phase, since| Going {
+            phase,
             since: Some(second(since)),
             undecided: None,
         };
@@ -309,10 +302,7 @@ mod tests {
         ];
         assert_eq!(
             migrations(&all, second(100)),
-            BTreeMap::from([
-                ("Pending".to_owned(), (1, 10)),
-                ("Transferring".to_owned(), (2, 60))
-            ])
+            BTreeMap::from([("Pending", (1, 10)), ("Transferring", (2, 60))])
         );
     }
 }

@@ -69,7 +69,7 @@ impl Reconciles {
 
     /// A reconcile of this kind has waited so long for its turn.
     pub fn waited(&self, kind: &str, urgency: Urgency, time: Duration) {
-        self.wait.observe([kind, urgency.word()], time.as_secs_f64());
+        self.wait.observe([kind, urgency.into()], time.as_secs_f64());
     }
 
     /// A reconcile of this kind begins; it ends when what this gives is dropped.

@@ -283,7 +283,7 @@ fn progress(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
             vec![Note::warning(now.reason, now.message)]
         }
         MigrationPhase::Succeeded | MigrationPhase::Cancelled => vec![Note::normal(now.reason, now.message)],
-        MigrationPhase::PreparingTarget => vec![Note::normal(format!("{:?}", new.phase), now.message)],
+        MigrationPhase::PreparingTarget => vec![Note::normal(new.phase.to_string(), now.message)],
         // A person has to act, or may have to.
         _ if conditions::is_undecided(&now.reason) => vec![Note::warning(now.reason, now.message)],
         MigrationPhase::SwitchingToStandby | MigrationPhase::Transferring | MigrationPhase::Completing => {

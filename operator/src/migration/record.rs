@@ -9,7 +9,6 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::view::View;
-use crate::moves::qemu::phase_name;
 
 /// Why a migration stays where it is, or where it goes.
 pub enum Next {
@@ -134,7 +133,7 @@ fn enter(view: &View<'_>, status: &mut QemuMigrationStatus, phase: MigrationPhas
         let excess = (status.phases.len() + 1).saturating_sub(limits::PHASES);
         status.phases.drain(..excess);
         status.phases.push(MigrationPhaseTime {
-            name: phase_name(phase),
+            name: phase.to_string(),
             started_at,
             ms: None,
         });

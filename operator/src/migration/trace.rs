@@ -40,7 +40,7 @@ fn whole(migration: &QemuMigration, status: &QemuMigrationStatus) -> Option<Span
         ("hybridnic.nics", Some(status.nics.join(","))),
         ("hybridnic.source", node(&status.source)),
         ("hybridnic.target", node(&status.target)),
-        ("hybridnic.result", Some(format!("{:?}", status.phase))),
+        ("hybridnic.result", Some(status.phase.to_string())),
         ("hybridnic.downtime_ms", number(status.downtime_ms)),
     ];
     let failure = status.failure.as_ref();

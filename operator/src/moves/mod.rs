@@ -63,7 +63,7 @@ pub enum Stage {
 }
 
 /// How a move has ended. The words are those of the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub enum Outcome {
     /// The VM is at the target.
     Succeeded,
@@ -110,7 +110,7 @@ pub struct Times {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Going {
     /// How far it is, in its kind's own word.
-    pub phase: String,
+    pub phase: &'static str,
     /// Since when it is there.
     pub since: Option<Timestamp>,
     /// The reason for which a person should look at it, if one should.
@@ -149,17 +149,6 @@ impl Stage {
             // The target's agent needs nobody to give the VM its VFs back.
             Self::Preparing | Self::Arrived => Urgency::Begun,
             Self::Over(_) => Urgency::Usual,
-        }
-    }
-}
-
-impl Outcome {
-    /// Its word.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Succeeded => "Succeeded",
-            Self::Failed => "Failed",
-            Self::Cancelled => "Cancelled",
         }
     }
 }

@@ -71,7 +71,7 @@ pub fn going(migration: &QemuMigration) -> Option<Going> {
     let reason = condition.map(|condition| condition.reason.as_str());
     let asks = [reasons::TARGET_SILENT, reasons::NEEDS_DECISION];
     Some(Going {
-        phase: phase_name(phase),
+        phase: phase.into(),
         since,
         undecided: asks.into_iter().find(|asks| reason == Some(asks)),
     })
@@ -79,13 +79,8 @@ pub fn going(migration: &QemuMigration) -> Option<Going> {
 
 /// Whether the transfer may have been ordered: its phase has begun at some time.
 fn transfer_ordered(status: &QemuMigrationStatus) -> bool {
-    let name = phase_name(MigrationPhase::Transferring);
-    status.phase == MigrationPhase::Transferring || status.phases.iter().any(|phase| phase.name == name)
-}
-
-/// A phase's name as it is in the API.
-pub fn phase_name(phase: MigrationPhase) -> String {
-    format!("{phase:?}")
+    let word: &str = MigrationPhase::Transferring.into();
+    status.phase == MigrationPhase::Transferring || status.phases.iter().any(|phase| phase.name == word)
 }
 
 #[cfg(test)]
@@ -103,7 +98,7 @@ mod tests {
 
     fn phases(names: &[MigrationPhase]) -> Vec<MigrationPhaseTime> {
         let times = names.iter().enumerate().map(|(at, phase)| MigrationPhaseTime {
-            name: phase_name(*phase),
+            name: phase.to_string(),
             started_at: MicroTime(second(i64::try_from(at).unwrap() + 10)),
             ms: None,
         });
@@ -184,10 +179,10 @@ mod tests {
             let going = going(migration).unwrap();
             (going.phase, going.since)
         };
-        assert_eq!(since(&migration), ("Pending".to_owned(), Some(second(7))));
+        assert_eq!(since(&migration), ("Pending", Some(second(7))));
         let status = migration.status.get_or_insert_default();
         status.phase = MigrationPhase::Transferring;
         status.phases = phases(&[MigrationPhase::PreparingTarget, MigrationPhase::Transferring]);
-        assert_eq!(since(&migration), ("Transferring".to_owned(), Some(second(11))));
+        assert_eq!(since(&migration), ("Transferring", Some(second(11))));
     }
 }

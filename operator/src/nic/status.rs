@@ -253,7 +253,7 @@ fn last_migration(facts: &Facts<'_>, known: Option<NicMigration>) -> Option<NicM
         .filter(|_| known_start == start(last))
         .and_then(|known| known.unplug_order);
     let (result, phases) = match last.stage {
-        Stage::Over(outcome) => (Some(outcome.word().to_owned()), last.times.phases.clone()),
+        Stage::Over(outcome) => (Some(outcome.to_string()), last.times.phases.clone()),
         // Those of one that goes on are in its own status.
         _ => (None, Vec::new()),
     };

@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::{Display, IntoStaticStr};
 
 use crate::limits;
 
@@ -80,7 +81,10 @@ pub struct NicAttachmentSpec {
 }
 
 /// Where a NIC should be on its node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, IntoStaticStr,
+)]
+#[cfg_attr(test, derive(strum::VariantArray))]
 pub enum Goal {
     /// A VF is reserved and parked; the standby carries the traffic.
     Standby,
@@ -92,7 +96,10 @@ pub enum Goal {
 }
 
 /// Where a NIC is on its node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, IntoStaticStr,
+)]
+#[cfg_attr(test, derive(strum::VariantArray))]
 pub enum AttachmentState {
     /// Nothing of it is in the guest yet.
     #[default]
@@ -155,7 +162,8 @@ pub struct MigrationTls {
 }
 
 /// A step of a migration that one node's agent takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, IntoStaticStr)]
+#[cfg_attr(test, derive(strum::VariantArray))]
 pub enum MigrationStep {
     /// Target: listen for the incoming VM once every NIC is `Reserved`, and start it when it has come.
     Listen,
@@ -265,7 +273,10 @@ impl MigrationReport {
 }
 
 /// How far a migration is on one node. What a node has once said of its end stays true.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, Display, IntoStaticStr,
+)]
+#[cfg_attr(test, derive(strum::VariantArray))]
 pub enum MigrationState {
     /// Nothing has begun. The certificate for the stream is made, or cannot be used here.
     Prepared,

@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::{Display, IntoStaticStr};
 
 use crate::limits;
 
@@ -125,7 +126,10 @@ pub enum NoFreeVf {
 }
 
 /// Which device carries a NIC's traffic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, IntoStaticStr,
+)]
+#[cfg_attr(test, derive(strum::VariantArray))]
 pub enum Path {
     /// The VF.
     FastPath,
@@ -185,7 +189,8 @@ pub struct GuestDevices {
 }
 
 /// The order of the two steps of a switch between VF and standby.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, IntoStaticStr)]
+#[cfg_attr(test, derive(strum::VariantArray))]
 pub enum SwitchOrder {
     /// The standby receives before the VF is taken away.
     MakeBeforeBreak,

@@ -27,3 +27,30 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         HybridNode::crd(),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Serialize;
+    use strum::VariantArray;
+
+    fn words<T: VariantArray + Serialize + ToString + Copy + Into<&'static str> + 'static>() {
+        for value in T::VARIANTS {
+            let word: &str = (*value).into();
+            assert_eq!(serde_json::to_value(value).unwrap(), word);
+            assert_eq!(value.to_string(), word);
+        }
+    }
+
+    #[test]
+    fn a_value_is_shown_by_its_word_in_the_api() {
+        words::<Goal>();
+        words::<AttachmentState>();
+        words::<MigrationStep>();
+        words::<MigrationState>();
+        words::<MigrationPhase>();
+        words::<NicPhase>();
+        words::<Path>();
+        words::<SwitchOrder>();
+    }
+}

@@ -320,10 +320,7 @@ mod tests {
         assert_eq!(levels(&findings), [Level::Fail, Level::Fail]);
         assert_eq!(findings[0].message, "n2: not Ready, Failed: so it is");
         assert_eq!(findings[1].message, "n2: Degraded, JournalFailed: so it is");
-        assert_eq!(
-            findings[1].fix.as_deref(),
-            Some(remedy("JournalFailed").as_str())
-        );
+        assert_eq!(findings[1].fix.as_deref(), Some(remedy("JournalFailed").as_str()));
         let status = facts.hybrid_nodes.as_mut().unwrap()[1].status.as_mut().unwrap();
         status.conditions = vec![
             condition("Ready", "False", "NoUplink"),
