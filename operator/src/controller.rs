@@ -15,6 +15,7 @@ use kube::{Resource, ResourceExt};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::{DelayQueue, delay_queue};
+use tracing::{Instrument, Span};
 
 use crate::cache::{Cache, Name, Object};
 use crate::metrics::Reconciles;
@@ -61,6 +62,7 @@ struct Ended {
     urgency: Urgency,
     /// The version that it was about.
     version: Option<String>,
+    span: Span,
     done: Result<Done, write::Error>,
 }
 
@@ -139,11 +141,13 @@ pub async fn run<R: Reconciler>(
                 let kind = <R::Kind as Resource>::kind(&());
                 work.waited(&kind, urgency, waited);
                 let begun = work.begin(&kind);
-                let reconcile = reconciler.reconcile(object);
+                // Which object every line is about, whatever is logged.
+                let span = tracing::error_span!("reconcile", %kind, object = %name);
+                let reconcile = reconciler.reconcile(object).instrument(span.clone());
                 running.push(async move {
                     let done = reconcile.await;
                     drop(begun);
-                    Ended { name, urgency, version, done }
+                    Ended { name, urgency, version, span, done }
                 });
             }
         }
@@ -157,6 +161,7 @@ impl<R: Reconciler> Memory<R> {
             name,
             urgency,
             version,
+            span,
             done,
         } = ended;
         self.requests.done(&name);
@@ -174,7 +179,7 @@ impl<R: Reconciler> Memory<R> {
                 self.failures.remove(&name);
                 again
             }
-            Err(error) => self.failed(&name, &error),
+            Err(error) => span.in_scope(|| self.failed(&name, &error)),
         };
         if let Some(again) = again {
             self.again_after(again, name, urgency);
@@ -184,13 +189,12 @@ impl<R: Reconciler> Memory<R> {
     /// Notes a failure; gives when to try again, if not at the next change.
     fn failed(&mut self, name: &Name, error: &write::Error) -> Option<Duration> {
         let kind = <R::Kind as Resource>::kind(&());
-        let (kind, object) = (kind.as_ref(), name.to_string());
-        self.work.failed(kind, error);
+        self.work.failed(&kind, error);
         if error.is_conflict() || error.is_gone() {
-            tracing::debug!(kind, object, error = %Chain(error), "changed meanwhile");
+            tracing::debug!(error = %Chain(error), "changed meanwhile");
             return error.is_conflict().then_some(AFTER_CONFLICT);
         }
-        tracing::warn!(kind, object, error = %Chain(error), "not reconciled; will be tried again");
+        tracing::warn!(error = %Chain(error), "not reconciled; will be tried again");
         let backoff = self
             .failures
             .entry(name.clone())

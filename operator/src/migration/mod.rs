@@ -244,8 +244,6 @@ impl Reconciler for MigrationReconciler {
 fn log(migration: &QemuMigration, old: &QemuMigrationStatus, new: &QemuMigrationStatus) {
     let node = |end: Option<&MigrationEnd>| end.map(|end| end.node_name.clone()).unwrap_or_default();
     tracing::info!(
-        namespace = migration.namespace().unwrap_or_default(),
-        migration = migration.name_any(),
         vm = migration.spec.vm,
         source = node(new.source.as_ref()),
         target = node(new.target.as_ref()),

@@ -139,7 +139,7 @@ impl NicReconciler {
             };
             let made = self.apply(nic, &known, writes, &mut obstacle).await?;
             if let Some(note) = known.unproven().filter(|_| made) {
-                tracing::warn!(namespace, nic = nic.name_any(), "{}", note.message);
+                tracing::warn!("{}", note.message);
                 self.events.tell(nic, vec![note]);
             }
         }
@@ -164,7 +164,7 @@ impl NicReconciler {
         let wrote = is_news(nic.status.as_ref(), &new);
         if wrote {
             write::status(&api, nic, &new).await?;
-            log(nic, &old, &new);
+            log(&old, &new);
             self.events
                 .tell(nic, leaves.into_iter().chain(notes(&old, &new)).collect());
         }
@@ -347,8 +347,6 @@ impl NicReconciler {
         let spec = &attachment.spec;
         if before != Some(spec.goal) {
             tracing::info!(
-                namespace = nic.namespace().unwrap_or_default(),
-                nic = nic.name_any(),
                 node = spec.node_name,
                 pod = spec.pod.name,
                 migration = spec.migration.as_ref().map(|order| order.migration.name.as_str()),
@@ -375,14 +373,12 @@ fn mac_refusal(error: &mac::Error) -> Refusal {
 }
 
 /// A line when the NIC's traffic has moved, or its phase has changed.
-fn log(nic: &VmHybridNic, old: &VmHybridNicStatus, new: &VmHybridNicStatus) {
+fn log(old: &VmHybridNicStatus, new: &VmHybridNicStatus) {
     if (old.path, old.phase, &old.node_name) == (new.path, new.phase, &new.node_name) {
         return;
     }
     let why = conditions::find(&new.conditions, types::FAST_PATH);
     tracing::info!(
-        namespace = nic.namespace().unwrap_or_default(),
-        nic = nic.name_any(),
         node = new.node_name,
         vf = new.vf.as_ref().map(|vf| vf.pci_address.as_str()),
         pf = new.vf.as_ref().map(|vf| vf.pf.as_str()),

@@ -55,8 +55,6 @@ impl Reconciler for ReleaseReconciler {
         let pods = self.world.pods_of(&VmRef::of_attachment(&attachment));
         if is_abandoned(PodEnd::of(&pods, &spec.pod.uid, &node), &node) {
             tracing::info!(
-                namespace,
-                attachment = attachment.name_any(),
                 node = spec.node_name,
                 state = ?node,
                 "its node is off; nobody waits for its agent any more"
