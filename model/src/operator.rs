@@ -8,12 +8,12 @@ use hybridnic_api::v1alpha1::{AttachmentState, Goal, NicAttachment, NicAttachmen
 use hybridnic_operator::attachment as reported;
 use hybridnic_operator::fence::NodeState;
 use hybridnic_operator::migration::encryption::Encryption;
+use hybridnic_operator::migration::inputs::{Deadlines, Inputs, NicInputs};
 use hybridnic_operator::migration::step::step;
-use hybridnic_operator::migration::view::{Deadlines, NicView, View};
 use hybridnic_operator::moves::ends::Ends;
 use hybridnic_operator::moves::qemu;
-use hybridnic_operator::nic::desired::{Place, Wanted, desired_attachments};
-use hybridnic_operator::nic::known::Known;
+use hybridnic_operator::nic::desired::{self, Place, desired_attachments};
+use hybridnic_operator::nic::observed::Observed;
 use hybridnic_operator::vm::VmRef;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -94,7 +94,7 @@ pub fn reconcile_nic(model: &Model, state: &mut State, n: usize) {
 }
 
 struct World {
-    nics: Vec<NicView>,
+    nics: Vec<NicInputs>,
     attachments: Vec<Arc<NicAttachment>>,
     pods: Vec<Arc<Pod>>,
 }
@@ -110,7 +110,7 @@ fn world(model: &Model, api: &Api) -> World {
             }
         }
         all.extend(own.iter().cloned());
-        nics.push(NicView {
+        nics.push(NicInputs {
             nic: Arc::new(objects::nic(n, api.nic_pods[n])),
             attachments: own,
             target_refusal: None,
@@ -134,8 +134,8 @@ fn next_status(model: &Model, api: &Api, late: bool) -> Id {
     let world = world(model, api);
     let status = migration.status.clone().unwrap_or_default();
     let nics = world.nics.into_iter();
-    let nics = nics.filter(|view| status.target.is_none() || status.nics.contains(&view.nic.name_any()));
-    let view = View {
+    let nics = nics.filter(|nic| status.target.is_none() || status.nics.contains(&nic.nic.name_any()));
+    let inputs = Inputs {
         now: objects::now(),
         in_phase_for: Duration::from_secs(if late { 1000 } else { 0 }),
         silent_for: Duration::from_secs(if late { 1000 } else { 0 }),
@@ -152,7 +152,7 @@ fn next_status(model: &Model, api: &Api, late: bool) -> Id {
         },
         encryption: Encryption::Required,
     };
-    model.objects.migration_id(step(&view).status)
+    model.objects.migration_id(step(&inputs).status)
 }
 
 fn first_write(model: &Model, api: &Api, n: usize) -> Write {
@@ -165,7 +165,7 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         .objects
         .migration(api)
         .and_then(|migration| qemu::begun(&migration));
-    let NicView {
+    let NicInputs {
         nic,
         attachments: existing,
         ..
@@ -175,7 +175,7 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         .find(|of| of.has(NIC[n]))
         .map(|of| (of.clone(), Ends::observe(of, &attachments, &pods)));
     let others = attachments.iter().filter(|other| other.spec.nic.name != NIC[n]);
-    let known = Known {
+    let observed = Observed {
         vm: VmRef::of_nic(nic),
         network: None,
         pods,
@@ -190,14 +190,14 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         moves: of.into_iter().collect(),
         moving,
     };
-    let location = known.location(nic);
+    let location = observed.location(nic);
     let end = |pod: &ObjectRef| objects::end_of(&pod.uid).unwrap_or_default();
-    if let (None, Ok(location)) = (&known.moving, &location)
-        && known.left(nic, &location.pod).is_some()
+    if let (None, Ok(location)) = (&observed.moving, &location)
+        && observed.left(nic, &location.pod).is_some()
     {
         return Write::Pod(u8::try_from(end(&location.pod)).ok());
     }
-    let place = match (&known.moving, &location) {
+    let place = match (&observed.moving, &location) {
         (Some((of, ends)), _) => Place::Moving(of, ends),
         (None, Ok(location)) if location.wait.is_none() => {
             Place::At(location.pod.clone(), location.node.clone())
@@ -205,14 +205,14 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         (None, _) => Place::Nowhere,
     };
     let mac = objects::mac(n);
-    let wanted = Wanted {
+    let inputs = desired::Inputs {
         nic,
         mac: &mac,
         l2: None,
         existing,
         place,
     };
-    let specs = desired_attachments(&wanted);
+    let specs = desired_attachments(&inputs);
     for spec in &specs {
         let end = end(&spec.pod);
         let found = api.attachments[end][n];

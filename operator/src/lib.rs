@@ -57,8 +57,8 @@ pub use options::{Command, Options};
 use cache::Cache;
 use controller::Reconciler;
 use events::Events;
-use fence::sight::Sight;
-use migration::view::Deadlines;
+use fence::lookup::NodeLookup;
+use migration::inputs::Deadlines;
 use migration::{MigrationReconciler, Told};
 use network::NetworkReconciler;
 use nic::{NicReconciler, Patience, ReleaseReconciler};
@@ -181,7 +181,7 @@ impl Process {
             () = self.stop.cancelled() => return Ok(()),
         }
         tracing::info!("caches are filled");
-        self.metrics.seen.set(world.clone());
+        self.metrics.cluster.set(world.clone());
         self.probes.set_ready(true);
 
         let mut controllers = self.controllers(client, &world, &triggers.queues);
@@ -207,11 +207,11 @@ impl Process {
         let (client, seen) = (|| client.clone(), || world.clone());
         let node = NodeReconciler::new(client(), seen());
         let network = NetworkReconciler::new(client(), seen(), events.clone());
-        let sight = Sight::new(client(), seen());
+        let lookup = NodeLookup::new(client(), seen());
         let timeout = self.options.node_loss_timeout;
         let patience = Patience::new((!timeout.is_zero()).then_some(timeout));
-        let release = ReleaseReconciler::new(client(), seen(), sight.clone());
-        let nic = NicReconciler::new(client(), seen(), sight.clone(), patience, events.clone());
+        let release = ReleaseReconciler::new(client(), seen(), lookup.clone());
+        let nic = NicReconciler::new(client(), seen(), lookup.clone(), patience, events.clone());
         let told = Told {
             events,
             metrics: self.metrics.migrations.clone(),
@@ -220,7 +220,7 @@ impl Process {
         let migration = MigrationReconciler::new(
             client(),
             seen(),
-            sight,
+            lookup,
             deadlines,
             self.options.migration_tls,
             told,

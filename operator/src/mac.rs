@@ -243,7 +243,7 @@ pub struct Given {
 }
 
 /// What is asked of the caches.
-pub struct Sight<'a> {
+pub struct Lookup<'a> {
     /// The NICs, of all networks, in whose spec or status an address is.
     pub holders: &'a dyn Fn(Mac) -> Vec<Arc<VmHybridNic>>,
     /// Whether a PF has an address.
@@ -258,7 +258,7 @@ pub fn assign(
     nic: &VmHybridNic,
     rules: Rules,
     live: bool,
-    sight: &Sight<'_>,
+    lookup: &Lookup<'_>,
     handed_out: &mut HandedOut,
 ) -> Result<Given, Error> {
     let uid = nic.uid().unwrap_or_default();
@@ -272,13 +272,13 @@ pub fn assign(
     let requested = nic.spec.mac.as_deref().map(str::parse::<Mac>).transpose()?;
     let mut kept = None;
     let claims = |mac| {
-        let others = (sight.holders)(mac).into_iter();
+        let others = (lookup.holders)(mac).into_iter();
         let others = others.filter(|other| other.uid() != nic.uid() && claims(other, mac, nic, handed_out));
         others.collect::<Vec<_>>()
     };
     let mac = if let Some(mac) = requested.or(had) {
         if requested.is_some()
-            && let Err(error) = rules.allow(mac, sight.is_card)
+            && let Err(error) = rules.allow(mac, lookup.is_card)
         {
             if !live || in_status(nic) != Some(mac) {
                 return Err(error);
@@ -286,7 +286,7 @@ pub fn assign(
             kept = Some(error);
         }
         // It may have had it first. Who has it as well keeps it: nothing proves who is right.
-        if in_status(nic) != Some(mac) && (sight.is_unread)(mac) {
+        if in_status(nic) != Some(mac) && (lookup.is_unread)(mac) {
             return Err(Error::Unread(mac));
         }
         let rank = |nic: &VmHybridNic| rank(nic, mac, handed_out);
@@ -307,8 +307,8 @@ pub fn assign(
         let seed = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
         let taken = |mac| {
             handed_out.0.contains_key(&mac)
-                || (sight.is_card)(mac)
-                || (sight.is_unread)(mac)
+                || (lookup.is_card)(mac)
+                || (lookup.is_unread)(mac)
                 || !claims(mac).is_empty()
         };
         rules.range.pick(&seed, taken).ok_or(Error::Exhausted)?

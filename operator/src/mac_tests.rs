@@ -41,12 +41,12 @@ fn given(
     nics: &[VmHybridNic],
     handed_out: &mut HandedOut,
 ) -> Result<Mac, Error> {
-    let sight = Sight {
+    let lookup = Lookup {
         holders: &holders(nics),
         is_card: &|_| false,
         is_unread: &|_| false,
     };
-    let given = assign(nic, rules, false, &sight, handed_out)?;
+    let given = assign(nic, rules, false, &lookup, handed_out)?;
     assert_eq!(given.kept, None);
     Ok(given.mac)
 }
@@ -177,7 +177,7 @@ fn what_a_network_allows() {
     .unwrap();
     let ask = |mac: &str, macs, card: bool| {
         let me = nic_at("me", 5, Some(mac), None);
-        let sight = Sight {
+        let lookup = Lookup {
             holders: &holders(&[]),
             is_card: &|_| card,
             is_unread: &|_| false,
@@ -186,7 +186,7 @@ fn what_a_network_allows() {
             &me,
             Rules { range, macs },
             false,
-            &sight,
+            &lookup,
             &mut HandedOut::default(),
         );
         given.map(|_| ()).map_err(|error| error.to_string())
@@ -269,12 +269,12 @@ fn a_live_nic_keeps_its_address_and_says_so() {
     };
     let me = nic_at("me", 5, Some(A), Some(A));
     let of = |live, nic: &VmHybridNic, rules, others: &[VmHybridNic]| {
-        let sight = Sight {
+        let lookup = Lookup {
             holders: &holders(others),
             is_card: &|_| false,
             is_unread: &|_| false,
         };
-        assign(nic, rules, live, &sight, &mut HandedOut::default())
+        assign(nic, rules, live, &lookup, &mut HandedOut::default())
     };
     let kept = of(true, &me, none, &[]).unwrap();
     assert_eq!(
@@ -349,12 +349,12 @@ fn a_generated_address_stays_and_comes_again() {
         ),
         Ok(mac)
     );
-    let sight = Sight {
+    let lookup = Lookup {
         holders: &holders(&[]),
         is_card: &|asked| asked == mac,
         is_unread: &|_| false,
     };
-    let other = assign(&me, rules(), false, &sight, &mut HandedOut::default()).unwrap();
+    let other = assign(&me, rules(), false, &lookup, &mut HandedOut::default()).unwrap();
     assert_ne!(other.mac, mac);
 }
 
@@ -479,12 +479,12 @@ proptest! {
 fn the_address_of_a_nic_that_cannot_be_read_is_nobody_elses() {
     let mut me = nic_at("me", 1, None, None);
     let assigned = |me: &VmHybridNic, unread: Option<Mac>| {
-        let sight = Sight {
+        let lookup = Lookup {
             holders: &holders(&[]),
             is_card: &|_| false,
             is_unread: &|mac| Some(mac) == unread,
         };
-        assign(me, rules(), false, &sight, &mut HandedOut::default()).map(|given| given.mac)
+        assign(me, rules(), false, &lookup, &mut HandedOut::default()).map(|given| given.mac)
     };
     let generated = assigned(&me, None).unwrap();
     assert_ne!(assigned(&me, Some(generated)).unwrap(), generated);

@@ -108,7 +108,7 @@ impl Watched for AgentPod {
         let world = &triggers.world;
         for pod in [old, new].into_iter().flatten() {
             // It is waited for from now on.
-            world.agents.look(pod.node(), Instant::now());
+            world.agents.presence_of(pod.node(), Instant::now());
             if let Some(node) = world.hybrid_nodes.get("", pod.node()) {
                 triggers.networks_of(&node);
             }
@@ -183,7 +183,7 @@ impl Agents {
     }
 
     /// Whether a node can take a NIC, going by its agent.
-    pub fn look(&self, node: &str, now: Instant) -> Presence {
+    pub fn presence_of(&self, node: &str, now: Instant) -> Presence {
         let Some(patience) = self.patience else {
             return Presence::There;
         };
@@ -265,8 +265,11 @@ mod tests {
     #[test]
     fn without_knowing_their_pods_all_are_there() {
         let agents = agents(None, Vec::new());
-        assert_eq!(agents.look("n1", Instant::now()), Presence::There);
-        assert_eq!(agents.look("n1", Instant::now() + 60 * MINUTE), Presence::There);
+        assert_eq!(agents.presence_of("n1", Instant::now()), Presence::There);
+        assert_eq!(
+            agents.presence_of("n1", Instant::now() + 60 * MINUTE),
+            Presence::There
+        );
     }
 
     #[test]
@@ -281,17 +284,28 @@ mod tests {
         ];
         let (agents, now) = (agents(Some(2 * MINUTE), pods), Instant::now());
         for node in ["n2", "n3", "n4"] {
-            assert_eq!(agents.look(node, now), Presence::Awaited(2 * MINUTE), "{node}");
             assert_eq!(
-                agents.look(node, now + MINUTE),
+                agents.presence_of(node, now),
+                Presence::Awaited(2 * MINUTE),
+                "{node}"
+            );
+            assert_eq!(
+                agents.presence_of(node, now + MINUTE),
                 Presence::Awaited(MINUTE),
                 "{node}"
             );
-            assert_eq!(agents.look(node, now + 2 * MINUTE), Presence::NoAgent, "{node}");
+            assert_eq!(
+                agents.presence_of(node, now + 2 * MINUTE),
+                Presence::NoAgent,
+                "{node}"
+            );
         }
-        assert_eq!(agents.look("n1", now + 9 * MINUTE), Presence::There);
+        assert_eq!(agents.presence_of("n1", now + 9 * MINUTE), Presence::There);
         agents.forget("n4");
-        assert_eq!(agents.look("n4", now + 9 * MINUTE), Presence::Awaited(2 * MINUTE));
+        assert_eq!(
+            agents.presence_of("n4", now + 9 * MINUTE),
+            Presence::Awaited(2 * MINUTE)
+        );
     }
 
     #[test]
@@ -305,11 +319,14 @@ mod tests {
             feed.apply(Event::Apply(pod.into()), &|_, _| {});
         };
         say("False", "1");
-        assert_eq!(agents.look("n1", now), Presence::Awaited(2 * MINUTE));
-        assert_eq!(agents.look("n1", now + 3 * MINUTE), Presence::NoAgent);
+        assert_eq!(agents.presence_of("n1", now), Presence::Awaited(2 * MINUTE));
+        assert_eq!(agents.presence_of("n1", now + 3 * MINUTE), Presence::NoAgent);
         say("True", "2");
-        assert_eq!(agents.look("n1", now + 4 * MINUTE), Presence::There);
+        assert_eq!(agents.presence_of("n1", now + 4 * MINUTE), Presence::There);
         say("False", "3");
-        assert_eq!(agents.look("n1", now + 5 * MINUTE), Presence::Awaited(2 * MINUTE));
+        assert_eq!(
+            agents.presence_of("n1", now + 5 * MINUTE),
+            Presence::Awaited(2 * MINUTE)
+        );
     }
 }

@@ -75,7 +75,7 @@ impl<K: Object> Shared<K> {
     fn with<T>(&self, change: impl FnOnce(&mut Line) -> T) -> T {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         let done = change(&mut line);
-        self.reconciles.wait(&K::kind(&()), line.waiting.len());
+        self.reconciles.set_waiting(&K::kind(&()), line.waiting.len());
         done
     }
 

@@ -52,7 +52,7 @@ impl World {
     pub fn presence(&self, node: &str, now: Instant) -> Presence {
         match self.nodes.glance("", node) {
             Some(true) => Presence::NotReady,
-            _ => self.agents.look(node, now),
+            _ => self.agents.presence_of(node, now),
         }
     }
 

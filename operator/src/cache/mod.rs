@@ -179,7 +179,7 @@ impl<K: Object> Cache<K> {
 
     /// The object of a name, as one of very many that are looked at once.
     pub fn peek(&self, name: &Name) -> Option<Arc<K>> {
-        self.shelf().look(name)
+        self.shelf().named(name)
     }
 
     /// The objects with a key, ordered by namespace and name.

@@ -78,7 +78,7 @@ impl<K: Object> Shelf<K> {
     }
 
     /// The object of a name, which stays as it is kept.
-    pub fn look(&mut self, name: &Name) -> Option<Arc<K>> {
+    pub fn named(&mut self, name: &Name) -> Option<Arc<K>> {
         self.find(name).and_then(|place| self.peek(place))
     }
 

@@ -12,7 +12,7 @@
 //! | out of service | gone | `Fenced` |
 //! | any other | gone | `Unknown` |
 
-pub mod sight;
+pub mod lookup;
 
 use std::sync::Arc;
 

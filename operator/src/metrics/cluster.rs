@@ -15,9 +15,9 @@ use crate::world::World;
 
 /// What the leader sees of the cluster. Clones share it.
 #[derive(Clone, Default)]
-pub struct Seen(Arc<Mutex<Option<World>>>);
+pub struct Cluster(Arc<Mutex<Option<World>>>);
 
-impl Seen {
+impl Cluster {
     /// Adds its metrics; nothing is seen yet.
     pub fn new(registry: &mut Registry) -> Self {
         let this = Self::default();

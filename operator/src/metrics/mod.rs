@@ -13,7 +13,7 @@ mod reconciles;
 use hybridnic_runtime::api::Requests;
 use hybridnic_runtime::metrics::{Gauge, Registry};
 
-pub use cluster::Seen;
+pub use cluster::Cluster;
 pub use migrations::{Change, End, Migrations};
 pub use reconciles::Reconciles;
 
@@ -23,7 +23,7 @@ pub struct Metrics {
     /// Whether this process is the leader.
     pub leader: Gauge<0>,
     /// What the leader sees of the cluster.
-    pub seen: Seen,
+    pub cluster: Cluster,
     /// How migrations went.
     pub migrations: Migrations,
     /// The operator's own work.
@@ -41,7 +41,7 @@ pub fn metrics() -> (Registry, Metrics) {
             [],
             "1 where this process is the leader, else 0",
         ),
-        seen: Seen::new(&mut registry),
+        cluster: Cluster::new(&mut registry),
         migrations: Migrations::new(&mut registry),
         reconciles: Reconciles::new(&mut registry),
         requests: Requests::new(&mut registry),

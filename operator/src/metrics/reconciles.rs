@@ -93,7 +93,7 @@ impl Reconciles {
     }
 
     /// So many objects of this kind wait.
-    pub fn wait(&self, kind: &str, objects: usize) {
+    pub fn set_waiting(&self, kind: &str, objects: usize) {
         self.waiting.set([kind], objects.try_into().unwrap_or(i64::MAX));
     }
 

@@ -5,8 +5,8 @@ use clap::ValueEnum;
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::v1alpha1::{MigrationState, QemuMigrationStatus};
 
+use super::inputs::{Inputs, after, target_of};
 use super::record::{Next, roll_back};
-use super::view::{View, after, target_of};
 use crate::moves::ends::Ends;
 
 /// Whether migrations are encrypted.
@@ -23,7 +23,7 @@ pub enum Encryption {
 }
 
 /// What follows where an end says that it cannot encrypt: the migration goes back, or goes on in plain.
-pub fn settle(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> Option<Next> {
+pub fn settle(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> Option<Next> {
     if status.encrypted != Some(true) {
         return None;
     }
@@ -36,7 +36,7 @@ pub fn settle(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) ->
     let message = format!("QEMU on {node} cannot encrypt the migration's stream{why}");
     // Who listens for an encrypted stream takes no other.
     let listens = ends.target_state() == Some(MigrationState::Listening);
-    if view.encryption == Encryption::Required || listens {
+    if inputs.encryption == Encryption::Required || listens {
         return Some(roll_back(reasons::TLS_UNAVAILABLE, message));
     }
     status.encrypted = Some(false);
@@ -45,15 +45,15 @@ pub fn settle(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) ->
         reasons::TLS_UNAVAILABLE,
         format!("{message}: the VM is sent in plain"),
     );
-    let generation = view.migration.metadata.generation;
-    conditions::set(&mut status.conditions, generation, view.now, condition);
+    let generation = inputs.migration.metadata.generation;
+    conditions::set(&mut status.conditions, generation, inputs.now, condition);
     None
 }
 
 /// What is waited for before the target is told anything: it is to know who may send it the VM.
-pub fn source_is_unknown(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Option<String> {
+pub fn source_is_unknown(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Option<String> {
     let source = ends.source.as_ref();
-    let told = view.nics.iter().any(|nic| target_of(nic, status).is_some());
+    let told = inputs.nics.iter().any(|nic| target_of(nic, status).is_some());
     let known = told || source.is_some_and(|report| report.ca.is_some());
     if status.encrypted != Some(true) || known {
         return None;

@@ -4,6 +4,7 @@ mod change;
 pub mod encryption;
 #[cfg(test)]
 mod encryption_tests;
+pub mod inputs;
 mod phases;
 mod record;
 #[cfg(test)]
@@ -14,7 +15,6 @@ pub mod step;
 mod trace;
 #[cfg(test)]
 mod undecided_tests;
-pub mod view;
 mod worth;
 #[cfg(test)]
 mod writes_tests;
@@ -38,7 +38,7 @@ use crate::cache::Key;
 use crate::controller::{Done, Reconciler};
 use crate::events::{Events, Note};
 use crate::fence::PodEnd;
-use crate::fence::sight::Sight;
+use crate::fence::lookup::NodeLookup;
 use crate::metrics::Migrations;
 use crate::moves::ends::Ends;
 use crate::moves::qemu;
@@ -48,16 +48,16 @@ use crate::vm::VmRef;
 use crate::world::World;
 use crate::write;
 use encryption::Encryption;
+use inputs::{Deadlines, Inputs, NicInputs};
 use phases::{Phases, Waits};
 use step::step;
-use view::{Deadlines, NicView, View};
 use worth::Worth;
 
 /// Reconciles migrations. The only writer of their status.
 pub struct MigrationReconciler {
     client: Client,
     world: World,
-    sight: Sight,
+    lookup: NodeLookup,
     deadlines: Deadlines,
     encryption: Encryption,
     phases: Phases,
@@ -79,7 +79,7 @@ impl MigrationReconciler {
     pub fn new(
         client: Client,
         world: World,
-        sight: Sight,
+        lookup: NodeLookup,
         deadlines: Deadlines,
         encryption: Encryption,
         told: Told,
@@ -87,7 +87,7 @@ impl MigrationReconciler {
         Self {
             client,
             world,
-            sight,
+            lookup,
             deadlines,
             encryption,
             phases: Phases::default(),
@@ -131,8 +131,8 @@ impl MigrationReconciler {
         let Waits {
             in_phase_for,
             silent_for,
-        } = self.phases.look(migration, silent, Instant::now());
-        let view = View {
+        } = self.phases.waits(migration, silent, Instant::now());
+        let inputs = Inputs {
             now: Timestamp::now(),
             in_phase_for,
             silent_for,
@@ -146,8 +146,8 @@ impl MigrationReconciler {
             deadlines: self.deadlines,
             encryption: self.encryption,
         };
-        let next = step(&view);
-        let worth = worth::write(migration.status.as_ref(), &next.status, view.in_phase_for);
+        let next = step(&inputs);
+        let worth = worth::write(migration.status.as_ref(), &next.status, inputs.in_phase_for);
         let wrote = worth == Worth::Now;
         if wrote {
             let old = migration.status.clone().unwrap_or_default();
@@ -187,13 +187,13 @@ impl MigrationReconciler {
         let mut ends = Ends::observe(&of, &attachments, pods);
         // The node matters only where nobody else can say that nothing of the VM is left there.
         if ends.is_silent() && ends.target_gone {
-            let node = self.sight.node(&of.target.node_name).await;
+            let node = self.lookup.node(&of.target.node_name).await;
             ends.target_over = PodEnd::of(pods, &of.target.pod.uid, &node).is_over();
         }
         Some(ends)
     }
 
-    fn nics(&self, migration: &QemuMigration) -> Vec<NicView> {
+    fn nics(&self, migration: &QemuMigration) -> Vec<NicInputs> {
         let status = migration.status.as_ref();
         let target = status.and_then(|status| status.target.as_ref());
         let takes_part = |nic: &Arc<VmHybridNic>| {
@@ -209,7 +209,7 @@ impl MigrationReconciler {
                 });
                 let target_refusal =
                     refusal.map(|refusal| format!("{}: {}", refusal.reason, refusal.message));
-                NicView {
+                NicInputs {
                     attachments: self.world.attachments_of(&nic),
                     nic,
                     target_refusal,

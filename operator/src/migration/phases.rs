@@ -32,7 +32,7 @@ pub struct Waits {
 
 impl Phases {
     /// How long the migration has been seen in its phase and, if its ends are `silent`, with silent ends.
-    pub fn look(&self, migration: &QemuMigration, silent: bool, now: Instant) -> Waits {
+    pub fn waits(&self, migration: &QemuMigration, silent: bool, now: Instant) -> Waits {
         let phase = phase(migration);
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let since = seen.entry(migration.uid().unwrap_or_default()).or_insert(Since {
@@ -68,7 +68,7 @@ mod tests {
         let (phases, start) = (Phases::default(), Instant::now());
         let mut one = migration("m", 100);
         let look = |one: &QemuMigration, silent, second| {
-            let waits = phases.look(one, silent, start + Duration::from_secs(second));
+            let waits = phases.waits(one, silent, start + Duration::from_secs(second));
             (waits.in_phase_for.as_secs(), waits.silent_for.as_secs())
         };
         one.status.get_or_insert_default().phase = MigrationPhase::PreparingTarget;

@@ -8,7 +8,7 @@ use hybridnic_api::v1alpha1::{MigrationFailure, MigrationPhase, MigrationPhaseTi
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-use super::view::View;
+use super::inputs::Inputs;
 
 /// Why a migration stays where it is, or where it goes.
 pub enum Next {
@@ -27,7 +27,7 @@ pub enum Next {
 }
 
 /// It stays until something changes.
-pub fn wait(reason: &'static str, message: impl Into<String>) -> Next {
+pub fn stay(reason: &'static str, message: impl Into<String>) -> Next {
     Next::Wait {
         reason,
         message: message.into(),
@@ -44,7 +44,7 @@ pub fn roll_back(reason: &'static str, message: impl Into<String>) -> Next {
 }
 
 /// Writes what `next` means into `status`; gives when to look again.
-pub fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> Option<Duration> {
+pub fn apply(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, next: Next) -> Option<Duration> {
     match next {
         Next::Wait {
             reason,
@@ -53,7 +53,7 @@ pub fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> O
         } => {
             let undecided = conditions::is_undecided(reason);
             if undecided {
-                status.undecided_since.get_or_insert_with(|| micro(view.now));
+                status.undecided_since.get_or_insert_with(|| micro(inputs.now));
             }
             let condition = match &status.failure {
                 // What a person has to do comes before why.
@@ -63,7 +63,7 @@ pub fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> O
                 }
                 _ => NewCondition::unknown(types::SUCCEEDED, reason, message),
             };
-            set(view, status, condition);
+            set(inputs, status, condition);
             return again;
         }
         Next::Go(phase) => {
@@ -71,9 +71,9 @@ pub fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> O
                 // A rollback that came too late.
                 status.failure = None;
             }
-            enter(view, status, phase);
+            enter(inputs, status, phase);
             set(
-                view,
+                inputs,
                 status,
                 NewCondition::unknown(types::SUCCEEDED, reasons::MIGRATING, explain(phase)),
             );
@@ -81,10 +81,10 @@ pub fn apply(view: &View<'_>, status: &mut QemuMigrationStatus, next: Next) -> O
         Next::RollBack { reason, message } => {
             let condition = NewCondition::unknown(types::SUCCEEDED, reason, &message);
             status.failure = Some(failure(reason, &message));
-            enter(view, status, MigrationPhase::RollingBack);
-            set(view, status, condition);
+            enter(inputs, status, MigrationPhase::RollingBack);
+            set(inputs, status, condition);
         }
-        Next::Finish => finish(view, status),
+        Next::Finish => finish(inputs, status),
     }
     // The change of the status comes back here.
     None
@@ -101,11 +101,11 @@ pub fn explain(phase: MigrationPhase) -> &'static str {
     }
 }
 
-fn set(view: &View<'_>, status: &mut QemuMigrationStatus, condition: NewCondition) {
+fn set(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, condition: NewCondition) {
     conditions::set(
         &mut status.conditions,
-        view.migration.metadata.generation,
-        view.now,
+        inputs.migration.metadata.generation,
+        inputs.now,
         condition,
     );
 }
@@ -124,11 +124,11 @@ fn milliseconds(then: &MicroTime, now: Timestamp) -> i64 {
     i64::try_from(since(then, now).as_millis()).unwrap_or(i64::MAX)
 }
 
-fn enter(view: &View<'_>, status: &mut QemuMigrationStatus, phase: MigrationPhase) {
-    close(view, status);
+fn enter(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, phase: MigrationPhase) {
+    close(inputs, status);
     status.phase = phase;
     if !phase.is_final() {
-        let started_at = micro(view.now);
+        let started_at = micro(inputs.now);
         // However often it goes back and forth.
         let excess = (status.phases.len() + 1).saturating_sub(limits::PHASES);
         status.phases.drain(..excess);
@@ -140,13 +140,13 @@ fn enter(view: &View<'_>, status: &mut QemuMigrationStatus, phase: MigrationPhas
     }
 }
 
-fn close(view: &View<'_>, status: &mut QemuMigrationStatus) {
+fn close(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) {
     if let Some(last) = status.phases.last_mut().filter(|last| last.ms.is_none()) {
-        last.ms = Some(milliseconds(&last.started_at, view.now));
+        last.ms = Some(milliseconds(&last.started_at, inputs.now));
     }
 }
 
-fn finish(view: &View<'_>, status: &mut QemuMigrationStatus) {
+fn finish(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) {
     let (phase, condition) = match &status.failure {
         None => {
             let to = status
@@ -170,10 +170,10 @@ fn finish(view: &View<'_>, status: &mut QemuMigrationStatus) {
             (phase, NewCondition::no(types::SUCCEEDED, reason, message))
         }
     };
-    enter(view, status, phase);
-    status.finished_at = Some(micro(view.now));
-    status.total_ms = status.started_at.as_ref().map(|at| milliseconds(at, view.now));
-    set(view, status, condition);
+    enter(inputs, status, phase);
+    status.finished_at = Some(micro(inputs.now));
+    status.total_ms = status.started_at.as_ref().map(|at| milliseconds(at, inputs.now));
+    set(inputs, status, condition);
 }
 
 /// Ends a migration that has not begun.

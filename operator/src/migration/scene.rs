@@ -15,12 +15,12 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::encryption::Encryption;
+use super::inputs::{Deadlines, Inputs, NicInputs};
 use super::phases::Phases;
 use super::step::step;
-use super::view::{Deadlines, NicView, View};
 use crate::moves::ends::Ends;
 use crate::moves::{Move, qemu};
-use crate::nic::desired::{Place, Wanted, desired_attachments};
+use crate::nic::desired::{self, Place, desired_attachments};
 use crate::pods;
 use crate::testing::{attachment, migration, nic, observe, pod, report};
 
@@ -97,15 +97,15 @@ impl Scene {
 
     /// One reconcile of the migration.
     pub fn step(&mut self) -> Option<Duration> {
-        let nic = NicView {
+        let nic = NicInputs {
             nic: Arc::new(self.nic.clone()),
             attachments: self.attachments(),
             target_refusal: self.refusal.clone(),
         };
         let ends = self.ends();
         let silent = ends.as_ref().is_some_and(Ends::is_silent);
-        let waits = self.phases.look(&self.migration, silent, self.instant());
-        let view = View {
+        let waits = self.phases.waits(&self.migration, silent, self.instant());
+        let inputs = Inputs {
             now: Timestamp::from_second(self.second + self.skew).unwrap(),
             in_phase_for: waits.in_phase_for,
             silent_for: waits.silent_for,
@@ -122,10 +122,10 @@ impl Scene {
             },
             encryption: self.encryption,
         };
-        let step = step(&view);
+        let step = step(&inputs);
         self.migration.status = Some(step.status);
         // The change of the status comes back at once.
-        self.phases.look(&self.migration, silent, self.instant());
+        self.phases.waits(&self.migration, silent, self.instant());
         step.again
     }
 
@@ -140,14 +140,14 @@ impl Scene {
                 Place::At(pods::reference(&self.pods[pod]), node.to_owned())
             }
         };
-        let wanted = Wanted {
+        let inputs = desired::Inputs {
             nic: &self.nic,
             mac: "02:00:00:00:00:01",
             l2: None,
             existing: &attachments,
             place,
         };
-        desired_attachments(&wanted)
+        desired_attachments(&inputs)
     }
 
     /// One reconcile of the NIC.

@@ -21,13 +21,13 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::encryption::{self, Encryption};
-use super::record::{Next, apply, explain, fail, micro, roll_back, wait};
-use super::view::{
-    NicView, View, after, attachment, deleting, is_attached, is_back, is_refused, lacks_vf, node,
+use super::inputs::{
+    Inputs, NicInputs, after, attachment, deleting, is_attached, is_back, is_refused, lacks_vf, node,
     ready_reason, source_of, target_of, why,
 };
+use super::record::{Next, apply, explain, fail, micro, roll_back, stay};
 use crate::attachment::{is_current, report, state};
-use crate::fence::sight::AGAIN;
+use crate::fence::lookup::AGAIN;
 use crate::moves::ends::{Ends, Rollback};
 use crate::nic::whereabouts::qemu::says_that_it_waits;
 use crate::pods::{self, Target};
@@ -42,54 +42,54 @@ pub struct Step {
 }
 
 /// The status that follows from what is seen. Applied to its own result with nothing else changed, it changes nothing.
-pub fn step(view: &View<'_>) -> Step {
-    let mut status = view.migration.status.clone().unwrap_or_default();
+pub fn step(inputs: &Inputs<'_>) -> Step {
+    let mut status = inputs.migration.status.clone().unwrap_or_default();
     if status.phase.is_final() {
         return Step { status, again: None };
     }
-    status.observed_generation = view.migration.metadata.generation;
-    let next = match (status.phase, &view.ends) {
-        (MigrationPhase::Pending, _) | (_, None) => pending(view, &mut status),
-        (MigrationPhase::PreparingTarget, Some(ends)) => preparing(view, &mut status, ends),
-        (MigrationPhase::SwitchingToStandby, Some(ends)) => switching(view, &status, ends),
-        (MigrationPhase::Transferring, Some(ends)) => transferring(view, &status, ends),
-        (MigrationPhase::Completing, Some(ends)) => completing(view, &status, ends),
-        (_, Some(ends)) => rolling_back(view, &mut status, ends),
+    status.observed_generation = inputs.migration.metadata.generation;
+    let next = match (status.phase, &inputs.ends) {
+        (MigrationPhase::Pending, _) | (_, None) => pending(inputs, &mut status),
+        (MigrationPhase::PreparingTarget, Some(ends)) => preparing(inputs, &mut status, ends),
+        (MigrationPhase::SwitchingToStandby, Some(ends)) => switching(inputs, &status, ends),
+        (MigrationPhase::Transferring, Some(ends)) => transferring(inputs, &status, ends),
+        (MigrationPhase::Completing, Some(ends)) => completing(inputs, &status, ends),
+        (_, Some(ends)) => rolling_back(inputs, &mut status, ends),
     };
-    if let Some(ms) = view
+    if let Some(ms) = inputs
         .ends
         .as_ref()
         .and_then(|ends| ends.source.as_ref()?.downtime_ms)
     {
         status.downtime_ms = Some(ms);
     }
-    let again = apply(view, &mut status, next);
+    let again = apply(inputs, &mut status, next);
     Step { status, again }
 }
 
 const CANCELLED: &str = "the migration was deleted; the VM runs on at its source";
 
-fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
-    let vm = &view.migration.spec.vm;
-    if deleting(view) {
+fn pending(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) -> Next {
+    let vm = &inputs.migration.spec.vm;
+    if deleting(inputs) {
         return fail(status, reasons::CANCELLED, CANCELLED);
     }
-    if let Some(leaving) = view
+    if let Some(leaving) = inputs
         .nics
         .iter()
-        .find(|view| view.nic.metadata.deletion_timestamp.is_some())
+        .find(|nic| nic.nic.metadata.deletion_timestamp.is_some())
     {
         let message = format!(
             "waits for the NIC {}, which was deleted, to leave the guest",
             leaving.nic.name_any()
         );
-        return wait(reasons::PROGRESSING, message);
+        return stay(reasons::PROGRESSING, message);
     }
     // What was refused is not in the guest, and cannot keep the VM where it is.
-    let nics: Vec<_> = view.nics.iter().filter(|view| !is_refused(view)).collect();
+    let nics: Vec<_> = inputs.nics.iter().filter(|nic| !is_refused(nic)).collect();
     let Some(oldest) = nics
         .iter()
-        .min_by_key(|view| (view.nic.creation_timestamp().map(|t| t.0), view.nic.name_any()))
+        .min_by_key(|nic| (nic.nic.creation_timestamp().map(|t| t.0), nic.nic.name_any()))
     else {
         let message =
             format!("no VmHybridNic of this namespace is of the VM {vm}: there is nothing to migrate by");
@@ -103,33 +103,35 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
         );
         return fail(status, reasons::TOO_MANY_NICS, message);
     }
-    if let Some(other) = &view.blocked_by {
+    if let Some(other) = &inputs.blocked_by {
         let message = format!("waits for the migration {other} of the same VM to end, or to be deleted");
-        return wait(reasons::MIGRATION_BUSY, message);
+        return stay(reasons::MIGRATION_BUSY, message);
     }
     let known = oldest.nic.status.as_ref().and_then(|status| status.pod.as_ref());
-    let Some(source) = pods::active(known, view.pods) else {
-        return wait(
+    let Some(source) = pods::active(known, inputs.pods) else {
+        return stay(
             reasons::POD_NOT_FOUND,
             format!("no pod with the label hybridnic.io/vm={vm} runs the VM"),
         );
     };
     let (Some(node), true) = (pods::node(source), pods::is_running(source)) else {
-        return wait(
+        return stay(
             reasons::POD_NOT_RUNNING,
             format!("the VM's pod {} does not run yet", source.name_any()),
         );
     };
     let from = pods::reference(source);
-    let asked = view.migration.spec.target_pod.as_deref();
-    let to = match pods::target(asked, &from.uid, view.pods, &view.away, |pod| waits(view, pod)) {
+    let asked = inputs.migration.spec.target_pod.as_deref();
+    let to = match pods::target(asked, &from.uid, inputs.pods, &inputs.away, |pod| {
+        waits(inputs, pod)
+    }) {
         Target::Pod(to) => to,
-        Target::None => return wait(reasons::NO_TARGET_POD, no_target(vm, asked, &from.name)),
-        Target::Several(pods) => return wait(reasons::SEVERAL_TARGET_PODS, several(&pods)),
+        Target::None => return stay(reasons::NO_TARGET_POD, no_target(vm, asked, &from.name)),
+        Target::Several(pods) => return stay(reasons::SEVERAL_TARGET_PODS, several(&pods)),
     };
-    let address = match pods::address_from(source, to, &view.of_nodes) {
+    let address = match pods::address_from(source, to, &inputs.of_nodes) {
         Ok(address) => address.to_owned(),
-        Err(why) => return wait(reasons::TARGET_ADDRESS_REFUSED, why),
+        Err(why) => return stay(reasons::TARGET_ADDRESS_REFUSED, why),
     };
     for nic in &nics {
         if !attachment(nic, &from).is_some_and(is_attached) {
@@ -139,7 +141,7 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
                 nic.nic.name_any(),
                 after(&why)
             );
-            return wait(reasons::AGENT_PENDING, message);
+            return stay(reasons::AGENT_PENDING, message);
         }
     }
     status.source = Some(MigrationEnd {
@@ -152,16 +154,16 @@ fn pending(view: &View<'_>, status: &mut QemuMigrationStatus) -> Next {
         pod: pods::reference(to),
         pod_ip: Some(address),
     });
-    status.nics = nics.iter().map(|view| view.nic.name_any()).collect();
+    status.nics = nics.iter().map(|nic| nic.nic.name_any()).collect();
     status.nics.sort();
-    status.started_at = Some(micro(view.now));
-    status.encrypted = Some(view.encryption != Encryption::Off);
+    status.started_at = Some(micro(inputs.now));
+    status.encrypted = Some(inputs.encryption != Encryption::Off);
     Next::Go(MigrationPhase::PreparingTarget)
 }
 
 /// Whether an agent says that QEMU in a pod waits for a VM: some NIC of the VM is attached there.
-fn waits(view: &View<'_>, pod: &Pod) -> bool {
-    let attached = view
+fn waits(inputs: &Inputs<'_>, pod: &Pod) -> bool {
+    let attached = inputs
         .nics
         .iter()
         .filter_map(|nic| attachment(nic, &pods::reference(pod)));
@@ -192,16 +194,16 @@ fn no_target(vm: &str, asked: Option<&str>, source: &str) -> String {
     }
 }
 
-fn preparing(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> Next {
-    if let Some(next) = cancelled_or_lost(view, ends).or_else(|| encryption::settle(view, status, ends)) {
+fn preparing(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> Next {
+    if let Some(next) = cancelled_or_lost(inputs, ends).or_else(|| encryption::settle(inputs, status, ends)) {
         return next;
     }
     let status = &*status;
-    if let Some(what) = encryption::source_is_unknown(view, status, ends) {
-        return until(view, view.deadlines.prepare, reasons::TLS_UNAVAILABLE, what);
+    if let Some(what) = encryption::source_is_unknown(inputs, status, ends) {
+        return until(inputs, inputs.deadlines.prepare, reasons::TLS_UNAVAILABLE, what);
     }
     let mut waits = Vec::new();
-    for nic in &view.nics {
+    for nic in &inputs.nics {
         let name = nic.nic.name_any();
         let Some(attachment) = target_of(nic, status) else {
             waits.push(format!(
@@ -217,7 +219,7 @@ fn preparing(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> 
             );
             return roll_back(reasons::TARGET_NO_FREE_VF, message);
         }
-        let uid = view.migration.uid().unwrap_or_default();
+        let uid = inputs.migration.uid().unwrap_or_default();
         let report = report(attachment, &uid);
         let known = |r: &MigrationReport| status.encrypted != Some(true) || r.ca.is_some();
         if !report.is_some_and(|r| r.state == MigrationState::Listening && r.port.is_some() && known(r)) {
@@ -230,15 +232,15 @@ fn preparing(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> 
         return Next::Go(MigrationPhase::SwitchingToStandby);
     }
     let what = format!("{} is not ready for {}", node(status), waits.join(", "));
-    until(view, view.deadlines.prepare, reasons::TARGET_NOT_READY, what)
+    until(inputs, inputs.deadlines.prepare, reasons::TARGET_NOT_READY, what)
 }
 
-fn switching(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
-    if let Some(next) = cancelled_or_lost(view, ends) {
+fn switching(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
+    if let Some(next) = cancelled_or_lost(inputs, ends) {
         return next;
     }
     let mut waits = Vec::new();
-    for nic in &view.nics {
+    for nic in &inputs.nics {
         let Some(attachment) = source_of(nic, status) else {
             continue;
         };
@@ -268,15 +270,15 @@ fn switching(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next
         return Next::Go(MigrationPhase::Transferring);
     }
     let what = format!("the source is not on standby with {}", waits.join(", "));
-    until(view, view.deadlines.switch, reasons::FAILED, what)
+    until(inputs, inputs.deadlines.switch, reasons::FAILED, what)
 }
 
-fn transferring(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
+fn transferring(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
     use MigrationState::{Cancelled, Failed};
     if ends.arrived() {
         return Next::Go(MigrationPhase::Completing);
     }
-    if deleting(view) {
+    if deleting(inputs) {
         return roll_back(reasons::CANCELLED, CANCELLED);
     }
     match ends.source_state() {
@@ -302,7 +304,7 @@ fn transferring(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> N
         );
     }
     if ends.is_silent() {
-        return silent(view, status, ends);
+        return silent(inputs, status, ends);
     }
     // The source still has the VM, or will say that it has let it go.
     if ends.target_gone {
@@ -316,7 +318,7 @@ fn transferring(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> N
     let message: String = std::iter::once(explain(MigrationPhase::Transferring).to_owned())
         .chain(errors)
         .collect();
-    wait(reasons::MIGRATING, message)
+    stay(reasons::MIGRATING, message)
 }
 
 /// The VM's source is no more. Only its end, not that its pod's object has gone, says that nothing runs there.
@@ -335,8 +337,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 /// The source has let the VM go, or has gone, and the target does not say what became of it. Nothing is done, for anything could
 /// run the VM twice, or end the only one.
-fn silent(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
-    let migration = view.migration;
+fn silent(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
+    let migration = inputs.migration;
     let decide = format!(
         "decide with: kubectl patch qmig {} -n {} --type merge -p '{{\"spec\":{{\"decision\":\"ResumeSource\"}}}}' once you are sure \
          that it does not run there and cannot be started there, best by ending its pod first; or with AbandonSource if it runs there",
@@ -362,7 +364,7 @@ fn silent(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
     }
     let error = ends.target.as_ref().and_then(|report| report.error.clone());
     let error = after(&error.unwrap_or_default());
-    match SILENCE.checked_sub(view.silent_for) {
+    match SILENCE.checked_sub(inputs.silent_for) {
         Some(left) if !left.is_zero() => Next::Wait {
             reason: reasons::MIGRATING,
             message: format!("{gone}; waits for {node} to say that it has it{error}"),
@@ -373,29 +375,29 @@ fn silent(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
                 "{gone}, and {node} does not say whether it has it{error}; {meanwhile} until that node's agent and QEMU answer; if \
                  they never will, {decide}"
             );
-            wait(reasons::TARGET_SILENT, message)
+            stay(reasons::TARGET_SILENT, message)
         }
     }
 }
 
-fn completing(view: &View<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
+fn completing(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
     let target = status.target.as_ref().map(|end| &end.pod);
-    for nic in &view.nics {
+    for nic in &inputs.nics {
         // The NIC must know its new pod before the migration lets go of it.
         if nic.nic.status.as_ref().and_then(|status| status.pod.as_ref()) != target {
-            return wait(reasons::MIGRATING, explain(MigrationPhase::Completing));
+            return stay(reasons::MIGRATING, explain(MigrationPhase::Completing));
         }
         let left = source_of(nic, status).filter(|a| state(a) != AttachmentState::Detached);
         if let Some(left) = left.filter(|_| !ends.source_gone) {
             let message = format!("{}; {}", explain(MigrationPhase::Completing), leaves(nic, left));
-            return wait(reasons::MIGRATING, message);
+            return stay(reasons::MIGRATING, message);
         }
     }
     Next::Finish
 }
 
 /// What is waited for of a NIC.
-fn leaves(nic: &NicView, attachment: &NicAttachment) -> String {
+fn leaves(nic: &NicInputs, attachment: &NicAttachment) -> String {
     let why = after(&why(attachment).unwrap_or_default());
     format!(
         "waits for {} on {}{why}",
@@ -404,7 +406,7 @@ fn leaves(nic: &NicView, attachment: &NicAttachment) -> String {
     )
 }
 
-fn rolling_back(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> Next {
+fn rolling_back(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> Next {
     // A cancel that came too late, or a failure that was none: the target has the last word.
     if ends.begun && ends.arrived() {
         return Next::Go(MigrationPhase::Completing);
@@ -415,54 +417,54 @@ fn rolling_back(view: &View<'_>, status: &mut QemuMigrationStatus, ends: &Ends) 
         return if settled || ends.never_ran() || ends.target_over {
             Next::Finish
         } else {
-            silent(view, status, ends)
+            silent(inputs, status, ends)
         };
     }
     if ends.rollback() == Rollback::Undecided {
-        return silent(view, status, ends);
+        return silent(inputs, status, ends);
     }
     if ends.is_contested() {
         let message = format!(
             "the VM may run twice: {} says that it has it, after the decision that it does not run there; end one of its pods at once",
             node(status)
         );
-        return wait(reasons::NEEDS_DECISION, message);
+        return stay(reasons::NEEDS_DECISION, message);
     }
-    if ends.rollback() == Rollback::NeverRan && revoked(view, status) {
-        status.resuming_since = Some(micro(view.now));
+    if ends.rollback() == Rollback::NeverRan && revoked(inputs, status) {
+        status.resuming_since = Some(micro(inputs.now));
     }
     let source = status.source.as_ref().map_or("", |end| end.node_name.as_str());
     match ends.rollback() {
         Rollback::NotBegun | Rollback::Stopped => {}
         Rollback::NeverRan | Rollback::Resuming => {
             let message = format!("waits for QEMU on {source} to run the VM on");
-            return wait(reasons::MIGRATING, message);
+            return stay(reasons::MIGRATING, message);
         }
         _ => {
             let message = format!("waits for QEMU on {source} to say that the transfer has stopped");
-            return wait(reasons::MIGRATING, message);
+            return stay(reasons::MIGRATING, message);
         }
     }
-    for nic in &view.nics {
+    for nic in &inputs.nics {
         if let Some(attachment) = source_of(nic, status).filter(|attachment| !is_back(attachment)) {
-            return wait(reasons::MIGRATING, leaves(nic, attachment));
+            return stay(reasons::MIGRATING, leaves(nic, attachment));
         }
     }
     Next::Finish
 }
 
 /// Whether no NIC at the target has the order to receive the VM any more: an agent that starts again cannot read it.
-fn revoked(view: &View<'_>, status: &QemuMigrationStatus) -> bool {
+fn revoked(inputs: &Inputs<'_>, status: &QemuMigrationStatus) -> bool {
     let listens = |attachment: &NicAttachment| {
         let order = attachment.spec.migration.as_ref();
         order.is_some_and(|order| order.step == MigrationStep::Listen)
     };
-    let mut targets = view.nics.iter().filter_map(|nic| target_of(nic, status));
+    let mut targets = inputs.nics.iter().filter_map(|nic| target_of(nic, status));
     !targets.any(listens)
 }
 
-fn cancelled_or_lost(view: &View<'_>, ends: &Ends) -> Option<Next> {
-    if deleting(view) {
+fn cancelled_or_lost(inputs: &Inputs<'_>, ends: &Ends) -> Option<Next> {
+    if deleting(inputs) {
         return Some(roll_back(reasons::CANCELLED, CANCELLED));
     }
     if ends.source_lost() {
@@ -477,8 +479,8 @@ fn cancelled_or_lost(view: &View<'_>, ends: &Ends) -> Option<Next> {
 }
 
 /// The phase stays until its deadline. It begins again with a new leader: the clock that wrote the status may be another.
-fn until(view: &View<'_>, deadline: Duration, late: &'static str, what: String) -> Next {
-    match deadline.checked_sub(view.in_phase_for) {
+fn until(inputs: &Inputs<'_>, deadline: Duration, late: &'static str, what: String) -> Next {
+    match deadline.checked_sub(inputs.in_phase_for) {
         Some(left) if !left.is_zero() => Next::Wait {
             reason: reasons::MIGRATING,
             message: what,

@@ -18,7 +18,7 @@ use crate::events::Events;
 use crate::presence::Presence;
 use crate::world::World;
 use crate::write;
-use status::{Nodes, notes, of_network, status};
+use status::{Nodes, build_status, notes, of_network};
 
 /// All nodes of a network are looked at, and its status is written, no more often than this.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -176,7 +176,7 @@ impl Reconciler for NetworkReconciler {
         } else {
             Vec::new()
         };
-        let new = status(
+        let new = build_status(
             &network,
             &nodes,
             &self.world.nics.glances(&key),

@@ -77,7 +77,7 @@ pub fn of_network(node: &HybridNode, network: &str) -> HybridNode {
 }
 
 /// The status that follows from the nodes of the network's pool and its NICs.
-pub fn status(
+pub fn build_status(
     network: &HybridNetwork,
     nodes: &Nodes,
     nics: &[NicGlance],
@@ -312,7 +312,7 @@ mod tests {
     }
 
     fn of(nodes: &[HybridNode], nics: &[NicGlance]) -> HybridNetworkStatus {
-        status(&network("net"), &there(nodes), nics, &[], Timestamp::UNIX_EPOCH)
+        build_status(&network("net"), &there(nodes), nics, &[], Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -417,7 +417,7 @@ mod tests {
         let mut network = network("net");
         let odd = serde_json::json!({"matchExpressions": [{"key": "zone", "operator": "Near"}]});
         network.spec.node_selector = serde_json::from_value(odd).ok();
-        let status = status(&network, &there(&[]), &[], &[], Timestamp::UNIX_EPOCH);
+        let status = build_status(&network, &there(&[]), &[], &[], Timestamp::UNIX_EPOCH);
         let accepted = conditions::find(&status.conditions, types::ACCEPTED).unwrap();
         assert_eq!(accepted.status, "False");
         assert!(
@@ -434,7 +434,7 @@ mod tests {
         let mut network = network("net");
         network.metadata.deletion_timestamp = network.metadata.creation_timestamp.clone();
         let names: Vec<_> = (0..5).map(|n| format!("ns/eth{n}")).collect();
-        let status = status(
+        let status = build_status(
             &network,
             &there(&[with_vfs("n1", 7, 5, "")]),
             &[],
@@ -455,7 +455,7 @@ mod tests {
     #[test]
     fn nodes_that_are_away_are_not_counted() {
         let of = |nodes: Nodes| {
-            let status = status(&network("net"), &nodes, &[], &[], Timestamp::UNIX_EPOCH);
+            let status = build_status(&network("net"), &nodes, &[], &[], Timestamp::UNIX_EPOCH);
             let ready = conditions::find(&status.conditions, types::READY).unwrap();
             (
                 status.vfs.total,

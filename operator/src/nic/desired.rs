@@ -36,7 +36,7 @@ pub enum Place<'a> {
 }
 
 /// All that decides about a NIC's attachments.
-pub struct Wanted<'a> {
+pub struct Inputs<'a> {
     /// The NIC.
     pub nic: &'a VmHybridNic,
     /// Its address.
@@ -50,10 +50,10 @@ pub struct Wanted<'a> {
 }
 
 /// The specs of the attachments that should be; all others should go.
-pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
-    let (of, ends) = match &wanted.place {
+pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
+    let (of, ends) = match &inputs.place {
         Place::Nowhere => return Vec::new(),
-        Place::At(pod, node) => return vec![one(wanted, pod, node, Goal::FastPath, None, None)],
+        Place::At(pod, node) => return vec![one(inputs, pod, node, Goal::FastPath, None, None)],
         Place::Moving(of, ends) => (*of, *ends),
     };
     let (source, target) = (&of.source, &of.target);
@@ -74,7 +74,7 @@ pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
         .as_mut()
         .filter(|order| order.step == MigrationStep::Transfer)
     {
-        order.target_uri = target_uri(wanted, of, ends);
+        order.target_uri = target_uri(inputs, of, ends);
     }
     if orders.encrypted {
         for (order, pod, other) in [
@@ -82,7 +82,7 @@ pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
             (target_order.as_mut(), &target.pod, ends.source.as_ref()),
         ] {
             if let Some(order) = order {
-                order.tls = tls(wanted, pod, order, other);
+                order.tls = tls(inputs, pod, order, other);
             }
         }
     }
@@ -92,7 +92,7 @@ pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
         of.stage == Stage::Preparing && unknown
     });
     let mut specs = vec![one(
-        wanted,
+        inputs,
         &source.pod,
         &source.node_name,
         source_goal,
@@ -101,7 +101,7 @@ pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
     )];
     if !waits {
         specs.push(one(
-            wanted,
+            inputs,
             &target.pod,
             &target.node_name,
             target_goal,
@@ -114,7 +114,7 @@ pub fn desired_attachments(wanted: &Wanted<'_>) -> Vec<NicAttachmentSpec> {
 
 /// How an end knows the other one, where the stream is encrypted. Once said it stays: the other end's report may go away.
 fn tls(
-    wanted: &Wanted<'_>,
+    inputs: &Inputs<'_>,
     pod: &ObjectRef,
     order: &MigrationOrder,
     other: Option<&MigrationReport>,
@@ -124,7 +124,7 @@ fn tls(
         MigrationStep::Listen | MigrationStep::Transfer => {}
         MigrationStep::GiveUp | MigrationStep::Cancel | MigrationStep::Resume => return None,
     }
-    let said = find(wanted, pod)
+    let said = find(inputs, pod)
         .and_then(|end| end.spec.migration.as_ref())
         .filter(|said| said.migration == order.migration && said.step == order.step)
         .and_then(|said| said.tls.as_ref()?.peer_ca.clone());
@@ -167,23 +167,23 @@ fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
 }
 
 fn one(
-    wanted: &Wanted<'_>,
+    inputs: &Inputs<'_>,
     pod: &ObjectRef,
     node: &str,
     goal: Goal,
     ports_as_in: Option<&ObjectRef>,
     migration: Option<MigrationOrder>,
 ) -> NicAttachmentSpec {
-    let nic = wanted.nic;
-    let existing = find(wanted, pod);
+    let nic = inputs.nic;
+    let existing = find(inputs, pod);
     // Where a NIC is in the guest cannot change while it is there.
-    let source = ports_as_in.and_then(|source| find(wanted, source));
+    let source = ports_as_in.and_then(|source| find(inputs, source));
     let ports = match existing {
         Some(existing) => existing.spec.ports.clone(),
         None => source.and_then(ports_of),
     };
     let attached = existing.or(source).map(|attached| &attached.spec.l2);
-    let l2 = l2(wanted.l2.as_ref(), attached);
+    let l2 = l2(inputs.l2.as_ref(), attached);
     NicAttachmentSpec {
         node_name: node.to_owned(),
         nic: ObjectRef {
@@ -194,7 +194,7 @@ fn one(
         pod: pod.clone(),
         network: nic.spec.network.clone(),
         mac: existing
-            .map_or(wanted.mac, |existing| &existing.spec.mac)
+            .map_or(inputs.mac, |existing| &existing.spec.mac)
             .to_owned(),
         goal,
         no_free_vf: nic.spec.no_free_vf,
@@ -217,9 +217,9 @@ fn l2(network: Option<&L2Settings>, attached: Option<&L2Settings>) -> L2Settings
     }
 }
 
-fn find<'a>(wanted: &Wanted<'a>, pod: &ObjectRef) -> Option<&'a NicAttachment> {
-    let name = attachment_name(&wanted.nic.name_any(), &pod.uid);
-    wanted
+fn find<'a>(inputs: &Inputs<'a>, pod: &ObjectRef) -> Option<&'a NicAttachment> {
+    let name = attachment_name(&inputs.nic.name_any(), &pod.uid);
+    inputs
         .existing
         .iter()
         .find(|existing| existing.name_any() == name)
@@ -235,8 +235,8 @@ fn ports_of(source: &NicAttachment) -> Option<GuestPorts> {
 }
 
 /// Where to send the VM. Once said it stays: the target's report may go away with the target.
-fn target_uri(wanted: &Wanted<'_>, of: &Move, ends: &Ends) -> Option<String> {
-    let said = find(wanted, &of.source.pod)
+fn target_uri(inputs: &Inputs<'_>, of: &Move, ends: &Ends) -> Option<String> {
+    let said = find(inputs, &of.source.pod)
         .and_then(|source| source.spec.migration.as_ref())
         .filter(|order| order.migration == of.id && order.step == MigrationStep::Transfer)
         .and_then(|order| order.target_uri.clone());

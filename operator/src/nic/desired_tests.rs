@@ -25,14 +25,14 @@ fn moving(stage: Stage) -> Move {
 
 fn specs(existing: &[Arc<NicAttachment>], place: Place<'_>) -> Vec<NicAttachmentSpec> {
     let nic = nic("eth0", "vm", "net", 1);
-    let wanted = Wanted {
+    let inputs = Inputs {
         nic: &nic,
         mac: "02:00:00:00:00:01",
         l2: None,
         existing,
         place,
     };
-    desired_attachments(&wanted)
+    desired_attachments(&inputs)
 }
 
 /// Goal and order of source and target.
@@ -105,14 +105,14 @@ fn an_attached_nic_keeps_its_vlan_and_mtu_wherever_it_goes() {
     );
     let place = || Place::Moving(&of, &ends);
     let l2 = |l2: Option<L2Settings>, existing: &[Arc<NicAttachment>]| {
-        let wanted = Wanted {
+        let inputs = Inputs {
             nic: &nic,
             mac: "02:00:00:00:00:01",
             l2,
             existing,
             place: place(),
         };
-        let specs = desired_attachments(&wanted);
+        let specs = desired_attachments(&inputs);
         assert_eq!(
             (specs.len(), &specs[0].l2),
             (2, &specs[1].l2),

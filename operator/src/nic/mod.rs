@@ -3,8 +3,8 @@
 pub mod admit;
 pub mod desired;
 mod echo;
-pub mod known;
 mod leaving;
+pub mod observed;
 mod patience;
 mod reconcile;
 pub mod release;

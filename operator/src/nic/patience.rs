@@ -32,7 +32,7 @@ impl Patience {
     }
 
     /// Looks at a NIC, of which the attachments of these uids are lost now, and no others.
-    pub fn look(&self, nic: (String, String), lost: BTreeSet<String>, now: Instant) -> Waited {
+    pub fn count(&self, nic: (String, String), lost: BTreeSet<String>, now: Instant) -> Waited {
         let Some(timeout) = self.timeout else {
             return Waited::default();
         };
@@ -77,7 +77,7 @@ mod tests {
         let (patience, now) = (Patience::new(None), Instant::now());
         for minutes in 0..100 {
             assert_eq!(
-                patience.look(nic(), uids(&["a"]), now + minutes * MINUTE),
+                patience.count(nic(), uids(&["a"]), now + minutes * MINUTE),
                 Waited::default()
             );
         }
@@ -88,7 +88,7 @@ mod tests {
     fn what_is_lost_without_a_break_is_overdue_in_the_end() {
         let (patience, now) = (Patience::new(Some(6 * MINUTE)), Instant::now());
         let look = |minutes: u32, lost: &[&str]| {
-            let waited = patience.look(nic(), uids(lost), now + minutes * MINUTE);
+            let waited = patience.count(nic(), uids(lost), now + minutes * MINUTE);
             (waited.overdue, waited.again.map(|left| left.as_secs() / 60))
         };
         assert_eq!(look(0, &["a"]), (uids(&[]), Some(6)));

@@ -15,18 +15,18 @@ use kube::api::ObjectMeta;
 use kube::{Api, Client, Resource, ResourceExt};
 
 use super::admit::{self, Refusal};
-use super::desired::{Place, Wanted, desired_attachments};
+use super::desired::{self, Place, desired_attachments};
 use super::echo::{Awaited, Echoes};
-use super::known::{Known, Location};
+use super::observed::{Location, Observed};
 use super::patience::Patience;
 use super::release::has_finalizer;
-use super::status::{Facts, is_news, notes, status};
+use super::status::{self, build_status, is_news, notes};
 use crate::attachment::state;
 use crate::cache::{Key, Name};
 use crate::controller::{Done, Reconciler};
 use crate::events::Events;
 use crate::fence::NodeState;
-use crate::fence::sight::{AGAIN, Sight};
+use crate::fence::lookup::{AGAIN, NodeLookup};
 use crate::mac::{self, Given, HandedOut};
 use crate::presence::Presence;
 use crate::world::World;
@@ -45,7 +45,7 @@ struct Writes<'a> {
 pub struct NicReconciler {
     client: Client,
     world: World,
-    sight: Sight,
+    lookup: NodeLookup,
     patience: Patience,
     events: Events,
     echoes: Echoes,
@@ -54,11 +54,11 @@ pub struct NicReconciler {
 
 impl NicReconciler {
     /// A reconciler that reads from `world`, and waits for nodes that do not answer as `patience` says.
-    pub fn new(client: Client, world: World, sight: Sight, patience: Patience, events: Events) -> Self {
+    pub fn new(client: Client, world: World, lookup: NodeLookup, patience: Patience, events: Events) -> Self {
         Self {
             client,
             world,
-            sight,
+            lookup,
             patience,
             events,
             echoes: Echoes::default(),
@@ -82,14 +82,14 @@ impl NicReconciler {
             });
         }
 
-        let (known, again) = self.look(nic).await;
+        let (observed, again) = self.observe(nic).await;
         let awaited = self
             .echoes
-            .awaited(&Name::of(nic), &known.attachments, Instant::now());
+            .awaited(&Name::of(nic), &observed.attachments, Instant::now());
         let again = again.into_iter().chain(awaited.again).min();
         // One that has just been made is not seen yet.
-        let gone = known.attachments.is_empty() && awaited.again.is_none();
-        if deleting && known.moving.is_none() && gone {
+        let gone = observed.attachments.is_empty() && awaited.again.is_none();
+        if deleting && observed.moving.is_none() && gone {
             self.handed_out().settle(nic);
             self.echoes.forget(&Name::of(nic));
             finalizers.retain(|finalizer| finalizer != NIC_FINALIZER);
@@ -99,12 +99,12 @@ impl NicReconciler {
             return Ok(Done::default());
         }
 
-        let (admission, given) = self.admit(nic, &known);
+        let (admission, given) = self.admit(nic, &observed);
         let (mac, kept) = given.map(|given| (given.mac.to_string(), given.kept)).unzip();
         let kept = kept.flatten().map(|error| mac_refusal(&error));
-        let location = known.location(nic);
+        let location = observed.location(nic);
         let mut obstacle = match &location {
-            _ if deleting && known.moving.is_none() => known.held(None),
+            _ if deleting && observed.moving.is_none() => observed.held(None),
             Ok(location) => location.wait.clone(),
             Err(refusal) => Some(refusal.clone()),
         };
@@ -112,39 +112,39 @@ impl NicReconciler {
         let leaves = location
             .as_ref()
             .ok()
-            .filter(|_| !deleting && known.moving.is_none());
-        let leaves = leaves.and_then(|location| known.left(nic, &location.pod));
-        let place = place(&known, &location, deleting);
+            .filter(|_| !deleting && observed.moving.is_none());
+        let leaves = leaves.and_then(|location| observed.left(nic, &location.pod));
+        let place = place(&observed, &location, deleting);
         // An address is used only once the status shows it: from then on nobody else gets it.
         let recorded = nic.status.as_ref().and_then(|status| status.mac.as_deref());
-        let used = known
+        let used = observed
             .attachments
             .first()
             .map(|attachment| attachment.spec.mac.as_str());
         let granted = mac.as_deref().filter(|mac| recorded == Some(mac));
         if let Some(mac) = granted.or(used).filter(|_| leaves.is_none()) {
-            let l2 = known.network.as_ref().map(|network| l2(network));
-            let wanted = Wanted {
+            let l2 = observed.network.as_ref().map(|network| l2(network));
+            let inputs = desired::Inputs {
                 nic,
                 mac,
                 l2,
-                existing: &known.attachments,
+                existing: &observed.attachments,
                 place,
             };
-            let specs = desired_attachments(&wanted);
+            let specs = desired_attachments(&inputs);
             let writes = Writes {
                 specs,
                 awaited,
                 admission: &admission,
             };
-            let made = self.apply(nic, &known, writes, &mut obstacle).await?;
-            if let Some(note) = known.unproven().filter(|_| made) {
+            let made = self.apply(nic, &observed, writes, &mut obstacle).await?;
+            if let Some(note) = observed.unproven().filter(|_| made) {
                 tracing::warn!("{}", note.message);
                 self.events.tell(nic, vec![note]);
             }
         }
 
-        let facts = Facts {
+        let inputs = status::Inputs {
             nic,
             now: Timestamp::now(),
             mac: mac.or_else(|| used.map(ToOwned::to_owned)),
@@ -152,15 +152,15 @@ impl NicReconciler {
             kept,
             other_pods: location
                 .as_ref()
-                .map(|location| known.other_pods(&location.pod))
+                .map(|location| observed.other_pods(&location.pod))
                 .unwrap_or_default(),
             location: location.ok().map(|location| (location.pod, location.node)),
             obstacle,
-            attachments: &known.attachments,
-            moving: known.moving.as_ref().map(|(of, _)| of),
-            moves: &known.moves,
+            attachments: &observed.attachments,
+            moving: observed.moving.as_ref().map(|(of, _)| of),
+            moves: &observed.moves,
         };
-        let (old, new) = (nic.status.clone().unwrap_or_default(), status(&facts));
+        let (old, new) = (nic.status.clone().unwrap_or_default(), build_status(&inputs));
         let wrote = is_news(nic.status.as_ref(), &new);
         if wrote {
             write::status(&api, nic, &new).await?;
@@ -172,34 +172,34 @@ impl NicReconciler {
     }
 
     /// What matters to the NIC, and when to look again though nothing has changed.
-    async fn look(&self, nic: &VmHybridNic) -> (Known, Option<Duration>) {
-        let mut known = Known::read(&self.world, nic);
-        known.nodes = self.sight.nodes(known.node_names()).await;
+    async fn observe(&self, nic: &VmHybridNic) -> (Observed, Option<Duration>) {
+        let mut observed = Observed::read(&self.world, nic);
+        observed.nodes = self.lookup.nodes(observed.node_names()).await;
         let name = (nic.namespace().unwrap_or_default(), nic.name_any());
-        let waited = self.patience.look(name, known.lost(), Instant::now());
-        known.overdue = waited.overdue;
+        let waited = self.patience.count(name, observed.lost(), Instant::now());
+        observed.overdue = waited.overdue;
         let mut rest = Vec::new();
-        for node in known.node_names() {
-            match self.world.agents.look(&node, Instant::now()) {
+        for node in observed.node_names() {
+            match self.world.agents.presence_of(&node, Instant::now()) {
                 Presence::NoAgent => {
-                    known.without_agent.insert(node);
+                    observed.without_agent.insert(node);
                 }
                 Presence::Awaited(left) => rest.push(left),
                 Presence::There | Presence::NotReady => {}
             }
         }
-        let unseen = known.nodes.values().any(|node| *node == NodeState::Unknown);
+        let unseen = observed.nodes.values().any(|node| *node == NodeState::Unknown);
         let again = waited
             .again
             .into_iter()
             .chain(unseen.then_some(AGAIN))
             .chain(rest)
             .min();
-        (known, again)
+        (observed, again)
     }
 
     /// Whether the NIC may be, and its address.
-    fn admit(&self, nic: &VmHybridNic, known: &Known) -> (Result<(), Refusal>, Option<Given>) {
+    fn admit(&self, nic: &VmHybridNic, observed: &Observed) -> (Result<(), Refusal>, Option<Given>) {
         let namespace = self
             .world
             .namespaces
@@ -207,8 +207,8 @@ impl NicReconciler {
         let labels = namespace
             .map(|namespace| namespace.labels().clone())
             .unwrap_or_default();
-        let attached = !known.attachments.is_empty();
-        let network = match admit::to_network(nic, attached, known.network.as_deref(), &labels) {
+        let attached = !observed.attachments.is_empty();
+        let network = match admit::to_network(nic, attached, observed.network.as_deref(), &labels) {
             Ok(network) => network,
             Err(refusal) => return (Err(refusal), None),
         };
@@ -225,14 +225,14 @@ impl NicReconciler {
                 &nic.spec.network,
             ))
         };
-        let sight = mac::Sight {
+        let lookup = mac::Lookup {
             holders: &|mac| self.world.nics.by(&Key::Mac(mac.to_string())),
             is_card: &|mac| self.world.hybrid_nodes.any(&Key::Mac(mac.to_string())),
             is_unread: &|mac| self.world.nics.unread_has(&mac.to_string()),
         };
         let macs = network.spec.macs;
         let rules = range.map(|range| mac::Rules { range, macs });
-        match rules.and_then(|rules| mac::assign(nic, rules, attached, &sight, &mut self.handed_out())) {
+        match rules.and_then(|rules| mac::assign(nic, rules, attached, &lookup, &mut self.handed_out())) {
             Ok(given) => (Ok(()), Some(given)),
             Err(error) => (Err(mac_refusal(&error)), None),
         }
@@ -247,7 +247,7 @@ impl NicReconciler {
     async fn apply(
         &self,
         nic: &VmHybridNic,
-        known: &Known,
+        observed: &Observed,
         writes: Writes<'_>,
         obstacle: &mut Option<Refusal>,
     ) -> Result<bool, write::Error> {
@@ -256,7 +256,7 @@ impl NicReconciler {
             awaited,
             admission,
         } = writes;
-        let (existing, mut made) = (&known.attachments, false);
+        let (existing, mut made) = (&observed.attachments, false);
         let api: Api<NicAttachment> =
             Api::namespaced(self.client.clone(), &nic.namespace().unwrap_or_default());
         let names: Vec<_> = specs
@@ -291,7 +291,7 @@ impl NicReconciler {
             .iter()
             .filter(|existing| !names.contains(&existing.name_any()) && !awaited.has(&existing.name_any()))
         {
-            let abandoned = known.is_abandoned(attachment);
+            let abandoned = observed.is_abandoned(attachment);
             self.retire(&api, nic, attachment, abandoned).await?;
         }
         Ok(made)
@@ -390,8 +390,8 @@ fn log(old: &VmHybridNicStatus, new: &VmHybridNicStatus) {
 }
 
 /// Where the NIC's VM is.
-fn place<'a>(known: &'a Known, location: &Result<Location, Refusal>, deleting: bool) -> Place<'a> {
-    match (&known.moving, location) {
+fn place<'a>(observed: &'a Observed, location: &Result<Location, Refusal>, deleting: bool) -> Place<'a> {
+    match (&observed.moving, location) {
         (Some((of, ends)), _) => Place::Moving(of, ends),
         (
             None,

@@ -11,7 +11,7 @@ use hybridnic_api::v1alpha1::NicAttachment;
 use kube::{Api, Client, ResourceExt};
 
 use crate::controller::{Done, Reconciler};
-use crate::fence::sight::{AGAIN, Sight};
+use crate::fence::lookup::{AGAIN, NodeLookup};
 use crate::fence::{NodeState, PodEnd, is_abandoned};
 use crate::vm::VmRef;
 use crate::world::World;
@@ -21,13 +21,17 @@ use crate::write;
 pub struct ReleaseReconciler {
     client: Client,
     world: World,
-    sight: Sight,
+    lookup: NodeLookup,
 }
 
 impl ReleaseReconciler {
     /// A reconciler that reads from `world`.
-    pub fn new(client: Client, world: World, sight: Sight) -> Self {
-        Self { client, world, sight }
+    pub fn new(client: Client, world: World, lookup: NodeLookup) -> Self {
+        Self {
+            client,
+            world,
+            lookup,
+        }
     }
 }
 
@@ -51,7 +55,7 @@ impl Reconciler for ReleaseReconciler {
         }
         let namespace = attachment.namespace().unwrap_or_default();
         let spec = &attachment.spec;
-        let node = self.sight.node(&spec.node_name).await;
+        let node = self.lookup.node(&spec.node_name).await;
         let pods = self.world.pods_of(&VmRef::of_attachment(&attachment));
         if is_abandoned(PodEnd::of(&pods, &spec.pod.uid, &node), &node) {
             tracing::info!(

@@ -16,7 +16,7 @@ use crate::events::Note;
 use crate::moves::{Move, Stage};
 
 /// All that a NIC's status is made from.
-pub struct Facts<'a> {
+pub struct Inputs<'a> {
     /// The NIC.
     pub nic: &'a VmHybridNic,
     /// The time.
@@ -41,7 +41,7 @@ pub struct Facts<'a> {
     pub moves: &'a [Move],
 }
 
-impl Facts<'_> {
+impl Inputs<'_> {
     fn attachment(&self) -> Option<&NicAttachment> {
         let (pod, _) = self.location.as_ref()?;
         self.attachments
@@ -63,37 +63,37 @@ impl Facts<'_> {
 }
 
 /// The status that follows. Equal to the old one when nothing has changed.
-pub fn status(facts: &Facts<'_>) -> VmHybridNicStatus {
-    let mut status = facts.nic.status.clone().unwrap_or_default();
-    let attachment = facts.attachment();
+pub fn build_status(inputs: &Inputs<'_>) -> VmHybridNicStatus {
+    let mut status = inputs.nic.status.clone().unwrap_or_default();
+    let attachment = inputs.attachment();
     let seen = attachment.and_then(|a| a.status.clone()).unwrap_or_default();
-    status.observed_generation = facts.nic.metadata.generation;
-    status.mac.clone_from(&facts.mac);
-    status.pod = facts.location.as_ref().map(|(pod, _)| pod.clone());
-    status.node_name = facts.location.as_ref().map(|(_, node)| node.clone());
+    status.observed_generation = inputs.nic.metadata.generation;
+    status.mac.clone_from(&inputs.mac);
+    status.pod = inputs.location.as_ref().map(|(pod, _)| pod.clone());
+    status.node_name = inputs.location.as_ref().map(|(_, node)| node.clone());
     status.path = seen.path;
     status.vf = seen.vf;
     status.standby = seen.standby;
     status.guest = seen.guest;
-    status.last_migration = last_migration(facts, status.last_migration.take());
-    status.phase = phase(facts, attachment);
+    status.last_migration = last_migration(inputs, status.last_migration.take());
+    status.phase = phase(inputs, attachment);
     for condition in [
-        accepted(facts),
-        ready(facts, attachment),
-        fast_path(facts, attachment),
+        accepted(inputs),
+        ready(inputs, attachment),
+        fast_path(inputs, attachment),
     ] {
         conditions::set(
             &mut status.conditions,
-            facts.nic.metadata.generation,
-            facts.now,
+            inputs.nic.metadata.generation,
+            inputs.now,
             condition,
         );
     }
     match said(types::STANDBY_FILTER, attachment) {
         Some(condition) => conditions::set(
             &mut status.conditions,
-            facts.nic.metadata.generation,
-            facts.now,
+            inputs.nic.metadata.generation,
+            inputs.now,
             condition,
         ),
         None => conditions::remove(&mut status.conditions, types::STANDBY_FILTER),
@@ -101,27 +101,27 @@ pub fn status(facts: &Facts<'_>) -> VmHybridNicStatus {
     status
 }
 
-fn phase(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NicPhase {
-    if facts.moving.is_some() {
+fn phase(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NicPhase {
+    if inputs.moving.is_some() {
         return NicPhase::Migrating;
     }
-    if facts.deleting() {
+    if inputs.deleting() {
         return NicPhase::Detaching;
     }
     let state = attachment.map(attachment::state);
-    match (state, &facts.admission) {
+    match (state, &inputs.admission) {
         (Some(AttachmentState::FastPath), _) => NicPhase::FastPath,
         (Some(AttachmentState::Standby), _) => NicPhase::Standby,
         (Some(_), _) => NicPhase::Attaching,
         // What is missing may come; what is wrong must be fixed.
         (None, Err(refusal)) if refusal.reason != reasons::NETWORK_NOT_FOUND => NicPhase::Failed,
-        (None, _) if facts.obstacle.is_none() && facts.admission.is_ok() => NicPhase::Attaching,
+        (None, _) if inputs.obstacle.is_none() && inputs.admission.is_ok() => NicPhase::Attaching,
         (None, _) => NicPhase::Pending,
     }
 }
 
-fn accepted(facts: &Facts<'_>) -> NewCondition {
-    match (&facts.admission, &facts.kept) {
+fn accepted(inputs: &Inputs<'_>) -> NewCondition {
+    match (&inputs.admission, &inputs.kept) {
         (Ok(()), Some(kept)) => {
             let message = format!(
                 "the NIC keeps its address while it is attached, and no longer: {}",
@@ -130,55 +130,55 @@ fn accepted(facts: &Facts<'_>) -> NewCondition {
             NewCondition::yes(types::ACCEPTED, kept.reason, message)
         }
         (Ok(()), None) => {
-            let message = format!("the NIC may use the network {}", facts.nic.spec.network);
+            let message = format!("the NIC may use the network {}", inputs.nic.spec.network);
             NewCondition::yes(types::ACCEPTED, reasons::ACCEPTED, message)
         }
         (Err(refusal), _) => NewCondition::no(types::ACCEPTED, refusal.reason, &refusal.message),
     }
 }
 
-fn ready(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
-    if let Some(lost) = facts.lost() {
+fn ready(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
+    if let Some(lost) = inputs.lost() {
         return NewCondition::no(types::READY, lost.reason, &lost.message);
     }
-    let now = word(types::READY, facts, attachment);
+    let now = word(types::READY, inputs, attachment);
     // Of what passes by itself during a migration the migration tells.
-    let passes = facts.moving.is_some() && now.status != Some(true) && is_quiet(&now.reason);
-    let before = facts.nic.status.as_ref().filter(|_| passes);
+    let passes = inputs.moving.is_some() && now.status != Some(true) && is_quiet(&now.reason);
+    let before = inputs.nic.status.as_ref().filter(|_| passes);
     let before = before.and_then(|status| conditions::find(&status.conditions, types::READY));
     before.map_or(now, |condition| as_it_is(types::READY, condition))
 }
 
-fn fast_path(facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
-    if let Some(lost) = facts.lost() {
+fn fast_path(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
+    if let Some(lost) = inputs.lost() {
         return NewCondition::no(types::FAST_PATH, lost.reason, &lost.message);
     }
     let on_vf = attachment
         .and_then(|a| a.status.as_ref())
         .is_some_and(|status| status.path == Path::FastPath);
-    match facts.moving {
+    match inputs.moving {
         Some(of) if !on_vf => {
             let message = format!("the migration {} is under way", of.id.name);
             NewCondition::no(types::FAST_PATH, reasons::MIGRATING, message)
         }
-        _ => word(types::FAST_PATH, facts, attachment),
+        _ => word(types::FAST_PATH, inputs, attachment),
     }
 }
 
 /// What the agent says; where there is none, why.
-fn word(type_: &'static str, facts: &Facts<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
-    said(type_, attachment).map_or_else(|| absent(type_, facts), |said| or_elsewhere(facts, said))
+fn word(type_: &'static str, inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
+    said(type_, attachment).map_or_else(|| absent(type_, inputs), |said| or_elsewhere(inputs, said))
 }
 
 /// An agent knows of its own node's pods only. Where the NIC goes by itself it does not stay for a person to read this.
-fn or_elsewhere(facts: &Facts<'_>, said: NewCondition) -> NewCondition {
-    let waits = facts.moving.is_none() && said.status == Some(false) && said.reason == reasons::VM_INCOMING;
-    match &facts.location {
-        Some((pod, _)) if waits && !facts.other_pods.is_empty() => NewCondition {
+fn or_elsewhere(inputs: &Inputs<'_>, said: NewCondition) -> NewCondition {
+    let waits = inputs.moving.is_none() && said.status == Some(false) && said.reason == reasons::VM_INCOMING;
+    match &inputs.location {
+        Some((pod, _)) if waits && !inputs.other_pods.is_empty() => NewCondition {
             message: format!(
                 "{}; if the VM runs in {}, delete the pod {}: the NIC follows",
                 said.message,
-                facts.other_pods.join(" or "),
+                inputs.other_pods.join(" or "),
                 pod.name
             ),
             ..said
@@ -207,14 +207,14 @@ fn as_it_is(type_: &'static str, condition: &Condition) -> NewCondition {
     }
 }
 
-fn absent(type_: &'static str, facts: &Facts<'_>) -> NewCondition {
-    if facts.deleting() {
+fn absent(type_: &'static str, inputs: &Inputs<'_>) -> NewCondition {
+    if inputs.deleting() {
         return NewCondition::no(type_, reasons::DETACHED, "the NIC is being deleted");
     }
-    if let Some(refusal) = facts.admission.as_ref().err().or(facts.obstacle.as_ref()) {
+    if let Some(refusal) = inputs.admission.as_ref().err().or(inputs.obstacle.as_ref()) {
         return NewCondition::no(type_, refusal.reason, &refusal.message);
     }
-    let node = facts
+    let node = inputs
         .location
         .as_ref()
         .map(|(_, node)| node.as_str())
@@ -227,10 +227,10 @@ fn absent(type_: &'static str, facts: &Facts<'_>) -> NewCondition {
 }
 
 /// The youngest move that has begun with this NIC. What asked for it may be deleted; what is known of it stays.
-fn last_migration(facts: &Facts<'_>, known: Option<NicMigration>) -> Option<NicMigration> {
-    let name = facts.nic.name_any();
+fn last_migration(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<NicMigration> {
+    let name = inputs.nic.name_any();
     let start = |of: &Move| of.times.started_at.as_ref().map(|at| at.0);
-    let begun = facts
+    let begun = inputs
         .moves
         .iter()
         .filter(|of| start(of).is_some() && of.nics.contains(&name));
@@ -244,7 +244,7 @@ fn last_migration(facts: &Facts<'_>, known: Option<NicMigration>) -> Option<NicM
     if known_start > start(last) {
         return known;
     }
-    let order = facts
+    let order = inputs
         .attachments
         .iter()
         .find(|a| a.spec.pod.uid == last.source.pod.uid)

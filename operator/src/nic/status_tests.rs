@@ -38,7 +38,7 @@ impl Scene {
             name: "a".to_owned(),
             uid: "a-uid".to_owned(),
         };
-        status(&Facts {
+        build_status(&Inputs {
             nic: &self.nic,
             now: Timestamp::from_second(100).unwrap(),
             mac: Some("02:00:00:00:00:01".to_owned()),

@@ -14,13 +14,13 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::admit::Refusal;
-use super::known::Known;
+use super::observed::Observed;
 use crate::events::Note;
 use crate::moves::Move;
 use crate::pods;
 use crate::vm::{Runtime, VmRef};
 
-impl Known {
+impl Observed {
     /// The pod in which the VM is, or is about to be; or why it is in none.
     pub(super) fn whereabouts(&self, recorded: Option<&ObjectRef>) -> Result<&Arc<Pod>, Refusal> {
         let Some(VmRef { runtime, name, .. }) = &self.vm else {

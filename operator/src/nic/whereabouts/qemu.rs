@@ -25,18 +25,18 @@ use super::{may_have_vm, stays};
 use crate::events::Note;
 use crate::fence::NodeState;
 use crate::moves::{Move, Outcome, Stage};
-use crate::nic::known::{Known, recorded};
+use crate::nic::observed::{Observed, recorded};
 use crate::{attachment, pods};
 
 /// The pod in which the VM is, or is about to be.
-pub(super) fn pod_of_vm<'a>(known: &'a Known, recorded: Option<&ObjectRef>) -> Option<&'a Arc<Pod>> {
-    let recorded = recorded.and_then(|pod| pods::alive(&known.pods, &pod.uid));
-    let here = recorded.and_then(|pod| known.attached_to(&uid(pod)));
-    let waits = here.is_some_and(|here| waits(known, here));
+pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>) -> Option<&'a Arc<Pod>> {
+    let recorded = recorded.and_then(|pod| pods::alive(&observed.pods, &pod.uid));
+    let here = recorded.and_then(|pod| observed.attached_to(&uid(pod)));
+    let waits = here.is_some_and(|here| waits(observed, here));
     if here.is_some() && !waits {
         return recorded;
     }
-    let carried = oldest_of(known, |other| {
+    let carried = oldest_of(observed, |other| {
         matches!(
             attachment::state(other),
             AttachmentState::FastPath | AttachmentState::Standby
@@ -46,25 +46,27 @@ pub(super) fn pod_of_vm<'a>(known: &'a Known, recorded: Option<&ObjectRef>) -> O
         return carried;
     }
     match recorded {
-        Some(pod) if waits => next_younger(known, pod).or(recorded),
+        Some(pod) if waits => next_younger(observed, pod).or(recorded),
         Some(_) => recorded,
-        None => oldest_of(known, |other| !says_that_it_waits(other))
-            .or_else(|| pods::alive(&known.pods, &last_target(&known.moves)?.uid))
-            .or_else(|| pods::active(None, &known.pods)),
+        None => oldest_of(observed, |other| !says_that_it_waits(other))
+            .or_else(|| pods::alive(&observed.pods, &last_target(&observed.moves)?.uid))
+            .or_else(|| pods::active(None, &observed.pods)),
     }
 }
 
 /// Whether more has to be known than the NIC's own attachments say.
-pub(super) fn must_ask(known: &Known, recorded: Option<&ObjectRef>) -> bool {
-    let pod = recorded.and_then(|pod| pods::alive(&known.pods, &pod.uid));
-    let here = pod.and_then(|pod| known.attached_to(&uid(pod)));
+pub(super) fn must_ask(observed: &Observed, recorded: Option<&ObjectRef>) -> bool {
+    let pod = recorded.and_then(|pod| pods::alive(&observed.pods, &pod.uid));
+    let here = pod.and_then(|pod| observed.attached_to(&uid(pod)));
     here.is_none_or(says_that_it_waits)
 }
 
 /// What to tell when the NIC goes from a pod whose QEMU waits for the VM to `pod`.
-pub(super) fn left(known: &Known, nic: &VmHybridNic, pod: &ObjectRef) -> Option<Note> {
+pub(super) fn left(observed: &Observed, nic: &VmHybridNic, pod: &ObjectRef) -> Option<Note> {
     let from = recorded(nic).filter(|from| from.uid != pod.uid)?;
-    known.attached_to(&from.uid).filter(|here| waits(known, here))?;
+    observed
+        .attached_to(&from.uid)
+        .filter(|here| waits(observed, here))?;
     let message = format!(
         "QEMU in the pod {} waits for a VM to migrate there (-incoming), so the VM is not there: the NIC goes to the pod {}, \
          and that QEMU is ended",
@@ -74,21 +76,21 @@ pub(super) fn left(known: &Known, nic: &VmHybridNic, pod: &ObjectRef) -> Option<
 }
 
 /// Whether QEMU has no VM where the NIC is attached, and gets none. Of a node that is not heard of this is old.
-fn waits(known: &Known, attachment: &NicAttachment) -> bool {
+fn waits(observed: &Observed, attachment: &NicAttachment) -> bool {
     says_that_it_waits(attachment)
-        && known.under_way().is_none()
-        && *known.node(attachment) == NodeState::Ready
+        && observed.under_way().is_none()
+        && *observed.node(attachment) == NodeState::Ready
 }
 
 /// The oldest pod to which other NICs of the VM are attached as `fits` says.
-fn oldest_of(known: &Known, fits: impl Fn(&NicAttachment) -> bool) -> Option<&Arc<Pod>> {
-    let attached = known.others.iter().filter(|other| stays(other) && fits(other));
-    let pods = attached.filter_map(|other| pods::alive(&known.pods, &other.spec.pod.uid));
+fn oldest_of(observed: &Observed, fits: impl Fn(&NicAttachment) -> bool) -> Option<&Arc<Pod>> {
+    let attached = observed.others.iter().filter(|other| stays(other) && fits(other));
+    let pods = attached.filter_map(|other| pods::alive(&observed.pods, &other.spec.pod.uid));
     pods.min_by_key(|pod| age(pod))
 }
 
-fn next_younger<'a>(known: &'a Known, than: &Pod) -> Option<&'a Arc<Pod>> {
-    let younger = known
+fn next_younger<'a>(observed: &'a Observed, than: &Pod) -> Option<&'a Arc<Pod>> {
+    let younger = observed
         .pods
         .iter()
         .filter(|pod| may_have_vm(pod) && age(pod) > age(than));

@@ -8,9 +8,9 @@ use crate::testing::{a_move, attachment, nic, observe, pod, say};
 use crate::vm::VmRef;
 
 /// The pods of a StatefulSet, each on a node of its own, all of which are ready.
-fn known(pods: &[(&str, i64)]) -> Known {
+fn known(pods: &[(&str, i64)]) -> Observed {
     let made = |(name, second): &(&str, i64)| Arc::new(pod(name, "vm", *second, "Running", &node_of(name)));
-    Known {
+    Observed {
         vm: Some(VmRef::qemu("ns", "vm")),
         network: None,
         pods: pods.iter().map(made).collect(),
@@ -52,9 +52,9 @@ fn reference(pod: &str) -> ObjectRef {
     }
 }
 
-fn at(known: &Known, recorded: Option<&str>) -> String {
+fn at(observed: &Observed, recorded: Option<&str>) -> String {
     let recorded = recorded.map(reference);
-    known
+    observed
         .whereabouts(recorded.as_ref())
         .map(|pod| pod.name_any())
         .unwrap_or_default()
@@ -69,74 +69,76 @@ fn succeeded(name: &str, target: &str, second: i64) -> Move {
 
 #[test]
 fn a_new_nic_goes_where_the_vm_has_migrated_to() {
-    let mut known = known(&[("web-0", 1), ("web-1", 2), ("web-2", 3)]);
-    assert_eq!(at(&known, None), "web-0", "nothing else is known");
-    known.moves = vec![succeeded("a", "web-2", 20), succeeded("b", "web-1", 30)];
-    assert_eq!(at(&known, None), "web-1");
+    let mut observed = known(&[("web-0", 1), ("web-1", 2), ("web-2", 3)]);
+    assert_eq!(at(&observed, None), "web-0", "nothing else is known");
+    observed.moves = vec![succeeded("a", "web-2", 20), succeeded("b", "web-1", 30)];
+    assert_eq!(at(&observed, None), "web-1");
     let mut failed = succeeded("c", "web-2", 40);
     failed.stage = Stage::Over(Outcome::Failed);
-    known.moves.push(failed);
-    assert_eq!(at(&known, None), "web-1");
+    observed.moves.push(failed);
+    assert_eq!(at(&observed, None), "web-1");
     // The VM's other NICs know better, and best of all when they carry traffic.
-    known.others = vec![Arc::new(attached("eth1", "web-2", AttachmentState::Pending))];
-    assert_eq!(at(&known, None), "web-2");
-    known.others.push(Arc::new(waiting("eth2", "web-0")));
-    assert_eq!(at(&known, None), "web-2");
-    known
+    observed.others = vec![Arc::new(attached("eth1", "web-2", AttachmentState::Pending))];
+    assert_eq!(at(&observed, None), "web-2");
+    observed.others.push(Arc::new(waiting("eth2", "web-0")));
+    assert_eq!(at(&observed, None), "web-2");
+    observed
         .others
         .push(Arc::new(attached("eth3", "web-1", AttachmentState::Standby)));
-    assert_eq!(at(&known, None), "web-1");
+    assert_eq!(at(&observed, None), "web-1");
     // What leaves says nothing.
     let mut leaving = attached("eth3", "web-1", AttachmentState::Standby);
     leaving.spec.goal = Goal::Detached;
-    known.others[2] = Arc::new(leaving);
-    assert_eq!(at(&known, None), "web-2");
+    observed.others[2] = Arc::new(leaving);
+    assert_eq!(at(&observed, None), "web-2");
     // A pod that has gone was another.
-    known.others.clear();
-    known.pods.remove(1);
-    assert_eq!(at(&known, None), "web-0");
+    observed.others.clear();
+    observed.pods.remove(1);
+    assert_eq!(at(&observed, None), "web-0");
 }
 
 #[test]
 fn a_nic_leaves_a_pod_whose_qemu_waits_for_the_next_younger_one() {
-    let mut known = known(&[("web-0", 1), ("web-1", 2), ("web-2", 3)]);
+    let mut observed = known(&[("web-0", 1), ("web-1", 2), ("web-2", 3)]);
     // Where it is attached it stays, whatever is known of others.
-    known.attachments = vec![Arc::new(attached("eth0", "web-0", AttachmentState::FastPath))];
-    known.moves = vec![succeeded("a", "web-2", 20)];
-    assert_eq!(at(&known, Some("web-0")), "web-0");
-    assert!(!known.must_ask(Some(&reference("web-0"))));
-    known.attachments = vec![Arc::new(waiting("eth0", "web-0"))];
-    assert!(known.must_ask(Some(&reference("web-0"))));
-    assert_eq!(at(&known, Some("web-0")), "web-1");
-    let note = known.left(&recorded_nic("web-0"), &reference("web-1")).unwrap();
+    observed.attachments = vec![Arc::new(attached("eth0", "web-0", AttachmentState::FastPath))];
+    observed.moves = vec![succeeded("a", "web-2", 20)];
+    assert_eq!(at(&observed, Some("web-0")), "web-0");
+    assert!(!observed.must_ask(Some(&reference("web-0"))));
+    observed.attachments = vec![Arc::new(waiting("eth0", "web-0"))];
+    assert!(observed.must_ask(Some(&reference("web-0"))));
+    assert_eq!(at(&observed, Some("web-0")), "web-1");
+    let note = observed
+        .left(&recorded_nic("web-0"), &reference("web-1"))
+        .unwrap();
     assert!(
         note.message.contains("in the pod web-0") && note.message.contains("to the pod web-1"),
         "{}",
         note.message
     );
-    assert_eq!(known.left(&recorded_nic("web-0"), &reference("web-0")), None);
+    assert_eq!(observed.left(&recorded_nic("web-0"), &reference("web-0")), None);
 
     // On its way it is called back by nothing.
     let mut leaving = waiting("eth0", "web-0");
     leaving.spec.goal = Goal::Detached;
     leaving.metadata.generation = Some(2);
-    known.attachments = vec![Arc::new(leaving)];
-    assert_eq!(at(&known, Some("web-1")), "web-1");
-    assert_eq!(known.left(&recorded_nic("web-1"), &reference("web-1")), None);
+    observed.attachments = vec![Arc::new(leaving)];
+    assert_eq!(at(&observed, Some("web-1")), "web-1");
+    assert_eq!(observed.left(&recorded_nic("web-1"), &reference("web-1")), None);
 
     // To the youngest, and no farther: all wait. What is on its way out, or does not run, is no place to go.
-    known.attachments = vec![Arc::new(waiting("eth0", "web-1"))];
-    assert_eq!(at(&known, Some("web-1")), "web-2");
-    known.attachments = vec![Arc::new(waiting("eth0", "web-2"))];
-    assert_eq!(at(&known, Some("web-2")), "web-2");
-    assert_eq!(known.other_pods(&reference("web-2")), ["web-0", "web-1"]);
-    known.attachments = vec![Arc::new(waiting("eth0", "web-0"))];
-    let mut deleted = known.pods[1].as_ref().clone();
+    observed.attachments = vec![Arc::new(waiting("eth0", "web-1"))];
+    assert_eq!(at(&observed, Some("web-1")), "web-2");
+    observed.attachments = vec![Arc::new(waiting("eth0", "web-2"))];
+    assert_eq!(at(&observed, Some("web-2")), "web-2");
+    assert_eq!(observed.other_pods(&reference("web-2")), ["web-0", "web-1"]);
+    observed.attachments = vec![Arc::new(waiting("eth0", "web-0"))];
+    let mut deleted = observed.pods[1].as_ref().clone();
     deleted.metadata.deletion_timestamp = deleted.metadata.creation_timestamp.clone();
-    known.pods[1] = Arc::new(deleted);
-    known.pods[2] = Arc::new(pod("web-2", "vm", 3, "Pending", &node_of("web-2")));
-    assert_eq!(at(&known, Some("web-0")), "web-0");
-    assert!(known.other_pods(&reference("web-0")).is_empty());
+    observed.pods[1] = Arc::new(deleted);
+    observed.pods[2] = Arc::new(pod("web-2", "vm", 3, "Pending", &node_of("web-2")));
+    assert_eq!(at(&observed, Some("web-0")), "web-0");
+    assert!(observed.other_pods(&reference("web-0")).is_empty());
 }
 
 fn recorded_nic(pod: &str) -> VmHybridNic {
@@ -147,48 +149,51 @@ fn recorded_nic(pod: &str) -> VmHybridNic {
 
 #[test]
 fn a_nic_leaves_by_qemus_word_of_now_and_outside_of_migrations() {
-    let mut known = known(&[("web-0", 1), ("web-1", 2)]);
-    let stays = |known: &mut Known, change: fn(&mut NicAttachment)| {
+    let mut observed = known(&[("web-0", 1), ("web-1", 2)]);
+    let stays = |observed: &mut Observed, change: fn(&mut NicAttachment)| {
         let mut here = waiting("eth0", "web-0");
         change(&mut here);
-        known.attachments = vec![Arc::new(here)];
-        at(known, Some("web-0")) == "web-0"
+        observed.attachments = vec![Arc::new(here)];
+        at(observed, Some("web-0")) == "web-0"
     };
-    assert!(!stays(&mut known, |_| {}));
-    assert!(stays(&mut known, |here| here.metadata.generation = Some(2)));
-    assert!(stays(&mut known, |here| here
+    assert!(!stays(&mut observed, |_| {}));
+    assert!(stays(&mut observed, |here| here.metadata.generation = Some(2)));
+    assert!(stays(&mut observed, |here| here
         .status
         .as_mut()
         .unwrap()
         .observed_generation = None));
-    assert!(stays(&mut known, |here| observe(here, AttachmentState::Pending)));
-    assert!(stays(&mut known, |here| say(
+    assert!(stays(&mut observed, |here| observe(
+        here,
+        AttachmentState::Pending
+    )));
+    assert!(stays(&mut observed, |here| say(
         here,
         reasons::QMP_UNAVAILABLE,
         "it has ended"
     )));
-    assert!(stays(&mut known, |here| here.status = None));
+    assert!(stays(&mut observed, |here| here.status = None));
     for state in [NodeState::NotReady(None), NodeState::Unknown] {
-        known.nodes.insert(node_of("web-0"), state);
-        assert!(stays(&mut known, |_| {}), "what the agent said is old");
+        observed.nodes.insert(node_of("web-0"), state);
+        assert!(stays(&mut observed, |_| {}), "what the agent said is old");
     }
-    known.nodes.insert(node_of("web-0"), NodeState::Ready);
+    observed.nodes.insert(node_of("web-0"), NodeState::Ready);
     let mut other = a_move("m", "web-0", "web-1");
     other.nics = vec!["eth1".to_owned()];
-    known.moves = vec![other];
-    assert!(stays(&mut known, |_| {}), "the VM may be on its way");
+    observed.moves = vec![other];
+    assert!(stays(&mut observed, |_| {}), "the VM may be on its way");
 }
 
 #[test]
 fn a_nic_that_is_not_where_the_vms_others_carry_traffic_goes_there() {
-    let mut known = known(&[("web-0", 1), ("web-1", 2), ("web-2", 3)]);
-    known.others = vec![Arc::new(attached("eth1", "web-0", AttachmentState::FastPath))];
+    let mut observed = known(&[("web-0", 1), ("web-1", 2), ("web-2", 3)]);
+    observed.others = vec![Arc::new(attached("eth1", "web-0", AttachmentState::FastPath))];
     // Back to an older pod too: QEMU says that the VM is there.
-    known.attachments = vec![Arc::new(waiting("eth0", "web-1"))];
-    assert_eq!(at(&known, Some("web-1")), "web-0");
+    observed.attachments = vec![Arc::new(waiting("eth0", "web-1"))];
+    assert_eq!(at(&observed, Some("web-1")), "web-0");
     // It came when a migration was under way, waited for that, and has nothing anywhere.
-    known.attachments.clear();
-    assert_eq!(at(&known, Some("web-1")), "web-0");
-    known.others = vec![Arc::new(attached("eth1", "web-0", AttachmentState::Reserved))];
-    assert_eq!(at(&known, Some("web-1")), "web-1", "no proof of anything");
+    observed.attachments.clear();
+    assert_eq!(at(&observed, Some("web-1")), "web-0");
+    observed.others = vec![Arc::new(attached("eth1", "web-0", AttachmentState::Reserved))];
+    assert_eq!(at(&observed, Some("web-1")), "web-1", "no proof of anything");
 }

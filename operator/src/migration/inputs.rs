@@ -26,7 +26,7 @@ pub struct Deadlines {
 }
 
 /// All that decides about a migration.
-pub struct View<'a> {
+pub struct Inputs<'a> {
     /// The time.
     pub now: Timestamp,
     /// How long this operator has seen the migration in its phase, by its own steady clock. A status may be written by
@@ -39,7 +39,7 @@ pub struct View<'a> {
     /// Another migration that has the VM, or has the right to it.
     pub blocked_by: Option<String>,
     /// The VM's NICs; once the migration has begun, those that take part.
-    pub nics: Vec<NicView>,
+    pub nics: Vec<NicInputs>,
     /// The VM's pods.
     pub pods: &'a [Arc<Pod>],
     /// The nodes among them that can take no NIC now.
@@ -55,7 +55,7 @@ pub struct View<'a> {
 }
 
 /// A NIC of the VM.
-pub struct NicView {
+pub struct NicInputs {
     /// The NIC.
     pub nic: Arc<VmHybridNic>,
     /// Its attachments.
@@ -65,7 +65,7 @@ pub struct NicView {
 }
 
 /// A NIC's attachment to a pod.
-pub fn attachment<'a>(nic: &'a NicView, pod: &ObjectRef) -> Option<&'a NicAttachment> {
+pub fn attachment<'a>(nic: &'a NicInputs, pod: &ObjectRef) -> Option<&'a NicAttachment> {
     nic.attachments
         .iter()
         .find(|a| a.spec.pod.uid == pod.uid)
@@ -73,17 +73,17 @@ pub fn attachment<'a>(nic: &'a NicView, pod: &ObjectRef) -> Option<&'a NicAttach
 }
 
 /// A NIC's attachment to the source's pod.
-pub fn source_of<'a>(nic: &'a NicView, status: &QemuMigrationStatus) -> Option<&'a NicAttachment> {
+pub fn source_of<'a>(nic: &'a NicInputs, status: &QemuMigrationStatus) -> Option<&'a NicAttachment> {
     attachment(nic, &status.source.as_ref()?.pod)
 }
 
 /// A NIC's attachment to the target's pod.
-pub fn target_of<'a>(nic: &'a NicView, status: &QemuMigrationStatus) -> Option<&'a NicAttachment> {
+pub fn target_of<'a>(nic: &'a NicInputs, status: &QemuMigrationStatus) -> Option<&'a NicAttachment> {
     attachment(nic, &status.target.as_ref()?.pod)
 }
 
 /// Whether a NIC is not accepted, and is in no guest.
-pub fn is_refused(nic: &NicView) -> bool {
+pub fn is_refused(nic: &NicInputs) -> bool {
     let conditions = nic.nic.status.iter().flat_map(|status| &status.conditions);
     let refused = conditions
         .into_iter()
@@ -151,8 +151,8 @@ pub fn after(why: &str) -> String {
 }
 
 /// Whether it was deleted, which cancels it.
-pub fn deleting(view: &View<'_>) -> bool {
-    view.migration.metadata.deletion_timestamp.is_some()
+pub fn deleting(inputs: &Inputs<'_>) -> bool {
+    inputs.migration.metadata.deletion_timestamp.is_some()
 }
 
 /// The target's node.

@@ -17,12 +17,12 @@ pub const AGAIN: Duration = Duration::from_secs(10);
 
 /// Looks at nodes.
 #[derive(Clone)]
-pub struct Sight {
+pub struct NodeLookup {
     nodes: Api<Node>,
     world: World,
 }
 
-impl Sight {
+impl NodeLookup {
     /// Looks into `world` first.
     pub fn new(client: Client, world: World) -> Self {
         Self {

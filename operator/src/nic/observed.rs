@@ -19,7 +19,7 @@ use crate::vm::VmRef;
 use crate::world::World;
 
 /// What the caches hold that matters to a NIC.
-pub struct Known {
+pub struct Observed {
     /// Its VM; none of a runtime that this version does not know.
     pub vm: Option<VmRef>,
     /// Its network.
@@ -55,7 +55,7 @@ pub struct Location {
     pub wait: Option<Refusal>,
 }
 
-impl Known {
+impl Observed {
     /// Reads all caches. Of the nodes nothing is known yet.
     pub fn read(world: &World, nic: &VmHybridNic) -> Self {
         let vm = VmRef::of_nic(nic);
@@ -73,7 +73,7 @@ impl Known {
         let moving = mine.map(|of| (of.clone(), Ends::observe(of, &of_vm(), &pods)));
         let network = world.networks.get("", &nic.spec.network);
         let (attachments, orphans) = world.attachments_by_name(nic);
-        let mut known = Self {
+        let mut observed = Self {
             vm: vm.clone(),
             network,
             pods,
@@ -86,11 +86,11 @@ impl Known {
             moves,
             moving,
         };
-        if known.must_ask(recorded(nic)) {
-            known.others = of_vm();
-            known.others.retain(|other| other.spec.nic.name != name);
+        if observed.must_ask(recorded(nic)) {
+            observed.others = of_vm();
+            observed.others.retain(|other| other.spec.nic.name != name);
         }
-        known
+        observed
     }
 
     /// The nodes of all attachments.
@@ -213,8 +213,8 @@ mod tests {
     use crate::testing::{a_move, attachment, nic, observe, pod};
     use hybridnic_api::v1alpha1::{AttachmentState, Goal};
 
-    fn known(pods: Vec<Pod>) -> Known {
-        Known {
+    fn known(pods: Vec<Pod>) -> Observed {
+        Observed {
             vm: Some(VmRef::qemu("ns", "vm")),
             network: None,
             pods: pods.into_iter().map(Arc::new).collect(),
@@ -229,8 +229,8 @@ mod tests {
         }
     }
 
-    fn wait(known: &Known) -> Option<&'static str> {
-        match known.location(&nic("eth0", "vm", "net", 1)) {
+    fn wait(observed: &Observed) -> Option<&'static str> {
+        match observed.location(&nic("eth0", "vm", "net", 1)) {
             Ok(location) => location.wait.map(|refusal| refusal.reason),
             Err(refusal) => Some(refusal.reason),
         }
@@ -252,48 +252,48 @@ mod tests {
 
     #[test]
     fn a_pod_that_is_not_heard_of_keeps_what_it_has() {
-        let mut known = known(vec![pod("a", "vm", 1, "Unknown", "n1")]);
-        assert_eq!(wait(&known), Some(reasons::POD_NOT_RUNNING));
-        known.attachments.push(Arc::new(attachment("eth0", "a", "n1")));
-        assert_eq!(wait(&known), None);
+        let mut observed = known(vec![pod("a", "vm", 1, "Unknown", "n1")]);
+        assert_eq!(wait(&observed), Some(reasons::POD_NOT_RUNNING));
+        observed.attachments.push(Arc::new(attachment("eth0", "a", "n1")));
+        assert_eq!(wait(&observed), None);
     }
 
     #[test]
     fn a_nic_that_comes_during_a_migration_waits_for_its_end() {
-        let mut known = known(vec![pod("a", "vm", 1, "Running", "n1")]);
+        let mut observed = known(vec![pod("a", "vm", 1, "Running", "n1")]);
         let mut other = a_move("m", "c", "d");
         other.nics = vec!["eth1".to_owned()];
         other.stage = Stage::Moving;
-        known.moves = vec![other.clone()];
-        assert_eq!(wait(&known), Some(reasons::MIGRATING));
+        observed.moves = vec![other.clone()];
+        assert_eq!(wait(&observed), Some(reasons::MIGRATING));
         other.stage = Stage::Over(Outcome::Succeeded);
-        known.moves = vec![other];
-        assert_eq!(wait(&known), None);
+        observed.moves = vec![other];
+        assert_eq!(wait(&observed), None);
     }
 
     #[test]
     fn the_vm_of_a_runtime_that_is_not_known_is_nowhere() {
-        let mut known = known(vec![pod("a", "vm", 1, "Running", "n1")]);
-        known.vm = None;
-        assert_eq!(wait(&known), Some(reasons::POD_NOT_FOUND));
+        let mut observed = known(vec![pod("a", "vm", 1, "Running", "n1")]);
+        observed.vm = None;
+        assert_eq!(wait(&observed), Some(reasons::POD_NOT_FOUND));
     }
 
     /// The pod `a` was on `n1` and has vanished; the VM starts again in `b` on `n2`.
-    fn lost(node: NodeState) -> Known {
-        let mut known = known(vec![pod("b", "vm", 2, "Running", "n2")]);
-        known.attachments = vec![Arc::new(attachment("eth0", "a", "n1"))];
-        known.nodes = BTreeMap::from([("n1".to_owned(), node)]);
-        known
+    fn lost(node: NodeState) -> Observed {
+        let mut observed = known(vec![pod("b", "vm", 2, "Running", "n2")]);
+        observed.attachments = vec![Arc::new(attachment("eth0", "a", "n1"))];
+        observed.nodes = BTreeMap::from([("n1".to_owned(), node)]);
+        observed
     }
 
     #[test]
     fn a_nic_goes_to_another_pod_only_when_it_has_left_the_one_before() {
         let old = |change: fn(&mut NicAttachment)| {
-            let mut known = lost(NodeState::Ready);
+            let mut observed = lost(NodeState::Ready);
             let mut old = attachment("eth0", "a", "n1");
             change(&mut old);
-            known.attachments = vec![Arc::new(old)];
-            wait(&known)
+            observed.attachments = vec![Arc::new(old)];
+            wait(&observed)
         };
         assert_eq!(old(|_| {}), Some(reasons::WAITING_FOR_DETACH));
         assert_eq!(
@@ -348,24 +348,24 @@ mod tests {
 
     #[test]
     fn what_a_namesake_left_is_waited_for() {
-        let mut known = lost(NodeState::NotReady(None));
-        known.orphans = std::mem::take(&mut known.attachments);
-        assert_eq!(wait(&known), Some(reasons::NODE_UNREACHABLE));
-        known.nodes = BTreeMap::from([("n1".to_owned(), NodeState::Deleted)]);
-        assert_eq!(wait(&known), None);
+        let mut observed = lost(NodeState::NotReady(None));
+        observed.orphans = std::mem::take(&mut observed.attachments);
+        assert_eq!(wait(&observed), Some(reasons::NODE_UNREACHABLE));
+        observed.nodes = BTreeMap::from([("n1".to_owned(), NodeState::Deleted)]);
+        assert_eq!(wait(&observed), None);
         // In the same pod it has the name of what is to come.
-        known.orphans = vec![Arc::new(attachment("eth0", "b", "n1"))];
-        assert_eq!(wait(&known), Some(reasons::WAITING_FOR_DETACH));
+        observed.orphans = vec![Arc::new(attachment("eth0", "b", "n1"))];
+        assert_eq!(wait(&observed), Some(reasons::WAITING_FOR_DETACH));
     }
 
     #[test]
     fn of_several_reasons_the_one_that_needs_a_person_is_told() {
-        let mut known = lost(NodeState::NotReady(None));
-        known
+        let mut observed = lost(NodeState::NotReady(None));
+        observed
             .attachments
             .insert(0, Arc::new(attachment("eth0", "c", "n3")));
-        known.nodes.insert("n3".to_owned(), NodeState::Ready);
-        assert_eq!(wait(&known), Some(reasons::NODE_UNREACHABLE));
-        assert_eq!(known.node_names().len(), 2);
+        observed.nodes.insert("n3".to_owned(), NodeState::Ready);
+        assert_eq!(wait(&observed), Some(reasons::NODE_UNREACHABLE));
+        assert_eq!(observed.node_names().len(), 2);
     }
 }
