@@ -74,10 +74,12 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// All pages: `README.md`, and `docs/` with what is below it. In the order of their names.
+/// All pages: those at the root, and `docs/` with what is below it.
 pub fn pages() -> io::Result<Vec<Page>> {
     let root = root();
-    let mut paths = vec![PathBuf::from("README.md")];
+    let mut paths = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+        .map(PathBuf::from)
+        .to_vec();
     below(&root, Path::new("docs"), &mut paths)?;
     paths.retain(|path| path.extension().is_some_and(|e| e == "md"));
     paths

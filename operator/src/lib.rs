@@ -9,6 +9,9 @@
 //! Each reconcile reads from the caches, decides by pure functions, and writes. Each field has one writer. All of it runs
 //! only while this process is the leader; it starts with fresh caches then, so that it decides on nothing that an older
 //! leader has changed since.
+//!
+//! What differs between the runtimes of VMs is in three places: which VM an object is about ([`vm`]), in which of its pods that VM is
+//! ([`nic::whereabouts`]), and how far it is on its way to another ([`moves`]).
 
 pub mod attachment;
 mod cache;
