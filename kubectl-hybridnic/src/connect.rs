@@ -184,7 +184,7 @@ pub fn explain_status(status: &Status) -> String {
                 .to_owned()
         }
         404 => "there is none of this name".to_owned(),
-        401 => "the API server does not know you: log in anew".to_owned(),
+        401 => "the API server does not know you: log in again".to_owned(),
         403 => format!("not allowed: {}", line(&status.message)),
         _ if status.message.is_empty() => format!("the API server says {} {}", status.code, status.reason),
         _ => line(&status.message),

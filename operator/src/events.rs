@@ -49,7 +49,7 @@ impl Note {
     }
 }
 
-/// Publishes events, one after the other and beside all else: who tells does not wait. Clones share one line.
+/// Publishes events, one after the other and beside all else: the caller does not wait. Clones share one line.
 #[derive(Clone)]
 pub struct Events(mpsc::Sender<(ObjectReference, Note)>);
 
@@ -108,7 +108,7 @@ async fn publish(recorder: &Recorder, object: &ObjectReference, note: Note) {
     }
 }
 
-/// On one line, without what would steer the terminal of whoever reads it.
+/// On one line, without what would steer a reader's terminal.
 fn shortened(text: &str) -> String {
     let mut text = hybridnic_text::line(text);
     if text.len() > NOTE_MAX {

@@ -142,8 +142,7 @@ impl Process {
         let candidate = Candidate::new(client.clone(), &namespace, lease, identity, Timing::default());
 
         tracing::info!(identity, namespace, lease, "waiting for the lease");
-        // Whoever has come so far has started. One that may not, or cannot, read the lease is not ready; to start it anew
-        // would not help it.
+        // Startup is complete. A process that cannot read the lease is not ready, but restarting it would not help.
         self.probes.set_started();
         // A standby that has read the lease is ready for what it is there for.
         let standing = || self.probes.set_ready(true);

@@ -333,7 +333,7 @@ pub fn is_refused(nic: &VmHybridNic) -> bool {
     accepted.is_some_and(|accepted| accepted.status == "False")
 }
 
-/// Of another namespace a user is not told who is in it.
+/// A user does not learn what is in another namespace.
 fn owner(other: &VmHybridNic, nic: &VmHybridNic) -> String {
     if other.namespace() == nic.namespace() {
         format!("the NIC {} of this namespace", other.name_any())
@@ -346,7 +346,7 @@ fn has(nic: &VmHybridNic, mac: Mac, handed_out: &HandedOut) -> bool {
     in_status(nic) == Some(mac) || handed_out.0.get(&mac) == Some(&nic.uid().unwrap_or_default())
 }
 
-/// Who comes first owns the address: who has it already, then the older, then any order that lasts.
+/// The first NIC owns the address: the one that has it already, then the older one, then any order that lasts.
 fn rank(nic: &VmHybridNic, mac: Mac, handed_out: &HandedOut) -> (bool, Option<Timestamp>, String) {
     let age = nic.creation_timestamp().map(|time| time.0);
     (!has(nic, mac, handed_out), age, nic.uid().unwrap_or_default())

@@ -168,7 +168,7 @@ pub enum Target<'a> {
 
 /// The pod to which the VM can migrate: the one that is asked for; else, of those that run and are not the source, the only one,
 /// or the only one of which an agent says that its QEMU waits for a VM (`waits`). Ones on nodes that are away count only where
-/// there are no others: they may be back in time. Never the youngest, or the like: who makes the last pod would get the VM.
+/// there are no others: they may be back in time. Never the youngest, or the like: the maker of the last pod would get the VM.
 pub fn target<'a>(
     asked: Option<&str>,
     source: &str,

@@ -15,7 +15,7 @@ use crate::metrics::Reconciles;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Urgency {
-    /// Nobody waits for it but whoever has asked.
+    /// Only the caller waits for it.
     #[default]
     Usual,
     /// A migration has begun, and its VM has its VFs: what is begun is brought to its end before the next begins.

@@ -1,6 +1,6 @@
 //! The few ways in which the operator writes, each with a deadline and the version that it was decided on.
 //!
-//! A write that was decided on an older version of its object is refused by the API server and decided anew: caches lag
+//! A write that was decided on an older version of its object is refused by the API server and decided again: caches lag
 //! behind, and a leader that has been suspended may not know that it is the leader no more.
 
 use std::fmt::Debug;

@@ -100,7 +100,7 @@ impl Joined {
         self.start_kubelet().await
     }
 
-    /// Starts the kubelet, and the device plugin, which each kubelet must be told of anew.
+    /// Starts the kubelet, and the device plugin, which each kubelet must be told of again.
     pub async fn start_kubelet(&mut self) -> Result<()> {
         let node = &self.node;
         let socket = "/var/lib/kubelet/device-plugins/kubelet.sock";

@@ -59,7 +59,7 @@ pub struct Net {
 }
 
 impl Net {
-    /// Removes what dead runs have left, then makes everything anew. The caller holds the lab's lock.
+    /// Removes what dead runs have left, then makes everything again. The caller holds the lab's lock.
     pub(crate) async fn create(nodes: u8) -> Result<Self, Error> {
         reap().await;
         let name = format!("{PREFIX}{}", process::id());

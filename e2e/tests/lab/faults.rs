@@ -128,7 +128,7 @@ async fn gone_without(world: &mut World) {
         eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
     }
 
-    // An agent that has just started tries it anew at once, and so does the guest.
+    // An agent that has just started tries it again at once, and so does the guest.
     world.kill_agent(1).await.unwrap();
     world.start_agent(1).await.unwrap();
     back_on_fast_path(world, &vm, "vm-0").await;

@@ -80,7 +80,7 @@ async fn come_and_go(world: &World) {
     };
     world.until_footprint(1, &clean_2).await.unwrap();
 
-    // Its pod is gone, another comes: the same NIC with the same MAC is attached anew.
+    // Its pod is gone, another comes: the same NIC with the same MAC is attached again.
     world.delete_pod(&moved).await.unwrap();
     let again = world.start_vm(&two, "two-c", 1, false).await.unwrap();
     let nic = fast(world, "two-1").await.unwrap();

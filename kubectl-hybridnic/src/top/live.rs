@@ -1,4 +1,4 @@
-//! The picture on the terminal, drawn anew when an object changes.
+//! The picture on the terminal, drawn again when an object changes.
 
 use std::{io, pin::pin, process::ExitCode, time::Duration};
 

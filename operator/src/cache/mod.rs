@@ -340,7 +340,7 @@ impl<K: Object> Feed<K> {
 
     fn put(&mut self, object: K, changed: &impl Fn(Option<&K>, Option<&K>)) {
         self.cache.unread().remove(&Name::of(&object));
-        // The lock is not held while others are called, who look here.
+        // The lock is not held during the call: it looks here.
         let put = self.cache.shelf().put(object);
         if let Put {
             old,

@@ -18,7 +18,7 @@ const PLACE_BITS: u32 = 24;
 pub struct Shelf<K: Object> {
     places: Vec<Option<Kept<K>>>,
     free: Vec<u32>,
-    /// Hash of a key or of a name, and a place, in one number: two keys may share a hash, so whoever finds looks.
+    /// Hash of a key or of a name, and a place, in one number: two keys may share a hash, so what is found is compared.
     index: BTreeSet<u64>,
     hasher: RandomState,
     /// The places of objects that are there as they are, the oldest first.

@@ -1,5 +1,5 @@
 //! Objects as they come from the API server: one that does not parse is no error of the whole list, nor of the watch. And what nobody
-//! reads of an object goes before the next one is read, for a page has many.
+//! reads of an object goes before the next one is read, because a page has many.
 //!
 //! As kube's `DeserializeGuard`, which makes a tree of each object and clones that before it parses it; of 50,000 objects
 //! that is seconds.

@@ -50,7 +50,7 @@ pub fn settle(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, ends: &Ends
     None
 }
 
-/// What is waited for before the target is told anything: it is to know who may send it the VM.
+/// What is waited for before the target is told anything: it has to know which peer may send the VM.
 pub fn source_is_unknown(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Option<String> {
     let source = ends.source.as_ref();
     let told = inputs.nics.iter().any(|nic| target_of(nic, status).is_some());

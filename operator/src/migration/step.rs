@@ -335,7 +335,7 @@ fn source_lost(ends: &Ends) -> Next {
 /// How long a target may take to say that it has the VM, before that is worth a word.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// The source has let the VM go, or has gone, and the target does not say what became of it. Nothing is done, for anything could
+/// The source has let the VM go, or has gone, and the target does not say what became of it. Nothing is done, because anything could
 /// run the VM twice, or end the only one.
 fn silent(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
     let migration = inputs.migration;

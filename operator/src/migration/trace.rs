@@ -1,6 +1,6 @@
 //! A migration as a trace: all of it and its phases, from what its status says at the end. Pure.
 //!
-//! The agents add the steps that they have taken. A migration belongs to whoever leads at its end, however many operators
+//! The agents add the steps that they have taken. A migration belongs to the leader at its end, however many operators
 //! had it in hand.
 
 use std::time::{Duration, SystemTime};

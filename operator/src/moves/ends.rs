@@ -52,7 +52,7 @@ pub enum Rollback {
     NotBegun,
     /// The target has the VM after all.
     Arrived,
-    /// The target has the VM, and the source was told to run it on: whoever has not begun does not, until one has ended.
+    /// The target has the VM, and the source was told to run it on: an end that has not begun does not, until the other has ended.
     Contested,
     /// The transfer is to be stopped; until the source says that it is, the target may get the VM.
     Cancelling,

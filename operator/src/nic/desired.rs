@@ -86,7 +86,7 @@ pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
             }
         }
     }
-    // It is told nothing before it can be told who may send it the VM. So each end is told once.
+    // It gets no order before it can learn which peer may send the VM. So each end gets one order.
     let waits = target_order.as_ref().is_some_and(|order| {
         let unknown = order.tls.as_ref().is_some_and(|tls| tls.peer_ca.is_none());
         of.stage == Stage::Preparing && unknown
@@ -147,7 +147,7 @@ fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
         Stage::Arrived => ((Goal::Detached, Some(Transfer)), receive),
         Stage::Returning => match ends.rollback() {
             Rollback::NotBegun => ((Goal::FastPath, None), revoke),
-            // Who was told to give up is not told to listen again, but where the VM is there all the same.
+            // A target that was told to give up is not told to listen again, unless the VM is there all the same.
             Rollback::Cancelling if ends.given_up => ((Goal::Standby, Some(Cancel)), revoke),
             Rollback::Arrived | Rollback::Contested | Rollback::Cancelling => {
                 ((Goal::Standby, Some(Cancel)), receive)
@@ -160,7 +160,7 @@ fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
             Rollback::Resuming => ((Goal::Standby, Some(Resume)), revoke),
             Rollback::Stopped => ((Goal::FastPath, Some(Cancel)), revoke),
         },
-        // It decides about no NIC any more; whoever asks has made a mistake that must not cost a VM its VF.
+        // It decides about no NIC any more; the caller has made a mistake, which must not cost a VM its VF.
         Stage::Over(Outcome::Failed | Outcome::Cancelled) => ((Goal::FastPath, None), (Goal::Detached, None)),
         Stage::Over(Outcome::Succeeded) => ((Goal::Detached, None), (Goal::FastPath, None)),
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// NICs by namespace and name, each with its lost attachments' uids and when they were first seen as lost.
 type Lost = HashMap<(String, String), HashMap<String, Instant>>;
 
-/// Counts since when attachments are lost. An operator that takes over counts anew.
+/// Counts since when attachments are lost. An operator that takes over counts again.
 pub struct Patience {
     timeout: Option<Duration>,
     lost: Mutex<Lost>,

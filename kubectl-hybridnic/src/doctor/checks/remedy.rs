@@ -7,9 +7,9 @@ pub fn remedy(reason: &str) -> String {
     match reason {
         reasons::NETWORK_NOT_FOUND => "create the HybridNetwork that the NIC names",
         reasons::NAMESPACE_NOT_ALLOWED => "label the namespace, or change the network's namespaceSelector",
-        reasons::MAC_CONFLICT => "delete one of the two NICs, or create this one anew with another address",
+        reasons::MAC_CONFLICT => "delete one of the two NICs, or create this one again with another address",
         reasons::MAC_NOT_ALLOWED => {
-            "create the NIC anew without spec.mac or with one of the network's macRange, or change the network's macs"
+            "create the NIC again without spec.mac or with one of the network's macRange, or change the network's macs"
         }
         reasons::MAC_RANGE_EXHAUSTED => "widen spec.macRange of the network",
         reasons::POD_NOT_FOUND => {
@@ -51,7 +51,7 @@ pub fn remedy(reason: &str) -> String {
         reasons::QMP_UNTRUSTED => {
             "QEMU itself makes qmp.sock, in the pod's emptyDir hybridnic; docs/troubleshooting.md says what else may be there"
         }
-        reasons::QMP_FLOOD => "its guest may have taken QEMU over: look at the VM, and start it anew",
+        reasons::QMP_FLOOD => "its guest may have taken QEMU over: look at the VM, and start it again",
         reasons::NO_GUEST_PORT => "start QEMU with two pcie-root-ports with ids for each hybrid NIC",
         reasons::GUEST_NO_FAILOVER => "the guest needs Linux 4.18 or later with net_failover",
         reasons::GUEST_IGNORES_VF => "the guest needs the VF's driver",

@@ -9,7 +9,7 @@
 //! 4. the pod that is recorded;
 //! 5. one that another NIC of the VM is attached to;
 //! 6. the target of the VM's last migration that has succeeded;
-//! 7. the oldest that runs, for one that waits for a VM comes after the one that the VM comes from; the oldest that may yet run.
+//! 7. the oldest that runs, because one that waits for a VM comes after the one that the VM comes from; the oldest that may yet run.
 //!
 //! A wrong choice costs time, and no more: what a NIC has in the pod that it leaves is gone before anything of it is elsewhere.
 
