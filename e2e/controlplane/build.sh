@@ -16,6 +16,7 @@ set -euo pipefail
 shopt -s inherit_errexit
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../progress.sh"
+. "$here/../go.sh"
 
 declare -A package=(
   [etcd]=go.etcd.io/etcd/server/v3
@@ -83,27 +84,6 @@ stamps() {
   echo "-X helm.sh/helm/v4/internal/version.version=$helm"
 }
 
-# `go build -v` names each package as it is compiled, and there is no blank in such a name: all else is a message.
-packages_only() {
-  local line
-  while IFS= read -r line; do
-    if [[ $line == *[[:space:]]* ]]; then echo "$line" >&2; else echo "$line"; fi
-  done
-}
-
-# Distributions keep newer versions of Go beside the default one, out of the path.
-find_go() {
-  local go
-  for go in go $(printf '%s\n' /usr/lib/go-*/bin/go | sort -rV); do
-    if "$go" version &>/dev/null; then
-      command -v "$go"
-      return
-    fi
-  done
-  echo "control plane: no Go found; e2e/setup/install.sh installs it" >&2
-  return 1
-}
-
 # The module's files are nobody's to write; a copy may be removed.
 copy_kinds() {
   local operator=github.com/prometheus-operator/prometheus-operator
@@ -118,12 +98,9 @@ build() {
     [[ -z ${package[$tool]} ]] || packages+=("${package[$tool]}")
   done
   cd "$module"
-  # go.mod may want a newer Go than the distribution has; Go then fetches it, checksummed as any module.
-  export GOTOOLCHAIN=${GOTOOLCHAIN:-auto} CGO_ENABLED=0
-  # The compiler lives for seconds: to collect its garbage costs more than the memory.
-  export GOGC=${GOGC:-400}
+  export CGO_ENABLED=0
   echo "control plane: building ${missing[*]} into $bin (once; 8 minutes on two idle cores)" >&2
-  go=$(find_go)
+  go=$(find_go "control plane")
   total=$("$go" list -deps "${packages[@]}" | wc -l)
   rm -rf "$staging"
   mkdir "$staging"
