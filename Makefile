@@ -10,7 +10,7 @@ ALL := --workspace --all-features --locked
 CLUSTERS := 6
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check unit model kernel cluster cluster-oldest monitoring lab nodes \
+.PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check unit model kernel cluster cluster-oldest kubevirt monitoring lab nodes \
 	bench bench-scale deny msrv each fuzz scripts clean
 
 help: ## Show this
@@ -31,7 +31,7 @@ demos: setup build ## Forty demos in a row beside four compilers, and how many t
 freezes: setup build ## VFs plugged over and over, and how many guests the emulation has frozen; see docs/testing.md
 	@$(BUILT)/examples/freezes
 
-# What is left out takes half as long as all others together: CI runs it each time, by AND="fast cluster-oldest nodes".
+# What is left out takes half as long as all others together: CI runs it each time, by AND="fast cluster-oldest kubevirt nodes".
 test: ## All tests but those of real nodes, tier by tier, with the time of each; with them: make test AND=nodes
 	@e2e/test.sh $(AND)
 
@@ -97,6 +97,9 @@ cluster: build ## Real kube-apiserver, etcd and controller manager
 cluster-oldest: build ## The API, the chart and the operator on the oldest Kubernetes that is supported
 	tools=$$(e2e/controlplane/build.sh --oldest) && KUBEBUILDER_ASSETS=$$(dirname "$$(head -n1 <<<"$$tools" | cut -f2)") \
 		$(CARGO) test $(ALL) --test cluster -- --test-threads=$(CLUSTERS) api:: chart:: operator::
+
+kubevirt: build ## KubeVirt's own control half, and a VM with our binding
+	$(CARGO) test $(ALL) --test kubevirt -- --nocapture
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
 	$(CARGO) test $(ALL) --test lab

@@ -222,6 +222,11 @@ impl ControlPlane {
         self.authority.certificate()
     }
 
+    /// The certificate of a server that clients of the cluster trust, such as a webhook's.
+    pub fn server_certificate(&self, server: &str, address: IpAddr) -> Result<pki::Pair, Error> {
+        Ok(self.authority.server(server, &[], &[address])?)
+    }
+
     /// A login by a bearer token that the API server knows, such as a bootstrap token.
     pub fn login_token(&self, token: &str) -> Login {
         Login::token(self.port(), self.authority.certificate(), token)
@@ -478,14 +483,17 @@ fn write_files(dir: &Path, authority: &pki::Authority, addresses: &[IpAddr]) -> 
         "kubernetes.default.svc.cluster.local",
     ];
     let addresses: Vec<_> = addresses.iter().copied().chain([flags::API_SERVICE]).collect();
-    let server = authority.server(&names, &addresses)?;
+    let server = authority.server("kube-apiserver", &names, &addresses)?;
     let (token_key, token_public_key) = pki::signing_key()?;
     let kubelet_client = authority.client("kube-apiserver-kubelet-client", &["system:masters"])?;
+    let proxy_client = authority.client(flags::PROXY_CLIENT, &[])?;
     let files = [
         (paths::CA_CERT, authority.certificate()),
         (paths::CA_KEY, authority.key()),
         (paths::KUBELET_CLIENT_CERT, kubelet_client.certificate),
         (paths::KUBELET_CLIENT_KEY, kubelet_client.key),
+        (paths::PROXY_CLIENT_CERT, proxy_client.certificate),
+        (paths::PROXY_CLIENT_KEY, proxy_client.key),
         (paths::SERVER_CERT, server.certificate),
         (paths::SERVER_KEY, server.key),
         (paths::TOKEN_KEY, token_key),

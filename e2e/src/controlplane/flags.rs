@@ -10,6 +10,9 @@ const SERVICE_RANGE: &str = "10.96.0.0/16";
 /// The first address of [`SERVICE_RANGE`]: the API server's own service.
 pub(super) const API_SERVICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1));
 
+/// Whose word the API servers of others take for who asks.
+pub(super) const PROXY_CLIENT: &str = "front-proxy-client";
+
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 /// A Unix socket beside the data: no port to choose, and nobody else on the machine gets in.
@@ -63,6 +66,14 @@ pub(super) fn apiserver(port: u16, advertise: IpAddr, controllers: Controllers) 
         format!("--tls-cert-file={}", paths::SERVER_CERT),
         format!("--tls-private-key-file={}", paths::SERVER_KEY),
         format!("--client-ca-file={}", paths::CA_CERT),
+        // Who it is when it passes a request on to an API server of others, as each installer sets it up.
+        format!("--proxy-client-cert-file={}", paths::PROXY_CLIENT_CERT),
+        format!("--proxy-client-key-file={}", paths::PROXY_CLIENT_KEY),
+        format!("--requestheader-client-ca-file={}", paths::CA_CERT),
+        format!("--requestheader-allowed-names={PROXY_CLIENT}"),
+        "--requestheader-username-headers=X-Remote-User".to_owned(),
+        "--requestheader-group-headers=X-Remote-Group".to_owned(),
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
         "--authorization-mode=Node,RBAC".to_owned(),
         "--enable-admission-plugins=NodeRestriction".to_owned(),
         "--anonymous-auth=false".to_owned(),

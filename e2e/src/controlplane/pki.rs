@@ -60,7 +60,7 @@ impl Authority {
     }
 
     /// A server's certificate, good for these names and addresses.
-    pub fn server(&self, names: &[&str], addresses: &[IpAddr]) -> Result<Pair, Error> {
+    pub fn server(&self, server: &str, names: &[&str], addresses: &[IpAddr]) -> Result<Pair, Error> {
         let mut params = CertificateParams::default();
         for name in names {
             let name = (*name)
@@ -71,7 +71,7 @@ impl Authority {
         let addresses = addresses.iter().copied().map(rcgen::SanType::IpAddress);
         params.subject_alt_names.extend(addresses);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.sign(params, "kube-apiserver")
+        self.sign(params, server)
     }
 
     /// A client's certificate: who it is, and in which groups, at most two.

@@ -1,4 +1,4 @@
-//! Where the control plane's binaries are: `e2e/controlplane/build.sh` knows, and builds what is missing.
+//! Where programs that others make are: scripts such as `e2e/controlplane/build.sh` know, and build what is missing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,14 +17,20 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/controlplane/build.sh
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Error {
-    #[error("cannot run {SCRIPT}")]
-    Run(#[source] io::Error),
-    #[error("{SCRIPT} was not done after {BUILD_DEADLINE:?}")]
-    Deadline,
-    #[error("{SCRIPT} failed ({0}); its messages are on standard error")]
-    Failed(ExitStatus),
-    #[error("{SCRIPT} did not say where {0} is")]
-    Missing(&'static str),
+    #[error("cannot run {script}")]
+    Run { script: &'static str, source: io::Error },
+    #[error("{0} was not done after {BUILD_DEADLINE:?}")]
+    Deadline(&'static str),
+    #[error("{script} failed ({status}); its messages are on standard error")]
+    Failed {
+        script: &'static str,
+        status: ExitStatus,
+    },
+    #[error("{script} did not say where {name} is")]
+    Missing {
+        script: &'static str,
+        name: &'static str,
+    },
 }
 
 /// The binaries of one Kubernetes release.
@@ -72,8 +78,8 @@ impl Tools {
     /// Taken from `$KUBEBUILDER_ASSETS` where set and there, else from the cache that the script describes.
     pub async fn ready(nodes: bool) -> Result<Self, Error> {
         let nodes_too = if nodes { &NODES[..] } else { &[] };
-        let mut tools = built(&[&CONTROL[..], nodes_too].concat()).await?;
-        let mut take = |name| tools.remove(name).ok_or(Error::Missing(name));
+        let mut tools = Built::by(SCRIPT, &[&CONTROL[..], nodes_too].concat()).await?;
+        let mut take = |name| tools.take(name);
         Ok(Self {
             etcd: take("etcd")?,
             apiserver: take("kube-apiserver")?,
@@ -106,8 +112,8 @@ pub struct Schemas {
 impl Schemas {
     /// As [`Tools::ready`].
     pub async fn ready() -> Result<Self, Error> {
-        let mut tools = built(&["--schemas"]).await?;
-        let mut take = |name| tools.remove(name).ok_or(Error::Missing(name));
+        let mut tools = Built::by(SCRIPT, &["--schemas"]).await?;
+        let mut take = |name| tools.take(name);
         Ok(Self {
             kubeconform: take("kubeconform")?,
             monitoring_kinds: take("monitoring-kinds")?,
@@ -115,22 +121,39 @@ impl Schemas {
     }
 }
 
-/// Where the script says that things are, by their names.
-async fn built(args: &[&str]) -> Result<BTreeMap<String, PathBuf>, Error> {
-    // Not `output`, which would take its progress too.
-    let script = Command::new(SCRIPT)
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(Error::Run)?;
-    let output = tokio::time::timeout(BUILD_DEADLINE, script.wait_with_output()).await;
-    let output = output.map_err(|_| Error::Deadline)?.map_err(Error::Run)?;
-    if !output.status.success() {
-        return Err(Error::Failed(output.status));
+/// Where a script says that things are, by their names.
+pub(crate) struct Built {
+    script: &'static str,
+    paths: BTreeMap<String, PathBuf>,
+}
+
+impl Built {
+    /// Runs a script, which prints `NAME<tab>PATH` for each thing.
+    pub(crate) async fn by(script: &'static str, args: &[&str]) -> Result<Self, Error> {
+        let run = |source| Error::Run { script, source };
+        // Not `output`, which would take its progress too.
+        let child = Command::new(script)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(run)?;
+        let output = tokio::time::timeout(BUILD_DEADLINE, child.wait_with_output()).await;
+        let output = output.map_err(|_| Error::Deadline(script))?.map_err(run)?;
+        if !output.status.success() {
+            let status = output.status;
+            return Err(Error::Failed { script, status });
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let lines = text.lines().filter_map(|line| line.split_once('\t'));
+        let paths = lines.map(|(name, path)| (name.to_owned(), path.into())).collect();
+        Ok(Self { script, paths })
     }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let lines = text.lines().filter_map(|line| line.split_once('\t'));
-    Ok(lines.map(|(name, path)| (name.to_owned(), path.into())).collect())
+
+    /// Where one of them is.
+    pub(crate) fn take(&mut self, name: &'static str) -> Result<PathBuf, Error> {
+        let script = self.script;
+        self.paths.remove(name).ok_or(Error::Missing { script, name })
+    }
 }
