@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use crate::dev::DevNodes;
 use crate::sysfs::Sysfs;
 
-/// A macvtap's descriptor cannot be had.
+/// Could not obtain a macvtap's file descriptor.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// Sysfs does not have the number of the character device.

@@ -63,7 +63,7 @@ pub enum Subsystem {
 pub enum DeviceEvent {
     /// Something happened to a device.
     Device(Uevent),
-    /// Events were lost. Discover anew.
+    /// Events were lost. Discover again.
     Resync,
 }
 

@@ -155,7 +155,7 @@ impl QmpError {
         matches!(self, Self::Busy | Self::GreetingTimeout { .. })
     }
 
-    /// The session is over: connect again and read the state anew.
+    /// The session is over: connect again and read the state again.
     pub fn is_closed(&self) -> bool {
         matches!(self, Self::Closed(_))
     }

@@ -72,7 +72,7 @@ impl Event {
 /// Why there is no next event.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum EventError {
-    /// The receiver was too slow and this many events are lost to it: read the state anew, then go on.
+    /// The receiver was too slow and this many events are lost to it: read the state again, then go on.
     #[error("{0} events were lost")]
     Lagged(u64),
     /// The session is over.

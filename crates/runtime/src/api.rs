@@ -218,7 +218,7 @@ fn result(status: StatusCode) -> &'static str {
     match status {
         StatusCode::CONFLICT => "conflict",
         StatusCode::NOT_FOUND => "not_found",
-        // The watch's position is too old; it begins anew.
+        // The watch's position is too old; it begins again.
         StatusCode::GONE => "expired",
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "forbidden",
         StatusCode::TOO_MANY_REQUESTS => "throttled",

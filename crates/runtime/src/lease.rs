@@ -290,7 +290,7 @@ impl Leadership {
         }
     }
 
-    /// Reads the lease anew: a write of ours may have arrived while its answer was lost.
+    /// Reads the lease again: a write of ours may have arrived while its answer was lost.
     async fn reread(&mut self, end: Instant) -> Result<(), Error> {
         let read = self.candidate.api.get_opt(&self.candidate.name);
         let Ok(Ok(found)) = timeout_at(end.min(Instant::now() + REQUEST_DEADLINE), read).await else {

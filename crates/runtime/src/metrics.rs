@@ -160,8 +160,8 @@ impl<const N: usize> Counter<N> {
         self.of(values).inc();
     }
 
-    /// Shows a count that is still 0. A counter that begins with 1 is no increase to Prometheus, so one that an alert waits
-    /// for must be there before.
+    /// Shows a count that is still 0. Prometheus sees no increase when a counter first appears as 1, so counters that alerts use
+    /// are shown before.
     pub fn show(&self, values: [&str; N]) {
         self.of(values);
     }

@@ -1,7 +1,7 @@
 //! Traces by OpenTelemetry: what belongs to one operation over several processes, sent to a collector by OTLP over HTTP.
 //!
 //! An operation is known everywhere by the uid of its object, a UUID, and that is its trace's id, in hexadecimal digits
-//! without dashes. So nobody hands anything on, a process that starts anew goes on with the same trace, and whoever has the
+//! without dashes. So nobody hands anything on, a process that starts again goes on with the same trace, and whoever has the
 //! object finds the trace. Off unless a collector is named.
 //!
 //! The SDK's own tracer and processor are not used: they give a trace's first span an id by chance, which the other
@@ -229,7 +229,7 @@ fn ids(uid: &str) -> Option<(TraceId, SpanId)> {
     let trace = TraceId::from_hex(&digits)
         .ok()
         .filter(|id| digits.len() == 32 && *id != TraceId::INVALID)?;
-    // The lower half of a UUID holds its variant and is never nought.
+    // The lower half of a UUID holds its variant and is never zero.
     SpanId::from_hex(digits.get(16..)?).ok().map(|root| (trace, root))
 }
 

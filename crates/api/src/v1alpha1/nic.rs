@@ -39,16 +39,16 @@ use super::{GuestDevices, MigrationPhaseTime, NoFreeVf, Path, StandbyRef, Switch
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(oldSelf.mac) == has(self.mac) && (!has(self.mac) || self.mac == oldSelf.mac)")
-    .message("mac cannot change: delete the NIC and create it anew with the other address"))]
+    .message("mac cannot change: delete the NIC and create it again with the other address"))]
 pub struct VmHybridNicSpec {
     /// Name of the [`super::HybridNetwork`].
     #[schemars(length(min = 1, max = 50))]
     #[x_kube(validation = Rule::new("self == oldSelf")
-        .message("network cannot change: delete the NIC and create it anew on the other network"))]
+        .message("network cannot change: delete the NIC and create it again on the other network"))]
     pub network: String,
     /// The virtual machine.
     #[x_kube(validation = Rule::new("self == oldSelf")
-        .message("vm cannot change: delete the NIC and create it anew for the other VM"))]
+        .message("vm cannot change: delete the NIC and create it again for the other VM"))]
     pub vm: Vm,
     /// The NIC's MAC address, if the network's `macs` allows it; without it, one of the network's range is generated once and
     /// kept.

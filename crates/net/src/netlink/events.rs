@@ -32,7 +32,7 @@ pub enum LinkEvent {
         /// The link's index.
         index: u32,
     },
-    /// Events were lost. Read anew what you know of links.
+    /// Events were lost. Read again what you know of links.
     Resync,
 }
 

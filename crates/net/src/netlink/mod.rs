@@ -49,7 +49,7 @@ pub struct Netlink {
 
 type Told = dyn Fn(&'static str, &NetlinkError) + Send + Sync;
 
-/// Who is told of requests that failed.
+/// Called for requests that failed.
 #[derive(Clone, Default)]
 struct OnError(Option<Arc<Told>>);
 

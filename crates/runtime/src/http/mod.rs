@@ -38,7 +38,7 @@ use door::{Door, Waiting, Weight};
 pub use guard::Guard;
 use guard::Refusal;
 
-/// Who asks sends the request at once; who does not is no probe and no scraper.
+/// Probes and scrapers send their request immediately; a client that does not is dropped.
 const HEADER_DEADLINE: Duration = Duration::from_secs(1);
 /// The longest that an exchange may take, with a reader that is slow.
 const DEADLINE: Duration = Duration::from_secs(10);
