@@ -248,7 +248,7 @@ pub struct Lookup<'a> {
     pub holders: &'a dyn Fn(Mac) -> Vec<Arc<VmHybridNic>>,
     /// Whether a PF has an address.
     pub is_card: &'a dyn Fn(Mac) -> bool,
-    /// Whether a NIC that cannot be read has an address.
+    /// Whether another NIC, which cannot be read, has an address.
     pub is_unread: &'a dyn Fn(Mac) -> bool,
 }
 
@@ -285,7 +285,7 @@ pub fn assign(
             }
             kept = Some(error);
         }
-        // It may have had it first. Who has it as well keeps it: nothing proves who is right.
+        // It may have had it first, for its age says only when it was made. Who has it as well keeps it: nothing proves who is right.
         if in_status(nic) != Some(mac) && (lookup.is_unread)(mac) {
             return Err(Error::Unread(mac));
         }

@@ -238,10 +238,12 @@ impl<K: Object> Cache<K> {
             .collect()
     }
 
-    /// Whether an object that does not parse, and is not here for that, has this MAC.
-    pub fn unread_has(&self, mac: &str) -> bool {
+    /// Whether an object that does not parse, and is not here for that or only as it was, has this MAC. One of the name `except` is
+    /// left out: nobody keeps an address from himself.
+    pub fn unread_has(&self, mac: &str, except: &Name) -> bool {
         let unread = self.unread();
-        unread.values().any(|macs| macs.iter().any(|other| other == mac))
+        let mut others = unread.iter().filter(|(name, _)| *name != except);
+        others.any(|(_, macs)| macs.iter().any(|other| other == mac))
     }
 
     fn unread(&self) -> MutexGuard<'_, Unread> {
@@ -303,7 +305,10 @@ impl<K: Object> Feed<K> {
                 tracing::warn!(%kind, namespace, name, error, "ignored: it does not parse");
                 let name = Name::new(namespace.unwrap_or_default(), name.unwrap_or_default());
                 self.cache.shelf().list(&name);
-                if !bad.macs.is_empty() {
+                // As it is now: what it had before is free.
+                if bad.macs.is_empty() {
+                    self.cache.unread().remove(&name);
+                } else {
                     self.listed_unread.insert(name.clone());
                     self.cache.unread().insert(name, bad.macs);
                 }

@@ -252,17 +252,20 @@ fn an_object_that_does_not_parse_any_more_stays_as_it_was() {
 fn the_address_of_an_object_that_does_not_parse_is_known_for_as_long_as_it_is_there() {
     const MAC: &str = "52:54:00:00:00:0a";
     let (cache, mut feed) = cache::<ConfigMap>();
-    let bad = || -> Wire<ConfigMap> {
+    let with = |mac: &str| -> Wire<ConfigMap> {
         let text = format!(
-            r#"{{"metadata": {{"namespace": "ns", "name": "a"}}, "data": 7, "spec": {{"mac": "{MAC}"}}}}"#
+            r#"{{"metadata": {{"namespace": "ns", "name": "a"}}, "data": 7, "spec": {{"mac": "{mac}"}}}}"#
         );
         serde_json::from_str(&text).unwrap()
     };
+    let bad = || with(MAC);
     let mut seen = |events: Vec<watcher::Event<Wire<ConfigMap>>>| {
         for event in events {
             feed.apply(event, &|_, _| {});
         }
-        cache.unread_has(MAC)
+        let own = Name::new("ns", "a");
+        assert!(!cache.unread_has(MAC, &own), "it keeps it from itself");
+        cache.unread_has(MAC, &Name::new("other", "a"))
     };
     let list = |object: Option<Wire<ConfigMap>>| {
         let listed = object.map(watcher::Event::InitApply);
@@ -280,6 +283,13 @@ fn the_address_of_an_object_that_does_not_parse_is_known_for_as_long_as_it_is_th
         !seen(vec![watcher::Event::Apply(map("a", "2", "x").into())]),
         "it parses again"
     );
+    for other in ["52:54:00:00:00:0b", "none"] {
+        assert!(seen(vec![watcher::Event::Apply(bad())]));
+        assert!(
+            !seen(vec![watcher::Event::Apply(with(other))]),
+            "now it has {other}"
+        );
+    }
     assert!(seen(vec![watcher::Event::Apply(bad())]));
     assert!(!seen(vec![watcher::Event::Delete(bad())]));
 }

@@ -225,10 +225,11 @@ impl NicReconciler {
                 &nic.spec.network,
             ))
         };
+        let own = Name::of(nic);
         let lookup = mac::Lookup {
             holders: &|mac| self.world.nics.by(&Key::Mac(mac.to_string())),
             is_card: &|mac| self.world.hybrid_nodes.any(&Key::Mac(mac.to_string())),
-            is_unread: &|mac| self.world.nics.unread_has(&mac.to_string()),
+            is_unread: &|mac| self.world.nics.unread_has(&mac.to_string(), &own),
         };
         let macs = network.spec.macs;
         let rules = range.map(|range| mac::Rules { range, macs });
