@@ -283,13 +283,15 @@ impl Pools {
         })
     }
 
-    /// Which PFs of a network its NICs may not be on because of what other networks have there, and why.
+    /// Which PFs of a network its NICs may not be on because of what other networks have there, and why; in words for a NIC.
     pub fn barred(&self, inventory: &Inventory, network: &str) -> Option<String> {
         self.with(|s| {
             let pool = s.pools.iter().find(|p| p.network == network)?;
             let selected = |pf: &&Pf| pool.uplinks.iter().any(|u| select::selects_pf(u, pf));
             let pfs = inventory.pfs.iter().filter(selected);
-            let whys: Vec<_> = pfs.filter_map(|pf| trunk::problem(&s.pools, pool, pf)).collect();
+            let whys: Vec<_> = pfs
+                .filter_map(|pf| trunk::problem_of_nic(&s.pools, pool, pf))
+                .collect();
             (!whys.is_empty()).then(|| whys.join("; "))
         })
     }
@@ -353,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gets_no_pf_is_told_which_network_is_in_the_way() {
+    fn who_gets_no_pf_is_told_that_another_network_is_in_the_way_and_not_which() {
         let (inventory, pools) = setup(1);
         assert_eq!(pools.barred(&inventory, "n"), None);
         let pool = |network: &str, pf: &str, tags| NodePool {
@@ -371,9 +373,10 @@ mod tests {
         ]);
         let why = pools.barred(&inventory, "n").unwrap();
         assert!(
-            why.contains("PF ens1 also carries the network blue") && !why.contains("ens0"),
+            why.contains("PF ens1 also carries another network") && !why.contains("ens0"),
             "{why}"
         );
+        assert!(!why.contains("blue"), "a tenant does not see networks: {why}");
         assert_eq!(pools.barred(&inventory, "other"), None);
         assert_eq!(pools.barred(&inventory, "nobody's"), None);
     }

@@ -8,20 +8,35 @@ use hybridnic_net::sysfs::Pf;
 
 use super::select;
 
-/// Why this network's NICs may not be on a PF; `None` where they may.
-pub fn problem(pools: &[NodePool], pool: &NodePool, pf: &Pf) -> Option<String> {
+/// The network because of which this network's NICs may not be on a PF; `None` where they may.
+fn trunk<'a>(pools: &'a [NodePool], pool: &NodePool, pf: &Pf) -> Option<&'a NodePool> {
     if pool.tags != PoolTags::None {
         return None;
     }
     let selects = |other: &NodePool| other.uplinks.iter().any(|u| select::selects_pf(u, pf));
-    let vlan = pools
+    pools
         .iter()
-        .find(|other| other.tags == PoolTags::Vlan && selects(other))?;
+        .find(|other| other.tags == PoolTags::Vlan && selects(other))
+}
+
+/// Why this network's NICs may not be on a PF, for the administrator; `None` where they may.
+pub fn problem(pools: &[NodePool], pool: &NodePool, pf: &Pf) -> Option<String> {
+    let vlan = trunk(pools, pool, pf)?;
     Some(format!(
         "its PF {} also carries the network {}, which has a VLAN, and guests of an untagged network could send into that: give the \
          networks PFs of their own, or set guestVlans: true if guests may",
         pf.name.as_deref().unwrap_or_default(),
         vlan.network
+    ))
+}
+
+/// The same for who has a NIC of the network: he need not know which other networks there are.
+pub fn problem_of_nic(pools: &[NodePool], pool: &NodePool, pf: &Pf) -> Option<String> {
+    trunk(pools, pool, pf)?;
+    Some(format!(
+        "its PF {} also carries another network, which has a VLAN, and guests of an untagged network could send into that; which one, the \
+         administrator finds in status.pools of the HybridNode",
+        pf.name.as_deref().unwrap_or_default()
     ))
 }
 
@@ -59,5 +74,12 @@ mod tests {
         let [plain, trunk, blue] = problems(1);
         assert!(plain.unwrap().contains("the network blue, which has a VLAN"));
         assert_eq!((trunk, blue), (None, None));
+        let of_nic = |pool, pf: usize| problem_of_nic(&pools, &pools[pool], &inventory.pfs[pf]);
+        let told = of_nic(0, 1).unwrap();
+        assert!(
+            told.contains("another network, which has a VLAN") && !told.contains("blue"),
+            "{told}"
+        );
+        assert_eq!((of_nic(0, 0), of_nic(1, 1), of_nic(2, 1)), (None, None, None));
     }
 }

@@ -61,7 +61,7 @@ impl NicTask {
         Ok(())
     }
 
-    /// A NIC that finds no PF or VF is told which network keeps it off those that there are.
+    /// A NIC that finds no PF or VF is told that another network keeps it off those that there are.
     pub(super) async fn explain(&self, decision: &mut Decision) {
         let Decision::Wait(wait) = decision else {
             return;
