@@ -19,6 +19,8 @@ const LIGHT: usize = 64;
 const HEAVY: usize = 8;
 /// The same, of one peer.
 const HEAVY_OF_ONE: usize = 2;
+/// The same, of those of whom nobody knows yet whether they may ask: they wait for the API server, and the others need not.
+const UNKNOWN: usize = HEAVY / 2;
 
 /// What an answer costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub(super) enum Weight {
     Light,
     /// Some work and many octets; or a request that is not over with its head.
     Heavy,
+    /// The same, for who has yet to be asked after.
+    Unknown,
 }
 
 /// A listener's connections. Clones share them.
@@ -40,6 +44,7 @@ struct Crowd {
     waiting: BTreeMap<u64, (IpAddr, CancellationToken)>,
     light: usize,
     heavy: HashMap<IpAddr, usize>,
+    unknown: HashMap<IpAddr, usize>,
 }
 
 /// A connection that has not sent a whole request yet.
@@ -115,6 +120,15 @@ impl Crowd {
         most.map(|(_, oldest)| oldest)
     }
 
+    /// The places that peers have, of the heavy ones.
+    fn of(&mut self, weight: Weight) -> &mut HashMap<IpAddr, usize> {
+        if weight == Weight::Unknown {
+            &mut self.unknown
+        } else {
+            &mut self.heavy
+        }
+    }
+
     fn let_go(&mut self, number: u64) {
         if let Some((_, dropped)) = self.waiting.remove(&number) {
             dropped.cancel();
@@ -131,13 +145,17 @@ impl Waiting {
         match weight {
             Weight::Light if crowd.light >= LIGHT => return None,
             Weight::Light => crowd.light += 1,
-            Weight::Heavy => {
-                let all: usize = crowd.heavy.values().sum();
-                let its = crowd.heavy.get(&self.peer).copied().unwrap_or_default();
-                if all >= HEAVY || its >= HEAVY_OF_ONE {
+            Weight::Heavy | Weight::Unknown => {
+                let (heavy, unknown): (usize, usize) =
+                    (crowd.heavy.values().sum(), crowd.unknown.values().sum());
+                let is_full = heavy + unknown >= HEAVY || weight == Weight::Unknown && unknown >= UNKNOWN;
+                // Each by itself: a stranger may have the address of who is known, behind a NAT.
+                let places = crowd.of(weight);
+                let its = places.get(&self.peer).copied().unwrap_or_default();
+                if is_full || its >= HEAVY_OF_ONE {
                     return None;
                 }
-                crowd.heavy.insert(self.peer, its + 1);
+                places.insert(self.peer, its + 1);
             }
         }
         Some(Served {
@@ -159,11 +177,12 @@ impl Drop for Served {
         let mut crowd = self.door.crowd();
         match self.weight {
             Weight::Light => crowd.light = crowd.light.saturating_sub(1),
-            Weight::Heavy => {
-                if let Some(its) = crowd.heavy.get_mut(&self.peer) {
+            Weight::Heavy | Weight::Unknown => {
+                let all = crowd.of(self.weight);
+                if let Some(its) = all.get_mut(&self.peer) {
                     *its = its.saturating_sub(1);
                 }
-                crowd.heavy.retain(|_, its| *its > 0);
+                all.retain(|_, its| *its > 0);
             }
         }
     }
@@ -235,6 +254,22 @@ mod tests {
         assert!(door.enter(peer(2)).serve(Weight::Heavy).is_some());
         drop(heavy);
         assert!(door.enter(peer(1)).serve(Weight::Heavy).is_some());
+    }
+
+    #[test]
+    fn those_of_whom_nobody_knows_have_half_of_the_places() {
+        let door = Door::default();
+        let serve = |n: u8, weight| door.enter(peer(n)).serve(weight);
+        let unknown: Vec<_> = (0..=3).map(|n| serve(1 + n / 2, Weight::Unknown)).collect();
+        assert!(unknown.iter().all(Option::is_some) && unknown.len() == UNKNOWN);
+        assert!(serve(9, Weight::Unknown).is_none());
+        // Of a peer that has some of those places, too.
+        let known: Vec<_> = (0..=3).map(|n| serve(1 + n / 2, Weight::Heavy)).collect();
+        assert!(known.iter().all(Option::is_some));
+        assert!(serve(9, Weight::Heavy).is_none());
+        drop(unknown);
+        let one: Vec<_> = (0..=HEAVY_OF_ONE).map(|_| serve(9, Weight::Unknown)).collect();
+        assert!(one[HEAVY_OF_ONE - 1].is_some() && one[HEAVY_OF_ONE].is_none());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::pace::Pace;
+use super::peers::Peers;
 
 /// How long an answer of the API server is good.
 const FRESH: Duration = Duration::from_mins(1);
@@ -33,8 +34,8 @@ const DEADLINE: Duration = Duration::from_secs(3);
 const TOKENS: usize = 32;
 /// No token is longer, in octets.
 const TOKEN_MAX: usize = 4096;
-/// Tokens that nobody knows yet: so many at once, and then one in each of these.
-const STRANGERS: (u32, Duration) = (10, Duration::from_millis(500));
+/// Tokens that nobody knows yet, of one peer: so many at once, and then one in each of these.
+const STRANGERS: (u32, Duration) = (5, Duration::from_secs(2));
 
 /// Who is let in. Clones share what they know.
 #[derive(Clone)]
@@ -47,6 +48,14 @@ pub struct Guard {
 /// Why somebody is not let in.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal(pub(super) StatusCode, pub(super) String);
+
+/// Who asks, with a token.
+pub(super) struct Asker<'a> {
+    guard: &'a Guard,
+    peer: IpAddr,
+    token: &'a str,
+    known: Known,
+}
 
 impl Guard {
     /// By this certificate and its key, both in DER, and by what the API server says.
@@ -63,48 +72,37 @@ impl Guard {
                 builder.with_no_client_auth().with_single_cert(chain, key)
             })
             .map_err(io::Error::other)?;
-        Ok(Self {
+        Ok(Self::with(config, client))
+    }
+
+    fn with(config: ServerConfig, client: Client) -> Self {
+        Self {
             tls: TlsAcceptor::from(Arc::new(config)),
             client,
             memory: Arc::default(),
-        })
+        }
     }
 
-    /// Lets in who may get `/metrics`, by the `Authorization` of a request.
-    pub(super) async fn admit(&self, authorization: Option<&[u8]>) -> Result<(), Refusal> {
+    /// Who asks, by the `Authorization` of a request. That he may ask for an unknown token is noted.
+    pub(super) fn look<'a>(
+        &'a self,
+        peer: IpAddr,
+        authorization: Option<&'a [u8]>,
+    ) -> Result<Asker<'a>, Refusal> {
         let Some(token) = authorization.and_then(token) else {
             let why = "a token is needed: Authorization: Bearer TOKEN, of somebody who may get /metrics";
             return Err(Refusal(StatusCode::UNAUTHORIZED, why.to_owned()));
         };
-        let now = Instant::now();
-        match self.memory().look(token, now) {
-            Known::Yes => return Ok(()),
-            Known::Ask => {}
-            Known::Busy => {
-                let why = "too many unknown tokens at once";
-                return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()));
-            }
-        }
-        let answer = match timeout(DEADLINE, self.review(token)).await {
-            Ok(Ok(answer)) => answer,
-            // Nothing is known then, but for what was known.
-            unknown => {
-                if self.memory().has(token, now, STALE) {
-                    return Ok(());
-                }
-                let why = match unknown {
-                    Ok(Err(error)) => error.to_string(),
-                    _ => format!("no answer within {DEADLINE:?}"),
-                };
-                let why = format!(
-                    "the API server does not say who asks: {}",
-                    hybridnic_text::bounded(&why, 256)
-                );
-                return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why));
-            }
+        let Some(known) = self.memory().look(peer, token, Instant::now()) else {
+            let why = "too many unknown tokens at once";
+            return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()));
         };
-        self.memory().learn(token, answer.is_ok(), now);
-        answer
+        Ok(Asker {
+            guard: self,
+            peer,
+            token,
+            known,
+        })
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -142,6 +140,44 @@ impl Guard {
     }
 }
 
+impl Asker<'_> {
+    /// Whether he was let in before.
+    pub(super) fn is_known(&self) -> bool {
+        self.known != Known::No
+    }
+
+    /// Lets him in if he may get `/metrics`.
+    pub(super) async fn admit(self) -> Result<(), Refusal> {
+        if self.known == Known::Fresh {
+            return Ok(());
+        }
+        let Self {
+            guard, peer, token, ..
+        } = self;
+        let now = Instant::now();
+        let answer = match timeout(DEADLINE, guard.review(token)).await {
+            Ok(Ok(answer)) => answer,
+            // Nothing is known then, but for what was known.
+            unknown => {
+                if guard.memory().has(token, now, STALE) {
+                    return Ok(());
+                }
+                let why = match unknown {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => format!("no answer within {DEADLINE:?}"),
+                };
+                let why = format!(
+                    "the API server does not say who asks: {}",
+                    hybridnic_text::bounded(&why, 256)
+                );
+                return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why));
+            }
+        };
+        guard.memory().learn(peer, token, answer.is_ok(), now);
+        answer
+    }
+}
+
 fn may_get_metrics(user: UserInfo) -> SubjectAccessReview {
     SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
@@ -169,24 +205,25 @@ fn token(authorization: &[u8]) -> Option<&str> {
 /// What is known of a token.
 #[derive(Debug, PartialEq, Eq)]
 enum Known {
-    Yes,
-    /// The API server is to be asked, and that is noted.
-    Ask,
-    /// Others have asked for too much.
-    Busy,
+    /// It was let in just now.
+    Fresh,
+    /// It was let in, and the API server is to be asked anew.
+    Stale,
+    /// The API server is to be asked.
+    No,
 }
 
-/// Whom the API server has let in, and how often it was asked for nothing. Pure.
+/// Whom the API server has let in, and how often each peer has asked for nothing. Pure.
 struct Memory {
     allowed: HashMap<String, Instant>,
-    strangers: Pace,
+    strangers: Peers,
 }
 
 impl Default for Memory {
     fn default() -> Self {
         Self {
             allowed: HashMap::new(),
-            strangers: Pace::new(STRANGERS.0, STRANGERS.1),
+            strangers: Peers::new(STRANGERS.0, STRANGERS.1),
         }
     }
 }
@@ -197,26 +234,24 @@ impl Memory {
         learnt.is_some_and(|learnt| now.saturating_duration_since(*learnt) < within)
     }
 
-    /// Strangers, as many as they are, keep nobody out who was let in before.
-    fn look(&mut self, token: &str, now: Instant) -> Known {
+    /// What is known of a token; `None` where the peer has come with too many that nobody knows. Strangers, as many as they are, keep
+    /// nobody out who was let in before.
+    fn look(&mut self, peer: IpAddr, token: &str, now: Instant) -> Option<Known> {
         if self.has(token, now, FRESH) {
-            return Known::Yes;
+            return Some(Known::Fresh);
         }
         if self.has(token, now, STALE) {
-            return Known::Ask;
+            return Some(Known::Stale);
         }
-        if self.strangers.wait(now) > Duration::ZERO {
-            return Known::Busy;
-        }
-        self.strangers.done(now);
-        Known::Ask
+        self.strangers.may(peer, now).then_some(Known::No)
     }
 
-    fn learn(&mut self, token: &str, allowed: bool, now: Instant) {
+    fn learn(&mut self, peer: IpAddr, token: &str, allowed: bool, now: Instant) {
         if !allowed {
             self.allowed.remove(token);
             return;
         }
+        self.strangers.welcome(peer, now);
         self.allowed
             .retain(|_, learnt| now.saturating_duration_since(*learnt) < STALE);
         if self.allowed.len() >= TOKENS
@@ -229,6 +264,22 @@ impl Memory {
             self.allowed.remove(&oldest);
         }
         self.allowed.insert(token.to_owned(), now);
+    }
+}
+
+#[cfg(test)]
+impl Guard {
+    /// One that has no certificate, and who has been let in with this token.
+    pub(super) fn of(client: Client, peer: IpAddr, known: &str) -> Self {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(rustls::server::ResolvesServerCertUsingSni::new()));
+        let guard = Self::with(config, client);
+        guard.memory().learn(peer, known, true, Instant::now());
+        guard
     }
 }
 
@@ -256,20 +307,30 @@ mod tests {
 
     #[test]
     fn strangers_are_asked_for_a_few_times_and_keep_nobody_out() {
+        let (scraper, stranger) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
         let start = Instant::now();
         let mut memory = Memory::default();
-        assert_eq!(memory.look("known", start), Known::Ask);
-        memory.learn("known", true, start);
-        for n in 1..STRANGERS.0 {
-            assert_eq!(memory.look(&format!("x{n}"), start), Known::Ask);
+        for n in 0..STRANGERS.0 {
+            assert_eq!(memory.look(stranger, &format!("x{n}"), start), Some(Known::No));
         }
-        assert_eq!(memory.look("x", start), Known::Busy);
-        assert_eq!(memory.look("known", start), Known::Yes);
-        assert_eq!(memory.look("known", start + FRESH), Known::Ask, "asked anew");
-        assert_eq!(memory.look("x", start + STRANGERS.1), Known::Ask);
+        assert_eq!(memory.look(stranger, "x", start), None);
+        // Nobody who comes with a token for the first time, or with another one.
+        for known in ["known", "other"] {
+            assert_eq!(memory.look(scraper, known, start), Some(Known::No));
+            memory.learn(scraper, known, true, start);
+        }
+        // Nor who comes from where they come from.
+        assert_eq!(memory.look(stranger, "known", start), Some(Known::Fresh));
+        let later = start + FRESH;
+        assert_eq!(
+            memory.look(stranger, "known", later),
+            Some(Known::Stale),
+            "asked anew"
+        );
+        assert_eq!(memory.look(stranger, "x", start + STRANGERS.1), Some(Known::No));
         // Until the API server has said otherwise.
         assert!(memory.has("known", start + STALE / 2, STALE) && !memory.has("known", start + STALE, STALE));
-        memory.learn("known", false, start + FRESH);
+        memory.learn(scraper, "known", false, later);
         assert!(!memory.has("known", start + FRESH, STALE));
     }
 
@@ -279,7 +340,7 @@ mod tests {
         let mut memory = Memory::default();
         for n in 0..=TOKENS {
             now += Duration::from_secs(1);
-            memory.learn(&format!("t{n}"), true, now);
+            memory.learn([10, 0, 0, 1].into(), &format!("t{n}"), true, now);
         }
         assert_eq!(memory.allowed.len(), TOKENS);
         assert!(!memory.has("t0", now, STALE) && memory.has("t1", now, STALE));

@@ -13,6 +13,7 @@
 mod door;
 mod guard;
 mod listen;
+mod peers;
 
 use std::convert::Infallible;
 use std::io;
@@ -205,10 +206,10 @@ async fn serve_on(listener: TcpListener, site: Site, pages: &Pages, guard: Optio
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let waiting = door.enter(peer.ip().to_canonical());
+                let peer = peer.ip().to_canonical();
                 let guest = Guest {
-                    peer: peer.ip(),
-                    waiting,
+                    peer,
+                    waiting: door.enter(peer),
                     site,
                     pages: pages.clone(),
                 };
@@ -266,13 +267,25 @@ impl Guest {
         // As long as the answer is on its way.
         let served = Mutex::new(None);
         let service = service_fn(|request: Request<Incoming>| async {
-            let place = waiting.serve(weight(&request));
-            let Page(status, media_type, text) = match place {
+            let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+            let asker = guard.map(|guard| guard.look(peer, authorization)).transpose();
+            // The API server is asked for who has a place, and those whom it lets in have places that it takes from nobody.
+            let weight = match &asker {
+                Ok(Some(asker)) if !asker.is_known() => Weight::Unknown,
+                Ok(_) => weight(&request),
+                Err(_) => Weight::Light,
+            };
+            let Page(status, media_type, text) = match waiting.serve(weight) {
                 Some(place) => {
                     if let Ok(mut served) = served.lock() {
                         *served = Some(place);
                     }
-                    match admit(guard, &request).await {
+                    let admitted = match asker {
+                        Ok(Some(asker)) => asker.admit().await,
+                        Ok(None) => Ok(()),
+                        Err(refusal) => Err(refusal),
+                    };
+                    match admitted {
                         Ok(()) => pages.answer(site, peer, request).await,
                         Err(Refusal(status, why)) => Page::text(status, why),
                     }
@@ -300,16 +313,6 @@ impl Guest {
             },
             () = waiting.dropped.cancelled() => tracing::debug!(%peer, "a connection without a request went for others"),
         }
-    }
-}
-
-async fn admit(guard: Option<&Guard>, request: &Request<Incoming>) -> Result<(), Refusal> {
-    match guard {
-        Some(guard) => {
-            let authorization = request.headers().get(AUTHORIZATION);
-            guard.admit(authorization.map(HeaderValue::as_bytes)).await
-        }
-        None => Ok(()),
     }
 }
 

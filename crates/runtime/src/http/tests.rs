@@ -206,6 +206,71 @@ async fn probes_and_metrics_have_listeners_of_their_own() {
     assert!(!has(Site::Metrics, "GET /log-level").await && has(Site::All, "GET /metrics").await);
 }
 
+/// What there is to read, where nothing beats.
+fn metrics_alone() -> Pages {
+    let (_, logs) = log_level::reloadable::<tracing_subscriber::Registry>("info").unwrap();
+    Pages {
+        probes: probes::probes().0,
+        metrics: Arc::new(Registry::new("test", "1")),
+        logs,
+    }
+}
+
+type ApiServer =
+    tower_test::mock::Handle<http::Request<kube::client::Body>, http::Response<kube::client::Body>>;
+
+/// A guard who knows one token, and the API server that it asks.
+fn guard(known: &str) -> (Guard, ApiServer) {
+    let (service, api) = tower_test::mock::pair();
+    let client = kube::Client::new(service, "default");
+    (Guard::of(client, [127, 0, 0, 1].into(), known), api)
+}
+
+/// The API server takes its time, and strangers ask; who was let in before is answered.
+#[tokio::test]
+async fn strangers_who_wait_for_the_api_server_leave_places_for_others() {
+    let (guard, mut api) = guard("known");
+    let (door, pages) = (Door::default(), metrics_alone());
+    let ask = async |peer: u8, token: &str| {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let peer = [10, 0, 0, peer].into();
+        let guest = Guest {
+            peer,
+            waiting: door.enter(peer),
+            site: Site::Metrics,
+            pages: pages.clone(),
+        };
+        let guard = guard.clone();
+        tokio::spawn(async move { guest.exchange(server, Some(&guard)).await });
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        client
+    };
+    let said = async |mut client: tokio::io::DuplexStream| {
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    let mut wait = Vec::new();
+    for n in 0..4 {
+        let client = ask(1 + n / 2, "invented").await;
+        wait.push((client, api.next_request().await.unwrap()));
+    }
+    for n in 0..4 {
+        let refused = said(ask(3 + n / 2, "invented").await).await;
+        assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    }
+    // Also from where strangers are.
+    for peer in [1, 9] {
+        let text = said(ask(peer, "known").await).await;
+        assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
+    }
+    // Who has no token is told at once.
+    let none = said(ask(9, "").await).await;
+    assert!(none.starts_with("HTTP/1.1 401 "), "{none}");
+    drop(wait);
+}
+
 #[tokio::test]
 async fn an_address_that_is_taken_is_told() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -213,12 +278,6 @@ async fn an_address_that_is_taken_is_told() {
         http_address: None,
         metrics_address: Some(taken.local_addr().unwrap()),
     };
-    let (_, logs) = log_level::reloadable::<tracing_subscriber::Registry>("info").unwrap();
-    let pages = Pages {
-        probes: probes::probes().0,
-        metrics: Arc::new(Registry::new("test", "1")),
-        logs,
-    };
-    let error = serve(&options, pages, None).await.unwrap_err();
+    let error = serve(&options, metrics_alone(), None).await.unwrap_err();
     assert!(error.to_string().contains("cannot serve on 127.0.0.1"), "{error}");
 }
