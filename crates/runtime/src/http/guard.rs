@@ -36,6 +36,10 @@ const TOKENS: usize = 32;
 const TOKEN_MAX: usize = 4096;
 /// Tokens that nobody knows yet, of one peer: so many at once, and then one in each of these.
 const STRANGERS: (u32, Duration) = (5, Duration::from_secs(2));
+/// Handshakes of one peer, the same. Each is a signature and a key exchange, for who has shown nothing yet, on the thread that hands VMs
+/// over. A thread of its own would leave that one alone, and still give a stranger as much of the node's processor, or of the pod's share
+/// of it, as he likes; a pace bounds both, and needs no second runtime.
+const HANDSHAKES: (u32, Duration) = (8, Duration::from_millis(500));
 
 /// Who is let in. Clones share what they know.
 #[derive(Clone)]
@@ -81,6 +85,11 @@ impl Guard {
             client,
             memory: Arc::default(),
         }
+    }
+
+    /// Whether a peer may begin a handshake now; that is noted.
+    pub(super) fn may_greet(&self, peer: IpAddr) -> bool {
+        self.memory().greeted.may(peer, Instant::now())
     }
 
     /// Who asks, by the `Authorization` of a request. That he may ask for an unknown token is noted.
@@ -217,6 +226,7 @@ enum Known {
 struct Memory {
     allowed: HashMap<String, Instant>,
     strangers: Peers,
+    greeted: Peers,
 }
 
 impl Default for Memory {
@@ -224,6 +234,7 @@ impl Default for Memory {
         Self {
             allowed: HashMap::new(),
             strangers: Peers::new(STRANGERS.0, STRANGERS.1),
+            greeted: Peers::new(HANDSHAKES.0, HANDSHAKES.1),
         }
     }
 }
@@ -252,6 +263,7 @@ impl Memory {
             return;
         }
         self.strangers.welcome(peer, now);
+        self.greeted.welcome(peer, now);
         self.allowed
             .retain(|_, learnt| now.saturating_duration_since(*learnt) < STALE);
         if self.allowed.len() >= TOKENS

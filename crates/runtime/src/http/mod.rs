@@ -207,6 +207,11 @@ async fn serve_on(listener: TcpListener, site: Site, pages: &Pages, guard: Optio
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let peer = peer.ip().to_canonical();
+                if guard.is_some_and(|guard| !guard.may_greet(peer)) {
+                    drop(stream);
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 let guest = Guest {
                     peer,
                     waiting: door.enter(peer),

@@ -272,6 +272,33 @@ async fn strangers_who_wait_for_the_api_server_leave_places_for_others() {
 }
 
 #[tokio::test]
+async fn who_begins_handshakes_without_end_is_turned_away_and_nobody_else() {
+    let (guard, _api) = guard("known");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let pages = metrics_alone();
+    let server = tokio::spawn(async move { serve_on(listener, Site::Metrics, &pages, Some(&guard)).await });
+    // Who is answered by an alert has had his handshake looked at.
+    let greet = async |from: u8| {
+        let mut stream = connect([127, 0, 0, from], address).await.unwrap();
+        let hello = b"GET / HTTP/1.1\r\n\r\n";
+        let mut said = Vec::new();
+        if stream.write_all(hello).await.is_ok() {
+            drop(stream.read_to_end(&mut said).await);
+        }
+        !said.is_empty()
+    };
+    let mut greeted = 0;
+    let flood = 200;
+    for _ in 0..flood {
+        greeted += usize::from(greet(2).await);
+    }
+    assert!((1..flood / 2).contains(&greeted), "{greeted}");
+    assert!(greet(3).await && greet(1).await);
+    server.abort();
+}
+
+#[tokio::test]
 async fn an_address_that_is_taken_is_told() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let options = HttpOptions {
