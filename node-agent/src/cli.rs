@@ -117,6 +117,9 @@ struct RunArgs {
     /// Serve metrics over TLS, and to those only whom the API server lets get /metrics. Needs --metrics-address.
     #[arg(long, env = "HYBRIDNIC_METRICS_AUTH", requires = "metrics_address")]
     metrics_auth: bool,
+    /// Take only tokens that are for this audience, which are good for nothing else. Without it a token is one for the API server.
+    #[arg(long, env = "HYBRIDNIC_METRICS_AUDIENCE", requires = "metrics_auth")]
+    metrics_audience: Option<String>,
     #[command(flatten)]
     log: LogOptions,
     #[command(flatten)]
@@ -218,7 +221,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
     let client = api::client(requests).await.context("no way to the API server")?;
     let guard = args
         .metrics_auth
-        .then(|| metrics_guard(client.clone(), &node_name))
+        .then(|| metrics_guard(client.clone(), &node_name, args.metrics_audience))
         .transpose()?;
     let (probes, mut heart) = probes::probes();
     let pages = Pages {
@@ -253,10 +256,10 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
 }
 
 /// Who may read the metrics, with a certificate for as long as the agent runs.
-fn metrics_guard(client: kube::Client, node: &str) -> anyhow::Result<Guard> {
+fn metrics_guard(client: kube::Client, node: &str, audience: Option<String>) -> anyhow::Result<Guard> {
     let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(vec![node.to_owned()])
         .context("cannot make a certificate for metrics")?;
-    Guard::new(client, cert.der().to_vec(), signing_key.serialize_der()).context("metrics")
+    Guard::new(client, cert.der().to_vec(), signing_key.serialize_der(), audience).context("metrics")
 }
 
 /// The node's devices, also those that an earlier agent waits for.

@@ -5,13 +5,14 @@
 //! listen.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::StatusCode;
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
 use k8s_openapi::api::authorization::v1::{
     NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
@@ -46,6 +47,7 @@ const HANDSHAKES: (u32, Duration) = (8, Duration::from_millis(500));
 pub struct Guard {
     pub(super) tls: TlsAcceptor,
     client: Client,
+    audience: Option<String>,
     memory: Arc<Mutex<Memory>>,
 }
 
@@ -62,11 +64,17 @@ pub(super) struct Asker<'a> {
 }
 
 impl Guard {
-    /// By this certificate and its key, both in DER, and by what the API server says.
+    /// By this certificate and its key, both in DER, and by what the API server says. With an audience, a token has to be for it; without,
+    /// for the API server.
     ///
     /// # Errors
     /// They are no certificate and no key.
-    pub fn new(client: Client, certificate: Vec<u8>, key: Vec<u8>) -> io::Result<Self> {
+    pub fn new(
+        client: Client,
+        certificate: Vec<u8>,
+        key: Vec<u8>,
+        audience: Option<String>,
+    ) -> io::Result<Self> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
@@ -76,13 +84,14 @@ impl Guard {
                 builder.with_no_client_auth().with_single_cert(chain, key)
             })
             .map_err(io::Error::other)?;
-        Ok(Self::with(config, client))
+        Ok(Self::with(config, client, audience))
     }
 
-    fn with(config: ServerConfig, client: Client) -> Self {
+    fn with(config: ServerConfig, client: Client, audience: Option<String>) -> Self {
         Self {
             tls: TlsAcceptor::from(Arc::new(config)),
             client,
+            audience,
             memory: Arc::default(),
         }
     }
@@ -122,20 +131,18 @@ impl Guard {
         let review = TokenReview {
             spec: TokenReviewSpec {
                 token: Some(token.to_owned()),
-                audiences: None,
+                audiences: self.audience.clone().map(|audience| vec![audience]),
             },
             ..TokenReview::default()
         };
         let reviews: Api<TokenReview> = Api::all(self.client.clone());
         let status = reviews.create(&PostParams::default(), &review).await?.status;
-        let user = status
-            .filter(|status| status.authenticated == Some(true))
-            .and_then(|status| status.user);
-        let Some(user) = user else {
-            return Ok(Err(Refusal(
-                StatusCode::UNAUTHORIZED,
-                "the token is nobody's".to_owned(),
-            )));
+        let Some(user) = status.and_then(|status| user(status, self.audience.as_deref())) else {
+            let mut why = "the token is nobody's".to_owned();
+            if let Some(audience) = &self.audience {
+                write!(why, ", or not for the audience {audience}").ok();
+            }
+            return Ok(Err(Refusal(StatusCode::UNAUTHORIZED, why)));
         };
         let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
         let review = may_get_metrics(user);
@@ -185,6 +192,14 @@ impl Asker<'_> {
         guard.memory().learn(peer, token, answer.is_ok(), now);
         answer
     }
+}
+
+/// Whose a token is. Where it has to be for an audience, the answer must say that it is: who knows of no audiences says nothing of them.
+fn user(status: TokenReviewStatus, audience: Option<&str>) -> Option<UserInfo> {
+    let for_us = audience.is_none_or(|ours| status.audiences.iter().flatten().any(|theirs| theirs == ours));
+    status
+        .user
+        .filter(|_| status.authenticated == Some(true) && for_us)
 }
 
 fn may_get_metrics(user: UserInfo) -> SubjectAccessReview {
@@ -289,7 +304,7 @@ impl Guard {
             .unwrap()
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(rustls::server::ResolvesServerCertUsingSni::new()));
-        let guard = Self::with(config, client);
+        let guard = Self::with(config, client, None);
         guard.memory().learn(peer, known, true, Instant::now());
         guard
     }
@@ -298,6 +313,29 @@ impl Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_for_others_is_nobodys() {
+        let status = |authenticated: bool, audiences: Option<&[&str]>| TokenReviewStatus {
+            authenticated: Some(authenticated),
+            audiences: audiences.map(|all| all.iter().map(ToString::to_string).collect()),
+            user: Some(UserInfo::default()),
+            ..TokenReviewStatus::default()
+        };
+        for (status, audience, good) in [
+            (status(true, None), None, true),
+            (status(true, Some(&["api"])), None, true),
+            (status(false, None), None, false),
+            (status(true, Some(&["ours"])), Some("ours"), true),
+            (status(true, Some(&["api", "ours"])), Some("ours"), true),
+            (status(true, Some(&["api"])), Some("ours"), false),
+            (status(false, Some(&["ours"])), Some("ours"), false),
+            // A webhook that knows of no audiences.
+            (status(true, None), Some("ours"), false),
+        ] {
+            assert_eq!(user(status.clone(), audience).is_some(), good, "{status:?}");
+        }
+    }
 
     #[test]
     fn a_token_is_what_is_behind_bearer() {

@@ -110,6 +110,7 @@ async fn wrong_values_are_refused_in_words() {
             "agent.httpPort=9808",
             "additional properties 'httpPort' not allowed",
         ),
+        ("agent.metricsAudience=\"a b\"", "does not match pattern"),
         ("networkPolicy.metricsFrom=[{}]", "minProperties: got 0, want 1"),
         ("agent.maxUnavailable=\"0%\"", "does not match pattern"),
         (
@@ -311,6 +312,26 @@ async fn a_real_api_server_takes_every_object() {
     let nic = "{apiVersion: hybridnic.io/v1alpha1, kind: VmHybridNic, metadata: {name: a}, spec: {network: n, vm: {}, mak: x}}";
     fs::write(&file, nic).unwrap();
     conform.refuses(&file, "mak");
+}
+
+/// The token of a Secret is for the API server: where metrics need one for an audience, there is none that could get away.
+#[tokio::test]
+async fn with_an_audience_for_metrics_there_is_no_token_in_a_secret() {
+    let rendered = async |audience: &str| {
+        let set = [
+            "--set=monitoring.podMonitor.enabled=true",
+            &format!("--set=agent.metricsAudience={audience}"),
+        ];
+        text(helm(&["template", "nics", &chart_path(), set[0], set[1]]).await)
+    };
+    let count = |rendered: &str, line: &str| rendered.lines().filter(|other| *other == line).count();
+    for (audience, of_the_agent) in [("", 1), ("hybridnic-metrics", 0)] {
+        let rendered = rendered(audience).await;
+        assert_eq!(count(&rendered, "kind: Secret"), of_the_agent);
+        assert_eq!(count(&rendered, "kind: PodMonitor"), 1 + of_the_agent);
+        let argument = format!("            - --metrics-audience={audience}");
+        assert_eq!(count(&rendered, &argument), 1 - of_the_agent);
+    }
 }
 
 fn count_kinds(yaml: &str) -> usize {
