@@ -71,6 +71,16 @@ pub fn wanted(vf: &VfRecord, mac: MacAddr, l2: &L2Settings) -> VfConfig {
     }
 }
 
+/// The same for a VF that is parked. It stays in its network: whoever has its descriptor, whatever QEMU says, must get nothing by it, and
+/// without a VLAN it would be a trunk of all VLANs of its PF.
+pub fn parked(vf: &VfRecord, l2: &L2Settings) -> VfConfig {
+    VfConfig {
+        spoofchk: Some(true),
+        trust: Some(false),
+        ..wanted(vf, vf.parking_mac, l2)
+    }
+}
+
 /// The rates that a VF should have. Where the network asks for none they are left alone: some drivers always show one. One that
 /// we have set is taken back.
 fn rates(vf: &VfRecord, l2: &L2Settings) -> (Option<u32>, Option<u32>) {

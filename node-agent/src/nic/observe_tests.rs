@@ -113,6 +113,46 @@ fn a_rate_that_nobody_asked_for_is_left_alone() {
     assert_eq!(rates(&vf, &none), (Some(0), Some(0)));
 }
 
+/// A QEMU that says that the VF is gone may still use it.
+#[test]
+fn a_parked_vf_stays_in_its_network() {
+    let vf = VfRecord {
+        saved: VfConfig {
+            vlan: Some(0),
+            spoofchk: Some(false),
+            trust: Some(true),
+            ..VfConfig::default()
+        },
+        ..held_vf(0, 1)
+    };
+    let l2 = L2Settings {
+        vlan: Some(hybridnic_api::v1alpha1::Vlan {
+            id: 42,
+            qos: 0,
+            protocol: hybridnic_api::v1alpha1::VlanProtocol::Dot1q,
+        }),
+        spoof_check: false,
+        trust: true,
+        rate: Some(Rate {
+            max_mbps: Some(500),
+            min_mbps: None,
+        }),
+        ..L2Settings::default()
+    };
+    let parked = parked(&vf, &l2);
+    assert_eq!((parked.vlan, parked.mac), (Some(42), Some(vf.parking_mac)));
+    assert_eq!((parked.spoofchk, parked.trust), (Some(true), Some(false)));
+    assert_eq!(parked.max_tx_rate, Some(500));
+    // All of it but the MAC is what a network in order has: what is left to be done at a switch is the MAC.
+    let l2 = L2Settings {
+        spoof_check: true,
+        trust: false,
+        ..l2
+    };
+    let active = wanted(&vf, NIC, &l2);
+    assert_eq!(parked.changes_to(&active), [VfSetting::Mac(NIC)]);
+}
+
 #[test]
 fn a_vf_whose_link_was_switched_off_has_one_in_the_guest() {
     let wants = |saved| {

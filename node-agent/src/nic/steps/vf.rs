@@ -19,7 +19,7 @@ use crate::{
     journal::VfRecord,
     nic::{
         macs::original,
-        observe::{Observation, VFIO_DRIVER, saved_rates, wanted},
+        observe::{Observation, VFIO_DRIVER, parked, saved_rates, wanted},
         plan::Learnt,
     },
 };
@@ -147,21 +147,33 @@ async fn set_patiently(cx: &Context, pf: u32, vf: u16, setting: VfSetting) -> Re
     }
 }
 
-/// Parking MAC, no VLAN, the settings from before.
+/// Parking MAC, spoof check on, trust off; otherwise the network's settings. Those from before come back with proof only, see [`restore`].
 pub(super) async fn park(cx: &mut Context) -> Result<(), StepError> {
+    let limits = cx.record.spec.l2.rate.is_some();
+    if limits {
+        note_rate(cx, true).await?;
+    }
     let vf = held(cx)?;
-    let parked = VfConfig {
-        mac: Some(vf.parking_mac),
-        vlan: Some(0),
-        qos: Some(0),
-        vlan_proto: None,
-        ..before(vf)
+    let parking = parked(vf, &cx.record.spec.l2);
+    let mac_only = VfConfig {
+        index: vf.index,
+        mac: parking.mac,
+        ..VfConfig::default()
     };
-    if let Err(error) = apply(cx, &parked).await {
+    let applied = match apply(cx, &parking).await {
+        // All else stays as the guest has had it: what its network has asked for since may be what the driver refuses.
+        Err(error @ ApplyError::Refused(..)) if !error.is_mac() => {
+            let error = StepError::from(error);
+            warn!(vf = %vf.address, pf = vf.pf_name, error = error.message, "of the VF only the MAC is parked");
+            apply(cx, &mac_only).await
+        }
+        applied => applied,
+    };
+    if let Err(error) = applied {
         cx.learnt.not_parked |= matches!(error, ApplyError::Refused(..));
         return Err(cx.vf_failed(error.into()));
     }
-    rate_is_back(cx).await
+    if limits { Ok(()) } else { rate_is_back(cx).await }
 }
 
 /// The settings that the VF had, but for those that were never changed.
