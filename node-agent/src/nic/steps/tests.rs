@@ -3,11 +3,12 @@
 use std::{fs, time::Duration};
 
 use hybridnic_net::testing::{pf_address, vf_address};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::json;
 
 use super::*;
 use crate::{
-    host::tests::host,
+    host::tests::{host, made},
     journal::{
         StandbyRecord,
         tests::{held_vf, record},
@@ -19,8 +20,12 @@ use crate::{
 const ALONE: Duration = Duration::from_millis(100);
 
 fn context(host: &Arc<Host>) -> Context {
+    context_of(host, 1)
+}
+
+fn context_of(host: &Arc<Host>, vf: u8) -> Context {
     let record = Record {
-        vf: Some(held_vf(0, 1)),
+        vf: Some(held_vf(0, vf)),
         ..record("a")
     };
     let claimant = Claimant {
@@ -28,7 +33,7 @@ fn context(host: &Arc<Host>) -> Context {
         nic: record.nic(),
         uid: record.uid.clone(),
     };
-    host.pools.restore(claimant.clone(), vf_address(0, 1));
+    host.pools.restore(claimant.clone(), vf_address(0, vf));
     Context {
         host: Arc::clone(host),
         vm: Arc::new(Vm::new("ns", "pod", "uid")),
@@ -227,10 +232,10 @@ async fn a_vf_on_vfio_is_taken_only_where_the_kernel_says_that_nobody_has_it() {
 async fn a_vf_is_not_given_back_while_somebody_has_its_descriptor() {
     let dir = tempfile::tempdir().unwrap();
     let host = host(dir.path(), 2, 2);
-    let mut cx = context(&host);
+    let mut cx = context_of(&host, 0);
     let held = cx.record.clone();
     let make = |node: &std::path::Path| fs::File::create_new(node).map(drop);
-    let given = host.handouts.open_made(vf_address(0, 1), make).unwrap();
+    let given = host.handouts.open_made(vf_address(0, 0), make).unwrap();
     let mut hardware = host.hardware.subscribe();
     let error = vf::restore(&mut cx).await.unwrap_err();
     assert_eq!(error.reason, reasons::VF_IN_USE);
@@ -239,23 +244,68 @@ async fn a_vf_is_not_given_back_while_somebody_has_its_descriptor() {
         "{error}"
     );
     assert_eq!(cx.record, held);
-    assert!(host.pools.holders().contains_key(&vf_address(0, 1)));
+    assert!(host.pools.holders().contains_key(&vf_address(0, 0)));
     drop(given);
-    // As far as this machine, which has no such PF, lets it go.
+    // As far as this machine, which has no such PF, lets it go: vfio is asked before the PF.
     let error = vf::restore(&mut cx).await.unwrap_err();
     assert_eq!(error.reason, reasons::VF_UNKNOWN, "{error}");
+    let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
+    assert_eq!(fs::read_to_string(&unbind).unwrap(), vf_address(0, 0).to_string());
     assert!(hardware.has_changed().unwrap(), "who waits for it is told");
     hardware.mark_unchanged();
 
     // It has gone: nobody can have it any more, and nothing is left of it.
-    let given = host.handouts.open_made(vf_address(0, 1), make).unwrap();
+    let given = host.handouts.open_made(vf_address(0, 0), make).unwrap();
     fs::remove_file(
         dir.path()
-            .join(format!("sys/bus/pci/devices/{}", vf_address(0, 1))),
+            .join(format!("sys/bus/pci/devices/{}", vf_address(0, 0))),
     )
     .unwrap();
     vf::restore(&mut cx).await.unwrap();
-    assert!(!host.handouts.is_out(vf_address(0, 1)));
+    assert!(!host.handouts.is_out(vf_address(0, 0)));
     assert_eq!(fs::read_dir(dir.path().join("dev/hybridnic")).unwrap().count(), 0);
     drop(given);
+}
+
+/// A hostile QEMU's word is no proof; nor is a restart, or an error of the kernel's.
+#[tokio::test]
+async fn a_vf_gets_its_settings_back_only_once_vfio_has_let_go_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = made(dir.path(), 1, 2);
+    host.devices.deadlines.bind = ALONE;
+    let host = Arc::new(host);
+    let mut cx = context_of(&host, 0);
+    // It goes back to vfio, and is taken from it all the same.
+    if let Some(vf) = &mut cx.record.vf {
+        vf.saved_driver.driver = Some("vfio-pci".into());
+    }
+    let group = host.dev.vfio_group(1);
+    fs::create_dir_all(&group).unwrap();
+    let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
+    let error = vf::restore(&mut cx).await.unwrap_err();
+    assert_eq!(error.reason, reasons::VF_UNKNOWN, "{error}");
+    assert_eq!(fs::read_to_string(&unbind).unwrap(), "", "nothing is known of it");
+    fs::remove_dir(&group).unwrap();
+
+    // vfio waits for somebody. A FIFO that nobody reads does so, too.
+    fs::remove_file(&unbind).unwrap();
+    mkfifo(&unbind, Mode::S_IRWXU).unwrap();
+    for _ in 0..2 {
+        // The PF is not there to be asked: whoever asks it first says so.
+        let error = vf::restore(&mut cx).await.unwrap_err();
+        assert_eq!(error.reason, reasons::DEVICE_HUNG, "{error}");
+        // As the kernel does meanwhile.
+        let driver = dir
+            .path()
+            .join(format!("sys/bus/pci/devices/{}/driver", vf_address(0, 0)));
+        let _ = fs::remove_file(driver);
+    }
+    let mut hardware = host.hardware.subscribe();
+    let written = tokio::task::spawn_blocking(move || fs::read_to_string(unbind).unwrap());
+    assert_eq!(written.await.unwrap(), vf_address(0, 0).to_string());
+    while !host.devices.lanes.hung().is_empty() {
+        hardware.changed().await.unwrap();
+    }
+    let error = vf::restore(&mut cx).await.unwrap_err();
+    assert_eq!(error.reason, reasons::VF_UNKNOWN, "now the PF is asked: {error}");
 }

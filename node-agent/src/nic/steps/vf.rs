@@ -280,6 +280,50 @@ async fn let_go(cx: &mut Context, vf: PciAddress) -> Result<(), StepError> {
     Ok(())
 }
 
+/// Nobody has the VF when this has returned: vfio lets go of it once the last descriptor is closed, whoever had it
+/// (`vfio_unregister_group_dev` in drivers/vfio/vfio_main.c).
+async fn take_from_vfio(cx: &Context, vf: &VfRecord, driver: Option<String>) -> Result<(), StepError> {
+    let driver = match driver {
+        // While vfio waits it is named no more, but has the device's lock, which this takes.
+        driver if !is_vfio(driver.as_deref()) => {
+            let state = cx.host.devices.driver_state(vf.address).await;
+            state.map_err(bind_failed)?.driver
+        }
+        driver => driver,
+    };
+    if is_vfio(driver.as_deref()) {
+        let in_use = |who: &str| {
+            let message = format!(
+                "{who} the VF {}; it is given back when that has ended",
+                vf.address
+            );
+            Err(StepError::new(reasons::VF_IN_USE, message))
+        };
+        if cx.host.handouts.is_out(vf.address) {
+            return in_use("a process keeps the descriptor that QEMU was given of");
+        }
+        let in_vfio = cx.host.devices.vfio_use(vf.address, vf.iommu_group).await;
+        match in_vfio.map_err(|error| error.into_step(reasons::VF_UNKNOWN))? {
+            VfioUse::InUse => return in_use("a process still holds"),
+            // What is not known of it vfio proves.
+            VfioUse::Free | VfioUse::Unknown => {}
+        }
+        let unbound = DriverState {
+            driver: None,
+            driver_override: Some(VFIO_DRIVER.into()),
+        };
+        let unbound = cx.host.devices.set_driver(vf.address, unbound).await;
+        unbound.map_err(bind_failed)?;
+    }
+    cx.host.handouts.forget(vf.address);
+    Ok(())
+}
+
+/// Whether a driver is one that gives devices to processes.
+pub(super) fn is_vfio(driver: Option<&str>) -> bool {
+    driver.is_some_and(|driver| driver.contains("vfio"))
+}
+
 /// Gives the VF back: settings and driver as they were, and free for others only then.
 pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
     let vf = held(cx)?.clone();
@@ -289,23 +333,11 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
             format!("the VF {} cannot be read: {e}", vf.address),
         )
     })?;
-    if presence == Presence::Absent {
+    let Presence::Present { driver } = presence else {
         return drop_lost(cx).await;
-    }
-    guest::close_descriptors(cx).await;
-    let in_use = |who: &str| {
-        let message = format!(
-            "{who} the VF {}; it is given back when that has ended",
-            vf.address
-        );
-        Err(StepError::new(reasons::VF_IN_USE, message))
     };
-    if cx.host.handouts.is_out(vf.address) {
-        return in_use("a process keeps the descriptor that QEMU was given of");
-    }
-    if let Ok(VfioUse::InUse) = cx.host.devices.vfio_use(vf.address, vf.iommu_group).await {
-        return in_use("a process still holds");
-    }
+    guest::close_descriptors(cx).await;
+    take_from_vfio(cx, &vf, driver).await?;
     // A record of an older agent may have a MAC that is a NIC's.
     let saved = original(&before(&vf), vf.parking_mac, &cx.host.macs);
     let mut parked = false;
@@ -324,18 +356,6 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
         parked = true;
     }
     cx.host.note_parked(vf.address, parked).await;
-    if cx.host.handouts.is_unsure(vf.address) {
-        // Also where it goes back to vfio: a driver that has let go of it proves that nobody has it.
-        let unbound = DriverState {
-            driver: None,
-            driver_override: Some(VFIO_DRIVER.into()),
-        };
-        cx.host
-            .devices
-            .set_driver(vf.address, unbound)
-            .await
-            .map_err(bind_failed)?;
-    }
     let saved_driver = vf.saved_driver.clone();
     cx.host
         .devices
