@@ -1,12 +1,12 @@
 //! The first step on a VF: to find one that nobody uses, and to write down how it was.
 
 use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
-use hybridnic_net::{PciAddress, dev::VfioUse};
+use hybridnic_net::{PciAddress, dev::VfioUse, sysfs::DriverState};
 use tracing::{info, warn};
 
 use super::{
     Context, ids,
-    vf::{bind_failed, refused},
+    vf::{bind_failed, is_vfio, refused},
 };
 use crate::{
     devices::DeviceError,
@@ -79,18 +79,29 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
 }
 
 const IN_USE: &str = "something other than hybridnic uses it through vfio";
+const IS_KEPT: &str =
+    "a process keeps the descriptor of it that a QEMU was given: fuser /dev/hybridnic/* says which one";
 const MAY_BE_IN_USE: &str = "it is with vfio, and this kernel, which has no vfio groups, does not tell whether something uses it: \
                              give it to its own driver or to none, and hybridnic gives it to vfio itself";
 
 /// Why a VF that no NIC of the journal holds is left alone: it is with vfio, and something else uses it, or may use it.
 pub(super) async fn foreign(host: &Host, choice: &Choice) -> Result<Option<String>, StepError> {
     let vf = &choice.vf;
-    let is_vfio = |driver: Option<&str>| driver.is_some_and(|driver| driver.starts_with("vfio"));
     let Some(group) = vf.iommu_group.filter(|_| is_vfio(vf.driver.as_deref())) else {
         return Ok(None);
     };
     let unknown = |error: DeviceError| error.into_step(reasons::VF_UNKNOWN);
-    match host.devices.vfio_use(vf.address, group).await.map_err(unknown)? {
+    // No record says so any more, and somebody may have what an earlier NIC's QEMU was given.
+    host.take_over_handouts(vf.address, group).await;
+    if host.handouts.is_out(vf.address) {
+        return Ok(Some(IS_KEPT.to_owned()));
+    }
+    let used = host.devices.vfio_use(vf.address, group).await.map_err(unknown)?;
+    if used != VfioUse::InUse && host.handouts.is_unsure(vf.address) {
+        prove_free(host, vf.address).await.map_err(bind_failed)?;
+        return Ok(None);
+    }
+    match used {
         VfioUse::Free => Ok(None),
         VfioUse::InUse => Ok(Some(IN_USE.to_owned())),
         VfioUse::Unknown => {
@@ -99,6 +110,18 @@ pub(super) async fn foreign(host: &Host, choice: &Choice) -> Result<Option<Strin
             Ok(is_vfio(now.driver.as_deref()).then(|| MAY_BE_IN_USE.to_owned()))
         }
     }
+}
+
+/// vfio lets go of a VF once nobody has it. Then it gets it back.
+async fn prove_free(host: &Host, vf: PciAddress) -> Result<(), DeviceError> {
+    let before = host.devices.driver_state(vf).await?;
+    let unbound = DriverState {
+        driver: None,
+        ..before.clone()
+    };
+    host.devices.set_driver(vf, unbound).await?;
+    host.handouts.forget(vf);
+    host.devices.set_driver(vf, before).await
 }
 
 pub(super) fn standby_record(cx: &Context, pf: PciAddress, pf_name: String) -> StandbyRecord {

@@ -309,3 +309,36 @@ async fn a_vf_gets_its_settings_back_only_once_vfio_has_let_go_of_it() {
     let error = vf::restore(&mut cx).await.unwrap_err();
     assert_eq!(error.reason, reasons::VF_UNKNOWN, "now the PF is asked: {error}");
 }
+
+/// The journal's record was removed, or the agent has ended between two lines.
+#[tokio::test]
+async fn a_vf_that_an_earlier_nics_qemu_may_have_goes_to_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), 1, 2);
+    let pf = host.inventory().await.unwrap().pfs.remove(0);
+    let bound = Choice {
+        vf: pf.vfs[0].clone(),
+        pf,
+    };
+    let (vf, group) = (
+        bound.vf.address,
+        host.dev.vfio_group(bound.vf.iommu_group.unwrap()),
+    );
+    let make = |node: &std::path::Path| fs::File::create_new(node).map(drop);
+    let given = host.handouts.open_made(vf, make).unwrap();
+    fs::create_dir_all(group.parent().unwrap()).unwrap();
+    fs::write(&group, "").unwrap();
+    let why = reserve::foreign(&host, &bound).await.unwrap().unwrap();
+    assert!(why.contains("/dev/hybridnic"), "{why}");
+    drop(given);
+    assert_eq!(reserve::foreign(&host, &bound).await, Ok(None));
+
+    // That of an earlier agent: vfio is asked, and gets the VF back.
+    let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
+    assert_eq!(fs::read_to_string(&unbind).unwrap(), "");
+    let node = dir.path().join(format!("dev/hybridnic/{vf}.1"));
+    fs::write(&node, "").unwrap();
+    assert_eq!(reserve::foreign(&host, &bound).await, Ok(None));
+    assert_eq!(fs::read_to_string(&unbind).unwrap(), vf.to_string());
+    assert!(!node.exists() && !host.handouts.is_unsure(vf));
+}
