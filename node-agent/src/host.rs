@@ -134,7 +134,11 @@ impl Host {
     pub async fn take_over_handouts(&self, vf: PciAddress, group: u32) {
         match self.handouts.take_over(vf) {
             Ok(true) => {
-                if let Ok(VfioUse::InUse) = self.devices.vfio_use(vf, group).await {
+                // It is the group that is in use, and with others in it that may be one of them.
+                if let Ok(Some(seen)) = self.sysfs.vf(vf)
+                    && seen.group_peers.is_empty()
+                    && let Ok(VfioUse::InUse) = self.devices.vfio_use(vf, group).await
+                {
                     self.handouts.confirm(vf);
                 }
             }
