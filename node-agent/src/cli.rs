@@ -24,7 +24,7 @@ use crate::{
     audit,
     broker::{self, Process, Started},
     calls::{self, Caller},
-    devices::{Deadlines, Devices},
+    devices::{Deadlines, Devices, Places},
     handouts::Handouts,
     host::{Discovered, Host, Settings},
     inventory::{self, Output},
@@ -273,6 +273,7 @@ async fn devices(lanes: Lanes, locks: PathBuf) -> anyhow::Result<Devices> {
             locks,
         },
         deadlines: Deadlines::default(),
+        places: Places::default(),
     };
     let taken_over = devices.take_over().await;
     taken_over.context("what an earlier agent has asked of devices cannot be read")?;

@@ -1,6 +1,6 @@
 //! PFs and VFs, as far as their drivers have a part in it: each is asked one thing at a time, with a deadline.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
@@ -12,6 +12,7 @@ use hybridnic_net::{
     tap::TapError,
 };
 use serde::de::DeserializeOwned;
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     calls::{Call, CallError, Caller},
@@ -80,6 +81,21 @@ impl DeviceError {
 /// What a call of an earlier agent is, for people.
 const EARLIER: &str = "what an earlier agent has asked of it";
 
+/// How many calls are made at once: each is a process, and all NICs of a node may want one in the same moment.
+const AT_ONCE: usize = 8;
+/// A call that takes longer leaves its place to another.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Places for calls.
+#[derive(Clone, Debug)]
+pub struct Places(Arc<Semaphore>);
+
+impl Default for Places {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(AT_ONCE)))
+    }
+}
+
 /// The way to ask them.
 #[derive(Clone, Debug)]
 pub struct Devices {
@@ -93,6 +109,8 @@ pub struct Devices {
     pub caller: Caller,
     /// How long they may take.
     pub deadlines: Deadlines,
+    /// How many are made at once.
+    pub places: Places,
 }
 
 impl Devices {
@@ -127,7 +145,17 @@ impl Devices {
         let (caller, sysfs, dev) = (self.caller.clone(), self.sysfs.clone(), self.dev.clone());
         let (lane, what) = (Lane::Device(call.device()), call.what());
         let make = move || caller.make(&call, &sysfs, &dev);
-        Ok(self.lanes.run(lane, what, deadline, make).await??)
+        // It is never closed.
+        let place = self.places.0.acquire().await.ok();
+        let call = self.lanes.run(lane, what, deadline, make);
+        tokio::pin!(call);
+        let answer = if let Ok(answer) = timeout(PATIENCE, &mut call).await {
+            answer
+        } else {
+            drop(place);
+            call.await
+        };
+        Ok(answer??)
     }
 
     /// Takes over the calls of an earlier agent that have not returned: their devices hang until they have. Before any other call.
@@ -142,5 +170,47 @@ impl Devices {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hybridnic_net::testing::vf_address;
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+    use crate::host::tests::made;
+
+    /// As after a restart. A FIFO without a writer is a device that does not answer.
+    #[tokio::test]
+    async fn calls_wait_for_each_other_but_not_for_those_that_hang() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut devices = made(dir.path(), 1, 12).devices;
+        devices.deadlines.read = Duration::from_mins(5);
+        let file = |n| {
+            let device = format!("sys/bus/pci/devices/{}/driver_override", vf_address(0, n));
+            dir.path().join(device)
+        };
+        for n in 0..8 {
+            std::fs::remove_file(file(n)).unwrap();
+            mkfifo(&file(n), Mode::S_IRWXU).unwrap();
+        }
+        let mut hang: Vec<_> = (0..8)
+            .map(|n| Box::pin(devices.driver_state(vf_address(0, n))))
+            .collect();
+        for call in &mut hang {
+            assert!(futures::poll!(call).is_pending());
+        }
+        assert_eq!(devices.places.0.available_permits(), 0);
+        let hang = futures::future::select_all(hang);
+        let other = devices.driver_state(vf_address(0, 8));
+        tokio::select! {
+            _ = hang => panic!("one has answered"),
+            answer = other => { answer.unwrap(); }
+        }
+        for n in 0..8 {
+            // What waits ends with the test.
+            std::fs::write(file(n), "(null)").unwrap();
+        }
     }
 }

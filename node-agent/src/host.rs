@@ -217,7 +217,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::{
         calls::Caller,
-        devices::Deadlines,
+        devices::{Deadlines, Places},
         lanes::{LaneError, Lanes},
         metrics::metrics,
         vm::{process::ProcessId, socket},
@@ -272,6 +272,7 @@ pub(crate) mod tests {
                 lanes: Lanes::new(Arc::clone(&troubles), hardware.clone()),
                 caller: Caller::Here,
                 deadlines: Deadlines::default(),
+                places: Places::default(),
             },
             troubles,
             traces: Traces::default(),

@@ -18,7 +18,7 @@ use std::{
 
 use hybridnic_agent::{
     calls::{CallError, Caller},
-    devices::{Deadlines, DeviceError, Devices},
+    devices::{Deadlines, DeviceError, Devices, Places},
     lanes::{LaneError, Lanes},
     metrics::metrics,
     troubles::Troubles,
@@ -61,6 +61,7 @@ fn agent(dir: &Path) -> Agent {
             read: SOON,
             ..Deadlines::default()
         },
+        places: Places::default(),
     };
     Agent {
         devices,
