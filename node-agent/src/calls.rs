@@ -16,7 +16,8 @@ use std::{
         process::CommandExt as _,
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
 };
 
 use hybridnic_net::{
@@ -141,8 +142,13 @@ impl Caller {
             Self::Here => call.make(sysfs, dev),
             Self::Processes { program, locks } => {
                 let device = call.device();
-                let lock = lock(locks, device)?.ok_or(CallError::Earlier(device))?;
-                ask(program, call, sysfs, dev, lock)?
+                let child = {
+                    // A process that is just being started has a copy of all that is open, other devices' locks, too.
+                    let _one = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
+                    let lock = lock(locks, device)?.ok_or(CallError::Earlier(device))?;
+                    start(program, call, sysfs, dev, lock)?
+                };
+                answer(child)?
             }
         };
         Ok(serde_json::from_value(answer?).map_err(io::Error::from)?)
@@ -196,15 +202,12 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Held while a process is started.
+static STARTS: Mutex<()> = Mutex::new(());
+
 /// Has a process make a call. From its start it alone has the lock.
-fn ask(
-    program: &Path,
-    call: &Call,
-    sysfs: &Sysfs,
-    dev: &DevNodes,
-    lock: File,
-) -> io::Result<Result<Value, Refusal>> {
-    let child = Command::new(program)
+fn start(program: &Path, call: &Call, sysfs: &Sysfs, dev: &DevNodes, lock: File) -> io::Result<Child> {
+    Command::new(program)
         .arg0("hybridnic-call")
         .arg("call")
         .arg(serde_json::to_string(call)?)
@@ -214,7 +217,11 @@ fn ask(
         // Whoever reads the agent's output waits until all that could write there have ended.
         .stderr(Stdio::null())
         .env_clear()
-        .spawn()?;
+        .spawn()
+}
+
+/// What it says.
+fn answer(child: Child) -> io::Result<Result<Value, Refusal>> {
     let output = child.wait_with_output()?;
     if output.stdout.is_empty() {
         return Err(io::Error::other(format!("it has ended with {}", output.status)));
