@@ -37,7 +37,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    hybridnic_runtime::tls::install_provider();
+    hybridnic_process::tls::install_provider();
     match &cli.command {
         Command::Completion { shell } => complete::script(*shell).map(|()| ExitCode::SUCCESS),
         Command::Complete { words } => complete::answer(words).map(|()| ExitCode::SUCCESS),

@@ -16,7 +16,7 @@ use hybridnic_api::{
     conditions::reasons,
     v1alpha1::{Goal, NicAttachment, NicAttachmentStatus},
 };
-use hybridnic_runtime::api;
+use hybridnic_process::api;
 use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt as _,

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use hybridnic_api::names;
 use hybridnic_net::{dev::DevNodes, multicast::Multicast, netlink::Netlink, sysfs::Sysfs};
-use hybridnic_runtime::{
+use hybridnic_process::{
     api,
     http::{self, Guard, HttpOptions, Pages},
     log_level::LogLevel,

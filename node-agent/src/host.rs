@@ -11,7 +11,7 @@ use hybridnic_net::{
     sysfs::{Inventory, Sysfs},
     tap,
 };
-use hybridnic_runtime::traces::Traces;
+use hybridnic_process::traces::Traces;
 use tokio::{
     sync::{Mutex, watch},
     time::Instant,

@@ -7,11 +7,11 @@ use hybridnic_api::{
     v1alpha1::{PfStatus, VfState},
 };
 use hybridnic_net::netlink::NetlinkError;
-use hybridnic_qmp::QmpError;
-use hybridnic_runtime::{
+use hybridnic_process::{
     api::Requests,
     metrics::{Counter, Gauge, Registry, Seconds},
 };
+use hybridnic_qmp::QmpError;
 
 use crate::{
     audit::Finding,

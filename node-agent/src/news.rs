@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use hybridnic_api::v1alpha1::NicAttachmentStatus;
-use hybridnic_runtime::pace::Pace;
+use hybridnic_process::pace::Pace;
 use tokio::time::Instant;
 
 /// For what nobody acts on: words, times, addresses in the guest.

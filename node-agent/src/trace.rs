@@ -3,7 +3,7 @@
 use std::{borrow::Cow, time::SystemTime};
 
 use hybridnic_api::v1alpha1::MigrationOrder;
-use hybridnic_runtime::traces::Span;
+use hybridnic_process::traces::Span;
 
 use crate::host::Host;
 

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use futures::StreamExt;
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::v1alpha1::{HybridNode, crds};
-use hybridnic_runtime::lease::Timing;
+use hybridnic_process::lease::Timing;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

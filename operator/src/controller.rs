@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use hybridnic_runtime::backoff::Backoff;
-use hybridnic_runtime::pace::Pace;
+use hybridnic_process::backoff::Backoff;
+use hybridnic_process::pace::Pace;
 use kube::{Resource, ResourceExt};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
@@ -294,7 +294,7 @@ mod tests {
         let names = ["a", "b", "c"].map(|name| Event::InitApply(map(name).into()));
         let events = [Event::Init].into_iter().chain(names).chain([Event::InitDone]);
         feed.run(futures::stream::iter(events.map(Ok)), |_, _| {}).await;
-        let work = Reconciles::new(&mut hybridnic_runtime::metrics::Registry::default());
+        let work = Reconciles::new(&mut hybridnic_process::metrics::Registry::default());
         let places = Places {
             urgent: at_once,
             others: at_once,

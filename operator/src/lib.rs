@@ -44,12 +44,12 @@ mod write;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use hybridnic_runtime::http::{self, Pages};
-use hybridnic_runtime::lease::{Candidate, Timing};
-use hybridnic_runtime::log_level::LogLevel;
-use hybridnic_runtime::probes::{Probes, probes};
-use hybridnic_runtime::traces::{self, Traces};
-use hybridnic_runtime::{api, shutdown};
+use hybridnic_process::http::{self, Pages};
+use hybridnic_process::lease::{Candidate, Timing};
+use hybridnic_process::log_level::LogLevel;
+use hybridnic_process::probes::{Probes, probes};
+use hybridnic_process::traces::{self, Traces};
+use hybridnic_process::{api, shutdown};
 use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use hybridnic_operator::Options;
-use hybridnic_runtime::{telemetry, tls};
+use hybridnic_process::{telemetry, tls};
 
 // One thread: the operator waits for the API server and computes little, and each wake-up across threads would cost more than what
 // it is for. On a node of many processors it would have a thread for each of them.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use hybridnic_runtime::http::HttpOptions;
-use hybridnic_runtime::telemetry::LogOptions;
-use hybridnic_runtime::traces::TraceOptions;
+use hybridnic_process::http::HttpOptions;
+use hybridnic_process::telemetry::LogOptions;
+use hybridnic_process::traces::TraceOptions;
 
 use crate::migration::encryption::Encryption;
 use crate::presence::AgentPods;

@@ -2,7 +2,7 @@
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, try_join_all};
-use hybridnic_runtime::api;
+use hybridnic_process::api;
 use kube::core::NamespaceResourceScope;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};

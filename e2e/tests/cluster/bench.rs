@@ -201,7 +201,7 @@ impl Bench {
             .env("KUBECONFIG", kubeconfig)
             .env(
                 "HYBRIDNIC_LOG",
-                "info,hybridnic_operator=debug,hybridnic_runtime=debug",
+                "info,hybridnic_operator=debug,hybridnic_process=debug",
             )
             .args([
                 "--lease-namespace",

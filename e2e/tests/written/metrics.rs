@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use hybridnic_runtime::metrics::{Described, Registry};
+use hybridnic_process::metrics::{Described, Registry};
 use serde_json::Value;
 
 const DOC: &str = "docs/metrics-and-alerts.md";

@@ -7,7 +7,7 @@ use hybridnic_api::{
     names::{AGENT_MANAGER, ATTACHMENT_FINALIZER},
     v1alpha1::{AttachmentState, NicAttachment, NicAttachmentStatus},
 };
-use hybridnic_runtime::backoff::Backoff;
+use hybridnic_process::backoff::Backoff;
 use kube::{
     Api, Client,
     api::{ListParams, Patch, PatchParams},

@@ -14,7 +14,7 @@ use hybridnic_net::{
     sysfs::Inventory,
     uevent::Uevents,
 };
-use hybridnic_runtime::{api, backoff::Backoff, pace::Pace};
+use hybridnic_process::{api, backoff::Backoff, pace::Pace};
 use jiff::Timestamp;
 use kube::{
     Api, Client,

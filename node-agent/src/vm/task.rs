@@ -6,11 +6,11 @@ use std::{
 };
 
 use hybridnic_api::{conditions::reasons, v1alpha1::MigrationStep};
+use hybridnic_process::backoff::Backoff;
 use hybridnic_qmp::{
     Client, CloseReason, Event, EventError, OnError, Options, QmpError,
     commands::{MigrationCapability, MigrationStatus},
 };
-use hybridnic_runtime::backoff::Backoff;
 use tracing::{debug, info, warn};
 
 use super::{

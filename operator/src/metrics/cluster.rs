@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::v1alpha1::HybridNetwork;
-use hybridnic_runtime::metrics::{Gauge, Registry};
+use hybridnic_process::metrics::{Gauge, Registry};
 use jiff::Timestamp;
 
 use crate::cache::Key;

@@ -1,7 +1,7 @@
 //! How migrations went.
 
 use hybridnic_api::conditions::reasons;
-use hybridnic_runtime::metrics::{Counter, Registry, Seconds};
+use hybridnic_process::metrics::{Counter, Registry, Seconds};
 
 use crate::moves::Outcome;
 

@@ -10,8 +10,8 @@ mod cluster;
 mod migrations;
 mod reconciles;
 
-use hybridnic_runtime::api::Requests;
-use hybridnic_runtime::metrics::{Gauge, Registry};
+use hybridnic_process::api::Requests;
+use hybridnic_process::metrics::{Gauge, Registry};
 
 pub use cluster::Cluster;
 pub use migrations::{Change, End, Migrations};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hybridnic_runtime::metrics::{Counter, Gauge, Registry, Seconds};
+use hybridnic_process::metrics::{Counter, Gauge, Registry, Seconds};
 use tokio::time::Instant;
 
 use crate::queue::Urgency;

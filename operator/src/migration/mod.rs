@@ -29,7 +29,7 @@ use hybridnic_api::names::MIGRATION_FINALIZER;
 use hybridnic_api::v1alpha1::{
     MigrationEnd, MigrationPhase, QemuMigration, QemuMigrationStatus, VmHybridNic,
 };
-use hybridnic_runtime::traces::Traces;
+use hybridnic_process::traces::Traces;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt};

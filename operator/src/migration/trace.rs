@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use hybridnic_api::v1alpha1::{MigrationEnd, QemuMigration, QemuMigrationStatus};
-use hybridnic_runtime::traces::{Span, Traces};
+use hybridnic_process::traces::{Span, Traces};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt;
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use hybridnic_e2e::chart;
-use hybridnic_runtime::http::{self, Guard, HttpOptions, Pages};
-use hybridnic_runtime::metrics::Registry;
-use hybridnic_runtime::{log_level, probes};
+use hybridnic_process::http::{self, Guard, HttpOptions, Pages};
+use hybridnic_process::metrics::Registry;
+use hybridnic_process::{log_level, probes};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
 use kube::api::PostParams;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use hybridnic_api::v1alpha1::Goal;
-use hybridnic_runtime::backoff::Backoff;
+use hybridnic_process::backoff::Backoff;
 use tokio::time::Instant;
 
 use super::super::plan::Learnt;

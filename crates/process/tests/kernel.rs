@@ -7,9 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, pin_mut};
-use hybridnic_runtime::api::{self, Patience, Requests};
-use hybridnic_runtime::metrics::Registry;
-use hybridnic_runtime::tls;
+use hybridnic_process::api::{self, Patience, Requests};
+use hybridnic_process::metrics::Registry;
+use hybridnic_process::tls;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::WatchStreamExt as _;
