@@ -23,8 +23,8 @@ pub const OPERATOR_USER: &str = "system:serviceaccount:hybridnic-system:hybridni
 /// All agents, as the API server calls them.
 pub const AGENT_USER: &str = "system:serviceaccount:hybridnic-system:hybridnic-agent";
 
-/// All templates but those that make pods, or are about them.
-const WITHOUT_PODS: [&str; 7] = [
+/// All templates but those that make pods, or are about their ports.
+const WITHOUT_PODS: [&str; 8] = [
     "templates/crds.yaml",
     "templates/user-roles.yaml",
     "templates/operator/serviceaccount.yaml",
@@ -32,6 +32,7 @@ const WITHOUT_PODS: [&str; 7] = [
     "templates/agent/serviceaccount.yaml",
     "templates/agent/rbac.yaml",
     "templates/admission.yaml",
+    "templates/monitoring/metrics-reader.yaml",
 ];
 
 /// Where the chart is.
