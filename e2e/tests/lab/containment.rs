@@ -266,7 +266,7 @@ async fn keep(world: &World, vm: &Vm) -> Kept {
         vm.guest.qemu().pid().to_string(),
         format!("/dev/hybridnic/{address}."),
     );
-    let argv = ["lab-exec", "keep", &pid, &path];
+    let argv = ["/host/lab-exec", "keep", &pid, &path];
     let by = world.node(1).spawn(&argv, &[], "keeper").await.unwrap();
     assert!(by.logged("kept 1", SOON).await.unwrap(), "{:?}", by.read_log());
     world
