@@ -1,7 +1,7 @@
 //! A hostile guest, or QEMU: what it may not send by its standby stays on the node, a MAC that is not its own gets it nothing, and a
 //! descriptor that it keeps costs nobody else anything.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use hybridnic_api::v1alpha1::Path;
 use hybridnic_e2e::{
@@ -9,6 +9,7 @@ use hybridnic_e2e::{
     world::{NicSpec, Vm, VmSpec, World},
 };
 use libtest_mimic::Trial;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     common::{LATER, SOON, check_fast_path, condition, fast, on, vm_on_fast_path},
@@ -53,6 +54,8 @@ spec:
 
 /// The MAC of a station that is not there, or is somebody else's.
 const OTHER: &str = "52:54:00:66:66:66";
+/// Between two looks at what tells of no change.
+const LOOK: Duration = Duration::from_millis(200);
 /// Where a bridge listens for others.
 const BRIDGES: &str = "01:80:c2:00:00:00";
 
@@ -208,15 +211,27 @@ async fn descriptor(world: &mut World) {
         "its driver was asked to let go of it"
     );
     check_fast_path(world, &vm, &other).await.unwrap();
+    // The agent is started anew: vfio says that what its predecessor has handed out is open.
+    let log = world.node(1).dir().join("agent.log");
+    let refused = || {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.matches("a process keeps the descriptor").count()
+    };
+    world.kill_agent(1).await.unwrap();
+    let before = refused();
+    world.start_agent(1).await.unwrap();
+    let end = Instant::now() + SOON;
+    while refused() == before {
+        assert!(Instant::now() < end, "the agent does not try again");
+        sleep(LOOK).await;
+    }
     vf.let_go(world, "").await;
 
-    // An agent that is started anew does not know who has it, and has its driver asked. That hangs, deaf to kill, and the next agent knows.
+    // Somebody has opened the VF's own node, and has bound it to nothing: neither the watch nor vfio knows. So its driver is asked, which hangs, deaf
+    // to kill; and the next agent knows.
     world.apply(&spec.nic_yaml(0, "fast")).await.unwrap();
     fast(world, "keeper-0").await.unwrap();
-    let vf = keep(world, &vm).await;
-    is_stuck(world, "VfInUse").await;
-    world.kill_agent(1).await.unwrap();
-    world.start_agent(1).await.unwrap();
+    let vf = open(world).await;
     let calls = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^hybridnic-call .*setDriver' && \
                  echo ${p#/proc/}; done; true";
     let hangs = format!("until pid=$({calls} | head -n 1); [ -n \"$pid\" ]; do sleep 0.1; done; echo $pid");
@@ -258,16 +273,30 @@ struct Kept {
     by: Process,
 }
 
-/// The first NIC is deleted, and somebody keeps the descriptor of its VF.
+/// The first NIC is deleted, and somebody keeps what its QEMU was given.
 async fn keep(world: &World, vm: &Vm) -> Kept {
+    let pid = vm.guest.qemu().pid();
+    let keeper = |address: &str| format!("exec /host/lab-exec keep {pid} /dev/hybridnic/{address}.");
+    held(world, keeper).await
+}
+
+/// The first NIC is deleted, and somebody has opened its VF as well.
+async fn open(world: &World) -> Kept {
+    let opener = |address: &str| {
+        let name = format!("$(ls /sys/bus/pci/devices/{address}/vfio-dev)");
+        format!("exec 7<>/dev/vfio/devices/{name} && echo kept 1 && sleep 600")
+    };
+    held(world, opener).await
+}
+
+async fn held(world: &World, by: impl Fn(&str) -> String) -> Kept {
     let nic = world.nic("keeper-0").await.unwrap().status.unwrap();
     let address = nic.vf.unwrap().pci_address;
-    let (pid, path) = (
-        vm.guest.qemu().pid().to_string(),
-        format!("/dev/hybridnic/{address}."),
-    );
-    let argv = ["/host/lab-exec", "keep", &pid, &path];
-    let by = world.node(1).spawn(&argv, &[], "keeper").await.unwrap();
+    let script = by(&address);
+    let argv = ["sh", "-c", &script];
+    // A log for each: one that has ended has said the same.
+    let log = format!("keeper-{}", script.len());
+    let by = world.node(1).spawn(&argv, &[], &log).await.unwrap();
     assert!(by.logged("kept 1", SOON).await.unwrap(), "{:?}", by.read_log());
     world
         .kubectl(&["delete", "vhn", "keeper-0", "--wait=false"])
@@ -278,7 +307,7 @@ async fn keep(world: &World, vm: &Vm) -> Kept {
 
 /// The first NIC's attachment says why it does not go.
 async fn is_stuck(world: &World, reason: &str) {
-    let end = tokio::time::Instant::now() + SOON;
+    let end = Instant::now() + SOON;
     loop {
         let all = world.attachments().await.unwrap();
         let said = all
@@ -291,8 +320,8 @@ async fn is_stuck(world: &World, reason: &str) {
         if said.iter().any(|(type_, r, _)| type_ == "Ready" && r == reason) {
             return;
         }
-        assert!(tokio::time::Instant::now() < end, "not {reason}: {said:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        assert!(Instant::now() < end, "not {reason}: {said:?}");
+        sleep(LOOK).await;
     }
 }
 
