@@ -42,11 +42,14 @@ use tracing::{info, warn};
 
 /// In the directory of device nodes: other file systems are often mounted `nodev`.
 const DIR: &str = "hybridnic";
+/// How the name of what is no node ends, but a mark: nodes are counted from 1.
+const MARK: &str = "0";
 
 /// A descriptor that was handed out, by its node.
 #[derive(Debug)]
 struct Handout {
-    watch: WatchDescriptor,
+    /// `None` where nothing tells of its end.
+    watch: Option<WatchDescriptor>,
     node: PathBuf,
     known: Known,
 }
@@ -58,9 +61,9 @@ enum Known {
     Open,
     /// It was handed out by an earlier agent, and may have been closed before it was watched.
     Unsure,
-    /// Who has it has opened its node once more, by `/proc/PID/fd`: as root only, in a container whose device cgroup lets it. A close proves
-    /// nothing any more.
-    Reopened,
+    /// Nothing tells of its end: it is not watched, or who has it has opened its node once more, by `/proc/PID/fd`: as root only, in a
+    /// container whose device cgroup lets it. A close proves nothing then.
+    Untold,
 }
 
 /// Those of all VFs.
@@ -121,7 +124,7 @@ impl Handouts {
         let opened = open(&node).and_then(|file| Ok((self.watch(&node)?, file)));
         match opened {
             Ok((watch, file)) => {
-                let known = Known::Open;
+                let (watch, known) = (Some(watch), Known::Open);
                 out.entry(vf).or_default().push(Handout { watch, node, known });
                 Ok(file.into())
             }
@@ -130,6 +133,21 @@ impl Handouts {
                 Err(error)
             }
         }
+    }
+
+    /// Notes that a descriptor of this VF is handed out that was opened elsewhere, because [`Handouts::open`] has failed: whoever can use up
+    /// the kernel's watches must not get a VF taken for one that nobody has. The next agent is left a mark.
+    pub fn note_unwatched(&self, vf: PciAddress) {
+        let node = self.dir.join(format!("{vf}.{MARK}"));
+        let marked = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        if let Err(error) = marked.and_then(|()| File::create(&node)) {
+            warn!(%vf, %error, "the next agent will not know that somebody may have a descriptor of the VF");
+        }
+        let (watch, known) = (None, Known::Untold);
+        self.out()
+            .entry(vf)
+            .or_default()
+            .push(Handout { watch, node, known });
     }
 
     /// Whether somebody is known to have a descriptor of this VF.
@@ -157,8 +175,11 @@ impl Handouts {
             if all.iter().any(|one| one.node == node) {
                 continue;
             }
-            let watch = self.watch(&node)?;
-            let known = Known::Unsure;
+            let is_mark = node.extension().is_some_and(|end| end == MARK);
+            let (watch, known) = match self.watch(&node) {
+                Ok(watch) if !is_mark => (Some(watch), Known::Unsure),
+                _ => (None, Known::Untold),
+            };
             all.push(Handout { watch, node, known });
         }
         Ok(matches!(&all[..], [one] if one.known == Known::Unsure))
@@ -178,7 +199,11 @@ impl Handouts {
     pub fn forget(&self, vf: PciAddress) {
         for one in self.out().remove(&vf).unwrap_or_default() {
             // The kernel does it where the node is the last of its file.
-            let _ = self.inotify.as_ref().map(|inotify| inotify.rm_watch(one.watch));
+            let _ = self
+                .inotify
+                .as_ref()
+                .zip(one.watch)
+                .map(|(inotify, watch)| inotify.rm_watch(watch));
         }
         match self.nodes_of(vf) {
             Ok(nodes) => nodes.iter().for_each(|node| remove(node)),
@@ -215,15 +240,16 @@ impl Handouts {
                 let all = out.values_mut().flatten();
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                     warn!("the kernel has not told of each descriptor that was closed");
-                    all.for_each(|one| one.known = Known::Reopened);
+                    all.for_each(|one| one.known = Known::Untold);
                     news = true;
                 } else if event.mask.contains(AddWatchFlags::IN_OPEN) {
-                    all.filter(|one| one.watch == event.wd).for_each(|one| {
+                    all.filter(|one| one.watch == Some(event.wd)).for_each(|one| {
                         warn!(node = %one.node.display(), "a descriptor of a VF was opened once more by who has it");
-                        one.known = Known::Reopened;
+                        one.known = Known::Untold;
                     });
                 } else if event.mask.intersects(AddWatchFlags::IN_CLOSE) {
-                    let closed = |one: &mut Handout| one.watch == event.wd && one.known != Known::Reopened;
+                    let closed =
+                        |one: &mut Handout| one.watch == Some(event.wd) && one.known != Known::Untold;
                     for one in out.values_mut().flat_map(|all| all.extract_if(.., closed)) {
                         info!(node = %one.node.display(), "a descriptor of a VF is closed");
                         remove(&one.node);

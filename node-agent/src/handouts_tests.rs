@@ -154,3 +154,45 @@ fn of_one_that_was_opened_once_more_a_close_proves_nothing() {
     handouts.forget(vf());
     assert!(!handouts.is_unsure(vf()));
 }
+
+/// Others of the node may have used up what the kernel has of watches.
+#[test]
+fn what_nothing_tells_of_is_unsure_until_the_driver_has_let_go_also_for_the_next_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut blind = agent(dir.path());
+    blind.inotify = None;
+    blind
+        .open_made(vf(), |node| File::create_new(node).map(drop))
+        .expect_err("it cannot be watched");
+    assert!(!blind.is_unsure(vf()));
+    blind.note_unwatched(vf());
+    assert!(blind.is_unsure(vf()) && !blind.is_out(vf()));
+    for watches in [true, false] {
+        let mut next = agent(dir.path());
+        if !watches {
+            next.inotify = None;
+        }
+        assert!(
+            !next.take_over(vf()).unwrap(),
+            "vfio's word is not about this one"
+        );
+        next.confirm(vf());
+        assert!(next.is_unsure(vf()) && !next.is_out(vf()));
+    }
+    blind.forget(vf());
+    assert!(!blind.is_unsure(vf()));
+    assert_eq!(nodes(dir.path()), 0);
+}
+
+/// An agent that cannot watch what an earlier one has handed out does not take it for closed.
+#[test]
+fn a_node_that_cannot_be_watched_is_unsure() {
+    let dir = tempfile::tempdir().unwrap();
+    let given = give(&agent(dir.path()));
+    let mut next = agent(dir.path());
+    next.inotify = None;
+    assert!(!next.take_over(vf()).unwrap());
+    assert!(next.is_unsure(vf()));
+    drop(given);
+    assert!(next.is_unsure(vf()));
+}

@@ -252,6 +252,7 @@ async fn vfio_source(
             Ok(device) => device,
             Err(error) => {
                 warn!(vf = %vf.address, %error, "who has the VF's descriptor will not be known");
+                cx.host.handouts.note_unwatched(vf.address);
                 cx.host.dev.open_vfio_cdev(&cdev).ok()??
             }
         };
