@@ -4,7 +4,7 @@
 //! with a thread in it does not end either: it would be the agent, and the next one would walk into the same. So the agent starts its own
 //! program once more for each call, and waits for that as long as it likes.
 //!
-//! A call that hangs must be known to whoever comes after the agent that made it. Its process has a locked file as its standard input, one
+//! A call that hangs must be known to the agent that comes after the one that made it. Its process has a locked file as its standard input, one
 //! for each device, in a directory in memory. The kernel keeps that lock (`flock(2)`) for as long as the process lives, whatever becomes
 //! of the agent, and no longer: there is nothing to be written down and cleared away, and no pid that may be another's by now.
 

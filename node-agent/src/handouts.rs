@@ -8,7 +8,7 @@
 //! What QEMU says of it proves nothing of a QEMU that a guest has taken over; nor does what processes have open, or the end of all of a pod's: a
 //! descriptor can lie in a socket, where no `/proc` shows it, and go to another pod by a volume that both have. So each is opened at a node
 //! of its own, which is made for it and nobody else opens, and which is watched: inotify tells of a close when the last reference to what was opened has gone,
-//! whoever had it (`__fput` in fs/file_table.c). That comes before QEMU's `DEVICE_DELETED`, so whoever plays fair waits for nothing.
+//! whoever had it (`__fput` in fs/file_table.c). That comes before QEMU's `DEVICE_DELETED`, so an honest QEMU waits for nothing.
 //!
 //! The nodes are what the next agent knows: each is there before there is a descriptor, goes when that is closed, and goes with a boot, as
 //! who had it does. So nothing is written to the journal. What was closed while no agent was there cannot be told from what is still
@@ -120,7 +120,7 @@ impl Handouts {
                 Err(error) => return Err(error),
             }
         };
-        // It cannot be closed before it is watched, for we have it.
+        // It cannot be closed before it is watched, because we have it.
         let opened = open(&node).and_then(|file| Ok((self.watch(&node)?, file)));
         match opened {
             Ok((watch, file)) => {

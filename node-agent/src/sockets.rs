@@ -119,7 +119,7 @@ impl Sockets {
                     }
                 }
                 Err(error) => {
-                    warn!(%error, "what happens in the pods' directories cannot be read; they are watched anew");
+                    warn!(%error, "what happens in the pods' directories cannot be read; they are watched again");
                     self.state().give_up();
                 }
             }

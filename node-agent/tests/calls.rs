@@ -131,7 +131,7 @@ async fn a_call_that_hangs_outlives_its_agent_and_the_next_one_knows() {
     // It ends, which a thread that waits for a driver would keep it from.
     drop(first);
 
-    // However often an agent is started anew.
+    // However often an agent is restarted.
     for _ in 0..2 {
         let next = agent(dir.path());
         next.devices.take_over().await.unwrap();

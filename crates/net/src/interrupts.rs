@@ -63,7 +63,7 @@ pub fn read_below(sysfs: &Path, address: PciAddress) -> io::Result<VfioInterrupt
     Ok(sum)
 }
 
-/// The sum of `12,0,7`: one count for each CPU. They begin anew where a counter is full.
+/// The sum of `12,0,7`: one count for each CPU. A counter that overflows starts again at 0.
 pub(crate) fn count(text: &str) -> u64 {
     text.trim()
         .split(',')

@@ -211,7 +211,7 @@ async fn descriptor(world: &mut World) {
         "its driver was asked to let go of it"
     );
     check_fast_path(world, &vm, &other).await.unwrap();
-    // The agent is started anew: vfio says that what its predecessor has handed out is open.
+    // The agent is restarted: vfio says that what its predecessor has handed out is open.
     let log = world.node(1).dir().join("agent.log");
     let refused = || {
         let log = std::fs::read_to_string(&log).unwrap_or_default();

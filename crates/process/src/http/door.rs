@@ -29,7 +29,7 @@ pub(super) enum Weight {
     Light,
     /// Some work and many octets; or a request that is not over with its head.
     Heavy,
-    /// The same, for who has yet to be asked after.
+    /// The same, for a client whose token is not known yet.
     Unknown,
 }
 

@@ -37,7 +37,7 @@ const TOKENS: usize = 32;
 const TOKEN_MAX: usize = 4096;
 /// Tokens that nobody knows yet, of one peer: so many at once, and then one in each of these.
 const STRANGERS: (u32, Duration) = (5, Duration::from_secs(2));
-/// Handshakes of one peer, the same. Each is a signature and a key exchange, for who has shown nothing yet, on the thread that hands VMs
+/// Handshakes of one peer, the same. Each is a signature and a key exchange, for a client that has shown nothing yet, on the thread that hands VMs
 /// over. A thread of its own would leave that one alone, and still give a stranger as much of the node's processor, or of the pod's share
 /// of it, as he likes; a pace bounds both, and needs no second runtime.
 const HANDSHAKES: (u32, Duration) = (8, Duration::from_millis(500));
@@ -231,7 +231,7 @@ fn token(authorization: &[u8]) -> Option<&str> {
 enum Known {
     /// It was let in just now.
     Fresh,
-    /// It was let in, and the API server is to be asked anew.
+    /// It was let in, and the API server is to be asked again.
     Stale,
     /// The API server is to be asked.
     No,
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(
             memory.look(stranger, "known", later),
             Some(Known::Stale),
-            "asked anew"
+            "asked again"
         );
         assert_eq!(memory.look(stranger, "x", start + STRANGERS.1), Some(Known::No));
         // Until the API server has said otherwise.

@@ -8,6 +8,7 @@
 //!   FastPath ─ StandbyUp ─ UnplugVf ─ Park ─ Announce ──► Standby               (make before break)
 //!   FastPath ─ UnplugVf ─ Park ─ StandbyUp ─ Announce ──► Standby               (break before make)
 //!   Standby ─ RestoreVf ─ Reserve ─ Bind ─ Park ──► Standby, with another VF
+//!   MakeStandby ─ Reserve ─ MoveStandby ─ MakeStandby ─ GuardStandby ─ PlugStandby    (the VF came later, on another PF)
 //!   any ─ UnplugVf ─ UnplugStandby ─ RemoveStandby ─ RestoreVf ─ Forget ──► Detached
 //! ```
 //! The plan knows no history: after a crash it goes on from what it sees.
@@ -83,7 +84,7 @@ pub enum Step {
 /// What comes next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Take this step, then observe anew.
+    /// Take this step, then observe again.
     Do(Step),
     /// The goal is reached, as far as it can be for now.
     Done(AttachmentState),

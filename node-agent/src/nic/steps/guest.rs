@@ -47,7 +47,7 @@ pub(super) async fn plug_standby(cx: &mut Context, client: &Client) -> Result<()
     }
     let nic = cx.record.spec.nic.name.clone();
     let netdev = ids::netdev(&nic);
-    // A netdev that a crash, or a macvtap that was made anew, has left without its device.
+    // A netdev that a crash, or a macvtap that was made again, has left without its device.
     match client.netdev_del(&netdev).await {
         Ok(()) | Err(QmpError::Command { .. }) => {}
         Err(error) => return Err(refused(&error)),

@@ -350,7 +350,7 @@ fn a_nic_leaves_by_the_way_it_came() {
         Standby,
         reasons::GUEST_KEEPS_VF,
     );
-    // It may turn round halfway, and begins anew.
+    // It may turn round halfway, and begins again.
     does(TO_VF, removed, no, Step::RestoreVf);
 }
 

@@ -42,7 +42,7 @@ fn a_guest_that_keeps_its_vf_keeps_its_network() {
         FastPath,
         reasons::GUEST_KEEPS_VF,
     );
-    // And when it wakes up, it gets the VF anew: it has met it under another MAC.
+    // And when it wakes up, it gets the VF again: it has met it under another MAC.
     does(
         TO_VF,
         seen(blind, true, PARKED),
