@@ -1,6 +1,10 @@
 //! The command line, and what it starts.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -161,15 +165,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
     let stop = shutdown::on_signal()?;
     let journal = Journal::open(&args.journal)?;
     let contents = journal.load()?;
-    if let Some(uid) = &args.pod_uid {
-        // With another one, no VM would ever be found, and nobody be told why.
-        anyhow::ensure!(
-            socket::is_kubelets(&args.pods_dir, uid),
-            "{} is not where the kubelet has its pods: it has no directory of this one, {uid}. Which it is, the chart's value \
-             agent.podsDir says",
-            args.pods_dir.display()
-        );
-    }
+    check_pods_dir(&args.pods_dir, args.pod_uid.as_deref())?;
     let (registry, metrics) = metrics();
     let requests = metrics.requests.clone();
     let counted = metrics.clone();
@@ -195,6 +191,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         pools: Pools::default(),
         handouts: Handouts::new(devices.dev.clone(), hardware.clone()),
         devices,
+        proc: "/proc".into(),
         discovered: Discovered::default(),
         troubles,
         metrics,
@@ -252,6 +249,19 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         never = heart.beat() => match never {},
     }
     exports.finish().await;
+    Ok(())
+}
+
+/// With another directory no VM would ever be found, and nobody be told why.
+fn check_pods_dir(dir: &Path, pod_uid: Option<&str>) -> anyhow::Result<()> {
+    if let Some(uid) = pod_uid {
+        anyhow::ensure!(
+            socket::is_kubelets(dir, uid),
+            "{} is not where the kubelet has its pods: it has no directory of this one, {uid}. Which it is, the chart's value \
+             agent.podsDir says",
+            dir.display()
+        );
+    }
     Ok(())
 }
 

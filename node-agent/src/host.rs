@@ -1,6 +1,6 @@
 //! What every task of the agent shares of its node.
 
-use std::{error::Error, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{error::Error, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
@@ -86,6 +86,8 @@ pub struct Host {
     pub devices: Devices,
     /// Which descriptors of VFs somebody has.
     pub handouts: Handouts,
+    /// Processes: `/proc`.
+    pub proc: PathBuf,
     /// The last look at all PFs and VFs, and when it began.
     pub discovered: Discovered,
 }
@@ -284,6 +286,7 @@ pub(crate) mod tests {
                 migration_downtime_ms: 100,
             },
             hardware,
+            proc: dir.join("proc"),
             discovered: Discovered::default(),
         }
     }

@@ -5,6 +5,7 @@
 //! | [`socket`] | opens a pod's QMP socket, following nothing that the pod could have planted | the pod's volume |
 //! | [`listener`] | holds the process behind the socket, which must be of the pod | `/proc` |
 //! | [`cgroup`] | tells from control groups whether a process is of a pod | nothing |
+//! | [`residents`] | tells whether a pod has processes | `/proc` |
 //! | [`migration`] | decides what a migration needs next | nothing |
 //! | [`certificates`] | makes the certificates of one end of a migration | nothing |
 //! | [`tls`] | keeps them until QEMU has them | a directory in memory, QEMU |
@@ -29,6 +30,7 @@ pub mod migration;
 #[cfg(test)]
 pub(crate) mod peer;
 pub mod process;
+pub mod residents;
 pub mod rx_filter;
 pub mod rx_follow;
 pub mod socket;

@@ -14,7 +14,7 @@ use crate::{
         tests::{held_vf, record},
     },
     node::pool::Choice,
-    vm::peer::Peer,
+    vm::{peer::Peer, residents},
 };
 
 const ALONE: Duration = Duration::from_millis(100);
@@ -265,6 +265,38 @@ async fn a_vf_is_not_given_back_while_somebody_has_its_descriptor() {
     assert!(!host.handouts.is_out(vf_address(0, 0)));
     assert_eq!(fs::read_dir(dir.path().join("dev/hybridnic")).unwrap().count(), 0);
     drop(given);
+}
+
+/// What an earlier agent has handed out may have been closed, or not: its driver is asked only once nobody of the pod could have it.
+#[tokio::test]
+async fn a_driver_is_not_asked_for_what_the_pods_processes_may_keep() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), 2, 2);
+    let mut cx = context_of(&host, 0);
+    let vf = vf_address(0, 0);
+    let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
+    fs::create_dir_all(dir.path().join("dev/hybridnic")).unwrap();
+    fs::write(dir.path().join(format!("dev/hybridnic/{vf}.1")), "").unwrap();
+    host.take_over_handouts(vf, 1).await;
+    assert!(host.handouts.is_unsure(vf));
+
+    let error = vf::restore(&mut cx).await.unwrap_err();
+    assert_eq!(
+        error.reason,
+        reasons::VF_UNKNOWN,
+        "processes cannot be read: {error}"
+    );
+    let process = residents::tests::add(&host.proc, 7, "S", &cx.record.spec.pod.uid);
+    let error = vf::restore(&mut cx).await.unwrap_err();
+    assert_eq!(error.reason, reasons::VF_IN_USE, "{error}");
+    assert!(error.message.contains("may keep"), "{error}");
+    assert_eq!(fs::read_to_string(&unbind).unwrap(), "");
+
+    fs::remove_dir_all(process).unwrap();
+    // This machine has no such PF: vfio is asked before the PF.
+    let error = vf::restore(&mut cx).await.unwrap_err();
+    assert_eq!(error.reason, reasons::VF_UNKNOWN, "{error}");
+    assert_eq!(fs::read_to_string(&unbind).unwrap(), vf.to_string());
 }
 
 /// A hostile QEMU's word is no proof; nor is a restart, or an error of the kernel's.

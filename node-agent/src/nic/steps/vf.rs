@@ -22,6 +22,7 @@ use crate::{
         observe::{Observation, VFIO_DRIVER, parked, saved_rates, wanted},
         plan::Learnt,
     },
+    vm::residents,
 };
 
 pub(super) fn refused(error: &dyn Error) -> StepError {
@@ -308,6 +309,14 @@ async fn take_from_vfio(cx: &Context, vf: &VfRecord, driver: Option<String>) -> 
             // What is not known of it vfio proves.
             VfioUse::Free | VfioUse::Unknown => {}
         }
+        if cx.host.handouts.is_unsure(vf.address) && pod_lives(cx).await? {
+            let message = format!(
+                "a process of the VM's pod may keep a descriptor of the VF {} that it was given before this agent started; the VF is \
+                 given back when the pod has no process any more",
+                vf.address
+            );
+            return Err(StepError::new(reasons::VF_IN_USE, message));
+        }
         let unbound = DriverState {
             driver: None,
             driver_override: Some(VFIO_DRIVER.into()),
@@ -317,6 +326,15 @@ async fn take_from_vfio(cx: &Context, vf: &VfRecord, driver: Option<String>) -> 
     }
     cx.host.handouts.forget(vf.address);
     Ok(())
+}
+
+/// Whether the VM's pod has processes. They may have what the driver would wait for, and a process that waits for it cannot be ended: the
+/// agent's own pod could not be replaced.
+async fn pod_lives(cx: &Context) -> Result<bool, StepError> {
+    let (proc, pod) = (cx.host.proc.clone(), cx.record.spec.pod.uid.clone());
+    let lives = tokio::task::spawn_blocking(move || residents::has_any(&proc, &pod));
+    let lives = lives.await.map_err(std::io::Error::from).flatten();
+    lives.map_err(|error| StepError::from_error(reasons::VF_UNKNOWN, &error))
 }
 
 /// Whether a driver is one that gives devices to processes.
