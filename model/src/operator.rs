@@ -182,6 +182,7 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         attachments: existing.clone(),
         others: others.cloned().collect(),
         orphans: Vec::new(),
+        unreadable: false,
         nodes: objects::NODE
             .map(|name| (name.to_owned(), NodeState::Ready))
             .into(),

@@ -102,6 +102,12 @@ impl World {
         self.attachments_by_name(nic).0
     }
 
+    /// Whether an attachment of a NIC, or of a namesake, does not parse.
+    pub fn has_unreadable_attachment(&self, nic: &VmHybridNic) -> bool {
+        let key = Key::Nic(nic.namespace().unwrap_or_default(), nic.name_any());
+        self.attachments.unread_has(&key, None)
+    }
+
     /// The attachments of a NIC, and those that a namesake has left behind.
     pub fn attachments_by_name(
         &self,

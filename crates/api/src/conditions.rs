@@ -39,6 +39,8 @@ pub mod reasons {
     pub const MAC_NOT_ALLOWED: &str = "MacNotAllowed";
     /// Every address of the network's MAC range is taken.
     pub const MAC_RANGE_EXHAUSTED: &str = "MacRangeExhausted";
+    /// An attachment of the NIC does not parse.
+    pub const ATTACHMENT_UNREADABLE: &str = "AttachmentUnreadable";
     /// No pod with the VM's label is there.
     pub const POD_NOT_FOUND: &str = "PodNotFound";
     /// The VM's pod does not run yet.

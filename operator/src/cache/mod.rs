@@ -103,8 +103,8 @@ impl fmt::Display for Name {
     }
 }
 
-/// The objects that do not parse, and the MACs that they have all the same.
-type Unread = HashMap<Name, Vec<String>>;
+/// The objects that do not parse, and what they are looked up by all the same.
+type Unread = HashMap<Name, Vec<Key>>;
 
 /// All objects of a kind, for reading. Clones share it.
 pub struct Cache<K: Object> {
@@ -238,12 +238,12 @@ impl<K: Object> Cache<K> {
             .collect()
     }
 
-    /// Whether an object that does not parse, and is not here for that or only as it was, has this MAC. One of the name `except` is
+    /// Whether an object that does not parse, and is not here for that or only as it was, has this key. One of the name `except` is
     /// left out: nobody keeps an address from himself.
-    pub fn unread_has(&self, mac: &str, except: &Name) -> bool {
+    pub fn unread_has(&self, key: &Key, except: Option<&Name>) -> bool {
         let unread = self.unread();
-        let mut others = unread.iter().filter(|(name, _)| *name != except);
-        others.any(|(_, macs)| macs.iter().any(|other| other == mac))
+        let mut others = unread.iter().filter(|(name, _)| Some(*name) != except);
+        others.any(|(_, keys)| keys.contains(key))
     }
 
     fn unread(&self) -> MutexGuard<'_, Unread> {
@@ -306,11 +306,11 @@ impl<K: Object> Feed<K> {
                 let name = Name::new(namespace.unwrap_or_default(), name.unwrap_or_default());
                 self.cache.shelf().list(&name);
                 // As it is now: what it had before is free.
-                if bad.macs.is_empty() {
+                if bad.keys.is_empty() {
                     self.cache.unread().remove(&name);
                 } else {
                     self.listed_unread.insert(name.clone());
-                    self.cache.unread().insert(name, bad.macs);
+                    self.cache.unread().insert(name, bad.keys);
                 }
             }
             watcher::Event::Delete(object) => {

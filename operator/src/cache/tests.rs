@@ -264,8 +264,9 @@ fn the_address_of_an_object_that_does_not_parse_is_known_for_as_long_as_it_is_th
             feed.apply(event, &|_, _| {});
         }
         let own = Name::new("ns", "a");
-        assert!(!cache.unread_has(MAC, &own), "it keeps it from itself");
-        cache.unread_has(MAC, &Name::new("other", "a"))
+        let mac = Key::Mac(MAC.into());
+        assert!(!cache.unread_has(&mac, Some(&own)), "it keeps it from itself");
+        cache.unread_has(&mac, Some(&Name::new("other", "a")))
     };
     let list = |object: Option<Wire<ConfigMap>>| {
         let listed = object.map(watcher::Event::InitApply);

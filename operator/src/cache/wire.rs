@@ -14,7 +14,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::Object;
+use super::{Key, Object};
 use crate::mac::Mac;
 
 /// As much of an error as is logged, in characters: it may quote the object.
@@ -68,27 +68,30 @@ pub struct Bad {
     pub metadata: ObjectMeta,
     /// Why it does not.
     pub error: String,
-    /// The MACs that it may have all the same, lower case.
-    pub macs: Vec<String>,
+    /// What it is looked up by all the same: a NIC's addresses, an attachment's NIC.
+    pub keys: Vec<Key>,
 }
 
-/// Where a NIC's MAC is, of an object that does not parse as a NIC.
+/// Where these are, in an object that does not parse.
 #[derive(Deserialize)]
-struct Macs {
+struct Parts {
     #[serde(default)]
     spec: serde_json::Value,
     #[serde(default)]
     status: serde_json::Value,
 }
 
-fn macs(text: &str) -> Vec<String> {
-    let Ok(Macs { spec, status }) = serde_json::from_str(text) else {
+fn keys(text: &str, namespace: &str) -> Vec<Key> {
+    let Ok(Parts { spec, status }) = serde_json::from_str(text) else {
         return Vec::new();
     };
-    let macs = [spec, status].into_iter();
-    macs.filter_map(|part| part.get("mac")?.as_str().map(str::to_ascii_lowercase))
-        .filter(|mac| mac.parse::<Mac>().is_ok())
-        .collect()
+    let macs = [&spec, &status].into_iter();
+    let macs = macs
+        .filter_map(|part| part.get("mac")?.as_str().map(str::to_ascii_lowercase))
+        .filter(|mac| mac.parse::<Mac>().is_ok());
+    let nic = spec.get("nic").and_then(|nic| nic.get("name")?.as_str());
+    let nic = nic.map(|nic| Key::Nic(namespace.to_owned(), nic.to_owned()));
+    macs.map(Key::Mac).chain(nic).collect()
 }
 
 impl<K: Object> From<K> for Wire<K> {
@@ -117,10 +120,11 @@ impl<'de, K: Object> Deserialize<'de> for Wire<K> {
             uid: meta.metadata.uid,
             ..ObjectMeta::default()
         };
+        let keys = keys(text.get(), named.namespace.as_deref().unwrap_or_default());
         Ok(Self(Err(Bad {
             metadata: named,
             error: hybridnic_text::bounded(&error, ERROR),
-            macs: macs(text.get()),
+            keys,
         })))
     }
 }
@@ -161,7 +165,7 @@ impl<K: Object> Resource for Wire<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hybridnic_api::v1alpha1::VmHybridNic;
+    use hybridnic_api::v1alpha1::{NicAttachment, VmHybridNic};
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::ResourceExt;
     use kube::api::{ObjectList, WatchEvent};
@@ -214,23 +218,30 @@ mod tests {
     }
 
     #[test]
-    fn of_one_that_does_not_parse_the_addresses_are_known() {
+    fn of_one_that_does_not_parse_addresses_and_nic_are_known() {
         let nic = r#"{"metadata": {"name": "a", "namespace": "ns"}, "spec": {"mac": "52:54:00:00:00:0A", "network": 7},
             "status": {"mac": "52:54:00:00:00:0b", "path": []}}"#;
         let bad = serde_json::from_str::<Wire<VmHybridNic>>(nic)
             .unwrap()
             .0
             .unwrap_err();
-        assert_eq!(bad.macs, ["52:54:00:00:00:0a", "52:54:00:00:00:0b"]);
+        let macs = ["52:54:00:00:00:0a", "52:54:00:00:00:0b"].map(|mac| Key::Mac(mac.into()));
+        assert_eq!(bad.keys, macs);
+        let attachment = r#"{"metadata": {"name": "a-1", "namespace": "ns"}, "spec": {"nic": {"name": "a"}, "goal": "Elsewhere"}}"#;
+        let bad = serde_json::from_str::<Wire<NicAttachment>>(attachment)
+            .unwrap()
+            .0
+            .unwrap_err();
+        assert_eq!(bad.keys, [Key::Nic("ns".into(), "a".into())]);
         for none in [
             r#"{"metadata": {}, "spec": 7}"#,
-            r#"{"metadata": {}, "spec": {"mac": "x"}}"#,
+            r#"{"metadata": {}, "spec": {"mac": "x", "nic": "a"}}"#,
         ] {
             let bad = serde_json::from_str::<Wire<VmHybridNic>>(none)
                 .unwrap()
                 .0
                 .unwrap_err();
-            assert_eq!(bad.macs, [] as [&str; 0]);
+            assert_eq!(bad.keys, []);
         }
     }
 

@@ -28,6 +28,8 @@ pub struct Observed {
     pub pods: Vec<Arc<Pod>>,
     /// Its attachments.
     pub attachments: Vec<Arc<NicAttachment>>,
+    /// Whether there are some that do not parse: what they hold is not known.
+    pub unreadable: bool,
     /// Those of the VM's other NICs, where these are asked where the VM is.
     pub others: Vec<Arc<NicAttachment>>,
     /// Those that a namesake has left behind.
@@ -78,6 +80,7 @@ impl Observed {
             network,
             pods,
             attachments,
+            unreadable: world.has_unreadable_attachment(nic),
             others: Vec::new(),
             orphans,
             nodes: BTreeMap::new(),
@@ -221,6 +224,7 @@ mod tests {
             attachments: Vec::new(),
             others: Vec::new(),
             orphans: Vec::new(),
+            unreadable: false,
             nodes: BTreeMap::from([("n1".to_owned(), NodeState::Ready)]),
             overdue: BTreeSet::new(),
             without_agent: BTreeSet::new(),

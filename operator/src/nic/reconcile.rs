@@ -88,7 +88,7 @@ impl NicReconciler {
             .awaited(&Name::of(nic), &observed.attachments, Instant::now());
         let again = again.into_iter().chain(awaited.again).min();
         // One that has just been made is not seen yet.
-        let gone = observed.attachments.is_empty() && awaited.again.is_none();
+        let gone = observed.attachments.is_empty() && awaited.again.is_none() && !observed.unreadable;
         if deleting && observed.moving.is_none() && gone {
             self.handed_out().settle(nic);
             self.echoes.forget(&Name::of(nic));
@@ -103,11 +103,7 @@ impl NicReconciler {
         let (mac, kept) = given.map(|given| (given.mac.to_string(), given.kept)).unzip();
         let kept = kept.flatten().map(|error| mac_refusal(&error));
         let location = observed.location(nic);
-        let mut obstacle = match &location {
-            _ if deleting && observed.moving.is_none() => observed.held(None),
-            Ok(location) => location.wait.clone(),
-            Err(refusal) => Some(refusal.clone()),
-        };
+        let mut obstacle = obstacle(&observed, &location, deleting);
         // Where the VM is not is left once the status says where the NIC goes, or it might be called back.
         let leaves = location
             .as_ref()
@@ -122,7 +118,10 @@ impl NicReconciler {
             .first()
             .map(|attachment| attachment.spec.mac.as_str());
         let granted = mac.as_deref().filter(|mac| recorded == Some(mac));
-        if let Some(mac) = granted.or(used).filter(|_| leaves.is_none()) {
+        if let Some(mac) = granted
+            .or(used)
+            .filter(|_| leaves.is_none() && !observed.unreadable)
+        {
             let l2 = observed.network.as_ref().map(|network| l2(network));
             let inputs = desired::Inputs {
                 nic,
@@ -207,7 +206,7 @@ impl NicReconciler {
         let labels = namespace
             .map(|namespace| namespace.labels().clone())
             .unwrap_or_default();
-        let attached = !observed.attachments.is_empty();
+        let attached = !observed.attachments.is_empty() || observed.unreadable;
         let network = match admit::to_network(nic, attached, observed.network.as_deref(), &labels) {
             Ok(network) => network,
             Err(refusal) => return (Err(refusal), None),
@@ -229,7 +228,7 @@ impl NicReconciler {
         let lookup = mac::Lookup {
             holders: &|mac| self.world.nics.by(&Key::Mac(mac.to_string())),
             is_card: &|mac| self.world.hybrid_nodes.any(&Key::Mac(mac.to_string())),
-            is_unread: &|mac| self.world.nics.unread_has(&mac.to_string(), &own),
+            is_unread: &|mac| self.world.nics.unread_has(&Key::Mac(mac.to_string()), Some(&own)),
         };
         let macs = network.spec.macs;
         let rules = range.map(|range| mac::Rules { range, macs });
@@ -358,6 +357,23 @@ impl NicReconciler {
         }
         Ok(())
     }
+}
+
+/// Why the NIC cannot be where it should be yet, or is not gone yet.
+fn obstacle(observed: &Observed, location: &Result<Location, Refusal>, deleting: bool) -> Option<Refusal> {
+    match location {
+        _ if observed.unreadable => Some(unreadable()),
+        _ if deleting && observed.moving.is_none() => observed.held(None),
+        Ok(location) => location.wait.clone(),
+        Err(refusal) => Some(refusal.clone()),
+    }
+}
+
+/// Why nothing is done about a NIC of which an attachment cannot be read: a VM may have it there.
+fn unreadable() -> Refusal {
+    let message = "an attachment of this NIC cannot be read by this version of the operator, whose log says why; nothing is done \
+                   about the NIC until it can";
+    Refusal::new(reasons::ATTACHMENT_UNREADABLE, message)
 }
 
 fn mac_refusal(error: &mac::Error) -> Refusal {

@@ -50,11 +50,13 @@ impl Inputs<'_> {
             .map(AsRef::as_ref)
     }
 
-    /// The node that has the NIC and cannot be asked to give it back: what its agent said last may not be true any more.
-    fn lost(&self) -> Option<&Refusal> {
+    /// Why it is not known how the NIC is: its node cannot be asked to give it back, and what its agent said last may not be true any
+    /// more; or what it says cannot be read.
+    fn unknown(&self) -> Option<&Refusal> {
+        let unknown = [reasons::NODE_UNREACHABLE, reasons::ATTACHMENT_UNREADABLE];
         self.obstacle
             .as_ref()
-            .filter(|obstacle| obstacle.reason == reasons::NODE_UNREACHABLE)
+            .filter(|obstacle| unknown.contains(&obstacle.reason))
     }
 
     fn deleting(&self) -> bool {
@@ -138,8 +140,8 @@ fn accepted(inputs: &Inputs<'_>) -> NewCondition {
 }
 
 fn ready(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
-    if let Some(lost) = inputs.lost() {
-        return NewCondition::no(types::READY, lost.reason, &lost.message);
+    if let Some(unknown) = inputs.unknown() {
+        return NewCondition::no(types::READY, unknown.reason, &unknown.message);
     }
     let now = word(types::READY, inputs, attachment);
     // Of what passes by itself during a migration the migration tells.
@@ -150,8 +152,8 @@ fn ready(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NewConditio
 }
 
 fn fast_path(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
-    if let Some(lost) = inputs.lost() {
-        return NewCondition::no(types::FAST_PATH, lost.reason, &lost.message);
+    if let Some(unknown) = inputs.unknown() {
+        return NewCondition::no(types::FAST_PATH, unknown.reason, &unknown.message);
     }
     let on_vf = attachment
         .and_then(|a| a.status.as_ref())

@@ -253,3 +253,50 @@ async fn what_has_outlived_its_nic_goes_with_its_node() {
     bench.delete_pod("vm-a").await;
     gone(&bench, &first).await;
 }
+
+/// As after a newer version was taken back: what it has written need not be known to the one before.
+#[tokio::test]
+async fn nothing_is_done_about_a_nic_with_an_attachment_that_cannot_be_read() {
+    const GOALS: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/goal/enum/-";
+    let (mut bench, agents) = fast_nic().await;
+    let name = attachments(&bench).await.remove(0).name_any();
+    bench.operators.remove(0).kill();
+    drop(agents);
+    let allow = format!(r#"[{{"op": "add", "path": "{GOALS}", "value": "Elsewhere"}}]"#);
+    let crd = "nicattachments.hybridnic.io";
+    bench
+        .kubectl(&["patch", "crd", crd, "--type=json", "-p", &allow])
+        .await;
+    // The API server takes the new schema a little later.
+    let goal = |goal: &str| format!(r#"{{"spec": {{"goal": "{goal}"}}}}"#);
+    let elsewhere = goal("Elsewhere");
+    let args = ["patch", "nicatt", &name, "--type=merge", "-p", &elsewhere];
+    while !bench.cluster.kubectl(&args).await.unwrap().status.success() {}
+
+    // A leader that has never seen how it was. The VM is in another pod, and its NIC deleted.
+    bench.delete_pod("vm-a").await;
+    bench.run_pod("vm-b", "vm", "n2").await;
+    bench.start_operator();
+    let unreadable = |nic: &VmHybridNic| reason(nic, types::READY) == reasons::ATTACHMENT_UNREADABLE;
+    bench.nic_with("eth0", "AttachmentUnreadable", unreadable).await;
+    bench.kubectl(&["delete", "vhn", "eth0", "--wait=false"]).await;
+    bench.kubectl(&["annotate", "vhn", "eth0", "look=again"]).await;
+    let looked_at = |nic: &VmHybridNic| nic.metadata.deletion_timestamp.is_some() && unreadable(nic);
+    bench.nic_with("eth0", "kept", looked_at).await;
+    let names = [
+        "get",
+        "nicatt",
+        "-o",
+        "jsonpath={.items[*].metadata.name} {.items[*].spec.goal}",
+    ];
+    assert_eq!(bench.kubectl(&names).await, format!("{name} Elsewhere"));
+
+    let _agents = Agents::start(&bench.cluster).await;
+    bench
+        .kubectl(&["patch", "nicatt", &name, "--type=merge", "-p", &goal("Detached")])
+        .await;
+    bench
+        .wait(bench.nics(), "eth0", "gone", |nic| nic.is_none())
+        .await;
+    assert!(attachments(&bench).await.is_empty());
+}

@@ -17,6 +17,7 @@ fn known(pods: &[(&str, i64)]) -> Observed {
         attachments: Vec::new(),
         others: Vec::new(),
         orphans: Vec::new(),
+        unreadable: false,
         nodes: pods
             .iter()
             .map(|(name, _)| (node_of(name), NodeState::Ready))
