@@ -8,3 +8,4 @@
 mod docs;
 mod metrics;
 mod sbom;
+mod tests;
