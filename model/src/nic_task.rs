@@ -386,14 +386,14 @@ fn empty(n: usize) -> NicAttachmentSpec {
             name: NIC[n].to_owned(),
             uid: String::new(),
         },
-        vm: String::new(),
+        vm: hybridnic_api::v1alpha1::AttachedVm::Qemu { name: String::new() },
         pod: hybridnic_api::v1alpha1::ObjectRef::default(),
         network: String::new(),
         mac: String::new(),
         goal: Goal::Detached,
         no_free_vf: hybridnic_api::v1alpha1::NoFreeVf::Standby,
         l2: hybridnic_api::v1alpha1::L2Settings::default(),
-        ports: None,
+        placement: None,
         migration: None,
     }
 }

@@ -323,9 +323,11 @@ pub fn nic(n: usize, pod: Option<u8>) -> VmHybridNic {
                 qemu: Some(QemuVm {
                     name: "vm".to_owned(),
                 }),
+                kubevirt: None,
             },
             mac: None,
             no_free_vf: NoFreeVf::Standby,
+            pairing: hybridnic_api::v1alpha1::Pairing::NetFailover,
         },
         status: Some(VmHybridNicStatus {
             pod: pod.map(|end| reference(POD[usize::from(end)])),

@@ -189,6 +189,7 @@ async fn a_nic_whose_record_cannot_be_read_keeps_what_it_has_and_says_so() {
         network: "net".into(),
         uplinks: vec![uplink],
         tags: hybridnic_api::v1alpha1::PoolTags::None,
+        standby_slots: 0,
     }]);
     let inventory = host.inventory().await.unwrap();
     let take = |uid: &str| {

@@ -59,6 +59,7 @@ fn pools(networks: &[Arc<HybridNetwork>], labels: Option<&BTreeMap<String, Strin
         network: network.name_any(),
         uplinks: network.spec.uplinks.clone(),
         tags: tags(&network.spec),
+        standby_slots: network.spec.standby_slots,
     };
     let mut pools: Vec<_> = selected.map(pool).collect();
     pools.sort_by(|a, b| a.network.cmp(&b.network));
@@ -110,5 +111,9 @@ mod tests {
             pools(&networks, Some(&BTreeMap::new()))[0].uplinks,
             networks[0].spec.uplinks
         );
+        let mut roomy = network("d");
+        roomy.spec.standby_slots = 2;
+        let slots = pools(&[Arc::new(roomy)], Some(&BTreeMap::new()));
+        assert_eq!(slots[0].standby_slots, 2);
     }
 }

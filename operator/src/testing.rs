@@ -4,10 +4,10 @@ use hybridnic_api::conditions::{self, NewCondition, types};
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, HybridNetwork, HybridNode, HybridNodeSpec, HybridNodeStatus, L2Settings,
-    MigrationEnd, MigrationReport, MigrationState, NicAttachment, NicAttachmentSpec, NicAttachmentStatus,
-    NoFreeVf, NodePool, ObjectRef, Path, QemuMigration, QemuMigrationSpec, QemuVm, Vm, VmHybridNic,
-    VmHybridNicSpec,
+    AttachedVm, AttachmentState, Goal, HybridNetwork, HybridNode, HybridNodeSpec, HybridNodeStatus,
+    L2Settings, MigrationEnd, MigrationReport, MigrationState, NicAttachment, NicAttachmentSpec,
+    NicAttachmentStatus, NoFreeVf, NodePool, ObjectRef, Pairing, Path, QemuMigration, QemuMigrationSpec,
+    QemuVm, Vm, VmHybridNic, VmHybridNicSpec,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -33,9 +33,11 @@ pub fn nic(name: &str, vm: &str, network: &str, second: i64) -> VmHybridNic {
         network: network.to_owned(),
         vm: Vm {
             qemu: Some(QemuVm { name: vm.to_owned() }),
+            kubevirt: None,
         },
         mac: None,
         no_free_vf: NoFreeVf::Standby,
+        pairing: Pairing::NetFailover,
     };
     VmHybridNic {
         metadata: meta(name, second),
@@ -80,6 +82,7 @@ pub fn node(name: &str, networks: &[&str]) -> HybridNode {
         network: (*network).to_owned(),
         uplinks: Vec::new(),
         tags: hybridnic_api::v1alpha1::PoolTags::None,
+        standby_slots: 0,
     };
     let mut node = HybridNode::new(
         name,
@@ -143,14 +146,16 @@ pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
     let spec = NicAttachmentSpec {
         node_name: node.to_owned(),
         nic: reference(nic),
-        vm: "vm".to_owned(),
+        vm: AttachedVm::Qemu {
+            name: "vm".to_owned(),
+        },
         pod: reference(pod),
         network: "net".to_owned(),
         mac: "02:00:00:00:00:01".to_owned(),
         goal: Goal::FastPath,
         no_free_vf: NoFreeVf::Standby,
         l2: L2Settings::default(),
-        ports: None,
+        placement: None,
         migration: None,
     };
     let metadata = meta(&attachment_name(nic, &spec.pod.uid), 1);

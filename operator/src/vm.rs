@@ -1,21 +1,14 @@
 //! Which VM: its namespace, its name, and what runs it.
 
 use hybridnic_api::names::VM_LABEL;
-use hybridnic_api::v1alpha1::{NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{NicAttachment, QemuMigration, Runtime, VmHybridNic};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-
-/// What runs a VM, and knows in which of its pods it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Runtime {
-    /// QEMU, started by somebody in a pod with the label [`VM_LABEL`].
-    Qemu,
-}
 
 /// A VM. Two runtimes may have one of the same name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VmRef {
-    /// What runs it.
+    /// What runs it, and knows in which of its pods it is.
     pub runtime: Runtime,
     /// Its namespace.
     pub namespace: String,
@@ -35,12 +28,22 @@ impl VmRef {
 
     /// The VM of a NIC; none of a runtime that this version does not know.
     pub fn of_nic(nic: &VmHybridNic) -> Option<Self> {
-        Some(Self::qemu(namespace(nic), nic.vm_name()?))
+        let vm = &nic.spec.vm;
+        Some(Self {
+            runtime: vm.runtime()?,
+            namespace: namespace(nic),
+            name: vm.name()?.to_owned(),
+        })
     }
 
     /// The VM of an attachment.
     pub fn of_attachment(attachment: &NicAttachment) -> Self {
-        Self::qemu(namespace(attachment), &attachment.spec.vm)
+        let vm = &attachment.spec.vm;
+        Self {
+            runtime: vm.runtime(),
+            namespace: namespace(attachment),
+            name: vm.name().to_owned(),
+        }
     }
 
     /// The VM that a pod runs, or may run.

@@ -227,6 +227,7 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
         });
     let (state, path) = match goal {
         Goal::Detached => (AttachmentState::Detached, Path::None),
+        Goal::Reserved => (AttachmentState::Reserved, Path::None),
         Goal::FastPath if waits => (AttachmentState::Reserved, Path::None),
         Goal::FastPath if word == Some(MigrationState::Listening) => (AttachmentState::Reserved, Path::None),
         Goal::Standby if !mood.keeps_vf => (AttachmentState::Standby, Path::Standby),

@@ -272,8 +272,27 @@ async fn nics(control_plane: &ControlPlane) {
             Case(
                 "/vm",
                 json!({}),
-                "vm must name exactly one runtime, as in vm: {qemu: {name: my-vm}}",
+                "vm must name exactly one runtime, as in vm: {qemu: {name: my-vm}} or vm: {kubevirt: {name: my-vm}}",
             ),
+            Case(
+                "/vm",
+                json!({"qemu": {"name": "web"}, "kubevirt": {"name": "web"}}),
+                "vm must name exactly one runtime",
+            ),
+            Case("/vm", json!({"kubevirt": {"name": "web.a"}}), ""),
+            Case("/vm", json!({"kubevirt": {"name": "web", "interface": "fast_0"}}), ""),
+            Case(
+                "/vm",
+                json!({"kubevirt": {"name": "Web"}}),
+                "the name of a VirtualMachine",
+            ),
+            Case(
+                "/vm",
+                json!({"kubevirt": {"name": "web", "interface": "a.b"}}),
+                "interface must be the name of an interface of the VM",
+            ),
+            Case("/pairing", json!("NetFailover"), ""),
+            Case("/pairing", json!("Bond"), "Unsupported value"),
             Case("/vm/qemu/name", json!("web.1"), ""),
             Case("/vm/qemu/name", json!("-web"), "label hybridnic.io/vm"),
             Case("/vm/qemu/name", json!("a b"), "label hybridnic.io/vm"),
@@ -369,7 +388,7 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
     let bare = json!({ "network": "fast", "vm": { "qemu": { "name": "web" } } });
     let network = json!({ "uplinks": [{ "drivers": ["igb"] }], "vlan": { "id": 42 }, "mtu": 1500 });
     let attachment = json!({
-        "nodeName": "n1", "nic": { "name": "a", "uid": "u" }, "vm": "web", "pod": { "name": "p", "uid": "v" },
+        "nodeName": "n1", "nic": { "name": "a", "uid": "u" }, "vm": {"qemu": {"name": "web"}}, "pod": { "name": "p", "uid": "v" },
         "network": "fast", "mac": "52:54:00:aa:bb:01", "goal": "FastPath", "noFreeVf": "Standby",
         "l2": { "spoofCheck": true, "trust": false },
     });
@@ -385,6 +404,12 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             "VmHybridNic",
             &nic,
             json!({ "vm": { "qemu": { "name": "db" } } }),
+            "vm cannot change",
+        ),
+        (
+            "VmHybridNic",
+            &nic,
+            json!({ "vm": { "qemu": null, "kubevirt": { "name": "web" } } }),
             "vm cannot change",
         ),
         (

@@ -80,7 +80,7 @@ fn attachment(name: &str) -> NicAttachment {
     serde_json::from_value(json!({
         "metadata": {"name": name},
         "spec": {
-            "nodeName": "n1", "nic": reference, "vm": "vm", "pod": reference, "network": "net", "mac": "02:00:00:00:00:01",
+            "nodeName": "n1", "nic": reference, "vm": {"qemu": {"name": "vm"}}, "pod": reference, "network": "net", "mac": "02:00:00:00:00:01",
             "goal": "Standby", "noFreeVf": "Standby", "l2": {"spoofCheck": true, "trust": false},
         },
     }))

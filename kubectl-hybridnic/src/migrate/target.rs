@@ -101,7 +101,7 @@ pub fn choose(vm: &str, to: Option<&str>, pods: &[Pod], nics: &[VmHybridNic]) ->
 fn source<'a>(vm: &str, alive: &[&'a Pod], nics: &[VmHybridNic]) -> Option<&'a Pod> {
     let known = nics
         .iter()
-        .filter(|nic| nic.vm_name() == Some(vm))
+        .filter(|nic| nic.spec.vm.qemu.as_ref().is_some_and(|qemu| qemu.name == vm))
         .filter_map(|nic| nic.status.as_ref()?.pod.as_ref())
         .find_map(|known| {
             alive

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use hybridnic_api::v1alpha1::{NicAttachment, NicMigration, TimelineEntry, VmHybridNicStatus};
+use hybridnic_api::v1alpha1::{NicAttachment, NicMigration, TimelineEntry, Vm, VmHybridNicStatus};
 use jiff::Timestamp;
 use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::ResourceExt as _;
@@ -65,10 +65,18 @@ fn asked(known: &Known) -> Facts {
     };
     vec![
         ("network", spec.network.clone()),
-        ("VM", known.nic.vm_name().unwrap_or_default().to_owned()),
+        ("VM", vm(&known.nic.spec.vm)),
         ("MAC", mac),
         ("no free VF", no_free_vf.to_owned()),
     ]
+}
+
+/// Its name, and what runs it.
+fn vm(vm: &Vm) -> String {
+    match (vm.name(), vm.runtime()) {
+        (Some(name), Some(runtime)) => format!("{name} ({runtime})"),
+        _ => "of a runtime that this version does not know".to_owned(),
+    }
 }
 
 fn has(status: &VmHybridNicStatus) -> Facts {
@@ -339,7 +347,7 @@ mod tests {
         let attachment = json!({
             "metadata": {"name": "eth0-b", "namespace": "shop"},
             "spec": {
-                "nodeName": "n2", "nic": {"name": "eth0", "uid": "n"}, "vm": "web", "pod": {"name": "web-b", "uid": "b"},
+                "nodeName": "n2", "nic": {"name": "eth0", "uid": "n"}, "vm": {"qemu": {"name": "web"}}, "pod": {"name": "web-b", "uid": "b"},
                 "network": "fast", "mac": "02:00:00:00:00:0a", "goal": "FastPath", "noFreeVf": "Standby",
                 "l2": {"spoofCheck": true, "trust": false},
                 "migration": {"migration": {"name": "web-x", "uid": "m"}, "nics": ["eth0"], "step": "Listen"},
@@ -382,7 +390,7 @@ NIC shop/eth0  FastPath
 
 Asked for
   network     fast
-  VM          web
+  VM          web (qemu)
   MAC         one of the network's range
   no free VF  run on the standby
 

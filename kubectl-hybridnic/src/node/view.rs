@@ -223,12 +223,14 @@ fn details(
                     .unwrap_or_default();
                 format!(
                     "{holder}: VM {} in {}, NIC is {state}",
-                    attachment.spec.vm, attachment.spec.pod.name
+                    attachment.spec.vm.name(),
+                    attachment.spec.pod.name
                 )
             }
             (Some(attachment), _) => format!(
                 "{holder}: VM {} in {}",
-                attachment.spec.vm, attachment.spec.pod.name
+                attachment.spec.vm.name(),
+                attachment.spec.pod.name
             ),
             (None, _) => holder,
         };
@@ -308,7 +310,7 @@ mod tests {
         json!({
             "metadata": {"name": nic},
             "spec": {
-                "nodeName": "n1", "nic": {"name": nic, "uid": "n"}, "vm": "web", "pod": {"name": "web-a", "uid": "b"},
+                "nodeName": "n1", "nic": {"name": nic, "uid": "n"}, "vm": {"qemu": {"name": "web"}}, "pod": {"name": "web-a", "uid": "b"},
                 "network": "fast", "mac": "02:00:00:00:00:0a", "goal": "FastPath", "noFreeVf": "Standby",
                 "l2": {"spoofCheck": true, "trust": false},
             },

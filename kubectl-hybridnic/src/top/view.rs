@@ -161,7 +161,7 @@ fn nic(nic: &VmHybridNic) -> NicRow {
     NicRow {
         namespace: nic.namespace().unwrap_or_default(),
         name: nic.name_any(),
-        vm: nic.vm_name().unwrap_or_default().to_owned(),
+        vm: nic.spec.vm.name().unwrap_or_default().to_owned(),
         network: nic.spec.network.clone(),
         phase: status.phase,
         path: status.path,

@@ -1,4 +1,4 @@
-use hybridnic_api::v1alpha1::{Goal, L2Settings, NicAttachmentSpec, NoFreeVf, ObjectRef};
+use hybridnic_api::v1alpha1::{AttachedVm, Goal, L2Settings, NicAttachmentSpec, NoFreeVf, ObjectRef};
 use hybridnic_net::{MacAddr, netlink::VfConfig, sysfs::DriverState};
 
 use super::*;
@@ -18,14 +18,14 @@ pub(crate) fn record(uid: &str) -> Record {
         spec: NicAttachmentSpec {
             node_name: "n1".into(),
             nic: object("nic"),
-            vm: "vm".into(),
+            vm: AttachedVm::Qemu { name: "vm".into() },
             pod: object("pod"),
             network: "net".into(),
             mac: "02:00:00:00:00:01".into(),
             goal: Goal::FastPath,
             no_free_vf: NoFreeVf::Standby,
             l2: L2Settings::default(),
-            ports: None,
+            placement: None,
             migration: None,
         },
         vf: None,

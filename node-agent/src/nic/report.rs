@@ -138,7 +138,9 @@ fn ready(facts: &Facts<'_>, path: Path) -> (AttachmentState, NewCondition) {
         ),
         Some(Decision::Wait(wait)) => (wait.state, no(wait.reason, &wait.message)),
         // Only a migration's target is ready without its VM.
-        Some(Decision::Done(state @ AttachmentState::Reserved)) if facts.record.spec.migration.is_none() => {
+        Some(Decision::Done(state @ AttachmentState::Reserved))
+            if facts.record.spec.migration.is_none() && facts.record.spec.goal != Goal::Reserved =>
+        {
             let message = "QEMU waits for a VM to migrate here (-incoming), and no migration brings one";
             (*state, no(reasons::VM_INCOMING, message))
         }
@@ -172,7 +174,7 @@ fn fast_path(facts: &Facts<'_>, path: Path, ready: &NewCondition) -> NewConditio
         let message = match facts.record.spec.goal {
             Goal::Standby => "the standby carries the traffic, as a migration asks for",
             Goal::Detached => "the NIC has left the node",
-            Goal::FastPath => "the VM does not run here yet",
+            Goal::FastPath | Goal::Reserved => "the VM does not run here yet",
         };
         return NewCondition::no(types::FAST_PATH, ready.reason.clone(), message);
     }

@@ -350,6 +350,7 @@ mod tests {
             network: "n".into(),
             uplinks,
             tags: PoolTags::None,
+            standby_slots: 0,
         }]);
         (inventory, pools)
     }
@@ -365,6 +366,7 @@ mod tests {
                 ..Uplink::default()
             }],
             tags,
+            standby_slots: 0,
         };
         pools.set_pools(&[
             pool("n", "*", PoolTags::None),

@@ -110,6 +110,7 @@ mod tests {
                 ..Uplink::default()
             }],
             tags: hybridnic_api::v1alpha1::PoolTags::None,
+            standby_slots: 0,
         }]);
         let inventory = host.inventory().await.unwrap();
         let file = |pf: usize| {

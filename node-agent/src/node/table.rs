@@ -216,6 +216,7 @@ mod tests {
                 ..Uplink::default()
             }],
             tags: hybridnic_api::v1alpha1::PoolTags::None,
+            standby_slots: 0,
         };
         let pools = [pool("a", &name(0)), pool("b", &name(1)), pool("c", "nosuch")];
         let holder = Claimant {

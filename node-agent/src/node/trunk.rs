@@ -59,6 +59,7 @@ mod tests {
                 ..Uplink::default()
             }],
             tags,
+            standby_slots: 0,
         };
         let pools = [
             pool("plain", &[name(0), name(1)], PoolTags::None),

@@ -19,9 +19,12 @@ use crate::{error::chain, host::Host};
 fn end(step: MigrationStep) -> End {
     match step {
         MigrationStep::Listen | MigrationStep::GiveUp => End::Target,
-        MigrationStep::Prepare | MigrationStep::Transfer | MigrationStep::Cancel | MigrationStep::Resume => {
-            End::Source
-        }
+        // A stream that is only watched has no certificate of ours, at neither end.
+        MigrationStep::Prepare
+        | MigrationStep::Transfer
+        | MigrationStep::Cancel
+        | MigrationStep::Resume
+        | MigrationStep::Watch => End::Source,
     }
 }
 

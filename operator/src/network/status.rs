@@ -57,6 +57,7 @@ pub fn of_network(node: &HybridNode, network: &str) -> HybridNode {
         network: pool.network.clone(),
         uplinks: Vec::new(),
         tags: pool.tags,
+        standby_slots: pool.standby_slots,
     });
     let mut slim = HybridNode::new(
         &node.name_any(),

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
-    Goal, GuestPorts, L2Settings, MigrationEnd, MigrationOrder, MigrationReport, MigrationStep, MigrationTls,
-    NicAttachment, NicAttachmentSpec, ObjectRef, VmHybridNic,
+    AttachedVm, Goal, GuestPorts, L2Settings, MigrationEnd, MigrationOrder, MigrationReport, MigrationStep,
+    MigrationTls, NicAttachment, NicAttachmentSpec, ObjectRef, Placement, VmHybridNic,
 };
 use kube::ResourceExt;
 
@@ -51,9 +51,13 @@ pub struct Inputs<'a> {
 
 /// The specs of the attachments that should be; all others should go.
 pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
+    // The VM of a runtime that this version does not know is nowhere.
+    let Some(vm) = inputs.nic.spec.vm.attached() else {
+        return Vec::new();
+    };
     let (of, ends) = match &inputs.place {
         Place::Nowhere => return Vec::new(),
-        Place::At(pod, node) => return vec![one(inputs, pod, node, Goal::FastPath, None, None)],
+        Place::At(pod, node) => return vec![one(inputs, vm, pod, node, Goal::FastPath, None, None)],
         Place::Moving(of, ends) => (*of, *ends),
     };
     let (source, target) = (&of.source, &of.target);
@@ -93,6 +97,7 @@ pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
     });
     let mut specs = vec![one(
         inputs,
+        vm.clone(),
         &source.pod,
         &source.node_name,
         source_goal,
@@ -102,6 +107,7 @@ pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
     if !waits {
         specs.push(one(
             inputs,
+            vm,
             &target.pod,
             &target.node_name,
             target_goal,
@@ -122,7 +128,9 @@ fn tls(
     match order.step {
         MigrationStep::Prepare => return Some(MigrationTls::default()),
         MigrationStep::Listen | MigrationStep::Transfer => {}
-        MigrationStep::GiveUp | MigrationStep::Cancel | MigrationStep::Resume => return None,
+        MigrationStep::GiveUp | MigrationStep::Cancel | MigrationStep::Resume | MigrationStep::Watch => {
+            return None;
+        }
     }
     let said = find(inputs, pod)
         .and_then(|end| end.spec.migration.as_ref())
@@ -168,6 +176,7 @@ fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
 
 fn one(
     inputs: &Inputs<'_>,
+    vm: AttachedVm,
     pod: &ObjectRef,
     node: &str,
     goal: Goal,
@@ -178,9 +187,9 @@ fn one(
     let existing = find(inputs, pod);
     // Where a NIC is in the guest cannot change while it is there.
     let source = ports_as_in.and_then(|source| find(inputs, source));
-    let ports = match existing {
-        Some(existing) => existing.spec.ports.clone(),
-        None => source.and_then(ports_of),
+    let placement = match existing {
+        Some(existing) => existing.spec.placement.clone(),
+        None => source.and_then(ports_of).map(Placement::RootPorts),
     };
     let attached = existing.or(source).map(|attached| &attached.spec.l2);
     let l2 = l2(inputs.l2.as_ref(), attached);
@@ -190,7 +199,7 @@ fn one(
             name: nic.name_any(),
             uid: nic.uid().unwrap_or_default(),
         },
-        vm: nic.vm_name().unwrap_or_default().to_owned(),
+        vm,
         pod: pod.clone(),
         network: nic.spec.network.clone(),
         mac: existing
@@ -199,7 +208,7 @@ fn one(
         goal,
         no_free_vf: nic.spec.no_free_vf,
         l2,
-        ports,
+        placement,
         migration,
     }
 }

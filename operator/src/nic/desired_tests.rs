@@ -72,11 +72,11 @@ fn at_rest_there_is_one() {
     assert_eq!(specs.len(), 1);
     let spec = &specs[0];
     assert_eq!(
-        (spec.goal, &spec.migration, &spec.ports),
+        (spec.goal, &spec.migration, &spec.placement),
         (Goal::FastPath, &None, &None)
     );
     assert_eq!(
-        (&spec.pod, spec.node_name.as_str(), spec.vm.as_str()),
+        (&spec.pod, spec.node_name.as_str(), spec.vm.name()),
         (&pod, "n1", "vm")
     );
 }
@@ -254,10 +254,10 @@ fn the_target_gets_the_ports_of_the_source() {
     };
     let (of, ends) = (moving(Stage::Preparing), Ends::default());
     let first = specs(&[Arc::new(source.clone())], Place::Moving(&of, &ends));
-    assert_eq!(first[0].ports, None);
+    assert_eq!(first[0].placement, None);
     assert_eq!(
-        first[1].ports,
-        Some(GuestPorts {
+        first[1].root_ports(),
+        Some(&GuestPorts {
             standby: "rp2".to_owned(),
             vf: "rp1".to_owned()
         })
@@ -265,10 +265,10 @@ fn the_target_gets_the_ports_of_the_source() {
 
     // They stay when the source forgets them.
     let mut target = attachment("eth0", "b", "n2");
-    target.spec.ports.clone_from(&first[1].ports);
+    target.spec.placement.clone_from(&first[1].placement);
     source.status = None;
     let later = specs(&[Arc::new(source), Arc::new(target)], Place::Moving(&of, &ends));
-    assert_eq!(later[1].ports, first[1].ports);
+    assert_eq!(later[1].placement, first[1].placement);
 }
 
 #[test]

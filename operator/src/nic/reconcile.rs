@@ -450,7 +450,7 @@ fn document(
         labels: Some(
             [
                 (NIC_LABEL.to_owned(), nic.name_any()),
-                (VM_LABEL.to_owned(), attachment.spec.vm.clone()),
+                (VM_LABEL.to_owned(), attachment.spec.vm.name().to_owned()),
             ]
             .into(),
         ),

@@ -70,6 +70,7 @@ pub fn build_status(inputs: &Inputs<'_>) -> VmHybridNicStatus {
     let attachment = inputs.attachment();
     let seen = attachment.and_then(|a| a.status.clone()).unwrap_or_default();
     status.observed_generation = inputs.nic.metadata.generation;
+    status.runtime = inputs.nic.spec.vm.runtime();
     status.mac.clone_from(&inputs.mac);
     status.pod = inputs.location.as_ref().map(|(pod, _)| pod.clone());
     status.node_name = inputs.location.as_ref().map(|(_, node)| node.clone());

@@ -9,7 +9,8 @@ use strum::{Display, IntoStaticStr};
 use crate::limits;
 
 use super::{
-    GuestDevices, L2Settings, NoFreeVf, ObjectRef, Path, StandbyRef, SwitchOrder, TimelineEntry, VfRef,
+    AttachedVm, GuestDevices, L2Settings, NoFreeVf, ObjectRef, Path, StandbyRef, SwitchOrder, TimelineEntry,
+    VfRef,
 };
 
 /// One NIC on one node: where it should be, and where it is. Made and deleted by the operator; during a
@@ -51,10 +52,9 @@ pub struct NicAttachmentSpec {
     /// The NIC.
     #[x_kube(validation = Rule::new("self == oldSelf").message("nic cannot change"))]
     pub nic: ObjectRef,
-    /// The VM's name.
+    /// The VM.
     #[x_kube(validation = Rule::new("self == oldSelf").message("vm cannot change"))]
-    #[schemars(length(max = limits::LABEL))]
-    pub vm: String,
+    pub vm: AttachedVm,
     /// The pod that runs, or will run, the VM on the node.
     #[x_kube(validation = Rule::new("self == oldSelf").message("pod cannot change"))]
     pub pod: ObjectRef,
@@ -72,12 +72,22 @@ pub struct NicAttachmentSpec {
     pub no_free_vf: NoFreeVf,
     /// L2 settings of the network.
     pub l2: L2Settings,
-    /// The guest's root ports that the NIC must have, because it has them at the migration's source.
+    /// Where the NIC must be in the guest: where it is at the migration's source, or where KubeVirt has put it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ports: Option<GuestPorts>,
+    pub placement: Option<Placement>,
     /// The migration that this attachment takes part in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationOrder>,
+}
+
+impl NicAttachmentSpec {
+    /// The root ports that the NIC must have.
+    pub fn root_ports(&self) -> Option<&GuestPorts> {
+        match &self.placement {
+            Some(Placement::RootPorts(ports)) => Some(ports),
+            Some(Placement::Interface(_)) | None => None,
+        }
+    }
 }
 
 /// Where a NIC should be on its node.
@@ -86,6 +96,9 @@ pub struct NicAttachmentSpec {
 )]
 #[cfg_attr(test, derive(strum::VariantArray))]
 pub enum Goal {
+    /// A VF is reserved and parked. The VM's pod does not have its link yet, and is not started before it has: the goal of a pod
+    /// that KubeVirt will migrate the VM to, until the source is on its standby.
+    Reserved,
     /// A VF is reserved and parked; the standby carries the traffic.
     Standby,
     /// The VF carries the traffic; the standby's macvtap is down.
@@ -104,7 +117,8 @@ pub enum AttachmentState {
     /// Nothing of it is in the guest yet.
     #[default]
     Pending,
-    /// The standby is in the guest, its macvtap down; the VM does not run here yet.
+    /// All is ready for a VM that does not run here yet. Its standby is in the guest, its macvtap down; or, where that is the goal,
+    /// a VF is reserved and nothing else is made.
     Reserved,
     /// The standby carries the traffic.
     Standby,
@@ -112,6 +126,16 @@ pub enum AttachmentState {
     FastPath,
     /// Nothing of it is left on the node.
     Detached,
+}
+
+/// Where a NIC is in the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Placement {
+    /// On these root ports, which this VM's QEMU was started with.
+    RootPorts(GuestPorts),
+    /// It is this interface of KubeVirt's VM, by its name in the VM's spec.
+    Interface(#[schemars(length(max = limits::LABEL))] String),
 }
 
 /// The guest's PCIe root ports of a NIC, by QEMU's ids.
@@ -130,7 +154,7 @@ pub struct GuestPorts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationOrder {
-    /// The [`super::QemuMigration`].
+    /// The [`super::QemuMigration`], or KubeVirt's `VirtualMachineInstanceMigration`.
     pub migration: ObjectRef,
     /// Names of all NICs of the VM: the agent acts once it has seen the attachment of each.
     #[schemars(length(max = limits::NICS), inner(length(max = limits::NAME)))]
@@ -179,6 +203,8 @@ pub enum MigrationStep {
     /// Source: the target has said that it never ran the VM and never will, or a person has decided: a VM that was paused
     /// for the hand-over runs on.
     Resume,
+    /// KubeVirt migrates the VM: nothing is ordered, and what this end's QEMU does is reported.
+    Watch,
 }
 
 /// What is true of a NIC on its node.
@@ -225,7 +251,7 @@ pub struct NicAttachmentStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationReport {
-    /// Uid of the [`super::QemuMigration`] that this is about.
+    /// Uid of the migration that this is about.
     #[schemars(length(max = limits::LABEL))]
     pub uid: String,
     /// How far it is.

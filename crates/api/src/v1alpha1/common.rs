@@ -39,7 +39,7 @@ pub struct Vlan {
 
 // serde passes a reference.
 #[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_zero(n: &i32) -> bool {
+pub(super) fn is_zero(n: &i32) -> bool {
     *n == 0
 }
 

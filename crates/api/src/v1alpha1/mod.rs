@@ -6,6 +6,7 @@ mod migration;
 mod network;
 mod nic;
 mod node;
+mod vm;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
@@ -16,6 +17,7 @@ pub use migration::*;
 pub use network::*;
 pub use nic::*;
 pub use node::*;
+pub use vm::*;
 
 /// The definitions of all kinds, those that users write first.
 pub fn crds() -> Vec<CustomResourceDefinition> {
@@ -52,5 +54,6 @@ mod tests {
         words::<NicPhase>();
         words::<Path>();
         words::<SwitchOrder>();
+        words::<Runtime>();
     }
 }

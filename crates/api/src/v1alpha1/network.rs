@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
-use super::{OnLinkLoss, Rate, Vlan};
+use super::{OnLinkLoss, Rate, Vlan, is_zero};
 
 /// A pool of VFs over many PFs and nodes, with the L2 settings of the NICs on it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -82,6 +82,12 @@ pub struct HybridNetworkSpec {
     /// Where generated MAC addresses come from; without it, a locally administered range of the network's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac_range: Option<MacRange>,
+    /// How many NICs of the network a node may have beside those that get a VF, for VMs whose pods ask their node for a device of the
+    /// network, as KubeVirt's do: such a NIC runs on its standby until a VF is free. With 0 such a pod waits for a node with a free VF.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[x_kube(validation = Rule::new("self >= 0 && self <= 256")
+        .message("standbySlots is from 0 to 256"))]
+    pub standby_slots: i32,
     /// The namespaces whose NICs may use the network, by their labels; without it, all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::selector")]

@@ -8,7 +8,7 @@ use strum::{Display, IntoStaticStr};
 
 use crate::limits;
 
-use super::{GuestDevices, MigrationPhaseTime, NoFreeVf, Path, StandbyRef, SwitchOrder, VfRef};
+use super::{GuestDevices, MigrationPhaseTime, NoFreeVf, Path, Runtime, StandbyRef, SwitchOrder, VfRef, Vm};
 
 /// One NIC of one VM on one network.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -25,7 +25,8 @@ use super::{GuestDevices, MigrationPhaseTime, NoFreeVf, Path, StandbyRef, Switch
     doc = "One hybrid NIC of one virtual machine: an SR-IOV VF and its virtio standby under one MAC.",
     validation = Rule::new("self.metadata.name.size() <= 50 && !self.metadata.name.contains('.')")
         .message("the name of a VmHybridNic must have at most 50 characters and no dots"),
-    printcolumn(name = "VM", type_ = "string", json_path = ".spec.vm.qemu.name"),
+    printcolumn(name = "VM", type_ = "string", json_path = ".spec.vm.*.name"),
+    printcolumn(name = "Runtime", type_ = "string", json_path = ".status.runtime"),
     printcolumn(name = "Network", type_ = "string", json_path = ".spec.network"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Path", type_ = "string", json_path = ".status.path"),
@@ -69,28 +70,19 @@ pub struct VmHybridNicSpec {
     /// What to do when the node has no free VF.
     #[serde(default)]
     pub no_free_vf: NoFreeVf,
+    /// How the guest makes one NIC of VF and standby.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("pairing cannot change: delete the NIC and create it again with the other pairing"))]
+    pub pairing: Pairing,
 }
 
-/// A virtual machine, by the runtime that runs it. Exactly one runtime is set.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.qemu)")
-    .message("vm must name exactly one runtime, as in vm: {qemu: {name: my-vm}}"))]
-pub struct Vm {
-    /// A VM whose QEMU runs in a pod with the label `hybridnic.io/vm: NAME`, in the NIC's namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub qemu: Option<QemuVm>,
-}
-
-/// A VM of the qemu runtime.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct QemuVm {
-    /// Value of the label `hybridnic.io/vm` on the VM's pods.
-    #[schemars(length(min = 1, max = 63))]
-    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$')")
-        .message("the VM's name must be the value of its pods' label hybridnic.io/vm"))]
-    pub name: String,
+/// How the guest makes one NIC of VF and standby.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Pairing {
+    /// The guest's virtio-net driver pairs both by their MAC (`VIRTIO_NET_F_STANDBY`).
+    #[default]
+    NetFailover,
 }
 
 /// Where a NIC is in its life.
@@ -123,6 +115,9 @@ pub struct VmHybridNicStatus {
     /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// What runs its VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<Runtime>,
     /// Where the NIC is in its life.
     #[serde(default)]
     pub phase: NicPhase,
@@ -163,7 +158,7 @@ pub struct VmHybridNicStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NicMigration {
-    /// Name of the [`super::QemuMigration`].
+    /// Name of the [`super::QemuMigration`], or of KubeVirt's `VirtualMachineInstanceMigration`.
     #[schemars(length(max = limits::NAME))]
     pub name: String,
     /// The node that the VM left.
@@ -194,11 +189,4 @@ pub struct NicMigration {
     #[serde(default)]
     #[schemars(length(max = limits::PHASES))]
     pub phases: Vec<MigrationPhaseTime>,
-}
-
-impl VmHybridNic {
-    /// The label value of the VM's pods; `None` for a runtime that this version does not know.
-    pub fn vm_name(&self) -> Option<&str> {
-        self.spec.vm.qemu.as_ref().map(|q| q.name.as_str())
-    }
 }

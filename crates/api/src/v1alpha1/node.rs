@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
-use super::{Uplink, VfCounts};
+use super::{Uplink, VfCounts, is_zero};
 
 /// A node's PFs and VFs: what to provision, what there is, and who holds it. Its name is the node's.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -54,7 +54,7 @@ pub struct HybridNodeSpec {
 }
 
 /// A network's pool on one node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodePool {
     /// Name of the [`super::HybridNetwork`].
@@ -66,6 +66,9 @@ pub struct NodePool {
     /// The VLAN tags of its NICs' frames.
     #[serde(default)]
     pub tags: PoolTags,
+    /// How many NICs it takes beside those that get a VF.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub standby_slots: i32,
 }
 
 /// Which VLAN tags the frames of a network's NICs have.

@@ -226,7 +226,7 @@ fn key(attachment: &NicAttachment) -> String {
     format!(
         "{}/{}",
         attachment.namespace().unwrap_or_default(),
-        attachment.spec.vm
+        attachment.spec.vm.name()
     )
 }
 
@@ -248,7 +248,7 @@ fn word(of: &NicAttachment, all: &[NicAttachment]) -> Option<MigrationState> {
         MigrationStep::Transfer => Some(MigrationState::Active),
         MigrationStep::Cancel | MigrationStep::Resume => Some(MigrationState::Cancelled),
         MigrationStep::Prepare if order.tls.is_some() => Some(MigrationState::Prepared),
-        MigrationStep::Prepare => None,
+        MigrationStep::Prepare | MigrationStep::Watch => None,
     }
 }
 
@@ -278,6 +278,7 @@ fn status(of: &NicAttachment, all: &[NicAttachment]) -> NicAttachmentStatus {
         });
     let (state, path) = match goal {
         Goal::Detached => (AttachmentState::Detached, Path::None),
+        Goal::Reserved => (AttachmentState::Reserved, Path::None),
         Goal::FastPath if word == Some(MigrationState::Listening) => (AttachmentState::Reserved, Path::None),
         Goal::Standby => (AttachmentState::Standby, Path::Standby),
         Goal::FastPath => (AttachmentState::FastPath, Path::FastPath),

@@ -111,7 +111,7 @@ fn attachment_of(node: &str, name: &str) -> NicAttachment {
     let attachment = json!({
         "metadata": {"name": name},
         "spec": {
-            "nodeName": node, "nic": {"name": name, "uid": "u"}, "vm": "web", "pod": {"name": "p", "uid": "v"},
+            "nodeName": node, "nic": {"name": name, "uid": "u"}, "vm": {"qemu": {"name": "web"}}, "pod": {"name": "p", "uid": "v"},
             "network": "fast", "mac": "52:54:00:aa:bb:01", "goal": "FastPath", "noFreeVf": "Standby",
             "l2": {"spoofCheck": true, "trust": false},
         },

@@ -35,7 +35,7 @@ fn attachment(name: &str, owner: Option<&VmHybridNic>) -> NicAttachment {
     serde_json::from_value(json!({
         "metadata": {"name": name, "ownerReferences": owner},
         "spec": {
-            "nodeName": "n1", "nic": {"name": name, "uid": "u"}, "vm": "web", "pod": {"name": "p", "uid": "v"},
+            "nodeName": "n1", "nic": {"name": name, "uid": "u"}, "vm": {"qemu": {"name": "web"}}, "pod": {"name": "p", "uid": "v"},
             "network": "fast", "mac": "52:54:00:aa:bb:01", "goal": "FastPath", "noFreeVf": "Standby",
             // All that a tenant may not have.
             "l2": {"spoofCheck": false, "trust": true, "vlan": {"id": 4000}},

@@ -53,7 +53,7 @@ async fn nothing_of_the_cluster_steers_the_terminal() {
     let attachment: NicAttachment = serde_json::from_value(json!({
         "metadata": {"name": "eth0-u", "labels": {"hybridnic.io/nic": "eth0"}},
         "spec": {
-            "nodeName": "n1", "nic": {"name": "eth0", "uid": "u"}, "vm": "vm", "pod": {"name": "vm-a", "uid": "u"}, "network": "net",
+            "nodeName": "n1", "nic": {"name": "eth0", "uid": "u"}, "vm": {"qemu": {"name": "vm"}}, "pod": {"name": "vm-a", "uid": "u"}, "network": "net",
             "mac": "02:00:00:00:00:01", "goal": "FastPath", "noFreeVf": "Standby", "l2": {"spoofCheck": true, "trust": false},
         },
     }))

@@ -8,7 +8,7 @@ use hybridnic_api::{
 
 use super::{
     Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, detach, fast_path, has_nic_mac, is_parked, order,
-    wait,
+    reserve, wait,
 };
 use crate::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight};
 
@@ -70,6 +70,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
     }
     match (goal, seen.vf) {
         (Goal::Detached, _) => detach::next(ask, seen, learnt),
+        (Goal::Reserved, _) => reserve::next(ask, seen, learnt),
         (_, Some(VfSight::Unknown { other_pf })) => unknown(ask, seen, guest, up, learnt, other_pf),
         (Goal::Standby, _) => standby(ask, seen, guest, up, learnt),
         (Goal::FastPath, _) => fast_path::next(ask, seen, guest, up, learnt),
@@ -77,7 +78,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
 }
 
 /// Which VF, and on which PF the standby; `None` where that is settled.
-fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Option<Decision> {
+pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Option<Decision> {
     use AttachmentState::Pending;
     let bare = !guest.vf && !guest.standby;
     match seen.vf {

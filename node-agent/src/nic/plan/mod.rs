@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Reserve ─ MakeStandby ─ GuardStandby ─ PlugStandby ─ Bind ─ Park ──► Reserved          (the VM is not here yet)
+//!   Reserve ─ Bind ─ Park ──► Reserved, and nothing else                                    (nor is its pod)
 //!   Reserve ─ MakeStandby ─ GuardStandby ─ PlugStandby ─ StandbyUp ─ Announce ─ Bind ─ Park ──► Standby
 //!   Standby ─ ConfigureVf ─ PlugVf ─ AwaitGuest ─ StandbyDown ──► FastPath       (make before break)
 //!   Standby ─ StandbyDown ─ ConfigureVf ─ PlugVf ─ AwaitGuest ──► FastPath       (break before make)
@@ -17,11 +18,13 @@
 //! |---|---|
 //! | `attach` | the goals `Standby` and `FastPath`, up to where these part |
 //! | `fast_path` | the VF |
+//! | `reserve` | `Reserved` |
 //! | `detach` | `Detached` |
 
 mod attach;
 mod detach;
 mod fast_path;
+mod reserve;
 #[cfg(test)]
 mod tests;
 
@@ -177,6 +180,7 @@ pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     }
     match ask.goal {
         Goal::Detached => detach::next(ask, seen, learnt),
+        Goal::Reserved => guarded(reserve::next(ask, seen, learnt), seen),
         goal => guarded(attach::next(goal, ask, seen, learnt), seen),
     }
 }

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use super::{Context, ids, vf};
 use crate::{
     error::{StepError, chain},
-    journal::VfRecord,
+    journal::{Record, VfRecord},
     nic::{disuse::Disuse, observe, seen::Run, silence::Silence},
     vm::{Session, migration},
 };
@@ -112,9 +112,14 @@ async fn add_netdev(cx: &Context, client: &Client, netdev: &str) -> Result<(), S
         .map_err(|e| refused(&e))
 }
 
+/// The ports that the NIC had, or must have.
+fn ports_of(record: &Record) -> Option<GuestPorts> {
+    record.ports.clone().or_else(|| record.spec.root_ports().cloned())
+}
+
 /// The ports that the NIC had, or must have, or two free ones.
 async fn choose_ports(cx: &Context, client: &Client) -> Result<GuestPorts, StepError> {
-    if let Some(ports) = cx.record.ports.clone().or_else(|| cx.record.spec.ports.clone()) {
+    if let Some(ports) = ports_of(&cx.record) {
         return Ok(ports);
     }
     let mut free = client.free_root_ports().await.map_err(|e| refused(&e))?;
@@ -153,7 +158,7 @@ pub(super) async fn plug_vf(cx: &mut Context, client: &Client) -> Result<bool, S
 }
 
 async fn try_plug_vf(cx: &mut Context, client: &Client) -> Result<(), StepError> {
-    let ports = cx.record.ports.clone().or_else(|| cx.record.spec.ports.clone());
+    let ports = ports_of(&cx.record);
     let ports =
         ports.ok_or_else(|| StepError::new(reasons::NO_GUEST_PORT, "the NIC has no ports in the guest"))?;
     let vf = cx

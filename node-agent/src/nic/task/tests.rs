@@ -90,6 +90,7 @@ async fn with_vfs(dir: &std::path::Path, pfs: u8) -> (Arc<Host>, Inventory) {
         network: "net".into(),
         uplinks: vec![uplink],
         tags: hybridnic_api::v1alpha1::PoolTags::None,
+        standby_slots: 0,
     }]);
     let inventory = host.inventory().await.unwrap();
     (host, inventory)

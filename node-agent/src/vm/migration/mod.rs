@@ -199,6 +199,8 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
         }
         MigrationStep::Cancel => source::cancel(seen, begun, custody, says),
         MigrationStep::Resume => source::resume(seen, says),
+        // KubeVirt's: its launcher is not looked at yet.
+        MigrationStep::Watch => Verdict::default(),
     };
     // An order from the journal may have been taken back since.
     let heard = nics.values().all(|nic| nic.heard);

@@ -9,7 +9,7 @@ pub mod qemu;
 use std::sync::Arc;
 
 use hybridnic_api::conditions::reasons;
-use hybridnic_api::v1alpha1::{Goal, NicAttachment, ObjectRef, VmHybridNic};
+use hybridnic_api::v1alpha1::{Goal, NicAttachment, ObjectRef, Runtime, VmHybridNic};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
@@ -18,7 +18,7 @@ use super::observed::Observed;
 use crate::events::Note;
 use crate::moves::Move;
 use crate::pods;
-use crate::vm::{Runtime, VmRef};
+use crate::vm::VmRef;
 
 impl Observed {
     /// The pod in which the VM is, or is about to be; or why it is in none.
@@ -29,6 +29,12 @@ impl Observed {
         };
         let (found, missing) = match runtime {
             Runtime::Qemu => (qemu::pod_of_vm(self, recorded), pods::missing(name, &self.pods)),
+            Runtime::Kubevirt => {
+                let message = format!(
+                    "{name} is a VM of KubeVirt, which this version of the operator does not serve yet"
+                );
+                return Err(Refusal::new(reasons::POD_NOT_FOUND, message));
+            }
         };
         found.ok_or_else(|| Refusal::new(reasons::POD_NOT_FOUND, missing))
     }
@@ -37,7 +43,7 @@ impl Observed {
     pub(super) fn must_ask(&self, recorded: Option<&ObjectRef>) -> bool {
         match self.vm.as_ref().map(|vm| vm.runtime) {
             Some(Runtime::Qemu) => qemu::must_ask(self, recorded),
-            None => false,
+            Some(Runtime::Kubevirt) | None => false,
         }
     }
 
@@ -45,6 +51,7 @@ impl Observed {
     pub fn left(&self, nic: &VmHybridNic, pod: &ObjectRef) -> Option<Note> {
         match self.vm.as_ref()?.runtime {
             Runtime::Qemu => qemu::left(self, nic, pod),
+            Runtime::Kubevirt => None,
         }
     }
 

@@ -4,6 +4,7 @@ mod links;
 mod model;
 mod presence;
 mod properties;
+mod reserve;
 mod rules;
 mod story;
 mod tap;

@@ -11,7 +11,15 @@ use super::{
 };
 
 fn goals() -> impl Strategy<Value = Goal> {
-    prop::sample::select(&[Goal::Standby, Goal::FastPath, Goal::FastPath, Goal::Detached][..])
+    prop::sample::select(
+        &[
+            Goal::Standby,
+            Goal::FastPath,
+            Goal::FastPath,
+            Goal::Detached,
+            Goal::Reserved,
+        ][..],
+    )
 }
 
 fn hardware() -> impl Strategy<Value = Hardware> {

@@ -73,7 +73,10 @@ impl Node {
                 !self.unread && self.vf.is_some_and(|vf| !vf.present) && !self.qemu.is_some_and(|q| q.vf)
             }
             Step::Bind => {
-                self.vf.is_some_and(|vf| vf.present && !vf.on_vfio) && self.qemu.is_some_and(|q| !q.vf)
+                let free = !self.qemu.is_some_and(|q| q.vf);
+                // A NIC that waits for its QEMU takes no VF, but where the QEMU waits for the VF.
+                let asked = self.qemu.is_some() || self.goal == Goal::Reserved;
+                self.vf.is_some_and(|vf| vf.present && !vf.on_vfio) && free && asked
             }
             Step::RaiseMtu => self.macvtap.is_some() && !self.mtu_ok,
             // Where the VF is to take over, it has.
