@@ -3,9 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../node-agent/src/vm/cgroup.rs"]
+#[path = "../../node-agent/src/machine/cgroup.rs"]
 mod cgroup;
-#[path = "../../node-agent/src/vm/stat.rs"]
+#[path = "../../node-agent/src/machine/stat.rs"]
 mod stat;
 
 const POD: &str = "0b2e7c1d-90aa-4f6e-8d2f-000000000001";

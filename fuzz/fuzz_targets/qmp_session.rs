@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 
 #[allow(dead_code, reason = "the agent's own, as it is")]
-#[path = "../../node-agent/src/vm/rx_filter.rs"]
+#[path = "../../node-agent/src/machine/qemu/rx_filter.rs"]
 mod rx_filter;
 
 const GREETING: &[u8] =

@@ -1,5 +1,5 @@
 //! A model checker whose steps are the programs' own decisions: `migration::step`, `nic::desired` and `moves::ends` of the operator,
-//! `nic::plan`, `nic::report` and `vm::migration` of the agent.
+//! `nic::plan`, `nic::report` and `machine::qemu::migration` of the agent.
 //!
 //! | module | is |
 //! |---|---|

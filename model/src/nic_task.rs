@@ -1,11 +1,11 @@
 //! A NIC's task: what the agent does for one attachment. The plan and the report are the agent's own.
 
 use hybridnic_agent::journal::Record;
+use hybridnic_agent::machine::Filtered;
+use hybridnic_agent::machine::qemu::migration::{self, Known};
 use hybridnic_agent::nic::plan::{self, Ask, Decision, Step};
 use hybridnic_agent::nic::report::{self, Facts};
 use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfSight};
-use hybridnic_agent::vm::migration::{self, Known};
-use hybridnic_agent::vm::rx_follow::Filtered;
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec, SwitchOrder,
 };

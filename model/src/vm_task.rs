@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use hybridnic_agent::journal::{self, Arrival, Custody};
-use hybridnic_agent::vm::NicEntry;
-use hybridnic_agent::vm::migration::{self, Action, Certified, Inputs, VmSeen};
+use hybridnic_agent::machine::NicEntry;
+use hybridnic_agent::machine::qemu::migration::{self, Action, Certified, Inputs, VmSeen};
 use hybridnic_api::v1alpha1::{AttachmentState, MigrationReport, MigrationState};
 use hybridnic_qmp::commands::{MigrationInfo, RunState};
 

@@ -16,7 +16,7 @@ use std::{
 
 use hybridnic_agent::{
     broker::{Process, Started},
-    vm::{
+    machine::qemu::{
         certificates,
         tls::{self, Keys},
     },

@@ -30,13 +30,13 @@ use tracing::{info, warn};
 use crate::{
     host::Host,
     journal::{Contents, Record, Unreadable, VERSION},
+    machine::{self, Vm},
     nic::{
         report,
         task::{NicTask, Wanted},
     },
     node::pool::Claimant,
     sockets::Sockets,
-    vm::{self, Vm},
 };
 
 struct Running {
@@ -336,7 +336,7 @@ impl Attachments {
         self.remembered.insert(pod.uid.clone());
         let running = self.vms.entry(pod.uid.clone()).or_insert_with(|| {
             let vm = Arc::new(Vm::new(&record.namespace, &pod.name, &pod.uid));
-            let task = tokio::spawn(vm::task::run(
+            let task = tokio::spawn(machine::qemu::session::run(
                 Arc::clone(&vm),
                 Arc::clone(&self.host),
                 self.sockets.follow(&record.namespace, &pod.name, &pod.uid),

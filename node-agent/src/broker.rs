@@ -1,7 +1,7 @@
 //! What a migration's stream needs and the agent, as it is once it has given up its powers, cannot make:
 //!
-//! - a TCP socket in the network of a VM's pod, see [`crate::vm::dial`]: `setns(2)` asks for `CAP_SYS_ADMIN` and `CAP_SYS_PTRACE`;
-//! - a directory in memory that is a file system of its own, see [`crate::vm::tls`]: `fsopen(2)` asks for `CAP_SYS_ADMIN`. Whoever gets any other
+//! - a TCP socket in the network of a VM's pod, see [`crate::machine::qemu::dial`]: `setns(2)` asks for `CAP_SYS_ADMIN` and `CAP_SYS_PTRACE`;
+//! - a directory in memory that is a file system of its own, see [`crate::machine::qemu::tls`]: `fsopen(2)` asks for `CAP_SYS_ADMIN`. Whoever gets any other
 //!   directory open may walk up from it, by `..`, as far as he is let: a QEMU that is root, to the agent's own files.
 //!
 //! So a small process of the same program keeps these two powers. It can do these two things, for the agent alone, and reads nothing that a
@@ -39,7 +39,7 @@ use rustix::{
 };
 use tokio::{io::unix::AsyncFd, sync::Mutex};
 
-use crate::{privileges, vm::process::ProcessId};
+use crate::{machine::process::ProcessId, privileges};
 
 /// What the process keeps of its powers.
 pub const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_PTRACE);

@@ -34,14 +34,14 @@ use crate::{
     inventory::{self, Output},
     journal::Journal,
     lanes::Lanes,
+    machine::qemu::tls::Keys as TlsKeys,
+    machine::socket,
     metrics::metrics,
     nic::macs::Macs,
     node::{pool::Pools, publish},
     privileges,
     sockets::Sockets,
     troubles::Troubles,
-    vm::socket,
-    vm::tls::Keys as TlsKeys,
 };
 
 /// The agent's own program, also where another one has taken its place meanwhile.

@@ -25,11 +25,11 @@ use crate::{
     handouts::Handouts,
     journal::Journal,
     lanes::Lane,
+    machine::{handover::Macvtaps, qemu::tls::Keys},
     metrics::Metrics,
     nic::macs::Macs,
     node::{own, pool::Pools},
     troubles::Troubles,
-    vm::{handover::Macvtaps, tls::Keys},
 };
 
 /// Settings that the tasks need.
@@ -221,8 +221,8 @@ pub(crate) mod tests {
         calls::Caller,
         devices::{Deadlines, Places},
         lanes::{LaneError, Lanes},
+        machine::{process::ProcessId, socket},
         metrics::metrics,
-        vm::{process::ProcessId, socket},
     };
     use futures::future::BoxFuture;
 

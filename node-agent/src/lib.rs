@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`attachments`] | the attachments of this node, a task for each, and what they report |
 //! | [`nic`] | one NIC: observe → plan → execute → report |
-//! | [`vm`] | one VM: its QMP session and its migration |
+//! | [`machine`] | one VM: the session with what runs it, and its migration |
 //! | [`node`] | PFs, VFs and pools: who holds what, what is published |
 //! | [`journal`] | what is held, on disk |
 //! | [`privileges`] | gives up what root has and the agent does not need |
@@ -27,6 +27,7 @@ pub mod host;
 pub mod inventory;
 pub mod journal;
 pub mod lanes;
+pub mod machine;
 pub mod metrics;
 mod news;
 pub mod nic;
@@ -35,4 +36,3 @@ pub mod privileges;
 pub mod sockets;
 mod trace;
 pub mod troubles;
-pub mod vm;

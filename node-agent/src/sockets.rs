@@ -24,8 +24,8 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
+    machine::socket::{self, Closed, Directory},
     troubles::Troubles,
-    vm::socket::{self, Closed, Directory},
 };
 
 /// How much else may happen in a directory between two looks at it.
@@ -266,8 +266,8 @@ mod tests {
 
     use super::*;
     use crate::{
+        machine::socket::tests::{UID, volume},
         metrics::metrics,
-        vm::socket::tests::{UID, volume},
     };
 
     struct Watching {

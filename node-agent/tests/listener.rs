@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hybridnic_agent::vm::{
+use hybridnic_agent::machine::{
     listener::Listener,
     socket::{self, Closed, Offence},
 };

@@ -16,11 +16,13 @@ use std::{
 
 use hybridnic_agent::{
     broker::{Broker as _, Process, Started},
-    vm::{
-        certificates::End,
-        dial,
+    machine::{
         process::ProcessId,
-        tls::{self, Kept, Keys, LoadError},
+        qemu::{
+            certificates::End,
+            dial,
+            tls::{self, Kept, Keys, LoadError},
+        },
     },
 };
 use hybridnic_qmp::{

@@ -4,7 +4,7 @@ use hybridnic_api::v1alpha1::{GuestPorts, NicAttachmentSpec};
 use hybridnic_net::{MacAddr, PciAddress, VlanProtocol, netlink::VfConfig, sysfs::DriverState};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::vm::process::ProcessId;
+use crate::machine::process::ProcessId;
 
 /// The version of the records that are written here. It grows when an older agent would misread one: a field that older
 /// agents may ignore needs no new version.

@@ -2,7 +2,7 @@ use hybridnic_api::v1alpha1::{AttachedVm, Goal, L2Settings, NicAttachmentSpec, N
 use hybridnic_net::{MacAddr, netlink::VfConfig, sysfs::DriverState};
 
 use super::*;
-use crate::vm::process::ProcessId;
+use crate::machine::process::ProcessId;
 
 pub(crate) fn record(uid: &str) -> Record {
     let object = |name: &str| ObjectRef {

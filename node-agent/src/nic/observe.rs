@@ -17,10 +17,10 @@ use crate::{
     error::{StepError, chain},
     host::Host,
     journal::{Record, StandbyRecord, VfRecord},
-    vm::{
+    machine::{
         Session, Vm,
-        migration::{self, VmSeen},
         process::ProcessId,
+        qemu::migration::{self, VmSeen},
     },
 };
 use hybridnic_api::{conditions::reasons, v1alpha1::L2Settings};

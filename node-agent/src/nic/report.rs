@@ -14,7 +14,7 @@ use super::{
     plan::Decision,
     seen::{QemuSeen, Seen, VfSight},
 };
-use crate::{error::StepError, journal::Record, vm::rx_follow::Filtered};
+use crate::{error::StepError, journal::Record, machine::Filtered};
 
 /// How many VLANs a message names.
 const VLANS_TOLD: usize = 8;

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     journal::{StandbyRecord, VfRecord, tests::record},
-    vm::rx_filter::Beyond,
+    machine::Beyond,
 };
 
 const GUEST: Guest = Guest {

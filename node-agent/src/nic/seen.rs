@@ -1,6 +1,6 @@
 //! What is seen of one NIC: its VF, its macvtap, its devices in the guest. Words only, for the plan and the report.
 
-use crate::vm::socket::Offence;
+use crate::machine::socket::Offence;
 
 /// A VF that is reserved, as far as it can be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

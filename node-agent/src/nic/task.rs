@@ -26,7 +26,7 @@ use super::{
     steps::{self, Context},
     switch::Switches,
 };
-use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant, vm::Vm};
+use crate::{error::StepError, host::Host, journal::Record, machine::Vm, node::pool::Claimant};
 use retry::Retry;
 
 /// What the operator wants of an attachment.

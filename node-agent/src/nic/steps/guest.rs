@@ -18,8 +18,8 @@ use super::{Context, ids, vf};
 use crate::{
     error::{StepError, chain},
     journal::{Record, VfRecord},
+    machine::{Session, qemu::migration},
     nic::{disuse::Disuse, observe, seen::Run, silence::Silence},
-    vm::{Session, migration},
 };
 
 /// How often is looked whether the guest uses its VF: there is no event for it.

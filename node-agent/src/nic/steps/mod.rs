@@ -19,7 +19,7 @@ use super::{
     observe::Observation,
     plan::{Learnt, Step, TRIES},
 };
-use crate::{error::StepError, host::Host, journal::Record, node::pool::Claimant, trace, vm::Vm};
+use crate::{error::StepError, host::Host, journal::Record, machine::Vm, node::pool::Claimant, trace};
 
 /// The ids of a NIC's devices in QEMU.
 pub mod ids {

@@ -13,8 +13,8 @@ use crate::{
         StandbyRecord,
         tests::{held_vf, record},
     },
+    machine::{qemu::peer::Peer, residents},
     node::pool::Choice,
-    vm::{peer::Peer, residents},
 };
 
 const ALONE: Duration = Duration::from_millis(100);

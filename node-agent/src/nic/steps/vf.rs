@@ -17,12 +17,12 @@ use crate::{
     devices::DeviceError,
     error::{StepError, chain},
     journal::VfRecord,
+    machine::residents,
     nic::{
         macs::original,
         observe::{Observation, VFIO_DRIVER, parked, saved_rates, wanted},
         plan::Learnt,
     },
-    vm::residents,
 };
 
 pub(super) fn refused(error: &dyn Error) -> StepError {

@@ -7,12 +7,12 @@ use super::{offers::could_take_vf, *};
 use crate::{
     host,
     journal::tests::{held_vf, record},
+    machine::Session,
     nic::{
         plan::{Ask, TRIES},
         seen::{Guest, Run, Seen, VfMac, VfSeen, VfSight},
     },
     sockets::Sockets,
-    vm::Session,
 };
 
 #[test]
@@ -247,7 +247,11 @@ async fn a_nic_of_a_vm_whose_record_cannot_be_read_waits_and_says_so() {
     let vm = Arc::new(Vm::new("ns", "pod", "pod-uid"));
     let sockets = Sockets::new(dir.path(), Arc::clone(&host.troubles));
     let followed = sockets.follow("ns", "pod", "pod-uid");
-    let vm_task = tokio::spawn(crate::vm::task::run(Arc::clone(&vm), Arc::clone(&host), followed));
+    let vm_task = tokio::spawn(crate::machine::qemu::session::run(
+        Arc::clone(&vm),
+        Arc::clone(&host),
+        followed,
+    ));
     let record = record("a");
     let (wanted, wanted_rx) = watch::channel(Wanted {
         spec: record.spec.clone(),

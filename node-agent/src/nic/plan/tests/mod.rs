@@ -17,8 +17,8 @@ use hybridnic_api::{
 
 use super::*;
 use crate::{
+    machine::socket::Offence,
     nic::seen::{Guest, QemuSeen, Run},
-    vm::socket::Offence,
 };
 
 const fn ask(goal: Goal) -> Ask {

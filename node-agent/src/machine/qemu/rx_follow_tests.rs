@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::*;
-use crate::vm::peer::{Peer, SOON};
+use crate::machine::qemu::peer::{Peer, SOON};
 
 async fn changed(peer: &mut Peer, device: &str) {
     let data = json!({"name": device, "path": format!("/machine/peripheral/{device}/virtio-backend")});

@@ -6,7 +6,7 @@ use hybridnic_qmp::{Client, QmpError};
 use tracing::warn;
 
 use super::{
-    Vm,
+    super::Vm,
     certificates::End,
     dial::{self, DialError},
     migration::Certified,

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{
-    Vm,
-    rx_filter::{self, Beyond},
+    super::{Filtered, Vm},
+    rx_filter,
 };
 use crate::{error::chain, host::Host};
 
@@ -24,15 +24,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const IN_PAUSE: Duration = Duration::from_millis(200);
 /// When what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
-
-/// What a NIC's standby makes of what the guest asks it to receive.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filtered {
-    /// What no macvtap does.
-    pub beyond: Beyond,
-    /// Why the list could not be changed; it is tried again.
-    pub failed: Option<String>,
-}
 
 /// Where the guest's wishes are put.
 pub trait Lists: Sync {

@@ -1,7 +1,7 @@
 //! What a NIC may think of its VM while a migration has it in hand.
 
 use super::*;
-use crate::vm::migration::tests::{COMPLETED, FAILED, begun, order, vm};
+use crate::machine::qemu::migration::tests::{COMPLETED, FAILED, begun, order, vm};
 
 #[test]
 fn a_nic_is_silent_at_a_target_until_the_vm_is_started() {

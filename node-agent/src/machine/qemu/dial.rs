@@ -14,8 +14,7 @@ use std::{
 use hybridnic_qmp::{Client, QmpError, commands::MigrationStatus};
 use tokio::{net::TcpSocket, time::Instant};
 
-use super::process::ProcessId;
-use crate::broker::Broker;
+use crate::{broker::Broker, machine::process::ProcessId};
 
 /// The connection's name in QEMU.
 const NAME: &str = "hn-migration";

@@ -14,7 +14,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     host,
-    vm::{handover::Macvtaps, peer::Peer, task::serve},
+    machine::{
+        handover::Macvtaps,
+        qemu::{peer::Peer, session::serve},
+    },
 };
 
 const ALONE: Duration = Duration::from_millis(100);

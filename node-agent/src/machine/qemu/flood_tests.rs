@@ -9,7 +9,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     host,
-    vm::peer::{Peer, SOON},
+    machine::qemu::peer::{Peer, SOON},
 };
 
 fn order() -> MigrationOrder {

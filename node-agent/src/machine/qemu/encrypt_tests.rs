@@ -21,8 +21,14 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::{
-    Vm, certificates::End, encrypt::send, listener::Listener, migration::Action, peer::Peer,
-    process::ProcessId, steps::act, task::serve, tls::Keys,
+    super::{Vm, listener::Listener, process::ProcessId},
+    certificates::End,
+    encrypt::send,
+    migration::Action,
+    peer::Peer,
+    session::serve,
+    steps::act,
+    tls::Keys,
 };
 use crate::{broker::Broker, host, host::Host};
 

@@ -14,10 +14,8 @@ use hybridnic_qmp::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Session, Vm,
-    listener::Listener,
+    super::{Session, Vm, listener::Listener, socket::Closed},
     migration, rx_follow,
-    socket::Closed,
     steps::{STEP_AGAIN, drive, hand_over, hold_if_left},
 };
 use crate::{

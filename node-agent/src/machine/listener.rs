@@ -128,7 +128,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
-    use crate::vm::socket::tests::UID;
+    use crate::machine::socket::tests::UID;
 
     /// What is read of a pid that another process has by now is not read of the one that listened.
     #[test]

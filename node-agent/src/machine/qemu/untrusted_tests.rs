@@ -5,11 +5,11 @@ use std::os::unix::net::UnixListener;
 use super::*;
 use crate::{
     host,
-    sockets::Sockets,
-    vm::socket::{
+    machine::socket::{
         Offence,
         tests::{UID, volume},
     },
+    sockets::Sockets,
 };
 
 /// The test itself listens, and is in no group of the pod's.

@@ -26,8 +26,10 @@ use hybridnic_api::v1alpha1::{
 };
 use hybridnic_qmp::commands::{MigrationInfo, RunState};
 
-use super::NicEntry;
-use crate::journal::{Begun, Custody};
+use crate::{
+    journal::{Begun, Custody},
+    machine::NicEntry,
+};
 pub use run_of::{Known, run_of};
 pub use target::{NOT_INCOMING, OTHER_INCOMING, is_loaded};
 

@@ -6,38 +6,18 @@
 //! | [`listener`] | holds the process behind the socket, which must be of the pod | `/proc` |
 //! | [`cgroup`] | tells from control groups whether a process is of a pod | nothing |
 //! | [`residents`] | tells whether a pod has processes | `/proc` |
-//! | [`migration`] | decides what a migration needs next | nothing |
-//! | [`certificates`] | makes the certificates of one end of a migration | nothing |
-//! | [`tls`] | keeps them until QEMU has them | a directory in memory, QEMU |
-//! | [`dial`] | connects the source to the target | QEMU, the pod's network |
-//! | `encrypt` | what of these an end needs when | the three |
 //! | [`process`] | tells whether a QEMU's process has ended | `/proc` |
 //! | [`handover`] | silences the NICs before the VM leaves, starts the VM when it has come | macvtaps, QEMU, the journal |
-//! | [`rx_filter`] | decides what a macvtap receives | nothing |
-//! | [`rx_follow`] | keeps macvtaps receiving what the guest asks for | macvtaps, QEMU |
-//! | `steps` | takes a migration's steps | QEMU, the journal, macvtaps by [`handover`] |
-//! | [`task`] | keeps the session, and does what its events ask for | the others |
+//! | [`qemu`] | talks to QEMU | QEMU, and by [`handover`] macvtaps |
 
-pub mod certificates;
 pub mod cgroup;
-pub mod dial;
-mod encrypt;
-#[cfg(test)]
-mod encrypt_tests;
 pub mod handover;
 pub mod listener;
-pub mod migration;
-#[cfg(test)]
-pub(crate) mod peer;
 pub mod process;
+pub mod qemu;
 pub mod residents;
-pub mod rx_filter;
-pub mod rx_follow;
 pub mod socket;
 mod stat;
-mod steps;
-pub mod task;
-pub mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -63,6 +43,8 @@ use crate::{
 };
 use listener::Listener;
 use process::ProcessId;
+use qemu::dial;
+pub use qemu::rx_filter::Beyond;
 use socket::Offence;
 
 /// The state of a VM's QMP session.
@@ -78,6 +60,15 @@ pub enum Session {
     Untrusted(Offence),
     /// QEMU answers.
     Up(Client),
+}
+
+/// What a NIC's standby makes of what the guest asks it to receive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filtered {
+    /// What no macvtap does.
+    pub beyond: Beyond,
+    /// Why the list could not be changed; it is tried again.
+    pub failed: Option<String>,
 }
 
 /// What a NIC shows to its VM.
@@ -100,7 +91,7 @@ pub struct NicEntry {
     /// The guest's ports that it has.
     pub ports: Option<GuestPorts>,
     /// What its standby makes of what the guest asks it to receive.
-    pub filtered: rx_follow::Filtered,
+    pub filtered: Filtered,
     /// What happened to it.
     pub timeline: Vec<TimelineEntry>,
 }
@@ -388,7 +379,7 @@ impl Vm {
     }
 
     /// Shows what a NIC's standby receives; its task is told of a change.
-    fn show_filtered(&self, uid: &str, filtered: rx_follow::Filtered) {
+    fn show_filtered(&self, uid: &str, filtered: Filtered) {
         let mut nics = self.nics.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = nics.get_mut(uid).is_some_and(|nic| {
             let changed = nic.filtered != filtered;

@@ -10,12 +10,10 @@ use hybridnic_qmp::{
 use tracing::{info, warn};
 
 use super::{
-    NicEntry, Vm,
+    super::{NicEntry, Vm, handover, process::ProcessId},
     certificates::End,
     encrypt::{admit_source, certified, certify, ends_stream, forget_certificates, send, trust_target},
-    handover,
     migration::{self, Action, Sight, VmSeen},
-    process::ProcessId,
     rx_follow, tls,
 };
 use crate::{
