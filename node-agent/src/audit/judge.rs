@@ -1,121 +1,17 @@
-//! Looks, at start and every ten minutes, for what is not as it should be on the node and what no journal explains. It is
-//! reported, and never touched: a VM may run on it. A timer is right here, as there is no event for what others do.
-//!
-//! | finding | is |
-//! |---|---|
-//! | `leaked_macvtap` | a macvtap with our alias that no record of the journal has |
-//! | `leaked_vf` | a VF with its parking MAC that no record of the journal holds |
-//! | `mac_two_owners` | a NIC's MAC that is live on two PFs: in a VF's filter, or in a macvtap that is up |
-//!
-//! What is seen is not of one moment, so a finding counts only when a second look, a little later, has it too.
+//! From what is seen to what is not as it should be. Pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use hybridnic_net::{
-    MacAddr, PciAddress,
+    MacAddr,
     netlink::{Link, LinkKind},
 };
-use tokio::time::{MissedTickBehavior, interval, sleep};
-use tracing::{info, warn};
 
+use super::{finding::Finding, look::Sight};
 use crate::{
-    error::chain,
-    host::Host,
     journal::Contents,
     node::{concern::ALIAS, parking::parking_mac},
 };
-
-/// How often is looked.
-const EVERY: Duration = Duration::from_mins(10);
-/// How soon is looked again at what was found: longer than a step that was under way.
-const AGAIN: Duration = Duration::from_secs(5);
-
-/// Something that is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Finding {
-    /// A macvtap of ours that the journal does not have.
-    LeakedMacvtap {
-        /// Its name.
-        macvtap: String,
-        /// Its alias, which names the NIC.
-        alias: String,
-    },
-    /// A VF with its parking MAC that the journal does not have.
-    LeakedVf {
-        /// Its PCI address.
-        vf: String,
-        /// Its PF.
-        pf: String,
-    },
-    /// A NIC's MAC that is live on more than one PF.
-    MacTwoOwners {
-        /// The MAC.
-        mac: String,
-        /// Where: PF and what is on it.
-        places: Vec<String>,
-    },
-}
-
-impl Finding {
-    /// All kinds.
-    pub const KINDS: &[&str] = &["leaked_macvtap", "leaked_vf", "mac_two_owners"];
-
-    /// A word for metrics.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::LeakedMacvtap { .. } => "leaked_macvtap",
-            Self::LeakedVf { .. } => "leaked_vf",
-            Self::MacTwoOwners { .. } => "mac_two_owners",
-        }
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::LeakedMacvtap { macvtap, alias } => write!(
-                f,
-                "the macvtap {macvtap} ({alias}) looks like ours and is not in the journal"
-            ),
-            Self::LeakedVf { vf, pf } => write!(
-                f,
-                "the VF {vf} of {pf} has a parking MAC of ours, and no record of the journal holds it"
-            ),
-            Self::MacTwoOwners { mac, places } => {
-                write!(f, "the MAC {mac} is live on two PFs: {}", places.join("; "))
-            }
-        }
-    }
-}
-
-/// A VF as its PF has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VfSight {
-    /// Its PCI address.
-    pub address: PciAddress,
-    /// Name of its PF.
-    pub pf: String,
-    /// The MAC that the PF has set.
-    pub mac: Option<MacAddr>,
-}
-
-/// What is seen of the node.
-#[derive(Clone, Debug, Default)]
-pub struct Sight {
-    /// All links.
-    pub links: Vec<Link>,
-    /// All VFs.
-    pub vfs: Vec<VfSight>,
-    /// What the journal has.
-    pub journal: Contents,
-    /// VFs that keep their parking MAC though they were given back, because their driver takes no other.
-    pub parked: BTreeSet<PciAddress>,
-}
 
 /// Judges what is seen of the node of this name. Pure.
 pub fn judge(node: &str, sight: &Sight) -> BTreeSet<Finding> {
@@ -199,82 +95,11 @@ fn pf_of<'a>(links: &'a [Link], macvtap: &Link) -> Option<&'a str> {
     }
 }
 
-/// Audits the node, again and again.
-pub async fn run(host: Arc<Host>) {
-    let mut ticks = interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut known = BTreeSet::new();
-    loop {
-        ticks.tick().await;
-        match look_twice(&host).await {
-            Ok(findings) => {
-                host.metrics.audited(true);
-                host.metrics.show_findings(&findings);
-                tell(&host.options.node_name, &known, &findings);
-                known = findings;
-            }
-            Err(error) => {
-                host.metrics.audited(false);
-                warn!(node = host.options.node_name, error, "the audit could not look");
-            }
-        }
-    }
-}
-
-fn tell(node: &str, known: &BTreeSet<Finding>, now: &BTreeSet<Finding>) {
-    for finding in now.difference(known) {
-        warn!(node, kind = finding.kind(), "audit: {finding}; it is left alone");
-    }
-    for finding in known.difference(now) {
-        info!(node, kind = finding.kind(), "audit: not so any more: {finding}");
-    }
-}
-
-async fn look_twice(host: &Arc<Host>) -> Result<BTreeSet<Finding>, String> {
-    let node = &host.options.node_name;
-    let first = judge(node, &look(host).await?);
-    if first.is_empty() {
-        return Ok(first);
-    }
-    sleep(AGAIN).await;
-    let second = judge(node, &look(host).await?);
-    Ok(first.intersection(&second).cloned().collect())
-}
-
-async fn look(host: &Arc<Host>) -> Result<Sight, String> {
-    let links = host.netlink.links().await.map_err(|e| chain(&e))?;
-    let inventory = host.inventory().await.map_err(|e| chain(&e))?;
-    let mut vfs = Vec::new();
-    for pf in &inventory.pfs {
-        let link = links.iter().find(|link| Some(link.index) == pf.ifindex);
-        let Some(link) = link.filter(|_| !pf.vfs.is_empty()) else {
-            continue;
-        };
-        let table = host.netlink.vf_table(link.index).await.map_err(|e| chain(&e))?;
-        for config in table.unwrap_or_default() {
-            let vf = pf.vfs.iter().find(|vf| vf.index == config.index);
-            vfs.extend(vf.map(|vf| VfSight {
-                address: vf.address,
-                pf: link.name.clone(),
-                mac: config.mac,
-            }));
-        }
-    }
-    // Read last: what is taken is in the journal before it is there.
-    let journal = host.journal.contents().await.map_err(|e| chain(&e))?;
-    Ok(Sight {
-        links,
-        vfs,
-        journal,
-        parked: host.pools.parked(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use hybridnic_net::netlink::Counters;
+    use hybridnic_net::{PciAddress, netlink::Counters};
 
-    use super::*;
+    use super::{super::look::VfSight, *};
     use crate::journal::{Record, StandbyRecord, tests::record};
 
     const MAC: &str = "02:00:00:00:00:01";

@@ -1,0 +1,77 @@
+//! Looks, at start and every ten minutes, for what is not as it should be on the node and what no journal explains. It is
+//! reported, and never touched: a VM may run on it. A timer is right here, as there is no event for what others do.
+//!
+//! | finding | is |
+//! |---|---|
+//! | `leaked_macvtap` | a macvtap with our alias that no record of the journal has |
+//! | `leaked_vf` | a VF with its parking MAC that no record of the journal holds |
+//! | `mac_two_owners` | a NIC's MAC that is live on two PFs: in a VF's filter, or in a macvtap that is up |
+//!
+//! What is seen is not of one moment, so a finding counts only when a second look, a little later, has it too.
+//!
+//! | module | is | touches |
+//! |---|---|---|
+//! | [`finding`] | what may be found | nothing |
+//! | [`look`] | what is seen of the node | reads only |
+//! | [`judge`] | what follows from it | nothing |
+
+pub mod finding;
+pub mod judge;
+pub mod look;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{info, warn};
+
+use crate::host::Host;
+pub use finding::Finding;
+use judge::judge;
+use look::look;
+
+/// How often is looked.
+const EVERY: Duration = Duration::from_mins(10);
+/// How soon is looked again at what was found: longer than a step that was under way.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Audits the node, again and again.
+pub async fn run(host: Arc<Host>) {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known = BTreeSet::new();
+    loop {
+        ticks.tick().await;
+        match look_twice(&host).await {
+            Ok(findings) => {
+                host.metrics.audited(true);
+                host.metrics.show_findings(&findings);
+                tell(&host.options.node_name, &known, &findings);
+                known = findings;
+            }
+            Err(error) => {
+                host.metrics.audited(false);
+                warn!(node = host.options.node_name, error, "the audit could not look");
+            }
+        }
+    }
+}
+
+fn tell(node: &str, known: &BTreeSet<Finding>, now: &BTreeSet<Finding>) {
+    for finding in now.difference(known) {
+        warn!(node, kind = finding.kind(), "audit: {finding}; it is left alone");
+    }
+    for finding in known.difference(now) {
+        info!(node, kind = finding.kind(), "audit: not so any more: {finding}");
+    }
+}
+
+async fn look_twice(host: &Arc<Host>) -> Result<BTreeSet<Finding>, String> {
+    let node = &host.options.node_name;
+    let first = judge(node, &look(host).await?);
+    if first.is_empty() {
+        return Ok(first);
+    }
+    sleep(AGAIN).await;
+    let second = judge(node, &look(host).await?);
+    Ok(first.intersection(&second).cloned().collect())
+}
