@@ -1,8 +1,8 @@
 //! A NIC's task: what the agent does for one attachment. The plan and the report are the agent's own.
 
 use hybridnic_agent::journal::Record;
-use hybridnic_agent::machine::Filtered;
 use hybridnic_agent::machine::qemu::migration::{self, Known};
+use hybridnic_agent::machine::{Duties, Filtered};
 use hybridnic_agent::nic::plan::{self, Ask, Decision, Step};
 use hybridnic_agent::nic::report::{self, Facts};
 use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfSight};
@@ -222,6 +222,7 @@ impl Sight {
             other_vf: false,
             uplink: asks,
             standby_recorded: self.nic.standby.is_some(),
+            sandbox_waits: false,
             macvtap: self.nic.macvtap,
             guarded: true,
             foreign_mac: false,
@@ -242,6 +243,7 @@ impl Sight {
             no_free_vf: spec.no_free_vf,
             order: SwitchOrder::MakeBeforeBreak,
             expected: matches!(step, Some(MigrationStep::Listen | MigrationStep::GiveUp)),
+            duties: Duties::QEMU,
         };
         let (seen, running) = self.seen(&spec);
         // The VM has been loaded, and is started next.
@@ -329,7 +331,7 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
         Step::ConfigureVf => set(nic, |vf| vf.mac = Mac::Nic),
         Step::MakeStandby | Step::SeizeStandby => nic.macvtap = Some(false),
         // What it must be that is shut is proven with the plan (`plan/tests`).
-        Step::RaiseMtu | Step::GuardStandby => {}
+        Step::RaiseMtu | Step::GuardStandby | Step::AnswerSandbox => {}
         Step::StandbyUp => {
             nic.macvtap = Some(true);
             nic.announce |= qemu.vf[n].is_none();

@@ -22,6 +22,7 @@ fn asks() -> Vec<Ask> {
         no_free_vf: NoFreeVf::Standby,
         order,
         expected: false,
+        duties: hybridnic_agent::machine::Duties::QEMU,
     };
     goals
         .into_iter()

@@ -25,7 +25,7 @@ use kube::{
 use reporter::{Reporter, Write};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{info, warn};
+use tracing::{Instrument as _, error_span, info, warn};
 
 use crate::{
     host::Host,
@@ -312,12 +312,15 @@ impl Attachments {
         };
         let (finalizer_tx, mut finalizer_rx) = watch::channel(recorded);
         let reporter = tokio::spawn(reporter.run(status_rx, deleting_rx, finalizer_tx));
-        let task = tokio::spawn(async move {
+        // Whatever the log's level: the fields belong to errors too.
+        let span = error_span!("nic", namespace, nic, node = self.host.options.node_name);
+        let run = async move {
             // Nothing is taken before the object is sure to stay until it is given back.
             if finalizer_rx.wait_for(|set| *set).await.is_ok() {
                 task.run().await;
             }
-        });
+        };
+        let task = tokio::spawn(run.instrument(span));
         let running = Running {
             wanted: wanted_tx,
             pod_uid,
@@ -336,11 +339,13 @@ impl Attachments {
         self.remembered.insert(pod.uid.clone());
         let running = self.vms.entry(pod.uid.clone()).or_insert_with(|| {
             let vm = Arc::new(Vm::new(&record.namespace, &pod.name, &pod.uid));
-            let task = tokio::spawn(machine::qemu::session::run(
+            let run = machine::qemu::session::run(
                 Arc::clone(&vm),
                 Arc::clone(&self.host),
                 self.sockets.follow(&record.namespace, &pod.name, &pod.uid),
-            ));
+            );
+            let span = error_span!("vm", namespace = record.namespace, pod = pod.name);
+            let task = tokio::spawn(run.instrument(span));
             RunningVm {
                 vm,
                 _task: AbortOnDropHandle::new(task),

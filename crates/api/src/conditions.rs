@@ -69,6 +69,8 @@ pub mod reasons {
     pub const QMP_UNTRUSTED: &str = "QmpUntrusted";
     /// The VM has no free hot-pluggable PCIe root port.
     pub const NO_GUEST_PORT: &str = "NoGuestPort";
+    /// What runs the VM, such as KubeVirt, has not done its part yet.
+    pub const WAITING_FOR_RUNTIME: &str = "WaitingForRuntime";
     /// The VM waits for the migration that will start it.
     pub const VM_INCOMING: &str = "VmIncoming";
     /// A step is being taken towards the goal.

@@ -7,7 +7,6 @@ use std::fmt;
 
 use futures::future::{BoxFuture, join_all};
 use hybridnic_net::netlink::{Netlink, NetlinkError};
-use hybridnic_qmp::{Client, QmpError, commands::Announce};
 
 use super::Vm;
 
@@ -56,11 +55,4 @@ async fn set_all(vm: &Vm, macvtaps: &dyn Macvtaps, up: bool) -> Result<(), Netli
     }))
     .await;
     results.into_iter().collect()
-}
-
-/// Target, once the VM runs: the switches are told where it is.
-pub async fn announce(vm: &Vm, client: &Client) -> Result<(), QmpError> {
-    let nics = vm.nics();
-    let devices: Vec<&str> = nics.values().map(|n| n.standby_device.as_str()).collect();
-    client.announce_self(&devices, Announce::default()).await
 }

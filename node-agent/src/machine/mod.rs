@@ -1,7 +1,11 @@
-//! One VM on this node: its QMP session, which all of its NICs share, and its migration.
+//! One VM on this node: the session with what runs it, which all of its NICs share, and its migration.
 //!
 //! | module | does | touches |
 //! |---|---|---|
+//! | [`Machine`] | what a NIC asks of what runs its VM | by one of the runtimes |
+//! | [`duties`] | who sees to which part | nothing |
+//! | [`events`] | what a VM does unasked | nothing |
+//! | [`guest`] | words for what is seen, asked and handed over | nothing |
 //! | [`socket`] | opens a pod's QMP socket, following nothing that the pod could have planted | the pod's volume |
 //! | [`listener`] | holds the process behind the socket, which must be of the pod | `/proc` |
 //! | [`cgroup`] | tells from control groups whether a process is of a pod | nothing |
@@ -11,6 +15,10 @@
 //! | [`qemu`] | talks to QEMU | QEMU, and by [`handover`] macvtaps |
 
 pub mod cgroup;
+pub mod duties;
+pub mod error;
+pub mod events;
+pub mod guest;
 pub mod handover;
 pub mod listener;
 pub mod process;
@@ -22,7 +30,6 @@ mod stat;
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use hybridnic_api::{
@@ -31,23 +38,112 @@ use hybridnic_api::{
         AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, TimelineEntry,
     },
 };
-use hybridnic_qmp::{Client, commands::MigrationStatus};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     error::bounded,
     journal::{Begun, Custody, Journal, JournalError, Record, VmRecord},
-    nic::steps::ids,
+    nic::ids,
 };
+pub use duties::{Duties, Owner};
+pub use error::MachineError;
+pub use events::{Moment, VmEvent};
+pub use guest::{LetGo, MachineSeen, PlugPath, Run, StandbyPlug, VfDescriptors, VfPlug};
 use listener::Listener;
 use process::ProcessId;
-use qemu::dial;
 pub use qemu::rx_filter::Beyond;
+use qemu::{Qemu, dial};
 use socket::Offence;
 
-/// The state of a VM's QMP session.
+/// A session with what runs a VM. Clones share it.
+#[derive(Clone, Debug)]
+pub enum Machine {
+    /// A QEMU that the pod runs itself.
+    Qemu(Qemu),
+}
+
+impl Machine {
+    /// What is seen of a NIC's guest.
+    pub async fn observe(&self, vm: &Vm, record: &Record) -> Result<MachineSeen, MachineError> {
+        match self {
+            Self::Qemu(qemu) => qemu.observe(vm, record).await,
+        }
+    }
+
+    /// Names of the guest's ports that are free for hot plug.
+    pub async fn free_ports(&self) -> Result<Vec<String>, MachineError> {
+        match self {
+            Self::Qemu(qemu) => qemu.free_ports().await,
+        }
+    }
+
+    /// Takes away what a standby that was not plugged, or not unplugged, to its end has left.
+    pub async fn clear_standby(&self, nic: &str) -> Result<(), MachineError> {
+        match self {
+            Self::Qemu(qemu) => qemu.clear_standby(nic).await,
+        }
+    }
+
+    /// Plugs a standby.
+    pub async fn plug_standby(&self, plug: &StandbyPlug) -> Result<(), MachineError> {
+        match self {
+            Self::Qemu(qemu) => qemu.plug_standby(plug).await,
+        }
+    }
+
+    /// Whether a VF can be plugged by descriptors that are handed over.
+    pub fn takes_descriptors(&self) -> bool {
+        match self {
+            Self::Qemu(qemu) => qemu.takes_descriptors(),
+        }
+    }
+
+    /// Plugs a VF. All guest memory is pinned meanwhile, which may take minutes.
+    pub async fn plug_vf(&self, plug: VfPlug) -> Result<PlugPath, MachineError> {
+        match self {
+            Self::Qemu(qemu) => qemu.plug_vf(plug).await,
+        }
+    }
+
+    /// Takes back a VF's descriptor that was handed over for the device of this id, and may not be in use.
+    pub async fn take_back(&self, id: &str) {
+        match self {
+            Self::Qemu(qemu) => qemu.take_back(id).await,
+        }
+    }
+
+    /// Asks the guest to let go of a device, and waits until it has.
+    pub async fn unplug(&self, id: &str, deadline: Instant) -> Result<LetGo, MachineError> {
+        match self {
+            Self::Qemu(qemu) => qemu.unplug(id, deadline).await,
+        }
+    }
+
+    /// Has the guest's own address told to the switches, from these devices.
+    pub async fn announce(&self, ids: &[&str]) -> Result<(), MachineError> {
+        match self {
+            Self::Qemu(qemu) => qemu.announce(ids).await,
+        }
+    }
+
+    /// A device's address in the guest, where that can be told.
+    pub async fn address(&self, id: &str) -> Option<String> {
+        match self {
+            Self::Qemu(qemu) => qemu.address(id).await,
+        }
+    }
+
+    /// Ends what will never run the VM, and waits until it has gone.
+    pub async fn end(&self, vm: &Vm, record: &Record) -> Result<(), MachineError> {
+        match self {
+            Self::Qemu(qemu) => qemu.end(vm, record).await,
+        }
+    }
+}
+
+/// The state of a VM's session.
 #[derive(Clone, Debug)]
 pub enum Session {
     /// Nobody listens on the socket, and no QEMU that was known here lives: none has started yet, or it has ended.
@@ -59,7 +155,7 @@ pub enum Session {
     /// What is at the socket's place is not talked to.
     Untrusted(Offence),
     /// QEMU answers.
-    Up(Client),
+    Up(Machine),
 }
 
 /// What a NIC's standby makes of what the guest asks it to receive.
@@ -174,6 +270,11 @@ impl Vm {
         }
     }
 
+    /// Who sees to which part of its NICs.
+    pub fn duties(&self) -> Duties {
+        Duties::QEMU
+    }
+
     /// With a session, for tests.
     #[cfg(test)]
     pub(crate) fn with_session(self, session: Session) -> Self {
@@ -264,27 +365,6 @@ impl Vm {
     pub fn custody(&self, migration: &str) -> Custody {
         let begun = self.record().begun.filter(|begun| begun.migration == migration);
         begun.map(|begun| begun.custody).unwrap_or_default()
-    }
-
-    /// Why QEMU cannot encrypt the stream of this migration, if it was found that it cannot.
-    fn no_tls(&self, migration: &str) -> Option<String> {
-        let (_, why) = locked(&self.no_tls).clone().filter(|(of, _)| of == migration)?;
-        Some(why)
-    }
-
-    fn set_no_tls(&self, migration: &str, why: String) {
-        *locked(&self.no_tls) = Some((migration.to_owned(), why));
-    }
-
-    fn set_handshake(&self, handshake: Option<dial::Handshake>) {
-        *locked(&self.handshake) = handshake;
-    }
-
-    /// Looks at the handshake of the VM's stream, by what QEMU says of the migration; gives how long it may still take.
-    fn judge_handshake(&self, status: &MigrationStatus) -> Option<Duration> {
-        let mut handshake = locked(&self.handshake);
-        *handshake = handshake.take().and_then(|handshake| handshake.judge(status));
-        handshake.as_ref().map(dial::Handshake::left)
     }
 
     fn set_peer(&self, peer: Option<Listener>) {

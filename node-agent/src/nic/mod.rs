@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | [`seen`] | names what can be seen | nothing |
 //! | [`plan`] | decides the next step | nothing |
+//! | [`settings`] | knows what a network asks of VF and standby | nothing |
+//! | [`ids`] | names devices | nothing |
 //! | [`observe`] | sees how things are | reads only |
 //! | [`silence`] | judges whether the guest has moved to its VF | nothing |
 //! | [`disuse`] | judges whether it has left it unasked | nothing |
@@ -16,6 +18,7 @@
 //! | [`task`] | drives one NIC | the others |
 
 pub mod disuse;
+pub mod ids;
 pub mod link_loss;
 pub mod macs;
 pub mod observe;
@@ -23,6 +26,7 @@ pub mod plan;
 pub mod quirks;
 pub mod report;
 pub mod seen;
+pub mod settings;
 pub mod silence;
 pub mod steps;
 pub mod switch;

@@ -2,28 +2,24 @@
 
 use std::sync::Arc;
 
+use hybridnic_api::{conditions::reasons, v1alpha1::L2Settings};
 use hybridnic_net::{
-    MacAddr, VlanProtocol, interrupts,
-    netlink::{Guard, Link, LinkKind, NetlinkError, VfConfig, VfLinkState, VfSetting},
+    MacAddr, interrupts,
+    netlink::{Link, LinkKind, NetlinkError, VfSetting},
     sysfs::Presence,
 };
-use hybridnic_qmp::{Client, QmpError};
 
 use super::{
-    seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight},
-    steps::{VLAN_PREFIX, ids},
+    seen::{Guest, QemuSeen, Seen, VfMac, VfSeen, VfSight},
+    settings::{guard, mtu, wanted},
+    steps::VLAN_PREFIX,
 };
 use crate::{
     error::{StepError, chain},
     host::Host,
     journal::{Record, StandbyRecord, VfRecord},
-    machine::{
-        Session, Vm,
-        process::ProcessId,
-        qemu::migration::{self, VmSeen},
-    },
+    machine::{Machine, MachineError, Session, Vm, process::ProcessId},
 };
-use hybridnic_api::{conditions::reasons, v1alpha1::L2Settings};
 
 /// What the driver that QEMU's VFs need is called.
 pub const VFIO_DRIVER: &str = "vfio-pci";
@@ -41,71 +37,12 @@ pub struct Observation {
     pub vf_pf: Option<Link>,
     /// Why nothing is known of the VF, where that is so.
     pub unknown: Option<StepError>,
-    /// QEMU's session, when it answers.
-    pub client: Option<Client>,
+    /// The session with what runs the VM, when it answers.
+    pub machine: Option<Machine>,
     /// Id of the VF in QEMU, when it is plugged.
     pub vf_device: Option<String>,
     /// Whether QEMU runs the VM.
     pub running: bool,
-}
-
-/// The VF's settings that a network's L2 settings ask for, with the NIC's MAC.
-pub fn wanted(vf: &VfRecord, mac: MacAddr, l2: &L2Settings) -> VfConfig {
-    let vlan = l2.vlan.as_ref();
-    let (min_tx_rate, max_tx_rate) = rates(vf, l2);
-    VfConfig {
-        index: vf.index,
-        mac: Some(mac),
-        vlan: Some(vlan.and_then(|v| u16::try_from(v.id).ok()).unwrap_or(0)),
-        qos: Some(vlan.and_then(|v| u8::try_from(v.qos).ok()).unwrap_or(0)),
-        vlan_proto: Some(vlan.map_or(VlanProtocol::Dot1q, |v| protocol(v.protocol))),
-        spoofchk: Some(l2.spoof_check),
-        trust: Some(l2.trust),
-        min_tx_rate,
-        max_tx_rate,
-        // A VF whose link is always down gives a guest none.
-        link_state: vf.saved.link_state.map(|saved| match saved {
-            VfLinkState::Disable => VfLinkState::Auto,
-            other => other,
-        }),
-    }
-}
-
-/// The same for a VF that is parked. It stays in its network: whoever has its descriptor, whatever QEMU says, must get nothing by it, and
-/// without a VLAN it would be a trunk of all VLANs of its PF.
-pub fn parked(vf: &VfRecord, l2: &L2Settings) -> VfConfig {
-    VfConfig {
-        spoofchk: Some(true),
-        trust: Some(false),
-        ..wanted(vf, vf.parking_mac, l2)
-    }
-}
-
-/// The rates that a VF should have. Where the network asks for none they are left alone: some drivers always show one. One that
-/// we have set is taken back.
-fn rates(vf: &VfRecord, l2: &L2Settings) -> (Option<u32>, Option<u32>) {
-    let rate = |n: Option<i32>| Some(n.and_then(|n| u32::try_from(n).ok()).unwrap_or(0));
-    match &l2.rate {
-        Some(asked) => (rate(asked.min_mbps), rate(asked.max_mbps)),
-        None => saved_rates(vf),
-    }
-}
-
-/// The rates to go back to; none where they were never changed.
-pub fn saved_rates(vf: &VfRecord) -> (Option<u32>, Option<u32>) {
-    if vf.rate_set {
-        (vf.saved.min_tx_rate.or(Some(0)), vf.saved.max_tx_rate.or(Some(0)))
-    } else {
-        (None, None)
-    }
-}
-
-/// The kernel's protocol of an API's.
-pub fn protocol(protocol: hybridnic_api::v1alpha1::VlanProtocol) -> VlanProtocol {
-    match protocol {
-        hybridnic_api::v1alpha1::VlanProtocol::Dot1q => VlanProtocol::Dot1q,
-        hybridnic_api::v1alpha1::VlanProtocol::Dot1ad => VlanProtocol::Dot1ad,
-    }
 }
 
 /// Looks at everything that belongs to a record.
@@ -128,8 +65,7 @@ pub async fn observe(
             Some(standby) => see_standby(host, standby, mac, &record.spec.l2).await,
         }
     };
-    let ((vf, vf_pf), standby, (qemu, client, vf_device, running)) =
-        tokio::try_join!(vf, standby, see_qemu(vm, record))?;
+    let ((vf, vf_pf), standby, qemu) = tokio::try_join!(vf, standby, see_qemu(vm, record))?;
     let (vf, unknown) = match vf {
         None => (None, None),
         Some(Ok(sight)) => (Some(sight), None),
@@ -146,6 +82,7 @@ pub async fn observe(
         other_vf: false,
         uplink: false,
         standby_recorded: record.standby.is_some(),
+        sandbox_waits: false,
         macvtap: standby.macvtap.as_ref().map(|l| l.up),
         guarded: standby.guarded,
         foreign_mac: standby.macvtap.as_ref().is_some_and(|l| l.mac != Some(mac)),
@@ -155,7 +92,7 @@ pub async fn observe(
             .is_some_and(ProcessId::has_ended),
         mtu_ok: standby.mtu_ok,
         standby_link: standby.pf.as_ref().map(has_link),
-        qemu,
+        qemu: qemu.seen,
     };
     Ok(Observation {
         seen,
@@ -163,9 +100,9 @@ pub async fn observe(
         standby_pf: standby.pf,
         vf_pf,
         unknown,
-        client,
-        vf_device,
-        running,
+        machine: qemu.machine,
+        vf_device: qemu.vf_device,
+        running: qemu.running,
     })
 }
 
@@ -224,20 +161,6 @@ async fn see_standby(
     })
 }
 
-/// What a standby lets through: as much as the VF with the network's settings.
-pub fn guard(mac: MacAddr, l2: &L2Settings) -> Guard {
-    let rate = l2.rate.as_ref().and_then(|rate| rate.max_mbps);
-    Guard {
-        mac,
-        any_source: !l2.spoof_check,
-        any_destination: l2.trust,
-        tags: l2.guest_vlans,
-        rate: rate
-            .and_then(|mbps| u32::try_from(mbps).ok())
-            .filter(|mbps| *mbps > 0),
-    }
-}
-
 /// The greatest MTU that a macvtap can have: that of its PF, but for a VLAN device of somebody else between the two.
 pub async fn room(host: &Arc<Host>, macvtap: &Link, pf: &Link) -> Result<Option<u32>, StepError> {
     let Some(lower) = macvtap.lower.filter(|lower| *lower != pf.index) else {
@@ -250,12 +173,6 @@ pub async fn room(host: &Arc<Host>, macvtap: &Link, pf: &Link) -> Result<Option<
 /// Whether a link is a VLAN device that we have made.
 pub fn is_ours(link: &Link) -> bool {
     matches!(link.kind, LinkKind::Vlan { .. }) && link.name.starts_with(VLAN_PREFIX)
-}
-
-/// The MTU that a standby should have where there is room for so much.
-pub fn mtu(l2: &L2Settings, room: u32) -> u32 {
-    let asked = l2.mtu.and_then(|mtu| u32::try_from(mtu).ok());
-    asked.map_or(room, |asked| asked.min(room))
 }
 
 fn netlink(error: &NetlinkError) -> StepError {
@@ -324,70 +241,49 @@ async fn see_vf(
     (Some(Ok(VfSight::There(seen))), Some(pf))
 }
 
-type Qemu = (QemuSeen, Option<Client>, Option<String>, bool);
-
 /// QEMU and, where it answers, its session, the VF's device id, and whether the VM runs.
 async fn see_qemu(vm: &Vm, record: &Record) -> Result<Qemu, StepError> {
-    Ok(match vm.session() {
-        Session::Gone => (QemuSeen::Gone, None, None, false),
-        Session::Unreachable(_) => (QemuSeen::Unreachable, None, None, false),
-        Session::Flooding => (QemuSeen::Flooding, None, None, false),
-        Session::Untrusted(offence) => (QemuSeen::Untrusted(offence), None, None, false),
-        Session::Up(client) => match see_guest(vm, &client, record).await {
-            Ok((guest, device, running)) => (QemuSeen::Up(guest), Some(client), device, running),
-            Err(QmpError::Closed(_)) => (QemuSeen::Unreachable, None, None, false),
-            Err(error) => return Err(StepError::from_error(reasons::QMP_UNAVAILABLE, &error)),
-        },
-    })
+    let machine = match vm.session() {
+        Session::Gone => return Ok(Qemu::silent(QemuSeen::Gone)),
+        Session::Unreachable(_) => return Ok(Qemu::silent(QemuSeen::Unreachable)),
+        Session::Flooding => return Ok(Qemu::silent(QemuSeen::Flooding)),
+        Session::Untrusted(offence) => return Ok(Qemu::silent(QemuSeen::Untrusted(offence))),
+        Session::Up(machine) => machine,
+    };
+    match machine.observe(vm, record).await {
+        Ok(seen) => Ok(Qemu {
+            seen: QemuSeen::Up(Guest {
+                run: seen.run,
+                standby: seen.standby,
+                vf: seen.vf.is_some(),
+                uses_vf: seen.vf.is_some() && record.vf.as_ref().is_some_and(uses),
+                failover: seen.failover,
+            }),
+            machine: Some(machine),
+            vf_device: seen.vf,
+            running: seen.running,
+        }),
+        Err(MachineError::Gone(_)) => Ok(Qemu::silent(QemuSeen::Unreachable)),
+        Err(error) => Err(StepError::from_error(reasons::QMP_UNAVAILABLE, &error)),
+    }
 }
 
-/// What QEMU does with the VM, for a NIC of it; and what it says itself.
-pub async fn see_run(vm: &Vm, client: &Client, record: &Record) -> Result<(Run, VmSeen, bool), QmpError> {
-    let (status, info) = tokio::try_join!(client.query_status(), client.query_migrate())?;
-    let seen = VmSeen {
-        run: status.status,
-        info,
-    };
-    let order = record.spec.migration.as_ref();
-    let migration = order.map_or("", |order| order.migration.uid.as_str());
-    let (begun, same) = vm.begun(migration);
-    let known = migration::Known {
-        begun: begun.as_ref(),
-        same,
-    };
-    let run = migration::run_of(&seen, record.spec.goal, order, known);
-    Ok((run, seen, status.running))
+struct Qemu {
+    seen: QemuSeen,
+    machine: Option<Machine>,
+    vf_device: Option<String>,
+    running: bool,
 }
 
-/// What QEMU says of the guest; the VF's device id; whether the VM runs.
-async fn see_guest(
-    vm: &Vm,
-    client: &Client,
-    record: &Record,
-) -> Result<(Guest, Option<String>, bool), QmpError> {
-    let (devices, (run, _, running)) = tokio::try_join!(client.peripheral(), see_run(vm, client, record))?;
-    let nic = &record.spec.nic.name;
-    let standby = devices.contains_key(&ids::standby(nic));
-    let vf_device = devices.keys().find(|id| ids::is_vf(id, nic)).cloned();
-    let failover = if standby && run == Run::Here {
-        match client.standby_negotiated(&ids::standby(nic)).await {
-            Ok(negotiated) => negotiated,
-            // This QEMU cannot tell: believe that the guest does.
-            Err(QmpError::Command { .. } | QmpError::Decode { .. }) => Some(true),
-            Err(error) => return Err(error),
+impl Qemu {
+    fn silent(seen: QemuSeen) -> Self {
+        Self {
+            seen,
+            machine: None,
+            vf_device: None,
+            running: false,
         }
-    } else {
-        None
-    };
-    let uses_vf = vf_device.is_some() && record.vf.as_ref().is_some_and(uses);
-    let guest = Guest {
-        run,
-        standby,
-        vf: vf_device.is_some(),
-        uses_vf,
-        failover,
-    };
-    Ok((guest, vf_device, running))
+    }
 }
 
 /// Whether a guest's driver has switched the VF's interrupts on: there is no event for it.

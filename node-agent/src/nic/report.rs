@@ -134,7 +134,7 @@ fn ready(facts: &Facts<'_>, path: Path) -> (AttachmentState, NewCondition) {
         ),
         Some(Decision::Do(step)) => (
             state_of(path, facts.seen),
-            no(reasons::PROGRESSING, &format!("next step: {step:?}")),
+            no(reasons::PROGRESSING, &format!("next step: {step}")),
         ),
         Some(Decision::Wait(wait)) => (wait.state, no(wait.reason, &wait.message)),
         // Only a migration's target is ready without its VM.

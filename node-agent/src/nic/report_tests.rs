@@ -35,6 +35,7 @@ fn seen(guest: Guest, up: bool) -> Seen {
         other_vf: false,
         uplink: true,
         standby_recorded: true,
+        sandbox_waits: false,
         macvtap: Some(up),
         guarded: true,
         foreign_mac: false,

@@ -2,6 +2,8 @@
 
 use crate::machine::socket::Offence;
 
+pub use crate::machine::Run;
+
 /// A VF that is reserved, as far as it can be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VfSight {
@@ -77,23 +79,6 @@ pub struct Guest {
     pub failover: Option<bool>,
 }
 
-/// What a QEMU does with the VM, as far as it matters here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Run {
-    /// The VM is here; it runs, or is paused for a reason of its own.
-    Here,
-    /// It waits for the VM, loads it, or has loaded it and not started it.
-    Incoming,
-    /// The VM is loaded, and is being started: its NICs are in the hands of the VM's own task.
-    Starting,
-    /// It runs a guest, or waits for one, that is not this migration's.
-    Occupied,
-    /// The VM is being handed over: its NICs must be silent here.
-    HandingOver,
-    /// The VM was handed over, or may have been, and waits here for the end, or to be taken back.
-    HandedOver,
-}
-
 /// All that the plan looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -110,6 +95,8 @@ pub struct Seen {
     pub uplink: bool,
     /// Whether the journal has a standby.
     pub standby_recorded: bool,
+    /// Whether the sandbox of the VM's pod waits for the macvtap. Only where the runtime has it as the pod's link.
+    pub sandbox_waits: bool,
     /// Whether the macvtap is there, and up.
     pub macvtap: Option<bool>,
     /// Whether the macvtap lets through what the network allows, and nothing else.

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Where a switch goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::IntoStaticStr)]
 pub enum To {
     /// To the VF.
     FastPath,
@@ -185,6 +185,7 @@ mod tests {
             no_free_vf: NoFreeVf::Standby,
             order: MAKE,
             expected: false,
+            duties: crate::machine::Duties::QEMU,
         }
     }
 
@@ -196,6 +197,7 @@ mod tests {
             other_vf: false,
             uplink: true,
             standby_recorded: true,
+            sandbox_waits: false,
             macvtap: Some(true),
             guarded: true,
             foreign_mac: false,

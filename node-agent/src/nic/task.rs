@@ -198,14 +198,7 @@ impl NicTask {
                     }
                 }
                 Err(error) => {
-                    warn!(
-                        namespace = self.cx.record.namespace,
-                        nic = self.cx.record.spec.nic.name,
-                        node = self.cx.record.spec.node_name,
-                        reason = error.reason,
-                        error = error.message,
-                        "step failed"
-                    );
+                    warn!(reason = error.reason, error = error.message, "step failed");
                     self.cx.host.metrics.step_failed(&error);
                     self.last_error = Some(error);
                     self.report(None, None);
@@ -239,12 +232,7 @@ impl NicTask {
 
     /// The guest goes without its VF, and without network: it gets its standby back.
     fn leave_vf(&mut self) {
-        warn!(
-            namespace = self.cx.record.namespace,
-            nic = self.cx.record.spec.nic.name,
-            node = self.cx.record.spec.node_name,
-            "the guest sends by its standby, and its VF is still"
-        );
+        warn!("the guest sends by its standby, and its VF is still");
         self.cx.disused = true;
         self.cx.learnt.ignores_vf = true;
     }
@@ -259,16 +247,13 @@ impl NicTask {
         let wanted = self.wanted.borrow_and_update().clone();
         if wanted.spec.goal != self.cx.record.spec.goal {
             info!(
-                namespace = self.cx.record.namespace,
-                nic = self.cx.record.spec.nic.name,
-                node = self.cx.record.spec.node_name,
-                from = ?self.cx.record.spec.goal,
-                to = ?wanted.spec.goal,
+                from = %self.cx.record.spec.goal,
+                to = %wanted.spec.goal,
                 "goal"
             );
             self.cx
                 .vm
-                .note(&self.cx.record.uid, format!("Goal {:?}", wanted.spec.goal));
+                .note(&self.cx.record.uid, format!("Goal {}", wanted.spec.goal));
             self.relearn();
             if wanted.spec.goal == Goal::Standby {
                 self.cx.unplug_order = None;
@@ -287,9 +272,6 @@ impl NicTask {
                 && let Err(error) = self.cx.host.journal.write(&self.cx.record).await
             {
                 warn!(
-                    namespace = self.cx.record.namespace,
-                    nic = self.cx.record.spec.nic.name,
-                    node = self.cx.record.spec.node_name,
                     %error,
                     "the journal does not have the new goal"
                 );
@@ -315,11 +297,8 @@ impl NicTask {
         {
             self.cx.host.metrics.switched(&switch);
             info!(
-                namespace = self.cx.record.namespace,
-                nic = self.cx.record.spec.nic.name,
-                node = self.cx.record.spec.node_name,
-                to = ?switch.to,
-                order = ?switch.order,
+                to = %switch.to,
+                order = %switch.order,
                 ok = switch.ok,
                 reason = switch.reason,
                 took = ?switch.took,
@@ -341,13 +320,7 @@ impl NicTask {
             if leaves && now.seen.there().is_some_and(|vf| vf.dark && !vf.link) {
                 self.link_loss.leaves(Instant::now());
             }
-            info!(
-                namespace = self.cx.record.namespace,
-                nic = self.cx.record.spec.nic.name,
-                node = self.cx.record.spec.node_name,
-                ?step,
-                "step"
-            );
+            info!(%step, "step");
             self.cx.take(step, &now, order).await?;
         }
         Ok(decision)

@@ -1,12 +1,14 @@
 //! Encryption of a migration's stream, as this end has a part in it. The certificates are in [`tls`], the source's connection in
 //! [`dial`].
 
+use std::time::Duration;
+
 use hybridnic_api::v1alpha1::{MigrationOrder, MigrationReport, MigrationState, MigrationStep};
-use hybridnic_qmp::{Client, QmpError};
+use hybridnic_qmp::{Client, QmpError, commands::MigrationStatus};
 use tracing::warn;
 
 use super::{
-    super::Vm,
+    super::{Vm, locked},
     certificates::End,
     dial::{self, DialError},
     migration::Certified,
@@ -14,6 +16,29 @@ use super::{
     tls::{self, LoadError, TlsError},
 };
 use crate::{error::chain, host::Host};
+
+impl Vm {
+    /// Why QEMU cannot encrypt the stream of this migration, if it was found that it cannot.
+    pub(super) fn no_tls(&self, migration: &str) -> Option<String> {
+        let (_, why) = locked(&self.no_tls).clone().filter(|(of, _)| of == migration)?;
+        Some(why)
+    }
+
+    pub(super) fn set_no_tls(&self, migration: &str, why: String) {
+        *locked(&self.no_tls) = Some((migration.to_owned(), why));
+    }
+
+    pub(super) fn set_handshake(&self, handshake: Option<dial::Handshake>) {
+        *locked(&self.handshake) = handshake;
+    }
+
+    /// Looks at the handshake of the VM's stream, by what QEMU says of the migration; gives how long it may still take.
+    pub(super) fn judge_handshake(&self, status: &MigrationStatus) -> Option<Duration> {
+        let mut handshake = locked(&self.handshake);
+        *handshake = handshake.take().and_then(|handshake| handshake.judge(status));
+        handshake.as_ref().map(dial::Handshake::left)
+    }
+}
 
 /// Which end of a migration has this order.
 fn end(step: MigrationStep) -> End {
@@ -57,8 +82,6 @@ pub(super) async fn forget_certificates(vm: &Vm, host: &Host, client: Option<&Cl
     {
         // They are good for this migration alone, and the next one replaces them.
         warn!(
-            namespace = vm.namespace,
-            pod = vm.pod,
             error = chain(&error),
             "QEMU keeps the certificates of a migration that is over"
         );

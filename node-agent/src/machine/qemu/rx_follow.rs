@@ -89,8 +89,6 @@ async fn look_at(
         Ok(None) => true,
         Err(error) => {
             warn!(
-                namespace = vm.namespace,
-                pod = vm.pod,
                 device,
                 error = chain(&error),
                 "QEMU does not say what the guest receives"
@@ -104,11 +102,8 @@ async fn set(vm: &Vm, uid: &str, macvtap: &str, filter: &RxFilter, lists: &impl 
     let failed = lists.put(macvtap, filter).await.err();
     if let Some(error) = &failed {
         warn!(
-            namespace = vm.namespace,
-            pod = vm.pod,
             device = filter.name,
-            error,
-            "the standby does not receive what the guest asks for"
+            error, "the standby does not receive what the guest asks for"
         );
     }
     let ok = failed.is_none();

@@ -8,15 +8,15 @@ use std::{
 use hybridnic_api::{conditions::reasons, v1alpha1::MigrationStep};
 use hybridnic_process::backoff::Backoff;
 use hybridnic_qmp::{
-    Client, CloseReason, Event, EventError, OnError, Options, QmpError,
-    commands::{MigrationCapability, MigrationStatus},
+    Client, CloseReason, Event, EventError, OnError, Options, QmpError, commands::MigrationCapability,
 };
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{Session, Vm, listener::Listener, socket::Closed},
-    migration, rx_follow,
+    super::{Machine, Moment, Session, Vm, VmEvent, listener::Listener, socket::Closed},
+    Qemu, events, migration, rx_follow,
     steps::{STEP_AGAIN, drive, hand_over, hold_if_left},
+    word,
 };
 use crate::{
     error::{bounded, chain},
@@ -48,14 +48,12 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut followed: Followed) {
             Ok((client, peer)) => {
                 followed.rest();
                 let opened = Instant::now();
-                info!(namespace = vm.namespace, pod = vm.pod, qemu = %client.version(), "QMP session opened");
+                info!(qemu = %client.version(), "QMP session opened");
                 let reason = tokio::select! {
                     reason = serve(&vm, &host, &client, Some(peer)) => reason,
                     never = rx_follow::follow(&vm, &client, &*host) => match never {},
                 };
                 info!(
-                    namespace = vm.namespace,
-                    pod = vm.pod,
                     %reason,
                     "QMP session closed"
                 );
@@ -120,7 +118,7 @@ fn options(host: &Host) -> Options {
     let metrics = host.metrics.clone();
     Options {
         command_timeout: Duration::from_mins(1),
-        on_error: OnError::new(move |command, error| metrics.qmp_error(command, error)),
+        on_error: OnError::new(move |command, error| metrics.qmp_error(command, word(error))),
         ..Options::default()
     }
 }
@@ -132,12 +130,7 @@ fn is_flood(reason: &CloseReason) -> bool {
 /// A QEMU that floods is not listened to for a while: its guest has taken it over, or it is broken. Its NICs say so. In a migration
 /// its VM may stand still until it is told something, so it is listened to again soon.
 async fn leave_alone(vm: &Vm, host: &Host, pause: Duration) {
-    warn!(
-        namespace = vm.namespace,
-        pod = vm.pod,
-        ?pause,
-        "QEMU sends too many events, and is left alone"
-    );
+    warn!(?pause, "QEMU sends too many events, and is left alone");
     publish(vm, Session::Flooding);
     drive(vm, host, None).await;
     // One that ends, and another that takes its place, would be greeted at once.
@@ -180,10 +173,10 @@ fn publish(vm: &Vm, session: Session) {
     }
     match &session {
         Session::Unreachable(why) => {
-            warn!(namespace = vm.namespace, pod = vm.pod, why, "cannot talk to QEMU");
+            warn!(why, "cannot talk to QEMU");
         }
         Session::Untrusted(why) => {
-            warn!(namespace = vm.namespace, pod = vm.pod, %why, "not talked to");
+            warn!(%why, "not talked to");
         }
         Session::Gone | Session::Flooding | Session::Up(_) => {}
     }
@@ -201,7 +194,7 @@ async fn connect(vm: &Vm, host: &Host, followed: &mut Followed) -> Result<(Clien
         Ok(reached) => reached,
         Err(Closed::Absent) => return Err(nobody_listens(vm)),
         Err(Closed::Busy) => {
-            host.metrics.qmp_error("connect", &QmpError::Busy);
+            host.metrics.qmp_error("connect", word(&QmpError::Busy));
             return Err(Session::Unreachable(chain(&QmpError::Busy)));
         }
         Err(Closed::Untrusted(offence)) => return Err(Session::Untrusted(offence)),
@@ -212,7 +205,7 @@ async fn connect(vm: &Vm, host: &Host, followed: &mut Followed) -> Result<(Clien
         Err(QmpError::Closed(_)) => return Err(nobody_listens(vm)),
         Err(error) => {
             // Before there is a session, nobody else is told.
-            host.metrics.qmp_error("greeting", &error);
+            host.metrics.qmp_error("greeting", word(&error));
             return Err(Session::Unreachable(chain(&error)));
         }
     };
@@ -248,13 +241,11 @@ pub(super) async fn serve(vm: &Vm, host: &Host, client: &Client, peer: Option<Li
         .await
     {
         warn!(
-            namespace = vm.namespace,
-            pod = vm.pod,
             error = chain(&error),
             "after a restart the agent cannot tell whether this QEMU has ended"
         );
     }
-    vm.set_session(Session::Up(client.clone()));
+    vm.set_session(Session::Up(Machine::Qemu(Qemu::new(client.clone()))));
     loop {
         nics.mark_unchanged();
         let again = drive(vm, host, Some(client)).await;
@@ -295,36 +286,37 @@ pub(super) async fn serve(vm: &Vm, host: &Host, client: &Client, peer: Option<Li
 /// In the VM's pause each command that somebody else gives QEMU is waited for. So in the middle of a migration nobody is
 /// told anything before the hand-over is done.
 async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool {
-    debug!(namespace = vm.namespace, pod = vm.pod, event = event.name, data = %event.data, "QEMU");
-    let status = event.migration_status();
-    for uid in vm.nics().keys() {
-        match &status {
-            Some(status) => vm.note(uid, format!("Migration {}", status.word())),
-            None if matches!(event.name.as_str(), "RESUME" | "STOP" | "RESET" | "SHUTDOWN") => {
-                vm.note(uid, event.name.clone());
-            }
-            None => {}
+    debug!(event = event.name, data = %event.data, "QEMU");
+    let Some(event) = events::of(event) else {
+        return false;
+    };
+    if let Some(note) = event.note() {
+        for uid in vm.nics().keys() {
+            vm.note(uid, note.clone());
         }
     }
     let order = migration::agreed(&vm.nics());
     let step = order.as_ref().map(|o| o.step);
     let arriving = step == Some(MigrationStep::Listen);
     let leaving = matches!(step, Some(MigrationStep::Transfer | MigrationStep::Cancel));
-    match (event.name.as_str(), status) {
-        ("MIGRATION", Some(MigrationStatus::PreSwitchover)) => match &order {
+    match event {
+        VmEvent::Migration {
+            moment: Moment::HandingOver,
+            ..
+        } => match &order {
             // What it leads to is told by another event.
             Some(order) if order.step == MigrationStep::Transfer => !hand_over(vm, host, client, order).await,
             _ => true,
         },
-        ("MIGRATION", Some(status)) => {
+        VmEvent::Migration { moment, .. } => {
             // A VM that has come is started before its NICs' tasks give QEMU anything else to do.
-            let starts = arriving && status == MigrationStatus::Completed;
-            if status.is_idle() && !starts {
+            let starts = arriving && moment == Moment::Completed;
+            if matches!(moment, Moment::Completed | Moment::Over) && !starts {
                 vm.beat(false);
             }
-            status != MigrationStatus::Device
+            moment != Moment::Sending
         }
-        ("RESUME", _) => {
+        VmEvent::Resumed => {
             if let Some(order) = order.filter(|_| leaving) {
                 hold_if_left(vm, client, &order).await;
             }
@@ -332,17 +324,16 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             true
         }
         // `pre-switchover` follows at once.
-        ("STOP", _) if step == Some(MigrationStep::Transfer) => false,
-        ("FAILOVER_NEGOTIATED", _) if arriving => false,
-        ("RESET" | "FAILOVER_NEGOTIATED", _) => {
+        VmEvent::Stopped if step == Some(MigrationStep::Transfer) => false,
+        VmEvent::FailoverNegotiated if arriving => false,
+        VmEvent::Reset | VmEvent::FailoverNegotiated => {
             vm.beat(true);
             true
         }
-        ("STOP" | "SHUTDOWN" | "DEVICE_DELETED" | "MEM_UNPLUG_ERROR", _) => {
+        VmEvent::Stopped | VmEvent::ShutDown | VmEvent::Unplugged => {
             vm.beat(false);
             true
         }
-        _ => false,
     }
 }
 

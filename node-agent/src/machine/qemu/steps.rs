@@ -14,6 +14,7 @@ use super::{
     certificates::End,
     encrypt::{admit_source, certified, certify, ends_stream, forget_certificates, send, trust_target},
     migration::{self, Action, Sight, VmSeen},
+    plug::announce,
     rx_follow, tls,
 };
 use crate::{
@@ -53,20 +54,15 @@ async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
     if let Err(error) = woken {
         // The NICs' own tasks try again.
         warn!(
-            namespace = vm.namespace,
-            pod = vm.pod,
             error = chain(&error),
             "the VM has come, and not all of its NICs are up"
         );
     }
     client.cont().await.map_err(fail)?;
-    if let Err(error) = handover::announce(vm, client).await {
-        warn!(
-            namespace = vm.namespace,
-            pod = vm.pod,
-            error = chain(&error),
-            "the switches are not told where the VM is"
-        );
+    let nics = vm.nics();
+    let devices: Vec<&str> = nics.values().map(|nic| nic.standby_device.as_str()).collect();
+    if let Err(error) = announce(client, &devices).await {
+        warn!(error = chain(&error), "the switches are not told where the VM is");
     }
     arrived(vm, host, Arrival::Started).await
 }
@@ -88,18 +84,11 @@ pub(super) async fn hold_if_left(vm: &Vm, client: &Client, order: &MigrationOrde
         return;
     }
     warn!(
-        namespace = vm.namespace,
-        pod = vm.pod,
         migration = order.migration.name,
         "QEMU runs a VM again that the target may have: it is paused until the target has spoken"
     );
     if let Err(error) = client.stop().await {
-        warn!(
-            namespace = vm.namespace,
-            pod = vm.pod,
-            error = chain(&error),
-            "and cannot be paused"
-        );
+        warn!(error = chain(&error), "and cannot be paused");
     }
 }
 
@@ -132,19 +121,12 @@ async fn let_go(vm: &Vm, host: &Host, client: &Client) -> bool {
     if let Err(error) = failed {
         // Two owners of a MAC, and a VM of which nobody knows where it is, are worse than a migration that is called off.
         warn!(
-            namespace = vm.namespace,
-            pod = vm.pod,
             error,
             "a standby cannot be silenced, or the hand-over not be noted: the migration is cancelled"
         );
         stays(vm, host).await;
         if let Err(error) = client.migrate_cancel().await {
-            warn!(
-                namespace = vm.namespace,
-                pod = vm.pod,
-                error = chain(&error),
-                "and cannot be cancelled"
-            );
+            warn!(error = chain(&error), "and cannot be cancelled");
         }
         return false;
     }
@@ -158,12 +140,7 @@ async fn let_go(vm: &Vm, host: &Host, client: &Client) -> bool {
     }
     let stuck = matches!(status, Ok(MigrationStatus::PreSwitchover) | Err(_));
     if stuck {
-        warn!(
-            namespace = vm.namespace,
-            pod = vm.pod,
-            error = chain(&error),
-            "the migration does not go on; tried again"
-        );
+        warn!(error = chain(&error), "the migration does not go on; tried again");
     }
     !stuck
 }
@@ -172,8 +149,6 @@ async fn let_go(vm: &Vm, host: &Host, client: &Client) -> bool {
 async fn stays(vm: &Vm, host: &Host) {
     if let Err(error) = vm.set_custody(&host.journal, Custody::Here).await {
         warn!(
-            namespace = vm.namespace,
-            pod = vm.pod,
             error = chain(&error),
             "the journal says that the VM may have left, and it has not"
         );
@@ -201,12 +176,7 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
         Some(client) if same && is_agreed => match look(client).await {
             Ok(seen) => Some(seen),
             Err(error) => {
-                warn!(
-                    namespace = vm.namespace,
-                    pod = vm.pod,
-                    error = chain(&error),
-                    "cannot see the VM's migration"
-                );
+                warn!(error = chain(&error), "cannot see the VM's migration");
                 return Some(STEP_AGAIN);
             }
         },
@@ -254,8 +224,6 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
         return (!is_over).then_some(look_again);
     };
     info!(
-        namespace = vm.namespace,
-        pod = vm.pod,
         node = host.options.node_name,
         migration = order.migration.name,
         ?action,
@@ -276,8 +244,6 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
 
 fn say_failed(vm: &Vm, host: &Host, order: &MigrationOrder, action: &Action, failure: Failure) {
     warn!(
-        namespace = vm.namespace,
-        pod = vm.pod,
         node = host.options.node_name,
         migration = order.migration.name,
         ?action,

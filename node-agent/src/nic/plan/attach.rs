@@ -8,9 +8,13 @@ use hybridnic_api::{
 
 use super::{
     Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, detach, fast_path, has_nic_mac, is_parked, order,
-    reserve, wait,
+    reserve::{self, NOBODY},
+    wait,
 };
-use crate::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight};
+use crate::{
+    machine::Owner,
+    nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight},
+};
 
 /// The next step in.
 pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
@@ -22,6 +26,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
             ..guest
         },
         QemuSeen::Gone if seen.seized && seen.seizer_ended => return Decision::Do(Step::RemoveStandby),
+        QemuSeen::Gone if ask.duties.standby == Owner::Runtime => return before_vm(ask, seen, learnt),
         QemuSeen::Gone => {
             return wait(
                 Pending,
@@ -53,7 +58,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
         return decision;
     }
     if seen.macvtap.is_none() {
-        return make_standby(guest, learnt);
+        return make_standby(ask, seen, guest, learnt);
     }
     if let Some(decision) = seized(seen, guest) {
         return decision;
@@ -62,7 +67,10 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
         return Decision::Do(Step::RaiseMtu);
     }
     if !guest.standby {
-        return Decision::Do(Step::PlugStandby);
+        return match ask.duties.standby {
+            Owner::Agent => Decision::Do(Step::PlugStandby),
+            Owner::Runtime => wait(Pending, reasons::WAITING_FOR_RUNTIME, NO_STANDBY),
+        };
     }
     let up = seen.macvtap == Some(true);
     if guest.run != Run::Here {
@@ -80,7 +88,8 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
 /// Which VF, and on which PF the standby; `None` where that is settled.
 pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Option<Decision> {
     use AttachmentState::Pending;
-    let bare = !guest.vf && !guest.standby;
+    // Where the runtime has it, the standby is where the pod's sandbox was promised it.
+    let bare = ask.duties.standby == Owner::Agent && !guest.vf && !guest.standby;
     match seen.vf {
         _ if guest.vf => None,
         Some(VfSight::Gone) => Some(Decision::Do(Step::DropVf)),
@@ -99,6 +108,9 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
             Some(Decision::Do(Step::MoveStandby))
         }
         Some(_) => None,
+        None if ask.duties.standby == Owner::Runtime && !seen.standby_recorded && !seen.sandbox_waits => {
+            Some(wait(Pending, reasons::WAITING_FOR_RUNTIME, NO_SANDBOX))
+        }
         None if seen.vf_offered && learnt.vf_failed.is_none() => Some(Decision::Do(Step::Reserve)),
         None if seen.standby_recorded => None,
         None if ask.no_free_vf == NoFreeVf::Wait => Some(wait(
@@ -135,12 +147,47 @@ pub(super) fn prepare(seen: &Seen, learnt: &Learnt) -> Option<Step> {
 const OCCUPIED: &str = "QEMU at the target was not started with -incoming defer, runs a guest already, or waits for another \
                         migration; nothing is plugged into it";
 
+const NO_SANDBOX: &str = "the pod's sandbox has not asked for its link yet";
+const NO_STANDBY: &str = "the VM has no standby yet: what runs it puts it in";
+
+/// The runtime starts the VM once its pod has the link that the standby will be on.
+fn before_vm(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
+    use AttachmentState::Pending;
+    if let Some(decision) = take(ask, seen, NOBODY, learnt) {
+        return decision;
+    }
+    if has_nic_mac(seen) && !learnt.not_parked {
+        return Decision::Do(Step::Park);
+    }
+    let waits = match seen.macvtap {
+        None if seen.sandbox_waits => return Decision::Do(Step::MakeStandby),
+        None => wait(Pending, reasons::WAITING_FOR_RUNTIME, NO_SANDBOX),
+        Some(_) if seen.seized => wait(Pending, reasons::STANDBY_SEIZED, SEIZED),
+        Some(true) => return Decision::Do(Step::StandbyDown),
+        Some(false) if seen.sandbox_waits => return Decision::Do(Step::AnswerSandbox),
+        Some(false) => wait(
+            Pending,
+            reasons::QMP_UNAVAILABLE,
+            "the pod has its link; its VM has not started yet, or has ended",
+        ),
+    };
+    prepare(seen, learnt).map_or(waits, Decision::Do)
+}
+
 /// The macvtap is missing. A standby that is in the guest stays on the one that is gone, whatever is made in its place.
-fn make_standby(guest: Guest, learnt: &Learnt) -> Decision {
+fn make_standby(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
     if !guest.standby {
-        return Decision::Do(Step::MakeStandby);
+        return match ask.duties.standby {
+            Owner::Runtime if !seen.sandbox_waits => {
+                wait(AttachmentState::Pending, reasons::WAITING_FOR_RUNTIME, NO_SANDBOX)
+            }
+            _ => Decision::Do(Step::MakeStandby),
+        };
     }
     match guest.run {
+        Run::Here if !guest.uses_vf && ask.duties.standby == Owner::Runtime => {
+            wait(AttachmentState::Pending, reasons::STANDBY_FAILED, DEAD_STANDBY)
+        }
         // To take the standby out would take the guest's master netdev, and with it the addresses of one that works.
         Run::Here if guest.uses_vf => wait(AttachmentState::FastPath, reasons::STANDBY_FAILED, DEAD_STANDBY),
         Run::Here if !learnt.keeps_standby => Decision::Do(Step::UnplugStandby),

@@ -3,7 +3,10 @@
 use hybridnic_api::{conditions::reasons, v1alpha1::AttachmentState};
 
 use super::{Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, has_nic_mac, wait};
-use crate::nic::seen::{QemuSeen, Run, Seen, VfSight};
+use crate::{
+    machine::Owner,
+    nic::seen::{QemuSeen, Run, Seen, VfSight},
+};
 
 /// The next step out.
 pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
@@ -40,6 +43,13 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                 }
                 // What is ours in a guest that is not goes as from any other.
                 Run::Here | Run::Occupied => {}
+                Run::Incoming | Run::HandedOver if ask.duties.vm_end == Owner::Runtime => {
+                    return wait(
+                        held,
+                        reasons::WAITING_FOR_RUNTIME,
+                        "the VM does not run in this QEMU; what runs the VM ends it",
+                    );
+                }
                 // It will never run the VM again, and a guest that does not run lets go of nothing.
                 Run::Incoming | Run::HandedOver => return Decision::Do(Step::QuitQemu),
                 Run::Starting => {
@@ -64,6 +74,9 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                     Decision::Do(Step::UnplugVf)
                 };
             }
+            if ask.duties.standby == Owner::Runtime {
+                return runtimes_standby(seen, held);
+            }
             return if learnt.keeps_standby {
                 wait(
                     held,
@@ -86,5 +99,19 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
             None if seen.recorded => Decision::Do(Step::Forget),
             None => Decision::Done(AttachmentState::Detached),
         }
+    }
+}
+
+/// The VF is not in the guest, and is given back. The standby stays there for as long as the VM is in this QEMU.
+fn runtimes_standby(seen: &Seen, held: AttachmentState) -> Decision {
+    match seen.vf {
+        Some(VfSight::There(_)) => Decision::Do(Step::RestoreVf),
+        Some(VfSight::Gone) => Decision::Do(Step::DropVf),
+        Some(VfSight::Unknown { .. }) => wait(held, reasons::VF_UNKNOWN, UNKNOWN),
+        None => wait(
+            held,
+            reasons::WAITING_FOR_RUNTIME,
+            "the standby stays in the guest for as long as the VM is in this pod",
+        ),
     }
 }

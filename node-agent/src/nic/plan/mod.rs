@@ -10,6 +10,7 @@
 //!   FastPath ─ UnplugVf ─ Park ─ StandbyUp ─ Announce ──► Standby               (break before make)
 //!   Standby ─ RestoreVf ─ Reserve ─ Bind ─ Park ──► Standby, with another VF
 //!   MakeStandby ─ Reserve ─ MoveStandby ─ MakeStandby ─ GuardStandby ─ PlugStandby    (the VF came later, on another PF)
+//!   Reserve ─ MakeStandby ─ GuardStandby ─ AnswerSandbox ─ Bind ─ Park ──► the runtime starts the VM, with its standby
 //!   any ─ UnplugVf ─ UnplugStandby ─ RemoveStandby ─ RestoreVf ─ Forget ──► Detached
 //! ```
 //! The plan knows no history: after a crash it goes on from what it sees.
@@ -31,12 +32,13 @@ mod tests;
 use hybridnic_api::v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder};
 
 use super::seen::{Seen, VfMac, VfSeen, VfSight};
+use crate::machine::Duties;
 
 /// How often a VF may fail before another one is taken in its place.
 pub const TRIES: u8 = 3;
 
-/// One reversible step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// One reversible step. Its name is in timelines, traces and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::Display, strum::IntoStaticStr)]
 pub enum Step {
     /// Take a free VF, or a PF for the standby alone.
     Reserve,
@@ -52,6 +54,8 @@ pub enum Step {
     GuardStandby,
     /// Shut the macvtap of a guest that has given it another MAC.
     SeizeStandby,
+    /// Let the pod's sandbox go on: its link is there.
+    AnswerSandbox,
     /// Plug the standby into the guest.
     PlugStandby,
     /// Macvtap up: the standby receives.
@@ -157,6 +161,8 @@ pub struct Ask {
     /// Whether the VM is, or was, expected here by a migration. It may have come while that was called off: then
     /// it runs here and nowhere else, and keeps its NICs until the operator has seen it.
     pub expected: bool,
+    /// Who sees to which part.
+    pub duties: Duties,
 }
 
 /// The order in which VF and standby are switched.
@@ -190,7 +196,9 @@ pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
 fn guarded(decision: Decision, seen: &Seen) -> Decision {
     let there = seen.macvtap.is_some() && !seen.guarded;
     match decision {
-        Decision::Do(Step::PlugStandby | Step::StandbyUp) | Decision::Done(_) if there => {
+        Decision::Do(Step::AnswerSandbox | Step::PlugStandby | Step::StandbyUp) | Decision::Done(_)
+            if there =>
+        {
             Decision::Do(Step::GuardStandby)
         }
         Decision::Wait(_) if there && !seen.seized && matches!(seen.qemu, super::seen::QemuSeen::Up(_)) => {

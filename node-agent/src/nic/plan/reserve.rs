@@ -13,7 +13,7 @@ use super::{
 use crate::nic::seen::{Guest, QemuSeen, Run, Seen, VfSight};
 
 /// A guest that does not exist yet.
-const NOBODY: Guest = Guest {
+pub(super) const NOBODY: Guest = Guest {
     run: Run::Incoming,
     standby: false,
     vf: false,

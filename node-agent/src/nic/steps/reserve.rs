@@ -5,7 +5,7 @@ use hybridnic_net::{PciAddress, dev::VfioUse, sysfs::DriverState};
 use tracing::{info, warn};
 
 use super::{
-    Context, ids,
+    Context,
     vf::{bind_failed, is_vfio, refused},
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     error::StepError,
     host::Host,
     journal::{StandbyRecord, VfRecord, VlanRecord},
-    nic::{macs::original, observe::protocol},
+    nic::{ids, macs::original, settings::protocol},
     node::{parking::parking_mac, pool::Choice},
 };
 
@@ -177,9 +177,6 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
         warn!(vf = %vf.address, pf = pf_name, mac = ?found.mac, "the VF was left with a MAC of ours; it will be given back without one");
     }
     info!(
-        namespace = cx.record.namespace,
-        nic = cx.record.spec.nic.name,
-        node = cx.record.spec.node_name,
         vf = %vf.address,
         pf = pf_name,
         "VF reserved"

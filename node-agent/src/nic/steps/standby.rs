@@ -17,6 +17,7 @@ use crate::{
     nic::{
         observe::{self, Observation},
         seen::QemuSeen,
+        settings,
     },
 };
 
@@ -111,13 +112,7 @@ async fn vlan_device(cx: &Context, pf: &Link, vlan: &VlanRecord) -> Result<u32, 
 /// Gives the macvtap, and before it our VLAN device, the MTU back that they lost while the PF had a smaller one.
 pub(super) async fn raise_mtu(cx: &mut Context, now: &Observation) {
     if let Err(error) = try_raise_mtu(cx, now).await {
-        warn!(
-            namespace = cx.record.namespace,
-            nic = cx.record.spec.nic.name,
-            node = cx.record.spec.node_name,
-            error = error.message,
-            "the standby keeps a smaller MTU"
-        );
+        warn!(error = error.message, "the standby keeps a smaller MTU");
         cx.learnt.mtu_refused = true;
     }
 }
@@ -129,7 +124,7 @@ async fn try_raise_mtu(cx: &Context, now: &Observation) -> Result<(), StepError>
     let Some(room) = observe::room(&cx.host, macvtap, pf).await? else {
         return Ok(());
     };
-    let mtu = observe::mtu(&cx.record.spec.l2, room);
+    let mtu = settings::mtu(&cx.record.spec.l2, room);
     let netlink = &cx.host.netlink;
     if let Some(lower) = macvtap.lower.filter(|lower| *lower != pf.index)
         && let Some(lower) = netlink.link_by_index(lower).await.map_err(|e| failed(&e))?
@@ -153,7 +148,7 @@ pub(super) async fn guard(cx: &Context, now: &Observation) -> Result<(), StepErr
     let Some(link) = &now.macvtap else {
         return Ok(());
     };
-    let guard = observe::guard(cx.mac, &cx.record.spec.l2);
+    let guard = settings::guard(cx.mac, &cx.record.spec.l2);
     cx.host.netlink.guard(link.index, &guard).await.map_err(|e| {
         let mut error = failed(&e);
         error.message = format!(
@@ -170,9 +165,6 @@ pub(super) async fn seize(cx: &mut Context, now: &Observation) -> Result<(), Ste
     // First of all: it receives another station's frames.
     down(cx, now).await?;
     warn!(
-        namespace = cx.record.namespace,
-        nic = cx.record.spec.nic.name,
-        node = cx.record.spec.node_name,
         mac = ?now.macvtap.as_ref().and_then(|link| link.mac),
         "the standby has another MAC than its NIC: it is shut until its QEMU has ended"
     );
@@ -210,9 +202,6 @@ pub(super) async fn up(cx: &mut Context, now: &Observation) -> Result<(), StepEr
                 ) =>
         {
             warn!(
-                namespace = cx.record.namespace,
-                nic = cx.record.spec.nic.name,
-                node = cx.record.spec.node_name,
                 %error,
                 "the driver takes one MAC once only: break before make"
             );

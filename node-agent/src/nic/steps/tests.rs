@@ -1,20 +1,32 @@
 //! Steps on a node of files, where the journal can be written and where not.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
-use hybridnic_net::testing::{pf_address, vf_address};
+use hybridnic_net::{
+    MacAddr,
+    testing::{pf_address, vf_address},
+};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::*;
 use crate::{
-    host::tests::{host, made},
+    host::{
+        Host,
+        tests::{host, made},
+    },
     journal::{
-        StandbyRecord,
+        Record, StandbyRecord,
         tests::{held_vf, record},
     },
-    machine::{qemu::peer::Peer, residents},
-    node::pool::Choice,
+    machine::{
+        Machine, Vm,
+        qemu::{Qemu, peer::Peer},
+        residents,
+    },
+    nic::plan::{Learnt, TRIES},
+    node::pool::{Choice, Claimant},
 };
 
 const ALONE: Duration = Duration::from_millis(100);
@@ -139,10 +151,11 @@ async fn a_plug_that_waits_for_its_turn_ends_when_the_spec_changes() {
     cx.record.ports = Some(hybridnic_api::v1alpha1::GuestPorts::default());
     let before = cx.record.clone();
     let (client, mut peer) = Peer::connect().await;
+    let machine = Machine::Qemu(Qemu::new(client));
     let vm = Arc::clone(&cx.vm);
     let another = vm.plugging.lock().await;
     {
-        let plugged = guest::plug_vf(&mut cx, &client);
+        let plugged = guest::plug_vf(&mut cx, &machine);
         tokio::pin!(plugged);
         tokio::select! {
             _ = &mut plugged => panic!("it is another's turn"),
@@ -163,10 +176,11 @@ async fn a_qemu_is_not_ended_while_its_vm_is_started() {
     let host = host(dir.path(), 1, 2);
     let cx = context(&host);
     let (client, mut peer) = Peer::connect().await;
+    let machine = Machine::Qemu(Qemu::new(client));
     let status = |run: &str| json!({"status": run, "running": run == "running"});
     let starting = cx.vm.fate.lock().await;
     {
-        let quit = guest::quit(&cx, &client);
+        let quit = guest::quit(&cx, &machine);
         tokio::pin!(quit);
         tokio::select! {
             _ = &mut quit => panic!("the VM is being started"),
@@ -191,7 +205,7 @@ async fn a_qemu_is_not_ended_while_its_vm_is_started() {
         peer.reply(&quit, json!({})).await;
         drop(peer);
     };
-    let (quit, ()) = tokio::join!(guest::quit(&cx, &client), gone);
+    let (quit, ()) = tokio::join!(guest::quit(&cx, &machine), gone);
     quit.unwrap();
 }
 

@@ -4,7 +4,7 @@ use std::{error::Error, time::Duration};
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
-    MacAddr, PciAddress, announce,
+    MacAddr, PciAddress,
     dev::VfioUse,
     netlink::{Link, VfConfig, VfSetting},
     sysfs::{DriverState, Presence},
@@ -12,7 +12,7 @@ use hybridnic_net::{
 use nix::errno::Errno;
 use tracing::{info, warn};
 
-use super::{Context, guest};
+use super::{Context, descriptors};
 use crate::{
     devices::DeviceError,
     error::{StepError, chain},
@@ -20,8 +20,9 @@ use crate::{
     machine::residents,
     nic::{
         macs::original,
-        observe::{Observation, VFIO_DRIVER, parked, saved_rates, wanted},
+        observe::{Observation, VFIO_DRIVER},
         plan::Learnt,
+        settings::{parked, saved_rates, wanted},
     },
 };
 
@@ -222,9 +223,6 @@ pub(super) async fn configure(cx: &mut Context, now: &Observation) -> Result<(),
         Err(error) if error.is_mac() && now.seen.macvtap == Some(true) && !cx.learnt.refuses_twice => {
             let error = StepError::from(error);
             warn!(
-                namespace = cx.record.namespace,
-                nic = cx.record.spec.nic.name,
-                node = cx.record.spec.node_name,
                 error = error.message,
                 "the driver takes one MAC once only: break before make"
             );
@@ -256,9 +254,6 @@ pub(super) async fn drop_lost(cx: &mut Context) -> Result<(), StepError> {
         return Ok(());
     };
     warn!(
-        namespace = cx.record.namespace,
-        nic = cx.record.spec.nic.name,
-        node = cx.record.spec.node_name,
         vf = %vf.address,
         pf = vf.pf_name,
         "the VF has gone away"
@@ -354,7 +349,7 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
     let Presence::Present { driver } = presence else {
         return drop_lost(cx).await;
     };
-    guest::close_descriptors(cx).await;
+    descriptors::take_back(cx).await;
     take_from_vfio(cx, &vf, driver).await?;
     // A record of an older agent may have a MAC that is a NIC's.
     let saved = original(&before(&vf), vf.parking_mac, &cx.host.macs);
@@ -381,31 +376,9 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
         .await
         .map_err(bind_failed)?;
     info!(
-        namespace = cx.record.namespace,
-        nic = cx.record.spec.nic.name,
-        node = cx.record.spec.node_name,
         vf = %vf.address,
         pf = vf.pf_name,
         "VF given back"
     );
     let_go(cx, vf.address).await
-}
-
-/// Teaches the switches of a VF's PF where the MAC is, when the standby was on another PF.
-pub(super) async fn announce_on_pf(cx: &Context) -> Result<(), StepError> {
-    let Some(vf) = &cx.record.vf else {
-        return Ok(());
-    };
-    if let Some(pf) = cx.host.pf_link(vf.pf).await?
-        && let Err(error) = announce::send_rarp(pf.index, cx.mac)
-    {
-        warn!(
-            namespace = cx.record.namespace,
-            nic = cx.record.spec.nic.name,
-            node = cx.record.spec.node_name,
-            error = chain(&error),
-            "cannot announce the VF"
-        );
-    }
-    Ok(())
 }

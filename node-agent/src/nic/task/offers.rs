@@ -32,6 +32,7 @@ impl NicTask {
                     MigrationStep::Listen | MigrationStep::GiveUp | MigrationStep::Watch
                 )
             }),
+            duties: self.cx.vm.duties(),
         }
     }
 

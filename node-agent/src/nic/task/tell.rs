@@ -1,16 +1,15 @@
 //! What the NIC's task tells: the VM's task, and the API server.
 
 use hybridnic_api::v1alpha1::{AttachmentState, GuestDevices, NicAttachmentStatus};
-use hybridnic_qmp::Client;
 use jiff::Timestamp;
 
 use super::{
     super::{
+        ids,
         observe::Observation,
         plan::Decision,
         report::{self, Facts},
         seen::QemuSeen,
-        steps::ids,
     },
     NicTask,
 };
@@ -25,12 +24,12 @@ impl NicTask {
             standby_port: ports.map(|p| p.standby.clone()),
             ..GuestDevices::default()
         };
-        if let (Some(client), QemuSeen::Up(seen)) = (&now.client, now.seen.qemu)
+        if let (Some(machine), QemuSeen::Up(seen)) = (&now.machine, now.seen.qemu)
             && seen.standby
         {
-            guest.standby_pci_address = address(client, &ids::standby(nic)).await;
+            guest.standby_pci_address = machine.address(&ids::standby(nic)).await;
             if let Some(device) = &now.vf_device {
-                guest.vf_pci_address = address(client, device).await;
+                guest.vf_pci_address = machine.address(device).await;
             }
         }
         self.guest = guest;
@@ -124,13 +123,4 @@ impl NicTask {
             changed
         });
     }
-}
-
-async fn address(client: &Client, id: &str) -> Option<String> {
-    client
-        .guest_pci_address(id)
-        .await
-        .ok()
-        .flatten()
-        .map(|a| a.to_string())
 }

@@ -31,6 +31,7 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         other_vf: false,
         uplink: false,
         standby_recorded: false,
+        sandbox_waits: false,
         macvtap: None,
         guarded: true,
         foreign_mac: false,
@@ -46,6 +47,7 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
             no_free_vf,
             order: SwitchOrder::MakeBeforeBreak,
             expected: false,
+            duties: crate::machine::Duties::QEMU,
         };
         could_take_vf(&ask, &seen, &Learnt::default())
     };
@@ -200,6 +202,7 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
                 other_vf: false,
                 uplink: true,
                 standby_recorded: true,
+                sandbox_waits: false,
                 macvtap: Some(false),
                 guarded: true,
                 foreign_mac: false,
@@ -213,7 +216,7 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
             standby_pf: None,
             vf_pf: None,
             unknown: None,
-            client: None,
+            machine: None,
             vf_device: None,
             running: false,
         };

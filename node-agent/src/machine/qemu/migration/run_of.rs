@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     journal::{Arrival, Begun, Custody},
-    nic::seen::Run,
+    machine::Run,
 };
 
 /// What is known of a migration from before a look.

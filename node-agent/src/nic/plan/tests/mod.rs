@@ -27,6 +27,7 @@ const fn ask(goal: Goal) -> Ask {
         no_free_vf: NoFreeVf::Standby,
         order: SwitchOrder::MakeBeforeBreak,
         expected: false,
+        duties: crate::machine::Duties::QEMU,
     }
 }
 
@@ -76,6 +77,7 @@ const FRESH: Seen = Seen {
     other_vf: false,
     uplink: true,
     standby_recorded: false,
+    sandbox_waits: false,
     macvtap: None,
     guarded: true,
     foreign_mac: false,
@@ -97,6 +99,7 @@ fn seen(guest: Guest, up: bool, vf: VfSeen) -> Seen {
         vf: Some(VfSight::There(vf)),
         vf_offered: false,
         standby_recorded: true,
+        sandbox_waits: false,
         macvtap: Some(up),
         qemu: QemuSeen::Up(guest),
         ..FRESH

@@ -10,6 +10,14 @@ use super::{
     story::{Event, Hardware, Manners},
     tap::Tap,
 };
+use crate::machine::{Duties, Owner};
+
+/// The parts of a runtime that sees to all that may be a runtime's.
+pub const RUNTIME: Duties = Duties {
+    standby: Owner::Runtime,
+    migration: Owner::Runtime,
+    vm_end: Owner::Runtime,
+};
 
 /// The node's PFs: all that a NIC can be spread over.
 pub const PFS: usize = 2;
@@ -54,6 +62,8 @@ pub struct Node {
     /// The PF of the standby.
     pub(super) standby: Option<usize>,
     pub(super) macvtap: Option<bool>,
+    /// The sandbox of the VM's pod waits for its link.
+    pub(super) sandbox_waits: bool,
     pub(super) tap: Tap,
     pub(super) mtu_ok: bool,
     pub(super) qemu: Option<Qemu>,
@@ -88,6 +98,7 @@ impl Node {
             avoided: [false; PFS],
             standby: None,
             macvtap: None,
+            sandbox_waits: false,
             tap: Tap::NEW,
             mtu_ok: true,
             qemu: None,
@@ -106,11 +117,15 @@ impl Node {
 
     fn ask(&self) -> Ask {
         let Hardware {
-            no_free_vf, order, ..
+            no_free_vf,
+            order,
+            duties,
+            ..
         } = self.hardware;
         Ask {
             no_free_vf,
             order,
+            duties,
             expected: self.expected,
             ..ask(self.goal)
         }
@@ -158,6 +173,7 @@ impl Node {
             other_vf: self.vf.is_some_and(|vf| self.is_better(vf)),
             uplink: true,
             standby_recorded: self.standby.is_some(),
+            sandbox_waits: self.sandbox_waits,
             macvtap: self.macvtap,
             guarded: self.tap.guarded,
             foreign_mac: self.tap.foreign_mac,
@@ -251,17 +267,22 @@ impl Node {
                     vf.settings_ok = false;
                 }
             }
-            Event::QemuStarts { incoming } if self.qemu.is_none() => {
+            Event::QemuStarts { incoming } if self.qemu.is_none() && self.may_start() => {
                 let run = if incoming { Run::Incoming } else { Run::Here };
                 self.qemu = Some(Qemu {
                     mute: false,
                     run,
-                    standby: false,
+                    standby: self.is_runtimes(),
                     vf: false,
                     uses_vf: false,
                     dead_standby: false,
                 });
                 self.relearn();
+            }
+            // The pod's containers end with its sandbox.
+            Event::Sandbox if self.is_runtimes() && self.goal != Goal::Detached => {
+                self.end_qemu();
+                (self.macvtap, self.sandbox_waits) = (None, true);
             }
             Event::Mute(mute) => {
                 if let Some(qemu) = &mut self.qemu {
@@ -293,8 +314,34 @@ impl Node {
                     self.relearn();
                 }
             }
-            Event::Goal(_) | Event::Settings | Event::QemuStarts { .. } => {}
+            Event::Goal(_) | Event::Settings | Event::QemuStarts { .. } | Event::Sandbox => {}
         }
+    }
+
+    /// Whether what runs the VM sees to its standby and its end.
+    pub(super) fn is_runtimes(&self) -> bool {
+        self.hardware.duties == RUNTIME
+    }
+
+    /// Whether a QEMU can start: a runtime starts one once the pod has its link.
+    fn may_start(&self) -> bool {
+        !self.is_runtimes() || self.macvtap.is_some() && !self.sandbox_waits
+    }
+
+    /// What runs the VM does its part, where there is one to do; whether there was.
+    pub(super) fn runtime_acts(&mut self) -> bool {
+        if !self.is_runtimes() {
+            return false;
+        }
+        let event = match (self.goal, self.qemu) {
+            (Goal::Detached, Some(qemu)) if !qemu.vf => Event::QemuEnds,
+            (Goal::Detached, _) | (_, Some(_)) => return false,
+            (_, None) if self.macvtap.is_none() && !self.sandbox_waits => Event::Sandbox,
+            (_, None) if self.may_start() => Event::QemuStarts { incoming: false },
+            _ => return false,
+        };
+        self.handle(event);
+        true
     }
 
     fn relearn(&mut self) {
@@ -380,6 +427,7 @@ impl Node {
             Step::RaiseMtu => self.mtu_ok = true,
             Step::StandbyUp => return self.standby_up(),
             Step::StandbyDown => (self.learnt.announce, self.macvtap) = (false, Some(false)),
+            Step::AnswerSandbox => self.sandbox_waits = false,
             Step::PlugVf | Step::PlugStandby | Step::UnplugStandby | Step::UnplugVf => {
                 return self.hot_plug(step);
             }

@@ -4,11 +4,12 @@ use hybridnic_api::v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder};
 use proptest::prelude::*;
 
 use super::{
-    Decision, Guest, Learnt, PARKED, Run, Seen, Step, VfMac, VfSeen, ask,
-    model::{Node, PFS},
+    Ask, Decision, Guest, Learnt, PARKED, Run, Seen, Step, VfMac, VfSeen, ask,
+    model::{Node, PFS, RUNTIME},
     next, seen,
     story::{Event, Hardware, Manners},
 };
+use crate::machine::Duties;
 
 fn goals() -> impl Strategy<Value = Goal> {
     prop::sample::select(
@@ -22,17 +23,22 @@ fn goals() -> impl Strategy<Value = Goal> {
     )
 }
 
+fn duties() -> impl Strategy<Value = Duties> {
+    prop::sample::select(&[Duties::QEMU, RUNTIME][..])
+}
+
 fn hardware() -> impl Strategy<Value = Hardware> {
     let order = prop::sample::select(&[SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake][..]);
     let no_free_vf = prop::sample::select(&[NoFreeVf::Standby, NoFreeVf::Wait][..]);
     let mac = prop::sample::select(&[VfMac::Other, VfMac::Nic][..]);
-    (any::<bool>(), order, no_free_vf, mac, any::<bool>()).prop_map(
-        |(refuses_twice, order, no_free_vf, stale_mac, plain)| Hardware {
+    (any::<bool>(), order, no_free_vf, mac, any::<bool>(), duties()).prop_map(
+        |(refuses_twice, order, no_free_vf, stale_mac, plain, duties)| Hardware {
             refuses_twice,
             order,
             no_free_vf,
             stale_mac,
             plain,
+            duties,
         },
     )
 }
@@ -64,6 +70,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => any::<bool>().prop_map(Event::NoPlug),
         1 => Just(Event::QemuEnds),
         2 => any::<bool>().prop_map(|incoming| Event::QemuStarts { incoming }),
+        1 => Just(Event::Sandbox),
         2 => any::<bool>().prop_map(Event::Mute),
         1 => Just(Event::Reset),
         1 => Just(Event::Interrupts),
@@ -119,6 +126,7 @@ proptest! {
         vf: (bool, bool, bool, bool),
         macvtap: Option<bool>,
         learnt: (bool, bool, bool, bool),
+        duties in duties(),
     ) {
         let guest = Guest { run, standby: guest.0, vf: guest.1, uses_vf: guest.2, failover: None };
         let mac = if vf.0 { VfMac::Nic } else { VfMac::Parking };
@@ -126,7 +134,7 @@ proptest! {
         let learnt = Learnt {
             keeps_vf: learnt.0, ignores_vf: learnt.1, refuses_twice: learnt.2, announce: learnt.3, ..Learnt::default()
         };
-        let decision = next(&ask(goal), &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
+        let decision = next(&Ask { duties, ..ask(goal) }, &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
         let wrong = match decision {
             Decision::Do(Step::RemoveStandby | Step::MoveStandby | Step::RestoreVf | Step::Forget) => guest.vf || guest.standby,
             Decision::Do(step) => matches!(
@@ -140,6 +148,8 @@ proptest! {
             ),
             _ => false,
         };
+        let theirs = matches!(decision, Decision::Do(Step::PlugStandby | Step::UnplugStandby | Step::QuitQemu | Step::MoveStandby));
+        prop_assert!(!(theirs && duties == RUNTIME), "{decision:?} is the runtime's");
         prop_assert!(!wrong, "{decision:?}");
     }
 }

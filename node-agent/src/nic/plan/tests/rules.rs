@@ -40,6 +40,11 @@ impl Node {
         let here = self.qemu.is_some_and(|q| !q.mute && q.run == Run::Here);
         let in_guest = self.qemu.is_some_and(|q| q.vf || q.standby);
         let ok = match step {
+            Step::PlugStandby | Step::UnplugStandby | Step::QuitQemu | Step::MoveStandby
+                if self.is_runtimes() =>
+            {
+                false
+            }
             Step::StandbyUp if !self.tap.may_be_up() => false,
             Step::StandbyUp
             | Step::Announce
@@ -48,6 +53,8 @@ impl Node {
             | Step::AwaitGuest
             | Step::UnplugVf
             | Step::UnplugStandby => here,
+            Step::MakeStandby => !self.is_runtimes() || self.sandbox_waits,
+            Step::AnswerSandbox => self.sandbox_waits && self.macvtap == Some(false) && self.tap.may_be_up(),
             Step::PlugStandby => {
                 self.qemu.is_some_and(|q| !q.mute) && self.macvtap.is_some() && self.tap.may_be_up()
             }
@@ -75,7 +82,7 @@ impl Node {
             Step::Bind => {
                 let free = !self.qemu.is_some_and(|q| q.vf);
                 // A NIC that waits for its QEMU takes no VF, but where the QEMU waits for the VF.
-                let asked = self.qemu.is_some() || self.goal == Goal::Reserved;
+                let asked = self.qemu.is_some() || self.goal == Goal::Reserved || self.is_runtimes();
                 self.vf.is_some_and(|vf| vf.present && !vf.on_vfio) && free && asked
             }
             Step::RaiseMtu => self.macvtap.is_some() && !self.mtu_ok,
@@ -83,7 +90,7 @@ impl Node {
             Step::StandbyDown if here && self.goal == Goal::FastPath && self.qemu.is_some_and(|q| q.vf) => {
                 self.moved
             }
-            Step::Reserve | Step::Park | Step::MakeStandby | Step::StandbyDown => true,
+            Step::Reserve | Step::Park | Step::StandbyDown => true,
         };
         assert!(ok, "{step:?} must not be taken: {self:#?}");
         if step == Step::UnplugVf && self.goal == Goal::FastPath {
@@ -123,6 +130,9 @@ impl Node {
             let decision = self.next();
             let Decision::Do(step) = decision else {
                 self.rests(&decision);
+                if self.runtime_acts() {
+                    continue;
+                }
                 return decision;
             };
             // The task goes on after a failure as it does after a success, but for one that is only tried again, later.

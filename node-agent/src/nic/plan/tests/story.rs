@@ -3,6 +3,7 @@
 use hybridnic_api::v1alpha1::{Goal, NoFreeVf, SwitchOrder};
 
 use super::VfMac;
+use crate::machine::Duties;
 
 /// What a guest does when it is asked to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Hardware {
     pub stale_mac: VfMac,
     /// The network asks nothing of a VF that a parked one has not.
     pub plain: bool,
+    /// Who sees to which part.
+    pub duties: Duties,
 }
 
 /// What happens besides the plan's steps.
@@ -93,6 +96,8 @@ pub enum Event {
     QemuEnds,
     /// QEMU starts; `incoming` waits for its VM.
     QemuStarts { incoming: bool },
+    /// The runtime makes another sandbox for the VM's pod, which asks for its link. With the one before it that one's link has gone.
+    Sandbox,
     /// QEMU's socket.
     Mute(bool),
     /// The guest restarts.

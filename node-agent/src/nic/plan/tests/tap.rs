@@ -40,6 +40,10 @@ impl Node {
     pub(super) fn end_qemu(&mut self) {
         (self.qemu, self.moved) = (None, false);
         self.tap.seizer_ended = self.tap.seized;
+        if self.is_runtimes() {
+            // With its pod.
+            self.macvtap = None;
+        }
     }
 }
 

@@ -1,0 +1,31 @@
+//! Who sees to which part of a VM's NICs. Pure.
+
+/// Who sees to a part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// The agent.
+    #[default]
+    Agent,
+    /// What runs the VM. The agent waits for it, and says so.
+    Runtime,
+}
+
+/// Who sees to which part. VF and macvtap are the agent's whatever runs the VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Duties {
+    /// The standby's device in the guest: plugged and unplugged.
+    pub standby: Owner,
+    /// The VM's migrations: begun, called off, resumed.
+    pub migration: Owner,
+    /// The end of a QEMU that will never run the VM.
+    pub vm_end: Owner,
+}
+
+impl Duties {
+    /// A QEMU that the pod runs itself: all of it is the agent's.
+    pub const QEMU: Self = Self {
+        standby: Owner::Agent,
+        migration: Owner::Agent,
+        vm_end: Owner::Agent,
+    };
+}

@@ -1,0 +1,30 @@
+//! Why what runs a VM has not done what it was asked.
+
+use hybridnic_api::conditions::reasons;
+
+use crate::error::StepError;
+
+/// It has not done it, or not said so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MachineError {
+    /// The session has ended.
+    #[error("{0}")]
+    Gone(String),
+    /// It said no, did not answer in time, or is not understood.
+    #[error("{0}")]
+    Refused(String),
+    /// It was to be ended, and the VM has arrived in it.
+    #[error("the VM has arrived in the QEMU that was to be ended")]
+    Arrived,
+}
+
+impl From<MachineError> for StepError {
+    fn from(error: MachineError) -> Self {
+        let reason = match &error {
+            MachineError::Gone(_) => reasons::QMP_UNAVAILABLE,
+            MachineError::Refused(_) => reasons::QEMU_REFUSED,
+            MachineError::Arrived => reasons::MIGRATING,
+        };
+        Self::from_error(reason, &error)
+    }
+}

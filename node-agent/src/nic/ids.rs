@@ -1,0 +1,45 @@
+//! The names of a NIC's devices in QEMU, and of its macvtap.
+
+/// The standby.
+pub fn standby(nic: &str) -> String {
+    format!("sb-{nic}")
+}
+
+/// The standby's netdev.
+pub fn netdev(nic: &str) -> String {
+    format!("hn-{nic}")
+}
+
+/// The VF at its `plug`-th plug: QEMU may still remember an id that it has seen.
+pub fn vf(nic: &str, plug: u32) -> String {
+    format!("vf-{nic}-g{plug}")
+}
+
+/// Whether an id is that of the NIC's VF, at any plug.
+pub fn is_vf(id: &str, nic: &str) -> bool {
+    id.strip_prefix("vf-")
+        .and_then(|rest| rest.strip_prefix(nic))
+        .and_then(|rest| rest.strip_prefix("-g"))
+        .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The macvtap: at most 15 octets, the same each time it is made for an attachment.
+pub fn macvtap(attachment_uid: &str) -> String {
+    let short: String = attachment_uid
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(11)
+        .collect();
+    format!("hn{short}")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn one_nic_is_not_taken_for_another() {
+        assert!(super::is_vf(&super::vf("a", 3), "a"));
+        assert!(!super::is_vf(&super::vf("a-g1", 3), "a"));
+        assert!(!super::is_vf("vf-a-g", "a"));
+        assert!(super::macvtap("0b2e7c1d-90aa-4f6e-8d2f-000000000001").len() <= 15);
+    }
+}

@@ -1,0 +1,71 @@
+//! What the steps of one NIC work on.
+
+use std::sync::Arc;
+
+use hybridnic_api::{conditions::reasons, v1alpha1::SwitchOrder};
+use hybridnic_net::MacAddr;
+use tokio::sync::watch;
+
+use super::super::plan::{Learnt, TRIES};
+use crate::{error::StepError, host::Host, journal::Record, machine::Vm, node::pool::Claimant};
+
+/// What the steps of one NIC work on.
+#[derive(Debug)]
+pub struct Context {
+    /// The node.
+    pub host: Arc<Host>,
+    /// The VM.
+    pub vm: Arc<Vm>,
+    /// Who asks.
+    pub claimant: Claimant,
+    /// What is held; on disk whenever a step acts.
+    pub record: Record,
+    /// Whether the record is on disk.
+    pub recorded: bool,
+    /// The NIC's MAC.
+    pub mac: MacAddr,
+    /// What earlier steps have taught.
+    pub learnt: Learnt,
+    /// Packets that the standby had sent at the last plug of the VF.
+    pub sent_at_plug: Option<u64>,
+    /// Whether the guest has the VF and was seen to go without it. Until the next plug.
+    pub disused: bool,
+    /// The order of the last switch from VF to standby.
+    pub unplug_order: Option<SwitchOrder>,
+    /// Resolves when the spec changes: a wait for the guest ends then.
+    pub interrupt: watch::Receiver<u64>,
+}
+
+impl Context {
+    /// Changes the record: on disk first, so that it is as it was where that fails.
+    pub(super) async fn commit(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), StepError> {
+        let mut record = self.record.clone();
+        change(&mut record);
+        self.host
+            .journal
+            .write(&record)
+            .await
+            .map_err(|e| StepError::from_error(reasons::JOURNAL_FAILED, &e))?;
+        self.record = record;
+        self.recorded = true;
+        Ok(())
+    }
+
+    /// Notes that the VF could not be made ready; one that fails again and again is given back when another is to be had.
+    pub(super) fn vf_failed(&mut self, error: StepError) -> StepError {
+        self.learnt.vf_failed = Some(error.reason);
+        // One that cannot be read may be as good as any.
+        let counts = error.reason != reasons::VF_UNKNOWN;
+        self.learnt.vf_failures = self.learnt.vf_failures.saturating_add(counts.into());
+        if self.learnt.vf_failures >= TRIES
+            && let Some(vf) = &self.record.vf
+        {
+            self.host.pools.avoid(&self.record.uid, vf.address);
+        }
+        error
+    }
+
+    pub(super) fn note(&self, event: impl Into<String>) {
+        self.vm.note(&self.record.uid, event);
+    }
+}
