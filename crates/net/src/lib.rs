@@ -9,7 +9,9 @@
 //! | [`netlink`] | links, macvtaps, VLAN devices, VF settings, link events | rtnetlink |
 //! | [`multicast`] | the multicast addresses that a link receives | `SIOCADDMULTI`, `/proc/net/dev_mcast` |
 //! | [`tap`] | a macvtap's descriptor | its character device |
+//! | [`tap_node`] | the device node of a macvtap in a pod | `/sys/dev/char`, `/dev` |
 //! | [`dev`] | vhost-net, iommufd and vfio descriptors; is a VF in use | device nodes |
+//! | [`netns`] | network namespaces of pods | their descriptors |
 //! | [`interrupts`] | does a guest use its VF | sysfs |
 //! | [`uevent`] | PCI functions and interfaces that come and go | kernel uevents |
 //! | [`announce`] | tells switches where a MAC is now | a packet socket |
@@ -25,8 +27,10 @@ pub mod fuzzing;
 pub mod interrupts;
 pub mod multicast;
 pub mod netlink;
+pub mod netns;
 pub mod sysfs;
 pub mod tap;
+pub mod tap_node;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod types;

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,7 +66,13 @@ pub struct Received {
     pub all: bool,
 }
 
-type Job = Box<dyn FnOnce(&OwnedFd) + Send>;
+/// What a thread has of a namespace.
+struct Lists {
+    socket: OwnedFd,
+    listing: PathBuf,
+}
+
+type Job = Box<dyn FnOnce(&Lists) + Send>;
 
 /// Multicast lists of a network namespace. Clones share a thread, on which the kernel may keep a request waiting.
 #[derive(Debug, Clone)]
@@ -80,12 +87,22 @@ impl Multicast {
         // Of any family: it only says in which namespace.
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)
             .map_err(|e| MulticastError::Open(e.into()))?;
+        Self::of(socket, LISTING)
+    }
+
+    /// The lists of another network namespace: by a socket that was opened there, of any kind, and where its links are listed, such as
+    /// `/proc/PID/net/dev_mcast`. It keeps that namespace, see [`crate::netns`].
+    pub fn of(socket: OwnedFd, listing: impl Into<PathBuf>) -> Result<Self, MulticastError> {
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
+        let lists = Lists {
+            socket,
+            listing: listing.into(),
+        };
         std::thread::Builder::new()
             .name("multicast".into())
             .spawn(move || {
                 while let Some(job) = queue.blocking_recv() {
-                    job(&socket);
+                    job(&lists);
                 }
             })
             .map_err(MulticastError::Open)?;
@@ -96,14 +113,14 @@ impl Multicast {
     pub async fn received(&self, index: u32) -> Result<Received, MulticastError> {
         self.ask(
             format!("read the multicast list of link {index}"),
-            move |socket| {
+            move |Lists { socket, listing }| {
                 let mut request = named(socket, index)?;
                 // SAFETY: the descriptor is a socket, and the kernel fills the ifreq it is given and nothing else.
                 unsafe { ioctl::get_flags(socket.as_raw_fd(), &raw mut request) }?;
                 // SAFETY: all bytes of the union are initialised, and any are a valid c_short.
                 let flags = unsafe { request.ifr_ifru.ifru_flags };
                 Ok(Received {
-                    added: added(&std::fs::read_to_string(LISTING)?, index),
+                    added: added(&std::fs::read_to_string(listing)?, index),
                     all: libc::c_int::from(flags) & libc::IFF_ALLMULTI != 0,
                 })
             },
@@ -123,7 +140,7 @@ impl Multicast {
     ) -> Result<(), MulticastError> {
         self.ask(
             format!("change the multicast list of link {index}"),
-            move |socket| {
+            move |Lists { socket, .. }| {
                 let named = named(socket, index)?;
                 for mac in remove {
                     let request = with_address(named, mac);
@@ -147,13 +164,13 @@ impl Multicast {
     async fn ask<T: Send + 'static>(
         &self,
         operation: String,
-        work: impl FnOnce(&OwnedFd) -> io::Result<T> + Send + 'static,
+        work: impl FnOnce(&Lists) -> io::Result<T> + Send + 'static,
     ) -> Result<T, MulticastError> {
         let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move |socket| {
+        let job: Job = Box::new(move |lists| {
             // The caller's deadline may have passed while others were served.
             if !answer.is_closed() {
-                let _ = answer.send(work(socket));
+                let _ = answer.send(work(lists));
             }
         });
         let asked = async {

@@ -118,7 +118,7 @@ fn device_number(sysfs: &Sysfs, name: &str, ifindex: u32) -> io::Result<libc::de
     })
 }
 
-fn parse_device_number(text: &str) -> Option<libc::dev_t> {
+pub(crate) fn parse_device_number(text: &str) -> Option<libc::dev_t> {
     let (major, minor) = text.split_once(':')?;
     Some(makedev(
         major.parse::<u32>().ok()?.into(),

@@ -11,11 +11,11 @@ use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use common::on_runtime;
+use common::{Pod, on_runtime};
 use futures::StreamExt;
 use hybridnic_net::dev::{DevNodes, VfioUse};
 use hybridnic_net::netlink::{
-    LinkEvent, LinkEvents, LinkKind, MacvtapSpec, Netlink, VfConfig, VfSetting, VlanSpec,
+    Guard, LinkEvent, LinkEvents, LinkKind, MacvtapSpec, Netlink, VfConfig, VfSetting, VlanSpec,
 };
 use hybridnic_net::sysfs::{CreateVfsError, DriverError, Pf, Sysfs, Vf};
 use hybridnic_net::uevent::{Action, DeviceEvent, Subsystem, Uevents};
@@ -338,6 +338,36 @@ fn a_vlan_device_carries_a_macvtap() {
             assert!(netlink.delete_link(vlan.index).await.unwrap());
             assert_eq!(netlink.link_by_index(macvtap.index).await.unwrap(), None);
         }
+    });
+}
+
+#[test]
+fn a_macvtap_in_a_pod_is_guarded_from_outside() {
+    on_runtime(|| async {
+        let netlink = Netlink::open().unwrap();
+        let (pod, index) = (Pod::new(), 0x4000_0007);
+        let spec = MacvtapSpec {
+            name: "poda".into(),
+            lower: ifindex(&pf()),
+            mac: MAC,
+            mtu: None,
+            alias: None,
+        };
+        netlink.create_macvtap_in(&pod.place(index), &spec).await.unwrap();
+        let guard = Guard {
+            mac: MAC,
+            any_source: false,
+            any_destination: false,
+            tags: false,
+            rate: Some(1000),
+        };
+        assert!(!pod.inside.is_guarded(index, &guard).await.unwrap());
+        for rate in [None, Some(1000)] {
+            let guard = Guard { rate, ..guard };
+            pod.inside.guard(index, &guard).await.unwrap();
+            assert!(pod.inside.is_guarded(index, &guard).await.unwrap());
+        }
+        assert!(pod.inside.delete_link(index).await.unwrap());
     });
 }
 

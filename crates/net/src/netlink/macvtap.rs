@@ -1,7 +1,10 @@
+use std::os::fd::{AsFd, AsRawFd};
+
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, MacVtapMode};
-use rtnetlink::{LinkMacVtap, LinkUnspec};
+use rtnetlink::{LinkMacVtap, LinkMessageBuilder, LinkUnspec};
 
 use super::{Link, Netlink, NetlinkError};
+use crate::netns::NetNs;
 use crate::types::MacAddr;
 
 /// A macvtap to be made.
@@ -19,32 +22,68 @@ pub struct MacvtapSpec {
     pub alias: Option<String>,
 }
 
+/// Where a macvtap for a pod is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The pod's network namespace.
+    pub netns: &'a NetNs,
+    /// A connection in it.
+    pub inside: &'a Netlink,
+    /// The index that it gets. Its device is `/dev/tapINDEX`, of which a machine has one, whatever namespace the macvtap is in: so no
+    /// other macvtap of the machine may have that index.
+    pub index: u32,
+    /// Queues to send by; one where `None`.
+    pub queues: Option<u32>,
+}
+
 impl Netlink {
-    /// Makes a macvtap in bridge mode, administratively down: its MAC is in the lower link's filter only while it is
-    /// up. The host gives it no IPv6 address and so sends nothing of its own under the guest's MAC.
+    /// Makes a macvtap in a pod's network namespace, on a link of this connection's; otherwise as [`Self::create_macvtap`] does.
     ///
-    /// A name that exists is refused with `EEXIST`. On any other error the macvtap is taken away again.
-    pub async fn create_macvtap(&self, spec: &MacvtapSpec) -> Result<Link, NetlinkError> {
-        let MacvtapSpec {
-            name,
-            lower,
-            mac,
-            mtu,
-            alias,
-        } = spec;
-        let mut link = LinkMacVtap::new(name, *lower, MacVtapMode::Bridge)
-            .address(mac.octets().to_vec())
-            .down();
-        if let Some(mtu) = mtu {
-            link = link.mtu(*mtu);
+    /// A name that exists in the namespace is refused with `EEXIST`, an index that does with `EBUSY` or `EEXIST`, by the kernel's age.
+    pub async fn create_macvtap_in(
+        &self,
+        place: &Place<'_>,
+        spec: &MacvtapSpec,
+    ) -> Result<Link, NetlinkError> {
+        let MacvtapSpec { name, lower, mac, .. } = spec;
+        let index = place.index;
+        let netns = LinkAttribute::NetNsFd(place.netns.as_fd().as_raw_fd());
+        let mut link = builder(spec).index(index).append_extra_attribute(netns);
+        if let Some(queues) = place.queues {
+            link = link.append_extra_attribute(LinkAttribute::NumTxQueues(queues));
         }
-        let operation = format!("create macvtap {name} with MAC {mac} on link {lower}");
+        let operation = format!(
+            "create macvtap {name} with MAC {mac} and index {index} on link {lower}, in network namespace {}",
+            place.netns.inode()
+        );
         self.answer(
             "create_macvtap",
             &*operation,
             self.handle.link().add(link.build()).execute(),
         )
         .await?;
+        place.inside.made(operation, spec).await
+    }
+
+    /// Makes a macvtap in bridge mode, administratively down: its MAC is in the lower link's filter only while it is
+    /// up. The host gives it no IPv6 address and so sends nothing of its own under the guest's MAC.
+    ///
+    /// A name that exists is refused with `EEXIST`. On any other error the macvtap is taken away again.
+    pub async fn create_macvtap(&self, spec: &MacvtapSpec) -> Result<Link, NetlinkError> {
+        let MacvtapSpec { name, lower, mac, .. } = spec;
+        let operation = format!("create macvtap {name} with MAC {mac} on link {lower}");
+        self.answer(
+            "create_macvtap",
+            &*operation,
+            self.handle.link().add(builder(spec).build()).execute(),
+        )
+        .await?;
+        self.made(operation, spec).await
+    }
+
+    /// What is left to do of a macvtap that the kernel has made.
+    async fn made(&self, operation: String, spec: &MacvtapSpec) -> Result<Link, NetlinkError> {
+        let MacvtapSpec { name, alias, .. } = spec;
         let link = self.link(name).await?;
         let link = link.ok_or_else(|| NetlinkError::Unexpected {
             operation,
@@ -99,5 +138,15 @@ impl Netlink {
             .await?;
         }
         Ok(())
+    }
+}
+
+fn builder(spec: &MacvtapSpec) -> LinkMessageBuilder<LinkMacVtap> {
+    let link = LinkMacVtap::new(&spec.name, spec.lower, MacVtapMode::Bridge)
+        .address(spec.mac.octets().to_vec())
+        .down();
+    match spec.mtu {
+        Some(mtu) => link.mtu(mtu),
+        None => link,
     }
 }

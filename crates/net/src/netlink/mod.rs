@@ -18,20 +18,21 @@ mod vlan;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{LinkExtentMask, LinkMessage};
-use rtnetlink::sys::AsyncSocket;
+use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use rtnetlink::{Handle, LinkUnspec};
 
 pub use error::NetlinkError;
 pub use events::{LinkEvent, LinkEvents};
 pub use guard::Guard;
 pub use link::{Counters, Link, LinkKind};
-pub use macvtap::MacvtapSpec;
+pub use macvtap::{MacvtapSpec, Place};
 pub use vf::{VfConfig, VfLinkState, VfSetting};
 pub use vlan::VlanSpec;
 
@@ -66,10 +67,22 @@ impl fmt::Debug for OnError {
 impl Netlink {
     /// Opens a connection in the calling thread's network namespace.
     pub fn open() -> Result<Self, NetlinkError> {
+        Self::connect(None)
+    }
+
+    /// A connection by a socket of rtnetlink that somebody else has opened, in whatever network namespace that was. It keeps that
+    /// namespace, see [`crate::netns`].
+    ///
+    /// The kernel grants what both may do, whoever has opened the socket and this process (`netlink_ns_capable`).
+    pub fn from_socket(socket: OwnedFd) -> Result<Self, NetlinkError> {
+        Self::connect(Some(socket))
+    }
+
+    fn connect(given: Option<OwnedFd>) -> Result<Self, NetlinkError> {
         let (report, opened) = mpsc::sync_channel(1);
         std::thread::Builder::new()
             .name("netlink".into())
-            .spawn(move || serve(&report))
+            .spawn(move || serve(given, &report))
             .map_err(NetlinkError::Open)?;
         let gone = || io::Error::other("the connection's thread ended");
         let handle = opened
@@ -253,13 +266,17 @@ impl Netlink {
 }
 
 /// Runs a connection until its last handle is gone.
-fn serve(report: &mpsc::SyncSender<io::Result<Handle>>) {
-    let connect = || {
+fn serve(given: Option<OwnedFd>, report: &mpsc::SyncSender<io::Result<Handle>>) {
+    let connect = move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()?;
         let guard = runtime.enter();
         let (mut connection, handle, _) = rtnetlink::new_connection()?;
+        if let Some(given) = given {
+            // SAFETY: nobody else has it, and it is open.
+            *connection.socket_mut() = unsafe { TokioSocket::from_raw_fd(given.into_raw_fd()) };
+        }
         let socket = connection.socket_mut().socket_mut();
         socket.set_ext_ack(true)?;
         // Without the request in front, the text of an extended ack has one place to be.

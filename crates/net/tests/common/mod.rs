@@ -3,10 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails so")]
 
 use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use hybridnic_net::netlink::{Netlink, Place};
+use hybridnic_net::netns::NetNs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use rtnetlink::{LinkUnspec, LinkVeth};
 
 /// Longer than any test takes, shorter than any patience.
@@ -67,4 +72,57 @@ pub async fn rename(index: u32, name: &str) {
     let renamed = LinkUnspec::new_with_index(index).name(name.to_owned()).build();
     handle.link().set(renamed).execute().await.unwrap();
     connection.abort();
+}
+
+/// A pod's network namespace with sockets that somebody else has opened in it.
+pub struct Pod {
+    /// The namespace.
+    pub netns: NetNs,
+    /// A connection in it.
+    pub inside: Netlink,
+    /// Of any kind, for its multicast lists.
+    pub socket: OwnedFd,
+    /// Where these are listed.
+    pub listing: PathBuf,
+    /// Ends the thread that is in it.
+    _running: std::sync::mpsc::Sender<()>,
+}
+
+impl Pod {
+    /// One that lives for as long as its parts.
+    pub fn new() -> Self {
+        let (made, wait) = std::sync::mpsc::channel();
+        let (running, ended) = std::sync::mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let route = SockProtocol::NetlinkRoute;
+            let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, route).unwrap();
+            let any = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+            // SAFETY: the call has no argument.
+            let thread = unsafe { libc::gettid() };
+            let listing = format!("/proc/{thread}/net/dev_mcast").into();
+            made.send((NetNs::own().unwrap(), netlink, any, listing)).unwrap();
+            let _ = ended.recv();
+        });
+        let (netns, netlink, socket, listing) = wait.recv().unwrap();
+        assert_eq!(NetNs::of_socket(netlink.as_fd()).unwrap(), netns);
+        Self {
+            netns,
+            inside: Netlink::from_socket(netlink).unwrap(),
+            socket,
+            listing,
+            _running: running,
+        }
+    }
+
+    /// Where a macvtap with that index is made.
+    pub fn place(&self, index: u32) -> Place<'_> {
+        Place {
+            netns: &self.netns,
+            inside: &self.inside,
+            index,
+            queues: None,
+        }
+    }
 }

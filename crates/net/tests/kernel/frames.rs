@@ -69,10 +69,10 @@ fn a_missing_node_is_made_and_taken_away() {
 }
 
 /// A guest's end of a macvtap, and the other end of its wire.
-struct Wire {
-    tap: AsyncFd<File>,
-    peer: OwnedFd,
-    macvtap: u32,
+pub(crate) struct Wire {
+    pub(crate) tap: AsyncFd<File>,
+    pub(crate) peer: OwnedFd,
+    pub(crate) macvtap: u32,
 }
 
 impl Wire {
@@ -91,7 +91,7 @@ impl Wire {
     }
 
     /// Whether a frame to this address reaches the guest. A broadcast is sent after it, which always does.
-    async fn passes(&mut self, to: &str) -> bool {
+    pub(crate) async fn passes(&mut self, to: &str) -> bool {
         let frame = |to: MacAddr, mark: u8| {
             let mut frame = [0; 60];
             frame[..6].copy_from_slice(&to.octets());
@@ -120,7 +120,7 @@ impl Wire {
     }
 }
 
-fn packet_socket(index: u32) -> OwnedFd {
+pub(crate) fn packet_socket(index: u32) -> OwnedFd {
     let socket =
         nix::sys::socket::socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).unwrap();
     // SAFETY: a sockaddr_ll is integers and an array of them, for all of which zero is a valid value.
@@ -146,7 +146,7 @@ const GROUPS: [&str; 8] = [
     "01:80:c2:00:00:0e",
 ];
 
-fn macs(groups: &[&str]) -> BTreeSet<MacAddr> {
+pub(crate) fn macs(groups: &[&str]) -> BTreeSet<MacAddr> {
     groups.iter().map(|mac| mac.parse().unwrap()).collect()
 }
 

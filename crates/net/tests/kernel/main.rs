@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod frames;
+mod pods;
 
 use std::collections::BTreeSet;
 use std::fs::File;
