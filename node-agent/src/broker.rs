@@ -1,10 +1,12 @@
-//! What a migration's stream needs and the agent, as it is once it has given up its powers, cannot make:
+//! What the agent needs, and as it is once it has given up its powers, cannot make:
 //!
 //! - a TCP socket in the network of a VM's pod, see [`crate::machine::qemu::dial`]: `setns(2)` asks for `CAP_SYS_ADMIN` and `CAP_SYS_PTRACE`;
 //! - a directory in memory that is a file system of its own, see [`crate::machine::qemu::tls`]: `fsopen(2)` asks for `CAP_SYS_ADMIN`. Whoever gets any other
 //!   directory open may walk up from it, by `..`, as far as he is let: a QEMU that is root, to the agent's own files.
 //!
-//! So a small process of the same program keeps these two powers. It can do these two things, for the agent alone, and reads nothing that a
+//! - a socket of rtnetlink in the network of a pod, by which a macvtap there goes up and down from outside: `setns(2)`, as above.
+//!
+//! So a small process of the same program keeps these powers. It can do these three things, for the agent alone, and reads nothing that a
 //! VM or a user has written.
 
 use std::{
@@ -20,14 +22,15 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
+use hybridnic_net::netns::NetNs;
 use nix::{
     cmsg_space,
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     sched::{CloneFlags, setns},
     sys::socket::{
-        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-        socket, socketpair,
+        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType,
+        recvmsg, sendmsg, socket, socketpair,
     },
 };
 use rustix::{
@@ -41,8 +44,11 @@ use tokio::{io::unix::AsyncFd, sync::Mutex};
 
 use crate::{machine::process::ProcessId, privileges};
 
-/// What the process keeps of its powers.
-pub const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_PTRACE);
+/// What the process keeps of its powers. By a socket of rtnetlink the kernel lets nobody do what its opener may not
+/// (`netlink_ns_capable`), hence the last.
+pub const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::NET_ADMIN);
 
 /// How long it may take; it waits for nothing.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -51,8 +57,19 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub trait Broker: std::fmt::Debug + Send + Sync {
     /// A TCP socket that is not connected, of IPv6 or IPv4, in the network of a process.
     fn socket<'a>(&'a self, of: &'a ProcessId, ipv6: bool) -> BoxFuture<'a, io::Result<OwnedFd>>;
+    /// A socket of rtnetlink in the network of a pod.
+    fn netlink<'a>(&'a self, of: Pod<'a>) -> BoxFuture<'a, io::Result<OwnedFd>>;
     /// An empty directory in memory. It is a file system of its own, and goes with the last that has it open.
     fn memory(&self) -> BoxFuture<'_, io::Result<OwnedFd>>;
+}
+
+/// By what the network of a pod is found.
+#[derive(Clone, Copy, Debug)]
+pub enum Pod<'a> {
+    /// A process of it.
+    Process(&'a ProcessId),
+    /// A descriptor of it.
+    NetNs(&'a NetNs),
 }
 
 /// The agent's end.
@@ -107,7 +124,17 @@ impl Started {
 impl Broker for Process {
     fn socket<'a>(&'a self, of: &'a ProcessId, ipv6: bool) -> BoxFuture<'a, io::Result<OwnedFd>> {
         let what = if ipv6 { IPV6 } else { IPV4 };
-        async move { self.ask(what, Some(of.open()?)).await }.boxed()
+        async move { self.ask(what, Some(of.open()?.as_fd())).await }.boxed()
+    }
+
+    fn netlink<'a>(&'a self, of: Pod<'a>) -> BoxFuture<'a, io::Result<OwnedFd>> {
+        async move {
+            match of {
+                Pod::Process(process) => self.ask(NETLINK, Some(process.open()?.as_fd())).await,
+                Pod::NetNs(netns) => self.ask(NETLINK, Some(netns.as_fd())).await,
+            }
+        }
+        .boxed()
     }
 
     fn memory(&self) -> BoxFuture<'_, io::Result<OwnedFd>> {
@@ -117,6 +144,7 @@ impl Broker for Process {
 
 const IPV4: u8 = b'4';
 const IPV6: u8 = b'6';
+const NETLINK: u8 = b'n';
 const MEMORY: u8 = b'm';
 
 impl Process {
@@ -128,16 +156,13 @@ impl Process {
         }
     }
 
-    async fn ask(&self, what: u8, process: Option<OwnedFd>) -> io::Result<OwnedFd> {
+    async fn ask(&self, what: u8, network: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
         let mut locked = self.socket.lock().await;
         let (socket, last) = &mut *locked;
         *last = last.wrapping_add(1);
         let number = *last;
         let exchange = async {
-            ready(socket, true, |fd| {
-                send(fd, &[what, number], process.as_ref().map(AsFd::as_fd))
-            })
-            .await?;
+            ready(socket, true, |fd| send(fd, &[what, number], network)).await?;
             loop {
                 let (answer, made) = ready(socket, false, receive).await?;
                 if answer.last().is_none_or(|of| *of == number) {
@@ -208,11 +233,12 @@ pub fn serve() -> anyhow::Result<()> {
     let ours = File::open("/proc/self/ns/net")?;
     let from = stdin.as_fd().as_raw_fd();
     loop {
-        let (what, process) = receive(from)?;
-        let made = match (what.first(), process) {
+        let (what, network) = receive(from)?;
+        let made = match (what.first(), network) {
             (Some(&MEMORY), _) => memory(),
-            (Some(&what), Some(process)) => {
-                let made = setns(&process, CloneFlags::CLONE_NEWNET).and_then(|()| unconnected(what));
+            // A descriptor of a process or of a namespace: setns takes either.
+            (Some(&what), Some(network)) => {
+                let made = setns(&network, CloneFlags::CLONE_NEWNET).and_then(|()| unconnected(what));
                 // Whoever cannot come back ends.
                 setns(&ours, CloneFlags::CLONE_NEWNET)?;
                 made.map_err(io::Error::from)
@@ -231,14 +257,17 @@ pub fn serve() -> anyhow::Result<()> {
     }
 }
 
-fn unconnected(family: u8) -> nix::Result<OwnedFd> {
-    let family = if family == IPV6 {
-        AddressFamily::Inet6
-    } else {
-        AddressFamily::Inet
-    };
+fn unconnected(what: u8) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socket(family, SockType::Stream, flags, None)
+    match what {
+        IPV4 => socket(AddressFamily::Inet, SockType::Stream, flags, None),
+        IPV6 => socket(AddressFamily::Inet6, SockType::Stream, flags, None),
+        NETLINK => {
+            let route = SockProtocol::NetlinkRoute;
+            socket(AddressFamily::Netlink, SockType::Raw, flags, route)
+        }
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 /// A tmpfs that is mounted nowhere, large enough for certificates.

@@ -218,6 +218,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::{
+        broker,
         calls::Caller,
         devices::{Deadlines, Places},
         lanes::{LaneError, Lanes},
@@ -232,6 +233,10 @@ pub(crate) mod tests {
 
     impl Broker for NoBroker {
         fn socket<'a>(&'a self, _: &'a ProcessId, _: bool) -> BoxFuture<'a, std::io::Result<OwnedFd>> {
+            Box::pin(std::future::ready(Err(std::io::ErrorKind::Unsupported.into())))
+        }
+
+        fn netlink<'a>(&'a self, _: broker::Pod<'a>) -> BoxFuture<'a, std::io::Result<OwnedFd>> {
             Box::pin(std::future::ready(Err(std::io::ErrorKind::Unsupported.into())))
         }
 

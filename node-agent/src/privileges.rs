@@ -15,7 +15,7 @@ use rustix::{
 };
 
 /// What the agent needs, and what for. The chart's DaemonSet has the same list.
-pub const NEEDED: [(CapabilitySet, &str); 5] = [
+pub const NEEDED: [(CapabilitySet, &str); 6] = [
     (CapabilitySet::NET_ADMIN, "netlink: links and settings of VFs"),
     (CapabilitySet::NET_RAW, "RARP frames that say where a MAC is now"),
     (
@@ -25,6 +25,10 @@ pub const NEEDED: [(CapabilitySet, &str); 5] = [
     (
         CapabilitySet::DAC_OVERRIDE,
         "QMP sockets of QEMUs that run as other users",
+    ),
+    (
+        CapabilitySet::CHOWN,
+        "the device of a macvtap in a pod, for the user that runs QEMU there",
     ),
     (
         CapabilitySet::MKNOD,
@@ -137,14 +141,14 @@ mod tests {
         let all = Left::of(CapabilitySet::all());
         assert_eq!(
             all.to_string(),
-            "DAC_OVERRIDE NET_ADMIN NET_RAW SYS_RESOURCE MKNOD"
+            "CHOWN DAC_OVERRIDE NET_ADMIN NET_RAW SYS_RESOURCE MKNOD"
         );
         assert_eq!(all.missing, CapabilitySet::empty());
         let some = Left::of(CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN);
         assert_eq!(some.kept, CapabilitySet::NET_ADMIN);
         assert_eq!(
             some.to_string(),
-            "NET_ADMIN, without DAC_OVERRIDE NET_RAW SYS_RESOURCE MKNOD"
+            "NET_ADMIN, without CHOWN DAC_OVERRIDE NET_RAW SYS_RESOURCE MKNOD"
         );
     }
 

@@ -103,9 +103,9 @@ fn parent() {
         .read_line(&mut said)
         .unwrap();
     let expected = if needed.contains(CapabilitySet::SYS_RESOURCE) {
-        "DAC_OVERRIDE NET_ADMIN NET_RAW SYS_RESOURCE MKNOD"
+        "CHOWN DAC_OVERRIDE NET_ADMIN NET_RAW SYS_RESOURCE MKNOD"
     } else {
-        "DAC_OVERRIDE NET_ADMIN NET_RAW MKNOD, without SYS_RESOURCE"
+        "CHOWN DAC_OVERRIDE NET_ADMIN NET_RAW MKNOD, without SYS_RESOURCE"
     };
     assert_eq!(said.trim_end(), expected, "the child failed, see above");
 
@@ -148,6 +148,7 @@ fn child(socket_path: &Path, qemu: i32) {
         let dir = tempfile::tempdir().unwrap();
         let node = dir.path().join("null");
         mknod(&node, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 3)).expect("MKNOD");
+        chown(&node, Some(OTHER), Some(OTHER)).expect("CHOWN");
         let unlimited = Rlimit {
             current: None,
             maximum: None,

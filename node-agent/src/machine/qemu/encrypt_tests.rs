@@ -30,7 +30,11 @@ use super::{
     steps::act,
     tls::Keys,
 };
-use crate::{broker::Broker, host, host::Host};
+use crate::{
+    broker::{self, Broker},
+    host,
+    host::Host,
+};
 
 const ALONE: Duration = Duration::from_millis(100);
 
@@ -43,6 +47,10 @@ impl Broker for Here {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None);
         Box::pin(std::future::ready(socket.map_err(io::Error::from)))
+    }
+
+    fn netlink<'a>(&'a self, _: broker::Pod<'a>) -> BoxFuture<'a, io::Result<OwnedFd>> {
+        Box::pin(std::future::ready(Err(io::ErrorKind::Unsupported.into())))
     }
 
     fn memory(&self) -> BoxFuture<'_, io::Result<OwnedFd>> {
