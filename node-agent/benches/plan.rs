@@ -121,6 +121,7 @@ fn states() -> Vec<(Ask, Seen)> {
                 for qemu in qemus() {
                     let standby_recorded = vf.is_some() || macvtap.is_some();
                     let seen = Seen {
+                        sandbox_waits: false,
                         recorded: standby_recorded,
                         vf,
                         vf_offered: vf.is_none(),

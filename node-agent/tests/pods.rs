@@ -14,7 +14,7 @@ use std::{
 
 use hybridnic_agent::{
     broker::{Broker as _, Pod, Process, Started},
-    vm::process::ProcessId,
+    machine::process::ProcessId,
 };
 use hybridnic_net::{netlink::Netlink, netns::NetNs};
 
