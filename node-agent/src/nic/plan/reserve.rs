@@ -25,6 +25,10 @@ pub(super) const NOBODY: Guest = Guest {
 pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     use AttachmentState::Pending;
     match seen.qemu {
+        // A VF that was found with the NIC's MAC is a second owner of it.
+        QemuSeen::Up(guest) if guest.standby && !guest.vf && has_nic_mac(seen) => {
+            return Decision::Do(Step::Park);
+        }
         // What is in a guest is not taken from it by a goal that came too late.
         QemuSeen::Up(guest) if guest.standby || guest.vf => {
             return wait(Pending, reasons::TARGET_OCCUPIED, IN_A_GUEST);

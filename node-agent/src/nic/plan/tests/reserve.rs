@@ -89,15 +89,16 @@ fn what_is_found_is_made_silent_first() {
 #[test]
 fn nothing_is_taken_from_a_guest_by_a_goal_that_came_too_late() {
     let no = Learnt::default();
-    for guest in [GUEST, FAST] {
+    for (guest, vf) in [(GUEST, PARKED), (FAST, READY)] {
         waits(
             RESERVE,
-            seen(guest, true, READY),
+            seen(guest, true, vf),
             no,
             Pending,
             reasons::TARGET_OCCUPIED,
         );
     }
+    does(RESERVE, seen(GUEST, true, READY), no, Step::Park);
     let silent = Seen {
         qemu: QemuSeen::Unreachable,
         ..seen(FAST, true, READY)
