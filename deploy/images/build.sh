@@ -6,14 +6,14 @@
 #   OUT     directory for IMAGE.tar
 #   TAG     tag, as the version
 #   BIN     directory with the programs, such as target/release
-#   IMAGE   operator, agent, qemu, pause; without any, operator and agent
+#   IMAGE   operator, agent, sidecar, qemu, pause; without any, the first three
 # An image is the program and the libraries that it is linked with, from this system, and nothing else: no shell (but for
 # QEMU's), no package manager. Names are localhost/hybridnic-IMAGE:TAG, or ${HYBRIDNIC_REPOSITORY}-IMAGE:TAG.
 set -euo pipefail
 shopt -s inherit_errexit
 out=${1:?directory for the images} tag=${2:?tag} bin=${3:?directory of the programs}
 shift 3
-(($#)) || set -- operator agent
+(($#)) || set -- operator agent sidecar
 repository=${HYBRIDNIC_REPOSITORY:-localhost/hybridnic}
 PATH=$PATH:/usr/sbin:/sbin
 mkdir -p "$out"
@@ -46,6 +46,12 @@ make_agent() {
 	mkdir -p "$1/usr/sbin"
 	ln -s ../bin/kmod "$1/usr/sbin/modprobe"
 	config=(--entrypoint '["/usr/bin/hybridnic-agent"]' --env PATH=/usr/sbin:/usr/bin)
+}
+
+# It edits a text. KubeVirt runs it as QEMU's user.
+make_sidecar() {
+	add "$1" "$bin/hybridnic-sidecar"
+	config=(--entrypoint '["/usr/bin/hybridnic-sidecar"]' --user 107:107)
 }
 
 # Debian's QEMU with the firmware of a q35 machine, and a shell to decide how it is started. It runs as a user of its own and

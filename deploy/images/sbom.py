@@ -2,7 +2,7 @@
 """Writes what is compiled into our programs, as CycloneDX 1.6: the crates of Cargo.lock with the versions, checksums and licences
 that cargo itself gives. The same source gives the same file, to the octet.
 
-Usage: sbom.py OUT        for OUT/operator.cdx.json and OUT/agent.cdx.json
+Usage: sbom.py OUT        for OUT/operator.cdx.json, OUT/agent.cdx.json and OUT/sidecar.cdx.json
 """
 import json
 import os
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tomllib
 
-PROGRAMS = ["operator", "agent"]
+PROGRAMS = ["operator", "agent", "sidecar"]
 CARGO = os.environ.get("CARGO", "cargo")
 os.chdir(pathlib.Path(__file__).resolve().parents[2])
 
