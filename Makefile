@@ -98,7 +98,7 @@ cluster-oldest: build ## The API, the chart and the operator on the oldest Kuber
 	tools=$$(e2e/controlplane/build.sh --oldest) && KUBEBUILDER_ASSETS=$$(dirname "$$(head -n1 <<<"$$tools" | cut -f2)") \
 		$(CARGO) test $(ALL) --test cluster -- --test-threads=$(CLUSTERS) api:: chart:: operator::
 
-kubevirt: build ## KubeVirt's own control half, and a VM with our binding
+kubevirt: build ## KubeVirt's own programs as processes, and a VM with our binding: its control half, then with libvirt and QEMU
 	$(CARGO) test $(ALL) --test kubevirt -- --nocapture
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate

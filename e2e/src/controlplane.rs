@@ -227,6 +227,11 @@ impl ControlPlane {
         Ok(self.authority.server(server, &[], &[address])?)
     }
 
+    /// The certificate of a client of such servers.
+    pub fn client_certificate(&self, client: &str) -> Result<pki::Pair, Error> {
+        Ok(self.authority.client(client, &[])?)
+    }
+
     /// A login by a bearer token that the API server knows, such as a bootstrap token.
     pub fn login_token(&self, token: &str) -> Login {
         Login::token(self.port(), self.authority.certificate(), token)

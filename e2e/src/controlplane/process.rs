@@ -153,10 +153,7 @@ impl Daemon {
 
     /// Its resident memory in KiB while it runs (`VmRSS` of proc(5)).
     pub fn resident_kib(&self) -> Option<u64> {
-        let pid = self.pid()?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.trim().strip_suffix(" kB")?.parse().ok()
+        resident_kib(self.pid()?)
     }
 
     /// Where its standard output and error go.
@@ -184,6 +181,13 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The resident memory of a process, in KiB.
+pub fn resident_kib(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 fn pid_of(child: &Child) -> Pid {

@@ -1,9 +1,12 @@
-//! KubeVirt's own virt-api and virt-controller, as processes beside a [`ControlPlane`]: what KubeVirt makes of a virtual machine
-//! before any node has it. Built from its Go modules, see `e2e/kubevirt/build.sh`.
+//! KubeVirt's own programs, as processes beside a [`ControlPlane`]. virt-api and virt-controller, [`KubeVirt`]: what KubeVirt makes
+//! of a virtual machine before any node has it. virt-handler and virt-launcher, [`Handler`] and [`Launcher`]: what a node makes of it,
+//! with libvirt and QEMU. Built from its Go modules, see `e2e/kubevirt/build.sh`.
 //!
 //! Each has its own service account, as installed. It must: the webhook of virtual machine instances drops, without a word,
 //! what anyone else writes to a status.
 
+mod multus;
+mod node;
 mod objects;
 
 use std::fs;
@@ -23,6 +26,8 @@ use crate::controlplane::ControlPlane;
 use crate::controlplane::process::Daemon;
 use crate::controlplane::tools::Built;
 
+pub use node::{Device, Handler, Launcher, Sandbox, root};
+pub use multus::MULTUS;
 pub use objects::NAMESPACE;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/build.sh");
@@ -147,11 +152,15 @@ pub async fn configure(client: Client, configuration: Value) -> Result<()> {
     Ok(())
 }
 
-/// Loopback addresses that no other cluster on this machine has: of the control plane's port, which is its alone. The programs
+/// A loopback address that no other cluster on this machine has: of the control plane's port, which is its alone. The programs
 /// cannot be given a port that is held for them.
-fn addresses(port: u16) -> [SocketAddr; 2] {
+fn address(port: u16, last: u8) -> Ipv4Addr {
     let [high, low] = port.to_be_bytes();
-    [1, 2].map(|last| (Ipv4Addr::new(127, high, low, last), PORT).into())
+    Ipv4Addr::new(127, high, low, last)
+}
+
+fn addresses(port: u16) -> [SocketAddr; 2] {
+    [1, 2].map(|last| (address(port, last), PORT).into())
 }
 
 async fn install(cluster: &ControlPlane, objects: &Path, api: SocketAddr, dir: &Path) -> Result<()> {

@@ -24,7 +24,7 @@ mod launch;
 pub mod net;
 pub mod node;
 pub mod pinger;
-mod qmp;
+pub(crate) mod qmp;
 mod tsc;
 pub mod unplug;
 pub mod view;

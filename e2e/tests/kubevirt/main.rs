@@ -1,5 +1,5 @@
-//! KubeVirt itself, its control half, and a VM with an interface of our binding: what it makes of that, on which operator, device
-//! plugin, CNI plugin and agent rely. Nodes are stand-ins here.
+//! KubeVirt itself and a VM with interfaces of our binding: what it makes of that, on which operator, device plugin, CNI plugin,
+//! sidecar and agent rely. Its control half, with stand-ins for nodes (here); its node half, with libvirt and QEMU (`real`).
 //!
 //! ```text
 //! cargo test --workspace --all-features --test kubevirt
@@ -11,12 +11,14 @@
 )]
 
 mod launcher;
+mod network;
+mod real;
 mod stand_in;
 
 use std::time::{Duration, Instant};
 
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
-use hybridnic_e2e::kubevirt::{Kind, KubeVirt, configure};
+use hybridnic_e2e::kubevirt::{Kind, KubeVirt, MULTUS, configure};
 use hybridnic_e2e::until::until;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
@@ -31,19 +33,6 @@ const VM: &str = "web";
 const SOON: Duration = Duration::from_mins(1);
 /// For what must not happen: long enough for a controller that would do it.
 const A_WHILE: Duration = Duration::from_secs(2);
-
-/// What Multus installs, without its checks.
-const MULTUS: &str = "
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: network-attachment-definitions.k8s.cni.cncf.io}
-spec:
-  group: k8s.cni.cncf.io
-  scope: Namespaced
-  names: {plural: network-attachment-definitions, singular: network-attachment-definition, kind: NetworkAttachmentDefinition}
-  versions:
-  - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
-";
 
 /// As the operator will make it for a network.
 const FAST: &str = r#"
@@ -87,7 +76,7 @@ struct Stage {
     n2: StandIn,
     client: Client,
     kubevirt: KubeVirt,
-    _cluster: ControlPlane,
+    cluster: ControlPlane,
 }
 
 impl Stage {
@@ -116,7 +105,7 @@ impl Stage {
             n2: StandIn::start(&cluster, "n2").await.unwrap(),
             client: cluster.client_admin(),
             kubevirt,
-            _cluster: cluster,
+            cluster,
         }
     }
 
@@ -147,8 +136,7 @@ impl Stage {
             .unwrap()
     }
 
-    /// KubeVirt takes it: webhooks do not look at bindings. Only the VMI says it, and it has no pod.
-    async fn vm_with_a_binding_that_nobody_has_registered(&self) {
+    async fn vm(&self) {
         let vm = json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": { "name": VM },
             "spec": { "runStrategy": "Always", "template": { "spec": launcher::spec() } },
@@ -156,6 +144,11 @@ impl Stage {
         let vms = Kind::VirtualMachine.api(self.client.clone(), NAMESPACE);
         let vm = serde_json::from_value(vm).unwrap();
         vms.create(&PostParams::default(), &vm).await.unwrap();
+    }
+
+    /// KubeVirt takes it: webhooks do not look at bindings. Only the VMI says it, and it has no pod.
+    async fn vm_with_a_binding_that_nobody_has_registered(&self) {
+        self.vm().await;
         let vmi = self
             .until_vmi("said to be without its binding", |vmi| {
                 condition(vmi, "Synchronized")["reason"] == "FailedCreate"
