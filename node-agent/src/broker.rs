@@ -4,16 +4,17 @@
 //! - a directory in memory that is a file system of its own, see [`crate::machine::qemu::tls`]: `fsopen(2)` asks for `CAP_SYS_ADMIN`. Whoever gets any other
 //!   directory open may walk up from it, by `..`, as far as he is let: a QEMU that is root, to the agent's own files.
 //!
-//! - a socket of rtnetlink in the network of a pod, by which a macvtap there goes up and down from outside: `setns(2)`, as above.
+//! - a socket of rtnetlink in the network of a pod, by which a macvtap there goes up and down from outside, and the list of what its links
+//!   receive: `setns(2)`, as above.
 //!
 //! So a small process of the same program keeps these powers. It can do these three things, for the agent alone, and reads nothing that a
 //! VM or a user has written.
 
 use std::{
     fs::File,
-    io::{self, IoSlice, IoSliceMut},
+    io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt as _,
     },
     path::Path,
@@ -22,16 +23,12 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use hybridnic_net::netns::NetNs;
+use hybridnic_net::{multicast::LISTING, netns::NetNs};
 use nix::{
-    cmsg_space,
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     sched::{CloneFlags, setns},
-    sys::socket::{
-        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType,
-        recvmsg, sendmsg, socket, socketpair,
-    },
+    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket, socketpair},
 };
 use rustix::{
     mount::{
@@ -42,7 +39,7 @@ use rustix::{
 };
 use tokio::{io::unix::AsyncFd, sync::Mutex};
 
-use crate::{machine::process::ProcessId, privileges};
+use crate::{machine::process::ProcessId, packets, privileges};
 
 /// What the process keeps of its powers. By a socket of rtnetlink the kernel lets nobody do what its opener may not
 /// (`netlink_ns_capable`), hence the last.
@@ -59,6 +56,8 @@ pub trait Broker: std::fmt::Debug + Send + Sync {
     fn socket<'a>(&'a self, of: &'a ProcessId, ipv6: bool) -> BoxFuture<'a, io::Result<OwnedFd>>;
     /// A socket of rtnetlink in the network of a pod.
     fn netlink<'a>(&'a self, of: Pod<'a>) -> BoxFuture<'a, io::Result<OwnedFd>>;
+    /// The multicast lists of a pod's links, [`LISTING`].
+    fn groups<'a>(&'a self, of: Pod<'a>) -> BoxFuture<'a, io::Result<OwnedFd>>;
     /// An empty directory in memory. It is a file system of its own, and goes with the last that has it open.
     fn memory(&self) -> BoxFuture<'_, io::Result<OwnedFd>>;
 }
@@ -128,13 +127,11 @@ impl Broker for Process {
     }
 
     fn netlink<'a>(&'a self, of: Pod<'a>) -> BoxFuture<'a, io::Result<OwnedFd>> {
-        async move {
-            match of {
-                Pod::Process(process) => self.ask(NETLINK, Some(process.open()?.as_fd())).await,
-                Pod::NetNs(netns) => self.ask(NETLINK, Some(netns.as_fd())).await,
-            }
-        }
-        .boxed()
+        self.ask_of(NETLINK, of).boxed()
+    }
+
+    fn groups<'a>(&'a self, of: Pod<'a>) -> BoxFuture<'a, io::Result<OwnedFd>> {
+        self.ask_of(GROUPS, of).boxed()
     }
 
     fn memory(&self) -> BoxFuture<'_, io::Result<OwnedFd>> {
@@ -145,7 +142,10 @@ impl Broker for Process {
 const IPV4: u8 = b'4';
 const IPV6: u8 = b'6';
 const NETLINK: u8 = b'n';
+const GROUPS: u8 = b'g';
 const MEMORY: u8 = b'm';
+/// The longest packet, in octets.
+const LONGEST: usize = 8;
 
 impl Process {
     /// Resolves when the process has ended, without which no VM is sent encrypted.
@@ -156,15 +156,23 @@ impl Process {
         }
     }
 
+    async fn ask_of(&self, what: u8, pod: Pod<'_>) -> io::Result<OwnedFd> {
+        match pod {
+            Pod::Process(process) => self.ask(what, Some(process.open()?.as_fd())).await,
+            Pod::NetNs(netns) => self.ask(what, Some(netns.as_fd())).await,
+        }
+    }
+
     async fn ask(&self, what: u8, network: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
         let mut locked = self.socket.lock().await;
         let (socket, last) = &mut *locked;
         *last = last.wrapping_add(1);
         let number = *last;
         let exchange = async {
-            ready(socket, true, |fd| send(fd, &[what, number], network)).await?;
+            packets::ready(socket, true, |fd| packets::send(fd, &[what, number], network)).await?;
             loop {
-                let (answer, made) = ready(socket, false, receive).await?;
+                let (answer, made) =
+                    packets::ready(socket, false, |fd| packets::receive(fd, LONGEST)).await?;
                 if answer.last().is_none_or(|of| *of == number) {
                     return io::Result::Ok((answer, made));
                 }
@@ -181,50 +189,6 @@ impl Process {
     }
 }
 
-async fn ready<T>(
-    socket: &AsyncFd<OwnedFd>,
-    writable: bool,
-    act: impl Fn(RawFd) -> io::Result<T>,
-) -> io::Result<T> {
-    loop {
-        let mut guard = if writable {
-            socket.writable().await?
-        } else {
-            socket.readable().await?
-        };
-        if let Ok(done) = guard.try_io(|socket| act(socket.get_ref().as_raw_fd())) {
-            return done;
-        }
-    }
-}
-
-fn send(to: RawFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let fds: Vec<RawFd> = fd.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&fds)];
-    let control = if fds.is_empty() { &[][..] } else { &rights[..] };
-    sendmsg::<()>(to, &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
-    Ok(())
-}
-
-/// What was sent, and the descriptor with it. Nothing: the other end has gone.
-fn receive(from: RawFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-    let mut bytes = [0_u8; 8];
-    let mut space = cmsg_space!(RawFd);
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let message = recvmsg::<()>(from, &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let length = message.bytes;
-    let mut passed = None;
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = control {
-            for fd in fds {
-                // SAFETY: the kernel has just made it for us, and nobody else has it.
-                passed = Some(unsafe { OwnedFd::from_raw_fd(fd) });
-            }
-        }
-    }
-    Ok((bytes.get(..length).unwrap_or_default().to_vec(), passed))
-}
-
 /// The process: its other end is its standard input.
 pub fn serve() -> anyhow::Result<()> {
     privileges::drop_all_but(NEEDED)?;
@@ -233,15 +197,17 @@ pub fn serve() -> anyhow::Result<()> {
     let ours = File::open("/proc/self/ns/net")?;
     let from = stdin.as_fd().as_raw_fd();
     loop {
-        let (what, network) = receive(from)?;
+        let (what, network) = packets::receive(from, LONGEST)?;
         let made = match (what.first(), network) {
             (Some(&MEMORY), _) => memory(),
             // A descriptor of a process or of a namespace: setns takes either.
             (Some(&what), Some(network)) => {
-                let made = setns(&network, CloneFlags::CLONE_NEWNET).and_then(|()| unconnected(what));
+                let made = setns(&network, CloneFlags::CLONE_NEWNET)
+                    .map_err(io::Error::from)
+                    .and_then(|()| within(what));
                 // Whoever cannot come back ends.
                 setns(&ours, CloneFlags::CLONE_NEWNET)?;
-                made.map_err(io::Error::from)
+                made
             }
             // The agent has ended.
             (None, _) => return Ok(()),
@@ -253,20 +219,21 @@ pub fn serve() -> anyhow::Result<()> {
         };
         let mut answer = errno.to_ne_bytes().to_vec();
         answer.extend(what.get(1));
-        send(from, &answer, made.as_ref().map(AsFd::as_fd))?;
+        packets::send(from, &answer, made.as_ref().map(AsFd::as_fd))?;
     }
 }
 
-fn unconnected(what: u8) -> nix::Result<OwnedFd> {
+fn within(what: u8) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     match what {
-        IPV4 => socket(AddressFamily::Inet, SockType::Stream, flags, None),
-        IPV6 => socket(AddressFamily::Inet6, SockType::Stream, flags, None),
+        IPV4 => Ok(socket(AddressFamily::Inet, SockType::Stream, flags, None)?),
+        IPV6 => Ok(socket(AddressFamily::Inet6, SockType::Stream, flags, None)?),
         NETLINK => {
             let route = SockProtocol::NetlinkRoute;
-            socket(AddressFamily::Netlink, SockType::Raw, flags, route)
+            Ok(socket(AddressFamily::Netlink, SockType::Raw, flags, route)?)
         }
-        _ => Err(Errno::EINVAL),
+        GROUPS => Ok(File::open(LISTING)?.into()),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
     }
 }
 

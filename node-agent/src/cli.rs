@@ -1,6 +1,7 @@
 //! The command line, and what it starts.
 
 use std::{
+    convert::Infallible,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -28,6 +29,7 @@ use crate::{
     audit,
     broker::{self, Process, Started},
     calls::{self, Caller},
+    cni::{self, Sandboxes},
     devices::{Deadlines, Devices, Places},
     handouts::Handouts,
     host::{Discovered, Host, Settings},
@@ -104,6 +106,13 @@ struct RunArgs {
     /// Where it is known which devices a driver has not returned from: in memory (tmpfs), and outlasting the agent's own pod.
     #[arg(long, default_value = "/run/hybridnic-agent/calls")]
     calls: PathBuf,
+    /// The node's directory of CNI plugins. The agent puts its own there, and serves it. Without it no pod gets an interface by CNI, which
+    /// KubeVirt's VMs need.
+    #[arg(long)]
+    cni_bin_dir: Option<PathBuf>,
+    /// Where the agent listens for its CNI plugin.
+    #[arg(long, default_value = hybridnic_cni::wire::SOCKET)]
+    cni_socket: PathBuf,
     /// Seconds that a guest may take to let go of a device.
     #[arg(long, default_value_t = 30)]
     unplug_deadline: u64,
@@ -187,6 +196,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         multicast: Multicast::open()?,
         journal,
         keys,
+        sandboxes: Sandboxes::default(),
         broker: Arc::<Process>::clone(&broker),
         pools: Pools::default(),
         handouts: Handouts::new(devices.dev.clone(), hardware.clone()),
@@ -242,6 +252,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         () = attachments.run(contents) => anyhow::bail!("the watch of attachments has ended"),
         never = sockets.run() => match never {},
         result = host.handouts.run() => match result.context("the watch of VFs' descriptors")? {},
+        never = serve_cni(&host, args.cni_bin_dir, args.cni_socket) => match never {},
         () = audit::run(Arc::clone(&host)) => {}
         result = http::serve(&args.http, pages, guard) => result.context("probes and metrics")?,
         () = get_ready(probes, progress, published) => {}
@@ -263,6 +274,20 @@ fn check_pods_dir(dir: &Path, pod_uid: Option<&str>) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Serves the CNI plugin, if it has a place on the node. Its program is beside the agent's.
+async fn serve_cni(host: &Host, directory: Option<PathBuf>, socket: PathBuf) -> Infallible {
+    let Some(directory) = directory else {
+        return std::future::pending().await;
+    };
+    let program = std::env::current_exe().unwrap_or_default();
+    let place = cni::Place {
+        program: program.with_file_name("hybridnic-cni"),
+        directory,
+        socket,
+    };
+    cni::run(host, Arc::new(cni::NoKubelet), &place).await
 }
 
 /// Who may read the metrics, with a certificate for as long as the agent runs.

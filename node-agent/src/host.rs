@@ -20,6 +20,7 @@ use tracing::warn;
 
 use crate::{
     broker::Broker,
+    cni::Sandboxes,
     devices::{DeviceError, Devices},
     error::{StepError, chain},
     handouts::Handouts,
@@ -64,6 +65,8 @@ pub struct Host {
     pub journal: Journal,
     /// Certificates of migrations that QEMU has not got yet, in memory.
     pub keys: Keys,
+    /// Sandboxes of pods that have our interfaces.
+    pub sandboxes: Sandboxes,
     /// Makes what the agent has given up the powers for.
     pub broker: Arc<dyn Broker>,
     /// Who holds which VF.
@@ -240,6 +243,10 @@ pub(crate) mod tests {
             Box::pin(std::future::ready(Err(std::io::ErrorKind::Unsupported.into())))
         }
 
+        fn groups<'a>(&'a self, _: broker::Pod<'a>) -> BoxFuture<'a, std::io::Result<OwnedFd>> {
+            Box::pin(std::future::ready(Err(std::io::ErrorKind::Unsupported.into())))
+        }
+
         fn memory(&self) -> BoxFuture<'_, std::io::Result<OwnedFd>> {
             Box::pin(std::future::ready(Err(std::io::ErrorKind::Unsupported.into())))
         }
@@ -268,6 +275,7 @@ pub(crate) mod tests {
             multicast: Multicast::open().unwrap(),
             journal: Journal::open(dir.join("journal")).unwrap(),
             keys: Keys::new(dir.join("tls")),
+            sandboxes: Sandboxes::default(),
             broker: Arc::new(NoBroker),
             pools: Pools::default(),
             metrics,

@@ -10,6 +10,7 @@
 //! | [`privileges`] | gives up what root has and the agent does not need |
 //! | [`audit`] | looks for what is not as it should be, and reports it |
 //! | [`devices`] | what drivers have a part in: [`calls`] by a process each, and [`lanes`], one at a time for each device, with a deadline |
+//! | [`cni`] | pods' interfaces, as container runtimes ask for them |
 //! | [`handouts`] | descriptors of VFs that QEMUs were given, for as long as somebody has them |
 //! | [`troubles`] | what does not work while the rest goes on |
 //! | [`metrics`] | what is measured |
@@ -20,6 +21,7 @@ pub mod audit;
 pub mod broker;
 pub mod calls;
 pub mod cli;
+pub mod cni;
 pub mod devices;
 pub mod error;
 pub mod handouts;
@@ -32,6 +34,7 @@ pub mod metrics;
 mod news;
 pub mod nic;
 pub mod node;
+mod packets;
 pub mod privileges;
 pub mod sockets;
 mod trace;

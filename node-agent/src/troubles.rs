@@ -30,6 +30,7 @@ impl Troubles {
         reasons::DEVICE_HUNG,
         reasons::JOURNAL_FAILED,
         reasons::SOCKETS_NOT_WATCHED,
+        reasons::CNI_UNAVAILABLE,
     ];
 
     /// None yet.

@@ -74,6 +74,10 @@ async fn links_of_a_pod_go_up_and_down_from_outside() {
     }
     assert!(is_up(&Netlink::open().unwrap()).await, "this one was never meant");
 
+    let listing = broker.groups(Pod::Process(&process)).await.unwrap();
+    let text = std::io::read_to_string(std::fs::File::from(listing)).unwrap();
+    assert!(!text.contains("lo "), "it has no group: {text}");
+
     // Of a pod that has ended there is none; by what was kept of its namespace there is.
     drop(pod);
     assert!(broker.netlink(Pod::Process(&process)).await.is_err());

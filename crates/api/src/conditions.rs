@@ -117,6 +117,8 @@ pub mod reasons {
     pub const DEVICE_HUNG: &str = "DeviceHung";
     /// The kernel does not tell the agent of changes in a pod's directory.
     pub const SOCKETS_NOT_WATCHED: &str = "SocketsNotWatched";
+    /// The CNI plugin is not on the node, or its socket is not served.
+    pub const CNI_UNAVAILABLE: &str = "CniUnavailable";
     /// Nothing of the node is known to be amiss.
     pub const ALL_WELL: &str = "AllWell";
     /// Something else on the node uses the VF.

@@ -37,5 +37,6 @@ mod types;
 pub mod uevent;
 
 pub use types::{
-    MacAddr, ParseMacError, ParsePciError, ParseVlanProtocolError, PciAddress, PciId, VlanProtocol,
+    DeviceId, MacAddr, ParseDeviceIdError, ParseMacError, ParsePciError, ParseVlanProtocolError, PciAddress,
+    PciId, SLOTS, VlanProtocol,
 };

@@ -5,9 +5,9 @@
 //! (`SIOCADDMULTI`), so what is ours is known after a restart too.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ use crate::types::MacAddr;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Requests that may wait. More callers wait for a place, each within its deadline.
 const QUEUE: usize = 16;
-/// A namespace's links with their multicast addresses.
-const LISTING: &str = "/proc/thread-self/net/dev_mcast";
+/// A namespace's links with their multicast addresses: of the namespace of whoever opens it.
+pub const LISTING: &str = "/proc/thread-self/net/dev_mcast";
 
 /// A link's multicast list cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,15 @@ pub struct Received {
 /// What a thread has of a namespace.
 struct Lists {
     socket: OwnedFd,
-    listing: PathBuf,
+    listing: File,
+}
+
+impl Lists {
+    fn read(&self) -> io::Result<String> {
+        let mut listing = &self.listing;
+        listing.rewind()?;
+        io::read_to_string(listing)
+    }
 }
 
 type Job = Box<dyn FnOnce(&Lists) + Send>;
@@ -87,17 +95,15 @@ impl Multicast {
         // Of any family: it only says in which namespace.
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)
             .map_err(|e| MulticastError::Open(e.into()))?;
-        Self::of(socket, LISTING)
+        let listing = File::open(LISTING).map_err(MulticastError::Open)?;
+        Self::of(socket, listing)
     }
 
-    /// The lists of another network namespace: by a socket that was opened there, of any kind, and where its links are listed, such as
-    /// `/proc/PID/net/dev_mcast`. It keeps that namespace, see [`crate::netns`].
-    pub fn of(socket: OwnedFd, listing: impl Into<PathBuf>) -> Result<Self, MulticastError> {
+    /// The lists of another network namespace: by a socket that was opened there, of any kind, and by [`LISTING`], opened there as well.
+    /// Either keeps that namespace, see [`crate::netns`].
+    pub fn of(socket: OwnedFd, listing: File) -> Result<Self, MulticastError> {
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
-        let lists = Lists {
-            socket,
-            listing: listing.into(),
-        };
+        let lists = Lists { socket, listing };
         std::thread::Builder::new()
             .name("multicast".into())
             .spawn(move || {
@@ -111,20 +117,18 @@ impl Multicast {
 
     /// What a link receives by our doing.
     pub async fn received(&self, index: u32) -> Result<Received, MulticastError> {
-        self.ask(
-            format!("read the multicast list of link {index}"),
-            move |Lists { socket, listing }| {
-                let mut request = named(socket, index)?;
-                // SAFETY: the descriptor is a socket, and the kernel fills the ifreq it is given and nothing else.
-                unsafe { ioctl::get_flags(socket.as_raw_fd(), &raw mut request) }?;
-                // SAFETY: all bytes of the union are initialised, and any are a valid c_short.
-                let flags = unsafe { request.ifr_ifru.ifru_flags };
-                Ok(Received {
-                    added: added(&std::fs::read_to_string(listing)?, index),
-                    all: libc::c_int::from(flags) & libc::IFF_ALLMULTI != 0,
-                })
-            },
-        )
+        self.ask(format!("read the multicast list of link {index}"), move |lists| {
+            let socket = &lists.socket;
+            let mut request = named(socket, index)?;
+            // SAFETY: the descriptor is a socket, and the kernel fills the ifreq it is given and nothing else.
+            unsafe { ioctl::get_flags(socket.as_raw_fd(), &raw mut request) }?;
+            // SAFETY: all bytes of the union are initialised, and any are a valid c_short.
+            let flags = unsafe { request.ifr_ifru.ifru_flags };
+            Ok(Received {
+                added: added(&lists.read()?, index),
+                all: libc::c_int::from(flags) & libc::IFF_ALLMULTI != 0,
+            })
+        })
         .await
     }
 

@@ -1,11 +1,14 @@
-//! Validated newtypes for what the kernel writes as text: MAC and PCI addresses, PCI ids, VLAN protocols.
+//! Validated newtypes for what the kernel writes as text: MAC and PCI addresses, PCI ids, VLAN protocols; and for the ids of
+//! devices.
 //!
 //! Each one prints the form the kernel prints, parses what it prints, and is a string in serde.
 
+mod device_id;
 mod mac;
 mod pci;
 mod vlan;
 
+pub use device_id::{DeviceId, ParseDeviceIdError, SLOTS};
 pub use mac::{MacAddr, ParseMacError};
 pub use pci::{ParsePciError, PciAddress, PciId};
 pub use vlan::{ParseVlanProtocolError, VlanProtocol};

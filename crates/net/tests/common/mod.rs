@@ -2,11 +2,12 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails so")]
 
+use std::fs::File;
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::Duration;
 
+use hybridnic_net::multicast::LISTING;
 use hybridnic_net::netlink::{Netlink, Place};
 use hybridnic_net::netns::NetNs;
 use nix::mount::{MsFlags, mount};
@@ -83,7 +84,7 @@ pub struct Pod {
     /// Of any kind, for its multicast lists.
     pub socket: OwnedFd,
     /// Where these are listed.
-    pub listing: PathBuf,
+    pub listing: File,
     /// Ends the thread that is in it.
     _running: std::sync::mpsc::Sender<()>,
 }
@@ -99,9 +100,7 @@ impl Pod {
             let route = SockProtocol::NetlinkRoute;
             let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, route).unwrap();
             let any = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
-            // SAFETY: the call has no argument.
-            let thread = unsafe { libc::gettid() };
-            let listing = format!("/proc/{thread}/net/dev_mcast").into();
+            let listing = File::open(LISTING).unwrap();
             made.send((NetNs::own().unwrap(), netlink, any, listing)).unwrap();
             let _ = ended.recv();
         });

@@ -45,6 +45,9 @@ pub fn remedy(reason: &str) -> String {
             "the driver hangs: look for it in the node's kernel log; a reset of the card or the node ends it"
         }
         reasons::SOCKETS_NOT_WATCHED => "raise fs.inotify.max_user_instances on the node",
+        reasons::CNI_UNAVAILABLE => {
+            "is agent.cni.binDir of the chart the node's directory of CNI plugins, and can it be written?"
+        }
         reasons::QMP_UNAVAILABLE => {
             "does QEMU listen on qmp.sock in the pod's emptyDir hybridnic, with no other client?"
         }

@@ -53,6 +53,10 @@ impl Broker for Here {
         Box::pin(std::future::ready(Err(io::ErrorKind::Unsupported.into())))
     }
 
+    fn groups<'a>(&'a self, _: broker::Pod<'a>) -> BoxFuture<'a, io::Result<OwnedFd>> {
+        Box::pin(std::future::ready(Err(io::ErrorKind::Unsupported.into())))
+    }
+
     fn memory(&self) -> BoxFuture<'_, io::Result<OwnedFd>> {
         let made = || {
             let _ = fs::remove_dir_all(&self.0);
