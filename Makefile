@@ -44,6 +44,7 @@ chart: build ## Write the table of the chart's values
 
 images: sbom ## Container images of a release build, in target/images, and what is compiled into them
 	$(CARGO) build --release --locked -p hybridnic-operator -p hybridnic-agent -p hybridnic-sidecar
+	$(CARGO) rustc --release --locked -p hybridnic-cni --bin hybridnic-cni -- -C target-feature=+crt-static
 	deploy/images/build.sh target/images $$(sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml) target/release
 
 sbom: ## What is compiled into the programs, as CycloneDX, in target/images
@@ -89,7 +90,7 @@ monitoring: ## Alerts and dashboard, by promtool and Grafana's own schemas
 	e2e/monitoring/check.sh
 
 kernel: ## Real kernel and real QEMU, in network namespaces of their own
-	$(CARGO) test $(ALL) --test handouts --test kernel --test listener --test pods --test privileges --test real_qemu --test stream
+	$(CARGO) test $(ALL) --test handouts --test kernel --test listener --test plugin --test pods --test privileges --test real_qemu --test stream
 
 cluster: build ## Real kube-apiserver, etcd and controller manager
 	$(CARGO) test $(ALL) --test cluster -- --test-threads=$(CLUSTERS)

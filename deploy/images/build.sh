@@ -42,7 +42,10 @@ make_operator() {
 }
 
 make_agent() {
-	add "$1" "$bin/hybridnic-agent" "$(readlink -f "$(command -v kmod)")"
+	# It runs outside of the image, on nodes with another C library.
+	! ldd "$bin/hybridnic-cni" >/dev/null 2>&1 ||
+		echo "build.sh: hybridnic-cni is not linked statically: good for nodes with this system's libraries only; see make images" >&2
+	add "$1" "$bin/hybridnic-agent" "$bin/hybridnic-cni" "$(readlink -f "$(command -v kmod)")"
 	mkdir -p "$1/usr/sbin"
 	ln -s ../bin/kmod "$1/usr/sbin/modprobe"
 	config=(--entrypoint '["/usr/bin/hybridnic-agent"]' --env PATH=/usr/sbin:/usr/bin)
