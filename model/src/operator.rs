@@ -177,6 +177,7 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
     let others = attachments.iter().filter(|other| other.spec.nic.name != NIC[n]);
     let observed = Observed {
         vm: VmRef::of_nic(nic),
+        kubevirt: hybridnic_operator::nic::whereabouts::kubevirt::Seen::default(),
         network: None,
         pods,
         attachments: existing.clone(),
@@ -210,6 +211,7 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         nic,
         mac: &mac,
         l2: None,
+        interface: None,
         existing,
         place,
     };

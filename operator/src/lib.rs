@@ -10,6 +10,8 @@
 //! only while this process is the leader; it starts with fresh caches then, so that it decides on nothing that an older
 //! leader has changed since.
 //!
+//! Beside these [`kubevirt`] makes what KubeVirt's VMs need, where there are some: definitions of networks, our binding, NICs.
+//!
 //! What differs between the runtimes of VMs is in three places: which VM an object is about ([`vm`]), in which of its pods that VM is
 //! ([`nic::whereabouts`]), and how far it is on its way to another ([`moves`]).
 
@@ -20,6 +22,7 @@ mod controller;
 mod events;
 pub mod fence;
 mod kinds;
+mod kubevirt;
 mod mac;
 mod metrics;
 pub mod migration;
@@ -44,6 +47,7 @@ mod write;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use hybridnic_api::foreign::kubevirt::{VirtualMachine, VirtualMachineInstance};
 use hybridnic_process::http::{self, Pages};
 use hybridnic_process::lease::{Candidate, Timing};
 use hybridnic_process::log_level::LogLevel;
@@ -61,6 +65,7 @@ use cache::Cache;
 use controller::Reconciler;
 use events::Events;
 use fence::lookup::NodeLookup;
+use kubevirt::{BindingReconciler, Definitions, ElsewhereReconciler, MachineReconciler};
 use migration::inputs::Deadlines;
 use migration::{MigrationReconciler, Told};
 use network::NetworkReconciler;
@@ -168,7 +173,8 @@ impl Process {
     /// Runs caches and controllers until it is to stop, and lets what runs then end.
     async fn lead(&self, client: &Client) -> anyhow::Result<()> {
         let agents = self.options.agent_pods(client);
-        let (world, watches) = World::new(agents.as_ref());
+        let kubevirt = self.options.kubevirt(client);
+        let (world, watches) = World::new(agents.as_ref(), kubevirt);
         let triggers = Triggers {
             world: world.clone(),
             queues: Arc::new(Queues::new(&self.metrics.reconciles)),
@@ -208,12 +214,27 @@ impl Process {
         };
         let (client, seen) = (|| client.clone(), || world.clone());
         let node = NodeReconciler::new(client(), seen());
-        let network = NetworkReconciler::new(client(), seen(), events.clone());
+        let kubevirt = world.kubevirt.as_deref();
+        let definitions = Definitions::new(client(), seen(), kubevirt.cloned(), events.clone());
+        let network = NetworkReconciler::new(client(), seen(), definitions, events.clone());
         let lookup = NodeLookup::new(client(), seen());
         let timeout = self.options.node_loss_timeout;
         let patience = Patience::new((!timeout.is_zero()).then_some(timeout));
         let release = ReleaseReconciler::new(client(), seen(), lookup.clone());
-        let nic = NicReconciler::new(client(), seen(), lookup.clone(), patience, events.clone());
+        let migrations = self.metrics.migrations.clone();
+        let nic = NicReconciler::new(
+            client(),
+            seen(),
+            lookup.clone(),
+            patience,
+            events.clone(),
+            migrations,
+        );
+        let vm = MachineReconciler::<VirtualMachine>::new(client(), seen(), events.clone());
+        let vmi = MachineReconciler::<VirtualMachineInstance>::new(client(), seen(), events.clone());
+        let binding =
+            kubevirt.map(|settings| BindingReconciler::new(client(), settings.clone(), events.clone()));
+        let elsewhere = ElsewhereReconciler::new(seen(), events.clone());
         let told = Told {
             events,
             metrics: self.metrics.migrations.clone(),
@@ -234,6 +255,12 @@ impl Process {
         self.spawn(&mut set, nic, &world.nics, &queues.nics);
         self.spawn(&mut set, release, &world.attachments, &queues.attachments);
         self.spawn(&mut set, migration, &world.migrations, &queues.migrations);
+        if let Some(binding) = binding {
+            self.spawn(&mut set, binding, &world.kubevirts, &queues.kubevirts);
+            self.spawn(&mut set, vm, &world.vms, &queues.vms);
+            self.spawn(&mut set, vmi, &world.vmis, &queues.vmis);
+            self.spawn(&mut set, elsewhere, &world.vmi_migrations, &queues.vmi_migrations);
+        }
         set
     }
 

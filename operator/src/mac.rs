@@ -149,7 +149,7 @@ impl fmt::Display for Range {
 }
 
 /// FNV-1a, 64 bits, folded: it must give the same on every version and machine, which std's hashers do not promise.
-fn hash(parts: &[&str]) -> u64 {
+pub(crate) fn hash(parts: &[&str]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

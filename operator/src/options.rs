@@ -7,6 +7,7 @@ use hybridnic_process::http::HttpOptions;
 use hybridnic_process::telemetry::LogOptions;
 use hybridnic_process::traces::TraceOptions;
 
+use crate::kubevirt::Settings;
 use crate::migration::encryption::Encryption;
 use crate::presence::AgentPods;
 
@@ -47,6 +48,15 @@ pub struct Options {
     /// Seconds that an agent's pod may not be ready, as when it is started again, before the VFs of its node do not count
     #[arg(long, value_parser = seconds, default_value = "120")]
     pub agent_patience: Duration,
+    /// Whether VMs of KubeVirt are served. It need not be there yet
+    #[arg(long)]
+    pub kubevirt: bool,
+    /// Image of the sidecar in the pods of KubeVirt's VMs. Without it the network binding is registered by somebody else
+    #[arg(long, default_value = "")]
+    pub kubevirt_sidecar: String,
+    /// Whether the network binding is registered in KubeVirt's configuration
+    #[arg(long)]
+    pub kubevirt_register: bool,
     /// Logs
     #[command(flatten)]
     pub log: LogOptions,
@@ -70,6 +80,15 @@ impl Options {
     pub fn namespace(&self, client: &kube::Client) -> String {
         let own = || client.default_namespace().to_owned();
         self.lease_namespace.clone().unwrap_or_else(own)
+    }
+
+    /// How VMs of KubeVirt are served, if they are.
+    pub fn kubevirt(&self, client: &kube::Client) -> Option<Settings> {
+        self.kubevirt.then(|| Settings {
+            sidecar: self.kubevirt_sidecar.clone(),
+            register: self.kubevirt_register,
+            namespace: self.namespace(client),
+        })
     }
 
     /// The agents' pods, if it was said which they are.

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use hybridnic_api::foreign::kubevirt::{
+    KubeVirt, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceMigration,
+};
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
 
 use crate::cache::{Key, Name, Object};
@@ -34,6 +37,10 @@ pub struct Queues {
     pub nics: Queue<VmHybridNic>,
     pub attachments: Queue<NicAttachment>,
     pub migrations: Queue<QemuMigration>,
+    pub vms: Queue<VirtualMachine>,
+    pub vmis: Queue<VirtualMachineInstance>,
+    pub vmi_migrations: Queue<VirtualMachineInstanceMigration>,
+    pub kubevirts: Queue<KubeVirt>,
 }
 
 impl Queues {
@@ -45,6 +52,10 @@ impl Queues {
             nics: Queue::new(reconciles, MANY),
             attachments: Queue::new(reconciles, FEW),
             migrations: Queue::new(reconciles, MANY),
+            vms: Queue::new(reconciles, FEW),
+            vmis: Queue::new(reconciles, FEW),
+            vmi_migrations: Queue::new(reconciles, FEW),
+            kubevirts: Queue::new(reconciles, FEW),
         }
     }
 }
@@ -68,6 +79,9 @@ impl Triggers {
         let (world, queues) = (&self.world, &self.queues);
         all(world.hybrid_nodes.all_names(), &queues.hybrid_nodes);
         all(world.networks.all_names(), &queues.networks);
+        all(world.kubevirts.all_names(), &queues.kubevirts);
+        all(world.vms.all_names(), &queues.vms);
+        all(world.vmis.all_names(), &queues.vmis);
         all(world.nics.all_names(), &queues.nics);
         let held = world.attachments.select(|is_held| is_held);
         let held = held.iter().map(|held| Name::of(held.as_ref())).collect();
@@ -123,13 +137,33 @@ impl Triggers {
         self.queues.networks.add(Name::new("", network), Urgency::Usual);
     }
 
-    /// The networks that have a pool on a node.
-    pub fn networks_of(&self, node: &HybridNode) {
-        for key in node.keys() {
+    /// The networks that an object of KubeVirt's names.
+    pub fn networks_named(&self, of: &impl Object) {
+        for key in of.keys() {
             if let Key::Network(network) = key {
                 self.network(&network);
             }
         }
+    }
+
+    /// What says which NICs a VM of KubeVirt should have.
+    pub fn machine(&self, vm: &VmRef) {
+        let name = Name::new(&vm.namespace, &vm.name);
+        self.queues.vms.add(name.clone(), Urgency::Usual);
+        self.queues.vmis.add(name, Urgency::Usual);
+    }
+
+    /// All NICs of KubeVirt's VMs.
+    pub fn kubevirt_nics(&self) {
+        let world = &self.world;
+        for vm in world.vms.all_names().iter().chain(&world.vmis.all_names()) {
+            self.vm(&VmRef::kubevirt(vm.namespace(), vm.name()));
+        }
+    }
+
+    /// The networks that have a pool on a node.
+    pub fn networks_of(&self, node: &HybridNode) {
+        self.networks_named(node);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which VM: its namespace, its name, and what runs it.
 
+use hybridnic_api::foreign::kubevirt::{LAUNCHER, NAME_LABEL, POD_LABEL, VirtualMachineInstanceMigration};
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::v1alpha1::{NicAttachment, QemuMigration, Runtime, VmHybridNic};
 use k8s_openapi::api::core::v1::Pod;
@@ -26,6 +27,14 @@ impl VmRef {
         }
     }
 
+    /// A VM of KubeVirt.
+    pub fn kubevirt(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            runtime: Runtime::Kubevirt,
+            ..Self::qemu(namespace, name)
+        }
+    }
+
     /// The VM of a NIC; none of a runtime that this version does not know.
     pub fn of_nic(nic: &VmHybridNic) -> Option<Self> {
         let vm = &nic.spec.vm;
@@ -48,12 +57,21 @@ impl VmRef {
 
     /// The VM that a pod runs, or may run.
     pub fn of_pod(pod: &Pod) -> Option<Self> {
-        Some(Self::qemu(namespace(pod), pod.labels().get(VM_LABEL)?))
+        let labels = pod.labels();
+        if labels.get(POD_LABEL).is_some_and(|what| what == LAUNCHER) {
+            return Some(Self::kubevirt(namespace(pod), labels.get(NAME_LABEL)?));
+        }
+        Some(Self::qemu(namespace(pod), labels.get(VM_LABEL)?))
     }
 
     /// The VM of a migration.
     pub fn of_migration(migration: &QemuMigration) -> Self {
         Self::qemu(namespace(migration), &migration.spec.vm)
+    }
+
+    /// The VM of a migration of KubeVirt's.
+    pub fn of_kubevirt_migration(migration: &VirtualMachineInstanceMigration) -> Self {
+        Self::kubevirt(namespace(migration), &migration.spec.vmi_name)
     }
 }
 

@@ -32,6 +32,21 @@ impl Watches {
         self.some(config, |client| Api::all(client.clone()))
     }
 
+    /// The cache of a kind of another project, of which those with a label are watched where there is one; empty for good where
+    /// `on` is not so.
+    pub fn foreign<K: Watched>(&mut self, on: bool, label: Option<&str>) -> Cache<K> {
+        if !on {
+            let (cache, _) = cache::cache();
+            return cache;
+        }
+        let config = api::watches();
+        let config = match label {
+            None => config,
+            Some(label) => config.labels(label),
+        };
+        self.some(config, |client| Api::all(client.clone()))
+    }
+
     /// The cache of a kind of which a namespace's objects with some labels are watched.
     pub fn of<K>(&mut self, namespace: &str, labels: &str) -> Cache<K>
     where

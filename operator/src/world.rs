@@ -3,12 +3,19 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_api::foreign::kubevirt::{
+    KubeVirt, LAUNCHER, POD_LABEL, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceMigration,
+};
+use hybridnic_api::foreign::multus::NetworkAttachmentDefinition;
+use hybridnic_api::v1alpha1::{
+    HybridNetwork, HybridNode, NicAttachment, QemuMigration, Runtime, VmHybridNic,
+};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 
 use crate::cache::{Cache, Key};
+use crate::kubevirt::Settings;
 use crate::moves::{self, Going, Move, Stage};
 use crate::presence::{AgentPods, Agents, Presence};
 use crate::queue::Urgency;
@@ -27,13 +34,24 @@ pub struct World {
     pub nics: Cache<VmHybridNic>,
     pub attachments: Cache<NicAttachment>,
     pub migrations: Cache<QemuMigration>,
+    pub launchers: Cache<Pod>,
+    pub vms: Cache<VirtualMachine>,
+    pub vmis: Cache<VirtualMachineInstance>,
+    pub vmi_migrations: Cache<VirtualMachineInstanceMigration>,
+    pub kubevirts: Cache<KubeVirt>,
+    pub nads: Cache<NetworkAttachmentDefinition>,
+    /// How KubeVirt's VMs are served; none where they are not.
+    pub kubevirt: Option<Arc<Settings>>,
     pub agents: Agents,
 }
 
 impl World {
-    /// Empty caches, with the watches that fill them; with where the agents' pods are, if that is known.
-    pub fn new(agents: Option<&AgentPods>) -> (Self, Watches) {
+    /// Empty caches, with the watches that fill them; with where the agents' pods are, if that is known, and how KubeVirt's VMs are
+    /// served, if they are.
+    pub fn new(agents: Option<&AgentPods>, kubevirt: Option<Settings>) -> (Self, Watches) {
         let mut watches = Watches::default();
+        let on = kubevirt.is_some();
+        let launchers = format!("{POD_LABEL}={LAUNCHER}");
         let world = Self {
             nodes: watches.all(),
             namespaces: watches.all(),
@@ -43,6 +61,13 @@ impl World {
             nics: watches.all(),
             attachments: watches.all(),
             migrations: watches.all(),
+            launchers: watches.foreign(on, Some(&launchers)),
+            vms: watches.foreign(on, None),
+            vmis: watches.foreign(on, None),
+            vmi_migrations: watches.foreign(on, None),
+            kubevirts: watches.foreign(on, None),
+            nads: watches.foreign(on, None),
+            kubevirt: kubevirt.map(Arc::new),
             agents: Agents::watched(&mut watches, agents),
         };
         (world, watches)
@@ -58,7 +83,11 @@ impl World {
 
     /// The pods of a VM.
     pub fn pods_of(&self, vm: &VmRef) -> Vec<Arc<Pod>> {
-        self.pods.by(&Key::Vm(vm.clone()))
+        let key = Key::Vm(vm.clone());
+        match vm.runtime {
+            Runtime::Qemu => self.pods.by(&key),
+            Runtime::Kubevirt => self.launchers.by(&key),
+        }
     }
 
     /// The NICs of a VM.
@@ -68,11 +97,21 @@ impl World {
 
     /// The moves of a VM, also those that are over.
     pub fn moves_of(&self, vm: &VmRef) -> Vec<Move> {
-        let migrations = self.migrations.by(&Key::Vm(vm.clone()));
-        migrations
-            .iter()
-            .filter_map(|migration| moves::qemu::begun(migration))
-            .collect()
+        let key = Key::Vm(vm.clone());
+        match vm.runtime {
+            Runtime::Qemu => {
+                let migrations = self.migrations.by(&key);
+                let moves = migrations.iter();
+                moves
+                    .filter_map(|migration| moves::qemu::begun(migration))
+                    .collect()
+            }
+            Runtime::Kubevirt => moves::kubevirt::moves(moves::kubevirt::Inputs {
+                migrations: &self.vmi_migrations.by(&key),
+                pods: &self.pods_of(vm),
+                attachments: &self.attachments_of_vm(vm),
+            }),
+        }
     }
 
     /// All that is asked for and has not ended.
@@ -80,16 +119,30 @@ impl World {
         let migrations = self
             .migrations
             .select(|stage| !matches!(stage, Some(Stage::Over(_))));
-        migrations
+        let ours = migrations
             .iter()
-            .filter_map(|migration| moves::qemu::going(migration))
-            .collect()
+            .filter_map(|migration| moves::qemu::going(migration));
+        let theirs = self.vmi_migrations.select(|going| going);
+        let theirs = theirs.iter().filter_map(|migration| {
+            let vm = VmRef::of_kubevirt_migration(migration);
+            // Only those of VMs with NICs of ours.
+            let is_ours = self.nics.any(&Key::Vm(vm.clone()));
+            moves::kubevirt::going(migration, &self.moves_of(&vm)).filter(|_| is_ours)
+        });
+        ours.chain(theirs).collect()
     }
 
     /// How urgent it is what is to be done for a VM.
     pub fn urgency(&self, vm: &VmRef) -> Urgency {
-        let stages = self.migrations.glances(&Key::Vm(vm.clone())).into_iter();
-        stages.flatten().map(Stage::urgency).max().unwrap_or_default()
+        let key = Key::Vm(vm.clone());
+        match vm.runtime {
+            Runtime::Qemu => {
+                let stages = self.migrations.glances(&key).into_iter();
+                stages.flatten().map(Stage::urgency).max().unwrap_or_default()
+            }
+            Runtime::Kubevirt if self.vmi_migrations.glances(&key).contains(&true) => Urgency::Urgent,
+            Runtime::Kubevirt => Urgency::Usual,
+        }
     }
 
     /// The attachments of all NICs of a VM.

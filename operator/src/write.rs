@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use hybridnic_api::names::OPERATOR_MANAGER;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,7 +44,12 @@ pub enum Error {
 impl Error {
     /// Whether the object has changed since the write was decided on.
     pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Refused { source, .. } if matches!(source.as_ref(), kube::Error::Api(s) if s.is_conflict()))
+        matches!(self, Self::Refused { source, .. } if matches!(source.as_ref(), kube::Error::Api(s) if s.is_conflict() || s.is_already_exists()))
+    }
+
+    /// Whether it is such that the API server takes it from nobody.
+    pub fn is_invalid(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if matches!(source.as_ref(), kube::Error::Api(s) if s.code == 422))
     }
 
     /// Whether the object is not there any more.
@@ -88,6 +93,30 @@ pub async fn object<K: Writable + Serialize>(api: &Api<K>, object: &K) -> Result
         "apply the whole",
         object,
         api.patch(&object.name_any(), &params(), &Patch::Apply(object)),
+    )
+    .await
+}
+
+/// Creates `object`. That there is one of its name is a conflict.
+pub async fn create<K: Writable + Serialize>(api: &Api<K>, object: &K) -> Result<(), Error> {
+    let params = PostParams {
+        field_manager: Some(OPERATOR_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    within("create the whole", object, api.create(&params, object)).await
+}
+
+/// Merges `patch` into `of`, which is somebody else's. `step` says what that does.
+pub async fn merge_into<K: Writable>(
+    api: &Api<K>,
+    of: &K,
+    step: &'static str,
+    patch: &Value,
+) -> Result<(), Error> {
+    within(
+        step,
+        of,
+        api.patch(&of.name_any(), &merge(), &Patch::Merge(patch)),
     )
     .await
 }

@@ -45,6 +45,12 @@ pub mod reasons {
     pub const POD_NOT_FOUND: &str = "PodNotFound";
     /// The VM's pod does not run yet.
     pub const POD_NOT_RUNNING: &str = "PodNotRunning";
+    /// KubeVirt, Multus, or our binding in KubeVirt, is missing, or KubeVirt is too old.
+    pub const KUBEVIRT_NOT_READY: &str = "KubevirtNotReady";
+    /// The interface of KubeVirt's VM cannot be a hybrid NIC as it is.
+    pub const INTERFACE_UNFIT: &str = "InterfaceUnfit";
+    /// A VM with hybrid NICs cannot migrate in this way.
+    pub const MIGRATION_UNSUPPORTED: &str = "MigrationUnsupported";
     /// The NIC waits until it has left the pod in which it was before.
     pub const WAITING_FOR_DETACH: &str = "WaitingForDetach";
     /// What keeps the NIC in the pod in which it was before does not pass by itself.

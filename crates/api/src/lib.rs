@@ -8,6 +8,7 @@
 #![allow(clippy::duplicated_attributes)]
 
 pub mod conditions;
+pub mod foreign;
 pub mod limits;
 pub mod names;
 pub mod v1alpha1;

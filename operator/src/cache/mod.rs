@@ -14,6 +14,7 @@ mod wire;
 use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Debug};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::{Stream, StreamExt};
@@ -37,6 +38,9 @@ pub trait Object:
 
     /// Whether a cluster may be without the kind, because another project brings it. That is no failure of the watch.
     const OPTIONAL: bool = false;
+
+    /// Whether its annotations are read; [`trim`](Self::trim) then drops the others.
+    const ANNOTATED: bool = false;
 
     /// What it is looked up by, besides its name.
     fn keys(&self) -> Vec<Key>;
@@ -111,6 +115,8 @@ pub struct Cache<K: Object> {
     shelf: Arc<Mutex<Shelf<K>>>,
     unread: Arc<Mutex<Unread>>,
     filled: watch::Receiver<bool>,
+    /// Whether the API server has listed the kind, and has not said since that it has none.
+    served: Arc<AtomicBool>,
 }
 
 impl<K: Object> Clone for Cache<K> {
@@ -119,6 +125,7 @@ impl<K: Object> Clone for Cache<K> {
             shelf: Arc::clone(&self.shelf),
             unread: Arc::clone(&self.unread),
             filled: self.filled.clone(),
+            served: Arc::clone(&self.served),
         }
     }
 }
@@ -151,6 +158,7 @@ pub fn cache<K: Object>() -> (Cache<K>, Feed<K>) {
         shelf: Arc::default(),
         unread: Arc::default(),
         filled: receiver,
+        served: Arc::default(),
     };
     let feed = Feed {
         cache: cache.clone(),
@@ -165,6 +173,11 @@ impl<K: Object> Cache<K> {
     /// Whether it holds what the API server had.
     pub fn filled(&self) -> watch::Receiver<bool> {
         self.filled.clone()
+    }
+
+    /// Whether the cluster has the kind, as far as is known.
+    pub fn is_served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
     }
 
     /// The object of a name; of a cluster-scoped kind with `namespace` empty.
@@ -325,6 +338,7 @@ impl<K: Object> Feed<K> {
                 for name in &gone {
                     self.remove(name, changed);
                 }
+                self.cache.served.store(true, Ordering::Relaxed);
                 if std::mem::take(&mut self.absent) {
                     tracing::info!(kind = %K::kind(&()), group = %K::group(&()), "the cluster has this kind now");
                 }
@@ -336,6 +350,7 @@ impl<K: Object> Feed<K> {
     /// The cluster does not have the kind now: nothing waits for its objects. What is known of them stays, because an API server that
     /// has just started may not serve it yet.
     fn is_absent(&mut self) {
+        self.cache.served.store(false, Ordering::Relaxed);
         if !std::mem::replace(&mut self.absent, true) {
             let (kind, group) = (K::kind(&()), K::group(&()));
             tracing::info!(%kind, %group, "the cluster does not have this kind; it is looked for again and again");

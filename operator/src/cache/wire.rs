@@ -98,7 +98,9 @@ impl<K: Object> From<K> for Wire<K> {
     fn from(mut object: K) -> Self {
         // They are the larger part of many objects, and a user may put what he likes into annotations.
         object.meta_mut().managed_fields = None;
-        object.meta_mut().annotations = None;
+        if !K::ANNOTATED {
+            object.meta_mut().annotations = None;
+        }
         cut_finalizers(object.meta_mut());
         object.trim();
         Self(Ok(object))

@@ -1,6 +1,6 @@
 //! `NicAttachment`.
 
-use hybridnic_api::v1alpha1::NicAttachment;
+use hybridnic_api::v1alpha1::{NicAttachment, Runtime};
 
 use super::{Watched, namespace_of, unread};
 use crate::cache::{Key, Object};
@@ -52,7 +52,10 @@ impl Watched for NicAttachment {
                 .as_ref()
                 .map(|status| (status.state, status.migration.clone()))
         };
-        if old.and_then(report) != new.and_then(report) {
+        // What follows of KubeVirt's migrations is told in the specs, which no object of ours repeats.
+        let told =
+            |a: &Self| (vm.runtime == Runtime::Kubevirt).then(|| (a.spec.goal, a.spec.migration.clone()));
+        if old.and_then(report) != new.and_then(report) || old.map(told) != new.map(told) {
             triggers.nics(&Key::Vm(vm), urgency);
         }
     }

@@ -6,7 +6,9 @@
 
 mod attachment;
 mod hybrid_node;
+mod kubevirt;
 mod migration;
+mod nad;
 mod namespace;
 mod network;
 mod nic;

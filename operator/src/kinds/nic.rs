@@ -1,7 +1,7 @@
 //! `VmHybridNic`.
 
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{NicPhase, Path, VmHybridNic};
+use hybridnic_api::v1alpha1::{NicPhase, Path, Runtime, VmHybridNic};
 
 use super::{Watched, namespace_of, unread};
 use crate::cache::{Key, Name, Object};
@@ -51,7 +51,11 @@ impl Object for VmHybridNic {
     }
 
     fn trim(&mut self) {
+        // By its owner it is known that it was made for a VM of KubeVirt's.
+        let mut owners = self.metadata.owner_references.take().unwrap_or_default();
+        owners.retain(|owner| owner.controller == Some(true));
         unread(self);
+        self.metadata.owner_references = (!owners.is_empty()).then_some(owners);
     }
 }
 
@@ -68,6 +72,10 @@ impl Watched for VmHybridNic {
         }
         if let Some(vm) = &vm {
             triggers.moves(vm, urgency);
+            // One that was made for an interface may have to be made again.
+            if new.is_none() && vm.runtime == Runtime::Kubevirt {
+                triggers.machine(vm);
+            }
         }
         // Who waits for the address may have it once this one is gone, or was refused.
         let was_refused = old.is_some_and(mac::is_refused);

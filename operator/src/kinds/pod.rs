@@ -1,5 +1,6 @@
-//! `Pod`, in which QEMU runs.
+//! `Pod`, in which QEMU runs: somebody's, or KubeVirt's.
 
+use hybridnic_api::foreign::kubevirt::{CREATED_BY_LABEL, MIGRATION_LABEL, NAME_LABEL, POD_LABEL};
 use hybridnic_api::names::VM_LABEL;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use kube::ResourceExt;
@@ -9,6 +10,9 @@ use crate::cache::{Key, Object};
 use crate::pods;
 use crate::triggers::Triggers;
 use crate::vm::VmRef;
+
+/// By these it is known what it runs.
+const LABELS: [&str; 5] = [VM_LABEL, POD_LABEL, NAME_LABEL, CREATED_BY_LABEL, MIGRATION_LABEL];
 
 /// Only its VM, node, phase and addresses matter. One that a node owns has no VM, whatever its labels say: see
 /// [`pods::is_of_node`].
@@ -24,7 +28,8 @@ impl Object for Pod {
     fn trim(&mut self) {
         let of_node = pods::is_of_node(self);
         bare(self);
-        self.labels_mut().retain(|label, _| label == VM_LABEL && !of_node);
+        self.labels_mut()
+            .retain(|label, _| LABELS.contains(&label.as_str()) && !of_node);
         self.spec = self.spec.take().map(|spec| PodSpec {
             node_name: spec.node_name,
             ..PodSpec::default()

@@ -144,6 +144,7 @@ impl Scene {
             nic: &self.nic,
             mac: "02:00:00:00:00:01",
             l2: None,
+            interface: None,
             existing: &attachments,
             place,
         };

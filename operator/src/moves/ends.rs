@@ -17,7 +17,7 @@ use std::sync::Arc;
 use hybridnic_api::v1alpha1::{Decision, MigrationReport, MigrationState, MigrationStep, NicAttachment};
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Driver, Move};
+use super::{Driver, Move, Orders};
 use crate::{attachment, pods};
 
 /// What both ends of a move say.
@@ -85,7 +85,14 @@ impl Ends {
             pods.iter()
                 .any(|pod| pod.metadata.uid.as_deref() == Some(uid) && pods::is_finished(pod))
         };
-        let Driver::Ours(orders) = &of.driver;
+        // KubeVirt asks nobody before it begins.
+        let orders = match &of.driver {
+            Driver::Ours(orders) => *orders,
+            Driver::Theirs { .. } => Orders {
+                transfer: true,
+                ..Orders::default()
+            },
+        };
         Self {
             begun: orders.transfer,
             decision: orders.decision,
@@ -198,6 +205,8 @@ impl Ends {
             // failure that it has kept the VM after is no such word: it may have died on its way, with the VM still paused.
             _ if self.resuming => Rollback::Resuming,
             Some(Failed) if !self.has_left() => Rollback::Stopped,
+            // Its QEMU runs the VM and sends it nowhere, whether or not it has ever begun to.
+            _ if self.source.as_ref().is_some_and(|report| report.kept) => Rollback::Stopped,
             _ if self.has_left() && self.never_ran() => Rollback::NeverRan,
             _ if self.has_left() => Rollback::Undecided,
             _ => Rollback::Cancelling,

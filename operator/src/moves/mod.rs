@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`ends`] | where the VM may run, by what both ends report |
 //! | [`qemu`] | a `QemuMigration` as a move |
+//! | [`kubevirt`] | KubeVirt's `VirtualMachineInstanceMigration` as a move |
 //!
 //! ```text
 //!  Preparing ─► Leaving ─► Moving ─► Arrived ─► Over
@@ -17,6 +18,7 @@
 //! stage, and be at its target in any. So a stage says what each end is to do, and only [`ends`] where the VM may run.
 
 pub mod ends;
+pub mod kubevirt;
 pub mod qemu;
 
 use hybridnic_api::v1alpha1::{Decision, MigrationEnd, MigrationPhaseTime, ObjectRef};
@@ -78,6 +80,11 @@ pub enum Outcome {
 pub enum Driver {
     /// This operator: besides a goal each end gets an order for its QEMU.
     Ours(Orders),
+    /// KubeVirt: each end gets a goal, and says what its QEMU does.
+    Theirs {
+        /// Whether the pod at the target has got its links, or was told that it gets them: before that, nothing can come there.
+        open: bool,
+    },
 }
 
 /// What this operator has ordered, or may have.

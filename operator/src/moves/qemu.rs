@@ -21,6 +21,20 @@ pub fn stage(phase: MigrationPhase) -> Option<Stage> {
     }
 }
 
+/// The word for a stage, whoever drives the move.
+pub fn phase_of(stage: Stage) -> MigrationPhase {
+    match stage {
+        Stage::Preparing => MigrationPhase::PreparingTarget,
+        Stage::Leaving => MigrationPhase::SwitchingToStandby,
+        Stage::Moving => MigrationPhase::Transferring,
+        Stage::Arrived => MigrationPhase::Completing,
+        Stage::Returning => MigrationPhase::RollingBack,
+        Stage::Over(Outcome::Succeeded) => MigrationPhase::Succeeded,
+        Stage::Over(Outcome::Failed) => MigrationPhase::Failed,
+        Stage::Over(Outcome::Cancelled) => MigrationPhase::Cancelled,
+    }
+}
+
 /// The phase that a migration is in.
 pub fn phase(migration: &QemuMigration) -> MigrationPhase {
     let status = migration.status.as_ref();
@@ -132,8 +146,10 @@ mod tests {
                 ..QemuMigrationStatus::default()
             });
             change(&mut migration);
-            let Driver::Ours(orders) = begun(&migration).unwrap().driver;
-            orders
+            match begun(&migration).unwrap().driver {
+                Driver::Ours(orders) => orders,
+                Driver::Theirs { .. } => panic!("this operator drives it"),
+            }
         };
         let began = [MigrationPhase::PreparingTarget, MigrationPhase::RollingBack];
         assert_eq!(orders(&began, |_| {}), Orders::default());

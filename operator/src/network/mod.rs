@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::cache::{Key, Object};
 use crate::controller::{Done, Reconciler};
 use crate::events::Events;
+use crate::kubevirt::Definitions;
 use crate::presence::Presence;
 use crate::world::World;
 use crate::write;
@@ -31,6 +32,7 @@ const NODES_AT_ONCE: usize = 32;
 pub struct NetworkReconciler {
     client: Client,
     world: World,
+    definitions: Definitions,
     events: Events,
     times: Mutex<HashMap<String, Times>>,
 }
@@ -44,10 +46,11 @@ struct Times {
 
 impl NetworkReconciler {
     /// A reconciler that reads from `world`.
-    pub fn new(client: Client, world: World, events: Events) -> Self {
+    pub fn new(client: Client, world: World, definitions: Definitions, events: Events) -> Self {
         Self {
             client,
             world,
+            definitions,
             events,
             times: Mutex::default(),
         }
@@ -169,6 +172,7 @@ impl Reconciler for NetworkReconciler {
         if let Some(rest) = self.rest(&name) {
             return Ok(after(rest));
         }
+        self.definitions.keep(&network).await?;
         let (nodes, again) = self.nodes(&name).await;
         let leaves = network.metadata.deletion_timestamp.is_some();
         let attached = if leaves {

@@ -10,7 +10,17 @@
 //! | `Arrived` | `Detached`, Transfer | `FastPath`, Listen |
 //! | `Returning` | see [`Rollback`] | |
 //!
-//! The goals are those of every move; the orders are for QEMUs whose migration this operator drives ([`Driver::Ours`]).
+//! These are the goals and orders where this operator drives the migration ([`Driver::Ours`]). Where KubeVirt does
+//! ([`Driver::Theirs`]), every order is Watch, and what holds it is that the target's pod gets its links with the goal `Standby` and
+//! not before:
+//!
+//! | stage | source | target |
+//! |---|---|---|
+//! | `Preparing` | `FastPath` | `Reserved` |
+//! | `Leaving` | `Standby` | `Reserved` |
+//! | `Moving` | `Standby` | `Standby` |
+//! | `Arrived` | `Detached` | `FastPath` |
+//! | `Returning` | `Standby`; `FastPath` once it is known to run the VM and to send it nowhere | `Standby`; `Detached` once nothing can come |
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -43,6 +53,8 @@ pub struct Inputs<'a> {
     pub mac: &'a str,
     /// Its network's settings; none when the network is no more.
     pub l2: Option<L2Settings>,
+    /// Which interface of KubeVirt's VM it is.
+    pub interface: Option<&'a str>,
     /// Its attachments as they are.
     pub existing: &'a [Arc<NicAttachment>],
     /// Where its VM is.
@@ -61,7 +73,7 @@ pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
         Place::Moving(of, ends) => (*of, *ends),
     };
     let (source, target) = (&of.source, &of.target);
-    let Driver::Ours(orders) = &of.driver;
+    let encrypted = matches!(&of.driver, Driver::Ours(orders) if orders.encrypted);
     let ((source_goal, source_step), (target_goal, target_step)) = goals(of.stage, &of.driver, ends);
 
     let order = |step| MigrationOrder {
@@ -80,7 +92,7 @@ pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
     {
         order.target_uri = target_uri(inputs, of, ends);
     }
-    if orders.encrypted {
+    if encrypted {
         for (order, pod, other) in [
             (source_order.as_mut(), &source.pod, ends.target.as_ref()),
             (target_order.as_mut(), &target.pod, ends.source.as_ref()),
@@ -104,7 +116,8 @@ pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
         None,
         source_order,
     )];
-    if !waits {
+    // The target of a migration whose object and pod are gone may not be known any more.
+    if !waits && !target.pod.uid.is_empty() {
         specs.push(one(
             inputs,
             vm,
@@ -145,7 +158,10 @@ type Wish = (Goal, Option<MigrationStep>);
 /// What source and target should do in a stage. The source never gets its VF back while the VM may run at the target.
 fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
     use MigrationStep::{Cancel, GiveUp, Listen, Prepare, Resume, Transfer};
-    let Driver::Ours(orders) = driver;
+    let orders = match driver {
+        Driver::Ours(orders) => orders,
+        Driver::Theirs { open } => return theirs(stage, *open, ends),
+    };
     let receive = (Goal::FastPath, Some(Listen));
     let revoke = (Goal::Detached, Some(GiveUp));
     match stage {
@@ -174,6 +190,27 @@ fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
     }
 }
 
+/// As [`goals`], where KubeVirt drives the move.
+fn theirs(stage: Stage, open: bool, ends: &Ends) -> (Wish, Wish) {
+    let watch = |goal| (goal, Some(MigrationStep::Watch));
+    match stage {
+        Stage::Preparing => (watch(Goal::FastPath), watch(Goal::Reserved)),
+        Stage::Leaving => (watch(Goal::Standby), watch(Goal::Reserved)),
+        Stage::Moving => (watch(Goal::Standby), watch(Goal::Standby)),
+        Stage::Arrived => (watch(Goal::Detached), watch(Goal::FastPath)),
+        Stage::Returning => match ends.rollback() {
+            Rollback::Stopped => ((Goal::FastPath, None), watch(Goal::Detached)),
+            // A pod that has no link has no VM, and gets none any more.
+            _ if !open || ends.target_gone || ends.never_ran() => {
+                (watch(Goal::Standby), watch(Goal::Detached))
+            }
+            _ => (watch(Goal::Standby), watch(Goal::Standby)),
+        },
+        Stage::Over(Outcome::Failed | Outcome::Cancelled) => ((Goal::FastPath, None), watch(Goal::Detached)),
+        Stage::Over(Outcome::Succeeded) => (watch(Goal::Detached), (Goal::FastPath, None)),
+    }
+}
+
 fn one(
     inputs: &Inputs<'_>,
     vm: AttachedVm,
@@ -187,9 +224,10 @@ fn one(
     let existing = find(inputs, pod);
     // Where a NIC is in the guest cannot change while it is there.
     let source = ports_as_in.and_then(|source| find(inputs, source));
-    let placement = match existing {
-        Some(existing) => existing.spec.placement.clone(),
-        None => source.and_then(ports_of).map(Placement::RootPorts),
+    let placement = match (existing, inputs.interface) {
+        (Some(existing), _) => existing.spec.placement.clone(),
+        (None, Some(interface)) => Some(Placement::Interface(interface.to_owned())),
+        (None, None) => source.and_then(ports_of).map(Placement::RootPorts),
     };
     let attached = existing.or(source).map(|attached| &attached.spec.l2);
     let l2 = l2(inputs.l2.as_ref(), attached);

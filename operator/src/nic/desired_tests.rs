@@ -29,6 +29,7 @@ fn specs(existing: &[Arc<NicAttachment>], place: Place<'_>) -> Vec<NicAttachment
         nic: &nic,
         mac: "02:00:00:00:00:01",
         l2: None,
+        interface: None,
         existing,
         place,
     };
@@ -109,6 +110,7 @@ fn an_attached_nic_keeps_its_vlan_and_mtu_wherever_it_goes() {
             nic: &nic,
             mac: "02:00:00:00:00:01",
             l2,
+            interface: None,
             existing,
             place: place(),
         };

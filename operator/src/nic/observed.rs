@@ -10,6 +10,7 @@ use kube::ResourceExt;
 
 use super::admit::Refusal;
 use super::leaving::Hold;
+use super::whereabouts::kubevirt::Seen;
 use crate::events::Note;
 use crate::fence::{NodeState, PodEnd, is_abandoned};
 use crate::moves::Move;
@@ -22,6 +23,8 @@ use crate::world::World;
 pub struct Observed {
     /// Its VM; none of a runtime that this version does not know.
     pub vm: Option<VmRef>,
+    /// What there is of it where it is KubeVirt's.
+    pub kubevirt: Seen,
     /// Its network.
     pub network: Option<Arc<HybridNetwork>>,
     /// The pods of its VM.
@@ -77,6 +80,7 @@ impl Observed {
         let (attachments, orphans) = world.attachments_by_name(nic);
         let mut observed = Self {
             vm: vm.clone(),
+            kubevirt: Seen::read(world, nic),
             network,
             pods,
             attachments,
@@ -174,7 +178,10 @@ impl Observed {
                 wait: None,
             });
         }
-        let found = self.whereabouts(recorded(nic))?;
+        let trouble = || self.kubevirt.trouble.clone();
+        let found = self
+            .whereabouts(recorded(nic))
+            .map_err(|missing| trouble().unwrap_or(missing))?;
         let Some(node) = pods::node(found) else {
             let message = format!("the pod {} has no node yet", found.name_any());
             return Err(Refusal::new(reasons::POD_NOT_RUNNING, message));
@@ -193,8 +200,9 @@ impl Observed {
             Some(Refusal::new(reasons::MIGRATING, message))
         } else {
             let message = format!("the pod {} does not run yet", pod.name);
-            let starts = (!pods::is_running(found)).then(|| Refusal::new(reasons::POD_NOT_RUNNING, message));
-            starts.or_else(|| self.held(Some(&pod)))
+            let starts =
+                (!self.may_attach_to(found)).then(|| Refusal::new(reasons::POD_NOT_RUNNING, message));
+            trouble().or(starts).or_else(|| self.held(Some(&pod)))
         };
         Ok(Location {
             pod,
@@ -219,6 +227,7 @@ mod tests {
     fn known(pods: Vec<Pod>) -> Observed {
         Observed {
             vm: Some(VmRef::qemu("ns", "vm")),
+            kubevirt: Seen::default(),
             network: None,
             pods: pods.into_iter().map(Arc::new).collect(),
             attachments: Vec::new(),

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::{NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, HybridNetwork, L2Settings, NicAttachment, NicAttachmentSpec, VmHybridNic,
-    VmHybridNicStatus,
+    AttachmentState, Goal, HybridNetwork, L2Settings, MigrationStep, NicAttachment, NicAttachmentSpec,
+    Runtime, VmHybridNic, VmHybridNicStatus,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -28,7 +28,10 @@ use crate::events::Events;
 use crate::fence::NodeState;
 use crate::fence::lookup::{AGAIN, NodeLookup};
 use crate::mac::{self, Given, HandedOut};
+use crate::metrics::{Change, End, Migrations};
+use crate::moves::Outcome;
 use crate::presence::Presence;
+use crate::vm::VmRef;
 use crate::world::World;
 use crate::write;
 
@@ -48,19 +51,28 @@ pub struct NicReconciler {
     lookup: NodeLookup,
     patience: Patience,
     events: Events,
+    metrics: Migrations,
     echoes: Echoes,
     handed_out: Mutex<HandedOut>,
 }
 
 impl NicReconciler {
     /// A reconciler that reads from `world`, and waits for nodes that do not answer as `patience` says.
-    pub fn new(client: Client, world: World, lookup: NodeLookup, patience: Patience, events: Events) -> Self {
+    pub fn new(
+        client: Client,
+        world: World,
+        lookup: NodeLookup,
+        patience: Patience,
+        events: Events,
+        metrics: Migrations,
+    ) -> Self {
         Self {
             client,
             world,
             lookup,
             patience,
             events,
+            metrics,
             echoes: Echoes::default(),
             handed_out: Mutex::default(),
         }
@@ -127,6 +139,7 @@ impl NicReconciler {
                 nic,
                 mac,
                 l2,
+                interface: observed.kubevirt.interface.as_deref(),
                 existing: &observed.attachments,
                 place,
             };
@@ -164,10 +177,26 @@ impl NicReconciler {
         if wrote {
             write::status(&api, nic, &new).await?;
             log(&old, &new);
+            self.count(nic, &old, &new);
             self.events
                 .tell(nic, leaves.into_iter().chain(notes(&old, &new)).collect());
         }
         Ok(Done { wrote, again })
+    }
+
+    /// Counts a migration of KubeVirt's that has ended: once, with the first NIC of its VM. Those that are ours are counted where
+    /// they are decided on.
+    fn count(&self, nic: &VmHybridNic, old: &VmHybridNicStatus, new: &VmHybridNicStatus) {
+        let Some(end) = ended(old, new) else { return };
+        let Some(vm) = VmRef::of_nic(nic) else { return };
+        let first = self.world.nics_of(&vm).first().map(|first| first.name_any());
+        if first == Some(nic.name_any()) {
+            let change = Change {
+                phases: Vec::new(),
+                end: Some(end),
+            };
+            self.metrics.count(&change);
+        }
     }
 
     /// What matters to the NIC, and when to look again though nothing has changed.
@@ -320,7 +349,12 @@ impl NicReconciler {
         }
         let spec = NicAttachmentSpec {
             goal: Goal::Detached,
-            migration: None,
+            // The agent keeps what a VM has that has come all the same, by a migration of which nothing is known any more.
+            migration: attachment
+                .spec
+                .migration
+                .clone()
+                .filter(|order| order.step == MigrationStep::Watch),
             ..attachment.spec.clone()
         };
         let version = attachment.resource_version();
@@ -374,6 +408,36 @@ fn unreadable() -> Refusal {
     let message = "an attachment of this NIC cannot be read by this version of the operator, whose log says why; nothing is done \
                    about the NIC until it can";
     Refusal::new(reasons::ATTACHMENT_UNREADABLE, message)
+}
+
+/// How a migration of KubeVirt's has ended since `old`.
+fn ended(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Option<End> {
+    let last = new
+        .last_migration
+        .as_ref()
+        .filter(|_| new.runtime == Some(Runtime::Kubevirt))?;
+    let before = old
+        .last_migration
+        .as_ref()
+        .filter(|before| before.name == last.name);
+    if before.is_none_or(|before| before.result.is_some()) {
+        return None;
+    }
+    let (outcome, reason) = match last.result.as_deref()? {
+        "Succeeded" => (Outcome::Succeeded, reasons::COMPLETED),
+        "Cancelled" => (Outcome::Cancelled, reasons::CANCELLED),
+        _ => (Outcome::Failed, reasons::TRANSFER_FAILED),
+    };
+    let (from, to) = (
+        last.started_at.as_ref()?.0,
+        last.finished_at.as_ref().map(|at| at.0),
+    );
+    Some(End {
+        outcome,
+        reason: reason.to_owned(),
+        total_ms: to.and_then(|to| i64::try_from(to.duration_since(from).as_millis()).ok()),
+        downtime_ms: last.downtime_ms,
+    })
 }
 
 fn mac_refusal(error: &mac::Error) -> Refusal {

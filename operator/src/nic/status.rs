@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, NicAttachment, NicMigration, NicPhase, ObjectRef, Path, VmHybridNic, VmHybridNicStatus,
+    AttachmentState, NicAttachment, NicMigration, NicPhase, ObjectRef, Path, Runtime, VmHybridNic,
+    VmHybridNicStatus,
 };
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::ResourceExt;
 
 use super::admit::Refusal;
 use crate::attachment;
 use crate::events::Note;
-use crate::moves::{Move, Stage};
+use crate::moves::{Move, Outcome, Stage};
 
 /// All that a NIC's status is made from.
 pub struct Inputs<'a> {
@@ -232,19 +233,35 @@ fn absent(type_: &'static str, inputs: &Inputs<'_>) -> NewCondition {
 /// The youngest move that has begun with this NIC. What asked for it may be deleted; what is known of it stays.
 fn last_migration(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<NicMigration> {
     let name = inputs.nic.name_any();
+    let is_theirs = inputs.nic.spec.vm.runtime() == Some(Runtime::Kubevirt);
     let start = |of: &Move| of.times.started_at.as_ref().map(|at| at.0);
+    // KubeVirt keeps migrations of before there was the NIC.
+    let made = inputs.nic.creation_timestamp().map(|at| at.0);
     let begun = inputs
         .moves
         .iter()
-        .filter(|of| start(of).is_some() && of.nics.contains(&name));
+        .filter(|of| start(of).is_some() && of.nics.contains(&name) && (!is_theirs || start(of) >= made));
     let Some(last) = begun.max_by_key(|of| start(of)) else {
-        return known;
+        return if is_theirs {
+            called_off(inputs, known)
+        } else {
+            known
+        };
     };
     let known_start = known
         .as_ref()
         .and_then(|known| known.started_at.as_ref())
         .map(|at| at.0);
     if known_start > start(last) {
+        return if is_theirs {
+            called_off(inputs, known)
+        } else {
+            known
+        };
+    }
+    // What is known of its end is by the word of its ends, which are not asked again.
+    let has_ended = known.as_ref().is_some_and(|known| known.result.is_some());
+    if is_theirs && has_ended && known_start == start(last) {
         return known;
     }
     let order = inputs
@@ -270,6 +287,19 @@ fn last_migration(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<Ni
         downtime_ms: last.times.downtime_ms,
         unplug_order: order.or(known_order),
         phases,
+    })
+}
+
+/// One of KubeVirt's that was deleted before it had ended, and has nothing in its hands any more.
+fn called_off(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<NicMigration> {
+    let known = known?;
+    if known.result.is_some() || inputs.moves.iter().any(Move::is_under_way) {
+        return Some(known);
+    }
+    Some(NicMigration {
+        result: Some(Outcome::Cancelled.to_string()),
+        finished_at: Some(MicroTime(inputs.now)),
+        ..known
     })
 }
 
@@ -322,6 +352,7 @@ pub fn notes(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Vec<Note> {
             Path::None => notes.push(Note::normal(reasons::DETACHED, "the NIC carries no traffic")),
         }
     }
+    notes.extend(told_of_theirs(old, new));
     for type_ in [types::ACCEPTED, types::READY] {
         let Some(now) = conditions::find(&new.conditions, type_) else {
             continue;
@@ -333,6 +364,40 @@ pub fn notes(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Vec<Note> {
         }
     }
     notes
+}
+
+/// KubeVirt tells of its migrations on its own objects, and knows nothing of NICs.
+fn told_of_theirs(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Option<Note> {
+    let last = new
+        .last_migration
+        .as_ref()
+        .filter(|_| new.runtime == Some(Runtime::Kubevirt))?;
+    let before = old
+        .last_migration
+        .as_ref()
+        .filter(|before| before.name == last.name);
+    let (name, from, to) = (&last.name, &last.from, &last.to);
+    match (before, last.result.as_deref()) {
+        (None, None) => {
+            let message = format!("KubeVirt's migration {name} moves the VM from {from} to {to}");
+            Some(Note::normal(reasons::MIGRATING, message))
+        }
+        (before, Some(result)) if before.is_none_or(|before| before.result.is_none()) => Some(match result {
+            "Succeeded" => {
+                let message = format!("the migration {name} has moved the VM from {from} to {to}");
+                Note::normal(reasons::COMPLETED, message)
+            }
+            "Cancelled" => {
+                let message = format!("the migration {name} was deleted; the VM has stayed on {from}");
+                Note::normal(reasons::CANCELLED, message)
+            }
+            _ => {
+                let message = format!("the migration {name} has failed; the VM has stayed on {from}");
+                Note::warning(reasons::TRANSFER_FAILED, message)
+            }
+        }),
+        _ => None,
+    }
 }
 
 /// Not a failure: it passes by itself, or is what was asked for.

@@ -3,7 +3,9 @@
 //! | module | of a VM | goes by |
 //! |---|---|---|
 //! | [`qemu`] | whose QEMU somebody starts | what the agents have heard of the QEMUs in its pods |
+//! | [`kubevirt`] | of KubeVirt | where its NICs carry traffic, and which launcher was made for what |
 
+pub mod kubevirt;
 pub mod qemu;
 
 use std::sync::Arc;
@@ -29,21 +31,26 @@ impl Observed {
         };
         let (found, missing) = match runtime {
             Runtime::Qemu => (qemu::pod_of_vm(self, recorded), pods::missing(name, &self.pods)),
-            Runtime::Kubevirt => {
-                let message = format!(
-                    "{name} is a VM of KubeVirt, which this version of the operator does not serve yet"
-                );
-                return Err(Refusal::new(reasons::POD_NOT_FOUND, message));
-            }
+            Runtime::Kubevirt => (kubevirt::pod_of_vm(self, recorded), kubevirt::missing(self, name)),
         };
         found.ok_or_else(|| Refusal::new(reasons::POD_NOT_FOUND, missing))
+    }
+
+    /// Whether a pod that has a node can be given the NIC. A launcher does not start before it has.
+    pub(super) fn may_attach_to(&self, pod: &Pod) -> bool {
+        match self.vm.as_ref().map(|vm| vm.runtime) {
+            Some(Runtime::Kubevirt) => !pods::is_finished(pod),
+            Some(Runtime::Qemu) | None => pods::is_running(pod),
+        }
     }
 
     /// Whether more has to be known than the NIC's own attachments say.
     pub(super) fn must_ask(&self, recorded: Option<&ObjectRef>) -> bool {
         match self.vm.as_ref().map(|vm| vm.runtime) {
             Some(Runtime::Qemu) => qemu::must_ask(self, recorded),
-            Some(Runtime::Kubevirt) | None => false,
+            // It is asked of all NICs of the VM where that is.
+            Some(Runtime::Kubevirt) => true,
+            None => false,
         }
     }
 

@@ -1,0 +1,5 @@
+//! Kinds of other projects, with the fields that are read here and no others. None of them is made from these types as a whole: what
+//! is written of them is written field by field.
+
+pub mod kubevirt;
+pub mod multus;

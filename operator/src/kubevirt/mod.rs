@@ -1,0 +1,30 @@
+//! What makes KubeVirt's VMs ours: a `NetworkAttachmentDefinition` for each network, our binding in KubeVirt's configuration, and a NIC
+//! for each interface with it. How such a NIC is served is no other than for any VM: see [`nic`](crate::nic) and
+//! [`moves`](crate::moves).
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`interfaces`] | which interfaces of a VM are ours |
+//! | [`nics`] | which NICs a VM should have |
+//! | [`nads`] | which definitions a network should have |
+//! | [`binding`] | what of KubeVirt's configuration is ours, and whether it is there |
+//! | `reconcile` | writes what these say |
+
+pub mod binding;
+pub mod interfaces;
+pub mod nads;
+pub mod nics;
+mod reconcile;
+
+pub use reconcile::{BindingReconciler, Definitions, ElsewhereReconciler, MachineReconciler};
+
+/// How KubeVirt's VMs are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The sidecar's image; where there is none, the binding is left to somebody else.
+    pub sidecar: String,
+    /// Whether the operator may register the binding.
+    pub register: bool,
+    /// The operator's namespace, in which each network has its definition.
+    pub namespace: String,
+}

@@ -1,0 +1,235 @@
+//! In which of its pods a VM of KubeVirt is.
+//!
+//! A VM has one launcher, and a second one for each migration until that is over. The first of these that there is:
+//!
+//! 1. the launcher in which a NIC of the VM carries traffic, or whose agent says that the VM has come there by a migration;
+//! 2. the one that is recorded;
+//! 3. the one that was made for no migration;
+//! 4. the one on the node that KubeVirt says.
+//!
+//! A launcher gets its NIC as soon as it has a node: its CNI plugin waits for that.
+
+use std::sync::Arc;
+
+use hybridnic_api::conditions::reasons;
+use hybridnic_api::foreign::kubevirt::{
+    BINDING, CREATED_BY_LABEL, Interface, MIGRATION_LABEL, VirtualMachineInstance,
+};
+use hybridnic_api::foreign::multus::NetworkAttachmentDefinition;
+use hybridnic_api::v1alpha1::{
+    AttachmentState, Goal, KubevirtVm, MigrationState, NicAttachment, ObjectRef, Path, VmHybridNic,
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use super::{Refusal, stays};
+use crate::kubevirt::interfaces::{self, Wanted};
+use crate::kubevirt::{binding, nads};
+use crate::nic::observed::Observed;
+use crate::world::World;
+use crate::{attachment, pods};
+
+/// The pod in which the VM is, or is about to be.
+pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>) -> Option<&'a Arc<Pod>> {
+    let vmi = observed.kubevirt.vmi.as_deref();
+    let uid = vmi.and_then(|vmi| vmi.metadata.uid.as_ref());
+    let is_its = |pod: &&Arc<Pod>| {
+        uid.is_some() && pod.labels().get(CREATED_BY_LABEL) == uid && !pods::is_finished(pod)
+    };
+    let launchers = || observed.pods.iter().filter(is_its);
+    let all = observed.attachments.iter().chain(&observed.others);
+    let there = all.filter(|a| stays(a) && (carries(a) || has_come(a)));
+    let there: Vec<_> = there.map(|a| a.spec.pod.uid.as_str()).collect();
+    let is = |pod: &&Arc<Pod>, uid: Option<&str>| uid.is_some() && pod.metadata.uid.as_deref() == uid;
+    let recorded = recorded.map(|pod| pod.uid.as_str());
+    let node = vmi
+        .and_then(|vmi| vmi.status.as_ref())
+        .map(|status| status.node_name.as_str());
+    launchers()
+        .find(|pod| there.iter().any(|uid| is(pod, Some(uid))))
+        .or_else(|| launchers().find(|pod| is(pod, recorded)))
+        .or_else(|| launchers().find(|pod| !pod.labels().contains_key(MIGRATION_LABEL)))
+        .or_else(|| launchers().find(|pod| pods::node(pod).is_some() && pods::node(pod) == node))
+}
+
+fn carries(attachment: &NicAttachment) -> bool {
+    let state = attachment::state(attachment);
+    attachment::is_current(attachment)
+        && matches!(state, AttachmentState::FastPath | AttachmentState::Standby)
+        && attachment
+            .status
+            .as_ref()
+            .is_some_and(|status| status.path != Path::None)
+}
+
+/// Whether the VM has come to the attachment's pod by a migration, which may be gone itself.
+fn has_come(attachment: &NicAttachment) -> bool {
+    let report = attachment
+        .status
+        .as_ref()
+        .and_then(|status| status.migration.as_ref());
+    let is_target = attachment.spec.goal == Goal::FastPath;
+    is_target && report.is_some_and(|report| report.state == MigrationState::Completed)
+}
+
+/// Why the VM is in no pod.
+pub(super) fn missing(observed: &Observed, name: &str) -> String {
+    match &observed.kubevirt.vmi {
+        None => format!("the VM {name} does not run: there is no VirtualMachineInstance of this name"),
+        Some(vmi) => interfaces::trouble(vmi).map_or_else(
+            || format!("the VM {name} has no pod yet"),
+            |said| format!("the VM {name} has no pod: KubeVirt says: {said}"),
+        ),
+    }
+}
+
+/// What the caches hold of a NIC's VM of KubeVirt.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// The VM as it runs, or is about to.
+    pub vmi: Option<Arc<VirtualMachineInstance>>,
+    /// The NIC's interface in it.
+    pub interface: Option<String>,
+    /// Why the NIC cannot be served.
+    pub trouble: Option<Refusal>,
+}
+
+impl Seen {
+    /// Reads the caches.
+    pub fn read(world: &World, nic: &VmHybridNic) -> Self {
+        let namespace = nic.namespace().unwrap_or_default();
+        let Some(vm) = &nic.spec.vm.kubevirt else {
+            return Self::default();
+        };
+        let vmi = world.vmis.get(&namespace, &vm.name);
+        let found = vmi.as_deref().map(|vmi| interface(vmi, nic, vm));
+        let nad = |wanted: &Wanted| {
+            let namespace = wanted.namespace.as_deref().unwrap_or(&namespace);
+            let nad = world.nads.get(namespace, &wanted.network);
+            definition_trouble(namespace, &wanted.network, nad.as_deref(), world.nads.is_served())
+        };
+        let trouble = installation_trouble(world);
+        let (interface, trouble) = match found {
+            None => (None, trouble),
+            Some(Err(refusal)) => (None, trouble.or(Some(refusal))),
+            Some(Ok(wanted)) => (Some(wanted.name.clone()), trouble.or_else(|| nad(&wanted))),
+        };
+        Self {
+            vmi,
+            interface,
+            trouble,
+        }
+    }
+}
+
+/// Why no VM of KubeVirt can be served.
+fn installation_trouble(world: &World) -> Option<Refusal> {
+    let not_ready = |why: String| Some(Refusal::new(reasons::KUBEVIRT_NOT_READY, why));
+    let Some(settings) = &world.kubevirt else {
+        return not_ready(
+            "this operator was installed without KubeVirt: set kubevirt.enabled of the chart".to_owned(),
+        );
+    };
+    let Some(kubevirt) = world.kubevirts.all().into_iter().next() else {
+        return not_ready("the cluster has no KubeVirt, as far as is known: install it first".to_owned());
+    };
+    if let Some(why) = binding::too_old(&kubevirt) {
+        return not_ready(why);
+    }
+    if binding::is_registered(&kubevirt) {
+        return None;
+    }
+    let command = binding::command(&kubevirt, &settings.sidecar);
+    not_ready(format!(
+        "KubeVirt does not know the network binding {BINDING}, so it starts no VM with it; register it: {command}"
+    ))
+}
+
+/// Why no pod can be attached to a network.
+fn definition_trouble(
+    namespace: &str,
+    network: &str,
+    nad: Option<&NetworkAttachmentDefinition>,
+    served: bool,
+) -> Option<Refusal> {
+    match nad {
+        Some(nad) if nads::is_ours(nad, network) => None,
+        Some(_) => Some(Refusal::new(
+            reasons::INTERFACE_UNFIT,
+            format!("the NetworkAttachmentDefinition {namespace}/{network} is not hybridnic's: rename it"),
+        )),
+        None if !served => Some(Refusal::new(
+            reasons::KUBEVIRT_NOT_READY,
+            "the cluster has no Multus, as far as is known: it serves no NetworkAttachmentDefinition"
+                .to_owned(),
+        )),
+        None => Some(Refusal::new(
+            reasons::KUBEVIRT_NOT_READY,
+            format!("there is no NetworkAttachmentDefinition {namespace}/{network} yet"),
+        )),
+    }
+}
+
+/// The NIC's interface of the VM as it runs; or why it has none that can be served.
+fn interface(vmi: &VirtualMachineInstance, nic: &VmHybridNic, vm: &KubevirtVm) -> Result<Wanted, Refusal> {
+    let unfit = |why: String| Refusal::new(reasons::INTERFACE_UNFIT, why);
+    let network = &nic.spec.network;
+    let ours = interfaces::of(&vmi.spec);
+    let mut fit = ours.iter().filter(|wanted| {
+        wanted.network == *network && vm.interface.as_ref().is_none_or(|name| *name == wanted.name)
+    });
+    let found = match (fit.next(), fit.next()) {
+        (Some(found), None) => found,
+        (Some(_), Some(_)) => {
+            return Err(unfit(format!(
+                "the VM {} has several interfaces on the network {network}: name one in spec.vm.kubevirt.interface",
+                vm.name
+            )));
+        }
+        (None, _) => return Err(unfit(absent(vmi, network, vm))),
+    };
+    unfit_for(vmi, found).map_or_else(|| Ok(found.clone()), |why| Err(unfit(why)))
+}
+
+fn absent(vmi: &VirtualMachineInstance, network: &str, vm: &KubevirtVm) -> String {
+    let name = &vm.name;
+    let interface = vm.interface.as_deref();
+    let all: &[Interface] = &vmi.spec.domain.devices.interfaces;
+    let named = all.iter().find(|found| Some(found.name.as_str()) == interface);
+    match (interface, named) {
+        (Some(interface), Some(found)) if found.binding.as_ref().is_none_or(|b| b.name != BINDING) => {
+            format!("the interface {interface} of the VM {name} has no `binding: {{name: {BINDING}}}`")
+        }
+        (Some(interface), Some(_)) => {
+            format!("the interface {interface} of the VM {name} is not on the network {network}")
+        }
+        (Some(interface), None) => format!(
+            "the VM {name} runs without the interface {interface}: an interface that is added to a VM comes when the VM is \
+             restarted"
+        ),
+        (None, _) => format!(
+            "the VM {name} runs without an interface with `binding: {{name: {BINDING}}}` on the network {network}"
+        ),
+    }
+}
+
+/// Why an interface of a VM cannot be served.
+fn unfit_for(vmi: &VirtualMachineInstance, wanted: &Wanted) -> Option<String> {
+    let (vm, name) = (vmi.name_any(), &wanted.name);
+    if !interfaces::has_acpi(&vmi.spec) {
+        return Some(format!(
+            "the VM {vm} has no ACPI, without which a guest cannot take a VF while it runs: remove spec.domain.features.acpi \
+             from the VM"
+        ));
+    }
+    let model = wanted.model.as_deref().unwrap_or("virtio");
+    (model != "virtio").then(|| {
+        format!(
+            "the interface {name} of the VM {vm} is of the model {model}: the standby must be virtio, so remove its `model`"
+        )
+    })
+}
+
+#[cfg(test)]
+#[path = "kubevirt_tests.rs"]
+mod tests;
