@@ -1,5 +1,6 @@
 //! `migrate VM`: moves a VM, and shows how it goes.
 
+mod kubevirt;
 mod progress;
 mod target;
 
@@ -9,6 +10,7 @@ use anyhow::bail;
 use crossterm::{cursor, execute, terminal};
 use futures::StreamExt as _;
 use hybridnic_api::{
+    foreign::kubevirt::VirtualMachineInstanceMigration,
     names::VM_LABEL,
     v1alpha1::{MigrationPhase, QemuMigration, QemuMigrationSpec, VmHybridNic},
 };
@@ -46,7 +48,11 @@ pub async fn run(
         cluster.ask("pods", pods.list(&of_vm)),
         cluster.ask("NICs", nics.list(&everything)),
     );
-    let target = match target::choose(vm, to, &pods?.items, &nics?.items) {
+    let (pods, nics) = (pods?.items, nics?.items);
+    if kubevirt::is_kubevirts(vm, &nics) {
+        return by_kubevirt(cluster, vm, to, watch, output).await;
+    }
+    let target = match target::choose(vm, to, &pods, &nics) {
         Ok(pod) => pod,
         Err(refusal) => bail!("{refusal} (namespace {namespace})"),
     };
@@ -80,17 +86,59 @@ pub async fn run(
     let follower = Follower {
         cluster,
         name: &name,
+        kind: "qmig",
         output,
         shown: 0,
         last: String::new(),
     };
-    follower.follow(migrations).await
+    follower.follow(migrations, Clone::clone).await
+}
+
+/// Asks KubeVirt to move the VM, which chooses the node where none is named.
+async fn by_kubevirt(
+    cluster: &Cluster,
+    vm: &str,
+    to: Option<&str>,
+    watch: bool,
+    output: Format,
+) -> anyhow::Result<ExitCode> {
+    let namespace = &cluster.namespace;
+    let migrations: Api<VirtualMachineInstanceMigration> = Api::namespaced(cluster.client.clone(), namespace);
+    let (params, wanted) = (PostParams::default(), kubevirt::wanted(vm, to));
+    let made = migrations.create(&params, &wanted);
+    let made = cluster
+        .ask(format!("VirtualMachineInstanceMigration of VM {vm}"), made)
+        .await?;
+    let name = made.name_any();
+    if !watch {
+        let mut made = made;
+        made.metadata.managed_fields = None;
+        print::value(output, &made, |_| {
+            let to = to.map(|node| format!(" to {node}")).unwrap_or_default();
+            format!(
+                "virtualmachineinstancemigration.kubevirt.io/{name} created: KubeVirt moves VM {vm}{to}\n\
+                 See how it goes: kubectl get vmim {name} -n {namespace} -w\n"
+            )
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let follower = Follower {
+        cluster,
+        name: &name,
+        kind: "vmim",
+        output,
+        shown: 0,
+        last: String::new(),
+    };
+    follower.follow(migrations, kubevirt::as_ours).await
 }
 
 /// Watches a migration to its end.
 struct Follower<'a> {
     cluster: &'a Cluster,
     name: &'a str,
+    /// Short name of its kind.
+    kind: &'static str,
     output: Format,
     /// Lines on the terminal that the next picture takes the place of.
     shown: u16,
@@ -99,7 +147,14 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    async fn follow(mut self, api: Api<QemuMigration>) -> anyhow::Result<ExitCode> {
+    async fn follow<K>(
+        mut self,
+        api: Api<K>,
+        as_ours: impl Fn(&K) -> QemuMigration,
+    ) -> anyhow::Result<ExitCode>
+    where
+        K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+    {
         let mut changes = pin!(watcher::watch_object(api, self.name).default_backoff());
         // The bar of a phase that goes on grows between changes.
         let mut tick = tokio::time::interval(std::time::Duration::from_millis(200));
@@ -109,6 +164,7 @@ impl Follower<'_> {
             tokio::select! {
                 change = changes.next() => match change {
                     Some(Ok(Some(migration))) => {
+                        let migration = as_ours(&migration);
                         self.show(&migration)?;
                         let over = phase(&migration).is_final();
                         known = Some(migration);
@@ -136,7 +192,7 @@ impl Follower<'_> {
                     }
                 }
                 _ = &mut interrupted => {
-                    print::note(&progress::goodbye(self.name, &self.cluster.namespace))?;
+                    print::note(&progress::goodbye(self.kind, self.name, &self.cluster.namespace))?;
                     return Ok(ExitCode::from(INTERRUPTED));
                 }
             }

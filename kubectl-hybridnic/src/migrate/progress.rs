@@ -110,10 +110,10 @@ pub fn rows(text: &str, width: usize) -> u16 {
 }
 
 /// What is said to one who leaves before the end.
-pub fn goodbye(name: &str, namespace: &str) -> String {
+pub fn goodbye(kind: &str, name: &str, namespace: &str) -> String {
     format!(
-        "the migration {name} goes on. Cancel it: kubectl delete qmig {name} -n {namespace}; \
-         see it: kubectl get qmig {name} -n {namespace} -w"
+        "the migration {name} goes on. Cancel it: kubectl delete {kind} {name} -n {namespace}; \
+         see it: kubectl get {kind} {name} -n {namespace} -w"
     )
 }
 
@@ -205,6 +205,6 @@ web-x  n1 → n2, VM web
 
     #[test]
     fn goodbye_says_how_to_cancel() {
-        assert!(goodbye("web-x", "shop").contains("kubectl delete qmig web-x -n shop;"));
+        assert!(goodbye("qmig", "web-x", "shop").contains("kubectl delete qmig web-x -n shop;"));
     }
 }

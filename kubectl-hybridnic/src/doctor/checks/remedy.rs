@@ -13,8 +13,13 @@ pub fn remedy(reason: &str) -> String {
         }
         reasons::MAC_RANGE_EXHAUSTED => "widen spec.macRange of the network",
         reasons::POD_NOT_FOUND => {
-            "start the VM; compare its pod's label hybridnic.io/vm with spec.vm.qemu.name"
+            "start the VM; compare its pod's label hybridnic.io/vm with spec.vm.qemu.name, or its name with spec.vm.kubevirt.name"
         }
+        reasons::KUBEVIRT_NOT_READY => {
+            "install what the message names, or register the binding: it has the command"
+        }
+        reasons::INTERFACE_UNFIT => "change the VM as the message says, and restart it",
+        reasons::MIGRATION_UNSUPPORTED => "migrate the VM within the cluster",
         reasons::POD_NOT_RUNNING => "kubectl describe pod says why it does not run",
         reasons::AGENT_NOT_FOUND => "run the agent on the pod's node",
         reasons::NODE_NOT_IN_NETWORK => {
