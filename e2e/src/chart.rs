@@ -42,9 +42,17 @@ pub fn path() -> PathBuf {
 
 /// Installs the chart without its pods, and waits until its kinds are served.
 pub async fn install_without_pods(cluster: &ControlPlane) -> Result<()> {
+    install_without_pods_with(cluster, &[]).await
+}
+
+/// The same, with these values, as helm's `--set` has them.
+pub async fn install_without_pods_with(cluster: &ControlPlane, values: &[&str]) -> Result<()> {
     let chart = path();
     let chart = chart.to_str().context("the chart's path is no text")?;
     let mut args = vec!["template", RELEASE, chart, "--namespace", NAMESPACE];
+    for value in values {
+        args.extend(["--set", value]);
+    }
     for template in &WITHOUT_PODS {
         args.extend(["--show-only", template]);
     }

@@ -26,8 +26,8 @@ use crate::controlplane::ControlPlane;
 use crate::controlplane::process::Daemon;
 use crate::controlplane::tools::Built;
 
-pub use node::{Device, Handler, Launcher, Sandbox, root};
 pub use multus::MULTUS;
+pub use node::{Device, Handler, Launcher, Sandbox, root};
 pub use objects::NAMESPACE;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/build.sh");

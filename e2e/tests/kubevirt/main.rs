@@ -12,6 +12,7 @@
 
 mod launcher;
 mod network;
+mod operator;
 mod real;
 mod stand_in;
 
@@ -51,11 +52,13 @@ async fn what_kubevirt_makes_of_a_vm_with_our_binding() {
     let say = |what: &str| eprintln!("--- {:5.1} s  {what}", began.elapsed().as_secs_f64());
     let dir = TempDir::new().unwrap();
     let stage = Stage::start(&dir, say).await;
+    stage.definition_by_hand(&dir).await;
     stage.vm_with_a_binding_that_nobody_has_registered().await;
     say("a binding that is not registered is taken, and said of the VMI");
     let source = stage.registered().await;
     launcher::check(&source, &stage.vmi().await);
     say("its launcher is as it should be");
+    stage.n1.take(&source.name_any()).await.unwrap();
     stage.runs(&source).await;
     stage.others_change_nothing().await;
     say("it runs; nobody but KubeVirt changes it");
@@ -98,8 +101,6 @@ impl Stage {
             "--all",
         ];
         assert!(cluster.kubectl(&wait).await.unwrap().status.success());
-        std::fs::write(&path, FAST).unwrap();
-        cluster.apply(&path).await.unwrap();
         Self {
             n1: StandIn::start(&cluster, "n1").await.unwrap(),
             n2: StandIn::start(&cluster, "n2").await.unwrap(),
@@ -107,6 +108,24 @@ impl Stage {
             kubevirt,
             cluster,
         }
+    }
+
+    /// What the operator makes, where there is none.
+    async fn definition_by_hand(&self, dir: &TempDir) {
+        let path = dir.path().join("definition.yaml");
+        std::fs::write(&path, FAST).unwrap();
+        self.cluster.apply(&path).await.unwrap();
+    }
+
+    /// Somebody starts the VM.
+    async fn vm(&self) {
+        let vm = json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": { "name": VM },
+            "spec": { "runStrategy": "Always", "template": { "spec": launcher::spec() } },
+        });
+        let vms = Kind::VirtualMachine.api(self.client.clone(), NAMESPACE);
+        let vm = serde_json::from_value(vm).unwrap();
+        vms.create(&PostParams::default(), &vm).await.unwrap();
     }
 
     fn vmis(&self) -> Api<DynamicObject> {
@@ -134,16 +153,6 @@ impl Stage {
         until(self.migrations(), migration, SOON, phase, is)
             .await
             .unwrap()
-    }
-
-    async fn vm(&self) {
-        let vm = json!({
-            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": { "name": VM },
-            "spec": { "runStrategy": "Always", "template": { "spec": launcher::spec() } },
-        });
-        let vms = Kind::VirtualMachine.api(self.client.clone(), NAMESPACE);
-        let vm = serde_json::from_value(vm).unwrap();
-        vms.create(&PostParams::default(), &vm).await.unwrap();
     }
 
     /// KubeVirt takes it: webhooks do not look at bindings. Only the VMI says it, and it has no pod.
@@ -181,7 +190,6 @@ impl Stage {
     }
 
     async fn runs(&self, pod: &Pod) {
-        self.n1.take(&pod.name_any()).await.unwrap();
         self.n1.run(pod, &[]).await.unwrap();
         let vmi = self
             .until_vmi("scheduled", |vmi| at(vmi, "/status/phase") == "Scheduled")
@@ -295,8 +303,15 @@ impl Stage {
     async fn migration(&self, source: &Pod) {
         let migration = self.migrate("moves").await;
         let target = self.target(&migration, source).await;
-        self.n2.run(&target, &[]).await.unwrap();
-        self.until_phase("moves", "PreparingTarget").await;
+        self.hand_over(&migration, source, &target).await;
+        self.finish("moves", &target).await;
+    }
+
+    /// The target's pod runs, and the VM is being sent there.
+    async fn hand_over(&self, migration: &DynamicObject, source: &Pod, target: &Pod) {
+        let name = migration.name_any();
+        self.n2.run(target, &[]).await.unwrap();
+        self.until_phase(&name, "PreparingTarget").await;
         let vmi = self
             .until_vmi("handed to its target", |vmi| {
                 at(vmi, "/status/migrationState/targetNode") == "n2"
@@ -311,22 +326,26 @@ impl Stage {
         for (field, value) in expected.as_object().unwrap() {
             assert_eq!(&state[field], value, "{field}");
         }
-        let report = |node: &'static str, state: Value| async move {
-            let node = if node == "n1" { &self.n1 } else { &self.n2 };
-            node.report(VM, json!({ "status": { "migrationState": state } }))
-                .await
-                .unwrap();
-        };
         let ports = json!({ "49152": 49152 });
-        report(
-            "n2",
+        self.report_migration(
+            &self.n2,
             json!({ "targetNodeAddress": "10.0.0.2", "targetDirectMigrationNodePorts": ports }),
         )
         .await;
-        self.until_phase("moves", "TargetReady").await;
-        report("n1", json!({ "startTimestamp": "2026-01-01T00:00:00Z" })).await;
-        self.until_phase("moves", "Running").await;
-        report("n2", json!({ "targetNodeDomainDetected": true, "targetNodeDomainReadyTimestamp": "2026-01-01T00:00:09Z" })).await;
+        self.until_phase(&name, "TargetReady").await;
+        let started = json!({ "startTimestamp": "2026-01-01T00:00:00Z" });
+        self.report_migration(&self.n1, started).await;
+        self.until_phase(&name, "Running").await;
+    }
+
+    async fn report_migration(&self, node: &StandIn, state: Value) {
+        let status = json!({ "status": { "migrationState": state } });
+        node.report(VM, status).await.unwrap();
+    }
+
+    /// The VM runs at its target.
+    async fn finish(&self, name: &str, target: &Pod) {
+        self.report_migration(&self.n2, json!({ "targetNodeDomainDetected": true, "targetNodeDomainReadyTimestamp": "2026-01-01T00:00:09Z" })).await;
         let marked = |pod: &Pod| {
             pod.annotations()
                 .contains_key("kubevirt.io/migration-target-ready-timestamp")
@@ -334,12 +353,12 @@ impl Stage {
         until(self.pods(), &target.name_any(), SOON, "marked", marked)
             .await
             .unwrap();
-        report(
-            "n2",
+        self.report_migration(
+            &self.n2,
             json!({ "endTimestamp": "2026-01-01T00:00:10Z", "completed": true }),
         )
         .await;
-        self.until_phase("moves", "Succeeded").await;
+        self.until_phase(name, "Succeeded").await;
     }
 }
 

@@ -21,6 +21,7 @@ async fn a_vm_of_ours_starts_and_moves() {
     let dir = TempDir::new().unwrap();
     let root = root().await.unwrap();
     let stage = Stage::start(&dir, say).await;
+    stage.definition_by_hand(&dir).await;
     let nodes = Nodes {
         network: Network::start(stage.cluster.dir(), stage.cluster.port(), &["n1", "n2"])
             .await
