@@ -387,6 +387,42 @@ fn the_last_migration_is_kept_when_its_object_is_deleted() {
 }
 
 #[test]
+fn a_migration_of_kubevirts_has_the_end_that_was_seen_first_and_one_that_vanishes_was_cancelled() {
+    let mut scene = Scene::new();
+    scene.nic.spec.vm = hybridnic_api::v1alpha1::Vm {
+        qemu: None,
+        kubevirt: Some(hybridnic_api::v1alpha1::KubevirtVm::default()),
+    };
+    let after = |scene: &mut Scene, moves: Vec<Move>| {
+        scene.moves = moves;
+        let old = scene.nic.status.clone().unwrap_or_default();
+        let new = scene.status();
+        let told: Vec<_> = notes(&old, &new).into_iter().map(|note| note.reason).collect();
+        scene.nic.status = Some(new.clone());
+        let result = new.last_migration.and_then(|last| last.result);
+        (result, told.contains(&reasons::MIGRATING.to_owned()), told)
+    };
+    // One of before the NIC was made is not its own.
+    let (result, _, _) = after(&mut scene, vec![moved(Stage::Over(Outcome::Succeeded), 0)]);
+    assert_eq!(result, None);
+    let (result, begins, _) = after(&mut scene, vec![moved(Stage::Leaving, 5)]);
+    assert_eq!((result, begins), (None, true));
+    // Its object is gone, and it still has the NIC in its hands.
+    let mut nameless = moved(Stage::Returning, 5);
+    nameless.times.started_at = None;
+    assert_eq!(after(&mut scene, vec![nameless]).0, None);
+    let (result, _, told) = after(&mut scene, Vec::new());
+    assert_eq!(result.as_deref(), Some("Cancelled"));
+    assert!(told.contains(&reasons::CANCELLED.to_owned()), "{told:?}");
+    assert_eq!(after(&mut scene, Vec::new()).2, Vec::<String>::new(), "told once");
+    // The VM has arrived by the word of its ends; what KubeVirt makes of it later is no news.
+    let (result, _, _) = after(&mut scene, vec![moved(Stage::Over(Outcome::Succeeded), 9)]);
+    assert_eq!(result.as_deref(), Some("Succeeded"));
+    let (result, _, _) = after(&mut scene, vec![moved(Stage::Over(Outcome::Failed), 9)]);
+    assert_eq!(result.as_deref(), Some("Succeeded"));
+}
+
+#[test]
 fn a_nic_that_is_deleted_says_so() {
     let mut scene = Scene::new();
     scene.nic.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
