@@ -196,6 +196,8 @@ impl Sight {
                     vf: self.plugged,
                     uses_vf: self.plugged,
                     failover: (self.standby && place == Place::Here).then_some(true),
+                    migrating: false,
+                    acpi: true,
                 })
             }
         };

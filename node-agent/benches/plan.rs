@@ -77,6 +77,8 @@ fn qemus() -> Vec<QemuSeen> {
         vf: false,
         uses_vf: false,
         failover: None,
+        migrating: false,
+        acpi: true,
     };
     let standby = Guest {
         standby: true,

@@ -335,14 +335,15 @@ impl Attachments {
     }
 
     fn vm(&mut self, record: &Record) -> Arc<Vm> {
-        let pod = &record.spec.pod;
+        let (pod, runtime) = (&record.spec.pod, record.spec.vm.runtime());
         self.remembered.insert(pod.uid.clone());
         let running = self.vms.entry(pod.uid.clone()).or_insert_with(|| {
-            let vm = Arc::new(Vm::new(&record.namespace, &pod.name, &pod.uid));
+            let vm = Arc::new(Vm::new(runtime, &record.namespace, &pod.name, &pod.uid));
             let run = machine::qemu::session::run(
                 Arc::clone(&vm),
                 Arc::clone(&self.host),
-                self.sockets.follow(&record.namespace, &pod.name, &pod.uid),
+                self.sockets
+                    .follow(runtime, &record.namespace, &pod.name, &pod.uid),
             );
             let span = error_span!("vm", namespace = record.namespace, pod = pod.name);
             let task = tokio::spawn(run.instrument(span));

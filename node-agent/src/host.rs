@@ -213,6 +213,7 @@ impl Host {
 pub(crate) mod tests {
     use std::path::Path;
 
+    use hybridnic_api::v1alpha1::Runtime;
     use hybridnic_net::{
         sysfs::{DriverState, Presence},
         testing,
@@ -350,7 +351,7 @@ pub(crate) mod tests {
             .unwrap();
         let volume = socket::tests::volume(dir.path(), socket::tests::UID);
         let _qemu = std::os::unix::net::UnixListener::bind(volume.join("qmp.sock")).unwrap();
-        socket::open(dir.path(), socket::tests::UID)
+        socket::open(dir.path(), Runtime::Qemu, socket::tests::UID)
             .unwrap()
             .connect()
             .unwrap();

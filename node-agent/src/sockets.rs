@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use hybridnic_api::{conditions::reasons, names::QMP_SOCKET};
+use hybridnic_api::{conditions::reasons, v1alpha1::Runtime};
 use nix::{
     errno::Errno,
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor},
@@ -43,6 +43,7 @@ impl AsRawFd for Queue {
 
 #[derive(Debug)]
 struct Watched {
+    socket: &'static str,
     told: Arc<Notify>,
     noise: u32,
 }
@@ -71,6 +72,7 @@ pub struct Sockets(Arc<Inner>);
 #[derive(Debug)]
 pub struct Followed {
     sockets: Sockets,
+    runtime: Runtime,
     pod_uid: String,
     /// Of what it is said that it is not watched.
     what: String,
@@ -90,9 +92,10 @@ impl Sockets {
     }
 
     /// Looks after a pod.
-    pub fn follow(&self, namespace: &str, pod: &str, pod_uid: &str) -> Followed {
+    pub fn follow(&self, runtime: Runtime, namespace: &str, pod: &str, pod_uid: &str) -> Followed {
         Followed {
             sockets: self.clone(),
+            runtime,
             pod_uid: pod_uid.to_owned(),
             what: format!("the QMP socket of the pod {namespace}/{pod} ({pod_uid})"),
             told: Arc::default(),
@@ -147,7 +150,15 @@ impl Sockets {
             | AddWatchFlags::IN_ONLYDIR;
         let watch = queue.get_ref().0.add_watch(dir.path().as_str(), mask)?;
         let told = Arc::clone(told);
-        state.watched.insert(watch, Watched { told, noise: 0 });
+        let socket = dir.socket();
+        state.watched.insert(
+            watch,
+            Watched {
+                socket,
+                told,
+                noise: 0,
+            },
+        );
         Ok(watch)
     }
 
@@ -178,7 +189,7 @@ impl State {
                 watched.told.notify_one();
                 self.unwatch(event.wd);
             }
-            Some(name) if name == QMP_SOCKET => watched.told.notify_one(),
+            Some(name) if name == watched.socket => watched.told.notify_one(),
             Some(_) => {
                 watched.noise += 1;
                 if watched.noise > NOISE {
@@ -210,7 +221,7 @@ impl State {
 impl Followed {
     /// Opens the pod's directory, and has it watched from before what is then seen in it.
     pub fn look(&mut self) -> Result<Directory, Closed> {
-        let dir = socket::open(&self.sockets.0.pods, &self.pod_uid);
+        let dir = socket::open(&self.sockets.0.pods, self.runtime, &self.pod_uid);
         let watched = dir.as_ref().ok().map(|dir| self.sockets.watch(dir, &self.told));
         let troubles = &self.sockets.0.troubles;
         let watch = match watched {
@@ -261,6 +272,7 @@ impl Drop for Followed {
 mod tests {
     use std::{fs, os::unix::net::UnixListener, path::Path, time::Duration};
 
+    use hybridnic_api::names::QMP_SOCKET;
     use tokio::time::timeout;
     use tokio_util::task::AbortOnDropHandle;
 
@@ -285,7 +297,7 @@ mod tests {
             Self {
                 volume: volume(dir.path(), UID),
                 dir,
-                followed: sockets.follow("ns", "pod", UID),
+                followed: sockets.follow(Runtime::Qemu, "ns", "pod", UID),
                 _run: AbortOnDropHandle::new(tokio::spawn(sockets.run())),
             }
         }
@@ -405,7 +417,7 @@ mod tests {
         // SAFETY: it owns its descriptor.
         let no_queue = unsafe { AsyncFd::register(no_queue) }.unwrap();
         sockets.state().queue = Some(Arc::new(no_queue));
-        let mut followed = sockets.follow("ns", "pod", UID);
+        let mut followed = sockets.follow(Runtime::Qemu, "ns", "pod", UID);
         let _listener = socket(&volume);
         followed.look().unwrap().connect().unwrap();
         let trouble = troubles.condition();

@@ -24,6 +24,7 @@ use hybridnic_agent::machine::{
     listener::Listener,
     socket::{self, Closed, Offence},
 };
+use hybridnic_api::v1alpha1::Runtime;
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, FdFlag, fcntl},
@@ -103,7 +104,7 @@ impl Pod {
     }
 
     fn connect(&self) -> Result<UnixStream, Closed> {
-        socket::open(self.pods.path(), &self.uid)?.connect()
+        socket::open(self.pods.path(), Runtime::Qemu, &self.uid)?.connect()
     }
 
     fn refused(&self, why: Offence) {

@@ -77,6 +77,8 @@ pub mod reasons {
     pub const NO_GUEST_PORT: &str = "NoGuestPort";
     /// What runs the VM, such as KubeVirt, has not done its part yet.
     pub const WAITING_FOR_RUNTIME: &str = "WaitingForRuntime";
+    /// The VM has no ACPI, without which its guest does not survive the plug of a VF.
+    pub const GUEST_NO_ACPI: &str = "GuestNoAcpi";
     /// The VM waits for the migration that will start it.
     pub const VM_INCOMING: &str = "VmIncoming";
     /// A step is being taken towards the goal.

@@ -33,6 +33,12 @@ pub const QMP_VOLUME: &str = "hybridnic";
 /// The QMP socket's name in that volume.
 pub const QMP_SOCKET: &str = "qmp.sock";
 
+/// Name of the volume in which a launcher of KubeVirt has what is its own, an `emptyDir`.
+pub const LAUNCHER_VOLUME: &str = "private";
+
+/// Name of the agent's own QMP socket in that volume. The sidecar of the network binding adds it to the VM.
+pub const LAUNCHER_SOCKET: &str = "hybridnic-qmp.sock";
+
 /// Where a kubelet has the directories of its pods, unless it was told otherwise (`--root-dir`).
 pub const PODS_DIR: &str = "/var/lib/kubelet/pods";
 

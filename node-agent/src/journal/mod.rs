@@ -28,7 +28,8 @@ use tokio::{sync::oneshot, time::timeout};
 use tracing::warn;
 
 pub use record::{
-    Arrival, Begun, Custody, Record, Seized, StandbyRecord, VERSION, VfRecord, VlanRecord, VmRecord,
+    Arrival, Begun, Custody, Record, Role, Seized, StandbyRecord, VERSION, VfRecord, VlanRecord, VmRecord,
+    Watched,
 };
 use record::{Stamped, parse, understand};
 pub use unreadable::Unreadable;

@@ -121,6 +121,50 @@ pub struct VmRecord {
     pub process: Option<ProcessId>,
     /// The migration that was begun last.
     pub begun: Option<Begun>,
+    /// Whether that QEMU was seen to wait for a VM that is sent to it.
+    #[serde(default)]
+    pub incoming: bool,
+    /// Whether the VM was seen to run in it.
+    #[serde(default)]
+    pub ran: bool,
+    /// The last migration that the runtime drives.
+    #[serde(default)]
+    pub watched: Option<Watched>,
+}
+
+impl VmRecord {
+    /// Of this QEMU from now on: what was seen of another one is not true of it.
+    pub fn is_of(&mut self, process: Option<ProcessId>) {
+        if self.process != process {
+            (self.incoming, self.ran) = (false, false);
+        }
+        self.process = process;
+    }
+}
+
+/// An end of a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Role {
+    /// The VM is here before it.
+    Source,
+    /// The VM is here after it.
+    Target,
+}
+
+/// A migration that the runtime drives, as this end has seen it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Watched {
+    /// Uid of the migration's object.
+    pub migration: String,
+    /// The QEMU in which it was seen; `None` before there was one.
+    pub process: Option<ProcessId>,
+    /// Which end this is.
+    pub role: Role,
+    /// Source: whether QEMU was seen in it.
+    pub begun: bool,
+    /// Target: whether the VM was seen to run here.
+    pub arrived: bool,
 }
 
 /// A migration that was begun at this end.

@@ -175,6 +175,7 @@ async fn what_is_remembered_of_a_vm_is_there_again_and_an_error_is_not_nothing()
             process: Some(process),
             arrival: None,
         }),
+        ..VmRecord::default()
     };
     journal.write_vm("pod", &vm).await.unwrap();
     assert_eq!(journal.vm("pod").await.unwrap().as_ref(), Some(&vm));

@@ -34,11 +34,17 @@ pub struct MachineSeen {
     pub vf: Option<String>,
     /// Whether the guest took the standby feature; `None` while its driver has not spoken.
     pub failover: Option<bool>,
+    /// Whether a migration is under way.
+    pub migrating: bool,
+    /// Whether the VM has ACPI.
+    pub acpi: bool,
 }
 
 /// A standby to be plugged.
 #[derive(Debug)]
 pub struct StandbyPlug {
+    /// The device's id.
+    pub id: String,
     /// The NIC's name.
     pub nic: String,
     /// Its MAC.

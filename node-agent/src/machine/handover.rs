@@ -8,7 +8,7 @@ use std::fmt;
 use futures::future::{BoxFuture, join_all};
 use hybridnic_net::netlink::{Netlink, NetlinkError};
 
-use super::Vm;
+use super::{NicEntry, Vm};
 
 /// Where macvtaps are set up and down.
 pub trait Macvtaps: fmt::Debug + Send + Sync {
@@ -33,18 +33,25 @@ impl Macvtaps for Netlink {
 
 /// Source, at `pre-switchover`: no NIC of the VM receives or sends here any more. An error means that one may.
 pub async fn silence(vm: &Vm, macvtaps: &dyn Macvtaps) -> Result<(), NetlinkError> {
-    set_all(vm, macvtaps, false).await
+    set_all(vm, macvtaps, false, |_| true).await
 }
 
-/// Target, before the VM starts: every NIC of the VM receives here.
+/// Target, before the VM starts or once it runs: every NIC of the VM that is not on its VF receives here.
 pub async fn wake(vm: &Vm, macvtaps: &dyn Macvtaps) -> Result<(), NetlinkError> {
-    set_all(vm, macvtaps, true).await
+    // One that is on its VF has its standby down.
+    set_all(vm, macvtaps, true, |nic| !nic.vf).await
 }
 
-async fn set_all(vm: &Vm, macvtaps: &dyn Macvtaps, up: bool) -> Result<(), NetlinkError> {
+async fn set_all(
+    vm: &Vm,
+    macvtaps: &dyn Macvtaps,
+    up: bool,
+    of: impl Fn(&NicEntry) -> bool,
+) -> Result<(), NetlinkError> {
     let nics = vm.nics();
     let each = nics
         .iter()
+        .filter(|(_, nic)| of(nic))
         .filter_map(|(uid, nic)| Some((uid, nic.macvtap.as_deref()?)));
     let results = join_all(each.map(async |(uid, name)| {
         // One that has gone is silent, and its NIC's task says so.

@@ -13,6 +13,7 @@
 //! | [`process`] | tells whether a QEMU's process has ended | `/proc` |
 //! | [`handover`] | silences the NICs before the VM leaves, starts the VM when it has come | macvtaps, QEMU, the journal |
 //! | [`qemu`] | talks to QEMU | QEMU, and by [`handover`] macvtaps |
+//! | [`kubevirt`] | talks to the QEMU of a launcher of KubeVirt | the same |
 
 pub mod cgroup;
 pub mod duties;
@@ -20,6 +21,7 @@ pub mod error;
 pub mod events;
 pub mod guest;
 pub mod handover;
+pub mod kubevirt;
 pub mod listener;
 pub mod process;
 pub mod qemu;
@@ -35,7 +37,8 @@ use std::{
 use hybridnic_api::{
     limits,
     v1alpha1::{
-        AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, TimelineEntry,
+        AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, Runtime,
+        TimelineEntry,
     },
 };
 use jiff::Timestamp;
@@ -51,6 +54,7 @@ pub use duties::{Duties, Owner};
 pub use error::MachineError;
 pub use events::{Moment, VmEvent};
 pub use guest::{LetGo, MachineSeen, PlugPath, Run, StandbyPlug, VfDescriptors, VfPlug};
+use kubevirt::Launcher;
 use listener::Listener;
 use process::ProcessId;
 pub use qemu::rx_filter::Beyond;
@@ -62,6 +66,8 @@ use socket::Offence;
 pub enum Machine {
     /// A QEMU that the pod runs itself.
     Qemu(Qemu),
+    /// The QEMU of a launcher of KubeVirt.
+    Kubevirt(Launcher),
 }
 
 impl Machine {
@@ -69,6 +75,7 @@ impl Machine {
     pub async fn observe(&self, vm: &Vm, record: &Record) -> Result<MachineSeen, MachineError> {
         match self {
             Self::Qemu(qemu) => qemu.observe(vm, record).await,
+            Self::Kubevirt(launcher) => launcher.observe(vm, record).await,
         }
     }
 
@@ -76,6 +83,7 @@ impl Machine {
     pub async fn free_ports(&self) -> Result<Vec<String>, MachineError> {
         match self {
             Self::Qemu(qemu) => qemu.free_ports().await,
+            Self::Kubevirt(launcher) => launcher.qemu.free_ports().await,
         }
     }
 
@@ -83,6 +91,7 @@ impl Machine {
     pub async fn clear_standby(&self, nic: &str) -> Result<(), MachineError> {
         match self {
             Self::Qemu(qemu) => qemu.clear_standby(nic).await,
+            Self::Kubevirt(_) => Ok(()),
         }
     }
 
@@ -90,6 +99,7 @@ impl Machine {
     pub async fn plug_standby(&self, plug: &StandbyPlug) -> Result<(), MachineError> {
         match self {
             Self::Qemu(qemu) => qemu.plug_standby(plug).await,
+            Self::Kubevirt(_) => Err(Launcher::not_ours()),
         }
     }
 
@@ -97,6 +107,7 @@ impl Machine {
     pub fn takes_descriptors(&self) -> bool {
         match self {
             Self::Qemu(qemu) => qemu.takes_descriptors(),
+            Self::Kubevirt(launcher) => launcher.qemu.takes_descriptors(),
         }
     }
 
@@ -104,6 +115,7 @@ impl Machine {
     pub async fn plug_vf(&self, plug: VfPlug) -> Result<PlugPath, MachineError> {
         match self {
             Self::Qemu(qemu) => qemu.plug_vf(plug).await,
+            Self::Kubevirt(launcher) => launcher.qemu.plug_vf(plug).await,
         }
     }
 
@@ -111,6 +123,7 @@ impl Machine {
     pub async fn take_back(&self, id: &str) {
         match self {
             Self::Qemu(qemu) => qemu.take_back(id).await,
+            Self::Kubevirt(launcher) => launcher.qemu.take_back(id).await,
         }
     }
 
@@ -118,6 +131,7 @@ impl Machine {
     pub async fn unplug(&self, id: &str, deadline: Instant) -> Result<LetGo, MachineError> {
         match self {
             Self::Qemu(qemu) => qemu.unplug(id, deadline).await,
+            Self::Kubevirt(launcher) => launcher.qemu.unplug(id, deadline).await,
         }
     }
 
@@ -125,6 +139,7 @@ impl Machine {
     pub async fn announce(&self, ids: &[&str]) -> Result<(), MachineError> {
         match self {
             Self::Qemu(qemu) => qemu.announce(ids).await,
+            Self::Kubevirt(launcher) => launcher.qemu.announce(ids).await,
         }
     }
 
@@ -132,6 +147,7 @@ impl Machine {
     pub async fn address(&self, id: &str) -> Option<String> {
         match self {
             Self::Qemu(qemu) => qemu.address(id).await,
+            Self::Kubevirt(launcher) => launcher.qemu.address(id).await,
         }
     }
 
@@ -139,6 +155,7 @@ impl Machine {
     pub async fn end(&self, vm: &Vm, record: &Record) -> Result<(), MachineError> {
         match self {
             Self::Qemu(qemu) => qemu.end(vm, record).await,
+            Self::Kubevirt(_) => Err(Launcher::not_ours()),
         }
     }
 }
@@ -186,6 +203,8 @@ pub struct NicEntry {
     pub heard: bool,
     /// The guest's ports that it has.
     pub ports: Option<GuestPorts>,
+    /// Whether the guest has, or is about to get, its VF.
+    pub vf: bool,
     /// What its standby makes of what the guest asks it to receive.
     pub filtered: Filtered,
     /// What happened to it.
@@ -199,7 +218,7 @@ impl NicEntry {
         // One that is shut stays so when the VM arrives.
         let standby = record.standby.as_ref().filter(|standby| standby.seized.is_none());
         self.macvtap = standby.map(|standby| standby.macvtap.clone());
-        self.standby_device = ids::standby(&record.spec.nic.name);
+        self.standby_device = ids::standby(&record.spec);
         self.goal = record.spec.goal;
         self.order.clone_from(&record.spec.migration);
         self.ports.clone_from(&record.ports);
@@ -224,6 +243,8 @@ pub struct Vm {
     pub pod: String,
     /// Its pod's uid.
     pub pod_uid: String,
+    /// What runs it.
+    pub runtime: Runtime,
     /// `None` until QEMU has been tried: it is neither there nor gone.
     session: watch::Sender<Option<Session>>,
     /// Why what the journal has of it cannot be read.
@@ -249,8 +270,9 @@ pub struct Vm {
 
 impl Vm {
     /// A VM of which nothing is known yet.
-    pub fn new(namespace: &str, pod: &str, pod_uid: &str) -> Self {
+    pub fn new(runtime: Runtime, namespace: &str, pod: &str, pod_uid: &str) -> Self {
         Self {
+            runtime,
             namespace: namespace.to_owned(),
             pod: pod.to_owned(),
             pod_uid: pod_uid.to_owned(),
@@ -272,7 +294,15 @@ impl Vm {
 
     /// Who sees to which part of its NICs.
     pub fn duties(&self) -> Duties {
-        Duties::QEMU
+        match self.runtime {
+            Runtime::Qemu => Duties::QEMU,
+            Runtime::Kubevirt => kubevirt::DUTIES,
+        }
+    }
+
+    /// Whether the VM was seen to run in the QEMU that is talked to.
+    pub fn has_run(&self) -> bool {
+        locked(&self.record).ran
     }
 
     /// With a session, for tests.
@@ -508,7 +538,7 @@ mod tests {
             pid,
             start: 1,
         };
-        let vm = Vm::new("ns", "a", "a-uid");
+        let vm = Vm::new(Runtime::Qemu, "ns", "a", "a-uid");
         let begun = Begun {
             migration: "m1".into(),
             process: Some(process(1)),

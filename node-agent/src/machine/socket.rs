@@ -12,7 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hybridnic_api::names::{QMP_SOCKET, QMP_VOLUME};
+use hybridnic_api::{
+    names::{LAUNCHER_SOCKET, LAUNCHER_VOLUME, QMP_SOCKET, QMP_VOLUME},
+    v1alpha1::Runtime,
+};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
@@ -23,7 +26,7 @@ use nix::{
     },
 };
 
-/// Where a pod has its QMP socket. A runtime that has it elsewhere, as KubeVirt's launcher, has its place said here.
+/// Where a pod has its QMP socket.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The pod's volumes of one kind, beneath the kubelet's directory of pods.
@@ -34,13 +37,17 @@ pub struct Place {
     pub socket: &'static str,
 }
 
-/// The place of a pod that runs QEMU itself; `None` for what is no uid.
-pub fn place_of(pod_uid: &str) -> Option<Place> {
+/// The place of a pod of this runtime; `None` for what is no uid.
+pub fn place_of(runtime: Runtime, pod_uid: &str) -> Option<Place> {
+    let (volume, socket) = match runtime {
+        Runtime::Qemu => (QMP_VOLUME, QMP_SOCKET),
+        Runtime::Kubevirt => (LAUNCHER_VOLUME, LAUNCHER_SOCKET),
+    };
     let is_uid = |c: char| c.is_ascii_alphanumeric() || c == '-';
     (!pod_uid.is_empty() && pod_uid.chars().all(is_uid)).then(|| Place {
         volumes: Path::new(pod_uid).join("volumes/kubernetes.io~empty-dir"),
-        volume: QMP_VOLUME,
-        socket: QMP_SOCKET,
+        volume,
+        socket,
     })
 }
 
@@ -115,13 +122,13 @@ pub struct Directory {
 
 /// Whether the directory is that in which this node's kubelet keeps its pods, by one of them that is sure to be there.
 pub fn is_kubelets(pods: &Path, pod_uid: &str) -> bool {
-    let dir = place_of(pod_uid).map(|_| pods.join(pod_uid));
+    let dir = place_of(Runtime::Qemu, pod_uid).map(|_| pods.join(pod_uid));
     dir.is_some_and(|dir| dir.is_dir())
 }
 
 /// Opens the directory of a pod's volume, beneath the kubelet's directory of pods.
-pub fn open(pods: &Path, pod_uid: &str) -> Result<Directory, Closed> {
-    let place = place_of(pod_uid)
+pub fn open(pods: &Path, runtime: Runtime, pod_uid: &str) -> Result<Directory, Closed> {
+    let place = place_of(runtime, pod_uid)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not the uid of a pod"))?;
     // Where that cannot be opened, nothing is known of any pod.
     let pods = File::open(pods)?;
@@ -157,6 +164,11 @@ fn beneath(dir: impl AsFd, path: &Path, flags: OFlag, more: ResolveFlag) -> Resu
 }
 
 impl Directory {
+    /// The socket's name in it.
+    pub fn socket(&self) -> &'static str {
+        self.socket
+    }
+
     /// A path to it for calls that take no descriptor, for as long as it is open.
     pub fn path(&self) -> String {
         format!("/proc/self/fd/{}", self.fd.as_raw_fd())

@@ -13,14 +13,14 @@ const OTHER: &str = "0b2e7c1d-90aa-4f6e-8d2f-000000000002";
 
 /// The directory of a pod's volume, made as a kubelet does.
 pub(crate) fn volume(pods: &Path, pod_uid: &str) -> PathBuf {
-    let place = place_of(pod_uid).unwrap();
+    let place = place_of(Runtime::Qemu, pod_uid).unwrap();
     let volume = pods.join(place.volumes).join(place.volume);
     fs::create_dir_all(&volume).unwrap();
     volume
 }
 
 fn connect(pods: &Path) -> Result<UnixStream, Closed> {
-    open(pods, UID)?.connect()
+    open(pods, Runtime::Qemu, UID)?.connect()
 }
 
 /// A kubelet's directory, with a pod whose volume has what `make` makes in it: what comes of it is compared.
@@ -82,8 +82,8 @@ fn no_uid_is_a_path() {
     let dir = TempDir::new().unwrap();
     volume(dir.path(), UID);
     for uid in ["", ".", "..", "/etc", &format!("{UID}/../{OTHER}"), "a\0b"] {
-        assert!(place_of(uid).is_none(), "{uid}");
-        assert!(matches!(open(dir.path(), uid), Err(Closed::Failed(_))));
+        assert!(place_of(Runtime::Qemu, uid).is_none(), "{uid}");
+        assert!(matches!(open(dir.path(), Runtime::Qemu, uid), Err(Closed::Failed(_))));
     }
 }
 

@@ -1,8 +1,18 @@
 //! The names of a NIC's devices in QEMU, and of its macvtap.
 
-/// The standby.
-pub fn standby(nic: &str) -> String {
-    format!("sb-{nic}")
+use hybridnic_api::v1alpha1::{NicAttachmentSpec, Placement};
+
+/// The standby. KubeVirt's has the alias of its interface, as libvirt makes it.
+pub fn standby(spec: &NicAttachmentSpec) -> String {
+    match &spec.placement {
+        Some(Placement::Interface(interface)) => format!("ua-{interface}"),
+        Some(Placement::RootPorts(_)) | None => format!("sb-{}", spec.nic.name),
+    }
+}
+
+/// The root port that the sidecar has given the VF of an interface of KubeVirt.
+pub fn vf_port(interface: &str) -> String {
+    format!("hybridnic-{interface}")
 }
 
 /// The standby's netdev.

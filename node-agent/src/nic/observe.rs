@@ -258,6 +258,8 @@ async fn see_qemu(vm: &Vm, record: &Record) -> Result<Qemu, StepError> {
                 vf: seen.vf.is_some(),
                 uses_vf: seen.vf.is_some() && record.vf.as_ref().is_some_and(uses),
                 failover: seen.failover,
+                migrating: seen.migrating,
+                acpi: seen.acpi,
             }),
             machine: Some(machine),
             vf_device: seen.vf,

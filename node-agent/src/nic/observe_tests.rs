@@ -1,5 +1,6 @@
 //! What is seen of a VF, on a sysfs of files.
 
+use hybridnic_api::v1alpha1::Runtime;
 use std::fs;
 
 use super::*;
@@ -21,7 +22,7 @@ fn held() -> Record {
 async fn a_vf_is_gone_on_proof_only() {
     let dir = tempfile::tempdir().unwrap();
     let host = host(dir.path(), 2, 2);
-    let vm = Vm::new("ns", "pod", "uid");
+    let vm = Vm::new(Runtime::Qemu, "ns", "pod", "uid");
     let devices = dir.path().join("sys/bus/pci/devices");
     let look = async |record: &Record| {
         let now = observe(&host, &vm, record, NIC).await.unwrap();

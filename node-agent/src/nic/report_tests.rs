@@ -20,6 +20,8 @@ const GUEST: Guest = Guest {
     vf: false,
     uses_vf: false,
     failover: Some(true),
+    migrating: false,
+    acpi: true,
 };
 const FAST: Guest = Guest {
     vf: true,

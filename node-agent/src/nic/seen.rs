@@ -77,6 +77,10 @@ pub struct Guest {
     pub uses_vf: bool,
     /// Whether the guest took the standby feature; `None` while its driver has not spoken.
     pub failover: Option<bool>,
+    /// Whether a migration is under way: no device can be plugged or unplugged then.
+    pub migrating: bool,
+    /// Whether a device may be plugged into it: a guest without ACPI does not survive that.
+    pub acpi: bool,
 }
 
 /// All that the plan looks at.

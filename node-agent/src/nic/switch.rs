@@ -211,6 +211,8 @@ mod tests {
                 vf,
                 uses_vf: vf,
                 failover: Some(true),
+                migrating: false,
+                acpi: true,
             }),
         }
     }

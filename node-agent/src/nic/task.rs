@@ -305,7 +305,7 @@ impl NicTask {
                 "switch"
             );
         }
-        self.show(&decision);
+        self.show(&now, &decision);
         if !matches!(decision, Decision::Do(_)) {
             self.settle(&decision, &now);
         }

@@ -12,7 +12,7 @@ use std::{
 use futures::future::BoxFuture;
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, MigrationOrder, MigrationReport, MigrationState, MigrationStep, MigrationTls,
-    ObjectRef,
+    ObjectRef, Runtime,
 };
 use hybridnic_qmp::{Client, commands::MigrationStatus};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -81,7 +81,7 @@ impl World {
         let mut host = host::tests::made(dir.path(), 1, 1);
         host.keys = Keys::new(memory.path().join("tls"));
         host.broker = Arc::new(Here(memory.path().join("given")));
-        let vm = Vm::new("ns", "pod", "pod-uid");
+        let vm = Vm::new(Runtime::Qemu, "ns", "pod", "pod-uid");
         vm.set_peer(
             ProcessId::of(std::process::id().cast_signed())
                 .unwrap()

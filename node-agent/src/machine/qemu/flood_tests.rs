@@ -27,7 +27,7 @@ fn order() -> MigrationOrder {
 }
 
 fn vm() -> Vm {
-    let vm = Vm::new("ns", "pod", "pod-uid");
+    let vm = Vm::new(Runtime::Qemu, "ns", "pod", "pod-uid");
     vm.update_nic("a", |nic| {
         nic.nic = "a".into();
         nic.state = AttachmentState::Standby;

@@ -36,13 +36,16 @@ pub mod tls;
 
 use hybridnic_qmp::{Client, QmpError};
 
+pub(super) use plug::announce;
+pub(super) use steps::look;
+
 use super::MachineError;
 use crate::error::chain;
 
 /// A session with a QEMU. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Qemu {
-    client: Client,
+    pub(super) client: Client,
 }
 
 impl Qemu {

@@ -1,5 +1,7 @@
 //! What is seen of a NIC's guest in QEMU.
 
+use std::collections::BTreeMap;
+
 use hybridnic_qmp::{Client, QmpError};
 
 use super::{
@@ -12,13 +14,23 @@ use crate::{journal::Record, nic::ids};
 impl Qemu {
     /// What QEMU says of the guest.
     pub async fn observe(&self, vm: &Vm, record: &Record) -> Result<MachineSeen, MachineError> {
-        let client = &self.client;
-        let (devices, (run, _, running)) =
-            tokio::try_join!(client.peripheral(), see_run(vm, client, record))?;
-        let nic = &record.spec.nic.name;
-        let standby = devices.contains_key(&ids::standby(nic));
+        let see_run = see_run(vm, &self.client, record);
+        let (devices, (run, _, running)) = tokio::try_join!(self.client.peripheral(), see_run)?;
+        let seen = self.devices(&devices, record, run).await?;
+        Ok(MachineSeen { running, ..seen })
+    }
+
+    /// What it says of a NIC's devices.
+    pub(in super::super) async fn devices(
+        &self,
+        devices: &BTreeMap<String, String>,
+        record: &Record,
+        run: Run,
+    ) -> Result<MachineSeen, MachineError> {
+        let (id, nic) = (ids::standby(&record.spec), &record.spec.nic.name);
+        let standby = devices.contains_key(&id);
         let failover = if standby && run == Run::Here {
-            match client.standby_negotiated(&ids::standby(nic)).await {
+            match self.client.standby_negotiated(&id).await {
                 Ok(negotiated) => negotiated,
                 // This QEMU cannot tell: believe that the guest does.
                 Err(QmpError::Command { .. } | QmpError::Decode { .. }) => Some(true),
@@ -29,10 +41,13 @@ impl Qemu {
         };
         Ok(MachineSeen {
             run,
-            running,
+            running: false,
             standby,
             vf: devices.keys().find(|id| ids::is_vf(id, nic)).cloned(),
             failover,
+            // A NIC of a VM that we send is not asked to take its VF meanwhile.
+            migrating: false,
+            acpi: true,
         })
     }
 }

@@ -55,7 +55,7 @@ impl Qemu {
         };
         self.client.netdev_add_tap(&with_tap).await?;
         let device = VirtioNet {
-            id: ids::standby(&plug.nic),
+            id: plug.id.clone(),
             netdev,
             mac: plug.mac.to_string(),
             bus: plug.port.clone(),
@@ -176,6 +176,6 @@ impl Qemu {
     }
 }
 
-pub(super) async fn announce(client: &Client, ids: &[&str]) -> Result<(), QmpError> {
+pub(in super::super) async fn announce(client: &Client, ids: &[&str]) -> Result<(), QmpError> {
     client.announce_self(ids, Announce::default()).await
 }

@@ -1,3 +1,4 @@
+use hybridnic_api::v1alpha1::Runtime;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::timeout};
 
@@ -47,7 +48,7 @@ impl Lists for Told {
 }
 
 fn vm() -> Vm {
-    let vm = Vm::new("default", "vm", "uid");
+    let vm = Vm::new(Runtime::Qemu, "default", "vm", "uid");
     vm.update_nic("a", |nic| {
         nic.standby_device = "sb-a".to_owned();
         nic.macvtap = Some("hna".to_owned());

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hybridnic_api::{conditions::reasons, v1alpha1::MigrationStep};
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{MigrationStep, Runtime},
+};
 use hybridnic_process::backoff::Backoff;
 use hybridnic_qmp::{
     Client, CloseReason, Event, EventError, OnError, Options, QmpError, commands::MigrationCapability,
@@ -13,7 +16,12 @@ use hybridnic_qmp::{
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{Machine, Moment, Session, Vm, VmEvent, listener::Listener, socket::Closed},
+    super::{
+        Machine, Moment, Owner, Session, Vm, VmEvent,
+        kubevirt::{self, Launcher},
+        listener::Listener,
+        socket::Closed,
+    },
     Qemu, events, migration, rx_follow,
     steps::{STEP_AGAIN, drive, hand_over, hold_if_left},
     word,
@@ -73,7 +81,7 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut followed: Followed) {
             }
             Err(session) => {
                 publish(&vm, session);
-                drive(&vm, &host, None).await;
+                drive_migration(&vm, &host, None).await;
             }
         }
         let known = vm.record().process.filter(|process| !process.has_ended());
@@ -132,7 +140,7 @@ fn is_flood(reason: &CloseReason) -> bool {
 async fn leave_alone(vm: &Vm, host: &Host, pause: Duration) {
     warn!(?pause, "QEMU sends too many events, and is left alone");
     publish(vm, Session::Flooding);
-    drive(vm, host, None).await;
+    drive_migration(vm, host, None).await;
     // One that ends, and another that takes its place, would be greeted at once.
     let least = pause.min(RETRY_CAP);
     let began = Instant::now();
@@ -230,25 +238,34 @@ fn nobody_listens(vm: &Vm) -> Session {
     }
 }
 
+/// Takes the next step of the VM's migration, or says how it goes; gives when to look again though nothing tells.
+async fn drive_migration(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration> {
+    match vm.duties().migration {
+        Owner::Agent => drive(vm, host, client).await,
+        Owner::Runtime => kubevirt::drive(vm, host, client).await,
+    }
+}
+
 /// Until the session ends; says why it did.
-pub(super) async fn serve(vm: &Vm, host: &Host, client: &Client, peer: Option<Listener>) -> CloseReason {
+pub(in super::super) async fn serve(vm: &Vm, host: &Host, client: &Client, peer: Option<Listener>) -> CloseReason {
     let mut events = client.subscribe();
     let mut nics = vm.nics_changed.subscribe();
     vm.set_peer(peer);
     let process = vm.peer();
-    if let Err(error) = vm
-        .remember(&host.journal, |record| record.process = process)
-        .await
-    {
+    if let Err(error) = vm.remember(&host.journal, |record| record.is_of(process)).await {
         warn!(
             error = chain(&error),
             "after a restart the agent cannot tell whether this QEMU has ended"
         );
     }
-    vm.set_session(Session::Up(Machine::Qemu(Qemu::new(client.clone()))));
+    let machine = match vm.runtime {
+        Runtime::Qemu => Machine::Qemu(Qemu::new(client.clone())),
+        Runtime::Kubevirt => Machine::Kubevirt(Launcher::new(client.clone()).await),
+    };
+    vm.set_session(Session::Up(machine));
     loop {
         nics.mark_unchanged();
-        let again = drive(vm, host, Some(client)).await;
+        let again = drive_migration(vm, host, Some(client)).await;
         let look_again = async {
             match again {
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -294,6 +311,9 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
         for uid in vm.nics().keys() {
             vm.note(uid, note.clone());
         }
+    }
+    if vm.runtime == Runtime::Kubevirt {
+        return kubevirt::on_event(vm, host, client, event).await;
     }
     let order = migration::agreed(&vm.nics());
     let step = order.as_ref().map(|o| o.step);

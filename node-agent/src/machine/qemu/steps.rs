@@ -270,7 +270,7 @@ fn is_before_hand_over(status: &MigrationStatus) -> bool {
     )
 }
 
-async fn look(client: &Client) -> Result<VmSeen, QmpError> {
+pub(in super::super) async fn look(client: &Client) -> Result<VmSeen, QmpError> {
     // In this order: a migration is completed a moment before the run state says so.
     let info = client.query_migrate().await?;
     Ok(VmSeen {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use hybridnic_api::v1alpha1::{AttachmentState, Goal, MigrationState, ObjectRef};
+use hybridnic_api::v1alpha1::{AttachmentState, Goal, MigrationState, ObjectRef, Runtime};
 use hybridnic_net::netlink::NetlinkError;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -70,7 +70,7 @@ impl World {
         });
         let mut host = host::tests::made(dir.path(), 1, 1);
         host.macvtaps = Arc::<Taps>::clone(&taps);
-        let vm = Vm::new("ns", "pod", "pod-uid");
+        let vm = Vm::new(Runtime::Qemu, "ns", "pod", "pod-uid");
         vm.update_nic("a", |nic| {
             nic.nic = "a".into();
             nic.macvtap = Some("hna".into());

@@ -19,8 +19,9 @@ async fn who_is_not_of_the_pod_is_told_nothing() {
     let host = host::tests::host(dir.path(), 1, 1);
     let socket = volume(dir.path(), UID).join("qmp.sock");
     let qemu = UnixListener::bind(&socket).unwrap();
-    let vm = Arc::new(Vm::new("ns", "pod", UID));
-    let followed = Sockets::new(dir.path(), Arc::clone(&host.troubles)).follow("ns", "pod", UID);
+    let vm = Arc::new(Vm::new(Runtime::Qemu, "ns", "pod", UID));
+    let followed =
+        Sockets::new(dir.path(), Arc::clone(&host.troubles)).follow(Runtime::Qemu, "ns", "pod", UID);
     let task = tokio::spawn(run(Arc::clone(&vm), Arc::clone(&host), followed));
     vm.tried().await;
     let session = vm.session();

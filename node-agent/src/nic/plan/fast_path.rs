@@ -140,6 +140,15 @@ fn obstacle(guest: Guest, learnt: &Learnt, vf: VfSeen) -> Option<(&'static str, 
             "the link of the VF's PF has just come back; the VF is plugged when it stays",
         ));
     }
+    if !guest.acpi {
+        return Some((reasons::GUEST_NO_ACPI, NO_ACPI));
+    }
+    if guest.migrating {
+        return Some((
+            reasons::MIGRATING,
+            "a migration is under way, and QEMU takes no VF before it is over",
+        ));
+    }
     match guest.failover {
         Some(false) => {
             return Some((
@@ -159,6 +168,9 @@ fn obstacle(guest: Guest, learnt: &Learnt, vf: VfSeen) -> Option<(&'static str, 
         .ignores_vf
         .then_some((reasons::GUEST_IGNORES_VF, IGNORES_VF))
 }
+
+const NO_ACPI: &str =
+    "the VM has no ACPI, and its guest would crash when the VF is plugged: start the VM with ACPI";
 
 const NO_LINK: &str = "the VF's PF has no link";
 

@@ -19,6 +19,8 @@ pub(super) const NOBODY: Guest = Guest {
     vf: false,
     uses_vf: false,
     failover: None,
+    migrating: false,
+    acpi: true,
 };
 
 /// The next step to a VF that is reserved, and nothing else.

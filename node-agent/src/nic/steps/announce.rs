@@ -12,7 +12,7 @@ use crate::{
 
 /// From the standby, by the guest's own device.
 pub(super) async fn from_standby(cx: &mut Context, machine: &Machine) -> Result<(), StepError> {
-    let device = ids::standby(&cx.record.spec.nic.name);
+    let device = ids::standby(&cx.record.spec);
     machine.announce(&[&device]).await?;
     cx.learnt.announce = false;
     Ok(())

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use hybridnic_api::{conditions::reasons, v1alpha1::GuestPorts};
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{GuestPorts, Placement},
+};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -33,6 +36,7 @@ pub(super) async fn plug_standby(cx: &mut Context, machine: &Machine) -> Result<
     machine.clear_standby(&nic).await?;
     let (tap, vhost) = descriptors::of_standby(cx).await?;
     let plug = StandbyPlug {
+        id: ids::standby(&cx.record.spec),
         nic,
         mac: cx.mac,
         port: ports.standby,
@@ -40,6 +44,14 @@ pub(super) async fn plug_standby(cx: &mut Context, machine: &Machine) -> Result<
         vhost,
     };
     Ok(machine.plug_standby(&plug).await?)
+}
+
+/// The VF's port.
+fn vf_port(record: &Record) -> Option<String> {
+    match &record.spec.placement {
+        Some(Placement::Interface(interface)) => Some(ids::vf_port(interface)),
+        Some(Placement::RootPorts(_)) | None => Some(ports_of(record)?.vf),
+    }
 }
 
 /// The ports that the NIC had, or must have.
@@ -87,9 +99,9 @@ pub(super) async fn plug_vf(cx: &mut Context, machine: &Machine) -> Result<bool,
 }
 
 async fn try_plug_vf(cx: &mut Context, machine: &Machine) -> Result<(), StepError> {
-    let ports = ports_of(&cx.record);
-    let ports =
-        ports.ok_or_else(|| StepError::new(reasons::NO_GUEST_PORT, "the NIC has no ports in the guest"))?;
+    let port = vf_port(&cx.record);
+    let port =
+        port.ok_or_else(|| StepError::new(reasons::NO_GUEST_PORT, "the NIC has no ports in the guest"))?;
     let vf = cx
         .record
         .vf
@@ -112,7 +124,7 @@ async fn try_plug_vf(cx: &mut Context, machine: &Machine) -> Result<(), StepErro
         .flatten();
     let plug = VfPlug {
         id: id.clone(),
-        port: ports.vf,
+        port,
         vf: vf.address,
         descriptors,
     };
@@ -223,7 +235,7 @@ pub(super) async fn unplug_vf(
 /// Takes the standby out of the guest, and what belongs to it out of QEMU.
 pub(super) async fn unplug_standby(cx: &mut Context, machine: &Machine) -> Result<(), StepError> {
     let nic = cx.record.spec.nic.name.clone();
-    match unplug(cx, machine, &ids::standby(&nic)).await? {
+    match unplug(cx, machine, &ids::standby(&cx.record.spec)).await? {
         LetGo::Yes => Ok(machine.clear_standby(&nic).await?),
         LetGo::No => {
             cx.learnt.keeps_standby = true;

@@ -1,5 +1,6 @@
 //! Steps on a node of files, where the journal can be written and where not.
 
+use hybridnic_api::v1alpha1::Runtime;
 use std::{fs, sync::Arc, time::Duration};
 
 use hybridnic_net::{
@@ -48,7 +49,7 @@ fn context_of(host: &Arc<Host>, vf: u8) -> Context {
     host.pools.restore(claimant.clone(), vf_address(0, vf));
     Context {
         host: Arc::clone(host),
-        vm: Arc::new(Vm::new("ns", "pod", "uid")),
+        vm: Arc::new(Vm::new(Runtime::Qemu, "ns", "pod", "uid")),
         claimant,
         record,
         recorded: true,

@@ -7,7 +7,7 @@ use super::{
     super::{
         ids,
         observe::Observation,
-        plan::Decision,
+        plan::{Decision, Step},
         report::{self, Facts},
         seen::QemuSeen,
     },
@@ -17,7 +17,6 @@ use super::{
 impl NicTask {
     /// Both devices' addresses in the guest.
     pub(super) async fn look_at_guest(&mut self, now: &Observation) {
-        let nic = &self.cx.record.spec.nic.name;
         let ports = self.cx.record.ports.as_ref();
         let mut guest = GuestDevices {
             vf_port: ports.map(|p| p.vf.clone()),
@@ -27,7 +26,7 @@ impl NicTask {
         if let (Some(machine), QemuSeen::Up(seen)) = (&now.machine, now.seen.qemu)
             && seen.standby
         {
-            guest.standby_pci_address = machine.address(&ids::standby(nic)).await;
+            guest.standby_pci_address = machine.address(&ids::standby(&self.cx.record.spec)).await;
             if let Some(device) = &now.vf_device {
                 guest.vf_pci_address = machine.address(device).await;
             }
@@ -36,8 +35,10 @@ impl NicTask {
     }
 
     /// Shows the VM's task where the NIC is.
-    pub(super) fn show(&self, decision: &Decision) {
+    pub(super) fn show(&self, now: &Observation, decision: &Decision) {
         let record = &self.cx.record;
+        let plugged = matches!(now.seen.qemu, QemuSeen::Up(guest) if guest.vf);
+        let vf = plugged || *decision == Decision::Do(Step::PlugVf);
         let state = match decision {
             Decision::Done(state) => *state,
             Decision::Wait(wait) => wait.state,
@@ -54,11 +55,12 @@ impl NicTask {
                 && shown.heard == heard
                 && shown.macvtap.as_deref() == macvtap
                 && shown.ports == record.ports
+                && shown.vf == vf
         });
         if !same {
             self.cx.vm.update_nic(&record.uid, |shown| {
                 shown.show(record);
-                (shown.state, shown.heard) = (state, heard);
+                (shown.state, shown.heard, shown.vf) = (state, heard, vf);
             });
         }
     }

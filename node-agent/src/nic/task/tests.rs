@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::{NoFreeVf, NodePool, OnLinkLoss, SwitchOrder, Uplink};
+use hybridnic_api::v1alpha1::{NoFreeVf, NodePool, OnLinkLoss, Runtime, SwitchOrder, Uplink};
 use hybridnic_net::sysfs::Inventory;
 
 use super::{offers::could_take_vf, *};
@@ -23,6 +23,8 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         vf: false,
         uses_vf: false,
         failover: None,
+        migrating: false,
+        acpi: true,
     };
     let seen = |qemu| Seen {
         recorded: false,
@@ -112,7 +114,7 @@ fn old_nic(
         generation: Some(1),
     });
     let (status, status_rx) = watch::channel(None);
-    let vm = Arc::new(Vm::new("ns", "pod", "pod-uid").with_session(Session::Gone));
+    let vm = Arc::new(Vm::new(Runtime::Qemu, "ns", "pod", "pod-uid").with_session(Session::Gone));
     let task = NicTask::new(
         Arc::clone(host),
         vm,
@@ -247,9 +249,9 @@ async fn a_nic_of_a_vm_whose_record_cannot_be_read_waits_and_says_so() {
     let (host, _) = one_vf(dir.path()).await;
     let file = dir.path().join("journal/pod-uid.vm");
     std::fs::write(&file, "{").unwrap();
-    let vm = Arc::new(Vm::new("ns", "pod", "pod-uid"));
+    let vm = Arc::new(Vm::new(Runtime::Qemu, "ns", "pod", "pod-uid"));
     let sockets = Sockets::new(dir.path(), Arc::clone(&host.troubles));
-    let followed = sockets.follow("ns", "pod", "pod-uid");
+    let followed = sockets.follow(Runtime::Qemu, "ns", "pod", "pod-uid");
     let vm_task = tokio::spawn(crate::machine::qemu::session::run(
         Arc::clone(&vm),
         Arc::clone(&host),

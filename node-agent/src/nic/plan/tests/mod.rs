@@ -62,6 +62,8 @@ const GUEST: Guest = Guest {
     vf: false,
     uses_vf: false,
     failover: Some(true),
+    migrating: false,
+    acpi: true,
 };
 /// A guest on its VF.
 const FAST: Guest = Guest {

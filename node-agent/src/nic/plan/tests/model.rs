@@ -164,6 +164,8 @@ impl Node {
                     Manners::NoFailover => Some(false),
                     _ => Some(true),
                 },
+                migrating: false,
+                acpi: true,
             }),
         };
         Seen {

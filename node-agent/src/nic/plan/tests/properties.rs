@@ -128,7 +128,7 @@ proptest! {
         learnt: (bool, bool, bool, bool),
         duties in duties(),
     ) {
-        let guest = Guest { run, standby: guest.0, vf: guest.1, uses_vf: guest.2, failover: None };
+        let guest = Guest { run, standby: guest.0, vf: guest.1, uses_vf: guest.2, failover: None, migrating: false, acpi: true };
         let mac = if vf.0 { VfMac::Nic } else { VfMac::Parking };
         let vf = VfSeen { mac, settings_ok: vf.1, link: vf.2, other_pf: vf.3, dark: !vf.2, ..PARKED };
         let learnt = Learnt {

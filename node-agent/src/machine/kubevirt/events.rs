@@ -1,0 +1,216 @@
+//! What has to be done at once when a VM of KubeVirt stands still, or runs again; and what is said of its migration.
+//!
+//! Between the pause at the source and the start at the target nobody asks the agent: libvirt goes on by itself. So at each pause the
+//! standby goes down, whatever the pause is for, and where the VM runs it is up. A standby that is down costs a VM nothing that stands still.
+
+use std::time::Duration;
+
+use hybridnic_api::v1alpha1::MigrationStep;
+use hybridnic_qmp::{Client, commands::RunState};
+use tracing::{info, warn};
+
+use super::{
+    super::{
+        Moment, Run, Vm, VmEvent, handover, qemu,
+        qemu::migration::{Sight, VmSeen, agreed},
+    },
+    watch,
+};
+use crate::{
+    error::chain,
+    host::Host,
+    journal::{VmRecord, Watched},
+};
+
+/// How soon is looked again at what could not be seen.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often a migration is looked at though no event has come.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Does what an event asks for; whether there may be something new to say.
+pub(in super::super) async fn on_event(vm: &Vm, host: &Host, client: &Client, event: VmEvent) -> bool {
+    match event {
+        VmEvent::Stopped
+        | VmEvent::Migration {
+            moment: Moment::HandingOver | Moment::Sending,
+            ..
+        } => {
+            silence(vm, host).await;
+            vm.beat(false);
+            true
+        }
+        VmEvent::Resumed => {
+            wake(vm, host, client).await;
+            note_run(vm, host).await;
+            vm.beat(true);
+            true
+        }
+        VmEvent::Migration { moment, .. } => {
+            if matches!(moment, Moment::Completed | Moment::Over) {
+                vm.beat(false);
+            }
+            true
+        }
+        // While a VM is loaded its devices speak too, and QEMU has other things to do than to answer.
+        VmEvent::Reset | VmEvent::FailoverNegotiated if !vm.has_run() => false,
+        VmEvent::Reset | VmEvent::FailoverNegotiated => {
+            vm.beat(true);
+            true
+        }
+        VmEvent::ShutDown | VmEvent::Unplugged => {
+            vm.beat(false);
+            true
+        }
+    }
+}
+
+async fn silence(vm: &Vm, host: &Host) {
+    if let Err(error) = handover::silence(vm, &*host.macvtaps).await {
+        // There is nothing to call off: libvirt does not wait for us.
+        warn!(
+            error = chain(&error),
+            "the VM stands still, and not all of its standbys are down"
+        );
+    }
+}
+
+async fn wake(vm: &Vm, host: &Host, client: &Client) {
+    if let Err(error) = handover::wake(vm, &*host.macvtaps).await {
+        // The NICs' own tasks try again.
+        warn!(
+            error = chain(&error),
+            "the VM runs, and not all of its standbys are up"
+        );
+    }
+    let nics = vm.nics();
+    let on_standby = nics.values().filter(|nic| !nic.vf);
+    let devices: Vec<&str> = on_standby.map(|nic| nic.standby_device.as_str()).collect();
+    if devices.is_empty() {
+        return;
+    }
+    if let Err(error) = qemu::announce(client, &devices).await {
+        warn!(error = chain(&error), "the switches are not told where the VM is");
+    }
+}
+
+/// The VM runs in this QEMU: from now on it is here, also when it stands still.
+async fn note_run(vm: &Vm, host: &Host) {
+    let process = vm.peer();
+    let note = |record: &mut VmRecord| {
+        record.is_of(process);
+        record.ran = true;
+    };
+    if let Err(error) = vm.remember(&host.journal, note).await {
+        warn!(
+            error = chain(&error),
+            "after a restart the agent may take the VM for one that has not come yet"
+        );
+    }
+}
+
+/// Looks at the VM, and says how its migration goes; gives when to look again though nothing tells.
+pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration> {
+    let seen = match client {
+        None => None,
+        Some(client) => match qemu::look(client).await {
+            Ok(seen) => Some(seen),
+            Err(error) => {
+                warn!(error = chain(&error), "cannot see the VM's migration");
+                return Some(AGAIN);
+            }
+        },
+    };
+    if let Some(seen) = &seen {
+        settle(vm, host, seen).await;
+    }
+    let order = agreed(&vm.nics()).filter(|order| order.step == MigrationStep::Watch)?;
+    if let Err(error) = look(vm, host, &order.migration.uid, seen.as_ref()).await {
+        warn!(error, "what is known of the VM's migration is not in the journal");
+        return Some(AGAIN);
+    }
+    let watched = vm
+        .record()
+        .watched
+        .filter(|w| w.migration == order.migration.uid)?;
+    let sight = match &seen {
+        Some(seen) if watched.process.is_none() || watched.process == vm.peer() => Sight::Up(seen),
+        _ if watched
+            .process
+            .as_ref()
+            .is_some_and(|process| process.has_ended()) =>
+        {
+            Sight::Ended
+        }
+        _ => Sight::Silent,
+    };
+    let said = vm.migration_report().borrow().clone();
+    let report = watch::report(&watched, sight, said.as_ref())?;
+    let over = report.state.is_final();
+    if said.as_ref() != Some(&report) {
+        info!(migration = order.migration.name, state = ?report.state, kept = report.kept, "migration");
+    }
+    vm.set_report(report);
+    (!over).then_some(LOOK_AGAIN)
+}
+
+/// What an event would have asked for, where it was missed.
+async fn settle(vm: &Vm, host: &Host, seen: &VmSeen) {
+    match watch::run_of(seen, vm.has_run()) {
+        Run::HandingOver | Run::HandedOver => silence(vm, host).await,
+        Run::Here if watch::is_running(seen) && !vm.has_run() => note_run(vm, host).await,
+        Run::Incoming if seen.run == RunState::InMigrate && !vm.record().incoming => {
+            let noted = vm.remember(&host.journal, |record| record.incoming = true).await;
+            if let Err(error) = noted {
+                warn!(
+                    error = chain(&error),
+                    "the journal does not have that the VM is to come"
+                );
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Notes what is new of a migration.
+async fn look(vm: &Vm, host: &Host, migration: &str, seen: Option<&VmSeen>) -> Result<(), String> {
+    let record = vm.record();
+    let known = record
+        .watched
+        .clone()
+        .filter(|watched| watched.migration == migration);
+    // Only a QEMU that is proven not to be there is none.
+    let none = matches!(vm.session(), super::super::Session::Gone);
+    let first = || {
+        let another = record.watched.as_ref();
+        let another =
+            another.is_some_and(|watched| watched.process.is_some() && watched.process == vm.peer());
+        let role = match (seen, none) {
+            (None, false) => None,
+            (seen, _) => watch::role(seen, record.incoming, another),
+        }?;
+        Some(Watched {
+            migration: migration.to_owned(),
+            process: None,
+            role,
+            begun: false,
+            arrived: false,
+        })
+    };
+    let Some(mut watched) = known.or_else(first) else {
+        return Ok(());
+    };
+    if let Some(seen) = seen {
+        watched.process = watched.process.or_else(|| vm.peer());
+        if watched.process == vm.peer() {
+            watched = watch::look(watched, seen);
+        }
+    }
+    let note = |record: &mut VmRecord| record.watched = Some(watched);
+    vm.remember(&host.journal, note)
+        .await
+        .map_err(|error| chain(&error))
+}
+
+#[cfg(test)]
+#[path = "events_tests.rs"]
+mod tests;

@@ -1,0 +1,190 @@
+use hybridnic_qmp::commands::MigrationInfo;
+
+use super::*;
+
+fn vm(run: RunState, status: MigrationStatus) -> VmSeen {
+    VmSeen {
+        run,
+        info: MigrationInfo {
+            status: Some(status),
+            ..MigrationInfo::default()
+        },
+    }
+}
+
+fn watched(role: Role) -> Watched {
+    Watched {
+        migration: "m".into(),
+        process: None,
+        role,
+        begun: false,
+        arrived: false,
+    }
+}
+
+/// Looks at a VM again and again; gives what is said each time, and whether the VM is known to be here and not on its way.
+fn story(role: Role, looks: &[(RunState, MigrationStatus)]) -> Vec<(MigrationState, bool)> {
+    let mut watched = watched(role);
+    let mut said = None;
+    let look = |(run, status): &(RunState, MigrationStatus)| {
+        let seen = vm(run.clone(), status.clone());
+        watched = look(watched.clone(), &seen);
+        if let Some(report) = report(&watched, Sight::Up(&seen), said.as_ref()) {
+            said = Some(report);
+        }
+        let said = said.as_ref().unwrap();
+        (said.state, said.kept)
+    };
+    looks.iter().map(look).collect()
+}
+
+#[test]
+fn a_source_says_when_it_keeps_its_vm() {
+    use MigrationState::{Active, Cancelled, Completed, Failed, Prepared};
+    use MigrationStatus as Status;
+    use RunState::{FinishMigrate, PostMigrate, Running};
+    assert_eq!(
+        story(
+            Role::Source,
+            &[
+                (Running, Status::None),
+                (Running, Status::Setup),
+                (Running, Status::Active),
+                (FinishMigrate, Status::PreSwitchover),
+                (FinishMigrate, Status::Device),
+                (PostMigrate, Status::Completed),
+            ]
+        ),
+        [
+            (Prepared, true),
+            (Active, false),
+            (Active, false),
+            (Active, false),
+            (Active, false),
+            (Completed, false)
+        ]
+    );
+    // What QEMU says of an earlier try is not about this one.
+    for earlier in [Status::Failed, Status::Cancelled, Status::Completed] {
+        let said = story(
+            Role::Source,
+            &[
+                (Running, earlier.clone()),
+                (Running, Status::Active),
+                (Running, Status::Failed),
+            ],
+        );
+        assert_eq!(
+            said,
+            [(Prepared, true), (Active, false), (Failed, true)],
+            "{earlier}"
+        );
+    }
+    let cancelled = [
+        (Running, Status::Active),
+        (Running, Status::Cancelling),
+        (Running, Status::Cancelled),
+    ];
+    assert_eq!(
+        story(Role::Source, &cancelled),
+        [(Active, false), (Active, false), (Cancelled, true)]
+    );
+}
+
+#[test]
+fn a_target_has_its_vm_once_it_has_run_there() {
+    use MigrationState::{Active, Completed, Failed, Listening};
+    use MigrationStatus as Status;
+    use RunState::{InMigrate, Paused, Running};
+    assert_eq!(
+        story(
+            Role::Target,
+            &[
+                (InMigrate, Status::None),
+                (InMigrate, Status::Active),
+                (Paused, Status::Completed),
+                (Running, Status::Completed),
+                (Paused, Status::Completed),
+            ]
+        ),
+        [
+            (Listening, false),
+            (Listening, false),
+            (Active, false),
+            (Completed, false),
+            (Completed, false)
+        ]
+    );
+    assert_eq!(
+        story(Role::Target, &[(InMigrate, Status::Failed)]),
+        [(Failed, false)]
+    );
+}
+
+#[test]
+fn the_end_of_a_qemu_is_said_and_silence_says_nothing() {
+    let source = watched(Role::Source);
+    assert_eq!(report(&source, Sight::Silent, None), None);
+    let state = |watched: &Watched, said: Option<&MigrationReport>| {
+        report(watched, Sight::Ended, said).map(|report| report.state)
+    };
+    assert_eq!(state(&source, None), Some(MigrationState::Lost));
+    let completed = MigrationReport::new("m", MigrationState::Completed);
+    assert_eq!(state(&source, Some(&completed)), None, "it has done its part");
+    let earlier = MigrationReport::new("another", MigrationState::Completed);
+    assert_eq!(state(&source, Some(&earlier)), Some(MigrationState::Lost));
+    let target = watched(Role::Target);
+    assert_eq!(state(&target, None), Some(MigrationState::Lost));
+    let arrived = Watched {
+        arrived: true,
+        ..target
+    };
+    assert_eq!(state(&arrived, Some(&completed)), Some(MigrationState::Ended));
+}
+
+#[test]
+fn which_end_it_is_is_told_only_where_it_can_be() {
+    use MigrationStatus as Status;
+    use RunState::{InMigrate, Paused, Running};
+    let role = |run, status, incoming, another| role(Some(&vm(run, status)), incoming, another);
+    assert_eq!(
+        super::role(None, false, false),
+        Some(Role::Target),
+        "there is no QEMU yet"
+    );
+    assert_eq!(role(InMigrate, Status::None, true, false), Some(Role::Target));
+    assert_eq!(role(Paused, Status::Completed, true, false), Some(Role::Target));
+    assert_eq!(role(Running, Status::None, false, false), Some(Role::Source));
+    assert_eq!(role(Running, Status::Failed, false, false), Some(Role::Source));
+    assert_eq!(role(Running, Status::Active, false, false), Some(Role::Source));
+    // It came by an earlier one.
+    assert_eq!(role(Running, Status::Completed, true, true), Some(Role::Source));
+    // It came while nobody looked.
+    assert_eq!(role(Running, Status::Completed, false, false), None);
+}
+
+#[test]
+fn a_nic_is_silent_wherever_its_vm_may_run_elsewhere() {
+    use MigrationStatus as Status;
+    use RunState::{FinishMigrate, InMigrate, Paused, PostMigrate, Running};
+    for (run, status, has_run, expected) in [
+        (InMigrate, Status::None, false, Run::Incoming),
+        (InMigrate, Status::Active, false, Run::Incoming),
+        (Paused, Status::Completed, false, Run::Incoming),
+        // A user's pause, after the VM's arrival or before any migration.
+        (Paused, Status::Completed, true, Run::Here),
+        (Paused, Status::None, true, Run::Here),
+        (Running, Status::Active, true, Run::Here),
+        (FinishMigrate, Status::PreSwitchover, true, Run::HandingOver),
+        (Paused, Status::PreSwitchover, true, Run::HandingOver),
+        (FinishMigrate, Status::Completed, true, Run::HandedOver),
+        (PostMigrate, Status::Completed, true, Run::HandedOver),
+        (Running, Status::Failed, true, Run::Here),
+    ] {
+        assert_eq!(
+            run_of(&vm(run.clone(), status.clone()), has_run),
+            expected,
+            "{run} {status}"
+        );
+    }
+}
