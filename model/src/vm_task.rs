@@ -121,7 +121,7 @@ impl Sight {
             let spec = model.objects.spec(n, shown.spec);
             let entry = NicEntry {
                 nic: NIC[n].to_owned(),
-                macvtap: shown.macvtap.then(String::new),
+                macvtap: shown.macvtap.then(|| "".into()),
                 state: state_of(shown.state),
                 goal: spec.as_ref().map(|spec| spec.goal).unwrap_or_default(),
                 order: spec.and_then(|spec| spec.migration),

@@ -253,6 +253,7 @@ async fn a_vm_knows_its_macvtaps_from_the_journal_at_once() {
         pf_name: "ens0".into(),
         vlan: None,
         seized: None,
+        pod: None,
     });
     let wanted = Wanted {
         spec: held.spec.clone(),

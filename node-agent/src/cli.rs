@@ -36,6 +36,7 @@ use crate::{
     inventory::{self, Output},
     journal::Journal,
     lanes::Lanes,
+    links::Links,
     machine::qemu::tls::Keys as TlsKeys,
     machine::socket,
     metrics::metrics,
@@ -188,15 +189,19 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
     let broker = Arc::new(broker.run()?);
     let lanes = Lanes::new(Arc::clone(&troubles), hardware.clone());
     let devices = devices(lanes, args.calls).await?;
+    let sandboxes = Sandboxes::default();
     let host = Arc::new(Host {
         sysfs: devices.sysfs.clone(),
         dev: devices.dev.clone(),
-        macvtaps: Arc::new(netlink.clone()),
+        macvtaps: Arc::new(Links {
+            host: netlink.clone(),
+            sandboxes: sandboxes.clone(),
+        }),
         netlink,
         multicast: Multicast::open()?,
         journal,
         keys,
-        sandboxes: Sandboxes::default(),
+        sandboxes,
         broker: Arc::<Process>::clone(&broker),
         pools: Pools::default(),
         handouts: Handouts::new(devices.dev.clone(), hardware.clone()),

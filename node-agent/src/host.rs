@@ -226,6 +226,7 @@ pub(crate) mod tests {
         calls::Caller,
         devices::{Deadlines, Places},
         lanes::{LaneError, Lanes},
+        links::Links,
         machine::{process::ProcessId, socket},
         metrics::metrics,
     };
@@ -264,19 +265,22 @@ pub(crate) mod tests {
         std::fs::create_dir(dir.join("sys")).unwrap();
         let troubles = Arc::new(Troubles::new(metrics.clone()));
         let hardware = watch::Sender::new(0);
-        let netlink = Netlink::open().unwrap();
+        let (netlink, sandboxes) = (Netlink::open().unwrap(), Sandboxes::default());
         let sysfs = testing::make_sysfs(&dir.join("sys"), pfs, vfs).unwrap();
         let dev = DevNodes::new(dir.join("dev"));
         Host {
             sysfs: sysfs.clone(),
             dev: dev.clone(),
             handouts: Handouts::new(dev.clone(), hardware.clone()),
-            macvtaps: Arc::new(netlink.clone()),
+            macvtaps: Arc::new(Links {
+                host: netlink.clone(),
+                sandboxes: sandboxes.clone(),
+            }),
             netlink,
             multicast: Multicast::open().unwrap(),
             journal: Journal::open(dir.join("journal")).unwrap(),
             keys: Keys::new(dir.join("tls")),
-            sandboxes: Sandboxes::default(),
+            sandboxes,
             broker: Arc::new(NoBroker),
             pools: Pools::default(),
             metrics,

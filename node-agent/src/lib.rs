@@ -9,6 +9,7 @@
 //! | [`journal`] | what is held, on disk |
 //! | [`privileges`] | gives up what root has and the agent does not need |
 //! | [`audit`] | looks for what is not as it should be, and reports it |
+//! | [`links`] | where standbys are: in the host's network or a pod's |
 //! | [`devices`] | what drivers have a part in: [`calls`] by a process each, and [`lanes`], one at a time for each device, with a deadline |
 //! | [`cni`] | pods' interfaces, as container runtimes ask for them |
 //! | [`handouts`] | descriptors of VFs that QEMUs were given, for as long as somebody has them |
@@ -29,6 +30,7 @@ pub mod host;
 pub mod inventory;
 pub mod journal;
 pub mod lanes;
+pub mod links;
 pub mod machine;
 pub mod metrics;
 mod news;

@@ -152,6 +152,7 @@ mod tests {
                 pf_name: "ens1".into(),
                 vlan: None,
                 seized: None,
+                pod: None,
             }),
             ..record("a")
         }

@@ -28,8 +28,8 @@ use tokio::{sync::oneshot, time::timeout};
 use tracing::warn;
 
 pub use record::{
-    Arrival, Begun, Custody, Record, Role, Seized, StandbyRecord, VERSION, VfRecord, VlanRecord, VmRecord,
-    Watched,
+    Arrival, Begun, Custody, Record, Role, SandboxRecord, Seized, StandbyRecord, VERSION, VfRecord,
+    VlanRecord, VmRecord, Watched,
 };
 use record::{Stamped, parse, understand};
 pub use unreadable::Unreadable;

@@ -1,7 +1,7 @@
 //! What is remembered of an attachment, and of a VM, and how it is read again.
 
 use hybridnic_api::v1alpha1::{GuestPorts, NicAttachmentSpec};
-use hybridnic_net::{MacAddr, PciAddress, VlanProtocol, netlink::VfConfig, sysfs::DriverState};
+use hybridnic_net::{DeviceId, MacAddr, PciAddress, VlanProtocol, netlink::VfConfig, sysfs::DriverState};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::machine::process::ProcessId;
@@ -91,6 +91,41 @@ pub struct StandbyRecord {
     /// It was found with another MAC, which only who has its descriptor can give it. It stays down for as long as it is there.
     #[serde(default)]
     pub seized: Option<Seized>,
+    /// Where it is the link of a pod: of which.
+    #[serde(default)]
+    pub pod: Option<SandboxRecord>,
+}
+
+/// The sandbox of a pod in which a macvtap is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxRecord {
+    /// The runtime's id of it.
+    pub container: String,
+    /// The inode of its network namespace, for people.
+    pub netns: u64,
+    /// The device of the pod, from which the macvtap's index follows.
+    #[serde(with = "text")]
+    pub device: DeviceId,
+}
+
+/// What is written as text.
+mod text {
+    use std::{fmt::Display, str::FromStr};
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(
+        deserializer: D,
+    ) -> Result<T, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
 }
 
 /// A macvtap that was shut.

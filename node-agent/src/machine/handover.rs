@@ -6,29 +6,15 @@
 use std::fmt;
 
 use futures::future::{BoxFuture, join_all};
-use hybridnic_net::netlink::{Netlink, NetlinkError};
+use hybridnic_net::netlink::NetlinkError;
 
 use super::{NicEntry, Vm};
+use crate::links::LinkAt;
 
 /// Where macvtaps are set up and down.
 pub trait Macvtaps: fmt::Debug + Send + Sync {
-    /// Sets one up or down; `false` where there is none of this name.
-    fn set<'a>(&'a self, macvtap: &'a str, up: bool) -> BoxFuture<'a, Result<bool, NetlinkError>>;
-}
-
-impl Macvtaps for Netlink {
-    fn set<'a>(&'a self, macvtap: &'a str, up: bool) -> BoxFuture<'a, Result<bool, NetlinkError>> {
-        Box::pin(async move {
-            let Some(link) = self.link(macvtap).await? else {
-                return Ok(false);
-            };
-            match self.set_up(link.index, up).await {
-                Ok(()) => Ok(true),
-                Err(error) if error.is_no_device() => Ok(false),
-                Err(error) => Err(error),
-            }
-        })
-    }
+    /// Sets one up or down; `false` where there is none.
+    fn set<'a>(&'a self, macvtap: &'a LinkAt, up: bool) -> BoxFuture<'a, Result<bool, NetlinkError>>;
 }
 
 /// Source, at `pre-switchover`: no NIC of the VM receives or sends here any more. An error means that one may.
@@ -52,10 +38,10 @@ async fn set_all(
     let each = nics
         .iter()
         .filter(|(_, nic)| of(nic))
-        .filter_map(|(uid, nic)| Some((uid, nic.macvtap.as_deref()?)));
-    let results = join_all(each.map(async |(uid, name)| {
+        .filter_map(|(uid, nic)| Some((uid, nic.macvtap.as_ref()?)));
+    let results = join_all(each.map(async |(uid, at)| {
         // One that has gone is silent, and its NIC's task says so.
-        if macvtaps.set(name, up).await? {
+        if macvtaps.set(at, up).await? {
             vm.note(uid, if up { "StandbyUp" } else { "StandbyDown" });
         }
         Ok(())

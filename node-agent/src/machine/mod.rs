@@ -48,6 +48,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     error::bounded,
     journal::{Begun, Custody, Journal, JournalError, Record, VmRecord},
+    links::LinkAt,
     nic::ids,
 };
 pub use duties::{Duties, Owner};
@@ -189,8 +190,8 @@ pub struct Filtered {
 pub struct NicEntry {
     /// The NIC's name.
     pub nic: String,
-    /// Name of its standby's macvtap, as the journal has it.
-    pub macvtap: Option<String>,
+    /// Where its standby's macvtap is, as the journal has it.
+    pub macvtap: Option<LinkAt>,
     /// Id of its standby device in QEMU.
     pub standby_device: String,
     /// Where it is.
@@ -216,8 +217,11 @@ impl NicEntry {
     pub fn show(&mut self, record: &Record) {
         self.nic.clone_from(&record.spec.nic.name);
         // One that is shut stays so when the VM arrives.
-        let standby = record.standby.as_ref().filter(|standby| standby.seized.is_none());
-        self.macvtap = standby.map(|standby| standby.macvtap.clone());
+        let is_shut = record
+            .standby
+            .as_ref()
+            .is_some_and(|standby| standby.seized.is_some());
+        self.macvtap = LinkAt::of(record).filter(|_| !is_shut);
         self.standby_device = ids::standby(&record.spec);
         self.goal = record.spec.goal;
         self.order.clone_from(&record.spec.migration);

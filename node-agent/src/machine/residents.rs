@@ -8,23 +8,25 @@ use super::{cgroup, stat};
 ///
 /// A process that is made meanwhile may be missed.
 pub fn has_any(proc: &Path, pod_uid: &str) -> io::Result<bool> {
+    Ok(find(proc, pod_uid)?.is_some())
+}
+
+/// A process of this pod that lives. That there is none is said only when all could be read.
+pub fn find(proc: &Path, pod_uid: &str) -> io::Result<Option<i32>> {
     for entry in fs::read_dir(proc)? {
         let process = entry?.path();
-        let is_pid = process
-            .file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()));
-        if !is_pid {
+        let name = process.file_name().and_then(|name| name.to_str());
+        let Some(pid) = name.and_then(|name| name.parse().ok()) else {
             continue;
-        }
+        };
         let Some(groups) = read(&process.join("cgroup"))? else {
             continue;
         };
         if cgroup::is_of_pod(&groups, pod_uid) && !is_zombie(&process)? {
-            return Ok(true);
+            return Ok(Some(pid));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// Whether only its exit status is left: its descriptors are closed.

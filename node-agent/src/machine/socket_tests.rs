@@ -83,7 +83,10 @@ fn no_uid_is_a_path() {
     volume(dir.path(), UID);
     for uid in ["", ".", "..", "/etc", &format!("{UID}/../{OTHER}"), "a\0b"] {
         assert!(place_of(Runtime::Qemu, uid).is_none(), "{uid}");
-        assert!(matches!(open(dir.path(), Runtime::Qemu, uid), Err(Closed::Failed(_))));
+        assert!(matches!(
+            open(dir.path(), Runtime::Qemu, uid),
+            Err(Closed::Failed(_))
+        ));
     }
 }
 

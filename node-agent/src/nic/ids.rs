@@ -1,5 +1,6 @@
 //! The names of a NIC's devices in QEMU, and of its macvtap.
 
+use aws_lc_rs::digest::{SHA256, digest};
 use hybridnic_api::v1alpha1::{NicAttachmentSpec, Placement};
 
 /// The standby. KubeVirt's has the alias of its interface, as libvirt makes it.
@@ -8,6 +9,27 @@ pub fn standby(spec: &NicAttachmentSpec) -> String {
         Some(Placement::Interface(interface)) => format!("ua-{interface}"),
         Some(Placement::RootPorts(_)) | None => format!("sb-{}", spec.nic.name),
     }
+}
+
+/// The interface of KubeVirt's VM that a NIC is.
+pub fn interface(spec: &NicAttachmentSpec) -> Option<&str> {
+    match &spec.placement {
+        Some(Placement::Interface(interface)) => Some(interface),
+        Some(Placement::RootPorts(_)) | None => None,
+    }
+}
+
+/// The name of the NIC's link in the VM's pod, where it has one: as KubeVirt makes it (`HashedPodInterfaceName` in its
+/// pkg/network/namescheme).
+pub fn ifname(spec: &NicAttachmentSpec) -> Option<String> {
+    let hash = digest(&SHA256, interface(spec)?.as_bytes());
+    let hex: String = hash
+        .as_ref()
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Some(format!("pod{}", hex.get(..11)?))
 }
 
 /// The root port that the sidecar has given the VF of an interface of KubeVirt.

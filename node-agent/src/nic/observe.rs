@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hybridnic_api::{conditions::reasons, v1alpha1::L2Settings};
+use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     MacAddr, interrupts,
     netlink::{Link, LinkKind, NetlinkError, VfSetting},
@@ -10,6 +10,7 @@ use hybridnic_net::{
 };
 
 use super::{
+    ids,
     seen::{Guest, QemuSeen, Seen, VfMac, VfSeen, VfSight},
     settings::{guard, mtu, wanted},
     steps::VLAN_PREFIX,
@@ -18,6 +19,7 @@ use crate::{
     error::{StepError, chain},
     host::Host,
     journal::{Record, StandbyRecord, VfRecord},
+    links::Way,
     machine::{Machine, MachineError, Session, Vm, process::ProcessId},
 };
 
@@ -62,7 +64,7 @@ pub async fn observe(
     let standby = async {
         match &record.standby {
             None => Ok(Standby::default()),
-            Some(standby) => see_standby(host, standby, mac, &record.spec.l2).await,
+            Some(standby) => see_standby(host, record, standby, mac).await,
         }
     };
     let ((vf, vf_pf), standby, qemu) = tokio::try_join!(vf, standby, see_qemu(vm, record))?;
@@ -82,7 +84,7 @@ pub async fn observe(
         other_vf: false,
         uplink: false,
         standby_recorded: record.standby.is_some(),
-        sandbox_waits: false,
+        sandbox_waits: sandbox_waits(host, record),
         macvtap: standby.macvtap.as_ref().map(|l| l.up),
         guarded: standby.guarded,
         foreign_mac: standby.macvtap.as_ref().is_some_and(|l| l.mac != Some(mac)),
@@ -104,6 +106,13 @@ pub async fn observe(
         vf_device: qemu.vf_device,
         running: qemu.running,
     })
+}
+
+/// Whether the sandbox of the NIC's pod waits for its link.
+fn sandbox_waits(host: &Host, record: &Record) -> bool {
+    let ifname = ids::ifname(&record.spec);
+    let sandbox = ifname.and_then(|ifname| host.sandboxes.of(&record.spec.pod.uid, &ifname));
+    sandbox.is_some_and(|sandbox| sandbox.waits)
 }
 
 fn has_link(pf: &Link) -> bool {
@@ -128,11 +137,13 @@ struct Standby {
 
 async fn see_standby(
     host: &Arc<Host>,
+    record: &Record,
     standby: &StandbyRecord,
     mac: MacAddr,
-    l2: &L2Settings,
 ) -> Result<Standby, StepError> {
-    let macvtap = async { host.netlink.link(&standby.macvtap).await.map_err(|e| netlink(&e)) };
+    let l2 = &record.spec.l2;
+    let way = Way::to(host, record, standby)?;
+    let macvtap = async { way.find(standby).await.map_err(|e| netlink(&e)) };
     // A PF that cannot be read is one of which nothing is known.
     let pf = async { Ok(host.pf_link(standby.pf).await.unwrap_or_default()) };
     let (macvtap, pf) = tokio::try_join!(macvtap, pf)?;
@@ -144,10 +155,9 @@ async fn see_standby(
         (Some(macvtap), Some(room)) => macvtap.mtu >= mtu(l2, room),
         _ => true,
     };
-    let guarded = match &macvtap {
+    let guarded = match macvtap.as_ref().zip(way.netlink()) {
         // What cannot be read may be missing; to guard it again says why.
-        Some(macvtap) => host
-            .netlink
+        Some((macvtap, netlink)) => netlink
             .is_guarded(macvtap.index, &guard(mac, l2))
             .await
             .unwrap_or(false),

@@ -65,6 +65,7 @@ async fn a_vf_is_gone_on_proof_only() {
             pf_name: "ens1".into(),
             vlan: None,
             seized: None,
+            pod: None,
         }),
         ..held.clone()
     };

@@ -429,6 +429,7 @@ fn what_is_held_is_named() {
         pf_name: "ens3".into(),
         vlan: None,
         seized: None,
+        pod: None,
     });
     let seen = seen(FAST, false);
     let facts = Facts {

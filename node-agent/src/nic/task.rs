@@ -18,6 +18,7 @@ use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
 
 use super::{
+    ids,
     link_loss::LinkLoss,
     observe::{self, Observation},
     plan::{self, Decision, Learnt, Step},
@@ -160,12 +161,14 @@ impl NicTask {
         let mut pulse = self.cx.vm.pulse();
         let mut pools = self.cx.host.pools.subscribe();
         let mut hardware = self.cx.host.hardware.subscribe();
+        let mut sandboxes = self.cx.host.sandboxes.subscribe();
         let mut migration = self.cx.vm.migration_report();
         let mut fresh = pulse.borrow().fresh;
         let mut disuse = None;
         loop {
             pools.mark_unchanged();
             hardware.mark_unchanged();
+            sandboxes.mark_unchanged();
             migration.mark_unchanged();
             self.take_wanted().await;
             let now = *pulse.borrow_and_update();
@@ -200,6 +203,7 @@ impl NicTask {
                 Err(error) => {
                     warn!(reason = error.reason, error = error.message, "step failed");
                     self.cx.host.metrics.step_failed(&error);
+                    self.hold(&error.message);
                     self.last_error = Some(error);
                     self.report(None, None);
                     if self.cx.learnt.vf_failed.is_some() && !failed_before {
@@ -222,6 +226,7 @@ impl NicTask {
                 _ = pulse.changed() => {}
                 _ = pools.changed() => {}
                 _ = hardware.changed() => {}
+                _ = sandboxes.changed() => {}
                 _ = migration.changed() => {}
                 () = steps::until_disused(&self.cx, &mut disuse), if at_rest => self.leave_vf(),
                 () = until(look_at) => {}
@@ -235,6 +240,16 @@ impl NicTask {
         warn!("the guest sends by its standby, and its VF is still");
         self.cx.disused = true;
         self.cx.learnt.ignores_vf = true;
+    }
+
+    /// Says why the pod's sandbox waits for its link, should it wait too long.
+    fn hold(&self, why: &str) {
+        if let Some(ifname) = ids::ifname(&self.cx.record.spec) {
+            self.cx
+                .host
+                .sandboxes
+                .hold(&self.cx.record.spec.pod.uid, &ifname, why);
+        }
     }
 
     /// What had failed may work now.
@@ -290,6 +305,11 @@ impl NicTask {
         let ask = self.ask();
         let mut decision = plan::next(&ask, &now.seen, &self.cx.learnt);
         self.explain(&mut decision).await;
+        if let Decision::Wait(wait) = &decision
+            && now.seen.sandbox_waits
+        {
+            self.hold(&wait.message);
+        }
         let order = plan::order(&ask, &now.seen, &self.cx.learnt);
         if let Some(switch) = self
             .switches

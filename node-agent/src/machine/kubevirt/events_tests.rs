@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     host,
     journal::Role,
+    links::LinkAt,
     machine::{
         handover::Macvtaps,
         qemu::{
@@ -24,9 +25,9 @@ use crate::{
 struct Taps(Mutex<Vec<String>>);
 
 impl Macvtaps for Taps {
-    fn set<'a>(&'a self, macvtap: &'a str, up: bool) -> BoxFuture<'a, Result<bool, NetlinkError>> {
+    fn set<'a>(&'a self, macvtap: &'a LinkAt, up: bool) -> BoxFuture<'a, Result<bool, NetlinkError>> {
         let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        set.push(format!("{macvtap} {}", if up { "up" } else { "down" }));
+        set.push(format!("{} {}", macvtap.name, if up { "up" } else { "down" }));
         Box::pin(std::future::ready(Ok(true)))
     }
 }

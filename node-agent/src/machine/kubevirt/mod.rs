@@ -6,14 +6,17 @@
 //! | module | does | touches |
 //! |---|---|---|
 //! | [`watch`] | decides what to say of a migration, and what a NIC may think of its VM meanwhile | nothing |
+//! | `adopt` | finds the networks of pods again after a restart | `/proc`, the broker |
 //! | `events` | does at once what an event asks for | macvtaps, QEMU, the journal |
 
+mod adopt;
 mod events;
 pub mod watch;
 
 use hybridnic_qmp::Client;
 use tracing::warn;
 
+pub(super) use adopt::adopt;
 pub(super) use events::{drive, on_event};
 
 use super::{Duties, MachineError, MachineSeen, Owner, Vm, qemu, qemu::Qemu};

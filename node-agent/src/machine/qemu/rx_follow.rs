@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 use futures::future::join_all;
+use hybridnic_net::{multicast::Multicast, netlink::Netlink};
 use hybridnic_qmp::{Client, EventError, commands::RxFilter};
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -14,7 +15,11 @@ use super::{
     super::{Filtered, Vm},
     rx_filter,
 };
-use crate::{error::chain, host::Host};
+use crate::{
+    error::chain,
+    host::Host,
+    links::{self, LinkAt},
+};
 
 /// A guest that joins one group often joins more.
 const GATHER: Duration = Duration::from_millis(100);
@@ -28,39 +33,56 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// Where the guest's wishes are put.
 pub trait Lists: Sync {
     /// Makes a macvtap receive what the guest asks for.
-    fn put(&self, macvtap: &str, filter: &RxFilter) -> impl Future<Output = Result<(), String>> + Send;
+    fn put(&self, macvtap: &LinkAt, filter: &RxFilter) -> impl Future<Output = Result<(), String>> + Send;
 }
 
 impl Lists for Host {
-    async fn put(&self, macvtap: &str, filter: &RxFilter) -> Result<(), String> {
-        let macvtap = match self.netlink.link(macvtap).await {
-            Ok(Some(link)) => link.index,
-            Ok(None) => return Ok(()),
-            Err(error) => return Err(chain(&error)),
-        };
-        let now = match self.multicast.received(macvtap).await {
-            Ok(now) => now,
-            // Its NIC's task says so.
-            Err(error) if error.is_no_device() => return Ok(()),
-            Err(error) => return Err(chain(&error)),
-        };
-        let rx_filter::Change { add, remove, all } = rx_filter::change(filter, &now);
-        if !(add.is_empty() && remove.is_empty()) {
-            debug!(device = filter.name, ?add, ?remove, "multicast");
-            match self.multicast.change(macvtap, add, remove).await {
-                Err(error) if !error.is_no_device() => return Err(chain(&error)),
-                _ => {}
-            }
+    async fn put(&self, macvtap: &LinkAt, filter: &RxFilter) -> Result<(), String> {
+        match &macvtap.pod {
+            None => match self.netlink.link(&macvtap.name).await {
+                Ok(Some(link)) => put(&self.netlink, &self.multicast, link.index, filter).await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(chain(&error)),
+            },
+            Some(pod) => match links::sandbox_of(&self.sandboxes, pod, &macvtap.name) {
+                Some(sandbox) => {
+                    let index = pod.device.ifindex();
+                    put(&sandbox.netlink, &sandbox.multicast, index, filter).await
+                }
+                None => Ok(()),
+            },
         }
-        if let Some(all) = all {
-            debug!(device = filter.name, all, "every multicast");
-            match self.netlink.set_all_multicast(macvtap, all).await {
-                Err(error) if !error.is_no_device() => return Err(chain(&error)),
-                _ => {}
-            }
-        }
-        Ok(())
     }
+}
+
+async fn put(
+    netlink: &Netlink,
+    multicast: &Multicast,
+    macvtap: u32,
+    filter: &RxFilter,
+) -> Result<(), String> {
+    let now = match multicast.received(macvtap).await {
+        Ok(now) => now,
+        // Its NIC's task says so.
+        Err(error) if error.is_no_device() => return Ok(()),
+        Err(error) => return Err(chain(&error)),
+    };
+    let rx_filter::Change { add, remove, all } = rx_filter::change(filter, &now);
+    if !(add.is_empty() && remove.is_empty()) {
+        debug!(device = filter.name, ?add, ?remove, "multicast");
+        match multicast.change(macvtap, add, remove).await {
+            Err(error) if !error.is_no_device() => return Err(chain(&error)),
+            _ => {}
+        }
+    }
+    if let Some(all) = all {
+        debug!(device = filter.name, all, "every multicast");
+        match netlink.set_all_multicast(macvtap, all).await {
+            Err(error) if !error.is_no_device() => return Err(chain(&error)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// One look at all NICs of the VM; whether all went well.
@@ -81,7 +103,7 @@ async fn look_at(
     lists: &impl Lists,
     device: &str,
     uid: &str,
-    macvtap: &str,
+    macvtap: &LinkAt,
 ) -> bool {
     match client.query_rx_filter(device).await {
         Ok(Some(filter)) => set(vm, uid, macvtap, &filter, lists).await,
@@ -98,7 +120,7 @@ async fn look_at(
     }
 }
 
-async fn set(vm: &Vm, uid: &str, macvtap: &str, filter: &RxFilter, lists: &impl Lists) -> bool {
+async fn set(vm: &Vm, uid: &str, macvtap: &LinkAt, filter: &RxFilter, lists: &impl Lists) -> bool {
     let failed = lists.put(macvtap, filter).await.err();
     if let Some(error) = &failed {
         warn!(
@@ -175,7 +197,7 @@ async fn until(due: Option<Instant>) {
 }
 
 /// Of each standby device: its attachment's uid, and its macvtap.
-fn standbys(vm: &Vm) -> BTreeMap<String, (String, String)> {
+fn standbys(vm: &Vm) -> BTreeMap<String, (String, LinkAt)> {
     vm.nics()
         .into_iter()
         .filter_map(|(uid, nic)| Some((nic.standby_device, (uid, nic.macvtap?))))

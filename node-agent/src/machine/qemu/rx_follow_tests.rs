@@ -35,11 +35,11 @@ fn filter(device: &str, groups: &[&str]) -> Value {
 struct Told(mpsc::UnboundedSender<(String, Vec<String>)>);
 
 impl Lists for Told {
-    async fn put(&self, macvtap: &str, filter: &RxFilter) -> Result<(), String> {
+    async fn put(&self, macvtap: &LinkAt, filter: &RxFilter) -> Result<(), String> {
         self.0
-            .send((macvtap.to_owned(), filter.multicast_table.clone()))
+            .send((macvtap.name.clone(), filter.multicast_table.clone()))
             .unwrap();
-        if macvtap == "hnb" {
+        if macvtap.name == "hnb" {
             Err("no".to_owned())
         } else {
             Ok(())
@@ -51,7 +51,7 @@ fn vm() -> Vm {
     let vm = Vm::new(Runtime::Qemu, "default", "vm", "uid");
     vm.update_nic("a", |nic| {
         nic.standby_device = "sb-a".to_owned();
-        nic.macvtap = Some("hna".to_owned());
+        nic.macvtap = Some("hna".into());
     });
     vm
 }
@@ -99,7 +99,7 @@ async fn a_standby_that_appears_gets_its_list() {
         asks(&mut peer, "sb-a", None).await;
         vm.update_nic("b", |nic| {
             nic.standby_device = "sb-b".to_owned();
-            nic.macvtap = Some("hnb".to_owned());
+            nic.macvtap = Some("hnb".into());
         });
         asks(&mut peer, "sb-a", Some(&[])).await;
         asks(&mut peer, "sb-b", Some(&[])).await;

@@ -80,6 +80,9 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut followed: Followed) {
                 // One that greets and hangs up would be greeted for ever.
             }
             Err(session) => {
+                if vm.runtime == Runtime::Kubevirt {
+                    kubevirt::adopt(&vm, &host).await;
+                }
                 publish(&vm, session);
                 drive_migration(&vm, &host, None).await;
             }
@@ -247,7 +250,12 @@ async fn drive_migration(vm: &Vm, host: &Host, client: Option<&Client>) -> Optio
 }
 
 /// Until the session ends; says why it did.
-pub(in super::super) async fn serve(vm: &Vm, host: &Host, client: &Client, peer: Option<Listener>) -> CloseReason {
+pub(in super::super) async fn serve(
+    vm: &Vm,
+    host: &Host,
+    client: &Client,
+    peer: Option<Listener>,
+) -> CloseReason {
     let mut events = client.subscribe();
     let mut nics = vm.nics_changed.subscribe();
     vm.set_peer(peer);
@@ -260,7 +268,10 @@ pub(in super::super) async fn serve(vm: &Vm, host: &Host, client: &Client, peer:
     }
     let machine = match vm.runtime {
         Runtime::Qemu => Machine::Qemu(Qemu::new(client.clone())),
-        Runtime::Kubevirt => Machine::Kubevirt(Launcher::new(client.clone()).await),
+        Runtime::Kubevirt => {
+            kubevirt::adopt(vm, host).await;
+            Machine::Kubevirt(Launcher::new(client.clone()).await)
+        }
     };
     vm.set_session(Session::Up(machine));
     loop {

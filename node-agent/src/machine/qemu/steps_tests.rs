@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     host,
+    links::LinkAt,
     machine::{
         handover::Macvtaps,
         qemu::{peer::Peer, session::serve},
@@ -31,10 +32,10 @@ struct Taps {
 }
 
 impl Macvtaps for Taps {
-    fn set<'a>(&'a self, macvtap: &'a str, up: bool) -> BoxFuture<'a, Result<bool, NetlinkError>> {
+    fn set<'a>(&'a self, macvtap: &'a LinkAt, up: bool) -> BoxFuture<'a, Result<bool, NetlinkError>> {
         let word = if up { "up" } else { "down" };
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        set.push(format!("{macvtap} {word}: {}", arrival(&self.record)));
+        set.push(format!("{} {word}: {}", macvtap.name, arrival(&self.record)));
         let operation = "set it".to_owned();
         let result = if self.refuse {
             Err(NetlinkError::Closed { operation })

@@ -6,13 +6,14 @@ use hybridnic_api::{
     conditions::reasons,
     v1alpha1::{GuestPorts, Placement},
 };
+use hybridnic_net::netlink::Link;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{Context, announce, descriptors};
+use super::{Context, announce, descriptors, standby};
 use crate::{
     error::StepError,
-    journal::Record,
+    journal::{Record, StandbyRecord},
     machine::{LetGo, Machine, StandbyPlug, VfPlug},
     nic::{disuse::Disuse, ids, observe, silence::Silence},
 };
@@ -184,7 +185,7 @@ pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) {
         return std::future::pending().await;
     };
     loop {
-        match cx.host.sysfs.tx_dropped(&standby.macvtap) {
+        match dropped_by_standby(cx, standby).await {
             Ok(dropped) => {
                 let interrupts = || observe::interrupts_of(vf);
                 let disuse = disuse.get_or_insert_with(|| Disuse::new(dropped, interrupts()));
@@ -201,14 +202,29 @@ pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) {
 
 /// Packets that the guest has sent through the standby.
 async fn sent_by_standby(cx: &Context) -> Result<u64, StepError> {
-    let name = cx.record.standby.as_ref().map_or("", |s| s.macvtap.as_str());
-    let link = cx
-        .host
-        .netlink
-        .link(name)
-        .await
-        .map_err(|e| StepError::from_error(reasons::STANDBY_FAILED, &e))?;
-    Ok(link.map(|l| l.counters.tx_packets).unwrap_or_default())
+    Ok(standby_link(cx)
+        .await?
+        .map(|link| link.counters.tx_packets)
+        .unwrap_or_default())
+}
+
+/// The standby's macvtap.
+async fn standby_link(cx: &Context) -> Result<Option<Link>, StepError> {
+    let Some(standby) = &cx.record.standby else {
+        return Ok(None);
+    };
+    let link = standby::way(cx)?.find(standby).await;
+    link.map_err(|e| StepError::from_error(reasons::STANDBY_FAILED, &e))
+}
+
+/// Packets that the standby has dropped, because it is down.
+async fn dropped_by_standby(cx: &Context, standby: &StandbyRecord) -> Result<u64, StepError> {
+    if standby.pod.is_some() {
+        let link = standby_link(cx).await?;
+        return Ok(link.map(|link| link.counters.tx_dropped).unwrap_or_default());
+    }
+    let dropped = cx.host.sysfs.tx_dropped(&standby.macvtap);
+    dropped.map_err(|e| StepError::from_error(reasons::STANDBY_FAILED, &e))
 }
 
 /// Asks the guest to let go of the VF and waits until it has.

@@ -4,6 +4,7 @@ mod announce;
 mod context;
 mod descriptors;
 mod guest;
+mod pod_link;
 mod reserve;
 mod standby;
 mod vf;
@@ -65,8 +66,7 @@ impl Context {
             Step::StandbyDown => standby::down(self, now).await?,
             Step::RemoveStandby => standby::remove(self).await?,
             Step::MoveStandby => standby::move_to_vf(self).await?,
-            // Nothing asks for it.
-            Step::AnswerSandbox => {}
+            Step::AnswerSandbox => pod_link::answer(self, now),
             Step::PlugStandby => guest::plug_standby(self, machine(now)?).await?,
             Step::UnplugStandby => guest::unplug_standby(self, machine(now)?).await?,
             Step::PlugVf => return guest::plug_vf(self, machine(now)?).await,

@@ -5,7 +5,7 @@ use hybridnic_net::{PciAddress, dev::VfioUse, sysfs::DriverState};
 use tracing::{info, warn};
 
 use super::{
-    Context,
+    Context, pod_link,
     vf::{bind_failed, is_vfio, refused},
 };
 use crate::{
@@ -25,7 +25,9 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
         .await
         .map_err(|e| e.into_step(reasons::VF_UNKNOWN))?;
     let network = cx.record.spec.network.clone();
+    let promised = pod_link::promised_pf(cx).await?;
     let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
+    let standby_pf = standby_pf.or(promised.as_ref().map(|(pf, _)| *pf));
     let (mut passed_over, mut failed) = (Vec::new(), None);
     let mut taken = false;
     while !taken
@@ -59,7 +61,9 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
         return Ok(());
     }
     if cx.record.standby.is_none() && cx.record.spec.no_free_vf == NoFreeVf::Standby {
-        let pf = cx.host.pools.standby_pf(&inventory, &network).ok_or_else(|| {
+        let any = cx.host.pools.standby_pf(&inventory, &network);
+        let any = any.map(|pf| (pf.address, pf.name.clone().unwrap_or_default()));
+        let (pf, pf_name) = promised.or(any).ok_or_else(|| {
             let none = "no PF of the node that can be used matches the network's uplinks";
             let why = cx.host.pools.barred(&inventory, &network);
             StepError::new(
@@ -67,9 +71,9 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
                 why.map_or_else(|| none.to_owned(), |why| format!("{none}: {why}")),
             )
         })?;
-        let standby = standby_record(cx, pf.address, pf.name.clone().unwrap_or_default());
+        let standby = standby_record(cx, pf, pf_name);
         cx.commit(|record| record.standby = Some(standby)).await?;
-        cx.host.pools.note_standby(&cx.record.uid, pf.address);
+        cx.host.pools.note_standby(&cx.record.uid, pf);
     }
     match failed {
         // The plan goes on without a VF, and says why.
@@ -127,7 +131,7 @@ async fn prove_free(host: &Host, vf: PciAddress) -> Result<(), DeviceError> {
 pub(super) fn standby_record(cx: &Context, pf: PciAddress, pf_name: String) -> StandbyRecord {
     let vlan = cx.record.spec.l2.vlan.as_ref().filter(|v| v.id != 0);
     StandbyRecord {
-        macvtap: ids::macvtap(&cx.record.uid),
+        macvtap: ids::ifname(&cx.record.spec).unwrap_or_else(|| ids::macvtap(&cx.record.uid)),
         pf,
         pf_name,
         vlan: vlan.map(|v| VlanRecord {
@@ -136,6 +140,7 @@ pub(super) fn standby_record(cx: &Context, pf: PciAddress, pf_name: String) -> S
             qos: u8::try_from(v.qos).unwrap_or(0),
         }),
         seized: None,
+        pod: None,
     }
 }
 
@@ -195,7 +200,11 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
     };
     let standby = match &cx.record.standby {
         Some(standby) => standby.clone(),
-        None => standby_record(cx, pf.address, pf_name),
+        None => {
+            let promised = pod_link::promised_pf(cx).await?;
+            let (pf, pf_name) = promised.unwrap_or((pf.address, pf_name));
+            standby_record(cx, pf, pf_name)
+        }
     };
     let standby_pf = standby.pf;
     cx.commit(|record| (record.vf, record.standby) = (Some(held), Some(standby)))

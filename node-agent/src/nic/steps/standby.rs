@@ -1,6 +1,6 @@
 //! Steps on the macvtap: make, guard, up, down, remove, move.
 
-use std::error::Error;
+use std::{error::Error, sync::Arc};
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
@@ -10,11 +10,13 @@ use hybridnic_net::{
 use nix::errno::Errno;
 use tracing::{info, warn};
 
-use super::{Context, reserve::standby_record};
+use super::{Context, pod_link, reserve::standby_record};
 use crate::{
     error::StepError,
     journal::{Seized, StandbyRecord, VlanRecord},
+    links::Way,
     nic::{
+        ids,
         observe::{self, Observation},
         seen::QemuSeen,
         settings,
@@ -33,8 +35,9 @@ pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
     let standby = recorded(cx)?.clone();
     // The journal has the name before the link exists.
     cx.commit(|_| ()).await?;
-    let netlink = &cx.host.netlink;
-    let pf = cx.host.pf_link(standby.pf).await?.ok_or_else(|| {
+    let host = Arc::clone(&cx.host);
+    let netlink = &host.netlink;
+    let pf = host.pf_link(standby.pf).await?.ok_or_else(|| {
         StepError::new(
             reasons::STANDBY_FAILED,
             format!(
@@ -53,7 +56,7 @@ pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
         netlink.set_mtu(pf.index, mtu).await.map_err(|e| failed(&e))?;
     }
     // Another NIC must not take the VLAN device away before the macvtap is on it.
-    let _vlan_devices = cx.host.vlan_devices.lock().await;
+    let _vlan_devices = host.vlan_devices.lock().await;
     let lower = match &standby.vlan {
         None => pf.index,
         Some(vlan) => vlan_device(cx, &pf, vlan).await.map_err(|e| failed(&e))?,
@@ -66,12 +69,20 @@ pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
         mtu,
         alias: Some(alias),
     };
+    if ids::interface(&cx.record.spec).is_some() {
+        return pod_link::make(cx, &spec).await;
+    }
     match netlink.create_macvtap(&spec).await {
         Ok(_) => Ok(()),
         // A step that was cut short by a crash.
         Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
         Err(error) => Err(failed(&error)),
     }
+}
+
+/// The way to the macvtap.
+pub(super) fn way(cx: &Context) -> Result<Way, StepError> {
+    Way::to(&cx.host, &cx.record, recorded(cx)?)
 }
 
 /// The name of our VLAN device: one for each protocol, for the kernel takes both of one id on one PF.
@@ -125,15 +136,24 @@ async fn try_raise_mtu(cx: &Context, now: &Observation) -> Result<(), StepError>
         return Ok(());
     };
     let mtu = settings::mtu(&cx.record.spec.l2, room);
-    let netlink = &cx.host.netlink;
+    let way = way(cx)?;
     if let Some(lower) = macvtap.lower.filter(|lower| *lower != pf.index)
-        && let Some(lower) = netlink.link_by_index(lower).await.map_err(|e| failed(&e))?
+        && let Some(lower) = cx
+            .host
+            .netlink
+            .link_by_index(lower)
+            .await
+            .map_err(|e| failed(&e))?
         && observe::is_ours(&lower)
         && lower.mtu < mtu
     {
+        let netlink = &cx.host.netlink;
         netlink.set_mtu(lower.index, mtu).await.map_err(|e| failed(&e))?;
     }
-    netlink.set_mtu(macvtap.index, mtu).await.map_err(|e| failed(&e))
+    way.must()?
+        .set_mtu(macvtap.index, mtu)
+        .await
+        .map_err(|e| failed(&e))
 }
 
 fn recorded(cx: &Context) -> Result<&StandbyRecord, StepError> {
@@ -149,7 +169,8 @@ pub(super) async fn guard(cx: &Context, now: &Observation) -> Result<(), StepErr
         return Ok(());
     };
     let guard = settings::guard(cx.mac, &cx.record.spec.l2);
-    cx.host.netlink.guard(link.index, &guard).await.map_err(|e| {
+    let way = way(cx)?;
+    way.must()?.guard(link.index, &guard).await.map_err(|e| {
         let mut error = failed(&e);
         error.message = format!(
             "the standby cannot be guarded, and does not go up without: {}; the kernel needs sch_ingress, cls_flower, act_gact and \
@@ -187,7 +208,8 @@ pub(super) async fn up(cx: &mut Context, now: &Observation) -> Result<(), StepEr
         ));
     };
     let vf_plugged = matches!(now.seen.qemu, QemuSeen::Up(guest) if guest.vf);
-    match cx.host.netlink.set_up(link.index, true).await {
+    let way = way(cx)?;
+    match way.must()?.set_up(link.index, true).await {
         Ok(()) => {
             // With the VF still in the guest, it is the VF that the switches should know.
             cx.learnt.announce |= !vf_plugged;
@@ -215,8 +237,8 @@ pub(super) async fn up(cx: &mut Context, now: &Observation) -> Result<(), StepEr
 /// The standby receives no more: its MAC leaves the PF's filter.
 pub(super) async fn down(cx: &mut Context, now: &Observation) -> Result<(), StepError> {
     if let Some(link) = &now.macvtap {
-        cx.host
-            .netlink
+        let way = way(cx)?;
+        way.must()?
             .set_up(link.index, false)
             .await
             .map_err(|e| failed(&e))?;
@@ -250,9 +272,16 @@ async fn delete(cx: &Context) -> Result<(), StepError> {
         return Ok(());
     };
     let netlink = cx.host.netlink.clone();
-    if let Some(link) = netlink.link(&standby.macvtap).await.map_err(|e| failed(&e))? {
-        netlink.delete_link(link.index).await.map_err(|e| failed(&e))?;
+    let way = way(cx)?;
+    if let Some(link) = way.find(&standby).await.map_err(|e| failed(&e))? {
+        way.must()?
+            .delete_link(link.index)
+            .await
+            .map_err(|e| failed(&e))?;
     }
+    // Before its sandbox is let go of.
+    drop(way);
+    pod_link::forget(cx);
     if let Some(vlan) = &standby.vlan
         && let Some(pf) = cx.host.pf_link(standby.pf).await?
     {

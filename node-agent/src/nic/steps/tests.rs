@@ -110,6 +110,7 @@ async fn what_has_gone_with_its_pf_is_forgotten() {
             qos: 0,
         }),
         seized: None,
+        pod: None,
     });
     for function in [pf_address(0), vf_address(0, 0), vf_address(0, 1)] {
         fs::remove_file(dir.path().join(format!("sys/bus/pci/devices/{function}"))).unwrap();

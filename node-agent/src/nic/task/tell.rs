@@ -3,6 +3,8 @@
 use hybridnic_api::v1alpha1::{AttachmentState, GuestDevices, NicAttachmentStatus};
 use jiff::Timestamp;
 
+use crate::machine::NicEntry;
+
 use super::{
     super::{
         ids,
@@ -45,7 +47,8 @@ impl NicTask {
             Decision::Do(_) => AttachmentState::Pending,
         };
         let spec = &record.spec;
-        let macvtap = record.standby.as_ref().map(|s| s.macvtap.as_str());
+        let mut next = NicEntry::default();
+        next.show(record);
         let heard = self.generation.is_some();
         let nics = self.cx.vm.nics();
         let same = nics.get(&record.uid).is_some_and(|shown| {
@@ -53,7 +56,7 @@ impl NicTask {
                 && shown.goal == spec.goal
                 && shown.order == spec.migration
                 && shown.heard == heard
-                && shown.macvtap.as_deref() == macvtap
+                && shown.macvtap == next.macvtap
                 && shown.ports == record.ports
                 && shown.vf == vf
         });

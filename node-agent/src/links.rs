@@ -1,0 +1,170 @@
+//! Where standbys' macvtaps are: in the host's network namespace or, as the link of a pod, in the pod's.
+//!
+//! The pod's namespace is reached by what [`Sandboxes`](crate::cni::Sandboxes) hold, for the length of a request: whoever holds a namespace
+//! keeps its links. Where nobody holds it, a macvtap is gone once the machine has no device with its index, in whatever namespace. That it
+//! is not found elsewhere, or that a namespace cannot be reached, proves nothing.
+
+use std::error::Error;
+
+use futures::future::BoxFuture;
+use hybridnic_api::conditions::reasons;
+use hybridnic_net::{
+    DeviceId,
+    netlink::{Link, Netlink, NetlinkError},
+    tap_node,
+};
+
+use crate::{
+    cni::{Sandbox, Sandboxes},
+    error::StepError,
+    host::Host,
+    journal::{Record, StandbyRecord},
+    machine::handover::Macvtaps,
+};
+
+/// A macvtap's place, and what it is known by there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkAt {
+    /// Its name.
+    pub name: String,
+    /// The pod whose link it is; `None`: it is in the host's network namespace.
+    pub pod: Option<PodLink>,
+}
+
+/// A pod's link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodLink {
+    /// The pod's uid.
+    pub pod_uid: String,
+    /// The runtime's id of the pod's sandbox.
+    pub container: String,
+    /// The device of the pod that it is made for, from which its index follows.
+    pub device: DeviceId,
+}
+
+impl LinkAt {
+    /// Where the macvtap of a record is.
+    pub fn of(record: &Record) -> Option<Self> {
+        let standby = record.standby.as_ref()?;
+        Some(Self {
+            name: standby.macvtap.clone(),
+            pod: standby.pod.as_ref().map(|pod| PodLink {
+                pod_uid: record.spec.pod.uid.clone(),
+                container: pod.container.clone(),
+                device: pod.device,
+            }),
+        })
+    }
+}
+
+impl From<&str> for LinkAt {
+    fn from(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            pod: None,
+        }
+    }
+}
+
+/// The links of the node.
+#[derive(Clone, Debug)]
+pub struct Links {
+    /// The host's.
+    pub host: Netlink,
+    /// The pods'.
+    pub sandboxes: Sandboxes,
+}
+
+impl Macvtaps for Links {
+    fn set<'a>(&'a self, macvtap: &'a LinkAt, up: bool) -> BoxFuture<'a, Result<bool, NetlinkError>> {
+        Box::pin(async move {
+            let done = match &macvtap.pod {
+                None => {
+                    let Some(link) = self.host.link(&macvtap.name).await? else {
+                        return Ok(false);
+                    };
+                    self.host.set_up(link.index, up).await
+                }
+                // One request: its VM may stand still.
+                Some(pod) => {
+                    let Some(sandbox) = sandbox_of(&self.sandboxes, pod, &macvtap.name) else {
+                        return Ok(false);
+                    };
+                    sandbox.netlink.set_up(pod.device.ifindex(), up).await
+                }
+            };
+            match done {
+                Ok(()) => Ok(true),
+                Err(error) if error.is_no_device() => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+    }
+}
+
+/// The sandbox that a pod's link was made in, while it counts.
+pub fn sandbox_of(sandboxes: &Sandboxes, pod: &PodLink, name: &str) -> Option<Sandbox> {
+    let sandbox = sandboxes.of(&pod.pod_uid, name);
+    sandbox.filter(|sandbox| sandbox.container == pod.container)
+}
+
+/// The way to a standby's macvtap.
+#[derive(Debug)]
+pub enum Way {
+    /// It is the host's.
+    Host(Netlink),
+    /// It is a pod's.
+    Pod(Box<Sandbox>),
+    /// It was not made yet, or has gone with its network namespace.
+    None,
+}
+
+impl Way {
+    /// The way to a standby. An error says that it is not known where that leads.
+    pub fn to(host: &Host, record: &Record, standby: &StandbyRecord) -> Result<Self, StepError> {
+        if crate::nic::ids::interface(&record.spec).is_none() {
+            return Ok(Self::Host(host.netlink.clone()));
+        }
+        let at = LinkAt::of(record);
+        let Some((pod, name)) = at.and_then(|at| Some((at.pod?, at.name))) else {
+            return Ok(Self::None);
+        };
+        if let Some(sandbox) = sandbox_of(&host.sandboxes, &pod, &name) {
+            return Ok(Self::Pod(Box::new(sandbox)));
+        }
+        let unknown = |e: &dyn Error| StepError::from_error(reasons::STANDBY_FAILED, e);
+        let numbers = tap_node::numbers(&host.sysfs, pod.device.ifindex()).map_err(|e| unknown(&e))?;
+        if numbers.is_empty() {
+            return Ok(Self::None);
+        }
+        let message = format!(
+            "the standby {} is in a network namespace of the pod's that cannot be reached at the moment, on {}",
+            standby.macvtap, standby.pf_name
+        );
+        Err(StepError::new(reasons::STANDBY_FAILED, message))
+    }
+
+    /// A connection to where it is.
+    pub fn netlink(&self) -> Option<&Netlink> {
+        match self {
+            Self::Host(netlink) => Some(netlink),
+            Self::Pod(sandbox) => Some(&sandbox.netlink),
+            Self::None => None,
+        }
+    }
+
+    /// The same, of a standby that must be there.
+    pub fn must(&self) -> Result<&Netlink, StepError> {
+        self.netlink()
+            .ok_or_else(|| StepError::new(reasons::STANDBY_FAILED, "the macvtap has gone away"))
+    }
+
+    /// The macvtap.
+    pub async fn find(&self, standby: &StandbyRecord) -> Result<Option<Link>, NetlinkError> {
+        match (self.netlink(), &standby.pod) {
+            (None, _) => Ok(None),
+            (Some(netlink), None) => netlink.link(&standby.macvtap).await,
+            (Some(netlink), Some(pod)) => netlink.link_by_index(pod.device.ifindex()).await,
+        }
+    }
+}

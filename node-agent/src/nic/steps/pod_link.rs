@@ -1,0 +1,115 @@
+//! The standby as the link of a pod: made in the pod's network namespace when the pod's sandbox asks for it, and handed over then.
+
+use std::error::Error;
+
+use hybridnic_api::conditions::reasons;
+use hybridnic_net::{
+    PciAddress,
+    netlink::{MacvtapSpec, Place},
+    tap_node,
+};
+use tracing::debug;
+
+use super::Context;
+use crate::{
+    cni::{Made, Sandbox},
+    error::StepError,
+    journal::SandboxRecord,
+    nic::{ids, observe::Observation},
+};
+
+/// Who runs QEMU in a launcher.
+const QEMU: tap_node::Owner = tap_node::Owner { uid: 107, gid: 107 };
+
+fn failed(error: &dyn Error) -> StepError {
+    StepError::from_error(reasons::STANDBY_FAILED, error)
+}
+
+/// The sandbox of the NIC's pod that counts now.
+pub(super) fn sandbox(cx: &Context) -> Option<Sandbox> {
+    let ifname = ids::ifname(&cx.record.spec)?;
+    cx.host.sandboxes.of(&cx.record.spec.pod.uid, &ifname)
+}
+
+/// The PF that the pod's device is on, and its name; `None` where no sandbox has said.
+pub(super) async fn promised_pf(cx: &Context) -> Result<Option<(PciAddress, String)>, StepError> {
+    // It is not kept while the PF is looked at.
+    let Some(pf) = sandbox(cx).map(|sandbox| sandbox.device.pf()) else {
+        return Ok(None);
+    };
+    let link = cx.host.pf_link(pf).await?;
+    Ok(Some((pf, link.map(|link| link.name).unwrap_or_default())))
+}
+
+/// Makes the macvtap of this spec, which leads out by a link of the host's, in the pod's network namespace.
+pub(super) async fn make(cx: &mut Context, spec: &MacvtapSpec) -> Result<(), StepError> {
+    let none = || {
+        StepError::new(
+            reasons::WAITING_FOR_RUNTIME,
+            "the pod's sandbox does not ask for its link any more",
+        )
+    };
+    let sandbox = sandbox(cx).ok_or_else(none)?;
+    let (container, device) = (sandbox.container.clone(), sandbox.device);
+    let index = device.ifindex();
+    let made = SandboxRecord {
+        container,
+        netns: sandbox.netns.inode(),
+        device,
+    };
+    // The journal has it before it exists, and before another sandbox may come.
+    cx.commit(|record| {
+        if let Some(standby) = &mut record.standby {
+            standby.pod = Some(made);
+        }
+    })
+    .await?;
+    let (sysfs, dev) = (&cx.host.sysfs, &cx.host.dev);
+    let there = sandbox
+        .netlink
+        .link_by_index(index)
+        .await
+        .map_err(|e| failed(&e))?;
+    // One that is there is of a step that was cut short by a crash.
+    if there.is_none() {
+        tap_node::make_room(sysfs, dev, index).map_err(|e| failed(&e))?;
+        let place = Place {
+            netns: &sandbox.netns,
+            inside: &sandbox.netlink,
+            index,
+            queues: None,
+        };
+        let made = cx.host.netlink.create_macvtap_in(&place, spec).await;
+        made.map_err(|e| failed(&e))?;
+    }
+    tap_node::give(sysfs, dev, index, QEMU).map_err(|e| failed(&e))?;
+    Ok(())
+}
+
+/// Tells the runtime that the link is there.
+pub(super) fn answer(cx: &Context, now: &Observation) {
+    let (Some(ifname), Some(link)) = (ids::ifname(&cx.record.spec), &now.macvtap) else {
+        return;
+    };
+    let pod = cx
+        .record
+        .standby
+        .as_ref()
+        .and_then(|standby| standby.pod.as_ref());
+    let container = pod.map_or("", |pod| pod.container.as_str());
+    let made = Made {
+        mac: cx.mac,
+        mtu: link.mtu,
+    };
+    let sandboxes = &cx.host.sandboxes;
+    if !sandboxes.answer(&cx.record.spec.pod.uid, &ifname, container, made) {
+        debug!("the pod's sandbox does not wait for its link any more");
+    }
+}
+
+/// The link has gone, or goes with its sandbox: nothing is held of that any more.
+pub(super) fn forget(cx: &Context) {
+    if let Some(ifname) = ids::ifname(&cx.record.spec) {
+        cx.host.sandboxes.forget(&cx.record.spec.pod.uid, &ifname);
+    }
+}
