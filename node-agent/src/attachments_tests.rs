@@ -261,6 +261,6 @@ async fn a_vm_knows_its_macvtaps_from_the_journal_at_once() {
     };
     attachments.start(held, true, wanted, false, OnceLock::new());
     let nics = attachments.vms["pod-uid"].vm.nics();
-    assert_eq!(nics["a"].macvtap.as_deref(), Some("hna"));
+    assert_eq!(nics["a"].macvtap, Some("hna".into()));
     assert_eq!(nics["a"].standby_device, "sb-nic");
 }

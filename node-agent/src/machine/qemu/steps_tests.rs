@@ -388,6 +388,10 @@ fn a_target_listens_on_its_pods_address_and_nowhere_else() {
 #[tokio::test]
 async fn a_macvtap_that_has_gone_is_silent() {
     let netlink = hybridnic_net::netlink::Netlink::open().unwrap();
-    let set = Macvtaps::set(&netlink, "hn-none", false).await;
+    let links = crate::links::Links {
+        host: netlink,
+        sandboxes: crate::cni::Sandboxes::default(),
+    };
+    let set = links.set(&"hn-none".into(), false).await;
     assert!(!set.unwrap());
 }

@@ -6,6 +6,7 @@ mod presence;
 mod properties;
 mod reserve;
 mod rules;
+mod runtime;
 mod story;
 mod tap;
 mod trouble;
