@@ -35,7 +35,7 @@ use crate::{
         report,
         task::{NicTask, Wanted},
     },
-    node::pool::Claimant,
+    node::ledger::Claimant,
     sockets::Sockets,
 };
 

@@ -20,6 +20,7 @@ use crate::{
         StandbyRecord,
         tests::{held_vf, record},
     },
+    node::choice::{Pick, Wish},
 };
 
 /// Writes to an API server that answers them with 409, and then says which objects of that name there are.
@@ -198,7 +199,12 @@ async fn a_nic_whose_record_cannot_be_read_keeps_what_it_has_and_says_so() {
             nic: format!("ns/{uid}"),
             uid: uid.to_owned(),
         };
-        let taken = host.pools.take(&inventory, "net", &claimant, None);
+        let wish = Wish {
+            network: "net",
+            pick: Pick::Any,
+            standby_pf: None,
+        };
+        let taken = host.pools.take(&inventory, &claimant, &wish);
         taken.map(|choice| choice.vf.address)
     };
     assert_eq!(take("b"), Some(held_vf(0, 1).address));

@@ -29,7 +29,7 @@ use crate::{
     machine::{handover::Macvtaps, qemu::tls::Keys},
     metrics::Metrics,
     nic::macs::Macs,
-    node::{own, pool::Pools},
+    node::{ledger::Ledger, own},
     troubles::Troubles,
 };
 
@@ -70,7 +70,7 @@ pub struct Host {
     /// Makes what the agent has given up the powers for.
     pub broker: Arc<dyn Broker>,
     /// Who holds which VF.
-    pub pools: Pools,
+    pub pools: Ledger,
     /// What is measured.
     pub metrics: Metrics,
     /// What does not work.
@@ -282,7 +282,7 @@ pub(crate) mod tests {
             keys: Keys::new(dir.join("tls")),
             sandboxes,
             broker: Arc::new(NoBroker),
-            pools: Pools::default(),
+            pools: Ledger::default(),
             metrics,
             macs: Macs::default(),
             vlan_devices: Mutex::default(),

@@ -27,7 +27,7 @@ use super::{
     steps::{self, Context},
     switch::Switches,
 };
-use crate::{error::StepError, host::Host, journal::Record, machine::Vm, node::pool::Claimant};
+use crate::{error::StepError, host::Host, journal::Record, machine::Vm, node::ledger::Claimant};
 use retry::Retry;
 
 /// What the operator wants of an attachment.

@@ -9,7 +9,7 @@ use hybridnic_net::{
     sysfs::{Inventory, Pf, Vf},
 };
 
-use super::{pool::Claimant, select, trunk};
+use super::{ledger::Claimant, select, trunk};
 
 /// What the table is made from.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,7 @@ use hybridnic_net::MacAddr;
 use tokio::sync::watch;
 
 use super::super::plan::{Learnt, TRIES};
-use crate::{error::StepError, host::Host, journal::Record, machine::Vm, node::pool::Claimant};
+use crate::{error::StepError, host::Host, journal::Record, machine::Vm, node::ledger::Claimant};
 
 /// What the steps of one NIC work on.
 #[derive(Debug)]

@@ -14,7 +14,10 @@ use crate::{
     host::Host,
     journal::{StandbyRecord, VfRecord, VlanRecord},
     nic::{ids, macs::original, settings::protocol},
-    node::{parking::parking_mac, pool::Choice},
+    node::{
+        choice::{Choice, Pick, Wish},
+        parking::parking_mac,
+    },
 };
 
 /// Takes a VF and writes down how it was; without one, a PF for the standby alone.
@@ -27,12 +30,16 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
     let network = cx.record.spec.network.clone();
     let promised = pod_link::promised_pf(cx).await?;
     let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
-    let standby_pf = standby_pf.or(promised.as_ref().map(|(pf, _)| *pf));
+    let wish = Wish {
+        network: &network,
+        pick: promised.as_ref().map_or(Pick::Any, |(pf, _)| Pick::OnPf(*pf)),
+        standby_pf: standby_pf.or(promised.as_ref().map(|(pf, _)| *pf)),
+    };
     let (mut passed_over, mut failed) = (Vec::new(), None);
     let mut taken = false;
     while !taken
         && cx.learnt.vf_failed.is_none()
-        && let Some(choice) = cx.host.pools.take(&inventory, &network, &cx.claimant, standby_pf)
+        && let Some(choice) = cx.host.pools.take(&inventory, &cx.claimant, &wish)
     {
         let address = choice.vf.address;
         let reserved = match foreign(&cx.host, &choice).await {
@@ -61,7 +68,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
         return Ok(());
     }
     if cx.record.standby.is_none() && cx.record.spec.no_free_vf == NoFreeVf::Standby {
-        let any = cx.host.pools.standby_pf(&inventory, &network);
+        let any = cx.host.pools.standby_pf(&inventory, &network, wish.pick);
         let any = any.map(|pf| (pf.address, pf.name.clone().unwrap_or_default()));
         let (pf, pf_name) = promised.or(any).ok_or_else(|| {
             let none = "no PF of the node that can be used matches the network's uplinks";

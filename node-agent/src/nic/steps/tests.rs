@@ -27,7 +27,7 @@ use crate::{
         residents,
     },
     nic::plan::{Learnt, TRIES},
-    node::pool::{Choice, Claimant},
+    node::{choice::Choice, ledger::Claimant},
 };
 
 const ALONE: Duration = Duration::from_millis(100);

@@ -15,7 +15,10 @@ use super::{
     },
     NicTask,
 };
-use crate::error::StepError;
+use crate::{
+    error::StepError,
+    node::choice::{Pick, Wish},
+};
 
 impl NicTask {
     /// What is asked of the plan.
@@ -51,11 +54,14 @@ impl NicTask {
             .inventory()
             .await
             .map_err(|e| e.into_step(reasons::VF_UNKNOWN))?;
-        let network = &self.cx.record.spec.network;
-        let standby_pf = self.cx.record.standby.as_ref().map(|s| s.pf);
-        now.seen.uplink = pools.standby_pf(&inventory, network).is_some();
+        let wish = Wish {
+            network: &self.cx.record.spec.network,
+            pick: Pick::Any,
+            standby_pf: self.cx.record.standby.as_ref().map(|s| s.pf),
+        };
+        now.seen.uplink = pools.standby_pf(&inventory, wish.network, wish.pick).is_some();
         if could_take_vf(&self.ask(), &now.seen, &self.cx.learnt) {
-            now.seen.vf_offered = pools.offers(&inventory, network, &self.cx.claimant, standby_pf);
+            now.seen.vf_offered = pools.offers(&inventory, &self.cx.claimant, &wish);
         } else {
             pools.stop_waiting(&self.cx.claimant);
         }
@@ -100,9 +106,13 @@ impl NicTask {
         let Ok(inventory) = self.cx.host.inventory().await else {
             return;
         };
-        let network = &self.cx.record.spec.network;
+        let wish = Wish {
+            network: &self.cx.record.spec.network,
+            pick: Pick::Any,
+            standby_pf: None,
+        };
         let pools = &self.cx.host.pools;
-        now.seen.other_vf = pools.offers_better(&inventory, network, &self.cx.claimant, dark);
+        now.seen.other_vf = pools.offers_better(&inventory, &self.cx.claimant, &wish, dark);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
         plan::{Ask, TRIES},
         seen::{Guest, Run, Seen, VfMac, VfSeen, VfSight},
     },
+    node::choice::{Pick, Wish},
     sockets::Sockets,
 };
 
@@ -136,6 +137,12 @@ fn younger() -> Claimant {
     }
 }
 
+const WISH: Wish<'_> = Wish {
+    network: "net",
+    pick: Pick::Any,
+    standby_pf: None,
+};
+
 #[tokio::test]
 async fn a_nic_without_qemu_keeps_no_vf_from_a_younger_one() {
     let dir = tempfile::tempdir().unwrap();
@@ -149,13 +156,13 @@ async fn a_nic_without_qemu_keeps_no_vf_from_a_younger_one() {
             .any(|c| c.reason == reasons::QMP_UNAVAILABLE)
     };
     status.wait_for(waits).await.unwrap();
-    let young_has_a_vf = || host.pools.offers(&inventory, "net", &younger(), None);
+    let young_has_a_vf = || host.pools.offers(&inventory, &younger(), &WISH);
     assert!(young_has_a_vf(), "the old one cannot take it");
     // It leaves, having held nothing.
     wanted.send_modify(|wanted| wanted.spec.goal = Goal::Detached);
     running.await.unwrap();
     assert!(young_has_a_vf());
-    assert!(host.pools.take(&inventory, "net", &younger(), None).is_some());
+    assert!(host.pools.take(&inventory, &younger(), &WISH).is_some());
 }
 
 #[tokio::test]
@@ -163,14 +170,14 @@ async fn a_task_that_ends_leaves_the_queue() {
     let dir = tempfile::tempdir().unwrap();
     let (host, inventory) = one_vf(dir.path()).await;
     let (task, _wanted, _status) = old_nic(&host);
-    assert!(host.pools.offers(&inventory, "net", &task.cx.claimant, None));
-    assert!(!host.pools.offers(&inventory, "net", &younger(), None));
+    assert!(host.pools.offers(&inventory, &task.cx.claimant, &WISH));
+    assert!(!host.pools.offers(&inventory, &younger(), &WISH));
     let mut changes = host.pools.subscribe();
     changes.mark_unchanged();
     // Whatever its end is: this one was never polled.
     drop(task);
     assert!(changes.has_changed().unwrap(), "those that wait look again");
-    assert!(host.pools.offers(&inventory, "net", &younger(), None));
+    assert!(host.pools.offers(&inventory, &younger(), &WISH));
 }
 
 /// The VF's PF has lost its link; another PF has one, and a free VF.
@@ -179,10 +186,7 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
     let dir = tempfile::tempdir().unwrap();
     let (host, inventory) = with_vfs(dir.path(), 2).await;
     let (mut task, _wanted, _status) = old_nic(&host);
-    let mine = host
-        .pools
-        .take(&inventory, "net", &task.cx.claimant, None)
-        .unwrap();
+    let mine = host.pools.take(&inventory, &task.cx.claimant, &WISH).unwrap();
     task.cx.record.vf = Some(held_vf(0, 0));
     assert_eq!(mine.vf.address, held_vf(0, 0).address);
     let start = Instant::now();
@@ -232,7 +236,7 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
     assert_eq!(look(&mut task, false, 3).await, here);
     assert_eq!(look(&mut task, false, 4).await, (true, true));
     // Somebody else takes the last one.
-    let other = host.pools.take(&inventory, "net", &younger(), None).unwrap();
+    let other = host.pools.take(&inventory, &younger(), &WISH).unwrap();
     assert_eq!(look(&mut task, false, 5).await, (true, false));
     host.pools.release(other.vf.address);
     task.cx.record.spec.l2.on_link_loss = OnLinkLoss::Stay;

@@ -1,4 +1,4 @@
-//! Who holds which VF of this node, and which VF the next NIC gets.
+//! Who holds which VF of this node, and who waits for one.
 //!
 //! The agent alone hands out its node's VFs, so a lock in this process is all that keeps two NICs from one VF.
 
@@ -10,11 +10,14 @@ use std::{
 use hybridnic_api::v1alpha1::NodePool;
 use hybridnic_net::{
     PciAddress,
-    sysfs::{Inventory, Pf, Vf},
+    sysfs::{Inventory, Pf},
 };
 use tokio::sync::watch;
 
-use super::{select, trunk};
+use super::{
+    choice::{self, Choice, Inputs, Pick, Wish},
+    select,
+};
 
 /// Who asks for a VF. Older ones go first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,22 +30,14 @@ pub struct Claimant {
     pub uid: String,
 }
 
-/// A VF that was chosen, with what must be known of its PF.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
-    /// The PF.
-    pub pf: Pf,
-    /// The VF.
-    pub vf: Vf,
-}
-
 #[derive(Debug, Default)]
 struct State {
     pools: Vec<NodePool>,
     held: BTreeMap<PciAddress, Claimant>,
     /// Standbys by the PF that they are on.
     standbys: BTreeMap<String, PciAddress>,
-    waiting: BTreeMap<Claimant, String>,
+    /// The network of whose VFs each waits for one, and which of them will do.
+    waiting: BTreeMap<Claimant, (String, Pick)>,
     /// VFs that something else uses, or may use, and what is known of that.
     foreign: BTreeMap<PciAddress, String>,
     /// VFs that were given back with their parking MAC.
@@ -57,59 +52,33 @@ impl State {
         avoided.is_some_and(|avoided| avoided.contains(&vf))
     }
 
-    fn best(
-        &self,
-        inventory: &Inventory,
-        network: &str,
-        claimant: &Claimant,
-        standby_pf: Option<PciAddress>,
-    ) -> Option<Choice> {
-        let pool = self.pools.iter().find(|p| p.network == network)?;
-        let before = self
-            .waiting
-            .range(..claimant)
-            .filter(|(_, n)| n.as_str() == network)
-            .count();
-        let mut free: Vec<(&Pf, &Vf)> = candidates(inventory, &self.pools, pool)
-            .filter(|(_, vf)| !self.held.contains_key(&vf.address) && !self.foreign.contains_key(&vf.address))
+    fn best(&self, inventory: &Inventory, claimant: &Claimant, wish: &Wish<'_>) -> Option<Choice> {
+        let waiting = self.waiting.range(..claimant);
+        let older: Vec<Pick> = waiting
+            .filter(|(_, (network, _))| network == wish.network)
+            .map(|(_, (_, pick))| *pick)
             .collect();
-        // Each older NIC that waits has one of them coming.
-        if free.len() <= before {
-            return None;
-        }
-        let load = |pf: &Pf| {
-            self.held
-                .keys()
-                .filter(|a| pf.vfs.iter().any(|vf| vf.address == **a))
-                .count()
+        let none = BTreeSet::new();
+        let inputs = Inputs {
+            inventory,
+            pools: &self.pools,
+            taken: &self.held.keys().chain(self.foreign.keys()).copied().collect(),
+            held: &self.held.keys().copied().collect(),
+            avoided: self.avoided.get(&claimant.uid).unwrap_or(&none),
+            older: &older,
         };
-        // A port without link carries nothing, whoever else is on it.
-        free.sort_by_key(|(pf, vf)| {
-            (
-                self.is_avoided(claimant, vf.address),
-                !select::has_link(pf),
-                Some(pf.address) != standby_pf,
-                load(pf),
-                pf.address,
-                vf.index,
-            )
-        });
-        let (pf, vf) = *free.first()?;
-        Some(Choice {
-            pf: pf.clone(),
-            vf: vf.clone(),
-        })
+        choice::best(&inputs, wish)
     }
 }
 
-/// The node's pools. Cheap to share behind an `Arc`.
+/// The node's VFs and who has them. Cheap to share behind an `Arc`.
 #[derive(Debug)]
-pub struct Pools {
+pub struct Ledger {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
 }
 
-impl Default for Pools {
+impl Default for Ledger {
     fn default() -> Self {
         Self {
             state: Mutex::default(),
@@ -118,7 +87,7 @@ impl Default for Pools {
     }
 }
 
-impl Pools {
+impl Ledger {
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         // A panic while holding the lock leaves plain data that is still right.
         let mut state = self
@@ -204,16 +173,10 @@ impl Pools {
         self.with(|s| s.standbys.remove(uid));
     }
 
-    /// Takes the best free VF of a network for a NIC. A NIC whose standby is already on a PF prefers that PF's VFs.
-    pub fn take(
-        &self,
-        inventory: &Inventory,
-        network: &str,
-        claimant: &Claimant,
-        standby_pf: Option<PciAddress>,
-    ) -> Option<Choice> {
+    /// Takes the best free VF of a network for a NIC.
+    pub fn take(&self, inventory: &Inventory, claimant: &Claimant, wish: &Wish<'_>) -> Option<Choice> {
         let choice = self.with(|s| {
-            let choice = s.best(inventory, network, claimant, standby_pf)?;
+            let choice = s.best(inventory, claimant, wish)?;
             s.held.insert(choice.vf.address, claimant.clone());
             s.waiting.remove(claimant);
             Some(choice)
@@ -224,32 +187,27 @@ impl Pools {
         choice
     }
 
-    /// Whether [`Pools::take`] would give a VF. The NIC is queued, and older ones go first: so only one that could take
-    /// a VF now may ask, and must [`Pools::stop_waiting`] when it no longer can.
-    pub fn offers(
-        &self,
-        inventory: &Inventory,
-        network: &str,
-        claimant: &Claimant,
-        standby_pf: Option<PciAddress>,
-    ) -> bool {
+    /// Whether [`Ledger::take`] would give a VF. The NIC is queued, and older ones go first: so only one that could take
+    /// a VF now may ask, and must [`Ledger::stop_waiting`] when it no longer can.
+    pub fn offers(&self, inventory: &Inventory, claimant: &Claimant, wish: &Wish<'_>) -> bool {
         self.with(|s| {
-            s.waiting.insert(claimant.clone(), network.to_owned());
-            s.best(inventory, network, claimant, standby_pf).is_some()
+            s.waiting
+                .insert(claimant.clone(), (wish.network.to_owned(), wish.pick));
+            s.best(inventory, claimant, wish).is_some()
         })
     }
 
-    /// Whether [`Pools::take`] would give a NIC that has a VF a better one: one that has not failed for it, and is on a PF that
+    /// Whether [`Ledger::take`] would give a NIC that has a VF a better one: one that has not failed for it, and is on a PF that
     /// has a link where its own PF, `dark`, has none.
     pub fn offers_better(
         &self,
         inventory: &Inventory,
-        network: &str,
         claimant: &Claimant,
+        wish: &Wish<'_>,
         dark: Option<PciAddress>,
     ) -> bool {
         self.with(|s| {
-            s.best(inventory, network, claimant, None).is_some_and(|choice| {
+            s.best(inventory, claimant, wish).is_some_and(|choice| {
                 let lit = dark != Some(choice.pf.address) && select::has_link(&choice.pf);
                 !s.is_avoided(claimant, choice.vf.address) && (dark.is_none() || lit)
             })
@@ -267,33 +225,16 @@ impl Pools {
     }
 
     /// The PF for a standby without a VF: with a link, and with the fewest standbys.
-    pub fn standby_pf(&self, inventory: &Inventory, network: &str) -> Option<Pf> {
+    pub fn standby_pf(&self, inventory: &Inventory, network: &str, pick: Pick) -> Option<Pf> {
         self.with(|s| {
-            let pool = s.pools.iter().find(|p| p.network == network)?;
-            inventory
-                .pfs
-                .iter()
-                .filter(|pf| pool.uplinks.iter().any(|u| select::selects_pf(u, pf)))
-                .filter(|pf| select::pf_problem(pf).is_none() && trunk::problem(&s.pools, pool, pf).is_none())
-                .min_by_key(|pf| {
-                    let standbys = s.standbys.values().filter(|a| **a == pf.address).count();
-                    (!select::has_link(pf), standbys, pf.address)
-                })
-                .cloned()
+            let standbys = |pf| s.standbys.values().filter(|a| **a == pf).count();
+            choice::standby_pf(inventory, &s.pools, network, pick, standbys)
         })
     }
 
     /// Which PFs of a network its NICs may not be on because of what other networks have there, and why; in words for a NIC.
     pub fn barred(&self, inventory: &Inventory, network: &str) -> Option<String> {
-        self.with(|s| {
-            let pool = s.pools.iter().find(|p| p.network == network)?;
-            let selected = |pf: &&Pf| pool.uplinks.iter().any(|u| select::selects_pf(u, pf));
-            let pfs = inventory.pfs.iter().filter(selected);
-            let whys: Vec<_> = pfs
-                .filter_map(|pf| trunk::problem_of_nic(&s.pools, pool, pf))
-                .collect();
-            (!whys.is_empty()).then(|| whys.join("; "))
-        })
+        self.with(|s| choice::barred(inventory, &s.pools, network))
     }
 
     /// Stops waiting for a VF.
@@ -311,20 +252,6 @@ impl Pools {
     }
 }
 
-fn candidates<'a>(
-    inventory: &'a Inventory,
-    pools: &'a [NodePool],
-    pool: &'a NodePool,
-) -> impl Iterator<Item = (&'a Pf, &'a Vf)> {
-    inventory
-        .pfs
-        .iter()
-        .filter(|pf| trunk::problem(pools, pool, pf).is_none())
-        .flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf)))
-        .filter(|(pf, vf)| select::selects_vf(&pool.uplinks, pf, vf))
-        .filter(|(pf, vf)| select::vf_problem(pf, vf).is_none())
-}
-
 #[cfg(test)]
 mod tests {
     use hybridnic_api::v1alpha1::{PoolTags, Uplink};
@@ -332,7 +259,24 @@ mod tests {
 
     use super::*;
 
-    fn setup(vfs: u8) -> (Inventory, Pools) {
+    const WISH: Wish<'_> = Wish {
+        network: "n",
+        pick: Pick::Any,
+        standby_pf: None,
+    };
+
+    fn beside(standby_pf: impl Into<Option<PciAddress>>) -> Wish<'static> {
+        Wish {
+            standby_pf: standby_pf.into(),
+            ..WISH
+        }
+    }
+
+    fn of(pick: Pick) -> Wish<'static> {
+        Wish { pick, ..WISH }
+    }
+
+    fn setup(vfs: u8) -> (Inventory, Ledger) {
         let dir = tempfile::tempdir().unwrap();
         let mut inventory = testing::make_sysfs(dir.path(), 2, vfs)
             .unwrap()
@@ -341,24 +285,24 @@ mod tests {
         for pf in &mut inventory.pfs {
             pf.carrier = Some(true);
         }
-        let pools = Pools::default();
+        let ledger = Ledger::default();
         let uplinks = vec![Uplink {
             pf_names: vec!["*".into()],
             ..Uplink::default()
         }];
-        pools.set_pools(&[NodePool {
+        ledger.set_pools(&[NodePool {
             network: "n".into(),
             uplinks,
             tags: PoolTags::None,
             standby_slots: 0,
         }]);
-        (inventory, pools)
+        (inventory, ledger)
     }
 
     #[test]
     fn who_gets_no_pf_is_told_that_another_network_is_in_the_way_and_not_which() {
-        let (inventory, pools) = setup(1);
-        assert_eq!(pools.barred(&inventory, "n"), None);
+        let (inventory, ledger) = setup(1);
+        assert_eq!(ledger.barred(&inventory, "n"), None);
         let pool = |network: &str, pf: &str, tags| NodePool {
             network: network.into(),
             uplinks: vec![Uplink {
@@ -368,19 +312,19 @@ mod tests {
             tags,
             standby_slots: 0,
         };
-        pools.set_pools(&[
+        ledger.set_pools(&[
             pool("n", "*", PoolTags::None),
             pool("blue", "ens1", PoolTags::Vlan),
             pool("other", "ens0", PoolTags::None),
         ]);
-        let why = pools.barred(&inventory, "n").unwrap();
+        let why = ledger.barred(&inventory, "n").unwrap();
         assert!(
             why.contains("PF ens1 also carries another network") && !why.contains("ens0"),
             "{why}"
         );
         assert!(!why.contains("blue"), "a tenant does not see networks: {why}");
-        assert_eq!(pools.barred(&inventory, "other"), None);
-        assert_eq!(pools.barred(&inventory, "nobody's"), None);
+        assert_eq!(ledger.barred(&inventory, "other"), None);
+        assert_eq!(ledger.barred(&inventory, "nobody's"), None);
     }
 
     fn claimant(n: i64) -> Claimant {
@@ -393,123 +337,123 @@ mod tests {
 
     #[test]
     fn fourteen_nics_get_fourteen_vfs_over_both_pfs_and_the_fifteenth_waits() {
-        let (inventory, pools) = setup(7);
+        let (inventory, ledger) = setup(7);
         let mut seen = BTreeSet::new();
         for n in 0..14 {
-            let choice = pools.take(&inventory, "n", &claimant(n), None).unwrap();
+            let choice = ledger.take(&inventory, &claimant(n), &WISH).unwrap();
             assert!(seen.insert(choice.vf.address));
             assert_eq!(
                 choice.pf.address,
                 inventory.pfs[usize::try_from(n % 2).unwrap()].address
             );
         }
-        assert_eq!(pools.take(&inventory, "n", &claimant(14), None), None);
+        assert_eq!(ledger.take(&inventory, &claimant(14), &WISH), None);
         let freed = *seen.iter().next().unwrap();
-        pools.release(freed);
+        ledger.release(freed);
         assert_eq!(
-            pools
-                .take(&inventory, "n", &claimant(14), None)
-                .unwrap()
-                .vf
-                .address,
+            ledger.take(&inventory, &claimant(14), &WISH).unwrap().vf.address,
             freed
         );
     }
 
     #[test]
     fn the_oldest_waiter_goes_first() {
-        let (inventory, pools) = setup(1);
+        let (inventory, ledger) = setup(1);
         let taken: Vec<_> = (0..2)
-            .map(|n| {
-                pools
-                    .take(&inventory, "n", &claimant(n), None)
-                    .unwrap()
-                    .vf
-                    .address
-            })
+            .map(|n| ledger.take(&inventory, &claimant(n), &WISH).unwrap().vf.address)
             .collect();
-        assert!(!pools.offers(&inventory, "n", &claimant(3), None));
-        assert!(!pools.offers(&inventory, "n", &claimant(2), None));
-        pools.release(taken[0]);
+        assert!(!ledger.offers(&inventory, &claimant(3), &WISH));
+        assert!(!ledger.offers(&inventory, &claimant(2), &WISH));
+        ledger.release(taken[0]);
         assert!(
-            !pools.offers(&inventory, "n", &claimant(3), None),
+            !ledger.offers(&inventory, &claimant(3), &WISH),
             "the older one has it coming"
         );
-        assert!(pools.take(&inventory, "n", &claimant(2), None).is_some());
-        pools.release(taken[1]);
-        assert!(pools.take(&inventory, "n", &claimant(3), None).is_some());
+        assert!(ledger.take(&inventory, &claimant(2), &WISH).is_some());
+        ledger.release(taken[1]);
+        assert!(ledger.take(&inventory, &claimant(3), &WISH).is_some());
     }
 
     #[test]
     fn a_better_vf_has_not_failed_and_is_on_a_pf_with_a_link() {
-        let (mut inventory, pools) = setup(1);
+        let (mut inventory, ledger) = setup(1);
         let (one, two) = (inventory.pfs[0].address, inventory.pfs[1].address);
         let nic = claimant(1);
-        let mine = pools.take(&inventory, "n", &nic, Some(one)).unwrap();
+        let mine = ledger.take(&inventory, &nic, &beside(one)).unwrap();
         assert_eq!(mine.pf.address, one);
-        let better = |inventory: &Inventory, dark| pools.offers_better(inventory, "n", &nic, dark);
+        let better = |inventory: &Inventory, dark| ledger.offers_better(inventory, &nic, &WISH, dark);
         assert!(better(&inventory, Some(one)) && better(&inventory, None));
         assert!(!better(&inventory, Some(two)), "both are dark");
         inventory.pfs[1].carrier = None;
         assert!(!better(&inventory, Some(one)), "nor has this one a link");
         assert!(better(&inventory, None), "but it has not failed");
         let (vf, uid) = (inventory.pfs[1].vfs[0].address, nic.uid.as_str());
-        pools.avoid(uid, vf);
+        ledger.avoid(uid, vf);
         assert!(!better(&inventory, None));
         assert!(
-            pools.offers(&inventory, "n", &claimant(2), None),
+            ledger.offers(&inventory, &claimant(2), &WISH),
             "for others it is as good as any"
         );
-        pools.stop_waiting(&claimant(2));
-        pools.forgive(uid);
+        ledger.stop_waiting(&claimant(2));
+        ledger.forgive(uid);
         assert!(better(&inventory, None));
         // Whoever takes one gets one with a link first, then one that has not failed.
-        pools.release(mine.vf.address);
-        pools.avoid(uid, mine.vf.address);
-        let other = pools.take(&inventory, "n", &nic, Some(one)).unwrap();
+        ledger.release(mine.vf.address);
+        ledger.avoid(uid, mine.vf.address);
+        let other = ledger.take(&inventory, &nic, &beside(one)).unwrap();
         assert_eq!(other.pf.address, two);
-        pools.release(other.vf.address);
-        pools.forgive(uid);
-        let linked = pools.take(&inventory, "n", &nic, Some(two)).unwrap();
+        ledger.release(other.vf.address);
+        ledger.forgive(uid);
+        let linked = ledger.take(&inventory, &nic, &beside(two)).unwrap();
         assert_eq!(linked.pf.address, one);
     }
 
     #[test]
     fn a_standby_draws_its_vf_to_its_own_pf() {
-        let (inventory, pools) = setup(2);
+        let (inventory, ledger) = setup(2);
         let second = inventory.pfs[1].address;
-        let choice = pools.take(&inventory, "n", &claimant(1), Some(second)).unwrap();
+        let choice = ledger.take(&inventory, &claimant(1), &beside(second)).unwrap();
         assert_eq!(choice.pf.address, second);
-        assert_eq!(pools.take(&inventory, "other", &claimant(2), None), None);
+        assert_eq!(
+            ledger.take(
+                &inventory,
+                &claimant(2),
+                &Wish {
+                    network: "other",
+                    ..WISH
+                }
+            ),
+            None
+        );
     }
 
     #[test]
     fn a_nic_that_cannot_take_a_vf_keeps_none_from_younger_ones() {
-        let (inventory, pools) = setup(1);
-        pools.take(&inventory, "n", &claimant(0), None).unwrap();
+        let (inventory, ledger) = setup(1);
+        ledger.take(&inventory, &claimant(0), &WISH).unwrap();
         // The older one could take the last VF, and is to have it.
-        assert!(pools.offers(&inventory, "n", &claimant(1), None));
-        assert!(!pools.offers(&inventory, "n", &claimant(2), None));
-        let mut changes = pools.subscribe();
+        assert!(ledger.offers(&inventory, &claimant(1), &WISH));
+        assert!(!ledger.offers(&inventory, &claimant(2), &WISH));
+        let mut changes = ledger.subscribe();
         changes.mark_unchanged();
         // Its QEMU has ended, or it has left: whoever waits looks again, and gets the VF.
-        pools.stop_waiting(&claimant(1));
+        ledger.stop_waiting(&claimant(1));
         assert!(changes.has_changed().unwrap());
-        assert!(pools.offers(&inventory, "n", &claimant(2), None));
-        assert!(pools.take(&inventory, "n", &claimant(2), None).is_some());
+        assert!(ledger.offers(&inventory, &claimant(2), &WISH));
+        assert!(ledger.take(&inventory, &claimant(2), &WISH).is_some());
         changes.mark_unchanged();
-        pools.stop_waiting(&claimant(1));
+        ledger.stop_waiting(&claimant(1));
         assert!(!changes.has_changed().unwrap(), "there is nothing new");
     }
 
     #[test]
     fn a_port_without_link_comes_last() {
-        let (mut inventory, pools) = setup(2);
+        let (mut inventory, ledger) = setup(2);
         inventory.pfs[0].carrier = None;
         let [dark, lit] = [0, 1].map(|pf: usize| inventory.pfs[pf].address);
         let next = |nic, standby| {
-            pools
-                .take(&inventory, "n", &claimant(nic), standby)
+            ledger
+                .take(&inventory, &claimant(nic), &beside(standby))
                 .unwrap()
                 .pf
                 .address
@@ -521,17 +465,77 @@ mod tests {
             "its standby carries nothing where it is"
         );
         assert_eq!(next(3, None), dark, "it may yet get a link when it is up");
-        let (mut inventory, pools) = setup(2);
+        let (mut inventory, ledger) = setup(2);
         inventory.pfs[0].carrier = Some(false);
         assert_eq!(
-            pools
-                .take(&inventory, "n", &claimant(1), None)
-                .unwrap()
-                .pf
-                .address,
+            ledger.take(&inventory, &claimant(1), &WISH).unwrap().pf.address,
             lit
         );
-        assert!(pools.take(&inventory, "n", &claimant(2), None).is_some());
-        assert_eq!(pools.take(&inventory, "n", &claimant(3), None), None);
+        assert!(ledger.take(&inventory, &claimant(2), &WISH).is_some());
+        assert_eq!(ledger.take(&inventory, &claimant(3), &WISH), None);
+    }
+
+    #[test]
+    fn a_nic_gets_a_vf_of_the_pf_that_it_names_or_the_very_vf() {
+        let (inventory, ledger) = setup(2);
+        let [one, two] = [0, 1].map(|pf: usize| &inventory.pfs[pf]);
+        let take = |n, pick| {
+            ledger
+                .take(&inventory, &claimant(n), &of(pick))
+                .map(|c| c.vf.address)
+        };
+        assert_eq!(
+            take(1, Pick::Exactly(two.vfs[1].address)),
+            Some(two.vfs[1].address)
+        );
+        assert_eq!(
+            take(2, Pick::Exactly(two.vfs[1].address)),
+            None,
+            "somebody has it"
+        );
+        assert_eq!(take(2, Pick::OnPf(two.address)), Some(two.vfs[0].address));
+        assert_eq!(
+            take(3, Pick::OnPf(two.address)),
+            None,
+            "that there are others helps nobody"
+        );
+        assert!(one.vfs.iter().any(|vf| take(3, Pick::Any) == Some(vf.address)));
+        let standby = |pick| ledger.standby_pf(&inventory, "n", pick).map(|pf| pf.address);
+        assert_eq!(standby(Pick::OnPf(two.address)), Some(two.address));
+        assert_eq!(standby(Pick::Exactly(two.vfs[0].address)), Some(two.address));
+        assert_eq!(standby(Pick::OnPf(two.vfs[0].address)), None, "it is no PF");
+        ledger.note_standby("u", one.address);
+        assert_eq!(standby(Pick::Any), Some(two.address));
+    }
+
+    #[test]
+    fn who_waits_for_one_pf_keeps_none_of_another_from_younger_ones() {
+        let (inventory, ledger) = setup(2);
+        let [one, two] = [0, 1].map(|pf: usize| inventory.pfs[pf].address);
+        let exactly = inventory.pfs[1].vfs[0].address;
+        // The first PF has one VF left and the second two.
+        assert!(
+            ledger
+                .take(&inventory, &claimant(0), &of(Pick::OnPf(one)))
+                .is_some()
+        );
+        assert!(ledger.offers(&inventory, &claimant(1), &of(Pick::OnPf(one))));
+        assert!(
+            !ledger.offers(&inventory, &claimant(9), &of(Pick::OnPf(one))),
+            "the older one has it coming"
+        );
+        ledger.stop_waiting(&claimant(9));
+        assert!(ledger.offers(&inventory, &claimant(2), &of(Pick::Exactly(exactly))));
+        let third = ledger.take(&inventory, &claimant(3), &WISH).unwrap();
+        assert_eq!(
+            third.vf.address, inventory.pfs[1].vfs[1].address,
+            "the one that nobody older waits for"
+        );
+        assert_eq!(ledger.take(&inventory, &claimant(4), &WISH), None);
+        assert_eq!(ledger.take(&inventory, &claimant(4), &of(Pick::OnPf(two))), None);
+        // One that is content with any leaves none for a younger one that is not.
+        ledger.release(third.vf.address);
+        assert!(ledger.offers(&inventory, &claimant(5), &WISH));
+        assert!(!ledger.offers(&inventory, &claimant(6), &of(Pick::OnPf(two))));
     }
 }
