@@ -1,0 +1,71 @@
+//! Which devices the kubelet has given to which pods.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    Error, rpc,
+    wire::{Empty, ListPodResourcesResponse, path},
+};
+
+/// The kubelet's socket in its directory `pod-resources`.
+pub const SOCKET: &str = "kubelet.sock";
+
+/// A device that a pod has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Given {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name. The kubelet does not say its uid.
+    pub pod: String,
+    /// The resource: `domain/name`.
+    pub resource: String,
+    /// The device's id.
+    pub id: String,
+}
+
+/// The kubelet's word on who has which devices.
+#[derive(Clone, Debug)]
+pub struct PodResources(PathBuf);
+
+/// What the kubelet has said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// All pods that it runs: namespace and name.
+    pub pods: Vec<(String, String)>,
+    /// All devices that they have, in the kubelet's order.
+    pub given: Vec<Given>,
+}
+
+impl PodResources {
+    /// Asks at the socket in this directory.
+    pub fn new(directory: &Path) -> Self {
+        Self(directory.join(SOCKET))
+    }
+
+    /// All pods, and the devices of all resources in `domain`. With it the kubelet forgets the devices of pods that are over.
+    pub async fn list(&self, domain: &str) -> Result<Pods, Error> {
+        let listed: ListPodResourcesResponse = rpc::call(&self.0, path::POD_RESOURCES_LIST, Empty {}).await?;
+        let mut pods = Pods::default();
+        for pod in listed.pod_resources {
+            for devices in pod.containers.into_iter().flat_map(|c| c.devices) {
+                if !is_of(&devices.resource_name, domain) {
+                    continue;
+                }
+                pods.given.extend(devices.device_ids.into_iter().map(|id| Given {
+                    namespace: pod.namespace.clone(),
+                    pod: pod.name.clone(),
+                    resource: devices.resource_name.clone(),
+                    id,
+                }));
+            }
+            pods.pods.push((pod.namespace, pod.name));
+        }
+        Ok(pods)
+    }
+}
+
+fn is_of(resource: &str, domain: &str) -> bool {
+    resource
+        .strip_prefix(domain)
+        .is_some_and(|rest| rest.starts_with('/'))
+}
