@@ -42,6 +42,7 @@ use crate::{
     metrics::metrics,
     nic::macs::Macs,
     node::{ledger::Ledger, publish},
+    offer::{self, Offers},
     privileges,
     sockets::Sockets,
     troubles::Troubles,
@@ -95,6 +96,10 @@ struct RunArgs {
     /// DIRECTORY/UID/volumes/kubernetes.io~empty-dir/hybridnic/qmp.sock.
     #[arg(long, default_value = names::PODS_DIR)]
     pods_dir: PathBuf,
+    /// This node's kubelet: pods are offered the node's VFs by its sockets DIRECTORY/device-plugins/kubelet.sock and
+    /// DIRECTORY/pod-resources/kubelet.sock. Without it none are.
+    #[arg(long)]
+    kubelet_dir: Option<PathBuf>,
     /// The uid of the pod that the agent runs in, if it runs in one: the kubelet's directory is known by it.
     #[arg(long, env = "POD_UID")]
     pod_uid: Option<String>,
@@ -204,6 +209,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         sandboxes,
         broker: Arc::<Process>::clone(&broker),
         pools: Ledger::default(),
+        offers: Arc::new(args.kubelet_dir.as_deref().map(offers).unwrap_or_default()),
         handouts: Handouts::new(devices.dev.clone(), hardware.clone()),
         devices,
         proc: "/proc".into(),
@@ -258,6 +264,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         never = sockets.run() => match never {},
         result = host.handouts.run() => match result.context("the watch of VFs' descriptors")? {},
         never = serve_cni(&host, args.cni_bin_dir, args.cni_socket) => match never {},
+        never = offer_devices(&host, args.kubelet_dir.as_deref()) => match never {},
         () = audit::run(Arc::clone(&host)) => {}
         result = http::serve(&args.http, pages, guard) => result.context("probes and metrics")?,
         () = get_ready(probes, progress, published) => {}
@@ -292,7 +299,20 @@ async fn serve_cni(host: &Host, directory: Option<PathBuf>, socket: PathBuf) -> 
         directory,
         socket,
     };
-    cni::run(host, Arc::new(cni::NoKubelet), &place).await
+    cni::run(host, host.offers.clone(), &place).await
+}
+
+/// What is known of devices by the kubelet whose directory this is.
+fn offers(kubelet: &Path) -> Offers {
+    Offers::new(&kubelet.join("pod-resources"))
+}
+
+/// Offers the node's devices to the kubelet, if there is one.
+async fn offer_devices(host: &Arc<Host>, kubelet: Option<&Path>) -> Infallible {
+    match kubelet {
+        Some(kubelet) => offer::run(Arc::clone(host), &kubelet.join("device-plugins")).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Who may read the metrics, with a certificate for as long as the agent runs.

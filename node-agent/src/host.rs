@@ -30,6 +30,7 @@ use crate::{
     metrics::Metrics,
     nic::macs::Macs,
     node::{ledger::Ledger, own},
+    offer::Offers,
     troubles::Troubles,
 };
 
@@ -71,6 +72,8 @@ pub struct Host {
     pub broker: Arc<dyn Broker>,
     /// Who holds which VF.
     pub pools: Ledger,
+    /// What the kubelet offers of it to pods.
+    pub offers: Arc<Offers>,
     /// What is measured.
     pub metrics: Metrics,
     /// What does not work.
@@ -283,6 +286,7 @@ pub(crate) mod tests {
             sandboxes,
             broker: Arc::new(NoBroker),
             pools: Ledger::default(),
+            offers: Arc::default(),
             metrics,
             macs: Macs::default(),
             vlan_devices: Mutex::default(),

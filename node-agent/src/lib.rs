@@ -6,6 +6,7 @@
 //! | [`nic`] | one NIC: observe → plan → execute → report |
 //! | [`machine`] | one VM: the session with what runs it, and its migration |
 //! | [`node`] | PFs, VFs and pools: who holds what, what is published |
+//! | [`offer`] | the node's devices as the kubelet offers them to pods |
 //! | [`journal`] | what is held, on disk |
 //! | [`privileges`] | gives up what root has and the agent does not need |
 //! | [`audit`] | looks for what is not as it should be, and reports it |
@@ -36,6 +37,7 @@ pub mod metrics;
 mod news;
 pub mod nic;
 pub mod node;
+pub mod offer;
 mod packets;
 pub mod privileges;
 pub mod sockets;

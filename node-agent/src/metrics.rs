@@ -16,6 +16,7 @@ use crate::{
     audit::Finding,
     error::StepError,
     nic::{plan::Step, switch::Switch},
+    offer::devices::Device,
     troubles::Troubles,
 };
 
@@ -53,6 +54,8 @@ pub struct Metrics {
     findings: Gauge<1>,
     audits: Counter<1>,
     troubles: Gauge<1>,
+    devices: Gauge<2>,
+    registrations: Counter<1>,
 }
 
 /// The agent's metrics, and the registry that writes them.
@@ -111,6 +114,16 @@ pub fn metrics() -> (Registry, Metrics) {
             "hybridnic_agent_troubles",
             ["reason"],
             "What does not work on the node while the rest goes on, by reason",
+        ),
+        devices: registry.gauge(
+            "hybridnic_agent_devices",
+            ["network", "state"],
+            "The devices that the kubelet has for pods, by network and state: free, given (to a pod), unhealthy",
+        ),
+        registrations: registry.counter(
+            "hybridnic_agent_registrations",
+            ["network"],
+            "How often the kubelet was told of a network's devices anew: after each start of the kubelet or the agent",
         ),
     };
     for reason in FAILURES {
@@ -188,6 +201,25 @@ impl Metrics {
     /// So many troubles of this kind are not over.
     pub fn show_troubles(&self, reason: &str, count: usize) {
         self.troubles.set([reason], count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// What a network offers to the kubelet.
+    pub fn show_devices(&self, network: &str, devices: &[Device]) {
+        let is = |state: &str, device: &Device| match (device.given, device.healthy) {
+            (true, _) => state == "given",
+            (false, true) => state == "free",
+            (false, false) => state == "unhealthy",
+        };
+        for state in ["free", "given", "unhealthy"] {
+            let count = devices.iter().filter(|device| is(state, device)).count();
+            self.devices
+                .set([network, state], count.try_into().unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A network's devices are registered with the kubelet.
+    pub fn registered(&self, network: &str) {
+        self.registrations.inc([network]);
     }
 
     /// An audit could look, or not.

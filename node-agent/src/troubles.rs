@@ -29,6 +29,8 @@ impl Troubles {
     pub const REASONS: &[&str] = &[
         reasons::DEVICE_HUNG,
         reasons::JOURNAL_FAILED,
+        reasons::KUBELET_UNREACHABLE,
+        reasons::NOT_OFFERED,
         reasons::SOCKETS_NOT_WATCHED,
         reasons::CNI_UNAVAILABLE,
     ];

@@ -127,6 +127,10 @@ pub mod reasons {
     pub const SOCKETS_NOT_WATCHED: &str = "SocketsNotWatched";
     /// The CNI plugin is not on the node, or its socket is not served.
     pub const CNI_UNAVAILABLE: &str = "CniUnavailable";
+    /// The kubelet does not hear of the node's devices, or does not say which pods have which.
+    pub const KUBELET_UNREACHABLE: &str = "KubeletUnreachable";
+    /// Devices of a network cannot be offered to the kubelet.
+    pub const NOT_OFFERED: &str = "NotOffered";
     /// Nothing of the node is known to be amiss.
     pub const ALL_WELL: &str = "AllWell";
     /// Something else on the node uses the VF.

@@ -19,4 +19,4 @@ pub mod server;
 pub use run::{Place, run};
 pub use sandbox::{Inside, Sandbox};
 pub use sandboxes::{Made, Sandboxes};
-pub use server::{Kubelet, NoKubelet};
+pub use server::Kubelet;

@@ -49,17 +49,6 @@ pub trait Kubelet: std::fmt::Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<(), String>>;
 }
 
-/// No kubelet is asked, so nobody gets an interface.
-#[derive(Debug)]
-pub struct NoKubelet;
-
-impl Kubelet for NoKubelet {
-    fn has_given<'a>(&'a self, _: &'a Pod, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<(), String>> {
-        let why = "whose the device is is not known: this node's kubelet is not asked";
-        Box::pin(std::future::ready(Err(why.to_owned())))
-    }
-}
-
 /// A socket that the plugin asks by.
 #[derive(Debug)]
 pub struct Listener(AsyncFd<OwnedFd>);

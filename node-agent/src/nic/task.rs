@@ -27,7 +27,13 @@ use super::{
     steps::{self, Context},
     switch::Switches,
 };
-use crate::{error::StepError, host::Host, journal::Record, machine::Vm, node::ledger::Claimant};
+use crate::{
+    error::StepError,
+    host::Host,
+    journal::Record,
+    machine::Vm,
+    node::ledger::{Claimant, Nic},
+};
 use retry::Retry;
 
 /// What the operator wants of an attachment.
@@ -54,6 +60,8 @@ pub struct NicTask {
     switches: Switches,
     guest: GuestDevices,
     migration: Option<MigrationReport>,
+    /// Why it is not known which device the kubelet has given to the pod for this NIC.
+    no_ticket: Option<String>,
 }
 
 impl NicTask {
@@ -77,6 +85,13 @@ impl NicTask {
             nic: record.nic(),
             uid: record.uid.clone(),
         };
+        let nic = Nic {
+            namespace: record.namespace.clone(),
+            pod: record.spec.pod.name.clone(),
+            pod_uid: record.spec.pod.uid.clone(),
+            network: record.spec.network.clone(),
+        };
+        host.pools.enter(&record.uid, nic);
         if let Some(vf) = &record.vf {
             host.pools.restore(claimant.clone(), vf.address);
         }
@@ -114,6 +129,7 @@ impl NicTask {
             switches: Switches::default(),
             guest: GuestDevices::default(),
             migration: None,
+            no_ticket: None,
         })
     }
 
@@ -193,7 +209,8 @@ impl NicTask {
                 Ok(Decision::Done(AttachmentState::Detached)) => return,
                 Ok(decision) => {
                     at_rest = decision == Decision::Done(AttachmentState::FastPath);
-                    if matches!(&decision, Decision::Wait(wait) if wait.reason == reasons::VF_UNKNOWN) {
+                    if matches!(&decision, Decision::Wait(wait) if [reasons::VF_UNKNOWN, reasons::KUBELET_UNREACHABLE].contains(&wait.reason))
+                    {
                         // Nothing tells when it can be read again.
                         look_at = Some(self.retry.next());
                     } else {
@@ -383,6 +400,7 @@ impl Drop for NicTask {
         self.cx.vm.remove_nic(&self.cx.record.uid);
         self.cx.host.macs.remove(&self.cx.record.uid);
         self.cx.host.pools.forgive(&self.cx.record.uid);
+        self.cx.host.pools.leave(&self.cx.record.uid);
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use hybridnic_api::v1alpha1::NodePool;
 use hybridnic_net::{
-    PciAddress,
+    DeviceId, PciAddress,
     sysfs::{Inventory, Pf},
 };
 use tokio::sync::watch;
@@ -30,6 +30,56 @@ pub struct Claimant {
     pub uid: String,
 }
 
+/// A NIC of this node, and its pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nic {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's uid.
+    pub pod_uid: String,
+    /// The NIC's network.
+    pub network: String,
+}
+
+/// What a NIC has of the devices that the kubelet has given to its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ticket {
+    /// None: its pod has asked for none, or for fewer than it has NICs.
+    None,
+    /// This one.
+    Device {
+        /// Its id.
+        id: DeviceId,
+        /// Whether its standby has the device's index, and so cannot be on another PF, nor its VF.
+        tied: bool,
+    },
+}
+
+/// A NIC with what is known of its devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// The NIC.
+    pub nic: Nic,
+    /// What it has of its pod's devices; `None` where the kubelet has not said yet.
+    pub ticket: Option<Ticket>,
+    /// The PF of the VF that it holds.
+    pub vf_pf: Option<PciAddress>,
+    /// The PF of its standby.
+    pub standby_pf: Option<PciAddress>,
+}
+
+impl Seat {
+    /// The device that it uses.
+    pub fn device(&self) -> Option<DeviceId> {
+        match self.ticket {
+            Some(Ticket::Device { id, .. }) => Some(id),
+            Some(Ticket::None) | None => None,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     pools: Vec<NodePool>,
@@ -44,6 +94,10 @@ struct State {
     parked: BTreeSet<PciAddress>,
     /// VFs that have failed for a NIC again and again: it gets them last.
     avoided: BTreeMap<String, BTreeSet<PciAddress>>,
+    /// The NICs, and what each has of its pod's devices, by the attachment's uid.
+    nics: BTreeMap<String, (Nic, Option<Ticket>)>,
+    /// How many NICs each PF owes a VF, as their pods were given a device of it.
+    owed: BTreeMap<PciAddress, usize>,
 }
 
 impl State {
@@ -52,12 +106,23 @@ impl State {
         avoided.is_some_and(|avoided| avoided.contains(&vf))
     }
 
+    fn has_device(&self, claimant: &Claimant) -> bool {
+        let nic = self.nics.get(&claimant.uid);
+        nic.is_some_and(|(_, ticket)| matches!(ticket, Some(Ticket::Device { .. })))
+    }
+
     fn best(&self, inventory: &Inventory, claimant: &Claimant, wish: &Wish<'_>) -> Option<Choice> {
         let waiting = self.waiting.range(..claimant);
-        let older: Vec<Pick> = waiting
-            .filter(|(_, (network, _))| network == wish.network)
-            .map(|(_, (_, pick))| *pick)
-            .collect();
+        let waiting = waiting.filter(|(_, (network, _))| network == wish.network);
+        let older: Vec<Pick> = if self.has_device(claimant) {
+            waiting.map(|(_, (_, pick))| *pick).collect()
+        } else {
+            // What was promised to pods comes first, and with it what their NICs wait for.
+            let owed = self.owed.iter();
+            let owed = owed.flat_map(|(pf, count)| std::iter::repeat_n(Pick::OnPf(*pf), *count));
+            let others = waiting.filter(|(other, _)| !self.has_device(other));
+            owed.chain(others.map(|(_, (_, pick))| *pick)).collect()
+        };
         let none = BTreeSet::new();
         let inputs = Inputs {
             inventory,
@@ -235,6 +300,101 @@ impl Ledger {
     /// Which PFs of a network its NICs may not be on because of what other networks have there, and why; in words for a NIC.
     pub fn barred(&self, inventory: &Inventory, network: &str) -> Option<String> {
         self.with(|s| choice::barred(inventory, &s.pools, network))
+    }
+
+    /// A NIC of this node has a task now.
+    pub fn enter(&self, uid: &str, nic: Nic) {
+        self.with(|s| {
+            let ticket = s.nics.remove(uid).and_then(|(_, ticket)| ticket);
+            s.nics.insert(uid.to_owned(), (nic, ticket));
+        });
+        self.notify();
+    }
+
+    /// A NIC has left, and with it goes its hold on a device.
+    pub fn leave(&self, uid: &str) {
+        if self.with(|s| s.nics.remove(uid).is_some()) {
+            self.notify();
+        }
+    }
+
+    /// What a NIC has of its pod's devices; `None` where that is not known yet.
+    pub fn ticket(&self, uid: &str) -> Option<Ticket> {
+        self.with(|s| s.nics.get(uid).and_then(|(_, ticket)| *ticket))
+    }
+
+    /// Notes what a NIC has of its pod's devices.
+    pub fn set_ticket(&self, uid: &str, ticket: Ticket) {
+        let changed = self.with(|s| {
+            let nic = s.nics.get_mut(uid);
+            nic.is_some_and(|(_, old)| old.replace(ticket) != Some(ticket))
+        });
+        if changed {
+            self.notify();
+        }
+    }
+
+    /// A macvtap with the index of this device is about to be made for a NIC; or whose it still is.
+    pub fn tie(&self, uid: &str, id: DeviceId) -> Result<(), Nic> {
+        let tied = self.with(|s| {
+            let tied = |(other, (_, ticket)): &(&String, &(Nic, Option<Ticket>))| {
+                other.as_str() != uid
+                    && matches!(ticket, Some(Ticket::Device { id: theirs, tied: true }) if *theirs == id)
+            };
+            match s.nics.iter().find(tied) {
+                Some((_, (nic, _))) => Err(nic.clone()),
+                None => {
+                    if let Some((_, ticket)) = s.nics.get_mut(uid) {
+                        *ticket = Some(Ticket::Device { id, tied: true });
+                    }
+                    Ok(())
+                }
+            }
+        });
+        self.notify();
+        tied
+    }
+
+    /// All NICs, with what is known of their devices.
+    pub fn seats(&self, inventory: &Inventory) -> BTreeMap<String, Seat> {
+        self.with(|s| {
+            let pf_of = |vf: PciAddress| {
+                let mut pfs = inventory.pfs.iter();
+                pfs.find(|pf| pf.vfs.iter().any(|v| v.address == vf))
+                    .map(|pf| pf.address)
+            };
+            let vf_pfs: BTreeMap<&str, PciAddress> = s
+                .held
+                .iter()
+                .filter_map(|(vf, claimant)| Some((claimant.uid.as_str(), pf_of(*vf)?)))
+                .collect();
+            let seat = |(uid, (nic, ticket)): (&String, &(Nic, Option<Ticket>))| {
+                let seat = Seat {
+                    nic: nic.clone(),
+                    ticket: *ticket,
+                    vf_pf: vf_pfs.get(uid.as_str()).copied(),
+                    standby_pf: s.standbys.get(uid).copied(),
+                };
+                (uid.clone(), seat)
+            };
+            s.nics.iter().map(seat).collect()
+        })
+    }
+
+    /// Notes how many NICs each PF owes a VF.
+    pub fn set_owed(&self, owed: BTreeMap<PciAddress, usize>) {
+        if self.with(|s| {
+            let changed = s.owed != owed;
+            s.owed = owed;
+            changed
+        }) {
+            self.notify();
+        }
+    }
+
+    /// Lets those that wait look again: what they wait for may be known now.
+    pub fn look_again(&self) {
+        self.notify();
     }
 
     /// Stops waiting for a VF.
@@ -537,5 +697,67 @@ mod tests {
         ledger.release(third.vf.address);
         assert!(ledger.offers(&inventory, &claimant(5), &WISH));
         assert!(!ledger.offers(&inventory, &claimant(6), &of(Pick::OnPf(two))));
+    }
+
+    fn nic(n: i64) -> Nic {
+        Nic {
+            namespace: "ns".into(),
+            pod: format!("pod{n}"),
+            pod_uid: format!("pod uid{n}"),
+            network: "n".into(),
+        }
+    }
+
+    #[test]
+    fn what_was_promised_to_a_pod_goes_to_no_pod_that_has_asked_for_nothing() {
+        let (inventory, ledger) = setup(2);
+        let [one, two] = [0, 1].map(|pf: usize| inventory.pfs[pf].address);
+        ledger.set_owed([(one, 1), (two, 2)].into());
+        let id = DeviceId::new(two, 0).unwrap();
+        for n in [1, 2] {
+            ledger.enter(&claimant(n).uid, nic(n));
+        }
+        ledger.set_ticket(&claimant(1).uid, Ticket::Device { id, tied: false });
+        let got = ledger.take(&inventory, &claimant(2), &WISH).unwrap();
+        assert_eq!(got.pf.address, one, "the only one that nobody is owed");
+        assert_eq!(ledger.take(&inventory, &claimant(3), &WISH), None);
+        // The one that is owed waits, which keeps nobody twice, and takes it.
+        assert!(ledger.offers(&inventory, &claimant(1), &of(Pick::OnPf(two))));
+        assert!(!ledger.offers(&inventory, &claimant(3), &WISH));
+        assert!(
+            ledger
+                .take(&inventory, &claimant(1), &of(Pick::OnPf(two)))
+                .is_some()
+        );
+        ledger.set_owed([(two, 1)].into());
+        assert!(ledger.offers(&inventory, &claimant(3), &WISH));
+        let seats = ledger.seats(&inventory);
+        assert_eq!(seats[&claimant(1).uid].device(), Some(id));
+        assert_eq!(seats[&claimant(1).uid].vf_pf, Some(two));
+        assert_eq!(
+            (seats[&claimant(2).uid].device(), seats[&claimant(2).uid].ticket),
+            (None, None)
+        );
+    }
+
+    #[test]
+    fn an_index_is_one_nics_at_a_time() {
+        let (inventory, ledger) = setup(1);
+        let id = DeviceId::new(inventory.pfs[0].address, 0).unwrap();
+        for n in [1, 2] {
+            ledger.enter(&claimant(n).uid, nic(n));
+        }
+        assert_eq!(ledger.tie(&claimant(1).uid, id), Ok(()));
+        assert_eq!(
+            ledger.tie(&claimant(1).uid, id),
+            Ok(()),
+            "again, in a new sandbox"
+        );
+        assert_eq!(ledger.tie(&claimant(2).uid, id), Err(nic(1)));
+        let mut changes = ledger.subscribe();
+        changes.mark_unchanged();
+        ledger.leave(&claimant(1).uid);
+        assert!(changes.has_changed().unwrap());
+        assert_eq!(ledger.tie(&claimant(2).uid, id), Ok(()));
     }
 }

@@ -55,28 +55,37 @@ pub fn build(sources: &Sources<'_>) -> Table {
         for vf in &pf.vfs {
             let row = vf_status(pf, vf, sources);
             count(&mut table.vfs, row.state);
-            for (pool, counts) in sources.pools.iter().zip(&mut table.pools) {
-                if select::selects_vf(&pool.uplinks, pf, vf) {
-                    let barred = trunk::problem(sources.pools, pool, pf).is_some();
-                    count(
-                        &mut counts.vfs,
-                        if barred && row.state == VfState::Free {
-                            VfState::Unhealthy
-                        } else {
-                            row.state
-                        },
-                    );
-                }
-            }
             status.vfs.push(row);
         }
         table.pfs.push(status);
+    }
+    for (pool, counts) in sources.pools.iter().zip(&mut table.pools) {
+        for (_, _, state) in of_pool(sources, pool) {
+            count(&mut counts.vfs, state);
+        }
     }
     for (pool, status) in sources.pools.iter().zip(&mut table.pools) {
         status.message = limits::text(&pool_message(pool, status, &table.pfs, sources));
     }
     fit(&mut table);
     table
+}
+
+/// The VFs that a pool's uplinks select, each with what it is to the pool's NICs.
+pub fn of_pool<'a>(
+    sources: &'a Sources<'_>,
+    pool: &'a NodePool,
+) -> impl Iterator<Item = (&'a Pf, &'a Vf, VfState)> {
+    let vfs = sources
+        .inventory
+        .pfs
+        .iter()
+        .flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf)));
+    let selected = vfs.filter(|(pf, vf)| select::selects_vf(&pool.uplinks, pf, vf));
+    selected.map(|(pf, vf)| match vf_state(pf, vf, sources).0 {
+        VfState::Free if trunk::problem(sources.pools, pool, pf).is_some() => (pf, vf, VfState::Unhealthy),
+        state => (pf, vf, state),
+    })
 }
 
 /// As much of the rows as the API takes. They are counted before.
@@ -159,21 +168,27 @@ fn pf_status(pf: &Pf, sources: &Sources<'_>) -> PfStatus {
     }
 }
 
-fn vf_status(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> VfStatus {
+/// What a VF is, and why it cannot be used.
+fn vf_state(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> (VfState, String) {
     let holder = sources.holders.get(&vf.address);
     let selected = sources
         .pools
         .iter()
         .any(|p| select::selects_vf(&p.uplinks, pf, vf));
     let foreign = || sources.foreign.get(&vf.address).cloned();
-    let (state, message) = match holder {
+    match holder {
         Some(_) => (VfState::Held, vf.hung.clone().unwrap_or_default()),
         None if !selected => (VfState::Unselected, String::new()),
         None => match foreign().or_else(|| select::vf_problem(pf, vf)) {
             Some(problem) => (VfState::Unhealthy, problem),
             None => (VfState::Free, String::new()),
         },
-    };
+    }
+}
+
+fn vf_status(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> VfStatus {
+    let holder = sources.holders.get(&vf.address);
+    let (state, message) = vf_state(pf, vf, sources);
     VfStatus {
         index: vf.index.into(),
         pci_address: vf.address.to_string(),

@@ -75,6 +75,8 @@ mod tests {
             (types::DEGRADED, "True", "DeviceHung"),
             (types::DEGRADED, "True", "JournalFailed"),
             (types::DEGRADED, "True", "SocketsNotWatched"),
+            (types::DEGRADED, "True", "KubeletUnreachable"),
+            (types::DEGRADED, "True", "NotOffered"),
         ] {
             look(type_, &|facts| {
                 let node = &mut facts.hybrid_nodes.as_mut().unwrap()[0];

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use hybridnic_api::v1alpha1::{HybridNode, VfState};
+use hybridnic_api::{
+    names,
+    v1alpha1::{HybridNode, VfState},
+};
 use kube::ResourceExt as _;
 
 use crate::doctor::{
@@ -67,9 +70,13 @@ pub fn sriov_operator(facts: &Facts) -> Vec<Finding> {
 /// Resource names that SR-IOV device plugins use. There is no sure sign: each administrator makes them up.
 fn is_sriov_resource(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    let Some((_, last)) = name.split_once('/') else {
+    let Some((domain, last)) = name.split_once('/') else {
         return false;
     };
+    if domain == names::GROUP {
+        // The agents' own: a network may have any name.
+        return false;
+    }
     name.starts_with("openshift.io/")
         || ["sriov", "sr-iov", "netdevice", "vfio"]
             .iter()
@@ -224,6 +231,7 @@ mod tests {
             "devices.kubevirt.io/kvm",
             "hugepages-2Mi",
             "x/vfat",
+            "hybridnic.io/sriov",
         ] {
             assert!(!is_sriov_resource(name), "{name}");
         }

@@ -53,6 +53,8 @@ pub fn remedy(reason: &str) -> String {
         reasons::CNI_UNAVAILABLE => {
             "is agent.cni.binDir of the chart the node's directory of CNI plugins, and can it be written?"
         }
+        reasons::KUBELET_UNREACHABLE => "does the kubelet run there, with the directories that the agent's pod mounts?",
+        reasons::NOT_OFFERED => "give the network a name of at most 63 characters",
         reasons::QMP_UNAVAILABLE => {
             "does QEMU listen on qmp.sock in the pod's emptyDir hybridnic, with no other client?"
         }

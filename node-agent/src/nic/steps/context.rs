@@ -7,7 +7,16 @@ use hybridnic_net::MacAddr;
 use tokio::sync::watch;
 
 use super::super::plan::{Learnt, TRIES};
-use crate::{error::StepError, host::Host, journal::Record, machine::Vm, node::ledger::Claimant};
+use crate::{
+    error::StepError,
+    host::Host,
+    journal::Record,
+    machine::Vm,
+    node::{
+        choice::Pick,
+        ledger::{Claimant, Ticket},
+    },
+};
 
 /// What the steps of one NIC work on.
 #[derive(Debug)]
@@ -49,6 +58,23 @@ impl Context {
         self.record = record;
         self.recorded = true;
         Ok(())
+    }
+
+    /// Which VF will do: one of the PF of which the kubelet has given the pod a device.
+    pub fn pick(&self) -> Pick {
+        match self.host.pools.ticket(&self.record.uid) {
+            Some(Ticket::Device { id, .. }) => Pick::OnPf(id.pf()),
+            Some(Ticket::None) | None => Pick::Any,
+        }
+    }
+
+    /// Which VF will do in place of its own: where nothing ties the NIC to its PF it may leave it, as the scheduler has counted
+    /// it there and a link is worth more.
+    pub fn pick_elsewhere(&self) -> Pick {
+        match self.host.pools.ticket(&self.record.uid) {
+            Some(Ticket::Device { id, tied: true }) => Pick::OnPf(id.pf()),
+            Some(Ticket::Device { .. } | Ticket::None) | None => Pick::Any,
+        }
     }
 
     /// Notes that the VF could not be made ready; one that fails again and again is given back when another is to be had.

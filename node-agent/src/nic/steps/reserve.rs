@@ -15,7 +15,7 @@ use crate::{
     journal::{StandbyRecord, VfRecord, VlanRecord},
     nic::{ids, macs::original, settings::protocol},
     node::{
-        choice::{Choice, Pick, Wish},
+        choice::{Choice, Wish},
         parking::parking_mac,
     },
 };
@@ -32,7 +32,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
     let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
     let wish = Wish {
         network: &network,
-        pick: promised.as_ref().map_or(Pick::Any, |(pf, _)| Pick::OnPf(*pf)),
+        pick: cx.pick(),
         standby_pf: standby_pf.or(promised.as_ref().map(|(pf, _)| *pf)),
     };
     let (mut passed_over, mut failed) = (Vec::new(), None);

@@ -2,6 +2,7 @@
 
 use hybridnic_api::{
     conditions::reasons,
+    limits,
     v1alpha1::{Goal, MigrationStep, OnLinkLoss},
 };
 use tokio::time::Instant;
@@ -11,14 +12,11 @@ use super::{
         observe::Observation,
         plan::{self, Ask, Decision, Learnt, Step, TRIES},
         quirks,
-        seen::{Seen, VfSight},
+        seen::{QemuSeen, Seen, VfSight},
     },
     NicTask,
 };
-use crate::{
-    error::StepError,
-    node::choice::{Pick, Wish},
-};
+use crate::{error::StepError, node::choice::Wish};
 
 impl NicTask {
     /// What is asked of the plan.
@@ -42,10 +40,20 @@ impl NicTask {
     /// What pool and journal know.
     pub(super) async fn complete(&mut self, now: &mut Observation) -> Result<(), StepError> {
         now.seen.recorded = self.cx.recorded;
+        self.no_ticket = None;
         let pools = &self.cx.host.pools;
         if self.cx.record.vf.is_some() || self.cx.record.spec.goal == Goal::Detached {
             pools.stop_waiting(&self.cx.claimant);
             self.look_elsewhere(now, Instant::now()).await;
+            return Ok(());
+        }
+        // Once QEMU runs, so does its pod, and the kubelet knows which devices that has.
+        if matches!(now.seen.qemu, QemuSeen::Up(_))
+            && let Err(why) = self.cx.host.offers.ticket(pools, &self.cx.record.uid).await
+        {
+            // With one of another PF's VFs, or a standby there, the NIC would take what was promised to others.
+            pools.stop_waiting(&self.cx.claimant);
+            self.no_ticket = Some(why);
             return Ok(());
         }
         let inventory = self
@@ -56,7 +64,7 @@ impl NicTask {
             .map_err(|e| e.into_step(reasons::VF_UNKNOWN))?;
         let wish = Wish {
             network: &self.cx.record.spec.network,
-            pick: Pick::Any,
+            pick: self.cx.pick(),
             standby_pf: self.cx.record.standby.as_ref().map(|s| s.pf),
         };
         now.seen.uplink = pools.standby_pf(&inventory, wish.network, wish.pick).is_some();
@@ -74,6 +82,13 @@ impl NicTask {
             return;
         };
         if ![reasons::NO_UPLINK, reasons::NO_FREE_VF].contains(&wait.reason) {
+            return;
+        }
+        if let Some(why) = &self.no_ticket {
+            wait.reason = reasons::KUBELET_UNREACHABLE;
+            wait.message = limits::text(&format!(
+                "whether the kubelet has given a device to the pod, and which, is not known: {why}"
+            ));
             return;
         }
         if let Ok(inventory) = self.cx.host.inventory().await
@@ -108,7 +123,7 @@ impl NicTask {
         };
         let wish = Wish {
             network: &self.cx.record.spec.network,
-            pick: Pick::Any,
+            pick: self.cx.pick_elsewhere(),
             standby_pf: None,
         };
         let pools = &self.cx.host.pools;

@@ -1,0 +1,259 @@
+//! What each network offers to the kubelet, from the same table as the `HybridNode`, the ledger, and the kubelet's word on who has
+//! which device. Pure.
+//!
+//! A device is a slot of a PF, and no VF: which VF a NIC gets of its PF is chosen when it takes one. So the number of healthy
+//! devices that no pod has is bound by the free VFs of their PF that are not promised to a pod that has yet to take one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hybridnic_api::v1alpha1::{NodePool, VfState};
+use hybridnic_net::{
+    DeviceId, PciAddress,
+    sysfs::{Pf, Vf},
+};
+
+use super::slots;
+use crate::node::{
+    ledger::Seat,
+    select,
+    table::{self, Sources},
+    trunk,
+};
+
+/// A device of a network that was given to a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Promise {
+    /// The network.
+    pub network: String,
+    /// The device.
+    pub id: DeviceId,
+    /// Namespace and name of the pod; `None` where the kubelet has asked for it and not said yet for whom.
+    pub pod: Option<(String, String)>,
+}
+
+/// What an offer is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// As for the table.
+    pub sources: Sources<'a>,
+    /// What the kubelet has given to pods.
+    pub promises: &'a BTreeSet<Promise>,
+    /// The NICs of the node, with the devices of their pods, by the attachment's uid.
+    pub seats: &'a BTreeMap<String, Seat>,
+}
+
+/// A device as it is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its id.
+    pub id: DeviceId,
+    /// Whether the kubelet may give it to a pod, or the pod that has it may start again.
+    pub healthy: bool,
+    /// Whether a pod has it.
+    pub given: bool,
+    /// The NUMA node of its PF.
+    pub numa_node: Option<u16>,
+}
+
+/// What a network offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The network.
+    pub network: String,
+    /// Its devices, by id.
+    pub devices: Vec<Device>,
+    /// PFs of which no device is offered, as no index can stand for it.
+    pub left_out: Vec<PciAddress>,
+}
+
+impl Offer {
+    /// A device of it.
+    pub fn device(&self, id: DeviceId) -> Option<&Device> {
+        self.devices.iter().find(|device| device.id == id)
+    }
+}
+
+/// How many NICs each PF owes a VF: their pods have a device of it, and they hold no VF there.
+pub fn owed(inputs: &Inputs<'_>) -> BTreeMap<PciAddress, usize> {
+    let mut owed = BTreeMap::new();
+    for promise in inputs.promises.iter().filter(|promise| is_owed(inputs, promise)) {
+        *owed.entry(promise.id.pf()).or_default() += 1;
+    }
+    owed
+}
+
+/// What each network of the node offers.
+pub fn offers(inputs: &Inputs<'_>) -> Vec<Offer> {
+    let pools = inputs.sources.pools.iter();
+    pools.map(|pool| offer(inputs, pool)).collect()
+}
+
+fn offer(inputs: &Inputs<'_>, pool: &NodePool) -> Offer {
+    let mut by_pf: BTreeMap<PciAddress, (&Pf, Vec<(&Vf, VfState)>)> = BTreeMap::new();
+    for (pf, vf, state) in table::of_pool(&inputs.sources, pool) {
+        by_pf
+            .entry(pf.address)
+            .or_insert_with(|| (pf, vec![]))
+            .1
+            .push((vf, state));
+    }
+    let mut devices = BTreeMap::new();
+    let mut left_out = vec![];
+    for (address, (pf, mut vfs)) in by_pf {
+        let free = vfs.iter().filter(|(_, state)| *state == VfState::Free).count();
+        let mut spare = free.saturating_sub(owed_of(inputs, pool, pf));
+        // One with the number of a free VF goes first: then what is offered and what is free look alike.
+        vfs.sort_by_key(|(vf, state)| (*state != VfState::Free, vf.index));
+        for (vf, _) in vfs {
+            let Some(id) = DeviceId::new(address, vf.index) else {
+                left_out.push(address);
+                break;
+            };
+            let healthy = match standing(inputs, pool, id) {
+                Standing::Given => true,
+                Standing::Taken => false,
+                Standing::Open => {
+                    let healthy = spare > 0;
+                    spare -= usize::from(healthy);
+                    healthy
+                }
+            };
+            devices.insert(id, healthy);
+        }
+    }
+    for id in slots::standby(inputs.sources.inventory, inputs.sources.pools, &pool.network) {
+        let carries = || {
+            let pf = inputs
+                .sources
+                .inventory
+                .pfs
+                .iter()
+                .find(|pf| pf.address == id.pf());
+            pf.is_some_and(|pf| {
+                select::pf_problem(pf).is_none() && trunk::problem(inputs.sources.pools, pool, pf).is_none()
+            })
+        };
+        let healthy = match standing(inputs, pool, id) {
+            Standing::Given => true,
+            Standing::Taken => false,
+            Standing::Open => carries(),
+        };
+        devices.insert(id, healthy);
+    }
+    // A pod that has one may start again, whatever has become of its PF: the kubelet would refuse it otherwise.
+    let given: BTreeSet<DeviceId> = given(inputs, &pool.network).collect();
+    for id in &given {
+        devices.insert(*id, true);
+    }
+    let numa_node = |id: DeviceId| {
+        let pf = inputs
+            .sources
+            .inventory
+            .pfs
+            .iter()
+            .find(|pf| pf.address == id.pf());
+        pf?.numa_node.and_then(|node| u16::try_from(node).ok())
+    };
+    Offer {
+        network: pool.network.clone(),
+        devices: devices
+            .into_iter()
+            .map(|(id, healthy)| Device {
+                id,
+                healthy,
+                given: given.contains(&id),
+                numa_node: numa_node(id),
+            })
+            .collect(),
+        left_out,
+    }
+}
+
+/// How it stands with a device.
+enum Standing {
+    /// A pod has it.
+    Given,
+    /// A pod has it by another network over the same PF, or a NIC whose pod the kubelet knows no more still uses it.
+    Taken,
+    /// Nobody has it.
+    Open,
+}
+
+fn standing(inputs: &Inputs<'_>, pool: &NodePool, id: DeviceId) -> Standing {
+    if given(inputs, &pool.network).any(|given| given == id) {
+        Standing::Given
+    } else if inputs.promises.iter().any(|promise| promise.id == id)
+        || inputs.seats.values().any(|seat| seat.device() == Some(id))
+    {
+        Standing::Taken
+    } else {
+        Standing::Open
+    }
+}
+
+fn given<'a>(inputs: &'a Inputs<'_>, network: &'a str) -> impl Iterator<Item = DeviceId> {
+    let of_network = inputs.promises.iter().filter(move |p| p.network == network);
+    of_network.map(|promise| promise.id)
+}
+
+/// How many of this network's VFs on a PF are owed. Another network's pods may take those that it selects too.
+fn owed_of(inputs: &Inputs<'_>, pool: &NodePool, pf: &Pf) -> usize {
+    let shares = |network: &str| {
+        let other = inputs.sources.pools.iter().find(|other| other.network == network);
+        // Of a network that is no more here nobody knows which VFs it had.
+        other.is_none_or(|other| {
+            pf.vfs.iter().any(|vf| {
+                select::selects_vf(&other.uplinks, pf, vf) && select::selects_vf(&pool.uplinks, pf, vf)
+            })
+        })
+    };
+    let of_pf = inputs
+        .promises
+        .iter()
+        .filter(|promise| promise.id.pf() == pf.address);
+    of_pf
+        .filter(|promise| shares(&promise.network) && is_owed(inputs, promise))
+        .count()
+}
+
+/// Whether the pod has no NIC that holds a VF of the PF for this device.
+fn is_owed(inputs: &Inputs<'_>, promise: &Promise) -> bool {
+    let Some((namespace, pod)) = &promise.pod else {
+        return true;
+    };
+    !inputs.seats.values().any(|seat| {
+        seat.nic.namespace == *namespace
+            && seat.nic.pod == *pod
+            && seat.nic.network == promise.network
+            && seat.device() == Some(promise.id)
+            && seat.vf_pf == Some(promise.id.pf())
+    })
+}
+
+/// Why the kubelet may not give a device to a pod, though it asks for it: what it was told is older than what is so.
+pub fn refusal(inputs: &Inputs<'_>, network: &str, id: DeviceId) -> Option<String> {
+    let Some(pool) = inputs.sources.pools.iter().find(|pool| pool.network == network) else {
+        return Some(format!("the network {network} is not on this node"));
+    };
+    let offer = offer(inputs, pool);
+    let Some(device) = offer.device(id) else {
+        return Some(format!("the network {network} has no device {id} on this node"));
+    };
+    if device.healthy {
+        return None;
+    }
+    if inputs.promises.iter().any(|promise| promise.id == id) {
+        return Some(format!(
+            "another pod has just got {id} by another network over the same PF"
+        ));
+    }
+    let mut leaving = inputs.seats.values().filter(|seat| seat.device() == Some(id));
+    if leaving.any(|seat| seat.vf_pf == Some(id.pf())) {
+        // Its pod is over, says the kubelet, and the next one gets that NIC's VF when it has left.
+        return None;
+    }
+    Some(format!(
+        "no VF of the PF {} is free that is not promised to another pod",
+        id.pf()
+    ))
+}

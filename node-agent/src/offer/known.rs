@@ -1,0 +1,296 @@
+//! What the kubelet has given to whom, as far as is known, and what follows from it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use hybridnic_cni::wire::Pod;
+use hybridnic_kubelet::pod_resources::{PodResources, Pods};
+use hybridnic_net::{DeviceId, PciAddress, sysfs::Inventory};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::{
+    DOMAIN,
+    devices::{self, Inputs, Offer, Promise},
+    tickets,
+};
+use crate::{
+    cni,
+    error::chain,
+    node::{
+        ledger::{Ledger, Seat, Ticket},
+        table::Sources,
+    },
+};
+
+/// The kubelet writes down what it has given right after the plugin has answered. If it does not say so much later who has it,
+/// nobody has.
+const WRITTEN_DOWN: Duration = Duration::from_secs(10);
+
+/// What the kubelet has been asked and has said.
+#[derive(Debug, Default)]
+struct State {
+    /// The node's PFs and VFs when they were looked at last.
+    inventory: Option<Inventory>,
+    /// What was given to pods, as the kubelet has said last; `None` before it has said anything.
+    given: Option<BTreeSet<Promise>>,
+    /// How many pods of each namespace and name it runs.
+    pods: BTreeMap<(String, String), usize>,
+    /// What it has asked for and not said yet for whom: network and device, and when.
+    fresh: BTreeMap<(String, DeviceId), Instant>,
+    /// What is offered.
+    offers: Vec<Offer>,
+}
+
+/// The answer to the last question, and when it was asked.
+type Answer = (Instant, Result<(), String>);
+
+/// What is known of the node's devices. Without a kubelet none are offered, and no pod has one.
+#[derive(Debug, Default)]
+pub struct Offers {
+    kubelet: Option<PodResources>,
+    state: Mutex<State>,
+    /// Held while the kubelet is asked.
+    answer: tokio::sync::Mutex<Option<Answer>>,
+    /// What is offered has changed.
+    changed: watch::Sender<u64>,
+    /// The kubelet has asked for a device.
+    pub(super) asked: Notify,
+}
+
+impl Offers {
+    /// Asks the kubelet whose directory `pod-resources` this is.
+    pub fn new(pod_resources: &Path) -> Self {
+        Self {
+            kubelet: Some(PodResources::new(pod_resources)),
+            ..Self::default()
+        }
+    }
+
+    /// What a NIC has of its pod's devices. The kubelet is asked where that is not known yet, so this is for a NIC whose pod runs.
+    /// An error says why it is not known.
+    pub async fn ticket(&self, ledger: &Ledger, uid: &str) -> Result<Ticket, String> {
+        if self.kubelet.is_none() {
+            return Ok(Ticket::None);
+        }
+        if let Some(ticket) = ledger.ticket(uid) {
+            return Ok(ticket);
+        }
+        self.ask().await?;
+        let state = self.state();
+        let (Some(inventory), Some(given)) = (&state.inventory, &state.given) else {
+            return Err("the node's devices have not been looked at yet".into());
+        };
+        let seats = ledger.seats(inventory);
+        let seat = seats.get(uid).ok_or("the NIC has left")?;
+        let pod = (seat.nic.namespace.clone(), seat.nic.pod.clone());
+        match state.pods.get(&pod) {
+            None => return Err(format!("the kubelet runs no pod {}/{}", pod.0, pod.1)),
+            Some(1) => {}
+            Some(_) => return Err(format!("the kubelet runs two pods {}/{}", pod.0, pod.1)),
+        }
+        let ticket = tickets::ticket(&seats, given, uid).unwrap_or(Ticket::None);
+        drop(state);
+        ledger.set_ticket(uid, ticket);
+        Ok(ticket)
+    }
+
+    /// Asks the kubelet who has which device, unless somebody has since this call began.
+    pub async fn ask(&self) -> Result<(), String> {
+        let asked = Instant::now();
+        let mut answer = self.answer.lock().await;
+        if let Some((began, result)) = &*answer
+            && *began >= asked
+        {
+            return result.clone();
+        }
+        let Some(kubelet) = &self.kubelet else {
+            return Err("devices are not offered to the kubelet here".into());
+        };
+        let began = Instant::now();
+        let result = match kubelet.list(DOMAIN).await {
+            Ok(pods) => {
+                self.learn(&pods, began);
+                Ok(())
+            }
+            Err(error) => Err(chain(&error)),
+        };
+        *answer = Some((began, result.clone()));
+        result
+    }
+
+    fn learn(&self, pods: &Pods, asked: Instant) {
+        let mut state = self.state();
+        let given = pods.given.iter().filter_map(|given| {
+            Some(Promise {
+                network: given.resource.strip_prefix(DOMAIN)?.strip_prefix('/')?.to_owned(),
+                id: given.id.parse().ok()?,
+                pod: Some((given.namespace.clone(), given.pod.clone())),
+            })
+        });
+        let given: BTreeSet<Promise> = given.collect();
+        state.fresh.retain(|(network, id), at| {
+            let is_given = given
+                .iter()
+                .any(|given| given.id == *id && given.network == *network);
+            !is_given && asked < *at + WRITTEN_DOWN
+        });
+        state.given = Some(given);
+        state.pods.clear();
+        for pod in &pods.pods {
+            *state.pods.entry(pod.clone()).or_default() += 1;
+        }
+    }
+
+    /// The NICs that have a VF or a standby, and so a pod that runs, get their tickets: the agent has been restarted.
+    pub(super) fn give_tickets(&self, ledger: &Ledger) {
+        loop {
+            let state = self.state();
+            let (Some(inventory), Some(given)) = (&state.inventory, &state.given) else {
+                return;
+            };
+            let seats = ledger.seats(inventory);
+            let waits = |seat: &Seat| {
+                let pod = (seat.nic.namespace.clone(), seat.nic.pod.clone());
+                seat.ticket.is_none()
+                    && (seat.vf_pf.is_some() || seat.standby_pf.is_some())
+                    && state.pods.get(&pod) == Some(&1)
+            };
+            let Some((uid, _)) = seats.iter().find(|(_, seat)| waits(seat)) else {
+                return;
+            };
+            let ticket = tickets::ticket(&seats, given, uid).unwrap_or(Ticket::None);
+            drop(state);
+            ledger.set_ticket(uid, ticket);
+        }
+    }
+
+    /// Takes a new look at the node's PFs and VFs.
+    pub(super) fn see(&self, inventory: Inventory) {
+        self.state().inventory = Some(inventory);
+    }
+
+    /// Makes the offers anew from all that is known.
+    pub(super) fn update(&self, ledger: &Ledger) {
+        let mut state = self.state();
+        let Some((offers, owed)) = state.make(ledger) else {
+            return;
+        };
+        let changed = state.offers != offers;
+        state.offers = offers;
+        drop(state);
+        ledger.set_owed(owed);
+        if changed {
+            self.changed.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// The kubelet asks for devices of a network for a container. Whoever has them, no second one gets them; an error says why not.
+    pub(super) fn promise(&self, ledger: &Ledger, network: &str, ids: &[DeviceId]) -> Result<(), String> {
+        let mut state = self.state();
+        let refused = state.with_inputs(ledger, |inputs| {
+            let refusal = |id: &DeviceId| devices::refusal(inputs, network, *id);
+            ids.iter().find_map(refusal)
+        });
+        match refused {
+            None => return Err("the node's devices are not known yet".into()),
+            Some(Some(why)) => return Err(why),
+            Some(None) => {}
+        }
+        let now = Instant::now();
+        for id in ids {
+            state.fresh.insert((network.to_owned(), *id), now);
+        }
+        drop(state);
+        self.update(ledger);
+        self.asked.notify_one();
+        Ok(())
+    }
+
+    /// What is offered.
+    pub fn offers(&self) -> Vec<Offer> {
+        self.state().offers.clone()
+    }
+
+    /// Resolves when what is offered changes.
+    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Whether somebody has a device, or may have: the kubelet has given it, or a NIC uses it.
+    pub(super) fn is_used(&self, ledger: &Ledger, id: DeviceId) -> bool {
+        let state = self.state();
+        let used = state.with_inputs(ledger, |inputs| {
+            inputs.promises.iter().any(|promise| promise.id == id)
+                || inputs.seats.values().any(|seat| seat.device() == Some(id))
+        });
+        used.unwrap_or(true)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // What a panic leaves is plain data, and is made again.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl cni::Kubelet for Offers {
+    fn has_given<'a>(
+        &'a self,
+        pod: &'a Pod,
+        network: &'a str,
+        device_id: &'a str,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            self.ask().await?;
+            let is_it = |promise: &Promise| {
+                let theirs = promise.pod.as_ref();
+                promise.network == network
+                    && promise.id.to_string() == device_id
+                    && theirs
+                        .is_some_and(|(namespace, name)| *namespace == pod.namespace && *name == pod.name)
+            };
+            if self.state().given.iter().flatten().any(is_it) {
+                return Ok(());
+            }
+            Err(format!(
+                "the kubelet has not given {device_id} of {DOMAIN}/{network} to the pod {}/{}",
+                pod.namespace, pod.name
+            ))
+        })
+    }
+}
+
+impl State {
+    /// `None` before both the node and the kubelet have been looked at.
+    fn with_inputs<T>(&self, ledger: &Ledger, answer: impl FnOnce(&Inputs<'_>) -> T) -> Option<T> {
+        let (inventory, given) = (self.inventory.as_ref()?, self.given.as_ref()?);
+        let fresh = self.fresh.keys().map(|(network, id)| Promise {
+            network: network.clone(),
+            id: *id,
+            pod: None,
+        });
+        let promises: BTreeSet<Promise> = given.iter().cloned().chain(fresh).collect();
+        Some(answer(&Inputs {
+            sources: Sources {
+                inventory,
+                pools: &ledger.pools(),
+                holders: &ledger.holders(),
+                foreign: &ledger.foreign(),
+                provision_errors: &BTreeMap::new(),
+            },
+            promises: &promises,
+            seats: &ledger.seats(inventory),
+        }))
+    }
+
+    fn make(&self, ledger: &Ledger) -> Option<(Vec<Offer>, BTreeMap<PciAddress, usize>)> {
+        self.with_inputs(ledger, |inputs| (devices::offers(inputs), devices::owed(inputs)))
+    }
+}

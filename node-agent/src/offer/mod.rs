@@ -1,0 +1,32 @@
+//! The node's devices as the kubelet offers them to pods: `hybridnic.io/NETWORK`. So the scheduler knows where VFs are free.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`slots`] | which slots of which PFs a network has |
+//! | [`devices`] | which of them are offered and healthy: pure |
+//! | [`tickets`] | which NIC uses which of its pod's devices: pure |
+//! | [`prefer`] | which are best together: pure |
+//! | [`known`] | what the kubelet has given to whom, as far as is known |
+//! | `plugin` | what the kubelet is answered |
+//! | `placeholder` | a device node where there is none yet |
+//! | [`run`] | keeps all of it going |
+//!
+//! Two know who has a device: the kubelet for as long as its pod runs, and the ledger for as long as a NIC uses it. A device is free
+//! where both say so.
+
+pub mod devices;
+pub mod known;
+mod placeholder;
+mod plugin;
+pub mod prefer;
+mod run;
+pub mod slots;
+#[cfg(test)]
+pub(crate) mod tests;
+pub mod tickets;
+
+pub use known::Offers;
+pub use run::run;
+
+/// What the names of the resources begin with.
+pub const DOMAIN: &str = "hybridnic.io";

@@ -1,0 +1,75 @@
+//! What the kubelet is answered of one network's devices.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use hybridnic_kubelet::device_plugin::{Allocation, Device, Plugin};
+use hybridnic_net::{DeviceId, PciAddress};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{placeholder, prefer::prefer};
+use crate::host::Host;
+
+/// The devices of one network.
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) host: Arc<Host>,
+    pub(super) name: String,
+    pub(super) devices: watch::Sender<Vec<Device>>,
+}
+
+impl Network {
+    fn give(&self, ids: &[String]) -> Result<Allocation, String> {
+        let parse = |id: &String| id.parse::<DeviceId>().map_err(|error| error.to_string());
+        let ids: Vec<DeviceId> = ids.iter().map(parse).collect::<Result<_, _>>()?;
+        for id in &ids {
+            placeholder::make(self.host.dev.root(), *id)
+                .map_err(|error| format!("{} cannot be made: {error}", id.node().display()))?;
+        }
+        self.host.offers.promise(&self.host.pools, &self.name, &ids)?;
+        let list = ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        info!(
+            network = self.name,
+            devices = list,
+            "given to a pod by the kubelet"
+        );
+        Ok(Allocation {
+            nodes: ids.iter().map(|id| id.node().display().to_string()).collect(),
+            env: BTreeMap::from([(variable(&self.name), list)]),
+        })
+    }
+}
+
+impl Plugin for Network {
+    fn devices(&self) -> watch::Receiver<Vec<Device>> {
+        self.devices.subscribe()
+    }
+
+    fn prefer(&self, available: &[String], included: &[String], count: usize) -> Vec<String> {
+        let offers = self.host.offers.offers();
+        let given = |pf: PciAddress| {
+            let devices = offers.iter().flat_map(|offer| &offer.devices);
+            devices
+                .filter(|device| device.given && device.id.pf() == pf)
+                .count()
+        };
+        prefer(available, included, count, given)
+    }
+
+    fn allocate(&self, ids: &[String]) -> Result<Allocation, String> {
+        self.give(ids)
+            .inspect_err(|why| warn!(network = self.name, ?ids, why, "refused to the kubelet"))
+    }
+}
+
+/// In the container, which devices it has: `HYBRIDNIC_FAST=0000:01:00.0-3`.
+fn variable(network: &str) -> String {
+    let word = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_uppercase()
+        } else {
+            '_'
+        }
+    };
+    format!("HYBRIDNIC_{}", network.chars().map(word).collect::<String>())
+}

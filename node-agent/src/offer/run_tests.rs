@@ -1,0 +1,159 @@
+//! The agent beside a scripted kubelet.
+
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+
+use hybridnic_kubelet::scripted::{self, Kubelet};
+use hybridnic_net::DeviceId;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{super::Offers, run};
+use crate::{
+    cni,
+    host::{self, Host},
+    node::{
+        choice::{Pick, Wish},
+        ledger::{Claimant, Nic, Ticket},
+    },
+    offer::tests::pool,
+};
+
+const RESOURCE: &str = "hybridnic.io/fast";
+
+struct Scene {
+    _dir: tempfile::TempDir,
+    host: Arc<Host>,
+    kubelet: Kubelet,
+    _run: AbortOnDropHandle<std::convert::Infallible>,
+}
+
+fn nic(pod: &str) -> Nic {
+    Nic {
+        namespace: "ns".into(),
+        pod: pod.into(),
+        pod_uid: format!("uid of {pod}"),
+        network: "fast".into(),
+    }
+}
+
+impl Scene {
+    /// Two PFs with two VFs each.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let kubelet_dir = dir.path().join("kubelet");
+        let mut host = host::tests::made(dir.path(), 2, 2);
+        host.offers = Arc::new(Offers::new(&scripted::pod_resources(&kubelet_dir)));
+        std::fs::create_dir_all(host.dev.root()).unwrap();
+        host.pools.set_pools(&[pool("fast", "*", 0)]);
+        let host = Arc::new(host);
+        let kubelet = Kubelet::start(&kubelet_dir).unwrap();
+        let plugins = scripted::plugins(&kubelet_dir);
+        let its = Arc::clone(&host);
+        let run = tokio::spawn(async move { run(its, &plugins).await });
+        Self {
+            _dir: dir,
+            host,
+            kubelet,
+            _run: AbortOnDropHandle::new(run),
+        }
+    }
+
+    /// Waits until the kubelet has these devices as healthy.
+    async fn healthy(&self, is: impl Fn(&BTreeSet<String>) -> bool) {
+        let mut devices = self.kubelet.devices();
+        let is = |devices: &scripted::Devices| {
+            let all = devices.get(RESOURCE);
+            all.is_some_and(|all| {
+                let healthy = all.iter().filter(|(_, healthy)| **healthy);
+                is(&healthy.map(|(id, _)| id.clone()).collect())
+            })
+        };
+        let heard = timeout(Duration::from_secs(30), devices.wait_for(is)).await;
+        drop(heard.expect("not soon").unwrap());
+    }
+
+    fn node(&self, id: DeviceId) -> PathBuf {
+        self.host.dev.root().join(format!("tap{}", id.ifindex()))
+    }
+
+    async fn ticket(&self, pod: &str) -> Result<Ticket, String> {
+        self.host.pools.enter(pod, nic(pod));
+        self.host.offers.ticket(&self.host.pools, pod).await
+    }
+}
+
+#[tokio::test]
+async fn what_the_kubelet_gives_and_what_the_ledger_holds_are_one() {
+    let mut scene = Scene::new();
+    scene.healthy(|ids| ids.len() == 4).await;
+    let (ids, nodes) = scene.kubelet.admit("ns", "vm", RESOURCE, 1).await.unwrap();
+    let id: DeviceId = ids.first().unwrap().parse().unwrap();
+    assert_eq!(nodes, [id.node().display().to_string()]);
+    assert!(scene.node(id).exists(), "the container could not be made");
+
+    let has_given = async |name: &str| {
+        let pod = hybridnic_cni::wire::Pod {
+            namespace: "ns".into(),
+            name: name.into(),
+            uid: "whatever".into(),
+        };
+        let (offers, id) = (&scene.host.offers, id.to_string());
+        cni::Kubelet::has_given(&**offers, &pod, "fast", &id).await
+    };
+    assert_eq!(has_given("vm").await, Ok(()));
+    let error = has_given("plain").await.unwrap_err();
+    assert!(error.contains("has not given"), "{error}");
+
+    let ours = Ticket::Device { id, tied: false };
+    assert_eq!(scene.ticket("vm").await, Ok(ours));
+    scene.kubelet.run("ns", "plain");
+    assert_eq!(scene.ticket("plain").await, Ok(Ticket::None));
+    let error = scene.ticket("unheard-of").await.unwrap_err();
+    assert!(error.contains("runs no pod ns/unheard-of"), "{error}");
+    scene.kubelet.set_mute(true);
+    let error = scene.ticket("unheard-of").await.unwrap_err();
+    assert!(error.contains("not now"), "{error}");
+    assert_eq!(scene.ticket("vm").await, Ok(ours), "that is known");
+    scene.kubelet.set_mute(false);
+
+    // The pod is over, and its NIC has a VF.
+    let inventory = scene.host.inventory().await.unwrap();
+    let claimant = Claimant {
+        created: 1,
+        nic: "ns/nic".into(),
+        uid: "vm".into(),
+    };
+    let wish = Wish {
+        network: "fast",
+        pick: Pick::OnPf(id.pf()),
+        standby_pf: None,
+    };
+    let taken = scene.host.pools.take(&inventory, &claimant, &wish).unwrap();
+    scene.kubelet.delete("ns", "vm");
+    scene.host.pools.look_again();
+    scene
+        .healthy(|ids| ids.len() == 3 && !ids.contains(&id.to_string()))
+        .await;
+    assert!(scene.node(id).exists());
+    scene.host.pools.release(taken.vf.address);
+    scene.host.pools.leave("vm");
+    scene.healthy(|ids| ids.len() == 4).await;
+
+    // A kubelet that has lost its checkpoint knows nothing of a pod that runs.
+    let (ids, _) = scene.kubelet.admit("ns", "vm", RESOURCE, 1).await.unwrap();
+    let id: DeviceId = ids.first().unwrap().parse().unwrap();
+    let Ok(Ticket::Device { .. }) = scene.ticket("vm").await else {
+        panic!("no device")
+    };
+    let wish = Wish {
+        pick: Pick::OnPf(id.pf()),
+        ..wish
+    };
+    scene.host.pools.take(&inventory, &claimant, &wish).unwrap();
+    scene.kubelet.restart(true).unwrap();
+    scene
+        .healthy(|ids| ids.len() == 3 && !ids.contains(&id.to_string()))
+        .await;
+    let error = scene.kubelet.admit("ns", "many", RESOURCE, 4).await.unwrap_err();
+    assert!(error.contains("Available: 3"), "{error}");
+}
