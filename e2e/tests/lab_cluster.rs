@@ -9,6 +9,8 @@
 )]
 
 mod common;
+#[path = "lab_cluster/devices.rs"]
+mod devices;
 
 use std::time::{Duration, Instant};
 
@@ -86,7 +88,7 @@ async fn flight(cluster: &mut Cluster, began: Instant) {
     .await;
     say("uninstalled and installed again");
     namespace_deleted(cluster).await;
-    say("a namespace was deleted");
+    say("devices were given once, and a namespace was deleted");
     rebooted(cluster, &spec).await;
     say("a node was rebooted");
     drained(cluster).await;
@@ -413,12 +415,14 @@ async fn waits_in_turn(cluster: &Cluster) {
         .unwrap();
 }
 
-/// A namespace goes with VM and NIC in it, and the node is as before; also the agent's view of it.
-async fn namespace_deleted(cluster: &Cluster) {
+/// A VM has asked for its VF, and others do. Then their namespace goes with VM and NIC in it, and the node is as before; also the
+/// agent's view of it.
+async fn namespace_deleted(cluster: &mut Cluster) {
     let clean = footprint(cluster.node(1)).await.unwrap();
     cluster.kubectl(&["create", "namespace", "team"]).await.unwrap();
     let mut spec = VmPodSpec::new("team", "db", &[NicSpec::new(0, 60)]);
     spec.socket_in_memory = true;
+    spec.devices = vec![devices::RESOURCE.to_owned()];
     let _vm = cluster.start_vm(&spec, "db-a", 1, 4, false).await.unwrap();
     let mac = &spec.nics[0].mac;
     cluster
@@ -429,6 +433,7 @@ async fn namespace_deleted(cluster: &Cluster) {
         .await
         .unwrap();
     fast(cluster, "team", "db-0", "n1").await;
+    devices::are_given_once(cluster, "team").await;
     cluster
         .kubectl(&["delete", "namespace", "team", "--timeout=150s"])
         .await

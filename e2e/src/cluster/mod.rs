@@ -14,6 +14,7 @@
 //! ```
 //! [`crate::world`] is the same without kubelets: faster, with pods that are API objects only.
 
+mod devices;
 mod images;
 mod node;
 mod vm;

@@ -44,6 +44,8 @@ pub struct VmPodSpec {
     pub memory: u32,
     /// Whether the volume of its QMP socket is in memory: a mount of its own, which the agent has to be shown.
     pub socket_in_memory: bool,
+    /// Devices that the pod asks for, one each.
+    pub devices: Vec<String>,
 }
 
 impl VmPodSpec {
@@ -55,6 +57,7 @@ impl VmPodSpec {
             nics: nics.to_vec(),
             memory: 192,
             socket_in_memory: false,
+            devices: vec![],
         }
     }
 
@@ -129,6 +132,9 @@ fn fit(pod: &mut Value, spec: &VmPodSpec, cid: u32, incoming: bool) -> Result<()
     let limits = resources["limits"].as_object_mut().context("no limits")?;
     limits.retain(|name, _| !name.ends_with("/kvm"));
     limits.insert(VM_RESOURCE.to_owned(), json!("1"));
+    for device in &spec.devices {
+        limits.insert(device.clone(), json!("1"));
+    }
     let guest = json!({ "name": "guest", "mountPath": "/guest", "readOnly": true });
     container["volumeMounts"]
         .as_array_mut()
