@@ -176,8 +176,10 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
     tls::install_provider();
     let node_name = args
         .node_name
+        .clone()
         .context("say which node this is: --node-name, or NODE_NAME")?;
     let stop = shutdown::on_signal()?;
+    let options = settings(&args, node_name.clone());
     let journal = Journal::open(&args.journal)?;
     let contents = journal.load()?;
     check_pods_dir(&args.pods_dir, args.pod_uid.as_deref())?;
@@ -219,13 +221,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         macs: Macs::default(),
         vlan_devices: Mutex::default(),
         traces,
-        options: Settings {
-            node_name: node_name.clone(),
-            unplug_deadline: Duration::from_secs(args.unplug_deadline),
-            plug_deadline: Duration::from_secs(args.plug_deadline),
-            migration_bandwidth: args.migration_bandwidth,
-            migration_downtime_ms: args.migration_downtime,
-        },
+        options,
         hardware,
     });
     let sockets = Sockets::new(args.pods_dir, Arc::clone(&host.troubles));
@@ -273,6 +269,16 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
     }
     exports.finish().await;
     Ok(())
+}
+
+fn settings(args: &RunArgs, node_name: String) -> Settings {
+    Settings {
+        node_name,
+        unplug_deadline: Duration::from_secs(args.unplug_deadline),
+        plug_deadline: Duration::from_secs(args.plug_deadline),
+        migration_bandwidth: args.migration_bandwidth,
+        migration_downtime_ms: args.migration_downtime,
+    }
 }
 
 /// With another directory no VM would ever be found, and nobody be told why.

@@ -88,9 +88,9 @@ pub async fn keep(
         }
         let new = State::Unknown(why);
         state.send_if_modified(|state| {
-            let changed = *state != new;
+            let is_news = *state != new;
             *state = new;
-            changed
+            is_news
         });
         // A kubelet that has just made its socket is asked at once. What else changes there is our own socket.
         let new = async {

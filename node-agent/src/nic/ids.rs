@@ -23,13 +23,9 @@ pub fn interface(spec: &NicAttachmentSpec) -> Option<&str> {
 /// pkg/network/namescheme).
 pub fn ifname(spec: &NicAttachmentSpec) -> Option<String> {
     let hash = digest(&SHA256, interface(spec)?.as_bytes());
-    let hex: String = hash
-        .as_ref()
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Some(format!("pod{}", hex.get(..11)?))
+    // 11 digits of them.
+    let first: [u8; 8] = hash.as_ref().get(..8)?.try_into().ok()?;
+    Some(format!("pod{:011x}", u64::from_be_bytes(first) >> 20))
 }
 
 /// The root port that the sidecar has given the VF of an interface of KubeVirt.

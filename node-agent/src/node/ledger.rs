@@ -341,18 +341,17 @@ impl Ledger {
                 other.as_str() != uid
                     && matches!(ticket, Some(Ticket::Device { id: theirs, tied: true }) if *theirs == id)
             };
-            match s.nics.iter().find(tied) {
-                Some((_, (nic, _))) => Err(nic.clone()),
-                None => {
-                    if let Some((_, ticket)) = s.nics.get_mut(uid) {
-                        *ticket = Some(Ticket::Device { id, tied: true });
-                    }
-                    Ok(())
-                }
+            if let Some((_, (nic, _))) = s.nics.iter().find(tied) {
+                return Err(nic.clone());
             }
+            let ticket = Ticket::Device { id, tied: true };
+            let nic = s.nics.get_mut(uid);
+            Ok(nic.is_some_and(|(_, old)| old.replace(ticket) != Some(ticket)))
         });
-        self.notify();
-        tied
+        if tied? {
+            self.notify();
+        }
+        Ok(())
     }
 
     /// All NICs, with what is known of their devices.

@@ -88,8 +88,11 @@ pub fn offers(inputs: &Inputs<'_>) -> Vec<Offer> {
     pools.map(|pool| offer(inputs, pool)).collect()
 }
 
+/// A PF with its VFs and how these are.
+type OfPf<'a> = (&'a Pf, Vec<(&'a Vf, VfState)>);
+
 fn offer(inputs: &Inputs<'_>, pool: &NodePool) -> Offer {
-    let mut by_pf: BTreeMap<PciAddress, (&Pf, Vec<(&Vf, VfState)>)> = BTreeMap::new();
+    let mut by_pf: BTreeMap<PciAddress, OfPf<'_>> = BTreeMap::new();
     for (pf, vf, state) in table::of_pool(&inputs.sources, pool) {
         by_pf
             .entry(pf.address)

@@ -11,7 +11,9 @@ use tracing::{info, warn};
 
 use super::{
     super::{
-        Moment, Run, Vm, VmEvent, handover, qemu,
+        Moment, Run, Vm, VmEvent, handover,
+        process::ProcessId,
+        qemu,
         qemu::migration::{Sight, VmSeen, agreed},
     },
     watch,
@@ -134,13 +136,7 @@ pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client
         .filter(|w| w.migration == order.migration.uid)?;
     let sight = match &seen {
         Some(seen) if watched.process.is_none() || watched.process == vm.peer() => Sight::Up(seen),
-        _ if watched
-            .process
-            .as_ref()
-            .is_some_and(|process| process.has_ended()) =>
-        {
-            Sight::Ended
-        }
+        _ if watched.process.as_ref().is_some_and(ProcessId::has_ended) => Sight::Ended,
         _ => Sight::Silent,
     };
     let said = vm.migration_report().borrow().clone();
@@ -205,8 +201,8 @@ async fn look(vm: &Vm, host: &Host, migration: &str, seen: Option<&VmSeen>) -> R
             watched = watch::look(watched, seen);
         }
     }
-    let note = |record: &mut VmRecord| record.watched = Some(watched);
-    vm.remember(&host.journal, note)
+    let watch = |record: &mut VmRecord| record.watched = Some(watched);
+    vm.remember(&host.journal, watch)
         .await
         .map_err(|error| chain(&error))
 }

@@ -1,14 +1,11 @@
-use hybridnic_qmp::commands::MigrationInfo;
+use serde_json::json;
 
 use super::*;
 
-fn vm(run: RunState, status: MigrationStatus) -> VmSeen {
+fn vm(run: RunState, status: &MigrationStatus) -> VmSeen {
     VmSeen {
         run,
-        info: MigrationInfo {
-            status: Some(status),
-            ..MigrationInfo::default()
-        },
+        info: serde_json::from_value(json!({"status": status.to_string()})).unwrap(),
     }
 }
 
@@ -27,7 +24,7 @@ fn story(role: Role, looks: &[(RunState, MigrationStatus)]) -> Vec<(MigrationSta
     let mut watched = watched(role);
     let mut said = None;
     let look = |(run, status): &(RunState, MigrationStatus)| {
-        let seen = vm(run.clone(), status.clone());
+        let seen = vm(run.clone(), status);
         watched = look(watched.clone(), &seen);
         if let Some(report) = report(&watched, Sight::Up(&seen), said.as_ref()) {
             said = Some(report);
@@ -152,15 +149,15 @@ fn which_end_it_is_is_told_only_where_it_can_be() {
         Some(Role::Target),
         "there is no QEMU yet"
     );
-    assert_eq!(role(InMigrate, Status::None, true, false), Some(Role::Target));
-    assert_eq!(role(Paused, Status::Completed, true, false), Some(Role::Target));
-    assert_eq!(role(Running, Status::None, false, false), Some(Role::Source));
-    assert_eq!(role(Running, Status::Failed, false, false), Some(Role::Source));
-    assert_eq!(role(Running, Status::Active, false, false), Some(Role::Source));
+    assert_eq!(role(InMigrate, &Status::None, true, false), Some(Role::Target));
+    assert_eq!(role(Paused, &Status::Completed, true, false), Some(Role::Target));
+    assert_eq!(role(Running, &Status::None, false, false), Some(Role::Source));
+    assert_eq!(role(Running, &Status::Failed, false, false), Some(Role::Source));
+    assert_eq!(role(Running, &Status::Active, false, false), Some(Role::Source));
     // It came by an earlier one.
-    assert_eq!(role(Running, Status::Completed, true, true), Some(Role::Source));
+    assert_eq!(role(Running, &Status::Completed, true, true), Some(Role::Source));
     // It came while nobody looked.
-    assert_eq!(role(Running, Status::Completed, false, false), None);
+    assert_eq!(role(Running, &Status::Completed, false, false), None);
 }
 
 #[test]
@@ -182,7 +179,7 @@ fn a_nic_is_silent_wherever_its_vm_may_run_elsewhere() {
         (Running, Status::Failed, true, Run::Here),
     ] {
         assert_eq!(
-            run_of(&vm(run.clone(), status.clone()), has_run),
+            run_of(&vm(run.clone(), &status), has_run),
             expected,
             "{run} {status}"
         );

@@ -33,7 +33,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
     let wish = Wish {
         network: &network,
         pick: cx.pick(),
-        standby_pf: standby_pf.or(promised.as_ref().map(|(pf, _)| *pf)),
+        standby_pf: standby_pf.or_else(|| promised.as_ref().map(|(pf, _)| *pf)),
     };
     let (mut passed_over, mut failed) = (Vec::new(), None);
     let mut taken = false;
@@ -205,13 +205,12 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
         saved_driver,
         rate_set: false,
     };
-    let standby = match &cx.record.standby {
-        Some(standby) => standby.clone(),
-        None => {
-            let promised = pod_link::promised_pf(cx).await?;
-            let (pf, pf_name) = promised.unwrap_or((pf.address, pf_name));
-            standby_record(cx, pf, pf_name)
-        }
+    let standby = if let Some(standby) = &cx.record.standby {
+        standby.clone()
+    } else {
+        let promised = pod_link::promised_pf(cx).await?;
+        let (pf, pf_name) = promised.unwrap_or((pf.address, pf_name));
+        standby_record(cx, pf, pf_name)
     };
     let standby_pf = standby.pf;
     cx.commit(|record| (record.vf, record.standby) = (Some(held), Some(standby)))

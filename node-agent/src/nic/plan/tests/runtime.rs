@@ -47,7 +47,13 @@ fn the_link_is_there_and_guarded_before_its_sandbox_is_answered() {
         does(ask, unguarded, no, Step::GuardStandby);
         does(ask, held(Some(true), true), no, Step::StandbyDown);
         does(ask, held(Some(false), true), no, Step::AnswerSandbox);
-        waits(ask, held(Some(false), false), no, Pending, reasons::QMP_UNAVAILABLE);
+        waits(
+            ask,
+            held(Some(false), false),
+            no,
+            Pending,
+            reasons::QMP_UNAVAILABLE,
+        );
         // The sandbox has gone, and its link with it: the next one asks again.
         waits(ask, held(None, false), no, Pending, reasons::WAITING_FOR_RUNTIME);
     }
@@ -89,7 +95,13 @@ fn what_the_runtime_sees_to_is_waited_for() {
         run: Run::HandedOver,
         ..GUEST
     };
-    waits(out, seen(left, false, PARKED), no, Standby, reasons::WAITING_FOR_RUNTIME);
+    waits(
+        out,
+        seen(left, false, PARKED),
+        no,
+        Standby,
+        reasons::WAITING_FOR_RUNTIME,
+    );
     // With its QEMU it goes.
     let ended = Seen {
         qemu: QemuSeen::Gone,
@@ -108,20 +120,34 @@ fn a_pods_link_is_not_moved_to_another_pf() {
         vf: Some(VfSight::There(elsewhere)),
         ..held(Some(false), true)
     };
-    does(theirs(Goal::FastPath), seen, Learnt::default(), Step::AnswerSandbox);
+    does(
+        theirs(Goal::FastPath),
+        seen,
+        Learnt::default(),
+        Step::AnswerSandbox,
+    );
 }
 
 #[test]
 fn no_vf_is_plugged_without_acpi_or_during_a_migration() {
     let no = Learnt::default();
-    let no_acpi = Guest {
-        acpi: false,
-        ..GUEST
-    };
-    waits(TO_VF, seen(no_acpi, true, PARKED), no, Standby, reasons::GUEST_NO_ACPI);
+    let no_acpi = Guest { acpi: false, ..GUEST };
+    waits(
+        TO_VF,
+        seen(no_acpi, true, PARKED),
+        no,
+        Standby,
+        reasons::GUEST_NO_ACPI,
+    );
     let migrating = Guest {
         migrating: true,
         ..GUEST
     };
-    waits(TO_VF, seen(migrating, true, PARKED), no, Standby, reasons::MIGRATING);
+    waits(
+        TO_VF,
+        seen(migrating, true, PARKED),
+        no,
+        Standby,
+        reasons::MIGRATING,
+    );
 }
