@@ -60,8 +60,8 @@ pub struct NicTask {
     switches: Switches,
     guest: GuestDevices,
     migration: Option<MigrationReport>,
-    /// Why it is not known which device the kubelet has given to the pod for this NIC.
-    no_ticket: Option<String>,
+    /// Why the NIC takes nothing yet: which device the kubelet has given to its pod is not known, or another NIC still uses that.
+    no_ticket: Option<(&'static str, String)>,
 }
 
 impl NicTask {

@@ -334,21 +334,21 @@ impl Ledger {
         }
     }
 
-    /// A macvtap with the index of this device is about to be made for a NIC; or whose it still is.
+    /// A NIC has the macvtap with the index of this device, or is about to make it. It is one NIC's at a time: an error says whose it is.
     pub fn tie(&self, uid: &str, id: DeviceId) -> Result<(), Nic> {
-        let tied = self.with(|s| {
-            let tied = |(other, (_, ticket)): &(&String, &(Nic, Option<Ticket>))| {
-                other.as_str() != uid
-                    && matches!(ticket, Some(Ticket::Device { id: theirs, tied: true }) if *theirs == id)
-            };
-            if let Some((_, (nic, _))) = s.nics.iter().find(tied) {
+        let ours = Some(Ticket::Device { id, tied: true });
+        let changed = self.with(|s| {
+            let theirs = s
+                .nics
+                .iter()
+                .find(|(other, (_, ticket))| *other != uid && *ticket == ours);
+            if let Some((_, (nic, _))) = theirs {
                 return Err(nic.clone());
             }
-            let ticket = Ticket::Device { id, tied: true };
             let nic = s.nics.get_mut(uid);
-            Ok(nic.is_some_and(|(_, old)| old.replace(ticket) != Some(ticket)))
-        });
-        if tied? {
+            Ok(nic.is_some_and(|(_, ticket)| std::mem::replace(ticket, ours) != ours))
+        })?;
+        if changed {
             self.notify();
         }
         Ok(())
@@ -746,15 +746,17 @@ mod tests {
         for n in [1, 2] {
             ledger.enter(&claimant(n).uid, nic(n));
         }
+        let mut changes = ledger.subscribe();
         assert_eq!(ledger.tie(&claimant(1).uid, id), Ok(()));
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
         assert_eq!(
             ledger.tie(&claimant(1).uid, id),
             Ok(()),
             "again, in a new sandbox"
         );
         assert_eq!(ledger.tie(&claimant(2).uid, id), Err(nic(1)));
-        let mut changes = ledger.subscribe();
-        changes.mark_unchanged();
+        assert!(!changes.has_changed().unwrap(), "it is asked for at each look");
         ledger.leave(&claimant(1).uid);
         assert!(changes.has_changed().unwrap());
         assert_eq!(ledger.tie(&claimant(2).uid, id), Ok(()));

@@ -11,7 +11,6 @@ mod vf;
 
 pub use context::Context;
 pub use guest::until_disused;
-pub use pod_link::tie;
 pub use standby::VLAN_PREFIX;
 
 use std::time::Instant;

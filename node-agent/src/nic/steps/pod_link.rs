@@ -41,28 +41,6 @@ pub(super) async fn promised_pf(cx: &Context) -> Result<Option<(PciAddress, Stri
     Ok(Some((pf, link.map(|link| link.name).unwrap_or_default())))
 }
 
-/// Ties the NIC to the device of its pod that its link is of, or will be: VF and standby are on that device's PF, and the kubelet may
-/// give it to nobody else for as long as the link may be there.
-pub fn tie(cx: &Context) -> Result<(), StepError> {
-    let recorded = cx
-        .record
-        .standby
-        .as_ref()
-        .and_then(|standby| standby.pod.as_ref());
-    let device = match recorded {
-        Some(made) => Some(made.device),
-        None => sandbox(cx).map(|sandbox| sandbox.device),
-    };
-    let Some(device) = device else { return Ok(()) };
-    cx.host.pools.tie(&cx.record.uid, device).map_err(|other| {
-        let message = format!(
-            "the pod's device {device} is still used by a NIC of the pod {}/{}: it is waited for",
-            other.namespace, other.pod
-        );
-        StepError::new(reasons::STANDBY_FAILED, message)
-    })
-}
-
 /// Makes the macvtap of this spec, which leads out by a link of the host's, in the pod's network namespace.
 pub(super) async fn make(cx: &mut Context, spec: &MacvtapSpec) -> Result<(), StepError> {
     let none = || {

@@ -5,10 +5,12 @@ use hybridnic_api::{
     limits,
     v1alpha1::{Goal, MigrationStep, OnLinkLoss},
 };
+use hybridnic_net::DeviceId;
 use tokio::time::Instant;
 
 use super::{
     super::{
+        ids,
         observe::Observation,
         plan::{self, Ask, Decision, Learnt, Step, TRIES},
         quirks,
@@ -47,9 +49,19 @@ impl NicTask {
             tied?;
         }
         let pools = &self.cx.host.pools;
+        let tied = self.device().map(|id| pools.tie(&self.cx.record.uid, id));
         if self.cx.record.vf.is_some() || self.cx.record.spec.goal == Goal::Detached {
             pools.stop_waiting(&self.cx.claimant);
             self.look_elsewhere(now, Instant::now()).await;
+            return Ok(());
+        }
+        if let Some(Err(other)) = tied {
+            pools.stop_waiting(&self.cx.claimant);
+            let why = format!(
+                "the pod has the device of a NIC that has not left yet, of the pod {}/{}",
+                other.namespace, other.pod
+            );
+            self.no_ticket = Some((reasons::NO_FREE_VF, why));
             return Ok(());
         }
         // Once QEMU runs, so does its pod, and the kubelet knows which devices that has.
@@ -58,7 +70,9 @@ impl NicTask {
         {
             // With one of another PF's VFs, or a standby there, the NIC would take what was promised to others.
             pools.stop_waiting(&self.cx.claimant);
-            self.no_ticket = Some(why);
+            let why =
+                format!("whether the kubelet has given a device to the pod, and which, is not known: {why}");
+            self.no_ticket = Some((reasons::KUBELET_UNREACHABLE, why));
             return Ok(());
         }
         let inventory = self
@@ -81,6 +95,17 @@ impl NicTask {
         Ok(())
     }
 
+    /// The device of the link in the NIC's pod: as the journal has it, or as the pod's sandbox says.
+    fn device(&self) -> Option<DeviceId> {
+        let record = &self.cx.record;
+        let made = record.standby.as_ref().and_then(|standby| standby.pod.as_ref());
+        made.map(|pod| pod.device).or_else(|| {
+            let ifname = ids::ifname(&record.spec)?;
+            let sandbox = self.cx.host.sandboxes.of(&record.spec.pod.uid, &ifname)?;
+            Some(sandbox.device)
+        })
+    }
+
     /// A NIC that finds no PF or VF is told that another network keeps it off those that there are.
     pub(super) async fn explain(&self, decision: &mut Decision) {
         let Decision::Wait(wait) = decision else {
@@ -89,11 +114,8 @@ impl NicTask {
         if ![reasons::NO_UPLINK, reasons::NO_FREE_VF].contains(&wait.reason) {
             return;
         }
-        if let Some(why) = &self.no_ticket {
-            wait.reason = reasons::KUBELET_UNREACHABLE;
-            wait.message = limits::text(&format!(
-                "whether the kubelet has given a device to the pod, and which, is not known: {why}"
-            ));
+        if let Some((reason, why)) = &self.no_ticket {
+            (wait.reason, wait.message) = (reason, limits::text(why));
             return;
         }
         if let Ok(inventory) = self.cx.host.inventory().await

@@ -1,12 +1,15 @@
 use std::time::Duration;
 
 use hybridnic_api::v1alpha1::{NoFreeVf, NodePool, OnLinkLoss, Runtime, SwitchOrder, Uplink};
-use hybridnic_net::sysfs::Inventory;
+use hybridnic_net::{DeviceId, sysfs::Inventory};
 
 use super::{offers::could_take_vf, *};
 use crate::{
     host,
-    journal::tests::{held_vf, record},
+    journal::{
+        SandboxRecord, StandbyRecord,
+        tests::{held_vf, record},
+    },
     machine::Session,
     nic::{
         plan::{Ask, TRIES},
@@ -335,4 +338,46 @@ async fn a_discovery_that_fails_leaves_vfs_unknown() {
     let told = status.wait_for(Option::is_some).await.unwrap().clone().unwrap();
     assert_eq!(told.conditions[0].reason, reasons::VF_UNKNOWN, "{told:?}");
     running.abort();
+}
+
+/// A launcher that has the device of one that is over, before its NIC has left.
+#[tokio::test]
+async fn a_nic_takes_nothing_while_another_has_the_index_of_its_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, inventory) = one_vf(dir.path()).await;
+    let id = DeviceId::new(inventory.pfs[0].address, 0).unwrap();
+    let (mut task, _wanted, _status) = old_nic(&host);
+    task.cx.record.standby = Some(StandbyRecord {
+        pod: Some(SandboxRecord {
+            container: "c".into(),
+            netns: 1,
+            device: id,
+        }),
+        macvtap: "hn0".into(),
+        pf: id.pf(),
+        pf_name: "ens0".into(),
+        vlan: None,
+        seized: None,
+    });
+    let nic = Nic {
+        namespace: "ns".into(),
+        pod: "before".into(),
+        pod_uid: "uid".into(),
+        network: "net".into(),
+    };
+    host.pools.enter("before", nic);
+    host.pools.tie("before", id).unwrap();
+    let mut look = async || {
+        let (vm, record) = (&task.cx.vm, &task.cx.record);
+        let mut now = observe::observe(&host, vm, record, task.cx.mac).await.unwrap();
+        task.complete(&mut now).await.unwrap();
+        task.no_ticket.take()
+    };
+    let (reason, why) = look().await.unwrap();
+    assert_eq!(reason, reasons::NO_FREE_VF);
+    assert!(why.contains("ns/before"), "{why}");
+    host.pools.leave("before");
+    assert_eq!(look().await, None);
+    assert_eq!(task.cx.pick(), Pick::OnPf(id.pf()));
+    assert_eq!(task.cx.pick_elsewhere(), Pick::OnPf(id.pf()));
 }
