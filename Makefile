@@ -10,7 +10,7 @@ ALL := --workspace --all-features --locked
 CLUSTERS := 6
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check unit model kernel cluster cluster-oldest kubevirt monitoring lab nodes \
+.PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check unit model kernel cluster cluster-oldest kubevirt kubevirt-nodes monitoring lab nodes \
 	bench bench-scale deny msrv each fuzz scripts clean
 
 help: ## Show this
@@ -101,6 +101,9 @@ cluster-oldest: build ## The API, the chart and the operator on the oldest Kuber
 
 kubevirt: build ## KubeVirt's own programs as processes, and a VM with our binding: its control half, then with libvirt and QEMU
 	$(CARGO) test $(ALL) --test kubevirt -- --nocapture
+
+kubevirt-nodes: build ## KubeVirt and Multus on real Kubernetes nodes
+	$(CARGO) test $(ALL) --test kubevirt_nodes -- --nocapture
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
 	$(CARGO) test $(ALL) --test lab

@@ -13,7 +13,7 @@ use crate::world::{binary, repository};
 /// Made in six seconds.
 const DEADLINE: Duration = Duration::from_mins(3);
 /// All that a node needs: no registry can be reached.
-const IMAGES: [&str; 4] = ["operator", "agent", "qemu", "pause"];
+const IMAGES: [&str; 5] = ["operator", "agent", "sidecar", "qemu", "pause"];
 
 /// Name of an image.
 pub fn name(image: &str) -> String {

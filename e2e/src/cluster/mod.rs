@@ -19,7 +19,7 @@ mod images;
 mod node;
 mod vm;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -66,19 +66,25 @@ pub struct Cluster {
 impl Cluster {
     /// Boots two nodes and joins them. `say` is told what happens.
     pub async fn start(name: &str, say: impl Fn(&str)) -> Result<Self> {
+        Self::start_with(name, MEMORY, &[], say).await
+    }
+
+    /// The same with nodes of so much memory, in MiB, which have these images too.
+    pub async fn start_with(name: &str, memory: u32, others: &[PathBuf], say: impl Fn(&str)) -> Result<Self> {
         let began = Instant::now();
         let say = |what: &str| say(&format!("{:5.1} s  {what}", began.elapsed().as_secs_f64()));
         let options = LabOptions {
             kernel: Kernel::Kube,
             node: NodeOptions {
-                memory: MEMORY,
+                memory,
                 qemu_args: ["-virtfs", COMMON].map(Into::into).into(),
                 ..NodeOptions::default()
             },
             ..LabOptions::new(name)
         };
         say("making the images");
-        let images = images::build().await?;
+        let mut images = images::build().await?;
+        images.extend_from_slice(others);
         say("booting the nodes");
         let lab = Lab::start(options).await.context("the lab")?;
         say("starting the control plane");

@@ -18,6 +18,8 @@ const BOOTSTRAP_TOKEN: &str = "labtok.0123456789abcdef";
 pub const VM_RESOURCE: &str = "lab.hybridnic.io/vm";
 /// Emulated machines take their time.
 const SOON: Duration = Duration::from_mins(2);
+/// An image's every octet is counted into a sum, by an emulated processor.
+const IMPORT: Duration = Duration::from_mins(6);
 const DEATH: Duration = Duration::from_secs(30);
 
 /// A node's processes.
@@ -58,6 +60,11 @@ impl Joined {
         Ok(joined)
     }
 
+    /// The configuration of the network of a node's pods.
+    pub fn network(node: &Node) -> String {
+        CNI.replace("SUBNET", &subnet(node.number()))
+    }
+
     /// What follows a boot: all processes are started; of those before it none is left.
     pub async fn after_boot(&mut self) -> Result<()> {
         (self.kubelet, self.device_plugin) = (None, None);
@@ -77,7 +84,7 @@ impl Joined {
         node.run(
             "until ctr version >/dev/null 2>&1; do sleep 0.2; done; \
              for image in /host/images/*.tar; do ctr -n k8s.io images import --local \"$image\"; done",
-            SOON,
+            IMPORT,
         )
         .await
         .context("containerd")?;
@@ -197,14 +204,13 @@ fn files(node: &Node, control_plane: &ControlPlane) -> Result<Vec<(&'static str,
         .login("system:kube-proxy", &[])?
         .at(HOST_ADDRESS.into())
         .kubeconfig();
-    let network = CNI.replace("SUBNET", &subnet(node.number()));
     let containerd = CONTAINERD.replace("PAUSE", &images::name("pause"));
     Ok(vec![
         ("/etc/kubernetes/ca.crt", control_plane.authority()),
         ("/etc/kubernetes/bootstrap.kubeconfig", bootstrap),
         ("/etc/kubernetes/proxy.kubeconfig", proxy),
         ("/etc/kubernetes/kubelet.yaml", KUBELET.to_owned()),
-        ("/etc/cni/net.d/10-lab.conflist", network),
+        ("/etc/cni/net.d/10-lab.conflist", Joined::network(node)),
         ("/etc/containerd/config.toml", containerd),
     ])
 }

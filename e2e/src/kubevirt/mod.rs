@@ -7,6 +7,7 @@
 
 mod multus;
 mod node;
+mod nodes;
 mod objects;
 
 use std::fs;
@@ -28,6 +29,7 @@ use crate::controlplane::tools::Built;
 
 pub use multus::MULTUS;
 pub use node::{Device, Handler, Launcher, Sandbox, root};
+pub use nodes::{OnNodes, image};
 pub use objects::NAMESPACE;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/build.sh");
