@@ -15,7 +15,6 @@ use super::{
         plan::{self, Ask, Decision, Learnt, Step, TRIES},
         quirks,
         seen::{QemuSeen, Seen, VfSight},
-        steps::tie,
     },
     NicTask,
 };
@@ -44,10 +43,6 @@ impl NicTask {
     pub(super) async fn complete(&mut self, now: &mut Observation) -> Result<(), StepError> {
         now.seen.recorded = self.cx.recorded;
         self.no_ticket = None;
-        let tied = tie(&self.cx);
-        if self.cx.record.spec.goal != Goal::Detached {
-            tied?;
-        }
         let pools = &self.cx.host.pools;
         let tied = self.device().map(|id| pools.tie(&self.cx.record.uid, id));
         if self.cx.record.vf.is_some() || self.cx.record.spec.goal == Goal::Detached {
