@@ -530,7 +530,7 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             "name"
         ])
         .await
-        .contains("o10")
+        .contains("nicattachment.hybridnic.io/")
     );
     assert_eq!(
         get(&[

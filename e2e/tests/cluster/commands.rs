@@ -81,6 +81,7 @@ impl Reader {
     fn script(&self, block: &Block) -> Option<String> {
         match (block.language(), block.words()) {
             ("sh", "run") => Some(block.text.clone()),
+            ("yaml", words) if words.starts_with("not-run:") => None,
             // An object that is shown must be one that the API server takes.
             ("yaml", _) if block.text.lines().any(|line| line.starts_with("apiVersion:")) => {
                 let file = self.home.path().join("shown.yaml");
