@@ -10,7 +10,7 @@
 //! only while this process is the leader; it starts with fresh caches then, so that it decides on nothing that an older
 //! leader has changed since.
 //!
-//! Beside these [`kubevirt`] makes what KubeVirt's VMs need, where there are some: definitions of networks, our binding, NICs.
+//! Beside these `kubevirt` makes what KubeVirt's VMs need, where there are some: definitions of networks, our binding, NICs.
 //!
 //! What differs between the runtimes of VMs is in three places: which VM an object is about ([`vm`]), in which of its pods that VM is
 //! ([`nic::whereabouts`]), and how far it is on its way to another ([`moves`]).

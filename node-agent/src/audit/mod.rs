@@ -13,7 +13,7 @@
 //! |---|---|---|
 //! | [`finding`] | what may be found | nothing |
 //! | [`look`] | what is seen of the node | reads only |
-//! | [`judge`] | what follows from it | nothing |
+//! | [`mod@judge`] | what follows from it | nothing |
 
 pub mod finding;
 pub mod judge;
