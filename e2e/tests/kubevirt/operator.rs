@@ -200,6 +200,16 @@ impl Play {
                 .patch_status(&name, &PatchParams::default(), &Patch::Merge(status))
                 .await
                 .unwrap();
+            // As an agent keeps what it holds.
+            let held: Vec<_> = (state != AttachmentState::Detached)
+                .then_some(hybridnic_api::names::ATTACHMENT_FINALIZER)
+                .into_iter()
+                .collect();
+            let held = json!({ "metadata": { "finalizers": held } });
+            self.attachments()
+                .patch(&name, &PatchParams::default(), &Patch::Merge(held))
+                .await
+                .unwrap();
         }
     }
 
