@@ -95,7 +95,7 @@ pub enum Answer {
     },
 }
 
-/// What a refusal means for whoever asked.
+/// What a refusal means for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Why {

@@ -416,7 +416,7 @@ fn the_latest_sandbox_of_a_pod_has_the_interface() {
 }
 
 #[test]
-fn whoever_waits_gets_an_answer_or_has_gone() {
+fn each_caller_gets_an_answer_or_has_gone() {
     on_a_node(|| async {
         let (mut node, netns) = (Node::new().await, Netns::new());
         let path = netns.path();
@@ -547,7 +547,7 @@ fn who_may_not_or_makes_no_sense_is_refused() {
         assert_eq!(error.await.unwrap_err()["code"], 7);
         assert!(node.sandboxes.of(UID, "pod1").is_none());
 
-        // Whoever is not root does not get to the socket.
+        // Only root gets to the socket.
         let meta = std::fs::metadata(node.socket()).unwrap();
         assert_eq!((meta.uid(), meta.mode() & 0o777), (0, 0o600));
         let directory = std::fs::metadata(node.socket().parent().unwrap()).unwrap();

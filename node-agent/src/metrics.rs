@@ -123,7 +123,7 @@ pub fn metrics() -> (Registry, Metrics) {
         registrations: registry.counter(
             "hybridnic_agent_registrations",
             ["network"],
-            "How often the kubelet was told of a network's devices anew: after each start of the kubelet or the agent",
+            "How often a network was registered with the kubelet: after each start of the kubelet or the agent",
         ),
     };
     for reason in FAILURES {

@@ -76,7 +76,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Answers whoever calls, until it is dropped.
+    /// Answers all clients until it is dropped.
     pub(crate) async fn serve(self, socket: &Path, listener: UnixListener) -> Error {
         let served = rpc::serve(listener, service_fn(move |request| self.clone().answer(request))).await;
         let source = match served {

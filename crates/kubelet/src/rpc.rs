@@ -108,7 +108,7 @@ pub(crate) async fn connect(socket: &Path) -> Result<Channel, Error> {
     })
 }
 
-/// Serves whoever connects, until it is dropped.
+/// Serves all clients until it is dropped.
 pub(crate) async fn serve<S>(listener: UnixListener, service: S) -> Result<(), tonic::transport::Error>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>

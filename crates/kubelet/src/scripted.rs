@@ -164,7 +164,7 @@ impl Kubelet {
         Ok((chosen, nodes.map(|node| node.host_path).collect()))
     }
 
-    /// Asks for these devices for a container, whoever has them.
+    /// Asks for these devices for a container, even if another pod has them.
     pub async fn ask_for(&self, resource: &str, ids: &BTreeSet<String>) -> Result<(), String> {
         self.allocate(resource, ids).await.map(drop)
     }

@@ -21,7 +21,7 @@ use crate::types::MacAddr;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Requests that may wait. More callers wait for a place, each within its deadline.
 const QUEUE: usize = 16;
-/// A namespace's links with their multicast addresses: of the namespace of whoever opens it.
+/// A namespace's links with their multicast addresses: those of the namespace of the thread that opens it.
 pub const LISTING: &str = "/proc/thread-self/net/dev_mcast";
 
 /// A link's multicast list cannot be read or changed.

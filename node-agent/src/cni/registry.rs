@@ -1,7 +1,7 @@
 //! Who waits for an interface of which pod, and which of a pod's sandboxes counts: pure. What is to be done follows as [`Output`]s.
 //!
 //! A kubelet that does not get a sandbox makes another one for the same pod, with another id and network namespace. The latest counts.
-//! A sandbox is here from the runtime's `ADD` until its `DEL`, or until nobody waits for it any more. Whoever waits gets one answer, or
+//! A sandbox is here from the runtime's `ADD` until its `DEL`, or until nobody waits for it any more. Each caller that waits gets one answer, or
 //! has gone; nobody is answered later than that.
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ pub type Id = u64;
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output<S> {
-    /// Whoever asked is answered.
+    /// The caller is answered.
     Reply(Id, Answer),
     /// The sandbox does not count any more: its interface goes.
     End(S),
@@ -141,7 +141,7 @@ impl<S: Clone> Registry<S> {
         Some(vec![Output::Reply(id, answer)])
     }
 
-    /// Whoever asked has gone, which means nothing once it has been answered.
+    /// The caller has gone, which means nothing once it has been answered.
     pub fn closed(&mut self, id: Id) -> Vec<Output<S>> {
         match self.remove_waiting(id) {
             Some(entry) => vec![Output::End(entry.sandbox)],

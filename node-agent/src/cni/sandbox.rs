@@ -134,7 +134,7 @@ impl Held {
 
     /// Its interface goes, and its network namespace is let go of. Right to do twice; where it fails it can be tried again.
     pub async fn end(&self) -> Result<(), NetlinkError> {
-        // Whoever works in it has come to an end then, but for a kernel that does not answer.
+        // All that works in it has come to an end then, unless the kernel does not answer.
         let inside = timeout(LEAVE, self.inside.write()).await;
         let Ok(mut inside) = inside else {
             warn!(

@@ -194,7 +194,7 @@ impl Sandboxes {
             match output {
                 Output::Reply(id, answer) => {
                     if let Some(reply) = self.with(|state| state.replies.remove(&id)) {
-                        // Whoever asked may have gone.
+                        // The caller may have gone.
                         let _ = reply.send(answer);
                     }
                 }
@@ -209,7 +209,7 @@ impl Sandboxes {
         ended
     }
 
-    /// Its interface goes, whoever waits for that. Where the kernel does not remove it, it goes with its network namespace.
+    /// Its interface goes, and callers wait for that. Where the kernel does not remove it, it goes with its network namespace.
     async fn see_off(self, sandbox: Arc<Held>) {
         if let Err(error) = sandbox.end().await {
             warn!(

@@ -97,7 +97,7 @@ impl Server {
             let peer = match accepted {
                 // SAFETY: the kernel has just made it for us, and nobody else has it.
                 Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
-                // Whoever asked has gone again.
+                // The client has gone again.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => return error,
             };

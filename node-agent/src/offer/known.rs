@@ -177,7 +177,7 @@ impl Offers {
         self.state().inventory = Some(inventory);
     }
 
-    /// Makes the offers anew from all that is known.
+    /// Makes the offers again from all that is known.
     pub(super) fn update(&self, ledger: &Ledger) {
         let mut state = self.state();
         let Some((offers, owed)) = state.make(ledger) else {
@@ -192,7 +192,7 @@ impl Offers {
         }
     }
 
-    /// The kubelet asks for devices of a network for a container. Whoever has them, no second one gets them; an error says why not.
+    /// The kubelet asks for devices of a network for a container. No device goes to two of them; an error says why one is refused.
     pub(super) fn promise(&self, ledger: &Ledger, network: &str, ids: &[DeviceId]) -> Result<(), String> {
         let mut state = self.state();
         let refused = state.with_inputs(ledger, |inputs| {

@@ -7,7 +7,7 @@ use super::{Watched, bare};
 use crate::cache::{Key, Object};
 use crate::triggers::Triggers;
 
-/// By the network whose name it has, whoever made it.
+/// By the network whose name it has, whether or not it is ours.
 impl Object for NetworkAttachmentDefinition {
     type Glance = ();
 

@@ -28,7 +28,7 @@ pub async fn serve(directory: &Path, end: impl Future<Output = ()>) -> Result<()
         _ => {}
     }
     let listener = UnixListener::bind(&path).with_context(|| format!("listen at {}", path.display()))?;
-    // Whoever sees the directory is of this pod; the launcher may be another user than this.
+    // Only this pod sees the directory; the launcher may be another user than this.
     set_permissions(&path, Permissions::from_mode(0o777))?;
     eprintln!("listening at {}", path.display());
     let accepted = stream::unfold(listener, |listener| async move {

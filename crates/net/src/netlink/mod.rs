@@ -73,7 +73,7 @@ impl Netlink {
     /// A connection by a socket of rtnetlink that somebody else has opened, in whatever network namespace that was. It keeps that
     /// namespace, see [`crate::netns`].
     ///
-    /// The kernel grants what both may do, whoever has opened the socket and this process (`netlink_ns_capable`).
+    /// The kernel grants what both may do: the process that opened the socket, and this one (`netlink_ns_capable`).
     pub fn from_socket(socket: OwnedFd) -> Result<Self, NetlinkError> {
         Self::connect(Some(socket))
     }
