@@ -9,6 +9,7 @@ mod patience;
 mod reconcile;
 pub mod release;
 pub mod status;
+mod theirs;
 pub mod whereabouts;
 
 pub use patience::Patience;

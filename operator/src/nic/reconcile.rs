@@ -7,7 +7,7 @@ use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::{NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, HybridNetwork, L2Settings, MigrationStep, NicAttachment, NicAttachmentSpec,
-    Runtime, VmHybridNic, VmHybridNicStatus,
+    VmHybridNic, VmHybridNicStatus,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -21,6 +21,7 @@ use super::observed::{Location, Observed};
 use super::patience::Patience;
 use super::release::has_finalizer;
 use super::status::{self, build_status, is_news, notes};
+use super::theirs;
 use crate::attachment::state;
 use crate::cache::{Key, Name};
 use crate::controller::{Done, Reconciler};
@@ -28,8 +29,7 @@ use crate::events::Events;
 use crate::fence::NodeState;
 use crate::fence::lookup::{AGAIN, NodeLookup};
 use crate::mac::{self, Given, HandedOut};
-use crate::metrics::{Change, End, Migrations};
-use crate::moves::Outcome;
+use crate::metrics::{Change, Migrations};
 use crate::presence::Presence;
 use crate::vm::VmRef;
 use crate::world::World;
@@ -187,7 +187,9 @@ impl NicReconciler {
     /// Counts a migration of KubeVirt's that has ended: once, with the first NIC of its VM. Those that are ours are counted where
     /// they are decided on.
     fn count(&self, nic: &VmHybridNic, old: &VmHybridNicStatus, new: &VmHybridNicStatus) {
-        let Some(end) = ended(old, new) else { return };
+        let Some(end) = theirs::ended(old, new) else {
+            return;
+        };
         let Some(vm) = VmRef::of_nic(nic) else { return };
         let first = self.world.nics_of(&vm).first().map(|first| first.name_any());
         if first == Some(nic.name_any()) {
@@ -408,36 +410,6 @@ fn unreadable() -> Refusal {
     let message = "an attachment of this NIC cannot be read by this version of the operator, whose log says why; nothing is done \
                    about the NIC until it can";
     Refusal::new(reasons::ATTACHMENT_UNREADABLE, message)
-}
-
-/// How a migration of KubeVirt's has ended since `old`.
-fn ended(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Option<End> {
-    let last = new
-        .last_migration
-        .as_ref()
-        .filter(|_| new.runtime == Some(Runtime::Kubevirt))?;
-    let before = old
-        .last_migration
-        .as_ref()
-        .filter(|before| before.name == last.name);
-    if before.is_none_or(|before| before.result.is_some()) {
-        return None;
-    }
-    let (outcome, reason) = match last.result.as_deref()? {
-        "Succeeded" => (Outcome::Succeeded, reasons::COMPLETED),
-        "Cancelled" => (Outcome::Cancelled, reasons::CANCELLED),
-        _ => (Outcome::Failed, reasons::TRANSFER_FAILED),
-    };
-    let (from, to) = (
-        last.started_at.as_ref()?.0,
-        last.finished_at.as_ref().map(|at| at.0),
-    );
-    Some(End {
-        outcome,
-        reason: reason.to_owned(),
-        total_ms: to.and_then(|to| i64::try_from(to.duration_since(from).as_millis()).ok()),
-        downtime_ms: last.downtime_ms,
-    })
 }
 
 fn mac_refusal(error: &mac::Error) -> Refusal {

@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::ResourceExt;
 
 use super::admit::Refusal;
+use super::theirs;
 use crate::attachment;
 use crate::events::Note;
 use crate::moves::{Move, Outcome, Stage};
@@ -352,7 +353,7 @@ pub fn notes(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Vec<Note> {
             Path::None => notes.push(Note::normal(reasons::DETACHED, "the NIC carries no traffic")),
         }
     }
-    notes.extend(told_of_theirs(old, new));
+    notes.extend(theirs::note(old, new));
     for type_ in [types::ACCEPTED, types::READY] {
         let Some(now) = conditions::find(&new.conditions, type_) else {
             continue;
@@ -364,40 +365,6 @@ pub fn notes(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Vec<Note> {
         }
     }
     notes
-}
-
-/// KubeVirt tells of its migrations on its own objects, and knows nothing of NICs.
-fn told_of_theirs(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Option<Note> {
-    let last = new
-        .last_migration
-        .as_ref()
-        .filter(|_| new.runtime == Some(Runtime::Kubevirt))?;
-    let before = old
-        .last_migration
-        .as_ref()
-        .filter(|before| before.name == last.name);
-    let (name, from, to) = (&last.name, &last.from, &last.to);
-    match (before, last.result.as_deref()) {
-        (None, None) => {
-            let message = format!("KubeVirt's migration {name} moves the VM from {from} to {to}");
-            Some(Note::normal(reasons::MIGRATING, message))
-        }
-        (before, Some(result)) if before.is_none_or(|before| before.result.is_none()) => Some(match result {
-            "Succeeded" => {
-                let message = format!("the migration {name} has moved the VM from {from} to {to}");
-                Note::normal(reasons::COMPLETED, message)
-            }
-            "Cancelled" => {
-                let message = format!("the migration {name} was deleted; the VM has stayed on {from}");
-                Note::normal(reasons::CANCELLED, message)
-            }
-            _ => {
-                let message = format!("the migration {name} has failed; the VM has stayed on {from}");
-                Note::warning(reasons::TRANSFER_FAILED, message)
-            }
-        }),
-        _ => None,
-    }
 }
 
 /// Not a failure: it passes by itself, or is what was asked for.

@@ -1,0 +1,72 @@
+//! What is told and counted of KubeVirt's migrations, by the change of a NIC's status. Pure. KubeVirt reports them on its own objects, and
+//! knows nothing of NICs.
+
+use hybridnic_api::conditions::reasons;
+use hybridnic_api::v1alpha1::{NicMigration, Runtime, VmHybridNicStatus};
+
+use crate::events::Note;
+use crate::metrics::End;
+use crate::moves::Outcome;
+
+/// The last migration, and how it was before; none of a VM that is not KubeVirt's.
+fn last<'a>(
+    old: &'a VmHybridNicStatus,
+    new: &'a VmHybridNicStatus,
+) -> Option<(Option<&'a NicMigration>, &'a NicMigration)> {
+    let last = new
+        .last_migration
+        .as_ref()
+        .filter(|_| new.runtime == Some(Runtime::Kubevirt))?;
+    let before = old.last_migration.as_ref();
+    Some((before.filter(|before| before.name == last.name), last))
+}
+
+/// How a migration has ended since `old`. One whose beginning was not seen is not counted: it may have been before.
+pub fn ended(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Option<End> {
+    let (before, last) = last(old, new)?;
+    if before.is_none_or(|before| before.result.is_some()) {
+        return None;
+    }
+    let (outcome, reason) = match last.result.as_deref()? {
+        "Succeeded" => (Outcome::Succeeded, reasons::COMPLETED),
+        "Cancelled" => (Outcome::Cancelled, reasons::CANCELLED),
+        _ => (Outcome::Failed, reasons::TRANSFER_FAILED),
+    };
+    let (from, to) = (
+        last.started_at.as_ref()?.0,
+        last.finished_at.as_ref().map(|at| at.0),
+    );
+    Some(End {
+        outcome,
+        reason: reason.to_owned(),
+        total_ms: to.and_then(|to| i64::try_from(to.duration_since(from).as_millis()).ok()),
+        downtime_ms: last.downtime_ms,
+    })
+}
+
+/// The event for a migration that has begun or ended since `old`.
+pub fn note(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Option<Note> {
+    let (before, last) = last(old, new)?;
+    let (name, from, to) = (&last.name, &last.from, &last.to);
+    match (before, last.result.as_deref()) {
+        (None, None) => {
+            let message = format!("KubeVirt's migration {name} moves the VM from {from} to {to}");
+            Some(Note::normal(reasons::MIGRATING, message))
+        }
+        (before, Some(result)) if before.is_none_or(|before| before.result.is_none()) => Some(match result {
+            "Succeeded" => {
+                let message = format!("the migration {name} has moved the VM from {from} to {to}");
+                Note::normal(reasons::COMPLETED, message)
+            }
+            "Cancelled" => {
+                let message = format!("the migration {name} was deleted; the VM has stayed on {from}");
+                Note::normal(reasons::CANCELLED, message)
+            }
+            _ => {
+                let message = format!("the migration {name} has failed; the VM has stayed on {from}");
+                Note::warning(reasons::TRANSFER_FAILED, message)
+            }
+        }),
+        _ => None,
+    }
+}
