@@ -58,14 +58,20 @@ pub async fn run(host: Arc<Host>, plugins: &Path) -> Infallible {
     let mut offered = host.offers.subscribe();
     let mut registered: BTreeMap<String, Registered> = BTreeMap::new();
     let mut wrong = Wrong::default();
-    let mut heard = false;
+    let (mut heard, mut is_old) = (false, true);
     loop {
         ledger.mark_unchanged();
         hardware.mark_unchanged();
-        match host.inventory().await {
-            Ok(inventory) => host.offers.see(inventory),
-            // What is offered stays as it was.
-            Err(error) => warn!(%error, "the node's devices cannot be looked at"),
+        // That takes some files of each VF: not because the kubelet is asked from time to time.
+        if is_old {
+            match host.inventory().await {
+                Ok(inventory) => {
+                    host.offers.see(inventory);
+                    is_old = false;
+                }
+                // What is offered stays as it was.
+                Err(error) => warn!(%error, "the node's devices cannot be looked at"),
+            }
         }
         let answer = host.offers.ask().await;
         if answer.is_ok() {
@@ -81,17 +87,21 @@ pub async fn run(host: Arc<Host>, plugins: &Path) -> Infallible {
             warn!(%error, "device nodes that lead nowhere may be left");
         }
         tell_pods(&host, &mut wrong, &answer);
-        loop {
+        let has_changed = loop {
             offered.mark_unchanged();
             follow(&host, &directory, &mut registered);
             report(&host, &registered, &mut wrong);
             tokio::select! {
                 _ = offered.changed() => {}
-                _ = ledger.changed() => break sleep(BURST).await,
-                _ = hardware.changed() => break sleep(BURST).await,
-                () = host.offers.asked.notified() => break,
-                () = sleep(LOOK) => break,
+                _ = ledger.changed() => break true,
+                _ = hardware.changed() => break true,
+                () = host.offers.asked.notified() => break false,
+                () = sleep(LOOK) => break false,
             }
+        };
+        if has_changed {
+            is_old = true;
+            sleep(BURST).await;
         }
     }
 }
