@@ -203,6 +203,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         macvtaps: Arc::new(Links {
             host: netlink.clone(),
             sandboxes: sandboxes.clone(),
+            sysfs: devices.sysfs.clone(),
         }),
         netlink,
         multicast: Multicast::open()?,

@@ -278,6 +278,7 @@ pub(crate) mod tests {
             macvtaps: Arc::new(Links {
                 host: netlink.clone(),
                 sandboxes: sandboxes.clone(),
+                sysfs: sysfs.clone(),
             }),
             netlink,
             multicast: Multicast::open().unwrap(),

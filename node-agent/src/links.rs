@@ -11,6 +11,7 @@ use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     DeviceId,
     netlink::{Link, Netlink, NetlinkError},
+    sysfs::Sysfs,
     tap_node,
 };
 
@@ -73,6 +74,8 @@ pub struct Links {
     pub host: Netlink,
     /// The pods'.
     pub sandboxes: Sandboxes,
+    /// Which macvtaps there are, in whatever namespace.
+    pub sysfs: Sysfs,
 }
 
 impl Macvtaps for Links {
@@ -87,10 +90,15 @@ impl Macvtaps for Links {
                 }
                 // One request: its VM may stand still.
                 Some(pod) => {
+                    let index = pod.device.ifindex();
                     let Some(sandbox) = sandbox_of(&self.sandboxes, pod, &macvtap.name) else {
-                        return Ok(false);
+                        return match tap_node::numbers(&self.sysfs, index) {
+                            Ok(numbers) if numbers.is_empty() => Ok(false),
+                            Ok(_) => Err(out_of_reach(macvtap, "the pod's network is not reached")),
+                            Err(error) => Err(out_of_reach(macvtap, &error.to_string())),
+                        };
                     };
-                    sandbox.netlink.set_up(pod.device.ifindex(), up).await
+                    sandbox.netlink.set_up(index, up).await
                 }
             };
             match done {
@@ -99,6 +107,13 @@ impl Macvtaps for Links {
                 Err(error) => Err(error),
             }
         })
+    }
+}
+
+fn out_of_reach(macvtap: &LinkAt, why: &str) -> NetlinkError {
+    NetlinkError::Unexpected {
+        operation: format!("set link {} up or down", macvtap.name),
+        detail: why.to_owned(),
     }
 }
 

@@ -15,8 +15,10 @@ use crate::{
     links::{LinkAt, PodLink},
 };
 
-/// Finds them again, where a link is there. What cannot be found is looked for again with the VM's next session.
-pub(in super::super) async fn adopt(vm: &Vm, host: &Host) {
+/// Finds them again, where a link is there. The answer says whether none is left to be looked for again: without the way in, a link cannot
+/// be silenced.
+pub(in super::super) async fn adopt(vm: &Vm, host: &Host) -> bool {
+    let mut all = true;
     for nic in vm.nics().into_values() {
         let Some(LinkAt { name, pod: Some(pod) }) = nic.macvtap else {
             continue;
@@ -30,12 +32,14 @@ pub(in super::super) async fn adopt(vm: &Vm, host: &Host) {
             Err(error) => warn!(%error, "whether the pod has its link is not known"),
         }
         if let Err(error) = find(vm, host, &name, &pod).await {
+            all = false;
             warn!(
                 interface = name,
                 error, "the network of the pod is not found again"
             );
         }
     }
+    all
 }
 
 async fn find(vm: &Vm, host: &Host, name: &str, pod: &PodLink) -> Result<(), String> {

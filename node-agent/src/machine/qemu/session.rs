@@ -44,6 +44,9 @@ const FLOODED: Duration = Duration::from_secs(1);
 /// The longest that it is left alone; and how long it has to behave to be trusted again.
 const FLOODED_CAP: Duration = Duration::from_mins(5);
 
+/// How soon the network of a pod is looked for again that was not found.
+const ADOPT_AGAIN: Duration = Duration::from_secs(1);
+
 /// Runs until the VM has no NIC left here; the caller aborts it then.
 pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut followed: Followed) {
     recall(&vm, &host).await;
@@ -268,15 +271,21 @@ pub(in super::super) async fn serve(
     }
     let machine = match vm.runtime {
         Runtime::Qemu => Machine::Qemu(Qemu::new(client.clone())),
-        Runtime::Kubevirt => {
-            kubevirt::adopt(vm, host).await;
-            Machine::Kubevirt(Launcher::new(client.clone()).await)
-        }
+        Runtime::Kubevirt => Machine::Kubevirt(Launcher::new(client.clone()).await),
     };
+    let mut adopted = vm.runtime == Runtime::Qemu || kubevirt::adopt(vm, host).await;
     vm.set_session(Session::Up(machine));
     loop {
         nics.mark_unchanged();
         let again = drive_migration(vm, host, Some(client)).await;
+        if !adopted {
+            adopted = kubevirt::adopt(vm, host).await;
+        }
+        let again = if adopted {
+            again
+        } else {
+            Some(again.unwrap_or(ADOPT_AGAIN).min(ADOPT_AGAIN))
+        };
         let look_again = async {
             match again {
                 Some(pause) => tokio::time::sleep(pause).await,

@@ -387,11 +387,29 @@ fn a_target_listens_on_its_pods_address_and_nowhere_else() {
 
 #[tokio::test]
 async fn a_macvtap_that_has_gone_is_silent() {
-    let netlink = hybridnic_net::netlink::Netlink::open().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let links = crate::links::Links {
-        host: netlink,
+        host: hybridnic_net::netlink::Netlink::open().unwrap(),
         sandboxes: crate::cni::Sandboxes::default(),
+        sysfs: hybridnic_net::sysfs::Sysfs::new(dir.path()),
     };
     let set = links.set(&"hn-none".into(), false).await;
     assert!(!set.unwrap());
+    // A pod's, which nobody holds: it has gone only where there is none of its index in any namespace.
+    let device: hybridnic_net::DeviceId = "0000:01:00.0-3".parse().unwrap();
+    let at = crate::links::LinkAt {
+        name: "pod0".into(),
+        pod: Some(crate::links::PodLink {
+            pod_uid: "uid".into(),
+            container: "c".into(),
+            device,
+        }),
+    };
+    links.set(&at, false).await.unwrap_err();
+    let devices = dir.path().join("dev/char");
+    std::fs::create_dir_all(&devices).unwrap();
+    assert!(!links.set(&at, false).await.unwrap());
+    let to = format!("../../devices/virtual/net/pod0/macvtap/tap{}", device.ifindex());
+    std::os::unix::fs::symlink(to, devices.join("240:1")).unwrap();
+    links.set(&at, false).await.unwrap_err();
 }
