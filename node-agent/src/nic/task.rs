@@ -97,6 +97,12 @@ impl NicTask {
         }
         if let Some(standby) = &record.standby {
             host.pools.note_standby(&record.uid, standby.pf);
+            // Before the kubelet may give the device to another pod.
+            if let Some(pod) = &standby.pod
+                && let Err(other) = host.pools.tie(&record.uid, pod.device)
+            {
+                warn!(device = %pod.device, ?other, "two NICs have the device of one pod in the journal");
+            }
         }
         host.macs.insert(&record.uid, mac);
         let (_, interrupt) = watch::channel(0);

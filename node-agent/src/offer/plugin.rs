@@ -22,11 +22,12 @@ impl Network {
     fn give(&self, ids: &[String]) -> Result<Allocation, String> {
         let parse = |id: &String| id.parse::<DeviceId>().map_err(|error| error.to_string());
         let ids: Vec<DeviceId> = ids.iter().map(parse).collect::<Result<_, _>>()?;
+        // Before the node is there: one of a device that nobody has is swept away.
+        self.host.offers.promise(&self.host.pools, &self.name, &ids)?;
         for id in &ids {
             placeholder::make(self.host.dev.root(), *id)
                 .map_err(|error| format!("{} cannot be made: {error}", id.node().display()))?;
         }
-        self.host.offers.promise(&self.host.pools, &self.name, &ids)?;
         let list = ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         info!(
             network = self.name,
