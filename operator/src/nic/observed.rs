@@ -164,6 +164,12 @@ impl Observed {
             .unwrap_or(&NodeState::Unknown)
     }
 
+    /// The NIC's attachments of whose pods nothing says that they have ended.
+    pub(super) fn alive(&self) -> impl Iterator<Item = &NicAttachment> {
+        let all = self.attachments.iter().map(AsRef::as_ref);
+        all.filter(|attachment| self.pod_end(attachment) == PodEnd::Alive)
+    }
+
     fn pod_end(&self, attachment: &NicAttachment) -> PodEnd {
         PodEnd::of(&self.pods, &attachment.spec.pod.uid, self.node(attachment))
     }

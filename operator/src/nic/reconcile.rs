@@ -7,7 +7,7 @@ use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::{NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, HybridNetwork, L2Settings, MigrationStep, NicAttachment, NicAttachmentSpec,
-    VmHybridNic, VmHybridNicStatus,
+    Runtime, VmHybridNic, VmHybridNicStatus,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -115,7 +115,10 @@ impl NicReconciler {
         let (mac, kept) = given.map(|given| (given.mac.to_string(), given.kept)).unzip();
         let kept = kept.flatten().map(|error| mac_refusal(&error));
         let location = observed.location(nic);
-        let mut obstacle = obstacle(&observed, &location, deleting);
+        // A person's word that the NIC is to go counts, but not where an attachment of it cannot be read.
+        let unknown = observed.unknown().filter(|_| !deleting || observed.unreadable);
+        let left_alone = unknown.is_some();
+        let mut obstacle = unknown.or_else(|| obstacle(&observed, &location, deleting));
         // Where the VM is not is left once the status says where the NIC goes, or it might be called back.
         let leaves = location
             .as_ref()
@@ -130,10 +133,7 @@ impl NicReconciler {
             .first()
             .map(|attachment| attachment.spec.mac.as_str());
         let granted = mac.as_deref().filter(|mac| recorded == Some(mac));
-        if let Some(mac) = granted
-            .or(used)
-            .filter(|_| leaves.is_none() && !observed.unreadable)
-        {
+        if let Some(mac) = granted.or(used).filter(|_| leaves.is_none() && !left_alone) {
             let l2 = observed.network.as_ref().map(|network| l2(network));
             let inputs = desired::Inputs {
                 nic,
@@ -352,11 +352,10 @@ impl NicReconciler {
         let spec = NicAttachmentSpec {
             goal: Goal::Detached,
             // The agent keeps what a VM has that has come all the same, by a migration of which nothing is known any more.
-            migration: attachment
-                .spec
-                .migration
-                .clone()
-                .filter(|order| order.step == MigrationStep::Watch),
+            migration: attachment.spec.migration.clone().filter(|order| {
+                let theirs = attachment.spec.vm.runtime() == Runtime::Kubevirt;
+                theirs && matches!(order.step, MigrationStep::Watch | MigrationStep::Cancel)
+            }),
             ..attachment.spec.clone()
         };
         let version = attachment.resource_version();
@@ -398,18 +397,10 @@ impl NicReconciler {
 /// Why the NIC cannot be where it should be yet, or is not gone yet.
 fn obstacle(observed: &Observed, location: &Result<Location, Refusal>, deleting: bool) -> Option<Refusal> {
     match location {
-        _ if observed.unreadable => Some(unreadable()),
         _ if deleting && observed.moving.is_none() => observed.held(None),
         Ok(location) => location.wait.clone(),
         Err(refusal) => Some(refusal.clone()),
     }
-}
-
-/// Why nothing is done about a NIC of which an attachment cannot be read: a VM may have it there.
-fn unreadable() -> Refusal {
-    let message = "an attachment of this NIC cannot be read by this version of the operator, whose log says why; nothing is done \
-                   about the NIC until it can";
-    Refusal::new(reasons::ATTACHMENT_UNREADABLE, message)
 }
 
 fn mac_refusal(error: &mac::Error) -> Refusal {

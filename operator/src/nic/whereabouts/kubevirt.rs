@@ -72,6 +72,24 @@ fn has_come(attachment: &NicAttachment) -> bool {
     is_target && report.is_some_and(|report| report.state == MigrationState::Completed)
 }
 
+/// Why it is not known whether the VM runs, where that is so: nothing says that a VM has ended whose launcher may live.
+pub(super) fn unknown(observed: &Observed) -> Option<Refusal> {
+    if observed.kubevirt.vmi.is_some() {
+        return None;
+    }
+    let why = if observed.kubevirt.is_known {
+        let alive = observed.alive().next()?;
+        format!(
+            "its pod {} lives, and has no VirtualMachineInstance",
+            alive.spec.pod.name
+        )
+    } else {
+        "this operator sees no VirtualMachineInstances: KubeVirt's API is away, or kubevirt.enabled of the chart is not set".to_owned()
+    };
+    let message = format!("whether the VM runs is not known, so its NIC stays as it is: {why}");
+    Some(Refusal::new(reasons::KUBEVIRT_NOT_READY, message))
+}
+
 /// Why the VM is in no pod.
 pub(super) fn missing(observed: &Observed, name: &str) -> String {
     match &observed.kubevirt.vmi {
@@ -92,6 +110,8 @@ pub struct Seen {
     pub interface: Option<String>,
     /// Why the NIC cannot be served.
     pub trouble: Option<Refusal>,
+    /// Whether the cluster's VMs are looked at: then one that is not there is not there.
+    pub is_known: bool,
 }
 
 impl Seen {
@@ -118,6 +138,7 @@ impl Seen {
             vmi,
             interface,
             trouble,
+            is_known: world.kubevirt.is_some() && world.vmis.is_served(),
         }
     }
 }

@@ -202,3 +202,38 @@ fn what_kubevirt_says_of_a_vm_that_does_not_start_is_told() {
     observed.kubevirt.vmi = None;
     assert!(missing(&observed, "vm").contains("does not run"));
 }
+
+/// KubeVirt's API is away when an operator starts, or the chart's value was changed: a VM that runs keeps its network.
+#[test]
+fn a_vm_that_is_not_seen_has_not_ended() {
+    let refused = |observed: &Observed| observed.unknown().map(|refusal| refusal.reason);
+    let launcher = launcher("a", 1, &[]);
+    let mut observed = known(vec![launcher.clone()]);
+    observed.attachments = vec![Arc::new(attachment("nic", "a", "n1"))];
+    assert_eq!(refused(&observed), None);
+    observed.kubevirt.vmi = None;
+    assert_eq!(
+        refused(&observed),
+        Some(reasons::KUBEVIRT_NOT_READY),
+        "nobody looks"
+    );
+    observed.kubevirt.is_known = true;
+    let uid = launcher.metadata.uid.clone().unwrap();
+    let mut of_launcher = attachment("nic", "a", "n1");
+    of_launcher.spec.pod.uid = uid;
+    observed.attachments = vec![Arc::new(of_launcher)];
+    assert_eq!(
+        refused(&observed),
+        Some(reasons::KUBEVIRT_NOT_READY),
+        "its pod lives"
+    );
+    let mut ended = (*launcher).clone();
+    ended.status.get_or_insert_default().phase = Some("Succeeded".to_owned());
+    observed.pods = vec![Arc::new(ended)];
+    assert_eq!(refused(&observed), None);
+    observed.attachments.clear();
+    observed.kubevirt.is_known = false;
+    assert_eq!(refused(&observed), None, "it has nothing to keep");
+    observed.vm = Some(VmRef::qemu("ns", "vm"));
+    assert_eq!(refused(&observed), None);
+}

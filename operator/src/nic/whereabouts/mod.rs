@@ -36,6 +36,21 @@ impl Observed {
         found.ok_or_else(|| Refusal::new(reasons::POD_NOT_FOUND, missing))
     }
 
+    /// Why the NIC's attachments are left as they are: what they hold, or whether their VM runs, is not known.
+    pub fn unknown(&self) -> Option<Refusal> {
+        if self.unreadable {
+            let message = "an attachment of this NIC cannot be read by this version of the operator, whose log says why; nothing is \
+                           done about the NIC until it can";
+            return Some(Refusal::new(reasons::ATTACHMENT_UNREADABLE, message));
+        }
+        match self.vm.as_ref()?.runtime {
+            Runtime::Kubevirt if self.moving.is_none() && !self.attachments.is_empty() => {
+                kubevirt::unknown(self)
+            }
+            Runtime::Kubevirt | Runtime::Qemu => None,
+        }
+    }
+
     /// Whether a pod that has a node can be given the NIC. A launcher does not start before it has.
     pub(super) fn may_attach_to(&self, pod: &Pod) -> bool {
         match self.vm.as_ref().map(|vm| vm.runtime) {
