@@ -336,10 +336,15 @@ impl Play {
 
     /// The source's agents say that it runs the VM, on its standbys, and sends it nowhere.
     async fn gives_back(&self, source: &Pod) {
+        let asked = |a: &NicAttachment| {
+            let order = a.spec.migration.as_ref();
+            order.is_some_and(|order| order.step == MigrationStep::Cancel)
+        };
+        self.until_all(source, "asked once more", asked).await;
         self.say(
             source,
             AttachmentState::Standby,
-            Some((MigrationState::Prepared, true)),
+            Some((MigrationState::Cancelled, true)),
         )
         .await;
         for attachment in self.until_goal(source, Goal::FastPath).await {

@@ -205,8 +205,6 @@ impl Ends {
             // failure that it has kept the VM after is no such word: it may have died on its way, with the VM still paused.
             _ if self.resuming => Rollback::Resuming,
             Some(Failed) if !self.has_left() => Rollback::Stopped,
-            // Its QEMU runs the VM and sends it nowhere, whether or not it has ever begun to.
-            _ if self.source.as_ref().is_some_and(|report| report.kept) => Rollback::Stopped,
             _ if self.has_left() && self.never_ran() => Rollback::NeverRan,
             _ if self.has_left() => Rollback::Undecided,
             _ => Rollback::Cancelling,

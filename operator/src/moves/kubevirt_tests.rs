@@ -250,8 +250,10 @@ impl World {
         };
         observe(&mut acted, state);
         let order = acted.spec.migration.as_ref();
-        let watches = order.is_some_and(|order| order.step == MigrationStep::Watch);
+        let is_off = order.is_some_and(|order| order.step == MigrationStep::Cancel);
+        let watches = is_off || order.is_some_and(|order| order.step == MigrationStep::Watch);
         let said = match (pod, vm) {
+            ("a", Whereabouts::Source) if is_off => Some((MigrationState::Cancelled, true)),
             ("a", Whereabouts::Source) => Some((MigrationState::Prepared, true)),
             ("a", Whereabouts::Leaving) => Some((MigrationState::Active, false)),
             (_, Whereabouts::Target) => Some((MigrationState::Completed, false)),

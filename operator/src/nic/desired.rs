@@ -193,6 +193,8 @@ fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
 /// As [`goals`], where KubeVirt drives the move.
 fn theirs(stage: Stage, open: bool, ends: &Ends) -> (Wish, Wish) {
     let watch = |goal| (goal, Some(MigrationStep::Watch));
+    // What the source has said before may be of before its VM left: it is asked once more, now that KubeVirt has given up.
+    let asked = (Goal::Standby, Some(MigrationStep::Cancel));
     match stage {
         Stage::Preparing => (watch(Goal::FastPath), watch(Goal::Reserved)),
         Stage::Leaving => (watch(Goal::Standby), watch(Goal::Reserved)),
@@ -201,10 +203,8 @@ fn theirs(stage: Stage, open: bool, ends: &Ends) -> (Wish, Wish) {
         Stage::Returning => match ends.rollback() {
             Rollback::Stopped => ((Goal::FastPath, None), watch(Goal::Detached)),
             // A pod that has no link has no VM, and gets none any more.
-            _ if !open || ends.target_gone || ends.never_ran() => {
-                (watch(Goal::Standby), watch(Goal::Detached))
-            }
-            _ => (watch(Goal::Standby), watch(Goal::Standby)),
+            _ if !open || ends.target_gone || ends.never_ran() => (asked, watch(Goal::Detached)),
+            _ => (asked, watch(Goal::Standby)),
         },
         Stage::Over(Outcome::Failed | Outcome::Cancelled) => ((Goal::FastPath, None), watch(Goal::Detached)),
         Stage::Over(Outcome::Succeeded) => (watch(Goal::Detached), (Goal::FastPath, None)),
@@ -227,7 +227,10 @@ fn one(
     let placement = match (existing, inputs.interface) {
         (Some(existing), _) => existing.spec.placement.clone(),
         (None, Some(interface)) => Some(Placement::Interface(interface.to_owned())),
-        (None, None) => source.and_then(ports_of).map(Placement::RootPorts),
+        (None, None) => source.and_then(|source| match &source.spec.placement {
+            Some(Placement::Interface(interface)) => Some(Placement::Interface(interface.clone())),
+            _ => ports_of(source).map(Placement::RootPorts),
+        }),
     };
     let attached = existing.or(source).map(|attached| &attached.spec.l2);
     let l2 = l2(inputs.l2.as_ref(), attached);

@@ -198,7 +198,8 @@ pub enum MigrationStep {
     Prepare,
     /// Source: send the VM to `targetUri`.
     Transfer,
-    /// Source: stop the transfer; the VM runs on.
+    /// Source: stop the transfer; the VM runs on. Where KubeVirt migrates the VM it is KubeVirt that has given up: say whether the VM
+    /// has stayed.
     Cancel,
     /// Source: the target has said that it never ran the VM and never will, or a person has decided: a VM that was paused
     /// for the hand-over runs on.
@@ -315,7 +316,7 @@ pub enum MigrationState {
     /// It has failed. Source: the VM is here, running or paused; `kept` says whether the target may have it as well.
     /// Target: this QEMU has never run the VM, and never will.
     Failed,
-    /// Source: it was cancelled, the VM runs here.
+    /// Source: it was cancelled, the VM runs here. Where KubeVirt migrates the VM: also where it was given up before it had begun.
     Cancelled,
     /// QEMU's process has ended. Target: without ever having run the VM.
     Lost,

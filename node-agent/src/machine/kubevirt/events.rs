@@ -125,7 +125,12 @@ pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client
     if let Some(seen) = &seen {
         settle(vm, host, seen).await;
     }
-    let order = agreed(&vm.nics()).filter(|order| order.step == MigrationStep::Watch)?;
+    let order = agreed(&vm.nics())?;
+    let is_off = match order.step {
+        MigrationStep::Watch => false,
+        MigrationStep::Cancel => true,
+        _ => return None,
+    };
     if let Err(error) = look(vm, host, &order.migration.uid, seen.as_ref()).await {
         warn!(error, "what is known of the VM's migration is not in the journal");
         return Some(AGAIN);
@@ -140,7 +145,7 @@ pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client
         _ => Sight::Silent,
     };
     let said = vm.migration_report().borrow().clone();
-    let report = watch::report(&watched, sight, said.as_ref())?;
+    let report = watch::report(&watched, is_off, sight, said.as_ref())?;
     let over = report.state.is_final();
     if said.as_ref() != Some(&report) {
         info!(migration = order.migration.name, state = ?report.state, kept = report.kept, "migration");

@@ -30,6 +30,8 @@ pub fn run_of(seen: &VmSeen, has_run: bool) -> Run {
         (RunState::Paused, MigrationStatus::Completed) if !has_run => Run::Incoming,
         // The second is the first, a moment before QEMU's run state follows.
         (RunState::PostMigrate, _) | (RunState::FinishMigrate, MigrationStatus::Completed) => Run::HandedOver,
+        // KubeVirt has paused it so that it can be sent, or somebody else has: from this pause it may go.
+        (RunState::Paused, status) if has_run && !status.is_idle() => Run::HandingOver,
         (RunState::FinishMigrate, _) | (_, MigrationStatus::PreSwitchover | MigrationStatus::Device) => {
             Run::HandingOver
         }
@@ -67,9 +69,10 @@ pub fn look(watched: Watched, seen: &VmSeen) -> Watched {
     }
 }
 
-/// What to say of it; `None` where what was said last still stands.
+/// What to say of it; `None` where what was said last still stands. `is_off`: whether the runtime has given it up, as far as is known.
 pub fn report(
     watched: &Watched,
+    is_off: bool,
     sight: Sight<'_>,
     said: Option<&MigrationReport>,
 ) -> Option<MigrationReport> {
@@ -90,7 +93,7 @@ pub fn report(
     };
     Some(match watched.role {
         Role::Target => target(watched, seen, report),
-        Role::Source => source(watched, seen, report),
+        Role::Source => source(watched, is_off, seen, report),
     })
 }
 
@@ -112,6 +115,7 @@ fn target(
 
 fn source(
     watched: &Watched,
+    is_off: bool,
     seen: &VmSeen,
     report: impl Fn(MigrationState) -> MigrationReport,
 ) -> MigrationReport {
@@ -120,6 +124,8 @@ fn source(
     let state = match &status {
         status if !status.is_idle() => MigrationState::Active,
         MigrationStatus::Completed if !here => MigrationState::Completed,
+        // It was given up before it had begun: QEMU runs the VM, sends it nowhere, and is not told to any more.
+        _ if !watched.begun && is_off && here => MigrationState::Cancelled,
         _ if !watched.begun => MigrationState::Prepared,
         MigrationStatus::Failed => MigrationState::Failed,
         _ => MigrationState::Cancelled,

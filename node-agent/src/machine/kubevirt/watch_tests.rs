@@ -26,7 +26,7 @@ fn story(role: Role, looks: &[(RunState, MigrationStatus)]) -> Vec<(MigrationSta
     let look = |(run, status): &(RunState, MigrationStatus)| {
         let seen = vm(run.clone(), status);
         watched = look(watched.clone(), &seen);
-        if let Some(report) = report(&watched, Sight::Up(&seen), said.as_ref()) {
+        if let Some(report) = report(&watched, false, Sight::Up(&seen), said.as_ref()) {
             said = Some(report);
         }
         let said = said.as_ref().unwrap();
@@ -121,9 +121,9 @@ fn a_target_has_its_vm_once_it_has_run_there() {
 #[test]
 fn the_end_of_a_qemu_is_said_and_silence_says_nothing() {
     let source = watched(Role::Source);
-    assert_eq!(report(&source, Sight::Silent, None), None);
+    assert_eq!(report(&source, false, Sight::Silent, None), None);
     let state = |watched: &Watched, said: Option<&MigrationReport>| {
-        report(watched, Sight::Ended, said).map(|report| report.state)
+        report(watched, false, Sight::Ended, said).map(|report| report.state)
     };
     assert_eq!(state(&source, None), Some(MigrationState::Lost));
     let completed = MigrationReport::new("m", MigrationState::Completed);
@@ -174,6 +174,8 @@ fn a_nic_is_silent_wherever_its_vm_may_run_elsewhere() {
         (Running, Status::Active, true, Run::Here),
         (FinishMigrate, Status::PreSwitchover, true, Run::HandingOver),
         (Paused, Status::PreSwitchover, true, Run::HandingOver),
+        // It was paused so that it converges, or was paused before: from here it may go.
+        (Paused, Status::Active, true, Run::HandingOver),
         (FinishMigrate, Status::Completed, true, Run::HandedOver),
         (PostMigrate, Status::Completed, true, Run::HandedOver),
         (Running, Status::Failed, true, Run::Here),
@@ -184,4 +186,33 @@ fn a_nic_is_silent_wherever_its_vm_may_run_elsewhere() {
             "{run} {status}"
         );
     }
+}
+
+/// KubeVirt has given up: what was said while it had not is said again, as a word of its own.
+#[test]
+fn a_source_that_never_began_says_so_once_it_is_off() {
+    let mut source = watched(Role::Source);
+    let said = |source: &Watched, run, status| {
+        let report = report(source, true, Sight::Up(&vm(run, &status)), None).unwrap();
+        (report.state, report.kept)
+    };
+    let none = MigrationStatus::None;
+    assert_eq!(
+        said(&source, RunState::Running, none.clone()),
+        (MigrationState::Cancelled, true)
+    );
+    // It began all the same, and nobody has looked since.
+    assert_eq!(
+        said(&source, RunState::Running, MigrationStatus::Active),
+        (MigrationState::Active, false)
+    );
+    assert_eq!(
+        said(&source, RunState::PostMigrate, MigrationStatus::Completed),
+        (MigrationState::Completed, false)
+    );
+    source.begun = true;
+    assert_eq!(
+        said(&source, RunState::Running, none),
+        (MigrationState::Cancelled, true)
+    );
 }

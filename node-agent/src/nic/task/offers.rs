@@ -18,7 +18,7 @@ use super::{
     },
     NicTask,
 };
-use crate::{error::StepError, node::choice::Wish};
+use crate::{error::StepError, machine::Owner, node::choice::Wish};
 
 impl NicTask {
     /// What is asked of the plan.
@@ -30,10 +30,8 @@ impl NicTask {
             order: quirks::switch_order(driver),
             expected: self.cx.record.spec.migration.as_ref().is_some_and(|m| {
                 // At the source of one that is only watched, too: there a VM that is here has not left.
-                matches!(
-                    m.step,
-                    MigrationStep::Listen | MigrationStep::GiveUp | MigrationStep::Watch
-                )
+                let watched = self.cx.vm.duties().migration == Owner::Runtime;
+                watched || matches!(m.step, MigrationStep::Listen | MigrationStep::GiveUp)
             }),
             duties: self.cx.vm.duties(),
         }
