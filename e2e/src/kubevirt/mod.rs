@@ -9,6 +9,8 @@ mod multus;
 mod node;
 mod nodes;
 mod objects;
+mod sriov;
+mod vm;
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,8 +31,9 @@ use crate::controlplane::tools::Built;
 
 pub use multus::MULTUS;
 pub use node::{Device, Handler, Launcher, Sandbox, root};
-pub use nodes::{OnNodes, image};
+pub use nodes::{OnNodes, images};
 pub use objects::NAMESPACE;
+pub use vm::Vm;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/build.sh");
 /// From start to the first answer: its caches must be filled, of a machine that may be busy.
@@ -205,8 +208,11 @@ impl Program {
         let login = cluster
             .login_service_account(NAMESPACE, self.account, None)
             .await?;
-        let [kubeconfig, certificate, key] =
-            ["kubeconfig", "crt", "key"].map(|end| dir.join(format!("{name}.{end}")));
+        // It watches its certificates' whole directory, and writes to its log what happens there.
+        let certificates = dir.join(name);
+        fs::create_dir_all(&certificates)?;
+        let [certificate, key] = ["tls.crt", "tls.key"].map(|file| certificates.join(file));
+        let kubeconfig = dir.join(format!("{name}.kubeconfig"));
         login.write(&kubeconfig)?;
         let pair = cluster.server_certificate(name, address.ip())?;
         fs::write(&certificate, pair.certificate)?;

@@ -35,12 +35,13 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// The root that both run in, made where it is missing.
 pub async fn root() -> Result<PathBuf> {
-    made_by(ROOT).await
+    made_by(ROOT, &[]).await
 }
 
 /// Where a script says that what it makes is.
-pub(super) async fn made_by(script: &str) -> Result<PathBuf> {
+pub(super) async fn made_by(script: &str, of: &[&Path]) -> Result<PathBuf> {
     let child = Command::new(script)
+        .args(of)
         .stdout(std::process::Stdio::piped())
         .spawn()
         .with_context(|| script.to_owned())?;
@@ -91,11 +92,12 @@ impl Given {
             (client, "client", &["client", "vsock-client"]),
             (migration, "migration", &["migration-client"]),
         ] {
-            files.push((format!("{name}.crt"), pair.certificate));
-            files.push((format!("{name}.key"), pair.key));
+            // In a directory of their own: it is watched.
+            files.push((format!("{name}/tls.crt"), pair.certificate));
+            files.push((format!("{name}/tls.key"), pair.key));
             for flag in of {
-                flags.push(format!("--{flag}-cert-file=/var/lib/kubevirt/{name}.crt"));
-                flags.push(format!("--{flag}-key-file=/var/lib/kubevirt/{name}.key"));
+                flags.push(format!("--{flag}-cert-file=/var/lib/kubevirt/{name}/tls.crt"));
+                flags.push(format!("--{flag}-key-file=/var/lib/kubevirt/{name}/tls.key"));
             }
         }
         Ok(Self { files, flags })
@@ -121,7 +123,9 @@ impl Handler {
         let address = address(cluster.port(), 10 + number);
         let given = Given::new(cluster, node, address.into(), None).await?;
         for (name, text) in given.files {
-            fs::write(private.join(name), text)?;
+            let path = private.join(name);
+            fs::create_dir_all(path.parent().unwrap_or(&private))?;
+            fs::write(path, text)?;
         }
         let args = ["--pid", "--fork", "--kill-child", "sleep", "infinity"];
         let mut node_daemon = Daemon::new(
