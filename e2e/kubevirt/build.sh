@@ -3,8 +3,8 @@
 #
 #   build.sh [NAME...]      default: virt-api, virt-controller, objects.json
 #                           of a node: virt-handler, virt-chroot, virt-launcher, virt-launcher-monitor, virt-tail, virt-probe,
-#                           virt-freezer, container-disk, multus
-#                           others: virt-operator, virtctl
+#                           virt-freezer, container-disk, multus-daemon, multus-shim
+#                           others: sriov (what `sriov: {}` needs of a cluster), virt-operator, virtctl
 #   build.sh --all          all of them
 #
 # objects.json is what virt-operator would install: its CRDs, rights and webhooks. virt-launcher loads libvirt when it runs, so
@@ -21,7 +21,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly kubevirt=kubevirt.io/kubevirt
 readonly programs="virt-api virt-chroot virt-controller virt-freezer virt-handler virt-launcher virt-launcher-monitor virt-operator
   virt-probe virt-tail virtctl"
-readonly known=" ${programs//$'\n'/ } container-disk multus objects.json "
+readonly known=" ${programs//$'\n'/ } container-disk multus-daemon multus-shim objects.json sriov "
 
 wanted=("$@")
 ((${#wanted[@]})) || wanted=(virt-api virt-controller objects.json)
@@ -59,6 +59,7 @@ build_kubevirt() {
     if is_missing "$name"; then packages+=("$kubevirt/cmd/$name"); fi
   done
   if is_missing objects.json; then packages+=(hybridnic.io/e2e/kubevirt/install); fi
+  if is_missing sriov; then packages+=(hybridnic.io/e2e/kubevirt/sriov); fi
   ((${#packages[@]})) || return 0
   cd "$here"
   version=$("$go" list -mod=readonly -m -f '{{.Version}}' "$kubevirt")
@@ -77,7 +78,8 @@ build_kubevirt() {
 build_multus() (
   cd "$here/multus"
   export CGO_ENABLED=0
-  go_build Multus "" gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd/multus
+  local programs=gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd
+  go_build Multus "" $programs/multus-daemon $programs/multus-shim
 )
 
 # It runs in images that have no C library.
@@ -93,7 +95,7 @@ build() {
   go=$(find_go KubeVirt)
   rm -rf "$staging"
   mkdir "$staging"
-  if is_missing multus; then build_multus; fi
+  if is_missing multus-daemon || is_missing multus-shim; then build_multus; fi
   build_kubevirt
   if is_missing container-disk; then build_container_disk; fi
   for name in "${missing[@]}"; do mv "$staging/$name" "$bin/$name"; done

@@ -50,10 +50,12 @@ chroot . /usr/sbin/ldconfig
 printf '%s\n' 'stdio_handler = "logd"' 'dynamic_ownership = 1' 'remember_owner = 0' 'namespaces = [ ]' 'cgroup_controllers = [ ]' \
   >etc/libvirt/qemu.conf
 printf '%s\n' 'auth_unix_rw = "none"' 'log_outputs = "1:stderr"' >etc/libvirt/virtqemud.conf
+# By this name virt-handler finds the process whose limit of locked memory it lifts.
+ln usr/sbin/libvirtd usr/bin/virtqemud
 cat >usr/sbin/virtqemud <<'END'
 #!/bin/bash
 ln -sf libvirt-sock /var/run/libvirt/virtqemud-sock
-exec /usr/sbin/libvirtd "$@"
+exec /usr/bin/virtqemud "$@"
 END
 chmod 755 usr/sbin/virtqemud
 

@@ -30,6 +30,7 @@ readonly needs=(
   "pkg-config pkg-config"
   "python3 python3"
   "shellcheck shellcheck"
+  "setcap libcap2-bin"
   "socat socat"
   "tcpdump tcpdump"
   "xz xz-utils"

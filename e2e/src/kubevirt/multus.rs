@@ -21,7 +21,7 @@ kind: ClusterRole
 metadata: {name: multus}
 rules:
 - {apiGroups: [k8s.cni.cncf.io], resources: ['*'], verbs: ['*']}
-- {apiGroups: [''], resources: [pods, pods/status], verbs: [get, update]}
+- {apiGroups: [''], resources: [pods, pods/status], verbs: [get, list, watch, update]}
 - {apiGroups: ['', events.k8s.io], resources: [events], verbs: [create, patch, update]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1

@@ -10,44 +10,64 @@ use tokio::process::Command;
 
 use super::node::Given;
 use super::{KubeVirt, MULTUS, SCRIPT};
-use crate::cluster::{Cluster, Joined};
+use crate::cluster::Cluster;
 use crate::controlplane::tools::Built;
-use crate::lab::{HOST_ADDRESS, Node, Process};
+use crate::lab::{HOST_ADDRESS, Kernel, Lab, Node, Process};
 
 const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/image.sh");
+const GUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/guest.sh");
 /// For what an emulated node is told to do.
 const SOON: Duration = Duration::from_mins(3);
 /// What a VM asks of its node, and what it asks of the next one: the version that its QEMU has made of it. virt-handler's labeller
 /// would say them.
 const MACHINES: [&str; 2] = ["q35", "pc-q35-10.0"];
+/// KubeVirt asks at a migration's target for the guest's image by the digest that the source's node has for it. An image that was
+/// imported has none.
+const BY_DIGEST: &str = "image=localhost/hybridnic-guest; \
+     digest=$(ctr -n k8s.io images ls name==$image:lab | awk 'NR == 2 { print $3 }') && \
+     ctr -n k8s.io images tag --force $image:lab $image@$digest";
+/// Where container runtimes look for networks.
+const CNI_CONFIG: &str = "/etc/cni/net.d";
+const MULTUS_CONFIG: &str = "/etc/cni/net.d/multus.d/daemon-config.json";
 /// Where a virt-handler's root is on its node.
 const ROOT: &str = "/host/kubevirt";
 
-/// The launchers' image, made where it is missing: a cluster's nodes are to be started with it.
-pub async fn image() -> Result<PathBuf> {
-    super::node::made_by(IMAGE).await
+/// The images of launchers and of the guest, made where they are missing: a cluster's nodes are to be started with them.
+pub async fn images() -> Result<[PathBuf; 2]> {
+    let [kernel, initrd] = Lab::guest(Kernel::Kube).await?;
+    Ok([
+        super::node::made_by(IMAGE, &[]).await?,
+        super::node::made_by(GUEST, &[&kernel, &initrd]).await?,
+    ])
 }
 
 /// KubeVirt, running. Dropping it ends its programs.
 pub struct OnNodes {
+    /// What offers VFs for `sriov: {}`.
+    pub(super) offers: Vec<Process>,
     handlers: Vec<Process>,
+    _networks: Vec<Process>,
     kubevirt: KubeVirt,
 }
 
 impl OnNodes {
     /// Installs Multus and KubeVirt, with this `spec.configuration`.
     pub async fn start(cluster: &Cluster, configuration: Value) -> Result<Self> {
-        let mut built = Built::by(SCRIPT, &["multus"]).await?;
-        let multus = built.take("multus")?;
+        let mut built = Built::by(SCRIPT, &["multus-daemon", "multus-shim"]).await?;
+        let multus = [built.take("multus-daemon")?, built.take("multus-shim")?];
         cluster.apply(MULTUS).await?;
         let kubevirt = KubeVirt::start(&cluster.control_plane, configuration).await?;
         let root = super::root().await?;
         let mut handlers = Vec::new();
+        let mut networks = Vec::new();
         for node in cluster.lab.nodes() {
-            install_multus(cluster, node, &multus).await?;
+            networks.push(start_multus(cluster, node, multus.each_ref().map(AsRef::as_ref)).await?);
             handlers.push(start_handler(cluster, node, &root).await?);
         }
         for node in cluster.lab.nodes() {
+            node.run(BY_DIGEST, SOON)
+                .await
+                .context("the guest's image by its digest")?;
             for machine in MACHINES {
                 let label = format!("machine-type.node.kubevirt.io/{machine}=true");
                 cluster.kubectl(&["label", "node", node.name(), &label]).await?;
@@ -58,7 +78,12 @@ impl OnNodes {
                 .kubectl(&["wait", &wait, labelled, "--timeout=180s"])
                 .await?;
         }
-        Ok(Self { handlers, kubevirt })
+        Ok(Self {
+            offers: Vec::new(),
+            handlers,
+            _networks: networks,
+            kubevirt,
+        })
     }
 
     /// The control half.
@@ -72,33 +97,58 @@ impl OnNodes {
     }
 }
 
-/// Before the cluster's own network, to which it hands what is not asked for by name.
-async fn install_multus(cluster: &Cluster, node: &Node, multus: &Path) -> Result<()> {
-    let name = multus.file_name().context("a program without a name")?;
-    let shared = node.share().join("bin").join(name);
-    if !shared.exists() {
-        std::fs::hard_link(multus, &shared).or_else(|_| std::fs::copy(multus, &shared).map(|_| ()))?;
+/// Multus' daemon, the thick plugin, and the shim that hands it what the container runtime asks. The thin one has 2.5 s for its
+/// question to the API server, a new connection each time: too little on an emulated node.
+async fn start_multus(cluster: &Cluster, node: &Node, programs: [&Path; 2]) -> Result<Process> {
+    for program in programs {
+        show(node, program)?;
     }
     let login = cluster
         .control_plane
         .login_service_account("kube-system", "multus", None)
-        .await?
-        .at(HOST_ADDRESS.into());
-    let kubeconfig = "/etc/kubernetes/multus.kubeconfig";
-    node.put(kubeconfig, login.kubeconfig().as_bytes(), 0o600).await?;
-    let default: Value = serde_json::from_str(&Joined::network(node))?;
-    let network = json!({
-        "cniVersion": "1.0.0", "name": "multus", "type": "multus", "kubeconfig": kubeconfig,
-        "delegates": [default],
-    });
-    node.run("ln -sf /host/bin/multus /usr/lib/cni/multus", SOON)
         .await?;
-    node.put(
-        "/etc/cni/net.d/00-multus.conf",
-        network.to_string().as_bytes(),
-        0o600,
+    let token = login.bearer().context("a service account without a token")?;
+    let account = "/var/run/secrets/kubernetes.io/serviceaccount";
+    let authority = cluster.control_plane.authority();
+    // It finds the cluster's own network beside its own configuration, and hands on to it what is not asked for by name.
+    let config = json!({
+        "cniVersion": "1.0.0", "logLevel": "verbose", "logToStderr": true, "multusConfigFile": "auto",
+        "cniConfigDir": CNI_CONFIG, "multusAutoconfigDir": CNI_CONFIG, "socketDir": "/run/multus",
+    });
+    for (path, text) in [
+        (format!("{account}/token"), token),
+        (format!("{account}/ca.crt"), authority.as_str()),
+        (MULTUS_CONFIG.to_owned(), config.to_string().as_str()),
+    ] {
+        node.put(&path, text.as_bytes(), 0o600).await?;
+    }
+    node.run("ln -sf /host/bin/multus-shim /usr/lib/cni/multus-shim", SOON)
+        .await?;
+    let host = HOST_ADDRESS.to_string();
+    let port = cluster.control_plane.port().to_string();
+    let environment = [
+        ("KUBERNETES_SERVICE_HOST", host.as_str()),
+        ("KUBERNETES_SERVICE_PORT", port.as_str()),
+        ("MULTUS_NODE_NAME", node.name()),
+    ];
+    let argv = ["/host/bin/multus-daemon", "-config", MULTUS_CONFIG];
+    let daemon = node.spawn(&argv, &environment, "multus-daemon").await?;
+    node.run(
+        &format!("until [ -e {CNI_CONFIG}/00-multus.conf ]; do sleep 0.2; done"),
+        SOON,
     )
-    .await?;
+    .await
+    .context("Multus")?;
+    Ok(daemon)
+}
+
+/// Puts a program where a node finds it: /host/bin.
+pub(super) fn show(node: &Node, program: &Path) -> Result<()> {
+    let name = program.file_name().context("a program without a name")?;
+    let shared = node.share().join("bin").join(name);
+    if !shared.exists() {
+        std::fs::hard_link(program, &shared).or_else(|_| std::fs::copy(program, &shared).map(|_| ()))?;
+    }
     Ok(())
 }
 

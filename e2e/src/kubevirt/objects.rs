@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 pub const NAMESPACE: &str = "kubevirt";
 /// Where its programs look for the authority of each other's certificates.
 const AUTHORITY: &str = "kubevirt-ca";
+/// Numbers in the status of a VM that are called signed.
+const UNSIGNED: [&str; 2] = ["VSOCKCID", "checksum"];
 
 /// Fits the list: virt-api is at `api`, with a certificate of `authority` (PEM).
 pub(super) fn fit(list: &mut Value, api: SocketAddr, authority: &str) {
@@ -25,6 +27,9 @@ pub(super) fn fit(list: &mut Value, api: SocketAddr, authority: &str) {
         {
             item["apiVersion"] = "admissionregistration.k8s.io/v1".into();
         }
+        if item["kind"] == "CustomResourceDefinition" {
+            without_narrow_formats(item);
+        }
         let webhooks = item.get_mut("webhooks").and_then(Value::as_array_mut);
         for webhook in webhooks.into_iter().flatten() {
             let path = webhook["clientConfig"]["service"]["path"]
@@ -35,6 +40,24 @@ pub(super) fn fit(list: &mut Value, api: SocketAddr, authority: &str) {
                 "caBundle": ByteString(authority.as_bytes().to_vec()),
             });
         }
+    }
+}
+
+/// KubeVirt 1.8 says `int32` of numbers that are `uint32`, and Kubernetes has come to look at that: half of the VMs would not start.
+fn without_narrow_formats(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                if UNSIGNED.contains(&name.as_str())
+                    && let Some(field) = field.as_object_mut()
+                {
+                    field.remove("format");
+                }
+                without_narrow_formats(field);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_narrow_formats),
+        _ => {}
     }
 }
 
@@ -49,6 +72,7 @@ mod tests {
             { "kind": "ConfigMap", "metadata": { "name": "kubevirt-ca" } },
             { "kind": "ConfigMap", "metadata": { "name": "kubevirt-export-ca" } },
             { "kind": "ValidatingWebhookConfiguration", "metadata": { "name": "w" }, "webhooks": [{ "clientConfig": service }] },
+            { "kind": "CustomResourceDefinition", "spec": [{ "VSOCKCID": { "type": "integer", "format": "int32" } }] },
         ]});
         fit(&mut list, ([127, 1, 2, 1], 8443).into(), "PEM");
         let items = &list["items"];
@@ -59,5 +83,6 @@ mod tests {
             *client,
             json!({ "url": "https://127.1.2.1:8443/check", "caBundle": "UEVN" })
         );
+        assert_eq!(items[3]["spec"][0]["VSOCKCID"], json!({ "type": "integer" }));
     }
 }

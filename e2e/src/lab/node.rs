@@ -293,10 +293,21 @@ impl Node {
             .ok_or_else(|| Error::NoNetdev(pf.into()))
     }
 
-    /// All macvtaps of the node.
+    /// All macvtaps of the node, also in the network namespaces of pods whose QEMU runs.
     pub async fn macvtaps(&self) -> Result<Vec<Macvtap>, Error> {
-        let links: Vec<IpLink> = self.json("ip -j -d -s link show").await?;
-        Ok(links.into_iter().filter_map(IpLink::into_macvtap).collect())
+        // By its path: nsenter is busybox's, and has an `ip` of its own.
+        let show = "$ip -j -d -s link show";
+        let script = format!(
+            "ip=$(command -v ip); echo \"[$({show})\"; for pid in $(pidof qemu-system-x86_64); do \
+               links=$(nsenter --net=/proc/$pid/ns/net {show} 2>/dev/null) && echo \",$links\"; done; echo ]"
+        );
+        let namespaces: Vec<Vec<IpLink>> = self.json(&script).await?;
+        let links = namespaces.into_iter().flatten();
+        let mut macvtaps: Vec<Macvtap> = links.filter_map(IpLink::into_macvtap).collect();
+        // Two may be in one namespace.
+        macvtaps.sort_by_key(|macvtap| macvtap.ifindex);
+        macvtaps.dedup_by_key(|macvtap| macvtap.ifindex);
+        Ok(macvtaps)
     }
 
     /// Name of the netdev of a PCI device, such as a PF; `None` if its driver made none.

@@ -239,11 +239,8 @@ pub async fn check_vf(node: &Node, guest: &Inside, nic: &VmHybridNic) -> Result<
     let standby = status.standby.as_ref().context("no standby")?;
     let macvtap = macvtaps
         .iter()
-        .find(|m| m.name == standby.macvtap)
-        .context("no macvtap")?;
-    ensure!(
-        macvtap.mac == mac && !macvtap.up,
-        "the macvtap at rest: {macvtap:?}"
-    );
+        .find(|m| m.name == standby.macvtap && m.mac == mac)
+        .context("no macvtap of this MAC")?;
+    ensure!(!macvtap.up, "the macvtap at rest: {macvtap:?}");
     Ok(())
 }

@@ -50,8 +50,16 @@ pub fn wanted(vm: &str, to: Option<&str>) -> Migration {
     }
 }
 
-/// The same as one of ours, to be shown as those are.
-pub fn as_ours(migration: &Migration) -> QemuMigration {
+/// The NICs of a VM of KubeVirt, by name.
+pub fn names(vm: &str, nics: &[VmHybridNic]) -> Vec<String> {
+    let of_vm = nics
+        .iter()
+        .filter(|nic| is_kubevirts(vm, std::slice::from_ref(nic)));
+    of_vm.map(kube::ResourceExt::name_any).collect()
+}
+
+/// The same as one of ours, to be shown as those are, with the VM's NICs.
+pub fn as_ours(migration: &Migration, nics: &[String]) -> QemuMigration {
     let status = migration.status.clone().unwrap_or_default();
     let state = status.migration_state.clone().unwrap_or_default();
     let end = |node: &str, pod: &str| {
@@ -103,6 +111,7 @@ pub fn as_ours(migration: &Migration) -> QemuMigration {
             phases,
             total_ms,
             conditions,
+            nics: nics.to_vec(),
             ..QemuMigrationStatus::default()
         }),
     }
@@ -171,6 +180,7 @@ mod tests {
         );
         assert!(is_kubevirts("web", std::slice::from_ref(&theirs)));
         assert!(!is_kubevirts("db", std::slice::from_ref(&theirs)));
+        assert_eq!(names("web", &[theirs.clone(), ours.clone()]), ["a"]);
         assert!(!is_kubevirts("web", &[theirs, ours]));
         assert!(!is_kubevirts("web", &[]));
     }
@@ -200,8 +210,9 @@ mod tests {
             "Running",
             json!({"phaseTransitionTimestamps": steps, "migrationState": ends}),
         );
-        let status = as_ours(&goes).status.unwrap();
+        let status = as_ours(&goes, &["web-fast".to_owned()]).status.unwrap();
         assert_eq!(status.phase, MigrationPhase::Transferring);
+        assert_eq!(status.nics, ["web-fast"]);
         assert_eq!(status.target.unwrap().node_name, "n2");
         assert_eq!(status.phases[0].ms, Some(2000));
         assert_eq!(status.phases[1].ms, None);
@@ -214,15 +225,17 @@ mod tests {
             "Failed",
             json!({"phaseTransitionTimestamps": steps, "migrationState": {"failureReason": "no way"}}),
         );
-        let status = as_ours(&failed).status.unwrap();
+        let status = as_ours(&failed, &[]).status.unwrap();
         assert_eq!(
             (status.phase, status.total_ms),
             (MigrationPhase::Failed, Some(3000))
         );
         assert_eq!(status.phases.len(), 1);
         assert_eq!(status.conditions[0].message, "no way");
-        let new =
-            as_ours(&from_value(json!({"metadata": {"name": "m"}, "spec": {"vmiName": "web"}})).unwrap());
+        let new = as_ours(
+            &from_value(json!({"metadata": {"name": "m"}, "spec": {"vmiName": "web"}})).unwrap(),
+            &[],
+        );
         assert_eq!(new.status.unwrap().phase, MigrationPhase::Pending);
     }
 }

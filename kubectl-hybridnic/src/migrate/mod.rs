@@ -50,7 +50,8 @@ pub async fn run(
     );
     let (pods, nics) = (pods?.items, nics?.items);
     if kubevirt::is_kubevirts(vm, &nics) {
-        return by_kubevirt(cluster, vm, to, watch, output).await;
+        let nics = kubevirt::names(vm, &nics);
+        return by_kubevirt(cluster, vm, &nics, to, watch, output).await;
     }
     let target = match target::choose(vm, to, &pods, &nics) {
         Ok(pod) => pod,
@@ -98,6 +99,7 @@ pub async fn run(
 async fn by_kubevirt(
     cluster: &Cluster,
     vm: &str,
+    nics: &[String],
     to: Option<&str>,
     watch: bool,
     output: Format,
@@ -130,7 +132,9 @@ async fn by_kubevirt(
         shown: 0,
         last: String::new(),
     };
-    follower.follow(migrations, kubevirt::as_ours).await
+    follower
+        .follow(migrations, |migration| kubevirt::as_ours(migration, nics))
+        .await
 }
 
 /// Watches a migration to its end.

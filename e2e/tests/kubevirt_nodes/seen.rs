@@ -1,0 +1,162 @@
+//! What is looked at, and what is done with one command.
+
+use hybridnic_api::v1alpha1::{Path, VmHybridNic};
+use hybridnic_e2e::cluster::Cluster;
+use hybridnic_e2e::kubevirt::{Kind, Vm};
+use hybridnic_e2e::lab::Report;
+use hybridnic_e2e::until::until;
+use hybridnic_e2e::world::binary;
+use kube::api::{DynamicObject, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::{Api, ResourceExt as _};
+use serde_json::{Value, json};
+
+use super::common::{check_nic, on};
+use super::{LONG, NAMESPACE, SOON};
+
+/// A part of an object.
+pub fn at<'a>(object: &'a DynamicObject, pointer: &str) -> &'a Value {
+    object.data.pointer(pointer).unwrap_or(&Value::Null)
+}
+
+/// A VM's NIC.
+pub async fn current(cluster: &Cluster, vm: &Vm) -> VmHybridNic {
+    let nics: Api<VmHybridNic> = Api::namespaced(cluster.client(), NAMESPACE);
+    nics.get(&vm.nic("fast")).await.unwrap()
+}
+
+/// Waits until a VM's NIC is on a VF, on node `node` where one is named.
+pub async fn fast(cluster: &Cluster, vm: &Vm, node: Option<usize>) -> VmHybridNic {
+    let is = |nic: &VmHybridNic| on(nic, Path::FastPath) && node.is_none_or(|node| node_of(nic) == node);
+    let nics = Api::namespaced(cluster.client(), NAMESPACE);
+    let reached = until(nics, &vm.nic("fast"), LONG, "on the fast path", is).await;
+    if reached.is_err() {
+        shown(cluster).await;
+    }
+    reached.unwrap()
+}
+
+/// Its NIC is on its fast path in the guest's and the node's own view, whatever statuses say.
+pub async fn checked(cluster: &Cluster, vm: &Vm, nic: &VmHybridNic) {
+    let inside = vm.inside(cluster).await.unwrap();
+    if let Err(error) = check_nic(cluster.node(node_of(nic)), &inside, nic).await {
+        eprintln!("{error:#}: {:#?}", inside.net().await);
+        shown(cluster).await;
+        panic!("{error:#}");
+    }
+}
+
+/// The number of the node where a NIC is.
+pub fn node_of(nic: &VmHybridNic) -> usize {
+    let name = nic.status.as_ref().and_then(|s| s.node_name.as_deref());
+    name.unwrap_or_default().trim_start_matches('n').parse().unwrap()
+}
+
+/// Says what was lost.
+pub fn gaps(report: &Report, what: &str) {
+    eprintln!(
+        "figure: {what}: {} of {} packets lost, {} of them answers",
+        report.round_trip.lost(),
+        report.round_trip.sent,
+        report.answers_lost,
+    );
+    for gap in &report.round_trip.gaps {
+        eprintln!("figure: {what}: gap of {:?}, {} lost", gap.length, gap.lost);
+    }
+}
+
+/// Nothing was.
+pub fn nothing_lost(report: &Report, what: &str) {
+    gaps(report, what);
+    assert_eq!(
+        report.round_trip.lost(),
+        0,
+        "{what}: {:#?}",
+        report.round_trip.gaps
+    );
+}
+
+/// Runs `kubectl hybridnic` as an administrator; it must say that all is well.
+pub async fn plugin(cluster: &Cluster, args: &[&str]) -> String {
+    let output = tokio::process::Command::new(binary("kubectl-hybridnic").unwrap())
+        .args(args)
+        .env("KUBECONFIG", cluster.control_plane.kubeconfig_admin())
+        .output()
+        .await
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        shown(cluster).await;
+        panic!("kubectl hybridnic {args:?}: {text}{error}");
+    }
+    text
+}
+
+/// Asks KubeVirt to migrate a VM, as `virtctl migrate` does; gives the migration's name.
+pub async fn migrate(cluster: &Cluster, vm: &str) -> String {
+    let migration = json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstanceMigration",
+        "metadata": { "generateName": format!("{vm}-") }, "spec": { "vmiName": vm },
+    });
+    let migration: DynamicObject = serde_json::from_value(migration).unwrap();
+    let all = Kind::VirtualMachineInstanceMigration.api(cluster.client(), NAMESPACE);
+    all.create(&PostParams::default(), &migration)
+        .await
+        .unwrap()
+        .name_any()
+}
+
+/// Waits until an object is in a phase, or in one that it does not leave.
+pub async fn reached(cluster: &Cluster, kind: Kind, name: &str, phase: &str) {
+    let all = kind.api(cluster.client(), NAMESPACE);
+    let is = |object: &DynamicObject| {
+        let now = at(object, "/status/phase");
+        now == phase || now == "Failed"
+    };
+    let reached = until(all, name, LONG, phase, is).await;
+    if !reached
+        .as_ref()
+        .is_ok_and(|object| at(object, "/status/phase") == phase)
+    {
+        shown(cluster).await;
+        panic!("{name} is not {phase}: {reached:#?}");
+    }
+}
+
+/// Waits until a VM and its NIC are gone.
+pub async fn gone(cluster: &Cluster, vm: &str) {
+    let vmis = Kind::VirtualMachineInstance.api(cluster.client(), NAMESPACE);
+    let nics: Api<VmHybridNic> = Api::namespaced(cluster.client(), NAMESPACE);
+    let nic = format!("{vm}-fast");
+    let both = async {
+        await_condition(vmis, vm, |vmi: Option<&DynamicObject>| vmi.is_none())
+            .await
+            .unwrap();
+        await_condition(nics, &nic, |nic: Option<&VmHybridNic>| nic.is_none())
+            .await
+            .unwrap();
+    };
+    if tokio::time::timeout(SOON, both).await.is_err() {
+        shown(cluster).await;
+        panic!("{vm} is not gone");
+    }
+}
+
+/// For whoever looks at a test that has failed.
+pub async fn shown(cluster: &Cluster) {
+    for what in ["vm", "vmi", "vmim", "vhn", "nicattachments", "pods", "events"] {
+        let shown = cluster.kubectl(&["get", what, "-A", "-o", "wide"]).await;
+        eprintln!("{}", shown.unwrap_or_else(|e| e.to_string()));
+    }
+    held().await;
+}
+
+pub async fn held() {
+    if std::env::var_os("HYBRIDNIC_HOLD").is_some() {
+        eprintln!("held");
+        while std::path::Path::new("/tmp/hold").exists() {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    }
+}
