@@ -1,5 +1,6 @@
 //! What an agent says of an attachment.
 
+use hybridnic_api::conditions::{self, types};
 use hybridnic_api::v1alpha1::{AttachmentState, MigrationReport, NicAttachment};
 
 /// What it reports about the migration of this uid.
@@ -28,4 +29,12 @@ pub fn is_current(attachment: &NicAttachment) -> bool {
         .as_ref()
         .and_then(|status| status.observed_generation);
     observed.is_some() && observed == attachment.metadata.generation
+}
+
+/// Whether it says that the NIC is not there yet, and waits for this reason.
+pub fn waits_for(attachment: &NicAttachment, reason: &str) -> bool {
+    let status = attachment.status.as_ref();
+    let ready = status.and_then(|status| conditions::find(&status.conditions, types::READY));
+    state(attachment) == AttachmentState::Pending
+        && ready.is_some_and(|ready| ready.status == "False" && ready.reason == reason)
 }

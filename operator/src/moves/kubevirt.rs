@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hybridnic_api::conditions::reasons;
 use hybridnic_api::foreign::kubevirt::{
     MIGRATION_LABEL, PhaseTransition, VirtualMachineInstanceMigration as Migration,
 };
@@ -263,14 +264,31 @@ impl<'a> At<'a> {
         self.source.iter().any(told)
     }
 
-    fn all(&self, end: &[&NicAttachment], goal: Goal, state: AttachmentState) -> bool {
-        let there = end.iter().filter(|a| {
-            a.spec.goal == goal
-                && has_order(a, self.of)
-                && attachment::is_current(a)
-                && attachment::state(a) == state
-        });
-        there.count() == self.nics
+    /// Whether the source is on its standbys.
+    fn is_out(&self) -> bool {
+        let out = |a: &&&NicAttachment| {
+            self.says(a, Goal::Standby) && attachment::state(a) == AttachmentState::Standby
+        };
+        self.source.iter().filter(out).count() == self.nics
+    }
+
+    /// Whether the target has reserved all that it can before its pod has a link. The pod's interfaces ask for their links one after the
+    /// other, the next once the one before has its own: of those that have not asked, nothing can be reserved yet.
+    fn is_reserved(&self) -> bool {
+        let told = self.target.iter().filter(|a| self.says(a, Goal::Reserved));
+        let told: Vec<_> = told.collect();
+        let reserved = |a: &&&&NicAttachment| attachment::state(a) == AttachmentState::Reserved;
+        let unasked = |a: &&&&NicAttachment| attachment::waits_for(a, reasons::WAITING_FOR_RUNTIME);
+        let (reserved, unasked) = (
+            told.iter().filter(reserved).count(),
+            told.iter().filter(unasked).count(),
+        );
+        reserved > 0 && reserved + unasked == self.nics
+    }
+
+    /// Whether its agent's word is about this goal in this move.
+    fn says(&self, attachment: &NicAttachment, goal: Goal) -> bool {
+        attachment.spec.goal == goal && has_order(attachment, self.of) && attachment::is_current(attachment)
     }
 }
 
@@ -309,9 +327,9 @@ fn stage(
     // It may have begun without our leave: a VM that is on its way is not called back.
     let is_under_way = matches!(ends.source_state(), Some(Active | Completed | Failed))
         || matches!(ends.target_state(), Some(Active | Completed | Ended));
-    if open || is_under_way || at.all(&at.source, Goal::Standby, AttachmentState::Standby) {
+    if open || is_under_way || at.is_out() {
         Stage::Moving
-    } else if at.is_told() || at.all(&at.target, Goal::Reserved, AttachmentState::Reserved) {
+    } else if at.is_told() || at.is_reserved() {
         Stage::Leaving
     } else {
         Stage::Preparing

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::nic::desired::{self, Place, desired_attachments};
-use crate::testing::{attachment, nic, observe, pod};
+use crate::testing::{attachment, nic, observe, pod, say};
 
 const NICS: [&str; 2] = ["fast", "slow"];
 const UID: &str = "m-uid";
@@ -362,6 +362,36 @@ fn a_migration_goes_from_gate_to_gate() {
     assert_eq!(world.goals("a"), []);
     assert!(world.attachments.iter().all(|a| a.spec.migration.is_none()));
     assert_eq!(world.stage(), Some(Stage::Over(Outcome::Succeeded)));
+}
+
+#[test]
+fn a_pod_asks_for_its_links_one_after_the_other() {
+    let mut world = World::begun();
+    world.all_operate();
+    let wait = |world: &mut World, nic: &str| {
+        world.act(nic, "b");
+        let mut slots = world.attachments.iter_mut();
+        let slot = slots.find(|a| a.spec.nic.name == nic && a.spec.pod.name == "b");
+        let slot = Arc::make_mut(slot.unwrap());
+        observe(slot, AttachmentState::Pending);
+        say(slot, reasons::WAITING_FOR_RUNTIME, "");
+    };
+    wait(&mut world, "fast");
+    wait(&mut world, "slow");
+    assert_eq!(world.stage(), Some(Stage::Preparing), "no sandbox has come");
+    world.act("fast", "b");
+    assert_eq!(
+        world.stage(),
+        Some(Stage::Leaving),
+        "the other is not asked for before"
+    );
+    world.all_operate();
+    assert_eq!(world.goals("a"), [Goal::Standby; 2]);
+    for nic in NICS {
+        world.act(nic, "a");
+    }
+    world.all_operate();
+    assert_eq!(world.goals("b"), [Goal::Standby; 2]);
 }
 
 #[test]
