@@ -1,6 +1,7 @@
 //! `VmHybridNic`: its MAC, its attachments, its status.
 
 pub mod admit;
+pub mod changes;
 pub mod desired;
 mod echo;
 mod leaving;

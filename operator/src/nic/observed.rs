@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::admit::Refusal;
+use super::desired::Place;
 use super::leaving::Hold;
 use super::whereabouts::kubevirt::Seen;
 use crate::events::Note;
@@ -172,6 +173,22 @@ impl Observed {
 
     fn pod_end(&self, attachment: &NicAttachment) -> PodEnd {
         PodEnd::of(&self.pods, &attachment.spec.pod.uid, self.node(attachment))
+    }
+
+    /// Where the NIC's VM is, as its attachments go by. `leaves`: the NIC is to go.
+    pub fn place(&self, location: &Result<Location, Refusal>, leaves: bool) -> Place<'_> {
+        match (&self.moving, location) {
+            (Some((of, ends)), _) => Place::Moving(of, ends),
+            (
+                None,
+                Ok(Location {
+                    pod,
+                    node,
+                    wait: None,
+                }),
+            ) if !leaves => Place::At(pod.clone(), node.clone()),
+            (None, _) => Place::Nowhere,
+        }
     }
 
     /// The pod of the VM, and its node; or why there is none.

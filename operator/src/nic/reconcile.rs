@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::{NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, HybridNetwork, L2Settings, MigrationStep, NicAttachment, NicAttachmentSpec,
-    Runtime, VmHybridNic, VmHybridNicStatus,
+    Goal, HybridNetwork, L2Settings, NicAttachment, NicAttachmentSpec, VmHybridNic, VmHybridNicStatus,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -15,21 +14,20 @@ use kube::api::ObjectMeta;
 use kube::{Api, Client, Resource, ResourceExt};
 
 use super::admit::{self, Refusal};
-use super::desired::{self, Place, desired_attachments};
+use super::changes::{Change, changes};
+use super::desired::{self, desired_attachments};
 use super::echo::{Awaited, Echoes};
 use super::observed::{Location, Observed};
 use super::patience::Patience;
-use super::release::has_finalizer;
 use super::status::{self, build_status, is_news, notes};
 use super::theirs;
-use crate::attachment::state;
 use crate::cache::{Key, Name};
 use crate::controller::{Done, Reconciler};
 use crate::events::Events;
 use crate::fence::NodeState;
 use crate::fence::lookup::{AGAIN, NodeLookup};
 use crate::mac::{self, Given, HandedOut};
-use crate::metrics::{Change, Migrations};
+use crate::metrics::{self, Migrations};
 use crate::presence::Presence;
 use crate::vm::VmRef;
 use crate::world::World;
@@ -125,7 +123,7 @@ impl NicReconciler {
             .ok()
             .filter(|_| !deleting && observed.moving.is_none());
         let leaves = leaves.and_then(|location| observed.left(nic, &location.pod));
-        let place = place(&observed, &location, deleting);
+        let place = observed.place(&location, deleting);
         // An address is used only once the status shows it: from then on nobody else gets it.
         let recorded = nic.status.as_ref().and_then(|status| status.mac.as_deref());
         let used = observed
@@ -193,7 +191,7 @@ impl NicReconciler {
         let Some(vm) = VmRef::of_nic(nic) else { return };
         let first = self.world.nics_of(&vm).first().map(|first| first.name_any());
         if first == Some(nic.name_any()) {
-            let change = Change {
+            let change = metrics::Change {
                 phases: Vec::new(),
                 end: Some(end),
             };
@@ -287,80 +285,39 @@ impl NicReconciler {
             awaited,
             admission,
         } = writes;
-        let (existing, mut made) = (&observed.attachments, false);
+        let name_of = |spec: &NicAttachmentSpec| attachment_name(&nic.name_any(), &spec.pod.uid);
+        let abandoned = |attachment: &NicAttachment| observed.is_abandoned(attachment);
         let api: Api<NicAttachment> =
             Api::namespaced(self.client.clone(), &nic.namespace().unwrap_or_default());
-        let names: Vec<_> = specs
-            .iter()
-            .map(|spec| attachment_name(&nic.name_any(), &spec.pod.uid))
-            .collect();
-        for (spec, name) in specs.into_iter().zip(&names) {
-            let found = existing.iter().find(|found| found.name_any() == *name);
-            match found {
-                _ if awaited.has(name) => {}
-                Some(found) if found.metadata.deletion_timestamp.is_some() || found.spec == spec => {}
-                Some(found) => {
-                    let attachment = document(nic, name, found.resource_version(), spec);
-                    self.give(&api, nic, Some(found.spec.goal), &attachment).await?;
-                }
-                None if spec.goal == Goal::Detached => {}
-                None => {
+        let mut made = false;
+        for change in changes(&nic.name_any(), specs, &observed.attachments, abandoned) {
+            match change {
+                Change::Make(spec) if awaited.has(&name_of(&spec)) => {}
+                Change::Make(spec) => {
                     let node = self.world.hybrid_nodes.get("", &spec.node_name);
                     let node = admit::to_node(&spec.network, &spec.node_name, node.as_deref());
                     match admission.clone().and(node) {
                         Ok(()) => {
-                            self.give(&api, nic, None, &document(nic, name, None, spec))
+                            let name = name_of(&spec);
+                            self.give(&api, nic, None, &document(nic, &name, None, spec))
                                 .await?;
                             made = true;
                         }
                         Err(refusal) => *obstacle = obstacle.take().or(Some(refusal)),
                     }
                 }
+                Change::Tell(found, _) | Change::Delete(found) if awaited.has(&found.name_any()) => {}
+                Change::Tell(found, spec) => {
+                    let told = document(nic, &found.name_any(), found.resource_version(), spec);
+                    self.give(&api, nic, Some(found.spec.goal), &told).await?;
+                }
+                Change::Delete(found) => {
+                    write::delete(&api, found).await?;
+                    self.written(nic, found);
+                }
             }
         }
-        for attachment in existing
-            .iter()
-            .filter(|existing| !names.contains(&existing.name_any()) && !awaited.has(&existing.name_any()))
-        {
-            let abandoned = observed.is_abandoned(attachment);
-            self.retire(&api, nic, attachment, abandoned).await?;
-        }
         Ok(made)
-    }
-
-    /// Brings an attachment to its end: detached, unless no agent will ever do it, then deleted.
-    async fn retire(
-        &self,
-        api: &Api<NicAttachment>,
-        nic: &VmHybridNic,
-        attachment: &NicAttachment,
-        abandoned: bool,
-    ) -> Result<(), write::Error> {
-        let detached =
-            attachment.spec.goal == Goal::Detached && state(attachment) == AttachmentState::Detached;
-        if attachment.metadata.deletion_timestamp.is_some() {
-            return Ok(());
-        }
-        if !has_finalizer(attachment) || abandoned || detached {
-            write::delete(api, attachment).await?;
-            self.written(nic, attachment);
-            return Ok(());
-        }
-        if attachment.spec.goal == Goal::Detached {
-            return Ok(());
-        }
-        let spec = NicAttachmentSpec {
-            goal: Goal::Detached,
-            // The agent keeps what a VM has that has come all the same, by a migration of which nothing is known any more.
-            migration: attachment.spec.migration.clone().filter(|order| {
-                let theirs = attachment.spec.vm.runtime() == Runtime::Kubevirt;
-                theirs && matches!(order.step, MigrationStep::Watch | MigrationStep::Cancel)
-            }),
-            ..attachment.spec.clone()
-        };
-        let version = attachment.resource_version();
-        let retired = document(nic, &attachment.name_any(), version, spec);
-        self.give(api, nic, Some(attachment.spec.goal), &retired).await
     }
 
     /// Notes that an attachment was written, by a decision on the version that `attachment` has.
@@ -431,22 +388,6 @@ fn log(old: &VmHybridNicStatus, new: &VmHybridNicStatus) {
         reason = why.map(|why| why.reason.as_str()),
         "NIC"
     );
-}
-
-/// Where the NIC's VM is.
-fn place<'a>(observed: &'a Observed, location: &Result<Location, Refusal>, deleting: bool) -> Place<'a> {
-    match (&observed.moving, location) {
-        (Some((of, ends)), _) => Place::Moving(of, ends),
-        (
-            None,
-            Ok(Location {
-                pod,
-                node,
-                wait: None,
-            }),
-        ) if !deleting => Place::At(pod.clone(), node.clone()),
-        (None, _) => Place::Nowhere,
-    }
 }
 
 impl Reconciler for NicReconciler {
