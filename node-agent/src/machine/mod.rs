@@ -361,9 +361,7 @@ impl Vm {
     /// Takes over what an earlier agent has said of the migration: it stands until there is something new to say.
     pub fn said_before(&self, said: &MigrationReport) {
         self.report.send_if_modified(|now| {
-            let stands = now
-                .as_ref()
-                .is_some_and(|now| now.uid != said.uid || now.state.is_final() || !said.state.is_final());
+            let stands = stands_against(now.as_ref(), said);
             if !stands {
                 let error = said.error.as_deref().map(bounded);
                 *now = Some(MigrationReport {
@@ -436,6 +434,11 @@ impl Vm {
             nic.timeline.drain(..excess);
         }
     }
+}
+
+/// Whether what this agent says of a migration stands, though one before it has said this.
+pub fn stands_against(now: Option<&MigrationReport>, said: &MigrationReport) -> bool {
+    now.is_some_and(|now| now.uid != said.uid || now.state.is_final() || !said.state.is_final())
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -5,24 +5,19 @@
 
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::MigrationStep;
-use hybridnic_qmp::{Client, commands::RunState};
+use hybridnic_qmp::Client;
 use tracing::{info, warn};
 
 use super::{
     super::{
-        Moment, Run, Vm, VmEvent, handover,
+        Moment, Session, Vm, VmEvent, handover,
         process::ProcessId,
         qemu,
-        qemu::migration::{Sight, VmSeen, agreed},
+        qemu::migration::{VmSeen, agreed},
     },
-    watch,
+    watch::{self, Look, Missed},
 };
-use crate::{
-    error::chain,
-    host::Host,
-    journal::{VmRecord, Watched},
-};
+use crate::{error::chain, host::Host, journal::VmRecord};
 
 /// How soon is looked again at what could not be seen.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -126,24 +121,28 @@ pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client
         settle(vm, host, seen).await;
     }
     let order = agreed(&vm.nics())?;
-    let is_off = match order.step {
-        MigrationStep::Watch => false,
-        MigrationStep::Cancel => true,
-        _ => return None,
+    let is_off = watch::is_off(order.step)?;
+    let peer = vm.peer();
+    let look = Look {
+        seen: seen.as_ref(),
+        peer: peer.as_ref(),
+        gone: matches!(vm.session(), Session::Gone),
     };
-    if let Err(error) = look(vm, host, &order.migration.uid, seen.as_ref()).await {
-        warn!(error, "what is known of the VM's migration is not in the journal");
-        return Some(AGAIN);
+    if let Some(watched) = watch::note(&vm.record(), &order.migration.uid, look) {
+        let note = |record: &mut VmRecord| record.watched = Some(watched);
+        if let Err(error) = vm.remember(&host.journal, note).await {
+            warn!(
+                error = chain(&error),
+                "what is known of the VM's migration is not in the journal"
+            );
+            return Some(AGAIN);
+        }
     }
     let watched = vm
         .record()
         .watched
         .filter(|w| w.migration == order.migration.uid)?;
-    let sight = match &seen {
-        Some(seen) if watched.process.is_none() || watched.process == vm.peer() => Sight::Up(seen),
-        _ if watched.process.as_ref().is_some_and(ProcessId::has_ended) => Sight::Ended,
-        _ => Sight::Silent,
-    };
+    let sight = watch::sight(&watched, look, ProcessId::has_ended);
     let said = vm.migration_report().borrow().clone();
     let report = watch::report(&watched, is_off, sight, said.as_ref())?;
     let over = report.state.is_final();
@@ -156,10 +155,11 @@ pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client
 
 /// What an event would have asked for, where it was missed.
 async fn settle(vm: &Vm, host: &Host, seen: &VmSeen) {
-    match watch::run_of(seen, vm.has_run()) {
-        Run::HandingOver | Run::HandedOver => silence(vm, host).await,
-        Run::Here if watch::is_running(seen) && !vm.has_run() => note_run(vm, host).await,
-        Run::Incoming if seen.run == RunState::InMigrate && !vm.record().incoming => {
+    match watch::missed(seen, &vm.record()) {
+        None => {}
+        Some(Missed::Silence) => silence(vm, host).await,
+        Some(Missed::Run) => note_run(vm, host).await,
+        Some(Missed::Incoming) => {
             let noted = vm.remember(&host.journal, |record| record.incoming = true).await;
             if let Err(error) = noted {
                 warn!(
@@ -168,48 +168,7 @@ async fn settle(vm: &Vm, host: &Host, seen: &VmSeen) {
                 );
             }
         }
-        _ => {}
     }
-}
-
-/// Notes what is new of a migration.
-async fn look(vm: &Vm, host: &Host, migration: &str, seen: Option<&VmSeen>) -> Result<(), String> {
-    let record = vm.record();
-    let known = record
-        .watched
-        .clone()
-        .filter(|watched| watched.migration == migration);
-    // Only a QEMU that is proven not to be there is none.
-    let none = matches!(vm.session(), super::super::Session::Gone);
-    let first = || {
-        let another = record.watched.as_ref();
-        let another =
-            another.is_some_and(|watched| watched.process.is_some() && watched.process == vm.peer());
-        let role = match (seen, none) {
-            (None, false) => None,
-            (seen, _) => watch::role(seen, record.incoming, another),
-        }?;
-        Some(Watched {
-            migration: migration.to_owned(),
-            process: None,
-            role,
-            begun: false,
-            arrived: false,
-        })
-    };
-    let Some(mut watched) = known.or_else(first) else {
-        return Ok(());
-    };
-    if let Some(seen) = seen {
-        watched.process = watched.process.or_else(|| vm.peer());
-        if watched.process == vm.peer() {
-            watched = watch::look(watched, seen);
-        }
-    }
-    let watch = |record: &mut VmRecord| record.watched = Some(watched);
-    vm.remember(&host.journal, watch)
-        .await
-        .map_err(|error| chain(&error))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
-use hybridnic_api::v1alpha1::{Goal, MigrationOrder, MigrationState, ObjectRef, Runtime};
+use hybridnic_api::v1alpha1::{Goal, MigrationOrder, MigrationState, MigrationStep, ObjectRef, Runtime};
 use hybridnic_net::netlink::NetlinkError;
 use serde_json::json;
 

@@ -3,14 +3,15 @@
 //! QEMU's own words are about the migration that it was in last, which may be an earlier one: the VM's own arrival, or a try that has
 //! failed. So a migration counts as begun at its source once QEMU was seen in it, and a target is known from before its VM came.
 
-use hybridnic_api::v1alpha1::{MigrationReport, MigrationState};
+use hybridnic_api::v1alpha1::{MigrationReport, MigrationState, MigrationStep};
 use hybridnic_qmp::commands::{MigrationStatus, RunState};
 
 use super::super::{
     Run,
+    process::ProcessId,
     qemu::migration::{Sight, VmSeen},
 };
-use crate::journal::{Role, Watched};
+use crate::journal::{Role, VmRecord, Watched};
 
 /// Whether QEMU runs the VM.
 pub fn is_running(seen: &VmSeen) -> bool {
@@ -66,6 +67,94 @@ pub fn look(watched: Watched, seen: &VmSeen) -> Watched {
         begun,
         arrived,
         ..watched
+    }
+}
+
+/// What can be seen of the QEMU whose migration is watched.
+#[derive(Clone, Copy, Debug)]
+pub struct Look<'a> {
+    /// What it says; `None` where it cannot be asked.
+    pub seen: Option<&'a VmSeen>,
+    /// The process that is talked to, or was last.
+    pub peer: Option<&'a ProcessId>,
+    /// Whether it is proven that there is none.
+    pub gone: bool,
+}
+
+/// Whether the runtime has given a migration up, by the operator's order; `None` where that is none for a VM that is only watched.
+pub fn is_off(step: MigrationStep) -> Option<bool> {
+    match step {
+        MigrationStep::Watch => Some(false),
+        MigrationStep::Cancel => Some(true),
+        MigrationStep::Prepare
+        | MigrationStep::Listen
+        | MigrationStep::Transfer
+        | MigrationStep::Resume
+        | MigrationStep::GiveUp => None,
+    }
+}
+
+/// What the journal is to have of a migration before anything is said of it; `None` where it cannot be told which end this is.
+pub fn note(record: &VmRecord, migration: &str, now: Look<'_>) -> Option<Watched> {
+    let known = record
+        .watched
+        .clone()
+        .filter(|watched| watched.migration == migration);
+    let first = || {
+        let another = record.watched.as_ref();
+        let another =
+            another.is_some_and(|watched| watched.process.is_some() && watched.process.as_ref() == now.peer);
+        let role = match now.seen {
+            // Only a QEMU that is proven not to be there is none.
+            None if !now.gone => None,
+            seen => role(seen, record.incoming, another),
+        }?;
+        Some(Watched {
+            migration: migration.to_owned(),
+            process: None,
+            role,
+            begun: false,
+            arrived: false,
+        })
+    };
+    let mut watched = known.or_else(first)?;
+    if let Some(seen) = now.seen {
+        watched.process = watched.process.or_else(|| now.peer.cloned());
+        if watched.process.as_ref() == now.peer {
+            watched = look(watched, seen);
+        }
+    }
+    Some(watched)
+}
+
+/// What is seen of the QEMU that was in a migration.
+pub fn sight<'a>(watched: &Watched, now: Look<'a>, has_ended: impl Fn(&ProcessId) -> bool) -> Sight<'a> {
+    let process = watched.process.as_ref();
+    match now.seen {
+        Some(seen) if process.is_none() || process == now.peer => Sight::Up(seen),
+        _ if process.is_some_and(&has_ended) => Sight::Ended,
+        _ => Sight::Silent,
+    }
+}
+
+/// What an event asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missed {
+    /// The VM stands still: it is silent here.
+    Silence,
+    /// It runs here.
+    Run,
+    /// It is to come.
+    Incoming,
+}
+
+/// What an event would have asked for, where it was missed.
+pub fn missed(seen: &VmSeen, record: &VmRecord) -> Option<Missed> {
+    match run_of(seen, record.ran) {
+        Run::HandingOver | Run::HandedOver => Some(Missed::Silence),
+        Run::Here if is_running(seen) && !record.ran => Some(Missed::Run),
+        Run::Incoming if seen.run == RunState::InMigrate && !record.incoming => Some(Missed::Incoming),
+        _ => None,
     }
 }
 

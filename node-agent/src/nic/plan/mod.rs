@@ -29,10 +29,12 @@ mod reserve;
 #[cfg(test)]
 mod tests;
 
-use hybridnic_api::v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder};
+use hybridnic_api::v1alpha1::{
+    AttachmentState, Goal, MigrationStep, NicAttachmentSpec, NoFreeVf, SwitchOrder,
+};
 
 use super::seen::{Seen, VfMac, VfSeen, VfSight};
-use crate::machine::Duties;
+use crate::machine::{Duties, Owner};
 
 /// How often a VF may fail before another one is taken in its place.
 pub const TRIES: u8 = 3;
@@ -163,6 +165,24 @@ pub struct Ask {
     pub expected: bool,
     /// Who sees to which part.
     pub duties: Duties,
+}
+
+impl Ask {
+    /// What an attachment's spec asks for. `order`: the driver's.
+    pub fn of(spec: &NicAttachmentSpec, order: SwitchOrder, duties: Duties) -> Self {
+        let expected = spec.migration.as_ref().is_some_and(|migration| {
+            // At the source of one that is only watched, too: there a VM that is here has not left.
+            let watched = duties.migration == Owner::Runtime;
+            watched || matches!(migration.step, MigrationStep::Listen | MigrationStep::GiveUp)
+        });
+        Self {
+            goal: spec.goal,
+            no_free_vf: spec.no_free_vf,
+            order,
+            expected,
+            duties,
+        }
+    }
 }
 
 /// The order in which VF and standby are switched.
