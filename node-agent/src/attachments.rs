@@ -14,7 +14,7 @@ use std::{
 use futures::TryStreamExt as _;
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{Goal, NicAttachment, NicAttachmentStatus},
+    v1alpha1::{AttachmentState, Goal, NicAttachment, NicAttachmentStatus},
 };
 use hybridnic_process::api;
 use jiff::Timestamp;
@@ -45,6 +45,8 @@ struct Running {
     task: JoinHandle<()>,
     _reporter: AbortOnDropHandle<()>,
     deleting: watch::Sender<bool>,
+    /// What its task has said last.
+    said: watch::Receiver<Option<NicAttachmentStatus>>,
     /// Its object's status when it was seen first.
     known: Arc<OnceLock<NicAttachmentStatus>>,
     /// Seen in the list that is being received.
@@ -234,6 +236,7 @@ impl Attachments {
         }
         if let Some(running) = self.running.get_mut(&uid)
             && wanted.spec.goal == Goal::Detached
+            && has_left(running.said.borrow().as_ref(), wanted.generation, deleting)
         {
             // It has left already; the reporter says so until the object is gone.
             running.listed = true;
@@ -311,6 +314,7 @@ impl Attachments {
             }
         };
         let (finalizer_tx, mut finalizer_rx) = watch::channel(recorded);
+        let said = status_rx.clone();
         let reporter = tokio::spawn(reporter.run(status_rx, deleting_rx, finalizer_tx));
         // Whatever the log's level: the fields belong to errors too.
         let span = error_span!("nic", namespace, nic, node = self.host.options.node_name);
@@ -327,6 +331,7 @@ impl Attachments {
             task,
             _reporter: AbortOnDropHandle::new(reporter),
             deleting: deleting_tx,
+            said,
             known,
             listed: true,
             gone: false,
@@ -386,6 +391,15 @@ impl Attachments {
             });
         }
     }
+}
+
+/// Whether a task that has ended has said that its NIC has left, of its object as it is. One from the journal may have ended
+/// before it knew of an object.
+fn has_left(said: Option<&NicAttachmentStatus>, generation: Option<i64>, deleting: bool) -> bool {
+    said.is_some_and(|said| {
+        let is_current = said.observed_generation == generation;
+        said.state == AttachmentState::Detached && (is_current || deleting)
+    })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use http::{Request, Response};
 use hybridnic_api::{
     conditions::{self, NewCondition, types},
     names::ATTACHMENT_FINALIZER,
-    v1alpha1::{AttachmentState, Path, TimelineEntry},
+    v1alpha1::{MigrationOrder, MigrationStep, ObjectRef, Path, TimelineEntry},
 };
 use kube::client::Body;
 use serde_json::{Value, json};
@@ -245,6 +245,44 @@ async fn a_nic_whose_record_cannot_be_read_keeps_what_it_has_and_says_so() {
         written.try_recv().is_err(),
         "nothing new to say, and the finalizer stays"
     );
+}
+
+/// After a restart a NIC may have left before its object is seen, and of one that has left something else may be asked.
+#[tokio::test]
+async fn a_nic_that_has_left_says_so_of_its_object_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut attachments, mut written) = attachments(dir.path());
+    let mut held = record("a");
+    held.spec.goal = Goal::Detached;
+    held.spec.migration = Some(MigrationOrder {
+        migration: ObjectRef::default(),
+        nics: vec!["nic".into()],
+        step: MigrationStep::Watch,
+        target_uri: None,
+        listen_address: None,
+        tls: None,
+    });
+    let wanted = Wanted {
+        spec: held.spec.clone(),
+        generation: None,
+    };
+    attachments.start(held.clone(), true, wanted, false, OnceLock::new());
+    let mut object = object(&held);
+    for generation in [3, 4] {
+        let task = &mut attachments.running.get_mut("a").unwrap().task;
+        task.await.unwrap();
+        object.metadata.generation = Some(generation);
+        attachments.on_object(&object);
+        let mut said = json!(null);
+        while said["status"]["state"] != "Detached" {
+            said = written.recv().await.unwrap();
+        }
+        assert_eq!(said["status"]["observedGeneration"], generation);
+    }
+    let task = &mut attachments.running.get_mut("a").unwrap().task;
+    task.await.unwrap();
+    attachments.on_object(&object);
+    assert!(attachments.running["a"].task.is_finished(), "it has said so");
 }
 
 /// A hand-over may come before the NICs' tasks have looked for the first time.
