@@ -11,7 +11,7 @@ use hybridnic_net::{
 
 use super::{
     ids,
-    seen::{Guest, QemuSeen, Seen, VfMac, VfSeen, VfSight},
+    seen::{Guest, Offer, QemuSeen, Seen, VfMac, VfSeen, VfSight},
     settings::{guard, mtu, wanted},
     steps::VLAN_PREFIX,
 };
@@ -29,7 +29,7 @@ pub const VFIO_DRIVER: &str = "vfio-pci";
 /// What is seen, and what the steps need of it.
 #[derive(Debug)]
 pub struct Observation {
-    /// For the plan. What pool and journal know is filled in by the task.
+    /// For the plan.
     pub seen: Seen,
     /// The macvtap.
     pub macvtap: Option<Link>,
@@ -47,13 +47,93 @@ pub struct Observation {
     pub running: bool,
 }
 
-/// Looks at everything that belongs to a record.
+/// What kernel, QEMU and the task itself know of a NIC. What is offered to it depends on that.
+#[derive(Debug)]
+pub struct Look {
+    own: Own,
+    record: Record,
+    mac: MacAddr,
+    sandbox_waits: bool,
+    vf: Option<VfSight>,
+    vf_pf: Option<Link>,
+    unknown: Option<StepError>,
+    standby: Standby,
+    qemu: Qemu,
+}
+
+/// What the NIC's task knows by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Own {
+    /// Whether the record is on disk.
+    pub recorded: bool,
+    /// Whether the guest was seen to go without the VF that it has.
+    pub disused: bool,
+}
+
+impl Look {
+    /// All that the plan looks at. It is put together here and nowhere else.
+    pub fn seen(&self, offer: Offer) -> Seen {
+        let standby = self.record.standby.as_ref();
+        let seized = standby.and_then(|standby| standby.seized.as_ref());
+        let macvtap = self.standby.macvtap.as_ref();
+        let vf = self.vf.map(|vf| match vf {
+            VfSight::There(vf) => VfSight::There(VfSeen {
+                dark: offer.dark,
+                ..vf
+            }),
+            VfSight::Gone | VfSight::Unknown { .. } => vf,
+        });
+        let qemu = match self.qemu.seen {
+            QemuSeen::Up(guest) => QemuSeen::Up(Guest {
+                uses_vf: guest.uses_vf && !self.own.disused,
+                ..guest
+            }),
+            other => other,
+        };
+        Seen {
+            recorded: self.own.recorded,
+            vf,
+            vf_offered: offer.vf,
+            other_vf: offer.other_vf,
+            uplink: offer.uplink,
+            standby_recorded: standby.is_some(),
+            sandbox_waits: self.sandbox_waits,
+            macvtap: macvtap.map(|link| link.up),
+            guarded: self.standby.guarded,
+            foreign_mac: macvtap.is_some_and(|link| link.mac != Some(self.mac)),
+            seized: seized.is_some(),
+            seizer_ended: seized
+                .and_then(|seized| seized.process.as_ref())
+                .is_some_and(ProcessId::has_ended),
+            mtu_ok: self.standby.mtu_ok,
+            standby_link: self.standby.pf.as_ref().map(has_link),
+            qemu,
+        }
+    }
+
+    /// With what is offered to the NIC, all that is known.
+    pub fn with(self, offer: Offer) -> Observation {
+        Observation {
+            seen: self.seen(offer),
+            macvtap: self.standby.macvtap,
+            standby_pf: self.standby.pf,
+            vf_pf: self.vf_pf,
+            unknown: self.unknown,
+            machine: self.qemu.machine,
+            vf_device: self.qemu.vf_device,
+            running: self.qemu.running,
+        }
+    }
+}
+
+/// Looks at everything that belongs to a NIC.
 pub async fn observe(
     host: &Arc<Host>,
     vm: &Vm,
     record: &Record,
     mac: MacAddr,
-) -> Result<Observation, StepError> {
+    own: Own,
+) -> Result<Look, StepError> {
     // Kernel and QEMU are asked at once: between two steps the guest may be without its network.
     let vf = async {
         match &record.vf {
@@ -76,35 +156,16 @@ pub async fn observe(
             (Some(VfSight::Unknown { other_pf }), Some(why))
         }
     };
-    let seized = record.standby.as_ref().and_then(|s| s.seized.as_ref());
-    let seen = Seen {
-        recorded: false,
-        vf,
-        vf_offered: false,
-        other_vf: false,
-        uplink: false,
-        standby_recorded: record.standby.is_some(),
+    Ok(Look {
+        own,
+        record: record.clone(),
+        mac,
         sandbox_waits: sandbox_waits(host, record),
-        macvtap: standby.macvtap.as_ref().map(|l| l.up),
-        guarded: standby.guarded,
-        foreign_mac: standby.macvtap.as_ref().is_some_and(|l| l.mac != Some(mac)),
-        seized: seized.is_some(),
-        seizer_ended: seized
-            .and_then(|seized| seized.process.as_ref())
-            .is_some_and(ProcessId::has_ended),
-        mtu_ok: standby.mtu_ok,
-        standby_link: standby.pf.as_ref().map(has_link),
-        qemu: qemu.seen,
-    };
-    Ok(Observation {
-        seen,
-        macvtap: standby.macvtap,
-        standby_pf: standby.pf,
+        vf,
         vf_pf,
         unknown,
-        machine: qemu.machine,
-        vf_device: qemu.vf_device,
-        running: qemu.running,
+        standby,
+        qemu,
     })
 }
 
@@ -127,7 +188,7 @@ fn is_split(record: &Record) -> bool {
     }
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Standby {
     macvtap: Option<Link>,
     pf: Option<Link>,
@@ -280,6 +341,7 @@ async fn see_qemu(vm: &Vm, record: &Record) -> Result<Qemu, StepError> {
     }
 }
 
+#[derive(Debug)]
 struct Qemu {
     seen: QemuSeen,
     machine: Option<Machine>,

@@ -25,7 +25,8 @@ async fn a_vf_is_gone_on_proof_only() {
     let vm = Vm::new(Runtime::Qemu, "ns", "pod", "uid");
     let devices = dir.path().join("sys/bus/pci/devices");
     let look = async |record: &Record| {
-        let now = observe(&host, &vm, record, NIC).await.unwrap();
+        let look = observe(&host, &vm, record, NIC, Own::default()).await;
+        let now = look.unwrap().with(Offer::default());
         (now.seen.vf, now.unknown.map(|why| why.message))
     };
     let unknown = Some(VfSight::Unknown { other_pf: false });

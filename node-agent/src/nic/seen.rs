@@ -119,6 +119,19 @@ pub struct Seen {
     pub qemu: QemuSeen,
 }
 
+/// What the node's PFs and VFs have to offer to a NIC that is seen so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Whether a VF can be had now.
+    pub vf: bool,
+    /// Whether another VF can be had that is better than the reserved one.
+    pub other_vf: bool,
+    /// Whether some PF of the network is there for a standby.
+    pub uplink: bool,
+    /// Whether the PF of the reserved VF has had no link for so long that the NIC may leave it.
+    pub dark: bool,
+}
+
 impl Seen {
     /// The reserved VF, where it can be seen.
     pub fn there(&self) -> Option<VfSeen> {

@@ -20,10 +20,10 @@ use tracing::{info, warn};
 use super::{
     ids,
     link_loss::LinkLoss,
-    observe::{self, Observation},
+    observe::Observation,
     plan::{self, Decision, Learnt, Step},
     report,
-    seen::QemuSeen,
+    seen::Offer,
     steps::{self, Context},
     switch::Switches,
 };
@@ -319,12 +319,10 @@ impl NicTask {
 
     /// Observes, decides, reports, and takes the step if there is one.
     async fn round(&mut self) -> Result<Decision, StepError> {
-        let mut now = observe::observe(&self.cx.host, &self.cx.vm, &self.cx.record, self.cx.mac).await?;
-        self.complete(&mut now).await?;
+        let look = self.observe().await?;
+        let offer = self.offer(&look.seen(Offer::default())).await?;
+        let now = look.with(offer);
         self.name(&now);
-        if let QemuSeen::Up(guest) = &mut now.seen.qemu {
-            guest.uses_vf &= !self.cx.disused;
-        }
         let ask = self.ask();
         let mut decision = plan::next(&ask, &now.seen, &self.cx.learnt);
         self.explain(&mut decision).await;

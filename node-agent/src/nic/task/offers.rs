@@ -3,7 +3,7 @@
 use hybridnic_api::{
     conditions::reasons,
     limits,
-    v1alpha1::{Goal, MigrationStep, OnLinkLoss},
+    v1alpha1::{Goal, OnLinkLoss},
 };
 use hybridnic_net::DeviceId;
 use tokio::time::Instant;
@@ -11,42 +11,46 @@ use tokio::time::Instant;
 use super::{
     super::{
         ids,
-        observe::Observation,
+        observe::{self, Look, Own},
         plan::{self, Ask, Decision, Learnt, Step, TRIES},
         quirks,
-        seen::{QemuSeen, Seen, VfSight},
+        seen::{Offer, QemuSeen, Seen},
     },
     NicTask,
 };
-use crate::{error::StepError, machine::Owner, node::choice::Wish};
+use crate::{error::StepError, node::choice::Wish};
 
 impl NicTask {
     /// What is asked of the plan.
     pub(super) fn ask(&self) -> Ask {
         let driver = self.cx.record.vf.as_ref().map_or("", |vf| vf.pf_driver.as_str());
-        Ask {
-            goal: self.cx.record.spec.goal,
-            no_free_vf: self.cx.record.spec.no_free_vf,
-            order: quirks::switch_order(driver),
-            expected: self.cx.record.spec.migration.as_ref().is_some_and(|m| {
-                // At the source of one that is only watched, too: there a VM that is here has not left.
-                let watched = self.cx.vm.duties().migration == Owner::Runtime;
-                watched || matches!(m.step, MigrationStep::Listen | MigrationStep::GiveUp)
-            }),
-            duties: self.cx.vm.duties(),
-        }
+        Ask::of(
+            &self.cx.record.spec,
+            quirks::switch_order(driver),
+            self.cx.vm.duties(),
+        )
     }
 
-    /// What pool and journal know.
-    pub(super) async fn complete(&mut self, now: &mut Observation) -> Result<(), StepError> {
-        now.seen.recorded = self.cx.recorded;
+    /// What kernel and QEMU show of the NIC.
+    pub(super) async fn observe(&self) -> Result<Look, StepError> {
+        let (cx, own) = (
+            &self.cx,
+            Own {
+                recorded: self.cx.recorded,
+                disused: self.cx.disused,
+            },
+        );
+        observe::observe(&cx.host, &cx.vm, &cx.record, cx.mac, own).await
+    }
+
+    /// What the node's VFs offer to a NIC that is seen so.
+    pub(super) async fn offer(&mut self, seen: &Seen) -> Result<Offer, StepError> {
         self.no_ticket = None;
         let pools = &self.cx.host.pools;
         let tied = self.device().map(|id| pools.tie(&self.cx.record.uid, id));
         if self.cx.record.vf.is_some() || self.cx.record.spec.goal == Goal::Detached {
             pools.stop_waiting(&self.cx.claimant);
-            self.look_elsewhere(now, Instant::now()).await;
-            return Ok(());
+            return Ok(self.look_elsewhere(seen, Instant::now()).await);
         }
         if let Some(Err(other)) = tied {
             pools.stop_waiting(&self.cx.claimant);
@@ -55,10 +59,10 @@ impl NicTask {
                 other.namespace, other.pod
             );
             self.no_ticket = Some((reasons::NO_FREE_VF, why));
-            return Ok(());
+            return Ok(Offer::default());
         }
         // Once QEMU runs, so does its pod, and the kubelet knows which devices that has.
-        if matches!(now.seen.qemu, QemuSeen::Up(_))
+        if matches!(seen.qemu, QemuSeen::Up(_))
             && let Err(why) = self.cx.host.offers.ticket(pools, &self.cx.record.uid).await
         {
             // With one of another PF's VFs, or a standby there, the NIC would take what was promised to others.
@@ -66,7 +70,7 @@ impl NicTask {
             let why =
                 format!("whether the kubelet has given a device to the pod, and which, is not known: {why}");
             self.no_ticket = Some((reasons::KUBELET_UNREACHABLE, why));
-            return Ok(());
+            return Ok(Offer::default());
         }
         let inventory = self
             .cx
@@ -79,13 +83,16 @@ impl NicTask {
             pick: self.cx.pick(),
             standby_pf: self.cx.record.standby.as_ref().map(|s| s.pf),
         };
-        now.seen.uplink = pools.standby_pf(&inventory, wish.network, wish.pick).is_some();
-        if could_take_vf(&self.ask(), &now.seen, &self.cx.learnt) {
-            now.seen.vf_offered = pools.offers(&inventory, &self.cx.claimant, &wish);
-        } else {
+        let uplink = pools.standby_pf(&inventory, wish.network, wish.pick).is_some();
+        let could = could_take_vf(&self.ask(), &Seen { uplink, ..*seen }, &self.cx.learnt);
+        if !could {
             pools.stop_waiting(&self.cx.claimant);
         }
-        Ok(())
+        Ok(Offer {
+            vf: could && pools.offers(&inventory, &self.cx.claimant, &wish),
+            uplink,
+            ..Offer::default()
+        })
     }
 
     /// The device of the link in the NIC's pod: as the journal has it, or as the pod's sandbox says.
@@ -123,23 +130,24 @@ impl NicTask {
     }
 
     /// Whether the NIC may leave its VF, and there is a better one.
-    pub(super) async fn look_elsewhere(&mut self, now: &mut Observation, time: Instant) {
-        let (Some(VfSight::There(seen)), Some(vf)) = (&mut now.seen.vf, &self.cx.record.vf) else {
-            return;
+    pub(super) async fn look_elsewhere(&mut self, seen: &Seen, time: Instant) -> Offer {
+        let mut offer = Offer::default();
+        let (Some(seen), Some(vf)) = (seen.there(), &self.cx.record.vf) else {
+            return offer;
         };
         if self.cx.record.spec.goal == Goal::Detached {
-            return;
+            return offer;
         }
         let stays = self.cx.record.spec.l2.on_link_loss == OnLinkLoss::Stay;
         let dark = self.link_loss.look(vf.pf, seen.link || stays, time);
-        seen.dark = dark && !stays;
-        let dark = (seen.dark && !seen.link).then_some(vf.pf);
+        offer.dark = dark && !stays;
+        let dark = (offer.dark && !seen.link).then_some(vf.pf);
         if dark.is_none() && self.cx.learnt.vf_failures < TRIES {
-            return;
+            return offer;
         }
         // Without an inventory nothing is known to be better.
         let Ok(inventory) = self.cx.host.inventory().await else {
-            return;
+            return offer;
         };
         let wish = Wish {
             network: &self.cx.record.spec.network,
@@ -147,7 +155,8 @@ impl NicTask {
             standby_pf: None,
         };
         let pools = &self.cx.host.pools;
-        now.seen.other_vf = pools.offers_better(&inventory, &self.cx.claimant, &wish, dark);
+        offer.other_vf = pools.offers_better(&inventory, &self.cx.claimant, &wish, dark);
+        offer
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     machine::Session,
     nic::{
         plan::{Ask, TRIES},
-        seen::{Guest, Run, Seen, VfMac, VfSeen, VfSight},
+        seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight},
     },
     node::choice::{Pick, Wish},
     sockets::Sockets,
@@ -203,35 +203,26 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
             other_pf: false,
             held: false,
         };
-        let mut now = Observation {
-            seen: Seen {
-                recorded: true,
-                vf: Some(VfSight::There(vf)),
-                vf_offered: false,
-                other_vf: false,
-                uplink: true,
-                standby_recorded: true,
-                sandbox_waits: false,
-                macvtap: Some(false),
-                guarded: true,
-                foreign_mac: false,
-                seized: false,
-                seizer_ended: false,
-                mtu_ok: true,
-                standby_link: Some(false),
-                qemu: QemuSeen::Gone,
-            },
-            macvtap: None,
-            standby_pf: None,
-            vf_pf: None,
-            unknown: None,
-            machine: None,
-            vf_device: None,
-            running: false,
+        let seen = Seen {
+            recorded: true,
+            vf: Some(VfSight::There(vf)),
+            vf_offered: false,
+            other_vf: false,
+            uplink: true,
+            standby_recorded: true,
+            sandbox_waits: false,
+            macvtap: Some(false),
+            guarded: true,
+            foreign_mac: false,
+            seized: false,
+            seizer_ended: false,
+            mtu_ok: true,
+            standby_link: Some(false),
+            qemu: QemuSeen::Gone,
         };
         let time = start + Duration::from_secs(second);
-        task.look_elsewhere(&mut now, time).await;
-        (now.seen.there().unwrap().dark, now.seen.other_vf)
+        let offer = task.look_elsewhere(&seen, time).await;
+        (offer.dark, offer.other_vf)
     };
     let here = (false, false);
     assert_eq!(look(&mut task, true, 0).await, here);
@@ -368,9 +359,8 @@ async fn a_nic_takes_nothing_while_another_has_the_index_of_its_device() {
     host.pools.enter("before", nic);
     host.pools.tie("before", id).unwrap();
     let mut look = async || {
-        let (vm, record) = (&task.cx.vm, &task.cx.record);
-        let mut now = observe::observe(&host, vm, record, task.cx.mac).await.unwrap();
-        task.complete(&mut now).await.unwrap();
+        let look = task.observe().await.unwrap();
+        task.offer(&look.seen(Offer::default())).await.unwrap();
         task.no_ticket.take()
     };
     let (reason, why) = look().await.unwrap();
