@@ -9,6 +9,12 @@ pub const VM_LABEL: &str = "hybridnic.io/vm";
 /// Label on a [`crate::v1alpha1::NicAttachment`]: the name of its NIC.
 pub const NIC_LABEL: &str = "hybridnic.io/nic";
 
+/// Label on what the operator has made for others, with [`OPERATOR_MANAGER`] as its value.
+pub const MADE_LABEL: &str = "app.kubernetes.io/managed-by";
+
+/// Label on a `NetworkAttachmentDefinition` of ours: its network.
+pub const NETWORK_LABEL: &str = "hybridnic.io/network";
+
 /// Finalizer with which the operator keeps a NIC until its devices have left the guest and its VF is restored.
 pub const NIC_FINALIZER: &str = "hybridnic.io/nic";
 

@@ -26,10 +26,14 @@ fn keys(vm: &impl ResourceExt, spec: &VirtualMachineInstanceSpec) -> Vec<Key> {
     keys
 }
 
-/// The interfaces that are nobody's business here.
+/// The interfaces that are nobody's business here. Of those without our binding those on networks of Multus stay: the network may be ours.
 fn trim_spec(spec: &mut VirtualMachineInstanceSpec) {
     let interfaces = &mut spec.domain.devices.interfaces;
-    interfaces.retain(|interface| interface.binding.is_some());
+    let is_on_multus = |name: &str| {
+        let mut networks = spec.networks.iter();
+        networks.any(|network| network.name == name && network.multus.is_some())
+    };
+    interfaces.retain(|interface| interface.binding.is_some() || is_on_multus(&interface.name));
     spec.networks
         .retain(|network| interfaces.iter().any(|interface| interface.name == network.name));
 }

@@ -4,18 +4,17 @@
 //!
 //! | module | decides |
 //! |---|---|
-//! | [`interfaces`] | which interfaces of a VM are ours |
 //! | [`nics`] | which NICs a VM should have |
 //! | [`nads`] | which definitions a network should have |
-//! | [`binding`] | what of KubeVirt's configuration is ours, and whether it is there |
 //! | `reconcile` | writes what these say |
+//!
+//! Which interfaces of a VM are ours, and what our binding is, `kubectl hybridnic doctor` asks too: see `hybridnic_api::foreign`.
 
-pub mod binding;
-pub mod interfaces;
 pub mod nads;
 pub mod nics;
 mod reconcile;
 
+pub use hybridnic_api::foreign::{binding, interfaces};
 pub use reconcile::{BindingReconciler, Definitions, ElsewhereReconciler, MachineReconciler};
 
 /// How KubeVirt's VMs are served.

@@ -8,17 +8,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hybridnic_api::foreign::multus::{
-    NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec, RESOURCE_ANNOTATION,
+    NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec, RESOURCE_ANNOTATION, resource,
 };
-use hybridnic_api::names::{GROUP, OPERATOR_MANAGER};
+use hybridnic_api::names::{MADE_LABEL, NETWORK_LABEL, OPERATOR_MANAGER};
 use hybridnic_api::v1alpha1::HybridNetwork;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
-
-use super::nics::MADE_LABEL;
-
-/// Label on a definition of ours: its network.
-pub const NETWORK_LABEL: &str = "hybridnic.io/network";
 
 /// What is to be done about a network's definitions.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,7 +44,7 @@ pub fn plan(
         let mut wanted = definition(network, namespace);
         match named(namespace) {
             None => plan.apply.push(wanted),
-            Some(found) if !is_ours(&found, &network.name_any()) => plan.taken.push(namespace.clone()),
+            Some(found) if !found.is_ours(&network.name_any()) => plan.taken.push(namespace.clone()),
             Some(found) => {
                 let annotation =
                     |of: &NetworkAttachmentDefinition| of.annotations().get(RESOURCE_ANNOTATION).cloned();
@@ -63,26 +58,10 @@ pub fn plan(
     let name = network.name_any();
     let unwanted = ours.iter().filter(|nad| {
         let namespace = nad.namespace().unwrap_or_default();
-        is_ours(nad, &name) && !namespaces.contains(&namespace) && !may_use(&namespace)
+        nad.is_ours(&name) && !namespaces.contains(&namespace) && !may_use(&namespace)
     });
     plan.delete.extend(unwanted.cloned());
     plan
-}
-
-/// Whether a definition is one that the operator made for the network.
-pub fn is_ours(nad: &NetworkAttachmentDefinition, network: &str) -> bool {
-    nad.labels()
-        .get(NETWORK_LABEL)
-        .is_some_and(|label| label == network)
-        && nad
-            .labels()
-            .get(MADE_LABEL)
-            .is_some_and(|label| label == OPERATOR_MANAGER)
-}
-
-/// The resource of which a pod needs one device for each NIC on a network.
-pub fn resource(network: &str) -> String {
-    format!("{GROUP}/{network}")
 }
 
 fn definition(network: &HybridNetwork, namespace: &str) -> NetworkAttachmentDefinition {

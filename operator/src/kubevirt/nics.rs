@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::foreign::kubevirt::{VirtualMachine, VirtualMachineInstance};
-use hybridnic_api::names::{NIC_NAME_MAX, OPERATOR_MANAGER};
+use hybridnic_api::names::{MADE_LABEL, NIC_NAME_MAX, OPERATOR_MANAGER};
 use hybridnic_api::v1alpha1::{KubevirtVm, Vm, VmHybridNic, VmHybridNicSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
@@ -16,9 +16,6 @@ use kube::{Resource, ResourceExt};
 use super::interfaces::{self, Wanted};
 use crate::events::Note;
 use crate::mac;
-
-/// Label on a NIC that was made for an interface: the interface.
-pub const MADE_LABEL: &str = "app.kubernetes.io/managed-by";
 
 /// A VM, as it should be and as it runs.
 #[derive(Clone, Debug, Default)]
@@ -129,6 +126,24 @@ pub fn plan(
     });
     plan.delete.extend(gone.cloned());
     plan
+}
+
+/// What to tell of interfaces that are on a network of ours and have not our binding, where `is_ours` says of the
+/// `NetworkAttachmentDefinition` of a namespace and name whether it is the operator's.
+pub fn misfits(machine: &Machine, is_ours: impl Fn(&str, &str) -> bool) -> Vec<Note> {
+    let Some((own, _)) = machine.name() else {
+        return Vec::new();
+    };
+    let running = machine.vmi.iter().map(|vmi| &vmi.spec);
+    let specs = running.chain(machine.vm.iter().map(|vm| &vm.spec.template.spec));
+    let others = specs
+        .flat_map(interfaces::others)
+        .filter(|other| is_ours(other.namespace.as_deref().unwrap_or(&own), &other.network));
+    let messages: BTreeSet<_> = others.map(|other| other.misfit()).collect();
+    messages
+        .into_iter()
+        .map(|message| Note::warning(reasons::INTERFACE_UNFIT, message))
+        .collect()
 }
 
 /// Whether a NIC is that of an interface.
@@ -282,12 +297,62 @@ mod tests {
     }
 
     #[test]
+    fn an_interface_of_sriov_on_a_network_of_ours_is_told() {
+        let with = |interface: Value| {
+            let spec = json!({
+                "domain": {"devices": {"interfaces": [interface]}},
+                "networks": [{"name": "fast", "multus": {"networkName": "sys/net"}}],
+            });
+            let meta = json!({"name": "web", "namespace": "ns"});
+            let vm = json!({"metadata": meta, "spec": {"template": {"spec": spec}}});
+            let vmi = json!({"metadata": meta, "spec": spec});
+            Machine {
+                vm: serde_json::from_value(vm).ok().map(Arc::new),
+                vmi: serde_json::from_value(vmi).ok().map(Arc::new),
+            }
+        };
+        let ours = |namespace: &str, name: &str| (namespace, name) == ("sys", "net");
+        let sriov = with(json!({"name": "fast", "sriov": {}}));
+        let notes = misfits(&sriov, ours);
+        assert_eq!(
+            notes.len(),
+            1,
+            "as it runs and as it should be are one: {notes:?}"
+        );
+        assert_eq!(notes[0].reason, reasons::INTERFACE_UNFIT);
+        assert!(
+            notes[0].message.contains("binding: {name: hybridnic}"),
+            "{notes:?}"
+        );
+        assert_eq!(misfits(&sriov, |_, _| false), [], "a network of another's");
+        let bound = with(json!({"name": "fast", "binding": {"name": "hybridnic"}}));
+        assert_eq!(misfits(&bound, ours), []);
+    }
+
+    #[test]
     fn a_name_that_is_taken_is_told() {
         let taken = plan(&machine(Some(FAST), None), &[], |_| {
             Some(Arc::new(crate::testing::nic("web-fast", "vm", "net", 1)))
         });
         assert_eq!(taken.make, []);
         assert!(taken.notes[0].message.contains("web-fast"), "{:?}", taken.notes);
+    }
+
+    #[test]
+    fn a_vm_whose_name_no_pods_label_can_have_is_told() {
+        let name = "v".repeat(64);
+        let vm = json!({"metadata": {"name": name, "namespace": "ns", "uid": "u"}, "spec": {"template": {"spec": spec(FAST)}}});
+        let long = Machine {
+            vm: serde_json::from_value(vm).ok().map(Arc::new),
+            vmi: None,
+        };
+        let told = plan(&long, &[], nobody);
+        assert_eq!(told.make, []);
+        assert!(
+            told.notes[0].message.contains("at most 63 characters"),
+            "{:?}",
+            told.notes
+        );
     }
 
     #[test]

@@ -75,6 +75,10 @@ impl<K: Object> MachineReconciler<K> {
         let plan = nics::plan(&machine, &nics, |nic| self.world.nics.get(&namespace, nic));
         let api: Api<VmHybridNic> = Api::namespaced(self.client.clone(), &namespace);
         let mut notes = plan.notes;
+        notes.extend(nics::misfits(&machine, |namespace, network| {
+            let found = self.world.nads.get(namespace, network);
+            found.is_some_and(|nad| nad.is_ours(network))
+        }));
         for nic in &plan.make {
             match write::create(&api, nic).await {
                 Err(error) if error.is_invalid() => {
@@ -206,16 +210,19 @@ impl Reconciler for ElsewhereReconciler {
 
     async fn reconcile(&self, migration: Arc<VirtualMachineInstanceMigration>) -> Result<Done, write::Error> {
         let vm = VmRef::of_kubevirt_migration(&migration);
-        let is_one = moves::kubevirt::is_decentralised(&migration) && !moves::kubevirt::is_final(&migration);
-        let mut notes = Vec::new();
-        if is_one && self.world.nics.any(&Key::Vm(vm)) {
-            let message = "the VM has hybrid NICs, and cannot migrate to or from another cluster: QEMU does not send a VM that has a VF";
-            notes.push(Note::warning(reasons::MIGRATION_UNSUPPORTED, message));
-        }
+        let notes = elsewhere(&migration, self.world.nics.any(&Key::Vm(vm)));
         let news = self.told.news(migration.uid().unwrap_or_default(), notes);
         self.events.tell(migration.as_ref(), news);
         Ok(Done::default())
     }
+}
+
+/// What to tell of a migration to or from another cluster of a VM that has NICs of ours, or has none.
+fn elsewhere(migration: &VirtualMachineInstanceMigration, has_nics: bool) -> Vec<Note> {
+    let is_one = moves::kubevirt::is_decentralised(migration) && !moves::kubevirt::is_final(migration);
+    let message = "the VM has hybrid NICs, and cannot migrate to or from another cluster: QEMU does not send a VM that has a VF";
+    let note = || Note::warning(reasons::MIGRATION_UNSUPPORTED, message);
+    (is_one && has_nics).then(note).into_iter().collect()
 }
 
 /// Keeps the definitions of networks.
@@ -317,5 +324,41 @@ impl Definitions {
             .map(|namespace| namespace.labels().clone())
             .unwrap_or_default();
         selects(network.spec.namespace_selector.as_ref(), &labels).unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_migration_to_another_cluster_is_told_of_vms_with_nics_of_ours() {
+        let migration = |spec: Value, phase: &str| -> VirtualMachineInstanceMigration {
+            from_value(json!({"metadata": {"name": "m"}, "spec": spec, "status": {"phase": phase}})).unwrap()
+        };
+        let away = json!({"vmiName": "vm", "sendTo": {"migrationID": "x", "connectURL": "y"}});
+        let told = elsewhere(&migration(away.clone(), "Pending"), true);
+        assert_eq!(told[0].reason, reasons::MIGRATION_UNSUPPORTED);
+        let comes = json!({"vmiName": "vm", "receive": {"migrationID": "x"}});
+        assert_eq!(elsewhere(&migration(comes, ""), true).len(), 1);
+        assert_eq!(elsewhere(&migration(away.clone(), "Pending"), false), []);
+        assert_eq!(elsewhere(&migration(away, "Failed"), true), [], "it is over");
+        assert_eq!(
+            elsewhere(&migration(json!({"vmiName": "vm"}), "Pending"), true),
+            []
+        );
+    }
+
+    #[test]
+    fn what_was_told_is_told_again_only_after_it_had_passed() {
+        let told = Told::default();
+        let note = || vec![Note::warning(reasons::INTERFACE_UNFIT, "x")];
+        assert_eq!(told.news("a".to_owned(), note()), note());
+        assert_eq!(told.news("a".to_owned(), note()), []);
+        assert_eq!(told.news("b".to_owned(), note()), note(), "of another");
+        assert_eq!(told.news("a".to_owned(), Vec::new()), []);
+        assert_eq!(told.news("a".to_owned(), note()), note());
     }
 }

@@ -113,6 +113,9 @@ pub struct Interface {
     /// The plugin that binds it, where it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binding: Option<Binding>,
+    /// It is a VF of another device plugin's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sriov: Option<Sriov>,
     /// The MAC address that it is to have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac_address: Option<String>,
@@ -123,6 +126,10 @@ pub struct Interface {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 }
+
+/// An interface that is a VF of another device plugin's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sriov {}
 
 /// A network binding plugin.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

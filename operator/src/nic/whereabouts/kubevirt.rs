@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::foreign::kubevirt::{
-    BINDING, CREATED_BY_LABEL, Interface, MIGRATION_LABEL, VirtualMachineInstance,
+    BINDING, CREATED_BY_LABEL, Interface, KubeVirt, MIGRATION_LABEL, VirtualMachineInstance,
 };
 use hybridnic_api::foreign::multus::NetworkAttachmentDefinition;
 use hybridnic_api::v1alpha1::{
@@ -24,7 +24,7 @@ use kube::ResourceExt;
 
 use super::{Refusal, stays};
 use crate::kubevirt::interfaces::{self, Wanted};
-use crate::kubevirt::{binding, nads};
+use crate::kubevirt::{Settings, binding};
 use crate::nic::observed::Observed;
 use crate::world::World;
 use crate::{attachment, pods};
@@ -128,7 +128,10 @@ impl Seen {
             let nad = world.nads.get(namespace, &wanted.network);
             definition_trouble(namespace, &wanted.network, nad.as_deref(), world.nads.is_served())
         };
-        let trouble = installation_trouble(world);
+        let trouble = installation_trouble(
+            world.kubevirt.as_deref(),
+            world.kubevirts.all().first().map(AsRef::as_ref),
+        );
         let (interface, trouble) = match found {
             None => (None, trouble),
             Some(Err(refusal)) => (None, trouble.or(Some(refusal))),
@@ -143,24 +146,24 @@ impl Seen {
     }
 }
 
-/// Why no VM of KubeVirt can be served.
-fn installation_trouble(world: &World) -> Option<Refusal> {
+/// Why no VM of KubeVirt can be served, where `kubevirt` is what the cluster has of it, as far as is known.
+fn installation_trouble(settings: Option<&Settings>, kubevirt: Option<&KubeVirt>) -> Option<Refusal> {
     let not_ready = |why: String| Some(Refusal::new(reasons::KUBEVIRT_NOT_READY, why));
-    let Some(settings) = &world.kubevirt else {
+    let Some(settings) = settings else {
         return not_ready(
             "this operator was installed without KubeVirt: set kubevirt.enabled of the chart".to_owned(),
         );
     };
-    let Some(kubevirt) = world.kubevirts.all().into_iter().next() else {
+    let Some(kubevirt) = kubevirt else {
         return not_ready("the cluster has no KubeVirt, as far as is known: install it first".to_owned());
     };
-    if let Some(why) = binding::too_old(&kubevirt) {
+    if let Some(why) = binding::too_old(kubevirt) {
         return not_ready(why);
     }
-    if binding::is_registered(&kubevirt) {
+    if binding::is_registered(kubevirt) {
         return None;
     }
-    let command = binding::command(&kubevirt, &settings.sidecar);
+    let command = binding::command(kubevirt, &settings.sidecar);
     not_ready(format!(
         "KubeVirt does not know the network binding {BINDING}, so it starts no VM with it; register it: {command}"
     ))
@@ -174,7 +177,7 @@ fn definition_trouble(
     served: bool,
 ) -> Option<Refusal> {
     match nad {
-        Some(nad) if nads::is_ours(nad, network) => None,
+        Some(nad) if nad.is_ours(network) => None,
         Some(_) => Some(Refusal::new(
             reasons::INTERFACE_UNFIT,
             format!("the NetworkAttachmentDefinition {namespace}/{network} is not hybridnic's: rename it"),

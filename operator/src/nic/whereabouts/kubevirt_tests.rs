@@ -174,6 +174,45 @@ fn an_interface_is_found_or_refused_in_words() {
 }
 
 #[test]
+fn what_the_cluster_lacks_is_said_with_what_to_do() {
+    let settings = Settings {
+        sidecar: "r/sidecar:1".to_owned(),
+        register: false,
+        namespace: "sys".to_owned(),
+    };
+    let kubevirt = |version: &str, bindings: Value| -> KubeVirt {
+        serde_json::from_value(json!({
+            "metadata": {"name": "kv", "namespace": "kv-ns"},
+            "spec": {"configuration": {"network": {"binding": bindings}}},
+            "status": {"observedKubeVirtVersion": version},
+        }))
+        .unwrap()
+    };
+    let ours = json!({"hybridnic": binding::binding("r/sidecar:1")});
+    let well = kubevirt("v1.8.0", ours.clone());
+    assert_eq!(installation_trouble(Some(&settings), Some(&well)), None);
+    let cases = [
+        (None, Some(well), "set kubevirt.enabled of the chart"),
+        (Some(&settings), None, "has no KubeVirt, as far as is known"),
+        (
+            Some(&settings),
+            Some(kubevirt("v1.7.1", ours)),
+            "KubeVirt is of version v1.7.1",
+        ),
+        (
+            Some(&settings),
+            Some(kubevirt("v1.8.0", json!({}))),
+            "register it: kubectl patch kubevirt kv -n kv-ns",
+        ),
+    ];
+    for (settings, kubevirt, words) in cases {
+        let refusal = installation_trouble(settings, kubevirt.as_ref()).unwrap();
+        assert_eq!(refusal.reason, reasons::KUBEVIRT_NOT_READY);
+        assert!(refusal.message.contains(words), "{}", refusal.message);
+    }
+}
+
+#[test]
 fn a_definition_must_be_there_and_ours() {
     let reason = |nad: Option<&NetworkAttachmentDefinition>, served| {
         definition_trouble("ns", "net", nad, served).map(|refusal| refusal.reason)

@@ -1,7 +1,8 @@
 //! Our network binding in KubeVirt's configuration. Pure.
 
-use hybridnic_api::foreign::kubevirt::{BINDING, KubeVirt};
 use serde_json::{Value, json};
+
+use super::kubevirt::{BINDING, KubeVirt};
 
 /// The oldest KubeVirt that this was tried with.
 const OLDEST: (u64, u64) = (1, 8);
@@ -41,6 +42,12 @@ pub fn is_registered(kubevirt: &KubeVirt) -> bool {
     })
 }
 
+/// The sidecar's image that is registered.
+pub fn sidecar(kubevirt: &KubeVirt) -> Option<&str> {
+    let found = kubevirt.spec.configuration.network.binding.get(BINDING)?;
+    found.get("sidecarImage")?.as_str()
+}
+
 /// Whether it is exactly as it should be.
 pub fn is_current(kubevirt: &KubeVirt, sidecar: &str) -> bool {
     let found = kubevirt.spec.configuration.network.binding.get(BINDING);
@@ -51,14 +58,29 @@ pub fn is_current(kubevirt: &KubeVirt, sidecar: &str) -> bool {
         && found.is_some_and(|found| found.get("migration").is_some())
 }
 
+/// The version that runs, as it says itself; empty where it says nothing.
+pub fn version(kubevirt: &KubeVirt) -> &str {
+    let status = kubevirt.status.as_ref();
+    status.map_or("", |status| &status.observed_kube_virt_version)
+}
+
+fn minor(version: &str) -> Option<(u64, u64)> {
+    let mut parts = version.trim_start_matches('v').split('.').map(str::parse::<u64>);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
+        _ => None,
+    }
+}
+
+/// Whether this version is the one that the project tests with.
+pub fn is_tested(kubevirt: &KubeVirt) -> bool {
+    minor(version(kubevirt)) == Some(OLDEST)
+}
+
 /// Why this KubeVirt is not served; none where it may be. What it does not say of itself is not held against it.
 pub fn too_old(kubevirt: &KubeVirt) -> Option<String> {
-    let said = &kubevirt.status.as_ref()?.observed_kube_virt_version;
-    let mut parts = said.trim_start_matches('v').split('.').map(str::parse::<u64>);
-    let (Some(Ok(major)), Some(Ok(minor))) = (parts.next(), parts.next()) else {
-        return None;
-    };
-    ((major, minor) < OLDEST).then(|| {
+    let said = version(kubevirt);
+    (minor(said)? < OLDEST).then(|| {
         format!(
             "KubeVirt is of version {said}, and hybridnic was tried with v{}.{} and newer: upgrade KubeVirt",
             OLDEST.0, OLDEST.1

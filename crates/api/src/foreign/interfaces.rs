@@ -1,6 +1,6 @@
 //! The interfaces of KubeVirt's VMs that are ours. Pure.
 
-use hybridnic_api::foreign::kubevirt::{BINDING, VirtualMachineInstance, VirtualMachineInstanceSpec};
+use super::kubevirt::{BINDING, Interface, VirtualMachineInstance, VirtualMachineInstanceSpec};
 
 /// An interface with our binding.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,35 @@ pub struct Wanted {
     pub model: Option<String>,
 }
 
+/// An interface on a network of Multus, with another binding than ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// Its name in the VM.
+    pub name: String,
+    /// The namespace of its `NetworkAttachmentDefinition`, where that is not the VM's own.
+    pub namespace: Option<String>,
+    /// The name of its `NetworkAttachmentDefinition`.
+    pub network: String,
+    /// Whether it is to be a VF, by `sriov: {}`.
+    pub is_sriov: bool,
+}
+
+impl Other {
+    /// Why it gets nothing, where its `NetworkAttachmentDefinition` is ours.
+    pub fn misfit(&self) -> String {
+        let (name, network) = (&self.name, &self.network);
+        let has = if self.is_sriov {
+            "`sriov: {}`"
+        } else {
+            "another binding"
+        };
+        format!(
+            "the interface {name} has {has}, and its network {network} is hybridnic's, so its pod does not start: give it \
+             `binding: {{name: {BINDING}}}` instead"
+        )
+    }
+}
+
 /// The interfaces of a VM with our binding. One without a network of Multus is none: KubeVirt does not start its VM.
 pub fn of(spec: &VirtualMachineInstanceSpec) -> Vec<Wanted> {
     let ours = spec.domain.devices.interfaces.iter().filter(|interface| {
@@ -27,24 +56,50 @@ pub fn of(spec: &VirtualMachineInstanceSpec) -> Vec<Wanted> {
         is_ours && interface.state.as_deref() != Some("absent")
     });
     let wanted = ours.filter_map(|interface| {
-        let network = spec
-            .networks
-            .iter()
-            .find(|network| network.name == interface.name)?;
-        let name = network.multus.as_ref()?.network_name.as_str();
-        let (namespace, network) = match name.split_once('/') {
-            Some((namespace, name)) => (Some(namespace.to_owned()), name),
-            None => (None, name),
-        };
+        let (namespace, network) = definition(spec, interface)?;
         Some(Wanted {
             name: interface.name.clone(),
             namespace,
-            network: network.to_owned(),
+            network,
             mac: interface.mac_address.clone(),
             model: interface.model.clone(),
         })
     });
     wanted.collect()
+}
+
+/// The interfaces of a VM on networks of Multus that have another binding than ours.
+pub fn others(spec: &VirtualMachineInstanceSpec) -> Vec<Other> {
+    let others = spec.domain.devices.interfaces.iter().filter(|interface| {
+        let is_ours = interface
+            .binding
+            .as_ref()
+            .is_some_and(|binding| binding.name == BINDING);
+        !is_ours && interface.state.as_deref() != Some("absent")
+    });
+    let others = others.filter_map(|interface| {
+        let (namespace, network) = definition(spec, interface)?;
+        Some(Other {
+            name: interface.name.clone(),
+            namespace,
+            network,
+            is_sriov: interface.sriov.is_some(),
+        })
+    });
+    others.collect()
+}
+
+/// Namespace, where it is said, and name of the `NetworkAttachmentDefinition` of an interface; none where it is on no network of Multus.
+fn definition(spec: &VirtualMachineInstanceSpec, interface: &Interface) -> Option<(Option<String>, String)> {
+    let network = spec
+        .networks
+        .iter()
+        .find(|network| network.name == interface.name)?;
+    let name = network.multus.as_ref()?.network_name.as_str();
+    Some(match name.split_once('/') {
+        Some((namespace, name)) => (Some(namespace.to_owned()), name.to_owned()),
+        None => (None, name.to_owned()),
+    })
 }
 
 /// Whether the machine has ACPI. It has unless that was switched off.
@@ -101,6 +156,34 @@ mod tests {
             json!({"name": "none", "binding": {"name": "hybridnic"}}),
         ] {
             assert_eq!(of(&spec(&other)), []);
+        }
+    }
+
+    #[test]
+    fn an_interface_with_another_binding_on_a_network_of_multus_is_known() {
+        let found = others(&spec(&json!({"name": "fast", "sriov": {}})));
+        let [other] = found.as_slice() else {
+            panic!("{found:?}")
+        };
+        assert!(
+            other.is_sriov && other.misfit().contains("has `sriov: {}`"),
+            "{other:?}"
+        );
+        assert_eq!(
+            (other.namespace.as_deref(), other.network.as_str()),
+            (Some("hybridnic-system"), "net")
+        );
+        let bridge = others(&spec(&json!({"name": "plain", "bridge": {}})));
+        assert!(
+            !bridge[0].is_sriov && bridge[0].misfit().contains("another binding"),
+            "{bridge:?}"
+        );
+        for none in [
+            json!({"name": "fast", "binding": {"name": "hybridnic"}}),
+            json!({"name": "fast", "sriov": {}, "state": "absent"}),
+            json!({"name": "nowhere", "sriov": {}}),
+        ] {
+            assert_eq!(others(&spec(&none)), [], "{none}");
         }
     }
 
