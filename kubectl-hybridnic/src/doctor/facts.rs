@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use futures::{StreamExt as _, future};
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -23,7 +23,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{foreign, rights};
+use super::{foreign, kubevirt, rights};
 use crate::connect::{Cluster, Unanswered};
 
 /// Version of this plugin; the other programs of a release have the same.
@@ -58,8 +58,12 @@ pub struct Facts {
     pub networks: Seen<Vec<HybridNetwork>>,
     /// All NICs.
     pub nics: Seen<Vec<VmHybridNic>>,
+    /// All attachments.
+    pub attachments: Seen<Vec<NicAttachment>>,
     /// All migrations.
     pub migrations: Seen<Vec<QemuMigration>>,
+    /// KubeVirt and Multus.
+    pub kubevirt: kubevirt::Objects,
     /// Admission policies.
     pub policies: Seen<Vec<ValidatingAdmissionPolicy>>,
     /// What puts them into force.
@@ -106,10 +110,11 @@ impl Facts {
             all::<DaemonSet>(cluster, "DaemonSets"),
             all::<Node>(cluster, "Nodes"),
         );
-        let (hybrid_nodes, networks, nics, migrations, policies, policy_bindings) = tokio::join!(
+        let (hybrid_nodes, networks, nics, attachments, migrations, policies, policy_bindings) = tokio::join!(
             all::<HybridNode>(cluster, "HybridNodes"),
             all::<HybridNetwork>(cluster, "HybridNetworks"),
             all::<VmHybridNic>(cluster, "VmHybridNics"),
+            all::<NicAttachment>(cluster, "NicAttachments"),
             all::<QemuMigration>(cluster, "QemuMigrations"),
             all::<ValidatingAdmissionPolicy>(cluster, "ValidatingAdmissionPolicies"),
             all::<ValidatingAdmissionPolicyBinding>(cluster, "ValidatingAdmissionPolicyBindings"),
@@ -138,10 +143,11 @@ impl Facts {
             rights::operator(operator_account),
             rights::agent(agent_account),
         ];
-        let (rights, sriov_operator, slices) = tokio::join!(
+        let (rights, sriov_operator, slices, kubevirt) = tokio::join!(
             rights::ask(cluster, &subjects),
             foreign::sriov_operator(cluster, crds.as_deref().unwrap_or_default()),
             foreign::slices(cluster),
+            kubevirt::Objects::fetch(cluster),
         );
         Ok(Self {
             now: Timestamp::now(),
@@ -155,7 +161,9 @@ impl Facts {
             hybrid_nodes,
             networks,
             nics,
+            attachments,
             migrations,
+            kubevirt,
             policies,
             policy_bindings,
             rights,

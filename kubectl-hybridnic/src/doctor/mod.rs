@@ -7,6 +7,7 @@ mod checks;
 mod facts;
 mod finding;
 mod foreign;
+mod kubevirt;
 mod rights;
 #[cfg(test)]
 mod testing;

@@ -1,12 +1,17 @@
 //! A cluster that is well, for the checks' tests.
 
-use hybridnic_api::v1alpha1::{self, HybridNode};
+use hybridnic_api::{
+    foreign::binding,
+    v1alpha1::{self, HybridNode},
+};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::{Value, from_value, json};
 
 use super::{
     facts::{Facts, LeaseSeen, VERSION},
     finding::{Finding, Level},
+    kubevirt::Objects,
     rights::{self, Answer, Who},
 };
 use crate::connect::Unanswered;
@@ -114,7 +119,14 @@ pub fn healthy() -> Facts {
         hybrid_nodes: Ok(["n1", "n2"].map(hybrid_node).to_vec()),
         networks: Ok(vec![from_value(network).unwrap()]),
         nics: Ok(vec![from_value(nic).unwrap()]),
+        attachments: Ok(Vec::new()),
         migrations: Ok(Vec::new()),
+        kubevirt: Objects {
+            installed: Ok(None),
+            definitions: Ok(None),
+            vmis: Ok(None),
+            migrations: Ok(None),
+        },
         policies: Ok(vec![from_value(policy).unwrap()]),
         policy_bindings: Ok(vec![from_value(binding).unwrap()]),
         rights: vec![
@@ -125,6 +137,61 @@ pub fn healthy() -> Facts {
         sriov_operator: Ok(Vec::new()),
         slices: Ok(Vec::new()),
     }
+}
+
+/// The same with KubeVirt 1.8 and Multus, and a VM `db` of KubeVirt with a NIC.
+pub fn with_kubevirt() -> Facts {
+    let mut facts = healthy();
+    let arguments = |spec: Option<&mut PodTemplateSpec>, of: &[&str]| {
+        let pods = spec.and_then(|spec| spec.spec.as_mut()).unwrap();
+        pods.containers[0].args = Some(of.iter().map(ToString::to_string).collect());
+    };
+    let operator = facts.operators.as_mut().unwrap()[0].spec.as_mut();
+    arguments(
+        operator.map(|spec| &mut spec.template),
+        &["--kubevirt", "--kubevirt-sidecar=r/sidecar:1"],
+    );
+    let agent = facts.daemon_sets.as_mut().unwrap()[0].spec.as_mut();
+    arguments(
+        agent.map(|spec| &mut spec.template),
+        &["--kubelet-dir=/var/lib/kubelet", "--cni-bin-dir=/opt/cni/bin"],
+    );
+    let nic = json!({
+        "metadata": {"name": "db-fast", "namespace": "shop"},
+        "spec": {"network": "fast", "vm": {"kubevirt": {"name": "db", "interface": "fast"}}},
+        "status": {"phase": "FastPath", "conditions": [condition("Ready")]},
+    });
+    facts.nics.as_mut().unwrap().push(from_value(nic).unwrap());
+    let kubevirt = json!({
+        "metadata": {"name": "kv", "namespace": "kv"},
+        "spec": {"configuration": {"network": {"binding": {"hybridnic": binding::binding("r/sidecar:1")}}}},
+        "status": {"observedKubeVirtVersion": "v1.8.0"},
+    });
+    let definition = |namespace: &str| {
+        from_value(json!({
+            "metadata": {
+                "name": "fast", "namespace": namespace,
+                "labels": {"hybridnic.io/network": "fast", "app.kubernetes.io/managed-by": "hybridnic-operator"},
+            },
+            "spec": {"config": "{}"},
+        }))
+        .unwrap()
+    };
+    let vmi = json!({
+        "metadata": {"name": "db", "namespace": "shop"},
+        "spec": {
+            "domain": {"devices": {"interfaces": [{"name": "fast", "binding": {"name": "hybridnic"}}]}},
+            "networks": [{"name": "fast", "multus": {"networkName": "fast"}}],
+        },
+        "status": {"phase": "Running"},
+    });
+    facts.kubevirt = Objects {
+        installed: Ok(Some(vec![from_value(kubevirt).unwrap()])),
+        definitions: Ok(Some(["shop", "sys"].map(definition).to_vec())),
+        vmis: Ok(Some(vec![from_value(vmi).unwrap()])),
+        migrations: Ok(Some(Vec::new())),
+    };
+    facts
 }
 
 /// That nobody has answered.

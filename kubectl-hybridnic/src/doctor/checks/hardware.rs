@@ -143,18 +143,21 @@ pub fn vfs(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut well = 0;
     for node in nodes(facts) {
-        let mut troubles: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut troubles: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for vf in all_vfs(node) {
             match vf.state {
-                VfState::Unhealthy => *troubles.entry(&vf.message).or_default() += 1,
+                VfState::Unhealthy => *troubles.entry(("are unhealthy", &vf.message)).or_default() += 1,
+                VfState::Held if !vf.message.is_empty() => {
+                    *troubles.entry(("of NICs", &vf.message)).or_default() += 1;
+                }
                 VfState::Free | VfState::Held => well += 1,
                 VfState::Unselected => {}
             }
         }
-        for (message, count) in troubles {
+        for ((are, message), count) in troubles {
             findings.push(Finding::warn(
                 CHECK,
-                format!("{}: {count} VFs are unhealthy: {message}", node.name_any()),
+                format!("{}: {count} VFs {are}: {message}", node.name_any()),
                 format!(
                     "fix that on the node, as the message says; kubectl hybridnic node {} shows which",
                     node.name_any()
@@ -266,6 +269,14 @@ mod tests {
         assert_eq!(
             levels(&findings),
             [Level::Ok, Level::Warn, Level::Warn, Level::Warn]
+        );
+        let well = facts.hybrid_nodes.as_mut().unwrap()[1].status.as_mut().unwrap();
+        (well.pfs[0].vfs[0].state, well.pfs[0].vfs[0].message) =
+            (VfState::Held, "the kubelet has given it to a pod".to_owned());
+        assert!(
+            vfs(&facts)
+                .iter()
+                .any(|f| f.message == "n2: 1 VFs of NICs: the kubelet has given it to a pod")
         );
         for (finding, message) in findings[1..].iter().zip(messages) {
             assert_eq!(finding.message, format!("n1: 1 VFs are unhealthy: {message}"));

@@ -2,6 +2,7 @@
 
 mod hardware;
 mod install;
+mod kubevirt;
 mod objects;
 mod others;
 mod programs;
@@ -29,6 +30,12 @@ pub const ALL: &[Check] = &[
     objects::networks,
     objects::nics,
     objects::migrations,
+    kubevirt::kubevirt,
+    kubevirt::binding,
+    kubevirt::definitions,
+    kubevirt::resources,
+    kubevirt::vms,
+    kubevirt::migrations,
     others::sriov_operator,
     others::device_plugins,
     others::dra,
