@@ -32,8 +32,10 @@ pub struct PodResources(PathBuf);
 pub struct Pods {
     /// All pods that it runs: namespace and name.
     pub pods: Vec<(String, String)>,
-    /// All devices that they have, in the kubelet's order.
+    /// All devices of the asked domain that they have, in the kubelet's order.
     pub given: Vec<Given>,
+    /// The devices of all other resources: of other plugins.
+    pub others: Vec<Given>,
 }
 
 impl PodResources {
@@ -42,16 +44,18 @@ impl PodResources {
         Self(directory.join(SOCKET))
     }
 
-    /// All pods, and the devices of all resources in `domain`. With it the kubelet forgets the devices of pods that are over.
+    /// All pods and their devices, those of resources in `domain` apart. With it the kubelet forgets the devices of pods that are over.
     pub async fn list(&self, domain: &str) -> Result<Pods, Error> {
         let listed: ListPodResourcesResponse = rpc::call(&self.0, path::POD_RESOURCES_LIST, Empty {}).await?;
         let mut pods = Pods::default();
         for pod in listed.pod_resources {
             for devices in pod.containers.into_iter().flat_map(|c| c.devices) {
-                if !is_of(&devices.resource_name, domain) {
-                    continue;
-                }
-                pods.given.extend(devices.device_ids.into_iter().map(|id| Given {
+                let into = if is_of(&devices.resource_name, domain) {
+                    &mut pods.given
+                } else {
+                    &mut pods.others
+                };
+                into.extend(devices.device_ids.into_iter().map(|id| Given {
                     namespace: pod.namespace.clone(),
                     pod: pod.name.clone(),
                     resource: devices.resource_name.clone(),

@@ -146,6 +146,17 @@ impl Kubelet {
         self.state().pods.entry(pod).or_default();
     }
 
+    /// Gives a pod a device of a plugin that is not asked here.
+    pub fn give(&self, namespace: &str, pod: &str, resource: &str, id: &str) {
+        let pod = (namespace.to_owned(), pod.to_owned());
+        let mut state = self.state();
+        let given = state.pods.entry(pod).or_default();
+        given
+            .entry(resource.to_owned())
+            .or_default()
+            .insert(id.to_owned());
+    }
+
     /// Admits a pod that asks for so many devices: the ids that it gets and the paths of its device nodes, or why it is not run.
     pub async fn admit(
         &self,

@@ -111,9 +111,22 @@ async fn the_kubelet_hears_of_devices_and_gives_them_to_pods() {
         .map(|g| (g.pod.as_str(), g.id.as_str()))
         .collect();
     assert_eq!(given, [("one", "b")]);
-    assert_eq!(listed.pods.len(), 2);
+    assert_eq!((listed.pods.len(), listed.others.len()), (2, 0));
+    kubelet.give("ns", "four", "intel.com/sriov", "0000:01:10.0");
     let listed = pods.list("hybridnic").await.unwrap();
     assert_eq!(listed.given, [], "of another domain");
+    let others: Vec<_> = listed
+        .others
+        .iter()
+        .map(|g| (g.pod.as_str(), g.resource.as_str(), g.id.as_str()))
+        .collect();
+    assert_eq!(
+        others,
+        [
+            ("four", "intel.com/sriov", "0000:01:10.0"),
+            ("one", RESOURCE, "b")
+        ]
+    );
     kubelet.set_mute(true);
     let error = pods.list("hybridnic.io").await.unwrap_err().to_string();
     assert!(error.contains("not now"), "{error}");

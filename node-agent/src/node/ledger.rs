@@ -90,6 +90,8 @@ struct State {
     waiting: BTreeMap<Claimant, (String, Pick)>,
     /// VFs that something else uses, or may use, and what is known of that.
     foreign: BTreeMap<PciAddress, String>,
+    /// VFs that the kubelet has given to pods as devices of other plugins, and to which.
+    elsewhere: BTreeMap<PciAddress, String>,
     /// VFs that were given back with their parking MAC.
     parked: BTreeSet<PciAddress>,
     /// VFs that have failed for a NIC again and again: it gets them last.
@@ -127,7 +129,13 @@ impl State {
         let inputs = Inputs {
             inventory,
             pools: &self.pools,
-            taken: &self.held.keys().chain(self.foreign.keys()).copied().collect(),
+            taken: &self
+                .held
+                .keys()
+                .chain(self.foreign.keys())
+                .chain(self.elsewhere.keys())
+                .copied()
+                .collect(),
             held: &self.held.keys().copied().collect(),
             avoided: self.avoided.get(&claimant.uid).unwrap_or(&none),
             older: &older,
@@ -190,7 +198,23 @@ impl Ledger {
 
     /// VFs that something else uses, or may use, and what is known of that.
     pub fn foreign(&self) -> BTreeMap<PciAddress, String> {
-        self.with(|s| s.foreign.clone())
+        self.with(|s| {
+            let mut all = s.foreign.clone();
+            // Whose they are says more than that they are in use.
+            all.extend(s.elsewhere.clone());
+            all
+        })
+    }
+
+    /// Notes which VFs the kubelet has given to pods as devices of other plugins, in words.
+    pub fn set_elsewhere(&self, elsewhere: BTreeMap<PciAddress, String>) {
+        if self.with(|s| {
+            let changed = s.elsewhere != elsewhere;
+            s.elsewhere = elsewhere;
+            changed
+        }) {
+            self.notify();
+        }
     }
 
     /// Notes why this VF is passed over: something else uses it, or may use it.

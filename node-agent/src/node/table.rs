@@ -168,7 +168,7 @@ fn pf_status(pf: &Pf, sources: &Sources<'_>) -> PfStatus {
     }
 }
 
-/// What a VF is, and why it cannot be used.
+/// What a VF is, and why it cannot be used; of one that is held, what is amiss with it.
 fn vf_state(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> (VfState, String) {
     let holder = sources.holders.get(&vf.address);
     let selected = sources
@@ -177,7 +177,10 @@ fn vf_state(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> (VfState, String) {
         .any(|p| select::selects_vf(&p.uplinks, pf, vf));
     let foreign = || sources.foreign.get(&vf.address).cloned();
     match holder {
-        Some(_) => (VfState::Held, vf.hung.clone().unwrap_or_default()),
+        Some(_) => (
+            VfState::Held,
+            vf.hung.clone().or_else(foreign).unwrap_or_default(),
+        ),
         None if !selected => (VfState::Unselected, String::new()),
         None => match foreign().or_else(|| select::vf_problem(pf, vf)) {
             Some(problem) => (VfState::Unhealthy, problem),
@@ -241,7 +244,11 @@ mod tests {
         };
         let holders = BTreeMap::from([(inventory.pfs[0].vfs[1].address, holder)]);
         let in_use = "something other than hybridnic uses it through vfio";
-        let foreign = BTreeMap::from([(inventory.pfs[0].vfs[2].address, in_use.to_owned())]);
+        let given = "the kubelet has given it to another pod";
+        let foreign = BTreeMap::from([
+            (inventory.pfs[0].vfs[1].address, given.to_owned()),
+            (inventory.pfs[0].vfs[2].address, in_use.to_owned()),
+        ]);
         let table = build(&Sources {
             inventory: &inventory,
             pools: &pools,
@@ -268,6 +275,10 @@ mod tests {
             }
         );
         assert_eq!(table.pfs[0].vfs[1].held_by.as_deref(), Some("ns/x"));
+        assert_eq!(
+            table.pfs[0].vfs[1].message, given,
+            "it is held, and that is said too"
+        );
         assert_eq!(table.pfs[0].vfs[2].message, in_use);
         assert!(table.pfs[1].vfs[0].message.contains("no link"));
         assert_eq!(

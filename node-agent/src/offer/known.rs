@@ -9,7 +9,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use hybridnic_cni::wire::Pod;
-use hybridnic_kubelet::pod_resources::{PodResources, Pods};
+use hybridnic_kubelet::pod_resources::{Given, PodResources, Pods};
 use hybridnic_net::{DeviceId, PciAddress, sysfs::Inventory};
 use tokio::{
     sync::{Notify, watch},
@@ -41,6 +41,8 @@ struct State {
     inventory: Option<Inventory>,
     /// What was given to pods, as the kubelet has said last; `None` before it has said anything.
     given: Option<BTreeSet<Promise>>,
+    /// What pods have of other plugins' that is a PCI function, in words.
+    elsewhere: BTreeMap<PciAddress, String>,
     /// How many pods of each namespace and name it runs.
     pods: BTreeMap<(String, String), usize>,
     /// What it has asked for and not said yet for whom: network and device, and when.
@@ -143,10 +145,24 @@ impl Offers {
             !is_given && asked < *at + WRITTEN_DOWN
         });
         state.given = Some(given);
+        state.elsewhere = pods.others.iter().filter_map(elsewhere).collect();
         state.pods.clear();
         for pod in &pods.pods {
             *state.pods.entry(pod.clone()).or_default() += 1;
         }
+    }
+
+    /// Keeps the ledger off VFs that the kubelet has given to pods as devices of other plugins. It is asked before a VF is taken, as it
+    /// tells nobody. Without an answer its last one counts: while it is away it gives no device to anybody.
+    pub async fn look_elsewhere(&self, ledger: &Ledger) {
+        if self.kubelet.is_some() && self.ask().await.is_ok() {
+            self.tell_elsewhere(ledger);
+        }
+    }
+
+    pub(super) fn tell_elsewhere(&self, ledger: &Ledger) {
+        let elsewhere = self.state().elsewhere.clone();
+        ledger.set_elsewhere(elsewhere);
     }
 
     /// The NICs that have a VF or a standby, and so a pod that runs, get their tickets: the agent has been restarted.
@@ -238,6 +254,21 @@ impl Offers {
         // What a panic leaves is plain data, and is made again.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The PCI function that a device of another plugin is, and whose it is. The SR-IOV device plugin's ids are PCI addresses.
+fn elsewhere(given: &Given) -> Option<(PciAddress, String)> {
+    let Given {
+        namespace,
+        pod,
+        resource,
+        id,
+    } = given;
+    let why = format!(
+        "the kubelet has given it to the pod {namespace}/{pod} as {resource}, of another device plugin: take it out of that plugin's \
+         configuration, or out of the uplinks' vfs"
+    );
+    Some((id.parse().ok()?, why))
 }
 
 impl cni::Kubelet for Offers {

@@ -75,6 +75,7 @@ pub async fn run(host: Arc<Host>, plugins: &Path) -> Infallible {
         }
         let answer = host.offers.ask().await;
         if answer.is_ok() {
+            host.offers.tell_elsewhere(&host.pools);
             host.offers.give_tickets(&host.pools);
             if !std::mem::replace(&mut heard, true) {
                 host.pools.look_again();

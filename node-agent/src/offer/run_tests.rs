@@ -83,6 +83,50 @@ impl Scene {
 }
 
 #[tokio::test]
+async fn a_vf_that_another_plugin_has_given_to_a_pod_is_taken_by_nobody_here() {
+    let scene = Scene::new();
+    scene.healthy(|ids| ids.len() == 4).await;
+    let inventory = scene.host.inventory().await.unwrap();
+    let vf = inventory.pfs[0].vfs[0].address;
+    scene.kubelet.give("ns", "gpu", "vendor.example/gpu", "GPU-0");
+    scene
+        .kubelet
+        .give("shop", "virt-launcher-db", "intel.com/sriov", &vf.to_string());
+    let pools = &scene.host.pools;
+    scene.host.offers.look_elsewhere(pools).await;
+    let foreign = pools.foreign();
+    let why = foreign.get(&vf).expect("it is not known");
+    assert!(
+        why.contains("the pod shop/virt-launcher-db as intel.com/sriov"),
+        "{why}"
+    );
+    assert_eq!(foreign.len(), 1, "a GPU is no VF");
+    let claimant = Claimant {
+        created: 1,
+        nic: "ns/nic".into(),
+        uid: "vm".into(),
+    };
+    let wish = Wish {
+        network: "fast",
+        pick: Pick::Exactly(vf),
+        standby_pf: None,
+    };
+    assert!(pools.take(&inventory, &claimant, &wish).is_none(), "it was taken");
+    // Nor is it promised to a pod.
+    scene.healthy(|ids| ids.len() == 3).await;
+
+    // The hardware's changes say nothing of it, and a kubelet that says nothing has said nothing new.
+    pools.forget_foreign();
+    scene.kubelet.set_mute(true);
+    scene.kubelet.delete("shop", "virt-launcher-db");
+    scene.host.offers.look_elsewhere(pools).await;
+    assert!(pools.take(&inventory, &claimant, &wish).is_none(), "it was taken");
+    scene.kubelet.set_mute(false);
+    scene.host.offers.look_elsewhere(pools).await;
+    assert!(pools.take(&inventory, &claimant, &wish).is_some());
+}
+
+#[tokio::test]
 async fn what_the_kubelet_gives_and_what_the_ledger_holds_are_one() {
     let mut scene = Scene::new();
     scene.healthy(|ids| ids.len() == 4).await;

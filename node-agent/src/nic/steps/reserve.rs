@@ -22,6 +22,7 @@ use crate::{
 
 /// Takes a VF and writes down how it was; without one, a PF for the standby alone.
 pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
+    cx.host.offers.look_elsewhere(&cx.host.pools).await;
     let inventory = cx
         .host
         .inventory()
