@@ -288,7 +288,7 @@ fn check_pods_dir(dir: &Path, pod_uid: Option<&str>) -> anyhow::Result<()> {
         anyhow::ensure!(
             socket::is_kubelets(dir, uid),
             "{} is not where the kubelet has its pods: it has no directory of this one, {uid}. Which it is, the chart's value \
-             agent.podsDir says",
+             agent.kubeletDir says",
             dir.display()
         );
     }
