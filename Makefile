@@ -43,8 +43,9 @@ chart: build ## Write the table of the chart's values
 	$(BUILT)/values-table deploy/chart
 
 images: sbom ## Container images of a release build, in target/images, and what is compiled into them
-	$(CARGO) build --release --locked -p hybridnic-operator -p hybridnic-agent -p hybridnic-sidecar
+	$(CARGO) build --release --locked -p hybridnic-operator -p hybridnic-agent
 	$(CARGO) rustc --release --locked -p hybridnic-cni --bin hybridnic-cni -- -C target-feature=+crt-static
+	$(CARGO) rustc --release --locked -p hybridnic-sidecar --bin hybridnic-sidecar -- -C target-feature=+crt-static
 	deploy/images/build.sh target/images $$(sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml) target/release
 
 sbom: ## What is compiled into the programs, as CycloneDX, in target/images

@@ -15,6 +15,8 @@ out=${1:?directory for the images} tag=${2:?tag} bin=${3:?directory of the progr
 shift 3
 (($#)) || set -- operator agent sidecar
 repository=${HYBRIDNIC_REPOSITORY:-localhost/hybridnic}
+# Bytes that the sidecar's image may have.
+most_sidecar=15000000
 PATH=$PATH:/usr/sbin:/sbin
 mkdir -p "$out"
 work=$(mktemp -d)
@@ -41,18 +43,23 @@ make_operator() {
 	config=(--entrypoint '["/usr/bin/hybridnic-operator"]' --user 65532:65532)
 }
 
+# Says of a program that should need no library that it does, as in a debug build.
+static() {
+	! ldd "$bin/$1" >/dev/null 2>&1 || echo "build.sh: $1 is not linked statically: $2; see make images" >&2
+}
+
 make_agent() {
 	# It runs outside of the image, on nodes with another C library.
-	! ldd "$bin/hybridnic-cni" >/dev/null 2>&1 ||
-		echo "build.sh: hybridnic-cni is not linked statically: good for nodes with this system's libraries only; see make images" >&2
+	static hybridnic-cni "good for nodes with this system's libraries only"
 	add "$1" "$bin/hybridnic-agent" "$bin/hybridnic-cni" "$(readlink -f "$(command -v kmod)")"
 	mkdir -p "$1/usr/sbin"
 	ln -s ../bin/kmod "$1/usr/sbin/modprobe"
 	config=(--entrypoint '["/usr/bin/hybridnic-agent"]' --env PATH=/usr/sbin:/usr/bin)
 }
 
-# It edits a text. KubeVirt runs it as QEMU's user.
+# It edits a text. KubeVirt runs it as QEMU's user, in the pod of each VM, so each node of a VM pulls it.
 make_sidecar() {
+	static hybridnic-sidecar "its image is larger than it need be"
 	add "$1" "$bin/hybridnic-sidecar"
 	config=(--entrypoint '["/usr/bin/hybridnic-sidecar"]' --user 107:107)
 }
@@ -94,5 +101,10 @@ for image in "$@"; do
 	buildah "${storage[@]}" commit -q --timestamp 0 "$container" "$name" >/dev/null
 	rm -f "$out/$image.tar"
 	buildah "${storage[@]}" push -q "$name" "docker-archive:$out/$image.tar:$name"
-	printf '%s\t%s\t%s\n' "$name" "$(stat -c %s "$out/$image.tar")" "$out/$image.tar"
+	size=$(stat -c %s "$out/$image.tar")
+	if [[ $image == sidecar ]] && ((size > most_sidecar)); then
+		echo "build.sh: the sidecar's image has $size bytes, and should have at most $most_sidecar" >&2
+		exit 1
+	fi
+	printf '%s\t%s\t%s\n' "$name" "$size" "$out/$image.tar"
 done
