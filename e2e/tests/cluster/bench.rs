@@ -365,6 +365,15 @@ impl Bench {
     }
 
     /// Waits until an object is as `fits` says, or, with `None`, gone; gives it.
+    /// Deletes an object, and waits until it is gone.
+    pub async fn remove<K>(&self, api: Api<K>, name: &str)
+    where
+        K: Resource + Clone + Debug + Send + DeserializeOwned + 'static,
+    {
+        api.delete(name, &DeleteParams::default()).await.unwrap();
+        self.wait(api, name, "gone", |found| found.is_none()).await;
+    }
+
     pub async fn wait<K>(
         &self,
         api: Api<K>,

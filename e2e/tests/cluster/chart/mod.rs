@@ -2,6 +2,7 @@
 //! go, and the rights that it gives are those that are meant. No kubelet runs its pods here.
 
 mod check;
+mod collected;
 mod conform;
 mod metrics;
 mod release;

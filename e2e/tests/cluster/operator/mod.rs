@@ -138,14 +138,7 @@ async fn a_nic_from_its_creation_to_its_deletion() {
         assert!(events.contains(expected), "no event {expected} among {events}");
     }
 
-    bench
-        .nics()
-        .delete("eth0", &DeleteParams::default())
-        .await
-        .unwrap();
-    bench
-        .wait(bench.nics(), "eth0", "gone", |nic| nic.is_none())
-        .await;
+    bench.remove(bench.nics(), "eth0").await;
     let eth0 = ListParams::default().labels(&format!("{NIC_LABEL}=eth0"));
     assert_eq!(bench.attachments().list(&eth0).await.unwrap().items, []);
     bench.nic_with("eth1", "fast", is_fast).await;
@@ -336,26 +329,12 @@ async fn migrations_that_go_well_and_that_do_not() {
     bench
         .migration_with("second", "busy", |m| why(m) == reasons::MIGRATION_BUSY)
         .await;
-    bench
-        .migrations()
-        .delete("second", &DeleteParams::default())
-        .await
-        .unwrap();
-    bench
-        .wait(bench.migrations(), "second", "gone", |m| m.is_none())
-        .await;
+    bench.remove(bench.migrations(), "second").await;
     // Who comes now waits until it is over.
     bench.create_nic("eth2", "vm", None).await;
     let waits = |nic: &_| reason(nic, types::READY) == reasons::MIGRATING;
     bench.nic_with("eth2", "waiting", waits).await;
-    bench
-        .migrations()
-        .delete("cancelled", &DeleteParams::default())
-        .await
-        .unwrap();
-    bench
-        .wait(bench.migrations(), "cancelled", "gone", |m| m.is_none())
-        .await;
+    bench.remove(bench.migrations(), "cancelled").await;
     let nic = bench.nic_with("eth0", "fast", is_fast).await.status.unwrap();
     assert_eq!(nic.node_name.as_deref(), Some("n2"), "it stayed");
     assert_eq!(nic.last_migration.unwrap().name, "cancelled");

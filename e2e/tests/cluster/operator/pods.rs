@@ -4,7 +4,7 @@ use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{MigrationPhase, VmHybridNic};
 use kube::ResourceExt;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::ListParams;
 
 use super::fast_nic;
 use crate::agent::{Agents, Mood};
@@ -45,14 +45,7 @@ fn message(nic: &VmHybridNic) -> String {
 }
 
 async fn replace_nic(bench: &Bench) {
-    bench
-        .nics()
-        .delete("eth0", &DeleteParams::default())
-        .await
-        .unwrap();
-    bench
-        .wait(bench.nics(), "eth0", "gone", |nic| nic.is_none())
-        .await;
+    bench.remove(bench.nics(), "eth0").await;
     bench.create_nic("eth0", "vm", None).await;
 }
 
@@ -100,16 +93,7 @@ async fn a_nic_finds_the_pod_that_has_the_vm() {
     assert!(!writes.iter().any(|write| write.ends_with(&left)), "{writes:#?}");
 
     // When nobody knows any more that it has migrated, QEMU's word leads there.
-    bench
-        .migrations()
-        .delete("goes", &DeleteParams::default())
-        .await
-        .unwrap();
-    bench
-        .wait(bench.migrations(), "goes", "gone", |migration| {
-            migration.is_none()
-        })
-        .await;
+    bench.remove(bench.migrations(), "goes").await;
     replace_nic(&bench).await;
     bench.nic_with("eth0", "fast in vm-b", fast_in("vm-b")).await;
     gone(&bench, &left).await;
