@@ -122,7 +122,7 @@ pub struct HybridNodeStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
     #[schemars(length(max = limits::PFS))]
     pub pfs: Vec<PfStatus>,
-    /// Condition `Ready`.
+    /// Conditions `Ready`, and `Degraded`: something of the node does not work, while the rest goes on.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(schema_with = "limits::conditions")]
@@ -210,7 +210,7 @@ pub struct VfStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = limits::NAME))]
     pub held_by: Option<String>,
-    /// Why it is unhealthy.
+    /// Why it is unhealthy; of one that is held, what is amiss with it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = limits::TEXT))]
     pub message: String,
