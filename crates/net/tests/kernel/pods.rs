@@ -125,6 +125,24 @@ fn a_name_or_an_index_that_is_taken_in_the_pod_is_refused() {
     });
 }
 
+/// KubeVirt's `networkInterfaceMultiqueue`: libvirt opens the node once for each queue of the VM's NIC.
+#[test]
+fn a_macvtap_can_be_opened_for_several_queues() {
+    in_namespace(|| async {
+        let netlink = Netlink::open().unwrap();
+        let (lower, _) = veth(&netlink).await;
+        let (pod, index) = (Pod::new(), index());
+        netlink
+            .create_macvtap_in(&pod.place(index), &spec("poda", &lower))
+            .await
+            .unwrap();
+        let node = give(index).unwrap();
+        let open = |_| File::options().read(true).write(true).open(&node);
+        let queues: Result<Vec<_>, _> = (0..4).map(open).collect();
+        assert_eq!(queues.unwrap().len(), 4);
+    });
+}
+
 /// Each attempt of the kubelet to start a pod has a namespace of its own.
 #[test]
 fn a_macvtap_lasts_as_long_as_anybody_holds_its_namespace() {
