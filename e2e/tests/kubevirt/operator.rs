@@ -1,6 +1,8 @@
 //! Our operator beside KubeVirt's own, with the rights that the chart gives: from a VM's interface to its NIC, and through its
 //! migrations. The agents are stand-ins: they say what the operator wants to hear, when the test lets them.
 
+mod users;
+
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
 
@@ -62,6 +64,10 @@ async fn our_operator_beside_kubevirt() {
     let source = play.launcher_is_attached_before_it_runs().await;
     say("the launcher is attached as soon as it has a node");
     play.stage.runs(&source).await;
+    play.the_example_is_taken().await;
+    play.sriov_on_a_network_of_ours_is_told().await;
+    play.the_doctor_finds_kubevirt_well().await;
+    say("what a user sees is as it should be");
     play.a_migration_that_is_deleted(&source).await;
     say("a migration that was deleted while its target waited has given the VFs back");
     play.a_migration_whose_target_is_gone(&source).await;
