@@ -37,8 +37,9 @@ pub fn vms(facts: &Facts) -> Vec<Finding> {
                 "do what KubeVirt's message asks for",
             ));
         }
+        let missing: Vec<_> = without_nic(facts, vmi).collect();
         if !is_young(facts, vmi) {
-            findings.extend(without_nic(facts, vmi).map(|interface| {
+            findings.extend(missing.iter().map(|interface| {
                 let message = format!(
                     "{}: the operator has made no NIC for its interface {interface}",
                     name(vmi)
@@ -51,7 +52,7 @@ pub fn vms(facts: &Facts) -> Vec<Finding> {
                 Finding::warn(CHECK, message, fix)
             }));
         }
-        well += usize::from(!ours.is_empty() && findings.len() == before);
+        well += usize::from(!ours.is_empty() && missing.is_empty() && findings.len() == before);
     }
     if well > 0 {
         findings.insert(0, Finding::ok(CHECK, format!("{well} have their NICs")));
