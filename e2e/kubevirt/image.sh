@@ -3,6 +3,7 @@
 # started from. Prints its path, beside the root's.
 set -euo pipefail
 shopt -s inherit_errexit
+PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$("$here/root.sh")
 image=$root-$(sha256sum <"$here/image.sh" | cut -c1-8).tar

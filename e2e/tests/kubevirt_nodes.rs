@@ -20,7 +20,10 @@ use hybridnic_e2e::kubevirt::{Kind, OnNodes, Vm, images};
 use hybridnic_e2e::lab::Pinger;
 use hybridnic_e2e::until::until;
 use hybridnic_e2e::world::{NicSpec, footprint};
-use seen::{at, checked, current, fast, gaps, gone, migrate, nothing_lost, plugin, reached, shown};
+use seen::{
+    at, checked, current, fast, gaps, gone, hardly_lost, migrate, nothing_lost, plugin, reached, shown,
+    writes,
+};
 use serde_json::json;
 
 const NAMESPACE: &str = "default";
@@ -162,9 +165,9 @@ impl Story {
             .delete(&migration, &kube::api::DeleteParams::default())
             .await
             .unwrap();
-        let nic = fast(cluster, vm, None).await;
-        checked(cluster, vm, &nic).await;
-        nothing_lost(&pinger.stop().await, "a migration that was held, and deleted");
+        let nics = fast(cluster, vm).await;
+        checked(cluster, vm, &nics).await;
+        hardly_lost(&pinger.stop().await, "a migration that was held, and deleted");
         vm.delete(cluster).await.unwrap();
         gone(cluster, &vm.name).await;
     }
@@ -173,13 +176,15 @@ impl Story {
     async fn side_by_side(&self, vms: &Vms) {
         let cluster = &self.cluster;
         let (ours, theirs) = (self.watch(&vms.web).await, self.watch(&vms.old).await);
-        let asked = Instant::now();
+        let (asked, before) = (Instant::now(), writes(cluster));
         let migration = migrate(cluster, &vms.old.name).await;
         eprintln!(
             "{}",
             plugin(cluster, &["migrate", &vms.web.name, "--watch"]).await
         );
         self.arrived(&vms.web, asked, "there").await;
+        let [operator, agents] = [0, 1].map(|who| writes(cluster)[who] - before[who]);
+        eprintln!("figure: API writes of a migration: {operator} of the operator, {agents} of both agents");
         reached(
             cluster,
             Kind::VirtualMachineInstanceMigration,
@@ -247,8 +252,8 @@ impl Story {
     async fn undisturbed(&self, vm: &Vm, what: &str, act: impl AsyncFn()) {
         let pinger = self.watch(vm).await;
         act().await;
-        let nic = fast(&self.cluster, vm, None).await;
-        checked(&self.cluster, vm, &nic).await;
+        let nics = fast(&self.cluster, vm).await;
+        checked(&self.cluster, vm, &nics).await;
         nothing_lost(&pinger.stop().await, what);
     }
 
@@ -271,22 +276,27 @@ impl Story {
         if nic.is_err() {
             shown(cluster).await;
         }
-        let nic = nic.unwrap();
-        checked(cluster, vm, &nic).await;
-        assert_eq!(nic.status.unwrap().mac, before.status.unwrap().mac);
+        assert_eq!(nic.unwrap().status.unwrap().mac, before.status.unwrap().mac);
+        let nics = fast(cluster, vm).await;
+        checked(cluster, vm, &nics).await;
     }
 
     async fn arrived(&self, vm: &Vm, asked: Instant, what: &str) {
-        let nic = fast(&self.cluster, vm, None).await;
+        let nics = fast(&self.cluster, vm).await;
         eprintln!(
             "figure: {what}: from asked to its VF {:.1} s",
             asked.elapsed().as_secs_f64()
         );
-        checked(&self.cluster, vm, &nic).await;
+        checked(&self.cluster, vm, &nics).await;
     }
 
     async fn watch(&self, vm: &Vm) -> Pinger {
-        common::watch(&self.cluster.lab, vm.nics[0].1.address, RATE).await
+        let pinger = self.cluster.lab.pinger(vm.nics[0].1.address, RATE).unwrap();
+        if !pinger.answered(20, SOON).await || !pinger.answered_beside(10, SOON).await {
+            seen::shown_inside(&self.cluster, vm).await;
+            panic!("{} does not answer: {:#?}", vm.name, pinger.report());
+        }
+        pinger
     }
 
     async fn agent(&self, node: usize) -> String {
@@ -326,7 +336,7 @@ impl Story {
 
 /// The VMs of the story.
 struct Vms {
-    /// An ordinary one.
+    /// An ordinary one, of two NICs.
     web: Vm,
     /// One whose guest does not let go of devices.
     keeps: Vm,
@@ -339,7 +349,7 @@ impl Vms {
         let mut keeps = Vm::new(NAMESPACE, "keeps", NicSpec::new(0, 51));
         keeps.arguments = "acpiphp.disable=1 lab.rescan=1";
         Self {
-            web: Vm::new(NAMESPACE, "web", NicSpec::new(0, 50)),
+            web: Vm::new(NAMESPACE, "web", NicSpec::new(0, 50)).and("other", NicSpec::new(1, 50)),
             keeps,
             old: Vm::with_sriov(NAMESPACE, "old", NicSpec::new(0, 52)),
         }
@@ -351,13 +361,13 @@ impl Vms {
             vm.create(cluster).await.unwrap();
         }
         for vm in [&self.web, &self.keeps] {
-            let nic = fast(cluster, vm, None).await;
+            let nics = fast(cluster, vm).await;
             eprintln!(
                 "figure: {}, from asked to its fast path {:.1} s",
                 vm.name,
                 asked.elapsed().as_secs_f64()
             );
-            checked(cluster, vm, &nic).await;
+            checked(cluster, vm, &nics).await;
         }
         reached(cluster, Kind::VirtualMachineInstance, &self.old.name, "Running").await;
     }

@@ -1,7 +1,10 @@
 //! What is looked at, and what is done with one command.
 
+use std::time::Duration;
+
 use hybridnic_api::v1alpha1::{Path, VmHybridNic};
-use hybridnic_e2e::cluster::Cluster;
+use hybridnic_e2e::cluster::{Cluster, SYSTEM};
+use hybridnic_e2e::controlplane::audit::Write;
 use hybridnic_e2e::kubevirt::{Kind, Vm};
 use hybridnic_e2e::lab::Report;
 use hybridnic_e2e::until::until;
@@ -14,35 +17,44 @@ use serde_json::{Value, json};
 use super::common::{check_nic, on};
 use super::{LONG, NAMESPACE, SOON};
 
+/// What a switch may take on an emulated node.
+const SWITCH: Duration = Duration::from_millis(500);
+
 /// A part of an object.
 pub fn at<'a>(object: &'a DynamicObject, pointer: &str) -> &'a Value {
     object.data.pointer(pointer).unwrap_or(&Value::Null)
 }
 
-/// A VM's NIC.
+/// A VM's first NIC.
 pub async fn current(cluster: &Cluster, vm: &Vm) -> VmHybridNic {
     let nics: Api<VmHybridNic> = Api::namespaced(cluster.client(), NAMESPACE);
     nics.get(&vm.nic("fast")).await.unwrap()
 }
 
-/// Waits until a VM's NIC is on a VF, on node `node` where one is named.
-pub async fn fast(cluster: &Cluster, vm: &Vm, node: Option<usize>) -> VmHybridNic {
-    let is = |nic: &VmHybridNic| on(nic, Path::FastPath) && node.is_none_or(|node| node_of(nic) == node);
-    let nics = Api::namespaced(cluster.client(), NAMESPACE);
-    let reached = until(nics, &vm.nic("fast"), LONG, "on the fast path", is).await;
-    if reached.is_err() {
-        shown(cluster).await;
+/// Waits until all of a VM's NICs are on VFs.
+pub async fn fast(cluster: &Cluster, vm: &Vm) -> Vec<VmHybridNic> {
+    let mut all = Vec::new();
+    for (interface, _) in &vm.nics {
+        let nics = Api::namespaced(cluster.client(), NAMESPACE);
+        let is = |nic: &VmHybridNic| on(nic, Path::FastPath);
+        let reached = until(nics, &vm.nic(interface), LONG, "on the fast path", is).await;
+        if reached.is_err() {
+            shown(cluster).await;
+        }
+        all.push(reached.unwrap());
     }
-    reached.unwrap()
+    all
 }
 
-/// Its NIC is on its fast path in the guest's and the node's own view, whatever statuses say.
-pub async fn checked(cluster: &Cluster, vm: &Vm, nic: &VmHybridNic) {
+/// Its NICs are on their fast paths in the guest's and the node's own view, whatever statuses say.
+pub async fn checked(cluster: &Cluster, vm: &Vm, nics: &[VmHybridNic]) {
     let inside = vm.inside(cluster).await.unwrap();
-    if let Err(error) = check_nic(cluster.node(node_of(nic)), &inside, nic).await {
-        eprintln!("{error:#}: {:#?}", inside.net().await);
-        shown(cluster).await;
-        panic!("{error:#}");
+    for nic in nics {
+        if let Err(error) = check_nic(cluster.node(node_of(nic)), &inside, nic).await {
+            eprintln!("{error:#}: {:#?}", inside.net().await);
+            shown(cluster).await;
+            panic!("{error:#}");
+        }
     }
 }
 
@@ -74,6 +86,23 @@ pub fn nothing_lost(report: &Report, what: &str) {
         "{what}: {:#?}",
         report.round_trip.gaps
     );
+}
+
+/// No more than a switch between the VF and the standby costs.
+pub fn hardly_lost(report: &Report, what: &str) {
+    gaps(report, what);
+    let longest = report.round_trip.longest();
+    assert!(longest < SWITCH, "{what}: {:#?}", report.round_trip.gaps);
+}
+
+/// What our programs have written to the API server, but for the operator's lease: the operator's, and the agents'.
+pub fn writes(cluster: &Cluster) -> [usize; 2] {
+    let all = cluster.control_plane.writes().unwrap();
+    ["operator", "agent"].map(|who| {
+        let user = format!("system:serviceaccount:{SYSTEM}:hybridnic-{who}");
+        let is = |write: &&Write| write.user == user && write.resource != "leases";
+        all.iter().filter(is).count()
+    })
 }
 
 /// Runs `kubectl hybridnic` as an administrator; it must say that all is well.
@@ -141,6 +170,15 @@ pub async fn gone(cluster: &Cluster, vm: &str) {
         shown(cluster).await;
         panic!("{vm} is not gone");
     }
+}
+
+/// The same of a VM's inside.
+pub async fn shown_inside(cluster: &Cluster, vm: &Vm) {
+    match vm.inside(cluster).await {
+        Ok(inside) => eprintln!("{}: {:#?}", vm.name, inside.net().await),
+        Err(error) => eprintln!("{}: {error:#}", vm.name),
+    }
+    shown(cluster).await;
 }
 
 /// For whoever looks at a test that has failed.
