@@ -20,10 +20,7 @@ use hybridnic_e2e::kubevirt::{Kind, OnNodes, Vm, images};
 use hybridnic_e2e::lab::Pinger;
 use hybridnic_e2e::until::until;
 use hybridnic_e2e::world::{NicSpec, footprint};
-use seen::{
-    at, checked, current, fast, gaps, gone, hardly_lost, migrate, nothing_lost, plugin, reached, shown,
-    writes,
-};
+use seen::{at, checked, current, fast, gaps, gone, hardly_lost, migrate, plugin, reached, shown, writes};
 use serde_json::json;
 
 const NAMESPACE: &str = "default";
@@ -254,7 +251,7 @@ impl Story {
         act().await;
         let nics = fast(&self.cluster, vm).await;
         checked(&self.cluster, vm, &nics).await;
-        nothing_lost(&pinger.stop().await, what);
+        hardly_lost(&pinger.stop().await, what);
     }
 
     /// QEMU ends: KubeVirt makes the VM a new pod, and it has the same NIC.

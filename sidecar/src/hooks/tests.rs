@@ -99,6 +99,13 @@ async fn it_says_what_it_takes_part_in_and_edits_the_domain_in_each_version() {
 }
 
 #[tokio::test]
+async fn one_that_ends_before_it_listens_leaves_nothing() {
+    let dir = TempDir::new().unwrap();
+    serve(dir.path(), std::future::ready(())).await.unwrap_err();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn what_is_refused_is_said_and_it_goes_on() {
     let sidecar = Sidecar::start(TempDir::new().unwrap());
     let define = async |domain: &str, vmi: &str| {
