@@ -1,7 +1,7 @@
-//! Watches the attachments of this node and runs a task for each, with a `Reporter` that writes what it reports.
+//! Runs a task for each attachment that should be here, with a `Reporter` that has told what it reports.
 //!
-//! The API server is needed for news only: with it away, tasks go on with the specs that they have, a restart
-//! takes them from the journal, and reports wait.
+//! Who says what should be here is needed for news only: with the API server away, tasks go on with the specs that they have, a
+//! restart takes them from the journal, and reports wait.
 
 mod reporter;
 
@@ -11,18 +11,12 @@ use std::{
     time::Duration,
 };
 
-use futures::TryStreamExt as _;
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{AttachmentState, Goal, NicAttachment, NicAttachmentStatus},
+    v1alpha1::{AttachmentState, Goal, NicAttachmentStatus},
 };
-use hybridnic_process::api;
 use jiff::Timestamp;
-use kube::{
-    Api, Client, ResourceExt as _,
-    runtime::{WatchStreamExt as _, watcher},
-};
-use reporter::{Reporter, Write};
+use reporter::Reporter;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument as _, error_span, info, warn};
@@ -37,6 +31,7 @@ use crate::{
     },
     node::ledger::Claimant,
     sockets::Sockets,
+    wants::{Heard, Want, WantId, Wants, Word},
 };
 
 struct Running {
@@ -61,8 +56,8 @@ struct RunningVm {
 }
 
 /// All attachments of this node.
-pub struct Attachments {
-    client: Client,
+pub struct Attachments<W> {
+    wants: W,
     host: Arc<Host>,
     sockets: Sockets,
     running: HashMap<String, Running>,
@@ -79,15 +74,15 @@ pub struct Attachments {
 pub struct Progress {
     /// Whether every record of the journal has its task.
     pub resumed: watch::Sender<bool>,
-    /// Whether the API server's list of the node's attachments was read.
+    /// Whether all that should be here was heard of once.
     pub listed: watch::Sender<bool>,
 }
 
-impl Attachments {
+impl<W: Wants> Attachments<W> {
     /// Nothing runs yet.
-    pub fn new(client: Client, host: Arc<Host>, sockets: Sockets, progress: Progress) -> Self {
+    pub fn new(wants: W, host: Arc<Host>, sockets: Sockets, progress: Progress) -> Self {
         Self {
-            client,
+            wants,
             host,
             sockets,
             running: HashMap::new(),
@@ -98,7 +93,7 @@ impl Attachments {
         }
     }
 
-    /// Goes on with what the journal has, then follows the API server.
+    /// Goes on with what the journal has, then follows what is heard.
     pub async fn run(mut self, journal: Contents) {
         self.remembered = journal.vms;
         for unreadable in journal.unreadable {
@@ -119,17 +114,12 @@ impl Attachments {
             self.start(record, true, wanted, false, OnceLock::new());
         }
         self.progress.resumed.send_replace(true);
-        let api: Api<NicAttachment> = Api::all(self.client.clone());
-        let config = api::watches().fields(&format!("spec.nodeName={}", self.host.options.node_name));
-        let stream = watcher(api, config).default_backoff();
-        futures::pin_mut!(stream);
         let mut ended = tokio::time::interval(Duration::from_secs(30));
         loop {
             tokio::select! {
-                event = stream.try_next() => match event {
-                    Ok(Some(event)) => self.on_event(event),
-                    Ok(None) => return,
-                    Err(error) => warn!(%error, "cannot watch the attachments; tried again"),
+                heard = self.wants.next() => match heard {
+                    Some(heard) => self.on_heard(heard),
+                    None => return,
                 },
                 _ = ended.tick() => self.sweep(),
             }
@@ -155,36 +145,27 @@ impl Attachments {
 
     /// Says of an attachment that its record cannot be read, and leaves all else of its status as it was: the devices are
     /// where they were.
-    fn report_unreadable(&self, object: &NicAttachment, unreadable: &Unreadable) {
-        let mut status = object.status.clone().unwrap_or_default();
+    fn report_unreadable(&self, want: &Want, unreadable: &Unreadable) {
+        let mut status = want.status.clone().unwrap_or_default();
         let message = format!(
             "{unreadable}. Nothing is changed for this NIC until an agent that can read the record runs here. A spoilt record may be \
              given up: end the VM first, then remove the file and restart the agent. While the VM runs, a NIC whose record is gone \
              loses its network"
         );
-        report::held_back(
-            &mut status,
-            object.metadata.generation,
-            &message,
-            Timestamp::now(),
-        );
-        if object.status.as_ref() == Some(&status) {
+        report::held_back(&mut status, want.generation, &message, Timestamp::now());
+        if want.status.as_ref() == Some(&status) {
             return;
         }
-        let (namespace, uid) = (
-            object.namespace().unwrap_or_default(),
-            object.uid().unwrap_or_default(),
-        );
-        let reporter = Reporter::new(&self.client, &namespace, &object.name_any(), &uid);
+        let reporter = Reporter::new(self.wants.teller(&want.id));
         // It ends with its write; a newer one of the same object says the same.
-        tokio::spawn(async move { reporter.patiently(&Write::Status(&status)).await });
+        tokio::spawn(async move { reporter.patiently(&Word::Status(&status)).await });
     }
 
-    fn on_event(&mut self, event: watcher::Event<NicAttachment>) {
-        match event {
-            watcher::Event::Init => self.running.values_mut().for_each(|r| r.listed = false),
-            watcher::Event::InitApply(object) | watcher::Event::Apply(object) => self.on_object(&object),
-            watcher::Event::InitDone => {
+    fn on_heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Begins => self.running.values_mut().for_each(|r| r.listed = false),
+            Heard::Wanted(want) => self.on_want(*want),
+            Heard::Ends => {
                 let gone: Vec<String> = self
                     .running
                     .iter()
@@ -196,36 +177,37 @@ impl Attachments {
                 }
                 self.progress.listed.send_replace(true);
             }
-            watcher::Event::Delete(object) => self.on_gone(&object.uid().unwrap_or_default()),
+            Heard::Gone(uid) => self.on_gone(&uid),
         }
         self.sweep();
     }
 
-    fn on_object(&mut self, object: &NicAttachment) {
-        let Some(uid) = object.uid() else {
-            return;
-        };
+    fn on_want(&mut self, want: Want) {
+        let uid = want.id.uid.clone();
         if let Some(unreadable) = self.unreadable.get(&uid) {
-            return self.report_unreadable(object, unreadable);
+            return self.report_unreadable(&want, unreadable);
         }
-        self.hear(object);
-        let deleting = object.metadata.deletion_timestamp.is_some();
-        let mut spec = object.spec.clone();
+        self.hear(&want);
+        let Want {
+            id,
+            created,
+            mut spec,
+            generation,
+            deleting,
+            status,
+        } = want;
         if deleting {
             spec.goal = Goal::Detached;
         }
-        let wanted = Wanted {
-            spec,
-            generation: object.metadata.generation,
-        };
+        let wanted = Wanted { spec, generation };
         if let Some(running) = self.running.get_mut(&uid)
             && !running.task.is_finished()
         {
             running.listed = true;
             running.deleting.send_replace(deleting);
             // Before the task hears that there is an object.
-            if let Some(status) = &object.status {
-                let _ = running.known.set(status.clone());
+            if let Some(status) = status {
+                let _ = running.known.set(status);
             }
             running.wanted.send_if_modified(|w| {
                 let changed = *w != wanted;
@@ -244,15 +226,10 @@ impl Attachments {
             return;
         }
         self.running.remove(&uid);
-        let created = object
-            .metadata
-            .creation_timestamp
-            .as_ref()
-            .map_or(0, |t| t.0.as_second());
         let record = Record {
             version: VERSION,
-            namespace: object.namespace().unwrap_or_default(),
-            name: object.name_any(),
+            namespace: id.namespace,
+            name: id.name,
             uid,
             created,
             spec: wanted.spec.clone(),
@@ -261,17 +238,17 @@ impl Attachments {
             ports: None,
             plugs: 0,
         };
-        let known = object.status.clone().map(OnceLock::from).unwrap_or_default();
+        let known = status.map(OnceLock::from).unwrap_or_default();
         self.start(record, false, wanted, deleting, known);
     }
 
     /// What was said of the VM's migration stands as long as there is nothing new to say.
-    fn hear(&self, object: &NicAttachment) {
-        let (order, status) = (&object.spec.migration, &object.status);
+    fn hear(&self, want: &Want) {
+        let (order, status) = (&want.spec.migration, &want.status);
         let said = status.as_ref().and_then(|status| status.migration.as_ref());
         if let (Some(order), Some(said)) = (order, said)
             && order.migration.uid == said.uid
-            && let Some(running) = self.vms.get(&object.spec.pod.uid)
+            && let Some(running) = self.vms.get(&want.spec.pod.uid)
         {
             running.vm.said_before(said);
         }
@@ -301,7 +278,12 @@ impl Attachments {
         let (wanted_tx, wanted_rx) = watch::channel(wanted);
         let (status_tx, status_rx) = watch::channel(None);
         let (deleting_tx, deleting_rx) = watch::channel(deleting);
-        let reporter = Reporter::new(&self.client, &record.namespace, &record.name, &uid);
+        let id = WantId {
+            namespace: record.namespace.clone(),
+            name: record.name.clone(),
+            uid: uid.clone(),
+        };
+        let reporter = Reporter::new(self.wants.teller(&id));
         let (namespace, nic) = (record.namespace.clone(), record.spec.nic.name.clone());
         let known = Arc::new(known);
         let told = Arc::clone(&known);

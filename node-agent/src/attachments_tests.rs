@@ -7,13 +7,13 @@ use http::{Request, Response};
 use hybridnic_api::{
     conditions::{self, NewCondition, types},
     names::ATTACHMENT_FINALIZER,
-    v1alpha1::{MigrationOrder, MigrationStep, ObjectRef, Path, TimelineEntry},
+    v1alpha1::{MigrationOrder, MigrationStep, NicAttachment, ObjectRef, Path, TimelineEntry},
 };
-use kube::client::Body;
+use kube::{Client, client::Body, runtime::watcher};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{reporter::Tried, *};
+use super::*;
 use crate::{
     host,
     journal::{
@@ -21,64 +21,11 @@ use crate::{
         tests::{held_vf, record},
     },
     node::choice::{Pick, Wish},
+    wants::cluster::{Cluster, heard, want},
 };
 
-/// Writes to an API server that answers them with 409, and then says which objects of that name there are.
-async fn after_a_conflict(list: Option<Value>) -> Tried {
-    let server = tower::service_fn(move |request: Request<Body>| {
-        let (status, body) = match (request.method().as_str(), &list) {
-            ("GET", Some(items)) => (
-                200,
-                json!({
-                    "apiVersion": "meta.k8s.io/v1",
-                    "kind": "PartialObjectMetadataList",
-                    "metadata": {},
-                    "items": items,
-                }),
-            ),
-            ("GET", None) => (503, json!({ "kind": "Status", "status": "Failure", "code": 503 })),
-            _ => (
-                409,
-                json!({
-                    "kind": "Status",
-                    "status": "Failure",
-                    "code": 409,
-                    "reason": "Conflict",
-                    "message": "the object has been modified; please apply your changes to the latest version",
-                }),
-            ),
-        };
-        let body = Body::from(body.to_string().into_bytes());
-        std::future::ready(Ok::<_, tower::BoxError>(
-            Response::builder().status(status).body(body).unwrap(),
-        ))
-    });
-    let client = Client::new(server, "default");
-    let reporter = Reporter::new(&client, "ns", "nic", "its-uid");
-    reporter.once(&Write::Finalizer(true)).await
-}
-
-#[tokio::test]
-async fn a_conflict_alone_does_not_mean_gone() {
-    let named = |uid: &str| {
-        json!([{
-            "apiVersion": "meta.k8s.io/v1",
-            "kind": "PartialObjectMetadata",
-            "metadata": { "name": "nic", "uid": uid },
-        }])
-    };
-    assert_eq!(after_a_conflict(Some(named("its-uid"))).await, Tried::Failed);
-    assert_eq!(
-        after_a_conflict(None).await,
-        Tried::Failed,
-        "no answer is no proof"
-    );
-    assert_eq!(after_a_conflict(Some(named("another"))).await, Tried::Done);
-    assert_eq!(after_a_conflict(Some(json!([]))).await, Tried::Done);
-}
-
 /// The attachments of a node of two VFs, and what they write to the API server, which takes it all.
-fn attachments(dir: &std::path::Path) -> (Attachments, mpsc::UnboundedReceiver<Value>) {
+fn attachments(dir: &std::path::Path) -> (Attachments<Cluster>, mpsc::UnboundedReceiver<Value>) {
     let (sent, written) = mpsc::unbounded_channel();
     let server = tower::service_fn(move |request: Request<Body>| {
         let sent = sent.clone();
@@ -96,7 +43,7 @@ fn attachments(dir: &std::path::Path) -> (Attachments, mpsc::UnboundedReceiver<V
     let host = host::tests::host(dir, 1, 2);
     let sockets = Sockets::new(dir, Arc::clone(&host.troubles));
     (
-        Attachments::new(client, host, sockets, Progress::default()),
+        Attachments::new(Cluster::new(client, "n1"), host, sockets, Progress::default()),
         written,
     )
 }
@@ -111,7 +58,12 @@ async fn writes_in_twenty_seconds(change: impl Fn(&mut NicAttachmentStatus, u32)
         let answer = Response::new(Body::from(answer.clone()));
         std::future::ready(Ok::<_, tower::BoxError>(answer))
     });
-    let reporter = Reporter::new(&Client::new(server, "default"), "ns", "nic", "uid");
+    let id = WantId {
+        namespace: "ns".into(),
+        name: "nic".into(),
+        uid: "uid".into(),
+    };
+    let reporter = Reporter::new(Cluster::new(Client::new(server, "default"), "n1").teller(&id));
     let (status, status_rx) = watch::channel(None);
     let (_deleting, deleting_rx) = watch::channel(false);
     let running = tokio::spawn(reporter.run(status_rx, deleting_rx, watch::Sender::new(true)));
@@ -213,7 +165,7 @@ async fn a_nic_whose_record_cannot_be_read_keeps_what_it_has_and_says_so() {
     assert_eq!(take("c"), None);
 
     let mut object = object(&held);
-    attachments.on_object(&object);
+    attachments.on_want(want(object.clone()));
     let said: NicAttachmentStatus =
         serde_json::from_value(written.recv().await.unwrap()["status"].take()).unwrap();
     let before = object.status.clone().unwrap();
@@ -238,8 +190,8 @@ async fn a_nic_whose_record_cannot_be_read_keeps_what_it_has_and_says_so() {
     object.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
         Timestamp::UNIX_EPOCH,
     ));
-    attachments.on_object(&object);
-    attachments.on_event(watcher::Event::Delete(object));
+    attachments.on_want(want(object.clone()));
+    attachments.on_heard(heard(watcher::Event::Delete(object)));
     assert!(attachments.running.is_empty() && attachments.vms.is_empty());
     assert_eq!(take("c"), None);
     tokio::task::yield_now().await;
@@ -274,7 +226,7 @@ async fn a_nic_that_has_left_says_so_of_its_object_as_it_is() {
         let task = &mut attachments.running.get_mut("a").unwrap().task;
         task.await.unwrap();
         object.metadata.generation = Some(generation);
-        attachments.on_object(&object);
+        attachments.on_want(want(object.clone()));
         let mut said = json!(null);
         while said["status"]["state"] != "Detached" {
             said = written.recv().await.unwrap();
@@ -283,7 +235,7 @@ async fn a_nic_that_has_left_says_so_of_its_object_as_it_is() {
     }
     let task = &mut attachments.running.get_mut("a").unwrap().task;
     task.await.unwrap();
-    attachments.on_object(&object);
+    attachments.on_want(want(object.clone()));
     assert!(attachments.running["a"].task.is_finished(), "it has said so");
 }
 

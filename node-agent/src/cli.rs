@@ -46,6 +46,7 @@ use crate::{
     privileges,
     sockets::Sockets,
     troubles::Troubles,
+    wants::cluster::Cluster,
 };
 
 /// The agent's own program, also where another one has taken its place meanwhile.
@@ -247,7 +248,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
     let (generation_tx, generation_rx) = watch::channel(None);
     let (progress, published) = (Progress::default(), watch::Sender::new(false));
     let attachments = Attachments::new(
-        client.clone(),
+        Cluster::new(client.clone(), &node_name),
         Arc::clone(&host),
         sockets.clone(),
         progress.clone(),

@@ -3,6 +3,7 @@
 //! | module | is |
 //! |---|---|
 //! | [`attachments`] | the attachments of this node, a task for each, and what they report |
+//! | [`wants`] | who says what should be here, and is told what has become of it |
 //! | [`nic`] | one NIC: observe → plan → execute → report |
 //! | [`machine`] | one VM: the session with what runs it, and its migration |
 //! | [`node`] | PFs, VFs and pools: who holds what, what is published |
@@ -43,3 +44,4 @@ pub mod privileges;
 pub mod sockets;
 mod trace;
 pub mod troubles;
+pub mod wants;

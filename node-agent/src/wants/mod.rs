@@ -1,0 +1,90 @@
+//! What should be on this node, and where it is told what has become of it. Whoever says so, nothing else of the agent knows.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`cluster`] | the API server: `NicAttachment`s of this node |
+
+pub mod cluster;
+
+use std::{fmt::Debug, future::Future};
+
+use hybridnic_api::v1alpha1::{NicAttachmentSpec, NicAttachmentStatus};
+
+/// A NIC's attachment that should be here, or is to go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Want {
+    /// What it is.
+    pub id: WantId,
+    /// When it was made, in seconds since the epoch.
+    pub created: i64,
+    /// What is asked for.
+    pub spec: NicAttachmentSpec,
+    /// Which version of that it is.
+    pub generation: Option<i64>,
+    /// Whether it is to go.
+    pub deleting: bool,
+    /// What was said of it last.
+    pub status: Option<NicAttachmentStatus>,
+}
+
+/// Which attachment. A namesake has another uid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantId {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+}
+
+/// What is heard.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Heard {
+    /// All that should be here follows, each as [`Heard::Wanted`]: what is not among it is gone.
+    Begins,
+    /// This should be here, or is to go.
+    Wanted(Box<Want>),
+    /// That was all.
+    Ends,
+    /// The one of this uid is no more.
+    Gone(String),
+}
+
+/// Who says what should be here.
+pub trait Wants: Send {
+    /// Where what becomes of one is told.
+    type Teller: Teller;
+
+    /// What is heard next. Waits while there is nothing; `None`: nothing ever follows.
+    fn next(&mut self) -> impl Future<Output = Option<Heard>> + Send;
+
+    /// Where what becomes of this one is told.
+    fn teller(&self, of: &WantId) -> Self::Teller;
+}
+
+/// Where it is told what becomes of one attachment.
+pub trait Teller: Debug + Send + Sync + 'static {
+    /// One try; one that is gone needs no more.
+    fn tell(&self, word: &Word<'_>) -> impl Future<Output = Told> + Send;
+}
+
+/// What is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Word<'a> {
+    /// Whether the agent has it: as long as that is so it does not go.
+    Held(bool),
+    /// How it is.
+    Status(&'a NicAttachmentStatus),
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It is written, or nothing is left to write to.
+    Done,
+    /// Nobody answers.
+    Failed,
+    /// It is not taken, and hardly will be in a moment.
+    Refused,
+}
