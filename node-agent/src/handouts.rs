@@ -152,7 +152,7 @@ impl Handouts {
 
     /// Whether somebody is known to have a descriptor of this VF.
     pub fn is_out(&self, vf: PciAddress) -> bool {
-        self.look();
+        self.read_events();
         let out = self.out();
         out.get(&vf)
             .is_some_and(|all| all.iter().any(|one| one.known == Known::Open))
@@ -160,7 +160,7 @@ impl Handouts {
 
     /// Whether there are some of which it is not known whether they are open. That is known once the VF's driver has let go of it.
     pub fn is_unsure(&self, vf: PciAddress) -> bool {
-        self.look();
+        self.read_events();
         let out = self.out();
         out.get(&vf)
             .is_some_and(|all| all.iter().any(|one| one.known != Known::Open))
@@ -187,7 +187,7 @@ impl Handouts {
 
     /// Takes the one descriptor of this VF for open, if it was not closed meanwhile.
     pub fn confirm(&self, vf: PciAddress) {
-        self.look();
+        self.read_events();
         if let Some([one]) = self.out().get_mut(&vf).map(Vec::as_mut_slice)
             && one.known == Known::Unsure
         {
@@ -222,13 +222,13 @@ impl Handouts {
         let inotify = inotify.map_err(io::Error::from)?;
         loop {
             let mut ready = inotify.readable().await?;
-            self.look();
+            self.read_events();
             ready.clear_ready();
         }
     }
 
     /// Reads what the kernel has told.
-    fn look(&self) {
+    fn read_events(&self) {
         let Some(inotify) = &self.inotify else {
             return;
         };

@@ -220,7 +220,7 @@ impl State {
 
 impl Followed {
     /// Opens the pod's directory, and has it watched from before what is then seen in it.
-    pub fn look(&mut self) -> Result<Directory, Closed> {
+    pub fn open(&mut self) -> Result<Directory, Closed> {
         let dir = socket::open(&self.sockets.0.pods, self.runtime, &self.pod_uid);
         let watched = dir.as_ref().ok().map(|dir| self.sockets.watch(dir, &self.told));
         let troubles = &self.sockets.0.troubles;
@@ -336,7 +336,7 @@ mod tests {
     async fn a_socket_is_told_of_each_time_it_is_made() {
         let mut w = Watching::new();
         for _ in 0..2 {
-            w.followed.look().unwrap();
+            w.followed.open().unwrap();
             w.is_not_told().await;
             let _listener = socket(&w.volume);
             w.told().await;
@@ -351,18 +351,18 @@ mod tests {
     #[tokio::test]
     async fn a_directory_that_goes_is_told_of_and_one_in_its_place_is_another() {
         let mut w = Watching::new();
-        w.followed.look().unwrap();
+        w.followed.open().unwrap();
         // Moved with all that is above it: that of the volume itself stays as it is.
         fs::remove_dir_all(w.dir.path().join(UID)).unwrap();
         w.told().await;
-        assert!(matches!(w.followed.look(), Err(Closed::Absent)));
+        assert!(matches!(w.followed.open(), Err(Closed::Absent)));
         assert_eq!(w.watches(), 0);
         volume(w.dir.path(), UID);
-        w.followed.look().unwrap();
+        w.followed.open().unwrap();
         fs::rename(&w.volume, w.dir.path().join("old")).unwrap();
         w.told().await;
         volume(w.dir.path(), UID);
-        w.followed.look().unwrap();
+        w.followed.open().unwrap();
         let _listener = socket(&w.volume);
         w.told().await;
         assert_eq!(w.watches(), 1);
@@ -372,7 +372,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_pod_makes_in_its_directory_costs_one_watch_at_most() {
         let mut w = Watching::new();
-        w.followed.look().unwrap();
+        w.followed.open().unwrap();
         assert_eq!(w.watches(), 1);
         std::os::unix::fs::symlink("/sys", w.volume.join("x")).unwrap();
         for n in 0..2000 {
@@ -384,8 +384,8 @@ mod tests {
         w.is_not_told().await;
         assert_eq!(w.watches(), 0, "it is left alone");
         // Until it is looked at again.
-        w.followed.look().unwrap();
-        w.followed.look().unwrap();
+        w.followed.open().unwrap();
+        w.followed.open().unwrap();
         assert_eq!(w.watches(), 1);
         let _listener = socket(&w.volume);
         w.told().await;
@@ -394,10 +394,10 @@ mod tests {
     #[tokio::test]
     async fn a_session_needs_no_watch() {
         let mut w = Watching::new();
-        w.followed.look().unwrap();
+        w.followed.open().unwrap();
         w.followed.rest();
         assert_eq!(w.watches(), 0);
-        w.followed.look().unwrap();
+        w.followed.open().unwrap();
         let sockets = w.followed.sockets.clone();
         drop(w.followed);
         assert!(sockets.state().watched.is_empty());
@@ -419,13 +419,13 @@ mod tests {
         sockets.state().queue = Some(Arc::new(no_queue));
         let mut followed = sockets.follow(Runtime::Qemu, "ns", "pod", UID);
         let _listener = socket(&volume);
-        followed.look().unwrap().connect().unwrap();
+        followed.open().unwrap().connect().unwrap();
         let trouble = troubles.condition();
         assert_eq!(trouble.reason, reasons::SOCKETS_NOT_WATCHED);
         assert!(trouble.message.contains("ns/pod"), "{}", trouble.message);
         // It can again.
         sockets.state().queue = None;
-        followed.look().unwrap();
+        followed.open().unwrap();
         assert_eq!(troubles.condition().status, Some(false));
     }
 }

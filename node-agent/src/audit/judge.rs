@@ -7,20 +7,20 @@ use hybridnic_net::{
     netlink::{Link, LinkKind},
 };
 
-use super::{finding::Finding, look::Sight};
+use super::{finding::Finding, look::Observed};
 use crate::{
     journal::Contents,
     node::{concern::ALIAS, parking::parking_mac},
 };
 
 /// Judges what is seen of the node of this name. Pure.
-pub fn judge(node: &str, sight: &Sight) -> BTreeSet<Finding> {
+pub fn judge(node: &str, observed: &Observed) -> BTreeSet<Finding> {
     let mut findings = BTreeSet::new();
     let recorded = |macvtap: &Link| {
         let name = Some(&macvtap.name);
         let Contents {
             records, unreadable, ..
-        } = &sight.journal;
+        } = &observed.journal;
         records
             .iter()
             .any(|r| r.standby.as_ref().map(|s| &s.macvtap) == name)
@@ -30,36 +30,36 @@ pub fn judge(node: &str, sight: &Sight) -> BTreeSet<Finding> {
         let alias = link.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS));
         matches!(link.kind, LinkKind::Macvtap { .. }) && (alias || recorded(link))
     };
-    let macvtaps: Vec<&Link> = sight.links.iter().filter(is_ours).collect();
+    let macvtaps: Vec<&Link> = observed.links.iter().filter(is_ours).collect();
     for link in macvtaps.iter().filter(|link| !recorded(link)) {
         findings.insert(Finding::LeakedMacvtap {
             macvtap: link.name.clone(),
             alias: link.alias.clone().unwrap_or_default(),
         });
     }
-    for vf in &sight.vfs {
+    for vf in &observed.vfs {
         let Contents {
             records, unreadable, ..
-        } = &sight.journal;
+        } = &observed.journal;
         let held = records
             .iter()
             .any(|r| r.vf.as_ref().is_some_and(|held| held.address == vf.address))
             || unreadable.iter().any(|u| u.vf == Some(vf.address));
         let parks = vf.mac == Some(parking_mac(node, vf.address));
-        if parks && !held && !sight.parked.contains(&vf.address) {
+        if parks && !held && !observed.parked.contains(&vf.address) {
             findings.insert(Finding::LeakedVf {
                 vf: vf.address.to_string(),
                 pf: vf.pf.clone(),
             });
         }
     }
-    findings.extend(two_owners(sight, &macvtaps));
+    findings.extend(two_owners(observed, &macvtaps));
     findings
 }
 
 /// MACs of NICs that are live on more than one PF.
-fn two_owners<'a>(sight: &'a Sight, macvtaps: &'a [&Link]) -> impl Iterator<Item = Finding> + 'a {
-    let mut macs: BTreeSet<MacAddr> = sight
+fn two_owners<'a>(observed: &'a Observed, macvtaps: &'a [&Link]) -> impl Iterator<Item = Finding> + 'a {
+    let mut macs: BTreeSet<MacAddr> = observed
         .journal
         .records
         .iter()
@@ -69,12 +69,12 @@ fn two_owners<'a>(sight: &'a Sight, macvtaps: &'a [&Link]) -> impl Iterator<Item
     macs.into_iter().filter_map(move |mac| {
         let mut places: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for link in macvtaps.iter().filter(|link| link.up && link.mac == Some(mac)) {
-            if let Some(pf) = pf_of(&sight.links, link) {
+            if let Some(pf) = pf_of(&observed.links, link) {
                 let place = format!("{pf}, by the macvtap {}", link.name);
                 places.entry(pf).or_default().push(place);
             }
         }
-        for vf in sight.vfs.iter().filter(|vf| vf.mac == Some(mac)) {
+        for vf in observed.vfs.iter().filter(|vf| vf.mac == Some(mac)) {
             let place = format!("{}, in the filter of the VF {}", vf.pf, vf.address);
             places.entry(&vf.pf).or_default().push(place);
         }
@@ -165,62 +165,62 @@ mod tests {
         }
     }
 
-    fn kinds(sight: &Sight) -> Vec<&'static str> {
-        judge("n1", sight).iter().map(Finding::kind).collect()
+    fn kinds(observed: &Observed) -> Vec<&'static str> {
+        judge("n1", observed).iter().map(Finding::kind).collect()
     }
 
     #[test]
     fn what_the_journal_has_is_no_finding() {
-        let mut sight = Sight {
+        let mut observed = Observed {
             links: pfs(),
             journal: journal(with_standby("hn1")),
-            ..Sight::default()
+            ..Observed::default()
         };
-        sight.links.push(macvtap("hn1", 1));
-        assert_eq!(kinds(&sight), [] as [&str; 0]);
-        sight.journal.records.clear();
-        assert_eq!(kinds(&sight), ["leaked_macvtap"]);
-        let text = judge("n1", &sight).first().unwrap().to_string();
+        observed.links.push(macvtap("hn1", 1));
+        assert_eq!(kinds(&observed), [] as [&str; 0]);
+        observed.journal.records.clear();
+        assert_eq!(kinds(&observed), ["leaked_macvtap"]);
+        let text = judge("n1", &observed).first().unwrap().to_string();
         assert!(text.contains("hn1") && text.contains("ns/nic"), "{text}");
         // Somebody else's macvtap is somebody else's.
-        sight.links.last_mut().unwrap().alias = None;
-        assert_eq!(kinds(&sight), [] as [&str; 0]);
+        observed.links.last_mut().unwrap().alias = None;
+        assert_eq!(kinds(&observed), [] as [&str; 0]);
     }
 
     #[test]
     fn a_parked_vf_that_nobody_holds_is_leaked() {
         let address: PciAddress = "0000:01:10.0".parse().unwrap();
-        let mut sight = Sight {
+        let mut observed = Observed {
             vfs: vec![
                 vf("0000:01:10.0", "ens1", parking_mac("n1", address)),
                 vf("0000:01:10.2", "ens1", MacAddr::ZERO),
             ],
-            ..Sight::default()
+            ..Observed::default()
         };
-        assert_eq!(kinds(&sight), ["leaked_vf"]);
-        sight.parked.insert(address);
-        assert_eq!(kinds(&sight), [] as [&str; 0], "its driver takes no other MAC");
+        assert_eq!(kinds(&observed), ["leaked_vf"]);
+        observed.parked.insert(address);
+        assert_eq!(kinds(&observed), [] as [&str; 0], "its driver takes no other MAC");
     }
 
     #[test]
     fn a_mac_may_be_live_twice_on_one_pf_and_never_on_two() {
         let mac = MAC.parse().unwrap();
-        let mut sight = Sight {
+        let mut observed = Observed {
             links: pfs(),
             vfs: vec![vf("0000:01:10.0", "ens1", mac)],
             journal: journal(with_standby("hn1")),
-            ..Sight::default()
+            ..Observed::default()
         };
-        sight.links.push(macvtap("hn1", 1));
-        assert_eq!(kinds(&sight), [] as [&str; 0], "the moment of a switch");
-        sight.vfs[0].pf = "ens2".into();
-        assert_eq!(kinds(&sight), ["mac_two_owners"]);
+        observed.links.push(macvtap("hn1", 1));
+        assert_eq!(kinds(&observed), [] as [&str; 0], "the moment of a switch");
+        observed.vfs[0].pf = "ens2".into();
+        assert_eq!(kinds(&observed), ["mac_two_owners"]);
         // Down, it is in no filter.
-        sight.links[2].up = false;
-        assert_eq!(kinds(&sight), [] as [&str; 0]);
+        observed.links[2].up = false;
+        assert_eq!(kinds(&observed), [] as [&str; 0]);
         // Two VFs, of a NIC that the journal has.
-        sight.vfs.push(vf("0000:01:10.1", "ens1", mac));
-        assert_eq!(kinds(&sight), ["mac_two_owners"]);
+        observed.vfs.push(vf("0000:01:10.1", "ens1", mac));
+        assert_eq!(kinds(&observed), ["mac_two_owners"]);
     }
 
     #[test]
@@ -229,16 +229,16 @@ mod tests {
             id: 7,
             protocol: hybridnic_net::VlanProtocol::Dot1q,
         };
-        let mut sight = Sight {
+        let mut observed = Observed {
             links: pfs(),
             vfs: vec![vf("0000:01:10.0", "ens1", MAC.parse().unwrap())],
             journal: journal(with_standby("hn1")),
-            ..Sight::default()
+            ..Observed::default()
         };
-        sight.links.push(link(3, "hnv1.7", vlan, Some(1)));
-        sight.links.push(macvtap("hn1", 3));
-        assert_eq!(kinds(&sight), [] as [&str; 0]);
-        sight.links[2].lower = Some(2);
-        assert_eq!(kinds(&sight), ["mac_two_owners"]);
+        observed.links.push(link(3, "hnv1.7", vlan, Some(1)));
+        observed.links.push(macvtap("hn1", 3));
+        assert_eq!(kinds(&observed), [] as [&str; 0]);
+        observed.links[2].lower = Some(2);
+        assert_eq!(kinds(&observed), ["mac_two_owners"]);
     }
 }

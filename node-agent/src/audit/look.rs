@@ -19,7 +19,7 @@ pub struct VfSight {
 
 /// What is seen of the node.
 #[derive(Clone, Debug, Default)]
-pub struct Sight {
+pub struct Observed {
     /// All links.
     pub links: Vec<Link>,
     /// All VFs.
@@ -31,7 +31,7 @@ pub struct Sight {
 }
 
 /// Looks at the whole node.
-pub(super) async fn look(host: &Arc<Host>) -> Result<Sight, String> {
+pub(super) async fn see_node(host: &Arc<Host>) -> Result<Observed, String> {
     let links = host.netlink.links().await.map_err(|e| chain(&e))?;
     let inventory = host.inventory().await.map_err(|e| chain(&e))?;
     let mut vfs = Vec::new();
@@ -52,7 +52,7 @@ pub(super) async fn look(host: &Arc<Host>) -> Result<Sight, String> {
     }
     // Read last: what is taken is in the journal before it is there.
     let journal = host.journal.contents().await.map_err(|e| chain(&e))?;
-    Ok(Sight {
+    Ok(Observed {
         links,
         vfs,
         journal,

@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use crate::host::Host;
 pub use finding::Finding;
 use judge::judge;
-use look::look;
+use look::see_node;
 
 /// How often is looked.
 const EVERY: Duration = Duration::from_mins(10);
@@ -67,11 +67,11 @@ fn tell(node: &str, known: &BTreeSet<Finding>, now: &BTreeSet<Finding>) {
 
 async fn look_twice(host: &Arc<Host>) -> Result<BTreeSet<Finding>, String> {
     let node = &host.options.node_name;
-    let first = judge(node, &look(host).await?);
+    let first = judge(node, &see_node(host).await?);
     if first.is_empty() {
         return Ok(first);
     }
     sleep(AGAIN).await;
-    let second = judge(node, &look(host).await?);
+    let second = judge(node, &see_node(host).await?);
     Ok(first.intersection(&second).cloned().collect())
 }

@@ -25,7 +25,7 @@ impl Disuse {
 
     /// Whether the guest does not use its VF, by the packets that the standby has dropped and the interrupts that the VF has
     /// had (`None` while the guest has none switched on), which are asked for only where it matters.
-    pub fn look(&mut self, dropped: u64, interrupts: impl FnOnce() -> Option<u64>) -> bool {
+    pub fn is_disused(&mut self, dropped: u64, interrupts: impl FnOnce() -> Option<u64>) -> bool {
         if dropped < self.dropped + DROPPED {
             return false;
         }
@@ -46,30 +46,33 @@ mod tests {
     #[test]
     fn a_vf_that_is_still_while_the_standby_drops_is_not_used() {
         let mut disuse = Disuse::new(100, Some(7));
-        assert!(!disuse.look(109, || Some(7)), "a few packets say nothing");
-        assert!(disuse.look(110, || Some(7)));
+        assert!(!disuse.is_disused(109, || Some(7)), "a few packets say nothing");
+        assert!(disuse.is_disused(110, || Some(7)));
     }
 
     #[test]
     fn a_vf_that_lives_is_used_whatever_is_sent_by_the_standby() {
         let mut disuse = Disuse::new(0, Some(7));
-        assert!(!disuse.look(50, || Some(8)));
-        assert!(!disuse.look(59, || Some(8)));
-        assert!(!disuse.look(60, || Some(9)));
-        assert!(disuse.look(70, || Some(9)), "until it does not");
+        assert!(!disuse.is_disused(50, || Some(8)));
+        assert!(!disuse.is_disused(59, || Some(8)));
+        assert!(!disuse.is_disused(60, || Some(9)));
+        assert!(disuse.is_disused(70, || Some(9)), "until it does not");
     }
 
     #[test]
     fn a_vf_without_driver_is_not_used() {
         let mut disuse = Disuse::new(0, Some(7));
-        assert!(!disuse.look(10, || None), "it has been, until some time ago");
-        assert!(disuse.look(20, || None));
+        assert!(
+            !disuse.is_disused(10, || None),
+            "it has been, until some time ago"
+        );
+        assert!(disuse.is_disused(20, || None));
     }
 
     /// Posted interrupts go past the host.
     #[test]
     fn what_is_not_counted_says_nothing() {
         let mut disuse = Disuse::new(0, Some(0));
-        assert!(!disuse.look(1000, || Some(0)));
+        assert!(!disuse.is_disused(1000, || Some(0)));
     }
 }

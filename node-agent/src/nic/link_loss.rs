@@ -37,7 +37,7 @@ pub struct LinkLoss {
 
 impl LinkLoss {
     /// Notes whether a PF has a link; says whether the NIC may leave it, or not come back yet.
-    pub fn look(&mut self, pf: PciAddress, link: bool, now: Instant) -> bool {
+    pub fn is_lost(&mut self, pf: PciAddress, link: bool, now: Instant) -> bool {
         let before = match self.pf {
             Some((same, phase)) if same == pf => phase,
             _ => Phase::Never(now),
@@ -94,7 +94,7 @@ mod tests {
         let mut second = 0;
         for (lasts, link) in links {
             for _ in 0..*lasts {
-                if loss.look(pf(0), *link, from + Duration::from_secs(second)) {
+                if loss.is_lost(pf(0), *link, from + Duration::from_secs(second)) {
                     dark.push(second);
                 }
                 second += 1;
@@ -136,16 +136,16 @@ mod tests {
     fn another_pf_starts_anew_and_is_not_left_within_a_minute() {
         let (now, mut loss) = (Instant::now(), LinkLoss::default());
         let at = |s| now + Duration::from_secs(s);
-        assert!(!loss.look(pf(0), true, at(0)));
-        assert!(!loss.look(pf(0), false, at(1)));
+        assert!(!loss.is_lost(pf(0), true, at(0)));
+        assert!(!loss.is_lost(pf(0), false, at(1)));
         assert_eq!(loss.next_look(), Some(at(4)));
-        assert!(loss.look(pf(0), false, at(4)));
+        assert!(loss.is_lost(pf(0), false, at(4)));
         assert_eq!(loss.next_look(), None);
         loss.leaves(at(4));
-        assert!(!loss.look(pf(1), true, at(5)));
-        assert!(!loss.look(pf(1), false, at(6)));
+        assert!(!loss.is_lost(pf(1), true, at(5)));
+        assert!(!loss.is_lost(pf(1), false, at(6)));
         assert_eq!(loss.next_look(), Some(at(64)));
-        assert!(!loss.look(pf(1), false, at(63)));
-        assert!(loss.look(pf(1), false, at(64)));
+        assert!(!loss.is_lost(pf(1), false, at(63)));
+        assert!(loss.is_lost(pf(1), false, at(64)));
     }
 }

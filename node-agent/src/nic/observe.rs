@@ -49,7 +49,7 @@ pub struct Observation {
 
 /// What kernel, QEMU and the task itself know of a NIC. What is offered to it depends on that.
 #[derive(Debug)]
-pub struct Look {
+pub struct Observed {
     own: Own,
     record: Record,
     mac: MacAddr,
@@ -70,7 +70,7 @@ pub struct Own {
     pub disused: bool,
 }
 
-impl Look {
+impl Observed {
     /// All that the plan looks at. It is put together here and nowhere else.
     pub fn seen(&self, offer: Offer) -> Seen {
         let standby = self.record.standby.as_ref();
@@ -133,7 +133,7 @@ pub async fn observe(
     record: &Record,
     mac: MacAddr,
     own: Own,
-) -> Result<Look, StepError> {
+) -> Result<Observed, StepError> {
     // Kernel and QEMU are asked at once: between two steps the guest may be without its network.
     let vf = async {
         match &record.vf {
@@ -156,7 +156,7 @@ pub async fn observe(
             (Some(VfSight::Unknown { other_pf }), Some(why))
         }
     };
-    Ok(Look {
+    Ok(Observed {
         own,
         record: record.clone(),
         mac,

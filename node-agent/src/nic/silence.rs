@@ -40,7 +40,7 @@ impl Silence {
 
     /// Whether the guest has moved, by the packets that the standby has sent and the interrupts that the VF has had
     /// (`None` while the guest has none switched on).
-    pub fn look(&mut self, now: Instant, sent: u64, interrupts: Option<u64>) -> bool {
+    pub fn has_moved(&mut self, now: Instant, sent: u64, interrupts: Option<u64>) -> bool {
         if sent != self.sent || interrupts.is_none() || self.interrupts.is_none() {
             (self.sent, self.since, self.interrupts) = (sent, now, interrupts);
         }
@@ -70,7 +70,7 @@ mod tests {
 
         fn at(&mut self, ms: u64, sent: u64, interrupts: Option<u64>) -> bool {
             self.silence
-                .look(self.start + Duration::from_millis(ms), sent, interrupts)
+                .has_moved(self.start + Duration::from_millis(ms), sent, interrupts)
         }
     }
 

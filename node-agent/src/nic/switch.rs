@@ -69,7 +69,7 @@ pub struct Switches {
 
 impl Switches {
     /// Looks at a decision; gives a switch that it ends.
-    pub fn look(
+    pub fn follow(
         &mut self,
         ask: &Ask,
         seen: &Seen,
@@ -231,7 +231,7 @@ mod tests {
         let mut now = Instant::now();
         let mut ended = Vec::new();
         for (goal, vf, decision) in decisions {
-            let switch = switches.look(&ask(*goal), &seen(*vf), MAKE, decision, now);
+            let switch = switches.follow(&ask(*goal), &seen(*vf), MAKE, decision, now);
             ended.extend(switch.map(|s| (s.to, s.ok, s.reason, s.took.as_secs())));
             now += Duration::from_secs(1);
         }

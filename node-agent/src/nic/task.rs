@@ -319,9 +319,9 @@ impl NicTask {
 
     /// Observes, decides, reports, and takes the step if there is one.
     async fn round(&mut self) -> Result<Decision, StepError> {
-        let look = self.observe().await?;
-        let offer = self.offer(&look.seen(Offer::default())).await?;
-        let now = look.with(offer);
+        let observed = self.observe().await?;
+        let offer = self.offer(&observed.seen(Offer::default())).await?;
+        let now = observed.with(offer);
         self.name(&now);
         let ask = self.ask();
         let mut decision = plan::next(&ask, &now.seen, &self.cx.learnt);
@@ -334,7 +334,7 @@ impl NicTask {
         let order = plan::order(&ask, &now.seen, &self.cx.learnt);
         if let Some(switch) = self
             .switches
-            .look(&ask, &now.seen, order, &decision, Instant::now())
+            .follow(&ask, &now.seen, order, &decision, Instant::now())
         {
             self.cx.host.metrics.switched(&switch);
             info!(

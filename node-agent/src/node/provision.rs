@@ -49,7 +49,7 @@ pub struct Provisioner(Arc<Mutex<BTreeMap<PciAddress, Work>>>);
 impl Provisioner {
     /// Begins to create what is wanted and not begun yet. What a PF has refused is in the answer, by PF; changes of that come
     /// as changes of the hardware.
-    pub fn look(&self, host: &Arc<Host>, inventory: &Inventory) -> BTreeMap<PciAddress, String> {
+    pub fn begin(&self, host: &Arc<Host>, inventory: &Inventory) -> BTreeMap<PciAddress, String> {
         let wanted = wanted(inventory, &host.pools.pools());
         let mut work = self.work();
         let mut errors = BTreeMap::new();
@@ -125,7 +125,7 @@ mod tests {
         let provisioner = Provisioner::default();
         let mut hardware = host.hardware.subscribe();
         assert_eq!(
-            provisioner.look(&host, &inventory),
+            provisioner.begin(&host, &inventory),
             BTreeMap::new(),
             "nobody waits"
         );

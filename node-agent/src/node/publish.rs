@@ -172,8 +172,10 @@ pub async fn publish(
             Some(node) => (node.uid, node.generation),
             None => (None, None),
         };
-        let status = match look(&host, &provisioner).await {
-            Ok((inventory, errors)) => status(&host, &inventory, &errors, generation, published.as_ref()),
+        let status = match take_inventory(&host, &provisioner).await {
+            Ok((inventory, errors)) => {
+                build_status(&host, &inventory, &errors, generation, published.as_ref())
+            }
             Err(error) => failed(generation, published.as_ref(), &error),
         };
         host.metrics.show_vfs(&status.pfs);
@@ -212,20 +214,20 @@ pub async fn publish(
     }
 }
 
-async fn look(
+async fn take_inventory(
     host: &Arc<Host>,
     provisioner: &Provisioner,
 ) -> Result<(Inventory, BTreeMap<PciAddress, String>), String> {
     let inventory = host.inventory().await.map_err(|e| chain(&e))?;
     // What is created comes as a change of the hardware.
-    let errors = provisioner.look(host, &inventory);
+    let errors = provisioner.begin(host, &inventory);
     for problem in &inventory.problems {
         debug!(path = %problem.path.display(), problem.reason, "sysfs");
     }
     Ok((inventory, errors))
 }
 
-fn status(
+fn build_status(
     host: &Host,
     inventory: &Inventory,
     errors: &BTreeMap<PciAddress, String>,

@@ -15,7 +15,7 @@ use super::{
         qemu,
         qemu::migration::{VmSeen, agreed},
     },
-    watch::{self, Look, Missed},
+    watch::{self, Inputs, Missed},
 };
 use crate::{error::chain, host::Host, journal::VmRecord};
 
@@ -109,7 +109,7 @@ async fn note_run(vm: &Vm, host: &Host) {
 pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration> {
     let seen = match client {
         None => None,
-        Some(client) => match qemu::look(client).await {
+        Some(client) => match qemu::see_vm(client).await {
             Ok(seen) => Some(seen),
             Err(error) => {
                 warn!(error = chain(&error), "cannot see the VM's migration");
@@ -123,12 +123,12 @@ pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client
     let order = agreed(&vm.nics())?;
     let is_off = watch::is_off(order.step)?;
     let peer = vm.peer();
-    let look = Look {
+    let inputs = Inputs {
         seen: seen.as_ref(),
         peer: peer.as_ref(),
         gone: matches!(vm.session(), Session::Gone),
     };
-    if let Some(watched) = watch::note(&vm.record(), &order.migration.uid, look) {
+    if let Some(watched) = watch::note(&vm.record(), &order.migration.uid, inputs) {
         let note = |record: &mut VmRecord| record.watched = Some(watched);
         if let Err(error) = vm.remember(&host.journal, note).await {
             warn!(
@@ -142,7 +142,7 @@ pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client
         .record()
         .watched
         .filter(|w| w.migration == order.migration.uid)?;
-    let sight = watch::sight(&watched, look, ProcessId::has_ended);
+    let sight = watch::sight(&watched, inputs, ProcessId::has_ended);
     let said = vm.migration_report().borrow().clone();
     let report = watch::report(&watched, is_off, sight, said.as_ref())?;
     let over = report.state.is_final();

@@ -58,7 +58,7 @@ impl Launcher {
     /// What its QEMU says of the guest.
     pub async fn observe(&self, vm: &Vm, record: &Record) -> Result<MachineSeen, MachineError> {
         let client = &self.qemu.client;
-        let (devices, seen) = tokio::try_join!(client.peripheral(), qemu::look(client))?;
+        let (devices, seen) = tokio::try_join!(client.peripheral(), qemu::see_vm(client))?;
         let run = watch::run_of(&seen, vm.has_run());
         let devices = self.qemu.devices(&devices, record, run).await?;
         Ok(MachineSeen {

@@ -60,7 +60,7 @@ pub fn role(seen: Option<&VmSeen>, incoming: bool, another: bool) -> Option<Role
 }
 
 /// What is known from now on of a migration that was looked at before.
-pub fn look(watched: Watched, seen: &VmSeen) -> Watched {
+pub fn learn(watched: Watched, seen: &VmSeen) -> Watched {
     let begun = watched.begun || watched.role == Role::Source && is_under_way(seen);
     let arrived = watched.arrived || watched.role == Role::Target && is_running(seen);
     Watched {
@@ -72,7 +72,7 @@ pub fn look(watched: Watched, seen: &VmSeen) -> Watched {
 
 /// What can be seen of the QEMU whose migration is watched.
 #[derive(Clone, Copy, Debug)]
-pub struct Look<'a> {
+pub struct Inputs<'a> {
     /// What it says; `None` where it cannot be asked.
     pub seen: Option<&'a VmSeen>,
     /// The process that is talked to, or was last.
@@ -95,7 +95,7 @@ pub fn is_off(step: MigrationStep) -> Option<bool> {
 }
 
 /// What the journal is to have of a migration before anything is said of it; `None` where it cannot be told which end this is.
-pub fn note(record: &VmRecord, migration: &str, now: Look<'_>) -> Option<Watched> {
+pub fn note(record: &VmRecord, migration: &str, now: Inputs<'_>) -> Option<Watched> {
     let known = record
         .watched
         .clone()
@@ -121,14 +121,14 @@ pub fn note(record: &VmRecord, migration: &str, now: Look<'_>) -> Option<Watched
     if let Some(seen) = now.seen {
         watched.process = watched.process.or_else(|| now.peer.cloned());
         if watched.process.as_ref() == now.peer {
-            watched = look(watched, seen);
+            watched = learn(watched, seen);
         }
     }
     Some(watched)
 }
 
 /// What is seen of the QEMU that was in a migration.
-pub fn sight<'a>(watched: &Watched, now: Look<'a>, has_ended: impl Fn(&ProcessId) -> bool) -> Sight<'a> {
+pub fn sight<'a>(watched: &Watched, now: Inputs<'a>, has_ended: impl Fn(&ProcessId) -> bool) -> Sight<'a> {
     let process = watched.process.as_ref();
     match now.seen {
         Some(seen) if process.is_none() || process == now.peer => Sight::Up(seen),

@@ -25,7 +25,7 @@ fn story(role: Role, looks: &[(RunState, MigrationStatus)]) -> Vec<(MigrationSta
     let mut said = None;
     let look = |(run, status): &(RunState, MigrationStatus)| {
         let seen = vm(run.clone(), status);
-        watched = look(watched.clone(), &seen);
+        watched = learn(watched.clone(), &seen);
         if let Some(report) = report(&watched, false, Sight::Up(&seen), said.as_ref()) {
             said = Some(report);
         }

@@ -8,7 +8,7 @@ use rcgen::{
 };
 
 /// An end of a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub enum End {
     /// Where the VM comes from.
     Source,
@@ -45,7 +45,7 @@ pub fn make(migration: &str, end: End, now: Timestamp) -> Result<Certificates, r
 fn authority(migration: &str, end: End, today: Date) -> CertificateParams {
     let mut params = valid_around(today);
     // QEMU has the CAs of both ends in one list, and finds an issuer by its name.
-    params.distinguished_name = named(&format!("{end:?} {migration}"));
+    params.distinguished_name = named(&format!("{end} {migration}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     params

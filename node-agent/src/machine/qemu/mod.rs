@@ -37,7 +37,7 @@ pub mod tls;
 use hybridnic_qmp::{Client, QmpError};
 
 pub(super) use plug::announce;
-pub(super) use steps::look;
+pub(super) use steps::see_vm;
 
 use super::MachineError;
 use crate::error::chain;

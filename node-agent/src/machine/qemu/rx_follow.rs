@@ -86,7 +86,7 @@ async fn put(
 }
 
 /// One look at all NICs of the VM; whether all went well.
-pub async fn look(vm: &Vm, client: &Client, lists: &impl Lists) -> bool {
+pub async fn follow_once(vm: &Vm, client: &Client, lists: &impl Lists) -> bool {
     let standbys = standbys(vm);
     if standbys.is_empty() {
         return true;
@@ -138,7 +138,7 @@ async fn set(vm: &Vm, uid: &str, macvtap: &LinkAt, filter: &RxFilter, lists: &im
 /// once it runs.
 pub async fn look_in_pause(vm: &Vm, client: &Client, lists: &impl Lists) {
     // It has warned of what it could not do, and the VM is not held up for the rest.
-    let _ = tokio::time::timeout(IN_PAUSE, look(vm, client, lists)).await;
+    let _ = tokio::time::timeout(IN_PAUSE, follow_once(vm, client, lists)).await;
 }
 
 /// Looks at first, when a standby appears, when the VM has been paused, and whenever the guest has asked for something else. Ends when it is dropped.
@@ -182,7 +182,7 @@ pub async fn follow(vm: &Vm, client: &Client, lists: &impl Lists) -> Infallible 
                 }
             }
             () = until(pace.due), if !paused => {
-                let ok = look(vm, client, lists).await;
+                let ok = follow_once(vm, client, lists).await;
                 pace.looked(Instant::now(), ok);
             }
         }

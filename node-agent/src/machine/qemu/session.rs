@@ -200,7 +200,7 @@ fn publish(vm: &Vm, session: Session) {
 /// A session, and the process of the pod that it is with.
 async fn connect(vm: &Vm, host: &Host, followed: &mut Followed) -> Result<(Client, Listener), Session> {
     let reach = |followed: &mut Followed| {
-        let stream = followed.look()?.connect()?;
+        let stream = followed.open()?.connect()?;
         let peer = Listener::of(&stream, &vm.pod_uid)?;
         Ok((stream, peer))
     };

@@ -42,7 +42,7 @@ async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
     if !vm.nics().values().all(listens) {
         return Ok(());
     }
-    if !migration::is_loaded(&look(client).await.map_err(fail)?) {
+    if !migration::is_loaded(&see_vm(client).await.map_err(fail)?) {
         // Started by somebody else; it is here all the same.
         return arrived(vm, host, Arrival::Started).await;
     }
@@ -173,7 +173,7 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
         process.is_some_and(ProcessId::has_ended)
     };
     let seen = match client {
-        Some(client) if same && is_agreed => match look(client).await {
+        Some(client) if same && is_agreed => match see_vm(client).await {
             Ok(seen) => Some(seen),
             Err(error) => {
                 warn!(error = chain(&error), "cannot see the VM's migration");
@@ -270,7 +270,7 @@ fn is_before_hand_over(status: &MigrationStatus) -> bool {
     )
 }
 
-pub(in super::super) async fn look(client: &Client) -> Result<VmSeen, QmpError> {
+pub(in super::super) async fn see_vm(client: &Client) -> Result<VmSeen, QmpError> {
     // In this order: a migration is completed a moment before the run state says so.
     let info = client.query_migrate().await?;
     Ok(VmSeen {
@@ -358,7 +358,7 @@ pub(super) async fn act(
                     begun.arrival = None;
                 }
             };
-            if migration::is_loaded(&look(client).await?) {
+            if migration::is_loaded(&see_vm(client).await?) {
                 vm.remember(&host.journal, note).await?;
             }
         }

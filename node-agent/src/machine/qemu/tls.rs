@@ -213,7 +213,7 @@ impl Kept {
     }
 
     fn whose(&self) -> String {
-        format!("{:?} {}", self.end, self.migration)
+        format!("{} {}", self.end, self.migration)
     }
 
     /// Sees whether QEMU can use them: it reads them, and forgets them again. From then on they are kept.

@@ -153,7 +153,7 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
     loop {
         let sent = sent_by_standby(cx).await?;
         let now = Instant::now();
-        if silence.look(now, sent, observe::interrupts_of(&vf)) {
+        if silence.has_moved(now, sent, observe::interrupts_of(&vf)) {
             cx.learnt.moved = true;
             if cx.record.standby.as_ref().is_some_and(|s| s.pf != vf.pf) {
                 announce::on_pf(cx).await?;
@@ -189,7 +189,7 @@ pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) {
             Ok(dropped) => {
                 let interrupts = || observe::interrupts_of(vf);
                 let disuse = disuse.get_or_insert_with(|| Disuse::new(dropped, interrupts()));
-                if disuse.look(dropped, interrupts) {
+                if disuse.is_disused(dropped, interrupts) {
                     return;
                 }
             }

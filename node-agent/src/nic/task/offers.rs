@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     super::{
         ids,
-        observe::{self, Look, Own},
+        observe::{self, Observed, Own},
         plan::{self, Ask, Decision, Learnt, Step, TRIES},
         quirks,
         seen::{Offer, QemuSeen, Seen},
@@ -32,7 +32,7 @@ impl NicTask {
     }
 
     /// What kernel and QEMU show of the NIC.
-    pub(super) async fn observe(&self) -> Result<Look, StepError> {
+    pub(super) async fn observe(&self) -> Result<Observed, StepError> {
         let (cx, own) = (
             &self.cx,
             Own {
@@ -139,7 +139,7 @@ impl NicTask {
             return offer;
         }
         let stays = self.cx.record.spec.l2.on_link_loss == OnLinkLoss::Stay;
-        let dark = self.link_loss.look(vf.pf, seen.link || stays, time);
+        let dark = self.link_loss.is_lost(vf.pf, seen.link || stays, time);
         offer.dark = dark && !stays;
         let dark = (offer.dark && !seen.link).then_some(vf.pf);
         if dark.is_none() && self.cx.learnt.vf_failures < TRIES {

@@ -359,8 +359,8 @@ async fn a_nic_takes_nothing_while_another_has_the_index_of_its_device() {
     host.pools.enter("before", nic);
     host.pools.tie("before", id).unwrap();
     let mut look = async || {
-        let look = task.observe().await.unwrap();
-        task.offer(&look.seen(Offer::default())).await.unwrap();
+        let observed = task.observe().await.unwrap();
+        task.offer(&observed.seen(Offer::default())).await.unwrap();
         task.no_ticket.take()
     };
     let (reason, why) = look().await.unwrap();
