@@ -1,18 +1,11 @@
 //! What must hold.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use foldhash::fast::FixedState;
 use hybridnic_api::v1alpha1::MigrationPhase;
 
-use crate::model::{Action, Model};
-use crate::search::fingerprint;
-use crate::show;
-use crate::state::{Choice, ENDS, Lag, NICS, Pod, SOURCE, State, TARGET};
-
-/// What does not hold, in words.
-pub type Broken = String;
+use crate::model::Model;
+use crate::nic_task::is_clean;
+use crate::state::{Choice, ENDS, NICS, Pod, SOURCE, State, TARGET};
+use crate::system::Broken;
 
 /// What must hold in each state.
 pub fn safe(state: &State) -> Result<(), Broken> {
@@ -76,91 +69,8 @@ fn one_owner(state: &State, end: usize) -> Result<(), Broken> {
     Ok(())
 }
 
-/// Whether all comes to a good end once nothing goes wrong any more: what is known of each state that was let come to rest.
-#[derive(Default)]
-pub struct Settling {
-    known: [Mutex<HashMap<u64, Option<Broken>, FixedState>>; SHARDS],
-}
-
-const SHARDS: usize = 32;
-
-impl Settling {
-    fn known(&self, print: u64) -> MutexGuard<'_, HashMap<u64, Option<Broken>, FixedState>> {
-        let shard = usize::try_from(print).unwrap_or_default() % SHARDS;
-        self.known[shard].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How many states were let come to rest.
-    pub fn len(&self) -> usize {
-        let count = |shard: &Mutex<HashMap<u64, Option<Broken>, FixedState>>| {
-            shard.lock().map_or(0, |known| known.len())
-        };
-        self.known.iter().map(count).sum()
-    }
-
-    /// Whether none was.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Lets everybody have their turns, again and again, until nothing changes. The way there must be safe too.
-    pub fn check(&self, model: &Model, state: &State) -> Result<(), Broken> {
-        let mut now = State {
-            faults: 0,
-            splits: 0,
-            lag: Lag::None,
-            ..*state
-        };
-        let mut way = Vec::new();
-        let broken = loop {
-            let print = fingerprint(&now);
-            if let Some(known) = self.known(print).get(&print) {
-                break known.clone();
-            }
-            if way.contains(&print) {
-                break Some(format!(
-                    "(d) it never comes to rest in {:?}: {}",
-                    model.phase(&now),
-                    show::state(model, &now)
-                ));
-            }
-            way.push(print);
-            if let Err(broken) = safe(&now) {
-                break Some(format!("{broken}, on the way to rest"));
-            }
-            let next = model.pass(&now);
-            let next = if next == now {
-                // Time passes, and a deadline with it.
-                let late = model.next(&now, Action::Late);
-                if model.phase(&late) == model.phase(&now) {
-                    break self.at_rest(model, &late).err();
-                }
-                late
-            } else {
-                next
-            };
-            now = next;
-        };
-        for print in way {
-            self.known(print).insert(print, broken.clone());
-        }
-        broken.map_or(Ok(()), Err)
-    }
-
-    fn at_rest(&self, model: &Model, state: &State) -> Result<(), Broken> {
-        if !model.needs_decision(state) || state.api.decision.is_some() {
-            return rested(model, state).map_err(|broken| format!("{broken}: {}", show::state(model, state)));
-        }
-        // Whatever a person says, it ends.
-        for choice in model.choices(state) {
-            self.check(model, &model.next(state, Action::Decide(choice)))?;
-        }
-        Ok(())
-    }
-}
-
 /// Whether a world in which nothing changes any more is as it should be.
-fn rested(model: &Model, state: &State) -> Result<(), Broken> {
+pub fn rested(model: &Model, state: &State) -> Result<(), Broken> {
     let phase = model.phase(state);
     if !phase.is_final() && !waits_to_begin(state, phase) {
         return Err(format!("(d) the migration stays in {phase:?}"));
@@ -176,7 +86,7 @@ fn rested(model: &Model, state: &State) -> Result<(), Broken> {
         for end in ENDS {
             let nic = &state.nodes[end].nics[n];
             let home = state.api.nic_pods[n] == u8::try_from(end).ok() && state.api.pods[end] == Pod::Running;
-            let clean = Model::is_clean(nic) && state.api.attachments[end][n].is_none();
+            let clean = is_clean(nic) && state.api.attachments[end][n].is_none();
             if !home && !clean {
                 return Err(format!("(d) something of a NIC is held at end {end} for ever"));
             }

@@ -1,5 +1,7 @@
-//! A model checker whose steps are the programs' own decisions: `migration::step`, `nic::desired` and `moves::ends` of the operator,
-//! `nic::plan`, `nic::report` and `machine::qemu::migration` of the agent.
+//! A model checker whose steps are the programs' own decisions: `migration::step`, `nic::desired` and `moves` of the operator, `nic::plan`,
+//! `nic::report`, `machine::qemu::migration` and `machine::kubevirt::watch` of the agent.
+//!
+//! There are two worlds. In [`model`] the operator drives the VM's migration, in [`kubevirt`] KubeVirt does.
 //!
 //! | module | is |
 //! |---|---|
@@ -10,16 +12,22 @@
 //! | [`qemu`] | what QEMU does |
 //! | [`model`] | who may do what when, and what may go wrong |
 //! | [`invariants`] | what must hold |
+//! | [`system`] | what a search needs of a world |
 //! | [`search`] | the search through all states |
+//! | [`settling`] | whether all comes to a good end |
+//! | [`kubevirt`] | the other world |
 //! | [`show`] | states in words |
 
 pub mod invariants;
+pub mod kubevirt;
 pub mod model;
 pub mod nic_task;
 pub mod objects;
 pub mod operator;
 pub mod qemu;
 pub mod search;
+pub mod settling;
 pub mod show;
 pub mod state;
+pub mod system;
 pub mod vm_task;

@@ -1,9 +1,7 @@
 //! The world as a system of states and actions.
 
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, MigrationPhase, MigrationStep, NicAttachmentSpec, QemuMigrationStatus,
-};
+use hybridnic_api::v1alpha1::{MigrationPhase, MigrationStep, QemuMigrationStatus};
 
 use crate::objects::{Memo, Objects};
 use crate::qemu::{self, HAPPENS, Happens};
@@ -11,7 +9,8 @@ use crate::state::{
     Agent, Api, Choice, ENDS, Id, Lag, NICS, Nic, Node, Pod, Qemu, Run, SOURCE, State, Stream, TARGET, Task,
     Transfer, Truth, Vm,
 };
-use crate::{nic_task, operator, vm_task};
+use crate::system::{Broken, Rest, System};
+use crate::{invariants, nic_task, operator, show, vm_task};
 
 /// The world: what is the same in all its states, and what was worked out of it.
 pub struct Model {
@@ -108,70 +107,6 @@ impl Model {
         }
     }
 
-    /// A VM at rest with its NICs on their VFs, a pod that waits for it, and a migration that was just made.
-    pub fn start(&self, faults: u8, splits: u8) -> State {
-        let node = |run| Node {
-            agent: Agent::Prompt,
-            qemu: Qemu::fresh(run),
-            vm: Vm::NEW,
-            nics: [Nic::NONE; NICS],
-        };
-        let mut state = State {
-            api: Api {
-                migration: 0,
-                deleting: false,
-                decision: None,
-                pods: [Pod::Running; 2],
-                nic_pods: [None; NICS],
-                attachments: [[None; NICS]; 2],
-            },
-            nodes: [node(Run::Running), node(Run::Incoming)],
-            lag: Lag::None,
-            stream: Stream::None,
-            truth: Truth::default(),
-            faults: 0,
-            splits: 0,
-        };
-        for _ in 0..30 {
-            state = self.pass(&state);
-        }
-        state.api.migration = self.objects.migration_id(QemuMigrationStatus::default());
-        (state.faults, state.splits) = (faults, splits);
-        state.sorted(self.nics)
-    }
-
-    /// All that may happen.
-    pub fn actions(&self, state: &State) -> Vec<Action> {
-        // What follows once it is over, and the VM on no way, is looked at by letting it come to rest.
-        if self.phase(state).is_final() && matches!(state.stream, Stream::None | Stream::Over) {
-            return Vec::new();
-        }
-        let mut actions = vec![Action::Migration];
-        actions.extend(self.which(state).map(Action::Nic));
-        for end in ENDS {
-            let node = &state.nodes[end];
-            if node.agent == Agent::Prompt {
-                let both = |n| [Action::Hear(end, n), Action::Publish(end, n)];
-                actions.extend(self.which(state).flat_map(both));
-            } else {
-                actions.push(Action::GoOn(end));
-            }
-            if node.qemu.alive && node.qemu.mute {
-                actions.push(Action::Speak(end));
-            }
-            if !node.qemu.alive && state.api.pods[end] == Pod::Running {
-                actions.push(Action::PodEnds(end));
-            }
-        }
-        actions.extend((state.lag != Lag::None).then_some(Action::CatchUp));
-        actions.extend(HAPPENS.map(Action::Happens));
-        actions.extend(self.choices(state).into_iter().map(Action::Decide));
-        if state.faults > 0 {
-            actions.extend(self.faults(state).into_iter().map(Action::Fault));
-        }
-        actions
-    }
-
     /// All NICs, or each alone while one may be ahead of the other.
     fn which(&self, state: &State) -> impl Iterator<Item = Option<usize>> + use<> {
         let alone = if self.nics > 1 && state.splits > 0 {
@@ -251,13 +186,6 @@ impl Model {
             }
         }
         faults
-    }
-
-    /// What follows when it happens.
-    pub fn next(&self, state: &State, action: Action) -> State {
-        let mut next = *state;
-        self.act(&mut next, action);
-        next.sorted(self.nics)
     }
 
     fn act(&self, next: &mut State, action: Action) {
@@ -356,29 +284,6 @@ impl Model {
         }
     }
 
-    /// Everybody does all that there is to do, once, and nothing goes wrong.
-    pub fn pass(&self, state: &State) -> State {
-        let mut next = *state;
-        (next.faults, next.splits, next.lag) = (0, 0, Lag::None);
-        for end in ENDS {
-            next.nodes[end].qemu.mute = false;
-            match (next.nodes[end].qemu.alive, next.api.pods[end]) {
-                (false, Pod::Running) => self.act(&mut next, Action::PodEnds(end)),
-                (true, Pod::Gone) => self.act(&mut next, Action::Reap(end)),
-                _ => {}
-            }
-            self.act(&mut next, Action::GoOn(end));
-            self.act(&mut next, Action::Hear(end, None));
-            self.act(&mut next, Action::Publish(end, None));
-        }
-        for what in HAPPENS {
-            self.act(&mut next, Action::Happens(what));
-        }
-        self.act(&mut next, Action::Migration);
-        self.act(&mut next, Action::Nic(None));
-        next.sorted(self.nics)
-    }
-
     /// The migration's status.
     pub fn status(&self, state: &State) -> QemuMigrationStatus {
         let status = self.objects.migrations.get(state.api.migration);
@@ -416,55 +321,135 @@ impl Model {
                 && condition.is_some_and(|condition| condition.reason == reasons::NEEDS_DECISION)
         })
     }
+}
 
-    /// The same spec with the goal to leave.
-    pub(crate) fn detached(&self, spec: Id) -> Id {
-        match self.objects.specs.get(spec) {
-            Some(found) if found.goal != Goal::Detached => {
-                let spec = NicAttachmentSpec {
-                    goal: Goal::Detached,
-                    ..found.as_ref().clone()
-                };
-                self.objects.specs.id(spec)
+impl System for Model {
+    type State = State;
+    type Action = Action;
+
+    /// A VM at rest with its NICs on their VFs, a pod that waits for it, and a migration that was just made.
+    fn start(&self, faults: u8, splits: u8) -> State {
+        let node = |run| Node {
+            agent: Agent::Prompt,
+            qemu: Qemu::fresh(run),
+            vm: Vm::NEW,
+            nics: [Nic::NONE; NICS],
+        };
+        let mut state = State {
+            api: Api {
+                migration: 0,
+                deleting: false,
+                decision: None,
+                pods: [Pod::Running; 2],
+                nic_pods: [None; NICS],
+                attachments: [[None; NICS]; 2],
+            },
+            nodes: [node(Run::Running), node(Run::Incoming)],
+            lag: Lag::None,
+            stream: Stream::None,
+            truth: Truth::default(),
+            faults: 0,
+            splits: 0,
+        };
+        for _ in 0..30 {
+            state = self.pass(&state);
+        }
+        state.api.migration = self.objects.migration_id(QemuMigrationStatus::default());
+        (state.faults, state.splits) = (faults, splits);
+        state.sorted(self.nics)
+    }
+
+    fn actions(&self, state: &State) -> Vec<Action> {
+        // What follows once it is over, and the VM on no way, is looked at by letting it come to rest.
+        if self.phase(state).is_final() && matches!(state.stream, Stream::None | Stream::Over) {
+            return Vec::new();
+        }
+        let mut actions = vec![Action::Migration];
+        actions.extend(self.which(state).map(Action::Nic));
+        for end in ENDS {
+            let node = &state.nodes[end];
+            if node.agent == Agent::Prompt {
+                let both = |n| [Action::Hear(end, n), Action::Publish(end, n)];
+                actions.extend(self.which(state).flat_map(both));
+            } else {
+                actions.push(Action::GoOn(end));
             }
-            _ => spec,
+            if node.qemu.alive && node.qemu.mute {
+                actions.push(Action::Speak(end));
+            }
+            if !node.qemu.alive && state.api.pods[end] == Pod::Running {
+                actions.push(Action::PodEnds(end));
+            }
+        }
+        actions.extend((state.lag != Lag::None).then_some(Action::CatchUp));
+        actions.extend(HAPPENS.map(Action::Happens));
+        actions.extend(self.choices(state).into_iter().map(Action::Decide));
+        if state.faults > 0 {
+            actions.extend(self.faults(state).into_iter().map(Action::Fault));
+        }
+        actions
+    }
+
+    fn next(&self, state: &State, action: Action) -> State {
+        let mut next = *state;
+        self.act(&mut next, action);
+        next.sorted(self.nics)
+    }
+
+    fn pass(&self, state: &State) -> State {
+        let mut next = *state;
+        (next.faults, next.splits, next.lag) = (0, 0, Lag::None);
+        for end in ENDS {
+            next.nodes[end].qemu.mute = false;
+            match (next.nodes[end].qemu.alive, next.api.pods[end]) {
+                (false, Pod::Running) => self.act(&mut next, Action::PodEnds(end)),
+                (true, Pod::Gone) => self.act(&mut next, Action::Reap(end)),
+                _ => {}
+            }
+            self.act(&mut next, Action::GoOn(end));
+            self.act(&mut next, Action::Hear(end, None));
+            self.act(&mut next, Action::Publish(end, None));
+        }
+        for what in HAPPENS {
+            self.act(&mut next, Action::Happens(what));
+        }
+        self.act(&mut next, Action::Migration);
+        self.act(&mut next, Action::Nic(None));
+        next.sorted(self.nics)
+    }
+
+    fn safe(&self, state: &State) -> Result<(), Broken> {
+        invariants::safe(state)
+    }
+
+    fn calm(&self, state: &State) -> State {
+        State {
+            faults: 0,
+            splits: 0,
+            lag: Lag::None,
+            ..*state
         }
     }
 
-    /// A spec's goal.
-    pub(crate) fn goal(&self, spec: Id) -> Goal {
-        self.objects
-            .specs
-            .get(spec)
-            .map(|spec| spec.goal)
-            .unwrap_or_default()
+    fn rest(&self, state: &State) -> Rest<State> {
+        // Time passes, and a deadline with it.
+        let late = self.next(state, Action::Late);
+        if self.phase(&late) != self.phase(state) {
+            return Rest::Goes(late);
+        }
+        if !self.needs_decision(&late) || late.api.decision.is_some() {
+            return Rest::Stays(invariants::rested(self, &late));
+        }
+        // Whatever a person says, it ends.
+        let choices = self.choices(&late).into_iter();
+        Rest::Asks(
+            choices
+                .map(|choice| self.next(&late, Action::Decide(choice)))
+                .collect(),
+        )
     }
 
-    /// The number of what a status says of the VM's migration.
-    pub(crate) fn said(&self, status: Id) -> Id {
-        let status = self.objects.statuses.get(status);
-        self.objects
-            .report_id(status.and_then(|status| status.migration.clone()))
-    }
-
-    /// Whether a report is the last that QEMU makes by itself.
-    pub(crate) fn is_final(&self, report: Id) -> bool {
-        let report = self.objects.reports.get(report);
-        report.is_some_and(|report| report.state.is_final())
-    }
-
-    /// Whether a status says that nothing is left.
-    pub(crate) fn is_detached(&self, status: Id) -> bool {
-        let status = self.objects.statuses.get(status);
-        status.is_some_and(|status| status.state == AttachmentState::Detached)
-    }
-
-    /// Whether nothing is left of a NIC on a node.
-    pub(crate) fn is_clean(nic: &Nic) -> bool {
-        nic.vf.is_none()
-            && nic.standby.is_none()
-            && nic.macvtap.is_none()
-            && !nic.recorded
-            && nic.task != Task::Runs
+    fn show(&self, state: &State) -> String {
+        show::state(self, state)
     }
 }

@@ -4,14 +4,15 @@ use hybridnic_agent::journal::Record;
 use hybridnic_agent::machine::qemu::migration::{self, Known};
 use hybridnic_agent::machine::{Duties, Filtered};
 use hybridnic_agent::nic::plan::{self, Ask, Decision, Step};
-use hybridnic_agent::nic::report::{self, Facts};
+use hybridnic_agent::nic::report::{self, Inputs};
 use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfSight};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec, SwitchOrder,
+    AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
+    SwitchOrder,
 };
 
 use crate::model::Model;
-use crate::objects::{self, NIC};
+use crate::objects::{self, NIC, Objects};
 use crate::state::{Agent, Id, Mac, NICS, Nic, Node, Qemu, Run, Shown, State, Task, Transfer, Vf, Vm};
 use crate::vm_task;
 
@@ -30,11 +31,11 @@ pub struct Sight {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Round {
     /// The step to take.
-    step: Option<Step>,
+    pub(crate) step: Option<Step>,
     /// Where the NIC is, by the decision.
-    state: AttachmentState,
+    pub(crate) state: AttachmentState,
     /// The status that follows.
-    status: Id,
+    pub(crate) status: Id,
     /// Whether QEMU has loaded a VM that is not started yet: it is not ended then.
     arrives: bool,
 }
@@ -66,7 +67,8 @@ pub fn round(model: &Model, state: &mut State, end: usize, n: usize, news: bool,
         status = round.status;
         let Some(step) = round.step else {
             if round.state == AttachmentState::Detached {
-                leave(node, n, status);
+                let said = says(&model.objects, &node.nics[n], status);
+                leave(node, n, said);
             }
             return status;
         };
@@ -88,20 +90,20 @@ fn hear(model: &Model, state: &mut State, end: usize, n: usize) {
     let Some(attachment) = &mut state.api.attachments[end][n] else {
         match nic.task {
             // The object is gone, whatever its finalizer said.
-            Task::Runs => nic.spec = model.detached(nic.spec),
+            Task::Runs => nic.spec = model.objects.detached(nic.spec),
             Task::Left | Task::None => *nic = Nic::NONE,
         }
         return;
     };
     let spec = if attachment.deleting {
-        model.detached(attachment.spec)
+        model.objects.detached(attachment.spec)
     } else {
         attachment.spec
     };
-    let leaves = model.goal(spec) == Goal::Detached;
+    let leaves = model.objects.goal(spec) == Goal::Detached;
     match nic.task {
-        // It has left already; its last report stands until the object is gone.
-        Task::Left if leaves => return,
+        // It has left already; its last report stands until the object is gone, if it was about the object as it is.
+        Task::Left if leaves && nic.left != 0 && (nic.current || attachment.deleting) => return,
         Task::Runs => {}
         Task::Left | Task::None => {
             *nic = Nic {
@@ -118,7 +120,7 @@ fn hear(model: &Model, state: &mut State, end: usize, n: usize) {
         }
     }
     attachment.finalizer |= !attachment.deleting;
-    let said = model.said(attachment.status);
+    let said = model.objects.said(attachment.status);
     nic.heard = true;
     if nic.spec != spec {
         nic.spec = spec;
@@ -126,9 +128,16 @@ fn hear(model: &Model, state: &mut State, end: usize, n: usize) {
     nic.current = true;
     // What an earlier agent has said stands.
     let report = &mut state.nodes[end].vm.report;
-    if said != 0 && (*report == 0 || model.is_final(said) && !model.is_final(*report)) {
+    if said != 0 && (*report == 0 || model.objects.is_final(said) && !model.objects.is_final(*report)) {
         *report = said;
     }
+}
+
+/// What a task says that comes to its end: one that has not heard of its object keeps to what the last agent has said of a migration.
+pub(crate) fn says(objects: &Objects, nic: &Nic, status: Id) -> Id {
+    let spec = objects.specs.get(nic.spec);
+    let silent = !nic.heard && spec.is_some_and(|spec| spec.migration.is_some());
+    if silent { 0 } else { status }
 }
 
 /// The NIC has left the node. The VM goes with the last one, but for what the journal has of it.
@@ -183,119 +192,149 @@ impl Sight {
         migration::run_of(&vm_task::seen(qemu), spec.goal, spec.migration.as_ref(), known)
     }
 
-    fn seen(&self, spec: &NicAttachmentSpec) -> (Seen, bool) {
-        let goal = spec.goal;
-        let qemu = match &self.qemu {
-            None => QemuSeen::Gone,
-            Some(qemu) if qemu.mute => QemuSeen::Unreachable,
-            Some(qemu) => {
-                let place = self.place(qemu, spec);
-                QemuSeen::Up(Guest {
-                    run: place,
-                    standby: self.standby,
-                    vf: self.plugged,
-                    uses_vf: self.plugged,
-                    failover: (self.standby && place == Place::Here).then_some(true),
-                    migrating: false,
-                    acpi: true,
-                })
-            }
+    fn guest(&self, spec: &NicAttachmentSpec) -> QemuSeen {
+        let Some(qemu) = &self.qemu else {
+            return QemuSeen::Gone;
         };
-        let vf = self.nic.vf.map(|vf| {
-            VfSight::There(VfSeen {
-                on_vfio: vf.bound,
-                mac: match vf.mac {
-                    Mac::Nic => VfMac::Nic,
-                    Mac::Parking => VfMac::Parking,
-                    Mac::Other => VfMac::Other,
-                },
-                settings_ok: vf.mac == Mac::Nic,
-                link: true,
-                dark: false,
-                other_pf: self.nic.standby.is_some_and(|pf| pf != vf.index),
-                held: false,
-            })
-        });
-        let asks = goal != Goal::Detached;
-        let seen = Seen {
-            recorded: self.nic.recorded,
-            vf,
-            vf_offered: asks && self.offered,
-            other_vf: false,
-            uplink: asks,
-            standby_recorded: self.nic.standby.is_some(),
-            sandbox_waits: false,
-            macvtap: self.nic.macvtap,
-            guarded: true,
-            foreign_mac: false,
-            seized: false,
-            seizer_ended: false,
-            mtu_ok: true,
-            standby_link: Some(true),
-            qemu,
-        };
-        (seen, self.qemu.is_some_and(|qemu| qemu.answers() && qemu.runs()))
+        if qemu.mute {
+            return QemuSeen::Unreachable;
+        }
+        let place = self.place(qemu, spec);
+        QemuSeen::Up(Guest {
+            run: place,
+            standby: self.standby,
+            vf: self.plugged,
+            uses_vf: self.plugged,
+            failover: (self.standby && place == Place::Here).then_some(true),
+            migrating: false,
+            acpi: true,
+        })
     }
 
     fn decide(&self, model: &Model, n: usize) -> Round {
-        let spec = model.objects.spec(n, self.nic.spec).unwrap_or_else(|| empty(n));
-        let step = spec.migration.as_ref().map(|order| order.step);
-        let ask = Ask {
-            goal: spec.goal,
-            no_free_vf: spec.no_free_vf,
-            order: SwitchOrder::MakeBeforeBreak,
-            expected: matches!(step, Some(MigrationStep::Listen | MigrationStep::GiveUp)),
-            duties: Duties::QEMU,
-        };
-        let (seen, running) = self.seen(&spec);
+        let spec = model
+            .objects
+            .spec(n, self.nic.spec)
+            .unwrap_or_else(|| empty(n, AttachedVm::Qemu { name: String::new() }));
         // The VM has been loaded, and is started next.
         let loaded = |qemu: Qemu| qemu.run == Run::Paused && qemu.migration == Transfer::Completed;
-        let arrives = step == Some(MigrationStep::Listen) && self.qemu.is_some_and(loaded);
-        let decision = plan::next(&ask, &seen, &self.nic.learnt());
-        let record = record(n, spec);
-        let migration = model
-            .objects
-            .reports
-            .get(self.vm.report)
-            .map(|report| report.as_ref().clone());
-        let ports = self.nic.recorded.then(|| GuestPorts {
-            standby: "p".to_owned(),
-            vf: "q".to_owned(),
-        });
-        let facts = Facts {
-            record: &record,
-            generation: None,
-            seen: Some(&seen),
-            running,
-            decision: Some(&decision),
-            error: None,
-            guest: GuestDevices {
-                vf_port: ports.as_ref().map(|ports| ports.vf.clone()),
-                standby_port: ports.map(|ports| ports.standby),
-                ..GuestDevices::default()
-            },
-            unplug_order: None,
-            migration,
-            filtered: Filtered::default(),
-            timeline: Vec::new(),
-        };
-        let status = report::build(facts, None, objects::now());
-        let (step, state) = match decision {
-            Decision::Do(step) => (Some(step), AttachmentState::Pending),
-            Decision::Done(state) => (None, state),
-            Decision::Wait(wait) => (None, wait.state),
+        let listens = spec
+            .migration
+            .as_ref()
+            .is_some_and(|order| order.step == MigrationStep::Listen);
+        let arrives = listens && self.qemu.is_some_and(loaded);
+        let view = View {
+            nic: self.nic,
+            duties: Duties::QEMU,
+            qemu: self.guest(&spec),
+            running: self.qemu.is_some_and(|qemu| qemu.answers() && qemu.runs()),
+            offered: self.offered,
+            waits: false,
+            report: self.vm.report,
         };
         Round {
-            step,
-            state,
-            status: model.objects.status_id(status),
             arrives,
+            ..decide(&model.objects, n, spec, &view)
         }
     }
 }
 
+/// What a NIC's task goes by, whatever runs the VM.
+pub(crate) struct View {
+    /// What there is of it.
+    pub nic: Nic,
+    /// Who sees to what.
+    pub duties: Duties,
+    /// The VM's QEMU.
+    pub qemu: QemuSeen,
+    /// Whether that runs the VM.
+    pub running: bool,
+    /// Whether a VF is free.
+    pub offered: bool,
+    /// Whether the pod's sandbox waits for the link.
+    pub waits: bool,
+    /// How the VM's migration goes.
+    pub report: Id,
+}
+
+/// The agent's decision and report.
+pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view: &View) -> Round {
+    let nic = &view.nic;
+    let vf = nic.vf.map(|vf| {
+        VfSight::There(VfSeen {
+            on_vfio: vf.bound,
+            mac: match vf.mac {
+                Mac::Nic => VfMac::Nic,
+                Mac::Parking => VfMac::Parking,
+                Mac::Other => VfMac::Other,
+            },
+            settings_ok: vf.mac == Mac::Nic,
+            link: true,
+            dark: false,
+            other_pf: nic.standby.is_some_and(|pf| pf != vf.index),
+            held: false,
+        })
+    });
+    let asks = spec.goal != Goal::Detached;
+    let seen = Seen {
+        recorded: nic.recorded,
+        vf,
+        vf_offered: asks && view.offered,
+        other_vf: false,
+        uplink: asks,
+        standby_recorded: nic.standby.is_some(),
+        sandbox_waits: view.waits,
+        macvtap: nic.macvtap,
+        guarded: true,
+        foreign_mac: false,
+        seized: false,
+        seizer_ended: false,
+        mtu_ok: true,
+        standby_link: Some(true),
+        qemu: view.qemu,
+    };
+    let ask = Ask::of(&spec, SwitchOrder::MakeBeforeBreak, view.duties);
+    let decision = plan::next(&ask, &seen, &nic.learnt());
+    let migration = objects.reports.get(view.report);
+    let theirs = matches!(spec.vm, AttachedVm::Kubevirt { .. });
+    let ports = (nic.recorded && !theirs).then(|| GuestPorts {
+        standby: "p".to_owned(),
+        vf: "q".to_owned(),
+    });
+    let record = record(n, spec);
+    let inputs = Inputs {
+        record: &record,
+        generation: None,
+        seen: Some(&seen),
+        running: view.running,
+        decision: Some(&decision),
+        error: None,
+        guest: GuestDevices {
+            vf_port: ports.as_ref().map(|ports| ports.vf.clone()),
+            standby_port: ports.map(|ports| ports.standby),
+            ..GuestDevices::default()
+        },
+        unplug_order: None,
+        migration: migration.map(|report| report.as_ref().clone()),
+        filtered: Filtered::default(),
+        timeline: Vec::new(),
+    };
+    let status = report::build(inputs, None, objects::now());
+    let (step, state) = match decision {
+        Decision::Do(step) => (Some(step), AttachmentState::Pending),
+        Decision::Done(state) => (None, state),
+        Decision::Wait(wait) => (None, wait.state),
+    };
+    Round {
+        step,
+        state,
+        status: objects.status_id(status, theirs),
+        arrives: false,
+    }
+}
+
 /// Whether others may see that a step was taken. All others touch what is this NIC's alone.
-fn is_seen(step: Step) -> bool {
+pub(crate) fn is_seen(step: Step) -> bool {
     matches!(
         step,
         Step::StandbyUp
@@ -383,14 +422,15 @@ fn record(n: usize, spec: NicAttachmentSpec) -> Record {
     }
 }
 
-fn empty(n: usize) -> NicAttachmentSpec {
+/// The spec of a NIC of which nothing is known.
+pub(crate) fn empty(n: usize, vm: AttachedVm) -> NicAttachmentSpec {
     NicAttachmentSpec {
         node_name: String::new(),
         nic: hybridnic_api::v1alpha1::ObjectRef {
             name: NIC[n].to_owned(),
             uid: String::new(),
         },
-        vm: hybridnic_api::v1alpha1::AttachedVm::Qemu { name: String::new() },
+        vm,
         pod: hybridnic_api::v1alpha1::ObjectRef::default(),
         network: String::new(),
         mac: String::new(),
@@ -420,7 +460,11 @@ pub fn publish(model: &Model, state: &mut State, end: usize, n: usize) {
     if says != 0 {
         (attachment.status, attachment.current) = (says, nic.current);
     }
-    if attachment.deleting && nic.task == Task::Left && model.is_detached(attachment.status) {
+    if attachment.deleting
+        && nic.task == Task::Left
+        && nic.left != 0
+        && model.objects.is_detached(attachment.status)
+    {
         // Its finalizer goes, and with it the object.
         state.api.attachments[end][n] = None;
         *nic = Nic::NONE;
@@ -471,4 +515,13 @@ pub fn crash(state: &mut State, end: usize) {
             Nic::NONE
         };
     }
+}
+
+/// Whether nothing is left of a NIC on a node.
+pub(crate) fn is_clean(nic: &Nic) -> bool {
+    nic.vf.is_none()
+        && nic.standby.is_none()
+        && nic.macvtap.is_none()
+        && !nic.recorded
+        && nic.task != Task::Runs
 }

@@ -6,11 +6,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use foldhash::fast::FixedState;
 use hybridnic_api::conditions::{NewCondition, reasons, types};
-use hybridnic_api::names::{VM_LABEL, attachment_name};
+use hybridnic_api::names::{ATTACHMENT_FINALIZER, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
-    Decision, MigrationReport, NicAttachment, NicAttachmentSpec, NicAttachmentStatus, NoFreeVf, ObjectRef,
-    Path, QemuMigration, QemuMigrationSpec, QemuMigrationStatus, QemuVm, VmHybridNic, VmHybridNicSpec,
-    VmHybridNicStatus,
+    AttachmentState, Decision, Goal, MigrationReport, NicAttachment, NicAttachmentSpec, NicAttachmentStatus,
+    NoFreeVf, ObjectRef, Path, Placement, QemuMigration, QemuMigrationSpec, QemuMigrationStatus, QemuVm,
+    VmHybridNic, VmHybridNicSpec, VmHybridNicStatus,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -26,7 +26,8 @@ pub const MIGRATION: &str = "m-uid";
 pub const NIC: [&str; NICS] = ["eth0", "eth1"];
 /// The nodes' names.
 pub const NODE: [&str; 2] = ["n1", "n2"];
-const POD: [&str; 2] = ["a", "b"];
+/// The pods' names.
+pub const POD: [&str; 2] = ["a", "b"];
 /// What stands for a NIC's own name in what is kept.
 const ANY: &str = "any";
 
@@ -153,6 +154,9 @@ impl Objects {
     pub fn spec_id(&self, mut spec: NicAttachmentSpec) -> Id {
         spec.nic = reference(ANY);
         spec.mac.clear();
+        if let Some(Placement::Interface(name)) = &mut spec.placement {
+            ANY.clone_into(name);
+        }
         self.specs.id(spec)
     }
 
@@ -161,15 +165,20 @@ impl Objects {
         let mut spec = self.specs.get(id)?.as_ref().clone();
         spec.nic = reference(NIC[n]);
         spec.mac = mac(n);
+        if let Some(Placement::Interface(name)) = &mut spec.placement {
+            NIC[n].clone_into(name);
+        }
         Some(spec)
     }
 
-    /// The number of a status.
-    pub fn status_id(&self, mut status: NicAttachmentStatus) -> Id {
+    /// The number of a status. `path`: whether a decision looks at which device carries the traffic; otherwise it is only shown to
+    /// people.
+    pub fn status_id(&self, mut status: NicAttachmentStatus, path: bool) -> Id {
         status.observed_generation = None;
         status.timeline.clear();
-        // What is only shown to people.
-        status.path = Path::None;
+        if !path {
+            status.path = Path::None;
+        }
         let matters = |c: &Condition| c.type_ == types::READY || c.reason == reasons::NO_FREE_VF;
         status.conditions.retain(matters);
         plain(&mut status.conditions);
@@ -205,8 +214,8 @@ impl Objects {
         self.reports.id(report)
     }
 
-    /// An attachment as the operator has it.
-    pub fn attachment(&self, end: usize, n: usize, attachment: &state::Attachment) -> Option<NicAttachment> {
+    /// An attachment to this pod as the operator has it.
+    pub fn attachment(&self, pod: &str, n: usize, attachment: &state::Attachment) -> Option<NicAttachment> {
         let spec = self.spec(n, attachment.spec)?;
         let generation = |current| Some(if current { 2 } else { 1 });
         let status = self
@@ -216,7 +225,9 @@ impl Objects {
                 observed_generation: generation(attachment.current),
                 ..status.as_ref().clone()
             });
-        let mut metadata = meta(&attachment_name(NIC[n], &uid(POD[end])), 1);
+        let mut metadata = meta(&attachment_name(NIC[n], &uid(pod)), 1);
+        let finalizer = attachment.finalizer.then(|| ATTACHMENT_FINALIZER.to_owned());
+        metadata.finalizers = finalizer.map(|finalizer| vec![finalizer]);
         metadata.generation = generation(true);
         metadata.deletion_timestamp = attachment.deleting.then(|| Time(now()));
         Some(NicAttachment {
@@ -247,6 +258,45 @@ impl Objects {
     }
 }
 
+impl Objects {
+    /// The same spec with the goal to leave.
+    pub(crate) fn detached(&self, spec: Id) -> Id {
+        match self.specs.get(spec) {
+            Some(found) if found.goal != Goal::Detached => {
+                let spec = NicAttachmentSpec {
+                    goal: Goal::Detached,
+                    ..found.as_ref().clone()
+                };
+                self.specs.id(spec)
+            }
+            _ => spec,
+        }
+    }
+
+    /// A spec's goal.
+    pub(crate) fn goal(&self, spec: Id) -> Goal {
+        self.specs.get(spec).map(|spec| spec.goal).unwrap_or_default()
+    }
+
+    /// The number of what a status says of the VM's migration.
+    pub(crate) fn said(&self, status: Id) -> Id {
+        let status = self.statuses.get(status);
+        self.report_id(status.and_then(|status| status.migration.clone()))
+    }
+
+    /// Whether a report is the last that QEMU makes by itself.
+    pub(crate) fn is_final(&self, report: Id) -> bool {
+        let report = self.reports.get(report);
+        report.is_some_and(|report| report.state.is_final())
+    }
+
+    /// Whether a status says that nothing is left.
+    pub(crate) fn is_detached(&self, status: Id) -> bool {
+        let status = self.statuses.get(status);
+        status.is_some_and(|status| status.state == AttachmentState::Detached)
+    }
+}
+
 fn plain(conditions: &mut [Condition]) {
     for condition in conditions {
         condition.message.clear();
@@ -255,18 +305,21 @@ fn plain(conditions: &mut [Condition]) {
     }
 }
 
-fn uid(name: &str) -> String {
+/// The uid of what has this name.
+pub fn uid(name: &str) -> String {
     format!("{name}-uid")
 }
 
-fn reference(name: &str) -> ObjectRef {
+/// Names what has this name.
+pub fn reference(name: &str) -> ObjectRef {
     ObjectRef {
         name: name.to_owned(),
         uid: uid(name),
     }
 }
 
-fn meta(name: &str, second: i64) -> ObjectMeta {
+/// The metadata of what has this name, and was made at this second.
+pub fn meta(name: &str, second: i64) -> ObjectMeta {
     ObjectMeta {
         name: Some(name.to_owned()),
         namespace: Some("ns".to_owned()),

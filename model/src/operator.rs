@@ -4,23 +4,23 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::{AttachmentState, Goal, NicAttachment, NicAttachmentSpec, ObjectRef};
-use hybridnic_operator::attachment as reported;
+use hybridnic_api::v1alpha1::{NicAttachment, VmHybridNic};
 use hybridnic_operator::fence::NodeState;
 use hybridnic_operator::migration::encryption::Encryption;
 use hybridnic_operator::migration::inputs::{Deadlines, Inputs, NicInputs};
 use hybridnic_operator::migration::step::step;
 use hybridnic_operator::moves::ends::Ends;
 use hybridnic_operator::moves::qemu;
-use hybridnic_operator::nic::desired::{self, Place, desired_attachments};
+use hybridnic_operator::nic::changes::{Change, changes};
+use hybridnic_operator::nic::desired::{self, desired_attachments};
 use hybridnic_operator::nic::observed::Observed;
 use hybridnic_operator::vm::VmRef;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use crate::model::Model;
-use crate::objects::{self, NIC};
-use crate::state::{self, Api, Attachment, ENDS, Id, State};
+use crate::objects::{self, NIC, Objects, POD};
+use crate::state::{Api, Attachment, ENDS, Id, Nic, State};
 
 /// What a reconcile of a NIC writes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,37 +59,34 @@ pub fn reconcile_nic(model: &Model, state: &mut State, n: usize) {
         Write::Nothing => {}
         Write::Spec(end, spec) => {
             let (nic, slot) = (&mut state.nodes[end].nics[n], &mut state.api.attachments[end][n]);
-            match slot {
-                // What agent and operator know is about an older spec.
-                Some(attachment) => {
-                    *attachment = Attachment {
-                        spec,
-                        current: false,
-                        ..*attachment
-                    }
-                }
-                None => {
-                    *slot = Some(Attachment {
-                        spec,
-                        status: 0,
-                        current: false,
-                        finalizer: false,
-                        deleting: false,
-                    });
-                }
-            }
-            nic.current = false;
+            put(slot, nic, spec);
         }
-        Write::Delete(end) => {
-            let slot = &mut state.api.attachments[end][n];
-            match slot {
-                Some(attachment) if attachment.finalizer => attachment.deleting = true,
-                // Another than that which was to be deleted, or none any more.
-                Some(_) if api.attachments[end][n].is_none() => {}
-                _ => *slot = None,
-            }
-        }
+        Write::Delete(end) => delete(&mut state.api.attachments[end][n], api.attachments[end][n]),
         Write::Pod(pod) => state.api.nic_pods[n] = pod,
+    }
+}
+
+/// An attachment's spec is written.
+pub(crate) fn put(slot: &mut Option<Attachment>, nic: &mut Nic, spec: Id) {
+    let attachment = slot.get_or_insert(Attachment {
+        spec,
+        status: 0,
+        current: false,
+        finalizer: false,
+        deleting: false,
+    });
+    // What agent and operator know is about an older spec.
+    (attachment.spec, attachment.current) = (spec, false);
+    nic.current = false;
+}
+
+/// An attachment is deleted, which the operator knew so.
+pub(crate) fn delete(slot: &mut Option<Attachment>, known: Option<Attachment>) {
+    match slot {
+        Some(attachment) if attachment.finalizer => attachment.deleting = true,
+        // Another than that which was to be deleted, or none any more.
+        Some(_) if known.is_none() => {}
+        _ => *slot = None,
     }
 }
 
@@ -106,7 +103,7 @@ fn world(model: &Model, api: &Api) -> World {
         let mut own = Vec::new();
         for end in ENDS {
             if let Some(attachment) = &api.attachments[end][n] {
-                own.extend(model.objects.attachment(end, n, attachment).map(Arc::new));
+                own.extend(model.objects.attachment(POD[end], n, attachment).map(Arc::new));
             }
         }
         all.extend(own.iter().cloned());
@@ -192,84 +189,54 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         moves: of.into_iter().collect(),
         moving,
     };
-    let location = observed.location(nic);
-    let end = |pod: &ObjectRef| objects::end_of(&pod.uid).unwrap_or_default();
-    if let (None, Ok(location)) = (&observed.moving, &location)
-        && observed.left(nic, &location.pod).is_some()
-    {
-        return Write::Pod(u8::try_from(end(&location.pod)).ok());
-    }
-    let place = match (&observed.moving, &location) {
-        (Some((of, ends)), _) => Place::Moving(of, ends),
-        (None, Ok(location)) if location.wait.is_none() => {
-            Place::At(location.pod.clone(), location.node.clone())
-        }
-        (None, _) => Place::Nowhere,
-    };
+    let end_of = |uid: &str| objects::end_of(uid).unwrap_or_default();
     let mac = objects::mac(n);
-    let inputs = desired::Inputs {
-        nic,
-        mac: &mac,
-        l2: None,
-        interface: None,
-        existing,
-        place,
-    };
-    let specs = desired_attachments(&inputs);
-    for spec in &specs {
-        let end = end(&spec.pod);
-        let found = api.attachments[end][n];
-        let id = model.objects.spec_id(spec.clone());
-        match found {
-            Some(found) if found.deleting || found.spec == id => {}
-            None if spec.goal == Goal::Detached => {}
-            _ => return Write::Spec(end, id),
+    first_change(&model.objects, nic, &mac, &observed, end_of).unwrap_or_else(|pod| {
+        if pod == api.nic_pods[n] {
+            Write::Nothing
+        } else {
+            Write::Pod(pod)
         }
-    }
-    for end in ENDS {
-        let Some(attachment) = api.attachments[end][n] else {
-            continue;
-        };
-        if !specs
-            .iter()
-            .any(|spec| objects::end_of(&spec.pod.uid) == Some(end))
-        {
-            let write = retire(model, end, n, &attachment);
-            if write != Write::Nothing {
-                return write;
-            }
-        }
-    }
-    let pod = location.ok().map(|location| end(&location.pod));
-    let pod = pod.and_then(|end| u8::try_from(end).ok());
-    if pod == api.nic_pods[n] {
-        Write::Nothing
-    } else {
-        Write::Pod(pod)
-    }
+    })
 }
 
-/// Brings an attachment to its end: detached, then deleted.
-fn retire(model: &Model, end: usize, n: usize, attachment: &state::Attachment) -> Write {
-    let Some(object) = model.objects.attachment(end, n, attachment) else {
-        return Write::Nothing;
+/// The first change of a NIC's attachments, or the pod in which its VM is then.
+pub(crate) fn first_change(
+    objects: &Objects,
+    nic: &VmHybridNic,
+    mac: &str,
+    observed: &Observed,
+    end_of: impl Fn(&str) -> usize,
+) -> Result<Write, Option<u8>> {
+    let location = observed.location(nic);
+    let pod = location
+        .as_ref()
+        .ok()
+        .and_then(|location| u8::try_from(end_of(&location.pod.uid)).ok());
+    let leaves = observed.moving.is_none()
+        && location
+            .as_ref()
+            .is_ok_and(|location| observed.left(nic, &location.pod).is_some());
+    if leaves || observed.unknown().is_some() {
+        return Err(pod);
+    }
+    let inputs = desired::Inputs {
+        nic,
+        mac,
+        l2: None,
+        interface: observed.kubevirt.interface.as_deref(),
+        existing: &observed.attachments,
+        place: observed.place(&location, false),
     };
-    if attachment.deleting {
-        return Write::Nothing;
-    }
-    let asked = object.spec.goal == Goal::Detached;
-    if !attachment.finalizer || asked && reported::state(&object) == AttachmentState::Detached {
-        return Write::Delete(end);
-    }
-    if asked {
-        return Write::Nothing;
-    }
-    Write::Spec(
-        end,
-        model.objects.spec_id(NicAttachmentSpec {
-            goal: Goal::Detached,
-            migration: None,
-            ..object.spec
-        }),
-    )
+    let specs = desired_attachments(&inputs);
+    let abandoned = |attachment: &NicAttachment| observed.is_abandoned(attachment);
+    let all = changes(&nic.name_any(), specs, &observed.attachments, abandoned);
+    let write = match all.into_iter().next() {
+        None => return Err(pod),
+        Some(Change::Make(spec) | Change::Tell(_, spec)) => {
+            Write::Spec(end_of(&spec.pod.uid), objects.spec_id(spec))
+        }
+        Some(Change::Delete(attachment)) => Write::Delete(end_of(&attachment.spec.pod.uid)),
+    };
+    Ok(write)
 }

@@ -2,18 +2,17 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hash};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::FixedState;
 
-use crate::invariants::{Broken, Settling, safe};
-use crate::model::{Action, Model};
-use crate::state::State;
+use crate::settling::Settling;
+use crate::system::{Broken, System};
 
 /// What a search has found.
 #[derive(Debug)]
-pub struct Found {
+pub struct Found<A> {
     /// How many states there are.
     pub states: usize,
     /// How many ways lead from one to another.
@@ -23,13 +22,13 @@ pub struct Found {
     /// How long it took.
     pub time: Duration,
     /// What does not hold, by the first words of what it is, with the shortest way to each.
-    pub broken: Vec<(Broken, Vec<Action>)>,
+    pub broken: Vec<(Broken, Vec<A>)>,
     /// Whether all states were seen.
     pub complete: bool,
 }
 
 /// A state's hash: with as many states as fit into memory, two with the same are a matter of one in a hundred thousand searches.
-pub fn fingerprint(state: &State) -> u64 {
+pub fn fingerprint(state: &impl Hash) -> u64 {
     FixedState::with_seed(7).hash_one(state)
 }
 
@@ -53,20 +52,21 @@ pub struct Bounds {
 /// How many states are looked at before what they lead to is put together.
 const CHUNK: usize = 1 << 16;
 
-struct Expanded {
+struct Expanded<S: System> {
     from: u32,
     broken: Option<Broken>,
     transitions: usize,
-    next: Vec<(u64, Action, State)>,
+    next: Vec<(u64, S::Action, S::State)>,
 }
 
 /// Searches all states that can be reached.
-pub fn search(model: &Model, bounds: &Bounds) -> Found {
+pub fn search<S: System>(system: &S, bounds: &Bounds) -> Found<S::Action> {
     let began = Instant::now();
-    let start = model.start(bounds.faults, bounds.splits);
+    let start = system.start(bounds.faults, bounds.splits);
     let settling = Settling::default();
     let mut index: HashMap<u64, u32, FixedState> = HashMap::default();
-    let mut parents: Vec<(u32, Action)> = vec![(0, Action::Migration)];
+    // The first state has no way to it.
+    let mut parents: Vec<(u32, Option<S::Action>)> = vec![(0, None)];
     index.insert(fingerprint(&start), 0);
     let mut found = Found {
         states: 1,
@@ -82,7 +82,7 @@ pub fn search(model: &Model, bounds: &Bounds) -> Found {
         for chunk in level.chunks(CHUNK) {
             let known = &index;
             let expanded = in_parallel(chunk, bounds.threads, |(at, state)| {
-                expand(model, bounds, &settling, known, *at, state)
+                expand(system, bounds, &settling, known, *at, state)
             });
             for done in expanded {
                 found.transitions += done.transitions;
@@ -100,7 +100,7 @@ pub fn search(model: &Model, bounds: &Bounds) -> Found {
                             continue;
                         };
                         slot.insert(at);
-                        parents.push((done.from, action));
+                        parents.push((done.from, Some(action)));
                         following.push((at, state));
                     }
                 }
@@ -121,23 +121,23 @@ pub fn search(model: &Model, bounds: &Bounds) -> Found {
     found
 }
 
-fn expand(
-    model: &Model,
+fn expand<S: System>(
+    system: &S,
     bounds: &Bounds,
     settling: &Settling,
     known: &HashMap<u64, u32, FixedState>,
     from: u32,
-    state: &State,
-) -> Expanded {
+    state: &S::State,
+) -> Expanded<S> {
     let mut expanded = Expanded {
         from,
         broken: None,
         transitions: 0,
         next: Vec::new(),
     };
-    let held = safe(state);
+    let held = system.safe(state);
     let held = if bounds.settling {
-        held.and_then(|()| settling.check(model, state))
+        held.and_then(|()| settling.check(system, state))
     } else {
         held
     };
@@ -145,8 +145,8 @@ fn expand(
         expanded.broken = Some(broken);
         return expanded;
     }
-    for action in model.actions(state) {
-        let next = model.next(state, action);
+    for action in system.actions(state) {
+        let next = system.next(state, action);
         if next == *state {
             continue;
         }
@@ -175,12 +175,12 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) 
 }
 
 /// The actions that lead to a state.
-fn way(parents: &[(u32, Action)], to: u32) -> Vec<Action> {
+fn way<A: Copy>(parents: &[(u32, Option<A>)], to: u32) -> Vec<A> {
     let mut actions = Vec::new();
     let mut at = to;
     while at != 0 {
         let (from, action) = parents[usize::try_from(at).unwrap_or_default()];
-        actions.push(action);
+        actions.extend(action);
         at = from;
     }
     actions.reverse();

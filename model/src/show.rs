@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use crate::model::Model;
-use crate::state::{Agent, ENDS, Lag, Mac, State, Task};
+use crate::objects::Objects;
+use crate::state::{Agent, Attachment, ENDS, Lag, Mac, Nic, State, Task};
 
 /// What matters of a state, in one line.
 pub fn state(model: &Model, state: &State) -> String {
@@ -54,23 +55,25 @@ pub fn state(model: &Model, state: &State) -> String {
             let _ = write!(text, " says {:?}", report.state);
         }
         for n in 0..model.nics {
-            let _ = write!(text, "; {}", nic(model, state, end, n));
+            let (of, guest) = (&node.nics[n], qemu.vf[n].is_some());
+            let attachment = state.api.attachments[end][n].as_ref();
+            let _ = write!(text, "; {}", nic(&model.objects, of, attachment, guest));
         }
     }
     text
 }
 
-fn nic(model: &Model, state: &State, end: usize, n: usize) -> String {
-    let (nic, attachment) = (&state.nodes[end].nics[n], &state.api.attachments[end][n]);
+/// What matters of a NIC in a pod. `guest`: whether its VF is plugged.
+pub(crate) fn nic(objects: &Objects, nic: &Nic, attachment: Option<&Attachment>, guest: bool) -> String {
     let mut text = String::new();
     match attachment {
         None => text.push('-'),
         Some(attachment) => {
-            if let Some(spec) = model.objects.specs.get(attachment.spec) {
+            if let Some(spec) = objects.specs.get(attachment.spec) {
                 let step = spec.migration.as_ref().map(|order| order.step);
                 let _ = write!(text, "{:?}/{step:?}", spec.goal);
             }
-            if let Some(status) = model.objects.statuses.get(attachment.status) {
+            if let Some(status) = objects.statuses.get(attachment.status) {
                 let word = status.migration.as_ref().map(|report| report.state);
                 let _ = write!(text, " op sees {:?}/{word:?}", status.state);
                 if !attachment.current {
@@ -84,7 +87,7 @@ fn nic(model: &Model, state: &State, end: usize, n: usize) -> String {
     }
     if nic.task == Task::Runs {
         let behind = attachment.is_none_or(|attachment| attachment.spec != nic.spec);
-        if behind && let Some(spec) = model.objects.specs.get(nic.spec) {
+        if behind && let Some(spec) = objects.specs.get(nic.spec) {
             let step = spec.migration.as_ref().map(|order| order.step);
             let _ = write!(text, " agent {:?}/{step:?}", spec.goal);
         }
@@ -94,7 +97,7 @@ fn nic(model: &Model, state: &State, end: usize, n: usize) -> String {
         if vf.mac == Mac::Nic {
             text.push_str("+mac");
         }
-        if state.nodes[end].qemu.vf[n].is_some() {
+        if guest {
             text.push_str("+guest");
         }
     }

@@ -241,6 +241,8 @@ pub struct Nic {
     pub announce: bool,
     /// Whether the guest was seen to have moved to the VF.
     pub moved: bool,
+    /// Whether the guest has not let go of the VF.
+    pub keeps_vf: bool,
     /// What it shows to the VM's task.
     pub shown: Option<Shown>,
     /// What it has reported last, once it has left.
@@ -362,6 +364,7 @@ impl Nic {
         macvtap: None,
         announce: false,
         moved: false,
+        keeps_vf: false,
         shown: None,
         left: 0,
     };
@@ -371,6 +374,7 @@ impl Nic {
         Learnt {
             announce: self.announce,
             moved: self.moved,
+            keeps_vf: self.keeps_vf,
             ..Learnt::default()
         }
     }

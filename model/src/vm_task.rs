@@ -109,7 +109,7 @@ impl Sight {
             shown: node.nics.map(|nic| nic.shown),
             qemu: node.qemu.alive.then_some(node.qemu),
             vm: Vm {
-                report: if model.is_final(report) { report } else { 0 },
+                report: if model.objects.is_final(report) { report } else { 0 },
                 ..node.vm
             },
         }
@@ -179,7 +179,7 @@ impl Sight {
 }
 
 /// A state by its number.
-fn state_of(number: u8) -> AttachmentState {
+pub(crate) fn state_of(number: u8) -> AttachmentState {
     use AttachmentState::{Detached, FastPath, Pending, Reserved, Standby};
     [Pending, Reserved, Standby, FastPath, Detached]
         .into_iter()

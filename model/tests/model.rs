@@ -2,6 +2,7 @@
 //!
 //! | variable | is |
 //! |---|---|
+//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `prompt`, which is KubeVirt with two migrations and news that come at once |
 //! | `MODEL_FAULTS` | how many faults |
 //! | `MODEL_NICS` | NICs of the VM: 1 or 2 |
 //! | `MODEL_SPLITS` | how often one NIC may be ahead of the other |
@@ -13,13 +14,26 @@ use std::env;
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use hybridnic_model::kubevirt;
 use hybridnic_model::model::Model;
 use hybridnic_model::search::{Bounds, search};
-use hybridnic_model::show;
+use hybridnic_model::system::System;
+
+/// Who drives the migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Driver {
+    /// The operator.
+    Operator,
+    /// KubeVirt, which asks for one.
+    Kubevirt,
+    /// KubeVirt, which asks for two, one after the other; all news come at once, but for faults.
+    Prompt,
+}
 
 /// One search.
 #[derive(Clone, Copy)]
 struct World {
+    driver: Driver,
     nics: usize,
     vfs: u8,
     faults: u8,
@@ -27,16 +41,21 @@ struct World {
 }
 
 /// What `make model` searches.
-const WORLDS: [World; 5] = [
-    world(1, 1, 3, 0),
-    world(1, 0, 2, 0),
-    world(2, 2, 1, 1),
-    world(2, 2, 2, 0),
-    world(2, 1, 1, 1),
+const WORLDS: [World; 9] = [
+    world(Driver::Operator, 1, 1, 3, 0),
+    world(Driver::Operator, 1, 0, 2, 0),
+    world(Driver::Operator, 2, 2, 1, 1),
+    world(Driver::Operator, 2, 2, 2, 0),
+    world(Driver::Operator, 2, 1, 1, 1),
+    world(Driver::Kubevirt, 1, 1, 1, 0),
+    world(Driver::Kubevirt, 1, 0, 1, 0),
+    world(Driver::Kubevirt, 2, 2, 1, 0),
+    world(Driver::Prompt, 1, 1, 2, 0),
 ];
 
-const fn world(nics: usize, vfs: u8, faults: u8, splits: u8) -> World {
+const fn world(driver: Driver, nics: usize, vfs: u8, faults: u8, splits: u8) -> World {
     World {
+        driver,
         nics,
         vfs,
         faults,
@@ -49,12 +68,18 @@ fn variable<T: FromStr>(name: &str) -> Option<T> {
 }
 
 fn main() -> ExitCode {
-    let worlds = if ["FAULTS", "NICS", "SPLITS", "VFS"]
+    let worlds = if ["DRIVER", "FAULTS", "NICS", "SPLITS", "VFS"]
         .iter()
         .any(|name| env::var(format!("MODEL_{name}")).is_ok())
     {
         let nics = variable("MODEL_NICS").unwrap_or(2);
+        let driver = match env::var("MODEL_DRIVER").as_deref() {
+            Ok("kubevirt") => Driver::Kubevirt,
+            Ok("prompt") => Driver::Prompt,
+            _ => Driver::Operator,
+        };
         vec![World {
+            driver,
             nics,
             vfs: variable("MODEL_VFS").unwrap_or_else(|| u8::try_from(nics).unwrap_or(2)),
             faults: variable("MODEL_FAULTS").unwrap_or(1),
@@ -73,15 +98,26 @@ fn main() -> ExitCode {
 
 /// Searches a world; whether all holds.
 fn look(world: World) -> bool {
+    match world.driver {
+        Driver::Operator => look_at(&Model::new(world.vfs, world.nics), world),
+        Driver::Kubevirt | Driver::Prompt => {
+            let prompt = world.driver == Driver::Prompt;
+            let system = kubevirt::world::World::new(world.vfs, world.nics, prompt, prompt);
+            look_at(&system, world)
+        }
+    }
+}
+
+fn look_at<S: System>(system: &S, world: World) -> bool {
     let World {
+        driver,
         nics,
         vfs,
         faults,
         splits,
     } = world;
-    let model = Model::new(vfs, nics);
     let found = search(
-        &model,
+        system,
         &Bounds {
             faults,
             splits,
@@ -92,7 +128,7 @@ fn look(world: World) -> bool {
         },
     );
     println!(
-        "{nics} NICs, {vfs} VFs a node, {faults} faults, {splits} splits: {} states, {} transitions, depth {}, {:.1} s{}",
+        "{driver:?}, {nics} NICs, {vfs} VFs a node, {faults} faults, {splits} splits: {} states, {} transitions, depth {}, {:.1} s{}",
         found.states,
         found.transitions,
         found.depth,
@@ -101,16 +137,16 @@ fn look(world: World) -> bool {
     );
     for (broken, way) in &found.broken {
         println!("\nBROKEN {broken}\nafter {} steps:", way.len());
-        let mut state = model.start(faults, splits);
+        let mut state = system.start(faults, splits);
         for action in way {
-            state = model.next(&state, *action);
+            state = system.next(&state, *action);
             if variable("MODEL_TRACE") == Some(1) {
-                println!("  {action:?}\n     {}", show::state(&model, &state));
+                println!("  {action:?}\n     {}", system.show(&state));
             } else {
                 println!("  {action:?}");
             }
         }
-        println!("is {}", show::state(&model, &state));
+        println!("is {}", system.show(&state));
     }
     found.broken.is_empty() && found.complete
 }

@@ -21,7 +21,7 @@ const VLANS_TOLD: usize = 8;
 
 /// What a status is made from.
 #[derive(Clone, Debug)]
-pub struct Facts<'a> {
+pub struct Inputs<'a> {
     /// What is held.
     pub record: &'a Record,
     /// Generation of the spec.
@@ -47,21 +47,21 @@ pub struct Facts<'a> {
 }
 
 /// Makes the status; `old` keeps the conditions' transition times.
-pub fn build(facts: Facts<'_>, old: Option<&NicAttachmentStatus>, now: Timestamp) -> NicAttachmentStatus {
-    let path = path(&facts);
+pub fn build(inputs: Inputs<'_>, old: Option<&NicAttachmentStatus>, now: Timestamp) -> NicAttachmentStatus {
+    let path = path(&inputs);
     let mut list = old.map(|o| o.conditions.clone()).unwrap_or_default();
-    let (state, ready) = ready(&facts, path);
-    let fast = fast_path(&facts, path, &ready);
+    let (state, ready) = ready(&inputs, path);
+    let fast = fast_path(&inputs, path, &ready);
     for condition in [ready, fast] {
-        conditions::set(&mut list, facts.generation, now, condition);
+        conditions::set(&mut list, inputs.generation, now, condition);
     }
-    match standby_filter(&facts) {
-        Some(condition) => conditions::set(&mut list, facts.generation, now, condition),
+    match standby_filter(&inputs) {
+        Some(condition) => conditions::set(&mut list, inputs.generation, now, condition),
         None => conditions::remove(&mut list, types::STANDBY_FILTER),
     }
-    let record = facts.record;
+    let record = inputs.record;
     NicAttachmentStatus {
-        observed_generation: facts.generation,
+        observed_generation: inputs.generation,
         state,
         path,
         vf: record.vf.as_ref().map(|vf| VfRef {
@@ -73,10 +73,10 @@ pub fn build(facts: Facts<'_>, old: Option<&NicAttachmentStatus>, now: Timestamp
             macvtap: s.macvtap.clone(),
             pf: limits::word(&s.pf_name),
         }),
-        guest: facts.guest,
-        unplug_order: facts.unplug_order,
-        migration: facts.migration,
-        timeline: facts.timeline,
+        guest: inputs.guest,
+        unplug_order: inputs.unplug_order,
+        migration: inputs.migration,
+        timeline: inputs.timeline,
         conditions: list,
     }
 }
@@ -88,16 +88,16 @@ pub fn held_back(status: &mut NicAttachmentStatus, generation: Option<i64>, why:
 }
 
 /// Which device carries the traffic.
-pub fn path(facts: &Facts<'_>) -> Path {
-    let Some(seen) = facts.seen else {
+pub fn path(inputs: &Inputs<'_>) -> Path {
+    let Some(seen) = inputs.seen else {
         return Path::None;
     };
     let standby_up = seen.macvtap == Some(true);
     // While both are up, the one that is on its way out carries the traffic.
-    let arriving = facts.record.spec.goal == Goal::FastPath && standby_up;
+    let arriving = inputs.record.spec.goal == Goal::FastPath && standby_up;
     match seen.qemu {
-        QemuSeen::Up(guest) if facts.running && guest.vf && guest.uses_vf && !arriving => Path::FastPath,
-        QemuSeen::Up(guest) if facts.running && guest.standby && standby_up => Path::Standby,
+        QemuSeen::Up(guest) if inputs.running && guest.vf && guest.uses_vf && !arriving => Path::FastPath,
+        QemuSeen::Up(guest) if inputs.running && guest.standby && standby_up => Path::Standby,
         _ => Path::None,
     }
 }
@@ -117,29 +117,29 @@ fn state_of(path: Path, seen: Option<&Seen>) -> AttachmentState {
     }
 }
 
-fn ready(facts: &Facts<'_>, path: Path) -> (AttachmentState, NewCondition) {
+fn ready(inputs: &Inputs<'_>, path: Path) -> (AttachmentState, NewCondition) {
     let no = |reason: &str, message: &str| NewCondition::no(types::READY, reason, message);
-    if let Some(error) = facts.error {
+    if let Some(error) = inputs.error {
         // The plan knows what the traffic does not show: a VM whose VF may keep the MAC is not on its standby alone.
-        let state = match facts.decision {
+        let state = match inputs.decision {
             Some(Decision::Wait(wait)) => wait.state,
-            _ => state_of(path, facts.seen),
+            _ => state_of(path, inputs.seen),
         };
         return (state, no(error.reason, &error.message));
     }
-    match facts.decision {
+    match inputs.decision {
         None => (
             AttachmentState::Pending,
             no(reasons::PROGRESSING, "the agent has begun"),
         ),
         Some(Decision::Do(step)) => (
-            state_of(path, facts.seen),
+            state_of(path, inputs.seen),
             no(reasons::PROGRESSING, &format!("next step: {step}")),
         ),
         Some(Decision::Wait(wait)) => (wait.state, no(wait.reason, &wait.message)),
         // Only a migration's target is ready without its VM.
         Some(Decision::Done(state @ AttachmentState::Reserved))
-            if facts.record.spec.migration.is_none() && facts.record.spec.goal != Goal::Reserved =>
+            if inputs.record.spec.migration.is_none() && inputs.record.spec.goal != Goal::Reserved =>
         {
             let message = "QEMU waits for a VM to migrate here (-incoming), and no migration brings one";
             (*state, no(reasons::VM_INCOMING, message))
@@ -155,9 +155,9 @@ fn ready(facts: &Facts<'_>, path: Path) -> (AttachmentState, NewCondition) {
     }
 }
 
-fn fast_path(facts: &Facts<'_>, path: Path, ready: &NewCondition) -> NewCondition {
+fn fast_path(inputs: &Inputs<'_>, path: Path, ready: &NewCondition) -> NewCondition {
     if path == Path::FastPath {
-        return match facts.seen.and_then(|seen| seen.vf) {
+        return match inputs.seen.and_then(|seen| seen.vf) {
             Some(VfSight::There(vf)) if !vf.link => {
                 let message = "the guest is on its VF, whose PF has no link";
                 NewCondition::no(types::FAST_PATH, reasons::PF_LINK_DOWN, message)
@@ -171,7 +171,7 @@ fn fast_path(facts: &Facts<'_>, path: Path, ready: &NewCondition) -> NewConditio
     }
     // Ready without the fast path: that is what was asked for.
     if ready.status == Some(true) {
-        let message = match facts.record.spec.goal {
+        let message = match inputs.record.spec.goal {
             Goal::Standby => "the standby carries the traffic, as a migration asks for",
             Goal::Detached => "the NIC has left the node",
             Goal::FastPath | Goal::Reserved => "the VM does not run here yet",
@@ -182,10 +182,10 @@ fn fast_path(facts: &Facts<'_>, path: Path, ready: &NewCondition) -> NewConditio
 }
 
 /// What reaches the guest on its VF only.
-fn standby_filter(facts: &Facts<'_>) -> Option<NewCondition> {
+fn standby_filter(inputs: &Inputs<'_>) -> Option<NewCondition> {
     let no = |reason: &str, message: String| Some(NewCondition::no(types::STANDBY_FILTER, reason, message));
-    let l2 = &facts.record.spec.l2;
-    let Filtered { beyond, failed } = &facts.filtered;
+    let l2 = &inputs.record.spec.l2;
+    let Filtered { beyond, failed } = &inputs.filtered;
     if let Some(error) = failed {
         let message = format!("multicast may not reach the guest on its standby: {error}");
         return no(reasons::STANDBY_FAILED, message);

@@ -55,8 +55,8 @@ fn held(goal: Goal) -> Record {
     held
 }
 
-fn facts<'a>(record: &'a Record, seen: &'a Seen, decision: Option<&'a Decision>) -> Facts<'a> {
-    Facts {
+fn inputs<'a>(record: &'a Record, seen: &'a Seen, decision: Option<&'a Decision>) -> Inputs<'a> {
+    Inputs {
         record,
         generation: Some(3),
         seen: Some(seen),
@@ -150,21 +150,21 @@ fn the_path_is_the_device_that_carries_the_traffic() {
     for (goal, seen, expected) in cases {
         let record = held(goal);
         assert_eq!(
-            path(&facts(&record, &seen, Option::None)),
+            path(&inputs(&record, &seen, Option::None)),
             expected,
             "{goal:?} {seen:?}"
         );
         assert_eq!(
-            path(&Facts {
+            path(&Inputs {
                 running: false,
-                ..facts(&record, &seen, Option::None)
+                ..inputs(&record, &seen, Option::None)
             }),
             None
         );
         assert_eq!(
-            path(&Facts {
+            path(&Inputs {
                 seen: Option::None,
-                ..facts(&record, &seen, Option::None)
+                ..inputs(&record, &seen, Option::None)
             }),
             None
         );
@@ -182,7 +182,7 @@ fn gives(
     fast: bool,
 ) {
     let record = held(goal);
-    let status = build(facts(&record, seen, Some(decision)), None, at(1));
+    let status = build(inputs(&record, seen, Some(decision)), None, at(1));
     assert_eq!(status.state, state, "{decision:?}");
     says(&status, types::READY, ready);
     let fast = if fast {
@@ -280,9 +280,9 @@ fn an_error_is_told_whatever_comes_next() {
     let error = StepError::new(reasons::QEMU_REFUSED, "no such bus");
     let decision = Decision::Do(Step::PlugVf);
     let status = build(
-        Facts {
+        Inputs {
             error: Some(&error),
-            ..facts(&record, &seen, Some(&decision))
+            ..inputs(&record, &seen, Some(&decision))
         },
         None,
         at(1),
@@ -296,16 +296,16 @@ fn an_error_is_told_whatever_comes_next() {
         assert_eq!(condition(&status, type_).message, "no such bus");
     }
     let blind = build(
-        Facts {
+        Inputs {
             seen: None,
             error: Some(&error),
-            ..facts(&record, &seen, None)
+            ..inputs(&record, &seen, None)
         },
         None,
         at(1),
     );
     assert_eq!((blind.state, blind.path), (AttachmentState::Pending, Path::None));
-    let begun = build(facts(&record, &seen, None), None, at(1));
+    let begun = build(inputs(&record, &seen, None), None, at(1));
     assert_eq!(begun.state, AttachmentState::Pending);
     says(&begun, types::READY, ("False", reasons::PROGRESSING));
 }
@@ -321,7 +321,7 @@ fn a_condition_keeps_the_time_since_when_it_holds() {
     let since = |status: &NicAttachmentStatus| {
         [types::READY, types::FAST_PATH].map(|t| condition(status, t).last_transition_time.clone())
     };
-    let first = build(facts(&record, &slow, Some(&step)), None, at(1));
+    let first = build(inputs(&record, &slow, Some(&step)), None, at(1));
     assert_eq!(since(&first), [Time(at(1)), Time(at(1))]);
     let wait = Decision::Wait(Wait {
         state: AttachmentState::Standby,
@@ -329,19 +329,19 @@ fn a_condition_keeps_the_time_since_when_it_holds() {
         message: "no link".into(),
     });
     // Another reason, and still not ready.
-    let second = build(facts(&record, &slow, Some(&wait)), Some(&first), at(2));
+    let second = build(inputs(&record, &slow, Some(&wait)), Some(&first), at(2));
     assert_eq!(since(&second), [Time(at(1)), Time(at(1))]);
     assert_eq!(condition(&second, types::READY).observed_generation, Some(3));
-    let third = build(facts(&record, &fast, Some(&done)), Some(&second), at(3));
+    let third = build(inputs(&record, &fast, Some(&done)), Some(&second), at(3));
     assert_eq!(since(&third), [Time(at(3)), Time(at(3))]);
     assert_eq!(
-        build(facts(&record, &fast, Some(&done)), Some(&third), at(4)),
+        build(inputs(&record, &fast, Some(&done)), Some(&third), at(4)),
         third
     );
     // On its way to the standby it is not ready, and still fast.
     let leaving = held(Goal::Standby);
     let fourth = build(
-        facts(&leaving, &fast, Some(&Decision::Do(Step::StandbyUp))),
+        inputs(&leaving, &fast, Some(&Decision::Do(Step::StandbyUp))),
         Some(&third),
         at(5),
     );
@@ -373,7 +373,7 @@ fn a_vf_without_link_or_of_which_nothing_is_known_carries_nothing_that_could_be_
             ..seen(FAST, false)
         };
         let done = Decision::Done(AttachmentState::FastPath);
-        let status = build(facts(&record, &seen, Some(&done)), None, at(1));
+        let status = build(inputs(&record, &seen, Some(&done)), None, at(1));
         says(&status, types::FAST_PATH, expected);
         assert_eq!(status.path, Path::FastPath);
     }
@@ -389,11 +389,11 @@ fn a_wait_that_a_failure_led_to_has_its_own_state_and_the_failures_words() {
         reason: reasons::VF_UNKNOWN,
         message: "left as it is".into(),
     });
-    let facts = Facts {
+    let inputs = Inputs {
         error: Some(&error),
-        ..facts(&record, &seen, Some(&wait))
+        ..inputs(&record, &seen, Some(&wait))
     };
-    let status = build(facts, None, at(1));
+    let status = build(inputs, None, at(1));
     assert_eq!(
         (status.state, status.path),
         (AttachmentState::Pending, Path::Standby)
@@ -432,11 +432,11 @@ fn what_is_held_is_named() {
         pod: None,
     });
     let seen = seen(FAST, false);
-    let facts = Facts {
+    let inputs = Inputs {
         unplug_order: Some(SwitchOrder::MakeBeforeBreak),
-        ..facts(&record, &seen, None)
+        ..inputs(&record, &seen, None)
     };
-    let status = build(facts, None, at(1));
+    let status = build(inputs, None, at(1));
     assert_eq!(
         status.vf,
         Some(VfRef {
@@ -462,11 +462,11 @@ fn what_the_standby_does_not_receive_is_said() {
     let (mut held, seen) = (held(Goal::FastPath), seen(GUEST, true));
     let mut old = None;
     let mut look = |held: &Record, filtered: Filtered| {
-        let facts = Facts {
+        let inputs = Inputs {
             filtered,
-            ..facts(held, &seen, None)
+            ..inputs(held, &seen, None)
         };
-        let status = build(facts, old.as_ref(), at(1));
+        let status = build(inputs, old.as_ref(), at(1));
         let said = conditions::find(&status.conditions, types::STANDBY_FILTER)
             .map(|c| (c.status.clone(), c.reason.clone(), c.message.clone()));
         old = Some(status);

@@ -10,7 +10,7 @@ use super::{
         ids,
         observe::Observation,
         plan::{Decision, Step},
-        report::{self, Facts},
+        report::{self, Inputs},
         seen::QemuSeen,
     },
     NicTask,
@@ -70,13 +70,13 @@ impl NicTask {
 
     /// Whether the traffic has moved to another device since the last report, or there was none.
     pub(super) fn moves(&self, now: &Observation) -> bool {
-        let path = report::path(&self.facts(Some(now), None));
+        let path = report::path(&self.inputs(Some(now), None));
         self.status.borrow().as_ref().is_none_or(|s| s.path != path)
     }
 
-    fn facts<'a>(&'a self, now: Option<&'a Observation>, decision: Option<&'a Decision>) -> Facts<'a> {
+    fn inputs<'a>(&'a self, now: Option<&'a Observation>, decision: Option<&'a Decision>) -> Inputs<'a> {
         let shown = self.cx.vm.nics().remove(&self.cx.record.uid).unwrap_or_default();
-        Facts {
+        Inputs {
             record: &self.cx.record,
             generation: self.generation,
             seen: now.map(|n| &n.seen),
@@ -100,9 +100,9 @@ impl NicTask {
             // What the last agent has said stands until it is known.
             return;
         }
-        let facts = self.facts(now, decision);
+        let inputs = self.inputs(now, decision);
         let old = self.last_status();
-        let mut status = report::build(facts, old.as_ref(), Timestamp::now());
+        let mut status = report::build(inputs, old.as_ref(), Timestamp::now());
         if let (None, Some(old)) = (now, old) {
             // Nothing could be seen: what was true before is the best guess.
             (status.state, status.path) = (old.state, old.path);
