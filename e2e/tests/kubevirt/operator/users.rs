@@ -7,7 +7,7 @@ use tokio::process::Command;
 use super::*;
 
 impl Play {
-    /// The VM of the examples is one that KubeVirt takes.
+    /// The VM of the examples is one that KubeVirt takes; in another namespace than the test's VM, which has its name.
     pub(super) async fn the_example_is_taken(&self) {
         let example = repository("deploy/examples/kubevirt-vm.yaml");
         let example = example.to_str().unwrap();
@@ -16,7 +16,7 @@ impl Play {
             "--dry-run=server",
             "--validate=strict",
             "-n",
-            NAMESPACE,
+            chart::NAMESPACE,
             "-f",
             example,
         ];
