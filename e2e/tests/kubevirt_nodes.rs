@@ -20,7 +20,9 @@ use hybridnic_e2e::kubevirt::{Kind, OnNodes, Vm, images};
 use hybridnic_e2e::lab::Pinger;
 use hybridnic_e2e::until::until;
 use hybridnic_e2e::world::{NicSpec, footprint};
-use seen::{at, checked, current, fast, gaps, gone, hardly_lost, migrate, plugin, reached, shown, writes};
+use seen::{
+    BUSY, at, checked, current, fast, gaps, gone, hardly_lost, migrate, plugin, reached, shown, writes,
+};
 use serde_json::json;
 
 const NAMESPACE: &str = "default";
@@ -192,7 +194,7 @@ impl Story {
         // Its VF comes after that.
         assert!(theirs.answered(20, SOON).await, "no answer of sriov: {{}}");
         gaps(&theirs.stop().await, "sriov: {}");
-        let report = common::watched(ours).await;
+        let report = common::watched_with(ours, BUSY).await;
         gaps(&report, "hybridnic");
     }
 
@@ -241,7 +243,10 @@ impl Story {
             panic!("{error:#}");
         }
         self.arrived(&vms.web, asked, "drained").await;
-        gaps(&common::watched(pinger).await, "drained, an agent killed");
+        gaps(
+            &common::watched_with(pinger, BUSY).await,
+            "drained, an agent killed",
+        );
         cluster.kubectl(&["uncordon", &node]).await.unwrap();
     }
 

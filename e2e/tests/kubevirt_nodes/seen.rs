@@ -18,7 +18,7 @@ use super::common::{check_nic, on};
 use super::{LONG, NAMESPACE, SOON};
 
 /// For how long a guest on an emulated node may not get to answer.
-const BUSY: Duration = Duration::from_secs(5);
+pub const BUSY: Duration = Duration::from_secs(5);
 
 /// A part of an object.
 pub fn at<'a>(object: &'a DynamicObject, pointer: &str) -> &'a Value {
