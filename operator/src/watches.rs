@@ -3,8 +3,9 @@
 use futures::FutureExt;
 use futures::future::{BoxFuture, try_join_all};
 use hybridnic_process::api;
+use hybridnic_process::watch::follow;
 use kube::core::NamespaceResourceScope;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use tokio::sync::watch;
 
@@ -64,7 +65,7 @@ impl Watches {
         let (cache, feed) = cache::cache();
         self.filled.push(cache.filled());
         self.start.push(Box::new(move |client, triggers| {
-            let events = watcher(api(client), config).default_backoff();
+            let events = follow(api(client), config);
             let triggers = triggers.clone();
             let changed = move |old: Option<&K>, new: Option<&K>| K::changed(&triggers, old, new);
             async move { feed.run(events, changed).await }.boxed()

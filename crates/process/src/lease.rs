@@ -12,11 +12,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::api;
+use crate::{api, watch::follow};
 
 /// How long one request may take while no deadline is nearer: short enough for another one before the lease is lost.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(3);
@@ -110,7 +110,7 @@ impl Candidate {
     pub async fn acquire(&self, standing: impl FnOnce() + Send) -> Result<Leadership, Error> {
         let mut standing = Some(standing);
         let config = api::watches().fields(&format!("metadata.name={}", self.name));
-        let mut events = watcher(self.api.clone(), config).default_backoff().boxed();
+        let mut events = follow(self.api.clone(), config).boxed();
         let (mut seen, mut since): (Option<Lease>, _) = (None, Instant::now());
         // The first list says whether there is a lease at all.
         let mut listed = false;

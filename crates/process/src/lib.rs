@@ -17,3 +17,4 @@ pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
 pub mod traces;
+pub mod watch;

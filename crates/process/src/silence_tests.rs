@@ -9,14 +9,14 @@ use futures::{StreamExt as _, pin_mut};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{Event, watcher};
+use kube::runtime::watcher::Event;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use super::*;
+use crate::watch::follow;
 
 fn api(server: SocketAddr) -> Api<ConfigMap> {
     crate::tls::install_provider();
@@ -140,7 +140,7 @@ async fn a_watch_that_falls_silent_is_taken_up_again_within_a_minute() {
             tokio::spawn(serve(stream, count.clone()));
         }
     });
-    let events = watcher(api, watches()).default_backoff();
+    let events = follow(api, watches());
     pin_mut!(events);
     let mut seen: Vec<(String, Instant)> = Vec::new();
     while seen.len() < 2 {

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt as _, pin_mut};
 use hybridnic_process::api::{self, Patience, Requests};
 use hybridnic_process::metrics::Registry;
-use hybridnic_process::tls;
+use hybridnic_process::{tls, watch::follow};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{Event, watcher};
+use kube::runtime::watcher::Event;
 use kube::{Api, Config};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
@@ -139,7 +138,7 @@ async fn client(cut: impl Fn(bool)) {
     let client = api::connect(config, &requests, patience).unwrap();
     let api: Api<ConfigMap> = Api::namespaced(client, "ns");
 
-    let events = watcher(api.clone(), api::watches()).default_backoff();
+    let events = follow(api.clone(), api::watches());
     pin_mut!(events);
     while !matches!(events.next().await, Some(Ok(Event::Apply(_)))) {}
     let (params, patch) = (PatchParams::default(), Patch::Merge(json!({})));

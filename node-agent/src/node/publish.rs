@@ -14,12 +14,12 @@ use hybridnic_net::{
     sysfs::Inventory,
     uevent::Uevents,
 };
-use hybridnic_process::{api, backoff::Backoff, pace::Pace};
+use hybridnic_process::{api, backoff::Backoff, pace::Pace, watch::follow};
 use jiff::Timestamp;
 use kube::{
     Api, Client,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
-    runtime::{WatchStreamExt as _, watcher},
+    runtime::watcher,
 };
 use serde_json::json;
 use tokio::{sync::watch, time::Instant};
@@ -78,7 +78,7 @@ pub async fn watch_pools(client: Client, host: Arc<Host>, seen: watch::Sender<Op
     let api: Api<HybridNode> = Api::all(client);
     let name = host.options.node_name.clone();
     let config = api::watches().fields(&format!("metadata.name={name}"));
-    let stream = watcher(api.clone(), config).default_backoff();
+    let stream = follow(api.clone(), config);
     futures::pin_mut!(stream);
     ensure(&api, &name).await;
     let mut listing = Listing::default();

@@ -7,11 +7,11 @@ use hybridnic_api::{
     names::{AGENT_MANAGER, ATTACHMENT_FINALIZER},
     v1alpha1::NicAttachment,
 };
-use hybridnic_process::api;
+use hybridnic_process::{api, watch::follow};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
-    runtime::{WatchStreamExt as _, watcher},
+    runtime::watcher,
 };
 use serde_json::json;
 use tracing::{debug, warn};
@@ -30,7 +30,7 @@ impl Cluster {
     pub fn new(client: Client, node: &str) -> Self {
         let api: Api<NicAttachment> = Api::all(client.clone());
         let config = api::watches().fields(&format!("spec.nodeName={node}"));
-        let events = Box::pin(watcher(api, config).default_backoff());
+        let events = Box::pin(follow(api, config));
         Self { client, events }
     }
 }

@@ -16,7 +16,6 @@ use std::fmt::{self, Debug};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use kube::ResourceExt;
@@ -269,10 +268,6 @@ impl<K: Object> Cache<K> {
     }
 }
 
-/// How long until a kind that the cluster does not have is looked for again. To be told when it comes would take a watch of all
-/// definitions, and the right to it.
-const ABSENT: Duration = Duration::from_secs(30);
-
 /// Whether the API server says that it serves no such kind.
 fn has_no_such_kind(error: &watcher::Error) -> bool {
     match error {
@@ -299,11 +294,7 @@ impl<K: Object> Feed<K> {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => self.apply(event, &changed),
-                Err(error) if K::OPTIONAL && has_no_such_kind(&error) => {
-                    self.is_absent();
-                    // The stream's own pauses stay short: it takes the beginning of each new list for a success.
-                    tokio::time::sleep(ABSENT).await;
-                }
+                Err(error) if K::OPTIONAL && has_no_such_kind(&error) => self.is_absent(),
                 Err(error) => {
                     tracing::warn!(kind = %K::kind(&()), %error, "the watch broke; it is taken up again");
                 }
