@@ -71,7 +71,6 @@ pub(super) struct Held {
     /// As logs name it.
     pub pod: String,
     pub key: Key,
-    pub network: String,
     pub device: DeviceId,
     inside: Arc<RwLock<Option<Inside>>>,
 }
@@ -90,15 +89,13 @@ pub struct Sandbox {
     pub multicast: Multicast,
     /// The device that the kubelet has given the pod.
     pub device: DeviceId,
-    /// The `HybridNetwork` that the interface is asked of; empty after a restart.
-    pub network: String,
     /// Whether the runtime waits for the interface.
     pub waits: bool,
     _held: Arc<OwnedRwLockReadGuard<Option<Inside>>>,
 }
 
 impl Held {
-    pub fn new(attachment: Attachment, pod: &Pod, network: String, device: DeviceId, inside: Inside) -> Self {
+    pub fn new(attachment: Attachment, pod: &Pod, device: DeviceId, inside: Inside) -> Self {
         Self {
             key: Key {
                 pod_uid: pod.uid.clone(),
@@ -106,7 +103,6 @@ impl Held {
             },
             attachment,
             pod: format!("{}/{}", pod.namespace, pod.name),
-            network,
             device,
             inside: Arc::new(RwLock::new(Some(inside))),
         }
@@ -126,7 +122,6 @@ impl Held {
             netlink,
             multicast,
             device: self.device,
-            network: self.network.clone(),
             waits,
             _held: Arc::new(held),
         })

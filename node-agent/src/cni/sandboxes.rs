@@ -91,7 +91,7 @@ impl Sandboxes {
 
     /// A sandbox whose interface was made before the agent's start. `false`: a runtime has asked since, which counts more.
     pub fn adopt(&self, pod: &Pod, attachment: Attachment, device: DeviceId, inside: Inside) -> bool {
-        let held = Held::new(attachment, pod, String::new(), device, inside);
+        let held = Held::new(attachment, pod, device, inside);
         let (key, container) = (held.key.clone(), held.attachment.container_id.clone());
         let adopted = self.with(|state| state.registry.adopt(key, &container, Arc::new(held)));
         self.note_change();

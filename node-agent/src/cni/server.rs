@@ -141,7 +141,7 @@ impl Server {
                 pod,
                 network,
                 device_id,
-            } => self.add(attachment, pod, network, device_id, passed).await,
+            } => self.add(attachment, pod, &network, device_id, passed).await,
             Question::Del { attachment } => self.del(&attachment, passed).await,
             Question::Check { attachment, mac } => self.check(&attachment, mac.as_deref(), passed).await,
         };
@@ -152,12 +152,12 @@ impl Server {
         &self,
         attachment: Attachment,
         pod: Pod,
-        network: String,
+        network: &str,
         device_id: String,
         passed: Option<OwnedFd>,
     ) -> Said {
         let inside = self.enter(passed).await?;
-        let known = self.kubelet.has_given(&pod, &network, &device_id);
+        let known = self.kubelet.has_given(&pod, network, &device_id);
         let known = timeout(ASK_KUBELET, known).await;
         known
             .unwrap_or_else(|_| Err("the kubelet does not say in time whose the device is".to_owned()))
@@ -176,7 +176,7 @@ impl Server {
             device = device_id,
             "a pod asks for its interface"
         );
-        let held = Held::new(attachment, &pod, network, device, inside);
+        let held = Held::new(attachment, &pod, device, inside);
         let answer = self.sandboxes.add(held).await.answer(self.patience).await;
         if let Answer::Refused { message, .. } = &answer {
             warn!(

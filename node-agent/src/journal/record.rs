@@ -102,8 +102,6 @@ pub struct StandbyRecord {
 pub struct SandboxRecord {
     /// The runtime's id of it.
     pub container: String,
-    /// The inode of its network namespace, for people.
-    pub netns: u64,
     /// The device of the pod, from which the macvtap's index follows.
     #[serde(with = "text")]
     pub device: DeviceId,

@@ -52,11 +52,7 @@ pub(super) async fn make(cx: &mut Context, spec: &MacvtapSpec) -> Result<(), Ste
     let sandbox = sandbox(cx).ok_or_else(none)?;
     let (container, device) = (sandbox.container.clone(), sandbox.device);
     let index = device.ifindex();
-    let made = SandboxRecord {
-        container,
-        netns: sandbox.netns.inode(),
-        device,
-    };
+    let made = SandboxRecord { container, device };
     // The journal has it before it exists, and before another sandbox may come.
     cx.commit(|record| {
         if let Some(standby) = &mut record.standby {

@@ -341,7 +341,6 @@ async fn a_nic_takes_nothing_while_another_has_the_index_of_its_device() {
     task.cx.record.standby = Some(StandbyRecord {
         pod: Some(SandboxRecord {
             container: "c".into(),
-            netns: 1,
             device: id,
         }),
         macvtap: "hn0".into(),
