@@ -232,7 +232,8 @@ impl VmSight {
             Some(Missed::Silence) | None => {}
         }
         (vm.ran, vm.incoming) = (record.ran, record.incoming);
-        if let Some(order) = agreed(&self.nics(objects))
+        let nics = self.nics(objects);
+        if let Some(order) = agreed(&nics)
             && let Some(is_off) = watch::is_off(order.step)
         {
             let peer = vm.met.then(process);
@@ -241,7 +242,8 @@ impl VmSight {
                 peer: peer.as_ref(),
                 gone: !self.alive,
             };
-            if let Some(new) = watch::note(&record, &order.migration.uid, inputs) {
+            let told = watch::told(order.step, nics.values().map(|nic| nic.goal));
+            if let Some(new) = watch::note(&record, &order.migration.uid, inputs, told) {
                 vm.watched = Some(watched(&new));
                 let sight = watch::sight(&new, inputs, |_| !self.alive);
                 let said = objects.reports.get(vm.report);

@@ -128,7 +128,8 @@ pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client
         peer: peer.as_ref(),
         gone: matches!(vm.session(), Session::Gone),
     };
-    if let Some(watched) = watch::note(&vm.record(), &order.migration.uid, inputs) {
+    let told = watch::told(order.step, vm.nics().values().map(|nic| nic.goal));
+    if let Some(watched) = watch::note(&vm.record(), &order.migration.uid, inputs, told) {
         let note = |record: &mut VmRecord| record.watched = Some(watched);
         if let Err(error) = vm.remember(&host.journal, note).await {
             warn!(

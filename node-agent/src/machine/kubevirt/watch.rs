@@ -3,7 +3,7 @@
 //! QEMU's own words are about the migration that it was in last, which may be an earlier one: the VM's own arrival, or a try that has
 //! failed. So a migration counts as begun at its source once QEMU was seen in it, and a target is known from before its VM came.
 
-use hybridnic_api::v1alpha1::{MigrationReport, MigrationState, MigrationStep};
+use hybridnic_api::v1alpha1::{Goal, MigrationReport, MigrationState, MigrationStep};
 use hybridnic_qmp::commands::{MigrationStatus, RunState};
 
 use super::super::{
@@ -40,22 +40,44 @@ pub fn run_of(seen: &VmSeen, has_run: bool) -> Run {
     }
 }
 
-/// Which end of a migration this is, when it is looked at for the first time; `None` where that cannot be told.
-///
-/// `incoming`: whether this QEMU was seen to wait for its VM. `another`: whether it was in another migration that was watched.
-pub fn role(seen: Option<&VmSeen>, incoming: bool, another: bool) -> Option<Role> {
-    // There is no QEMU yet: the VM is to come.
+/// What is known of a QEMU from before a migration is looked at for the first time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known {
+    /// Whether it was seen to wait for its VM.
+    pub incoming: bool,
+    /// Whether the VM was seen to run in it.
+    pub ran: bool,
+    /// Whether it was in another migration that was watched.
+    pub another: bool,
+    /// Which end it is by what the NICs are told, where that shows.
+    pub told: Option<Role>,
+}
+
+/// Which end of a migration this is, when it is looked at for the first time; `None` where that cannot be told: a source that is
+/// taken for a target would be believed to have the VM.
+pub fn role(seen: Option<&VmSeen>, known: Known) -> Option<Role> {
     let Some(seen) = seen else {
-        return Some(Role::Target);
+        // There is no QEMU yet, and the VM is to come; or there is none any more.
+        return Some(if known.ran { Role::Source } else { Role::Target });
     };
     match (&seen.run, seen.info.status()) {
         (RunState::InMigrate, _) => Some(Role::Target),
         // It has come by this one, or by one before it.
-        (_, MigrationStatus::Completed) if another => Some(Role::Source),
-        (_, MigrationStatus::Completed) if incoming => Some(Role::Target),
-        // It has come while nobody looked, or has left.
-        (_, MigrationStatus::Completed) => None,
+        (_, MigrationStatus::Completed) if known.another => Some(Role::Source),
+        (_, MigrationStatus::Completed) if known.incoming && !known.ran => Some(Role::Target),
+        // It has run here already, or has come while nobody looked, or has left.
+        (_, MigrationStatus::Completed) => known.told,
         _ => Some(Role::Source),
+    }
+}
+
+/// Which end this is by what its NICs are told, where that shows: only a source is asked whether it has its VM after all, and only a
+/// target waits for the source.
+pub fn told(step: MigrationStep, mut goals: impl Iterator<Item = Goal>) -> Option<Role> {
+    match step {
+        MigrationStep::Cancel => Some(Role::Source),
+        _ if goals.any(|goal| goal == Goal::Reserved) => Some(Role::Target),
+        _ => None,
     }
 }
 
@@ -94,8 +116,9 @@ pub fn is_off(step: MigrationStep) -> Option<bool> {
     }
 }
 
-/// What the journal is to have of a migration before anything is said of it; `None` where it cannot be told which end this is.
-pub fn note(record: &VmRecord, migration: &str, now: Inputs<'_>) -> Option<Watched> {
+/// What the journal is to have of a migration before anything is said of it; `None` where it cannot be told which end this is. `told`:
+/// which end it is by what the NICs are told.
+pub fn note(record: &VmRecord, migration: &str, now: Inputs<'_>, told: Option<Role>) -> Option<Watched> {
     let known = record
         .watched
         .clone()
@@ -104,14 +127,22 @@ pub fn note(record: &VmRecord, migration: &str, now: Inputs<'_>) -> Option<Watch
         let another = record.watched.as_ref();
         let another =
             another.is_some_and(|watched| watched.process.is_some() && watched.process.as_ref() == now.peer);
+        let known = Known {
+            incoming: record.incoming,
+            ran: record.ran,
+            another,
+            told,
+        };
         let role = match now.seen {
             // Only a QEMU that is proven not to be there is none.
             None if !now.gone => None,
-            seen => role(seen, record.incoming, another),
+            seen => role(seen, known),
         }?;
+        let ended = now.seen.is_none() && role == Role::Source;
         Some(Watched {
             migration: migration.to_owned(),
-            process: None,
+            // A source whose QEMU has ended was in that one.
+            process: record.process.clone().filter(|_| ended),
             role,
             begun: false,
             arrived: false,

@@ -143,21 +143,62 @@ fn the_end_of_a_qemu_is_said_and_silence_says_nothing() {
 fn which_end_it_is_is_told_only_where_it_can_be() {
     use MigrationStatus as Status;
     use RunState::{InMigrate, Paused, Running};
-    let role = |run, status, incoming, another| role(Some(&vm(run, status)), incoming, another);
-    assert_eq!(
-        super::role(None, false, false),
-        Some(Role::Target),
-        "there is no QEMU yet"
+    let none = Known::default();
+    let (incoming, ran) = (
+        Known {
+            incoming: true,
+            ..none
+        },
+        Known { ran: true, ..none },
     );
-    assert_eq!(role(InMigrate, &Status::None, true, false), Some(Role::Target));
-    assert_eq!(role(Paused, &Status::Completed, true, false), Some(Role::Target));
-    assert_eq!(role(Running, &Status::None, false, false), Some(Role::Source));
-    assert_eq!(role(Running, &Status::Failed, false, false), Some(Role::Source));
-    assert_eq!(role(Running, &Status::Active, false, false), Some(Role::Source));
-    // It came by an earlier one.
-    assert_eq!(role(Running, &Status::Completed, true, true), Some(Role::Source));
-    // It came while nobody looked.
-    assert_eq!(role(Running, &Status::Completed, false, false), None);
+    let (both, another) = (
+        Known {
+            ran: true,
+            ..incoming
+        },
+        Known {
+            another: true,
+            ..incoming
+        },
+    );
+    let known = |run, status, known| role(Some(&vm(run, status)), known);
+    assert_eq!(role(None, none), Some(Role::Target), "there is no QEMU yet");
+    assert_eq!(role(None, ran), Some(Role::Source), "there is none any more");
+    assert_eq!(known(InMigrate, &Status::None, incoming), Some(Role::Target));
+    assert_eq!(known(Paused, &Status::Completed, incoming), Some(Role::Target));
+    assert_eq!(known(Running, &Status::None, ran), Some(Role::Source));
+    assert_eq!(known(Running, &Status::Failed, ran), Some(Role::Source));
+    assert_eq!(known(Running, &Status::Active, ran), Some(Role::Source));
+    // It came by an earlier one that was watched.
+    assert_eq!(known(Running, &Status::Completed, another), Some(Role::Source));
+    // It came while nobody looked; or by one that was not watched, and has run here since.
+    for seen in [none, both] {
+        assert_eq!(known(Running, &Status::Completed, seen), None, "{seen:?}");
+    }
+    assert_eq!(known(Paused, &Status::Completed, both), None);
+}
+
+/// What its NICs are told shows which end it is, where QEMU does not.
+#[test]
+fn a_source_is_known_when_it_is_asked_and_a_target_while_it_waits() {
+    use Goal::{FastPath, Reserved, Standby};
+    let role = |step, goals: &[Goal]| {
+        let known = Known {
+            incoming: true,
+            ran: true,
+            told: told(step, goals.iter().copied()),
+            ..Known::default()
+        };
+        role(Some(&vm(RunState::Running, &MigrationStatus::Completed)), known)
+    };
+    assert_eq!(role(MigrationStep::Cancel, &[Standby]), Some(Role::Source));
+    assert_eq!(
+        role(MigrationStep::Watch, &[Standby, Reserved]),
+        Some(Role::Target)
+    );
+    for unclear in [Standby, FastPath] {
+        assert_eq!(role(MigrationStep::Watch, &[unclear]), None);
+    }
 }
 
 #[test]
