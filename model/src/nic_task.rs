@@ -438,6 +438,7 @@ pub(crate) fn empty(n: usize, vm: AttachedVm) -> NicAttachmentSpec {
         no_free_vf: hybridnic_api::v1alpha1::NoFreeVf::Standby,
         l2: hybridnic_api::v1alpha1::L2Settings::default(),
         placement: None,
+        pod_devices: None,
         migration: None,
     }
 }

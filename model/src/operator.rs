@@ -226,6 +226,7 @@ pub(crate) fn first_change(
         l2: None,
         interface: observed.kubevirt.interface.as_deref(),
         existing: &observed.attachments,
+        pods: &[],
         place: observed.place(&location, false),
     };
     let specs = desired_attachments(&inputs);

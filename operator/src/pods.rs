@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hybridnic_api::names::VM_LABEL;
+use hybridnic_api::foreign::multus::resource;
+use hybridnic_api::names::{GROUP, VM_LABEL};
 use hybridnic_api::v1alpha1::ObjectRef;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -40,6 +41,27 @@ pub fn node(pod: &Pod) -> Option<&str> {
         .node_name
         .as_deref()
         .filter(|name| !name.is_empty())
+}
+
+/// Whether a resource is one of our devices.
+pub fn is_ours(resource: &str) -> bool {
+    resource
+        .strip_prefix(GROUP)
+        .is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// How many devices of a network its containers request; `None` where that is not known.
+pub fn requested(pod: &Pod, network: &str) -> Option<i32> {
+    let spec = pod.spec.as_ref()?;
+    let resource = resource(network);
+    let containers = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten());
+    // Of these, requests are what the limits are.
+    let limits = containers.filter_map(|container| container.resources.as_ref()?.limits.as_ref());
+    let counts = limits.filter_map(|limits| limits.get(&resource));
+    counts.map(|count| count.0.parse::<i32>().ok()).sum()
 }
 
 /// Its address, once it has one.

@@ -156,6 +156,7 @@ pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
         no_free_vf: NoFreeVf::Standby,
         l2: L2Settings::default(),
         placement: None,
+        pod_devices: None,
         migration: None,
     };
     let metadata = meta(&attachment_name(nic, &spec.pod.uid), 1);

@@ -26,6 +26,7 @@ pub(crate) fn record(uid: &str) -> Record {
             no_free_vf: NoFreeVf::Standby,
             l2: L2Settings::default(),
             placement: None,
+            pod_devices: None,
             migration: None,
         },
         vf: None,

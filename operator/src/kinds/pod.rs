@@ -2,7 +2,7 @@
 
 use hybridnic_api::foreign::kubevirt::{CREATED_BY_LABEL, MIGRATION_LABEL, NAME_LABEL, POD_LABEL};
 use hybridnic_api::names::VM_LABEL;
-use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, ResourceRequirements};
 use kube::ResourceExt;
 
 use super::{Watched, bare};
@@ -14,7 +14,7 @@ use crate::vm::VmRef;
 /// By these it is known what it runs.
 const LABELS: [&str; 5] = [VM_LABEL, POD_LABEL, NAME_LABEL, CREATED_BY_LABEL, MIGRATION_LABEL];
 
-/// Only its VM, node, phase and addresses matter. One that a node owns has no VM, whatever its labels say: see
+/// Only its VM, node, phase, addresses and the devices of ours that it requests matter. One that a node owns has no VM, whatever its labels say: see
 /// [`pods::is_of_node`].
 impl Object for Pod {
     type Glance = ();
@@ -32,6 +32,8 @@ impl Object for Pod {
             .retain(|label, _| LABELS.contains(&label.as_str()) && !of_node);
         self.spec = self.spec.take().map(|spec| PodSpec {
             node_name: spec.node_name,
+            containers: that_request(spec.containers),
+            init_containers: spec.init_containers.map(that_request),
             ..PodSpec::default()
         });
         self.status = self.status.take().map(|status| PodStatus {
@@ -42,6 +44,22 @@ impl Object for Pod {
             ..PodStatus::default()
         });
     }
+}
+
+/// The containers that request devices of ours, and of them no more than that.
+fn that_request(containers: Vec<Container>) -> Vec<Container> {
+    let bare = |container: Container| {
+        let mut limits = container.resources?.limits?;
+        limits.retain(|resource, _| pods::is_ours(resource));
+        (!limits.is_empty()).then(|| Container {
+            resources: Some(ResourceRequirements {
+                limits: Some(limits),
+                ..ResourceRequirements::default()
+            }),
+            ..Container::default()
+        })
+    };
+    containers.into_iter().filter_map(bare).collect()
 }
 
 impl Watched for Pod {
@@ -63,6 +81,38 @@ impl Watched for Pod {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_a_pod_requests_is_known_and_no_more_of_its_containers() {
+        let mut pod = crate::testing::pod("a", "vm", 1, "Running", "n2");
+        pod.spec = None;
+        assert_eq!(pods::requested(&pod, "fast"), None, "nothing is known of it");
+        let limits =
+            |limits: serde_json::Value| json!({"name": "c", "image": "i", "resources": {"limits": limits}});
+        let spec = json!({
+            "nodeName": "n2",
+            "containers": [limits(json!({"cpu": "1", "hybridnic.io/fast": "1"})), limits(json!({"hybridnic.io/fast": "2"}))],
+            "initContainers": [limits(json!({"hybridnic.io/slow": "1", "memory": "1Gi"})), {"name": "d"}],
+        });
+        pod.spec = serde_json::from_value(spec).unwrap();
+        let counts = |pod: &Pod| ["fast", "slow", "other"].map(|network| pods::requested(pod, network));
+        assert_eq!(counts(&pod), [Some(3), Some(1), Some(0)]);
+        pod.trim();
+        assert_eq!(counts(&pod), [Some(3), Some(1), Some(0)]);
+        let spec = pod.spec.as_ref().unwrap();
+        assert_eq!(
+            (
+                spec.containers.len(),
+                spec.init_containers.as_ref().unwrap().len()
+            ),
+            (2, 1)
+        );
+        pod.trim();
+        assert_eq!(counts(&pod), [Some(3), Some(1), Some(0)]);
+        let broken = json!({"containers": [limits(json!({"hybridnic.io/fast": "some"}))]});
+        pod.spec = serde_json::from_value(broken).unwrap();
+        assert_eq!(pods::requested(&pod, "fast"), None);
+    }
 
     #[test]
     fn a_pod_that_a_node_owns_is_no_vms() {

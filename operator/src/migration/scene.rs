@@ -146,6 +146,7 @@ impl Scene {
             l2: None,
             interface: None,
             existing: &attachments,
+            pods: &[],
             place,
         };
         desired_attachments(&inputs)

@@ -120,6 +120,7 @@ impl World {
             l2: None,
             interface: Some(name),
             existing: &existing,
+            pods: &self.pods,
             place,
         });
         for found in existing {

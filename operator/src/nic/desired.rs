@@ -30,10 +30,12 @@ use hybridnic_api::v1alpha1::{
     AttachedVm, Goal, GuestPorts, L2Settings, MigrationEnd, MigrationOrder, MigrationReport, MigrationStep,
     MigrationTls, NicAttachment, NicAttachmentSpec, ObjectRef, Placement, VmHybridNic,
 };
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use crate::moves::ends::{Ends, Rollback};
 use crate::moves::{Driver, Move, Outcome, Stage};
+use crate::pods;
 
 /// Where a NIC's VM is.
 pub enum Place<'a> {
@@ -57,6 +59,8 @@ pub struct Inputs<'a> {
     pub interface: Option<&'a str>,
     /// Its attachments as they are.
     pub existing: &'a [Arc<NicAttachment>],
+    /// The pods of its VM.
+    pub pods: &'a [Arc<Pod>],
     /// Where its VM is.
     pub place: Place<'a>,
 }
@@ -250,6 +254,14 @@ fn one(
         no_free_vf: nic.spec.no_free_vf,
         l2,
         placement,
+        // What a pod asks for cannot change; the pod itself may be gone.
+        pod_devices: existing
+            .and_then(|existing| existing.spec.pod_devices)
+            .or_else(|| {
+                let mut pods = inputs.pods.iter();
+                let found = pods.find(|found| found.metadata.uid.as_ref() == Some(&pod.uid))?;
+                pods::requested(found, &nic.spec.network)
+            }),
         migration,
     }
 }

@@ -31,6 +31,7 @@ fn specs(existing: &[Arc<NicAttachment>], place: Place<'_>) -> Vec<NicAttachment
         l2: None,
         interface: None,
         existing,
+        pods: &[],
         place,
     };
     desired_attachments(&inputs)
@@ -112,6 +113,7 @@ fn an_attached_nic_keeps_its_vlan_and_mtu_wherever_it_goes() {
             l2,
             interface: None,
             existing,
+            pods: &[],
             place: place(),
         };
         let specs = desired_attachments(&inputs);

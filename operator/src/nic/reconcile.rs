@@ -139,6 +139,7 @@ impl NicReconciler {
                 l2,
                 interface: observed.kubevirt.interface.as_deref(),
                 existing: &observed.attachments,
+                pods: &observed.pods,
                 place,
             };
             let specs = desired_attachments(&inputs);

@@ -75,6 +75,9 @@ pub struct NicAttachmentSpec {
     /// Where the NIC must be in the guest: where it is at the migration's source, or where KubeVirt has put it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// How many devices of the network (`hybridnic.io/NETWORK`) the pod requests; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_devices: Option<i32>,
     /// The migration that this attachment takes part in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationOrder>,
