@@ -110,6 +110,7 @@ impl World {
                 migrations: &self.vmi_migrations.by(&key),
                 pods: &self.pods_of(vm),
                 attachments: &self.attachments_of_vm(vm),
+                vmi: self.vmis.get(&vm.namespace, &vm.name).as_deref(),
             }),
         }
     }

@@ -169,6 +169,8 @@ pub mod reasons {
     pub const TARGET_OCCUPIED: &str = "TargetOccupied";
     /// The source has handed the VM over, and the target has not said that it has it.
     pub const TARGET_SILENT: &str = "TargetSilent";
+    /// KubeVirt is done with a migration, and an end has not said what it has come to: where the VM is, is not proven.
+    pub const ARRIVAL_UNPROVEN: &str = "ArrivalUnproven";
     /// The source has handed the VM over, the target cannot say whether it ran it, and a person has to decide.
     pub const NEEDS_DECISION: &str = "NeedsDecision";
     /// A network has at least one PF with VFs.

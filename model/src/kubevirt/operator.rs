@@ -64,6 +64,7 @@ fn first_write(world: &World, view: &View, n: usize) -> Write {
         migrations: &migrations,
         pods: &pods,
         attachments: &all,
+        vmi: None,
     });
     let moving = moves
         .iter()

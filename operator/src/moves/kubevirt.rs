@@ -4,8 +4,12 @@
 //! ```text
 //!  Preparing ─► Leaving ──────────► Moving ──────────► Arrived ─► Over
 //!  the target   the VFs leave       the gate is open:  by the
-//!  reserves     at the source       the pod starts     target's word
+//!  reserves     at the source       the pod starts     proof
 //! ```
+//! That the VM has arrived the target's agent proves, once it has seen it run there. A VM that is paused does not run, and an agent may be
+//! away. Then two words together prove it: KubeVirt's, that the VM is on the target's node by this very migration, which it says once
+//! libvirt is done at the target; and the source's, that its QEMU has let the VM go, or has ended. Neither does alone.
+//!
 //! Nothing is stored of it: how far it is follows from what the attachments are told already, so it goes on after a restart of the
 //! operator, and after its object was deleted. It has the VM's NICs in its hands as long as one of them has its order.
 
@@ -14,7 +18,7 @@ use std::sync::Arc;
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::foreign::kubevirt::{
-    MIGRATION_LABEL, PhaseTransition, VirtualMachineInstanceMigration as Migration,
+    MIGRATION_LABEL, PhaseTransition, VirtualMachineInstance, VirtualMachineInstanceMigration as Migration,
 };
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, MigrationEnd, MigrationPhaseTime, MigrationState, NicAttachment, ObjectRef,
@@ -24,7 +28,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt;
 
 use super::ends::Ends;
-use super::{Driver, Going, Move, Outcome, Stage, Times};
+use super::{Driver, End, Going, Move, Outcome, Stage, Times};
 use crate::{attachment, fence, pods};
 
 /// All that decides about the moves of a VM.
@@ -36,6 +40,8 @@ pub struct Inputs<'a> {
     pub pods: &'a [Arc<Pod>],
     /// The attachments of all its NICs.
     pub attachments: &'a [Arc<NicAttachment>],
+    /// The VM as KubeVirt has it.
+    pub vmi: Option<&'a VirtualMachineInstance>,
 }
 
 /// The moves of a VM, also those that are over, and those whose object is gone while they have NICs in their hands.
@@ -138,22 +144,58 @@ fn begun(inputs: &Inputs<'_>, id: ObjectRef, migration: Option<&Migration>) -> O
         source,
         target,
         stage: Stage::Preparing,
-        driver: Driver::Theirs { open: false },
+        driver: not_open(),
         times: times(migration),
     };
-    let open = At::of(&of, inputs.attachments).is_open();
-    of.driver = Driver::Theirs { open };
     let ends = Ends::observe(&of, inputs.attachments, inputs.pods);
     of.times.downtime_ms = ends.source.as_ref().and_then(|report| report.downtime_ms);
-    let stage = stage(
-        &of,
-        &ends,
-        &At::of(&of, inputs.attachments),
-        open,
-        migration,
-        inputs.pods,
-    );
-    Some(Move { stage, ..of })
+    let at = At::of(&of, inputs.attachments);
+    let stage = stage(inputs, &of, &ends, &at, migration);
+    let driver = Driver::Theirs {
+        open: at.is_open(),
+        awaited: awaited(stage, &ends, migration),
+    };
+    Some(Move { stage, driver, ..of })
+}
+
+fn not_open() -> Driver {
+    Driver::Theirs {
+        open: false,
+        awaited: None,
+    }
+}
+
+/// Whether KubeVirt says that the VM is on this node by this migration: not by an earlier one.
+pub fn is_at(vmi: Option<&VirtualMachineInstance>, migration: &str, node: &str) -> bool {
+    let status = vmi.and_then(|vmi| vmi.status.as_ref());
+    status.is_some_and(|status| {
+        let last = status.migration_state.as_ref();
+        !node.is_empty()
+            && status.node_name == node
+            && last.is_some_and(|last| last.migration_uid == migration)
+    })
+}
+
+/// Whether the VM is not at the source any more, by the word of its QEMU or the proof of its end.
+fn has_let_go(ends: &Ends) -> bool {
+    ends.source_state() == Some(MigrationState::Completed) || ends.source_ended()
+}
+
+/// Whether the VM is at the target though nobody has seen it run there.
+fn has_come(of: &Move, ends: &Ends, vmi: Option<&VirtualMachineInstance>) -> bool {
+    let another_node = of.source.node_name != of.target.node_name;
+    another_node && is_at(vmi, &of.id.uid, &of.target.node_name) && has_let_go(ends)
+}
+
+/// Which end has to speak before it is known where the VM is, though KubeVirt is done.
+fn awaited(stage: Stage, ends: &Ends, migration: Option<&Migration>) -> Option<End> {
+    let is_done = migration.is_none_or(is_final);
+    match stage {
+        Stage::Moving if is_done && !has_let_go(ends) => Some(End::Source),
+        Stage::Moving if is_done => Some(End::Target),
+        Stage::Returning if ends.is_silent() => Some(End::Target),
+        _ => None,
+    }
 }
 
 fn has_order(attachment: &NicAttachment, id: &ObjectRef) -> bool {
@@ -264,10 +306,12 @@ impl<'a> At<'a> {
         self.source.iter().any(told)
     }
 
-    /// Whether the source is on its standbys.
+    /// Whether the source is on its standbys: no VF is in the guest. One that has come paused and has not run since carries nothing.
     fn is_out(&self) -> bool {
         let out = |a: &&&NicAttachment| {
-            self.says(a, Goal::Standby) && attachment::state(a) == AttachmentState::Standby
+            let state = attachment::state(a);
+            self.says(a, Goal::Standby)
+                && matches!(state, AttachmentState::Standby | AttachmentState::Reserved)
         };
         self.source.iter().filter(out).count() == self.nics
     }
@@ -292,18 +336,11 @@ impl<'a> At<'a> {
     }
 }
 
-fn stage(
-    of: &Move,
-    ends: &Ends,
-    at: &At<'_>,
-    open: bool,
-    migration: Option<&Migration>,
-    all: &[Arc<Pod>],
-) -> Stage {
+fn stage(inputs: &Inputs<'_>, of: &Move, ends: &Ends, at: &At<'_>, migration: Option<&Migration>) -> Stage {
     use MigrationState::{Active, Completed, Ended, Failed};
     // Without its object it is over for KubeVirt.
     let is_final = migration.is_none_or(is_final);
-    if ends.arrived() {
+    if ends.arrived() || has_come(of, ends, inputs.vmi) {
         let left = at.source.iter().all(|a| fence::is_detached(a));
         return if is_final && left {
             Stage::Over(Outcome::Succeeded)
@@ -315,7 +352,7 @@ fn stage(
         return Stage::Over(Outcome::Failed);
     }
     let leaves = |pod: &Arc<Pod>| pod.metadata.deletion_timestamp.is_some();
-    let target_leaves = pods::alive(all, &of.target.pod.uid).is_none_or(leaves);
+    let target_leaves = pods::alive(inputs.pods, &of.target.pod.uid).is_none_or(leaves);
     let has_failed = migration.is_none_or(|migration| phase(migration) == "Failed");
     if has_failed || target_leaves {
         return if at.is_told() {
@@ -327,7 +364,7 @@ fn stage(
     // It may have begun without our leave: a VM that is on its way is not called back.
     let is_under_way = matches!(ends.source_state(), Some(Active | Completed | Failed))
         || matches!(ends.target_state(), Some(Active | Completed | Ended));
-    if open || is_under_way || at.is_out() {
+    if at.is_open() || is_under_way || at.is_out() {
         Stage::Moving
     } else if at.is_told() || at.is_reserved() {
         Stage::Leaving
@@ -370,7 +407,7 @@ fn over(inputs: &Inputs<'_>, id: ObjectRef, migration: &Migration, target: Optio
         source,
         target,
         stage: Stage::Over(outcome),
-        driver: Driver::Theirs { open: false },
+        driver: not_open(),
         times: times(Some(migration)),
     }
 }
@@ -415,5 +452,4 @@ fn times(migration: Option<&Migration>) -> Times {
 }
 
 #[cfg(test)]
-#[path = "kubevirt_tests.rs"]
 mod tests;

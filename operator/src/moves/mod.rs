@@ -84,7 +84,18 @@ pub enum Driver {
     Theirs {
         /// Whether the pod at the target has got its links, or was told that it gets them: before that, nothing can come there.
         open: bool,
+        /// KubeVirt is done, and where the VM is is not proven before this end has spoken.
+        awaited: Option<End>,
     },
+}
+
+/// An end of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Where the VM comes from.
+    Source,
+    /// Where it goes to.
+    Target,
 }
 
 /// What this operator has ordered, or may have.

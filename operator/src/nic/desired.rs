@@ -164,7 +164,7 @@ fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
     use MigrationStep::{Cancel, GiveUp, Listen, Prepare, Resume, Transfer};
     let orders = match driver {
         Driver::Ours(orders) => orders,
-        Driver::Theirs { open } => return theirs(stage, *open, ends),
+        Driver::Theirs { open, .. } => return theirs(stage, *open, ends),
     };
     let receive = (Goal::FastPath, Some(Listen));
     let revoke = (Goal::Detached, Some(GiveUp));

@@ -11,6 +11,7 @@ use kube::ResourceExt;
 use super::admit::Refusal;
 use super::desired::Place;
 use super::leaving::Hold;
+use super::theirs;
 use super::whereabouts::kubevirt::Seen;
 use crate::events::Note;
 use crate::fence::{NodeState, PodEnd, is_abandoned};
@@ -21,6 +22,7 @@ use crate::vm::VmRef;
 use crate::world::World;
 
 /// What the caches hold that matters to a NIC.
+#[derive(Default)]
 pub struct Observed {
     /// Its VM; none of a runtime that this version does not know.
     pub vm: Option<VmRef>,
@@ -198,7 +200,7 @@ impl Observed {
             return Ok(Location {
                 pod: end.pod.clone(),
                 node: end.node_name.clone(),
-                wait: None,
+                wait: theirs::awaited(of),
             });
         }
         let trouble = || self.kubevirt.trouble.clone();

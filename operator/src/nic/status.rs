@@ -55,7 +55,11 @@ impl Inputs<'_> {
     /// Why it is not known how the NIC is: its node cannot be asked to give it back, and what its agent said last may not be true any
     /// more; or what it says cannot be read.
     fn unknown(&self) -> Option<&Refusal> {
-        let unknown = [reasons::NODE_UNREACHABLE, reasons::ATTACHMENT_UNREADABLE];
+        let unknown = [
+            reasons::NODE_UNREACHABLE,
+            reasons::ATTACHMENT_UNREADABLE,
+            reasons::ARRIVAL_UNPROVEN,
+        ];
         self.obstacle
             .as_ref()
             .filter(|obstacle| unknown.contains(&obstacle.reason))

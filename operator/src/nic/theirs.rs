@@ -4,9 +4,10 @@
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::v1alpha1::{NicMigration, Runtime, VmHybridNicStatus};
 
+use super::admit::Refusal;
 use crate::events::Note;
 use crate::metrics::End;
-use crate::moves::Outcome;
+use crate::moves::{self, Driver, Move, Outcome};
 
 /// The last migration, and how it was before; none of a VM that is not KubeVirt's.
 fn last<'a>(
@@ -19,6 +20,27 @@ fn last<'a>(
         .filter(|_| new.runtime == Some(Runtime::Kubevirt))?;
     let before = old.last_migration.as_ref();
     Some((before.filter(|before| before.name == last.name), last))
+}
+
+/// Whose word is waited for, where KubeVirt is done with a migration and it is not proven where the VM is.
+pub fn awaited(of: &Move) -> Option<Refusal> {
+    let Driver::Theirs {
+        awaited: Some(end), ..
+    } = &of.driver
+    else {
+        return None;
+    };
+    let (from, to) = (&of.source.node_name, &of.target.node_name);
+    let waits = match end {
+        moves::End::Source => format!("the agent of node {from}: whether QEMU there has let the VM go"),
+        moves::End::Target => format!("the agent of node {to}: whether the VM has run there"),
+    };
+    let message = format!(
+        "KubeVirt is done with the migration {}, and it is not proven where the VM is: the NIC stays on its standbys. It waits for \
+         {waits}. Bring that agent back",
+        of.id.name
+    );
+    Some(Refusal::new(reasons::ARRIVAL_UNPROVEN, message))
 }
 
 /// How a migration has ended since `old`. One whose beginning was not seen is not counted: it may have been before.

@@ -174,6 +174,9 @@ pub struct VirtualMachineInstanceStatus {
     /// What is true of it besides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// Its last migration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration_state: Option<MigrationState>,
 }
 
 /// Something that is true of a VM, or not.
@@ -255,6 +258,9 @@ pub struct PhaseTransition {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationState {
+    /// Uid of the migration.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub migration_uid: String,
     /// The node that the VM comes from.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source_node: String,

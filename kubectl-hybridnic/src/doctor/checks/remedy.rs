@@ -18,6 +18,7 @@ pub fn remedy(reason: &str) -> String {
         reasons::KUBEVIRT_NOT_READY => {
             "install what the message names, or register the binding: it has the command"
         }
+        reasons::ARRIVAL_UNPROVEN => "bring the agent back that the message names",
         reasons::INTERFACE_UNFIT => "change the VM as the message says, and restart it",
         reasons::MIGRATION_UNSUPPORTED => "migrate the VM within the cluster",
         reasons::POD_NOT_RUNNING => "kubectl describe pod says why it does not run",

@@ -3,9 +3,10 @@
 //! A VM has one launcher, and a second one for each migration until that is over. The first of these that there is:
 //!
 //! 1. the launcher in which a NIC of the VM carries traffic, or whose agent says that the VM has come there by a migration;
-//! 2. the one that is recorded;
-//! 3. the one that was made for no migration;
-//! 4. the one on the node that KubeVirt says.
+//! 2. the one on the node that KubeVirt says, if it was made for the migration by which the VM is there, by KubeVirt's word;
+//! 3. the one that is recorded;
+//! 4. the one that was made for no migration;
+//! 5. the one on the node that KubeVirt says.
 //!
 //! A launcher gets its NIC as soon as it has a node: its CNI plugin waits for that.
 
@@ -25,6 +26,7 @@ use kube::ResourceExt;
 use super::{Refusal, stays};
 use crate::kubevirt::interfaces::{self, Wanted};
 use crate::kubevirt::{Settings, binding};
+use crate::moves::kubevirt::is_at;
 use crate::nic::observed::Observed;
 use crate::world::World;
 use crate::{attachment, pods};
@@ -45,8 +47,13 @@ pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>
     let node = vmi
         .and_then(|vmi| vmi.status.as_ref())
         .map(|status| status.node_name.as_str());
+    let has_come = |pod: &&Arc<Pod>| {
+        let migration = pod.labels().get(MIGRATION_LABEL);
+        migration.is_some_and(|uid| is_at(vmi, uid, pods::node(pod).unwrap_or_default()))
+    };
     launchers()
         .find(|pod| there.iter().any(|uid| is(pod, Some(uid))))
+        .or_else(|| launchers().find(has_come))
         .or_else(|| launchers().find(|pod| is(pod, recorded)))
         .or_else(|| launchers().find(|pod| !pod.labels().contains_key(MIGRATION_LABEL)))
         .or_else(|| launchers().find(|pod| pods::node(pod).is_some() && pods::node(pod) == node))

@@ -84,6 +84,33 @@ fn a_vm_is_in_its_launcher_and_not_in_one_that_was_made_for_a_migration() {
     assert_eq!(at(&observed, Some("b")).as_deref(), Some("a"));
 }
 
+/// It was paused, or nobody looked, and the source has let it go: no agent says that it has come.
+#[test]
+fn a_vm_that_kubevirt_has_moved_is_where_it_went() {
+    let pods = vec![launcher("a", 1, &[]), launcher("b", 2, &[(MIGRATION_LABEL, "m")])];
+    let mut observed = known(pods);
+    let mut says = |node: &str, uid: &str| {
+        observed.kubevirt.vmi = Some(vmi(|vmi| {
+            vmi["status"] = json!({"nodeName": node, "migrationState": {"migrationUid": uid}});
+        }));
+        at(&observed, Some("a"))
+    };
+    assert_eq!(says("n1", "m").as_deref(), Some("b"));
+    assert_eq!(says("n1", "another").as_deref(), Some("a"));
+    assert_eq!(says("n2", "m").as_deref(), Some("a"));
+    let mut here = attachment("eth1", "a", "n1");
+    observe(&mut here, AttachmentState::Standby);
+    observed.others = vec![Arc::new(here)];
+    observed.kubevirt.vmi = Some(vmi(|vmi| {
+        vmi["status"] = json!({"nodeName": "n1", "migrationState": {"migrationUid": "m"}});
+    }));
+    assert_eq!(
+        at(&observed, Some("a")).as_deref(),
+        Some("a"),
+        "an agent says that it is here"
+    );
+}
+
 #[test]
 fn the_launcher_of_an_earlier_start_is_none_of_it() {
     let old = launcher("a", 1, &[(CREATED_BY_LABEL, "before")]);
