@@ -11,7 +11,7 @@ use hybridnic_operator::migration::inputs::{Deadlines, Inputs, NicInputs};
 use hybridnic_operator::migration::step::step;
 use hybridnic_operator::moves::ends::Ends;
 use hybridnic_operator::moves::qemu;
-use hybridnic_operator::nic::changes::{Change, changes};
+use hybridnic_operator::nic::changes::{Change, Known, changes, leaves_vm};
 use hybridnic_operator::nic::desired::{self, desired_attachments};
 use hybridnic_operator::nic::observed::Observed;
 use hybridnic_operator::vm::VmRef;
@@ -230,8 +230,11 @@ pub(crate) fn first_change(
         place: observed.place(&location, false),
     };
     let specs = desired_attachments(&inputs);
-    let abandoned = |attachment: &NicAttachment| observed.is_abandoned(attachment);
-    let all = changes(&nic.name_any(), specs, &observed.attachments, abandoned);
+    let known = |attachment: &NicAttachment| Known {
+        is_abandoned: observed.is_abandoned(attachment),
+        leaves_vm: leaves_vm(observed, nic, attachment),
+    };
+    let all = changes(&nic.name_any(), specs, &observed.attachments, known);
     let write = match all.into_iter().next() {
         None => return Err(pod),
         Some(Change::Make(spec) | Change::Tell(_, spec)) => {
