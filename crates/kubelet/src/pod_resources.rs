@@ -1,6 +1,11 @@
 //! Which devices the kubelet has given to which pods.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use tonic::transport::Channel;
 
 use crate::{
     Error, rpc,
@@ -24,8 +29,12 @@ pub struct Given {
 }
 
 /// The kubelet's word on who has which devices.
-#[derive(Clone, Debug)]
-pub struct PodResources(PathBuf);
+#[derive(Debug)]
+pub struct PodResources {
+    socket: PathBuf,
+    /// The connection by which it has answered last.
+    open: Mutex<Option<Channel>>,
+}
 
 /// What the kubelet has said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,12 +50,15 @@ pub struct Pods {
 impl PodResources {
     /// Asks at the socket in this directory.
     pub fn new(directory: &Path) -> Self {
-        Self(directory.join(SOCKET))
+        Self {
+            socket: directory.join(SOCKET),
+            open: Mutex::default(),
+        }
     }
 
     /// All pods and their devices, those of resources in `domain` apart. With it the kubelet forgets the devices of pods that are over.
     pub async fn list(&self, domain: &str) -> Result<Pods, Error> {
-        let listed: ListPodResourcesResponse = rpc::call(&self.0, path::POD_RESOURCES_LIST, Empty {}).await?;
+        let listed = self.ask().await?;
         let mut pods = Pods::default();
         for pod in listed.pod_resources {
             for devices in pod.containers.into_iter().flat_map(|c| c.devices) {
@@ -65,6 +77,31 @@ impl PodResources {
             pods.pods.push((pod.namespace, pod.name));
         }
         Ok(pods)
+    }
+
+    async fn ask(&self) -> Result<ListPodResourcesResponse, Error> {
+        if let Some(open) = self.swap(None) {
+            match self.ask_by(open).await {
+                Err(error) if !matches!(error, Error::Silent { .. }) => {
+                    // It may be the one of a kubelet that has been restarted.
+                }
+                answer => return answer,
+            }
+        }
+        self.ask_by(rpc::connect(&self.socket).await?).await
+    }
+
+    async fn ask_by(&self, channel: Channel) -> Result<ListPodResourcesResponse, Error> {
+        let answer = rpc::ask(channel.clone(), &self.socket, path::POD_RESOURCES_LIST, Empty {}).await;
+        if answer.is_ok() {
+            self.swap(Some(channel));
+        }
+        answer
+    }
+
+    fn swap(&self, open: Option<Channel>) -> Option<Channel> {
+        let mut known = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut known, open)
     }
 }
 

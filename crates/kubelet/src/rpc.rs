@@ -68,14 +68,28 @@ pub enum Error {
     },
 }
 
-/// Calls, and waits for the answer.
+/// Connects, calls, and waits for the answer.
 pub(crate) async fn call<Q, A>(socket: &Path, call: &'static str, question: Q) -> Result<A, Error>
 where
     Q: Message + Default + 'static,
     A: Message + Default + 'static,
 {
+    let channel = connect(socket).await?;
+    ask(channel, socket, call, question).await
+}
+
+/// Calls over a connection to this socket, and waits for the answer.
+pub(crate) async fn ask<Q, A>(
+    channel: Channel,
+    socket: &Path,
+    call: &'static str,
+    question: Q,
+) -> Result<A, Error>
+where
+    Q: Message + Default + 'static,
+    A: Message + Default + 'static,
+{
     let answered = timeout(PATIENCE, async {
-        let channel = connect(socket).await?;
         let mut client = client::Grpc::new(channel).max_decoding_message_size(LONGEST_ANSWER);
         let refused = |status: tonic::Status| Error::Refused {
             call,
@@ -101,7 +115,9 @@ pub(crate) async fn connect(socket: &Path) -> Result<Channel, Error> {
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
     let endpoint = Endpoint::from_static("http://localhost");
-    let channel = endpoint.connect_with_connector(connector).await;
+    let channel = timeout(PATIENCE, endpoint.connect_with_connector(connector)).await;
+    let call = "a connection";
+    let channel = channel.map_err(|_| Error::Silent { call })?;
     channel.map_err(|source| Error::Absent {
         socket: socket.to_owned(),
         source,

@@ -54,6 +54,7 @@ struct Shared {
     state: Mutex<State>,
     devices: watch::Sender<Devices>,
     registrations: watch::Sender<u32>,
+    lists: watch::Sender<u32>,
 }
 
 /// The kubelet. It is gone when it is dropped, and leaves its sockets.
@@ -81,6 +82,7 @@ impl Kubelet {
             state: Mutex::default(),
             devices: watch::Sender::default(),
             registrations: watch::Sender::default(),
+            lists: watch::Sender::default(),
         });
         let serving = shared.serve()?;
         Ok(Self { shared, serving })
@@ -130,6 +132,11 @@ impl Kubelet {
     /// How many registrations there were.
     pub fn registrations(&self) -> watch::Receiver<u32> {
         self.shared.registrations.subscribe()
+    }
+
+    /// How often it was asked who has which devices.
+    pub fn lists(&self) -> watch::Receiver<u32> {
+        self.shared.lists.subscribe()
     }
 
     /// What a pod has of a resource.
@@ -333,6 +340,7 @@ impl Shared {
     }
 
     fn list(&self) -> Result<ListPodResourcesResponse, Status> {
+        self.lists.send_modify(|n| *n += 1);
         let state = self.state();
         if state.mute {
             return Err(Status::unavailable("not now"));

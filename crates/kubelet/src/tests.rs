@@ -87,7 +87,7 @@ async fn hears(kubelet: &Kubelet, ids: &[&str]) {
 #[tokio::test]
 async fn the_kubelet_hears_of_devices_and_gives_them_to_pods() {
     let dir = tempfile::tempdir().unwrap();
-    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let mut kubelet = Kubelet::start(dir.path()).unwrap();
     let mut offered = offer(dir.path(), &["a", "b"]);
     hears(&kubelet, &["a", "b"]).await;
     soon(offered.state.wait_for(|s| *s == State::Registered))
@@ -130,6 +130,13 @@ async fn the_kubelet_hears_of_devices_and_gives_them_to_pods() {
     kubelet.set_mute(true);
     let error = pods.list("hybridnic.io").await.unwrap_err().to_string();
     assert!(error.contains("not now"), "{error}");
+    kubelet.set_mute(false);
+    pods.list("hybridnic.io").await.unwrap();
+    // One connection serves all questions: nobody listens at the path any more.
+    std::fs::remove_file(scripted::pod_resources(dir.path()).join("kubelet.sock")).unwrap();
+    pods.list("hybridnic.io").await.unwrap();
+    kubelet.restart(false).unwrap();
+    assert_eq!(pods.list("hybridnic.io").await.unwrap().pods.len(), 3);
     let nobody = PodResources::new(dir.path());
     let error = nobody.list("hybridnic.io").await.unwrap_err().to_string();
     assert!(error.contains("no kubelet"), "{error}");
