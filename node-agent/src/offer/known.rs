@@ -211,21 +211,30 @@ impl Offers {
     /// The kubelet asks for devices of a network for a container. No device goes to two of them; an error says why one is refused.
     pub(super) fn promise(&self, ledger: &Ledger, network: &str, ids: &[DeviceId]) -> Result<(), String> {
         let mut state = self.state();
-        let refused = state.with_inputs(ledger, |inputs| {
-            let refusal = |id: &DeviceId| devices::refusal(inputs, network, *id);
-            ids.iter().find_map(refusal)
-        });
-        match refused {
-            None => return Err("the node's devices are not known yet".into()),
-            Some(Some(why)) => return Err(why),
-            Some(None) => {}
-        }
+        // They are owed before it is looked whether that can be: a NIC takes a VF before that, and then it is seen here, or after, and
+        // then it takes none that is owed.
+        let before = state.fresh.clone();
         let now = Instant::now();
         for id in ids {
             state.fresh.insert((network.to_owned(), *id), now);
         }
+        if let Some(owed) = state.with_inputs(ledger, devices::owed) {
+            ledger.set_owed(owed);
+        }
+        let with_these = std::mem::replace(&mut state.fresh, before);
+        let refused = state.with_inputs(ledger, |inputs| {
+            let refusal = |id: &DeviceId| devices::refusal(inputs, network, *id);
+            ids.iter().find_map(refusal)
+        });
+        let refused = refused.unwrap_or_else(|| Some("the node's devices are not known yet".into()));
+        if refused.is_none() {
+            state.fresh = with_these;
+        }
         drop(state);
         self.update(ledger);
+        if let Some(why) = refused {
+            return Err(why);
+        }
         self.asked.notify_one();
         Ok(())
     }
@@ -325,3 +334,7 @@ impl State {
         self.with_inputs(ledger, |inputs| (devices::offers(inputs), devices::owed(inputs)))
     }
 }
+
+#[cfg(test)]
+#[path = "known_tests.rs"]
+mod tests;
