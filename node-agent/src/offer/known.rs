@@ -51,8 +51,15 @@ struct State {
     offers: Vec<Offer>,
 }
 
-/// The answer to the last question, and when it was asked.
-type Answer = (Instant, Result<(), String>);
+/// The answer to the last question.
+#[derive(Debug)]
+struct Answer {
+    /// When it was asked.
+    asked: Instant,
+    /// When the answer was there, or there was none.
+    came: Instant,
+    result: Result<(), String>,
+}
 
 /// What is known of the node's devices. Without a kubelet none are offered, and no pod has one.
 #[derive(Debug, Default)]
@@ -77,13 +84,18 @@ impl Offers {
     }
 
     /// What a NIC has of its pod's devices. The kubelet is asked where that is not known yet, so this is for a NIC whose pod runs.
-    /// An error says why it is not known.
-    pub async fn ticket(&self, ledger: &Ledger, uid: &str) -> Result<Ticket, String> {
+    /// `requested`: how many the pod asks for, where that is known. An error says why it is not known.
+    pub async fn ticket(&self, ledger: &Ledger, uid: &str, requested: Option<i32>) -> Result<Ticket, String> {
         if self.kubelet.is_none() {
             return Ok(Ticket::None);
         }
         if let Some(ticket) = ledger.ticket(uid) {
             return Ok(ticket);
+        }
+        if requested == Some(0) {
+            // It need not wait for a kubelet that does not answer.
+            ledger.set_ticket(uid, Ticket::None);
+            return Ok(Ticket::None);
         }
         self.ask().await?;
         let state = self.state();
@@ -104,27 +116,32 @@ impl Offers {
         Ok(ticket)
     }
 
-    /// Asks the kubelet who has which device, unless somebody has since this call began.
+    /// Asks the kubelet who has which device, unless somebody has since this call began. That it does not say is as good an answer
+    /// to all who wait meanwhile: they do not wait one after the other.
     pub async fn ask(&self) -> Result<(), String> {
-        let asked = Instant::now();
+        let began = Instant::now();
         let mut answer = self.answer.lock().await;
-        if let Some((began, result)) = &*answer
-            && *began >= asked
+        if let Some(Answer { asked, came, result }) = &*answer
+            && (*asked >= began || result.is_err() && *came >= began)
         {
             return result.clone();
         }
         let Some(kubelet) = &self.kubelet else {
             return Err("devices are not offered to the kubelet here".into());
         };
-        let began = Instant::now();
+        let asked = Instant::now();
         let result = match kubelet.list(DOMAIN).await {
             Ok(pods) => {
-                self.learn(&pods, began);
+                self.learn(&pods, asked);
                 Ok(())
             }
             Err(error) => Err(chain(&error)),
         };
-        *answer = Some((began, result.clone()));
+        *answer = Some(Answer {
+            asked,
+            came: Instant::now(),
+            result: result.clone(),
+        });
         result
     }
 

@@ -1,6 +1,6 @@
 //! What must hold whoever asks first.
 
-use std::{sync::Barrier, thread};
+use std::{os::unix::net::UnixListener, sync::Barrier, thread};
 
 use super::*;
 use crate::{
@@ -63,4 +63,18 @@ async fn a_vf_goes_to_a_nic_or_to_the_kubelets_pod_and_never_to_both() {
             ledger.release(taken.vf.address);
         }
     }
+}
+
+/// Those that wait for a kubelet that does not answer wait beside each other.
+#[tokio::test(start_paused = true)]
+async fn a_kubelet_that_is_silent_costs_all_who_ask_one_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let _silent = UnixListener::bind(dir.path().join("kubelet.sock")).unwrap();
+    let offers = Offers::new(dir.path());
+    let began = Instant::now();
+    for answer in futures::future::join_all((0..5).map(|_| offers.ask())).await {
+        assert!(answer.is_err());
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}");
 }

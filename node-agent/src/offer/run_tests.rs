@@ -78,7 +78,7 @@ impl Scene {
 
     async fn ticket(&self, pod: &str) -> Result<Ticket, String> {
         self.host.pools.enter(pod, nic(pod));
-        self.host.offers.ticket(&self.host.pools, pod).await
+        self.host.offers.ticket(&self.host.pools, pod, None).await
     }
 }
 

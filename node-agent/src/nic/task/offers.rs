@@ -18,7 +18,7 @@ use super::{
     },
     NicTask,
 };
-use crate::{error::StepError, node::choice::Wish};
+use crate::{error::StepError, journal::Record, node::choice::Wish};
 
 impl NicTask {
     /// What is asked of the plan.
@@ -63,7 +63,7 @@ impl NicTask {
         }
         // Once QEMU runs, so does its pod, and the kubelet knows which devices that has.
         if matches!(seen.qemu, QemuSeen::Up(_))
-            && let Err(why) = self.cx.host.offers.ticket(pools, &self.cx.record.uid).await
+            && let Err(why) = self.ticket().await
         {
             // With one of another PF's VFs, or a standby there, the NIC would take what was promised to others.
             pools.stop_waiting(&self.cx.claimant);
@@ -93,6 +93,17 @@ impl NicTask {
             uplink,
             ..Offer::default()
         })
+    }
+
+    /// Asks which device of its pod's is the NIC's, unless something else is wanted of it meanwhile: a kubelet may be silent.
+    async fn ticket(&self) -> Result<(), String> {
+        let Record { uid, spec, .. } = &self.cx.record;
+        let host = &self.cx.host;
+        let mut wanted = self.wanted.clone();
+        tokio::select! {
+            ticket = host.offers.ticket(&host.pools, uid, spec.pod_devices) => ticket.map(|_| ()),
+            _ = wanted.changed() => Err("the kubelet has not answered yet".to_owned()),
+        }
     }
 
     /// The device of the link in the NIC's pod: as the journal has it, or as the pod's sandbox says.

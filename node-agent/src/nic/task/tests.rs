@@ -19,9 +19,9 @@ use crate::{
     sockets::Sockets,
 };
 
-#[test]
-fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
-    let guest = Guest {
+/// A VM that runs, and has nothing of the NIC.
+fn bare_guest() -> Guest {
+    Guest {
         run: Run::Here,
         standby: false,
         vf: false,
@@ -29,7 +29,12 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         failover: None,
         migrating: false,
         acpi: true,
-    };
+    }
+}
+
+#[test]
+fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
+    let guest = bare_guest();
     let seen = |qemu| Seen {
         recorded: false,
         vf: None,
@@ -329,6 +334,37 @@ async fn a_discovery_that_fails_leaves_vfs_unknown() {
     let told = status.wait_for(Option::is_some).await.unwrap().clone().unwrap();
     assert_eq!(told.conditions[0].reason, reasons::VF_UNKNOWN, "{told:?}");
     running.abort();
+}
+
+/// The kubelet's word is waited for where it matters, and no longer than nothing else is wanted.
+#[tokio::test]
+async fn a_kubelet_that_is_silent_holds_up_nobody_who_has_no_need_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = host::tests::made(dir.path(), 1, 1);
+    let _silent = std::os::unix::net::UnixListener::bind(dir.path().join("kubelet.sock")).unwrap();
+    host.offers = Arc::new(crate::offer::Offers::new(dir.path()));
+    let (mut task, wanted, _status) = old_nic(&Arc::new(host));
+    let look = task.observe().await.unwrap();
+    let seen = Seen {
+        qemu: QemuSeen::Up(bare_guest()),
+        ..look.seen(Offer::default())
+    };
+    let began = Instant::now();
+    let goes_away = async {
+        tokio::task::yield_now().await;
+        wanted.send_modify(|wanted| wanted.spec.goal = Goal::Standby);
+    };
+    let (offer, ()) = tokio::join!(task.offer(&seen), goes_away);
+    offer.unwrap();
+    let (reason, why) = task.no_ticket.take().unwrap();
+    assert_eq!(reason, reasons::KUBELET_UNREACHABLE, "{why}");
+    task.take_wanted().await;
+    // Its pod requests no device.
+    task.cx.record.spec.pod_devices = Some(0);
+    task.offer(&seen).await.unwrap();
+    assert_eq!(task.no_ticket, None);
+    // It would be waited for for ten seconds.
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }
 
 /// A launcher that has the device of one that is over, before its NIC has left.
