@@ -347,6 +347,11 @@ impl Ledger {
         self.with(|s| s.nics.get(uid).and_then(|(_, ticket)| *ticket))
     }
 
+    /// Whether a NIC has a device of its pod's, or may have.
+    pub fn may_have_devices(&self) -> bool {
+        self.with(|s| s.nics.values().any(|(_, ticket)| *ticket != Some(Ticket::None)))
+    }
+
     /// Notes what a NIC has of its pod's devices.
     pub fn set_ticket(&self, uid: &str, ticket: Ticket) {
         let changed = self.with(|s| {

@@ -205,6 +205,20 @@ impl Offers {
         }
     }
 
+    /// Whether a pod may have a device, or get one: otherwise the kubelet has nothing to say.
+    pub(super) fn may_be_given(&self, ledger: &Ledger) -> bool {
+        let state = self.state();
+        let given = state.given.as_ref().is_none_or(|given| !given.is_empty());
+        given || !state.fresh.is_empty() || state.has_elsewhere() || ledger.may_have_devices()
+    }
+
+    /// The devices that pods have by the kubelet's last word.
+    pub(super) fn given(&self) -> Vec<DeviceId> {
+        let state = self.state();
+        let given = state.given.iter().flatten();
+        given.map(|promise| promise.id).collect()
+    }
+
     /// Takes a new look at the node's PFs and VFs.
     pub(super) fn see(&self, inventory: Inventory) {
         self.state().inventory = Some(inventory);
@@ -325,6 +339,13 @@ impl cni::Kubelet for Offers {
 }
 
 impl State {
+    /// Whether a VF of this node is a pod's by another plugin.
+    fn has_elsewhere(&self) -> bool {
+        let pfs = self.inventory.iter().flat_map(|inventory| &inventory.pfs);
+        let mut vfs = pfs.flat_map(|pf| &pf.vfs);
+        vfs.any(|vf| self.elsewhere.contains_key(&vf.address))
+    }
+
     /// `None` before both the node and the kubelet have been looked at.
     fn with_inputs<T>(&self, ledger: &Ledger, answer: impl FnOnce(&Inputs<'_>) -> T) -> Option<T> {
         let (inventory, given) = (self.inventory.as_ref()?, self.given.as_ref()?);

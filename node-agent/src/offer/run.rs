@@ -21,6 +21,8 @@ use crate::host::Host;
 
 /// How often the kubelet is asked who has which device: it tells nobody when a pod is over.
 const LOOK: Duration = Duration::from_secs(10);
+/// How often it is asked where no pod can have a device of ours.
+const SELDOM: Duration = Duration::from_mins(1);
 /// Changes of the node come in bursts.
 const BURST: Duration = Duration::from_millis(200);
 /// A kubelet that is restarted is away for so long, and nothing is amiss.
@@ -58,11 +60,13 @@ pub async fn run(host: Arc<Host>, plugins: &Path) -> Infallible {
     let mut offered = host.offers.subscribe();
     let mut registered: BTreeMap<String, Registered> = BTreeMap::new();
     let mut wrong = Wrong::default();
-    let (mut heard, mut is_old) = (false, true);
+    let (mut heard, mut is_old, mut asked) = (false, true, Instant::now());
     loop {
         ledger.mark_unchanged();
+        // Also what has changed in the pause after another change.
+        is_old |= hardware.has_changed().unwrap_or(true);
         hardware.mark_unchanged();
-        // That takes some files of each VF: not because the kubelet is asked from time to time.
+        // That takes some files of each VF, so it is done when the hardware has changed and not at each change of the ledger.
         if is_old {
             match host.inventory().await {
                 Ok(inventory) => {
@@ -73,21 +77,27 @@ pub async fn run(host: Arc<Host>, plugins: &Path) -> Infallible {
                 Err(error) => warn!(%error, "the node's devices cannot be looked at"),
             }
         }
-        let answer = host.offers.ask().await;
-        if answer.is_ok() {
-            host.offers.tell_elsewhere(&host.pools);
-            host.offers.give_tickets(&host.pools);
-            if !std::mem::replace(&mut heard, true) {
+        // Who has nothing gets something only by asking for it here. Other plugins do not ask, so the kubelet is at times, all the same.
+        if !heard || asked.elapsed() >= SELDOM || host.offers.may_be_given(&host.pools) {
+            asked = Instant::now();
+            let answer = host.offers.ask().await;
+            tell_pods(&host, &mut wrong, &answer);
+            if answer.is_ok() {
+                host.offers.tell_elsewhere(&host.pools);
+                host.offers.give_tickets(&host.pools);
+            }
+            if answer.is_ok() && !heard {
+                // A boot takes the device nodes away, and the kubelet asks for no device again that it has given before.
+                remake_nodes(&host);
                 host.pools.look_again();
             }
+            heard = answer.is_ok();
         }
-        heard = answer.is_ok();
         host.offers.update(&host.pools);
         let used = |id| host.offers.is_used(&host.pools, id);
         if let Err(error) = placeholder::sweep(host.dev.root(), used) {
             warn!(%error, "device nodes that lead nowhere may be left");
         }
-        tell_pods(&host, &mut wrong, &answer);
         let has_changed = loop {
             offered.mark_unchanged();
             follow(&host, &directory, &mut registered);
@@ -95,14 +105,25 @@ pub async fn run(host: Arc<Host>, plugins: &Path) -> Infallible {
             tokio::select! {
                 _ = offered.changed() => {}
                 _ = ledger.changed() => break true,
-                _ = hardware.changed() => break true,
+                _ = hardware.changed() => break {
+                    is_old = true;
+                    true
+                },
                 () = host.offers.asked.notified() => break false,
                 () = sleep(LOOK) => break false,
             }
         };
         if has_changed {
-            is_old = true;
             sleep(BURST).await;
+        }
+    }
+}
+
+/// Makes the device nodes that containers were promised.
+fn remake_nodes(host: &Host) {
+    for id in host.offers.given() {
+        if let Err(error) = placeholder::make(host.dev.root(), id) {
+            warn!(%error, device = %id, "the node that a container was promised cannot be made");
         }
     }
 }

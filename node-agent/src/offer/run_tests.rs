@@ -21,10 +21,10 @@ use crate::{
 const RESOURCE: &str = "hybridnic.io/fast";
 
 struct Scene {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     host: Arc<Host>,
     kubelet: Kubelet,
-    _run: AbortOnDropHandle<std::convert::Infallible>,
+    run: AbortOnDropHandle<std::convert::Infallible>,
 }
 
 fn nic(pod: &str) -> Nic {
@@ -51,10 +51,10 @@ impl Scene {
         let its = Arc::clone(&host);
         let run = tokio::spawn(async move { run(its, &plugins).await });
         Self {
-            _dir: dir,
+            dir,
             host,
             kubelet,
-            _run: AbortOnDropHandle::new(run),
+            run: AbortOnDropHandle::new(run),
         }
     }
 
@@ -200,4 +200,80 @@ async fn what_the_kubelet_gives_and_what_the_ledger_holds_are_one() {
         .await;
     let error = scene.kubelet.admit("ns", "many", RESOURCE, 4).await.unwrap_err();
     assert!(error.contains("Available: 3"), "{error}");
+}
+
+/// Who has nothing gets something only by asking for it.
+#[tokio::test]
+async fn the_kubelet_is_asked_only_while_somebody_may_have_a_device() {
+    let scene = Scene::new();
+    scene.healthy(|ids| ids.len() == 4).await;
+    let asked = || *scene.kubelet.lists().borrow();
+    let (offers, ledger) = (&scene.host.offers, &scene.host.pools);
+    assert!(!offers.may_be_given(ledger));
+    let before = asked();
+    // What a NIC of a pod without devices does is nothing to ask for.
+    ledger.enter("plain", nic("plain"));
+    ledger.set_ticket("plain", Ticket::None);
+    assert!(!offers.may_be_given(ledger));
+    let inventory = scene.host.inventory().await.unwrap();
+    let wish = Wish {
+        network: "fast",
+        pick: Pick::Any,
+        standby_pf: None,
+    };
+    let claimant = Claimant {
+        created: 1,
+        nic: "ns/nic".into(),
+        uid: "plain".into(),
+    };
+    ledger.take(&inventory, &claimant, &wish).unwrap();
+    scene.healthy(|ids| ids.len() == 3).await;
+    assert!(asked() <= before + 1, "asked {} times", asked() - before);
+    // One whose pod may have a device.
+    ledger.enter("vm", nic("vm"));
+    assert!(offers.may_be_given(ledger));
+    ledger.leave("vm");
+    let (ids, _) = scene.kubelet.admit("ns", "vm", RESOURCE, 1).await.unwrap();
+    assert!(offers.may_be_given(ledger));
+    // From when it is heard whose it is, until it is heard that the pod is over.
+    let hears = async |what: &dyn Fn() -> bool| {
+        ledger.look_again();
+        let heard = async {
+            while !what() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), heard).await.expect("not heard");
+    };
+    let id: DeviceId = ids.first().unwrap().parse().unwrap();
+    hears(&|| offers.given() == [id]).await;
+    scene.kubelet.delete("ns", "vm");
+    hears(&|| !offers.may_be_given(ledger)).await;
+}
+
+/// As after a boot, where the kubelet's checkpoint has what it gave, and it asks for nothing again.
+#[tokio::test]
+async fn the_nodes_that_containers_were_promised_are_made_again_when_the_agent_starts() {
+    let scene = Scene::new();
+    scene.healthy(|ids| ids.len() == 4).await;
+    let (ids, _) = scene.kubelet.admit("ns", "vm", RESOURCE, 2).await.unwrap();
+    let nodes: Vec<PathBuf> = ids.iter().map(|id| scene.node(id.parse().unwrap())).collect();
+    let Scene {
+        dir,
+        host,
+        kubelet: _kubelet,
+        run: before,
+    } = scene;
+    drop(before);
+    for node in &nodes {
+        std::fs::remove_file(node).unwrap();
+    }
+    let plugins = scripted::plugins(&dir.path().join("kubelet"));
+    let _run = AbortOnDropHandle::new(tokio::spawn(async move { run(host, &plugins).await }));
+    let made = async {
+        while !nodes.iter().all(|node| node.exists()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(30), made).await.expect("not made");
 }
