@@ -1,5 +1,6 @@
 //! What comes next on each way from one goal to another.
 
+mod effects;
 mod links;
 mod model;
 mod presence;
