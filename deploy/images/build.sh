@@ -45,7 +45,7 @@ make_operator() {
 
 # Says of a program that should need no library that it does, as in a debug build.
 static() {
-	! ldd "$bin/$1" >/dev/null 2>&1 || echo "build.sh: $1 is not linked statically: $2; see make images" >&2
+	! ldd "$bin/$1" 2>/dev/null | grep '=>' >/dev/null || echo "build.sh: $1 is not linked statically: $2; see make images" >&2
 }
 
 make_agent() {
