@@ -264,7 +264,11 @@ impl Story {
         let cluster = &self.cluster;
         let before = current(cluster, vm).await;
         let node = cluster.node(seen::node_of(&before));
-        let guest = format!("kill -9 $(pgrep -f 'guest=default_{},')", vm.name);
+        let guest = format!(
+            "for pid in $(pidof qemu-system-x86_64); do \
+               if grep -q 'guest=default_{},' /proc/$pid/cmdline; then kill -9 $pid; fi; done",
+            vm.name
+        );
         node.run(&guest, SOON).await.unwrap();
         let pod = |n: &hybridnic_api::v1alpha1::VmHybridNic| {
             n.status.as_ref().and_then(|s| s.pod.clone()).map(|p| p.name)
