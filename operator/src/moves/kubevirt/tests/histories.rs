@@ -38,6 +38,14 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 impl World {
+    /// Whether the pod at the target has a link.
+    fn has_link(&self) -> bool {
+        let goals = self.goals("b");
+        goals
+            .iter()
+            .any(|goal| matches!(goal, Goal::Standby | Goal::FastPath))
+    }
+
     fn happens(&mut self, event: Event) {
         let has_target = self.pods.iter().any(|pod| pod.name_any() == "b");
         let goes_on = self.migration.as_ref().is_some_and(|m| !is_final(m));
@@ -61,7 +69,10 @@ impl World {
                     self.send();
                 }
             }
-            Event::Arrive if self.vm == Whereabouts::Leaving && has_target => self.arrive(),
+            // A pod that has no link has not started, whatever QEMU at the source does.
+            Event::Arrive if self.vm == Whereabouts::Leaving && has_target && self.has_link() => {
+                self.arrive();
+            }
             Event::FailsLate if self.vm == Whereabouts::Leaving => {
                 self.vm = Whereabouts::Source;
                 self.phase("Failed");
