@@ -15,7 +15,7 @@ use crate::backoff::Backoff;
 /// The first pause after a failure.
 const FIRST: Duration = Duration::from_millis(800);
 /// With its random part a pause is up to twice as long. That is also how long an API server that is back may not be heard.
-const LONGEST: Duration = Duration::from_secs(15);
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// The objects and what becomes of them, by lists and watches, without an end. After each error there is a pause before it is tried again.
 pub fn follow<K>(api: Api<K>, config: Config) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
@@ -102,8 +102,8 @@ mod tests {
             ]
         });
         let took = takes(said.collect()).await;
-        // 0.8, 1.6, 3.2, 6.4, 12.8, and five times the longest.
-        assert!(is_about(took, 24.8 + 5.0 * 15.0), "{took:?}");
+        // 0.8, 1.6, 3.2, and seven times the longest.
+        assert!(is_about(took, 5.6 + 7.0 * 5.0), "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]
