@@ -78,8 +78,8 @@ build_kubevirt() {
 build_multus() (
   cd "$here/multus"
   export CGO_ENABLED=0
-  local programs=gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd
-  go_build Multus "" $programs/multus-daemon $programs/multus-shim
+  local from=gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd
+  go_build Multus "" "$from/multus-daemon" "$from/multus-shim"
 )
 
 # It runs in images that have no C library.
