@@ -4,6 +4,7 @@ use std::fs::{Permissions, remove_file, set_permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use futures::{StreamExt as _, stream};
@@ -20,6 +21,9 @@ use super::{Hooks, INFO, Info, InfoRequest};
 
 /// The socket's name. The launcher asks one of each name, whichever directory it is in.
 const NAME: &str = "hybridnic.sock";
+
+/// For its answer to itself. Without one it ends, and is started again.
+const ITSELF: Duration = Duration::from_secs(30);
 
 /// Answers in this directory until the VM has ended or `end` has.
 ///
@@ -75,6 +79,7 @@ async fn ask(connection: UnixStream) -> Result<Info> {
         std::future::ready(connection.take().ok_or_else(|| io::Error::other("it was closed")))
     });
     let channel = Endpoint::from_static("http://sidecar")
+        .timeout(ITSELF)
         .connect_with_connector(connector)
         .await
         .context("reach itself")?;
