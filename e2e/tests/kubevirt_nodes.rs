@@ -111,7 +111,6 @@ impl Story {
             self.until_tidy(node, &clean).await;
         }
         self.say("all VMs are gone, and nothing is left of them");
-        seen::held().await;
     }
 
     /// `helm install`, and a pool of VFs, but for one that is lent.

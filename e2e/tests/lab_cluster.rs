@@ -20,7 +20,7 @@ use hybridnic_api::v1alpha1::{MigrationPhase, Path, VmHybridNic};
 use hybridnic_e2e::{
     cluster::{Cluster, SYSTEM, VmPod, VmPodSpec},
     lab::{Pinger, Report},
-    world::{NicSpec, binary, footprint},
+    world::{NicSpec, footprint},
 };
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kube::{
@@ -230,19 +230,7 @@ async fn cpu(cluster: &Cluster, node: usize) -> Vec<(String, Duration)> {
 
 /// Runs `kubectl hybridnic` as an administrator; it must say that all is well.
 async fn plugin(cluster: &Cluster, args: &[&str]) -> String {
-    let output = tokio::process::Command::new(binary("kubectl-hybridnic").unwrap())
-        .args(args)
-        .env("KUBECONFIG", cluster.control_plane.kubeconfig_admin())
-        .output()
-        .await
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "kubectl hybridnic {args:?}: {text}{error}"
-    );
-    text
+    cluster.plugin(args).await.unwrap()
 }
 
 /// What an administrator looks at, where it is installed for real.

@@ -28,11 +28,12 @@ use hybridnic_api::v1alpha1::{HybridNode, QemuMigration, VmHybridNic};
 use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
+use tokio::process::Command;
 
 use crate::controlplane::{ControlPlane, Options};
 use crate::lab::{HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions};
 use crate::until::until;
-use crate::world::repository;
+use crate::world::{binary, repository};
 
 pub use node::Joined;
 pub use vm::{VmPod, VmPodSpec};
@@ -200,6 +201,22 @@ impl Cluster {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs `kubectl hybridnic` as an administrator and gives what it printed; a failure is an error with that and its message.
+    pub async fn plugin(&self, args: &[&str]) -> Result<String> {
+        let output = Command::new(binary("kubectl-hybridnic")?)
+            .args(args)
+            .env("KUBECONFIG", self.control_plane.kubeconfig_admin())
+            .output()
+            .await?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "kubectl hybridnic {args:?}: {text}{error}"
+        );
+        Ok(text)
     }
 
     /// Applies YAML with kubectl, as a user would.

@@ -8,7 +8,6 @@ use hybridnic_e2e::controlplane::audit::Write;
 use hybridnic_e2e::kubevirt::{Kind, Vm};
 use hybridnic_e2e::lab::Report;
 use hybridnic_e2e::until::until;
-use hybridnic_e2e::world::binary;
 use kube::api::{DynamicObject, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt as _};
@@ -96,19 +95,13 @@ pub fn writes(cluster: &Cluster) -> [usize; 2] {
 
 /// Runs `kubectl hybridnic` as an administrator; it must say that all is well.
 pub async fn plugin(cluster: &Cluster, args: &[&str]) -> String {
-    let output = tokio::process::Command::new(binary("kubectl-hybridnic").unwrap())
-        .args(args)
-        .env("KUBECONFIG", cluster.control_plane.kubeconfig_admin())
-        .output()
-        .await
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() {
-        shown(cluster).await;
-        panic!("kubectl hybridnic {args:?}: {text}{error}");
+    match cluster.plugin(args).await {
+        Ok(text) => text,
+        Err(error) => {
+            shown(cluster).await;
+            panic!("{error:#}");
+        }
     }
-    text
 }
 
 /// Asks KubeVirt to migrate a VM, as `virtctl migrate` does; gives the migration's name.
@@ -170,20 +163,10 @@ pub async fn shown_inside(cluster: &Cluster, vm: &Vm) {
     shown(cluster).await;
 }
 
-/// For whoever looks at a test that has failed.
+/// What a reader of a failed test wants to know.
 pub async fn shown(cluster: &Cluster) {
     for what in ["vm", "vmi", "vmim", "vhn", "nicattachments", "pods", "events"] {
         let shown = cluster.kubectl(&["get", what, "-A", "-o", "wide"]).await;
         eprintln!("{}", shown.unwrap_or_else(|e| e.to_string()));
-    }
-    held().await;
-}
-
-pub async fn held() {
-    if std::env::var_os("HYBRIDNIC_HOLD").is_some() {
-        eprintln!("held");
-        while std::path::Path::new("/tmp/hold").exists() {
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Who writes what hybridnic says, each as itself: the operator and agents do, whoever has all rights in a namespace does not.
+//! Who writes what hybridnic says, each as itself: the operator and agents do, a user with all rights in a namespace does not.
 
 use std::time::Duration;
 
