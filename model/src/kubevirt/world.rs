@@ -45,7 +45,7 @@ pub enum Action {
     GoOn(usize),
     /// A monitor answers again.
     Speak(usize),
-    /// Whoever has not heard of something does.
+    /// All hear what they have not heard yet.
     CatchUp,
     /// KubeVirt and what it drives go on.
     Happens(Happens),

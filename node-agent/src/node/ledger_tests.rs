@@ -141,7 +141,7 @@ fn a_better_vf_has_not_failed_and_is_on_a_pf_with_a_link() {
     ledger.stop_waiting(&claimant(2));
     ledger.forgive(uid);
     assert!(better(&inventory, None));
-    // Whoever takes one gets one with a link first, then one that has not failed.
+    // A NIC that takes one gets one with a link first, then one that has not failed.
     ledger.release(mine.vf.address);
     ledger.avoid(uid, mine.vf.address);
     let other = ledger.take(&inventory, &nic, &beside(one)).unwrap();
@@ -180,7 +180,7 @@ fn a_nic_that_cannot_take_a_vf_keeps_none_from_younger_ones() {
     assert!(!ledger.offers(&inventory, &claimant(2), &WISH));
     let mut changes = ledger.subscribe();
     changes.mark_unchanged();
-    // Its QEMU has ended, or it has left: whoever waits looks again, and gets the VF.
+    // Its QEMU has ended, or it has left: a NIC that waits looks again, and gets the VF.
     ledger.stop_waiting(&claimant(1));
     assert!(changes.has_changed().unwrap());
     assert!(ledger.offers(&inventory, &claimant(2), &WISH));

@@ -1,4 +1,4 @@
-//! What must hold whoever asks first.
+//! What must hold no matter which of them asks first.
 
 use std::{os::unix::net::UnixListener, sync::Barrier, thread};
 

@@ -1,4 +1,4 @@
-//! What should be on this node, and where it is told what has become of it. Whoever says so, nothing else of the agent knows.
+//! What should be on this node, and where it is told what has become of it. Nothing else of the agent knows who says so.
 //!
 //! | module | is |
 //! |---|---|
