@@ -13,16 +13,14 @@ mod seen;
 
 use std::time::{Duration, Instant};
 
-use common::{condition, twice};
+use common::{condition, on_cluster, twice, whole_within};
 use hybridnic_api::conditions::{reasons, types};
 use hybridnic_e2e::cluster::{Cluster, SYSTEM};
 use hybridnic_e2e::kubevirt::{Kind, OnNodes, Vm, images};
 use hybridnic_e2e::lab::Pinger;
 use hybridnic_e2e::until::until;
 use hybridnic_e2e::world::{NicSpec, footprint};
-use seen::{
-    BUSY, at, checked, current, fast, gaps, gone, hardly_lost, migrate, plugin, reached, shown, writes,
-};
+use seen::{BUSY, at, checked, current, fast, gaps, gone, hardly_lost, migrate, plugin, reached, writes};
 use serde_json::json;
 
 const NAMESPACE: &str = "default";
@@ -44,31 +42,31 @@ async fn vms_keep_their_network() {
     twice("kubevirt", async |name| {
         let began = Instant::now();
         let images = images().await.unwrap();
-        let cluster = Cluster::start_with(name, MEMORY, &images, |what| eprintln!("--- {what}"))
+        let mut cluster = Cluster::start_with(name, MEMORY, &images, |what| eprintln!("--- {what}"))
             .await
             .unwrap();
         let dead = cluster.lab.node_ended();
-        let story = Story { cluster, began };
-        tokio::select! {
-            over = tokio::time::timeout(WHOLE, story.run()) => over.expect("it is over by now"),
-            what = dead => panic!("{what}"),
-        }
+        on_cluster(&mut cluster, async |cluster: &mut Cluster| {
+            let story = Story { cluster, began };
+            whole_within(WHOLE, story.run(), dead).await;
+        })
+        .await;
     })
     .await;
 }
 
-struct Story {
-    cluster: Cluster,
+struct Story<'a> {
+    cluster: &'a Cluster,
     began: Instant,
 }
 
-impl Story {
+impl Story<'_> {
     fn say(&self, what: &str) {
         eprintln!("--- {:5.1} s  {what}", self.began.elapsed().as_secs_f64());
     }
 
     async fn run(&self) {
-        let cluster = &self.cluster;
+        let cluster = self.cluster;
         self.say("the cluster is ready");
         // The nodes' own KVM, nested in what emulates them.
         let gates = json!({ "developerConfiguration": { "featureGates": ["VSOCK"] } });
@@ -122,10 +120,7 @@ impl Story {
                 &["kubevirt.registerBinding=true"],
             )
             .await;
-        if let Err(error) = &installed {
-            shown(&self.cluster).await;
-            panic!("{error:#}");
-        }
+        installed.unwrap();
         let network = "apiVersion: hybridnic.io/v1alpha1\nkind: HybridNetwork\nmetadata: {name: fast}\n\
                        spec:\n  uplinks: [{drivers: [igb], numVfs: 7, vfs: [\"0-5\"]}]\n  \
                        macRange: {from: \"52:54:00:77:00:00\", to: \"52:54:00:77:ff:ff\"}\n";
@@ -143,7 +138,7 @@ impl Story {
     /// A guest that does not let go of its VF: KubeVirt waits, the NIC says why, and the VM notices nothing, also when somebody deletes
     /// the migration.
     async fn keeps_its_vf(&self, vm: &Vm) {
-        let cluster = &self.cluster;
+        let cluster = self.cluster;
         let pinger = self.watch(vm).await;
         let migration = migrate(cluster, &vm.name).await;
         let says =
@@ -151,9 +146,6 @@ impl Story {
         let held = cluster
             .until_nic(NAMESPACE, &vm.nic("fast"), "held by its guest", says)
             .await;
-        if held.is_err() {
-            shown(cluster).await;
-        }
         held.unwrap();
         eprintln!("{}", plugin(cluster, &["nic", &vm.nic("fast")]).await);
         let migrations = Kind::VirtualMachineInstanceMigration.api(cluster.client(), NAMESPACE);
@@ -172,7 +164,7 @@ impl Story {
 
     /// The figure that users ask for: for how long a VM is without its network, and without its VF.
     async fn side_by_side(&self, vms: &Vms) {
-        let cluster = &self.cluster;
+        let cluster = self.cluster;
         let (ours, theirs) = (self.watch(&vms.web).await, self.watch(&vms.old).await);
         let (asked, before) = (Instant::now(), writes(cluster));
         let migration = migrate(cluster, &vms.old.name).await;
@@ -199,7 +191,7 @@ impl Story {
 
     /// Everything leaves a node; where the VM comes to, the agent is killed while the VM's pod waits for its link.
     async fn drained(&self, vms: &Vms) {
-        let cluster = &self.cluster;
+        let cluster = self.cluster;
         let nic = current(cluster, &vms.web).await;
         let (from, to) = (seen::node_of(&nic), 3 - seen::node_of(&nic));
         let pinger = self.watch(&vms.web).await;
@@ -237,10 +229,7 @@ impl Story {
             cluster.kubectl(&now).await.unwrap();
         };
         let (drained, ()) = tokio::join!(cluster.kubectl(&drain), kill);
-        if let Err(error) = drained {
-            shown(cluster).await;
-            panic!("{error:#}");
-        }
+        drained.unwrap();
         self.arrived(&vms.web, asked, "drained").await;
         gaps(
             &common::watched_with(pinger, BUSY).await,
@@ -253,14 +242,14 @@ impl Story {
     async fn undisturbed(&self, vm: &Vm, what: &str, act: impl AsyncFn()) {
         let pinger = self.watch(vm).await;
         act().await;
-        let nics = fast(&self.cluster, vm).await;
-        checked(&self.cluster, vm, &nics).await;
+        let nics = fast(self.cluster, vm).await;
+        checked(self.cluster, vm, &nics).await;
         hardly_lost(&pinger.stop().await, what);
     }
 
     /// QEMU ends: KubeVirt makes the VM a new pod, and it has the same NIC.
     async fn crashed(&self, vm: &Vm) {
-        let cluster = &self.cluster;
+        let cluster = self.cluster;
         let before = current(cluster, vm).await;
         let node = cluster.node(seen::node_of(&before));
         let guest = format!(
@@ -278,28 +267,32 @@ impl Story {
         };
         let nics = kube::Api::namespaced(cluster.client(), NAMESPACE);
         let nic = until(nics, &vm.nic("fast"), LONG, "on a VF in a new pod", again).await;
-        if nic.is_err() {
-            shown(cluster).await;
-        }
         assert_eq!(nic.unwrap().status.unwrap().mac, before.status.unwrap().mac);
         let nics = fast(cluster, vm).await;
         checked(cluster, vm, &nics).await;
     }
 
     async fn arrived(&self, vm: &Vm, asked: Instant, what: &str) {
-        let nics = fast(&self.cluster, vm).await;
+        let nics = fast(self.cluster, vm).await;
         eprintln!(
             "figure: {what}: from asked to its VF {:.1} s",
             asked.elapsed().as_secs_f64()
         );
-        checked(&self.cluster, vm, &nics).await;
+        checked(self.cluster, vm, &nics).await;
     }
 
     async fn watch(&self, vm: &Vm) -> Pinger {
         let pinger = self.cluster.lab.pinger(vm.nics[0].1.address, RATE).unwrap();
         if !pinger.answered(20, SOON).await || !pinger.answered_beside(10, SOON).await {
-            seen::shown_inside(&self.cluster, vm).await;
-            panic!("{} does not answer: {:#?}", vm.name, pinger.report());
+            let inside = match vm.inside(self.cluster).await {
+                Ok(inside) => format!("{:#?}", inside.net().await),
+                Err(error) => format!("{error:#}"),
+            };
+            panic!(
+                "{} does not answer: {:#?}; inside: {inside}",
+                vm.name,
+                pinger.report()
+            );
         }
         pinger
     }

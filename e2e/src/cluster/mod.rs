@@ -15,6 +15,7 @@
 //! [`crate::world`] is the same without kubelets: faster, with pods that are API objects only.
 
 mod devices;
+mod evidence;
 mod images;
 mod node;
 mod vm;

@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use futures::FutureExt as _;
 use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, QemuMigration, VmHybridNic};
 use hybridnic_e2e::{
+    cluster::Cluster,
     lab::{Inside, Lab, NetView, Netdev, Node, Pinger, Report, died_in_svm},
     world::{Vm, VmSpec, World},
 };
@@ -30,9 +31,26 @@ const WHOLE: Duration = Duration::from_mins(15);
 
 /// Runs a test for as long as it may take, and no longer than its machines live: what it waits for on a dead one never comes.
 pub async fn whole(test: impl Future<Output = ()>, dead: impl Future<Output = impl std::fmt::Display>) {
+    whole_within(WHOLE, test, dead).await;
+}
+
+/// The same of a test that may take longer.
+pub async fn whole_within(
+    may_take: Duration,
+    test: impl Future<Output = ()>,
+    dead: impl Future<Output = impl std::fmt::Display>,
+) {
     tokio::select! {
-        over = tokio::time::timeout(WHOLE, test) => over.expect("it is over by now"),
+        over = tokio::time::timeout(may_take, test) => over.expect("it is over by now"),
         what = dead => panic!("{what}"),
+    }
+}
+
+/// Runs a test on a cluster, and keeps what its programs have said should it fail.
+pub async fn on_cluster(cluster: &mut Cluster, test: impl AsyncFnOnce(&mut Cluster)) {
+    if let Err(why) = AssertUnwindSafe(test(&mut *cluster)).catch_unwind().await {
+        cluster.keep_evidence().await;
+        resume_unwind(why);
     }
 }
 

@@ -37,9 +37,6 @@ pub async fn fast(cluster: &Cluster, vm: &Vm) -> Vec<VmHybridNic> {
         let nics = Api::namespaced(cluster.client(), NAMESPACE);
         let is = |nic: &VmHybridNic| on(nic, Path::FastPath);
         let reached = until(nics, &vm.nic(interface), LONG, "on the fast path", is).await;
-        if reached.is_err() {
-            shown(cluster).await;
-        }
         all.push(reached.unwrap());
     }
     all
@@ -50,9 +47,7 @@ pub async fn checked(cluster: &Cluster, vm: &Vm, nics: &[VmHybridNic]) {
     let inside = vm.inside(cluster).await.unwrap();
     for nic in nics {
         if let Err(error) = check_nic(cluster.node(node_of(nic)), &inside, nic).await {
-            eprintln!("{error:#}: {:#?}", inside.net().await);
-            shown(cluster).await;
-            panic!("{error:#}");
+            panic!("{error:#}: {:#?}", inside.net().await);
         }
     }
 }
@@ -95,13 +90,7 @@ pub fn writes(cluster: &Cluster) -> [usize; 2] {
 
 /// Runs `kubectl hybridnic` as an administrator; it must say that all is well.
 pub async fn plugin(cluster: &Cluster, args: &[&str]) -> String {
-    match cluster.plugin(args).await {
-        Ok(text) => text,
-        Err(error) => {
-            shown(cluster).await;
-            panic!("{error:#}");
-        }
-    }
+    cluster.plugin(args).await.unwrap()
 }
 
 /// Asks KubeVirt to migrate a VM, as `virtctl migrate` does; gives the migration's name.
@@ -126,13 +115,10 @@ pub async fn reached(cluster: &Cluster, kind: Kind, name: &str, phase: &str) {
         now == phase || now == "Failed"
     };
     let reached = until(all, name, LONG, phase, is).await;
-    if !reached
+    let there = reached
         .as_ref()
-        .is_ok_and(|object| at(object, "/status/phase") == phase)
-    {
-        shown(cluster).await;
-        panic!("{name} is not {phase}: {reached:#?}");
-    }
+        .is_ok_and(|object| at(object, "/status/phase") == phase);
+    assert!(there, "{name} is not {phase}: {reached:#?}");
 }
 
 /// Waits until a VM and its NIC are gone.
@@ -148,25 +134,6 @@ pub async fn gone(cluster: &Cluster, vm: &str) {
             .await
             .unwrap();
     };
-    if tokio::time::timeout(SOON, both).await.is_err() {
-        shown(cluster).await;
-        panic!("{vm} is not gone");
-    }
-}
-
-/// The same of a VM's inside.
-pub async fn shown_inside(cluster: &Cluster, vm: &Vm) {
-    match vm.inside(cluster).await {
-        Ok(inside) => eprintln!("{}: {:#?}", vm.name, inside.net().await),
-        Err(error) => eprintln!("{}: {error:#}", vm.name),
-    }
-    shown(cluster).await;
-}
-
-/// What a reader of a failed test wants to know.
-pub async fn shown(cluster: &Cluster) {
-    for what in ["vm", "vmi", "vmim", "vhn", "nicattachments", "pods", "events"] {
-        let shown = cluster.kubectl(&["get", what, "-A", "-o", "wide"]).await;
-        eprintln!("{}", shown.unwrap_or_else(|e| e.to_string()));
-    }
+    let both = tokio::time::timeout(SOON, both).await;
+    assert!(both.is_ok(), "{vm} is not gone");
 }

@@ -1,0 +1,80 @@
+//! What is kept of a cluster in which a test has failed: it goes with the test, and what it says afterwards is all there is.
+
+use std::time::Duration;
+
+use crate::lab::Node;
+
+use super::{Cluster, SYSTEM};
+
+/// For one look at a node, which may be dead.
+const LOOK: Duration = Duration::from_secs(20);
+/// Lines of each program that are shown; its file has more.
+const SHOWN: usize = 30;
+
+const KINDS: [&str; 9] = [
+    "events",
+    "pods",
+    "vm",
+    "vmi",
+    "vmim",
+    "hybridnodes",
+    "qemumigrations",
+    "vmhybridnics",
+    "nicattachments",
+];
+
+/// All containers of ours that a node has had lately, each line with its file's name.
+const LOGS: &str =
+    "cd /var/log/pods && for log in $(ls -tr */*/*.log); do echo \"==> $log\"; tail -n 3000 \"$log\"; done";
+
+impl Cluster {
+    /// Writes our objects and the programs' logs beside the nodes' own logs, and prints the end of them.
+    pub async fn keep_evidence(&self) {
+        for kind in KINDS {
+            // KubeVirt's are not everywhere.
+            let Ok(objects) = self.kubectl(&["get", kind, "-A", "-o", "yaml"]).await else {
+                continue;
+            };
+            self.keep(&format!("{kind}.yaml"), &objects);
+            let short = self.kubectl(&["get", kind, "-A", "-o", "wide"]).await;
+            eprintln!("{}", short.unwrap_or_else(|error| format!("{error:#}")));
+        }
+        for node in self.lab.nodes() {
+            let logs = logs(node).await;
+            self.keep(&format!("{}/pods.log", node.name()), &logs);
+            for (program, lines) in programs(&logs) {
+                eprintln!("==> {}: {program}", node.name());
+                for line in &lines[lines.len().saturating_sub(SHOWN)..] {
+                    eprintln!("{line}");
+                }
+            }
+        }
+        eprintln!("the rest is in {}", self.lab.dir().display());
+    }
+
+    fn keep(&self, name: &str, text: &str) {
+        let file = self.lab.dir().join(name);
+        if let Err(error) = std::fs::write(&file, text) {
+            eprintln!("{}: {error}", file.display());
+        }
+    }
+}
+
+async fn logs(node: &Node) -> String {
+    node.run(LOGS, LOOK)
+        .await
+        .unwrap_or_else(|error| error.to_string())
+}
+
+/// The lines of each of our programs.
+fn programs(logs: &str) -> Vec<(&str, Vec<&str>)> {
+    let mut all: Vec<(&str, Vec<&str>)> = Vec::new();
+    for line in logs.lines() {
+        match line.strip_prefix("==> ") {
+            Some(file) => all.push((file, Vec::new())),
+            None => all.last_mut().into_iter().for_each(|(_, lines)| lines.push(line)),
+        }
+    }
+    all.retain(|(file, _)| file.starts_with(SYSTEM));
+    all
+}
