@@ -214,7 +214,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         broker: Arc::<Process>::clone(&broker),
         pools: Ledger::default(),
         offers: Arc::new(args.kubelet_dir.as_deref().map(offers).unwrap_or_default()),
-        handouts: Handouts::new(devices.dev.clone(), hardware.clone()),
+        handouts: Handouts::new(devices.dev.clone(), Path::new("/proc"), hardware.clone()),
         devices,
         proc: "/proc".into(),
         discovered: Discovered::default(),

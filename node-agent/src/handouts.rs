@@ -11,8 +11,10 @@
 //! whoever had it (`__fput` in fs/file_table.c). That comes before QEMU's `DEVICE_DELETED`, so an honest QEMU waits for nothing.
 //!
 //! The nodes are what the next agent knows: each is there before there is a descriptor, goes when that is closed, and goes with a boot, as
-//! who had it does. So nothing is written to the journal. What was closed while no agent was there cannot be told from what is still
-//! open, unless vfio says that the VF is in use. Then the VF is tried to be given back, by a process that may hang ([`crate::calls`]).
+//! the process that had it does. So nothing is written to the journal. Whether one was closed while no agent was there is told by a lock: what
+//! is opened is locked, as `fcntl(F_OFD_SETLK)` does, and the kernel drops that lock with the last reference, and lists it until then
+//! (`/proc/locks`, fs/locks.c). A process that has the descriptor can drop the lock, too. No QEMU in order does; behind another one the VF's
+//! driver waits, in a process that may hang ([`crate::calls`]).
 
 use std::{
     collections::BTreeMap,
@@ -28,10 +30,11 @@ use std::{
 
 use hybridnic_net::{PciAddress, dev::DevNodes};
 use nix::{
+    fcntl::{FcntlArg, fcntl},
     libc,
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
-        stat::{Mode, SFlag, mknod},
+        stat::{self, Mode, SFlag, mknod},
     },
 };
 use tokio::{
@@ -59,8 +62,6 @@ struct Handout {
 enum Known {
     /// Somebody has it.
     Open,
-    /// It was handed out by an earlier agent, and may have been closed before it was watched.
-    Unsure,
     /// Nothing tells of its end: it is not watched, or who has it has opened its node once more, by `/proc/PID/fd`: as root only, in a
     /// container whose device cgroup lets it. A close proves nothing then.
     Untold,
@@ -71,6 +72,8 @@ enum Known {
 pub struct Handouts {
     dev: DevNodes,
     dir: PathBuf,
+    /// The kernel's list of locks.
+    locks: PathBuf,
     /// `None` where the kernel gives no more of them.
     inotify: Option<Inotify>,
     out: Mutex<BTreeMap<PciAddress, Vec<Handout>>>,
@@ -79,11 +82,12 @@ pub struct Handouts {
 }
 
 impl Handouts {
-    /// None yet. `hardware` is told when one is closed.
-    pub fn new(dev: DevNodes, hardware: watch::Sender<u64>) -> Self {
+    /// None yet. Locks are read below `proc`; `hardware` is told when one is closed.
+    pub fn new(dev: DevNodes, proc: &Path, hardware: watch::Sender<u64>) -> Self {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC);
         Self {
             dir: dev.root().join(DIR),
+            locks: proc.join("locks"),
             dev,
             inotify: inotify
                 .inspect_err(|error| warn!(%error, "who has descriptors of VFs will not be known"))
@@ -121,7 +125,10 @@ impl Handouts {
             }
         };
         // It cannot be closed before it is watched, because we have it.
-        let opened = open(&node).and_then(|file| Ok((self.watch(&node)?, file)));
+        let opened = open(&node).and_then(|file| {
+            lock(&file)?;
+            Ok((self.watch(&node)?, file))
+        });
         match opened {
             Ok((watch, file)) => {
                 let (watch, known) = (Some(watch), Known::Open);
@@ -163,12 +170,11 @@ impl Handouts {
         self.read_events();
         let out = self.out();
         out.get(&vf)
-            .is_some_and(|all| all.iter().any(|one| one.known != Known::Open))
+            .is_some_and(|all| all.iter().any(|one| one.known == Known::Untold))
     }
 
-    /// Watches what an earlier agent has handed out of this VF. The answer says whether it is one descriptor alone: if vfio says from now on that
-    /// the VF is in use, that one is open, see [`Handouts::confirm`].
-    pub fn take_over(&self, vf: PciAddress) -> io::Result<bool> {
+    /// Watches what an earlier agent has handed out of this VF, and forgets what was closed since.
+    pub fn take_over(&self, vf: PciAddress) -> io::Result<()> {
         let mut out = self.out();
         let all = out.entry(vf).or_default();
         for node in self.nodes_of(vf)? {
@@ -176,23 +182,36 @@ impl Handouts {
                 continue;
             }
             let is_mark = node.extension().is_some_and(|end| end == MARK);
-            let (watch, known) = match self.watch(&node) {
-                Ok(watch) if !is_mark => (Some(watch), Known::Unsure),
-                _ => (None, Known::Untold),
+            let watched = if is_mark { None } else { self.watch(&node).ok() };
+            // What is closed from here on, the watch tells.
+            let (watch, known) = match (watched, self.is_locked(&node)) {
+                (Some(_), Ok(false)) => {
+                    info!(node = %node.display(), "a descriptor of a VF was closed while no agent was there");
+                    remove(&node);
+                    continue;
+                }
+                (Some(watch), Ok(true)) => (Some(watch), Known::Open),
+                (watch, Ok(_)) => (watch, Known::Untold),
+                (watch, Err(error)) => {
+                    warn!(%vf, %error, "whether a descriptor of the VF was closed is not known");
+                    (watch, Known::Untold)
+                }
             };
             all.push(Handout { watch, node, known });
         }
-        Ok(matches!(&all[..], [one] if one.known == Known::Unsure))
+        Ok(())
     }
 
-    /// Takes the one descriptor of this VF for open, if it was not closed meanwhile.
-    pub fn confirm(&self, vf: PciAddress) {
-        self.read_events();
-        if let Some([one]) = self.out().get_mut(&vf).map(Vec::as_mut_slice)
-            && one.known == Known::Unsure
-        {
-            one.known = Known::Open;
-        }
+    /// Whether what was opened at a node is still open, and nobody who has it has dropped its lock.
+    fn is_locked(&self, node: &Path) -> io::Result<bool> {
+        let file = fs::symlink_metadata(node)?;
+        let (major, minor) = (stat::major(file.dev()), stat::minor(file.dev()));
+        let file = format!("{major:02x}:{minor:02x}:{}", file.ino());
+        // `1: OFDLCK ADVISORY  WRITE -1 00:06:4711 0 EOF`: proc_locks(5).
+        let locks = fs::read_to_string(&self.locks)?;
+        Ok(locks
+            .lines()
+            .any(|line| line.split_whitespace().nth(5) == Some(&*file)))
     }
 
     /// Nobody has any of this VF: its driver has let go of it, or it is there no more.
@@ -295,6 +314,19 @@ fn open(node: &Path) -> io::Result<File> {
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
         .open(node)
+}
+
+/// For as long as anybody has it open: the lock is of what was opened, not of a process.
+fn lock(file: &File) -> io::Result<()> {
+    let whole = libc::flock {
+        l_type: libc::F_WRLCK as _,
+        l_whence: libc::SEEK_SET as _,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&whole))?;
+    Ok(())
 }
 
 fn remove(node: &Path) {

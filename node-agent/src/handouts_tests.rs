@@ -10,7 +10,7 @@ fn vf() -> PciAddress {
 }
 
 fn agent(dir: &Path) -> Handouts {
-    Handouts::new(DevNodes::new(dir), watch::Sender::new(0))
+    Handouts::new(DevNodes::new(dir), Path::new("/proc"), watch::Sender::new(0))
 }
 
 /// A plain file stands for the node: to make one needs no right.
@@ -92,48 +92,64 @@ fn of_several_each_counts() {
 #[test]
 fn the_next_agent_knows_of_them_and_is_told_of_their_end() {
     let dir = tempfile::tempdir().unwrap();
-    let given = give(&agent(dir.path()));
+    let before = agent(dir.path());
+    let (one, two) = (give(&before), give(&before));
+    drop(before);
     let next = agent(dir.path());
-    assert!(next.take_over(vf()).unwrap(), "there is one");
-    assert!(!next.is_out(vf()) && next.is_unsure(vf()));
-    // The guest uses the VF.
-    next.confirm(vf());
-    assert!(next.is_out(vf()) && !next.is_unsure(vf()));
-    assert!(!next.take_over(vf()).unwrap(), "nothing is new");
-    drop(given);
+    for _ in 0..2 {
+        next.take_over(vf()).unwrap();
+        assert!(next.is_out(vf()) && !next.is_unsure(vf()));
+        assert_eq!(nodes(dir.path()), 2);
+    }
+    drop(one);
+    assert!(next.is_out(vf()));
+    drop(two);
     assert!(!next.is_out(vf()) && !next.is_unsure(vf()));
-    next.confirm(vf());
-    assert!(!next.is_out(vf()), "what is closed is not open");
-}
-
-#[test]
-fn what_was_closed_while_nobody_looked_is_open_for_nobody_and_closed_for_nobody() {
-    let dir = tempfile::tempdir().unwrap();
-    drop(give(&agent(dir.path())));
-    let next = agent(dir.path());
-    assert!(next.take_over(vf()).unwrap());
-    assert!(!next.is_out(vf()) && next.is_unsure(vf()));
-    // A second one is another.
-    let given = give(&next);
-    assert!(next.is_out(vf()) && next.is_unsure(vf()));
-    drop(given);
-    assert!(!next.is_out(vf()) && next.is_unsure(vf()));
-    // Its driver has let go of it.
-    next.forget(vf());
-    assert!(!next.is_unsure(vf()));
     assert_eq!(nodes(dir.path()), 0);
 }
 
 #[test]
-fn of_two_nobody_knows_which_one_the_guest_uses() {
+fn what_was_closed_while_no_agent_was_there_is_closed() {
     let dir = tempfile::tempdir().unwrap();
     let before = agent(dir.path());
-    let (_one, _two) = (give(&before), give(&before));
-    drop(before);
+    let (one, two) = (give(&before), give(&before));
+    drop((before, one));
     let next = agent(dir.path());
-    assert!(!next.take_over(vf()).unwrap());
-    next.confirm(vf());
+    next.take_over(vf()).unwrap();
+    assert!(next.is_out(vf()) && !next.is_unsure(vf()), "the other is not");
+    assert_eq!(nodes(dir.path()), 1);
+    drop(two);
+    let last = agent(dir.path());
+    last.take_over(vf()).unwrap();
+    assert!(!last.is_out(vf()) && !last.is_unsure(vf()));
+    assert_eq!(nodes(dir.path()), 0);
+}
+
+/// A copy is not another one: its end does not end the lock.
+#[test]
+fn a_copy_of_one_holds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let given = give(&agent(dir.path()));
+    drop(given.try_clone().unwrap());
+    let next = agent(dir.path());
+    next.take_over(vf()).unwrap();
+    assert!(next.is_out(vf()));
+}
+
+#[test]
+fn where_locks_cannot_be_read_nothing_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let given = give(&agent(dir.path()));
+    let mut next = agent(dir.path());
+    next.locks = dir.path().join("none");
+    next.take_over(vf()).unwrap();
     assert!(!next.is_out(vf()) && next.is_unsure(vf()));
+    drop(given);
+    assert!(next.is_unsure(vf()));
+    // Its driver has let go of it.
+    next.forget(vf());
+    assert!(!next.is_unsure(vf()));
+    assert_eq!(nodes(dir.path()), 0);
 }
 
 /// As a root in a pod may: then only the VF's driver can tell.
@@ -149,7 +165,6 @@ fn of_one_that_was_opened_once_more_a_close_proves_nothing() {
     drop(given);
     assert!(!handouts.is_out(vf()) && handouts.is_unsure(vf()));
     drop(again.unwrap());
-    handouts.confirm(vf());
     assert!(!handouts.is_out(vf()) && handouts.is_unsure(vf()));
     handouts.forget(vf());
     assert!(!handouts.is_unsure(vf()));
@@ -172,11 +187,7 @@ fn what_nothing_tells_of_is_unsure_until_the_driver_has_let_go_also_for_the_next
         if !watches {
             next.inotify = None;
         }
-        assert!(
-            !next.take_over(vf()).unwrap(),
-            "vfio's word is not about this one"
-        );
-        next.confirm(vf());
+        next.take_over(vf()).unwrap();
         assert!(next.is_unsure(vf()) && !next.is_out(vf()));
     }
     blind.forget(vf());
@@ -191,7 +202,7 @@ fn a_node_that_cannot_be_watched_is_unsure() {
     let given = give(&agent(dir.path()));
     let mut next = agent(dir.path());
     next.inotify = None;
-    assert!(!next.take_over(vf()).unwrap());
+    next.take_over(vf()).unwrap();
     assert!(next.is_unsure(vf()));
     drop(given);
     assert!(next.is_unsure(vf()));

@@ -5,7 +5,7 @@ use std::{error::Error, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duratio
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     PciAddress,
-    dev::{DevNodes, VfioUse},
+    dev::DevNodes,
     multicast::Multicast,
     netlink::{Link, Netlink},
     sysfs::{Inventory, Sysfs},
@@ -139,19 +139,9 @@ impl Host {
     }
 
     /// Takes over what an earlier agent has handed out of a VF.
-    pub async fn take_over_handouts(&self, vf: PciAddress, group: u32) {
-        match self.handouts.take_over(vf) {
-            Ok(true) => {
-                // It is the group that is in use, and with others in it that may be one of them.
-                if let Ok(Some(seen)) = self.sysfs.vf(vf)
-                    && seen.group_peers.is_empty()
-                    && let Ok(VfioUse::InUse) = self.devices.vfio_use(vf, group).await
-                {
-                    self.handouts.confirm(vf);
-                }
-            }
-            Ok(false) => {}
-            Err(error) => warn!(%vf, %error, "who has the VF's descriptor is not known"),
+    pub fn take_over_handouts(&self, vf: PciAddress) {
+        if let Err(error) = self.handouts.take_over(vf) {
+            warn!(%vf, %error, "who has the VF's descriptor is not known");
         }
     }
 
@@ -274,7 +264,7 @@ pub(crate) mod tests {
         Host {
             sysfs: sysfs.clone(),
             dev: dev.clone(),
-            handouts: Handouts::new(dev.clone(), hardware.clone()),
+            handouts: Handouts::new(dev.clone(), Path::new("/proc"), hardware.clone()),
             macvtaps: Arc::new(Links {
                 host: netlink.clone(),
                 sandboxes: sandboxes.clone(),

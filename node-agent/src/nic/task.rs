@@ -177,7 +177,7 @@ impl NicTask {
 
     async fn drive(&mut self) {
         if let Some(vf) = &self.cx.record.vf {
-            self.cx.host.take_over_handouts(vf.address, vf.iommu_group).await;
+            self.cx.host.take_over_handouts(vf.address);
         }
         self.until_tried().await;
         let mut pulse = self.cx.vm.pulse();

@@ -104,7 +104,7 @@ pub(super) async fn foreign(host: &Host, choice: &Choice) -> Result<Option<Strin
     };
     let unknown = |error: DeviceError| error.into_step(reasons::VF_UNKNOWN);
     // No record says so any more, and somebody may have what an earlier NIC's QEMU was given.
-    host.take_over_handouts(vf.address, group).await;
+    host.take_over_handouts(vf.address);
     if host.handouts.is_out(vf.address) {
         return Ok(Some(IS_KEPT.to_owned()));
     }

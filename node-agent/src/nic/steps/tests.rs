@@ -283,7 +283,7 @@ async fn a_vf_is_not_given_back_while_somebody_has_its_descriptor() {
     drop(given);
 }
 
-/// What an earlier agent has handed out may have been closed, or not: its driver is asked only once nobody of the pod could have it.
+/// What nothing tells of may have been closed, or not: its driver is asked only once nobody of the pod could have it.
 #[tokio::test]
 async fn a_driver_is_not_asked_for_what_the_pods_processes_may_keep() {
     let dir = tempfile::tempdir().unwrap();
@@ -292,8 +292,8 @@ async fn a_driver_is_not_asked_for_what_the_pods_processes_may_keep() {
     let vf = vf_address(0, 0);
     let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
     fs::create_dir_all(dir.path().join("dev/hybridnic")).unwrap();
-    fs::write(dir.path().join(format!("dev/hybridnic/{vf}.1")), "").unwrap();
-    host.take_over_handouts(vf, 1).await;
+    fs::write(dir.path().join(format!("dev/hybridnic/{vf}.0")), "").unwrap();
+    host.take_over_handouts(vf);
     assert!(host.handouts.is_unsure(vf));
 
     let error = vf::restore(&mut cx).await.unwrap_err();
@@ -381,10 +381,17 @@ async fn a_vf_that_an_earlier_nics_qemu_may_have_goes_to_no_other() {
     drop(given);
     assert_eq!(reserve::foreign(&host, &bound).await, Ok(None));
 
-    // That of an earlier agent: vfio is asked, and gets the VF back.
+    // An earlier agent's, which was closed since: nobody is asked.
     let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
     assert_eq!(fs::read_to_string(&unbind).unwrap(), "");
     let node = dir.path().join(format!("dev/hybridnic/{vf}.1"));
+    fs::write(&node, "").unwrap();
+    assert_eq!(reserve::foreign(&host, &bound).await, Ok(None));
+    assert!(!node.exists());
+    assert_eq!(fs::read_to_string(&unbind).unwrap(), "");
+
+    // One of which nothing tells: vfio is asked, and gets the VF back.
+    let node = node.with_extension("0");
     fs::write(&node, "").unwrap();
     assert_eq!(reserve::foreign(&host, &bound).await, Ok(None));
     assert_eq!(fs::read_to_string(&unbind).unwrap(), vf.to_string());

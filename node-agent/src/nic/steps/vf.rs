@@ -306,8 +306,8 @@ async fn take_from_vfio(cx: &Context, vf: &VfRecord, driver: Option<String>) -> 
         }
         if cx.host.handouts.is_unsure(vf.address) && pod_lives(cx).await? {
             let message = format!(
-                "a process of the VM's pod may keep a descriptor of the VF {} that it was given before this agent started; the VF is \
-                 given back when the pod has no process any more",
+                "a process of the VM's pod may keep a descriptor of the VF {}, and nothing tells when it closes it; the VF is given back when \
+                 the pod has no process any more",
                 vf.address
             );
             return Err(StepError::new(reasons::VF_IN_USE, message));
