@@ -33,7 +33,7 @@ pub use multus::MULTUS;
 pub use node::{Device, Handler, Launcher, Sandbox, root};
 pub use nodes::{OnNodes, images};
 pub use objects::NAMESPACE;
-pub use vm::Vm;
+pub use vm::{Interface, Vm};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/build.sh");
 /// From start to the first answer: its caches must be filled, of a machine that may be busy.

@@ -13,8 +13,21 @@ use crate::world::NicSpec;
 
 /// Set apart for a VM, as for those of tier `nodes`: with KubeVirt's 100m the kubelet and containerd starve it while they start pods.
 const CPU: &str = "500m";
+/// The guest's address by the pods' network changes with its node; its user says that this may be.
+const PLAIN_MAY_MIGRATE: &str = "kubevirt.io/allow-pod-bridge-network-live-migration";
 /// Made by `guest.sh`.
 const GUEST: &str = "localhost/hybridnic-guest:lab";
+
+/// One interface of a VM.
+#[derive(Debug, Clone)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// The definition of its network.
+    pub network: String,
+    /// What the guest has.
+    pub nic: NicSpec,
+}
 
 /// A VM.
 #[derive(Debug, Clone)]
@@ -23,12 +36,12 @@ pub struct Vm {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its interfaces: name, and what the guest has.
-    pub nics: Vec<(String, NicSpec)>,
-    /// How its interfaces are bound.
+    /// Its interfaces that the tests look at.
+    pub interfaces: Vec<Interface>,
+    /// How these are bound.
     pub binding: Value,
-    /// The definition of their network.
-    pub network: String,
+    /// Whether it has an interface of the pods' network, too, bound by KubeVirt itself.
+    pub plain: bool,
     /// More of the guest kernel's command line.
     pub arguments: &'static str,
     /// In MiB.
@@ -36,23 +49,35 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A VM of 192 MiB with one interface, `fast`, of the network of that name.
-    pub fn new(namespace: &str, name: &str, nic: NicSpec) -> Self {
-        Self {
+    /// A VM of 192 MiB with one interface, of the same name as its network.
+    pub fn new(namespace: &str, name: &str, network: &str, nic: NicSpec) -> Self {
+        let vm = Self {
             namespace: namespace.into(),
             name: name.into(),
-            nics: vec![("fast".to_owned(), nic)],
+            interfaces: Vec::new(),
             binding: json!({ "binding": { "name": "hybridnic" } }),
-            network: "fast".to_owned(),
+            plain: false,
             arguments: "",
             memory: 192,
-        }
+        };
+        vm.and(network, nic)
     }
 
-    /// With one more interface of the same network.
+    /// With one more interface, of the same name as its network.
     #[must_use]
-    pub fn and(mut self, interface: &str, nic: NicSpec) -> Self {
-        self.nics.push((interface.to_owned(), nic));
+    pub fn and(mut self, network: &str, nic: NicSpec) -> Self {
+        self.interfaces.push(Interface {
+            name: network.to_owned(),
+            network: network.to_owned(),
+            nic,
+        });
+        self
+    }
+
+    /// With an interface of the pods' network beside. KubeVirt migrates such a VM only where it is asked to by an annotation.
+    #[must_use]
+    pub fn with_plain(mut self) -> Self {
+        self.plain = true;
         self
     }
 
@@ -60,9 +85,8 @@ impl Vm {
     pub fn with_sriov(namespace: &str, name: &str, nic: NicSpec) -> Self {
         Self {
             binding: json!({ "sriov": {} }),
-            network: super::sriov::NETWORK.to_owned(),
             arguments: "lab.lone=1",
-            ..Self::new(namespace, name, nic)
+            ..Self::new(namespace, name, super::sriov::NETWORK, nic)
         }
     }
 
@@ -71,29 +95,42 @@ impl Vm {
         format!("{}-{interface}", self.name)
     }
 
+    /// The same of its first interface.
+    pub fn first(&self) -> String {
+        self.nic(&self.interfaces[0].name)
+    }
+
     fn object(&self) -> Value {
         let mut arguments = format!(
             "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check {}",
             self.arguments
         );
-        let mut interfaces = Vec::new();
-        let mut networks = Vec::new();
-        for (name, nic) in &self.nics {
+        let (mut interfaces, mut networks) = (Vec::new(), Vec::new());
+        if self.plain {
+            interfaces.push(json!({ "name": "plain", "bridge": {} }));
+            networks.push(json!({ "name": "plain", "pod": {} }));
+        }
+        for Interface { name, network, nic } in &self.interfaces {
             let _ = write!(arguments, " lab.nic={}={}/24", nic.mac, nic.address);
             let mut interface = self.binding.clone();
             interface["name"] = json!(name);
             interface["macAddress"] = json!(nic.mac);
             interfaces.push(interface);
-            networks.push(json!({ "name": name, "multus": { "networkName": self.network } }));
+            networks.push(json!({ "name": name, "multus": { "networkName": network } }));
         }
         let boot = json!({
             "kernelArgs": arguments,
             "container": { "image": GUEST, "kernelPath": "/boot/vmlinux", "initrdPath": "/boot/initrd" },
         });
+        let annotations = if self.plain {
+            json!({ PLAIN_MAY_MIGRATE: "" })
+        } else {
+            json!({})
+        };
         json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine",
             "metadata": { "name": self.name, "namespace": self.namespace },
-            "spec": { "runStrategy": "Always", "template": { "spec": {
+            "spec": { "runStrategy": "Always", "template": { "metadata": { "annotations": annotations }, "spec": {
                 "evictionStrategy": "LiveMigrate",
                 "terminationGracePeriodSeconds": 0,
                 "domain": {
