@@ -27,7 +27,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt;
 
-use super::ends::Ends;
+use super::ends::{Ends, Rollback};
 use super::{Driver, End, Going, Move, Outcome, Stage, Times};
 use crate::{attachment, fence, pods};
 
@@ -44,7 +44,8 @@ pub struct Inputs<'a> {
     pub vmi: Option<&'a VirtualMachineInstance>,
 }
 
-/// The moves of a VM, also those that are over, and those whose object is gone while they have NICs in their hands.
+/// The moves of a VM, also those that are over, and those whose object is gone while they have NICs in their hands. None begins while
+/// another is under way: both would tell the same NICs.
 pub fn moves(inputs: Inputs<'_>) -> Vec<Move> {
     let known = inputs.migrations.iter().filter_map(|m| of(&inputs, m));
     let uids: BTreeSet<_> = inputs.migrations.iter().filter_map(|m| m.uid()).collect();
@@ -63,7 +64,12 @@ pub fn moves(inputs: Inputs<'_>) -> Vec<Move> {
         };
         begun(&inputs, id, None)
     });
-    known.chain(lost).collect()
+    let mut moves: Vec<_> = known.chain(lost).collect();
+    let is_new = |of: &Move| of.is_under_way() && !inputs.attachments.iter().any(|a| has_order(a, &of.id));
+    let is_first = |of: &Move| of.is_under_way() && !is_new(of);
+    let mut taken = moves.iter().any(is_first);
+    moves.retain(|of| !is_new(of) || !std::mem::replace(&mut taken, true));
+    moves
 }
 
 /// How far a migration is, in KubeVirt's word.
@@ -187,13 +193,14 @@ fn has_come(of: &Move, ends: &Ends, vmi: Option<&VirtualMachineInstance>) -> boo
     another_node && is_at(vmi, &of.id.uid, &of.target.node_name) && has_let_go(ends)
 }
 
-/// Which end has to speak before it is known where the VM is, though KubeVirt is done.
+/// Which end has to speak before it is known where the VM is, or that it stays, though KubeVirt is done.
 fn awaited(stage: Stage, ends: &Ends, migration: Option<&Migration>) -> Option<End> {
     let is_done = migration.is_none_or(is_final);
     match stage {
         Stage::Moving if is_done && !has_let_go(ends) => Some(End::Source),
         Stage::Moving if is_done => Some(End::Target),
         Stage::Returning if ends.is_silent() => Some(End::Target),
+        Stage::Returning if ends.rollback() == Rollback::Cancelling => Some(End::Source),
         _ => None,
     }
 }
@@ -340,8 +347,14 @@ fn stage(inputs: &Inputs<'_>, of: &Move, ends: &Ends, at: &At<'_>, migration: Op
     use MigrationState::{Active, Completed, Ended, Failed};
     // Without its object it is over for KubeVirt.
     let is_final = migration.is_none_or(is_final);
+    let has_ordered = |there: &[&NicAttachment]| there.iter().any(|a| has_order(a, &of.id));
+    if migration.is_some_and(|migration| phase(migration) == "Succeeded") && !has_ordered(&at.target) {
+        // It was over before, and the target has new orders, or none: what is left of it is the source's, which has yet to say so.
+        return Stage::Over(Outcome::Succeeded);
+    }
     if ends.arrived() || has_come(of, ends, inputs.vmi) {
-        let left = at.source.iter().all(|a| fence::is_detached(a));
+        // A source whose pod has ended, or is no more, need not say that it has let go: nothing of the VM can be there.
+        let left = ends.source_gone || at.source.iter().all(|a| fence::is_detached(a));
         return if is_final && left {
             Stage::Over(Outcome::Succeeded)
         } else {

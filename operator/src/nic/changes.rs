@@ -85,7 +85,8 @@ fn retire(attachment: &NicAttachment, known: Known) -> Option<Change<'_>> {
     Some(Change::Tell(attachment, spec))
 }
 
-/// Whether a NIC is deleted whose VM is known to have come to the attachment's pod by the migration of its order.
+/// Whether a NIC is deleted whose VM is known to be in the attachment's pod after the migration of its order: it has come there, or has
+/// stayed.
 pub fn leaves_vm(observed: &Observed, nic: &VmHybridNic, attachment: &NicAttachment) -> bool {
     let spec = &attachment.spec;
     let Some(order) = spec.migration.as_ref() else {
@@ -98,8 +99,15 @@ pub fn leaves_vm(observed: &Observed, nic: &VmHybridNic, attachment: &NicAttachm
             is_there && of.id.uid == *uid && of.target.pod.uid == spec.pod.uid
         })
     };
+    let has_stayed = || {
+        observed.moves.iter().any(|of| {
+            let is_off = matches!(of.stage, Stage::Over(Outcome::Failed | Outcome::Cancelled));
+            is_off && of.id.uid == *uid && of.source.pod.uid == spec.pod.uid
+        })
+    };
     let vmi = observed.kubevirt.vmi.as_deref();
-    nic.metadata.deletion_timestamp.is_some() && (has_come() || kubevirt::is_at(vmi, uid, &spec.node_name))
+    nic.metadata.deletion_timestamp.is_some()
+        && (has_come() || has_stayed() || kubevirt::is_at(vmi, uid, &spec.node_name))
 }
 
 #[cfg(test)]
@@ -236,13 +244,25 @@ mod tests {
             );
         }
         of.stage = Stage::Over(Outcome::Succeeded);
-        observed.moves = vec![of];
+        observed.moves = vec![of.clone()];
         assert_eq!(told(next(&observed, &deleted(), &there)), None);
         assert_eq!(
             told(next(&observed, &nic("eth0", "vm", "net", 1), &there)),
             Some(MigrationStep::Watch),
             "it is not to go from a VM that runs"
         );
+
+        // Where it comes from, it stays until the migration is off.
+        std::mem::swap(&mut of.source, &mut of.target);
+        for (stage, leaves) in [
+            (Stage::Returning, Some(MigrationStep::Watch)),
+            (Stage::Over(Outcome::Succeeded), Some(MigrationStep::Watch)),
+            (Stage::Over(Outcome::Failed), None),
+        ] {
+            of.stage = stage;
+            observed.moves = vec![of.clone()];
+            assert_eq!(told(next(&observed, &deleted(), &there)), leaves, "{stage:?}");
+        }
     }
 
     #[test]

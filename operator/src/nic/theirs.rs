@@ -7,7 +7,7 @@ use hybridnic_api::v1alpha1::{NicMigration, Runtime, VmHybridNicStatus};
 use super::admit::Refusal;
 use crate::events::Note;
 use crate::metrics::End;
-use crate::moves::{self, Driver, Move, Outcome};
+use crate::moves::{self, Driver, Move, Outcome, Stage};
 
 /// The last migration, and how it was before; none of a VM that is not KubeVirt's.
 fn last<'a>(
@@ -31,6 +31,14 @@ pub fn awaited(of: &Move) -> Option<Refusal> {
         return None;
     };
     let (from, to) = (&of.source.node_name, &of.target.node_name);
+    if of.stage == Stage::Returning && *end == moves::End::Source {
+        let message = format!(
+            "the migration {} is off: the NIC stays on its standbys until the agent of node {from} says that the VM runs there and is \
+             sent nowhere",
+            of.id.name
+        );
+        return Some(Refusal::new(reasons::MIGRATING, message));
+    }
     let waits = match end {
         moves::End::Source => format!("the agent of node {from}: whether QEMU there has let the VM go"),
         moves::End::Target => format!("the agent of node {to}: whether the VM has run there"),

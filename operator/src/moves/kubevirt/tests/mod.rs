@@ -23,6 +23,8 @@ const UID: &str = "m-uid";
 /// A VM of KubeVirt with two NICs in the pod `a`, and what happens to it. What the operator sees is in the objects; what is so, beside.
 struct World {
     migration: Option<Arc<Migration>>,
+    /// Another one of the same VM.
+    another: Option<Arc<Migration>>,
     pods: Vec<Arc<Pod>>,
     attachments: Vec<Arc<NicAttachment>>,
     vmi: Option<VirtualMachineInstance>,
@@ -64,8 +66,12 @@ fn launcher(name: &str, second: i64, node: &str, migration: Option<&str>) -> Arc
 }
 
 fn migration(phase: &str) -> Arc<Migration> {
+    named("m", UID, phase)
+}
+
+fn named(name: &str, uid: &str, phase: &str) -> Arc<Migration> {
     let migration = json!({
-        "metadata": {"name": "m", "namespace": "ns", "uid": UID, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "metadata": {"name": name, "namespace": "ns", "uid": uid, "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {"vmiName": "vm"},
         "status": {"phase": phase, "migrationState": {"sourcePod": "a", "sourceNode": "n1"}},
     });
@@ -94,6 +100,7 @@ impl World {
         });
         Self {
             migration: None,
+            another: None,
             pods: vec![launcher("a", 1, "n1", None)],
             attachments: here.to_vec(),
             vmi: Some(vmi("n1", "")),
@@ -112,7 +119,7 @@ impl World {
     }
 
     fn moves(&self) -> Vec<Move> {
-        let migrations: Vec<_> = self.migration.iter().cloned().collect();
+        let migrations: Vec<_> = self.another.iter().chain(&self.migration).cloned().collect();
         moves(Inputs {
             migrations: &migrations,
             pods: &self.pods,

@@ -81,7 +81,7 @@ fn a_source_that_is_over_has_let_the_vm_go() {
     let mut over = pod("a", "vm", 1, "Succeeded", "n1");
     over.labels_mut().clear();
     world.pods.push(Arc::new(over));
-    assert_eq!(world.stage(), Some(Stage::Arrived));
+    assert_eq!(world.stage(), Some(Stage::Over(Outcome::Succeeded)));
 }
 
 #[test]
@@ -128,6 +128,65 @@ fn a_migration_goes_from_gate_to_gate() {
     assert_eq!(world.stage(), Some(Stage::Over(Outcome::Succeeded)));
 }
 
+/// KubeVirt is done, and the target has said so; the source's agent is away.
+fn done() -> World {
+    let mut world = World::come();
+    for nic in NICS {
+        world.act(nic, "b");
+    }
+    world.all_operate();
+    world.phase("Succeeded");
+    world.kubevirt_says_so();
+    assert_eq!(world.stage(), Some(Stage::Arrived));
+    world
+}
+
+#[test]
+fn a_source_whose_pod_is_no_more_need_not_say_that_it_has_let_go() {
+    let mut world = done();
+    world.all_operate();
+    assert_eq!(world.stage(), Some(Stage::Arrived), "its pod is there");
+    world.end_pod("a");
+    assert_eq!(world.stage(), Some(Stage::Over(Outcome::Succeeded)));
+    world.all_operate();
+    assert_eq!(world.goals("a"), [Goal::Detached; 2], "it is asked all the same");
+}
+
+/// By its name the second one comes first.
+#[test]
+fn a_move_that_is_over_does_not_come_back_with_the_next_one() {
+    let mut world = done();
+    world.another = Some(named("k", "k-uid", "Scheduling"));
+    world.pods.push(launcher("c", 20, "n3", Some("k-uid")));
+    let known = |world: &World| {
+        world
+            .moves()
+            .into_iter()
+            .map(|of| (of.id.name, of.stage))
+            .collect::<Vec<_>>()
+    };
+    let m = |stage| ("m".to_owned(), stage);
+    let k = |stage| ("k".to_owned(), stage);
+    assert_eq!(known(&world), [m(Stage::Arrived)], "one after the other");
+    world.end_pod("a");
+    let over = m(Stage::Over(Outcome::Succeeded));
+    assert_eq!(known(&world), [k(Stage::Preparing), over.clone()]);
+    world.all_operate();
+    assert_eq!(world.goals("c"), [Goal::Reserved; 2]);
+    // The target of the first is the source of the second, and says nothing of the first any more.
+    for a in world.attachments.iter_mut().filter(|a| a.spec.pod.name == "b") {
+        if let Some(status) = &mut Arc::make_mut(a).status {
+            status.migration = None;
+        }
+    }
+    assert_eq!(known(&world), [k(Stage::Preparing), over.clone()]);
+    world.another = Some(named("k", "k-uid", "Failed"));
+    world.all_operate();
+    assert_eq!(known(&world), [k(Stage::Over(Outcome::Failed)), over]);
+    assert_eq!(world.goals("b"), [Goal::FastPath; 2], "where the VM is");
+    assert_eq!(world.goals("a"), [Goal::Detached; 2]);
+}
+
 #[test]
 fn one_that_is_deleted_before_the_gate_gives_the_vfs_back_once_the_source_is_known_to_run_the_vm() {
     let mut world = World::begun();
@@ -157,6 +216,7 @@ fn nothing_is_given_back_while_the_source_does_not_speak() {
     assert_eq!(world.stage(), Some(Stage::Returning));
     assert_eq!(world.goals("a"), [Goal::Standby; 2]);
     assert_eq!(world.goals("b"), [Goal::Detached; 2], "no link, no VM");
+    assert_eq!(world.awaited(), Some(End::Source));
     world.settle();
     assert_eq!(world.goals("a"), [Goal::FastPath; 2]);
     assert_eq!(world.stage(), Some(Stage::Over(Outcome::Failed)));
