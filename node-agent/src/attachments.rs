@@ -7,7 +7,10 @@ mod reporter;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ use jiff::Timestamp;
 use reporter::Reporter;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{Instrument as _, error_span, info, warn};
+use tracing::{Instrument as _, error, error_span, info, warn};
 
 use crate::{
     host::Host,
@@ -38,6 +41,8 @@ struct Running {
     wanted: watch::Sender<Wanted>,
     pod_uid: String,
     task: JoinHandle<()>,
+    /// Its task has come to its end, and not to a panic.
+    over: Arc<AtomicBool>,
     _reporter: AbortOnDropHandle<()>,
     deleting: watch::Sender<bool>,
     /// What its task has said last.
@@ -225,6 +230,17 @@ impl<W: Wants> Attachments<W> {
             running.deleting.send_replace(deleting);
             return;
         }
+        if let Some(running) = self.running.get_mut(&uid)
+            && !running.over.load(Ordering::Acquire)
+        {
+            // What it has is in the journal, which the next agent reads. Begun from nothing, it would say that it has nothing.
+            running.listed = true;
+            return error!(
+                namespace = id.namespace,
+                attachment = id.name,
+                "the task of this NIC has panicked, and nothing more happens to it: restart this agent"
+            );
+        }
         self.running.remove(&uid);
         let record = Record {
             version: VERSION,
@@ -300,17 +316,21 @@ impl<W: Wants> Attachments<W> {
         let reporter = tokio::spawn(reporter.run(status_rx, deleting_rx, finalizer_tx));
         // Whatever the log's level: the fields belong to errors too.
         let span = error_span!("nic", namespace, nic, node = self.host.options.node_name);
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&over);
         let run = async move {
             // Nothing is taken before the object is sure to stay until it is given back.
             if finalizer_rx.wait_for(|set| *set).await.is_ok() {
                 task.run().await;
             }
+            ended.store(true, Ordering::Release);
         };
         let task = tokio::spawn(run.instrument(span));
         let running = Running {
             wanted: wanted_tx,
             pod_uid,
             task,
+            over,
             _reporter: AbortOnDropHandle::new(reporter),
             deleting: deleting_tx,
             said,

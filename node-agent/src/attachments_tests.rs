@@ -239,6 +239,27 @@ async fn a_nic_that_has_left_says_so_of_its_object_as_it_is() {
     assert!(attachments.running["a"].task.is_finished(), "it has said so");
 }
 
+/// What such a task has is in the journal: one begun from nothing would say that it has nothing.
+#[tokio::test]
+async fn a_nic_whose_task_has_panicked_is_not_begun_from_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut attachments, _written) = attachments(dir.path());
+    let mut held = record("a");
+    held.spec.goal = Goal::Detached;
+    let wanted = Wanted {
+        spec: held.spec.clone(),
+        generation: None,
+    };
+    let object = object(&held);
+    // It waits for its finalizer, and ends as a panic does.
+    attachments.start(held, false, wanted, false, OnceLock::new());
+    let task = &mut attachments.running.get_mut("a").unwrap().task;
+    task.abort();
+    task.await.unwrap_err();
+    attachments.on_want(want(object.clone()));
+    assert!(attachments.running["a"].task.is_finished());
+}
+
 /// A hand-over may come before the NICs' tasks have looked for the first time.
 #[tokio::test]
 async fn a_vm_knows_its_macvtaps_from_the_journal_at_once() {
