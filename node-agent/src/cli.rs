@@ -104,6 +104,12 @@ struct RunArgs {
     /// The uid of the pod that the agent runs in, if it runs in one: the kubelet's directory is known by it.
     #[arg(long, env = "POD_UID")]
     pod_uid: Option<String>,
+    /// The namespace of that pod. With its name it tells whether the kubelet knows its pods yet.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pod_namespace: Option<String>,
+    /// The name of that pod.
+    #[arg(long, env = "POD_NAME")]
+    pod_name: Option<String>,
     /// Where the agent keeps its journal; it must outlast a reboot of the agent, not of the node.
     #[arg(long, default_value = "/var/lib/hybridnic/journal")]
     journal: PathBuf,
@@ -196,6 +202,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
     let netlink = Netlink::open()?.on_error(move |operation, error| counted.netlink_error(operation, error));
     let broker = Arc::new(broker.run()?);
     let lanes = Lanes::new(Arc::clone(&troubles), hardware.clone());
+    let offers = Arc::new(offers(&args));
     let devices = devices(lanes, args.calls).await?;
     let sandboxes = Sandboxes::default();
     let host = Arc::new(Host {
@@ -213,7 +220,7 @@ async fn run(args: RunArgs, logs: LogLevel, broker: Started) -> anyhow::Result<(
         sandboxes,
         broker: Arc::<Process>::clone(&broker),
         pools: Ledger::default(),
-        offers: Arc::new(args.kubelet_dir.as_deref().map(offers).unwrap_or_default()),
+        offers,
         handouts: Handouts::new(devices.dev.clone(), Path::new("/proc"), hardware.clone()),
         devices,
         proc: "/proc".into(),
@@ -310,9 +317,13 @@ async fn serve_cni(host: &Host, directory: Option<PathBuf>, socket: PathBuf) -> 
     cni::run(host, host.offers.clone(), &place).await
 }
 
-/// What is known of devices by the kubelet whose directory this is.
-fn offers(kubelet: &Path) -> Offers {
-    Offers::new(&kubelet.join("pod-resources"))
+/// What is known of devices by this node's kubelet, if there is one.
+fn offers(args: &RunArgs) -> Offers {
+    let own = args.pod_namespace.clone().zip(args.pod_name.clone());
+    let kubelet = args.kubelet_dir.as_deref();
+    kubelet.map_or_else(Offers::default, |dir| {
+        Offers::new(&dir.join("pod-resources"), own)
+    })
 }
 
 /// Offers the node's devices to the kubelet, if there is one.

@@ -65,6 +65,8 @@ struct Answer {
 #[derive(Debug, Default)]
 pub struct Offers {
     kubelet: Option<PodResources>,
+    /// Namespace and name of this agent's own pod, where it has one.
+    own: Option<(String, String)>,
     state: Mutex<State>,
     /// Held while the kubelet is asked.
     answer: tokio::sync::Mutex<Option<Answer>>,
@@ -75,10 +77,13 @@ pub struct Offers {
 }
 
 impl Offers {
-    /// Asks the kubelet whose directory `pod-resources` this is.
-    pub fn new(pod_resources: &Path) -> Self {
+    /// Asks the kubelet whose directory `pod-resources` this is. `own` is the pod that the agent runs in, namespace and name: a kubelet that
+    /// does not list it has not heard of its pods yet. A kubelet that has just started answers before it has asked the API server
+    /// (`NewSourceApiserver` in pkg/kubelet/config/apiserver.go), and its answer has no pods but static ones.
+    pub fn new(pod_resources: &Path, own: Option<(String, String)>) -> Self {
         Self {
             kubelet: Some(PodResources::new(pod_resources)),
+            own,
             ..Self::default()
         }
     }
@@ -131,10 +136,14 @@ impl Offers {
         };
         let asked = Instant::now();
         let result = match kubelet.list(DOMAIN).await {
-            Ok(pods) => {
+            Ok(pods) if self.own.as_ref().is_none_or(|own| pods.pods.contains(own)) => {
                 self.learn(&pods, asked);
                 Ok(())
             }
+            Ok(_) => Err(
+                "it has just started and does not know its pods yet: this agent's own is not among them"
+                    .into(),
+            ),
             Err(error) => Err(chain(&error)),
         };
         *answer = Some(Answer {
@@ -170,11 +179,14 @@ impl Offers {
     }
 
     /// Keeps the ledger off VFs that the kubelet has given to pods as devices of other plugins. It is asked before a VF is taken, as it
-    /// tells nobody. Without an answer its last one counts: while it is away it gives no device to anybody.
-    pub async fn look_elsewhere(&self, ledger: &Ledger) {
-        if self.kubelet.is_some() && self.ask().await.is_ok() {
-            self.tell_elsewhere(ledger);
+    /// tells nobody. An error says that it does not answer now: its last answer counts, if there was one.
+    pub async fn look_elsewhere(&self, ledger: &Ledger) -> Result<(), String> {
+        if self.kubelet.is_none() {
+            return Ok(());
         }
+        self.ask().await?;
+        self.tell_elsewhere(ledger);
+        Ok(())
     }
 
     pub(super) fn tell_elsewhere(&self, ledger: &Ledger) {

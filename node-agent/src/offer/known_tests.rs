@@ -70,7 +70,7 @@ async fn a_vf_goes_to_a_nic_or_to_the_kubelets_pod_and_never_to_both() {
 async fn a_kubelet_that_is_silent_costs_all_who_ask_one_wait() {
     let dir = tempfile::tempdir().unwrap();
     let _silent = UnixListener::bind(dir.path().join("kubelet.sock")).unwrap();
-    let offers = Offers::new(dir.path());
+    let offers = Offers::new(dir.path(), None);
     let began = Instant::now();
     for answer in futures::future::join_all((0..5).map(|_| offers.ask())).await {
         assert!(answer.is_err());

@@ -39,10 +39,15 @@ fn nic(pod: &str) -> Nic {
 impl Scene {
     /// Two PFs with two VFs each.
     fn new() -> Self {
+        Self::of_pod(None)
+    }
+
+    /// With an agent that runs in this pod.
+    fn of_pod(own: Option<(String, String)>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let kubelet_dir = dir.path().join("kubelet");
         let mut host = host::tests::made(dir.path(), 2, 2);
-        host.offers = Arc::new(Offers::new(&scripted::pod_resources(&kubelet_dir)));
+        host.offers = Arc::new(Offers::new(&scripted::pod_resources(&kubelet_dir), own));
         std::fs::create_dir_all(host.dev.root()).unwrap();
         host.pools.set_pools(&[pool("fast", "*", 0)]);
         let host = Arc::new(host);
@@ -93,7 +98,7 @@ async fn a_vf_that_another_plugin_has_given_to_a_pod_is_taken_by_nobody_here() {
         .kubelet
         .give("shop", "virt-launcher-db", "intel.com/sriov", &vf.to_string());
     let pools = &scene.host.pools;
-    scene.host.offers.look_elsewhere(pools).await;
+    scene.host.offers.look_elsewhere(pools).await.unwrap();
     let foreign = pools.foreign();
     let why = foreign.get(&vf).expect("it is not known");
     assert!(
@@ -119,11 +124,33 @@ async fn a_vf_that_another_plugin_has_given_to_a_pod_is_taken_by_nobody_here() {
     pools.forget_foreign();
     scene.kubelet.set_mute(true);
     scene.kubelet.delete("shop", "virt-launcher-db");
-    scene.host.offers.look_elsewhere(pools).await;
+    scene.host.offers.look_elsewhere(pools).await.unwrap_err();
     assert!(pools.take(&inventory, &claimant, &wish).is_none(), "it was taken");
     scene.kubelet.set_mute(false);
-    scene.host.offers.look_elsewhere(pools).await;
+    scene.host.offers.look_elsewhere(pools).await.unwrap();
     assert!(pools.take(&inventory, &claimant, &wish).is_some());
+}
+
+/// Its sockets are there before it has asked the API server for its pods.
+#[tokio::test]
+async fn a_kubelet_that_does_not_know_the_agents_own_pod_has_not_answered() {
+    let scene = Scene::of_pod(Some(("hybridnic-system".into(), "agent-1".into())));
+    let pools = &scene.host.pools;
+    let vf = scene.host.inventory().await.unwrap().pfs[0].vfs[0].address;
+    let why = scene.host.offers.look_elsewhere(pools).await.unwrap_err();
+    assert!(why.contains("this agent's own"), "{why}");
+    scene.kubelet.run("hybridnic-system", "agent-1");
+    scene
+        .kubelet
+        .give("shop", "db", "intel.com/sriov", &vf.to_string());
+    scene.host.offers.look_elsewhere(pools).await.unwrap();
+    assert!(pools.foreign().contains_key(&vf));
+
+    // It starts again: who has what is not forgotten meanwhile.
+    scene.kubelet.delete("hybridnic-system", "agent-1");
+    scene.kubelet.delete("shop", "db");
+    scene.host.offers.look_elsewhere(pools).await.unwrap_err();
+    assert!(pools.foreign().contains_key(&vf));
 }
 
 #[tokio::test]

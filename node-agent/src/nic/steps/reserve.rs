@@ -22,7 +22,12 @@ use crate::{
 
 /// Takes a VF and writes down how it was; without one, a PF for the standby alone.
 pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
-    cx.host.offers.look_elsewhere(&cx.host.pools).await;
+    let host = std::sync::Arc::clone(&cx.host);
+    let asked = tokio::select! {
+        asked = host.offers.look_elsewhere(&host.pools) => asked,
+        // A kubelet may be silent for long, and something else is wanted meanwhile.
+        _ = cx.interrupt.changed() => return Ok(()),
+    };
     let inventory = cx
         .host
         .inventory()
@@ -43,7 +48,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
         && let Some(choice) = cx.host.pools.take(&inventory, &cx.claimant, &wish)
     {
         let address = choice.vf.address;
-        let reserved = match foreign(&cx.host, &choice).await {
+        let reserved = match foreign(&cx.host, &choice, &asked).await {
             Ok(Some(why)) => {
                 warn!(vf = %address, pf = choice.pf.name, why, "this VF is passed over");
                 cx.host.pools.mark_foreign(address, why);
@@ -96,13 +101,26 @@ const IS_KEPT: &str =
 const MAY_BE_IN_USE: &str = "it is with vfio, and this kernel, which has no vfio groups, does not tell whether something uses it: \
                              give it to its own driver or to none, and hybridnic gives it to vfio itself";
 
-/// Why a VF that no NIC of the journal holds is left alone: it is with vfio, and something else uses it, or may use it.
-pub(super) async fn foreign(host: &Host, choice: &Choice) -> Result<Option<String>, StepError> {
+/// Why a VF that no NIC of the journal holds is left alone: it is with vfio, and something else uses it, or may use it. `asked` is the
+/// kubelet's answer to whether another plugin has given it to a pod.
+pub(super) async fn foreign(
+    host: &Host,
+    choice: &Choice,
+    asked: &Result<(), String>,
+) -> Result<Option<String>, StepError> {
     let vf = &choice.vf;
     let Some(group) = vf.iommu_group.filter(|_| is_vfio(vf.driver.as_deref())) else {
         return Ok(None);
     };
     let unknown = |error: DeviceError| error.into_step(reasons::VF_UNKNOWN);
+    // A pod that has got it from another plugin need not have opened it yet. One with a driver of its own shows that it is in a pod.
+    if let Err(why) = asked {
+        let message = format!(
+            "the VF {} is with vfio, and whether the kubelet has given it to a pod is not known: {why}",
+            vf.address
+        );
+        return Err(StepError::new(reasons::KUBELET_UNREACHABLE, message));
+    }
     // No record says so any more, and somebody may have what an earlier NIC's QEMU was given.
     host.take_over_handouts(vf.address);
     if host.handouts.is_out(vf.address) {

@@ -342,7 +342,7 @@ async fn a_kubelet_that_is_silent_holds_up_nobody_who_has_no_need_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut host = host::tests::made(dir.path(), 1, 1);
     let _silent = std::os::unix::net::UnixListener::bind(dir.path().join("kubelet.sock")).unwrap();
-    host.offers = Arc::new(crate::offer::Offers::new(dir.path()));
+    host.offers = Arc::new(crate::offer::Offers::new(dir.path(), None));
     let (mut task, wanted, _status) = old_nic(&Arc::new(host));
     let look = task.observe().await.unwrap();
     let seen = Seen {
