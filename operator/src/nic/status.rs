@@ -86,11 +86,9 @@ pub fn build_status(inputs: &Inputs<'_>) -> VmHybridNicStatus {
     status.guest = seen.guest;
     status.last_migration = last_migration(inputs, status.last_migration.take());
     status.phase = phase(inputs, attachment);
-    for condition in [
-        accepted(inputs),
-        ready(inputs, attachment),
-        fast_path(inputs, attachment),
-    ] {
+    let ready = ready(inputs, attachment);
+    let fast_path = fast_path(inputs, attachment, &ready);
+    for condition in [accepted(inputs), ready, fast_path] {
         conditions::set(
             &mut status.conditions,
             inputs.nic.metadata.generation,
@@ -158,7 +156,7 @@ fn ready(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NewConditio
     before.map_or(now, |condition| as_it_is(types::READY, condition))
 }
 
-fn fast_path(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NewCondition {
+fn fast_path(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>, ready: &NewCondition) -> NewCondition {
     if let Some(unknown) = inputs.unknown() {
         return NewCondition::no(types::FAST_PATH, unknown.reason, &unknown.message);
     }
@@ -170,7 +168,20 @@ fn fast_path(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NewCond
             let message = format!("the migration {} is under way", of.id.name);
             NewCondition::no(types::FAST_PATH, reasons::MIGRATING, message)
         }
-        _ => word(types::FAST_PATH, inputs, attachment),
+        _ => or_what_is_wrong(word(types::FAST_PATH, inputs, attachment), ready),
+    }
+}
+
+/// `kubectl get` shows this condition's words. While the VF carries the traffic, they are those of what is wrong, such as a guest that
+/// keeps the VF from a migration.
+fn or_what_is_wrong(fast_path: NewCondition, ready: &NewCondition) -> NewCondition {
+    if fast_path.status != Some(true) || ready.status != Some(false) || is_quiet(&ready.reason) {
+        return fast_path;
+    }
+    NewCondition {
+        reason: ready.reason.clone(),
+        message: ready.message.clone(),
+        ..fast_path
     }
 }
 

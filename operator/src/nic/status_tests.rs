@@ -276,6 +276,56 @@ fn a_migration_shows_while_the_vf_is_off() {
 }
 
 #[test]
+fn a_guest_that_keeps_its_vf_from_a_migration_is_in_the_word_that_kubectl_shows() {
+    let mut scene = Scene::new();
+    scene.moving = Some(moved(Stage::Preparing, 5));
+    let on_its_vf = |ready: NewCondition| {
+        let mut fast = at(AttachmentState::FastPath);
+        for condition in [
+            ready,
+            NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "the VF carries the traffic"),
+        ] {
+            let conditions = &mut fast.status.as_mut().unwrap().conditions;
+            conditions::set(conditions, None, Timestamp::UNIX_EPOCH, condition);
+        }
+        vec![Arc::new(fast)]
+    };
+    let shown = |scene: &Scene| {
+        let fast = scene.status().conditions;
+        let fast = conditions::find(&fast, types::FAST_PATH).unwrap().clone();
+        (fast.status, fast.reason, fast.message)
+    };
+    let words = |reason: &str, message: &str| ("True".to_owned(), reason.to_owned(), message.to_owned());
+    let keeps = NewCondition::no(types::READY, reasons::GUEST_KEEPS_VF, "it has not let go of it");
+    scene.attachments = on_its_vf(keeps);
+    assert_eq!(
+        shown(&scene),
+        words(reasons::GUEST_KEEPS_VF, "it has not let go of it")
+    );
+    scene.nic.status = Some(scene.status());
+    // It is asked again.
+    let asked = NewCondition::no(types::READY, reasons::PROGRESSING, "next step: unplug the VF");
+    scene.attachments = on_its_vf(asked);
+    assert_eq!(
+        shown(&scene).1,
+        reasons::GUEST_KEEPS_VF,
+        "and has not let go of it yet"
+    );
+    scene.moving = None;
+    assert_eq!(
+        shown(&scene).1,
+        reasons::VF_ACTIVE,
+        "what passes by itself is no trouble"
+    );
+    let well = NewCondition::yes(types::READY, reasons::ATTACHED, "it is where it should be");
+    scene.attachments = on_its_vf(well);
+    assert_eq!(
+        shown(&scene),
+        words(reasons::VF_ACTIVE, "the VF carries the traffic")
+    );
+}
+
+#[test]
 fn during_a_migration_only_what_moves_the_traffic_is_news() {
     let mut scene = Scene::new();
     let mut fast = at(AttachmentState::FastPath);
