@@ -76,11 +76,11 @@ pub enum Command {
     },
     /// Move a VM to another of its pods
     ///
-    /// The pod must be there already: QEMU in it runs with `-incoming defer`.
+    /// Plain QEMU: the pod must be there already, and its QEMU must run with `-incoming defer`. KubeVirt makes the pod itself.
     Migrate {
-        /// Name of the VM: the label hybridnic.io/vm of its pods
+        /// Name of the VM: the label hybridnic.io/vm of its pods, or KubeVirt's own
         vm: String,
-        /// Node to move to; needed where the VM has several other pods
+        /// Node to move to; needed where the VM has several other pods of plain QEMU
         #[arg(long, value_name = "NODE")]
         to: Option<String>,
         /// Watch it to its end; the exit code is 0 only when it succeeds

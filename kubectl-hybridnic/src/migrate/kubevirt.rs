@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{ResourceExt as _, api::ObjectMeta};
 
-use super::target::name_prefix;
+use super::{progress::Shown, target::name_prefix};
 
 /// Label of a node by which it is chosen.
 const HOSTNAME: &str = "kubernetes.io/hostname";
@@ -58,8 +58,16 @@ pub fn names(vm: &str, nics: &[VmHybridNic]) -> Vec<String> {
     of_vm.map(kube::ResourceExt::name_any).collect()
 }
 
-/// The same as one of ours, to be shown as those are, with the VM's NICs.
-pub fn as_ours(migration: &Migration, nics: &[String]) -> QemuMigration {
+/// What is shown of it: the same as of one of ours, with the VM's NICs, and KubeVirt's own name of the phase.
+pub fn shown(migration: &Migration, nics: &[String]) -> Shown {
+    let phase = migration.status.as_ref().map_or("", |status| &status.phase);
+    Shown {
+        migration: as_ours(migration, nics),
+        phase: if phase.is_empty() { "Pending" } else { phase }.to_owned(),
+    }
+}
+
+fn as_ours(migration: &Migration, nics: &[String]) -> QemuMigration {
     let status = migration.status.clone().unwrap_or_default();
     let state = status.migration_state.clone().unwrap_or_default();
     let end = |node: &str, pod: &str| {
@@ -232,10 +240,25 @@ mod tests {
         );
         assert_eq!(status.phases.len(), 1);
         assert_eq!(status.conditions[0].message, "no way");
-        let new = as_ours(
-            &from_value(json!({"metadata": {"name": "m"}, "spec": {"vmiName": "web"}})).unwrap(),
-            &[],
-        );
-        assert_eq!(new.status.unwrap().phase, MigrationPhase::Pending);
+    }
+
+    #[test]
+    fn its_phase_has_kubevirts_own_name() {
+        for (phase, ours) in [
+            ("Scheduling", MigrationPhase::PreparingTarget),
+            ("Scheduled", MigrationPhase::SwitchingToStandby),
+            ("PreparingTarget", MigrationPhase::SwitchingToStandby),
+            ("TargetReady", MigrationPhase::SwitchingToStandby),
+            ("Running", MigrationPhase::Transferring),
+            ("Succeeded", MigrationPhase::Succeeded),
+        ] {
+            let shown = shown(&migration(phase, json!({})), &[]);
+            assert_eq!(shown.phase, phase);
+            assert_eq!(shown.migration.status.unwrap().phase, ours);
+        }
+        let new = from_value(json!({"metadata": {"name": "m"}, "spec": {"vmiName": "web"}})).unwrap();
+        let new = shown(&new, &[]);
+        assert_eq!(new.phase, "Pending");
+        assert_eq!(new.migration.status.unwrap().phase, MigrationPhase::Pending);
     }
 }

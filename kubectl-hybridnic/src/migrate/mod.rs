@@ -22,6 +22,7 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 
+use self::progress::Shown;
 use crate::{cli::Format, connect::Cluster, print};
 
 /// Exit code after Ctrl-C, as a shell has it.
@@ -92,7 +93,9 @@ pub async fn run(
         shown: 0,
         last: String::new(),
     };
-    follower.follow(migrations, Clone::clone).await
+    follower
+        .follow(migrations, |migration: &QemuMigration| migration.clone().into())
+        .await
 }
 
 /// Asks KubeVirt to move the VM, which chooses the node where none is named.
@@ -133,7 +136,7 @@ async fn by_kubevirt(
         last: String::new(),
     };
     follower
-        .follow(migrations, |migration| kubevirt::as_ours(migration, nics))
+        .follow(migrations, |migration| kubevirt::shown(migration, nics))
         .await
 }
 
@@ -151,11 +154,7 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    async fn follow<K>(
-        mut self,
-        api: Api<K>,
-        as_ours: impl Fn(&K) -> QemuMigration,
-    ) -> anyhow::Result<ExitCode>
+    async fn follow<K>(mut self, api: Api<K>, shown: impl Fn(&K) -> Shown) -> anyhow::Result<ExitCode>
     where
         K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
     {
@@ -163,22 +162,22 @@ impl Follower<'_> {
         // The bar of a phase that goes on grows between changes.
         let mut tick = tokio::time::interval(std::time::Duration::from_millis(200));
         let mut interrupted = pin!(tokio::signal::ctrl_c());
-        let mut known: Option<QemuMigration> = None;
+        let mut known: Option<Shown> = None;
         loop {
             tokio::select! {
                 change = changes.next() => match change {
                     Some(Ok(Some(migration))) => {
-                        let migration = as_ours(&migration);
-                        self.show(&migration)?;
-                        let over = phase(&migration).is_final();
-                        known = Some(migration);
+                        let shown = shown(&migration);
+                        self.show(&shown)?;
+                        let over = phase(&shown.migration).is_final();
+                        known = Some(shown);
                         if over {
                             break;
                         }
                     }
                     // It is deleted only once it has ended; its last word may have been missed.
                     Some(Ok(None)) if known.is_some() => {
-                        return self.gone(known.as_ref());
+                        return self.gone(known.as_ref().map(|shown| &shown.migration));
                     }
                     // A list older than the object.
                     Some(Ok(None)) => {}
@@ -191,8 +190,8 @@ impl Follower<'_> {
                     None => bail!("the watch has ended; the migration {} goes on", self.name),
                 },
                 _ = tick.tick(), if self.draws() && known.is_some() => {
-                    if let Some(migration) = &known {
-                        self.show(migration)?;
+                    if let Some(shown) = &known {
+                        self.show(shown)?;
                     }
                 }
                 _ = &mut interrupted => {
@@ -201,7 +200,7 @@ impl Follower<'_> {
                 }
             }
         }
-        let Some(mut migration) = known else {
+        let Some(Shown { mut migration, .. }) = known else {
             bail!("the migration {} was not seen", self.name)
         };
         if self.output != Format::Table {
@@ -216,10 +215,10 @@ impl Follower<'_> {
         self.output == Format::Table && print::is_terminal()
     }
 
-    fn show(&mut self, migration: &QemuMigration) -> anyhow::Result<()> {
+    fn show(&mut self, shown: &Shown) -> anyhow::Result<()> {
         if self.draws() {
             let width = print::width().unwrap_or(80);
-            let text = progress::picture(migration, Timestamp::now(), width);
+            let text = progress::picture(shown, Timestamp::now(), width);
             if self.shown > 0 {
                 execute!(io::stdout(), cursor::MoveToPreviousLine(self.shown))?;
             }
@@ -227,10 +226,10 @@ impl Follower<'_> {
             print::text(&text)?;
             self.shown = progress::rows(&text, width);
         } else if self.output == Format::Table {
-            if phase(migration).is_final() {
-                return print::text(&progress::picture(migration, Timestamp::now(), 80));
+            if phase(&shown.migration).is_final() {
+                return print::text(&progress::picture(shown, Timestamp::now(), 80));
             }
-            let line = progress::line(migration);
+            let line = progress::line(shown);
             if line != self.last {
                 print::text(&format!("{line}\n"))?;
                 self.last = line;

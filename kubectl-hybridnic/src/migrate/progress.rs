@@ -21,10 +21,29 @@ const STEPS: [MigrationPhase; 4] = [
     MigrationPhase::Completing,
 ];
 
+/// A migration, and its phase in the words of who runs it.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// The migration, as one of ours.
+    pub migration: QemuMigration,
+    /// Its phase. KubeVirt's are not ours.
+    pub phase: String,
+}
+
+impl From<QemuMigration> for Shown {
+    fn from(migration: QemuMigration) -> Self {
+        let phase = migration.status.as_ref().map(|status| status.phase);
+        Self {
+            phase: phase.unwrap_or_default().to_string(),
+            migration,
+        }
+    }
+}
+
 /// One line: where it is, and why.
-pub fn line(migration: &QemuMigration) -> String {
-    let status = migration.status.clone().unwrap_or_default();
-    let mut line = tone(status.phase).paint(status.phase.to_string());
+pub fn line(shown: &Shown) -> String {
+    let status = shown.migration.status.clone().unwrap_or_default();
+    let mut line = tone(status.phase).paint(&shown.phase);
     if let Some(condition) = conditions::find(&status.conditions, types::SUCCEEDED) {
         let _ = write!(line, "  {}: {}", condition.reason, condition.message);
     }
@@ -32,9 +51,10 @@ pub fn line(migration: &QemuMigration) -> String {
 }
 
 /// The progress bar, the phases so far with their lengths, and in the end what came of it.
-pub fn picture(migration: &QemuMigration, now: Timestamp, width: usize) -> String {
+pub fn picture(shown: &Shown, now: Timestamp, width: usize) -> String {
+    let migration = &shown.migration;
     let status = migration.status.clone().unwrap_or_default();
-    let mut text = format!("{}  {}\n", bar(&status), line(migration));
+    let mut text = format!("{}  {}\n", bar(&status), line(shown));
     let ends = status.source.as_ref().zip(status.target.as_ref());
     let way = ends.map(|(source, target)| format!("  {} → {}", source.node_name, target.node_name));
     let way = way.unwrap_or_default();
@@ -124,8 +144,9 @@ mod tests {
     use super::*;
     use crate::style::plain;
 
-    fn migration(status: &Value) -> QemuMigration {
-        from_value(json!({"metadata": {"name": "web-x"}, "spec": {"vm": "web"}, "status": status})).unwrap()
+    fn migration(status: &Value) -> Shown {
+        let migration = json!({"metadata": {"name": "web-x"}, "spec": {"vm": "web"}, "status": status});
+        from_value::<QemuMigration>(migration).unwrap().into()
     }
 
     fn at(phase: &str, reason: &str, message: &str) -> Value {
@@ -162,6 +183,25 @@ web-x  n1 → n2, VM web
   SwitchingToStandby       █████··········     500 ms
   Transferring                  ░░░░░░░░░░     1.00 s
 "
+        );
+    }
+
+    #[test]
+    fn a_phase_of_kubevirts_is_shown_by_its_own_name() {
+        let mut theirs = migration(&at(
+            "PreparingTarget",
+            "Migrating",
+            "the pod at the target starts",
+        ));
+        theirs.phase = "Scheduling".to_owned();
+        assert_eq!(
+            plain(&line(&theirs)),
+            "Scheduling  Migrating: the pod at the target starts\n"
+        );
+        let picture = plain(&picture(&theirs, "2026-01-01T00:00:02Z".parse().unwrap(), 56));
+        assert!(
+            picture.starts_with("[╸╸╸╸            ]  Scheduling  Migrating: "),
+            "{picture}"
         );
     }
 
