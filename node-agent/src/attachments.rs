@@ -25,6 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument as _, error, error_span, info, warn};
 
 use crate::{
+    error::chain,
     host::Host,
     journal::{Contents, Record, Unreadable, VERSION},
     machine::{self, Vm},
@@ -307,7 +308,7 @@ impl<W: Wants> Attachments<W> {
         let task = match NicTask::new(host, vm, record, recorded, wanted_rx, status_tx, told) {
             Ok(task) => task,
             Err(error) => {
-                let error = error.message;
+                let error = chain(&error);
                 return warn!(namespace, nic, uid, error, "this attachment cannot be understood");
             }
         };

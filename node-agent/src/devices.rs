@@ -16,7 +16,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     calls::{Call, CallError, Caller},
-    error::StepError,
+    error::HasReason,
     lanes::{Lane, LaneError, Lanes},
 };
 
@@ -68,13 +68,18 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
-    /// As a step's error: with this reason, unless the device hangs.
-    pub fn into_step(self, reason: &'static str) -> StepError {
-        let reason = match self {
+    /// That the device hangs, or else this reason.
+    pub fn reason_or(&self, reason: &'static str) -> &'static str {
+        match self {
             Self::Lane(_) | Self::Call(CallError::Earlier(_)) => reasons::DEVICE_HUNG,
             _ => reason,
-        };
-        StepError::from_error(reason, &self)
+        }
+    }
+}
+
+impl HasReason for DeviceError {
+    fn reason(&self) -> &'static str {
+        self.reason_or(reasons::VF_UNKNOWN)
     }
 }
 

@@ -4,7 +4,13 @@ use std::{error::Error, fmt::Write as _};
 
 use hybridnic_api::limits;
 
-/// A step that failed: a reason of the fixed list and a sentence for a person.
+/// An error that the API has a reason for. Its message is that of the error, with its causes.
+pub trait HasReason: Error {
+    /// One of [`hybridnic_api::conditions::reasons`].
+    fn reason(&self) -> &'static str;
+}
+
+/// What is reported of a step that failed: a reason of the fixed list and a sentence for a person.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct StepError {
@@ -14,20 +20,11 @@ pub struct StepError {
     pub message: String,
 }
 
-impl StepError {
-    /// A failure in our own words.
-    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+impl<E: HasReason> From<E> for StepError {
+    fn from(error: E) -> Self {
         Self {
-            reason,
-            message: bounded(&message.into()),
-        }
-    }
-
-    /// A failure with its whole chain of causes.
-    pub fn from_error(reason: &'static str, error: &dyn Error) -> Self {
-        Self {
-            reason,
-            message: chain(error),
+            reason: error.reason(),
+            message: chain(&error),
         }
     }
 }
@@ -65,13 +62,9 @@ mod tests {
     #[test]
     fn no_message_is_longer_than_a_status_takes() {
         let long = "ä".repeat(1 << 20);
-        for message in [
-            StepError::new("Failed", long.as_str()).message,
-            chain(&std::io::Error::other(long.as_str())),
-        ] {
-            assert_eq!(message.chars().count(), limits::TEXT);
-            assert!(message.ends_with('…'));
-        }
+        let message = chain(&std::io::Error::other(long));
+        assert_eq!(message.chars().count(), limits::TEXT);
+        assert!(message.ends_with('…'));
         assert_eq!(bounded("short"), "short");
         assert_eq!(bounded("\u{1b}[2Jshort\n"), "�[2Jshort ");
     }

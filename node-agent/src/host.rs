@@ -22,7 +22,7 @@ use crate::{
     broker::Broker,
     cni::Sandboxes,
     devices::{DeviceError, Devices},
-    error::{StepError, chain},
+    error::{HasReason, chain},
     handouts::Handouts,
     journal::Journal,
     lanes::Lane,
@@ -33,6 +33,20 @@ use crate::{
     offer::Offers,
     troubles::Troubles,
 };
+
+/// Nothing can be told of the interface of a PF.
+#[derive(Debug, thiserror::Error)]
+#[error("the interface of the PF {pf} cannot be read")]
+pub struct PfUnread {
+    pf: PciAddress,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+impl HasReason for PfUnread {
+    fn reason(&self) -> &'static str {
+        reasons::VF_UNKNOWN
+    }
+}
 
 /// Settings that the tasks need.
 #[derive(Clone, Debug)]
@@ -183,16 +197,15 @@ impl Host {
     }
 
     /// The interface of a PF, found by the PF's PCI address each time, for its name may change. `None` where it has none here.
-    pub async fn pf_link(&self, pf: PciAddress) -> Result<Option<Link>, StepError> {
-        let unknown = |e: &dyn Error| {
-            StepError::new(
-                reasons::VF_UNKNOWN,
-                format!("the interface of the PF {pf} cannot be read: {}", chain(e)),
-            )
-        };
-        match self.sysfs.interface_index(pf).map_err(|e| unknown(&e))? {
+    pub async fn pf_link(&self, pf: PciAddress) -> Result<Option<Link>, PfUnread> {
+        let unread = |source| PfUnread { pf, source };
+        match self.sysfs.interface_index(pf).map_err(|e| unread(e.into()))? {
             None => Ok(None),
-            Some(index) => self.netlink.link_by_index(index).await.map_err(|e| unknown(&e)),
+            Some(index) => self
+                .netlink
+                .link_by_index(index)
+                .await
+                .map_err(|e| unread(e.into())),
         }
     }
 
@@ -323,8 +336,12 @@ pub(crate) mod tests {
         };
         let set = |vf| host.devices.set_driver(vf, DriverState::default());
         for error in futures::future::join_all(hung.iter().copied().map(set)).await {
-            let error = error.unwrap_err().into_step(reasons::VF_BIND_FAILED);
-            assert_eq!(error.reason, reasons::DEVICE_HUNG, "{error}");
+            let error = error.unwrap_err();
+            assert_eq!(
+                error.reason_or(reasons::VF_BIND_FAILED),
+                reasons::DEVICE_HUNG,
+                "{error}"
+            );
         }
         // All else goes on, and says so.
         let inventory = host.inventory().await.unwrap();
@@ -377,8 +394,12 @@ pub(crate) mod tests {
         mkfifo(&tap.join("dev"), Mode::S_IRWXU).unwrap();
         let opened = host.open_tap("hna", 7);
         let (opened, inventory) = tokio::join!(opened, host.inventory());
-        let error = opened.unwrap_err().into_step(reasons::STANDBY_FAILED);
-        assert_eq!(error.reason, reasons::DEVICE_HUNG, "{error}");
+        let error = opened.unwrap_err();
+        assert_eq!(
+            error.reason_or(reasons::STANDBY_FAILED),
+            reasons::DEVICE_HUNG,
+            "{error}"
+        );
         assert_eq!(inventory.unwrap().pfs[0].hung, None, "it is no PF that hangs");
         tokio::task::spawn_blocking(move || std::fs::write(tap.join("dev"), "no number"))
             .await
@@ -387,10 +408,14 @@ pub(crate) mod tests {
         let error = loop {
             match host.open_tap("hna", 8).await.unwrap_err() {
                 DeviceError::Lane(LaneError::Hung { .. }) => tokio::task::yield_now().await,
-                error => break error.into_step(reasons::STANDBY_FAILED),
+                error => break error,
             }
         };
-        assert_eq!(error.reason, reasons::STANDBY_FAILED, "{error}");
+        assert_eq!(
+            error.reason_or(reasons::STANDBY_FAILED),
+            reasons::STANDBY_FAILED,
+            "{error}"
+        );
     }
 
     #[tokio::test]

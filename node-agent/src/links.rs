@@ -4,7 +4,7 @@
 //! keeps its links. Where nobody holds it, a macvtap is gone once the machine has no device with its index, in whatever namespace. That it
 //! is not found elsewhere, or that a namespace cannot be reached, proves nothing.
 
-use std::error::Error;
+use std::io;
 
 use futures::future::BoxFuture;
 use hybridnic_api::conditions::reasons;
@@ -17,7 +17,7 @@ use hybridnic_net::{
 
 use crate::{
     cni::{Sandbox, Sandboxes},
-    error::StepError,
+    error::HasReason,
     host::Host,
     journal::{Record, StandbyRecord},
     machine::handover::Macvtaps,
@@ -123,6 +123,33 @@ pub fn sandbox_of(sandboxes: &Sandboxes, pod: &PodLink, name: &str) -> Option<Sa
     sandbox.filter(|sandbox| sandbox.container == pod.container)
 }
 
+/// There is no way to a standby's macvtap.
+#[derive(Debug, thiserror::Error)]
+pub enum WayError {
+    /// It is not known whether there is such a macvtap.
+    #[error(transparent)]
+    Unread(io::Error),
+    /// It is somewhere.
+    #[error(
+        "the standby {macvtap} is in a network namespace of the pod's that cannot be reached at the moment, on {pf_name}"
+    )]
+    OutOfReach {
+        /// Its name.
+        macvtap: String,
+        /// The name of its PF.
+        pf_name: String,
+    },
+    /// It is nowhere.
+    #[error("the macvtap has gone away")]
+    Gone,
+}
+
+impl HasReason for WayError {
+    fn reason(&self) -> &'static str {
+        reasons::STANDBY_FAILED
+    }
+}
+
 /// The way to a standby's macvtap.
 #[derive(Debug)]
 pub enum Way {
@@ -136,7 +163,7 @@ pub enum Way {
 
 impl Way {
     /// The way to a standby. An error says that it is not known where that leads.
-    pub fn to(host: &Host, record: &Record, standby: &StandbyRecord) -> Result<Self, StepError> {
+    pub fn to(host: &Host, record: &Record, standby: &StandbyRecord) -> Result<Self, WayError> {
         if crate::nic::ids::interface(&record.spec).is_none() {
             return Ok(Self::Host(host.netlink.clone()));
         }
@@ -147,16 +174,14 @@ impl Way {
         if let Some(sandbox) = sandbox_of(&host.sandboxes, &pod, &name) {
             return Ok(Self::Pod(Box::new(sandbox)));
         }
-        let unknown = |e: &dyn Error| StepError::from_error(reasons::STANDBY_FAILED, e);
-        let numbers = tap_node::numbers(&host.sysfs, pod.device.ifindex()).map_err(|e| unknown(&e))?;
+        let numbers = tap_node::numbers(&host.sysfs, pod.device.ifindex()).map_err(WayError::Unread)?;
         if numbers.is_empty() {
             return Ok(Self::None);
         }
-        let message = format!(
-            "the standby {} is in a network namespace of the pod's that cannot be reached at the moment, on {}",
-            standby.macvtap, standby.pf_name
-        );
-        Err(StepError::new(reasons::STANDBY_FAILED, message))
+        Err(WayError::OutOfReach {
+            macvtap: standby.macvtap.clone(),
+            pf_name: standby.pf_name.clone(),
+        })
     }
 
     /// A connection to where it is.
@@ -169,9 +194,8 @@ impl Way {
     }
 
     /// The same, of a standby that must be there.
-    pub fn must(&self) -> Result<&Netlink, StepError> {
-        self.netlink()
-            .ok_or_else(|| StepError::new(reasons::STANDBY_FAILED, "the macvtap has gone away"))
+    pub fn must(&self) -> Result<&Netlink, WayError> {
+        self.netlink().ok_or(WayError::Gone)
     }
 
     /// The macvtap.

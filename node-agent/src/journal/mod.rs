@@ -23,10 +23,12 @@ use std::{
     time::Duration,
 };
 
+use hybridnic_api::conditions::reasons;
 use hybridnic_net::PciAddress;
 use tokio::{sync::oneshot, time::timeout};
 use tracing::warn;
 
+use crate::error::HasReason;
 pub use record::{
     Arrival, Begun, Custody, Record, Role, SandboxRecord, Seized, StandbyRecord, VERSION, VfRecord,
     VlanRecord, VmRecord, Watched,
@@ -49,6 +51,12 @@ pub struct JournalError {
     path: PathBuf,
     #[source]
     source: io::Error,
+}
+
+impl HasReason for JournalError {
+    fn reason(&self) -> &'static str {
+        reasons::JOURNAL_FAILED
+    }
 }
 
 /// All that the journal has.

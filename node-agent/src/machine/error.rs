@@ -2,7 +2,7 @@
 
 use hybridnic_api::conditions::reasons;
 
-use crate::error::StepError;
+use crate::error::HasReason;
 
 /// It has not done it, or not said so.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,13 +18,12 @@ pub enum MachineError {
     Arrived,
 }
 
-impl From<MachineError> for StepError {
-    fn from(error: MachineError) -> Self {
-        let reason = match &error {
-            MachineError::Gone(_) => reasons::QMP_UNAVAILABLE,
-            MachineError::Refused(_) => reasons::QEMU_REFUSED,
-            MachineError::Arrived => reasons::MIGRATING,
-        };
-        Self::from_error(reason, &error)
+impl HasReason for MachineError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Gone(_) => reasons::QMP_UNAVAILABLE,
+            Self::Refused(_) => reasons::QEMU_REFUSED,
+            Self::Arrived => reasons::MIGRATING,
+        }
     }
 }

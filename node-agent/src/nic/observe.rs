@@ -1,10 +1,10 @@
 //! Sees how things are with one NIC: its VF, its macvtap, and its devices in QEMU. Changes nothing.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
-    MacAddr, interrupts,
+    MacAddr, PciAddress, interrupts,
     netlink::{Link, LinkKind, NetlinkError, VfSetting},
     sysfs::Presence,
 };
@@ -16,15 +16,62 @@ use super::{
     steps::VLAN_PREFIX,
 };
 use crate::{
-    error::{StepError, chain},
-    host::Host,
+    error::{HasReason, StepError},
+    host::{Host, PfUnread},
     journal::{Record, StandbyRecord, VfRecord},
-    links::Way,
+    links::{Way, WayError},
     machine::{Machine, MachineError, Session, Vm, process::ProcessId},
 };
 
 /// What the driver that QEMU's VFs need is called.
 pub const VFIO_DRIVER: &str = "vfio-pci";
+
+/// Nothing can be decided, because something of the NIC cannot be seen.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// The macvtap is out of reach.
+    #[error(transparent)]
+    Way(#[from] WayError),
+    /// The kernel does not show the macvtap.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// What runs the VM does not say what there is.
+    #[error(transparent)]
+    Machine(MachineError),
+}
+
+impl HasReason for ObserveError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Way(error) => error.reason(),
+            Self::Netlink(_) => reasons::STANDBY_FAILED,
+            Self::Machine(_) => reasons::QMP_UNAVAILABLE,
+        }
+    }
+}
+
+/// Why nothing is known of a VF.
+#[derive(Debug, thiserror::Error)]
+enum VfUnknown {
+    #[error("the VF {vf} cannot be read")]
+    Presence { vf: PciAddress, source: io::Error },
+    #[error(
+        "the VF's PF {pf} ({name}) has no network interface here: no driver is bound, or it is in another namespace"
+    )]
+    NoInterface { pf: PciAddress, name: String },
+    #[error(transparent)]
+    Pf(#[from] PfUnread),
+    #[error(transparent)]
+    Table(#[from] NetlinkError),
+    #[error("the PF {pf} does not show its VF {vf} at the moment: it may be in a reset")]
+    Hidden { pf: String, vf: u16 },
+}
+
+impl HasReason for VfUnknown {
+    fn reason(&self) -> &'static str {
+        reasons::VF_UNKNOWN
+    }
+}
 
 /// What is seen, and what the steps need of it.
 #[derive(Debug)]
@@ -133,7 +180,7 @@ pub async fn observe(
     record: &Record,
     mac: MacAddr,
     own: Own,
-) -> Result<Observed, StepError> {
+) -> Result<Observed, ObserveError> {
     // Kernel and QEMU are asked at once: between two steps the guest may be without its network.
     let vf = async {
         match &record.vf {
@@ -153,7 +200,7 @@ pub async fn observe(
         Some(Ok(sight)) => (Some(sight), None),
         Some(Err(why)) => {
             let other_pf = is_split(record);
-            (Some(VfSight::Unknown { other_pf }), Some(why))
+            (Some(VfSight::Unknown { other_pf }), Some(why.into()))
         }
     };
     Ok(Observed {
@@ -201,10 +248,10 @@ async fn see_standby(
     record: &Record,
     standby: &StandbyRecord,
     mac: MacAddr,
-) -> Result<Standby, StepError> {
+) -> Result<Standby, ObserveError> {
     let l2 = &record.spec.l2;
     let way = Way::to(host, record, standby)?;
-    let macvtap = async { way.find(standby).await.map_err(|e| netlink(&e)) };
+    let macvtap = way.find(standby);
     // A PF that cannot be read is one of which nothing is known.
     let pf = async { Ok(host.pf_link(standby.pf).await.unwrap_or_default()) };
     let (macvtap, pf) = tokio::try_join!(macvtap, pf)?;
@@ -233,11 +280,11 @@ async fn see_standby(
 }
 
 /// The greatest MTU that a macvtap can have: that of its PF, but for a VLAN device of somebody else between the two.
-pub async fn room(host: &Arc<Host>, macvtap: &Link, pf: &Link) -> Result<Option<u32>, StepError> {
+pub async fn room(host: &Arc<Host>, macvtap: &Link, pf: &Link) -> Result<Option<u32>, NetlinkError> {
     let Some(lower) = macvtap.lower.filter(|lower| *lower != pf.index) else {
         return Ok(Some(pf.mtu));
     };
-    let lower = host.netlink.link_by_index(lower).await.map_err(|e| netlink(&e))?;
+    let lower = host.netlink.link_by_index(lower).await?;
     Ok(lower.map(|lower| if is_ours(&lower) { pf.mtu } else { lower.mtu }))
 }
 
@@ -246,53 +293,44 @@ pub fn is_ours(link: &Link) -> bool {
     matches!(link.kind, LinkKind::Vlan { .. }) && link.name.starts_with(VLAN_PREFIX)
 }
 
-fn netlink(error: &NetlinkError) -> StepError {
-    StepError::from_error(reasons::STANDBY_FAILED, error)
-}
-
 /// A VF as it is, or why that cannot be told; and its PF.
 async fn see_vf(
     host: &Arc<Host>,
     vf: &VfRecord,
     record: &Record,
     mac: MacAddr,
-) -> (Option<Result<VfSight, StepError>>, Option<Link>) {
-    let unknown = |message: String| Some(Err(StepError::new(reasons::VF_UNKNOWN, message)));
+) -> (Option<Result<VfSight, VfUnknown>>, Option<Link>) {
+    let unknown = |why: VfUnknown| Some(Err(why));
     let driver = match host.sysfs.presence(vf.address) {
         Ok(Presence::Absent) => return (Some(Ok(VfSight::Gone)), None),
         Ok(Presence::Present { driver }) => driver,
-        Err(error) => {
-            return (
-                unknown(format!("the VF {} cannot be read: {error}", vf.address)),
-                None,
-            );
+        Err(source) => {
+            let vf = vf.address;
+            return (unknown(VfUnknown::Presence { vf, source }), None);
         }
     };
     let pf = match host.pf_link(vf.pf).await {
         Ok(Some(pf)) => pf,
         Ok(None) => {
-            let message = format!(
-                "the VF's PF {} ({}) has no network interface here: no driver is bound, or it is in another namespace",
-                vf.pf, vf.pf_name
-            );
-            return (unknown(message), None);
+            let (pf, name) = (vf.pf, vf.pf_name.clone());
+            return (unknown(VfUnknown::NoInterface { pf, name }), None);
         }
-        Err(error) => return (Some(Err(error)), None),
+        Err(error) => return (unknown(error.into()), None),
     };
     let now = match host.netlink.vf_table(pf.index).await {
         Ok(table) => table
             .unwrap_or_default()
             .into_iter()
             .find(|c| c.index == vf.index),
-        Err(error) => return (unknown(chain(&error)), Some(pf)),
+        Err(error) => return (unknown(error.into()), Some(pf)),
     };
     // Drivers leave a VF out while it, or the PF, resets itself.
     let Some(now) = now else {
-        let message = format!(
-            "the PF {} does not show its VF {} at the moment: it may be in a reset",
-            pf.name, vf.index
-        );
-        return (unknown(message), Some(pf));
+        let hidden = VfUnknown::Hidden {
+            pf: pf.name.clone(),
+            vf: vf.index,
+        };
+        return (unknown(hidden), Some(pf));
     };
     let mut settings = now.changes_to(&wanted(vf, mac, &record.spec.l2));
     settings.retain(|s| !matches!(s, VfSetting::Mac(_)));
@@ -313,7 +351,7 @@ async fn see_vf(
 }
 
 /// QEMU and, where it answers, its session, the VF's device id, and whether the VM runs.
-async fn see_qemu(vm: &Vm, record: &Record) -> Result<Qemu, StepError> {
+async fn see_qemu(vm: &Vm, record: &Record) -> Result<Qemu, ObserveError> {
     let machine = match vm.session() {
         Session::Gone => return Ok(Qemu::silent(QemuSeen::Gone)),
         Session::Unreachable(_) => return Ok(Qemu::silent(QemuSeen::Unreachable)),
@@ -337,7 +375,7 @@ async fn see_qemu(vm: &Vm, record: &Record) -> Result<Qemu, StepError> {
             running: seen.running,
         }),
         Err(MachineError::Gone(_)) => Ok(Qemu::silent(QemuSeen::Unreachable)),
-        Err(error) => Err(StepError::from_error(reasons::QMP_UNAVAILABLE, &error)),
+        Err(error) => Err(ObserveError::Machine(error)),
     }
 }
 

@@ -274,10 +274,17 @@ fn a_nic_that_is_not_says_why() {
     }
 }
 
+fn step_error(reason: &'static str, message: &str) -> StepError {
+    StepError {
+        reason,
+        message: message.to_owned(),
+    }
+}
+
 #[test]
 fn an_error_is_told_whatever_comes_next() {
     let (record, seen) = (held(Goal::FastPath), seen(GUEST, true));
-    let error = StepError::new(reasons::QEMU_REFUSED, "no such bus");
+    let error = step_error(reasons::QEMU_REFUSED, "no such bus");
     let decision = Decision::Do(Step::PlugVf);
     let status = build(
         Inputs {
@@ -382,7 +389,7 @@ fn a_vf_without_link_or_of_which_nothing_is_known_carries_nothing_that_could_be_
 #[test]
 fn a_wait_that_a_failure_led_to_has_its_own_state_and_the_failures_words() {
     let record = held(Goal::Standby);
-    let error = StepError::new(reasons::VF_UNKNOWN, "the PF resets");
+    let error = step_error(reasons::VF_UNKNOWN, "the PF resets");
     let seen = seen(GUEST, true);
     let wait = Decision::Wait(Wait {
         state: AttachmentState::Pending,

@@ -12,7 +12,7 @@ use hybridnic_api::{
         AttachmentState, Goal, GuestDevices, MigrationReport, NicAttachmentSpec, NicAttachmentStatus,
     },
 };
-use hybridnic_net::MacAddr;
+use hybridnic_net::{MacAddr, ParseMacError};
 use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
@@ -74,12 +74,8 @@ impl NicTask {
         wanted: watch::Receiver<Wanted>,
         status: watch::Sender<Option<NicAttachmentStatus>>,
         known: Arc<OnceLock<NicAttachmentStatus>>,
-    ) -> Result<Self, StepError> {
-        let mac: MacAddr = record
-            .spec
-            .mac
-            .parse()
-            .map_err(|e: hybridnic_net::ParseMacError| StepError::from_error(reasons::FAILED, &e))?;
+    ) -> Result<Self, ParseMacError> {
+        let mac: MacAddr = record.spec.mac.parse()?;
         let claimant = Claimant {
             created: record.created,
             nic: record.nic(),
@@ -225,7 +221,7 @@ impl NicTask {
                 }
                 Err(error) => {
                     warn!(reason = error.reason, error = error.message, "step failed");
-                    self.cx.host.metrics.step_failed(&error);
+                    self.cx.host.metrics.step_failed(error.reason);
                     self.hold(&error.message);
                     self.last_error = Some(error);
                     self.report(None, None);

@@ -3,15 +3,15 @@
 use hybridnic_net::announce;
 use tracing::warn;
 
-use super::Context;
+use super::{Context, vf::VfError};
 use crate::{
-    error::{StepError, chain},
-    machine::Machine,
+    error::chain,
+    machine::{Machine, MachineError},
     nic::ids,
 };
 
 /// From the standby, by the guest's own device.
-pub(super) async fn from_standby(cx: &mut Context, machine: &Machine) -> Result<(), StepError> {
+pub(super) async fn from_standby(cx: &mut Context, machine: &Machine) -> Result<(), MachineError> {
     let device = ids::standby(&cx.record.spec);
     machine.announce(&[&device]).await?;
     cx.learnt.announce = false;
@@ -19,7 +19,7 @@ pub(super) async fn from_standby(cx: &mut Context, machine: &Machine) -> Result<
 }
 
 /// On the VF's PF, when the standby was on another one.
-pub(super) async fn on_pf(cx: &Context) -> Result<(), StepError> {
+pub(super) async fn on_pf(cx: &Context) -> Result<(), VfError> {
     let Some(vf) = &cx.record.vf else {
         return Ok(());
     };

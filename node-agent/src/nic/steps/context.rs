@@ -8,9 +8,9 @@ use tokio::sync::watch;
 
 use super::super::plan::{Learnt, TRIES};
 use crate::{
-    error::StepError,
+    error::HasReason,
     host::Host,
-    journal::Record,
+    journal::{JournalError, Record},
     machine::Vm,
     node::{
         choice::Pick,
@@ -47,14 +47,10 @@ pub struct Context {
 
 impl Context {
     /// Changes the record: on disk first, so that it is as it was where that fails.
-    pub(super) async fn commit(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), StepError> {
+    pub(super) async fn commit(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), JournalError> {
         let mut record = self.record.clone();
         change(&mut record);
-        self.host
-            .journal
-            .write(&record)
-            .await
-            .map_err(|e| StepError::from_error(reasons::JOURNAL_FAILED, &e))?;
+        self.host.journal.write(&record).await?;
         self.record = record;
         self.recorded = true;
         Ok(())
@@ -78,10 +74,10 @@ impl Context {
     }
 
     /// Notes that the VF could not be made ready; one that fails again and again is given back when another is to be had.
-    pub(super) fn vf_failed(&mut self, error: StepError) -> StepError {
-        self.learnt.vf_failed = Some(error.reason);
+    pub(super) fn vf_failed<E: HasReason>(&mut self, error: E) -> E {
+        self.learnt.vf_failed = Some(error.reason());
         // One that cannot be read may be as good as any.
-        let counts = error.reason != reasons::VF_UNKNOWN;
+        let counts = error.reason() != reasons::VF_UNKNOWN;
         self.learnt.vf_failures = self.learnt.vf_failures.saturating_add(counts.into());
         if self.learnt.vf_failures >= TRIES
             && let Some(vf) = &self.record.vf

@@ -2,14 +2,14 @@
 
 use std::os::fd::OwnedFd;
 
-use hybridnic_api::conditions::reasons;
 use hybridnic_net::PciAddress;
 use tracing::warn;
 
-use super::Context;
+use super::{Context, standby::StandbyError};
 use crate::{
-    error::{StepError, chain},
+    error::chain,
     host::Host,
+    links::WayError,
     machine::{Session, VfDescriptors},
     nic::ids,
 };
@@ -31,16 +31,10 @@ pub(super) fn of_vf(host: &Host, vf: PciAddress) -> Option<VfDescriptors> {
 }
 
 /// The macvtap, and vhost-net where it can be used.
-pub(super) async fn of_standby(cx: &Context) -> Result<(OwnedFd, Option<OwnedFd>), StepError> {
+pub(super) async fn of_standby(cx: &Context) -> Result<(OwnedFd, Option<OwnedFd>), StandbyError> {
     let name = cx.record.standby.as_ref().map_or("", |s| s.macvtap.as_str());
-    let link = cx.host.netlink.link(name).await;
-    let link = link.map_err(|e| StepError::from_error(reasons::STANDBY_FAILED, &e))?;
-    let link = link.ok_or_else(|| StepError::new(reasons::STANDBY_FAILED, "the macvtap has gone away"))?;
-    let tap = cx
-        .host
-        .open_tap(name, link.index)
-        .await
-        .map_err(|e| e.into_step(reasons::STANDBY_FAILED))?;
+    let link = cx.host.netlink.link(name).await?.ok_or(WayError::Gone)?;
+    let tap = cx.host.open_tap(name, link.index).await?;
     let vhost = cx.host.dev.open_vhost_net().unwrap_or_else(|error| {
         warn!(
             error = chain(&error),

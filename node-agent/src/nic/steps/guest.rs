@@ -1,6 +1,6 @@
 //! Steps in the guest: plug and unplug VF and standby.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use hybridnic_api::{
     conditions::reasons,
@@ -10,11 +10,15 @@ use hybridnic_net::netlink::Link;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{Context, announce, descriptors, standby};
+use super::{
+    Context, announce, descriptors,
+    standby::{self, StandbyError},
+    vf::{self, VfError},
+};
 use crate::{
-    error::StepError,
-    journal::{Record, StandbyRecord},
-    machine::{LetGo, Machine, StandbyPlug, VfPlug},
+    error::{HasReason, chain},
+    journal::{JournalError, Record, StandbyRecord},
+    machine::{LetGo, Machine, MachineError, StandbyPlug, VfPlug},
     nic::{disuse::Disuse, ids, observe, silence::Silence},
 };
 
@@ -23,8 +27,43 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How often is looked whether it still does.
 const LOOK_AT_REST: Duration = Duration::from_secs(2);
 
+/// VF or standby could not be plugged, or watched.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GuestError {
+    #[error(
+        "the VM needs two free hot-pluggable PCIe root ports for each hybrid NIC: start QEMU with more of -device \
+         pcie-root-port,id=…"
+    )]
+    NoFreePorts,
+    #[error("the NIC has no ports in the guest")]
+    NoPorts,
+    #[error("QEMU's limit of locked memory cannot be lifted: {0}")]
+    Limited(io::Error),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Vf(#[from] VfError),
+    #[error(transparent)]
+    Standby(#[from] StandbyError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+impl HasReason for GuestError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NoFreePorts | Self::NoPorts => reasons::NO_GUEST_PORT,
+            Self::Limited(_) => reasons::QEMU_REFUSED,
+            Self::Machine(error) => error.reason(),
+            Self::Vf(error) => error.reason(),
+            Self::Standby(error) => error.reason(),
+            Self::Journal(error) => error.reason(),
+        }
+    }
+}
+
 /// Plugs the standby.
-pub(super) async fn plug_standby(cx: &mut Context, machine: &Machine) -> Result<(), StepError> {
+pub(super) async fn plug_standby(cx: &mut Context, machine: &Machine) -> Result<(), GuestError> {
     let vm = std::sync::Arc::clone(&cx.vm);
     let _choosing = vm.choosing_ports.lock().await;
     let ports = choose_ports(cx, machine).await?;
@@ -61,7 +100,7 @@ fn ports_of(record: &Record) -> Option<GuestPorts> {
 }
 
 /// The ports that the NIC had, or must have, or two free ones.
-async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, StepError> {
+async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, GuestError> {
     if let Some(ports) = ports_of(&cx.record) {
         return Ok(ports);
     }
@@ -76,16 +115,12 @@ async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, Ste
     let mut free = free.into_iter();
     match (free.next(), free.next()) {
         (Some(standby), Some(vf)) => Ok(GuestPorts { standby, vf }),
-        _ => Err(StepError::new(
-            reasons::NO_GUEST_PORT,
-            "the VM needs two free hot-pluggable PCIe root ports for each hybrid NIC: start QEMU with more of \
-             -device pcie-root-port,id=…",
-        )),
+        _ => Err(GuestError::NoFreePorts),
     }
 }
 
 /// Plugs the VF. `false` where the spec has changed before its turn came.
-pub(super) async fn plug_vf(cx: &mut Context, machine: &Machine) -> Result<bool, StepError> {
+pub(super) async fn plug_vf(cx: &mut Context, machine: &Machine) -> Result<bool, GuestError> {
     // QEMU answers nothing while it pins the guest's memory for another NIC's VF, for minutes.
     let vm = std::sync::Arc::clone(&cx.vm);
     let _plugging = tokio::select! {
@@ -99,22 +134,11 @@ pub(super) async fn plug_vf(cx: &mut Context, machine: &Machine) -> Result<bool,
     Ok(true)
 }
 
-async fn try_plug_vf(cx: &mut Context, machine: &Machine) -> Result<(), StepError> {
-    let port = vf_port(&cx.record);
-    let port =
-        port.ok_or_else(|| StepError::new(reasons::NO_GUEST_PORT, "the NIC has no ports in the guest"))?;
-    let vf = cx
-        .record
-        .vf
-        .clone()
-        .ok_or_else(|| StepError::new(reasons::VF_LOST, "no VF is reserved"))?;
+async fn try_plug_vf(cx: &mut Context, machine: &Machine) -> Result<(), GuestError> {
+    let port = vf_port(&cx.record).ok_or(GuestError::NoPorts)?;
+    let vf = vf::held(cx)?.clone();
     // Of the very process of the pod that is talked to, and of no other.
-    cx.vm.unlimit_locked_memory().map_err(|error| {
-        StepError::new(
-            reasons::QEMU_REFUSED,
-            format!("QEMU's limit of locked memory cannot be lifted: {error}"),
-        )
-    })?;
+    cx.vm.unlimit_locked_memory().map_err(GuestError::Limited)?;
     (cx.learnt.moved, cx.disused) = (false, false);
     cx.commit(|record| record.plugs += 1).await?;
     cx.sent_at_plug = Some(sent_by_standby(cx).await?);
@@ -142,7 +166,7 @@ async fn try_plug_vf(cx: &mut Context, machine: &Machine) -> Result<(), StepErro
 }
 
 /// Waits until the guest uses the VF, or the goal changes, or the deadline passes.
-pub(super) async fn await_guest(cx: &mut Context) -> Result<(), StepError> {
+pub(super) async fn await_guest(cx: &mut Context) -> Result<(), GuestError> {
     let Some(vf) = cx.record.vf.clone() else {
         return Ok(());
     };
@@ -193,7 +217,7 @@ pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) {
                     return;
                 }
             }
-            Err(error) => debug!(%error, "the standby cannot be looked at"),
+            Err(error) => debug!(error = chain(&error), "the standby cannot be looked at"),
         }
         // Counters are nothing that the kernel tells of.
         tokio::time::sleep(LOOK_AT_REST).await;
@@ -201,7 +225,7 @@ pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) {
 }
 
 /// Packets that the guest has sent through the standby.
-async fn sent_by_standby(cx: &Context) -> Result<u64, StepError> {
+async fn sent_by_standby(cx: &Context) -> Result<u64, StandbyError> {
     Ok(standby_link(cx)
         .await?
         .map(|link| link.counters.tx_packets)
@@ -209,22 +233,21 @@ async fn sent_by_standby(cx: &Context) -> Result<u64, StepError> {
 }
 
 /// The standby's macvtap.
-async fn standby_link(cx: &Context) -> Result<Option<Link>, StepError> {
+async fn standby_link(cx: &Context) -> Result<Option<Link>, StandbyError> {
     let Some(standby) = &cx.record.standby else {
         return Ok(None);
     };
-    let link = standby::way(cx)?.find(standby).await;
-    link.map_err(|e| StepError::from_error(reasons::STANDBY_FAILED, &e))
+    Ok(standby::way(cx)?.find(standby).await?)
 }
 
 /// Packets that the standby has dropped, because it is down.
-async fn dropped_by_standby(cx: &Context, standby: &StandbyRecord) -> Result<u64, StepError> {
+async fn dropped_by_standby(cx: &Context, standby: &StandbyRecord) -> Result<u64, StandbyError> {
     if standby.pod.is_some() {
         let link = standby_link(cx).await?;
         return Ok(link.map(|link| link.counters.tx_dropped).unwrap_or_default());
     }
     let dropped = cx.host.sysfs.tx_dropped(&standby.macvtap);
-    dropped.map_err(|e| StepError::from_error(reasons::STANDBY_FAILED, &e))
+    dropped.map_err(StandbyError::Uncounted)
 }
 
 /// Asks the guest to let go of the VF and waits until it has.
@@ -232,7 +255,7 @@ pub(super) async fn unplug_vf(
     cx: &mut Context,
     machine: &Machine,
     device: Option<&str>,
-) -> Result<(), StepError> {
+) -> Result<(), MachineError> {
     let Some(device) = device else {
         return Ok(());
     };
@@ -249,10 +272,10 @@ pub(super) async fn unplug_vf(
 }
 
 /// Takes the standby out of the guest, and what belongs to it out of QEMU.
-pub(super) async fn unplug_standby(cx: &mut Context, machine: &Machine) -> Result<(), StepError> {
+pub(super) async fn unplug_standby(cx: &mut Context, machine: &Machine) -> Result<(), MachineError> {
     let nic = cx.record.spec.nic.name.clone();
     match unplug(cx, machine, &ids::standby(&cx.record.spec)).await? {
-        LetGo::Yes => Ok(machine.clear_standby(&nic).await?),
+        LetGo::Yes => machine.clear_standby(&nic).await,
         LetGo::No => {
             cx.learnt.keeps_standby = true;
             Ok(())
@@ -260,12 +283,12 @@ pub(super) async fn unplug_standby(cx: &mut Context, machine: &Machine) -> Resul
     }
 }
 
-async fn unplug(cx: &Context, machine: &Machine, id: &str) -> Result<LetGo, StepError> {
+async fn unplug(cx: &Context, machine: &Machine, id: &str) -> Result<LetGo, MachineError> {
     let deadline = Instant::now() + cx.host.options.unplug_deadline;
-    Ok(machine.unplug(id, deadline).await?)
+    machine.unplug(id, deadline).await
 }
 
 /// Ends a QEMU that will never run the VM again, and waits until it has gone.
-pub(super) async fn quit(cx: &Context, machine: &Machine) -> Result<(), StepError> {
-    Ok(machine.end(&cx.vm, &cx.record).await?)
+pub(super) async fn quit(cx: &Context, machine: &Machine) -> Result<(), MachineError> {
+    machine.end(&cx.vm, &cx.record).await
 }

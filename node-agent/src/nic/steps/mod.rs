@@ -15,10 +15,15 @@ pub use standby::VLAN_PREFIX;
 
 use std::time::Instant;
 
-use hybridnic_api::{conditions::reasons, v1alpha1::SwitchOrder};
+use hybridnic_api::v1alpha1::SwitchOrder;
 
 use super::{observe::Observation, plan::Step};
-use crate::{error::StepError, machine::Machine, trace};
+use crate::{
+    error::StepError,
+    journal::JournalError,
+    machine::{Machine, MachineError},
+    trace,
+};
 
 impl Context {
     /// Takes a step.
@@ -69,7 +74,7 @@ impl Context {
             Step::AnswerSandbox => pod_link::answer(self, now),
             Step::PlugStandby => guest::plug_standby(self, machine(now)?).await?,
             Step::UnplugStandby => guest::unplug_standby(self, machine(now)?).await?,
-            Step::PlugVf => return guest::plug_vf(self, machine(now)?).await,
+            Step::PlugVf => return Ok(guest::plug_vf(self, machine(now)?).await?),
             Step::AwaitGuest => guest::await_guest(self).await?,
             Step::UnplugVf => {
                 self.unplug_order = Some(order);
@@ -82,21 +87,16 @@ impl Context {
         Ok(true)
     }
 
-    async fn forget(&mut self) -> Result<(), StepError> {
-        self.host
-            .journal
-            .remove(&self.record.uid)
-            .await
-            .map_err(|e| StepError::from_error(reasons::JOURNAL_FAILED, &e))?;
+    async fn forget(&mut self) -> Result<(), JournalError> {
+        self.host.journal.remove(&self.record.uid).await?;
         self.recorded = false;
         Ok(())
     }
 }
 
-fn machine(now: &Observation) -> Result<&Machine, StepError> {
-    now.machine
-        .as_ref()
-        .ok_or_else(|| StepError::new(reasons::QMP_UNAVAILABLE, "the VM's QEMU does not answer"))
+fn machine(now: &Observation) -> Result<&Machine, MachineError> {
+    let silent = || MachineError::Gone("the VM's QEMU does not answer".to_owned());
+    now.machine.as_ref().ok_or_else(silent)
 }
 
 #[cfg(test)]

@@ -1,8 +1,5 @@
 //! The standby as the link of a pod: made in the pod's network namespace when the pod's sandbox asks for it, and handed over then.
 
-use std::error::Error;
-
-use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     PciAddress,
     netlink::{MacvtapSpec, Place},
@@ -10,20 +7,16 @@ use hybridnic_net::{
 };
 use tracing::debug;
 
-use super::Context;
+use super::{Context, standby::StandbyError};
 use crate::{
     cni::{Made, Sandbox},
-    error::StepError,
+    host::PfUnread,
     journal::SandboxRecord,
     nic::{ids, observe::Observation},
 };
 
 /// Who runs QEMU in a launcher.
 const QEMU: tap_node::Owner = tap_node::Owner { uid: 107, gid: 107 };
-
-fn failed(error: &dyn Error) -> StepError {
-    StepError::from_error(reasons::STANDBY_FAILED, error)
-}
 
 /// The sandbox of the NIC's pod that counts now.
 pub(super) fn sandbox(cx: &Context) -> Option<Sandbox> {
@@ -32,7 +25,7 @@ pub(super) fn sandbox(cx: &Context) -> Option<Sandbox> {
 }
 
 /// The PF that the pod's device is on, and its name; `None` where no sandbox has said.
-pub(super) async fn promised_pf(cx: &Context) -> Result<Option<(PciAddress, String)>, StepError> {
+pub(super) async fn promised_pf(cx: &Context) -> Result<Option<(PciAddress, String)>, PfUnread> {
     // It is not kept while the PF is looked at.
     let Some(pf) = sandbox(cx).map(|sandbox| sandbox.device.pf()) else {
         return Ok(None);
@@ -42,14 +35,8 @@ pub(super) async fn promised_pf(cx: &Context) -> Result<Option<(PciAddress, Stri
 }
 
 /// Makes the macvtap of this spec, which leads out by a link of the host's, in the pod's network namespace.
-pub(super) async fn make(cx: &mut Context, spec: &MacvtapSpec) -> Result<(), StepError> {
-    let none = || {
-        StepError::new(
-            reasons::WAITING_FOR_RUNTIME,
-            "the pod's sandbox does not ask for its link any more",
-        )
-    };
-    let sandbox = sandbox(cx).ok_or_else(none)?;
+pub(super) async fn make(cx: &mut Context, spec: &MacvtapSpec) -> Result<(), StandbyError> {
+    let sandbox = sandbox(cx).ok_or(StandbyError::NotAskedFor)?;
     let (container, device) = (sandbox.container.clone(), sandbox.device);
     let index = device.ifindex();
     let made = SandboxRecord { container, device };
@@ -61,24 +48,19 @@ pub(super) async fn make(cx: &mut Context, spec: &MacvtapSpec) -> Result<(), Ste
     })
     .await?;
     let (sysfs, dev) = (&cx.host.sysfs, &cx.host.dev);
-    let there = sandbox
-        .netlink
-        .link_by_index(index)
-        .await
-        .map_err(|e| failed(&e))?;
+    let there = sandbox.netlink.link_by_index(index).await?;
     // One that is there is of a step that was cut short by a crash.
     if there.is_none() {
-        tap_node::make_room(sysfs, dev, index).map_err(|e| failed(&e))?;
+        tap_node::make_room(sysfs, dev, index)?;
         let place = Place {
             netns: &sandbox.netns,
             inside: &sandbox.netlink,
             index,
             queues: None,
         };
-        let made = cx.host.netlink.create_macvtap_in(&place, spec).await;
-        made.map_err(|e| failed(&e))?;
+        cx.host.netlink.create_macvtap_in(&place, spec).await?;
     }
-    tap_node::give(sysfs, dev, index, QEMU).map_err(|e| failed(&e))?;
+    tap_node::give(sysfs, dev, index, QEMU)?;
     Ok(())
 }
 

@@ -1,18 +1,18 @@
 //! The first step on a VF: to find one that nobody uses, and to write down how it was.
 
 use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
-use hybridnic_net::{PciAddress, dev::VfioUse, sysfs::DriverState};
+use hybridnic_net::{PciAddress, dev::VfioUse, netlink::NetlinkError, sysfs::DriverState};
 use tracing::{info, warn};
 
 use super::{
     Context, pod_link,
-    vf::{bind_failed, is_vfio, refused},
+    vf::{VfError, is_vfio},
 };
 use crate::{
     devices::DeviceError,
-    error::StepError,
-    host::Host,
-    journal::{StandbyRecord, VfRecord, VlanRecord},
+    error::{HasReason, chain},
+    host::{Host, PfUnread},
+    journal::{JournalError, StandbyRecord, VfRecord, VlanRecord},
     nic::{ids, macs::original, settings::protocol},
     node::{
         choice::{Choice, Wish},
@@ -20,19 +20,42 @@ use crate::{
     },
 };
 
+/// Nothing was reserved.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReserveError {
+    #[error("no PF of the node that can be used matches the network's uplinks{}", .0.as_deref().unwrap_or_default())]
+    NoUplink(Option<String>),
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Vf(#[from] VfError),
+    #[error(transparent)]
+    Pf(#[from] PfUnread),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+impl HasReason for ReserveError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NoUplink(_) => reasons::NO_UPLINK,
+            Self::Netlink(_) => reasons::VF_SETTING_REFUSED,
+            Self::Vf(error) => error.reason(),
+            Self::Pf(error) => error.reason(),
+            Self::Journal(error) => error.reason(),
+        }
+    }
+}
+
 /// Takes a VF and writes down how it was; without one, a PF for the standby alone.
-pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
+pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
     let host = std::sync::Arc::clone(&cx.host);
     let asked = tokio::select! {
         asked = host.offers.look_elsewhere(&host.pools) => asked,
         // A kubelet may be silent for long, and something else is wanted meanwhile.
         _ = cx.interrupt.changed() => return Ok(()),
     };
-    let inventory = cx
-        .host
-        .inventory()
-        .await
-        .map_err(|e| e.into_step(reasons::VF_UNKNOWN))?;
+    let inventory = cx.host.inventory().await.map_err(VfError::Unread)?;
     let network = cx.record.spec.network.clone();
     let promised = pod_link::promised_pf(cx).await?;
     let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
@@ -56,12 +79,12 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
                 continue;
             }
             Ok(None) => write_down(cx, choice).await,
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         };
         match reserved {
             Ok(()) => taken = true,
             Err(error) => {
-                warn!(vf = %address, error = error.message, "this VF cannot be reserved; it is passed over");
+                warn!(vf = %address, error = chain(&error), "this VF cannot be reserved; it is passed over");
                 passed_over.push(address);
                 failed = Some(error);
             }
@@ -77,12 +100,8 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), StepError> {
         let any = cx.host.pools.standby_pf(&inventory, &network, wish.pick);
         let any = any.map(|pf| (pf.address, pf.name.clone().unwrap_or_default()));
         let (pf, pf_name) = promised.or(any).ok_or_else(|| {
-            let none = "no PF of the node that can be used matches the network's uplinks";
             let why = cx.host.pools.barred(&inventory, &network);
-            StepError::new(
-                reasons::NO_UPLINK,
-                why.map_or_else(|| none.to_owned(), |why| format!("{none}: {why}")),
-            )
+            ReserveError::NoUplink(why.map(|why| format!(": {why}")))
         })?;
         let standby = standby_record(cx, pf, pf_name);
         cx.commit(|record| record.standby = Some(standby)).await?;
@@ -107,28 +126,27 @@ pub(super) async fn foreign(
     host: &Host,
     choice: &Choice,
     asked: &Result<(), String>,
-) -> Result<Option<String>, StepError> {
+) -> Result<Option<String>, VfError> {
     let vf = &choice.vf;
     let Some(group) = vf.iommu_group.filter(|_| is_vfio(vf.driver.as_deref())) else {
         return Ok(None);
     };
-    let unknown = |error: DeviceError| error.into_step(reasons::VF_UNKNOWN);
     // A pod that has got it from another plugin need not have opened it yet. One with a driver of its own shows that it is in a pod.
     if let Err(why) = asked {
-        let message = format!(
-            "the VF {} is with vfio, and whether the kubelet has given it to a pod is not known: {why}",
-            vf.address
-        );
-        return Err(StepError::new(reasons::KUBELET_UNREACHABLE, message));
+        return Err(VfError::MayBePromised(vf.address, why.clone()));
     }
     // No record says so any more, and somebody may have what an earlier NIC's QEMU was given.
     host.take_over_handouts(vf.address);
     if host.handouts.is_out(vf.address) {
         return Ok(Some(IS_KEPT.to_owned()));
     }
-    let used = host.devices.vfio_use(vf.address, group).await.map_err(unknown)?;
+    let used = host
+        .devices
+        .vfio_use(vf.address, group)
+        .await
+        .map_err(VfError::Unread)?;
     if used != VfioUse::InUse && host.handouts.is_unsure(vf.address) {
-        prove_free(host, vf.address).await.map_err(bind_failed)?;
+        prove_free(host, vf.address).await.map_err(VfError::NotBound)?;
         return Ok(None);
     }
     match used {
@@ -136,7 +154,8 @@ pub(super) async fn foreign(
         VfioUse::InUse => Ok(Some(IN_USE.to_owned())),
         VfioUse::Unknown => {
             // The group goes with its last VF, which another NIC may just have given back.
-            let now = host.devices.driver_state(vf.address).await.map_err(unknown)?;
+            let now = host.devices.driver_state(vf.address).await;
+            let now = now.map_err(VfError::Unread)?;
             Ok(is_vfio(now.driver.as_deref()).then(|| MAY_BE_IN_USE.to_owned()))
         }
     }
@@ -170,37 +189,26 @@ pub(super) fn standby_record(cx: &Context, pf: PciAddress, pf_name: String) -> S
     }
 }
 
-async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), StepError> {
+async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), ReserveError> {
     let Choice { pf, vf } = choice;
-    let lost = || {
-        let message = format!(
-            "the PF {} does not show its VF {} at the moment",
-            pf.address, vf.address
-        );
-        StepError::new(reasons::VF_UNKNOWN, message)
+    let hidden = || VfError::Hidden {
+        pf: pf.address.to_string(),
+        vf: vf.address.to_string(),
     };
     let (Some(pf_name), Some(ifindex), Some(group)) = (pf.name.clone(), pf.ifindex, vf.iommu_group) else {
-        return Err(lost());
+        return Err(hidden().into());
     };
-    let table = cx.host.netlink.vf_table(ifindex).await.map_err(|e| refused(&e))?;
+    let table = cx.host.netlink.vf_table(ifindex).await?;
     let found = table
         .unwrap_or_default()
         .into_iter()
         .find(|c| c.index == vf.index)
-        .ok_or_else(lost)?;
-    let saved_driver = cx
-        .host
-        .devices
-        .driver_state(vf.address)
-        .await
-        .map_err(bind_failed)?;
+        .ok_or_else(hidden)?;
+    let saved_driver = cx.host.devices.driver_state(vf.address).await;
+    let saved_driver = saved_driver.map_err(VfError::NotBound)?;
     if !pf.carrier.unwrap_or(false) {
         // A PF that is down carries nothing, and some drivers take no VF settings then.
-        cx.host
-            .netlink
-            .set_up(ifindex, true)
-            .await
-            .map_err(|e| refused(&e))?;
+        cx.host.netlink.set_up(ifindex, true).await?;
     }
     let parking_mac = parking_mac(&cx.host.options.node_name, vf.address);
     let saved = original(&found, parking_mac, &cx.host.macs);

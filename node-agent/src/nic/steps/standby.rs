@@ -1,20 +1,23 @@
 //! Steps on the macvtap: make, guard, up, down, remove, move.
 
-use std::{error::Error, sync::Arc};
+use std::{io, sync::Arc};
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
-    VlanProtocol,
+    PciAddress, VlanProtocol,
     netlink::{Link, MacvtapSpec, Netlink, NetlinkError, VlanSpec},
+    tap_node::NodeError,
 };
 use nix::errno::Errno;
 use tracing::{info, warn};
 
 use super::{Context, pod_link, reserve::standby_record};
 use crate::{
-    error::StepError,
-    journal::{Seized, StandbyRecord, VlanRecord},
-    links::Way,
+    devices::DeviceError,
+    error::{HasReason, chain},
+    host::PfUnread,
+    journal::{JournalError, Seized, StandbyRecord, VlanRecord},
+    links::{Way, WayError},
     nic::{
         ids,
         observe::{self, Observation},
@@ -26,40 +29,80 @@ use crate::{
 /// How the names of VLAN devices begin that we have made, and may remove.
 pub const VLAN_PREFIX: &str = "hnv";
 
-fn failed(error: &dyn Error) -> StepError {
-    StepError::from_error(reasons::STANDBY_FAILED, error)
+/// The macvtap is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StandbyError {
+    #[error("no standby is reserved")]
+    NotReserved,
+    #[error("the standby's PF {pf} ({name}) has no network interface here")]
+    NoInterface { pf: PciAddress, name: String },
+    #[error(
+        "the standby cannot be guarded, and does not go up without: {}; the kernel needs sch_ingress, cls_flower, act_gact and \
+         act_police", chain(.0)
+    )]
+    NotGuarded(NetlinkError),
+    #[error("the pod's sandbox does not ask for its link any more")]
+    NotAskedFor,
+    #[error(transparent)]
+    Uncounted(io::Error),
+    #[error(transparent)]
+    Way(#[from] WayError),
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
+    Tap(#[from] DeviceError),
+    #[error(transparent)]
+    Pf(#[from] PfUnread),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+impl HasReason for StandbyError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotAskedFor => reasons::WAITING_FOR_RUNTIME,
+            Self::Tap(error) => error.reason_or(reasons::STANDBY_FAILED),
+            Self::Pf(error) => error.reason(),
+            Self::Journal(error) => error.reason(),
+            Self::NotReserved
+            | Self::NoInterface { .. }
+            | Self::NotGuarded(_)
+            | Self::Uncounted(_)
+            | Self::Way(_)
+            | Self::Netlink(_)
+            | Self::Node(_) => reasons::STANDBY_FAILED,
+        }
+    }
 }
 
 /// The macvtap, administratively down: its MAC is in no filter yet.
-pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
+pub(super) async fn make(cx: &mut Context) -> Result<(), StandbyError> {
     let standby = recorded(cx)?.clone();
     // The journal has the name before the link exists.
     cx.commit(|_| ()).await?;
     let host = Arc::clone(&cx.host);
     let netlink = &host.netlink;
-    let pf = host.pf_link(standby.pf).await?.ok_or_else(|| {
-        StepError::new(
-            reasons::STANDBY_FAILED,
-            format!(
-                "the standby's PF {} ({}) has no network interface here",
-                standby.pf, standby.pf_name
-            ),
-        )
+    let pf = host.pf_link(standby.pf).await?;
+    let pf = pf.ok_or_else(|| StandbyError::NoInterface {
+        pf: standby.pf,
+        name: standby.pf_name.clone(),
     })?;
     if !pf.up {
-        netlink.set_up(pf.index, true).await.map_err(|e| failed(&e))?;
+        netlink.set_up(pf.index, true).await?;
     }
     let mtu = cx.record.spec.l2.mtu.and_then(|m| u32::try_from(m).ok());
     if let Some(mtu) = mtu
         && pf.mtu < mtu
     {
-        netlink.set_mtu(pf.index, mtu).await.map_err(|e| failed(&e))?;
+        netlink.set_mtu(pf.index, mtu).await?;
     }
     // Another NIC must not take the VLAN device away before the macvtap is on it.
     let _vlan_devices = host.vlan_devices.lock().await;
     let lower = match &standby.vlan {
         None => pf.index,
-        Some(vlan) => vlan_device(cx, &pf, vlan).await.map_err(|e| failed(&e))?,
+        Some(vlan) => vlan_device(cx, &pf, vlan).await?,
     };
     let alias = format!("hybridnic {} {}", cx.record.nic(), cx.record.uid);
     let spec = MacvtapSpec {
@@ -76,13 +119,13 @@ pub(super) async fn make(cx: &mut Context) -> Result<(), StepError> {
         Ok(_) => Ok(()),
         // A step that was cut short by a crash.
         Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
-        Err(error) => Err(failed(&error)),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// The way to the macvtap.
-pub(super) fn way(cx: &Context) -> Result<Way, StepError> {
-    Way::to(&cx.host, &cx.record, recorded(cx)?)
+pub(super) fn way(cx: &Context) -> Result<Way, StandbyError> {
+    Ok(Way::to(&cx.host, &cx.record, recorded(cx)?)?)
 }
 
 /// The name of our VLAN device: one for each protocol, for the kernel takes both of one id on one PF.
@@ -123,12 +166,12 @@ async fn vlan_device(cx: &Context, pf: &Link, vlan: &VlanRecord) -> Result<u32, 
 /// Gives the macvtap, and before it our VLAN device, the MTU back that they lost while the PF had a smaller one.
 pub(super) async fn raise_mtu(cx: &mut Context, now: &Observation) {
     if let Err(error) = try_raise_mtu(cx, now).await {
-        warn!(error = error.message, "the standby keeps a smaller MTU");
+        warn!(error = chain(&error), "the standby keeps a smaller MTU");
         cx.learnt.mtu_refused = true;
     }
 }
 
-async fn try_raise_mtu(cx: &Context, now: &Observation) -> Result<(), StepError> {
+async fn try_raise_mtu(cx: &Context, now: &Observation) -> Result<(), StandbyError> {
     let (Some(macvtap), Some(pf)) = (&now.macvtap, &now.standby_pf) else {
         return Ok(());
     };
@@ -138,51 +181,33 @@ async fn try_raise_mtu(cx: &Context, now: &Observation) -> Result<(), StepError>
     let mtu = settings::mtu(&cx.record.spec.l2, room);
     let way = way(cx)?;
     if let Some(lower) = macvtap.lower.filter(|lower| *lower != pf.index)
-        && let Some(lower) = cx
-            .host
-            .netlink
-            .link_by_index(lower)
-            .await
-            .map_err(|e| failed(&e))?
+        && let Some(lower) = cx.host.netlink.link_by_index(lower).await?
         && observe::is_ours(&lower)
         && lower.mtu < mtu
     {
         let netlink = &cx.host.netlink;
-        netlink.set_mtu(lower.index, mtu).await.map_err(|e| failed(&e))?;
+        netlink.set_mtu(lower.index, mtu).await?;
     }
-    way.must()?
-        .set_mtu(macvtap.index, mtu)
-        .await
-        .map_err(|e| failed(&e))
+    Ok(way.must()?.set_mtu(macvtap.index, mtu).await?)
 }
 
-fn recorded(cx: &Context) -> Result<&StandbyRecord, StepError> {
-    cx.record
-        .standby
-        .as_ref()
-        .ok_or_else(|| StepError::new(reasons::STANDBY_FAILED, "no standby is reserved"))
+fn recorded(cx: &Context) -> Result<&StandbyRecord, StandbyError> {
+    cx.record.standby.as_ref().ok_or(StandbyError::NotReserved)
 }
 
 /// What the network allows passes, and nothing else, from before the macvtap is up for the first time.
-pub(super) async fn guard(cx: &Context, now: &Observation) -> Result<(), StepError> {
+pub(super) async fn guard(cx: &Context, now: &Observation) -> Result<(), StandbyError> {
     let Some(link) = &now.macvtap else {
         return Ok(());
     };
     let guard = settings::guard(cx.mac, &cx.record.spec.l2);
     let way = way(cx)?;
-    way.must()?.guard(link.index, &guard).await.map_err(|e| {
-        let mut error = failed(&e);
-        error.message = format!(
-            "the standby cannot be guarded, and does not go up without: {}; the kernel needs sch_ingress, cls_flower, act_gact and \
-             act_police",
-            error.message
-        );
-        error
-    })
+    let guarded = way.must()?.guard(link.index, &guard).await;
+    guarded.map_err(StandbyError::NotGuarded)
 }
 
 /// The macvtap is shut, and stays so: the QEMU that has its descriptor has given it another MAC.
-pub(super) async fn seize(cx: &mut Context, now: &Observation) -> Result<(), StepError> {
+pub(super) async fn seize(cx: &mut Context, now: &Observation) -> Result<(), StandbyError> {
     // First of all: it receives another station's frames.
     down(cx, now).await?;
     warn!(
@@ -196,16 +221,14 @@ pub(super) async fn seize(cx: &mut Context, now: &Observation) -> Result<(), Ste
             standby.seized.get_or_insert(Seized { process });
         }
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// The standby receives from now on.
-pub(super) async fn up(cx: &mut Context, now: &Observation) -> Result<(), StepError> {
+pub(super) async fn up(cx: &mut Context, now: &Observation) -> Result<(), StandbyError> {
     let Some(link) = &now.macvtap else {
-        return Err(StepError::new(
-            reasons::STANDBY_FAILED,
-            "the macvtap has gone away",
-        ));
+        return Err(WayError::Gone.into());
     };
     let vf_plugged = matches!(now.seen.qemu, QemuSeen::Up(guest) if guest.vf);
     let way = way(cx)?;
@@ -230,25 +253,22 @@ pub(super) async fn up(cx: &mut Context, now: &Observation) -> Result<(), StepEr
             cx.learnt.refuses_twice = true;
             Ok(())
         }
-        Err(error) => Err(failed(&error)),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// The standby receives no more: its MAC leaves the PF's filter.
-pub(super) async fn down(cx: &mut Context, now: &Observation) -> Result<(), StepError> {
+pub(super) async fn down(cx: &mut Context, now: &Observation) -> Result<(), StandbyError> {
     if let Some(link) = &now.macvtap {
         let way = way(cx)?;
-        way.must()?
-            .set_up(link.index, false)
-            .await
-            .map_err(|e| failed(&e))?;
+        way.must()?.set_up(link.index, false).await?;
     }
     cx.learnt.announce = false;
     Ok(())
 }
 
 /// Deletes the macvtap and, with its last user, a VLAN device of ours. What has gone with its PF needs no deletion.
-pub(super) async fn remove(cx: &mut Context) -> Result<(), StepError> {
+pub(super) async fn remove(cx: &mut Context) -> Result<(), StandbyError> {
     delete(cx).await?;
     cx.commit(|record| record.standby = None).await?;
     cx.host.pools.drop_standby(&cx.record.uid);
@@ -256,7 +276,7 @@ pub(super) async fn remove(cx: &mut Context) -> Result<(), StepError> {
 }
 
 /// Deletes it, and has it on the VF's PF, where it is made next. The VF stays the NIC's.
-pub(super) async fn move_to_vf(cx: &mut Context) -> Result<(), StepError> {
+pub(super) async fn move_to_vf(cx: &mut Context) -> Result<(), StandbyError> {
     let Some(vf) = cx.record.vf.clone() else {
         return Ok(());
     };
@@ -267,17 +287,14 @@ pub(super) async fn move_to_vf(cx: &mut Context) -> Result<(), StepError> {
     Ok(())
 }
 
-async fn delete(cx: &Context) -> Result<(), StepError> {
+async fn delete(cx: &Context) -> Result<(), StandbyError> {
     let Some(standby) = cx.record.standby.clone() else {
         return Ok(());
     };
     let netlink = cx.host.netlink.clone();
     let way = way(cx)?;
-    if let Some(link) = way.find(&standby).await.map_err(|e| failed(&e))? {
-        way.must()?
-            .delete_link(link.index)
-            .await
-            .map_err(|e| failed(&e))?;
+    if let Some(link) = way.find(&standby).await? {
+        way.must()?.delete_link(link.index).await?;
     }
     // Before its sandbox is let go of.
     drop(way);
@@ -286,7 +303,7 @@ async fn delete(cx: &Context) -> Result<(), StepError> {
         && let Some(pf) = cx.host.pf_link(standby.pf).await?
     {
         let _vlan_devices = cx.host.vlan_devices.lock().await;
-        remove_unused(&netlink, &pf, vlan).await.map_err(|e| failed(&e))?;
+        remove_unused(&netlink, &pf, vlan).await?;
     }
     Ok(())
 }

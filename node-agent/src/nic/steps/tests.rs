@@ -1,18 +1,22 @@
 //! Steps on a node of files, where the journal can be written and where not.
 
-use hybridnic_api::v1alpha1::Runtime;
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, io, sync::Arc, time::Duration};
 
+use hybridnic_api::{conditions::reasons, v1alpha1::Runtime};
 use hybridnic_net::{
     MacAddr,
+    netlink::{NetlinkError, VfSetting},
     testing::{pf_address, vf_address},
 };
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::*;
+use super::{guest::GuestError, reserve::ReserveError, standby::StandbyError, vf::VfError, *};
 use crate::{
+    calls::CallError,
+    devices::DeviceError,
+    error::HasReason as _,
     host::{
         Host,
         tests::{host, made},
@@ -78,11 +82,11 @@ async fn a_vf_is_let_go_of_only_once_the_journal_has_it() {
     fs::rename(dir.path().join("journal"), dir.path().join("full")).unwrap();
     for _ in 0..2 {
         assert_eq!(
-            vf::drop_lost(&mut cx).await.unwrap_err().reason,
+            vf::drop_lost(&mut cx).await.unwrap_err().reason(),
             reasons::JOURNAL_FAILED
         );
         assert_eq!(
-            vf::restore(&mut cx).await.unwrap_err().reason,
+            vf::restore(&mut cx).await.unwrap_err().reason(),
             reasons::JOURNAL_FAILED
         );
         assert_eq!(cx.record, before);
@@ -125,20 +129,67 @@ async fn a_vf_that_fails_three_times_is_avoided() {
     let dir = tempfile::tempdir().unwrap();
     let host = host(dir.path(), 2, 2);
     let mut cx = context(&host);
-    let failed = || StepError::new(reasons::VF_BIND_FAILED, "no");
-    cx.vf_failed(StepError::new(reasons::VF_UNKNOWN, "it resets"));
+    let unknown = VfError::Hidden {
+        pf: "ens0".into(),
+        vf: "1".into(),
+    };
+    let failed = || VfError::NotBound(CallError::from(io::Error::other("no")).into());
+    cx.vf_failed(unknown);
     assert_eq!(
         (cx.learnt.vf_failed, cx.learnt.vf_failures),
         (Some(reasons::VF_UNKNOWN), 0)
     );
     for n in 1..=TRIES {
-        assert_eq!(cx.vf_failed(failed()), failed());
+        cx.vf_failed(failed());
         assert_eq!(
             (cx.learnt.vf_failed, cx.learnt.vf_failures),
             (Some(reasons::VF_BIND_FAILED), n)
         );
         cx.learnt = cx.learnt.again();
         assert_eq!((cx.learnt.vf_failed, cx.learnt.vf_failures), (None, n));
+    }
+}
+
+#[test]
+fn a_failure_is_reported_with_a_reason_and_with_all_its_causes_once() {
+    let (vf, no) = (vf_address(0, 1), || io::Error::other("no"));
+    let unread = VfError::Presence { vf, source: no() };
+    let refused = VfError::Refused {
+        setting: VfSetting::Mac(MacAddr::ZERO),
+        error: NetlinkError::Open(no()),
+    };
+    let unguarded = GuestError::Standby(StandbyError::NotGuarded(NetlinkError::Open(no())));
+    let hung = || DeviceError::from(CallError::Earlier(vf));
+    for (error, reason, message) in [
+        (
+            StepError::from(unread),
+            reasons::VF_UNKNOWN,
+            format!("the VF {vf} cannot be read: no"),
+        ),
+        (
+            refused.into(),
+            reasons::VF_SETTING_REFUSED,
+            "cannot open a netlink connection: no".to_owned(),
+        ),
+        (
+            unguarded.into(),
+            reasons::STANDBY_FAILED,
+            "the standby cannot be guarded, and does not go up without: cannot open a netlink connection: no; the kernel needs \
+             sch_ingress, cls_flower, act_gact and act_police"
+                .to_owned(),
+        ),
+        (
+            ReserveError::from(VfError::NotBound(hung())).into(),
+            reasons::DEVICE_HUNG,
+            hung().to_string(),
+        ),
+        (
+            GuestError::from(StandbyError::from(hung())).into(),
+            reasons::DEVICE_HUNG,
+            hung().to_string(),
+        ),
+    ] {
+        assert_eq!((error.reason, error.message), (reason, message));
     }
 }
 
@@ -164,7 +215,7 @@ async fn a_plug_that_waits_for_its_turn_ends_when_the_spec_changes() {
             () = peer.is_left_alone(ALONE) => {}
         }
         interrupt.send_replace(1);
-        assert_eq!(plugged.await, Ok(false));
+        assert!(!plugged.await.unwrap());
     }
     peer.is_left_alone(ALONE).await;
     assert_eq!((&cx.record, cx.learnt.vf_failed), (&before, None));
@@ -194,7 +245,7 @@ async fn a_qemu_is_not_ended_while_its_vm_is_started() {
             peer.answer("query-migrate", json!({"status": "completed"})).await;
         };
         let (refused, ()) = tokio::join!(quit, runs);
-        assert_eq!(refused.unwrap_err().reason, reasons::MIGRATING);
+        assert_eq!(refused.unwrap_err().reason(), reasons::MIGRATING);
     }
     peer.is_left_alone(ALONE).await;
     // One whose VM has gone elsewhere; and meanwhile nobody starts it.
@@ -221,10 +272,10 @@ async fn a_vf_on_vfio_is_taken_only_where_the_kernel_says_that_nobody_has_it() {
         vf: pf.vfs[index].clone(),
         pf: pf.clone(),
     });
-    assert_eq!(reserve::foreign(&host, &other, &Ok(())).await, Ok(None));
+    assert_eq!(reserve::foreign(&host, &other, &Ok(())).await.unwrap(), None);
     // It was, and another NIC has given it back since.
     other.vf.driver = Some("vfio-pci".into());
-    assert_eq!(reserve::foreign(&host, &other, &Ok(())).await, Ok(None));
+    assert_eq!(reserve::foreign(&host, &other, &Ok(())).await.unwrap(), None);
 
     let why = reserve::foreign(&host, &bound, &Ok(())).await.unwrap().unwrap();
     assert!(why.contains("no vfio groups"), "{why}");
@@ -233,16 +284,16 @@ async fn a_vf_on_vfio_is_taken_only_where_the_kernel_says_that_nobody_has_it() {
     let group = host.dev.vfio_group(bound.vf.iommu_group.unwrap());
     fs::create_dir_all(&group).unwrap();
     let error = reserve::foreign(&host, &bound, &Ok(())).await.unwrap_err();
-    assert_eq!(error.reason, reasons::VF_UNKNOWN);
+    assert_eq!(error.reason(), reasons::VF_UNKNOWN);
 
     fs::remove_dir(&group).unwrap();
     fs::write(&group, "").unwrap();
-    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await, Ok(None));
+    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await.unwrap(), None);
 
     // A pod that has it from another plugin may not have opened it yet.
     let silent = Err("not now".to_owned());
     let error = reserve::foreign(&host, &bound, &silent).await.unwrap_err();
-    assert_eq!(error.reason, reasons::KUBELET_UNREACHABLE);
+    assert_eq!(error.reason(), reasons::KUBELET_UNREACHABLE);
 
     // Of one that is passed over the node says why, and nobody gets it.
     host.pools.mark_foreign(bound.vf.address, why.clone());
@@ -259,9 +310,9 @@ async fn a_vf_is_not_given_back_while_somebody_has_its_descriptor() {
     let given = host.handouts.open_made(vf_address(0, 0), make).unwrap();
     let mut hardware = host.hardware.subscribe();
     let error = vf::restore(&mut cx).await.unwrap_err();
-    assert_eq!(error.reason, reasons::VF_IN_USE);
+    assert_eq!(error.reason(), reasons::VF_IN_USE);
     assert!(
-        error.message.contains("the descriptor that QEMU was given"),
+        error.to_string().contains("the descriptor that QEMU was given"),
         "{error}"
     );
     assert_eq!(cx.record, held);
@@ -269,7 +320,7 @@ async fn a_vf_is_not_given_back_while_somebody_has_its_descriptor() {
     drop(given);
     // As far as this machine, which has no such PF, lets it go: vfio is asked before the PF.
     let error = vf::restore(&mut cx).await.unwrap_err();
-    assert_eq!(error.reason, reasons::VF_UNKNOWN, "{error}");
+    assert_eq!(error.reason(), reasons::VF_UNKNOWN, "{error}");
     let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
     assert_eq!(fs::read_to_string(&unbind).unwrap(), vf_address(0, 0).to_string());
     assert!(hardware.has_changed().unwrap(), "who waits for it is told");
@@ -303,20 +354,20 @@ async fn a_driver_is_not_asked_for_what_the_pods_processes_may_keep() {
 
     let error = vf::restore(&mut cx).await.unwrap_err();
     assert_eq!(
-        error.reason,
+        error.reason(),
         reasons::VF_UNKNOWN,
         "processes cannot be read: {error}"
     );
     let process = residents::tests::add(&host.proc, 7, "S", &cx.record.spec.pod.uid);
     let error = vf::restore(&mut cx).await.unwrap_err();
-    assert_eq!(error.reason, reasons::VF_IN_USE, "{error}");
-    assert!(error.message.contains("may keep"), "{error}");
+    assert_eq!(error.reason(), reasons::VF_IN_USE, "{error}");
+    assert!(error.to_string().contains("may keep"), "{error}");
     assert_eq!(fs::read_to_string(&unbind).unwrap(), "");
 
     fs::remove_dir_all(process).unwrap();
     // This machine has no such PF: vfio is asked before the PF.
     let error = vf::restore(&mut cx).await.unwrap_err();
-    assert_eq!(error.reason, reasons::VF_UNKNOWN, "{error}");
+    assert_eq!(error.reason(), reasons::VF_UNKNOWN, "{error}");
     assert_eq!(fs::read_to_string(&unbind).unwrap(), vf.to_string());
 }
 
@@ -336,7 +387,7 @@ async fn a_vf_gets_its_settings_back_only_once_vfio_has_let_go_of_it() {
     fs::create_dir_all(&group).unwrap();
     let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
     let error = vf::restore(&mut cx).await.unwrap_err();
-    assert_eq!(error.reason, reasons::VF_UNKNOWN, "{error}");
+    assert_eq!(error.reason(), reasons::VF_UNKNOWN, "{error}");
     assert_eq!(fs::read_to_string(&unbind).unwrap(), "", "nothing is known of it");
     fs::remove_dir(&group).unwrap();
 
@@ -346,7 +397,7 @@ async fn a_vf_gets_its_settings_back_only_once_vfio_has_let_go_of_it() {
     for _ in 0..2 {
         // The PF is not there to be asked: whoever asks it first says so.
         let error = vf::restore(&mut cx).await.unwrap_err();
-        assert_eq!(error.reason, reasons::DEVICE_HUNG, "{error}");
+        assert_eq!(error.reason(), reasons::DEVICE_HUNG, "{error}");
         // As the kernel does meanwhile.
         let driver = dir
             .path()
@@ -360,7 +411,11 @@ async fn a_vf_gets_its_settings_back_only_once_vfio_has_let_go_of_it() {
         hardware.changed().await.unwrap();
     }
     let error = vf::restore(&mut cx).await.unwrap_err();
-    assert_eq!(error.reason, reasons::VF_UNKNOWN, "now the PF is asked: {error}");
+    assert_eq!(
+        error.reason(),
+        reasons::VF_UNKNOWN,
+        "now the PF is asked: {error}"
+    );
 }
 
 /// The journal's record was removed, or the agent has ended between two lines.
@@ -384,21 +439,21 @@ async fn a_vf_that_an_earlier_nics_qemu_may_have_goes_to_no_other() {
     let why = reserve::foreign(&host, &bound, &Ok(())).await.unwrap().unwrap();
     assert!(why.contains("/dev/hybridnic"), "{why}");
     drop(given);
-    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await, Ok(None));
+    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await.unwrap(), None);
 
     // An earlier agent's, which was closed since: nobody is asked.
     let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
     assert_eq!(fs::read_to_string(&unbind).unwrap(), "");
     let node = dir.path().join(format!("dev/hybridnic/{vf}.1"));
     fs::write(&node, "").unwrap();
-    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await, Ok(None));
+    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await.unwrap(), None);
     assert!(!node.exists());
     assert_eq!(fs::read_to_string(&unbind).unwrap(), "");
 
     // One of which nothing tells: vfio is asked, and gets the VF back.
     let node = node.with_extension("0");
     fs::write(&node, "").unwrap();
-    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await, Ok(None));
+    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await.unwrap(), None);
     assert_eq!(fs::read_to_string(&unbind).unwrap(), vf.to_string());
     assert!(!node.exists() && !host.handouts.is_unsure(vf));
 }

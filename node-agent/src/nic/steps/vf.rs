@@ -1,12 +1,12 @@
 //! Steps on the VF: bind, park, set up, give back.
 
-use std::{error::Error, time::Duration};
+use std::{io, time::Duration};
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
     MacAddr, PciAddress,
     dev::VfioUse,
-    netlink::{Link, VfConfig, VfSetting},
+    netlink::{Link, NetlinkError, VfConfig, VfSetting},
     sysfs::{DriverState, Presence},
 };
 use nix::errno::Errno;
@@ -15,8 +15,9 @@ use tracing::{info, warn};
 use super::{Context, descriptors};
 use crate::{
     devices::DeviceError,
-    error::{StepError, chain},
-    journal::VfRecord,
+    error::{HasReason, chain},
+    host::PfUnread,
+    journal::{JournalError, VfRecord},
     machine::residents,
     nic::{
         macs::original,
@@ -26,101 +27,136 @@ use crate::{
     },
 };
 
-pub(super) fn refused(error: &dyn Error) -> StepError {
-    StepError::from_error(reasons::VF_SETTING_REFUSED, error)
+/// The VF is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum VfError {
+    #[error("no VF is reserved")]
+    NotReserved,
+    #[error("the VF {vf} cannot be read")]
+    Presence { vf: PciAddress, source: io::Error },
+    #[error("the PF {pf} does not show its VF {vf} at the moment")]
+    Hidden { pf: String, vf: String },
+    #[error("the VF's PF {pf} ({name}) has no network interface here")]
+    NoInterface { pf: PciAddress, name: String },
+    #[error(transparent)]
+    Pf(#[from] PfUnread),
+    #[error(transparent)]
+    Table(NetlinkError),
+    #[error(transparent)]
+    Unread(DeviceError),
+    #[error("{}", chain(.error))]
+    Refused { setting: VfSetting, error: NetlinkError },
+    #[error("the driver {driver} took {setting} of VF {vf} without an error, and did not do it")]
+    NotDone {
+        setting: VfSetting,
+        driver: String,
+        vf: u16,
+    },
+    #[error(transparent)]
+    Mtu(NetlinkError),
+    #[error(transparent)]
+    NotBound(DeviceError),
+    #[error(
+        "a process keeps the descriptor that QEMU was given of the VF {0}; it is given back when that has ended"
+    )]
+    DescriptorKept(PciAddress),
+    #[error("a process still holds the VF {0}; it is given back when that has ended")]
+    Held(PciAddress),
+    #[error(
+        "a process of the VM's pod may keep a descriptor of the VF {0}, and nothing tells when it closes it; the VF is given back when \
+         the pod has no process any more"
+    )]
+    MayBeKept(PciAddress),
+    #[error("the VF {0} is with vfio, and whether the kubelet has given it to a pod is not known: {1}")]
+    MayBePromised(PciAddress, String),
+    #[error(transparent)]
+    PodUnread(io::Error),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
 }
 
-pub(super) fn bind_failed(error: DeviceError) -> StepError {
-    error.into_step(reasons::VF_BIND_FAILED)
+impl HasReason for VfError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotReserved => reasons::VF_LOST,
+            Self::Refused { .. } | Self::NotDone { .. } | Self::Mtu(_) => reasons::VF_SETTING_REFUSED,
+            Self::MayBePromised(..) => reasons::KUBELET_UNREACHABLE,
+            Self::DescriptorKept(_) | Self::Held(_) | Self::MayBeKept(_) => reasons::VF_IN_USE,
+            Self::Presence { .. }
+            | Self::Hidden { .. }
+            | Self::NoInterface { .. }
+            | Self::Table(_)
+            | Self::PodUnread(_) => reasons::VF_UNKNOWN,
+            Self::NotBound(error) => error.reason_or(reasons::VF_BIND_FAILED),
+            Self::Unread(error) => error.reason(),
+            Self::Pf(error) => error.reason(),
+            Self::Journal(error) => error.reason(),
+        }
+    }
+}
+
+impl VfError {
+    /// The setting that the driver or the kernel did not do.
+    fn refused(&self) -> Option<VfSetting> {
+        match self {
+            Self::Refused { setting, .. } | Self::NotDone { setting, .. } => Some(*setting),
+            _ => None,
+        }
+    }
+
+    fn is_mac(&self) -> bool {
+        matches!(self.refused(), Some(VfSetting::Mac(_)))
+    }
 }
 
 /// Gives the VF to vfio-pci.
-pub(super) async fn bind(cx: &mut Context) -> Result<(), StepError> {
+pub(super) async fn bind(cx: &mut Context) -> Result<(), VfError> {
     let vf = held(cx)?.address;
     let wanted = DriverState {
         driver: Some(VFIO_DRIVER.into()),
         driver_override: Some(VFIO_DRIVER.into()),
     };
-    let bound = cx.host.devices.set_driver(vf, wanted).await.map_err(bind_failed);
-    bound.map_err(|error| cx.vf_failed(error))
+    let bound = cx.host.devices.set_driver(vf, wanted).await;
+    bound.map_err(|error| cx.vf_failed(VfError::NotBound(error)))
 }
 
-fn held(cx: &Context) -> Result<&VfRecord, StepError> {
-    cx.record
-        .vf
-        .as_ref()
-        .ok_or_else(|| StepError::new(reasons::VF_LOST, "no VF is reserved"))
-}
-
-/// Settings that could not be applied.
-#[derive(Debug)]
-enum ApplyError {
-    /// The VF or its PF cannot be read.
-    Unread(StepError),
-    /// The driver or the kernel did not do this one.
-    Refused(VfSetting, StepError),
-}
-
-impl ApplyError {
-    fn is_mac(&self) -> bool {
-        matches!(self, Self::Refused(VfSetting::Mac(_), _))
-    }
-}
-
-impl From<ApplyError> for StepError {
-    fn from(error: ApplyError) -> Self {
-        let (ApplyError::Unread(error) | ApplyError::Refused(_, error)) = error;
-        error
-    }
+pub(super) fn held(cx: &Context) -> Result<&VfRecord, VfError> {
+    cx.record.vf.as_ref().ok_or(VfError::NotReserved)
 }
 
 /// The PF of the VF.
-async fn pf_of(cx: &Context) -> Result<Link, StepError> {
+async fn pf_of(cx: &Context) -> Result<Link, VfError> {
     let vf = held(cx)?;
-    cx.host.pf_link(vf.pf).await?.ok_or_else(|| {
-        StepError::new(
-            reasons::VF_UNKNOWN,
-            format!(
-                "the VF's PF {} ({}) has no network interface here",
-                vf.pf, vf.pf_name
-            ),
-        )
+    let pf = cx.host.pf_link(vf.pf).await?;
+    pf.ok_or_else(|| VfError::NoInterface {
+        pf: vf.pf,
+        name: vf.pf_name.clone(),
     })
 }
 
 /// The settings that a VF goes to, one request each, and read back.
-async fn apply(cx: &Context, wanted: &VfConfig) -> Result<(), ApplyError> {
-    let vf = held(cx).map_err(ApplyError::Unread)?;
-    let pf = pf_of(cx).await.map_err(ApplyError::Unread)?;
+async fn apply(cx: &Context, wanted: &VfConfig) -> Result<(), VfError> {
+    let vf = held(cx)?;
+    let pf = pf_of(cx).await?;
     let read = async || {
-        let unread = |message: String| ApplyError::Unread(StepError::new(reasons::VF_UNKNOWN, message));
         let table = cx.host.netlink.vf_table(pf.index).await;
-        table
-            .map_err(|e| unread(chain(&e)))?
-            .unwrap_or_default()
-            .into_iter()
-            .find(|c| c.index == vf.index)
-            .ok_or_else(|| {
-                unread(format!(
-                    "the PF {} does not show its VF {} at the moment",
-                    pf.name, vf.index
-                ))
-            })
+        let table = table.map_err(VfError::Table)?.unwrap_or_default();
+        let found = table.into_iter().find(|c| c.index == vf.index);
+        found.ok_or_else(|| VfError::Hidden {
+            pf: pf.name.clone(),
+            vf: vf.index.to_string(),
+        })
     };
     for setting in read().await?.changes_to(wanted) {
-        let done = set_patiently(cx, pf.index, vf.index, setting).await;
-        done.map_err(|error| ApplyError::Refused(setting, error))?;
+        set_patiently(cx, pf.index, vf.index, setting).await?;
     }
     match first_undone(&read().await?, wanted) {
         None => Ok(()),
-        Some(setting) => {
-            let message = format!(
-                "the driver {} took {setting} of VF {} without an error, and did not do it",
-                vf.pf_driver, vf.index
-            );
-            let error = StepError::new(reasons::VF_SETTING_REFUSED, message);
-            Err(ApplyError::Refused(setting, error))
-        }
+        Some(setting) => Err(VfError::NotDone {
+            setting,
+            driver: vf.pf_driver.clone(),
+            vf: vf.index,
+        }),
     }
 }
 
@@ -132,7 +168,7 @@ fn first_undone(now: &VfConfig, wanted: &VfConfig) -> Option<VfSetting> {
 }
 
 /// Drivers answer EBUSY or EAGAIN while a VF resets itself: there is no event for its end.
-async fn set_patiently(cx: &Context, pf: u32, vf: u16, setting: VfSetting) -> Result<(), StepError> {
+async fn set_patiently(cx: &Context, pf: u32, vf: u16, setting: VfSetting) -> Result<(), VfError> {
     let mut pause = Duration::from_millis(50);
     loop {
         match cx.host.netlink.set_vf(pf, vf, setting).await {
@@ -144,13 +180,13 @@ async fn set_patiently(cx: &Context, pf: u32, vf: u16, setting: VfSetting) -> Re
                 tokio::time::sleep(pause).await;
                 pause *= 2;
             }
-            Err(error) => return Err(refused(&error)),
+            Err(error) => return Err(VfError::Refused { setting, error }),
         }
     }
 }
 
 /// Parking MAC, spoof check on, trust off; otherwise the network's settings. Those from before come back with proof only, see [`restore`].
-pub(super) async fn park(cx: &mut Context) -> Result<(), StepError> {
+pub(super) async fn park(cx: &mut Context) -> Result<(), VfError> {
     let limits = cx.record.spec.l2.rate.is_some();
     if limits {
         note_rate(cx, true).await?;
@@ -164,16 +200,15 @@ pub(super) async fn park(cx: &mut Context) -> Result<(), StepError> {
     };
     let applied = match apply(cx, &parking).await {
         // All else stays as the guest has had it: what its network has asked for since may be what the driver refuses.
-        Err(error @ ApplyError::Refused(..)) if !error.is_mac() => {
-            let error = StepError::from(error);
-            warn!(vf = %vf.address, pf = vf.pf_name, error = error.message, "of the VF only the MAC is parked");
+        Err(error) if error.refused().is_some() && !error.is_mac() => {
+            warn!(vf = %vf.address, pf = vf.pf_name, error = chain(&error), "of the VF only the MAC is parked");
             apply(cx, &mac_only).await
         }
         applied => applied,
     };
     if let Err(error) = applied {
-        cx.learnt.not_parked |= matches!(error, ApplyError::Refused(..));
-        return Err(cx.vf_failed(error.into()));
+        cx.learnt.not_parked |= error.refused().is_some();
+        return Err(cx.vf_failed(error));
     }
     if limits { Ok(()) } else { rate_is_back(cx).await }
 }
@@ -189,11 +224,11 @@ fn before(vf: &VfRecord) -> VfConfig {
 }
 
 /// The VF has its rate from before: from now on it is left alone.
-async fn rate_is_back(cx: &mut Context) -> Result<(), StepError> {
+async fn rate_is_back(cx: &mut Context) -> Result<(), VfError> {
     note_rate(cx, false).await
 }
 
-async fn note_rate(cx: &mut Context, set: bool) -> Result<(), StepError> {
+async fn note_rate(cx: &mut Context, set: bool) -> Result<(), VfError> {
     if held(cx)?.rate_set == set {
         return Ok(());
     }
@@ -202,11 +237,12 @@ async fn note_rate(cx: &mut Context, set: bool) -> Result<(), StepError> {
             vf.rate_set = set;
         }
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// The network's settings and, last, the NIC's MAC.
-pub(super) async fn configure(cx: &mut Context, now: &Observation) -> Result<(), StepError> {
+pub(super) async fn configure(cx: &mut Context, now: &Observation) -> Result<(), VfError> {
     let limits = cx.record.spec.l2.rate.is_some();
     if limits {
         note_rate(cx, true).await?;
@@ -214,42 +250,38 @@ pub(super) async fn configure(cx: &mut Context, now: &Observation) -> Result<(),
     let wanted = wanted(held(cx)?, cx.mac, &cx.record.spec.l2);
     let applied = match raise_mtu(cx).await {
         Ok(()) => apply(cx, &wanted).await,
-        Err(error) => Err(ApplyError::Unread(error)),
+        Err(error) => Err(error),
     };
     match applied {
         Ok(()) if limits => Ok(()),
         Ok(()) => rate_is_back(cx).await,
         // Some drivers refuse the MAC that the macvtap, up, has in the PF's filter already.
         Err(error) if error.is_mac() && now.seen.macvtap == Some(true) && !cx.learnt.refuses_twice => {
-            let error = StepError::from(error);
             warn!(
-                error = error.message,
+                error = chain(&error),
                 "the driver takes one MAC once only: break before make"
             );
             cx.learnt.refuses_twice = true;
             Ok(())
         }
-        Err(error) => Err(cx.vf_failed(error.into())),
+        Err(error) => Err(cx.vf_failed(error)),
     }
 }
 
-async fn raise_mtu(cx: &Context) -> Result<(), StepError> {
+async fn raise_mtu(cx: &Context) -> Result<(), VfError> {
     let Some(mtu) = cx.record.spec.l2.mtu.and_then(|m| u32::try_from(m).ok()) else {
         return Ok(());
     };
     let pf = pf_of(cx).await?;
     if pf.mtu < mtu {
-        cx.host
-            .netlink
-            .set_mtu(pf.index, mtu)
-            .await
-            .map_err(|e| refused(&e))?;
+        let raised = cx.host.netlink.set_mtu(pf.index, mtu).await;
+        raised.map_err(VfError::Mtu)?;
     }
     Ok(())
 }
 
 /// Forgets a VF of which it is proven that it has gone away; another may be taken.
-pub(super) async fn drop_lost(cx: &mut Context) -> Result<(), StepError> {
+pub(super) async fn drop_lost(cx: &mut Context) -> Result<(), VfError> {
     let Some(vf) = cx.record.vf.clone() else {
         return Ok(());
     };
@@ -262,7 +294,7 @@ pub(super) async fn drop_lost(cx: &mut Context) -> Result<(), StepError> {
 }
 
 /// Nothing is held of the VF any more.
-async fn let_go(cx: &mut Context, vf: PciAddress) -> Result<(), StepError> {
+async fn let_go(cx: &mut Context, vf: PciAddress) -> Result<(), VfError> {
     cx.commit(|record| record.vf = None).await?;
     cx.host.handouts.forget(vf);
     cx.host.pools.release(vf);
@@ -278,46 +310,34 @@ async fn let_go(cx: &mut Context, vf: PciAddress) -> Result<(), StepError> {
 
 /// Nobody has the VF when this has returned: vfio lets go of it once the last descriptor is closed, whoever had it
 /// (`vfio_unregister_group_dev` in drivers/vfio/vfio_main.c).
-async fn take_from_vfio(cx: &Context, vf: &VfRecord, driver: Option<String>) -> Result<(), StepError> {
+async fn take_from_vfio(cx: &Context, vf: &VfRecord, driver: Option<String>) -> Result<(), VfError> {
     let driver = match driver {
         // While vfio waits it is named no more, but has the device's lock, which this takes.
         driver if !is_vfio(driver.as_deref()) => {
             let state = cx.host.devices.driver_state(vf.address).await;
-            state.map_err(bind_failed)?.driver
+            state.map_err(VfError::NotBound)?.driver
         }
         driver => driver,
     };
     if is_vfio(driver.as_deref()) {
-        let in_use = |who: &str| {
-            let message = format!(
-                "{who} the VF {}; it is given back when that has ended",
-                vf.address
-            );
-            Err(StepError::new(reasons::VF_IN_USE, message))
-        };
         if cx.host.handouts.is_out(vf.address) {
-            return in_use("a process keeps the descriptor that QEMU was given of");
+            return Err(VfError::DescriptorKept(vf.address));
         }
         let in_vfio = cx.host.devices.vfio_use(vf.address, vf.iommu_group).await;
-        match in_vfio.map_err(|error| error.into_step(reasons::VF_UNKNOWN))? {
-            VfioUse::InUse => return in_use("a process still holds"),
+        match in_vfio.map_err(VfError::Unread)? {
+            VfioUse::InUse => return Err(VfError::Held(vf.address)),
             // What is not known of it vfio proves.
             VfioUse::Free | VfioUse::Unknown => {}
         }
         if cx.host.handouts.is_unsure(vf.address) && pod_lives(cx).await? {
-            let message = format!(
-                "a process of the VM's pod may keep a descriptor of the VF {}, and nothing tells when it closes it; the VF is given back when \
-                 the pod has no process any more",
-                vf.address
-            );
-            return Err(StepError::new(reasons::VF_IN_USE, message));
+            return Err(VfError::MayBeKept(vf.address));
         }
         let unbound = DriverState {
             driver: None,
             driver_override: Some(VFIO_DRIVER.into()),
         };
         let unbound = cx.host.devices.set_driver(vf.address, unbound).await;
-        unbound.map_err(bind_failed)?;
+        unbound.map_err(VfError::NotBound)?;
     }
     cx.host.handouts.forget(vf.address);
     Ok(())
@@ -325,11 +345,11 @@ async fn take_from_vfio(cx: &Context, vf: &VfRecord, driver: Option<String>) -> 
 
 /// Whether the VM's pod has processes. They may have what the driver would wait for, and a process that waits for it cannot be ended: the
 /// agent's own pod could not be replaced.
-async fn pod_lives(cx: &Context) -> Result<bool, StepError> {
+async fn pod_lives(cx: &Context) -> Result<bool, VfError> {
     let (proc, pod) = (cx.host.proc.clone(), cx.record.spec.pod.uid.clone());
     let lives = tokio::task::spawn_blocking(move || residents::has_any(&proc, &pod));
     let lives = lives.await.map_err(std::io::Error::from).flatten();
-    lives.map_err(|error| StepError::from_error(reasons::VF_UNKNOWN, &error))
+    lives.map_err(VfError::PodUnread)
 }
 
 /// Whether a driver is one that gives devices to processes.
@@ -338,13 +358,12 @@ pub(super) fn is_vfio(driver: Option<&str>) -> bool {
 }
 
 /// Gives the VF back: settings and driver as they were, and free for others only then.
-pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
+pub(super) async fn restore(cx: &mut Context) -> Result<(), VfError> {
     let vf = held(cx)?.clone();
-    let presence = cx.host.sysfs.presence(vf.address).map_err(|e| {
-        StepError::new(
-            reasons::VF_UNKNOWN,
-            format!("the VF {} cannot be read: {e}", vf.address),
-        )
+    let presence = cx.host.sysfs.presence(vf.address);
+    let presence = presence.map_err(|source| VfError::Presence {
+        vf: vf.address,
+        source,
     })?;
     let Presence::Present { driver } = presence else {
         return drop_lost(cx).await;
@@ -357,10 +376,9 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
     if let Err(error) = apply(cx, &saved).await {
         // Some drivers refuse the zero MAC that they have shown. The parking MAC harms nobody.
         if !error.is_mac() || !saved.mac.is_some_and(MacAddr::is_zero) {
-            return Err(error.into());
+            return Err(error);
         }
-        let error = StepError::from(error);
-        info!(vf = %vf.address, pf = vf.pf_name, error = error.message, "the VF keeps its parking MAC");
+        info!(vf = %vf.address, pf = vf.pf_name, error = chain(&error), "the VF keeps its parking MAC");
         let parking = VfConfig {
             mac: Some(vf.parking_mac),
             ..saved
@@ -370,11 +388,8 @@ pub(super) async fn restore(cx: &mut Context) -> Result<(), StepError> {
     }
     cx.host.note_parked(vf.address, parked).await;
     let saved_driver = vf.saved_driver.clone();
-    cx.host
-        .devices
-        .set_driver(vf.address, saved_driver)
-        .await
-        .map_err(bind_failed)?;
+    let bound = cx.host.devices.set_driver(vf.address, saved_driver).await;
+    bound.map_err(VfError::NotBound)?;
     info!(
         vf = %vf.address,
         pf = vf.pf_name,

@@ -11,14 +11,14 @@ use tokio::time::Instant;
 use super::{
     super::{
         ids,
-        observe::{self, Observed, Own},
+        observe::{self, ObserveError, Observed, Own},
         plan::{self, Ask, Decision, Learnt, Step, TRIES},
         quirks,
         seen::{Offer, QemuSeen, Seen},
     },
     NicTask,
 };
-use crate::{error::StepError, journal::Record, node::choice::Wish};
+use crate::{devices::DeviceError, journal::Record, node::choice::Wish};
 
 impl NicTask {
     /// What is asked of the plan.
@@ -32,7 +32,7 @@ impl NicTask {
     }
 
     /// What kernel and QEMU show of the NIC.
-    pub(super) async fn observe(&self) -> Result<Observed, StepError> {
+    pub(super) async fn observe(&self) -> Result<Observed, ObserveError> {
         let (cx, own) = (
             &self.cx,
             Own {
@@ -44,7 +44,7 @@ impl NicTask {
     }
 
     /// What the node's VFs offer to a NIC that is seen so.
-    pub(super) async fn offer(&mut self, seen: &Seen) -> Result<Offer, StepError> {
+    pub(super) async fn offer(&mut self, seen: &Seen) -> Result<Offer, DeviceError> {
         self.no_ticket = None;
         let pools = &self.cx.host.pools;
         let tied = self.device().map(|id| pools.tie(&self.cx.record.uid, id));
@@ -72,12 +72,7 @@ impl NicTask {
             self.no_ticket = Some((reasons::KUBELET_UNREACHABLE, why));
             return Ok(Offer::default());
         }
-        let inventory = self
-            .cx
-            .host
-            .inventory()
-            .await
-            .map_err(|e| e.into_step(reasons::VF_UNKNOWN))?;
+        let inventory = self.cx.host.inventory().await?;
         let wish = Wish {
             network: &self.cx.record.spec.network,
             pick: self.cx.pick(),
