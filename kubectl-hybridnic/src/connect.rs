@@ -209,7 +209,7 @@ fn line(text: &(impl Display + ?Sized)) -> String {
 mod tests {
     use super::*;
 
-    fn status(code: u16, message: &str) -> Status {
+    fn answer(code: u16, message: &str) -> Status {
         Status {
             code,
             message: message.to_owned(),
@@ -235,7 +235,7 @@ mod tests {
                 namespace: "default".to_owned(),
                 url: String::new(),
             };
-            let error = kube::Error::Api(Box::new(status(code, "not allowed")));
+            let error = kube::Error::Api(Box::new(answer(code, "not allowed")));
             let error = anyhow::Error::from(cluster.unanswered("Nodes", &error)).context("more");
             let unanswered = Unanswered::from(error);
             assert!(unanswered.why.starts_with("more: Nodes: "), "{unanswered}");
@@ -250,10 +250,10 @@ mod tests {
 
     #[test]
     fn refusals_are_one_line_and_say_what_to_do() {
-        assert!(explain_status(&status(404, "404 page not found")).contains("CRDs"));
-        assert_eq!(explain_status(&status(403, "a\n  b")), "not allowed: a b");
-        assert!(explain_status(&status(401, "Unauthorized")).contains("log in"));
-        assert_eq!(explain_status(&status(422, "spec.vm: no")), "spec.vm: no");
+        assert!(explain_status(&answer(404, "404 page not found")).contains("CRDs"));
+        assert_eq!(explain_status(&answer(403, "a\n  b")), "not allowed: a b");
+        assert!(explain_status(&answer(401, "Unauthorized")).contains("log in"));
+        assert_eq!(explain_status(&answer(422, "spec.vm: no")), "spec.vm: no");
         let named = serde_json::from_value::<Status>(
             serde_json::json!({"code": 404, "message": "x not found", "details": {"name": "x"}}),
         );

@@ -17,16 +17,16 @@ const REPEATS: u32 = 200;
 fn asks() -> Vec<Ask> {
     let goals = [Goal::Standby, Goal::FastPath, Goal::Detached];
     let orders = [SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake];
-    let ask = |goal, order| Ask {
+    let ask = |goal, driver_order| Ask {
         goal,
         no_free_vf: NoFreeVf::Standby,
-        order,
+        driver_order,
         expected: false,
         duties: hybridnic_agent::machine::Duties::QEMU,
     };
     goals
         .into_iter()
-        .flat_map(|goal| orders.map(|order| ask(goal, order)))
+        .flat_map(|goal| orders.map(|driver_order| ask(goal, driver_order)))
         .collect()
 }
 

@@ -14,7 +14,7 @@ use hybridnic_process::{
 
 use crate::{
     audit::Finding,
-    nic::{plan::Step, switch::Switch},
+    nic::{plan::Step, stopwatch::Switch},
     offer::devices::Device,
     troubles::Troubles,
 };

@@ -74,7 +74,7 @@ impl Gate {
             News::Said => apart,
             News::Detail => until(since + LATER).max(apart),
         };
-        rest.max(self.pace.wait(now))
+        rest.max(self.pace.time_left(now))
     }
 
     /// A write was tried.

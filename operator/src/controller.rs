@@ -132,7 +132,7 @@ pub async fn run<R: Reconciler>(
                     memory.again_after(AFTER_CONFLICT, name, urgency);
                     continue;
                 }
-                let rest = memory.paces.get(&name).map(|pace| pace.wait(Instant::now()));
+                let rest = memory.paces.get(&name).map(|pace| pace.time_left(Instant::now()));
                 if let Some(rest) = rest.filter(|rest| !rest.is_zero()) {
                     memory.requests.done(&name);
                     memory.again_after(rest, name, urgency);

@@ -41,7 +41,7 @@ impl Reconciler for NodeReconciler {
             pools: pools(&self.world.networks.all(), labels.as_ref()),
         };
         if object.spec != spec && object.metadata.deletion_timestamp.is_none() {
-            write::spec(&Api::all(self.client.clone()), object.as_ref(), &spec).await?;
+            write::apply_spec(&Api::all(self.client.clone()), object.as_ref(), &spec).await?;
         }
         Ok(Done::default())
     }

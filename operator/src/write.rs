@@ -63,7 +63,7 @@ pub trait Writable: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwne
 impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned> Writable for K {}
 
 /// Applies `status` as the whole status of `of`.
-pub async fn status<K: Writable>(api: &Api<K>, of: &K, status: &impl Serialize) -> Result<(), Error> {
+pub async fn apply_status<K: Writable>(api: &Api<K>, of: &K, status: &impl Serialize) -> Result<(), Error> {
     let patch = document::<K>(of.meta(), json!({ "status": status }));
     within(
         "apply the status",
@@ -74,7 +74,7 @@ pub async fn status<K: Writable>(api: &Api<K>, of: &K, status: &impl Serialize) 
 }
 
 /// Makes `spec` the spec of `of`, of which only the operator writes a field.
-pub async fn spec<K: Writable>(api: &Api<K>, of: &K, spec: &impl Serialize) -> Result<(), Error> {
+pub async fn apply_spec<K: Writable>(api: &Api<K>, of: &K, spec: &impl Serialize) -> Result<(), Error> {
     // Not applied: an empty list, applied where another manager has applied an empty spec, becomes `spec: null`, and
     // the API server refuses its own result.
     let patch = json!({ "metadata": { "resourceVersion": of.resource_version() }, "spec": spec });
@@ -88,7 +88,7 @@ pub async fn spec<K: Writable>(api: &Api<K>, of: &K, spec: &impl Serialize) -> R
 
 /// Applies `object`, creating it where it does not exist. It holds all that the operator has to say of it, and the version
 /// that this was decided on where it does exist.
-pub async fn object<K: Writable + Serialize>(api: &Api<K>, object: &K) -> Result<(), Error> {
+pub async fn apply_object<K: Writable + Serialize>(api: &Api<K>, object: &K) -> Result<(), Error> {
     within(
         "apply the whole",
         object,

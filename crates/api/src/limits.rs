@@ -137,11 +137,11 @@ fn limit(schema: &mut Schema, at: &str, what: &str, max: usize) {
 /// Where a value is longer than its schema lets it be.
 pub fn exceeded(schema: &JSONSchemaProps, value: &Value) -> Vec<String> {
     let mut found = Vec::new();
-    look(schema, value, "", &mut found);
+    visit(schema, value, "", &mut found);
     found
 }
 
-fn look(schema: &JSONSchemaProps, value: &Value, at: &str, found: &mut Vec<String>) {
+fn visit(schema: &JSONSchemaProps, value: &Value, at: &str, found: &mut Vec<String>) {
     let mut compare = |what: &str, length: usize, max: Option<i64>| {
         if max.is_some_and(|max| i64::try_from(length).is_ok_and(|length| length > max)) {
             found.push(format!("{at}: {length} {what}"));
@@ -153,7 +153,7 @@ fn look(schema: &JSONSchemaProps, value: &Value, at: &str, found: &mut Vec<Strin
             compare("items", items.len(), schema.max_items);
             if let Some(JSONSchemaPropsOrArray::Schema(item)) = &schema.items {
                 for (n, value) in items.iter().enumerate() {
-                    look(item, value, &format!("{at}[{n}]"), found);
+                    visit(item, value, &format!("{at}[{n}]"), found);
                 }
             }
         }
@@ -166,7 +166,7 @@ fn look(schema: &JSONSchemaProps, value: &Value, at: &str, found: &mut Vec<Strin
                     _ => None,
                 };
                 if let Some(schema) = field.or(any) {
-                    look(schema, value, &format!("{at}.{name}"), found);
+                    visit(schema, value, &format!("{at}.{name}"), found);
                 }
             }
         }

@@ -33,8 +33,8 @@ impl Backoff {
         self.pauses.next().unwrap_or(self.longest)
     }
 
-    /// Waits for the next pause.
-    pub async fn wait(&mut self) {
+    /// Makes the next pause.
+    pub async fn pause(&mut self) {
         tokio::time::sleep(self.next_pause()).await;
     }
 

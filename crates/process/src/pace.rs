@@ -23,8 +23,8 @@ impl Pace {
         }
     }
 
-    /// How long to wait until it may be done.
-    pub fn wait(&self, now: Instant) -> Duration {
+    /// How long it is until it may be done.
+    pub fn time_left(&self, now: Instant) -> Duration {
         let spent = self.spent.unwrap_or(now);
         spent.saturating_duration_since(now).saturating_sub(self.ahead)
     }
@@ -51,12 +51,12 @@ mod tests {
         let mut pace = Pace::new(3, second);
         let mut now = start;
         for _ in 0..3 {
-            assert_eq!(pace.wait(now), Duration::ZERO);
+            assert_eq!(pace.time_left(now), Duration::ZERO);
             pace.done(now);
         }
         for _ in 0..5 {
-            assert_eq!(pace.wait(now), second);
-            now += pace.wait(now);
+            assert_eq!(pace.time_left(now), second);
+            now += pace.time_left(now);
             pace.done(now);
         }
         assert_eq!(now, start + 5 * second);
@@ -65,9 +65,9 @@ mod tests {
         now += 3 * second;
         assert!(pace.is_rested(now));
         for _ in 0..3 {
-            assert_eq!(pace.wait(now), Duration::ZERO);
+            assert_eq!(pace.time_left(now), Duration::ZERO);
             pace.done(now);
         }
-        assert_eq!(pace.wait(now), second);
+        assert_eq!(pace.time_left(now), second);
     }
 }

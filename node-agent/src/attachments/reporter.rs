@@ -71,7 +71,7 @@ impl<T: Teller> Reporter<T> {
                         backoff.reset();
                     }
                     Told::Failed => {
-                        backoff.wait().await;
+                        backoff.pause().await;
                         continue;
                     }
                     Told::Refused => {
@@ -98,7 +98,7 @@ impl<T: Teller> Reporter<T> {
     pub(super) async fn patiently(&self, word: &Word<'_>) {
         let mut backoff = Backoff::new(BACKOFF, BACKOFF_CAP);
         while self.teller.tell(word).await != Told::Done {
-            backoff.wait().await;
+            backoff.pause().await;
         }
     }
 }

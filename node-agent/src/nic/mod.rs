@@ -14,7 +14,7 @@
 //! | [`steps`] | takes one step | VF, macvtap, QEMU, journal |
 //! | [`quirks`] | knows drivers | nothing |
 //! | [`report`] | says how things are | nothing |
-//! | [`switch`] | tells how long a switch between VF and standby took | nothing |
+//! | [`stopwatch`] | tells how long a switch between VF and standby took | nothing |
 //! | [`task`] | drives one NIC | the others |
 
 pub mod disuse;
@@ -29,5 +29,5 @@ pub mod seen;
 pub mod settings;
 pub mod silence;
 pub mod steps;
-pub mod switch;
+pub mod stopwatch;
 pub mod task;

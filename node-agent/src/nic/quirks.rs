@@ -6,7 +6,7 @@ use hybridnic_api::v1alpha1::SwitchOrder;
 ///
 /// `ice`: kernels with commit 47ebc7b02485 refuse a VF the MAC that the PF's filter has ("Unicast MAC already exists
 /// on this PF"). Others are given the benefit of the doubt: a refusal is seen, and the order changed.
-pub fn switch_order(pf_driver: &str) -> SwitchOrder {
+pub fn driver_order(pf_driver: &str) -> SwitchOrder {
     match pf_driver {
         "ice" => SwitchOrder::BreakBeforeMake,
         _ => SwitchOrder::MakeBeforeBreak,

@@ -25,7 +25,7 @@ use super::{
     report,
     seen::Offer,
     steps::{self, Context},
-    switch::Switches,
+    stopwatch::Stopwatch,
 };
 use crate::{
     error::StepError,
@@ -57,7 +57,7 @@ pub struct NicTask {
     last_error: Option<StepError>,
     retry: Retry,
     link_loss: LinkLoss,
-    switches: Switches,
+    stopwatch: Stopwatch,
     guest: GuestDevices,
     migration: Option<MigrationReport>,
     /// Why the NIC takes nothing yet: which device the kubelet has given to its pod is not known, or another NIC still uses that.
@@ -128,7 +128,7 @@ impl NicTask {
             last_error: None,
             retry: Retry::default(),
             link_loss: LinkLoss::default(),
-            switches: Switches::default(),
+            stopwatch: Stopwatch::default(),
             guest: GuestDevices::default(),
             migration: None,
             no_ticket: None,
@@ -327,9 +327,9 @@ impl NicTask {
         {
             self.hold(&wait.message);
         }
-        let order = plan::order(&ask, &now.seen, &self.cx.learnt);
+        let order = plan::switch_order(&ask, &now.seen, &self.cx.learnt);
         if let Some(switch) = self
-            .switches
+            .stopwatch
             .follow(&ask, &now.seen, order, &decision, Instant::now())
         {
             self.cx.host.metrics.switched(&switch);

@@ -141,7 +141,7 @@ async fn ensure(api: &Api<HybridNode>, name: &str) {
             Err(kube::Error::Api(status)) if status.is_already_exists() => return,
             Err(error) => warn!(%error, "cannot create the HybridNode; tried again"),
         }
-        backoff.wait().await;
+        backoff.pause().await;
     }
 }
 
@@ -164,7 +164,7 @@ pub async fn publish(
     let mut backoff = Backoff::new(BACKOFF, BACKOFF_CAP);
     let mut pace = Pace::new(WRITES, APART);
     loop {
-        tokio::time::sleep(pace.wait(Instant::now())).await;
+        tokio::time::sleep(pace.time_left(Instant::now())).await;
         hardware.mark_unchanged();
         pools.mark_unchanged();
         troubles.mark_unchanged();

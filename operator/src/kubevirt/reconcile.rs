@@ -273,7 +273,7 @@ impl Definitions {
             let written = if nad.metadata.resource_version.is_none() {
                 write::create(&api, nad).await
             } else {
-                write::object(&api, nad).await
+                write::apply_object(&api, nad).await
             };
             match written {
                 Err(error) if error.is_conflict() => {}

@@ -41,7 +41,7 @@ mod tests {
     use hybridnic_api::v1alpha1::{MigrationFailure, MigrationPhase, MigrationPhaseTime};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-    fn status(phase: MigrationPhase, phases: &[(&str, Option<i64>)]) -> QemuMigrationStatus {
+    fn in_phase(phase: MigrationPhase, phases: &[(&str, Option<i64>)]) -> QemuMigrationStatus {
         let time = |(name, ms): &(&str, Option<i64>)| MigrationPhaseTime {
             name: (*name).to_owned(),
             started_at: MicroTime(jiff::Timestamp::UNIX_EPOCH),
@@ -56,12 +56,12 @@ mod tests {
 
     #[test]
     fn each_phase_and_each_end_is_counted_once() {
-        let first = status(MigrationPhase::PreparingTarget, &[("PreparingTarget", None)]);
-        let second = status(
+        let first = in_phase(MigrationPhase::PreparingTarget, &[("PreparingTarget", None)]);
+        let second = in_phase(
             MigrationPhase::RollingBack,
             &[("PreparingTarget", Some(1200)), ("RollingBack", None)],
         );
-        let mut last = status(
+        let mut last = in_phase(
             MigrationPhase::Failed,
             &[("PreparingTarget", Some(1200)), ("RollingBack", Some(30))],
         );

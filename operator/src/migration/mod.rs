@@ -151,7 +151,7 @@ impl MigrationReconciler {
         let wrote = worth == Worth::Now;
         if wrote {
             let old = migration.status.clone().unwrap_or_default();
-            write::status(&api, migration, &next.status).await?;
+            write::apply_status(&api, migration, &next.status).await?;
             self.told.metrics.count(&change::between(&old, &next.status));
             trace::tell(&self.told.traces, migration, &old, &next.status);
             if old.phase != next.status.phase {

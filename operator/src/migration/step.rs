@@ -123,7 +123,7 @@ fn pending(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) -> Next {
     let from = pods::reference(source);
     let asked = inputs.migration.spec.target_pod.as_deref();
     let to = match pods::target(asked, &from.uid, inputs.pods, &inputs.away, |pod| {
-        waits(inputs, pod)
+        is_said_to_wait(inputs, pod)
     }) {
         Target::Pod(to) => to,
         Target::None => return stay(reasons::NO_TARGET_POD, no_target(vm, asked, &from.name)),
@@ -162,7 +162,7 @@ fn pending(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) -> Next {
 }
 
 /// Whether an agent says that QEMU in a pod waits for a VM: some NIC of the VM is attached there.
-fn waits(inputs: &Inputs<'_>, pod: &Pod) -> bool {
+fn is_said_to_wait(inputs: &Inputs<'_>, pod: &Pod) -> bool {
     let attached = inputs
         .nics
         .iter()

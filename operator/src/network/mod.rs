@@ -194,7 +194,7 @@ impl Reconciler for NetworkReconciler {
             if let Some(rest) = self.counts_rest(&name).filter(|_| counts) {
                 return Ok(after(rest));
             }
-            write::status(&Api::all(self.client.clone()), network.as_ref(), &new).await?;
+            write::apply_status(&Api::all(self.client.clone()), network.as_ref(), &new).await?;
             let written = Instant::now();
             let times = Times {
                 looked: written,

@@ -174,7 +174,7 @@ impl NicReconciler {
         let (old, new) = (nic.status.clone().unwrap_or_default(), build_status(&inputs));
         let wrote = is_news(nic.status.as_ref(), &new);
         if wrote {
-            write::status(&api, nic, &new).await?;
+            write::apply_status(&api, nic, &new).await?;
             log(&old, &new);
             self.count(nic, &old, &new);
             self.events
@@ -338,7 +338,7 @@ impl NicReconciler {
         before: Option<Goal>,
         attachment: &NicAttachment,
     ) -> Result<(), write::Error> {
-        write::object(api, attachment).await?;
+        write::apply_object(api, attachment).await?;
         self.written(nic, attachment);
         let spec = &attachment.spec;
         if before != Some(spec.goal) {

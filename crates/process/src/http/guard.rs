@@ -102,7 +102,7 @@ impl Guard {
     }
 
     /// Who asks, by the `Authorization` of a request. That he may ask for an unknown token is noted.
-    pub(super) fn look<'a>(
+    pub(super) fn asker<'a>(
         &'a self,
         peer: IpAddr,
         authorization: Option<&'a [u8]>,
@@ -111,7 +111,7 @@ impl Guard {
             let why = "a token is needed: Authorization: Bearer TOKEN, of somebody who may get /metrics";
             return Err(Refusal(StatusCode::UNAUTHORIZED, why.to_owned()));
         };
-        let Some(known) = self.memory().look(peer, token, Instant::now()) else {
+        let Some(known) = self.memory().knows(peer, token, Instant::now()) else {
             let why = "too many unknown tokens at once";
             return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()));
         };
@@ -262,7 +262,7 @@ impl Memory {
 
     /// What is known of a token; `None` where the peer has come with too many that nobody knows. Strangers, as many as they are, keep
     /// nobody out who was let in before.
-    fn look(&mut self, peer: IpAddr, token: &str, now: Instant) -> Option<Known> {
+    fn knows(&mut self, peer: IpAddr, token: &str, now: Instant) -> Option<Known> {
         if self.has(token, now, FRESH) {
             return Some(Known::Fresh);
         }
@@ -361,23 +361,23 @@ mod tests {
         let start = Instant::now();
         let mut memory = Memory::default();
         for n in 0..STRANGERS.0 {
-            assert_eq!(memory.look(stranger, &format!("x{n}"), start), Some(Known::No));
+            assert_eq!(memory.knows(stranger, &format!("x{n}"), start), Some(Known::No));
         }
-        assert_eq!(memory.look(stranger, "x", start), None);
+        assert_eq!(memory.knows(stranger, "x", start), None);
         // Nobody who comes with a token for the first time, or with another one.
         for known in ["known", "other"] {
-            assert_eq!(memory.look(scraper, known, start), Some(Known::No));
+            assert_eq!(memory.knows(scraper, known, start), Some(Known::No));
             memory.learn(scraper, known, true, start);
         }
         // Nor who comes from where they come from.
-        assert_eq!(memory.look(stranger, "known", start), Some(Known::Fresh));
+        assert_eq!(memory.knows(stranger, "known", start), Some(Known::Fresh));
         let later = start + FRESH;
         assert_eq!(
-            memory.look(stranger, "known", later),
+            memory.knows(stranger, "known", later),
             Some(Known::Stale),
             "asked again"
         );
-        assert_eq!(memory.look(stranger, "x", start + STRANGERS.1), Some(Known::No));
+        assert_eq!(memory.knows(stranger, "x", start + STRANGERS.1), Some(Known::No));
         // Until the API server has said otherwise.
         assert!(memory.has("known", start + STALE / 2, STALE) && !memory.has("known", start + STALE, STALE));
         memory.learn(scraper, "known", false, later);

@@ -273,7 +273,7 @@ impl Guest {
         let served = Mutex::new(None);
         let service = service_fn(|request: Request<Incoming>| async {
             let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
-            let asker = guard.map(|guard| guard.look(peer, authorization)).transpose();
+            let asker = guard.map(|guard| guard.asker(peer, authorization)).transpose();
             // The API server is asked for who has a place, and those whom it lets in have places that it takes from nobody.
             let weight = match &asker {
                 Ok(Some(asker)) if !asker.is_known() => Weight::Unknown,

@@ -57,7 +57,7 @@ impl Peers {
             Some(peer) => &mut peer.pace,
             None => &mut self.others,
         };
-        let may = pace.wait(now).is_zero();
+        let may = pace.time_left(now).is_zero();
         if may {
             pace.done(now);
         }

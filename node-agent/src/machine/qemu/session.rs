@@ -105,7 +105,7 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut followed: Followed) {
                 tokio::time::sleep(if again { STEADY } else { RETRY }).await;
             }
             () = ended => pauses.reset(),
-            () = pauses.wait() => {}
+            () = pauses.pause() => {}
         }
     }
 }

@@ -7,9 +7,9 @@ use hybridnic_api::{
 };
 
 use super::{
-    Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, detach, fast_path, has_nic_mac, is_parked, order,
+    Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, detach, fast_path, has_nic_mac, is_parked,
     reserve::{self, NOBODY},
-    wait,
+    switch_order, wait,
 };
 use crate::{
     machine::Owner,
@@ -250,7 +250,7 @@ pub(super) const VF_FAILED: &str = "the VF could not be set up or plugged; tried
 /// whatever MAC the VF has.
 fn unknown(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, other_pf: bool) -> Decision {
     use AttachmentState::{FastPath, Pending, Standby};
-    let twice = !other_pf && (!guest.vf || order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak);
+    let twice = !other_pf && (!guest.vf || switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak);
     if !guest.uses_vf && twice {
         if !up {
             return Decision::Do(Step::StandbyUp);
@@ -269,7 +269,7 @@ fn unknown(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, othe
 }
 
 fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
-    let make_first = order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
+    let make_first = switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
     if guest.vf {
         return if learnt.keeps_vf {
             let keeps = || wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF);

@@ -8,7 +8,7 @@ use hybridnic_api::{
 use super::{
     Ask, Decision, Learnt, Step, TRIES,
     attach::{VF_FAILED, dark, prepare, settle_on_standby},
-    has_nic_mac, order, wait,
+    has_nic_mac, switch_order, wait,
 };
 use crate::nic::seen::{Guest, Seen, VfMac, VfSeen};
 
@@ -47,7 +47,7 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
             } else {
                 Decision::Do(Step::UnplugVf)
             }
-        } else if !up && order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak {
+        } else if !up && switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak {
             // A guest that has restarted may boot by its network.
             Decision::Do(Step::StandbyUp)
         } else {
@@ -105,7 +105,7 @@ fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf:
     if let Some((reason, message)) = obstacle(guest, learnt, vf) {
         return degraded(seen, up, learnt, reason, message);
     }
-    let make_first = order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
+    let make_first = switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
     let configured = vf.mac == VfMac::Nic && vf.settings_ok;
     if make_first && !up {
         return Decision::Do(if has_nic_mac(seen) {

@@ -158,8 +158,8 @@ pub struct Ask {
     pub goal: Goal,
     /// What to do without a VF.
     pub no_free_vf: NoFreeVf,
-    /// The driver's order.
-    pub order: SwitchOrder,
+    /// The order that the PF's driver needs, as far as is known.
+    pub driver_order: SwitchOrder,
     /// Whether the VM is, or was, expected here by a migration. It may have come while that was called off: then
     /// it runs here and nowhere else, and keeps its NICs until the operator has seen it.
     pub expected: bool,
@@ -168,8 +168,8 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// What an attachment's spec asks for. `order`: the driver's.
-    pub fn of(spec: &NicAttachmentSpec, order: SwitchOrder, duties: Duties) -> Self {
+    /// What an attachment's spec asks for.
+    pub fn of(spec: &NicAttachmentSpec, driver_order: SwitchOrder, duties: Duties) -> Self {
         let expected = spec.migration.as_ref().is_some_and(|migration| {
             // At the source of one that is only watched, too: there a VM that is here has not left.
             let watched = duties.migration == Owner::Runtime;
@@ -178,15 +178,15 @@ impl Ask {
         Self {
             goal: spec.goal,
             no_free_vf: spec.no_free_vf,
-            order,
+            driver_order,
             expected,
             duties,
         }
     }
 }
 
-/// The order in which VF and standby are switched.
-pub fn order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
+/// The order in which VF and standby are switched: which of the two comes first.
+pub fn switch_order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
     let other_pf = matches!(
         seen.vf,
         Some(VfSight::There(VfSeen { other_pf: true, .. }) | VfSight::Unknown { other_pf: true })
@@ -194,7 +194,7 @@ pub fn order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
     if other_pf || learnt.refuses_twice {
         SwitchOrder::BreakBeforeMake
     } else {
-        ask.order
+        ask.driver_order
     }
 }
 

@@ -26,7 +26,7 @@ impl NicTask {
         let driver = self.cx.record.vf.as_ref().map_or("", |vf| vf.pf_driver.as_str());
         Ask::of(
             &self.cx.record.spec,
-            quirks::switch_order(driver),
+            quirks::driver_order(driver),
             self.cx.vm.duties(),
         )
     }

@@ -115,7 +115,7 @@ mod tests {
     }
 
     /// How long is waited, in minutes; a pause is up to twice as long as it would be without its random part.
-    fn waits(retry: &Retry, minutes: std::ops::Range<u64>) {
+    fn assert_relearns_in(retry: &Retry, minutes: std::ops::Range<u64>) {
         let left = retry.relearn_at().unwrap() - Instant::now();
         let range = Duration::from_mins(minutes.start)..Duration::from_mins(minutes.end);
         assert!(range.contains(&left), "{left:?} of {range:?}");
@@ -126,7 +126,7 @@ mod tests {
         let mut retry = Retry::default();
         for minutes in [1..2, 2..4, 4..8, 8..16, 16..32, 32..64, 60..120, 60..120] {
             retry.set(&ignores(), Goal::FastPath);
-            waits(&retry, minutes);
+            assert_relearns_in(&retry, minutes);
             let at = retry.relearn_at();
             tokio::time::advance(Duration::from_secs(30)).await;
             retry.set(&ignores(), Goal::FastPath);
@@ -135,7 +135,7 @@ mod tests {
         }
         retry.vm_is_new();
         retry.set(&ignores(), Goal::FastPath);
-        waits(&retry, 1..2);
+        assert_relearns_in(&retry, 1..2);
     }
 
     #[tokio::test(start_paused = true)]
@@ -148,7 +148,7 @@ mod tests {
         retry.set(&keeps, Goal::Standby);
         assert_eq!(retry.relearn_at(), None, "only a detach is stuck by it");
         retry.set(&keeps, Goal::Detached);
-        waits(&retry, 1..2);
+        assert_relearns_in(&retry, 1..2);
         retry.set(&Learnt::default(), Goal::Detached);
         assert_eq!(retry.relearn_at(), None);
     }

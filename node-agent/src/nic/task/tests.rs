@@ -56,7 +56,7 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         let ask = Ask {
             goal,
             no_free_vf,
-            order: SwitchOrder::MakeBeforeBreak,
+            driver_order: SwitchOrder::MakeBeforeBreak,
             expected: false,
             duties: crate::machine::Duties::QEMU,
         };

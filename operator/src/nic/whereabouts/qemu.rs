@@ -32,8 +32,8 @@ use crate::{attachment, pods};
 pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>) -> Option<&'a Arc<Pod>> {
     let recorded = recorded.and_then(|pod| pods::alive(&observed.pods, &pod.uid));
     let here = recorded.and_then(|pod| observed.attached_to(&uid(pod)));
-    let waits = here.is_some_and(|here| waits(observed, here));
-    if here.is_some() && !waits {
+    let no_vm = here.is_some_and(|here| has_no_vm(observed, here));
+    if here.is_some() && !no_vm {
         return recorded;
     }
     let carried = oldest_of(observed, |other| {
@@ -46,7 +46,7 @@ pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>
         return carried;
     }
     match recorded {
-        Some(pod) if waits => next_younger(observed, pod).or(recorded),
+        Some(pod) if no_vm => next_younger(observed, pod).or(recorded),
         Some(_) => recorded,
         None => oldest_of(observed, |other| !says_that_it_waits(other))
             .or_else(|| pods::alive(&observed.pods, &last_target(&observed.moves)?.uid))
@@ -66,7 +66,7 @@ pub(super) fn left(observed: &Observed, nic: &VmHybridNic, pod: &ObjectRef) -> O
     let from = recorded(nic).filter(|from| from.uid != pod.uid)?;
     observed
         .attached_to(&from.uid)
-        .filter(|here| waits(observed, here))?;
+        .filter(|here| has_no_vm(observed, here))?;
     let message = format!(
         "QEMU in the pod {} waits for a VM to migrate there (-incoming), so the VM is not there: the NIC goes to the pod {}, \
          and that QEMU is ended",
@@ -76,7 +76,7 @@ pub(super) fn left(observed: &Observed, nic: &VmHybridNic, pod: &ObjectRef) -> O
 }
 
 /// Whether QEMU has no VM where the NIC is attached, and gets none. Of a node that is not heard of this is old.
-fn waits(observed: &Observed, attachment: &NicAttachment) -> bool {
+fn has_no_vm(observed: &Observed, attachment: &NicAttachment) -> bool {
     says_that_it_waits(attachment)
         && observed.under_way().is_none()
         && *observed.node(attachment) == NodeState::Ready

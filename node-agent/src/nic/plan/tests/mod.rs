@@ -27,7 +27,7 @@ const fn ask(goal: Goal) -> Ask {
     Ask {
         goal,
         no_free_vf: NoFreeVf::Standby,
-        order: SwitchOrder::MakeBeforeBreak,
+        driver_order: SwitchOrder::MakeBeforeBreak,
         expected: false,
         duties: crate::machine::Duties::QEMU,
     }
@@ -36,7 +36,7 @@ const fn ask(goal: Goal) -> Ask {
 const TO_STANDBY: Ask = ask(Goal::Standby);
 const TO_VF: Ask = ask(Goal::FastPath);
 const BROKEN_FIRST: Ask = Ask {
-    order: SwitchOrder::BreakBeforeMake,
+    driver_order: SwitchOrder::BreakBeforeMake,
     ..TO_VF
 };
 const OUT: Ask = ask(Goal::Detached);

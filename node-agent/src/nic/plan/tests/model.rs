@@ -121,7 +121,7 @@ impl Node {
         } = self.hardware;
         Ask {
             no_free_vf,
-            order,
+            driver_order: order,
             duties,
             expected: self.expected,
             ..ask(self.goal)

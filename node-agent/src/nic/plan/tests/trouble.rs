@@ -20,8 +20,11 @@ fn a_guest_that_keeps_its_vf_keeps_its_network() {
     };
     let ignores = taught(|l| (l.keeps_vf, l.ignores_vf) = (true, true));
     for (goal, learnt) in [(Goal::Standby, keeps), (Goal::FastPath, ignores)] {
-        for order in [SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake] {
-            let ask = Ask { order, ..ask(goal) };
+        for driver_order in [SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake] {
+            let ask = Ask {
+                driver_order,
+                ..ask(goal)
+            };
             does(ask, seen(blind, false, READY), learnt, Step::Park);
             does(ask, seen(blind, false, PARKED), learnt, Step::StandbyUp);
             // Its driver starts in this moment: on a VF that has another MAC by now.

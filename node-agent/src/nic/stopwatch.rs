@@ -63,11 +63,11 @@ impl Current {
 
 /// The switches of one NIC.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Switches {
+pub struct Stopwatch {
     current: Option<Current>,
 }
 
-impl Switches {
+impl Stopwatch {
     /// Looks at a decision; gives a switch that it ends.
     pub fn follow(
         &mut self,
@@ -183,7 +183,7 @@ mod tests {
         Ask {
             goal,
             no_free_vf: NoFreeVf::Standby,
-            order: MAKE,
+            driver_order: MAKE,
             expected: false,
             duties: crate::machine::Duties::QEMU,
         }
@@ -217,7 +217,7 @@ mod tests {
         }
     }
 
-    fn wait(state: AttachmentState, reason: &'static str) -> Decision {
+    fn waiting(state: AttachmentState, reason: &'static str) -> Decision {
         Decision::Wait(Wait {
             state,
             reason,
@@ -227,11 +227,11 @@ mod tests {
 
     /// Takes the decisions one second apart; gives what ended, as text.
     fn story(decisions: &[(Goal, bool, Decision)]) -> Vec<(To, bool, &'static str, u64)> {
-        let mut switches = Switches::default();
+        let mut stopwatch = Stopwatch::default();
         let mut now = Instant::now();
         let mut ended = Vec::new();
         for (goal, vf, decision) in decisions {
-            let switch = switches.follow(&ask(*goal), &seen(*vf), MAKE, decision, now);
+            let switch = stopwatch.follow(&ask(*goal), &seen(*vf), MAKE, decision, now);
             ended.extend(switch.map(|s| (s.to, s.ok, s.reason, s.took.as_secs())));
             now += Duration::from_secs(1);
         }
@@ -277,7 +277,7 @@ mod tests {
             (
                 Goal::FastPath,
                 false,
-                wait(AttachmentState::Standby, reasons::GUEST_IGNORES_VF),
+                waiting(AttachmentState::Standby, reasons::GUEST_IGNORES_VF),
             ),
         ]);
         assert_eq!(ended, [(To::FastPath, false, reasons::GUEST_IGNORES_VF, 4)]);
@@ -291,7 +291,7 @@ mod tests {
             (
                 Goal::Standby,
                 true,
-                wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF),
+                waiting(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF),
             ),
         ]);
         assert_eq!(kept, [(To::Standby, false, reasons::GUEST_KEEPS_VF, 1)]);
@@ -300,7 +300,7 @@ mod tests {
             (
                 Goal::FastPath,
                 false,
-                wait(AttachmentState::Standby, reasons::PF_LINK_DOWN),
+                waiting(AttachmentState::Standby, reasons::PF_LINK_DOWN),
             ),
         ]);
         assert_eq!(lost, [(To::Standby, true, reasons::PF_LINK_DOWN, 1)]);
