@@ -1,11 +1,11 @@
 //! A NIC's task: what the agent does for one attachment. The plan and the report are the agent's own.
 
 use hybridnic_agent::journal::Record;
-use hybridnic_agent::machine::qemu::migration::{self, Known};
+use hybridnic_agent::machine::qemu::migration::{self, RunInputs};
 use hybridnic_agent::machine::{Duties, Filtered};
 use hybridnic_agent::nic::plan::{self, Ask, Decision, Step};
 use hybridnic_agent::nic::report::{self, Inputs};
-use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfSight};
+use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
 use hybridnic_api::v1alpha1::{
     AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
     SwitchOrder,
@@ -185,11 +185,13 @@ impl Sight {
 
     fn place(&self, qemu: &Qemu, spec: &NicAttachmentSpec) -> Place {
         let begun = self.vm.begun.map(vm_task::begun);
-        let known = Known {
+        migration::run_of(RunInputs {
+            seen: &vm_task::seen(qemu),
+            goal: spec.goal,
+            order: spec.migration.as_ref(),
             begun: begun.as_ref(),
             same: self.vm.begun.is_none_or(|begun| begun.here),
-        };
-        migration::run_of(&vm_task::seen(qemu), spec.goal, spec.migration.as_ref(), known)
+        })
     }
 
     fn guest(&self, spec: &NicAttachmentSpec) -> QemuSeen {
@@ -261,7 +263,7 @@ pub(crate) struct View {
 pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view: &View) -> Round {
     let nic = &view.nic;
     let vf = nic.vf.map(|vf| {
-        VfSight::There(VfSeen {
+        VfSeen::There(VfThere {
             on_vfio: vf.bound,
             mac: match vf.mac {
                 Mac::Nic => VfMac::Nic,

@@ -140,9 +140,9 @@ impl Sight {
         let seen = qemu.filter(Qemu::answers).map(|qemu| seen(&qemu));
         let begun = self.vm.begun.map(begun);
         let sight = match &seen {
-            Some(seen) => migration::Sight::Up(seen),
-            None if qemu.is_none() && begun.is_some() => migration::Sight::Ended,
-            None => migration::Sight::Silent,
+            Some(seen) => migration::EndSeen::Up(seen),
+            None if qemu.is_none() && begun.is_some() => migration::EndSeen::Ended,
+            None => migration::EndSeen::Silent,
         };
         let said = model.objects.reports.get(self.vm.report);
         let certified = self.vm.certified.then(|| Certified::By("CA".to_owned()));

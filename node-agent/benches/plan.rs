@@ -7,7 +7,7 @@ use std::{
 };
 
 use hybridnic_agent::nic::plan::{Ask, Learnt, next};
-use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight};
+use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfThere};
 use hybridnic_api::v1alpha1::{Goal, NoFreeVf, SwitchOrder};
 
 const ROUNDS: usize = 101;
@@ -30,8 +30,8 @@ fn asks() -> Vec<Ask> {
         .collect()
 }
 
-fn vfs() -> Vec<Option<VfSight>> {
-    let found = VfSeen {
+fn vfs() -> Vec<Option<VfSeen>> {
+    let found = VfThere {
         on_vfio: false,
         mac: VfMac::Other,
         settings_ok: false,
@@ -40,12 +40,12 @@ fn vfs() -> Vec<Option<VfSight>> {
         other_pf: false,
         held: false,
     };
-    let parked = VfSeen {
+    let parked = VfThere {
         on_vfio: true,
         mac: VfMac::Parking,
         ..found
     };
-    let ready = VfSeen {
+    let ready = VfThere {
         mac: VfMac::Nic,
         settings_ok: true,
         ..parked
@@ -54,19 +54,19 @@ fn vfs() -> Vec<Option<VfSight>> {
         found,
         parked,
         ready,
-        VfSeen {
+        VfThere {
             link: false,
             ..parked
         },
-        VfSeen {
+        VfThere {
             other_pf: true,
             ..ready
         },
     ];
-    let unknown = VfSight::Unknown { other_pf: false };
-    [None, Some(VfSight::Gone), Some(unknown)]
+    let unknown = VfSeen::Unknown { other_pf: false };
+    [None, Some(VfSeen::Gone), Some(unknown)]
         .into_iter()
-        .chain(held.map(|vf| Some(VfSight::There(vf))))
+        .chain(held.map(|vf| Some(VfSeen::There(vf))))
         .collect()
 }
 

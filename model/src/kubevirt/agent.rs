@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hybridnic_agent::journal::{self, VmRecord};
 use hybridnic_agent::machine::kubevirt::DUTIES;
-use hybridnic_agent::machine::kubevirt::watch::{self, Inputs, Missed};
+use hybridnic_agent::machine::kubevirt::watch::{self, LauncherSeen, Missed};
 use hybridnic_agent::machine::process::ProcessId;
 use hybridnic_agent::machine::qemu::migration::{VmSeen, agreed};
 use hybridnic_agent::machine::{NicEntry, Run as RunHere, stands_against};
@@ -237,17 +237,17 @@ impl VmSight {
             && let Some(is_off) = watch::is_off(order.step)
         {
             let peer = vm.met.then(process);
-            let inputs = Inputs {
+            let launcher = LauncherSeen {
                 seen: seen.as_ref(),
                 peer: peer.as_ref(),
                 gone: !self.alive,
             };
             let told = watch::told(order.step, nics.values().map(|nic| nic.goal));
-            if let Some(new) = watch::note(&record, &order.migration.uid, inputs, told) {
+            if let Some(new) = watch::note(&record, &order.migration.uid, launcher, told) {
                 vm.watched = Some(watched(&new));
-                let sight = watch::sight(&new, inputs, |_| !self.alive);
+                let end = watch::end_seen(&new, launcher, |_| !self.alive);
                 let said = objects.reports.get(vm.report);
-                if let Some(report) = watch::report(&new, is_off, sight, said.as_deref()) {
+                if let Some(report) = watch::report(&new, is_off, end, said.as_deref()) {
                     vm.report = objects.report_id(Some(report));
                 }
             }

@@ -99,7 +99,7 @@ fn pf_of<'a>(links: &'a [Link], macvtap: &Link) -> Option<&'a str> {
 mod tests {
     use hybridnic_net::{PciAddress, netlink::Counters};
 
-    use super::{super::look::VfSight, *};
+    use super::{super::look::VfSeen, *};
     use crate::journal::{Record, StandbyRecord, tests::record};
 
     const MAC: &str = "02:00:00:00:00:01";
@@ -129,8 +129,8 @@ mod tests {
         }
     }
 
-    fn vf(address: &str, pf: &str, mac: MacAddr) -> VfSight {
-        VfSight {
+    fn vf(address: &str, pf: &str, mac: MacAddr) -> VfSeen {
+        VfSeen {
             address: address.parse().unwrap(),
             pf: pf.into(),
             mac: Some(mac),

@@ -8,7 +8,7 @@ use crate::{error::chain, host::Host, journal::Contents};
 
 /// A VF as its PF has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VfSight {
+pub struct VfSeen {
     /// Its PCI address.
     pub address: PciAddress,
     /// Name of its PF.
@@ -23,7 +23,7 @@ pub struct Observed {
     /// All links.
     pub links: Vec<Link>,
     /// All VFs.
-    pub vfs: Vec<VfSight>,
+    pub vfs: Vec<VfSeen>,
     /// What the journal has.
     pub journal: Contents,
     /// VFs that keep their parking MAC though they were given back, because their driver takes no other.
@@ -43,7 +43,7 @@ pub(super) async fn see_node(host: &Arc<Host>) -> Result<Observed, String> {
         let table = host.netlink.vf_table(link.index).await.map_err(|e| chain(&e))?;
         for config in table.unwrap_or_default() {
             let vf = pf.vfs.iter().find(|vf| vf.index == config.index);
-            vfs.extend(vf.map(|vf| VfSight {
+            vfs.extend(vf.map(|vf| VfSeen {
                 address: vf.address,
                 pf: link.name.clone(),
                 mac: config.mac,

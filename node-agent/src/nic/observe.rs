@@ -11,7 +11,7 @@ use hybridnic_net::{
 
 use super::{
     ids,
-    seen::{Guest, Offer, QemuSeen, Seen, VfMac, VfSeen, VfSight},
+    seen::{Guest, Offer, QemuSeen, Seen, VfMac, VfSeen, VfThere},
     settings::{guard, mtu, wanted},
     steps::VLAN_PREFIX,
 };
@@ -101,7 +101,7 @@ pub struct Observed {
     record: Record,
     mac: MacAddr,
     sandbox_waits: bool,
-    vf: Option<VfSight>,
+    vf: Option<VfSeen>,
     vf_pf: Option<Link>,
     unknown: Option<StepError>,
     standby: Standby,
@@ -124,11 +124,11 @@ impl Observed {
         let seized = standby.and_then(|standby| standby.seized.as_ref());
         let macvtap = self.standby.macvtap.as_ref();
         let vf = self.vf.map(|vf| match vf {
-            VfSight::There(vf) => VfSight::There(VfSeen {
+            VfSeen::There(vf) => VfSeen::There(VfThere {
                 dark: offer.dark,
                 ..vf
             }),
-            VfSight::Gone | VfSight::Unknown { .. } => vf,
+            VfSeen::Gone | VfSeen::Unknown { .. } => vf,
         });
         let qemu = match self.qemu.seen {
             QemuSeen::Up(guest) => QemuSeen::Up(Guest {
@@ -197,10 +197,10 @@ pub async fn observe(
     let ((vf, vf_pf), standby, qemu) = tokio::try_join!(vf, standby, see_qemu(vm, record))?;
     let (vf, unknown) = match vf {
         None => (None, None),
-        Some(Ok(sight)) => (Some(sight), None),
+        Some(Ok(seen)) => (Some(seen), None),
         Some(Err(why)) => {
             let other_pf = is_split(record);
-            (Some(VfSight::Unknown { other_pf }), Some(why.into()))
+            (Some(VfSeen::Unknown { other_pf }), Some(why.into()))
         }
     };
     Ok(Observed {
@@ -299,10 +299,10 @@ async fn see_vf(
     vf: &VfRecord,
     record: &Record,
     mac: MacAddr,
-) -> (Option<Result<VfSight, VfUnknown>>, Option<Link>) {
+) -> (Option<Result<VfSeen, VfUnknown>>, Option<Link>) {
     let unknown = |why: VfUnknown| Some(Err(why));
     let driver = match host.sysfs.presence(vf.address) {
-        Ok(Presence::Absent) => return (Some(Ok(VfSight::Gone)), None),
+        Ok(Presence::Absent) => return (Some(Ok(VfSeen::Gone)), None),
         Ok(Presence::Present { driver }) => driver,
         Err(source) => {
             let vf = vf.address;
@@ -334,7 +334,7 @@ async fn see_vf(
     };
     let mut settings = now.changes_to(&wanted(vf, mac, &record.spec.l2));
     settings.retain(|s| !matches!(s, VfSetting::Mac(_)));
-    let seen = VfSeen {
+    let seen = VfThere {
         on_vfio: driver.as_deref() == Some(VFIO_DRIVER),
         mac: match now.mac {
             Some(m) if m == mac => VfMac::Nic,
@@ -347,7 +347,7 @@ async fn see_vf(
         other_pf: is_split(record),
         held: host.handouts.is_out(vf.address),
     };
-    (Some(Ok(VfSight::There(seen))), Some(pf))
+    (Some(Ok(VfSeen::There(seen))), Some(pf))
 }
 
 /// QEMU and, where it answers, its session, the VF's device id, and whether the VM runs.

@@ -29,7 +29,7 @@ async fn a_vf_is_gone_on_proof_only() {
         let now = look.unwrap().with(Offer::default());
         (now.seen.vf, now.unknown.map(|why| why.message))
     };
-    let unknown = Some(VfSight::Unknown { other_pf: false });
+    let unknown = Some(VfSeen::Unknown { other_pf: false });
     let held = held();
     let vf = held.vf.as_ref().unwrap();
     let (pf, net) = (
@@ -70,10 +70,10 @@ async fn a_vf_is_gone_on_proof_only() {
         }),
         ..held.clone()
     };
-    assert_eq!(look(&split).await.0, Some(VfSight::Unknown { other_pf: true }));
+    assert_eq!(look(&split).await.0, Some(VfSeen::Unknown { other_pf: true }));
     // The kernel lists its functions, and it is none of them.
     fs::remove_file(devices.join(vf.address.to_string())).unwrap();
-    assert_eq!(look(&held).await, (Some(VfSight::Gone), None));
+    assert_eq!(look(&held).await, (Some(VfSeen::Gone), None));
     assert!(pf.exists());
     fs::remove_dir_all(&devices).unwrap();
     assert_eq!(look(&held).await.0, unknown);

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::{
     plan::Decision,
-    seen::{QemuSeen, Seen, VfSight},
+    seen::{QemuSeen, Seen, VfSeen},
 };
 use crate::{error::StepError, journal::Record, machine::Filtered};
 
@@ -158,11 +158,11 @@ fn ready(inputs: &Inputs<'_>, path: Path) -> (AttachmentState, NewCondition) {
 fn fast_path(inputs: &Inputs<'_>, path: Path, ready: &NewCondition) -> NewCondition {
     if path == Path::FastPath {
         return match inputs.seen.and_then(|seen| seen.vf) {
-            Some(VfSight::There(vf)) if !vf.link => {
+            Some(VfSeen::There(vf)) if !vf.link => {
                 let message = "the guest is on its VF, whose PF has no link";
                 NewCondition::no(types::FAST_PATH, reasons::PF_LINK_DOWN, message)
             }
-            Some(VfSight::Unknown { .. }) => {
+            Some(VfSeen::Unknown { .. }) => {
                 let message = "the guest is on its VF, and how that is cannot be read at the moment";
                 NewCondition::unknown(types::FAST_PATH, reasons::VF_UNKNOWN, message)
             }

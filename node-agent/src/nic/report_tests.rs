@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     super::plan::{Step, Wait},
-    super::seen::{Guest, Run, VfMac, VfSeen, VfSight},
+    super::seen::{Guest, Run, VfMac, VfSeen, VfThere},
     *,
 };
 use crate::{
@@ -359,7 +359,7 @@ fn a_condition_keeps_the_time_since_when_it_holds() {
 #[test]
 fn a_vf_without_link_or_of_which_nothing_is_known_carries_nothing_that_could_be_told() {
     let record = held(Goal::FastPath);
-    let vf = VfSeen {
+    let vf = VfThere {
         on_vfio: true,
         mac: VfMac::Nic,
         settings_ok: true,
@@ -368,10 +368,10 @@ fn a_vf_without_link_or_of_which_nothing_is_known_carries_nothing_that_could_be_
         other_pf: false,
         held: false,
     };
-    let dark = VfSight::There(VfSeen { link: false, ..vf });
-    let unknown = VfSight::Unknown { other_pf: false };
+    let dark = VfSeen::There(VfThere { link: false, ..vf });
+    let unknown = VfSeen::Unknown { other_pf: false };
     for (vf, expected) in [
-        (VfSight::There(vf), ("True", reasons::VF_ACTIVE)),
+        (VfSeen::There(vf), ("True", reasons::VF_ACTIVE)),
         (dark, ("False", reasons::PF_LINK_DOWN)),
         (unknown, ("Unknown", reasons::VF_UNKNOWN)),
     ] {

@@ -4,11 +4,11 @@ use crate::machine::socket::Offence;
 
 pub use crate::machine::Run;
 
-/// A VF that is reserved, as far as it can be seen.
+/// What is seen of a VF that is reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VfSight {
+pub enum VfSeen {
     /// It is there.
-    There(VfSeen),
+    There(VfThere),
     /// It is proven that there is no such PCI function any more.
     Gone,
     /// It cannot be told how it is: its PF resets, or something cannot be read. It may have any MAC.
@@ -20,7 +20,7 @@ pub enum VfSight {
 
 /// What is seen of a VF that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VfSeen {
+pub struct VfThere {
     /// Whether it is bound to vfio-pci.
     pub on_vfio: bool,
     /// Whose MAC it has.
@@ -89,7 +89,7 @@ pub struct Seen {
     /// Whether the journal has a record.
     pub recorded: bool,
     /// The VF that is reserved.
-    pub vf: Option<VfSight>,
+    pub vf: Option<VfSeen>,
     /// Whether a VF can be had now.
     pub vf_offered: bool,
     /// Whether another VF can be had that is better than the reserved one: on a PF that has a link, where the reserved one's is
@@ -134,9 +134,9 @@ pub struct Offer {
 
 impl Seen {
     /// The reserved VF, where it can be seen.
-    pub fn there(&self) -> Option<VfSeen> {
+    pub fn there(&self) -> Option<VfThere> {
         match self.vf {
-            Some(VfSight::There(vf)) => Some(vf),
+            Some(VfSeen::There(vf)) => Some(vf),
             _ => None,
         }
     }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     plan::{Ask, Decision, Step},
-    seen::{Guest, QemuSeen, Run, Seen, VfSight},
+    seen::{Guest, QemuSeen, Run, Seen, VfSeen},
 };
 
 /// Where a switch goes.
@@ -127,8 +127,8 @@ impl Stopwatch {
 /// Why a VF is left although it is the goal; `Migrating` where nothing is wrong with it.
 fn why(seen: &Seen) -> &'static str {
     match seen.vf {
-        Some(VfSight::There(vf)) if !vf.link => reasons::PF_LINK_DOWN,
-        Some(VfSight::Gone) | None => reasons::VF_LOST,
+        Some(VfSeen::There(vf)) if !vf.link => reasons::PF_LINK_DOWN,
+        Some(VfSeen::Gone) | None => reasons::VF_LOST,
         _ => reasons::MIGRATING,
     }
 }

@@ -15,7 +15,7 @@ use super::{
         qemu,
         qemu::migration::{VmSeen, agreed},
     },
-    watch::{self, Inputs, Missed},
+    watch::{self, LauncherSeen, Missed},
 };
 use crate::{error::chain, host::Host, journal::VmRecord};
 
@@ -123,13 +123,13 @@ pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client
     let order = agreed(&vm.nics())?;
     let is_off = watch::is_off(order.step)?;
     let peer = vm.peer();
-    let inputs = Inputs {
+    let launcher = LauncherSeen {
         seen: seen.as_ref(),
         peer: peer.as_ref(),
         gone: matches!(vm.session(), Session::Gone),
     };
     let told = watch::told(order.step, vm.nics().values().map(|nic| nic.goal));
-    if let Some(watched) = watch::note(&vm.record(), &order.migration.uid, inputs, told) {
+    if let Some(watched) = watch::note(&vm.record(), &order.migration.uid, launcher, told) {
         let note = |record: &mut VmRecord| record.watched = Some(watched);
         if let Err(error) = vm.remember(&host.journal, note).await {
             warn!(
@@ -143,9 +143,9 @@ pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client
         .record()
         .watched
         .filter(|w| w.migration == order.migration.uid)?;
-    let sight = watch::sight(&watched, inputs, ProcessId::has_ended);
+    let end = watch::end_seen(&watched, launcher, ProcessId::has_ended);
     let said = vm.migration_report().borrow().clone();
-    let report = watch::report(&watched, is_off, sight, said.as_ref())?;
+    let report = watch::report(&watched, is_off, end, said.as_ref())?;
     let over = report.state.is_final();
     if said.as_ref() != Some(&report) {
         info!(migration = order.migration.name, state = ?report.state, kept = report.kept, "migration");

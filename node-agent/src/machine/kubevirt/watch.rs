@@ -9,7 +9,7 @@ use hybridnic_qmp::commands::{MigrationStatus, RunState};
 use super::super::{
     Run,
     process::ProcessId,
-    qemu::migration::{Sight, VmSeen},
+    qemu::migration::{EndSeen, VmSeen},
 };
 use crate::journal::{Role, VmRecord, Watched};
 
@@ -40,9 +40,11 @@ pub fn run_of(seen: &VmSeen, has_run: bool) -> Run {
     }
 }
 
-/// What is known of a QEMU from before a migration is looked at for the first time.
+/// All that decides which end of a migration this is, when that is looked at for the first time.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Known {
+pub struct RoleInputs<'a> {
+    /// What QEMU says; `None` where there is none.
+    pub seen: Option<&'a VmSeen>,
     /// Whether it was seen to wait for its VM.
     pub incoming: bool,
     /// Whether the VM was seen to run in it.
@@ -55,18 +57,18 @@ pub struct Known {
 
 /// Which end of a migration this is, when it is looked at for the first time; `None` where that cannot be told: a source that is
 /// taken for a target would be believed to have the VM.
-pub fn role(seen: Option<&VmSeen>, known: Known) -> Option<Role> {
-    let Some(seen) = seen else {
+pub fn role(inputs: RoleInputs<'_>) -> Option<Role> {
+    let Some(seen) = inputs.seen else {
         // There is no QEMU yet, and the VM is to come; or there is none any more.
-        return Some(if known.ran { Role::Source } else { Role::Target });
+        return Some(if inputs.ran { Role::Source } else { Role::Target });
     };
     match (&seen.run, seen.info.status()) {
         (RunState::InMigrate, _) => Some(Role::Target),
         // It has come by this one, or by one before it.
-        (_, MigrationStatus::Completed) if known.another => Some(Role::Source),
-        (_, MigrationStatus::Completed) if known.incoming && !known.ran => Some(Role::Target),
+        (_, MigrationStatus::Completed) if inputs.another => Some(Role::Source),
+        (_, MigrationStatus::Completed) if inputs.incoming && !inputs.ran => Some(Role::Target),
         // It has run here already, or has come while nobody looked, or has left.
-        (_, MigrationStatus::Completed) => known.told,
+        (_, MigrationStatus::Completed) => inputs.told,
         _ => Some(Role::Source),
     }
 }
@@ -92,9 +94,9 @@ pub fn learn(watched: Watched, seen: &VmSeen) -> Watched {
     }
 }
 
-/// What can be seen of the QEMU whose migration is watched.
+/// What is seen of the QEMU whose migration is watched.
 #[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
+pub struct LauncherSeen<'a> {
     /// What it says; `None` where it cannot be asked.
     pub seen: Option<&'a VmSeen>,
     /// The process that is talked to, or was last.
@@ -118,7 +120,12 @@ pub fn is_off(step: MigrationStep) -> Option<bool> {
 
 /// What the journal is to have of a migration before anything is said of it; `None` where it cannot be told which end this is. `told`:
 /// which end it is by what the NICs are told.
-pub fn note(record: &VmRecord, migration: &str, now: Inputs<'_>, told: Option<Role>) -> Option<Watched> {
+pub fn note(
+    record: &VmRecord,
+    migration: &str,
+    now: LauncherSeen<'_>,
+    told: Option<Role>,
+) -> Option<Watched> {
     let known = record
         .watched
         .clone()
@@ -127,17 +134,17 @@ pub fn note(record: &VmRecord, migration: &str, now: Inputs<'_>, told: Option<Ro
         let another = record.watched.as_ref();
         let another =
             another.is_some_and(|watched| watched.process.is_some() && watched.process.as_ref() == now.peer);
-        let known = Known {
+        // Only a QEMU that is proven not to be there is none.
+        if now.seen.is_none() && !now.gone {
+            return None;
+        }
+        let role = role(RoleInputs {
+            seen: now.seen,
             incoming: record.incoming,
             ran: record.ran,
             another,
             told,
-        };
-        let role = match now.seen {
-            // Only a QEMU that is proven not to be there is none.
-            None if !now.gone => None,
-            seen => role(seen, known),
-        }?;
+        })?;
         let ended = now.seen.is_none() && role == Role::Source;
         Some(Watched {
             migration: migration.to_owned(),
@@ -159,12 +166,16 @@ pub fn note(record: &VmRecord, migration: &str, now: Inputs<'_>, told: Option<Ro
 }
 
 /// What is seen of the QEMU that was in a migration.
-pub fn sight<'a>(watched: &Watched, now: Inputs<'a>, has_ended: impl Fn(&ProcessId) -> bool) -> Sight<'a> {
+pub fn end_seen<'a>(
+    watched: &Watched,
+    now: LauncherSeen<'a>,
+    has_ended: impl Fn(&ProcessId) -> bool,
+) -> EndSeen<'a> {
     let process = watched.process.as_ref();
     match now.seen {
-        Some(seen) if process.is_none() || process == now.peer => Sight::Up(seen),
-        _ if process.is_some_and(&has_ended) => Sight::Ended,
-        _ => Sight::Silent,
+        Some(seen) if process.is_none() || process == now.peer => EndSeen::Up(seen),
+        _ if process.is_some_and(&has_ended) => EndSeen::Ended,
+        _ => EndSeen::Silent,
     }
 }
 
@@ -193,14 +204,14 @@ pub fn missed(seen: &VmSeen, record: &VmRecord) -> Option<Missed> {
 pub fn report(
     watched: &Watched,
     is_off: bool,
-    sight: Sight<'_>,
+    end: EndSeen<'_>,
     said: Option<&MigrationReport>,
 ) -> Option<MigrationReport> {
     let uid = &watched.migration;
     let report = |state| MigrationReport::new(uid, state);
-    let seen = match sight {
-        Sight::Silent => return None,
-        Sight::Ended => {
+    let seen = match end {
+        EndSeen::Silent => return None,
+        EndSeen::Ended => {
             let over = said.is_some_and(|said| said.uid == *uid && said.state.is_final());
             return match watched {
                 Watched { arrived: true, .. } => Some(report(MigrationState::Ended)),
@@ -209,7 +220,7 @@ pub fn report(
                 _ => Some(report(MigrationState::Lost)),
             };
         }
-        Sight::Up(seen) => seen,
+        EndSeen::Up(seen) => seen,
     };
     Some(match watched.role {
         Role::Target => target(watched, seen, report),

@@ -26,7 +26,7 @@ fn story(role: Role, looks: &[(RunState, MigrationStatus)]) -> Vec<(MigrationSta
     let look = |(run, status): &(RunState, MigrationStatus)| {
         let seen = vm(run.clone(), status);
         watched = learn(watched.clone(), &seen);
-        if let Some(report) = report(&watched, false, Sight::Up(&seen), said.as_ref()) {
+        if let Some(report) = report(&watched, false, EndSeen::Up(&seen), said.as_ref()) {
             said = Some(report);
         }
         let said = said.as_ref().unwrap();
@@ -121,9 +121,9 @@ fn a_target_has_its_vm_once_it_has_run_there() {
 #[test]
 fn the_end_of_a_qemu_is_said_and_silence_says_nothing() {
     let source = watched(Role::Source);
-    assert_eq!(report(&source, false, Sight::Silent, None), None);
+    assert_eq!(report(&source, false, EndSeen::Silent, None), None);
     let state = |watched: &Watched, said: Option<&MigrationReport>| {
-        report(watched, false, Sight::Ended, said).map(|report| report.state)
+        report(watched, false, EndSeen::Ended, said).map(|report| report.state)
     };
     assert_eq!(state(&source, None), Some(MigrationState::Lost));
     let completed = MigrationReport::new("m", MigrationState::Completed);
@@ -143,27 +143,30 @@ fn the_end_of_a_qemu_is_said_and_silence_says_nothing() {
 fn which_end_it_is_is_told_only_where_it_can_be() {
     use MigrationStatus as Status;
     use RunState::{InMigrate, Paused, Running};
-    let none = Known::default();
+    let none = RoleInputs::default();
     let (incoming, ran) = (
-        Known {
+        RoleInputs {
             incoming: true,
             ..none
         },
-        Known { ran: true, ..none },
+        RoleInputs { ran: true, ..none },
     );
     let (both, another) = (
-        Known {
+        RoleInputs {
             ran: true,
             ..incoming
         },
-        Known {
+        RoleInputs {
             another: true,
             ..incoming
         },
     );
-    let known = |run, status, known| role(Some(&vm(run, status)), known);
-    assert_eq!(role(None, none), Some(Role::Target), "there is no QEMU yet");
-    assert_eq!(role(None, ran), Some(Role::Source), "there is none any more");
+    let known = |run, status, inputs| {
+        let seen = Some(&vm(run, status));
+        role(RoleInputs { seen, ..inputs })
+    };
+    assert_eq!(role(none), Some(Role::Target), "there is no QEMU yet");
+    assert_eq!(role(ran), Some(Role::Source), "there is none any more");
     assert_eq!(known(InMigrate, &Status::None, incoming), Some(Role::Target));
     assert_eq!(known(Paused, &Status::Completed, incoming), Some(Role::Target));
     assert_eq!(known(Running, &Status::None, ran), Some(Role::Source));
@@ -183,13 +186,13 @@ fn which_end_it_is_is_told_only_where_it_can_be() {
 fn a_source_is_known_when_it_is_asked_and_a_target_while_it_waits() {
     use Goal::{FastPath, Reserved, Standby};
     let role = |step, goals: &[Goal]| {
-        let known = Known {
+        role(RoleInputs {
+            seen: Some(&vm(RunState::Running, &MigrationStatus::Completed)),
             incoming: true,
             ran: true,
             told: told(step, goals.iter().copied()),
-            ..Known::default()
-        };
-        role(Some(&vm(RunState::Running, &MigrationStatus::Completed)), known)
+            ..RoleInputs::default()
+        })
     };
     assert_eq!(role(MigrationStep::Cancel, &[Standby]), Some(Role::Source));
     assert_eq!(
@@ -234,7 +237,7 @@ fn a_nic_is_silent_wherever_its_vm_may_run_elsewhere() {
 fn a_source_that_never_began_says_so_once_it_is_off() {
     let mut source = watched(Role::Source);
     let said = |source: &Watched, run, status| {
-        let report = report(source, true, Sight::Up(&vm(run, &status)), None).unwrap();
+        let report = report(source, true, EndSeen::Up(&vm(run, &status)), None).unwrap();
         (report.state, report.kept)
     };
     let none = MigrationStatus::None;

@@ -66,10 +66,12 @@ pub(super) async fn see_run(
     let order = record.spec.migration.as_ref();
     let migration = order.map_or("", |order| order.migration.uid.as_str());
     let (begun, same) = vm.begun(migration);
-    let known = migration::Known {
+    let run = migration::run_of(RunInputs {
+        seen: &seen,
+        goal: record.spec.goal,
+        order,
         begun: begun.as_ref(),
         same,
-    };
-    let run = migration::run_of(&seen, record.spec.goal, order, known);
+    });
     Ok((run, seen, status.running))
 }

@@ -13,7 +13,7 @@ use super::{
     super::{NicEntry, Vm, handover, process::ProcessId},
     certificates::End,
     encrypt::{admit_source, certified, certify, ends_stream, forget_certificates, send, trust_target},
-    migration::{self, Action, Sight, VmSeen},
+    migration::{self, Action, EndSeen, VmSeen},
     plug::announce,
     rx_follow, tls,
 };
@@ -186,10 +186,10 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
         .as_ref()
         .and_then(|seen| vm.judge_handshake(&seen.info.status()));
     let look_again = handshake.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
-    let sight = match &seen {
-        Some(seen) => Sight::Up(seen),
-        None if ended() => Sight::Ended,
-        None => Sight::Silent,
+    let end = match &seen {
+        Some(seen) => EndSeen::Up(seen),
+        None if ended() => EndSeen::Ended,
+        None => EndSeen::Silent,
     };
     let uid = &order.migration.uid;
     if let (Some(seen), Some(_)) = (&seen, &begun)
@@ -204,7 +204,7 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
     let certified = certified(vm, host, &order);
     let verdict = migration::decide(&migration::Inputs {
         nics: &nics,
-        sight,
+        end,
         begun: begun.as_ref(),
         said: said.as_ref(),
         certified: certified.as_ref(),

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     machine::Owner,
-    nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight},
+    nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfThere},
 };
 
 /// The next step in.
@@ -22,7 +22,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
     let guest = match seen.qemu {
         // A VF that was parked in the guest carries nothing, nor does one that is no more, whatever its driver has started.
         QemuSeen::Up(guest) => Guest {
-            uses_vf: guest.uses_vf && !is_parked(seen) && seen.vf != Some(VfSight::Gone),
+            uses_vf: guest.uses_vf && !is_parked(seen) && seen.vf != Some(VfSeen::Gone),
             ..guest
         },
         QemuSeen::Gone if seen.seized && seen.seizer_ended => return Decision::Do(Step::RemoveStandby),
@@ -79,7 +79,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
     match (goal, seen.vf) {
         (Goal::Detached, _) => detach::next(ask, seen, learnt),
         (Goal::Reserved, _) => reserve::next(ask, seen, learnt),
-        (_, Some(VfSight::Unknown { other_pf })) => unknown(ask, seen, guest, up, learnt, other_pf),
+        (_, Some(VfSeen::Unknown { other_pf })) => unknown(ask, seen, guest, up, learnt, other_pf),
         (Goal::Standby, _) => standby(ask, seen, guest, up, learnt),
         (Goal::FastPath, _) => fast_path::next(ask, seen, guest, up, learnt),
     }
@@ -92,19 +92,19 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
     let bare = ask.duties.standby == Owner::Agent && !guest.vf && !guest.standby;
     match seen.vf {
         _ if guest.vf => None,
-        Some(VfSight::Gone) => Some(Decision::Do(Step::DropVf)),
-        Some(VfSight::Unknown { .. }) if !seen.standby_recorded => {
+        Some(VfSeen::Gone) => Some(Decision::Do(Step::DropVf)),
+        Some(VfSeen::Unknown { .. }) if !seen.standby_recorded => {
             Some(wait(Pending, reasons::VF_UNKNOWN, UNKNOWN))
         }
         // A way out that was called off: the standby has gone already.
-        Some(VfSight::There(_)) if !seen.standby_recorded => Some(Decision::Do(Step::RestoreVf)),
+        Some(VfSeen::There(_)) if !seen.standby_recorded => Some(Decision::Do(Step::RestoreVf)),
         // Both are on a PF without link, and another has one: nothing is in the guest yet that would tie the NIC to this one.
-        Some(VfSight::There(vf)) if bare && dark(vf) && !vf.other_pf && seen.other_vf => {
+        Some(VfSeen::There(vf)) if bare && dark(vf) && !vf.other_pf && seen.other_vf => {
             Some(Decision::Do(Step::RemoveStandby))
         }
         // The standby was made when there was no VF, and one has come on another PF: as nothing is in the guest yet, the
         // standby goes there, and the NIC is not split for as long as its VM stays here.
-        Some(VfSight::There(vf)) if bare && vf.other_pf && vf.link && !seen.seized => {
+        Some(VfSeen::There(vf)) if bare && vf.other_pf && vf.link && !seen.seized => {
             Some(Decision::Do(Step::MoveStandby))
         }
         Some(_) => None,
@@ -128,7 +128,7 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
 }
 
 /// Whether the NIC may leave a VF because of its PF's link, and that is still missing.
-pub(super) fn dark(vf: VfSeen) -> bool {
+pub(super) fn dark(vf: VfThere) -> bool {
     vf.dark && !vf.link
 }
 
@@ -230,7 +230,7 @@ fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Deci
     if has_nic_mac(seen) {
         return Decision::Do(Step::Park);
     }
-    if let Some(VfSight::Unknown { .. }) = seen.vf {
+    if let Some(VfSeen::Unknown { .. }) = seen.vf {
         let state = if waits { Pending } else { Standby };
         return wait(state, reasons::VF_UNKNOWN, UNKNOWN);
     }

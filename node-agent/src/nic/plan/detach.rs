@@ -5,7 +5,7 @@ use hybridnic_api::{conditions::reasons, v1alpha1::AttachmentState};
 use super::{Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, has_nic_mac, wait};
 use crate::{
     machine::Owner,
-    nic::seen::{QemuSeen, Run, Seen, VfSight},
+    nic::seen::{QemuSeen, Run, Seen, VfSeen},
 };
 
 /// The next step out.
@@ -93,9 +93,9 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         Decision::Do(Step::RemoveStandby)
     } else {
         match seen.vf {
-            Some(VfSight::There(_)) => Decision::Do(Step::RestoreVf),
-            Some(VfSight::Gone) => Decision::Do(Step::DropVf),
-            Some(VfSight::Unknown { .. }) => wait(held, reasons::VF_UNKNOWN, UNKNOWN),
+            Some(VfSeen::There(_)) => Decision::Do(Step::RestoreVf),
+            Some(VfSeen::Gone) => Decision::Do(Step::DropVf),
+            Some(VfSeen::Unknown { .. }) => wait(held, reasons::VF_UNKNOWN, UNKNOWN),
             None if seen.recorded => Decision::Do(Step::Forget),
             None => Decision::Done(AttachmentState::Detached),
         }
@@ -105,9 +105,9 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
 /// The VF is not in the guest, and is given back. The standby stays there for as long as the VM is in this QEMU.
 fn runtimes_standby(seen: &Seen, held: AttachmentState) -> Decision {
     match seen.vf {
-        Some(VfSight::There(_)) => Decision::Do(Step::RestoreVf),
-        Some(VfSight::Gone) => Decision::Do(Step::DropVf),
-        Some(VfSight::Unknown { .. }) => wait(held, reasons::VF_UNKNOWN, UNKNOWN),
+        Some(VfSeen::There(_)) => Decision::Do(Step::RestoreVf),
+        Some(VfSeen::Gone) => Decision::Do(Step::DropVf),
+        Some(VfSeen::Unknown { .. }) => wait(held, reasons::VF_UNKNOWN, UNKNOWN),
         None => wait(
             held,
             reasons::WAITING_FOR_RUNTIME,

@@ -10,7 +10,7 @@ use super::{
     attach::{VF_FAILED, dark, prepare, settle_on_standby},
     has_nic_mac, switch_order, wait,
 };
-use crate::nic::seen::{Guest, Seen, VfMac, VfSeen};
+use crate::nic::seen::{Guest, Seen, VfMac, VfThere};
 
 /// The next step of a VM that is here.
 pub(super) fn next(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
@@ -34,7 +34,7 @@ fn degraded(seen: &Seen, up: bool, learnt: &Learnt, reason: &'static str, messag
 fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
     let lost = seen.there().filter(|vf| !vf.link);
     // Where neither the standby nor another VF has a link, nothing is won.
-    let elsewhere = |vf: VfSeen| vf.other_pf && seen.standby_link == Some(true) || seen.other_vf;
+    let elsewhere = |vf: VfThere| vf.other_pf && seen.standby_link == Some(true) || seen.other_vf;
     if lost.is_some_and(|vf| dark(vf) && elsewhere(vf)) && !learnt.keeps_vf {
         return Decision::Do(Step::UnplugVf);
     }
@@ -92,7 +92,7 @@ fn without(seen: &Seen, up: bool, learnt: &Learnt) -> Decision {
 }
 
 /// A VF is reserved, and not in the guest.
-fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf: VfSeen) -> Decision {
+fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf: VfThere) -> Decision {
     // The standby comes before all that may take long.
     if let Some(step) = prepare(seen, learnt) {
         return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(step));
@@ -127,7 +127,7 @@ fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf:
 }
 
 /// What stands against plugging the VF.
-fn obstacle(guest: Guest, learnt: &Learnt, vf: VfSeen) -> Option<(&'static str, &'static str)> {
+fn obstacle(guest: Guest, learnt: &Learnt, vf: VfThere) -> Option<(&'static str, &'static str)> {
     if let Some(reason) = learnt.vf_failed {
         return Some((reason, VF_FAILED));
     }

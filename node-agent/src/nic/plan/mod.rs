@@ -33,7 +33,7 @@ use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, MigrationStep, NicAttachmentSpec, NoFreeVf, SwitchOrder,
 };
 
-use super::seen::{Seen, VfMac, VfSeen, VfSight};
+use super::seen::{Seen, VfMac, VfSeen, VfThere};
 use crate::machine::{Duties, Owner};
 
 /// How often a VF may fail before another one is taken in its place.
@@ -189,7 +189,7 @@ impl Ask {
 pub fn switch_order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
     let other_pf = matches!(
         seen.vf,
-        Some(VfSight::There(VfSeen { other_pf: true, .. }) | VfSight::Unknown { other_pf: true })
+        Some(VfSeen::There(VfThere { other_pf: true, .. }) | VfSeen::Unknown { other_pf: true })
     );
     if other_pf || learnt.refuses_twice {
         SwitchOrder::BreakBeforeMake

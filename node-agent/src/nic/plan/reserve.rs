@@ -10,7 +10,7 @@ use super::{
     attach::{VF_FAILED, prepare, take},
     has_nic_mac, wait,
 };
-use crate::nic::seen::{Guest, QemuSeen, Run, Seen, VfSight};
+use crate::nic::seen::{Guest, QemuSeen, Run, Seen, VfSeen};
 
 /// A guest that does not exist yet.
 pub(super) const NOBODY: Guest = Guest {
@@ -49,7 +49,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     if has_nic_mac(seen) {
         return Decision::Do(Step::Park);
     }
-    if let Some(VfSight::Unknown { .. }) = seen.vf {
+    if let Some(VfSeen::Unknown { .. }) = seen.vf {
         return wait(Pending, reasons::VF_UNKNOWN, UNKNOWN);
     }
     match (prepare(seen, learnt), learnt.vf_failed) {

@@ -13,7 +13,7 @@ use crate::{
     machine::Session,
     nic::{
         plan::{Ask, TRIES},
-        seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfSight},
+        seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfThere},
     },
     node::choice::{Pick, Wish},
     sockets::Sockets,
@@ -80,7 +80,7 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
     let mut on_standby = seen(QemuSeen::Up(guest));
     on_standby.standby_recorded = true;
     assert!(could(Goal::FastPath, NoFreeVf::Standby, on_standby));
-    on_standby.vf = Some(VfSight::Gone);
+    on_standby.vf = Some(VfSeen::Gone);
     assert!(
         !could(Goal::FastPath, NoFreeVf::Standby, on_standby),
         "it has one"
@@ -199,7 +199,7 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
     assert_eq!(mine.vf.address, held_vf(0, 0).address);
     let start = Instant::now();
     let look = async |task: &mut NicTask, link, second| {
-        let vf = VfSeen {
+        let vf = VfThere {
             on_vfio: true,
             mac: VfMac::Nic,
             settings_ok: true,
@@ -210,7 +210,7 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
         };
         let seen = Seen {
             recorded: true,
-            vf: Some(VfSight::There(vf)),
+            vf: Some(VfSeen::There(vf)),
             vf_offered: false,
             other_vf: false,
             uplink: true,

@@ -30,7 +30,7 @@ use crate::{
     journal::{Begun, Custody},
     machine::NicEntry,
 };
-pub use run_of::{Known, run_of};
+pub use run_of::{RunInputs, run_of};
 pub use target::{NOT_INCOMING, OTHER_INCOMING, is_loaded};
 
 /// What to do to the VM.
@@ -84,7 +84,7 @@ pub struct VmSeen {
 
 /// What is seen of the QEMU in which the migration was begun, or of the one that is there where none was begun.
 #[derive(Clone, Copy, Debug)]
-pub enum Sight<'a> {
+pub enum EndSeen<'a> {
     /// It does not answer, which proves nothing.
     Silent,
     /// Its process has ended.
@@ -108,7 +108,7 @@ pub struct Inputs<'a> {
     /// The VM's NICs, by the uid of their attachment.
     pub nics: &'a BTreeMap<String, NicEntry>,
     /// What is seen of QEMU.
-    pub sight: Sight<'a>,
+    pub end: EndSeen<'a>,
     /// The migration that was begun last, as the journal says.
     pub begun: Option<&'a Begun>,
     /// What was said last of this migration, by an earlier agent perhaps.
@@ -148,10 +148,10 @@ pub fn agreed(nics: &BTreeMap<String, NicEntry>) -> Option<MigrationOrder> {
 /// Decides.
 pub fn decide(inputs: &Inputs<'_>) -> Verdict {
     let nics = inputs.nics;
-    let seen = match inputs.sight {
-        Sight::Up(seen) => seen,
-        Sight::Silent => return Verdict::default(),
-        Sight::Ended => return ended(inputs),
+    let seen = match inputs.end {
+        EndSeen::Up(seen) => seen,
+        EndSeen::Silent => return Verdict::default(),
+        EndSeen::Ended => return ended(inputs),
     };
     let Some(order) = agreed(nics) else {
         return Verdict::default();

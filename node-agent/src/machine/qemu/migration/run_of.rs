@@ -12,9 +12,15 @@ use crate::{
     machine::Run,
 };
 
-/// What is known of a migration from before a look.
+/// All that decides.
 #[derive(Clone, Copy, Debug)]
-pub struct Known<'a> {
+pub struct RunInputs<'a> {
+    /// What is seen of the VM's QEMU.
+    pub seen: &'a VmSeen,
+    /// The NIC's goal.
+    pub goal: Goal,
+    /// The NIC's order.
+    pub order: Option<&'a MigrationOrder>,
     /// The migration that was begun last, as the journal says.
     pub begun: Option<&'a Begun>,
     /// Whether it was begun in the QEMU that is seen.
@@ -22,8 +28,14 @@ pub struct Known<'a> {
 }
 
 /// What a NIC with this goal and order may think of its VM: where the VM may run elsewhere, the NIC is silent here.
-pub fn run_of(seen: &VmSeen, goal: Goal, order: Option<&MigrationOrder>, known: Known<'_>) -> Run {
-    let Known { begun, same } = known;
+pub fn run_of(inputs: RunInputs<'_>) -> Run {
+    let RunInputs {
+        seen,
+        goal,
+        order,
+        begun,
+        same,
+    } = inputs;
     let status = seen.info.status();
     let plain = match (&seen.run, &status) {
         (RunState::InMigrate, _) => Run::Incoming,

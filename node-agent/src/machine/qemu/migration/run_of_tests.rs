@@ -6,11 +6,13 @@ use crate::machine::qemu::migration::tests::{COMPLETED, FAILED, begun, order, vm
 #[test]
 fn a_nic_is_silent_at_a_target_until_the_vm_is_started() {
     let target = |step, run, info: &str, begun: Option<Begun>| {
-        let known = Known {
+        run_of(RunInputs {
+            seen: &vm(run, info),
+            goal: Goal::FastPath,
+            order: Some(&order(step)),
             begun: begun.as_ref(),
             same: true,
-        };
-        run_of(&vm(run, info), Goal::FastPath, Some(&order(step)), known)
+        })
     };
     let ours = || Some(begun("m1", None));
     let arrived = |arrival| Some(begun("m1", Some(arrival)));
@@ -58,11 +60,13 @@ fn a_nic_is_silent_at_a_source_that_the_vm_may_have_left() {
             custody,
             ..begun("m1", None)
         };
-        let known = Known {
+        run_of(RunInputs {
+            seen: &vm(run, info),
+            goal,
+            order: order.as_ref(),
             begun: Some(&begun),
             same,
-        };
-        run_of(&vm(run, info), goal, order.as_ref(), known)
+        })
     };
     let (standby, fast) = (Goal::Standby, Goal::FastPath);
     for step in [Transfer, Cancel] {

@@ -12,7 +12,7 @@ fn a_source_says_who_it_is_before_anything_begins() {
         (Some(Action::Certify), None)
     );
     let seen = vm(RunState::Running, "{}");
-    let says = |certified| source().certified(certified).decide(Sight::Up(&seen));
+    let says = |certified| source().certified(certified).decide(EndSeen::Up(&seen));
     let by = says(Certified::By("CA".into()));
     assert_eq!(by.action, None);
     let report = by.report.unwrap();
@@ -56,7 +56,7 @@ fn a_target_that_listens_says_who_it_is() {
         .encrypted(Some("CA of the source"))
         .certified(Certified::By("CA".into()));
     let seen = vm(RunState::InMigrate, LISTENS);
-    let report = target.decide(Sight::Up(&seen)).report.unwrap();
+    let report = target.decide(EndSeen::Up(&seen)).report.unwrap();
     assert_eq!(
         (report.state, report.port),
         (MigrationState::Listening, Some(4000))

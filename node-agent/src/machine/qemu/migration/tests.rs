@@ -111,23 +111,23 @@ impl Case {
         }
     }
 
-    fn decide(&self, sight: Sight<'_>) -> Verdict {
+    fn decide(&self, end: EndSeen<'_>) -> Verdict {
         decide(&Inputs {
             nics: &self.nics,
-            sight,
+            end,
             begun: self.begun.as_ref(),
             said: self.said.as_ref(),
             certified: self.certified.as_ref(),
         })
     }
 
-    fn says(&self, sight: Sight<'_>) -> (Option<Action>, Option<MigrationState>) {
-        let verdict = self.decide(sight);
+    fn says(&self, end: EndSeen<'_>) -> (Option<Action>, Option<MigrationState>) {
+        let verdict = self.decide(end);
         (verdict.action, verdict.report.map(|report| report.state))
     }
 
     fn sees(&self, run: RunState, info: &str) -> (Option<Action>, Option<MigrationState>) {
-        self.says(Sight::Up(&vm(run, info)))
+        self.says(EndSeen::Up(&vm(run, info)))
     }
 }
 
@@ -141,15 +141,15 @@ fn nothing_starts_before_every_nic_is_there_and_ready() {
         certified: None,
     };
     assert_eq!(
-        case(AttachmentState::Standby, &["a"]).decide(Sight::Up(&idle)),
+        case(AttachmentState::Standby, &["a"]).decide(EndSeen::Up(&idle)),
         Verdict::default()
     );
     assert_eq!(
-        case(AttachmentState::FastPath, BOTH).says(Sight::Up(&idle)).0,
+        case(AttachmentState::FastPath, BOTH).says(EndSeen::Up(&idle)).0,
         None
     );
     assert_eq!(
-        case(AttachmentState::Standby, BOTH).says(Sight::Up(&idle)).0,
+        case(AttachmentState::Standby, BOTH).says(EndSeen::Up(&idle)).0,
         Some(Action::Start("tcp:10.0.0.2:4000".into()))
     );
 }
@@ -167,7 +167,7 @@ fn a_qemu_that_does_not_answer_has_said_what_it_said() {
                     certified: None,
                 }
                 .with(custody);
-                assert_eq!(case.decide(Sight::Silent), Verdict::default());
+                assert_eq!(case.decide(EndSeen::Silent), Verdict::default());
             }
         }
     }
@@ -175,7 +175,7 @@ fn a_qemu_that_does_not_answer_has_said_what_it_said() {
 
 #[test]
 fn a_qemu_that_has_ended_is_lost_or_had_the_vm() {
-    let says = |case: &Case| case.says(Sight::Ended).1;
+    let says = |case: &Case| case.says(EndSeen::Ended).1;
     assert_eq!(says(&Case::target(None)), Some(MigrationState::Lost));
     assert_eq!(says(&Case::gives_up(None)), Some(MigrationState::Lost));
     assert_eq!(
@@ -207,7 +207,7 @@ fn a_qemu_that_has_ended_is_lost_or_had_the_vm() {
 fn a_transfer_that_failed_is_not_started_again_after_a_restart() {
     let failed = r#"{"status":"failed","error-desc":"broken pipe"}"#;
     let case = Case::source(MigrationStep::Transfer).with(Custody::Unknown);
-    let verdict = case.decide(Sight::Up(&vm(RunState::Running, failed)));
+    let verdict = case.decide(EndSeen::Up(&vm(RunState::Running, failed)));
     let report = verdict.report.unwrap();
     assert_eq!((verdict.action, report.state), (None, MigrationState::Failed));
     assert_eq!(report.error.as_deref(), Some("broken pipe"));
@@ -226,7 +226,7 @@ fn a_source_that_failed_says_whether_the_vm_may_have_left() {
     let failed = r#"{"status":"failed"}"#;
     let report = |step, custody| {
         let case = Case::source(step).with(custody);
-        let verdict = case.decide(Sight::Up(&vm(RunState::Running, failed)));
+        let verdict = case.decide(EndSeen::Up(&vm(RunState::Running, failed)));
         let report = verdict.report.unwrap();
         (verdict.action, report.state, report.kept)
     };
@@ -304,7 +304,7 @@ fn the_target_listens_and_starts_what_has_come() {
         "the agent died before QEMU was told"
     );
     let listening = r#"{"status":"setup","socket-address":[{"type":"inet","host":"0.0.0.0","port":"4001"}]}"#;
-    let verdict = case.decide(Sight::Up(&vm(RunState::InMigrate, listening)));
+    let verdict = case.decide(EndSeen::Up(&vm(RunState::InMigrate, listening)));
     assert_eq!(verdict.report.unwrap().port, Some(4001));
     let loaded = r#"{"status":"completed"}"#;
     assert_eq!(
@@ -374,7 +374,7 @@ fn a_target_that_is_taken_says_so() {
         let case = Case::target(None).begun(begun);
         assert_eq!(case.sees(RunState::InMigrate, "{}").0, Some(Action::Listen));
         let error = |run, info| {
-            let verdict = case.decide(Sight::Up(&vm(run, info)));
+            let verdict = case.decide(EndSeen::Up(&vm(run, info)));
             assert_eq!(verdict.action, None);
             let report = verdict.report.unwrap();
             assert_eq!(report.state, MigrationState::Failed);
@@ -500,7 +500,7 @@ fn a_vms_own_arrival_is_not_the_end_of_its_next_migration() {
 fn a_vm_that_came_by_an_unknown_migration_is_not_said_to_have_failed_to() {
     let target = Case::target(None).begun(None);
     for run in [RunState::Running, RunState::Paused] {
-        let verdict = target.decide(Sight::Up(&vm(run, COMPLETED)));
+        let verdict = target.decide(EndSeen::Up(&vm(run, COMPLETED)));
         let report = verdict.report.unwrap();
         assert_eq!((verdict.action, report.state), (None, MigrationState::Active));
         assert_eq!(report.error.as_deref(), Some(NOT_INCOMING));

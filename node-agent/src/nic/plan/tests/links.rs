@@ -2,14 +2,14 @@
 
 use super::*;
 
-const NO_LINK: VfSeen = VfSeen { link: false, ..READY };
-const DARK: VfSeen = VfSeen {
+const NO_LINK: VfThere = VfThere { link: false, ..READY };
+const DARK: VfThere = VfThere {
     dark: true,
     ..NO_LINK
 };
 
-fn parked(vf: VfSeen) -> VfSeen {
-    VfSeen {
+fn parked(vf: VfThere) -> VfThere {
+    VfThere {
         mac: VfMac::Parking,
         settings_ok: false,
         ..vf
@@ -55,7 +55,7 @@ fn a_lost_link_is_told_and_left_only_for_one_that_is_there() {
     does(TO_VF, better(GUEST, false, parked(DARK)), no, Step::StandbyUp);
     does(TO_VF, better(GUEST, true, parked(DARK)), no, Step::RestoreVf);
     // A link that came back in the meantime is kept.
-    let back = VfSeen { link: true, ..DARK };
+    let back = VfThere { link: true, ..DARK };
     done(TO_VF, better(FAST, false, back), no, FastPath);
     // It is not gone back to before it has stayed.
     waits(
@@ -73,7 +73,7 @@ fn a_lost_link_is_told_and_left_only_for_one_that_is_there() {
 #[test]
 fn a_nic_on_two_pfs_leaves_the_vf_whose_pf_has_lost_its_link() {
     let no = Learnt::default();
-    let split = |vf| VfSeen { other_pf: true, ..vf };
+    let split = |vf| VfThere { other_pf: true, ..vf };
     waits(
         TO_VF,
         seen(FAST, false, split(NO_LINK)),
@@ -139,7 +139,7 @@ fn a_standby_that_is_not_in_the_guest_yet_goes_to_the_pf_of_a_vf_that_came_later
         standby: false,
         ..GUEST
     };
-    let later = VfSeen {
+    let later = VfThere {
         other_pf: true,
         ..parked(READY)
     };
@@ -152,7 +152,7 @@ fn a_standby_that_is_not_in_the_guest_yet_goes_to_the_pf_of_a_vf_that_came_later
     };
     does(TO_VF, moved, no, Step::MakeStandby);
     // A PF without a link is no better, a macvtap with a foreign MAC stays shut, and one in the guest is not moved.
-    let unlinked = VfSeen { link: false, ..later };
+    let unlinked = VfThere { link: false, ..later };
     does(TO_VF, seen(bare, false, unlinked), no, Step::PlugStandby);
     let seized = Seen {
         seized: true,

@@ -42,7 +42,7 @@ const BROKEN_FIRST: Ask = Ask {
 const OUT: Ask = ask(Goal::Detached);
 
 /// A VF that is reserved and parked.
-const PARKED: VfSeen = VfSeen {
+const PARKED: VfThere = VfThere {
     on_vfio: true,
     mac: VfMac::Parking,
     settings_ok: false,
@@ -52,7 +52,7 @@ const PARKED: VfSeen = VfSeen {
     held: false,
 };
 /// A VF as it must be before it is plugged.
-const READY: VfSeen = VfSeen {
+const READY: VfThere = VfThere {
     mac: VfMac::Nic,
     settings_ok: true,
     ..PARKED
@@ -97,10 +97,10 @@ const FRESH: Seen = Seen {
 };
 
 /// A NIC that has all it needs.
-fn seen(guest: Guest, up: bool, vf: VfSeen) -> Seen {
+fn seen(guest: Guest, up: bool, vf: VfThere) -> Seen {
     Seen {
         recorded: true,
-        vf: Some(VfSight::There(vf)),
+        vf: Some(VfSeen::There(vf)),
         vf_offered: false,
         standby_recorded: true,
         sandbox_waits: false,
@@ -139,16 +139,16 @@ fn a_fresh_nic_gets_its_devices_one_by_one() {
     let no = Learnt::default();
     let held = |vf| Seen {
         recorded: true,
-        vf: Some(VfSight::There(vf)),
+        vf: Some(VfSeen::There(vf)),
         standby_recorded: true,
         ..FRESH
     };
-    let found = VfSeen {
+    let found = VfThere {
         on_vfio: false,
         mac: VfMac::Other,
         ..PARKED
     };
-    let on_vfio = VfSeen {
+    let on_vfio = VfThere {
         on_vfio: true,
         ..found
     };
@@ -203,7 +203,7 @@ fn a_fresh_nic_gets_its_devices_one_by_one() {
 #[test]
 fn a_break_comes_first_where_the_hardware_needs_it() {
     let (no, twice) = (Learnt::default(), taught(|l| l.refuses_twice = true));
-    let elsewhere = VfSeen {
+    let elsewhere = VfThere {
         other_pf: true,
         ..PARKED
     };
@@ -214,7 +214,7 @@ fn a_break_comes_first_where_the_hardware_needs_it() {
     ] {
         does(ask, seen(GUEST, true, vf), learnt, Step::StandbyDown);
         does(ask, seen(GUEST, false, vf), learnt, Step::ConfigureVf);
-        let ready = VfSeen {
+        let ready = VfThere {
             other_pf: vf.other_pf,
             ..READY
         };
@@ -326,7 +326,7 @@ fn a_nic_leaves_by_the_way_it_came() {
     does(
         OUT,
         Seen {
-            vf: Some(VfSight::Gone),
+            vf: Some(VfSeen::Gone),
             ..removed
         },
         no,

@@ -3,7 +3,7 @@
 use hybridnic_api::v1alpha1::Goal;
 
 use super::{
-    Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, TRIES, VfMac, VfSeen, VfSight, ask, next,
+    Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, TRIES, VfMac, VfSeen, VfThere, ask, next,
     story::{Event, Hardware, Manners},
     tap::Tap,
 };
@@ -132,9 +132,9 @@ impl Node {
         let vf = self.vf.map(|vf| {
             let other_pf = self.is_split();
             if self.unread {
-                VfSight::Unknown { other_pf }
+                VfSeen::Unknown { other_pf }
             } else if vf.present {
-                VfSight::There(VfSeen {
+                VfSeen::There(VfThere {
                     on_vfio: vf.on_vfio,
                     mac: vf.mac,
                     settings_ok: vf.settings_ok,
@@ -144,7 +144,7 @@ impl Node {
                     held: false,
                 })
             } else {
-                VfSight::Gone
+                VfSeen::Gone
             }
         });
         let qemu = match self.qemu {

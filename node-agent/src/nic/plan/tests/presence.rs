@@ -6,7 +6,7 @@ use super::*;
 fn a_vf_that_is_gone_is_taken_from_the_guest_and_then_forgotten() {
     let no = Learnt::default();
     let gone = |guest, up| Seen {
-        vf: Some(VfSight::Gone),
+        vf: Some(VfSeen::Gone),
         vf_offered: true,
         ..seen(guest, up, READY)
     };
@@ -23,7 +23,7 @@ fn a_vf_that_is_gone_is_taken_from_the_guest_and_then_forgotten() {
     }
     does(TO_VF, gone(FAST, false), no, Step::UnplugVf);
     let keeps = taught(|l| l.keeps_vf = true);
-    for vf in [Some(VfSight::Gone), None] {
+    for vf in [Some(VfSeen::Gone), None] {
         let kept = |up| Seen { vf, ..gone(FAST, up) };
         let unused = |up| Seen {
             qemu: QemuSeen::Up(Guest {
@@ -44,8 +44,8 @@ fn a_vf_that_is_gone_is_taken_from_the_guest_and_then_forgotten() {
     );
 }
 
-const SAME_PF: VfSight = VfSight::Unknown { other_pf: false };
-const OTHER_PF: VfSight = VfSight::Unknown { other_pf: true };
+const SAME_PF: VfSeen = VfSeen::Unknown { other_pf: false };
+const OTHER_PF: VfSeen = VfSeen::Unknown { other_pf: true };
 
 #[test]
 fn a_vf_of_which_nothing_is_known_is_left_as_it_is() {

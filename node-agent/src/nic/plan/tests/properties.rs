@@ -4,7 +4,7 @@ use hybridnic_api::v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder};
 use proptest::prelude::*;
 
 use super::{
-    Ask, Decision, Guest, Learnt, PARKED, Run, Seen, Step, VfMac, VfSeen, ask,
+    Ask, Decision, Guest, Learnt, PARKED, Run, Seen, Step, VfMac, VfThere, ask,
     model::{Node, PFS, RUNTIME},
     next, seen,
     story::{Event, Hardware, Manners},
@@ -130,7 +130,7 @@ proptest! {
     ) {
         let guest = Guest { run, standby: guest.0, vf: guest.1, uses_vf: guest.2, failover: None, migrating: false, acpi: true };
         let mac = if vf.0 { VfMac::Nic } else { VfMac::Parking };
-        let vf = VfSeen { mac, settings_ok: vf.1, link: vf.2, other_pf: vf.3, dark: !vf.2, ..PARKED };
+        let vf = VfThere { mac, settings_ok: vf.1, link: vf.2, other_pf: vf.3, dark: !vf.2, ..PARKED };
         let learnt = Learnt {
             keeps_vf: learnt.0, ignores_vf: learnt.1, refuses_twice: learnt.2, announce: learnt.3, ..Learnt::default()
         };

@@ -10,10 +10,10 @@ const EMPTY: Seen = Seen {
     ..FRESH
 };
 
-fn held(vf: VfSeen) -> Seen {
+fn held(vf: VfThere) -> Seen {
     Seen {
         recorded: true,
-        vf: Some(VfSight::There(vf)),
+        vf: Some(VfSeen::There(vf)),
         vf_offered: false,
         standby_recorded: true,
         ..EMPTY
@@ -23,14 +23,14 @@ fn held(vf: VfSeen) -> Seen {
 #[test]
 fn a_vf_is_reserved_and_parked_and_nothing_of_the_standby_is_made() {
     let no = Learnt::default();
-    let found = VfSeen {
+    let found = VfThere {
         on_vfio: false,
         mac: VfMac::Other,
         ..PARKED
     };
     does(RESERVE, EMPTY, no, Step::Reserve);
     does(RESERVE, held(found), no, Step::Bind);
-    let on_vfio = VfSeen {
+    let on_vfio = VfThere {
         on_vfio: true,
         ..found
     };
@@ -80,7 +80,7 @@ fn what_is_found_is_made_silent_first() {
     does(RESERVE, up, no, Step::StandbyDown);
     does(RESERVE, held(READY), no, Step::Park);
     let unread = Seen {
-        vf: Some(VfSight::Unknown { other_pf: false }),
+        vf: Some(VfSeen::Unknown { other_pf: false }),
         ..held(PARKED)
     };
     waits(RESERVE, unread, no, Pending, reasons::VF_UNKNOWN);

@@ -19,7 +19,7 @@ const ASKED: Seen = Seen {
 fn held(macvtap: Option<bool>, waits: bool) -> Seen {
     Seen {
         recorded: true,
-        vf: Some(VfSight::There(PARKED)),
+        vf: Some(VfSeen::There(PARKED)),
         vf_offered: false,
         standby_recorded: true,
         macvtap,
@@ -112,12 +112,12 @@ fn what_the_runtime_sees_to_is_waited_for() {
 
 #[test]
 fn a_pods_link_is_not_moved_to_another_pf() {
-    let elsewhere = VfSeen {
+    let elsewhere = VfThere {
         other_pf: true,
         ..PARKED
     };
     let seen = Seen {
-        vf: Some(VfSight::There(elsewhere)),
+        vf: Some(VfSeen::There(elsewhere)),
         ..held(Some(false), true)
     };
     does(

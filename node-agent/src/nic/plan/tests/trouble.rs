@@ -70,7 +70,7 @@ fn a_guest_that_restarts_has_its_standby_until_it_has_its_vf_again() {
 
 #[test]
 fn a_vf_that_was_found_with_the_mac_gives_it_up_before_a_standby_can_be_kept() {
-    let found = VfSeen {
+    let found = VfThere {
         on_vfio: false,
         other_pf: true,
         ..READY
@@ -159,7 +159,7 @@ fn without_a_free_vf_the_nic_runs_on_its_standby_or_waits() {
 
 #[test]
 fn a_vf_that_its_drivers_do_not_give_leaves_the_nic_its_standby() {
-    let found = VfSeen {
+    let found = VfThere {
         on_vfio: false,
         mac: VfMac::Other,
         ..PARKED
@@ -167,7 +167,7 @@ fn a_vf_that_its_drivers_do_not_give_leaves_the_nic_its_standby() {
     let bind = taught(|l| (l.vf_failed, l.vf_failures) = (Some(reasons::VF_BIND_FAILED), 1));
     let held = Seen {
         recorded: true,
-        vf: Some(VfSight::There(found)),
+        vf: Some(VfSeen::There(found)),
         standby_recorded: true,
         ..FRESH
     };
@@ -249,7 +249,7 @@ fn a_vf_that_fails_again_and_again_is_given_back_for_another() {
 #[test]
 fn a_vf_that_keeps_the_mac_shares_it_with_the_standby_of_its_pf_only() {
     let stuck = taught(|l| (l.vf_failed, l.not_parked) = (Some(reasons::VF_SETTING_REFUSED), true));
-    let split = VfSeen {
+    let split = VfThere {
         other_pf: true,
         ..READY
     };
@@ -291,7 +291,7 @@ fn an_mtu_that_was_lost_is_given_back() {
 fn what_stands_against_the_fast_path_is_told_and_the_standby_carries_the_traffic() {
     let (no, no_link) = (
         Learnt::default(),
-        VfSeen {
+        VfThere {
             link: false,
             ..PARKED
         },
@@ -315,7 +315,7 @@ fn what_stands_against_the_fast_path_is_told_and_the_standby_carries_the_traffic
         ),
     ];
     for (guest, vf, learnt, reason) in cases {
-        let ready = VfSeen {
+        let ready = VfThere {
             mac: VfMac::Nic,
             settings_ok: true,
             ..vf
@@ -339,7 +339,7 @@ fn what_stands_against_the_fast_path_is_told_and_the_standby_carries_the_traffic
         taught(|l| l.ignores_vf = true),
         Step::UnplugVf,
     );
-    let other = VfSeen {
+    let other = VfThere {
         settings_ok: false,
         ..READY
     };
@@ -391,7 +391,7 @@ fn a_standby_on_a_macvtap_that_was_removed_is_plugged_anew_unless_the_vf_carries
 /// A QEMU that keeps the descriptor of a VF costs its own NIC the exchange, and nothing else.
 #[test]
 fn a_vf_whose_descriptor_somebody_keeps_is_not_exchanged_and_goes_on_otherwise() {
-    let kept = VfSeen { held: true, ..PARKED };
+    let kept = VfThere { held: true, ..PARKED };
     let failed = taught(|l| {
         (l.vf_failed, l.vf_failures) = (Some(reasons::QEMU_REFUSED), TRIES);
     });
@@ -404,7 +404,7 @@ fn a_vf_whose_descriptor_somebody_keeps_is_not_exchanged_and_goes_on_otherwise()
     // Once the pause is over it is tried again, and that the guest has it is as ever.
     let no = Learnt::default();
     does(TO_VF, better(kept), no, Step::ConfigureVf);
-    let ready = VfSeen { held: true, ..READY };
+    let ready = VfThere { held: true, ..READY };
     does(TO_VF, better(ready), no, Step::PlugVf);
     does(TO_STANDBY, seen(FAST, true, ready), no, Step::UnplugVf);
     does(TO_STANDBY, seen(GUEST, true, ready), no, Step::Park);
