@@ -3,8 +3,8 @@
 #
 # On QEMU 10.0 the nodes' kernels now and then report stalls of many seconds under multi-threaded emulation; on 11.1
 # they have not. 10.2 is the first to change a processor's pending interrupts by atomic operations only. Where the
-# system's QEMU is older, Debian 13's backport is unpacked, with the libraries it wants, beside the system, and mended
-# (mend-qemu.py).
+# system's QEMU is older, Debian 13's backport is unpacked, with the libraries it wants, beside the system, and patched
+# (patch-qemu.py).
 #
 # Usage: node-qemu.sh. HYBRIDNIC_NODE_QEMU names another one.
 set -euo pipefail
@@ -34,7 +34,7 @@ if [ ! -x "$out/qemu-system-x86_64" ]; then
 	mkdir -p "$part"
 	"$here/unpack.sh" "$part/root" "trixie trixie-backports" qemu-system-x86
 	# Without it guests are frozen or reset now and then; a test that fails so is started once more.
-	python3 "$here/mend-qemu.py" "$part/root/usr/bin/qemu-system-x86_64" >&2 || true
+	python3 "$here/patch-qemu.py" "$part/root/usr/bin/qemu-system-x86_64" >&2 || true
 	cd "$part"
 	cat >qemu-system-x86_64 <<-'RUN'
 		#!/bin/sh

@@ -11,7 +11,7 @@ use hybridnic_operator::migration::inputs::{Deadlines, Inputs, NicInputs};
 use hybridnic_operator::migration::step::step;
 use hybridnic_operator::moves::ends::Ends;
 use hybridnic_operator::moves::qemu;
-use hybridnic_operator::nic::changes::{Change, Known, changes, leaves_vm};
+use hybridnic_operator::nic::changes::{Change, Leftover, changes, leaves_vm};
 use hybridnic_operator::nic::desired::{self, desired_attachments};
 use hybridnic_operator::nic::observed::Observed;
 use hybridnic_operator::vm::VmRef;
@@ -174,7 +174,7 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
     let others = attachments.iter().filter(|other| other.spec.nic.name != NIC[n]);
     let observed = Observed {
         vm: VmRef::of_nic(nic),
-        kubevirt: hybridnic_operator::nic::whereabouts::kubevirt::Seen::default(),
+        kubevirt: hybridnic_operator::nic::whereabouts::kubevirt::ObservedVm::default(),
         network: None,
         pods,
         attachments: existing.clone(),
@@ -230,11 +230,11 @@ pub(crate) fn first_change(
         place: observed.place(&location, false),
     };
     let specs = desired_attachments(&inputs);
-    let known = |attachment: &NicAttachment| Known {
+    let leftover = |attachment: &NicAttachment| Leftover {
         is_abandoned: observed.is_abandoned(attachment),
         leaves_vm: leaves_vm(observed, nic, attachment),
     };
-    let all = changes(&nic.name_any(), specs, &observed.attachments, known);
+    let all = changes(&nic.name_any(), specs, &observed.attachments, leftover);
     let write = match all.into_iter().next() {
         None => return Err(pod),
         Some(Change::Make(spec) | Change::Tell(_, spec)) => {

@@ -9,7 +9,7 @@ use kube::{
 };
 use serde_json::Value;
 
-use super::facts::Seen;
+use super::observed::Fetched;
 use crate::connect::Cluster;
 
 /// The CRD in which sriov-network-operator keeps what it does to each node.
@@ -36,7 +36,7 @@ pub struct Slice {
 }
 
 /// The PFs that sriov-network-operator sets up; none where it is not there.
-pub async fn sriov_operator(cluster: &Cluster, crds: &[CustomResourceDefinition]) -> Seen<Vec<ForeignPf>> {
+pub async fn sriov_operator(cluster: &Cluster, crds: &[CustomResourceDefinition]) -> Fetched<Vec<ForeignPf>> {
     let Some(crd) = crds.iter().find(|crd| crd.name_any() == NODE_STATES) else {
         return Ok(Vec::new());
     };
@@ -73,7 +73,7 @@ fn configured(node: &str, state: &Value) -> Vec<ForeignPf> {
 }
 
 /// What DRA drivers offer; nothing where the API server has no DRA.
-pub async fn slices(cluster: &Cluster) -> Seen<Vec<Slice>> {
+pub async fn slices(cluster: &Cluster) -> Fetched<Vec<Slice>> {
     // Which versions are served differs between releases.
     let group = match discovery::group(&cluster.client, "resource.k8s.io").await {
         Ok(group) => group,

@@ -9,11 +9,11 @@ use hybridnic_api::foreign::{
 use kube::{Api, Resource, ResourceExt as _, api::ListParams};
 use serde::de::DeserializeOwned;
 
-use super::facts::{Facts, Seen};
+use super::observed::{Fetched, Observed};
 use crate::connect::Cluster;
 
 /// The objects of a kind that a cluster need not have; none where it does not serve the kind.
-pub type Optional<K> = Seen<Option<Vec<K>>>;
+pub type Optional<K> = Fetched<Option<Vec<K>>>;
 
 /// What there is of both.
 pub struct Objects {
@@ -75,8 +75,8 @@ pub struct Settings {
 
 impl Settings {
     /// None where no Deployment says so.
-    pub fn of(facts: &Facts) -> Option<Self> {
-        let operator = facts.operators.as_ref().ok()?.first()?;
+    pub fn of(observed: &Observed) -> Option<Self> {
+        let operator = observed.operators.as_ref().ok()?.first()?;
         let template = &operator.spec.as_ref()?.template;
         let containers = &template.spec.as_ref()?.containers;
         let arguments = || {

@@ -1,13 +1,13 @@
 //! `doctor`: checks a cluster, and says how to fix what is wrong.
 //!
-//! First everything is fetched that any check needs ([`facts`]); what may not be fetched is a fact too. Then each check
-//! judges by the facts alone.
+//! First everything is fetched that any check needs ([`observed`]); that something may not be fetched is observed too. Then
+//! each check judges by [`Observed`] alone.
 
 mod checks;
-mod facts;
 mod finding;
 mod foreign;
 mod kubevirt;
+mod observed;
 mod rights;
 #[cfg(test)]
 mod testing;
@@ -18,8 +18,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::{cli::Format, connect::Cluster, print};
-use facts::Facts;
 use finding::{Finding, Level};
+use observed::Observed;
 
 /// What the doctor says.
 #[derive(Debug, Serialize)]
@@ -40,8 +40,8 @@ struct Report {
 
 /// Checks the cluster. The exit code is 1 where something is wrong.
 pub async fn run(cluster: &Cluster, output: Format) -> anyhow::Result<ExitCode> {
-    let facts = Box::pin(Facts::fetch(cluster)).await?;
-    let report = Report::new(&facts);
+    let observed = Box::pin(Observed::fetch(cluster)).await?;
+    let report = Report::new(&observed);
     print::value(output, &report, |report| view::draw(report, print::width()))?;
     Ok(if report.failures == 0 {
         ExitCode::SUCCESS
@@ -51,12 +51,12 @@ pub async fn run(cluster: &Cluster, output: Format) -> anyhow::Result<ExitCode> 
 }
 
 impl Report {
-    fn new(facts: &Facts) -> Self {
-        let findings: Vec<Finding> = checks::ALL.iter().flat_map(|check| check(facts)).collect();
+    fn new(observed: &Observed) -> Self {
+        let findings: Vec<Finding> = checks::ALL.iter().flat_map(|check| check(observed)).collect();
         let count = |level| findings.iter().filter(|finding| finding.level == level).count();
         Self {
-            version: facts::VERSION,
-            kubernetes: facts.kubernetes.clone(),
+            version: observed::VERSION,
+            kubernetes: observed.kubernetes.clone(),
             ok: count(Level::Ok),
             warnings: count(Level::Warn),
             failures: count(Level::Fail),

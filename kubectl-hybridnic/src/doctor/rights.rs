@@ -13,7 +13,7 @@ use k8s_openapi::{
 };
 use kube::{Api, api::PostParams};
 
-use super::facts::Seen;
+use super::observed::Fetched;
 use crate::connect::Cluster;
 
 /// Questions to the API server at once.
@@ -212,7 +212,7 @@ pub struct Answer {
     /// Who.
     pub who: Who,
     /// Each a sentence's end, as in `list/watch nodes (pools)`; or why it is not known.
-    pub lacks: Seen<Vec<String>>,
+    pub lacks: Fetched<Vec<String>>,
 }
 
 /// Asks the API server for every right of every subject.
@@ -239,7 +239,7 @@ pub async fn ask(cluster: &Cluster, subjects: &[Subject]) -> Vec<Answer> {
 type Reply = (&'static Need, &'static str, anyhow::Result<bool>);
 
 /// What is refused, a resource a piece; replies come in the order of the needs.
-fn lacks(replies: Vec<Reply>) -> Seen<Vec<String>> {
+fn lacks(replies: Vec<Reply>) -> Fetched<Vec<String>> {
     let mut lacks: Vec<(&Need, Vec<&str>)> = Vec::new();
     for (need, verb, reply) in replies {
         match reply {

@@ -9,9 +9,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use serde_json::{Value, from_value, json};
 
 use super::{
-    facts::{Facts, LeaseSeen, VERSION},
     finding::{Finding, Level},
     kubevirt::Objects,
+    observed::{Observed, ObservedLease, VERSION},
     rights::{self, Answer, Who},
 };
 use crate::connect::Unanswered;
@@ -52,7 +52,7 @@ fn hybrid_node(name: &str) -> HybridNode {
 }
 
 /// Two nodes, an operator of two pods, an agent a node, a network, a NIC.
-pub fn healthy() -> Facts {
+pub fn healthy() -> Observed {
     let crds = v1alpha1::crds();
     let meta = |name: &str| json!({"name": name, "namespace": "sys"});
     let pods = |name: &str| {
@@ -98,12 +98,12 @@ pub fn healthy() -> Facts {
         who,
         lacks: Ok(Vec::new()),
     };
-    Facts {
+    Observed {
         now: "2026-01-01T12:00:00Z".parse().unwrap(),
         kubernetes: Some("v1.33.0".to_owned()),
         crds: Ok(crds.into_iter().map(established).collect()),
         operators: Ok(vec![from_value(operator).unwrap()]),
-        leases: Ok(vec![LeaseSeen {
+        leases: Ok(vec![ObservedLease {
             namespace: "sys".to_owned(),
             holder: Some("operator-0".to_owned()),
             seconds: 15,
@@ -140,18 +140,18 @@ pub fn healthy() -> Facts {
 }
 
 /// The same with KubeVirt 1.8 and Multus, and a VM `db` of KubeVirt with a NIC.
-pub fn with_kubevirt() -> Facts {
-    let mut facts = healthy();
+pub fn with_kubevirt() -> Observed {
+    let mut observed = healthy();
     let arguments = |spec: Option<&mut PodTemplateSpec>, of: &[&str]| {
         let pods = spec.and_then(|spec| spec.spec.as_mut()).unwrap();
         pods.containers[0].args = Some(of.iter().map(ToString::to_string).collect());
     };
-    let operator = facts.operators.as_mut().unwrap()[0].spec.as_mut();
+    let operator = observed.operators.as_mut().unwrap()[0].spec.as_mut();
     arguments(
         operator.map(|spec| &mut spec.template),
         &["--kubevirt", "--kubevirt-sidecar=r/sidecar:1"],
     );
-    let agent = facts.daemon_sets.as_mut().unwrap()[0].spec.as_mut();
+    let agent = observed.daemon_sets.as_mut().unwrap()[0].spec.as_mut();
     arguments(
         agent.map(|spec| &mut spec.template),
         &["--kubelet-dir=/var/lib/kubelet", "--cni-bin-dir=/opt/cni/bin"],
@@ -161,7 +161,7 @@ pub fn with_kubevirt() -> Facts {
         "spec": {"network": "fast", "vm": {"kubevirt": {"name": "db", "interface": "fast"}}},
         "status": {"phase": "FastPath", "conditions": [condition("Ready")]},
     });
-    facts.nics.as_mut().unwrap().push(from_value(nic).unwrap());
+    observed.nics.as_mut().unwrap().push(from_value(nic).unwrap());
     let kubevirt = json!({
         "metadata": {"name": "kv", "namespace": "kv"},
         "spec": {"configuration": {"network": {"binding": {"hybridnic": binding::binding("r/sidecar:1")}}}},
@@ -185,13 +185,13 @@ pub fn with_kubevirt() -> Facts {
         },
         "status": {"phase": "Running"},
     });
-    facts.kubevirt = Objects {
+    observed.kubevirt = Objects {
         installed: Ok(Some(vec![from_value(kubevirt).unwrap()])),
         definitions: Ok(Some(["shop", "sys"].map(definition).to_vec())),
         vmis: Ok(Some(vec![from_value(vmi).unwrap()])),
         migrations: Ok(Some(Vec::new())),
     };
-    facts
+    observed
 }
 
 /// That nobody has answered.

@@ -18,9 +18,9 @@ use crate::{
     print,
 };
 
-/// What is known of a NIC.
+/// What is observed of a NIC.
 #[derive(Debug, Serialize)]
-pub struct Known {
+pub struct Observed {
     /// The NIC.
     nic: VmHybridNic,
     /// Where it is, and, during a migration, where it goes.
@@ -48,33 +48,35 @@ pub async fn run(cluster: &Cluster, name: &str, output: Format) -> anyhow::Resul
         cluster.ask("attachments", attachments.list(&of_nic)),
         cluster.ask("events", events.list(&about)),
     );
-    let mut known = Known {
+    let mut observed = Observed {
         nic,
         attachments: Vec::new(),
         events: Vec::new(),
         errors: Vec::new(),
     };
     match attachments {
-        Ok(list) => known.attachments = list.items,
-        Err(error) => known.errors.push(format!("{error:#}")),
+        Ok(list) => observed.attachments = list.items,
+        Err(error) => observed.errors.push(format!("{error:#}")),
     }
     match events {
-        Ok(list) => known.events = list.items,
-        Err(error) => known.errors.push(format!("{error:#}")),
+        Ok(list) => observed.events = list.items,
+        Err(error) => observed.errors.push(format!("{error:#}")),
     }
-    known
+    observed
         .attachments
         .sort_by_key(|attachment| attachment.metadata.creation_timestamp.clone());
-    known.events.sort_by_key(view::last_time);
-    // Who wrote which field is nobody's question here.
-    known.nic.metadata.managed_fields = None;
-    for attachment in &mut known.attachments {
+    observed.events.sort_by_key(view::last_time);
+    // Which program wrote which field does not matter here.
+    observed.nic.metadata.managed_fields = None;
+    for attachment in &mut observed.attachments {
         attachment.metadata.managed_fields = None;
     }
-    for event in &mut known.events {
+    for event in &mut observed.events {
         event.metadata.managed_fields = None;
     }
     let now = jiff::Timestamp::now();
-    print::value(output, &known, |known| view::draw(known, now, print::width()))?;
+    print::value(output, &observed, |observed| {
+        view::draw(observed, now, print::width())
+    })?;
     Ok(ExitCode::SUCCESS)
 }

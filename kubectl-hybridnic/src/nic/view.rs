@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::ResourceExt as _;
 
-use super::Known;
+use super::Observed;
 use crate::{
     style::{Grid, Tone, cell},
     time, timeline, top,
@@ -19,12 +19,12 @@ const BARS: usize = 40;
 const BESIDE_BARS: usize = 36;
 
 /// Draws the page; times are told as of `now`.
-pub fn draw(known: &Known, now: Timestamp, width: Option<usize>) -> String {
+pub fn draw(observed: &Observed, now: Timestamp, width: Option<usize>) -> String {
     let mut page = Page {
         text: String::new(),
         width,
     };
-    let nic = &known.nic;
+    let nic = &observed.nic;
     let status = nic.status.clone().unwrap_or_default();
     let name = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
     let phase = top::tone(status.phase).paint(status.phase.to_string());
@@ -32,29 +32,29 @@ pub fn draw(known: &Known, now: Timestamp, width: Option<usize>) -> String {
     if nic.metadata.deletion_timestamp.is_some() {
         page.line(Tone::Warn.paint("It is being deleted."));
     }
-    page.facts("Asked for", &asked(known));
-    page.facts("What it has", &has(&status));
+    page.section("Asked for", &asked(observed));
+    page.section("What it has", &has(&status));
     let node = status.node_name.as_deref().unwrap_or("no node");
-    page.facts(&format!("Node side ({node})"), &node_side(&status));
-    page.facts("Guest side", &guest_side(&status));
+    page.section(&format!("Node side ({node})"), &node_side(&status));
+    page.section("Guest side", &guest_side(&status));
     page.conditions("Conditions", &status.conditions, now);
-    for attachment in &known.attachments {
+    for attachment in &observed.attachments {
         attachment_section(&mut page, attachment, now);
     }
     if let Some(migration) = &status.last_migration {
         migration_section(&mut page, migration, now);
     }
-    page.events(&known.events, now);
-    for error in &known.errors {
+    page.events(&observed.events, now);
+    for error in &observed.errors {
         page.line(format!("\n{} {error}", Tone::Bad.paint("error:")));
     }
     page.text
 }
 
-type Facts = Vec<(&'static str, String)>;
+type Pairs = Vec<(&'static str, String)>;
 
-fn asked(known: &Known) -> Facts {
-    let spec = &known.nic.spec;
+fn asked(observed: &Observed) -> Pairs {
+    let spec = &observed.nic.spec;
     let mac = spec
         .mac
         .clone()
@@ -65,7 +65,7 @@ fn asked(known: &Known) -> Facts {
     };
     vec![
         ("network", spec.network.clone()),
-        ("VM", vm(&known.nic.spec.vm)),
+        ("VM", vm(&observed.nic.spec.vm)),
         ("MAC", mac),
         ("no free VF", no_free_vf.to_owned()),
     ]
@@ -79,7 +79,7 @@ fn vm(vm: &Vm) -> String {
     }
 }
 
-fn has(status: &VmHybridNicStatus) -> Facts {
+fn has(status: &VmHybridNicStatus) -> Pairs {
     vec![
         ("MAC", text(status.mac.as_ref())),
         ("pod", text(status.pod.as_ref().map(|pod| &pod.name))),
@@ -87,7 +87,7 @@ fn has(status: &VmHybridNicStatus) -> Facts {
     ]
 }
 
-fn node_side(status: &VmHybridNicStatus) -> Facts {
+fn node_side(status: &VmHybridNicStatus) -> Pairs {
     let vf = status
         .vf
         .as_ref()
@@ -99,7 +99,7 @@ fn node_side(status: &VmHybridNicStatus) -> Facts {
     vec![("VF", text(vf)), ("standby", text(standby))]
 }
 
-fn guest_side(status: &VmHybridNicStatus) -> Facts {
+fn guest_side(status: &VmHybridNicStatus) -> Pairs {
     let guest = &status.guest;
     let device = |address: Option<&String>, port: Option<&String>| match (address, port) {
         (None, None) => "-".to_owned(),
@@ -128,7 +128,7 @@ fn attachment_section(page: &mut Page, attachment: &NicAttachment, now: Timestam
     let spec = &attachment.spec;
     let status = attachment.status.clone().unwrap_or_default();
     page.heading(&format!("Attachment {}", attachment.name_any()));
-    let mut facts = vec![
+    let mut pairs = vec![
         ("where", format!("pod {} on {}", spec.pod.name, spec.node_name)),
         (
             "goal",
@@ -140,15 +140,15 @@ fn attachment_section(page: &mut Page, attachment: &NicAttachment, now: Timestam
             .migration
             .as_ref()
             .map_or_else(|| "nothing yet".to_owned(), |m| m.state.to_string());
-        facts.push((
+        pairs.push((
             "migration",
             format!("{}: told {}, says {said}", order.migration.name, order.step),
         ));
     }
     if let Some(order) = status.unplug_order {
-        facts.push(("last unplug", order.to_string()));
+        pairs.push(("last unplug", order.to_string()));
     }
-    page.pairs(&facts);
+    page.pairs(&pairs);
     let trouble: Vec<_> = status
         .conditions
         .iter()
@@ -218,13 +218,13 @@ impl Page {
         self.width.map(|width| width - 2)
     }
 
-    fn facts(&mut self, title: &str, facts: &Facts) {
+    fn section(&mut self, title: &str, pairs: &Pairs) {
         self.heading(title);
-        self.pairs(facts);
+        self.pairs(pairs);
     }
 
-    fn pairs(&mut self, facts: &[(&str, String)]) {
-        for (name, value) in facts {
+    fn pairs(&mut self, pairs: &[(&str, String)]) {
+        for (name, value) in pairs {
             self.line(format!("  {name:<12}{value}"));
         }
     }
@@ -316,7 +316,7 @@ mod tests {
         })
     }
 
-    fn known() -> Known {
+    fn observed() -> Observed {
         let nic = json!({
             "metadata": {"name": "eth0", "namespace": "shop"},
             "spec": {"network": "fast", "vm": {"qemu": {"name": "web"}}},
@@ -369,7 +369,7 @@ mod tests {
             "metadata": {}, "eventTime": "2026-01-01T12:00:30.000000Z", "type": "Warning", "reason": "PfLinkDown",
             "note": "ens1 has no link", "series": {"count": 3, "lastObservedTime": "2026-01-01T12:00:40.000000Z"},
         });
-        Known {
+        Observed {
             nic: from_value(nic).unwrap(),
             attachments: vec![from_value(attachment).unwrap()],
             events: vec![from_value(event).unwrap()],
@@ -384,7 +384,7 @@ mod tests {
     #[test]
     fn a_page() {
         assert_eq!(
-            plain(&draw(&known(), now(), None)),
+            plain(&draw(&observed(), now(), None)),
             "\
 NIC shop/eth0  FastPath
 
@@ -437,12 +437,12 @@ Events
 
     #[test]
     fn a_nic_of_which_nothing_is_known_yet() {
-        let mut known = known();
-        known.nic.status = None;
-        known.attachments.clear();
-        known.events.clear();
-        known.errors.push("events: not allowed".to_owned());
-        let page = plain(&draw(&known, now(), Some(60)));
+        let mut observed = observed();
+        observed.nic.status = None;
+        observed.attachments.clear();
+        observed.events.clear();
+        observed.errors.push("events: not allowed".to_owned());
+        let page = plain(&draw(&observed, now(), Some(60)));
         assert!(page.starts_with("NIC shop/eth0  Pending\n"), "{page}");
         assert!(page.contains("does the operator run?"), "{page}");
         assert!(page.ends_with("\nerror: events: not allowed\n"), "{page}");
@@ -451,7 +451,7 @@ Events
     #[test]
     fn a_page_fits_its_terminal() {
         for width in [60, 80, 120] {
-            let page = plain(&draw(&known(), now(), Some(width)));
+            let page = plain(&draw(&observed(), now(), Some(width)));
             for line in page.lines().filter(|line| !line.contains('→')) {
                 assert!(line.chars().count() <= width, "{width}: {line}");
             }

@@ -14,9 +14,9 @@ use crate::{
     print,
 };
 
-/// What is known of a node.
+/// What is observed of a node.
 #[derive(Debug, Serialize)]
-pub struct Known {
+pub struct Observed {
     /// The node.
     node: HybridNode,
     /// The NICs on it, of all namespaces.
@@ -39,20 +39,20 @@ pub async fn run(cluster: &Cluster, name: &str, output: Format) -> anyhow::Resul
             attachments.list(&here)
         ),
     );
-    let mut known = Known {
+    let mut observed = Observed {
         node: node?,
         attachments: Vec::new(),
         errors: Vec::new(),
     };
     match attachments {
-        Ok(list) => known.attachments = list.items,
-        Err(error) => known.errors.push(format!("{error:#}")),
+        Ok(list) => observed.attachments = list.items,
+        Err(error) => observed.errors.push(format!("{error:#}")),
     }
-    // Who wrote which field is nobody's question here.
-    known.node.metadata.managed_fields = None;
-    for attachment in &mut known.attachments {
+    // Which program wrote which field does not matter here.
+    observed.node.metadata.managed_fields = None;
+    for attachment in &mut observed.attachments {
         attachment.metadata.managed_fields = None;
     }
-    print::value(output, &known, |known| view::draw(known, print::width()))?;
+    print::value(output, &observed, |observed| view::draw(observed, print::width()))?;
     Ok(ExitCode::SUCCESS)
 }

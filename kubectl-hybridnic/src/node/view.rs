@@ -8,7 +8,7 @@ use hybridnic_api::{
 };
 use kube::ResourceExt as _;
 
-use super::Known;
+use super::Observed;
 use crate::style::{Grid, Tone, cell};
 
 /// Columns where there is no terminal to ask.
@@ -79,10 +79,10 @@ impl Mark {
 }
 
 /// Draws the map.
-pub fn draw(known: &Known, width: Option<usize>) -> String {
-    let node = &known.node;
+pub fn draw(observed: &Observed, width: Option<usize>) -> String {
+    let node = &observed.node;
     let status = node.status.clone().unwrap_or_default();
-    let users: BTreeMap<&str, &NicAttachment> = known
+    let users: BTreeMap<&str, &NicAttachment> = observed
         .attachments
         .iter()
         .filter_map(|attachment| {
@@ -112,7 +112,7 @@ pub fn draw(known: &Known, width: Option<usize>) -> String {
         text.push_str(&legend(&totals));
     }
     text.push_str(&pools(&status, width));
-    for error in &known.errors {
+    for error in &observed.errors {
         let _ = writeln!(text, "\n{} {error}", Tone::Bad.paint("error:"));
     }
     text
@@ -321,7 +321,7 @@ mod tests {
         })
     }
 
-    fn known() -> Known {
+    fn observed() -> Observed {
         let node = json!({
             "metadata": {"name": "n1"}, "spec": {},
             "status": {
@@ -355,7 +355,7 @@ mod tests {
             attachment("eth0", 0, "FastPath", "FastPath"),
             attachment("eth1", 1, "Standby", "Standby"),
         ];
-        Known {
+        Observed {
             node: from_value(node).unwrap(),
             attachments: attachments.map(|a| from_value(a).unwrap()).to_vec(),
             errors: Vec::new(),
@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn a_map() {
         assert_eq!(
-            plain(&draw(&known(), None)),
+            plain(&draw(&observed(), None)),
             "\
 Node n1  agent 0.1.0  Ready=True Discovered
 
@@ -409,10 +409,12 @@ slow     0    0     0     0          no PF
 
     #[test]
     fn who_holds_a_vf_is_said_without_its_attachment_too() {
-        let mut known = known();
-        known.attachments.clear();
-        known.errors.push("which VFs are parked: not allowed".to_owned());
-        let text = plain(&draw(&known, None));
+        let mut observed = observed();
+        observed.attachments.clear();
+        observed
+            .errors
+            .push("which VFs are parked: not allowed".to_owned());
+        let text = plain(&draw(&observed, None));
         assert!(
             text.contains("0  held       0000:01:10.0  vfio-pci  group 20        shop/eth0\n"),
             "{text}"
@@ -426,12 +428,12 @@ slow     0    0     0     0          no PF
     #[test]
     fn a_node_without_anything() {
         let node = json!({"metadata": {"name": "n9"}, "spec": {}});
-        let known = Known {
+        let observed = Observed {
             node: from_value(node).unwrap(),
             attachments: Vec::new(),
             errors: Vec::new(),
         };
-        let text = plain(&draw(&known, Some(80)));
+        let text = plain(&draw(&observed, Some(80)));
         assert!(
             text.contains("has not reported yet") && text.contains("No network selects"),
             "{text}"

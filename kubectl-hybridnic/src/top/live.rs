@@ -1,4 +1,4 @@
-//! The picture on the terminal, drawn again when an object changes.
+//! The tables on the terminal, drawn again when an object changes.
 
 use std::{io, pin::pin, process::ExitCode, time::Duration};
 
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Apis,
-    view::{self, Picture},
+    view::{self, Tables},
 };
 use crate::{connect::Cluster, print, style::Tone};
 
@@ -61,9 +61,9 @@ pub async fn run(cluster: &Cluster, all: bool) -> anyhow::Result<ExitCode> {
             },
             () = drawing => {
                 draw_at = None;
-                let mut picture = Picture::new(&Ok(all_of(&networks)), &Ok(all_of(&nodes)), &Ok(all_of(&nics)));
-                picture.errors = troubles.iter().map(|(what, text)| format!("{what}: {text}")).collect();
-                paint(&picture)?;
+                let mut tables = Tables::new(&Ok(all_of(&networks)), &Ok(all_of(&nodes)), &Ok(all_of(&nics)));
+                tables.errors = troubles.iter().map(|(what, text)| format!("{what}: {text}")).collect();
+                paint(&tables)?;
             }
         }
     }
@@ -108,9 +108,9 @@ fn is_goodbye(event: &Event) -> bool {
     }
 }
 
-fn paint(picture: &Picture) -> anyhow::Result<()> {
+fn paint(tables: &Tables) -> anyhow::Result<()> {
     let (_, height) = terminal::size()?;
-    let text = frame(&view::draw(picture, print::width()), usize::from(height));
+    let text = frame(&view::draw(tables, print::width()), usize::from(height));
     // Terminals that know it show nothing half drawn. Where colours are not wanted, the cursor moves all the same.
     execute!(
         io::stdout(),

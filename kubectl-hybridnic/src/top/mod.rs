@@ -11,7 +11,7 @@ use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, VmHybridNic};
 use kube::{Api, api::ListParams};
 
 use crate::{cli::Format, connect::Cluster, print};
-use view::{Picture, Seen};
+use view::{Fetched, Tables};
 
 /// Shows the three tables, once or until the user has seen enough.
 pub async fn run(cluster: &Cluster, all: bool, once: bool, output: Format) -> anyhow::Result<ExitCode> {
@@ -25,23 +25,23 @@ pub async fn run(cluster: &Cluster, all: bool, once: bool, output: Format) -> an
         cluster.ask(view::NODES, apis.nodes.list(&everything)),
         cluster.ask(view::NICS, apis.nics.list(&everything)),
     );
-    let picture = Picture::new(
-        &seen(networks.map(|list| list.items)),
-        &seen(nodes.map(|list| list.items)),
-        &seen(nics.map(|list| list.items)),
+    let tables = Tables::new(
+        &fetched(networks.map(|list| list.items)),
+        &fetched(nodes.map(|list| list.items)),
+        &fetched(nics.map(|list| list.items)),
     );
-    if picture.is_blind() {
-        anyhow::bail!("{}", view::together(&picture.errors));
+    if tables.is_blind() {
+        anyhow::bail!("{}", view::together(&tables.errors));
     }
-    print::value(output, &picture, |picture| view::draw(picture, print::width()))?;
-    Ok(if picture.errors.is_empty() {
+    print::value(output, &tables, |tables| view::draw(tables, print::width()))?;
+    Ok(if tables.errors.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-fn seen<K>(list: anyhow::Result<Vec<K>>) -> Seen<K> {
+fn fetched<K>(list: anyhow::Result<Vec<K>>) -> Fetched<K> {
     list.map_err(|error| format!("{error:#}"))
 }
 

@@ -19,13 +19,13 @@ pub const NODES: &str = "Nodes";
 /// See [`NETWORKS`].
 pub const NICS: &str = "NICs";
 
-/// A list, or why there is none.
-pub type Seen<K> = Result<Vec<K>, String>;
+/// A list that was fetched, or why there is none.
+pub type Fetched<K> = Result<Vec<K>, String>;
 
 /// What `top` shows.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Picture {
+pub struct Tables {
     /// A row a network, by name.
     pub networks: Vec<NetworkRow>,
     /// A row a node, by name.
@@ -78,28 +78,32 @@ pub struct NicRow {
     message: String,
 }
 
-impl Picture {
+impl Tables {
     /// The rows of what is there.
-    pub fn new(networks: &Seen<HybridNetwork>, nodes: &Seen<HybridNode>, nics: &Seen<VmHybridNic>) -> Self {
-        let mut picture = Self::default();
+    pub fn new(
+        networks: &Fetched<HybridNetwork>,
+        nodes: &Fetched<HybridNode>,
+        nics: &Fetched<VmHybridNic>,
+    ) -> Self {
+        let mut tables = Self::default();
         match networks {
-            Ok(list) => picture.networks = list.iter().map(network).collect(),
-            Err(error) => picture.errors.push(error.clone()),
+            Ok(list) => tables.networks = list.iter().map(network).collect(),
+            Err(error) => tables.errors.push(error.clone()),
         }
         match nodes {
-            Ok(list) => picture.nodes = list.iter().map(node).collect(),
-            Err(error) => picture.errors.push(error.clone()),
+            Ok(list) => tables.nodes = list.iter().map(node).collect(),
+            Err(error) => tables.errors.push(error.clone()),
         }
         match nics {
-            Ok(list) => picture.nics = list.iter().map(nic).collect(),
-            Err(error) => picture.errors.push(error.clone()),
+            Ok(list) => tables.nics = list.iter().map(nic).collect(),
+            Err(error) => tables.errors.push(error.clone()),
         }
-        picture.networks.sort_by(|a, b| a.name.cmp(&b.name));
-        picture.nodes.sort_by(|a, b| a.name.cmp(&b.name));
-        picture
+        tables.networks.sort_by(|a, b| a.name.cmp(&b.name));
+        tables.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        tables
             .nics
             .sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        picture
+        tables
     }
 
     /// Whether nothing could be seen at all.
@@ -176,14 +180,14 @@ fn nic(nic: &VmHybridNic) -> NicRow {
 }
 
 /// The three tables. With a width, lines that do not fit are cut.
-pub fn draw(picture: &Picture, width: Option<usize>) -> String {
+pub fn draw(tables: &Tables, width: Option<usize>) -> String {
     let mut text = String::new();
     let mut section = |title: &str, grid: Grid, none: &str| {
         if !text.is_empty() {
             text.push('\n');
         }
         let _ = writeln!(text, "{}", Tone::Strong.paint(title));
-        let seen = !picture
+        let seen = !tables
             .errors
             .iter()
             .any(|error| error.starts_with(&format!("{title}: ")));
@@ -197,16 +201,16 @@ pub fn draw(picture: &Picture, width: Option<usize>) -> String {
     };
     section(
         NETWORKS,
-        networks(&picture.networks, width),
+        networks(&tables.networks, width),
         "none: see deploy/examples/network.yaml",
     );
-    section(NODES, nodes(&picture.nodes, width), "none: no agent has reported");
+    section(NODES, nodes(&tables.nodes, width), "none: no agent has reported");
     section(
         NICS,
-        nics(&picture.nics, width),
+        nics(&tables.nics, width),
         "none here: -A shows those of all namespaces",
     );
-    for error in &picture.errors {
+    for error in &tables.errors {
         let _ = writeln!(text, "\n{} {error}", Tone::Bad.paint("error:"));
     }
     text
@@ -347,7 +351,7 @@ mod tests {
         }])
     }
 
-    fn objects() -> (Seen<HybridNetwork>, Seen<HybridNode>, Seen<VmHybridNic>) {
+    fn objects() -> (Fetched<HybridNetwork>, Fetched<HybridNode>, Fetched<VmHybridNic>) {
         let network = json!({
             "metadata": {"name": "fast"}, "spec": {"uplinks": []},
             "status": {
@@ -401,9 +405,9 @@ mod tests {
     #[test]
     fn three_tables() {
         let (networks, nodes, nics) = objects();
-        let picture = Picture::new(&networks, &nodes, &nics);
+        let tables = Tables::new(&networks, &nodes, &nics);
         assert_eq!(
-            plain(&draw(&picture, None)),
+            plain(&draw(&tables, None)),
             "\
 Networks
 NAME  READY  VFS  FREE  HELD  UNHEALTHY  NICS  FAST  STANDBY  NEITHER  WHY
@@ -425,9 +429,9 @@ shop       eth2  web  fast     Pending   None      -     -                    - 
     #[test]
     fn what_cannot_be_seen_is_said_beside_the_rest() {
         let (networks, _, nics) = objects();
-        let picture = Picture::new(&networks, &Err("Nodes: not allowed".to_owned()), &nics);
-        assert!(!picture.is_blind());
-        let text = plain(&draw(&picture, None));
+        let tables = Tables::new(&networks, &Err("Nodes: not allowed".to_owned()), &nics);
+        assert!(!tables.is_blind());
+        let text = plain(&draw(&tables, None));
         assert!(text.contains("\nNodes\nnot seen\n"), "{text}");
         assert!(text.ends_with("\nerror: Nodes: not allowed\n"), "{text}");
     }
@@ -441,14 +445,14 @@ shop       eth2  web  fast     Pending   None      -     -                    - 
     #[test]
     fn lines_are_cut_to_the_terminal() {
         let (networks, nodes, nics) = objects();
-        let text = plain(&draw(&Picture::new(&networks, &nodes, &nics), Some(80)));
+        let text = plain(&draw(&Tables::new(&networks, &nodes, &nics), Some(80)));
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 
     #[test]
     fn programs_get_the_rows() {
         let (networks, nodes, nics) = objects();
-        let value = serde_json::to_value(Picture::new(&networks, &nodes, &nics)).unwrap();
+        let value = serde_json::to_value(Tables::new(&networks, &nodes, &nics)).unwrap();
         assert_eq!(value["networks"][0]["vfs"]["free"], 11);
         assert_eq!(value["nics"][0]["phase"], "FastPath");
         assert_eq!(value.get("errors"), None);

@@ -13,7 +13,7 @@ use hybridnic_operator::fence::NodeState;
 use hybridnic_operator::moves::ends::Ends;
 use hybridnic_operator::moves::kubevirt::{Inputs, moves};
 use hybridnic_operator::nic::observed::Observed;
-use hybridnic_operator::nic::whereabouts::kubevirt::Seen;
+use hybridnic_operator::nic::whereabouts::kubevirt::ObservedVm;
 use hybridnic_operator::vm::VmRef;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -73,7 +73,7 @@ fn first_write(world: &World, view: &View, n: usize) -> Write {
     let nic = nic(n, view.nic_pods[n]);
     let observed = Observed {
         vm: VmRef::of_nic(&nic),
-        kubevirt: Seen {
+        kubevirt: ObservedVm {
             vmi: Some(Arc::new(vmi(view))),
             interface: Some(NIC[n].to_owned()),
             trouble: None,

@@ -24,9 +24,9 @@ pub enum Change<'a> {
     Delete(&'a NicAttachment),
 }
 
-/// What is known of an attachment that its NIC is not to have any more.
+/// What is observed of an attachment that its NIC is not to have any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Known {
+pub struct Leftover {
     /// No agent will ever take anything back.
     pub is_abandoned: bool,
     /// The NIC is to leave the VM that runs there, see [`leaves_vm`].
@@ -38,7 +38,7 @@ pub fn changes<'a>(
     nic: &str,
     specs: Vec<NicAttachmentSpec>,
     existing: &'a [Arc<NicAttachment>],
-    known: impl Fn(&NicAttachment) -> Known,
+    leftover: impl Fn(&NicAttachment) -> Leftover,
 ) -> Vec<Change<'a>> {
     let names: Vec<_> = specs
         .iter()
@@ -54,27 +54,27 @@ pub fn changes<'a>(
         }
     });
     let others = existing.iter().filter(|found| !names.contains(&found.name_any()));
-    let others = others.filter_map(|other| retire(other, known(other)));
+    let others = others.filter_map(|other| retire(other, leftover(other)));
     wanted.chain(others).collect()
 }
 
 /// Brings an attachment to its end: detached, unless no agent will ever do it, then deleted.
-fn retire(attachment: &NicAttachment, known: Known) -> Option<Change<'_>> {
+fn retire(attachment: &NicAttachment, leftover: Leftover) -> Option<Change<'_>> {
     if attachment.metadata.deletion_timestamp.is_some() {
         return None;
     }
     let asked = attachment.spec.goal == Goal::Detached;
     let detached = asked && state(attachment) == AttachmentState::Detached;
-    if !has_finalizer(attachment) || known.is_abandoned || detached {
+    if !has_finalizer(attachment) || leftover.is_abandoned || detached {
         return Some(Change::Delete(attachment));
     }
     let theirs = attachment.spec.vm.runtime() == Runtime::Kubevirt;
     let spec = NicAttachmentSpec {
         goal: Goal::Detached,
-        // The agent keeps what a VM has that has come all the same, by a migration of which nothing is known any more.
+        // The agent keeps what a VM has that has come all the same, by a migration that is forgotten.
         migration: attachment.spec.migration.clone().filter(|order| {
             let watches = matches!(order.step, MigrationStep::Watch | MigrationStep::Cancel);
-            theirs && watches && !known.leaves_vm
+            theirs && watches && !leftover.leaves_vm
         }),
         ..attachment.spec.clone()
     };
@@ -131,9 +131,9 @@ mod tests {
         let mut old = held("a");
         let retired = |old: &NicAttachment, abandoned| {
             let existing = [Arc::new(old.clone())];
-            let all = changes("eth0", Vec::new(), &existing, |_| Known {
+            let all = changes("eth0", Vec::new(), &existing, |_| Leftover {
                 is_abandoned: abandoned,
-                ..Known::default()
+                ..Leftover::default()
             });
             let kinds = all.iter().map(|change| match change {
                 Change::Make(_) => "make",
@@ -159,20 +159,23 @@ mod tests {
         let here = Arc::new(held("a"));
         let existing = [Arc::clone(&here)];
         assert_eq!(
-            changes("eth0", vec![here.spec.clone()], &existing, |_| Known::default()),
+            changes("eth0", vec![here.spec.clone()], &existing, |_| Leftover::default(
+            )),
             []
         );
         let (mut told, mut new) = (here.spec.clone(), held("b").spec);
         told.goal = Goal::Standby;
         let all = changes("eth0", vec![told.clone(), new.clone()], &existing, |_| {
-            Known::default()
+            Leftover::default()
         });
         assert_eq!(
             all,
             [Change::Tell(&here, told.clone()), Change::Make(new.clone())]
         );
         new.goal = Goal::Detached;
-        let all = changes("eth0", vec![told.clone(), new], &existing, |_| Known::default());
+        let all = changes("eth0", vec![told.clone(), new], &existing, |_| {
+            Leftover::default()
+        });
         assert_eq!(all, [Change::Tell(&here, told)]);
     }
 
@@ -206,11 +209,11 @@ mod tests {
 
     /// What is next for an attachment that its NIC is not to have any more.
     fn next(observed: &Observed, nic: &VmHybridNic, there: &NicAttachment) -> Option<NicAttachmentSpec> {
-        let known = Known {
+        let leftover = Leftover {
             is_abandoned: false,
             leaves_vm: leaves_vm(observed, nic, there),
         };
-        match retire(there, known)? {
+        match retire(there, leftover)? {
             Change::Tell(_, spec) => Some(spec),
             other => panic!("{other:?}"),
         }
@@ -229,7 +232,7 @@ mod tests {
         assert_eq!(
             told(next(&observed, &deleted(), &there)),
             Some(MigrationStep::Watch),
-            "nothing is known of the migration"
+            "nothing is leftover of the migration"
         );
         let mut of = a_move("m", "a", "b");
         of.target.pod.uid.clone_from(&there.spec.pod.uid);

@@ -12,7 +12,7 @@ use super::admit::Refusal;
 use super::desired::Place;
 use super::leaving::Hold;
 use super::theirs;
-use super::whereabouts::kubevirt::Seen;
+use super::whereabouts::kubevirt::ObservedVm;
 use crate::events::Note;
 use crate::fence::{NodeState, PodEnd, is_abandoned};
 use crate::moves::Move;
@@ -27,7 +27,7 @@ pub struct Observed {
     /// Its VM; none of a runtime that this version does not know.
     pub vm: Option<VmRef>,
     /// What there is of it where it is KubeVirt's.
-    pub kubevirt: Seen,
+    pub kubevirt: ObservedVm,
     /// Its network.
     pub network: Option<Arc<HybridNetwork>>,
     /// The pods of its VM.
@@ -83,7 +83,7 @@ impl Observed {
         let (attachments, orphans) = world.attachments_by_name(nic);
         let mut observed = Self {
             vm: vm.clone(),
-            kubevirt: Seen::read(world, nic),
+            kubevirt: ObservedVm::read(world, nic),
             network,
             pods,
             attachments,
@@ -252,7 +252,7 @@ mod tests {
     fn known(pods: Vec<Pod>) -> Observed {
         Observed {
             vm: Some(VmRef::qemu("ns", "vm")),
-            kubevirt: Seen::default(),
+            kubevirt: ObservedVm::default(),
             network: None,
             pods: pods.into_iter().map(Arc::new).collect(),
             attachments: Vec::new(),

@@ -14,7 +14,7 @@ use kube::api::ObjectMeta;
 use kube::{Api, Client, Resource, ResourceExt};
 
 use super::admit::{self, Refusal};
-use super::changes::{Change, Known, changes, leaves_vm};
+use super::changes::{Change, Leftover, changes, leaves_vm};
 use super::desired::{self, desired_attachments};
 use super::echo::{Awaited, Echoes};
 use super::observed::{Location, Observed};
@@ -287,14 +287,14 @@ impl NicReconciler {
             admission,
         } = writes;
         let name_of = |spec: &NicAttachmentSpec| attachment_name(&nic.name_any(), &spec.pod.uid);
-        let known = |attachment: &NicAttachment| Known {
+        let leftover = |attachment: &NicAttachment| Leftover {
             is_abandoned: observed.is_abandoned(attachment),
             leaves_vm: leaves_vm(observed, nic, attachment),
         };
         let api: Api<NicAttachment> =
             Api::namespaced(self.client.clone(), &nic.namespace().unwrap_or_default());
         let mut made = false;
-        for change in changes(&nic.name_any(), specs, &observed.attachments, known) {
+        for change in changes(&nic.name_any(), specs, &observed.attachments, leftover) {
             match change {
                 Change::Make(spec) if awaited.has(&name_of(&spec)) => {}
                 Change::Make(spec) => {

@@ -6,16 +6,16 @@ use hybridnic_api::v1alpha1::{HybridNode, PfStatus, VfState, VfStatus};
 use kube::ResourceExt as _;
 
 use crate::doctor::{
-    facts::Facts,
     finding::{Finding, some},
+    observed::Observed,
 };
 
 /// Drivers of PFs that the project's own tests run on.
 const TESTED: &[&str] = &["igb"];
 
 /// The nodes of whose hardware something is known; a cluster without any is the business of the check of agents.
-fn nodes(facts: &Facts) -> &[HybridNode] {
-    facts.hybrid_nodes.as_deref().unwrap_or_default()
+fn nodes(observed: &Observed) -> &[HybridNode] {
+    observed.hybrid_nodes.as_deref().unwrap_or_default()
 }
 
 fn pfs_of(node: &HybridNode) -> &[PfStatus] {
@@ -39,9 +39,9 @@ fn all_vfs(node: &HybridNode) -> impl Iterator<Item = &VfStatus> {
 }
 
 /// Nodes have PFs, and the PFs can be used.
-pub fn pfs(facts: &Facts) -> Vec<Finding> {
+pub fn pfs(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "pfs";
-    let nodes = nodes(facts);
+    let nodes = nodes(observed);
     let mut findings = Vec::new();
     let known: Vec<_> = nodes.iter().filter(|node| node.status.is_some()).collect();
     let without: Vec<_> = known
@@ -77,10 +77,10 @@ pub fn pfs(facts: &Facts) -> Vec<Finding> {
 }
 
 /// PFs have a driver, and one that was tried.
-pub fn drivers(facts: &Facts) -> Vec<Finding> {
+pub fn drivers(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "drivers";
     let mut by_driver: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for node in nodes(facts) {
+    for node in nodes(observed) {
         for pf in pfs_of(node) {
             by_driver.entry(&pf.driver).or_default().push(pf_name(node, pf));
         }
@@ -105,13 +105,13 @@ pub fn drivers(facts: &Facts) -> Vec<Finding> {
 }
 
 /// VFs are in IOMMU groups, without which no guest gets one.
-pub fn iommu(facts: &Facts) -> Vec<Finding> {
+pub fn iommu(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "iommu";
-    const MEND: &str = "switch the IOMMU on in the firmware and on the kernel's command line (intel_iommu=on; on AMD it is by \
+    const FIX: &str = "switch the IOMMU on in the firmware and on the kernel's command line (intel_iommu=on; on AMD it is by \
                         default), and reboot the node";
     let mut findings = Vec::new();
     let mut covered = 0;
-    for node in nodes(facts) {
+    for node in nodes(observed) {
         let bare = |vf: &&VfStatus| vf.iommu_group.is_none();
         let count = all_vfs(node).filter(bare).count();
         covered += all_vfs(node).count() - count;
@@ -123,9 +123,9 @@ pub fn iommu(facts: &Facts) -> Vec<Finding> {
             .any(|vf| vf.state != VfState::Unselected);
         let message = format!("{}: {count} VFs have no IOMMU group", node.name_any());
         findings.push(if wanted {
-            Finding::fail(CHECK, message, MEND)
+            Finding::fail(CHECK, message, FIX)
         } else {
-            Finding::warn(CHECK, format!("{message}; no network selects them"), MEND)
+            Finding::warn(CHECK, format!("{message}; no network selects them"), FIX)
         });
     }
     if findings.is_empty() && covered > 0 {
@@ -138,11 +138,11 @@ pub fn iommu(facts: &Facts) -> Vec<Finding> {
 }
 
 /// VFs that a network selects can be used.
-pub fn vfs(facts: &Facts) -> Vec<Finding> {
+pub fn vfs(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "vfs";
     let mut findings = Vec::new();
     let mut well = 0;
-    for node in nodes(facts) {
+    for node in nodes(observed) {
         let mut troubles: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for vf in all_vfs(node) {
             match vf.state {
@@ -191,8 +191,8 @@ mod tests {
         testing::{healthy, levels},
     };
 
-    fn first_pf(facts: &mut Facts) -> &mut PfStatus {
-        &mut facts.hybrid_nodes.as_mut().unwrap()[0]
+    fn first_pf(observed: &mut Observed) -> &mut PfStatus {
+        &mut observed.hybrid_nodes.as_mut().unwrap()[0]
             .status
             .as_mut()
             .unwrap()
@@ -201,80 +201,83 @@ mod tests {
 
     #[test]
     fn pfs_there_or_not() {
-        let mut facts = healthy();
-        assert_eq!(pfs(&facts), [Finding::ok("pfs", "2 PFs on 2 nodes")]);
-        first_pf(&mut facts).message = "the PF is in a bond".to_owned();
-        facts.hybrid_nodes.as_mut().unwrap()[1]
+        let mut observed = healthy();
+        assert_eq!(pfs(&observed), [Finding::ok("pfs", "2 PFs on 2 nodes")]);
+        first_pf(&mut observed).message = "the PF is in a bond".to_owned();
+        observed.hybrid_nodes.as_mut().unwrap()[1]
             .status
             .as_mut()
             .unwrap()
             .pfs
             .clear();
-        let findings = pfs(&facts);
+        let findings = pfs(&observed);
         assert_eq!(levels(&findings), [Level::Warn, Level::Warn]);
         assert_eq!(findings[0].message, "n2: no PF");
         assert_eq!(findings[1].message, "n1/ens1: the PF is in a bond");
-        facts.hybrid_nodes = Ok(Vec::new());
-        assert_eq!(pfs(&facts), []);
+        observed.hybrid_nodes = Ok(Vec::new());
+        assert_eq!(pfs(&observed), []);
     }
 
     #[test]
     fn drivers_bound_and_tried() {
-        let mut facts = healthy();
+        let mut observed = healthy();
         assert_eq!(
-            drivers(&facts),
+            drivers(&observed),
             [Finding::ok("drivers", "igb on n1/ens1, n2/ens1")]
         );
-        first_pf(&mut facts).driver = "ice".to_owned();
+        first_pf(&mut observed).driver = "ice".to_owned();
         assert!(
-            drivers(&facts)[0].message.contains("ice on n1/ens1 (not one"),
+            drivers(&observed)[0].message.contains("ice on n1/ens1 (not one"),
             "{:?}",
-            drivers(&facts)
+            drivers(&observed)
         );
-        first_pf(&mut facts).driver.clear();
-        assert_eq!(levels(&drivers(&facts)), [Level::Warn, Level::Ok]);
+        first_pf(&mut observed).driver.clear();
+        assert_eq!(levels(&drivers(&observed)), [Level::Warn, Level::Ok]);
     }
 
     #[test]
     fn an_iommu_is_needed_where_a_network_wants_vfs() {
-        let mut facts = healthy();
-        assert_eq!(levels(&iommu(&facts)), [Level::Ok]);
-        first_pf(&mut facts).vfs[0].iommu_group = None;
-        let findings = iommu(&facts);
+        let mut observed = healthy();
+        assert_eq!(levels(&iommu(&observed)), [Level::Ok]);
+        first_pf(&mut observed).vfs[0].iommu_group = None;
+        let findings = iommu(&observed);
         assert_eq!(levels(&findings), [Level::Fail]);
         assert_eq!(findings[0].message, "n1: 1 VFs have no IOMMU group");
-        first_pf(&mut facts).vfs[0].state = VfState::Unselected;
-        assert_eq!(levels(&iommu(&facts)), [Level::Warn]);
+        first_pf(&mut observed).vfs[0].state = VfState::Unselected;
+        assert_eq!(levels(&iommu(&observed)), [Level::Warn]);
     }
 
     /// The agent's message has the way out: what is guessed from its words may send somebody elsewhere.
     #[test]
     fn unhealthy_vfs_are_told_by_their_reason() {
-        let mut facts = healthy();
-        assert_eq!(levels(&vfs(&facts)), [Level::Ok]);
+        let mut observed = healthy();
+        assert_eq!(levels(&vfs(&observed)), [Level::Ok]);
         let messages = [
             "it shares its IOMMU group with 0000:01:10.1: another slot may",
             "its PF cannot be used: legacy mode is needed (devlink dev eswitch set pci/0000:01:00.0 mode legacy)",
         ];
-        for (vf, message) in first_pf(&mut facts).vfs.iter_mut().zip(messages) {
+        for (vf, message) in first_pf(&mut observed).vfs.iter_mut().zip(messages) {
             (vf.state, vf.message) = (VfState::Unhealthy, message.to_owned());
         }
-        facts.hybrid_nodes.as_mut().unwrap()[1]
+        observed.hybrid_nodes.as_mut().unwrap()[1]
             .status
             .as_mut()
             .unwrap()
             .pools[0]
             .message = "no PF".to_owned();
-        let findings = vfs(&facts);
+        let findings = vfs(&observed);
         assert_eq!(
             levels(&findings),
             [Level::Ok, Level::Warn, Level::Warn, Level::Warn]
         );
-        let well = facts.hybrid_nodes.as_mut().unwrap()[1].status.as_mut().unwrap();
+        let well = observed.hybrid_nodes.as_mut().unwrap()[1]
+            .status
+            .as_mut()
+            .unwrap();
         (well.pfs[0].vfs[0].state, well.pfs[0].vfs[0].message) =
             (VfState::Held, "the kubelet has given it to a pod".to_owned());
         assert!(
-            vfs(&facts)
+            vfs(&observed)
                 .iter()
                 .any(|f| f.message == "n2: 1 VFs of NICs: the kubelet has given it to a pod")
         );

@@ -8,16 +8,16 @@ use serde_json::Value;
 use crate::{
     connect::Unanswered,
     doctor::{
-        facts::{Facts, VERSION},
         finding::{Finding, some},
+        observed::{Observed, VERSION},
         rights::Who,
     },
 };
 
 /// The CRDs are there, established, and as this version has them.
-pub fn crds(facts: &Facts) -> Vec<Finding> {
+pub fn crds(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "crds";
-    let there = match &facts.crds {
+    let there = match &observed.crds {
         Ok(there) => there,
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
@@ -139,9 +139,9 @@ fn first_difference(a: &Value, b: &Value) -> Option<String> {
 }
 
 /// An agent is held to its own node's objects.
-pub fn policy(facts: &Facts) -> Vec<Finding> {
+pub fn policy(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "policy";
-    let (policies, bindings) = match (&facts.policies, &facts.policy_bindings) {
+    let (policies, bindings) = match (&observed.policies, &observed.policy_bindings) {
         (Ok(policies), Ok(bindings)) => (policies, bindings),
         (Err(why), _) | (_, Err(why)) => return vec![Finding::unseen(CHECK, why)],
     };
@@ -196,7 +196,7 @@ pub fn policy(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Everyone may do what they need.
-pub fn rights(facts: &Facts) -> Vec<Finding> {
+pub fn rights(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "rights";
     let judge = |answer: &crate::doctor::rights::Answer| {
         let who = answer.who.words();
@@ -221,7 +221,7 @@ pub fn rights(facts: &Facts) -> Vec<Finding> {
             ),
         }
     };
-    facts.rights.iter().map(judge).collect()
+    observed.rights.iter().map(judge).collect()
 }
 
 #[cfg(test)]
@@ -237,10 +237,10 @@ mod tests {
 
     #[test]
     fn crds_of_this_version() {
-        let mut facts = healthy();
-        assert_eq!(levels(&crds(&facts)), [Level::Ok]);
+        let mut observed = healthy();
+        assert_eq!(levels(&crds(&observed)), [Level::Ok]);
         // Another schema, one that is not established, one that is missing.
-        let there = facts.crds.as_mut().unwrap();
+        let there = observed.crds.as_mut().unwrap();
         let mut schema = serde_json::to_value(&there[0]).unwrap();
         *schema
             .pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/mtu/type")
@@ -248,7 +248,7 @@ mod tests {
         there[0] = from_value(schema).unwrap();
         there[1].status.as_mut().unwrap().conditions = None;
         there.truncate(4);
-        let findings = crds(&facts);
+        let findings = crds(&observed);
         assert_eq!(levels(&findings), [Level::Fail; 3]);
         assert!(
             findings[0]
@@ -261,8 +261,8 @@ mod tests {
             findings[2].message.contains("missing: hybridnodes.hybridnic.io"),
             "{findings:?}"
         );
-        facts.crds = Err(unanswered());
-        assert_eq!(levels(&crds(&facts)), [Level::Warn]);
+        observed.crds = Err(unanswered());
+        assert_eq!(levels(&crds(&observed)), [Level::Warn]);
     }
 
     #[test]
@@ -282,38 +282,38 @@ mod tests {
 
     #[test]
     fn a_policy_counts_only_when_it_is_bound() {
-        let mut facts = healthy();
-        assert_eq!(levels(&policy(&facts)), [Level::Ok]);
-        facts.policy_bindings = Ok(Vec::new());
-        assert!(policy(&facts)[0].message.starts_with("no binding denies"));
-        facts.policies = Ok(Vec::new());
+        let mut observed = healthy();
+        assert_eq!(levels(&policy(&observed)), [Level::Ok]);
+        observed.policy_bindings = Ok(Vec::new());
+        assert!(policy(&observed)[0].message.starts_with("no binding denies"));
+        observed.policies = Ok(Vec::new());
         assert!(
-            policy(&facts)[0]
+            policy(&observed)[0]
                 .message
                 .starts_with("no ValidatingAdmissionPolicy")
         );
-        facts.policies = Err(unanswered());
-        assert!(policy(&facts)[0].message.starts_with("could not be checked"));
+        observed.policies = Err(unanswered());
+        assert!(policy(&observed)[0].message.starts_with("could not be checked"));
     }
 
     #[test]
     fn missing_rights_of_a_program_are_worse_than_ones_own() {
-        let mut facts = healthy();
-        assert_eq!(levels(&rights(&facts)), [Level::Ok; 3]);
+        let mut observed = healthy();
+        assert_eq!(levels(&rights(&observed)), [Level::Ok; 3]);
         let lacks = Ok(vec!["list nodes (pools)".to_owned()]);
-        for answer in &mut facts.rights {
+        for answer in &mut observed.rights {
             answer.lacks = lacks.clone();
         }
-        let findings = rights(&facts);
+        let findings = rights(&observed);
         assert_eq!(levels(&findings), [Level::Warn, Level::Fail, Level::Fail]);
         assert!(
             findings[1].message.contains("may not: list nodes (pools)"),
             "{findings:?}"
         );
-        facts.rights = vec![Answer {
+        observed.rights = vec![Answer {
             who: rights::Who::Me,
             lacks: Err(unanswered()),
         }];
-        assert_eq!(levels(&super::rights(&facts)), [Level::Warn]);
+        assert_eq!(levels(&super::rights(&observed)), [Level::Warn]);
     }
 }

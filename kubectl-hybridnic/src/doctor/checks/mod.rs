@@ -1,4 +1,4 @@
-//! The checks: each a pure function of the facts.
+//! The checks: each a pure function of what is observed.
 
 mod hardware;
 mod install;
@@ -8,10 +8,10 @@ mod others;
 mod programs;
 mod remedy;
 
-use super::{facts::Facts, finding::Finding};
+use super::{finding::Finding, observed::Observed};
 
 /// Looks at one thing.
-pub type Check = fn(&Facts) -> Vec<Finding>;
+pub type Check = fn(&Observed) -> Vec<Finding>;
 
 /// All, in the order in which they are told: what others depend on comes first.
 pub const ALL: &[Check] = &[
@@ -69,12 +69,12 @@ mod tests {
             })
         };
         let mut all = Vec::new();
-        let mut look = |type_, change: &dyn Fn(&mut Facts)| {
-            let mut facts = healthy();
-            change(&mut facts);
+        let mut look = |type_, change: &dyn Fn(&mut Observed)| {
+            let mut observed = healthy();
+            change(&mut observed);
             all.push((
                 type_,
-                ALL.iter().flat_map(|check| check(&facts)).collect::<Vec<_>>(),
+                ALL.iter().flat_map(|check| check(&observed)).collect::<Vec<_>>(),
             ));
         };
         for (type_, status, reason) in [
@@ -85,15 +85,15 @@ mod tests {
             (types::DEGRADED, "True", "KubeletUnreachable"),
             (types::DEGRADED, "True", "NotOffered"),
         ] {
-            look(type_, &|facts| {
-                let node = &mut facts.hybrid_nodes.as_mut().unwrap()[0];
+            look(type_, &|observed| {
+                let node = &mut observed.hybrid_nodes.as_mut().unwrap()[0];
                 node.status.as_mut().unwrap().conditions =
                     vec![from_value(condition(type_, status, reason)).unwrap()];
             });
         }
         for type_ in [types::ACCEPTED, types::READY] {
-            look(type_, &|facts| {
-                let network = &mut facts.networks.as_mut().unwrap()[0];
+            look(type_, &|observed| {
+                let network = &mut observed.networks.as_mut().unwrap()[0];
                 network.status.as_mut().unwrap().conditions =
                     vec![from_value(condition(type_, "False", "Failed")).unwrap()];
             });
@@ -104,8 +104,8 @@ mod tests {
             types::FAST_PATH,
             types::STANDBY_FILTER,
         ] {
-            look(type_, &|facts| {
-                let nic = &mut facts.nics.as_mut().unwrap()[0];
+            look(type_, &|observed| {
+                let nic = &mut observed.nics.as_mut().unwrap()[0];
                 nic.status.as_mut().unwrap().conditions =
                     vec![from_value(condition(type_, "False", "Failed")).unwrap()];
             });
@@ -114,12 +114,12 @@ mod tests {
             (types::SUCCEEDED, "Unknown", "NeedsDecision"),
             (types::ENCRYPTED, "False", "TlsUnavailable"),
         ] {
-            look(type_, &|facts| {
+            look(type_, &|observed| {
                 let migration = json!({
                     "metadata": {"name": "m", "namespace": "shop"}, "spec": {"vm": "web"},
                     "status": {"phase": "Transferring", "conditions": [condition(type_, status, reason)]},
                 });
-                facts.migrations = Ok(vec![from_value(migration).unwrap()]);
+                observed.migrations = Ok(vec![from_value(migration).unwrap()]);
             });
         }
         all

@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 
 use super::remedy::remedy;
 use crate::{
-    doctor::{facts::Facts, finding::Finding},
+    doctor::{finding::Finding, observed::Observed},
     time,
 };
 
@@ -21,11 +21,11 @@ const MOST: usize = 10;
 
 /// Nothing of a node is amiss, as far as its agent knows. What is said of a node without cards, or without IOMMU, is the business
 /// of the hardware's checks.
-pub fn nodes(facts: &Facts) -> Vec<Finding> {
+pub fn nodes(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "nodes";
     let told = [reasons::NO_UPLINK, reasons::NO_IOMMU];
     let mut findings = Vec::new();
-    for node in facts.hybrid_nodes.iter().flatten() {
+    for node in observed.hybrid_nodes.iter().flatten() {
         let list = node.status.iter().flat_map(|status| &status.conditions);
         for condition in list.filter(|condition| is_trouble(condition)) {
             let (type_, reason) = (condition.type_.as_str(), condition.reason.as_str());
@@ -69,9 +69,9 @@ fn cut(check: &'static str, findings: &mut Vec<Finding>, more: &str, all: &str) 
 }
 
 /// Networks are accepted and have VFs.
-pub fn networks(facts: &Facts) -> Vec<Finding> {
+pub fn networks(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "networks";
-    let networks = match &facts.networks {
+    let networks = match &observed.networks {
         Ok(networks) => networks,
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
@@ -115,9 +115,9 @@ fn sentence(name: &str, condition: &Condition) -> String {
 }
 
 /// NICs are where they should be, or on their way; their traffic is on its VF, and their standby takes what the VF takes.
-pub fn nics(facts: &Facts) -> Vec<Finding> {
+pub fn nics(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "nics";
-    let nics = match &facts.nics {
+    let nics = match &observed.nics {
         Ok(nics) => nics,
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
@@ -140,14 +140,14 @@ pub fn nics(facts: &Facts) -> Vec<Finding> {
             findings.push(fail(CHECK, &name, condition));
         } else if let Some(condition) = refused.or(waits).or(slow) {
             let since = condition.last_transition_time.0;
-            if facts.now.duration_since(since) < LONG {
+            if observed.now.duration_since(since) < LONG {
                 on_their_way += 1;
                 continue;
             }
             let message = format!(
                 "{} (for {})",
                 sentence(&name, condition),
-                time::age(since, facts.now)
+                time::age(since, observed.now)
             );
             findings.push(Finding::warn(CHECK, message, remedy(&condition.reason)));
         } else if status.conditions.is_empty() {
@@ -155,7 +155,7 @@ pub fn nics(facts: &Facts) -> Vec<Finding> {
                 .metadata
                 .creation_timestamp
                 .as_ref()
-                .is_some_and(|at| facts.now.duration_since(at.0) < LONG);
+                .is_some_and(|at| observed.now.duration_since(at.0) < LONG);
             if young {
                 on_their_way += 1;
             } else {
@@ -182,9 +182,9 @@ pub fn nics(facts: &Facts) -> Vec<Finding> {
 
 /// No VM is paused because nothing proves where it may run, and none is sent in plain that should be encrypted. Any other migration
 /// is its user's to watch.
-pub fn migrations(facts: &Facts) -> Vec<Finding> {
+pub fn migrations(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "migrations";
-    let migrations = match &facts.migrations {
+    let migrations = match &observed.migrations {
         Ok(migrations) => migrations,
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
@@ -235,35 +235,35 @@ mod tests {
 
     #[test]
     fn networks_that_are_not_ready_say_why() {
-        let mut facts = healthy();
-        assert_eq!(networks(&facts), [Finding::ok("networks", "1 ready")]);
-        let status = facts.networks.as_mut().unwrap()[0].status.as_mut().unwrap();
+        let mut observed = healthy();
+        assert_eq!(networks(&observed), [Finding::ok("networks", "1 ready")]);
+        let status = observed.networks.as_mut().unwrap()[0].status.as_mut().unwrap();
         (status.conditions[0].status, status.conditions[0].reason) =
             ("False".to_owned(), "PoolEmpty".to_owned());
-        let findings = networks(&facts);
+        let findings = networks(&observed);
         assert_eq!(levels(&findings), [Level::Fail]);
         assert!(
             findings[0].message.starts_with("fast: not Ready, PoolEmpty: "),
             "{findings:?}"
         );
         assert_eq!(findings[0].fix.as_deref(), Some(remedy("PoolEmpty").as_str()));
-        facts.networks.as_mut().unwrap()[0].status = None;
-        assert_eq!(levels(&networks(&facts)), [Level::Warn]);
-        facts.networks = Ok(Vec::new());
-        assert_eq!(levels(&networks(&facts)), [Level::Warn]);
+        observed.networks.as_mut().unwrap()[0].status = None;
+        assert_eq!(levels(&networks(&observed)), [Level::Warn]);
+        observed.networks = Ok(Vec::new());
+        assert_eq!(levels(&networks(&observed)), [Level::Warn]);
     }
 
     #[test]
     fn nics_may_be_on_their_way_for_a_while() {
-        let mut facts = healthy();
-        assert_eq!(nics(&facts), [Finding::ok("nics", "1 ready, 0 on their way")]);
-        let list = facts.nics.as_mut().unwrap();
+        let mut observed = healthy();
+        assert_eq!(nics(&observed), [Finding::ok("nics", "1 ready, 0 on their way")]);
+        let list = observed.nics.as_mut().unwrap();
         list.push(nic("Attaching", "Ready", "Progressing", "2026-01-01T11:59:00Z"));
-        assert_eq!(nics(&facts), [Finding::ok("nics", "1 ready, 1 on their way")]);
-        let list = facts.nics.as_mut().unwrap();
+        assert_eq!(nics(&observed), [Finding::ok("nics", "1 ready, 1 on their way")]);
+        let list = observed.nics.as_mut().unwrap();
         list.push(nic("Pending", "Ready", "PodNotFound", "2026-01-01T11:00:00Z"));
         list.push(nic("Failed", "Accepted", "MacConflict", "2026-01-01T11:59:59Z"));
-        let findings = nics(&facts);
+        let findings = nics(&observed);
         assert_eq!(levels(&findings), [Level::Ok, Level::Fail, Level::Warn]);
         assert_eq!(
             findings[2].message,
@@ -273,10 +273,10 @@ mod tests {
 
     #[test]
     fn a_nic_that_waits_for_a_lost_node_is_told_at_once() {
-        let mut facts = healthy();
-        let list = facts.nics.as_mut().unwrap();
+        let mut observed = healthy();
+        let list = observed.nics.as_mut().unwrap();
         list.push(nic("Pending", "Ready", "NodeUnreachable", "2026-01-01T11:59:59Z"));
-        let findings = nics(&facts);
+        let findings = nics(&observed);
         assert_eq!(levels(&findings), [Level::Ok, Level::Fail]);
         assert_eq!(
             findings[1].message,
@@ -288,12 +288,12 @@ mod tests {
 
     #[test]
     fn a_nic_that_is_not_on_its_vf_is_told_after_a_while() {
-        let mut facts = healthy();
+        let mut observed = healthy();
         for (type_, reason) in [("FastPath", "NoFreeVf"), ("StandbyFilter", "GuestVlansFiltered")] {
-            facts.nics = Ok(vec![nic("Standby", type_, reason, "2026-01-01T11:59:00Z")]);
-            assert_eq!(nics(&facts), [Finding::ok("nics", "0 ready, 1 on their way")]);
-            facts.nics = Ok(vec![nic("Standby", type_, reason, "2026-01-01T11:00:00Z")]);
-            let findings = nics(&facts);
+            observed.nics = Ok(vec![nic("Standby", type_, reason, "2026-01-01T11:59:00Z")]);
+            assert_eq!(nics(&observed), [Finding::ok("nics", "0 ready, 1 on their way")]);
+            observed.nics = Ok(vec![nic("Standby", type_, reason, "2026-01-01T11:00:00Z")]);
+            let findings = nics(&observed);
             assert_eq!(levels(&findings), [Level::Warn]);
             let words = format!("shop/eth1: not {type_}, {reason}: so it is");
             assert!(findings[0].message.starts_with(&words), "{findings:?}");
@@ -302,8 +302,8 @@ mod tests {
 
     #[test]
     fn what_is_amiss_on_a_node_is_told() {
-        let mut facts = healthy();
-        assert_eq!(nodes(&facts), []);
+        let mut observed = healthy();
+        assert_eq!(nodes(&observed), []);
         let condition = |type_: &str, status: &str, reason: &str| {
             from_value(json!({
                 "type": type_, "status": status, "reason": reason, "message": "so it is",
@@ -311,32 +311,38 @@ mod tests {
             }))
             .unwrap()
         };
-        let status = facts.hybrid_nodes.as_mut().unwrap()[1].status.as_mut().unwrap();
+        let status = observed.hybrid_nodes.as_mut().unwrap()[1]
+            .status
+            .as_mut()
+            .unwrap();
         status.conditions = vec![
             condition("Ready", "False", "Failed"),
             condition("Degraded", "True", "JournalFailed"),
         ];
-        let findings = nodes(&facts);
+        let findings = nodes(&observed);
         assert_eq!(levels(&findings), [Level::Fail, Level::Fail]);
         assert_eq!(findings[0].message, "n2: not Ready, Failed: so it is");
         assert_eq!(findings[1].message, "n2: Degraded, JournalFailed: so it is");
         assert_eq!(findings[1].fix.as_deref(), Some(remedy("JournalFailed").as_str()));
-        let status = facts.hybrid_nodes.as_mut().unwrap()[1].status.as_mut().unwrap();
+        let status = observed.hybrid_nodes.as_mut().unwrap()[1]
+            .status
+            .as_mut()
+            .unwrap();
         status.conditions = vec![
             condition("Ready", "False", "NoUplink"),
             condition("Degraded", "False", "AllWell"),
         ];
-        assert_eq!(nodes(&facts), [], "the check of PFs says it");
+        assert_eq!(nodes(&observed), [], "the check of PFs says it");
     }
 
     #[test]
     fn many_nics_are_not_all_told() {
-        let mut facts = healthy();
-        facts.nics = Ok(vec![
+        let mut observed = healthy();
+        observed.nics = Ok(vec![
             nic("Pending", "Ready", "PodNotFound", "2026-01-01T11:00:00Z");
             30
         ]);
-        let findings = nics(&facts);
+        let findings = nics(&observed);
         assert_eq!(findings.len(), MOST + 1);
         assert_eq!(findings[MOST].message, "20 more are not as they should be");
     }
@@ -357,15 +363,15 @@ mod tests {
             }))
             .unwrap()
         };
-        let mut facts = healthy();
-        assert_eq!(migrations(&facts), []);
-        facts.migrations = Ok(vec![
+        let mut observed = healthy();
+        assert_eq!(migrations(&observed), []);
+        observed.migrations = Ok(vec![
             migration("a", "Transferring", "Migrating"),
             migration("b", "Transferring", "NeedsDecision"),
             migration("c", "RollingBack", "TargetSilent"),
             migration("d", "Failed", "NeedsDecision"),
         ]);
-        let findings = migrations(&facts);
+        let findings = migrations(&observed);
         assert_eq!(levels(&findings), [Level::Fail, Level::Fail]);
         assert_eq!(
             findings[0].message,

@@ -9,8 +9,8 @@ use hybridnic_api::{
 use kube::ResourceExt as _;
 
 use crate::doctor::{
-    facts::{self, Facts},
     finding::{Finding, some},
+    observed::{self, Observed},
 };
 
 /// Addresses of PFs and VFs in our pools, as `node/address`.
@@ -33,19 +33,19 @@ fn ours(nodes: &[HybridNode]) -> BTreeSet<String> {
     ours
 }
 
-fn pools(facts: &Facts) -> BTreeSet<String> {
-    ours(facts.hybrid_nodes.as_deref().unwrap_or_default())
+fn pools(observed: &Observed) -> BTreeSet<String> {
+    ours(observed.hybrid_nodes.as_deref().unwrap_or_default())
 }
 
 /// sriov-network-operator sets up none of our PFs.
-pub fn sriov_operator(facts: &Facts) -> Vec<Finding> {
+pub fn sriov_operator(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "sriov-network-operator";
-    let pfs = match &facts.sriov_operator {
+    let pfs = match &observed.sriov_operator {
         Ok(pfs) if pfs.is_empty() => return vec![Finding::ok(CHECK, "sets up no PF here")],
         Ok(pfs) => pfs,
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
-    let ours = pools(facts);
+    let ours = pools(observed);
     let (both, others): (Vec<_>, Vec<_>) = pfs
         .iter()
         .map(|pf| format!("{}/{}", pf.node, pf.pci_address))
@@ -87,19 +87,19 @@ fn is_sriov_resource(name: &str) -> bool {
 }
 
 /// No SR-IOV device plugin gives out VFs on our nodes.
-pub fn device_plugins(facts: &Facts) -> Vec<Finding> {
+pub fn device_plugins(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "device-plugins";
-    let nodes = match &facts.nodes {
+    let nodes = match &observed.nodes {
         Ok(nodes) => nodes,
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
-    let plugins: Vec<_> = facts
+    let plugins: Vec<_> = observed
         .daemon_sets
         .iter()
         .flatten()
         .filter(|set| {
-            facts::images(set.spec.as_ref().map(|spec| &spec.template)).any(|image| {
-                let name = facts::image_name(image);
+            observed::images(set.spec.as_ref().map(|spec| &spec.template)).any(|image| {
+                let name = observed::image_name(image);
                 name.contains("sriov") && name.contains("device-plugin")
             })
         })
@@ -136,15 +136,15 @@ pub fn device_plugins(facts: &Facts) -> Vec<Finding> {
 }
 
 /// No DRA driver offers our VFs.
-pub fn dra(facts: &Facts) -> Vec<Finding> {
+pub fn dra(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "dra";
-    const MEND: &str =
+    const FIX: &str =
         "leave our VFs out of the driver's selection, or its PFs out of the HybridNetwork's uplinks";
-    let slices = match &facts.slices {
+    let slices = match &observed.slices {
         Ok(slices) => slices,
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
-    let ours = pools(facts);
+    let ours = pools(observed);
     let mut both = BTreeSet::new();
     let mut drivers = BTreeSet::new();
     for slice in slices {
@@ -168,7 +168,7 @@ pub fn dra(facts: &Facts) -> Vec<Finding> {
         findings.push(Finding::fail(
             CHECK,
             format!("devices of our pools are offered: {}", some(&both)),
-            MEND,
+            FIX,
         ));
     }
     if !drivers.is_empty() {
@@ -177,7 +177,7 @@ pub fn dra(facts: &Facts) -> Vec<Finding> {
             "{} offers SR-IOV devices; none of ours is seen among them",
             some(&drivers)
         );
-        findings.push(Finding::warn(CHECK, message, MEND));
+        findings.push(Finding::warn(CHECK, message, FIX));
     }
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, "no driver offers VFs"));
@@ -199,18 +199,18 @@ mod tests {
 
     #[test]
     fn only_shared_pfs_are_wrong() {
-        let mut facts = healthy();
-        assert_eq!(levels(&sriov_operator(&facts)), [Level::Ok]);
+        let mut observed = healthy();
+        assert_eq!(levels(&sriov_operator(&observed)), [Level::Ok]);
         let pf = |node: &str| ForeignPf {
             node: node.to_owned(),
             pci_address: "0000:01:00.0".to_owned(),
         };
-        facts.sriov_operator = Ok(vec![pf("n1"), pf("n9")]);
-        let findings = sriov_operator(&facts);
+        observed.sriov_operator = Ok(vec![pf("n1"), pf("n9")]);
+        let findings = sriov_operator(&observed);
         assert_eq!(levels(&findings), [Level::Fail, Level::Ok]);
         assert!(findings[0].message.ends_with(": n1/0000:01:00.0"), "{findings:?}");
-        facts.sriov_operator = Err(unanswered());
-        assert_eq!(levels(&sriov_operator(&facts)), [Level::Warn]);
+        observed.sriov_operator = Err(unanswered());
+        assert_eq!(levels(&sriov_operator(&observed)), [Level::Warn]);
     }
 
     #[test]
@@ -239,9 +239,9 @@ mod tests {
 
     #[test]
     fn device_plugins_by_resource_or_daemon_set() {
-        let mut facts = healthy();
-        assert_eq!(levels(&device_plugins(&facts)), [Level::Ok]);
-        let status = facts.nodes.as_mut().unwrap()[0].status.get_or_insert_default();
+        let mut observed = healthy();
+        assert_eq!(levels(&device_plugins(&observed)), [Level::Ok]);
+        let status = observed.nodes.as_mut().unwrap()[0].status.get_or_insert_default();
         let offered = [
             ("intel.com/sriov", "4"),
             ("intel.com/sriov_old", "0"),
@@ -249,7 +249,7 @@ mod tests {
         ];
         let offered = offered.map(|(name, number)| (name.to_owned(), Quantity(number.to_owned())));
         status.allocatable = Some(offered.into());
-        facts.daemon_sets.as_mut().unwrap().push(
+        observed.daemon_sets.as_mut().unwrap().push(
             from_value(json!({
                 "metadata": {"name": "dp", "namespace": "kube-system"},
                 "spec": {"selector": {}, "template": {"spec": {"containers": [
@@ -258,7 +258,7 @@ mod tests {
             }))
             .unwrap(),
         );
-        let findings = device_plugins(&facts);
+        let findings = device_plugins(&observed);
         assert_eq!(levels(&findings), [Level::Warn]);
         assert!(
             findings[0]
@@ -270,18 +270,18 @@ mod tests {
 
     #[test]
     fn dra_drivers_by_address_or_name() {
-        let mut facts = healthy();
-        assert_eq!(levels(&dra(&facts)), [Level::Ok]);
+        let mut observed = healthy();
+        assert_eq!(levels(&dra(&observed)), [Level::Ok]);
         let slice = |driver: &str, address: &str| Slice {
             driver: driver.to_owned(),
             node: "n1".to_owned(),
             pci_addresses: vec![address.to_owned()],
         };
-        facts.slices = Ok(vec![
+        observed.slices = Ok(vec![
             slice("net.example", "0000:01:10.0"),
             slice("sriov.example", "0000:09:10.0"),
         ]);
-        let findings = dra(&facts);
+        let findings = dra(&observed);
         assert_eq!(levels(&findings), [Level::Fail, Level::Warn]);
         assert!(
             findings[0].message.ends_with("n1/0000:01:10.0 by net.example"),

@@ -6,20 +6,20 @@ use k8s_openapi::api::{apps::v1::Deployment, core::v1::Node};
 use kube::ResourceExt as _;
 
 use crate::doctor::{
-    facts::{self, Facts, VERSION},
     finding::{Finding, some},
+    observed::{self, Observed, VERSION},
 };
 
 /// The operator's Deployment is there and its pods are available.
-pub fn operator(facts: &Facts) -> Vec<Finding> {
+pub fn operator(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "operator";
-    let operators = match &facts.operators {
+    let operators = match &observed.operators {
         Ok(operators) => operators,
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
     if operators.is_empty() {
         // It may run anywhere; the lease tells.
-        let leads = facts
+        let leads = observed
             .leases
             .as_ref()
             .is_ok_and(|leases| leases.iter().any(|lease| lease.renewed));
@@ -82,18 +82,18 @@ fn deployment(deployment: &Deployment) -> Finding {
 }
 
 /// Somebody holds the operators' lease, and renews it.
-pub fn lease(facts: &Facts) -> Vec<Finding> {
+pub fn lease(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "lease";
-    const MEND: &str = "see why the operator does not lead, in its log";
-    let leases = match &facts.leases {
+    const FIX: &str = "see why the operator does not lead, in its log";
+    let leases = match &observed.leases {
         Ok(leases) => leases,
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
     if leases.is_empty() {
-        return vec![Finding::fail(CHECK, "no operator has ever led", MEND)];
+        return vec![Finding::fail(CHECK, "no operator has ever led", FIX)];
     }
     let live = leases.iter().filter(|lease| lease.renewed).count();
-    let judge = |lease: &facts::LeaseSeen| {
+    let judge = |lease: &observed::ObservedLease| {
         let place = format!("{}/hybridnic-operator", lease.namespace);
         match &lease.holder {
             Some(holder) if lease.renewed => Finding::ok(CHECK, format!("{holder} leads, by {place}")),
@@ -111,9 +111,9 @@ pub fn lease(facts: &Facts) -> Vec<Finding> {
                     "{holder} holds {place} and has not renewed it for {} s",
                     lease.seconds
                 );
-                Finding::fail(CHECK, message, MEND)
+                Finding::fail(CHECK, message, FIX)
             }
-            None => Finding::fail(CHECK, format!("nobody holds {place}"), MEND),
+            None => Finding::fail(CHECK, format!("nobody holds {place}"), FIX),
         }
     };
     let mut findings: Vec<_> = leases.iter().map(judge).collect();
@@ -138,14 +138,14 @@ fn is_linux(node: &Node) -> bool {
 }
 
 /// Each Linux node has an agent that has reported, and each report has its node.
-pub fn agents(facts: &Facts) -> Vec<Finding> {
+pub fn agents(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "agents";
-    let (nodes, reports) = match (&facts.nodes, &facts.hybrid_nodes) {
+    let (nodes, reports) = match (&observed.nodes, &observed.hybrid_nodes) {
         (Ok(nodes), Ok(reports)) => (nodes, reports),
         (Err(why), _) | (_, Err(why)) => return vec![Finding::unseen(CHECK, why)],
     };
     let mut findings = Vec::new();
-    let ready: BTreeMap<String, bool> = facts
+    let ready: BTreeMap<String, bool> = observed
         .agent_pods
         .iter()
         .flatten()
@@ -164,10 +164,10 @@ pub fn agents(facts: &Facts) -> Vec<Finding> {
     let part =
         |of: &dyn Fn(&String) -> bool| linux.iter().filter(|name| of(name)).cloned().collect::<Vec<_>>();
 
-    if let Err(why) = &facts.agent_pods {
+    if let Err(why) = &observed.agent_pods {
         findings.push(Finding::unseen(CHECK, why));
     }
-    let logs = facts.agent().map_or_else(
+    let logs = observed.agent().map_or_else(
         || "read the agent's log on that node".to_owned(),
         |set| {
             format!(
@@ -247,11 +247,11 @@ fn pod_on_node(pod: &k8s_openapi::api::core::v1::Pod) -> Option<(String, bool)> 
 }
 
 /// Operator, agents and plugin are of one release.
-pub fn versions(facts: &Facts) -> Vec<Finding> {
+pub fn versions(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "versions";
-    let operator = facts.operators.iter().flatten().find_map(|operator| {
+    let operator = observed.operators.iter().flatten().find_map(|operator| {
         let template = operator.spec.as_ref().map(|spec| &spec.template);
-        let of_image = facts::images(template).find_map(facts::image_version);
+        let of_image = observed::images(template).find_map(observed::image_version);
         let of_label = operator
             .labels()
             .get("app.kubernetes.io/version")
@@ -275,7 +275,7 @@ pub fn versions(facts: &Facts) -> Vec<Finding> {
         "this plugin's"
     };
     let mut others: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let reports = facts.hybrid_nodes.as_deref().unwrap_or_default();
+    let reports = observed.hybrid_nodes.as_deref().unwrap_or_default();
     for report in reports.iter().filter(|report| report.status.is_some()) {
         let version = report
             .status
@@ -319,13 +319,13 @@ mod tests {
 
     #[test]
     fn an_operator_runs() {
-        let mut facts = healthy();
-        assert_eq!(levels(&operator(&facts)), [Level::Ok]);
-        let list = facts.operators.as_mut().unwrap();
+        let mut observed = healthy();
+        assert_eq!(levels(&operator(&observed)), [Level::Ok]);
+        let list = observed.operators.as_mut().unwrap();
         list[0].status.as_mut().unwrap().available_replicas = Some(1);
         list.push(list[0].clone());
         list[1].status = None;
-        let findings = operator(&facts);
+        let findings = operator(&observed);
         assert_eq!(levels(&findings), [Level::Warn, Level::Fail, Level::Fail]);
         assert!(
             findings[0]
@@ -335,70 +335,70 @@ mod tests {
                 .contains("-n sys logs deployment/hybridnic-operator")
         );
         assert!(findings[2].message.starts_with("there are 2"));
-        facts.operators = Ok(Vec::new());
-        assert_eq!(levels(&operator(&facts)), [Level::Ok], "the lease is renewed");
-        facts.leases = Ok(Vec::new());
-        assert_eq!(levels(&operator(&facts)), [Level::Fail]);
-        facts.operators = Err(unanswered());
-        assert_eq!(levels(&operator(&facts)), [Level::Warn]);
+        observed.operators = Ok(Vec::new());
+        assert_eq!(levels(&operator(&observed)), [Level::Ok], "the lease is renewed");
+        observed.leases = Ok(Vec::new());
+        assert_eq!(levels(&operator(&observed)), [Level::Fail]);
+        observed.operators = Err(unanswered());
+        assert_eq!(levels(&operator(&observed)), [Level::Warn]);
     }
 
     #[test]
     fn a_lease_is_renewed_or_not() {
-        let mut facts = healthy();
-        assert_eq!(levels(&lease(&facts)), [Level::Ok]);
-        let list = facts.leases.as_mut().unwrap();
-        list.push(facts::LeaseSeen {
+        let mut observed = healthy();
+        assert_eq!(levels(&lease(&observed)), [Level::Ok]);
+        let list = observed.leases.as_mut().unwrap();
+        list.push(observed::ObservedLease {
             namespace: "old".to_owned(),
             renewed: false,
             ..list[0].clone()
         });
-        let findings = lease(&facts);
+        let findings = lease(&observed);
         assert_eq!(levels(&findings), [Level::Ok, Level::Warn]);
         assert!(findings[1].fix.as_ref().unwrap().contains("-n old delete lease"));
-        facts.leases.as_mut().unwrap()[1].renewed = true;
-        assert_eq!(levels(&lease(&facts)), [Level::Ok, Level::Ok, Level::Fail]);
-        let list = facts.leases.as_mut().unwrap();
+        observed.leases.as_mut().unwrap()[1].renewed = true;
+        assert_eq!(levels(&lease(&observed)), [Level::Ok, Level::Ok, Level::Fail]);
+        let list = observed.leases.as_mut().unwrap();
         (list[0].renewed, list[1].renewed, list[1].holder) = (false, false, None);
-        let findings = lease(&facts);
+        let findings = lease(&observed);
         assert_eq!(levels(&findings), [Level::Fail, Level::Fail]);
         assert!(
             findings[0].message.contains("has not renewed it for 15 s"),
             "{findings:?}"
         );
         assert!(findings[1].message.contains("nobody holds"), "{findings:?}");
-        facts.leases = Ok(Vec::new());
-        assert_eq!(levels(&lease(&facts)), [Level::Fail]);
+        observed.leases = Ok(Vec::new());
+        assert_eq!(levels(&lease(&observed)), [Level::Fail]);
     }
 
     #[test]
     fn agents_and_their_nodes() {
-        let mut facts = healthy();
+        let mut observed = healthy();
         assert_eq!(
-            agents(&facts),
+            agents(&observed),
             [Finding::ok("agents", "2 of 2 Linux nodes have an agent")]
         );
         let node = |name: &str, os: &str| {
             from_value(json!({"metadata": {"name": name, "labels": {"kubernetes.io/os": os}}})).unwrap()
         };
-        facts.nodes.as_mut().unwrap().extend([
+        observed.nodes.as_mut().unwrap().extend([
             node("n3", "linux"),
             node("n4", "linux"),
             node("w", "windows"),
         ]);
         // On n1 the pod is not ready, on n3 it has said nothing, on n4 there is none; n2 is no node any more.
-        let pods = facts.agent_pods.as_mut().unwrap();
+        let pods = observed.agent_pods.as_mut().unwrap();
         pods[0].status = None;
         pods.push(
             from_value(json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n3", "containers": []}}))
                 .unwrap(),
         );
-        facts
+        observed
             .nodes
             .as_mut()
             .unwrap()
             .retain(|node| node.name_any() != "n2");
-        let findings = agents(&facts);
+        let findings = agents(&observed);
         let texts: Vec<_> = findings
             .iter()
             .map(|f| f.message.split(':').next().unwrap())
@@ -408,20 +408,20 @@ mod tests {
             levels(&findings),
             [Level::Fail, Level::Fail, Level::Warn, Level::Warn]
         );
-        facts.nodes = Err(unanswered());
-        assert_eq!(levels(&agents(&facts)), [Level::Warn]);
+        observed.nodes = Err(unanswered());
+        assert_eq!(levels(&agents(&observed)), [Level::Warn]);
     }
 
     #[test]
     fn one_release() {
-        let mut facts = healthy();
-        assert_eq!(levels(&versions(&facts)), [Level::Ok]);
-        facts.hybrid_nodes.as_mut().unwrap()[0]
+        let mut observed = healthy();
+        assert_eq!(levels(&versions(&observed)), [Level::Ok]);
+        observed.hybrid_nodes.as_mut().unwrap()[0]
             .status
             .as_mut()
             .unwrap()
             .agent_version = Some("0.0.9".to_owned());
-        let findings = versions(&facts);
+        let findings = versions(&observed);
         assert_eq!(levels(&findings), [Level::Warn]);
         assert!(
             findings[0]
@@ -429,13 +429,13 @@ mod tests {
                 .starts_with("n1: the agent is 0.0.9, the operator's version is"),
             "{findings:?}"
         );
-        let template = &mut facts.operators.as_mut().unwrap()[0]
+        let template = &mut observed.operators.as_mut().unwrap()[0]
             .spec
             .as_mut()
             .unwrap()
             .template;
         template.spec.as_mut().unwrap().containers[0].image = Some("hybridnic-operator:0.0.9".to_owned());
-        let findings = versions(&facts);
+        let findings = versions(&observed);
         assert!(
             findings[0]
                 .message

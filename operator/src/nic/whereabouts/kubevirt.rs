@@ -110,7 +110,7 @@ pub(super) fn missing(observed: &Observed, name: &str) -> String {
 
 /// What the caches hold of a NIC's VM of KubeVirt.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct ObservedVm {
     /// The VM as it runs, or is about to.
     pub vmi: Option<Arc<VirtualMachineInstance>>,
     /// The NIC's interface in it.
@@ -121,7 +121,7 @@ pub struct Seen {
     pub is_known: bool,
 }
 
-impl Seen {
+impl ObservedVm {
     /// Reads the caches.
     pub fn read(world: &World, nic: &VmHybridNic) -> Self {
         let namespace = nic.namespace().unwrap_or_default();

@@ -36,9 +36,9 @@ fn launcher(name: &str, second: i64, labels: &[(&str, &str)]) -> Arc<Pod> {
 fn known(pods: Vec<Arc<Pod>>) -> Observed {
     Observed {
         vm: Some(VmRef::kubevirt("ns", "vm")),
-        kubevirt: Seen {
+        kubevirt: ObservedVm {
             vmi: Some(vmi(|_| {})),
-            ..Seen::default()
+            ..ObservedVm::default()
         },
         network: None,
         pods,

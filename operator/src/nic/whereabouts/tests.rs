@@ -4,7 +4,7 @@ use hybridnic_api::v1alpha1::Goal;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::*;
-use crate::nic::whereabouts::kubevirt::Seen;
+use crate::nic::whereabouts::kubevirt::ObservedVm;
 use crate::testing::{a_move, attachment, nic, observe, pod, say};
 use crate::vm::VmRef;
 
@@ -13,7 +13,7 @@ fn known(pods: &[(&str, i64)]) -> Observed {
     let made = |(name, second): &(&str, i64)| Arc::new(pod(name, "vm", *second, "Running", &node_of(name)));
     Observed {
         vm: Some(VmRef::qemu("ns", "vm")),
-        kubevirt: Seen::default(),
+        kubevirt: ObservedVm::default(),
         network: None,
         pods: pods.iter().map(made).collect(),
         attachments: Vec::new(),

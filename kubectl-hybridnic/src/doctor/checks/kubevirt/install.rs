@@ -13,19 +13,19 @@ use kube::ResourceExt as _;
 
 use super::{is_wanted, name, nics, served, vmis};
 use crate::doctor::{
-    facts::Facts,
     finding::{Finding, some},
     kubevirt::Settings,
+    observed::Observed,
 };
 
 /// KubeVirt is there where it is needed, is served, and is of a version that may be.
-pub fn kubevirt(facts: &Facts) -> Vec<Finding> {
+pub fn kubevirt(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "kubevirt";
-    let installed = match &facts.kubevirt.installed {
+    let installed = match &observed.kubevirt.installed {
         Ok(installed) => installed.iter().flatten().next(),
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
-    let ours: Vec<_> = nics(facts).map(name).collect();
+    let ours: Vec<_> = nics(observed).map(name).collect();
     let Some(kubevirt) = installed else {
         return vec![if ours.is_empty() {
             Finding::ok(CHECK, "there is none, and no NIC is of a VM of it")
@@ -39,9 +39,9 @@ pub fn kubevirt(facts: &Facts) -> Vec<Finding> {
     };
     let said = binding::version(kubevirt);
     let shown = if said.is_empty() { "it" } else { said };
-    if Settings::of(facts).is_some_and(|settings| !settings.enabled) {
+    if Settings::of(observed).is_some_and(|settings| !settings.enabled) {
         let message = format!("{shown} is here, and this operator does not serve its VMs");
-        return vec![if is_wanted(facts) {
+        return vec![if is_wanted(observed) {
             let fix = "helm upgrade with kubevirt.enabled=true: VMs with our interfaces do not start, and do not migrate, without it";
             Finding::fail(CHECK, message, fix)
         } else {
@@ -68,12 +68,12 @@ pub fn kubevirt(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Our binding is registered, with the sidecar of this release.
-pub fn binding(facts: &Facts) -> Vec<Finding> {
+pub fn binding(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "binding";
-    let Some(kubevirt) = served(facts) else {
+    let Some(kubevirt) = served(observed) else {
         return Vec::new();
     };
-    let settings = Settings::of(facts);
+    let settings = Settings::of(observed);
     let registers = settings.as_ref().is_some_and(|settings| settings.registers);
     let wanted = settings.map(|settings| settings.sidecar).unwrap_or_default();
     let fix = if registers {
@@ -87,7 +87,7 @@ pub fn binding(facts: &Facts) -> Vec<Finding> {
     if !binding::is_registered(kubevirt) {
         let message =
             format!("KubeVirt does not know the network binding {BINDING}, so it starts no VM with it");
-        return vec![if is_wanted(facts) {
+        return vec![if is_wanted(observed) {
             Finding::fail(CHECK, message, fix)
         } else {
             Finding::warn(CHECK, message, fix)
@@ -112,17 +112,17 @@ pub fn binding(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Multus is there, with a definition of each network where it is named.
-pub fn definitions(facts: &Facts) -> Vec<Finding> {
+pub fn definitions(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "multus";
-    if served(facts).is_none() {
+    if served(observed).is_none() {
         return Vec::new();
     }
-    let found = match &facts.kubevirt.definitions {
+    let found = match &observed.kubevirt.definitions {
         Ok(Some(found)) => found,
         Ok(None) => {
             let message = "there is none: the cluster serves no NetworkAttachmentDefinition, by which KubeVirt's VMs name a network";
             let fix = "install Multus, thin or thick";
-            return vec![if is_wanted(facts) {
+            return vec![if is_wanted(observed) {
                 Finding::fail(CHECK, message, fix)
             } else {
                 Finding::warn(CHECK, message, fix)
@@ -130,16 +130,16 @@ pub fn definitions(facts: &Facts) -> Vec<Finding> {
         }
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
-    let settings = Settings::of(facts);
+    let settings = Settings::of(observed);
     let mut wanted = BTreeSet::new();
-    for network in facts.networks.iter().flatten() {
+    for network in observed.networks.iter().flatten() {
         if let Some(settings) = &settings
             && network.metadata.deletion_timestamp.is_none()
         {
             wanted.insert((settings.namespace.clone(), network.name_any()));
         }
     }
-    for vmi in vmis(facts) {
+    for vmi in vmis(observed) {
         let own = vmi.namespace().unwrap_or_default();
         for named in interfaces::of(&vmi.spec) {
             wanted.insert((named.namespace.unwrap_or_else(|| own.clone()), named.network));
@@ -175,14 +175,14 @@ pub fn definitions(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Agents offer VFs to kubelets, and kubelets offer them to pods.
-pub fn resources(facts: &Facts) -> Vec<Finding> {
+pub fn resources(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "resources";
     // Without both nothing says what should be.
-    let (Ok(nodes), Some(agent)) = (&facts.nodes, facts.agent()) else {
+    let (Ok(nodes), Some(agent)) = (&observed.nodes, observed.agent()) else {
         return Vec::new();
     };
     let mut findings = Vec::new();
-    let is_needed = served(facts).is_some() && is_wanted(facts);
+    let is_needed = served(observed).is_some() && is_wanted(observed);
     if is_needed && !has_argument(agent, "--cni-bin-dir=") {
         let message =
             "the agents put no CNI plugin on the nodes, so no VM of KubeVirt with a hybrid NIC starts";
@@ -198,7 +198,7 @@ pub fn resources(facts: &Facts) -> Vec<Finding> {
         return findings;
     }
     let mut offered = 0;
-    for node in facts.hybrid_nodes.iter().flatten() {
+    for node in observed.hybrid_nodes.iter().flatten() {
         let pools = node.status.iter().flat_map(|status| &status.pools);
         for pool in pools.filter(|pool| pool.vfs.free > 0) {
             let resource = multus::resource(&pool.network);

@@ -8,47 +8,47 @@ use crate::doctor::{
     testing::{healthy, levels, unanswered, with_kubevirt},
 };
 
-fn installed(facts: &mut Facts) -> &mut KubeVirt {
-    &mut facts.kubevirt.installed.as_mut().unwrap().as_mut().unwrap()[0]
+fn installed(observed: &mut Observed) -> &mut KubeVirt {
+    &mut observed.kubevirt.installed.as_mut().unwrap().as_mut().unwrap()[0]
 }
 
-fn arguments(facts: &mut Facts, of: &[&str]) {
-    let operator = &mut facts.operators.as_mut().unwrap()[0];
+fn arguments(observed: &mut Observed, of: &[&str]) {
+    let operator = &mut observed.operators.as_mut().unwrap()[0];
     let pods = operator.spec.as_mut().unwrap().template.spec.as_mut().unwrap();
     pods.containers[0].args = Some(of.iter().map(ToString::to_string).collect());
 }
 
-fn nobody_wants_it(facts: &mut Facts) {
-    facts.nics = Ok(Vec::new());
-    facts.kubevirt.vmis = Ok(Some(Vec::new()));
+fn nobody_wants_it(observed: &mut Observed) {
+    observed.nics = Ok(Vec::new());
+    observed.kubevirt.vmis = Ok(Some(Vec::new()));
 }
 
 #[test]
 fn a_cluster_without_kubevirt_is_well_unless_a_nic_is_of_a_vm_of_it() {
-    let mut facts = healthy();
+    let mut observed = healthy();
     for check in [kubevirt, binding, definitions] {
-        assert!(levels(&check(&facts)).iter().all(|level| *level == Level::Ok));
+        assert!(levels(&check(&observed)).iter().all(|level| *level == Level::Ok));
     }
-    assert_eq!(levels(&kubevirt(&facts)), [Level::Ok]);
-    facts.nics = Ok(with_kubevirt().nics.unwrap());
-    let findings = kubevirt(&facts);
+    assert_eq!(levels(&kubevirt(&observed)), [Level::Ok]);
+    observed.nics = Ok(with_kubevirt().nics.unwrap());
+    let findings = kubevirt(&observed);
     assert_eq!(levels(&findings), [Level::Fail]);
     assert!(findings[0].message.ends_with(": shop/db-fast"), "{findings:?}");
-    facts.kubevirt.installed = Err(unanswered());
-    assert_eq!(levels(&kubevirt(&facts)), [Level::Warn]);
+    observed.kubevirt.installed = Err(unanswered());
+    assert_eq!(levels(&kubevirt(&observed)), [Level::Warn]);
 }
 
 #[test]
 fn kubevirt_is_of_a_version_that_is_served() {
-    let mut facts = with_kubevirt();
-    assert_eq!(kubevirt(&facts), [Finding::ok("kubevirt", "v1.8.0")]);
+    let mut observed = with_kubevirt();
+    assert_eq!(kubevirt(&observed), [Finding::ok("kubevirt", "v1.8.0")]);
     let mut version = |said: &str| {
-        installed(&mut facts)
+        installed(&mut observed)
             .status
             .as_mut()
             .unwrap()
             .observed_kube_virt_version = said.to_owned();
-        kubevirt(&facts).remove(0)
+        kubevirt(&observed).remove(0)
     };
     let old = version("v1.7.3");
     assert_eq!(old.level, Level::Fail);
@@ -66,9 +66,9 @@ fn kubevirt_is_of_a_version_that_is_served() {
 
 #[test]
 fn an_operator_without_kubevirt_is_wrong_where_one_is_asked_for() {
-    let mut facts = with_kubevirt();
-    arguments(&mut facts, &[]);
-    let findings = kubevirt(&facts);
+    let mut observed = with_kubevirt();
+    arguments(&mut observed, &[]);
+    let findings = kubevirt(&observed);
     assert_eq!(levels(&findings), [Level::Fail]);
     assert!(
         findings[0]
@@ -78,25 +78,25 @@ fn an_operator_without_kubevirt_is_wrong_where_one_is_asked_for() {
             .contains("kubevirt.enabled=true"),
         "{findings:?}"
     );
-    assert_eq!((binding(&facts), definitions(&facts)), (vec![], vec![]));
-    nobody_wants_it(&mut facts);
-    assert_eq!(levels(&kubevirt(&facts)), [Level::Ok]);
+    assert_eq!((binding(&observed), definitions(&observed)), (vec![], vec![]));
+    nobody_wants_it(&mut observed);
+    assert_eq!(levels(&kubevirt(&observed)), [Level::Ok]);
 }
 
 #[test]
 fn the_binding_is_registered_with_the_sidecar_of_the_release() {
-    let mut facts = with_kubevirt();
+    let mut observed = with_kubevirt();
     assert_eq!(
-        binding(&facts),
+        binding(&observed),
         [Finding::ok("binding", "registered, with the sidecar r/sidecar:1")]
     );
-    let set = |facts: &mut Facts, to: Option<Value>| {
-        let bindings = &mut installed(facts).spec.configuration.network.binding;
+    let set = |observed: &mut Observed, to: Option<Value>| {
+        let bindings = &mut installed(observed).spec.configuration.network.binding;
         bindings.clear();
         bindings.extend(to.map(|to| (BINDING.to_owned(), to)));
-        binding(facts).remove(0)
+        binding(observed).remove(0)
     };
-    let other = set(&mut facts, Some(binding::binding("r/sidecar:0")));
+    let other = set(&mut observed, Some(binding::binding("r/sidecar:0")));
     assert_eq!(other.level, Level::Warn);
     assert!(
         other
@@ -111,8 +111,8 @@ fn the_binding_is_registered_with_the_sidecar_of_the_release() {
     );
     let mut without = binding::binding("r/sidecar:1");
     without.as_object_mut().unwrap().remove("migration");
-    assert_eq!(set(&mut facts, Some(without)).level, Level::Warn);
-    let missing = set(&mut facts, None);
+    assert_eq!(set(&mut observed, Some(without)).level, Level::Warn);
+    let missing = set(&mut observed, None);
     assert_eq!(missing.level, Level::Fail);
     // The operator is to do it itself.
     let registers = [
@@ -120,33 +120,33 @@ fn the_binding_is_registered_with_the_sidecar_of_the_release() {
         "--kubevirt-sidecar=r/sidecar:1",
         "--kubevirt-register",
     ];
-    arguments(&mut facts, &registers);
-    let missing = set(&mut facts, None);
+    arguments(&mut observed, &registers);
+    let missing = set(&mut observed, None);
     assert!(missing.fix.unwrap().contains("may it patch kubevirts"));
-    nobody_wants_it(&mut facts);
-    assert_eq!(set(&mut facts, None).level, Level::Warn);
+    nobody_wants_it(&mut observed);
+    assert_eq!(set(&mut observed, None).level, Level::Warn);
     // Which one it should be is not known.
-    facts.operators = Ok(Vec::new());
+    observed.operators = Ok(Vec::new());
     assert_eq!(
-        set(&mut facts, Some(binding::binding("r/sidecar:0"))).level,
+        set(&mut observed, Some(binding::binding("r/sidecar:0"))).level,
         Level::Ok
     );
 }
 
 #[test]
 fn each_network_has_a_definition_of_ours_where_it_is_named() {
-    let mut facts = with_kubevirt();
+    let mut observed = with_kubevirt();
     assert_eq!(
-        definitions(&facts),
+        definitions(&observed),
         [Finding::ok("multus", "2 definitions are as they should be")]
     );
-    let found = facts.kubevirt.definitions.as_mut().unwrap().as_mut().unwrap();
+    let found = observed.kubevirt.definitions.as_mut().unwrap().as_mut().unwrap();
     let theirs = &mut found
         .iter_mut()
         .find(|nad| nad.namespace().as_deref() == Some("shop"));
     theirs.as_mut().unwrap().metadata.labels = None;
     found.retain(|nad| nad.namespace().as_deref() != Some("sys"));
-    let findings = definitions(&facts);
+    let findings = definitions(&observed);
     assert_eq!(levels(&findings), [Level::Fail, Level::Fail]);
     assert!(
         findings[0].message.contains("shop/fast is not hybridnic's"),
@@ -158,32 +158,34 @@ fn each_network_has_a_definition_of_ours_where_it_is_named() {
             .contains("there is no NetworkAttachmentDefinition sys/fast"),
         "{findings:?}"
     );
-    facts.kubevirt.definitions = Ok(None);
-    let findings = definitions(&facts);
+    observed.kubevirt.definitions = Ok(None);
+    let findings = definitions(&observed);
     assert_eq!(levels(&findings), [Level::Fail]);
     assert!(findings[0].fix.as_ref().unwrap().contains("install Multus"));
-    nobody_wants_it(&mut facts);
-    assert_eq!(levels(&definitions(&facts)), [Level::Warn]);
-    facts.kubevirt.definitions = Err(unanswered());
-    assert_eq!(levels(&definitions(&facts)), [Level::Warn]);
+    nobody_wants_it(&mut observed);
+    assert_eq!(levels(&definitions(&observed)), [Level::Warn]);
+    observed.kubevirt.definitions = Err(unanswered());
+    assert_eq!(levels(&definitions(&observed)), [Level::Warn]);
 }
 
 #[test]
 fn a_kubelet_offers_what_is_free_or_it_is_told() {
-    let mut facts = with_kubevirt();
-    let offer = |facts: &mut Facts, node: usize, number: &str| {
-        let status = facts.nodes.as_mut().unwrap()[node].status.get_or_insert_default();
+    let mut observed = with_kubevirt();
+    let offer = |observed: &mut Observed, node: usize, number: &str| {
+        let status = observed.nodes.as_mut().unwrap()[node]
+            .status
+            .get_or_insert_default();
         let offered = ("hybridnic.io/fast".to_owned(), Quantity(number.to_owned()));
         status.allocatable = Some([offered].into());
     };
-    offer(&mut facts, 0, "2");
-    offer(&mut facts, 1, "2");
+    offer(&mut observed, 0, "2");
+    offer(&mut observed, 1, "2");
     assert_eq!(
-        resources(&facts),
+        resources(&observed),
         [Finding::ok("resources", "kubelets offer the VFs that are free")]
     );
-    offer(&mut facts, 1, "0");
-    let findings = resources(&facts);
+    offer(&mut observed, 1, "0");
+    let findings = resources(&observed);
     assert_eq!(levels(&findings), [Level::Warn]);
     assert_eq!(
         findings[0].message,
@@ -194,34 +196,37 @@ fn a_kubelet_offers_what_is_free_or_it_is_told() {
         "type": "Degraded", "status": "True", "reason": "KubeletUnreachable", "message": "",
         "lastTransitionTime": "2026-01-01T11:00:00Z",
     });
-    let node = &mut facts.hybrid_nodes.as_mut().unwrap()[1];
+    let node = &mut observed.hybrid_nodes.as_mut().unwrap()[1];
     node.status
         .as_mut()
         .unwrap()
         .conditions
         .push(from_value(condition).unwrap());
-    assert_eq!(levels(&resources(&facts)), [Level::Ok]);
+    assert_eq!(levels(&resources(&observed)), [Level::Ok]);
     // Nothing is free there.
-    node_without_free_vfs(&mut facts);
-    assert_eq!(levels(&resources(&facts)), [Level::Ok]);
+    node_without_free_vfs(&mut observed);
+    assert_eq!(levels(&resources(&observed)), [Level::Ok]);
 }
 
-fn node_without_free_vfs(facts: &mut Facts) {
-    let status = facts.hybrid_nodes.as_mut().unwrap()[1].status.as_mut().unwrap();
+fn node_without_free_vfs(observed: &mut Observed) {
+    let status = observed.hybrid_nodes.as_mut().unwrap()[1]
+        .status
+        .as_mut()
+        .unwrap();
     status.conditions.retain(|c| c.type_ != types::DEGRADED);
     (status.pools[0].vfs.free, status.pools[0].vfs.held) = (0, 2);
 }
 
 #[test]
 fn agents_without_device_plugin_or_cni_are_wrong_where_vms_of_kubevirt_are_asked_for() {
-    let mut facts = with_kubevirt();
-    let set = |facts: &mut Facts, args: &[&str]| {
-        let agent = &mut facts.daemon_sets.as_mut().unwrap()[0];
+    let mut observed = with_kubevirt();
+    let set = |observed: &mut Observed, args: &[&str]| {
+        let agent = &mut observed.daemon_sets.as_mut().unwrap()[0];
         let pods = agent.spec.as_mut().unwrap().template.spec.as_mut().unwrap();
         pods.containers[0].args = Some(args.iter().map(ToString::to_string).collect());
-        resources(facts)
+        resources(observed)
     };
-    let findings = set(&mut facts, &[]);
+    let findings = set(&mut observed, &[]);
     assert_eq!(levels(&findings), [Level::Fail, Level::Fail]);
     for (finding, value) in findings
         .iter()
@@ -229,8 +234,8 @@ fn agents_without_device_plugin_or_cni_are_wrong_where_vms_of_kubevirt_are_asked
     {
         assert!(finding.fix.as_ref().unwrap().contains(value), "{finding:?}");
     }
-    nobody_wants_it(&mut facts);
-    assert_eq!(set(&mut facts, &[]), []);
-    facts.daemon_sets = Ok(Vec::new());
-    assert_eq!(resources(&facts), [], "it is not known how the agents run");
+    nobody_wants_it(&mut observed);
+    assert_eq!(set(&mut observed, &[]), []);
+    observed.daemon_sets = Ok(Vec::new());
+    assert_eq!(resources(&observed), [], "it is not known how the agents run");
 }

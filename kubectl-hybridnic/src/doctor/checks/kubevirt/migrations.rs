@@ -9,20 +9,20 @@ use jiff::SignedDuration;
 use kube::ResourceExt as _;
 
 use super::{super::remedy::remedy, name, nics};
-use crate::doctor::{facts::Facts, finding::Finding};
+use crate::doctor::{finding::Finding, observed::Observed};
 
 /// One that has just begun is held by nothing.
 const YOUNG: SignedDuration = SignedDuration::from_mins(1);
 
 /// No migration of a VM with hybrid NICs waits for something that does not come by itself.
-pub fn migrations(facts: &Facts) -> Vec<Finding> {
+pub fn migrations(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "kubevirt-migrations";
-    let migrations = match &facts.kubevirt.migrations {
+    let migrations = match &observed.kubevirt.migrations {
         Ok(migrations) => migrations.iter().flatten(),
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
     let mut findings = Vec::new();
-    for migration in migrations.filter(|migration| !is_over(migration) && is_of_ours(facts, migration)) {
+    for migration in migrations.filter(|migration| !is_over(migration) && is_of_ours(observed, migration)) {
         if migration.spec.send_to.is_some() || migration.spec.receive.is_some() {
             let message = format!(
                 "{}: its VM has hybrid NICs, and cannot migrate to or from another cluster",
@@ -32,11 +32,11 @@ pub fn migrations(facts: &Facts) -> Vec<Finding> {
             continue;
         }
         let begun = migration.creation_timestamp();
-        let age = begun.map(|begun| facts.now.duration_since(begun.0));
+        let age = begun.map(|begun| observed.now.duration_since(begun.0));
         if age.is_some_and(|age| age < YOUNG) {
             continue;
         }
-        for attachment in facts.attachments.iter().flatten() {
+        for attachment in observed.attachments.iter().flatten() {
             let Some(condition) = holds(attachment, migration) else {
                 continue;
             };
@@ -66,8 +66,8 @@ fn is_over(migration: &Migration) -> bool {
     matches!(phase(migration), "Succeeded" | "Failed")
 }
 
-fn is_of_ours(facts: &Facts, migration: &Migration) -> bool {
-    nics(facts).any(|nic| {
+fn is_of_ours(observed: &Observed, migration: &Migration) -> bool {
+    nics(observed).any(|nic| {
         let vm = nic.spec.vm.kubevirt.as_ref();
         vm.is_some_and(|vm| vm.name == migration.spec.vmi_name) && nic.namespace() == migration.namespace()
     })
@@ -160,15 +160,15 @@ mod tests {
 
     #[test]
     fn a_migration_that_a_nic_holds_says_which_and_why_and_how_to_end_it() {
-        let mut facts = with_kubevirt();
+        let mut observed = with_kubevirt();
         let spec = json!({"vmiName": "db"});
-        let with = |facts: &mut Facts, phase: &str, reason: &str| {
-            facts.kubevirt.migrations = Ok(Some(vec![migration(phase, &spec)]));
-            facts.attachments = Ok(vec![attachment(reason)]);
-            migrations(facts)
+        let with = |observed: &mut Observed, phase: &str, reason: &str| {
+            observed.kubevirt.migrations = Ok(Some(vec![migration(phase, &spec)]));
+            observed.attachments = Ok(vec![attachment(reason)]);
+            migrations(observed)
         };
-        assert_eq!(migrations(&facts), []);
-        let findings = with(&mut facts, "Scheduling", "GuestKeepsVf");
+        assert_eq!(migrations(&observed), []);
+        let findings = with(&mut observed, "Scheduling", "GuestKeepsVf");
         assert_eq!(levels(&findings), [Level::Warn]);
         assert_eq!(
             findings[0].message,
@@ -180,42 +180,42 @@ mod tests {
             "{fix}"
         );
         // Later it is no more ended by its object.
-        let findings = with(&mut facts, "TargetReady", "GuestKeepsVf");
+        let findings = with(&mut observed, "TargetReady", "GuestKeepsVf");
         let fix = findings[0].fix.as_deref().unwrap();
         assert!(
             fix.ends_with("delete pod -l kubevirt.io/migrationJobUID=m-uid"),
             "{fix}"
         );
-        assert_eq!(with(&mut facts, "Scheduling", "Progressing"), [], "it passes");
-        assert_eq!(with(&mut facts, "Failed", "GuestKeepsVf"), [], "it is over");
+        assert_eq!(with(&mut observed, "Scheduling", "Progressing"), [], "it passes");
+        assert_eq!(with(&mut observed, "Failed", "GuestKeepsVf"), [], "it is over");
         let mut other = attachment("GuestKeepsVf");
         other.spec.migration.as_mut().unwrap().migration.uid = "other".to_owned();
-        with(&mut facts, "Scheduling", "GuestKeepsVf");
-        facts.attachments = Ok(vec![other]);
-        assert_eq!(migrations(&facts), [], "it is of another migration");
+        with(&mut observed, "Scheduling", "GuestKeepsVf");
+        observed.attachments = Ok(vec![other]);
+        assert_eq!(migrations(&observed), [], "it is of another migration");
     }
 
     #[test]
     fn one_that_has_just_begun_is_held_by_nothing() {
-        let mut facts = with_kubevirt();
+        let mut observed = with_kubevirt();
         let mut young = migration("Scheduling", &json!({"vmiName": "db"}));
         young.metadata.creation_timestamp = from_value(json!("2026-01-01T11:59:30Z")).unwrap();
-        facts.kubevirt.migrations = Ok(Some(vec![young]));
-        facts.attachments = Ok(vec![attachment("GuestKeepsVf")]);
-        assert_eq!(migrations(&facts), []);
+        observed.kubevirt.migrations = Ok(Some(vec![young]));
+        observed.attachments = Ok(vec![attachment("GuestKeepsVf")]);
+        assert_eq!(migrations(&observed), []);
     }
 
     #[test]
     fn one_to_another_cluster_is_wrong_for_our_vms_only() {
-        let mut facts = with_kubevirt();
+        let mut observed = with_kubevirt();
         for (vm, expected) in [("db", vec![Level::Fail]), ("other", vec![])] {
             let spec = json!({"vmiName": vm, "sendTo": {"migrationID": "x"}});
-            facts.kubevirt.migrations = Ok(Some(vec![migration("Pending", &spec)]));
-            assert_eq!(levels(&migrations(&facts)), expected, "{vm}");
+            observed.kubevirt.migrations = Ok(Some(vec![migration("Pending", &spec)]));
+            assert_eq!(levels(&migrations(&observed)), expected, "{vm}");
         }
-        facts.kubevirt.migrations = Err(unanswered());
-        assert_eq!(levels(&migrations(&facts)), [Level::Warn]);
-        facts.kubevirt.migrations = Ok(None);
-        assert_eq!(migrations(&facts), []);
+        observed.kubevirt.migrations = Err(unanswered());
+        assert_eq!(levels(&migrations(&observed)), [Level::Warn]);
+        observed.kubevirt.migrations = Ok(None);
+        assert_eq!(migrations(&observed), []);
     }
 }

@@ -12,21 +12,21 @@ use hybridnic_api::{
     v1alpha1::VmHybridNic,
 };
 
-use crate::doctor::{facts::Facts, kubevirt::Settings};
+use crate::doctor::{kubevirt::Settings, observed::Observed};
 
 pub use install::{binding, definitions, kubevirt, resources};
 pub use migrations::migrations;
 pub use vms::vms;
 
 /// The NICs that are of VMs of KubeVirt.
-fn nics(facts: &Facts) -> impl Iterator<Item = &VmHybridNic> {
-    let nics = facts.nics.iter().flatten();
+fn nics(observed: &Observed) -> impl Iterator<Item = &VmHybridNic> {
+    let nics = observed.nics.iter().flatten();
     nics.filter(|nic| nic.spec.vm.kubevirt.is_some())
 }
 
 /// The VMs that run, or are about to.
-fn vmis(facts: &Facts) -> impl Iterator<Item = &VirtualMachineInstance> {
-    let vmis = facts.kubevirt.vmis.iter().flatten().flatten();
+fn vmis(observed: &Observed) -> impl Iterator<Item = &VirtualMachineInstance> {
+    let vmis = observed.kubevirt.vmis.iter().flatten().flatten();
     let is_over = |vmi: &VirtualMachineInstance| {
         let phase = vmi.status.as_ref().map(|status| status.phase.as_str());
         matches!(phase, Some("Succeeded" | "Failed"))
@@ -35,15 +35,15 @@ fn vmis(facts: &Facts) -> impl Iterator<Item = &VirtualMachineInstance> {
 }
 
 /// Whether anybody asks for a hybrid NIC in a VM of KubeVirt.
-fn is_wanted(facts: &Facts) -> bool {
+fn is_wanted(observed: &Observed) -> bool {
     let has_ours = |vmi: &VirtualMachineInstance| !interfaces::of(&vmi.spec).is_empty();
-    nics(facts).next().is_some() || vmis(facts).any(has_ours)
+    nics(observed).next().is_some() || vmis(observed).any(has_ours)
 }
 
 /// KubeVirt, where there is one and the operator serves its VMs, as far as is known.
-fn served(facts: &Facts) -> Option<&KubeVirt> {
-    let kubevirt = facts.kubevirt.installed.as_ref().ok()?.as_ref()?.first()?;
-    let is_served = Settings::of(facts).is_none_or(|settings| settings.enabled);
+fn served(observed: &Observed) -> Option<&KubeVirt> {
+    let kubevirt = observed.kubevirt.installed.as_ref().ok()?.as_ref()?.first()?;
+    let is_served = Settings::of(observed).is_none_or(|settings| settings.enabled);
     is_served.then_some(kubevirt)
 }
 

@@ -5,27 +5,27 @@ use jiff::SignedDuration;
 use kube::ResourceExt as _;
 
 use super::{name, nics, served, vmis};
-use crate::doctor::{facts::Facts, finding::Finding};
+use crate::doctor::{finding::Finding, observed::Observed};
 
 /// A VM that has just been made has no NIC yet.
 const YOUNG: SignedDuration = SignedDuration::from_mins(1);
 
 /// Each VM with an interface on a network of ours has what that needs.
-pub fn vms(facts: &Facts) -> Vec<Finding> {
+pub fn vms(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "kubevirt-vms";
-    if let Err(why) = &facts.kubevirt.vmis {
+    if let Err(why) = &observed.kubevirt.vmis {
         return vec![Finding::unseen(CHECK, why)];
     }
     // Without the NICs nothing is known to be missing; their own check says that.
-    if served(facts).is_none() || facts.nics.is_err() {
+    if served(observed).is_none() || observed.nics.is_err() {
         return Vec::new();
     }
     let mut findings = Vec::new();
     let mut well = 0;
-    for vmi in vmis(facts) {
+    for vmi in vmis(observed) {
         let ours = interfaces::of(&vmi.spec);
         let before = findings.len();
-        findings.extend(misfits(facts, vmi).map(|why| {
+        findings.extend(misfits(observed, vmi).map(|why| {
             let fix = "change spec.template.spec of the VirtualMachine, and restart the VM";
             Finding::fail(CHECK, format!("{}: {why}", name(vmi)), fix)
         }));
@@ -37,8 +37,8 @@ pub fn vms(facts: &Facts) -> Vec<Finding> {
                 "do what KubeVirt's message asks for",
             ));
         }
-        let missing: Vec<_> = without_nic(facts, vmi).collect();
-        if !is_young(facts, vmi) {
+        let missing: Vec<_> = without_nic(observed, vmi).collect();
+        if !is_young(observed, vmi) {
             findings.extend(missing.iter().map(|interface| {
                 let message = format!(
                     "{}: the operator has made no NIC for its interface {interface}",
@@ -60,15 +60,15 @@ pub fn vms(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn is_young(facts: &Facts, vmi: &VirtualMachineInstance) -> bool {
+fn is_young(observed: &Observed, vmi: &VirtualMachineInstance) -> bool {
     let made = vmi.creation_timestamp();
-    made.is_some_and(|made| facts.now.duration_since(made.0) < YOUNG)
+    made.is_some_and(|made| observed.now.duration_since(made.0) < YOUNG)
 }
 
 /// What is wrong with interfaces that are on a network of ours, and have another binding.
-fn misfits<'a>(facts: &'a Facts, vmi: &'a VirtualMachineInstance) -> impl Iterator<Item = String> + 'a {
+fn misfits<'a>(observed: &'a Observed, vmi: &'a VirtualMachineInstance) -> impl Iterator<Item = String> + 'a {
     let own = vmi.namespace().unwrap_or_default();
-    let definitions = facts.kubevirt.definitions.iter().flatten().flatten();
+    let definitions = observed.kubevirt.definitions.iter().flatten().flatten();
     let others = interfaces::others(&vmi.spec).into_iter().filter(move |other| {
         let namespace = other.namespace.as_ref().unwrap_or(&own);
         definitions.clone().any(|nad| {
@@ -81,9 +81,12 @@ fn misfits<'a>(facts: &'a Facts, vmi: &'a VirtualMachineInstance) -> impl Iterat
 }
 
 /// The interfaces of ours without a NIC.
-fn without_nic<'a>(facts: &'a Facts, vmi: &'a VirtualMachineInstance) -> impl Iterator<Item = String> + 'a {
+fn without_nic<'a>(
+    observed: &'a Observed,
+    vmi: &'a VirtualMachineInstance,
+) -> impl Iterator<Item = String> + 'a {
     let wanted = interfaces::of(&vmi.spec).into_iter().filter(|wanted| {
-        !nics(facts).any(|nic| {
+        !nics(observed).any(|nic| {
             let vm = nic.spec.vm.kubevirt.as_ref();
             let is_its = vm.is_some_and(|vm| {
                 vm.name == vmi.name_any() && vm.interface.as_ref().is_none_or(|name| *name == wanted.name)
@@ -104,8 +107,8 @@ mod tests {
         testing::{levels, unanswered, with_kubevirt},
     };
 
-    fn change(facts: &mut Facts, path: &str, to: Value) {
-        let vmis = facts.kubevirt.vmis.as_mut().unwrap().as_mut().unwrap();
+    fn change(observed: &mut Observed, path: &str, to: Value) {
+        let vmis = observed.kubevirt.vmis.as_mut().unwrap().as_mut().unwrap();
         let mut vmi = serde_json::to_value(&vmis[0]).unwrap();
         let (parent, key) = path.rsplit_once('/').unwrap();
         vmi.pointer_mut(parent).unwrap()[key] = to;
@@ -114,17 +117,17 @@ mod tests {
 
     #[test]
     fn a_vm_has_its_nics_or_it_is_told() {
-        let mut facts = with_kubevirt();
-        assert_eq!(vms(&facts), [Finding::ok("kubevirt-vms", "1 have their NICs")]);
+        let mut observed = with_kubevirt();
+        assert_eq!(vms(&observed), [Finding::ok("kubevirt-vms", "1 have their NICs")]);
         // The NIC is of another interface.
-        facts.nics.as_mut().unwrap()[1]
+        observed.nics.as_mut().unwrap()[1]
             .spec
             .vm
             .kubevirt
             .as_mut()
             .unwrap()
             .interface = Some("slow".into());
-        let findings = vms(&facts);
+        let findings = vms(&observed);
         assert_eq!(levels(&findings), [Level::Warn]);
         assert_eq!(
             findings[0].message,
@@ -138,36 +141,36 @@ mod tests {
                 .contains("-n shop describe vm db")
         );
         // One that names no interface is of any.
-        facts.nics.as_mut().unwrap()[1]
+        observed.nics.as_mut().unwrap()[1]
             .spec
             .vm
             .kubevirt
             .as_mut()
             .unwrap()
             .interface = None;
-        assert_eq!(levels(&vms(&facts)), [Level::Ok]);
-        facts.nics.as_mut().unwrap().clear();
-        assert_eq!(levels(&vms(&facts)), [Level::Warn]);
+        assert_eq!(levels(&vms(&observed)), [Level::Ok]);
+        observed.nics.as_mut().unwrap().clear();
+        assert_eq!(levels(&vms(&observed)), [Level::Warn]);
         change(
-            &mut facts,
+            &mut observed,
             "/metadata/creationTimestamp",
             json!("2026-01-01T11:59:30Z"),
         );
-        assert_eq!(vms(&facts), [], "it is young");
-        change(&mut facts, "/metadata/creationTimestamp", Value::Null);
-        change(&mut facts, "/status/phase", json!("Succeeded"));
-        assert_eq!(vms(&facts), [], "it is over");
-        facts.kubevirt.vmis = Err(unanswered());
-        assert_eq!(levels(&vms(&facts)), [Level::Warn]);
+        assert_eq!(vms(&observed), [], "it is young");
+        change(&mut observed, "/metadata/creationTimestamp", Value::Null);
+        change(&mut observed, "/status/phase", json!("Succeeded"));
+        assert_eq!(vms(&observed), [], "it is over");
+        observed.kubevirt.vmis = Err(unanswered());
+        assert_eq!(levels(&vms(&observed)), [Level::Warn]);
     }
 
     #[test]
     fn what_kubevirt_says_is_passed_on() {
-        let mut facts = with_kubevirt();
+        let mut observed = with_kubevirt();
         let failed =
             json!([{"type": "Synchronized", "status": "False", "reason": "x", "message": "no binding"}]);
-        change(&mut facts, "/status/conditions", failed);
-        let findings = vms(&facts);
+        change(&mut observed, "/status/conditions", failed);
+        let findings = vms(&observed);
         assert_eq!(levels(&findings), [Level::Warn]);
         assert_eq!(
             findings[0].message,
@@ -177,13 +180,13 @@ mod tests {
 
     #[test]
     fn an_interface_of_sriov_on_a_network_of_ours_is_wrong_and_one_on_anothers_is_not() {
-        let mut facts = with_kubevirt();
+        let mut observed = with_kubevirt();
         change(
-            &mut facts,
+            &mut observed,
             "/spec/domain/devices/interfaces",
             json!([{"name": "fast", "sriov": {}}]),
         );
-        let findings = vms(&facts);
+        let findings = vms(&observed);
         assert_eq!(levels(&findings), [Level::Fail]);
         assert!(
             findings[0]
@@ -191,8 +194,8 @@ mod tests {
                 .starts_with("shop/db: the interface fast has `sriov: {}`"),
             "{findings:?}"
         );
-        let definitions = facts.kubevirt.definitions.as_mut().unwrap().as_mut().unwrap();
+        let definitions = observed.kubevirt.definitions.as_mut().unwrap().as_mut().unwrap();
         definitions[0].metadata.labels = None;
-        assert_eq!(vms(&facts), []);
+        assert_eq!(vms(&observed), []);
     }
 }

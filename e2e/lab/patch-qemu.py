@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Mends a fault of QEMU's emulated SVM in a copy of its program. See README.md, "Interrupts that came twice".
+"""Patches a fault of QEMU's emulated SVM in a copy of its program. See README.md, "Interrupts that came twice".
 
-Usage: mend-qemu.py PROGRAM
+Usage: patch-qemu.py PROGRAM
 
 In accel/tcg/cpu-exec.c, cpu_handle_interrupt() ends a turn of the emulation by
 
@@ -27,6 +27,6 @@ program = pathlib.Path(sys.argv[1])
 code = program.read_bytes()
 found = list(CONDITION.finditer(code))
 if len(found) != 1:
-    sys.exit(f"{program}: {len(found)} places look like the one to mend; it is left as it is")
+    sys.exit(f"{program}: {len(found)} places look like the one to patch; nothing is changed")
 start, end = found[0].span("jne")
 program.write_bytes(code[:start] + NOP[end - start] + code[end:])

@@ -31,54 +31,54 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The operator's lease.
 const LEASE: &str = "hybridnic-operator";
 
-/// A fact, or why it is not known.
-pub type Seen<T> = Result<T, Unanswered>;
+/// What was fetched, or why it could not be.
+pub type Fetched<T> = Result<T, Unanswered>;
 
-/// What is known of a cluster.
-pub struct Facts {
+/// What is observed of a cluster.
+pub struct Observed {
     /// The time by this machine's clock.
     pub now: Timestamp,
     /// Version of the API server.
     pub kubernetes: Option<String>,
     /// All CustomResourceDefinitions.
-    pub crds: Seen<Vec<CustomResourceDefinition>>,
+    pub crds: Fetched<Vec<CustomResourceDefinition>>,
     /// The Deployments that are operators.
-    pub operators: Seen<Vec<Deployment>>,
+    pub operators: Fetched<Vec<Deployment>>,
     /// The operators' leases.
-    pub leases: Seen<Vec<LeaseSeen>>,
+    pub leases: Fetched<Vec<ObservedLease>>,
     /// All DaemonSets: agents, and owners of VFs.
-    pub daemon_sets: Seen<Vec<DaemonSet>>,
+    pub daemon_sets: Fetched<Vec<DaemonSet>>,
     /// The agents' pods.
-    pub agent_pods: Seen<Vec<Pod>>,
+    pub agent_pods: Fetched<Vec<Pod>>,
     /// All nodes.
-    pub nodes: Seen<Vec<Node>>,
+    pub nodes: Fetched<Vec<Node>>,
     /// What agents have published.
-    pub hybrid_nodes: Seen<Vec<HybridNode>>,
+    pub hybrid_nodes: Fetched<Vec<HybridNode>>,
     /// All networks.
-    pub networks: Seen<Vec<HybridNetwork>>,
+    pub networks: Fetched<Vec<HybridNetwork>>,
     /// All NICs.
-    pub nics: Seen<Vec<VmHybridNic>>,
+    pub nics: Fetched<Vec<VmHybridNic>>,
     /// All attachments.
-    pub attachments: Seen<Vec<NicAttachment>>,
+    pub attachments: Fetched<Vec<NicAttachment>>,
     /// All migrations.
-    pub migrations: Seen<Vec<QemuMigration>>,
+    pub migrations: Fetched<Vec<QemuMigration>>,
     /// KubeVirt and Multus.
     pub kubevirt: kubevirt::Objects,
     /// Admission policies.
-    pub policies: Seen<Vec<ValidatingAdmissionPolicy>>,
+    pub policies: Fetched<Vec<ValidatingAdmissionPolicy>>,
     /// What puts them into force.
-    pub policy_bindings: Seen<Vec<ValidatingAdmissionPolicyBinding>>,
+    pub policy_bindings: Fetched<Vec<ValidatingAdmissionPolicyBinding>>,
     /// What the user may not do, and would have to.
     pub rights: Vec<rights::Answer>,
     /// PFs that sriov-network-operator sets up.
-    pub sriov_operator: Seen<Vec<foreign::ForeignPf>>,
+    pub sriov_operator: Fetched<Vec<foreign::ForeignPf>>,
     /// Devices that DRA drivers offer.
-    pub slices: Seen<Vec<foreign::Slice>>,
+    pub slices: Fetched<Vec<foreign::Slice>>,
 }
 
 /// A lease, looked at for as long as its holder may take to renew it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeaseSeen {
+pub struct ObservedLease {
     /// Its namespace.
     pub namespace: String,
     /// Who holds it.
@@ -89,15 +89,15 @@ pub struct LeaseSeen {
     pub renewed: bool,
 }
 
-impl Facts {
-    /// Fetches everything. What is refused is a fact; that nothing answers is an error.
+impl Observed {
+    /// Fetches everything. A refusal is one of the observations; if nothing answers at all, that is an error.
     pub async fn fetch(cluster: &Cluster) -> anyhow::Result<Self> {
         let version = cluster
             .ask("the API server's version", cluster.client.apiserver_version())
             .await;
         let kubernetes = match version {
             Ok(version) => Some(version.git_version),
-            // Who may not ask for the version has reached the API server.
+            // A refusal comes from an API server that was reached.
             Err(error) => match Unanswered::from(error) {
                 unanswered if unanswered.forbidden => None,
                 unanswered => bail!(unanswered),
@@ -178,7 +178,7 @@ impl Facts {
     }
 }
 
-async fn all<K>(cluster: &Cluster, what: &str) -> Seen<Vec<K>>
+async fn all<K>(cluster: &Cluster, what: &str) -> Fetched<Vec<K>>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
 {
@@ -187,7 +187,7 @@ where
     Ok(list?.items)
 }
 
-async fn pods_of(cluster: &Cluster, set: &DaemonSet) -> Seen<Vec<Pod>> {
+async fn pods_of(cluster: &Cluster, set: &DaemonSet) -> Fetched<Vec<Pod>> {
     let labels = set
         .spec
         .as_ref()
@@ -216,7 +216,7 @@ async fn service_account(cluster: &Cluster, name: &str) -> Option<rights::Accoun
     Some(rights::Account::service(&namespace, name))
 }
 
-async fn leases(cluster: &Cluster) -> Seen<Vec<LeaseSeen>> {
+async fn leases(cluster: &Cluster) -> Fetched<Vec<ObservedLease>> {
     let api: Api<Lease> = Api::all(cluster.client.clone());
     let named = ListParams::default().fields(&format!("metadata.name={LEASE}"));
     let list = cluster.ask("Leases", api.list(&named)).await?;
@@ -224,10 +224,10 @@ async fn leases(cluster: &Cluster) -> Seen<Vec<LeaseSeen>> {
 }
 
 /// Watches a lease until it is renewed, or until it should have been.
-async fn look_at(cluster: &Cluster, lease: &Lease) -> LeaseSeen {
+async fn look_at(cluster: &Cluster, lease: &Lease) -> ObservedLease {
     let namespace = lease.namespace().unwrap_or_default();
     let spec = lease.spec.clone().unwrap_or_default();
-    let mut seen = LeaseSeen {
+    let mut seen = ObservedLease {
         namespace: namespace.clone(),
         holder: spec.holder_identity.filter(|holder| !holder.is_empty()),
         seconds: spec.lease_duration_seconds.unwrap_or(15),
