@@ -6,7 +6,7 @@ use hybridnic_api::v1alpha1::{
 };
 
 use super::encryption::Encryption;
-use super::scene::Scene;
+use super::testing::Scene;
 use crate::testing::report;
 
 fn order(end: Option<&NicAttachment>) -> MigrationOrder {

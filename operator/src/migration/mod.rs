@@ -8,10 +8,10 @@ pub mod inputs;
 mod phases;
 mod record;
 #[cfg(test)]
-mod scene;
-#[cfg(test)]
 mod simulation_tests;
 pub mod step;
+#[cfg(test)]
+mod testing;
 mod trace;
 #[cfg(test)]
 mod undecided_tests;

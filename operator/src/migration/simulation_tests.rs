@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use crate::attachment;
 use crate::migration::encryption::Encryption;
-use crate::migration::scene::Scene;
+use crate::migration::testing::Scene;
 use crate::testing::{observe, report, report_kept};
 
 /// The truth, of which the operator sees only reports.

@@ -8,7 +8,7 @@ use hybridnic_api::v1alpha1::{
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::migration::scene::Scene;
+use crate::migration::testing::Scene;
 use crate::testing::{attachment, observe, pod, report, report_kept, say};
 
 #[test]

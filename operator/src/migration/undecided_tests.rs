@@ -7,7 +7,7 @@ use hybridnic_api::v1alpha1::{
     AttachmentState, Decision, Goal, MigrationPhase, MigrationState, MigrationStep, NicAttachment,
 };
 
-use super::scene::Scene;
+use super::testing::Scene;
 use crate::testing::{report, report_kept};
 
 /// The VM was handed over, and the target's node is away: its pod was force-deleted, or only does not report.

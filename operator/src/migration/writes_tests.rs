@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hybridnic_api::v1alpha1::{AttachmentState, MigrationPhase, MigrationState};
 
-use crate::migration::scene::Scene;
+use crate::migration::testing::Scene;
 use crate::migration::worth::{self, Worth};
 use crate::testing::{report, say};
 
