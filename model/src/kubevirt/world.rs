@@ -1,7 +1,8 @@
 //! The world as a system of states and actions.
 
-use super::agent::{self, NicSight, Verdict, VmSight};
+use super::agent;
 use super::invariants;
+use super::nic_task::NicSight;
 use super::operator::reconcile_nic;
 use super::runtime::{self, Happens, happen};
 use super::show;
@@ -9,6 +10,7 @@ use super::state::{
     Held, Kube, Lag, MOVES, Migration, NODES, PODS, Phase, Place, Pod, PodPhase, Qemu, Run, Sandbox, State,
     Truth, View,
 };
+use super::vm_task::{Verdict, VmSight};
 use crate::nic_task::Round;
 use crate::objects::{Memo, Objects};
 use crate::operator::Write;
