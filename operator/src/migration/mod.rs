@@ -1,5 +1,6 @@
 //! `QemuMigration`: drives the phase; what each NIC does in it is the NICs' business.
 
+mod begin;
 mod change;
 pub mod encryption;
 #[cfg(test)]

@@ -10,6 +10,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::inputs::Inputs;
 
+/// What is said of a migration that was deleted.
+pub const CANCELLED: &str = "the migration was deleted; the VM runs on at its source";
+
 /// Why a migration stays where it is, or where it goes.
 pub enum Next {
     /// It stays, and says what it waits for.

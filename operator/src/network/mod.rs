@@ -1,5 +1,6 @@
 //! `HybridNetwork.status`: what the cluster has of a network; and its finalizer, while NICs are attached to it.
 
+mod nodes;
 mod status;
 
 use std::collections::{BTreeSet, HashMap};
@@ -19,7 +20,8 @@ use crate::kubevirt::Definitions;
 use crate::presence::Presence;
 use crate::world::World;
 use crate::write;
-use status::{Nodes, build_status, notes, of_network};
+use nodes::{Nodes, of_network};
+use status::{build_status, notes};
 
 /// All nodes of a network are looked at, and its status is written, no more often than this.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
