@@ -58,7 +58,7 @@ pub fn ask(
     loop {
         match connect(socket.as_raw_fd(), &UnixAddr::new(path).map_err(lost)?) {
             Ok(()) => break,
-            // All places of those who wait to be let in are taken.
+            // All places for callers that wait are taken.
             Err(Errno::EAGAIN) if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
             Err(errno @ (Errno::ENOENT | Errno::ECONNREFUSED)) => return Err(NoAnswer::Nobody(errno)),
             Err(errno) => return Err(lost(errno)),

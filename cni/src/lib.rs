@@ -1,4 +1,4 @@
-//! The CNI plugin of hybridnic. It asks the node's agent, which does all of the work, and needs no right of its own but to reach the
+//! The CNI plugin of hybridnic. It asks the node's agent, which does all of the work. The only rights that it needs are to reach the
 //! agent's socket and to open the pod's network namespace.
 //!
 //! | module | is |

@@ -1,5 +1,5 @@
 //! What the plugin and the agent say to each other: one question as JSON in one packet (`SOCK_SEQPACKET`), with a descriptor of the pod's
-//! network namespace, and one answer. Either end that goes away has no more to say.
+//! network namespace, and one answer. If an end goes away, the other gets no more from it.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ pub enum Question {
     Add {
         /// Which one.
         attachment: Attachment,
-        /// For whom.
+        /// For which pod.
         pod: Pod,
         /// The `HybridNetwork`.
         network: String,

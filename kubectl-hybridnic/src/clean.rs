@@ -1,7 +1,7 @@
-//! What comes from the cluster, without what would steer the terminal.
+//! Removes what would control the terminal from everything that comes from the cluster.
 //!
 //! Names, messages and events have words of QEMU, of agents and of users in them. They are cleaned where they come in, in the answers
-//! of the API server, so that whatever is printed of them later, and however, is clean. Our own colours are added behind that.
+//! of the API server, so that everything that is printed later is clean. Our own colours are added after that.
 
 use http_body_util::BodyExt as _;
 use hybridnic_text::{HIDDEN, steers};

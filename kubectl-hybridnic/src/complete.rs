@@ -73,7 +73,7 @@ fn candidates(words: &[String], mut command: Command) -> anyhow::Result<Vec<Comp
         args.push(OsString::new());
     }
     let last = args.len() - 1;
-    // Options are many; they are told to who has begun one.
+    // There are many options; they are offered once the user has begun one.
     let option = args[last].to_string_lossy().starts_with('-');
     let mut candidates = engine::complete(&mut command, args, last, None).context("cannot complete")?;
     candidates.retain(|candidate| option || !candidate.get_value().to_string_lossy().starts_with('-'));

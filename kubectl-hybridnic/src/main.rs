@@ -1,6 +1,6 @@
 //! `kubectl hybridnic`: what an administrator looks at.
 //!
-//! Each command fetches, decides and draws apart: what is drawn is a pure function of what was fetched, the terminal's
+//! Each command fetches, decides and draws separately: what is drawn is a pure function of what was fetched, the terminal's
 //! width and the time.
 
 mod clean;

@@ -1,7 +1,7 @@
 //! Colours and tables.
 //!
-//! Everything is drawn with its colours; [`crate::print`] takes them out where they are not wanted. So what is drawn
-//! depends on the data alone.
+//! Everything is drawn with its colours; [`crate::print`] removes them if they are not wanted. So what is drawn
+//! depends only on the data.
 
 use std::fmt::Display;
 

@@ -34,8 +34,8 @@ fn one_vm(state: &State) -> Result<(), Broken> {
     Ok(())
 }
 
-/// A NIC's MAC is live on one node, and on one PF of it but for the moment of a switch. A person may let the VM go on before the
-/// node of a QEMU that does not run it has been tidied up: its devices are silent, for nobody sends by them.
+/// A NIC's MAC is live on one node, and there on one PF, except for the moment of a switch. A person may let the VM go on before the
+/// node of a QEMU that does not run it has been tidied up: its devices are silent, because nothing sends through them.
 fn one_mac(state: &State, n: usize) -> Result<(), Broken> {
     let live = ENDS.map(|end| state.nodes[end].nics[n].live());
     let left_behind = state.api.decision == Some(Choice::ResumeSource) && !state.nodes[TARGET].qemu.runs();

@@ -10,11 +10,11 @@
 //! | [`nic_task`], [`vm_task`] | the agent's two tasks around its decisions |
 //! | [`operator`] | the operator's two controllers around its decisions |
 //! | [`qemu`] | what QEMU does |
-//! | [`model`] | who may do what when, and what may go wrong |
+//! | [`model`] | which part may do what when, and what may go wrong |
 //! | [`invariants`] | what must hold |
 //! | [`system`] | what a search needs of a world |
 //! | [`search`] | the search through all states |
-//! | [`settling`] | whether all comes to a good end |
+//! | [`settling`] | whether everything ends well |
 //! | [`kubevirt`] | the other world |
 //! | [`show`] | states in words |
 

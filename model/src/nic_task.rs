@@ -140,7 +140,7 @@ pub(crate) fn says(objects: &Objects, nic: &Nic, status: Id) -> Id {
     if silent { 0 } else { status }
 }
 
-/// The NIC has left the node. The VM goes with the last one, but for what the journal has of it.
+/// The NIC has left the node. With the last one the VM is forgotten, except for what the journal has of it.
 fn leave(node: &mut Node, n: usize, status: Id) {
     let nic = &mut node.nics[n];
     *nic = Nic {
@@ -245,7 +245,7 @@ impl Sight {
 pub(crate) struct View {
     /// What there is of it.
     pub nic: Nic,
-    /// Who sees to what.
+    /// Whether agent or runtime does each part.
     pub duties: Duties,
     /// The VM's QEMU.
     pub qemu: QemuSeen,

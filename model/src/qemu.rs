@@ -6,8 +6,8 @@
 //!  target  setup ─► active                                                      completed
 //! ```
 //! With `return-path` the target completes first. It starts the VM then, unless it was told to stop before the VM came. A
-//! stream that breaks off makes the source run on by itself, wherever the stream was; a target that has all of the VM completes
-//! all the same.
+//! stream that breaks off makes the source resume by itself, no matter how far the stream was; a target that has all of the VM
+//! completes nevertheless.
 
 use crate::state::{Qemu, Run, SOURCE, State, Stream, TARGET, Transfer};
 

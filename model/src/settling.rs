@@ -1,4 +1,4 @@
-//! Whether all comes to a good end once nothing goes wrong any more.
+//! Whether everything ends well once nothing goes wrong any more.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

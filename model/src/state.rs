@@ -300,7 +300,7 @@ pub struct Truth {
     pub arrived: bool,
     /// QEMU itself runs the VM on at the source, and the target has all of it.
     pub own_double: bool,
-    /// The VM was sent to nobody knows whom, or in plain.
+    /// The VM was sent to an unknown peer, or in plain.
     pub plain: bool,
     /// The source was told to run the VM on after it had run at the target, and no person has decided so.
     pub zombie: bool,

@@ -26,7 +26,7 @@ enum Driver {
     Operator,
     /// KubeVirt, which asks for one.
     Kubevirt,
-    /// KubeVirt, which asks for two, one after the other; all news come at once, but for faults.
+    /// KubeVirt, which asks for two, one after the other; all news come at once, except for faults.
     Prompt,
 }
 

@@ -1,6 +1,6 @@
-//! Runs a task for each attachment that should be here, with a `Reporter` that has told what it reports.
+//! Runs a task for each attachment that should be here, with a `Reporter` that sends its reports.
 //!
-//! Who says what should be here is needed for news only: with the API server away, tasks go on with the specs that they have, a
+//! The API server is needed for news only: while it is away, tasks work with the specs that they have, a
 //! restart takes them from the journal, and reports wait.
 
 mod reporter;

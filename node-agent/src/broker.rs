@@ -1,11 +1,10 @@
-//! What the agent needs, and as it is once it has given up its powers, cannot make:
+//! What the agent needs and cannot make once it has given up its powers:
 //!
-//! - a TCP socket in the network of a VM's pod, see [`crate::machine::qemu::dial`]: `setns(2)` asks for `CAP_SYS_ADMIN` and `CAP_SYS_PTRACE`;
-//! - a directory in memory that is a file system of its own, see [`crate::machine::qemu::tls`]: `fsopen(2)` asks for `CAP_SYS_ADMIN`. Whoever gets any other
-//!   directory open may walk up from it, by `..`, as far as he is let: a QEMU that is root, to the agent's own files.
-//!
-//! - a socket of rtnetlink in the network of a pod, by which a macvtap there goes up and down from outside, and the list of what its links
-//!   receive: `setns(2)`, as above.
+//! - a TCP socket in the network of a VM's pod, see [`crate::machine::qemu::dial`]: `setns(2)` needs `CAP_SYS_ADMIN` and `CAP_SYS_PTRACE`;
+//! - a directory in memory that is a file system of its own, see [`crate::machine::qemu::tls`]: `fsopen(2)` needs `CAP_SYS_ADMIN`. A process that gets
+//!   any other directory open can walk up from it by `..` as far as permissions allow: a QEMU that is root gets to the agent's own files;
+//! - an rtnetlink socket in the network of a pod, with which a macvtap there is set up and down from outside, and the list of what the pod's
+//!   links receive: `setns(2)`, as above.
 //!
 //! So a small process of the same program keeps these powers. It can do these three things, for the agent alone, and reads nothing that a
 //! VM or a user has written.
@@ -205,7 +204,7 @@ pub fn serve() -> anyhow::Result<()> {
                 let made = setns(&network, CloneFlags::CLONE_NEWNET)
                     .map_err(io::Error::from)
                     .and_then(|()| within(what));
-                // Whoever cannot come back ends.
+                // A process that cannot come back ends.
                 setns(&ours, CloneFlags::CLONE_NEWNET)?;
                 made
             }

@@ -1,12 +1,12 @@
-//! What is asked of a device, each time in a process of its own.
+//! Calls of a device's driver, each in a process of its own.
 //!
-//! A call runs a driver, or waits for the lock that a driver holds, and a driver may never return. Nothing ends such a call, and a process
-//! with a thread in it does not end either: it would be the agent, and the next one would walk into the same. So the agent starts its own
-//! program once more for each call, and waits for that as long as it likes.
+//! A call runs a driver, or waits for the lock that a driver holds, and a driver may never return. Nothing can abort such a call, and a process
+//! with a thread in it does not end either: that would be the agent, and the next agent would run into the same. So the agent starts its
+//! own program once more for each call, and waits for that only as long as it likes.
 //!
-//! A call that hangs must be known to the agent that comes after the one that made it. Its process has a locked file as its standard input, one
-//! for each device, in a directory in memory. The kernel keeps that lock (`flock(2)`) for as long as the process lives, whatever becomes
-//! of the agent, and no longer: there is nothing to be written down and cleared away, and no pid that may be another's by now.
+//! The next agent must know about a call that hangs. The call's process has a locked file as its standard input, one
+//! for each device, in a directory in memory. The kernel keeps that lock (`flock(2)`) exactly as long as the process lives, no matter what
+//! happens to the agent: nothing has to be written down and cleaned up, and there is no pid that may belong to another process by now.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -82,7 +82,7 @@ pub enum CallError {
 }
 
 impl Call {
-    /// Whom it asks.
+    /// The device that it asks.
     pub fn device(&self) -> PciAddress {
         match self {
             Self::DriverState { device }
@@ -214,7 +214,7 @@ fn start(program: &Path, call: &Call, sysfs: &Sysfs, dev: &DevNodes, lock: File)
         .args([sysfs.root(), dev.root()])
         .stdin(Stdio::from(lock))
         .stdout(Stdio::piped())
-        // Whoever reads the agent's output waits until all that could write there have ended.
+        // A reader of the agent's output waits until all processes that could write there have ended.
         .stderr(Stdio::null())
         .env_clear()
         .spawn()

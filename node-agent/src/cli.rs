@@ -334,7 +334,7 @@ async fn offer_devices(host: &Arc<Host>, kubelet: Option<&Path>) -> Infallible {
     }
 }
 
-/// Who may read the metrics, with a certificate for as long as the agent runs.
+/// Decides which clients may read the metrics, with a certificate that lasts as long as the agent runs.
 fn metrics_guard(client: kube::Client, node: &str, audience: Option<String>) -> anyhow::Result<Guard> {
     let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(vec![node.to_owned()])
         .context("cannot make a certificate for metrics")?;

@@ -1,4 +1,4 @@
-//! PFs and VFs, as far as their drivers have a part in it: each is asked one thing at a time, with a deadline.
+//! PFs and VFs where their drivers are involved: one call at a time for each, with a deadline.
 
 use std::{io, sync::Arc, time::Duration};
 

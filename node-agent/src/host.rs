@@ -84,7 +84,7 @@ pub struct Host {
     pub sandboxes: Sandboxes,
     /// Makes what the agent has given up the powers for.
     pub broker: Arc<dyn Broker>,
-    /// Who holds which VF.
+    /// Which NIC holds which VF.
     pub pools: Ledger,
     /// What the kubelet offers of it to pods.
     pub offers: Arc<Offers>,
@@ -96,7 +96,7 @@ pub struct Host {
     pub macs: Macs,
     /// Held while a macvtap is put on a VLAN device, or a VLAN device is removed because nothing is on it.
     pub vlan_devices: Mutex<()>,
-    /// Who wants to know where a migration's time goes.
+    /// Where it is reported how long a migration's parts take.
     pub traces: Traces,
     /// Settings.
     pub options: Settings,
@@ -196,7 +196,7 @@ impl Host {
         }
     }
 
-    /// The interface of a PF, found by the PF's PCI address each time, for its name may change. `None` where it has none here.
+    /// The interface of a PF, found by the PF's PCI address each time, because its name may change. `None` if it has none here.
     pub async fn pf_link(&self, pf: PciAddress) -> Result<Option<Link>, PfUnread> {
         let unread = |source| PfUnread { pf, source };
         match self.sysfs.interface_index(pf).map_err(|e| unread(e.into()))? {

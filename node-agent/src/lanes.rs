@@ -1,9 +1,9 @@
-//! What may wait for a driver: one call at a time for each device, each on a thread of its own, with a deadline.
+//! Calls that may wait for a driver: one at a time for each device, each on a thread of its own, with a deadline.
 //!
 //! A write to sysfs that binds a device or makes VFs runs the driver, and a driver may never return. Files that take the
-//! device's lock hang with it. Such a call costs its own device only: the caller gets an error at the deadline, the device
-//! counts as hung, and nothing more is asked of it until the call has returned. tokio's own blocking threads are few, and are
-//! not for this. The thread of a device's call waits for the process that makes it ([`crate::calls`]), and so can be ended.
+//! device's lock hang with it. Only the call's own device suffers: the caller gets an error at the deadline, the device
+//! counts as hung, and there are no further calls until this one has returned. tokio's own blocking threads are few, and are
+//! not meant for this. The thread of a device's call waits for the process that makes it ([`crate::calls`]), and so can be ended.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,7 +25,7 @@ use crate::troubles::Troubles;
 /// A thread's stack. Its calls are not deep, and most threads of a node with hung devices do nothing but wait.
 const STACK: usize = 256 << 10;
 
-/// Who may be called one call at a time.
+/// What may be called one call at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lane {
     /// A PCI function.

@@ -3,18 +3,18 @@
 //! | module | is |
 //! |---|---|
 //! | [`attachments`] | the attachments of this node, a task for each, and what they report |
-//! | [`wants`] | who says what should be here, and is told what has become of it |
+//! | [`wants`] | where it is said what should be here, and reported what has become of it |
 //! | [`nic`] | one NIC: observe → plan → execute → report |
-//! | [`machine`] | one VM: the session with what runs it, and its migration |
-//! | [`node`] | PFs, VFs and pools: who holds what, what is published |
+//! | [`machine`] | one VM: the session with its runtime, and its migration |
+//! | [`node`] | PFs, VFs and pools: which NIC holds what, what is published |
 //! | [`offer`] | the node's devices as the kubelet offers them to pods |
 //! | [`journal`] | what is held, on disk |
-//! | [`privileges`] | gives up what root has and the agent does not need |
+//! | [`privileges`] | gives up the powers of root that the agent does not need |
 //! | [`audit`] | looks for what is not as it should be, and reports it |
 //! | [`links`] | where standbys are: in the host's network or a pod's |
-//! | [`devices`] | what drivers have a part in: [`calls`] by a process each, and [`lanes`], one at a time for each device, with a deadline |
+//! | [`devices`] | what involves drivers: [`calls`] in a process each, and [`lanes`], one call at a time for each device, with a deadline |
 //! | [`cni`] | pods' interfaces, as container runtimes ask for them |
-//! | [`handouts`] | descriptors of VFs that QEMUs were given, for as long as somebody has them |
+//! | [`handouts`] | descriptors of VFs that QEMUs were given, as long as a process has them |
 //! | [`troubles`] | what does not work while the rest goes on |
 //! | [`metrics`] | what is measured |
 //! | [`inventory`] | the same view without a cluster |

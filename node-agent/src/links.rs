@@ -1,8 +1,8 @@
 //! Where standbys' macvtaps are: in the host's network namespace or, as the link of a pod, in the pod's.
 //!
-//! The pod's namespace is reached by what [`Sandboxes`] hold, for the length of a request, because a namespace that is held
-//! keeps its links. Where nobody holds it, a macvtap is gone once the machine has no device with its index, in whatever namespace. That it
-//! is not found elsewhere, or that a namespace cannot be reached, proves nothing.
+//! The pod's namespace is reached through what [`Sandboxes`] hold, only for the length of a request, because a namespace that is held
+//! keeps its links. If no sandbox holds it, a macvtap is gone once the machine has no device with its index, in any namespace. If it is
+//! not found elsewhere, or a namespace cannot be reached, that proves nothing.
 
 use std::io;
 

@@ -1,7 +1,7 @@
 //! When a report is written: at once, or with what comes next. Pure.
 //!
-//! What is reported follows QEMU, which a guest may have taken over, so no report may cost the API server more than a write a
-//! second in the long run.
+//! Reports depend on QEMU, which a guest may have taken over, so in the long run no report may cost the API server more than a
+//! write a second.
 
 use std::time::Duration;
 
@@ -84,7 +84,7 @@ impl Gate {
     }
 }
 
-/// What the operator acts on, and what people wait for; but for the generation.
+/// What the operator acts on, and what people wait for; without the generation.
 fn bare(status: &NicAttachmentStatus) -> NicAttachmentStatus {
     let mut status = status.clone();
     status.observed_generation = None;

@@ -1,4 +1,4 @@
-//! Packets with a descriptor, by sockets of processes of this node (`SOCK_SEQPACKET`).
+//! Packets with a descriptor, over sockets between processes of this node (`SOCK_SEQPACKET`).
 
 use std::{
     io::{self, IoSlice, IoSliceMut},

@@ -1,7 +1,7 @@
 //! Gives up what the agent does not need of root's powers.
 //!
-//! Capabilities belong to threads, and a thread that is made later has those of its maker. So this runs once, on the only
-//! thread, before the runtime and all else that has threads.
+//! Capabilities belong to threads, and a new thread inherits those of its creator. So this runs once, on the only
+//! thread, before the runtime and everything else that has threads.
 
 use std::fmt;
 
@@ -101,7 +101,7 @@ pub fn drop_unneeded() -> Result<Left, Error> {
 pub fn drop_all_but(needed: CapabilitySet) -> Result<(), Error> {
     let had = capabilities(None).map_err(failed("read the capabilities"))?;
     let kept = had.permitted & needed;
-    // First of all, for it needs SETPCAP.
+    // First of all, because it needs SETPCAP.
     bound(kept).map_err(failed("narrow the bounding set"))?;
     clear_ambient_capability_set().map_err(failed("clear the ambient set"))?;
     let sets = CapabilitySets {

@@ -1,8 +1,8 @@
-//! Tells when a pod's QMP socket may be there, for pods whose QEMU is not talked to yet.
+//! Tells when a pod's QMP socket may be there, for pods without a session yet.
 //!
-//! Watched is the directory that was opened, by its descriptor, and nothing below it: one watch for a pod, and none while there is
-//! a session. What a pod makes besides its socket there costs it its watch until it is looked at again. Where there is no
-//! directory, or the kernel gives no watch, whoever waits looks from time to time.
+//! The kernel watches the directory that was opened, by its descriptor, and nothing below it: one watch for a pod, and none while there
+//! is a session. If a pod makes other files there, it loses its watch until the agent looks again. If there is no directory, or the
+//! kernel provides no watch, the VM's task looks from time to time.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! What an agent tells a collector of traces: what it does for a migration, and how long that takes.
+//! What an agent sends to a collector of traces: what it does for a migration, and how long that takes.
 
 use std::{borrow::Cow, time::SystemTime};
 

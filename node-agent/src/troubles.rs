@@ -1,5 +1,5 @@
-//! What does not work on the node while the rest goes on: a device that hangs, a record that cannot be read. It stands in the
-//! `HybridNode`'s condition `Degraded` and in a metric until it is over.
+//! What does not work on the node while the rest goes on: a device that hangs, a record that cannot be read. The
+//! `HybridNode`'s condition `Degraded` and a metric show it until it is over.
 
 use std::{collections::BTreeMap, fmt};
 

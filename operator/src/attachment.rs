@@ -1,4 +1,4 @@
-//! What an agent says of an attachment.
+//! What an agent says about an attachment.
 
 use hybridnic_api::conditions::{self, types};
 use hybridnic_api::v1alpha1::{AttachmentState, MigrationReport, NicAttachment};

@@ -1,4 +1,4 @@
-//! `hybridnic-operator check`: is what was installed at work? It is the pod of `helm test`.
+//! `hybridnic-operator check`: does what was installed work? The pod of `helm test` runs it.
 
 use std::fmt;
 use std::pin::pin;

@@ -1,7 +1,7 @@
-//! Runs one kind's reconciles: one at a time for each object, and many at once, as most of them wait for the API server.
+//! Runs one kind's reconciles: one at a time for each object, but many in parallel, because most of them wait for the API server.
 //!
 //! kube's `Controller` opens a watch of its own for each kind it looks at, and keeps whole objects; here all controllers
-//! share one watch and one [`Cache`] a kind, and what is urgent comes first.
+//! share one watch and one [`Cache`] for each kind, and urgent reconciles come first.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -6,13 +6,13 @@
 //!              │                    nic        NicAttachment.spec, VmHybridNic.status; finalizers of nodes that are off
 //!              └────────────────────migration  QemuMigration.status
 //! ```
-//! Each reconcile reads from the caches, decides by pure functions, and writes. Each field has one writer. All of it runs
-//! only while this process is the leader; it starts with fresh caches then, so that it decides on nothing that an older
+//! Each reconcile reads from the caches, decides with pure functions, and writes. Each field has one writer. All of this runs
+//! only while this process is the leader. A new leader starts with fresh caches, so that it does not decide on what an older
 //! leader has changed since.
 //!
-//! Beside these `kubevirt` makes what KubeVirt's VMs need, where there are some: definitions of networks, our binding, NICs.
+//! Besides, `kubevirt` makes what KubeVirt's VMs need, if there are any: definitions of networks, our binding, NICs.
 //!
-//! What differs between the runtimes of VMs is in three places: which VM an object is about ([`vm`]), in which of its pods that VM is
+//! Runtimes of VMs differ in three places: which VM an object is about ([`vm`]), in which of its pods that VM is
 //! ([`nic::whereabouts`]), and how far it is on its way to another ([`moves`]).
 
 pub mod attachment;

@@ -1,11 +1,11 @@
 //! MAC addresses: parsing, ranges, and who owns which. Pure.
 //!
-//! An address is one NIC's in the whole cluster: which networks share an L2 segment no object says. It belongs to the NIC in whose
-//! status it is; before it is in any, to the oldest of its network that asks for it and was not refused. Who is on another network
-//! must have it to keep others from it, or asking alone would. Generated addresses start at a hash of the NIC's name, so that a NIC
-//! whose status was lost gets the same one again.
+//! An address belongs to one NIC in the whole cluster, because no object says which networks share an L2 segment. It belongs to the
+//! NIC that has it in its status; before any has, to the oldest NIC of its network that asks for it and was not refused. A NIC on
+//! another network keeps an address from others only if it has it; otherwise asking alone would. Generated addresses start at a hash
+//! of the NIC's name, so that a NIC whose status was lost gets the same one again.
 //!
-//! Which addresses may be asked for, [`Rules`] say: those that the network allows, and never one that stations of the network
+//! [`Rules`] say which addresses a NIC may ask for: those that the network allows, and never one that stations of the network
 //! itself have ([`reserved`]).
 
 use std::collections::HashMap;
@@ -285,7 +285,8 @@ pub fn assign(
             }
             kept = Some(error);
         }
-        // It may have had it first, for its age says only when it was made. Who has it as well keeps it: nothing proves who is right.
+        // It may have had it first, because its age says only when it was made. A NIC that has it as well keeps it: nothing proves
+        // which is right.
         if in_status(nic) != Some(mac) && (lookup.is_unread)(mac) {
             return Err(Error::Unread(mac));
         }

@@ -1,10 +1,10 @@
 //! Whether a node can take a NIC: its kubelet answers, and its agent is there. Only counts and the choice of a migration's target
-//! go by it; nothing is taken from a node for it.
+//! depend on it; nothing is taken from a node because of it.
 //!
-//! An agent writes nothing while nothing changes, so its silence says nothing. Its kubelet keeps whether its pod is ready, and
-//! writes when that changes: to watch it costs no write at all, on however many nodes. An agent that is started again is
-//! missed for a moment, so one is away only when its pod has not been ready for a while, by this process's own clock; an
-//! operator that takes over starts to count again.
+//! An agent writes nothing while nothing changes, so its silence says nothing. Its kubelet records whether its pod is ready, and
+//! writes only when that changes, so watching the pods costs no write at all, no matter how many nodes there are. An agent that is
+//! restarted is missing for a moment, so it counts as away only when its pod has not been ready for a while, by this process's own
+//! clock; an operator that takes over starts to count again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! What waits for a reconcile: each object once, and what is urgent before what is not.
+//! What waits for a reconcile: each object once, urgent ones first.
 
 use std::collections::{HashMap, VecDeque};
 use std::marker::PhantomData;

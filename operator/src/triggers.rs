@@ -1,4 +1,4 @@
-//! Asks for reconciles. Which change asks for which is said by each kind: [`crate::kinds`].
+//! Asks for reconciles. Each kind says which change asks for which: [`crate::kinds`].
 
 use std::sync::Arc;
 

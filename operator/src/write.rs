@@ -1,7 +1,7 @@
 //! The few ways in which the operator writes, each with a deadline and the version that it was decided on.
 //!
-//! A write that was decided on an older version of its object is refused by the API server and decided again: caches lag
-//! behind, and a leader that has been suspended may not know that it is the leader no more.
+//! If a write was decided on an older version of its object, the API server refuses it and the operator decides again: caches lag
+//! behind, and a leader that was suspended may not know that it no longer leads.
 
 use std::fmt::Debug;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What stands beside a KubeVirt launcher: KubeVirt asks it, over a socket, before it defines a VM's libvirt domain, and it adds what
-//! the VM's hybrid NICs need and KubeVirt has no word for.
+//! Runs beside a KubeVirt launcher: KubeVirt asks it, over a socket, before it defines a VM's libvirt domain, and it adds what
+//! the VM's hybrid NICs need and KubeVirt's own API cannot say.
 //!
 //! - [`domain`]: what is added to a domain, and when it is refused. Pure.
 //! - [`vmi`]: which interfaces are ours.

@@ -10,7 +10,7 @@ const BINDING: &str = "hybridnic";
 pub struct Nic {
     /// Its name in the VM's spec.
     pub name: String,
-    /// The model that the user asks for; KubeVirt's own, virtio, where he does not.
+    /// The model that the user asks for; KubeVirt's own, virtio, without one.
     pub model: Option<String>,
 }
 

@@ -86,7 +86,7 @@ impl Broker for Here {
     }
 }
 
-/// A kubelet that has given each pod what it says, but for one.
+/// A kubelet that has given each pod what it says, except for one.
 #[derive(Debug)]
 pub struct Honest;
 

@@ -28,7 +28,7 @@ pub struct Given {
     pub id: String,
 }
 
-/// The kubelet's word on who has which devices.
+/// The kubelet's answer which pods have which devices.
 #[derive(Debug)]
 pub struct PodResources {
     socket: PathBuf,

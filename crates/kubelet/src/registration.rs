@@ -1,4 +1,4 @@
-//! Keeps a resource registered with the kubelet of now: after each start of it, and when it has hung up.
+//! Keeps a resource registered with the current kubelet: registers again after each start of it, and when it has hung up.
 
 use std::{fs, io, sync::Arc, time::Duration};
 

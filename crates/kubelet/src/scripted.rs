@@ -1,5 +1,5 @@
-//! A kubelet that does as a test says: it takes registrations, follows lists of devices, gives devices to pods as the real one
-//! does, and says who has which.
+//! A kubelet that does what a test says: it takes registrations, follows lists of devices, gives devices to pods as the real one
+//! does, and says which pods have which.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,7 +44,7 @@ struct State {
     followed: BTreeMap<String, AbortOnDropHandle<()>>,
     /// So many registrations are refused.
     refuse: u32,
-    /// Who has which devices is not said.
+    /// It does not say which pods have which devices.
     mute: bool,
 }
 
@@ -69,7 +69,7 @@ pub fn plugins(dir: &Path) -> PathBuf {
     dir.join("device-plugins")
 }
 
-/// Where a kubelet in `dir` says who has which devices.
+/// Where a kubelet in `dir` says which pods have which devices.
 pub fn pod_resources(dir: &Path) -> PathBuf {
     dir.join("pod-resources")
 }
@@ -114,7 +114,7 @@ impl Kubelet {
         self.state().refuse = registrations;
     }
 
-    /// Whether it says who has which devices.
+    /// Whether it says which pods have which devices.
     pub fn set_mute(&self, mute: bool) {
         self.state().mute = mute;
     }
@@ -134,7 +134,7 @@ impl Kubelet {
         self.shared.registrations.subscribe()
     }
 
-    /// How often it was asked who has which devices.
+    /// How often it was asked which pods have which devices.
     pub fn lists(&self) -> watch::Receiver<u32> {
         self.shared.lists.subscribe()
     }

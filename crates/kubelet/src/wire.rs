@@ -1,5 +1,5 @@
 //! The messages of `deviceplugin/v1beta1` and `podresources/v1`, with the fields that are used. Both are frozen: a field keeps
-//! its number and type, and new ones are passed over. So they are written here, and a build needs no `protoc`.
+//! its number and type, and new ones are ignored. So they are written by hand, and a build needs no `protoc`.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! What fuzzing reaches of what is private (`make fuzz`); in no other build.
+//! Opens private parts to fuzzing (`make fuzz`); in no other build.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,7 @@
-//! Network namespaces of others: those of pods.
+//! Network namespaces of pods.
 //!
-//! A descriptor of a namespace keeps it, and every link in it, for as long as it is open; so does any socket that was opened in it, a
-//! netlink socket too. A process that holds one after the pod has gone holds the pod's macvtap as well, with its index and its node in `/dev`.
+//! A descriptor of a namespace keeps it, and every link in it, as long as it is open; so does any socket that was opened in it, also a
+//! netlink socket. A process that holds one after the pod has gone holds the pod's macvtap as well, with its index and its node in `/dev`.
 
 use std::fs::File;
 use std::io;

@@ -1,8 +1,8 @@
 //! The device node of a macvtap in a pod's network namespace. This process's sysfs does not have the link, but the numbers of all
 //! devices are in `/sys/dev/char`, and the node is in the one `/dev` of the machine, by the macvtap's index.
 //!
-//! The kernel makes the node with the macvtap, as root's, unless there is a file of that name. Where two macvtaps have one index, only the first has a node, and it goes with
-//! either of them.
+//! The kernel makes the node with the macvtap, owned by root, unless there is a file of that name. If two macvtaps have one index, only the first has a node, and
+//! the node is removed with either of them.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -103,7 +103,7 @@ pub fn numbers(sysfs: &Sysfs, index: u32) -> io::Result<Vec<libc::dev_t>> {
     Ok(found)
 }
 
-/// Makes room for a macvtap with this index, which no other may have: removes what is where its node will be, which is nobody's then.
+/// Makes room for a macvtap with this index, which no other may have: removes what is in its node's place, which is not in use then.
 ///
 /// Blocks, as access to files does.
 pub fn make_room(sysfs: &Sysfs, dev: &DevNodes, index: u32) -> Result<(), NodeError> {
@@ -117,7 +117,7 @@ pub fn make_room(sysfs: &Sysfs, dev: &DevNodes, index: u32) -> Result<(), NodeEr
     }
 }
 
-/// Gives the node of the only macvtap with this index to somebody, who may read and write it then, and nobody else but root.
+/// Gives the node of the only macvtap with this index to a user: then only that user and root may read and write it.
 ///
 /// Needs `CAP_CHOWN`. Blocks, as access to files does.
 pub fn give(sysfs: &Sysfs, dev: &DevNodes, index: u32, owner: Owner) -> Result<PathBuf, NodeError> {

@@ -1,4 +1,4 @@
-//! A client of the API server that counts its requests and waits for none of them for ever.
+//! A client of the API server that counts its requests and waits for none of them forever.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -1,6 +1,6 @@
 //! Leader election over a `coordination.k8s.io/v1` Lease, safe when the API server is away.
 //!
-//! A lease is somebody else's until its record has not changed for its whole duration, by this process's *monotonic*
+//! A lease belongs to another process until its record has not changed for its whole duration, by this process's *monotonic*
 //! clock: wall clocks of two machines are never compared. The holder stops being the leader when it could not renew
 //! for [`Timing::renew_deadline`], which is shorter than the duration, so that it has stopped before another begins.
 //! Every write carries the resource version that it was decided on.
@@ -21,7 +21,7 @@ use crate::{api, watch::follow};
 /// How long one request may take while no deadline is nearer: short enough for another one before the lease is lost.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(3);
 
-/// The times of an election. The defaults are those of Kubernetes' own controllers, but for the pause: each renewal wakes all
+/// The times of an election. The defaults are those of Kubernetes' own controllers, except for the pause: each renewal wakes all
 /// who stand by, and is most of what an operator at rest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -136,7 +136,7 @@ impl Candidate {
                         }
                         Err(error) => tracing::debug!(%error, "the lease could not be taken"),
                     }
-                    // Who was faster, or what was wrong, comes by the watch; a request that was lost does not.
+                    // The watch reports which process was faster, or what was wrong; it does not report a request that was lost.
                     Some(Instant::now() + self.timing.renew_every)
                 }
             };

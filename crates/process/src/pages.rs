@@ -1,8 +1,8 @@
-//! Lists of the API server, of which no more is in memory at once than is bounded.
+//! Lists from the API server, with a limit to what is in memory at once.
 //!
-//! A list comes in pages of so many objects. What is read of most is small, but a client that may write an object may fill it up to
-//! what the API server's store takes, a mebibyte and a half, with annotations that nobody reads. So a page is read up to a number
-//! of octets, and where it is longer it is asked for again with fewer objects. The API server takes any limit with any page.
+//! A list comes in pages of so many objects. The used part of most is small, but a client that may write an object may fill it up to
+//! what the API server's store accepts, a mebibyte and a half, with unused annotations. So a page is read up to a number
+//! of bytes, and if it is longer it is requested again with fewer objects. The API server takes any limit with any page.
 
 use std::collections::HashMap;
 use std::pin::Pin;

@@ -1,6 +1,6 @@
 //! What a kubelet asks of a process: does it live, is it ready, has it started.
 //!
-//! To live means more than to answer HTTP: the program's main loop must answer a heartbeat, so that one that is blocked is
+//! To live means more than answering HTTP: the program's main loop must answer a heartbeat, so that a blocked program is
 //! restarted; and what the program itself watches must be well.
 
 use std::convert::Infallible;

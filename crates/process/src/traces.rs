@@ -1,8 +1,8 @@
 //! Traces by OpenTelemetry: what belongs to one operation over several processes, sent to a collector by OTLP over HTTP.
 //!
 //! An operation is known everywhere by the uid of its object, a UUID, and that is its trace's id, in hexadecimal digits
-//! without dashes. So nobody hands anything on, a process that starts again goes on with the same trace, and whoever has the
-//! object finds the trace. Off unless a collector is named.
+//! without dashes. So no process has to pass anything on, a process that restarts continues the same trace, and the object leads to the
+//! trace. Off unless a collector is named.
 //!
 //! The SDK's own tracer and processor are not used: they give a trace's first span an id by chance, which the other
 //! processes would have to be told, and keep a thread for spans that come once in a while.

@@ -43,13 +43,13 @@ pub struct Options {
     pub max_events: u32,
     /// How many events a receiver may be behind before it loses some.
     pub event_capacity: usize,
-    /// Who is told of commands that failed.
+    /// Where failed commands are reported.
     pub on_error: OnError,
 }
 
 type Told = dyn Fn(&'static str, &QmpError) + Send + Sync;
 
-/// Who is told of commands that failed: of the command's name and the error.
+/// Where failed commands are reported, with the command's name and the error.
 #[derive(Clone, Default)]
 pub struct OnError(Option<Arc<Told>>);
 

@@ -40,7 +40,7 @@ impl Long {
     }
 
     /// The command that it answers. QEMU writes the id of a command behind what it returns; should another write it before,
-    /// that will do too. No text of a guest looks like it, for its quotes are escaped.
+    /// that will do too. No text of a guest looks like it, because its quotes are escaped.
     pub(crate) fn id(&self) -> Option<u64> {
         let tail = String::from_utf8_lossy(&self.tail);
         let head = String::from_utf8_lossy(&self.head);

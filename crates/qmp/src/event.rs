@@ -1,4 +1,4 @@
-//! Events: what QEMU tells unasked.
+//! Events: what QEMU reports by itself.
 
 use std::sync::Arc;
 

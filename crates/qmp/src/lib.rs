@@ -1,7 +1,7 @@
 //! An asynchronous client for QMP, the QEMU Machine Protocol, over a Unix socket.
 //!
-//! The peer is not trusted: a guest may have taken its QEMU process over. Lines, queues and waits are bounded,
-//! and whatever comes over the socket ends the session with a reason at worst.
+//! The peer is not trusted: a guest may have taken its QEMU process over. Lines, queues and waits are limited,
+//! and nothing that comes over the socket does worse than end the session with a reason.
 //!
 //! - [`Client`] is one session. It is cheap to clone; many callers may use it at once.
 //! - [`commands`] holds the typed commands, as methods of [`Client`].

@@ -1,7 +1,7 @@
-//! Text that somebody else chose: a QEMU that its guest may have taken over, the kernel's files, a user.
+//! Text from outside: from a QEMU that its guest may have taken over, from the kernel's files, from a user.
 //!
-//! It ends in a status, in an event, in a log and on a person's terminal. There it must be no longer than what takes it, and it must
-//! not steer what shows it: no escape code that moves the cursor, no mark that turns the order of what follows.
+//! It ends in a status, in an event, in a log and on a person's terminal. It must be no longer than its reader allows, and it must
+//! not control the terminal: no escape code that moves the cursor, no mark that reverses the text after it.
 
 /// What stands in the place of a character that is not shown.
 pub const HIDDEN: char = char::REPLACEMENT_CHARACTER;

@@ -1,4 +1,4 @@
-//! Others that give away VFs: sriov-network-operator, SR-IOV device plugins, DRA drivers.
+//! Other programs that give away VFs: sriov-network-operator, SR-IOV device plugins, DRA drivers.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{

@@ -1,4 +1,4 @@
-//! What the checks judge by, and how it is fetched.
+//! What the checks look at, and how it is fetched.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ pub struct Observed {
 pub struct ObservedLease {
     /// Its namespace.
     pub namespace: String,
-    /// Who holds it.
+    /// Its holder.
     pub holder: Option<String>,
     /// How many seconds it lasts without a renewal.
     pub seconds: i32,

@@ -1,4 +1,4 @@
-//! Who must be allowed what, and whether it is.
+//! Which account must be allowed what, and whether it is.
 
 use futures::{StreamExt as _, stream};
 use k8s_openapi::{

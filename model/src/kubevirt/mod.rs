@@ -1,4 +1,4 @@
-//! The driver that asks nobody: KubeVirt's migrations, up to two of one VM.
+//! The driver that does not ask us: KubeVirt's migrations, up to two of one VM.
 //!
 //! | module | is |
 //! |---|---|
@@ -7,7 +7,7 @@
 //! | [`agent`] | when the agent's tasks run, what it hears and says, and how it dies |
 //! | [`vm_task`], [`nic_task`] | these tasks, around the agent's decisions |
 //! | [`operator`] | the operator's reconcile around its decisions |
-//! | [`world`] | who may do what when, and what may go wrong |
+//! | [`world`] | which part may do what when, and what may go wrong |
 //! | [`invariants`] | what must hold |
 //! | [`show`] | states in words |
 

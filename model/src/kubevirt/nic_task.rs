@@ -198,7 +198,7 @@ impl Sandbox {
     }
 }
 
-/// The NIC has left the node. The VM goes with the last one, but for what the journal has of it.
+/// The NIC has left the node. With the last one the VM is forgotten, except for what the journal has of it.
 fn leave(place: &mut Place, n: usize, status: Id) {
     let nic = &mut place.nics[n];
     *nic = Nic {

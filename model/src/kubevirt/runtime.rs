@@ -1,4 +1,4 @@
-//! What KubeVirt, libvirt, QEMU and kubelets do by themselves. They ask nobody.
+//! What KubeVirt, libvirt, QEMU and kubelets do by themselves, without asking us.
 //!
 //! ```text
 //!  VMIM    Scheduling ─────────────► Running ─────────────────────────────────────► Succeeded
@@ -6,8 +6,8 @@
 //!  source  running ────────────────► active ─► pre-switchover (STOP) ─► postmigrate ─► killed
 //!  target                 inmigrate ─► active ────────────────────────► paused ─► running (RESUME)
 //! ```
-//! libvirt starts the VM at its target when it has all of it, and kills it at its source then. Where the target fails before that,
-//! it runs the source on, whose QEMU may say by then that its migration has completed.
+//! libvirt starts the VM at its target when that has all of it, and then kills it at its source. If the target fails before that,
+//! libvirt resumes the source, whose QEMU may say by then that its migration has completed.
 
 use super::agent::{Event, end, hear_event};
 use super::state::{MOVES, Migration, PODS, Phase, Pod, PodPhase, Qemu, Run, Sandbox, State, Transfer};
@@ -19,7 +19,7 @@ pub enum Happens {
     Sandbox(usize),
     /// A pod's launcher starts its QEMU, which waits for the VM.
     Launch(usize),
-    /// libvirt is told to send the VM, or refuses as a VF is in it.
+    /// libvirt is told to send the VM, or refuses because a VF is in it.
     Begin(usize),
     /// Little memory is left: the source stops the VM.
     Converge,

@@ -113,7 +113,7 @@ pub enum Lag {
 /// Whose news are held up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Held {
-    /// Nobody's.
+    /// No news are held up.
     Nobody,
     /// The operator does nothing.
     Operator,

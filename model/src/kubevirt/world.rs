@@ -25,7 +25,7 @@ pub struct World {
     pub nics: usize,
     /// Whether there may be a second migration after the first.
     pub again: bool,
-    /// Whether all news reach whom they concern at once, unless a fault holds them up. Otherwise each may take any time.
+    /// Whether all news arrive at once, unless a fault holds them up. Otherwise each may take any time.
     pub prompt: bool,
     /// Objects with a number.
     pub objects: Objects,

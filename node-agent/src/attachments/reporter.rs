@@ -1,4 +1,4 @@
-//! Has told what a NIC's task reports, and that the agent has its attachment. Nothing is decided here but when to try again.
+//! Sends what a NIC's task reports, and that the agent has its attachment. All that is decided here is when to try again.
 
 use std::time::Duration;
 

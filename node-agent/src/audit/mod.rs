@@ -1,5 +1,5 @@
 //! Looks, at start and every ten minutes, for what is not as it should be on the node and what no journal explains. It is
-//! reported, and never touched: a VM may run on it. A timer is right here, as there is no event for what others do.
+//! reported, and never touched, because a VM may use it. A timer is right here, because no event reports what other programs do.
 //!
 //! | finding | is |
 //! |---|---|
@@ -7,7 +7,7 @@
 //! | `leaked_vf` | a VF with its parking MAC that no record of the journal holds |
 //! | `mac_two_owners` | a NIC's MAC that is live on two PFs: in a VF's filter, or in a macvtap that is up |
 //!
-//! What is seen is not of one moment, so a finding counts only when a second look, a little later, has it too.
+//! The agent does not see everything at one moment, so a finding counts only if a second look, a little later, has it too.
 //!
 //! | module | is | touches |
 //! |---|---|---|

@@ -54,7 +54,7 @@ mod tests {
         assert!(!install(&program, &bin).unwrap());
         assert_eq!(fs::metadata(&place).unwrap().ino(), first.ino());
 
-        // A process that runs the old one goes on with it. What was left halfway is in nobody's way.
+        // A process that runs the old one keeps it. What was left halfway does not matter.
         let running = File::open(&place).unwrap();
         fs::write(bin.join(".hybridnic.new"), "half").unwrap();
         fs::write(&program, "another").unwrap();

@@ -2,11 +2,11 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | [`registry`] | who waits, and which sandbox of a pod counts: pure |
+//! | [`registry`] | which callers wait, and which sandbox of a pod counts: pure |
 //! | [`sandbox`] | a pod's network namespace, for as long as it counts |
 //! | [`sandboxes`] | the node's sandboxes, as NICs' tasks and the server see them |
 //! | [`server`] | the socket |
-//! | [`run()`] | keeps both going |
+//! | [`run()`] | keeps both running |
 //! | [`install`] | the plugin's program on the node |
 
 pub mod install;

@@ -1,8 +1,9 @@
-//! Who waits for an interface of which pod, and which of a pod's sandboxes counts: pure. What is to be done follows as [`Output`]s.
+//! Which callers wait for an interface of which pod, and which of a pod's sandboxes counts. Pure: what is to be done is returned as
+//! [`Output`]s.
 //!
 //! A kubelet that does not get a sandbox makes another one for the same pod, with another id and network namespace. The latest counts.
-//! A sandbox is here from the runtime's `ADD` until its `DEL`, or until nobody waits for it any more. Each caller that waits gets one answer, or
-//! has gone; nobody is answered later than that.
+//! A sandbox is here from the runtime's `ADD` until its `DEL`, or until no caller waits for it any more. Each caller that waits gets one answer,
+//! unless it has gone; there is no answer after that.
 
 use std::collections::BTreeMap;
 
@@ -173,7 +174,7 @@ impl<S: Clone> Registry<S> {
             .unwrap_or_default()
     }
 
-    /// A pod has gone, or its interface is nobody's any more.
+    /// A pod has gone, or its interface belongs to no NIC any more.
     pub fn forget(&mut self, key: &Key) -> Vec<Output<S>> {
         let entry = self.entries.remove(key);
         entry

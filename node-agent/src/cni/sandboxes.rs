@@ -1,4 +1,4 @@
-//! The node's sandboxes, as NICs' tasks and the server see them: [`Registry`] with what follows from it done.
+//! The node's sandboxes, as NICs' tasks and the server see them: does what [`Registry`] says.
 
 use std::{
     collections::BTreeMap,
@@ -75,7 +75,7 @@ impl Sandboxes {
         self.reply(&key(pod_uid, ifname), container, made)
     }
 
-    /// The interface cannot be, which the runtime is told, once; it tries again with another sandbox. `false` as above.
+    /// The interface cannot be made. The runtime is told once, and tries again with another sandbox. `false` as above.
     pub fn refuse(&self, pod_uid: &str, ifname: &str, container: &str, why: &str) -> bool {
         self.reply(
             &key(pod_uid, ifname),
@@ -184,7 +184,7 @@ impl Sandboxes {
 }
 
 impl Sandboxes {
-    /// Answers who waits, and has ended sandboxes go; gives these.
+    /// Answers callers that wait, and removes ended sandboxes; returns these.
     fn act(&self, outputs: Vec<Output<Arc<Held>>>) -> Vec<Arc<Held>> {
         if outputs.is_empty() {
             return Vec::new();

@@ -1,4 +1,4 @@
-//! The socket that the CNI plugin asks by. Only root is heard.
+//! The socket through which the CNI plugin asks. Only root may use it.
 
 use std::{
     fs, io,

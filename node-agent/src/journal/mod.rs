@@ -1,12 +1,12 @@
-//! What the agent has taken of its node, on disk: written and synced before each act, so that whatever the agent
-//! was doing when it died can be gone on with or taken back.
+//! What the agent has taken from its node, on disk: written and synced before each act, so that whatever the agent
+//! was doing when it died can be continued or undone.
 //!
-//! One JSON file for each attachment, named by its uid. The journal is the only memory of a VF's original
-//! settings; all else can be observed.
+//! One JSON file for each attachment, named by its uid. Only the journal has a VF's original
+//! settings; everything else can be observed.
 //!
-//! One thread writes, in the order that it was asked: a disk that is slow or hangs delays who waits for it, and nobody else.
+//! One thread writes, in the order of the requests: a disk that is slow or hangs delays only tasks that wait for it.
 //!
-//! A file that cannot be read is left where it is and costs its own NIC only: nobody takes its VF, nobody writes over it,
+//! A file that cannot be read stays where it is, and only its own NIC suffers: no other NIC takes its VF, nothing overwrites it,
 //! and the rest of the node goes on. A newer agent, or a person, may still understand it.
 
 mod record;

@@ -1,4 +1,4 @@
-//! What is remembered of an attachment, and of a VM, and how it is read again.
+//! What the journal has of an attachment, and of a VM, and how it is read again.
 
 use hybridnic_api::v1alpha1::{GuestPorts, NicAttachmentSpec};
 use hybridnic_net::{DeviceId, MacAddr, PciAddress, VlanProtocol, netlink::VfConfig, sysfs::DriverState};
@@ -88,7 +88,7 @@ pub struct StandbyRecord {
     pub pf_name: String,
     /// The VLAN device between the two.
     pub vlan: Option<VlanRecord>,
-    /// It was found with another MAC, which only who has its descriptor can give it. It stays down for as long as it is there.
+    /// It was found with another MAC, which only a process with its descriptor can give it. It stays down as long as it exists.
     #[serde(default)]
     pub seized: Option<Seized>,
     /// Where it is the link of a pod: of which.

@@ -8,7 +8,7 @@ use std::{
 use hybridnic_net::PciAddress;
 use serde_json::Value;
 
-/// A file that cannot be read or understood, with what can be told of it all the same.
+/// A file that cannot be read or understood, with what is known about it nevertheless.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
     /// The file.

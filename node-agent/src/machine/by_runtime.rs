@@ -1,4 +1,4 @@
-//! What a NIC asks of what runs its VM, and which runtime answers. What a runtime sees to itself is refused here.
+//! Passes what a NIC asks to the runtime of its VM. What a runtime does itself is refused here.
 
 use tokio::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Tells from a process's control groups whether it is of a pod. Pure.
+//! Tells from a process's control groups whether it belongs to a pod. Pure.
 //!
 //! A kubelet makes a group for each pod and its runtime puts the pod's containers below it, unless it was told not to
 //! (`cgroupsPerQOS: false`). The group's name has the pod's uid:

@@ -1,6 +1,6 @@
-//! Who sees to which part of a VM's NICs. Pure.
+//! Whether agent or runtime does each part for a VM's NICs. Pure.
 
-/// Who sees to a part.
+/// Which of the two does a part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// The agent.
@@ -10,7 +10,7 @@ pub enum Owner {
     Runtime,
 }
 
-/// Who sees to which part. VF and macvtap are the agent's whatever runs the VM.
+/// Which of the two does each part. VF and macvtap are always the agent's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Duties {
     /// The standby's device in the guest: plugged and unplugged.

@@ -1,4 +1,4 @@
-//! Why what runs a VM has not done what it was asked.
+//! Why a runtime has not done what it was asked.
 
 use hybridnic_api::conditions::reasons;
 

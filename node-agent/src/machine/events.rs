@@ -1,4 +1,4 @@
-//! What a VM does unasked, in the agent's own words.
+//! What a VM does by itself, in the agent's own words.
 
 use std::borrow::Cow;
 

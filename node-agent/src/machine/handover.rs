@@ -1,7 +1,7 @@
-//! The two moments in which a VM's address moves from node to node. They lie in the VM's pause, so they are
-//! done at once for all of its NICs, and not through each NIC's own task; those see afterwards that it is done.
+//! The two moments in which a VM's address moves from node to node. They happen in the VM's pause, so they are
+//! done for all of its NICs at once, and not by each NIC's own task; the tasks see afterwards that it is done.
 //!
-//! Which macvtaps there are is what the journal says, and not what a NIC's task has seen since the agent started.
+//! The journal says which macvtaps there are, because a NIC's task may not have looked since the agent started.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! The process that listens on a pod's QMP socket. It must be of the pod, and it is held by a descriptor, so that no other
-//! process that gets its pid is ever taken for it.
+//! The process that listens on a pod's QMP socket. It must belong to the pod, and the agent holds it by a descriptor, so that
+//! another process that gets its pid is never mistaken for it.
 
 use std::{
     fs, io,
@@ -30,7 +30,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Who listens at the other end of a connection; an error unless it is a process of this pod that lives.
+    /// The process that listens at the other end of a connection; an error unless it belongs to this pod and lives.
     ///
     /// That is who called `listen`: one that did so and has left the socket to its children is nobody.
     pub fn of(stream: &UnixStream, pod_uid: &str) -> Result<Self, Closed> {

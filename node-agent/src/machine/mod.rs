@@ -1,17 +1,17 @@
-//! One VM on this node: the session with what runs it, which all of its NICs share, and its migration.
+//! One VM on this node: the session with its runtime, which all of its NICs share, and its migration.
 //!
 //! | module | does | touches |
 //! |---|---|---|
-//! | `by_runtime` | passes on what a NIC asks of its [`Machine`] | by one of the runtimes |
-//! | [`duties`] | who sees to which part | nothing |
-//! | [`events`] | what a VM does unasked | nothing |
+//! | `by_runtime` | passes on what a NIC asks of its [`Machine`] | what the runtime touches |
+//! | [`duties`] | whether agent or runtime does each part | nothing |
+//! | [`events`] | what a VM does by itself | nothing |
 //! | [`guest`] | words for what is seen, asked and handed over | nothing |
 //! | [`socket`] | opens a pod's QMP socket, following nothing that the pod could have planted | the pod's volume |
-//! | [`listener`] | holds the process behind the socket, which must be of the pod | `/proc` |
-//! | [`cgroup`] | tells from control groups whether a process is of a pod | nothing |
+//! | [`listener`] | holds the process behind the socket, which must belong to the pod | `/proc` |
+//! | [`cgroup`] | tells from control groups whether a process belongs to a pod | nothing |
 //! | [`residents`] | tells whether a pod has processes | `/proc` |
 //! | [`process`] | tells whether a QEMU's process has ended | `/proc` |
-//! | [`handover`] | silences the NICs before the VM leaves, starts the VM when it has come | macvtaps, QEMU, the journal |
+//! | [`handover`] | silences the NICs before the VM leaves, starts the VM when it has arrived | macvtaps, QEMU, the journal |
 //! | [`qemu`] | talks to QEMU | QEMU, and by [`handover`] macvtaps |
 //! | [`kubevirt`] | talks to the QEMU of a launcher of KubeVirt | the same |
 
@@ -207,7 +207,7 @@ impl Vm {
         }
     }
 
-    /// Who sees to which part of its NICs.
+    /// Whether agent or runtime does each part for its NICs.
     pub fn duties(&self) -> Duties {
         match self.runtime {
             Runtime::Qemu => Duties::QEMU,

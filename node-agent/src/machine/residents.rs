@@ -1,4 +1,4 @@
-//! Whether a pod has processes. What one of them was given it may have kept.
+//! Whether a pod has processes: one of them may still have what it was given.
 
 use std::{fs, io, path::Path};
 

@@ -1,4 +1,4 @@
-//! Opens a pod's QMP socket, beneath the kubelet's directory of pods. What is in a pod's volume is the pod's own work, so nothing
+//! Opens a pod's QMP socket, beneath the kubelet's directory of pods. The pod decides what is in its volume, so nothing
 //! in it is trusted: no link is followed, and nothing outside of the volume is reached.
 
 use std::{

@@ -1,4 +1,4 @@
-//! Reads a `/proc/PID/stat`. Pure, and of nothing else: it is fuzzed as it is.
+//! Reads a `/proc/PID/stat`. Pure and without dependencies, because it is fuzzed as it is.
 
 /// State and start of a line of `/proc/PID/stat` (`proc_pid_stat(5)`). The name in parentheses may hold anything, so what counts begins
 /// behind the last one.

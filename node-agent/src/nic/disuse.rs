@@ -1,10 +1,10 @@
-//! Whether a guest sends by its standby although its VF is to carry the traffic. Pure.
+//! Whether a guest sends through its standby although its VF should carry the traffic. Pure.
 //!
-//! While the standby is down the kernel drops what the guest sends by it, and counts that (`noop_enqueue` in
+//! While the standby is down the kernel drops what the guest sends through it, and counts that (`noop_enqueue` in
 //! `net/sched/sch_generic.c`). A guest whose driver of the VF runs may still not use it: net_failover could not join the two
-//! (the VF refused a VLAN of the guest's), or somebody in the guest has set the VF down. Nothing else tells, and such a guest
+//! (the VF refused a VLAN of the guest's), or somebody in the guest has set the VF down. Nothing else shows this, and such a guest
 //! has no network. A few packets say nothing: a DHCP client that was left on the standby's own device sends some, too. So the
-//! VF must show no sign of life meanwhile: no interrupt. Where the hardware posts interrupts into the guest there is none to
+//! VF must show no sign of life meanwhile: no interrupt. If the hardware posts interrupts into the guest, there is none to
 //! see in any case, and nothing is concluded.
 
 /// Packets that the standby has dropped since the VF's last sign of life that make a guest one without network.

@@ -1,8 +1,8 @@
 //! Whether a PF has been without link for so long that a NIC may leave it. Pure.
 //!
-//! A move costs a guest some seconds and the outer switch a new place for the MAC, so a link that comes and goes must not drive a
-//! NIC back and forth: it leaves a PF after a while without link, is not led back before the link has stayed for a while, and
-//! does not leave more often than once a minute.
+//! A move costs a guest some seconds, and the outer switch has to learn a new port for the MAC. So a link that comes and goes must not
+//! drive a NIC back and forth: it leaves a PF after a while without link, does not return before the link has been up for a while, and
+//! leaves at most once a minute.
 
 use std::time::Duration;
 

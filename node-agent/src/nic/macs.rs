@@ -1,4 +1,4 @@
-//! The MACs of the NICs that this agent knows, and what is left of a VF's settings when these are taken out. Pure but for a lock.
+//! The MACs of the NICs that this agent knows, and a VF's settings without these. Pure except for a lock.
 
 use std::{collections::BTreeMap, sync::Mutex};
 

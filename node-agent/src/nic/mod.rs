@@ -4,13 +4,13 @@
 //! |---|---|---|
 //! | [`seen`] | names what can be seen | nothing |
 //! | [`plan`] | decides the next step | nothing |
-//! | [`settings`] | knows what a network asks of VF and standby | nothing |
+//! | [`settings`] | knows what a network's settings mean for VF and standby | nothing |
 //! | [`ids`] | names devices | nothing |
 //! | [`observe`] | sees how things are | reads only |
 //! | [`silence`] | judges whether the guest has moved to its VF | nothing |
-//! | [`disuse`] | judges whether it has left it unasked | nothing |
+//! | [`disuse`] | judges whether it has stopped using it | nothing |
 //! | [`link_loss`] | judges whether a PF's link is gone for good | nothing |
-//! | [`macs`] | knows which MACs are NICs' | nothing |
+//! | [`macs`] | knows which MACs belong to NICs | nothing |
 //! | [`steps`] | takes one step | VF, macvtap, QEMU, journal |
 //! | [`quirks`] | knows drivers | nothing |
 //! | [`report`] | says how things are | nothing |

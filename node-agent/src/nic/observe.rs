@@ -279,7 +279,7 @@ async fn see_standby(
     })
 }
 
-/// The greatest MTU that a macvtap can have: that of its PF, but for a VLAN device of somebody else between the two.
+/// The greatest MTU that a macvtap can have: that of its PF, unless a VLAN device that is not ours is between the two.
 pub async fn room(host: &Arc<Host>, macvtap: &Link, pf: &Link) -> Result<Option<u32>, NetlinkError> {
     let Some(lower) = macvtap.lower.filter(|lower| *lower != pf.index) else {
         return Ok(Some(pf.mtu));

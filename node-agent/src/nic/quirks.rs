@@ -1,4 +1,4 @@
-//! What is known of PF drivers that the kernel does not tell.
+//! What is known about PF drivers that the kernel does not show.
 
 use hybridnic_api::v1alpha1::SwitchOrder;
 

@@ -1,4 +1,4 @@
-//! What is seen of one NIC: its VF, its macvtap, its devices in the guest. Words only, for the plan and the report.
+//! What is seen of one NIC: its VF, its macvtap, its devices in the guest. Types only, for the plan and the report.
 
 use crate::machine::socket::Offence;
 
@@ -105,7 +105,7 @@ pub struct Seen {
     pub macvtap: Option<bool>,
     /// Whether the macvtap lets through what the network allows, and nothing else.
     pub guarded: bool,
-    /// Whether the macvtap has another MAC than the NIC: only who has its descriptor does that.
+    /// Whether the macvtap has another MAC than the NIC: only a process with its descriptor can do that.
     pub foreign_mac: bool,
     /// Whether the macvtap has had one, and so stays down.
     pub seized: bool,

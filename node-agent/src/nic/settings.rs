@@ -1,4 +1,4 @@
-//! What a network's settings ask of a VF and of a standby. Pure.
+//! What a network's settings mean for a VF and for a standby. Pure.
 
 use hybridnic_api::v1alpha1::{self, L2Settings};
 use hybridnic_net::{
@@ -30,8 +30,8 @@ pub fn wanted(vf: &VfRecord, mac: MacAddr, l2: &L2Settings) -> VfConfig {
     }
 }
 
-/// The same for a VF that is parked. It stays in its network: whoever has its descriptor, whatever QEMU says, must get nothing by it, and
-/// without a VLAN it would be a trunk of all VLANs of its PF.
+/// The same for a VF that is parked. It stays in its network: a process that still has its descriptor, no matter what QEMU says, must gain
+/// nothing, and without a VLAN the VF would be a trunk of all VLANs of its PF.
 pub fn parked(vf: &VfRecord, l2: &L2Settings) -> VfConfig {
     VfConfig {
         spoofchk: Some(true),

@@ -1,8 +1,8 @@
-//! Whether a guest has moved its traffic from its standby to its VF. There is no event for it: it is judged by what is
+//! Whether a guest has moved its traffic from its standby to its VF. There is no event for it, so this looks at what is
 //! counted on the node. Pure.
 //!
-//! A guest's driver has interrupts seconds before the VF's link is up, and until then the guest goes on with the standby. So
-//! the standby must have fallen silent. Of a guest that sends little, silence says nothing until it is long.
+//! A guest's driver has interrupts seconds before the VF's link is up, and until then the guest keeps using the standby. So
+//! the standby must have fallen silent. If a guest sends little, only a long silence says something.
 
 use std::time::Duration;
 

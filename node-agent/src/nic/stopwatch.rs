@@ -1,7 +1,7 @@
 //! Tells when a switch between VF and standby begins and ends, from what is asked, seen and decided. Pure.
 //!
-//! A switch ends when nothing is left to do: well when the NIC is then where it was going, or with the reason why it is not.
-//! What the traffic itself saw meanwhile is not known here.
+//! A switch ends when nothing is left to do: successfully if the NIC is then where it was going, or with the reason why it is not.
+//! What happened to the traffic meanwhile is not known here.
 
 use std::time::Duration;
 

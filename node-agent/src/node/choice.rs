@@ -96,7 +96,7 @@ pub fn best(inputs: &Inputs<'_>, wish: &Wish<'_>) -> Option<Choice> {
         let held = pf.vfs.iter().filter(|vf| inputs.held.contains(&vf.address));
         held.count()
     };
-    // A port without link carries nothing, whoever else is on it.
+    // A port without link carries nothing, no matter which NICs are on it.
     good.sort_by_key(|(pf, vf)| {
         (
             inputs.avoided.contains(&vf.address),
@@ -114,8 +114,8 @@ pub fn best(inputs: &Inputs<'_>, wish: &Wish<'_>) -> Option<Choice> {
     })
 }
 
-/// The PFs that have a VF more than those who wait have coming. Those who are content with least are served first, which serves
-/// the most that can be: what will do for one is part of what will do for another, or they have nothing in common.
+/// The PFs that have more VFs than are kept for NICs that wait. The NICs with the least choice are served first, which serves
+/// the most NICs: the choice of one is part of another's, or they have nothing in common.
 fn spare(free: &[(&Pf, &Vf)], waiting: &[Pick]) -> BTreeSet<PciAddress> {
     let mut left: BTreeMap<PciAddress, usize> = BTreeMap::new();
     for (pf, vf) in free {
@@ -164,7 +164,7 @@ pub fn barred(inventory: &Inventory, pools: &[NodePool], network: &str) -> Optio
     (!whys.is_empty()).then(|| whys.join("; "))
 }
 
-/// A network's VFs that can be used, whoever has them.
+/// A network's VFs that can be used, no matter which NICs have them.
 fn usable<'a>(inputs: &Inputs<'a>, pool: &'a NodePool) -> impl Iterator<Item = (&'a Pf, &'a Vf)> {
     let pools = inputs.pools;
     inputs

@@ -1,5 +1,5 @@
 //! Which of the kernel's events concern the agent. A busy node makes hundreds of links a second for its pods, and each
-//! event that is passed on lets every NIC look at its VM.
+//! event that is passed on makes every NIC look at its VM.
 
 use std::{collections::BTreeSet, time::Duration};
 

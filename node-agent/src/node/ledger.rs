@@ -1,6 +1,6 @@
-//! Who holds which VF of this node, and who waits for one.
+//! Which NIC holds which VF of this node, and which wait for one.
 //!
-//! The agent alone hands out its node's VFs, so a lock in this process is all that keeps two NICs from one VF.
+//! Only the agent hands out its node's VFs, so a lock in this process is enough to keep two NICs from one VF.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +19,7 @@ use super::{
     select,
 };
 
-/// Who asks for a VF. Older ones go first.
+/// A NIC that asks for a VF. Older ones go first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claimant {
     /// When the attachment was made, in seconds since the epoch.
@@ -46,7 +46,7 @@ pub struct Nic {
 /// What a NIC has of the devices that the kubelet has given to its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ticket {
-    /// None: its pod has asked for none, or for fewer than it has NICs.
+    /// None: its pod has requested none, or fewer than it has NICs.
     None,
     /// This one.
     Device {
@@ -144,7 +144,7 @@ impl State {
     }
 }
 
-/// The node's VFs and who has them. Cheap to share behind an `Arc`.
+/// The node's VFs and the NICs that have them. Cheap to share behind an `Arc`.
 #[derive(Debug)]
 pub struct Ledger {
     state: Mutex<State>,
@@ -191,7 +191,7 @@ impl Ledger {
         self.with(|s| s.pools.clone())
     }
 
-    /// Who holds each VF.
+    /// Which NIC holds each VF.
     pub fn holders(&self) -> BTreeMap<PciAddress, Claimant> {
         self.with(|s| s.held.clone())
     }

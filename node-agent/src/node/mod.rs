@@ -1,4 +1,4 @@
-//! The node: which VFs make which pool, who holds them, and what of it is published.
+//! The node: which VFs make which pool, which NICs hold them, and what is published about it.
 
 pub mod choice;
 pub mod concern;

@@ -1,4 +1,4 @@
-//! Creates VFs where a network asks for some and a PF has none. Never changes the number of a PF that has some.
+//! Creates VFs if a network asks for some and a PF has none. Never changes the number of a PF that has some.
 
 use std::{
     collections::BTreeMap,

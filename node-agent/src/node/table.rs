@@ -18,7 +18,7 @@ pub struct Sources<'a> {
     pub inventory: &'a Inventory,
     /// What the operator has given it to manage.
     pub pools: &'a [NodePool],
-    /// Who holds which VF.
+    /// Which NIC holds which VF.
     pub holders: &'a BTreeMap<PciAddress, Claimant>,
     /// VFs that something else uses, or may use, and what is known of that.
     pub foreign: &'a BTreeMap<PciAddress, String>,

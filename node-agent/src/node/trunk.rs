@@ -30,7 +30,7 @@ pub fn problem(pools: &[NodePool], pool: &NodePool, pf: &Pf) -> Option<String> {
     ))
 }
 
-/// The same for who has a NIC of the network: he need not know which other networks there are.
+/// The same for the owner of a NIC of the network, who need not know which other networks there are.
 pub fn problem_of_nic(pools: &[NodePool], pool: &NodePool, pf: &Pf) -> Option<String> {
     trunk(pools, pool, pf)?;
     Some(format!(

@@ -1,8 +1,8 @@
-//! What each network offers to the kubelet, from the same table as the `HybridNode`, the ledger, and the kubelet's word on who has
+//! What each network offers to the kubelet, from the same table as the `HybridNode`, the ledger, and the kubelet's answer which pod has
 //! which device. Pure.
 //!
-//! A device is a slot of a PF, and no VF: which VF a NIC gets of its PF is chosen when it takes one. So the number of healthy
-//! devices that no pod has is bound by the free VFs of their PF that are not promised to a pod that has yet to take one.
+//! A device is a slot of a PF, not a VF: which VF of its PF a NIC gets is chosen when it takes one. So there are at most as many healthy
+//! devices without a pod as their PF has free VFs that are not promised to a pod that has yet to take one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +27,7 @@ pub struct Promise {
     pub network: String,
     /// The device.
     pub id: DeviceId,
-    /// Namespace and name of the pod; `None` where the kubelet has asked for it and not said yet for whom.
+    /// Namespace and name of the pod; `None` if the kubelet has asked for it and not yet said for which pod.
     pub pod: Option<(String, String)>,
 }
 

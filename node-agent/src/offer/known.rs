@@ -1,4 +1,4 @@
-//! What the kubelet has given to whom, as far as is known, and what follows from it.
+//! Which devices the kubelet has given to which pods, as far as is known, and what follows from it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,8 +30,8 @@ use crate::{
     },
 };
 
-/// The kubelet writes down what it has given right after the plugin has answered. If it does not say so much later who has it,
-/// nobody has.
+/// The kubelet writes down what it has given right after the plugin has answered. If after this time it does not say which pod has it,
+/// no pod has.
 const WRITTEN_DOWN: Duration = Duration::from_secs(10);
 
 /// What the kubelet has been asked and has said.
@@ -45,7 +45,7 @@ struct State {
     elsewhere: BTreeMap<PciAddress, String>,
     /// How many pods of each namespace and name it runs.
     pods: BTreeMap<(String, String), usize>,
-    /// What it has asked for and not said yet for whom: network and device, and when.
+    /// What it has asked for and not yet said for which pod: network and device, and when.
     fresh: BTreeMap<(String, DeviceId), Instant>,
     /// What is offered.
     offers: Vec<Offer>,
@@ -121,8 +121,8 @@ impl Offers {
         Ok(ticket)
     }
 
-    /// Asks the kubelet who has which device, unless somebody has since this call began. That it does not say is as good an answer
-    /// to all who wait meanwhile: they do not wait one after the other.
+    /// Asks the kubelet which pod has which device, unless another caller has since this call began. A failure also answers all callers
+    /// that wait meanwhile: they do not wait one after the other.
     pub async fn ask(&self) -> Result<(), String> {
         let began = Instant::now();
         let mut answer = self.answer.lock().await;

@@ -6,13 +6,13 @@
 //! | [`devices`] | which of them are offered and healthy: pure |
 //! | [`tickets`] | which NIC uses which of its pod's devices: pure |
 //! | [`prefer`] | which are best together: pure |
-//! | [`known`] | what the kubelet has given to whom, as far as is known |
-//! | `plugin` | what the kubelet is answered |
+//! | [`known`] | which devices the kubelet has given to which pods, as far as is known |
+//! | `plugin` | the answers to the kubelet |
 //! | `placeholder` | a device node where there is none yet |
-//! | [`run`] | keeps all of it going |
+//! | [`run`] | keeps all of it running |
 //!
-//! Two know who has a device: the kubelet for as long as its pod runs, and the ledger for as long as a NIC uses it. A device is free
-//! where both say so.
+//! Two sides know which pod has a device: the kubelet as long as its pod runs, and the ledger as long as a NIC uses it. A device is free
+//! if both say so.
 
 pub mod devices;
 pub mod known;

@@ -1,9 +1,9 @@
-//! A device node for what a container was promised and is not there yet.
+//! A device node for a device that a container was promised and that does not exist yet.
 //!
-//! A container is not made where the node of a device of its is missing. The macvtap of a KubeVirt VM's NIC is there by then, as the
-//! pod's network is made first, and the kernel makes its node. A plain QEMU pod needs none: its QEMU gets its devices as descriptors. As
-//! nobody knows which of the two asks, there is a node that leads nowhere (`/dev/null`) until a macvtap takes its place. The
-//! kernel makes no node where there is one: who makes the macvtap removes this first.
+//! A container is not created if the node of one of its devices is missing. The macvtap of a KubeVirt VM's NIC exists by then, because the
+//! pod's network is made first, and the kernel makes its node. A plain QEMU pod needs none: its QEMU gets its devices as descriptors. It
+//! is not known which of the two asks, so there is a node that leads nowhere (`/dev/null`) until a macvtap takes its place. The
+//! kernel makes no node if there is one already, so this one is removed before the macvtap is made.
 
 use std::{io, path::Path};
 

@@ -1,4 +1,4 @@
-//! What the kubelet is answered of one network's devices.
+//! The answers to the kubelet about one network's devices.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Keeps the kubelet told of the node's devices.
+//! Keeps the kubelet up to date about the node's devices.
 
 use std::{collections::BTreeMap, convert::Infallible, path::Path, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use tracing::warn;
 use super::{DOMAIN, devices::Offer, placeholder, plugin::Network};
 use crate::host::Host;
 
-/// How often the kubelet is asked who has which device: it tells nobody when a pod is over.
+/// How often the kubelet is asked which pod has which device: it does not report when a pod has ended.
 const LOOK: Duration = Duration::from_secs(10);
 /// How often it is asked where no pod can have a device of ours.
 const SELDOM: Duration = Duration::from_mins(1);
@@ -77,7 +77,8 @@ pub async fn run(host: Arc<Host>, plugins: &Path) -> Infallible {
                 Err(error) => warn!(%error, "the node's devices cannot be looked at"),
             }
         }
-        // Who has nothing gets something only by asking for it here. Other plugins do not ask, so the kubelet is at times, all the same.
+        // A pod without a device gets one only through this plugin. Pods of other plugins do not come here, so the kubelet is asked at times
+        // nevertheless.
         if !heard || asked.elapsed() >= SELDOM || host.offers.may_be_given(&host.pools) {
             asked = Instant::now();
             let answer = host.offers.ask().await;
@@ -199,7 +200,7 @@ fn what(network: &str) -> String {
     format!("devices of the network {network}")
 }
 
-/// Says that the kubelet does not say who has which device.
+/// Says that the kubelet does not say which pod has which device.
 fn tell_pods(host: &Host, wrong: &mut Wrong, answer: &Result<(), String>) {
     const WHAT: &str = "devices of pods";
     match answer {

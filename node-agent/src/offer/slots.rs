@@ -1,7 +1,7 @@
 //! Which slots of a PF each network offers. Pure.
 //!
-//! A slot has the number of one of the PF's VFs that the network selects: so many NICs can get a VF there at once. It is not tied to that
-//! VF. The network's standby slots come above all numbers that VFs can have, those of each network apart from the others'.
+//! A slot has the number of one of the PF's VFs that the network selects, so there are as many as NICs can get a VF there at once. It is not
+//! tied to that VF. The numbers of standby slots are above all numbers that VFs can have, and differ between networks.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! Which NIC uses which of its pod's devices. Pure.
 //!
-//! The kubelet names a pod's devices, and nobody says which is for which NIC; those of one PF are as good as each other. A NIC that
+//! The kubelet names a pod's devices, but not which is for which NIC; those of one PF are equally good. A NIC that
 //! has a VF or a standby gets one of that PF, and the others take what is left.
 
 use std::collections::{BTreeMap, BTreeSet};

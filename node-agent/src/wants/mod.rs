@@ -1,4 +1,4 @@
-//! What should be on this node, and where it is told what has become of it. Nothing else of the agent knows who says so.
+//! What should be on this node, and where it is reported what has become of it. Nothing else in the agent knows where this comes from.
 //!
 //! | module | is |
 //! |---|---|
@@ -51,25 +51,25 @@ pub enum Heard {
     Gone(String),
 }
 
-/// Who says what should be here.
+/// The source of what should be here.
 pub trait Wants: Send {
-    /// Where what becomes of one is told.
+    /// Where it is reported what becomes of one.
     type Teller: Teller;
 
     /// What is heard next. Waits while there is nothing; `None`: nothing ever follows.
     fn next(&mut self) -> impl Future<Output = Option<Heard>> + Send;
 
-    /// Where what becomes of this one is told.
+    /// Where it is reported what becomes of this one.
     fn teller(&self, of: &WantId) -> Self::Teller;
 }
 
-/// Where it is told what becomes of one attachment.
+/// Where it is reported what becomes of one attachment.
 pub trait Teller: Debug + Send + Sync + 'static {
     /// One try; one that is gone needs no more.
     fn tell(&self, word: &Word<'_>) -> impl Future<Output = Told> + Send;
 }
 
-/// What is told.
+/// What is reported.
 #[derive(Clone, Copy, Debug)]
 pub enum Word<'a> {
     /// Whether the agent has it: as long as that is so it does not go.

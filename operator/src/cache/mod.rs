@@ -1,11 +1,11 @@
 //! One watch and one store of one kind.
 //!
-//! Reconciles read only from here. [`Feed`] writes a cache from a watch and says what changed, also what vanished while
-//! the watch was broken, which neither kube's `touched_objects` nor its shared streams do; and it says so only after the
+//! Reconciles read only from here. [`Feed`] writes a cache from a watch and says what changed, also what disappeared while
+//! the watch was broken, which neither kube's `touched_objects` nor its shared streams do. It says so only after the
 //! store has it, so that a reconcile that follows a change sees that change.
 //!
-//! A cluster has very many objects, of which few are in use at a time. So a cache holds only what is read of each, and
-//! packs those at rest: see [`Object`] and [`pack`].
+//! A cluster has very many objects, and few are in use at a time. So a cache holds only the fields that are used, and
+//! packs the objects at rest: see [`Object`] and [`pack`].
 
 mod pack;
 mod shelf;

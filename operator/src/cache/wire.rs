@@ -1,8 +1,8 @@
-//! Objects as they come from the API server: one that does not parse is no error of the whole list, nor of the watch. And what nobody
-//! reads of an object goes before the next one is read, because a page has many.
+//! Objects as they come from the API server: if one does not parse, that is no error of the whole list, nor of the watch. Fields that are
+//! not used are dropped before the next object is read, because a page has many.
 //!
-//! As kube's `DeserializeGuard`, which makes a tree of each object and clones that before it parses it; of 50,000 objects
-//! that is seconds.
+//! It is like kube's `DeserializeGuard`, but that makes a tree of each object and clones it before it parses it; for 50,000 objects
+//! this takes seconds.
 
 use std::borrow::Cow;
 
@@ -24,7 +24,7 @@ const ERROR: usize = 512;
 /// server's store takes.
 const FINALIZERS: usize = 4096;
 
-/// Stands in the place of finalizers that were not kept: whoever writes the list must read it first. No finalizer is written so.
+/// Stands in the place of finalizers that were not kept: before the list is written it must be read. No finalizer looks like this.
 const CUT: &str = "…";
 
 /// Those that the operator and the agents go by.
@@ -96,7 +96,7 @@ fn keys(text: &str, namespace: &str) -> Vec<Key> {
 
 impl<K: Object> From<K> for Wire<K> {
     fn from(mut object: K) -> Self {
-        // They are the larger part of many objects, and a user may put what he likes into annotations.
+        // They are the larger part of many objects, and users may put anything into annotations.
         object.meta_mut().managed_fields = None;
         if !K::ANNOTATED {
             object.meta_mut().annotations = None;

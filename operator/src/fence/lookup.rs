@@ -1,4 +1,4 @@
-//! Looks at nodes: in the cache, and where that has none, at the API server, because only its word proves that a node is gone.
+//! Looks nodes up: in the cache, and if they are not there, at the API server, because only its answer proves that a node is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! Whether what a pod and its node had is over, when they do not say so themselves. Pure.
+//! Whether a pod and everything that its node had for it has ended, when they do not say so themselves. Pure.
 //!
-//! A pod object that has vanished proves nothing: it was deleted by its kubelet, once all containers had ended, or by
-//! force, while they ran on. Kubernetes tells the two apart nowhere. What proves an end is the kubelet's own word, the agent's, or
-//! a *fence*: somebody has said of the node that it is off, as Kubernetes itself takes it for volumes.
+//! A pod object that has disappeared proves nothing: its kubelet may have deleted it once all containers had ended, or somebody
+//! may have deleted it by force while they ran. Kubernetes does not tell the two apart. An end is proven by the kubelet's report, by
+//! the agent's, or by a *fence*: somebody has said that the node is off, in the way that Kubernetes itself uses for volumes.
 //!
 //! | node | pod object | [`PodEnd`] |
 //! |---|---|---|

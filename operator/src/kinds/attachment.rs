@@ -52,7 +52,7 @@ impl Watched for NicAttachment {
                 .as_ref()
                 .map(|status| (status.state, status.migration.clone()))
         };
-        // What follows of KubeVirt's migrations is told in the specs, which no object of ours repeats.
+        // The specs say what follows from KubeVirt's migrations; no other object of ours repeats it.
         let told =
             |a: &Self| (vm.runtime == Runtime::Kubevirt).then(|| (a.spec.goal, a.spec.migration.clone()));
         if old.and_then(report) != new.and_then(report) || old.map(told) != new.map(told) {

@@ -77,7 +77,7 @@ impl Watched for HybridNode {
             let status = node.status.as_ref();
             (node.spec.clone(), status.and_then(|s| s.agent_version.clone()))
         };
-        // Nobody's any more.
+        // It belongs to no node any more.
         let now: Vec<_> = new.into_iter().flat_map(macs).collect();
         for mac in old.into_iter().flat_map(macs).filter(|mac| !now.contains(mac)) {
             triggers.nics(&Key::Mac(mac), Urgency::Usual);

@@ -26,7 +26,7 @@ fn keys(vm: &impl ResourceExt, spec: &VirtualMachineInstanceSpec) -> Vec<Key> {
     keys
 }
 
-/// The interfaces that are nobody's business here. Of those without our binding those on networks of Multus stay: the network may be ours.
+/// Removes the interfaces that do not matter here. Those without our binding on networks of Multus stay: the network may be ours.
 fn trim_spec(spec: &mut VirtualMachineInstanceSpec) {
     let interfaces = &mut spec.domain.devices.interfaces;
     let is_on_multus = |name: &str| {

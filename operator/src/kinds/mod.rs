@@ -1,7 +1,7 @@
-//! The kinds that the operator watches, each in a module of its own: what the caches hold of an object, what it is looked up by, and
-//! which reconciles its changes ask for.
+//! The kinds that the operator watches, each in a module of its own: what the caches hold of an object, the keys to look it up, and
+//! which reconciles its changes trigger.
 //!
-//! One more kind is one more module here with its [`Object`] and its [`Watched`], a field of [`World`](crate::world::World), and its
+//! Another kind is another module here with its [`Object`] and its [`Watched`], a field of [`World`](crate::world::World), and its
 //! rights in the chart.
 
 mod attachment;

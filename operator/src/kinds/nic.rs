@@ -77,7 +77,7 @@ impl Watched for VmHybridNic {
                 triggers.machine(vm);
             }
         }
-        // Who waits for the address may have it once this one is gone, or was refused.
+        // A NIC that waits for the address may have it once this one is gone, or was refused.
         let was_refused = old.is_some_and(mac::is_refused);
         if new.is_none_or(|new| !was_refused && mac::is_refused(new)) {
             for key in nic.keys().iter().filter(|key| matches!(key, Key::Mac(_))) {

@@ -1,4 +1,4 @@
-//! `Pod`, in which QEMU runs: somebody's, or KubeVirt's.
+//! `Pod`, in which QEMU runs: a user's, or KubeVirt's.
 
 use hybridnic_api::foreign::kubevirt::{CREATED_BY_LABEL, MIGRATION_LABEL, NAME_LABEL, POD_LABEL};
 use hybridnic_api::names::VM_LABEL;

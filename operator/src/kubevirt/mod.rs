@@ -1,5 +1,5 @@
 //! What makes KubeVirt's VMs ours: a `NetworkAttachmentDefinition` for each network, our binding in KubeVirt's configuration, and a NIC
-//! for each interface with it. How such a NIC is served is no other than for any VM: see [`nic`](crate::nic) and
+//! for each interface with it. Such a NIC is served like that of any other VM: see [`nic`](crate::nic) and
 //! [`moves`](crate::moves).
 //!
 //! | module | decides |
@@ -8,7 +8,7 @@
 //! | [`nads`] | which definitions a network should have |
 //! | `reconcile` | writes what these say |
 //!
-//! Which interfaces of a VM are ours, and what our binding is, `kubectl hybridnic doctor` asks too: see `hybridnic_api::foreign`.
+//! `kubectl hybridnic doctor` also asks which interfaces of a VM are ours, and what our binding is: see `hybridnic_api::foreign`.
 
 pub mod nads;
 pub mod nics;

@@ -1,8 +1,8 @@
 //! The `NetworkAttachmentDefinition`s of a network. Pure.
 //!
-//! There is one in the operator's own namespace, which VMs of all namespaces may name where Multus isolates none, and one in each
-//! namespace that may use the network and has a VM that names it so. Each has the network's name. One that is somebody else's is
-//! left alone, and so is its VM.
+//! There is one in the operator's own namespace, which VMs of all namespaces may name unless Multus isolates namespaces, and one in
+//! each namespace that may use the network and has a VM that names it without a namespace. Each has the network's name. A definition
+//! of that name that is not ours is left alone, and so is its VM.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

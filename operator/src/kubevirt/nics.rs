@@ -1,7 +1,7 @@
 //! Which NICs a VM of KubeVirt should have. Pure.
 //!
-//! A NIC is made for each interface with our binding as soon as there is a VM with it, running or not, and is the VM's: it goes with
-//! it. One that a user has written for the interface is as good, and is left alone.
+//! A NIC is made for each interface with our binding as soon as the VM exists, running or not. The VM owns it: it is deleted with the
+//! VM. A NIC that a user has written for the interface is as good, and is left alone.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

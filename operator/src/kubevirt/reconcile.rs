@@ -24,12 +24,12 @@ use crate::vm::VmRef;
 use crate::world::World;
 use crate::write;
 
-/// What has been told of objects that are looked at again and again.
+/// The events that were sent for objects that are looked at again and again.
 #[derive(Default)]
 struct Told(Mutex<HashMap<String, Vec<Note>>>);
 
 impl Told {
-    /// What of `notes` was not told of this object when it was looked at last.
+    /// Those of `notes` that were not sent for this object when it was looked at last.
     fn news(&self, object: String, notes: Vec<Note>) -> Vec<Note> {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = if notes.is_empty() {

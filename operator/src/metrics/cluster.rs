@@ -1,4 +1,4 @@
-//! What the leader's caches hold, counted when the metrics are read: so nothing that has gone is shown.
+//! What the leader's caches hold, counted when the metrics are read, so nothing is shown that is gone.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,5 @@
-//! Whether a migration's stream is encrypted. It is settled while the target gets ready, before anything of the VM has changed, by
-//! what each end says of itself; then it stands. A handshake that fails makes no stream plain.
+//! Whether a migration's stream is encrypted. This is settled while the target gets ready, before anything about the VM has changed,
+//! from each end's own report; then it stands. A handshake that fails does not lead to a plain stream.
 
 use clap::ValueEnum;
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
@@ -34,7 +34,7 @@ pub fn settle(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, ends: &Ends
     })?;
     let why = after(report.error.as_deref().unwrap_or_default());
     let message = format!("QEMU on {node} cannot encrypt the migration's stream{why}");
-    // Who listens for an encrypted stream takes no other.
+    // A target that listens for an encrypted stream accepts no other.
     let listens = ends.target_state() == Some(MigrationState::Listening);
     if inputs.encryption == Encryption::Required || listens {
         return Some(roll_back(reasons::TLS_UNAVAILABLE, message));
@@ -50,7 +50,7 @@ pub fn settle(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, ends: &Ends
     None
 }
 
-/// What is waited for before the target is told anything: it has to know which peer may send the VM.
+/// What the migration waits for before the target is told anything: it has to know which peer may send the VM.
 pub fn source_is_unknown(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Option<String> {
     let source = ends.source.as_ref();
     let told = inputs.nics.iter().any(|nic| target_of(nic, status).is_some());

@@ -1,4 +1,4 @@
-//! What is seen of a migration, and how it is read.
+//! What is observed of a migration, and how it is read.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

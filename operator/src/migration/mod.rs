@@ -1,4 +1,4 @@
-//! `QemuMigration`: drives the phase; what each NIC does in it is the NICs' business.
+//! `QemuMigration`: drives the phase; the NICs decide what each of them does in it.
 
 mod begin;
 mod change;
@@ -65,13 +65,13 @@ pub struct MigrationReconciler {
     told: Told,
 }
 
-/// Who is told how migrations go, besides their status.
+/// Where it is reported how migrations go, besides their status.
 pub struct Told {
-    /// Whoever looks at the object.
+    /// For users who look at the object.
     pub events: Events,
-    /// Whoever counts.
+    /// For monitoring.
     pub metrics: Migrations,
-    /// Whoever wants to know where the time goes.
+    /// To find out where the time goes.
     pub traces: Traces,
 }
 

@@ -1,5 +1,5 @@
 //! How long migrations have been in their phases, by this process's own clock, which only goes forward. Statuses hold times
-//! too, written by whichever operator led then; its clock may be another.
+//! too, but the operator that led then has written them, and its clock may differ.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

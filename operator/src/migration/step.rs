@@ -1,4 +1,4 @@
-//! The next state of a migration. Pure: [`step`] maps what is seen to the status that should be.
+//! The next state of a migration. Pure: [`step`] maps what is observed to the status that should be.
 //!
 //! ```text
 //!  Pending ─► PreparingTarget ─► SwitchingToStandby ─► Transferring ─► Completing ─► Succeeded
@@ -6,7 +6,7 @@
 //!     ▼              └───────────────────┴───────► RollingBack ─────────────┘ the target has the VM after all
 //!  Failed, Cancelled ◄──────────────────────────────────────┘
 //! ```
-//! The phase is all that is decided here. What it means for each NIC is in [`crate::nic::desired`].
+//! Only the phase is decided here. What it means for each NIC is in [`crate::nic::desired`].
 
 use std::time::Duration;
 
@@ -189,7 +189,7 @@ fn transferring(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) 
     stay(reasons::MIGRATING, message)
 }
 
-/// The VM's source is no more. Only its end, not that its pod's object has gone, says that nothing runs there.
+/// The VM's source is gone. Only a proven end means that nothing runs there; a pod object that is gone does not.
 fn source_lost(ends: &Ends) -> Next {
     let message = if ends.source_ended() {
         "the source's pod or QEMU has ended before the target had the VM"

@@ -1,4 +1,4 @@
-//! A migration for tests, with both controllers that have to do with it.
+//! A migration for tests, with both controllers that work on it.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -1,7 +1,7 @@
 //! A migration as a trace: all of it and its phases, from what its status says at the end. Pure.
 //!
-//! The agents add the steps that they have taken. A migration belongs to the leader at its end, however many operators
-//! had it in hand.
+//! The agents add the steps that they have taken. A migration's trace is sent by the leader at its end, no matter how many
+//! operators have driven it.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,4 +1,4 @@
-//! Where a migrating VM may run, by what both ends report. Pure.
+//! Where a migrating VM may run, according to both ends' reports. Pure.
 //!
 //! ```text
 //!              transfer ordered?
@@ -8,8 +8,8 @@
 //!                            target says that it never ran ──────► VM is at the source, perhaps paused
 //!                            anything else ──────────────────────► not known: it runs nowhere new
 //! ```
-//! Only a word counts. A pod that is no more, a QEMU that does not answer and a node that is away prove nothing: the VM may run
-//! there. Where the source has let the VM go and the target cannot speak, a person decides
+//! Only reports count. A pod that is gone, a QEMU that does not answer and a node that is away prove nothing: the VM may run
+//! there. If the source has let the VM go and the target cannot report, a person decides
 //! ([`Decision`]).
 
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct Ends {
     pub begun: bool,
     /// A person's word, for when the ends cannot tell: one that was asked for.
     pub decision: Option<Decision>,
-    /// Whether the source is told to run the VM on: the migration's status says so before any NIC is told.
+    /// Whether the source is told to resume the VM: the migration's status says so before any NIC is told.
     pub resuming: bool,
     /// Whether a NIC at the target is told to give up.
     pub given_up: bool,

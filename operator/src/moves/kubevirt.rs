@@ -1,4 +1,4 @@
-//! KubeVirt's `VirtualMachineInstanceMigration` as a [`Move`]. Pure. KubeVirt drives it and asks nobody; what holds it is that the pod at
+//! KubeVirt's `VirtualMachineInstanceMigration` as a [`Move`]. Pure. KubeVirt drives it and does not ask us; what holds it is that the pod at
 //! the target does not start before its link is there.
 //!
 //! ```text
@@ -6,12 +6,12 @@
 //!  the target   the VFs leave       the gate is open:  by the
 //!  reserves     at the source       the pod starts     proof
 //! ```
-//! That the VM has arrived the target's agent proves, once it has seen it run there. A VM that is paused does not run, and an agent may be
-//! away. Then two words together prove it: KubeVirt's, that the VM is on the target's node by this very migration, which it says once
-//! libvirt is done at the target; and the source's, that its QEMU has let the VM go, or has ended. Neither does alone.
+//! The target's agent proves that the VM has arrived, once it has seen it run there. But a VM that is paused does not run, and an agent may be
+//! away. Then two reports together prove it: KubeVirt's, that this very migration has brought the VM to the target's node, which it says once
+//! libvirt is done at the target; and the source's, that its QEMU has let the VM go, or has ended. Neither is enough alone.
 //!
-//! Nothing is stored of it: how far it is follows from what the attachments are told already, so it goes on after a restart of the
-//! operator, and after its object was deleted. It has the VM's NICs in its hands as long as one of them has its order.
+//! Nothing is stored for it: how far it is follows from what the attachments have already been told, so it continues after a restart of
+//! the operator, and after its object was deleted. It is in charge of the VM's NICs as long as one of them has its order.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -44,8 +44,7 @@ pub struct Inputs<'a> {
     pub vmi: Option<&'a VirtualMachineInstance>,
 }
 
-/// The moves of a VM, also those that are over, and those whose object is gone while they have NICs in their hands. None begins while
-/// another is under way: both would tell the same NICs.
+/// The moves of a VM, also those that are over, and those whose object is gone while they are in charge of NICs.
 pub fn moves(inputs: Inputs<'_>) -> Vec<Move> {
     let known = inputs.migrations.iter().filter_map(|m| of(&inputs, m));
     let uids: BTreeSet<_> = inputs.migrations.iter().filter_map(|m| m.uid()).collect();

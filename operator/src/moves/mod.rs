@@ -1,11 +1,11 @@
-//! VMs on their way from one of their pods to another, whoever drives them.
+//! VMs on their way from one of their pods to another, no matter who drives them.
 //!
-//! Each runtime has its own kind of object by which a VM moves, and its own words for how far it is. One module here reads each
-//! kind as a [`Move`]; NICs, their status and the metrics know nothing else of it.
+//! Each runtime has its own kind of object to move a VM, and its own words for how far it is. One module here reads each
+//! kind as a [`Move`]; NICs, their status and the metrics know only that.
 //!
 //! | module | does |
 //! |---|---|
-//! | [`ends`] | where the VM may run, by what both ends report |
+//! | [`ends`] | where the VM may run, according to both ends' reports |
 //! | [`qemu`] | a `QemuMigration` as a move |
 //! | [`kubevirt`] | KubeVirt's `VirtualMachineInstanceMigration` as a move |
 //!
@@ -14,8 +14,8 @@
 //!      │           │         │  ▲        ▲       ▲
 //!      └───────────┴─────────┴──► Returning ─────┘
 //! ```
-//! A move that this operator drives goes from stage to stage by its leave. One that a runtime drives need not: it may begin in any
-//! stage, and be at its target in any. So a stage says what each end is to do, and only [`ends`] where the VM may run.
+//! A move that this operator drives goes from stage to stage when the operator says so. A move that a runtime drives need not: it may
+//! begin in any stage, and be at its target in any. So a stage says what each end is to do, and only [`ends`] says where the VM may run.
 
 pub mod ends;
 pub mod kubevirt;
@@ -105,7 +105,7 @@ pub struct Orders {
     pub encrypted: bool,
     /// Whether the transfer may have been ordered.
     pub transfer: bool,
-    /// Whether the source is told to run the VM on.
+    /// Whether the source is told to resume the VM.
     pub resume: bool,
     /// A person's word on where the VM goes on: one that was asked for.
     pub decision: Option<Decision>,

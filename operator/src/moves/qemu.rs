@@ -21,7 +21,7 @@ pub fn stage(phase: MigrationPhase) -> Option<Stage> {
     }
 }
 
-/// The word for a stage, whoever drives the move.
+/// The word for a stage, no matter who drives the move.
 pub fn phase_of(stage: Stage) -> MigrationPhase {
     match stage {
         Stage::Preparing => MigrationPhase::PreparingTarget,

@@ -1,4 +1,4 @@
-//! `HybridNetwork.status`: what the cluster has of a network; and its finalizer, while NICs are attached to it.
+//! `HybridNetwork.status`: what the cluster has for a network; and its finalizer, while NICs are attached to it.
 
 mod nodes;
 mod status;

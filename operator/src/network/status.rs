@@ -1,4 +1,4 @@
-//! What the cluster has of a network, and whether that can be used. Pure.
+//! What the cluster has for a network, and whether that can be used. Pure.
 
 use std::collections::BTreeMap;
 

@@ -78,7 +78,7 @@ fn retire(attachment: &NicAttachment, leftover: Leftover) -> Option<Change<'_>> 
         }),
         ..attachment.spec.clone()
     };
-    // What the agent was told of a migration of ours stands.
+    // What the agent was told about a migration of ours stands.
     if asked && (!theirs || spec == attachment.spec) {
         return None;
     }

@@ -10,9 +10,9 @@
 //! | `Arrived` | `Detached`, Transfer | `FastPath`, Listen |
 //! | `Returning` | see [`Rollback`] | |
 //!
-//! These are the goals and orders where this operator drives the migration ([`Driver::Ours`]). Where KubeVirt does
-//! ([`Driver::Theirs`]), every order is Watch, and what holds it is that the target's pod gets its links with the goal `Standby` and
-//! not before:
+//! These are the goals and orders if this operator drives the migration ([`Driver::Ours`]). If KubeVirt does
+//! ([`Driver::Theirs`]), every order is Watch, and what holds the migration is that the target's pod gets its links only with the goal
+//! `Standby`:
 //!
 //! | stage | source | target |
 //! |---|---|---|
@@ -20,7 +20,7 @@
 //! | `Leaving` | `Standby` | `Reserved` |
 //! | `Moving` | `Standby` | `Standby` |
 //! | `Arrived` | `Detached` | `FastPath` |
-//! | `Returning` | `Standby`; `FastPath` once it is known to run the VM and to send it nowhere | `Standby`; `Detached` once nothing can come |
+//! | `Returning` | `Standby`; `FastPath` once it is known to run the VM and not to migrate it | `Standby`; `Detached` once nothing can come |
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -266,7 +266,7 @@ fn one(
     }
 }
 
-/// The network's settings, but for what is in devices that exist: a NIC that is attached keeps its VLAN and its MTU, whatever
+/// The network's settings, except what is in devices that exist: a NIC that is attached keeps its VLAN and its MTU, no matter what
 /// the network of that name is now.
 fn l2(network: Option<&L2Settings>, attached: Option<&L2Settings>) -> L2Settings {
     match (network, attached) {

@@ -1,8 +1,8 @@
 //! Attachments that were written and have not come back to the cache yet.
 //!
-//! Until a write has come back by the watch, the cache shows the object as it was before, and whatever asks for the NIC meanwhile
-//! would decide the same again: a write that is refused as a conflict, or a second deletion. One that has been written is left
-//! alone until it is seen to have changed.
+//! Until a write has come back by the watch, the cache shows the object as it was before, and a reconcile of the NIC meanwhile
+//! would decide the same again: a write that is refused as a conflict, or a second deletion. So an attachment that was written is
+//! left alone until the cache shows a change.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,7 +1,7 @@
 //! What an older attachment of a NIC still holds. Pure.
 //!
-//! A NIC is attached to another pod only when nothing of it can be live in the one before. It is the same rule by which Kubernetes
-//! detaches volumes: the node's own agent says so, or the node is off, or a deadline has passed that somebody has set.
+//! A NIC is attached to another pod only when none of its parts can be live in the previous one. Kubernetes detaches volumes by the
+//! same rule: the node's own agent says so, or the node is off, or a deadline has passed that an administrator has set.
 
 use hybridnic_api::conditions::{reasons, types};
 use hybridnic_api::v1alpha1::{Goal, NicAttachment};
@@ -36,7 +36,7 @@ impl Hold {
         }
     }
 
-    /// The same, where the node's agent is away: that proves nothing, and is told.
+    /// The same, if the node's agent is away: that proves nothing, and is reported.
     #[must_use]
     pub fn without_agent(self, away: bool) -> Self {
         match self {

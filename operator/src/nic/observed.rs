@@ -42,7 +42,7 @@ pub struct Observed {
     pub orphans: Vec<Arc<NicAttachment>>,
     /// The nodes of all of them.
     pub nodes: BTreeMap<String, NodeState>,
-    /// The uids of those whose node has not answered for as long as it is waited for.
+    /// The uids of those whose node has not answered within the time that the operator waits for it.
     pub overdue: BTreeSet<String>,
     /// The nodes among them whose agents are away.
     pub without_agent: BTreeSet<String>,

@@ -1,4 +1,4 @@
-//! How long a node that does not answer is waited for, by this process's own clock.
+//! How long the operator waits for a node that does not answer, by this process's own clock.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};

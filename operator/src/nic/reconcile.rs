@@ -1,4 +1,4 @@
-//! Makes a NIC true: dereference → validate → build → apply → status.
+//! Reconciles a NIC: dereference → validate → build → apply → status.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

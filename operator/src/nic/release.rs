@@ -1,8 +1,8 @@
 //! Lets go of attachments that no agent will ever take back: their node is off.
 //!
-//! The agent's finalizer keeps an attachment until nothing of it is left on the node. Of a node that is off nothing is left that
-//! could run a VM or answer for its MAC, and its agent, should it come back, takes back what its journal has and the API server
-//! has no more. This goes by the attachment alone: it may have outlived its NIC.
+//! The agent's finalizer keeps an attachment until none of its parts is left on the node. On a node that is off nothing can run a VM
+//! or answer for its MAC. If its agent comes back, it takes back what its journal has and the API server no longer has. This looks
+//! only at the attachment, which may have outlived its NIC.
 
 use std::sync::Arc;
 

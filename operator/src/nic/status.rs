@@ -1,4 +1,4 @@
-//! The status that a NIC should have, and what of it is worth an event. Pure.
+//! The status that a NIC should have, and which changes are worth an event. Pure.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! What is told and counted of KubeVirt's migrations, by the change of a NIC's status. Pure. KubeVirt reports them on its own objects, and
-//! knows nothing of NICs.
+//! Events and metrics of KubeVirt's migrations, from the changes of a NIC's status. Pure. KubeVirt reports its migrations on its own objects,
+//! and knows nothing about NICs.
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::v1alpha1::{NicMigration, Runtime, VmHybridNicStatus};

@@ -5,8 +5,8 @@
 //! <qemu:commandline>, once             -chardev, -mon                     the monitor that the agent speaks to
 //!                     for each NIC     -device pcie-root-port             where its VF is plugged
 //! ```
-//! The text is added where it belongs, and all else stays as it is, to the byte: KubeVirt's own words that this does not know, and
-//! those of other sidecars. What is there already is not added again, so that the answer may be asked again.
+//! The text is added where it belongs, and every other byte stays: KubeVirt's own words that this does not know, and
+//! those of other sidecars. What is already there is not added again, so that the launcher may ask again.
 
 mod text;
 
@@ -221,7 +221,7 @@ fn teaming(root: Node<'_, '_>, nic: &Nic) -> Result<Option<Insertion>, Refusal> 
     }
 }
 
-/// What QEMU is told beside what libvirt tells it.
+/// What is added to QEMU's command line besides libvirt's own arguments.
 fn words(nics: &[Nic]) -> Vec<[String; 2]> {
     let monitor = [
         [

@@ -1,4 +1,4 @@
-//! Text that is put into a document whose every other byte stays.
+//! Inserts text into a document and leaves every other byte as it is.
 
 use std::ops::Range;
 

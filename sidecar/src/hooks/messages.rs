@@ -1,4 +1,4 @@
-//! The messages, as far as they are used. Unknown fields are passed over.
+//! The messages, as far as they are used. Unknown fields are ignored.
 
 /// What does the sidecar take part in?
 #[derive(Clone, PartialEq, Eq, prost::Message)]

@@ -1,7 +1,7 @@
-//! KubeVirt's protocol of hooks: gRPC over a socket in a directory that the launcher looks through.
+//! KubeVirt's protocol for hooks: gRPC over a socket in a directory that the launcher searches.
 //!
-//! The launcher asks each socket once what it takes part in, and panics where that has no answer; then it asks before each
-//! definition of the domain. An error there is said of the VM, which does not start, and the launcher asks again.
+//! The launcher asks each socket once which hooks it serves, and panics if there is no answer; then it asks before each
+//! definition of the domain. If that fails, KubeVirt reports the error on the VM, which does not start, and the launcher asks again.
 
 mod messages;
 mod server;

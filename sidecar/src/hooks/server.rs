@@ -1,4 +1,4 @@
-//! What is answered.
+//! The answers.
 
 use std::convert::Infallible;
 use std::future::{Future, Ready, ready};

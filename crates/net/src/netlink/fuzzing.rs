@@ -1,4 +1,4 @@
-//! A message of rtnetlink, read as all that we may take it for.
+//! A message of rtnetlink, read as every kind of message that we read.
 
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;

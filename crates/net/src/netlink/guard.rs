@@ -1,8 +1,8 @@
-//! What a macvtap lets through, whatever the guest, or who has the macvtap's descriptor, does: filters of the kernel's traffic
+//! What a macvtap lets through, no matter what the guest, or a process with the macvtap's descriptor, does: filters of the kernel's traffic
 //! control (`clsact` with `flower`, `gact` and `police`), which need `CAP_NET_ADMIN` only.
 //!
-//! A frame that the guest sends passes the macvtap's egress, one for the guest its ingress. Of each direction the first rule that
-//! fits decides. A rule is known by its handle, which is made of all that it says; so two guards are the same where their handles are.
+//! A frame that the guest sends passes the macvtap's egress, one for the guest its ingress. In each direction the first rule that
+//! fits decides. A rule's handle is made of everything that it says, so two guards are the same if their handles are.
 
 use std::collections::BTreeSet;
 
@@ -267,7 +267,7 @@ fn police(mbps: u32) -> Vec<DefaultNla> {
     const TCA_POLICE_RATE64: u16 = 8;
     /// A tick of `PSCHED_SHIFT`, in nanoseconds.
     const TICK: u64 = 64;
-    /// What may come at once, as a time; and at least so many octets, for a guest sends 64 KiB as one packet.
+    /// What may come at once, as a time; and at least so many bytes, because a guest sends 64 KiB as one packet.
     const BURST: u64 = 20_000_000;
     const LEAST: u64 = 128 << 10;
     /// The kernel asks for a table of this size, and reads no more of it than that it is there.

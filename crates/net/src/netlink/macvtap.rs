@@ -18,7 +18,7 @@ pub struct MacvtapSpec {
     pub mac: MacAddr,
     /// MTU in octets, at most that of the lower link; the lower link's where `None`.
     pub mtu: Option<u32>,
-    /// A text to know it by, for whoever looks at the node.
+    /// A text to recognise it by, for people who look at the node.
     pub alias: Option<String>,
 }
 

@@ -286,7 +286,7 @@ fn serve(given: Option<OwnedFd>, report: &mpsc::SyncSender<io::Result<Handle>>) 
     };
     match connect() {
         Ok((runtime, connection, handle)) => {
-            // Whoever asked has gone if this fails, and then the connection ends by itself.
+            // If this fails the caller has gone, and then the connection ends by itself.
             let _ = report.send(Ok(handle));
             runtime.block_on(connection);
         }

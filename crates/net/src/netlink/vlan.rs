@@ -61,7 +61,7 @@ impl Netlink {
         })
     }
 
-    /// The device of that VLAN on a lower link, whoever made it.
+    /// The device of that VLAN on a lower link, no matter what made it.
     pub async fn vlan_on(
         &self,
         lower: u32,

@@ -1,5 +1,5 @@
-//! One function by its PCI address: whether it is there, who drives it, and which interface it has. Reads only, and nothing
-//! that takes the device's lock, so that a driver that hangs holds up nobody who looks.
+//! One function by its PCI address: whether it is there, which driver it has, and which interface. Reads only, and nothing
+//! that takes the device's lock, so that a driver that hangs does not block a reader.
 
 use std::fs;
 use std::io::{self, ErrorKind};

@@ -1,8 +1,8 @@
 //! Physical and virtual functions as sysfs shows them, and the few writes that change them.
 //!
-//! Everything here blocks, as file access does. Reads return at once, but for [`Sysfs::driver_state`], which takes the
+//! Everything here blocks, as file access does. Reads return at once, except for [`Sysfs::driver_state`], which takes the
 //! device's lock. It and the writes of [`Sysfs::create_vfs`], [`Sysfs::bind_driver`] and [`Sysfs::restore_driver`] wait for
-//! drivers and may take seconds, or for ever when a driver hangs: run them on a thread of their own, one at a time for each
+//! drivers and may take seconds, or forever if a driver hangs: run them on a thread of their own, one at a time for each
 //! device, and give the wait a deadline.
 
 mod attr;

@@ -64,7 +64,7 @@ pub struct Pf {
     pub num_vfs: u16,
     /// Its VFs, ordered by index.
     pub vfs: Vec<Vf>,
-    /// That its driver does not return, in words for people. Sysfs does not show it: whoever has called it fills it in.
+    /// That its driver does not return, in words for people. Sysfs does not show it: the caller of the driver fills it in.
     pub hung: Option<String>,
 }
 

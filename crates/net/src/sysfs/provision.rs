@@ -36,7 +36,7 @@ pub enum CreateVfsError {
         /// VFs it can have.
         total: u16,
     },
-    /// It has another number of VFs already; to change that would take all of them away from who uses them.
+    /// It has another number of VFs already; to change that would take all of them away from their users.
     #[error("{pf} has {existing} VFs already, not {wanted}; their number is never changed")]
     Exist {
         /// The PF.

@@ -1,7 +1,7 @@
-//! Who may have a connection to a listener, and who is answered. Pure but for its lock.
+//! Which clients may have a connection to a listener, and which get an answer. Pure except for its lock.
 //!
-//! A connection costs nothing and proves nothing: anyone who can reach the port can open thousands. So none of them has a place of
-//! its own before it has sent a whole request: where too many wait, the oldest of them goes, and first of a peer that has many.
+//! A connection costs nothing and proves nothing: anyone who can reach the port can open thousands. So no connection has a place of
+//! its own before it has sent a whole request: if too many wait, the oldest is closed, first of a peer that has many.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ const LIGHT: usize = 64;
 const HEAVY: usize = 8;
 /// The same, of one peer.
 const HEAVY_OF_ONE: usize = 2;
-/// The same, of those of whom nobody knows yet whether they may ask: they wait for the API server, and the others need not.
+/// The same, for clients of which it is not known yet whether they may ask: they wait for the API server, and the others need not.
 const UNKNOWN: usize = HEAVY / 2;
 
 /// What an answer costs.
@@ -149,7 +149,7 @@ impl Waiting {
                 let (heavy, unknown): (usize, usize) =
                     (crowd.heavy.values().sum(), crowd.unknown.values().sum());
                 let is_full = heavy + unknown >= HEAVY || weight == Weight::Unknown && unknown >= UNKNOWN;
-                // Each by itself: a stranger may have the address of who is known, behind a NAT.
+                // Counted separately: behind a NAT a stranger may have the address of a known client.
                 let places = crowd.of(weight);
                 let its = places.get(&self.peer).copied().unwrap_or_default();
                 if is_full || its >= HEAVY_OF_ONE {

@@ -1,8 +1,7 @@
-//! Metrics for those only who may read them, over TLS: for a listener that no NetworkPolicy is about.
+//! Metrics over TLS, only for clients that may read them: for a listener to which no NetworkPolicy applies.
 //!
-//! As a kubelet does it, and what controller-runtime offers: the API server says whose a token is (`TokenReview`), and whether he may `get`
-//! `/metrics` (`SubjectAccessReview`). The certificate is this process's own and lasts as long as it; it keeps the token from those who only
-//! listen.
+//! It works like a kubelet, and like controller-runtime: the API server says whose a token is (`TokenReview`), and whether that user may `get`
+//! `/metrics` (`SubjectAccessReview`). The certificate is self-signed and lasts as long as the process; it hides the token from eavesdroppers.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -33,16 +32,16 @@ const STALE: Duration = Duration::from_hours(1);
 const DEADLINE: Duration = Duration::from_secs(3);
 /// The most tokens that are remembered.
 const TOKENS: usize = 32;
-/// No token is longer, in octets.
+/// No token is longer, in bytes.
 const TOKEN_MAX: usize = 4096;
-/// Tokens that nobody knows yet, of one peer: so many at once, and then one in each of these.
+/// Unknown tokens of one peer: so many at once, and then one in each of these.
 const STRANGERS: (u32, Duration) = (5, Duration::from_secs(2));
 /// Handshakes of one peer, the same. Each is a signature and a key exchange, for a client that has shown nothing yet, on the thread that hands VMs
-/// over. A thread of its own would leave that one alone, and still give a stranger as much of the node's processor, or of the pod's share
-/// of it, as he likes; a pace bounds both, and needs no second runtime.
+/// over. A separate thread would protect that one, but still give a stranger as much of the node's processor, or of the pod's share
+/// of it, as the stranger likes; a pace limits both, and needs no second runtime.
 const HANDSHAKES: (u32, Duration) = (8, Duration::from_millis(500));
 
-/// Who is let in. Clones share what they know.
+/// Decides which clients are let in. Clones share what they know.
 #[derive(Clone)]
 pub struct Guard {
     pub(super) tls: TlsAcceptor,
@@ -51,11 +50,11 @@ pub struct Guard {
     memory: Arc<Mutex<Memory>>,
 }
 
-/// Why somebody is not let in.
+/// Why a client is not let in.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal(pub(super) StatusCode, pub(super) String);
 
-/// Who asks, with a token.
+/// A client that asks, with a token.
 pub(super) struct Asker<'a> {
     guard: &'a Guard,
     peer: IpAddr,
@@ -101,7 +100,7 @@ impl Guard {
         self.memory().greeted.may(peer, Instant::now())
     }
 
-    /// Who asks, by the `Authorization` of a request. That he may ask for an unknown token is noted.
+    /// The client of a request, by its `Authorization`. An unknown token is counted.
     pub(super) fn asker<'a>(
         &'a self,
         peer: IpAddr,
@@ -157,12 +156,12 @@ impl Guard {
 }
 
 impl Asker<'_> {
-    /// Whether he was let in before.
+    /// Whether it was let in before.
     pub(super) fn is_known(&self) -> bool {
         self.known != Known::No
     }
 
-    /// Lets him in if he may get `/metrics`.
+    /// Lets it in if it may get `/metrics`.
     pub(super) async fn admit(self) -> Result<(), Refusal> {
         if self.known == Known::Fresh {
             return Ok(());
@@ -173,7 +172,7 @@ impl Asker<'_> {
         let now = Instant::now();
         let answer = match timeout(DEADLINE, guard.review(token)).await {
             Ok(Ok(answer)) => answer,
-            // Nothing is known then, but for what was known.
+            // Then only what was known before counts.
             unknown => {
                 if guard.memory().has(token, now, STALE) {
                     return Ok(());
@@ -194,7 +193,7 @@ impl Asker<'_> {
     }
 }
 
-/// Whose a token is. Where it has to be for an audience, the answer must say that it is: who knows of no audiences says nothing of them.
+/// Whose a token is. If it has to be for an audience, the answer must say that it is: an API server that knows no audiences does not mention them.
 fn user(status: TokenReviewStatus, audience: Option<&str>) -> Option<UserInfo> {
     let for_us = audience.is_none_or(|ours| status.audiences.iter().flatten().any(|theirs| theirs == ours));
     status
@@ -237,7 +236,7 @@ enum Known {
     No,
 }
 
-/// Whom the API server has let in, and how often each peer has asked for nothing. Pure.
+/// Which clients the API server has let in, and how often each peer has asked with an unknown token. Pure.
 struct Memory {
     allowed: HashMap<String, Instant>,
     strangers: Peers,
@@ -260,8 +259,8 @@ impl Memory {
         learnt.is_some_and(|learnt| now.saturating_duration_since(*learnt) < within)
     }
 
-    /// What is known of a token; `None` where the peer has come with too many that nobody knows. Strangers, as many as they are, keep
-    /// nobody out who was let in before.
+    /// What is known about a token; `None` if the peer has used too many unknown ones. Strangers, no matter how many, do not keep
+    /// out clients that were let in before.
     fn knows(&mut self, peer: IpAddr, token: &str, now: Instant) -> Option<Known> {
         if self.has(token, now, FRESH) {
             return Some(Known::Fresh);
@@ -296,7 +295,7 @@ impl Memory {
 
 #[cfg(test)]
 impl Guard {
-    /// One that has no certificate, and who has been let in with this token.
+    /// One without a certificate, which has let a client in with this token.
     pub(super) fn of(client: Client, peer: IpAddr, known: &str) -> Self {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider)

@@ -1,4 +1,4 @@
-//! Listening on all addresses, whichever families a node has.
+//! Listening on all addresses, no matter which families a node has.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -7,8 +7,8 @@
 //! | `GET /log-level` | the log filter |
 //! | `PUT /log-level` | sets the filter to the body; only from a loopback address, so not over the network |
 //!
-//! Metrics may have a listener of their own, which more peers reach than may ask whether the program lives. Who is answered, and
-//! whose connection goes where there are too many, is in `door`.
+//! Metrics may have a listener of their own, which more peers can reach than the one for probes. `door` decides which clients get an
+//! answer, and which connection is closed if there are too many.
 
 mod door;
 mod guard;
@@ -174,8 +174,8 @@ fn is_local(peer: IpAddr) -> bool {
     peer.to_canonical().is_loopback()
 }
 
-/// Answers on the addresses for as long as it is polled. Fails when one of them cannot be bound. With a guard, metrics are for those
-/// whom it lets in, where they have a listener of their own.
+/// Answers on the addresses for as long as it is polled. Fails when one of them cannot be bound. With a guard, metrics on a
+/// listener of their own are only for clients that it lets in.
 pub async fn serve(options: &HttpOptions, pages: Pages, guard: Option<Guard>) -> io::Result<()> {
     let bind = |address: Option<SocketAddr>| match address.map(|address| (address, listen::on(address))) {
         None => Ok(None),
@@ -223,7 +223,7 @@ async fn serve_on(listener: TcpListener, site: Site, pages: &Pages, guard: Optio
                 tokio::task::yield_now().await;
             }
             // There is no event for a descriptor or memory that becomes free, and the next try would fail at once. Anything else
-            // is about the peer, who has gone, and must not cost the others a pause.
+            // is about a peer that has gone, and must not delay the others.
             Err(error) if has_run_out(&error) => tokio::time::sleep(ACCEPT_PAUSE).await,
             Err(_) => tokio::task::yield_now().await,
         }
@@ -237,7 +237,7 @@ fn has_run_out(error: &io::Error) -> bool {
     )
 }
 
-/// Who has opened a connection, and what there is for him.
+/// A client that has opened a connection, and what it can get.
 struct Guest {
     peer: IpAddr,
     waiting: Waiting,
@@ -274,7 +274,7 @@ impl Guest {
         let service = service_fn(|request: Request<Incoming>| async {
             let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
             let asker = guard.map(|guard| guard.asker(peer, authorization)).transpose();
-            // The API server is asked for who has a place, and those whom it lets in have places that it takes from nobody.
+            // The API server is asked only about clients that have a place. Clients that it lets in have places of their own.
             let weight = match &asker {
                 Ok(Some(asker)) if !asker.is_known() => Weight::Unknown,
                 Ok(_) => weight(&request),

@@ -1,7 +1,7 @@
 //! How often each peer may have something done that costs more than its request. Pure.
 //!
-//! Each has a pace of its own, or one that asks too often would keep the others out. There is room for so many of them: so all together
-//! have a pace as well. Who was let in keeps his, and needs no room when others have it all.
+//! Each has a pace of its own, because otherwise a peer that asks too often would keep the others out. There is room for a limited number,
+//! so all others share one pace. A peer that was let in keeps its own, also when there is no room left.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use crate::pace::Pace;
 const PEERS: usize = 64;
 /// The same, with those that were let in.
 const PEERS_WITH_WELCOME: usize = 96;
-/// How long who was let in is welcome.
+/// How long a peer that was let in is welcome.
 const WELCOME: Duration = Duration::from_hours(1);
 
 /// The paces of all peers.
@@ -23,7 +23,7 @@ pub(super) struct Peers {
     /// Of one that has not come yet.
     fresh: Pace,
     known: HashMap<IpAddr, Peer>,
-    /// Of all for whom there is no room.
+    /// Of all peers for which there is no room.
     others: Pace,
 }
 

@@ -115,7 +115,7 @@ async fn many_callers_at_once() {
 }
 
 /// The longest answers, of a VM with 48 NICs, each with a port for its VF and one for its standby. Asked for all filters at once
-/// QEMU 10.0 answers with 1.1 MB, for until a guest's driver says otherwise each NIC has all 4096 VLANs.
+/// QEMU 10.0 answers with 1.1 MB, because until a guest's driver says otherwise each NIC has all 4096 VLANs.
 #[tokio::test]
 async fn answers_about_48_nics_are_within_the_bound() {
     const NICS: usize = 48;

@@ -1,4 +1,4 @@
-//! What was installed: CRDs, the admission policy, rights.
+//! What is installed: CRDs, the admission policy, rights.
 
 use hybridnic_api::{names::GROUP, v1alpha1};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

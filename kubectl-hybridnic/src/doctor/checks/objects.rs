@@ -1,4 +1,4 @@
-//! What objects say of themselves, in their conditions: nodes, networks, NICs, migrations.
+//! What objects say about themselves, in their conditions: nodes, networks, NICs, migrations.
 
 use hybridnic_api::{
     conditions::{self, reasons, types},
@@ -131,7 +131,7 @@ pub fn nics(observed: &Observed) -> Vec<Finding> {
         let waits = troubles(types::READY);
         // Of a NIC that is attached.
         let slow = troubles(types::FAST_PATH).or_else(|| troubles(types::STANDBY_FILTER));
-        // What passes by no time is told at once.
+        // What does not pass by itself is reported at once.
         let needs_someone = |condition: &&Condition| {
             let stuck = [reasons::NODE_UNREACHABLE, reasons::DETACH_STUCK];
             status.phase == NicPhase::Failed || stuck.contains(&condition.reason.as_str())

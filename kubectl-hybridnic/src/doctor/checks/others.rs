@@ -1,4 +1,4 @@
-//! Whether somebody else gives away the same VFs.
+//! Whether another program gives away the same VFs.
 
 use std::collections::BTreeSet;
 

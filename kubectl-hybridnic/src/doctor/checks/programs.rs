@@ -1,4 +1,4 @@
-//! The operator and the agents: whether they run, and of which version they are.
+//! The operator and the agents: whether they run, and which versions they have.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -81,7 +81,7 @@ fn deployment(deployment: &Deployment) -> Finding {
     }
 }
 
-/// Somebody holds the operators' lease, and renews it.
+/// An operator holds the operators' lease, and renews it.
 pub fn lease(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "lease";
     const FIX: &str = "see why the operator does not lead, in its log";

@@ -1,4 +1,4 @@
-//! What to do about a reason, in a line. docs/troubleshooting.md has the whole.
+//! What to do about a reason, in a line. docs/troubleshooting.md says more.
 
 use hybridnic_api::conditions::reasons;
 

@@ -1,4 +1,4 @@
-//! The ways into the sandboxes whose links an earlier agent has made: by a process of the pod, as the sandbox itself is known no more.
+//! The ways into the sandboxes whose links an earlier agent has made: through a process of the pod, because the sandbox itself is not known any more.
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
-//! What has to be done at once when a VM of KubeVirt stands still, or runs again; and what is said of its migration.
+//! What has to be done at once when a VM of KubeVirt stands still, or runs again; and what is reported about its migration.
 //!
-//! Between the pause at the source and the start at the target nobody asks the agent: libvirt goes on by itself. So at each pause the
-//! standby goes down, whatever the pause is for, and where the VM runs it is up. A standby that is down costs a VM nothing that stands still.
+//! Between the pause at the source and the start at the target libvirt does not ask the agent. So at each pause the standby goes
+//! down, no matter why the VM pauses, and it is up where the VM runs. A VM that stands still loses nothing while its standby is down.
 
 use std::time::Duration;
 

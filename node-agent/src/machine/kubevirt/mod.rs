@@ -1,11 +1,11 @@
-//! A VM of KubeVirt: a QEMU that libvirt has started in a launcher pod, talked to by a monitor of our own beside libvirt's.
+//! A VM of KubeVirt: a QEMU that libvirt has started in a launcher pod. The agent talks to it over a monitor of its own beside libvirt's.
 //!
-//! KubeVirt plugs the standby, migrates the VM and ends it. The agent plugs and unplugs the VF, has the standby's macvtap up and down at
-//! the right moments, and says what it sees.
+//! KubeVirt plugs the standby, migrates the VM and ends it. The agent plugs and unplugs the VF, sets the standby's macvtap up and down at
+//! the right moments, and reports what it sees.
 //!
 //! | module | does | touches |
 //! |---|---|---|
-//! | [`watch`] | decides what to say of a migration, and what a NIC may think of its VM meanwhile | nothing |
+//! | [`watch`] | decides what to report about a migration, and what a NIC may assume about its VM meanwhile | nothing |
 //! | `adopt` | finds the networks of pods again after a restart | `/proc`, the broker |
 //! | `events` | does at once what an event asks for | macvtaps, QEMU, the journal |
 

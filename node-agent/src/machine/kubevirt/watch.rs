@@ -1,7 +1,7 @@
-//! A migration that the runtime drives: what this end's QEMU does of it, and what a NIC may think of its VM meanwhile. Pure.
+//! A migration that the runtime drives: what this end's QEMU does in it, and what a NIC may assume about its VM meanwhile. Pure.
 //!
-//! QEMU's own words are about the migration that it was in last, which may be an earlier one: the VM's own arrival, or a try that has
-//! failed. So a migration counts as begun at its source once QEMU was seen in it, and a target is known from before its VM came.
+//! QEMU's own words are about its last migration, which may be an earlier one: the VM's own arrival, or a try that has
+//! failed. So a migration counts as begun at its source once QEMU was seen in it, and a target is recognised before its VM arrives.
 
 use hybridnic_api::v1alpha1::{Goal, MigrationReport, MigrationState, MigrationStep};
 use hybridnic_qmp::commands::{MigrationStatus, RunState};

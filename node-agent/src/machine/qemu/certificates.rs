@@ -1,5 +1,5 @@
-//! Certificates for one migration. Each end makes a CA and has it sign the only certificate that it ever will; its key is not
-//! kept. So who pins the CA, pins this end of this migration.
+//! Certificates for one migration. Each end makes a CA and has it sign a single certificate; the CA's key is not
+//! kept. So pinning the CA pins this end of this migration.
 
 use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
 use rcgen::{

@@ -1,8 +1,8 @@
 //! The source's end of an encrypted stream.
 //!
-//! QEMU makes the handshake with a socket on which it waits, and waits with all of itself, the VM's devices and QMP (seen of QEMU
-//! 10.0 and 11.1). A target that says nothing, or that somebody keeps busy, would hold the running VM up for as long as it likes. So
-//! the agent makes the connection, in the pod's own network, and gives it to QEMU as one on which nobody waits; it goes on then, and
+//! QEMU makes the handshake on a socket that blocks, and meanwhile everything in QEMU stops, the VM's devices and QMP too (seen with
+//! QEMU 10.0 and 11.1). A target that says nothing, or that a stranger keeps busy, would stop the running VM for as long as it likes. So
+//! the agent makes the connection, in the pod's own network, and gives it to QEMU as one that does not block. Then QEMU goes on, and
 //! the migration can be cancelled. A handshake that does not end is broken off.
 
 use std::{

@@ -1,4 +1,4 @@
-//! Encryption of a migration's stream, as this end has a part in it. The certificates are in [`tls`], the source's connection in
+//! This end's part in the encryption of a migration's stream. The certificates are in [`tls`], the source's connection in
 //! [`dial`].
 
 use std::time::Duration;
@@ -169,7 +169,7 @@ pub(super) async fn send(vm: &Vm, host: &Host, client: &Client, uri: &str) -> Re
         refused: true,
     })?;
     let stream = dial::connect(&*host.broker, &process, uri).await?;
-    // Before QEMU is told: an answer that does not come may be a handshake that does not end.
+    // Before the command: if its answer does not come, that may be a handshake that does not end.
     vm.set_handshake(Some(dial::give(client, stream).await?));
     let sent = dial::send(client).await;
     if let Err(QmpError::Command { .. }) = &sent {

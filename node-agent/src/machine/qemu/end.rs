@@ -19,7 +19,7 @@ impl Qemu {
     /// Ends it, and waits until it has gone.
     pub async fn end(&self, vm: &Vm, record: &Record) -> Result<(), MachineError> {
         let client = &self.client;
-        // The VM is started under the same lock: what is seen here stays true until QEMU is told.
+        // The VM is started under the same lock: what is seen here stays true until QEMU gets the command.
         let fate = vm.fate.lock().await;
         let (run, seen, _) = see_run(vm, client, record).await?;
         let order = record.spec.migration.as_ref();

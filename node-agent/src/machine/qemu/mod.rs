@@ -1,18 +1,18 @@
-//! A QEMU and its QMP session. All that names a type of QMP is in here.
+//! A QEMU and its QMP session. Types of QMP are named only in here.
 //!
 //! | module | does | touches |
 //! |---|---|---|
 //! | `observe` | sees a NIC's devices, and what is done with the VM | reads only |
 //! | `plug` | plugs and unplugs devices | QEMU |
 //! | `end` | ends a QEMU that will never run the VM | QEMU |
-//! | `events` | says in the agent's words what QEMU tells | nothing |
+//! | `events` | turns QEMU's events into the agent's own words | nothing |
 //! | [`session`] | keeps the session, and does what its events ask for | the others |
 //! | [`migration`] | decides what a migration needs next | nothing |
 //! | `steps` | takes a migration's steps | QEMU, the journal, macvtaps |
 //! | [`certificates`] | makes the certificates of one end of a migration | nothing |
 //! | [`tls`] | keeps them until QEMU has them | a directory in memory, QEMU |
 //! | [`dial`] | connects the source to the target | QEMU, the pod's network |
-//! | `encrypt` | what of these an end needs when | the three |
+//! | `encrypt` | decides which of these an end needs, and when | the three |
 //! | [`rx_filter`] | decides what a macvtap receives | nothing |
 //! | [`rx_follow`] | keeps macvtaps receiving what the guest asks for | macvtaps, QEMU |
 

@@ -41,7 +41,7 @@ impl Peer {
         self.0.write_all(format!("{value}\r\n").as_bytes()).await
     }
 
-    /// An event, to somebody who may have hung up.
+    /// An event, to a peer that may have hung up.
     pub(crate) async fn try_event(&mut self, name: &str, data: Value) -> std::io::Result<()> {
         self.try_say(json!({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}}))
             .await

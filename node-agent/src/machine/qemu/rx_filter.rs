@@ -1,8 +1,8 @@
 //! What the guest asks its standby to receive, and what follows for the macvtap. Pure.
 //!
-//! A macvtap passes to the guest its own address, broadcast, and the multicast addresses of its list. So that list is kept
-//! as the guest's, or IPv6 would not find the guest on its standby. Further unicast addresses and VLANs that the guest
-//! makes reach its VF only; the NIC's status says so.
+//! A macvtap passes to the guest its own address, broadcast, and the multicast addresses of its list. So that list follows
+//! the guest's, because otherwise IPv6 would not find the guest on its standby. Further unicast addresses and VLANs that the
+//! guest makes reach only its VF; the NIC's status says so.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,7 @@
-//! Keeps what each macvtap of a VM receives as the guest asks for it ([`rx_filter`] says what follows).
+//! Makes each macvtap of a VM receive what the guest asks for ([`rx_filter`] decides).
 //!
-//! QEMU sends `NIC_RX_FILTER_CHANGED` of a NIC once, and is silent until it is asked. A guest can change its filter as
-//! often as it likes; we ask and change at most once a second.
+//! QEMU sends `NIC_RX_FILTER_CHANGED` for a NIC once, and not again until it is queried. A guest can change its filter as
+//! often as it likes; we query and change at most once a second.
 
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 

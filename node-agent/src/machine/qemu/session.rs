@@ -37,7 +37,7 @@ const RETRY: Duration = Duration::from_millis(50);
 /// The longest wait between two tries, without its random part, where no event tells that something changed.
 const RETRY_CAP: Duration = Duration::from_secs(15);
 
-/// A session that has lasted so long was one. And who makes sockets over and over is looked at no more often than that.
+/// A session that has lasted so long counts. And a pod that makes sockets again and again is looked at no more often than that.
 const STEADY: Duration = Duration::from_secs(1);
 /// How long a QEMU is left alone that has sent too many events; doubled up to the cap, whatever its socket does meanwhile.
 const FLOODED: Duration = Duration::from_secs(1);
@@ -141,8 +141,8 @@ fn is_flood(reason: &CloseReason) -> bool {
     matches!(reason, CloseReason::TooManyEvents { .. })
 }
 
-/// A QEMU that floods is not listened to for a while: its guest has taken it over, or it is broken. Its NICs say so. In a migration
-/// its VM may stand still until it is told something, so it is listened to again soon.
+/// The agent does not listen for a while to a QEMU that floods: its guest has taken it over, or it is broken. Its NICs say so. In a
+/// migration its VM may stand still until QEMU gets a command, so the agent listens again soon.
 async fn leave_alone(vm: &Vm, host: &Host, pause: Duration) {
     warn!(?pause, "QEMU sends too many events, and is left alone");
     publish(vm, Session::Flooding);
@@ -218,7 +218,7 @@ async fn connect(vm: &Vm, host: &Host, followed: &mut Followed) -> Result<(Clien
         Ok(client) => client,
         Err(QmpError::Closed(_)) => return Err(nobody_listens(vm)),
         Err(error) => {
-            // Before there is a session, nobody else is told.
+            // Before there is a session, no other task is told.
             host.metrics.qmp_error("greeting", word(&error));
             return Err(Session::Unreachable(chain(&error)));
         }
@@ -344,7 +344,7 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             moment: Moment::HandingOver,
             ..
         } => match &order {
-            // What it leads to is told by another event.
+            // Another event tells what it leads to.
             Some(order) if order.step == MigrationStep::Transfer => !hand_over(vm, host, client, order).await,
             _ => true,
         },

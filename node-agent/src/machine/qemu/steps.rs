@@ -1,4 +1,4 @@
-//! Takes the steps of a VM's migration on this node. What the next one is, is decided by [`migration`].
+//! Takes the steps of a VM's migration on this node. [`migration`] decides on the next one.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -158,7 +158,7 @@ async fn stays(vm: &Vm, host: &Host) {
 /// Looks at the VM's migration and takes its next step; gives when to look again though nothing tells.
 pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration> {
     let nics = vm.nics();
-    // Where they do not agree QEMU is left alone, but its end is told all the same.
+    // If they do not agree QEMU is left alone, but its end is reported nevertheless.
     let agreed = migration::agreed(&nics);
     let is_agreed = agreed.is_some();
     let Some(order) = agreed.or_else(|| nics.values().find_map(|nic| nic.order.clone())) else {
@@ -414,7 +414,7 @@ fn listen_uri(order: &MigrationOrder) -> Option<String> {
     }
 }
 
-/// Capabilities and parameters; but for the stream's encryption they must be the same at both ends.
+/// Capabilities and parameters; except for the stream's encryption they must be the same at both ends.
 async fn prepare(host: &Host, client: &Client, order: &MigrationOrder, end: End) -> Result<(), QmpError> {
     client
         .migrate_set_capabilities(&[

@@ -1,14 +1,14 @@
-//! The certificates of a migration's stream: where they lie until QEMU has read them, and how it gets them.
+//! The certificates of a migration's stream: where they are until QEMU has read them, and how it gets them.
 //!
 //! ```text
 //!  DIRECTORY/POD-UID/ca.pem         the CA of this end, which is reported
 //!                    cert.pem       this end's certificate
 //!                    key.pem        and its key, until QEMU has them
-//!                    migration      whose they are, once QEMU has tried them
+//!                    migration      which migration they are for, once QEMU has tried them
 //! ```
-//! All of it is in memory, never on a disk, and root's alone. It outlasts the agent: between its report and the transfer the source's agent
-//! may be started again. QEMU gets copies in a directory of its own, a file system that is mounted nowhere, by a descriptor. So it need
-//! not be able to read any file, and from what it gets nothing else can be reached. That directory goes once QEMU has read it.
+//! All of it is in memory, never on a disk, and only root can read it. It outlives the agent, because the source's agent may be restarted
+//! between its report and the transfer. QEMU gets copies by a descriptor, in a directory of its own, on a file system that is mounted nowhere.
+//! So it need not be able to read any file, and from what it gets nothing else can be reached. That directory is gone once QEMU has read it.
 
 use std::{
     fs::{self, DirBuilder, OpenOptions, Permissions},
@@ -34,7 +34,7 @@ use crate::broker::Broker;
 /// The id of the certificates' object in QEMU.
 pub const ID: &str = "hybridnic-tls";
 
-/// The group ffdhe2048 of RFC 7919. No handshake uses it, for the certificates have elliptic curves; but a QEMU that listens makes
+/// The group ffdhe2048 of RFC 7919. No handshake uses it, because the certificates have elliptic curves; but a QEMU that listens makes
 /// parameters of its own where it finds none, which takes from 0.1 s to many seconds.
 const DH_PARAMETERS: &str = "-----BEGIN DH PARAMETERS-----
 MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
@@ -242,7 +242,7 @@ impl Kept {
         Ok(added.and(removed)?)
     }
 
-    /// QEMU may be any user. Who has the directory open may read it, and nobody else can.
+    /// QEMU may run as any user. Only a process that has the directory open can read it.
     fn copy(&self, directory: &OwnedFd, trusted: &str) -> io::Result<()> {
         let to = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
         let name = endpoint(self.end).as_str();
@@ -268,7 +268,7 @@ pub enum LoadError {
     Qemu(#[from] QmpError),
 }
 
-/// What QEMU's parameters say of a stream: encrypted, to the target of this migration or for whoever proves to be its source; or plain.
+/// What QEMU's parameters say about a stream: encrypted, to the target of this migration or from a peer that proves to be its source; or plain.
 pub fn parameters(migration: Option<(&str, End)>) -> MigrationParameters {
     let hostname = match migration {
         Some((migration, End::Source)) => migration,

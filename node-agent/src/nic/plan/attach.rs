@@ -1,5 +1,5 @@
-//! The way in: VF and standby are taken and plugged, and then what the goal says. The standby comes first: a VF that its drivers
-//! do not let the NIC have must not cost it its network.
+//! The way in: VF and standby are taken and plugged, and then what the goal says. The standby comes first, so that the NIC has
+//! network even if drivers refuse the VF.
 
 use hybridnic_api::{
     conditions::reasons,

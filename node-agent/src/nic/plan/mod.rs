@@ -13,7 +13,7 @@
 //!   Reserve ─ MakeStandby ─ GuardStandby ─ AnswerSandbox ─ Bind ─ Park ──► the runtime starts the VM, with its standby
 //!   any ─ UnplugVf ─ UnplugStandby ─ RemoveStandby ─ RestoreVf ─ Forget ──► Detached
 //! ```
-//! The plan knows no history: after a crash it goes on from what it sees.
+//! The plan knows no history: after a crash it continues from what it sees.
 //!
 //! | module | is the way to |
 //! |---|---|
@@ -163,7 +163,7 @@ pub struct Ask {
     /// Whether the VM is, or was, expected here by a migration. It may have come while that was called off: then
     /// it runs here and nowhere else, and keeps its NICs until the operator has seen it.
     pub expected: bool,
-    /// Who sees to which part.
+    /// Whether agent or runtime does each part.
     pub duties: Duties,
 }
 

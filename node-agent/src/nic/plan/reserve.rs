@@ -1,4 +1,4 @@
-//! The way to `Reserved`: a VF is taken and parked before the VM's pod has its link. Nothing of the standby is made.
+//! The way to `Reserved`: a VF is taken and parked before the VM's pod has its link. No part of the standby is made.
 
 use hybridnic_api::{
     conditions::reasons,

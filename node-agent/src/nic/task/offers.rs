@@ -112,7 +112,7 @@ impl NicTask {
         })
     }
 
-    /// A NIC that finds no PF or VF is told that another network keeps it off those that there are.
+    /// If a NIC finds no PF or VF because another network keeps it from those that exist, it says so.
     pub(super) async fn explain(&self, decision: &mut Decision) {
         let Decision::Wait(wait) = decision else {
             return;

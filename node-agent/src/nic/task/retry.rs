@@ -1,4 +1,4 @@
-//! When what has failed is tried again. NICs fail together, when their PF does, and are not to come back together: each pause
+//! When a failed step is tried again. NICs fail together when their PF does, but should not try again together: each pause
 //! has a random part.
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What the NIC's task tells: the VM's task, and the API server.
+//! What the NIC's task reports: to the VM's task, and to the API server.
 
 use hybridnic_api::v1alpha1::{AttachmentState, GuestDevices, NicAttachmentStatus};
 use jiff::Timestamp;

@@ -1,12 +1,12 @@
 //! In which of its pods a VM of KubeVirt is.
 //!
-//! A VM has one launcher, and a second one for each migration until that is over. The first of these that there is:
+//! A VM has one launcher, and a second one for each migration until that is over. The VM is in the first of these that exists:
 //!
-//! 1. the launcher in which a NIC of the VM carries traffic, or whose agent says that the VM has come there by a migration;
-//! 2. the one on the node that KubeVirt says, if it was made for the migration by which the VM is there, by KubeVirt's word;
+//! 1. the launcher in which a NIC of the VM carries traffic, or whose agent says that a migration has brought the VM there;
+//! 2. the one on the node that KubeVirt names, if it was made for the migration that has brought the VM there, as KubeVirt says;
 //! 3. the one that is recorded;
 //! 4. the one that was made for no migration;
-//! 5. the one on the node that KubeVirt says.
+//! 5. the one on the node that KubeVirt names.
 //!
 //! A launcher gets its NIC as soon as it has a node: its CNI plugin waits for that.
 

@@ -1,8 +1,8 @@
-//! In which of its pods a VM is: asked here, answered by what runs it. Pure.
+//! In which of its pods a VM is: asked here, answered for each runtime. Pure.
 //!
 //! | module | of a VM | goes by |
 //! |---|---|---|
-//! | [`qemu`] | whose QEMU somebody starts | what the agents have heard of the QEMUs in its pods |
+//! | [`qemu`] | whose QEMU a user starts | what the agents have heard from the QEMUs in its pods |
 //! | [`kubevirt`] | of KubeVirt | where its NICs carry traffic, and which launcher was made for what |
 
 pub mod kubevirt;

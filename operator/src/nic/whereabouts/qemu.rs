@@ -1,17 +1,17 @@
-//! In which of its pods a VM is whose QEMU somebody starts.
+//! In which of its pods a VM is whose QEMU a user starts.
 //!
-//! Of several pods that run one has the VM; the QEMUs of the others wait for it to migrate (`-incoming`). Which is which is no
-//! secret of theirs, but only an agent that has a NIC's attachment to a pod asks its QEMU. So the first of these that there is:
+//! If several pods run, one has the VM, and the QEMUs of the others wait for it to migrate (`-incoming`). QEMU knows which is
+//! which, but only an agent that has a NIC's attachment to a pod asks its QEMU. So it is the first of these that exists:
 //!
 //! 1. the pod that the NIC is attached to, unless QEMU there says that it waits, and no migration is under way;
 //! 2. a pod in which another NIC of the VM carries traffic;
-//! 3. where QEMU waits, the next younger pod that runs. Never an older one, so this comes to an end;
+//! 3. if QEMU waits there, the next younger pod that runs. Never an older one, so this ends;
 //! 4. the pod that is recorded;
 //! 5. one that another NIC of the VM is attached to;
 //! 6. the target of the VM's last migration that has succeeded;
-//! 7. the oldest that runs, because one that waits for a VM comes after the one that the VM comes from; the oldest that may yet run.
+//! 7. the oldest that runs, because a pod that waits for a VM is younger than the one that the VM comes from; the oldest that may yet run.
 //!
-//! A wrong choice costs time, and no more: what a NIC has in the pod that it leaves is gone before anything of it is elsewhere.
+//! A wrong choice costs only time: the NIC's parts in the pod that it leaves are gone before it gets any elsewhere.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! From `values.yaml` to a table. It is read by lines, for a YAML parser forgets comments: each value stands on a line of
+//! From `values.yaml` to a table. It is read by lines, because a YAML parser drops comments: each value is on a line of
 //! its own, with its meaning in the comment above; maps of values are indented by two spaces.
 
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! What VMs of KubeVirt need of the cluster: KubeVirt, our binding in it, Multus with a definition of each network, and nodes that
+//! What VMs of KubeVirt need from the cluster: KubeVirt, our binding in it, Multus with a definition of each network, and nodes that
 //! offer VFs.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! Migrations of KubeVirt's that are held: by which NIC, why, and how to end them.
+//! KubeVirt's migrations that a NIC holds up: which NIC, why, and how to end them.
 
 use hybridnic_api::{
     conditions::{self, reasons, types},

@@ -1,4 +1,4 @@
-//! VMs of KubeVirt: what they need of the cluster, and what becomes of those that have hybrid NICs.
+//! VMs of KubeVirt: what they need from the cluster, and how those with hybrid NICs are.
 
 mod install;
 mod migrations;

@@ -1,4 +1,4 @@
-//! VMs with interfaces of ours: each has its NIC, and KubeVirt can start it. How a NIC is, the check of NICs says.
+//! VMs with interfaces of ours: each has its NIC, and KubeVirt can start it. The check of NICs says how a NIC is.
 
 use hybridnic_api::foreign::{interfaces, kubevirt::VirtualMachineInstance};
 use jiff::SignedDuration;

@@ -2,18 +2,18 @@
 //!
 //! | module | decides |
 //! |---|---|
-//! | `source` | what the end does that has the VM |
-//! | `target` | what the end does that gets it |
-//! | `run_of` | what each NIC may think of its VM meanwhile |
+//! | `source` | what the end that has the VM does |
+//! | `target` | what the end that gets it does |
+//! | `run_of` | what each NIC may assume about its VM meanwhile |
 //!
 //! The orders come with the NICs' attachments; all of a VM's NICs carry the same. A step is taken only when
 //! every NIC that the order names has been seen with it.
 //!
 //! Two rules keep the VM from running twice:
-//! - At the target QEMU does not start the VM. The agent does, after the journal says so. So a target whose journal says
-//!   nothing has never run it.
-//! - At the source a VM that may have left runs again only on the order to resume, which stands on the target's word or on a
-//!   person's.
+//! - At the target QEMU does not start the VM. The agent does, after it has written that into the journal. So if the target's
+//!   journal does not say so, the VM has never run there.
+//! - At the source a VM that may have left runs again only on the order to resume, which needs the target's report or a
+//!   person's decision.
 
 mod run_of;
 mod source;
@@ -267,7 +267,7 @@ struct Stream<'a> {
 }
 
 impl Stream<'_> {
-    /// Whether it is plain, or it is known who may be at its other end.
+    /// Whether it is plain, or it is known which peer may be at its other end.
     fn knows_its_peer(&self) -> bool {
         self.tls.is_none_or(|tls| tls.peer_ca.is_some())
     }

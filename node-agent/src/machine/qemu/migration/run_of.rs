@@ -1,4 +1,4 @@
-//! What a NIC may think of its VM: where that may run elsewhere, the NIC is silent here.
+//! What a NIC may assume about its VM: while that may run elsewhere, the NIC is silent here.
 
 use hybridnic_api::v1alpha1::{Goal, MigrationOrder, MigrationStep};
 use hybridnic_qmp::commands::{MigrationStatus, RunState};
