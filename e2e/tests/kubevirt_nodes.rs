@@ -53,7 +53,7 @@ async fn vms_keep_their_network() {
         let dead = cluster.lab.node_ended();
         on_cluster(&mut cluster, async |cluster: &mut Cluster| {
             let story = Story { cluster, began };
-            whole_within(WHOLE, story.run(), dead).await;
+            whole_within(WHOLE, Box::pin(story.run()), dead).await;
         })
         .await;
     })

@@ -139,7 +139,7 @@ impl Sight {
         let qemu = self.qemu.filter(|_| here);
         let seen = qemu.filter(Qemu::answers).map(|qemu| seen(&qemu));
         let begun = self.vm.begun.map(begun);
-        let sight = match &seen {
+        let end = match &seen {
             Some(seen) => migration::EndSeen::Up(seen),
             None if qemu.is_none() && begun.is_some() => migration::EndSeen::Ended,
             None => migration::EndSeen::Silent,
@@ -148,7 +148,7 @@ impl Sight {
         let certified = self.vm.certified.then(|| Certified::By("CA".to_owned()));
         let verdict = migration::decide(&Inputs {
             nics: &nics,
-            sight,
+            end,
             begun: begun.as_ref(),
             said: said.as_deref(),
             certified: certified.as_ref(),

@@ -318,9 +318,10 @@ fn open(node: &Path) -> io::Result<File> {
 
 /// For as long as anybody has it open: the lock is of what was opened, not of a process.
 fn lock(file: &File) -> io::Result<()> {
+    let short = |word| libc::c_short::try_from(word).map_err(io::Error::other);
     let whole = libc::flock {
-        l_type: libc::F_WRLCK as _,
-        l_whence: libc::SEEK_SET as _,
+        l_type: short(libc::F_WRLCK)?,
+        l_whence: short(libc::SEEK_SET)?,
         l_start: 0,
         l_len: 0,
         l_pid: 0,

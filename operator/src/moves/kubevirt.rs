@@ -44,7 +44,8 @@ pub struct Inputs<'a> {
     pub vmi: Option<&'a VirtualMachineInstance>,
 }
 
-/// The moves of a VM, also those that are over, and those whose object is gone while they are in charge of NICs.
+/// The moves of a VM, also those that are over, and those whose object is gone while they are in charge of NICs. None
+/// begins while another is under way: both would tell the same NICs.
 pub fn moves(inputs: Inputs<'_>) -> Vec<Move> {
     let known = inputs.migrations.iter().filter_map(|m| of(&inputs, m));
     let uids: BTreeSet<_> = inputs.migrations.iter().filter_map(|m| m.uid()).collect();

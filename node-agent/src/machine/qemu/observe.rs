@@ -7,7 +7,7 @@ use hybridnic_qmp::{Client, QmpError};
 use super::{
     super::{MachineError, MachineSeen, Run, Vm},
     Qemu,
-    migration::{self, VmSeen},
+    migration::{self, RunInputs, VmSeen},
 };
 use crate::{journal::Record, nic::ids};
 
