@@ -232,7 +232,7 @@ mod tests {
     use hybridnic_api::v1alpha1::{SwitchOrder, VfStatus};
 
     use super::*;
-    use crate::nic::switch::To;
+    use crate::nic::stopwatch::To;
 
     #[test]
     fn what_happens_is_counted_under_words_of_fixed_lists() {
