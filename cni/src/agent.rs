@@ -22,7 +22,7 @@ use crate::wire::{Answer, LIMIT, Question};
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum NoAnswer {
-    /// Nobody listens: there is no agent, or it is being started.
+    /// No process listens: there is no agent, or it is being started.
     Nobody(Errno),
     /// Somebody does, and did not answer.
     Lost(String),

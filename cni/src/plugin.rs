@@ -52,7 +52,7 @@ pub fn run(variable: impl Fn(&str) -> Option<String>, input: impl Read, mut outp
     };
     match said.map(|said| writeln!(output, "{said}")) {
         Ok(Ok(())) => code,
-        // Nobody reads: the caller has given up.
+        // If this fails the caller has given up.
         _ => ExitCode::FAILURE,
     }
 }

@@ -59,7 +59,7 @@ pub struct ErrorResult<'a> {
     pub msg: &'a str,
 }
 
-/// A network's configuration, as the runtime gives it. What others put into it besides is passed over.
+/// A network's configuration, as the runtime gives it. What others put into it is ignored.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Config {

@@ -128,7 +128,7 @@ fn global(words: &[String]) -> Global {
 
 type Names = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<Vec<String>>>>>;
 
-/// Names from the cluster; none where it does not answer. A completion has nobody to complain to.
+/// Names from the cluster; none if it does not answer, because a completion cannot show errors.
 fn ask(global: &Global, of: fn(Cluster) -> Names) -> Vec<CompletionCandidate> {
     let names = async {
         let cluster = Cluster::find(global).await?;

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            // Nobody is left to tell it to where this fails.
+            // If this fails there is no reader left.
             let _ = print::error(&format!("{error:#}"));
             ExitCode::FAILURE
         }

@@ -14,7 +14,7 @@ use crate::state::{Qemu, Run, SOURCE, State, Stream, TARGET, Transfer};
 /// What happens to the QEMUs and their pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happens {
-    /// The source reaches the target, or finds nobody there.
+    /// The source reaches the target, or finds no listener there.
     Connect,
     /// Little memory is left: the source stops the VM.
     Converge,

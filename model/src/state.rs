@@ -32,7 +32,7 @@ pub struct State {
     pub nodes: [Node; 2],
     /// What runs between the QEMUs.
     pub stream: Stream,
-    /// What nobody in the system can see, and the invariants are about.
+    /// What no part of the system can see, but the invariants check.
     pub truth: Truth,
     /// How many more faults may happen.
     pub faults: u8,
@@ -121,7 +121,7 @@ pub struct Node {
 pub struct Qemu {
     /// Whether its process lives.
     pub alive: bool,
-    /// Whether it does not answer; it goes on all the same.
+    /// Whether it does not answer; it still runs.
     pub mute: bool,
     /// What it does.
     pub run: Run,
@@ -129,7 +129,7 @@ pub struct Qemu {
     pub migration: Transfer,
     /// Whether it listens for a VM.
     pub listens: bool,
-    /// Whether it talks to nobody but the migration's other end, encrypted.
+    /// Whether it talks only to the migration's other end, encrypted.
     pub tls: bool,
     /// Whether it was told to stop before the VM came: it leaves it paused then.
     pub stopped: bool,
@@ -293,12 +293,12 @@ pub struct Shown {
     pub heard: bool,
 }
 
-/// What nobody in the system can see.
+/// What no part of the system can see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Truth {
     /// The VM has run at the target.
     pub arrived: bool,
-    /// QEMU itself runs the VM on at the source, and the target has all of it.
+    /// QEMU itself resumes the VM at the source, and the target has all of it.
     pub own_double: bool,
     /// The VM was sent to an unknown peer, or in plain.
     pub plain: bool,

@@ -290,7 +290,7 @@ fn settings(args: &RunArgs, node_name: String) -> Settings {
     }
 }
 
-/// With another directory no VM would ever be found, and nobody be told why.
+/// With another directory no VM would ever be found, and nothing would say why.
 fn check_pods_dir(dir: &Path, pod_uid: Option<&str>) -> anyhow::Result<()> {
     if let Some(uid) = pod_uid {
         anyhow::ensure!(

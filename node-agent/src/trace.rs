@@ -23,7 +23,7 @@ pub fn begin(name: impl Into<Cow<'static, str>>) -> Begun {
 }
 
 impl Begun {
-    /// Tells of it, if it was done for a migration and somebody wants to know.
+    /// Reports it, if it was done for a migration and a collector is configured.
     pub fn end(
         self,
         host: &Host,

@@ -29,7 +29,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// So many writes of one object may follow each other at once, as those of a migration do; then there is one a second. What users
-/// and agents write leads to writes, and nobody is to have more of them by writing faster.
+/// and agents write leads to writes, and no client should cause more of them by writing faster.
 const BURST: u32 = 30;
 /// See [`BURST`].
 const APART: Duration = Duration::from_secs(1);

@@ -200,7 +200,7 @@ pub enum Error {
 pub struct HandedOut(HashMap<Mac, String>);
 
 impl HandedOut {
-    /// Forgets what `nic` was handed out: its status shows it, or it is no more.
+    /// Forgets what `nic` was given: its status shows it, or the NIC is gone.
     pub fn settle(&mut self, nic: &VmHybridNic) {
         let uid = nic.uid().unwrap_or_default();
         self.0.retain(|_, owner| *owner != uid);

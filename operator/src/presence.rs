@@ -158,7 +158,7 @@ impl Presence {
 /// What is known of the agents of all nodes. Clones share it.
 #[derive(Clone)]
 pub struct Agents {
-    /// Without a patience nobody knows where their pods are.
+    /// Without a patience it is not known where their pods are.
     patience: Option<Duration>,
     pods: Cache<AgentPod>,
     missing: Arc<Mutex<HashMap<String, Instant>>>,
@@ -174,7 +174,7 @@ impl Agents {
         }
     }
 
-    /// The agents whose pods are found there, by a watch of their own. Nothing is known of them if nobody says where.
+    /// The agents whose pods are found there, by a watch of their own. Nothing is known about them if no option says where.
     pub fn watched(watches: &mut Watches, pods: Option<&AgentPods>) -> Self {
         match pods {
             Some(pods) => Self::new(Some(pods.patience), watches.of(&pods.namespace, &pods.labels)),

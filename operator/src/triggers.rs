@@ -70,7 +70,7 @@ pub struct Triggers {
 }
 
 impl Triggers {
-    /// Asks for a reconcile of all there is: what has changed while nobody led is not known. Migrations that have begun come first.
+    /// Asks for a reconcile of all there is: what has changed while no operator led is not known. Migrations that have begun come first.
     pub fn everything(&self) {
         let begun = |stage: Option<Stage>| stage.is_some_and(|stage| stage.urgency() > Urgency::Usual);
         for migration in self.world.migrations.select(begun) {

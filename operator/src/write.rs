@@ -47,7 +47,7 @@ impl Error {
         matches!(self, Self::Refused { source, .. } if matches!(source.as_ref(), kube::Error::Api(s) if s.is_conflict() || s.is_already_exists()))
     }
 
-    /// Whether it is such that the API server takes it from nobody.
+    /// Whether the API server accepts such a write from no client.
     pub fn is_invalid(&self) -> bool {
         matches!(self, Self::Refused { source, .. } if matches!(source.as_ref(), kube::Error::Api(s) if s.code == 422))
     }
@@ -86,7 +86,7 @@ pub async fn apply_spec<K: Writable>(api: &Api<K>, of: &K, spec: &impl Serialize
     .await
 }
 
-/// Applies `object`, creating it where it does not exist. It holds all that the operator has to say of it, and the version
+/// Applies `object`, creating it where it does not exist. It holds all of the operator's fields, and the version
 /// that this was decided on where it does exist.
 pub async fn apply_object<K: Writable + Serialize>(api: &Api<K>, object: &K) -> Result<(), Error> {
     within(
@@ -106,7 +106,7 @@ pub async fn create<K: Writable + Serialize>(api: &Api<K>, object: &K) -> Result
     within("create the whole", object, api.create(&params, object)).await
 }
 
-/// Merges `patch` into `of`, which is somebody else's. `step` says what that does.
+/// Merges `patch` into `of`, which is not ours. `step` says what that does.
 pub async fn merge_into<K: Writable>(
     api: &Api<K>,
     of: &K,
@@ -142,7 +142,7 @@ pub async fn finalizers<K: Writable>(api: &Api<K>, of: &K, finalizers: &[String]
     .await
 }
 
-/// Deletes `object` and no namesake of it. That it is gone already is no error.
+/// Deletes `object`, but no other object of its name. It is no error if it is gone already.
 pub async fn delete<K: Writable>(api: &Api<K>, object: &K) -> Result<(), Error> {
     let preconditions = Preconditions {
         uid: object.uid(),

@@ -6,7 +6,7 @@ use anyhow::Result;
 use hybridnic_sidecar::hooks::serve;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Where KubeVirt mounts the directory that it looks through, the sidecar's own part of it.
+/// Where KubeVirt mounts the sidecar's own part of the directory that it searches.
 const DIRECTORY: &str = "/var/run/kubevirt-hooks";
 
 #[tokio::main(flavor = "current_thread")]

@@ -27,7 +27,7 @@ use crate::{
 pub(crate) const HEALTHY: &str = "Healthy";
 pub(crate) const UNHEALTHY: &str = "Unhealthy";
 
-/// A device as the kubelet hears of it.
+/// A device as it is reported to the kubelet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Its id, at most 63 octets.

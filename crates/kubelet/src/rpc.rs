@@ -32,7 +32,7 @@ const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
 /// Why the kubelet gave no answer, or not the one that was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody is at its socket.
+    /// No process is at its socket.
     #[error("no kubelet at {}", socket.display())]
     Absent {
         /// Its socket.

@@ -19,7 +19,7 @@ pub struct DevNodes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum VfioUse {
-    /// Nobody does.
+    /// No process does.
     Free,
     /// Somebody does.
     InUse,

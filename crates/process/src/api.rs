@@ -163,7 +163,7 @@ where
     }
 }
 
-/// A request; counted when it ends, also when nobody waits for it any more.
+/// A request; counted when it ends, also if its caller has stopped waiting.
 struct UnderWay {
     requests: Requests,
     resource: String,

@@ -42,7 +42,7 @@ impl Event {
     }
 
     /// `DEVICE_UNPLUG_GUEST_ERROR` of the device with this id: the guest refused to let go. QEMU 10 never sends it
-    /// for PCI devices on x86; a deadline is needed all the same.
+    /// for PCI devices on x86; a deadline is needed nevertheless.
     pub fn is_unplug_refused(&self, id: &str) -> bool {
         self.name == "DEVICE_UNPLUG_GUEST_ERROR" && self.field("device") == Some(id)
     }

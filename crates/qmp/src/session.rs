@@ -85,7 +85,7 @@ impl Pending {
         let caller = self.lock().as_mut().ok().and_then(|callers| callers.remove(&id));
         let waited = caller.is_some();
         if let Some(caller) = caller {
-            // The caller may go away at this very moment: then nobody misses the reply.
+            // The caller may go away at this very moment: then the reply is not missed.
             drop(caller.send(reply));
         } else {
             debug!(id, "late reply ignored");
@@ -228,7 +228,7 @@ fn take(
         Message::Reply { id, reply } => pending.answer(id, reply),
         Message::Event(event) => {
             debug!(name = event.name, data = %event.data, "QMP event");
-            // Without a receiver nobody wants the event.
+            // Without a receiver the event is not wanted.
             drop(events.send(Arc::new(event)));
             Ok(false)
         }

@@ -15,7 +15,7 @@ use crate::connect::Cluster;
 /// The CRD in which sriov-network-operator keeps what it does to each node.
 const NODE_STATES: &str = "sriovnetworknodestates.sriovnetwork.openshift.io";
 
-/// A PF that somebody else sets up.
+/// A PF that another program sets up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignPf {
     /// The node.

@@ -69,7 +69,7 @@ pub struct Settings {
     pub enabled: bool,
     /// Whether it registers the binding.
     pub registers: bool,
-    /// The sidecar's image; empty where the binding is left to somebody else.
+    /// The sidecar's image; empty if the operator does not touch the binding.
     pub sidecar: String,
 }
 

@@ -194,7 +194,7 @@ pub fn with_kubevirt() -> Observed {
     observed
 }
 
-/// That nobody has answered.
+/// There was no answer.
 pub fn unanswered() -> Unanswered {
     Unanswered {
         why: "no".to_owned(),

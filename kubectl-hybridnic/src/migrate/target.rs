@@ -41,7 +41,7 @@ pub fn name_prefix(vm: &str) -> String {
 }
 
 /// The pod to move to: the one that runs, has an address and is not where the VM runs. With `to`, on that node. Of several a
-/// person says which: the youngest is whoever came last. A node's own pod, of a file of its kubelet's, is no VM's, here as in the
+/// person says which: the youngest is just the one that came last. A node's own pod, of a file of its kubelet's, is no VM's, here as in the
 /// operator. What the NICs say decides where the VM runs; before they say anything, the oldest pod that runs.
 pub fn choose(vm: &str, to: Option<&str>, pods: &[Pod], nics: &[VmHybridNic]) -> Result<Target, String> {
     let alive: Vec<&Pod> = pods

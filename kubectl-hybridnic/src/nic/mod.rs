@@ -25,7 +25,7 @@ pub struct Observed {
     nic: VmHybridNic,
     /// Where it is, and, during a migration, where it goes.
     attachments: Vec<NicAttachment>,
-    /// What was said of it, oldest first.
+    /// Its events, oldest first.
     events: Vec<Event>,
     /// What could not be asked for, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]

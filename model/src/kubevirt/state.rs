@@ -30,7 +30,7 @@ pub struct State {
     pub stream: Option<u8>,
     /// Whether there is a migration yet to be asked for.
     pub again: bool,
-    /// What nobody in the system can see.
+    /// What no part of the system can see.
     pub truth: Truth,
     /// How many more faults may happen.
     pub faults: u8,
@@ -154,7 +154,7 @@ pub enum Sandbox {
 pub struct Qemu {
     /// Whether its process lives.
     pub alive: bool,
-    /// Whether our monitor does not answer; it goes on all the same.
+    /// Whether our monitor does not answer; QEMU still runs.
     pub mute: bool,
     /// What it does.
     pub run: Run,
@@ -227,7 +227,7 @@ pub struct Watched {
     pub arrived: bool,
 }
 
-/// What nobody in the system can see.
+/// What no part of the system can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Truth {
     /// The pod in which the VM runs, or ran last.

@@ -74,7 +74,7 @@ pub enum Fault {
     ForceDelete(usize),
     /// A sandbox waits no longer, and is made again.
     GiveUpSandbox(usize),
-    /// The barrier is missed: a pod's links are there, and nobody has opened the gate.
+    /// The barrier is missed: a pod's links are there although the gate was not opened.
     Barrier(usize),
     /// The transfer fails.
     Fail,

@@ -36,7 +36,7 @@ pub use record::{
 use record::{Stamped, parse, understand};
 pub use unreadable::Unreadable;
 
-/// Nobody else's business: it names VMs of all tenants, and their MACs.
+/// Only root may read it: it names VMs of all tenants, and their MACs.
 const DIR_MODE: u32 = 0o700;
 /// The same of its files.
 const FILE_MODE: u32 = 0o600;
@@ -248,7 +248,7 @@ impl Journal {
         async { run.await.map(|_| ()) }
     }
 
-    /// Runs work on the journal's thread, in its turn. `undo` gets what nobody waits for any more.
+    /// Runs work on the journal's thread, in its turn. `undo` gets the result if the caller has stopped waiting.
     fn run<T, W, U>(
         &self,
         what: &'static str,

@@ -65,7 +65,7 @@ pub struct VfRecord {
     pub pf_driver: String,
     /// Its IOMMU group.
     pub iommu_group: u32,
-    /// The MAC that it has while nobody uses it, unique to it.
+    /// The MAC that it has while it is not in use, unique to it.
     pub parking_mac: MacAddr,
     /// Its settings before we touched it.
     pub saved: VfConfig,
@@ -166,7 +166,7 @@ pub struct VmRecord {
 }
 
 impl VmRecord {
-    /// Of this QEMU from now on: what was seen of another one is not true of it.
+    /// About this QEMU from now on: what was seen of another one is not true for it.
     pub fn is_of(&mut self, process: Option<ProcessId>) {
         if self.process != process {
             (self.incoming, self.ran) = (false, false);
@@ -263,7 +263,7 @@ pub(super) fn understand<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> 
     serde_json::from_slice(text).map_err(|e| e.to_string())
 }
 
-/// What is remembered of a VM, as it is written.
+/// What the journal has of a VM, as it is written.
 #[derive(Serialize)]
 pub(super) struct Stamped<'a> {
     /// The version of the agent's records that this one is written by.

@@ -1,4 +1,4 @@
-//! What a NIC's task sees of its VM, asks of it, and hands over.
+//! What a NIC's task sees of its VM, asks it for, and hands over.
 
 use std::os::fd::OwnedFd;
 

@@ -32,7 +32,7 @@ pub struct Listener {
 impl Listener {
     /// The process that listens at the other end of a connection; an error unless it belongs to this pod and lives.
     ///
-    /// That is who called `listen`: one that did so and has left the socket to its children is nobody.
+    /// It is the process that called `listen`: if it has left the socket to its children and ended, there is none.
     pub fn of(stream: &UnixStream, pod_uid: &str) -> Result<Self, Closed> {
         let pid = getsockopt(stream, sockopt::PeerCredentials)?.pid();
         if pid <= 0 {

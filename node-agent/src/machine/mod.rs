@@ -75,7 +75,7 @@ pub enum Machine {
 /// The state of a VM's session.
 #[derive(Clone, Debug)]
 pub enum Session {
-    /// Nobody listens on the socket, and no QEMU that was known here lives: none has started yet, or it has ended.
+    /// No process listens on the socket, and no QEMU that was known here lives: none has started yet, or it has ended.
     Gone,
     /// A QEMU may be there, but cannot be talked to; says why.
     Unreachable(String),
@@ -401,7 +401,7 @@ impl Vm {
         self.nics_changed.send_modify(|n| *n += 1);
     }
 
-    /// Shows what a NIC's standby receives; its task is told of a change.
+    /// Shows what a NIC's standby receives; its task hears about a change.
     fn show_filtered(&self, uid: &str, filtered: Filtered) {
         let mut nics = self.nics.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = nics.get_mut(uid).is_some_and(|nic| {

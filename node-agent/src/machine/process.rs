@@ -39,7 +39,7 @@ impl ProcessId {
         }
     }
 
-    /// Resolves when it has ended; never where the kernel gives no descriptor of it.
+    /// Resolves when it has ended; never if the kernel provides no descriptor.
     pub async fn ended(&self) {
         let Ok(fd) = self.descriptor() else {
             // No such process, or no such call.

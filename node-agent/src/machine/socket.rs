@@ -87,7 +87,7 @@ impl fmt::Display for Offence {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Closed {
-    /// There is no such directory or socket, or nobody listens.
+    /// There is no such directory or socket, or no process listens.
     #[error("nobody listens on the pod's QMP socket")]
     Absent,
     /// The listener's queue is full, as QEMU's is behind one client.
@@ -174,7 +174,7 @@ impl Directory {
         format!("/proc/self/fd/{}", self.fd.as_raw_fd())
     }
 
-    /// Connects to the socket in it, and waits for nobody.
+    /// Connects to the socket in it, without waiting.
     pub fn connect(&self) -> Result<UnixStream, Closed> {
         let socket = beneath(
             &self.fd,

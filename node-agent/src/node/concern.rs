@@ -91,7 +91,7 @@ pub struct Change {
 }
 
 /// Passes on what concerns the agent of all events, joined; never returns unless a stream ends. `links` reads all links
-/// again: after events were lost, nobody knows what is there.
+/// again: after events were lost, it is not known what is there.
 pub async fn follow(
     mut events: impl Stream<Item = LinkEvent> + Unpin,
     mut devices: impl Stream<Item = DeviceEvent> + Unpin,

@@ -98,7 +98,7 @@ struct State {
     avoided: BTreeMap<String, BTreeSet<PciAddress>>,
     /// The NICs, and what each has of its pod's devices, by the attachment's uid.
     nics: BTreeMap<String, (Nic, Option<Ticket>)>,
-    /// How many NICs each PF owes a VF, as their pods were given a device of it.
+    /// How many NICs each PF owes a VF, because their pods were given a device of it.
     owed: BTreeMap<PciAddress, usize>,
 }
 

@@ -275,7 +275,7 @@ fn build_status(
     }
 }
 
-/// It is seen by the VFs: without any, nobody can say.
+/// The VFs show it: without any, it is not known.
 fn is_without_iommu(inventory: &Inventory) -> bool {
     let mut vfs = inventory.pfs.iter().flat_map(|pf| &pf.vfs).peekable();
     vfs.peek().is_some() && vfs.all(|vf| vf.iommu_group.is_none())

@@ -110,7 +110,7 @@ pub fn has_link(pf: &Pf) -> bool {
     pf.carrier == Some(true)
 }
 
-/// Why a VF that nobody holds cannot be used; `None` when it can.
+/// Why a VF that no NIC holds cannot be used; `None` if it can.
 pub fn vf_problem(pf: &Pf, vf: &Vf) -> Option<String> {
     if let Some(hung) = &vf.hung {
         return Some(hung.clone());

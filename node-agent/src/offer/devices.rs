@@ -178,7 +178,7 @@ enum Standing {
     Given,
     /// A pod has it by another network over the same PF, or a NIC whose pod the kubelet knows no more still uses it.
     Taken,
-    /// Nobody has it.
+    /// No pod has it.
     Open,
 }
 
@@ -203,7 +203,7 @@ fn given<'a>(inputs: &'a Inputs<'_>, network: &'a str) -> impl Iterator<Item = D
 fn owed_of(inputs: &Inputs<'_>, pool: &NodePool, pf: &Pf) -> usize {
     let shares = |network: &str| {
         let other = inputs.sources.pools.iter().find(|other| other.network == network);
-        // Of a network that is no more here nobody knows which VFs it had.
+        // If a network is no longer here, it is not known which VFs it had.
         other.is_none_or(|other| {
             pf.vfs.iter().any(|vf| {
                 select::selects_vf(&other.uplinks, pf, vf) && select::selects_vf(&pool.uplinks, pf, vf)

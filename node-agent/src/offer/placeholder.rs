@@ -28,7 +28,7 @@ pub(super) fn make(dev: &Path, id: DeviceId) -> io::Result<()> {
     }
 }
 
-/// Removes those of devices that nobody has. A macvtap's node is the kernel's, and stays.
+/// Removes those of devices that no pod has. A macvtap's node belongs to the kernel, and stays.
 pub(super) fn sweep(dev: &Path, is_used: impl Fn(DeviceId) -> bool) -> io::Result<()> {
     for entry in std::fs::read_dir(dev)? {
         let name = entry?.file_name();

@@ -22,7 +22,7 @@ impl Network {
     fn give(&self, ids: &[String]) -> Result<Allocation, String> {
         let parse = |id: &String| id.parse::<DeviceId>().map_err(|error| error.to_string());
         let ids: Vec<DeviceId> = ids.iter().map(parse).collect::<Result<_, _>>()?;
-        // Before the node is there: one of a device that nobody has is swept away.
+        // Before the node is there, because nodes of devices that no pod has are removed.
         self.host.offers.promise(&self.host.pools, &self.name, &ids)?;
         for id in &ids {
             placeholder::make(self.host.dev.root(), *id)

@@ -48,7 +48,7 @@ pub trait Object:
     /// What is seen of it at a glance.
     fn glance(&self) -> Self::Glance;
 
-    /// Drops what nobody reads.
+    /// Drops fields that are not used.
     fn trim(&mut self);
 }
 
@@ -107,7 +107,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// The objects that do not parse, and what they are looked up by all the same.
+/// The objects that do not parse, and the keys to look them up nevertheless.
 type Unread = HashMap<Name, Vec<Key>>;
 
 /// All objects of a kind, for reading. Clones share it.
@@ -252,7 +252,7 @@ impl<K: Object> Cache<K> {
     }
 
     /// Whether an object that does not parse, and is not here for that or only as it was, has this key. One of the name `except` is
-    /// left out: nobody keeps an address from himself.
+    /// left out: a NIC does not keep an address from itself.
     pub fn unread_has(&self, key: &Key, except: Option<&Name>) -> bool {
         let unread = self.unread();
         let mut others = unread.iter().filter(|(name, _)| Some(*name) != except);

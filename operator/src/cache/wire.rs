@@ -68,7 +68,7 @@ pub struct Bad {
     pub metadata: ObjectMeta,
     /// Why it does not.
     pub error: String,
-    /// What it is looked up by all the same: a NIC's addresses, an attachment's NIC.
+    /// The keys to look it up nevertheless: a NIC's addresses, an attachment's NIC.
     pub keys: Vec<Key>,
 }
 
@@ -189,7 +189,7 @@ mod tests {
         assert!(bad.0.as_ref().unwrap_err().error.contains("invalid type"));
         let good = good.0.as_ref().unwrap();
         assert_eq!(good.name_any(), "good");
-        // Nobody reads these, and that kind's data neither.
+        // These are not used, nor is that kind's data.
         let meta = &good.metadata;
         assert_eq!(
             (&meta.annotations, &meta.managed_fields, &good.data),
@@ -197,7 +197,7 @@ mod tests {
         );
     }
 
-    /// They would fill the memory as well as annotations do. And an object that is hidden by them has an address all the same.
+    /// They would fill the memory as well as annotations do. And an object that is hidden by them still has an address.
     #[test]
     fn one_with_finalizers_without_end_is_there_with_ours() {
         let with = |count: usize| {

@@ -42,7 +42,7 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    /// What the object of a node says of it.
+    /// What a node's object says about it.
     pub fn of(node: &Node) -> Self {
         let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
         if taints.any(|taint| taint.key == OUT_OF_SERVICE) {
@@ -101,7 +101,7 @@ pub fn is_abandoned(pod: PodEnd, node: &NodeState) -> bool {
     node.is_fenced() && pod.is_over()
 }
 
-/// Whether the agent says, about the attachment as it is now, that nothing of it is left on the node.
+/// Whether the agent says, about the current attachment, that none of its parts is left on the node.
 pub fn is_detached(attachment: &NicAttachment) -> bool {
     let leaves = attachment.spec.goal == Goal::Detached || attachment.metadata.deletion_timestamp.is_some();
     leaves && attachment::is_current(attachment) && attachment::state(attachment) == AttachmentState::Detached

@@ -36,7 +36,7 @@ fn namespace_of(object: &impl ResourceExt) -> String {
     object.namespace().unwrap_or_default()
 }
 
-/// What nobody reads of our kinds. Their finalizers are written as a whole, so all of them are kept.
+/// Drops unused fields of our kinds. Their finalizers are written as a whole, so all of them are kept.
 fn unread(object: &mut impl ResourceExt) {
     let meta = object.meta_mut();
     meta.labels = None;

@@ -20,7 +20,7 @@ pub use reconcile::{BindingReconciler, Definitions, ElsewhereReconciler, Machine
 /// How KubeVirt's VMs are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The sidecar's image; where there is none, the binding is left to somebody else.
+    /// The sidecar's image; without one the operator does not touch the binding.
     pub sidecar: String,
     /// Whether the operator may register the binding.
     pub register: bool,

@@ -22,7 +22,7 @@ pub struct Plan {
     pub apply: Vec<NetworkAttachmentDefinition>,
     /// To delete.
     pub delete: Vec<Arc<NetworkAttachmentDefinition>>,
-    /// Namespaces in which the name is somebody else's.
+    /// Namespaces in which an object of that name is not ours.
     pub taken: Vec<String>,
 }
 

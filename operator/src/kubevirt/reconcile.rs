@@ -87,7 +87,7 @@ impl<K: Object> MachineReconciler<K> {
                     notes.push(Note::warning(reasons::INTERFACE_UNFIT, message));
                     continue;
                 }
-                // The cache does not have it yet, or it is somebody else's: what is seen next says so.
+                // The cache does not have it yet, or it is not ours: the next look shows it.
                 Err(error) if error.is_conflict() => {}
                 done => done?,
             }

@@ -186,7 +186,7 @@ impl MigrationReconciler {
         let of = qemu::begun(migration)?;
         let attachments = self.world.attachments_of_vm(&VmRef::of_migration(migration));
         let mut ends = Ends::observe(&of, &attachments, pods);
-        // The node matters only where nobody else can say that nothing of the VM is left there.
+        // The node matters only if nothing else can show that no part of the VM is left there.
         if ends.is_silent() && ends.target_gone {
             let node = self.lookup.node(&of.target.node_name).await;
             ends.target_over = PodEnd::of(pods, &of.target.pod.uid, &node).is_over();

@@ -35,11 +35,11 @@ pub struct Ends {
     pub source: Option<MigrationReport>,
     /// The last word of the target's QEMU.
     pub target: Option<MigrationReport>,
-    /// Whether the source's pod has ended or is no more.
+    /// Whether the source's pod has ended or is gone.
     pub source_gone: bool,
     /// Whether all processes of the source's pod have ended, by its kubelet's word.
     pub source_over: bool,
-    /// Whether the target's pod has ended or is no more.
+    /// Whether the target's pod has ended or is gone.
     pub target_gone: bool,
     /// Whether all processes of the target's pod have ended, by its kubelet's word or because its node is off.
     pub target_over: bool,
@@ -85,7 +85,7 @@ impl Ends {
             pods.iter()
                 .any(|pod| pod.metadata.uid.as_deref() == Some(uid) && pods::is_finished(pod))
         };
-        // KubeVirt asks nobody before it begins.
+        // KubeVirt begins without asking us.
         let orders = match &of.driver {
             Driver::Ours(orders) => *orders,
             Driver::Theirs { .. } => Orders {
@@ -195,7 +195,7 @@ impl Ends {
         use MigrationState::{Cancelled, Failed};
         match self.source_state() {
             _ if !self.begun => Rollback::NotBegun,
-            // The target's word: the VM is there, whatever the source makes of it.
+            // The target reports that the VM is there, no matter what the source says.
             _ if self.arrived() => Rollback::Arrived,
             // No VM is left there that could meet its double.
             _ if self.source_lost() => Rollback::Revoking,

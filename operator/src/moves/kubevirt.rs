@@ -90,7 +90,7 @@ pub fn is_decentralised(migration: &Migration) -> bool {
     migration.spec.send_to.is_some() || migration.spec.receive.is_some()
 }
 
-/// A migration that has not ended, as it is counted: by the words of our own phases where it has the NICs in its hands.
+/// A migration that has not ended, as it is counted: by the words of our own phases if it is in charge of the NICs.
 pub fn going(migration: &Migration, moves: &[Move]) -> Option<Going> {
     let stage = moves
         .iter()
@@ -187,7 +187,7 @@ fn has_let_go(ends: &Ends) -> bool {
     ends.source_state() == Some(MigrationState::Completed) || ends.source_ended()
 }
 
-/// Whether the VM is at the target though nobody has seen it run there.
+/// Whether the VM is at the target although no agent has seen it run there.
 fn has_come(of: &Move, ends: &Ends, vmi: Option<&VirtualMachineInstance>) -> bool {
     let another_node = of.source.node_name != of.target.node_name;
     another_node && is_at(vmi, &of.id.uid, &of.target.node_name) && has_let_go(ends)

@@ -164,7 +164,7 @@ impl Stage {
     pub fn urgency(self) -> Urgency {
         match self {
             Self::Leaving | Self::Moving | Self::Returning => Urgency::Urgent,
-            // The target's agent needs nobody to give the VM its VFs back.
+            // The target's agent gives the VM its VFs back by itself.
             Self::Preparing | Self::Arrived => Urgency::Begun,
             Self::Over(_) => Urgency::Usual,
         }

@@ -25,7 +25,7 @@ use status::{build_status, notes};
 
 /// All nodes of a network are looked at, and its status is written, no more often than this.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Counts of thousands of NICs change all the time; nobody reads them more often than this.
+/// Counts of thousands of NICs change all the time; no reader needs them more often than this.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// So many nodes are looked at before others have a turn: 5,000 at once would hold up all migrations.
 const NODES_AT_ONCE: usize = 32;
@@ -146,7 +146,7 @@ fn finalizers(network: &HybridNetwork, in_use: bool) -> Option<Vec<String>> {
     let guarded = finalizers.iter().any(|finalizer| finalizer == NETWORK_FINALIZER);
     match (guarded, in_use) {
         (true, false) => finalizers.retain(|finalizer| finalizer != NETWORK_FINALIZER),
-        // Nobody may add one to an object that is on its way out.
+        // The API server does not allow to add one to an object that is being deleted.
         (false, true) if network.metadata.deletion_timestamp.is_none() => {
             finalizers.push(NETWORK_FINALIZER.to_owned());
         }

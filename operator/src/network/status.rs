@@ -420,7 +420,7 @@ mod tests {
             message,
             "none of its nodes can take a NIC now; 1 node whose agent is away is not counted: n6"
         );
-        // What the network does not select is no part of it, wherever it is.
+        // A node that the network does not select is not part of it, no matter in which list.
         let mut left = not_ready;
         for node in &mut left {
             node.spec.pools.clear();

@@ -71,7 +71,7 @@ fn retire(attachment: &NicAttachment, leftover: Leftover) -> Option<Change<'_>> 
     let theirs = attachment.spec.vm.runtime() == Runtime::Kubevirt;
     let spec = NicAttachmentSpec {
         goal: Goal::Detached,
-        // The agent keeps what a VM has that has come all the same, by a migration that is forgotten.
+        // If a migration that is forgotten has brought a VM nevertheless, the agent keeps what that VM has.
         migration: attachment.spec.migration.clone().filter(|order| {
             let watches = matches!(order.step, MigrationStep::Watch | MigrationStep::Cancel);
             theirs && watches && !leftover.leaves_vm

@@ -53,7 +53,7 @@ pub struct Inputs<'a> {
     pub nic: &'a VmHybridNic,
     /// Its address.
     pub mac: &'a str,
-    /// Its network's settings; none when the network is no more.
+    /// Its network's settings; none if the network is gone.
     pub l2: Option<L2Settings>,
     /// Which interface of KubeVirt's VM it is.
     pub interface: Option<&'a str>,
@@ -175,7 +175,7 @@ fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
         Stage::Arrived => ((Goal::Detached, Some(Transfer)), receive),
         Stage::Returning => match ends.rollback() {
             Rollback::NotBegun => ((Goal::FastPath, None), revoke),
-            // A target that was told to give up is not told to listen again, unless the VM is there all the same.
+            // A target that was told to give up is not told to listen again, unless the VM is there nevertheless.
             Rollback::Cancelling if ends.given_up => ((Goal::Standby, Some(Cancel)), revoke),
             Rollback::Arrived | Rollback::Contested | Rollback::Cancelling => {
                 ((Goal::Standby, Some(Cancel)), receive)

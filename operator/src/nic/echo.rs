@@ -65,7 +65,7 @@ impl Echoes {
         });
     }
 
-    /// The NIC is no more.
+    /// The NIC is gone.
     pub fn forget(&self, nic: &Name) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(nic);
     }

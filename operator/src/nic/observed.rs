@@ -26,7 +26,7 @@ use crate::world::World;
 pub struct Observed {
     /// Its VM; none of a runtime that this version does not know.
     pub vm: Option<VmRef>,
-    /// What there is of it where it is KubeVirt's.
+    /// What is observed of it if it is KubeVirt's.
     pub kubevirt: ObservedVm,
     /// Its network.
     pub network: Option<Arc<HybridNetwork>>,
@@ -124,7 +124,7 @@ impl Observed {
         is_abandoned(self.pod_end(attachment), self.node(attachment))
     }
 
-    /// Why the NIC may not be attached to a pod yet, or why it is not gone yet: something else of it may be live.
+    /// Why the NIC may not be attached to a pod yet, or why it is not gone yet: it may be live elsewhere.
     pub fn held(&self, pod: Option<&ObjectRef>) -> Option<Refusal> {
         let is_it = |attachment: &NicAttachment| Some(&attachment.spec.pod.uid) == pod.map(|pod| &pod.uid);
         let others = self.attachments.iter().filter(|attachment| !is_it(attachment));

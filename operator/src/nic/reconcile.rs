@@ -113,7 +113,7 @@ impl NicReconciler {
         let (mac, kept) = given.map(|given| (given.mac.to_string(), given.kept)).unzip();
         let kept = kept.flatten().map(|error| mac_refusal(&error));
         let location = observed.location(nic);
-        // A person's word that the NIC is to go counts, but not where an attachment of it cannot be read.
+        // A user may delete the NIC, but not while one of its attachments cannot be read.
         let unknown = observed.unknown().filter(|_| !deleting || observed.unreadable);
         let left_alone = unknown.is_some();
         let mut obstacle = unknown.or_else(|| obstacle(&observed, &location, deleting));
@@ -124,7 +124,7 @@ impl NicReconciler {
             .filter(|_| !deleting && observed.moving.is_none());
         let leaves = leaves.and_then(|location| observed.left(nic, &location.pod));
         let place = observed.place(&location, deleting);
-        // An address is used only once the status shows it: from then on nobody else gets it.
+        // An address is used only once the status shows it: from then on no other NIC gets it.
         let recorded = nic.status.as_ref().and_then(|status| status.mac.as_deref());
         let used = observed
             .attachments
@@ -402,7 +402,7 @@ impl Reconciler for NicReconciler {
     }
 }
 
-/// An attachment as the operator applies it: all that it has to say of it.
+/// An attachment as the operator applies it: all of the operator's fields.
 fn document(
     nic: &VmHybridNic,
     name: &str,

@@ -246,7 +246,7 @@ fn absent(type_: &'static str, inputs: &Inputs<'_>) -> NewCondition {
     )
 }
 
-/// The youngest move that has begun with this NIC. What asked for it may be deleted; what is known of it stays.
+/// The youngest move that has begun with this NIC. The object that asked for it may be deleted; what is known about it stays.
 fn last_migration(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<NicMigration> {
     let name = inputs.nic.name_any();
     let is_theirs = inputs.nic.spec.vm.runtime() == Some(Runtime::Kubevirt);

@@ -72,13 +72,13 @@ pub enum Refusal {
         /// What it is.
         found: String,
     },
-    /// Somebody else pairs it.
+    /// It is already paired by something else.
     #[error("interface {0} is paired with another device already")]
     Paired(String),
-    /// Somebody else's device is where our ports go.
+    /// A device that is not ours is where our ports go.
     #[error("PCI slot {SLOT:#x} is taken: the VFs' ports have it")]
     SlotTaken,
-    /// Somebody else's words to QEMU have an ID of ours.
+    /// Arguments for QEMU that are not ours use one of our IDs.
     #[error("QEMU is told of another {0} already")]
     OtherWords(String),
 }

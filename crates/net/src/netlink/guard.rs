@@ -39,7 +39,7 @@ const EXACT: MacAddr = MacAddr::new([0xff; 6]);
 const PASS: i32 = 0;
 const DROP: i32 = 2;
 
-/// What passes while rules are replaced of which nobody knows whether they are whole: nothing. It is before all others.
+/// Nothing passes while rules are replaced, because it is not known whether the old ones are complete. This rule is before all others.
 const SHUT: u16 = 1;
 /// Where the rules of a guard begin. There are two places, so that a new guard is whole before the old one goes.
 const PLACES: [u16; 2] = [10, 30];

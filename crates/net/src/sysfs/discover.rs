@@ -45,7 +45,7 @@ pub enum DiscoverError {
 
 impl Sysfs {
     /// Finds all physical functions with their VFs. What cannot be read of one is in [`Inventory::problems`], and the
-    /// rest is there all the same. A machine without PCI has none. It reads no file that takes a device's lock.
+    /// rest is there nevertheless. A machine without PCI has none. It reads no file that takes a device's lock.
     pub fn discover(&self) -> Result<Inventory, DiscoverError> {
         let devices = self.root().join("bus/pci/devices");
         let entries = match std::fs::read_dir(&devices) {

@@ -249,7 +249,7 @@ mod tests {
             .collect();
         assert!(heavy.iter().all(Option::is_some));
         assert!(door.enter(peer(1)).serve(Weight::Heavy).is_none());
-        // A peer that asks for much keeps nobody from asking for little.
+        // A peer that asks for much does not keep others from asking for little.
         assert!(door.enter(peer(1)).serve(Weight::Light).is_some());
         assert!(door.enter(peer(2)).serve(Weight::Heavy).is_some());
         drop(heavy);

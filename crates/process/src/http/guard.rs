@@ -363,12 +363,12 @@ mod tests {
             assert_eq!(memory.knows(stranger, &format!("x{n}"), start), Some(Known::No));
         }
         assert_eq!(memory.knows(stranger, "x", start), None);
-        // Nobody who comes with a token for the first time, or with another one.
+        // They do not keep out a peer that uses a token for the first time, or another one.
         for known in ["known", "other"] {
             assert_eq!(memory.knows(scraper, known, start), Some(Known::No));
             memory.learn(scraper, known, true, start);
         }
-        // Nor who comes from where they come from.
+        // Nor one that comes from the same address.
         assert_eq!(memory.knows(stranger, "known", start), Some(Known::Fresh));
         let later = start + FRESH;
         assert_eq!(

@@ -122,11 +122,11 @@ mod tests {
         let later = now + EVERY;
         assert_eq!(crowd(&mut peers, later), PEERS + 1);
         assert!(peers.may(peer(250), later));
-        // The crowd has gone: there is room again, and he who is welcome has his still.
+        // The crowd has gone: there is room again, and the peer that is welcome still has its own pace.
         let rested = later + 2 * EVERY;
         assert!(peers.may(peer(251), rested));
         assert_eq!(peers.known.len(), 2);
-        // Nor do those who are let in fill the memory.
+        // Peers that are let in do not fill the memory either.
         for n in 0..200 {
             peers.welcome(peer(n), rested);
         }

@@ -56,7 +56,7 @@ impl Client {
     }
 
     /// `object-add` of a `tls-creds-x509` whose files are in the directory that [`add_fd`](Self::add_fd) gave. QEMU reads them
-    /// now, and never again. It talks to nobody whose certificate none of the CAs in `ca-cert.pem` has signed.
+    /// now, and never again. It talks only to peers whose certificate a CA in `ca-cert.pem` has signed.
     pub async fn object_add_tls_creds(
         &self,
         id: &str,

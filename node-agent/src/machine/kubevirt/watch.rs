@@ -31,7 +31,7 @@ pub fn run_of(seen: &VmSeen, has_run: bool) -> Run {
         (RunState::Paused, MigrationStatus::Completed) if !has_run => Run::Incoming,
         // The second is the first, a moment before QEMU's run state follows.
         (RunState::PostMigrate, _) | (RunState::FinishMigrate, MigrationStatus::Completed) => Run::HandedOver,
-        // KubeVirt has paused it so that it can be sent, or somebody else has: from this pause it may go.
+        // KubeVirt has paused it to send it, or a user has paused it: from this pause it may go.
         (RunState::Paused, status) if has_run && !status.is_idle() => Run::HandingOver,
         (RunState::FinishMigrate, _) | (_, MigrationStatus::PreSwitchover | MigrationStatus::Device) => {
             Run::HandingOver
@@ -67,7 +67,7 @@ pub fn role(inputs: RoleInputs<'_>) -> Option<Role> {
         // It has come by this one, or by one before it.
         (_, MigrationStatus::Completed) if inputs.another => Some(Role::Source),
         (_, MigrationStatus::Completed) if inputs.incoming && !inputs.ran => Some(Role::Target),
-        // It has run here already, or has come while nobody looked, or has left.
+        // It has run here already, or has arrived while no agent looked, or has left.
         (_, MigrationStatus::Completed) => inputs.told,
         _ => Some(Role::Source),
     }
@@ -200,7 +200,7 @@ pub fn missed(seen: &VmSeen, record: &VmRecord) -> Option<Missed> {
     }
 }
 
-/// What to say of it; `None` where what was said last still stands. `is_off`: whether the runtime has given it up, as far as is known.
+/// What to report about it; `None` if the last report still stands. `is_off`: whether the runtime has given it up, as far as is known.
 pub fn report(
     watched: &Watched,
     is_off: bool,

@@ -111,7 +111,7 @@ pub(super) async fn certify(
     Ok(false)
 }
 
-/// Target: QEMU is to let in the source of this migration, and nobody else; whether it can. Nothing has been said of a QEMU that does
+/// Target: QEMU is to let in only the source of this migration; whether it can. Nothing has been said of a QEMU that does
 /// not listen yet, so each time the certificates are new.
 pub(super) async fn admit_source(
     vm: &Vm,
@@ -131,7 +131,7 @@ pub(super) async fn admit_source(
     Ok(true)
 }
 
-/// Source: QEMU is to send the VM to the target of this migration, and to nobody else.
+/// Source: QEMU is to send the VM only to the target of this migration.
 pub(super) async fn trust_target(
     vm: &Vm,
     host: &Host,

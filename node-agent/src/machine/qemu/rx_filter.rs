@@ -59,7 +59,7 @@ pub fn change(filter: &RxFilter, now: &Received) -> Change {
     }
 }
 
-/// What of it the macvtap cannot do.
+/// The part that the macvtap cannot do.
 pub fn beyond(filter: &RxFilter) -> Beyond {
     let table = &filter.vlan_table;
     let known = filter.vlan == RxState::Normal && table.len() <= VLANS_BELIEVED;

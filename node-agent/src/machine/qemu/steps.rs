@@ -43,7 +43,7 @@ async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
         return Ok(());
     }
     if !migration::is_loaded(&see_vm(client).await.map_err(fail)?) {
-        // Started by somebody else; it is here all the same.
+        // Something else has started it; it is here nevertheless.
         return arrived(vm, host, Arrival::Started).await;
     }
     arrived(vm, host, Arrival::Starting).await?;
@@ -119,7 +119,7 @@ async fn let_go(vm: &Vm, host: &Host, client: &Client) -> bool {
         .map_err(|error| chain(&error))
         .and_then(|()| noted.map_err(|error| chain(&error)));
     if let Err(error) = failed {
-        // Two owners of a MAC, and a VM of which nobody knows where it is, are worse than a migration that is called off.
+        // Two owners of a MAC, and a VM whose place is not known, are worse than a migration that is called off.
         warn!(
             error,
             "a standby cannot be silenced, or the hand-over not be noted: the migration is cancelled"

@@ -75,7 +75,7 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
     }
 }
 
-/// There is no VF, or it is no more.
+/// There is no VF, or it is gone.
 fn without(seen: &Seen, up: bool, learnt: &Learnt) -> Decision {
     let (reason, message) = match (learnt.vf_failed, seen.standby_link) {
         (Some(reason), _) => (reason, VF_FAILED),

@@ -27,7 +27,7 @@ pub(super) const NOBODY: Guest = Guest {
 pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     use AttachmentState::Pending;
     match seen.qemu {
-        // A VF that was found with the NIC's MAC is a second owner of it.
+        // A VF that was found with the NIC's MAC is a second owner of the MAC.
         QemuSeen::Up(guest) if guest.standby && !guest.vf && has_nic_mac(seen) => {
             return Decision::Do(Step::Park);
         }

@@ -47,7 +47,7 @@ pub fn run_of(inputs: RunInputs<'_>) -> Run {
         _ => Run::Here,
     };
     let Some(order) = order else {
-        // Somebody else has a VM come, say from a file: a device more would spoil it, and it is not ours to end.
+        // Something else loads a VM, for example from a file: another device would spoil that, and we must not end it.
         let ours = is_waiting(seen) || begun.is_some() && same;
         return match plain {
             Run::Incoming if !ours => Run::Occupied,

@@ -30,7 +30,7 @@ pub(super) fn transfer(
         MigrationStatus::Completed if seen.run == RunState::Running => MigrationState::Cancelled,
         MigrationStatus::Completed => MigrationState::Completed,
         MigrationStatus::Failed => MigrationState::Failed,
-        // After the hand-over nobody of ours cancels; if somebody did, the target may have the VM.
+        // After the hand-over we never cancel; if something else did, the target may have the VM.
         MigrationStatus::Cancelled if custody == Custody::Left => MigrationState::Failed,
         MigrationStatus::Cancelled => MigrationState::Cancelled,
         _ => MigrationState::Active,

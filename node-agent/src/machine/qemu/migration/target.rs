@@ -59,7 +59,7 @@ pub(super) fn listen(
     match status {
         MigrationStatus::Failed => says.failed(seen.info.error_desc.clone()),
         _ if !incoming => Verdict {
-            // Loaded; or started by somebody else, which has to be in the journal all the same.
+            // Loaded; or started by something else, which has to be in the journal nevertheless.
             action: (is_loaded(seen) || seen.run == RunState::Running).then_some(Action::Run),
             report: Some(says.report(MigrationState::Active)),
         },
@@ -82,7 +82,7 @@ pub(super) fn listen(
 /// The NICs' own tasks end the QEMU; a VM that is about to be started here is not started any more.
 pub(super) fn give_up(seen: &VmSeen, begun: Option<&Begun>, stream: &Stream<'_>, says: Says<'_>) -> Verdict {
     match begun {
-        // Nothing of it was ever here.
+        // It was never here.
         None => Verdict::default(),
         Some(begun) if begun.arrival == Some(Arrival::Starting) && is_loaded(seen) => Verdict {
             action: Some(Action::Forgo),
