@@ -259,7 +259,7 @@ impl World {
                 "the gate is open with a VF in the guest"
             );
         }
-        if !is_source && spec.goal == Goal::Detached && alive("b") {
+        if spec.pod.name == "b" && spec.goal == Goal::Detached && alive("b") {
             assert_ne!(self.vm, Whereabouts::Target, "taken from a VM that has come");
         }
     }
