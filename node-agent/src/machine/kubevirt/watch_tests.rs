@@ -260,3 +260,42 @@ fn a_source_that_never_began_says_so_once_it_is_off() {
         (MigrationState::Cancelled, true)
     );
 }
+
+/// In post-copy the VM runs at the target while its memory is still at the source: the standby carries it, and no VF is plugged, which would
+/// pin memory that is not there yet.
+#[test]
+fn in_post_copy_the_target_has_the_vm_and_no_vf_is_plugged_until_its_memory_is_there() {
+    use MigrationState::{Active, Completed, Listening};
+    use MigrationStatus::{Completed as Done, PostcopyActive, PostcopyPaused};
+    use RunState::{FinishMigrate, InMigrate, PostMigrate, Running};
+    let target = [
+        (InMigrate, MigrationStatus::Active),
+        (Running, PostcopyActive),
+        (Running, PostcopyPaused),
+        (Running, Done),
+    ];
+    let said = story(Role::Target, &target).into_iter().map(|(state, _)| state);
+    assert_eq!(
+        said.collect::<Vec<_>>(),
+        [Listening, Completed, Completed, Completed]
+    );
+    let may_plug = target.map(|(run, status)| {
+        let seen = vm(run, &status);
+        (run_of(&seen, false) == Run::Here, is_under_way(&seen))
+    });
+    assert_eq!(
+        may_plug,
+        [(false, true), (true, true), (true, true), (true, false)]
+    );
+
+    let source = [
+        (Running, MigrationStatus::Active),
+        (FinishMigrate, PostcopyActive),
+        (FinishMigrate, PostcopyPaused),
+        (PostMigrate, Done),
+    ];
+    let said = story(Role::Source, &source).into_iter().map(|(state, _)| state);
+    assert_eq!(said.collect::<Vec<_>>(), [Active, Active, Active, Completed]);
+    let is_silent = source.map(|(run, status)| run_of(&vm(run, &status), true) != Run::Here);
+    assert_eq!(is_silent, [false, true, true, true]);
+}
