@@ -10,7 +10,7 @@ ALL := --workspace --all-features --locked
 CLUSTERS := 6
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check unit model kernel cluster cluster-oldest kubevirt kubevirt-nodes monitoring lab nodes \
+.PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check unit model kernel cluster cluster-oldest kubevirt kubevirt-nodes kubevirt-faults monitoring lab nodes \
 	bench bench-scale deny msrv each fuzz scripts clean
 
 help: ## Show this
@@ -31,7 +31,7 @@ demos: setup build ## Forty demos in a row beside four compilers, and how many t
 freezes: setup build ## VFs plugged over and over, and how many guests the emulation has frozen; see docs/testing.md
 	@$(BUILT)/examples/freezes
 
-# What is left out takes as long as all others together: CI runs it each time, by AND="fast cluster-oldest kubevirt nodes".
+# What is left out takes as long as all others together: CI runs it each time, by AND="fast cluster-oldest kubevirt nodes kubevirt-nodes".
 test: ## All tests but those of real nodes, tier by tier, with the time of each; with them: make test AND=nodes
 	@e2e/test.sh $(AND)
 
@@ -103,8 +103,11 @@ cluster-oldest: build ## The API, the chart and the operator on the oldest Kuber
 kubevirt: build ## KubeVirt's own programs as processes, and a VM with our binding: its control half, then with libvirt and QEMU
 	$(CARGO) test $(ALL) --test kubevirt -- --nocapture
 
-kubevirt-nodes: build ## KubeVirt and Multus on real Kubernetes nodes
-	$(CARGO) test $(ALL) --test kubevirt_nodes -- --nocapture
+kubevirt-nodes: build ## KubeVirt and Multus on real Kubernetes nodes: what users of KubeVirt do every day
+	$(CARGO) test $(ALL) --test kubevirt_nodes -- --nocapture vms_keep_their_network
+
+kubevirt-faults: build ## The same nodes: what goes wrong, and what is rare; not in CI, it takes too long
+	$(CARGO) test $(ALL) --test kubevirt_nodes -- --nocapture faults_cost_no_vm_its_network
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
 	$(CARGO) test $(ALL) --test lab

@@ -7,8 +7,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 # In their order, the quickest to fail first, and those that run only where they are named.
-readonly tiers="setup fast check unit model monitoring kernel cluster cluster-oldest kubevirt lab nodes kubevirt-nodes"
-readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes"
+readonly tiers="setup fast check unit model monitoring kernel cluster cluster-oldest kubevirt lab nodes kubevirt-nodes kubevirt-faults"
+readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults"
 
 passed=0 summary=() failures=()
 logs=target/test

@@ -42,20 +42,36 @@ const SCARCE: &str = "scarce";
 /// The VF of each node's first PF that is not ours, but KubeVirt's own.
 const LENT: u8 = 6;
 
+/// What its users do every day, beside a VM with KubeVirt's own SR-IOV.
 #[tokio::test(flavor = "multi_thread")]
 async fn vms_keep_their_network() {
-    twice("kubevirt", async |name| {
-        let began = Instant::now();
-        let images = images().await.unwrap();
-        let mut cluster = Cluster::start_with(name, MEMORY, &images, |what| eprintln!("--- {what}"))
-            .await
-            .unwrap();
-        let dead = cluster.lab.node_ended();
-        on_cluster(&mut cluster, async |cluster: &mut Cluster| {
-            let story = Story { cluster, began };
-            whole_within(WHOLE, Box::pin(story.run()), dead).await;
-        })
-        .await;
+    twice("kubevirt", async |name| told(name, Tale::EveryDay).await).await;
+}
+
+/// What goes wrong, and what is rare.
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_cost_no_vm_its_network() {
+    twice("kubevirt-faults", async |name| told(name, Tale::Faults).await).await;
+}
+
+/// What is told.
+#[derive(Clone, Copy)]
+enum Tale {
+    EveryDay,
+    Faults,
+}
+
+/// Tells a story on a cluster of its own.
+async fn told(name: &str, tale: Tale) {
+    let began = Instant::now();
+    let images = images().await.unwrap();
+    let mut cluster = Cluster::start_with(name, MEMORY, &images, |what| eprintln!("--- {what}"))
+        .await
+        .unwrap();
+    let dead = cluster.lab.node_ended();
+    on_cluster(&mut cluster, async |cluster: &mut Cluster| {
+        let story = Story { cluster, began };
+        whole_within(WHOLE, Box::pin(story.told(tale)), dead).await;
     })
     .await;
 }
@@ -70,7 +86,8 @@ impl Story<'_> {
         eprintln!("--- {:5.1} s  {what}", self.began.elapsed().as_secs_f64());
     }
 
-    async fn run(&self) {
+    /// KubeVirt and hybridnic are there before it, and nothing is left after it.
+    async fn told(&self, tale: Tale) {
         let cluster = self.cluster;
         self.say("the cluster is ready");
         // The nodes' own KVM, nested in what emulates them.
@@ -81,57 +98,74 @@ impl Story<'_> {
         kubevirt.offer_vf(cluster, NAMESPACE, LENT).await.unwrap();
         self.say("hybridnic is installed");
         let clean = [self.tidy(1).await, self.tidy(2).await];
+        match tale {
+            Tale::EveryDay => self.every_day().await,
+            Tale::Faults => self.faults().await,
+        }
+        for (node, clean) in [1, 2].into_iter().zip(clean) {
+            self.until_tidy(node, &clean).await;
+        }
+        self.say("all VMs are gone, and nothing is left of them");
+    }
 
-        let vms = Vms::new();
-        vms.start(cluster).await;
-        self.say("the VMs run, and their guests are on their VFs");
-        self.keeps_its_vf(&vms.keeps).await;
-        self.target_deleted(&vms.keeps).await;
-        vms.keeps.delete(cluster).await.unwrap();
-        gone(cluster, &vms.keeps).await;
-        self.say("a guest that keeps its VF has held its migrations, and nothing happened to it");
-        self.side_by_side(&vms).await;
-        vms.old.delete(cluster).await.unwrap();
-        gone(cluster, &vms.old).await;
-        self.say("two VMs have moved side by side, one of them with KubeVirt's own interface");
-        vms.start_rare(cluster).await;
-        self.crossing(&vms).await;
-        vms.rare.delete(cluster).await.unwrap();
-        gone(cluster, &vms.rare).await;
-        self.say("two VMs have changed places, and there was no VF for either");
-        self.drained(&vms).await;
+    async fn every_day(&self) {
+        let cluster = self.cluster;
+        let (web, old) = (web(), Vm::with_sriov(NAMESPACE, "old", NicSpec::new(0, 52)));
+        self.start(&web).await;
+        old.create(cluster).await.unwrap();
+        reached(cluster, Kind::VirtualMachineInstance, &old.name, "Running").await;
+        self.say("two VMs run, and the guest of ours is on its VFs");
+        self.side_by_side(&web, &old).await;
+        self.end(&old).await;
+        self.say("both have moved side by side, one of them with KubeVirt's own interface");
+        self.drained(&web).await;
         self.say("a node was drained, and the agent killed at the target meanwhile");
-        self.killed(&vms.web).await;
-        self.say("operator and agents were killed during a migration");
-        self.called_off(&vms.web).await;
-        self.say("migrations were deleted in each phase");
-        self.paused(&vms.web).await;
-        self.rebooted(&vms.web).await;
-        self.libvirt_killed(&vms.web).await;
-        self.say("the VM was paused, its guest booted again, its libvirt killed");
-        self.undisturbed(&vms.web, "upgrade", async || {
-            cluster
-                .helm(&["upgrade", "hybridnic"], &["log.filter=debug"])
-                .await
-                .unwrap();
+        self.undisturbed(&web, "upgrade", async || {
+            let changed = cluster.helm(&["upgrade", "hybridnic"], &["log.filter=debug"]);
+            changed.await.unwrap();
         })
         .await;
-        self.undisturbed(&vms.web, "uninstall and install", async || {
+        self.undisturbed(&web, "uninstall and install", async || {
             cluster.helm(&["uninstall", "hybridnic"], &[]).await.unwrap();
             cluster.helm(&["install", "hybridnic"], &[]).await.unwrap();
         })
         .await;
         self.say("upgraded, uninstalled and installed again");
-        self.crashed(&vms.web, Victim::Qemu).await;
-        self.crashed(&vms.web, Victim::Launcher).await;
-        self.restarted(&vms.web).await;
-        self.say("QEMU and launcher were killed, the VM stopped and started");
-        vms.web.delete(cluster).await.unwrap();
-        gone(cluster, &vms.web).await;
-        for (node, clean) in [1, 2].into_iter().zip(clean) {
-            self.until_tidy(node, &clean).await;
-        }
-        self.say("all VMs are gone, and nothing is left of them");
+        self.crashed(&web, Victim::Qemu).await;
+        self.say("QEMU was killed, and KubeVirt has started the VM again");
+        self.end(&web).await;
+    }
+
+    async fn faults(&self) {
+        let mut keeps = Vm::new(NAMESPACE, "keeps", "fast", NicSpec::new(0, 51));
+        keeps.arguments = "acpiphp.disable=1 lab.rescan=1";
+        self.start(&keeps).await;
+        self.keeps_its_vf(&keeps).await;
+        self.target_deleted(&keeps).await;
+        self.end(&keeps).await;
+        self.say("a guest that keeps its VF has held its migrations, and nothing happened to it");
+        let (web, rare) = (
+            web(),
+            Vm::new(NAMESPACE, "rare", SCARCE, NicSpec::new(0, 53)).with_plain(),
+        );
+        self.start(&web).await;
+        self.start_elsewhere(&rare, &web).await;
+        self.say("each node has a VM, and no VF of the scarce network is free");
+        self.crossing(&web, &rare).await;
+        self.end(&rare).await;
+        self.say("two VMs have changed places, and there was no VF for either");
+        self.killed(&web).await;
+        self.say("operator and agents were killed during a migration");
+        self.called_off(&web).await;
+        self.say("migrations were deleted in each phase");
+        self.paused(&web).await;
+        self.rebooted(&web).await;
+        self.libvirt_killed(&web).await;
+        self.say("the VM was paused, its guest booted again, its libvirt killed");
+        self.crashed(&web, Victim::Launcher).await;
+        self.restarted(&web).await;
+        self.say("the launcher was killed, the VM stopped and started");
+        self.end(&web).await;
     }
 
     /// `helm install`, and a pool of VFs, but for one that is lent.
@@ -215,59 +249,34 @@ impl Story<'_> {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
-}
 
-/// The VMs of the story.
-struct Vms {
-    /// An ordinary one, on two networks.
-    web: Vm,
-    /// One whose guest does not let go of devices.
-    keeps: Vm,
-    /// One on the network of which there are few VFs, and with an interface of KubeVirt's own.
-    rare: Vm,
-    /// One with KubeVirt's own SR-IOV.
-    old: Vm,
-}
-
-impl Vms {
-    fn new() -> Self {
-        let vm = |name, network, nic| Vm::new(NAMESPACE, name, network, nic);
-        let mut keeps = vm("keeps", "fast", NicSpec::new(0, 51));
-        keeps.arguments = "acpiphp.disable=1 lab.rescan=1";
-        Self {
-            web: vm("web", "fast", NicSpec::new(0, 50)).and(SCARCE, NicSpec::new(1, 50)),
-            keeps,
-            rare: vm("rare", SCARCE, NicSpec::new(0, 53)).with_plain(),
-            old: Vm::with_sriov(NAMESPACE, "old", NicSpec::new(0, 52)),
-        }
-    }
-
-    /// One after the other: KubeVirt 1.8 mounts a guest's kernel only once, and a VM whose start then takes more than 20 s stays as it is.
-    async fn start(&self, cluster: &Cluster) {
-        for vm in [&self.web, &self.keeps] {
-            self.begin(cluster, vm).await;
-        }
-        self.old.create(cluster).await.unwrap();
-        reached(cluster, Kind::VirtualMachineInstance, &self.old.name, "Running").await;
-    }
-
-    /// Starts the one that takes the other node's only VF of its network.
-    async fn start_rare(&self, cluster: &Cluster) {
-        let node = format!("n{}", node_of(&current(cluster, &self.web).await));
-        cluster.kubectl(&["cordon", &node]).await.unwrap();
-        self.begin(cluster, &self.rare).await;
-        cluster.kubectl(&["uncordon", &node]).await.unwrap();
-    }
-
-    async fn begin(&self, cluster: &Cluster, vm: &Vm) {
+    async fn start(&self, vm: &Vm) {
         let asked = Instant::now();
-        vm.create(cluster).await.unwrap();
-        let nics = fast(cluster, vm).await;
+        vm.create(self.cluster).await.unwrap();
+        let nics = fast(self.cluster, vm).await;
         eprintln!(
             "figure: {}, from asked to its fast path {:.1} s",
             vm.name,
             asked.elapsed().as_secs_f64()
         );
-        checked(cluster, vm, &nics).await;
+        checked(self.cluster, vm, &nics).await;
     }
+
+    /// Starts a VM where another one is not.
+    async fn start_elsewhere(&self, vm: &Vm, other: &Vm) {
+        let node = format!("n{}", node_of(&current(self.cluster, other).await));
+        self.cluster.kubectl(&["cordon", &node]).await.unwrap();
+        self.start(vm).await;
+        self.cluster.kubectl(&["uncordon", &node]).await.unwrap();
+    }
+
+    async fn end(&self, vm: &Vm) {
+        vm.delete(self.cluster).await.unwrap();
+        gone(self.cluster, vm).await;
+    }
+}
+
+/// An ordinary VM, on two networks.
+fn web() -> Vm {
+    Vm::new(NAMESPACE, "web", "fast", NicSpec::new(0, 50)).and(SCARCE, NicSpec::new(1, 50))
 }

@@ -1,20 +1,21 @@
-//! Descriptors of VFs that QEMUs were given, for as long as somebody has them.
+//! The descriptors of VFs that QEMUs were given, for as long as anybody holds them.
 //!
-//! While anybody has a VF's own vfio node open, its driver does not let go of it: the write to `unbind` waits, deaf to signals, until
-//! the last one has closed it (`vfio_unregister_group_dev` in drivers/vfio/vfio_main.c), also where the descriptor was never bound to an iommufd. The
-//! kernel does not say so beforehand: the VF's group opens as if the VF were free, for only bound descriptors count there
-//! (`vfio_group_fops_open` in drivers/vfio/group.c, `vfio_device_fops_cdev_open` in drivers/vfio/device_cdev.c).
+//! While anybody has a VF's own vfio node open, its driver does not let go of the VF: the write to `unbind` waits, deaf to signals, until
+//! the last holder has closed it (`vfio_unregister_group_dev` in drivers/vfio/vfio_main.c), also if the descriptor was never bound to an
+//! iommufd. The kernel does not show this beforehand: the VF's group opens as if the VF were free, because only bound descriptors count
+//! there (`vfio_group_fops_open` in drivers/vfio/group.c, `vfio_device_fops_cdev_open` in drivers/vfio/device_cdev.c).
 //!
-//! What QEMU says of it proves nothing of a QEMU that a guest has taken over; nor does what processes have open, or the end of all of a pod's: a
-//! descriptor can lie in a socket, where no `/proc` shows it, and go to another pod by a volume that both have. So each is opened at a node
-//! of its own, which is made for it and nobody else opens, and which is watched: inotify tells of a close when the last reference to what was opened has gone,
-//! whoever had it (`__fput` in fs/file_table.c). That comes before QEMU's `DEVICE_DELETED`, so an honest QEMU waits for nothing.
+//! What QEMU says proves nothing if a guest has taken it over. What processes have open proves nothing either, nor does the end of all
+//! processes of a pod: a descriptor can lie in a socket, where no `/proc` shows it, and reach another pod by a volume that both have. So
+//! each descriptor is opened at a device node of its own, which is made for it and which nobody else opens. inotify watches that node: it
+//! reports a close when the last reference to what was opened is gone, no matter who held it (`__fput` in fs/file_table.c). That comes
+//! before QEMU's `DEVICE_DELETED`, so an honest QEMU waits for nothing.
 //!
-//! The nodes are what the next agent knows: each is there before there is a descriptor, goes when that is closed, and goes with a boot, as
-//! the process that had it does. So nothing is written to the journal. Whether one was closed while no agent was there is told by a lock: what
-//! is opened is locked, as `fcntl(F_OFD_SETLK)` does, and the kernel drops that lock with the last reference, and lists it until then
-//! (`/proc/locks`, fs/locks.c). A process that has the descriptor can drop the lock, too. No QEMU in order does; behind another one the VF's
-//! driver waits, in a process that may hang ([`crate::calls`]).
+//! The nodes are what the next agent knows: a node exists before its descriptor does, it is removed when the descriptor is closed, and a
+//! boot removes it together with the process that held it. So the journal says nothing about them. Whether a descriptor was closed while
+//! no agent ran is shown by a lock: what is opened is locked with `fcntl(F_OFD_SETLK)`, and the kernel lists that lock in `/proc/locks`
+//! until the last reference is gone (fs/locks.c). A process that holds the descriptor can also drop the lock. No honest QEMU does. If
+//! another one does, the VF's driver waits for it, in a process that may hang ([`crate::calls`]).
 
 use std::{
     collections::BTreeMap,

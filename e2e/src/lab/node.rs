@@ -304,9 +304,10 @@ impl Node {
         let namespaces: Vec<Vec<IpLink>> = self.json(&script).await?;
         let links = namespaces.into_iter().flatten();
         let mut macvtaps: Vec<Macvtap> = links.filter_map(IpLink::into_macvtap).collect();
-        // Two may be in one namespace.
-        macvtaps.sort_by_key(|macvtap| macvtap.ifindex);
-        macvtaps.dedup_by_key(|macvtap| macvtap.ifindex);
+        // Two processes may be in one namespace; in two, links may have one index.
+        let which = |macvtap: &Macvtap| (macvtap.ifindex, macvtap.mac.clone());
+        macvtaps.sort_by_key(which);
+        macvtaps.dedup_by_key(|macvtap| which(macvtap));
         Ok(macvtaps)
     }
 

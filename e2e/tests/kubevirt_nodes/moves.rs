@@ -14,7 +14,7 @@ use super::common::{self, condition};
 use super::seen::{
     BUSY, at, checked, current, fast, gaps, hardly_lost, migrate, node_of, plugin, reached, writes,
 };
-use super::{LONG, NAMESPACE, SCARCE, SOON, Story, Vms};
+use super::{LONG, NAMESPACE, SCARCE, SOON, Story};
 
 /// What a migration goes through, in this order.
 const PHASES: [&str; 7] = [
@@ -98,16 +98,13 @@ impl Story<'_> {
     }
 
     /// The figure that users ask for: for how long a VM is without its network, and without its VF.
-    pub async fn side_by_side(&self, vms: &Vms) {
+    pub async fn side_by_side(&self, web: &Vm, old: &Vm) {
         let cluster = self.cluster;
-        let (ours, theirs) = (self.watch(&vms.web).await, self.watch(&vms.old).await);
+        let (ours, theirs) = (self.watch(web).await, self.watch(old).await);
         let (asked, before) = (Instant::now(), writes(cluster));
-        let migration = migrate(cluster, &vms.old.name).await;
-        eprintln!(
-            "{}",
-            plugin(cluster, &["migrate", &vms.web.name, "--watch"]).await
-        );
-        self.arrived(&vms.web, asked, "there").await;
+        let migration = migrate(cluster, &old.name).await;
+        eprintln!("{}", plugin(cluster, &["migrate", &web.name, "--watch"]).await);
+        self.arrived(web, asked, "there").await;
         let [operator, agents] = [0, 1].map(|who| writes(cluster)[who] - before[who]);
         eprintln!("figure: API writes of a migration: {operator} of the operator, {agents} of both agents");
         reached(
@@ -125,11 +122,11 @@ impl Story<'_> {
     }
 
     /// Everything leaves a node; where the VM comes to, the agent is killed while the VM's pod waits for its link.
-    pub async fn drained(&self, vms: &Vms) {
+    pub async fn drained(&self, web: &Vm) {
         let cluster = self.cluster;
-        let nic = current(cluster, &vms.web).await;
+        let nic = current(cluster, web).await;
         let (from, to) = (node_of(&nic), 3 - node_of(&nic));
-        let pinger = self.watch(&vms.web).await;
+        let pinger = self.watch(web).await;
         let asked = Instant::now();
         let node = format!("n{from}");
         let drain = [
@@ -144,14 +141,14 @@ impl Story<'_> {
         let kill = async {
             let switching = |n: &VmHybridNic| n.status.as_ref().is_some_and(|s| s.path == Path::Standby);
             cluster
-                .until_nic(NAMESPACE, &vms.web.first(), "on its standby", switching)
+                .until_nic(NAMESPACE, &web.first(), "on its standby", switching)
                 .await
                 .unwrap();
             self.kill_agent(to).await;
         };
         let (drained, ()) = tokio::join!(cluster.kubectl(&drain), kill);
         drained.unwrap();
-        self.arrived(&vms.web, asked, "drained").await;
+        self.arrived(web, asked, "drained").await;
         gaps(
             &common::watched_with(pinger, BUSY).await,
             "drained, an agent killed",
@@ -193,9 +190,9 @@ impl Story<'_> {
 
     /// Two VMs want to be where the other one is, and there is no VF for either: each comes by a place for a standby, and has the VF that
     /// the other one has left.
-    pub async fn crossing(&self, vms: &Vms) {
+    pub async fn crossing(&self, web: &Vm, rare: &Vm) {
         let cluster = self.cluster;
-        let both = [&vms.web, &vms.rare];
+        let both = [web, rare];
         let before = [self.scarce(both[0]).await, self.scarce(both[1]).await];
         assert_ne!(before[0], before[1], "on one node");
         let networks: Api<HybridNetwork> = Api::all(cluster.client());
