@@ -22,8 +22,9 @@ impl OnNodes {
         let program = built.take("sriov")?;
         for node in cluster.lab.nodes() {
             show(node, &program)?;
+            // A VF has its MAC only where its PF is up, as an administrator sees to.
             let script = format!(
-                "set -e; ln -sf /host/bin/sriov /usr/lib/cni/sriov; \
+                "set -e; ip link set dev $(ls /sys/bus/pci/devices/0000:01:00.0/net) up; ln -sf /host/bin/sriov /usr/lib/cni/sriov; \
                  vf=$(basename $(readlink /sys/bus/pci/devices/0000:01:00.0/virtfn{number})); \
                  cd /sys/bus/pci/devices/$vf; echo vfio-pci >driver_override; \
                  if [ -e driver ]; then echo $vf >driver/unbind; fi; echo $vf >/sys/bus/pci/drivers_probe; echo $vf"
