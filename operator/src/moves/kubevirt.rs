@@ -348,13 +348,15 @@ fn stage(inputs: &Inputs<'_>, of: &Move, ends: &Ends, at: &At<'_>, migration: Op
     // Without its object it is over for KubeVirt.
     let is_final = migration.is_none_or(is_final);
     let has_ordered = |there: &[&NicAttachment]| there.iter().any(|a| has_order(a, &of.id));
-    if migration.is_some_and(|migration| phase(migration) == "Succeeded") && !has_ordered(&at.target) {
+    let has_succeeded = migration.is_some_and(|migration| phase(migration) == "Succeeded");
+    if has_succeeded && !has_ordered(&at.target) {
         // It was over before, and the target has new orders, or none: what is left of it is the source's, which has yet to say so.
         return Stage::Over(Outcome::Succeeded);
     }
     if ends.arrived() || has_come(of, ends, inputs.vmi) {
         // A source whose pod has ended, or is no more, need not say that it has let go: nothing of the VM can be there.
-        let left = ends.source_gone || at.source.iter().all(|a| fence::is_detached(a));
+        // Where KubeVirt is wrong and says that it has failed, nothing would tell later that it had arrived.
+        let left = (has_succeeded && ends.source_gone) || at.source.iter().all(|a| fence::is_detached(a));
         return if is_final && left {
             Stage::Over(Outcome::Succeeded)
         } else {
