@@ -52,7 +52,7 @@ const MARK: &str = "0";
 /// A descriptor that was handed out, by its node.
 #[derive(Debug)]
 struct Handout {
-    /// `None` where nothing tells of its end.
+    /// `None` where nothing reports its end.
     watch: Option<WatchDescriptor>,
     node: PathBuf,
     known: Known,
@@ -61,10 +61,10 @@ struct Handout {
 /// What is known of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Known {
-    /// Somebody has it.
+    /// A process holds it.
     Open,
-    /// Nothing tells of its end: it is not watched, or who has it has opened its node once more, by `/proc/PID/fd`: as root only, in a
-    /// container whose device cgroup lets it. A close proves nothing then.
+    /// Nothing reports its end: it is not watched, its lock cannot be read, or its holder has opened its node once more by `/proc/PID/fd`,
+    /// which needs root in a container whose device cgroup allows it. A close proves nothing then.
     Untold,
 }
 

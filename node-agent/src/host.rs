@@ -34,7 +34,7 @@ use crate::{
     troubles::Troubles,
 };
 
-/// Nothing can be told of the interface of a PF.
+/// The interface of a PF cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("the interface of the PF {pf} cannot be read")]
 pub struct PfUnread {

@@ -1,4 +1,4 @@
-//! What is kept of a cluster in which a test has failed: it goes with the test, and what it says afterwards is all there is.
+//! Keeps what shows why a test on a cluster has failed: the cluster is gone after the test.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ const LOOK: Duration = Duration::from_secs(20);
 /// Lines of each program that are shown; its file has more.
 const SHOWN: usize = 30;
 
+/// What is written down; KubeVirt's kinds are not in every cluster.
 const KINDS: [&str; 9] = [
     "events",
     "pods",
@@ -31,7 +32,6 @@ impl Cluster {
     /// Writes our objects and the programs' logs beside the nodes' own logs, and prints the end of them.
     pub async fn keep_evidence(&self) {
         for kind in KINDS {
-            // KubeVirt's are not everywhere.
             let Ok(objects) = self.kubectl(&["get", kind, "-A", "-o", "yaml"]).await else {
                 continue;
             };

@@ -22,8 +22,8 @@ pub enum Victim {
     Libvirt,
 }
 
-/// Finds the VM's QEMU, as `$pid`, and goes into its pod for the rest.
-fn in_pod(vm: &Vm, then: &str) -> String {
+/// A script that finds the VM's QEMU, as `$pid`, and runs `then`.
+fn with_qemu(vm: &Vm, then: &str) -> String {
     format!(
         "for pid in $(pidof qemu-system-x86_64); do \
            if grep -q 'guest=default_{},' /proc/$pid/cmdline; then {then}; exit; fi; done; echo no QEMU; exit 1",
@@ -52,9 +52,9 @@ impl Story<'_> {
     pub async fn libvirt_killed(&self, vm: &Vm) {
         let pinger = self.watch(vm).await;
         self.kill_of(vm, Victim::Libvirt).await;
-        let back = "until virsh_ok; do sleep 0.5; done";
-        let back = back.replace("virsh_ok", &in_launcher("domstate", vm));
-        self.node(vm).await.run(&in_pod(vm, &back), SOON).await.unwrap();
+        let answers = in_launcher("domstate", vm);
+        self.run_with_qemu(vm, &format!("until {answers}; do sleep 0.5; done"))
+            .await;
         let nics = fast(self.cluster, vm).await;
         checked(self.cluster, vm, &nics).await;
         hardly_lost(&pinger.stop().await, "libvirt killed");
@@ -83,11 +83,11 @@ impl Story<'_> {
         let before = inside.run(boot, SOON).await.unwrap();
         // It does not live to say that it was done.
         let _ = inside.exec("echo b >/proc/sysrq-trigger", SOON).await;
-        let pinger = self.watch(vm).await;
+        // The guest answers again.
+        drop(self.watch(vm).await);
         let nics = fast(self.cluster, vm).await;
         checked(self.cluster, vm, &nics).await;
         assert_ne!(inside.run(boot, SOON).await.unwrap(), before);
-        drop(pinger);
     }
 
     /// The VM has a pod that it did not have, and in it its NICs as they were.
@@ -114,7 +114,7 @@ impl Story<'_> {
 
     async fn kill_of(&self, vm: &Vm, victim: Victim) {
         let program = match victim {
-            Victim::Qemu => return self.run_in_pod(vm, "kill -9 $pid").await,
+            Victim::Qemu => return self.run_with_qemu(vm, "kill -9 $pid").await,
             Victim::Launcher => "virt-launcher",
             Victim::Libvirt => "virtqemud",
         };
@@ -123,16 +123,16 @@ impl Story<'_> {
             "for other in $(pidof {program}); do \
                if cmp -s /proc/$pid/cgroup /proc/$other/cgroup; then kill -9 $other; fi; done"
         );
-        self.run_in_pod(vm, &kill).await;
+        self.run_with_qemu(vm, &kill).await;
     }
 
     /// Tells libvirt something about a VM.
     pub async fn virsh(&self, vm: &Vm, command: &str) {
-        self.run_in_pod(vm, &in_launcher(command, vm)).await;
+        self.run_with_qemu(vm, &in_launcher(command, vm)).await;
     }
 
-    async fn run_in_pod(&self, vm: &Vm, then: &str) {
-        self.node(vm).await.run(&in_pod(vm, then), SOON).await.unwrap();
+    async fn run_with_qemu(&self, vm: &Vm, then: &str) {
+        self.node(vm).await.run(&with_qemu(vm, then), SOON).await.unwrap();
     }
 
     async fn node(&self, vm: &Vm) -> &Node {

@@ -12,7 +12,7 @@ use kube::{Api, ResourceExt as _};
 
 use super::common::{self, condition};
 use super::seen::{
-    BUSY, at, checked, current, fast, gaps, hardly_lost, migrate, node_of, plugin, reached, writes,
+    BUSY, at, checked, current, fast, gaps, hardly_lost, migrate, node_of, plugin, succeeded, writes,
 };
 use super::{LONG, NAMESPACE, SCARCE, SOON, Story};
 
@@ -107,13 +107,7 @@ impl Story<'_> {
         self.arrived(web, asked, "there").await;
         let [operator, agents] = [0, 1].map(|who| writes(cluster)[who] - before[who]);
         eprintln!("figure: API writes of a migration: {operator} of the operator, {agents} of both agents");
-        reached(
-            cluster,
-            Kind::VirtualMachineInstanceMigration,
-            &migration,
-            "Succeeded",
-        )
-        .await;
+        succeeded(cluster, &migration).await;
         // Its VF comes after that.
         assert!(theirs.answered(20, SOON).await, "no answer of sriov: {{}}");
         gaps(&theirs.stop().await, "sriov: {}");
@@ -205,13 +199,7 @@ impl Story<'_> {
             migrate(cluster, &both[1].name).await,
         ];
         for migration in &migrations {
-            reached(
-                cluster,
-                Kind::VirtualMachineInstanceMigration,
-                migration,
-                "Succeeded",
-            )
-            .await;
+            succeeded(cluster, migration).await;
         }
         for (vm, pinger) in both.into_iter().zip(pingers) {
             self.arrived(vm, asked, &format!("{} crossed", vm.name)).await;
@@ -251,13 +239,7 @@ impl Story<'_> {
         self.kill_agent(from).await;
         until_in("Succeeded").await;
         self.kill_agent(3 - from).await;
-        reached(
-            cluster,
-            Kind::VirtualMachineInstanceMigration,
-            &migration,
-            "Succeeded",
-        )
-        .await;
+        succeeded(cluster, &migration).await;
         self.arrived(vm, asked, "killed").await;
         gaps(
             &common::watched_with(pinger, BUSY).await,
@@ -273,13 +255,7 @@ impl Story<'_> {
         self.until_held(vm).await;
         self.virsh(vm, "resume").await;
         let pinger = self.watch(vm).await;
-        reached(
-            cluster,
-            Kind::VirtualMachineInstanceMigration,
-            &migration,
-            "Succeeded",
-        )
-        .await;
+        succeeded(cluster, &migration).await;
         let nics = fast(cluster, vm).await;
         checked(cluster, vm, &nics).await;
         gaps(&common::watched_with(pinger, BUSY).await, "paused, and run on");

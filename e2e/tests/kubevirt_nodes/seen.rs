@@ -126,6 +126,17 @@ pub async fn reached(cluster: &Cluster, kind: Kind, name: &str, phase: &str) {
     assert!(there, "{name} is not {phase}: {reached:#?}");
 }
 
+/// Waits until a migration has moved its VM.
+pub async fn succeeded(cluster: &Cluster, migration: &str) {
+    reached(
+        cluster,
+        Kind::VirtualMachineInstanceMigration,
+        migration,
+        "Succeeded",
+    )
+    .await;
+}
+
 /// Waits until a VM and its NICs are gone.
 pub async fn gone(cluster: &Cluster, vm: &Vm) {
     let vmis = Kind::VirtualMachineInstance.api(cluster.client(), NAMESPACE);

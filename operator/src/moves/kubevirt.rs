@@ -65,10 +65,9 @@ pub fn moves(inputs: Inputs<'_>) -> Vec<Move> {
         begun(&inputs, id, None)
     });
     let mut moves: Vec<_> = known.chain(lost).collect();
-    let is_new = |of: &Move| of.is_under_way() && !inputs.attachments.iter().any(|a| has_order(a, &of.id));
-    let is_first = |of: &Move| of.is_under_way() && !is_new(of);
-    let mut taken = moves.iter().any(is_first);
-    moves.retain(|of| !is_new(of) || !std::mem::replace(&mut taken, true));
+    let has_begun = |of: &Move| inputs.attachments.iter().any(|a| has_order(a, &of.id));
+    let mut busy = moves.iter().any(|of| of.is_under_way() && has_begun(of));
+    moves.retain(|of| !of.is_under_way() || has_begun(of) || !std::mem::replace(&mut busy, true));
     moves
 }
 
@@ -354,8 +353,9 @@ fn stage(inputs: &Inputs<'_>, of: &Move, ends: &Ends, at: &At<'_>, migration: Op
         return Stage::Over(Outcome::Succeeded);
     }
     if ends.arrived() || has_come(of, ends, inputs.vmi) {
-        // A source whose pod has ended, or is no more, need not say that it has let go: nothing of the VM can be there.
-        // Where KubeVirt is wrong and says that it has failed, nothing would tell later that it had arrived.
+        // The VM is proven to be at the target. What its source still holds stays held until its agent, or proof that its node is off,
+        // says otherwise, and the move need not wait for that. If KubeVirt is wrong and says that the migration failed, the move does
+        // wait: nothing would show later that the VM has arrived.
         let left = (has_succeeded && ends.source_gone) || at.source.iter().all(|a| fence::is_detached(a));
         return if is_final && left {
             Stage::Over(Outcome::Succeeded)

@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(
             told(next(&observed, &deleted(), &there)),
             Some(MigrationStep::Watch),
-            "nothing is leftover of the migration"
+            "nothing is known about the migration"
         );
         let mut of = a_move("m", "a", "b");
         of.target.pod.uid.clone_from(&there.spec.pod.uid);

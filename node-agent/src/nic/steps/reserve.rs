@@ -1,5 +1,7 @@
 //! The first step on a VF: to find one that nobody uses, and to write down how it was.
 
+use std::sync::Arc;
+
 use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
 use hybridnic_net::{PciAddress, dev::VfioUse, netlink::NetlinkError, sysfs::DriverState};
 use tracing::{info, warn};
@@ -49,7 +51,7 @@ impl HasReason for ReserveError {
 
 /// Takes a VF and writes down how it was; without one, a PF for the standby alone.
 pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
-    let host = std::sync::Arc::clone(&cx.host);
+    let host = Arc::clone(&cx.host);
     let asked = tokio::select! {
         asked = host.offers.look_elsewhere(&host.pools) => asked,
         // A kubelet may be silent for long, and something else is wanted meanwhile.
