@@ -52,6 +52,10 @@ pub async fn whole_within(
 pub async fn on_cluster(cluster: &mut Cluster, test: impl AsyncFnOnce(&mut Cluster)) {
     if let Err(why) = AssertUnwindSafe(test(&mut *cluster)).catch_unwind().await {
         cluster.keep_evidence().await;
+        if let Some(fault) = cluster.find_reset() {
+            eprintln!("RESET: {fault}");
+            resume_unwind(Box::new(fault.to_string()));
+        }
         resume_unwind(why);
     }
 }
