@@ -52,10 +52,16 @@ async fn vms_keep_their_network() {
     twice("kubevirt", async |name| told(name, Tale::EveryDay).await).await;
 }
 
-/// What goes wrong, and what is rare.
+/// What goes wrong in a migration.
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_cost_no_vm_its_network() {
     twice("kubevirt-faults", async |name| told(name, Tale::Faults).await).await;
+}
+
+/// What happens to a VM seldom, and is no fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn vms_live_through_what_is_rare() {
+    twice("kubevirt-rare", async |name| told(name, Tale::Rare).await).await;
 }
 
 /// What is told.
@@ -63,6 +69,7 @@ async fn faults_cost_no_vm_its_network() {
 enum Tale {
     EveryDay,
     Faults,
+    Rare,
 }
 
 /// Tells a story on a cluster of its own.
@@ -105,6 +112,7 @@ impl Story<'_> {
         match tale {
             Tale::EveryDay => self.every_day().await,
             Tale::Faults => self.faults().await,
+            Tale::Rare => self.rare().await,
         }
         for (node, clean) in [1, 2].into_iter().zip(clean) {
             self.until_tidy(node, &clean).await;
@@ -161,6 +169,13 @@ impl Story<'_> {
         self.say("operator and agents were killed during a migration");
         self.called_off(&web).await;
         self.say("migrations were deleted in each phase");
+        self.end(&web).await;
+    }
+
+    async fn rare(&self) {
+        let web = web();
+        self.start(&web).await;
+        self.say("a VM runs, and its guest is on its VFs");
         self.paused(&web).await;
         self.rebooted(&web).await;
         self.libvirt_killed(&web).await;
@@ -212,6 +227,9 @@ impl Story<'_> {
             "figure: {what}: from asked to its VF {:.1} s",
             asked.elapsed().as_secs_f64()
         );
+        let moved = nics[0].status.as_ref().and_then(|s| s.last_migration.as_ref());
+        let downtime = moved.and_then(|moved| moved.downtime_ms);
+        eprintln!("figure: {what}: the VM stood still for {downtime:?} ms");
         checked(self.cluster, vm, &nics).await;
     }
 

@@ -251,10 +251,10 @@ impl Story<'_> {
     /// A VM that is paused lets go of nothing: its migration waits until it runs on.
     pub async fn paused(&self, vm: &Vm) {
         let cluster = self.cluster;
-        self.virsh(vm, "suspend").await;
+        vm.tell(cluster, "pause").await.unwrap();
         let migration = migrate(cluster, &vm.name).await;
         self.until_held(vm).await;
-        self.virsh(vm, "resume").await;
+        vm.tell(cluster, "unpause").await.unwrap();
         let pinger = self.watch(vm).await;
         succeeded(cluster, &migration).await;
         let nics = fast(cluster, vm).await;
