@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::Goal;
 use hybridnic_process::backoff::Backoff;
 use tokio::time::Instant;
 
@@ -65,8 +64,9 @@ impl Retry {
     }
 
     /// Begins to wait, where something was learnt that is to be forgotten again; goes on waiting where it does so already.
-    pub fn set(&mut self, learnt: &Learnt, goal: Goal) {
-        let Some(cause) = cause(learnt, goal) else {
+    /// `lasts`: what the guest keeps is to leave it, and no migration gives that up.
+    pub fn set(&mut self, learnt: &Learnt, lasts: bool) {
+        let Some(cause) = cause(learnt, lasts) else {
             return self.forget();
         };
         if self.set.is_some_and(|(known, _)| known == cause) {
@@ -92,8 +92,8 @@ impl Retry {
     }
 }
 
-fn cause(learnt: &Learnt, goal: Goal) -> Option<Cause> {
-    let stuck = (learnt.keeps_vf || learnt.keeps_standby) && goal == Goal::Detached;
+fn cause(learnt: &Learnt, lasts: bool) -> Option<Cause> {
+    let stuck = (learnt.keeps_vf || learnt.keeps_standby) && lasts;
     if learnt.ignores_vf {
         Some(Cause::Ignored)
     } else if learnt.vf_failed.is_some() || learnt.not_parked || learnt.mtu_refused || stuck {
@@ -125,16 +125,16 @@ mod tests {
     async fn a_vf_that_is_not_used_is_left_alone_for_longer_each_time() {
         let mut retry = Retry::default();
         for minutes in [1..2, 2..4, 4..8, 8..16, 16..32, 32..64, 60..120, 60..120] {
-            retry.set(&ignores(), Goal::FastPath);
+            retry.set(&ignores(), false);
             assert_relearns_in(&retry, minutes);
             let at = retry.relearn_at();
             tokio::time::advance(Duration::from_secs(30)).await;
-            retry.set(&ignores(), Goal::FastPath);
+            retry.set(&ignores(), false);
             assert_eq!(retry.relearn_at(), at, "it goes on waiting");
             retry.forget();
         }
         retry.vm_is_new();
-        retry.set(&ignores(), Goal::FastPath);
+        retry.set(&ignores(), false);
         assert_relearns_in(&retry, 1..2);
     }
 
@@ -145,11 +145,11 @@ mod tests {
             keeps_vf: true,
             ..Learnt::default()
         };
-        retry.set(&keeps, Goal::Standby);
-        assert_eq!(retry.relearn_at(), None, "only a detach is stuck by it");
-        retry.set(&keeps, Goal::Detached);
+        retry.set(&keeps, false);
+        assert_eq!(retry.relearn_at(), None, "a migration gives up by itself");
+        retry.set(&keeps, true);
         assert_relearns_in(&retry, 1..2);
-        retry.set(&Learnt::default(), Goal::Detached);
+        retry.set(&Learnt::default(), true);
         assert_eq!(retry.relearn_at(), None);
     }
 
