@@ -74,13 +74,13 @@ async fn tell(
     nic: &VmHybridNic,
     aside: Option<Aside>,
 ) -> anyhow::Result<VmHybridNic> {
-    let path = if aside.is_some() { "Standby" } else { "Auto" };
+    let word = if aside.is_some() { "Standby" } else { "Auto" };
     // A null takes the field away.
     let keep_vf = (aside == Some(Aside::KeepVf)).then_some(true);
     // Not a namesake that was made since.
     let patch = json!({
         "metadata": {"uid": nic.metadata.uid},
-        "spec": {"path": path, "keepVf": keep_vf},
+        "spec": {"path": word, "keepVf": keep_vf},
     });
     let (name, params) = (nic.name_any(), PatchParams::default());
     let patch = Patch::Merge(&patch);

@@ -144,7 +144,13 @@ mod tests {
         .unwrap()
     }
 
-    fn attachment(aside: Value, current: bool, path: &str, ready: (&str, &str), fast: &str) -> NicAttachment {
+    fn attachment(
+        aside: Option<Aside>,
+        current: bool,
+        path: &str,
+        ready: (&str, &str),
+        fast: &str,
+    ) -> NicAttachment {
         from_value(json!({
             "metadata": {"name": "eth0-a", "namespace": "shop", "generation": 5},
             "spec": {
@@ -162,8 +168,13 @@ mod tests {
 
     const GIVES: Option<Aside> = Some(Aside::GiveVfBack);
 
-    fn is(nic: &VmHybridNic, attachment: Option<NicAttachment>, aside: Option<Aside>) -> &'static str {
-        match standing(nic, attachment.as_slice(), aside, Some(2)) {
+    fn is(nic: &VmHybridNic, attachment: Option<&NicAttachment>, aside: Option<Aside>) -> &'static str {
+        match standing(
+            nic,
+            attachment.map(std::slice::from_ref).unwrap_or_default(),
+            aside,
+            Some(2),
+        ) {
             Standing::OnItsWay(_) => "on its way",
             Standing::There(_) => "there",
             Standing::Stuck(_) => "stuck",
@@ -172,52 +183,35 @@ mod tests {
 
     #[test]
     fn what_was_said_before_it_was_told_says_nothing() {
-        let told = json!("GiveVfBack");
+        let told = GIVES;
         let done = ("True", "Attached");
-        let there = attachment(told.clone(), true, "Standby", done, "StandbyRequested");
+        let there = attachment(told, true, "Standby", done, "StandbyRequested");
+        assert_eq!(is(&nic("Standby", "Standby", 2), Some(&there), GIVES), "there");
         assert_eq!(
-            is(&nic("Standby", "Standby", 2), Some(there.clone()), GIVES),
-            "there"
-        );
-        assert_eq!(
-            is(&nic("Standby", "Standby", 1), Some(there.clone()), GIVES),
+            is(&nic("Standby", "Standby", 1), Some(&there), GIVES),
             "on its way"
         );
         assert_eq!(
-            is(&nic("FastPath", "FastPath", 2), Some(there), GIVES),
+            is(&nic("FastPath", "FastPath", 2), Some(&there), GIVES),
             "on its way"
         );
-        let keeps = |current| {
-            attachment(
-                told.clone(),
-                current,
-                "FastPath",
-                ("False", "GuestKeepsVf"),
-                "VfActive",
-            )
-        };
+        let keeps = |current| attachment(told, current, "FastPath", ("False", "GuestKeepsVf"), "VfActive");
         assert_eq!(
-            is(&nic("FastPath", "FastPath", 2), Some(keeps(false)), GIVES),
+            is(&nic("FastPath", "FastPath", 2), Some(&keeps(false)), GIVES),
             "on its way"
         );
         assert_eq!(
-            is(&nic("FastPath", "FastPath", 2), Some(keeps(true)), GIVES),
+            is(&nic("FastPath", "FastPath", 2), Some(&keeps(true)), GIVES),
             "stuck"
         );
-        let untold = attachment(
-            Value::Null,
-            true,
-            "FastPath",
-            ("False", "GuestKeepsVf"),
-            "VfActive",
-        );
+        let untold = attachment(None, true, "FastPath", ("False", "GuestKeepsVf"), "VfActive");
         assert_eq!(
-            is(&nic("FastPath", "FastPath", 2), Some(untold), GIVES),
+            is(&nic("FastPath", "FastPath", 2), Some(&untold), GIVES),
             "on its way"
         );
         let steps = attachment(told, true, "FastPath", ("False", "Progressing"), "VfActive");
         assert_eq!(
-            is(&nic("FastPath", "FastPath", 2), Some(steps), GIVES),
+            is(&nic("FastPath", "FastPath", 2), Some(&steps), GIVES),
             "on its way"
         );
     }
@@ -229,18 +223,18 @@ mod tests {
             nic.spec.path = hybridnic_api::v1alpha1::WantedPath::Auto;
             nic
         };
-        let fast = attachment(Value::Null, true, "FastPath", ("True", "Attached"), "VfActive");
-        assert_eq!(is(&auto("FastPath"), Some(fast), None), "there");
-        let none = attachment(Value::Null, true, "Standby", ("False", "NoFreeVf"), "NoFreeVf");
-        assert_eq!(is(&auto("Standby"), Some(none), None), "stuck");
+        let fast = attachment(None, true, "FastPath", ("True", "Attached"), "VfActive");
+        assert_eq!(is(&auto("FastPath"), Some(&fast), None), "there");
+        let none = attachment(None, true, "Standby", ("False", "NoFreeVf"), "NoFreeVf");
+        assert_eq!(is(&auto("Standby"), Some(&none), None), "stuck");
         let still = attachment(
-            json!("KeepVf"),
+            Some(Aside::KeepVf),
             true,
             "Standby",
             ("True", "Attached"),
             "StandbyRequested",
         );
-        assert_eq!(is(&auto("Standby"), Some(still), None), "on its way");
+        assert_eq!(is(&auto("Standby"), Some(&still), None), "on its way");
     }
 
     #[test]

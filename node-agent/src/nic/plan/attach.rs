@@ -300,6 +300,14 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
             "the VF keeps the NIC's MAC: it would answer for a VM that runs elsewhere",
         );
     }
+    // A migration goes on without it, and may lead to one that has a link.
+    if ask.aside.is_some() && !ask.ordered && seen.standby_link == Some(false) {
+        return wait(
+            AttachmentState::Standby,
+            reasons::PF_LINK_DOWN,
+            "the NIC is told to stay on its standby (path: Standby), and the standby's PF has no link",
+        );
+    }
     Decision::Done(AttachmentState::Standby)
 }
 

@@ -66,6 +66,31 @@ fn the_standby_carries_the_traffic_before_the_vf_goes_back() {
 }
 
 #[test]
+fn a_standby_without_a_link_is_told_of() {
+    let no = Learnt::default();
+    let dark = Seen {
+        standby_link: Some(false),
+        ..alone()
+    };
+    waits(GIVES, dark, no, Standby, reasons::PF_LINK_DOWN);
+    done(IN_A_MIGRATION, dark, no, Standby);
+    done(
+        TO_STANDBY,
+        Seen {
+            vf_offered: false,
+            ..dark
+        },
+        no,
+        Standby,
+    );
+    let unseen = Seen {
+        standby_link: None,
+        ..dark
+    };
+    done(GIVES, unseen, no, Standby);
+}
+
+#[test]
 fn what_is_kept_or_not_may_change_meanwhile() {
     let no = Learnt::default();
     does(KEEPS, alone(), no, Step::Reserve);
