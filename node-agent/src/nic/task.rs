@@ -239,7 +239,8 @@ impl NicTask {
             if !at_rest {
                 disuse = None;
             }
-            self.retry.set(&self.cx.learnt, self.ask().lasts());
+            let ask = self.ask();
+            self.retry.set(&self.cx.learnt, &ask);
             let look_at = look_at.into_iter().chain(self.link_loss.next_look()).min();
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },

@@ -197,11 +197,6 @@ impl Ask {
         self.aside != Some(Aside::GiveVfBack)
     }
 
-    /// Whether what is asked for is asked for until it is so: no migration gives it up.
-    pub fn lasts(&self) -> bool {
-        self.goal == Goal::Detached || self.aside.is_some() && !self.ordered
-    }
-
     /// Whether the NIC waits until there is a VF for it.
     fn waits_for_vf(&self) -> bool {
         self.wants_vf() && self.no_free_vf == NoFreeVf::Wait
