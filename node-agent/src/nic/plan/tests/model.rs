@@ -248,15 +248,7 @@ impl Node {
                 };
             }
             Event::Relearn => self.relearn(),
-            Event::Goal(goal) if goal != self.goal => {
-                self.goal = goal;
-                self.relearn();
-            }
-            Event::Told(aside) if aside != self.aside => {
-                self.aside = aside;
-                self.relearn();
-            }
-            Event::Ordered(ordered) => self.ordered = ordered,
+            Event::Goal(_) | Event::Told(_) | Event::Ordered(_) => self.hear(event),
             Event::Guest(manners) => self.manners = manners,
             Event::Link { pf, link } => self.link[pf] = link,
             Event::LinkSettles => self.dark = self.vf.is_some_and(|vf| !self.link[vf.pf]),
@@ -337,8 +329,21 @@ impl Node {
                     self.relearn();
                 }
             }
-            Event::Goal(_) | Event::Told(_) | Event::Settings | Event::QemuStarts { .. } | Event::Sandbox => {
-            }
+            Event::Settings | Event::QemuStarts { .. } | Event::Sandbox => {}
+        }
+    }
+
+    /// The operator says something else.
+    fn hear(&mut self, event: Event) {
+        let before = (self.goal, self.aside);
+        match event {
+            Event::Goal(goal) => self.goal = goal,
+            Event::Told(aside) => self.aside = aside,
+            Event::Ordered(ordered) => self.ordered = ordered,
+            _ => {}
+        }
+        if (self.goal, self.aside) != before {
+            self.relearn();
         }
     }
 

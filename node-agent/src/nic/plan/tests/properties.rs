@@ -150,7 +150,7 @@ proptest! {
         let learnt = Learnt {
             keeps_vf: learnt.0, ignores_vf: learnt.1, refuses_twice: learnt.2, announce: learnt.3, ..Learnt::default()
         };
-        let decision = next(&Ask { duties, aside, ..ask(goal) }, &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
+        let decision = next(&Ask { aside, duties, ..ask(goal) }, &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
         let wrong = match decision {
             Decision::Do(Step::RemoveStandby | Step::MoveStandby | Step::RestoreVf | Step::Forget) => guest.vf || guest.standby,
             Decision::Do(step) => matches!(
