@@ -7,7 +7,7 @@ use hybridnic_agent::nic::plan::{self, Ask, Decision, Step};
 use hybridnic_agent::nic::report::{self, Inputs};
 use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
 use hybridnic_api::v1alpha1::{
-    AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
+    Aside, AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
     SwitchOrder,
 };
 
@@ -361,7 +361,8 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
             nic.recorded = true;
             let own = nic.standby.filter(|pf| *pf < model.vfs && !held.contains(pf));
             let free = own.or_else(|| (0..model.vfs).find(|vf| !held.contains(vf)));
-            nic.vf = free.map(|index| Vf {
+            let wants_vf = model.objects.aside(nic.spec) != Some(Aside::GiveVfBack);
+            nic.vf = free.filter(|_| wants_vf).map(|index| Vf {
                 index,
                 bound: false,
                 mac: Mac::Other,
@@ -437,6 +438,7 @@ pub(crate) fn empty(n: usize, vm: AttachedVm) -> NicAttachmentSpec {
         network: String::new(),
         mac: String::new(),
         goal: Goal::Detached,
+        aside: None,
         no_free_vf: hybridnic_api::v1alpha1::NoFreeVf::Standby,
         l2: hybridnic_api::v1alpha1::L2Settings::default(),
         placement: None,

@@ -108,7 +108,7 @@ fn world(model: &Model, api: &Api) -> World {
         }
         all.extend(own.iter().cloned());
         nics.push(NicInputs {
-            nic: Arc::new(objects::nic(n, api.nic_pods[n])),
+            nic: Arc::new(objects::nic(n, api.nic_pods[n], api.aside)),
             attachments: own,
             target_refusal: None,
         });

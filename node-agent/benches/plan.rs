@@ -19,6 +19,8 @@ fn asks() -> Vec<Ask> {
     let orders = [SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake];
     let ask = |goal, driver_order| Ask {
         goal,
+        aside: None,
+        ordered: false,
         no_free_vf: NoFreeVf::Standby,
         driver_order,
         expected: false,

@@ -91,6 +91,8 @@ pub mod reasons {
     pub const VF_ACTIVE: &str = "VfActive";
     /// No VF of the network is free on the node.
     pub const NO_FREE_VF: &str = "NoFreeVf";
+    /// The NIC is told to stay on its standby.
+    pub const STANDBY_REQUESTED: &str = "StandbyRequested";
     /// A migration is under way.
     pub const MIGRATING: &str = "Migrating";
     /// The guest did not let go of the VF in time.

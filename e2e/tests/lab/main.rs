@@ -13,6 +13,7 @@
     reason = "a test ends where something is not as it should be"
 )]
 
+mod aside;
 #[path = "../common/mod.rs"]
 mod common;
 mod containment;
@@ -44,6 +45,7 @@ fn main() {
         faults::tests,
         once::tests,
         pool::tests,
+        aside::tests,
         devices::tests,
         containment::tests,
     ];

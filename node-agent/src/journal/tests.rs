@@ -23,6 +23,7 @@ pub(crate) fn record(uid: &str) -> Record {
             network: "net".into(),
             mac: "02:00:00:00:00:01".into(),
             goal: Goal::FastPath,
+            aside: None,
             no_free_vf: NoFreeVf::Standby,
             l2: L2Settings::default(),
             placement: None,

@@ -21,6 +21,9 @@
 //! | `Moving` | `Standby` | `Standby` |
 //! | `Arrived` | `Detached` | `FastPath` |
 //! | `Returning` | `Standby`; `FastPath` once it is known to run the VM and not to migrate it | `Standby`; `Detached` once nothing can come |
+//!
+//! A NIC that is told to stay on its standby has the same goals, as these tell an agent where its VM may run. `aside` beside the goal says
+//! that the NIC does not leave its standby.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -251,6 +254,7 @@ fn one(
             .map_or(inputs.mac, |existing| &existing.spec.mac)
             .to_owned(),
         goal,
+        aside: nic.spec.aside(),
         no_free_vf: nic.spec.no_free_vf,
         l2,
         placement,

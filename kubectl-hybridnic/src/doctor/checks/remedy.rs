@@ -75,6 +75,7 @@ pub fn remedy(reason: &str) -> String {
         reasons::NODE_UNREACHABLE => {
             "bring the node back; or, if the machine is off, taint it node.kubernetes.io/out-of-service, or delete it"
         }
+        reasons::STANDBY_REQUESTED => "kubectl hybridnic fast NIC brings it back to a VF",
         reasons::MIGRATING => "kubectl get qmig",
         reasons::TARGET_SILENT | reasons::NEEDS_DECISION => {
             "bring the target's node and agent back, or take the decision that the message names"

@@ -23,7 +23,8 @@ impl Node {
         if let Some(vf) = self.vf.filter(|_| self.learnt.vf_failures >= TRIES) {
             self.avoided[vf.pf] = true;
         }
-        if step == Step::Reserve && self.hardware.no_free_vf == NoFreeVf::Standby {
+        let may_go_without = !self.wants_vf() || self.hardware.no_free_vf == NoFreeVf::Standby;
+        if step == Step::Reserve && may_go_without {
             // No VF can be reserved; a PF can.
             self.reserve_standby(0);
         }
@@ -77,7 +78,9 @@ impl Node {
     }
 
     fn reserve(&mut self) {
-        let vf = self.best().filter(|_| self.learnt.vf_failed.is_none());
+        let vf = self
+            .best()
+            .filter(|_| self.wants_vf() && self.learnt.vf_failed.is_none());
         if let Some(pf) = vf {
             self.vf = Some(Vf {
                 pf,

@@ -1,5 +1,6 @@
 //! What comes next on each way from one goal to another.
 
+mod aside;
 mod effects;
 mod links;
 mod model;
@@ -26,6 +27,8 @@ use crate::{
 const fn ask(goal: Goal) -> Ask {
     Ask {
         goal,
+        aside: None,
+        ordered: false,
         no_free_vf: NoFreeVf::Standby,
         driver_order: SwitchOrder::MakeBeforeBreak,
         expected: false,

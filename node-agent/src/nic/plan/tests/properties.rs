@@ -1,6 +1,6 @@
 //! On a model of a node: whatever happens, at no step is anything wrong, and it ends well.
 
-use hybridnic_api::v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder};
+use hybridnic_api::v1alpha1::{Aside, AttachmentState, Goal, NoFreeVf, SwitchOrder};
 use proptest::prelude::*;
 
 use super::{
@@ -21,6 +21,10 @@ fn goals() -> impl Strategy<Value = Goal> {
             Goal::Reserved,
         ][..],
     )
+}
+
+fn asides() -> impl Strategy<Value = Option<Aside>> {
+    prop::sample::select(&[None, None, Some(Aside::GiveVfBack), Some(Aside::KeepVf)][..])
 }
 
 fn duties() -> impl Strategy<Value = Duties> {
@@ -52,6 +56,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         2 => Just(Event::Crash),
         2 => Just(Event::Relearn),
         5 => goals().prop_map(Event::Goal),
+        4 => asides().prop_map(Event::Told),
+        2 => any::<bool>().prop_map(Event::Ordered),
         3 => manners.prop_map(Event::Guest),
         3 => (0..PFS, any::<bool>()).prop_map(|(pf, link)| Event::Link { pf, link }),
         2 => Just(Event::LinkSettles),
@@ -100,6 +106,7 @@ proptest! {
         incoming: bool,
         history in events(),
         goal in goals(),
+        aside in asides(),
     ) {
         let mut node = Node::new(hardware, incoming);
         for event in history {
@@ -112,6 +119,14 @@ proptest! {
         node.settle();
         node.heal();
         node.handle(Event::Goal(Goal::FastPath));
+        node.handle(Event::Told(aside));
+        if let Some(aside) = aside {
+            prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::Standby));
+            prop_assert_eq!(node.vf.is_some(), aside == Aside::KeepVf);
+            node.handle(Event::Crash);
+            prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::Standby));
+        }
+        node.handle(Event::Told(None));
         prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::FastPath));
         node.handle(Event::Goal(Goal::Detached));
         prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::Detached));
@@ -127,6 +142,7 @@ proptest! {
         macvtap: Option<bool>,
         learnt: (bool, bool, bool, bool),
         duties in duties(),
+        aside in asides(),
     ) {
         let guest = Guest { run, standby: guest.0, vf: guest.1, uses_vf: guest.2, failover: None, migrating: false, acpi: true };
         let mac = if vf.0 { VfMac::Nic } else { VfMac::Parking };
@@ -134,7 +150,7 @@ proptest! {
         let learnt = Learnt {
             keeps_vf: learnt.0, ignores_vf: learnt.1, refuses_twice: learnt.2, announce: learnt.3, ..Learnt::default()
         };
-        let decision = next(&Ask { duties, ..ask(goal) }, &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
+        let decision = next(&Ask { aside, duties, ..ask(goal) }, &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
         let wrong = match decision {
             Decision::Do(Step::RemoveStandby | Step::MoveStandby | Step::RestoreVf | Step::Forget) => guest.vf || guest.standby,
             Decision::Do(step) => matches!(

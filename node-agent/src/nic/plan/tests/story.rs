@@ -1,6 +1,6 @@
 //! What a history on the model of a node is made of: how its guest and hardware are, and what happens. Words only.
 
-use hybridnic_api::v1alpha1::{Goal, NoFreeVf, SwitchOrder};
+use hybridnic_api::v1alpha1::{Aside, Goal, NoFreeVf, SwitchOrder};
 
 use super::VfMac;
 use crate::machine::Duties;
@@ -60,6 +60,10 @@ pub enum Event {
     Relearn,
     /// The operator wants something else.
     Goal(Goal),
+    /// The NIC is told to stay on its standby, or not to any more.
+    Told(Option<Aside>),
+    /// A migration has an order for the VM, or none any more.
+    Ordered(bool),
     /// The guest becomes another.
     Guest(Manners),
     /// The link of a PF.
