@@ -154,6 +154,7 @@ pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
         mac: "02:00:00:00:00:01".to_owned(),
         goal: Goal::FastPath,
         no_free_vf: NoFreeVf::Standby,
+        pairing: Pairing::NetFailover,
         l2: L2Settings::default(),
         placement: None,
         pod_devices: None,

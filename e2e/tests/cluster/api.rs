@@ -292,7 +292,8 @@ async fn nics(control_plane: &ControlPlane) {
                 "interface must be the name of an interface of the VM",
             ),
             Case("/pairing", json!("NetFailover"), ""),
-            Case("/pairing", json!("Bond"), "Unsupported value"),
+            Case("/pairing", json!("Bond"), ""),
+            Case("/pairing", json!("Team"), "Unsupported value"),
             Case("/vm/qemu/name", json!("web.1"), ""),
             Case("/vm/qemu/name", json!("-web"), "label hybridnic.io/vm"),
             Case("/vm/qemu/name", json!("a b"), "label hybridnic.io/vm"),
@@ -353,6 +354,16 @@ async fn nics(control_plane: &ControlPlane) {
             Case("/mac", json!("00:05:73:a0:10:00"), ""),
             Case("/noFreeVf", json!("Wait"), ""),
             Case("/noFreeVf", json!("Panic"), "Unsupported value"),
+        ],
+    )
+    .await;
+    judge(
+        control_plane,
+        "VmHybridNic",
+        &json!({ "network": "fast", "vm": { "kubevirt": { "name": "web" } } }),
+        vec![
+            Case("/pairing", json!("NetFailover"), ""),
+            Case("/pairing", json!("Bond"), "pairing: Bond is for VMs in QEMU pods"),
         ],
     )
     .await;
@@ -425,6 +436,13 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             json!({ "mac": "52:54:00:aa:bb:02" }),
             "mac cannot change",
         ),
+        (
+            "VmHybridNic",
+            &nic,
+            json!({ "pairing": "Bond" }),
+            "pairing cannot change",
+        ),
+        ("VmHybridNic", &nic, json!({ "pairing": "NetFailover" }), ""),
         ("VmHybridNic", &nic, json!({ "noFreeVf": "Wait" }), ""),
         (
             "HybridNetwork",
@@ -456,6 +474,12 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             &attachment,
             json!({ "mac": "52:54:00:aa:bb:02" }),
             "mac cannot change",
+        ),
+        (
+            "NicAttachment",
+            &attachment,
+            json!({ "pairing": "Bond" }),
+            "pairing cannot change",
         ),
         ("NicAttachment", &attachment, json!({ "goal": "Standby" }), ""),
         (

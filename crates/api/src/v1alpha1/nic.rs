@@ -41,6 +41,9 @@ use super::{GuestDevices, MigrationPhaseTime, NoFreeVf, Path, Runtime, StandbyRe
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(oldSelf.mac) == has(self.mac) && (!has(self.mac) || self.mac == oldSelf.mac)")
     .message("mac cannot change: delete the NIC and create it again with the other address"))]
+#[x_kube(validation = Rule::new("!has(self.vm.kubevirt) || !has(self.pairing) || self.pairing != 'Bond'")
+    .message("pairing: Bond is for VMs in QEMU pods: the standby of a VM of KubeVirt always has virtio's standby feature, \
+              so its guest pairs by net_failover"))]
 pub struct VmHybridNicSpec {
     /// Name of the [`super::HybridNetwork`].
     #[schemars(length(min = 1, max = 50))]
@@ -70,7 +73,7 @@ pub struct VmHybridNicSpec {
     /// What to do when the node has no free VF.
     #[serde(default)]
     pub no_free_vf: NoFreeVf,
-    /// How the guest makes one NIC of VF and standby.
+    /// How the guest makes one NIC of VF and standby. Both devices are made for it, so it cannot change.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("pairing cannot change: delete the NIC and create it again with the other pairing"))]
@@ -83,6 +86,9 @@ pub enum Pairing {
     /// The guest's virtio-net driver pairs both by their MAC (`VIRTIO_NET_F_STANDBY`).
     #[default]
     NetFailover,
+    /// The guest bonds both by itself: Linux by a bond of mode `active-backup` with the VF as its primary and
+    /// `fail_over_mac=none`. The standby is a plain virtio-net.
+    Bond,
 }
 
 /// Where a NIC is in its life.
