@@ -172,7 +172,7 @@ fn outcome(to: To, decision: &Decision) -> Option<(bool, &'static str)> {
 
 #[cfg(test)]
 mod tests {
-    use hybridnic_api::v1alpha1::NoFreeVf;
+    use hybridnic_api::v1alpha1::{NoFreeVf, Pairing};
 
     use super::*;
     use crate::nic::plan::Wait;
@@ -183,6 +183,7 @@ mod tests {
         Ask {
             goal,
             no_free_vf: NoFreeVf::Standby,
+            pairing: Pairing::NetFailover,
             driver_order: MAKE,
             expected: false,
             duties: crate::machine::Duties::QEMU,

@@ -94,7 +94,7 @@ impl Retry {
 
 fn cause(learnt: &Learnt, goal: Goal) -> Option<Cause> {
     let stuck = (learnt.keeps_vf || learnt.keeps_standby) && goal == Goal::Detached;
-    if learnt.ignores_vf {
+    if learnt.ignores_vf.is_some() {
         Some(Cause::Ignored)
     } else if learnt.vf_failed.is_some() || learnt.not_parked || learnt.mtu_refused || stuck {
         Some(Cause::Failed)
@@ -106,10 +106,11 @@ fn cause(learnt: &Learnt, goal: Goal) -> Option<Cause> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nic::plan::Sends;
 
     fn ignores() -> Learnt {
         Learnt {
-            ignores_vf: true,
+            ignores_vf: Some(Sends::ByStandby),
             ..Learnt::default()
         }
     }

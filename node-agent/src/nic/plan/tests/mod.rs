@@ -1,5 +1,6 @@
 //! What comes next on each way from one goal to another.
 
+mod bond;
 mod effects;
 mod links;
 mod model;
@@ -27,6 +28,7 @@ const fn ask(goal: Goal) -> Ask {
     Ask {
         goal,
         no_free_vf: NoFreeVf::Standby,
+        pairing: Pairing::NetFailover,
         driver_order: SwitchOrder::MakeBeforeBreak,
         expected: false,
         duties: crate::machine::Duties::QEMU,
