@@ -1,7 +1,7 @@
 //! The world as a system of states and actions.
 
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{MigrationPhase, MigrationStep, QemuMigrationStatus};
+use hybridnic_api::v1alpha1::{MigrationPhase, MigrationStep, Pairing, QemuMigrationStatus};
 
 use crate::objects::{Memo, Objects};
 use crate::qemu::{self, HAPPENS, Happens};
@@ -18,6 +18,8 @@ pub struct Model {
     pub vfs: u8,
     /// NICs of the VM, one or two.
     pub nics: usize,
+    /// How the guest makes one NIC of VF and standby.
+    pub pairing: Pairing,
     /// Objects with a number.
     pub objects: Objects,
     pub(crate) rounds: Memo<(nic_task::Sight, usize), nic_task::Round>,
@@ -95,10 +97,11 @@ pub enum Fault {
 
 impl Model {
     /// A world whose nodes have this many VFs each, with a VM that has this many NICs.
-    pub fn new(vfs: u8, nics: usize) -> Self {
+    pub fn new(vfs: u8, nics: usize, pairing: Pairing) -> Self {
         Self {
             vfs,
             nics: nics.clamp(1, NICS),
+            pairing,
             objects: Objects::default(),
             rounds: Memo::default(),
             verdicts: Memo::default(),
