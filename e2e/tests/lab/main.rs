@@ -13,6 +13,7 @@
     reason = "a test ends where something is not as it should be"
 )]
 
+mod bond;
 #[path = "../common/mod.rs"]
 mod common;
 mod containment;
@@ -40,6 +41,7 @@ fn main() {
         debian::tests,
         unfit::tests,
         flight::tests,
+        bond::tests,
         lifecycle::tests,
         faults::tests,
         once::tests,
