@@ -1,7 +1,7 @@
 //! The world as a system of states and actions.
 
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{Aside, MigrationPhase, MigrationStep, QemuMigrationStatus};
+use hybridnic_api::v1alpha1::{Aside, MigrationPhase, MigrationStep, Pairing, QemuMigrationStatus};
 
 use crate::objects::{Memo, Objects};
 use crate::qemu::{self, HAPPENS, Happens};
@@ -20,6 +20,8 @@ pub struct Model {
     pub nics: usize,
     /// How often a user tells the NICs where their traffic is to run.
     pub tells: u8,
+    /// How the guest makes one NIC of VF and standby.
+    pub pairing: Pairing,
     /// Objects with a number.
     pub objects: Objects,
     pub(crate) rounds: Memo<(nic_task::Sight, usize), nic_task::Round>,
@@ -99,11 +101,12 @@ pub enum Fault {
 
 impl Model {
     /// A world whose nodes have this many VFs each, with a VM that has this many NICs, which a user tells so often where to be.
-    pub fn new(vfs: u8, nics: usize, tells: u8) -> Self {
+    pub fn new(vfs: u8, nics: usize, tells: u8, pairing: Pairing) -> Self {
         Self {
             vfs,
             nics: nics.clamp(1, NICS),
             tells,
+            pairing,
             objects: Objects::default(),
             rounds: Memo::default(),
             verdicts: Memo::default(),

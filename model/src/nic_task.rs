@@ -8,7 +8,7 @@ use hybridnic_agent::nic::report::{self, Inputs};
 use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
 use hybridnic_api::v1alpha1::{
     Aside, AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
-    SwitchOrder,
+    Pairing, SwitchOrder,
 };
 
 use crate::model::Model;
@@ -207,7 +207,8 @@ impl Sight {
             standby: self.standby,
             vf: self.plugged,
             uses_vf: self.plugged,
-            failover: (self.standby && place == Place::Here).then_some(true),
+            // A standby that offers nothing has nothing taken of it.
+            failover: (self.standby && place == Place::Here).then_some(spec.pairing == Pairing::NetFailover),
             migrating: false,
             acpi: true,
         })
@@ -440,6 +441,7 @@ pub(crate) fn empty(n: usize, vm: AttachedVm) -> NicAttachmentSpec {
         goal: Goal::Detached,
         aside: None,
         no_free_vf: hybridnic_api::v1alpha1::NoFreeVf::Standby,
+        pairing: Pairing::NetFailover,
         l2: hybridnic_api::v1alpha1::L2Settings::default(),
         placement: None,
         pod_devices: None,

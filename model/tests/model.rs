@@ -2,7 +2,7 @@
 //!
 //! | variable | is |
 //! |---|---|
-//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `prompt`, which is KubeVirt with two migrations and news that come at once |
+//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `bonded`, which is the operator and guests that bond VF and standby; or `prompt`, which is KubeVirt with two migrations and news that come at once |
 //! | `MODEL_FAULTS` | how many faults |
 //! | `MODEL_NICS` | NICs of the VM: 1 or 2 |
 //! | `MODEL_TELLS` | how often a user tells the NICs where their traffic is to run |
@@ -15,6 +15,7 @@ use std::env;
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use hybridnic_api::v1alpha1::Pairing;
 use hybridnic_model::kubevirt;
 use hybridnic_model::model::Model;
 use hybridnic_model::search::{Bounds, search};
@@ -25,6 +26,8 @@ use hybridnic_model::system::System;
 enum Driver {
     /// The operator.
     Operator,
+    /// The operator; the guest bonds VF and standby.
+    Bonded,
     /// KubeVirt, which asks for one.
     Kubevirt,
     /// KubeVirt, which asks for two, one after the other; all news come at once, except for faults.
@@ -50,12 +53,13 @@ impl World {
 }
 
 /// What `make model` searches.
-const WORLDS: [World; 13] = [
+const WORLDS: [World; 14] = [
     world(Driver::Operator, 1, 1, 3, 0),
     world(Driver::Operator, 1, 0, 2, 0),
     world(Driver::Operator, 2, 2, 1, 1),
     world(Driver::Operator, 2, 2, 2, 0),
     world(Driver::Operator, 2, 1, 1, 1),
+    world(Driver::Bonded, 1, 1, 2, 0),
     world(Driver::Kubevirt, 1, 1, 1, 0),
     world(Driver::Kubevirt, 1, 0, 1, 0),
     world(Driver::Kubevirt, 2, 2, 1, 0),
@@ -90,6 +94,7 @@ fn main() -> ExitCode {
         let driver = match env::var("MODEL_DRIVER").as_deref() {
             Ok("kubevirt") => Driver::Kubevirt,
             Ok("prompt") => Driver::Prompt,
+            Ok("bonded") => Driver::Bonded,
             _ => Driver::Operator,
         };
         vec![World {
@@ -114,7 +119,14 @@ fn main() -> ExitCode {
 /// Searches a world; whether all holds.
 fn look(world: World) -> bool {
     match world.driver {
-        Driver::Operator => look_at(&Model::new(world.vfs, world.nics, world.tells), world),
+        Driver::Operator => look_at(
+            &Model::new(world.vfs, world.nics, world.tells, Pairing::NetFailover),
+            world,
+        ),
+        Driver::Bonded => look_at(
+            &Model::new(world.vfs, world.nics, world.tells, Pairing::Bond),
+            world,
+        ),
         Driver::Kubevirt | Driver::Prompt => {
             let prompt = world.driver == Driver::Prompt;
             let system = kubevirt::world::World::new(world.vfs, world.nics, world.tells, prompt, prompt);

@@ -157,6 +157,7 @@ pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
         goal: Goal::FastPath,
         aside: None,
         no_free_vf: NoFreeVf::Standby,
+        pairing: Pairing::NetFailover,
         l2: L2Settings::default(),
         placement: None,
         pod_devices: None,

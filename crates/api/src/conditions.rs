@@ -101,6 +101,8 @@ pub mod reasons {
     pub const GUEST_IGNORES_VF: &str = "GuestIgnoresVf";
     /// The guest did not negotiate the standby feature: no driver, or no net_failover in it.
     pub const GUEST_NO_FAILOVER: &str = "GuestNoFailover";
+    /// The guest is to bond VF and standby, and its driver of the standby has not started, or it uses both as two interfaces.
+    pub const GUEST_NOT_BONDED: &str = "GuestNotBonded";
     /// The PF's driver or the kernel refused a setting of the VF.
     pub const VF_SETTING_REFUSED: &str = "VfSettingRefused";
     /// The VF could not be bound to vfio-pci or given back.

@@ -302,7 +302,8 @@ async fn nics(control_plane: &ControlPlane) {
             ),
             Case("/keepVf", json!("yes"), "must be of type boolean"),
             Case("/pairing", json!("NetFailover"), ""),
-            Case("/pairing", json!("Bond"), "Unsupported value"),
+            Case("/pairing", json!("Bond"), ""),
+            Case("/pairing", json!("Team"), "Unsupported value"),
             Case("/vm/qemu/name", json!("web.1"), ""),
             Case("/vm/qemu/name", json!("-web"), "label hybridnic.io/vm"),
             Case("/vm/qemu/name", json!("a b"), "label hybridnic.io/vm"),
@@ -363,6 +364,16 @@ async fn nics(control_plane: &ControlPlane) {
             Case("/mac", json!("00:05:73:a0:10:00"), ""),
             Case("/noFreeVf", json!("Wait"), ""),
             Case("/noFreeVf", json!("Panic"), "Unsupported value"),
+        ],
+    )
+    .await;
+    judge(
+        control_plane,
+        "VmHybridNic",
+        &json!({ "network": "fast", "vm": { "kubevirt": { "name": "web" } } }),
+        vec![
+            Case("/pairing", json!("NetFailover"), ""),
+            Case("/pairing", json!("Bond"), "pairing: Bond is for VMs in QEMU pods"),
         ],
     )
     .await;
@@ -437,6 +448,13 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             json!({ "mac": "52:54:00:aa:bb:02" }),
             "mac cannot change",
         ),
+        (
+            "VmHybridNic",
+            &nic,
+            json!({ "pairing": "Bond" }),
+            "pairing cannot change",
+        ),
+        ("VmHybridNic", &nic, json!({ "pairing": "NetFailover" }), ""),
         ("VmHybridNic", &nic, json!({ "noFreeVf": "Wait" }), ""),
         ("VmHybridNic", &nic, json!({ "path": "Standby" }), ""),
         (
@@ -495,6 +513,12 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             &attachment,
             json!({ "mac": "52:54:00:aa:bb:02" }),
             "mac cannot change",
+        ),
+        (
+            "NicAttachment",
+            &attachment,
+            json!({ "pairing": "Bond" }),
+            "pairing cannot change",
         ),
         ("NicAttachment", &attachment, json!({ "goal": "Standby" }), ""),
         (

@@ -205,11 +205,12 @@ pub async fn vm_on_fast_path(
     Ok(vm)
 }
 
-/// The three devices of a NIC in the guest.
+/// The three devices of a NIC in the guest, by net_failover or by a bond.
 pub fn trio<'a>(view: &'a NetView, mac: &str) -> Result<(&'a Netdev, &'a Netdev, Option<&'a Netdev>)> {
     let failover = view
         .failover(mac)
-        .context("the guest has made no failover device")?;
+        .or_else(|| view.bond(mac))
+        .context("the guest has made neither failover device nor bond")?;
     Ok((failover.master, failover.standby, failover.primary))
 }
 

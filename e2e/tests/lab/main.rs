@@ -14,6 +14,7 @@
 )]
 
 mod aside;
+mod bond;
 #[path = "../common/mod.rs"]
 mod common;
 mod containment;
@@ -41,6 +42,7 @@ fn main() {
         debian::tests,
         unfit::tests,
         flight::tests,
+        bond::tests,
         lifecycle::tests,
         faults::tests,
         once::tests,

@@ -1,4 +1,6 @@
-use hybridnic_api::v1alpha1::{AttachedVm, Goal, L2Settings, NicAttachmentSpec, NoFreeVf, ObjectRef};
+use hybridnic_api::v1alpha1::{
+    AttachedVm, Goal, L2Settings, NicAttachmentSpec, NoFreeVf, ObjectRef, Pairing,
+};
 use hybridnic_net::{MacAddr, netlink::VfConfig, sysfs::DriverState};
 
 use super::*;
@@ -25,6 +27,7 @@ pub(crate) fn record(uid: &str) -> Record {
             goal: Goal::FastPath,
             aside: None,
             no_free_vf: NoFreeVf::Standby,
+            pairing: Pairing::NetFailover,
             l2: L2Settings::default(),
             placement: None,
             pod_devices: None,

@@ -38,7 +38,7 @@ use std::{
 use hybridnic_api::{
     limits,
     v1alpha1::{
-        AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, Runtime,
+        AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, Pairing, Runtime,
         TimelineEntry,
     },
 };
@@ -105,6 +105,8 @@ pub struct NicEntry {
     pub macvtap: Option<LinkAt>,
     /// Id of its standby device in QEMU.
     pub standby_device: String,
+    /// How the guest pairs VF and standby.
+    pub pairing: Pairing,
     /// Where it is.
     pub state: AttachmentState,
     /// Where the operator wants it.
@@ -134,6 +136,7 @@ impl NicEntry {
             .is_some_and(|standby| standby.seized.is_some());
         self.macvtap = LinkAt::of(record).filter(|_| !is_shut);
         self.standby_device = ids::standby(&record.spec);
+        self.pairing = record.spec.pairing;
         self.goal = record.spec.goal;
         self.order.clone_from(&record.spec.migration);
         self.ports.clone_from(&record.ports);

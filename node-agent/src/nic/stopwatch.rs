@@ -180,7 +180,7 @@ fn outcome(ask: &Ask, to: To, decision: &Decision) -> Option<(bool, &'static str
 
 #[cfg(test)]
 mod tests {
-    use hybridnic_api::v1alpha1::NoFreeVf;
+    use hybridnic_api::v1alpha1::{NoFreeVf, Pairing};
 
     use super::*;
     use crate::nic::plan::Wait;
@@ -193,6 +193,7 @@ mod tests {
             aside: None,
             ordered: false,
             no_free_vf: NoFreeVf::Standby,
+            pairing: Pairing::NetFailover,
             driver_order: MAKE,
             expected: false,
             duties: crate::machine::Duties::QEMU,

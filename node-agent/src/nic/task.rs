@@ -21,7 +21,7 @@ use super::{
     ids,
     link_loss::LinkLoss,
     observe::Observation,
-    plan::{self, Decision, Learnt, Step},
+    plan::{self, Decision, Learnt, Sends, Step},
     report,
     seen::Offer,
     steps::{self, Context},
@@ -249,7 +249,7 @@ impl NicTask {
                 _ = hardware.changed() => {}
                 _ = sandboxes.changed() => {}
                 _ = migration.changed() => {}
-                () = steps::until_disused(&self.cx, &mut disuse), if at_rest => self.leave_vf(),
+                sends = steps::until_disused(&self.cx, &mut disuse), if at_rest => self.leave_vf(sends),
                 () = until(look_at) => {}
                 () = until(self.retry.relearn_at()) => self.relearn(),
             }
@@ -257,10 +257,10 @@ impl NicTask {
     }
 
     /// The guest goes without its VF, and without network: it gets its standby back.
-    fn leave_vf(&mut self) {
-        warn!("the guest sends by its standby, and its VF is still");
+    fn leave_vf(&mut self, sends: Sends) {
+        warn!(?sends, "the guest sends by its standby, which is down");
         self.cx.disused = true;
-        self.cx.learnt.ignores_vf = true;
+        self.cx.learnt.ignores_vf = Some(sends);
     }
 
     /// Says why the pod's sandbox waits for its link, should it wait too long.

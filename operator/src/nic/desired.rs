@@ -239,8 +239,8 @@ fn one(
             _ => ports_of(source).map(Placement::RootPorts),
         }),
     };
-    let attached = existing.or(source).map(|attached| &attached.spec.l2);
-    let l2 = l2(inputs.l2.as_ref(), attached);
+    let attached = existing.or(source).map(|attached| &attached.spec);
+    let l2 = l2(inputs.l2.as_ref(), attached.map(|spec| &spec.l2));
     NicAttachmentSpec {
         node_name: node.to_owned(),
         nic: ObjectRef {
@@ -256,6 +256,8 @@ fn one(
         goal,
         aside: nic.spec.aside(),
         no_free_vf: nic.spec.no_free_vf,
+        // A device that exists has it, and a migration's target must have what its source has.
+        pairing: attached.map_or(nic.spec.pairing, |spec| spec.pairing),
         l2,
         placement,
         // What a pod asks for cannot change; the pod itself may be gone.

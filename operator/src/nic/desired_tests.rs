@@ -1,4 +1,6 @@
-use hybridnic_api::v1alpha1::{Aside, AttachmentState, Decision, GuestDevices, MigrationState, Vlan};
+use hybridnic_api::v1alpha1::{
+    Aside, AttachmentState, Decision, GuestDevices, MigrationState, Pairing, Vlan,
+};
 
 use super::*;
 use crate::testing::{a_move, attachment, nic, observe};
@@ -132,6 +134,31 @@ fn an_attached_nic_keeps_its_vlan_and_mtu_wherever_it_goes() {
         network,
         "it is attached for the first time"
     );
+}
+
+/// It is in the guest's device: what the NIC of that name says now counts only where there is no device yet.
+#[test]
+fn both_ends_of_a_migration_pair_in_the_same_way() {
+    let mut bonded = nic("eth0", "vm", "net", 1);
+    bonded.spec.pairing = Pairing::Bond;
+    let (ends, of) = (Ends::default(), moving(Stage::Preparing));
+    let pairings = |existing: &[Arc<NicAttachment>]| {
+        let inputs = Inputs {
+            nic: &bonded,
+            mac: "02:00:00:00:00:01",
+            l2: None,
+            interface: None,
+            existing,
+            pods: &[],
+            place: Place::Moving(&of, &ends),
+        };
+        let specs = desired_attachments(&inputs);
+        specs.iter().map(|spec| spec.pairing).collect::<Vec<_>>()
+    };
+    assert_eq!(pairings(&[]), [Pairing::Bond; 2]);
+    let source = Arc::new(attachment("eth0", "a", "n1"));
+    assert_eq!(source.spec.pairing, Pairing::NetFailover);
+    assert_eq!(pairings(&[source]), [Pairing::NetFailover; 2]);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use strum::{Display, IntoStaticStr};
 use crate::limits;
 
 use super::{
-    AttachedVm, GuestDevices, L2Settings, NoFreeVf, ObjectRef, Path, StandbyRef, SwitchOrder, TimelineEntry,
-    VfRef,
+    AttachedVm, GuestDevices, L2Settings, NoFreeVf, ObjectRef, Pairing, Path, StandbyRef, SwitchOrder,
+    TimelineEntry, VfRef,
 };
 
 /// One NIC on one node: where it should be, and where it is. Made and deleted by the operator; during a
@@ -75,6 +75,10 @@ pub struct NicAttachmentSpec {
     pub aside: Option<Aside>,
     /// What to do without a free VF.
     pub no_free_vf: NoFreeVf,
+    /// How the guest makes one NIC of VF and standby. It is in the guest's device, and so the same at both ends of a migration.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("pairing cannot change"))]
+    pub pairing: Pairing,
     /// L2 settings of the network.
     pub l2: L2Settings,
     /// Where the NIC must be in the guest: where it is at the migration's source, or where KubeVirt has put it.

@@ -45,6 +45,9 @@ use super::{
     .message("mac cannot change: delete the NIC and create it again with the other address"))]
 #[x_kube(validation = Rule::new("!has(self.keepVf) || !self.keepVf || self.path == 'Standby'")
     .message("keepVf says what becomes of the VF under path: Standby; with path: Auto leave it out"))]
+#[x_kube(validation = Rule::new("!has(self.vm.kubevirt) || !has(self.pairing) || self.pairing != 'Bond'")
+    .message("pairing: Bond is for VMs in QEMU pods: the standby of a VM of KubeVirt always has virtio's standby feature, \
+              so its guest pairs by net_failover"))]
 pub struct VmHybridNicSpec {
     /// Name of the [`super::HybridNetwork`].
     #[schemars(length(min = 1, max = 50))]
@@ -80,7 +83,7 @@ pub struct VmHybridNicSpec {
     /// With `path: Standby`: the VF stays reserved for the NIC, and no other NIC gets it. Without it, it goes back to the pool.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_vf: bool,
-    /// How the guest makes one NIC of VF and standby.
+    /// How the guest makes one NIC of VF and standby. Both devices are made for it, so it cannot change.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("pairing cannot change: delete the NIC and create it again with the other pairing"))]
@@ -117,6 +120,9 @@ pub enum Pairing {
     /// The guest's virtio-net driver pairs both by their MAC (`VIRTIO_NET_F_STANDBY`).
     #[default]
     NetFailover,
+    /// The guest bonds both by itself: Linux by a bond of mode `active-backup` with the VF as its primary and
+    /// `fail_over_mac=none`. The standby is a plain virtio-net.
+    Bond,
 }
 
 /// Where a NIC is in its life.

@@ -31,7 +31,7 @@ mod reserve;
 mod tests;
 
 use hybridnic_api::v1alpha1::{
-    Aside, AttachmentState, Goal, MigrationStep, NicAttachmentSpec, NoFreeVf, SwitchOrder,
+    Aside, AttachmentState, Goal, MigrationStep, NicAttachmentSpec, NoFreeVf, Pairing, SwitchOrder,
 };
 
 use super::seen::{Seen, VfMac, VfSeen, VfThere};
@@ -120,8 +120,8 @@ pub struct Learnt {
     pub keeps_vf: bool,
     /// The guest did not let go of the standby in time.
     pub keeps_standby: bool,
-    /// The guest did not use the VF in time.
-    pub ignores_vf: bool,
+    /// The guest did not use the VF in time, or no more; by what it sent instead.
+    pub ignores_vf: Option<Sends>,
     /// The VF could not be reserved, bound, parked, set up or plugged; one of
     /// [`reasons`](hybridnic_api::conditions::reasons). Tried again after a pause.
     pub vf_failed: Option<&'static str>,
@@ -137,6 +137,17 @@ pub struct Learnt {
     pub announce: bool,
     /// The guest was seen to have moved its traffic to the VF.
     pub moved: bool,
+}
+
+/// By what a guest was seen to send that does not use its VF as it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sends {
+    /// By its standby, while the driver of its VF runs too.
+    BesideVf,
+    /// By its standby, while its VF is still.
+    ByStandby,
+    /// By nothing that could be seen.
+    ByNeither,
 }
 
 impl Learnt {
@@ -164,6 +175,8 @@ pub struct Ask {
     pub ordered: bool,
     /// What to do without a VF.
     pub no_free_vf: NoFreeVf,
+    /// How the guest makes one NIC of VF and standby.
+    pub pairing: Pairing,
     /// The order that the PF's driver needs, as far as is known.
     pub driver_order: SwitchOrder,
     /// Whether the VM is, or was, expected here by a migration. It may have come while that was called off: then
@@ -186,6 +199,7 @@ impl Ask {
             aside: spec.aside,
             ordered: spec.migration.is_some(),
             no_free_vf: spec.no_free_vf,
+            pairing: spec.pairing,
             driver_order,
             expected,
             duties,

@@ -96,7 +96,7 @@ fn cause(learnt: &Learnt, ask: &Ask) -> Option<Cause> {
     // A migration gives up by itself.
     let stuck = (learnt.keeps_vf || learnt.keeps_standby) && ask.goal == Goal::Detached;
     let told = ask.aside.is_some() && !ask.ordered;
-    if learnt.ignores_vf || learnt.keeps_vf && told {
+    if learnt.ignores_vf.is_some() || learnt.keeps_vf && told {
         Some(Cause::Unwilling)
     } else if learnt.vf_failed.is_some() || learnt.not_parked || learnt.mtu_refused || stuck {
         Some(Cause::Failed)
@@ -107,10 +107,11 @@ fn cause(learnt: &Learnt, ask: &Ask) -> Option<Cause> {
 
 #[cfg(test)]
 mod tests {
-    use hybridnic_api::v1alpha1::{Aside, NoFreeVf, SwitchOrder};
+    use hybridnic_api::v1alpha1::{Aside, NoFreeVf, Pairing, SwitchOrder};
 
     use super::*;
     use crate::machine::Duties;
+    use crate::nic::plan::Sends;
 
     fn ask(goal: Goal) -> Ask {
         Ask {
@@ -121,12 +122,13 @@ mod tests {
             driver_order: SwitchOrder::MakeBeforeBreak,
             expected: false,
             duties: Duties::QEMU,
+            pairing: Pairing::NetFailover,
         }
     }
 
     fn ignores() -> Learnt {
         Learnt {
-            ignores_vf: true,
+            ignores_vf: Some(Sends::ByStandby),
             ..Learnt::default()
         }
     }

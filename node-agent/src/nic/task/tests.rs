@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::{Aside, NoFreeVf, NodePool, OnLinkLoss, Runtime, SwitchOrder, Uplink};
+use hybridnic_api::v1alpha1::{Aside, NoFreeVf, NodePool, OnLinkLoss, Pairing, Runtime, SwitchOrder, Uplink};
 use hybridnic_net::{DeviceId, sysfs::Inventory};
 
 use super::{offers::could_take_vf, *};
@@ -58,6 +58,7 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
             aside: None,
             ordered: false,
             no_free_vf,
+            pairing: Pairing::NetFailover,
             driver_order: SwitchOrder::MakeBeforeBreak,
             expected: false,
             duties: crate::machine::Duties::QEMU,

@@ -3,7 +3,7 @@
 use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
 
 use super::{
-    Learnt, Step, TRIES, VfMac,
+    Learnt, Sends, Step, TRIES, VfMac,
     model::{Failed, Node, Vf},
     tap::Tap,
 };
@@ -72,7 +72,7 @@ impl Node {
             vf_failed: None,
             vf_failures: 0,
             not_parked: false,
-            ignores_vf: false,
+            ignores_vf: None,
             ..self.learnt
         };
     }
@@ -173,11 +173,13 @@ impl Node {
             return;
         };
         // A guest pairs what has one MAC.
-        if self.manners.sees_vf() && self.vf.is_some_and(|vf| vf.mac == VfMac::Nic) {
-            qemu.uses_vf = true;
+        let has_mac = self.vf.is_some_and(|vf| vf.mac == VfMac::Nic);
+        qemu.uses_vf |= self.manners.sees_vf() && has_mac;
+        if self.manners.moves(self.hardware.pairing) && has_mac {
             (self.moved, self.learnt.moved) = (true, true);
         } else {
-            self.learnt.ignores_vf = true;
+            let runs = qemu.uses_vf;
+            self.learnt.ignores_vf = Some(if runs { Sends::BesideVf } else { Sends::ByStandby });
         }
     }
 }

@@ -1,9 +1,9 @@
 //! A node with one NIC on which each step has its real effect, or fails, while the world around does what it likes.
 
-use hybridnic_api::v1alpha1::{Aside, Goal};
+use hybridnic_api::v1alpha1::{Aside, Goal, Pairing};
 
 use super::{
-    Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, TRIES, VfMac, VfSeen, VfThere, ask, next,
+    Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, Sends, TRIES, VfMac, VfSeen, VfThere, ask, next,
     story::{Event, Hardware, Manners},
     tap::Tap,
 };
@@ -119,12 +119,14 @@ impl Node {
     fn ask(&self) -> Ask {
         let Hardware {
             no_free_vf,
+            pairing,
             order,
             duties,
             ..
         } = self.hardware;
         Ask {
             no_free_vf,
+            pairing,
             driver_order: order,
             duties,
             expected: self.expected,
@@ -178,7 +180,8 @@ impl Node {
                     _ if !qemu.standby || qemu.run != Run::Here => None,
                     Manners::Asleep => None,
                     Manners::NoFailover => Some(false),
-                    _ => Some(true),
+                    // It is not offered any.
+                    _ => Some(self.hardware.pairing == Pairing::NetFailover),
                 },
                 migrating: false,
                 acpi: true,
@@ -317,7 +320,7 @@ impl Node {
                     && !qemu.mute
                 {
                     (qemu.uses_vf, self.moved) = (false, false);
-                    self.learnt.ignores_vf = true;
+                    self.learnt.ignores_vf = Some(Sends::ByStandby);
                 }
             }
             Event::Migrate => self.migrate(),

@@ -1,10 +1,10 @@
 //! On a model of a node: whatever happens, at no step is anything wrong, and it ends well.
 
-use hybridnic_api::v1alpha1::{Aside, AttachmentState, Goal, NoFreeVf, SwitchOrder};
+use hybridnic_api::v1alpha1::{Aside, AttachmentState, Goal, NoFreeVf, Pairing, SwitchOrder};
 use proptest::prelude::*;
 
 use super::{
-    Ask, Decision, Guest, Learnt, PARKED, Run, Seen, Step, VfMac, VfThere, ask,
+    Ask, Decision, Guest, Learnt, PARKED, Run, Seen, Sends, Step, VfMac, VfThere, ask,
     model::{Node, PFS, RUNTIME},
     next, seen,
     story::{Event, Hardware, Manners},
@@ -35,22 +35,41 @@ fn hardware() -> impl Strategy<Value = Hardware> {
     let order = prop::sample::select(&[SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake][..]);
     let no_free_vf = prop::sample::select(&[NoFreeVf::Standby, NoFreeVf::Wait][..]);
     let mac = prop::sample::select(&[VfMac::Other, VfMac::Nic][..]);
-    (any::<bool>(), order, no_free_vf, mac, any::<bool>(), duties()).prop_map(
-        |(refuses_twice, order, no_free_vf, stale_mac, plain, duties)| Hardware {
-            refuses_twice,
-            order,
-            no_free_vf,
-            stale_mac,
-            plain,
-            duties,
-        },
+    let pairing = any::<bool>();
+    (
+        any::<bool>(),
+        order,
+        no_free_vf,
+        mac,
+        any::<bool>(),
+        duties(),
+        pairing,
     )
+        .prop_map(
+            |(refuses_twice, order, no_free_vf, stale_mac, plain, duties, bond)| Hardware {
+                refuses_twice,
+                order,
+                no_free_vf,
+                // A runtime's standby always has the feature.
+                pairing: if bond && duties != RUNTIME {
+                    Pairing::Bond
+                } else {
+                    Pairing::NetFailover
+                },
+                stale_mac,
+                plain,
+                duties,
+            },
+        )
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    use Manners::{Asleep, Blind, Good, IgnoresVf, KeepsVf, NoFailover};
-    let manners =
-        prop::sample::select(&[Good, Good, Good, KeepsVf, IgnoresVf, Blind, NoFailover, Asleep][..]);
+    use Manners::{Asleep, Blind, Good, IgnoresVf, KeepsVf, NoFailover, TwoNics};
+    let manners = prop::sample::select(
+        &[
+            Good, Good, Good, Good, KeepsVf, IgnoresVf, Blind, NoFailover, TwoNics, Asleep,
+        ][..],
+    );
     let event = prop_oneof![
         40 => prop::bool::weighted(0.1).prop_map(|fails| Event::Step { fails }),
         2 => Just(Event::Crash),
@@ -148,7 +167,7 @@ proptest! {
         let mac = if vf.0 { VfMac::Nic } else { VfMac::Parking };
         let vf = VfThere { mac, settings_ok: vf.1, link: vf.2, other_pf: vf.3, dark: !vf.2, ..PARKED };
         let learnt = Learnt {
-            keeps_vf: learnt.0, ignores_vf: learnt.1, refuses_twice: learnt.2, announce: learnt.3, ..Learnt::default()
+            keeps_vf: learnt.0, ignores_vf: learnt.1.then_some(Sends::ByStandby), refuses_twice: learnt.2, announce: learnt.3, ..Learnt::default()
         };
         let decision = next(&Ask { aside, duties, ..ask(goal) }, &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
         let wrong = match decision {

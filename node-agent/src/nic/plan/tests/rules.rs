@@ -107,7 +107,7 @@ impl Node {
     /// A VF that carries the traffic is left only for something that can.
     fn may_leave(&self) {
         assert!(
-            !self.unread || self.learnt.ignores_vf,
+            !self.unread || self.learnt.ignores_vf.is_some(),
             "nothing is known of the VF: {self:#?}"
         );
         let Some(vf) = self.vf.filter(|vf| vf.present) else {
