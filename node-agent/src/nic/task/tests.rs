@@ -86,6 +86,7 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         aside: Some(aside),
         ordered: false,
         no_free_vf: NoFreeVf::Standby,
+        pairing: Pairing::NetFailover,
         driver_order: SwitchOrder::MakeBeforeBreak,
         expected: false,
         duties: crate::machine::Duties::QEMU,
