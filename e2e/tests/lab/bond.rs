@@ -186,8 +186,9 @@ async fn without_bond(world: &mut World) {
     assert!(pinger.answered(50, SOON).await, "no answer by the standby");
 
     // It sets every VF up as soon as it comes, and bonds nothing.
-    let up = "(ip monitor link | while read -r _; do for d in /sys/class/net/*; do \
-              case $(readlink $d/device/driver) in */igbvf) ip link set ${d##*/} up ;; esac; done; done) \
+    // In a session of its own, because a command's group ends with it.
+    let up = "setsid sh -c 'ip monitor link | while read -r _; do for d in /sys/class/net/*; do \
+              case $(readlink $d/device/driver) in */igbvf) ip link set ${d##*/} up ;; esac; done; done' \
               </dev/null >/dev/null 2>&1 &";
     vm.guest.run(up, SOON).await.unwrap();
     // An agent that has just started tries it again at once.
