@@ -89,7 +89,7 @@ pub enum Command {
     },
     /// Take a VM, or one NIC, off its VFs: the traffic runs on the standby until `fast`
     ///
-    /// For maintenance of a card, for a tool that needs the VF, or to see how the standby does. The VM may migrate meanwhile.
+    /// For a tool that needs the VF, or to see how the standby does. The card stays in use, because the standby is on it. The VM may migrate meanwhile.
     Standby {
         /// Name of a VmHybridNic, or of a VM, whose NICs all are meant; nic/NAME or vm/NAME where it is both
         name: String,

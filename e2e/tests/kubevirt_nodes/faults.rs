@@ -70,12 +70,13 @@ impl Story<'_> {
         let inside = vm.inside(self.cluster).await.unwrap();
         let devices = async || inside.run("ls /sys/bus/pci/devices", SOON).await.unwrap();
         let (before, pinger) = (devices().await, self.watch(vm).await);
-        let file = format!(
-            "$(nsenter -t $pid -m sh -c 'truncate -s 16M {DISK} && chmod 666 {DISK} && echo {DISK}')"
-        );
+        // The launcher's image has no shell.
+        let file = format!("/proc/$pid/root{DISK}");
+        self.run_with_qemu(vm, &format!("truncate -s 16M {file} && chmod 666 {file}"))
+            .await;
         self.virsh(
             vm,
-            &format!("attach-disk --targetbus virtio --live --source {file} --target vdz"),
+            &format!("attach-disk --targetbus virtio --live --source {DISK} --target vdz"),
         )
         .await;
         let with = devices().await;

@@ -81,7 +81,7 @@ impl Play {
         };
         let sidecar = format!("registered, with the sidecar {SIDECAR}");
         assert_eq!(of("binding"), [("ok", sidecar.as_str())]);
-        assert_eq!(of("multus"), [("ok", "1 definitions are as they should be")]);
+        assert_eq!(of("multus"), [("ok", "definitions as they should be: 1")]);
         assert_eq!(of("kubevirt-vms"), [("ok", "1 have their NICs")]);
         assert_eq!(of("kubevirt-migrations"), []);
         // Without virt-operator nobody writes the version down.

@@ -29,7 +29,7 @@ pub fn remedy(reason: &str) -> String {
         reasons::POOL_EMPTY => {
             "compare spec.uplinks with kubectl hybridnic node NAME; create VFs or set numVfs"
         }
-        reasons::NODES_AWAY => "bring the nodes back, or their agents: kubectl get nodes, kubectl get pods -l app.kubernetes.io/component=agent",
+        reasons::NODES_AWAY => "bring the nodes back, or their agents: kubectl get nodes, kubectl get pods -A -l app.kubernetes.io/component=agent",
         reasons::POOL_UNHEALTHY => "kubectl hybridnic node NAME says of each VF why it cannot be used",
         reasons::NETWORK_IN_USE => "delete the NICs that the message names, or wait: it goes with the last",
         reasons::NO_IOMMU => "switch the IOMMU on in firmware and kernel (intel_iommu=on)",
@@ -55,7 +55,7 @@ pub fn remedy(reason: &str) -> String {
             "is agent.cni.binDir of the chart the node's directory of CNI plugins, and can it be written?"
         }
         reasons::KUBELET_UNREACHABLE => "does the kubelet run there, with the directories that the agent's pod mounts?",
-        reasons::NOT_OFFERED => "give the network a name of at most 63 characters",
+        reasons::NOT_OFFERED => "of a PF in a PCI domain above 3 none is offered; if the name is too long, make a network with a shorter one",
         reasons::QMP_UNAVAILABLE => {
             "does QEMU listen on qmp.sock in the pod's emptyDir hybridnic, with no other client?"
         }
@@ -65,7 +65,7 @@ pub fn remedy(reason: &str) -> String {
         reasons::QMP_FLOOD => "its guest may have taken QEMU over: look at the VM, and start it again",
         reasons::NO_GUEST_PORT => "start QEMU with two pcie-root-ports with ids for each hybrid NIC",
         reasons::GUEST_NO_FAILOVER => {
-            "the guest needs Linux 4.18 or later with net_failover; or the NIC pairing: Bond, and the guest a bond"
+            "the guest needs Linux 4.18 or later with net_failover; or, if the VM is not KubeVirt's, the NIC pairing: Bond, and the guest a bond"
         }
         reasons::GUEST_NOT_BONDED => {
             "the guest needs a bond of mode active-backup with VF and standby in it; docs/guests.md shows some"
@@ -81,7 +81,7 @@ pub fn remedy(reason: &str) -> String {
             "bring the node back; or, if the machine is off, taint it node.kubernetes.io/out-of-service, or delete it"
         }
         reasons::STANDBY_REQUESTED => "kubectl hybridnic fast NIC brings it back to a VF",
-        reasons::MIGRATING => "kubectl get qmig",
+        reasons::MIGRATING => "kubectl get qmig; of KubeVirt's VMs kubectl get vmim",
         reasons::TARGET_SILENT | reasons::NEEDS_DECISION => {
             "bring the target's node and agent back, or take the decision that the message names"
         }

@@ -198,7 +198,7 @@ const IGNORES_VF: &str = "the guest did not use the VF: it needs the VF's driver
 const BOOTS_WITH_VF: &str = "the guest restarts with its VF, and its virtio-net driver has not started yet: the standby carries the traffic";
 
 const NO_FAILOVER: &str = "the guest's virtio-net driver did not take the standby feature: it needs net_failover (Linux 4.18 and \
-                           later); or make the NIC again with pairing: Bond, and a bond in the guest";
+                           later); or, if it is no VM of KubeVirt's, make the NIC again with pairing: Bond, and a bond in the guest";
 
 const NOT_BONDED: &str = "the guest goes on sending by its standby while the driver of its VF runs too, so they are two interfaces \
                           with one MAC: it needs a bond of mode active-backup with both in it and the VF as primary; the \

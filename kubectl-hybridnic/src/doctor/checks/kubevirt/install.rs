@@ -168,7 +168,7 @@ pub fn definitions(observed: &Observed) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::ok(
             CHECK,
-            format!("{} definitions are as they should be", wanted.len()),
+            format!("definitions as they should be: {}", wanted.len()),
         ));
     }
     findings

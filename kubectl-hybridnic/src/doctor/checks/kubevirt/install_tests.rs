@@ -138,7 +138,7 @@ fn each_network_has_a_definition_of_ours_where_it_is_named() {
     let mut observed = with_kubevirt();
     assert_eq!(
         definitions(&observed),
-        [Finding::ok("multus", "2 definitions are as they should be")]
+        [Finding::ok("multus", "definitions as they should be: 2")]
     );
     let found = observed.kubevirt.definitions.as_mut().unwrap().as_mut().unwrap();
     let theirs = &mut found
