@@ -29,6 +29,7 @@ pub(crate) fn record(uid: &str) -> Record {
             pod_devices: None,
             migration: None,
         },
+        socket: None,
         vf: None,
         standby: None,
         ports: None,
