@@ -171,9 +171,7 @@ pub enum Error {
         owner: String,
     },
     /// A NIC has it of which nothing else is known.
-    #[error(
-        "{0} belongs to a NIC that cannot be read; look into the log, or choose another address"
-    )]
+    #[error("{0} belongs to a NIC that cannot be read; look into the log, or choose another address")]
     Unread(Mac),
     /// A PF has it.
     #[error("{0} is the address of a card of a node; choose another address")]

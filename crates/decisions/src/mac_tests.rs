@@ -3,24 +3,16 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use hybridnic_api::v1alpha1::MacPolicy::{Any, Generated, InRange};
-use hybridnic_api::v1alpha1::{NoFreeVf, Pairing, QemuVm, Vm, VmHybridNicSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
 
 /// A NIC that was made at a second, with a uid that sorts as its name.
 fn nic(name: &str, vm: &str, network: &str, second: i64) -> VmHybridNic {
-    let spec = VmHybridNicSpec {
-        network: network.to_owned(),
-        vm: Vm {
-            qemu: Some(QemuVm { name: vm.to_owned() }),
-            kubevirt: None,
-        },
-        mac: None,
-        no_free_vf: NoFreeVf::Standby,
-        pairing: Pairing::NetFailover,
-    };
+    let spec = json!({ "network": network, "vm": { "qemu": { "name": vm } } });
+    let spec = serde_json::from_value(spec).unwrap();
     let mut nic = VmHybridNic::new(name, spec);
     nic.metadata.namespace = Some("ns".to_owned());
     nic.metadata.uid = Some(format!("{name}-uid"));

@@ -74,7 +74,10 @@ mod tests {
             ..L2Settings::default()
         };
         let both = kept(Some(&network), Some(&attached));
-        assert_eq!((&both.vlan, both.mtu, both.trust), (&attached.vlan, Some(1500), true));
+        assert_eq!(
+            (&both.vlan, both.mtu, both.trust),
+            (&attached.vlan, Some(1500), true)
+        );
         assert_eq!(kept(Some(&network), None), network);
         assert_eq!(kept(None, Some(&attached)), attached);
     }

@@ -3,11 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::conditions::{self, types};
 use hybridnic_api::names::{NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
-use hybridnic_api::v1alpha1::{
-    Goal, HybridNetwork, NicAttachment, NicAttachmentSpec, VmHybridNic, VmHybridNicStatus,
-};
+use hybridnic_api::v1alpha1::{Goal, NicAttachment, NicAttachmentSpec, VmHybridNic, VmHybridNicStatus};
 use hybridnic_decisions::mac::{self, Given, HandedOut};
 use hybridnic_decisions::network::l2;
 use jiff::Timestamp;
