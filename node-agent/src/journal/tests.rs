@@ -1,3 +1,5 @@
+use std::fs::File;
+
 use hybridnic_api::v1alpha1::{AttachedVm, Goal, L2Settings, NicAttachmentSpec, NoFreeVf, ObjectRef};
 use hybridnic_net::{MacAddr, netlink::VfConfig, sysfs::DriverState};
 
