@@ -220,9 +220,10 @@ impl Vm {
 
     /// Whether agent or runtime does each part for its NICs.
     pub fn duties(&self) -> Duties {
-        match self.runtime {
-            Runtime::Qemu => Duties::QEMU,
-            Runtime::Kubevirt => kubevirt::DUTIES,
+        match (&self.home, self.runtime) {
+            (Home::Host { .. }, _) => Duties::HOST,
+            (_, Runtime::Qemu) => Duties::QEMU,
+            (_, Runtime::Kubevirt) => kubevirt::DUTIES,
         }
     }
 
