@@ -21,6 +21,7 @@ mod devices;
 mod faults;
 mod flight;
 mod lifecycle;
+mod local;
 mod once;
 mod pool;
 mod suite;
@@ -39,6 +40,7 @@ fn main() {
     let tests = [
         debian::tests,
         unfit::tests,
+        local::tests,
         flight::tests,
         lifecycle::tests,
         faults::tests,
