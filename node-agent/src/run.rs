@@ -154,7 +154,7 @@ impl Agent {
     async fn run<W: Wants>(
         self,
         wants: W,
-        publisher: impl Publisher,
+        node: impl Publisher,
         seen: watch::Receiver<Option<SeenNode>>,
         http: (&HttpOptions, Option<Guard>),
         besides: impl Future<Output = anyhow::Result<Infallible>>,
@@ -182,7 +182,7 @@ impl Agent {
         tokio::select! {
             () = stop.cancelled() => info!(node = host.options.node_name, "stopped; VMs keep their NICs"),
             result = publish::watch_hardware(Arc::clone(&host)) => result?,
-            () = publish::publish(publisher, Arc::clone(&host), seen, published.clone()) => anyhow::bail!("publishing has ended"),
+            () = publish::publish(node, Arc::clone(&host), seen, published.clone()) => anyhow::bail!("publishing has ended"),
             () = attachments.run(journal) => anyhow::bail!("the watch of attachments has ended"),
             never = sockets.run() => match never {},
             result = host.handouts.run() => match result.context("the watch of VFs' descriptors")? {},
@@ -232,9 +232,8 @@ pub async fn cluster(
             never = offer_devices(&host, kubelet.as_deref()) => Ok(never),
         }
     };
-    agent
-        .run(wants, publisher, of_node, (&node.http, guard), besides)
-        .await
+    let run = agent.run(wants, publisher, of_node, (&node.http, guard), besides);
+    Box::pin(run).await
 }
 
 /// An agent without a cluster, by the files of a directory.
@@ -255,9 +254,8 @@ pub async fn local(dir: &Path, node: NodeArgs, logs: LogLevel, broker: Started) 
     let (_seen, of_node) = watch::channel(None);
     let publisher = NodeFile::new(dir, &node_name, board);
     let besides = async { Ok(source.run().await) };
-    agent
-        .run(files, publisher, of_node, (&node.http, None), besides)
-        .await
+    let run = agent.run(files, publisher, of_node, (&node.http, None), besides);
+    Box::pin(run).await
 }
 
 /// What nobody asks for any more is detached: an agent must not take over NICs of which another source of wants decides.

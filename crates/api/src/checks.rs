@@ -121,11 +121,12 @@ fn broken(
 }
 
 fn field<'a>(schema: &'a JSONSchemaProps, name: &str) -> Option<&'a JSONSchemaProps> {
-    let property = schema.properties.as_ref().and_then(|all| all.get(name));
-    property.or(match &schema.additional_properties {
+    let any = match &schema.additional_properties {
         Some(JSONSchemaPropsOrBool::Schema(any)) => Some(any.as_ref()),
         _ => None,
-    })
+    };
+    let property = schema.properties.as_ref().and_then(|all| all.get(name));
+    property.or(any)
 }
 
 fn items(schema: &JSONSchemaProps) -> Option<&JSONSchemaProps> {

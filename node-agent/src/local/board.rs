@@ -89,9 +89,10 @@ impl Board {
             ..Entry::default()
         });
         if entry.verdict.as_ref() != Some(verdict) {
-            match &verdict.refusal {
-                Some((reason, why)) => warn!(object = name, reason, why, "not as its file asks"),
-                None => info!(object = name, "its file is understood"),
+            if let Some((reason, why)) = &verdict.refusal {
+                warn!(object = name, reason, why, "not as its file asks");
+            } else {
+                info!(object = name, "its file is understood");
             }
         }
         entry.verdict = Some(verdict.clone());
@@ -103,7 +104,7 @@ impl Board {
     pub async fn tell(&self, name: &str, status: Option<&NicAttachmentStatus>) -> io::Result<()> {
         let mut entries = self.entries.lock().await;
         let entry = entries.entry(name.to_owned()).or_default();
-        entry.attached = status.cloned().or(entry.attached.take());
+        entry.attached = status.cloned().or_else(|| entry.attached.take());
         self.write(name, entry).await
     }
 

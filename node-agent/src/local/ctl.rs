@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -19,12 +20,13 @@ use hybridnic_api::{
     names::GROUP,
     v1alpha1::{HybridNodeStatus, NicPhase, VmHybridNicStatus},
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
-    dir::{Change, Dir},
+    dir::{Change, Dir, names},
     file,
 };
 use crate::{durable, inventory};
@@ -239,16 +241,14 @@ async fn follow(
     if wait.timeout == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    match timeout(Duration::from_secs(wait.timeout), end).await {
-        Ok(end) => end,
-        Err(_) => {
-            eprintln!(
-                "{name}: not done within {} s; the agent, if one runs, goes on",
-                wait.timeout
-            );
-            Ok(ExitCode::from(LATE))
-        }
+    if let Ok(end) = timeout(Duration::from_secs(wait.timeout), end).await {
+        return end;
     }
+    eprintln!(
+        "{name}: not done within {} s; the agent, if one runs, goes on",
+        wait.timeout
+    );
+    Ok(ExitCode::from(LATE))
 }
 
 /// What is said of an object; `None` where nothing is.
@@ -298,7 +298,8 @@ struct Row {
 
 /// All NICs that are asked for, or of which something is said.
 fn nics(dir: &Path) -> anyhow::Result<BTreeMap<String, Row>> {
-    let (asked, told) = watch(dir)?.names()?;
+    let listed = names(dir).with_context(|| format!("the directory {}", dir.display()));
+    let (asked, told) = listed?;
     let mut rows = BTreeMap::new();
     for name in asked.union(&told).filter(|name| *name != file::NODE) {
         let text = fs::read_to_string(dir.join(file::asking(name))).unwrap_or_default();
@@ -377,10 +378,15 @@ fn node(dir: &Path) -> anyhow::Result<String> {
     text.push('\n');
     text.push_str(&inventory::columns(lines.as_slice()));
     for condition in &status.conditions {
-        text.push_str(&format!(
-            "\n{}: {}, {}: {}",
-            condition.type_, condition.status, condition.reason, condition.message
-        ));
+        let Condition {
+            type_,
+            status,
+            reason,
+            message,
+            ..
+        } = condition;
+        // Writing to a string cannot fail.
+        let _ = write!(text, "\n{type_}: {status}, {reason}: {message}");
     }
     text.push('\n');
     Ok(text)

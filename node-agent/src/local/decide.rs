@@ -453,7 +453,7 @@ fn changed(asked: &AskedNic, known: &Want) -> Option<String> {
         ));
     }
     if Some(&asked.socket) != known.socket.as_ref() {
-        let socket = known.socket.as_deref().unwrap_or(Path::new("")).display();
+        let socket = known.socket.as_deref().unwrap_or_else(|| Path::new("")).display();
         return Some(format!("vm cannot change, and the NIC is in that of {socket}"));
     }
     let other = |mac: &&String| !mac.eq_ignore_ascii_case(&spec.mac);

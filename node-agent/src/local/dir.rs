@@ -113,34 +113,23 @@ impl Dir {
 
     /// The names of all that is asked for, and of all whose status is there.
     pub fn names(&self) -> io::Result<(BTreeSet<String>, BTreeSet<String>)> {
-        let (mut asked, mut told) = (BTreeSet::new(), BTreeSet::new());
         let dir = self.reopen()?;
-        for entry in fs::read_dir(in_proc(&dir))? {
-            let name = entry?.file_name();
-            let Some(name) = name.to_str() else { continue };
-            if let Some(name) = file::object(name) {
-                asked.insert(name.to_owned());
-            } else if let Some(name) = file::told(name) {
-                told.insert(name.to_owned());
-            }
-        }
-        Ok((asked, told))
+        names(&in_proc(&dir))
     }
 
     /// Reads what asks for an object.
     pub fn read(&self, name: &str) -> Content {
-        let unreadable = |why: String| Content::Unreadable(why);
         // Not what a link leads to, which changes without anybody being told.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let dir = match self.reopen() {
             Ok(dir) => dir,
-            Err(error) => return unreadable(format!("its directory is not there: {error}")),
+            Err(error) => return Content::Unreadable(format!("its directory is not there: {error}")),
         };
         let opened = match openat(&dir, file::asking(name).as_str(), flags, Mode::empty()) {
             Ok(opened) => File::from(opened),
             Err(Errno::ENOENT) => return Content::Absent,
-            Err(Errno::ELOOP) => return unreadable("it is a link, and none is followed".to_owned()),
-            Err(error) => return unreadable(format!("it cannot be read: {}", error.desc())),
+            Err(Errno::ELOOP) => return Content::Unreadable("it is a link, and none is followed".to_owned()),
+            Err(error) => return Content::Unreadable(format!("it cannot be read: {}", error.desc())),
         };
         let mut text = String::new();
         let read = opened.metadata().and_then(|meta| {
@@ -150,8 +139,10 @@ impl Dir {
             opened.take(LONGEST + 1).read_to_string(&mut text)
         });
         match read {
-            Err(error) => unreadable(format!("it cannot be read: {error}")),
-            Ok(_) if text.len() as u64 > LONGEST => unreadable(format!("it has more than {LONGEST} octets")),
+            Err(error) => Content::Unreadable(format!("it cannot be read: {error}")),
+            Ok(_) if text.len() as u64 > LONGEST => {
+                Content::Unreadable(format!("it has more than {LONGEST} octets"))
+            }
             Ok(_) => Content::Text(text),
         }
     }
@@ -174,13 +165,32 @@ impl Dir {
         for event in events {
             any |= event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
             match event.name.as_ref().map(|name| name.to_string_lossy()) {
-                Some(name) => files.extend(file::object(&name).or(file::told(&name)).map(str::to_owned)),
+                Some(name) => files.extend(
+                    file::object(&name)
+                        .or_else(|| file::told(&name))
+                        .map(str::to_owned),
+                ),
                 None if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) => {}
                 None => return self.lose(),
             }
         }
         if any { Change::Any } else { Change::Files(files) }
     }
+}
+
+/// The names of all that is asked for in a directory, and of all whose status is there.
+pub fn names(dir: &Path) -> io::Result<(BTreeSet<String>, BTreeSet<String>)> {
+    let (mut asked, mut told) = (BTreeSet::new(), BTreeSet::new());
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if let Some(name) = file::object(name) {
+            asked.insert(name.to_owned());
+        } else if let Some(name) = file::told(name) {
+            told.insert(name.to_owned());
+        }
+    }
+    Ok((asked, told))
 }
 
 fn in_proc(fd: &File) -> PathBuf {

@@ -224,7 +224,9 @@ impl Source {
         }
         let known = self.state.nics.keys().chain(self.state.readings.keys()).cloned();
         let all: BTreeSet<String> = known.chain(asked).chain(told).collect();
-        all.iter().for_each(|name| self.read(name));
+        for name in &all {
+            self.read(name);
+        }
         Ok(())
     }
 

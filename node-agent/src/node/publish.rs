@@ -71,7 +71,7 @@ pub struct SeenNode {
 /// Discovers, creates VFs where asked for, and publishes what has changed.
 /// `first` tells that something was.
 pub async fn publish(
-    publisher: impl Publisher,
+    to: impl Publisher,
     host: Arc<Host>,
     mut node: watch::Receiver<Option<SeenNode>>,
     first: watch::Sender<bool>,
@@ -104,7 +104,7 @@ pub async fn publish(
         let mut retry = None;
         if within != uid || published.as_ref() != Some(&status) {
             pace.done(Instant::now());
-            match publisher.publish(&status).await {
+            match to.publish(&status).await {
                 Told::Done => {
                     (published, within) = (Some(status), uid);
                     first.send_replace(true);
