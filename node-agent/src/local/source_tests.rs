@@ -247,13 +247,14 @@ async fn the_end_of_the_directory_is_the_end_of_no_nic() {
     r.hears_nothing().await;
     r.write("fast.yaml", NETWORK);
     r.write("eth0.yaml", NIC);
-    // It is looked for from time to time.
-    let known = async {
-        while r.host.troubles.condition().status == Some(true) {
+    // The directory is looked for from time to time. Before the file was seen in it, its end would prove nothing.
+    let seen = async {
+        while !r.has("eth0.status.yaml") {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(Duration::from_secs(20), known).await.unwrap();
+    timeout(Duration::from_secs(30), seen).await.unwrap();
+    assert_eq!(r.host.troubles.condition().status, Some(false));
     r.remove("eth0.yaml");
     let leaves = r.want().await;
     assert!(leaves.deleting && leaves.id == want.id);
