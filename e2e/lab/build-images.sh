@@ -25,7 +25,7 @@ cni_plugins="usr/lib/cni/bridge usr/lib/cni/host-local usr/lib/cni/loopback"
 node_modules="virtio_pci virtio_net virtio_console 9pnet_virtio 9p igb igbvf vfio-pci vfio_iommu_type1 macvtap
 	vhost_net vhost_vsock tun kvm-amd bridge 8021q veth dummy af_packet overlay sch_ingress cls_flower
 	act_gact act_police"
-guest_modules="virtio_pci virtio_net virtio_console net_failover igbvf af_packet
+guest_modules="virtio_pci virtio_net virtio_console net_failover bonding igbvf af_packet
 	vmw_vsock_virtio_transport 8021q"
 
 case $flavour in

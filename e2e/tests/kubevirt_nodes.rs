@@ -34,11 +34,13 @@ const LONG: Duration = Duration::from_mins(5);
 /// For what a program does by itself.
 const SOON: Duration = Duration::from_mins(2);
 /// From the nodes' first breath to the end.
-const WHOLE: Duration = Duration::from_mins(20);
+const WHOLE: Duration = Duration::from_mins(25);
 /// Packets a second.
 const RATE: u32 = 100;
 /// A network with one VF on each node, and a place for one NIC more.
 const SCARCE: &str = "scarce";
+/// One with two VFs on each node.
+const PAIR: &str = "pair";
 /// By this the VM with KubeVirt's own SR-IOV is known.
 const SRIOV: u8 = 52;
 /// The VF of each node's first PF that is not ours, but KubeVirt's own.
@@ -50,10 +52,16 @@ async fn vms_keep_their_network() {
     twice("kubevirt", async |name| told(name, Tale::EveryDay).await).await;
 }
 
-/// What goes wrong, and what is rare.
+/// What goes wrong in a migration.
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_cost_no_vm_its_network() {
     twice("kubevirt-faults", async |name| told(name, Tale::Faults).await).await;
+}
+
+/// What happens to a VM seldom, and is no fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn vms_live_through_what_is_rare() {
+    twice("kubevirt-rare", async |name| told(name, Tale::Rare).await).await;
 }
 
 /// What is told.
@@ -61,6 +69,7 @@ async fn faults_cost_no_vm_its_network() {
 enum Tale {
     EveryDay,
     Faults,
+    Rare,
 }
 
 /// Tells a story on a cluster of its own.
@@ -103,6 +112,7 @@ impl Story<'_> {
         match tale {
             Tale::EveryDay => self.every_day().await,
             Tale::Faults => self.faults().await,
+            Tale::Rare => self.rare().await,
         }
         for (node, clean) in [1, 2].into_iter().zip(clean) {
             self.until_tidy(node, &clean).await;
@@ -146,24 +156,33 @@ impl Story<'_> {
         self.target_deleted(&keeps).await;
         self.end(&keeps).await;
         self.say("a guest that keeps its VF has held its migrations, and nothing happened to it");
-        let (web, rare) = (
-            web(),
-            Vm::new(NAMESPACE, "rare", SCARCE, NicSpec::new(0, 53)).with_plain(),
-        );
+        let web = web().and(PAIR, NicSpec::new(2, 50));
+        let rare = Vm::new(NAMESPACE, "rare", SCARCE, NicSpec::new(0, 53)).and(PAIR, NicSpec::new(2, 53));
+        let rare = rare.with_plain();
         self.start(&web).await;
         self.start_elsewhere(&rare, &web).await;
-        self.say("each node has a VM, and no VF of the scarce network is free");
+        self.say("each node has a VM, one free VF of one of their networks, and none of the other");
         self.crossing(&web, &rare).await;
         self.end(&rare).await;
-        self.say("two VMs have changed places, and there was no VF for either");
+        self.say("two VMs have changed places");
         self.killed(&web).await;
         self.say("operator and agents were killed during a migration");
         self.called_off(&web).await;
         self.say("migrations were deleted in each phase");
+        self.end(&web).await;
+    }
+
+    async fn rare(&self) {
+        let web = web();
+        self.start(&web).await;
+        self.say("a VM runs, and its guest is on its VFs");
         self.paused(&web).await;
         self.rebooted(&web).await;
         self.libvirt_killed(&web).await;
         self.say("the VM was paused, its guest booted again, its libvirt killed");
+        self.disk_plugged(&web).await;
+        self.post_copied(&web).await;
+        self.say("a disk came and went, and a migration has ended in post-copy");
         self.crashed(&web, Victim::Launcher).await;
         self.restarted(&web).await;
         self.say("the launcher was killed, the VM stopped and started");
@@ -187,13 +206,15 @@ impl Story<'_> {
                  macRange: {{from: \"52:54:00:77:00:00\", to: \"52:54:00:77:ff:ff\"}}\n"
             )
         };
-        let fast = network("fast", "drivers: [igb], vfs: [\"0-5\"]", 0);
+        let fast = network("fast", "drivers: [igb], vfs: [\"0-3\"]", 0);
+        let pair = network(PAIR, "pfNames: [eth2], vfs: [\"4-5\"]", 0);
         let scarce = network(SCARCE, "pfNames: [eth2], vfs: [\"6\"]", 1);
-        self.cluster.apply(&format!("{fast}{scarce}")).await.unwrap();
+        let all = format!("{fast}{pair}{scarce}");
+        self.cluster.apply(&all).await.unwrap();
         for node in 1..=2 {
             self.cluster
-                .until_node(node, "with 13 free VFs", |n| {
-                    n.status.as_ref().is_some_and(|s| s.vfs.free == 13)
+                .until_node(node, "with 11 free VFs", |n| {
+                    n.status.as_ref().is_some_and(|s| s.vfs.free == 11)
                 })
                 .await
                 .unwrap();
@@ -206,6 +227,9 @@ impl Story<'_> {
             "figure: {what}: from asked to its VF {:.1} s",
             asked.elapsed().as_secs_f64()
         );
+        let moved = nics[0].status.as_ref().and_then(|s| s.last_migration.as_ref());
+        let downtime = moved.and_then(|moved| moved.downtime_ms);
+        eprintln!("figure: {what}: the VM stood still for {downtime:?} ms");
         checked(self.cluster, vm, &nics).await;
     }
 

@@ -87,6 +87,27 @@ pub enum Command {
         #[arg(short, long)]
         watch: bool,
     },
+    /// Take a VM, or one NIC, off its VFs: the traffic runs on the standby until `fast`
+    ///
+    /// For maintenance of a card, for a tool that needs the VF, or to see how the standby does. The VM may migrate meanwhile.
+    Standby {
+        /// Name of a VmHybridNic, or of a VM, whose NICs all are meant; nic/NAME or vm/NAME where it is both
+        name: String,
+        /// Keep the VF reserved for the NIC; without it, it goes back to the pool, and another NIC may get it
+        #[arg(long)]
+        keep_vf: bool,
+        /// Watch it to its end; the exit code is 0 only when the standby carries the traffic of each NIC
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Bring a VM, or one NIC, back to its VFs
+    Fast {
+        /// Name of a VmHybridNic, or of a VM, whose NICs all are meant; nic/NAME or vm/NAME where it is both
+        name: String,
+        /// Watch it to its end; the exit code is 0 only when a VF carries the traffic of each NIC
+        #[arg(short, long)]
+        watch: bool,
+    },
     /// Check the cluster, and say how to fix what is wrong
     ///
     /// The exit code is 1 when a check fails. Warnings do not count.
@@ -136,5 +157,11 @@ mod tests {
         assert!(
             matches!(cli.command, Command::Migrate { vm, to: Some(to), watch: false } if vm == "web" && to == "n2")
         );
+        let cli = Cli::parse_from(["x", "standby", "vm/web", "--keep-vf", "-w"]);
+        assert!(
+            matches!(cli.command, Command::Standby { name, keep_vf: true, watch: true } if name == "vm/web")
+        );
+        let cli = Cli::parse_from(["x", "fast", "eth0"]);
+        assert!(matches!(cli.command, Command::Fast { name, watch: false } if name == "eth0"));
     }
 }

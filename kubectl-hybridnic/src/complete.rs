@@ -98,6 +98,12 @@ fn command(words: &[String]) -> Command {
             c.mut_arg("vm", |arg| arg.add(names(|c| Box::pin(vms(c)))))
                 .mut_arg("to", |arg| arg.add(names(|c| Box::pin(nodes(c)))))
         })
+        .mut_subcommand("standby", |c| {
+            c.mut_arg("name", |arg| arg.add(names(|c| Box::pin(nics_and_vms(c)))))
+        })
+        .mut_subcommand("fast", |c| {
+            c.mut_arg("name", |arg| arg.add(names(|c| Box::pin(nics_and_vms(c)))))
+        })
 }
 
 /// The options so far that say which cluster and namespace; words that are not finished yet must not disturb it.
@@ -145,6 +151,18 @@ fn ask(global: &Global, of: fn(Cluster) -> Names) -> Vec<CompletionCandidate> {
 async fn nics(cluster: Cluster) -> anyhow::Result<Vec<String>> {
     let nics = list::<VmHybridNic>(&cluster, &ListParams::default()).await?;
     Ok(nics.iter().map(kube::ResourceExt::name_any).collect())
+}
+
+/// NICs, and the VMs that have some.
+async fn nics_and_vms(cluster: Cluster) -> anyhow::Result<Vec<String>> {
+    let nics = list::<VmHybridNic>(&cluster, &ListParams::default()).await?;
+    let vms = nics
+        .iter()
+        .filter_map(|nic| nic.spec.vm.name().map(ToOwned::to_owned));
+    let mut all: Vec<_> = vms.chain(nics.iter().map(kube::ResourceExt::name_any)).collect();
+    all.sort();
+    all.dedup();
+    Ok(all)
 }
 
 async fn nodes(cluster: Cluster) -> anyhow::Result<Vec<String>> {

@@ -3,6 +3,8 @@
 //! Each command fetches, decides and draws separately: what is drawn is a pure function of what was fetched, the terminal's
 //! width and the time.
 
+mod aside;
+mod canvas;
 mod clean;
 mod cli;
 mod complete;
@@ -23,6 +25,7 @@ use clap::Parser as _;
 
 use cli::{Cli, Command};
 use connect::Cluster;
+use hybridnic_api::v1alpha1::Aside;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -60,6 +63,11 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Nic { name } => nic::run(&cluster, &name, output).await,
         Command::Node { name } => node::run(&cluster, &name, output).await,
         Command::Migrate { vm, to, watch } => migrate::run(&cluster, &vm, to.as_deref(), watch, output).await,
+        Command::Standby { name, keep_vf, watch } => {
+            let aside = if keep_vf { Aside::KeepVf } else { Aside::GiveVfBack };
+            aside::run(&cluster, &name, Some(aside), watch, output).await
+        }
+        Command::Fast { name, watch } => aside::run(&cluster, &name, None, watch, output).await,
         Command::Doctor => Box::pin(doctor::run(&cluster, output)).await,
         Command::Completion { .. } | Command::Complete { .. } => Ok(ExitCode::SUCCESS),
     }

@@ -1,10 +1,10 @@
 //! What must hold.
 
-use hybridnic_api::v1alpha1::MigrationPhase;
+use hybridnic_api::v1alpha1::{Aside, MigrationPhase};
 
 use crate::model::Model;
 use crate::nic_task::is_clean;
-use crate::state::{Choice, ENDS, NICS, Pod, SOURCE, State, TARGET};
+use crate::state::{Choice, ENDS, NICS, Nic, Pod, SOURCE, State, TARGET};
 use crate::system::Broken;
 
 /// What must hold in each state.
@@ -110,11 +110,34 @@ pub fn rested(model: &Model, state: &State) -> Result<(), Broken> {
             return Err("(e) a NIC of a running VM carries nothing".to_owned());
         }
         let free = model.vfs >= u8::try_from(model.nics).unwrap_or(u8::MAX);
+        if let Some(aside) = state.api.aside {
+            let plugged = state.nodes[end].qemu.vf[n].is_some();
+            stands_aside(nic, plugged, aside, free)?;
+            continue;
+        }
         if free && !(vf.is_some() && standby.is_none() && state.nodes[end].qemu.vf[n].is_some()) {
             return Err("(e) a NIC of a running VM is not on a VF, and one is free".to_owned());
         }
     }
     Ok(())
+}
+
+/// Whether a NIC of a VM that runs is on its standby alone, as it is told, and has the VF that it may keep. `plugged`: whether the
+/// guest has its VF.
+pub(crate) fn stands_aside(nic: &Nic, plugged: bool, aside: Aside, free: bool) -> Result<(), Broken> {
+    let [vf, standby] = nic.live();
+    if vf.is_some() || standby.is_none() || plugged {
+        return Err("(e) a NIC that is told to stay on its standby is not there alone".to_owned());
+    }
+    match (aside, nic.vf) {
+        (Aside::GiveVfBack, Some(_)) => {
+            Err("(e) a NIC that is told to give its VF back holds one for ever".to_owned())
+        }
+        (Aside::KeepVf, None) if free => {
+            Err("(e) a NIC that is told to keep a VF has none, and one is free".to_owned())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A migration that has not begun waits for a target, or a source, for as long as there is none.

@@ -1,7 +1,7 @@
 //! The world as a system of states and actions.
 
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{MigrationPhase, MigrationStep, QemuMigrationStatus};
+use hybridnic_api::v1alpha1::{Aside, MigrationPhase, MigrationStep, Pairing, QemuMigrationStatus};
 
 use crate::objects::{Memo, Objects};
 use crate::qemu::{self, HAPPENS, Happens};
@@ -18,6 +18,10 @@ pub struct Model {
     pub vfs: u8,
     /// NICs of the VM, one or two.
     pub nics: usize,
+    /// How often a user tells the NICs where their traffic is to run.
+    pub tells: u8,
+    /// How the guest makes one NIC of VF and standby.
+    pub pairing: Pairing,
     /// Objects with a number.
     pub objects: Objects,
     pub(crate) rounds: Memo<(nic_task::Sight, usize), nic_task::Round>,
@@ -53,6 +57,8 @@ pub enum Action {
     CatchUp,
     /// A person decides.
     Decide(Choice),
+    /// A user tells the NICs where their traffic is to run.
+    Tell(Option<Aside>),
     /// A fault.
     Fault(Fault),
 }
@@ -94,11 +100,13 @@ pub enum Fault {
 }
 
 impl Model {
-    /// A world whose nodes have this many VFs each, with a VM that has this many NICs.
-    pub fn new(vfs: u8, nics: usize) -> Self {
+    /// A world whose nodes have this many VFs each, with a VM that has this many NICs, which a user tells so often where to be.
+    pub fn new(vfs: u8, nics: usize, tells: u8, pairing: Pairing) -> Self {
         Self {
             vfs,
             nics: nics.clamp(1, NICS),
+            tells,
+            pairing,
             objects: Objects::default(),
             rounds: Memo::default(),
             verdicts: Memo::default(),
@@ -254,6 +262,10 @@ impl Model {
             Action::Speak(end) => next.nodes[end].qemu.mute = false,
             Action::CatchUp => next.lag = Lag::None,
             Action::Decide(choice) => next.api.decision = Some(choice),
+            Action::Tell(aside) => {
+                next.tells = next.tells.saturating_sub(1);
+                next.api.aside = aside;
+            }
             Action::Fault(fault) => {
                 next.faults = next.faults.saturating_sub(1);
                 self.fail(next, fault);
@@ -323,6 +335,12 @@ impl Model {
     }
 }
 
+/// What NICs that are told this may be told next.
+pub(crate) fn words(now: Option<Aside>) -> impl Iterator<Item = Option<Aside>> {
+    let all = [None, Some(Aside::GiveVfBack), Some(Aside::KeepVf)];
+    all.into_iter().filter(move |next| *next != now)
+}
+
 impl System for Model {
     type State = State;
     type Action = Action;
@@ -340,6 +358,7 @@ impl System for Model {
                 migration: 0,
                 deleting: false,
                 decision: None,
+                aside: None,
                 pods: [Pod::Running; 2],
                 nic_pods: [None; NICS],
                 attachments: [[None; NICS]; 2],
@@ -350,12 +369,13 @@ impl System for Model {
             truth: Truth::default(),
             faults: 0,
             splits: 0,
+            tells: 0,
         };
         for _ in 0..30 {
             state = self.pass(&state);
         }
         state.api.migration = self.objects.migration_id(QemuMigrationStatus::default());
-        (state.faults, state.splits) = (faults, splits);
+        (state.faults, state.splits, state.tells) = (faults, splits, self.tells);
         state.sorted(self.nics)
     }
 
@@ -384,6 +404,9 @@ impl System for Model {
         actions.extend((state.lag != Lag::None).then_some(Action::CatchUp));
         actions.extend(HAPPENS.map(Action::Happens));
         actions.extend(self.choices(state).into_iter().map(Action::Decide));
+        if state.tells > 0 {
+            actions.extend(words(state.api.aside).map(Action::Tell));
+        }
         if state.faults > 0 {
             actions.extend(self.faults(state).into_iter().map(Action::Fault));
         }
@@ -398,7 +421,7 @@ impl System for Model {
 
     fn pass(&self, state: &State) -> State {
         let mut next = *state;
-        (next.faults, next.splits, next.lag) = (0, 0, Lag::None);
+        (next.faults, next.splits, next.tells, next.lag) = (0, 0, 0, Lag::None);
         for end in ENDS {
             next.nodes[end].qemu.mute = false;
             match (next.nodes[end].qemu.alive, next.api.pods[end]) {
@@ -426,6 +449,7 @@ impl System for Model {
         State {
             faults: 0,
             splits: 0,
+            tells: 0,
             lag: Lag::None,
             ..*state
         }

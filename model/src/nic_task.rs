@@ -7,8 +7,8 @@ use hybridnic_agent::nic::plan::{self, Ask, Decision, Step};
 use hybridnic_agent::nic::report::{self, Inputs};
 use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
 use hybridnic_api::v1alpha1::{
-    AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
-    SwitchOrder,
+    Aside, AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
+    Pairing, SwitchOrder,
 };
 
 use crate::model::Model;
@@ -207,7 +207,8 @@ impl Sight {
             standby: self.standby,
             vf: self.plugged,
             uses_vf: self.plugged,
-            failover: (self.standby && place == Place::Here).then_some(true),
+            // A standby that offers nothing has nothing taken of it.
+            failover: (self.standby && place == Place::Here).then_some(spec.pairing == Pairing::NetFailover),
             migrating: false,
             acpi: true,
         })
@@ -361,7 +362,8 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
             nic.recorded = true;
             let own = nic.standby.filter(|pf| *pf < model.vfs && !held.contains(pf));
             let free = own.or_else(|| (0..model.vfs).find(|vf| !held.contains(vf)));
-            nic.vf = free.map(|index| Vf {
+            let wants_vf = model.objects.aside(nic.spec) != Some(Aside::GiveVfBack);
+            nic.vf = free.filter(|_| wants_vf).map(|index| Vf {
                 index,
                 bound: false,
                 mac: Mac::Other,
@@ -438,7 +440,9 @@ pub(crate) fn empty(n: usize, vm: AttachedVm) -> NicAttachmentSpec {
         network: String::new(),
         mac: String::new(),
         goal: Goal::Detached,
+        aside: None,
         no_free_vf: hybridnic_api::v1alpha1::NoFreeVf::Standby,
+        pairing: Pairing::NetFailover,
         l2: hybridnic_api::v1alpha1::L2Settings::default(),
         placement: None,
         pod_devices: None,

@@ -8,9 +8,9 @@ use foldhash::fast::FixedState;
 use hybridnic_api::conditions::{NewCondition, reasons, types};
 use hybridnic_api::names::{ATTACHMENT_FINALIZER, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Decision, Goal, MigrationReport, NicAttachment, NicAttachmentSpec, NicAttachmentStatus,
-    NoFreeVf, ObjectRef, Path, Placement, QemuMigration, QemuMigrationSpec, QemuMigrationStatus, QemuVm,
-    VmHybridNic, VmHybridNicSpec, VmHybridNicStatus,
+    Aside, AttachmentState, Decision, Goal, MigrationReport, NicAttachment, NicAttachmentSpec,
+    NicAttachmentStatus, NoFreeVf, ObjectRef, Path, Placement, QemuMigration, QemuMigrationSpec,
+    QemuMigrationStatus, QemuVm, VmHybridNic, VmHybridNicSpec, VmHybridNicStatus, WantedPath,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -278,6 +278,11 @@ impl Objects {
         self.specs.get(spec).map(|spec| spec.goal).unwrap_or_default()
     }
 
+    /// What a spec says of the NIC's standby.
+    pub(crate) fn aside(&self, spec: Id) -> Option<Aside> {
+        self.specs.get(spec)?.aside
+    }
+
     /// The number of what a status says of the VM's migration.
     pub(crate) fn said(&self, status: Id) -> Id {
         let status = self.statuses.get(status);
@@ -359,8 +364,8 @@ pub fn end_of(pod_uid: &str) -> Option<usize> {
     POD.iter().position(|name| uid(name) == pod_uid)
 }
 
-/// A NIC whose status says in which pod the VM is.
-pub fn nic(n: usize, pod: Option<u8>) -> VmHybridNic {
+/// A NIC whose status says in which pod the VM is, and which is told to stay on its standby, or not.
+pub fn nic(n: usize, pod: Option<u8>, aside: Option<Aside>) -> VmHybridNic {
     let mut accepted = Vec::new();
     hybridnic_api::conditions::set(
         &mut accepted,
@@ -380,6 +385,8 @@ pub fn nic(n: usize, pod: Option<u8>) -> VmHybridNic {
             },
             mac: None,
             no_free_vf: NoFreeVf::Standby,
+            path: aside.map_or(WantedPath::Auto, |_| WantedPath::Standby),
+            keep_vf: aside == Some(Aside::KeepVf),
             pairing: hybridnic_api::v1alpha1::Pairing::NetFailover,
         },
         status: Some(VmHybridNicStatus {

@@ -107,8 +107,10 @@ fn world(model: &Model, api: &Api) -> World {
             }
         }
         all.extend(own.iter().cloned());
+        let mut nic = objects::nic(n, api.nic_pods[n], api.aside);
+        nic.spec.pairing = model.pairing;
         nics.push(NicInputs {
-            nic: Arc::new(objects::nic(n, api.nic_pods[n])),
+            nic: Arc::new(nic),
             attachments: own,
             target_refusal: None,
         });

@@ -22,6 +22,9 @@ pub fn state(model: &Model, state: &State) -> String {
     if let Some(choice) = state.api.decision {
         let _ = write!(text, " {choice:?}");
     }
+    if let Some(aside) = state.api.aside {
+        let _ = write!(text, " told {aside}");
+    }
     match state.lag {
         Lag::None => {}
         Lag::Migration(status) => {

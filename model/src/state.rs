@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, Hash, Hasher};
 use foldhash::fast::FixedState;
 use hybridnic_agent::journal::{Arrival, Custody};
 use hybridnic_agent::nic::plan::Learnt;
+use hybridnic_api::v1alpha1::Aside;
 
 /// Number of NICs of the VM.
 pub const NICS: usize = 2;
@@ -38,6 +39,8 @@ pub struct State {
     pub faults: u8,
     /// How often more one NIC may be ahead of the other.
     pub splits: u8,
+    /// How often more a user tells the NICs where their traffic is to run.
+    pub tells: u8,
 }
 
 /// What the API server has.
@@ -49,6 +52,8 @@ pub struct Api {
     pub deleting: bool,
     /// What a person has decided.
     pub decision: Option<Choice>,
+    /// Whether the NICs are told to stay on their standby.
+    pub aside: Option<Aside>,
     /// The pods.
     pub pods: [Pod; 2],
     /// In which pod each NIC's status says that the VM is.

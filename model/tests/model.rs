@@ -2,9 +2,10 @@
 //!
 //! | variable | is |
 //! |---|---|
-//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `prompt`, which is KubeVirt with two migrations and news that come at once |
+//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `bonded`, which is the operator and guests that bond VF and standby; or `prompt`, which is KubeVirt with two migrations and news that come at once |
 //! | `MODEL_FAULTS` | how many faults |
 //! | `MODEL_NICS` | NICs of the VM: 1 or 2 |
+//! | `MODEL_TELLS` | how often a user tells the NICs where their traffic is to run |
 //! | `MODEL_SPLITS` | how often one NIC may be ahead of the other |
 //! | `MODEL_VFS` | VFs of each node: 0, 1 or 2 |
 //! | `MODEL_BROKEN` | how many different broken things are looked for before it stops |
@@ -14,6 +15,7 @@ use std::env;
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use hybridnic_api::v1alpha1::Pairing;
 use hybridnic_model::kubevirt;
 use hybridnic_model::model::Model;
 use hybridnic_model::search::{Bounds, search};
@@ -24,6 +26,8 @@ use hybridnic_model::system::System;
 enum Driver {
     /// The operator.
     Operator,
+    /// The operator; the guest bonds VF and standby.
+    Bonded,
     /// KubeVirt, which asks for one.
     Kubevirt,
     /// KubeVirt, which asks for two, one after the other; all news come at once, except for faults.
@@ -38,19 +42,32 @@ struct World {
     vfs: u8,
     faults: u8,
     splits: u8,
+    tells: u8,
+}
+
+impl World {
+    /// The same with a user who tells the NICs so often where their traffic is to run.
+    const fn told(self, tells: u8) -> Self {
+        Self { tells, ..self }
+    }
 }
 
 /// What `make model` searches.
-const WORLDS: [World; 9] = [
+const WORLDS: [World; 14] = [
     world(Driver::Operator, 1, 1, 3, 0),
     world(Driver::Operator, 1, 0, 2, 0),
     world(Driver::Operator, 2, 2, 1, 1),
     world(Driver::Operator, 2, 2, 2, 0),
     world(Driver::Operator, 2, 1, 1, 1),
+    world(Driver::Bonded, 1, 1, 2, 0),
     world(Driver::Kubevirt, 1, 1, 1, 0),
     world(Driver::Kubevirt, 1, 0, 1, 0),
     world(Driver::Kubevirt, 2, 2, 1, 0),
     world(Driver::Prompt, 1, 1, 2, 0),
+    world(Driver::Operator, 1, 1, 1, 0).told(2),
+    world(Driver::Operator, 2, 1, 0, 1).told(1),
+    world(Driver::Kubevirt, 1, 1, 0, 0).told(2),
+    world(Driver::Prompt, 1, 1, 1, 0).told(2),
 ];
 
 const fn world(driver: Driver, nics: usize, vfs: u8, faults: u8, splits: u8) -> World {
@@ -60,6 +77,7 @@ const fn world(driver: Driver, nics: usize, vfs: u8, faults: u8, splits: u8) -> 
         vfs,
         faults,
         splits,
+        tells: 0,
     }
 }
 
@@ -68,7 +86,7 @@ fn variable<T: FromStr>(name: &str) -> Option<T> {
 }
 
 fn main() -> ExitCode {
-    let worlds = if ["DRIVER", "FAULTS", "NICS", "SPLITS", "VFS"]
+    let worlds = if ["DRIVER", "FAULTS", "NICS", "SPLITS", "TELLS", "VFS"]
         .iter()
         .any(|name| env::var(format!("MODEL_{name}")).is_ok())
     {
@@ -76,6 +94,7 @@ fn main() -> ExitCode {
         let driver = match env::var("MODEL_DRIVER").as_deref() {
             Ok("kubevirt") => Driver::Kubevirt,
             Ok("prompt") => Driver::Prompt,
+            Ok("bonded") => Driver::Bonded,
             _ => Driver::Operator,
         };
         vec![World {
@@ -84,6 +103,7 @@ fn main() -> ExitCode {
             vfs: variable("MODEL_VFS").unwrap_or_else(|| u8::try_from(nics).unwrap_or(2)),
             faults: variable("MODEL_FAULTS").unwrap_or(1),
             splits: variable("MODEL_SPLITS").unwrap_or(1),
+            tells: variable("MODEL_TELLS").unwrap_or(0),
         }]
     } else {
         WORLDS.to_vec()
@@ -99,10 +119,17 @@ fn main() -> ExitCode {
 /// Searches a world; whether all holds.
 fn look(world: World) -> bool {
     match world.driver {
-        Driver::Operator => look_at(&Model::new(world.vfs, world.nics), world),
+        Driver::Operator => look_at(
+            &Model::new(world.vfs, world.nics, world.tells, Pairing::NetFailover),
+            world,
+        ),
+        Driver::Bonded => look_at(
+            &Model::new(world.vfs, world.nics, world.tells, Pairing::Bond),
+            world,
+        ),
         Driver::Kubevirt | Driver::Prompt => {
             let prompt = world.driver == Driver::Prompt;
-            let system = kubevirt::world::World::new(world.vfs, world.nics, prompt, prompt);
+            let system = kubevirt::world::World::new(world.vfs, world.nics, world.tells, prompt, prompt);
             look_at(&system, world)
         }
     }
@@ -115,6 +142,7 @@ fn look_at<S: System>(system: &S, world: World) -> bool {
         vfs,
         faults,
         splits,
+        tells,
     } = world;
     let found = search(
         system,
@@ -128,7 +156,7 @@ fn look_at<S: System>(system: &S, world: World) -> bool {
         },
     );
     println!(
-        "{driver:?}, {nics} NICs, {vfs} VFs a node, {faults} faults, {splits} splits: {} states, {} transitions, depth {}, {:.1} s{}",
+        "{driver:?}, {nics} NICs, {vfs} VFs a node, {faults} faults, {splits} splits, {tells} tells: {} states, {} transitions, depth {}, {:.1} s{}",
         found.states,
         found.transitions,
         found.depth,

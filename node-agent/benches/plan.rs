@@ -8,7 +8,7 @@ use std::{
 
 use hybridnic_agent::nic::plan::{Ask, Learnt, next};
 use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfThere};
-use hybridnic_api::v1alpha1::{Goal, NoFreeVf, SwitchOrder};
+use hybridnic_api::v1alpha1::{Goal, NoFreeVf, Pairing, SwitchOrder};
 
 const ROUNDS: usize = 101;
 /// Times all states are gone through in a round: long enough for the clock.
@@ -19,7 +19,10 @@ fn asks() -> Vec<Ask> {
     let orders = [SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake];
     let ask = |goal, driver_order| Ask {
         goal,
+        aside: None,
+        ordered: false,
         no_free_vf: NoFreeVf::Standby,
+        pairing: Pairing::NetFailover,
         driver_order,
         expected: false,
         duties: hybridnic_agent::machine::Duties::QEMU,

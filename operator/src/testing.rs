@@ -7,7 +7,7 @@ use hybridnic_api::v1alpha1::{
     AttachedVm, AttachmentState, Goal, HybridNetwork, HybridNode, HybridNodeSpec, HybridNodeStatus,
     L2Settings, MigrationEnd, MigrationReport, MigrationState, NicAttachment, NicAttachmentSpec,
     NicAttachmentStatus, NoFreeVf, NodePool, ObjectRef, Pairing, Path, QemuMigration, QemuMigrationSpec,
-    QemuVm, Vm, VmHybridNic, VmHybridNicSpec,
+    QemuVm, Vm, VmHybridNic, VmHybridNicSpec, WantedPath,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -37,6 +37,8 @@ pub fn nic(name: &str, vm: &str, network: &str, second: i64) -> VmHybridNic {
         },
         mac: None,
         no_free_vf: NoFreeVf::Standby,
+        path: WantedPath::Auto,
+        keep_vf: false,
         pairing: Pairing::NetFailover,
     };
     VmHybridNic {
@@ -153,7 +155,9 @@ pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
         network: "net".to_owned(),
         mac: "02:00:00:00:00:01".to_owned(),
         goal: Goal::FastPath,
+        aside: None,
         no_free_vf: NoFreeVf::Standby,
+        pairing: Pairing::NetFailover,
         l2: L2Settings::default(),
         placement: None,
         pod_devices: None,

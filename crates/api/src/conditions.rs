@@ -93,6 +93,8 @@ pub mod reasons {
     pub const VF_ACTIVE: &str = "VfActive";
     /// No VF of the network is free on the node.
     pub const NO_FREE_VF: &str = "NoFreeVf";
+    /// The NIC is told to stay on its standby.
+    pub const STANDBY_REQUESTED: &str = "StandbyRequested";
     /// A migration is under way.
     pub const MIGRATING: &str = "Migrating";
     /// The guest did not let go of the VF in time.
@@ -101,6 +103,8 @@ pub mod reasons {
     pub const GUEST_IGNORES_VF: &str = "GuestIgnoresVf";
     /// The guest did not negotiate the standby feature: no driver, or no net_failover in it.
     pub const GUEST_NO_FAILOVER: &str = "GuestNoFailover";
+    /// The guest is to bond VF and standby, and its driver of the standby has not started, or it uses both as two interfaces.
+    pub const GUEST_NOT_BONDED: &str = "GuestNotBonded";
     /// The PF's driver or the kernel refused a setting of the VF.
     pub const VF_SETTING_REFUSED: &str = "VfSettingRefused";
     /// The VF could not be bound to vfio-pci or given back.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::lab::Node;
+use crate::world::Fault;
 
 use super::{Cluster, SYSTEM};
 
@@ -50,6 +51,15 @@ impl Cluster {
             }
         }
         eprintln!("the rest is in {}", self.lab.dir().display());
+    }
+
+    /// A guest that the emulation has reset, if there is one: what its VM has lost since is no fault of ours.
+    pub fn find_reset(&self) -> Option<Fault> {
+        let node = self.lab.nodes().iter().find(|node| node.has_reset_a_guest())?;
+        Some(Fault::Reset(format!(
+            "a guest on {} came to a triple fault",
+            node.name()
+        )))
     }
 
     fn keep(&self, name: &str, text: &str) {

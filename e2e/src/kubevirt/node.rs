@@ -26,6 +26,8 @@ use crate::world::binary;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/root.sh");
 const HANDLER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/handler.sh");
 const LAUNCHER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/launcher.sh");
+/// Where a virt-handler is told what its users ask of a VM.
+pub(super) const HANDLER_PORT: u16 = 8444;
 /// QEMU's user and group.
 const QEMU: u32 = 107;
 /// For what a process does at its start, of a machine that may be busy.
@@ -79,7 +81,7 @@ impl Given {
             format!("--pod-ip-address={address}"),
             format!("--listen={address}"),
             "--port=8443".to_owned(),
-            "--console-server-port=8444".to_owned(),
+            format!("--console-server-port={HANDLER_PORT}"),
             "--enable-node-labeller=false".to_owned(),
             "-v=3".to_owned(),
         ];

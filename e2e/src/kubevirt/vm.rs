@@ -7,6 +7,7 @@ use kube::api::{DeleteParams, DynamicObject, PostParams};
 use serde_json::{Value, json};
 
 use super::Kind;
+use super::node::HANDLER_PORT;
 use crate::cluster::Cluster;
 use crate::lab::Inside;
 use crate::world::NicSpec;
@@ -15,6 +16,8 @@ use crate::world::NicSpec;
 const CPU: &str = "500m";
 /// The guest's address by the pods' network changes with its node; its user says that this may be.
 const PLAIN_MAY_MIGRATE: &str = "kubevirt.io/allow-pod-bridge-network-live-migration";
+/// As whom virt-api asks a virt-handler.
+const VIRT_API: &str = "kubevirt.io:system:client:virt-handler";
 /// Made by `guest.sh`.
 const GUEST: &str = "localhost/hybridnic-guest:lab";
 
@@ -162,6 +165,41 @@ impl Vm {
     pub async fn delete(&self, cluster: &Cluster) -> Result<()> {
         let vms = Kind::VirtualMachine.api(cluster.client(), &self.namespace);
         vms.delete(&self.name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// Its user has it paused, or run on (`unpause`). `virtctl` asks virt-api, which asks the node's virt-handler: so does this.
+    pub async fn tell(&self, cluster: &Cluster, what: &str) -> Result<()> {
+        let vmis = Kind::VirtualMachineInstance.api(cluster.client(), &self.namespace);
+        let vmi = vmis.get(&self.name).await?;
+        let node = vmi.data["status"]["nodeName"].as_str();
+        let node = cluster.lab.nodes().iter().find(|n| Some(n.name()) == node);
+        let address = node.context("on no node of ours")?.address();
+        let dir = cluster.lab.dir();
+        let file = |name: &str, text: &str| -> Result<String> {
+            let path = dir.join(name);
+            std::fs::write(&path, text)?;
+            Ok(path.display().to_string())
+        };
+        let pair = cluster.control_plane.client_certificate(VIRT_API)?;
+        let certificate = file("virt-api.crt", &pair.certificate)?;
+        let (key, options) = (file("virt-api.key", &pair.key)?, file("options.json", "{}")?);
+        cluster
+            .kubectl(&[
+                "--kubeconfig=/dev/null",
+                "--insecure-skip-tls-verify",
+                &format!("--server=https://{address}:{HANDLER_PORT}"),
+                &format!("--client-certificate={certificate}"),
+                &format!("--client-key={key}"),
+                "replace",
+                &format!(
+                    "--raw=/v1/namespaces/{}/virtualmachineinstances/{}/{what}",
+                    self.namespace, self.name
+                ),
+                "-f",
+                &options,
+            ])
+            .await?;
         Ok(())
     }
 

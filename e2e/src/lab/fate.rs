@@ -148,6 +148,12 @@ pub fn died_in_svm(console: &str) -> bool {
     console.contains("Kernel panic") && console.contains("__svm_vcpu_run")
 }
 
+/// Whether a node's KVM has ended a guest that came to a triple fault: the lab's kernel says so (`kernel-triple-fault.patch`), in the words
+/// of `dump_vmcb()`. The guest starts again, and neither it nor its QEMU says why.
+pub(super) fn has_reset_a_guest(console: &str) -> bool {
+    console.contains("VMCB Control Area:")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +199,14 @@ mod tests {
             &panic.replace("__svm_vcpu_run", "vfio_unregister_group_dev")
         ));
         assert!(!died_in_svm("a test's own words on __svm_vcpu_run"));
+    }
+
+    #[test]
+    fn a_guest_that_comes_to_a_triple_fault_leaves_its_registers_on_its_nodes_console() {
+        let patch = include_str!("../../lab/kernel-triple-fault.patch");
+        assert!(patch.contains("+\tdump_vmcb(vcpu);"));
+        assert!(has_reset_a_guest("[  335.200519] kvm_amd: VMCB Control Area:\n"));
+        assert!(!has_reset_a_guest("[  335.200519] kvm_amd: SVM enabled\n"));
     }
 
     #[test]

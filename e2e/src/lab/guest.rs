@@ -188,8 +188,10 @@ impl GuestSpec {
         if self.incoming {
             add(&["-incoming", "defer"]);
         }
-        let mut append =
-            String::from("console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check");
+        // Bonds are for the guest to make: Debian's module would make one when it is loaded.
+        let mut append = String::from(
+            "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check bonding.max_bonds=0",
+        );
         if !self.hotplug {
             append.push_str(" acpiphp.disable=1 lab.rescan=1");
         }

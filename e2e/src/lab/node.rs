@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::accel::Accel;
 use super::exec::{self, Follower, Output, Process, State, Target, await_state};
-use super::fate::last_words;
+use super::fate::{has_reset_a_guest, last_words};
 use super::image::Images;
 use super::launch::launch;
 use super::net::Net;
@@ -201,17 +201,20 @@ impl Node {
         format!("0000:{:02x}:00.0", pf + 1)
     }
 
+    /// Whether a guest on it was reset by the emulation, which is seen only here.
+    pub fn has_reset_a_guest(&self) -> bool {
+        has_reset_a_guest(&console_of(&self.0.dir))
+    }
+
     /// Waits until the machine is gone, as it is after a panic of its kernel, and gives the last that its console said. Does
     /// not keep the machine alive.
     pub fn ended(&self) -> impl Future<Output = String> + use<> {
-        let (mut state, log) = (self.0.state.clone(), self.0.dir.join("console.log"));
+        let (mut state, dir) = (self.0.state.clone(), self.0.dir.clone());
         let name = self.0.name.clone();
         async move {
             // An error says that nobody follows the console any more: it is over too.
             let _ = state.wait_for(|state| state.ended).await;
-            let console = fs::read(log).unwrap_or_default();
-            let console = String::from_utf8_lossy(&console);
-            format!("{name} is gone:\n{}", last_words(&console))
+            format!("{name} is gone:\n{}", last_words(&console_of(&dir)))
         }
     }
 
@@ -440,6 +443,12 @@ fn replace(from: &Path, to: &Path) -> io::Result<()> {
     fs::copy(from, &part)?;
     fs::set_permissions(&part, fs::Permissions::from_mode(0o755))?;
     fs::rename(part, to)
+}
+
+/// All that a node's console has said so far.
+fn console_of(dir: &Path) -> String {
+    let console = fs::read(dir.join("console.log")).unwrap_or_default();
+    String::from_utf8_lossy(&console).into_owned()
 }
 
 fn follow(mut console: impl Read, log: File, sender: &watch::Sender<State>) {

@@ -39,7 +39,7 @@ pub struct Netdev {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetView(pub Vec<Netdev>);
 
-/// A net_failover trio. The primary is missing while no VF is paired.
+/// A net_failover trio, or a bond and the two in it. The primary is missing while no VF is paired.
 #[derive(Debug, Clone, Copy)]
 pub struct Failover<'a> {
     /// Has the IP address.
@@ -66,6 +66,22 @@ impl NetView {
             master,
             standby,
             primary,
+        })
+    }
+
+    /// A bond of this MAC address and the devices in it, if the guest has made one. The standby in it is a plain virtio-net.
+    pub fn bond(&self, mac: &str) -> Option<Failover<'_>> {
+        let master = self.0.iter().find(|n| n.mac == mac && n.driver.is_none())?;
+        let in_it = |driver: &str| {
+            self.0.iter().find(|n| {
+                let is_plain = n.phys_port_name.as_deref() != Some("sby");
+                n.master.as_ref() == Some(&master.name) && n.driver.as_deref() == Some(driver) && is_plain
+            })
+        };
+        Some(Failover {
+            master,
+            standby: in_it("virtio_net")?,
+            primary: in_it("igbvf"),
         })
     }
 
@@ -252,5 +268,29 @@ mod tests {
         );
         assert_eq!(trio.primary.unwrap().name, "eth2");
         assert!(view.failover("52:54:00:aa:bb:02").is_none());
+        assert!(view.bond("52:54:00:aa:bb:01").is_none());
+    }
+
+    #[test]
+    fn a_bond_is_told_from_a_trio() {
+        let of = |driver: &str, netdev: Netdev| Netdev {
+            driver: Some(driver.into()),
+            ..netdev
+        };
+        let (bond, standby) = (
+            netdev("bond0", None, None),
+            of("virtio_net", netdev("eth0", Some("bond0"), None)),
+        );
+        let mac = "52:54:00:aa:bb:01";
+        let alone = NetView(vec![bond.clone(), standby.clone()]);
+        assert!(alone.failover(mac).is_none() && alone.bond(mac).unwrap().primary.is_none());
+        let vf = of("igbvf", netdev("eth1", Some("bond0"), None));
+        let both = NetView(vec![bond, standby, vf]);
+        let both = both.bond(mac).unwrap();
+        assert_eq!(
+            (both.master.name.as_str(), both.standby.name.as_str()),
+            ("bond0", "eth0")
+        );
+        assert_eq!(both.primary.unwrap().name, "eth1");
     }
 }

@@ -9,12 +9,14 @@ use std::{
 use tokio::sync::watch;
 
 use super::World;
-use crate::lab::{Fate, Guest};
+use crate::lab::{Fate, Guest, died_in_svm};
 
 /// Between two looks for a frozen guest.
 const LOOK: Duration = Duration::from_secs(15);
 /// So many looks in a row must find it so: what is frozen stays so, and what a busy machine or a plug holds up does not.
 const LOOKS: usize = 3;
+/// How a fault of the emulation begins.
+const EMULATIONS: &str = "the emulation has failed, not hybridnic";
 
 /// Something that ends whatever a world was made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +33,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Reset(what) | Self::Frozen(what) => {
-                write!(f, "the emulation has failed, not hybridnic: {what}")
+                write!(f, "{EMULATIONS}: {what}")
             }
             Self::Ours(what) => write!(f, "{what}"),
         }
@@ -44,6 +46,11 @@ impl Fault {
     /// Whether it is the emulation's.
     pub fn is_emulations(&self) -> bool {
         matches!(self, Self::Reset(_) | Self::Frozen(_))
+    }
+
+    /// Whether a panic's words are those of a fault of the emulation.
+    pub fn is_emulations_by(words: &str) -> bool {
+        words.starts_with(EMULATIONS) || died_in_svm(words)
     }
 
     fn of(name: &str, node: &str, fate: Fate, last_words: &str) -> Self {
@@ -118,8 +125,8 @@ impl World {
         self.find_frozen().await.is_some()
     }
 
-    /// A guest that is frozen, if there is one.
-    async fn find_frozen(&self) -> Option<Fault> {
+    /// A guest that the emulation has frozen, if there is one.
+    pub async fn find_frozen(&self) -> Option<Fault> {
         let name = self.frozen().await?;
         for _ in 1..LOOKS {
             tokio::time::sleep(LOOK).await;
@@ -154,6 +161,8 @@ mod tests {
     fn a_guest_that_resets_itself_is_the_emulations_fault_and_a_qemu_that_ends_is_ours() {
         let of = |fate| Fault::of("web-a", "n1", fate, "Kernel panic");
         assert!(matches!(of(Fate::Reset), Fault::Reset(_)));
+        assert!(Fault::is_emulations_by(&of(Fate::Reset).to_string()));
+        assert!(!Fault::is_emulations_by(&of(Fate::Ended(139)).to_string()));
         assert!(matches!(of(Fate::Ended(139)), Fault::Ours(_)));
         assert_eq!(
             of(Fate::Ended(139)).to_string(),

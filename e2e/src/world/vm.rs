@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hybridnic_api::names::VM_LABEL;
+use hybridnic_api::{names::VM_LABEL, v1alpha1::Pairing};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt as _,
@@ -56,6 +56,10 @@ pub struct VmSpec {
     pub ipv6: bool,
     /// Whether QEMU runs in its pod's control group.
     pub grouped: bool,
+    /// How its NICs say that the guest pairs VF and standby.
+    pub pairing: Pairing,
+    /// More of the guest kernel's command line.
+    pub kernel_args: String,
 }
 
 impl VmSpec {
@@ -68,6 +72,18 @@ impl VmSpec {
             hotplug: true,
             ipv6: false,
             grouped: true,
+            pairing: Pairing::NetFailover,
+            kernel_args: String::new(),
+        }
+    }
+
+    /// The same with `pairing: Bond`, and a guest that makes the bond.
+    #[must_use]
+    pub fn bonded(self) -> Self {
+        Self {
+            pairing: Pairing::Bond,
+            kernel_args: "lab.bond=1".into(),
+            ..self
         }
     }
 
@@ -76,9 +92,10 @@ impl VmSpec {
         let NicSpec { mac, .. } = &self.nics[index];
         format!(
             "apiVersion: hybridnic.io/v1alpha1\nkind: VmHybridNic\nmetadata:\n  name: {}\n  namespace: {NAMESPACE}\n\
-             spec:\n  network: {network}\n  vm:\n    qemu:\n      name: {}\n  mac: \"{mac}\"\n---\n",
+             spec:\n  network: {network}\n  vm:\n    qemu:\n      name: {}\n  mac: \"{mac}\"\n  pairing: {:?}\n---\n",
             self.nic_name(index),
-            self.name
+            self.name,
+            self.pairing
         )
     }
 
@@ -127,6 +144,7 @@ impl World {
         guest.hotplug = spec.hotplug;
         guest.pod_uid.clone_from(&pod_uid);
         guest.grouped = spec.grouped;
+        guest.kernel_args.clone_from(&spec.kernel_args);
         for nic in &spec.nics {
             guest = guest.nic(&nic.mac, &format!("{}/24", nic.address));
         }

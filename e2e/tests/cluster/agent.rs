@@ -8,7 +8,7 @@ use futures::StreamExt;
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::names::{AGENT_MANAGER, ATTACHMENT_FINALIZER};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, GuestDevices, HybridNode, HybridNodeSpec, MigrationOrder, MigrationReport,
+    Aside, AttachmentState, Goal, GuestDevices, HybridNode, HybridNodeSpec, MigrationOrder, MigrationReport,
     MigrationState, MigrationStep, NicAttachment, NicAttachmentStatus, Path, StandbyRef, VfRef,
 };
 use hybridnic_e2e::chart;
@@ -225,17 +225,20 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
             ca: certificate(order, state),
             ..MigrationReport::new(&order.migration.uid, state)
         });
+    let aside = spec.aside.filter(|_| goal == Goal::FastPath);
+    let to_standby = goal == Goal::Standby || aside.is_some();
     let (state, path) = match goal {
         Goal::Detached => (AttachmentState::Detached, Path::None),
         Goal::Reserved => (AttachmentState::Reserved, Path::None),
         Goal::FastPath if waits => (AttachmentState::Reserved, Path::None),
         Goal::FastPath if word == Some(MigrationState::Listening) => (AttachmentState::Reserved, Path::None),
-        Goal::Standby if !mood.keeps_vf => (AttachmentState::Standby, Path::Standby),
+        _ if to_standby && !mood.keeps_vf => (AttachmentState::Standby, Path::Standby),
         Goal::FastPath | Goal::Standby => (AttachmentState::FastPath, Path::FastPath),
     };
     (status.state, status.path, status.observed_generation) = (state, path, attachment.metadata.generation);
     let gone = state == AttachmentState::Detached;
-    status.vf = (!gone).then(|| VfRef {
+    let given_back = spec.aside == Some(Aside::GiveVfBack) && state == AttachmentState::Standby;
+    status.vf = (!gone && !given_back).then(|| VfRef {
         pci_address: "0000:01:10.0".into(),
         pf: "ens1".into(),
         index: 0,
@@ -249,7 +252,7 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
         standby_port: Some("rp0".into()),
         ..GuestDevices::default()
     };
-    let ready = if goal == Goal::Standby && mood.keeps_vf {
+    let ready = if to_standby && mood.keeps_vf && path == Path::FastPath {
         NewCondition::no(
             types::READY,
             reasons::GUEST_KEEPS_VF,
@@ -262,6 +265,9 @@ fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicA
     };
     let fast = if path == Path::FastPath {
         NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "the VF carries the traffic")
+    } else if aside.is_some() && path == Path::Standby {
+        let message = "the NIC is told to stay on its standby";
+        NewCondition::no(types::FAST_PATH, reasons::STANDBY_REQUESTED, message)
     } else if waits {
         NewCondition {
             type_: types::FAST_PATH,

@@ -297,8 +297,19 @@ async fn nics(control_plane: &ControlPlane) {
                 json!({"kubevirt": {"name": "web", "interface": "a.b"}}),
                 "interface must be the name of an interface of the VM",
             ),
+            Case("/path", json!("Auto"), ""),
+            Case("/path", json!("Standby"), ""),
+            Case("/path", json!("FastPath"), "Unsupported value"),
+            Case("/keepVf", json!(false), ""),
+            Case(
+                "/keepVf",
+                json!(true),
+                "keepVf says what becomes of the VF under path: Standby",
+            ),
+            Case("/keepVf", json!("yes"), "must be of type boolean"),
             Case("/pairing", json!("NetFailover"), ""),
-            Case("/pairing", json!("Bond"), "Unsupported value"),
+            Case("/pairing", json!("Bond"), ""),
+            Case("/pairing", json!("Team"), "Unsupported value"),
             Case("/vm/qemu/name", json!("web.1"), ""),
             Case("/vm/qemu/name", json!("-web"), "label hybridnic.io/vm"),
             Case("/vm/qemu/name", json!("a b"), "label hybridnic.io/vm"),
@@ -362,6 +373,16 @@ async fn nics(control_plane: &ControlPlane) {
         ],
     )
     .await;
+    judge(
+        control_plane,
+        "VmHybridNic",
+        &json!({ "network": "fast", "vm": { "kubevirt": { "name": "web" } } }),
+        vec![
+            Case("/pairing", json!("NetFailover"), ""),
+            Case("/pairing", json!("Bond"), "pairing: Bond is for VMs in QEMU pods"),
+        ],
+    )
+    .await;
 }
 
 async fn migrations_and_names(control_plane: &ControlPlane) {
@@ -392,6 +413,8 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
     let client = control_plane.client_admin();
     let nic = json!({ "network": "fast", "vm": { "qemu": { "name": "web" } }, "mac": "52:54:00:aa:bb:01" });
     let bare = json!({ "network": "fast", "vm": { "qemu": { "name": "web" } } });
+    let kept =
+        json!({ "network": "fast", "vm": { "qemu": { "name": "web" } }, "path": "Standby", "keepVf": true });
     let network = json!({ "uplinks": [{ "drivers": ["igb"] }], "vlan": { "id": 42 }, "mtu": 1500 });
     let attachment = json!({
         "nodeName": "n1", "nic": { "name": "a", "uid": "u" }, "vm": {"qemu": {"name": "web"}}, "pod": { "name": "p", "uid": "v" },
@@ -431,7 +454,41 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             json!({ "mac": "52:54:00:aa:bb:02" }),
             "mac cannot change",
         ),
+        (
+            "VmHybridNic",
+            &nic,
+            json!({ "pairing": "Bond" }),
+            "pairing cannot change",
+        ),
+        ("VmHybridNic", &nic, json!({ "pairing": "NetFailover" }), ""),
         ("VmHybridNic", &nic, json!({ "noFreeVf": "Wait" }), ""),
+        ("VmHybridNic", &nic, json!({ "path": "Standby" }), ""),
+        (
+            "VmHybridNic",
+            &nic,
+            json!({ "path": "Standby", "keepVf": true }),
+            "",
+        ),
+        (
+            "VmHybridNic",
+            &kept,
+            json!({ "path": "Auto" }),
+            "with path: Auto leave it out",
+        ),
+        (
+            "VmHybridNic",
+            &kept,
+            json!({ "path": "Auto", "keepVf": null }),
+            "",
+        ),
+        ("VmHybridNic", &kept, json!({ "keepVf": null }), ""),
+        ("NicAttachment", &attachment, json!({ "aside": "KeepVf" }), ""),
+        (
+            "NicAttachment",
+            &attachment,
+            json!({ "aside": "Auto" }),
+            "Unsupported value",
+        ),
         (
             "HybridNetwork",
             &network,
@@ -462,6 +519,12 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             &attachment,
             json!({ "mac": "52:54:00:aa:bb:02" }),
             "mac cannot change",
+        ),
+        (
+            "NicAttachment",
+            &attachment,
+            json!({ "pairing": "Bond" }),
+            "pairing cannot change",
         ),
         ("NicAttachment", &attachment, json!({ "goal": "Standby" }), ""),
         (

@@ -18,8 +18,8 @@ use futures::FutureExt as _;
 use hybridnic_api::v1alpha1::{MigrationPhase, NicPhase, Path, QemuMigration, VmHybridNic};
 use hybridnic_e2e::{
     cluster::Cluster,
-    lab::{Inside, Lab, NetView, Netdev, Node, Pinger, Report, died_in_svm},
-    world::{Vm, VmSpec, World},
+    lab::{Inside, Lab, NetView, Netdev, Node, Pinger, Report},
+    world::{Fault, Vm, VmSpec, World},
 };
 
 /// For what takes a moment.
@@ -28,6 +28,8 @@ pub const SOON: Duration = Duration::from_mins(1);
 pub const LATER: Duration = Duration::from_mins(2);
 /// For a whole test.
 const WHOLE: Duration = Duration::from_mins(15);
+/// So many times a failure that is the emulation's by proof costs a test no try.
+const FORGIVEN: usize = 2;
 
 /// Runs a test for as long as it may take, and no longer than its machines live: what it waits for on a dead one never comes.
 pub async fn whole(test: impl Future<Output = ()>, dead: impl Future<Output = impl std::fmt::Display>) {
@@ -50,14 +52,18 @@ pub async fn whole_within(
 pub async fn on_cluster(cluster: &mut Cluster, test: impl AsyncFnOnce(&mut Cluster)) {
     if let Err(why) = AssertUnwindSafe(test(&mut *cluster)).catch_unwind().await {
         cluster.keep_evidence().await;
+        if let Some(fault) = cluster.find_reset() {
+            eprintln!("RESET: {fault}");
+            resume_unwind(Box::new(fault.to_string()));
+        }
         resume_unwind(why);
     }
 }
 
-/// Runs something by its name and, should it fail, once more by another one, so that the logs of the first try stay. If a node's
-/// kernel dies in emulated SVM, that costs no try, the first time.
+/// Runs something by its name and, should it fail, once more by another one, so that the logs of the first try stay. What is the
+/// emulation's fault by proof costs no try, [`FORGIVEN`] times.
 pub async fn twice(name: &str, attempt: impl AsyncFn(&str)) {
-    let (mut failures, mut forgiven) = (0, false);
+    let (mut failures, mut forgiven) = (0, 0);
     for nth in 1.. {
         let this = if nth == 1 {
             name.to_owned()
@@ -67,8 +73,11 @@ pub async fn twice(name: &str, attempt: impl AsyncFn(&str)) {
         let Err(why) = AssertUnwindSafe(attempt(&this)).catch_unwind().await else {
             return;
         };
-        if !forgiven && why.downcast_ref::<String>().is_some_and(|why| died_in_svm(why)) {
-            forgiven = true;
+        let is_emulations = why
+            .downcast_ref::<String>()
+            .is_some_and(|why| Fault::is_emulations_by(why));
+        if is_emulations && forgiven < FORGIVEN {
+            forgiven += 1;
         } else {
             failures += 1;
         }
@@ -196,11 +205,12 @@ pub async fn vm_on_fast_path(
     Ok(vm)
 }
 
-/// The three devices of a NIC in the guest.
+/// The three devices of a NIC in the guest, by net_failover or by a bond.
 pub fn trio<'a>(view: &'a NetView, mac: &str) -> Result<(&'a Netdev, &'a Netdev, Option<&'a Netdev>)> {
     let failover = view
         .failover(mac)
-        .context("the guest has made no failover device")?;
+        .or_else(|| view.bond(mac))
+        .context("the guest has made neither failover device nor bond")?;
     Ok((failover.master, failover.standby, failover.primary))
 }
 

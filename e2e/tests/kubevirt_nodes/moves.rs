@@ -9,12 +9,13 @@ use hybridnic_e2e::until::until;
 use kube::api::{DeleteParams, DynamicObject};
 use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt as _};
+use serde_json::{Value, json};
 
 use super::common::{self, condition};
 use super::seen::{
     BUSY, at, checked, current, fast, gaps, hardly_lost, migrate, node_of, plugin, succeeded, writes,
 };
-use super::{LONG, NAMESPACE, SCARCE, SOON, Story};
+use super::{LONG, NAMESPACE, PAIR, SCARCE, SOON, Story};
 
 /// What a migration goes through, in this order.
 const PHASES: [&str; 7] = [
@@ -182,16 +183,16 @@ impl Story<'_> {
         }
     }
 
-    /// Two VMs want to be where the other one is, and there is no VF for either: each comes by a place for a standby, and has the VF that
-    /// the other one has left.
+    /// Two VMs want to be where the other one is. Of one of their networks each node has one free VF. Of the other there is none: each
+    /// comes by a place for a standby, and has the VF that the other one has left.
     pub async fn crossing(&self, web: &Vm, rare: &Vm) {
         let cluster = self.cluster;
         let both = [web, rare];
         let before = [self.scarce(both[0]).await, self.scarce(both[1]).await];
         assert_ne!(before[0], before[1], "on one node");
         let networks: Api<HybridNetwork> = Api::all(cluster.client());
-        let free = networks.get(SCARCE).await.unwrap().status.unwrap().vfs.free;
-        assert_eq!(free, 0, "VFs are free");
+        let free = async |network| networks.get(network).await.unwrap().status.unwrap().vfs.free;
+        assert_eq!((free(SCARCE).await, free(PAIR).await), (0, 2));
         let pingers = [self.watch(both[0]).await, self.watch(both[1]).await];
         let asked = Instant::now();
         let migrations = [
@@ -250,14 +251,49 @@ impl Story<'_> {
     /// A VM that is paused lets go of nothing: its migration waits until it runs on.
     pub async fn paused(&self, vm: &Vm) {
         let cluster = self.cluster;
-        self.virsh(vm, "suspend").await;
+        vm.tell(cluster, "pause").await.unwrap();
         let migration = migrate(cluster, &vm.name).await;
         self.until_held(vm).await;
-        self.virsh(vm, "resume").await;
+        vm.tell(cluster, "unpause").await.unwrap();
         let pinger = self.watch(vm).await;
         succeeded(cluster, &migration).await;
         let nics = fast(cluster, vm).await;
         checked(cluster, vm, &nics).await;
         gaps(&common::watched_with(pinger, BUSY).await, "paused, and run on");
+    }
+
+    /// A migration that takes too long ends in post-copy: the VM runs at the target on its standby while its memory is still at the source,
+    /// and gets its VFs when all of that has come.
+    pub async fn post_copied(&self, vm: &Vm) {
+        let cluster = self.cluster;
+        let slow =
+            json!({ "allowPostCopy": true, "completionTimeoutPerGiB": 1, "bandwidthPerMigration": "8Mi" });
+        self.migrations(&slow).await;
+        let pinger = self.watch(vm).await;
+        let asked = Instant::now();
+        let migration = migrate(cluster, &vm.name).await;
+        succeeded(cluster, &migration).await;
+        self.arrived(vm, asked, "post-copy").await;
+        let vmis = Kind::VirtualMachineInstance.api(cluster.client(), NAMESPACE);
+        let vmi = vmis.get(&vm.name).await.unwrap();
+        assert_eq!(*at(&vmi, "/status/migrationState/mode"), "PostCopy");
+        gaps(&common::watched_with(pinger, BUSY).await, "post-copy");
+        self.migrations(&Value::Null).await;
+    }
+
+    /// Configures how KubeVirt migrates.
+    async fn migrations(&self, how: &Value) {
+        let patch = json!({ "spec": { "configuration": { "migrations": how } } }).to_string();
+        let patch = [
+            "patch",
+            "kubevirt",
+            "kubevirt",
+            "-n",
+            "kubevirt",
+            "--type=merge",
+            "-p",
+            &patch,
+        ];
+        self.cluster.kubectl(&patch).await.unwrap();
     }
 }

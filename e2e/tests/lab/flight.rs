@@ -106,7 +106,7 @@ async fn in_plain(world: &mut World) {
 }
 
 /// The VF's counters move and the macvtap's do not.
-async fn runs_on_the_vf(world: &World, vm: &Vm, spec: &VmSpec) {
+pub async fn runs_on_the_vf(world: &World, vm: &Vm, spec: &VmSpec) {
     let mac = &spec.nics[0].mac;
     let pinger = world.lab.pinger(spec.nics[0].address, 100).unwrap();
     assert!(pinger.answered(20, SOON).await, "no answer");
@@ -129,7 +129,8 @@ async fn runs_on_the_vf(world: &World, vm: &Vm, spec: &VmSpec) {
     );
 }
 
-async fn move_to(
+/// Migrates the VM `web` to a pod; its NIC is fast there, too.
+pub async fn move_to(
     world: &World,
     name: &str,
     pod: &str,
@@ -150,7 +151,7 @@ async fn move_to(
 }
 
 /// The pod that the VM has left ends, and its node is as it was.
-async fn first_is_over(world: &World, vm: &Vm, clean: &str) {
+pub async fn first_is_over(world: &World, vm: &Vm, clean: &str) {
     world.until_footprint(vm.node, clean).await.unwrap();
     let code = vm.guest.qemu().wait(Duration::from_secs(30)).await.unwrap();
     assert_eq!(code, Some(0), "the source's QEMU ends by itself");
@@ -191,7 +192,7 @@ async fn is_one_trace(world: &World, name: &str) {
     assert!(parts.iter().all(|part| part.parent == first[0].id), "{spans:#?}");
 }
 
-async fn downtime(world: &World, name: &str) -> u64 {
+pub async fn downtime(world: &World, name: &str) -> u64 {
     let migration = ended(world, name).await.unwrap();
     u64::try_from(migration.status.unwrap().downtime_ms.unwrap_or(0)).unwrap()
 }

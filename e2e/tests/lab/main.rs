@@ -13,6 +13,8 @@
     reason = "a test ends where something is not as it should be"
 )]
 
+mod aside;
+mod bond;
 #[path = "../common/mod.rs"]
 mod common;
 mod containment;
@@ -42,10 +44,12 @@ fn main() {
         unfit::tests,
         local::tests,
         flight::tests,
+        bond::tests,
         lifecycle::tests,
         faults::tests,
         once::tests,
         pool::tests,
+        aside::tests,
         devices::tests,
         containment::tests,
     ];

@@ -134,7 +134,7 @@ async fn fourteen(world: &World) {
 }
 
 /// One VF on each node.
-const SCARCE: &str = "
+pub const SCARCE: &str = "
 apiVersion: hybridnic.io/v1alpha1
 kind: HybridNetwork
 metadata: {name: scarce}

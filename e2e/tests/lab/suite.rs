@@ -136,7 +136,7 @@ impl Drop for Suite {
 }
 
 /// Nested emulation on two cores fails now and then for reasons that are not ours (docs/testing.md); so a test that fails is
-/// started once more, in a new world, and that is said, with what it failed of: `make test` counts those lines.
+/// started again, in a new world, and that is said, with what it failed of: `make test` counts those lines.
 async fn case(place: &mut Place, kernel: Kernel, name: &str, test: &impl AsyncFn(&mut World)) {
     let place = tokio::sync::Mutex::new(place);
     twice(name, async |_| {
@@ -172,8 +172,9 @@ async fn attempt(place: &mut Place, kernel: Kernel, name: &str, test: &impl Asyn
     eprintln!("--- the logs are in {}", shared.world.lab.dir().display());
     if shared.world.lost().is_some_and(|fault| fault.is_emulations()) {
         eprintln!("RESET: the emulation reset a guest in {name}");
-    } else if shared.world.is_frozen().await {
+    } else if let Some(fault) = shared.world.find_frozen().await {
         eprintln!("FROZEN: the emulation lost a guest's timer in {name}");
+        resume_unwind(Box::new(fault.to_string()));
     }
     resume_unwind(panic);
 }

@@ -69,9 +69,15 @@ const MINE: &[Need] = &[
         GROUP,
         "vmhybridnics",
         &["get", "list", "watch"],
-        "top, nic, migrate",
+        "top, nic, migrate, standby, fast",
     )),
-    here(need(GROUP, "nicattachments", &["list"], "nic")),
+    here(need(GROUP, "vmhybridnics", &["patch"], "standby, fast")),
+    here(need(
+        GROUP,
+        "nicattachments",
+        &["list", "watch"],
+        "nic, standby, fast",
+    )),
     here(need("events.k8s.io", "events", &["list"], "nic")),
     here(need("", "pods", &["list"], "migrate")),
     here(need(

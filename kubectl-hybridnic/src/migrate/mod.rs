@@ -4,10 +4,9 @@ mod kubevirt;
 mod progress;
 mod target;
 
-use std::{io, pin::pin, process::ExitCode};
+use std::{pin::pin, process::ExitCode};
 
 use anyhow::bail;
-use crossterm::{cursor, execute, terminal};
 use futures::StreamExt as _;
 use hybridnic_api::{
     foreign::kubevirt::VirtualMachineInstanceMigration,
@@ -23,10 +22,10 @@ use kube::{
 };
 
 use self::progress::Shown;
-use crate::{cli::Format, connect::Cluster, print};
+use crate::{canvas::Canvas, cli::Format, connect::Cluster, print};
 
 /// Exit code after Ctrl-C, as a shell has it.
-const INTERRUPTED: u8 = 130;
+pub const INTERRUPTED: u8 = 130;
 
 /// Creates the migration, and watches it where that is asked for.
 pub async fn run(
@@ -90,7 +89,7 @@ pub async fn run(
         name: &name,
         kind: "qmig",
         output,
-        shown: 0,
+        canvas: Canvas::default(),
         last: String::new(),
     };
     follower
@@ -132,7 +131,7 @@ async fn by_kubevirt(
         name: &name,
         kind: "vmim",
         output,
-        shown: 0,
+        canvas: Canvas::default(),
         last: String::new(),
     };
     follower
@@ -147,8 +146,7 @@ struct Follower<'a> {
     /// Short name of its kind.
     kind: &'static str,
     output: Format,
-    /// Lines on the terminal that the next picture takes the place of.
-    shown: u16,
+    canvas: Canvas,
     /// The last line where there is no terminal, so that none is said twice.
     last: String,
 }
@@ -218,13 +216,8 @@ impl Follower<'_> {
     fn show(&mut self, shown: &Shown) -> anyhow::Result<()> {
         if self.draws() {
             let width = print::width().unwrap_or(80);
-            let text = progress::picture(shown, Timestamp::now(), width);
-            if self.shown > 0 {
-                execute!(io::stdout(), cursor::MoveToPreviousLine(self.shown))?;
-            }
-            execute!(io::stdout(), terminal::Clear(terminal::ClearType::FromCursorDown))?;
-            print::text(&text)?;
-            self.shown = progress::rows(&text, width);
+            self.canvas
+                .draw(&progress::picture(shown, Timestamp::now(), width), width)?;
         } else if self.output == Format::Table {
             if phase(&shown.migration).is_final() {
                 return print::text(&progress::picture(shown, Timestamp::now(), 80));

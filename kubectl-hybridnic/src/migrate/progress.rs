@@ -119,16 +119,6 @@ fn figures(status: &QemuMigrationStatus) -> String {
     format!("{}\n", parts.join(", "))
 }
 
-/// Rows of the terminal that a text takes: long lines go on in the next one.
-pub fn rows(text: &str, width: usize) -> u16 {
-    let plain = anstream::adapter::strip_str(text).to_string();
-    let rows: usize = plain
-        .lines()
-        .map(|line| line.chars().count().div_ceil(width).max(1))
-        .sum();
-    u16::try_from(rows).unwrap_or(u16::MAX)
-}
-
 /// What is said to one who leaves before the end.
 pub fn goodbye(kind: &str, name: &str, namespace: &str) -> String {
     format!(
@@ -234,13 +224,6 @@ web-x  n1 → n2, VM web
             back.starts_with("[                ]  RollingBack  TargetLost: the target's pod has ended\n"),
             "{back}"
         );
-    }
-
-    #[test]
-    fn long_lines_take_more_rows() {
-        let text = format!("{}\n\nab\n", Tone::Bad.paint("a".repeat(21)));
-        assert_eq!(rows(&text, 10), 3 + 1 + 1);
-        assert_eq!(rows("", 10), 0);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use hybridnic_api::v1alpha1::{NicAttachment, NicMigration, TimelineEntry, Vm, VmHybridNicStatus};
+use hybridnic_api::v1alpha1::{Aside, NicAttachment, NicMigration, TimelineEntry, Vm, VmHybridNicStatus};
 use jiff::Timestamp;
 use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::ResourceExt as _;
@@ -63,11 +63,17 @@ fn asked(observed: &Observed) -> Pairs {
         hybridnic_api::v1alpha1::NoFreeVf::Standby => "run on the standby",
         hybridnic_api::v1alpha1::NoFreeVf::Wait => "wait for one",
     };
+    let path = match spec.aside() {
+        None => "the VF",
+        Some(Aside::GiveVfBack) => "the standby; its VF goes back to the pool",
+        Some(Aside::KeepVf) => "the standby; its VF stays reserved",
+    };
     vec![
         ("network", spec.network.clone()),
         ("VM", vm(&observed.nic.spec.vm)),
         ("MAC", mac),
         ("no free VF", no_free_vf.to_owned()),
+        ("path", path.to_owned()),
     ]
 }
 
@@ -135,6 +141,9 @@ fn attachment_section(page: &mut Page, attachment: &NicAttachment, now: Timestam
             format!("{}, is {}, path {}", spec.goal, status.state, status.path),
         ),
     ];
+    if let Some(aside) = spec.aside {
+        pairs.push(("told", aside.to_string()));
+    }
     if let Some(order) = &spec.migration {
         let said = status
             .migration
@@ -393,6 +402,7 @@ Asked for
   VM          web (qemu)
   MAC         one of the network's range
   no free VF  run on the standby
+  path        the VF
 
 What it has
   MAC         02:00:00:00:00:0a

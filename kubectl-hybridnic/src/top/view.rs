@@ -46,6 +46,7 @@ pub struct NetworkRow {
     nics: i32,
     on_fast_path: i32,
     on_standby: i32,
+    told_standby: i32,
     ready: String,
     why: String,
 }
@@ -141,6 +142,7 @@ fn network(network: &HybridNetwork) -> NetworkRow {
         nics: status.nics,
         on_fast_path: status.on_fast_path,
         on_standby: status.on_standby,
+        told_standby: status.told_standby,
         ready: ready.to_owned(),
         why: why.to_owned(),
     }
@@ -254,7 +256,15 @@ fn networks(rows: &[NetworkRow], width: Option<usize>) -> Grid {
             count(row.vfs.unhealthy, Tone::Bad),
             cell(row.nics),
             count(row.on_fast_path, Tone::Good),
-            count(row.on_standby, Tone::Warn),
+            count(
+                row.on_standby,
+                // Those that were told to be there are where they should be.
+                if row.on_standby > row.told_standby {
+                    Tone::Warn
+                } else {
+                    Tone::Plain
+                },
+            ),
             count((row.nics - row.on_fast_path - row.on_standby).max(0), Tone::Bad),
             cell(&row.why),
         ]);

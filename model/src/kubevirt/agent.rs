@@ -102,7 +102,8 @@ pub fn hear(world: &World, state: &mut State, pod: usize, n: usize) {
         }
     }
     attachment.finalizer |= !attachment.deleting;
-    if objects.goal(nic.spec) != objects.goal(spec) {
+    let asks = |spec| (objects.goal(spec), objects.aside(spec));
+    if asks(nic.spec) != asks(spec) {
         nic.keeps_vf = false;
     }
     (nic.heard, nic.spec, nic.current) = (true, spec, true);

@@ -4,6 +4,7 @@ use hybridnic_api::v1alpha1::Goal;
 
 use super::state::{NODES, PODS, Phase, State};
 use super::world::World;
+use crate::invariants::stands_aside;
 use crate::nic_task::is_clean;
 use crate::state::{Agent, NICS};
 use crate::system::Broken;
@@ -102,7 +103,14 @@ fn at_home(world: &World, state: &State, home: usize) -> Result<(), Broken> {
         if vf.is_none() && standby.is_none() {
             return Err("(e) a NIC of a running VM carries nothing".to_owned());
         }
-        if usize::from(world.vfs) >= world.nics && (vf.is_none() || standby.is_some()) {
+        let free = usize::from(world.vfs) >= world.nics;
+        match state.aside {
+            // A guest that does not let go keeps its VF, and that carries the traffic.
+            Some(_) if place.qemu.keeps[n] && place.qemu.vf[n].is_some() => {}
+            Some(aside) => stands_aside(&place.nics[n], place.qemu.vf[n].is_some(), aside, free)?,
+            None => {}
+        }
+        if state.aside.is_none() && free && (vf.is_none() || standby.is_some()) {
             return Err("(e) a NIC of a running VM is not on its VF, and one is free".to_owned());
         }
         let spec = place.attachments[n].and_then(|a| world.objects.specs.get(a.spec));

@@ -5,7 +5,7 @@ use hybridnic_agent::machine::kubevirt::DUTIES;
 use hybridnic_agent::machine::kubevirt::watch;
 use hybridnic_agent::nic::plan::Step;
 use hybridnic_agent::nic::seen::{Guest, QemuSeen};
-use hybridnic_api::v1alpha1::{AttachedVm, AttachmentState};
+use hybridnic_api::v1alpha1::{Aside, AttachedVm, AttachmentState};
 
 use super::state::{Place, Run, Sandbox, State, Transfer};
 use super::vm_task::{forget, seen};
@@ -139,7 +139,8 @@ fn take(world: &World, state: &mut State, pod: usize, n: usize, step: Step) -> b
     match step {
         Step::Reserve => {
             nic.recorded = true;
-            nic.vf = free.map(|index| Vf {
+            let wants_vf = world.objects.aside(nic.spec) != Some(Aside::GiveVfBack);
+            nic.vf = free.filter(|_| wants_vf).map(|index| Vf {
                 index,
                 bound: false,
                 mac: Mac::Other,

@@ -8,7 +8,7 @@ use hybridnic_api::foreign::kubevirt::{
     VirtualMachineInstanceMigrationSpec, VirtualMachineInstanceMigrationStatus, VirtualMachineInstanceSpec,
     VirtualMachineInstanceStatus,
 };
-use hybridnic_api::v1alpha1::{KubevirtVm, VmHybridNic};
+use hybridnic_api::v1alpha1::{Aside, KubevirtVm, VmHybridNic};
 use hybridnic_operator::fence::NodeState;
 use hybridnic_operator::moves::ends::Ends;
 use hybridnic_operator::moves::kubevirt::{Inputs, moves};
@@ -70,7 +70,7 @@ fn first_write(world: &World, view: &View, n: usize) -> Write {
         .iter()
         .find(|of| of.has(NIC[n]))
         .map(|of| (of.clone(), Ends::observe(of, &all, &pods)));
-    let nic = nic(n, view.nic_pods[n]);
+    let nic = nic(n, view.nic_pods[n], view.aside);
     let observed = Observed {
         vm: VmRef::of_nic(&nic),
         kubevirt: ObservedVm {
@@ -101,8 +101,8 @@ fn first_write(world: &World, view: &View, n: usize) -> Write {
     })
 }
 
-fn nic(n: usize, pod: Option<u8>) -> VmHybridNic {
-    let mut nic = objects::nic(n, None);
+fn nic(n: usize, pod: Option<u8>, aside: Option<Aside>) -> VmHybridNic {
+    let mut nic = objects::nic(n, None, aside);
     nic.spec.vm = hybridnic_api::v1alpha1::Vm {
         qemu: None,
         kubevirt: Some(KubevirtVm {

@@ -30,6 +30,9 @@ pub fn state(world: &World, state: &State) -> String {
     if state.held != Held::Nobody {
         let _ = write!(text, ", held up: {:?}", state.held);
     }
+    if let Some(aside) = state.aside {
+        let _ = write!(text, ", told {aside}");
+    }
     for (pod, name) in POD.iter().enumerate() {
         let (of, place) = (state.kube.pods[pod], &state.places[pod]);
         let nobody = place.attachments.iter().all(Option::is_none);

@@ -1,6 +1,7 @@
 //! What a state of the world is.
 
 use hybridnic_agent::journal::Role;
+use hybridnic_api::v1alpha1::Aside;
 
 use crate::state::{Agent, Attachment, Id, NICS, Nic};
 
@@ -16,6 +17,8 @@ pub const MOVES: usize = 2;
 pub struct State {
     /// What KubeVirt has written.
     pub kube: Kube,
+    /// Whether the NICs are told to stay on their standby.
+    pub aside: Option<Aside>,
     /// In which pod each NIC's status says that the VM is.
     pub nic_pods: [Option<u8>; NICS],
     /// The pods, and what there is in them.
@@ -36,6 +39,8 @@ pub struct State {
     pub faults: u8,
     /// How often more one NIC may be ahead of the other.
     pub splits: u8,
+    /// How often more a user tells the NICs where their traffic is to run.
+    pub tells: u8,
 }
 
 /// What KubeVirt and kubelets have written.
@@ -354,6 +359,7 @@ impl State {
     pub fn cached(&self) -> View {
         let mut view = View {
             kube: self.kube,
+            aside: self.aside,
             nic_pods: self.nic_pods,
             attachments: self.places.map(|place| place.attachments),
         };
@@ -371,6 +377,8 @@ impl State {
 pub struct View {
     /// Of KubeVirt and kubelets.
     pub kube: Kube,
+    /// What the NICs are told.
+    pub aside: Option<Aside>,
     /// Of the NICs' status.
     pub nic_pods: [Option<u8>; NICS],
     /// Of the attachments.

@@ -1,5 +1,7 @@
 //! The world as a system of states and actions.
 
+use hybridnic_api::v1alpha1::Aside;
+
 use super::agent;
 use super::invariants;
 use super::nic_task::NicSight;
@@ -11,6 +13,7 @@ use super::state::{
     Truth, View,
 };
 use super::vm_task::{Verdict, VmSight};
+use crate::model::words;
 use crate::nic_task::Round;
 use crate::objects::{Memo, Objects};
 use crate::operator::Write;
@@ -23,6 +26,8 @@ pub struct World {
     pub vfs: u8,
     /// NICs of the VM, one or two.
     pub nics: usize,
+    /// How often a user tells the NICs where their traffic is to run.
+    pub tells: u8,
     /// Whether there may be a second migration after the first.
     pub again: bool,
     /// Whether all news arrive at once, unless a fault holds them up. Otherwise each may take any time.
@@ -51,6 +56,8 @@ pub enum Action {
     CatchUp,
     /// KubeVirt and what it drives go on.
     Happens(Happens),
+    /// A user tells the NICs where their traffic is to run.
+    Tell(Option<Aside>),
     /// A fault.
     Fault(Fault),
 }
@@ -93,11 +100,12 @@ pub enum Fault {
 }
 
 impl World {
-    /// A world whose nodes have this many VFs each, with a VM that has this many NICs.
-    pub fn new(vfs: u8, nics: usize, again: bool, prompt: bool) -> Self {
+    /// A world whose nodes have this many VFs each, with a VM that has this many NICs, which a user tells so often where to be.
+    pub fn new(vfs: u8, nics: usize, tells: u8, again: bool, prompt: bool) -> Self {
         Self {
             vfs,
             nics: nics.clamp(1, NICS),
+            tells,
             again,
             prompt,
             objects: Objects::default(),
@@ -262,6 +270,10 @@ impl World {
             Action::Happens(what) => {
                 happen(next, self.nics, what);
             }
+            Action::Tell(aside) => {
+                next.tells = next.tells.saturating_sub(1);
+                next.aside = aside;
+            }
             Action::Fault(fault) => {
                 next.faults = next.faults.saturating_sub(1);
                 next.truth.well = false;
@@ -330,6 +342,7 @@ impl System for World {
                 pods: pods.map(|phase| Pod { phase, leaves: false }),
                 vmi: 0,
             },
+            aside: None,
             nic_pods: [None; NICS],
             places: [Place::NONE; PODS],
             agents: [Agent::Prompt; NODES],
@@ -344,6 +357,7 @@ impl System for World {
             },
             faults: 0,
             splits: 0,
+            tells: 0,
         };
         state.kube.pods[0].phase = PodPhase::Pending;
         for _ in 0..40 {
@@ -363,6 +377,7 @@ impl System for World {
         };
         state.kube.pods[1].phase = PodPhase::Pending;
         (state.faults, state.splits, state.again) = (faults, splits, self.again);
+        state.tells = self.tells;
         state
     }
 
@@ -391,6 +406,9 @@ impl System for World {
         let late = state.lag != Lag::None || state.held != Held::Nobody;
         actions.extend(late.then_some(Action::CatchUp));
         actions.extend(runtime::all().map(Action::Happens));
+        if state.tells > 0 {
+            actions.extend(words(state.aside).map(Action::Tell));
+        }
         if state.faults > 0 {
             actions.extend(self.faults(state).into_iter().map(Action::Fault));
         }
@@ -411,6 +429,7 @@ impl System for World {
         State {
             faults: 0,
             splits: 0,
+            tells: 0,
             lag: Lag::None,
             held: Held::Nobody,
             again: false,

@@ -1,6 +1,8 @@
 use std::fs::File;
 
-use hybridnic_api::v1alpha1::{AttachedVm, Goal, L2Settings, NicAttachmentSpec, NoFreeVf, ObjectRef};
+use hybridnic_api::v1alpha1::{
+    AttachedVm, Goal, L2Settings, NicAttachmentSpec, NoFreeVf, ObjectRef, Pairing,
+};
 use hybridnic_net::{MacAddr, netlink::VfConfig, sysfs::DriverState};
 
 use super::*;
@@ -25,7 +27,9 @@ pub(crate) fn record(uid: &str) -> Record {
             network: "net".into(),
             mac: "02:00:00:00:00:01".into(),
             goal: Goal::FastPath,
+            aside: None,
             no_free_vf: NoFreeVf::Standby,
+            pairing: Pairing::NetFailover,
             l2: L2Settings::default(),
             placement: None,
             pod_devices: None,

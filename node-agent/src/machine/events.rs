@@ -41,6 +41,8 @@ pub enum VmEvent {
     },
     /// The guest's driver of a standby has taken that it is one.
     FailoverNegotiated,
+    /// The guest's driver of a NIC asks it to receive something: it has started.
+    Receives,
     /// The guest has let go of a device, or says that it does not.
     Unplugged,
 }
@@ -53,7 +55,7 @@ impl VmEvent {
             Self::Stopped | Self::Resumed | Self::Reset | Self::ShutDown => {
                 Some(<&'static str>::from(self).into())
             }
-            Self::FailoverNegotiated | Self::Unplugged => None,
+            Self::FailoverNegotiated | Self::Receives | Self::Unplugged => None,
         }
     }
 }

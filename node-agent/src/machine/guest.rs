@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use hybridnic_api::v1alpha1::Pairing;
 use hybridnic_net::{MacAddr, PciAddress};
 
 /// What runs a VM, and what it does with it, as far as it matters to a NIC.
@@ -49,6 +50,8 @@ pub struct StandbyPlug {
     pub nic: String,
     /// Its MAC.
     pub mac: MacAddr,
+    /// How the guest pairs it with its VF.
+    pub pairing: Pairing,
     /// The port of the guest.
     pub port: String,
     /// The macvtap.

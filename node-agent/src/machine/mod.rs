@@ -40,7 +40,7 @@ use std::{
 use hybridnic_api::{
     limits,
     v1alpha1::{
-        AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, Runtime,
+        AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, Pairing, Runtime,
         TimelineEntry,
     },
 };
@@ -108,6 +108,8 @@ pub struct NicEntry {
     pub macvtap: Option<LinkAt>,
     /// Id of its standby device in QEMU.
     pub standby_device: String,
+    /// How the guest pairs VF and standby.
+    pub pairing: Pairing,
     /// Where it is.
     pub state: AttachmentState,
     /// Where the operator wants it.
@@ -137,6 +139,7 @@ impl NicEntry {
             .is_some_and(|standby| standby.seized.is_some());
         self.macvtap = LinkAt::of(record).filter(|_| !is_shut);
         self.standby_device = ids::standby(&record.spec);
+        self.pairing = record.spec.pairing;
         self.goal = record.spec.goal;
         self.order.clone_from(&record.spec.migration);
         self.ports.clone_from(&record.ports);

@@ -4,14 +4,14 @@ use hybridnic_api::{
     conditions::{self, NewCondition, reasons, types},
     limits,
     v1alpha1::{
-        AttachmentState, Goal, GuestDevices, MigrationReport, NicAttachmentStatus, Path, StandbyRef,
+        Aside, AttachmentState, Goal, GuestDevices, MigrationReport, NicAttachmentStatus, Path, StandbyRef,
         SwitchOrder, TimelineEntry, VfRef,
     },
 };
 use jiff::Timestamp;
 
 use super::{
-    plan::Decision,
+    plan::{self, Decision},
     seen::{QemuSeen, Seen, VfSeen},
 };
 use crate::{error::StepError, journal::Record, machine::Filtered};
@@ -94,7 +94,7 @@ pub fn path(inputs: &Inputs<'_>) -> Path {
     };
     let standby_up = seen.macvtap == Some(true);
     // While both are up, the one that is on its way out carries the traffic.
-    let arriving = inputs.record.spec.goal == Goal::FastPath && standby_up;
+    let arriving = plan::goal(&inputs.record.spec) == Goal::FastPath && standby_up;
     match seen.qemu {
         QemuSeen::Up(guest) if inputs.running && guest.vf && guest.uses_vf && !arriving => Path::FastPath,
         QemuSeen::Up(guest) if inputs.running && guest.standby && standby_up => Path::Standby,
@@ -171,6 +171,13 @@ fn fast_path(inputs: &Inputs<'_>, path: Path, ready: &NewCondition) -> NewCondit
     }
     // Ready without the fast path: that is what was asked for.
     if ready.status == Some(true) {
+        if let Some(aside) = inputs.record.spec.aside.filter(|_| path == Path::Standby) {
+            return NewCondition::no(
+                types::FAST_PATH,
+                reasons::STANDBY_REQUESTED,
+                told(aside, inputs.record),
+            );
+        }
         let message = match inputs.record.spec.goal {
             Goal::Standby => "the standby carries the traffic, as a migration asks for",
             Goal::Detached => "the NIC has left the node",
@@ -179,6 +186,24 @@ fn fast_path(inputs: &Inputs<'_>, path: Path, ready: &NewCondition) -> NewCondit
         return NewCondition::no(types::FAST_PATH, ready.reason.clone(), message);
     }
     NewCondition::no(types::FAST_PATH, ready.reason.clone(), ready.message.clone())
+}
+
+/// Why a NIC is on its standby that was told to be there, and where its VF is.
+fn told(aside: Aside, record: &Record) -> &'static str {
+    match (aside, &record.vf) {
+        (Aside::GiveVfBack, None) => {
+            "the NIC is told to stay on its standby (path: Standby), and holds no VF; path: Auto brings one back"
+        }
+        (Aside::GiveVfBack, Some(_)) => {
+            "the NIC is told to stay on its standby (path: Standby); its VF goes back to the pool when the migration is over"
+        }
+        (Aside::KeepVf, Some(_)) => {
+            "the NIC is told to stay on its standby (path: Standby), and its VF stays reserved for it (keepVf); path: Auto brings it back"
+        }
+        (Aside::KeepVf, None) => {
+            "the NIC is told to stay on its standby (path: Standby) and to keep a VF (keepVf), but no VF of the network is free on the node"
+        }
+    }
 }
 
 /// What reaches the guest on its VF only.

@@ -171,6 +171,44 @@ fn the_path_is_the_device_that_carries_the_traffic() {
     }
 }
 
+#[test]
+fn a_nic_that_is_told_to_stay_on_its_standby_is_ready_there() {
+    let said = |aside, goal, vf: bool| {
+        let mut record = held(goal);
+        record.spec.aside = Some(aside);
+        record.vf = vf.then(|| crate::journal::tests::held_vf(0, 0));
+        let seen = seen(GUEST, true);
+        let decision = Decision::Done(AttachmentState::Standby);
+        let status = build(inputs(&record, &seen, Some(&decision)), None, at(1));
+        assert_eq!(
+            (status.state, status.path),
+            (AttachmentState::Standby, Path::Standby)
+        );
+        says(&status, types::READY, ("True", reasons::ATTACHED));
+        says(&status, types::FAST_PATH, ("False", reasons::STANDBY_REQUESTED));
+        condition(&status, types::FAST_PATH).message.clone()
+    };
+    for goal in [Goal::FastPath, Goal::Standby] {
+        assert!(said(Aside::GiveVfBack, goal, false).contains("holds no VF"));
+        assert!(said(Aside::GiveVfBack, goal, true).contains("when the migration is over"));
+        assert!(said(Aside::KeepVf, goal, true).contains("stays reserved for it"));
+        assert!(said(Aside::KeepVf, goal, false).contains("no VF of the network is free"));
+    }
+    // Until it is there, its VF carries the traffic, also while both are up.
+    let mut record = held(Goal::FastPath);
+    record.spec.aside = Some(Aside::GiveVfBack);
+    let both = seen(FAST, true);
+    assert_eq!(path(&inputs(&record, &both, None)), Path::FastPath);
+    let keeps = Decision::Wait(Wait {
+        state: AttachmentState::FastPath,
+        reason: reasons::GUEST_KEEPS_VF,
+        message: "it stays".to_owned(),
+    });
+    let status = build(inputs(&record, &seen(FAST, false), Some(&keeps)), None, at(1));
+    says(&status, types::READY, ("False", reasons::GUEST_KEEPS_VF));
+    says(&status, types::FAST_PATH, ("True", reasons::VF_ACTIVE));
+}
+
 /// Checks state and conditions; without the fast path, its reason is what Ready says.
 #[track_caller]
 fn gives(

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::plan::Sends;
+
 /// How long the standby of a busy guest must be silent, while the VF's interrupts go on.
 const SILENT: Duration = Duration::from_secs(1);
 /// How long that of any other guest must be.
@@ -25,6 +27,8 @@ pub struct Silence {
     since: Instant,
     /// The VF's interrupts at that moment.
     interrupts: Option<u64>,
+    /// The first that were seen, and the last.
+    span: Option<(u64, u64)>,
 }
 
 impl Silence {
@@ -35,6 +39,7 @@ impl Silence {
             sent,
             since: now,
             interrupts: None,
+            span: None,
         }
     }
 
@@ -44,9 +49,23 @@ impl Silence {
         if sent != self.sent || interrupts.is_none() || self.interrupts.is_none() {
             (self.sent, self.since, self.interrupts) = (sent, now, interrupts);
         }
+        if let Some(interrupts) = interrupts {
+            let (first, _) = self.span.unwrap_or((interrupts, interrupts));
+            self.span = Some((first, interrupts));
+        }
         let silent = now - self.since;
         let busy = sent.saturating_sub(self.at_plug) >= BUSY;
         interrupts.is_some() && (silent >= IDLE || busy && silent >= SILENT && interrupts > self.interrupts)
+    }
+
+    /// By what the guest has sent since the plug, as far as it was watched, where it has not moved.
+    pub fn sends(&self) -> Sends {
+        let lives = self.span.is_some_and(|(first, last)| last > first);
+        match (self.sent > self.at_plug, lives) {
+            (false, _) => Sends::ByNeither,
+            (true, false) => Sends::ByStandby,
+            (true, true) => Sends::BesideVf,
+        }
     }
 }
 
@@ -110,6 +129,21 @@ mod tests {
         );
         assert!(!guest.at(6900, 103, Some(20)));
         assert!(guest.at(7000, 103, Some(20)));
+    }
+
+    #[test]
+    fn what_a_guest_sends_by_that_has_not_moved_is_told() {
+        let mut guest = Guest::new();
+        assert!(!guest.at(0, 100, None));
+        assert_eq!(guest.silence.sends(), Sends::ByNeither);
+        assert!(!guest.at(100, 120, None));
+        assert_eq!(guest.silence.sends(), Sends::ByStandby);
+        // A driver that is there, and has not set the VF up.
+        assert!(!guest.at(200, 130, Some(1)));
+        assert!(!guest.at(300, 140, Some(1)));
+        assert_eq!(guest.silence.sends(), Sends::ByStandby);
+        assert!(!guest.at(400, 150, Some(2)));
+        assert_eq!(guest.silence.sends(), Sends::BesideVf);
     }
 
     #[test]

@@ -82,9 +82,13 @@ impl Stopwatch {
             self.current = None;
             return None;
         }
+        // To give the VF back is no part of the switch.
+        let settled = Decision::Done(AttachmentState::Standby);
+        let gives_back = ask.goal == Goal::Standby && *decision == Decision::Do(Step::RestoreVf);
+        let decision = if gives_back { &settled } else { decision };
         let Decision::Do(step) = decision else {
             let current = self.current.take()?;
-            let (ok, reason) = outcome(current.to, decision)?;
+            let (ok, reason) = outcome(ask, current.to, decision)?;
             return Some(current.end(ok, reason, now));
         };
         let to = begins(ask, seen, *step)?;
@@ -154,7 +158,12 @@ fn begins(ask: &Ask, seen: &Seen, step: Step) -> Option<To> {
 }
 
 /// Whether a switch has come to its end with this decision, and why; none where the VM has left meanwhile.
-fn outcome(to: To, decision: &Decision) -> Option<(bool, &'static str)> {
+fn outcome(ask: &Ask, to: To, decision: &Decision) -> Option<(bool, &'static str)> {
+    // On the standby without a reason of its own: that is what was asked for.
+    let asked = match ask.aside {
+        Some(_) => reasons::STANDBY_REQUESTED,
+        None => reasons::MIGRATING,
+    };
     let (state, reason) = match decision {
         Decision::Done(state) => (*state, None),
         Decision::Wait(wait) => (wait.state, Some(wait.reason)),
@@ -162,17 +171,16 @@ fn outcome(to: To, decision: &Decision) -> Option<(bool, &'static str)> {
     };
     match (to, state, reason) {
         (To::FastPath, AttachmentState::FastPath, _) => Some((true, reasons::VF_ACTIVE)),
-        // On the standby without a reason of its own: that is what a migration asked for.
-        (To::Standby, AttachmentState::Standby, reason) => Some((true, reason.unwrap_or(reasons::MIGRATING))),
+        (To::Standby, AttachmentState::Standby, reason) => Some((true, reason.unwrap_or(asked))),
         (_, _, Some(reason)) => Some((false, reason)),
-        (_, AttachmentState::FastPath | AttachmentState::Standby, None) => Some((false, reasons::MIGRATING)),
+        (_, AttachmentState::FastPath | AttachmentState::Standby, None) => Some((false, asked)),
         (_, _, None) => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use hybridnic_api::v1alpha1::NoFreeVf;
+    use hybridnic_api::v1alpha1::{NoFreeVf, Pairing};
 
     use super::*;
     use crate::nic::plan::Wait;
@@ -182,7 +190,10 @@ mod tests {
     fn ask(goal: Goal) -> Ask {
         Ask {
             goal,
+            aside: None,
+            ordered: false,
             no_free_vf: NoFreeVf::Standby,
+            pairing: Pairing::NetFailover,
             driver_order: MAKE,
             expected: false,
             duties: crate::machine::Duties::QEMU,
@@ -304,6 +315,25 @@ mod tests {
             ),
         ]);
         assert_eq!(lost, [(To::Standby, true, reasons::PF_LINK_DOWN, 1)]);
+    }
+
+    /// To give the VF back is no part of it.
+    #[test]
+    fn a_switch_that_the_nic_was_told_to_make_ends_on_its_standby() {
+        let told = Ask {
+            aside: Some(hybridnic_api::v1alpha1::Aside::GiveVfBack),
+            ..ask(Goal::Standby)
+        };
+        let (mut stopwatch, now) = (Stopwatch::default(), Instant::now());
+        let mut follow = |vf, decision| stopwatch.follow(&told, &seen(vf), MAKE, &decision, now);
+        assert_eq!(follow(true, Decision::Do(Step::StandbyUp)), None);
+        assert_eq!(follow(true, Decision::Do(Step::UnplugVf)), None);
+        let ended = follow(false, Decision::Do(Step::RestoreVf)).unwrap();
+        assert_eq!(
+            (ended.to, ended.ok, ended.reason),
+            (To::Standby, true, reasons::STANDBY_REQUESTED)
+        );
+        assert_eq!(follow(false, Decision::Done(AttachmentState::Standby)), None);
     }
 
     #[test]

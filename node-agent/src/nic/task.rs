@@ -21,7 +21,7 @@ use super::{
     ids,
     link_loss::LinkLoss,
     observe::Observation,
-    plan::{self, Decision, Learnt, Step},
+    plan::{self, Decision, Learnt, Sends, Step},
     report,
     seen::Offer,
     steps::{self, Context},
@@ -119,6 +119,7 @@ impl NicTask {
             unplug_order: None,
             interrupt,
         };
+        cx.claim_promise();
         Ok(Self {
             cx,
             wanted,
@@ -238,7 +239,8 @@ impl NicTask {
             if !at_rest {
                 disuse = None;
             }
-            self.retry.set(&self.cx.learnt, self.cx.record.spec.goal);
+            let ask = self.ask();
+            self.retry.set(&self.cx.learnt, &ask);
             let look_at = look_at.into_iter().chain(self.link_loss.next_look()).min();
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
@@ -247,7 +249,7 @@ impl NicTask {
                 _ = hardware.changed() => {}
                 _ = sandboxes.changed() => {}
                 _ = migration.changed() => {}
-                () = steps::until_disused(&self.cx, &mut disuse), if at_rest => self.leave_vf(),
+                sends = steps::until_disused(&self.cx, &mut disuse), if at_rest => self.leave_vf(sends),
                 () = until(look_at) => {}
                 () = until(self.retry.relearn_at()) => self.relearn(),
             }
@@ -255,10 +257,10 @@ impl NicTask {
     }
 
     /// The guest goes without its VF, and without network: it gets its standby back.
-    fn leave_vf(&mut self) {
-        warn!("the guest sends by its standby, and its VF is still");
+    fn leave_vf(&mut self, sends: Sends) {
+        warn!(?sends, "the guest sends by its standby, which is down");
         self.cx.disused = true;
-        self.cx.learnt.ignores_vf = true;
+        self.cx.learnt.ignores_vf = Some(sends);
     }
 
     /// Says why the pod's sandbox waits for its link, should it wait too long.
@@ -279,19 +281,25 @@ impl NicTask {
 
     async fn take_wanted(&mut self) {
         let wanted = self.wanted.borrow_and_update().clone();
-        if wanted.spec.goal != self.cx.record.spec.goal {
+        let (old, new) = (&self.cx.record.spec, &wanted.spec);
+        if (new.goal, new.aside) != (old.goal, old.aside) {
+            let aside = |spec: &NicAttachmentSpec| spec.aside.map(<&str>::from);
             info!(
-                from = %self.cx.record.spec.goal,
-                to = %wanted.spec.goal,
+                from = %old.goal,
+                to = %new.goal,
+                aside = aside(new),
                 "goal"
             );
-            self.cx
-                .vm
-                .note(&self.cx.record.uid, format!("Goal {}", wanted.spec.goal));
-            self.relearn();
-            if wanted.spec.goal == Goal::Standby {
+            if new.goal != old.goal {
+                self.cx.note(format!("Goal {}", new.goal));
+            }
+            if new.aside != old.aside {
+                self.cx.note(format!("Told {}", aside(new).unwrap_or("Auto")));
+            }
+            if plan::goal(new) == Goal::Standby && plan::goal(old) != Goal::Standby {
                 self.cx.unplug_order = None;
             }
+            self.relearn();
         }
         self.generation = wanted.generation.or(self.generation);
         if self.cx.record.spec != wanted.spec {
@@ -301,6 +309,7 @@ impl NicTask {
                 self.cx.learnt.vf_failures = 0;
             }
             self.cx.record.spec = wanted.spec;
+            self.cx.claim_promise();
             // On disk too, so that a restart without an API server goes on with it.
             if self.cx.recorded
                 && let Err(error) = self.cx.host.journal.write(&self.cx.record).await

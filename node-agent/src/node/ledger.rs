@@ -68,6 +68,8 @@ pub struct Seat {
     pub vf_pf: Option<PciAddress>,
     /// The PF of its standby.
     pub standby_pf: Option<PciAddress>,
+    /// Whether it is told to do without a VF: others may have the one that its pod was promised.
+    pub gives_back: bool,
 }
 
 impl Seat {
@@ -98,6 +100,8 @@ struct State {
     avoided: BTreeMap<String, BTreeSet<PciAddress>>,
     /// The NICs, and what each has of its pod's devices, by the attachment's uid.
     nics: BTreeMap<String, (Nic, Option<Ticket>)>,
+    /// NICs that are told to do without a VF, by the attachment's uid.
+    giving_back: BTreeSet<String>,
     /// How many NICs each PF owes a VF, because their pods were given a device of it.
     owed: BTreeMap<PciAddress, usize>,
 }
@@ -337,7 +341,23 @@ impl Ledger {
 
     /// A NIC has left, and with it goes its hold on a device.
     pub fn leave(&self, uid: &str) {
-        if self.with(|s| s.nics.remove(uid).is_some()) {
+        if self.with(|s| {
+            s.giving_back.remove(uid);
+            s.nics.remove(uid).is_some()
+        }) {
+            self.notify();
+        }
+    }
+
+    /// Notes whether a NIC is told to do without a VF.
+    pub fn set_gives_back(&self, uid: &str, gives_back: bool) {
+        if self.with(|s| {
+            if gives_back {
+                s.giving_back.insert(uid.to_owned())
+            } else {
+                s.giving_back.remove(uid)
+            }
+        }) {
             self.notify();
         }
     }
@@ -402,6 +422,7 @@ impl Ledger {
                     ticket: *ticket,
                     vf_pf: vf_pfs.get(uid.as_str()).copied(),
                     standby_pf: s.standbys.get(uid).copied(),
+                    gives_back: s.giving_back.contains(uid),
                 };
                 (uid.clone(), seat)
             };

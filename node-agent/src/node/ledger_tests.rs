@@ -101,6 +101,32 @@ fn fourteen_nics_get_fourteen_vfs_over_both_pfs_and_the_fifteenth_waits() {
 }
 
 #[test]
+fn who_is_told_to_do_without_a_vf_is_known_until_it_leaves() {
+    let (inventory, ledger) = setup(1);
+    let nic = Nic {
+        namespace: "ns".into(),
+        pod: "vm".into(),
+        pod_uid: "pod".into(),
+        network: "n".into(),
+    };
+    let told = |ledger: &Ledger| ledger.seats(&inventory)["uid0"].gives_back;
+    ledger.enter("uid0", nic.clone());
+    assert!(!told(&ledger));
+    let mut changes = ledger.subscribe();
+    ledger.set_gives_back("uid0", true);
+    assert!(told(&ledger) && changes.has_changed().unwrap());
+    changes.mark_unchanged();
+    ledger.set_gives_back("uid0", true);
+    assert!(!changes.has_changed().unwrap(), "it is no news");
+    ledger.set_gives_back("uid0", false);
+    assert!(!told(&ledger));
+    ledger.set_gives_back("uid0", true);
+    ledger.leave("uid0");
+    ledger.enter("uid0", nic);
+    assert!(!told(&ledger), "another of its name");
+}
+
+#[test]
 fn the_oldest_waiter_goes_first() {
     let (inventory, ledger) = setup(1);
     let taken: Vec<_> = (0..2)

@@ -73,7 +73,7 @@ impl Offer {
     }
 }
 
-/// How many NICs each PF owes a VF: their pods have a device of it, and they hold no VF there.
+/// How many NICs each PF owes a VF: their pods have a device of it, and they hold no VF there and are to have one.
 pub fn owed(inputs: &Inputs<'_>) -> BTreeMap<PciAddress, usize> {
     let mut owed = BTreeMap::new();
     for promise in inputs.promises.iter().filter(|promise| is_owed(inputs, promise)) {
@@ -219,7 +219,7 @@ fn owed_of(inputs: &Inputs<'_>, pool: &NodePool, pf: &Pf) -> usize {
         .count()
 }
 
-/// Whether the pod has no NIC that holds a VF of the PF for this device.
+/// Whether the pod has no NIC that holds a VF of the PF for this device, or is told to do without.
 fn is_owed(inputs: &Inputs<'_>, promise: &Promise) -> bool {
     let Some((namespace, pod)) = &promise.pod else {
         return true;
@@ -229,7 +229,7 @@ fn is_owed(inputs: &Inputs<'_>, promise: &Promise) -> bool {
             && seat.nic.pod == *pod
             && seat.nic.network == promise.network
             && seat.device() == Some(promise.id)
-            && seat.vf_pf == Some(promise.id.pf())
+            && (seat.vf_pf == Some(promise.id.pf()) || seat.gives_back)
     })
 }
 

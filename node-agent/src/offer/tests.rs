@@ -295,6 +295,36 @@ impl Node {
     }
 }
 
+/// Its pod keeps the device, and others may have the VF that comes with it.
+#[test]
+fn a_nic_that_is_told_to_do_without_is_owed_nothing() {
+    let mut node = Node::new(&[pool("blue", "*", 0)], 1);
+    node.inventory.pfs.truncate(1);
+    node.say();
+    node.admit(1, "blue", false).unwrap();
+    node.list();
+    node.ledger.enter(&uid(1), nic(1, "blue"));
+    let ticket = tickets::ticket(&node.ledger.seats(&node.inventory), &node.given, &uid(1));
+    node.ledger.set_ticket(&uid(1), ticket.unwrap());
+    node.owe();
+    let other = claimant(2);
+    let wish = Wish {
+        network: "blue",
+        pick: Pick::Any,
+        standby_pf: None,
+    };
+    node.ledger.enter(&other.uid, nic(2, "blue"));
+    node.ledger.set_ticket(&other.uid, Ticket::None);
+    assert_eq!(
+        node.ledger.take(&node.inventory, &other, &wish),
+        None,
+        "it is promised"
+    );
+    node.ledger.set_gives_back(&uid(1), true);
+    node.owe();
+    assert!(node.ledger.take(&node.inventory, &other, &wish).is_some());
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Admit(u8, bool, bool),

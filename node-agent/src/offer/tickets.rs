@@ -58,6 +58,7 @@ mod tests {
             },
             ticket: None,
             vf_pf: vf_pf.map(|pf| id(pf, 0).pf()),
+            gives_back: false,
             standby_pf: None,
         }
     }

@@ -1,7 +1,7 @@
 //! `VmHybridNic`.
 
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{NicPhase, Path, Runtime, VmHybridNic};
+use hybridnic_api::v1alpha1::{NicPhase, Path, Runtime, VmHybridNic, WantedPath};
 use hybridnic_decisions::mac;
 
 use super::{Watched, namespace_of, unread};
@@ -13,7 +13,9 @@ use crate::vm::VmRef;
 /// What of NICs is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NicGlance {
-    /// What carries its traffic.
+    /// What is to carry its traffic.
+    pub asked: WantedPath,
+    /// What carries it.
     pub path: Path,
     /// Where it is in its life.
     pub phase: NicPhase,
@@ -39,11 +41,16 @@ impl Object for VmHybridNic {
     }
 
     fn glance(&self) -> NicGlance {
+        let asked = self.spec.path;
         let Some(status) = &self.status else {
-            return NicGlance::default();
+            return NicGlance {
+                asked,
+                ..NicGlance::default()
+            };
         };
         let ready = conditions::find(&status.conditions, types::READY);
         NicGlance {
+            asked,
             path: status.path,
             phase: status.phase,
             lost: ready.is_some_and(|ready| ready.reason == reasons::NODE_UNREACHABLE),

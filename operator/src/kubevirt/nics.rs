@@ -179,6 +179,8 @@ fn made(namespace: &str, name: &str, vm: &str, interface: &Wanted, owner: OwnerR
             .as_deref()
             .map(|mac| mac.to_ascii_lowercase().replace('-', ":")),
         no_free_vf: hybridnic_api::v1alpha1::NoFreeVf::Standby,
+        path: hybridnic_api::v1alpha1::WantedPath::Auto,
+        keep_vf: false,
         pairing: hybridnic_api::v1alpha1::Pairing::NetFailover,
     };
     let mut nic = VmHybridNic::new(name, spec);

@@ -41,7 +41,7 @@ impl Cluster {
 struct Gauges {
     vfs: Gauge<2>,
     network_nodes: Gauge<1>,
-    nics: Gauge<3>,
+    nics: Gauge<4>,
     unreachable: Gauge<0>,
     nodes: Gauge<1>,
     migrations: Gauge<1>,
@@ -64,8 +64,8 @@ impl Gauges {
             ),
             nics: registry.gauge(
                 "hybridnic_nics",
-                ["network", "path", "phase"],
-                "NICs, by network, by the path that carries their traffic, and by phase",
+                ["network", "path", "phase", "asked"],
+                "NICs, by network, by the path that carries their traffic, by phase, and by the path that is asked for: Auto or Standby",
             ),
             unreachable: registry.gauge(
                 "hybridnic_nics_unreachable",
@@ -119,7 +119,7 @@ impl Gauges {
         let nics = nics(&networks, of, &all);
         self.nics.replace(
             nics.iter()
-                .map(|((network, path, phase), n)| ([network.as_str(), path, phase], *n)),
+                .map(|((network, labels), n)| ([network.as_str(), labels[0], labels[1], labels[2]], *n)),
         );
         let nodes = nodes(world.hybrid_nodes.all_glances());
         self.nodes
@@ -135,16 +135,17 @@ impl Gauges {
     }
 }
 
-/// NICs by network, path and phase, of what is seen of those of a network and of all. Users may name networks that do not
+/// NICs by network, and by path, phase and the path that is asked for, of what is seen of those of a network and of all. Users may name networks that do not
 /// exist; those are one, without a name.
 fn nics(
     networks: &[Arc<HybridNetwork>],
     of: impl Fn(&str) -> Vec<NicGlance>,
     all: &[NicGlance],
-) -> BTreeMap<(String, &'static str, &'static str), i64> {
-    let mut counts: BTreeMap<(String, &'static str, &'static str), i64> = BTreeMap::new();
+) -> BTreeMap<(String, [&'static str; 3]), i64> {
+    let mut counts: BTreeMap<(String, [&'static str; 3]), i64> = BTreeMap::new();
     let mut count = |network: &str, nic: NicGlance, n: i64| {
-        let key = (network.to_owned(), nic.path.into(), nic.phase.into());
+        let labels = [nic.path.into(), nic.phase.into(), nic.asked.into()];
+        let key = (network.to_owned(), labels);
         *counts.entry(key).or_default() += n;
     };
     for seen in all {
@@ -207,30 +208,41 @@ mod tests {
     use crate::cache::Object;
     use crate::testing::{network, nic, node};
     use hybridnic_api::conditions::{self, NewCondition, types};
-    use hybridnic_api::v1alpha1::{NicPhase, Path};
+    use hybridnic_api::v1alpha1::{NicPhase, Path, WantedPath};
 
     #[test]
     fn networks_that_do_not_exist_make_no_series() {
         let fast = NicGlance {
             path: Path::FastPath,
             phase: NicPhase::FastPath,
-            lost: false,
+            ..NicGlance::default()
+        };
+        let told = NicGlance {
+            asked: WantedPath::Standby,
+            path: Path::Standby,
+            phase: NicPhase::Standby,
+            ..NicGlance::default()
         };
         let pending = NicGlance::default();
         let of = |network: &str| {
             if network == "net" {
-                vec![fast; 2]
+                vec![fast, fast, told]
             } else {
                 Vec::new()
             }
         };
-        let counts = nics(&[Arc::new(network("net"))], of, &[fast, pending, fast, pending]);
-        let key = |a: &str, b, c| (a.to_owned(), b, c);
+        let counts = nics(
+            &[Arc::new(network("net"))],
+            of,
+            &[fast, pending, told, fast, pending],
+        );
+        let key = |a: &str, labels| (a.to_owned(), labels);
         assert_eq!(
             counts,
             BTreeMap::from([
-                (key("net", "FastPath", "FastPath"), 2),
-                (key("", "None", "Pending"), 2)
+                (key("net", ["FastPath", "FastPath", "Auto"]), 2),
+                (key("net", ["Standby", "Standby", "Standby"]), 1),
+                (key("", ["None", "Pending", "Auto"]), 2)
             ])
         );
     }

@@ -469,6 +469,19 @@ fn a_source_on_standby_for_want_of_a_vf_is_back_too() {
 }
 
 #[test]
+fn a_source_that_is_told_to_stay_on_its_standby_is_back_there() {
+    let mut scene = Scene::switching();
+    scene.source(AttachmentState::Standby);
+    scene.end_pod(1);
+    scene.reach(MigrationPhase::RollingBack);
+    let source = scene.source(AttachmentState::Standby);
+    source.spec.aside = Some(hybridnic_api::v1alpha1::Aside::GiveVfBack);
+    say(source, reasons::ATTACHED, "it is where it should be");
+    scene.step();
+    assert_eq!(scene.phase(), MigrationPhase::Failed);
+}
+
+#[test]
 fn reports_of_another_migration_are_ignored() {
     let mut scene = Scene::preparing();
     let target = scene.target(AttachmentState::Reserved);

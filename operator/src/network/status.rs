@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNetworkStatus, HybridNode, Path, PoolStatus, VfCounts};
+use hybridnic_api::v1alpha1::{
+    HybridNetwork, HybridNetworkStatus, HybridNode, Path, PoolStatus, VfCounts, WantedPath,
+};
 use hybridnic_decisions::mac;
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -37,14 +39,16 @@ pub fn build_status(
         vfs.held += pool.vfs.held;
         vfs.unhealthy += pool.vfs.unhealthy;
     }
-    let on = |path: Path| count(nics.iter().filter(|nic| nic.path == path));
+    let on = |path: Path| nics.iter().filter(move |nic| nic.path == path);
+    let told = on(Path::Standby).filter(|nic| nic.asked == WantedPath::Standby);
     let mut status = HybridNetworkStatus {
         observed_generation: network.metadata.generation,
         vfs,
         nodes: count(pools.iter().filter(|(_, pool)| pool.vfs.total > 0)),
         nics: count(nics.iter()),
-        on_fast_path: on(Path::FastPath),
-        on_standby: on(Path::Standby),
+        on_fast_path: count(on(Path::FastPath)),
+        on_standby: count(on(Path::Standby)),
+        told_standby: count(told),
         conditions: network
             .status
             .as_ref()
@@ -261,7 +265,20 @@ mod tests {
         ];
         let status = of(
             &nodes,
-            &[on(Path::FastPath), on(Path::Standby), on(Path::FastPath)],
+            &[
+                on(Path::FastPath),
+                on(Path::Standby),
+                on(Path::FastPath),
+                NicGlance {
+                    asked: WantedPath::Standby,
+                    ..on(Path::Standby)
+                },
+                // Its guest keeps the VF.
+                NicGlance {
+                    asked: WantedPath::Standby,
+                    ..on(Path::FastPath)
+                },
+            ],
         );
         assert_eq!(
             status.vfs,
@@ -274,8 +291,9 @@ mod tests {
         );
         assert_eq!(
             (status.nodes, status.nics, status.on_fast_path, status.on_standby),
-            (2, 3, 2, 1)
+            (2, 5, 3, 2)
         );
+        assert_eq!(status.told_standby, 1);
         let ready = conditions::find(&status.conditions, types::READY).unwrap();
         assert_eq!(
             (ready.reason.as_str(), ready.message.as_str()),

@@ -21,6 +21,9 @@
 //! | `Moving` | `Standby` | `Standby` |
 //! | `Arrived` | `Detached` | `FastPath` |
 //! | `Returning` | `Standby`; `FastPath` once it is known to run the VM and not to migrate it | `Standby`; `Detached` once nothing can come |
+//!
+//! A NIC that is told to stay on its standby has the same goals, as these tell an agent where its VM may run. `aside` beside the goal says
+//! that the NIC does not leave its standby.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -237,8 +240,8 @@ fn one(
             _ => ports_of(source).map(Placement::RootPorts),
         }),
     };
-    let attached = existing.or(source).map(|attached| &attached.spec.l2);
-    let l2 = kept(inputs.l2.as_ref(), attached);
+    let attached = existing.or(source).map(|attached| &attached.spec);
+    let l2 = kept(inputs.l2.as_ref(), attached.map(|spec| &spec.l2));
     NicAttachmentSpec {
         node_name: node.to_owned(),
         nic: ObjectRef {
@@ -252,7 +255,10 @@ fn one(
             .map_or(inputs.mac, |existing| &existing.spec.mac)
             .to_owned(),
         goal,
+        aside: nic.spec.aside(),
         no_free_vf: nic.spec.no_free_vf,
+        // A device that exists has it, and a migration's target must have what its source has.
+        pairing: attached.map_or(nic.spec.pairing, |spec| spec.pairing),
         l2,
         placement,
         // What a pod asks for cannot change; the pod itself may be gone.

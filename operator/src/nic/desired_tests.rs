@@ -1,4 +1,6 @@
-use hybridnic_api::v1alpha1::{AttachmentState, Decision, GuestDevices, MigrationState, Vlan};
+use hybridnic_api::v1alpha1::{
+    Aside, AttachmentState, Decision, GuestDevices, MigrationState, Pairing, Vlan,
+};
 
 use super::*;
 use crate::testing::{a_move, attachment, nic, observe};
@@ -132,6 +134,73 @@ fn an_attached_nic_keeps_its_vlan_and_mtu_wherever_it_goes() {
         network,
         "it is attached for the first time"
     );
+}
+
+/// It is in the guest's device: what the NIC of that name says now counts only where there is no device yet.
+#[test]
+fn both_ends_of_a_migration_pair_in_the_same_way() {
+    let mut bonded = nic("eth0", "vm", "net", 1);
+    bonded.spec.pairing = Pairing::Bond;
+    let (ends, of) = (Ends::default(), moving(Stage::Preparing));
+    let pairings = |existing: &[Arc<NicAttachment>]| {
+        let inputs = Inputs {
+            nic: &bonded,
+            mac: "02:00:00:00:00:01",
+            l2: None,
+            interface: None,
+            existing,
+            pods: &[],
+            place: Place::Moving(&of, &ends),
+        };
+        let specs = desired_attachments(&inputs);
+        specs.iter().map(|spec| spec.pairing).collect::<Vec<_>>()
+    };
+    assert_eq!(pairings(&[]), [Pairing::Bond; 2]);
+    let source = Arc::new(attachment("eth0", "a", "n1"));
+    assert_eq!(source.spec.pairing, Pairing::NetFailover);
+    assert_eq!(pairings(&[source]), [Pairing::NetFailover; 2]);
+}
+
+#[test]
+fn a_nic_that_is_told_to_stay_on_its_standby_has_the_goals_of_any_other() {
+    use hybridnic_api::v1alpha1::WantedPath;
+
+    let (ends, pod) = (
+        Ends::default(),
+        ObjectRef {
+            name: "a".to_owned(),
+            uid: "a-uid".to_owned(),
+        },
+    );
+    let of = moving(Stage::Preparing);
+    let places = || [Place::At(pod.clone(), "n1".to_owned()), Place::Moving(&of, &ends)];
+    let specs = |path, keep_vf, place| {
+        let mut nic = nic("eth0", "vm", "net", 1);
+        (nic.spec.path, nic.spec.keep_vf) = (path, keep_vf);
+        let inputs = Inputs {
+            nic: &nic,
+            mac: "02:00:00:00:00:01",
+            l2: None,
+            interface: None,
+            existing: &[],
+            pods: &[],
+            place,
+        };
+        desired_attachments(&inputs)
+    };
+    for (n, place) in places().into_iter().enumerate() {
+        let plain = specs(WantedPath::Auto, false, place);
+        assert_eq!(plain.len(), n + 1);
+        for (keep_vf, aside) in [(false, Aside::GiveVfBack), (true, Aside::KeepVf)] {
+            let place = places().into_iter().nth(n).unwrap();
+            let told = specs(WantedPath::Standby, keep_vf, place);
+            let expected = plain.iter().cloned().map(|spec| NicAttachmentSpec {
+                aside: Some(aside),
+                ..spec
+            });
+            assert_eq!(told, expected.collect::<Vec<_>>());
+        }
+    }
 }
 
 #[test]

@@ -173,6 +173,37 @@ fn every_obstacle_is_shown() {
 }
 
 #[test]
+fn a_nic_that_is_told_to_stay_on_its_standby_is_no_trouble() {
+    let mut told = at(AttachmentState::Standby);
+    let conditions = &mut told.status.as_mut().unwrap().conditions;
+    for condition in [
+        NewCondition::yes(types::READY, reasons::ATTACHED, "it is where it should be"),
+        NewCondition::no(types::FAST_PATH, reasons::STANDBY_REQUESTED, "it is told so"),
+    ] {
+        conditions::set(conditions, None, Timestamp::UNIX_EPOCH, condition);
+    }
+    let mut scene = Scene::new();
+    scene.attachments = vec![Arc::new(told)];
+    assert_eq!(
+        scene.reasons(),
+        (
+            NicPhase::Standby,
+            strings([reasons::ACCEPTED, reasons::ATTACHED, reasons::STANDBY_REQUESTED])
+        )
+    );
+    let before = VmHybridNicStatus {
+        path: Path::FastPath,
+        ..VmHybridNicStatus::default()
+    };
+    let notes = notes(&before, &scene.status());
+    let told: Vec<_> = notes
+        .iter()
+        .map(|note| (note.warning, note.reason.as_str()))
+        .collect();
+    assert_eq!(told, [(false, reasons::STANDBY_REQUESTED)]);
+}
+
+#[test]
 fn the_agent_s_words_are_passed_on() {
     let mut scene = Scene::new();
     assert_eq!(

@@ -9,8 +9,8 @@ use strum::{Display, IntoStaticStr};
 use crate::limits;
 
 use super::{
-    AttachedVm, GuestDevices, L2Settings, NoFreeVf, ObjectRef, Path, StandbyRef, SwitchOrder, TimelineEntry,
-    VfRef,
+    AttachedVm, GuestDevices, L2Settings, NoFreeVf, ObjectRef, Pairing, Path, StandbyRef, SwitchOrder,
+    TimelineEntry, VfRef,
 };
 
 /// One NIC on one node: where it should be, and where it is. Made and deleted by the operator; during a
@@ -31,6 +31,7 @@ use super::{
     printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
     printcolumn(name = "Pod", type_ = "string", json_path = ".spec.pod.name"),
     printcolumn(name = "Goal", type_ = "string", json_path = ".spec.goal"),
+    printcolumn(name = "Aside", type_ = "string", json_path = ".spec.aside", priority = "1"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Path", type_ = "string", json_path = ".status.path"),
     printcolumn(name = "PF", type_ = "string", json_path = ".status.vf.pf"),
@@ -68,8 +69,16 @@ pub struct NicAttachmentSpec {
     pub mac: String,
     /// Where the NIC should be.
     pub goal: Goal,
+    /// The NIC is told to stay on its standby (`path: Standby`), and what becomes of its VF: with the goal `FastPath` too, the
+    /// standby carries the traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aside: Option<Aside>,
     /// What to do without a free VF.
     pub no_free_vf: NoFreeVf,
+    /// How the guest makes one NIC of VF and standby. It is in the guest's device, and so the same at both ends of a migration.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("pairing cannot change"))]
+    pub pairing: Pairing,
     /// L2 settings of the network.
     pub l2: L2Settings,
     /// Where the NIC must be in the guest: where it is at the migration's source, or where KubeVirt has put it.
@@ -93,6 +102,18 @@ impl NicAttachmentSpec {
     }
 }
 
+/// What becomes of the VF of a NIC that is told to stay on its standby.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, Display, IntoStaticStr,
+)]
+#[cfg_attr(test, derive(strum::VariantArray))]
+pub enum Aside {
+    /// It goes back to the pool. During a migration it stays until that is over.
+    GiveVfBack,
+    /// It stays reserved and parked.
+    KeepVf,
+}
+
 /// Where a NIC should be on its node.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, IntoStaticStr,
@@ -104,7 +125,7 @@ pub enum Goal {
     Reserved,
     /// A VF is reserved and parked; the standby carries the traffic.
     Standby,
-    /// The VF carries the traffic; the standby's macvtap is down.
+    /// The VF carries the traffic; the standby's macvtap is down. A NIC that is told to stay on its standby stays there.
     FastPath,
     /// Nothing of the NIC is left on the node.
     #[default]

@@ -47,6 +47,8 @@ mod tests {
     #[test]
     fn a_value_is_shown_by_its_word_in_the_api() {
         words::<Goal>();
+        words::<Aside>();
+        words::<WantedPath>();
         words::<AttachmentState>();
         words::<MigrationStep>();
         words::<MigrationState>();

@@ -210,6 +210,9 @@ pub struct HybridNetworkStatus {
     /// NICs whose traffic runs on the standby.
     #[serde(default)]
     pub on_standby: i32,
+    /// How many of these are told to stay there (`path: Standby`).
+    #[serde(default)]
+    pub told_standby: i32,
     /// Conditions `Accepted` and `Ready`.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

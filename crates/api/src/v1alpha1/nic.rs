@@ -8,7 +8,9 @@ use strum::{Display, IntoStaticStr};
 
 use crate::limits;
 
-use super::{GuestDevices, MigrationPhaseTime, NoFreeVf, Path, Runtime, StandbyRef, SwitchOrder, VfRef, Vm};
+use super::{
+    Aside, GuestDevices, MigrationPhaseTime, NoFreeVf, Path, Runtime, StandbyRef, SwitchOrder, VfRef, Vm,
+};
 
 /// One NIC of one VM on one network.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -41,6 +43,11 @@ use super::{GuestDevices, MigrationPhaseTime, NoFreeVf, Path, Runtime, StandbyRe
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(oldSelf.mac) == has(self.mac) && (!has(self.mac) || self.mac == oldSelf.mac)")
     .message("mac cannot change: delete the NIC and create it again with the other address"))]
+#[x_kube(validation = Rule::new("!has(self.keepVf) || !self.keepVf || self.path == 'Standby'")
+    .message("keepVf says what becomes of the VF under path: Standby; with path: Auto leave it out"))]
+#[x_kube(validation = Rule::new("!has(self.vm.kubevirt) || !has(self.pairing) || self.pairing != 'Bond'")
+    .message("pairing: Bond is for VMs in QEMU pods: the standby of a VM of KubeVirt always has virtio's standby feature, \
+              so its guest pairs by net_failover"))]
 pub struct VmHybridNicSpec {
     /// Name of the [`super::HybridNetwork`].
     #[schemars(length(min = 1, max = 50))]
@@ -70,11 +77,41 @@ pub struct VmHybridNicSpec {
     /// What to do when the node has no free VF.
     #[serde(default)]
     pub no_free_vf: NoFreeVf,
-    /// How the guest makes one NIC of VF and standby.
+    /// Which device is to carry the traffic. May change at any time.
+    #[serde(default)]
+    pub path: WantedPath,
+    /// With `path: Standby`: the VF stays reserved for the NIC, and no other NIC gets it. Without it, it goes back to the pool.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_vf: bool,
+    /// How the guest makes one NIC of VF and standby. Both devices are made for it, so it cannot change.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("pairing cannot change: delete the NIC and create it again with the other pairing"))]
     pub pairing: Pairing,
+}
+
+impl VmHybridNicSpec {
+    /// Whether the NIC is told to stay on its standby, and what becomes of its VF then.
+    pub fn aside(&self) -> Option<Aside> {
+        match (self.path, self.keep_vf) {
+            (WantedPath::Auto, _) => None,
+            (WantedPath::Standby, true) => Some(Aside::KeepVf),
+            (WantedPath::Standby, false) => Some(Aside::GiveVfBack),
+        }
+    }
+}
+
+/// Which device is to carry a NIC's traffic.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, IntoStaticStr,
+)]
+#[cfg_attr(test, derive(strum::VariantArray))]
+pub enum WantedPath {
+    /// The VF, where there is one.
+    #[default]
+    Auto,
+    /// The standby: the VF is taken out of the guest and stays out, also where the VM migrates to.
+    Standby,
 }
 
 /// How the guest makes one NIC of VF and standby.
@@ -83,6 +120,9 @@ pub enum Pairing {
     /// The guest's virtio-net driver pairs both by their MAC (`VIRTIO_NET_F_STANDBY`).
     #[default]
     NetFailover,
+    /// The guest bonds both by itself: Linux by a bond of mode `active-backup` with the VF as its primary and
+    /// `fail_over_mac=none`. The standby is a plain virtio-net.
+    Bond,
 }
 
 /// Where a NIC is in its life.

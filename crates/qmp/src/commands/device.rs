@@ -10,7 +10,7 @@ use crate::{Client, QmpError};
 /// How many queue pairs a virtio-net device has: as many as its netdev has descriptors.
 pub type Queues = NonZeroU16;
 
-/// `device_add` of a `virtio-net-pci` that is a standby: `failover=on`, no option ROM.
+/// `device_add` of a `virtio-net-pci` that is a standby, without an option ROM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtioNet {
     /// The device's id.
@@ -21,6 +21,8 @@ pub struct VirtioNet {
     pub mac: String,
     /// The `pcie-root-port` it is plugged into.
     pub bus: String,
+    /// Whether the guest is offered to pair it by itself (`VIRTIO_NET_F_STANDBY`). Without, it is a plain virtio-net.
+    pub failover: bool,
     /// Its queue pairs.
     pub queues: Queues,
     /// The MTU to tell the guest (`VIRTIO_NET_F_MTU`), in bytes. It must be equal at a migration's two ends.
@@ -35,7 +37,7 @@ impl VirtioNet {
             "netdev": self.netdev,
             "mac": self.mac,
             "bus": self.bus,
-            "failover": true,
+            "failover": self.failover,
             "romfile": "",
         });
         if self.queues.get() > 1 {
@@ -181,11 +183,15 @@ mod tests {
             netdev: "hn-a".to_owned(),
             mac: "52:54:00:00:00:01".to_owned(),
             bus: "rpa".to_owned(),
+            failover: true,
             queues: Queues::MIN,
             mtu: None,
         };
         let single = device.arguments();
         assert!(single.get("mq").is_none() && single.get("host_mtu").is_none());
+        assert_eq!(single["failover"], true);
+        device.failover = false;
+        assert_eq!(device.arguments()["failover"], false);
         device.queues = Queues::new(4).unwrap();
         device.mtu = Some(9000);
         let four = device.arguments();

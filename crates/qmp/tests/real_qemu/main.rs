@@ -58,6 +58,7 @@ fn standby() -> VirtioNet {
         netdev: "hn".to_owned(),
         mac: MAC.to_owned(),
         bus: "rpa".to_owned(),
+        failover: true,
         queues: Queues::MIN,
         mtu: Some(1500),
     }

@@ -91,7 +91,7 @@ async fn a_nic_from_its_creation_to_its_deletion() {
             "hybridnic_leader 1",
             "hybridnic_network_vfs{network=\"net\",state=\"free\"} 14",
             "hybridnic_network_nodes{network=\"net\"} 2",
-            "hybridnic_nics{network=\"net\",path=\"FastPath\",phase=\"FastPath\"} 1",
+            "hybridnic_nics{network=\"net\",path=\"FastPath\",phase=\"FastPath\",asked=\"Auto\"} 1",
             "hybridnic_nodes{agent=\"supported\"} 2",
             "hybridnic_reconcile_queue_length{kind=\"VmHybridNic\"} 0",
         ])

@@ -6,7 +6,7 @@ mod trouble;
 mod typed;
 
 use hybridnic_api::names::attachment_name;
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, MigrationPhase, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, MigrationPhase, Path, QemuMigration, VmHybridNic};
 use kube::{
     Api,
     api::{DeleteParams, ListParams, Patch, PatchParams},
@@ -63,6 +63,71 @@ async fn migration_names(bench: &Bench) -> Vec<String> {
         .into_iter()
         .filter_map(|migration| migration.metadata.name)
         .collect()
+}
+
+/// A NIC is told to leave its VF, and to come back.
+async fn told(bench: &Bench, agents: &Agents, plugin: &Plugin) {
+    let refusal = plugin.run(&["standby", "nosuch"]).await.refusal();
+    assert!(refusal.contains("no VmHybridNic is named nosuch"), "{refusal}");
+    let went = plugin.run(&["standby", "vm", "--watch"]).await.ok();
+    assert!(
+        went.contains("✓ eth0  Standby  the NIC is told to stay on its standby\n"),
+        "{went}"
+    );
+    let is_told = |nic: &VmHybridNic| {
+        nic.status
+            .as_ref()
+            .is_some_and(|status| status.path == Path::Standby && status.vf.is_none())
+    };
+    bench.nic_with("eth0", "told", is_told).await;
+    let top = plugin.run(&["top", "-o", "json"]).await.ok();
+    let top: Value = serde_json::from_str(&top).unwrap();
+    assert_eq!(top["nics"][0]["why"], "StandbyRequested", "{top}");
+    let nic = plugin.run(&["nic", "eth0"]).await.ok();
+    for part in [
+        "the standby; its VF goes back to the pool",
+        "told        GiveVfBack",
+    ] {
+        assert!(nic.contains(part), "{part}: {nic}");
+    }
+    let doctor = plugin.run(&["doctor"]).await;
+    assert!(
+        doctor.out().contains("1 told to stay on their standby"),
+        "{}",
+        doctor.out()
+    );
+
+    let kept = plugin
+        .run(&["standby", "nic/eth0", "--keep-vf", "-w", "-o", "json"])
+        .await
+        .ok();
+    let kept: Value = serde_json::from_str(&kept).unwrap();
+    assert_eq!(
+        (&kept[0]["spec"]["path"], &kept[0]["spec"]["keepVf"]),
+        (&json!("Standby"), &json!(true))
+    );
+
+    let back = plugin.run(&["fast", "eth0"]).await.ok();
+    assert!(
+        back.contains("vmhybridnic.hybridnic.io/eth0 told: its VF carries the traffic"),
+        "{back}"
+    );
+    let went = plugin.run(&["fast", "vm/vm", "--watch"]).await.ok();
+    assert!(went.contains("✓ eth0  FastPath"), "{went}");
+    bench.nic_with("eth0", "fast", is_fast).await;
+
+    // The guest keeps its VF: it stays told.
+    agents.be(Mood {
+        keeps_vf: true,
+        ..Mood::default()
+    });
+    let (out, err) = plugin.run(&["standby", "vm", "--watch"]).await.with_code(1);
+    assert!(
+        out.contains("✗ eth0  FastPath  GuestKeepsVf: ") && err.is_empty(),
+        "{out}{err}"
+    );
+    agents.be(Mood::default());
+    plugin.run(&["fast", "vm", "--watch"]).await.ok();
 }
 
 #[tokio::test]
@@ -284,6 +349,8 @@ async fn what_an_administrator_sees() {
         .kubectl(&["annotate", "nicatt", &attachment, "look=again"])
         .await;
     bench.nic_with("eth0", "fast", is_fast).await;
+
+    told(&bench, &agents, &plugin).await;
 
     // The live table shows what changes, without being asked. Without colours it is drawn in place too.
     let clear = "\u{1b}[2J";

@@ -15,7 +15,14 @@ async fn what_goes_wrong_is_told_in_one_line() {
         .await
         .unwrap();
     let plugin = Plugin::new(&cluster.kubeconfig_admin()).await;
-    let commands: [&[&str]; 4] = [&["top"], &["nic", "eth0"], &["node", "n1"], &["migrate", "vm"]];
+    let commands: [&[&str]; 6] = [
+        &["top"],
+        &["nic", "eth0"],
+        &["node", "n1"],
+        &["migrate", "vm"],
+        &["standby", "eth0"],
+        &["fast", "vm"],
+    ];
 
     // A cluster without hybridnic.
     for command in commands {
@@ -42,12 +49,16 @@ async fn what_goes_wrong_is_told_in_one_line() {
         plugin.run(&["nic", word]).await.refusal();
         plugin.run(&["node", word]).await.refusal();
         plugin.run(&["migrate", word]).await.refusal();
+        plugin.run(&["standby", word]).await.refusal();
+        plugin.run(&["fast", word]).await.refusal();
     }
     for wrong in [
         &["topp"] as &[&str],
         &["nic"],
         &["top", "-o", "xml"],
         &["migrate", "vm", "--to"],
+        &["standby"],
+        &["fast", "vm", "--keep-vf"],
         &[],
     ] {
         let (out, err) = plugin.run(wrong).await.with_code(2);

@@ -75,6 +75,11 @@ impl Said {
         self.out
     }
 
+    /// Standard output of a command, however it has gone.
+    pub fn out(&self) -> &str {
+        &self.out
+    }
+
     /// The one line of a command that could do nothing.
     pub fn refusal(self) -> String {
         assert_eq!(

@@ -122,7 +122,7 @@ pub fn nics(observed: &Observed) -> Vec<Finding> {
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
     let mut findings = Vec::new();
-    let mut on_their_way = 0;
+    let (mut on_their_way, mut told) = (0, 0);
     for nic in nics {
         let status = nic.status.clone().unwrap_or_default();
         let name = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
@@ -130,7 +130,11 @@ pub fn nics(observed: &Observed) -> Vec<Finding> {
         let troubles = |type_| conditions::find(&status.conditions, type_).filter(|c| is_trouble(c));
         let waits = troubles(types::READY);
         // Of a NIC that is attached.
-        let slow = troubles(types::FAST_PATH).or_else(|| troubles(types::STANDBY_FILTER));
+        let is_asked = |c: &&Condition| c.reason == reasons::STANDBY_REQUESTED;
+        told += usize::from(troubles(types::FAST_PATH).is_some_and(|c| is_asked(&c)));
+        let slow = troubles(types::FAST_PATH)
+            .filter(|c| !is_asked(c))
+            .or_else(|| troubles(types::STANDBY_FILTER));
         // What does not pass by itself is reported at once.
         let needs_someone = |condition: &&Condition| {
             let stuck = [reasons::NODE_UNREACHABLE, reasons::DETACH_STUCK];
@@ -172,10 +176,12 @@ pub fn nics(observed: &Observed) -> Vec<Finding> {
         "kubectl hybridnic top -A shows all",
     );
     if well > 0 || on_their_way > 0 || nics.is_empty() {
-        findings.insert(
-            0,
-            Finding::ok(CHECK, format!("{well} ready, {on_their_way} on their way")),
-        );
+        let told = match told {
+            0 => String::new(),
+            told => format!(", {told} told to stay on their standby"),
+        };
+        let message = format!("{well} ready, {on_their_way} on their way{told}");
+        findings.insert(0, Finding::ok(CHECK, message));
     }
     findings
 }
@@ -298,6 +304,19 @@ mod tests {
             let words = format!("shop/eth1: not {type_}, {reason}: so it is");
             assert!(findings[0].message.starts_with(&words), "{findings:?}");
         }
+    }
+
+    #[test]
+    fn a_nic_that_is_told_to_stay_on_its_standby_is_as_it_should_be() {
+        let mut observed = healthy();
+        observed.nics = Ok(vec![nic(
+            "Standby",
+            "FastPath",
+            "StandbyRequested",
+            "2026-01-01T11:00:00Z",
+        )]);
+        let message = "1 ready, 0 on their way, 1 told to stay on their standby";
+        assert_eq!(nics(&observed), [Finding::ok("nics", message)]);
     }
 
     #[test]

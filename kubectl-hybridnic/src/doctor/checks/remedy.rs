@@ -64,7 +64,12 @@ pub fn remedy(reason: &str) -> String {
         }
         reasons::QMP_FLOOD => "its guest may have taken QEMU over: look at the VM, and start it again",
         reasons::NO_GUEST_PORT => "start QEMU with two pcie-root-ports with ids for each hybrid NIC",
-        reasons::GUEST_NO_FAILOVER => "the guest needs Linux 4.18 or later with net_failover",
+        reasons::GUEST_NO_FAILOVER => {
+            "the guest needs Linux 4.18 or later with net_failover; or the NIC pairing: Bond, and the guest a bond"
+        }
+        reasons::GUEST_NOT_BONDED => {
+            "the guest needs a bond of mode active-backup with VF and standby in it; docs/guests.md shows some"
+        }
         reasons::GUEST_IGNORES_VF => "the guest needs the VF's driver",
         reasons::GUEST_KEEPS_VF => {
             "the guest needs a hot-plug driver (acpiphp or pciehp), and must not be paused"
@@ -75,6 +80,7 @@ pub fn remedy(reason: &str) -> String {
         reasons::NODE_UNREACHABLE => {
             "bring the node back; or, if the machine is off, taint it node.kubernetes.io/out-of-service, or delete it"
         }
+        reasons::STANDBY_REQUESTED => "kubectl hybridnic fast NIC brings it back to a VF",
         reasons::MIGRATING => "kubectl get qmig",
         reasons::TARGET_SILENT | reasons::NEEDS_DECISION => {
             "bring the target's node and agent back, or take the decision that the message names"

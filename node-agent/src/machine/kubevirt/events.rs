@@ -54,6 +54,8 @@ pub(in super::super) async fn on_event(vm: &Vm, host: &Host, client: &Client, ev
             vm.beat(true);
             true
         }
+        // Its standbys tell by `FailoverNegotiated`.
+        VmEvent::Receives => false,
         VmEvent::ShutDown | VmEvent::Unplugged => {
             vm.beat(false);
             true

@@ -12,6 +12,7 @@ pub(super) fn of(event: &Event) -> Option<VmEvent> {
         "RESET" => VmEvent::Reset,
         "SHUTDOWN" => VmEvent::ShutDown,
         "FAILOVER_NEGOTIATED" => VmEvent::FailoverNegotiated,
+        "NIC_RX_FILTER_CHANGED" => VmEvent::Receives,
         "DEVICE_DELETED" | "MEM_UNPLUG_ERROR" => VmEvent::Unplugged,
         _ => {
             let status = event.migration_status()?;

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
+use hybridnic_api::v1alpha1::Pairing;
 use hybridnic_qmp::{
     Client, EventError, QmpError,
     commands::{Announce, Queues, TapNetdev, VfioPci, VfioSource, Vhost, VirtioNet},
@@ -36,7 +37,8 @@ impl Qemu {
         }
     }
 
-    /// Plugs a standby: descriptors of macvtap and vhost, a netdev, a virtio device that offers failover.
+    /// Plugs a standby: descriptors of macvtap and vhost, a netdev, a virtio device. Where the guest pairs by net_failover, the device
+    /// offers that.
     pub async fn plug_standby(&self, plug: &StandbyPlug) -> Result<(), MachineError> {
         let netdev = ids::netdev(&plug.nic);
         let (tap, vhost) = (format!("{netdev}-tap"), format!("{netdev}-vhost"));
@@ -59,6 +61,7 @@ impl Qemu {
             netdev,
             mac: plug.mac.to_string(),
             bus: plug.port.clone(),
+            failover: plug.pairing == Pairing::NetFailover,
             queues: Queues::MIN,
             mtu: None,
         };

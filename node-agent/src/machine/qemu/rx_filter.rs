@@ -27,6 +27,19 @@ pub struct Change {
     pub all: Option<bool>,
 }
 
+impl Change {
+    /// The same, but nothing is taken off a macvtap that receives `now`, as long as there is room.
+    #[must_use]
+    pub fn without_loss(self, now: &Received) -> Self {
+        let excess = (now.added.len() + self.add.len()).saturating_sub(MOST);
+        Self {
+            remove: self.remove.into_iter().take(excess).collect(),
+            all: self.all.filter(|all| *all),
+            add: self.add,
+        }
+    }
+}
+
 /// What the guest asks for that a macvtap does not do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Beyond {

@@ -78,6 +78,26 @@ fn an_overflow_takes_all_and_loses_nothing() {
 }
 
 #[test]
+fn nothing_is_taken_off_a_standby_that_rests_as_long_as_there_is_room() {
+    let now = received(&[ALL_NODES, SOLICITED], true);
+    let kept = change(&filter(&[MDNS]), &now).without_loss(&now);
+    assert_eq!(
+        (kept.add, kept.remove, kept.all),
+        (macs(&[MDNS]), BTreeSet::new(), None)
+    );
+    let group = |n: usize| format!("33:33:00:00:{:02x}:{:02x}", n / 256, n % 256);
+    let groups: Vec<String> = (0..MOST).map(group).collect();
+    let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+    let now = received(&groups, false);
+    let kept = change(&filter(&[MDNS, SOLICITED]), &now).without_loss(&now);
+    assert_eq!(
+        (kept.add.len(), kept.remove.len()),
+        (2, 2),
+        "one goes for each that comes"
+    );
+}
+
+#[test]
 fn the_guest_may_ask_for_all_or_none() {
     let mut all = filter(&[MDNS]);
     all.multicast = RxState::All;

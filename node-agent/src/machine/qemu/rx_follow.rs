@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 use futures::future::join_all;
+use hybridnic_api::v1alpha1::Pairing;
 use hybridnic_net::{multicast::Multicast, netlink::Netlink};
 use hybridnic_qmp::{Client, EventError, commands::RxFilter};
 use tokio::time::Instant;
@@ -32,22 +33,27 @@ const AGAIN: Duration = Duration::from_secs(10);
 
 /// Where the guest's wishes are put.
 pub trait Lists: Sync {
-    /// Makes a macvtap receive what the guest asks for.
-    fn put(&self, macvtap: &LinkAt, filter: &RxFilter) -> impl Future<Output = Result<(), String>> + Send;
+    /// Makes a macvtap receive what the guest asks for; where it `rests`, nothing is taken off it.
+    fn put(
+        &self,
+        macvtap: &LinkAt,
+        filter: &RxFilter,
+        rests: bool,
+    ) -> impl Future<Output = Result<(), String>> + Send;
 }
 
 impl Lists for Host {
-    async fn put(&self, macvtap: &LinkAt, filter: &RxFilter) -> Result<(), String> {
+    async fn put(&self, macvtap: &LinkAt, filter: &RxFilter, rests: bool) -> Result<(), String> {
         match &macvtap.pod {
             None => match self.netlink.link(&macvtap.name).await {
-                Ok(Some(link)) => put(&self.netlink, &self.multicast, link.index, filter).await,
+                Ok(Some(link)) => put(&self.netlink, &self.multicast, link.index, filter, rests).await,
                 Ok(None) => Ok(()),
                 Err(error) => Err(chain(&error)),
             },
             Some(pod) => match links::sandbox_of(&self.sandboxes, pod, &macvtap.name) {
                 Some(sandbox) => {
                     let index = pod.device.ifindex();
-                    put(&sandbox.netlink, &sandbox.multicast, index, filter).await
+                    put(&sandbox.netlink, &sandbox.multicast, index, filter, rests).await
                 }
                 None => Ok(()),
             },
@@ -60,6 +66,7 @@ async fn put(
     multicast: &Multicast,
     macvtap: u32,
     filter: &RxFilter,
+    rests: bool,
 ) -> Result<(), String> {
     let now = match multicast.received(macvtap).await {
         Ok(now) => now,
@@ -67,7 +74,11 @@ async fn put(
         Err(error) if error.is_no_device() => return Ok(()),
         Err(error) => return Err(chain(&error)),
     };
-    let rx_filter::Change { add, remove, all } = rx_filter::change(filter, &now);
+    let mut change = rx_filter::change(filter, &now);
+    if rests {
+        change = change.without_loss(&now);
+    }
+    let rx_filter::Change { add, remove, all } = change;
     if !(add.is_empty() && remove.is_empty()) {
         debug!(device = filter.name, ?add, ?remove, "multicast");
         match multicast.change(macvtap, add, remove).await {
@@ -93,20 +104,13 @@ pub async fn follow_once(vm: &Vm, client: &Client, lists: &impl Lists) -> bool {
     }
     let each = standbys
         .iter()
-        .map(|(device, (uid, macvtap))| look_at(vm, client, lists, device, uid, macvtap));
+        .map(|(device, standby)| look_at(vm, client, lists, device, standby));
     join_all(each).await.into_iter().all(|ok| ok)
 }
 
-async fn look_at(
-    vm: &Vm,
-    client: &Client,
-    lists: &impl Lists,
-    device: &str,
-    uid: &str,
-    macvtap: &LinkAt,
-) -> bool {
+async fn look_at(vm: &Vm, client: &Client, lists: &impl Lists, device: &str, standby: &Standby) -> bool {
     match client.query_rx_filter(device).await {
-        Ok(Some(filter)) => set(vm, uid, macvtap, &filter, lists).await,
+        Ok(Some(filter)) => set(vm, standby, &filter, lists).await,
         // Its NIC's task knows.
         Ok(None) => true,
         Err(error) => {
@@ -120,8 +124,8 @@ async fn look_at(
     }
 }
 
-async fn set(vm: &Vm, uid: &str, macvtap: &LinkAt, filter: &RxFilter, lists: &impl Lists) -> bool {
-    let failed = lists.put(macvtap, filter).await.err();
+async fn set(vm: &Vm, standby: &Standby, filter: &RxFilter, lists: &impl Lists) -> bool {
+    let failed = lists.put(&standby.macvtap, filter, standby.rests).await.err();
     if let Some(error) = &failed {
         warn!(
             device = filter.name,
@@ -130,7 +134,7 @@ async fn set(vm: &Vm, uid: &str, macvtap: &LinkAt, filter: &RxFilter, lists: &im
     }
     let ok = failed.is_none();
     let beyond = rx_filter::beyond(filter);
-    vm.show_filtered(uid, Filtered { beyond, failed });
+    vm.show_filtered(&standby.uid, Filtered { beyond, failed });
     ok
 }
 
@@ -196,11 +200,29 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-/// Of each standby device: its attachment's uid, and its macvtap.
-fn standbys(vm: &Vm) -> BTreeMap<String, (String, LinkAt)> {
+/// A standby that is followed.
+#[derive(Debug, PartialEq, Eq)]
+struct Standby {
+    /// Its attachment's uid.
+    uid: String,
+    macvtap: LinkAt,
+    /// A bond takes its groups off a member that is not active, and gives them back when it has gone over to it. So that they are
+    /// not missed until then, they stay while the guest has its VF.
+    rests: bool,
+}
+
+/// Each standby, by its device.
+fn standbys(vm: &Vm) -> BTreeMap<String, Standby> {
     vm.nics()
         .into_iter()
-        .filter_map(|(uid, nic)| Some((nic.standby_device, (uid, nic.macvtap?))))
+        .filter_map(|(uid, nic)| {
+            let standby = Standby {
+                uid,
+                macvtap: nic.macvtap?,
+                rests: nic.vf && nic.pairing == Pairing::Bond,
+            };
+            Some((nic.standby_device, standby))
+        })
         .collect()
 }
 

@@ -34,8 +34,18 @@ fn filter(device: &str, groups: &[&str]) -> Value {
 /// Tells of what would be put on a macvtap; that of b is refused.
 struct Told(mpsc::UnboundedSender<(String, Vec<String>)>);
 
+/// Tells whether a standby rests.
+struct Rests(mpsc::UnboundedSender<bool>);
+
+impl Lists for Rests {
+    async fn put(&self, _: &LinkAt, _: &RxFilter, rests: bool) -> Result<(), String> {
+        self.0.send(rests).unwrap();
+        Ok(())
+    }
+}
+
 impl Lists for Told {
-    async fn put(&self, macvtap: &LinkAt, filter: &RxFilter) -> Result<(), String> {
+    async fn put(&self, macvtap: &LinkAt, filter: &RxFilter, _: bool) -> Result<(), String> {
         self.0
             .send((macvtap.name.clone(), filter.multicast_table.clone()))
             .unwrap();
@@ -87,6 +97,30 @@ async fn a_change_is_asked_for_once_and_put_on_its_macvtap() {
         () = qemu => {}
     }
     assert_eq!(vm.nics()["a"].filtered.beyond.vlans, [10].into());
+}
+
+/// A bond has taken its groups off it, and they are kept for when it comes back; then there is another look.
+#[tokio::test]
+async fn the_standby_of_a_bond_rests_while_the_guest_has_its_vf() {
+    let (client, mut peer) = Peer::connect().await;
+    let (vm, (sent, mut put)) = (vm(), mpsc::unbounded_channel());
+    let lists = Rests(sent);
+    let qemu = async {
+        asks(&mut peer, "sb-a", Some(&[])).await;
+        assert_eq!(put.recv().await, Some(false));
+        for (pairing, vf, rests) in [(Pairing::Bond, true, true), (Pairing::Bond, false, false)] {
+            vm.update_nic("a", |nic| (nic.pairing, nic.vf) = (pairing, vf));
+            asks(&mut peer, "sb-a", Some(&[])).await;
+            assert_eq!(put.recv().await, Some(rests));
+        }
+        // With net_failover both members have the guest's groups.
+        vm.update_nic("a", |nic| (nic.pairing, nic.vf) = (Pairing::NetFailover, true));
+        peer.is_left_alone(2 * PAUSE).await;
+    };
+    tokio::select! {
+        never = follow(&vm, &client, &lists) => match never {},
+        () = qemu => {}
+    }
 }
 
 #[tokio::test]

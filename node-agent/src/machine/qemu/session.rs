@@ -7,7 +7,7 @@ use std::{
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{MigrationStep, Runtime},
+    v1alpha1::{MigrationStep, Pairing, Runtime},
 };
 use hybridnic_process::backoff::Backoff;
 use hybridnic_qmp::{
@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     super::{
-        Machine, Moment, Owner, Session, Vm, VmEvent,
+        Machine, Moment, NicEntry, Owner, Session, Vm, VmEvent,
         kubevirt::{self, Launcher},
         listener::Listener,
         socket::Closed,
@@ -370,6 +370,15 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             vm.beat(true);
             true
         }
+        // A standby that is no more than a virtio-net has no other sign of its driver's start. QEMU sends the event again only after
+        // it was asked what the guest receives, which is done once a second at most.
+        VmEvent::Receives => {
+            let is_bonded = |nic: &NicEntry| nic.pairing == Pairing::Bond;
+            if !leaving && vm.nics().values().any(is_bonded) {
+                vm.beat(false);
+            }
+            false
+        }
         VmEvent::Stopped | VmEvent::ShutDown | VmEvent::Unplugged => {
             vm.beat(false);
             true
@@ -380,6 +389,9 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
 #[cfg(test)]
 #[path = "flood_tests.rs"]
 mod flood_tests;
+#[cfg(test)]
+#[path = "receives_tests.rs"]
+mod receives_tests;
 #[cfg(test)]
 #[path = "untrusted_tests.rs"]
 mod untrusted_tests;

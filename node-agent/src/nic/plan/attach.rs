@@ -3,11 +3,12 @@
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder},
+    v1alpha1::{AttachmentState, Goal, SwitchOrder},
 };
 
 use super::{
-    Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, detach, fast_path, has_nic_mac, is_parked,
+    Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, detach, fast_path, give_back, has_nic_mac,
+    is_parked,
     reserve::{self, NOBODY},
     switch_order, wait,
 };
@@ -111,9 +112,11 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
         None if ask.duties.standby == Owner::Runtime && !seen.standby_recorded && !seen.sandbox_waits => {
             Some(wait(Pending, reasons::WAITING_FOR_RUNTIME, NO_SANDBOX))
         }
-        None if seen.vf_offered && learnt.vf_failed.is_none() => Some(Decision::Do(Step::Reserve)),
+        None if ask.wants_vf() && seen.vf_offered && learnt.vf_failed.is_none() => {
+            Some(Decision::Do(Step::Reserve))
+        }
         None if seen.standby_recorded => None,
-        None if ask.no_free_vf == NoFreeVf::Wait => Some(wait(
+        None if ask.waits_for_vf() => Some(wait(
             Pending,
             learnt.vf_failed.unwrap_or(reasons::NO_FREE_VF),
             "no VF of the network is free on the node; the NIC waits for one",
@@ -171,7 +174,8 @@ fn before_vm(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
             "the pod has its link; its VM has not started yet, or has ended",
         ),
     };
-    prepare(seen, learnt).map_or(waits, Decision::Do)
+    let step = give_back(ask, seen).or_else(|| prepare(seen, learnt));
+    step.map_or(waits, Decision::Do)
 }
 
 /// The macvtap is missing. A standby that is in the guest stays on the one that is gone, whatever is made in its place.
@@ -239,7 +243,7 @@ fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Deci
     }
     match (prepare(seen, learnt), learnt.vf_failed) {
         (Some(step), _) => Decision::Do(step),
-        (None, Some(reason)) if ask.no_free_vf == NoFreeVf::Wait => wait(Pending, reason, VF_FAILED),
+        (None, Some(reason)) if ask.waits_for_vf() => wait(Pending, reason, VF_FAILED),
         (None, _) => Decision::Done(Reserved),
     }
 }
@@ -285,7 +289,8 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
             Decision::Do(Step::UnplugVf)
         };
     }
-    if let Some(step) = settle_on_standby(seen, up, learnt).or_else(|| prepare(seen, learnt)) {
+    let rest = || give_back(ask, seen).or_else(|| prepare(seen, learnt));
+    if let Some(step) = settle_on_standby(seen, up, learnt).or_else(rest) {
         return Decision::Do(step);
     }
     if has_nic_mac(seen) {
@@ -293,6 +298,14 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
             AttachmentState::Pending,
             reasons::VF_SETTING_REFUSED,
             "the VF keeps the NIC's MAC: it would answer for a VM that runs elsewhere",
+        );
+    }
+    // A migration goes on without it, and may lead to one that has a link.
+    if ask.aside.is_some() && !ask.ordered && seen.standby_link == Some(false) {
+        return wait(
+            AttachmentState::Standby,
+            reasons::PF_LINK_DOWN,
+            "the NIC is told to stay on its standby (path: Standby), and the standby's PF has no link",
         );
     }
     Decision::Done(AttachmentState::Standby)

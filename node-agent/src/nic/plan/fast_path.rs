@@ -2,11 +2,11 @@
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{AttachmentState, SwitchOrder},
+    v1alpha1::{AttachmentState, Pairing, SwitchOrder},
 };
 
 use super::{
-    Ask, Decision, Learnt, Step, TRIES,
+    Ask, Decision, Learnt, Sends, Step, TRIES,
     attach::{VF_FAILED, dark, prepare, settle_on_standby},
     has_nic_mac, switch_order, wait,
 };
@@ -41,15 +41,19 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
     // With the standby down it is too late to look.
     if !guest.uses_vf || up && !learnt.moved {
         // One that is lost, or that the guest has met under another MAC, is of no use to it.
-        return if learnt.ignores_vf || !has_nic_mac(seen) {
+        return if learnt.ignores_vf.is_some() || !has_nic_mac(seen) {
             if learnt.keeps_vf {
-                degraded(seen, up, learnt, reasons::GUEST_IGNORES_VF, IGNORES_VF)
+                let (reason, message) = ignored(ask.pairing, learnt.ignores_vf.unwrap_or(Sends::ByStandby));
+                degraded(seen, up, learnt, reason, message)
             } else {
                 Decision::Do(Step::UnplugVf)
             }
         } else if !up && switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak {
             // A guest that has restarted may boot by its network.
             Decision::Do(Step::StandbyUp)
+        } else if up && ask.pairing == Pairing::Bond && guest.failover.is_none() {
+            // It still boots. One with net_failover tells when it has, and is tried again then, however long it took.
+            wait(AttachmentState::Standby, reasons::GUEST_NOT_BONDED, BOOTS_WITH_VF)
         } else {
             Decision::Do(Step::AwaitGuest)
         };
@@ -102,7 +106,7 @@ fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf:
     if useless && seen.other_vf && !vf.held {
         return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(Step::RestoreVf));
     }
-    if let Some((reason, message)) = obstacle(guest, learnt, vf) {
+    if let Some((reason, message)) = obstacle(ask, guest, learnt, vf) {
         return degraded(seen, up, learnt, reason, message);
     }
     let make_first = switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
@@ -127,7 +131,7 @@ fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf:
 }
 
 /// What stands against plugging the VF.
-fn obstacle(guest: Guest, learnt: &Learnt, vf: VfThere) -> Option<(&'static str, &'static str)> {
+fn obstacle(ask: &Ask, guest: Guest, learnt: &Learnt, vf: VfThere) -> Option<(&'static str, &'static str)> {
     if let Some(reason) = learnt.vf_failed {
         return Some((reason, VF_FAILED));
     }
@@ -149,24 +153,37 @@ fn obstacle(guest: Guest, learnt: &Learnt, vf: VfThere) -> Option<(&'static str,
             "a migration is under way, and QEMU takes no VF before it is over",
         ));
     }
-    match guest.failover {
-        Some(false) => {
-            return Some((
-                reasons::GUEST_NO_FAILOVER,
-                "the guest's virtio-net driver did not take the standby feature: it needs net_failover (Linux 4.18 and later)",
-            ));
-        }
-        None => {
-            return Some((
-                reasons::GUEST_NO_FAILOVER,
-                "the guest's virtio-net driver has not started yet; the VF is plugged when it has",
-            ));
-        }
-        Some(true) => {}
+    if let Some(told) = unready(ask.pairing, guest) {
+        return Some(told);
     }
-    learnt
-        .ignores_vf
-        .then_some((reasons::GUEST_IGNORES_VF, IGNORES_VF))
+    learnt.ignores_vf.map(|sends| ignored(ask.pairing, sends))
+}
+
+/// Why the guest's side of the standby is not ready for a VF.
+fn unready(pairing: Pairing, guest: Guest) -> Option<(&'static str, &'static str)> {
+    match (pairing, guest.failover) {
+        (Pairing::NetFailover, Some(false)) => Some((reasons::GUEST_NO_FAILOVER, NO_FAILOVER)),
+        (Pairing::NetFailover, None) => Some((
+            reasons::GUEST_NO_FAILOVER,
+            "the guest's virtio-net driver has not started yet; the VF is plugged when it has",
+        )),
+        // One that still boots would meet the VF halfway.
+        (Pairing::Bond, None) => Some((
+            reasons::GUEST_NOT_BONDED,
+            "the guest's virtio-net driver has not started yet; the VF is plugged when the guest sets the standby up",
+        )),
+        (Pairing::NetFailover, Some(true)) | (Pairing::Bond, Some(_)) => None,
+    }
+}
+
+/// What is said of a guest that does not use its VF as it should.
+fn ignored(pairing: Pairing, sends: Sends) -> (&'static str, &'static str) {
+    match (pairing, sends) {
+        (Pairing::NetFailover, _) => (reasons::GUEST_IGNORES_VF, IGNORES_VF),
+        (Pairing::Bond, Sends::BesideVf) => (reasons::GUEST_NOT_BONDED, NOT_BONDED),
+        (Pairing::Bond, Sends::ByStandby) => (reasons::GUEST_IGNORES_VF, NOT_IN_BOND),
+        (Pairing::Bond, Sends::ByNeither) => (reasons::GUEST_IGNORES_VF, NO_BOND),
+    }
 }
 
 const NO_ACPI: &str =
@@ -177,3 +194,18 @@ const NO_LINK: &str = "the VF's PF has no link";
 const IGNORES_VF: &str = "the guest did not use the VF: it needs the VF's driver, and net_failover must have joined it with \
                           the standby (the guest's kernel log says why not); tried again, later each time, and when the \
                           guest restarts";
+
+const BOOTS_WITH_VF: &str = "the guest restarts with its VF, and its virtio-net driver has not started yet: the standby carries the traffic";
+
+const NO_FAILOVER: &str = "the guest's virtio-net driver did not take the standby feature: it needs net_failover (Linux 4.18 and \
+                           later); or make the NIC again with pairing: Bond, and a bond in the guest";
+
+const NOT_BONDED: &str = "the guest goes on sending by its standby while the driver of its VF runs too, so they are two interfaces \
+                          with one MAC: it needs a bond of mode active-backup with both in it and the VF as primary; the \
+                          VF was taken out, and is tried again, later each time, and when the guest restarts";
+
+const NOT_IN_BOND: &str = "the guest sent by its standby only, and its VF was still: the guest needs the VF's driver, and the VF must be in \
+                           the bond, as its primary; tried again, later each time, and when the guest restarts";
+
+const NO_BOND: &str = "the guest was seen to use neither VF nor standby: it needs the VF's driver, and a bond that is up, with both \
+                       in it and the VF as primary; tried again, later each time, and when the guest restarts";

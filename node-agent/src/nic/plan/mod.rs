@@ -9,6 +9,7 @@
 //!   FastPath ─ StandbyUp ─ UnplugVf ─ Park ─ Announce ──► Standby               (make before break)
 //!   FastPath ─ UnplugVf ─ Park ─ StandbyUp ─ Announce ──► Standby               (break before make)
 //!   Standby ─ RestoreVf ─ Reserve ─ Bind ─ Park ──► Standby, with another VF
+//!   Standby ─ RestoreVf ──► Standby, without a VF                               (the NIC is told to stay there)
 //!   MakeStandby ─ Reserve ─ MoveStandby ─ MakeStandby ─ GuardStandby ─ PlugStandby    (the VF came later, on another PF)
 //!   Reserve ─ MakeStandby ─ GuardStandby ─ AnswerSandbox ─ Bind ─ Park ──► the runtime starts the VM, with its standby
 //!   any ─ UnplugVf ─ UnplugStandby ─ RemoveStandby ─ RestoreVf ─ Forget ──► Detached
@@ -30,7 +31,7 @@ mod reserve;
 mod tests;
 
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, MigrationStep, NicAttachmentSpec, NoFreeVf, SwitchOrder,
+    Aside, AttachmentState, Goal, MigrationStep, NicAttachmentSpec, NoFreeVf, Pairing, SwitchOrder,
 };
 
 use super::seen::{Seen, VfMac, VfSeen, VfThere};
@@ -119,8 +120,8 @@ pub struct Learnt {
     pub keeps_vf: bool,
     /// The guest did not let go of the standby in time.
     pub keeps_standby: bool,
-    /// The guest did not use the VF in time.
-    pub ignores_vf: bool,
+    /// The guest did not use the VF in time, or no more; by what it sent instead.
+    pub ignores_vf: Option<Sends>,
     /// The VF could not be reserved, bound, parked, set up or plugged; one of
     /// [`reasons`](hybridnic_api::conditions::reasons). Tried again after a pause.
     pub vf_failed: Option<&'static str>,
@@ -136,6 +137,17 @@ pub struct Learnt {
     pub announce: bool,
     /// The guest was seen to have moved its traffic to the VF.
     pub moved: bool,
+}
+
+/// By what a guest was seen to send that does not use its VF as it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sends {
+    /// By its standby, while the driver of its VF runs too.
+    BesideVf,
+    /// By its standby, while its VF is still.
+    ByStandby,
+    /// By nothing that could be seen.
+    ByNeither,
 }
 
 impl Learnt {
@@ -154,10 +166,17 @@ impl Learnt {
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ask {
-    /// Where the NIC should be.
+    /// Where the NIC should be: `Standby` where it would be `FastPath` and the NIC is told to stay on its standby.
     pub goal: Goal,
+    /// Whether it is told so, and what becomes of its VF.
+    pub aside: Option<Aside>,
+    /// Whether a migration has an order for the VM. Then a VF that is to go back stays: to give it back may take long, or fail, and
+    /// the migration waits for nothing that it does not need.
+    pub ordered: bool,
     /// What to do without a VF.
     pub no_free_vf: NoFreeVf,
+    /// How the guest makes one NIC of VF and standby.
+    pub pairing: Pairing,
     /// The order that the PF's driver needs, as far as is known.
     pub driver_order: SwitchOrder,
     /// Whether the VM is, or was, expected here by a migration. It may have come while that was called off: then
@@ -176,12 +195,33 @@ impl Ask {
             watched || matches!(migration.step, MigrationStep::Listen | MigrationStep::GiveUp)
         });
         Self {
-            goal: spec.goal,
+            goal: goal(spec),
+            aside: spec.aside,
+            ordered: spec.migration.is_some(),
             no_free_vf: spec.no_free_vf,
+            pairing: spec.pairing,
             driver_order,
             expected,
             duties,
         }
+    }
+
+    /// Whether the NIC is to have a VF, plugged or reserved.
+    pub fn wants_vf(&self) -> bool {
+        self.aside != Some(Aside::GiveVfBack)
+    }
+
+    /// Whether the NIC waits until there is a VF for it.
+    fn waits_for_vf(&self) -> bool {
+        self.wants_vf() && self.no_free_vf == NoFreeVf::Wait
+    }
+}
+
+/// Where a NIC should be, with what its owner says: a NIC that is told to stay on its standby does not go further than that.
+pub fn goal(spec: &NicAttachmentSpec) -> Goal {
+    match spec.goal {
+        Goal::FastPath if spec.aside.is_some() => Goal::Standby,
+        goal => goal,
     }
 }
 
@@ -234,6 +274,12 @@ fn wait(state: AttachmentState, reason: &'static str, message: impl Into<String>
         reason,
         message: message.into(),
     })
+}
+
+/// Gives the VF back that the NIC is not to have any more. It is not in the guest.
+fn give_back(ask: &Ask, seen: &Seen) -> Option<Step> {
+    let goes = !ask.wants_vf() && !ask.ordered && seen.there().is_some();
+    goes.then_some(Step::RestoreVf)
 }
 
 fn has_nic_mac(seen: &Seen) -> bool {

@@ -1,9 +1,6 @@
 //! The way to `Reserved`: a VF is taken and parked before the VM's pod has its link. No part of the standby is made.
 
-use hybridnic_api::{
-    conditions::reasons,
-    v1alpha1::{AttachmentState, NoFreeVf},
-};
+use hybridnic_api::{conditions::reasons, v1alpha1::AttachmentState};
 
 use super::{
     Ask, Decision, FLOOD, Learnt, Step, UNKNOWN,
@@ -54,7 +51,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     }
     match (prepare(seen, learnt), learnt.vf_failed) {
         (Some(step), _) => Decision::Do(step),
-        (None, Some(reason)) if ask.no_free_vf == NoFreeVf::Wait => wait(Pending, reason, VF_FAILED),
+        (None, Some(reason)) if ask.waits_for_vf() => wait(Pending, reason, VF_FAILED),
         (None, _) => Decision::Done(AttachmentState::Reserved),
     }
 }

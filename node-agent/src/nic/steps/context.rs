@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use hybridnic_api::{conditions::reasons, v1alpha1::SwitchOrder};
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{Aside, SwitchOrder},
+};
 use hybridnic_net::MacAddr;
 use tokio::sync::watch;
 
@@ -56,6 +59,12 @@ impl Context {
         Ok(())
     }
 
+    /// Says whether the VF is wanted that comes with a device of the pod's.
+    pub fn claim_promise(&self) {
+        let gives_back = self.record.spec.aside == Some(Aside::GiveVfBack);
+        self.host.pools.set_gives_back(&self.record.uid, gives_back);
+    }
+
     /// Which VF will do: one of the PF of which the kubelet has given the pod a device.
     pub fn pick(&self) -> Pick {
         match self.host.pools.ticket(&self.record.uid) {
@@ -87,7 +96,8 @@ impl Context {
         error
     }
 
-    pub(super) fn note(&self, event: impl Into<String>) {
+    /// Notes in the timeline that something has happened.
+    pub fn note(&self, event: impl Into<String>) {
         self.vm.note(&self.record.uid, event);
     }
 }

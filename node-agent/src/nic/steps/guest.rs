@@ -19,7 +19,7 @@ use crate::{
     error::{HasReason, chain},
     journal::{JournalError, Record, StandbyRecord},
     machine::{LetGo, Machine, MachineError, StandbyPlug, VfPlug},
-    nic::{disuse::Disuse, ids, observe, silence::Silence},
+    nic::{disuse::Disuse, ids, observe, plan::Sends, silence::Silence},
 };
 
 /// How often is looked whether the guest uses its VF: there is no event for it.
@@ -79,6 +79,7 @@ pub(super) async fn plug_standby(cx: &mut Context, machine: &Machine) -> Result<
         id: ids::standby(&cx.record.spec),
         nic,
         mac: cx.mac,
+        pairing: cx.record.spec.pairing,
         port: ports.standby,
         tap,
         vhost,
@@ -190,7 +191,7 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), GuestError> {
                 pf = vf.pf_name,
                 "the guest does not use the VF"
             );
-            cx.learnt.ignores_vf = true;
+            cx.learnt.ignores_vf = Some(silence.sends());
             return Ok(());
         }
         tokio::select! {
@@ -202,9 +203,9 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), GuestError> {
     }
 }
 
-/// Resolves when the guest, which has moved to the VF, does not use it and goes without network. `disuse` is what earlier
-/// calls have seen.
-pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) {
+/// Resolves when the guest, which has moved to the VF, does not use it and goes without network; says by what it sends. `disuse` is
+/// what earlier calls have seen.
+pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) -> Sends {
     let (Some(vf), Some(standby)) = (&cx.record.vf, &cx.record.standby) else {
         return std::future::pending().await;
     };
@@ -212,9 +213,10 @@ pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) {
         match dropped_by_standby(cx, standby).await {
             Ok(dropped) => {
                 let interrupts = || observe::interrupts_of(vf);
-                let disuse = disuse.get_or_insert_with(|| Disuse::new(dropped, interrupts()));
-                if disuse.is_disused(dropped, interrupts) {
-                    return;
+                let (pairing, now) = (cx.record.spec.pairing, Instant::now());
+                let disuse = disuse.get_or_insert_with(|| Disuse::new(pairing, now, dropped, interrupts()));
+                if let Some(sends) = disuse.found(now, dropped, interrupts) {
+                    return sends;
                 }
             }
             Err(error) => debug!(error = chain(&error), "the standby cannot be looked at"),

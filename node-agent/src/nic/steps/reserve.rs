@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{Aside, NoFreeVf},
+};
 use hybridnic_net::{PciAddress, dev::VfioUse, netlink::NetlinkError, sysfs::DriverState};
 use tracing::{info, warn};
 
@@ -49,7 +52,7 @@ impl HasReason for ReserveError {
     }
 }
 
-/// Takes a VF and writes down how it was; without one, a PF for the standby alone.
+/// Takes a VF and writes down how it was; without one, or where the NIC is to have none, a PF for the standby alone.
 pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
     let host = Arc::clone(&cx.host);
     let asked = tokio::select! {
@@ -68,7 +71,11 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
     };
     let (mut passed_over, mut failed) = (Vec::new(), None);
     let mut taken = false;
-    while !taken
+    let spec = &cx.record.spec;
+    let wants_vf = spec.aside != Some(Aside::GiveVfBack);
+    let may_go_without = !wants_vf || spec.no_free_vf == NoFreeVf::Standby;
+    while wants_vf
+        && !taken
         && cx.learnt.vf_failed.is_none()
         && let Some(choice) = cx.host.pools.take(&inventory, &cx.claimant, &wish)
     {
@@ -98,7 +105,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
     if taken {
         return Ok(());
     }
-    if cx.record.standby.is_none() && cx.record.spec.no_free_vf == NoFreeVf::Standby {
+    if cx.record.standby.is_none() && may_go_without {
         let any = cx.host.pools.standby_pf(&inventory, &network, wish.pick);
         let any = any.map(|pf| (pf.address, pf.name.clone().unwrap_or_default()));
         let (pf, pf_name) = promised.or(any).ok_or_else(|| {

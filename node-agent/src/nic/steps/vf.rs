@@ -301,7 +301,7 @@ async fn let_go(cx: &mut Context, vf: PciAddress) -> Result<(), VfError> {
         vf_failed: None,
         vf_failures: 0,
         not_parked: false,
-        ignores_vf: false,
+        ignores_vf: None,
         ..cx.learnt
     };
     Ok(())

@@ -173,6 +173,7 @@ pub(super) fn could_take_vf(ask: &Ask, seen: &Seen, learnt: &Learnt) -> bool {
         ..*seen
     };
     seen.vf.is_none()
+        && ask.wants_vf()
         && learnt.vf_failed.is_none()
         && plan::next(ask, &offered, learnt) == Decision::Do(Step::Reserve)
 }

@@ -7,23 +7,23 @@ use hybridnic_api::v1alpha1::Goal;
 use hybridnic_process::backoff::Backoff;
 use tokio::time::Instant;
 
-use super::super::plan::Learnt;
+use super::super::plan::{Ask, Learnt};
 
 /// The first pause after a step that failed; doubled up to the cap.
 const STEP: Duration = Duration::from_secs(1);
 /// The longest pause after a step that failed.
 const STEP_CAP: Duration = Duration::from_mins(1);
 /// How long what has failed is left alone, where nothing tells that it might work now; doubled up to the cap for a guest that does
-/// not use its VF, as each time it may be without network for some seconds.
+/// not use its VF, as each time it may be without network for some seconds, or that keeps it, as each time its standby is up beside it.
 const LEARNT: Duration = Duration::from_mins(1);
 /// The longest that a guest's VF is left alone.
-const IGNORED_CAP: Duration = Duration::from_hours(1);
+const UNWILLING_CAP: Duration = Duration::from_hours(1);
 
 /// What is waited for, before what was learnt is forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
-    /// The guest did not use its VF.
-    Ignored,
+    /// The guest did not use its VF, or did not let go of it at a word.
+    Unwilling,
     /// Something else has failed.
     Failed,
 }
@@ -32,7 +32,7 @@ enum Cause {
 #[derive(Debug)]
 pub struct Retry {
     step: Backoff,
-    ignored: Backoff,
+    unwilling: Backoff,
     failed: Backoff,
     set: Option<(Cause, Instant)>,
 }
@@ -41,7 +41,7 @@ impl Default for Retry {
     fn default() -> Self {
         Self {
             step: Backoff::new(STEP, STEP_CAP),
-            ignored: Backoff::new(LEARNT, IGNORED_CAP),
+            unwilling: Backoff::new(LEARNT, UNWILLING_CAP),
             failed: Backoff::new(LEARNT, LEARNT),
             set: None,
         }
@@ -61,19 +61,19 @@ impl Retry {
 
     /// The VM has started again: its guest may be another.
     pub fn vm_is_new(&mut self) {
-        self.ignored.reset();
+        self.unwilling.reset();
     }
 
     /// Begins to wait, where something was learnt that is to be forgotten again; goes on waiting where it does so already.
-    pub fn set(&mut self, learnt: &Learnt, goal: Goal) {
-        let Some(cause) = cause(learnt, goal) else {
+    pub fn set(&mut self, learnt: &Learnt, ask: &Ask) {
+        let Some(cause) = cause(learnt, ask) else {
             return self.forget();
         };
         if self.set.is_some_and(|(known, _)| known == cause) {
             return;
         }
         let pause = match cause {
-            Cause::Ignored => self.ignored.next_pause(),
+            Cause::Unwilling => self.unwilling.next_pause(),
             Cause::Failed => self.failed.next_pause(),
         };
         let at = Instant::now() + pause;
@@ -92,10 +92,12 @@ impl Retry {
     }
 }
 
-fn cause(learnt: &Learnt, goal: Goal) -> Option<Cause> {
-    let stuck = (learnt.keeps_vf || learnt.keeps_standby) && goal == Goal::Detached;
-    if learnt.ignores_vf {
-        Some(Cause::Ignored)
+fn cause(learnt: &Learnt, ask: &Ask) -> Option<Cause> {
+    // A migration gives up by itself.
+    let stuck = (learnt.keeps_vf || learnt.keeps_standby) && ask.goal == Goal::Detached;
+    let told = ask.aside.is_some() && !ask.ordered;
+    if learnt.ignores_vf.is_some() || learnt.keeps_vf && told {
+        Some(Cause::Unwilling)
     } else if learnt.vf_failed.is_some() || learnt.not_parked || learnt.mtu_refused || stuck {
         Some(Cause::Failed)
     } else {
@@ -105,11 +107,28 @@ fn cause(learnt: &Learnt, goal: Goal) -> Option<Cause> {
 
 #[cfg(test)]
 mod tests {
+    use hybridnic_api::v1alpha1::{Aside, NoFreeVf, Pairing, SwitchOrder};
+
     use super::*;
+    use crate::machine::Duties;
+    use crate::nic::plan::Sends;
+
+    fn ask(goal: Goal) -> Ask {
+        Ask {
+            goal,
+            aside: None,
+            ordered: false,
+            no_free_vf: NoFreeVf::Standby,
+            driver_order: SwitchOrder::MakeBeforeBreak,
+            expected: false,
+            duties: Duties::QEMU,
+            pairing: Pairing::NetFailover,
+        }
+    }
 
     fn ignores() -> Learnt {
         Learnt {
-            ignores_vf: true,
+            ignores_vf: Some(Sends::ByStandby),
             ..Learnt::default()
         }
     }
@@ -125,16 +144,16 @@ mod tests {
     async fn a_vf_that_is_not_used_is_left_alone_for_longer_each_time() {
         let mut retry = Retry::default();
         for minutes in [1..2, 2..4, 4..8, 8..16, 16..32, 32..64, 60..120, 60..120] {
-            retry.set(&ignores(), Goal::FastPath);
+            retry.set(&ignores(), &ask(Goal::FastPath));
             assert_relearns_in(&retry, minutes);
             let at = retry.relearn_at();
             tokio::time::advance(Duration::from_secs(30)).await;
-            retry.set(&ignores(), Goal::FastPath);
+            retry.set(&ignores(), &ask(Goal::FastPath));
             assert_eq!(retry.relearn_at(), at, "it goes on waiting");
             retry.forget();
         }
         retry.vm_is_new();
-        retry.set(&ignores(), Goal::FastPath);
+        retry.set(&ignores(), &ask(Goal::FastPath));
         assert_relearns_in(&retry, 1..2);
     }
 
@@ -145,12 +164,36 @@ mod tests {
             keeps_vf: true,
             ..Learnt::default()
         };
-        retry.set(&keeps, Goal::Standby);
-        assert_eq!(retry.relearn_at(), None, "only a detach is stuck by it");
-        retry.set(&keeps, Goal::Detached);
+        retry.set(&keeps, &ask(Goal::Standby));
+        assert_eq!(retry.relearn_at(), None, "a migration gives up by itself");
+        retry.set(&keeps, &ask(Goal::Detached));
         assert_relearns_in(&retry, 1..2);
-        retry.set(&Learnt::default(), Goal::Detached);
+        retry.set(&Learnt::default(), &ask(Goal::Detached));
         assert_eq!(retry.relearn_at(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_keeps_its_vf_at_a_word_is_asked_ever_more_seldom() {
+        let mut retry = Retry::default();
+        let keeps = Learnt {
+            keeps_vf: true,
+            ..Learnt::default()
+        };
+        let told = Ask {
+            aside: Some(Aside::GiveVfBack),
+            ..ask(Goal::Standby)
+        };
+        for minutes in [1..2, 2..4, 4..8] {
+            retry.set(&keeps, &told);
+            assert_relearns_in(&retry, minutes);
+            retry.forget();
+        }
+        let moves = Ask {
+            ordered: true,
+            ..told
+        };
+        retry.set(&keeps, &moves);
+        assert_eq!(retry.relearn_at(), None, "the migration gives up by itself");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::{NoFreeVf, NodePool, OnLinkLoss, Runtime, SwitchOrder, Uplink};
+use hybridnic_api::v1alpha1::{Aside, NoFreeVf, NodePool, OnLinkLoss, Pairing, Runtime, SwitchOrder, Uplink};
 use hybridnic_net::{DeviceId, sysfs::Inventory};
 
 use super::{offers::could_take_vf, *};
@@ -55,7 +55,10 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
     let could = |goal, no_free_vf, seen: Seen| {
         let ask = Ask {
             goal,
+            aside: None,
+            ordered: false,
             no_free_vf,
+            pairing: Pairing::NetFailover,
             driver_order: SwitchOrder::MakeBeforeBreak,
             expected: false,
             duties: crate::machine::Duties::QEMU,
@@ -77,6 +80,24 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         let left = Guest { vf: true, ..guest };
         assert!(!could(Goal::FastPath, QemuSeen::Up(left)));
     }
+    // Nor one that is told to do without, though it takes a PF for its standby.
+    let told = |aside| Ask {
+        goal: Goal::Standby,
+        aside: Some(aside),
+        ordered: false,
+        no_free_vf: NoFreeVf::Standby,
+        pairing: Pairing::NetFailover,
+        driver_order: SwitchOrder::MakeBeforeBreak,
+        expected: false,
+        duties: crate::machine::Duties::QEMU,
+    };
+    let fresh = seen(QemuSeen::Up(guest));
+    assert!(!could_take_vf(
+        &told(Aside::GiveVfBack),
+        &fresh,
+        &Learnt::default()
+    ));
+    assert!(could_take_vf(&told(Aside::KeepVf), &fresh, &Learnt::default()));
     let mut on_standby = seen(QemuSeen::Up(guest));
     on_standby.standby_recorded = true;
     assert!(could(Goal::FastPath, NoFreeVf::Standby, on_standby));

@@ -1,8 +1,9 @@
 //! The enums of the API with the meaning of each value. The CRDs have the values only.
 
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Decision, Goal, MacPolicy, MigrationPhase, MigrationState, MigrationStep, NicPhase,
-    NoFreeVf, OnLinkLoss, Pairing, Path, PoolTags, Runtime, SwitchOrder, VfState, VlanProtocol,
+    Aside, AttachmentState, Decision, Goal, MacPolicy, MigrationPhase, MigrationState, MigrationStep,
+    NicPhase, NoFreeVf, OnLinkLoss, Pairing, Path, PoolTags, Runtime, SwitchOrder, VfState, VlanProtocol,
+    WantedPath,
 };
 use schemars::{JsonSchema, Schema};
 use serde_json::Value;
@@ -20,6 +21,7 @@ pub fn all() -> Vec<Word> {
     vec![
         word::<NicPhase>(),
         word::<Path>(),
+        word::<WantedPath>(),
         word::<NoFreeVf>(),
         word::<Pairing>(),
         word::<Runtime>(),
@@ -31,6 +33,7 @@ pub fn all() -> Vec<Word> {
         word::<VfState>(),
         word::<PoolTags>(),
         word::<Goal>(),
+        word::<Aside>(),
         word::<AttachmentState>(),
         word::<SwitchOrder>(),
         word::<MigrationStep>(),

@@ -3,7 +3,7 @@
 use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
 
 use super::{
-    Learnt, Step, TRIES, VfMac,
+    Learnt, Sends, Step, TRIES, VfMac,
     model::{Failed, Node, Vf},
     tap::Tap,
 };
@@ -23,7 +23,8 @@ impl Node {
         if let Some(vf) = self.vf.filter(|_| self.learnt.vf_failures >= TRIES) {
             self.avoided[vf.pf] = true;
         }
-        if step == Step::Reserve && self.hardware.no_free_vf == NoFreeVf::Standby {
+        let may_go_without = !self.wants_vf() || self.hardware.no_free_vf == NoFreeVf::Standby;
+        if step == Step::Reserve && may_go_without {
             // No VF can be reserved; a PF can.
             self.reserve_standby(0);
         }
@@ -71,13 +72,15 @@ impl Node {
             vf_failed: None,
             vf_failures: 0,
             not_parked: false,
-            ignores_vf: false,
+            ignores_vf: None,
             ..self.learnt
         };
     }
 
     fn reserve(&mut self) {
-        let vf = self.best().filter(|_| self.learnt.vf_failed.is_none());
+        let vf = self
+            .best()
+            .filter(|_| self.wants_vf() && self.learnt.vf_failed.is_none());
         if let Some(pf) = vf {
             self.vf = Some(Vf {
                 pf,
@@ -170,11 +173,13 @@ impl Node {
             return;
         };
         // A guest pairs what has one MAC.
-        if self.manners.sees_vf() && self.vf.is_some_and(|vf| vf.mac == VfMac::Nic) {
-            qemu.uses_vf = true;
+        let has_mac = self.vf.is_some_and(|vf| vf.mac == VfMac::Nic);
+        qemu.uses_vf |= self.manners.sees_vf() && has_mac;
+        if self.manners.moves(self.hardware.pairing) && has_mac {
             (self.moved, self.learnt.moved) = (true, true);
         } else {
-            self.learnt.ignores_vf = true;
+            let runs = qemu.uses_vf;
+            self.learnt.ignores_vf = Some(if runs { Sends::BesideVf } else { Sends::ByStandby });
         }
     }
 }

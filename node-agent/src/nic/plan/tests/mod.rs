@@ -1,5 +1,7 @@
 //! What comes next on each way from one goal to another.
 
+mod aside;
+mod bond;
 mod effects;
 mod links;
 mod model;
@@ -26,7 +28,10 @@ use crate::{
 const fn ask(goal: Goal) -> Ask {
     Ask {
         goal,
+        aside: None,
+        ordered: false,
         no_free_vf: NoFreeVf::Standby,
+        pairing: Pairing::NetFailover,
         driver_order: SwitchOrder::MakeBeforeBreak,
         expected: false,
         duties: crate::machine::Duties::QEMU,

@@ -1,9 +1,9 @@
 //! A node with one NIC on which each step has its real effect, or fails, while the world around does what it likes.
 
-use hybridnic_api::v1alpha1::Goal;
+use hybridnic_api::v1alpha1::{Aside, Goal, Pairing};
 
 use super::{
-    Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, TRIES, VfMac, VfSeen, VfThere, ask, next,
+    Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, Sends, TRIES, VfMac, VfSeen, VfThere, ask, next,
     story::{Event, Hardware, Manners},
     tap::Tap,
 };
@@ -46,6 +46,8 @@ pub(super) struct Qemu {
 pub struct Node {
     pub(super) hardware: Hardware,
     pub(super) goal: Goal,
+    pub(super) aside: Option<Aside>,
+    pub(super) ordered: bool,
     pub(super) learnt: Learnt,
     pub(super) manners: Manners,
     pub(super) recorded: bool,
@@ -86,6 +88,8 @@ impl Node {
         let mut node = Self {
             hardware,
             goal: Goal::FastPath,
+            aside: None,
+            ordered: false,
             learnt: Learnt::default(),
             manners: Manners::Good,
             recorded: false,
@@ -115,17 +119,34 @@ impl Node {
     fn ask(&self) -> Ask {
         let Hardware {
             no_free_vf,
+            pairing,
             order,
             duties,
             ..
         } = self.hardware;
         Ask {
             no_free_vf,
+            pairing,
             driver_order: order,
             duties,
             expected: self.expected,
-            ..ask(self.goal)
+            aside: self.aside,
+            ordered: self.ordered,
+            ..ask(self.way())
         }
+    }
+
+    /// Where the NIC goes, by its goal and by what it is told.
+    pub(super) fn way(&self) -> Goal {
+        match self.goal {
+            Goal::FastPath if self.aside.is_some() => Goal::Standby,
+            goal => goal,
+        }
+    }
+
+    /// Whether it is to have a VF.
+    pub(super) fn wants_vf(&self) -> bool {
+        self.aside != Some(Aside::GiveVfBack)
     }
 
     pub(super) fn seen(&self) -> Seen {
@@ -159,7 +180,8 @@ impl Node {
                     _ if !qemu.standby || qemu.run != Run::Here => None,
                     Manners::Asleep => None,
                     Manners::NoFailover => Some(false),
-                    _ => Some(true),
+                    // It is not offered any.
+                    _ => Some(self.hardware.pairing == Pairing::NetFailover),
                 },
                 migrating: false,
                 acpi: true,
@@ -229,10 +251,7 @@ impl Node {
                 };
             }
             Event::Relearn => self.relearn(),
-            Event::Goal(goal) if goal != self.goal => {
-                self.goal = goal;
-                self.relearn();
-            }
+            Event::Goal(_) | Event::Told(_) | Event::Ordered(_) => self.hear(event),
             Event::Guest(manners) => self.manners = manners,
             Event::Link { pf, link } => self.link[pf] = link,
             Event::LinkSettles => self.dark = self.vf.is_some_and(|vf| !self.link[vf.pf]),
@@ -301,7 +320,7 @@ impl Node {
                     && !qemu.mute
                 {
                     (qemu.uses_vf, self.moved) = (false, false);
-                    self.learnt.ignores_vf = true;
+                    self.learnt.ignores_vf = Some(Sends::ByStandby);
                 }
             }
             Event::Migrate => self.migrate(),
@@ -313,7 +332,21 @@ impl Node {
                     self.relearn();
                 }
             }
-            Event::Goal(_) | Event::Settings | Event::QemuStarts { .. } | Event::Sandbox => {}
+            Event::Settings | Event::QemuStarts { .. } | Event::Sandbox => {}
+        }
+    }
+
+    /// The operator says something else.
+    fn hear(&mut self, event: Event) {
+        let before = (self.goal, self.aside);
+        match event {
+            Event::Goal(goal) => self.goal = goal,
+            Event::Told(aside) => self.aside = aside,
+            Event::Ordered(ordered) => self.ordered = ordered,
+            _ => {}
+        }
+        if (self.goal, self.aside) != before {
+            self.relearn();
         }
     }
 
@@ -407,6 +440,7 @@ impl Node {
             Event::NoPark(false),
             Event::NoPlug(false),
             Event::Expected(false),
+            Event::Ordered(false),
             Event::QemuStarts { incoming: false },
             Event::Mute(false),
             Event::TakenBack,

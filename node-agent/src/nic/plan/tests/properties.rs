@@ -1,10 +1,10 @@
 //! On a model of a node: whatever happens, at no step is anything wrong, and it ends well.
 
-use hybridnic_api::v1alpha1::{AttachmentState, Goal, NoFreeVf, SwitchOrder};
+use hybridnic_api::v1alpha1::{Aside, AttachmentState, Goal, NoFreeVf, Pairing, SwitchOrder};
 use proptest::prelude::*;
 
 use super::{
-    Ask, Decision, Guest, Learnt, PARKED, Run, Seen, Step, VfMac, VfThere, ask,
+    Ask, Decision, Guest, Learnt, PARKED, Run, Seen, Sends, Step, VfMac, VfThere, ask,
     model::{Node, PFS, RUNTIME},
     next, seen,
     story::{Event, Hardware, Manners},
@@ -23,6 +23,10 @@ fn goals() -> impl Strategy<Value = Goal> {
     )
 }
 
+fn asides() -> impl Strategy<Value = Option<Aside>> {
+    prop::sample::select(&[None, None, Some(Aside::GiveVfBack), Some(Aside::KeepVf)][..])
+}
+
 fn duties() -> impl Strategy<Value = Duties> {
     prop::sample::select(&[Duties::QEMU, RUNTIME][..])
 }
@@ -31,27 +35,48 @@ fn hardware() -> impl Strategy<Value = Hardware> {
     let order = prop::sample::select(&[SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake][..]);
     let no_free_vf = prop::sample::select(&[NoFreeVf::Standby, NoFreeVf::Wait][..]);
     let mac = prop::sample::select(&[VfMac::Other, VfMac::Nic][..]);
-    (any::<bool>(), order, no_free_vf, mac, any::<bool>(), duties()).prop_map(
-        |(refuses_twice, order, no_free_vf, stale_mac, plain, duties)| Hardware {
-            refuses_twice,
-            order,
-            no_free_vf,
-            stale_mac,
-            plain,
-            duties,
-        },
+    let pairing = any::<bool>();
+    (
+        any::<bool>(),
+        order,
+        no_free_vf,
+        mac,
+        any::<bool>(),
+        duties(),
+        pairing,
     )
+        .prop_map(
+            |(refuses_twice, order, no_free_vf, stale_mac, plain, duties, bond)| Hardware {
+                refuses_twice,
+                order,
+                no_free_vf,
+                // A runtime's standby always has the feature.
+                pairing: if bond && duties != RUNTIME {
+                    Pairing::Bond
+                } else {
+                    Pairing::NetFailover
+                },
+                stale_mac,
+                plain,
+                duties,
+            },
+        )
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    use Manners::{Asleep, Blind, Good, IgnoresVf, KeepsVf, NoFailover};
-    let manners =
-        prop::sample::select(&[Good, Good, Good, KeepsVf, IgnoresVf, Blind, NoFailover, Asleep][..]);
+    use Manners::{Asleep, Blind, Good, IgnoresVf, KeepsVf, NoFailover, TwoNics};
+    let manners = prop::sample::select(
+        &[
+            Good, Good, Good, Good, KeepsVf, IgnoresVf, Blind, NoFailover, TwoNics, Asleep,
+        ][..],
+    );
     let event = prop_oneof![
         40 => prop::bool::weighted(0.1).prop_map(|fails| Event::Step { fails }),
         2 => Just(Event::Crash),
         2 => Just(Event::Relearn),
         5 => goals().prop_map(Event::Goal),
+        4 => asides().prop_map(Event::Told),
+        2 => any::<bool>().prop_map(Event::Ordered),
         3 => manners.prop_map(Event::Guest),
         3 => (0..PFS, any::<bool>()).prop_map(|(pf, link)| Event::Link { pf, link }),
         2 => Just(Event::LinkSettles),
@@ -100,6 +125,7 @@ proptest! {
         incoming: bool,
         history in events(),
         goal in goals(),
+        aside in asides(),
     ) {
         let mut node = Node::new(hardware, incoming);
         for event in history {
@@ -112,6 +138,14 @@ proptest! {
         node.settle();
         node.heal();
         node.handle(Event::Goal(Goal::FastPath));
+        node.handle(Event::Told(aside));
+        if let Some(aside) = aside {
+            prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::Standby));
+            prop_assert_eq!(node.vf.is_some(), aside == Aside::KeepVf);
+            node.handle(Event::Crash);
+            prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::Standby));
+        }
+        node.handle(Event::Told(None));
         prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::FastPath));
         node.handle(Event::Goal(Goal::Detached));
         prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::Detached));
@@ -127,14 +161,15 @@ proptest! {
         macvtap: Option<bool>,
         learnt: (bool, bool, bool, bool),
         duties in duties(),
+        aside in asides(),
     ) {
         let guest = Guest { run, standby: guest.0, vf: guest.1, uses_vf: guest.2, failover: None, migrating: false, acpi: true };
         let mac = if vf.0 { VfMac::Nic } else { VfMac::Parking };
         let vf = VfThere { mac, settings_ok: vf.1, link: vf.2, other_pf: vf.3, dark: !vf.2, ..PARKED };
         let learnt = Learnt {
-            keeps_vf: learnt.0, ignores_vf: learnt.1, refuses_twice: learnt.2, announce: learnt.3, ..Learnt::default()
+            keeps_vf: learnt.0, ignores_vf: learnt.1.then_some(Sends::ByStandby), refuses_twice: learnt.2, announce: learnt.3, ..Learnt::default()
         };
-        let decision = next(&Ask { duties, ..ask(goal) }, &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
+        let decision = next(&Ask { aside, duties, ..ask(goal) }, &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
         let wrong = match decision {
             Decision::Do(Step::RemoveStandby | Step::MoveStandby | Step::RestoreVf | Step::Forget) => guest.vf || guest.standby,
             Decision::Do(step) => matches!(

@@ -82,18 +82,18 @@ impl Node {
             Step::Bind => {
                 let free = !self.qemu.is_some_and(|q| q.vf);
                 // A NIC that waits for its QEMU takes no VF, but where the QEMU waits for the VF.
-                let asked = self.qemu.is_some() || self.goal == Goal::Reserved || self.is_runtimes();
+                let asked = self.qemu.is_some() || self.way() == Goal::Reserved || self.is_runtimes();
                 self.vf.is_some_and(|vf| vf.present && !vf.on_vfio) && free && asked
             }
             Step::RaiseMtu => self.macvtap.is_some() && !self.mtu_ok,
             // Where the VF is to take over, it has.
-            Step::StandbyDown if here && self.goal == Goal::FastPath && self.qemu.is_some_and(|q| q.vf) => {
+            Step::StandbyDown if here && self.way() == Goal::FastPath && self.qemu.is_some_and(|q| q.vf) => {
                 self.moved
             }
             Step::Reserve | Step::Park | Step::StandbyDown => true,
         };
         assert!(ok, "{step:?} must not be taken: {self:#?}");
-        if step == Step::UnplugVf && self.goal == Goal::FastPath {
+        if step == Step::UnplugVf && self.way() == Goal::FastPath {
             self.may_leave();
         }
         if step == Step::PlugVf {
@@ -107,7 +107,7 @@ impl Node {
     /// A VF that carries the traffic is left only for something that can.
     fn may_leave(&self) {
         assert!(
-            !self.unread || self.learnt.ignores_vf,
+            !self.unread || self.learnt.ignores_vf.is_some(),
             "nothing is known of the VF: {self:#?}"
         );
         let Some(vf) = self.vf.filter(|vf| vf.present) else {
@@ -165,7 +165,7 @@ impl Node {
         let found = self.unread && self.vf.is_some_and(|vf| vf.found);
         assert!(found || !self.two_owners(), "the MAC is on two PFs: {self:#?}");
         // One on its way out is not held up by filters that somebody has taken away.
-        let guarded = self.tap.guarded || self.goal == Goal::Detached;
+        let guarded = self.tap.guarded || self.way() == Goal::Detached;
         assert!(
             self.macvtap != Some(true) || guarded && !self.tap.foreign_mac && !self.tap.seized,
             "a macvtap is up that must not be: {self:#?}"
@@ -176,14 +176,18 @@ impl Node {
             Decision::Done(AttachmentState::FastPath) => {
                 here && !up && set_up && guest.uses_vf && self.vf.is_some_and(|vf| self.link[vf.pf])
             }
-            Decision::Done(AttachmentState::Standby) => up == here && !ours && !guest.vf,
+            Decision::Done(AttachmentState::Standby) => {
+                // What is to go back has gone, unless a migration goes first.
+                let left = self.wants_vf() || self.ordered || !here || self.vf.is_none();
+                up == here && !ours && !guest.vf && left
+            }
             Decision::Done(AttachmentState::Reserved) => !up && !ours && !guest.vf,
             Decision::Done(AttachmentState::Detached) => {
                 !guest.vf && !guest.standby && self.vf.is_none() && self.standby.is_none() && !self.recorded
             }
             // A guest that runs has its network, whatever is missing; but not one that keeps a dead standby.
             Decision::Wait(_)
-                if here && live && guest.standby && matches!(self.goal, Goal::Standby | Goal::FastPath) =>
+                if here && live && guest.standby && matches!(self.way(), Goal::Standby | Goal::FastPath) =>
             {
                 // Where nothing is known of the VF, it may have the MAC, or soon have it in the guest.
                 let risky = self.unread && (self.is_split() || guest.vf);

@@ -1,6 +1,6 @@
 //! What a history on the model of a node is made of: how its guest and hardware are, and what happens. Words only.
 
-use hybridnic_api::v1alpha1::{Goal, NoFreeVf, SwitchOrder};
+use hybridnic_api::v1alpha1::{Aside, Goal, NoFreeVf, Pairing, SwitchOrder};
 
 use super::VfMac;
 use crate::machine::Duties;
@@ -16,8 +16,10 @@ pub enum Manners {
     IgnoresVf,
     /// It has no hot-plug driver: it neither sees the VF nor lets go of it.
     Blind,
-    /// Its virtio-net driver does not take the standby feature.
+    /// Its virtio-net driver does not take the standby feature, which is no more than fair where it is to have a bond.
     NoFailover,
+    /// It uses VF and standby as two interfaces, where it is to have a bond.
+    TwoNics,
     /// Its virtio-net driver has not started.
     Asleep,
 }
@@ -30,6 +32,11 @@ impl Manners {
     pub fn sees_vf(self) -> bool {
         !matches!(self, Self::IgnoresVf | Self::Blind | Self::Asleep)
     }
+
+    /// Whether its traffic moves to a VF that it sees.
+    pub fn moves(self, pairing: Pairing) -> bool {
+        self.sees_vf() && (pairing == Pairing::NetFailover || self != Self::TwoNics)
+    }
 }
 
 /// What is so from one end of a history to the other.
@@ -41,6 +48,8 @@ pub struct Hardware {
     pub order: SwitchOrder,
     /// What the NIC says of a node without a free VF.
     pub no_free_vf: NoFreeVf,
+    /// How its guest makes one NIC of VF and standby.
+    pub pairing: Pairing,
     /// Whose MAC a VF has that nobody has parked yet.
     pub stale_mac: VfMac,
     /// The network asks nothing of a VF that a parked one has not.
@@ -60,6 +69,10 @@ pub enum Event {
     Relearn,
     /// The operator wants something else.
     Goal(Goal),
+    /// The NIC is told to stay on its standby, or not to any more.
+    Told(Option<Aside>),
+    /// A migration has an order for the VM, or none any more.
+    Ordered(bool),
     /// The guest becomes another.
     Guest(Manners),
     /// The link of a PF.

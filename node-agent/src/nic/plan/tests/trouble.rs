@@ -18,7 +18,7 @@ fn a_guest_that_keeps_its_vf_keeps_its_network() {
         uses_vf: false,
         ..FAST
     };
-    let ignores = taught(|l| (l.keeps_vf, l.ignores_vf) = (true, true));
+    let ignores = taught(|l| (l.keeps_vf, l.ignores_vf) = (true, Some(Sends::ByStandby)));
     for (goal, learnt) in [(Goal::Standby, keeps), (Goal::FastPath, ignores)] {
         for driver_order in [SwitchOrder::MakeBeforeBreak, SwitchOrder::BreakBeforeMake] {
             let ask = Ask {
@@ -304,7 +304,7 @@ fn what_stands_against_the_fast_path_is_told_and_the_standby_carries_the_traffic
         (
             GUEST,
             PARKED,
-            taught(|l| l.ignores_vf = true),
+            taught(|l| l.ignores_vf = Some(Sends::ByStandby)),
             reasons::GUEST_IGNORES_VF,
         ),
         (
@@ -336,7 +336,7 @@ fn what_stands_against_the_fast_path_is_told_and_the_standby_carries_the_traffic
     does(
         TO_VF,
         seen(FAST, true, READY),
-        taught(|l| l.ignores_vf = true),
+        taught(|l| l.ignores_vf = Some(Sends::ByStandby)),
         Step::UnplugVf,
     );
     let other = VfThere {
