@@ -163,6 +163,14 @@ fn holds(rule: &str, this: &Value, before: Option<&Value>) -> Option<bool> {
             let of = |field: &str| this.get("vlan").and_then(|vlan| vlan.get(field)?.as_i64());
             of("qos").unwrap_or(0) == 0 || of("id").is_some_and(|id| id > 0)
         }
+        "!has(self.keepVf) || !self.keepVf || self.path == 'Standby'" => {
+            this.get("keepVf") != Some(&Value::Bool(true))
+                || this.get("path").is_some_and(|path| path == "Standby")
+        }
+        "!has(self.vm.kubevirt) || !has(self.pairing) || self.pairing != 'Bond'" => {
+            let theirs = this.get("vm").and_then(|vm| vm.get("kubevirt"));
+            theirs.is_none_or(Value::is_null) || this.get("pairing").is_none_or(|pairing| pairing != "Bond")
+        }
         "!has(self.minMbps) || !has(self.maxMbps) || self.minMbps <= self.maxMbps" => {
             let both = number("minMbps").zip(number("maxMbps"));
             both.is_none_or(|(min, max)| min <= max)

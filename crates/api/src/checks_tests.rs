@@ -136,6 +136,16 @@ fn what_cannot_change_is_compared_with_what_was() {
 }
 
 #[test]
+fn a_vf_is_kept_under_the_path_standby_alone() {
+    let wrong = |path: &str| {
+        nic()
+            .broken(&json!({ "network": "a", "path": path, "keepVf": true }), None)
+            .len()
+    };
+    assert_eq!((wrong("Standby"), wrong("Auto")), (0, 1));
+}
+
+#[test]
 fn what_is_misspelt_is_not_left_out() {
     let mut found = network().unknown(&json!({ "uplinks": [{ "driver": "igb" }], "spoofcheck": false }));
     found.sort();

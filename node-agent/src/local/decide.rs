@@ -338,7 +338,10 @@ impl State {
                 network: asked.spec.network.clone(),
                 mac,
                 goal: Goal::FastPath,
+                aside: asked.spec.aside(),
                 no_free_vf: asked.spec.no_free_vf,
+                // A device that exists has it.
+                pairing: known.map_or(asked.spec.pairing, |known| known.spec.pairing),
                 l2,
                 placement: None,
                 pod_devices: None,
@@ -455,6 +458,9 @@ fn changed(asked: &AskedNic, known: &Want) -> Option<String> {
     if Some(&asked.socket) != known.socket.as_ref() {
         let socket = known.socket.as_deref().unwrap_or_else(|| Path::new("")).display();
         return Some(format!("vm cannot change, and the NIC is in that of {socket}"));
+    }
+    if asked.spec.pairing != spec.pairing {
+        return Some("pairing cannot change while its devices are there".to_owned());
     }
     let other = |mac: &&String| !mac.eq_ignore_ascii_case(&spec.mac);
     let mac = asked.spec.mac.as_ref().filter(other)?;

@@ -179,7 +179,9 @@ fn what_cannot_change_is_compared_with_what_is_held() {
     other.socket = "/run/vms/vm2.qmp".into();
     let mut moved = nic();
     moved.spec.network = "slow".into();
-    for asked in [other, moved, with_mac("02:00:00:00:00:01")] {
+    let mut bonded = nic();
+    bonded.spec.pairing = hybridnic_api::v1alpha1::Pairing::Bond;
+    for asked in [other, moved, bonded, with_mac("02:00:00:00:00:01")] {
         let outcome = again(asked);
         assert_eq!(
             (outcome.wants.len(), reason(&outcome, "eth0")),
@@ -189,6 +191,21 @@ fn what_cannot_change_is_compared_with_what_is_held() {
     let mut changed = nic();
     changed.spec.no_free_vf = hybridnic_api::v1alpha1::NoFreeVf::Wait;
     assert_eq!(again(changed).wants.len(), 1);
+}
+
+#[test]
+fn what_may_change_is_wanted_so() {
+    let (mut state, want) = attached();
+    assert_eq!(want.spec.aside, None);
+    let mut told = nic();
+    told.spec.path = hybridnic_api::v1alpha1::WantedPath::Standby;
+    state.read("eth0", Reading::Asks(Asked::Nic(Box::new(told)), 2));
+    let told = decide(&mut state).wants.remove(0);
+    let aside = hybridnic_api::v1alpha1::Aside::GiveVfBack;
+    assert_eq!(
+        (told.spec.aside, told.spec.goal, told.id),
+        (Some(aside), Goal::FastPath, want.id)
+    );
 }
 
 #[test]
