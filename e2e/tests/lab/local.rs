@@ -202,6 +202,19 @@ async fn alone(lab: &Lab) {
     assert_eq!(nic.status.as_ref().unwrap().mac.as_deref(), Some(MAC));
     let pinger = watch(lab, ADDRESS, 50).await;
 
+    // It steps aside at a word, and comes back.
+    let (code, said) = host.ctl(&format!("standby {NIC}")).await;
+    assert_eq!(code, 0, "{said}");
+    host.until("node", "with all of its VFs free", all_free).await;
+    assert!(pinger.answered(50, SOON).await, "no answer by the standby");
+    let (code, said) = host.ctl(&format!("fast {NIC}")).await;
+    assert_eq!(code, 0, "{said}");
+    let nic = host.fast(&guest).await;
+    for gap in &watched(pinger).await.round_trip.gaps {
+        eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
+    }
+    let pinger = watch(lab, ADDRESS, 50).await;
+
     // What the file says is not understood any more: that is said, and nothing else happens.
     let good = host
         .node

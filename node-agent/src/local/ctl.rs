@@ -18,7 +18,7 @@ use clap::Subcommand;
 use hybridnic_api::{
     conditions::{self, types},
     names::GROUP,
-    v1alpha1::{HybridNodeStatus, NicPhase, VmHybridNicStatus},
+    v1alpha1::{HybridNodeStatus, NicPhase, VmHybridNicStatus, WantedPath},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::de::DeserializeOwned;
@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use super::{
     dir::{Change, Dir, names},
-    file,
+    file::{self, Asked},
 };
 use crate::{durable, inventory};
 
@@ -66,6 +66,23 @@ enum Command {
         /// Its MAC address; without it one is made.
         #[arg(long)]
         mac: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Take a NIC's VF out of the guest and keep it out, and wait until the standby carries the traffic.
+    Standby {
+        /// Its name.
+        name: String,
+        /// Keep the VF reserved for the NIC; without it, it goes back to the pool.
+        #[arg(long)]
+        keep_vf: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Bring a NIC back to a VF, and wait until that carries the traffic.
+    Fast {
+        /// Its name.
+        name: String,
         #[command(flatten)]
         wait: Wait,
     },
@@ -120,6 +137,18 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let until = |status: Option<&VmHybridNicStatus>| attached(status, generation);
             follow(&watched, dir, &name, &wait, until).await
         }
+        Command::Standby { name, keep_vf, wait } => {
+            let watched = watch(dir)?;
+            let generation = set_path(dir, &name, WantedPath::Standby, keep_vf)?;
+            let until = |status: Option<&VmHybridNicStatus>| aside(status, generation, keep_vf);
+            follow(&watched, dir, &name, &wait, until).await
+        }
+        Command::Fast { name, wait } => {
+            let watched = watch(dir)?;
+            let generation = set_path(dir, &name, WantedPath::Auto, false)?;
+            let until = |status: Option<&VmHybridNicStatus>| attached(status, generation);
+            follow(&watched, dir, &name, &wait, until).await
+        }
         Command::Detach { name, wait } => {
             let watched = watch(dir)?;
             let removed = remove(dir, &name)?;
@@ -168,6 +197,33 @@ fn make(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     durable::set(dir, &path, Some(text.as_bytes())).with_context(|| path.display().to_string())
 }
 
+/// Says in a NIC's file which path it is to take; gives the version that the file has then.
+fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::Result<i64> {
+    let file = dir.join(file::asking(name));
+    let text =
+        fs::read_to_string(&file).with_context(|| format!("there is no NIC {name}: {}", file.display()))?;
+    let asked = match file::parse(name, &text, None) {
+        Ok(Asked::Nic(asked)) => asked,
+        Ok(Asked::Network(_)) => bail!("{name} is a network"),
+        Err(why) => bail!("{}: {why}", file.display()),
+    };
+    if (asked.spec.path, asked.spec.keep_vf) == (path, keep_vf) {
+        return Ok(file::generation(&text));
+    }
+    let mut document: Value = serde_saphyr::from_str(&text)?;
+    let spec = document.get_mut("spec").and_then(Value::as_object_mut);
+    let spec = spec.with_context(|| format!("{} has no spec", file.display()))?;
+    spec.insert("path".to_owned(), json!(path));
+    if keep_vf {
+        spec.insert("keepVf".to_owned(), json!(true));
+    } else {
+        spec.remove("keepVf");
+    }
+    let text = serde_saphyr::to_string(&document)?;
+    durable::set(dir, &file, Some(text.as_bytes())).with_context(|| file.display().to_string())?;
+    Ok(file::generation(&text))
+}
+
 /// Whether there was one.
 fn remove(dir: &Path, name: &str) -> anyhow::Result<bool> {
     let path = dir.join(file::asking(name));
@@ -186,6 +242,22 @@ enum Reached {
 
 /// Whether a NIC whose file has this version is on its VF.
 fn attached(status: Option<&VmHybridNicStatus>, generation: i64) -> Reached {
+    reached(status, generation, |status| status.phase == NicPhase::FastPath)
+}
+
+/// Whether a NIC whose file has this version is on its standby, and its VF is where it is to be.
+fn aside(status: Option<&VmHybridNicStatus>, generation: i64, keep_vf: bool) -> Reached {
+    reached(status, generation, |status| {
+        status.phase == NicPhase::Standby && keep_vf == status.vf.is_some()
+    })
+}
+
+/// Whether a NIC is so, and that is said of this version of its file.
+fn reached(
+    status: Option<&VmHybridNicStatus>,
+    generation: i64,
+    is: impl Fn(&VmHybridNicStatus) -> bool,
+) -> Reached {
     let Some(status) = status.filter(|status| status.observed_generation == Some(generation)) else {
         return Reached::NotYet;
     };
@@ -193,11 +265,7 @@ fn attached(status: Option<&VmHybridNicStatus>, generation: i64) -> Reached {
     if let Some(refused) = accepted.filter(|accepted| accepted.status == "False") {
         return Reached::Never(format!("{}: {}", refused.reason, refused.message));
     }
-    if status.phase == NicPhase::FastPath {
-        Reached::Yes
-    } else {
-        Reached::NotYet
-    }
+    if is(status) { Reached::Yes } else { Reached::NotYet }
 }
 
 /// Whether a NIC has left: nothing is said of it any more.
@@ -215,7 +283,7 @@ async fn follow(
     dir: &Path,
     name: &str,
     wait: &Wait,
-    reached: impl Fn(Option<&VmHybridNicStatus>) -> Reached,
+    until: impl Fn(Option<&VmHybridNicStatus>) -> Reached,
 ) -> anyhow::Result<ExitCode> {
     let mut said = String::new();
     let end = async {
@@ -226,7 +294,7 @@ async fn follow(
                 eprintln!("{now}");
                 said = now;
             }
-            match reached(status.as_ref()) {
+            match until(status.as_ref()) {
                 Reached::Yes => return Ok(ExitCode::SUCCESS),
                 Reached::Never(why) => bail!("{why}. The file stays"),
                 Reached::NotYet => {}

@@ -139,6 +139,64 @@ async fn a_nic_is_detached_when_nothing_is_said_of_it_any_more() {
     assert_eq!(ended(path, &["detach", "eth0"], agent).await, Ok(0));
 }
 
+#[tokio::test]
+async fn a_nic_is_told_its_path_in_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let error = ended(path, &["standby", "eth0"], async {}).await.unwrap_err();
+    assert!(error.contains("no NIC eth0"), "{error}");
+    let text = nic_text("eth0", "fast", Path::new("/run/vms/vm1.qmp"), None).unwrap();
+    fs::write(path.join("eth0.yaml"), &text).unwrap();
+    let vf = json!({ "pciAddress": "0000:01:10.0", "pf": "ens0", "index": 0 });
+    // What the agent says, each time that the file has another text; of a kept VF, too.
+    let agent = async |before: &str, phases: &[Value]| {
+        let file = path.join("eth0.yaml");
+        let text = loop {
+            let text = fs::read_to_string(&file).unwrap();
+            if text != before {
+                break text;
+            }
+            tokio::task::yield_now().await;
+        };
+        for status in phases {
+            let mut status = status.clone();
+            status["observedGeneration"] = json!(file::generation(&text));
+            say(path, "eth0", &status);
+            tokio::task::yield_now().await;
+        }
+    };
+    let aside = [
+        json!({ "phase": "FastPath", "vf": vf }),
+        json!({ "phase": "Standby", "vf": vf }),
+    ];
+    let keep = ["standby", "eth0", "--keep-vf"];
+    assert_eq!(ended(path, &keep, agent(&text, &aside)).await, Ok(0));
+    let kept = fs::read_to_string(path.join("eth0.yaml")).unwrap();
+    let back = [
+        json!({ "phase": "Standby", "vf": vf }),
+        json!({ "phase": "Standby" }),
+    ];
+    let ended_so = ended(path, &["standby", "eth0"], agent(&kept, &back)).await;
+    assert_eq!(ended_so, Ok(0), "its VF went back first");
+    let aside = fs::read_to_string(path.join("eth0.yaml")).unwrap();
+    let Ok(Asked::Nic(asked)) = file::parse("eth0", &aside, None) else {
+        panic!("{aside}")
+    };
+    assert_eq!(
+        (asked.spec.path, asked.spec.keep_vf),
+        (WantedPath::Standby, false)
+    );
+    let fast = [
+        json!({ "phase": "Standby" }),
+        json!({ "phase": "FastPath", "vf": vf }),
+    ];
+    assert_eq!(ended(path, &["fast", "eth0"], agent(&aside, &fast)).await, Ok(0));
+    // Said already: nothing is written, and it is so.
+    let now = fs::read_to_string(path.join("eth0.yaml")).unwrap();
+    assert_eq!(ended(path, &["fast", "eth0"], async {}).await, Ok(0));
+    assert_eq!(fs::read_to_string(path.join("eth0.yaml")).unwrap(), now);
+}
+
 #[test]
 fn the_table_has_all_nics_and_no_networks() {
     let dir = tempfile::tempdir().unwrap();
