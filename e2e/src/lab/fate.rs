@@ -56,6 +56,8 @@ pub(super) struct Said {
     fate: Option<Fate>,
     /// Somebody told QEMU to end.
     asked: bool,
+    /// Somebody told QEMU to reset the guest, whose SeaBIOS resets it once more, to have its own memory as it was.
+    resets: bool,
     /// It says nothing more.
     over: bool,
 }
@@ -68,6 +70,8 @@ impl Said {
             event["data"]["reason"].as_str().unwrap_or_default(),
         ) {
             ("GUEST_PANICKED", _) | ("SHUTDOWN", "guest-panic") => self.fate = Some(Fate::Panicked),
+            ("RESET", "host-qmp-system-reset") => self.resets = true,
+            ("RESET", "guest-reset") if self.resets => self.resets = false,
             // After a panic the guest resets itself: that is known already.
             ("SHUTDOWN" | "RESET", "guest-reset") => self.fate = self.fate.or(Some(Fate::Reset)),
             ("SHUTDOWN", "guest-shutdown") => self.fate = Some(Fate::Off),
@@ -211,6 +215,9 @@ mod tests {
 
     #[test]
     fn a_reset_of_qemus_own_is_none_of_the_guests() {
-        assert_eq!(after(&[("RESET", "host-qmp-system-reset")]), Said::default());
+        let [ours, its] = [("RESET", "host-qmp-system-reset"), ("RESET", "guest-reset")];
+        assert_eq!(after(&[ours]).judge(None), None);
+        assert_eq!(after(&[ours, its]).judge(None), None);
+        assert_eq!(after(&[ours, its, its]).judge(None), Some(Fate::Reset));
     }
 }

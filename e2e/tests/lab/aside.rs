@@ -52,7 +52,7 @@ async fn aside(world: &mut World) {
         .unwrap();
     assert!(pinger.answered(100, SOON).await, "no answer by the standby");
 
-    // It arrives as it leaves, whoever leads, and takes no VF there.
+    // It arrives as it leaves, no matter which operator leads, and takes no VF there.
     world.restart_operator(&[]).await.unwrap();
     let reserved = times(world, 2, "VF reserved");
     let second = world.start_vm(&spec, "aside-b", 2, true).await.unwrap();
@@ -74,7 +74,7 @@ async fn aside(world: &mut World) {
     check_fast_path(world, &second, &nic).await.unwrap();
     assert!(pinger.answered(100, SOON).await, "no answer by the VF");
 
-    // Whoever is killed on the way, the next one goes on.
+    // If a program is killed on the way, the next one goes on.
     for (words, goes) in [(STANDBY, Path::Standby), (AUTO, Path::FastPath)] {
         tell(world, "aside-0", words).await;
         world.kill_agent(2).await.unwrap();
@@ -151,7 +151,7 @@ async fn kept(world: &mut World) {
         watch(&world.lab, spec.nics[1].address, 50).await,
     ];
 
-    // It is out of the guest and answers for nobody, and yet no other NIC gets it, whoever is killed.
+    // It is out of the guest and answers for nobody, and yet no other NIC gets it, no matter which program is killed.
     tell(world, "kept-0", KEEP).await;
     for killed in [false, true] {
         if killed {

@@ -90,7 +90,7 @@ fn judge(nic: &VmHybridNic, attachment: &NicAttachment, aside: Option<Aside>) ->
         // The reason comes once all is done that was asked for.
         Some(_) => find(types::FAST_PATH).is_some_and(|c| c.reason == reasons::STANDBY_REQUESTED),
     };
-    // The NIC's own status has it too, or it is not shown to whoever looks next.
+    // The NIC's own status has it too, or it is not shown at the next look.
     let shown = nic.status.as_ref().is_some_and(|status| status.path == said.path);
     if there {
         let message = find(types::FAST_PATH).map_or("", |c| &c.message).to_owned();

@@ -180,25 +180,10 @@ fn outcome(ask: &Ask, to: To, decision: &Decision) -> Option<(bool, &'static str
 
 #[cfg(test)]
 mod tests {
-    use hybridnic_api::v1alpha1::{NoFreeVf, Pairing};
-
     use super::*;
-    use crate::nic::plan::Wait;
+    use crate::nic::plan::{Wait, tests::ask};
 
     const MAKE: SwitchOrder = SwitchOrder::MakeBeforeBreak;
-
-    fn ask(goal: Goal) -> Ask {
-        Ask {
-            goal,
-            aside: None,
-            ordered: false,
-            no_free_vf: NoFreeVf::Standby,
-            pairing: Pairing::NetFailover,
-            driver_order: MAKE,
-            expected: false,
-            duties: crate::machine::Duties::QEMU,
-        }
-    }
 
     fn seen(vf: bool) -> Seen {
         Seen {

@@ -28,7 +28,7 @@ mod detach;
 mod fast_path;
 mod reserve;
 #[cfg(test)]
-mod tests;
+pub(in crate::nic) mod tests;
 
 use hybridnic_api::v1alpha1::{
     Aside, AttachmentState, Goal, MigrationStep, NicAttachmentSpec, NoFreeVf, Pairing, SwitchOrder,

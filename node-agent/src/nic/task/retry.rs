@@ -107,24 +107,10 @@ fn cause(learnt: &Learnt, ask: &Ask) -> Option<Cause> {
 
 #[cfg(test)]
 mod tests {
-    use hybridnic_api::v1alpha1::{Aside, NoFreeVf, Pairing, SwitchOrder};
+    use hybridnic_api::v1alpha1::Aside;
 
     use super::*;
-    use crate::machine::Duties;
-    use crate::nic::plan::Sends;
-
-    fn ask(goal: Goal) -> Ask {
-        Ask {
-            goal,
-            aside: None,
-            ordered: false,
-            no_free_vf: NoFreeVf::Standby,
-            driver_order: SwitchOrder::MakeBeforeBreak,
-            expected: false,
-            duties: Duties::QEMU,
-            pairing: Pairing::NetFailover,
-        }
-    }
+    use crate::nic::plan::{Sends, tests::ask};
 
     fn ignores() -> Learnt {
         Learnt {

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::{Aside, NoFreeVf, NodePool, OnLinkLoss, Pairing, Runtime, SwitchOrder, Uplink};
+use hybridnic_api::v1alpha1::{Aside, NoFreeVf, NodePool, OnLinkLoss, Runtime, Uplink};
 use hybridnic_net::{DeviceId, sysfs::Inventory};
 
 use super::{offers::could_take_vf, *};
@@ -12,7 +12,7 @@ use crate::{
     },
     machine::Session,
     nic::{
-        plan::{Ask, TRIES},
+        plan::{Ask, TRIES, tests::ask},
         seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfThere},
     },
     node::choice::{Pick, Wish},
@@ -54,14 +54,8 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
     };
     let could = |goal, no_free_vf, seen: Seen| {
         let ask = Ask {
-            goal,
-            aside: None,
-            ordered: false,
             no_free_vf,
-            pairing: Pairing::NetFailover,
-            driver_order: SwitchOrder::MakeBeforeBreak,
-            expected: false,
-            duties: crate::machine::Duties::QEMU,
+            ..ask(goal)
         };
         could_take_vf(&ask, &seen, &Learnt::default())
     };
@@ -82,14 +76,8 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
     }
     // Nor one that is told to do without, though it takes a PF for its standby.
     let told = |aside| Ask {
-        goal: Goal::Standby,
         aside: Some(aside),
-        ordered: false,
-        no_free_vf: NoFreeVf::Standby,
-        pairing: Pairing::NetFailover,
-        driver_order: SwitchOrder::MakeBeforeBreak,
-        expected: false,
-        duties: crate::machine::Duties::QEMU,
+        ..ask(Goal::Standby)
     };
     let fresh = seen(QemuSeen::Up(guest));
     assert!(!could_take_vf(

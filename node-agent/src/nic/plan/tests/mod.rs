@@ -25,7 +25,8 @@ use crate::{
     nic::seen::{Guest, QemuSeen, Run},
 };
 
-const fn ask(goal: Goal) -> Ask {
+/// What most tests ask for; they change what matters to them.
+pub(in crate::nic) const fn ask(goal: Goal) -> Ask {
     Ask {
         goal,
         aside: None,
