@@ -419,6 +419,7 @@ fn record(n: usize, spec: NicAttachmentSpec) -> Record {
         uid: NIC[n].to_owned(),
         created: 0,
         spec,
+        socket: None,
         vf: None,
         standby: None,
         ports: None,

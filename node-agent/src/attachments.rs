@@ -28,7 +28,7 @@ use crate::{
     error::chain,
     host::Host,
     journal::{Contents, Record, Unreadable, VERSION},
-    machine::{self, Vm},
+    machine::{self, Vm, home::Home},
     nic::{
         report,
         task::{NicTask, Wanted},
@@ -198,6 +198,7 @@ impl<W: Wants> Attachments<W> {
             id,
             created,
             mut spec,
+            socket,
             generation,
             deleting,
             status,
@@ -250,6 +251,7 @@ impl<W: Wants> Attachments<W> {
             uid,
             created,
             spec: wanted.spec.clone(),
+            socket,
             vf: None,
             standby: None,
             ports: None,
@@ -346,13 +348,13 @@ impl<W: Wants> Attachments<W> {
         let (pod, runtime) = (&record.spec.pod, record.spec.vm.runtime());
         self.remembered.insert(pod.uid.clone());
         let running = self.vms.entry(pod.uid.clone()).or_insert_with(|| {
-            let vm = Arc::new(Vm::new(runtime, &record.namespace, &pod.name, &pod.uid));
-            let run = machine::qemu::session::run(
-                Arc::clone(&vm),
-                Arc::clone(&self.host),
-                self.sockets
-                    .follow(runtime, &record.namespace, &pod.name, &pod.uid),
-            );
+            let home = Home::of(record);
+            let followed = self
+                .sockets
+                .follow(home.clone(), &record.namespace, &pod.name, &pod.uid);
+            let vm = Vm::at(home, runtime, &record.namespace, &pod.name, &pod.uid);
+            let vm = Arc::new(vm);
+            let run = machine::qemu::session::run(Arc::clone(&vm), Arc::clone(&self.host), followed);
             let span = error_span!("vm", namespace = record.namespace, pod = pod.name);
             let task = tokio::spawn(run.instrument(span));
             RunningVm {

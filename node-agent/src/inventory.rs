@@ -36,7 +36,8 @@ pub fn render(sysfs: &Sysfs, output: Output) -> anyhow::Result<String> {
     })
 }
 
-fn rows(pfs: &[PfStatus]) -> String {
+/// PFs and their VFs, for people.
+pub fn rows(pfs: &[PfStatus]) -> String {
     let header = ["PF", "VF", "PCI", "ID", "DRIVER", "IOMMU", "NUMA", "LINK", "NOTE"].map(str::to_owned);
     let mut lines = vec![header];
     for pf in pfs {
@@ -67,10 +68,15 @@ fn rows(pfs: &[PfStatus]) -> String {
             ]);
         }
     }
+    columns(&lines)
+}
+
+/// Lines whose cells are below each other.
+pub fn columns<const N: usize>(lines: &[[String; N]]) -> String {
     let width = |column: usize| lines.iter().map(|l| l[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..9).map(width).collect();
+    let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
-    for line in &lines {
+    for line in lines {
         let mut row = String::new();
         for (cell, width) in line.iter().zip(&widths) {
             // Writing to a string cannot fail.

@@ -9,6 +9,7 @@
 //! | [`node`] | PFs, VFs and pools: which NIC holds what, what is published |
 //! | [`offer`] | the node's devices as the kubelet offers them to pods |
 //! | [`journal`] | what is held, on disk |
+//! | [`durable`] | files that are replaced as a whole |
 //! | [`privileges`] | gives up the powers of root that the agent does not need |
 //! | [`audit`] | looks for what is not as it should be, and reports it |
 //! | [`links`] | where standbys are: in the host's network or a pod's |
@@ -18,6 +19,8 @@
 //! | [`troubles`] | what does not work while the rest goes on |
 //! | [`metrics`] | what is measured |
 //! | [`inventory`] | the same view without a cluster |
+//! | [`local`] | an agent without a cluster: what is wanted comes from files |
+//! | [`cli`], [`run`] | the command line, and what it starts |
 
 pub mod attachments;
 pub mod audit;
@@ -26,6 +29,7 @@ pub mod calls;
 pub mod cli;
 pub mod cni;
 pub mod devices;
+pub mod durable;
 pub mod error;
 pub mod handouts;
 pub mod host;
@@ -33,6 +37,7 @@ pub mod inventory;
 pub mod journal;
 pub mod lanes;
 pub mod links;
+pub mod local;
 pub mod machine;
 pub mod metrics;
 mod news;
@@ -41,6 +46,7 @@ pub mod node;
 pub mod offer;
 mod packets;
 pub mod privileges;
+pub mod run;
 pub mod sockets;
 mod trace;
 pub mod troubles;

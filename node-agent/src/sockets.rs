@@ -1,4 +1,4 @@
-//! Tells when a pod's QMP socket may be there, for pods without a session yet.
+//! Tells when a VM's QMP socket may be there, for VMs without a session yet.
 //!
 //! The kernel watches the directory that was opened, by its descriptor, and nothing below it: one watch for a pod, and none while there
 //! is a session. If a pod makes other files there, it loses its watch until the agent looks again. If there is no directory, or the
@@ -6,13 +6,14 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     io,
     os::fd::{AsFd as _, AsRawFd, RawFd},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use hybridnic_api::{conditions::reasons, v1alpha1::Runtime};
+use hybridnic_api::conditions::reasons;
 use nix::{
     errno::Errno,
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor},
@@ -24,7 +25,10 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    machine::socket::{self, Closed, Directory},
+    machine::{
+        home::Home,
+        socket::{Closed, Directory},
+    },
     troubles::Troubles,
 };
 
@@ -43,7 +47,7 @@ impl AsRawFd for Queue {
 
 #[derive(Debug)]
 struct Watched {
-    socket: &'static str,
+    socket: OsString,
     told: Arc<Notify>,
     noise: u32,
 }
@@ -68,12 +72,11 @@ struct Inner {
 #[derive(Clone, Debug)]
 pub struct Sockets(Arc<Inner>);
 
-/// The directory of a pod's QMP socket, for as long as somebody wants to talk to QEMU there.
+/// The directory of a VM's QMP socket, for as long as somebody wants to talk to QEMU there.
 #[derive(Debug)]
 pub struct Followed {
     sockets: Sockets,
-    runtime: Runtime,
-    pod_uid: String,
+    home: Home,
     /// Of what it is said that it is not watched.
     what: String,
     told: Arc<Notify>,
@@ -91,13 +94,16 @@ impl Sockets {
         }))
     }
 
-    /// Looks after a pod.
-    pub fn follow(&self, runtime: Runtime, namespace: &str, pod: &str, pod_uid: &str) -> Followed {
+    /// Looks after a VM there.
+    pub fn follow(&self, home: Home, namespace: &str, pod: &str, pod_uid: &str) -> Followed {
+        let what = match &home {
+            Home::Pod { .. } => format!("the QMP socket of the pod {namespace}/{pod} ({pod_uid})"),
+            Home::Host { socket } => format!("the QMP socket {}", socket.display()),
+        };
         Followed {
             sockets: self.clone(),
-            runtime,
-            pod_uid: pod_uid.to_owned(),
-            what: format!("the QMP socket of the pod {namespace}/{pod} ({pod_uid})"),
+            home,
+            what,
             told: Arc::default(),
             watch: None,
         }
@@ -150,7 +156,7 @@ impl Sockets {
             | AddWatchFlags::IN_ONLYDIR;
         let watch = queue.get_ref().0.add_watch(dir.path().as_str(), mask)?;
         let told = Arc::clone(told);
-        let socket = dir.socket();
+        let socket = dir.socket().to_owned();
         state.watched.insert(
             watch,
             Watched {
@@ -189,7 +195,7 @@ impl State {
                 watched.told.notify_one();
                 self.unwatch(event.wd);
             }
-            Some(name) if name == watched.socket => watched.told.notify_one(),
+            Some(name) if *name == watched.socket => watched.told.notify_one(),
             Some(_) => {
                 watched.noise += 1;
                 if watched.noise > NOISE {
@@ -219,9 +225,9 @@ impl State {
 }
 
 impl Followed {
-    /// Opens the pod's directory, and has it watched from before what is then seen in it.
+    /// Opens the socket's directory, and has it watched from before what is then seen in it.
     pub fn open(&mut self) -> Result<Directory, Closed> {
-        let dir = socket::open(&self.sockets.0.pods, self.runtime, &self.pod_uid);
+        let dir = self.home.open(&self.sockets.0.pods);
         let watched = dir.as_ref().ok().map(|dir| self.sockets.watch(dir, &self.told));
         let troubles = &self.sockets.0.troubles;
         let watch = match watched {
@@ -272,7 +278,7 @@ impl Drop for Followed {
 mod tests {
     use std::{fs, os::unix::net::UnixListener, path::Path, time::Duration};
 
-    use hybridnic_api::names::QMP_SOCKET;
+    use hybridnic_api::{names::QMP_SOCKET, v1alpha1::Runtime};
     use tokio::time::timeout;
     use tokio_util::task::AbortOnDropHandle;
 
@@ -297,7 +303,7 @@ mod tests {
             Self {
                 volume: volume(dir.path(), UID),
                 dir,
-                followed: sockets.follow(Runtime::Qemu, "ns", "pod", UID),
+                followed: sockets.follow(Home::pod(Runtime::Qemu, UID), "ns", "pod", UID),
                 _run: AbortOnDropHandle::new(tokio::spawn(sockets.run())),
             }
         }
@@ -417,7 +423,7 @@ mod tests {
         // SAFETY: it owns its descriptor.
         let no_queue = unsafe { AsyncFd::register(no_queue) }.unwrap();
         sockets.state().queue = Some(Arc::new(no_queue));
-        let mut followed = sockets.follow(Runtime::Qemu, "ns", "pod", UID);
+        let mut followed = sockets.follow(Home::pod(Runtime::Qemu, UID), "ns", "pod", UID);
         let _listener = socket(&volume);
         followed.open().unwrap().connect().unwrap();
         let trouble = troubles.condition();

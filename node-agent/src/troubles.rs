@@ -33,6 +33,7 @@ impl Troubles {
         reasons::NOT_OFFERED,
         reasons::SOCKETS_NOT_WATCHED,
         reasons::CNI_UNAVAILABLE,
+        reasons::FILE_UNKNOWN,
     ];
 
     /// None yet.

@@ -21,6 +21,7 @@ use std::{
 };
 
 use hybridnic_agent::machine::{
+    home::Home,
     listener::Listener,
     socket::{self, Closed, Offence},
 };
@@ -108,7 +109,7 @@ impl Pod {
     }
 
     fn refused(&self, why: Offence) {
-        let error = Listener::of(&self.connect().unwrap(), &self.uid).unwrap_err();
+        let error = Listener::of(&self.connect().unwrap(), &Home::pod(Runtime::Qemu, &self.uid)).unwrap_err();
         assert!(
             matches!(error, Closed::Untrusted(offence) if offence == why),
             "{error}"
@@ -183,7 +184,7 @@ fn a_process_of_the_pod_is_found_and_may_lock_memory() {
     let pod = Pod::new();
     let qemu = pod.listener("exit");
     pod.join(&qemu.0);
-    let listener = Listener::of(&pod.connect().unwrap(), &pod.uid).unwrap();
+    let listener = Listener::of(&pod.connect().unwrap(), &Home::pod(Runtime::Qemu, &pod.uid)).unwrap();
     assert_eq!(listener.id().pid, qemu.0.id().cast_signed());
     assert_eq!(qemu.may_lock(), Some(LITTLE));
     match listener.unlimit_locked_memory() {
@@ -210,7 +211,7 @@ fn who_is_outside_of_the_pod_is_nobody() {
     pod.refused(Offence::Foreign);
     assert_eq!(stranger.may_lock(), Some(LITTLE));
     // As it would be seen if it were the other pod's.
-    Listener::of(&pod.connect().unwrap(), &other.uid).unwrap();
+    Listener::of(&pod.connect().unwrap(), &Home::pod(Runtime::Qemu, &other.uid)).unwrap();
 }
 
 /// A socket whose listener has left it to a child and ended: its pid is anybody's, and may come to be another's of the pod.
@@ -219,7 +220,7 @@ fn a_pid_that_is_used_again_is_nobody() {
     let pod = Pod::new();
     let mut parent = pod.listener("sleep 600 & exit");
     pod.join(&parent.0);
-    Listener::of(&pod.connect().unwrap(), &pod.uid).unwrap();
+    Listener::of(&pod.connect().unwrap(), &Home::pod(Runtime::Qemu, &pod.uid)).unwrap();
     let pid = parent.0.id();
     parent.go();
     parent.0.wait().unwrap();

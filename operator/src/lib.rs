@@ -23,7 +23,6 @@ mod events;
 pub mod fence;
 mod kinds;
 mod kubevirt;
-mod mac;
 mod metrics;
 pub mod migration;
 pub mod moves;

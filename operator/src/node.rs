@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hybridnic_api::limits;
-use hybridnic_api::v1alpha1::{
-    HybridNetwork, HybridNetworkSpec, HybridNode, HybridNodeSpec, NodePool, PoolTags,
-};
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, HybridNodeSpec, NodePool};
+use hybridnic_decisions::network::pool;
 use kube::{Api, Client, ResourceExt};
 
 use crate::controller::{Done, Reconciler};
@@ -55,12 +54,7 @@ fn pools(networks: &[Arc<HybridNetwork>], labels: Option<&BTreeMap<String, Strin
         // Also one that is to be deleted, while NICs are attached to it: they may migrate yet.
         selects(network.spec.node_selector.as_ref(), labels).unwrap_or(false)
     });
-    let pool = |network: &Arc<HybridNetwork>| NodePool {
-        network: network.name_any(),
-        uplinks: network.spec.uplinks.clone(),
-        tags: tags(&network.spec),
-        standby_slots: network.spec.standby_slots,
-    };
+    let pool = |network: &Arc<HybridNetwork>| pool(&network.name_any(), &network.spec);
     let mut pools: Vec<_> = selected.map(pool).collect();
     pools.sort_by(|a, b| a.network.cmp(&b.network));
     if pools.len() > limits::POOLS {
@@ -70,15 +64,6 @@ fn pools(networks: &[Arc<HybridNetwork>], labels: Option<&BTreeMap<String, Strin
         );
     }
     limits::first(pools, limits::POOLS)
-}
-
-fn tags(network: &HybridNetworkSpec) -> PoolTags {
-    let has_vlan = network.vlan.as_ref().is_some_and(|vlan| vlan.id != 0);
-    match (has_vlan, network.guest_vlans) {
-        (true, _) => PoolTags::Vlan,
-        (false, true) => PoolTags::Guests,
-        (false, false) => PoolTags::None,
-    }
 }
 
 #[cfg(test)]

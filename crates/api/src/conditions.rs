@@ -67,11 +67,13 @@ pub mod reasons {
     pub const NO_UPLINK: &str = "NoUplink";
     /// The agent has not reported on the NIC yet.
     pub const AGENT_PENDING: &str = "AgentPending";
+    /// Without a cluster: what a file asks for is not known, or cannot be.
+    pub const FILE_UNKNOWN: &str = "FileUnknown";
     /// The agent cannot talk to the VM's QEMU.
     pub const QMP_UNAVAILABLE: &str = "QmpUnavailable";
     /// The VM's QEMU has sent so many events that it is not listened to for a while.
     pub const QMP_FLOOD: &str = "QmpFlood";
-    /// What is at the place of the pod's QMP socket is not a socket on which a process of the pod listens.
+    /// What is at the place of the VM's QMP socket is not a socket on which a process of the VM listens.
     pub const QMP_UNTRUSTED: &str = "QmpUntrusted";
     /// The VM has no free hot-pluggable PCIe root port.
     pub const NO_GUEST_PORT: &str = "NoGuestPort";

@@ -7,6 +7,7 @@
 // kube's derive takes one `printcolumn` a column; clippy sees repetition where their parameters agree.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod checks;
 pub mod conditions;
 pub mod foreign;
 pub mod limits;

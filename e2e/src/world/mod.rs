@@ -33,7 +33,7 @@ use crate::{
 
 pub use fault::Fault;
 pub use look::footprint;
-pub use programs::{Program, binary};
+pub use programs::{Program, binary, stripped};
 pub use vm::{NicSpec, Vm, VmSpec};
 
 /// The namespace that tests work in.

@@ -170,8 +170,8 @@ impl World {
     }
 }
 
-/// A copy without debug information: it travels into each node.
-fn stripped(name: &str, dir: &std::path::Path) -> Result<PathBuf> {
+/// A copy of a program of this workspace without debug information: it travels into each node.
+pub fn stripped(name: &str, dir: &std::path::Path) -> Result<PathBuf> {
     let to = dir.join(name);
     if !to.is_file() {
         fs::create_dir_all(dir)?;

@@ -279,6 +279,12 @@ async fn nics(control_plane: &ControlPlane) {
                 json!({"qemu": {"name": "web"}, "kubevirt": {"name": "web"}}),
                 "vm must name exactly one runtime",
             ),
+            // As files have it where there is no cluster.
+            Case(
+                "/vm",
+                json!({"qemu": {"socket": "/run/vms/web.qmp"}}),
+                "Required value",
+            ),
             Case("/vm", json!({"kubevirt": {"name": "web.a"}}), ""),
             Case("/vm", json!({"kubevirt": {"name": "web", "interface": "fast_0"}}), ""),
             Case(

@@ -64,7 +64,7 @@ async fn by_group(world: &World) {
     };
     let what = "with VFs of the unknown driver";
     world.until_node(1, SOON, what, known).await.unwrap();
-    give_macs(world, 1).await.unwrap();
+    give_macs(world.node(1)).await.unwrap();
 
     let spec = VmSpec::new("web", &[NicSpec::new(0, 58)]);
     let clean = world.footprint(1).await.unwrap();
@@ -105,5 +105,5 @@ async fn by_group(world: &World) {
     world.node(1).run(&back, SOON).await.unwrap();
     world.apply(NETWORK_YAML).await.unwrap();
     until_free(world, 1).await.unwrap();
-    give_macs(world, 1).await.unwrap();
+    give_macs(world.node(1)).await.unwrap();
 }

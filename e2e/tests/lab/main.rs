@@ -23,6 +23,7 @@ mod devices;
 mod faults;
 mod flight;
 mod lifecycle;
+mod local;
 mod once;
 mod pool;
 mod suite;
@@ -41,6 +42,7 @@ fn main() {
     let tests = [
         debian::tests,
         unfit::tests,
+        local::tests,
         flight::tests,
         bond::tests,
         lifecycle::tests,

@@ -13,7 +13,7 @@ use anyhow::Result;
 use futures::FutureExt as _;
 use hybridnic_api::v1alpha1::HybridNode;
 use hybridnic_e2e::{
-    lab::Kernel,
+    lab::{Kernel, Lab, LabOptions, Node},
     world::{NETWORK, NETWORK_YAML, World, WorldOptions},
 };
 use libtest_mimic::Trial;
@@ -102,6 +102,30 @@ impl Suite {
             Ok(())
         })
     }
+
+    /// A test on a node alone, without a control plane. There is no world meanwhile.
+    pub fn bare(self: &Arc<Self>, name: &'static str, test: impl AsyncFn(&Lab) + Send + 'static) -> Trial {
+        let suite = Arc::clone(self);
+        Trial::test(name, move || {
+            let place = &mut *suite.place.lock().unwrap_or_else(PoisonError::into_inner);
+            suite.runtime.block_on(async {
+                drop(place.world.take());
+                twice(name, async |name| {
+                    // Its kernel may have to be built first: that is not the test's time.
+                    Lab::prepare(suite.kernel).await.expect("a lab");
+                    let options = LabOptions {
+                        kernel: suite.kernel,
+                        nodes: 1,
+                        ..LabOptions::new(name)
+                    };
+                    let lab = Lab::start(options).await.expect("a lab");
+                    whole(test(&lab), lab.node_ended()).await;
+                })
+                .await;
+            });
+            Ok(())
+        })
+    }
 }
 
 impl Drop for Suite {
@@ -167,7 +191,7 @@ impl Shared {
         let mut clean = Vec::new();
         for node in 1..=world.lab.nodes().len() {
             until_free(&world, node).await?;
-            give_macs(&world, node).await?;
+            give_macs(world.node(node)).await?;
             clean.push(world.footprint(node).await?);
         }
         Ok(Self { kernel, world, clean })
@@ -191,11 +215,12 @@ pub async fn until_free(world: &World, node: usize) -> Result<HybridNode> {
 }
 
 /// Gives every VF a MAC, as an administrator may have: it must come back. (Without one, igbvf makes one up.)
-pub async fn give_macs(world: &World, node: usize) -> Result<()> {
+pub async fn give_macs(node: &Node) -> Result<()> {
+    let number = node.number();
     let script = format!(
         "for pf in 1 2; do n=$(ls /sys/bus/pci/devices/0000:0$pf:00.0/net); ip link set $n up; \
-           for vf in 0 1 2 3 4 5 6; do ip link set $n vf $vf mac 02:ad:0{node}:0$pf:00:0$vf; done; done"
+           for vf in 0 1 2 3 4 5 6; do ip link set $n vf $vf mac 02:ad:0{number}:0$pf:00:0$vf; done; done"
     );
-    world.node(node).run(&script, SOON).await?;
+    node.run(&script, SOON).await?;
     Ok(())
 }

@@ -14,9 +14,9 @@ mod unreadable;
 
 use std::{
     collections::BTreeSet,
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -28,7 +28,10 @@ use hybridnic_net::PciAddress;
 use tokio::{sync::oneshot, time::timeout};
 use tracing::warn;
 
-use crate::error::HasReason;
+use crate::{
+    durable::{FILE_MODE, found, set},
+    error::HasReason,
+};
 pub use record::{
     Arrival, Begun, Custody, Record, Role, SandboxRecord, Seized, StandbyRecord, VERSION, VfRecord,
     VlanRecord, VmRecord, Watched,
@@ -38,8 +41,6 @@ pub use unreadable::Unreadable;
 
 /// Only root may read it: it names VMs of all tenants, and their MACs.
 const DIR_MODE: u32 = 0o700;
-/// The same of its files.
-const FILE_MODE: u32 = 0o600;
 /// The file with the VFs that were given back with their parking MAC.
 const PARKED: &str = "parked";
 
@@ -336,36 +337,6 @@ fn close_to_others(path: &Path, mode: u32) {
     if let Err(error) = fs::set_permissions(path, Permissions::from_mode(mode)) {
         warn!(path = %path.display(), %error, "the journal stays open to others");
     }
-}
-
-/// What is there, if anything is.
-fn found<T>(read: io::Result<T>) -> io::Result<Option<T>> {
-    match read {
-        Ok(content) => Ok(Some(content)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-/// Replaces a file of the directory or removes it, and returns once that is on disk.
-fn set(dir: &Path, path: &Path, content: Option<&[u8]>) -> io::Result<()> {
-    let Some(content) = content else {
-        return match found(fs::remove_file(path))? {
-            None => Ok(()),
-            Some(()) => File::open(dir)?.sync_all(),
-        };
-    };
-    let temporary = path.with_added_extension("tmp");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(FILE_MODE)
-        .open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

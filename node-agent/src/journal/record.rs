@@ -1,5 +1,7 @@
 //! What the journal has of an attachment, and of a VM, and how it is read again.
 
+use std::path::PathBuf;
+
 use hybridnic_api::v1alpha1::{GuestPorts, NicAttachmentSpec};
 use hybridnic_net::{DeviceId, MacAddr, PciAddress, VlanProtocol, netlink::VfConfig, sysfs::DriverState};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -32,6 +34,9 @@ pub struct Record {
     pub created: i64,
     /// Its spec as last seen, so that the agent can go on while the API server is away.
     pub spec: NicAttachmentSpec,
+    /// The QMP socket of the VM's QEMU, where that runs on the host and not in a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
     /// The VF.
     pub vf: Option<VfRecord>,
     /// The standby.

@@ -1,3 +1,5 @@
+use std::fs::File;
+
 use hybridnic_api::v1alpha1::{
     AttachedVm, Goal, L2Settings, NicAttachmentSpec, NoFreeVf, ObjectRef, Pairing,
 };
@@ -33,6 +35,7 @@ pub(crate) fn record(uid: &str) -> Record {
             pod_devices: None,
             migration: None,
         },
+        socket: None,
         vf: None,
         standby: None,
         ports: None,

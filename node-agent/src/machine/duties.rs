@@ -28,4 +28,10 @@ impl Duties {
         migration: Owner::Agent,
         vm_end: Owner::Agent,
     };
+
+    /// A QEMU that somebody has started on the host: why it waits or stands still is not known here, and its end is not the agent's.
+    pub const HOST: Self = Self {
+        vm_end: Owner::Runtime,
+        ..Self::QEMU
+    };
 }

@@ -1,4 +1,4 @@
-//! The process that listens on a pod's QMP socket. It must belong to the pod, and the agent holds it by a descriptor, so that
+//! The process that listens on a VM's QMP socket. In a pod it must belong to the pod. The agent holds it by a descriptor, so that
 //! another process that gets its pid is never mistaken for it.
 
 use std::{
@@ -17,12 +17,12 @@ use nix::{
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, prlimit};
 
 use super::{
-    cgroup,
+    home::Home,
     process::ProcessId,
     socket::{Closed, Offence},
 };
 
-/// A process of a pod, which listens on the pod's QMP socket.
+/// The process that listens on a VM's QMP socket.
 #[derive(Debug)]
 pub struct Listener {
     id: ProcessId,
@@ -30,25 +30,25 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The process that listens at the other end of a connection; an error unless it belongs to this pod and lives.
+    /// The process that listens at the other end of a connection; an error unless it lives and, in a pod, belongs to that.
     ///
     /// It is the process that called `listen`: if it has left the socket to its children and ended, there is none.
-    pub fn of(stream: &UnixStream, pod_uid: &str) -> Result<Self, Closed> {
+    pub fn of(stream: &UnixStream, home: &Home) -> Result<Self, Closed> {
         let pid = getsockopt(stream, sockopt::PeerCredentials)?.pid();
         if pid <= 0 {
-            let error = "who listens on the pod's QMP socket has no pid here: the agent is not in the host's PID namespace";
+            let error = "who listens on the VM's QMP socket has no pid here: the agent is not in the host's PID namespace";
             return Err(Closed::Failed(io::Error::other(error)));
         }
-        Self::hold(pid, pidfd_of(stream, pid)?, pod_uid)
+        Self::hold(pid, pidfd_of(stream, pid)?, home)
     }
 
     /// What is read of a pid is read of the descriptor's process only if that still lives afterwards.
-    fn hold(pid: i32, pidfd: OwnedFd, pod_uid: &str) -> Result<Self, Closed> {
+    fn hold(pid: i32, pidfd: OwnedFd, home: &Home) -> Result<Self, Closed> {
         let read = ProcessId::of(pid)?.zip(groups(pid)?);
         let Some((id, groups)) = read.filter(|_| is_alive(&pidfd)) else {
             return Err(Closed::Untrusted(Offence::Inherited));
         };
-        if !cgroup::is_of_pod(&groups, pod_uid) {
+        if !home.has(&groups) {
             return Err(Closed::Untrusted(Offence::Foreign));
         }
         Ok(Self { id, pidfd })
@@ -127,6 +127,8 @@ fn groups(pid: i32) -> io::Result<Option<String>> {
 mod tests {
     use std::process::{Command, Stdio};
 
+    use hybridnic_api::v1alpha1::Runtime;
+
     use super::*;
     use crate::machine::socket::tests::UID;
 
@@ -139,14 +141,15 @@ mod tests {
             .spawn()
             .unwrap();
         let me = std::process::id().cast_signed();
+        let home = Home::pod(Runtime::Qemu, UID);
         let pidfd = by_pid(child.id().cast_signed()).unwrap();
         assert!(is_alive(&pidfd));
-        let error = Listener::hold(me, pidfd.try_clone().unwrap(), UID).unwrap_err();
+        let error = Listener::hold(me, pidfd.try_clone().unwrap(), &home).unwrap_err();
         assert!(matches!(error, Closed::Untrusted(Offence::Foreign)), "{error}");
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!is_alive(&pidfd));
-        let error = Listener::hold(me, pidfd, UID).unwrap_err();
+        let error = Listener::hold(me, pidfd, &home).unwrap_err();
         assert!(matches!(error, Closed::Untrusted(Offence::Inherited)), "{error}");
         let error = by_pid(child.id().cast_signed()).unwrap_err();
         assert!(matches!(error, Closed::Untrusted(Offence::Inherited)), "{error}");

@@ -6,8 +6,9 @@
 //! | [`duties`] | whether agent or runtime does each part | nothing |
 //! | [`events`] | what a VM does by itself | nothing |
 //! | [`guest`] | words for what is seen, asked and handed over | nothing |
-//! | [`socket`] | opens a pod's QMP socket, following nothing that the pod could have planted | the pod's volume |
-//! | [`listener`] | holds the process behind the socket, which must belong to the pod | `/proc` |
+//! | [`home`] | where QEMU runs, in a pod or on the host, and what is proof of its process there | nothing |
+//! | [`socket`] | opens a VM's QMP socket, following nothing that others could have planted | the socket's directory |
+//! | [`listener`] | holds the process behind the socket, which must be the VM's | `/proc` |
 //! | [`cgroup`] | tells from control groups whether a process belongs to a pod | nothing |
 //! | [`residents`] | tells whether a pod has processes | `/proc` |
 //! | [`process`] | tells whether a QEMU's process has ended | `/proc` |
@@ -22,6 +23,7 @@ pub mod error;
 pub mod events;
 pub mod guest;
 pub mod handover;
+pub mod home;
 pub mod kubevirt;
 pub mod listener;
 pub mod process;
@@ -56,6 +58,7 @@ pub use duties::{Duties, Owner};
 pub use error::MachineError;
 pub use events::{Moment, VmEvent};
 pub use guest::{LetGo, MachineSeen, PlugPath, Run, StandbyPlug, VfDescriptors, VfPlug};
+use home::Home;
 use kubevirt::Launcher;
 use listener::Listener;
 use process::ProcessId;
@@ -163,6 +166,8 @@ pub struct Vm {
     pub pod_uid: String,
     /// What runs it.
     pub runtime: Runtime,
+    /// Where its QEMU runs.
+    pub home: Home,
     /// `None` until QEMU has been tried: it is neither there nor gone.
     session: watch::Sender<Option<Session>>,
     /// Why what the journal has of it cannot be read.
@@ -187,9 +192,15 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A VM of which nothing is known yet.
+    /// A VM in a pod, of which nothing is known yet.
     pub fn new(runtime: Runtime, namespace: &str, pod: &str, pod_uid: &str) -> Self {
+        Self::at(Home::pod(runtime, pod_uid), runtime, namespace, pod, pod_uid)
+    }
+
+    /// The same, of a VM whose QEMU runs there. On the host that has a name and a uid in place of a pod's.
+    pub fn at(home: Home, runtime: Runtime, namespace: &str, pod: &str, pod_uid: &str) -> Self {
         Self {
+            home,
             runtime,
             namespace: namespace.to_owned(),
             pod: pod.to_owned(),
@@ -212,9 +223,10 @@ impl Vm {
 
     /// Whether agent or runtime does each part for its NICs.
     pub fn duties(&self) -> Duties {
-        match self.runtime {
-            Runtime::Qemu => Duties::QEMU,
-            Runtime::Kubevirt => kubevirt::DUTIES,
+        match (&self.home, self.runtime) {
+            (Home::Host { .. }, _) => Duties::HOST,
+            (_, Runtime::Qemu) => Duties::QEMU,
+            (_, Runtime::Kubevirt) => kubevirt::DUTIES,
         }
     }
 

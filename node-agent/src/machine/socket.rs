@@ -1,7 +1,9 @@
-//! Opens a pod's QMP socket, beneath the kubelet's directory of pods. The pod decides what is in its volume, so nothing
-//! in it is trusted: no link is followed, and nothing outside of the volume is reached.
+//! Opens a VM's QMP socket: a pod's beneath the kubelet's directory of pods, or one of the host itself. The pod decides what is in its
+//! volume, so nothing in it is trusted: no link is followed, and nothing outside of the volume is reached. On the host nobody but root
+//! and the directory's owner may be able to put another socket there.
 
 use std::{
+    ffi::{OsStr, OsString},
     fmt,
     fs::File,
     io,
@@ -21,7 +23,7 @@ use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
     sys::{
         socket::{AddressFamily, SockFlag, SockType, UnixAddr},
-        stat::Mode,
+        stat::{Mode, fstat},
         statfs::{TMPFS_MAGIC, fstatfs},
     },
 };
@@ -51,7 +53,7 @@ pub fn place_of(runtime: Runtime, pod_uid: &str) -> Option<Place> {
     })
 }
 
-/// What is where a pod's QMP socket should be, and is none that the agent talks to.
+/// What is where a VM's QMP socket should be, and is none that the agent talks to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offence {
     /// A link, in place of the socket or of a directory.
@@ -64,13 +66,15 @@ pub enum Offence {
     Foreign,
     /// A socket whose listener has ended, and somebody has inherited it.
     Inherited,
+    /// On the host: a directory in which others could have put a socket.
+    Exposed,
 }
 
 impl fmt::Display for Offence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Link => "at the place of the pod's QMP socket is a link, and none is followed",
-            Self::NotASocket => "at the place of the pod's QMP socket is something else",
+            Self::Link => "at the place of the VM's QMP socket is a link, and none is followed",
+            Self::NotASocket => "at the place of the VM's QMP socket is something else",
             Self::OtherFileSystem => {
                 "the volume of the pod's QMP socket is on another file system than an emptyDir's"
             }
@@ -78,7 +82,10 @@ impl fmt::Display for Offence {
                 "the process that listens on the pod's QMP socket is not in the pod's control group"
             }
             Self::Inherited => {
-                "the process that listened on the pod's QMP socket has ended, and another holds the socket"
+                "the process that listened on the VM's QMP socket has ended, and another holds the socket"
+            }
+            Self::Exposed => {
+                "others than root and its owner can write to the directory of the VM's QMP socket, or to one above it"
             }
         })
     }
@@ -88,10 +95,10 @@ impl fmt::Display for Offence {
 #[derive(Debug, thiserror::Error)]
 pub enum Closed {
     /// There is no such directory or socket, or no process listens.
-    #[error("nobody listens on the pod's QMP socket")]
+    #[error("nobody listens on the VM's QMP socket")]
     Absent,
     /// The listener's queue is full, as QEMU's is behind one client.
-    #[error("the pod's QMP socket is busy")]
+    #[error("the VM's QMP socket is busy")]
     Busy,
     /// What is there is not talked to.
     #[error("{0}")]
@@ -113,11 +120,11 @@ impl From<Errno> for Closed {
     }
 }
 
-/// The directory of a pod's volume, as it was when it was opened.
+/// The directory of a VM's QMP socket, as it was when it was opened.
 #[derive(Debug)]
 pub struct Directory {
     fd: OwnedFd,
-    socket: &'static str,
+    socket: OsString,
 }
 
 /// Whether the directory is that in which this node's kubelet keeps its pods, by one of them that is sure to be there.
@@ -146,8 +153,50 @@ pub fn open(pods: &Path, runtime: Runtime, pod_uid: &str) -> Result<Directory, C
         }
         opened => opened?,
     };
-    let socket = place.socket;
+    let socket = place.socket.into();
     Ok(Directory { fd, socket })
+}
+
+/// Opens the directory of a socket of the host. Links that lead to it are root's own; the socket itself may be none.
+pub fn open_on_host(socket: &Path) -> Result<Directory, Closed> {
+    let (Some(dir), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the path of a socket").into());
+    };
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let fd = nix::fcntl::open(dir, flags, Mode::empty())?;
+    if is_exposed(&fd)? {
+        return Err(Closed::Untrusted(Offence::Exposed));
+    }
+    Ok(Directory {
+        fd,
+        socket: name.to_owned(),
+    })
+}
+
+/// Whether others than root and the directory's owner can make entries in it, or put another directory in its place.
+fn is_exposed(dir: &OwnedFd) -> Result<bool, Errno> {
+    const OTHERS: u32 = 0o022;
+    const STICKY: u32 = 0o1000;
+    let of = fstat(dir)?;
+    if of.st_mode & OTHERS != 0 {
+        return Ok(true);
+    }
+    let (mut below, mut at) = (of, dir.try_clone().map_err(|_| Errno::EMFILE)?);
+    loop {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        at = nix::fcntl::openat(&at, "..", flags, Mode::empty())?;
+        let above = fstat(&at)?;
+        // The root's is itself.
+        if (above.st_dev, above.st_ino) == (below.st_dev, below.st_ino) {
+            return Ok(false);
+        }
+        // In a sticky directory, as /tmp, nobody renames what is another's.
+        let may_others = above.st_mode & OTHERS != 0 && above.st_mode & STICKY == 0;
+        if may_others || (above.st_uid != 0 && above.st_uid != of.st_uid) {
+            return Ok(true);
+        }
+        below = above;
+    }
 }
 
 fn beneath(dir: impl AsFd, path: &Path, flags: OFlag, more: ResolveFlag) -> Result<OwnedFd, Errno> {
@@ -165,8 +214,8 @@ fn beneath(dir: impl AsFd, path: &Path, flags: OFlag, more: ResolveFlag) -> Resu
 
 impl Directory {
     /// The socket's name in it.
-    pub fn socket(&self) -> &'static str {
-        self.socket
+    pub fn socket(&self) -> &OsStr {
+        &self.socket
     }
 
     /// A path to it for calls that take no descriptor, for as long as it is open.
@@ -178,7 +227,7 @@ impl Directory {
     pub fn connect(&self) -> Result<UnixStream, Closed> {
         let socket = beneath(
             &self.fd,
-            Path::new(self.socket),
+            Path::new(&self.socket),
             OFlag::empty(),
             ResolveFlag::RESOLVE_NO_XDEV,
         )?;

@@ -3,6 +3,7 @@
 pub mod choice;
 pub mod concern;
 pub mod ledger;
+pub mod object;
 pub mod own;
 pub mod parking;
 pub mod provision;

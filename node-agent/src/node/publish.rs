@@ -1,12 +1,10 @@
-//! Publishes what the node has in its `HybridNode`, and takes from there which pools it is part of.
+//! Publishes what the node has: in its `HybridNode`, or where else a [`Publisher`] says it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
-use futures::TryStreamExt as _;
 use hybridnic_api::{
     conditions::{self, NewCondition, reasons, types},
-    names::AGENT_MANAGER,
-    v1alpha1::{HybridNode, HybridNodeSpec, HybridNodeStatus},
+    v1alpha1::HybridNodeStatus,
 };
 use hybridnic_net::{
     PciAddress,
@@ -14,26 +12,17 @@ use hybridnic_net::{
     sysfs::Inventory,
     uevent::Uevents,
 };
-use hybridnic_process::{api, backoff::Backoff, pace::Pace, watch::follow};
+use hybridnic_process::{backoff::Backoff, pace::Pace};
 use jiff::Timestamp;
-use kube::{
-    Api, Client,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
-    runtime::watcher,
-};
-use serde_json::json;
 use tokio::{sync::watch, time::Instant};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{
     concern,
     provision::Provisioner,
     table::{self, Sources, Table},
 };
-use crate::{
-    error::{chain, is_refusal},
-    host::Host,
-};
+use crate::{error::chain, host::Host, wants::Told};
 
 /// Events of the hardware come in bursts: a PF that gets VFs sends some for each. What they add up to is
 /// published once.
@@ -64,7 +53,13 @@ pub async fn watch_hardware(host: Arc<Host>) -> anyhow::Result<()> {
     .await
 }
 
-/// The `HybridNode` as it was seen last.
+/// Where it is said what the node has.
+pub trait Publisher: Send + Sync {
+    /// One try.
+    fn publish(&self, status: &HybridNodeStatus) -> impl Future<Output = Told> + Send;
+}
+
+/// What is known of the object that says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeenNode {
     /// Its uid: one that was made again has no status yet.
@@ -73,87 +68,14 @@ pub struct SeenNode {
     pub generation: Option<i64>,
 }
 
-/// Keeps the node's pools as its `HybridNode` says; makes that object where it is not there.
-pub async fn watch_pools(client: Client, host: Arc<Host>, seen: watch::Sender<Option<SeenNode>>) {
-    let api: Api<HybridNode> = Api::all(client);
-    let name = host.options.node_name.clone();
-    let config = api::watches().fields(&format!("metadata.name={name}"));
-    let stream = follow(api.clone(), config);
-    futures::pin_mut!(stream);
-    ensure(&api, &name).await;
-    let mut listing = Listing::default();
-    loop {
-        match stream.try_next().await {
-            Ok(Some(event)) => {
-                if listing.is_missing(&event) {
-                    // Somebody removed it: it is made again. The pools come back with the operator's next write.
-                    ensure(&api, &name).await;
-                }
-                if let watcher::Event::Apply(node) | watcher::Event::InitApply(node) = event {
-                    host.pools.set_pools(&node.spec.pools);
-                    seen.send_replace(Some(SeenNode {
-                        uid: node.metadata.uid,
-                        generation: node.metadata.generation,
-                    }));
-                }
-            }
-            Ok(None) => return,
-            Err(error) => warn!(%error, "cannot watch the HybridNode; tried again"),
-        }
-    }
-}
-
-/// What a watch of one object says of its being there. While it is broken nobody tells of a deletion: only the list that
-/// follows does, by not having the object.
-#[derive(Debug, Default)]
-struct Listing {
-    has_it: bool,
-}
-
-impl Listing {
-    /// Whether the object is not there, as of this event.
-    fn is_missing<K>(&mut self, event: &watcher::Event<K>) -> bool {
-        match event {
-            watcher::Event::Init => self.has_it = false,
-            watcher::Event::InitApply(_) => self.has_it = true,
-            watcher::Event::InitDone => return !self.has_it,
-            watcher::Event::Apply(_) => {}
-            watcher::Event::Delete(_) => return true,
-        }
-        false
-    }
-}
-
-/// Makes the object, however long that takes.
-async fn ensure(api: &Api<HybridNode>, name: &str) {
-    let mut backoff = Backoff::new(BACKOFF, BACKOFF_CAP);
-    let object = HybridNode {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            ..ObjectMeta::default()
-        },
-        spec: HybridNodeSpec::default(),
-        status: None,
-    };
-    loop {
-        match api.create(&PostParams::default(), &object).await {
-            Ok(_) => return info!(node = name, "HybridNode created"),
-            Err(kube::Error::Api(status)) if status.is_already_exists() => return,
-            Err(error) => warn!(%error, "cannot create the HybridNode; tried again"),
-        }
-        backoff.pause().await;
-    }
-}
-
 /// Discovers, creates VFs where asked for, and publishes what has changed.
 /// `first` tells that something was.
 pub async fn publish(
-    client: Client,
+    to: impl Publisher,
     host: Arc<Host>,
     mut node: watch::Receiver<Option<SeenNode>>,
     first: watch::Sender<bool>,
 ) {
-    let api: Api<HybridNode> = Api::all(client);
     let mut hardware = host.hardware.subscribe();
     let mut pools = host.pools.subscribe();
     let mut troubles = host.troubles.subscribe();
@@ -182,20 +104,13 @@ pub async fn publish(
         let mut retry = None;
         if within != uid || published.as_ref() != Some(&status) {
             pace.done(Instant::now());
-            match write(&api, &host.options.node_name, &status).await {
-                Ok(()) => {
+            match to.publish(&status).await {
+                Told::Done => {
                     (published, within) = (Some(status), uid);
                     first.send_replace(true);
                     backoff.reset();
                 }
-                Err(error) => {
-                    if is_refusal(&error) {
-                        warn!(%error, "the API server refuses what the node has; tried again");
-                    } else {
-                        debug!(%error, "cannot publish the node; tried again");
-                    }
-                    retry = Some(backoff.next_pause());
-                }
+                Told::Failed | Told::Refused => retry = Some(backoff.next_pause()),
             }
         }
         let again = async {
@@ -290,40 +205,4 @@ fn failed(generation: Option<i64>, old: Option<&HybridNodeStatus>, error: &str) 
     );
     conditions::set(&mut status.conditions, generation, Timestamp::now(), condition);
     status
-}
-
-async fn write(api: &Api<HybridNode>, name: &str, status: &HybridNodeStatus) -> kube::Result<()> {
-    let patch = json!({
-        "apiVersion": "hybridnic.io/v1alpha1",
-        "kind": "HybridNode",
-        "metadata": { "name": name },
-        "status": status,
-    });
-    api.patch_status(
-        name,
-        &PatchParams::apply(AGENT_MANAGER).force(),
-        &Patch::Apply(&patch),
-    )
-    .await?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use kube::runtime::watcher::Event;
-
-    use super::*;
-
-    #[test]
-    fn an_object_that_a_list_does_not_have_is_missing() {
-        let mut listing = Listing::default();
-        let mut missing = |event| listing.is_missing(&event);
-        assert!(!missing(Event::Init) && !missing(Event::InitApply(())) && !missing(Event::InitDone));
-        assert!(!missing(Event::Apply(())));
-        assert!(missing(Event::Delete(())));
-        assert!(!missing(Event::Apply(())), "it was made again");
-        // The watch broke, and it was deleted meanwhile.
-        assert!(!missing(Event::Init));
-        assert!(missing(Event::InitDone));
-    }
 }

@@ -78,6 +78,7 @@ pub(crate) fn want(object: NicAttachment) -> Want {
         created: created.map_or(0, |time| time.0.as_second()),
         generation: object.metadata.generation,
         deleting: object.metadata.deletion_timestamp.is_some(),
+        socket: None,
         spec: object.spec,
         status: object.status,
     }

@@ -6,7 +6,7 @@
 
 pub mod cluster;
 
-use std::{fmt::Debug, future::Future};
+use std::{fmt::Debug, future::Future, path::PathBuf};
 
 use hybridnic_api::v1alpha1::{NicAttachmentSpec, NicAttachmentStatus};
 
@@ -19,6 +19,8 @@ pub struct Want {
     pub created: i64,
     /// What is asked for.
     pub spec: NicAttachmentSpec,
+    /// The QMP socket of the VM's QEMU, where that runs on the host and not in a pod.
+    pub socket: Option<PathBuf>,
     /// Which version of that it is.
     pub generation: Option<i64>,
     /// Whether it is to go.

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use hybridnic_api::names::{ATTACHMENT_FINALIZER, MIGRATION_FINALIZER, NETWORK_FINALIZER, NIC_FINALIZER};
+use hybridnic_decisions::mac::Mac;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::core::PartialObjectMeta;
@@ -15,7 +16,6 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::{Key, Object};
-use crate::mac::Mac;
 
 /// As much of an error as is logged, in characters: it may quote the object.
 const ERROR: usize = 512;

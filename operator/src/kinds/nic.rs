@@ -2,10 +2,10 @@
 
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::v1alpha1::{NicPhase, Path, Runtime, VmHybridNic, WantedPath};
+use hybridnic_decisions::mac;
 
 use super::{Watched, namespace_of, unread};
 use crate::cache::{Key, Name, Object};
-use crate::mac;
 use crate::queue::Urgency;
 use crate::triggers::Triggers;
 use crate::vm::VmRef;

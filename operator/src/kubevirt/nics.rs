@@ -10,12 +10,12 @@ use hybridnic_api::conditions::reasons;
 use hybridnic_api::foreign::kubevirt::{VirtualMachine, VirtualMachineInstance};
 use hybridnic_api::names::{MADE_LABEL, NIC_NAME_MAX, OPERATOR_MANAGER};
 use hybridnic_api::v1alpha1::{KubevirtVm, Vm, VmHybridNic, VmHybridNicSpec};
+use hybridnic_decisions::mac;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 
 use super::interfaces::{self, Wanted};
 use crate::events::Note;
-use crate::mac;
 
 /// A VM, as it should be and as it runs.
 #[derive(Clone, Debug, Default)]

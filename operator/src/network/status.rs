@@ -6,13 +6,13 @@ use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::v1alpha1::{
     HybridNetwork, HybridNetworkStatus, HybridNode, Path, PoolStatus, VfCounts, WantedPath,
 };
+use hybridnic_decisions::mac;
 use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::nodes::{Nodes, pool};
 use crate::events::Note;
 use crate::kinds::NicGlance;
-use crate::mac;
 use crate::select::selects;
 
 /// How many nodes a message names.

@@ -33,6 +33,7 @@ use hybridnic_api::v1alpha1::{
     AttachedVm, Goal, GuestPorts, L2Settings, MigrationEnd, MigrationOrder, MigrationReport, MigrationStep,
     MigrationTls, NicAttachment, NicAttachmentSpec, ObjectRef, Placement, VmHybridNic,
 };
+use hybridnic_decisions::network::kept;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
@@ -240,7 +241,7 @@ fn one(
         }),
     };
     let attached = existing.or(source).map(|attached| &attached.spec);
-    let l2 = l2(inputs.l2.as_ref(), attached.map(|spec| &spec.l2));
+    let l2 = kept(inputs.l2.as_ref(), attached.map(|spec| &spec.l2));
     NicAttachmentSpec {
         node_name: node.to_owned(),
         nic: ObjectRef {
@@ -269,19 +270,6 @@ fn one(
                 pods::requested(found, &nic.spec.network)
             }),
         migration,
-    }
-}
-
-/// The network's settings, except what is in devices that exist: a NIC that is attached keeps its VLAN and its MTU, no matter what
-/// the network of that name is now.
-fn l2(network: Option<&L2Settings>, attached: Option<&L2Settings>) -> L2Settings {
-    match (network, attached) {
-        (Some(network), Some(attached)) => L2Settings {
-            vlan: attached.vlan.clone(),
-            mtu: attached.mtu,
-            ..network.clone()
-        },
-        (settings, None) | (None, settings) => settings.cloned().unwrap_or_default(),
     }
 }
 

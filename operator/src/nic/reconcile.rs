@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::conditions::{self, types};
 use hybridnic_api::names::{NIC_FINALIZER, NIC_LABEL, VM_LABEL, attachment_name};
-use hybridnic_api::v1alpha1::{
-    Goal, HybridNetwork, L2Settings, NicAttachment, NicAttachmentSpec, VmHybridNic, VmHybridNicStatus,
-};
+use hybridnic_api::v1alpha1::{Goal, NicAttachment, NicAttachmentSpec, VmHybridNic, VmHybridNicStatus};
+use hybridnic_decisions::mac::{self, Given, HandedOut};
+use hybridnic_decisions::network::l2;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ObjectMeta;
@@ -26,7 +26,6 @@ use crate::controller::{Done, Reconciler};
 use crate::events::Events;
 use crate::fence::NodeState;
 use crate::fence::lookup::{AGAIN, NodeLookup};
-use crate::mac::{self, Given, HandedOut};
 use crate::metrics::{self, Migrations};
 use crate::presence::Presence;
 use crate::vm::VmRef;
@@ -132,7 +131,7 @@ impl NicReconciler {
             .map(|attachment| attachment.spec.mac.as_str());
         let granted = mac.as_deref().filter(|mac| recorded == Some(mac));
         if let Some(mac) = granted.or(used).filter(|_| leaves.is_none() && !left_alone) {
-            let l2 = observed.network.as_ref().map(|network| l2(network));
+            let l2 = observed.network.as_ref().map(|network| l2(&network.spec));
             let inputs = desired::Inputs {
                 nic,
                 mac,
@@ -365,16 +364,7 @@ fn obstacle(observed: &Observed, location: &Result<Location, Refusal>, deleting:
 }
 
 fn mac_refusal(error: &mac::Error) -> Refusal {
-    let reason = match error {
-        mac::Error::Conflict { .. } | mac::Error::Unread(_) => reasons::MAC_CONFLICT,
-        mac::Error::Exhausted => reasons::MAC_RANGE_EXHAUSTED,
-        mac::Error::Bad(_) => reasons::FAILED,
-        mac::Error::Card(_)
-        | mac::Error::Reserved(..)
-        | mac::Error::NotGenerated
-        | mac::Error::OutOfRange(..) => reasons::MAC_NOT_ALLOWED,
-    };
-    Refusal::new(reason, error.to_string())
+    Refusal::new(error.reason(), error.to_string())
 }
 
 /// A line when the NIC's traffic has moved, or its phase has changed.
@@ -430,17 +420,4 @@ fn document(
         ..ObjectMeta::default()
     };
     attachment
-}
-
-fn l2(network: &HybridNetwork) -> L2Settings {
-    let spec = &network.spec;
-    L2Settings {
-        vlan: spec.vlan.clone(),
-        rate: spec.rate.clone(),
-        spoof_check: spec.spoof_check,
-        trust: spec.trust,
-        guest_vlans: spec.guest_vlans,
-        mtu: spec.mtu,
-        on_link_loss: spec.on_link_loss,
-    }
 }

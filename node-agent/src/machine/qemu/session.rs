@@ -201,7 +201,7 @@ fn publish(vm: &Vm, session: Session) {
 async fn connect(vm: &Vm, host: &Host, followed: &mut Followed) -> Result<(Client, Listener), Session> {
     let reach = |followed: &mut Followed| {
         let stream = followed.open()?.connect()?;
-        let peer = Listener::of(&stream, &vm.pod_uid)?;
+        let peer = Listener::of(&stream, &vm.home)?;
         Ok((stream, peer))
     };
     let (stream, peer) = match reach(followed) {

@@ -21,7 +21,7 @@ async fn who_is_not_of_the_pod_is_told_nothing() {
     let qemu = UnixListener::bind(&socket).unwrap();
     let vm = Arc::new(Vm::new(Runtime::Qemu, "ns", "pod", UID));
     let followed =
-        Sockets::new(dir.path(), Arc::clone(&host.troubles)).follow(Runtime::Qemu, "ns", "pod", UID);
+        Sockets::new(dir.path(), Arc::clone(&host.troubles)).follow(vm.home.clone(), "ns", "pod", UID);
     let task = tokio::spawn(run(Arc::clone(&vm), Arc::clone(&host), followed));
     vm.tried().await;
     let session = vm.session();

@@ -53,7 +53,7 @@ fn context_of(host: &Arc<Host>, vf: u8) -> Context {
     host.pools.restore(claimant.clone(), vf_address(0, vf));
     Context {
         host: Arc::clone(host),
-        vm: Arc::new(Vm::new(Runtime::Qemu, "ns", "pod", "uid")),
+        vm: Arc::new(Vm::new(Runtime::Qemu, "ns", "pod", "pod-uid")),
         claimant,
         record,
         recorded: true,

@@ -18,7 +18,6 @@ use crate::{
     error::{HasReason, chain},
     host::PfUnread,
     journal::{JournalError, VfRecord},
-    machine::residents,
     nic::{
         macs::original,
         observe::{Observation, VFIO_DRIVER},
@@ -329,7 +328,7 @@ async fn take_from_vfio(cx: &Context, vf: &VfRecord, driver: Option<String>) -> 
             // What is not known of it vfio proves.
             VfioUse::Free | VfioUse::Unknown => {}
         }
-        if cx.host.handouts.is_unsure(vf.address) && pod_lives(cx).await? {
+        if cx.host.handouts.is_unsure(vf.address) && vm_lives(cx).await? {
             return Err(VfError::MayBeKept(vf.address));
         }
         let unbound = DriverState {
@@ -343,11 +342,12 @@ async fn take_from_vfio(cx: &Context, vf: &VfRecord, driver: Option<String>) -> 
     Ok(())
 }
 
-/// Whether the VM's pod has processes. They may have what the driver would wait for, and a process that waits for it cannot be ended: the
+/// Whether there are processes of the VM. They may have what the driver would wait for, and a process that waits for it cannot be ended: the
 /// agent's own pod could not be replaced.
-async fn pod_lives(cx: &Context) -> Result<bool, VfError> {
-    let (proc, pod) = (cx.host.proc.clone(), cx.record.spec.pod.uid.clone());
-    let lives = tokio::task::spawn_blocking(move || residents::has_any(&proc, &pod));
+async fn vm_lives(cx: &Context) -> Result<bool, VfError> {
+    let (proc, home) = (cx.host.proc.clone(), cx.vm.home.clone());
+    let known = cx.vm.record().process;
+    let lives = tokio::task::spawn_blocking(move || home.has_processes(&proc, known.as_ref()));
     let lives = lives.await.map_err(std::io::Error::from).flatten();
     lives.map_err(VfError::PodUnread)
 }

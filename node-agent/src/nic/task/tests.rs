@@ -263,7 +263,7 @@ async fn a_nic_of_a_vm_whose_record_cannot_be_read_waits_and_says_so() {
     std::fs::write(&file, "{").unwrap();
     let vm = Arc::new(Vm::new(Runtime::Qemu, "ns", "pod", "pod-uid"));
     let sockets = Sockets::new(dir.path(), Arc::clone(&host.troubles));
-    let followed = sockets.follow(Runtime::Qemu, "ns", "pod", "pod-uid");
+    let followed = sockets.follow(vm.home.clone(), "ns", "pod", "pod-uid");
     let vm_task = tokio::spawn(crate::machine::qemu::session::run(
         Arc::clone(&vm),
         Arc::clone(&host),

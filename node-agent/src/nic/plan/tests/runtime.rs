@@ -1,6 +1,7 @@
 //! A VM whose runtime sees to its standby: the macvtap is a link of the VM's pod, there before there is a QEMU.
 
 use super::{model::RUNTIME, *};
+use crate::machine::Duties;
 
 const fn theirs(goal: Goal) -> Ask {
     Ask {
@@ -150,4 +151,24 @@ fn no_vf_is_plugged_without_acpi_or_during_a_migration() {
         Standby,
         reasons::MIGRATING,
     );
+}
+
+/// Somebody has started it, and knows what it waits for.
+#[test]
+fn a_qemu_of_the_host_is_not_ended() {
+    let no = Learnt::default();
+    let ours = ask(Goal::Detached);
+    let of_host = Ask {
+        duties: Duties::HOST,
+        ..ours
+    };
+    for run in [Run::Incoming, Run::HandedOver] {
+        let waiting = seen(Guest { run, ..GUEST }, false, PARKED);
+        does(ours, waiting, no, Step::QuitQemu);
+        let decision = next(&of_host, &waiting, &no);
+        assert!(
+            matches!(&decision, Decision::Wait(wait) if wait.reason == reasons::WAITING_FOR_RUNTIME),
+            "{run:?}: {decision:?}"
+        );
+    }
 }

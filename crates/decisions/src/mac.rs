@@ -13,7 +13,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use hybridnic_api::conditions::{self, types};
+use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::v1alpha1::{MacPolicy, MacRange, VmHybridNic};
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -149,7 +149,7 @@ impl fmt::Display for Range {
 }
 
 /// FNV-1a, 64 bits, folded: it must give the same on every version and machine, which std's hashers do not promise.
-pub(crate) fn hash(parts: &[&str]) -> u64 {
+pub fn hash(parts: &[&str]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -171,9 +171,7 @@ pub enum Error {
         owner: String,
     },
     /// A NIC has it of which nothing else is known.
-    #[error(
-        "{0} belongs to a NIC that this operator cannot read; look into its log, or choose another address"
-    )]
+    #[error("{0} belongs to a NIC that cannot be read; look into the log, or choose another address")]
     Unread(Mac),
     /// A PF has it.
     #[error("{0} is the address of a card of a node; choose another address")]
@@ -193,6 +191,20 @@ pub enum Error {
     /// It is none.
     #[error(transparent)]
     Bad(#[from] BadMac),
+}
+
+impl Error {
+    /// One of [`reasons`].
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Conflict { .. } | Self::Unread(_) => reasons::MAC_CONFLICT,
+            Self::Exhausted => reasons::MAC_RANGE_EXHAUSTED,
+            Self::Bad(_) => reasons::FAILED,
+            Self::Card(_) | Self::Reserved(..) | Self::NotGenerated | Self::OutOfRange(..) => {
+                reasons::MAC_NOT_ALLOWED
+            }
+        }
+    }
 }
 
 /// Addresses that this process has handed out, by the NIC's uid, until the cache shows them.

@@ -3,10 +3,22 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use hybridnic_api::v1alpha1::MacPolicy::{Any, Generated, InRange};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
-use crate::testing::nic;
+
+/// A NIC that was made at a second, with a uid that sorts as its name.
+fn nic(name: &str, vm: &str, network: &str, second: i64) -> VmHybridNic {
+    let spec = json!({ "network": network, "vm": { "qemu": { "name": vm } } });
+    let spec = serde_json::from_value(spec).unwrap();
+    let mut nic = VmHybridNic::new(name, spec);
+    nic.metadata.namespace = Some("ns".to_owned());
+    nic.metadata.uid = Some(format!("{name}-uid"));
+    nic.metadata.creation_timestamp = Some(Time(Timestamp::from_second(second).unwrap()));
+    nic
+}
 
 fn nic_at(name: &str, second: i64, requested: Option<&str>, has: Option<&str>) -> VmHybridNic {
     let mut nic = nic(name, "vm", "net", second);

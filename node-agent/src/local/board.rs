@@ -1,0 +1,423 @@
+//! What is said of each file, in a file beside it: `NAME.status.yaml`, replaced as a whole and synced.
+//!
+//! The presence of such a file proves to a later agent that the directory is the one in which the NIC's own file was. So none is written
+//! for a NIC whose file was not seen in this directory.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use hybridnic_api::{
+    conditions::{self, NewCondition, reasons, types},
+    names::GROUP,
+    v1alpha1::{
+        AttachmentState, HybridNetworkStatus, NicAttachmentStatus, NicPhase, PoolStatus, Runtime,
+        VmHybridNicStatus,
+    },
+};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+
+use super::{
+    decide::{Kind, Verdict},
+    file,
+};
+use crate::{durable, wants::Want};
+
+const HEADER: &str = "# Written by hybridnic-agent. What is changed here is lost.\n";
+
+/// What is said of one file.
+#[derive(Clone, Debug, Default)]
+struct Entry {
+    /// Of what the file asks for; `None` before its file was seen in this directory.
+    verdict: Option<Verdict>,
+    /// What is wanted of the NIC.
+    want: Option<Want>,
+    /// How the NIC is.
+    attached: Option<NicAttachmentStatus>,
+    /// How the network's pool is.
+    pool: Option<PoolStatus>,
+    /// What was said last, with the times since when.
+    conditions: Vec<Condition>,
+    /// What the file has.
+    written: Option<Value>,
+}
+
+/// All that is said.
+#[derive(Debug)]
+pub struct Board {
+    dir: PathBuf,
+    node: String,
+    entries: Mutex<BTreeMap<String, Entry>>,
+}
+
+impl Board {
+    /// In this directory, of this host.
+    pub fn new(dir: &Path, node: &str) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            node: node.to_owned(),
+            entries: Mutex::default(),
+        }
+    }
+
+    /// What an earlier agent has said of an object; none where there is nothing that can be read.
+    fn earlier(&self, name: &str) -> Option<Value> {
+        let text = fs::read_to_string(self.dir.join(file::status(name))).ok()?;
+        serde_saphyr::from_str(&text).ok()
+    }
+
+    /// The uid of a NIC, as an earlier agent has said it.
+    pub fn uid(&self, name: &str) -> Option<String> {
+        let earlier = self.earlier(name)?;
+        Some(earlier.pointer("/metadata/uid")?.as_str()?.to_owned())
+    }
+
+    /// Says whether what a file asks for is accepted, and what is wanted because of it.
+    pub async fn say(&self, name: &str, verdict: &Verdict, want: Option<&Want>) -> io::Result<()> {
+        let mut entries = self.entries.lock().await;
+        let entry = entries.entry(name.to_owned()).or_insert_with(|| Entry {
+            conditions: self
+                .earlier(name)
+                .map(|said| conditions_of(&said))
+                .unwrap_or_default(),
+            ..Entry::default()
+        });
+        if entry.verdict.as_ref() != Some(verdict) {
+            if let Some((reason, why)) = &verdict.refusal {
+                warn!(object = name, reason, why, "not as its file asks");
+            } else {
+                info!(object = name, "its file is understood");
+            }
+        }
+        entry.verdict = Some(verdict.clone());
+        entry.want = want.cloned();
+        self.write(name, entry).await
+    }
+
+    /// Says how a NIC is; `None` says only that it is here.
+    pub async fn tell(&self, name: &str, status: Option<&NicAttachmentStatus>) -> io::Result<()> {
+        let mut entries = self.entries.lock().await;
+        let entry = entries.entry(name.to_owned()).or_default();
+        entry.attached = status.cloned().or_else(|| entry.attached.take());
+        self.write(name, entry).await
+    }
+
+    /// Says how the networks' pools are.
+    pub async fn count(&self, pools: &[PoolStatus]) -> io::Result<()> {
+        let mut entries = self.entries.lock().await;
+        for pool in pools {
+            if let Some(entry) = entries.get_mut(&pool.network) {
+                entry.pool = Some(pool.clone());
+                self.write(&pool.network, entry).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away what is said of an object that nobody asks for, and that is not here.
+    pub async fn forget(&self, name: &str) -> io::Result<()> {
+        let mut entries = self.entries.lock().await;
+        self.put(name, None).await?;
+        entries.remove(name);
+        Ok(())
+    }
+
+    /// Says all once more: it was taken away.
+    pub async fn again(&self, name: &str) -> io::Result<()> {
+        let mut entries = self.entries.lock().await;
+        match entries.get_mut(name) {
+            Some(entry) if !self.dir.join(file::status(name)).exists() => {
+                entry.written = None;
+                self.write(name, entry).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The directory is another one, in which no file was seen yet.
+    pub async fn hide(&self) {
+        for entry in self.entries.lock().await.values_mut() {
+            (entry.verdict, entry.written) = (None, None);
+        }
+    }
+
+    async fn write(&self, name: &str, entry: &mut Entry) -> io::Result<()> {
+        let Some(verdict) = entry.verdict.clone() else {
+            return Ok(());
+        };
+        let now = document(name, &self.node, entry, &verdict, Timestamp::now());
+        if entry.written.as_ref() != Some(&now) {
+            self.put(name, Some(&now)).await?;
+            entry.conditions = conditions_of(&now);
+            entry.written = Some(now);
+        }
+        Ok(())
+    }
+
+    /// Makes this the content of an object's file, or removes it.
+    async fn put(&self, name: &str, content: Option<&Value>) -> io::Result<()> {
+        put(&self.dir, &file::status(name), content).await
+    }
+}
+
+/// Makes this the content of a file of the directory, or removes it; returns once that is on disk.
+pub async fn put(dir: &Path, file: &str, content: Option<&Value>) -> io::Result<()> {
+    let text = content.map(|value| serde_saphyr::to_string(value).map_err(io::Error::other));
+    let text = text.transpose()?.map(|text| format!("{HEADER}{text}"));
+    let (dir, path) = (dir.to_owned(), dir.join(file));
+    let set = move || durable::set(&dir, &path, text.as_deref().map(str::as_bytes));
+    tokio::task::spawn_blocking(set).await.map_err(io::Error::other)?
+}
+
+fn conditions_of(document: &Value) -> Vec<Condition> {
+    let list = document.pointer("/status/conditions").cloned();
+    list.and_then(|list| serde_json::from_value(list).ok())
+        .unwrap_or_default()
+}
+
+/// What is said of an object.
+fn document(name: &str, node: &str, entry: &Entry, verdict: &Verdict, now: Timestamp) -> Value {
+    let mut list = entry.conditions.clone();
+    let accepted = match &verdict.refusal {
+        None => NewCondition::yes(types::ACCEPTED, reasons::ACCEPTED, "the file is understood"),
+        Some((reason, message)) => NewCondition::no(types::ACCEPTED, *reason, message),
+    };
+    conditions::set(&mut list, verdict.generation, now, accepted);
+    let mut document = json!({
+        "apiVersion": format!("{GROUP}/v1alpha1"),
+        "metadata": { "name": name },
+    });
+    match verdict.kind {
+        Kind::Network => {
+            document["kind"] = json!("HybridNetwork");
+            document["status"] = json!(network(entry, verdict, list, now));
+        }
+        Kind::Nic => {
+            document["kind"] = json!("VmHybridNic");
+            if let Some(want) = &entry.want {
+                document["metadata"]["uid"] = json!(want.id.uid);
+            }
+            document["status"] = json!(nic(node, entry, verdict, list, now));
+        }
+        Kind::Unknown => {
+            document["status"] = json!({ "observedGeneration": verdict.generation, "conditions": list });
+        }
+    }
+    document
+}
+
+fn network(
+    entry: &Entry,
+    verdict: &Verdict,
+    mut list: Vec<Condition>,
+    now: Timestamp,
+) -> HybridNetworkStatus {
+    let pool = entry.pool.clone().unwrap_or_default();
+    let vfs = pool.vfs;
+    let ready = match (&entry.pool, vfs.total, vfs.free + vfs.held) {
+        (None, ..) => NewCondition::unknown(
+            types::READY,
+            reasons::AGENT_PENDING,
+            "the host's VFs are not known yet",
+        ),
+        (_, 0, _) => NewCondition::no(types::READY, reasons::POOL_EMPTY, pool.message),
+        (_, _, 0) => NewCondition::no(types::READY, reasons::POOL_UNHEALTHY, pool.message),
+        (_, total, usable) => {
+            let message = format!("{usable} of {total} VFs can be used");
+            NewCondition::yes(types::READY, reasons::POOL_READY, message)
+        }
+    };
+    conditions::set(&mut list, verdict.generation, now, ready);
+    HybridNetworkStatus {
+        observed_generation: verdict.generation,
+        nodes: i32::from(vfs.total > 0),
+        vfs,
+        conditions: list,
+        ..HybridNetworkStatus::default()
+    }
+}
+
+fn nic(
+    node: &str,
+    entry: &Entry,
+    verdict: &Verdict,
+    mut list: Vec<Condition>,
+    now: Timestamp,
+) -> VmHybridNicStatus {
+    let attached = entry.attached.clone().unwrap_or_default();
+    for type_ in [types::READY, types::FAST_PATH] {
+        let said = conditions::find(&attached.conditions, type_).map(as_it_is);
+        let said = said.unwrap_or_else(|| match &verdict.refusal {
+            Some((reason, message)) => NewCondition::no("", *reason, message),
+            None => NewCondition::no("", reasons::AGENT_PENDING, "nothing is known of the NIC yet"),
+        });
+        conditions::set(&mut list, verdict.generation, now, NewCondition { type_, ..said });
+    }
+    match conditions::find(&attached.conditions, types::STANDBY_FILTER).map(as_it_is) {
+        Some(said) => {
+            let type_ = types::STANDBY_FILTER;
+            conditions::set(&mut list, verdict.generation, now, NewCondition { type_, ..said });
+        }
+        None => conditions::remove(&mut list, types::STANDBY_FILTER),
+    }
+    let leaves = entry.want.as_ref().is_some_and(|want| want.deleting);
+    let phase = match (
+        entry.attached.as_ref().map(|attached| attached.state),
+        &verdict.refusal,
+    ) {
+        _ if leaves => NicPhase::Detaching,
+        (Some(AttachmentState::FastPath), _) => NicPhase::FastPath,
+        (Some(AttachmentState::Standby), _) => NicPhase::Standby,
+        (None, Some(_)) => NicPhase::Failed,
+        _ => NicPhase::Attaching,
+    };
+    VmHybridNicStatus {
+        observed_generation: verdict.generation,
+        runtime: Some(Runtime::Qemu),
+        phase,
+        mac: entry.want.as_ref().map(|want| want.spec.mac.clone()),
+        node_name: Some(node.to_owned()),
+        path: attached.path,
+        vf: attached.vf,
+        standby: attached.standby,
+        guest: attached.guest,
+        conditions: list,
+        ..VmHybridNicStatus::default()
+    }
+}
+
+/// In the agent's own words; the type is the caller's.
+fn as_it_is(condition: &Condition) -> NewCondition {
+    NewCondition {
+        type_: "",
+        status: match condition.status.as_str() {
+            "True" => Some(true),
+            "False" => Some(false),
+            _ => None,
+        },
+        reason: condition.reason.clone(),
+        message: condition.message.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(kind: Kind, refusal: Option<(&'static str, String)>) -> Verdict {
+        Verdict {
+            kind,
+            generation: Some(5),
+            refusal,
+        }
+    }
+
+    fn said(board: &Board, name: &str) -> VmHybridNicStatus {
+        let document = board.earlier(name).unwrap();
+        serde_json::from_value(document["status"].clone()).unwrap()
+    }
+
+    fn fast() -> NicAttachmentStatus {
+        let mut status = NicAttachmentStatus {
+            state: AttachmentState::FastPath,
+            path: hybridnic_api::v1alpha1::Path::FastPath,
+            ..NicAttachmentStatus::default()
+        };
+        let ready = NewCondition::yes(types::READY, reasons::ATTACHED, "both are in the guest");
+        conditions::set(&mut status.conditions, Some(1), Timestamp::UNIX_EPOCH, ready);
+        status
+    }
+
+    #[tokio::test]
+    async fn a_nic_is_told_beside_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = Board::new(dir.path(), "h1");
+        board.say("eth0", &verdict(Kind::Nic, None), None).await.unwrap();
+        assert_eq!(said(&board, "eth0").phase, NicPhase::Attaching);
+        board.tell("eth0", Some(&fast())).await.unwrap();
+        let now = said(&board, "eth0");
+        assert_eq!(
+            (now.phase, now.observed_generation),
+            (NicPhase::FastPath, Some(5))
+        );
+        assert!(conditions::is_true(&now.conditions, types::READY));
+        // Of a file that is not understood: that is said, and how the NIC is stays.
+        let refusal = Some((reasons::FILE_UNKNOWN, "no YAML".to_owned()));
+        board
+            .say("eth0", &verdict(Kind::Nic, refusal), None)
+            .await
+            .unwrap();
+        let now = said(&board, "eth0");
+        let accepted = conditions::find(&now.conditions, types::ACCEPTED).unwrap();
+        assert_eq!(
+            (accepted.status.as_str(), accepted.message.as_str()),
+            ("False", "no YAML")
+        );
+        assert_eq!(now.phase, NicPhase::FastPath);
+        board.forget("eth0").await.unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// It would prove that this is the directory of a NIC that it does not know.
+    #[tokio::test]
+    async fn of_what_was_not_seen_here_nothing_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = Board::new(dir.path(), "h1");
+        board.tell("eth0", Some(&fast())).await.unwrap();
+        board.tell("eth0", None).await.unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        board.say("eth0", &verdict(Kind::Nic, None), None).await.unwrap();
+        assert_eq!(said(&board, "eth0").phase, NicPhase::FastPath, "it was kept");
+        board.hide().await;
+        fs::remove_file(dir.path().join("eth0.status.yaml")).unwrap();
+        board.tell("eth0", Some(&fast())).await.unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_said_is_known_to_the_next_agent_and_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = Board::new(dir.path(), "h1");
+        board.say("eth0", &verdict(Kind::Nic, None), None).await.unwrap();
+        let before = said(&board, "eth0").conditions;
+        let next = Board::new(dir.path(), "h1");
+        next.say("eth0", &verdict(Kind::Nic, None), None).await.unwrap();
+        assert_eq!(said(&next, "eth0").conditions, before, "since when is kept");
+        fs::remove_file(dir.path().join("eth0.status.yaml")).unwrap();
+        next.again("eth0").await.unwrap();
+        assert_eq!(said(&next, "eth0").conditions, before);
+    }
+
+    #[tokio::test]
+    async fn a_network_says_what_its_pool_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = Board::new(dir.path(), "h1");
+        board
+            .say("fast", &verdict(Kind::Network, None), None)
+            .await
+            .unwrap();
+        let mut pool = PoolStatus {
+            network: "fast".into(),
+            message: "no PF".into(),
+            ..PoolStatus::default()
+        };
+        board.count(&[pool.clone()]).await.unwrap();
+        let ready = |board: &Board| {
+            let document = board.earlier("fast").unwrap();
+            conditions::find(&conditions_of(&document), types::READY)
+                .unwrap()
+                .reason
+                .clone()
+        };
+        assert_eq!(ready(&board), reasons::POOL_EMPTY);
+        (pool.vfs.total, pool.vfs.free) = (7, 7);
+        board.count(&[pool]).await.unwrap();
+        assert_eq!(ready(&board), reasons::POOL_READY);
+    }
+}

@@ -1,0 +1,465 @@
+//! `hybridnic-agent ctl --dir DIR`: shows a person what files ask for and what becomes of it, and writes files. It speaks to no agent: the
+//! agent sees the files, and says beside them how things are.
+//!
+//! It ends with 0 when it is done, 1 when the agent refuses, or something else is wrong, and 2 when it is not done in time; the agent goes on
+//! then.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Subcommand;
+use hybridnic_api::{
+    conditions::{self, types},
+    names::GROUP,
+    v1alpha1::{HybridNodeStatus, NicPhase, VmHybridNicStatus, WantedPath},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{
+    dir::{Change, Dir, names},
+    file::{self, Asked},
+};
+use crate::{durable, inventory};
+
+/// Not done in time.
+const LATE: u8 = 2;
+
+/// Show and change what an agent without a cluster has.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The agent's directory.
+    #[arg(long)]
+    dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show all NICs, or all that is known of one.
+    Nic {
+        /// Its name.
+        name: Option<String>,
+    },
+    /// Show the host's PFs and VFs, and the networks' pools.
+    Node,
+    /// Write the file of a NIC, and wait until the NIC is on its VF.
+    Attach {
+        /// The NIC's name.
+        name: String,
+        /// The network that it is on.
+        #[arg(long)]
+        network: String,
+        /// The QMP socket of its VM's QEMU.
+        #[arg(long)]
+        socket: PathBuf,
+        /// Its MAC address; without it one is made.
+        #[arg(long)]
+        mac: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Take a NIC's VF out of the guest and keep it out, and wait until the standby carries the traffic.
+    Standby {
+        /// Its name.
+        name: String,
+        /// Keep the VF reserved for the NIC; without it, it goes back to the pool.
+        #[arg(long)]
+        keep_vf: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Bring a NIC back to a VF, and wait until that carries the traffic.
+    Fast {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Remove the file of a NIC, and wait until nothing of the NIC is left on the host.
+    Detach {
+        /// The NIC's name.
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Wait {
+    /// Seconds to wait; 0 does not wait.
+    #[arg(long, default_value_t = 120)]
+    timeout: u64,
+}
+
+/// Does what the command line says.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let dir = &args.dir;
+    match args.command {
+        Command::Nic { name: None } => {
+            print!("{}", table(&nics(dir)?));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Nic { name: Some(name) } => {
+            let path = dir.join(file::status(&name));
+            let text = fs::read_to_string(&path);
+            print!(
+                "{}",
+                text.with_context(|| format!("nothing is said of {name}: {}", path.display()))?
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Node => {
+            print!("{}", node(dir)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Attach {
+            name,
+            network,
+            socket,
+            mac,
+            wait,
+        } => {
+            let text = nic_text(&name, &network, &socket, mac.as_deref())?;
+            let watched = watch(dir)?;
+            make(dir, &name, &text)?;
+            let generation = file::generation(&text);
+            let until = |status: Option<&VmHybridNicStatus>| attached(status, generation);
+            follow(&watched, dir, &name, &wait, until).await
+        }
+        Command::Standby { name, keep_vf, wait } => {
+            let watched = watch(dir)?;
+            let generation = set_path(dir, &name, WantedPath::Standby, keep_vf)?;
+            let until = |status: Option<&VmHybridNicStatus>| aside(status, generation, keep_vf);
+            follow(&watched, dir, &name, &wait, until).await
+        }
+        Command::Fast { name, wait } => {
+            let watched = watch(dir)?;
+            let generation = set_path(dir, &name, WantedPath::Auto, false)?;
+            let until = |status: Option<&VmHybridNicStatus>| attached(status, generation);
+            follow(&watched, dir, &name, &wait, until).await
+        }
+        Command::Detach { name, wait } => {
+            let watched = watch(dir)?;
+            let removed = remove(dir, &name)?;
+            ensure!(
+                removed || dir.join(file::status(&name)).exists(),
+                "there is no NIC {name} in {}",
+                dir.display()
+            );
+            follow(&watched, dir, &name, &wait, gone).await
+        }
+    }
+}
+
+fn watch(dir: &Path) -> anyhow::Result<Dir> {
+    Dir::open(dir).with_context(|| format!("the directory {}", dir.display()))
+}
+
+/// The file of a NIC, which the agent is sure to understand.
+fn nic_text(name: &str, network: &str, socket: &Path, mac: Option<&str>) -> anyhow::Result<String> {
+    let mut document = json!({
+        "apiVersion": format!("{GROUP}/v1alpha1"),
+        "kind": "VmHybridNic",
+        "metadata": { "name": name },
+        "spec": { "network": network, "vm": { "qemu": { "socket": socket } } },
+    });
+    if let Some(mac) = mac {
+        document["spec"]["mac"] = json!(mac);
+    }
+    let text = serde_saphyr::to_string(&document)?;
+    match file::parse(name, &text, None) {
+        Ok(_) => Ok(text),
+        Err(why) => bail!("{why}"),
+    }
+}
+
+/// Makes a file that was not there, whole.
+fn make(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let path = dir.join(file::asking(name));
+    match fs::read_to_string(&path) {
+        // The same command once more.
+        Ok(there) if there == text => return Ok(()),
+        Ok(_) => bail!("{} is there already, and asks for something else", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    }
+    durable::set(dir, &path, Some(text.as_bytes())).with_context(|| path.display().to_string())
+}
+
+/// Says in a NIC's file which path it is to take; gives the version that the file has then.
+fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::Result<i64> {
+    let file = dir.join(file::asking(name));
+    let text =
+        fs::read_to_string(&file).with_context(|| format!("there is no NIC {name}: {}", file.display()))?;
+    let asked = match file::parse(name, &text, None) {
+        Ok(Asked::Nic(asked)) => asked,
+        Ok(Asked::Network(_)) => bail!("{name} is a network"),
+        Err(why) => bail!("{}: {why}", file.display()),
+    };
+    if (asked.spec.path, asked.spec.keep_vf) == (path, keep_vf) {
+        return Ok(file::generation(&text));
+    }
+    let mut document: Value = serde_saphyr::from_str(&text)?;
+    let spec = document.get_mut("spec").and_then(Value::as_object_mut);
+    let spec = spec.with_context(|| format!("{} has no spec", file.display()))?;
+    spec.insert("path".to_owned(), json!(path));
+    if keep_vf {
+        spec.insert("keepVf".to_owned(), json!(true));
+    } else {
+        spec.remove("keepVf");
+    }
+    let text = serde_saphyr::to_string(&document)?;
+    durable::set(dir, &file, Some(text.as_bytes())).with_context(|| file.display().to_string())?;
+    Ok(file::generation(&text))
+}
+
+/// Whether there was one.
+fn remove(dir: &Path, name: &str) -> anyhow::Result<bool> {
+    let path = dir.join(file::asking(name));
+    let was = path.exists();
+    durable::set(dir, &path, None).with_context(|| path.display().to_string())?;
+    Ok(was)
+}
+
+/// What a wait has come to.
+#[derive(Debug, PartialEq, Eq)]
+enum Reached {
+    Yes,
+    NotYet,
+    Never(String),
+}
+
+/// Whether a NIC whose file has this version is on its VF.
+fn attached(status: Option<&VmHybridNicStatus>, generation: i64) -> Reached {
+    reached(status, generation, |status| status.phase == NicPhase::FastPath)
+}
+
+/// Whether a NIC whose file has this version is on its standby, and its VF is where it is to be.
+fn aside(status: Option<&VmHybridNicStatus>, generation: i64, keep_vf: bool) -> Reached {
+    reached(status, generation, |status| {
+        status.phase == NicPhase::Standby && keep_vf == status.vf.is_some()
+    })
+}
+
+/// Whether a NIC is so, and that is said of this version of its file.
+fn reached(
+    status: Option<&VmHybridNicStatus>,
+    generation: i64,
+    is: impl Fn(&VmHybridNicStatus) -> bool,
+) -> Reached {
+    let Some(status) = status.filter(|status| status.observed_generation == Some(generation)) else {
+        return Reached::NotYet;
+    };
+    let accepted = conditions::find(&status.conditions, types::ACCEPTED);
+    if let Some(refused) = accepted.filter(|accepted| accepted.status == "False") {
+        return Reached::Never(format!("{}: {}", refused.reason, refused.message));
+    }
+    if is(status) { Reached::Yes } else { Reached::NotYet }
+}
+
+/// Whether a NIC has left: nothing is said of it any more.
+fn gone(status: Option<&VmHybridNicStatus>) -> Reached {
+    if status.is_none() {
+        Reached::Yes
+    } else {
+        Reached::NotYet
+    }
+}
+
+/// Tells how a NIC is each time that this changes, until it is as it should be.
+async fn follow(
+    watched: &Dir,
+    dir: &Path,
+    name: &str,
+    wait: &Wait,
+    until: impl Fn(Option<&VmHybridNicStatus>) -> Reached,
+) -> anyhow::Result<ExitCode> {
+    let mut said = String::new();
+    let end = async {
+        loop {
+            let status: Option<VmHybridNicStatus> = status(dir, name)?;
+            let now = line(name, status.as_ref());
+            if now != said {
+                eprintln!("{now}");
+                said = now;
+            }
+            match until(status.as_ref()) {
+                Reached::Yes => return Ok(ExitCode::SUCCESS),
+                Reached::Never(why) => bail!("{why}. The file stays"),
+                Reached::NotYet => {}
+            }
+            ensure!(
+                watched.changed().await != Change::Lost,
+                "the directory {} has gone",
+                dir.display()
+            );
+        }
+    };
+    if wait.timeout == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Ok(end) = timeout(Duration::from_secs(wait.timeout), end).await {
+        return end;
+    }
+    eprintln!(
+        "{name}: not done within {} s; the agent, if one runs, goes on",
+        wait.timeout
+    );
+    Ok(ExitCode::from(LATE))
+}
+
+/// What is said of an object; `None` where nothing is.
+fn said(dir: &Path, name: &str) -> anyhow::Result<Option<Value>> {
+    let path = dir.join(file::status(name));
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(
+            serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?,
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+/// Its status.
+fn status<T: DeserializeOwned>(dir: &Path, name: &str) -> anyhow::Result<Option<T>> {
+    let status = said(dir, name)?.and_then(|mut said| Some(said.get_mut("status")?.take()));
+    let status = status.map(serde_json::from_value).transpose();
+    status.with_context(|| format!("what is said of {name} cannot be understood"))
+}
+
+/// How a NIC is, in a line.
+fn line(name: &str, status: Option<&VmHybridNicStatus>) -> String {
+    let Some(status) = status else {
+        return format!("{name}: nothing is said of it");
+    };
+    let why = why(status).map_or_else(String::new, |why| format!(": {why}"));
+    format!("{name}: {}, path {}{why}", status.phase, status.path)
+}
+
+/// What is wrong with a NIC, or is waited for: what is refused comes before what is not reached yet.
+fn why(status: &VmHybridNicStatus) -> Option<String> {
+    let not =
+        |type_| conditions::find(&status.conditions, type_).filter(|condition| condition.status != "True");
+    let wrong = [types::ACCEPTED, types::READY, types::FAST_PATH]
+        .into_iter()
+        .find_map(not)?;
+    Some(format!("{}: {}", wrong.reason, wrong.message))
+}
+
+/// A NIC in the table.
+#[derive(Debug, Default, PartialEq)]
+struct Row {
+    asked: Option<Value>,
+    status: Option<VmHybridNicStatus>,
+}
+
+/// All NICs that are asked for, or of which something is said.
+fn nics(dir: &Path) -> anyhow::Result<BTreeMap<String, Row>> {
+    let listed = names(dir).with_context(|| format!("the directory {}", dir.display()));
+    let (asked, told) = listed?;
+    let mut rows = BTreeMap::new();
+    for name in asked.union(&told).filter(|name| *name != file::NODE) {
+        let text = fs::read_to_string(dir.join(file::asking(name))).unwrap_or_default();
+        let document: Option<Value> = serde_saphyr::from_str(&text).ok();
+        let is_network = |document: &Value| document["kind"] == "HybridNetwork";
+        if document.as_ref().is_some_and(is_network) || said(dir, name)?.as_ref().is_some_and(is_network) {
+            continue;
+        }
+        let spec = document.and_then(|document| document.get("spec").cloned());
+        let row = Row {
+            asked: spec,
+            status: status(dir, name)?,
+        };
+        rows.insert(name.clone(), row);
+    }
+    Ok(rows)
+}
+
+fn table(nics: &BTreeMap<String, Row>) -> String {
+    let header = [
+        "NAME", "PHASE", "PATH", "NETWORK", "SOCKET", "MAC", "PF", "VF", "WHY",
+    ];
+    let mut lines = vec![header.map(str::to_owned)];
+    for (name, row) in nics {
+        let status = row.status.clone().unwrap_or_default();
+        let asked = |pointer: &str| {
+            let value = row
+                .asked
+                .as_ref()
+                .and_then(|asked| asked.pointer(pointer)?.as_str());
+            value.unwrap_or("-").to_owned()
+        };
+        let vf = status.vf.as_ref();
+        let or_dash = |text: Option<&String>| text.map_or_else(|| "-".to_owned(), Clone::clone);
+        lines.push([
+            name.clone(),
+            if row.status.is_some() {
+                status.phase.to_string()
+            } else {
+                "-".to_owned()
+            },
+            status.path.to_string(),
+            asked("/network"),
+            asked("/vm/qemu/socket"),
+            or_dash(status.mac.as_ref()),
+            or_dash(vf.map(|vf| &vf.pf)),
+            or_dash(vf.map(|vf| &vf.pci_address)),
+            if row.status.is_some() {
+                why(&status).unwrap_or_default()
+            } else {
+                "no agent has said anything of it".to_owned()
+            },
+        ]);
+    }
+    inventory::columns(lines.as_slice())
+}
+
+/// PFs, VFs and pools, as the agent has said them.
+fn node(dir: &Path) -> anyhow::Result<String> {
+    let status: Option<HybridNodeStatus> = status(dir, file::NODE)?;
+    let status = status.with_context(|| format!("no agent has said anything in {}", dir.display()))?;
+    let mut text = inventory::rows(&status.pfs);
+    let header = ["NETWORK", "VFS", "FREE", "HELD", "UNHEALTHY", "NOTE"];
+    let mut lines = vec![header.map(str::to_owned)];
+    lines.extend(status.pools.iter().map(|pool| {
+        let vfs = pool.vfs;
+        [
+            pool.network.clone(),
+            vfs.total.to_string(),
+            vfs.free.to_string(),
+            vfs.held.to_string(),
+            vfs.unhealthy.to_string(),
+            pool.message.clone(),
+        ]
+    }));
+    text.push('\n');
+    text.push_str(&inventory::columns(lines.as_slice()));
+    for condition in &status.conditions {
+        let Condition {
+            type_,
+            status,
+            reason,
+            message,
+            ..
+        } = condition;
+        // Writing to a string cannot fail.
+        let _ = write!(text, "\n{type_}: {status}, {reason}: {message}");
+    }
+    text.push('\n');
+    Ok(text)
+}
+
+#[cfg(test)]
+#[path = "ctl_tests.rs"]
+mod tests;

@@ -1,0 +1,219 @@
+use super::*;
+
+/// What an agent says of a NIC.
+fn say(dir: &Path, name: &str, status: &Value) {
+    let document = json!({ "kind": "VmHybridNic", "metadata": { "name": name }, "status": status });
+    let text = serde_saphyr::to_string(&document).unwrap();
+    durable::set(dir, &dir.join(file::status(name)), Some(text.as_bytes())).unwrap();
+}
+
+fn accepted(status: &str, generation: i64) -> Value {
+    json!({
+        "observedGeneration": generation,
+        "phase": "Attaching",
+        "conditions": [{
+            "type": "Accepted",
+            "status": status,
+            "reason": "MacConflict",
+            "message": "it is another's",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }],
+    })
+}
+
+fn args(dir: &Path, command: &[&str]) -> Args {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+    let dir = dir.to_str().unwrap();
+    let line = ["ctl", "--dir", dir].into_iter().chain(command.iter().copied());
+    <Line as clap::Parser>::parse_from(line).args
+}
+
+const ATTACH: [&str; 6] = [
+    "attach",
+    "eth0",
+    "--network",
+    "fast",
+    "--socket",
+    "/run/vms/vm1.qmp",
+];
+
+/// The code that a command ends with, or its error, while `agent` does its part.
+async fn ended(dir: &Path, command: &[&str], agent: impl Future<Output = ()>) -> Result<u8, String> {
+    let (ended, ()) = tokio::join!(run(args(dir, command)), agent);
+    // It has no other way to be looked at.
+    let code = |code: ExitCode| (0..=2).find(|n| format!("{:?}", ExitCode::from(*n)) == format!("{code:?}"));
+    ended
+        .map(|end| code(end).unwrap())
+        .map_err(|error| format!("{error:#}"))
+}
+
+#[tokio::test]
+async fn a_nic_is_attached_when_the_agent_says_it_of_this_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    // Of an earlier file.
+    say(
+        path,
+        "eth0",
+        &json!({ "phase": "FastPath", "observedGeneration": 1 }),
+    );
+    let agent = async {
+        while !path.join("eth0.yaml").exists() {
+            tokio::task::yield_now().await;
+        }
+        let text = fs::read_to_string(path.join("eth0.yaml")).unwrap();
+        let generation = file::generation(&text);
+        say(
+            path,
+            "eth0",
+            &json!({ "phase": "Attaching", "observedGeneration": generation }),
+        );
+        tokio::task::yield_now().await;
+        say(
+            path,
+            "eth0",
+            &json!({ "phase": "FastPath", "observedGeneration": generation }),
+        );
+    };
+    assert_eq!(ended(path, &ATTACH, agent).await, Ok(0));
+    let text = fs::read_to_string(path.join("eth0.yaml")).unwrap();
+    file::parse("eth0", &text, None).unwrap();
+    // Once more, and nothing is to be done.
+    assert_eq!(ended(path, &ATTACH, async {}).await, Ok(0));
+    let mut other = ATTACH;
+    other[3] = "slow";
+    let error = ended(path, &other, async {}).await.unwrap_err();
+    assert!(error.contains("asks for something else"), "{error}");
+}
+
+#[tokio::test]
+async fn what_the_agent_refuses_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let text = nic_text("eth0", "fast", Path::new("/run/vms/vm1.qmp"), None).unwrap();
+    say(path, "eth0", &accepted("False", file::generation(&text)));
+    let error = ended(path, &ATTACH, async {}).await.unwrap_err();
+    assert!(error.contains("MacConflict: it is another's"), "{error}");
+}
+
+#[tokio::test]
+async fn where_no_agent_runs_it_is_not_done_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let attach = [&ATTACH[..], &["--timeout", "1"]].concat();
+    assert_eq!(ended(dir.path(), &attach, async {}).await, Ok(LATE));
+    let attach = [&ATTACH[..], &["--timeout", "0"]].concat();
+    assert_eq!(ended(dir.path(), &attach, async {}).await, Ok(0));
+}
+
+#[tokio::test]
+async fn what_cannot_be_asked_for_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    for (at, bad) in [(1, "Eth0"), (3, ""), (5, "vm1.qmp")] {
+        let mut attach = ATTACH;
+        attach[at] = bad;
+        ended(dir.path(), &attach, async {}).await.unwrap_err();
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_nic_is_detached_when_nothing_is_said_of_it_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let error = ended(path, &["detach", "eth0"], async {}).await.unwrap_err();
+    assert!(error.contains("no NIC eth0"), "{error}");
+    fs::write(path.join("eth0.yaml"), "").unwrap();
+    say(path, "eth0", &json!({ "phase": "FastPath" }));
+    let agent = async {
+        while path.join("eth0.yaml").exists() {
+            tokio::task::yield_now().await;
+        }
+        say(path, "eth0", &json!({ "phase": "Detaching" }));
+        tokio::task::yield_now().await;
+        fs::remove_file(path.join("eth0.status.yaml")).unwrap();
+    };
+    assert_eq!(ended(path, &["detach", "eth0"], agent).await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_nic_is_told_its_path_in_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let error = ended(path, &["standby", "eth0"], async {}).await.unwrap_err();
+    assert!(error.contains("no NIC eth0"), "{error}");
+    let text = nic_text("eth0", "fast", Path::new("/run/vms/vm1.qmp"), None).unwrap();
+    fs::write(path.join("eth0.yaml"), &text).unwrap();
+    let vf = json!({ "pciAddress": "0000:01:10.0", "pf": "ens0", "index": 0 });
+    // What the agent says, each time that the file has another text; of a kept VF, too.
+    let agent = async |before: &str, phases: &[Value]| {
+        let file = path.join("eth0.yaml");
+        let text = loop {
+            let text = fs::read_to_string(&file).unwrap();
+            if text != before {
+                break text;
+            }
+            tokio::task::yield_now().await;
+        };
+        for status in phases {
+            let mut status = status.clone();
+            status["observedGeneration"] = json!(file::generation(&text));
+            say(path, "eth0", &status);
+            tokio::task::yield_now().await;
+        }
+    };
+    let aside = [
+        json!({ "phase": "FastPath", "vf": vf }),
+        json!({ "phase": "Standby", "vf": vf }),
+    ];
+    let keep = ["standby", "eth0", "--keep-vf"];
+    assert_eq!(ended(path, &keep, agent(&text, &aside)).await, Ok(0));
+    let kept = fs::read_to_string(path.join("eth0.yaml")).unwrap();
+    let back = [
+        json!({ "phase": "Standby", "vf": vf }),
+        json!({ "phase": "Standby" }),
+    ];
+    let ended_so = ended(path, &["standby", "eth0"], agent(&kept, &back)).await;
+    assert_eq!(ended_so, Ok(0), "its VF went back first");
+    let aside = fs::read_to_string(path.join("eth0.yaml")).unwrap();
+    let Ok(Asked::Nic(asked)) = file::parse("eth0", &aside, None) else {
+        panic!("{aside}")
+    };
+    assert_eq!(
+        (asked.spec.path, asked.spec.keep_vf),
+        (WantedPath::Standby, false)
+    );
+    let fast = [
+        json!({ "phase": "Standby" }),
+        json!({ "phase": "FastPath", "vf": vf }),
+    ];
+    assert_eq!(ended(path, &["fast", "eth0"], agent(&aside, &fast)).await, Ok(0));
+    // Said already: nothing is written, and it is so.
+    let now = fs::read_to_string(path.join("eth0.yaml")).unwrap();
+    assert_eq!(ended(path, &["fast", "eth0"], async {}).await, Ok(0));
+    assert_eq!(fs::read_to_string(path.join("eth0.yaml")).unwrap(), now);
+}
+
+#[test]
+fn the_table_has_all_nics_and_no_networks() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let text = nic_text("eth0", "fast", Path::new("/run/vms/vm1.qmp"), None).unwrap();
+    fs::write(path.join("eth0.yaml"), text).unwrap();
+    fs::write(path.join("fast.yaml"), "kind: HybridNetwork\n").unwrap();
+    fs::write(path.join("broken.yaml"), "{").unwrap();
+    say(path, "broken", &accepted("False", 1));
+    say(path, "leaves", &json!({ "phase": "Detaching" }));
+    let table = table(&nics(path).unwrap());
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 4, "{table}");
+    assert!(
+        lines[1].starts_with("broken ") && lines[1].ends_with("MacConflict: it is another's"),
+        "{table}"
+    );
+    assert!(lines[2].contains("/run/vms/vm1.qmp") && lines[2].ends_with("no agent has said anything of it"));
+    assert!(lines[3].contains("Detaching"));
+}

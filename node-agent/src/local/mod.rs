@@ -1,0 +1,71 @@
+//! An agent without a cluster: `hybridnic-agent local --dir DIR`. Everything that touches devices is the same; what is wanted comes from
+//! files, and what becomes of it is said beside them.
+//!
+//! | module | does | touches |
+//! |---|---|---|
+//! | [`file`] | reads what a file asks for, and checks it as an API server would | nothing |
+//! | [`dir`] | reads the directory, and hears what happens in it | the directory |
+//! | [`decide`] | decides what should be here | nothing |
+//! | [`board`] | says how networks, NICs and the host are | the directory |
+//! | [`source`] | puts these together, and is the source of what is wanted | the directory |
+//! | [`ctl`] | shows files and statuses to a person, and writes files | the directory |
+
+pub mod board;
+pub mod ctl;
+pub mod decide;
+pub mod dir;
+pub mod file;
+pub mod source;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hybridnic_api::{names::GROUP, v1alpha1::HybridNodeStatus};
+use serde_json::json;
+use tracing::warn;
+
+use crate::{node::publish::Publisher, wants::Told};
+
+/// Where it is said what the host has.
+#[derive(Debug)]
+pub struct NodeFile {
+    dir: PathBuf,
+    node: String,
+    board: Arc<board::Board>,
+}
+
+impl NodeFile {
+    /// In this directory, of the host of this name.
+    pub fn new(dir: &Path, node: &str, board: Arc<board::Board>) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            node: node.to_owned(),
+            board,
+        }
+    }
+
+    async fn write(&self, status: &HybridNodeStatus) -> std::io::Result<()> {
+        let document = json!({
+            "apiVersion": format!("{GROUP}/v1alpha1"),
+            "kind": "HybridNode",
+            "metadata": { "name": self.node },
+            "status": status,
+        });
+        board::put(&self.dir, &file::status(file::NODE), Some(&document)).await?;
+        self.board.count(&status.pools).await
+    }
+}
+
+impl Publisher for NodeFile {
+    async fn publish(&self, status: &HybridNodeStatus) -> Told {
+        match self.write(status).await {
+            Ok(()) => Told::Done,
+            Err(error) => {
+                warn!(%error, "what the host has cannot be written; tried again");
+                Told::Failed
+            }
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! What should be here, from files: reads them as they change, decides, and says what has become of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{Goal, NodePool},
+};
+use hybridnic_process::backoff::Backoff;
+use jiff::Timestamp;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tracing::{error, info, warn};
+
+use super::{
+    board::Board,
+    decide::{self, NAMESPACE, Nic, Reading, State},
+    dir::{Change, Content, Dir},
+    file,
+};
+use crate::{
+    error::chain,
+    host::Host,
+    journal::{Contents, Record},
+    wants::{Heard, Teller, Told, Want, WantId, Wants, Word},
+};
+
+/// How long a file may be away before that counts: editors move one away before they put another in its place.
+const GRACE: Duration = Duration::from_secs(2);
+/// When what could not be read or written is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How soon a directory that has gone is looked for, doubled up to the cap: nobody tells of it.
+const LOST: Duration = Duration::from_secs(1);
+/// See [`LOST`].
+const LOST_CAP: Duration = Duration::from_secs(15);
+/// How many wants wait to be heard.
+const HEARD: usize = 64;
+
+/// Reads the files, and keeps their status.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    dir: Dir,
+    host: Arc<Host>,
+    board: Arc<Board>,
+    /// What tells the host's MAC addresses from those of others.
+    seed: String,
+    state: State,
+    pools: Vec<NodePool>,
+    /// Uids that NICs have had, by their name.
+    uids: BTreeMap<String, String>,
+    /// The files that were seen in this directory, or whose status was there when it was opened.
+    proven: BTreeSet<String>,
+    /// When to read a file once more that is away.
+    due: BTreeMap<String, Instant>,
+    /// When to try once more what has failed.
+    again: Option<Instant>,
+    begun: bool,
+    heard: mpsc::Sender<Heard>,
+    left: mpsc::UnboundedReceiver<String>,
+}
+
+/// What files ask for, as the attachments hear it.
+#[derive(Debug)]
+pub struct Files {
+    heard: mpsc::Receiver<Heard>,
+    board: Arc<Board>,
+    left: mpsc::UnboundedSender<String>,
+}
+
+/// The files of this directory, on a host of which the journal has this.
+pub fn open(
+    path: &Path,
+    host: &Arc<Host>,
+    board: &Arc<Board>,
+    seed: String,
+    journal: &Contents,
+) -> io::Result<(Source, Files)> {
+    let (heard, hearing) = mpsc::channel(HEARD);
+    let (leaving, left) = mpsc::unbounded_channel();
+    let mut source = Source {
+        path: path.to_owned(),
+        dir: Dir::open(path)?,
+        host: Arc::clone(host),
+        board: Arc::clone(board),
+        seed,
+        state: State::default(),
+        pools: Vec::new(),
+        uids: BTreeMap::new(),
+        proven: BTreeSet::new(),
+        due: BTreeMap::new(),
+        again: None,
+        begun: false,
+        heard,
+        left,
+    };
+    for record in journal.records.iter().filter(|record| record.socket.is_some()) {
+        let want = held(record);
+        source.state.nics.insert(want.id.name.clone(), Nic { want });
+    }
+    for unreadable in &journal.unreadable {
+        let name = unreadable
+            .nic
+            .as_deref()
+            .and_then(|nic| nic.strip_prefix(NAMESPACE)?.strip_prefix('/'));
+        if let Some(name) = name {
+            source.uids.insert(name.to_owned(), unreadable.uid.clone());
+        }
+    }
+    source.read_all()?;
+    let files = Files {
+        heard: hearing,
+        board: Arc::clone(board),
+        left: leaving,
+    };
+    Ok((source, files))
+}
+
+/// What was wanted of a NIC, as the journal has it. One that was on its way out goes on.
+fn held(record: &Record) -> Want {
+    Want {
+        id: WantId {
+            namespace: record.namespace.clone(),
+            name: record.name.clone(),
+            uid: record.uid.clone(),
+        },
+        created: record.created,
+        spec: record.spec.clone(),
+        socket: record.socket.clone(),
+        generation: None,
+        deleting: record.spec.goal == Goal::Detached,
+        status: None,
+    }
+}
+
+impl Source {
+    /// Follows the files.
+    pub async fn run(mut self) -> Infallible {
+        loop {
+            self.act().await;
+            while !self.follow().await {
+                self.act().await;
+            }
+            self.find_again().await;
+        }
+    }
+
+    /// Waits until something has happened, and takes it in; whether that is the end of the directory.
+    async fn follow(&mut self) -> bool {
+        let next = self.due.values().copied().chain(self.again).min();
+        let rest = async {
+            match next {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            change = self.dir.changed() => match change {
+                Change::Files(names) => {
+                    for name in names {
+                        self.read(&name);
+                        let told = self.board.again(&name).await;
+                        self.try_again(told);
+                    }
+                }
+                Change::Any => {
+                    let read = self.read_all();
+                    self.try_again(read);
+                }
+                Change::Lost => return true,
+            },
+            Some(uid) = self.left.recv() => self.on_left(&uid).await,
+            () = rest => self.on_time(),
+        }
+        false
+    }
+
+    /// What is asked for is not known, and stays as it was, until there is such a directory again.
+    async fn find_again(&mut self) {
+        let what = format!("the directory {}", self.path.display());
+        let mut backoff = Backoff::new(LOST, LOST_CAP);
+        self.board.hide().await;
+        loop {
+            match Dir::open(&self.path) {
+                Ok(dir) => {
+                    self.dir = dir;
+                    self.proven.clear();
+                    self.due.clear();
+                    match self.read_all() {
+                        Ok(()) => break,
+                        Err(error) => warn!(%error, "{what} cannot be read"),
+                    }
+                }
+                Err(error) => {
+                    let why = format!(
+                        "{what} is gone, or others can write to it: {error}. All NICs stay as they are; make it again, with their files"
+                    );
+                    warn!("{why}");
+                    self.host.troubles.begin(&what, reasons::FILE_UNKNOWN, why);
+                }
+            }
+            backoff.pause().await;
+        }
+        info!("{what} is read again");
+        self.host.troubles.end(&what);
+    }
+
+    fn read_all(&mut self) -> io::Result<()> {
+        let (asked, told) = self.dir.names()?;
+        self.proven.extend(told.iter().cloned());
+        for name in &told {
+            if let Some(uid) = self.board.uid(name) {
+                self.uids.entry(name.clone()).or_insert(uid);
+            }
+        }
+        let known = self.state.nics.keys().chain(self.state.readings.keys()).cloned();
+        let all: BTreeSet<String> = known.chain(asked).chain(told).collect();
+        for name in &all {
+            self.read(name);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, name: &str) {
+        if name == file::NODE {
+            if self.dir.read(name) != Content::Absent {
+                warn!(
+                    "{} is not read: its status would be that of the host",
+                    file::asking(name)
+                );
+            }
+            return;
+        }
+        let reading = match self.dir.read(name) {
+            Content::Text(text) => {
+                let generation = file::generation(&text);
+                match file::parse(name, &text, self.state.before(name).as_ref()) {
+                    Ok(asked) => Reading::Asks(asked, generation),
+                    Err(why) => Reading::Unknown(Some(generation), why),
+                }
+            }
+            Content::Unreadable(why) => Reading::Unknown(None, why),
+            Content::Absent => {
+                let is_known = self.state.nics.contains_key(name)
+                    || self.state.readings.contains_key(name)
+                    || self.proven.contains(name);
+                let is_gone = matches!(
+                    self.state.readings.get(name),
+                    Some(Reading::Removed | Reading::Unproven)
+                );
+                if is_known && !is_gone {
+                    self.due
+                        .entry(name.to_owned())
+                        .or_insert_with(|| Instant::now() + GRACE);
+                    self.state.read(name, Reading::Missing);
+                }
+                return;
+            }
+        };
+        self.due.remove(name);
+        self.proven.insert(name.to_owned());
+        self.state.read(name, reading);
+    }
+
+    /// What was away is away for good, or is back; what has failed is tried again with all else.
+    fn on_time(&mut self) {
+        let now = Instant::now();
+        self.again.take_if(|again| *again <= now);
+        let due = self.due.iter().filter(|(_, at)| **at <= now);
+        let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();
+        for name in due {
+            self.read(&name);
+            // It is away still.
+            if self.due.remove(&name).is_some() {
+                let proven = self.proven.contains(&name);
+                let reading = if proven {
+                    Reading::Removed
+                } else {
+                    Reading::Unproven
+                };
+                self.state.read(&name, reading);
+            }
+        }
+    }
+
+    /// Nothing of a NIC is here any more. A file of its name may ask for another one.
+    async fn on_left(&mut self, uid: &str) {
+        if let Some(name) = self.state.left(uid) {
+            info!(nic = name, "it has left");
+            self.uids.remove(&name);
+            let forgotten = self.board.forget(&name).await;
+            self.try_again(forgotten);
+            self.hear(Heard::Gone(uid.to_owned())).await;
+        }
+    }
+
+    /// Decides on what is known now, and has it done.
+    async fn act(&mut self) {
+        let cards = if self.state.has_new() {
+            self.cards().await
+        } else {
+            None
+        };
+        let host = decide::Host {
+            node: self.host.options.node_name.clone(),
+            seed: self.seed.clone(),
+            cards,
+            now: Timestamp::now().as_second(),
+        };
+        let uids = &mut self.uids;
+        let outcome = self.state.decide(&host, |name| {
+            uids.entry(name.to_owned()).or_insert_with(new_uid).clone()
+        });
+        for (name, verdict) in &outcome.said {
+            let what = format!("the file {}", file::asking(name));
+            if self.state.readings.get(name) == Some(&Reading::Unproven) {
+                // Nothing is written for it: that would prove what is not proven.
+                let why = verdict.refusal.as_ref().map(|(_, why)| format!("{name}: {why}"));
+                let why = why.unwrap_or_default();
+                self.host.troubles.begin(&what, reasons::FILE_UNKNOWN, why);
+                continue;
+            }
+            self.host.troubles.end(&what);
+            let want = self.state.nics.get(name).map(|nic| &nic.want);
+            let said = self.board.say(name, verdict, want).await;
+            self.try_again(said);
+        }
+        for name in &outcome.forgotten {
+            self.uids.remove(name);
+            self.proven.remove(name);
+            let forgotten = self.board.forget(name).await;
+            self.try_again(forgotten);
+        }
+        let pools = self.state.pools();
+        if self.pools != pools {
+            self.host.pools.set_pools(&pools);
+            self.pools = pools;
+        }
+        let wants = if self.begun {
+            outcome.wants
+        } else {
+            self.hear(Heard::Begins).await;
+            self.state.nics.values().map(|nic| nic.want.clone()).collect()
+        };
+        for want in wants {
+            self.hear(Heard::Wanted(Box::new(want))).await;
+        }
+        if !self.begun {
+            self.begun = true;
+            self.hear(Heard::Ends).await;
+        }
+    }
+
+    /// The addresses of the host's PFs; `None` where they are not known now.
+    async fn cards(&mut self) -> Option<BTreeSet<String>> {
+        match self.host.inventory().await {
+            Ok(inventory) => Some(
+                inventory
+                    .pfs
+                    .iter()
+                    .filter_map(|pf| pf.mac)
+                    .map(|mac| mac.to_string())
+                    .collect(),
+            ),
+            Err(error) => {
+                warn!(error = chain(&error), "the host's PFs cannot be read");
+                self.again = Some(Instant::now() + AGAIN);
+                None
+            }
+        }
+    }
+
+    fn try_again(&mut self, done: io::Result<()>) {
+        if let Err(error) = done {
+            warn!(dir = %self.path.display(), %error, "the directory cannot be read or written; tried again");
+            self.again = Some(Instant::now() + AGAIN);
+        }
+    }
+
+    async fn hear(&self, heard: Heard) {
+        if self.heard.send(heard).await.is_err() {
+            error!("nobody hears what files ask for");
+        }
+    }
+}
+
+impl Wants for Files {
+    type Teller = Line;
+
+    async fn next(&mut self) -> Option<Heard> {
+        self.heard.recv().await
+    }
+
+    fn teller(&self, of: &WantId) -> Line {
+        Line {
+            board: Arc::clone(&self.board),
+            name: of.name.clone(),
+            uid: of.uid.clone(),
+            left: self.left.clone(),
+        }
+    }
+}
+
+/// Where it is said how one NIC is.
+#[derive(Debug)]
+pub struct Line {
+    board: Arc<Board>,
+    name: String,
+    uid: String,
+    left: mpsc::UnboundedSender<String>,
+}
+
+impl Teller for Line {
+    async fn tell(&self, word: &Word<'_>) -> Told {
+        let written = match word {
+            // With its status there, a later agent knows the directory.
+            Word::Held(true) => self.board.tell(&self.name, None).await,
+            Word::Held(false) => {
+                // The other end is there as long as the agent runs.
+                let _ = self.left.send(self.uid.clone());
+                Ok(())
+            }
+            Word::Status(status) => self.board.tell(&self.name, Some(status)).await,
+        };
+        match written {
+            Ok(()) => Told::Done,
+            Err(error) => {
+                warn!(nic = self.name, %error, "its status cannot be written; tried again");
+                Told::Failed
+            }
+        }
+    }
+}
+
+/// A uid that none has had.
+fn new_uid() -> String {
+    let uid = fs::read_to_string("/proc/sys/kernel/random/uuid");
+    let by_time = |_| format!("{:032x}", Timestamp::now().as_nanosecond());
+    uid.map_or_else(by_time, |uid| uid.trim().to_owned())
+}
+
+#[cfg(test)]
+#[path = "source_tests.rs"]
+mod tests;

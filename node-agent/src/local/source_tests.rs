@@ -1,0 +1,279 @@
+use hybridnic_api::{conditions::types, v1alpha1::NicAttachmentStatus};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    super::file::tests::{NETWORK, NIC},
+    *,
+};
+use crate::{host, journal::tests::record};
+
+/// Longer than a file may be away.
+const LATER: Duration = Duration::from_secs(3);
+
+/// An agent's source of wants in a directory of files.
+struct Running {
+    host: Arc<Host>,
+    files: Files,
+    dir: PathBuf,
+    _source: AbortOnDropHandle<Infallible>,
+    _home: tempfile::TempDir,
+}
+
+impl Running {
+    /// Where these files are, with their contents, and the journal has this.
+    fn new(files: &[(&str, &str)], journal: &Contents) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("nics");
+        fs::create_dir(&dir).unwrap();
+        for (name, text) in files {
+            fs::write(dir.join(name), text).unwrap();
+        }
+        let host = host::tests::host(home.path(), 1, 2);
+        let board = Arc::new(Board::new(&dir, "h1"));
+        let (source, files) = open(&dir, &host, &board, "seed".into(), journal).unwrap();
+        Self {
+            host,
+            files,
+            dir,
+            _source: AbortOnDropHandle::new(tokio::spawn(source.run())),
+            _home: home,
+        }
+    }
+
+    async fn next(&mut self) -> Heard {
+        let heard = timeout(Duration::from_secs(10), self.files.next());
+        heard.await.expect("nothing is heard").unwrap()
+    }
+
+    async fn want(&mut self) -> Want {
+        match self.next().await {
+            Heard::Wanted(want) => *want,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// All that is heard at the start.
+    async fn listed(&mut self) -> Vec<Want> {
+        assert_eq!(self.next().await, Heard::Begins);
+        let mut wants = Vec::new();
+        loop {
+            match self.next().await {
+                Heard::Wanted(want) => wants.push(*want),
+                Heard::Ends => return wants,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn hears_nothing(&mut self) {
+        let heard = timeout(LATER, self.files.next()).await;
+        assert!(heard.is_err(), "{heard:?}");
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        // As editors do.
+        let new = self.dir.join("4913");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, self.dir.join(name)).unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        fs::remove_file(self.dir.join(name)).unwrap();
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.dir.join(name).exists()
+    }
+
+    /// Reason and message of a NIC's `Accepted`, once it has a reason.
+    async fn refused(&self, name: &str, reason: &str) -> String {
+        let look = async {
+            loop {
+                let text = fs::read_to_string(self.dir.join(file::status(name))).unwrap_or_default();
+                let said: serde_json::Value = serde_saphyr::from_str(&text).unwrap_or_default();
+                let list = said["status"]["conditions"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default();
+                let accepted = list.into_iter().find(|c| c["type"] == types::ACCEPTED);
+                if let Some(accepted) = accepted.filter(|accepted| accepted["reason"] == reason) {
+                    return accepted["message"].as_str().unwrap().to_owned();
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), look)
+            .await
+            .expect("it is not said")
+    }
+}
+
+/// What the journal has of the NIC that [`NIC`] asks for.
+fn of_journal() -> Contents {
+    let mut held = record("uid-1");
+    held.namespace = NAMESPACE.into();
+    held.name = "eth0".into();
+    held.spec.nic.name = "eth0".into();
+    held.spec.network = "fast".into();
+    held.socket = Some("/run/vms/vm1.qmp".into());
+    Contents {
+        records: vec![held],
+        ..Contents::default()
+    }
+}
+
+#[tokio::test]
+async fn a_nic_comes_with_its_file_and_leaves_with_it() {
+    let files = [("fast.yaml", NETWORK), ("eth0.yaml", NIC)];
+    let mut r = Running::new(&files, &Contents::default());
+    let [want] = <[Want; 1]>::try_from(r.listed().await).unwrap();
+    assert_eq!(r.host.pools.pools()[0].network, "fast");
+    let line = r.files.teller(&want.id);
+    assert_eq!(line.tell(&Word::Held(true)).await, Told::Done);
+    assert!(r.has("eth0.status.yaml"), "a later agent must know the directory");
+
+    // It is away for a moment only.
+    r.remove("eth0.yaml");
+    r.write("eth0.yaml", NIC);
+    r.hears_nothing().await;
+
+    r.remove("eth0.yaml");
+    let leaves = r.want().await;
+    assert!(leaves.deleting && leaves.id == want.id);
+    // Written again before it has left: another NIC, which comes after it.
+    r.write("eth0.yaml", NIC);
+    r.refused("eth0", reasons::WAITING_FOR_DETACH).await;
+    assert_eq!(line.tell(&Word::Held(false)).await, Told::Done);
+    assert_eq!(r.next().await, Heard::Gone(want.id.uid.clone()));
+    let again = r.want().await;
+    assert!(!again.deleting && again.id.uid != want.id.uid);
+
+    r.remove("eth0.yaml");
+    assert!(r.want().await.deleting);
+    r.files.teller(&again.id).tell(&Word::Held(false)).await;
+    assert_eq!(r.next().await, Heard::Gone(again.id.uid));
+    assert!(!r.has("eth0.status.yaml"));
+}
+
+#[tokio::test]
+async fn what_is_not_understood_is_said_and_changes_nothing() {
+    let files = [("fast.yaml", NETWORK), ("eth0.yaml", NIC)];
+    let mut r = Running::new(&files, &Contents::default());
+    r.listed().await;
+    r.write("eth0.yaml", "spec: {");
+    let why = r.refused("eth0", reasons::FILE_UNKNOWN).await;
+    assert!(why.ends_with("it stays as it was"), "{why}");
+    r.write("fast.yaml", &NETWORK.replace("igb", "i gb"));
+    let why = r.refused("fast", reasons::FILE_UNKNOWN).await;
+    assert!(why.contains("names of kernel drivers"), "{why}");
+    r.hears_nothing().await;
+    assert_eq!(r.host.pools.pools().len(), 1);
+    // What is said comes back.
+    r.remove("eth0.status.yaml");
+    r.refused("eth0", reasons::FILE_UNKNOWN).await;
+    r.write(
+        "eth0.yaml",
+        &NIC.replace("network: fast", "network: fast\n  noFreeVf: Wait"),
+    );
+    assert_eq!(
+        r.want().await.spec.no_free_vf,
+        hybridnic_api::v1alpha1::NoFreeVf::Wait
+    );
+}
+
+#[tokio::test]
+async fn what_the_journal_has_goes_on_whatever_its_file_says() {
+    for nic in [NIC, "spec: {"] {
+        let mut r = Running::new(&[("fast.yaml", NETWORK), ("eth0.yaml", nic)], &of_journal());
+        let [want] = <[Want; 1]>::try_from(r.listed().await).unwrap();
+        assert_eq!((want.id.uid.as_str(), want.deleting), ("uid-1", false));
+        assert_eq!(
+            want.spec.mac,
+            of_journal().records[0].spec.mac,
+            "it keeps its address"
+        );
+    }
+}
+
+/// As where another directory is mounted, or none.
+#[tokio::test]
+async fn without_proof_that_a_file_was_removed_its_nic_stays() {
+    let mut r = Running::new(&[("fast.yaml", NETWORK)], &of_journal());
+    let [want] = <[Want; 1]>::try_from(r.listed().await).unwrap();
+    assert!(!want.deleting);
+    let line = r.files.teller(&want.id);
+    line.tell(&Word::Status(&NicAttachmentStatus::default())).await;
+    r.hears_nothing().await;
+    let trouble = r.host.troubles.condition();
+    assert_eq!(trouble.reason, reasons::FILE_UNKNOWN);
+    assert!(trouble.message.contains("eth0.yaml"), "{}", trouble.message);
+    assert!(!r.has("eth0.status.yaml"), "that would be taken for proof");
+
+    // The file comes, and goes: that is the user's word.
+    r.write("eth0.yaml", NIC);
+    assert!(!r.want().await.deleting);
+    r.remove("eth0.yaml");
+    assert!(r.want().await.deleting);
+    assert_eq!(r.host.troubles.condition().status, Some(false));
+}
+
+#[tokio::test]
+async fn a_file_that_was_removed_while_no_agent_ran_is_known_by_its_status() {
+    let status = "metadata: {name: eth0, uid: uid-1}\nstatus: {}\n";
+    let files = [("fast.yaml", NETWORK), ("eth0.status.yaml", status)];
+    let mut r = Running::new(&files, &of_journal());
+    r.listed().await;
+    assert!(r.want().await.deleting);
+    // Of a NIC that has left as well, nothing is left to say.
+    let r = Running::new(&files, &Contents::default());
+    let gone = async {
+        while r.has("eth0.status.yaml") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_end_of_the_directory_is_the_end_of_no_nic() {
+    let files = [("fast.yaml", NETWORK), ("eth0.yaml", NIC)];
+    let mut r = Running::new(&files, &Contents::default());
+    let [want] = <[Want; 1]>::try_from(r.listed().await).unwrap();
+    fs::remove_dir_all(&r.dir).unwrap();
+    r.hears_nothing().await;
+    assert_eq!(r.host.troubles.condition().reason, reasons::FILE_UNKNOWN);
+    fs::create_dir(&r.dir).unwrap();
+    r.hears_nothing().await;
+    r.write("fast.yaml", NETWORK);
+    r.write("eth0.yaml", NIC);
+    // The directory is looked for from time to time. Before the file was seen in it, its end would prove nothing.
+    let seen = async {
+        while !r.has("eth0.status.yaml") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), seen).await.unwrap();
+    assert_eq!(r.host.troubles.condition().status, Some(false));
+    r.remove("eth0.yaml");
+    let leaves = r.want().await;
+    assert!(leaves.deleting && leaves.id == want.id);
+}
+
+/// One of them may be the user's last.
+#[tokio::test]
+async fn a_nic_whose_record_cannot_be_read_keeps_its_uid() {
+    let home = tempfile::tempdir().unwrap();
+    let journal = crate::journal::Journal::open(home.path().join("journal")).unwrap();
+    let held = of_journal().records.remove(0);
+    journal.write(&held).await.unwrap();
+    let path = home.path().join("journal/uid-1.json");
+    let text = fs::read_to_string(&path)
+        .unwrap()
+        .replace("\"version\": 1", "\"version\": 99");
+    fs::write(&path, text).unwrap();
+    let contents = journal.load().unwrap();
+    assert_eq!(contents.unreadable.len(), 1);
+    let mut r = Running::new(&[("fast.yaml", NETWORK), ("eth0.yaml", NIC)], &contents);
+    assert_eq!(r.listed().await[0].id.uid, "uid-1");
+}
