@@ -211,7 +211,7 @@ impl NicTask {
                 }
                 Ok(Decision::Done(AttachmentState::Detached)) => return,
                 Ok(decision) => {
-                    at_rest = decision == Decision::Done(AttachmentState::FastPath);
+                    at_rest = rests_on_vf(&decision);
                     if matches!(&decision, Decision::Wait(wait) if [reasons::VF_UNKNOWN, reasons::KUBELET_UNREACHABLE].contains(&wait.reason))
                     {
                         // Nothing tells when it can be read again.
@@ -393,6 +393,17 @@ impl NicTask {
         if let (Some(standby), Some(pf)) = (&mut record.standby, &now.standby_pf) {
             standby.pf_name.clone_from(&pf.name);
         }
+    }
+}
+
+/// Whether the NIC stays on its VF for now: reached, or kept there by its guest. Only then the guest may stop using it unnoticed.
+fn rests_on_vf(decision: &Decision) -> bool {
+    match decision {
+        Decision::Done(state) => *state == AttachmentState::FastPath,
+        Decision::Wait(wait) => {
+            wait.state == AttachmentState::FastPath && wait.reason == reasons::GUEST_KEEPS_VF
+        }
+        Decision::Do(_) => false,
     }
 }
 

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, MigrationPhase, MigrationReport, MigrationState, MigrationStep, NicAttachment,
-    NoFreeVf, QemuMigrationStatus,
+    Aside, AttachmentState, Goal, MigrationPhase, MigrationReport, MigrationState, MigrationStep,
+    NicAttachment, NoFreeVf, QemuMigrationStatus,
 };
 use kube::ResourceExt;
 
@@ -80,7 +80,9 @@ fn preparing(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, ends: &Ends)
             ));
             continue;
         };
-        if nic.nic.spec.no_free_vf == NoFreeVf::Wait && is_current(attachment) && lacks_vf(attachment) {
+        let needs_vf =
+            nic.nic.spec.no_free_vf == NoFreeVf::Wait && nic.nic.spec.aside() != Some(Aside::GiveVfBack);
+        if needs_vf && is_current(attachment) && lacks_vf(attachment) {
             let message = format!(
                 "{} has no free VF for the NIC {name}, which says noFreeVf: Wait",
                 node(status)

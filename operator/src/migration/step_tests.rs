@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, MigrationPhase, MigrationState, MigrationStep, NoFreeVf,
+    AttachmentState, Goal, MigrationPhase, MigrationState, MigrationStep, NoFreeVf, WantedPath,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -227,6 +227,9 @@ fn a_target_without_a_vf_matters_only_to_who_waits_for_one() {
     );
     scene.stays(reasons::MIGRATING);
     scene.nic.spec.no_free_vf = NoFreeVf::Wait;
+    scene.nic.spec.path = WantedPath::Standby;
+    scene.stays(reasons::MIGRATING);
+    scene.nic.spec.keep_vf = true;
     scene.step();
     assert_eq!(
         (scene.phase(), scene.reason().as_str()),

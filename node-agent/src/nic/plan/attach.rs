@@ -29,6 +29,10 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
         QemuSeen::Gone if seen.seized && seen.seizer_ended => return Decision::Do(Step::RemoveStandby),
         QemuSeen::Gone if ask.duties.standby == Owner::Runtime => return before_vm(ask, seen, learnt),
         QemuSeen::Gone => {
+            if let Some(step) = give_back(ask, seen) {
+                let parks = has_nic_mac(seen) && !learnt.not_parked;
+                return Decision::Do(if parks { Step::Park } else { step });
+            }
             return wait(
                 Pending,
                 reasons::QMP_UNAVAILABLE,
@@ -135,9 +139,10 @@ pub(super) fn dark(vf: VfThere) -> bool {
     vf.dark && !vf.link
 }
 
-/// What a VF still lacks to be ready for the guest: it is bound to vfio-pci, and has no MAC of somebody else.
-pub(super) fn prepare(seen: &Seen, learnt: &Learnt) -> Option<Step> {
-    let vf = seen.there().filter(|_| learnt.vf_failed.is_none())?;
+/// What a VF that the NIC is to have still lacks to be ready for the guest: it is bound to vfio-pci, and has no MAC of somebody else.
+pub(super) fn prepare(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Option<Step> {
+    let is_wanted = ask.wants_vf() && learnt.vf_failed.is_none();
+    let vf = seen.there().filter(|_| is_wanted)?;
     if !vf.on_vfio {
         Some(Step::Bind)
     } else if vf.mac == VfMac::Other {
@@ -174,7 +179,7 @@ fn before_vm(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
             "the pod has its link; its VM has not started yet, or has ended",
         ),
     };
-    let step = give_back(ask, seen).or_else(|| prepare(seen, learnt));
+    let step = give_back(ask, seen).or_else(|| prepare(ask, seen, learnt));
     step.map_or(waits, Decision::Do)
 }
 
@@ -238,10 +243,13 @@ fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Deci
         let state = if waits { Pending } else { Standby };
         return wait(state, reasons::VF_UNKNOWN, UNKNOWN);
     }
+    if let Some(step) = give_back(ask, seen) {
+        return Decision::Do(step);
+    }
     if !waits {
         return Decision::Done(Standby);
     }
-    match (prepare(seen, learnt), learnt.vf_failed) {
+    match (prepare(ask, seen, learnt), learnt.vf_failed) {
         (Some(step), _) => Decision::Do(step),
         (None, Some(reason)) if ask.waits_for_vf() => wait(Pending, reason, VF_FAILED),
         (None, _) => Decision::Done(Reserved),
@@ -263,9 +271,11 @@ fn unknown(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, othe
             return Decision::Do(Step::Announce);
         }
     }
+    let is_told = ask.aside.is_some() && !ask.ordered;
     let state = match ask.goal {
         _ if guest.uses_vf => FastPath,
         Goal::FastPath if up => Standby,
+        Goal::Standby if up && is_told => Standby,
         // A VF that may have the MAC must not be left behind by its VM.
         _ => Pending,
     };
@@ -283,13 +293,15 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
                 // It carries nothing: the standby must.
                 (false, _) => settle_on_standby(seen, up, learnt).map_or_else(keeps, Decision::Do),
             }
+        } else if guest.uses_vf && seen.there().is_some_and(|vf| vf.link) && told_without_link(ask, seen) {
+            wait(AttachmentState::FastPath, reasons::PF_LINK_DOWN, NO_STANDBY_LINK)
         } else if make_first && !up {
             Decision::Do(Step::StandbyUp)
         } else {
             Decision::Do(Step::UnplugVf)
         };
     }
-    let rest = || give_back(ask, seen).or_else(|| prepare(seen, learnt));
+    let rest = || give_back(ask, seen).or_else(|| prepare(ask, seen, learnt));
     if let Some(step) = settle_on_standby(seen, up, learnt).or_else(rest) {
         return Decision::Do(step);
     }
@@ -300,8 +312,7 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
             "the VF keeps the NIC's MAC: it would answer for a VM that runs elsewhere",
         );
     }
-    // A migration goes on without it, and may lead to one that has a link.
-    if ask.aside.is_some() && !ask.ordered && seen.standby_link == Some(false) {
+    if told_without_link(ask, seen) {
         return wait(
             AttachmentState::Standby,
             reasons::PF_LINK_DOWN,
@@ -310,6 +321,14 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
     }
     Decision::Done(AttachmentState::Standby)
 }
+
+/// Whether the NIC is told to stay on a standby whose PF has no link. A migration goes on without it, and may lead to one that has.
+fn told_without_link(ask: &Ask, seen: &Seen) -> bool {
+    ask.aside.is_some() && !ask.ordered && seen.standby_link == Some(false)
+}
+
+const NO_STANDBY_LINK: &str = "the NIC is told to stay on its standby (path: Standby), and the standby's PF has no link: the NIC stays on its VF, \
+                               which has one, until it has";
 
 /// What is left to do before the standby alone carries the traffic. The VF is not in the guest.
 pub(super) fn settle_on_standby(seen: &Seen, up: bool, learnt: &Learnt) -> Option<Step> {

@@ -98,7 +98,7 @@ fn without(seen: &Seen, up: bool, learnt: &Learnt) -> Decision {
 /// A VF is reserved, and not in the guest.
 fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf: VfThere) -> Decision {
     // The standby comes before all that may take long.
-    if let Some(step) = prepare(seen, learnt) {
+    if let Some(step) = prepare(ask, seen, learnt) {
         return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(step));
     }
     let useless = dark(vf) || learnt.vf_failed.is_some() && learnt.vf_failures >= TRIES;

@@ -49,7 +49,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     if let Some(VfSeen::Unknown { .. }) = seen.vf {
         return wait(Pending, reasons::VF_UNKNOWN, UNKNOWN);
     }
-    match (prepare(seen, learnt), learnt.vf_failed) {
+    match (prepare(ask, seen, learnt), learnt.vf_failed) {
         (Some(step), _) => Decision::Do(step),
         (None, Some(reason)) if ask.waits_for_vf() => wait(Pending, reason, VF_FAILED),
         (None, _) => Decision::Done(AttachmentState::Reserved),

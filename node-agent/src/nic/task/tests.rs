@@ -415,3 +415,26 @@ async fn a_nic_takes_nothing_while_another_has_the_index_of_its_device() {
     assert_eq!(task.cx.pick(), Pick::OnPf(id.pf()));
     assert_eq!(task.cx.pick_elsewhere(), Pick::OnPf(id.pf()));
 }
+
+/// Also one that its guest keeps, and may set down: then only what its standby drops shows that it is without network.
+#[test]
+fn a_nic_on_its_vf_is_watched_for_disuse() {
+    let waits = |state, reason| {
+        Decision::Wait(plan::Wait {
+            state,
+            reason,
+            message: String::new(),
+        })
+    };
+    assert!(rests_on_vf(&Decision::Done(AttachmentState::FastPath)));
+    assert!(rests_on_vf(&waits(
+        AttachmentState::FastPath,
+        reasons::GUEST_KEEPS_VF
+    )));
+    assert!(!rests_on_vf(&waits(
+        AttachmentState::FastPath,
+        reasons::STANDBY_SEIZED
+    )));
+    assert!(!rests_on_vf(&Decision::Done(AttachmentState::Standby)));
+    assert!(!rests_on_vf(&Decision::Do(Step::UnplugVf)));
+}

@@ -210,3 +210,76 @@ fn a_pod_gets_its_link_without_a_vf() {
     };
     does(theirs, held, no, Step::RestoreVf);
 }
+
+#[test]
+fn a_vf_that_has_a_link_is_not_left_for_a_standby_that_has_none() {
+    let no = Learnt::default();
+    let split = VfThere {
+        other_pf: true,
+        ..READY
+    };
+    let dark = |vf| Seen {
+        standby_link: Some(false),
+        ..seen(FAST, false, vf)
+    };
+    for ask in [GIVES, KEEPS] {
+        waits(ask, dark(split), no, FastPath, reasons::PF_LINK_DOWN);
+        does(ask, seen(FAST, false, split), no, Step::UnplugVf);
+        let both = VfThere { link: false, ..READY };
+        does(ask, dark(both), no, Step::StandbyUp);
+    }
+    // A migration leads away from that PF.
+    does(IN_A_MIGRATION, dark(split), no, Step::UnplugVf);
+    does(TO_STANDBY, dark(split), no, Step::UnplugVf);
+}
+
+#[test]
+fn a_vf_goes_back_though_the_vm_does_not_run_here() {
+    let no = Learnt::default();
+    let ended = |vf| Seen {
+        qemu: QemuSeen::Gone,
+        ..seen(GUEST, false, vf)
+    };
+    does(GIVES, ended(READY), no, Step::Park);
+    does(GIVES, ended(PARKED), no, Step::RestoreVf);
+    waits(KEEPS, ended(PARKED), no, Pending, reasons::QMP_UNAVAILABLE);
+    waits(
+        IN_A_MIGRATION,
+        ended(PARKED),
+        no,
+        Pending,
+        reasons::QMP_UNAVAILABLE,
+    );
+    for run in [Run::Incoming, Run::HandedOver] {
+        let away = Guest { run, ..GUEST };
+        does(GIVES, seen(away, false, PARKED), no, Step::RestoreVf);
+    }
+}
+
+#[test]
+fn a_vf_that_is_to_go_back_is_not_made_ready() {
+    let half = VfThere {
+        on_vfio: false,
+        mac: VfMac::Other,
+        ..PARKED
+    };
+    let no = Learnt::default();
+    done(IN_A_MIGRATION, seen(GUEST, true, half), no, Standby);
+    let incoming = Guest {
+        run: Run::Incoming,
+        ..GUEST
+    };
+    done(IN_A_MIGRATION, seen(incoming, false, half), no, Reserved);
+}
+
+#[test]
+fn one_that_carries_traffic_is_on_its_standby_whatever_its_vf_is() {
+    let no = Learnt::default();
+    let unread = Seen {
+        vf: Some(VfSeen::Unknown { other_pf: false }),
+        ..seen(GUEST, true, PARKED)
+    };
+    waits(GIVES, unread, no, Standby, reasons::VF_UNKNOWN);
+    // It may have the MAC, and must not be left behind by its VM.
+    waits(IN_A_MIGRATION, unread, no, Pending, reasons::VF_UNKNOWN);
+}
