@@ -106,8 +106,8 @@ kubevirt: build ## KubeVirt's own programs as processes, and a VM with our bindi
 kubevirt-nodes: build ## KubeVirt and Multus on real Kubernetes nodes: what users of KubeVirt do every day
 	$(CARGO) test $(ALL) --test kubevirt_nodes -- --nocapture vms_keep_their_network
 
-kubevirt-faults: build ## The same nodes: what goes wrong, and what is rare; not in CI, it takes too long
-	$(CARGO) test $(ALL) --test kubevirt_nodes -- --nocapture --test-threads=1 faults_cost_no_vm_its_network vms_live_through_what_is_rare
+kubevirt-faults: build ## The same nodes: what goes wrong, what is rare, and a kernel without iommufd; not in CI, it takes too long
+	$(CARGO) test $(ALL) --test kubevirt_nodes -- --nocapture --test-threads=1 faults_cost_no_vm_its_network vms_live_through_what_is_rare vms_without_iommufd
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
 	$(CARGO) test $(ALL) --test lab

@@ -5,14 +5,15 @@
 #   GUEST_KERNEL GUEST_INITRD a virtual machine inside a node
 #   LAB_EXEC                  the helper for nodes, stripped
 #
-# Usage: build-images.sh small|debian|kube LAB_EXEC
+# Usage: build-images.sh small|debian|kube|kube-debian LAB_EXEC
 #   small|debian  which kernel: our own without modules, or Debian's with its modules
 #   kube          our own kernel, and nodes on which a kubelet can run pods
+#   kube-debian   Debian's kernel, and such nodes
 #   LAB_EXEC      the helper that runs in guests (target/debug/lab-exec)
 # Each image is cached under a name made of its inputs' contents; making both takes 4 seconds.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-flavour=${1:?small, debian or kube}
+flavour=${1:?small, debian, kube or kube-debian}
 lab_exec=${2:?path of lab-exec}
 cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
 PATH=$PATH:/usr/sbin:/sbin
@@ -25,6 +26,10 @@ cni_plugins="usr/lib/cni/bridge usr/lib/cni/host-local usr/lib/cni/loopback"
 node_modules="virtio_pci virtio_net virtio_console 9pnet_virtio 9p igb igbvf vfio-pci vfio_iommu_type1 macvtap
 	vhost_net vhost_vsock tun kvm-amd bridge 8021q veth dummy af_packet overlay sch_ingress cls_flower
 	act_gact act_police"
+# What the kubelet, kube-proxy and the bridge of the pods want of a kernel, beside that.
+kube_modules="br_netfilter nf_conntrack_netlink nf_tables nft_chain_nat nft_compat nft_ct nft_fib_inet nft_fib_ipv4 nft_fib_ipv6
+	nft_hash nft_limit nft_log nft_masq nft_nat nft_numgen nft_redir nft_reject_inet nft_reject_ipv4 nft_reject_ipv6
+	xt_addrtype xt_comment xt_conntrack xt_mark xt_multiport xt_nat xt_statistic xt_MASQUERADE"
 guest_modules="virtio_pci virtio_net virtio_console net_failover bonding igbvf af_packet
 	vmw_vsock_virtio_transport 8021q"
 
@@ -33,7 +38,7 @@ small | kube)
 	kernel=$("$here/build-kernel.sh")
 	modules=
 	;;
-debian)
+debian | kube-debian)
 	modules=$("$here/debian-kernel.sh")
 	kernel=$modules/vmlinux
 	;;
@@ -145,6 +150,8 @@ make_kube_node() {
 	add_foreign "$root" "$release" $kube_programs $cni_plugins
 	ln -sf ../bin/kmod "$root/usr/sbin/modprobe"
 	ln -sf dash "$root/usr/bin/sh"
+	# shellcheck disable=SC2086
+	add_modules "$root" $node_modules $kube_modules
 	mkdir -p "$root/opt/cni" && ln -s /usr/lib/cni "$root/opt/cni/bin"
 	install "$here/node-init" "$root/init"
 	rm -rf "$release"
@@ -189,7 +196,7 @@ flock 8
 work=
 trap 'rm -rf "$work" "$work.release"' EXIT
 case $flavour in
-kube) node=$(cached kube_node "$here/node-init") ;;
+kube | kube-debian) node=$(cached kube_node "$here/node-init") ;;
 *) node=$(cached node "$here/node-init" "$(command -v qemu-system-x86_64)") ;;
 esac
 guest=$(cached guest "$here/guest-init" "$lab_exec")

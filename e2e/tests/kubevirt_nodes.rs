@@ -10,6 +10,8 @@
 mod common;
 #[path = "kubevirt_nodes/faults.rs"]
 mod faults;
+#[path = "kubevirt_nodes/groups.rs"]
+mod groups;
 #[path = "kubevirt_nodes/moves.rs"]
 mod moves;
 #[path = "kubevirt_nodes/seen.rs"]
@@ -21,7 +23,7 @@ use common::{on_cluster, twice, whole_within};
 use faults::Victim;
 use hybridnic_e2e::cluster::Cluster;
 use hybridnic_e2e::kubevirt::{Kind, OnNodes, Vm, images};
-use hybridnic_e2e::lab::Pinger;
+use hybridnic_e2e::lab::{Kernel, Pinger};
 use hybridnic_e2e::world::{NicSpec, footprint};
 use seen::{checked, current, fast, gone, node_of, reached};
 use serde_json::json;
@@ -64,21 +66,38 @@ async fn vms_live_through_what_is_rare() {
     twice("kubevirt-rare", async |name| told(name, Tale::Rare).await).await;
 }
 
+/// A kernel as most distributions have it today: vfio with groups only.
+#[tokio::test(flavor = "multi_thread")]
+async fn vms_without_iommufd() {
+    twice("kubevirt-groups", async |name| told(name, Tale::Groups).await).await;
+}
+
 /// What is told.
 #[derive(Clone, Copy)]
 enum Tale {
     EveryDay,
     Faults,
     Rare,
+    Groups,
+}
+
+impl Tale {
+    /// What its nodes run.
+    fn kernel(self) -> Kernel {
+        match self {
+            Self::EveryDay | Self::Faults | Self::Rare => Kernel::Kube,
+            Self::Groups => Kernel::KubeDebian,
+        }
+    }
 }
 
 /// Tells a story on a cluster of its own.
 async fn told(name: &str, tale: Tale) {
     let began = Instant::now();
     let images = images().await.unwrap();
-    let mut cluster = Cluster::start_with(name, MEMORY, &images, |what| eprintln!("--- {what}"))
-        .await
-        .unwrap();
+    let say = |what: &str| eprintln!("--- {what}");
+    let started = Cluster::start_with(name, tale.kernel(), MEMORY, &images, say).await;
+    let mut cluster = started.unwrap();
     let dead = cluster.lab.node_ended();
     on_cluster(&mut cluster, async |cluster: &mut Cluster| {
         let story = Story { cluster, began };
@@ -113,6 +132,7 @@ impl Story<'_> {
             Tale::EveryDay => self.every_day().await,
             Tale::Faults => self.faults().await,
             Tale::Rare => self.rare().await,
+            Tale::Groups => self.groups().await,
         }
         for (node, clean) in [1, 2].into_iter().zip(clean) {
             self.until_tidy(node, &clean).await;
@@ -257,7 +277,13 @@ impl Story<'_> {
     /// not that of the VF that was lent.
     async fn tidy(&self, node: usize) -> String {
         let node = self.cluster.node(node);
-        let nodes = node.run("ls /dev | grep '^tap' || true", SOON).await.unwrap();
+        let nodes = node
+            .run(
+                "ls /dev | grep '^tap'; ls /dev/hybridnic /var/lib/hybridnic/* 2>/dev/null | grep -E '^group-|loan$'; true",
+                SOON,
+            )
+            .await
+            .unwrap();
         let (nics, lent) = ("52:54:00:77:", NicSpec::new(0, SRIOV).mac);
         let without = |line: &str| match line.split_once("link/ether ") {
             Some((before, after)) if !after.starts_with(nics) || after.starts_with(&lent) => {

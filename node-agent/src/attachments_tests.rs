@@ -145,6 +145,7 @@ async fn a_nic_whose_record_cannot_be_read_keeps_what_it_has_and_says_so() {
         uplinks: vec![uplink],
         tags: hybridnic_api::v1alpha1::PoolTags::None,
         standby_slots: 0,
+        l2: None,
     }]);
     let inventory = host.inventory().await.unwrap();
     let take = |uid: &str| {

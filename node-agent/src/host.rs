@@ -24,7 +24,7 @@ use crate::{
     devices::{DeviceError, Devices},
     error::{HasReason, chain},
     handouts::Handouts,
-    journal::Journal,
+    journal::{Journal, JournalError, Lent},
     lanes::Lane,
     machine::{handover::Macvtaps, qemu::tls::Keys},
     metrics::Metrics,
@@ -185,6 +185,21 @@ impl Host {
                 "which VFs are parked for good is not known"
             ),
         }
+    }
+
+    /// Takes over from the journal whose groups pods have.
+    pub fn load_loans(&self) -> Result<(), JournalError> {
+        for (vf, lent) in self.journal.loans()? {
+            if let Lent::Unreadable(why) = &lent {
+                let why = format!(
+                    "the journal's file {vf}.loan cannot be read, and nobody gets the VF {vf}: {why}"
+                );
+                self.troubles
+                    .begin(&format!("the loan of {vf}"), reasons::JOURNAL_FAILED, why);
+            }
+            self.pools.lend(vf, lent);
+        }
+        Ok(())
     }
 
     /// Notes whether a VF is given back with its parking MAC, because its driver takes no other.

@@ -25,6 +25,7 @@ pub fn render(sysfs: &Sysfs, output: Output) -> anyhow::Result<String> {
         pools: &[],
         holders: &BTreeMap::new(),
         foreign: &BTreeMap::new(),
+        lent: &BTreeMap::new(),
         provision_errors: &BTreeMap::new(),
     });
     Ok(match output {

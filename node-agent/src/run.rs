@@ -128,6 +128,8 @@ impl Agent {
         });
         let sockets = Sockets::new(pods, Arc::clone(&host.troubles));
         host.load_parked();
+        host.load_loans()?;
+        host.offers.learn_nodes(&host.proc);
         info!(
             node = node_name,
             version = env!("CARGO_PKG_VERSION"),

@@ -85,6 +85,7 @@ pub fn node(name: &str, networks: &[&str]) -> HybridNode {
         uplinks: Vec::new(),
         tags: hybridnic_api::v1alpha1::PoolTags::None,
         standby_slots: 0,
+        l2: None,
     };
     let mut node = HybridNode::new(
         name,

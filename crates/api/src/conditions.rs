@@ -93,6 +93,8 @@ pub mod reasons {
     pub const VF_ACTIVE: &str = "VfActive";
     /// No VF of the network is free on the node.
     pub const NO_FREE_VF: &str = "NoFreeVf";
+    /// The node's kernel has vfio groups only, and the VM's pod has got none for this NIC.
+    pub const NO_VFIO_GROUP: &str = "NoVfioGroup";
     /// The NIC is told to stay on its standby.
     pub const STANDBY_REQUESTED: &str = "StandbyRequested";
     /// A migration is under way.

@@ -9,6 +9,7 @@ pub fn pool(name: &str, network: &HybridNetworkSpec) -> NodePool {
         uplinks: network.uplinks.clone(),
         tags: tags(network),
         standby_slots: network.standby_slots,
+        l2: Some(l2(network)),
     }
 }
 

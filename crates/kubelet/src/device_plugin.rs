@@ -41,10 +41,30 @@ pub struct Device {
 /// What a container gets with its devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allocation {
-    /// Device nodes, to read and write, at the same path in the container.
-    pub nodes: Vec<String>,
+    /// Device nodes, to read and write.
+    pub nodes: Vec<Node>,
     /// Environment variables.
     pub env: BTreeMap<String, String>,
+}
+
+/// A device node of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its path on the machine.
+    pub host: String,
+    /// Its path in the container.
+    pub container: String,
+}
+
+impl Node {
+    /// One that has the same path in both.
+    pub fn same(path: impl Into<String>) -> Self {
+        let host = path.into();
+        Self {
+            container: host.clone(),
+            host,
+        }
+    }
 }
 
 /// The devices of one resource.
@@ -53,8 +73,9 @@ pub trait Plugin: fmt::Debug + Send + Sync + 'static {
     fn devices(&self) -> watch::Receiver<Vec<Device>>;
     /// Which `count` of the available ones are best together; those of `included` are among them.
     fn prefer(&self, available: &[String], included: &[String], count: usize) -> Vec<String>;
-    /// What a container gets with these; or why it does not get them, in words for the pod's status.
-    fn allocate(&self, ids: &[String]) -> Result<Allocation, String>;
+    /// What a container gets with these; or why it does not get them, in words for the pod's status. The kubelet does nothing for other
+    /// pods meanwhile.
+    fn allocate<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<Allocation, String>>;
 }
 
 /// The options of each plugin.
@@ -96,10 +117,12 @@ impl Service {
         Box::pin(async move {
             let plugin = Arc::clone(&self.plugin);
             Ok(match request.uri().path() {
-                path::OPTIONS => unary(request, |_: Empty| Ok(options())).await,
-                path::PREFER => unary(request, move |question| Ok(prefer(&*plugin, &question))).await,
-                path::ALLOCATE => unary(request, move |question| allocate(&*plugin, &question)).await,
-                path::PRE_START => unary(request, |_: Empty| Ok(Empty {})).await,
+                path::OPTIONS => unary(request, |_: Empty| ready(Ok(options()))).await,
+                path::PREFER => unary(request, move |question| ready(Ok(prefer(&*plugin, &question)))).await,
+                path::ALLOCATE => {
+                    unary(request, move |question| allocate(Arc::clone(&plugin), question)).await
+                }
+                path::PRE_START => unary(request, |_: Empty| ready(Ok(Empty {}))).await,
                 path::LIST_AND_WATCH => {
                     let service = service_fn(move |_: Request<Empty>| {
                         let lists: stream::BoxStream<'static, _> = Box::pin(self.clone().lists());
@@ -169,22 +192,22 @@ fn prefer(plugin: &dyn Plugin, question: &PreferredAllocationRequest) -> Preferr
     }
 }
 
-fn allocate(plugin: &dyn Plugin, question: &AllocateRequest) -> Result<AllocateResponse, Status> {
-    let containers = question.container_requests.iter().map(|container| {
-        let allocation = plugin
-            .allocate(&container.devices_ids)
-            .map_err(Status::failed_precondition)?;
-        let node = |path: String| DeviceSpec {
-            container_path: path.clone(),
-            host_path: path,
+async fn allocate(plugin: Arc<dyn Plugin>, question: AllocateRequest) -> Result<AllocateResponse, Status> {
+    let mut responses = Vec::with_capacity(question.container_requests.len());
+    for container in &question.container_requests {
+        let allocation = plugin.allocate(&container.devices_ids).await;
+        let allocation = allocation.map_err(Status::failed_precondition)?;
+        let node = |node: Node| DeviceSpec {
+            container_path: node.container,
+            host_path: node.host,
             permissions: "rw".to_owned(),
         };
-        Ok(ContainerAllocateResponse {
+        responses.push(ContainerAllocateResponse {
             envs: allocation.env.into_iter().collect(),
             devices: allocation.nodes.into_iter().map(node).collect(),
-        })
-    });
+        });
+    }
     Ok(AllocateResponse {
-        container_responses: containers.collect::<Result<_, Status>>()?,
+        container_responses: responses,
     })
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{future::ready, stream};
+use futures::stream;
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -143,17 +143,18 @@ where
 }
 
 /// Answers a call that has one question and one answer.
-pub(crate) async fn unary<Q, A>(
+pub(crate) async fn unary<Q, A, F>(
     request: http::Request<Body>,
-    mut answer: impl FnMut(Q) -> Result<A, Status> + Send,
+    mut answer: impl FnMut(Q) -> F + Send,
 ) -> http::Response<Body>
 where
     Q: Message + Default + 'static,
     A: Message + Default + 'static,
+    F: Future<Output = Result<A, Status>> + Send,
 {
     let service = service_fn(move |question: Request<Q>| {
         let answer = answer(question.into_inner());
-        ready(answer.map(Response::new))
+        async move { answer.await.map(Response::new) }
     });
     server::Grpc::new(ProstCodec::<A, Q>::default())
         .unary(service, request)

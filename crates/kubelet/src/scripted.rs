@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use futures::future::ready;
 use http::uri::PathAndQuery;
 use tokio::{net::UnixListener, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -288,8 +289,8 @@ impl Shared {
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, Infallible> {
         Ok(match request.uri().path() {
-            path::REGISTER => unary(request, move |question| self.register(question)).await,
-            path::POD_RESOURCES_LIST => unary(request, move |_: Empty| self.list()).await,
+            path::REGISTER => unary(request, move |question| ready(self.register(question))).await,
+            path::POD_RESOURCES_LIST => unary(request, move |_: Empty| ready(self.list())).await,
             other => Status::unimplemented(other.to_owned()).into_http(),
         })
     }

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
+use futures::future::{BoxFuture, ready};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    device_plugin::{Allocation, Device, Plugin},
+    device_plugin::{Allocation, Device, Node, Plugin},
     directory::Directory,
     pod_resources::PodResources,
     registration::{State, keep},
@@ -29,14 +30,16 @@ impl Plugin for Some {
         included.iter().chain(last).take(count).cloned().collect()
     }
 
-    fn allocate(&self, ids: &[String]) -> Result<Allocation, String> {
-        if ids.iter().any(|id| id == "c") {
-            return Err("c is broken".into());
-        }
-        Ok(Allocation {
-            nodes: ids.iter().map(|id| format!("/dev/{id}")).collect(),
-            env: [].into(),
-        })
+    fn allocate<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<Allocation, String>> {
+        let node = |id: &String| Node::same(format!("/dev/{id}"));
+        Box::pin(ready(if ids.iter().any(|id| id == "c") {
+            Err("c is broken".into())
+        } else {
+            Ok(Allocation {
+                nodes: ids.iter().map(node).collect(),
+                env: [].into(),
+            })
+        }))
     }
 }
 

@@ -27,6 +27,31 @@ pub enum VfioUse {
     Unknown,
 }
 
+/// Which nodes of its own the kernel's vfio has for functions that are bound to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VfioNodes {
+    /// One for each function (`CONFIG_VFIO_DEVICE_CDEV`, which needs iommufd): an open descriptor of it can be handed to QEMU.
+    Functions,
+    /// One for each IOMMU group and no other. QEMU opens it by its path.
+    Groups,
+}
+
+impl VfioNodes {
+    /// By the kernel's list of device numbers (`/proc/devices`); `None` where vfio is not loaded. vfio takes numbers for its groups as `vfio`
+    /// (`vfio_group_init` in drivers/vfio/group.c), and for functions as `vfio-dev` (`vfio_cdev_init` in drivers/vfio/device_cdev.c).
+    pub fn of(devices: &str) -> Option<Self> {
+        let has = |name: &str| {
+            let mut names = devices.lines().filter_map(|line| line.split_whitespace().nth(1));
+            names.any(|other| other == name)
+        };
+        if has("vfio-dev") {
+            Some(Self::Functions)
+        } else {
+            has("vfio").then_some(Self::Groups)
+        }
+    }
+}
+
 /// A device node exists and cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot open {path}")]
@@ -137,6 +162,24 @@ mod tests {
         assert!(dev.open_iommu().unwrap().is_none());
         assert!(dev.open_vfio_cdev("vfio0").unwrap().is_none());
         assert_eq!(dev.vfio_use(7).unwrap(), VfioUse::Unknown);
+    }
+
+    #[test]
+    fn the_kernel_says_which_nodes_vfio_has() {
+        let list =
+            |names: &str| format!("Character devices:\n  1 mem\n 10 misc\n{names}\nBlock devices:\n  8 sd\n");
+        assert_eq!(VfioNodes::of(&list("")), None);
+        assert_eq!(VfioNodes::of(&list("243 vfio")), Some(VfioNodes::Groups));
+        assert_eq!(
+            VfioNodes::of(&list("242 vfio-dev\n243 vfio")),
+            Some(VfioNodes::Functions)
+        );
+        assert_eq!(
+            VfioNodes::of(&list("242 vfio-dev")),
+            Some(VfioNodes::Functions),
+            "without CONFIG_VFIO_GROUP"
+        );
+        assert_eq!(VfioNodes::of(&list("243 vfio-other")), None);
     }
 
     #[test]

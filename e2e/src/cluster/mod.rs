@@ -68,15 +68,21 @@ pub struct Cluster {
 impl Cluster {
     /// Boots two nodes and joins them. `say` is told what happens.
     pub async fn start(name: &str, say: impl Fn(&str)) -> Result<Self> {
-        Self::start_with(name, MEMORY, &[], say).await
+        Self::start_with(name, Kernel::Kube, MEMORY, &[], say).await
     }
 
-    /// The same with nodes of so much memory, in MiB, which have these images too.
-    pub async fn start_with(name: &str, memory: u32, others: &[PathBuf], say: impl Fn(&str)) -> Result<Self> {
+    /// The same with nodes that run this kernel and have so much memory, in MiB, and these images too.
+    pub async fn start_with(
+        name: &str,
+        kernel: Kernel,
+        memory: u32,
+        others: &[PathBuf],
+        say: impl Fn(&str),
+    ) -> Result<Self> {
         let began = Instant::now();
         let say = |what: &str| say(&format!("{:5.1} s  {what}", began.elapsed().as_secs_f64()));
         let options = LabOptions {
-            kernel: Kernel::Kube,
+            kernel,
             node: NodeOptions {
                 memory,
                 qemu_args: ["-virtfs", COMMON].map(Into::into).into(),

@@ -21,6 +21,8 @@ pub enum Kernel {
     Debian,
     /// The small one, in nodes that run pods: they have containerd, and no QEMU of their own.
     Kube,
+    /// Debian's, in such nodes.
+    KubeDebian,
 }
 
 /// No images.
@@ -57,6 +59,7 @@ pub(crate) async fn build(kernel: Kernel) -> Result<Images, Error> {
         Kernel::Small => "small",
         Kernel::Debian => "debian",
         Kernel::Kube => "kube",
+        Kernel::KubeDebian => "kube-debian",
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/build-images.sh");
     // Not `output`, which would take its progress too.

@@ -166,7 +166,7 @@ impl Story<'_> {
         self.run_with_qemu(vm, &in_launcher(command, vm)).await;
     }
 
-    async fn run_with_qemu(&self, vm: &Vm, then: &str) {
+    pub async fn run_with_qemu(&self, vm: &Vm, then: &str) {
         self.node(vm).await.run(&with_qemu(vm, then), SOON).await.unwrap();
     }
 

@@ -26,7 +26,7 @@ pub struct Observed {
     pub vfs: Vec<VfSeen>,
     /// What the journal has.
     pub journal: Contents,
-    /// VFs that keep their parking MAC though they were given back, because their driver takes no other.
+    /// VFs that keep their parking MAC though they were given back, because their driver takes no other; and those whose groups pods have.
     pub parked: BTreeSet<PciAddress>,
 }
 
@@ -56,6 +56,12 @@ pub(super) async fn see_node(host: &Arc<Host>) -> Result<Observed, String> {
         links,
         vfs,
         journal,
-        parked: host.pools.parked(),
+        // A VF that is lent is parked before any NIC has it.
+        parked: host
+            .pools
+            .parked()
+            .into_iter()
+            .chain(host.pools.lent().into_keys())
+            .collect(),
     })
 }

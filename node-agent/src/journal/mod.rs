@@ -9,6 +9,7 @@
 //! A file that cannot be read stays where it is, and only its own NIC suffers: no other NIC takes its VF, nothing overwrites it,
 //! and the rest of the node goes on. A newer agent, or a person, may still understand it.
 
+mod loan;
 mod record;
 mod unreadable;
 
@@ -32,6 +33,7 @@ use crate::{
     durable::{FILE_MODE, found, set},
     error::HasReason,
 };
+pub use loan::{Lent, Loan};
 pub use record::{
     Arrival, Begun, Custody, Record, Role, SandboxRecord, Seized, StandbyRecord, VERSION, VfRecord,
     VlanRecord, VmRecord, Watched,

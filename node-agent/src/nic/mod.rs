@@ -11,6 +11,7 @@
 //! | [`disuse`] | judges whether it has stopped using it | nothing |
 //! | [`link_loss`] | judges whether a PF's link is gone for good | nothing |
 //! | [`macs`] | knows which MACs belong to NICs | nothing |
+//! | [`vf`] | sets, binds and gives back a VF, no matter for whom | VF |
 //! | [`steps`] | takes one step | VF, macvtap, QEMU, journal |
 //! | [`quirks`] | knows drivers | nothing |
 //! | [`report`] | says how things are | nothing |
@@ -31,3 +32,4 @@ pub mod silence;
 pub mod steps;
 pub mod stopwatch;
 pub mod task;
+pub mod vf;

@@ -2,6 +2,8 @@
 //!
 //! Only the agent hands out its node's VFs, so a lock in this process is enough to keep two NICs from one VF.
 
+mod lent;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Mutex,
@@ -18,6 +20,7 @@ use super::{
     choice::{self, Choice, Inputs, Pick, Wish},
     select,
 };
+use crate::journal::Lent;
 
 /// A NIC that asks for a VF. Older ones go first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +69,8 @@ pub struct Seat {
     pub ticket: Option<Ticket>,
     /// The PF of the VF that it holds.
     pub vf_pf: Option<PciAddress>,
+    /// The device with which that VF was lent to its pod.
+    pub lent: Option<DeviceId>,
     /// The PF of its standby.
     pub standby_pf: Option<PciAddress>,
     /// Whether it is told to do without a VF: others may have the one that its pod was promised.
@@ -102,8 +107,10 @@ struct State {
     nics: BTreeMap<String, (Nic, Option<Ticket>)>,
     /// NICs that are told to do without a VF, by the attachment's uid.
     giving_back: BTreeSet<String>,
-    /// How many NICs each PF owes a VF, because their pods were given a device of it.
-    owed: BTreeMap<PciAddress, usize>,
+    /// Which VFs are owed to how many NICs, because their pods were given devices.
+    owed: BTreeMap<Pick, usize>,
+    /// VFs whose vfio groups pods have.
+    lent: BTreeMap<PciAddress, Lent>,
 }
 
 impl State {
@@ -120,12 +127,15 @@ impl State {
     fn best(&self, inventory: &Inventory, claimant: &Claimant, wish: &Wish<'_>) -> Option<Choice> {
         let waiting = self.waiting.range(..claimant);
         let waiting = waiting.filter(|(_, (network, _))| network == wish.network);
-        let older: Vec<Pick> = if self.has_device(claimant) {
+        let older: Vec<Pick> = if self.is_lent_to(wish.pick) {
+            // It is nobody else's, however long others have waited.
+            Vec::new()
+        } else if self.has_device(claimant) {
             waiting.map(|(_, (_, pick))| *pick).collect()
         } else {
             // What was promised to pods comes first, and with it what their NICs wait for.
             let owed = self.owed.iter();
-            let owed = owed.flat_map(|(pf, count)| std::iter::repeat_n(Pick::OnPf(*pf), *count));
+            let owed = owed.flat_map(|(pick, count)| std::iter::repeat_n(*pick, *count));
             let others = waiting.filter(|(other, _)| !self.has_device(other));
             owed.chain(others.map(|(_, (_, pick))| *pick)).collect()
         };
@@ -139,6 +149,7 @@ impl State {
                 .chain(self.foreign.keys())
                 .chain(self.elsewhere.keys())
                 .copied()
+                .chain(self.others(wish.pick))
                 .collect(),
             held: &self.held.keys().copied().collect(),
             avoided: self.avoided.get(&claimant.uid).unwrap_or(&none),
@@ -416,11 +427,17 @@ impl Ledger {
                 .iter()
                 .filter_map(|(vf, claimant)| Some((claimant.uid.as_str(), pf_of(*vf)?)))
                 .collect();
+            let lent: BTreeMap<&str, DeviceId> = s
+                .held
+                .iter()
+                .filter_map(|(vf, claimant)| Some((claimant.uid.as_str(), s.device_of(*vf)?)))
+                .collect();
             let seat = |(uid, (nic, ticket)): (&String, &(Nic, Option<Ticket>))| {
                 let seat = Seat {
                     nic: nic.clone(),
                     ticket: *ticket,
                     vf_pf: vf_pfs.get(uid.as_str()).copied(),
+                    lent: lent.get(uid.as_str()).copied(),
                     standby_pf: s.standbys.get(uid).copied(),
                     gives_back: s.giving_back.contains(uid),
                 };
@@ -430,8 +447,8 @@ impl Ledger {
         })
     }
 
-    /// Notes how many NICs each PF owes a VF.
-    pub fn set_owed(&self, owed: BTreeMap<PciAddress, usize>) {
+    /// Notes which VFs are owed to how many NICs.
+    pub fn set_owed(&self, owed: BTreeMap<Pick, usize>) {
         if self.with(|s| {
             let changed = s.owed != owed;
             s.owed = owed;

@@ -39,6 +39,7 @@ fn setup(vfs: u8) -> (Inventory, Ledger) {
         uplinks,
         tags: PoolTags::None,
         standby_slots: 0,
+        l2: None,
     }]);
     (inventory, ledger)
 }
@@ -55,6 +56,7 @@ fn who_gets_no_pf_is_told_that_another_network_is_in_the_way_and_not_which() {
         }],
         tags,
         standby_slots: 0,
+        l2: None,
     };
     ledger.set_pools(&[
         pool("n", "*", PoolTags::None),
@@ -322,7 +324,7 @@ fn nic(n: i64) -> Nic {
 fn what_was_promised_to_a_pod_goes_to_no_pod_that_has_asked_for_nothing() {
     let (inventory, ledger) = setup(2);
     let [one, two] = [0, 1].map(|pf: usize| inventory.pfs[pf].address);
-    ledger.set_owed([(one, 1), (two, 2)].into());
+    ledger.set_owed([(Pick::OnPf(one), 1), (Pick::OnPf(two), 2)].into());
     let id = DeviceId::new(two, 0).unwrap();
     for n in [1, 2] {
         ledger.enter(&claimant(n).uid, nic(n));
@@ -339,7 +341,7 @@ fn what_was_promised_to_a_pod_goes_to_no_pod_that_has_asked_for_nothing() {
             .take(&inventory, &claimant(1), &of(Pick::OnPf(two)))
             .is_some()
     );
-    ledger.set_owed([(two, 1)].into());
+    ledger.set_owed([(Pick::OnPf(two), 1)].into());
     assert!(ledger.offers(&inventory, &claimant(3), &WISH));
     let seats = ledger.seats(&inventory);
     assert_eq!(seats[&claimant(1).uid].device(), Some(id));

@@ -111,6 +111,7 @@ mod tests {
             }],
             tags: hybridnic_api::v1alpha1::PoolTags::None,
             standby_slots: 0,
+            l2: None,
         }]);
         let inventory = host.inventory().await.unwrap();
         let file = |pf: usize| {

@@ -154,6 +154,7 @@ fn build_status(
         pools: &host.pools.pools(),
         holders: &host.pools.holders(),
         foreign: &host.pools.foreign(),
+        lent: &host.pools.lent(),
         provision_errors: errors,
     });
     let mut list = old.map(|o| o.conditions.clone()).unwrap_or_default();

@@ -10,6 +10,7 @@ use hybridnic_net::{
 };
 
 use super::{ledger::Claimant, select, trunk};
+use crate::journal::Lent;
 
 /// What the table is made from.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +23,8 @@ pub struct Sources<'a> {
     pub holders: &'a BTreeMap<PciAddress, Claimant>,
     /// VFs that something else uses, or may use, and what is known of that.
     pub foreign: &'a BTreeMap<PciAddress, String>,
+    /// VFs whose vfio groups pods have.
+    pub lent: &'a BTreeMap<PciAddress, Lent>,
     /// Why VFs could not be made, by PF.
     pub provision_errors: &'a BTreeMap<PciAddress, String>,
 }
@@ -176,11 +179,13 @@ fn vf_state(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> (VfState, String) {
         .iter()
         .any(|p| select::selects_vf(&p.uplinks, pf, vf));
     let foreign = || sources.foreign.get(&vf.address).cloned();
+    let lent = sources.lent.get(&vf.address).map(ToString::to_string);
     match holder {
         Some(_) => (
             VfState::Held,
             vf.hung.clone().or_else(foreign).unwrap_or_default(),
         ),
+        None if lent.is_some() => (VfState::Held, lent.unwrap_or_default()),
         None if !selected => (VfState::Unselected, String::new()),
         None => match foreign().or_else(|| select::vf_problem(pf, vf)) {
             Some(problem) => (VfState::Unhealthy, problem),
@@ -235,6 +240,7 @@ mod tests {
             }],
             tags: hybridnic_api::v1alpha1::PoolTags::None,
             standby_slots: 0,
+            l2: None,
         };
         let pools = [pool("a", &name(0)), pool("b", &name(1)), pool("c", "nosuch")];
         let holder = Claimant {
@@ -254,6 +260,7 @@ mod tests {
             pools: &pools,
             holders: &holders,
             foreign: &foreign,
+            lent: &BTreeMap::new(),
             provision_errors: &BTreeMap::new(),
         });
         assert_eq!(

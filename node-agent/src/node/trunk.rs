@@ -60,6 +60,7 @@ mod tests {
             }],
             tags,
             standby_slots: 0,
+            l2: None,
         };
         let pools = [
             pool("plain", &[name(0), name(1)], PoolTags::None),

@@ -1,19 +1,25 @@
 //! What each network offers to the kubelet, from the same table as the `HybridNode`, the ledger, and the kubelet's answer which pod has
 //! which device. Pure.
 //!
-//! A device is a slot of a PF, not a VF: which VF of its PF a NIC gets is chosen when it takes one. So there are at most as many healthy
-//! devices without a pod as their PF has free VFs that are not promised to a pod that has yet to take one.
+//! Where QEMU can be handed a VF's descriptor, a device is a slot of a PF, not a VF: which VF of its PF a NIC gets is chosen when it takes one.
+//! So there are at most as many healthy devices without a pod as their PF has free VFs that are not promised to a pod that has yet to take one.
+//!
+//! Where the kernel has vfio groups only, QEMU opens a VF's group by its path, and a container has only nodes that it was given when it was
+//! made. There a device is the VF of its slot's number: healthy as long as this very VF is free, or its pod has it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use hybridnic_api::v1alpha1::{NodePool, VfState};
 use hybridnic_net::{
     DeviceId, PciAddress,
-    sysfs::{Pf, Vf},
+    dev::VfioNodes,
+    sysfs::{Inventory, Pf, Vf},
 };
 
 use super::slots;
+use crate::journal::Lent;
 use crate::node::{
+    choice::Pick,
     ledger::Seat,
     select,
     table::{self, Sources},
@@ -40,6 +46,8 @@ pub struct Inputs<'a> {
     pub promises: &'a BTreeSet<Promise>,
     /// The NICs of the node, with the devices of their pods, by the attachment's uid.
     pub seats: &'a BTreeMap<String, Seat>,
+    /// By what QEMU gets a VF on this node.
+    pub nodes: VfioNodes,
 }
 
 /// A device as it is offered.
@@ -73,13 +81,29 @@ impl Offer {
     }
 }
 
-/// How many NICs each PF owes a VF: their pods have a device of it, and they hold no VF there and are to have one.
-pub fn owed(inputs: &Inputs<'_>) -> BTreeMap<PciAddress, usize> {
+/// Which VFs are owed to how many NICs: their pods have a device, and they hold no VF of its PF and are to have one.
+pub fn owed(inputs: &Inputs<'_>) -> BTreeMap<Pick, usize> {
     let mut owed = BTreeMap::new();
     for promise in inputs.promises.iter().filter(|promise| is_owed(inputs, promise)) {
-        *owed.entry(promise.id.pf()).or_default() += 1;
+        let pick = match inputs.nodes {
+            VfioNodes::Functions => Some(Pick::OnPf(promise.id.pf())),
+            // From when it is asked for until it is lent. A standby slot comes without.
+            VfioNodes::Groups if promise.pod.is_none() => {
+                vf_of(inputs.sources.inventory, promise.id).map(|(_, vf)| Pick::Exactly(vf.address))
+            }
+            VfioNodes::Groups => None,
+        };
+        if let Some(pick) = pick {
+            *owed.entry(pick).or_default() += 1;
+        }
     }
     owed
+}
+
+/// The VF with the number of a device's slot; a standby slot has none.
+pub fn vf_of(inventory: &Inventory, id: DeviceId) -> Option<(&Pf, &Vf)> {
+    let pf = inventory.pfs.iter().find(|pf| pf.address == id.pf())?;
+    Some((pf, pf.vfs.iter().find(|vf| vf.index == id.slot())?))
 }
 
 /// What each network of the node offers.
@@ -107,7 +131,7 @@ fn offer(inputs: &Inputs<'_>, pool: &NodePool) -> Offer {
         let mut spare = free.saturating_sub(owed_of(inputs, pool, pf));
         // One with the number of a free VF goes first: then what is offered and what is free look alike.
         vfs.sort_by_key(|(vf, state)| (*state != VfState::Free, vf.index));
-        for (vf, _) in vfs {
+        for (vf, state) in vfs {
             let Some(id) = DeviceId::new(address, vf.index) else {
                 left_out.push(address);
                 break;
@@ -115,6 +139,7 @@ fn offer(inputs: &Inputs<'_>, pool: &NodePool) -> Offer {
             let healthy = match standing(inputs, pool, id) {
                 Standing::Given => true,
                 Standing::Taken => false,
+                Standing::Open if inputs.nodes == VfioNodes::Groups => state == VfState::Free,
                 Standing::Open => {
                     let healthy = spare > 0;
                     spare -= usize::from(healthy);
@@ -250,6 +275,9 @@ pub fn refusal(inputs: &Inputs<'_>, network: &str, id: DeviceId) -> Option<Strin
             "another pod has just got {id} by another network over the same PF"
         ));
     }
+    if inputs.nodes == VfioNodes::Groups {
+        return of_group(inputs, id);
+    }
     let mut leaving = inputs.seats.values().filter(|seat| seat.device() == Some(id));
     if leaving.any(|seat| seat.vf_pf == Some(id.pf())) {
         // Its pod is over, says the kubelet, and the next one gets that NIC's VF when it has left.
@@ -259,4 +287,30 @@ pub fn refusal(inputs: &Inputs<'_>, network: &str, id: DeviceId) -> Option<Strin
         "no VF of the PF {} is free that is not promised to another pod",
         id.pf()
     ))
+}
+
+/// The same of a device that is a VF.
+fn of_group(inputs: &Inputs<'_>, id: DeviceId) -> Option<String> {
+    let Some((_, vf)) = vf_of(inputs.sources.inventory, id) else {
+        return Some(format!("{id} is not there"));
+    };
+    if let Some(holder) = inputs.sources.holders.get(&vf.address) {
+        return Some(format!(
+            "the NIC {} has the VF {}, which is {id}",
+            holder.nic, vf.address
+        ));
+    }
+    match inputs.sources.lent.get(&vf.address) {
+        // Its pod is over, and its VF can go to the next one as it is.
+        Some(Lent::Known(loan)) if loan.device == id => None,
+        Some(lent) => Some(format!("of the VF {}, which is {id}, {lent}", vf.address)),
+        None => Some(format!("the VF {}, which is {id}, is not free", vf.address)),
+    }
+}
+
+/// Whether a device that is a VF still has a NIC: its pod may be over, and the NIC has not left yet.
+pub fn has_nic(inputs: &Inputs<'_>, id: DeviceId) -> bool {
+    let vf = vf_of(inputs.sources.inventory, id);
+    inputs.seats.values().any(|seat| seat.device() == Some(id))
+        || vf.is_some_and(|(_, vf)| inputs.sources.holders.contains_key(&vf.address))
 }

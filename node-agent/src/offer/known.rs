@@ -10,11 +10,12 @@ use std::{
 use futures::future::BoxFuture;
 use hybridnic_cni::wire::Pod;
 use hybridnic_kubelet::pod_resources::{Given, PodResources, Pods};
-use hybridnic_net::{DeviceId, PciAddress, sysfs::Inventory};
+use hybridnic_net::{DeviceId, PciAddress, dev::VfioNodes, sysfs::Inventory};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
+use tracing::info;
 
 use super::{
     DOMAIN,
@@ -25,6 +26,7 @@ use crate::{
     cni,
     error::chain,
     node::{
+        choice::Pick,
         ledger::{Ledger, Seat, Ticket},
         table::Sources,
     },
@@ -49,6 +51,8 @@ struct State {
     fresh: BTreeMap<(String, DeviceId), Instant>,
     /// What is offered.
     offers: Vec<Offer>,
+    /// By what QEMU gets a VF on this node; `None` before the kernel shows it.
+    nodes: Option<VfioNodes>,
 }
 
 /// The answer to the last question.
@@ -74,6 +78,10 @@ pub struct Offers {
     changed: watch::Sender<u64>,
     /// The kubelet has asked for a device.
     pub(super) asked: Notify,
+    /// The kubelet has said which pods have devices.
+    heard: watch::Sender<u64>,
+    /// Held while a VF is lent, or taken back.
+    pub(super) lending: tokio::sync::Mutex<()>,
 }
 
 impl Offers {
@@ -85,6 +93,24 @@ impl Offers {
             kubelet: Some(PodResources::new(pod_resources)),
             own,
             ..Self::default()
+        }
+    }
+
+    /// By what QEMU gets a VF on this node. Before vfio is loaded nothing is lent.
+    pub fn nodes(&self) -> VfioNodes {
+        self.state().nodes.unwrap_or(VfioNodes::Functions)
+    }
+
+    /// Learns that from the kernel, once.
+    pub fn learn_nodes(&self, proc: &Path) {
+        if self.state().nodes.is_some() {
+            return;
+        }
+        // No such file, and a vfio that is not loaded yet, are looked for again.
+        let devices = std::fs::read_to_string(proc.join("devices")).unwrap_or_default();
+        if let Some(nodes) = VfioNodes::of(&devices) {
+            info!(?nodes, "what the kernel's vfio has for VFs");
+            self.state().nodes = Some(nodes);
         }
     }
 
@@ -176,6 +202,13 @@ impl Offers {
         for pod in &pods.pods {
             *state.pods.entry(pod.clone()).or_default() += 1;
         }
+        drop(state);
+        self.heard.send_modify(|n| *n += 1);
+    }
+
+    /// Resolves when the kubelet has said which pods have devices.
+    pub(super) fn heard(&self) -> watch::Receiver<u64> {
+        self.heard.subscribe()
     }
 
     /// Keeps the ledger off VFs that the kubelet has given to pods as devices of other plugins. It is asked before a VF is taken, as it
@@ -221,7 +254,8 @@ impl Offers {
     pub(super) fn may_be_given(&self, ledger: &Ledger) -> bool {
         let state = self.state();
         let given = state.given.as_ref().is_none_or(|given| !given.is_empty());
-        given || !state.fresh.is_empty() || state.has_elsewhere() || ledger.may_have_devices()
+        let lent = !ledger.lent().is_empty();
+        given || lent || !state.fresh.is_empty() || state.has_elsewhere() || ledger.may_have_devices()
     }
 
     /// The devices that pods have by the kubelet's last word.
@@ -280,6 +314,46 @@ impl Offers {
         }
         self.asked.notify_one();
         Ok(())
+    }
+
+    /// The kubelet gets these now: what it needs to write that down counts from here.
+    pub(super) fn renew(&self, network: &str, ids: &[DeviceId]) {
+        let mut state = self.state();
+        let now = Instant::now();
+        for id in ids {
+            state.fresh.insert((network.to_owned(), *id), now);
+        }
+    }
+
+    /// The kubelet does not get these after all.
+    pub(super) fn retract(&self, ledger: &Ledger, network: &str, ids: &[DeviceId]) {
+        let mut state = self.state();
+        state
+            .fresh
+            .retain(|(of, id), _| of != network || !ids.contains(id));
+        drop(state);
+        self.update(ledger);
+        // What was lent goes back.
+        ledger.look_again();
+    }
+
+    /// Whether a device that is a VF elsewhere comes with none here and now: it is a standby slot, or its last pod's NIC has not left. Where a
+    /// device is a slot, no device is better than another.
+    pub(super) fn comes_without(&self, ledger: &Ledger, id: DeviceId) -> bool {
+        let state = self.state();
+        let without = state.with_inputs(ledger, |inputs| {
+            inputs.nodes == VfioNodes::Groups
+                && (devices::vf_of(inputs.sources.inventory, id).is_none() || devices::has_nic(inputs, id))
+        });
+        without.unwrap_or(false)
+    }
+
+    /// Whether a device that is a VF still has a NIC; so it is as long as the node has not been looked at.
+    pub(super) fn has_nic(&self, ledger: &Ledger, id: DeviceId) -> bool {
+        let has = self
+            .state()
+            .with_inputs(ledger, |inputs| devices::has_nic(inputs, id));
+        has.unwrap_or(true)
     }
 
     /// What is offered.
@@ -373,14 +447,16 @@ impl State {
                 pools: &ledger.pools(),
                 holders: &ledger.holders(),
                 foreign: &ledger.foreign(),
+                lent: &ledger.lent(),
                 provision_errors: &BTreeMap::new(),
             },
             promises: &promises,
             seats: &ledger.seats(inventory),
+            nodes: self.nodes.unwrap_or(VfioNodes::Functions),
         }))
     }
 
-    fn make(&self, ledger: &Ledger) -> Option<(Vec<Offer>, BTreeMap<PciAddress, usize>)> {
+    fn make(&self, ledger: &Ledger) -> Option<(Vec<Offer>, BTreeMap<Pick, usize>)> {
         self.with_inputs(ledger, |inputs| (devices::offers(inputs), devices::owed(inputs)))
     }
 }

@@ -15,6 +15,12 @@ use crate::{
 /// A NIC whose pod has no device and the kubelet want the only VF at one moment.
 #[tokio::test]
 async fn a_vf_goes_to_a_nic_or_to_the_kubelets_pod_and_never_to_both() {
+    for nodes in [VfioNodes::Functions, VfioNodes::Groups] {
+        nic_or_pod(nodes).await;
+    }
+}
+
+async fn nic_or_pod(nodes: VfioNodes) {
     let dir = tempfile::tempdir().unwrap();
     let host = host::tests::host(dir.path(), 1, 1);
     let inventory = host.inventory().await.unwrap();
@@ -23,6 +29,7 @@ async fn a_vf_goes_to_a_nic_or_to_the_kubelets_pod_and_never_to_both() {
     ledger.set_pools(&[pool("fast", "*", 0)]);
     offers.see(inventory.clone());
     offers.state().given = Some(BTreeSet::new());
+    offers.state().nodes = Some(nodes);
     let nic = Nic {
         namespace: "ns".into(),
         pod: "plain".into(),

@@ -8,6 +8,7 @@
 //! | [`prefer`] | which are best together: pure |
 //! | [`known`] | which devices the kubelet has given to which pods, as far as is known |
 //! | `plugin` | the answers to the kubelet |
+//! | `lend` | gives a pod its VF's vfio group where the kernel has groups only, and takes it back |
 //! | `placeholder` | a device node where there is none yet |
 //! | [`run`] | keeps all of it running |
 //!
@@ -16,6 +17,7 @@
 
 pub mod devices;
 pub mod known;
+mod lend;
 mod placeholder;
 mod plugin;
 pub mod prefer;

@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use hybridnic_kubelet::device_plugin::{Allocation, Device, Plugin};
-use hybridnic_net::{DeviceId, PciAddress};
+use futures::future::BoxFuture;
+use hybridnic_kubelet::device_plugin::{Allocation, Device, Node, Plugin};
+use hybridnic_net::{DeviceId, PciAddress, dev::VfioNodes};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{placeholder, prefer::prefer};
+use super::{lend, placeholder, prefer::prefer};
 use crate::host::Host;
 
 /// The devices of one network.
@@ -19,14 +20,26 @@ pub(super) struct Network {
 }
 
 impl Network {
-    fn give(&self, ids: &[String]) -> Result<Allocation, String> {
+    async fn give(&self, ids: &[String]) -> Result<Allocation, String> {
         let parse = |id: &String| id.parse::<DeviceId>().map_err(|error| error.to_string());
         let ids: Vec<DeviceId> = ids.iter().map(parse).collect::<Result<_, _>>()?;
+        let by_group = self.host.offers.nodes() == VfioNodes::Groups;
+        if by_group {
+            lend::until_left(&self.host, &ids).await;
+        }
         // Before the node is there, because nodes of devices that no pod has are removed.
         self.host.offers.promise(&self.host.pools, &self.name, &ids)?;
         for id in &ids {
             placeholder::make(self.host.dev.root(), *id)
                 .map_err(|error| format!("{} cannot be made: {error}", id.node().display()))?;
+        }
+        let mut nodes: Vec<Node> = ids
+            .iter()
+            .map(|id| Node::same(id.node().display().to_string()))
+            .collect();
+        if by_group {
+            let lent = lend::lend(&self.host, &self.name, &ids).await;
+            nodes.extend(lent.inspect_err(|_| self.host.offers.retract(&self.host.pools, &self.name, &ids))?);
         }
         let list = ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         info!(
@@ -35,7 +48,7 @@ impl Network {
             "given to a pod by the kubelet"
         );
         Ok(Allocation {
-            nodes: ids.iter().map(|id| id.node().display().to_string()).collect(),
+            nodes,
             env: BTreeMap::from([(variable(&self.name), list)]),
         })
     }
@@ -54,12 +67,16 @@ impl Plugin for Network {
                 .filter(|device| device.given && device.id.pf() == pf)
                 .count()
         };
-        prefer(available, included, count, given)
+        prefer(available, included, count, given, |id| {
+            self.host.offers.comes_without(&self.host.pools, id)
+        })
     }
 
-    fn allocate(&self, ids: &[String]) -> Result<Allocation, String> {
-        self.give(ids)
-            .inspect_err(|why| warn!(network = self.name, ?ids, why, "refused to the kubelet"))
+    fn allocate<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<Allocation, String>> {
+        Box::pin(async move {
+            let given = self.give(ids).await;
+            given.inspect_err(|why| warn!(network = self.name, ?ids, why, "refused to the kubelet"))
+        })
     }
 }
 

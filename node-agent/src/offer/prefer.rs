@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use hybridnic_net::{DeviceId, PciAddress};
 
 /// `count` of the available devices, those of `included` among them. Each further one is of the PF that then has the fewest; `load`
-/// says how many a PF has before. What is no device's id is passed over.
+/// says how many a PF has before. Those that are `last` come after all others. What is no device's id is passed over.
 pub fn prefer(
     available: &[String],
     included: &[String],
     count: usize,
     load: impl Fn(PciAddress) -> usize,
+    last: impl Fn(DeviceId) -> bool,
 ) -> Vec<String> {
     let parse = |id: &String| id.parse::<DeviceId>().ok();
     let mut chosen: Vec<DeviceId> = included.iter().filter_map(parse).collect();
@@ -25,7 +26,11 @@ pub fn prefer(
         *loads.entry(id.pf()).or_default() += 1;
     }
     while chosen.len() < count {
-        let Some(best) = left.iter().copied().min_by_key(|id| (loads[&id.pf()], *id)) else {
+        let Some(best) = left
+            .iter()
+            .copied()
+            .min_by_key(|id| (last(*id), loads[&id.pf()], *id))
+        else {
             break;
         };
         left.retain(|id| *id != best);
@@ -50,17 +55,26 @@ mod tests {
     #[test]
     fn devices_are_spread_over_pfs_and_what_must_be_in_is() {
         let available = ids(&[(1, 3), (1, 0), (2, 0), (2, 1), (1, 1)]);
-        let none = |_| 0;
-        assert_eq!(prefer(&available, &[], 2, none), ids(&[(1, 0), (2, 0)]));
+        let (none, good) = (|_| 0, |_| false);
+        assert_eq!(prefer(&available, &[], 2, none, good), ids(&[(1, 0), (2, 0)]));
         assert_eq!(
-            prefer(&available, &ids(&[(1, 3)]), 3, none),
+            prefer(&available, &ids(&[(1, 3)]), 3, none, good),
             ids(&[(1, 3), (2, 0), (1, 0)])
         );
         // The other PF has more already.
         let busy = |pf: PciAddress| if pf.bus() == 1 { 2 } else { 0 };
-        assert_eq!(prefer(&available, &[], 3, busy), ids(&[(2, 0), (2, 1), (1, 0)]));
-        assert_eq!(prefer(&available, &[], 9, none).len(), 5);
-        assert_eq!(prefer(&["junk".into()], &["?".into()], 2, none), [""; 0]);
+        assert_eq!(
+            prefer(&available, &[], 3, busy, good),
+            ids(&[(2, 0), (2, 1), (1, 0)])
+        );
+        assert_eq!(prefer(&available, &[], 9, none, good).len(), 5);
+        // No VF comes with these.
+        let slots = |id: DeviceId| id.pf().bus() == 2;
+        assert_eq!(
+            prefer(&available, &[], 4, none, slots),
+            ids(&[(1, 0), (1, 1), (1, 3), (2, 0)])
+        );
+        assert_eq!(prefer(&["junk".into()], &["?".into()], 2, none, good), [""; 0]);
     }
 
     proptest! {
@@ -72,7 +86,7 @@ mod tests {
         ) {
             let available = ids(&of.into_iter().collect::<Vec<_>>());
             let must = must.min(count).min(available.len());
-            let chosen = prefer(&available, &available[..must], count, |_| 0);
+            let chosen = prefer(&available, &available[..must], count, |_| 0, |_| false);
             prop_assert_eq!(chosen.len(), count.min(available.len()));
             prop_assert!(available[..must].iter().all(|id| chosen.contains(id)));
             let mut unique = chosen.clone();

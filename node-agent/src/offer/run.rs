@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use super::{DOMAIN, devices::Offer, placeholder, plugin::Network};
+use super::{DOMAIN, devices::Offer, lend, placeholder, plugin::Network};
 use crate::host::Host;
 
 /// How often the kubelet is asked which pod has which device: it does not report when a pod has ended.
@@ -58,10 +58,12 @@ pub async fn run(host: Arc<Host>, plugins: &Path) -> Infallible {
     let mut ledger = host.pools.subscribe();
     let mut hardware = host.hardware.subscribe();
     let mut offered = host.offers.subscribe();
+    let _lent = AbortOnDropHandle::new(tokio::spawn(lend::keep(Arc::clone(&host))));
     let mut registered: BTreeMap<String, Registered> = BTreeMap::new();
     let mut wrong = Wrong::default();
     let (mut heard, mut is_old, mut asked) = (false, true, Instant::now());
     loop {
+        host.offers.learn_nodes(&host.proc);
         ledger.mark_unchanged();
         // Also what has changed in the pause after another change.
         is_old |= hardware.has_changed().unwrap_or(true);

@@ -44,7 +44,14 @@ impl Scene {
 
     /// With an agent that runs in this pod.
     fn of_pod(own: Option<(String, String)>) -> Self {
+        Self::on_kernel(own, "243 vfio\n242 vfio-dev\n")
+    }
+
+    /// On a kernel with these device numbers.
+    fn on_kernel(own: Option<(String, String)>, devices: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("proc")).unwrap();
+        std::fs::write(dir.path().join("proc/devices"), devices).unwrap();
         let kubelet_dir = dir.path().join("kubelet");
         let mut host = host::tests::made(dir.path(), 2, 2);
         host.offers = Arc::new(Offers::new(&scripted::pod_resources(&kubelet_dir), own));
@@ -303,4 +310,42 @@ async fn the_nodes_that_containers_were_promised_are_made_again_when_the_agent_s
         }
     };
     timeout(Duration::from_secs(30), made).await.expect("not made");
+}
+
+/// This machine has no such PFs, so no VF can be parked.
+#[tokio::test]
+async fn a_vf_that_cannot_be_made_ready_is_given_to_no_pod_and_nothing_is_left() {
+    let scene = Scene::on_kernel(None, "243 vfio\n");
+    scene.healthy(|ids| ids.len() == 4).await;
+    // These two are with vfio, and nobody has them open.
+    let nodes = scene.host.dev.root().join("vfio");
+    std::fs::create_dir(&nodes).unwrap();
+    for pf in &scene.host.inventory().await.unwrap().pfs {
+        let group = pf.vfs[0].iommu_group.unwrap();
+        std::fs::write(nodes.join(group.to_string()), "").unwrap();
+    }
+    let error = scene.kubelet.admit("ns", "vm", RESOURCE, 2).await.unwrap_err();
+    assert!(!error.contains("Available"), "{error}");
+    scene.healthy(|ids| ids.len() == 4).await;
+    assert!(scene.host.pools.lent().is_empty());
+    assert_eq!(scene.host.journal.loans().unwrap(), []);
+
+    // Without the network's settings a pod could get a trunk of all VLANs.
+    let mut unknown = pool("fast", "*", 0);
+    unknown.l2 = None;
+    scene.host.pools.set_pools(&[unknown]);
+    let error = scene.kubelet.admit("ns", "vm", RESOURCE, 2).await.unwrap_err();
+    assert!(error.contains("which settings the network fast has"), "{error}");
+
+    // A standby slot comes without.
+    scene.host.pools.set_pools(&[pool("fast", "*", 8)]);
+    scene.healthy(|ids| ids.len() == 12).await;
+    let slots = super::super::slots::standby(
+        &scene.host.inventory().await.unwrap(),
+        &scene.host.pools.pools(),
+        "fast",
+    );
+    let ids = [slots[0].to_string()].into();
+    scene.kubelet.ask_for(RESOURCE, &ids).await.unwrap();
+    assert!(scene.host.pools.lent().is_empty());
 }

@@ -5,9 +5,10 @@ use std::{
     sync::LazyLock,
 };
 
-use hybridnic_api::v1alpha1::{NodePool, PoolTags, Uplink};
+use hybridnic_api::v1alpha1::{L2Settings, NodePool, PoolTags, Uplink};
 use hybridnic_net::{
     DeviceId, PciAddress,
+    dev::VfioNodes,
     sysfs::{Inventory, Pf},
     testing,
 };
@@ -51,6 +52,7 @@ pub(crate) fn pool(network: &str, pf: &str, standby_slots: i32) -> NodePool {
         }],
         tags: PoolTags::None,
         standby_slots,
+        l2: Some(L2Settings::default()),
     }
 }
 
@@ -68,6 +70,7 @@ struct Node {
     given: BTreeSet<Promise>,
     fresh: BTreeSet<Promise>,
     refused: usize,
+    nodes: VfioNodes,
 }
 
 fn uid(pod: u8) -> String {
@@ -104,6 +107,7 @@ impl Node {
             given: BTreeSet::new(),
             fresh: BTreeSet::new(),
             refused: 0,
+            nodes: VfioNodes::Functions,
         };
         node.say();
         node
@@ -117,10 +121,12 @@ impl Node {
                 pools: &self.ledger.pools(),
                 holders: &self.ledger.holders(),
                 foreign: &self.ledger.foreign(),
+                lent: &self.ledger.lent(),
                 provision_errors: &BTreeMap::new(),
             },
             promises: &promises,
             seats: &self.ledger.seats(&self.inventory),
+            nodes: self.nodes,
         })
     }
 
@@ -177,10 +183,15 @@ impl Node {
             .filter(|device| device.healthy && !in_use.contains(&device.id))
             .map(|device| device.id.to_string())
             .collect();
-        let id = super::prefer::prefer(&free, &[], 1, |_| 0)
+        let id = super::prefer::prefer(&free, &[], 1, |_| 0, |_| false)
             .first()?
             .parse()
             .unwrap();
+        if self.nodes == VfioNodes::Groups && self.with_inputs(|inputs| devices::has_nic(inputs, id)) {
+            // It has waited for that NIC in vain.
+            self.refused += 1;
+            return None;
+        }
         if self
             .with_inputs(|inputs| devices::refusal(inputs, network, id))
             .is_some()
@@ -194,6 +205,11 @@ impl Node {
             pod: None,
         });
         self.owe();
+        if self.nodes == VfioNodes::Groups
+            && let Some((_, vf)) = devices::vf_of(&self.inventory, id)
+        {
+            self.ledger.lend(vf.address, groups::loan(id, vf.address));
+        }
         if fails {
             return None;
         }
@@ -214,7 +230,10 @@ impl Node {
             self.ledger.set_ticket(&uid(pod), ticket.unwrap());
         }
         let pick = match self.ledger.ticket(&uid(pod)) {
-            Some(Ticket::Device { id, .. }) => Pick::OnPf(id.pf()),
+            Some(Ticket::Device { id, .. }) => match self.ledger.loan_by(id) {
+                Some(loan) => Pick::Exactly(loan.vf.address),
+                None => Pick::OnPf(id.pf()),
+            },
             _ => Pick::Any,
         };
         let wish = Wish {
@@ -249,12 +268,54 @@ impl Node {
             .collect();
         let before = std::mem::take(&mut self.ledger);
         self.ledger.set_pools(&before.pools());
+        for (vf, lent) in before.lent() {
+            self.ledger.lend(vf, lent);
+        }
         for (vf, holder) in before.holders() {
             self.ledger.enter(&holder.uid, networks[&holder.uid].clone());
             self.ledger.restore(holder, vf);
         }
         self.list();
         self.say();
+    }
+
+    /// What may happen at any time.
+    fn happen(&mut self, event: Event, networks: &mut BTreeMap<u8, &'static str>) {
+        match event {
+            // Each number is one pod at a time, and its NIC has left before there is another.
+            Event::Admit(pod, a, fails) => {
+                if !self.alive.contains(&pod) && !self.ledger.seats(&self.inventory).contains_key(&uid(pod)) {
+                    let network = if a { "a" } else { "b" };
+                    networks.insert(pod, network);
+                    self.admit(pod, network, fails);
+                }
+            }
+            Event::Plain(pod) => {
+                if !self.alive.contains(&pod) && !self.ledger.seats(&self.inventory).contains_key(&uid(pod)) {
+                    networks.insert(pod, "a");
+                    self.kubelet.retain(|pod, _| self.alive.contains(pod));
+                    self.alive.insert(pod);
+                    self.take(pod, "a");
+                }
+            }
+            Event::Take(pod) => {
+                if let Some(network) = networks.get(&pod).copied() {
+                    self.take(pod, network);
+                }
+            }
+            Event::Over(pod) => drop(self.alive.remove(&pod)),
+            Event::Release(pod) => self.release(pod),
+            Event::List => {
+                self.kubelet.retain(|pod, _| self.alive.contains(pod));
+                self.list();
+                self.settle();
+            }
+            Event::Say => self.say(),
+            Event::RestartAgent => {
+                self.kubelet.retain(|pod, _| self.alive.contains(pod));
+                self.restart_agent();
+            }
+        }
     }
 
     fn pf(&self, n: usize) -> &Pf {
@@ -325,7 +386,7 @@ fn a_nic_that_is_told_to_do_without_is_owed_nothing() {
     assert!(node.ledger.take(&node.inventory, &other, &wish).is_some());
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Event {
     Admit(u8, bool, bool),
     Plain(u8),
@@ -364,40 +425,7 @@ proptest! {
         let mut node = Node::new(&pools, vfs);
         let mut networks: BTreeMap<u8, &str> = BTreeMap::new();
         for event in events {
-            match event {
-                // Each number is one pod at a time, and its NIC has left before there is another.
-                Event::Admit(pod, a, fails) => {
-                    if !node.alive.contains(&pod) && !node.ledger.seats(&node.inventory).contains_key(&uid(pod)) {
-                        let network = if a { "a" } else { "b" };
-                        networks.insert(pod, network);
-                        node.admit(pod, network, fails);
-                    }
-                }
-                Event::Plain(pod) => {
-                    if !node.alive.contains(&pod) && !node.ledger.seats(&node.inventory).contains_key(&uid(pod)) {
-                        networks.insert(pod, "a");
-                        node.kubelet.retain(|pod, _| node.alive.contains(pod));
-                        node.alive.insert(pod);
-                        node.take(pod, "a");
-                    }
-                }
-                Event::Take(pod) => {
-                    if let Some(network) = networks.get(&pod) {
-                        node.take(pod, network);
-                    }
-                }
-                Event::Over(pod) => drop(node.alive.remove(&pod)),
-                Event::Release(pod) => node.release(pod),
-                Event::List => {
-                    node.kubelet.retain(|pod, _| node.alive.contains(pod));
-                    node.list();
-                }
-                Event::Say => node.say(),
-                Event::RestartAgent => {
-                    node.kubelet.retain(|pod, _| node.alive.contains(pod));
-                    node.restart_agent();
-                }
-            }
+            node.happen(event, &mut networks);
             node.check();
         }
     }
@@ -506,3 +534,6 @@ fn a_standby_slot_needs_no_free_vf() {
     let Device { given, .. } = *node.offer("a").device(slots[0]).unwrap();
     assert!(!given);
 }
+
+#[path = "groups_tests.rs"]
+mod groups;

@@ -1,7 +1,7 @@
 //! Which NIC uses which of its pod's devices. Pure.
 //!
 //! The kubelet names a pod's devices, but not which is for which NIC; those of one PF are equally good. A NIC that
-//! has a VF or a standby gets one of that PF, and the others take what is left.
+//! has a VF or a standby gets one of that PF, and the others take what is left. A VF that was lent to the pod has its own device.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,12 +14,21 @@ use crate::node::ledger::{Nic, Seat, Ticket};
 pub fn ticket(seats: &BTreeMap<String, Seat>, promises: &BTreeSet<Promise>, uid: &str) -> Option<Ticket> {
     let seat = seats.get(uid)?;
     let beside = |other: &&Seat| is_beside(&seat.nic, &other.nic);
-    let used: BTreeSet<DeviceId> = seats.values().filter(beside).filter_map(Seat::device).collect();
+    let used = seats
+        .values()
+        .filter(beside)
+        .flat_map(|seat| [seat.device(), seat.lent]);
+    let used: BTreeSet<DeviceId> = used.flatten().collect();
     let of_pod = |promise: &&Promise| {
         let pod = promise.pod.as_ref();
         promise.network == seat.nic.network
             && pod.is_some_and(|(namespace, pod)| *namespace == seat.nic.namespace && *pod == seat.nic.pod)
     };
+    if let Some(id) = seat.lent
+        && promises.iter().filter(of_pod).any(|promise| promise.id == id)
+    {
+        return Some(Ticket::Device { id, tied: false });
+    }
     let left = promises
         .iter()
         .filter(of_pod)
@@ -58,6 +67,7 @@ mod tests {
             },
             ticket: None,
             vf_pf: vf_pf.map(|pf| id(pf, 0).pf()),
+            lent: None,
             gives_back: false,
             standby_pf: None,
         }
@@ -95,5 +105,31 @@ mod tests {
         assert_eq!(give("b"), None, "the pod has asked for two");
         assert_eq!(give("asks for none"), None);
         assert_eq!(ticket(&seats, &promises, "nobody"), None);
+    }
+
+    #[test]
+    fn a_nic_on_a_vf_that_was_lent_has_the_device_of_that_vf() {
+        let promises = BTreeSet::from([promise("vm", "net", id(1, 0)), promise("vm", "net", id(1, 3))]);
+        let on = |slot| Seat {
+            lent: Some(id(1, slot)),
+            ..seat("vm", Some(1))
+        };
+        let device = |slot| {
+            Some(Ticket::Device {
+                id: id(1, slot),
+                tied: false,
+            })
+        };
+        let seats = BTreeMap::from([("a".to_owned(), on(3)), ("b".to_owned(), seat("vm", None))]);
+        assert_eq!(ticket(&seats, &promises, "a"), device(3));
+        assert_eq!(
+            ticket(&seats, &promises, "b"),
+            device(0),
+            "it is not the other one's"
+        );
+        // The kubelet has lost its checkpoint.
+        let gone = BTreeSet::from([promise("vm", "net", id(1, 0))]);
+        let seats = BTreeMap::from([("a".to_owned(), on(3))]);
+        assert_eq!(ticket(&seats, &gone, "a"), device(0));
     }
 }

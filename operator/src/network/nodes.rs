@@ -43,6 +43,7 @@ pub fn of_network(node: &HybridNode, network: &str) -> HybridNode {
         uplinks: Vec::new(),
         tags: pool.tags,
         standby_slots: pool.standby_slots,
+        l2: None,
     });
     let mut slim = HybridNode::new(
         &node.name_any(),

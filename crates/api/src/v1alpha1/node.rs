@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
-use super::{Uplink, VfCounts, is_zero};
+use super::{L2Settings, Uplink, VfCounts, is_zero};
 
 /// A node's PFs and VFs: what to provision, what there is, and who holds it. Its name is the node's.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -69,6 +69,10 @@ pub struct NodePool {
     /// How many NICs it takes beside those that get a VF.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub standby_slots: i32,
+    /// The L2 settings of its NICs: on nodes whose kernel has vfio groups only, a pod gets a VF before its NIC is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "l2_without_rules")]
+    pub l2: Option<L2Settings>,
 }
 
 /// Which VLAN tags the frames of a network's NICs have.
@@ -88,6 +92,15 @@ pub enum PoolTags {
 fn uplinks_without_rules(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
     let mut schema = generator.subschema_for::<Vec<Uplink>>();
     schema.insert("maxItems".to_owned(), limits::UPLINKS.into());
+    without_rules(schema)
+}
+
+/// The same.
+fn l2_without_rules(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    without_rules(generator.subschema_for::<Option<L2Settings>>())
+}
+
+fn without_rules(mut schema: schemars::Schema) -> schemars::Schema {
     schemars::transform::RecursiveTransform(|s: &mut schemars::Schema| {
         s.remove("x-kubernetes-validations");
     })

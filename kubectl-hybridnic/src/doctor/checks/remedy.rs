@@ -37,6 +37,7 @@ pub fn remedy(reason: &str) -> String {
             "compare spec.uplinks with kubectl hybridnic node NAME: PFs in a bond or bridge, of InfiniBand or in switchdev mode do not count"
         }
         reasons::NO_FREE_VF => "free a VF or create more; kubectl hybridnic node NAME shows who holds which",
+        reasons::NO_VFIO_GROUP => "restart the VM, or migrate it: its new pod gets a VF with its device",
         reasons::PF_LINK_DOWN => "look at cable and switch",
         reasons::VF_UNKNOWN => {
             "if it stays so: has the PF its driver, and its interface in the host's namespace?"

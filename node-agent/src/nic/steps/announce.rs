@@ -3,7 +3,8 @@
 use hybridnic_net::announce;
 use tracing::warn;
 
-use super::{Context, vf::VfError};
+use super::Context;
+use crate::nic::vf::VfError;
 use crate::{
     error::chain,
     machine::{Machine, MachineError},

@@ -6,15 +6,15 @@ use hybridnic_api::{
     conditions::reasons,
     v1alpha1::{Aside, SwitchOrder},
 };
-use hybridnic_net::MacAddr;
+use hybridnic_net::{MacAddr, dev::VfioNodes};
 use tokio::sync::watch;
 
 use super::super::plan::{Learnt, TRIES};
 use crate::{
     error::HasReason,
     host::Host,
-    journal::{JournalError, Record},
-    machine::Vm,
+    journal::{JournalError, Loan, Record},
+    machine::{Owner, Vm},
     node::{
         choice::Pick,
         ledger::{Claimant, Ticket},
@@ -65,17 +65,56 @@ impl Context {
         self.host.pools.set_gives_back(&self.record.uid, gives_back);
     }
 
-    /// Which VF will do: one of the PF of which the kubelet has given the pod a device.
+    /// Which VF will do: the one whose group the pod has; otherwise one of the PF of which the kubelet has given the pod a device.
     pub fn pick(&self) -> Pick {
+        match self.loan() {
+            Some(loan) => Pick::Exactly(loan.vf.address),
+            None => self.pick_standby(),
+        }
+    }
+
+    /// Which PF will do for a standby.
+    pub fn pick_standby(&self) -> Pick {
         match self.host.pools.ticket(&self.record.uid) {
             Some(Ticket::Device { id, .. }) => Pick::OnPf(id.pf()),
             Some(Ticket::None) | None => Pick::Any,
         }
     }
 
+    /// The VF whose group the pod was given for this NIC.
+    pub fn loan(&self) -> Option<Loan> {
+        match self.host.pools.ticket(&self.record.uid)? {
+            Ticket::Device { id, .. } => self.host.pools.loan_by(id),
+            Ticket::None => None,
+        }
+    }
+
+    /// Why the VM can have no VF: its QEMU would open the VF's group by its path, and the pod does not have it.
+    pub fn lacks_group(&self) -> Option<String> {
+        let by_path = self.host.offers.nodes() == VfioNodes::Groups;
+        // A plain pod may have all of /dev.
+        if !by_path || self.vm.duties().standby != Owner::Runtime || self.loan().is_some() {
+            return None;
+        }
+        match self.host.pools.ticket(&self.record.uid)? {
+            Ticket::Device { id, .. } => Some(format!(
+                "this node's kernel has vfio groups only, and the VM's pod has got none with its device {id}: it is a standby slot, or the \
+                 pod is older than the agent; the NIC stays on its standby until the VM is restarted or migrated"
+            )),
+            Ticket::None => Some(
+                "this node's kernel has vfio groups only, and the VM's pod has got none, as it has no device for this NIC; the NIC stays on \
+                 its standby until the VM is restarted or migrated"
+                    .to_owned(),
+            ),
+        }
+    }
+
     /// Which VF will do in place of its own: where nothing ties the NIC to its PF it may leave it, as the scheduler has counted
-    /// it there and a link is worth more.
+    /// it there and a link is worth more. A pod that has one VF's group can have no other VF.
     pub fn pick_elsewhere(&self) -> Pick {
+        if let Some(loan) = self.loan() {
+            return Pick::Exactly(loan.vf.address);
+        }
         match self.host.pools.ticket(&self.record.uid) {
             Some(Ticket::Device { id, tied: true }) => Pick::OnPf(id.pf()),
             Some(Ticket::Device { .. } | Ticket::None) | None => Pick::Any,

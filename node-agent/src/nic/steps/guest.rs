@@ -13,13 +13,13 @@ use tracing::{debug, info, warn};
 use super::{
     Context, announce, descriptors,
     standby::{self, StandbyError},
-    vf::{self, VfError},
+    vf,
 };
 use crate::{
     error::{HasReason, chain},
-    journal::{JournalError, Record, StandbyRecord},
+    journal::{JournalError, Record, StandbyRecord, VfRecord},
     machine::{LetGo, Machine, MachineError, StandbyPlug, VfPlug},
-    nic::{disuse::Disuse, ids, observe, plan::Sends, silence::Silence},
+    nic::{disuse::Disuse, ids, observe, plan::Sends, silence::Silence, vf::VfError},
 };
 
 /// How often is looked whether the guest uses its VF: there is no event for it.
@@ -35,6 +35,8 @@ pub(super) enum GuestError {
          pcie-root-port,id=…"
     )]
     NoFreePorts,
+    #[error("{0}")]
+    NoGroup(String),
     #[error("the NIC has no ports in the guest")]
     NoPorts,
     #[error("QEMU's limit of locked memory cannot be lifted: {0}")]
@@ -53,6 +55,7 @@ impl HasReason for GuestError {
     fn reason(&self) -> &'static str {
         match self {
             Self::NoFreePorts | Self::NoPorts => reasons::NO_GUEST_PORT,
+            Self::NoGroup(_) => reasons::NO_VFIO_GROUP,
             Self::Limited(_) => reasons::QEMU_REFUSED,
             Self::Machine(error) => error.reason(),
             Self::Vf(error) => error.reason(),
@@ -138,6 +141,9 @@ pub(super) async fn plug_vf(cx: &mut Context, machine: &Machine) -> Result<bool,
 async fn try_plug_vf(cx: &mut Context, machine: &Machine) -> Result<(), GuestError> {
     let port = vf_port(&cx.record).ok_or(GuestError::NoPorts)?;
     let vf = vf::held(cx)?.clone();
+    if let Some(why) = cx.lacks_group().or_else(|| other_group(cx, &vf)) {
+        return Err(GuestError::NoGroup(why));
+    }
     // Of the very process of the pod that is talked to, and of no other.
     cx.vm.unlimit_locked_memory().map_err(GuestError::Limited)?;
     (cx.learnt.moved, cx.disused) = (false, false);
@@ -164,6 +170,19 @@ async fn try_plug_vf(cx: &mut Context, machine: &Machine) -> Result<(), GuestErr
             Err(error.into())
         }
     }
+}
+
+/// Why a pod cannot use the group that it was given: the kernel has numbered its groups in another order since.
+fn other_group(cx: &Context, vf: &VfRecord) -> Option<String> {
+    let loan = cx.host.pools.loan_of(vf.address)?;
+    let (given, now) = (loan.vf.iommu_group, vf.iommu_group);
+    (given != now).then(|| {
+        format!(
+            "the VM's pod has got the vfio group {given} for the VF {}, which is {now} since the node's boot; the NIC stays on its standby \
+             until the VM is restarted or migrated",
+            vf.address
+        )
+    })
 }
 
 /// Waits until the guest uses the VF, or the goal changes, or the deadline passes.

@@ -12,7 +12,7 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{guest::GuestError, reserve::ReserveError, standby::StandbyError, vf::VfError, *};
+use super::{guest::GuestError, reserve::ReserveError, standby::StandbyError, *};
 use crate::{
     calls::CallError,
     devices::DeviceError,
@@ -30,7 +30,10 @@ use crate::{
         qemu::{Qemu, peer::Peer},
         residents,
     },
-    nic::plan::{Learnt, TRIES},
+    nic::{
+        plan::{Learnt, TRIES},
+        vf::{VfError, foreign},
+    },
     node::{choice::Choice, ledger::Claimant},
 };
 
@@ -272,27 +275,27 @@ async fn a_vf_on_vfio_is_taken_only_where_the_kernel_says_that_nobody_has_it() {
         vf: pf.vfs[index].clone(),
         pf: pf.clone(),
     });
-    assert_eq!(reserve::foreign(&host, &other, &Ok(())).await.unwrap(), None);
+    assert_eq!(foreign(&host, &other, &Ok(())).await.unwrap(), None);
     // It was, and another NIC has given it back since.
     other.vf.driver = Some("vfio-pci".into());
-    assert_eq!(reserve::foreign(&host, &other, &Ok(())).await.unwrap(), None);
+    assert_eq!(foreign(&host, &other, &Ok(())).await.unwrap(), None);
 
-    let why = reserve::foreign(&host, &bound, &Ok(())).await.unwrap().unwrap();
+    let why = foreign(&host, &bound, &Ok(())).await.unwrap().unwrap();
     assert!(why.contains("no vfio groups"), "{why}");
 
     // The kernel gives an error: the file of the group is no device.
     let group = host.dev.vfio_group(bound.vf.iommu_group.unwrap());
     fs::create_dir_all(&group).unwrap();
-    let error = reserve::foreign(&host, &bound, &Ok(())).await.unwrap_err();
+    let error = foreign(&host, &bound, &Ok(())).await.unwrap_err();
     assert_eq!(error.reason(), reasons::VF_UNKNOWN);
 
     fs::remove_dir(&group).unwrap();
     fs::write(&group, "").unwrap();
-    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await.unwrap(), None);
+    assert_eq!(foreign(&host, &bound, &Ok(())).await.unwrap(), None);
 
     // A pod that has it from another plugin may not have opened it yet.
     let silent = Err("not now".to_owned());
-    let error = reserve::foreign(&host, &bound, &silent).await.unwrap_err();
+    let error = foreign(&host, &bound, &silent).await.unwrap_err();
     assert_eq!(error.reason(), reasons::KUBELET_UNREACHABLE);
 
     // Of one that is passed over the node says why, and nobody gets it.
@@ -436,24 +439,27 @@ async fn a_vf_that_an_earlier_nics_qemu_may_have_goes_to_no_other() {
     let given = host.handouts.open_made(vf, make).unwrap();
     fs::create_dir_all(group.parent().unwrap()).unwrap();
     fs::write(&group, "").unwrap();
-    let why = reserve::foreign(&host, &bound, &Ok(())).await.unwrap().unwrap();
+    let why = foreign(&host, &bound, &Ok(())).await.unwrap().unwrap();
     assert!(why.contains("/dev/hybridnic"), "{why}");
     drop(given);
-    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await.unwrap(), None);
+    assert_eq!(foreign(&host, &bound, &Ok(())).await.unwrap(), None);
 
     // An earlier agent's, which was closed since: nobody is asked.
     let unbind = dir.path().join("sys/bus/pci/drivers/vfio-pci/unbind");
     assert_eq!(fs::read_to_string(&unbind).unwrap(), "");
     let node = dir.path().join(format!("dev/hybridnic/{vf}.1"));
     fs::write(&node, "").unwrap();
-    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await.unwrap(), None);
+    assert_eq!(foreign(&host, &bound, &Ok(())).await.unwrap(), None);
     assert!(!node.exists());
     assert_eq!(fs::read_to_string(&unbind).unwrap(), "");
 
     // One of which nothing tells: vfio is asked, and gets the VF back.
     let node = node.with_extension("0");
     fs::write(&node, "").unwrap();
-    assert_eq!(reserve::foreign(&host, &bound, &Ok(())).await.unwrap(), None);
+    assert_eq!(foreign(&host, &bound, &Ok(())).await.unwrap(), None);
     assert_eq!(fs::read_to_string(&unbind).unwrap(), vf.to_string());
     assert!(!node.exists() && !host.handouts.is_unsure(vf));
 }
+
+#[path = "loan_tests.rs"]
+mod loans;

@@ -78,8 +78,16 @@ impl NicTask {
             pick: self.cx.pick(),
             standby_pf: self.cx.record.standby.as_ref().map(|s| s.pf),
         };
-        let uplink = pools.standby_pf(&inventory, wish.network, wish.pick).is_some();
-        let could = could_take_vf(&self.ask(), &Seen { uplink, ..*seen }, &self.cx.learnt);
+        let uplink = pools
+            .standby_pf(&inventory, wish.network, self.cx.pick_standby())
+            .is_some();
+        let lacks_group = self.cx.lacks_group();
+        let could =
+            lacks_group.is_none() && could_take_vf(&self.ask(), &Seen { uplink, ..*seen }, &self.cx.learnt);
+        // With no PF for a standby either, that is what is said.
+        if let Some(why) = lacks_group.filter(|_| uplink) {
+            self.no_ticket = Some((reasons::NO_VFIO_GROUP, why));
+        }
         if !could {
             pools.stop_waiting(&self.cx.claimant);
         }

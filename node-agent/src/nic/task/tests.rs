@@ -113,6 +113,7 @@ async fn with_vfs(dir: &std::path::Path, pfs: u8) -> (Arc<Host>, Inventory) {
         uplinks: vec![uplink],
         tags: hybridnic_api::v1alpha1::PoolTags::None,
         standby_slots: 0,
+        l2: None,
     }]);
     let inventory = host.inventory().await.unwrap();
     (host, inventory)
