@@ -248,6 +248,7 @@ pub async fn describe(host: &Host, choice: Choice) -> Result<VfRecord, VfError> 
         saved,
         saved_driver,
         rate_set: false,
+        port_asked: false,
     })
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod fuzzing;
 mod guard;
 mod link;
 mod macvtap;
+mod port;
 mod socket;
 mod vf;
 mod vlan;
@@ -33,7 +34,8 @@ pub use error::NetlinkError;
 pub use events::{LinkEvent, LinkEvents};
 pub use guard::Guard;
 pub use link::{Counters, Link, LinkKind};
-pub use macvtap::{MacvtapSpec, Place};
+pub use macvtap::{MacvtapMode, MacvtapSpec, Place};
+pub use port::{PortProfile, PortRequest, PortResponse, VfPort};
 pub use vf::{VfConfig, VfLinkState, VfSetting};
 pub use vlan::VlanSpec;
 
