@@ -130,6 +130,7 @@ impl Agent {
         host.load_parked();
         host.load_loans()?;
         host.offers.learn_nodes(&host.proc);
+        host.load_drain();
         info!(
             node = node_name,
             version = env!("CARGO_PKG_VERSION"),

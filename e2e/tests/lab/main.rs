@@ -20,6 +20,7 @@ mod common;
 mod containment;
 mod debian;
 mod devices;
+mod drain;
 mod faults;
 mod flight;
 mod lifecycle;
@@ -52,6 +53,7 @@ fn main() {
         pool::tests,
         aside::tests,
         profile::tests,
+        drain::tests,
         devices::tests,
         containment::tests,
     ];

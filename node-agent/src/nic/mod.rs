@@ -11,6 +11,7 @@
 //! | [`silence`] | judges whether the guest has moved to its VF | nothing |
 //! | [`disuse`] | judges whether it has stopped using it | nothing |
 //! | [`link_loss`] | judges whether a PF's link is gone for good | nothing |
+//! | [`way_home`] | judges whether a NIC that is split may go back to its standby's PF | nothing |
 //! | [`macs`] | knows which MACs belong to NICs | nothing |
 //! | [`vf`] | sets, binds and gives back a VF, no matter for whom | VF |
 //! | [`steps`] | takes one step | VF, macvtap, QEMU, journal |
@@ -35,3 +36,4 @@ pub mod steps;
 pub mod stopwatch;
 pub mod task;
 pub mod vf;
+pub mod way_home;

@@ -448,6 +448,7 @@ impl State {
                 holders: &ledger.holders(),
                 foreign: &ledger.foreign(),
                 lent: &ledger.lent(),
+                draining: &ledger.draining(),
                 provision_errors: &BTreeMap::new(),
             },
             promises: &promises,

@@ -122,6 +122,7 @@ impl Node {
                 holders: &self.ledger.holders(),
                 foreign: &self.ledger.foreign(),
                 lent: &self.ledger.lent(),
+                draining: &self.ledger.draining(),
                 provision_errors: &BTreeMap::new(),
             },
             promises: &promises,

@@ -6,7 +6,7 @@ use hybridnic_api::{
     conditions::reasons,
     v1alpha1::{Aside, SwitchOrder},
 };
-use hybridnic_net::{MacAddr, dev::VfioNodes};
+use hybridnic_net::{MacAddr, dev::VfioNodes, sysfs::Inventory};
 use tokio::sync::watch;
 
 use super::super::plan::{Learnt, TRIES};
@@ -18,6 +18,7 @@ use crate::{
     node::{
         choice::Pick,
         ledger::{Claimant, Ticket},
+        select,
     },
 };
 
@@ -65,17 +66,24 @@ impl Context {
         self.host.pools.set_gives_back(&self.record.uid, gives_back);
     }
 
-    /// Which VF will do: the one whose group the pod has; otherwise one of the PF of which the kubelet has given the pod a device.
-    pub fn pick(&self) -> Pick {
+    /// Which VF will do: the one whose group the pod has; otherwise one of the PF of its device, as for its standby.
+    pub fn pick(&self, inventory: &Inventory) -> Pick {
         match self.loan() {
             Some(loan) => Pick::Exactly(loan.vf.address),
-            None => self.pick_standby(),
+            None => self.pick_standby(inventory),
         }
     }
 
-    /// Which PF will do for a standby.
-    pub fn pick_standby(&self) -> Pick {
-        match self.host.pools.ticket(&self.record.uid) {
+    /// Which PF will do for a standby: the one of which the kubelet has given the pod a device, unless the NIC may leave it and that PF
+    /// has no link or is drained.
+    pub fn pick_standby(&self, inventory: &Inventory) -> Pick {
+        let (pools, network) = (&self.host.pools, &self.record.spec.network);
+        match pools.ticket(&self.record.uid) {
+            Some(Ticket::Device { id, tied: false })
+                if pools.is_drained(network, id.pf()) || select::is_dark(inventory, id.pf()) =>
+            {
+                Pick::Any
+            }
             Some(Ticket::Device { id, .. }) => Pick::OnPf(id.pf()),
             Some(Ticket::None) | None => Pick::Any,
         }

@@ -57,11 +57,12 @@ async fn a_nic_takes_the_vf_whose_group_its_pod_has_and_no_other() {
     host.offers.learn_nodes(&host.proc);
     let why = cx.lacks_group().unwrap();
     assert!(why.contains("restarted or migrated"), "{why}");
-    assert_eq!(cx.pick(), Pick::OnPf(pf_address(0)));
+    let inventory = host.inventory().await.unwrap();
+    assert_eq!(cx.pick(&inventory), Pick::OnPf(pf_address(0)));
 
     assert_eq!(lend(&host, 0), device);
     assert_eq!(cx.lacks_group(), None);
     let exactly = Pick::Exactly(vf_address(0, 0));
-    assert_eq!((cx.pick(), cx.pick_elsewhere()), (exactly, exactly));
-    assert_eq!(cx.pick_standby(), Pick::OnPf(pf_address(0)));
+    assert_eq!((cx.pick(&inventory), cx.pick_elsewhere()), (exactly, exactly));
+    assert_eq!(cx.pick_standby(&inventory), Pick::OnPf(pf_address(0)));
 }

@@ -60,7 +60,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
     let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
     let wish = Wish {
         network: &network,
-        pick: cx.pick(),
+        pick: cx.pick(&inventory),
         standby_pf: standby_pf.or_else(|| promised.as_ref().map(|(pf, _)| *pf)),
     };
     let (mut passed_over, mut failed) = (Vec::new(), None);
@@ -105,7 +105,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
         return Ok(());
     }
     if cx.record.standby.is_none() && may_go_without {
-        let any = cx.host.pools.standby_pf(&inventory, &network, cx.pick_standby());
+        let any = cx.host.pools.standby_pf(&inventory, &network, cx.pick_standby(&inventory));
         let any = any.map(|pf| (pf.address, pf.name.clone().unwrap_or_default()));
         let (pf, pf_name) = promised.or(any).ok_or_else(|| {
             let why = cx.host.pools.barred(&inventory, &network);
