@@ -83,7 +83,7 @@ mod tests {
 
     use super::*;
 
-    fn node(drain: serde_json::Value) -> HybridNode {
+    fn node(drain: &serde_json::Value) -> HybridNode {
         let pf = |name: &str, address: &str| json!({"name": name, "pciAddress": address, "vendor": "8086", "device": "10c9", "linkUp": true, "totalVfs": 7});
         from_value(json!({
             "metadata": {"name": "n1"},
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_pf_is_found_by_name_and_address_and_else_those_there_are_are_named() {
-        let node = node(json!({"pfs": ["0000:03:00.0"], "networks": ["gone"]}));
+        let node = node(&json!({"pfs": ["0000:03:00.0"], "networks": ["gone"]}));
         let pf = |name| target(&which(Some(name), None), &node);
         assert_eq!(pf("ens1"), Ok(Target::Pf("0000:01:00.0".into())));
         assert_eq!(pf("0000:02:00.0"), Ok(Target::Pf("0000:02:00.0".into())));
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn what_others_have_said_stays() {
-        let before = node(json!({"pfs": ["0000:02:00.0"]})).spec.drain;
+        let before = node(&json!({"pfs": ["0000:02:00.0"]})).spec.drain;
         let pf = Target::Pf("0000:01:00.0".into());
         let both = changed(&before, &pf, true);
         assert_eq!(both.pfs, ["0000:02:00.0", "0000:01:00.0"]);

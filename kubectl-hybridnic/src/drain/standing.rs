@@ -23,7 +23,7 @@ pub fn standing(
     if status.observed_generation < generation {
         return Standing::OnItsWay("the node's agent has not looked at it yet".to_owned());
     }
-    let states: Vec<Option<DrainState>> = match target {
+    let parts: Vec<Option<DrainState>> = match target {
         Target::All => status.pfs.iter().map(|pf| pf.drain).collect(),
         Target::Pf(address) => {
             let pfs = status.pfs.iter().filter(|pf| pf.pci_address == *address);
@@ -34,7 +34,7 @@ pub fn standing(
             pools.map(|pool| pool.drain).collect()
         }
     };
-    if states.iter().all(|state| *state == Some(DrainState::Drained)) {
+    if parts.iter().all(|state| *state == Some(DrainState::Drained)) {
         return Standing::There("no NIC holds a VF of it".to_owned());
     }
     let hold: Vec<Holder> = attachments
@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    fn node(drain: Value, observed: i64, state: Option<&str>) -> HybridNode {
+    fn node(drain: &Value, observed: i64, state: Option<&str>) -> HybridNode {
         from_value(json!({
             "metadata": {"name": "n1", "generation": 2},
             "spec": {"drain": drain},
@@ -151,15 +151,15 @@ mod tests {
         let is =
             |node: &HybridNode, attachments: &[NicAttachment]| standing(node, attachments, &target, Some(2));
         assert!(matches!(
-            is(&node(pf(), 2, Some("Drained")), &[]),
+            is(&node(&pf(), 2, Some("Drained")), &[]),
             Standing::There(_)
         ));
         assert!(matches!(
-            is(&node(pf(), 1, Some("Drained")), &[]),
+            is(&node(&pf(), 1, Some("Drained")), &[]),
             Standing::OnItsWay(_)
         ));
-        assert!(matches!(is(&node(json!({}), 3, None), &[]), Standing::Stuck(_)));
-        let draining = node(pf(), 2, Some("Draining"));
+        assert!(matches!(is(&node(&json!({}), 3, None), &[]), Standing::Stuck(_)));
+        let draining = node(&pf(), 2, Some("Draining"));
         assert!(matches!(is(&draining, &[]), Standing::OnItsWay(_)));
         let begins = attachment("0000:01:10.0", "True", "Attached");
         let goes = attachment("0000:01:10.0", "False", "Progressing");
@@ -181,21 +181,21 @@ mod tests {
         let network = Target::Network("fast".into());
         let told = json!({"networks": ["fast"]});
         assert!(matches!(
-            standing(&node(told.clone(), 2, Some("Drained")), &[], &network, Some(2)),
+            standing(&node(&told, 2, Some("Drained")), &[], &network, Some(2)),
             Standing::There(_)
         ));
         let keeps = [attachment("0000:01:10.0", "False", "GuestKeepsVf")];
-        let draining = node(told, 2, Some("Draining"));
+        let draining = node(&told, 2, Some("Draining"));
         assert!(matches!(
             standing(&draining, &keeps, &network, Some(2)),
             Standing::Stuck(_)
         ));
-        let all = node(json!({"all": true}), 2, Some("Drained"));
+        let all = node(&json!({"all": true}), 2, Some("Drained"));
         assert!(matches!(
             standing(&all, &[], &Target::All, Some(2)),
             Standing::There(_)
         ));
-        let draining = node(json!({"all": true}), 2, Some("Draining"));
+        let draining = node(&json!({"all": true}), 2, Some("Draining"));
         assert!(matches!(
             standing(&draining, &keeps, &Target::All, Some(2)),
             Standing::Stuck(_)

@@ -65,9 +65,8 @@ impl Mark {
         match self {
             Self::Free => Tone::Good,
             Self::Held => Tone::Plain,
-            Self::Parked => Tone::Warn,
+            Self::Parked | Self::Drained => Tone::Warn,
             Self::Unhealthy => Tone::Bad,
-            Self::Drained => Tone::Warn,
             Self::Unselected => Tone::Quiet,
         }
     }

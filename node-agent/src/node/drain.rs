@@ -228,6 +228,7 @@ mod tests {
                 pools: &self.pools,
                 holders: &self.holders,
                 foreign: &BTreeMap::new(),
+                lent: &BTreeMap::new(),
                 draining: &self.draining,
                 provision_errors: &BTreeMap::new(),
             })

@@ -105,7 +105,10 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
         return Ok(());
     }
     if cx.record.standby.is_none() && may_go_without {
-        let any = cx.host.pools.standby_pf(&inventory, &network, cx.pick_standby(&inventory));
+        let any = cx
+            .host
+            .pools
+            .standby_pf(&inventory, &network, cx.pick_standby(&inventory));
         let any = any.map(|pf| (pf.address, pf.name.clone().unwrap_or_default()));
         let (pf, pf_name) = promised.or(any).ok_or_else(|| {
             let why = cx.host.pools.barred(&inventory, &network);

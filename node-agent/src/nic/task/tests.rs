@@ -209,6 +209,7 @@ fn on_vf(link: bool, standby_link: bool) -> Seen {
         dark: false,
         other_pf: false,
         held: false,
+        port: Port::NoProfile,
     };
     Seen {
         recorded: true,
