@@ -228,7 +228,8 @@ fn a_target_without_a_vf_matters_only_to_who_waits_for_one() {
     scene.stays(reasons::MIGRATING);
     scene.nic.spec.no_free_vf = NoFreeVf::Wait;
     scene.nic.spec.path = WantedPath::Standby;
-    scene.stays(reasons::MIGRATING);
+    scene.step();
+    assert_eq!(scene.phase(), MigrationPhase::PreparingTarget);
     scene.nic.spec.keep_vf = true;
     scene.step();
     assert_eq!(

@@ -244,7 +244,7 @@ fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Deci
         let state = if waits { Pending } else { Standby };
         return wait(state, reasons::VF_UNKNOWN, UNKNOWN);
     }
-    if let Some(step) = give_back(ask, seen) {
+    if let Some(step) = give_back(ask, seen).filter(|_| !guest.vf) {
         return Decision::Do(step);
     }
     if !waits {

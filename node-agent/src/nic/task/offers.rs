@@ -5,7 +5,7 @@ use hybridnic_api::{
     limits,
     v1alpha1::{Goal, OnLinkLoss},
 };
-use hybridnic_net::{DeviceId, PciAddress};
+use hybridnic_net::{DeviceId, PciAddress, sysfs::Inventory};
 use tokio::time::Instant;
 
 use super::{
@@ -18,7 +18,11 @@ use super::{
     },
     NicTask,
 };
-use crate::{devices::DeviceError, journal::Record, node::choice::Wish};
+use crate::{
+    devices::DeviceError,
+    journal::{Loan, Record},
+    node::{choice::Wish, select},
+};
 
 impl NicTask {
     /// What is asked of the plan.
@@ -93,8 +97,15 @@ impl NicTask {
         if !could {
             pools.stop_waiting(&self.cx.claimant);
         }
+        let vf = could && pools.offers(&inventory, &self.cx.claimant, &wish);
+        if could
+            && !vf
+            && let Some(loan) = self.cx.loan()
+        {
+            self.no_ticket = Some((reasons::NO_FREE_VF, no_other(&inventory, &loan)));
+        }
         Ok(Offer {
-            vf: could && pools.offers(&inventory, &self.cx.claimant, &wish),
+            vf,
             uplink,
             ..Offer::default()
         })
@@ -211,6 +222,22 @@ impl NicTask {
         let clear = self.way_home.is_clear(fit.then_some((vf.pf, standby.pf)), time);
         clear.then_some(standby.pf)
     }
+}
+
+/// Why a NIC gets no VF whose pod has the group of one and of no other.
+fn no_other(inventory: &Inventory, loan: &Loan) -> String {
+    let own = loan.vf.address;
+    let mut vfs = inventory
+        .pfs
+        .iter()
+        .flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf)));
+    let problem = match vfs.find(|(_, vf)| vf.address == own) {
+        Some((pf, vf)) => select::vf_problem(pf, vf).unwrap_or_else(|| "it is in use".to_owned()),
+        None => "it is not there".to_owned(),
+    };
+    format!(
+        "the VM's pod has the vfio group of the VF {own} and of no other, and that VF cannot be used: {problem}"
+    )
 }
 
 /// Whether a VF is all that is missing: the plan would take one. A NIC that waits for its QEMU keeps none from others.

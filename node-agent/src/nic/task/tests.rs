@@ -1,13 +1,13 @@
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::{Aside, Drain, NoFreeVf, NodePool, OnLinkLoss, Runtime, Uplink};
+use hybridnic_api::v1alpha1::{Aside, Drain, L2Settings, NoFreeVf, NodePool, OnLinkLoss, Runtime, Uplink};
 use hybridnic_net::{DeviceId, PciAddress, sysfs::Inventory};
 
 use super::{offers::could_take_vf, *};
 use crate::{
     host,
     journal::{
-        SandboxRecord, StandbyRecord,
+        Lent, Loan, SandboxRecord, StandbyRecord,
         tests::{held_vf, record},
     },
     machine::Session,
@@ -553,4 +553,56 @@ fn a_nic_on_its_vf_is_watched_for_disuse() {
     )));
     assert!(!rests_on_vf(&Decision::Done(AttachmentState::Standby)));
     assert!(!rests_on_vf(&Decision::Do(Step::UnplugVf)));
+}
+
+/// A launcher on a node whose kernel has vfio groups only.
+#[tokio::test]
+async fn a_nic_whose_pod_has_no_group_takes_no_vf_and_one_whose_pod_has_one_takes_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, inventory) = with_vfs(dir.path(), 2).await;
+    std::fs::create_dir_all(dir.path().join("proc")).unwrap();
+    std::fs::write(dir.path().join("proc/devices"), "243 vfio\n").unwrap();
+    host.offers.learn_nodes(&host.proc);
+    let id = DeviceId::new(inventory.pfs[0].address, 0).unwrap();
+    let (mut task, _wanted, _status) = old_nic(&host);
+    task.cx.vm = Arc::new(Vm::new(Runtime::Kubevirt, "ns", "pod", "pod-uid").with_session(Session::Gone));
+    let nic = Nic {
+        namespace: "ns".into(),
+        pod: "pod".into(),
+        pod_uid: "pod-uid".into(),
+        network: "net".into(),
+    };
+    host.pools.enter("old", nic);
+    host.pools.tie("old", id).unwrap();
+    let look = async |task: &mut NicTask| {
+        let guest = Guest {
+            standby: true,
+            failover: Some(true),
+            ..bare_guest()
+        };
+        let seen = Seen {
+            qemu: QemuSeen::Up(guest),
+            standby_recorded: true,
+            macvtap: Some(true),
+            guarded: true,
+            mtu_ok: true,
+            ..task.observe().await.unwrap().seen(Offer::default())
+        };
+        let vf = task.offer(&seen).await.unwrap().vf;
+        (vf, task.no_ticket.take())
+    };
+    let (vf, told) = look(&mut task).await;
+    let (reason, why) = told.unwrap();
+    assert_eq!((vf, reason), (false, reasons::NO_VFIO_GROUP), "{why}");
+
+    let loan = Loan::new(id, "net", L2Settings::default(), held_vf(0, 0));
+    host.pools
+        .lend(loan.vf.address, Lent::Known(Box::new(loan.clone())));
+    assert_eq!(look(&mut task).await, (true, None));
+    // Its PF has no link. The other PF's VF is as good as any, and is not its.
+    std::fs::write(dir.path().join("sys/class/net/ens0/carrier"), "0\n").unwrap();
+    let (vf, told) = look(&mut task).await;
+    let (reason, why) = told.unwrap();
+    assert_eq!((vf, reason), (false, reasons::NO_FREE_VF), "{why}");
+    assert!(why.contains("of no other") && why.contains("no link"), "{why}");
 }

@@ -218,6 +218,8 @@ proptest! {
         };
         let decision = next(&Ask { aside, duties, ..ask(goal) }, &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
         let wrong = match decision {
+            // Told, it does without one, and that is not in the guest.
+            Decision::Do(Step::RestoreVf) if aside == Some(Aside::GiveVfBack) => guest.vf,
             Decision::Do(Step::RemoveStandby | Step::MoveStandby | Step::RestoreVf | Step::Forget) => guest.vf || guest.standby,
             Decision::Do(step) => matches!(
                 step,
