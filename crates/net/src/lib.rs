@@ -37,6 +37,6 @@ mod types;
 pub mod uevent;
 
 pub use types::{
-    DeviceId, MacAddr, ParseDeviceIdError, ParseMacError, ParsePciError, ParseVlanProtocolError, PciAddress,
-    PciId, SLOTS, VlanProtocol,
+    DeviceId, MacAddr, ParseDeviceIdError, ParseMacError, ParsePciError, ParseUuidError,
+    ParseVlanProtocolError, PciAddress, PciId, SLOTS, Uuid, VlanProtocol,
 };

@@ -3,7 +3,7 @@
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 
-use super::{LinkEvent, NetlinkError, VfConfig, address, error, events, guard, vf};
+use super::{LinkEvent, NetlinkError, VfConfig, VfPort, address, error, events, guard, port, socket, vf};
 
 /// What is read of one message.
 #[derive(Debug, Default)]
@@ -12,16 +12,22 @@ pub struct Read {
     pub event: Option<LinkEvent>,
     /// The VFs of a link.
     pub vfs: Vec<VfConfig>,
+    /// The VFs' ports at the switch.
+    pub ports: Vec<(u32, VfPort)>,
     /// What the kernel says of an error.
     pub refused: Option<String>,
 }
 
 /// Reads a message; `None` where the crates below cannot.
 pub fn read(message: &[u8]) -> Option<Read> {
-    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
+    let mut message = message.to_vec();
+    socket::fill_empty_ports(&mut message);
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&message).ok()?;
     let mut read = Read::default();
     match &message.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => read.vfs = vf::table(link),
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+            (read.vfs, read.ports) = (vf::table(link), port::ports(link));
+        }
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(message)) => {
             let _ = address::address(message);
         }

@@ -12,6 +12,8 @@ pub(crate) mod fuzzing;
 mod guard;
 mod link;
 mod macvtap;
+mod port;
+mod socket;
 mod vf;
 mod vlan;
 
@@ -25,7 +27,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{LinkExtentMask, LinkMessage};
-use rtnetlink::sys::{AsyncSocket, TokioSocket};
+use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, LinkUnspec};
 
 pub use error::NetlinkError;
@@ -33,8 +35,11 @@ pub use events::{LinkEvent, LinkEvents};
 pub use guard::Guard;
 pub use link::{Counters, Link, LinkKind};
 pub use macvtap::{MacvtapSpec, Place};
+pub use port::{PortProfile, PortRequest, PortResponse, VfPort};
 pub use vf::{VfConfig, VfLinkState, VfSetting};
 pub use vlan::VlanSpec;
+
+use socket::ReadableSocket;
 
 /// How long a request may take unless [`Netlink::with_deadline`] says otherwise.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
@@ -272,10 +277,10 @@ fn serve(given: Option<OwnedFd>, report: &mpsc::SyncSender<io::Result<Handle>>) 
             .enable_io()
             .build()?;
         let guard = runtime.enter();
-        let (mut connection, handle, _) = rtnetlink::new_connection()?;
+        let (mut connection, handle, _) = rtnetlink::new_connection_with_socket::<ReadableSocket>()?;
         if let Some(given) = given {
             // SAFETY: nobody else has it, and it is open.
-            *connection.socket_mut() = unsafe { TokioSocket::from_raw_fd(given.into_raw_fd()) };
+            *connection.socket_mut() = unsafe { ReadableSocket::from_raw_fd(given.into_raw_fd()) };
         }
         let socket = connection.socket_mut().socket_mut();
         socket.set_ext_ack(true)?;

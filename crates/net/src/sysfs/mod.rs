@@ -25,7 +25,7 @@ pub use function::Presence;
 pub use model::{Inventory, LinkLayer, Master, MasterKind, Pf, Problem, Vf, VfNetdev};
 pub use provision::CreateVfsError;
 
-use crate::types::PciAddress;
+use crate::types::{PciAddress, Uuid};
 
 /// A sysfs, by the path it is mounted at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +61,12 @@ impl Sysfs {
         let path = self.net_device(interface).join("statistics/tx_dropped");
         let text = fs::read_to_string(path)?;
         text.trim().parse().map_err(io::Error::other)
+    }
+
+    /// The UUID that the firmware gives the machine (`product_uuid` of `/sys/class/dmi/id`); `None` where it has none, or says nothing by it.
+    pub fn machine_uuid(&self) -> Option<Uuid> {
+        let text = fs::read_to_string(self.root.join("class/dmi/id/product_uuid")).ok()?;
+        text.trim().parse().ok().filter(|uuid: &Uuid| !uuid.is_blank())
     }
 
     /// Directory of a PCI function.

@@ -1,4 +1,4 @@
-//! Validated newtypes for what the kernel writes as text: MAC and PCI addresses, PCI ids, VLAN protocols; and for the ids of
+//! Validated newtypes for what the kernel writes as text: MAC and PCI addresses, PCI ids, VLAN protocols, UUIDs; and for the ids of
 //! devices.
 //!
 //! Each one prints the form the kernel prints, parses what it prints, and is a string in serde.
@@ -6,11 +6,13 @@
 mod device_id;
 mod mac;
 mod pci;
+mod uuid;
 mod vlan;
 
 pub use device_id::{DeviceId, ParseDeviceIdError, SLOTS};
 pub use mac::{MacAddr, ParseMacError};
 pub use pci::{ParsePciError, PciAddress, PciId};
+pub use uuid::{ParseUuidError, Uuid};
 pub use vlan::{ParseVlanProtocolError, VlanProtocol};
 
 /// Gives a type with `Display` and `FromStr` the serde form of a string.
