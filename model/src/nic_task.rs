@@ -5,7 +5,7 @@ use hybridnic_agent::machine::qemu::migration::{self, RunInputs};
 use hybridnic_agent::machine::{Duties, Filtered};
 use hybridnic_agent::nic::plan::{self, Ask, Decision, Step};
 use hybridnic_agent::nic::report::{self, Inputs};
-use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
+use hybridnic_agent::nic::seen::{Guest, Port, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
 use hybridnic_api::v1alpha1::{
     Aside, AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
     Pairing, SwitchOrder,
@@ -276,6 +276,7 @@ pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view:
             dark: false,
             other_pf: nic.standby.is_some_and(|pf| pf != vf.index),
             held: false,
+            port: Port::NoProfile,
         })
     });
     let asks = spec.goal != Goal::Detached;
@@ -376,7 +377,13 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
         Step::ConfigureVf => set(nic, |vf| vf.mac = Mac::Nic),
         Step::MakeStandby | Step::SeizeStandby => nic.macvtap = Some(false),
         // What it must be that is shut is proven with the plan (`plan/tests`).
-        Step::RaiseMtu | Step::GuardStandby | Step::AnswerSandbox => {}
+        // The model's network has no port profile.
+        Step::RaiseMtu
+        | Step::GuardStandby
+        | Step::AnswerSandbox
+        | Step::Preassociate
+        | Step::Associate
+        | Step::Disassociate => {}
         Step::StandbyUp => {
             nic.macvtap = Some(true);
             nic.announce |= qemu.vf[n].is_none();
@@ -443,6 +450,7 @@ pub(crate) fn empty(n: usize, vm: AttachedVm) -> NicAttachmentSpec {
         aside: None,
         no_free_vf: hybridnic_api::v1alpha1::NoFreeVf::Standby,
         pairing: Pairing::NetFailover,
+        port_instance_id: None,
         l2: hybridnic_api::v1alpha1::L2Settings::default(),
         placement: None,
         pod_devices: None,

@@ -388,6 +388,7 @@ pub fn nic(n: usize, pod: Option<u8>, aside: Option<Aside>) -> VmHybridNic {
             path: aside.map_or(WantedPath::Auto, |_| WantedPath::Standby),
             keep_vf: aside == Some(Aside::KeepVf),
             pairing: hybridnic_api::v1alpha1::Pairing::NetFailover,
+            port_instance_id: None,
         },
         status: Some(VmHybridNicStatus {
             pod: pod.map(|end| reference(POD[usize::from(end)])),

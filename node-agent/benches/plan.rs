@@ -7,7 +7,7 @@ use std::{
 };
 
 use hybridnic_agent::nic::plan::{Ask, Learnt, next};
-use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfThere};
+use hybridnic_agent::nic::seen::{Guest, Port, QemuSeen, Run, Seen, VfMac, VfSeen, VfThere};
 use hybridnic_api::v1alpha1::{Goal, NoFreeVf, Pairing, SwitchOrder};
 
 const ROUNDS: usize = 101;
@@ -42,6 +42,7 @@ fn vfs() -> Vec<Option<VfSeen>> {
         dark: false,
         other_pf: false,
         held: false,
+        port: Port::NoProfile,
     };
     let parked = VfThere {
         on_vfio: true,

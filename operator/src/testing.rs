@@ -40,6 +40,7 @@ pub fn nic(name: &str, vm: &str, network: &str, second: i64) -> VmHybridNic {
         path: WantedPath::Auto,
         keep_vf: false,
         pairing: Pairing::NetFailover,
+        port_instance_id: None,
     };
     VmHybridNic {
         metadata: meta(name, second),
@@ -158,6 +159,7 @@ pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
         aside: None,
         no_free_vf: NoFreeVf::Standby,
         pairing: Pairing::NetFailover,
+        port_instance_id: None,
         l2: L2Settings::default(),
         placement: None,
         pod_devices: None,

@@ -23,7 +23,7 @@ use hybridnic_cni::wire::Pod;
 use hybridnic_net::{
     DeviceId, MacAddr,
     dev::DevNodes,
-    netlink::{MacvtapSpec, Netlink, Place},
+    netlink::{MacvtapMode, MacvtapSpec, Netlink, Place},
     netns::NetNs,
     sysfs::Sysfs,
     tap_node::{self, Owner},
@@ -279,6 +279,7 @@ impl Node {
             lower: self.lower,
             mac: MAC,
             mtu: Some(1400),
+            mode: MacvtapMode::Bridge,
             alias: None,
         };
         let link = self.netlink.create_macvtap_in(&place, &spec).await.unwrap();

@@ -151,7 +151,7 @@ fn holds(rule: &str, this: &Value, before: Option<&Value>) -> Option<bool> {
     if rule == "self == oldSelf" {
         return Some(before.is_none_or(|before| before == this));
     }
-    if let Some(field) = ["mac", "vlan", "mtu"].into_iter().find(|field| {
+    if let Some(field) = ["mac", "vlan", "mtu", "portProfile", "portInstanceId"].into_iter().find(|field| {
         rule == format!(
             "has(oldSelf.{field}) == has(self.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
         )
@@ -162,6 +162,10 @@ fn holds(rule: &str, this: &Value, before: Option<&Value>) -> Option<bool> {
         "!has(self.vlan) || !has(self.vlan.qos) || self.vlan.qos == 0 || self.vlan.id > 0" => {
             let of = |field: &str| this.get("vlan").and_then(|vlan| vlan.get(field)?.as_i64());
             of("qos").unwrap_or(0) == 0 || of("id").is_some_and(|id| id > 0)
+        }
+        "!has(self.portProfile) || !has(self.vlan) || self.vlan.id == 0" => {
+            let id = this.get("vlan").and_then(|vlan| vlan.get("id")?.as_i64());
+            !has("portProfile") || id.unwrap_or(0) == 0
         }
         "!has(self.keepVf) || !self.keepVf || self.path == 'Standby'" => {
             this.get("keepVf") != Some(&Value::Bool(true))
@@ -200,6 +204,8 @@ fn holds(rule: &str, this: &Value, before: Option<&Value>) -> Option<bool> {
         "self.all(n, n.matches('^[A-Za-z0-9_.*?@-]+$'))" => entries(|n| is_of(n, "_.*?@-")),
         "self.all(d, d.matches('^[A-Za-z0-9_-]+$'))" => entries(|d| is_of(d, "_-")),
         "self.all(a, a.matches('^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f][.][0-7]$'))" => entries(is_pci),
+        "self.matches('^[!-~]+$')" => !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()),
+        "self.matches('^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$')" => is_uuid(text),
         "self.matches('^[0-9a-f]{4}$')" => text.len() == 4 && text.bytes().all(is_lower_hex),
         "self.all(r, r.matches('^[0-9]{1,3}(-[0-9]{1,3})?$') && (!r.contains('-') || int(r.split('-')[0]) <= \
          int(r.split('-')[1])))" => entries(is_vfs),
@@ -218,6 +224,13 @@ fn range(rule: &str) -> Option<(i64, i64)> {
 fn is_mac(text: &str) -> bool {
     let is_pair = |pair: &str| pair.len() == 2 && pair.bytes().all(|byte| byte.is_ascii_hexdigit());
     text.split(':').count() == 6 && text.split(':').all(is_pair)
+}
+
+fn is_uuid(text: &str) -> bool {
+    let parts = text
+        .split('-')
+        .map(|part| (part.len(), part.bytes().all(|byte| byte.is_ascii_hexdigit())));
+    parts.eq([8, 4, 4, 4, 12].map(|length| (length, true)))
 }
 
 fn is_even(digit: char) -> bool {

@@ -50,6 +50,9 @@ fn a_network_is_checked_as_an_api_server_does() {
         json!({"uplinks": [{"pfNames": ["ens1f*"], "vfs": ["0-3", "5"], "numVfs": 7}]}),
         json!({"uplinks": [{"pciAddresses": ["0000:01:00.0"]}, {"vendor": "8086", "device": "10c9"}]}),
         json!({"macRange": {"from": "52:54:00:77:00:00", "to": "52:54:00:77:ff:ff"}}),
+        json!({"portProfile": {"name": "gold:web_1.2"}}),
+        json!({"macvtapMode": "Vepa"}),
+        json!({"portProfile": {"name": "gold"}, "vlan": {"id": 0}}),
     ] {
         assert_eq!(wrong(&good), Vec::<String>::new(), "{good}");
     }
@@ -58,6 +61,13 @@ fn a_network_is_checked_as_an_api_server_does() {
         (json!({"vlan": {"id": 0, "qos": 3}}), "set vlan.id too"),
         (json!({"vlan": {"id": 1, "qos": 8}}), "from 0 to 7"),
         (json!({"mtu": 67}), "from 68 to 65535"),
+        (json!({"portProfile": {"name": ""}}), "too short"),
+        (json!({"portProfile": {"name": "x".repeat(40)}}), "40 characters"),
+        (json!({"portProfile": {"name": "à la carte"}}), "without spaces"),
+        (
+            json!({"portProfile": {"name": "gold"}, "vlan": {"id": 42}}),
+            "exclude each other",
+        ),
         (json!({"rate": {"maxMbps": 1, "minMbps": 2}}), "must not be above"),
         (json!({"rate": {"maxMbps": 0}}), "from 1 to 1000000"),
         (json!({"standbySlots": 257}), "from 0 to 256"),
@@ -133,6 +143,24 @@ fn what_cannot_change_is_compared_with_what_was() {
     now["network"] = json!("b");
     assert_eq!(change(now), 1);
     assert_eq!(change(json!({ "network": "a" })), 1, "the MAC is gone");
+}
+
+#[test]
+fn a_nic_is_known_to_the_switch_by_a_uuid() {
+    let wrong = |id: &str| {
+        nic()
+            .broken(&json!({ "network": "net", "portInstanceId": id }), None)
+            .len()
+    };
+    assert_eq!(wrong("09b11c53-8B5C-4eeb-8f00-d84eaa0aaa4f"), 0);
+    for bad in [
+        "",
+        "09b11c53",
+        "09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4",
+        "09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4g",
+    ] {
+        assert_eq!(wrong(bad), 1, "{bad}");
+    }
 }
 
 #[test]

@@ -107,6 +107,12 @@ pub mod reasons {
     pub const GUEST_NOT_BONDED: &str = "GuestNotBonded";
     /// The PF's driver or the kernel refused a setting of the VF.
     pub const VF_SETTING_REFUSED: &str = "VfSettingRefused";
+    /// The PF's driver has no port profiles.
+    pub const PORT_PROFILE_UNSUPPORTED: &str = "PortProfileUnsupported";
+    /// The PF's driver or the switch refused what was asked of it with the network's port profile.
+    pub const PORT_PROFILE_REFUSED: &str = "PortProfileRefused";
+    /// The switch did not answer in time to what was asked of it with the network's port profile.
+    pub const PORT_PROFILE_TIMEOUT: &str = "PortProfileTimeout";
     /// The VF could not be bound to vfio-pci or given back.
     pub const VF_BIND_FAILED: &str = "VfBindFailed";
     /// The macvtap or its VLAN device could not be made or changed.

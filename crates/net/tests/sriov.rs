@@ -15,7 +15,7 @@ use common::{Pod, on_runtime};
 use futures::StreamExt;
 use hybridnic_net::dev::{DevNodes, VfioUse};
 use hybridnic_net::netlink::{
-    Guard, LinkEvent, LinkEvents, LinkKind, MacvtapSpec, Netlink, VfConfig, VfSetting, VlanSpec,
+    Guard, LinkEvent, LinkEvents, LinkKind, MacvtapMode, MacvtapSpec, Netlink, VfConfig, VfSetting, VlanSpec,
 };
 use hybridnic_net::sysfs::{CreateVfsError, DriverError, Pf, Sysfs, Vf};
 use hybridnic_net::uevent::{Action, DeviceEvent, Subsystem, Uevents};
@@ -329,6 +329,7 @@ fn a_vlan_device_carries_a_macvtap() {
                 lower: vlan.index,
                 mac: MAC,
                 mtu: None,
+                mode: MacvtapMode::Bridge,
                 alias: None,
             };
             let macvtap = netlink.create_macvtap(&macvtap).await.unwrap();
@@ -351,6 +352,7 @@ fn a_macvtap_in_a_pod_is_guarded_from_outside() {
             lower: ifindex(&pf()),
             mac: MAC,
             mtu: None,
+            mode: MacvtapMode::Bridge,
             alias: None,
         };
         netlink.create_macvtap_in(&pod.place(index), &spec).await.unwrap();

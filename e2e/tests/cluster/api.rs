@@ -218,6 +218,11 @@ async fn networks(control_plane: &ControlPlane) {
             ),
             Case("/rate/minMbps", json!(-5), "rate.minMbps is in Mbit/s"),
             Case("/rate/minMbps", json!(100), ""),
+            Case(
+                "/portProfile",
+                json!({ "name": "gold" }),
+                "portProfile and vlan exclude each other",
+            ),
             Case("/mtu", json!(9000), ""),
             Case("/mtu", json!(67), "mtu is in bytes, from 68 to 65535"),
             Case("/mtu", json!(70000), "mtu is in bytes, from 68 to 65535"),
@@ -252,9 +257,34 @@ async fn networks(control_plane: &ControlPlane) {
                 json!("06:00:00:00:00:00"),
                 "macRange.from must not begin with 06",
             ),
+            Case("/macvtapMode", json!("Bridge"), ""),
+            Case("/macvtapMode", json!("Vepa"), ""),
+            Case("/macvtapMode", json!("Private"), "Unsupported value"),
             Case("/macs", json!("Generated"), ""),
             Case("/macs", json!("Any"), ""),
             Case("/macs", json!("Some"), "Unsupported value"),
+        ],
+    )
+    .await;
+    judge(
+        control_plane,
+        "HybridNetwork",
+        &json!({ "uplinks": [{ "drivers": ["enic"] }], "portProfile": { "name": "gold" } }),
+        vec![
+            Case("/portProfile/name", json!("gold:web_1.2"), ""),
+            Case("/portProfile/name", json!("x".repeat(39)), ""),
+            Case("/portProfile/name", json!("x".repeat(40)), "Too long"),
+            Case("/portProfile/name", json!(""), "should be at least 1 chars long"),
+            Case("/portProfile/name", json!("gold plus"), "without spaces"),
+            Case("/portProfile/name", json!("or"), ""),
+            Case("/portProfile/name", json!("orné"), "printable ASCII characters"),
+            Case("/portProfile", json!({}), "Required value"),
+            Case(
+                "/vlan",
+                json!({ "id": 42 }),
+                "portProfile and vlan exclude each other",
+            ),
+            Case("/vlan", json!({ "id": 0 }), ""),
         ],
     )
     .await;
@@ -310,6 +340,16 @@ async fn nics(control_plane: &ControlPlane) {
             Case("/pairing", json!("NetFailover"), ""),
             Case("/pairing", json!("Bond"), ""),
             Case("/pairing", json!("Team"), "Unsupported value"),
+            Case(
+                "/portInstanceId",
+                json!("09b11c53-8B5C-4eeb-8f00-d84eaa0aaa4f"),
+                "",
+            ),
+            Case(
+                "/portInstanceId",
+                json!("09b11c53-8b5c-4eeb-8f00"),
+                "portInstanceId must be a UUID",
+            ),
             Case("/vm/qemu/name", json!("web.1"), ""),
             Case("/vm/qemu/name", json!("-web"), "label hybridnic.io/vm"),
             Case("/vm/qemu/name", json!("a b"), "label hybridnic.io/vm"),
@@ -416,6 +456,12 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
     let kept =
         json!({ "network": "fast", "vm": { "qemu": { "name": "web" } }, "path": "Standby", "keepVf": true });
     let network = json!({ "uplinks": [{ "drivers": ["igb"] }], "vlan": { "id": 42 }, "mtu": 1500 });
+    let profiled = json!({ "uplinks": [{ "drivers": ["enic"] }], "portProfile": { "name": "gold" } });
+    let (one, other) = (
+        "09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f",
+        "19b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f",
+    );
+    let known = json!({ "network": "fast", "vm": { "qemu": { "name": "web" } }, "portInstanceId": one });
     let attachment = json!({
         "nodeName": "n1", "nic": { "name": "a", "uid": "u" }, "vm": {"qemu": {"name": "web"}}, "pod": { "name": "p", "uid": "v" },
         "network": "fast", "mac": "52:54:00:aa:bb:01", "goal": "FastPath", "noFreeVf": "Standby",
@@ -508,6 +554,51 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             "mtu cannot change",
         ),
         ("HybridNetwork", &network, json!({ "trust": true }), ""),
+        (
+            "HybridNetwork",
+            &profiled,
+            json!({ "portProfile": { "name": "iron" } }),
+            "portProfile cannot change",
+        ),
+        (
+            "HybridNetwork",
+            &profiled,
+            json!({ "portProfile": null }),
+            "portProfile cannot change",
+        ),
+        (
+            "HybridNetwork",
+            &network,
+            json!({ "vlan": null, "portProfile": { "name": "gold" } }),
+            "portProfile cannot change",
+        ),
+        ("HybridNetwork", &profiled, json!({ "trust": true }), ""),
+        (
+            "HybridNetwork",
+            &network,
+            json!({ "macvtapMode": "Vepa" }),
+            "macvtapMode cannot change",
+        ),
+        ("HybridNetwork", &network, json!({ "macvtapMode": "Bridge" }), ""),
+        (
+            "VmHybridNic",
+            &known,
+            json!({ "portInstanceId": other }),
+            "portInstanceId cannot change",
+        ),
+        (
+            "VmHybridNic",
+            &known,
+            json!({ "portInstanceId": null }),
+            "portInstanceId cannot change",
+        ),
+        (
+            "VmHybridNic",
+            &bare,
+            json!({ "portInstanceId": one }),
+            "portInstanceId cannot change",
+        ),
+        ("VmHybridNic", &known, json!({ "noFreeVf": "Wait" }), ""),
         (
             "NicAttachment",
             &attachment,

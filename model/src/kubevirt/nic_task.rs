@@ -154,7 +154,7 @@ fn take(world: &World, state: &mut State, pod: usize, n: usize, step: Step) -> b
         Step::MakeStandby if !waits => return false,
         Step::MakeStandby | Step::SeizeStandby => nic.macvtap = Some(false),
         Step::AnswerSandbox => place.sandbox.answer(n, world.nics),
-        Step::RaiseMtu | Step::GuardStandby => {}
+        Step::RaiseMtu | Step::GuardStandby | Step::Preassociate | Step::Associate | Step::Disassociate => {}
         Step::StandbyUp => {
             nic.macvtap = Some(true);
             nic.announce |= qemu.vf[n].is_none();

@@ -79,6 +79,9 @@ pub struct VfRecord {
     /// Whether we have set its rate, so that it has to be given back.
     #[serde(default)]
     pub rate_set: bool,
+    /// Whether we have asked the switch for something for its port, so that it has to be taken back.
+    #[serde(default)]
+    pub port_asked: bool,
 }
 
 /// A macvtap that is ours.

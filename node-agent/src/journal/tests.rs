@@ -30,6 +30,7 @@ pub(crate) fn record(uid: &str) -> Record {
             aside: None,
             no_free_vf: NoFreeVf::Standby,
             pairing: Pairing::NetFailover,
+            port_instance_id: None,
             l2: L2Settings::default(),
             placement: None,
             pod_devices: None,
@@ -55,6 +56,7 @@ pub(crate) fn vf_record(address: &str) -> VfRecord {
         saved: VfConfig::default(),
         saved_driver: DriverState::default(),
         rate_set: false,
+        port_asked: false,
     }
 }
 
@@ -81,6 +83,7 @@ pub(crate) fn held_vf(pf: u8, index: u8) -> VfRecord {
         },
         saved_driver: DriverState::default(),
         rate_set: false,
+        port_asked: false,
     }
 }
 

@@ -342,6 +342,10 @@ impl State {
                 no_free_vf: asked.spec.no_free_vf,
                 // A device that exists has it.
                 pairing: known.map_or(asked.spec.pairing, |known| known.spec.pairing),
+                port_instance_id: known.map_or_else(
+                    || asked.spec.port_instance_id.clone(),
+                    |known| known.spec.port_instance_id.clone(),
+                ),
                 l2,
                 placement: None,
                 pod_devices: None,
@@ -461,6 +465,9 @@ fn changed(asked: &AskedNic, known: &Want) -> Option<String> {
     }
     if asked.spec.pairing != spec.pairing {
         return Some("pairing cannot change while its devices are there".to_owned());
+    }
+    if asked.spec.port_instance_id != spec.port_instance_id {
+        return Some("portInstanceId cannot change while its devices are there".to_owned());
     }
     let other = |mac: &&String| !mac.eq_ignore_ascii_case(&spec.mac);
     let mac = asked.spec.mac.as_ref().filter(other)?;

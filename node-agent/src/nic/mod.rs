@@ -5,6 +5,7 @@
 //! | [`seen`] | names what can be seen | nothing |
 //! | [`plan`] | decides the next step | nothing |
 //! | [`settings`] | knows what a network's settings mean for VF and standby | nothing |
+//! | [`port`] | knows a VF's port profile, and reads what the switch has said | nothing |
 //! | [`ids`] | names devices | nothing |
 //! | [`observe`] | sees how things are | reads only |
 //! | [`silence`] | judges whether the guest has moved to its VF | nothing |
@@ -23,6 +24,7 @@ pub mod link_loss;
 pub mod macs;
 pub mod observe;
 pub mod plan;
+pub mod port;
 pub mod quirks;
 pub mod report;
 pub mod seen;

@@ -4,14 +4,14 @@ use std::{io, sync::Arc};
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_net::{
-    MacAddr, PciAddress, interrupts,
+    MacAddr, PciAddress, Uuid, interrupts,
     netlink::{Link, LinkKind, NetlinkError, VfSetting},
     sysfs::Presence,
 };
 
 use super::{
-    ids,
-    seen::{Guest, Offer, QemuSeen, Seen, VfMac, VfSeen, VfThere},
+    ids, port,
+    seen::{Guest, Offer, Port, QemuSeen, Seen, VfMac, VfSeen, VfThere},
     settings::{guard, mtu, wanted},
     steps::VLAN_PREFIX,
 };
@@ -332,6 +332,13 @@ async fn see_vf(
         };
         return (unknown(hidden), Some(pf));
     };
+    let port = match port::profile(&record.spec, Uuid::of(0)) {
+        None => Port::NoProfile,
+        Some(profile) => match host.netlink.vf_port(pf.index, vf.index).await {
+            Ok(found) => port::seen(found.as_ref(), &profile),
+            Err(error) => return (unknown(error.into()), Some(pf)),
+        },
+    };
     let mut settings = now.changes_to(&wanted(vf, mac, &record.spec.l2));
     settings.retain(|s| !matches!(s, VfSetting::Mac(_)));
     let seen = VfThere {
@@ -346,6 +353,7 @@ async fn see_vf(
         dark: false,
         other_pf: is_split(record),
         held: host.handouts.is_out(vf.address),
+        port,
     };
     (Some(Ok(VfSeen::There(seen))), Some(pf))
 }

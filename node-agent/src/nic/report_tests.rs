@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     super::plan::{Step, Wait},
-    super::seen::{Guest, Run, VfMac, VfSeen, VfThere},
+    super::seen::{Guest, Port, Run, VfMac, VfSeen, VfThere},
     *,
 };
 use crate::{
@@ -405,6 +405,7 @@ fn a_vf_without_link_or_of_which_nothing_is_known_carries_nothing_that_could_be_
         dark: false,
         other_pf: false,
         held: false,
+        port: Port::NoProfile,
     };
     let dark = VfSeen::There(VfThere { link: false, ..vf });
     let unknown = VfSeen::Unknown { other_pf: false };
@@ -467,6 +468,7 @@ fn what_is_held_is_named() {
             driver_override: None,
         },
         rate_set: false,
+        port_asked: false,
     });
     record.standby = Some(StandbyRecord {
         macvtap: "hn0".into(),

@@ -36,6 +36,23 @@ pub struct VfThere {
     pub other_pf: bool,
     /// Whether somebody has a descriptor of it that QEMU was given. No driver lets go of it before that is closed.
     pub held: bool,
+    /// What the switch has been asked for its port.
+    pub port: Port,
+}
+
+/// What the switch has been asked for a VF's port, where the network has a port profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Port {
+    /// The network has no port profile: nothing is asked, and nothing looked at.
+    NoProfile,
+    /// Nothing, or it has taken the profile away.
+    Free,
+    /// It keeps what the NIC's profile needs.
+    Preassociated,
+    /// It has the NIC's profile.
+    Associated,
+    /// Anything else: what was asked is not done yet, was refused, or is of another NIC.
+    Unsettled,
 }
 
 /// Whose MAC a VF has.

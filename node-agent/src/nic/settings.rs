@@ -3,7 +3,7 @@
 use hybridnic_api::v1alpha1::{self, L2Settings};
 use hybridnic_net::{
     MacAddr, VlanProtocol,
-    netlink::{Guard, VfConfig, VfLinkState},
+    netlink::{Guard, MacvtapMode, VfConfig, VfLinkState},
 };
 
 use crate::journal::VfRecord;
@@ -64,6 +64,14 @@ pub fn protocol(protocol: v1alpha1::VlanProtocol) -> VlanProtocol {
     match protocol {
         v1alpha1::VlanProtocol::Dot1q => VlanProtocol::Dot1q,
         v1alpha1::VlanProtocol::Dot1ad => VlanProtocol::Dot1ad,
+    }
+}
+
+/// The kernel's mode of an API's.
+pub fn mode(l2: &L2Settings) -> MacvtapMode {
+    match l2.macvtap_mode {
+        v1alpha1::MacvtapMode::Bridge => MacvtapMode::Bridge,
+        v1alpha1::MacvtapMode::Vepa => MacvtapMode::Vepa,
     }
 }
 

@@ -182,6 +182,7 @@ fn made(namespace: &str, name: &str, vm: &str, interface: &Wanted, owner: OwnerR
         path: hybridnic_api::v1alpha1::WantedPath::Auto,
         keep_vf: false,
         pairing: hybridnic_api::v1alpha1::Pairing::NetFailover,
+        port_instance_id: None,
     };
     let mut nic = VmHybridNic::new(name, spec);
     nic.metadata.namespace = Some(namespace.to_owned());

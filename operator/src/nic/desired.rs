@@ -259,6 +259,7 @@ fn one(
         no_free_vf: nic.spec.no_free_vf,
         // A device that exists has it, and a migration's target must have what its source has.
         pairing: attached.map_or(nic.spec.pairing, |spec| spec.pairing),
+        port_instance_id: nic.spec.port_instance_id.clone(),
         l2,
         placement,
         // What a pod asks for cannot change; the pod itself may be gone.

@@ -79,6 +79,11 @@ pub struct NicAttachmentSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("pairing cannot change"))]
     pub pairing: Pairing,
+    /// The UUID by which the switch knows the NIC, where the network has a port profile; without it, the NIC's uid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("portInstanceId cannot change"))]
+    #[schemars(length(max = limits::WORD))]
+    pub port_instance_id: Option<String>,
     /// L2 settings of the network.
     pub l2: L2Settings,
     /// Where the NIC must be in the guest: where it is at the migration's source, or where KubeVirt has put it.

@@ -37,6 +37,18 @@ pub struct Vlan {
     pub protocol: VlanProtocol,
 }
 
+/// The port profile of a network: what the switch gives the ports of its VFs, by its name there (IEEE 802.1Qbh).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PortProfile {
+    /// The profile's name at the switch: 1 to 39 printable ASCII characters, without spaces.
+    // PORT_PROFILE_MAX of include/uapi/linux/if_link.h counts the zero at the end.
+    #[schemars(length(min = 1, max = 39))]
+    #[x_kube(validation = Rule::new("self.matches('^[!-~]+$')")
+        .message("portProfile.name is the name of a port profile of the switch: printable ASCII characters, without spaces"))]
+    pub name: String,
+}
+
 // serde passes a reference.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 pub(super) fn is_zero(n: &i32) -> bool {
@@ -80,6 +92,9 @@ pub struct L2Settings {
     /// The VLAN; none is untagged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<Vlan>,
+    /// The port profile of the VF's port at the switch; none is asked for without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_profile: Option<PortProfile>,
     /// Transmit rate of the VF.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
@@ -96,6 +111,25 @@ pub struct L2Settings {
     /// What to do when the VF's PF loses its link.
     #[serde(default, skip_serializing_if = "is_move")]
     pub on_link_loss: OnLinkLoss,
+    /// The mode of the standby's macvtap.
+    #[serde(default, skip_serializing_if = "is_bridge")]
+    pub macvtap_mode: MacvtapMode,
+}
+
+// serde passes a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_bridge(mode: &MacvtapMode) -> bool {
+    *mode == MacvtapMode::Bridge
+}
+
+/// Who switches between the standbys that are on one PF.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MacvtapMode {
+    /// The node's kernel.
+    #[default]
+    Bridge,
+    /// The switch outside, which must send frames back by the port that they came from (hairpin, reflective relay).
+    Vepa,
 }
 
 // serde passes a reference.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
-use super::{OnLinkLoss, Rate, Vlan, is_zero};
+use super::{MacvtapMode, OnLinkLoss, PortProfile, Rate, Vlan, is_zero};
 
 /// A pool of VFs over many PFs and nodes, with the L2 settings of the NICs on it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -41,6 +41,10 @@ use super::{OnLinkLoss, Rate, Vlan, is_zero};
     .message("vlan cannot change while NICs may use it: create another HybridNetwork"))]
 #[x_kube(validation = Rule::new("has(oldSelf.mtu) == has(self.mtu) && (!has(self.mtu) || self.mtu == oldSelf.mtu)")
     .message("mtu cannot change while NICs may use it: create another HybridNetwork"))]
+#[x_kube(validation = Rule::new("has(oldSelf.portProfile) == has(self.portProfile) && (!has(self.portProfile) || self.portProfile == oldSelf.portProfile)")
+    .message("portProfile cannot change while NICs may use it: create another HybridNetwork"))]
+#[x_kube(validation = Rule::new("!has(self.portProfile) || !has(self.vlan) || self.vlan.id == 0")
+    .message("portProfile and vlan exclude each other: the profile says which VLAN the switch's port is in, so leave vlan out"))]
 #[x_kube(validation = Rule::new("!has(self.vlan) || !has(self.vlan.qos) || self.vlan.qos == 0 || self.vlan.id > 0")
     .message("vlan.qos is the priority in a VLAN's tag: set vlan.id too, or leave qos out"))]
 pub struct HybridNetworkSpec {
@@ -54,6 +58,10 @@ pub struct HybridNetworkSpec {
     /// The VLAN of the NICs; none is untagged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<Vlan>,
+    /// The port profile that the VFs get at their switch (IEEE 802.1Qbh): it is associated before a VF is plugged, and taken back when
+    /// the VF is parked. Only for PFs whose driver can do that, as enic's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_profile: Option<PortProfile>,
     /// Transmit rate of each VF.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
@@ -73,6 +81,12 @@ pub struct HybridNetworkSpec {
     #[x_kube(validation = Rule::new("self >= 68 && self <= 65535")
         .message("mtu is in bytes, from 68 to 65535"))]
     pub mtu: Option<i32>,
+    /// The mode of the standbys' macvtaps: `Bridge`, in which the node's kernel switches between those on one PF; or `Vepa`, in which the
+    /// switch does, by a port in hairpin mode.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("macvtapMode cannot change while NICs may use it: create another HybridNetwork"))]
+    pub macvtap_mode: MacvtapMode,
     /// What a NIC does whose VF's PF has lost its link: `Move` to a VF of a PF that has one, or `Stay`.
     #[serde(default)]
     pub on_link_loss: OnLinkLoss,

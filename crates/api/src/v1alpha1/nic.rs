@@ -43,6 +43,8 @@ use super::{
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(oldSelf.mac) == has(self.mac) && (!has(self.mac) || self.mac == oldSelf.mac)")
     .message("mac cannot change: delete the NIC and create it again with the other address"))]
+#[x_kube(validation = Rule::new("has(oldSelf.portInstanceId) == has(self.portInstanceId) && (!has(self.portInstanceId) || self.portInstanceId == oldSelf.portInstanceId)")
+    .message("portInstanceId cannot change: delete the NIC and create it again with the other id"))]
 #[x_kube(validation = Rule::new("!has(self.keepVf) || !self.keepVf || self.path == 'Standby'")
     .message("keepVf says what becomes of the VF under path: Standby; with path: Auto leave it out"))]
 #[x_kube(validation = Rule::new("!has(self.vm.kubevirt) || !has(self.pairing) || self.pairing != 'Bond'")
@@ -88,6 +90,12 @@ pub struct VmHybridNicSpec {
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("pairing cannot change: delete the NIC and create it again with the other pairing"))]
     pub pairing: Pairing,
+    /// On a network with a port profile: the UUID by which the switch knows the NIC; without it, the NIC's uid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 36))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$')")
+        .message("portInstanceId must be a UUID, as in \"09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f\""))]
+    pub port_instance_id: Option<String>,
 }
 
 impl VmHybridNicSpec {

@@ -1,6 +1,8 @@
 use std::os::fd::{AsFd, AsRawFd};
 
-use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, MacVtapMode};
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, MacVtapMode as WireMode,
+};
 use rtnetlink::{LinkMacVtap, LinkMessageBuilder, LinkUnspec};
 
 use super::{Link, Netlink, NetlinkError};
@@ -18,8 +20,20 @@ pub struct MacvtapSpec {
     pub mac: MacAddr,
     /// MTU in octets, at most that of the lower link; the lower link's where `None`.
     pub mtu: Option<u32>,
+    /// Who switches between it and the others on the lower link.
+    pub mode: MacvtapMode,
     /// A text to recognise it by, for people who look at the node.
     pub alias: Option<String>,
+}
+
+/// Who switches between the macvtaps on one link.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MacvtapMode {
+    /// The kernel.
+    #[default]
+    Bridge,
+    /// The switch outside: what a macvtap sends leaves by the lower link in any case.
+    Vepa,
 }
 
 /// Where a macvtap for a pod is made.
@@ -65,7 +79,7 @@ impl Netlink {
         place.inside.made(operation, spec).await
     }
 
-    /// Makes a macvtap in bridge mode, administratively down: its MAC is in the lower link's filter only while it is
+    /// Makes a macvtap, administratively down: its MAC is in the lower link's filter only while it is
     /// up. The host gives it no IPv6 address and so sends nothing of its own under the guest's MAC.
     ///
     /// A name that exists is refused with `EEXIST`. On any other error the macvtap is taken away again.
@@ -142,7 +156,11 @@ impl Netlink {
 }
 
 fn builder(spec: &MacvtapSpec) -> LinkMessageBuilder<LinkMacVtap> {
-    let link = LinkMacVtap::new(&spec.name, spec.lower, MacVtapMode::Bridge)
+    let mode = match spec.mode {
+        MacvtapMode::Bridge => WireMode::Bridge,
+        MacvtapMode::Vepa => WireMode::Vepa,
+    };
+    let link = LinkMacVtap::new(&spec.name, spec.lower, mode)
         .address(spec.mac.octets().to_vec())
         .down();
     match spec.mtu {

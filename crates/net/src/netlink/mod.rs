@@ -34,7 +34,7 @@ pub use error::NetlinkError;
 pub use events::{LinkEvent, LinkEvents};
 pub use guard::Guard;
 pub use link::{Counters, Link, LinkKind};
-pub use macvtap::{MacvtapSpec, Place};
+pub use macvtap::{MacvtapMode, MacvtapSpec, Place};
 pub use port::{PortProfile, PortRequest, PortResponse, VfPort};
 pub use vf::{VfConfig, VfLinkState, VfSetting};
 pub use vlan::VlanSpec;

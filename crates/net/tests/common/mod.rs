@@ -13,7 +13,7 @@ use hybridnic_net::netns::NetNs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
-use rtnetlink::{LinkUnspec, LinkVeth};
+use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth};
 
 /// Longer than any test takes, shorter than any patience.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -63,6 +63,18 @@ pub async fn add_veth(name: &str, peer: &str) {
         .execute()
         .await
         .unwrap();
+    connection.abort();
+}
+
+/// Makes a bridge, up, with this link as a port.
+pub async fn add_to_bridge(name: &str, port: u32) {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    let connection = tokio::spawn(connection);
+    let bridge = LinkBridge::new(name).up().build();
+    handle.link().add(bridge).execute().await.unwrap();
+    let index = Netlink::open().unwrap().link(name).await.unwrap().unwrap().index;
+    let joined = LinkUnspec::new_with_index(port).controller(index).build();
+    handle.link().set(joined).execute().await.unwrap();
     connection.abort();
 }
 

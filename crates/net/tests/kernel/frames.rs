@@ -92,31 +92,95 @@ impl Wire {
 
     /// Whether a frame to this address reaches the guest. A broadcast is sent after it, which always does.
     pub(crate) async fn passes(&mut self, to: &str) -> bool {
-        let frame = |to: MacAddr, mark: u8| {
-            let mut frame = [0; 60];
-            frame[..6].copy_from_slice(&to.octets());
-            frame[6..12].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 0x99]);
-            // An EtherType for experiments.
-            frame[12..15].copy_from_slice(&[0x88, 0xb5, mark]);
-            frame
+        for (to, mark) in [(to.parse().unwrap(), TRIED), (MacAddr::BROADCAST, LAST)] {
+            assert_eq!(nix::unistd::write(&self.peer, &frame(STRANGER, to, mark)), Ok(60));
+        }
+        arrives(&mut self.tap).await
+    }
+}
+
+const STRANGER: MacAddr = MacAddr::new([0x52, 0x54, 0, 0, 0, 0x99]);
+/// Marks a frame of which is not known whether it passes, and one that always does.
+const TRIED: u8 = 1;
+const LAST: u8 = 2;
+
+fn frame(from: MacAddr, to: MacAddr, mark: u8) -> [u8; 60] {
+    let mut frame = [0; 60];
+    frame[..6].copy_from_slice(&to.octets());
+    frame[6..12].copy_from_slice(&from.octets());
+    // An EtherType for experiments.
+    frame[12..15].copy_from_slice(&[0x88, 0xb5, mark]);
+    frame
+}
+
+/// Whether a frame has come that was tried, once the last one has.
+async fn arrives(tap: &mut AsyncFd<File>) -> bool {
+    let mut passed = false;
+    let mut buffer = [0; 2048];
+    loop {
+        let mut ready = tap.readable_mut().await.unwrap();
+        let Ok(read) = ready.try_io(|tap| tap.get_mut().read(&mut buffer)) else {
+            continue;
         };
-        for (to, mark) in [(to.parse().unwrap(), 1), (MacAddr::BROADCAST, 2)] {
-            assert_eq!(nix::unistd::write(&self.peer, &frame(to, mark)), Ok(60));
+        match &buffer[VIRTIO_HEADER..read.unwrap()][12..15] {
+            [0x88, 0xb5, TRIED] => passed = true,
+            [0x88, 0xb5, LAST] => return passed,
+            // The peer's own IPv6 frames come by as well.
+            _ => {}
         }
-        let mut passed = false;
-        let mut buffer = [0; 2048];
-        loop {
-            let mut ready = self.tap.readable_mut().await.unwrap();
-            let Ok(read) = ready.try_io(|tap| tap.get_mut().read(&mut buffer)) else {
-                continue;
-            };
-            match &buffer[VIRTIO_HEADER..read.unwrap()][12..15] {
-                [0x88, 0xb5, 1] => passed = true,
-                [0x88, 0xb5, 2] => return passed,
-                // The peer's own IPv6 frames come by as well.
-                _ => {}
-            }
-        }
+    }
+}
+
+/// Whether a guest reaches another one on the same link, whose other end is a port of a bridge.
+async fn reaches(mode: MacvtapMode, hairpin: bool) -> bool {
+    let netlink = Netlink::open().unwrap();
+    let (lower, port) = veth(&netlink).await;
+    add_to_bridge("br0", port.index).await;
+    let hairpin = if hairpin { "1" } else { "0" };
+    std::fs::write("/sys/class/net/v1/brport/hairpin_mode", hairpin).unwrap();
+    let other = MacAddr::new([0x52, 0x54, 0, 0, 0, 2]);
+    let mut taps = Vec::new();
+    for (name, mac) in [("hn0", MAC), ("hn1", other)] {
+        let spec = MacvtapSpec {
+            mac,
+            mode,
+            ..spec(name, &lower)
+        };
+        let macvtap = netlink.create_macvtap(&spec).await.unwrap();
+        let fd = open_tap(&Sysfs::default(), &DevNodes::default(), name, macvtap.index).unwrap();
+        // SAFETY: a File owns its descriptor, and is the same one until it is dropped.
+        taps.push(unsafe { AsyncFd::register(File::from(fd)) }.unwrap());
+        netlink.set_up(macvtap.index, true).await.unwrap();
+    }
+    let outside = packet_socket(port.index);
+    let (mut to, mut from) = (taps.pop().unwrap(), taps.pop().unwrap());
+    let mut sent = [0; VIRTIO_HEADER + 60];
+    sent[VIRTIO_HEADER..].copy_from_slice(&frame(MAC, other, TRIED));
+    let mut reached = false;
+    // The way by the bridge is the longer one: the last frame may overtake the one that is tried.
+    for _ in 0..3 {
+        from.get_mut().write_all(&sent).unwrap();
+        let last = frame(STRANGER, MacAddr::BROADCAST, LAST);
+        assert_eq!(nix::unistd::write(&outside, &last), Ok(60));
+        reached |= arrives(&mut to).await;
+    }
+    reached
+}
+
+#[test]
+fn in_vepa_mode_the_switch_decides_which_standbys_reach_each_other() {
+    for (mode, hairpin, reach) in [
+        (MacvtapMode::Bridge, false, true),
+        (MacvtapMode::Vepa, false, false),
+        (MacvtapMode::Vepa, true, true),
+    ] {
+        in_namespace(move || async move {
+            assert_eq!(
+                reaches(mode, hairpin).await,
+                reach,
+                "{mode:?}, hairpin: {hairpin}"
+            );
+        });
     }
 }
 

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use common::{add_veth, in_namespace, rename};
+use common::{add_to_bridge, add_veth, in_namespace, rename};
 use futures::StreamExt;
 use hybridnic_net::MacAddr;
 use hybridnic_net::VlanProtocol;
@@ -20,7 +20,7 @@ use hybridnic_net::announce::send_rarp;
 use hybridnic_net::dev::DevNodes;
 use hybridnic_net::multicast::{Multicast, Received};
 use hybridnic_net::netlink::{
-    Link, LinkEvent, LinkEvents, LinkKind, MacvtapSpec, Netlink, VfLinkState, VfSetting,
+    Link, LinkEvent, LinkEvents, LinkKind, MacvtapMode, MacvtapSpec, Netlink, VfLinkState, VfSetting,
 };
 use hybridnic_net::sysfs::Sysfs;
 use hybridnic_net::tap::{has_virtio_header, open_tap};
@@ -57,6 +57,7 @@ fn spec(name: &str, lower: &Link) -> MacvtapSpec {
         lower: lower.index,
         mac: MAC,
         mtu: Some(1400),
+        mode: MacvtapMode::Bridge,
         alias: Some("hybridnic test".into()),
     }
 }

@@ -42,6 +42,12 @@ pub fn remedy(reason: &str) -> String {
             "if it stays so: has the PF its driver, and its interface in the host's namespace?"
         }
         reasons::VF_SETTING_REFUSED => "change the setting of the network that the message names",
+        reasons::PORT_PROFILE_REFUSED | reasons::PORT_PROFILE_TIMEOUT => {
+            "is the network's port profile there at the switch, for the PF's port, and does the switch answer?"
+        }
+        reasons::PORT_PROFILE_UNSUPPORTED => {
+            "take the PF out of the network's uplinks: its driver has no port profiles"
+        }
         reasons::VF_BIND_FAILED => "is the module vfio-pci there, and the IOMMU on?",
         reasons::VF_IN_USE => "end what uses the VF: fuser /dev/vfio/* /dev/hybridnic/* on the node",
         reasons::JOURNAL_FAILED => {

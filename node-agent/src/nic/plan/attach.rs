@@ -8,7 +8,7 @@ use hybridnic_api::{
 
 use super::{
     Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, detach, fast_path, give_back, has_nic_mac,
-    is_parked,
+    is_parked, port,
     reserve::{self, NOBODY},
     switch_order, wait,
 };
@@ -241,7 +241,8 @@ fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Deci
     if !waits {
         return Decision::Done(Standby);
     }
-    match (prepare(seen, learnt), learnt.vf_failed) {
+    let step = prepare(seen, learnt).or_else(|| port::keep(seen, learnt));
+    match (step, learnt.vf_failed) {
         (Some(step), _) => Decision::Do(step),
         (None, Some(reason)) if ask.waits_for_vf() => wait(Pending, reason, VF_FAILED),
         (None, _) => Decision::Done(Reserved),
@@ -289,7 +290,11 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
             Decision::Do(Step::UnplugVf)
         };
     }
-    let rest = || give_back(ask, seen).or_else(|| prepare(seen, learnt));
+    let rest = || {
+        give_back(ask, seen)
+            .or_else(|| prepare(seen, learnt))
+            .or_else(|| port::leave(seen, learnt))
+    };
     if let Some(step) = settle_on_standby(seen, up, learnt).or_else(rest) {
         return Decision::Do(step);
     }
@@ -299,6 +304,12 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
             reasons::VF_SETTING_REFUSED,
             "the VF keeps the NIC's MAC: it would answer for a VM that runs elsewhere",
         );
+    }
+    if let Some(reason) = learnt
+        .vf_failed
+        .filter(|_| !ask.ordered && port::is_left_over(seen))
+    {
+        return wait(AttachmentState::Standby, reason, port::LEFT_OVER);
     }
     // A migration goes on without it, and may lead to one that has a link.
     if ask.aside.is_some() && !ask.ordered && seen.standby_link == Some(false) {

@@ -8,7 +8,7 @@ use hybridnic_api::{
 use super::{
     Ask, Decision, Learnt, Sends, Step, TRIES,
     attach::{VF_FAILED, dark, prepare, settle_on_standby},
-    has_nic_mac, switch_order, wait,
+    has_nic_mac, port, switch_order, wait,
 };
 use crate::nic::seen::{Guest, Seen, VfMac, VfThere};
 
@@ -70,6 +70,12 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
             None => Decision::Do(Step::ConfigureVf),
         };
     }
+    if let Some(step) = port::take(seen) {
+        return match learnt.vf_failed {
+            Some(reason) => wait(AttachmentState::FastPath, reason, PORT_LOST),
+            None => Decision::Do(step),
+        };
+    }
     if up {
         return Decision::Do(Step::StandbyDown);
     }
@@ -107,7 +113,9 @@ fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf:
         return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(Step::RestoreVf));
     }
     if let Some((reason, message)) = obstacle(ask, guest, learnt, vf) {
-        return degraded(seen, up, learnt, reason, message);
+        // First the traffic.
+        let step = settle_on_standby(seen, up, learnt).or_else(|| port::leave(seen, learnt));
+        return step.map_or_else(|| wait(AttachmentState::Standby, reason, message), Decision::Do);
     }
     let make_first = switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
     let configured = vf.mac == VfMac::Nic && vf.settings_ok;
@@ -127,7 +135,7 @@ fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf:
     if !configured {
         return Decision::Do(Step::ConfigureVf);
     }
-    Decision::Do(Step::PlugVf)
+    Decision::Do(port::take(seen).unwrap_or(Step::PlugVf))
 }
 
 /// What stands against plugging the VF.
@@ -185,6 +193,8 @@ fn ignored(pairing: Pairing, sends: Sends) -> (&'static str, &'static str) {
         (Pairing::Bond, Sends::ByNeither) => (reasons::GUEST_IGNORES_VF, NO_BOND),
     }
 }
+
+const PORT_LOST: &str = "the switch has taken the port profile from the port of the VF that the guest has";
 
 const NO_ACPI: &str =
     "the VM has no ACPI, and its guest would crash when the VF is plugged: start the VM with ACPI";

@@ -8,6 +8,8 @@
 //!   Standby ─ StandbyDown ─ ConfigureVf ─ PlugVf ─ AwaitGuest ──► FastPath       (break before make)
 //!   FastPath ─ StandbyUp ─ UnplugVf ─ Park ─ Announce ──► Standby               (make before break)
 //!   FastPath ─ UnplugVf ─ Park ─ StandbyUp ─ Announce ──► Standby               (break before make)
+//!   Reserve ─ … ─ Park ─ Preassociate ──► Reserved                               (where the network has a port profile)
+//!   Standby ─ ConfigureVf ─ Associate ─ PlugVf ─ …; UnplugVf ─ Park ─ Announce ─ Disassociate ──► Standby
 //!   Standby ─ RestoreVf ─ Reserve ─ Bind ─ Park ──► Standby, with another VF
 //!   Standby ─ RestoreVf ──► Standby, without a VF                               (the NIC is told to stay there)
 //!   MakeStandby ─ Reserve ─ MoveStandby ─ MakeStandby ─ GuardStandby ─ PlugStandby    (the VF came later, on another PF)
@@ -21,11 +23,13 @@
 //! | `attach` | the goals `Standby` and `FastPath`, up to where these part |
 //! | `fast_path` | the VF |
 //! | `reserve` | `Reserved` |
+//! | `port` | the VF's port at the switch |
 //! | `detach` | `Detached` |
 
 mod attach;
 mod detach;
 mod fast_path;
+mod port;
 mod reserve;
 #[cfg(test)]
 pub(in crate::nic) mod tests;
@@ -69,6 +73,12 @@ pub enum Step {
     RaiseMtu,
     /// Give the VF the network's settings and, last, the NIC's MAC.
     ConfigureVf,
+    /// Have the switch keep what the port profile of the VF's port needs.
+    Preassociate,
+    /// Have the switch give the VF's port its profile.
+    Associate,
+    /// Have the switch take the profile away.
+    Disassociate,
     /// Plug the VF into the guest.
     PlugVf,
     /// Wait until the guest uses the VF.

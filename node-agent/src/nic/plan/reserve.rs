@@ -5,7 +5,7 @@ use hybridnic_api::{conditions::reasons, v1alpha1::AttachmentState};
 use super::{
     Ask, Decision, FLOOD, Learnt, Step, UNKNOWN,
     attach::{VF_FAILED, prepare, take},
-    has_nic_mac, wait,
+    has_nic_mac, port, wait,
 };
 use crate::nic::seen::{Guest, QemuSeen, Run, Seen, VfSeen};
 
@@ -49,7 +49,8 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     if let Some(VfSeen::Unknown { .. }) = seen.vf {
         return wait(Pending, reasons::VF_UNKNOWN, UNKNOWN);
     }
-    match (prepare(seen, learnt), learnt.vf_failed) {
+    let step = prepare(seen, learnt).or_else(|| port::keep(seen, learnt));
+    match (step, learnt.vf_failed) {
         (Some(step), _) => Decision::Do(step),
         (None, Some(reason)) if ask.waits_for_vf() => wait(Pending, reason, VF_FAILED),
         (None, _) => Decision::Done(AttachmentState::Reserved),

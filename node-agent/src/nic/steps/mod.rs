@@ -5,6 +5,7 @@ mod context;
 mod descriptors;
 mod guest;
 mod pod_link;
+mod port;
 mod reserve;
 mod standby;
 mod vf;
@@ -16,6 +17,7 @@ pub use standby::VLAN_PREFIX;
 use std::time::Instant;
 
 use hybridnic_api::v1alpha1::SwitchOrder;
+use hybridnic_net::netlink::PortRequest;
 
 use super::{observe::Observation, plan::Step};
 use crate::{
@@ -62,6 +64,10 @@ impl Context {
             Step::Park => vf::park(self).await?,
             Step::DropVf => vf::drop_lost(self).await?,
             Step::ConfigureVf => vf::configure(self, now).await?,
+            Step::Preassociate => return Ok(port::ask(self, PortRequest::Preassociate).await?),
+            Step::Associate => return Ok(port::ask(self, PortRequest::Associate).await?),
+            Step::Disassociate => return Ok(port::ask(self, PortRequest::Disassociate).await?),
+            Step::RestoreVf if !port::free(self).await? => return Ok(false),
             Step::RestoreVf => vf::restore(self).await?,
             Step::RaiseMtu => standby::raise_mtu(self, now).await,
             Step::MakeStandby => standby::make(self).await?,

@@ -240,6 +240,7 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), ReserveError
         saved,
         saved_driver,
         rate_set: false,
+        port_asked: false,
     };
     let standby = if let Some(standby) = &cx.record.standby {
         standby.clone()

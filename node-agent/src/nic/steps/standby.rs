@@ -110,6 +110,7 @@ pub(super) async fn make(cx: &mut Context) -> Result<(), StandbyError> {
         lower,
         mac: cx.mac,
         mtu,
+        mode: settings::mode(&cx.record.spec.l2),
         alias: Some(alias),
     };
     if ids::interface(&cx.record.spec).is_some() {

@@ -124,7 +124,7 @@ pub(super) fn held(cx: &Context) -> Result<&VfRecord, VfError> {
 }
 
 /// The PF of the VF.
-async fn pf_of(cx: &Context) -> Result<Link, VfError> {
+pub(super) async fn pf_of(cx: &Context) -> Result<Link, VfError> {
     let vf = held(cx)?;
     let pf = cx.host.pf_link(vf.pf).await?;
     pf.ok_or_else(|| VfError::NoInterface {

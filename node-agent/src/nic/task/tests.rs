@@ -13,7 +13,7 @@ use crate::{
     machine::Session,
     nic::{
         plan::{Ask, TRIES, tests::ask},
-        seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen, VfThere},
+        seen::{Guest, Port, QemuSeen, Run, Seen, VfMac, VfSeen, VfThere},
     },
     node::choice::{Pick, Wish},
     sockets::Sockets,
@@ -216,6 +216,7 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
             dark: false,
             other_pf: false,
             held: false,
+            port: Port::NoProfile,
         };
         let seen = Seen {
             recorded: true,

@@ -3,7 +3,7 @@
 use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
 
 use super::{
-    Learnt, Sends, Step, TRIES, VfMac,
+    Learnt, Port, Sends, Step, TRIES, VfMac,
     model::{Failed, Node, Vf},
     tap::Tap,
 };
@@ -15,6 +15,7 @@ impl Node {
             Step::Bind => reasons::VF_BIND_FAILED,
             Step::Park | Step::ConfigureVf | Step::Reserve => reasons::VF_SETTING_REFUSED,
             Step::PlugVf => reasons::QEMU_REFUSED,
+            Step::Preassociate | Step::Associate | Step::Disassociate => reasons::PORT_PROFILE_REFUSED,
             _ => return Err(Failed),
         };
         self.learnt.not_parked |= step == Step::Park;
@@ -35,7 +36,8 @@ impl Node {
         match step {
             Step::Reserve => self.reserve(),
             Step::Bind | Step::Park | Step::ConfigureVf => return self.set_vf(step),
-            Step::RestoreVf if self.no_bind => return Err(Failed),
+            Step::Preassociate | Step::Associate | Step::Disassociate => return self.ask_port(step),
+            Step::RestoreVf if self.no_bind || self.keeps_port() => return Err(Failed),
             Step::DropVf | Step::RestoreVf => self.let_go(),
             Step::MakeStandby if self.standby.is_none() => return Err(Failed),
             Step::MakeStandby => (self.macvtap, self.mtu_ok, self.tap) = (Some(false), true, Tap::NEW),
@@ -89,6 +91,7 @@ impl Node {
                 mac: self.hardware.stale_mac,
                 found: self.hardware.stale_mac == VfMac::Nic,
                 settings_ok: self.hardware.plain,
+                port: Port::Free,
             });
             self.offered[pf] = false;
             (self.learnt.vf_failures, self.learnt.not_parked) = (0, false);
@@ -127,6 +130,28 @@ impl Node {
             }
             _ => (vf.mac, vf.settings_ok) = (VfMac::Nic, true),
         }
+        Ok(())
+    }
+
+    /// Whether the switch would not take the profile away.
+    fn keeps_port(&self) -> bool {
+        let has = self.vf.is_some_and(|vf| vf.port != Port::Free);
+        self.hardware.profile && self.no_port && has
+    }
+
+    fn ask_port(&mut self, step: Step) -> Result<(), Failed> {
+        if self.unread || self.vf.is_none_or(|vf| !vf.present) {
+            return Err(Failed);
+        }
+        if self.no_port {
+            return self.fail(step);
+        }
+        let vf = self.vf.as_mut().ok_or(Failed)?;
+        vf.port = match step {
+            Step::Preassociate => Port::Preassociated,
+            Step::Associate => Port::Associated,
+            _ => Port::Free,
+        };
         Ok(())
     }
 

@@ -5,6 +5,7 @@ mod bond;
 mod effects;
 mod links;
 mod model;
+mod port;
 mod presence;
 mod properties;
 mod reserve;
@@ -22,7 +23,7 @@ use hybridnic_api::{
 use super::*;
 use crate::{
     machine::socket::Offence,
-    nic::seen::{Guest, QemuSeen, Run},
+    nic::seen::{Guest, Port, QemuSeen, Run},
 };
 
 /// What most tests ask for; they change what matters to them.
@@ -56,6 +57,7 @@ const PARKED: VfThere = VfThere {
     dark: false,
     other_pf: false,
     held: false,
+    port: Port::NoProfile,
 };
 /// A VF as it must be before it is plugged.
 const READY: VfThere = VfThere {

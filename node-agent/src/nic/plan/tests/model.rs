@@ -3,7 +3,7 @@
 use hybridnic_api::v1alpha1::{Aside, Goal, Pairing};
 
 use super::{
-    Ask, Decision, Guest, Learnt, QemuSeen, Run, Seen, Sends, TRIES, VfMac, VfSeen, VfThere, ask, next,
+    Ask, Decision, Guest, Learnt, Port, QemuSeen, Run, Seen, Sends, TRIES, VfMac, VfSeen, VfThere, ask, next,
     story::{Event, Hardware, Manners},
     tap::Tap,
 };
@@ -28,6 +28,8 @@ pub(super) struct Vf {
     /// It was found with the NIC's MAC.
     pub(super) found: bool,
     pub(super) settings_ok: bool,
+    /// What the switch has done, where the network has a port profile.
+    pub(super) port: Port,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +75,7 @@ pub struct Node {
     pub(super) no_bind: bool,
     pub(super) no_park: bool,
     pub(super) no_plug: bool,
+    pub(super) no_port: bool,
     pub(super) expected: bool,
     /// The guest has moved to the VF that is in it now.
     pub(super) moved: bool,
@@ -109,6 +112,7 @@ impl Node {
             no_bind: false,
             no_park: false,
             no_plug: false,
+            no_port: false,
             expected: false,
             moved: false,
         };
@@ -163,6 +167,11 @@ impl Node {
                     dark: self.dark,
                     other_pf,
                     held: false,
+                    port: if self.hardware.profile {
+                        vf.port
+                    } else {
+                        Port::NoProfile
+                    },
                 })
             } else {
                 VfSeen::Gone
@@ -270,16 +279,15 @@ impl Node {
             Event::NoBind(no_bind) => self.no_bind = no_bind,
             Event::NoPark(no_park) => self.no_park = no_park,
             Event::NoPlug(no_plug) => self.no_plug = no_plug,
-            Event::Expected(expected) => self.expected = expected,
-            Event::QemuEnds => self.end_qemu(),
-            Event::VfLost => {
+            Event::NoPort(no_port) => self.no_port = no_port,
+            Event::PortLost => {
                 if let Some(vf) = &mut self.vf {
-                    vf.present = false;
-                }
-                if self.manners.lets_go() {
-                    self.guest_drops_vf();
+                    vf.port = Port::Unsettled;
                 }
             }
+            Event::Expected(expected) => self.expected = expected,
+            Event::QemuEnds => self.end_qemu(),
+            Event::VfLost => self.lose_vf(),
             Event::Settings if !self.hardware.plain => {
                 if let Some(vf) = &mut self.vf {
                     vf.settings_ok = false;
@@ -333,6 +341,15 @@ impl Node {
                 }
             }
             Event::Settings | Event::QemuStarts { .. } | Event::Sandbox => {}
+        }
+    }
+
+    fn lose_vf(&mut self) {
+        if let Some(vf) = &mut self.vf {
+            vf.present = false;
+        }
+        if self.manners.lets_go() {
+            self.guest_drops_vf();
         }
     }
 
@@ -439,6 +456,7 @@ impl Node {
             Event::NoBind(false),
             Event::NoPark(false),
             Event::NoPlug(false),
+            Event::NoPort(false),
             Event::Expected(false),
             Event::Ordered(false),
             Event::QemuStarts { incoming: false },

@@ -44,9 +44,10 @@ fn hardware() -> impl Strategy<Value = Hardware> {
         any::<bool>(),
         duties(),
         pairing,
+        any::<bool>(),
     )
         .prop_map(
-            |(refuses_twice, order, no_free_vf, stale_mac, plain, duties, bond)| Hardware {
+            |(refuses_twice, order, no_free_vf, stale_mac, plain, duties, bond, profile)| Hardware {
                 refuses_twice,
                 order,
                 no_free_vf,
@@ -58,6 +59,7 @@ fn hardware() -> impl Strategy<Value = Hardware> {
                 },
                 stale_mac,
                 plain,
+                profile,
                 duties,
             },
         )
@@ -93,6 +95,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => any::<bool>().prop_map(Event::NoBind),
         1 => any::<bool>().prop_map(Event::NoPark),
         1 => any::<bool>().prop_map(Event::NoPlug),
+        1 => any::<bool>().prop_map(Event::NoPort),
+        1 => Just(Event::PortLost),
         1 => Just(Event::QemuEnds),
         2 => any::<bool>().prop_map(|incoming| Event::QemuStarts { incoming }),
         1 => Just(Event::Sandbox),

@@ -6,7 +6,7 @@ use hybridnic_api::{
 };
 
 use super::{
-    Decision, QemuSeen, Run, Step, VfMac,
+    Decision, Port, QemuSeen, Run, Step, VfMac,
     model::{Failed, Node, PFS},
 };
 
@@ -90,6 +90,9 @@ impl Node {
             Step::StandbyDown if here && self.way() == Goal::FastPath && self.qemu.is_some_and(|q| q.vf) => {
                 self.moved
             }
+            Step::Associate => here && self.has_nic_mac(),
+            Step::Preassociate => (!here || self.way() == Goal::Reserved) && !self.has_nic_mac(),
+            Step::Disassociate => here && !self.qemu.is_some_and(|q| q.vf) && self.macvtap == Some(true),
             Step::Reserve | Step::Park | Step::StandbyDown => true,
         };
         assert!(ok, "{step:?} must not be taken: {self:#?}");
@@ -100,8 +103,22 @@ impl Node {
             let ready = self
                 .vf
                 .is_some_and(|vf| vf.on_vfio && vf.mac == VfMac::Nic && vf.settings_ok);
-            assert!(ready, "a VF that is not set up is plugged: {self:#?}");
+            assert!(
+                ready && self.is_associated(),
+                "a VF that is not set up is plugged: {self:#?}"
+            );
         }
+    }
+
+    /// Whether the VF's port has what it needs to carry traffic.
+    fn is_associated(&self) -> bool {
+        !self.hardware.profile || self.vf.is_some_and(|vf| vf.port == Port::Associated)
+    }
+
+    /// Whether the port of the parked VF has a profile, and the switch was not asked in vain to take it away.
+    fn is_left_over(&self) -> bool {
+        let seen = self.seen().there().map(|vf| vf.port);
+        matches!(seen, Some(Port::Associated | Port::Unsettled)) && self.learnt.vf_failed.is_none()
     }
 
     /// A VF that carries the traffic is left only for something that can.
@@ -174,12 +191,16 @@ impl Node {
             // It is shut, whatever it costs.
             Decision::Wait(wait) if wait.reason == reasons::STANDBY_SEIZED => self.tap.seized,
             Decision::Done(AttachmentState::FastPath) => {
-                here && !up && set_up && guest.uses_vf && self.vf.is_some_and(|vf| self.link[vf.pf])
+                here && !up
+                    && set_up
+                    && self.is_associated()
+                    && guest.uses_vf
+                    && self.vf.is_some_and(|vf| self.link[vf.pf])
             }
             Decision::Done(AttachmentState::Standby) => {
                 // What is to go back has gone, unless a migration goes first.
                 let left = self.wants_vf() || self.ordered || !here || self.vf.is_none();
-                up == here && !ours && !guest.vf && left
+                up == here && !ours && !guest.vf && left && !(here && self.is_left_over())
             }
             Decision::Done(AttachmentState::Reserved) => !up && !ours && !guest.vf,
             Decision::Done(AttachmentState::Detached) => {

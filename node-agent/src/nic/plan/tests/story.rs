@@ -54,6 +54,8 @@ pub struct Hardware {
     pub stale_mac: VfMac,
     /// The network asks nothing of a VF that a parked one has not.
     pub plain: bool,
+    /// The network has a port profile.
+    pub profile: bool,
     /// Who sees to which part.
     pub duties: Duties,
 }
@@ -103,6 +105,10 @@ pub enum Event {
     NoPark(bool),
     /// QEMU takes no VF from now on, or does again.
     NoPlug(bool),
+    /// The switch takes part in no port profile from now on, or does again.
+    NoPort(bool),
+    /// Something else is asked for the port of the VF.
+    PortLost,
     /// A migration expects the VM here, or no more.
     Expected(bool),
     /// QEMU ends.
