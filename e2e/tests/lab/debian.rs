@@ -14,15 +14,36 @@ use crate::{
     common::{
         SOON, check_fast_path, ended, fast, fast_on, migration, phase, vm_on_fast_path, watch, watched,
     },
+    profile,
     suite::{Suite, give_macs, until_free},
 };
 
 pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
-    vec![suite.test_on(
-        Kernel::Debian,
-        "a_vm_on_debians_own_kernel_migrates_by_vfio_groups_from_a_card_whose_driver_nobody_knows",
-        async |w| by_group(w).await,
-    )]
+    vec![
+        suite.test_on(
+            Kernel::Debian,
+            "a_vm_on_debians_own_kernel_migrates_by_vfio_groups_from_a_card_whose_driver_nobody_knows",
+            async |w| by_group(w).await,
+        ),
+        suite.test_on(
+            Kernel::Debian,
+            "a_driver_without_port_profiles_leaves_a_nic_on_its_standby",
+            async |w| without_profiles(w).await,
+        ),
+    ]
+}
+
+/// Debian's igb has no port profiles, as no driver but enic has.
+async fn without_profiles(world: &World) {
+    world.apply(&profile::network("gold")).await.unwrap();
+    let spec = VmSpec::new("gold", &[NicSpec::new(0, 69)]);
+    let clean = world.footprint(1).await.unwrap();
+    let _vm = world.start_vm(&spec, "gold-a", 1, false).await.unwrap();
+    world.apply(&spec.nic_yaml(0, "gold")).await.unwrap();
+    let nic = profile::on_standby(world, "gold-0", "PortProfileUnsupported").await;
+    let said = profile::words(&nic);
+    assert!(said.contains("igb of the VF's PF has no port profiles"), "{said}");
+    profile::leaves(world, "gold-0", &clean).await;
 }
 
 /// A driver's name that is in no table of ours.

@@ -6,7 +6,10 @@ use hybridnic_api::{
     conditions::{reasons, types},
     v1alpha1::{MigrationPhase, NicPhase, Path, VmHybridNic},
 };
-use hybridnic_e2e::world::{NicSpec, VmSpec, World};
+use hybridnic_e2e::{
+    lab::Net,
+    world::{NicSpec, VmSpec, World},
+};
 use libtest_mimic::Trial;
 
 use crate::{
@@ -24,6 +27,10 @@ pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
             outside(w).await
         }),
         suite.test("vf_and_standby_are_in_the_networks_vlan", async |w| vlan(w).await),
+        suite.test(
+            "standbys_in_vepa_mode_reach_each_other_by_the_switch",
+            async |w| vepa(w).await,
+        ),
     ]
 }
 
@@ -179,4 +186,64 @@ async fn vlan(world: &World) {
             "untagged frames of the {path}: {frames:?}"
         );
     }
+}
+
+/// All on one card.
+const VEPA: &str = "
+apiVersion: hybridnic.io/v1alpha1
+kind: HybridNetwork
+metadata: {name: vepa}
+spec:
+  uplinks:
+  - pciAddresses: [\"0000:01:00.0\"]
+    numVfs: 7
+  macvtapMode: Vepa
+  macRange: {from: \"52:54:00:77:00:00\", to: \"52:54:00:77:ff:ff\"}
+";
+
+/// Two NICs on their standbys, by a switch whose port sends frames back. Without that, too, the lab's card would let them reach each
+/// other: that nothing but the switch does is shown where there is no card (`crates/net/tests/kernel`).
+async fn vepa(world: &World) {
+    world.apply(VEPA).await.unwrap();
+    let port = Net::tap(1, 0);
+    let hairpin = async |state: &str| {
+        let set = [
+            "link",
+            "set",
+            "dev",
+            &port,
+            "type",
+            "bridge_slave",
+            "hairpin",
+            state,
+        ];
+        world.lab.net().ip(&set).await.unwrap();
+    };
+    hairpin("on").await;
+    let specs = [("left", 67), ("right", 68)].map(|(name, host)| VmSpec::new(name, &[NicSpec::new(0, host)]));
+    let mut vms = Vec::new();
+    for spec in &specs {
+        vms.push(world.start_vm(spec, &spec.name, 1, false).await.unwrap());
+        let yaml = spec.nic_yaml(0, "vepa");
+        let told = yaml.replace("  pairing:", "  path: Standby\n  pairing:");
+        world.apply(&told).await.unwrap();
+        let nic = spec.nic_name(0);
+        let stands = |n: &VmHybridNic| on(n, Path::Standby);
+        world
+            .until_nic(&nic, LATER, "on its standby", stands)
+            .await
+            .unwrap();
+    }
+    let macvtaps = world.node(1).macvtaps().await.unwrap();
+    assert!(
+        macvtaps.len() == 2 && macvtaps.iter().all(|m| m.mode == "vepa" && m.up),
+        "{macvtaps:#?}"
+    );
+    for (from, to) in [(0, 1), (1, 0)] {
+        let to = specs[to].nics[0].address;
+        let ask = format!("ip neigh flush all; ping -c 5 -i 0.2 -W 2 {to}");
+        let output = vms[from].guest.exec(&ask, SOON).await.unwrap();
+        assert!(output.stdout.contains(" 0% packet loss"), "to {to}: {output:?}");
+    }
+    hairpin("off").await;
 }

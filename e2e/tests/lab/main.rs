@@ -26,6 +26,7 @@ mod lifecycle;
 mod local;
 mod once;
 mod pool;
+mod profile;
 mod suite;
 mod unfit;
 
@@ -50,6 +51,7 @@ fn main() {
         once::tests,
         pool::tests,
         aside::tests,
+        profile::tests,
         devices::tests,
         containment::tests,
     ];
