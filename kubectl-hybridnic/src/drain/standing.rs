@@ -23,7 +23,7 @@ pub fn standing(
     if status.observed_generation < generation {
         return Standing::OnItsWay("the node's agent has not looked at it yet".to_owned());
     }
-    let parts: Vec<Option<DrainState>> = match target {
+    let rows: Vec<Option<DrainState>> = match target {
         Target::All => status.pfs.iter().map(|pf| pf.drain).collect(),
         Target::Pf(address) => {
             let pfs = status.pfs.iter().filter(|pf| pf.pci_address == *address);
@@ -34,7 +34,7 @@ pub fn standing(
             pools.map(|pool| pool.drain).collect()
         }
     };
-    if parts.iter().all(|state| *state == Some(DrainState::Drained)) {
+    if rows.iter().all(|state| *state == Some(DrainState::Drained)) {
         return Standing::There("no NIC holds a VF of it".to_owned());
     }
     let hold: Vec<Holder> = attachments
