@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hybridnic_api::limits;
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, HybridNodeSpec, NodePool};
+use hybridnic_api::v1alpha1::{Drain, HybridNetwork, HybridNode, HybridNodeSpec, NodePool};
 use hybridnic_decisions::network::pool;
 use kube::{Api, Client, ResourceExt};
 
@@ -38,8 +38,10 @@ impl Reconciler for NodeReconciler {
             .map(|node| node.labels().clone());
         let spec = HybridNodeSpec {
             pools: pools(&self.world.networks.all(), labels.as_ref()),
+            // An administrator's: what is not written stays.
+            drain: Drain::default(),
         };
-        if object.spec != spec && object.metadata.deletion_timestamp.is_none() {
+        if object.spec.pools != spec.pools && object.metadata.deletion_timestamp.is_none() {
             write::apply_spec(&Api::all(self.client.clone()), object.as_ref(), &spec).await?;
         }
         Ok(Done::default())

@@ -90,6 +90,7 @@ pub fn node(name: &str, networks: &[&str]) -> HybridNode {
         name,
         HybridNodeSpec {
             pools: networks.iter().map(pool).collect(),
+            ..HybridNodeSpec::default()
         },
     );
     node.metadata = ObjectMeta {

@@ -23,6 +23,8 @@ pub mod types {
     pub const ENCRYPTED: &str = "Encrypted";
     /// Something of the node does not work as it should, while the rest goes on.
     pub const DEGRADED: &str = "Degraded";
+    /// No NIC holds a VF of what is to be drained. Only there when something is.
+    pub const DRAINED: &str = "Drained";
 }
 
 /// Why a condition is as it is.
@@ -93,6 +95,16 @@ pub mod reasons {
     pub const VF_ACTIVE: &str = "VfActive";
     /// No VF of the network is free on the node.
     pub const NO_FREE_VF: &str = "NoFreeVf";
+    /// VF and standby were on two PFs, and the NIC goes back to a VF of its standby's.
+    pub const SPLIT: &str = "Split";
+    /// No VF of the network is free on the node that is not drained.
+    pub const PF_DRAINED: &str = "PfDrained";
+    /// NICs hold VFs yet that are to be drained.
+    pub const DRAINING: &str = "Draining";
+    /// No NIC holds a VF that is drained.
+    pub const DRAINED: &str = "Drained";
+    /// What is to be drained is not on the node.
+    pub const NOTHING_TO_DRAIN: &str = "NothingToDrain";
     /// The NIC is told to stay on its standby.
     pub const STANDBY_REQUESTED: &str = "StandbyRequested";
     /// A migration is under way.

@@ -101,6 +101,7 @@ fn set(spec: &mut Value, path: &str, value: Value) {
 async fn every_rule() {
     let (control_plane, _dir) = start().await;
     networks(&control_plane).await;
+    nodes(&control_plane).await;
     nics(&control_plane).await;
     migrations_and_names(&control_plane).await;
     what_cannot_change_and_what_names_can_be(&control_plane).await;
@@ -255,6 +256,39 @@ async fn networks(control_plane: &ControlPlane) {
             Case("/macs", json!("Generated"), ""),
             Case("/macs", json!("Any"), ""),
             Case("/macs", json!("Some"), "Unsupported value"),
+        ],
+    )
+    .await;
+}
+
+/// What of a node is drained.
+async fn nodes(control_plane: &ControlPlane) {
+    let base = json!({ "pools": [] });
+    let malformed = "drain.pfs are full PCI addresses in lower case";
+    judge(
+        control_plane,
+        "HybridNode",
+        &base,
+        vec![
+            Case("/drain", json!({}), ""),
+            Case("/drain", json!({"all": true}), ""),
+            Case("/drain", json!({"all": "yes"}), "must be of type boolean"),
+            Case("/drain", json!({"pfs": ["0000:01:00.0", "0000:01:00.1"]}), ""),
+            Case("/drain", json!({"pfs": ["01:00.0"]}), malformed),
+            Case("/drain", json!({"pfs": ["0000:01:00.8"]}), malformed),
+            Case("/drain", json!({"pfs": ["ens1f0"]}), malformed),
+            Case(
+                "/drain",
+                json!({"pfs": ["0000:01:00.0", "0000:01:00.0"]}),
+                "Duplicate value",
+            ),
+            Case("/drain", json!({"networks": ["fast"]}), ""),
+            Case(
+                "/drain",
+                json!({"networks": [""]}),
+                "should be at least 1 chars long",
+            ),
+            Case("/drain", json!({"networks": ["fast", "fast"]}), "Duplicate value"),
         ],
     )
     .await;

@@ -75,7 +75,10 @@ impl Watched for HybridNode {
         // What of a node decides whether it can take a NIC.
         let admits = |node: &Self| {
             let status = node.status.as_ref();
-            (node.spec.clone(), status.and_then(|s| s.agent_version.clone()))
+            (
+                node.spec.pools.clone(),
+                status.and_then(|s| s.agent_version.clone()),
+            )
         };
         // It belongs to no node any more.
         let now: Vec<_> = new.into_iter().flat_map(macs).collect();

@@ -55,7 +55,7 @@ impl Gauges {
             vfs: registry.gauge(
                 "hybridnic_network_vfs",
                 ["network", "state"],
-                "VFs of a network's pool, by state: free, held or unhealthy; their sum is the pool",
+                "VFs of a network's pool, by state: free, held, unhealthy or drained; their sum is the pool",
             ),
             network_nodes: registry.gauge(
                 "hybridnic_network_nodes",
@@ -104,6 +104,7 @@ impl Gauges {
                 ([name, "free"], vfs.free.into()),
                 ([name, "held"], vfs.held.into()),
                 ([name, "unhealthy"], vfs.unhealthy.into()),
+                ([name, "drained"], vfs.drained.into()),
             ]
         }));
         self.network_nodes.replace(networks.iter().map(|network| {

@@ -128,7 +128,8 @@ pub fn ready_reason(attachment: &NicAttachment) -> Option<&str> {
 pub fn lacks_vf(attachment: &NicAttachment) -> bool {
     let reason = |type_| {
         let condition = conditions::find(&attachment.status.as_ref()?.conditions, type_)?;
-        Some(condition.status != "True" && condition.reason == reasons::NO_FREE_VF)
+        let lacks = [reasons::NO_FREE_VF, reasons::PF_DRAINED].contains(&condition.reason.as_str());
+        Some(condition.status != "True" && lacks)
     };
     [types::READY, types::FAST_PATH]
         .into_iter()

@@ -48,6 +48,7 @@ pub fn of_network(node: &HybridNode, network: &str) -> HybridNode {
         &node.name_any(),
         HybridNodeSpec {
             pools: pools.collect(),
+            ..HybridNodeSpec::default()
         },
     );
     slim.status = node.status.as_ref().map(|status| HybridNodeStatus {

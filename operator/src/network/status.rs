@@ -38,6 +38,7 @@ pub fn build_status(
         vfs.free += pool.vfs.free;
         vfs.held += pool.vfs.held;
         vfs.unhealthy += pool.vfs.unhealthy;
+        vfs.drained += pool.vfs.drained;
     }
     let on = |path: Path| nics.iter().filter(move |nic| nic.path == path);
     let told = on(Path::Standby).filter(|nic| nic.asked == WantedPath::Standby);
@@ -221,10 +222,12 @@ mod tests {
             free: total - held,
             held,
             unhealthy: 0,
+            drained: 0,
         };
         let pool = PoolStatus {
             network: "net".to_owned(),
             vfs,
+            drain: None,
             message: message.to_owned(),
         };
         node.status = Some(HybridNodeStatus {
@@ -286,7 +289,8 @@ mod tests {
                 total: 14,
                 free: 12,
                 held: 2,
-                unhealthy: 0
+                unhealthy: 0,
+                drained: 0,
             }
         );
         assert_eq!(

@@ -106,6 +106,7 @@ fn trouble(attachment: &NicAttachment) -> Option<(&str, &str)> {
         reasons::MIGRATING,
         // Of the time before it was to go.
         reasons::NO_FREE_VF,
+        reasons::PF_DRAINED,
     ];
     let told = attachment
         .status

@@ -230,6 +230,9 @@ pub struct VfCounts {
     pub free: i32,
     /// Held by a NIC.
     pub held: i32,
-    /// Neither: gone, without link, or used by something else.
+    /// Not to be used: gone, without link, or used by something else.
     pub unhealthy: i32,
+    /// Kept free, because they are drained.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub drained: i32,
 }

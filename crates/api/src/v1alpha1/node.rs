@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, transform::Transform as _};
 use serde::{Deserialize, Serialize};
+use strum::Display;
 
 use crate::limits;
 
@@ -20,7 +21,7 @@ use super::{Uplink, VfCounts, is_zero};
     category = "hybridnic",
     status = "HybridNodeStatus",
     derive = "PartialEq",
-    doc = "A node's SR-IOV PFs and VFs. Written by the operator (spec) and the node's agent (status).",
+    doc = "A node's SR-IOV PFs and VFs. Written by the operator (spec.pools), an administrator (spec.drain) and the node's agent (status).",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -51,6 +52,62 @@ pub struct HybridNodeSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["network".into()]))]
     #[schemars(length(max = limits::POOLS))]
     pub pools: Vec<NodePool>,
+    /// What is to be drained of VFs. An administrator says it; nobody else writes it.
+    #[serde(default, skip_serializing_if = "Drain::is_empty")]
+    pub drain: Drain,
+}
+
+/// What of a node is to be drained of VFs: NICs leave them, for VFs that are not drained where some are free and else for their
+/// standby, and no NIC gets one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Drain {
+    /// All PFs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
+    /// These PFs, by PCI address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[schemars(length(max = limits::PFS), inner(length(max = 16)))]
+    #[x_kube(validation = Rule::new("self.all(a, a.matches('^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f][.][0-7]$'))")
+        .message("drain.pfs are full PCI addresses in lower case, as in \"0000:01:00.0\""))]
+    pub pfs: Vec<String>,
+    /// All PFs for the NICs of these networks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[schemars(length(max = limits::POOLS), inner(length(min = 1, max = limits::NAME)))]
+    pub networks: Vec<String>,
+}
+
+impl Drain {
+    /// Whether nothing is to be drained.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether no NIC at all is to have a VF of this PF.
+    pub fn covers_pf(&self, pci_address: &str) -> bool {
+        self.all || self.pfs.iter().any(|pf| pf == pci_address)
+    }
+
+    /// Whether no NIC of this network is to have a VF of any PF.
+    pub fn covers_network(&self, network: &str) -> bool {
+        self.all || self.networks.iter().any(|other| other == network)
+    }
+
+    /// Whether no NIC of this network is to have a VF of this PF.
+    pub fn covers(&self, network: &str, pci_address: &str) -> bool {
+        self.covers_pf(pci_address) || self.covers_network(network)
+    }
+}
+
+/// How far a drain is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display)]
+pub enum DrainState {
+    /// NICs hold VFs yet.
+    Draining,
+    /// None does.
+    Drained,
 }
 
 /// A network's pool on one node.
@@ -122,7 +179,8 @@ pub struct HybridNodeStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["pciAddress".into()]))]
     #[schemars(length(max = limits::PFS))]
     pub pfs: Vec<PfStatus>,
-    /// Conditions `Ready`, and `Degraded`: something of the node does not work, while the rest goes on.
+    /// Conditions `Ready`; `Degraded`: something of the node does not work, while the rest goes on; and `Drained`, where something is
+    /// to be drained of VFs.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(schema_with = "limits::conditions")]
@@ -138,6 +196,9 @@ pub struct PoolStatus {
     pub network: String,
     /// Its VFs here.
     pub vfs: VfCounts,
+    /// How far its NICs have left their VFs; absent where they are not told to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainState>,
     /// What is wrong with the pool here; empty when nothing is.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = limits::TEXT))]
@@ -178,6 +239,9 @@ pub struct PfStatus {
     pub link_up: bool,
     /// The most VFs that it can have.
     pub total_vfs: i32,
+    /// How far NICs have left its VFs; absent where they are not told to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainState>,
     /// Why none of its VFs can be used; empty when they can.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = limits::TEXT))]
@@ -228,4 +292,6 @@ pub enum VfState {
     Held,
     /// Selected, but not to be used; its message says why.
     Unhealthy,
+    /// It could be used, and is kept free: it is drained.
+    Drained,
 }
