@@ -24,6 +24,7 @@ fn asks() -> Vec<Ask> {
         no_free_vf: NoFreeVf::Standby,
         pairing: Pairing::NetFailover,
         driver_order,
+        drained: false,
         expected: false,
         duties: hybridnic_agent::machine::Duties::QEMU,
     };
@@ -131,6 +132,7 @@ fn states() -> Vec<(Ask, Seen)> {
                         vf,
                         vf_offered: vf.is_none(),
                         other_vf: false,
+                        home_vf: false,
                         uplink: true,
                         standby_recorded,
                         macvtap,

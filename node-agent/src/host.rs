@@ -2,7 +2,7 @@
 
 use std::{error::Error, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
-use hybridnic_api::conditions::reasons;
+use hybridnic_api::{conditions::reasons, v1alpha1::Drain};
 use hybridnic_net::{
     PciAddress,
     dev::DevNodes,
@@ -16,7 +16,7 @@ use tokio::{
     sync::{Mutex, watch},
     time::Instant,
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     broker::Broker,
@@ -194,6 +194,29 @@ impl Host {
         {
             warn!(%vf, error = chain(&error), "the journal does not have which VFs are parked for good");
         }
+    }
+
+    /// Takes over from the journal what is drained: before the API server has said it, no NIC is to go back to such a VF.
+    pub fn load_drain(&self) {
+        match self.journal.drain() {
+            Ok(drain) => {
+                self.pools.set_drain(&drain);
+            }
+            // The API server says it again.
+            Err(error) => warn!(error = chain(&error), "what is drained is not known yet"),
+        }
+    }
+
+    /// Takes what is to be drained.
+    pub async fn note_drain(&self, drain: &Drain) {
+        if *drain == self.pools.drain() {
+            return;
+        }
+        info!(all = drain.all, pfs = ?drain.pfs, networks = ?drain.networks, "drain");
+        if let Err(error) = self.journal.set_drain(drain).await {
+            warn!(error = chain(&error), "the journal does not have what is drained");
+        }
+        self.pools.set_drain(drain);
     }
 
     /// The interface of a PF, found by the PF's PCI address each time, because its name may change. `None` if it has none here.

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use hybridnic_api::v1alpha1::PfStatus;
 use hybridnic_net::sysfs::Sysfs;
 
-use crate::node::table::{self, Sources};
+use crate::node::{
+    drain::Draining,
+    table::{self, Sources},
+};
 
 /// How to print.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -25,6 +28,7 @@ pub fn render(sysfs: &Sysfs, output: Output) -> anyhow::Result<String> {
         pools: &[],
         holders: &BTreeMap::new(),
         foreign: &BTreeMap::new(),
+        draining: &Draining::default(),
         provision_errors: &BTreeMap::new(),
     });
     Ok(match output {

@@ -97,7 +97,7 @@ pub fn metrics() -> (Registry, Metrics) {
         vfs: registry.gauge(
             "hybridnic_agent_vfs",
             ["state"],
-            "The node's VFs, by state: free, held, unhealthy, or unselected by any network",
+            "The node's VFs, by state: free, held, unhealthy, drained, or unselected by any network",
         ),
         findings: registry.gauge(
             "hybridnic_agent_audit_findings",
@@ -182,6 +182,7 @@ impl Metrics {
             ("free", VfState::Free),
             ("held", VfState::Held),
             ("unhealthy", VfState::Unhealthy),
+            ("drained", VfState::Drained),
             ("unselected", VfState::Unselected),
         ] {
             let vfs = pfs.iter().flat_map(|pf| &pf.vfs).filter(|vf| vf.state == state);

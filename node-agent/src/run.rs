@@ -128,6 +128,7 @@ impl Agent {
         });
         let sockets = Sockets::new(pods, Arc::clone(&host.troubles));
         host.load_parked();
+        host.load_drain();
         info!(
             node = node_name,
             version = env!("CARGO_PKG_VERSION"),

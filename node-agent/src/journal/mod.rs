@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use hybridnic_api::conditions::reasons;
+use hybridnic_api::{conditions::reasons, v1alpha1::Drain};
 use hybridnic_net::PciAddress;
 use tokio::{sync::oneshot, time::timeout};
 use tracing::warn;
@@ -43,6 +43,8 @@ pub use unreadable::Unreadable;
 const DIR_MODE: u32 = 0o700;
 /// The file with the VFs that were given back with their parking MAC.
 const PARKED: &str = "parked";
+/// See [`Journal::drain`].
+const DRAIN: &str = "drain";
 
 /// The journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -320,6 +322,26 @@ impl Journal {
         let lines: Vec<_> = vfs.iter().map(ToString::to_string).collect();
         let text = lines.join("\n").into_bytes();
         self.put("write", self.dir.join(PARKED), Ok(Some(text)))
+    }
+
+    /// What the node was to be drained of when this was last heard.
+    pub fn drain(&self) -> Result<Drain, JournalError> {
+        let path = self.dir.join(DRAIN);
+        let read = || match found(fs::read(&path))? {
+            Some(content) => serde_json::from_slice(&content).map_err(io::Error::other),
+            None => Ok(Drain::default()),
+        };
+        read().map_err(|source| JournalError {
+            what: "read",
+            path: path.clone(),
+            source,
+        })
+    }
+
+    /// Notes what the node is to be drained of.
+    pub fn set_drain(&self, drain: &Drain) -> impl Future<Output = Result<(), JournalError>> + use<> {
+        let content = serde_json::to_vec(drain).map_err(io::Error::other);
+        self.put("write", self.dir.join(DRAIN), content.map(Some))
     }
 
     fn path(&self, uid: &str) -> PathBuf {

@@ -300,6 +300,24 @@ async fn what_is_parked_for_good_outlives_the_agent() {
     assert!(journal.parked().is_err());
 }
 
+#[tokio::test]
+async fn what_is_drained_outlives_the_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path()).unwrap();
+    assert_eq!(journal.drain().unwrap(), Drain::default());
+    let drain = Drain {
+        pfs: vec!["0000:01:00.0".into()],
+        ..Drain::default()
+    };
+    journal.set_drain(&drain).await.unwrap();
+    assert_eq!(journal.load().unwrap(), Contents::default(), "it is no record");
+    assert_eq!(Journal::open(dir.path()).unwrap().drain().unwrap(), drain);
+    journal.set_drain(&Drain::default()).await.unwrap();
+    assert_eq!(journal.drain().unwrap(), Drain::default());
+    fs::write(dir.path().join(DRAIN), "?").unwrap();
+    assert!(journal.drain().is_err());
+}
+
 #[test]
 fn no_uid_leads_out_of_the_directory() {
     let mut journal = Journal::open(tempfile::tempdir().unwrap().path()).unwrap();

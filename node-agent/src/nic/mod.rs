@@ -10,6 +10,7 @@
 //! | [`silence`] | judges whether the guest has moved to its VF | nothing |
 //! | [`disuse`] | judges whether it has stopped using it | nothing |
 //! | [`link_loss`] | judges whether a PF's link is gone for good | nothing |
+//! | [`way_home`] | judges whether a NIC that is split may go back to its standby's PF | nothing |
 //! | [`macs`] | knows which MACs belong to NICs | nothing |
 //! | [`steps`] | takes one step | VF, macvtap, QEMU, journal |
 //! | [`quirks`] | knows drivers | nothing |
@@ -31,3 +32,4 @@ pub mod silence;
 pub mod steps;
 pub mod stopwatch;
 pub mod task;
+pub mod way_home;

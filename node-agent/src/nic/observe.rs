@@ -142,6 +142,7 @@ impl Observed {
             vf,
             vf_offered: offer.vf,
             other_vf: offer.other_vf,
+            home_vf: offer.home_vf,
             uplink: offer.uplink,
             standby_recorded: standby.is_some(),
             sandbox_waits: self.sandbox_waits,

@@ -166,6 +166,9 @@ fn fast_path(inputs: &Inputs<'_>, path: Path, ready: &NewCondition) -> NewCondit
                 let message = "the guest is on its VF, and how that is cannot be read at the moment";
                 NewCondition::unknown(types::FAST_PATH, reasons::VF_UNKNOWN, message)
             }
+            Some(VfSeen::There(vf)) if vf.other_pf => {
+                NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, split(inputs.record))
+            }
             _ => NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "the VF carries the traffic"),
         };
     }
@@ -186,6 +189,19 @@ fn fast_path(inputs: &Inputs<'_>, path: Path, ready: &NewCondition) -> NewCondit
         return NewCondition::no(types::FAST_PATH, ready.reason.clone(), message);
     }
     NewCondition::no(types::FAST_PATH, ready.reason.clone(), ready.message.clone())
+}
+
+/// What is said of a NIC whose VF and standby are on two PFs.
+fn split(record: &Record) -> String {
+    let [vf, standby] = [
+        record.vf.as_ref().map(|vf| vf.pf_name.as_str()),
+        record.standby.as_ref().map(|standby| standby.pf_name.as_str()),
+    ]
+    .map(Option::unwrap_or_default);
+    format!(
+        "the VF carries the traffic; it is on {vf} and the standby on {standby}, so a switch takes longer, until a VF of {standby} is \
+         free or the VM migrates"
+    )
 }
 
 /// Why a NIC is on its standby that was told to be there, and where its VF is.

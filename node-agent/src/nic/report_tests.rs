@@ -35,6 +35,7 @@ fn seen(guest: Guest, up: bool) -> Seen {
         vf: None,
         vf_offered: false,
         other_vf: false,
+        home_vf: false,
         uplink: true,
         standby_recorded: true,
         sandbox_waits: false,

@@ -93,8 +93,10 @@ pub struct Seen {
     /// Whether a VF can be had now.
     pub vf_offered: bool,
     /// Whether another VF can be had that is better than the reserved one: on a PF that has a link, where the reserved one's is
-    /// dark; or one that has not failed yet, where the reserved one has.
+    /// dark; one that is not drained, where the reserved one is; or one that has not failed yet, where the reserved one has.
     pub other_vf: bool,
+    /// Whether VF and standby have been on two PFs for a while, and a VF of the standby's can be had.
+    pub home_vf: bool,
     /// Whether some PF of the network is there for a standby.
     pub uplink: bool,
     /// Whether the journal has a standby.
@@ -126,6 +128,8 @@ pub struct Offer {
     pub vf: bool,
     /// Whether another VF can be had that is better than the reserved one.
     pub other_vf: bool,
+    /// Whether the NIC has been split for a while, and a VF of its standby's PF can be had.
+    pub home_vf: bool,
     /// Whether some PF of the network is there for a standby.
     pub uplink: bool,
     /// Whether the PF of the reserved VF has had no link for so long that the NIC may leave it.

@@ -84,7 +84,8 @@ impl Stopwatch {
         }
         // To give the VF back is no part of the switch.
         let settled = Decision::Done(AttachmentState::Standby);
-        let gives_back = ask.goal == Goal::Standby && *decision == Decision::Do(Step::RestoreVf);
+        let leaves = ask.goal == Goal::Standby || ask.leaves_vf();
+        let gives_back = leaves && *decision == Decision::Do(Step::RestoreVf);
         let decision = if gives_back { &settled } else { decision };
         let Decision::Do(step) = decision else {
             let current = self.current.take()?;
@@ -96,7 +97,7 @@ impl Stopwatch {
             to,
             order,
             since: now,
-            why: why(seen),
+            why: why(ask, seen),
         };
         match self.current {
             None => {
@@ -129,10 +130,12 @@ impl Stopwatch {
 }
 
 /// Why a VF is left although it is the goal; `Migrating` where nothing is wrong with it.
-fn why(seen: &Seen) -> &'static str {
+fn why(ask: &Ask, seen: &Seen) -> &'static str {
     match seen.vf {
+        _ if ask.leaves_vf() => reasons::PF_DRAINED,
         Some(VfSeen::There(vf)) if !vf.link => reasons::PF_LINK_DOWN,
         Some(VfSeen::Gone) | None => reasons::VF_LOST,
+        _ if seen.home_vf => reasons::SPLIT,
         _ => reasons::MIGRATING,
     }
 }
@@ -151,7 +154,7 @@ fn begins(ask: &Ask, seen: &Seen, step: Step) -> Option<To> {
         }
         // After a restart of the agent, or of the guest.
         Step::AwaitGuest if ask.goal == Goal::FastPath => Some(To::FastPath),
-        Step::StandbyUp if ask.goal == Goal::FastPath && vf => Some(To::FastPath),
+        Step::StandbyUp if ask.goal == Goal::FastPath && vf && !ask.leaves_vf() => Some(To::FastPath),
         Step::StandbyUp | Step::UnplugVf if vf => Some(To::Standby),
         _ => None,
     }
@@ -162,6 +165,7 @@ fn outcome(ask: &Ask, to: To, decision: &Decision) -> Option<(bool, &'static str
     // On the standby without a reason of its own: that is what was asked for.
     let asked = match ask.aside {
         Some(_) => reasons::STANDBY_REQUESTED,
+        None if ask.leaves_vf() => reasons::PF_DRAINED,
         None => reasons::MIGRATING,
     };
     let (state, reason) = match decision {
@@ -191,6 +195,7 @@ mod tests {
             vf: None,
             vf_offered: false,
             other_vf: false,
+            home_vf: false,
             uplink: true,
             standby_recorded: true,
             sandbox_waits: false,

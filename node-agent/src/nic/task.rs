@@ -26,6 +26,7 @@ use super::{
     seen::Offer,
     steps::{self, Context},
     stopwatch::Stopwatch,
+    way_home::WayHome,
 };
 use crate::{
     error::StepError,
@@ -57,6 +58,7 @@ pub struct NicTask {
     last_error: Option<StepError>,
     retry: Retry,
     link_loss: LinkLoss,
+    way_home: WayHome,
     stopwatch: Stopwatch,
     guest: GuestDevices,
     migration: Option<MigrationReport>,
@@ -129,6 +131,7 @@ impl NicTask {
             last_error: None,
             retry: Retry::default(),
             link_loss: LinkLoss::default(),
+            way_home: WayHome::default(),
             stopwatch: Stopwatch::default(),
             guest: GuestDevices::default(),
             migration: None,
@@ -241,7 +244,8 @@ impl NicTask {
             }
             let ask = self.ask();
             self.retry.set(&self.cx.learnt, &ask);
-            let look_at = look_at.into_iter().chain(self.link_loss.next_look()).min();
+            let later = [self.link_loss.next_look(), self.way_home.next_look()];
+            let look_at = look_at.into_iter().chain(later.into_iter().flatten()).min();
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
                 _ = pulse.changed() => {}

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hybridnic_api::v1alpha1::NodePool;
+use hybridnic_api::v1alpha1::{Drain, NodePool};
 use hybridnic_net::{
     PciAddress,
     sysfs::{Inventory, Pf, Vf},
@@ -70,6 +70,8 @@ pub struct Inputs<'a> {
     pub inventory: &'a Inventory,
     /// What the operator has given it to manage.
     pub pools: &'a [NodePool],
+    /// What is drained: no NIC gets it.
+    pub drain: &'a Drain,
     /// VFs that somebody holds, and those that something else uses, or may use.
     pub taken: &'a BTreeSet<PciAddress>,
     /// VFs that are held: how even the spread over PFs is.
@@ -134,10 +136,12 @@ fn spare(free: &[(&Pf, &Vf)], waiting: &[Pick]) -> BTreeSet<PciAddress> {
     left.into_keys().collect()
 }
 
-/// The PF for a standby without a VF: with a link, and with the fewest standbys of those that `standbys` counts.
+/// The PF for a standby without a VF: one that is not drained, with a link, and with the fewest standbys of those that `standbys`
+/// counts.
 pub fn standby_pf(
     inventory: &Inventory,
     pools: &[NodePool],
+    drain: &Drain,
     network: &str,
     pick: Pick,
     standbys: impl Fn(PciAddress) -> usize,
@@ -149,7 +153,10 @@ pub fn standby_pf(
         .filter(|pf| pick.allows_pf(pf))
         .filter(|pf| pool.uplinks.iter().any(|u| select::selects_pf(u, pf)))
         .filter(|pf| select::pf_problem(pf).is_none() && trunk::problem(pools, pool, pf).is_none())
-        .min_by_key(|pf| (!select::has_link(pf), standbys(pf.address), pf.address))
+        .min_by_key(|pf| {
+            let drained = drain.covers_pf(&pf.address.to_string());
+            (drained, !select::has_link(pf), standbys(pf.address), pf.address)
+        })
         .cloned()
 }
 
@@ -164,14 +171,15 @@ pub fn barred(inventory: &Inventory, pools: &[NodePool], network: &str) -> Optio
     (!whys.is_empty()).then(|| whys.join("; "))
 }
 
-/// A network's VFs that can be used, no matter which NICs have them.
-fn usable<'a>(inputs: &Inputs<'a>, pool: &'a NodePool) -> impl Iterator<Item = (&'a Pf, &'a Vf)> {
+/// A network's VFs that can be used and are not drained, no matter which NICs have them.
+fn usable<'a>(inputs: &'a Inputs<'a>, pool: &'a NodePool) -> impl Iterator<Item = (&'a Pf, &'a Vf)> {
     let pools = inputs.pools;
     inputs
         .inventory
         .pfs
         .iter()
         .filter(move |pf| trunk::problem(pools, pool, pf).is_none())
+        .filter(move |pf| !inputs.drain.covers(&pool.network, &pf.address.to_string()))
         .flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf)))
         .filter(|(pf, vf)| select::selects_vf(&pool.uplinks, pf, vf))
         .filter(|(pf, vf)| select::vf_problem(pf, vf).is_none())

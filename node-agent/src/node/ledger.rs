@@ -7,7 +7,7 @@ use std::{
     sync::Mutex,
 };
 
-use hybridnic_api::v1alpha1::NodePool;
+use hybridnic_api::v1alpha1::{Drain, NodePool};
 use hybridnic_net::{
     DeviceId, PciAddress,
     sysfs::{Inventory, Pf},
@@ -18,6 +18,8 @@ use super::{
     choice::{self, Choice, Inputs, Pick, Wish},
     select,
 };
+
+mod drains;
 
 /// A NIC that asks for a VF. Older ones go first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +87,7 @@ impl Seat {
 #[derive(Debug, Default)]
 struct State {
     pools: Vec<NodePool>,
+    drain: Drain,
     held: BTreeMap<PciAddress, Claimant>,
     /// Standbys by the PF that they are on.
     standbys: BTreeMap<String, PciAddress>,
@@ -112,27 +115,51 @@ impl State {
         avoided.is_some_and(|avoided| avoided.contains(&vf))
     }
 
-    fn has_device(&self, claimant: &Claimant) -> bool {
-        let nic = self.nics.get(&claimant.uid);
-        nic.is_some_and(|(_, ticket)| matches!(ticket, Some(Ticket::Device { .. })))
+    fn device(&self, claimant: &Claimant) -> Option<DeviceId> {
+        match self.nics.get(&claimant.uid) {
+            Some((_, Some(Ticket::Device { id, .. }))) => Some(*id),
+            _ => None,
+        }
     }
 
     fn best(&self, inventory: &Inventory, claimant: &Claimant, wish: &Wish<'_>) -> Option<Choice> {
-        let waiting = self.waiting.range(..claimant);
-        let waiting = waiting.filter(|(_, (network, _))| network == wish.network);
-        let older: Vec<Pick> = if self.has_device(claimant) {
+        self.best_after(
+            self.waiting.range(..claimant),
+            &self.drain,
+            inventory,
+            claimant,
+            wish,
+        )
+    }
+
+    /// The best VF that is left when each of those that wait before it has one.
+    fn best_after<'a>(
+        &'a self,
+        before: impl Iterator<Item = (&'a Claimant, &'a (String, Pick))>,
+        drain: &Drain,
+        inventory: &Inventory,
+        claimant: &Claimant,
+        wish: &Wish<'_>,
+    ) -> Option<Choice> {
+        let waiting = before.filter(|(_, (network, _))| network == wish.network);
+        // Elsewhere than on its device's PF it has been promised nothing.
+        let promised = self
+            .device(claimant)
+            .is_some_and(|id| wish.pick == Pick::OnPf(id.pf()));
+        let older: Vec<Pick> = if promised {
             waiting.map(|(_, (_, pick))| *pick).collect()
         } else {
             // What was promised to pods comes first, and with it what their NICs wait for.
             let owed = self.owed.iter();
             let owed = owed.flat_map(|(pf, count)| std::iter::repeat_n(Pick::OnPf(*pf), *count));
-            let others = waiting.filter(|(other, _)| !self.has_device(other));
+            let others = waiting.filter(|(other, _)| self.device(other).is_none());
             owed.chain(others.map(|(_, (_, pick))| *pick)).collect()
         };
         let none = BTreeSet::new();
         let inputs = Inputs {
             inventory,
             pools: &self.pools,
+            drain,
             taken: &self
                 .held
                 .keys()
@@ -307,6 +334,34 @@ impl Ledger {
         })
     }
 
+    /// Whether a NIC may have a VF of this PF in place of the one that it has: one for which nobody waits. It is queued for it, so that
+    /// no other NIC leaves its VF for the same one; it must [`Ledger::stop_waiting`] when it goes there no longer.
+    pub fn offers_home(
+        &self,
+        inventory: &Inventory,
+        claimant: &Claimant,
+        network: &str,
+        home: PciAddress,
+    ) -> bool {
+        let wish = Wish {
+            network,
+            pick: Pick::OnPf(home),
+            standby_pf: Some(home),
+        };
+        self.with(|s| {
+            s.waiting.remove(claimant);
+            let choice = s.best_after(s.waiting.iter(), &s.drain, inventory, claimant, &wish);
+            let offered = choice.is_some_and(|choice| {
+                select::has_link(&choice.pf) && !s.is_avoided(claimant, choice.vf.address)
+            });
+            if offered {
+                s.waiting
+                    .insert(claimant.clone(), (network.to_owned(), wish.pick));
+            }
+            offered
+        })
+    }
+
     /// Notes that a VF has failed for a NIC again and again.
     pub fn avoid(&self, uid: &str, vf: PciAddress) {
         self.with(|s| s.avoided.entry(uid.to_owned()).or_default().insert(vf));
@@ -317,11 +372,11 @@ impl Ledger {
         self.with(|s| s.avoided.remove(uid));
     }
 
-    /// The PF for a standby without a VF: with a link, and with the fewest standbys.
+    /// The PF for a standby without a VF: one that is not drained, with a link, and with the fewest standbys.
     pub fn standby_pf(&self, inventory: &Inventory, network: &str, pick: Pick) -> Option<Pf> {
         self.with(|s| {
             let standbys = |pf| s.standbys.values().filter(|a| **a == pf).count();
-            choice::standby_pf(inventory, &s.pools, network, pick, standbys)
+            choice::standby_pf(inventory, &s.pools, &s.drain, network, pick, standbys)
         })
     }
 

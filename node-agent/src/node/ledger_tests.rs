@@ -372,3 +372,91 @@ fn an_index_is_one_nics_at_a_time() {
     assert!(changes.has_changed().unwrap());
     assert_eq!(ledger.tie(&claimant(2).uid, id), Ok(()));
 }
+
+fn drained(pfs: &[PciAddress], networks: &[&str]) -> Drain {
+    Drain {
+        all: false,
+        pfs: pfs.iter().map(ToString::to_string).collect(),
+        networks: networks.iter().map(|name| (*name).to_owned()).collect(),
+    }
+}
+
+#[test]
+fn what_is_drained_is_nobodys_and_who_lacks_it_is_told_why() {
+    let (inventory, ledger) = setup(1);
+    let [first, second] = [inventory.pfs[0].address, inventory.pfs[1].address];
+    let mut changes = ledger.subscribe();
+    assert!(ledger.set_drain(&drained(&[first], &[])) && changes.has_changed().unwrap());
+    changes.mark_unchanged();
+    assert!(!ledger.set_drain(&drained(&[first], &[])) && !changes.has_changed().unwrap());
+    assert!(ledger.is_drained("n", first) && !ledger.is_drained("n", second));
+    assert_eq!(
+        ledger.standby_pf(&inventory, "n", Pick::Any).unwrap().address,
+        second
+    );
+    assert_eq!(
+        ledger
+            .standby_pf(&inventory, "n", Pick::OnPf(first))
+            .unwrap()
+            .address,
+        first
+    );
+    let taken = ledger.take(&inventory, &claimant(0), &beside(first)).unwrap();
+    assert_eq!(taken.pf.address, second);
+    // The next one has none, because of the drain, and says of which PF.
+    assert_eq!(ledger.take(&inventory, &claimant(1), &WISH), None);
+    let why = ledger.kept_free(&inventory, &claimant(1), &WISH).unwrap();
+    assert!(
+        why.contains("ens0 (0000:01:00.0)") && !why.contains("ens1"),
+        "{why}"
+    );
+    // All VFs are held: that is the reason then.
+    ledger.set_drain(&Drain::default());
+    ledger.take(&inventory, &claimant(1), &WISH).unwrap();
+    ledger.set_drain(&drained(&[first], &[]));
+    assert_eq!(ledger.kept_free(&inventory, &claimant(2), &WISH), None);
+    ledger.set_drain(&Drain::default());
+    ledger.release(taken.vf.address);
+    // Of one network only, and of all.
+    ledger.set_drain(&drained(&[], &["n"]));
+    assert_eq!(ledger.take(&inventory, &claimant(2), &WISH), None);
+    ledger.set_drain(&drained(&[], &["other"]));
+    assert!(ledger.take(&inventory, &claimant(2), &WISH).is_some());
+    ledger.release(taken.vf.address);
+    ledger.set_drain(&Drain {
+        all: true,
+        ..Drain::default()
+    });
+    assert_eq!(ledger.take(&inventory, &claimant(3), &WISH), None);
+}
+
+#[test]
+fn one_nic_at_a_time_leaves_for_a_vf_and_none_that_is_waited_for() {
+    let (inventory, ledger) = setup(1);
+    let home = inventory.pfs[0].address;
+    let goes = |n| ledger.offers_home(&inventory, &claimant(n), "n", home);
+    // The younger one was first; it is asked again at each of its steps.
+    assert!(goes(2) && goes(2));
+    assert!(!goes(1), "it is promised");
+    ledger.stop_waiting(&claimant(2));
+    assert!(goes(1));
+    ledger.stop_waiting(&claimant(1));
+    // One that has no VF at all comes first, however young it is.
+    let other = ledger.take(&inventory, &claimant(1), &beside(inventory.pfs[1].address));
+    assert_eq!(other.unwrap().pf.address, inventory.pfs[1].address);
+    assert!(ledger.offers(&inventory, &claimant(3), &WISH));
+    assert!(!goes(1));
+    ledger.stop_waiting(&claimant(3));
+    ledger.set_drain(&drained(&[home], &[]));
+    assert!(!goes(1));
+    ledger.set_drain(&Drain::default());
+    assert!(goes(1));
+    assert_eq!(
+        ledger
+            .take(&inventory, &claimant(1), &beside(home))
+            .unwrap()
+            .pf
+            .address,
+        home
+    );
+}

@@ -2,6 +2,7 @@
 
 pub mod choice;
 pub mod concern;
+pub mod drain;
 pub mod ledger;
 pub mod object;
 pub mod own;

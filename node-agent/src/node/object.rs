@@ -74,6 +74,8 @@ pub async fn watch_pools(client: Client, host: Arc<Host>, seen: watch::Sender<Op
                     ensure(&api, &name).await;
                 }
                 if let watcher::Event::Apply(node) | watcher::Event::InitApply(node) = event {
+                    // Before the pools: no NIC is to get what is drained.
+                    host.note_drain(&node.spec.drain).await;
                     host.pools.set_pools(&node.spec.pools);
                     seen.send_replace(Some(SeenNode {
                         uid: node.metadata.uid,

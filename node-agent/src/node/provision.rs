@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use hybridnic_api::v1alpha1::NodePool;
+use hybridnic_api::v1alpha1::{Drain, NodePool};
 use hybridnic_net::{
     PciAddress,
     sysfs::{Inventory, Pf},
@@ -16,8 +16,8 @@ use tracing::{info, warn};
 use super::select;
 use crate::{error::chain, host::Host};
 
-/// The PFs that should get VFs, and how many. Pure.
-pub fn wanted(inventory: &Inventory, pools: &[NodePool]) -> Vec<(PciAddress, u16)> {
+/// The PFs that should get VFs, and how many. A PF that is drained is left to its administrator. Pure.
+pub fn wanted(inventory: &Inventory, pools: &[NodePool], drain: &Drain) -> Vec<(PciAddress, u16)> {
     let want = |pf: &Pf| {
         pools
             .iter()
@@ -28,6 +28,7 @@ pub fn wanted(inventory: &Inventory, pools: &[NodePool]) -> Vec<(PciAddress, u16
         .pfs
         .iter()
         .filter(|pf| pf.num_vfs == 0 && select::pf_problem(pf).is_none())
+        .filter(|pf| !drain.covers_pf(&pf.address.to_string()))
         .filter_map(|pf| Some((pf.address, want(pf)?)))
         .collect()
 }
@@ -50,7 +51,7 @@ impl Provisioner {
     /// Begins to create what is wanted and not begun yet. What a PF has refused is in the answer, by PF; changes of that come
     /// as changes of the hardware.
     pub fn begin(&self, host: &Arc<Host>, inventory: &Inventory) -> BTreeMap<PciAddress, String> {
-        let wanted = wanted(inventory, &host.pools.pools());
+        let wanted = wanted(inventory, &host.pools.pools(), &host.pools.drain());
         let mut work = self.work();
         let mut errors = BTreeMap::new();
         work.retain(|pf, work| work.busy || wanted.iter().any(|(wanted, _)| wanted == pf));

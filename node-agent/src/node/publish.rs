@@ -149,11 +149,13 @@ fn build_status(
     generation: Option<i64>,
     old: Option<&HybridNodeStatus>,
 ) -> HybridNodeStatus {
+    let (all_pools, holders, draining) = (host.pools.pools(), host.pools.holders(), host.pools.draining());
     let Table { pfs, pools, vfs } = table::build(&Sources {
         inventory,
-        pools: &host.pools.pools(),
-        holders: &host.pools.holders(),
+        pools: &all_pools,
+        holders: &holders,
         foreign: &host.pools.foreign(),
+        draining: &draining,
         provision_errors: errors,
     });
     let mut list = old.map(|o| o.conditions.clone()).unwrap_or_default();
@@ -179,6 +181,10 @@ fn build_status(
     };
     conditions::set(&mut list, generation, Timestamp::now(), ready);
     conditions::set(&mut list, generation, Timestamp::now(), host.troubles.condition());
+    match draining.condition(inventory, &all_pools, &holders) {
+        Some(condition) => conditions::set(&mut list, generation, Timestamp::now(), condition),
+        None => conditions::remove(&mut list, types::DRAINED),
+    }
     HybridNodeStatus {
         observed_generation: generation,
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),

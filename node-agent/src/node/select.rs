@@ -1,7 +1,10 @@
 //! Which VFs a network's uplinks select, and which of them can be used. Pure: reads an inventory, touches nothing.
 
 use hybridnic_api::v1alpha1::Uplink;
-use hybridnic_net::sysfs::{LinkLayer, MasterKind, Pf, Vf, VfNetdev};
+use hybridnic_net::{
+    PciAddress,
+    sysfs::{Inventory, LinkLayer, MasterKind, Pf, Vf, VfNetdev},
+};
 use wildmatch::WildMatch;
 
 /// How many names a message has.
@@ -108,6 +111,14 @@ pub fn pf_problem(pf: &Pf) -> Option<String> {
 /// Whether a PF has a link. An interface that is down has none; reserving a VF brings it up.
 pub fn has_link(pf: &Pf) -> bool {
     pf.carrier == Some(true)
+}
+
+/// Whether a PF is there and up, and has no link.
+pub fn is_dark(inventory: &Inventory, pf: PciAddress) -> bool {
+    inventory
+        .pfs
+        .iter()
+        .any(|other| other.address == pf && other.carrier == Some(false))
 }
 
 /// Why a VF that no NIC holds cannot be used; `None` if it can.

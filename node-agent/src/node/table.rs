@@ -9,7 +9,7 @@ use hybridnic_net::{
     sysfs::{Inventory, Pf, Vf},
 };
 
-use super::{ledger::Claimant, select, trunk};
+use super::{drain::Draining, ledger::Claimant, select, trunk};
 
 /// What the table is made from.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,8 @@ pub struct Sources<'a> {
     pub holders: &'a BTreeMap<PciAddress, Claimant>,
     /// VFs that something else uses, or may use, and what is known of that.
     pub foreign: &'a BTreeMap<PciAddress, String>,
+    /// What is drained.
+    pub draining: &'a Draining,
     /// Why VFs could not be made, by PF.
     pub provision_errors: &'a BTreeMap<PciAddress, String>,
 }
@@ -65,7 +67,12 @@ pub fn build(sources: &Sources<'_>) -> Table {
         }
     }
     for (pool, status) in sources.pools.iter().zip(&mut table.pools) {
-        status.message = limits::text(&pool_message(pool, status, &table.pfs, sources));
+        let told = pool_message(pool, status, &table.pfs, sources);
+        let drained = sources.draining.of_pool(pool, sources.holders);
+        status.drain = drained.as_ref().map(|(state, _)| *state);
+        let all = drained.into_iter().map(|(_, told)| told);
+        let all: Vec<_> = all.chain((!told.is_empty()).then_some(told)).collect();
+        status.message = limits::text(&all.join("; "));
     }
     fit(&mut table);
     table
@@ -84,6 +91,7 @@ pub fn of_pool<'a>(
     let selected = vfs.filter(|(pf, vf)| select::selects_vf(&pool.uplinks, pf, vf));
     selected.map(|(pf, vf)| match vf_state(pf, vf, sources).0 {
         VfState::Free if trunk::problem(sources.pools, pool, pf).is_some() => (pf, vf, VfState::Unhealthy),
+        VfState::Free if sources.draining.keeps_free(pool, pf) => (pf, vf, VfState::Drained),
         state => (pf, vf, state),
     })
 }
@@ -146,7 +154,13 @@ fn pool_message(pool: &NodePool, status: &PoolStatus, rows: &[PfStatus], sources
 }
 
 fn pf_status(pf: &Pf, sources: &Sources<'_>) -> PfStatus {
+    let drained = sources.draining.of_pf(pf, sources.holders);
     let mut message = select::pf_problem(pf).unwrap_or_default();
+    if message.is_empty()
+        && let Some((_, told)) = &drained
+    {
+        message.clone_from(told);
+    }
     if message.is_empty()
         && let Some(error) = sources.provision_errors.get(&pf.address)
     {
@@ -163,6 +177,7 @@ fn pf_status(pf: &Pf, sources: &Sources<'_>) -> PfStatus {
         mtu: pf.mtu.and_then(|m| i32::try_from(m).ok()),
         link_up: select::has_link(pf),
         total_vfs: pf.total_vfs.into(),
+        drain: drained.map(|(state, _)| state),
         message: limits::text(&message),
         vfs: Vec::with_capacity(pf.vfs.len()),
     }
@@ -171,23 +186,36 @@ fn pf_status(pf: &Pf, sources: &Sources<'_>) -> PfStatus {
 /// What a VF is, and why it cannot be used; of one that is held, what is amiss with it.
 fn vf_state(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> (VfState, String) {
     let holder = sources.holders.get(&vf.address);
-    let selected = sources
+    let mut pools = sources
         .pools
         .iter()
-        .any(|p| select::selects_vf(&p.uplinks, pf, vf));
+        .filter(|p| select::selects_vf(&p.uplinks, pf, vf))
+        .peekable();
+    let selected = pools.peek().is_some();
+    let draining = sources.draining;
     let foreign = || sources.foreign.get(&vf.address).cloned();
     match holder {
         Some(_) => (
             VfState::Held,
-            vf.hung.clone().or_else(foreign).unwrap_or_default(),
+            vf.hung
+                .clone()
+                .or_else(foreign)
+                .or_else(|| draining.is_left(pf, vf.address).then(|| LEFT.to_owned()))
+                .unwrap_or_default(),
         ),
         None if !selected => (VfState::Unselected, String::new()),
         None => match foreign().or_else(|| select::vf_problem(pf, vf)) {
             Some(problem) => (VfState::Unhealthy, problem),
+            None if pools.all(|pool| draining.keeps_free(pool, pf)) => {
+                (VfState::Drained, KEPT_FREE.to_owned())
+            }
             None => (VfState::Free, String::new()),
         },
     }
 }
+
+const LEFT: &str = "it is being drained (spec.drain): its NIC leaves it";
+const KEPT_FREE: &str = "it is drained (spec.drain), and kept free";
 
 fn vf_status(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> VfStatus {
     let holder = sources.holders.get(&vf.address);
@@ -209,6 +237,7 @@ fn count(counts: &mut VfCounts, state: VfState) {
         VfState::Free => counts.free += 1,
         VfState::Held => counts.held += 1,
         VfState::Unhealthy => counts.unhealthy += 1,
+        VfState::Drained => counts.drained += 1,
     }
     counts.total += 1;
 }
@@ -254,6 +283,7 @@ mod tests {
             pools: &pools,
             holders: &holders,
             foreign: &foreign,
+            draining: &Draining::default(),
             provision_errors: &BTreeMap::new(),
         });
         assert_eq!(
@@ -262,7 +292,8 @@ mod tests {
                 total: 6,
                 free: 1,
                 held: 1,
-                unhealthy: 4
+                unhealthy: 4,
+                drained: 0,
             }
         );
         assert_eq!(
@@ -271,7 +302,8 @@ mod tests {
                 total: 3,
                 free: 1,
                 held: 1,
-                unhealthy: 1
+                unhealthy: 1,
+                drained: 0,
             }
         );
         assert_eq!(table.pfs[0].vfs[1].held_by.as_deref(), Some("ns/x"));

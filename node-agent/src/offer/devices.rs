@@ -133,7 +133,9 @@ fn offer(inputs: &Inputs<'_>, pool: &NodePool) -> Offer {
                 .iter()
                 .find(|pf| pf.address == id.pf());
             pf.is_some_and(|pf| {
-                select::pf_problem(pf).is_none() && trunk::problem(inputs.sources.pools, pool, pf).is_none()
+                select::pf_problem(pf).is_none()
+                    && trunk::problem(inputs.sources.pools, pool, pf).is_none()
+                    && !inputs.sources.draining.keeps_free(pool, pf)
             })
         };
         let healthy = match standing(inputs, pool, id) {
@@ -249,6 +251,9 @@ pub fn refusal(inputs: &Inputs<'_>, network: &str, id: DeviceId) -> Option<Strin
         return Some(format!(
             "another pod has just got {id} by another network over the same PF"
         ));
+    }
+    if (inputs.sources.draining.drain).covers(network, &id.pf().to_string()) {
+        return Some(format!("the PF {} is drained", id.pf()));
     }
     let mut leaving = inputs.seats.values().filter(|seat| seat.device() == Some(id));
     if leaving.any(|seat| seat.vf_pf == Some(id.pf())) {

@@ -373,6 +373,7 @@ impl State {
                 pools: &ledger.pools(),
                 holders: &ledger.holders(),
                 foreign: &ledger.foreign(),
+                draining: &ledger.draining(),
                 provision_errors: &BTreeMap::new(),
             },
             promises: &promises,

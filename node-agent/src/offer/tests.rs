@@ -117,6 +117,7 @@ impl Node {
                 pools: &self.ledger.pools(),
                 holders: &self.ledger.holders(),
                 foreign: &self.ledger.foreign(),
+                draining: &self.ledger.draining(),
                 provision_errors: &BTreeMap::new(),
             },
             promises: &promises,

@@ -99,8 +99,9 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
         }
         // A way out that was called off: the standby has gone already.
         Some(VfSeen::There(_)) if !seen.standby_recorded => Some(Decision::Do(Step::RestoreVf)),
-        // Both are on a PF without link, and another has one: nothing is in the guest yet that would tie the NIC to this one.
-        Some(VfSeen::There(vf)) if bare && dark(vf) && !vf.other_pf && seen.other_vf => {
+        // Both are on a PF without link, or a drained one, and another will do: nothing is in the guest yet that would tie the NIC to
+        // this one.
+        Some(VfSeen::There(vf)) if bare && (dark(vf) || ask.leaves_vf()) && !vf.other_pf && seen.other_vf => {
             Some(Decision::Do(Step::RemoveStandby))
         }
         // The standby was made when there was no VF, and one has come on another PF: as nothing is in the guest yet, the
@@ -240,6 +241,9 @@ fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Deci
     }
     if !waits {
         return Decision::Done(Standby);
+    }
+    if ask.leaves_vf() && !guest.vf && seen.there().is_some() {
+        return Decision::Do(Step::RestoreVf);
     }
     match (prepare(seen, learnt), learnt.vf_failed) {
         (Some(step), _) => Decision::Do(step),

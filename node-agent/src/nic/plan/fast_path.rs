@@ -6,9 +6,9 @@ use hybridnic_api::{
 };
 
 use super::{
-    Ask, Decision, Learnt, Sends, Step, TRIES,
+    Ask, Decision, KEEPS_VF, Learnt, Sends, Step, TRIES,
     attach::{VF_FAILED, dark, prepare, settle_on_standby},
-    has_nic_mac, switch_order, wait,
+    give_back, has_nic_mac, switch_order, wait,
 };
 use crate::nic::seen::{Guest, Seen, VfMac, VfThere};
 
@@ -32,6 +32,14 @@ fn degraded(seen: &Seen, up: bool, learnt: &Learnt, reason: &'static str, messag
 
 /// The VF is in the guest.
 fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
+    if ask.leaves_vf() && !learnt.keeps_vf {
+        let make_first = switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
+        return Decision::Do(if make_first && !up {
+            Step::StandbyUp
+        } else {
+            Step::UnplugVf
+        });
+    }
     let lost = seen.there().filter(|vf| !vf.link);
     // Where neither the standby nor another VF has a link, nothing is won.
     let elsewhere = |vf: VfThere| vf.other_pf && seen.standby_link == Some(true) || seen.other_vf;
@@ -73,6 +81,13 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
     if up {
         return Decision::Do(Step::StandbyDown);
     }
+    if ask.leaves_vf() {
+        return wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF);
+    }
+    // On one PF with its standby again, it switches without a gap.
+    if seen.home_vf && !ask.ordered && !guest.migrating && !learnt.keeps_vf {
+        return Decision::Do(Step::UnplugVf);
+    }
     match lost {
         Some(_) => wait(AttachmentState::FastPath, reasons::PF_LINK_DOWN, NO_LINK),
         None => Decision::Done(AttachmentState::FastPath),
@@ -97,13 +112,20 @@ fn without(seen: &Seen, up: bool, learnt: &Learnt) -> Decision {
 
 /// A VF is reserved, and not in the guest.
 fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf: VfThere) -> Decision {
+    if ask.drained {
+        let step = settle_on_standby(seen, up, learnt).or_else(|| give_back(ask, seen));
+        return step.map_or_else(
+            || wait(AttachmentState::Standby, reasons::PF_DRAINED, DRAINED),
+            Decision::Do,
+        );
+    }
     // The standby comes before all that may take long.
     if let Some(step) = prepare(seen, learnt) {
         return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(step));
     }
     let useless = dark(vf) || learnt.vf_failed.is_some() && learnt.vf_failures >= TRIES;
     // One that somebody keeps cannot be exchanged: better to try it again.
-    if useless && seen.other_vf && !vf.held {
+    if (useless && seen.other_vf || seen.home_vf && !ask.ordered) && !vf.held {
         return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(Step::RestoreVf));
     }
     if let Some((reason, message)) = obstacle(ask, guest, learnt, vf) {
@@ -188,6 +210,8 @@ fn ignored(pairing: Pairing, sends: Sends) -> (&'static str, &'static str) {
 
 const NO_ACPI: &str =
     "the VM has no ACPI, and its guest would crash when the VF is plugged: start the VM with ACPI";
+
+const DRAINED: &str = "the VF is drained, and goes back when the migration is over";
 
 const NO_LINK: &str = "the VF's PF has no link";
 

@@ -10,6 +10,8 @@
 //!   FastPath ─ UnplugVf ─ Park ─ StandbyUp ─ Announce ──► Standby               (break before make)
 //!   Standby ─ RestoreVf ─ Reserve ─ Bind ─ Park ──► Standby, with another VF
 //!   Standby ─ RestoreVf ──► Standby, without a VF                               (the NIC is told to stay there)
+//!   FastPath ─ StandbyUp ─ UnplugVf ─ Park ─ Announce ─ RestoreVf ─ Reserve ─ … ──► FastPath, with a VF of another PF
+//!                                                            (its PF is drained; without StandbyUp: has no link, or is not the standby's)
 //!   MakeStandby ─ Reserve ─ MoveStandby ─ MakeStandby ─ GuardStandby ─ PlugStandby    (the VF came later, on another PF)
 //!   Reserve ─ MakeStandby ─ GuardStandby ─ AnswerSandbox ─ Bind ─ Park ──► the runtime starts the VM, with its standby
 //!   any ─ UnplugVf ─ UnplugStandby ─ RemoveStandby ─ RestoreVf ─ Forget ──► Detached
@@ -179,6 +181,8 @@ pub struct Ask {
     pub pairing: Pairing,
     /// The order that the PF's driver needs, as far as is known.
     pub driver_order: SwitchOrder,
+    /// Whether the VF that the NIC holds is drained: then it is left, but not in a migration.
+    pub drained: bool,
     /// Whether the VM is, or was, expected here by a migration. It may have come while that was called off: then
     /// it runs here and nowhere else, and keeps its NICs until the operator has seen it.
     pub expected: bool,
@@ -188,7 +192,7 @@ pub struct Ask {
 
 impl Ask {
     /// What an attachment's spec asks for.
-    pub fn of(spec: &NicAttachmentSpec, driver_order: SwitchOrder, duties: Duties) -> Self {
+    pub fn of(spec: &NicAttachmentSpec, driver_order: SwitchOrder, duties: Duties, drained: bool) -> Self {
         let expected = spec.migration.as_ref().is_some_and(|migration| {
             // At the source of one that is only watched, too: there a VM that is here has not left.
             let watched = duties.migration == Owner::Runtime;
@@ -201,6 +205,7 @@ impl Ask {
             no_free_vf: spec.no_free_vf,
             pairing: spec.pairing,
             driver_order,
+            drained,
             expected,
             duties,
         }
@@ -209,6 +214,11 @@ impl Ask {
     /// Whether the NIC is to have a VF, plugged or reserved.
     pub fn wants_vf(&self) -> bool {
         self.aside != Some(Aside::GiveVfBack)
+    }
+
+    /// Whether the NIC is to leave the VF that it holds: it is drained, and no migration is under way, which ends that anyway.
+    pub fn leaves_vf(&self) -> bool {
+        self.drained && !self.ordered
     }
 
     /// Whether the NIC waits until there is a VF for it.
@@ -278,7 +288,7 @@ fn wait(state: AttachmentState, reason: &'static str, message: impl Into<String>
 
 /// Gives the VF back that the NIC is not to have any more. It is not in the guest.
 fn give_back(ask: &Ask, seen: &Seen) -> Option<Step> {
-    let goes = !ask.wants_vf() && !ask.ordered && seen.there().is_some();
+    let goes = (!ask.wants_vf() || ask.drained) && !ask.ordered && seen.there().is_some();
     goes.then_some(Step::RestoreVf)
 }
 

@@ -6,7 +6,7 @@ use hybridnic_api::{
     conditions::reasons,
     v1alpha1::{Aside, SwitchOrder},
 };
-use hybridnic_net::MacAddr;
+use hybridnic_net::{MacAddr, sysfs::Inventory};
 use tokio::sync::watch;
 
 use super::super::plan::{Learnt, TRIES};
@@ -18,6 +18,7 @@ use crate::{
     node::{
         choice::Pick,
         ledger::{Claimant, Ticket},
+        select,
     },
 };
 
@@ -65,9 +66,16 @@ impl Context {
         self.host.pools.set_gives_back(&self.record.uid, gives_back);
     }
 
-    /// Which VF will do: one of the PF of which the kubelet has given the pod a device.
-    pub fn pick(&self) -> Pick {
-        match self.host.pools.ticket(&self.record.uid) {
+    /// Which VF will do: one of the PF of which the kubelet has given the pod a device, unless the NIC may leave it and that PF has no
+    /// link or is drained.
+    pub fn pick(&self, inventory: &Inventory) -> Pick {
+        let (pools, network) = (&self.host.pools, &self.record.spec.network);
+        match pools.ticket(&self.record.uid) {
+            Some(Ticket::Device { id, tied: false })
+                if pools.is_drained(network, id.pf()) || select::is_dark(inventory, id.pf()) =>
+            {
+                Pick::Any
+            }
             Some(Ticket::Device { id, .. }) => Pick::OnPf(id.pf()),
             Some(Ticket::None) | None => Pick::Any,
         }

@@ -66,7 +66,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
     let standby_pf = cx.record.standby.as_ref().map(|s| s.pf);
     let wish = Wish {
         network: &network,
-        pick: cx.pick(),
+        pick: cx.pick(&inventory),
         standby_pf: standby_pf.or_else(|| promised.as_ref().map(|(pf, _)| *pf)),
     };
     let (mut passed_over, mut failed) = (Vec::new(), None);

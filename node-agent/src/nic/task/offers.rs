@@ -5,7 +5,7 @@ use hybridnic_api::{
     limits,
     v1alpha1::{Goal, OnLinkLoss},
 };
-use hybridnic_net::DeviceId;
+use hybridnic_net::{DeviceId, PciAddress};
 use tokio::time::Instant;
 
 use super::{
@@ -24,11 +24,10 @@ impl NicTask {
     /// What is asked of the plan.
     pub(super) fn ask(&self) -> Ask {
         let driver = self.cx.record.vf.as_ref().map_or("", |vf| vf.pf_driver.as_str());
-        Ask::of(
-            &self.cx.record.spec,
-            quirks::driver_order(driver),
-            self.cx.vm.duties(),
-        )
+        let spec = &self.cx.record.spec;
+        let pf = self.cx.record.vf.as_ref().map(|vf| vf.pf);
+        let drained = pf.is_some_and(|pf| self.cx.host.pools.is_drained(&spec.network, pf));
+        Ask::of(spec, quirks::driver_order(driver), self.cx.vm.duties(), drained)
     }
 
     /// What kernel and QEMU show of the NIC.
@@ -49,8 +48,11 @@ impl NicTask {
         let pools = &self.cx.host.pools;
         let tied = self.device().map(|id| pools.tie(&self.cx.record.uid, id));
         if self.cx.record.vf.is_some() || self.cx.record.spec.goal == Goal::Detached {
-            pools.stop_waiting(&self.cx.claimant);
-            return Ok(self.look_elsewhere(seen, Instant::now()).await);
+            let offer = self.look_elsewhere(seen, Instant::now()).await;
+            if !offer.home_vf {
+                self.cx.host.pools.stop_waiting(&self.cx.claimant);
+            }
+            return Ok(offer);
         }
         if let Some(Err(other)) = tied {
             pools.stop_waiting(&self.cx.claimant);
@@ -75,7 +77,7 @@ impl NicTask {
         let inventory = self.cx.host.inventory().await?;
         let wish = Wish {
             network: &self.cx.record.spec.network,
-            pick: self.cx.pick(),
+            pick: self.cx.pick(&inventory),
             standby_pf: self.cx.record.standby.as_ref().map(|s| s.pf),
         };
         let uplink = pools.standby_pf(&inventory, wish.network, wish.pick).is_some();
@@ -117,6 +119,11 @@ impl NicTask {
         let Decision::Wait(wait) = decision else {
             return;
         };
+        if wait.reason == reasons::PF_DRAINED
+            && let Some(vf) = &self.cx.record.vf
+        {
+            wait.message = format!("{}: {} ({})", wait.message, vf.pf_name, vf.pf);
+        }
         if ![reasons::NO_UPLINK, reasons::NO_FREE_VF].contains(&wait.reason) {
             return;
         }
@@ -124,31 +131,45 @@ impl NicTask {
             (wait.reason, wait.message) = (reason, limits::text(why));
             return;
         }
-        if let Ok(inventory) = self.cx.host.inventory().await
-            && let Some(why) = self
-                .cx
-                .host
-                .pools
-                .barred(&inventory, &self.cx.record.spec.network)
-        {
+        let Ok(inventory) = self.cx.host.inventory().await else {
+            return;
+        };
+        let (pools, network) = (&self.cx.host.pools, &self.cx.record.spec.network);
+        let wish = Wish {
+            network,
+            pick: self.cx.pick(&inventory),
+            standby_pf: None,
+        };
+        if let Some(why) = pools.barred(&inventory, network) {
             wait.message = format!("{}: {why}", wait.message);
+        } else if wait.reason == reasons::NO_FREE_VF
+            && let Some(pfs) = pools.kept_free(&inventory, &self.cx.claimant, &wish)
+        {
+            wait.reason = reasons::PF_DRAINED;
+            wait.message = format!(
+                "{}; kept free, because drained (spec.drain of the HybridNode): VFs of {pfs}",
+                wait.message
+            );
         }
     }
 
-    /// Whether the NIC may leave its VF, and there is a better one.
+    /// Whether the NIC may leave its VF, or is to, and there is a better one.
     pub(super) async fn look_elsewhere(&mut self, seen: &Seen, time: Instant) -> Offer {
         let mut offer = Offer::default();
-        let (Some(seen), Some(vf)) = (seen.there(), &self.cx.record.vf) else {
+        let standby_link = seen.standby_link == Some(true);
+        let (Some(seen), Some(pf)) = (seen.there(), self.cx.record.vf.as_ref().map(|vf| vf.pf)) else {
             return offer;
         };
         if self.cx.record.spec.goal == Goal::Detached {
             return offer;
         }
         let stays = self.cx.record.spec.l2.on_link_loss == OnLinkLoss::Stay;
-        let dark = self.link_loss.is_lost(vf.pf, seen.link || stays, time);
+        let dark = self.link_loss.is_lost(pf, seen.link || stays, time);
         offer.dark = dark && !stays;
-        let dark = (offer.dark && !seen.link).then_some(vf.pf);
-        if dark.is_none() && self.cx.learnt.vf_failures < TRIES {
+        let dark = (offer.dark && !seen.link).then_some(pf);
+        let home = self.home(standby_link, time);
+        let leaves = dark.is_some() || self.ask().leaves_vf() || self.cx.learnt.vf_failures >= TRIES;
+        if !leaves && home.is_none() {
             return offer;
         }
         // Without an inventory nothing is known to be better.
@@ -161,8 +182,26 @@ impl NicTask {
             standby_pf: None,
         };
         let pools = &self.cx.host.pools;
-        offer.other_vf = pools.offers_better(&inventory, &self.cx.claimant, &wish, dark);
+        offer.other_vf = leaves && pools.offers_better(&inventory, &self.cx.claimant, &wish, dark);
+        offer.home_vf =
+            home.is_some_and(|home| pools.offers_home(&inventory, &self.cx.claimant, wish.network, home));
         offer
+    }
+
+    /// The PF of the standby, where the NIC is split and may go back there.
+    fn home(&mut self, link: bool, time: Instant) -> Option<PciAddress> {
+        let ask = self.ask();
+        let Record {
+            vf, standby, spec, ..
+        } = &self.cx.record;
+        let (vf, standby) = (vf.as_ref()?, standby.as_ref()?);
+        let fit = ask.goal == Goal::FastPath
+            && vf.pf != standby.pf
+            && !ask.ordered
+            && link
+            && !self.cx.host.pools.is_drained(&spec.network, standby.pf);
+        let clear = self.way_home.is_clear(fit.then_some((vf.pf, standby.pf)), time);
+        clear.then_some(standby.pf)
     }
 }
 

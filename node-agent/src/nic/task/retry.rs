@@ -95,7 +95,7 @@ impl Retry {
 fn cause(learnt: &Learnt, ask: &Ask) -> Option<Cause> {
     // A migration gives up by itself.
     let stuck = (learnt.keeps_vf || learnt.keeps_standby) && ask.goal == Goal::Detached;
-    let told = ask.aside.is_some() && !ask.ordered;
+    let told = ask.aside.is_some() && !ask.ordered || ask.leaves_vf();
     if learnt.ignores_vf.is_some() || learnt.keeps_vf && told {
         Some(Cause::Unwilling)
     } else if learnt.vf_failed.is_some() || learnt.not_parked || learnt.mtu_refused || stuck {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::{Aside, NoFreeVf, NodePool, OnLinkLoss, Runtime, Uplink};
-use hybridnic_net::{DeviceId, sysfs::Inventory};
+use hybridnic_api::v1alpha1::{Aside, Drain, NoFreeVf, NodePool, OnLinkLoss, Runtime, Uplink};
+use hybridnic_net::{DeviceId, PciAddress, sysfs::Inventory};
 
 use super::{offers::could_take_vf, *};
 use crate::{
@@ -40,6 +40,7 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         vf: None,
         vf_offered: false,
         other_vf: false,
+        home_vf: false,
         uplink: false,
         standby_recorded: false,
         sandbox_waits: false,
@@ -197,6 +198,145 @@ async fn a_task_that_ends_leaves_the_queue() {
     assert!(host.pools.offers(&inventory, &younger(), &WISH));
 }
 
+/// A NIC on its VF, whose PF has a link or not, as has its standby's.
+fn on_vf(link: bool, standby_link: bool) -> Seen {
+    let vf = VfThere {
+        on_vfio: true,
+        mac: VfMac::Nic,
+        settings_ok: true,
+        link,
+        dark: false,
+        other_pf: false,
+        held: false,
+    };
+    Seen {
+        recorded: true,
+        vf: Some(VfSeen::There(vf)),
+        vf_offered: false,
+        other_vf: false,
+        home_vf: false,
+        uplink: true,
+        standby_recorded: true,
+        sandbox_waits: false,
+        macvtap: Some(false),
+        guarded: true,
+        foreign_mac: false,
+        seized: false,
+        seizer_ended: false,
+        mtu_ok: true,
+        standby_link: Some(standby_link),
+        qemu: QemuSeen::Gone,
+    }
+}
+
+fn standby_on(pf: PciAddress) -> StandbyRecord {
+    StandbyRecord {
+        pod: None,
+        macvtap: "hn0".into(),
+        pf,
+        pf_name: "ens0".into(),
+        vlan: None,
+        seized: None,
+    }
+}
+
+/// A drained PF is left at once, and what is asked of the plan says so.
+#[tokio::test]
+async fn a_nic_is_to_leave_a_vf_that_is_drained_and_is_shown_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, inventory) = with_vfs(dir.path(), 2).await;
+    let (mut task, _wanted, _status) = old_nic(&host);
+    host.pools.take(&inventory, &task.cx.claimant, &WISH).unwrap();
+    task.cx.record.vf = Some(held_vf(0, 0));
+    let network = task.cx.record.spec.network.clone();
+    assert!(!task.ask().leaves_vf());
+    let drain = |pfs: &[PciAddress], networks: &[&str]| Drain {
+        all: false,
+        pfs: pfs.iter().map(ToString::to_string).collect(),
+        networks: networks.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    let [first, second] = [inventory.pfs[0].address, inventory.pfs[1].address];
+    for (told, leaves, other) in [
+        (drain(&[first], &[]), true, true),
+        (drain(&[second], &[]), false, false),
+        (drain(&[first, second], &[]), true, false),
+        (drain(&[], &[&network]), true, false),
+        (drain(&[], &["another"]), false, false),
+    ] {
+        host.note_drain(&told).await;
+        let offer = task.look_elsewhere(&on_vf(true, true), Instant::now()).await;
+        assert_eq!(
+            (task.ask().leaves_vf(), offer.other_vf),
+            (leaves, other),
+            "{told:?}"
+        );
+    }
+    // The next agent knows it before the API server has said it.
+    host.note_drain(&drain(&[first], &[])).await;
+    host.pools.set_drain(&Drain::default());
+    host.load_drain();
+    assert!(host.pools.is_drained(&network, first));
+}
+
+#[tokio::test]
+async fn a_nic_that_is_split_goes_back_when_its_standbys_pf_has_been_fit_for_a_minute() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, inventory) = with_vfs(dir.path(), 2).await;
+    let (mut task, _wanted, _status) = old_nic(&host);
+    host.pools.take(&inventory, &task.cx.claimant, &WISH).unwrap();
+    task.cx.record.vf = Some(held_vf(0, 0));
+    let home = inventory.pfs[1].address;
+    task.cx.record.standby = Some(standby_on(home));
+    task.cx.record.spec.goal = Goal::FastPath;
+    let start = Instant::now();
+    let look = async |task: &mut NicTask, standby_link, second| {
+        let time = start + Duration::from_secs(second);
+        let offer = task.look_elsewhere(&on_vf(true, standby_link), time).await;
+        offer.home_vf
+    };
+    assert!(!look(&mut task, true, 0).await);
+    assert!(!look(&mut task, false, 30).await, "no link");
+    assert!(!look(&mut task, true, 60).await && !look(&mut task, true, 119).await);
+    assert!(look(&mut task, true, 120).await);
+    let away = Drain {
+        pfs: vec![home.to_string()],
+        ..Drain::default()
+    };
+    host.pools.set_drain(&away);
+    assert!(!look(&mut task, true, 121).await, "drained");
+    host.pools.set_drain(&Drain::default());
+    assert!(!look(&mut task, true, 122).await && look(&mut task, true, 182).await);
+    task.cx.record.spec.aside = Some(Aside::KeepVf);
+    assert!(!look(&mut task, true, 183).await, "it is to stay on its standby");
+    task.cx.record.spec.aside = None;
+    task.cx.record.standby = Some(standby_on(inventory.pfs[0].address));
+    assert!(!look(&mut task, true, 400).await, "it is not split");
+}
+
+/// A NIC whose pod has a device of a PF that is drained takes a VF of another one, if its standby does not tie it there.
+#[tokio::test]
+async fn a_device_of_a_pf_that_is_of_no_use_ties_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, mut inventory) = with_vfs(dir.path(), 2).await;
+    let (task, _wanted, _status) = old_nic(&host);
+    let pf = inventory.pfs[0].address;
+    let id = DeviceId::new(pf, 0).unwrap();
+    let ticket = |tied| crate::node::ledger::Ticket::Device { id, tied };
+    host.pools.set_ticket(&task.cx.record.uid, ticket(false));
+    assert_eq!(task.cx.pick(&inventory), Pick::OnPf(pf));
+    let drain = Drain {
+        pfs: vec![pf.to_string()],
+        ..Drain::default()
+    };
+    host.pools.set_drain(&drain);
+    assert_eq!(task.cx.pick(&inventory), Pick::Any);
+    host.pools.set_drain(&Drain::default());
+    inventory.pfs[0].carrier = Some(false);
+    assert_eq!(task.cx.pick(&inventory), Pick::Any);
+    host.pools.set_ticket(&task.cx.record.uid, ticket(true));
+    assert_eq!(task.cx.pick(&inventory), Pick::OnPf(pf));
+}
+
 /// The VF's PF has lost its link; another PF has one, and a free VF.
 #[tokio::test]
 async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay() {
@@ -208,34 +348,8 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
     assert_eq!(mine.vf.address, held_vf(0, 0).address);
     let start = Instant::now();
     let look = async |task: &mut NicTask, link, second| {
-        let vf = VfThere {
-            on_vfio: true,
-            mac: VfMac::Nic,
-            settings_ok: true,
-            link,
-            dark: false,
-            other_pf: false,
-            held: false,
-        };
-        let seen = Seen {
-            recorded: true,
-            vf: Some(VfSeen::There(vf)),
-            vf_offered: false,
-            other_vf: false,
-            uplink: true,
-            standby_recorded: true,
-            sandbox_waits: false,
-            macvtap: Some(false),
-            guarded: true,
-            foreign_mac: false,
-            seized: false,
-            seizer_ended: false,
-            mtu_ok: true,
-            standby_link: Some(false),
-            qemu: QemuSeen::Gone,
-        };
         let time = start + Duration::from_secs(second);
-        let offer = task.look_elsewhere(&seen, time).await;
+        let offer = task.look_elsewhere(&on_vf(link, false), time).await;
         (offer.dark, offer.other_vf)
     };
     let here = (false, false);
@@ -412,6 +526,6 @@ async fn a_nic_takes_nothing_while_another_has_the_index_of_its_device() {
     assert!(why.contains("ns/before"), "{why}");
     host.pools.leave("before");
     assert_eq!(look().await, None);
-    assert_eq!(task.cx.pick(), Pick::OnPf(id.pf()));
+    assert_eq!(task.cx.pick(&inventory), Pick::OnPf(id.pf()));
     assert_eq!(task.cx.pick_elsewhere(), Pick::OnPf(id.pf()));
 }

@@ -36,7 +36,12 @@ fn its_goal_goes_no_further_than_its_standby() {
     ] {
         (spec.goal, spec.aside) = (told, aside);
         assert_eq!(goal(&spec), goes);
-        let ask = Ask::of(&spec, SwitchOrder::MakeBeforeBreak, crate::machine::Duties::QEMU);
+        let ask = Ask::of(
+            &spec,
+            SwitchOrder::MakeBeforeBreak,
+            crate::machine::Duties::QEMU,
+            false,
+        );
         assert_eq!((ask.goal, ask.ordered), (goes, false));
     }
 }

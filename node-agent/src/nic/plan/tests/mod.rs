@@ -2,6 +2,7 @@
 
 mod aside;
 mod bond;
+mod drain;
 mod effects;
 mod links;
 mod model;
@@ -34,6 +35,7 @@ pub(in crate::nic) const fn ask(goal: Goal) -> Ask {
         no_free_vf: NoFreeVf::Standby,
         pairing: Pairing::NetFailover,
         driver_order: SwitchOrder::MakeBeforeBreak,
+        drained: false,
         expected: false,
         duties: crate::machine::Duties::QEMU,
     }
@@ -85,6 +87,7 @@ const FRESH: Seen = Seen {
     vf: None,
     vf_offered: true,
     other_vf: false,
+    home_vf: false,
     uplink: true,
     standby_recorded: false,
     sandbox_waits: false,

@@ -69,6 +69,10 @@ pub struct Node {
     pub(super) link: [bool; PFS],
     /// Whether the VF's PF has had no link for long.
     pub(super) dark: bool,
+    /// Whether each PF is drained.
+    pub(super) drained: [bool; PFS],
+    /// Whether a NIC that is split may go back to its standby's PF.
+    pub(super) steady: bool,
     pub(super) refuses: bool,
     pub(super) no_bind: bool,
     pub(super) no_park: bool,
@@ -105,6 +109,8 @@ impl Node {
             qemu: None,
             link: [true; PFS],
             dark: false,
+            drained: [false; PFS],
+            steady: false,
             refuses: false,
             no_bind: false,
             no_park: false,
@@ -132,6 +138,7 @@ impl Node {
             expected: self.expected,
             aside: self.aside,
             ordered: self.ordered,
+            drained: self.is_drained(),
             ..ask(self.way())
         }
     }
@@ -192,6 +199,7 @@ impl Node {
             vf,
             vf_offered: self.vf.is_none() && self.best().is_some(),
             other_vf: self.vf.is_some_and(|vf| self.is_better(vf)),
+            home_vf: self.has_home(),
             uplink: true,
             standby_recorded: self.standby.is_some(),
             sandbox_waits: self.sandbox_waits,
@@ -212,9 +220,21 @@ impl Node {
             .is_some_and(|(vf, standby)| vf.pf != standby)
     }
 
+    /// Whether the VF that it holds is drained.
+    pub(super) fn is_drained(&self) -> bool {
+        self.vf.is_some_and(|vf| self.drained[vf.pf])
+    }
+
+    /// Whether it is split, and a VF of its standby's PF can be had.
+    pub(super) fn has_home(&self) -> bool {
+        let fit = |pf: usize| self.offered[pf] && self.link[pf] && !self.drained[pf] && !self.avoided[pf];
+        let goes = self.steady && self.is_split() && self.way() == Goal::FastPath && !self.ordered;
+        goes && self.standby.is_some_and(fit)
+    }
+
     /// The PF whose VF is taken next.
     pub(super) fn best(&self) -> Option<usize> {
-        let free = (0..PFS).filter(|pf| self.offered[*pf]);
+        let free = (0..PFS).filter(|pf| self.offered[*pf] && !self.drained[*pf]);
         free.min_by_key(|pf| (self.avoided[*pf], !self.link[*pf], Some(*pf) != self.standby))
     }
 
@@ -225,7 +245,7 @@ impl Node {
                 && if dark {
                     pf != vf.pf && self.link[pf]
                 } else {
-                    self.learnt.vf_failures >= TRIES
+                    self.is_drained() && !self.ordered || self.learnt.vf_failures >= TRIES
                 }
         })
     }
@@ -255,6 +275,8 @@ impl Node {
             Event::Guest(manners) => self.manners = manners,
             Event::Link { pf, link } => self.link[pf] = link,
             Event::LinkSettles => self.dark = self.vf.is_some_and(|vf| !self.link[vf.pf]),
+            Event::Drain { pf, drained } => self.drained[pf] = drained,
+            Event::Steady(steady) => self.steady = steady,
             Event::Offer { pf, offered } => self.offered[pf] = offered,
             Event::Unread(unread) => self.unread = unread,
             Event::MtuLost => self.mtu_ok = false,
@@ -432,6 +454,15 @@ impl Node {
             Event::Link { pf: 0, link: true },
             Event::Link { pf: 1, link: true },
             Event::LinkSettles,
+            Event::Drain {
+                pf: 0,
+                drained: false,
+            },
+            Event::Drain {
+                pf: 1,
+                drained: false,
+            },
+            Event::Steady(false),
             Event::Offer { pf: 0, offered: true },
             Event::Offer { pf: 1, offered: true },
             Event::Unread(false),

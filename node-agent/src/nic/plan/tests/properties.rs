@@ -80,6 +80,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         3 => manners.prop_map(Event::Guest),
         3 => (0..PFS, any::<bool>()).prop_map(|(pf, link)| Event::Link { pf, link }),
         2 => Just(Event::LinkSettles),
+        2 => (0..PFS, any::<bool>()).prop_map(|(pf, drained)| Event::Drain { pf, drained }),
+        1 => any::<bool>().prop_map(Event::Steady),
         3 => (0..PFS, any::<bool>()).prop_map(|(pf, offered)| Event::Offer { pf, offered }),
         2 => any::<bool>().prop_map(Event::Unread),
         1 => Just(Event::MtuLost),
@@ -116,6 +118,46 @@ fn config() -> ProptestConfig {
     }
 }
 
+/// A NIC that is well leaves each PF that is drained, no matter when its agent dies, and comes back to that of its standby.
+fn drains(node: &mut Node) {
+    node.avoided = [false; PFS];
+    let [first, other] = match node.vf.map(|vf| vf.pf) {
+        Some(1) => [1, 0],
+        _ => [0, 1],
+    };
+    let pf = |node: &Node| node.vf.map(|vf| vf.pf);
+    let drain = |node: &mut Node, pf, drained| node.handle(Event::Drain { pf, drained });
+    drain(node, first, true);
+    node.handle(Event::Step { fails: false });
+    node.handle(Event::Crash);
+    assert_eq!(node.settle(), Decision::Done(AttachmentState::FastPath));
+    assert_eq!(pf(node), Some(other), "it goes to the other PF");
+    drain(node, other, true);
+    let Decision::Wait(wait) = node.settle() else {
+        panic!("{node:#?}")
+    };
+    assert_eq!(
+        (wait.state, pf(node)),
+        (AttachmentState::Standby, None),
+        "there is none"
+    );
+    drain(node, first, false);
+    drain(node, other, false);
+    assert_eq!(node.settle(), Decision::Done(AttachmentState::FastPath));
+    assert_eq!(pf(node), node.standby, "it prefers its standby's PF");
+    if let Some(home) = node.standby {
+        drain(node, home, true);
+        assert_eq!(node.settle(), Decision::Done(AttachmentState::FastPath));
+        drain(node, home, false);
+        assert_eq!(node.settle(), Decision::Done(AttachmentState::FastPath));
+        assert_ne!(pf(node), Some(home), "not at once");
+        node.handle(Event::Steady(true));
+        assert_eq!(node.settle(), Decision::Done(AttachmentState::FastPath));
+        assert_eq!(pf(node), Some(home), "it is split no longer");
+        node.handle(Event::Steady(false));
+    }
+}
+
 proptest! {
     #![proptest_config(config())]
 
@@ -147,6 +189,7 @@ proptest! {
         }
         node.handle(Event::Told(None));
         prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::FastPath));
+        drains(&mut node);
         node.handle(Event::Goal(Goal::Detached));
         prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::Detached));
     }

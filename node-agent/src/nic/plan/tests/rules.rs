@@ -2,7 +2,7 @@
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{AttachmentState, Goal},
+    v1alpha1::{AttachmentState, Goal, SwitchOrder},
 };
 
 use super::{
@@ -101,6 +101,7 @@ impl Node {
                 .vf
                 .is_some_and(|vf| vf.on_vfio && vf.mac == VfMac::Nic && vf.settings_ok);
             assert!(ready, "a VF that is not set up is plugged: {self:#?}");
+            assert!(!self.is_drained(), "a VF that is drained is plugged: {self:#?}");
         }
     }
 
@@ -117,10 +118,21 @@ impl Node {
         let to_standby = self.standby.is_some_and(|pf| pf != vf.pf && self.link[pf]);
         let to_vf = (0..PFS).any(|pf| pf != vf.pf && self.link[pf] && self.offered[pf]);
         let lost = self.dark && !self.link[vf.pf];
+        let told = self.is_drained() && !self.ordered;
+        // Where one PF has both, the standby is up before the VF is drained.
         assert!(
-            !used || lost && (to_standby || to_vf),
+            !(used && told) || self.is_split() || self.breaks_first(),
+            "a VF is drained before its standby is up: {self:#?}"
+        );
+        assert!(
+            !used || told || self.has_home() || lost && (to_standby || to_vf),
             "a VF that carries the traffic is left: {self:#?}"
         );
+    }
+
+    /// Whether one PF does not take the MAC twice.
+    fn breaks_first(&self) -> bool {
+        self.learnt.refuses_twice || self.hardware.order == SwitchOrder::BreakBeforeMake
     }
 
     /// Goes on until nothing is left to do, and checks what it is left with.
@@ -174,11 +186,13 @@ impl Node {
             // It is shut, whatever it costs.
             Decision::Wait(wait) if wait.reason == reasons::STANDBY_SEIZED => self.tap.seized,
             Decision::Done(AttachmentState::FastPath) => {
-                here && !up && set_up && guest.uses_vf && self.vf.is_some_and(|vf| self.link[vf.pf])
+                let stays = !self.is_drained() || self.ordered;
+                here && !up && set_up && guest.uses_vf && stays && self.vf.is_some_and(|vf| self.link[vf.pf])
             }
             Decision::Done(AttachmentState::Standby) => {
                 // What is to go back has gone, unless a migration goes first.
-                let left = self.wants_vf() || self.ordered || !here || self.vf.is_none();
+                let keeps = self.wants_vf() && !self.is_drained();
+                let left = keeps || self.ordered || !here || self.vf.is_none();
                 up == here && !ours && !guest.vf && left
             }
             Decision::Done(AttachmentState::Reserved) => !up && !ours && !guest.vf,

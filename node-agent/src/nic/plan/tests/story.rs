@@ -79,6 +79,10 @@ pub enum Event {
     Link { pf: usize, link: bool },
     /// A PF without link has been so for long, or one with has.
     LinkSettles,
+    /// A PF is drained, or no more.
+    Drain { pf: usize, drained: bool },
+    /// A NIC that is split has been so for a while, and its standby's PF fit; or not.
+    Steady(bool),
     /// Another NIC gives a VF of a PF back, or takes the last one.
     Offer { pf: usize, offered: bool },
     /// The VF's PF is in a reset, or something else keeps the VF from being read; or no more.
