@@ -108,6 +108,27 @@ pub enum Command {
         #[arg(short, long)]
         watch: bool,
     },
+    /// Drain a PF of VFs, so that its firmware can be written or its number of VFs changed while VMs run
+    ///
+    /// NICs leave its VFs, for VFs of other PFs where some are free and else for their standby, and none gets one until `undrain-pf`.
+    DrainPf {
+        /// Name of the node
+        node: String,
+        /// What of it
+        #[command(flatten)]
+        which: Which,
+        /// Watch it to its end; the exit code is 0 only when no NIC holds a VF of it
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Let NICs have the VFs again; they come back by themselves
+    UndrainPf {
+        /// Name of the node
+        node: String,
+        /// What of it
+        #[command(flatten)]
+        which: Which,
+    },
     /// Check the cluster, and say how to fix what is wrong
     ///
     /// The exit code is 1 when a check fails. Warnings do not count.
@@ -127,6 +148,20 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+}
+
+/// What of a node is drained.
+#[derive(Clone, Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// The PF, by its interface's name or its PCI address
+    pub pf: Option<String>,
+    /// All PFs of the node
+    #[arg(long)]
+    pub all: bool,
+    /// All PFs of the node, for the NICs of one network
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<String>,
 }
 
 /// Who asks for completion.
@@ -163,5 +198,17 @@ mod tests {
         );
         let cli = Cli::parse_from(["x", "fast", "eth0"]);
         assert!(matches!(cli.command, Command::Fast { name, watch: false } if name == "eth0"));
+        let cli = Cli::parse_from(["x", "drain-pf", "n1", "ens1f0", "-w"]);
+        assert!(
+            matches!(cli.command, Command::DrainPf { node, which, watch: true } if node == "n1" && which.pf.as_deref() == Some("ens1f0"))
+        );
+        let cli = Cli::parse_from(["x", "undrain-pf", "n1", "--all"]);
+        assert!(matches!(cli.command, Command::UndrainPf { which, .. } if which.all));
+        for wrong in [
+            &["x", "drain-pf", "n1"][..],
+            &["x", "drain-pf", "n1", "ens1f0", "--all"],
+        ] {
+            Cli::try_parse_from(wrong).unwrap_err();
+        }
     }
 }

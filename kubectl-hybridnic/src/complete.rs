@@ -104,6 +104,14 @@ fn command(words: &[String]) -> Command {
         .mut_subcommand("fast", |c| {
             c.mut_arg("name", |arg| arg.add(names(|c| Box::pin(nics_and_vms(c)))))
         })
+        .mut_subcommand("drain-pf", |c| {
+            c.mut_arg("node", |arg| arg.add(names(|c| Box::pin(nodes(c)))))
+                .mut_arg("pf", |arg| arg.add(names(|c| Box::pin(pfs(c)))))
+        })
+        .mut_subcommand("undrain-pf", |c| {
+            c.mut_arg("node", |arg| arg.add(names(|c| Box::pin(nodes(c)))))
+                .mut_arg("pf", |arg| arg.add(names(|c| Box::pin(pfs(c)))))
+        })
 }
 
 /// The options so far that say which cluster and namespace; words that are not finished yet must not disturb it.
@@ -169,6 +177,18 @@ async fn nodes(cluster: Cluster) -> anyhow::Result<Vec<String>> {
     let nodes: Api<HybridNode> = Api::all(cluster.client);
     let nodes = nodes.list(&ListParams::default()).await?;
     Ok(nodes.items.iter().map(kube::ResourceExt::name_any).collect())
+}
+
+/// The PFs of all nodes: nodes of a kind have the same.
+async fn pfs(cluster: Cluster) -> anyhow::Result<Vec<String>> {
+    let nodes: Api<HybridNode> = Api::all(cluster.client);
+    let nodes = nodes.list(&ListParams::default()).await?.items;
+    let pfs = nodes.into_iter().filter_map(|node| node.status);
+    let mut pfs: Vec<_> = pfs.flat_map(|status| status.pfs).map(|pf| pf.name).collect();
+    pfs.retain(|name| !name.is_empty());
+    pfs.sort();
+    pfs.dedup();
+    Ok(pfs)
 }
 
 async fn vms(cluster: Cluster) -> anyhow::Result<Vec<String>> {

@@ -10,6 +10,7 @@ mod cli;
 mod complete;
 mod connect;
 mod doctor;
+mod drain;
 mod migrate;
 mod nic;
 mod node;
@@ -68,6 +69,12 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
             aside::run(&cluster, &name, Some(aside), watch, output).await
         }
         Command::Fast { name, watch } => aside::run(&cluster, &name, None, watch, output).await,
+        Command::DrainPf { node, which, watch } => {
+            drain::run(&cluster, &node, &which, drain::Word::Drain { watch }, output).await
+        }
+        Command::UndrainPf { node, which } => {
+            drain::run(&cluster, &node, &which, drain::Word::Undrain, output).await
+        }
         Command::Doctor => Box::pin(doctor::run(&cluster, output)).await,
         Command::Completion { .. } | Command::Complete { .. } => Ok(ExitCode::SUCCESS),
     }

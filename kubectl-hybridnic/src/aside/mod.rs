@@ -20,7 +20,8 @@ use kube::{
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use self::standing::{Standing, standing};
+pub use self::standing::Standing;
+use self::standing::standing;
 use crate::{canvas::Canvas, cli::Format, connect::Cluster, migrate::INTERRUPTED, print};
 
 /// Tells the NICs of a name, and watches them where that is asked for.
@@ -114,8 +115,10 @@ impl Follower<'_> {
     async fn follow(mut self, nics: Api<VmHybridNic>) -> anyhow::Result<ExitCode> {
         let attachments: Api<NicAttachment> =
             Api::namespaced(self.cluster.client.clone(), &self.cluster.namespace);
-        let nics = watch(nics).map(|change| change.map(|(nic, there)| Change::Nic(Box::new(nic), there)));
-        let attachments = watch(attachments)
+        let everything = watcher::Config::default;
+        let nics = watch(nics, everything())
+            .map(|change| change.map(|(nic, there)| Change::Nic(Box::new(nic), there)));
+        let attachments = watch(attachments, everything())
             .map(|change| change.map(|(attachment, there)| Change::Attachment(Box::new(attachment), there)));
         let mut changes = pin!(stream::select(nics, attachments));
         let mut interrupted = pin!(tokio::signal::ctrl_c());
@@ -221,11 +224,11 @@ impl Follower<'_> {
 }
 
 /// The objects of a kind as they change, and whether each is there.
-fn watch<K>(api: Api<K>) -> impl Stream<Item = Result<(K, bool), watcher::Error>>
+pub fn watch<K>(api: Api<K>, of: watcher::Config) -> impl Stream<Item = Result<(K, bool), watcher::Error>>
 where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
-    let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
+    let events = watcher::watcher(api, of).default_backoff();
     events.filter_map(async |event| match event {
         Ok(Event::Apply(object) | Event::InitApply(object)) => Some(Ok((object, true))),
         Ok(Event::Delete(object)) => Some(Ok((object, false))),

@@ -64,7 +64,13 @@ const fn status(resource: &'static str, what_for: &'static str) -> Need {
 /// What the user of this plugin needs.
 const MINE: &[Need] = &[
     need(GROUP, "hybridnetworks", &["list", "watch"], "top"),
-    need(GROUP, "hybridnodes", &["get", "list", "watch"], "top, node"),
+    need(
+        GROUP,
+        "hybridnodes",
+        &["get", "list", "watch"],
+        "top, node, drain-pf",
+    ),
+    need(GROUP, "hybridnodes", &["patch"], "drain-pf, undrain-pf"),
     here(need(
         GROUP,
         "vmhybridnics",

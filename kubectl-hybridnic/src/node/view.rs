@@ -21,15 +21,17 @@ enum Mark {
     Held,
     Parked,
     Unhealthy,
+    Drained,
     Unselected,
 }
 
 impl Mark {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Free,
         Self::Held,
         Self::Parked,
         Self::Unhealthy,
+        Self::Drained,
         Self::Unselected,
     ];
 
@@ -43,6 +45,7 @@ impl Mark {
             VfState::Held if path.is_some_and(|path| path != Path::FastPath) => Self::Parked,
             VfState::Held => Self::Held,
             VfState::Unhealthy => Self::Unhealthy,
+            VfState::Drained => Self::Drained,
             VfState::Unselected => Self::Unselected,
         }
     }
@@ -53,6 +56,7 @@ impl Mark {
             Self::Held => "■",
             Self::Parked => "◧",
             Self::Unhealthy => "✗",
+            Self::Drained => "◌",
             Self::Unselected => "·",
         }
     }
@@ -61,7 +65,7 @@ impl Mark {
         match self {
             Self::Free => Tone::Good,
             Self::Held => Tone::Plain,
-            Self::Parked => Tone::Warn,
+            Self::Parked | Self::Drained => Tone::Warn,
             Self::Unhealthy => Tone::Bad,
             Self::Unselected => Tone::Quiet,
         }
@@ -73,6 +77,7 @@ impl Mark {
             Self::Held => "held",
             Self::Parked => "parked",
             Self::Unhealthy => "unhealthy",
+            Self::Drained => "drained",
             Self::Unselected => "unselected",
         }
     }
@@ -209,7 +214,7 @@ fn details(
 ) -> String {
     let mut grid = Grid::new(&[], width.map(|width| width - 2));
     for (vf, mark) in marks {
-        if matches!(mark, Mark::Free | Mark::Unselected) {
+        if matches!(mark, Mark::Free | Mark::Drained | Mark::Unselected) {
             continue;
         }
         let holder = vf.held_by.clone().unwrap_or_default();
@@ -378,7 +383,7 @@ ens1  0000:01:00.0  igb  8086:10c9  link up  NUMA 0  MTU 1500  5 of 7 VFs
 (no interface)  0000:02:00.0  no driver  8086:10c9  no link  0 of 7 VFs
   the PF has no interface
 
-5 VFs: □ 1 free  ■ 1 held  ◧ 1 parked  ✗ 1 unhealthy  · 1 unselected
+5 VFs: □ 1 free  ■ 1 held  ◧ 1 parked  ✗ 1 unhealthy  ◌ 0 drained  · 1 unselected
 
 NETWORK  VFS  FREE  HELD  UNHEALTHY  MESSAGE
 fast     4    1     2     1          -

@@ -65,6 +65,31 @@ async fn migration_names(bench: &Bench) -> Vec<String> {
         .collect()
 }
 
+/// What is drained is in the node's spec, and nothing else of it changes.
+async fn drains(plugin: &Plugin) {
+    let refusal = plugin.run(&["drain-pf", "n1", "ens9"]).await.refusal();
+    assert!(
+        refusal.contains("n1 has no PF ens9; it has ens1 (0000:01:00.0)"),
+        "{refusal}"
+    );
+    let drain = ["get", "hnode", "n1", "-o", "jsonpath={.spec.drain}"];
+    let pools = ["get", "hnode", "n1", "-o", "jsonpath={.spec.pools[*].network}"];
+    let before = plugin.kubectl(&pools).await.ok();
+    let said = plugin.run(&["drain-pf", "n1", "ens1"]).await.ok();
+    assert!(
+        said.contains("NICs leave the VFs of its PF 0000:01:00.0"),
+        "{said}"
+    );
+    let said = plugin.kubectl(&drain).await.ok();
+    assert_eq!(said, r#"{"pfs":["0000:01:00.0"]}"#);
+    plugin.run(&["drain-pf", "n1", "--all"]).await.ok();
+    let refusal = plugin.run(&["undrain-pf", "n1", "ens1"]).await.refusal();
+    assert!(refusal.contains("undrain-pf n1 --all"), "{refusal}");
+    plugin.run(&["undrain-pf", "n1", "--all"]).await.ok();
+    assert_eq!(plugin.kubectl(&drain).await.ok(), "");
+    assert_eq!(plugin.kubectl(&pools).await.ok(), before);
+}
+
 /// A NIC is told to leave its VF, and to come back.
 async fn told(bench: &Bench, agents: &Agents, plugin: &Plugin) {
     let refusal = plugin.run(&["standby", "nosuch"]).await.refusal();
@@ -186,9 +211,11 @@ async fn what_an_administrator_sees() {
     assert!(node.contains("0■  1✗  2□  3□  4□  5□  6□"), "{node}");
     assert!(node.contains("default/eth0: VM vm in vm-a"), "{node}");
     assert!(
-        node.contains("7 VFs: □ 5 free  ■ 1 held  ◧ 0 parked  ✗ 1 unhealthy  · 0 unselected"),
+        node.contains("7 VFs: □ 5 free  ■ 1 held  ◧ 0 parked  ✗ 1 unhealthy  ◌ 0 drained  · 0 unselected"),
         "{node}"
     );
+
+    drains(&plugin).await;
 
     // Nowhere to go to.
     let refusal = plugin.run(&["migrate", "vm"]).await.refusal();

@@ -151,7 +151,7 @@ pub fn vfs(observed: &Observed) -> Vec<Finding> {
                     *troubles.entry(("of NICs", &vf.message)).or_default() += 1;
                 }
                 VfState::Free | VfState::Held => well += 1,
-                VfState::Unselected => {}
+                VfState::Drained | VfState::Unselected => {}
             }
         }
         for ((are, message), count) in troubles {

@@ -80,6 +80,7 @@ pub fn remedy(reason: &str) -> String {
         reasons::NODE_UNREACHABLE => {
             "bring the node back; or, if the machine is off, taint it node.kubernetes.io/out-of-service, or delete it"
         }
+        reasons::PF_DRAINED => "kubectl hybridnic undrain-pf NODE PF when the card is ready; the NIC then takes a VF by itself",
         reasons::STANDBY_REQUESTED => "kubectl hybridnic fast NIC brings it back to a VF",
         reasons::MIGRATING => "kubectl get qmig",
         reasons::TARGET_SILENT | reasons::NEEDS_DECISION => {
