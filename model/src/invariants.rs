@@ -109,7 +109,12 @@ pub fn rested(model: &Model, state: &State) -> Result<(), Broken> {
         if vf.is_none() && standby.is_none() {
             return Err("(e) a NIC of a running VM carries nothing".to_owned());
         }
-        let free = model.vfs >= u8::try_from(model.nics).unwrap_or(u8::MAX);
+        let node = &state.nodes[end];
+        let held = nic.vf.map(|vf| node.pf(vf.index)).unwrap_or_default();
+        if held.drained {
+            return Err("(e) a NIC of a running VM holds a VF that is drained for ever".to_owned());
+        }
+        let free = node.fit(model.vfs).count() >= model.nics;
         if let Some(aside) = state.api.aside {
             let plugged = state.nodes[end].qemu.vf[n].is_some();
             stands_aside(nic, plugged, aside, free)?;
@@ -117,6 +122,18 @@ pub fn rested(model: &Model, state: &State) -> Result<(), Broken> {
         }
         if free && !(vf.is_some() && standby.is_none() && state.nodes[end].qemu.vf[n].is_some()) {
             return Err("(e) a NIC of a running VM is not on a VF, and one is free".to_owned());
+        }
+        if free && held.dark {
+            return Err("(e) a NIC of a running VM is on a PF without link, and another has one".to_owned());
+        }
+        // Two NICs may each have the VF that is the other's way back.
+        let home = nic
+            .standby
+            .is_some_and(|pf| node.fit(model.vfs).any(|fit| fit == pf));
+        if free && home && model.nics == 1 && vf != nic.standby {
+            return Err(
+                "(e) a NIC of a running VM is split for ever, and its standby's PF is fit".to_owned(),
+            );
         }
     }
     Ok(())

@@ -6,8 +6,8 @@ use hybridnic_api::v1alpha1::{Aside, MigrationPhase, MigrationStep, Pairing, Qem
 use crate::objects::{Memo, Objects};
 use crate::qemu::{self, HAPPENS, Happens};
 use crate::state::{
-    Agent, Api, Choice, ENDS, Id, Lag, NICS, Nic, Node, Pod, Qemu, Run, SOURCE, State, Stream, TARGET, Task,
-    Transfer, Truth, Vm,
+    Agent, Api, Choice, ENDS, Id, Lag, NICS, Nic, Node, PFS, Pf, Pod, Qemu, Run, SOURCE, State, Stream,
+    TARGET, Task, Transfer, Truth, Vm,
 };
 use crate::system::{Broken, Rest, System};
 use crate::{invariants, nic_task, operator, show, vm_task};
@@ -20,6 +20,8 @@ pub struct Model {
     pub nics: usize,
     /// How often a user tells the NICs where their traffic is to run.
     pub tells: u8,
+    /// How often a PF is drained or undrained, or loses its link or finds it.
+    pub turns: u8,
     /// How the guest makes one NIC of VF and standby.
     pub pairing: Pairing,
     /// Objects with a number.
@@ -59,6 +61,10 @@ pub enum Action {
     Decide(Choice),
     /// A user tells the NICs where their traffic is to run.
     Tell(Option<Aside>),
+    /// A PF of a node is drained, or undrained.
+    Drain(usize, u8),
+    /// A PF of a node loses its link for long, or finds it.
+    Link(usize, u8),
     /// A fault.
     Fault(Fault),
 }
@@ -106,6 +112,7 @@ impl Model {
             vfs,
             nics: nics.clamp(1, NICS),
             tells,
+            turns: 0,
             pairing,
             objects: Objects::default(),
             rounds: Memo::default(),
@@ -113,6 +120,12 @@ impl Model {
             steps: Memo::default(),
             writes: Memo::default(),
         }
+    }
+
+    /// The same in which PFs are so often drained or undrained, or lose their link or find it.
+    #[must_use]
+    pub fn with_turns(self, turns: u8) -> Self {
+        Self { turns, ..self }
     }
 
     /// All NICs, or each alone while one may be ahead of the other.
@@ -266,6 +279,16 @@ impl Model {
                 next.tells = next.tells.saturating_sub(1);
                 next.api.aside = aside;
             }
+            Action::Drain(end, pf) => {
+                next.turns = next.turns.saturating_sub(1);
+                let pf = &mut next.nodes[end].pfs[usize::from(pf)];
+                pf.drained = !pf.drained;
+            }
+            Action::Link(end, pf) => {
+                next.turns = next.turns.saturating_sub(1);
+                let pf = &mut next.nodes[end].pfs[usize::from(pf)];
+                pf.dark = !pf.dark;
+            }
             Action::Fault(fault) => {
                 next.faults = next.faults.saturating_sub(1);
                 self.fail(next, fault);
@@ -352,6 +375,7 @@ impl System for Model {
             qemu: Qemu::fresh(run),
             vm: Vm::NEW,
             nics: [Nic::NONE; NICS],
+            pfs: [Pf::default(); PFS],
         };
         let mut state = State {
             api: Api {
@@ -370,12 +394,14 @@ impl System for Model {
             faults: 0,
             splits: 0,
             tells: 0,
+            turns: 0,
         };
         for _ in 0..30 {
             state = self.pass(&state);
         }
         state.api.migration = self.objects.migration_id(QemuMigrationStatus::default());
         (state.faults, state.splits, state.tells) = (faults, splits, self.tells);
+        state.turns = self.turns;
         state.sorted(self.nics)
     }
 
@@ -407,6 +433,12 @@ impl System for Model {
         if state.tells > 0 {
             actions.extend(words(state.api.aside).map(Action::Tell));
         }
+        if state.turns > 0 {
+            let pfs = ENDS
+                .into_iter()
+                .flat_map(|end| (0..self.vfs).map(move |pf| (end, pf)));
+            actions.extend(pfs.flat_map(|(end, pf)| [Action::Drain(end, pf), Action::Link(end, pf)]));
+        }
         if state.faults > 0 {
             actions.extend(self.faults(state).into_iter().map(Action::Fault));
         }
@@ -422,6 +454,7 @@ impl System for Model {
     fn pass(&self, state: &State) -> State {
         let mut next = *state;
         (next.faults, next.splits, next.tells, next.lag) = (0, 0, 0, Lag::None);
+        next.turns = 0;
         for end in ENDS {
             next.nodes[end].qemu.mute = false;
             match (next.nodes[end].qemu.alive, next.api.pods[end]) {
@@ -450,6 +483,7 @@ impl System for Model {
             faults: 0,
             splits: 0,
             tells: 0,
+            turns: 0,
             lag: Lag::None,
             ..*state
         }

@@ -13,7 +13,7 @@ use hybridnic_api::v1alpha1::{
 
 use crate::model::Model;
 use crate::objects::{self, NIC, Objects};
-use crate::state::{Agent, Id, Mac, NICS, Nic, Node, Qemu, Run, Shown, State, Task, Transfer, Vf, Vm};
+use crate::state::{Agent, Id, Mac, NICS, Nic, Node, Pf, Qemu, Run, Shown, State, Task, Transfer, Vf, Vm};
 use crate::vm_task;
 
 /// All that a round of a NIC's task goes by.
@@ -24,7 +24,35 @@ pub struct Sight {
     plugged: bool,
     qemu: Option<Qemu>,
     offered: bool,
+    cards: Cards,
     vm: Vm,
+}
+
+/// How the PFs are to a NIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Cards {
+    /// That of its VF.
+    vf: Pf,
+    /// That of its standby.
+    standby: Pf,
+    /// Whether a VF of another PF than its VF's can be had.
+    other: bool,
+    /// Whether one of its standby's can.
+    home: bool,
+}
+
+impl Cards {
+    fn of(model: &Model, node: &Node, nic: &Nic) -> Self {
+        let held = held(&node.nics);
+        let free = |pf: u8| node.fit(model.vfs).any(|fit| fit == pf) && !held.contains(&pf);
+        let vf = nic.vf.map(|vf| vf.index);
+        Self {
+            vf: vf.map(|pf| node.pf(pf)).unwrap_or_default(),
+            standby: nic.standby.map(|pf| node.pf(pf)).unwrap_or_default(),
+            other: vf.is_some_and(|vf| (0..model.vfs).any(|pf| pf != vf && free(pf))),
+            home: vf.is_some() && nic.standby.is_some_and(free),
+        }
+    }
 }
 
 /// What a round comes to.
@@ -161,12 +189,8 @@ fn leave(node: &mut Node, n: usize, status: Id) {
 impl Sight {
     fn of(model: &Model, node: &Node, n: usize) -> Self {
         let nic = node.nics[n];
-        let held = |vf: u8| {
-            node.nics
-                .iter()
-                .any(|nic| nic.vf.is_some_and(|held| held.index == vf))
-        };
-        let offered = nic.vf.is_none() && (0..model.vfs).any(|vf| !held(vf));
+        let held = held(&node.nics);
+        let offered = nic.vf.is_none() && node.fit(model.vfs).any(|vf| !held.contains(&vf));
         let qemu = node.qemu;
         Self {
             nic: Nic { shown: None, ..nic },
@@ -179,6 +203,7 @@ impl Sight {
                 ..qemu
             }),
             offered,
+            cards: Cards::of(model, node, &nic),
             vm: node.vm,
         }
     }
@@ -232,6 +257,7 @@ impl Sight {
             qemu: self.guest(&spec),
             running: self.qemu.is_some_and(|qemu| qemu.answers() && qemu.runs()),
             offered: self.offered,
+            cards: self.cards,
             waits: false,
             report: self.vm.report,
         };
@@ -254,6 +280,8 @@ pub(crate) struct View {
     pub running: bool,
     /// Whether a VF is free.
     pub offered: bool,
+    /// How the PFs are to it.
+    pub cards: Cards,
     /// Whether the pod's sandbox waits for the link.
     pub waits: bool,
     /// How the VM's migration goes.
@@ -262,7 +290,7 @@ pub(crate) struct View {
 
 /// The agent's decision and report.
 pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view: &View) -> Round {
-    let nic = &view.nic;
+    let (nic, cards) = (&view.nic, view.cards);
     let vf = nic.vf.map(|vf| {
         VfSeen::There(VfThere {
             on_vfio: vf.bound,
@@ -272,18 +300,25 @@ pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view:
                 Mac::Other => VfMac::Other,
             },
             settings_ok: vf.mac == Mac::Nic,
-            link: true,
-            dark: false,
+            link: !cards.vf.dark,
+            dark: cards.vf.dark,
             other_pf: nic.standby.is_some_and(|pf| pf != vf.index),
             held: false,
         })
     });
+    let order = SwitchOrder::MakeBeforeBreak;
+    let ask = Ask::of(&spec, order, view.duties, cards.vf.drained);
     let asks = spec.goal != Goal::Detached;
     let seen = Seen {
         recorded: nic.recorded,
         vf,
         vf_offered: asks && view.offered,
-        other_vf: false,
+        other_vf: cards.other && (cards.vf.dark || ask.leaves_vf()),
+        // It has been split for long enough, whenever that was.
+        home_vf: cards.home
+            && ask.goal == Goal::FastPath
+            && !ask.ordered
+            && nic.standby != nic.vf.map(|vf| vf.index),
         uplink: asks,
         standby_recorded: nic.standby.is_some(),
         sandbox_waits: view.waits,
@@ -293,10 +328,9 @@ pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view:
         seized: false,
         seizer_ended: false,
         mtu_ok: true,
-        standby_link: Some(true),
+        standby_link: Some(!cards.standby.dark),
         qemu: view.qemu,
     };
-    let ask = Ask::of(&spec, SwitchOrder::MakeBeforeBreak, view.duties);
     let decision = plan::next(&ask, &seen, &nic.learnt());
     let migration = objects.reports.get(view.report);
     let theirs = matches!(spec.vm, AttachedVm::Kubevirt { .. });
@@ -354,14 +388,15 @@ pub(crate) fn is_seen(step: Step) -> bool {
 
 /// Takes a step; whether it could be.
 fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
-    let (qemu, held) = (&mut node.qemu, held(&node.nics));
+    let (fit, held): (Vec<u8>, _) = (node.fit(model.vfs).collect(), held(&node.nics));
+    let qemu = &mut node.qemu;
     let nic = &mut node.nics[n];
     let answers = qemu.answers();
     match step {
         Step::Reserve => {
             nic.recorded = true;
-            let own = nic.standby.filter(|pf| *pf < model.vfs && !held.contains(pf));
-            let free = own.or_else(|| (0..model.vfs).find(|vf| !held.contains(vf)));
+            let own = nic.standby.filter(|pf| fit.contains(pf) && !held.contains(pf));
+            let free = own.or_else(|| fit.iter().copied().find(|vf| !held.contains(vf)));
             let wants_vf = model.objects.aside(nic.spec) != Some(Aside::GiveVfBack);
             nic.vf = free.filter(|_| wants_vf).map(|index| Vf {
                 index,

@@ -179,7 +179,9 @@ impl Objects {
         if !path {
             status.path = Path::None;
         }
-        let matters = |c: &Condition| c.type_ == types::READY || c.reason == reasons::NO_FREE_VF;
+        let matters = |c: &Condition| {
+            c.type_ == types::READY || [reasons::NO_FREE_VF, reasons::PF_DRAINED].contains(&c.reason.as_str())
+        };
         status.conditions.retain(matters);
         plain(&mut status.conditions);
         self.statuses.id(status)

@@ -40,6 +40,13 @@ pub fn state(model: &Model, state: &State) -> String {
         let node = &state.nodes[end];
         let _ = write!(text, " | {} pod {:?} ", ["A", "B"][end], state.api.pods[end]);
         let qemu = node.qemu;
+        for (n, pf) in node.pfs.iter().enumerate() {
+            for (is, word) in [(pf.drained, "drained"), (pf.dark, "dark")] {
+                if is {
+                    let _ = write!(text, "pf{n} {word} ");
+                }
+            }
+        }
         if node.agent != Agent::Prompt {
             let _ = write!(text, "agent {:?} ", node.agent);
         }

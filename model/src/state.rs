@@ -12,6 +12,8 @@ use hybridnic_api::v1alpha1::Aside;
 
 /// Number of NICs of the VM.
 pub const NICS: usize = 2;
+/// Number of PFs of a node.
+pub const PFS: usize = 2;
 /// The end at which the VM runs when the migration is made.
 pub const SOURCE: usize = 0;
 /// The end to which it is to go.
@@ -41,6 +43,8 @@ pub struct State {
     pub splits: u8,
     /// How often more a user tells the NICs where their traffic is to run.
     pub tells: u8,
+    /// How often more a PF is drained or undrained, or loses its link or finds it.
+    pub turns: u8,
 }
 
 /// What the API server has.
@@ -119,6 +123,24 @@ pub struct Node {
     pub vm: Vm,
     /// What there is of each NIC.
     pub nics: [Nic; NICS],
+    /// How each PF is.
+    pub pfs: [Pf; PFS],
+}
+
+/// How a PF is. Its agent knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Pf {
+    /// Whether it is drained of VFs.
+    pub drained: bool,
+    /// Whether it has had no link for long.
+    pub dark: bool,
+}
+
+impl Pf {
+    /// Whether a NIC may take a VF of it.
+    pub const fn is_fit(self) -> bool {
+        !self.drained && !self.dark
+    }
 }
 
 /// A QEMU.
@@ -454,6 +476,16 @@ impl State {
 }
 
 impl Node {
+    /// The VFs that a NIC may take, no matter which NICs hold them. Each is on a PF of its own.
+    pub fn fit(&self, vfs: u8) -> impl Iterator<Item = u8> {
+        (0..vfs).filter(|vf| self.pf(*vf).is_fit())
+    }
+
+    /// How a PF is.
+    pub fn pf(&self, pf: u8) -> Pf {
+        self.pfs.get(usize::from(pf)).copied().unwrap_or_default()
+    }
+
     /// Gives the PFs the numbers in whose order the NICs use them.
     fn name_pfs(&mut self) {
         let mut first = None;
@@ -466,6 +498,7 @@ impl Node {
         }
         let other = |pf: &mut u8| *pf = 1 - *pf;
         self.qemu.vf.iter_mut().flatten().for_each(other);
+        self.pfs.swap(0, 1);
         for nic in &mut self.nics {
             nic.vf.iter_mut().for_each(|vf| vf.index = 1 - vf.index);
             nic.standby.iter_mut().for_each(other);

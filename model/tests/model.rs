@@ -6,6 +6,7 @@
 //! | `MODEL_FAULTS` | how many faults |
 //! | `MODEL_NICS` | NICs of the VM: 1 or 2 |
 //! | `MODEL_TELLS` | how often a user tells the NICs where their traffic is to run |
+//! | `MODEL_TURNS` | how often a PF is drained or undrained, or loses its link or finds it, where the operator drives |
 //! | `MODEL_SPLITS` | how often one NIC may be ahead of the other |
 //! | `MODEL_VFS` | VFs of each node: 0, 1 or 2 |
 //! | `MODEL_BROKEN` | how many different broken things are looked for before it stops |
@@ -43,6 +44,7 @@ struct World {
     faults: u8,
     splits: u8,
     tells: u8,
+    turns: u8,
 }
 
 impl World {
@@ -50,10 +52,15 @@ impl World {
     const fn told(self, tells: u8) -> Self {
         Self { tells, ..self }
     }
+
+    /// The same in which PFs are so often drained or undrained, or lose their link or find it.
+    const fn turned(self, turns: u8) -> Self {
+        Self { turns, ..self }
+    }
 }
 
 /// What `make model` searches.
-const WORLDS: [World; 14] = [
+const WORLDS: [World; 17] = [
     world(Driver::Operator, 1, 1, 3, 0),
     world(Driver::Operator, 1, 0, 2, 0),
     world(Driver::Operator, 2, 2, 1, 1),
@@ -68,6 +75,9 @@ const WORLDS: [World; 14] = [
     world(Driver::Operator, 2, 1, 0, 1).told(1),
     world(Driver::Kubevirt, 1, 1, 0, 0).told(2),
     world(Driver::Prompt, 1, 1, 1, 0).told(2),
+    world(Driver::Operator, 1, 2, 1, 0).turned(1),
+    world(Driver::Operator, 1, 2, 0, 0).turned(3),
+    world(Driver::Operator, 2, 2, 0, 0).turned(2),
 ];
 
 const fn world(driver: Driver, nics: usize, vfs: u8, faults: u8, splits: u8) -> World {
@@ -78,6 +88,7 @@ const fn world(driver: Driver, nics: usize, vfs: u8, faults: u8, splits: u8) -> 
         faults,
         splits,
         tells: 0,
+        turns: 0,
     }
 }
 
@@ -86,7 +97,7 @@ fn variable<T: FromStr>(name: &str) -> Option<T> {
 }
 
 fn main() -> ExitCode {
-    let worlds = if ["DRIVER", "FAULTS", "NICS", "SPLITS", "TELLS", "VFS"]
+    let worlds = if ["DRIVER", "FAULTS", "NICS", "SPLITS", "TELLS", "TURNS", "VFS"]
         .iter()
         .any(|name| env::var(format!("MODEL_{name}")).is_ok())
     {
@@ -104,6 +115,7 @@ fn main() -> ExitCode {
             faults: variable("MODEL_FAULTS").unwrap_or(1),
             splits: variable("MODEL_SPLITS").unwrap_or(1),
             tells: variable("MODEL_TELLS").unwrap_or(0),
+            turns: variable("MODEL_TURNS").unwrap_or(0),
         }]
     } else {
         WORLDS.to_vec()
@@ -120,11 +132,11 @@ fn main() -> ExitCode {
 fn look(world: World) -> bool {
     match world.driver {
         Driver::Operator => look_at(
-            &Model::new(world.vfs, world.nics, world.tells, Pairing::NetFailover),
+            &Model::new(world.vfs, world.nics, world.tells, Pairing::NetFailover).with_turns(world.turns),
             world,
         ),
         Driver::Bonded => look_at(
-            &Model::new(world.vfs, world.nics, world.tells, Pairing::Bond),
+            &Model::new(world.vfs, world.nics, world.tells, Pairing::Bond).with_turns(world.turns),
             world,
         ),
         Driver::Kubevirt | Driver::Prompt => {
@@ -143,6 +155,7 @@ fn look_at<S: System>(system: &S, world: World) -> bool {
         faults,
         splits,
         tells,
+        turns,
     } = world;
     let found = search(
         system,
@@ -156,7 +169,7 @@ fn look_at<S: System>(system: &S, world: World) -> bool {
         },
     );
     println!(
-        "{driver:?}, {nics} NICs, {vfs} VFs a node, {faults} faults, {splits} splits, {tells} tells: {} states, {} transitions, depth {}, {:.1} s{}",
+        "{driver:?}, {nics} NICs, {vfs} VFs a node, {faults} faults, {splits} splits, {tells} tells, {turns} turns: {} states, {} transitions, depth {}, {:.1} s{}",
         found.states,
         found.transitions,
         found.depth,

@@ -10,7 +10,7 @@ use hybridnic_api::v1alpha1::{Aside, AttachedVm, AttachmentState};
 use super::state::{Place, Run, Sandbox, State, Transfer};
 use super::vm_task::{forget, seen};
 use super::world::World;
-use crate::nic_task::{self, Round, View, is_seen};
+use crate::nic_task::{self, Cards, Round, View, is_seen};
 use crate::objects::Objects;
 use crate::state::{Id, Mac, Nic, Shown, Task, Vf};
 
@@ -108,6 +108,8 @@ impl NicSight {
             qemu: self.guest(),
             running: self.qemu.is_some_and(|(run, _)| run == Run::Running) && !self.mute,
             offered: self.offered,
+            // Its VF is that of its pod's device, and stays so.
+            cards: Cards::default(),
             waits: self.waits,
             report: self.report,
         };
