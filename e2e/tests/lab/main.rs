@@ -20,6 +20,7 @@ mod common;
 mod containment;
 mod debian;
 mod devices;
+mod drain;
 mod faults;
 mod flight;
 mod lifecycle;
@@ -50,6 +51,7 @@ fn main() {
         once::tests,
         pool::tests,
         aside::tests,
+        drain::tests,
         devices::tests,
         containment::tests,
     ];
