@@ -1,9 +1,9 @@
 //! The enums of the API with the meaning of each value. The CRDs have the values only.
 
 use hybridnic_api::v1alpha1::{
-    Aside, AttachmentState, Decision, Goal, MacPolicy, MigrationPhase, MigrationState, MigrationStep,
-    NicPhase, NoFreeVf, OnLinkLoss, Pairing, Path, PoolTags, Runtime, SwitchOrder, VfState, VlanProtocol,
-    WantedPath,
+    Aside, AttachmentState, Decision, DrainState, Goal, MacPolicy, MigrationPhase, MigrationState,
+    MigrationStep, NicPhase, NoFreeVf, OnLinkLoss, Pairing, Path, PoolTags, Runtime, SwitchOrder, VfState,
+    VlanProtocol, WantedPath,
 };
 use schemars::{JsonSchema, Schema};
 use serde_json::Value;
@@ -31,6 +31,7 @@ pub fn all() -> Vec<Word> {
         word::<MigrationPhase>(),
         word::<Decision>(),
         word::<VfState>(),
+        word::<DrainState>(),
         word::<PoolTags>(),
         word::<Goal>(),
         word::<Aside>(),
