@@ -84,6 +84,8 @@ mod tests {
             (types::DEGRADED, "True", "SocketsNotWatched"),
             (types::DEGRADED, "True", "KubeletUnreachable"),
             (types::DEGRADED, "True", "NotOffered"),
+            (types::DRAINED, "False", "Draining"),
+            (types::DRAINED, "False", "NothingToDrain"),
         ] {
             look(type_, &|observed| {
                 let node = &mut observed.hybrid_nodes.as_mut().unwrap()[0];

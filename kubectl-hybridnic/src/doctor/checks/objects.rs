@@ -32,6 +32,10 @@ pub fn nodes(observed: &Observed) -> Vec<Finding> {
             if type_ == types::DEGRADED {
                 let message = format!("{}: {type_}, {reason}: {}", node.name_any(), condition.message);
                 findings.push(Finding::fail(CHECK, message, remedy(reason)));
+            } else if type_ == types::DRAINED {
+                // An administrator has told it so, and may wait for it.
+                let message = format!("{}: {type_}, {reason}: {}", node.name_any(), condition.message);
+                findings.push(Finding::warn(CHECK, message, remedy(reason)));
             } else if !told.contains(&reason) {
                 findings.push(fail(CHECK, &node.name_any(), condition));
             }

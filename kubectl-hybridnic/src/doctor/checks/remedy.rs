@@ -87,6 +87,8 @@ pub fn remedy(reason: &str) -> String {
         reasons::NODE_UNREACHABLE => {
             "bring the node back; or, if the machine is off, taint it node.kubernetes.io/out-of-service, or delete it"
         }
+        reasons::DRAINING => "kubectl hybridnic drain-pf NODE PF --watch says which NICs hold VFs yet, and why",
+        reasons::NOTHING_TO_DRAIN => "correct spec.drain of the HybridNode, or take it away",
         reasons::PF_DRAINED => "kubectl hybridnic undrain-pf NODE PF when the card is ready; the NIC then takes a VF by itself",
         reasons::STANDBY_REQUESTED => "kubectl hybridnic fast NIC brings it back to a VF",
         reasons::MIGRATING => "kubectl get qmig; of KubeVirt's VMs kubectl get vmim",
