@@ -330,6 +330,7 @@ pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view:
         seizer_ended: false,
         mtu_ok: true,
         standby_link: Some(!cards.standby.dark),
+        standby_pf_gone: false,
         qemu: view.qemu,
     };
     let decision = plan::next(&ask, &seen, &nic.learnt());

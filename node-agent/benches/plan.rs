@@ -143,6 +143,7 @@ fn states() -> Vec<(Ask, Seen)> {
                         seizer_ended: false,
                         mtu_ok: true,
                         standby_link: Some(true),
+                        standby_pf_gone: false,
                         qemu,
                     };
                     states.push((ask, seen));

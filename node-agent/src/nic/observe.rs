@@ -155,6 +155,7 @@ impl Observed {
                 .is_some_and(ProcessId::has_ended),
             mtu_ok: self.standby.mtu_ok,
             standby_link: self.standby.pf.as_ref().map(has_link),
+            standby_pf_gone: self.standby.pf_gone,
             qemu,
         }
     }
@@ -240,6 +241,7 @@ fn is_split(record: &Record) -> bool {
 struct Standby {
     macvtap: Option<Link>,
     pf: Option<Link>,
+    pf_gone: bool,
     guarded: bool,
     mtu_ok: bool,
 }
@@ -272,9 +274,11 @@ async fn see_standby(
             .unwrap_or(false),
         None => false,
     };
+    let pf_gone = pf.is_none() && matches!(host.sysfs.presence(standby.pf), Ok(Presence::Absent));
     Ok(Standby {
         macvtap,
         pf,
+        pf_gone,
         guarded,
         mtu_ok,
     })

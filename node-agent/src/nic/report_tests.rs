@@ -46,6 +46,7 @@ fn seen(guest: Guest, up: bool) -> Seen {
         seizer_ended: false,
         mtu_ok: true,
         standby_link: Some(true),
+        standby_pf_gone: false,
         qemu: QemuSeen::Up(guest),
     }
 }

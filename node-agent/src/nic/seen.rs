@@ -134,6 +134,8 @@ pub struct Seen {
     pub mtu_ok: bool,
     /// Whether the standby's PF has a link, where that can be told.
     pub standby_link: Option<bool>,
+    /// Whether the standby's PF has left the machine.
+    pub standby_pf_gone: bool,
     /// The VM's QEMU.
     pub qemu: QemuSeen,
 }

@@ -206,6 +206,7 @@ mod tests {
             seizer_ended: false,
             mtu_ok: true,
             standby_link: Some(true),
+            standby_pf_gone: false,
             qemu: QemuSeen::Up(Guest {
                 run: Run::Here,
                 standby: true,

@@ -120,6 +120,10 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
         None if ask.wants_vf() && seen.vf_offered && learnt.vf_failed.is_none() => {
             Some(Decision::Do(Step::Reserve))
         }
+        // Its PF has left the machine, and the macvtap with it: the standby is made where there is another.
+        None if bare && seen.standby_pf_gone && seen.macvtap.is_none() && seen.uplink => {
+            Some(Decision::Do(Step::RemoveStandby))
+        }
         None if seen.standby_recorded => None,
         None if ask.waits_for_vf() => Some(wait(
             Pending,

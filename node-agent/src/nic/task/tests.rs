@@ -51,6 +51,7 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         seizer_ended: false,
         mtu_ok: true,
         standby_link: None,
+        standby_pf_gone: false,
         qemu,
     };
     let could = |goal, no_free_vf, seen: Seen| {
@@ -227,6 +228,7 @@ fn on_vf(link: bool, standby_link: bool) -> Seen {
         seizer_ended: false,
         mtu_ok: true,
         standby_link: Some(standby_link),
+        standby_pf_gone: false,
         qemu: QemuSeen::Gone,
     }
 }

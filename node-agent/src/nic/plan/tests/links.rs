@@ -161,3 +161,38 @@ fn a_standby_that_is_not_in_the_guest_yet_goes_to_the_pf_of_a_vf_that_came_later
     waits(TO_VF, seized, no, Pending, reasons::STANDBY_SEIZED);
     does(TO_VF, seen(GUEST, false, later), no, Step::ConfigureVf);
 }
+
+#[test]
+fn a_standby_whose_pf_has_left_the_machine_is_made_on_another() {
+    let no = Learnt::default();
+    let bare = Guest {
+        standby: false,
+        ..GUEST
+    };
+    let gone = |guest| Seen {
+        vf: None,
+        macvtap: None,
+        standby_link: None,
+        standby_pf_gone: true,
+        ..seen(guest, false, PARKED)
+    };
+    does(TO_VF, gone(GUEST), no, Step::UnplugStandby);
+    does(TO_VF, gone(bare), no, Step::RemoveStandby);
+    let elsewhere = Seen {
+        standby_recorded: false,
+        standby_pf_gone: false,
+        ..gone(bare)
+    };
+    does(TO_VF, elsewhere, no, Step::Reserve);
+    // A PF that only has no interface now comes back.
+    let away = Seen {
+        standby_pf_gone: false,
+        ..gone(bare)
+    };
+    does(TO_VF, away, no, Step::MakeStandby);
+    let nowhere = Seen {
+        uplink: false,
+        ..gone(bare)
+    };
+    does(TO_VF, nowhere, no, Step::MakeStandby);
+}

@@ -100,6 +100,7 @@ const FRESH: Seen = Seen {
     seizer_ended: false,
     mtu_ok: true,
     standby_link: Some(true),
+    standby_pf_gone: false,
     qemu: QemuSeen::Up(Guest {
         standby: false,
         failover: None,

@@ -219,6 +219,7 @@ impl Node {
             seizer_ended: self.tap.seizer_ended,
             mtu_ok: self.mtu_ok || self.macvtap.is_none(),
             standby_link: self.standby.map(|pf| self.link[pf]),
+            standby_pf_gone: false,
             qemu,
         }
     }
