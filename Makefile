@@ -31,7 +31,7 @@ demos: setup build ## Forty demos in a row beside four compilers, and how many t
 freezes: setup build ## VFs plugged over and over, and how many guests the emulation has frozen; see docs/testing.md
 	@$(BUILT)/examples/freezes
 
-# What is left out takes as long as all others together: CI runs it each time, by AND="fast cluster-oldest kubevirt nodes kubevirt-nodes".
+# What is left out takes as long as all others together: CI runs it each time, by AND="fast cluster-oldest kubevirt nodes".
 test: ## All tests but those of real nodes, tier by tier, with the time of each; with them: make test AND=nodes
 	@e2e/test.sh $(AND)
 

@@ -33,6 +33,8 @@ pub fn set(dir: &Path, path: &Path, content: Option<&[u8]>) -> io::Result<()> {
         .create(true)
         .truncate(true)
         .mode(FILE_MODE)
+        // Nothing is written through a link that somebody has put there.
+        .custom_flags(nix::libc::O_NOFOLLOW)
         .open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;

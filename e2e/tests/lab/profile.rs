@@ -180,8 +180,8 @@ async fn silent(world: &mut World) {
     mark(world.node(1)).await;
     world.apply(&spec.nic_yaml(0, "never")).await.unwrap();
     // The agent dies while the switch has the request.
-    let script = format!("until {LOG} | grep -q \"ASSOCIATE profile 'never'\"; do sleep 0.1; done");
-    world.node(1).run(&script, LATER).await.unwrap();
+    let script = "until busybox dmesg | grep -q \"ASSOCIATE profile 'never'\"; do sleep 0.1; done";
+    world.node(1).run(script, LATER).await.unwrap();
     world.kill_agent(1).await.unwrap();
     world.start_agent(1).await.unwrap();
     let nic = on_standby(world, "never-0", "PortProfileTimeout").await;
@@ -221,18 +221,18 @@ fn vf(nic: &VmHybridNic) -> VfRef {
     nic.status.as_ref().unwrap().vf.clone().unwrap()
 }
 
-/// What the kernel has logged since [`mark`].
-const LOG: &str = "busybox dmesg | sed '1,/hybridnic-lab-mark/d'";
+/// Where in the kernel's log [`mark`] was.
+const MARK: &str = "hybridnic-lab-mark";
 
 /// From here on the kernel's log counts.
 async fn mark(node: &Node) {
-    let script = "busybox dmesg -c >/dev/null; echo hybridnic-lab-mark >/dev/kmsg";
-    node.run(script, SOON).await.unwrap();
+    node.run(&format!("echo {MARK} >/dev/kmsg"), SOON).await.unwrap();
 }
 
 /// What the driver was asked for the port of a VF since [`mark`], without the host.
 async fn asked(node: &Node, vf: &VfRef) -> Vec<String> {
-    let log = node.run(LOG, SOON).await.unwrap();
+    let log = node.run("busybox dmesg", SOON).await.unwrap();
+    let log = log.rsplit(MARK).next().unwrap_or_default();
     let of = format!(" {}: VF {}: ", vf.pf, vf.index);
     let lines = log.lines().filter_map(|line| line.split_once(&of));
     lines

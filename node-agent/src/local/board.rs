@@ -72,10 +72,12 @@ impl Board {
         serde_saphyr::from_str(&text).ok()
     }
 
-    /// The uid of a NIC, as an earlier agent has said it.
+    /// The uid of a NIC, as an earlier agent has said it; none where that was said of an object of another name.
     pub fn uid(&self, name: &str) -> Option<String> {
         let earlier = self.earlier(name)?;
-        Some(earlier.pointer("/metadata/uid")?.as_str()?.to_owned())
+        let text = |pointer| earlier.pointer(pointer)?.as_str();
+        let is_its = text("/metadata/name") == Some(name);
+        text("/metadata/uid").filter(|_| is_its).map(str::to_owned)
     }
 
     /// Says whether what a file asks for is accepted, and what is wanted because of it.

@@ -73,6 +73,13 @@ impl Dir {
         if !meta.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
         }
+        // Who can write here has the agent, which is root, talk to any socket.
+        if ![0, nix::unistd::geteuid().as_raw()].contains(&meta.uid()) {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "it is not root's own",
+            ));
+        }
         if meta.mode() & OTHERS != 0 {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,

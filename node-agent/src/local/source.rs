@@ -218,7 +218,9 @@ impl Source {
         let (asked, told) = self.dir.names()?;
         self.proven.extend(told.iter().cloned());
         for name in &told {
-            if let Some(uid) = self.board.uid(name) {
+            if let Some(uid) = self.board.uid(name)
+                && !self.is_taken(name, &uid)
+            {
                 self.uids.entry(name.clone()).or_insert(uid);
             }
         }
@@ -228,6 +230,13 @@ impl Source {
             self.read(name);
         }
         Ok(())
+    }
+
+    /// Whether another NIC has this uid.
+    fn is_taken(&self, name: &str, uid: &str) -> bool {
+        let here = self.state.nics.iter().map(|(name, nic)| (name, &nic.want.id.uid));
+        here.chain(&self.uids)
+            .any(|(other, has)| other != name && has == uid)
     }
 
     fn read(&mut self, name: &str) {

@@ -21,8 +21,10 @@ const NAMED: usize = 3;
 pub struct Draining {
     /// What is to be drained.
     pub drain: Drain,
-    /// The network of the NIC that holds each VF.
+    /// The network of the NIC or pod that has each VF.
     pub networks: BTreeMap<PciAddress, String>,
+    /// VFs that no NIC holds and whose vfio group a pod has, in words.
+    pub lent: BTreeMap<PciAddress, String>,
     /// How many NICs have their standby on each PF.
     pub standbys: BTreeMap<PciAddress, usize>,
 }
@@ -37,6 +39,12 @@ impl Draining {
         }
     }
 
+    /// Who has a VF yet.
+    fn holder<'a>(&'a self, vf: PciAddress, holders: &'a BTreeMap<PciAddress, Claimant>) -> Option<&'a str> {
+        let nic = holders.get(&vf).map(|claimant| claimant.nic.as_str());
+        nic.or_else(|| self.lent.get(&vf).map(String::as_str))
+    }
+
     /// Whether a VF is kept free that is this pool's and could be used.
     pub fn keeps_free(&self, pool: &NodePool, pf: &Pf) -> bool {
         self.drain.covers(&pool.network, &pf.address.to_string())
@@ -47,8 +55,8 @@ impl Draining {
         if !self.drain.covers_pf(&pf.address.to_string()) {
             return None;
         }
-        let hold = pf.vfs.iter().filter_map(|vf| holders.get(&vf.address));
-        let (state, mut told) = said(hold.map(|claimant| claimant.nic.as_str()));
+        let hold = pf.vfs.iter().filter_map(|vf| self.holder(vf.address, holders));
+        let (state, mut told) = said(hold);
         let standbys = self.standbys.get(&pf.address).copied().unwrap_or_default();
         if standbys > 0 {
             told = format!(
@@ -71,8 +79,8 @@ impl Draining {
             .networks
             .iter()
             .filter(|(_, network)| **network == pool.network)
-            .filter_map(|(vf, _)| holders.get(vf));
-        Some(said(hold.map(|claimant| claimant.nic.as_str())))
+            .filter_map(|(vf, _)| self.holder(*vf, holders));
+        Some(said(hold))
     }
 
     /// What the `HybridNode` says of the whole; `None` where nothing is to be drained.
@@ -107,14 +115,14 @@ impl Draining {
             .flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf.address)));
         let hold: Vec<&str> = vfs
             .filter(|(pf, vf)| self.is_left(pf, *vf))
-            .filter_map(|(_, vf)| Some(holders.get(&vf)?.nic.as_str()))
+            .filter_map(|(_, vf)| self.holder(vf, holders))
             .collect();
         Some(if hold.is_empty() {
-            let message = "no NIC holds a VF of what is drained (spec.drain)";
+            let message = "nothing holds a VF of what is drained (spec.drain)";
             NewCondition::yes(types::DRAINED, reasons::DRAINED, message)
         } else {
             let message = format!(
-                "NICs hold VFs yet that they are to leave (spec.drain): {}",
+                "VFs are held yet that are to be left (spec.drain), by {}",
                 listed(&hold)
             );
             NewCondition::no(types::DRAINED, reasons::DRAINING, message)
@@ -216,6 +224,7 @@ mod tests {
                 draining: Draining {
                     drain,
                     networks: BTreeMap::from([(vf, "fast".into())]),
+                    lent: BTreeMap::new(),
                     standbys: BTreeMap::from([(inventory.pfs[0].address, 2)]),
                 },
                 inventory,

@@ -269,6 +269,9 @@ pub fn refusal(inputs: &Inputs<'_>, network: &str, id: DeviceId) -> Option<Strin
     let Some(device) = offer.device(id) else {
         return Some(format!("the network {network} has no device {id} on this node"));
     };
+    if (inputs.sources.draining.drain).covers(network, &id.pf().to_string()) {
+        return Some(format!("the PF {} is drained", id.pf()));
+    }
     if device.healthy {
         return None;
     }
@@ -276,9 +279,6 @@ pub fn refusal(inputs: &Inputs<'_>, network: &str, id: DeviceId) -> Option<Strin
         return Some(format!(
             "another pod has just got {id} by another network over the same PF"
         ));
-    }
-    if (inputs.sources.draining.drain).covers(network, &id.pf().to_string()) {
-        return Some(format!("the PF {} is drained", id.pf()));
     }
     if inputs.nodes == VfioNodes::Groups {
         return of_group(inputs, id);

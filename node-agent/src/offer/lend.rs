@@ -264,7 +264,11 @@ async fn settle(host: &Arc<Host>, look: bool) -> bool {
         );
         let done = match &inventory {
             _ if !used && !held => take_back(host, &loan).await,
-            Ok(inventory) if look => ensure(host, inventory, &loan, held).await,
+            Ok(inventory) if look => {
+                let ensured = ensure(host, inventory, &loan, held).await;
+                all &= matches!(ensured, Ok(true));
+                ensured.map(drop)
+            }
             _ => continue,
         };
         all &= done.is_ok();
@@ -284,18 +288,24 @@ async fn settle(host: &Arc<Host>, look: bool) -> bool {
     all
 }
 
-/// A boot takes binding, settings and node away, and the kubelet does not ask again.
-async fn ensure(host: &Arc<Host>, inventory: &Inventory, loan: &Loan, held: bool) -> Result<(), LendError> {
+/// A boot takes binding, settings and node away, and the kubelet does not ask again. `false` where the VF is left alone for now: its PF is
+/// drained, so that somebody may work on it.
+async fn ensure(host: &Arc<Host>, inventory: &Inventory, loan: &Loan, held: bool) -> Result<bool, LendError> {
     let Some((_, vf)) = vf_of(inventory, loan.device) else {
         return Err(LendError::Absent(loan.vf.address));
     };
     // Its NIC binds and sets it up itself.
-    if vf.driver.as_deref() != Some(VFIO_DRIVER) && !held {
+    let is_bound = vf.driver.as_deref() == Some(VFIO_DRIVER);
+    if !is_bound && !held && host.pools.is_drained(&loan.network, loan.vf.pf) {
+        return Ok(false);
+    }
+    if !is_bound && !held {
         bind_and_park(host, loan).await?;
         info!(vf = %loan.vf.address, "bound again for the pod that has its group");
     }
     let group = vf.iommu_group.unwrap_or(loan.vf.iommu_group);
-    make_node(host, loan, group).map(drop).map_err(LendError::Node)
+    make_node(host, loan, group).map_err(LendError::Node)?;
+    Ok(true)
 }
 
 /// No pod has the device: the VF goes back to the pool as it was.

@@ -310,7 +310,7 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
     let rest = || {
         give_back(ask, seen)
             .or_else(|| prepare(ask, seen, learnt))
-            .or_else(|| port::leave(seen, learnt))
+            .or_else(|| port::leave(seen, learnt).filter(|_| !ask.ordered))
     };
     if let Some(step) = settle_on_standby(seen, up, learnt).or_else(rest) {
         return Decision::Do(step);

@@ -33,12 +33,16 @@ fn degraded(seen: &Seen, up: bool, learnt: &Learnt, reason: &'static str, messag
 /// The VF is in the guest.
 fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
     if ask.leaves_vf() && !learnt.keeps_vf {
-        let make_first = switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
-        return Decision::Do(if make_first && !up {
-            Step::StandbyUp
+        let works = guest.uses_vf && seen.there().is_some_and(|vf| vf.link);
+        return if works && seen.standby_link == Some(false) && !seen.other_vf {
+            wait(AttachmentState::FastPath, reasons::PF_LINK_DOWN, DRAINED_ALONE)
         } else {
-            Step::UnplugVf
-        });
+            Decision::Do(leave(ask, seen, up, learnt))
+        };
+    }
+    // Without its port the VF carries nothing, and the switch does not give it that now.
+    if guest.uses_vf && port::take(seen).is_some() && learnt.vf_failed.is_some() && !learnt.keeps_vf {
+        return Decision::Do(leave(ask, seen, up, learnt));
     }
     let lost = seen.there().filter(|vf| !vf.link);
     // Where neither the standby nor another VF has a link, nothing is won.
@@ -99,6 +103,19 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
         None => Decision::Done(AttachmentState::FastPath),
     }
 }
+
+/// Out of the guest, with the standby up first where that can be.
+fn leave(ask: &Ask, seen: &Seen, up: bool, learnt: &Learnt) -> Step {
+    let make_first = switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
+    if make_first && !up {
+        Step::StandbyUp
+    } else {
+        Step::UnplugVf
+    }
+}
+
+const DRAINED_ALONE: &str = "the NIC's VF is drained, the standby's PF has no link, and no other VF is free: the NIC stays on its VF until one of \
+                             them is";
 
 /// There is no VF, or it is gone.
 fn without(seen: &Seen, up: bool, learnt: &Learnt) -> Decision {

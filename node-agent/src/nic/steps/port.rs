@@ -92,7 +92,11 @@ pub(super) async fn free(cx: &mut Context) -> Result<bool, PortError> {
     if !held(cx)?.port_asked {
         return Ok(true);
     }
-    settle(cx, PortRequest::Disassociate, None).await
+    match settle(cx, PortRequest::Disassociate, None).await {
+        // It has never had any.
+        Err(PortError::Unsupported { .. }) => Ok(true),
+        done => done,
+    }
 }
 
 async fn settle(
@@ -108,7 +112,8 @@ async fn settle(
     let netlink = cx.host.netlink.clone();
     let look = async || netlink.vf_port(pf.index, vf).await.map_err(VfError::Table);
     let before = look().await?;
-    if is_done(before.as_ref(), request, profile) {
+    // One that is not listed may only be out of sight: that it has nothing is known once the switch was asked.
+    if before.is_some() && is_done(before.as_ref(), request, profile) {
         return Ok(true);
     }
     if !before.is_some_and(|port| port::is_under_way(&port, request, profile)) {

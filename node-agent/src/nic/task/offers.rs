@@ -21,7 +21,10 @@ use super::{
 use crate::{
     devices::DeviceError,
     journal::{Loan, Record},
-    node::{choice::Wish, select},
+    node::{
+        choice::{Pick, Wish},
+        select,
+    },
 };
 
 impl NicTask {
@@ -102,7 +105,15 @@ impl NicTask {
             && !vf
             && let Some(loan) = self.cx.loan()
         {
-            self.no_ticket = Some((reasons::NO_FREE_VF, no_other(&inventory, &loan)));
+            self.no_ticket = Some(if pools.is_drained(wish.network, loan.vf.pf) {
+                let (vf, pf) = (loan.vf.address, loan.vf.pf);
+                let why = format!(
+                    "the VM's pod has the vfio group of the VF {vf} and of no other, and its PF {pf} is drained"
+                );
+                (reasons::PF_DRAINED, why)
+            } else {
+                (reasons::NO_FREE_VF, no_other(&inventory, &loan))
+            });
         }
         Ok(Offer {
             vf,
@@ -202,6 +213,9 @@ impl NicTask {
         };
         let pools = &self.cx.host.pools;
         offer.other_vf = leaves && pools.offers_better(&inventory, &self.cx.claimant, &wish, dark);
+        // What it would take then must be of that PF.
+        let pick = self.cx.pick(&inventory);
+        let home = home.filter(|home| [Pick::Any, Pick::OnPf(*home)].contains(&pick));
         offer.home_vf =
             home.is_some_and(|home| pools.offers_home(&inventory, &self.cx.claimant, wish.network, home));
         offer

@@ -12,6 +12,7 @@ use super::{
     },
     Claimant, Ledger,
 };
+use crate::journal::Lent;
 
 impl Ledger {
     /// Takes what an administrator wants to be drained; says whether that is news.
@@ -39,13 +40,22 @@ impl Ledger {
             let network = |uid: &str| s.nics.get(uid).map(|(nic, _)| nic.network.clone());
             let held = s.held.iter();
             let networks = held.filter_map(|(vf, claimant)| Some((*vf, network(&claimant.uid)?)));
+            let mut networks: BTreeMap<_, _> = networks.collect();
+            let mut lent = BTreeMap::new();
+            for (vf, loan) in s.lent.iter().filter(|(vf, _)| !s.held.contains_key(*vf)) {
+                lent.insert(*vf, format!("a pod that has the group of {vf}"));
+                if let Lent::Known(loan) = loan {
+                    networks.insert(*vf, loan.network.clone());
+                }
+            }
             let mut standbys = BTreeMap::new();
             for pf in s.standbys.values() {
                 *standbys.entry(*pf).or_default() += 1;
             }
             Draining {
                 drain: s.drain.clone(),
-                networks: networks.collect(),
+                networks,
+                lent,
                 standbys,
             }
         })

@@ -46,7 +46,9 @@ impl Ledger {
     pub fn lend_free(&self, loan: &Loan) -> bool {
         let vf = loan.vf.address;
         let is_free = self.with(|s| {
-            let is_free = !s.held.contains_key(&vf);
+            // Only a file that can be read says how the VF was before.
+            let is_unread = matches!(s.lent.get(&vf), Some(Lent::Unreadable(_)));
+            let is_free = !s.held.contains_key(&vf) && !is_unread;
             if is_free {
                 s.lent.insert(vf, Lent::Known(Box::new(loan.clone())));
             }

@@ -25,7 +25,19 @@ fn a_port_has_its_profile_before_the_vf_is_plugged() {
         // One that the switch has forgotten.
         does(TO_VF, seen(FAST, false, with(port, READY)), no, Step::Associate);
         let lost = seen(FAST, false, with(port, READY));
-        waits(TO_VF, lost, failed(), FastPath, reasons::PORT_PROFILE_REFUSED);
+        // Without its port it carries nothing: the standby does, unless the guest keeps its VF.
+        does(TO_VF, lost, failed(), Step::StandbyUp);
+        does(
+            TO_VF,
+            seen(FAST, true, with(port, READY)),
+            failed(),
+            Step::UnplugVf,
+        );
+        let keeps = Learnt {
+            keeps_vf: true,
+            ..failed()
+        };
+        waits(TO_VF, lost, keeps, FastPath, reasons::PORT_PROFILE_REFUSED);
     }
     let associated = with(Port::Associated, READY);
     does(TO_VF, seen(GUEST, true, associated), no, Step::PlugVf);
@@ -105,6 +117,7 @@ fn a_port_loses_its_profile_once_the_standby_carries_the_traffic() {
             ordered: true,
             ..TO_STANDBY
         };
+        done(migrates, rests, no, Standby);
         done(migrates, rests, failed(), Standby);
         waits(
             TO_STANDBY,

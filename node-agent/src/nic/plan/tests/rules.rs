@@ -215,7 +215,7 @@ impl Node {
                 // What is to go back has gone, unless a migration goes first.
                 let keeps = self.wants_vf() && !self.is_drained();
                 let left = keeps || self.ordered || !here || self.vf.is_none();
-                up == here && !ours && !guest.vf && left && !(here && self.is_left_over())
+                up == here && !ours && !guest.vf && left && (self.ordered || !(here && self.is_left_over()))
             }
             Decision::Done(AttachmentState::Reserved) => !up && !ours && !guest.vf,
             Decision::Done(AttachmentState::Detached) => {
