@@ -127,15 +127,8 @@ async fn is_kept_before_the_vm_runs(world: &World, node: usize) {
         let found = timeline.iter().position(|said| said == event);
         found.unwrap_or_else(|| panic!("no {event}: {timeline:#?}"))
     };
-    let order = [
-        "Park",
-        "Preassociate",
-        "RESUME",
-        "ConfigureVf",
-        "Associate",
-        "PlugVf",
-    ]
-    .map(at);
+    // That it is associated before it is plugged the driver says: the step may be cut short by news, and be found done.
+    let order = ["Park", "Preassociate", "RESUME", "ConfigureVf", "PlugVf"].map(at);
     assert!(order.is_sorted(), "{timeline:#?}");
 }
 
