@@ -111,7 +111,9 @@ pub fn rested(model: &Model, state: &State) -> Result<(), Broken> {
         }
         let node = &state.nodes[end];
         let held = nic.vf.map(|vf| node.pf(vf.index)).unwrap_or_default();
-        if held.drained {
+        // Where its standby's PF has no link either, it is all that the VM has.
+        let alone = held.is_linked() && nic.standby.is_some_and(|pf| !node.pf(pf).is_linked());
+        if held.drained && !alone {
             return Err("(e) a NIC of a running VM holds a VF that is drained for ever".to_owned());
         }
         let free = node.fit(model.vfs).count() >= model.nics;

@@ -137,6 +137,11 @@ pub struct Pf {
 }
 
 impl Pf {
+    /// Whether it has a link, as far as its agent can tell.
+    pub const fn is_linked(self) -> bool {
+        !self.dark
+    }
+
     /// Whether a NIC may take a VF of it.
     pub const fn is_fit(self) -> bool {
         !self.drained && !self.dark
