@@ -6,7 +6,7 @@
 //! of the NIC's name, so that a NIC whose status was lost gets the same one again.
 //!
 //! [`Rules`] say which addresses a NIC may ask for: those that the network allows, and never one that stations of the network
-//! itself have ([`reserved`]).
+//! itself have (`reserved`).
 
 use std::collections::HashMap;
 use std::fmt;

@@ -3,7 +3,7 @@
 //!
 //! | module | does | touches |
 //! |---|---|---|
-//! | [`file`] | reads what a file asks for, and checks it as an API server would | nothing |
+//! | [`mod@file`] | reads what a file asks for, and checks it as an API server would | nothing |
 //! | [`dir`] | reads the directory, and hears what happens in it | the directory |
 //! | [`decide`] | decides what should be here | nothing |
 //! | [`board`] | says how networks, NICs and the host are | the directory |
