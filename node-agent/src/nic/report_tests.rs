@@ -5,7 +5,7 @@ use hybridnic_net::{netlink::VfConfig, sysfs::DriverState};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
-    super::plan::{Step, Wait},
+    super::plan::{Step, Wait, tests::FRESH},
     super::seen::{Guest, Port, Run, VfMac, VfSeen, VfThere},
     *,
 };
@@ -32,22 +32,11 @@ const FAST: Guest = Guest {
 fn seen(guest: Guest, up: bool) -> Seen {
     Seen {
         recorded: true,
-        vf: None,
         vf_offered: false,
-        other_vf: false,
-        home_vf: false,
-        uplink: true,
         standby_recorded: true,
-        sandbox_waits: false,
         macvtap: Some(up),
-        guarded: true,
-        foreign_mac: false,
-        seized: false,
-        seizer_ended: false,
-        mtu_ok: true,
-        standby_link: Some(true),
-        standby_pf_gone: false,
         qemu: QemuSeen::Up(guest),
+        ..FRESH
     }
 }
 

@@ -185,28 +185,19 @@ fn outcome(ask: &Ask, to: To, decision: &Decision) -> Option<(bool, &'static str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nic::plan::{Wait, tests::ask};
+    use crate::nic::plan::{
+        Wait,
+        tests::{FRESH, ask},
+    };
 
     const MAKE: SwitchOrder = SwitchOrder::MakeBeforeBreak;
 
     fn seen(vf: bool) -> Seen {
         Seen {
             recorded: true,
-            vf: None,
             vf_offered: false,
-            other_vf: false,
-            home_vf: false,
-            uplink: true,
             standby_recorded: true,
-            sandbox_waits: false,
             macvtap: Some(true),
-            guarded: true,
-            foreign_mac: false,
-            seized: false,
-            seizer_ended: false,
-            mtu_ok: true,
-            standby_link: Some(true),
-            standby_pf_gone: false,
             qemu: QemuSeen::Up(Guest {
                 run: Run::Here,
                 standby: true,
@@ -216,6 +207,7 @@ mod tests {
                 migrating: false,
                 acpi: true,
             }),
+            ..FRESH
         }
     }
 

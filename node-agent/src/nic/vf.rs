@@ -373,7 +373,7 @@ pub async fn nobody_holds(host: &Host, vf: &VfRecord) -> Result<(), VfError> {
     }
 }
 
-/// Takes a VF from vfio, which waits for whoever has it.
+/// Takes a VF from vfio, which lets go once nobody has it open.
 pub async fn unbind(host: &Host, vf: PciAddress) -> Result<(), VfError> {
     let unbound = DriverState {
         driver: None,

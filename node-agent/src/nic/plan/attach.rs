@@ -289,7 +289,6 @@ fn unknown(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, othe
 }
 
 fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
-    let make_first = switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
     if guest.vf {
         return if learnt.keeps_vf {
             let keeps = || wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF);
@@ -301,10 +300,8 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
             }
         } else if guest.uses_vf && seen.there().is_some_and(|vf| vf.link) && told_without_link(ask, seen) {
             wait(AttachmentState::FastPath, reasons::PF_LINK_DOWN, NO_STANDBY_LINK)
-        } else if make_first && !up {
-            Decision::Do(Step::StandbyUp)
         } else {
-            Decision::Do(Step::UnplugVf)
+            Decision::Do(leave(ask, seen, up, learnt))
         };
     }
     let rest = || {
@@ -345,6 +342,16 @@ fn told_without_link(ask: &Ask, seen: &Seen) -> bool {
 
 const NO_STANDBY_LINK: &str = "the NIC is told to stay on its standby (path: Standby), and the standby's PF has no link: the NIC stays on its VF, \
                                which has one, until it has";
+
+/// The VF out of the guest, with the standby up first where that can be.
+pub(super) fn leave(ask: &Ask, seen: &Seen, up: bool, learnt: &Learnt) -> Step {
+    let make_first = switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
+    if make_first && !up {
+        Step::StandbyUp
+    } else {
+        Step::UnplugVf
+    }
+}
 
 /// What is left to do before the standby alone carries the traffic. The VF is not in the guest.
 pub(super) fn settle_on_standby(seen: &Seen, up: bool, learnt: &Learnt) -> Option<Step> {

@@ -7,7 +7,7 @@ use hybridnic_api::{
 
 use super::{
     Ask, Decision, KEEPS_VF, Learnt, Sends, Step, TRIES,
-    attach::{VF_FAILED, dark, prepare, settle_on_standby},
+    attach::{VF_FAILED, dark, leave, prepare, settle_on_standby},
     give_back, has_nic_mac, port, switch_order, wait,
 };
 use crate::nic::seen::{Guest, Seen, VfMac, VfThere};
@@ -101,16 +101,6 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
     match lost {
         Some(_) => wait(AttachmentState::FastPath, reasons::PF_LINK_DOWN, NO_LINK),
         None => Decision::Done(AttachmentState::FastPath),
-    }
-}
-
-/// Out of the guest, with the standby up first where that can be.
-fn leave(ask: &Ask, seen: &Seen, up: bool, learnt: &Learnt) -> Step {
-    let make_first = switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
-    if make_first && !up {
-        Step::StandbyUp
-    } else {
-        Step::UnplugVf
     }
 }
 

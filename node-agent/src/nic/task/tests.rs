@@ -12,7 +12,10 @@ use crate::{
     },
     machine::Session,
     nic::{
-        plan::{Ask, TRIES, tests::ask},
+        plan::{
+            Ask, TRIES,
+            tests::{FRESH, ask},
+        },
         seen::{Guest, Port, QemuSeen, Run, Seen, VfMac, VfSeen, VfThere},
     },
     node::choice::{Pick, Wish},
@@ -36,23 +39,11 @@ fn bare_guest() -> Guest {
 fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
     let guest = bare_guest();
     let seen = |qemu| Seen {
-        recorded: false,
-        vf: None,
         vf_offered: false,
-        other_vf: false,
-        home_vf: false,
         uplink: false,
-        standby_recorded: false,
-        sandbox_waits: false,
-        macvtap: None,
-        guarded: true,
-        foreign_mac: false,
-        seized: false,
-        seizer_ended: false,
-        mtu_ok: true,
         standby_link: None,
-        standby_pf_gone: false,
         qemu,
+        ..FRESH
     };
     let could = |goal, no_free_vf, seen: Seen| {
         let ask = Ask {
@@ -216,20 +207,11 @@ fn on_vf(link: bool, standby_link: bool) -> Seen {
         recorded: true,
         vf: Some(VfSeen::There(vf)),
         vf_offered: false,
-        other_vf: false,
-        home_vf: false,
-        uplink: true,
         standby_recorded: true,
-        sandbox_waits: false,
         macvtap: Some(false),
-        guarded: true,
-        foreign_mac: false,
-        seized: false,
-        seizer_ended: false,
-        mtu_ok: true,
         standby_link: Some(standby_link),
-        standby_pf_gone: false,
         qemu: QemuSeen::Gone,
+        ..FRESH
     }
 }
 

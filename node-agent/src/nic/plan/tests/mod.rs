@@ -84,7 +84,7 @@ const FAST: Guest = Guest {
     ..GUEST
 };
 /// Nothing of the NIC is there; a VF is to be had.
-const FRESH: Seen = Seen {
+pub(in crate::nic) const FRESH: Seen = Seen {
     recorded: false,
     vf: None,
     vf_offered: true,

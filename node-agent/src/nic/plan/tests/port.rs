@@ -112,7 +112,7 @@ fn a_port_loses_its_profile_once_the_standby_carries_the_traffic() {
         );
         let rests = seen(GUEST, true, left(port, VfMac::Parking));
         does(TO_STANDBY, rests, no, Step::Disassociate);
-        // A migration does not wait for the switch; who is told to stay here says it.
+        // A migration does not wait for the switch; a NIC that is told to stay here reports it.
         let migrates = Ask {
             ordered: true,
             ..TO_STANDBY

@@ -116,7 +116,7 @@ impl Node {
         !self.hardware.profile || self.vf.is_some_and(|vf| vf.port == Port::Associated)
     }
 
-    /// Whether the port of the parked VF has a profile, and the switch was not asked in vain to take it away.
+    /// Whether the port of the parked VF has a profile, and no request to take it away has failed.
     fn is_left_over(&self) -> bool {
         let seen = self.seen().there().map(|vf| vf.port);
         matches!(seen, Some(Port::Associated | Port::Unsettled)) && self.learnt.vf_failed.is_none()
