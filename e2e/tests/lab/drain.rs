@@ -30,7 +30,7 @@ pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
 }
 
 /// The most packets of ten milliseconds that a move to another card and its way back may cost each. The guest removes one VF and starts
-/// the other one's driver, and nothing carries its traffic the while.
+/// the other one's driver, and nothing carries its traffic meanwhile.
 const MOVE: u64 = 500;
 /// How much longer IPv6 and multicast may be away than IPv4.
 const BESIDE: Duration = Duration::from_secs(3);
@@ -115,7 +115,7 @@ async fn drained(world: &mut World) {
     assert!(pinger.answered(100, SOON).await, "no answer by the standby");
     let (code, said) = plugin(world, &["undrain-pf", "n1", "--all"]).await;
     assert_eq!(code, Some(0), "{said}");
-    // The one that was drained alone is so yet.
+    // The PF that was drained by itself still is.
     elsewhere(world, &name).await;
     let (code, said) = plugin(world, &["undrain-pf", "n1", &name]).await;
     assert_eq!(code, Some(0), "{said}");

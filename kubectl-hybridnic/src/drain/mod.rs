@@ -113,7 +113,7 @@ async fn tell(
             return Ok((clean(told), target));
         }
     }
-    bail!("HybridNode {name} was written by others all the while: try again")
+    bail!("HybridNode {name} is written by others again and again: try once more")
 }
 
 /// As a merge patch: a null takes a field away.

@@ -189,7 +189,7 @@ impl Node {
             .parse()
             .unwrap();
         if self.nodes == VfioNodes::Groups && self.with_inputs(|inputs| devices::has_nic(inputs, id)) {
-            // It has waited for that NIC in vain.
+            // That NIC has not left in time.
             self.refused += 1;
             return None;
         }
