@@ -161,3 +161,20 @@ fn a_nic_that_is_split_goes_back_to_its_standbys_pf() {
         FastPath,
     );
 }
+
+#[test]
+fn a_vf_that_is_drained_is_not_left_for_a_standby_that_has_no_link() {
+    let no = Learnt::default();
+    let dark = |vf| Seen {
+        standby_link: Some(false),
+        ..seen(FAST, false, vf)
+    };
+    waits(DRAINED, dark(SPLIT), no, FastPath, reasons::PF_LINK_DOWN);
+    let elsewhere = Seen {
+        other_vf: true,
+        ..dark(SPLIT)
+    };
+    does(DRAINED, elsewhere, no, Step::UnplugVf);
+    let both = VfThere { link: false, ..SPLIT };
+    does(DRAINED, dark(both), no, Step::UnplugVf);
+}
