@@ -150,7 +150,7 @@ impl Node {
     async fn wait_until_up(&self) -> Result<(), Error> {
         let name = || self.0.name.clone();
         match await_state(self.0.state.clone(), BOOT_DEADLINE, |state| state.marked).await {
-            Some(state) if state.marked && !state.ended => Ok(()),
+            Some(state) if state.marked && !state.ended => self.wait_until_it_answers().await,
             Some(_) => {
                 let stderr = fs::read_to_string(self.0.dir.join("qemu.log")).unwrap_or_default();
                 Err(Error::Ended { name: name(), stderr })
@@ -164,6 +164,27 @@ impl Node {
                 })
             }
         }
+    }
+
+    /// That it has said so on its console does not make the way to it: of the network nobody tells that it works.
+    async fn wait_until_it_answers(&self) -> Result<(), Error> {
+        let answers = async {
+            loop {
+                match timeout(Duration::from_secs(5), self.run("true", LOOK_DEADLINE)).await {
+                    Ok(Ok(_)) => return,
+                    Ok(Err(e)) => eprintln!("--- {} is up and does not answer yet: {e}", self.name()),
+                    Err(_) => eprintln!("--- {} is up and does not answer yet", self.name()),
+                }
+                sleep(Duration::from_millis(200)).await;
+            }
+        };
+        timeout(BOOT_DEADLINE, answers)
+            .await
+            .map_err(|_| Error::Deadline {
+                name: self.0.name.clone(),
+                deadline: BOOT_DEADLINE,
+                log: self.0.dir.join("console.log"),
+            })
     }
 
     /// `n1`, `n2` ...

@@ -53,6 +53,12 @@ impl Fault {
         words.starts_with(EMULATIONS) || died_in_svm(words)
     }
 
+    /// Waits for a guest's end that nobody asked for, and says whose fault it is.
+    pub async fn of_guest(guest: &Guest) -> Self {
+        let fate = guest.fate().await;
+        Self::of(&guest.spec().name, guest.node().name(), fate, &guest.last_words())
+    }
+
     fn of(name: &str, node: &str, fate: Fate, last_words: &str) -> Self {
         let what = format!("the guest {name} on {node} {fate}; the last on its console:\n{last_words}");
         if fate.is_guests() {
@@ -65,8 +71,7 @@ impl Fault {
 
 /// Tells of a guest's end that nobody asked for: of the first one, unless a later one is the emulation's.
 pub(super) async fn report_loss(guest: Arc<Guest>, lost: watch::Sender<Option<Fault>>) {
-    let fate = guest.fate().await;
-    let fault = Fault::of(&guest.spec().name, guest.node().name(), fate, &guest.last_words());
+    let fault = Fault::of_guest(&guest).await;
     lost.send_if_modified(|lost| {
         let news = lost.is_none() || fault.is_emulations();
         if news {

@@ -8,14 +8,14 @@ use hybridnic_api::{
 };
 use hybridnic_e2e::{
     lab::{Guest, GuestSpec, Lab, Node, Process},
-    world::{NETWORK, NETWORK_YAML, footprint, stripped},
+    world::{Fault, NETWORK, NETWORK_YAML, footprint, stripped},
 };
 use libtest_mimic::Trial;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    common::{LATER, SOON, check_nic, watch, watched},
+    common::{LATER, SOON, check_nic, watch, watched, whole},
     suite::{Suite, give_macs},
 };
 
@@ -31,7 +31,7 @@ const DEATH: Duration = Duration::from_secs(20);
 
 pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
     vec![suite.bare("a_host_without_a_cluster_goes_by_files", async |lab| {
-        alone(lab).await;
+        Box::pin(alone(lab)).await;
     })]
 }
 
@@ -181,24 +181,37 @@ async fn alone(lab: &Lab) {
     let mut host = Host::new(lab).await;
     host.start().await;
     host.write(NETWORK, NETWORK_YAML).await;
-    let all_free = |said: &Value| {
-        let status: Option<HybridNodeStatus> = said
-            .get("status")
-            .and_then(|status| serde_json::from_value(status.clone()).ok());
-        status.is_some_and(|status| (status.vfs.free, status.vfs.total) == (14, 14))
-    };
     host.until("node", "with 14 free VFs", all_free).await;
     give_macs(host.node).await.unwrap();
     let clean = footprint(host.node).await.unwrap();
     let (code, node) = host.ctl("node").await;
     assert!(code == 0 && node.contains(NETWORK), "{node}");
 
-    // By a command: with progress, and done when it is.
     let guest = host.start_guest().await;
+    let flight = Box::pin(flight(lab, &mut host, &guest, &clean));
+    whole(flight, Fault::of_guest(&guest)).await;
+
+    // QEMU ends, and another one takes its place at the socket: the same NIC, with the same address.
+    let before = host.fast(&guest).await;
+    guest.kill().await.unwrap();
+    host.until_nic("without its VM", |status| status.phase != NicPhase::FastPath)
+        .await;
+    drop(guest);
+    let guest = host.start_guest().await;
+    whole(
+        second_life(&host, &guest, &before, &clean),
+        Fault::of_guest(&guest),
+    )
+    .await;
+}
+
+/// The whole of what a VM's NIC lives through on a host without a cluster.
+async fn flight(lab: &Lab, host: &mut Host<'_>, guest: &Guest, clean: &str) {
+    // By a command: with progress, and done when it is.
     let (code, said) = host.attach("").await;
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("Attaching") && said.contains("FastPath"), "{said}");
-    let nic = host.fast(&guest).await;
+    let nic = host.fast(guest).await;
     assert_eq!(nic.status.as_ref().unwrap().mac.as_deref(), Some(MAC));
     let pinger = watch(lab, ADDRESS, 50).await;
 
@@ -209,7 +222,7 @@ async fn alone(lab: &Lab) {
     assert!(pinger.answered(50, SOON).await, "no answer by the standby");
     let (code, said) = host.ctl(&format!("fast {NIC}")).await;
     assert_eq!(code, 0, "{said}");
-    let nic = host.fast(&guest).await;
+    let nic = host.fast(guest).await;
     for gap in &watched(pinger).await.round_trip.gaps {
         eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
     }
@@ -224,7 +237,7 @@ async fn alone(lab: &Lab) {
     host.write(NIC, "spec: {").await;
     let refused = |status: &VmHybridNicStatus| reason(status, "Accepted") == "FileUnknown";
     host.until_nic("refused", refused).await;
-    let same = host.fast(&guest).await;
+    let same = host.fast(guest).await;
     assert_eq!(vf(&same), vf(&nic), "it was plugged again");
 
     // Nor is it when the agent is started anew meanwhile.
@@ -237,7 +250,7 @@ async fn alone(lab: &Lab) {
     host.write(NIC, &good).await;
     let accepted = |status: &VmHybridNicStatus| reason(status, "Accepted") == "Accepted";
     host.until_nic("accepted again", accepted).await;
-    let same = host.fast(&guest).await;
+    let same = host.fast(guest).await;
     assert_eq!(vf(&same), vf(&nic), "it was plugged again");
     assert!(pinger.answered(50, SOON).await, "no answer after all");
     let report = watched(pinger).await;
@@ -250,11 +263,11 @@ async fn alone(lab: &Lab) {
         .run(&format!("rm {DIR}/{NIC}.yaml"), SOON)
         .await
         .unwrap();
-    check_nic(host.node, &guest, &same).await.unwrap();
+    check_nic(host.node, guest, &same).await.unwrap();
     host.start().await;
     host.until(NIC, "gone", Value::is_null).await;
-    host.until_clean(&clean).await;
-    no_devices(&guest).await;
+    host.until_clean(clean).await;
+    no_devices(guest).await;
 
     // The agent dies at any moment, and the next one goes on.
     let (code, said) = host.attach("--timeout 0").await;
@@ -264,27 +277,32 @@ async fn alone(lab: &Lab) {
         host.kill().await;
         host.start().await;
     }
-    let before = host.fast(&guest).await;
+    host.fast(guest).await;
     let pinger = lab.pinger(ADDRESS, 50).unwrap();
     assert!(pinger.answered(50, SOON).await, "no answer");
     pinger.stop().await;
+}
 
-    // QEMU ends, and another one takes its place at the socket: the same NIC, with the same address.
-    guest.kill().await.unwrap();
-    host.until_nic("without its VM", |status| status.phase != NicPhase::FastPath)
-        .await;
-    drop(guest);
-    let guest = host.start_guest().await;
-    let after = host.fast(&guest).await;
+/// The NIC at the next QEMU of its socket, to its end.
+async fn second_life(host: &Host<'_>, guest: &Guest, before: &VmHybridNic, clean: &str) {
+    let after = host.fast(guest).await;
     let mac = |nic: &VmHybridNic| nic.status.as_ref().and_then(|status| status.mac.clone());
-    assert_eq!(mac(&before), mac(&after));
+    assert_eq!(mac(before), mac(&after));
 
     let (code, said) = host.ctl(&format!("detach {NIC}")).await;
     assert_eq!(code, 0, "{said}");
-    no_devices(&guest).await;
-    host.until_clean(&clean).await;
+    no_devices(guest).await;
+    host.until_clean(clean).await;
     let (code, _) = host.ctl(&format!("detach {NIC}")).await;
     assert_eq!(code, 1, "there is none any more");
+}
+
+/// Whether all VFs of the host are there, and free.
+fn all_free(said: &Value) -> bool {
+    let status: Option<HybridNodeStatus> = said
+        .get("status")
+        .and_then(|status| serde_json::from_value(status.clone()).ok());
+    status.is_some_and(|status| (status.vfs.free, status.vfs.total) == (14, 14))
 }
 
 /// Whether one VF of the host is held.
