@@ -96,7 +96,7 @@ pub enum Command {
         /// Keep the VF reserved for the NIC; without it, it goes back to the pool, and another NIC may get it
         #[arg(long)]
         keep_vf: bool,
-        /// Watch it to its end; the exit code is 0 only when the standby carries the traffic of each NIC
+        /// Watch it to its end; the exit code is 0 only when no NIC whose VM runs is on a VF
         #[arg(short, long)]
         watch: bool,
     },
@@ -104,13 +104,15 @@ pub enum Command {
     Fast {
         /// Name of a VmHybridNic, or of a VM, whose NICs all are meant; nic/NAME or vm/NAME where it is both
         name: String,
-        /// Watch it to its end; the exit code is 0 only when a VF carries the traffic of each NIC
+        /// Watch it to its end; the exit code is 0 only when each NIC whose VM runs is on a VF
         #[arg(short, long)]
         watch: bool,
     },
     /// Drain a PF of VFs, so that its firmware can be written or its number of VFs changed while VMs run
     ///
     /// NICs leave its VFs, for VFs of other PFs where some are free and else for their standby, and none gets one until `undrain-pf`.
+    /// Firmware belongs to a card: drain each PF of it.
+    #[command(override_usage = "kubectl hybridnic drain-pf [OPTIONS] <NODE> <PF|--all|--network <NETWORK>>")]
     DrainPf {
         /// Name of the node
         node: String,
@@ -122,6 +124,9 @@ pub enum Command {
         watch: bool,
     },
     /// Let NICs have the VFs again; they come back by themselves
+    #[command(
+        override_usage = "kubectl hybridnic undrain-pf [OPTIONS] <NODE> <PF|--all|--network <NETWORK>>"
+    )]
     UndrainPf {
         /// Name of the node
         node: String,

@@ -145,7 +145,7 @@ impl Caller {
                 let child = {
                     // A process that is just being started has a copy of all that is open, other devices' locks, too.
                     let _one = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
-                    let lock = lock(locks, device)?.ok_or(CallError::Earlier(device))?;
+                    let lock = lock(locks, &device.to_string())?.ok_or(CallError::Earlier(device))?;
                     start(program, call, sysfs, dev, lock)?
                 };
                 answer(child)?
@@ -181,10 +181,16 @@ impl Caller {
     }
 }
 
-/// A device's file, locked; `None` where another process has locked it.
-fn lock(dir: &Path, device: PciAddress) -> io::Result<Option<File>> {
+/// The file that the node's agent keeps locked for as long as it lives; `None` where another agent does. Two with a journal each would know
+/// nothing of each other's VFs.
+pub fn only_agent(locks: &Path) -> io::Result<Option<File>> {
+    lock(locks, "agent")
+}
+
+/// A file of this name, locked; `None` where another process has locked it.
+fn lock(dir: &Path, name: &str) -> io::Result<Option<File>> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let file = open(&dir.join(device.to_string()))?;
+    let file = open(&dir.join(name))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    fs::File,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -27,7 +28,7 @@ use crate::{
     attachments::{Attachments, Progress},
     audit,
     broker::{Process, Started},
-    calls::Caller,
+    calls::{Caller, only_agent},
     cli::{ClusterArgs, NodeArgs},
     cni::{self, Sandboxes},
     devices::{Deadlines, Devices, Places},
@@ -56,6 +57,8 @@ pub const PROGRAM: &str = "/proc/self/exe";
 
 /// What runs with and without a cluster.
 struct Agent {
+    /// Says to other agents that this one lives.
+    only: File,
     host: Arc<Host>,
     /// What the journal had.
     journal: Contents,
@@ -82,6 +85,8 @@ impl Agent {
         tls::install_provider();
         let stop = shutdown::on_signal()?;
         let options = settings(args, node_name.clone());
+        let only = only_agent(&args.calls).with_context(|| format!("lock in {}", args.calls.display()))?;
+        let only = only.context("another agent runs on this host, and two would give the same VFs to two NICs: end that one first")?;
         let journal = Journal::open(&args.journal)?;
         let contents = journal.load()?;
         let (registry, metrics) = metrics();
@@ -130,7 +135,6 @@ impl Agent {
         host.load_parked();
         host.load_loans()?;
         host.offers.learn_nodes(&host.proc);
-        host.load_drain();
         info!(
             node = node_name,
             version = env!("CARGO_PKG_VERSION"),
@@ -139,6 +143,7 @@ impl Agent {
         );
         let (probes, heart) = probes::probes();
         Ok(Self {
+            only,
             host,
             journal: contents,
             sockets,
@@ -163,6 +168,7 @@ impl Agent {
         besides: impl Future<Output = anyhow::Result<Infallible>>,
     ) -> anyhow::Result<()> {
         let Self {
+            only: _only,
             host,
             journal,
             sockets,
@@ -216,6 +222,8 @@ pub async fn cluster(
     let offers = offers(&args);
     let agent = Agent::new(&node, node_name.clone(), &args.pods_dir, offers, logs, broker).await?;
     check_journal(&agent.journal, &node.journal, false)?;
+    // Without a cluster nothing drains, and nobody could take back what a cluster has said once.
+    agent.host.load_drain();
     let host = Arc::clone(&agent.host);
     let client = api::client(host.metrics.requests.clone())
         .await

@@ -226,6 +226,8 @@ pub struct Rules {
     pub range: Range,
     /// Which ones may be asked for.
     pub macs: MacPolicy,
+    /// Whose NICs they are, a hash of the cluster or the host: two of them with one range seldom choose the same for NICs of one name.
+    pub whose: u64,
 }
 
 impl Rules {
@@ -317,7 +319,8 @@ pub fn assign(
         }
         mac
     } else {
-        let seed = format!("{}/{}", nic.namespace().unwrap_or_default(), nic.name_any());
+        let namespace = nic.namespace().unwrap_or_default();
+        let seed = format!("{:x}/{namespace}/{}", rules.whose, nic.name_any());
         let taken = |mac| {
             handed_out.0.contains_key(&mac)
                 || (lookup.is_card)(mac)

@@ -43,6 +43,7 @@ fn rules() -> Rules {
     Rules {
         range: Range::of_network("cluster", "net"),
         macs: MacPolicy::Any,
+        whose: hash(&["cluster"]),
     }
 }
 
@@ -196,7 +197,11 @@ fn what_a_network_allows() {
         };
         let given = assign(
             &me,
-            Rules { range, macs },
+            Rules {
+                range,
+                macs,
+                whose: 1,
+            },
             false,
             &lookup,
             &mut HandedOut::default(),
@@ -276,8 +281,8 @@ fn what_a_network_allows() {
 #[test]
 fn a_live_nic_keeps_its_address_and_says_so() {
     let none = Rules {
-        range: Range::of_network("cluster", "net"),
         macs: MacPolicy::Generated,
+        ..rules()
     };
     let me = nic_at("me", 5, Some(A), Some(A));
     let of = |live, nic: &VmHybridNic, rules, others: &[VmHybridNic]| {
@@ -405,6 +410,19 @@ fn a_full_range_is_said_to_be_full() {
     };
     let none = given(&nic_at("n", 3, None, None), rules, &[], &mut HandedOut::default());
     assert_eq!(none, Err(Error::Exhausted));
+}
+
+#[test]
+fn two_clusters_with_one_range_choose_different_addresses_for_nics_of_one_name() {
+    let of = |cluster: &str| {
+        let rules = Rules {
+            whose: hash(&[cluster]),
+            ..rules()
+        };
+        given(&nic_at("n", 3, None, None), rules, &[], &mut HandedOut::default()).unwrap()
+    };
+    assert_eq!(of("one"), of("one"));
+    assert_ne!(of("one"), of("other"));
 }
 
 #[test]

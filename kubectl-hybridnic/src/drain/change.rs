@@ -77,6 +77,27 @@ pub fn covers(drain: &Drain, target: &Target) -> bool {
     }
 }
 
+/// The arguments that undrain what is drained yet.
+pub fn left(drain: &Drain) -> Vec<String> {
+    let all = drain.all.then(|| Target::All.arguments());
+    let pfs = drain.pfs.iter().cloned().map(Target::Pf);
+    let networks = drain.networks.iter().cloned().map(Target::Network);
+    all.into_iter()
+        .chain(pfs.chain(networks).map(|target| target.arguments()))
+        .collect()
+}
+
+impl Target {
+    /// How the command line says it.
+    pub fn arguments(&self) -> String {
+        match self {
+            Self::All => "--all".to_owned(),
+            Self::Pf(address) => address.clone(),
+            Self::Network(network) => format!("--network {network}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{from_value, json};
@@ -132,7 +153,10 @@ mod tests {
         let all = changed(&before, &Target::All, true);
         assert!(covers(&all, &pf) && !covers(&before, &pf));
         assert!(covers(&all, &Target::Network("fast".into())));
+        assert_eq!(left(&all), ["--all", "0000:02:00.0"]);
+        assert_eq!(left(&changed(&all, &Target::All, false)), ["0000:02:00.0"]);
         let one = changed(&before, &Target::Network("fast".into()), true);
+        assert_eq!(left(&one), ["0000:02:00.0", "--network fast"]);
         assert!(covers(&one, &Target::Network("fast".into())) && !covers(&one, &pf));
         assert!(changed(&changed(&Drain::default(), &pf, true), &pf, false).is_empty());
     }

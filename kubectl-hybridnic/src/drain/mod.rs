@@ -16,7 +16,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use self::{
-    change::{Target, changed, covers, target},
+    change::{Target, changed, covers, left, target},
     standing::standing,
 };
 use crate::{
@@ -69,10 +69,23 @@ pub async fn run(
                 "hybridnode.hybridnic.io/{name} told: NICs leave {what}\nSee how it goes: kubectl hybridnic node {name}\n"
             )
         } else {
-            format!("hybridnode.hybridnic.io/{name} told: NICs may have {what} again\n")
+            undrained(name, &what, &left(&node.spec.drain))
         }
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What of the node is drained yet, each by its own word, somebody may have said for a reason of their own.
+fn undrained(name: &str, what: &str, left: &[String]) -> String {
+    let mut text = format!("hybridnode.hybridnic.io/{name} told: NICs may have {what} again\n");
+    if !left.is_empty() {
+        text.push_str("But for what is drained yet; take that back, too:\n");
+    }
+    text.extend(
+        left.iter()
+            .map(|arguments| format!("  kubectl hybridnic undrain-pf {name} {arguments}\n")),
+    );
+    text
 }
 
 fn words(target: &Target) -> String {
@@ -209,19 +222,11 @@ async fn follow(
             _ = &mut interrupted => {
                 print::note(&format!(
                     "it stays told, and goes on by itself. Take it back: kubectl hybridnic undrain-pf {name} {}",
-                    arguments(target)
+                    target.arguments()
                 ))?;
                 return Ok(ExitCode::from(INTERRUPTED));
             }
         }
-    }
-}
-
-fn arguments(target: &Target) -> String {
-    match target {
-        Target::All => "--all".to_owned(),
-        Target::Pf(address) => address.clone(),
-        Target::Network(network) => format!("--network {network}"),
     }
 }
 

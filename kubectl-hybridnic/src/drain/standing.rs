@@ -2,7 +2,7 @@
 
 use hybridnic_api::{
     conditions::{self, reasons, types},
-    v1alpha1::{DrainState, HybridNode, NicAttachment},
+    v1alpha1::{DrainState, HybridNode, HybridNodeStatus, NicAttachment, PfStatus, VfState},
 };
 use kube::ResourceExt as _;
 
@@ -42,7 +42,13 @@ pub fn standing(
         .filter_map(|a| holder(a, node, target))
         .collect();
     if hold.is_empty() {
-        return Standing::OnItsWay("the node's agent has not said yet that it is drained".to_owned());
+        return Standing::OnItsWay(match group_of_a_pod(&status, target) {
+            Some(vf) => format!(
+                "a pod that has the group of {vf} must end first: kubectl hybridnic node {} names it",
+                node.name_any()
+            ),
+            None => "the node's agent has not said yet that it is drained".to_owned(),
+        });
     }
     let words: Vec<_> = hold.iter().map(|holder| holder.words.as_str()).collect();
     let words = words.join("; ");
@@ -51,6 +57,19 @@ pub fn standing(
     } else {
         Standing::OnItsWay(words)
     }
+}
+
+/// A VF that is held by no NIC: where the kernel has groups only, the pod that has its group keeps it.
+fn group_of_a_pod<'a>(status: &'a HybridNodeStatus, target: &Target) -> Option<&'a str> {
+    let of = |pf: &&PfStatus| match target {
+        Target::Pf(address) => pf.pci_address == *address,
+        Target::All => true,
+        // Of which network the pod's VF is, is not said.
+        Target::Network(_) => false,
+    };
+    let vfs = status.pfs.iter().filter(of).flat_map(|pf| &pf.vfs);
+    let mut held = vfs.filter(|vf| vf.state == VfState::Held && vf.held_by.is_none());
+    held.next().map(|vf| vf.pci_address.as_str())
 }
 
 /// A NIC that holds a VF yet.
@@ -88,7 +107,6 @@ fn holder(attachment: &NicAttachment, node: &HybridNode, target: &Target) -> Opt
         reasons::WAITING_FOR_RUNTIME,
         reasons::PF_DRAINED,
         reasons::VM_INCOMING,
-        reasons::PF_LINK_DOWN,
     ];
     Some(match ready {
         Some(c) => Holder {

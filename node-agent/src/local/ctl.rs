@@ -224,12 +224,25 @@ fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::
     Ok(file::generation(&text))
 }
 
-/// Whether there was one.
+/// Whether there was one. A file that nobody understands is a NIC's, as the agent says of it.
 fn remove(dir: &Path, name: &str) -> anyhow::Result<bool> {
     let path = dir.join(file::asking(name));
-    let was = path.exists();
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    let document: Option<Value> = serde_saphyr::from_str(&text).ok();
+    let network = "HybridNetwork";
+    let is_network = document.is_some_and(|document| document["kind"] == network)
+        || said(dir, name)?.is_some_and(|said| said["kind"] == network);
+    ensure!(
+        !is_network,
+        "{name} is a network; to remove it, delete {}",
+        path.display()
+    );
     durable::set(dir, &path, None).with_context(|| path.display().to_string())?;
-    Ok(was)
+    Ok(true)
 }
 
 /// What a wait has come to.

@@ -198,6 +198,21 @@ async fn a_nic_is_told_its_path_in_its_file() {
 }
 
 #[test]
+fn a_network_is_not_detached() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    fs::write(path.join("fast.yaml"), "kind: HybridNetwork\n").unwrap();
+    let refused = remove(path, "fast").unwrap_err().to_string();
+    assert!(refused.contains("is a network"), "{refused}");
+    // One that nobody understands any more, and was one.
+    fs::write(path.join("slow.yaml"), "{").unwrap();
+    fs::write(path.join("slow.status.yaml"), "kind: HybridNetwork\n").unwrap();
+    assert!(remove(path, "slow").is_err());
+    assert!(path.join("fast.yaml").exists() && path.join("slow.yaml").exists());
+    assert!(!remove(path, "none").unwrap());
+}
+
+#[test]
 fn the_table_has_all_nics_and_no_networks() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();

@@ -381,6 +381,7 @@ impl State {
         let rules = Rules {
             range,
             macs: network.macs,
+            whose: mac::hash(&[&host.seed]),
         };
         let others = self.objects(name);
         let holders = |mac: Mac| -> Vec<Arc<VmHybridNic>> {

@@ -240,18 +240,11 @@ impl NicReconciler {
             Ok(network) => network,
             Err(refusal) => return (Err(refusal), None),
         };
-        let range = if let Some(range) = &network.spec.mac_range {
-            mac::Range::parse(range).map_err(mac::Error::from)
-        } else {
-            let cluster = self
-                .world
-                .namespaces
-                .get("", "kube-system")
-                .and_then(|namespace| namespace.uid());
-            Ok(mac::Range::of_network(
-                &cluster.unwrap_or_default(),
-                &nic.spec.network,
-            ))
+        let system = self.world.namespaces.get("", "kube-system");
+        let cluster = system.and_then(|namespace| namespace.uid()).unwrap_or_default();
+        let range = match &network.spec.mac_range {
+            Some(range) => mac::Range::parse(range).map_err(mac::Error::from),
+            None => Ok(mac::Range::of_network(&cluster, &nic.spec.network)),
         };
         let own = Name::of(nic);
         let lookup = mac::Lookup {
@@ -259,8 +252,8 @@ impl NicReconciler {
             is_card: &|mac| self.world.hybrid_nodes.any(&Key::Mac(mac.to_string())),
             is_unread: &|mac| self.world.nics.unread_has(&Key::Mac(mac.to_string()), Some(&own)),
         };
-        let macs = network.spec.macs;
-        let rules = range.map(|range| mac::Rules { range, macs });
+        let (macs, whose) = (network.spec.macs, mac::hash(&[&cluster]));
+        let rules = range.map(|range| mac::Rules { range, macs, whose });
         match rules.and_then(|rules| mac::assign(nic, rules, attached, &lookup, &mut self.handed_out())) {
             Ok(given) => (Ok(()), Some(given)),
             Err(error) => (Err(mac_refusal(&error)), None),
