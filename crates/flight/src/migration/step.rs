@@ -6,7 +6,7 @@
 //!     ▼              └───────────────────┴───────► RollingBack ─────────────┘ the target has the VM after all
 //!  Failed, Cancelled ◄──────────────────────────────────────┘
 //! ```
-//! Only the phase is decided here. What it means for each NIC is in [`crate::nic::desired`].
+//! Only the phase is decided here. What it means for each NIC is in [`crate::desired`].
 
 use std::time::Duration;
 
@@ -24,8 +24,10 @@ use super::inputs::{
 };
 use super::record::{CANCELLED, Next, apply, explain, micro, roll_back, stay};
 use crate::attachment::{is_current, report, state};
-use crate::fence::lookup::AGAIN;
 use crate::moves::ends::{Ends, Rollback};
+
+/// After how long to look again for a node of which nothing is known.
+pub const AGAIN: Duration = Duration::from_secs(10);
 
 /// What to do now.
 #[derive(Clone, Debug, PartialEq)]

@@ -18,9 +18,9 @@ use super::encryption::Encryption;
 use super::inputs::{Deadlines, Inputs, NicInputs};
 use super::phases::Phases;
 use super::step::step;
+use crate::desired::{self, Place, desired_attachments};
 use crate::moves::ends::Ends;
 use crate::moves::{Move, qemu};
-use crate::nic::desired::{self, Place, desired_attachments};
 use crate::pods;
 use crate::testing::{attachment, migration, nic, observe, pod, report};
 
