@@ -26,6 +26,7 @@ use tracing::{info, warn};
 use super::{
     decide::{Kind, Verdict},
     file,
+    order::Attached,
 };
 use crate::{durable, wants::Want};
 
@@ -78,6 +79,13 @@ impl Board {
         let text = |pointer| earlier.pointer(pointer)?.as_str();
         let is_its = text("/metadata/name") == Some(name);
         text("/metadata/uid").filter(|_| is_its).map(str::to_owned)
+    }
+
+    /// How a NIC is, as an earlier agent has said it.
+    pub fn attached(&self, name: &str, uid: &str) -> Option<NicAttachmentStatus> {
+        let said = self.earlier(name)?.get("attached")?.clone();
+        let attached: Attached = serde_json::from_value(said).ok()?;
+        attached.status.filter(|_| attached.spec.nic.uid == uid)
     }
 
     /// Says whether what a file asks for is accepted, and what is wanted because of it.
@@ -204,6 +212,13 @@ fn document(name: &str, node: &str, entry: &Entry, verdict: &Verdict, now: Times
             document["kind"] = json!("VmHybridNic");
             if let Some(want) = &entry.want {
                 document["metadata"]["uid"] = json!(want.id.uid);
+                document["attached"] = json!(Attached {
+                    generation: want.generation,
+                    deleting: want.deleting,
+                    socket: want.socket.clone().unwrap_or_default(),
+                    spec: want.spec.clone(),
+                    status: entry.attached.clone(),
+                });
             }
             document["status"] = json!(nic(node, entry, verdict, list, now));
         }

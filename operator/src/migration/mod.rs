@@ -132,6 +132,7 @@ impl MigrationReconciler {
             ends,
             deadlines: self.deadlines,
             encryption: self.encryption,
+            decide: decide(migration),
         };
         let next = step(&inputs);
         let worth = worth::write(migration.status.as_ref(), &next.status, inputs.in_phase_for);
@@ -226,6 +227,15 @@ impl Reconciler for MigrationReconciler {
     async fn reconcile(&self, migration: Arc<QemuMigration>) -> Result<Done, write::Error> {
         self.run(&migration).await
     }
+}
+
+/// How a person decides that the source runs the VM on.
+fn decide(migration: &QemuMigration) -> String {
+    format!(
+        "kubectl patch qmig {} -n {} --type merge -p '{{\"spec\":{{\"decision\":\"ResumeSource\"}}}}'",
+        migration.name_any(),
+        migration.namespace().unwrap_or_default()
+    )
 }
 
 fn log(migration: &QemuMigration, old: &QemuMigrationStatus, new: &QemuMigrationStatus) {

@@ -121,6 +121,7 @@ impl Scene {
                 switch: Duration::from_mins(2),
             },
             encryption: self.encryption,
+            decide: "decide".to_owned(),
         };
         let step = step(&inputs);
         self.migration.status = Some(step.status);
