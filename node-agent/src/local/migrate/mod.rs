@@ -196,9 +196,9 @@ pub async fn run(dir: &Path, args: Args) -> anyhow::Result<ExitCode> {
     driver.run(flight).await
 }
 
-/// Only one drives a migration.
+/// Only one drives a migration. The file stays: who removes it would let two in.
 fn lock(dir: &Path, name: &str) -> anyhow::Result<Flock<File>> {
-    let path = dir.join(format!("{name}.migration.lock"));
+    let path = dir.join(format!(".{name}.migration.lock"));
     let open = OpenOptions::new()
         .create(true)
         .truncate(false)
