@@ -122,11 +122,14 @@ impl There {
                 if let Some(seen) = seen {
                     self.see(seen);
                 }
+                let nic = match command {
+                    Command::Order { nic, .. } => nic.as_str(),
+                    Command::Look | Command::File { .. } | Command::Forget { .. } => "",
+                };
+                self.refused.remove(nic);
                 let Err(why) = done else { return true };
                 eprintln!("the target refuses: {why}");
-                if let Command::Order { nic, .. } = command {
-                    self.refused.insert(nic.clone(), why);
-                }
+                self.refused.insert(nic.to_owned(), why);
                 false
             }
             Err(error) => {
