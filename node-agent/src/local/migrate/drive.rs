@@ -188,6 +188,7 @@ impl Driver<'_> {
         let phases = Phases::default();
         let mut source = self.here.look()?;
         let mut said = String::new();
+        let mut over = None;
         loop {
             match self.here.look() {
                 Ok(seen) => source = seen,
@@ -225,12 +226,14 @@ impl Driver<'_> {
             if self.tell(&flight.changes(both)).await? {
                 continue;
             }
-            if flight.status.phase.is_final()
-                && let Some(end) = self.end(&flight, both)?
-            {
-                return Ok(end);
+            if flight.status.phase.is_final() {
+                let over_for = over.get_or_insert_with(Instant::now).elapsed();
+                if let Some(end) = self.end(&flight, both, over_for)? {
+                    return Ok(end);
+                }
+            } else if self.is_late(&flight) {
+                return Ok(ExitCode::from(LATE));
             }
-            self.be_patient(&flight)?;
             let pause = [next.again, rest]
                 .into_iter()
                 .flatten()
@@ -288,39 +291,49 @@ impl Driver<'_> {
     }
 
     /// What the command ends with; `None` while something is left to be put in order.
-    fn end(&self, flight: &Flight, both: Both<'_>) -> anyhow::Result<Option<ExitCode>> {
+    fn end(&self, flight: &Flight, both: Both<'_>, over_for: Duration) -> anyhow::Result<Option<ExitCode>> {
         let name = flight.name();
         let code = match flight.status.phase {
             MigrationPhase::Succeeded => ExitCode::SUCCESS,
             MigrationPhase::Cancelled if flight.cancelled => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,
         };
+        let left = |side| flight.is_left(both, side) != Some(false);
         let begun = flight.ends(both).is_some();
-        if !begun || [Side::Source, Side::Target].map(|side| flight.is_left(both, side)) == [Some(false); 2] {
+        if !begun || !left(Side::Source) && !left(Side::Target) {
             keep(self.dir, None, &name)?;
             return Ok(Some(code));
         }
-        if self.there.silent_for().is_none_or(|silent| silent < FAREWELL) {
+        let silent = self.there.silent_for().is_some_and(|silent| silent >= FAREWELL);
+        if over_for < self.patience && !(silent && !left(Side::Source)) {
             return Ok(None);
         }
+        let end = if left(Side::Source) {
+            &flight.source
+        } else {
+            &flight.target
+        };
         eprintln!(
-            "{} does not answer: what is left of {name} there is put in order when this command is said once more, without --to",
-            flight.target.node
+            "the agent of {} does not answer: what is left of {name} there is put in order when this command is said once more, without \
+             --to",
+            end.node
         );
         let succeeded = flight.status.phase == MigrationPhase::Succeeded;
         Ok(Some(if succeeded { ExitCode::from(LATE) } else { code }))
     }
 
-    /// It is not over, and the other host may be silent for so long only.
-    fn be_patient(&self, flight: &Flight) -> anyhow::Result<()> {
+    /// Whether the other host has been silent for too long, while the migration is not over.
+    fn is_late(&self, flight: &Flight) -> bool {
         let silent = self.there.silent_for().unwrap_or_default();
-        ensure!(
-            silent < self.patience,
-            "{} has not answered for {} s. What has begun stays as it is: say this command once more, without --to, to go on",
-            flight.target.node,
-            silent.as_secs()
-        );
-        Ok(())
+        let late = silent >= self.patience;
+        if late {
+            eprintln!(
+                "{} has not answered for {} s. What has begun stays as it is: say this command once more, without --to, to go on",
+                flight.target.node,
+                silent.as_secs()
+            );
+        }
+        late
     }
 }
 

@@ -40,7 +40,7 @@ fn spec(uid: &str) -> NicAttachmentSpec {
         "mac": "52:54:00:77:00:50",
         "goal": "FastPath",
         "noFreeVf": "Standby",
-        "l2": {},
+        "l2": {"spoofCheck": true, "trust": false},
     }))
     .unwrap()
 }

@@ -40,7 +40,7 @@ fn host(node: &str, nic: bool) -> tempfile::TempDir {
                 "mac": "52:54:00:77:00:50",
                 "goal": "FastPath",
                 "noFreeVf": "Standby",
-                "l2": {},
+                "l2": {"spoofCheck": true, "trust": false},
             }, "status": {"observedGeneration": 1, "state": "Standby"}},
             "status": {},
         });
