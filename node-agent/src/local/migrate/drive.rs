@@ -305,7 +305,8 @@ impl Driver<'_> {
             return Ok(Some(code));
         }
         let silent = self.there.silent_for().is_some_and(|silent| silent >= FAREWELL);
-        if over_for < self.patience && !(silent && !left(Side::Source)) {
+        let waits = !silent || left(Side::Source);
+        if waits && over_for < self.patience {
             return Ok(None);
         }
         let end = if left(Side::Source) {
