@@ -437,4 +437,36 @@ mod tests {
         board.count(&[pool]).await.unwrap();
         assert_eq!(ready(&board), reasons::POOL_READY);
     }
+
+    /// A driver of a migration reads it, and so does the next agent.
+    #[tokio::test]
+    async fn what_is_wanted_and_how_it_is_stands_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = Board::new(dir.path(), "h1");
+        let record = crate::journal::tests::record("uid-1");
+        let want = Want {
+            id: crate::wants::WantId {
+                namespace: "local".into(),
+                name: "eth0".into(),
+                uid: record.spec.nic.uid.clone(),
+            },
+            created: 1,
+            spec: record.spec.clone(),
+            socket: Some("/run/vms/vm1.qmp".into()),
+            generation: Some(7),
+            deleting: false,
+            status: None,
+        };
+        board
+            .say("eth0", &verdict(Kind::Nic, None), Some(&want))
+            .await
+            .unwrap();
+        assert_eq!(board.attached("eth0", &want.id.uid), None);
+        board.tell("eth0", Some(&fast())).await.unwrap();
+        assert_eq!(board.attached("eth0", &want.id.uid), Some(fast()));
+        assert_eq!(board.attached("eth0", "another"), None);
+        let said = board.earlier("eth0").unwrap();
+        let attached: Attached = serde_json::from_value(said["attached"].clone()).unwrap();
+        assert_eq!((attached.generation, attached.spec), (Some(7), want.spec));
+    }
 }
