@@ -150,6 +150,7 @@ fn next_status(model: &Model, api: &Api, late: bool) -> Id {
             switch: Duration::from_mins(2),
         },
         encryption: Encryption::Required,
+        decide: String::new(),
     };
     model.objects.migration_id(step(&inputs).status)
 }

@@ -15,7 +15,6 @@
 //! Runtimes of VMs differ in three places: which VM an object is about ([`vm`]), in which of its pods that VM is
 //! ([`nic::whereabouts`]), and how far it is on its way to another ([`moves`]).
 
-pub mod attachment;
 mod cache;
 mod check;
 mod controller;
@@ -30,7 +29,6 @@ mod network;
 pub mod nic;
 mod node;
 mod options;
-mod pods;
 mod presence;
 mod queue;
 mod select;
@@ -64,6 +62,7 @@ use cache::Cache;
 use controller::Reconciler;
 use events::Events;
 use fence::lookup::NodeLookup;
+use hybridnic_flight::{attachment, pods};
 use kubevirt::{BindingReconciler, Definitions, ElsewhereReconciler, MachineReconciler};
 use migration::inputs::Deadlines;
 use migration::{MigrationReconciler, Told};

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::cache::{Name, Object};
 use crate::metrics::Reconciles;
+use crate::moves::Stage;
 
 /// How soon an object's turn comes: before all that are less urgent, after those as urgent that have waited longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, strum::IntoStaticStr)]
@@ -22,6 +23,18 @@ pub enum Urgency {
     Begun,
     /// A VM is without its VFs meanwhile.
     Urgent,
+}
+
+impl From<Stage> for Urgency {
+    /// How urgent it is what is to be done for a VM on its way.
+    fn from(stage: Stage) -> Self {
+        match stage {
+            Stage::Leaving | Stage::Moving | Stage::Returning => Self::Urgent,
+            // The target's agent gives the VM its VFs back by itself.
+            Stage::Preparing | Stage::Arrived => Self::Begun,
+            Stage::Over(_) => Self::Usual,
+        }
+    }
 }
 
 /// How many reconciles of a kind run at once. Nearly all of their time they wait for the API server, which answers each the later

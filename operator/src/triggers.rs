@@ -72,7 +72,7 @@ pub struct Triggers {
 impl Triggers {
     /// Asks for a reconcile of all there is: what has changed while no operator led is not known. Migrations that have begun come first.
     pub fn everything(&self) {
-        let begun = |stage: Option<Stage>| stage.is_some_and(|stage| stage.urgency() > Urgency::Usual);
+        let begun = |stage: Option<Stage>| stage.is_some_and(|stage| Urgency::from(stage) > Urgency::Usual);
         for migration in self.world.migrations.select(begun) {
             QemuMigration::changed(self, None, Some(&migration));
         }

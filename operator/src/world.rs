@@ -139,7 +139,7 @@ impl World {
         match vm.runtime {
             Runtime::Qemu => {
                 let stages = self.migrations.glances(&key).into_iter();
-                stages.flatten().map(Stage::urgency).max().unwrap_or_default()
+                stages.flatten().map(Urgency::from).max().unwrap_or_default()
             }
             Runtime::Kubevirt if self.vmi_migrations.glances(&key).contains(&true) => Urgency::Urgent,
             Runtime::Kubevirt => Urgency::Usual,

@@ -20,14 +20,14 @@ use crate::{
 };
 
 /// The directory of the files.
-const DIR: &str = "/run/nics";
+pub const DIR: &str = "/run/nics";
 /// The QMP socket of the VM's QEMU.
 const SOCKET: &str = "/run/vms/vm1.qmp";
-const NIC: &str = "eth0";
-const MAC: &str = "52:54:00:77:00:50";
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 50);
+pub const NIC: &str = "eth0";
+pub const MAC: &str = "52:54:00:77:00:50";
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 50);
 /// How long a program may take to die.
-const DEATH: Duration = Duration::from_secs(20);
+pub const DEATH: Duration = Duration::from_secs(20);
 
 pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
     vec![suite.bare("a_host_without_a_cluster_goes_by_files", async |lab| {
@@ -36,15 +36,20 @@ pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
 }
 
 /// The agent's program on a node, and the agent while it runs.
-struct Host<'a> {
-    node: &'a Node,
-    program: String,
+pub struct Host<'a> {
+    pub node: &'a Node,
+    pub program: String,
     agent: Option<Process>,
 }
 
 impl<'a> Host<'a> {
     async fn new(lab: &'a Lab) -> Self {
-        let node = &lab.nodes()[0];
+        Self::of(lab, 1).await
+    }
+
+    /// On the node of this number.
+    pub async fn of(lab: &'a Lab, number: usize) -> Self {
+        let node = &lab.nodes()[number - 1];
         let program = stripped("hybridnic-agent", &lab.dir().join("bin")).unwrap();
         let make = format!("mkdir -p {DIR} /run/vms && chmod 755 {DIR} /run/vms");
         node.run(&make, SOON).await.unwrap();
@@ -53,7 +58,7 @@ impl<'a> Host<'a> {
         Self { node, program, agent }
     }
 
-    async fn start(&mut self) {
+    pub async fn start(&mut self) {
         let argv = [
             self.program.as_str(),
             "local",
@@ -77,7 +82,7 @@ impl<'a> Host<'a> {
         agent.kill(DEATH).await.unwrap();
     }
 
-    async fn write(&self, name: &str, text: &str) {
+    pub async fn write(&self, name: &str, text: &str) {
         let path = format!("{DIR}/{name}.yaml");
         self.node.put(&path, text.as_bytes(), 0o600).await.unwrap();
     }
@@ -94,7 +99,7 @@ impl<'a> Host<'a> {
     }
 
     /// Waits until what is said of an object is so.
-    async fn until(&self, name: &str, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    pub async fn until(&self, name: &str, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + LATER;
         loop {
             let said = self.said(name).await;
@@ -108,7 +113,7 @@ impl<'a> Host<'a> {
     }
 
     /// The NIC, once its status is so.
-    async fn until_nic(&self, what: &str, is: impl Fn(&VmHybridNicStatus) -> bool) -> VmHybridNic {
+    pub async fn until_nic(&self, what: &str, is: impl Fn(&VmHybridNicStatus) -> bool) -> VmHybridNic {
         let said = self.until(NIC, what, |said| status(said).is_some_and(|status| is(&status)));
         let said = said.await;
         let spec = serde_json::json!({ "network": NETWORK, "vm": {} });
@@ -118,7 +123,7 @@ impl<'a> Host<'a> {
     }
 
     /// The NIC on its VF, in the guest as well.
-    async fn fast(&self, guest: &Guest) -> VmHybridNic {
+    pub async fn fast(&self, guest: &Guest) -> VmHybridNic {
         let nic = self.until_nic("on its VF", |status| status.phase == NicPhase::FastPath);
         let nic = nic.await;
         check_nic(self.node, guest, &nic).await.unwrap();
@@ -126,7 +131,7 @@ impl<'a> Host<'a> {
     }
 
     /// Waits until the node is as it was.
-    async fn until_clean(&self, clean: &str) {
+    pub async fn until_clean(&self, clean: &str) {
         let end = Instant::now() + SOON;
         loop {
             let now = footprint(self.node).await.unwrap();
@@ -142,21 +147,27 @@ impl<'a> Host<'a> {
     }
 
     /// Runs `ctl`; its exit code, and what it has said.
-    async fn ctl(&self, args: &str) -> (i32, String) {
+    pub async fn ctl(&self, args: &str) -> (i32, String) {
         let command = format!("{} ctl --dir {DIR} {args}", self.program);
         // Longer than it waits itself.
         let output = self.node.exec(&command, LATER + SOON).await.unwrap();
         (output.status, format!("{}{}", output.stdout, output.stderr))
     }
 
-    async fn attach(&self, more: &str) -> (i32, String) {
+    pub async fn attach(&self, more: &str) -> (i32, String) {
         let what = format!("attach {NIC} --network {NETWORK} --socket {SOCKET} --mac {MAC} {more}");
         self.ctl(&what).await
     }
 
-    async fn start_guest(&self) -> Guest {
+    pub async fn start_guest(&self) -> Guest {
+        self.start_qemu(false).await
+    }
+
+    /// A QEMU that boots a guest, or waits for one.
+    pub async fn start_qemu(&self, incoming: bool) -> Guest {
         let mut spec = GuestSpec::new("vm1").nic(MAC, &format!("{ADDRESS}/24"));
         spec.grouped = false;
+        spec.incoming = incoming;
         let qmp = format!("unix:{SOCKET},server=on,wait=off");
         spec.qemu_args = vec!["-qmp".into(), qmp];
         self.node.start_guest(spec).await.unwrap()
@@ -298,7 +309,7 @@ async fn second_life(host: &Host<'_>, guest: &Guest, before: &VmHybridNic, clean
 }
 
 /// Whether all VFs of the host are there, and free.
-fn all_free(said: &Value) -> bool {
+pub fn all_free(said: &Value) -> bool {
     let status: Option<HybridNodeStatus> = said
         .get("status")
         .and_then(|status| serde_json::from_value(status.clone()).ok());

@@ -23,6 +23,7 @@ mod devices;
 mod drain;
 mod faults;
 mod flight;
+mod hosts;
 mod lifecycle;
 mod local;
 mod once;
@@ -45,6 +46,7 @@ fn main() {
         debian::tests,
         unfit::tests,
         local::tests,
+        hosts::tests,
         flight::tests,
         bond::tests,
         lifecycle::tests,

@@ -105,6 +105,16 @@ impl Suite {
 
     /// A test on a node alone, without a control plane. There is no world meanwhile.
     pub fn bare(self: &Arc<Self>, name: &'static str, test: impl AsyncFn(&Lab) + Send + 'static) -> Trial {
+        self.bare_of(1, name, test)
+    }
+
+    /// The same on so many nodes.
+    pub fn bare_of(
+        self: &Arc<Self>,
+        nodes: u8,
+        name: &'static str,
+        test: impl AsyncFn(&Lab) + Send + 'static,
+    ) -> Trial {
         let suite = Arc::clone(self);
         Trial::test(name, move || {
             let place = &mut *suite.place.lock().unwrap_or_else(PoisonError::into_inner);
@@ -115,7 +125,7 @@ impl Suite {
                     Lab::prepare(suite.kernel).await.expect("a lab");
                     let options = LabOptions {
                         kernel: suite.kernel,
-                        nodes: 1,
+                        nodes,
                         ..LabOptions::new(name)
                     };
                     let lab = Lab::start(options).await.expect("a lab");

@@ -26,6 +26,7 @@ use tracing::{info, warn};
 use super::{
     decide::{Kind, Verdict},
     file,
+    order::Attached,
 };
 use crate::{durable, wants::Want};
 
@@ -78,6 +79,13 @@ impl Board {
         let text = |pointer| earlier.pointer(pointer)?.as_str();
         let is_its = text("/metadata/name") == Some(name);
         text("/metadata/uid").filter(|_| is_its).map(str::to_owned)
+    }
+
+    /// How a NIC is, as an earlier agent has said it.
+    pub fn attached(&self, name: &str, uid: &str) -> Option<NicAttachmentStatus> {
+        let said = self.earlier(name)?.get("attached")?.clone();
+        let attached: Attached = serde_json::from_value(said).ok()?;
+        attached.status.filter(|_| attached.spec.nic.uid == uid)
     }
 
     /// Says whether what a file asks for is accepted, and what is wanted because of it.
@@ -204,6 +212,13 @@ fn document(name: &str, node: &str, entry: &Entry, verdict: &Verdict, now: Times
             document["kind"] = json!("VmHybridNic");
             if let Some(want) = &entry.want {
                 document["metadata"]["uid"] = json!(want.id.uid);
+                document["attached"] = json!(Attached {
+                    generation: want.generation,
+                    deleting: want.deleting,
+                    socket: want.socket.clone().unwrap_or_default(),
+                    spec: want.spec.clone(),
+                    status: entry.attached.clone(),
+                });
             }
             document["status"] = json!(nic(node, entry, verdict, list, now));
         }
@@ -421,5 +436,37 @@ mod tests {
         (pool.vfs.total, pool.vfs.free) = (7, 7);
         board.count(&[pool]).await.unwrap();
         assert_eq!(ready(&board), reasons::POOL_READY);
+    }
+
+    /// A driver of a migration reads it, and so does the next agent.
+    #[tokio::test]
+    async fn what_is_wanted_and_how_it_is_stands_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = Board::new(dir.path(), "h1");
+        let record = crate::journal::tests::record("uid-1");
+        let want = Want {
+            id: crate::wants::WantId {
+                namespace: "local".into(),
+                name: "eth0".into(),
+                uid: record.spec.nic.uid.clone(),
+            },
+            created: 1,
+            spec: record.spec.clone(),
+            socket: Some("/run/vms/vm1.qmp".into()),
+            generation: Some(7),
+            deleting: false,
+            status: None,
+        };
+        board
+            .say("eth0", &verdict(Kind::Nic, None), Some(&want))
+            .await
+            .unwrap();
+        assert_eq!(board.attached("eth0", &want.id.uid), None);
+        board.tell("eth0", Some(&fast())).await.unwrap();
+        assert_eq!(board.attached("eth0", &want.id.uid), Some(fast()));
+        assert_eq!(board.attached("eth0", "another"), None);
+        let said = board.earlier("eth0").unwrap();
+        let attached: Attached = serde_json::from_value(said["attached"].clone()).unwrap();
+        assert_eq!((attached.generation, attached.spec), (Some(7), want.spec));
     }
 }

@@ -28,11 +28,12 @@ use tokio::time::timeout;
 use super::{
     dir::{Change, Dir, names},
     file::{self, Asked},
+    migrate::{self, serve::serve},
 };
 use crate::{durable, inventory};
 
 /// Not done in time.
-const LATE: u8 = 2;
+pub const LATE: u8 = 2;
 
 /// Show and change what an agent without a cluster has.
 #[derive(Debug, clap::Args)]
@@ -92,6 +93,14 @@ enum Command {
         name: String,
         #[command(flatten)]
         wait: Wait,
+    },
+    /// Move a VM with all its NICs to another host, and wait until it runs there; or go on with that.
+    Migrate(Box<migrate::Args>),
+    /// What `migrate` on another host runs here: says on standard output what is seen of NICs, and does what it is told on standard input.
+    Serve {
+        /// The NICs.
+        #[arg(required = true)]
+        nics: Vec<String>,
     },
 }
 
@@ -158,6 +167,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 dir.display()
             );
             follow(&watched, dir, &name, &wait, gone).await
+        }
+        Command::Migrate(args) => migrate::run(dir, *args).await,
+        Command::Serve { nics } => {
+            serve(dir, &nics.into_iter().collect()).await?;
+            Ok(ExitCode::SUCCESS)
         }
     }
 }

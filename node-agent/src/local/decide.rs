@@ -29,7 +29,10 @@ use hybridnic_decisions::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::file::{self, Asked, AskedNic};
+use super::{
+    file::{self, Asked, AskedNic},
+    order,
+};
 use crate::wants::{Want, WantId};
 
 /// The namespace of all NICs of a host without a cluster.
@@ -103,6 +106,8 @@ pub struct State {
     pub readings: BTreeMap<String, Reading>,
     /// What each file asked for when it was understood last.
     pub understood: BTreeMap<String, Asked>,
+    /// What migrations order.
+    pub orders: BTreeMap<String, order::Reading>,
 }
 
 /// What follows.
@@ -117,7 +122,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn say(
+    pub(super) fn say(
         &mut self,
         name: &str,
         kind: Kind,
@@ -156,7 +161,7 @@ impl State {
         let asks = |(name, reading): (&String, &Reading)| {
             matches!(reading, Reading::Asks(Asked::Nic(_), _)) && !self.nics.contains_key(name)
         };
-        self.readings.iter().any(asks)
+        self.readings.iter().any(asks) || self.orders_new()
     }
 
     /// A NIC has left: nothing of it is here any more.
@@ -185,7 +190,14 @@ impl State {
         for (name, reading) in networks {
             self.decide_network(name, reading, &mut outcome);
         }
-        for (name, reading) in others {
+        let read: BTreeSet<&String> = others.iter().map(|(name, _)| *name).collect();
+        let orders = self.orders.keys().filter(|name| !readings.contains_key(*name));
+        let ordered: Vec<String> = orders.chain(read).cloned().collect();
+        let ordered: BTreeSet<String> = ordered.into_iter().filter(|name| self.is_ordered(name)).collect();
+        for name in &ordered {
+            self.decide_ordered(name, host, &mut outcome);
+        }
+        for (name, reading) in others.into_iter().filter(|(name, _)| !ordered.contains(*name)) {
             self.decide_nic(name, reading, host, &mut uid, &mut outcome);
         }
         for name in &outcome.forgotten {
@@ -276,7 +288,7 @@ impl State {
         outcome.say(name, Kind::Nic, generation, refusal);
     }
 
-    fn settle(&mut self, want: Want, outcome: &mut Outcome) {
+    pub(super) fn settle(&mut self, want: Want, outcome: &mut Outcome) {
         let name = want.id.name.clone();
         if self.nics.get(&name).is_none_or(|nic| nic.want != want) {
             outcome.wants.push(want.clone());
@@ -443,7 +455,7 @@ fn object(name: &str, asked: &AskedNic, mac: Option<String>) -> VmHybridNic {
 }
 
 /// What stands in the place of a pod: all NICs of a socket have the same VM.
-fn vm(socket: &Path) -> ObjectRef {
+pub(super) fn vm(socket: &Path) -> ObjectRef {
     let path = socket.to_string_lossy();
     ObjectRef {
         name: path.chars().take(hybridnic_api::limits::NAME).collect(),

@@ -24,7 +24,7 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::file;
+use super::{file, order};
 
 /// The most octets of a file that is read.
 const LONGEST: u64 = 64 * 1024;
@@ -124,15 +124,35 @@ impl Dir {
         names(&in_proc(&dir))
     }
 
+    /// The NICs of which something is ordered.
+    pub fn ordered(&self) -> io::Result<BTreeSet<String>> {
+        let dir = self.reopen()?;
+        let mut names = BTreeSet::new();
+        for entry in fs::read_dir(in_proc(&dir))? {
+            let name = entry?.file_name();
+            names.extend(name.to_str().and_then(order::object).map(str::to_owned));
+        }
+        Ok(names)
+    }
+
     /// Reads what asks for an object.
     pub fn read(&self, name: &str) -> Content {
+        self.read_file(&file::asking(name))
+    }
+
+    /// Reads what is ordered of a NIC.
+    pub fn read_order(&self, name: &str) -> Content {
+        self.read_file(&order::file(name))
+    }
+
+    fn read_file(&self, file: &str) -> Content {
         // Not what a link leads to, which changes without anybody being told.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let dir = match self.reopen() {
             Ok(dir) => dir,
             Err(error) => return Content::Unreadable(format!("its directory is not there: {error}")),
         };
-        let opened = match openat(&dir, file::asking(name).as_str(), flags, Mode::empty()) {
+        let opened = match openat(&dir, file, flags, Mode::empty()) {
             Ok(opened) => File::from(opened),
             Err(Errno::ENOENT) => return Content::Absent,
             Err(Errno::ELOOP) => return Content::Unreadable("it is a link, and none is followed".to_owned()),
@@ -175,6 +195,7 @@ impl Dir {
                 Some(name) => files.extend(
                     file::object(&name)
                         .or_else(|| file::told(&name))
+                        .or_else(|| order::object(&name))
                         .map(str::to_owned),
                 ),
                 None if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) => {}

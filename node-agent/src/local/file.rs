@@ -3,7 +3,7 @@
 //! A file has one object, and its name without `.yaml` is the object's. The objects are those of the API, but for a NIC's `spec.vm`: on a
 //! host there is no pod with a label, so a VM is named by its QEMU's QMP socket.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use hybridnic_api::{
     checks::Checks,
@@ -14,6 +14,8 @@ use hybridnic_decisions::mac;
 use kube::CustomResourceExt as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+
+use super::order;
 
 /// How the name of a file ends that asks for something.
 const END: &str = ".yaml";
@@ -176,8 +178,7 @@ fn nic(mut spec: Value, before: Option<&Asked>) -> Result<Asked, String> {
     let vm: VmHere =
         serde_json::from_value(vm.unwrap_or_default()).map_err(|error| format!("spec.vm: {error}; {VM}"))?;
     let socket = vm.qemu.socket;
-    let is_plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
-    if !socket.is_absolute() || !socket.components().all(is_plain) || socket.file_name().is_none() {
+    if !order::is_whole(&socket) {
         return Err(format!(
             "spec.vm.qemu.socket must be a whole path without ..; {VM}"
         ));

@@ -6,6 +6,8 @@
 //! | [`mod@file`] | reads what a file asks for, and checks it as an API server would | nothing |
 //! | [`dir`] | reads the directory, and hears what happens in it | the directory |
 //! | [`decide`] | decides what should be here | nothing |
+//! | [`order`] | what a migration asks of a NIC in place of its file | nothing |
+//! | [`migrate`] | moves a VM to another host | the directory, and that host's |
 //! | [`board`] | says how networks, NICs and the host are | the directory |
 //! | [`source`] | puts these together, and is the source of what is wanted | the directory |
 //! | [`ctl`] | shows files and statuses to a person, and writes files | the directory |
@@ -15,6 +17,8 @@ pub mod ctl;
 pub mod decide;
 pub mod dir;
 pub mod file;
+pub mod migrate;
+pub mod order;
 pub mod source;
 
 use std::{

@@ -25,7 +25,7 @@ use super::{
     board::Board,
     decide::{self, NAMESPACE, Nic, Reading, State},
     dir::{Change, Content, Dir},
-    file,
+    file, order,
 };
 use crate::{
     error::chain,
@@ -137,7 +137,7 @@ fn held(record: &Record) -> Want {
         spec: record.spec.clone(),
         socket: record.socket.clone(),
         generation: None,
-        deleting: record.spec.goal == Goal::Detached,
+        deleting: record.spec.goal == Goal::Detached && record.spec.migration.is_none(),
         status: None,
     }
 }
@@ -225,7 +225,9 @@ impl Source {
             }
         }
         let known = self.state.nics.keys().chain(self.state.readings.keys()).cloned();
-        let all: BTreeSet<String> = known.chain(asked).chain(told).collect();
+        let ordered = self.dir.ordered()?;
+        let known = known.chain(self.state.orders.keys().cloned());
+        let all: BTreeSet<String> = known.chain(asked).chain(told).chain(ordered).collect();
         for name in &all {
             self.read(name);
         }
@@ -239,7 +241,24 @@ impl Source {
             .any(|(other, has)| other != name && has == uid)
     }
 
+    /// Reads what is ordered of a NIC. That the order was here proves the directory.
+    fn read_order(&mut self, name: &str) {
+        let reading = match self.dir.read_order(name) {
+            Content::Text(text) => order::parse(&text),
+            Content::Unreadable(why) => order::Reading::Unknown(why),
+            Content::Absent => {
+                self.state.orders.remove(name);
+                return;
+            }
+        };
+        if matches!(reading, order::Reading::Says(..)) {
+            self.proven.insert(name.to_owned());
+        }
+        self.state.orders.insert(name.to_owned(), reading);
+    }
+
     fn read(&mut self, name: &str) {
+        self.read_order(name);
         if name == file::NODE {
             if self.dir.read(name) != Content::Absent {
                 warn!(
@@ -395,7 +414,11 @@ impl Source {
         }
     }
 
-    async fn hear(&self, heard: Heard) {
+    async fn hear(&self, mut heard: Heard) {
+        if let Heard::Wanted(want) = &mut heard {
+            // What was said of a migration stands.
+            want.status = self.board.attached(&want.id.name, &want.id.uid);
+        }
         if self.heard.send(heard).await.is_err() {
             error!("nobody hears what files ask for");
         }
@@ -451,7 +474,7 @@ impl Teller for Line {
 }
 
 /// A uid that none has had.
-fn new_uid() -> String {
+pub(super) fn new_uid() -> String {
     let uid = fs::read_to_string("/proc/sys/kernel/random/uuid");
     let by_time = |_| format!("{:032x}", Timestamp::now().as_nanosecond());
     uid.map_or_else(by_time, |uid| uid.trim().to_owned())

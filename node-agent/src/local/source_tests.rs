@@ -260,6 +260,78 @@ async fn the_end_of_the_directory_is_the_end_of_no_nic() {
     assert!(leaves.deleting && leaves.id == want.id);
 }
 
+/// The order that the NIC `eth0` leave, or that its migration be over.
+fn order(over: bool) -> String {
+    let mut spec = record("uid-9").spec;
+    spec.nic = hybridnic_api::v1alpha1::ObjectRef {
+        name: "eth0".into(),
+        uid: "uid-9".into(),
+    };
+    spec.network = "fast".into();
+    spec.goal = Goal::Detached;
+    spec.migration = Some(
+        serde_json::from_value(serde_json::json!({
+            "migration": {"name": "eth0", "uid": "m-1"}, "nics": ["eth0"], "step": "GiveUp",
+        }))
+        .unwrap(),
+    );
+    let says = if over {
+        serde_json::json!("over")
+    } else {
+        serde_json::json!({ "be": { "socket": "/run/vms/vm1.qmp", "spec": spec } })
+    };
+    serde_json::json!({ "migration": "m-1", "session": 1, "serial": 1 + u64::from(over), "says": says })
+        .to_string()
+}
+
+#[tokio::test]
+async fn a_nic_comes_with_an_order_and_leaves_when_that_is_over() {
+    let mut r = Running::new(&[("fast.yaml", NETWORK)], &Contents::default());
+    assert!(r.listed().await.is_empty());
+    r.write("eth0.order.json", &order(false));
+    let want = r.want().await;
+    assert_eq!(
+        (want.id.uid.as_str(), want.deleting, want.spec.goal),
+        ("uid-9", false, Goal::Detached)
+    );
+    let line = r.files.teller(&want.id);
+    let said = NicAttachmentStatus {
+        observed_generation: want.generation,
+        ..NicAttachmentStatus::default()
+    };
+    line.tell(&Word::Status(&said)).await;
+    // It may have been removed by mistake.
+    r.remove("eth0.order.json");
+    r.refused("eth0", reasons::FILE_UNKNOWN).await;
+    r.hears_nothing().await;
+    r.write("eth0.order.json", &order(true));
+    let leaves = r.want().await;
+    assert!(leaves.deleting && leaves.id == want.id);
+    assert_eq!(
+        leaves.status.unwrap().observed_generation,
+        want.generation,
+        "what was said stands"
+    );
+    line.tell(&Word::Held(false)).await;
+    assert_eq!(r.next().await, Heard::Gone("uid-9".into()));
+    assert!(!r.has("eth0.status.yaml"));
+}
+
+/// It is told to be nowhere, for now: that is not yet its end.
+#[tokio::test]
+async fn what_the_journal_has_of_a_migration_goes_on_by_its_order() {
+    let mut journal = of_journal();
+    let given_up: serde_json::Value = serde_json::from_str(&order(false)).unwrap();
+    let held = &mut journal.records[0];
+    held.spec = serde_json::from_value(given_up["says"]["be"]["spec"].clone()).unwrap();
+    held.uid = "uid-9".into();
+    let files = [("fast.yaml", NETWORK), ("eth0.order.json", &order(false))];
+    let mut r = Running::new(&files, &journal);
+    let [want] = <[Want; 1]>::try_from(r.listed().await).unwrap();
+    assert!(!want.deleting && want.generation.is_some());
+    assert!(want.spec.migration.is_some());
+}
+
 /// One of them may be the user's last.
 #[tokio::test]
 async fn a_nic_whose_record_cannot_be_read_keeps_its_uid() {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+pub use hybridnic_flight::migration::step::AGAIN;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 
@@ -11,9 +12,6 @@ use crate::world::World;
 
 /// A request that has not been answered for so long is given up.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// After how long to look again for a node of which nothing is known.
-pub const AGAIN: Duration = Duration::from_secs(10);
 
 /// Looks at nodes.
 #[derive(Clone)]

@@ -1,24 +1,7 @@
-//! `QemuMigration`: drives the phase; the NICs decide what each of them does in it.
+//! `QemuMigration`: drives the phase, as [`hybridnic_flight::migration`] decides; the NICs decide what each of them does in it.
 
-mod begin;
 mod change;
-pub mod encryption;
-#[cfg(test)]
-mod encryption_tests;
-pub mod inputs;
-mod phases;
-mod record;
-#[cfg(test)]
-mod simulation_tests;
-pub mod step;
-#[cfg(test)]
-mod testing;
 mod trace;
-#[cfg(test)]
-mod undecided_tests;
-mod worth;
-#[cfg(test)]
-mod writes_tests;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -29,6 +12,11 @@ use hybridnic_api::conditions::{self, types};
 use hybridnic_api::names::MIGRATION_FINALIZER;
 use hybridnic_api::v1alpha1::{
     MigrationEnd, MigrationPhase, QemuMigration, QemuMigrationStatus, VmHybridNic,
+};
+pub use hybridnic_flight::migration::{encryption, inputs, step};
+use hybridnic_flight::migration::{
+    phases::{Phases, Waits},
+    worth::{self, Worth},
 };
 use hybridnic_process::traces::Traces;
 use jiff::Timestamp;
@@ -50,9 +38,7 @@ use crate::world::World;
 use crate::write;
 use encryption::Encryption;
 use inputs::{Deadlines, Inputs, NicInputs};
-use phases::{Phases, Waits};
 use step::step;
-use worth::Worth;
 
 /// Reconciles migrations. The only writer of their status.
 pub struct MigrationReconciler {
@@ -146,6 +132,7 @@ impl MigrationReconciler {
             ends,
             deadlines: self.deadlines,
             encryption: self.encryption,
+            decide: decide(migration),
         };
         let next = step(&inputs);
         let worth = worth::write(migration.status.as_ref(), &next.status, inputs.in_phase_for);
@@ -240,6 +227,15 @@ impl Reconciler for MigrationReconciler {
     async fn reconcile(&self, migration: Arc<QemuMigration>) -> Result<Done, write::Error> {
         self.run(&migration).await
     }
+}
+
+/// How a person decides that the source runs the VM on.
+fn decide(migration: &QemuMigration) -> String {
+    format!(
+        "kubectl patch qmig {} -n {} --type merge -p '{{\"spec\":{{\"decision\":\"ResumeSource\"}}}}'",
+        migration.name_any(),
+        migration.namespace().unwrap_or_default()
+    )
 }
 
 fn log(migration: &QemuMigration, old: &QemuMigrationStatus, new: &QemuMigrationStatus) {

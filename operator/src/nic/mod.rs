@@ -2,7 +2,6 @@
 
 pub mod admit;
 pub mod changes;
-pub mod desired;
 mod echo;
 mod leaving;
 pub mod observed;
@@ -13,6 +12,7 @@ pub mod status;
 mod theirs;
 pub mod whereabouts;
 
+pub use hybridnic_flight::desired;
 pub use patience::Patience;
 pub use reconcile::NicReconciler;
 pub use release::ReleaseReconciler;

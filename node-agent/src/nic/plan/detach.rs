@@ -43,7 +43,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                 }
                 // What is ours in a guest that is not goes as from any other.
                 Run::Here | Run::Occupied => {}
-                Run::Incoming | Run::HandedOver if ask.duties.vm_end == Owner::Runtime => {
+                Run::Incoming | Run::HandedOver if !ask.ends_qemu() => {
                     return wait(
                         held,
                         reasons::WAITING_FOR_RUNTIME,

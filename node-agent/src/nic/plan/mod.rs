@@ -231,6 +231,13 @@ impl Ask {
         self.drained && !self.ordered
     }
 
+    /// Whether the agent ends a QEMU that will never run the VM: also one that somebody has started on the host, where a migration that
+    /// the agent carries out says that the VM has left it, or does not come.
+    fn ends_qemu(&self) -> bool {
+        let moved = self.ordered && self.duties.migration == Owner::Agent;
+        self.duties.vm_end == Owner::Agent || moved
+    }
+
     /// Whether the NIC waits until there is a VF for it.
     fn waits_for_vf(&self) -> bool {
         self.wants_vf() && self.no_free_vf == NoFreeVf::Wait

@@ -15,18 +15,19 @@
 
 use std::sync::Arc;
 
-use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::conditions::reasons;
 use hybridnic_api::v1alpha1::{AttachmentState, NicAttachment, ObjectRef, VmHybridNic};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::{may_have_vm, stays};
+use crate::attachment::{self, says_that_it_waits};
 use crate::events::Note;
 use crate::fence::NodeState;
 use crate::moves::{Move, Outcome, Stage};
 use crate::nic::observed::{Observed, recorded};
-use crate::{attachment, pods};
+use crate::pods;
 
 /// The pod in which the VM is, or is about to be.
 pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>) -> Option<&'a Arc<Pod>> {
@@ -104,18 +105,6 @@ fn uid(pod: &Pod) -> String {
 /// No two pods that there are at one time have the same.
 fn age(pod: &Pod) -> (Option<Timestamp>, String) {
     (pod.creation_timestamp().map(|time| time.0), pod.name_any())
-}
-
-/// Whether the agent says, about the attachment as it is now, that QEMU waits for a VM, and no migration brings one.
-pub fn says_that_it_waits(attachment: &NicAttachment) -> bool {
-    let Some(status) = &attachment.status else {
-        return false;
-    };
-    let ready = conditions::find(&status.conditions, types::READY);
-    attachment.spec.migration.is_none()
-        && attachment::is_current(attachment)
-        && status.state == AttachmentState::Reserved
-        && ready.is_some_and(|ready| ready.status == "False" && ready.reason == reasons::VM_INCOMING)
 }
 
 fn last_target(moves: &[Move]) -> Option<&ObjectRef> {

@@ -170,5 +170,11 @@ fn a_qemu_of_the_host_is_not_ended() {
             matches!(&decision, Decision::Wait(wait) if wait.reason == reasons::WAITING_FOR_RUNTIME),
             "{run:?}: {decision:?}"
         );
+        // What a migration leaves is ended: the VM has gone, or does not come.
+        let moved = Ask {
+            ordered: true,
+            ..of_host
+        };
+        does(moved, waiting, no, Step::QuitQemu);
     }
 }

@@ -11,11 +11,11 @@ use kube::ResourceExt;
 use super::encryption::Encryption;
 use super::inputs::{Inputs, after, attachment, deleting, is_attached, is_refused, why};
 use super::record::{CANCELLED, Next, fail, micro, stay};
-use crate::nic::whereabouts::qemu::says_that_it_waits;
+use crate::attachment::says_that_it_waits;
 use crate::pods::{self, Target};
 
 /// Waits until all is there, and writes into the status where the VM is, where it goes, and with which NICs.
-pub(super) fn pending(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) -> Next {
+pub fn pending(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) -> Next {
     let vm = &inputs.migration.spec.vm;
     if deleting(inputs) {
         return fail(status, reasons::CANCELLED, CANCELLED);

@@ -52,6 +52,8 @@ pub struct Inputs<'a> {
     pub deadlines: Deadlines,
     /// Whether the VM is sent encrypted.
     pub encryption: Encryption,
+    /// The command by which a person decides that the source runs the VM on.
+    pub decide: String,
 }
 
 /// A NIC of the VM.

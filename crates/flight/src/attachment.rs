@@ -1,6 +1,6 @@
 //! What an agent says about an attachment.
 
-use hybridnic_api::conditions::{self, types};
+use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::v1alpha1::{AttachmentState, MigrationReport, NicAttachment};
 
 /// What it reports about the migration of this uid.
@@ -37,4 +37,16 @@ pub fn waits_for(attachment: &NicAttachment, reason: &str) -> bool {
     let ready = status.and_then(|status| conditions::find(&status.conditions, types::READY));
     state(attachment) == AttachmentState::Pending
         && ready.is_some_and(|ready| ready.status == "False" && ready.reason == reason)
+}
+
+/// Whether the agent says, about the attachment as it is now, that QEMU waits for a VM, and no migration brings one.
+pub fn says_that_it_waits(attachment: &NicAttachment) -> bool {
+    let Some(status) = &attachment.status else {
+        return false;
+    };
+    let ready = conditions::find(&status.conditions, types::READY);
+    attachment.spec.migration.is_none()
+        && is_current(attachment)
+        && status.state == AttachmentState::Reserved
+        && ready.is_some_and(|ready| ready.status == "False" && ready.reason == reasons::VM_INCOMING)
 }

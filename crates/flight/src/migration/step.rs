@@ -6,7 +6,7 @@
 //!     ▼              └───────────────────┴───────► RollingBack ─────────────┘ the target has the VM after all
 //!  Failed, Cancelled ◄──────────────────────────────────────┘
 //! ```
-//! Only the phase is decided here. What it means for each NIC is in [`crate::nic::desired`].
+//! Only the phase is decided here. What it means for each NIC is in [`crate::desired`].
 
 use std::time::Duration;
 
@@ -24,8 +24,10 @@ use super::inputs::{
 };
 use super::record::{CANCELLED, Next, apply, explain, micro, roll_back, stay};
 use crate::attachment::{is_current, report, state};
-use crate::fence::lookup::AGAIN;
 use crate::moves::ends::{Ends, Rollback};
+
+/// After how long to look again for a node of which nothing is known.
+pub const AGAIN: Duration = Duration::from_secs(10);
 
 /// What to do now.
 #[derive(Clone, Debug, PartialEq)]
@@ -208,12 +210,10 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// The source has let the VM go, or has gone, and the target does not say what became of it. Nothing is done, because anything could
 /// run the VM twice, or end the only one.
 fn silent(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Next {
-    let migration = inputs.migration;
     let decide = format!(
-        "decide with: kubectl patch qmig {} -n {} --type merge -p '{{\"spec\":{{\"decision\":\"ResumeSource\"}}}}' once you are sure \
-         that it does not run there and cannot be started there, best by ending its pod first; or with AbandonSource if it runs there",
-        migration.name_any(),
-        migration.namespace().unwrap_or_default()
+        "decide with: {} once you are sure that it does not run there and cannot be started there, best by ending its pod first; or \
+         with AbandonSource if it runs there",
+        inputs.decide
     );
     let node = node(status);
     let (gone, meanwhile) = if ends.has_left() {

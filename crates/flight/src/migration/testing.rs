@@ -18,9 +18,9 @@ use super::encryption::Encryption;
 use super::inputs::{Deadlines, Inputs, NicInputs};
 use super::phases::Phases;
 use super::step::step;
+use crate::desired::{self, Place, desired_attachments};
 use crate::moves::ends::Ends;
 use crate::moves::{Move, qemu};
-use crate::nic::desired::{self, Place, desired_attachments};
 use crate::pods;
 use crate::testing::{attachment, migration, nic, observe, pod, report};
 
@@ -121,6 +121,7 @@ impl Scene {
                 switch: Duration::from_mins(2),
             },
             encryption: self.encryption,
+            decide: "decide".to_owned(),
         };
         let step = step(&inputs);
         self.migration.status = Some(step.status);

@@ -1,0 +1,245 @@
+//! Moves a VM to another host: `hybridnic-agent ctl migrate NIC… --to HOST`, on the host that has the VM.
+//!
+//! ```text
+//!  ctl migrate ── NAME.order.json ──► agent of the source      NAME.migration.json: how far it is, before anybody is told
+//!      │  ▲ ◄──── NAME.status.yaml ──
+//!      ▼  │ ssh's standard input and output
+//!  ctl serve ──── NAME.order.json ──► agent of the target
+//!         ◄────── NAME.status.yaml ──
+//! ```
+//! | module | does | touches |
+//! |---|---|---|
+//! | `begin` | checks what can be known before anything is touched | the directory |
+//! | [`plan`] | says what follows for both ends, by the decisions of an operator | nothing |
+//! | [`hand`] | sees and changes one end | its directory |
+//! | [`serve`] | is the far end's hand | standard input and output |
+//! | [`far`] | reaches it | a program, as `ssh` |
+//! | [`drive`] | does what follows, until the migration is over | all of these |
+//!
+//! The driver may be killed at any moment: agents go on with what they were ordered, and the same command once more reads how far it is.
+
+mod begin;
+pub mod drive;
+pub mod far;
+pub mod hand;
+pub mod plan;
+pub mod serve;
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, OpenOptions},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::ValueEnum as _;
+use hybridnic_api::v1alpha1::Decision;
+use hybridnic_flight::migration::{encryption::Encryption, inputs::Deadlines};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::durable::{self, found};
+use far::{Far, Way};
+use hand::Hand;
+use plan::{Flight, Rules};
+
+/// What is to be moved, and how.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// All NICs of the VM.
+    #[arg(required = true)]
+    nics: Vec<String>,
+    /// The host to move it to, on which QEMU waits with -incoming defer. Not needed to go on with what has begun.
+    #[arg(long)]
+    to: Option<String>,
+    /// The address to which QEMU sends the VM; without it, that of HOST.
+    #[arg(long)]
+    address: Option<IpAddr>,
+    /// The QMP socket of the QEMU that waits there; without it, that of the VM here.
+    #[arg(long)]
+    to_socket: Option<PathBuf>,
+    /// The agent's directory there; without it, that of here.
+    #[arg(long)]
+    to_dir: Option<PathBuf>,
+    /// What runs a command on the other host; without it, ssh HOST.
+    #[arg(long)]
+    connect: Option<String>,
+    /// The agent's program there.
+    #[arg(long, default_value = "hybridnic-agent")]
+    agent: String,
+    /// Whether the VM is sent encrypted. Preferred: in plain where QEMU at an end cannot.
+    #[arg(long, value_enum, default_value_t)]
+    encryption: Encryption,
+    /// Call off what has begun: the VM stays here.
+    #[arg(long, conflicts_with = "decision")]
+    cancel: bool,
+    /// Decide where the VM goes on, where it was asked for that.
+    #[arg(long, value_parser = decision)]
+    decision: Option<Decision>,
+    /// Seconds that the target has to get ready.
+    #[arg(long, default_value_t = 60)]
+    prepare_deadline: u64,
+    /// Seconds that the source has to take the VFs from the guest.
+    #[arg(long, default_value_t = 120)]
+    switch_deadline: u64,
+    /// Seconds that the other host may be silent before this command ends. What has begun stays so, and the same command once more goes on.
+    #[arg(long, default_value_t = 600)]
+    patience: u64,
+}
+
+fn decision(text: &str) -> Result<Decision, String> {
+    match text {
+        "ResumeSource" => Ok(Decision::ResumeSource),
+        "AbandonSource" => Ok(Decision::AbandonSource),
+        _ => Err("ResumeSource or AbandonSource".to_owned()),
+    }
+}
+
+/// Where it is kept how far a migration is.
+fn kept(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.migration.json"))
+}
+
+/// Keeps it; returns once it is on disk.
+fn keep(dir: &Path, flight: Option<&Flight>, name: &str) -> anyhow::Result<()> {
+    let path = kept(dir, name);
+    let text = flight.map(serde_json::to_string_pretty).transpose()?;
+    durable::set(dir, &path, text.as_deref().map(str::as_bytes)).with_context(|| path.display().to_string())
+}
+
+fn read(dir: &Path, name: &str) -> anyhow::Result<Option<Flight>> {
+    let path = kept(dir, name);
+    let text = found(fs::read_to_string(&path)).with_context(|| path.display().to_string())?;
+    let flight = text.map(|text| serde_json::from_str(&text)).transpose();
+    flight.with_context(|| format!("{} cannot be understood", path.display()))
+}
+
+/// Moves it, or goes on with that.
+pub async fn run(dir: &Path, args: Args) -> anyhow::Result<ExitCode> {
+    let nics: BTreeSet<String> = args.nics.iter().cloned().collect();
+    let Some(name) = nics.first().cloned() else {
+        bail!("no NIC is named");
+    };
+    let _alone = lock(dir, &name)?;
+    let here = Hand::new(dir, &nics);
+    let source = here.look()?;
+    let before = read(dir, &name)?;
+    if let Some(before) = &before {
+        let of: BTreeSet<String> = before.nics.keys().cloned().collect();
+        ensure!(
+            of == nics,
+            "a migration of {} to {} has begun: name these NICs",
+            of.iter().map(String::as_str).collect::<Vec<_>>().join(" "),
+            before.target.node
+        );
+    }
+    let to = args
+        .to
+        .clone()
+        .or_else(|| before.as_ref().map(|before| before.host.clone()));
+    let Some(to) = to else {
+        bail!("no migration of {name} has begun: say where it is to go, by --to HOST");
+    };
+    let way = Way {
+        connect: args.connect.clone().unwrap_or_else(|| match &before {
+            Some(before) => before.connect.clone(),
+            None => format!("ssh {to}"),
+        }),
+        agent: args.agent.clone(),
+    };
+    let there = args
+        .to_dir
+        .clone()
+        .or_else(|| before.as_ref().map(|before| before.dir.clone()));
+    let there = there.unwrap_or_else(|| dir.to_owned());
+    let (flight, connected) = if let Some(before) = before {
+        ensure!(
+            before.host == to,
+            "a migration of {name} to {} has begun: say the command without --to to go on with it, or with --cancel to call it off",
+            before.host
+        );
+        let flight = again(before, &args)?;
+        keep(dir, Some(&flight), &name)?;
+        (flight, None)
+    } else {
+        ensure!(
+            !args.cancel && args.decision.is_none(),
+            "no migration of {name} has begun"
+        );
+        let (far, target) = Far::connect(&way, &there, &nics)
+            .await
+            .with_context(|| format!("{to} does not answer, and nothing has begun"))?;
+        let address = match args.address {
+            Some(address) => address,
+            None => resolve(&to).await?,
+        };
+        let mut flight = begin::checked(dir, &args, &source, &target, address)?;
+        (flight.host, flight.connect, flight.dir) = (to, way.connect.clone(), there.clone());
+        (flight, Some((far, target)))
+    };
+    let rules = Rules {
+        deadlines: Deadlines {
+            prepare: Duration::from_secs(args.prepare_deadline),
+            switch: Duration::from_secs(args.switch_deadline),
+        },
+        encryption: Encryption::from_str(&flight.encryption, true).unwrap_or_default(),
+    };
+    let driver = drive::Driver {
+        dir,
+        rules,
+        patience: Duration::from_secs(args.patience),
+        here,
+        there: drive::There::new(way, &there, nics, connected),
+    };
+    driver.run(flight).await
+}
+
+/// Only one drives a migration. The file stays: who removes it would let two in.
+fn lock(dir: &Path, name: &str) -> anyhow::Result<Flock<File>> {
+    let path = dir.join(format!(".{name}.migration.lock"));
+    let open = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
+    let file = open.with_context(|| path.display().to_string())?;
+    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    locked.map_err(|(_, errno)| {
+        anyhow::anyhow!("another `ctl migrate` drives the migration of {name}: {errno}")
+    })
+}
+
+/// The driver starts again.
+fn again(mut flight: Flight, args: &Args) -> anyhow::Result<Flight> {
+    flight.session += 1;
+    if args.cancel {
+        flight.cancelled = true;
+    }
+    if let Some(decision) = args.decision {
+        ensure!(
+            flight.status.undecided_since.is_some(),
+            "a decision is taken once the migration asks for it, with the reason TargetSilent or NeedsDecision: before that the ends \
+             tell where the VM runs"
+        );
+        ensure!(
+            flight.decision.is_none_or(|before| before == decision),
+            "a decision cannot be taken back"
+        );
+        flight.decision = Some(decision);
+    }
+    Ok(flight)
+}
+
+async fn resolve(host: &str) -> anyhow::Result<IpAddr> {
+    let host = host.rsplit('@').next().unwrap_or(host);
+    let found = tokio::net::lookup_host((host, 0)).await;
+    let found = found.with_context(|| format!("the address of {host} is not known: say --address"))?;
+    let mut addresses = found.map(|address| address.ip());
+    let fits = addresses.find(|ip| !ip.is_loopback());
+    fits.with_context(|| format!("{host} has no address to which a VM may be sent: say --address"))
+}
+
+#[cfg(test)]
+mod tests;

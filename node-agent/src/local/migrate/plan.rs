@@ -1,0 +1,469 @@
+//! What follows for both ends, and for the migration, from what both say. Pure: the decisions are those of [`hybridnic_flight`], by which
+//! an operator drives a `QemuMigration`. Here two hosts are put in its words, and its answers in those of files.
+//!
+//! A QEMU stands for a pod. A pod is never seen to be gone here: what is left of a QEMU only its agent says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use hybridnic_api::{
+    names::attachment_name,
+    v1alpha1::{
+        Decision, MigrationPhase, NicAttachment, NicAttachmentSpec, ObjectRef, QemuMigration,
+        QemuMigrationSpec, QemuMigrationStatus, VmHybridNic, VmHybridNicStatus,
+    },
+};
+use hybridnic_flight::{
+    desired::{self, Place, desired_attachments},
+    migration::{
+        encryption::Encryption,
+        inputs::{Deadlines, Inputs, NicInputs},
+        phases::Waits,
+        step::{Step, step},
+    },
+    moves::{Move, Outcome, Stage, ends::Ends, qemu},
+};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Pod, PodSpec, PodStatus},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    super::{
+        decide::{NAMESPACE, vm},
+        order::{Be, Order, Says},
+    },
+    hand::{Command, Seen, SeenNic, asked},
+};
+
+/// An end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where the VM comes from: this host.
+    Source,
+    /// Where it goes to.
+    Target,
+}
+
+/// Where an end's QEMU is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct End {
+    /// The host's name.
+    pub node: String,
+    /// The QMP socket of its QEMU.
+    pub socket: PathBuf,
+    /// Target: the address to which the VM is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+/// A NIC of the VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Nic {
+    /// The text of its file at the source when the migration began.
+    pub file: String,
+    /// The text of the file that it gets at the target.
+    pub there: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its address.
+    pub mac: String,
+}
+
+/// A migration, as it is kept in the source's directory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flight {
+    /// Its uid.
+    pub uid: String,
+    /// Its VM's name.
+    pub vm: String,
+    /// When it was asked for.
+    pub created: Timestamp,
+    /// How often its driver has been started.
+    pub session: u64,
+    /// Whether it was called off.
+    pub cancelled: bool,
+    /// A person's word on where the VM goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
+    /// Where the VM comes from.
+    pub source: End,
+    /// Where it goes to.
+    pub target: End,
+    /// All NICs of the VM.
+    pub nics: BTreeMap<String, Nic>,
+    /// Whether the VM is sent encrypted.
+    pub encryption: String,
+    /// How far it is.
+    pub status: QemuMigrationStatus,
+    /// The target's host, as the user calls it.
+    pub host: String,
+    /// What runs a command there.
+    pub connect: String,
+    /// The agent's directory there.
+    pub dir: PathBuf,
+}
+
+/// What is known of both ends. Of the target, what was seen last; nothing before that.
+#[derive(Clone, Copy, Debug)]
+pub struct Both<'a> {
+    /// The source.
+    pub source: &'a Seen,
+    /// The target.
+    pub target: Option<&'a Seen>,
+}
+
+impl<'a> Both<'a> {
+    fn nic(&self, side: Side, name: &str) -> Option<&'a SeenNic> {
+        let seen = match side {
+            Side::Source => Some(self.source),
+            Side::Target => self.target,
+        };
+        seen?.nics.get(name)
+    }
+}
+
+/// How the driver goes about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// How long to wait.
+    pub deadlines: Deadlines,
+    /// Whether the VM is sent encrypted.
+    pub encryption: Encryption,
+}
+
+impl Flight {
+    fn end(&self, side: Side) -> &End {
+        match side {
+            Side::Source => &self.source,
+            Side::Target => &self.target,
+        }
+    }
+
+    /// What stands for the pod of an end: both hosts may have a socket of the same path.
+    fn pod(&self, side: Side) -> ObjectRef {
+        let end = self.end(side);
+        let word = match side {
+            Side::Source => "source",
+            Side::Target => "target",
+        };
+        let local = vm(&end.socket);
+        ObjectRef {
+            name: format!("{}:{}", end.node, local.name),
+            uid: format!("{word}-{}", local.uid),
+        }
+    }
+
+    /// How its object is called: as the first of its NICs.
+    pub fn name(&self) -> String {
+        self.nics.keys().next().cloned().unwrap_or_default()
+    }
+
+    fn metadata(&self, name: &str, uid: &str) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(NAMESPACE.to_owned()),
+            uid: Some(uid.to_owned()),
+            generation: Some(1),
+            creation_timestamp: Some(Time(self.created)),
+            ..ObjectMeta::default()
+        }
+    }
+
+    /// As an operator sees it.
+    pub fn migration(&self) -> QemuMigration {
+        let mut metadata = self.metadata(&self.name(), &self.uid);
+        metadata.deletion_timestamp = self.cancelled.then_some(Time(self.created));
+        QemuMigration {
+            metadata,
+            spec: QemuMigrationSpec {
+                vm: self.vm.clone(),
+                target_pod: Some(self.pod(Side::Target).name),
+                decision: self.decision,
+            },
+            status: Some(self.status.clone()),
+        }
+    }
+
+    /// What stands for the pods.
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        let pod = |side| {
+            let (of, end) = (self.pod(side), self.end(side));
+            Arc::new(Pod {
+                metadata: self.metadata(&of.name, &of.uid),
+                spec: Some(PodSpec {
+                    node_name: Some(end.node.clone()),
+                    ..PodSpec::default()
+                }),
+                status: Some(PodStatus {
+                    phase: Some("Running".to_owned()),
+                    pod_ip: end.address.clone(),
+                    ..PodStatus::default()
+                }),
+            })
+        };
+        vec![pod(Side::Source), pod(Side::Target)]
+    }
+
+    /// A NIC's attachment at an end, as an operator sees it: what was ordered, and what the agent says.
+    fn attachment(&self, both: Both<'_>, side: Side, name: &str) -> Option<NicAttachment> {
+        let nic = both.nic(side, name)?;
+        let uid = &self.nics.get(name)?.uid;
+        let attached = nic
+            .attached
+            .as_ref()
+            .filter(|attached| attached.spec.nic.uid == *uid);
+        // What the target's agent does not take up is not there.
+        if side == Side::Target && attached.is_none() && nic.refusal.is_some() {
+            return None;
+        }
+        let ordered = nic
+            .order
+            .as_ref()
+            .filter(|(order, _)| order.migration == self.uid);
+        let ordered = ordered.and_then(|(order, version)| match &order.says {
+            Says::Be(be) => Some((be.spec.clone(), Some(*version))),
+            Says::Over => None,
+        });
+        let (mut spec, generation) =
+            ordered.or_else(|| attached.map(|attached| (attached.spec.clone(), attached.generation)))?;
+        spec.pod = self.pod(side);
+        spec.node_name.clone_from(&self.end(side).node);
+        let mut metadata = self.metadata(&attachment_name(name, &spec.pod.uid), &format!("{uid}-{side:?}"));
+        metadata.generation = generation;
+        metadata.deletion_timestamp = attached
+            .is_some_and(|attached| attached.deleting)
+            .then_some(Time(self.created));
+        Some(NicAttachment {
+            metadata,
+            spec,
+            status: attached.and_then(|attached| attached.status.clone()),
+        })
+    }
+
+    fn attachments(&self, both: Both<'_>, name: &str) -> Vec<Arc<NicAttachment>> {
+        let sides = [Side::Source, Side::Target].into_iter();
+        sides
+            .filter_map(|side| self.attachment(both, side, name))
+            .map(Arc::new)
+            .collect()
+    }
+
+    fn all_attachments(&self, both: Both<'_>) -> Vec<Arc<NicAttachment>> {
+        self.nics
+            .keys()
+            .flat_map(|name| self.attachments(both, name))
+            .collect()
+    }
+
+    /// A NIC, as an operator sees it.
+    fn nic(&self, both: Both<'_>, name: &str, nic: &Nic) -> Option<VmHybridNic> {
+        let mut metadata = self.metadata(name, &nic.uid);
+        let begun = self.status.phase != MigrationPhase::Pending;
+        let leaves = both.source.nics.get(name)?.attached.as_ref()?.deleting;
+        metadata.deletion_timestamp = (leaves && !begun).then_some(Time(self.created));
+        // The NIC is the target's once its file is there.
+        let arrived = matches!(
+            self.status.phase,
+            MigrationPhase::Completing | MigrationPhase::Succeeded
+        ) && both
+            .nic(Side::Target, name)
+            .is_some_and(|there| there.file.is_some());
+        let pod = self.pod(if arrived { Side::Target } else { Side::Source });
+        Some(VmHybridNic {
+            metadata,
+            spec: asked(name, &nic.file).ok()?.spec,
+            status: Some(VmHybridNicStatus {
+                pod: Some(pod),
+                mac: Some(nic.mac.clone()),
+                ..VmHybridNicStatus::default()
+            }),
+        })
+    }
+
+    /// What both ends say, once the migration has begun.
+    pub fn ends(&self, both: Both<'_>) -> Option<(Move, Ends)> {
+        let of = qemu::begun(&self.migration())?;
+        let ends = Ends::observe(&of, &self.all_attachments(both), &self.pods());
+        Some((of, ends))
+    }
+
+    /// The status that follows.
+    pub fn step(&self, both: Both<'_>, waits: Waits, rules: Rules, now: Timestamp, decide: String) -> Step {
+        let migration = self.migration();
+        let pods = self.pods();
+        let nics = self.nics.iter().filter_map(|(name, nic)| {
+            Some(NicInputs {
+                nic: Arc::new(self.nic(both, name, nic)?),
+                attachments: self.attachments(both, name),
+                target_refusal: match both.target {
+                    None => Some(format!("{} does not answer", self.target.node)),
+                    Some(_) => both
+                        .nic(Side::Target, name)
+                        .and_then(|there| there.refusal.clone()),
+                },
+            })
+        });
+        step(&Inputs {
+            now,
+            in_phase_for: waits.in_phase_for,
+            silent_for: waits.silent_for,
+            migration: &migration,
+            blocked_by: None,
+            nics: nics.collect(),
+            pods: &pods,
+            away: BTreeSet::new(),
+            of_nodes: BTreeSet::new(),
+            ends: self.ends(both).map(|(_, ends)| ends),
+            deadlines: rules.deadlines,
+            encryption: rules.encryption,
+            decide,
+        })
+    }
+
+    /// What is still to be changed at both ends, now that the status says what it says.
+    pub fn changes(&self, both: Both<'_>) -> Vec<(Side, Command)> {
+        match self.ends(both) {
+            Some((of, ends)) if of.is_under_way() => self.orders(both, &of, &ends),
+            Some((of, _)) => self.endings(both, of.stage == Stage::Over(Outcome::Succeeded)),
+            None => Vec::new(),
+        }
+    }
+
+    fn orders(&self, both: Both<'_>, of: &Move, ends: &Ends) -> Vec<(Side, Command)> {
+        let mut changes = Vec::new();
+        for (name, known) in &self.nics {
+            let Some(nic) = self.nic(both, name, known) else {
+                continue;
+            };
+            let existing = self.attachments(both, name);
+            let inputs = desired::Inputs {
+                nic: &nic,
+                mac: &known.mac,
+                l2: None,
+                interface: None,
+                existing: &existing,
+                pods: &[],
+                place: Place::Moving(of, ends),
+            };
+            for spec in desired_attachments(&inputs) {
+                let side = if spec.pod == self.pod(Side::Source) {
+                    Side::Source
+                } else {
+                    Side::Target
+                };
+                changes.extend(self.order(both, side, name, spec).map(|command| (side, command)));
+            }
+            // The NIC goes on there, whatever becomes of this command.
+            let arrived = of.stage == Stage::Arrived;
+            if arrived
+                && both
+                    .nic(Side::Target, name)
+                    .is_some_and(|there| there.file.is_none())
+            {
+                changes.push((Side::Target, self.file(name, Some(known.there.clone()))));
+            }
+        }
+        changes
+    }
+
+    /// The order that says this; none where it is there.
+    fn order(&self, both: Both<'_>, side: Side, name: &str, mut spec: NicAttachmentSpec) -> Option<Command> {
+        let nic = both.nic(side, name)?;
+        let socket = self.end(side).socket.clone();
+        spec.pod = vm(&socket);
+        let says = Says::Be(Box::new(Be { socket, spec }));
+        self.say(name, nic, says)
+    }
+
+    fn say(&self, name: &str, nic: &SeenNic, says: Says) -> Option<Command> {
+        let there = nic.order.as_ref().map(|(order, _)| order);
+        if there.is_some_and(|there| there.says == says && there.session == self.session) {
+            return None;
+        }
+        let order = Order {
+            migration: self.uid.clone(),
+            session: self.session,
+            serial: there.map_or(0, |there| there.serial) + 1,
+            says,
+        };
+        Some(Command::Order {
+            nic: name.to_owned(),
+            order: Box::new(order),
+        })
+    }
+
+    fn file(&self, name: &str, text: Option<String>) -> Command {
+        Command::File {
+            nic: name.to_owned(),
+            text,
+            migration: self.uid.clone(),
+            session: self.session,
+        }
+    }
+
+    /// The migration is over: each NIC is as its file says, and goes where the VM is not.
+    fn endings(&self, both: Both<'_>, succeeded: bool) -> Vec<(Side, Command)> {
+        let mut changes = Vec::new();
+        for (side, stays) in [(Side::Source, !succeeded), (Side::Target, succeeded)] {
+            for name in self.nics.keys() {
+                let command = both.nic(side, name).and_then(|nic| self.ending(name, nic, stays));
+                changes.extend(command.map(|command| (side, command)));
+            }
+        }
+        changes
+    }
+
+    fn ending(&self, name: &str, nic: &SeenNic, stays: bool) -> Option<Command> {
+        let (order, _) = nic
+            .order
+            .as_ref()
+            .filter(|(order, _)| order.migration == self.uid)?;
+        if !stays && nic.file.is_some() {
+            return Some(self.file(name, None));
+        }
+        if order.says != Says::Over {
+            return self.say(name, nic, Says::Over);
+        }
+        let taken = if stays {
+            let wanted = nic.attached.as_ref().map(|attached| &attached.spec);
+            wanted.is_none_or(|wanted| wanted.migration.is_none())
+        } else {
+            !nic.said
+        };
+        taken.then(|| Command::Forget {
+            nic: name.to_owned(),
+            migration: self.uid.clone(),
+            session: self.session,
+        })
+    }
+
+    /// Whether nothing of the migration is left at an end; `None` where that is not known.
+    pub fn is_left(&self, both: Both<'_>, side: Side) -> Option<bool> {
+        let mut left = false;
+        for name in self.nics.keys() {
+            let nic = both.nic(side, name)?;
+            left |= nic
+                .order
+                .as_ref()
+                .is_some_and(|(order, _)| order.migration == self.uid);
+        }
+        Some(left)
+    }
+}
+
+/// After this a driver looks again though nothing has told it to.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(15);
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
