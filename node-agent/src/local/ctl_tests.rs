@@ -197,6 +197,17 @@ async fn a_nic_is_told_its_path_in_its_file() {
     assert_eq!(fs::read_to_string(path.join("eth0.yaml")).unwrap(), now);
 }
 
+#[tokio::test]
+async fn a_nic_of_which_no_agent_has_said_anything_is_not_said_to_have_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let text = nic_text("eth0", "fast", Path::new("/run/vms/vm1.qmp"), None).unwrap();
+    fs::write(path.join("eth0.yaml"), text).unwrap();
+    let late = ended(path, &["detach", "eth0", "--timeout", "1"], async {}).await;
+    assert_eq!(late, Ok(2));
+    assert!(!path.join("eth0.yaml").exists());
+}
+
 #[test]
 fn a_network_is_not_detached() {
     let dir = tempfile::tempdir().unwrap();

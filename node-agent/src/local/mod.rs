@@ -10,7 +10,8 @@
 //! | [`migrate`] | moves a VM to another host | the directory, and that host's |
 //! | [`board`] | says how networks, NICs and the host are | the directory |
 //! | [`source`] | puts these together, and is the source of what is wanted | the directory |
-//! | [`ctl`] | shows files and statuses to a person, and writes files | the directory |
+//! | [`ctl`] | does what a person says: writes files, and waits for what is said of them | the directory |
+//! | [`show`] | shows files and statuses to a person | the directory |
 
 pub mod board;
 pub mod ctl;
@@ -19,6 +20,7 @@ pub mod dir;
 pub mod file;
 pub mod migrate;
 pub mod order;
+pub mod show;
 pub mod source;
 
 use std::{
