@@ -25,6 +25,7 @@ mod faults;
 mod flight;
 mod lifecycle;
 mod local;
+mod managers;
 mod once;
 mod pool;
 mod profile;
@@ -47,6 +48,7 @@ fn main() {
         local::tests,
         flight::tests,
         bond::tests,
+        managers::tests,
         lifecycle::tests,
         faults::tests,
         once::tests,
