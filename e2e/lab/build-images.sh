@@ -203,9 +203,11 @@ make_managed() {
 		[Unit]
 		Description=What the harness asks, and the answer to its packets
 		After=dbus.socket systemd-udevd.service
+		StartLimitIntervalSec=0
 
 		[Service]
 		ExecStart=/init serve
+		Restart=always
 
 		[Install]
 		WantedBy=multi-user.target

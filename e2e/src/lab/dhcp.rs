@@ -34,7 +34,8 @@ impl Lab {
         File::create(leases)?;
         fs::write(&conf, text)?;
         let mut command = Command::new("busybox");
-        command.args(["udhcpd", "-f"]).arg(conf);
+        // It asks whether somebody has an address before it gives it, and need not wait for long: nobody has.
+        command.args(["udhcpd", "-f", "-a", "100"]).arg(conf);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(&log)?);
         Ok(Dhcp {
