@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::process::Command;
@@ -19,7 +20,7 @@ pub const INITRD: &str = "managed";
 /// What such a guest needs, in MiB. Its initramfs has 55, and is in memory twice while the guest boots.
 pub const MEMORY: u32 = 256;
 
-const LOOK_DEADLINE: std::time::Duration = std::time::Duration::from_secs(30);
+const LOOK_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The guests' image could not be made.
 #[derive(Debug, thiserror::Error)]
