@@ -5,12 +5,14 @@
 #   GUEST_KERNEL GUEST_INITRD a virtual machine inside a node
 #   LAB_EXEC                  the helper for nodes, stripped
 #
-# Usage: build-images.sh small|debian|kube|kube-debian LAB_EXEC
+# Usage: build-images.sh small|debian|kube|kube-debian LAB_EXEC [managed]
 #   small|debian  which kernel: our own without modules, or Debian's with its modules
 #   kube          our own kernel, and nodes on which a kubelet can run pods
 #   kube-debian   Debian's kernel, and such nodes
 #   LAB_EXEC      the helper that runs in guests (target/debug/lab-exec)
-# Each image is cached under a name made of its inputs' contents; making both takes 4 seconds.
+#   managed       this one only, MANAGED_INITRD: a virtual machine with Debian's systemd and network managers
+# Each image is cached under a name made of its inputs' contents; making both takes 4 seconds, the managed one half a minute
+# with its packages.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 flavour=${1:?small, debian, kube or kube-debian}
@@ -30,6 +32,16 @@ node_modules="virtio_pci virtio_net virtio_console 9pnet_virtio 9p igb igbvf vfi
 kube_modules="br_netfilter nf_conntrack_netlink nf_tables nft_chain_nat nft_compat nft_ct nft_fib_inet nft_fib_ipv4 nft_fib_ipv6
 	nft_hash nft_limit nft_log nft_masq nft_nat nft_numgen nft_redir nft_reject_inet nft_reject_ipv4 nft_reject_ipv6
 	xt_addrtype xt_comment xt_conntrack xt_mark xt_multiport xt_nat xt_statistic xt_MASQUERADE"
+# Guests with Debian's own systemd, whose network is systemd-networkd's or NetworkManager's.
+managed_packages="systemd udev dbus network-manager dash iproute2 kmod"
+managed_programs="dash ip kmod dbus-daemon dbus-send systemctl journalctl networkctl udevadm NetworkManager nmcli busctl
+	usr/lib/systemd/systemd usr/lib/systemd/systemd-executor usr/lib/systemd/systemd-journald
+	usr/lib/systemd/systemd-udevd usr/lib/systemd/systemd-networkd usr/lib/systemd/systemd-sysctl
+	usr/lib/x86_64-linux-gnu/libkmod.so.2"
+managed_units="dbus.service dbus.socket NetworkManager.service systemd-journald.service systemd-journald.socket
+	systemd-journald-dev-log.socket systemd-networkd.service systemd-networkd.socket systemd-udevd.service
+	systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udev-trigger.service sockets.target.wants
+	sysinit.target.wants systemd-udevd.service.d"
 guest_modules="virtio_pci virtio_net virtio_console net_failover bonding igbvf af_packet
 	vmw_vsock_virtio_transport 8021q"
 
@@ -88,7 +100,7 @@ add_foreign() {
 		path=$(realpath -s "$path")
 		rm -f "$root/usr/bin/${program##*/}"
 		install -D "$path" "$root/${path#"$from"/}"
-		"$from/usr/lib64/ld-linux-x86-64.so.2" --library-path "$from/$libraries" --list "$path" 2>/dev/null |
+		"$from/usr/lib64/ld-linux-x86-64.so.2" --library-path "$from/$libraries:$from/$libraries/systemd" --list "$path" 2>/dev/null |
 			grep -oE "$from/[^ ]+" || true
 	done | sort -u | while read -r library; do
 		install -D "$library" "$root/$libraries/${library##*/}"
@@ -170,6 +182,50 @@ make_guest() {
 	install "$here/guest-init" "$root/init"
 }
 
+# Debian's own units, rules and policies, with the programs that they name; nothing of ours but what starts lab-exec.
+make_managed() {
+	local root=$1 release=$work.release unit
+	new_root "$root"
+	# shellcheck disable=SC2086
+	"$here/unpack.sh" "$release" trixie $managed_packages
+	# shellcheck disable=SC2086
+	add_foreign "$root" "$release" $managed_programs
+	ln -sf ../bin/kmod "$root/usr/sbin/modprobe"
+	ln -sf dash "$root/usr/bin/sh"
+	install "$lab_exec" "$root/usr/bin/lab-exec"
+	strip "$root/usr/bin/lab-exec"
+	# shellcheck disable=SC2086
+	add_modules "$root" $guest_modules
+	(cd "$release" && cp -R --parents etc/{NetworkManager,systemd} usr/share/dbus-1 usr/lib/udev/rules.d \
+		usr/lib/systemd/{network,system/*.target} usr/lib/NetworkManager "$root")
+	for unit in $managed_units; do cp -R "$release/usr/lib/systemd/system/$unit" "$root/usr/lib/systemd/system/"; done
+	cat >"$root/usr/lib/systemd/system/lab.service" <<-'UNIT'
+		[Unit]
+		Description=What the harness asks, and the answer to its packets
+		After=dbus.socket systemd-udevd.service
+		StartLimitIntervalSec=0
+
+		[Service]
+		ExecStart=/init serve
+		Restart=always
+
+		[Install]
+		WantedBy=multi-user.target
+	UNIT
+	mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+	ln -s /usr/lib/systemd/system/lab.service "$root/etc/systemd/system/multi-user.target.wants/"
+	ln -sf multi-user.target "$root/usr/lib/systemd/system/default.target"
+	printf '%s\n' root:x:0:0:::/bin/sh messagebus:x:101:101::/: systemd-network:x:102:102::/: nobody:x:65534:65534::/: \
+		>"$root/etc/passwd"
+	printf '%s\n' root:x:0: tty:x:5: disk:x:6: kmem:x:15: dialout:x:20: audio:x:29: video:x:44: input:x:50: \
+		messagebus:x:101: systemd-network:x:102: systemd-journal:x:103: nogroup:x:65534: >"$root/etc/group"
+	# Without an id of its machine systemd takes this for the first boot, and enables whatever it finds.
+	echo 68796272696476696d6e696373746279 >"$root/etc/machine-id"
+	echo guest >"$root/etc/hostname"
+	install "$here/managed-init" "$root/init"
+	rm -rf "$release"
+}
+
 # cached NAME INPUT...: prints the image's path; makes it with make_NAME if its inputs changed.
 cached() {
 	local name=$1 hash image
@@ -195,6 +251,10 @@ exec 8>"$cache/images.lock"
 flock 8
 work=
 trap 'rm -rf "$work" "$work.release"' EXIT
+if [ "${3:-}" = managed ]; then
+	echo "MANAGED_INITRD=$(cached managed "$here/managed-init" "$here/unpack.sh" "$lab_exec")"
+	exit
+fi
 case $flavour in
 kube | kube-debian) node=$(cached kube_node "$here/node-init") ;;
 *) node=$(cached node "$here/node-init" "$(command -v qemu-system-x86_64)") ;;

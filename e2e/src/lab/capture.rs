@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::Lab;
 use super::exec::{Follower, State, await_state};
 use super::launch::launch;
-use super::net::Net;
+use super::net::{BRIDGE, Net};
 
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -42,7 +42,7 @@ pub struct Frame {
     pub destination: String,
     /// VLAN tag, if it had one.
     pub vlan: Option<u16>,
-    /// The rest, as tcpdump puts it.
+    /// The rest, as tcpdump puts it; in full, it has several lines.
     pub text: String,
 }
 
@@ -57,10 +57,19 @@ impl Lab {
     /// Watches the wire of a node's port for frames that a tcpdump expression selects, both ways. It watches from
     /// the moment this returns.
     pub async fn capture(&self, node: u8, port: u8, expression: &str) -> Result<Capture, Error> {
-        let tap = Net::tap(node, port);
+        self.tcpdump(&Net::tap(node, port), &[], expression).await
+    }
+
+    /// The same of what the peer sends and gets, with all that tcpdump can read in it.
+    pub async fn capture_at_peer(&self, expression: &str) -> Result<Capture, Error> {
+        self.tcpdump(BRIDGE, &["-v"], expression).await
+    }
+
+    async fn tcpdump(&self, interface: &str, more: &[&str], expression: &str) -> Result<Capture, Error> {
         let mut command = Command::new("tcpdump");
         command
-            .args(["-i", &tap, "-n", "-e", "-tt", "-l", "--immediate-mode"])
+            .args(["-i", interface, "-n", "-e", "-tt", "-l", "--immediate-mode"])
+            .args(more)
             .arg(expression);
         command
             .stdin(Stdio::null())
@@ -79,7 +88,7 @@ impl Lab {
             tcpdump,
             output: Some(output),
         };
-        let log = File::create(self.dir.join(format!("tcpdump-{tap}.log"))).map_err(Error::Launch)?;
+        let log = File::create(self.dir.join(format!("tcpdump-{interface}.log"))).map_err(Error::Launch)?;
         let (sender, state) = watch::channel(State::default());
         thread::spawn(move || {
             let mut follower = Follower::new(log, "listening on");
@@ -105,7 +114,7 @@ impl Capture {
             Some(Ok(text)) => text.map_err(Error::Read)?,
             _ => String::new(),
         };
-        Ok(text.lines().filter_map(parse).collect())
+        Ok(frames(&text))
     }
 
     fn end(&mut self) -> io::Result<()> {
@@ -121,6 +130,21 @@ impl Drop for Capture {
     fn drop(&mut self) {
         let _ = self.end();
     }
+}
+
+/// What tcpdump has written. With `-v` a frame goes on in lines that begin with blanks.
+pub(super) fn frames(text: &str) -> Vec<Frame> {
+    let mut frames: Vec<Frame> = Vec::new();
+    for line in text.lines() {
+        match frames.last_mut() {
+            Some(frame) if line.starts_with(char::is_whitespace) => {
+                frame.text.push('\n');
+                frame.text.push_str(line);
+            }
+            _ => frames.extend(parse(line)),
+        }
+    }
+    frames
 }
 
 /// `1700000000.123456 52:54:00:aa:bb:01 > ff:ff:ff:ff:ff:ff, ethertype 802.1Q (0x8100), length 64: vlan 42, p 0, ...`

@@ -72,6 +72,8 @@ pub struct GuestSpec {
     /// Whether it lets go of devices. Without, it has no hot-plug driver: it finds new devices by looking each second,
     /// and never answers `device_del`.
     pub hotplug: bool,
+    /// Name of its initramfs below `/host/guest`.
+    pub initrd: String,
     /// More of the guest kernel's command line.
     pub kernel_args: String,
     /// More of QEMU's command line.
@@ -92,6 +94,7 @@ impl GuestSpec {
             nics: Vec::new(),
             root_ports: None,
             hotplug: true,
+            initrd: "initrd".into(),
             kernel_args: String::new(),
             qemu_args: Vec::new(),
         }
@@ -165,7 +168,8 @@ impl GuestSpec {
             "-m",
             &self.memory.to_string(),
         ]);
-        add(&["-kernel", "/host/guest/vmlinux", "-initrd", "/host/guest/initrd"]);
+        add(&["-kernel", "/host/guest/vmlinux"]);
+        add(&["-initrd", &format!("/host/guest/{}", self.initrd)]);
         add(&[
             "-chardev",
             "stdio,id=console,signal=off",

@@ -54,6 +54,29 @@ pub(crate) struct Images {
 
 /// Builds what is missing, with progress on standard error.
 pub(crate) async fn build(kernel: Kernel) -> Result<Images, Error> {
+    let named = script(kernel, &[]).await?;
+    let path = |name: &'static str| path(&named, name);
+    Ok(Images {
+        node_qemu: path("NODE_QEMU")?,
+        node_kernel: path("NODE_KERNEL")?,
+        node_initrd: path("NODE_INITRD")?,
+        guest_kernel: path("GUEST_KERNEL")?,
+        guest_initrd: path("GUEST_INITRD")?,
+        lab_exec: path("LAB_EXEC")?,
+    })
+}
+
+/// The initramfs of guests with Debian's own systemd, built if it is missing.
+pub(crate) async fn managed(kernel: Kernel) -> Result<PathBuf, Error> {
+    path(&script(kernel, &["managed"]).await?, "MANAGED_INITRD")
+}
+
+fn path(named: &HashMap<String, PathBuf>, name: &'static str) -> Result<PathBuf, Error> {
+    named.get(name).cloned().ok_or(Error::Unnamed(name))
+}
+
+/// What build-images.sh says, by name.
+async fn script(kernel: Kernel, more: &[&str]) -> Result<HashMap<String, PathBuf>, Error> {
     let lab_exec = lab_exec()?;
     let flavour = match kernel {
         Kernel::Small => "small",
@@ -66,6 +89,7 @@ pub(crate) async fn build(kernel: Kernel) -> Result<Images, Error> {
     let running = Command::new(script)
         .arg(flavour)
         .arg(&lab_exec)
+        .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
@@ -79,16 +103,11 @@ pub(crate) async fn build(kernel: Kernel) -> Result<Images, Error> {
         return Err(Error::Failed(output.status));
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    let named: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
-    let path = |name: &'static str| named.get(name).map(PathBuf::from).ok_or(Error::Unnamed(name));
-    Ok(Images {
-        node_qemu: path("NODE_QEMU")?,
-        node_kernel: path("NODE_KERNEL")?,
-        node_initrd: path("NODE_INITRD")?,
-        guest_kernel: path("GUEST_KERNEL")?,
-        guest_initrd: path("GUEST_INITRD")?,
-        lab_exec: path("LAB_EXEC")?,
-    })
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, path)| (name.into(), path.into()))
+        .collect())
 }
 
 /// `lab-exec` as Cargo built it for this test: tests are in `target/PROFILE/deps`, programs one up.

@@ -15,12 +15,14 @@
 
 mod accel;
 pub mod capture;
+pub mod dhcp;
 pub mod exec;
 pub mod fate;
 pub mod guest;
 mod image;
 pub mod inside;
 mod launch;
+pub mod managed;
 pub mod net;
 pub mod node;
 pub mod pinger;
@@ -43,11 +45,13 @@ use tokio::time::timeout;
 
 pub use accel::Accel;
 pub use capture::{Capture, Frame};
+pub use dhcp::Dhcp;
 pub use exec::{Output, Process};
 pub use fate::{Fate, died_in_svm};
 pub use guest::{Guest, GuestNic, GuestSpec};
 pub use image::Kernel;
 pub use inside::Inside;
+pub use managed::Manager;
 pub use net::Net;
 pub use node::{Node, NodeOptions};
 pub use pinger::{Pinger, Report, Stream};
@@ -113,6 +117,7 @@ impl LabOptions {
 pub struct Lab {
     // Fields drop in this order: machines before networks, the lock last.
     nodes: Vec<Node>,
+    kernel: Kernel,
     accel: Accel,
     net: Net,
     dir: PathBuf,
@@ -153,6 +158,7 @@ impl Lab {
         let nodes = try_join_all((1..=options.nodes).map(boot)).await?;
         Ok(Self {
             nodes,
+            kernel: options.kernel,
             accel,
             net,
             dir,

@@ -286,6 +286,14 @@ impl Node {
         Ok(format!("{SHARE}/{}", name.to_string_lossy()))
     }
 
+    /// Puts an initramfs where guests find theirs.
+    pub(crate) fn add_initrd(&self, initrd: &Path, name: &str) -> Result<(), Error> {
+        let to = self.share().join("guest").join(name);
+        // One of this name may be there from an earlier test.
+        let _ = fs::remove_file(&to);
+        link(initrd, &to).map_err(|source| Error::Directory { path: to, source })
+    }
+
     /// Writes a file in the node with this mode, making its directories.
     pub async fn put(&self, path: &str, content: &[u8], mode: u32) -> Result<(), Error> {
         let script = format!(r#"mkdir -p "$(dirname "$0")" && cat >"$0" && chmod {mode:o} "$0""#);
@@ -451,11 +459,14 @@ fn fill(dir: &Path, images: &Images) -> io::Result<()> {
         (&images.guest_kernel, "guest/vmlinux"),
         (&images.guest_initrd, "guest/initrd"),
     ] {
-        let to = share.join(to);
-        // The cache may be on another file system.
-        fs::hard_link(from, &to).or_else(|_| fs::copy(from, &to).map(|_| ()))?;
+        link(from, &share.join(to))?;
     }
     Ok(())
+}
+
+/// The cache may be on another file system.
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(|_| ()))
 }
 
 /// Copies beside and renames: a program that runs cannot be written to.

@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{NAMESPACE, World, fault::report_loss};
-use crate::lab::{Guest, GuestSpec};
+use crate::lab::{Guest, GuestSpec, Manager, managed};
 
 /// The longest that a test runs.
 const FOREVER: Duration = Duration::from_hours(2);
@@ -58,6 +58,8 @@ pub struct VmSpec {
     pub grouped: bool,
     /// How its NICs say that the guest pairs VF and standby.
     pub pairing: Pairing,
+    /// Name of its initramfs: see [`GuestSpec::initrd`].
+    pub initrd: String,
     /// More of the guest kernel's command line.
     pub kernel_args: String,
 }
@@ -73,6 +75,7 @@ impl VmSpec {
             ipv6: false,
             grouped: true,
             pairing: Pairing::NetFailover,
+            initrd: "initrd".into(),
             kernel_args: String::new(),
         }
     }
@@ -83,6 +86,18 @@ impl VmSpec {
         Self {
             pairing: Pairing::Bond,
             kernel_args: "lab.bond=1".into(),
+            ..self
+        }
+    }
+
+    /// The same with Debian's own systemd in the guest, and its network in the hands of this manager: see
+    /// [`crate::lab::Lab::add_managed`].
+    #[must_use]
+    pub fn managed(self, manager: Manager) -> Self {
+        Self {
+            memory: managed::MEMORY,
+            initrd: managed::INITRD.into(),
+            kernel_args: manager.kernel_args().into(),
             ..self
         }
     }
@@ -144,6 +159,7 @@ impl World {
         guest.hotplug = spec.hotplug;
         guest.pod_uid.clone_from(&pod_uid);
         guest.grouped = spec.grouped;
+        guest.initrd.clone_from(&spec.initrd);
         guest.kernel_args.clone_from(&spec.kernel_args);
         for nic in &spec.nics {
             guest = guest.nic(&nic.mac, &format!("{}/24", nic.address));

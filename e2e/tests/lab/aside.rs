@@ -193,13 +193,13 @@ async fn kept(world: &mut World) {
     }
 }
 
-const STANDBY: &str = r#"{"path": "Standby"}"#;
+pub const STANDBY: &str = r#"{"path": "Standby"}"#;
 const KEEP: &str = r#"{"path": "Standby", "keepVf": true}"#;
 const GIVE: &str = r#"{"keepVf": null}"#;
-const AUTO: &str = r#"{"path": "Auto", "keepVf": null}"#;
+pub const AUTO: &str = r#"{"path": "Auto", "keepVf": null}"#;
 
 /// Tells a NIC where its traffic is to run.
-async fn tell(world: &World, nic: &str, spec: &str) {
+pub async fn tell(world: &World, nic: &str, spec: &str) {
     let patch = format!(r#"{{"spec": {spec}}}"#);
     world
         .kubectl(&["patch", "vhn", nic, "--type", "merge", "-p", &patch])
@@ -208,7 +208,7 @@ async fn tell(world: &World, nic: &str, spec: &str) {
 }
 
 /// Waits until a NIC is on its standby because it was told so, on this node.
-async fn told(world: &World, nic: &str, node: usize) -> VmHybridNic {
+pub async fn told(world: &World, nic: &str, node: usize) -> VmHybridNic {
     let name = world.node(node).name();
     let is = |n: &VmHybridNic| {
         on(n, Path::Standby)

@@ -26,6 +26,7 @@ mod flight;
 mod hosts;
 mod lifecycle;
 mod local;
+mod managers;
 mod once;
 mod pool;
 mod profile;
@@ -49,6 +50,7 @@ fn main() {
         hosts::tests,
         flight::tests,
         bond::tests,
+        managers::tests,
         lifecycle::tests,
         faults::tests,
         once::tests,
