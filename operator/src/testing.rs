@@ -7,7 +7,7 @@ use hybridnic_api::v1alpha1::{
     AttachedVm, AttachmentState, Goal, HybridNetwork, HybridNode, HybridNodeSpec, HybridNodeStatus,
     L2Settings, MigrationEnd, MigrationReport, MigrationState, NicAttachment, NicAttachmentSpec,
     NicAttachmentStatus, NoFreeVf, NodePool, ObjectRef, Pairing, Path, QemuMigration, QemuMigrationSpec,
-    QemuVm, Vm, VmHybridNic, VmHybridNicSpec, WantedPath,
+    QemuVm, StandbyKind, Vm, VmHybridNic, VmHybridNicSpec, WantedPath,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -36,6 +36,7 @@ pub fn nic(name: &str, vm: &str, network: &str, second: i64) -> VmHybridNic {
             kubevirt: None,
         },
         mac: None,
+        standby: StandbyKind::Macvtap,
         no_free_vf: NoFreeVf::Standby,
         path: WantedPath::Auto,
         keep_vf: false,
@@ -159,6 +160,7 @@ pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
         mac: "02:00:00:00:00:01".to_owned(),
         goal: Goal::FastPath,
         aside: None,
+        standby: StandbyKind::Macvtap,
         no_free_vf: NoFreeVf::Standby,
         pairing: Pairing::NetFailover,
         port_instance_id: None,
