@@ -18,7 +18,7 @@ use clap::Subcommand;
 use hybridnic_api::{
     conditions::{self, types},
     names::GROUP,
-    v1alpha1::{HybridNodeStatus, NicPhase, VmHybridNicStatus, WantedPath},
+    v1alpha1::{HybridNodeStatus, NicPhase, StandbyKind, VmHybridNicStatus, WantedPath},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::de::DeserializeOwned;
@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use super::{
     dir::{Change, Dir, names},
-    file::{self, Asked},
+    file::{self, Asked, AskedNic},
 };
 use crate::{durable, inventory};
 
@@ -66,6 +66,9 @@ enum Command {
         /// Its MAC address; without it one is made.
         #[arg(long)]
         mac: Option<String>,
+        /// What carries the traffic while the VF is out; with none nothing does.
+        #[arg(long, value_enum, default_value = "macvtap")]
+        standby: Standby,
         #[command(flatten)]
         wait: Wait,
     },
@@ -76,6 +79,9 @@ enum Command {
         /// Keep the VF reserved for the NIC; without it, it goes back to the pool.
         #[arg(long)]
         keep_vf: bool,
+        /// Also a NIC that has no standby: the VM has no network by it until `fast`.
+        #[arg(long)]
+        cut: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -93,6 +99,15 @@ enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+}
+
+/// What carries a NIC's traffic while its VF is out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Standby {
+    /// A virtio-net device on a macvtap.
+    Macvtap,
+    /// Nothing.
+    None,
 }
 
 #[derive(Debug, clap::Args)]
@@ -128,17 +143,28 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             network,
             socket,
             mac,
+            standby,
             wait,
         } => {
-            let text = nic_text(&name, &network, &socket, mac.as_deref())?;
+            let text = nic_text(&name, &network, &socket, mac.as_deref(), standby)?;
             let watched = watch(dir)?;
             make(dir, &name, &text)?;
             let generation = file::generation(&text);
             let until = |status: Option<&VmHybridNicStatus>| attached(status, generation);
             follow(&watched, dir, &name, &wait, until).await
         }
-        Command::Standby { name, keep_vf, wait } => {
+        Command::Standby {
+            name,
+            keep_vf,
+            cut,
+            wait,
+        } => {
             let watched = watch(dir)?;
+            let alone = asked(dir, &name)?.1.spec.standby == StandbyKind::None;
+            ensure!(
+                cut || !alone,
+                "{name} has no standby: without its VF the VM has no network by it. If that is meant, say --cut"
+            );
             let generation = set_path(dir, &name, WantedPath::Standby, keep_vf)?;
             let until = |status: Option<&VmHybridNicStatus>| aside(status, generation, keep_vf);
             follow(&watched, dir, &name, &wait, until).await
@@ -167,7 +193,13 @@ fn watch(dir: &Path) -> anyhow::Result<Dir> {
 }
 
 /// The file of a NIC, which the agent is sure to understand.
-fn nic_text(name: &str, network: &str, socket: &Path, mac: Option<&str>) -> anyhow::Result<String> {
+fn nic_text(
+    name: &str,
+    network: &str,
+    socket: &Path,
+    mac: Option<&str>,
+    standby: Standby,
+) -> anyhow::Result<String> {
     let mut document = json!({
         "apiVersion": format!("{GROUP}/v1alpha1"),
         "kind": "VmHybridNic",
@@ -176,6 +208,9 @@ fn nic_text(name: &str, network: &str, socket: &Path, mac: Option<&str>) -> anyh
     });
     if let Some(mac) = mac {
         document["spec"]["mac"] = json!(mac);
+    }
+    if standby == Standby::None {
+        document["spec"]["standby"] = json!(StandbyKind::None);
     }
     let text = serde_saphyr::to_string(&document)?;
     match file::parse(name, &text, None) {
@@ -197,16 +232,22 @@ fn make(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     durable::set(dir, &path, Some(text.as_bytes())).with_context(|| path.display().to_string())
 }
 
-/// Says in a NIC's file which path it is to take; gives the version that the file has then.
-fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::Result<i64> {
+/// A NIC's file, and what it asks for.
+fn asked(dir: &Path, name: &str) -> anyhow::Result<(String, AskedNic)> {
     let file = dir.join(file::asking(name));
     let text =
         fs::read_to_string(&file).with_context(|| format!("there is no NIC {name}: {}", file.display()))?;
-    let asked = match file::parse(name, &text, None) {
-        Ok(Asked::Nic(asked)) => asked,
+    match file::parse(name, &text, None) {
+        Ok(Asked::Nic(asked)) => Ok((text, *asked)),
         Ok(Asked::Network(_)) => bail!("{name} is a network"),
         Err(why) => bail!("{}: {why}", file.display()),
-    };
+    }
+}
+
+/// Says in a NIC's file which path it is to take; gives the version that the file has then.
+fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::Result<i64> {
+    let file = dir.join(file::asking(name));
+    let (text, asked) = asked(dir, name)?;
     if (asked.spec.path, asked.spec.keep_vf) == (path, keep_vf) {
         return Ok(file::generation(&text));
     }
@@ -245,10 +286,10 @@ fn attached(status: Option<&VmHybridNicStatus>, generation: i64) -> Reached {
     reached(status, generation, |status| status.phase == NicPhase::FastPath)
 }
 
-/// Whether a NIC whose file has this version is on its standby, and its VF is where it is to be.
+/// Whether a NIC whose file has this version is off its VF, and that is where it is to be.
 fn aside(status: Option<&VmHybridNicStatus>, generation: i64, keep_vf: bool) -> Reached {
     reached(status, generation, |status| {
-        status.phase == NicPhase::Standby && keep_vf == status.vf.is_some()
+        matches!(status.phase, NicPhase::Standby | NicPhase::Aside) && keep_vf == status.vf.is_some()
     })
 }
 
