@@ -90,12 +90,16 @@ pub enum Command {
     /// Take a VM, or one NIC, off its VFs: the traffic runs on the standby until `fast`
     ///
     /// For a tool that needs the VF, or to see how the standby does. The card stays in use, because the standby is on it. The VM may migrate meanwhile.
+    /// A NIC without a standby is told with --cut only.
     Standby {
         /// Name of a VmHybridNic, or of a VM, whose NICs all are meant; nic/NAME or vm/NAME where it is both
         name: String,
         /// Keep the VF reserved for the NIC; without it, it goes back to the pool, and another NIC may get it
         #[arg(long)]
         keep_vf: bool,
+        /// NICs without a standby too: the VM has no network by them until `fast`
+        #[arg(long)]
+        cut: bool,
         /// Watch it to its end; the exit code is 0 only when no NIC whose VM runs is on a VF
         #[arg(short, long)]
         watch: bool,
@@ -199,7 +203,7 @@ mod tests {
         );
         let cli = Cli::parse_from(["x", "standby", "vm/web", "--keep-vf", "-w"]);
         assert!(
-            matches!(cli.command, Command::Standby { name, keep_vf: true, watch: true } if name == "vm/web")
+            matches!(cli.command, Command::Standby { name, keep_vf: true, cut: false, watch: true } if name == "vm/web")
         );
         let cli = Cli::parse_from(["x", "fast", "eth0"]);
         assert!(matches!(cli.command, Command::Fast { name, watch: false } if name == "eth0"));

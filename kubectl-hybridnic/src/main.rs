@@ -64,11 +64,23 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Nic { name } => nic::run(&cluster, &name, output).await,
         Command::Node { name } => node::run(&cluster, &name, output).await,
         Command::Migrate { vm, to, watch } => migrate::run(&cluster, &vm, to.as_deref(), watch, output).await,
-        Command::Standby { name, keep_vf, watch } => {
+        Command::Standby {
+            name,
+            keep_vf,
+            cut,
+            watch,
+        } => {
             let aside = if keep_vf { Aside::KeepVf } else { Aside::GiveVfBack };
-            aside::run(&cluster, &name, Some(aside), watch, output).await
+            aside::run(
+                &cluster,
+                &name,
+                aside::Word::Standby { aside, cut },
+                watch,
+                output,
+            )
+            .await
         }
-        Command::Fast { name, watch } => aside::run(&cluster, &name, None, watch, output).await,
+        Command::Fast { name, watch } => aside::run(&cluster, &name, aside::Word::Fast, watch, output).await,
         Command::DrainPf { node, which, watch } => {
             drain::run(&cluster, &node, &which, drain::Word::Drain { watch }, output).await
         }

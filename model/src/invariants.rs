@@ -1,6 +1,6 @@
 //! What must hold.
 
-use hybridnic_api::v1alpha1::{Aside, MigrationPhase};
+use hybridnic_api::v1alpha1::{Aside, MigrationPhase, StandbyKind};
 
 use crate::model::Model;
 use crate::nic_task::is_clean;
@@ -105,6 +105,10 @@ pub fn rested(model: &Model, state: &State) -> Result<(), Broken> {
     }
     for n in 0..model.nics {
         let nic = &state.nodes[end].nics[n];
+        if model.standby == StandbyKind::None {
+            has_vf_alone(model, state, end, n)?;
+            continue;
+        }
         let [vf, standby] = nic.live();
         if vf.is_none() && standby.is_none() {
             return Err("(e) a NIC of a running VM carries nothing".to_owned());
@@ -137,6 +141,52 @@ pub fn rested(model: &Model, state: &State) -> Result<(), Broken> {
                 "(e) a NIC of a running VM is split for ever, and its standby's PF is fit".to_owned(),
             );
         }
+    }
+    Ok(())
+}
+
+/// Whether a NIC of a VM that runs, and has no standby, has the VF that it could have, and none that it is not to have.
+fn has_vf_alone(model: &Model, state: &State, end: usize, n: usize) -> Result<(), Broken> {
+    let (node, nic) = (&state.nodes[end], &state.nodes[end].nics[n]);
+    let plugged = node.qemu.vf[n].is_some();
+    let [live, standby] = nic.live();
+    if standby.is_some() || nic.standby.is_some() || node.qemu.standby[n] {
+        return Err("(e) a NIC without a standby has one".to_owned());
+    }
+    if live.is_some() != plugged {
+        return Err("(e) a NIC without a standby has its MAC elsewhere than in the guest".to_owned());
+    }
+    let held = |vf: &u8| {
+        node.nics
+            .iter()
+            .any(|nic| nic.vf.is_some_and(|held| held.index == *vf))
+    };
+    let free = node.fit(model.vfs).any(|vf| !held(&vf));
+    match (state.api.aside, nic.vf) {
+        (Some(_), _) if plugged => {
+            return Err("(e) a NIC that is told to do without its VF has it".to_owned());
+        }
+        (Some(Aside::GiveVfBack), Some(_)) => {
+            return Err("(e) a NIC that is told to give its VF back holds one for ever".to_owned());
+        }
+        (Some(Aside::GiveVfBack), None) => return Ok(()),
+        (_, None) if free => {
+            return Err("(e) a NIC without a standby has no VF, and one is free".to_owned());
+        }
+        (_, None) => return Ok(()),
+        (Some(Aside::KeepVf) | None, Some(_)) => {}
+    }
+    let pf = nic.vf.map(|vf| node.pf(vf.index)).unwrap_or_default();
+    // What works is not taken from a VM that would have no network.
+    let stays = plugged && pf.is_linked() && !free;
+    if pf.drained && !stays {
+        return Err("(e) a NIC without a standby holds a VF that is drained for ever".to_owned());
+    }
+    if pf.dark && free {
+        return Err("(e) a NIC without a standby is on a PF without link, and another has one".to_owned());
+    }
+    if state.api.aside.is_none() && pf.is_fit() && !plugged {
+        return Err("(e) a NIC without a standby holds a VF that its guest does not have".to_owned());
     }
     Ok(())
 }

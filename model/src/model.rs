@@ -1,7 +1,9 @@
 //! The world as a system of states and actions.
 
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{Aside, MigrationPhase, MigrationStep, Pairing, QemuMigrationStatus};
+use hybridnic_api::v1alpha1::{
+    Aside, MigrationPhase, MigrationStep, Pairing, QemuMigrationStatus, StandbyKind,
+};
 
 use crate::objects::{Memo, Objects};
 use crate::qemu::{self, HAPPENS, Happens};
@@ -22,6 +24,8 @@ pub struct Model {
     pub tells: u8,
     /// How often a PF is drained or undrained, or loses its link or finds it.
     pub turns: u8,
+    /// What the NICs have besides their VFs.
+    pub standby: StandbyKind,
     /// How the guest makes one NIC of VF and standby.
     pub pairing: Pairing,
     /// Objects with a number.
@@ -113,6 +117,7 @@ impl Model {
             nics: nics.clamp(1, NICS),
             tells,
             turns: 0,
+            standby: StandbyKind::Macvtap,
             pairing,
             objects: Objects::default(),
             rounds: Memo::default(),
@@ -126,6 +131,15 @@ impl Model {
     #[must_use]
     pub fn with_turns(self, turns: u8) -> Self {
         Self { turns, ..self }
+    }
+
+    /// The same in which the NICs have no standby.
+    #[must_use]
+    pub fn without_standby(self) -> Self {
+        Self {
+            standby: StandbyKind::None,
+            ..self
+        }
     }
 
     /// All NICs, or each alone while one may be ahead of the other.

@@ -8,7 +8,7 @@ use hybridnic_agent::nic::report::{self, Inputs};
 use hybridnic_agent::nic::seen::{Guest, Port, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
 use hybridnic_api::v1alpha1::{
     Aside, AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
-    Pairing, SwitchOrder,
+    Pairing, StandbyKind, SwitchOrder,
 };
 
 use crate::model::Model;
@@ -337,7 +337,7 @@ pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view:
     let migration = objects.reports.get(view.report);
     let theirs = matches!(spec.vm, AttachedVm::Kubevirt { .. });
     let ports = (nic.recorded && !theirs).then(|| GuestPorts {
-        standby: "p".to_owned(),
+        standby: (spec.standby == StandbyKind::Macvtap).then(|| "p".to_owned()),
         vf: "q".to_owned(),
     });
     let record = record(n, spec);
@@ -350,7 +350,7 @@ pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view:
         error: None,
         guest: GuestDevices {
             vf_port: ports.as_ref().map(|ports| ports.vf.clone()),
-            standby_port: ports.map(|ports| ports.standby),
+            standby_port: ports.and_then(|ports| ports.standby),
             ..GuestDevices::default()
         },
         unplug_order: None,
@@ -406,7 +406,9 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
                 mac: Mac::Other,
             });
             // Without a VF the PF with the fewest standbys; with one its own.
-            nic.standby = nic.standby.or(free).or_else(|| u8::try_from(n).ok());
+            if model.standby == StandbyKind::Macvtap {
+                nic.standby = nic.standby.or(free).or_else(|| u8::try_from(n).ok());
+            }
         }
         Step::Bind => set(nic, |vf| vf.bound = true),
         Step::Park => set(nic, |vf| vf.mac = Mac::Parking),
@@ -484,6 +486,7 @@ pub(crate) fn empty(n: usize, vm: AttachedVm) -> NicAttachmentSpec {
         mac: String::new(),
         goal: Goal::Detached,
         aside: None,
+        standby: StandbyKind::Macvtap,
         no_free_vf: hybridnic_api::v1alpha1::NoFreeVf::Standby,
         pairing: Pairing::NetFailover,
         port_instance_id: None,

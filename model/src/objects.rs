@@ -386,6 +386,7 @@ pub fn nic(n: usize, pod: Option<u8>, aside: Option<Aside>) -> VmHybridNic {
                 kubevirt: None,
             },
             mac: None,
+            standby: hybridnic_api::v1alpha1::StandbyKind::Macvtap,
             no_free_vf: NoFreeVf::Standby,
             path: aside.map_or(WantedPath::Auto, |_| WantedPath::Standby),
             keep_vf: aside == Some(Aside::KeepVf),

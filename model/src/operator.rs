@@ -108,7 +108,7 @@ fn world(model: &Model, api: &Api) -> World {
         }
         all.extend(own.iter().cloned());
         let mut nic = objects::nic(n, api.nic_pods[n], api.aside);
-        nic.spec.pairing = model.pairing;
+        (nic.spec.standby, nic.spec.pairing) = (model.standby, model.pairing);
         nics.push(NicInputs {
             nic: Arc::new(nic),
             attachments: own,

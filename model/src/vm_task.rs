@@ -180,8 +180,8 @@ impl Sight {
 
 /// A state by its number.
 pub(crate) fn state_of(number: u8) -> AttachmentState {
-    use AttachmentState::{Detached, FastPath, Pending, Reserved, Standby};
-    [Pending, Reserved, Standby, FastPath, Detached]
+    use AttachmentState::{Aside, Detached, FastPath, Pending, Reserved, Standby};
+    [Pending, Reserved, Standby, Aside, FastPath, Detached]
         .into_iter()
         .find(|state| *state as u8 == number)
         .unwrap_or_default()

@@ -2,7 +2,7 @@
 //!
 //! | variable | is |
 //! |---|---|
-//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `bonded`, which is the operator and guests that bond VF and standby; or `prompt`, which is KubeVirt with two migrations and news that come at once |
+//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `bonded`, which is the operator and guests that bond VF and standby; `alone`, which is the operator and NICs without a standby; or `prompt`, which is KubeVirt with two migrations and news that come at once |
 //! | `MODEL_FAULTS` | how many faults |
 //! | `MODEL_NICS` | NICs of the VM: 1 or 2 |
 //! | `MODEL_TELLS` | how often a user tells the NICs where their traffic is to run |
@@ -29,6 +29,8 @@ enum Driver {
     Operator,
     /// The operator; the guest bonds VF and standby.
     Bonded,
+    /// The operator; the NICs have no standby.
+    Alone,
     /// KubeVirt, which asks for one.
     Kubevirt,
     /// KubeVirt, which asks for two, one after the other; all news come at once, except for faults.
@@ -60,13 +62,18 @@ impl World {
 }
 
 /// What `make model` searches.
-const WORLDS: [World; 17] = [
+const WORLDS: [World; 22] = [
     world(Driver::Operator, 1, 1, 3, 0),
     world(Driver::Operator, 1, 0, 2, 0),
     world(Driver::Operator, 2, 2, 1, 1),
     world(Driver::Operator, 2, 2, 2, 0),
     world(Driver::Operator, 2, 1, 1, 1),
     world(Driver::Bonded, 1, 1, 2, 0),
+    world(Driver::Alone, 1, 1, 2, 0),
+    world(Driver::Alone, 1, 0, 1, 0),
+    world(Driver::Alone, 2, 1, 1, 0),
+    world(Driver::Alone, 1, 1, 1, 0).told(1),
+    world(Driver::Alone, 1, 2, 1, 0).turned(1),
     world(Driver::Kubevirt, 1, 1, 1, 0),
     world(Driver::Kubevirt, 1, 0, 1, 0),
     world(Driver::Kubevirt, 2, 2, 1, 0),
@@ -106,6 +113,7 @@ fn main() -> ExitCode {
             Ok("kubevirt") => Driver::Kubevirt,
             Ok("prompt") => Driver::Prompt,
             Ok("bonded") => Driver::Bonded,
+            Ok("alone") => Driver::Alone,
             _ => Driver::Operator,
         };
         vec![World {
@@ -137,6 +145,12 @@ fn look(world: World) -> bool {
         ),
         Driver::Bonded => look_at(
             &Model::new(world.vfs, world.nics, world.tells, Pairing::Bond).with_turns(world.turns),
+            world,
+        ),
+        Driver::Alone => look_at(
+            &Model::new(world.vfs, world.nics, world.tells, Pairing::NetFailover)
+                .with_turns(world.turns)
+                .without_standby(),
             world,
         ),
         Driver::Kubevirt | Driver::Prompt => {

@@ -8,7 +8,7 @@ use std::{
 
 use hybridnic_agent::nic::plan::{Ask, Learnt, next};
 use hybridnic_agent::nic::seen::{Guest, Port, QemuSeen, Run, Seen, VfMac, VfSeen, VfThere};
-use hybridnic_api::v1alpha1::{Goal, NoFreeVf, Pairing, SwitchOrder};
+use hybridnic_api::v1alpha1::{Goal, NoFreeVf, Pairing, StandbyKind, SwitchOrder};
 
 const ROUNDS: usize = 101;
 /// Times all states are gone through in a round: long enough for the clock.
@@ -21,6 +21,7 @@ fn asks() -> Vec<Ask> {
         goal,
         aside: None,
         ordered: false,
+        standby: StandbyKind::Macvtap,
         no_free_vf: NoFreeVf::Standby,
         pairing: Pairing::NetFailover,
         driver_order,

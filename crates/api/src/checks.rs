@@ -175,6 +175,14 @@ fn holds(rule: &str, this: &Value, before: Option<&Value>) -> Option<bool> {
             let theirs = this.get("vm").and_then(|vm| vm.get("kubevirt"));
             theirs.is_none_or(Value::is_null) || this.get("pairing").is_none_or(|pairing| pairing != "Bond")
         }
+        "!has(self.vm.kubevirt) || !has(self.standby) || self.standby != 'None'" => {
+            let theirs = this.get("vm").and_then(|vm| vm.get("kubevirt"));
+            theirs.is_none_or(Value::is_null) || this.get("standby").is_none_or(|standby| standby != "None")
+        }
+        "!has(self.standby) || self.standby != 'None' || !has(self.pairing) || self.pairing != 'Bond'" => {
+            let is = |field: &str, word: &str| this.get(field).is_some_and(|value| value == word);
+            !is("standby", "None") || !is("pairing", "Bond")
+        }
         "!has(self.minMbps) || !has(self.maxMbps) || self.minMbps <= self.maxMbps" => {
             let both = number("minMbps").zip(number("maxMbps"));
             both.is_none_or(|(min, max)| min <= max)

@@ -174,6 +174,30 @@ fn a_vf_is_kept_under_the_path_standby_alone() {
 }
 
 #[test]
+fn a_nic_without_a_standby_is_of_a_qemu_pod_and_pairs_nothing() {
+    let wrong = |spec: Value| nic().broken(&spec, None);
+    let alone = |more: Value| {
+        let mut spec = json!({ "network": "a", "standby": "None" });
+        spec.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        wrong(spec)
+    };
+    assert_eq!(alone(json!({})), Vec::<String>::new());
+    assert_eq!(
+        alone(json!({ "pairing": "NetFailover", "path": "Standby", "keepVf": true })),
+        Vec::<String>::new()
+    );
+    assert!(alone(json!({ "pairing": "Bond" }))[0].contains("leave it out"));
+    assert!(alone(json!({ "vm": { "kubevirt": { "name": "vm" } } }))[0].contains("VMs in QEMU pods"));
+    let change = nic().broken(
+        &json!({ "network": "a", "standby": "None" }),
+        Some(&json!({ "network": "a", "standby": "Macvtap" })),
+    );
+    assert_eq!(change.len(), 1, "{change:?}");
+}
+
+#[test]
 fn what_is_misspelt_is_not_left_out() {
     let mut found = network().unknown(&json!({ "uplinks": [{ "driver": "igb" }], "spoofcheck": false }));
     found.sort();

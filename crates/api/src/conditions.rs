@@ -109,6 +109,8 @@ pub mod reasons {
     pub const NOTHING_TO_DRAIN: &str = "NothingToDrain";
     /// The NIC is told to stay on its standby.
     pub const STANDBY_REQUESTED: &str = "StandbyRequested";
+    /// The NIC has no standby, and its VF is out of the guest for a migration.
+    pub const STEPPED_ASIDE: &str = "SteppedAside";
     /// A migration is under way.
     pub const MIGRATING: &str = "Migrating";
     /// The guest did not let go of the VF in time.

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
     AttachedVm, Goal, GuestPorts, L2Settings, MigrationEnd, MigrationOrder, MigrationReport, MigrationStep,
-    MigrationTls, NicAttachment, NicAttachmentSpec, ObjectRef, Placement, VmHybridNic,
+    MigrationTls, NicAttachment, NicAttachmentSpec, ObjectRef, Placement, StandbyKind, VmHybridNic,
 };
 use hybridnic_decisions::network::kept;
 use k8s_openapi::api::core::v1::Pod;
@@ -258,6 +258,7 @@ fn one(
         aside: nic.spec.aside(),
         no_free_vf: nic.spec.no_free_vf,
         // A device that exists has it, and a migration's target must have what its source has.
+        standby: attached.map_or(nic.spec.standby, |spec| spec.standby),
         pairing: attached.map_or(nic.spec.pairing, |spec| spec.pairing),
         port_instance_id: nic.spec.port_instance_id.clone(),
         l2,
@@ -285,8 +286,12 @@ fn find<'a>(inputs: &Inputs<'a>, pod: &ObjectRef) -> Option<&'a NicAttachment> {
 
 fn ports_of(source: &NicAttachment) -> Option<GuestPorts> {
     let guest = &source.status.as_ref()?.guest;
+    let standby = match source.spec.standby {
+        StandbyKind::Macvtap => Some(guest.standby_port.clone()?),
+        StandbyKind::None => None,
+    };
     Some(GuestPorts {
-        standby: guest.standby_port.clone()?,
+        standby,
         vf: guest.vf_port.clone()?,
     })
 }

@@ -161,6 +161,42 @@ fn both_ends_of_a_migration_pair_in_the_same_way() {
     assert_eq!(pairings(&[source]), [Pairing::NetFailover; 2]);
 }
 
+/// The guest finds its VF at the same place: its port goes along, and there is no other.
+#[test]
+fn both_ends_of_a_migration_lack_a_standby() {
+    let mut alone = nic("eth0", "vm", "net", 1);
+    alone.spec.standby = StandbyKind::None;
+    let (ends, of) = (Ends::default(), moving(Stage::Preparing));
+    let specs = |existing: &[Arc<NicAttachment>]| {
+        desired_attachments(&Inputs {
+            nic: &alone,
+            mac: "02:00:00:00:00:01",
+            l2: None,
+            interface: None,
+            existing,
+            pods: &[],
+            place: Place::Moving(&of, &ends),
+        })
+    };
+    let kinds = |existing: &[Arc<NicAttachment>]| {
+        let specs = specs(existing);
+        specs.iter().map(|spec| spec.standby).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(&[]), [StandbyKind::None; 2]);
+    let mut source = attachment("eth0", "a", "n1");
+    assert_eq!(kinds(&[Arc::new(source.clone())]), [StandbyKind::Macvtap; 2]);
+    source.spec.standby = StandbyKind::None;
+    source.status.get_or_insert_default().guest = GuestDevices {
+        vf_port: Some("rp1".to_owned()),
+        ..GuestDevices::default()
+    };
+    let ports = GuestPorts {
+        standby: None,
+        vf: "rp1".to_owned(),
+    };
+    assert_eq!(specs(&[Arc::new(source)])[1].root_ports(), Some(&ports));
+}
+
 #[test]
 fn a_nic_that_is_told_to_stay_on_its_standby_has_the_goals_of_any_other() {
     use hybridnic_api::v1alpha1::WantedPath;
@@ -331,7 +367,7 @@ fn the_target_gets_the_ports_of_the_source() {
     assert_eq!(
         first[1].root_ports(),
         Some(&GuestPorts {
-            standby: "rp2".to_owned(),
+            standby: Some("rp2".to_owned()),
             vf: "rp1".to_owned()
         })
     );

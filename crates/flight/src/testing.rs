@@ -6,7 +6,7 @@ use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
     AttachedVm, AttachmentState, Goal, L2Settings, MigrationEnd, MigrationReport, MigrationState,
     NicAttachment, NicAttachmentSpec, NicAttachmentStatus, NoFreeVf, ObjectRef, Pairing, Path, QemuMigration,
-    QemuMigrationSpec, QemuVm, Vm, VmHybridNic, VmHybridNicSpec, WantedPath,
+    QemuMigrationSpec, QemuVm, StandbyKind, Vm, VmHybridNic, VmHybridNicSpec, WantedPath,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -36,6 +36,7 @@ pub fn nic(name: &str, vm: &str, network: &str, second: i64) -> VmHybridNic {
             kubevirt: None,
         },
         mac: None,
+        standby: StandbyKind::Macvtap,
         no_free_vf: NoFreeVf::Standby,
         path: WantedPath::Auto,
         keep_vf: false,
@@ -120,6 +121,7 @@ pub fn attachment(nic: &str, pod: &str, node: &str) -> NicAttachment {
         mac: "02:00:00:00:00:01".to_owned(),
         goal: Goal::FastPath,
         aside: None,
+        standby: StandbyKind::Macvtap,
         no_free_vf: NoFreeVf::Standby,
         pairing: Pairing::NetFailover,
         port_instance_id: None,

@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hybridnic_api::{names::VM_LABEL, v1alpha1::Pairing};
+use hybridnic_api::{
+    names::VM_LABEL,
+    v1alpha1::{Pairing, StandbyKind},
+};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt as _,
@@ -56,6 +59,8 @@ pub struct VmSpec {
     pub ipv6: bool,
     /// Whether QEMU runs in its pod's control group.
     pub grouped: bool,
+    /// What its NICs have besides their VFs.
+    pub standby: StandbyKind,
     /// How its NICs say that the guest pairs VF and standby.
     pub pairing: Pairing,
     /// Name of its initramfs: see [`GuestSpec::initrd`].
@@ -74,6 +79,7 @@ impl VmSpec {
             hotplug: true,
             ipv6: false,
             grouped: true,
+            standby: StandbyKind::Macvtap,
             pairing: Pairing::NetFailover,
             initrd: "initrd".into(),
             kernel_args: String::new(),
@@ -102,14 +108,25 @@ impl VmSpec {
         }
     }
 
+    /// The same with `standby: None`, and a guest that gives its VFs their addresses.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self {
+            standby: StandbyKind::None,
+            kernel_args: "lab.lone=1".into(),
+            ..self
+        }
+    }
+
     /// YAML of a VmHybridNic for NIC number `index`.
     pub fn nic_yaml(&self, index: usize, network: &str) -> String {
         let NicSpec { mac, .. } = &self.nics[index];
         format!(
             "apiVersion: hybridnic.io/v1alpha1\nkind: VmHybridNic\nmetadata:\n  name: {}\n  namespace: {NAMESPACE}\n\
-             spec:\n  network: {network}\n  vm:\n    qemu:\n      name: {}\n  mac: \"{mac}\"\n  pairing: {:?}\n---\n",
+             spec:\n  network: {network}\n  vm:\n    qemu:\n      name: {}\n  mac: \"{mac}\"\n  standby: {:?}\n  pairing: {:?}\n---\n",
             self.nic_name(index),
             self.name,
+            self.standby,
             self.pairing
         )
     }

@@ -374,6 +374,9 @@ async fn nics(control_plane: &ControlPlane) {
             Case("/pairing", json!("NetFailover"), ""),
             Case("/pairing", json!("Bond"), ""),
             Case("/pairing", json!("Team"), "Unsupported value"),
+            Case("/standby", json!("Macvtap"), ""),
+            Case("/standby", json!("None"), ""),
+            Case("/standby", json!("Bridge"), "Unsupported value"),
             Case(
                 "/portInstanceId",
                 json!("09b11c53-8B5C-4eeb-8f00-d84eaa0aaa4f"),
@@ -454,6 +457,22 @@ async fn nics(control_plane: &ControlPlane) {
         vec![
             Case("/pairing", json!("NetFailover"), ""),
             Case("/pairing", json!("Bond"), "pairing: Bond is for VMs in QEMU pods"),
+            Case("/standby", json!("Macvtap"), ""),
+            Case("/standby", json!("None"), "standby: None is for VMs in QEMU pods"),
+        ],
+    )
+    .await;
+    judge(
+        control_plane,
+        "VmHybridNic",
+        &json!({ "network": "fast", "vm": { "qemu": { "name": "web" } }, "standby": "None" }),
+        vec![
+            Case("/pairing", json!("NetFailover"), ""),
+            Case("/pairing", json!("Bond"), "with standby: None leave it out"),
+            // At a word the VF is out, and the VM without network by the NIC.
+            Case("/path", json!("Standby"), ""),
+            Case("/noFreeVf", json!("Wait"), ""),
+            Case("/noFreeVf", json!("Standby"), ""),
         ],
     )
     .await;
@@ -541,6 +560,13 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             "pairing cannot change",
         ),
         ("VmHybridNic", &nic, json!({ "pairing": "NetFailover" }), ""),
+        (
+            "VmHybridNic",
+            &nic,
+            json!({ "standby": "None" }),
+            "standby cannot change",
+        ),
+        ("VmHybridNic", &nic, json!({ "standby": "Macvtap" }), ""),
         ("VmHybridNic", &nic, json!({ "noFreeVf": "Wait" }), ""),
         ("VmHybridNic", &nic, json!({ "path": "Standby" }), ""),
         (
@@ -563,6 +589,12 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
         ),
         ("VmHybridNic", &kept, json!({ "keepVf": null }), ""),
         ("NicAttachment", &attachment, json!({ "aside": "KeepVf" }), ""),
+        (
+            "NicAttachment",
+            &attachment,
+            json!({ "standby": "None" }),
+            "standby cannot change",
+        ),
         (
             "NicAttachment",
             &attachment,

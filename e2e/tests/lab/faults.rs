@@ -187,7 +187,7 @@ pub async fn reach(world: &World, name: &str, wanted: MigrationPhase) {
 }
 
 /// Dirties memory, so that a transfer lasts until it is stopped.
-async fn slow(vm: &Vm) {
+pub async fn slow(vm: &Vm) {
     let busy = "dd if=/dev/zero of=/tmp/ballast bs=1M count=40 2>/dev/null; \
                 (while :; do dd if=/dev/urandom of=/tmp/ballast bs=1M count=40 conv=notrunc 2>/dev/null; done) \
                 </dev/null >/dev/null 2>&1 & echo $! >/tmp/busy";

@@ -13,6 +13,7 @@
     reason = "a test ends where something is not as it should be"
 )]
 
+mod alone;
 mod aside;
 mod bond;
 #[path = "../common/mod.rs"]
@@ -56,6 +57,7 @@ fn main() {
         once::tests,
         pool::tests,
         aside::tests,
+        alone::tests,
         profile::tests,
         drain::tests,
         devices::tests,

@@ -1,6 +1,6 @@
 //! Which NICs a name means. Pure.
 
-use hybridnic_api::v1alpha1::VmHybridNic;
+use hybridnic_api::v1alpha1::{StandbyKind, VmHybridNic};
 use kube::ResourceExt as _;
 
 /// The NICs of the name: `nic/NAME` is a NIC, `vm/NAME` all NICs of a VM, and a name alone is either, where it is not both.
@@ -43,6 +43,21 @@ pub fn choose(name: &str, nics: &[VmHybridNic]) -> Result<Vec<VmHybridNic>, Stri
         (false, true) => Err(format!("what {name} names is being deleted")),
         (false, false) => Ok(stay),
     }
+}
+
+/// Why NICs are not told to leave their VFs: some have nothing else.
+pub fn would_cut(nics: &[VmHybridNic]) -> Option<String> {
+    let alone = nics
+        .iter()
+        .filter(|nic| nic.spec.standby == StandbyKind::None)
+        .map(kube::ResourceExt::name_any);
+    let alone: Vec<_> = alone.collect();
+    (!alone.is_empty()).then(|| {
+        format!(
+            "no standby (standby: None): {}; without its VF the VM has no network by such a NIC. If that is meant, say --cut",
+            alone.join(", ")
+        )
+    })
 }
 
 #[cfg(test)]
@@ -100,6 +115,19 @@ mod tests {
         assert_eq!(
             names("web", &[gone, nic("eth1", "qemu", "web")]).unwrap(),
             ["eth1"]
+        );
+    }
+
+    #[test]
+    fn a_nic_that_has_nothing_but_its_vf_is_named() {
+        let mut alone = nic("eth1", "qemu", "web");
+        alone.spec.standby = StandbyKind::None;
+        let nics = [nic("eth0", "qemu", "web"), alone];
+        assert_eq!(would_cut(&nics[..1]), None);
+        let refusal = would_cut(&nics).unwrap();
+        assert!(
+            refusal.contains(": eth1;") && refusal.contains("--cut"),
+            "{refusal}"
         );
     }
 }

@@ -24,14 +24,32 @@ pub use self::standing::Standing;
 use self::standing::standing;
 use crate::{canvas::Canvas, cli::Format, connect::Cluster, migrate::INTERRUPTED, print};
 
+/// What NICs are told.
+#[derive(Clone, Copy, Debug)]
+pub enum Word {
+    /// To leave their VFs.
+    Standby {
+        /// What becomes of these.
+        aside: Aside,
+        /// Also those that have no standby.
+        cut: bool,
+    },
+    /// To take a VF again.
+    Fast,
+}
+
 /// Tells the NICs of a name, and watches them where that is asked for.
 pub async fn run(
     cluster: &Cluster,
     name: &str,
-    aside: Option<Aside>,
+    word: Word,
     watch: bool,
     output: Format,
 ) -> anyhow::Result<ExitCode> {
+    let aside = match word {
+        Word::Standby { aside, .. } => Some(aside),
+        Word::Fast => None,
+    };
     let namespace = &cluster.namespace;
     let nics: Api<VmHybridNic> = Api::namespaced(cluster.client.clone(), namespace);
     let everything = ListParams::default();
@@ -40,6 +58,11 @@ pub async fn run(
         Ok(chosen) => chosen,
         Err(refusal) => bail!("{refusal} (namespace {namespace})"),
     };
+    if let Word::Standby { cut: false, .. } = word
+        && let Some(refusal) = choose::would_cut(&chosen)
+    {
+        bail!("{refusal}");
+    }
     let mut told = Vec::new();
     for nic in &chosen {
         told.push(tell(cluster, &nics, nic, aside).await?);

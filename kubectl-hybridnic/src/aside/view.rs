@@ -12,8 +12,12 @@ use crate::style::Tone;
 pub fn told(aside: Option<Aside>) -> &'static str {
     match aside {
         None => "its VF carries the traffic, where there is one",
-        Some(Aside::GiveVfBack) => "its standby carries the traffic, and its VF goes back to the pool",
-        Some(Aside::KeepVf) => "its standby carries the traffic, and its VF stays reserved for it",
+        Some(Aside::GiveVfBack) => {
+            "its standby, if it has one, carries the traffic, and its VF goes back to the pool"
+        }
+        Some(Aside::KeepVf) => {
+            "its standby, if it has one, carries the traffic, and its VF stays reserved for it"
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use hybridnic_api::{
     conditions::{self, reasons, types},
-    v1alpha1::{DrainState, HybridNode, HybridNodeStatus, NicAttachment, PfStatus, VfState},
+    v1alpha1::{
+        DrainState, HybridNode, HybridNodeStatus, NicAttachment, Path, PfStatus, StandbyKind, VfState,
+    },
 };
 use kube::ResourceExt as _;
 
@@ -108,10 +110,12 @@ fn holder(attachment: &NicAttachment, node: &HybridNode, target: &Target) -> Opt
         reasons::PF_DRAINED,
         reasons::VM_INCOMING,
     ];
+    // It stays on a VF that is all that it has.
+    let is_sole = attachment.spec.standby == StandbyKind::None && said.path == Path::FastPath;
     Some(match ready {
         Some(c) => Holder {
             words: format!("{nic}: {}: {}", c.reason, c.message),
-            stuck: !passes.contains(&c.reason.as_str()),
+            stuck: !passes.contains(&c.reason.as_str()) || is_sole && c.reason == reasons::PF_DRAINED,
         },
         None => Holder {
             words: format!("{nic} holds {} yet", vf.pci_address),
@@ -187,6 +191,14 @@ mod tests {
             matches!(is(&draining, std::slice::from_ref(&keeps)), Standing::Stuck(why) if why.contains("shop/eth0: GuestKeepsVf"))
         );
         assert!(matches!(is(&draining, &[keeps, goes]), Standing::OnItsWay(_)));
+        let waits = attachment("0000:01:10.0", "False", "PfDrained");
+        assert!(matches!(
+            is(&draining, std::slice::from_ref(&waits)),
+            Standing::OnItsWay(_)
+        ));
+        let mut sole = waits;
+        sole.spec.standby = StandbyKind::None;
+        assert!(matches!(is(&draining, &[sole]), Standing::Stuck(_)));
         let other = attachment("0000:02:10.0", "False", "GuestKeepsVf");
         assert!(
             matches!(is(&draining, &[other]), Standing::OnItsWay(_)),

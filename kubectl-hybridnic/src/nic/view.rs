@@ -2,7 +2,9 @@
 
 use std::fmt::{Display, Write as _};
 
-use hybridnic_api::v1alpha1::{Aside, NicAttachment, NicMigration, TimelineEntry, Vm, VmHybridNicStatus};
+use hybridnic_api::v1alpha1::{
+    Aside, NicAttachment, NicMigration, NoFreeVf, StandbyKind, TimelineEntry, Vm, VmHybridNicStatus,
+};
 use jiff::Timestamp;
 use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::ResourceExt as _;
@@ -59,19 +61,25 @@ fn asked(observed: &Observed) -> Pairs {
         .mac
         .clone()
         .unwrap_or_else(|| "one of the network's range".to_owned());
+    let alone = spec.standby == StandbyKind::None;
     let no_free_vf = match spec.no_free_vf {
-        hybridnic_api::v1alpha1::NoFreeVf::Standby => "run on the standby",
-        hybridnic_api::v1alpha1::NoFreeVf::Wait => "wait for one",
+        NoFreeVf::Standby if alone => "run without network",
+        NoFreeVf::Standby => "run on the standby",
+        NoFreeVf::Wait => "wait for one",
     };
     let path = match spec.aside() {
         None => "the VF",
+        Some(Aside::GiveVfBack) if alone => "none; its VF goes back to the pool",
+        Some(Aside::KeepVf) if alone => "none; its VF stays reserved",
         Some(Aside::GiveVfBack) => "the standby; its VF goes back to the pool",
         Some(Aside::KeepVf) => "the standby; its VF stays reserved",
     };
+    let standby = if alone { "none" } else { "a macvtap" };
     vec![
         ("network", spec.network.clone()),
         ("VM", vm(&observed.nic.spec.vm)),
         ("MAC", mac),
+        ("standby", standby.to_owned()),
         ("no free VF", no_free_vf.to_owned()),
         ("path", path.to_owned()),
     ]
@@ -401,6 +409,7 @@ Asked for
   network     fast
   VM          web (qemu)
   MAC         one of the network's range
+  standby     a macvtap
   no free VF  run on the standby
   path        the VF
 

@@ -52,6 +52,11 @@ impl Record {
     pub fn nic(&self) -> String {
         format!("{}/{}", self.namespace, self.spec.nic.name)
     }
+
+    /// The guest's ports that the NIC had, or must have.
+    pub fn known_ports(&self) -> Option<&GuestPorts> {
+        self.ports.as_ref().or_else(|| self.spec.root_ports())
+    }
 }
 
 /// A VF that is held, and how it was before.

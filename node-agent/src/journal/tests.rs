@@ -1,7 +1,7 @@
 use std::fs::File;
 
 use hybridnic_api::v1alpha1::{
-    AttachedVm, Goal, L2Settings, NicAttachmentSpec, NoFreeVf, ObjectRef, Pairing,
+    AttachedVm, Goal, L2Settings, NicAttachmentSpec, NoFreeVf, ObjectRef, Pairing, StandbyKind,
 };
 use hybridnic_net::{MacAddr, netlink::VfConfig, sysfs::DriverState};
 
@@ -28,6 +28,7 @@ pub(crate) fn record(uid: &str) -> Record {
             mac: "02:00:00:00:00:01".into(),
             goal: Goal::FastPath,
             aside: None,
+            standby: StandbyKind::Macvtap,
             no_free_vf: NoFreeVf::Standby,
             pairing: Pairing::NetFailover,
             port_instance_id: None,

@@ -291,6 +291,7 @@ fn nic(
         _ if leaves => NicPhase::Detaching,
         (Some(AttachmentState::FastPath), _) => NicPhase::FastPath,
         (Some(AttachmentState::Standby), _) => NicPhase::Standby,
+        (Some(AttachmentState::Aside), _) => NicPhase::Aside,
         (None, Some(_)) => NicPhase::Failed,
         _ => NicPhase::Attaching,
     };

@@ -16,14 +16,14 @@ use clap::Subcommand;
 use hybridnic_api::{
     conditions::{self, types},
     names::GROUP,
-    v1alpha1::{NicPhase, VmHybridNicStatus, WantedPath},
+    v1alpha1::{NicPhase, StandbyKind, VmHybridNicStatus, WantedPath},
 };
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
     dir::{Change, Dir},
-    file::{self, Asked},
+    file::{self, Asked, AskedNic},
     migrate::{self, serve::serve},
     show::{line, nics, node, said, status, table},
 };
@@ -64,6 +64,9 @@ enum Command {
         /// Its MAC address; without it one is made.
         #[arg(long)]
         mac: Option<String>,
+        /// What carries the traffic while the VF is out; with none nothing does.
+        #[arg(long, value_enum, default_value = "macvtap")]
+        standby: Standby,
         #[command(flatten)]
         wait: Wait,
     },
@@ -74,6 +77,9 @@ enum Command {
         /// Keep the VF reserved for the NIC; without it, it goes back to the pool.
         #[arg(long)]
         keep_vf: bool,
+        /// Also a NIC that has no standby: the VM has no network by it until `fast`.
+        #[arg(long)]
+        cut: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -99,6 +105,15 @@ enum Command {
         #[arg(required = true)]
         nics: Vec<String>,
     },
+}
+
+/// What carries a NIC's traffic while its VF is out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Standby {
+    /// A virtio-net device on a macvtap.
+    Macvtap,
+    /// Nothing.
+    None,
 }
 
 #[derive(Debug, clap::Args)]
@@ -134,17 +149,28 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             network,
             socket,
             mac,
+            standby,
             wait,
         } => {
-            let text = nic_text(&name, &network, &socket, mac.as_deref())?;
+            let text = nic_text(&name, &network, &socket, mac.as_deref(), standby)?;
             let watched = watch(dir)?;
             make(dir, &name, &text)?;
             let generation = file::generation(&text);
             let until = |status: Option<&VmHybridNicStatus>| attached(status, generation);
             follow(&watched, dir, &name, &wait, until).await
         }
-        Command::Standby { name, keep_vf, wait } => {
+        Command::Standby {
+            name,
+            keep_vf,
+            cut,
+            wait,
+        } => {
             let watched = watch(dir)?;
+            let alone = asked(dir, &name)?.1.spec.standby == StandbyKind::None;
+            ensure!(
+                cut || !alone,
+                "{name} has no standby: without its VF the VM has no network by it. If that is meant, say --cut"
+            );
             let generation = set_path(dir, &name, WantedPath::Standby, keep_vf)?;
             let until = |status: Option<&VmHybridNicStatus>| aside(status, generation, keep_vf);
             follow(&watched, dir, &name, &wait, until).await
@@ -185,7 +211,13 @@ fn watch(dir: &Path) -> anyhow::Result<Dir> {
 }
 
 /// The file of a NIC, which the agent is sure to understand.
-fn nic_text(name: &str, network: &str, socket: &Path, mac: Option<&str>) -> anyhow::Result<String> {
+fn nic_text(
+    name: &str,
+    network: &str,
+    socket: &Path,
+    mac: Option<&str>,
+    standby: Standby,
+) -> anyhow::Result<String> {
     let mut document = json!({
         "apiVersion": format!("{GROUP}/v1alpha1"),
         "kind": "VmHybridNic",
@@ -194,6 +226,9 @@ fn nic_text(name: &str, network: &str, socket: &Path, mac: Option<&str>) -> anyh
     });
     if let Some(mac) = mac {
         document["spec"]["mac"] = json!(mac);
+    }
+    if standby == Standby::None {
+        document["spec"]["standby"] = json!(StandbyKind::None);
     }
     let text = serde_saphyr::to_string(&document)?;
     match file::parse(name, &text, None) {
@@ -215,16 +250,22 @@ fn make(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     durable::set(dir, &path, Some(text.as_bytes())).with_context(|| path.display().to_string())
 }
 
-/// Says in a NIC's file which path it is to take; gives the version that the file has then.
-fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::Result<i64> {
+/// A NIC's file, and what it asks for.
+fn asked(dir: &Path, name: &str) -> anyhow::Result<(String, AskedNic)> {
     let file = dir.join(file::asking(name));
     let text =
         fs::read_to_string(&file).with_context(|| format!("there is no NIC {name}: {}", file.display()))?;
-    let asked = match file::parse(name, &text, None) {
-        Ok(Asked::Nic(asked)) => asked,
+    match file::parse(name, &text, None) {
+        Ok(Asked::Nic(asked)) => Ok((text, *asked)),
         Ok(Asked::Network(_)) => bail!("{name} is a network"),
         Err(why) => bail!("{}: {why}", file.display()),
-    };
+    }
+}
+
+/// Says in a NIC's file which path it is to take; gives the version that the file has then.
+fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::Result<i64> {
+    let file = dir.join(file::asking(name));
+    let (text, asked) = asked(dir, name)?;
     if (asked.spec.path, asked.spec.keep_vf) == (path, keep_vf) {
         return Ok(file::generation(&text));
     }
@@ -276,10 +317,10 @@ fn attached(status: Option<&VmHybridNicStatus>, generation: i64) -> Reached {
     reached(status, generation, |status| status.phase == NicPhase::FastPath)
 }
 
-/// Whether a NIC whose file has this version is on its standby, and its VF is where it is to be.
+/// Whether a NIC whose file has this version is off its VF, and that is where it is to be.
 fn aside(status: Option<&VmHybridNicStatus>, generation: i64, keep_vf: bool) -> Reached {
     reached(status, generation, |status| {
-        status.phase == NicPhase::Standby && keep_vf == status.vf.is_some()
+        matches!(status.phase, NicPhase::Standby | NicPhase::Aside) && keep_vf == status.vf.is_some()
     })
 }
 

@@ -41,6 +41,12 @@ const ATTACH: [&str; 6] = [
     "/run/vms/vm1.qmp",
 ];
 
+/// The file of a NIC as most ask for one.
+fn macvtap() -> String {
+    let socket = Path::new("/run/vms/vm1.qmp");
+    nic_text("eth0", "fast", socket, None, Standby::Macvtap).unwrap()
+}
+
 /// The code that a command ends with, or its error, while `agent` does its part.
 async fn ended(dir: &Path, command: &[&str], agent: impl Future<Output = ()>) -> Result<u8, String> {
     let (ended, ()) = tokio::join!(run(args(dir, command)), agent);
@@ -94,7 +100,7 @@ async fn a_nic_is_attached_when_the_agent_says_it_of_this_file() {
 async fn what_the_agent_refuses_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();
-    let text = nic_text("eth0", "fast", Path::new("/run/vms/vm1.qmp"), None).unwrap();
+    let text = macvtap();
     say(path, "eth0", &accepted("False", file::generation(&text)));
     let error = ended(path, &ATTACH, async {}).await.unwrap_err();
     assert!(error.contains("MacConflict: it is another's"), "{error}");
@@ -145,7 +151,7 @@ async fn a_nic_is_told_its_path_in_its_file() {
     let path = dir.path();
     let error = ended(path, &["standby", "eth0"], async {}).await.unwrap_err();
     assert!(error.contains("no NIC eth0"), "{error}");
-    let text = nic_text("eth0", "fast", Path::new("/run/vms/vm1.qmp"), None).unwrap();
+    let text = macvtap();
     fs::write(path.join("eth0.yaml"), &text).unwrap();
     let vf = json!({ "pciAddress": "0000:01:10.0", "pf": "ens0", "index": 0 });
     // What the agent says, each time that the file has another text; of a kept VF, too.
@@ -201,7 +207,7 @@ async fn a_nic_is_told_its_path_in_its_file() {
 async fn a_nic_of_which_no_agent_has_said_anything_is_not_said_to_have_left() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();
-    let text = nic_text("eth0", "fast", Path::new("/run/vms/vm1.qmp"), None).unwrap();
+    let text = nic_text("eth0", "fast", Path::new("/run/vms/vm1.qmp"), None, Standby::Macvtap).unwrap();
     fs::write(path.join("eth0.yaml"), text).unwrap();
     let late = ended(path, &["detach", "eth0", "--timeout", "1"], async {}).await;
     assert_eq!(late, Ok(2));
@@ -223,11 +229,44 @@ fn a_network_is_not_detached() {
     assert!(!remove(path, "none").unwrap());
 }
 
+#[tokio::test]
+async fn a_nic_without_a_standby_is_not_cut_off_by_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let attach = [&ATTACH[..], &["--standby", "none", "--timeout", "0"]].concat();
+    assert_eq!(ended(path, &attach, async {}).await, Ok(0));
+    let text = fs::read_to_string(path.join("eth0.yaml")).unwrap();
+    let Ok(Asked::Nic(asked)) = file::parse("eth0", &text, None) else {
+        panic!("{text}")
+    };
+    assert_eq!(asked.spec.standby, StandbyKind::None);
+    let error = ended(path, &["standby", "eth0"], async {}).await.unwrap_err();
+    assert!(error.contains("--cut"), "{error}");
+    assert_eq!(fs::read_to_string(path.join("eth0.yaml")).unwrap(), text);
+    let agent = async {
+        let file = path.join("eth0.yaml");
+        let told = loop {
+            let now = fs::read_to_string(&file).unwrap();
+            if now != text {
+                break now;
+            }
+            tokio::task::yield_now().await;
+        };
+        let generation = file::generation(&told);
+        say(
+            path,
+            "eth0",
+            &json!({ "phase": "Aside", "observedGeneration": generation }),
+        );
+    };
+    assert_eq!(ended(path, &["standby", "eth0", "--cut"], agent).await, Ok(0));
+}
+
 #[test]
 fn the_table_has_all_nics_and_no_networks() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();
-    let text = nic_text("eth0", "fast", Path::new("/run/vms/vm1.qmp"), None).unwrap();
+    let text = macvtap();
     fs::write(path.join("eth0.yaml"), text).unwrap();
     fs::write(path.join("fast.yaml"), "kind: HybridNetwork\n").unwrap();
     fs::write(path.join("broken.yaml"), "{").unwrap();

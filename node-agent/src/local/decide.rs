@@ -353,6 +353,7 @@ impl State {
                 aside: asked.spec.aside(),
                 no_free_vf: asked.spec.no_free_vf,
                 // A device that exists has it.
+                standby: known.map_or(asked.spec.standby, |known| known.spec.standby),
                 pairing: known.map_or(asked.spec.pairing, |known| known.spec.pairing),
                 port_instance_id: known.map_or_else(
                     || asked.spec.port_instance_id.clone(),
@@ -475,6 +476,9 @@ fn changed(asked: &AskedNic, known: &Want) -> Option<String> {
     if Some(&asked.socket) != known.socket.as_ref() {
         let socket = known.socket.as_deref().unwrap_or_else(|| Path::new("")).display();
         return Some(format!("vm cannot change, and the NIC is in that of {socket}"));
+    }
+    if asked.spec.standby != spec.standby {
+        return Some("standby cannot change while its devices are there".to_owned());
     }
     if asked.spec.pairing != spec.pairing {
         return Some("pairing cannot change while its devices are there".to_owned());

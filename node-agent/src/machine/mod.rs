@@ -41,7 +41,7 @@ use hybridnic_api::{
     limits,
     v1alpha1::{
         AttachmentState, Goal, GuestPorts, MigrationOrder, MigrationReport, MigrationState, Pairing, Runtime,
-        TimelineEntry,
+        StandbyKind, TimelineEntry,
     },
 };
 use jiff::Timestamp;
@@ -108,6 +108,8 @@ pub struct NicEntry {
     pub macvtap: Option<LinkAt>,
     /// Id of its standby device in QEMU.
     pub standby_device: String,
+    /// What it has besides its VF.
+    pub standby: StandbyKind,
     /// How the guest pairs VF and standby.
     pub pairing: Pairing,
     /// Where it is.
@@ -139,10 +141,11 @@ impl NicEntry {
             .is_some_and(|standby| standby.seized.is_some());
         self.macvtap = LinkAt::of(record).filter(|_| !is_shut);
         self.standby_device = ids::standby(&record.spec);
+        self.standby = record.spec.standby;
         self.pairing = record.spec.pairing;
         self.goal = record.spec.goal;
         self.order.clone_from(&record.spec.migration);
-        self.ports.clone_from(&record.ports);
+        self.ports = record.known_ports().cloned();
     }
 }
 

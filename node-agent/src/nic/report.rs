@@ -4,15 +4,15 @@ use hybridnic_api::{
     conditions::{self, NewCondition, reasons, types},
     limits,
     v1alpha1::{
-        Aside, AttachmentState, Goal, GuestDevices, MigrationReport, NicAttachmentStatus, Path, StandbyRef,
-        SwitchOrder, TimelineEntry, VfRef,
+        Aside, AttachmentState, Goal, GuestDevices, MigrationReport, NicAttachmentStatus, Path, StandbyKind,
+        StandbyRef, SwitchOrder, TimelineEntry, VfRef,
     },
 };
 use jiff::Timestamp;
 
 use super::{
     plan::{self, Decision},
-    seen::{QemuSeen, Seen, VfSeen},
+    seen::{QemuSeen, Run, Seen, VfSeen},
 };
 use crate::{error::StepError, journal::Record, machine::Filtered};
 
@@ -51,7 +51,7 @@ pub fn build(inputs: Inputs<'_>, old: Option<&NicAttachmentStatus>, now: Timesta
     let path = path(&inputs);
     let mut list = old.map(|o| o.conditions.clone()).unwrap_or_default();
     let (state, ready) = ready(&inputs, path);
-    let fast = fast_path(&inputs, path, &ready);
+    let fast = fast_path(&inputs, state, path, &ready);
     for condition in [ready, fast] {
         conditions::set(&mut list, inputs.generation, now, condition);
     }
@@ -102,8 +102,9 @@ pub fn path(inputs: &Inputs<'_>) -> Path {
     }
 }
 
-fn state_of(path: Path, seen: Option<&Seen>) -> AttachmentState {
-    match (path, seen) {
+fn state_of(path: Path, inputs: &Inputs<'_>) -> AttachmentState {
+    let is_alone = inputs.record.spec.standby == StandbyKind::None;
+    match (path, inputs.seen) {
         (Path::FastPath, _) => AttachmentState::FastPath,
         (Path::Standby, _) => AttachmentState::Standby,
         (
@@ -113,6 +114,13 @@ fn state_of(path: Path, seen: Option<&Seen>) -> AttachmentState {
                 ..
             }),
         ) if guest.standby => AttachmentState::Reserved,
+        (
+            Path::None,
+            Some(Seen {
+                qemu: QemuSeen::Up(guest),
+                ..
+            }),
+        ) if is_alone && guest.run == Run::Here => AttachmentState::Aside,
         (Path::None, _) => AttachmentState::Pending,
     }
 }
@@ -123,7 +131,7 @@ fn ready(inputs: &Inputs<'_>, path: Path) -> (AttachmentState, NewCondition) {
         // The plan knows what the traffic does not show: a VM whose VF may keep the MAC is not on its standby alone.
         let state = match inputs.decision {
             Some(Decision::Wait(wait)) => wait.state,
-            _ => state_of(path, inputs.seen),
+            _ => state_of(path, inputs),
         };
         return (state, no(error.reason, &error.message));
     }
@@ -133,7 +141,7 @@ fn ready(inputs: &Inputs<'_>, path: Path) -> (AttachmentState, NewCondition) {
             no(reasons::PROGRESSING, "the agent has begun"),
         ),
         Some(Decision::Do(step)) => (
-            state_of(path, inputs.seen),
+            state_of(path, inputs),
             no(reasons::PROGRESSING, &format!("next step: {step}")),
         ),
         Some(Decision::Wait(wait)) => (wait.state, no(wait.reason, &wait.message)),
@@ -155,7 +163,7 @@ fn ready(inputs: &Inputs<'_>, path: Path) -> (AttachmentState, NewCondition) {
     }
 }
 
-fn fast_path(inputs: &Inputs<'_>, path: Path, ready: &NewCondition) -> NewCondition {
+fn fast_path(inputs: &Inputs<'_>, state: AttachmentState, path: Path, ready: &NewCondition) -> NewCondition {
     if path == Path::FastPath {
         return match inputs.seen.and_then(|seen| seen.vf) {
             Some(VfSeen::There(vf)) if !vf.link => {
@@ -174,12 +182,16 @@ fn fast_path(inputs: &Inputs<'_>, path: Path, ready: &NewCondition) -> NewCondit
     }
     // Ready without the fast path: that is what was asked for.
     if ready.status == Some(true) {
-        if let Some(aside) = inputs.record.spec.aside.filter(|_| path == Path::Standby) {
-            return NewCondition::no(
-                types::FAST_PATH,
-                reasons::STANDBY_REQUESTED,
-                told(aside, inputs.record),
-            );
+        let is_off = path == Path::Standby || state == AttachmentState::Aside;
+        if let Some(aside) = inputs.record.spec.aside.filter(|_| is_off) {
+            let told = match state {
+                AttachmentState::Aside => told_alone(aside, inputs.record),
+                _ => told(aside, inputs.record),
+            };
+            return NewCondition::no(types::FAST_PATH, reasons::STANDBY_REQUESTED, told);
+        }
+        if state == AttachmentState::Aside {
+            return NewCondition::no(types::FAST_PATH, reasons::STEPPED_ASIDE, STEPPED_ASIDE);
         }
         let message = match inputs.record.spec.goal {
             Goal::Standby => "the standby carries the traffic, as a migration asks for",
@@ -218,6 +230,31 @@ fn told(aside: Aside, record: &Record) -> &'static str {
         }
         (Aside::KeepVf, None) => {
             "the NIC is told to stay on its standby (path: Standby) and to keep a VF (keepVf), but no VF of the network is free on the node"
+        }
+    }
+}
+
+const STEPPED_ASIDE: &str = "the NIC has no standby, and its VF is out of the guest for a migration: the VM has no network by this NIC until its \
+                             VF is back";
+
+/// Why the VF of a NIC without a standby is out at a word, and where it is.
+fn told_alone(aside: Aside, record: &Record) -> &'static str {
+    match (aside, &record.vf) {
+        (Aside::GiveVfBack, None) => {
+            "the NIC is told to do without its VF (path: Standby), holds none, and has no standby: the VM has no network by it; path: Auto \
+             brings a VF back"
+        }
+        (Aside::GiveVfBack, Some(_)) => {
+            "the NIC is told to do without its VF (path: Standby), and has no standby: the VM has no network by it; its VF goes back to the \
+             pool when the migration is over"
+        }
+        (Aside::KeepVf, Some(_)) => {
+            "the NIC is told to do without its VF (path: Standby), which stays reserved for it (keepVf), and has no standby: the VM has no \
+             network by it; path: Auto brings the VF back"
+        }
+        (Aside::KeepVf, None) => {
+            "the NIC is told to do without its VF (path: Standby) and to keep one (keepVf), but no VF of the network is free on the node; it \
+             has no standby: the VM has no network by it"
         }
     }
 }

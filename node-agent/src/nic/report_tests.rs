@@ -163,6 +163,37 @@ fn the_path_is_the_device_that_carries_the_traffic() {
 }
 
 #[test]
+fn a_nic_without_a_standby_says_that_it_carries_nothing() {
+    let empty = Guest {
+        standby: false,
+        vf: false,
+        uses_vf: false,
+        failover: Option::None,
+        ..GUEST
+    };
+    let without = Seen {
+        macvtap: Option::None,
+        standby_recorded: false,
+        ..seen(empty, false)
+    };
+    let said = |aside, decision: Decision| {
+        let mut record = held(Goal::Standby);
+        (record.spec.standby, record.spec.aside) = (StandbyKind::None, aside);
+        build(inputs(&record, &without, Some(&decision)), Option::None, at(1))
+    };
+    let out = said(Option::None, Decision::Done(AttachmentState::Aside));
+    assert_eq!((out.state, out.path), (AttachmentState::Aside, Path::None));
+    says(&out, types::READY, ("True", reasons::ATTACHED));
+    says(&out, types::FAST_PATH, ("False", reasons::STEPPED_ASIDE));
+    let told = said(Some(Aside::KeepVf), Decision::Done(AttachmentState::Aside));
+    says(&told, types::FAST_PATH, ("False", reasons::STANDBY_REQUESTED));
+    assert!(condition(&told, types::FAST_PATH).message.contains("no network"));
+    // Between two steps, too.
+    let steps = said(Option::None, Decision::Do(Step::Park));
+    assert_eq!((steps.state, steps.path), (AttachmentState::Aside, Path::None));
+}
+
+#[test]
 fn a_nic_that_is_told_to_stay_on_its_standby_is_ready_there() {
     let said = |aside, goal, vf: bool| {
         let mut record = held(goal);

@@ -21,7 +21,7 @@ use super::{
 pub enum To {
     /// To the VF.
     FastPath,
-    /// To the standby.
+    /// To the standby, or, where the NIC has none, out of the guest.
     Standby,
 }
 
@@ -83,7 +83,7 @@ impl Stopwatch {
             return None;
         }
         // To give the VF back is no part of the switch.
-        let settled = Decision::Done(AttachmentState::Standby);
+        let settled = Decision::Done(ask.off_vf());
         let leaves = ask.goal == Goal::Standby || ask.leaves_vf();
         let gives_back = leaves && *decision == Decision::Do(Step::RestoreVf);
         let decision = if gives_back { &settled } else { decision };
@@ -175,9 +175,13 @@ fn outcome(ask: &Ask, to: To, decision: &Decision) -> Option<(bool, &'static str
     };
     match (to, state, reason) {
         (To::FastPath, AttachmentState::FastPath, _) => Some((true, reasons::VF_ACTIVE)),
-        (To::Standby, AttachmentState::Standby, reason) => Some((true, reason.unwrap_or(asked))),
+        (To::Standby, AttachmentState::Standby | AttachmentState::Aside, reason) => {
+            Some((true, reason.unwrap_or(asked)))
+        }
         (_, _, Some(reason)) => Some((false, reason)),
-        (_, AttachmentState::FastPath | AttachmentState::Standby, None) => Some((false, asked)),
+        (_, AttachmentState::FastPath | AttachmentState::Standby | AttachmentState::Aside, None) => {
+            Some((false, asked))
+        }
         (_, _, None) => None,
     }
 }

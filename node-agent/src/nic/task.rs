@@ -202,6 +202,7 @@ impl NicTask {
             }
             let failed_before = self.cx.learnt.vf_failed.is_some();
             let mut at_rest = false;
+            let mut uses = None;
             let mut look_at = None;
             match self.round().await {
                 Ok(Decision::Do(_)) => {
@@ -215,6 +216,7 @@ impl NicTask {
                 Ok(Decision::Done(AttachmentState::Detached)) => return,
                 Ok(decision) => {
                     at_rest = rests_on_vf(&decision);
+                    uses = use_of_vf(&decision).filter(|_| self.ask().is_alone());
                     if matches!(&decision, Decision::Wait(wait) if [reasons::VF_UNKNOWN, reasons::KUBELET_UNREACHABLE].contains(&wait.reason))
                     {
                         // Nothing tells when it can be read again.
@@ -254,6 +256,7 @@ impl NicTask {
                 _ = sandboxes.changed() => {}
                 _ = migration.changed() => {}
                 sends = steps::until_disused(&self.cx, &mut disuse), if at_rest => self.leave_vf(sends),
+                () = until_other_use(&self.cx, uses) => self.relearn(),
                 () = until(look_at) => {}
                 () = until(self.retry.relearn_at()) => self.relearn(),
             }
@@ -408,6 +411,25 @@ fn rests_on_vf(decision: &Decision) -> bool {
             wait.state == AttachmentState::FastPath && wait.reason == reasons::GUEST_KEEPS_VF
         }
         Decision::Do(_) => false,
+    }
+}
+
+/// Whether the guest uses its VF, where the NIC rests for as long as that stays so.
+fn use_of_vf(decision: &Decision) -> Option<bool> {
+    match decision {
+        Decision::Done(AttachmentState::FastPath) => Some(true),
+        Decision::Wait(wait) if wait.reason == reasons::GUEST_IGNORES_VF => Some(false),
+        // Of these two the guest may or may not use it.
+        Decision::Wait(wait) if [reasons::GUEST_KEEPS_VF, reasons::VF_UNKNOWN].contains(&wait.reason) => None,
+        Decision::Wait(wait) => (wait.state == AttachmentState::FastPath).then_some(true),
+        Decision::Done(_) | Decision::Do(_) => None,
+    }
+}
+
+async fn until_other_use(cx: &Context, uses: Option<bool>) {
+    match uses {
+        Some(uses) => steps::until_use_changes(cx, uses).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -23,6 +23,7 @@ use super::{
 use crate::journal::Lent;
 
 mod drains;
+mod instead;
 
 /// A NIC that asks for a VF. Older ones go first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -338,10 +339,8 @@ impl Ledger {
         dark: Option<PciAddress>,
     ) -> bool {
         self.with(|s| {
-            s.best(inventory, claimant, wish).is_some_and(|choice| {
-                let lit = dark != Some(choice.pf.address) && select::has_link(&choice.pf);
-                !s.is_avoided(claimant, choice.vf.address) && (dark.is_none() || lit)
-            })
+            let choice = s.best(inventory, claimant, wish);
+            choice.is_some_and(|choice| s.is_better(claimant, &choice, dark))
         })
     }
 
@@ -359,18 +358,10 @@ impl Ledger {
             pick: Pick::OnPf(home),
             standby_pf: Some(home),
         };
-        self.with(|s| {
-            s.waiting.remove(claimant);
-            let choice = s.best_after(s.waiting.iter(), &s.drain, inventory, claimant, &wish);
-            let offered = choice.is_some_and(|choice| {
-                select::has_link(&choice.pf) && !s.is_avoided(claimant, choice.vf.address)
-            });
-            if offered {
-                s.waiting
-                    .insert(claimant.clone(), (network.to_owned(), wish.pick));
-            }
-            offered
-        })
+        let fit = |s: &State, choice: &Choice| {
+            select::has_link(&choice.pf) && !s.is_avoided(claimant, choice.vf.address)
+        };
+        self.with(|s| s.queue_for(inventory, claimant, &wish, fit))
     }
 
     /// Notes that a VF has failed for a NIC again and again.

@@ -462,3 +462,41 @@ fn one_nic_at_a_time_leaves_for_a_vf_and_none_that_is_waited_for() {
         home
     );
 }
+
+#[test]
+fn of_two_nics_that_have_nothing_but_their_vfs_one_leaves_for_another() {
+    let (inventory, ledger) = setup(2);
+    let [one, two] = [0, 1].map(|pf: usize| inventory.pfs[pf].address);
+    for n in [1, 2] {
+        assert!(
+            ledger
+                .take(&inventory, &claimant(n), &of(Pick::OnPf(one)))
+                .is_some()
+        );
+    }
+    assert!(
+        ledger
+            .take(&inventory, &claimant(3), &of(Pick::OnPf(two)))
+            .is_some()
+    );
+    ledger.set_drain(&drained(&[one], &[]));
+    let better = |n| ledger.offers_better(&inventory, &claimant(n), &WISH, None);
+    let sole = |n| ledger.offers_sole(&inventory, &claimant(n), &WISH, None);
+    assert!(better(1) && better(2), "those with a standby may try");
+    assert!(sole(2) && sole(2));
+    assert!(!sole(1), "it is promised");
+    let taken = ledger.take(&inventory, &claimant(2), &WISH).unwrap();
+    assert_eq!(taken.pf.address, two);
+    assert!(!sole(1), "there is no other");
+    ledger.release(taken.vf.address);
+    // One that has no VF at all comes first.
+    assert!(ledger.offers(&inventory, &claimant(9), &WISH));
+    assert!(!sole(1));
+    ledger.stop_waiting(&claimant(9));
+    assert!(sole(1));
+    // A PF without link is no gain.
+    let mut inventory = inventory.clone();
+    inventory.pfs[1].carrier = Some(false);
+    ledger.stop_waiting(&claimant(1));
+    assert!(!ledger.offers_sole(&inventory, &claimant(1), &WISH, Some(one)));
+}

@@ -178,6 +178,7 @@ fn made(namespace: &str, name: &str, vm: &str, interface: &Wanted, owner: OwnerR
             .mac
             .as_deref()
             .map(|mac| mac.to_ascii_lowercase().replace('-', ":")),
+        standby: hybridnic_api::v1alpha1::StandbyKind::Macvtap,
         no_free_vf: hybridnic_api::v1alpha1::NoFreeVf::Standby,
         path: hybridnic_api::v1alpha1::WantedPath::Auto,
         keep_vf: false,

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::v1alpha1::{
-    AttachmentState, NicAttachment, NicMigration, NicPhase, ObjectRef, Path, Runtime, VmHybridNic,
-    VmHybridNicStatus,
+    AttachmentState, NicAttachment, NicMigration, NicPhase, ObjectRef, Path, Runtime, StandbyKind,
+    VmHybridNic, VmHybridNicStatus,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
@@ -119,6 +119,7 @@ fn phase(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NicPhase {
     match (state, &inputs.admission) {
         (Some(AttachmentState::FastPath), _) => NicPhase::FastPath,
         (Some(AttachmentState::Standby), _) => NicPhase::Standby,
+        (Some(AttachmentState::Aside), _) => NicPhase::Aside,
         (Some(_), _) => NicPhase::Attaching,
         // What is missing may come; what is wrong must be fixed.
         (None, Err(refusal)) if refusal.reason != reasons::NETWORK_NOT_FOUND => NicPhase::Failed,
@@ -164,6 +165,14 @@ fn fast_path(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>, ready: &Ne
         .and_then(|a| a.status.as_ref())
         .is_some_and(|status| status.path == Path::FastPath);
     match inputs.moving {
+        Some(of) if !on_vf && inputs.nic.spec.standby == StandbyKind::None => {
+            let message = format!(
+                "the NIC has no standby, and its VF is out of the guest: the VM has no network by this NIC until its VF is back; the \
+                 migration {} is under way",
+                of.id.name
+            );
+            NewCondition::no(types::FAST_PATH, reasons::STEPPED_ASIDE, message)
+        }
         Some(of) if !on_vf => {
             let message = format!("the migration {} is under way", of.id.name);
             NewCondition::no(types::FAST_PATH, reasons::MIGRATING, message)
@@ -341,8 +350,16 @@ pub fn is_news(old: Option<&VmHybridNicStatus>, new: &VmHybridNicStatus) -> bool
 /// What a change of the status is worth telling.
 pub fn notes(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Vec<Note> {
     let mut notes = Vec::new();
-    // A migration takes the traffic from path to path, and tells of itself.
-    if old.path != new.path && new.phase != NicPhase::Migrating {
+    let why = conditions::find(&new.conditions, types::FAST_PATH);
+    let reason = why.map_or(reasons::FAILED, |why| why.reason.as_str());
+    let because = why.map(|why| format!(": {}", why.message)).unwrap_or_default();
+    let stepped_aside = |status: &VmHybridNicStatus| {
+        let fast = conditions::find(&status.conditions, types::FAST_PATH);
+        fast.is_some_and(|fast| fast.reason == reasons::STEPPED_ASIDE)
+    };
+    // A migration takes the traffic from path to path, and tells of itself; but not that it takes a VM its network.
+    let tells = new.phase != NicPhase::Migrating || stepped_aside(old) != stepped_aside(new);
+    if old.path != new.path && tells {
         let node = new.node_name.as_deref().unwrap_or_default();
         match new.path {
             Path::FastPath => {
@@ -357,12 +374,15 @@ pub fn notes(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Vec<Note> {
                 ));
             }
             Path::Standby => {
-                let why = conditions::find(&new.conditions, types::FAST_PATH);
-                let reason = why.map_or(reasons::FAILED, |why| why.reason.as_str());
-                let message = why.map(|why| format!(": {}", why.message)).unwrap_or_default();
                 notes.push(Note::normal(
                     reason,
-                    format!("the standby on {node} carries the traffic{message}"),
+                    format!("the standby on {node} carries the traffic{because}"),
+                ));
+            }
+            Path::None if [reasons::STEPPED_ASIDE, reasons::STANDBY_REQUESTED].contains(&reason) => {
+                notes.push(Note::normal(
+                    reason,
+                    format!("the NIC carries no traffic{because}"),
                 ));
             }
             Path::None => notes.push(Note::normal(reasons::DETACHED, "the NIC carries no traffic")),

@@ -536,3 +536,53 @@ fn a_nic_whose_vm_may_be_in_another_pod_says_what_to_do() {
     scene.attachments = vec![Arc::new(waits)];
     assert_eq!(messages(&scene), ["QEMU has ended"; 2]);
 }
+
+#[test]
+fn a_nic_without_a_standby_tells_that_it_is_cut_off_and_that_it_is_back() {
+    let mut scene = Scene::new();
+    scene.nic.spec.standby = StandbyKind::None;
+    let mut fast = at(AttachmentState::FastPath);
+    let active = NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "");
+    conditions::set(
+        &mut fast.status.as_mut().unwrap().conditions,
+        None,
+        Timestamp::UNIX_EPOCH,
+        active,
+    );
+    let fast = Arc::new(fast);
+    scene.attachments = vec![Arc::clone(&fast)];
+    scene.moving = Some(moved(Stage::Leaving, 5));
+    let on_vf = scene.status();
+    assert_eq!(scene.reasons().1[2], reasons::VF_ACTIVE);
+    let mut out = at(AttachmentState::Aside);
+    say(&mut out, reasons::STEPPED_ASIDE, "its VF is out");
+    scene.attachments = vec![Arc::new(out)];
+    scene.nic.status = Some(on_vf.clone());
+    assert_eq!(scene.reasons().1[2], reasons::STEPPED_ASIDE);
+    let cut = scene.status();
+    assert_eq!((cut.phase, cut.path), (NicPhase::Migrating, Path::None));
+    assert!(is_news(Some(&on_vf), &cut));
+    let told = |old: &VmHybridNicStatus, new: &VmHybridNicStatus| {
+        let notes = notes(old, new);
+        let told = notes.iter().map(|note| (note.warning, note.reason.clone()));
+        told.collect::<Vec<_>>()
+    };
+    assert_eq!(told(&on_vf, &cut), [(false, reasons::STEPPED_ASIDE.to_owned())]);
+    assert_eq!(told(&cut, &cut), []);
+    // The VF of the target is there before the migration is over.
+    scene.attachments = vec![fast];
+    scene.nic.status = Some(cut.clone());
+    let back = scene.status();
+    assert_eq!(told(&cut, &back), [(false, reasons::VF_ACTIVE.to_owned())]);
+    // Outside of migrations it is a phase of its own.
+    let mut without = at(AttachmentState::Aside);
+    say(&mut without, reasons::NO_FREE_VF, "there is none");
+    (scene.moving, scene.attachments) = (None, vec![Arc::new(without)]);
+    assert_eq!(
+        scene.reasons(),
+        (
+            NicPhase::Aside,
+            strings([reasons::ACCEPTED, reasons::NO_FREE_VF, reasons::NO_FREE_VF])
+        )
+    );
+}

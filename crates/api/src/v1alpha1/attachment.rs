@@ -9,8 +9,8 @@ use strum::{Display, IntoStaticStr};
 use crate::limits;
 
 use super::{
-    AttachedVm, GuestDevices, L2Settings, NoFreeVf, ObjectRef, Pairing, Path, StandbyRef, SwitchOrder,
-    TimelineEntry, VfRef,
+    AttachedVm, GuestDevices, L2Settings, NoFreeVf, ObjectRef, Pairing, Path, StandbyKind, StandbyRef,
+    SwitchOrder, TimelineEntry, VfRef,
 };
 
 /// One NIC on one node: where it should be, and where it is. Made and deleted by the operator; during a
@@ -73,6 +73,10 @@ pub struct NicAttachmentSpec {
     /// standby carries the traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aside: Option<Aside>,
+    /// What carries the traffic while the VF is out of the guest. The same at both ends of a migration.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("standby cannot change"))]
+    pub standby: StandbyKind,
     /// What to do without a free VF.
     pub no_free_vf: NoFreeVf,
     /// How the guest makes one NIC of VF and standby. It is in the guest's device, and so the same at both ends of a migration.
@@ -128,7 +132,7 @@ pub enum Goal {
     /// A VF is reserved and parked. The VM's pod does not have its link yet, and is not started before it has: the goal of a pod
     /// that KubeVirt will migrate the VM to, until the source is on its standby.
     Reserved,
-    /// A VF is reserved and parked; the standby carries the traffic.
+    /// A VF is reserved and parked; the standby carries the traffic, if the NIC has one.
     Standby,
     /// The VF carries the traffic; the standby's macvtap is down. A NIC that is told to stay on its standby stays there.
     FastPath,
@@ -146,15 +150,24 @@ pub enum AttachmentState {
     /// Nothing of it is in the guest yet.
     #[default]
     Pending,
-    /// All is ready for a VM that does not run here yet. Its standby is in the guest, its macvtap down; or, where that is the goal,
-    /// a VF is reserved and nothing else is made.
+    /// All is ready for a VM that does not run here yet. Its standby is in the guest, its macvtap down; or, where that is the goal or
+    /// the NIC has no standby, a VF is reserved and nothing else is made.
     Reserved,
     /// The standby carries the traffic.
     Standby,
+    /// The NIC has no standby, and its VF is not in the guest: it carries nothing.
+    Aside,
     /// The VF carries the traffic.
     FastPath,
     /// Nothing of it is left on the node.
     Detached,
+}
+
+impl AttachmentState {
+    /// Whether the VM runs here without the NIC's VF, which is what a migration needs.
+    pub fn is_off_vf(self) -> bool {
+        matches!(self, Self::Standby | Self::Aside)
+    }
 }
 
 /// Where a NIC is in the guest.
@@ -171,9 +184,10 @@ pub enum Placement {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GuestPorts {
-    /// The port of the standby.
+    /// The port of the standby; absent where the NIC has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = limits::WORD))]
-    pub standby: String,
+    pub standby: Option<String>,
     /// The port of the VF.
     #[schemars(length(max = limits::WORD))]
     pub vf: String,

@@ -152,7 +152,8 @@ pub enum OnLinkLoss {
 /// What to do with a NIC for which the node has no free VF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum NoFreeVf {
-    /// Attach it on the standby alone, and go to the fast path when a VF is free.
+    /// Attach it without one, and go to the fast path when a VF is free. Until then the standby carries the traffic; a NIC without a standby
+    /// has no network.
     #[default]
     Standby,
     /// Attach it only once a VF is free; a migration to a node without one is refused.
@@ -169,7 +170,7 @@ pub enum Path {
     FastPath,
     /// The virtio device on the macvtap.
     Standby,
-    /// Neither: the NIC is not attached, or its VM does not run here.
+    /// Neither: the NIC is not attached, its VM does not run here, or it has no standby and its VF is out.
     #[default]
     None,
 }

@@ -50,6 +50,10 @@ use super::{
 #[x_kube(validation = Rule::new("!has(self.vm.kubevirt) || !has(self.pairing) || self.pairing != 'Bond'")
     .message("pairing: Bond is for VMs in QEMU pods: the standby of a VM of KubeVirt always has virtio's standby feature, \
               so its guest pairs by net_failover"))]
+#[x_kube(validation = Rule::new("!has(self.vm.kubevirt) || !has(self.standby) || self.standby != 'None'")
+    .message("standby: None is for VMs in QEMU pods: KubeVirt starts a VM with its standby, which is the interface in the VM's spec"))]
+#[x_kube(validation = Rule::new("!has(self.standby) || self.standby != 'None' || !has(self.pairing) || self.pairing != 'Bond'")
+    .message("pairing says how the guest makes one NIC of VF and standby: with standby: None leave it out"))]
 pub struct VmHybridNicSpec {
     /// Name of the [`super::HybridNetwork`].
     #[schemars(length(min = 1, max = 50))]
@@ -76,6 +80,11 @@ pub struct VmHybridNicSpec {
         "!self.lowerAscii().matches('^00:(00:5e:00:0[12]|00:0c:07:ac|00:0c:9f:f.|05:73:a0:0.|07:b4:00:..):')")
         .message("mac must not be one of virtual routers (VRRP, CARP, HSRP, GLBP)"))]
     pub mac: Option<String>,
+    /// What carries the traffic while the VF is out of the guest. It is a device of the guest, so it cannot change.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("standby cannot change: delete the NIC and create it again with the other standby"))]
+    pub standby: StandbyKind,
     /// What to do when the node has no free VF.
     #[serde(default)]
     pub no_free_vf: NoFreeVf,
@@ -118,8 +127,19 @@ pub enum WantedPath {
     /// The VF, where there is one.
     #[default]
     Auto,
-    /// The standby: the VF is taken out of the guest and stays out, also where the VM migrates to.
+    /// The standby: the VF is taken out of the guest and stays out, also where the VM migrates to. A NIC without a standby has no
+    /// network then.
     Standby,
+}
+
+/// What carries a NIC's traffic while its VF is out of the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum StandbyKind {
+    /// A virtio-net device on a macvtap, on the VF's PF.
+    #[default]
+    Macvtap,
+    /// Nothing: the VF is all that the NIC has. During a migration, and without a free VF, the VM has no network by this NIC.
+    None,
 }
 
 /// How the guest makes one NIC of VF and standby.
@@ -148,6 +168,8 @@ pub enum NicPhase {
     FastPath,
     /// The standby carries the traffic.
     Standby,
+    /// It has no standby, and its VF is not in the guest: the VM has no network by this NIC.
+    Aside,
     /// Its VM migrates.
     Migrating,
     /// On its way out of the guest.

@@ -93,15 +93,13 @@ pub fn is_refused(nic: &NicInputs) -> bool {
     refused && nic.attachments.is_empty()
 }
 
-/// Whether the NIC carries traffic there.
+/// Whether the NIC carries traffic there, or could if it had a VF.
 pub fn is_attached(attachment: &NicAttachment) -> bool {
-    matches!(
-        state(attachment),
-        AttachmentState::FastPath | AttachmentState::Standby
-    )
+    let state = state(attachment);
+    state == AttachmentState::FastPath || state.is_off_vf()
 }
 
-/// Whether the NIC is back at its source as well as it can be: on its VF, or on standby for a reason that lasts.
+/// Whether the NIC is back at its source as well as it can be: on its VF, or without it for a reason that lasts.
 pub fn is_back(attachment: &NicAttachment) -> bool {
     let moving = [
         reasons::PROGRESSING,
@@ -113,7 +111,7 @@ pub fn is_back(attachment: &NicAttachment) -> bool {
         && is_current(attachment)
         && match state(attachment) {
             AttachmentState::FastPath => true,
-            AttachmentState::Standby => {
+            state if state.is_off_vf() => {
                 ready_reason(attachment).is_some_and(|reason| !moving.contains(&reason))
             }
             _ => false,

@@ -125,7 +125,7 @@ fn switching(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) -> 
                 .is_some_and(|order| order.step == MigrationStep::Prepare)
             && is_current(attachment);
         let reason = ready_reason(attachment).filter(|_| told);
-        if told && state(attachment) == AttachmentState::Standby {
+        if told && state(attachment).is_off_vf() {
             continue;
         }
         let waiting = format!(

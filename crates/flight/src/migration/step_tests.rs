@@ -238,6 +238,23 @@ fn a_target_without_a_vf_matters_only_to_who_waits_for_one() {
     );
 }
 
+/// A NIC without a standby is out of the way once its VF is out, and back at its source only with one, or with a reason that lasts.
+#[test]
+fn a_nic_without_a_standby_steps_aside() {
+    let mut scene = Scene::switching();
+    scene.source(AttachmentState::Pending);
+    scene.stays(reasons::MIGRATING);
+    scene.source(AttachmentState::Aside);
+    scene.reach(MigrationPhase::Transferring);
+    let mut back = attachment("eth0", "a", "n1");
+    back.spec.goal = Goal::FastPath;
+    observe(&mut back, AttachmentState::Aside);
+    for (reason, is_so) in [(reasons::PROGRESSING, false), (reasons::NO_FREE_VF, true)] {
+        say(&mut back, reason, "");
+        assert_eq!(crate::migration::inputs::is_back(&back), is_so, "{reason}");
+    }
+}
+
 #[test]
 fn a_guest_that_keeps_its_vf_stops_the_migration() {
     let mut scene = Scene::switching();

@@ -70,7 +70,7 @@ pub fn remedy(reason: &str) -> String {
             "QEMU itself makes qmp.sock, in the pod's emptyDir hybridnic; docs/troubleshooting.md says what else may be there"
         }
         reasons::QMP_FLOOD => "its guest may have taken QEMU over: look at the VM, and start it again",
-        reasons::NO_GUEST_PORT => "start QEMU with two pcie-root-ports with ids for each hybrid NIC",
+        reasons::NO_GUEST_PORT => "start QEMU with two pcie-root-ports with ids for each hybrid NIC, or one for a NIC without a standby",
         reasons::GUEST_NO_FAILOVER => {
             "the guest needs Linux 4.18 or later with net_failover; or, if the VM is not KubeVirt's, the NIC pairing: Bond, and the guest a bond"
         }

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use hybridnic_api::v1alpha1::{MigrationOrder, MigrationState, MigrationStep};
+use hybridnic_api::v1alpha1::{MigrationOrder, MigrationState, MigrationStep, StandbyKind};
 use hybridnic_qmp::{
     Client, QmpError,
     commands::{MigrationCapability, MigrationParameters, MigrationStatus},
@@ -60,8 +60,12 @@ async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
     }
     client.cont().await.map_err(fail)?;
     let nics = vm.nics();
-    let devices: Vec<&str> = nics.values().map(|nic| nic.standby_device.as_str()).collect();
-    if let Err(error) = announce(client, &devices).await {
+    let standbys = nics.values().filter(|nic| nic.standby != StandbyKind::None);
+    let devices: Vec<&str> = standbys.map(|nic| nic.standby_device.as_str()).collect();
+    // None is taken for all.
+    if !devices.is_empty()
+        && let Err(error) = announce(client, &devices).await
+    {
         warn!(error = chain(&error), "the switches are not told where the VM is");
     }
     arrived(vm, host, Arrival::Started).await

@@ -7,7 +7,7 @@ use hybridnic_api::{
 };
 
 use super::{
-    Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, detach, fast_path, give_back, has_nic_mac,
+    Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, alone, detach, fast_path, give_back, has_nic_mac,
     is_parked, port,
     reserve::{self, NOBODY},
     switch_order, wait,
@@ -20,34 +20,9 @@ use crate::{
 /// The next step in.
 pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     use AttachmentState::Pending;
-    let guest = match seen.qemu {
-        // A VF that was parked in the guest carries nothing, nor does one that is no more, whatever its driver has started.
-        QemuSeen::Up(guest) => Guest {
-            uses_vf: guest.uses_vf && !is_parked(seen) && seen.vf != Some(VfSeen::Gone),
-            ..guest
-        },
-        QemuSeen::Gone if seen.seized && seen.seizer_ended => return Decision::Do(Step::RemoveStandby),
-        QemuSeen::Gone if ask.duties.standby == Owner::Runtime => return before_vm(ask, seen, learnt),
-        QemuSeen::Gone => {
-            if let Some(step) = give_back(ask, seen) {
-                let parks = has_nic_mac(seen) && !learnt.not_parked;
-                return Decision::Do(if parks { Step::Park } else { step });
-            }
-            return wait(
-                Pending,
-                reasons::QMP_UNAVAILABLE,
-                "the VM's QEMU has no QMP socket yet, or has ended",
-            );
-        }
-        QemuSeen::Unreachable => {
-            return wait(
-                Pending,
-                reasons::QMP_UNAVAILABLE,
-                "the VM's QEMU does not answer on its QMP socket",
-            );
-        }
-        QemuSeen::Flooding => return wait(Pending, reasons::QMP_FLOOD, FLOOD),
-        QemuSeen::Untrusted(offence) => return wait(Pending, reasons::QMP_UNTRUSTED, offence.to_string()),
+    let guest = match guest(ask, seen, learnt) {
+        Ok(guest) => guest,
+        Err(decision) => return decision,
     };
     if guest.run == Run::Starting {
         return Decision::Done(AttachmentState::Reserved);
@@ -90,9 +65,46 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
     }
 }
 
+/// The guest, or what comes next where QEMU does not show one.
+pub(super) fn guest(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Result<Guest, Decision> {
+    use AttachmentState::Pending;
+    Err(match seen.qemu {
+        // A VF that was parked in the guest carries nothing, nor does one that is no more, whatever its driver has started.
+        QemuSeen::Up(guest) => {
+            return Ok(Guest {
+                uses_vf: guest.uses_vf && !is_parked(seen) && seen.vf != Some(VfSeen::Gone),
+                ..guest
+            });
+        }
+        QemuSeen::Gone if seen.seized && seen.seizer_ended => Decision::Do(Step::RemoveStandby),
+        QemuSeen::Gone if ask.duties.standby == Owner::Runtime => before_vm(ask, seen, learnt),
+        QemuSeen::Gone => match give_back(ask, seen) {
+            Some(step) => {
+                let parks = has_nic_mac(seen) && !learnt.not_parked;
+                Decision::Do(if parks { Step::Park } else { step })
+            }
+            None => wait(
+                Pending,
+                reasons::QMP_UNAVAILABLE,
+                "the VM's QEMU has no QMP socket yet, or has ended",
+            ),
+        },
+        QemuSeen::Unreachable => wait(
+            Pending,
+            reasons::QMP_UNAVAILABLE,
+            "the VM's QEMU does not answer on its QMP socket",
+        ),
+        QemuSeen::Flooding => wait(Pending, reasons::QMP_FLOOD, FLOOD),
+        QemuSeen::Untrusted(offence) => wait(Pending, reasons::QMP_UNTRUSTED, offence.to_string()),
+    })
+}
+
 /// Which VF, and on which PF the standby; `None` where that is settled.
 pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Option<Decision> {
     use AttachmentState::Pending;
+    if ask.is_alone() {
+        return alone::take(ask, seen, guest, learnt);
+    }
     // Where the runtime has it, the standby is where the pod's sandbox was promised it.
     let bare = ask.duties.standby == Owner::Agent && !guest.vf && !guest.standby;
     match seen.vf {
@@ -128,16 +140,15 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
         None if ask.waits_for_vf() => Some(wait(
             Pending,
             learnt.vf_failed.unwrap_or(reasons::NO_FREE_VF),
-            "no VF of the network is free on the node; the NIC waits for one",
+            WAITS_FOR_VF,
         )),
-        None if !seen.uplink => Some(wait(
-            Pending,
-            reasons::NO_UPLINK,
-            "no PF of the node that can be used matches the network's uplinks",
-        )),
+        None if !seen.uplink => Some(wait(Pending, reasons::NO_UPLINK, NO_UPLINK)),
         None => Some(Decision::Do(Step::Reserve)),
     }
 }
+
+pub(super) const WAITS_FOR_VF: &str = "no VF of the network is free on the node; the NIC waits for one";
+pub(super) const NO_UPLINK: &str = "no PF of the node that can be used matches the network's uplinks";
 
 /// Whether the NIC may leave a VF because of its PF's link, and that is still missing.
 pub(super) fn dark(vf: VfThere) -> bool {
@@ -157,7 +168,7 @@ pub(super) fn prepare(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Option<Step> {
     }
 }
 
-const OCCUPIED: &str = "QEMU at the target was not started with -incoming defer, runs a guest already, or waits for another \
+pub(super) const OCCUPIED: &str = "QEMU at the target was not started with -incoming defer, runs a guest already, or waits for another \
                         migration; nothing is plugged into it";
 
 const NO_SANDBOX: &str = "the pod's sandbox has not asked for its link yet";
@@ -235,8 +246,8 @@ const SEIZED: &str = "the VM's QEMU has given the standby's macvtap another MAC 
                       does: the standby is shut until that QEMU has ended";
 
 /// The VM is not here: silent until RESUME, and from pre-switchover on.
-fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
-    use AttachmentState::{Pending, Reserved, Standby};
+pub(super) fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
+    use AttachmentState::{Pending, Reserved};
     let waits = guest.run == Run::Incoming;
     if up {
         return Decision::Do(Step::StandbyDown);
@@ -245,14 +256,14 @@ fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Deci
         return Decision::Do(Step::Park);
     }
     if let Some(VfSeen::Unknown { .. }) = seen.vf {
-        let state = if waits { Pending } else { Standby };
+        let state = if waits { Pending } else { ask.off_vf() };
         return wait(state, reasons::VF_UNKNOWN, UNKNOWN);
     }
     if let Some(step) = give_back(ask, seen).filter(|_| !guest.vf) {
         return Decision::Do(step);
     }
     if !waits {
-        return Decision::Done(Standby);
+        return Decision::Done(ask.off_vf());
     }
     let step = prepare(ask, seen, learnt).or_else(|| port::keep(seen, learnt));
     match (step, learnt.vf_failed) {
@@ -313,11 +324,7 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
         return Decision::Do(step);
     }
     if has_nic_mac(seen) {
-        return wait(
-            AttachmentState::Pending,
-            reasons::VF_SETTING_REFUSED,
-            "the VF keeps the NIC's MAC: it would answer for a VM that runs elsewhere",
-        );
+        return wait(AttachmentState::Pending, reasons::VF_SETTING_REFUSED, KEEPS_MAC);
     }
     if let Some(reason) = learnt
         .vf_failed
@@ -334,6 +341,8 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
     }
     Decision::Done(AttachmentState::Standby)
 }
+
+pub(super) const KEEPS_MAC: &str = "the VF keeps the NIC's MAC: it would answer for a VM that runs elsewhere";
 
 /// Whether the NIC is told to stay on a standby whose PF has no link. A migration goes on without it, and may lead to one that has.
 fn told_without_link(ask: &Ask, seen: &Seen) -> bool {

@@ -5,13 +5,13 @@ use hybridnic_api::{conditions::reasons, v1alpha1::AttachmentState};
 use super::{Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, has_nic_mac, wait};
 use crate::{
     machine::Owner,
-    nic::seen::{QemuSeen, Run, Seen, VfSeen},
+    nic::seen::{Guest, QemuSeen, Run, Seen, VfSeen},
 };
 
 /// The next step out.
 pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     let held = if seen.recorded {
-        AttachmentState::Standby
+        ask.off_vf()
     } else {
         AttachmentState::Detached
     };
@@ -32,7 +32,10 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         QemuSeen::Up(guest) if guest.standby && !guest.vf && has_nic_mac(seen) => {
             return Decision::Do(Step::Park);
         }
-        QemuSeen::Up(guest) if guest.vf || guest.standby => {
+        QemuSeen::Up(guest) if ask.is_alone() && !guest.vf && has_nic_mac(seen) && !learnt.not_parked => {
+            return Decision::Do(Step::Park);
+        }
+        QemuSeen::Up(guest) if guest.vf || guest.standby || concerns(ask, guest) => {
             match guest.run {
                 Run::Here if ask.expected => {
                     return wait(
@@ -77,15 +80,17 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
             if ask.duties.standby == Owner::Runtime {
                 return runtimes_standby(seen, held);
             }
-            return if learnt.keeps_standby {
-                wait(
-                    held,
-                    reasons::GUEST_KEEPS_VF,
-                    "the guest does not let go of its standby device",
-                )
-            } else {
-                Decision::Do(Step::UnplugStandby)
-            };
+            if guest.standby {
+                return if learnt.keeps_standby {
+                    wait(
+                        held,
+                        reasons::GUEST_KEEPS_VF,
+                        "the guest does not let go of its standby device",
+                    )
+                } else {
+                    Decision::Do(Step::UnplugStandby)
+                };
+            }
         }
         _ => {}
     }
@@ -100,6 +105,18 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
             None => Decision::Done(AttachmentState::Detached),
         }
     }
+}
+
+/// Whether what QEMU does matters to a NIC that has nothing in the guest: one without a standby, whose VF is out. Its VM may have no other
+/// NIC that would keep it, or end its QEMU.
+fn concerns(ask: &Ask, guest: Guest) -> bool {
+    ask.is_alone()
+        && match guest.run {
+            Run::Here => ask.expected,
+            Run::Incoming | Run::HandedOver => ask.duties.vm_end == Owner::Agent,
+            Run::Starting | Run::HandingOver => true,
+            Run::Occupied => false,
+        }
 }
 
 /// The VF is not in the guest, and is given back. The standby stays there for as long as the VM is in this QEMU.

@@ -169,6 +169,13 @@ fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf:
 
 /// What stands against plugging the VF.
 fn obstacle(ask: &Ask, guest: Guest, learnt: &Learnt, vf: VfThere) -> Option<(&'static str, &'static str)> {
+    unfit(guest, learnt, vf)
+        .or_else(|| unready(ask.pairing, guest))
+        .or_else(|| learnt.ignores_vf.map(|sends| ignored(ask.pairing, sends)))
+}
+
+/// What stands against plugging the VF, whatever else the guest has.
+pub(super) fn unfit(guest: Guest, learnt: &Learnt, vf: VfThere) -> Option<(&'static str, &'static str)> {
     if let Some(reason) = learnt.vf_failed {
         return Some((reason, VF_FAILED));
     }
@@ -190,10 +197,7 @@ fn obstacle(ask: &Ask, guest: Guest, learnt: &Learnt, vf: VfThere) -> Option<(&'
             "a migration is under way, and QEMU takes no VF before it is over",
         ));
     }
-    if let Some(told) = unready(ask.pairing, guest) {
-        return Some(told);
-    }
-    learnt.ignores_vf.map(|sends| ignored(ask.pairing, sends))
+    None
 }
 
 /// Why the guest's side of the standby is not ready for a VF.
@@ -223,14 +227,15 @@ fn ignored(pairing: Pairing, sends: Sends) -> (&'static str, &'static str) {
     }
 }
 
-const PORT_LOST: &str = "the switch has taken the port profile from the port of the VF that the guest has";
+pub(super) const PORT_LOST: &str =
+    "the switch has taken the port profile from the port of the VF that the guest has";
 
 const NO_ACPI: &str =
     "the VM has no ACPI, and its guest would crash when the VF is plugged: start the VM with ACPI";
 
-const DRAINED: &str = "the VF is drained, and goes back when the migration is over";
+pub(super) const DRAINED: &str = "the VF is drained, and goes back when the migration is over";
 
-const NO_LINK: &str = "the VF's PF has no link";
+pub(super) const NO_LINK: &str = "the VF's PF has no link";
 
 const IGNORES_VF: &str = "the guest did not use the VF: it needs the VF's driver, and net_failover must have joined it with \
                           the standby (the guest's kernel log says why not); tried again, later each time, and when the \

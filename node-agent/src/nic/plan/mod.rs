@@ -16,6 +16,8 @@
 //!                                                            (its PF is drained; without StandbyUp: has no link, or is not the standby's)
 //!   MakeStandby ─ Reserve ─ MoveStandby ─ MakeStandby ─ GuardStandby ─ PlugStandby    (the VF came later, on another PF)
 //!   Reserve ─ MakeStandby ─ GuardStandby ─ AnswerSandbox ─ Bind ─ Park ──► the runtime starts the VM, with its standby
+//!   without a standby: Reserve ─ Bind ─ Park ─ ConfigureVf ─ PlugVf ─ AwaitGuest ──► FastPath
+//!                      FastPath ─ UnplugVf ─ Park ──► Aside
 //!   any ─ UnplugVf ─ UnplugStandby ─ RemoveStandby ─ RestoreVf ─ Forget ──► Detached
 //! ```
 //! The plan knows no history: after a crash it continues from what it sees.
@@ -27,7 +29,9 @@
 //! | `reserve` | `Reserved` |
 //! | `port` | the VF's port at the switch |
 //! | `detach` | `Detached` |
+//! | `alone` | `Standby` and `FastPath`, of a NIC that has no standby |
 
+mod alone;
 mod attach;
 mod detach;
 mod fast_path;
@@ -37,7 +41,8 @@ mod reserve;
 pub(in crate::nic) mod tests;
 
 use hybridnic_api::v1alpha1::{
-    Aside, AttachmentState, Goal, MigrationStep, NicAttachmentSpec, NoFreeVf, Pairing, SwitchOrder,
+    Aside, AttachmentState, Goal, MigrationStep, NicAttachmentSpec, NoFreeVf, Pairing, StandbyKind,
+    SwitchOrder,
 };
 
 use super::seen::{Seen, VfMac, VfSeen, VfThere};
@@ -187,6 +192,8 @@ pub struct Ask {
     pub ordered: bool,
     /// What to do without a VF.
     pub no_free_vf: NoFreeVf,
+    /// What carries the traffic while the VF is out.
+    pub standby: StandbyKind,
     /// How the guest makes one NIC of VF and standby.
     pub pairing: Pairing,
     /// The order that the PF's driver needs, as far as is known.
@@ -213,6 +220,7 @@ impl Ask {
             aside: spec.aside,
             ordered: spec.migration.is_some(),
             no_free_vf: spec.no_free_vf,
+            standby: spec.standby,
             pairing: spec.pairing,
             driver_order,
             drained,
@@ -236,6 +244,19 @@ impl Ask {
     fn ends_qemu(&self) -> bool {
         let moved = self.ordered && self.duties.migration == Owner::Agent;
         self.duties.vm_end == Owner::Agent || moved
+    }
+
+    /// Whether the VF is all that the NIC has.
+    pub fn is_alone(&self) -> bool {
+        self.standby == StandbyKind::None
+    }
+
+    /// Where the NIC is when its VF is out of a guest that has it.
+    pub fn off_vf(&self) -> AttachmentState {
+        match self.standby {
+            StandbyKind::Macvtap => AttachmentState::Standby,
+            StandbyKind::None => AttachmentState::Aside,
+        }
     }
 
     /// Whether the NIC waits until there is a VF for it.
@@ -274,6 +295,7 @@ pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     match ask.goal {
         Goal::Detached => detach::next(ask, seen, learnt),
         Goal::Reserved => guarded(reserve::next(ask, seen, learnt), seen),
+        _ if ask.is_alone() => alone::next(ask, seen, learnt),
         goal => guarded(attach::next(goal, ask, seen, learnt), seen),
     }
 }

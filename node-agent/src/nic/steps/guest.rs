@@ -4,14 +4,14 @@ use std::{io, time::Duration};
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{GuestPorts, Placement},
+    v1alpha1::{GuestPorts, Placement, StandbyKind},
 };
 use hybridnic_net::netlink::Link;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{
-    Context, announce, descriptors,
+    Context, alone, announce, descriptors,
     standby::{self, StandbyError},
     vf,
 };
@@ -23,16 +23,16 @@ use crate::{
 };
 
 /// How often is looked whether the guest uses its VF: there is no event for it.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// How often is looked whether it still does.
-const LOOK_AT_REST: Duration = Duration::from_secs(2);
+pub(super) const LOOK_AT_REST: Duration = Duration::from_secs(2);
 
 /// VF or standby could not be plugged, or watched.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GuestError {
     #[error(
-        "the VM needs two free hot-pluggable PCIe root ports for each hybrid NIC: start QEMU with more of -device \
-         pcie-root-port,id=…"
+        "the VM needs two free hot-pluggable PCIe root ports for each hybrid NIC, or one for a NIC without a standby: start QEMU with \
+         more of -device pcie-root-port,id=…"
     )]
     NoFreePorts,
     #[error("{0}")]
@@ -69,12 +69,8 @@ impl HasReason for GuestError {
 pub(super) async fn plug_standby(cx: &mut Context, machine: &Machine) -> Result<(), GuestError> {
     let vm = std::sync::Arc::clone(&cx.vm);
     let _choosing = vm.choosing_ports.lock().await;
-    let ports = choose_ports(cx, machine).await?;
-    if cx.record.ports.as_ref() != Some(&ports) {
-        cx.commit(|record| record.ports = Some(ports.clone())).await?;
-        cx.vm
-            .update_nic(&cx.record.uid, |n| n.ports = Some(ports.clone()));
-    }
+    let port = settle_ports(cx, machine).await?.standby;
+    let port = port.ok_or(GuestError::NoPorts)?;
     let nic = cx.record.spec.nic.name.clone();
     machine.clear_standby(&nic).await?;
     let (tap, vhost) = descriptors::of_standby(cx).await?;
@@ -83,44 +79,52 @@ pub(super) async fn plug_standby(cx: &mut Context, machine: &Machine) -> Result<
         nic,
         mac: cx.mac,
         pairing: cx.record.spec.pairing,
-        port: ports.standby,
+        port,
         tap,
         vhost,
     };
     Ok(machine.plug_standby(&plug).await?)
 }
 
+/// The NIC's ports, as the journal has them from now on.
+async fn settle_ports(cx: &mut Context, machine: &Machine) -> Result<GuestPorts, GuestError> {
+    let ports = choose_ports(cx, machine).await?;
+    if cx.record.ports.as_ref() != Some(&ports) {
+        cx.commit(|record| record.ports = Some(ports.clone())).await?;
+        cx.vm
+            .update_nic(&cx.record.uid, |n| n.ports = Some(ports.clone()));
+    }
+    Ok(ports)
+}
+
 /// The VF's port.
 fn vf_port(record: &Record) -> Option<String> {
     match &record.spec.placement {
         Some(Placement::Interface(interface)) => Some(ids::vf_port(interface)),
-        Some(Placement::RootPorts(_)) | None => Some(ports_of(record)?.vf),
+        Some(Placement::RootPorts(_)) | None => Some(record.known_ports()?.vf.clone()),
     }
 }
 
-/// The ports that the NIC had, or must have.
-fn ports_of(record: &Record) -> Option<GuestPorts> {
-    record.ports.clone().or_else(|| record.spec.root_ports().cloned())
-}
-
-/// The ports that the NIC had, or must have, or two free ones.
+/// The ports that the NIC had, or must have, or free ones: two, or one where it has no standby.
 async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, GuestError> {
-    if let Some(ports) = ports_of(&cx.record) {
-        return Ok(ports);
+    if let Some(ports) = cx.record.known_ports() {
+        return Ok(ports.clone());
     }
     let mut free = machine.free_ports().await?;
     for (uid, other) in cx.vm.nics() {
         if let Some(ports) = other.ports
             && uid != cx.record.uid
         {
-            free.retain(|p| *p != ports.standby && *p != ports.vf);
+            free.retain(|p| Some(p) != ports.standby.as_ref() && *p != ports.vf);
         }
     }
     let mut free = free.into_iter();
-    match (free.next(), free.next()) {
-        (Some(standby), Some(vf)) => Ok(GuestPorts { standby, vf }),
-        _ => Err(GuestError::NoFreePorts),
-    }
+    let standby = match cx.record.spec.standby {
+        StandbyKind::Macvtap => Some(free.next().ok_or(GuestError::NoFreePorts)?),
+        StandbyKind::None => None,
+    };
+    let vf = free.next().ok_or(GuestError::NoFreePorts)?;
+    Ok(GuestPorts { standby, vf })
 }
 
 /// Plugs the VF. `false` where the spec has changed before its turn came.
@@ -139,6 +143,11 @@ pub(super) async fn plug_vf(cx: &mut Context, machine: &Machine) -> Result<bool,
 }
 
 async fn try_plug_vf(cx: &mut Context, machine: &Machine) -> Result<(), GuestError> {
+    if cx.record.spec.standby == StandbyKind::None {
+        let vm = std::sync::Arc::clone(&cx.vm);
+        let _choosing = vm.choosing_ports.lock().await;
+        settle_ports(cx, machine).await?;
+    }
     let port = vf_port(&cx.record).ok_or(GuestError::NoPorts)?;
     let vf = vf::held(cx)?.clone();
     if let Some(why) = cx.lacks_group().or_else(|| other_group(cx, &vf)) {
@@ -190,6 +199,9 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), GuestError> {
     let Some(vf) = cx.record.vf.clone() else {
         return Ok(());
     };
+    if cx.record.spec.standby == StandbyKind::None {
+        return alone::await_guest(cx, &vf).await;
+    }
     let deadline = Instant::now() + cx.host.options.plug_deadline;
     let mut pulse = cx.vm.pulse();
     let sent = sent_by_standby(cx).await?;

@@ -1,5 +1,6 @@
 //! The effects: one function for each [`Step`]. Each writes the journal before it acts, and can be taken again.
 
+mod alone;
 mod announce;
 mod context;
 mod descriptors;
@@ -10,6 +11,7 @@ mod reserve;
 mod standby;
 mod vf;
 
+pub use alone::until_use_changes;
 pub use context::Context;
 pub use guest::until_disused;
 pub use standby::VLAN_PREFIX;

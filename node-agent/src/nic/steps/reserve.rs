@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{Aside, NoFreeVf},
+    v1alpha1::{Aside, NoFreeVf, StandbyKind},
 };
 use hybridnic_net::PciAddress;
 use tracing::{info, warn};
@@ -68,6 +68,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
     let spec = &cx.record.spec;
     let wants_vf = spec.aside != Some(Aside::GiveVfBack);
     let may_go_without = !wants_vf || spec.no_free_vf == NoFreeVf::Standby;
+    let has_standby = spec.standby == StandbyKind::Macvtap;
     while wants_vf
         && !taken
         && cx.learnt.vf_failed.is_none()
@@ -104,7 +105,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
     if taken {
         return Ok(());
     }
-    if cx.record.standby.is_none() && may_go_without {
+    if has_standby && cx.record.standby.is_none() && may_go_without {
         let any = cx
             .host
             .pools
@@ -153,17 +154,21 @@ async fn write_down(cx: &mut Context, choice: Choice) -> Result<(), ReserveError
         vf::describe(&cx.host, choice).await?
     };
     info!(vf = %held.address, pf = held.pf_name, "VF reserved");
-    let standby = if let Some(standby) = &cx.record.standby {
-        standby.clone()
-    } else {
-        let promised = pod_link::promised_pf(cx).await?;
-        let (pf, pf_name) = promised.unwrap_or_else(|| (held.pf, held.pf_name.clone()));
-        standby_record(cx, pf, pf_name)
+    let standby = match (cx.record.spec.standby, &cx.record.standby) {
+        (_, Some(standby)) => Some(standby.clone()),
+        (StandbyKind::None, None) => None,
+        (StandbyKind::Macvtap, None) => {
+            let promised = pod_link::promised_pf(cx).await?;
+            let (pf, pf_name) = promised.unwrap_or_else(|| (held.pf, held.pf_name.clone()));
+            Some(standby_record(cx, pf, pf_name))
+        }
     };
-    let standby_pf = standby.pf;
-    cx.commit(|record| (record.vf, record.standby) = (Some(held), Some(standby)))
+    let standby_pf = standby.as_ref().map(|standby| standby.pf);
+    cx.commit(|record| (record.vf, record.standby) = (Some(held), standby))
         .await?;
-    cx.host.pools.note_standby(&cx.record.uid, standby_pf);
+    if let Some(pf) = standby_pf {
+        cx.host.pools.note_standby(&cx.record.uid, pf);
+    }
     (cx.learnt.vf_failures, cx.learnt.not_parked) = (0, false);
     Ok(())
 }

@@ -56,7 +56,8 @@ impl NicTask {
         let tied = self.device().map(|id| pools.tie(&self.cx.record.uid, id));
         if self.cx.record.vf.is_some() || self.cx.record.spec.goal == Goal::Detached {
             let offer = self.look_elsewhere(seen, Instant::now()).await;
-            if !offer.home_vf {
+            let queued = offer.home_vf || offer.other_vf && self.ask().is_alone();
+            if !queued {
                 self.cx.host.pools.stop_waiting(&self.cx.claimant);
             }
             return Ok(offer);
@@ -212,7 +213,12 @@ impl NicTask {
             standby_pf: None,
         };
         let pools = &self.cx.host.pools;
-        offer.other_vf = leaves && pools.offers_better(&inventory, &self.cx.claimant, &wish, dark);
+        offer.other_vf = leaves
+            && if self.ask().is_alone() {
+                pools.offers_sole(&inventory, &self.cx.claimant, &wish, dark)
+            } else {
+                pools.offers_better(&inventory, &self.cx.claimant, &wish, dark)
+            };
         // What it would take then must be of that PF.
         let pick = self.cx.pick(&inventory);
         let home = home.filter(|home| [Pick::Any, Pick::OnPf(*home)].contains(&pick));

@@ -96,7 +96,9 @@ fn cause(learnt: &Learnt, ask: &Ask) -> Option<Cause> {
     // A migration gives up by itself.
     let stuck = (learnt.keeps_vf || learnt.keeps_standby) && ask.goal == Goal::Detached;
     let told = ask.aside.is_some() && !ask.ordered || ask.leaves_vf();
-    if learnt.ignores_vf.is_some() || learnt.keeps_vf && told {
+    // The VF that is all that a NIC has stays in the guest, and is looked at.
+    let ignores = learnt.ignores_vf.is_some() && !ask.is_alone();
+    if ignores || learnt.keeps_vf && told {
         Some(Cause::Unwilling)
     } else if learnt.vf_failed.is_some() || learnt.not_parked || learnt.mtu_refused || stuck {
         Some(Cause::Failed)

@@ -19,16 +19,18 @@ use super::{
 impl NicTask {
     /// Both devices' addresses in the guest.
     pub(super) async fn look_at_guest(&mut self, now: &Observation) {
-        let ports = self.cx.record.ports.as_ref();
+        let ports = self.cx.record.known_ports();
         let mut guest = GuestDevices {
             vf_port: ports.map(|p| p.vf.clone()),
-            standby_port: ports.map(|p| p.standby.clone()),
+            standby_port: ports.and_then(|p| p.standby.clone()),
             ..GuestDevices::default()
         };
         if let (Some(machine), QemuSeen::Up(seen)) = (&now.machine, now.seen.qemu)
-            && seen.standby
+            && (seen.standby || seen.vf)
         {
-            guest.standby_pci_address = machine.address(&ids::standby(&self.cx.record.spec)).await;
+            if seen.standby {
+                guest.standby_pci_address = machine.address(&ids::standby(&self.cx.record.spec)).await;
+            }
             if let Some(device) = &now.vf_device {
                 guest.vf_pci_address = machine.address(device).await;
             }
@@ -57,7 +59,7 @@ impl NicTask {
                 && shown.order == spec.migration
                 && shown.heard == heard
                 && shown.macvtap == next.macvtap
-                && shown.ports == record.ports
+                && shown.ports == next.ports
                 && shown.vf == vf
         });
         if !same {

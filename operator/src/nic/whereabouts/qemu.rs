@@ -38,10 +38,8 @@ pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>
         return recorded;
     }
     let carried = oldest_of(observed, |other| {
-        matches!(
-            attachment::state(other),
-            AttachmentState::FastPath | AttachmentState::Standby
-        )
+        let state = attachment::state(other);
+        state == AttachmentState::FastPath || state.is_off_vf()
     });
     if carried.is_some() {
         return carried;

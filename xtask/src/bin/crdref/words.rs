@@ -3,7 +3,7 @@
 use hybridnic_api::v1alpha1::{
     Aside, AttachmentState, Decision, DrainState, Goal, MacPolicy, MacvtapMode, MigrationPhase,
     MigrationState, MigrationStep, NicPhase, NoFreeVf, OnLinkLoss, Pairing, Path, PoolTags, Runtime,
-    SwitchOrder, VfState, VlanProtocol, WantedPath,
+    StandbyKind, SwitchOrder, VfState, VlanProtocol, WantedPath,
 };
 use schemars::{JsonSchema, Schema};
 use serde_json::Value;
@@ -22,6 +22,7 @@ pub fn all() -> Vec<Word> {
         word::<NicPhase>(),
         word::<Path>(),
         word::<WantedPath>(),
+        word::<StandbyKind>(),
         word::<NoFreeVf>(),
         word::<Pairing>(),
         word::<Runtime>(),

@@ -160,11 +160,12 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
         .begun
         .filter(|begun| begun.migration == order.migration.uid);
     let says = Says(&order.migration.uid);
-    let all = |state: AttachmentState| {
-        order
-            .nics
-            .iter()
-            .all(|name| nics.values().any(|n| n.nic == *name && n.state == state))
+    let all = |are: fn(AttachmentState) -> bool| {
+        let is_so = |name: &String| {
+            let mut entries = nics.values();
+            entries.any(|nic| nic.nic == *name && are(nic.state))
+        };
+        order.nics.iter().all(is_so)
     };
     // With the VF back in the operator's plans for this end, the VM is known to be here.
     let accepted = |nic: &NicEntry| nic.goal == Goal::FastPath && nic.order.as_ref() == Some(&order);
@@ -187,7 +188,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
         MigrationStep::Listen => target::listen(
             seen,
             begun,
-            !over && all(AttachmentState::Reserved),
+            !over && all(|state| state == AttachmentState::Reserved),
             &stream,
             says,
         ),
@@ -196,7 +197,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
             let uri = order
                 .target_uri
                 .clone()
-                .filter(|_| !over && all(AttachmentState::Standby) && stream.knows_its_peer());
+                .filter(|_| !over && all(AttachmentState::is_off_vf) && stream.knows_its_peer());
             source::transfer(seen, begun, custody, uri, says)
         }
         MigrationStep::Cancel => source::cancel(seen, begun, custody, says),

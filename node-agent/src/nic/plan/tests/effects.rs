@@ -25,7 +25,7 @@ impl Node {
             self.avoided[vf.pf] = true;
         }
         let may_go_without = !self.wants_vf() || self.hardware.no_free_vf == NoFreeVf::Standby;
-        if step == Step::Reserve && may_go_without {
+        if step == Step::Reserve && may_go_without && !self.is_alone() {
             // No VF can be reserved; a PF can.
             self.reserve_standby(0);
         }
@@ -96,7 +96,11 @@ impl Node {
             self.offered[pf] = false;
             (self.learnt.vf_failures, self.learnt.not_parked) = (0, false);
         }
-        self.reserve_standby(vf.unwrap_or_default());
+        if self.is_alone() {
+            self.recorded |= vf.is_some();
+        } else {
+            self.reserve_standby(vf.unwrap_or_default());
+        }
     }
 
     fn reserve_standby(&mut self, pf: usize) {
@@ -193,6 +197,7 @@ impl Node {
     }
 
     fn await_guest(&mut self) {
+        let is_alone = self.is_alone();
         // Without a VF there is nothing to wait for.
         let (Some(_), Some(qemu)) = (self.vf, &mut self.qemu) else {
             return;
@@ -200,7 +205,11 @@ impl Node {
         // A guest pairs what has one MAC.
         let has_mac = self.vf.is_some_and(|vf| vf.mac == VfMac::Nic);
         qemu.uses_vf |= self.manners.sees_vf() && has_mac;
-        if self.manners.moves(self.hardware.pairing) && has_mac {
+        if is_alone {
+            let uses = qemu.uses_vf;
+            (self.moved, self.learnt.moved) = (uses, uses);
+            self.learnt.ignores_vf = (!uses).then_some(Sends::ByNeither);
+        } else if self.manners.moves(self.hardware.pairing) && has_mac {
             (self.moved, self.learnt.moved) = (true, true);
         } else {
             let runs = qemu.uses_vf;

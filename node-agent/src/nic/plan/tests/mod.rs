@@ -1,5 +1,6 @@
 //! What comes next on each way from one goal to another.
 
+mod alone;
 mod aside;
 mod bond;
 mod drain;
@@ -34,6 +35,7 @@ pub(in crate::nic) const fn ask(goal: Goal) -> Ask {
         aside: None,
         ordered: false,
         no_free_vf: NoFreeVf::Standby,
+        standby: StandbyKind::Macvtap,
         pairing: Pairing::NetFailover,
         driver_order: SwitchOrder::MakeBeforeBreak,
         drained: false,

@@ -1,6 +1,6 @@
 //! A node with one NIC on which each step has its real effect, or fails, while the world around does what it likes.
 
-use hybridnic_api::v1alpha1::{Aside, Goal, Pairing};
+use hybridnic_api::v1alpha1::{Aside, AttachmentState, Goal, Pairing, StandbyKind};
 
 use super::{
     Ask, Decision, Guest, Learnt, Port, QemuSeen, Run, Seen, Sends, TRIES, VfMac, VfSeen, VfThere, ask, next,
@@ -129,6 +129,7 @@ impl Node {
     fn ask(&self) -> Ask {
         let Hardware {
             no_free_vf,
+            standby,
             pairing,
             order,
             duties,
@@ -136,6 +137,7 @@ impl Node {
         } = self.hardware;
         Ask {
             no_free_vf,
+            standby,
             pairing,
             driver_order: order,
             duties,
@@ -153,6 +155,16 @@ impl Node {
             Goal::FastPath if self.aside.is_some() => Goal::Standby,
             goal => goal,
         }
+    }
+
+    /// Whether the VF is all that it has.
+    pub(super) fn is_alone(&self) -> bool {
+        self.hardware.standby == StandbyKind::None
+    }
+
+    /// Where it is when its VF is out.
+    pub fn off_vf(&self) -> AttachmentState {
+        self.ask().off_vf()
     }
 
     /// Whether it is to have a VF.
@@ -345,15 +357,7 @@ impl Node {
                     qemu.uses_vf |= qemu.vf && sees;
                 }
             }
-            Event::GoesWithout => {
-                if let Some(qemu) = self.qemu.as_mut().filter(|q| q.uses_vf)
-                    && self.macvtap == Some(false)
-                    && !qemu.mute
-                {
-                    (qemu.uses_vf, self.moved) = (false, false);
-                    self.learnt.ignores_vf = Some(Sends::ByStandby);
-                }
-            }
+            Event::GoesWithout => self.go_without(),
             Event::Migrate => self.migrate(),
             Event::TakenBack => {
                 if let Some(qemu) = &mut self.qemu
@@ -364,6 +368,20 @@ impl Node {
                 }
             }
             Event::Settings | Event::QemuStarts { .. } | Event::Sandbox => {}
+        }
+    }
+
+    fn go_without(&mut self) {
+        let (is_alone, is_down) = (self.is_alone(), self.macvtap == Some(false));
+        let Some(qemu) = self.qemu.as_mut().filter(|q| q.uses_vf && !q.mute) else {
+            return;
+        };
+        if is_alone {
+            (qemu.uses_vf, self.moved) = (false, false);
+            self.relearn();
+        } else if is_down {
+            (qemu.uses_vf, self.moved) = (false, false);
+            self.learnt.ignores_vf = Some(Sends::ByStandby);
         }
     }
 
@@ -443,17 +461,19 @@ impl Node {
     fn migrate(&mut self) {
         // A target whose VF may have the MAC is not ready, and does not listen.
         let ready = !(self.unread && self.has_nic_mac());
+        let is_alone = self.is_alone();
         let Some(qemu) = &mut self.qemu else {
             return;
         };
+        let is_set = qemu.standby || is_alone;
         match qemu.run {
-            Run::Incoming if qemu.standby && ready => {
+            Run::Incoming if is_set && ready => {
                 qemu.run = Run::Here;
                 self.macvtap = self.macvtap.map(|_| !self.tap.seized);
                 self.relearn();
             }
             // QEMU migrates no VM that has a VF.
-            Run::Here if qemu.standby && !qemu.vf && self.goal == Goal::Standby => {
+            Run::Here if is_set && !qemu.vf && self.goal == Goal::Standby => {
                 qemu.run = Run::HandingOver;
                 self.macvtap = self.macvtap.map(|_| false);
             }

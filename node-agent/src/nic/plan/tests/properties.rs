@@ -1,6 +1,6 @@
 //! On a model of a node: whatever happens, at no step is anything wrong, and it ends well.
 
-use hybridnic_api::v1alpha1::{Aside, AttachmentState, Goal, NoFreeVf, Pairing, SwitchOrder};
+use hybridnic_api::v1alpha1::{Aside, AttachmentState, Goal, NoFreeVf, Pairing, StandbyKind, SwitchOrder};
 use proptest::prelude::*;
 
 use super::{
@@ -45,12 +45,19 @@ fn hardware() -> impl Strategy<Value = Hardware> {
         duties(),
         pairing,
         any::<bool>(),
+        prop::bool::weighted(0.3),
     )
         .prop_map(
-            |(refuses_twice, order, no_free_vf, stale_mac, plain, duties, bond, profile)| Hardware {
+            |(refuses_twice, order, no_free_vf, stale_mac, plain, duties, bond, profile, alone)| Hardware {
                 refuses_twice,
                 order,
                 no_free_vf,
+                // A runtime starts its VMs with a standby.
+                standby: if alone && duties != RUNTIME {
+                    StandbyKind::None
+                } else {
+                    StandbyKind::Macvtap
+                },
                 // A runtime's standby always has the feature.
                 pairing: if bond && duties != RUNTIME {
                     Pairing::Bond
@@ -140,6 +147,18 @@ fn drains(node: &mut Node) {
     let Decision::Wait(wait) = node.settle() else {
         panic!("{node:#?}")
     };
+    if node.is_alone() {
+        assert_eq!(
+            (wait.state, pf(node)),
+            (AttachmentState::FastPath, Some(other)),
+            "there is none, and it has nothing else"
+        );
+        drain(node, first, false);
+        assert_eq!(node.settle(), Decision::Done(AttachmentState::FastPath));
+        assert_eq!(pf(node), Some(first));
+        drain(node, other, false);
+        return;
+    }
     assert_eq!(
         (wait.state, pf(node)),
         (AttachmentState::Standby, None),
@@ -186,10 +205,11 @@ proptest! {
         node.handle(Event::Goal(Goal::FastPath));
         node.handle(Event::Told(aside));
         if let Some(aside) = aside {
-            prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::Standby));
+            let off_vf = Decision::Done(node.off_vf());
+            prop_assert_eq!(node.settle(), off_vf.clone());
             prop_assert_eq!(node.vf.is_some(), aside == Aside::KeepVf);
             node.handle(Event::Crash);
-            prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::Standby));
+            prop_assert_eq!(node.settle(), off_vf);
         }
         node.handle(Event::Told(None));
         prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::FastPath));
@@ -209,14 +229,16 @@ proptest! {
         learnt: (bool, bool, bool, bool),
         duties in duties(),
         aside in asides(),
+        alone: bool,
     ) {
+        let standby = if alone && duties != RUNTIME { StandbyKind::None } else { StandbyKind::Macvtap };
         let guest = Guest { run, standby: guest.0, vf: guest.1, uses_vf: guest.2, failover: None, migrating: false, acpi: true };
         let mac = if vf.0 { VfMac::Nic } else { VfMac::Parking };
         let vf = VfThere { mac, settings_ok: vf.1, link: vf.2, other_pf: vf.3, dark: !vf.2, ..PARKED };
         let learnt = Learnt {
             keeps_vf: learnt.0, ignores_vf: learnt.1.then_some(Sends::ByStandby), refuses_twice: learnt.2, announce: learnt.3, ..Learnt::default()
         };
-        let decision = next(&Ask { aside, duties, ..ask(goal) }, &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
+        let decision = next(&Ask { aside, standby, duties, ..ask(goal) }, &Seen { macvtap, ..seen(guest, true, vf) }, &learnt);
         let wrong = match decision {
             // Told, it does without one, and that is not in the guest.
             Decision::Do(Step::RestoreVf) if aside == Some(Aside::GiveVfBack) => guest.vf,

@@ -39,7 +39,24 @@ impl Node {
     fn may(&self, step: Step) {
         let here = self.qemu.is_some_and(|q| !q.mute && q.run == Run::Here);
         let in_guest = self.qemu.is_some_and(|q| q.vf || q.standby);
+        let alone_here = self.is_alone() && self.qemu.is_some();
+        let is_standbys = matches!(
+            step,
+            Step::MakeStandby
+                | Step::GuardStandby
+                | Step::SeizeStandby
+                | Step::AnswerSandbox
+                | Step::PlugStandby
+                | Step::StandbyUp
+                | Step::StandbyDown
+                | Step::RaiseMtu
+                | Step::Announce
+                | Step::UnplugStandby
+                | Step::RemoveStandby
+                | Step::MoveStandby
+        );
         let ok = match step {
+            _ if is_standbys && self.is_alone() => false,
             Step::PlugStandby | Step::UnplugStandby | Step::QuitQemu | Step::MoveStandby
                 if self.is_runtimes() =>
             {
@@ -68,7 +85,7 @@ impl Node {
                 !self.unread
                     && self.vf.is_some_and(|vf| vf.present)
                     && !self.qemu.is_some_and(|q| q.vf)
-                    && (!in_guest || !self.has_nic_mac() || self.learnt.not_parked)
+                    && (!in_guest && !alone_here || !self.has_nic_mac() || self.learnt.not_parked)
             }
             Step::RemoveStandby | Step::MoveStandby => !in_guest,
             Step::Forget => self.vf.is_none() && self.standby.is_none() && self.macvtap.is_none(),
@@ -92,7 +109,10 @@ impl Node {
             }
             Step::Associate => here && self.has_nic_mac(),
             Step::Preassociate => (!here || self.way() == Goal::Reserved) && !self.has_nic_mac(),
-            Step::Disassociate => here && !self.qemu.is_some_and(|q| q.vf) && self.macvtap == Some(true),
+            Step::Disassociate => {
+                let carried = self.is_alone() || self.macvtap == Some(true);
+                here && !self.qemu.is_some_and(|q| q.vf) && carried
+            }
             Step::Reserve | Step::Park | Step::StandbyDown => true,
         };
         assert!(ok, "{step:?} must not be taken: {self:#?}");
@@ -136,6 +156,15 @@ impl Node {
         let to_vf = (0..PFS).any(|pf| pf != vf.pf && self.link[pf] && self.offered[pf]);
         let lost = self.dark && !self.link[vf.pf];
         let told = self.is_drained() && !self.ordered;
+        if self.is_alone() {
+            let used = self.moved && vf.mac == VfMac::Nic;
+            let elsewhere = self.best().is_some();
+            assert!(
+                !used || told && (!self.link[vf.pf] || elsewhere) || lost && to_vf,
+                "a NIC is left without its VF: {self:#?}"
+            );
+            return;
+        }
         // Where one PF has both, the standby is up before the VF is drained.
         assert!(
             !(used && told) || self.is_split() || self.breaks_first(),
@@ -211,11 +240,18 @@ impl Node {
                     && stays
                     && self.vf.is_some_and(|vf| self.link[vf.pf])
             }
-            Decision::Done(AttachmentState::Standby) => {
+            Decision::Done(AttachmentState::Standby | AttachmentState::Aside) => {
                 // What is to go back has gone, unless a migration goes first.
                 let keeps = self.wants_vf() && !self.is_drained();
                 let left = keeps || self.ordered || !here || self.vf.is_none();
-                up == here && !ours && !guest.vf && left && (self.ordered || !(here && self.is_left_over()))
+                let carried = up == (here && !self.is_alone());
+                let is_it = *decision == Decision::Done(self.off_vf());
+                is_it
+                    && carried
+                    && !ours
+                    && !guest.vf
+                    && left
+                    && (self.ordered || !(here && self.is_left_over()))
             }
             Decision::Done(AttachmentState::Reserved) => !up && !ours && !guest.vf,
             Decision::Done(AttachmentState::Detached) => {
@@ -228,6 +264,10 @@ impl Node {
                 // Where nothing is known of the VF, it may have the MAC, or soon have it in the guest.
                 let risky = self.unread && (self.is_split() || guest.vf);
                 up || ours && guest.uses_vf || risky
+            }
+            // Out of the guest its VF has no MAC of the NIC's, where its driver takes another.
+            Decision::Wait(_) if self.is_alone() && here && !guest.vf => {
+                !ours || self.learnt.not_parked || self.unread
             }
             _ => true,
         };

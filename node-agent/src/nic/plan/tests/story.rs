@@ -1,6 +1,6 @@
 //! What a history on the model of a node is made of: how its guest and hardware are, and what happens. Words only.
 
-use hybridnic_api::v1alpha1::{Aside, Goal, NoFreeVf, Pairing, SwitchOrder};
+use hybridnic_api::v1alpha1::{Aside, Goal, NoFreeVf, Pairing, StandbyKind, SwitchOrder};
 
 use super::VfMac;
 use crate::machine::Duties;
@@ -48,6 +48,8 @@ pub struct Hardware {
     pub order: SwitchOrder,
     /// What the NIC says of a node without a free VF.
     pub no_free_vf: NoFreeVf,
+    /// What the NIC has besides its VF.
+    pub standby: StandbyKind,
     /// How its guest makes one NIC of VF and standby.
     pub pairing: Pairing,
     /// Whose MAC a VF has that nobody has parked yet.

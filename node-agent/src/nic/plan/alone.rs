@@ -1,0 +1,209 @@
+//! The way of a NIC that has no standby (`standby: None`): its VF is all that it has, and the only owner of its MAC. While the VF is out, as
+//! for a migration, the VM has no network by the NIC. So nothing has an order here, and a VF that works is left for another, or at a word,
+//! and for nothing else.
+
+use hybridnic_api::{
+    conditions::reasons,
+    v1alpha1::{AttachmentState, Goal},
+};
+
+use super::{
+    Ask, Decision, KEEPS_VF, Learnt, Step, TRIES, UNKNOWN,
+    attach::{self, KEEPS_MAC, NO_UPLINK, OCCUPIED, VF_FAILED, WAITS_FOR_VF, dark, prepare},
+    fast_path::{DRAINED, NO_LINK, PORT_LOST, unfit},
+    give_back, has_nic_mac, port, wait,
+};
+use crate::nic::seen::{Guest, Run, Seen, VfMac, VfSeen};
+
+/// The next step to the VF, or out of the way.
+pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
+    let guest = match attach::guest(ask, seen, learnt) {
+        Ok(guest) => guest,
+        Err(decision) => return decision,
+    };
+    match guest.run {
+        Run::Starting => return Decision::Done(AttachmentState::Reserved),
+        Run::Occupied => return wait(AttachmentState::Pending, reasons::TARGET_OCCUPIED, OCCUPIED),
+        Run::Here | Run::Incoming | Run::HandingOver | Run::HandedOver => {}
+    }
+    if let Some(decision) = take(ask, seen, guest, learnt) {
+        return decision;
+    }
+    if guest.run != Run::Here {
+        return attach::away(ask, seen, guest, false, learnt);
+    }
+    if let Some(VfSeen::Unknown { .. }) = seen.vf {
+        return unknown(ask, guest);
+    }
+    match (ask.goal, guest.vf) {
+        (Goal::FastPath, true) => plugged(ask, seen, guest, learnt),
+        (Goal::FastPath, false) => unplugged(ask, seen, guest, learnt),
+        (Goal::Standby | Goal::Reserved | Goal::Detached, _) => aside(ask, seen, guest, learnt),
+    }
+}
+
+/// Which VF; `None` where that is settled, or there is none.
+pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Option<Decision> {
+    use AttachmentState::Pending;
+    if guest.vf {
+        return None;
+    }
+    if let Some(vf) = seen.vf {
+        return (vf == VfSeen::Gone).then_some(Decision::Do(Step::DropVf));
+    }
+    if ask.wants_vf() && seen.vf_offered && learnt.vf_failed.is_none() {
+        return Some(Decision::Do(Step::Reserve));
+    }
+    // Where the VM runs already, or has run, it goes without one, and says so.
+    if guest.run != Run::Incoming {
+        return None;
+    }
+    if ask.waits_for_vf() {
+        let reason = learnt.vf_failed.unwrap_or(reasons::NO_FREE_VF);
+        return Some(wait(Pending, reason, WAITS_FOR_VF));
+    }
+    (ask.wants_vf() && !seen.uplink).then(|| wait(Pending, reasons::NO_UPLINK, NO_UPLINK))
+}
+
+/// Nothing is done to a VF of which nothing is known, and nothing is concluded from it.
+fn unknown(ask: &Ask, guest: Guest) -> Decision {
+    let state = if guest.uses_vf {
+        AttachmentState::FastPath
+    } else if ask.goal == Goal::Standby && (guest.vf || ask.ordered) {
+        // A VF that may have the MAC must not be left behind by its VM.
+        AttachmentState::Pending
+    } else {
+        AttachmentState::Aside
+    };
+    wait(state, reasons::VF_UNKNOWN, UNKNOWN)
+}
+
+/// The VF is to be out of the guest.
+fn aside(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
+    if guest.vf {
+        return if learnt.keeps_vf {
+            wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+        } else {
+            Decision::Do(Step::UnplugVf)
+        };
+    }
+    let step = park(seen, learnt)
+        .or_else(|| give_back(ask, seen))
+        .or_else(|| prepare(ask, seen, learnt))
+        .or_else(|| port::leave(seen, learnt).filter(|_| !ask.ordered));
+    if let Some(step) = step {
+        return Decision::Do(step);
+    }
+    if has_nic_mac(seen) {
+        return wait(AttachmentState::Pending, reasons::VF_SETTING_REFUSED, KEEPS_MAC);
+    }
+    if let Some(reason) = learnt
+        .vf_failed
+        .filter(|_| !ask.ordered && port::is_left_over(seen))
+    {
+        return wait(AttachmentState::Aside, reason, port::LEFT_OVER);
+    }
+    Decision::Done(AttachmentState::Aside)
+}
+
+/// The VF is in the guest, and should be.
+fn plugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
+    use AttachmentState::{Aside, FastPath};
+    let vf = seen.there();
+    let may_leave = !learnt.keeps_vf;
+    if ask.leaves_vf() && may_leave {
+        let works = guest.uses_vf && vf.is_some_and(|vf| vf.link);
+        // An administrator may clear a card for another, and takes no VM its network.
+        if !works || seen.other_vf {
+            return Decision::Do(Step::UnplugVf);
+        }
+    }
+    let lost = vf.filter(|vf| !vf.link);
+    if lost.is_some_and(dark) && seen.other_vf && may_leave {
+        return Decision::Do(Step::UnplugVf);
+    }
+    // One that is lost, or that the guest has met under another MAC, is of no use to it.
+    if !guest.uses_vf && !has_nic_mac(seen) {
+        return if may_leave {
+            Decision::Do(Step::UnplugVf)
+        } else {
+            wait(Aside, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+        };
+    }
+    if !guest.uses_vf && learnt.ignores_vf.is_some() {
+        // It stays: out of the guest it would be of no more use.
+        return wait(Aside, reasons::GUEST_IGNORES_VF, IGNORES_VF);
+    }
+    if !guest.uses_vf || !learnt.moved {
+        return Decision::Do(Step::AwaitGuest);
+    }
+    if vf.is_some_and(|vf| !(vf.settings_ok && vf.mac == VfMac::Nic)) {
+        return match learnt.vf_failed {
+            Some(reason) => wait(FastPath, reason, "the VF's settings could not be changed"),
+            None => Decision::Do(Step::ConfigureVf),
+        };
+    }
+    if let Some(step) = port::take(seen) {
+        return match learnt.vf_failed {
+            Some(reason) => wait(FastPath, reason, PORT_LOST),
+            None => Decision::Do(step),
+        };
+    }
+    if ask.leaves_vf() {
+        return if may_leave {
+            wait(FastPath, reasons::PF_DRAINED, DRAINED_ONLY)
+        } else {
+            wait(FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+        };
+    }
+    match lost {
+        Some(_) => wait(FastPath, reasons::PF_LINK_DOWN, NO_LINK),
+        None => Decision::Done(FastPath),
+    }
+}
+
+/// The VF should be in the guest, and is not.
+fn unplugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
+    use AttachmentState::Aside;
+    let Some(vf) = seen.there() else {
+        let (reason, message) = match learnt.vf_failed {
+            Some(reason) => (reason, VF_FAILED),
+            None if !seen.uplink => (reasons::NO_UPLINK, NO_UPLINK),
+            None => (reasons::NO_FREE_VF, NO_VF),
+        };
+        return wait(Aside, reason, message);
+    };
+    if ask.drained {
+        let step = park(seen, learnt).or_else(|| give_back(ask, seen));
+        return step.map_or_else(|| wait(Aside, reasons::PF_DRAINED, DRAINED), Decision::Do);
+    }
+    if let Some(step) = prepare(ask, seen, learnt) {
+        return Decision::Do(step);
+    }
+    let useless = dark(vf) || learnt.vf_failed.is_some() && learnt.vf_failures >= TRIES;
+    // One that somebody keeps cannot be exchanged: better to try it again.
+    if useless && seen.other_vf && !vf.held {
+        return Decision::Do(park(seen, learnt).unwrap_or(Step::RestoreVf));
+    }
+    if let Some((reason, message)) = unfit(guest, learnt, vf) {
+        let step = park(seen, learnt).or_else(|| port::leave(seen, learnt));
+        return step.map_or_else(|| wait(Aside, reason, message), Decision::Do);
+    }
+    if vf.mac != VfMac::Nic || !vf.settings_ok {
+        return Decision::Do(Step::ConfigureVf);
+    }
+    Decision::Do(port::take(seen).unwrap_or(Step::PlugVf))
+}
+
+/// The VF gives the MAC up, if its driver takes another.
+fn park(seen: &Seen, learnt: &Learnt) -> Option<Step> {
+    (has_nic_mac(seen) && !learnt.not_parked).then_some(Step::Park)
+}
+
+const NO_VF: &str = "no VF of the network is free on the node; the NIC has no standby, so the VM has no network by it until one is";
+
+const DRAINED_ONLY: &str = "the NIC's VF is drained, the NIC has no standby, and no other VF is free: it stays on its VF until one is; \
+                            path: Standby takes the VF out, and the VM its network";
+
+const IGNORES_VF: &str = "the guest does not use the VF, and the NIC has no standby: the VM has no network by it; the guest needs the VF's driver. \
+                          The VF stays in the guest, and is looked at every few seconds";

@@ -1,0 +1,50 @@
+//! Whether the guest of a NIC without a standby uses its VF. There is no standby whose silence would show where the traffic is: the guest's
+//! driver of the VF has switched its interrupts on, or not.
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::{
+    Context, announce,
+    guest::{GuestError, LOOK, LOOK_AT_REST},
+};
+use crate::{
+    journal::VfRecord,
+    nic::{observe, plan::Sends},
+};
+
+/// Waits until the guest's driver has the VF, or the goal changes, or the deadline passes.
+pub(super) async fn await_guest(cx: &mut Context, vf: &VfRecord) -> Result<(), GuestError> {
+    let deadline = Instant::now() + cx.host.options.plug_deadline;
+    let mut pulse = cx.vm.pulse();
+    loop {
+        if observe::uses(vf) {
+            (cx.learnt.moved, cx.learnt.ignores_vf) = (true, None);
+            // The MAC was on another port of the switch, or on none.
+            announce::on_pf(cx).await?;
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            warn!(vf = %vf.address, pf = vf.pf_name, "the guest does not use the VF");
+            cx.learnt.ignores_vf = Some(Sends::ByNeither);
+            return Ok(());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            // Both are looked at by the task.
+            _ = cx.interrupt.changed() => return Ok(()),
+            _ = pulse.changed() => {}
+        }
+    }
+}
+
+/// Resolves when the guest, which `uses` its VF or does not, has begun or ceased to.
+pub async fn until_use_changes(cx: &Context, uses: bool) {
+    let Some(vf) = &cx.record.vf else {
+        return std::future::pending().await;
+    };
+    while observe::uses(vf) == uses {
+        // Interrupts are nothing that the kernel tells of.
+        tokio::time::sleep(LOOK_AT_REST).await;
+    }
+}
