@@ -7,7 +7,7 @@ pub mod encryption;
 mod encryption_tests;
 pub mod inputs;
 mod phases;
-mod record;
+pub mod record;
 #[cfg(test)]
 mod simulation_tests;
 pub mod step;
@@ -42,7 +42,7 @@ use crate::fence::PodEnd;
 use crate::fence::lookup::NodeLookup;
 use crate::metrics::Migrations;
 use crate::moves::ends::Ends;
-use crate::moves::qemu;
+use crate::moves::{Driver, Move, qemu};
 use crate::nic::admit;
 use crate::pods;
 use crate::vm::VmRef;
@@ -230,7 +230,10 @@ impl MigrationReconciler {
             let begun = phase != MigrationPhase::Pending;
             other.uid() != migration.uid() && !phase.is_final() && (begun || age(other) < age(migration))
         };
-        others.iter().find(blocks).map(|other| other.name_any())
+        let on_file = || self.world.moves_of(&VmRef::of_migration(migration));
+        let begun = |of: &Move| matches!(of.driver, Driver::File(_)) && of.is_under_way();
+        let migration = others.iter().find(blocks).map(|other| other.name_any());
+        migration.or_else(|| on_file().into_iter().find(begun).map(|of| of.id.name))
     }
 }
 

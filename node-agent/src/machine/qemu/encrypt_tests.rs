@@ -99,6 +99,7 @@ impl World {
             tls: Some(MigrationTls {
                 peer_ca: peer_ca.map(Into::into),
             }),
+            file: None,
         };
         vm.update_nic("a", |nic| {
             nic.nic = "a".into();

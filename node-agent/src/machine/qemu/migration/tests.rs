@@ -14,6 +14,7 @@ pub(super) fn order(step: MigrationStep) -> MigrationOrder {
         target_uri: Some("tcp:10.0.0.2:4000".into()),
         listen_address: None,
         tls: None,
+        file: None,
     }
 }
 
