@@ -35,7 +35,7 @@ use crate::{
 };
 pub use loan::{Lent, Loan};
 pub use record::{
-    Arrival, Begun, Custody, Record, Role, SandboxRecord, Seized, StandbyRecord, VERSION, VfRecord,
+    Arrival, Begun, Custody, Record, Role, SandboxRecord, SaveStage, Saving, Seized, StandbyRecord, VERSION, VfRecord,
     VlanRecord, VmRecord, Watched,
 };
 use record::{Stamped, parse, understand};

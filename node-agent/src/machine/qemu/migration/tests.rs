@@ -43,6 +43,7 @@ pub(super) fn vm(run: RunState, info: &str) -> VmSeen {
 pub(super) fn begun(migration: &str, arrival: Option<Arrival>) -> Begun {
     Begun {
         custody: Custody::Unknown,
+        saving: None,
         migration: migration.into(),
         process: None,
         arrival,
