@@ -4,10 +4,10 @@ use hybridnic_api::conditions::{self, NewCondition, types};
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
-    AfterSave, QemuSave, QemuSaveSpec, AttachedVm, AttachmentState, Goal, HybridNetwork, HybridNode, HybridNodeSpec, HybridNodeStatus,
-    L2Settings, MigrationEnd, MigrationReport, MigrationState, NicAttachment, NicAttachmentSpec,
-    NicAttachmentStatus, NoFreeVf, NodePool, ObjectRef, Pairing, Path, QemuMigration, QemuMigrationSpec,
-    QemuVm, Vm, VmHybridNic, VmHybridNicSpec, WantedPath,
+    AfterSave, AttachedVm, AttachmentState, Goal, HybridNetwork, HybridNode, HybridNodeSpec,
+    HybridNodeStatus, L2Settings, MigrationEnd, MigrationReport, MigrationState, NicAttachment,
+    NicAttachmentSpec, NicAttachmentStatus, NoFreeVf, NodePool, ObjectRef, Pairing, Path, QemuMigration,
+    QemuMigrationSpec, QemuSave, QemuSaveSpec, QemuVm, Vm, VmHybridNic, VmHybridNicSpec, WantedPath,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};

@@ -8,7 +8,8 @@ use hybridnic_api::foreign::kubevirt::{
 };
 use hybridnic_api::foreign::multus::NetworkAttachmentDefinition;
 use hybridnic_api::v1alpha1::{
-    HybridNetwork, HybridNode, MigrationPhase, NicAttachment, QemuMigration, QemuRestore, QemuSave, Runtime, VmHybridNic,
+    HybridNetwork, HybridNode, MigrationPhase, NicAttachment, QemuMigration, QemuRestore, QemuSave, Runtime,
+    VmHybridNic,
 };
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;

@@ -13,7 +13,9 @@ use crate::vm::VmRef;
 fn keys_of(object: &impl OnFile) -> Vec<Key> {
     let end = object.status().and_then(|status| status.end.as_ref());
     let node = end.map(|end| Key::Node(end.node_name.clone()));
-    node.into_iter().chain([Key::Vm(VmRef::on_file(object))]).collect()
+    node.into_iter()
+        .chain([Key::Vm(VmRef::on_file(object))])
+        .collect()
 }
 
 /// At a glance, its stage; none before it begins.

@@ -91,7 +91,10 @@ fn a_vf_comes_back_only_to_a_vm_that_runs() {
     for said in [None, Some(MigrationState::Active), Some(MigrationState::Failed)] {
         assert_eq!(wish(&sent, said), (Goal::Standby, cancel), "{said:?}");
     }
-    assert_eq!(wish(&sent, Some(MigrationState::Cancelled)), (Goal::FastPath, cancel));
+    assert_eq!(
+        wish(&sent, Some(MigrationState::Cancelled)),
+        (Goal::FastPath, cancel)
+    );
 }
 
 #[test]

@@ -100,8 +100,8 @@ where
         let seen = self.see(object, now);
         let vm = VmRef::on_file(object);
         let pods = self.world.pods_of(&vm);
-        let ends = file::begun(object)
-            .map(|of| Ends::observe(&of, &self.world.attachments_of_vm(&vm), &pods));
+        let ends =
+            file::begun(object).map(|of| Ends::observe(&of, &self.world.attachments_of_vm(&vm), &pods));
         let inputs = Inputs {
             now: Timestamp::now(),
             in_phase_for: now.saturating_duration_since(seen.entered),
@@ -195,7 +195,8 @@ where
             let begun = phase != MigrationPhase::Pending;
             uid != object.uid() && !phase.is_final() && (begun || (made, uid) < age)
         };
-        let made = |time: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| time.map(|time| time.0);
+        let made =
+            |time: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| time.map(|time| time.0);
         let migration = self.world.migrations.by(&key).into_iter().find_map(|other| {
             blocks(other.uid(), made(other.creation_timestamp()), qemu::phase(&other))
                 .then(|| format!("the migration {}", other.name_any()))
@@ -228,12 +229,7 @@ where
 }
 
 /// How long the new status may wait for its write; `None` where nothing has changed. What drives the move does not wait.
-fn rest(
-    old: Option<&StateFileStatus>,
-    new: &StateFileStatus,
-    seen: Seen,
-    now: Instant,
-) -> Option<Duration> {
+fn rest(old: Option<&StateFileStatus>, new: &StateFileStatus, seen: Seen, now: Instant) -> Option<Duration> {
     let Some(old) = old else {
         return Some(Duration::ZERO);
     };

@@ -72,7 +72,9 @@ fn preparing(inputs: &Inputs<'_>, status: &StateFileStatus, end: OneEnd<'_>) -> 
         return next;
     }
     let request = &inputs.request;
-    let looked_at = end.report.is_some_and(|r| r.state == MigrationState::Prepared && !r.refused);
+    let looked_at = end
+        .report
+        .is_some_and(|r| r.state == MigrationState::Prepared && !r.refused);
     let mut waits = Vec::new();
     for nic in &inputs.nics {
         let name = nic.nic.name_any();
@@ -240,7 +242,10 @@ fn waits_for(nic: &NicInputs, status: &StateFileStatus) -> String {
 }
 
 fn is_lost(end: OneEnd<'_>) -> bool {
-    end.gone || end.report.is_some_and(|report| report.state == MigrationState::Lost)
+    end.gone
+        || end
+            .report
+            .is_some_and(|report| report.state == MigrationState::Lost)
 }
 
 fn cancelled_or_lost(inputs: &Inputs<'_>, end: OneEnd<'_>) -> Option<Next> {

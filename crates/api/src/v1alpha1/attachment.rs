@@ -9,8 +9,8 @@ use strum::{Display, IntoStaticStr};
 use crate::limits;
 
 use super::{
-    AfterSave, AttachedVm, GuestDevices, L2Settings, NoFreeVf, ObjectRef, Pairing, Path, StandbyRef, SwitchOrder,
-    TimelineEntry, VfRef,
+    AfterSave, AttachedVm, GuestDevices, L2Settings, NoFreeVf, ObjectRef, Pairing, Path, StandbyRef,
+    SwitchOrder, TimelineEntry, VfRef,
 };
 
 /// One NIC on one node: where it should be, and where it is. Made and deleted by the operator; during a

@@ -127,7 +127,10 @@ impl Client {
     /// The machine's type without its suffix, `pc-q35-10.0`: an alias such as `q35` is resolved.
     pub async fn machine_type(&self) -> Result<String, QmpError> {
         let kind: String = self.qom_get("/machine", "type").await?;
-        Ok(kind.strip_suffix("-machine").map(ToOwned::to_owned).unwrap_or(kind))
+        Ok(kind
+            .strip_suffix("-machine")
+            .map(ToOwned::to_owned)
+            .unwrap_or(kind))
     }
 
     /// `query-memory-size-summary`: the octets of memory that the machine has, those that were plugged included.

@@ -200,12 +200,7 @@ async fn stage(vm: &Vm, host: &Host, stage: SaveStage) -> Result<(), Failure> {
 }
 
 /// Capabilities and parameters for a file; whether each page has its place in it.
-async fn prepare(
-    host: &Host,
-    client: &Client,
-    bandwidth: Option<i64>,
-    mapped: bool,
-) -> Result<(), QmpError> {
+async fn prepare(host: &Host, client: &Client, bandwidth: Option<i64>, mapped: bool) -> Result<(), QmpError> {
     let has = client.has_migration_capabilities(&OF_FILES).await?;
     // Threads write at places of their own: without mapped-ram there are none.
     let of_files = has.into_iter().map(|capability| (capability, mapped));
@@ -256,7 +251,10 @@ async fn write(
 ) -> Result<(), Failure> {
     let blocked = client.query_migrate().await?.blocked_reasons;
     if !blocked.is_empty() {
-        return Err(incomplete(&format!("QEMU cannot save the VM: {}", blocked.join("; "))));
+        return Err(incomplete(&format!(
+            "QEMU cannot save the VM: {}",
+            blocked.join("; ")
+        )));
     }
     let place = place(vm, host, file).await?;
     let save = order.migration.uid.clone();
@@ -361,7 +359,9 @@ async fn load(
     let manifest = match look(vm, host, client, order, file).await {
         Ok(FileSeen::Loadable(manifest)) => manifest,
         Ok(FileSeen::Refused(why)) => return Err(Loading::Refused(why)),
-        Ok(FileSeen::Writable | FileSeen::Gone) => return Err(Loading::Refused("it is to be written".to_owned())),
+        Ok(FileSeen::Writable | FileSeen::Gone) => {
+            return Err(Loading::Refused("it is to be written".to_owned()));
+        }
         Err(failure) => return Err(Loading::Refused(failure.error)),
     };
     let opened = async {

@@ -35,7 +35,9 @@ pub(super) enum GuestError {
          pcie-root-port,id=…"
     )]
     NoFreePorts,
-    #[error("waits until the file is read from which the VM is restored: it says at which root ports the NIC is")]
+    #[error(
+        "waits until the file is read from which the VM is restored: it says at which root ports the NIC is"
+    )]
     FileUnread,
     #[error("{0}")]
     NoGroup(String),

@@ -6,7 +6,9 @@
 //! ```
 //! The VM may run on from `Whole`, if it is to; its QEMU is ended only from `Named`.
 
-use hybridnic_api::v1alpha1::{AfterSave, Goal, MigrationOrder, MigrationReport, MigrationState, MigrationStep};
+use hybridnic_api::v1alpha1::{
+    AfterSave, Goal, MigrationOrder, MigrationReport, MigrationState, MigrationStep,
+};
 use hybridnic_qmp::commands::{MigrationStatus, RunState};
 
 use super::{
@@ -115,12 +117,15 @@ pub(super) fn save(
     let then = order.file.as_ref().and_then(|file| file.then);
     let resume = then == Some(AfterSave::Continue);
     let paused = is_paused_for_it(seen);
-    let begin = Verdict {
+    let start = Verdict {
         action: can_begin.then_some(Action::File(FileAction::Write)),
         report: None,
     };
-    match begun.and_then(|begun| begun.saving.as_ref()).map(|saving| saving.stage) {
-        None => begin,
+    match begun
+        .and_then(|begun| begun.saving.as_ref())
+        .map(|saving| saving.stage)
+    {
+        None => start,
         Some(SaveStage::Named(length)) => Verdict {
             action: (resume && paused).then_some(Action::Resume),
             report: Some(MigrationReport {
@@ -142,7 +147,7 @@ pub(super) fn save(
             MigrationStatus::Cancelled => says.failed("QEMU was told to cancel".to_owned()),
             // The journal was written, and the agent died before QEMU was told: what else it says is of before. Or something else has
             // run the VM on; then what was written is of no use either.
-            MigrationStatus::None | MigrationStatus::Completed => begin,
+            MigrationStatus::None | MigrationStatus::Completed => start,
             _ => Verdict {
                 action: None,
                 report: Some(active(seen, says)),
@@ -158,7 +163,9 @@ pub(super) fn cancel(
     file: Option<&FileSeen>,
     says: Says<'_>,
 ) -> Verdict {
-    let stage = begun.and_then(|begun| begun.saving.as_ref()).map(|saving| saving.stage);
+    let stage = begun
+        .and_then(|begun| begun.saving.as_ref())
+        .map(|saving| saving.stage);
     if let Some(SaveStage::Named(length)) = stage {
         // It has come too late.
         let report = MigrationReport {
@@ -195,7 +202,7 @@ pub(super) fn load(
 ) -> Verdict {
     let incoming = seen.run == RunState::InMigrate;
     let status = seen.info.status();
-    let begin = Verdict {
+    let start = Verdict {
         action: can_begin.then_some(Action::File(FileAction::Load)),
         report: None,
     };
@@ -212,7 +219,7 @@ pub(super) fn load(
             },
             _ if !incoming => refused(says, MigrationState::Failed, NOT_INCOMING),
             _ if !is_waiting(seen) => refused(says, MigrationState::Failed, OTHER_INCOMING),
-            _ => begin,
+            _ => start,
         };
     };
     if let Some(arrival) = begun.arrival {
@@ -233,7 +240,7 @@ pub(super) fn load(
             report: Some(says.report(MigrationState::Active)),
         },
         // The journal was written, and the agent died before QEMU was told.
-        MigrationStatus::None => begin,
+        MigrationStatus::None => start,
         _ => says.state(MigrationState::Active),
     }
 }
@@ -241,7 +248,9 @@ pub(super) fn load(
 /// What a NIC may think of a VM that goes to a file, or of one that nothing was done to yet. It is nowhere else: it may only be paused.
 pub(super) fn run_of(plain: Run, goal: Goal, order: &MigrationOrder, begun: Option<&Begun>) -> Run {
     let then = order.file.as_ref().and_then(|file| file.then);
-    let stage = begun.and_then(|begun| begun.saving.as_ref()).map(|saving| saving.stage);
+    let stage = begun
+        .and_then(|begun| begun.saving.as_ref())
+        .map(|saving| saving.stage);
     let ends = order.step == MigrationStep::Save
         && then == Some(AfterSave::End)
         && goal == Goal::Detached

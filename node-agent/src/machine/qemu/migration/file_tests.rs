@@ -39,7 +39,12 @@ fn is(verdict: &Verdict) -> (Option<Action>, Option<MigrationState>) {
     )
 }
 
-fn saves(run: RunState, info: &str, stage: Option<SaveStage>, then: AfterSave) -> (Option<Action>, Option<MigrationState>) {
+fn saves(
+    run: RunState,
+    info: &str,
+    stage: Option<SaveStage>,
+    then: AfterSave,
+) -> (Option<Action>, Option<MigrationState>) {
     let begun = stage.map(at);
     let order = ordered(MigrationStep::Save, Some(then));
     is(&save(&vm(run, info), begun.as_ref(), true, &order, SAYS))
@@ -57,22 +62,37 @@ fn a_file_gets_its_name_once_all_is_written_and_the_vm_runs_on_only_if_it_is_to(
     let file = |action| Some(Action::File(action));
     for then in [End, Continue, Pause] {
         let resume = then == Continue;
-        assert_eq!(saves(RunState::Running, NONE, None, then), (file(FileAction::Write), None));
+        assert_eq!(
+            saves(RunState::Running, NONE, None, then),
+            (file(FileAction::Write), None)
+        );
         let writing = Some(SaveStage::Writing);
-        assert_eq!(saves(RunState::Running, ACTIVE, writing, then), (None, Some(Active)));
+        assert_eq!(
+            saves(RunState::Running, ACTIVE, writing, then),
+            (None, Some(Active))
+        );
         let seal = (file(FileAction::Seal { resume }), Some(Active));
         assert_eq!(saves(RunState::PostMigrate, COMPLETED, writing, then), seal);
-        assert_eq!(saves(RunState::PostMigrate, COMPLETED, Some(SaveStage::Whole), then), seal);
+        assert_eq!(
+            saves(RunState::PostMigrate, COMPLETED, Some(SaveStage::Whole), then),
+            seal
+        );
         let named = saves(RunState::PostMigrate, COMPLETED, Some(SaveStage::Named(9)), then);
         assert_eq!(named, (resume.then_some(Action::Resume), Some(Completed)));
     }
     // The agent died after it had run the VM on.
     let whole = Some(SaveStage::Whole);
     let seal = file(FileAction::Seal { resume: true });
-    assert_eq!(saves(RunState::Running, COMPLETED, whole, Continue), (seal, Some(Active)));
+    assert_eq!(
+        saves(RunState::Running, COMPLETED, whole, Continue),
+        (seal, Some(Active))
+    );
     // And the word that it is to run on, for one that was to wait.
     let named = Some(SaveStage::Named(9));
-    assert_eq!(saves(RunState::Running, COMPLETED, named, Continue), (None, Some(Completed)));
+    assert_eq!(
+        saves(RunState::Running, COMPLETED, named, Continue),
+        (None, Some(Completed))
+    );
 }
 
 #[test]
@@ -81,7 +101,10 @@ fn an_agent_that_died_before_qemu_was_told_tells_it() {
     let writing = Some(SaveStage::Writing);
     assert_eq!(saves(RunState::Running, NONE, writing, AfterSave::End), write);
     // Of the VM's own arrival, for example.
-    assert_eq!(saves(RunState::Running, COMPLETED, writing, AfterSave::End), write);
+    assert_eq!(
+        saves(RunState::Running, COMPLETED, writing, AfterSave::End),
+        write
+    );
 }
 
 #[test]
@@ -90,9 +113,19 @@ fn a_vm_that_is_ahead_of_its_file_is_not_ended_for_it() {
         let (action, state) = saves(RunState::Running, COMPLETED, Some(SaveStage::Whole), then);
         assert_eq!((action, state), (None, Some(MigrationState::Failed)));
     }
-    let spoilt = saves(RunState::PostMigrate, COMPLETED, Some(SaveStage::Spoilt), AfterSave::End);
+    let spoilt = saves(
+        RunState::PostMigrate,
+        COMPLETED,
+        Some(SaveStage::Spoilt),
+        AfterSave::End,
+    );
     assert_eq!(spoilt, (None, Some(MigrationState::Failed)));
-    let failed = saves(RunState::Running, FAILED, Some(SaveStage::Writing), AfterSave::End);
+    let failed = saves(
+        RunState::Running,
+        FAILED,
+        Some(SaveStage::Writing),
+        AfterSave::End,
+    );
     assert_eq!(failed, (None, Some(MigrationState::Failed)));
 }
 
@@ -100,13 +133,22 @@ fn a_vm_that_is_ahead_of_its_file_is_not_ended_for_it() {
 fn it_says_how_far_it_is_and_how_long_the_file_is_in_the_end() {
     let order = ordered(MigrationStep::Save, Some(AfterSave::End));
     let report = |info, stage| {
-        let run = if info == ACTIVE { RunState::Running } else { RunState::PostMigrate };
-        save(&vm(run, info), Some(&at(stage)), true, &order, SAYS).report.unwrap()
+        let run = if info == ACTIVE {
+            RunState::Running
+        } else {
+            RunState::PostMigrate
+        };
+        save(&vm(run, info), Some(&at(stage)), true, &order, SAYS)
+            .report
+            .unwrap()
     };
     let writes = report(ACTIVE, SaveStage::Writing);
     assert_eq!((writes.written, writes.remaining), (Some(7), Some(3)));
     let done = report(COMPLETED, SaveStage::Named(4096));
-    assert_eq!((done.written, done.remaining, done.downtime_ms), (Some(4096), None, Some(12)));
+    assert_eq!(
+        (done.written, done.remaining, done.downtime_ms),
+        (Some(4096), None, Some(12))
+    );
 }
 
 #[test]
@@ -130,13 +172,25 @@ fn what_is_called_off_leaves_nothing_and_the_vm_runs() {
         cancels(RunState::Running, cancelling, writing, None),
         (None, Some(MigrationState::Active))
     );
-    assert_eq!(cancels(RunState::Running, r#"{"status":"cancelled"}"#, writing, None), discard(false));
+    assert_eq!(
+        cancels(RunState::Running, r#"{"status":"cancelled"}"#, writing, None),
+        discard(false)
+    );
     for stage in [SaveStage::Writing, SaveStage::Whole, SaveStage::Spoilt] {
-        assert_eq!(cancels(RunState::PostMigrate, COMPLETED, Some(stage), None), discard(true));
+        assert_eq!(
+            cancels(RunState::PostMigrate, COMPLETED, Some(stage), None),
+            discard(true)
+        );
         // Even where it was removed before: the VM must run.
-        assert_eq!(cancels(RunState::PostMigrate, COMPLETED, Some(stage), gone), discard(true));
+        assert_eq!(
+            cancels(RunState::PostMigrate, COMPLETED, Some(stage), gone),
+            discard(true)
+        );
     }
-    assert_eq!(cancels(RunState::Running, COMPLETED, Some(SaveStage::Spoilt), gone), cancelled);
+    assert_eq!(
+        cancels(RunState::Running, COMPLETED, Some(SaveStage::Spoilt), gone),
+        cancelled
+    );
     // It came too late: the file is there.
     let named = cancels(RunState::PostMigrate, COMPLETED, Some(SaveStage::Named(1)), None);
     assert_eq!(named, (None, Some(MigrationState::Completed)));
@@ -165,13 +219,27 @@ fn what_cannot_be_is_refused_before_anything_is_done() {
     assert_eq!(prepares(RunState::Running, NONE, end, None).action, look);
     let report = prepares(RunState::Running, NONE, end, Some(&no)).report.unwrap();
     assert!(report.refused && report.error.as_deref() == Some("no"));
-    let report = prepares(RunState::Running, NONE, end, Some(&FileSeen::Writable)).report.unwrap();
+    let report = prepares(RunState::Running, NONE, end, Some(&FileSeen::Writable))
+        .report
+        .unwrap();
     assert!(!report.refused && report.state == MigrationState::Prepared);
     // A restore needs a QEMU that waits.
-    assert!(prepares(RunState::Running, NONE, None, None).report.unwrap().refused);
+    assert!(
+        prepares(RunState::Running, NONE, None, None)
+            .report
+            .unwrap()
+            .refused
+    );
     assert_eq!(prepares(RunState::InMigrate, NONE, None, None).action, look);
-    assert!(prepares(RunState::InMigrate, ACTIVE, None, None).report.unwrap().refused);
-    let report = prepares(RunState::InMigrate, NONE, None, Some(&loadable())).report.unwrap();
+    assert!(
+        prepares(RunState::InMigrate, ACTIVE, None, None)
+            .report
+            .unwrap()
+            .refused
+    );
+    let report = prepares(RunState::InMigrate, NONE, None, Some(&loadable()))
+        .report
+        .unwrap();
     assert!(!report.refused);
 }
 
@@ -185,13 +253,20 @@ fn a_vm_that_was_loaded_is_started_by_the_agent_alone() {
     let verdict = loads(RunState::InMigrate, NONE, None, Some(&file));
     assert_eq!(verdict.action, Some(Action::File(FileAction::Load)));
     let verdict = loads(RunState::InMigrate, NONE, Some(&none), Some(&file));
-    assert_eq!(verdict.action, Some(Action::File(FileAction::Load)), "QEMU was not told");
+    assert_eq!(
+        verdict.action,
+        Some(Action::File(FileAction::Load)),
+        "QEMU was not told"
+    );
     let verdict = loads(RunState::InMigrate, ACTIVE, Some(&none), Some(&file));
     assert_eq!(is(&verdict), (None, Some(MigrationState::Active)));
     let verdict = loads(RunState::Paused, COMPLETED, Some(&none), Some(&file));
     assert_eq!(is(&verdict), (Some(Action::Run), Some(MigrationState::Active)));
     let half = begun("m1", Some(Arrival::Starting));
-    assert_eq!(loads(RunState::Paused, COMPLETED, Some(&half), None).action, Some(Action::Run));
+    assert_eq!(
+        loads(RunState::Paused, COMPLETED, Some(&half), None).action,
+        Some(Action::Run)
+    );
     let started = begun("m1", Some(Arrival::Started));
     let verdict = loads(RunState::Running, COMPLETED, Some(&started), None);
     assert_eq!(is(&verdict), (None, Some(MigrationState::Completed)));
@@ -202,18 +277,23 @@ fn a_vm_that_was_loaded_is_started_by_the_agent_alone() {
 
 #[test]
 fn a_qemu_is_over_only_once_its_file_has_its_name() {
+    use AfterSave::{Continue, End};
+    use MigrationStep::{Cancel, Save};
     let run = |step, then, goal, stage: Option<SaveStage>| {
         let begun = stage.map(at);
         run_of(Run::HandedOver, goal, &ordered(step, Some(then)), begun.as_ref())
     };
-    use AfterSave::{Continue, End};
-    use MigrationStep::{Cancel, Save};
     let named = Some(SaveStage::Named(1));
     assert_eq!(run(Save, End, Goal::Detached, named), Run::HandedOver);
     assert_eq!(run(Save, End, Goal::Standby, named), Run::Here);
     assert_eq!(run(Save, Continue, Goal::Detached, named), Run::Here);
     assert_eq!(run(Cancel, End, Goal::Detached, named), Run::Here);
-    for stage in [None, Some(SaveStage::Writing), Some(SaveStage::Whole), Some(SaveStage::Spoilt)] {
+    for stage in [
+        None,
+        Some(SaveStage::Writing),
+        Some(SaveStage::Whole),
+        Some(SaveStage::Spoilt),
+    ] {
         assert_eq!(run(Save, End, Goal::Detached, stage), Run::Here, "{stage:?}");
     }
 }

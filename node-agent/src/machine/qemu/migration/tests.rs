@@ -120,6 +120,7 @@ impl Case {
             begun: self.begun.as_ref(),
             said: self.said.as_ref(),
             certified: self.certified.as_ref(),
+            file: None,
         })
     }
 

@@ -196,9 +196,17 @@ mod tests {
     fn what_is_written_is_read_and_what_is_newer_or_spoilt_is_not() {
         let text = serde_json::to_vec(&manifest()).unwrap();
         assert_eq!(Manifest::read(&text).unwrap(), manifest());
-        assert!(Manifest::read(&text[..text.len() / 2]).unwrap_err().contains("not what"));
+        assert!(
+            Manifest::read(&text[..text.len() / 2])
+                .unwrap_err()
+                .contains("not what")
+        );
         let newer = serde_json::json!({"version": 2, "whatever": true}).to_string();
-        assert!(Manifest::read(newer.as_bytes()).unwrap_err().contains("newer agent"));
+        assert!(
+            Manifest::read(newer.as_bytes())
+                .unwrap_err()
+                .contains("newer agent")
+        );
     }
 
     #[test]
@@ -218,7 +226,10 @@ mod tests {
         assert!(because(|m| m.nics.truncate(1)).contains("eth0, eth1"));
         assert!(because(|m| m.nics[1].mac = "02:00:00:00:00:09".to_owned()).contains("spec.mac"));
         assert!(because(|m| m.nics[0].pairing = Pairing::Bond).contains("pairing"));
-        assert!(because(|m| m.nics.swap(0, 1)).is_empty(), "their order says nothing");
+        assert!(
+            because(|m| m.nics.swap(0, 1)).is_empty(),
+            "their order says nothing"
+        );
         assert!(because(|m| m.qemu = "10.1.0".to_owned()).is_empty());
     }
 

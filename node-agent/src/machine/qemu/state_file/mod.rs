@@ -48,7 +48,9 @@ pub enum FileError {
         source: Errno,
     },
     /// It would go with its container.
-    #[error("the directory {0} is on no volume of the VM's pod: what is written there goes with the container")]
+    #[error(
+        "the directory {0} is on no volume of the VM's pod: what is written there goes with the container"
+    )]
     NoVolume(String),
     /// QEMU itself could not.
     #[error("QEMU's user, {uid}, may not {what}")]
@@ -105,7 +107,8 @@ impl Who {
     /// The process of this pid.
     pub fn of(pid: i32) -> io::Result<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        Self::parse(&status).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a /proc/PID/status"))
+        Self::parse(&status)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a /proc/PID/status"))
     }
 
     /// What `/proc/PID/status` says: the last of the four ids is the one by which files are judged.
@@ -171,10 +174,11 @@ impl Place {
         let dir = if dir.is_empty() { "/" } else { dir };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let opened = openat2(root, dir, flags, Mode::empty(), resolve).map_err(|source| FileError::NoDirectory {
-            path: dir.to_owned(),
-            source,
-        })?;
+        let opened =
+            openat2(root, dir, flags, Mode::empty(), resolve).map_err(|source| FileError::NoDirectory {
+                path: dir.to_owned(),
+                source,
+            })?;
         let stat = |fd| fstat(fd).map_err(cannot("look at the directory"));
         if stat(opened.as_fd())?.st_dev == stat(root)?.st_dev {
             return Err(FileError::NoVolume(dir.to_owned()));
@@ -221,8 +225,12 @@ impl Place {
     fn create(&self, name: &str) -> Result<OwnedFd, FileError> {
         self.remove(name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made = openat(&self.dir, name, flags, Mode::from_raw_mode(FILE_MODE)).map_err(cannot("make the file"))?;
-        let owner = (Some(Uid::from_raw(self.who.uid)), Some(Gid::from_raw(self.who.gid)));
+        let made = openat(&self.dir, name, flags, Mode::from_raw_mode(FILE_MODE))
+            .map_err(cannot("make the file"))?;
+        let owner = (
+            Some(Uid::from_raw(self.who.uid)),
+            Some(Gid::from_raw(self.who.gid)),
+        );
         // The pod's own user reads it again, and may remove it.
         fchown(&made, owner.0, owner.1).map_err(cannot("give the file to QEMU's user"))?;
         Ok(made)
@@ -234,8 +242,9 @@ impl Place {
             return Err(FileError::Exists(self.path.clone()));
         }
         let dir = fstat(&self.dir).map_err(cannot("look at the directory"))?;
-        self.who
-            .check(&dir, 3, || format!("make files in the directory of {}", self.path))?;
+        self.who.check(&dir, 3, || {
+            format!("make files in the directory of {}", self.path)
+        })?;
         let file = self.create(&self.part(save))?;
         let inode = fstat(&file).map_err(cannot("look at the file"))?.st_ino;
         Ok(Made { file, inode })
@@ -249,7 +258,12 @@ impl Place {
     }
 
     /// Puts what QEMU has written on disk, and gives it its name; gives its length. Doing it again is right.
-    pub fn seal(&self, save: &str, inode: u64, manifest: impl FnOnce(u64) -> Manifest) -> Result<u64, FileError> {
+    pub fn seal(
+        &self,
+        save: &str,
+        inode: u64,
+        manifest: impl FnOnce(u64) -> Manifest,
+    ) -> Result<u64, FileError> {
         if let Some(named) = self.stat(&self.name)? {
             if named.st_ino != inode {
                 return Err(FileError::Exists(self.path.clone()));
@@ -259,13 +273,16 @@ impl Place {
         }
         let part = self.part(save);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let written = openat(&self.dir, &part, flags, Mode::empty()).map_err(cannot("open what QEMU has written"))?;
+        let written =
+            openat(&self.dir, &part, flags, Mode::empty()).map_err(cannot("open what QEMU has written"))?;
         let stat = fstat(&written).map_err(cannot("look at what QEMU has written"))?;
         if stat.st_ino != inode {
             return Err(FileError::Replaced);
         }
         rustix::fs::fsync(&written).map_err(cannot("put the file on disk"))?;
-        let length = fstat(&written).map_err(cannot("look at what QEMU has written"))?.st_size;
+        let length = fstat(&written)
+            .map_err(cannot("look at what QEMU has written"))?
+            .st_size;
         let length = u64::try_from(length).unwrap_or_default();
 
         let text = serde_json::to_vec_pretty(&manifest(length))
@@ -274,7 +291,8 @@ impl Place {
         let mut file = File::from(self.create(&temporary)?);
         file.write_all(&text).map_err(cannot("write the manifest"))?;
         file.sync_all().map_err(cannot("put the manifest on disk"))?;
-        renameat(&self.dir, &temporary, &self.dir, self.manifest_name()).map_err(cannot("name the manifest"))?;
+        renameat(&self.dir, &temporary, &self.dir, self.manifest_name())
+            .map_err(cannot("name the manifest"))?;
         self.name(&part)?;
         self.sync()?;
         Ok(length)
@@ -301,8 +319,8 @@ impl Place {
         self.remove(&self.part(save))?;
         self.remove(&self.manifest_part(save))?;
         // It may have been named a moment before the file was to be.
-        let orphan = self.stat(&self.name)?.is_none()
-            && self.manifest().is_ok_and(|manifest| manifest.save == save);
+        let orphan =
+            self.stat(&self.name)?.is_none() && self.manifest().is_ok_and(|manifest| manifest.save == save);
         if orphan {
             self.remove(&self.manifest_name())?;
         }

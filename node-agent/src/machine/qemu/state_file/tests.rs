@@ -1,6 +1,6 @@
 //! Files of this machine, in a directory that is a volume of no pod.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 
 use super::*;
 
@@ -47,12 +47,12 @@ fn what_has_the_name_is_whole() {
     let made = place.make("uid").unwrap();
     File::from(made.file).write_all(b"a whole VM").unwrap();
     assert_eq!(names(dir.path()), [".vm.uid.part"]);
-    let sealed = || place.seal("uid", made.inode, manifest);
-    assert_eq!(sealed().unwrap(), 10);
+    let named = || place.seal("uid", made.inode, manifest);
+    assert_eq!(named().unwrap(), 10);
     assert_eq!(names(dir.path()), ["vm", "vm.hybridnic.json"]);
-    assert_eq!(sealed().unwrap(), 10, "an agent that died before it could say so");
-    let mode = fs::metadata(dir.path().join("vm")).unwrap().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(named().unwrap(), 10, "an agent that died before it could say so");
+    let kept = fs::metadata(dir.path().join("vm")).unwrap();
+    assert_eq!(kept.mode() & 0o777, 0o600);
     let (_, length) = place.load().unwrap();
     assert!(length == 10 && place.manifest().unwrap() == manifest(10));
     // What is called off later, or another save, leaves it alone.
@@ -84,12 +84,18 @@ fn a_file_that_something_has_replaced_gets_no_name() {
     let kept = made.file;
     fs::remove_file(dir.path().join(".vm.uid.part")).unwrap();
     fs::write(dir.path().join(".vm.uid.part"), b"another").unwrap();
-    assert!(matches!(place.seal("uid", made.inode, manifest), Err(FileError::Replaced)));
+    assert!(matches!(
+        place.seal("uid", made.inode, manifest),
+        Err(FileError::Replaced)
+    ));
     drop(kept);
     // And none takes the name of another.
     let made = place.make("uid").unwrap();
     fs::write(dir.path().join("vm"), b"of somebody").unwrap();
-    assert!(matches!(place.seal("uid", made.inode, manifest), Err(FileError::Exists(_))));
+    assert!(matches!(
+        place.seal("uid", made.inode, manifest),
+        Err(FileError::Exists(_))
+    ));
     assert_eq!(fs::read(dir.path().join("vm")).unwrap(), b"of somebody");
 }
 
@@ -152,5 +158,8 @@ fn a_path_stays_in_the_pod_and_leads_to_a_volume() {
         Place::open(host.as_fd(), &through, me()),
         Err(FileError::NoDirectory { .. })
     ));
-    assert!(Place::open(host.as_fd(), "/dev/shm/vm", me()).is_ok(), "another file system");
+    assert!(
+        Place::open(host.as_fd(), "/dev/shm/vm", me()).is_ok(),
+        "another file system"
+    );
 }
