@@ -21,6 +21,8 @@ const KINDS: [&str; 9] = [
     "vmim",
     "hybridnodes",
     "qemumigrations",
+    "qemusaves",
+    "qemurestores",
     "vmhybridnics",
     "nicattachments",
 ];

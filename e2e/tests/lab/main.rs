@@ -28,6 +28,7 @@ mod local;
 mod once;
 mod pool;
 mod profile;
+mod save;
 mod suite;
 mod unfit;
 
@@ -54,6 +55,7 @@ fn main() {
         aside::tests,
         profile::tests,
         drain::tests,
+        save::tests,
         devices::tests,
         containment::tests,
     ];
