@@ -17,6 +17,7 @@ use kube::core::PartialObjectMeta;
 
 use crate::cache::{Cache, Key};
 use crate::kubevirt::Settings;
+use crate::moves::claims::Claim;
 use crate::moves::file::OnFile;
 use crate::moves::{self, Going, Move, Stage};
 use crate::presence::{AgentPods, Agents, Presence};
@@ -157,6 +158,18 @@ impl World {
             Runtime::Kubevirt if self.vmi_migrations.glances(&key).contains(&true) => Urgency::Urgent,
             Runtime::Kubevirt => Urgency::Usual,
         }
+    }
+
+    /// All that want to move a VM of the qemu runtime, or do.
+    pub fn claims(&self, vm: &VmRef) -> Vec<Claim> {
+        let key = Key::Vm(vm.clone());
+        let migrations = self.migrations.by(&key).into_iter();
+        let migrations = migrations.map(|of| Claim::of("migration", of.as_ref(), moves::qemu::phase(&of)));
+        let saves = self.saves.by(&key).into_iter();
+        let saves = saves.map(|of| Claim::of("save", of.as_ref(), of.phase()));
+        let restores = self.restores.by(&key).into_iter();
+        let restores = restores.map(|of| Claim::of("restore", of.as_ref(), of.phase()));
+        migrations.chain(saves).chain(restores).collect()
     }
 
     /// A restore of a VM that has not begun: where the VM's NICs are before it, they get their places in the guest from no file.

@@ -41,8 +41,9 @@ use crate::events::{Events, Note};
 use crate::fence::PodEnd;
 use crate::fence::lookup::NodeLookup;
 use crate::metrics::Migrations;
+use crate::moves::claims::{self, Claim};
 use crate::moves::ends::Ends;
-use crate::moves::{Driver, Move, qemu};
+use crate::moves::qemu;
 use crate::nic::admit;
 use crate::pods;
 use crate::vm::VmRef;
@@ -219,21 +220,10 @@ impl MigrationReconciler {
             .collect()
     }
 
-    /// A migration that has the VM already, or an older one that waits for it.
+    /// What has the VM already, or is older and waits for it.
     fn blocked_by(&self, migration: &QemuMigration) -> Option<String> {
-        let age =
-            |migration: &QemuMigration| (migration.creation_timestamp().map(|time| time.0), migration.uid());
-        let vm = VmRef::of_migration(migration);
-        let others = self.world.migrations.by(&Key::Vm(vm));
-        let blocks = |other: &&Arc<QemuMigration>| {
-            let phase = qemu::phase(other);
-            let begun = phase != MigrationPhase::Pending;
-            other.uid() != migration.uid() && !phase.is_final() && (begun || age(other) < age(migration))
-        };
-        let on_file = || self.world.moves_of(&VmRef::of_migration(migration));
-        let begun = |of: &Move| matches!(of.driver, Driver::File(_)) && of.is_under_way();
-        let migration = others.iter().find(blocks).map(|other| other.name_any());
-        migration.or_else(|| on_file().into_iter().find(begun).map(|of| of.id.name))
+        let own = Claim::of("migration", migration, qemu::phase(migration));
+        claims::blocked_by(&own, self.world.claims(&VmRef::of_migration(migration)))
     }
 }
 

@@ -5,6 +5,7 @@
 //!
 //! | module | does |
 //! |---|---|
+//! | [`claims`] | which of several that want to move a VM has it |
 //! | [`ends`] | where the VM may run, according to both ends' reports |
 //! | [`qemu`] | a `QemuMigration` as a move |
 //! | [`file`] | a `QemuSave` or a `QemuRestore` as a move with one end |
@@ -18,6 +19,7 @@
 //! A move that this operator drives goes from stage to stage when the operator says so. A move that a runtime drives need not: it may
 //! begin in any stage, and be at its target in any. So a stage says what each end is to do, and only [`ends`] says where the VM may run.
 
+pub mod claims;
 pub mod ends;
 pub mod file;
 pub mod kubevirt;

@@ -19,13 +19,13 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, Resource, ResourceExt};
 
-use crate::cache::{Key, Object};
+use crate::cache::Object;
 use crate::controller::{Done, Reconciler};
 use crate::events::{Events, Note};
 use crate::migration::inputs::{Deadlines, NicInputs};
+use crate::moves::claims::{self, Claim};
 use crate::moves::ends::Ends;
 use crate::moves::file::{self, OnFile};
-use crate::moves::qemu;
 use crate::nic::admit;
 use crate::pods;
 use crate::vm::VmRef;
@@ -102,11 +102,13 @@ where
         let pods = self.world.pods_of(&vm);
         let ends =
             file::begun(object).map(|of| Ends::observe(&of, &self.world.attachments_of_vm(&vm), &pods));
+        let kind = if object.saves() { "save" } else { "restore" };
+        let own = Claim::of(kind, object, object.phase());
         let inputs = Inputs {
             now: Timestamp::now(),
             in_phase_for: now.saturating_duration_since(seen.entered),
             request: Request::of(object),
-            blocked_by: self.blocked_by(object, &vm),
+            blocked_by: claims::blocked_by(&own, self.world.claims(&vm)),
             nics: self.nics(object, &vm),
             pods: &pods,
             away: self.away(&pods),
@@ -128,8 +130,7 @@ where
                     from = ?old.phase,
                     to = ?next.status.phase,
                     reason = next.status.failure.as_ref().map(|failure| failure.reason.as_str()),
-                    "{}",
-                    if object.saves() { "save" } else { "restore" }
+                    "{kind}"
                 );
             }
             self.events.tell(object, notes(&old, &next.status));
@@ -185,35 +186,6 @@ where
             }
         })
         .collect()
-    }
-
-    /// What has the VM already, or is older and waits for it.
-    fn blocked_by(&self, object: &K, vm: &VmRef) -> Option<String> {
-        let key = Key::Vm(vm.clone());
-        let age = (object.creation_timestamp().map(|time| time.0), object.uid());
-        let blocks = |uid: Option<String>, made: Option<Timestamp>, phase: MigrationPhase| {
-            let begun = phase != MigrationPhase::Pending;
-            uid != object.uid() && !phase.is_final() && (begun || (made, uid) < age)
-        };
-        let made =
-            |time: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| time.map(|time| time.0);
-        let migration = self.world.migrations.by(&key).into_iter().find_map(|other| {
-            blocks(other.uid(), made(other.creation_timestamp()), qemu::phase(&other))
-                .then(|| format!("the migration {}", other.name_any()))
-        });
-        let save = || {
-            self.world.saves.by(&key).into_iter().find_map(|other| {
-                blocks(other.uid(), made(other.creation_timestamp()), other.phase())
-                    .then(|| format!("the save {}", other.name_any()))
-            })
-        };
-        let restore = || {
-            self.world.restores.by(&key).into_iter().find_map(|other| {
-                blocks(other.uid(), made(other.creation_timestamp()), other.phase())
-                    .then(|| format!("the restore {}", other.name_any()))
-            })
-        };
-        migration.or_else(save).or_else(restore)
     }
 }
 
