@@ -379,3 +379,7 @@ async fn load(
     begin(vm, host, order, None).await?;
     Ok(client.migrate_incoming(&uri).await?)
 }
+
+#[cfg(test)]
+#[path = "file_steps_tests.rs"]
+mod tests;
