@@ -92,7 +92,7 @@ pub(super) async fn act(
             vm.set_file(uid, FileSeen::Gone);
         }
         FileAction::Load => match load(vm, host, client, order, file).await {
-            Ok(()) => {}
+            Ok(()) => vm.set_file(uid, FileSeen::Told),
             Err(Loading::Refused(why)) => vm.set_file(uid, FileSeen::Refused(why)),
             Err(Loading::Failed(failure)) => return Err(failure),
         },
@@ -359,7 +359,7 @@ async fn load(
     let manifest = match look(vm, host, client, order, file).await {
         Ok(FileSeen::Loadable(manifest)) => manifest,
         Ok(FileSeen::Refused(why)) => return Err(Loading::Refused(why)),
-        Ok(FileSeen::Writable | FileSeen::Gone) => {
+        Ok(FileSeen::Writable | FileSeen::Told | FileSeen::Gone) => {
             return Err(Loading::Refused("it is to be written".to_owned()));
         }
         Err(failure) => return Err(Loading::Refused(failure.error)),

@@ -61,6 +61,8 @@ pub enum FileSeen {
     Writable,
     /// It can be loaded: it is whole, and of this VM.
     Loadable(Manifest),
+    /// QEMU was told to load it. It says so itself a moment later.
+    Told,
     /// Neither; why.
     Refused(String),
     /// Nothing is left of it that has not its name.
@@ -102,7 +104,9 @@ pub(super) fn prepare(
     match file {
         None | Some(FileSeen::Gone) => act(FileAction::Look, None),
         Some(FileSeen::Refused(why)) => refused(says, MigrationState::Prepared, why),
-        Some(FileSeen::Writable | FileSeen::Loadable(_)) => says.state(MigrationState::Prepared),
+        Some(FileSeen::Writable | FileSeen::Loadable(_) | FileSeen::Told) => {
+            says.state(MigrationState::Prepared)
+        }
     }
 }
 
@@ -240,7 +244,7 @@ pub(super) fn load(
             report: Some(says.report(MigrationState::Active)),
         },
         // The journal was written, and the agent died before QEMU was told.
-        MigrationStatus::None => start,
+        MigrationStatus::None if file != Some(&FileSeen::Told) => start,
         _ => says.state(MigrationState::Active),
     }
 }

@@ -258,6 +258,8 @@ fn a_vm_that_was_loaded_is_started_by_the_agent_alone() {
         Some(Action::File(FileAction::Load)),
         "QEMU was not told"
     );
+    let verdict = loads(RunState::InMigrate, NONE, Some(&none), Some(&FileSeen::Told));
+    assert_eq!(is(&verdict), (None, Some(MigrationState::Active)), "once");
     let verdict = loads(RunState::InMigrate, ACTIVE, Some(&none), Some(&file));
     assert_eq!(is(&verdict), (None, Some(MigrationState::Active)));
     let verdict = loads(RunState::Paused, COMPLETED, Some(&none), Some(&file));
