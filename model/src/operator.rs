@@ -176,6 +176,7 @@ fn first_write(model: &Model, api: &Api, n: usize) -> Write {
         .map(|of| (of.clone(), Ends::observe(of, &attachments, &pods)));
     let others = attachments.iter().filter(|other| other.spec.nic.name != NIC[n]);
     let observed = Observed {
+        restore: None,
         vm: VmRef::of_nic(nic),
         kubevirt: hybridnic_operator::nic::whereabouts::kubevirt::ObservedVm::default(),
         network: None,

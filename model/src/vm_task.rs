@@ -71,6 +71,7 @@ pub fn begun(begun: Begun) -> journal::Begun {
         process: None,
         arrival: begun.arrival,
         custody: begun.custody,
+        saving: None,
     }
 }
 
@@ -152,19 +153,22 @@ impl Sight {
             begun: begun.as_ref(),
             said: said.as_deref(),
             certified: certified.as_ref(),
+            file: None,
         });
         let tls =
             migration::agreed(&nics).is_some_and(|order| order.tls.is_some_and(|tls| tls.peer_ca.is_some()));
-        let action = verdict.action.map(|action| match action {
-            Action::Certify => Act::Certify,
-            Action::Listen => Act::Listen { tls },
-            Action::Run => Act::Run,
-            Action::Forgo => Act::Forgo,
-            Action::Start(_) => Act::Start { tls },
-            Action::HandOver => Act::HandOver,
-            Action::Hold => Act::Hold,
-            Action::Cancel => Act::Cancel,
-            Action::Resume => Act::Resume,
+        let action = verdict.action.and_then(|action| match action {
+            Action::Certify => Some(Act::Certify),
+            Action::Listen => Some(Act::Listen { tls }),
+            Action::Run => Some(Act::Run),
+            Action::Forgo => Some(Act::Forgo),
+            Action::Start(_) => Some(Act::Start { tls }),
+            Action::HandOver => Some(Act::HandOver),
+            Action::Hold => Some(Act::Hold),
+            Action::Cancel => Some(Act::Cancel),
+            Action::Resume => Some(Act::Resume),
+            // No VM of this world goes to a file.
+            Action::File(_) => None,
         });
         let refused = MigrationReport {
             kept: true,

@@ -216,6 +216,7 @@ async fn a_nic_that_has_left_says_so_of_its_object_as_it_is() {
         target_uri: None,
         listen_address: None,
         tls: None,
+        file: None,
     });
     let wanted = Wanted {
         spec: held.spec.clone(),

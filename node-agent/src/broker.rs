@@ -5,12 +5,13 @@
 //!   any other directory open can walk up from it by `..` as far as permissions allow: a QEMU that is root gets to the agent's own files;
 //! - an rtnetlink socket in the network of a pod, with which a macvtap there is set up and down from outside, and the list of what the pod's
 //!   links receive: `setns(2)`, as above.
+//! - the root directory of a VM's pod, see [`crate::machine::qemu::state_file`]: `/proc/PID/root` needs `CAP_SYS_PTRACE`.
 //!
-//! So a small process of the same program keeps these powers. It can do these three things, for the agent alone, and reads nothing that a
+//! So a small process of the same program keeps these powers. It can do these four things, for the agent alone, and reads nothing that a
 //! VM or a user has written.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -25,9 +26,13 @@ use futures::{FutureExt as _, future::BoxFuture};
 use hybridnic_net::{multicast::LISTING, netns::NetNs};
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
+    fcntl::{FcntlArg, OFlag, fcntl, open},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns},
-    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket, socketpair},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket, socketpair},
+        stat::Mode,
+    },
 };
 use rustix::{
     mount::{
@@ -59,6 +64,8 @@ pub trait Broker: std::fmt::Debug + Send + Sync {
     fn groups<'a>(&'a self, of: Pod<'a>) -> BoxFuture<'a, io::Result<OwnedFd>>;
     /// An empty directory in memory. It is a file system of its own, and goes with the last that has it open.
     fn memory(&self) -> BoxFuture<'_, io::Result<OwnedFd>>;
+    /// The root directory of a process, from which nothing can be read or written but by the path of something in it.
+    fn root<'a>(&'a self, of: &'a ProcessId) -> BoxFuture<'a, io::Result<OwnedFd>>;
 }
 
 /// By what the network of a pod is found.
@@ -136,6 +143,10 @@ impl Broker for Process {
     fn memory(&self) -> BoxFuture<'_, io::Result<OwnedFd>> {
         self.ask(MEMORY, None).boxed()
     }
+
+    fn root<'a>(&'a self, of: &'a ProcessId) -> BoxFuture<'a, io::Result<OwnedFd>> {
+        async move { self.ask(ROOT, Some(of.open()?.as_fd())).await }.boxed()
+    }
 }
 
 const IPV4: u8 = b'4';
@@ -143,6 +154,7 @@ const IPV6: u8 = b'6';
 const NETLINK: u8 = b'n';
 const GROUPS: u8 = b'g';
 const MEMORY: u8 = b'm';
+const ROOT: u8 = b'r';
 /// The longest packet, in octets.
 const LONGEST: usize = 8;
 
@@ -199,6 +211,7 @@ pub fn serve() -> anyhow::Result<()> {
         let (what, network) = packets::receive(from, LONGEST)?;
         let made = match (what.first(), network) {
             (Some(&MEMORY), _) => memory(),
+            (Some(&ROOT), Some(process)) => root(process.as_fd()),
             // A descriptor of a process or of a namespace: setns takes either.
             (Some(&what), Some(network)) => {
                 let made = setns(&network, CloneFlags::CLONE_NEWNET)
@@ -234,6 +247,21 @@ fn within(what: u8) -> io::Result<OwnedFd> {
         GROUPS => Ok(File::open(LISTING)?.into()),
         _ => Err(io::ErrorKind::InvalidInput.into()),
     }
+}
+
+/// The root directory of a process that a descriptor is of.
+fn root(process: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    let pid: u32 = pid.and_then(|pid| pid.trim().parse().ok()).ok_or(Errno::ESRCH)?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = open(format!("/proc/{pid}/root").as_str(), flags, Mode::empty())?;
+    // Asked after it was opened: it is of this process, or of one that has its pid now.
+    let mut polled = [PollFd::new(process, PollFlags::POLLIN)];
+    if poll(&mut polled, PollTimeout::ZERO)? != 0 {
+        return Err(Errno::ESRCH.into());
+    }
+    Ok(root)
 }
 
 /// A tmpfs that is mounted nowhere, large enough for certificates.

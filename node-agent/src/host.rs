@@ -296,6 +296,10 @@ pub(crate) mod tests {
         fn memory(&self) -> BoxFuture<'_, std::io::Result<OwnedFd>> {
             Box::pin(std::future::ready(Err(std::io::ErrorKind::Unsupported.into())))
         }
+
+        fn root<'a>(&'a self, _: &'a ProcessId) -> BoxFuture<'a, std::io::Result<OwnedFd>> {
+            Box::pin(std::future::ready(Err(std::io::ErrorKind::Unsupported.into())))
+        }
     }
 
     /// A node `n1` made of files below `dir`, with PFs that have VFs. Links are those of the machine that runs the test.

@@ -4,7 +4,8 @@
 //! watches ─► cache ─► controller ─► node       HybridNode.spec
 //!              │                    network    HybridNetwork.status
 //!              │                    nic        NicAttachment.spec, VmHybridNic.status; finalizers of nodes that are off
-//!              └────────────────────migration  QemuMigration.status
+//!              ├────────────────────migration  QemuMigration.status
+//!              └────────────────────save       QemuSave.status, QemuRestore.status
 //! ```
 //! Each reconcile reads from the caches, decides with pure functions, and writes. Each field has one writer. All of this runs
 //! only while this process is the leader. A new leader starts with fresh caches, so that it does not decide on what an older
@@ -31,6 +32,7 @@ mod node;
 mod options;
 mod presence;
 mod queue;
+pub mod save;
 mod select;
 #[cfg(test)]
 mod testing;
@@ -45,6 +47,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use hybridnic_api::foreign::kubevirt::{VirtualMachine, VirtualMachineInstance};
+use hybridnic_api::v1alpha1::{QemuRestore, QemuSave};
 use hybridnic_process::http::{self, Pages};
 use hybridnic_process::lease::{Candidate, Timing};
 use hybridnic_process::log_level::LogLevel;
@@ -70,6 +73,7 @@ use network::NetworkReconciler;
 use nic::{NicReconciler, Patience, ReleaseReconciler};
 use node::NodeReconciler;
 use queue::Queue;
+use save::FileReconciler;
 use triggers::{Queues, Triggers};
 use world::World;
 
@@ -233,6 +237,8 @@ impl Process {
         let binding =
             kubevirt.map(|settings| BindingReconciler::new(client(), settings.clone(), events.clone()));
         let elsewhere = ElsewhereReconciler::new(seen(), events.clone());
+        let save = FileReconciler::<QemuSave>::new(client(), seen(), deadlines, events.clone());
+        let restore = FileReconciler::<QemuRestore>::new(client(), seen(), deadlines, events.clone());
         let told = Told {
             events,
             metrics: self.metrics.migrations.clone(),
@@ -253,6 +259,8 @@ impl Process {
         self.spawn(&mut set, nic, &world.nics, &queues.nics);
         self.spawn(&mut set, release, &world.attachments, &queues.attachments);
         self.spawn(&mut set, migration, &world.migrations, &queues.migrations);
+        self.spawn(&mut set, save, &world.saves, &queues.saves);
+        self.spawn(&mut set, restore, &world.restores, &queues.restores);
         if let Some(binding) = binding {
             self.spawn(&mut set, binding, &world.kubevirts, &queues.kubevirts);
             self.spawn(&mut set, vm, &world.vms, &queues.vms);

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use hybridnic_api::foreign::kubevirt::{
     KubeVirt, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceMigration,
 };
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{
+    HybridNetwork, HybridNode, NicAttachment, QemuMigration, QemuRestore, QemuSave, VmHybridNic,
+};
 
 use crate::cache::{Key, Name, Object};
 use crate::kinds::Watched;
@@ -37,6 +39,8 @@ pub struct Queues {
     pub nics: Queue<VmHybridNic>,
     pub attachments: Queue<NicAttachment>,
     pub migrations: Queue<QemuMigration>,
+    pub saves: Queue<QemuSave>,
+    pub restores: Queue<QemuRestore>,
     pub vms: Queue<VirtualMachine>,
     pub vmis: Queue<VirtualMachineInstance>,
     pub vmi_migrations: Queue<VirtualMachineInstanceMigration>,
@@ -52,6 +56,8 @@ impl Queues {
             nics: Queue::new(reconciles, MANY),
             attachments: Queue::new(reconciles, FEW),
             migrations: Queue::new(reconciles, MANY),
+            saves: Queue::new(reconciles, FEW),
+            restores: Queue::new(reconciles, FEW),
             vms: Queue::new(reconciles, FEW),
             vmis: Queue::new(reconciles, FEW),
             vmi_migrations: Queue::new(reconciles, FEW),
@@ -76,6 +82,12 @@ impl Triggers {
         for migration in self.world.migrations.select(begun) {
             QemuMigration::changed(self, None, Some(&migration));
         }
+        for save in self.world.saves.select(begun) {
+            QemuSave::changed(self, None, Some(&save));
+        }
+        for restore in self.world.restores.select(begun) {
+            QemuRestore::changed(self, None, Some(&restore));
+        }
         let (world, queues) = (&self.world, &self.queues);
         all(world.hybrid_nodes.all_names(), &queues.hybrid_nodes);
         all(world.networks.all_names(), &queues.networks);
@@ -87,6 +99,8 @@ impl Triggers {
         let held = held.iter().map(|held| Name::of(held.as_ref())).collect();
         all(held, &queues.attachments);
         all(world.migrations.all_names(), &queues.migrations);
+        all(world.saves.all_names(), &queues.saves);
+        all(world.restores.all_names(), &queues.restores);
     }
 
     /// The NICs of a VM, and what moves it.
@@ -101,12 +115,24 @@ impl Triggers {
         for migration in self.world.migrations.names(&Key::Vm(vm.clone())) {
             self.queues.migrations.add(migration, urgency);
         }
+        for save in self.world.saves.names(&Key::Vm(vm.clone())) {
+            self.queues.saves.add(save, urgency);
+        }
+        for restore in self.world.restores.names(&Key::Vm(vm.clone())) {
+            self.queues.restores.add(restore, urgency);
+        }
     }
 
     /// The VMs on their way from or to a node.
     pub fn moves_on(&self, node: &str) {
         for migration in self.world.migrations.by(&Key::Node(node.to_owned())) {
             self.vm(&VmRef::of_migration(&migration));
+        }
+        for save in self.world.saves.by(&Key::Node(node.to_owned())) {
+            self.vm(&VmRef::on_file(save.as_ref()));
+        }
+        for restore in self.world.restores.by(&Key::Node(node.to_owned())) {
+            self.vm(&VmRef::on_file(restore.as_ref()));
         }
     }
 

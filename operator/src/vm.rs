@@ -6,6 +6,8 @@ use hybridnic_api::v1alpha1::{NicAttachment, QemuMigration, Runtime, VmHybridNic
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
+use crate::moves::file::OnFile;
+
 /// A VM. Two runtimes may have one of the same name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VmRef {
@@ -67,6 +69,11 @@ impl VmRef {
     /// The VM of a migration.
     pub fn of_migration(migration: &QemuMigration) -> Self {
         Self::qemu(namespace(migration), &migration.spec.vm)
+    }
+
+    /// The VM of a save or a restore.
+    pub fn on_file(object: &impl OnFile) -> Self {
+        Self::qemu(namespace(object), object.vm())
     }
 
     /// The VM of a migration of KubeVirt's.

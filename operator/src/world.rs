@@ -8,7 +8,8 @@ use hybridnic_api::foreign::kubevirt::{
 };
 use hybridnic_api::foreign::multus::NetworkAttachmentDefinition;
 use hybridnic_api::v1alpha1::{
-    HybridNetwork, HybridNode, NicAttachment, QemuMigration, Runtime, VmHybridNic,
+    HybridNetwork, HybridNode, MigrationPhase, NicAttachment, QemuMigration, QemuRestore, QemuSave, Runtime,
+    VmHybridNic,
 };
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
@@ -16,6 +17,8 @@ use kube::core::PartialObjectMeta;
 
 use crate::cache::{Cache, Key};
 use crate::kubevirt::Settings;
+use crate::moves::claims::Claim;
+use crate::moves::file::OnFile;
 use crate::moves::{self, Going, Move, Stage};
 use crate::presence::{AgentPods, Agents, Presence};
 use crate::queue::Urgency;
@@ -34,6 +37,8 @@ pub struct World {
     pub nics: Cache<VmHybridNic>,
     pub attachments: Cache<NicAttachment>,
     pub migrations: Cache<QemuMigration>,
+    pub saves: Cache<QemuSave>,
+    pub restores: Cache<QemuRestore>,
     pub launchers: Cache<Pod>,
     pub vms: Cache<VirtualMachine>,
     pub vmis: Cache<VirtualMachineInstance>,
@@ -61,6 +66,8 @@ impl World {
             nics: watches.all(),
             attachments: watches.all(),
             migrations: watches.all(),
+            saves: watches.all(),
+            restores: watches.all(),
             launchers: watches.foreign(on, Some(&launchers)),
             vms: watches.foreign(on, None),
             vmis: watches.foreign(on, None),
@@ -102,9 +109,13 @@ impl World {
             Runtime::Qemu => {
                 let migrations = self.migrations.by(&key);
                 let moves = migrations.iter();
-                moves
-                    .filter_map(|migration| moves::qemu::begun(migration))
-                    .collect()
+                let moves = moves.filter_map(|migration| moves::qemu::begun(migration));
+                let (saves, restores) = (self.saves.by(&key), self.restores.by(&key));
+                let saves = saves.iter().filter_map(|save| moves::file::begun(save.as_ref()));
+                let restores = restores
+                    .iter()
+                    .filter_map(|restore| moves::file::begun(restore.as_ref()));
+                moves.chain(saves).chain(restores).collect()
             }
             Runtime::Kubevirt => moves::kubevirt::moves(moves::kubevirt::Inputs {
                 migrations: &self.vmi_migrations.by(&key),
@@ -115,7 +126,7 @@ impl World {
         }
     }
 
-    /// All that is asked for and has not ended.
+    /// The migrations that are asked for and have not ended.
     pub fn going(&self) -> Vec<Going> {
         let migrations = self
             .migrations
@@ -139,11 +150,38 @@ impl World {
         match vm.runtime {
             Runtime::Qemu => {
                 let stages = self.migrations.glances(&key).into_iter();
+                let stages = stages
+                    .chain(self.saves.glances(&key))
+                    .chain(self.restores.glances(&key));
                 stages.flatten().map(Urgency::from).max().unwrap_or_default()
             }
             Runtime::Kubevirt if self.vmi_migrations.glances(&key).contains(&true) => Urgency::Urgent,
             Runtime::Kubevirt => Urgency::Usual,
         }
+    }
+
+    /// All that want to move a VM of the qemu runtime, or do.
+    pub fn claims(&self, vm: &VmRef) -> Vec<Claim> {
+        let key = Key::Vm(vm.clone());
+        let migrations = self.migrations.by(&key).into_iter();
+        let migrations = migrations.map(|of| Claim::of("migration", of.as_ref(), moves::qemu::phase(&of)));
+        let saves = self.saves.by(&key).into_iter();
+        let saves = saves.map(|of| Claim::of("save", of.as_ref(), of.phase()));
+        let restores = self.restores.by(&key).into_iter();
+        let restores = restores.map(|of| Claim::of("restore", of.as_ref(), of.phase()));
+        migrations.chain(saves).chain(restores).collect()
+    }
+
+    /// A restore of a VM that has not begun: where the VM's NICs are before it, they get their places in the guest from no file.
+    pub fn restore_to_come(&self, vm: &VmRef) -> Option<String> {
+        if vm.runtime != Runtime::Qemu {
+            return None;
+        }
+        let restores = self.restores.by(&Key::Vm(vm.clone()));
+        let waits = |restore: &&Arc<QemuRestore>| {
+            restore.phase() == MigrationPhase::Pending && restore.metadata.deletion_timestamp.is_none()
+        };
+        restores.iter().find(waits).map(|restore| restore.name_any())
     }
 
     /// The attachments of all NICs of a VM.

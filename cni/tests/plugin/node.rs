@@ -84,6 +84,10 @@ impl Broker for Here {
     fn memory(&self) -> BoxFuture<'_, io::Result<OwnedFd>> {
         Box::pin(std::future::ready(Err(io::ErrorKind::Unsupported.into())))
     }
+
+    fn root<'a>(&'a self, _: &'a ProcessId) -> BoxFuture<'a, io::Result<OwnedFd>> {
+        Box::pin(std::future::ready(Err(io::ErrorKind::Unsupported.into())))
+    }
 }
 
 /// A kubelet that has given each pod what it says, except for one.

@@ -177,6 +177,14 @@ pub mod reasons {
     pub const SEVERAL_TARGET_PODS: &str = "SeveralTargetPods";
     /// The target's pod has no address to which a VM's memory may be sent.
     pub const TARGET_ADDRESS_REFUSED: &str = "TargetAddressRefused";
+    /// A VM cannot be written to a file, or loaded from it: nothing was done to the VM.
+    pub const FILE_REFUSED: &str = "FileRefused";
+    /// QEMU has not written or loaded a file within the time that it was given.
+    pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+    /// The VM was written to a file and stays paused until it is said what becomes of it.
+    pub const PAUSED: &str = "Paused";
+    /// A VM is to be loaded from a file while it runs in a pod.
+    pub const VM_RUNS: &str = "VmRuns";
     /// The VM has no hybrid NIC.
     pub const NO_NICS: &str = "NoNics";
     /// Another migration of the same VM is under way.

@@ -22,6 +22,8 @@
 //! | `Arrived` | `Detached` | `FastPath` |
 //! | `Returning` | `Standby`; `FastPath` once it is known to run the VM and not to migrate it | `Standby`; `Detached` once nothing can come |
 //!
+//! A VM that goes to a file or comes from one has only one end: [`crate::moves::file`].
+//!
 //! A NIC that is told to stay on its standby has the same goals, as these tell an agent where its VM may run. `aside` beside the goal says
 //! that the NIC does not leave its standby.
 
@@ -38,6 +40,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use crate::moves::ends::{Ends, Rollback};
+use crate::moves::file::Wish;
 use crate::moves::{Driver, Move, Outcome, Stage};
 use crate::pods;
 
@@ -84,6 +87,10 @@ pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
     let encrypted = matches!(&of.driver, Driver::Ours(orders) if orders.encrypted);
     let ((source_goal, source_step), (target_goal, target_step)) = goals(of.stage, &of.driver, ends);
 
+    let file = match &of.driver {
+        Driver::File(file) => Some(&file.order),
+        Driver::Ours(_) | Driver::Theirs { .. } => None,
+    };
     let order = |step| MigrationOrder {
         migration: of.id.clone(),
         nics: of.nics.clone(),
@@ -91,6 +98,7 @@ pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
         target_uri: None,
         listen_address: target.pod_ip.clone().filter(|_| step == MigrationStep::Listen),
         tls: None,
+        file: file.cloned(),
     };
     let mut source_order = source_step.map(order);
     let mut target_order = target_step.map(order);
@@ -115,16 +123,19 @@ pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
         let unknown = order.tls.as_ref().is_some_and(|tls| tls.peer_ca.is_none());
         of.stage == Stage::Preparing && unknown
     });
-    let mut specs = vec![one(
-        inputs,
-        vm.clone(),
-        &source.pod,
-        &source.node_name,
-        source_goal,
-        None,
-        source_order,
-    )];
-    // The target of a migration whose object and pod are gone may not be known any more.
+    let mut specs = Vec::new();
+    if !source.pod.uid.is_empty() {
+        specs.push(one(
+            inputs,
+            vm.clone(),
+            &source.pod,
+            &source.node_name,
+            source_goal,
+            None,
+            source_order,
+        ));
+    }
+    // The target of a migration whose object and pod are gone may not be known any more. And a file is no pod.
     if !waits && !target.pod.uid.is_empty() {
         specs.push(one(
             inputs,
@@ -149,9 +160,12 @@ fn tls(
     match order.step {
         MigrationStep::Prepare => return Some(MigrationTls::default()),
         MigrationStep::Listen | MigrationStep::Transfer => {}
-        MigrationStep::GiveUp | MigrationStep::Cancel | MigrationStep::Resume | MigrationStep::Watch => {
-            return None;
-        }
+        MigrationStep::GiveUp
+        | MigrationStep::Cancel
+        | MigrationStep::Resume
+        | MigrationStep::Watch
+        | MigrationStep::Save
+        | MigrationStep::Load => return None,
     }
     let said = find(inputs, pod)
         .and_then(|end| end.spec.migration.as_ref())
@@ -161,13 +175,12 @@ fn tls(
     Some(MigrationTls { peer_ca })
 }
 
-type Wish = (Goal, Option<MigrationStep>);
-
 /// What source and target should do in a stage. The source never gets its VF back while the VM may run at the target.
 fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
     use MigrationStep::{Cancel, GiveUp, Listen, Prepare, Resume, Transfer};
     let orders = match driver {
         Driver::Ours(orders) => orders,
+        Driver::File(file) => return file.wishes(stage, ends),
         Driver::Theirs { open, .. } => return theirs(stage, *open, ends),
     };
     let receive = (Goal::FastPath, Some(Listen));

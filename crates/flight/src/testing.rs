@@ -4,9 +4,10 @@ use hybridnic_api::conditions::{self, NewCondition, types};
 use hybridnic_api::names::VM_LABEL;
 use hybridnic_api::names::attachment_name;
 use hybridnic_api::v1alpha1::{
-    AttachedVm, AttachmentState, Goal, L2Settings, MigrationEnd, MigrationReport, MigrationState,
+    AfterSave, AttachedVm, AttachmentState, Goal, L2Settings, MigrationEnd, MigrationReport, MigrationState,
     NicAttachment, NicAttachmentSpec, NicAttachmentStatus, NoFreeVf, ObjectRef, Pairing, Path, QemuMigration,
-    QemuMigrationSpec, QemuVm, StandbyKind, Vm, VmHybridNic, VmHybridNicSpec, WantedPath,
+    QemuMigrationSpec, QemuSave, QemuSaveSpec, QemuVm, StandbyKind, Vm, VmHybridNic, VmHybridNicSpec,
+    WantedPath,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -77,6 +78,22 @@ pub fn migration(name: &str, second: i64) -> QemuMigration {
     };
     QemuMigration {
         metadata: meta(name, second),
+        spec,
+        status: None,
+    }
+}
+
+/// A save of the VM `vm`, as it was just created.
+pub fn save(name: &str, then: AfterSave) -> QemuSave {
+    let spec = QemuSaveSpec {
+        vm: "vm".to_owned(),
+        file: "/saves/vm".to_owned(),
+        then,
+        deadline_seconds: None,
+        bandwidth: None,
+    };
+    QemuSave {
+        metadata: meta(name, 1),
         spec,
         status: None,
     }

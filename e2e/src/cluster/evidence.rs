@@ -13,7 +13,7 @@ const LOOK: Duration = Duration::from_secs(20);
 const SHOWN: usize = 30;
 
 /// What is written down; KubeVirt's kinds are not in every cluster.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 11] = [
     "events",
     "pods",
     "vm",
@@ -21,6 +21,8 @@ const KINDS: [&str; 9] = [
     "vmim",
     "hybridnodes",
     "qemumigrations",
+    "qemusaves",
+    "qemurestores",
     "vmhybridnics",
     "nicattachments",
 ];

@@ -53,7 +53,7 @@ pub use image::Kernel;
 pub use inside::Inside;
 pub use managed::Manager;
 pub use net::Net;
-pub use node::{Node, NodeOptions};
+pub use node::{COMMON, Node, NodeOptions};
 pub use pinger::{Pinger, Report, Stream};
 pub use unplug::deaf;
 pub use view::{Failover, Macvtap, NetView, Netdev, Vf};

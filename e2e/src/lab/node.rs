@@ -34,6 +34,8 @@ pub const VFS_PER_PF: u8 = 7;
 pub const PFS: u8 = 2;
 /// A node's directory that is shared with the host: [`Node::share`].
 pub const SHARE: &str = "/host";
+/// The tag of a 9p file system that all nodes of a run share: a directory of this host, which a test mounts where it needs it.
+pub const COMMON: &str = "common";
 
 /// A node boots in 4 to 10 s on an idle machine, in 40 s beside two compilers.
 const BOOT_DEADLINE: Duration = Duration::from_mins(3);
@@ -540,6 +542,11 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel
     args(&[
         "-device",
         &format!("virtio-net-pci,netdev=adm,mac=52:54:00:ad:00:0{number},romfile="),
+    ]);
+    // After all that was there before: no device changes its place.
+    args(&[
+        "-virtfs",
+        &format!("local,path=../common,mount_tag={COMMON},security_model=none,multidevs=remap"),
     ]);
     for port in 0..PFS {
         // The root ports are the first bridges, so that the cards are buses 1 and 2.

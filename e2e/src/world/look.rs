@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, NicAttachment, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{
+    HybridNetwork, HybridNode, NicAttachment, QemuMigration, QemuRestore, QemuSave, VmHybridNic,
+};
 use kube::{Api, Resource};
 
 use super::{NAMESPACE, World};
@@ -59,6 +61,28 @@ impl World {
         what: &str,
         is: impl Fn(&QemuMigration) -> bool,
     ) -> Result<QemuMigration> {
+        until(self.namespaced(), name, deadline, what, is).await
+    }
+
+    /// Waits until a save is so.
+    pub async fn until_save(
+        &self,
+        name: &str,
+        deadline: Duration,
+        what: &str,
+        is: impl Fn(&QemuSave) -> bool,
+    ) -> Result<QemuSave> {
+        until(self.namespaced(), name, deadline, what, is).await
+    }
+
+    /// Waits until a restore is so.
+    pub async fn until_restore(
+        &self,
+        name: &str,
+        deadline: Duration,
+        what: &str,
+        is: impl Fn(&QemuRestore) -> bool,
+    ) -> Result<QemuRestore> {
         until(self.namespaced(), name, deadline, what, is).await
     }
 

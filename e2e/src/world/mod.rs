@@ -211,7 +211,7 @@ impl World {
         self.client.clone()
     }
 
-    /// Ends what a test has left: VMs, their pods and NICs, migrations, and all networks but `kept`.
+    /// Ends what a test has left: VMs, their pods and NICs, migrations, saves, and all networks but `kept`.
     pub async fn clear(&self, kept: &str) -> Result<()> {
         let guests = mem::take(&mut *self.guests.lock().unwrap_or_else(PoisonError::into_inner));
         for guest in guests {
@@ -222,7 +222,7 @@ impl World {
         // No kubelet says that it has ended a pod.
         let pods = [&["delete", "pods", "--force", "--grace-period=0"], &ours[..]].concat();
         self.kubectl(&pods).await?;
-        self.kubectl(&[&["delete", "qmig,vhn"], &ours[..]].concat())
+        self.kubectl(&[&["delete", "qmig,qsave,qrestore,vhn"], &ours[..]].concat())
             .await?;
         let kept = format!("metadata.name!={kept}");
         self.kubectl(&["delete", "hnet", "--field-selector", &kept, "--timeout=60s"])

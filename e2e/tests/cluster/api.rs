@@ -104,6 +104,7 @@ async fn every_rule() {
     nodes(&control_plane).await;
     nics(&control_plane).await;
     migrations_and_names(&control_plane).await;
+    saves_and_restores(&control_plane).await;
     what_cannot_change_and_what_names_can_be(&control_plane).await;
 }
 
@@ -502,6 +503,56 @@ async fn migrations_and_names(control_plane: &ControlPlane) {
     .await;
 }
 
+async fn saves_and_restores(control_plane: &ControlPlane) {
+    let label = "vm must be the value of the VM's pods' label";
+    let path = "file must be an absolute path";
+    let long = format!("/saves/{}", "n".repeat(129));
+    let paths = || {
+        vec![
+            Case("/vm", json!("w w"), label),
+            Case("/file", Value::Null, "Required value"),
+            Case("/file", json!("saves/web"), path),
+            Case("/file", json!("/saves/"), path),
+            Case("/file", json!("/saves/../web"), path),
+            Case("/file", json!("/saves/./web"), path),
+            Case("/file", json!("/saves/.."), path),
+            Case("/file", json!("/saves//web"), path),
+            Case("/file", json!("/saves/web,offset=1"), path),
+            Case("/file", json!(long), path),
+            Case("/file", json!("/web"), ""),
+            Case("/file", json!("/saves/of/..web.state"), ""),
+            Case(
+                "/deadlineSeconds",
+                json!(0),
+                "should be greater than or equal to 1",
+            ),
+            Case("/deadlineSeconds", json!(600), ""),
+        ]
+    };
+    let mut saves = paths();
+    saves.extend([
+        Case("/then", Value::Null, "Required value"),
+        Case("/then", json!("Explode"), "Unsupported value"),
+        Case("/then", json!("Continue"), ""),
+        Case("/then", json!("Pause"), ""),
+        Case(
+            "/bandwidth",
+            json!(1024),
+            "should be greater than or equal to 1048576",
+        ),
+        Case("/bandwidth", json!(1_048_576), ""),
+    ]);
+    let save = json!({ "vm": "web", "file": "/saves/web", "then": "End" });
+    judge(control_plane, "QemuSave", &save, saves).await;
+    let mut restores = paths();
+    restores.extend([
+        Case("/pod", json!(""), "should be at least 1 chars long"),
+        Case("/pod", json!("web-b"), ""),
+    ]);
+    let restore = json!({ "vm": "web", "file": "/saves/web" });
+    judge(control_plane, "QemuRestore", &restore, restores).await;
+}
+
 async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) {
     let client = control_plane.client_admin();
     let nic = json!({ "network": "fast", "vm": { "qemu": { "name": "web" } }, "mac": "52:54:00:aa:bb:01" });
@@ -521,6 +572,9 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
         "l2": { "spoofCheck": true, "trust": false },
     });
     let migration = json!({ "vm": "web" });
+    let save = json!({ "vm": "web", "file": "/saves/web", "then": "End" });
+    let paused = json!({ "vm": "web", "file": "/saves/web", "then": "Pause" });
+    let restore = json!({ "vm": "web", "file": "/saves/web" });
     let changes = [
         (
             "VmHybridNic",
@@ -696,6 +750,32 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
             json!({ "decision": "AbandonSource" }),
             "a decision is taken once the migration asks for it",
         ),
+        (
+            "QemuSave",
+            &save,
+            json!({ "file": "/saves/other" }),
+            "a QemuSave cannot change",
+        ),
+        (
+            "QemuSave",
+            &save,
+            json!({ "deadlineSeconds": 5 }),
+            "a QemuSave cannot change",
+        ),
+        (
+            "QemuSave",
+            &save,
+            json!({ "then": "Continue" }),
+            "only then: Pause can be changed",
+        ),
+        ("QemuSave", &paused, json!({ "then": "End" }), ""),
+        ("QemuSave", &paused, json!({ "then": "Continue" }), ""),
+        (
+            "QemuRestore",
+            &restore,
+            json!({ "pod": "web-b" }),
+            "a QemuRestore cannot change",
+        ),
     ];
     let mut wrong = Vec::new();
     for (number, (kind, spec, change, refusal)) in changes.into_iter().enumerate() {
@@ -738,7 +818,7 @@ async fn what_cannot_change_and_what_names_can_be(control_plane: &ControlPlane) 
         );
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    for short in ["hnet", "vhn", "nicatt", "hnode", "qmig"] {
+    for short in ["hnet", "vhn", "nicatt", "hnode", "qmig", "qsave", "qrestore"] {
         get(&["get", short]).await;
     }
     assert!(

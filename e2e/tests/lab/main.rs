@@ -31,6 +31,7 @@ mod managers;
 mod once;
 mod pool;
 mod profile;
+mod save;
 mod suite;
 mod unfit;
 
@@ -60,6 +61,7 @@ fn main() {
         alone::tests,
         profile::tests,
         drain::tests,
+        save::tests,
         devices::tests,
         containment::tests,
     ];

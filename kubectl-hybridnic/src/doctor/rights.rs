@@ -108,6 +108,8 @@ const OPERATOR: &[Need] = &[
     need(GROUP, "hybridnetworks", &["list", "watch"], "pools"),
     need(GROUP, "vmhybridnics", &["list", "watch", "patch"], "NICs"),
     need(GROUP, "qemumigrations", &["list", "watch", "patch"], "migrations"),
+    need(GROUP, "qemusaves", &["list", "watch", "patch"], "saves"),
+    need(GROUP, "qemurestores", &["list", "watch", "patch"], "restores"),
     need(GROUP, "hybridnodes", &["list", "watch", "patch"], "pools"),
     need(
         GROUP,
@@ -118,6 +120,8 @@ const OPERATOR: &[Need] = &[
     status("hybridnetworks", "statuses"),
     status("vmhybridnics", "statuses"),
     status("qemumigrations", "statuses"),
+    status("qemusaves", "statuses"),
+    status("qemurestores", "statuses"),
     need("events.k8s.io", "events", &["create", "patch"], "events"),
 ];
 

@@ -72,6 +72,7 @@ fn first_write(world: &World, view: &View, n: usize) -> Write {
         .map(|of| (of.clone(), Ends::observe(of, &all, &pods)));
     let nic = nic(n, view.nic_pods[n], view.aside);
     let observed = Observed {
+        restore: None,
         vm: VmRef::of_nic(&nic),
         kubevirt: ObservedVm {
             vmi: Some(Arc::new(vmi(view))),

@@ -35,8 +35,8 @@ use crate::{
 };
 pub use loan::{Lent, Loan};
 pub use record::{
-    Arrival, Begun, Custody, Record, Role, SandboxRecord, Seized, StandbyRecord, VERSION, VfRecord,
-    VlanRecord, VmRecord, Watched,
+    Arrival, Begun, Custody, Record, Role, SandboxRecord, SaveStage, Saving, Seized, StandbyRecord, VERSION,
+    VfRecord, VlanRecord, VmRecord, Watched,
 };
 use record::{Stamped, parse, understand};
 pub use unreadable::Unreadable;

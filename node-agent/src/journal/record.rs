@@ -217,7 +217,7 @@ pub struct Watched {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Begun {
-    /// Uid of the `QemuMigration`.
+    /// Uid of the `QemuMigration`, the `QemuSave` or the `QemuRestore`.
     pub migration: String,
     /// The QEMU in which it was begun; `None` where the kernel did not say.
     pub process: Option<ProcessId>,
@@ -227,6 +227,34 @@ pub struct Begun {
     /// Source: where the VM is.
     #[serde(default)]
     pub custody: Custody,
+    /// The VM goes to a file: how far that is.
+    #[serde(default)]
+    pub saving: Option<Saving>,
+}
+
+/// How far a VM is on its way to a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Saving {
+    /// The file's number on its file system, by which it is known again.
+    pub inode: u64,
+    /// Whether each page has its place in it (`mapped-ram`).
+    pub mapped: bool,
+    /// How far it is.
+    pub stage: SaveStage,
+}
+
+/// How far a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SaveStage {
+    /// QEMU is about to be told to write it, or writes.
+    Writing,
+    /// QEMU has written all of the VM. It may run on from here.
+    Whole,
+    /// It is on disk, is so many octets long, and has its name.
+    Named(u64),
+    /// It will never have its name: it is to be removed.
+    Spoilt,
 }
 
 /// Where a VM is that was to be sent from here.

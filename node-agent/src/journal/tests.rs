@@ -183,6 +183,7 @@ async fn what_is_remembered_of_a_vm_is_there_again_and_an_error_is_not_nothing()
         process: Some(process.clone()),
         begun: Some(Begun {
             custody: Custody::Left,
+            saving: None,
             migration: "m".into(),
             process: Some(process),
             arrival: None,

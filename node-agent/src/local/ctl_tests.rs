@@ -207,7 +207,14 @@ async fn a_nic_is_told_its_path_in_its_file() {
 async fn a_nic_of_which_no_agent_has_said_anything_is_not_said_to_have_left() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();
-    let text = nic_text("eth0", "fast", Path::new("/run/vms/vm1.qmp"), None, Standby::Macvtap).unwrap();
+    let text = nic_text(
+        "eth0",
+        "fast",
+        Path::new("/run/vms/vm1.qmp"),
+        None,
+        Standby::Macvtap,
+    )
+    .unwrap();
     fs::write(path.join("eth0.yaml"), text).unwrap();
     let late = ended(path, &["detach", "eth0", "--timeout", "1"], async {}).await;
     assert_eq!(late, Ok(2));

@@ -65,6 +65,7 @@ fn on_standby(want: &Want) -> NicAttachmentSpec {
     NicAttachmentSpec {
         goal: Goal::Standby,
         migration: Some(MigrationOrder {
+            file: None,
             migration: ObjectRef {
                 name: "eth0".into(),
                 uid: "m-1".into(),

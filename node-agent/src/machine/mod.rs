@@ -62,6 +62,7 @@ use home::Home;
 use kubevirt::Launcher;
 use listener::Listener;
 use process::ProcessId;
+pub use qemu::migration::FileSeen;
 pub use qemu::rx_filter::Beyond;
 use qemu::{Qemu, dial};
 use socket::Offence;
@@ -104,6 +105,10 @@ pub struct Filtered {
 pub struct NicEntry {
     /// The NIC's name.
     pub nic: String,
+    /// Its VM's name.
+    pub vm: String,
+    /// Its MAC address.
+    pub mac: String,
     /// Where its standby's macvtap is, as the journal has it.
     pub macvtap: Option<LinkAt>,
     /// Id of its standby device in QEMU.
@@ -134,6 +139,8 @@ impl NicEntry {
     /// Takes over what a NIC's record says.
     pub fn show(&mut self, record: &Record) {
         self.nic.clone_from(&record.spec.nic.name);
+        record.spec.vm.name().clone_into(&mut self.vm);
+        self.mac.clone_from(&record.spec.mac);
         // One that is shut stays so when the VM arrives.
         let is_shut = record
             .standby
@@ -184,6 +191,8 @@ pub struct Vm {
     peer: Mutex<Option<Listener>>,
     /// The migration whose stream QEMU cannot encrypt, and why.
     no_tls: Mutex<Option<(String, String)>>,
+    /// What is known of the file of an order, by the uid of what it was ordered for.
+    file: Mutex<Option<(String, FileSeen)>>,
     /// The connection that QEMU sends the VM by, until it knows its peer. It outlives a session.
     handshake: Mutex<Option<dial::Handshake>>,
     /// Held while the VM is started here, or its QEMU is ended: only one of the two may happen.
@@ -217,6 +226,7 @@ impl Vm {
             record: Mutex::default(),
             peer: Mutex::default(),
             no_tls: Mutex::default(),
+            file: Mutex::default(),
             handshake: Mutex::default(),
             fate: tokio::sync::Mutex::default(),
             choosing_ports: tokio::sync::Mutex::default(),
@@ -433,6 +443,18 @@ impl Vm {
         }
     }
 
+    /// What is known of the file of an order; `None` before it was looked at.
+    pub fn file(&self, uid: &str) -> Option<FileSeen> {
+        let known = locked(&self.file).clone();
+        known.filter(|(of, _)| of == uid).map(|(_, seen)| seen)
+    }
+
+    /// Notes what is known of the file of an order; the NICs may have waited for it.
+    fn set_file(&self, uid: &str, seen: FileSeen) {
+        *locked(&self.file) = Some((uid.to_owned(), seen));
+        self.beat(true);
+    }
+
     /// Removes a NIC that has left.
     pub fn remove_nic(&self, uid: &str) {
         locked(&self.nics).remove(uid);
@@ -480,6 +502,7 @@ mod tests {
             process: Some(process(1)),
             arrival: None,
             custody: Custody::Unknown,
+            saving: None,
         };
         locked(&vm.record).begun = Some(begun.clone());
         vm.set_peer(Some(Listener::pretend(process(2))));

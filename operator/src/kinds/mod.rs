@@ -14,6 +14,7 @@ mod network;
 mod nic;
 mod node;
 mod pod;
+mod save;
 
 use kube::ResourceExt;
 

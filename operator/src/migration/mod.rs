@@ -13,7 +13,7 @@ use hybridnic_api::names::MIGRATION_FINALIZER;
 use hybridnic_api::v1alpha1::{
     MigrationEnd, MigrationPhase, QemuMigration, QemuMigrationStatus, VmHybridNic,
 };
-pub use hybridnic_flight::migration::{encryption, inputs, step};
+pub use hybridnic_flight::migration::{encryption, inputs, record, step};
 use hybridnic_flight::migration::{
     phases::{Phases, Waits},
     worth::{self, Worth},
@@ -29,6 +29,7 @@ use crate::events::{Events, Note};
 use crate::fence::PodEnd;
 use crate::fence::lookup::NodeLookup;
 use crate::metrics::Migrations;
+use crate::moves::claims::{self, Claim};
 use crate::moves::ends::Ends;
 use crate::moves::qemu;
 use crate::nic::admit;
@@ -206,18 +207,10 @@ impl MigrationReconciler {
             .collect()
     }
 
-    /// A migration that has the VM already, or an older one that waits for it.
+    /// What has the VM already, or is older and waits for it.
     fn blocked_by(&self, migration: &QemuMigration) -> Option<String> {
-        let age =
-            |migration: &QemuMigration| (migration.creation_timestamp().map(|time| time.0), migration.uid());
-        let vm = VmRef::of_migration(migration);
-        let others = self.world.migrations.by(&Key::Vm(vm));
-        let blocks = |other: &&Arc<QemuMigration>| {
-            let phase = qemu::phase(other);
-            let begun = phase != MigrationPhase::Pending;
-            other.uid() != migration.uid() && !phase.is_final() && (begun || age(other) < age(migration))
-        };
-        others.iter().find(blocks).map(|other| other.name_any())
+        let own = Claim::of("migration", migration, qemu::phase(migration));
+        claims::blocked_by(&own, self.world.claims(&VmRef::of_migration(migration)))
     }
 }
 

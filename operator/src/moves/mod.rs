@@ -2,8 +2,12 @@
 //!
 //! | module | does |
 //! |---|---|
+//! | [`claims`] | which of several that want to move a VM has it |
 //! | [`kubevirt`] | KubeVirt's `VirtualMachineInstanceMigration` as a move |
 
+pub mod claims;
 pub mod kubevirt;
 
-pub use hybridnic_flight::moves::{Driver, End, Going, Move, Orders, Outcome, Stage, Times, ends, qemu};
+pub use hybridnic_flight::moves::{
+    Driver, End, Going, Move, Orders, Outcome, Stage, Times, ends, file, qemu,
+};

@@ -196,6 +196,7 @@ mod tests {
             target_uri: None,
             listen_address: None,
             tls: None,
+            file: None,
         });
         observe(&mut there, AttachmentState::FastPath);
         there

@@ -48,6 +48,8 @@ pub struct Observed {
     pub without_agent: BTreeSet<String>,
     /// The moves of its VM, also those that are over.
     pub moves: Vec<Move>,
+    /// A restore of its VM that has not begun, and says where the NIC goes.
+    pub restore: Option<String>,
     /// The move that has the NIC in its hands, and what both ends say.
     pub moving: Option<(Move, Ends)>,
 }
@@ -93,6 +95,7 @@ impl Observed {
             nodes: BTreeMap::new(),
             overdue: BTreeSet::new(),
             without_agent: BTreeSet::new(),
+            restore: vm.as_ref().and_then(|vm| world.restore_to_come(vm)),
             moves,
             moving,
         };
@@ -223,6 +226,9 @@ impl Observed {
                 of.id.name
             );
             Some(Refusal::new(reasons::MIGRATING, message))
+        } else if let Some(restore) = &self.restore {
+            let message = format!("waits for the restore {restore} of the VM to begin");
+            Some(Refusal::new(reasons::MIGRATING, message))
         } else {
             let message = format!("the pod {} does not run yet", pod.name);
             let starts =
@@ -263,6 +269,7 @@ mod tests {
             overdue: BTreeSet::new(),
             without_agent: BTreeSet::new(),
             moves: Vec::new(),
+            restore: None,
             moving: None,
         }
     }

@@ -15,7 +15,7 @@ use super::admit::Refusal;
 use super::theirs;
 use crate::attachment;
 use crate::events::Note;
-use crate::moves::{Move, Outcome, Stage};
+use crate::moves::{Driver, Move, Outcome, Stage};
 
 /// All that a NIC's status is made from.
 pub struct Inputs<'a> {
@@ -265,6 +265,7 @@ fn last_migration(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<Ni
     let begun = inputs
         .moves
         .iter()
+        .filter(|of| !matches!(of.driver, Driver::File(_)))
         .filter(|of| start(of).is_some() && of.nics.contains(&name) && (!is_theirs || start(of) >= made));
     let Some(last) = begun.max_by_key(|of| start(of)) else {
         return if is_theirs {

@@ -9,8 +9,8 @@ use strum::{Display, IntoStaticStr};
 use crate::limits;
 
 use super::{
-    AttachedVm, GuestDevices, L2Settings, NoFreeVf, ObjectRef, Pairing, Path, StandbyKind, StandbyRef,
-    SwitchOrder, TimelineEntry, VfRef,
+    AfterSave, AttachedVm, GuestDevices, L2Settings, NoFreeVf, ObjectRef, Pairing, Path, StandbyKind,
+    StandbyRef, SwitchOrder, TimelineEntry, VfRef,
 };
 
 /// One NIC on one node: where it should be, and where it is. Made and deleted by the operator; during a
@@ -197,7 +197,8 @@ pub struct GuestPorts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationOrder {
-    /// The [`super::QemuMigration`], or KubeVirt's `VirtualMachineInstanceMigration`.
+    /// The [`super::QemuMigration`], the [`super::QemuSave`], the [`super::QemuRestore`], or KubeVirt's
+    /// `VirtualMachineInstanceMigration`.
     pub migration: ObjectRef,
     /// Names of all NICs of the VM: the agent acts once it has seen the attachment of each.
     #[schemars(length(max = limits::NICS), inner(length(max = limits::NAME)))]
@@ -215,6 +216,24 @@ pub struct MigrationOrder {
     /// The stream is encrypted, and each end knows the other. Without it, it is plain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<MigrationTls>,
+    /// The VM goes to a file or comes from one, and to or from no other node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileOrder>,
+}
+
+/// A file that a VM goes to or comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileOrder {
+    /// Its path in the container that runs QEMU.
+    #[schemars(length(max = 1024))]
+    pub path: String,
+    /// The VM goes there, and then this becomes of it; without it, the VM comes from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub then: Option<AfterSave>,
+    /// The most octets a second that QEMU writes; without it, as many as for migrations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<i64>,
 }
 
 /// What an end of a migration needs to know the other end.
@@ -237,7 +256,7 @@ pub enum MigrationStep {
     /// Target: never start the VM any more, whether or not it has come, and say so.
     GiveUp,
     /// Source: the certificate for the stream is made, where it is to be encrypted; the fast path of every NIC goes off once its
-    /// goal says so. The transfer has not begun.
+    /// goal says so. The transfer has not begun. With a `file`: whether it can be written or loaded is looked at.
     Prepare,
     /// Source: send the VM to `targetUri`.
     Transfer,
@@ -249,6 +268,17 @@ pub enum MigrationStep {
     Resume,
     /// KubeVirt migrates the VM: nothing is ordered, and what this end's QEMU does is reported.
     Watch,
+    /// Write the VM to `file`, give the file its name once it is whole, and do with the VM what `file` says.
+    Save,
+    /// Load the VM from `file` once every NIC is `Reserved`, and start it.
+    Load,
+}
+
+impl MigrationStep {
+    /// Whether the VM is to come here.
+    pub fn receives(self) -> bool {
+        matches!(self, Self::Listen | Self::Load)
+    }
 }
 
 /// What is true of a NIC on its node.
@@ -323,6 +353,15 @@ pub struct MigrationReport {
     /// QEMU cannot encrypt the stream here; `error` says why.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_tls: bool,
+    /// The file cannot be written or loaded here, as `error` says; nothing was done to QEMU.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
+    /// Save: octets written so far; in the end the file's length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<i64>,
+    /// Save: octets of memory that are left to write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining: Option<i64>,
 }
 
 impl MigrationReport {
@@ -338,6 +377,9 @@ impl MigrationReport {
             downtime_ms: None,
             ca: None,
             no_tls: false,
+            refused: false,
+            written: None,
+            remaining: None,
         }
     }
 }
@@ -348,13 +390,14 @@ impl MigrationReport {
 )]
 #[cfg_attr(test, derive(strum::VariantArray))]
 pub enum MigrationState {
-    /// Nothing has begun. The certificate for the stream is made, or cannot be used here.
+    /// Nothing has begun. The certificate for the stream is made, or cannot be used here; or the file can be written or loaded.
     Prepared,
     /// Target: QEMU listens.
     Listening,
     /// The transfer is under way.
     Active,
-    /// Source: the VM has been handed over. Target: the VM runs here. Only the target's word is success.
+    /// Source: the VM has been handed over. Target: the VM runs here. Only the target's word is success. Save: the file is whole, and
+    /// has its name.
     Completed,
     /// It has failed. Source: the VM is here, running or paused; `kept` says whether the target may have it as well.
     /// Target: this QEMU has never run the VM, and never will.

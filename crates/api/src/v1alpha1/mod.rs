@@ -6,6 +6,7 @@ mod migration;
 mod network;
 mod nic;
 mod node;
+mod save;
 mod vm;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -17,6 +18,7 @@ pub use migration::*;
 pub use network::*;
 pub use nic::*;
 pub use node::*;
+pub use save::*;
 pub use vm::*;
 
 /// The definitions of all kinds, those that users write first.
@@ -25,6 +27,8 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         HybridNetwork::crd(),
         VmHybridNic::crd(),
         QemuMigration::crd(),
+        QemuSave::crd(),
+        QemuRestore::crd(),
         NicAttachment::crd(),
         HybridNode::crd(),
     ]
@@ -48,6 +52,7 @@ mod tests {
     fn a_value_is_shown_by_its_word_in_the_api() {
         words::<Goal>();
         words::<Aside>();
+        words::<AfterSave>();
         words::<WantedPath>();
         words::<AttachmentState>();
         words::<MigrationStep>();

@@ -50,7 +50,7 @@ pub fn pending(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) -> Next {
         return fail(status, reasons::TOO_MANY_NICS, message);
     }
     if let Some(other) = &inputs.blocked_by {
-        let message = format!("waits for the migration {other} of the same VM to end, or to be deleted");
+        let message = format!("waits for {other} of the same VM to end, or to be deleted");
         return stay(reasons::MIGRATION_BUSY, message);
     }
     let known = oldest.nic.status.as_ref().and_then(|status| status.pod.as_ref());

@@ -36,7 +36,7 @@ pub struct Inputs<'a> {
     pub silent_for: Duration,
     /// The migration.
     pub migration: &'a QemuMigration,
-    /// Another migration that has the VM, or has the right to it.
+    /// What else has the VM, or has the right to it.
     pub blocked_by: Option<String>,
     /// The VM's NICs; once the migration has begun, those that take part.
     pub nics: Vec<NicInputs>,

@@ -5,7 +5,7 @@
 //! | [`step`] | the next phase |
 //! | `begin` | where a migration comes from, where it goes, and with which NICs |
 //! | [`encryption`] | whether the stream is encrypted |
-//! | `record` | how a decision is written into the status |
+//! | [`record`] | how a decision is written into the status |
 //! | [`worth`] | whether a status is worth a write |
 //! | [`phases`] | how long a migration has been as it is |
 //! | [`inputs`] | nothing: what is observed, and how it is read |
@@ -16,7 +16,7 @@ pub mod encryption;
 mod encryption_tests;
 pub mod inputs;
 pub mod phases;
-mod record;
+pub mod record;
 #[cfg(test)]
 mod simulation_tests;
 pub mod step;

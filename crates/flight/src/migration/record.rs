@@ -17,14 +17,22 @@ pub const CANCELLED: &str = "the migration was deleted; the VM runs on at its so
 pub enum Next {
     /// It stays, and says what it waits for.
     Wait {
+        /// One of [`reasons`].
         reason: &'static str,
+        /// A sentence for a person.
         message: String,
+        /// When to look again though nothing has changed.
         again: Option<Duration>,
     },
     /// It goes on.
     Go(MigrationPhase),
     /// It goes back.
-    RollBack { reason: &'static str, message: String },
+    RollBack {
+        /// One of [`reasons`].
+        reason: &'static str,
+        /// A sentence for a person.
+        message: String,
+    },
     /// It is over; whether well, is in `failure`.
     Finish,
 }

@@ -88,6 +88,10 @@ impl Ends {
         // KubeVirt begins without asking us.
         let orders = match &of.driver {
             Driver::Ours(orders) => *orders,
+            Driver::File(file) => Orders {
+                transfer: file.begun,
+                ..Orders::default()
+            },
             Driver::Theirs { .. } => Orders {
                 transfer: true,
                 ..Orders::default()

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`ends`] | where the VM may run, according to both ends' reports |
 //! | [`qemu`] | a `QemuMigration` as a move |
+//! | [`file`] | a `QemuSave` or a `QemuRestore` as a move with one end |
 //!
 //! ```text
 //!  Preparing ─► Leaving ─► Moving ─► Arrived ─► Over
@@ -17,22 +18,23 @@
 //! begin in any stage, and be at its target in any. So a stage says what each end is to do, and only [`ends`] says where the VM may run.
 
 pub mod ends;
+pub mod file;
 pub mod qemu;
 
 use hybridnic_api::v1alpha1::{Decision, MigrationEnd, MigrationPhaseTime, ObjectRef};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-/// A VM's move from one of its pods to another, once both are chosen. What is asked for and has not begun is no move.
+/// A VM's move from one of its pods to another, or to a file or from one, once its ends are chosen. What is asked for and has not begun is no move.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Move {
     /// The object that it was asked for by.
     pub id: ObjectRef,
     /// The VM's NICs that take part.
     pub nics: Vec<String>,
-    /// Where the VM comes from.
+    /// Where the VM comes from; empty where that is a file.
     pub source: MigrationEnd,
-    /// Where it goes to.
+    /// Where it goes to; empty where that is a file.
     pub target: MigrationEnd,
     /// How far it is.
     pub stage: Stage,
@@ -76,6 +78,8 @@ pub enum Outcome {
 pub enum Driver {
     /// This operator: besides a goal each end gets an order for its QEMU.
     Ours(Orders),
+    /// This operator, with a file in the place of one end.
+    File(file::FileMove),
     /// KubeVirt: each end gets a goal, and says what its QEMU does.
     Theirs {
         /// Whether the pod at the target has got its links, or was told that it gets them: before that, nothing can come there.
@@ -145,6 +149,8 @@ impl Move {
     /// The end at which the VM is, as far as the stage tells.
     pub fn whereabouts(&self) -> &MigrationEnd {
         match self.stage {
+            _ if self.target.pod.uid.is_empty() => &self.source,
+            _ if self.source.pod.uid.is_empty() => &self.target,
             Stage::Arrived | Stage::Over(Outcome::Succeeded) => &self.target,
             Stage::Preparing
             | Stage::Leaving

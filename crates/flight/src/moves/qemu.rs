@@ -148,7 +148,7 @@ mod tests {
             change(&mut migration);
             match begun(&migration).unwrap().driver {
                 Driver::Ours(orders) => orders,
-                Driver::Theirs { .. } => panic!("this operator drives it"),
+                Driver::File(_) | Driver::Theirs { .. } => panic!("this operator drives it"),
             }
         };
         let began = [MigrationPhase::PreparingTarget, MigrationPhase::RollingBack];

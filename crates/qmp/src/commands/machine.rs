@@ -124,6 +124,28 @@ impl Client {
         self.run("quit", &json!({})).await
     }
 
+    /// The machine's type without its suffix, `pc-q35-10.0`: an alias such as `q35` is resolved.
+    pub async fn machine_type(&self) -> Result<String, QmpError> {
+        let kind: String = self.qom_get("/machine", "type").await?;
+        Ok(kind
+            .strip_suffix("-machine")
+            .map(ToOwned::to_owned)
+            .unwrap_or(kind))
+    }
+
+    /// `query-memory-size-summary`: the octets of memory that the machine has, those that were plugged included.
+    pub async fn memory_size(&self) -> Result<u64, QmpError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Summary {
+            base_memory: u64,
+            #[serde(default)]
+            plugged_memory: u64,
+        }
+        let summary: Summary = self.execute("query-memory-size-summary", &json!({})).await?;
+        Ok(summary.base_memory + summary.plugged_memory)
+    }
+
     /// `qom-list`: the properties of the object at `path`, name to type.
     pub async fn qom_list(&self, path: &str) -> Result<BTreeMap<String, String>, QmpError> {
         let list: Vec<Property> = self.execute("qom-list", &json!({ "path": path })).await?;

@@ -63,6 +63,23 @@ pub enum MigrationCapability {
     ReturnPath,
     /// Stop at `pre-switchover` until `migrate-continue`. Matters on the source.
     PauseBeforeSwitchover,
+    /// Each page has its place in the file (QEMU 9.0 and later). To be set where a file is loaded as where it was written.
+    MappedRam,
+    /// Several threads send the memory, or write it to a file, or load it from there.
+    Multifd,
+}
+
+impl MigrationCapability {
+    /// QEMU's name of it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::ReturnPath => "return-path",
+            Self::PauseBeforeSwitchover => "pause-before-switchover",
+            Self::MappedRam => "mapped-ram",
+            Self::Multifd => "multifd",
+        }
+    }
 }
 
 /// What `migrate-set-parameters` sets; `None` leaves a parameter as it is.
@@ -183,6 +200,20 @@ impl Client {
             .collect();
         self.run("migrate-set-capabilities", &json!({ "capabilities": list }))
             .await
+    }
+
+    /// `query-migrate-capabilities`: those of these that this QEMU has.
+    pub async fn has_migration_capabilities(
+        &self,
+        wanted: &[MigrationCapability],
+    ) -> Result<Vec<MigrationCapability>, QmpError> {
+        #[derive(Deserialize)]
+        struct Has {
+            capability: String,
+        }
+        let all: Vec<Has> = self.execute("query-migrate-capabilities", &json!({})).await?;
+        let has = |wanted: &&MigrationCapability| all.iter().any(|has| has.capability == wanted.as_str());
+        Ok(wanted.iter().filter(has).copied().collect())
     }
 
     /// `migrate-set-parameters`.

@@ -248,7 +248,7 @@ fn word(of: &NicAttachment, all: &[NicAttachment]) -> Option<MigrationState> {
         MigrationStep::Transfer => Some(MigrationState::Active),
         MigrationStep::Cancel | MigrationStep::Resume => Some(MigrationState::Cancelled),
         MigrationStep::Prepare if order.tls.is_some() => Some(MigrationState::Prepared),
-        MigrationStep::Prepare | MigrationStep::Watch => None,
+        MigrationStep::Prepare | MigrationStep::Watch | MigrationStep::Save | MigrationStep::Load => None,
     }
 }
 

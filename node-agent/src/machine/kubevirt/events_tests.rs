@@ -49,6 +49,7 @@ fn order() -> MigrationOrder {
         target_uri: None,
         listen_address: None,
         tls: None,
+        file: None,
     }
 }
 

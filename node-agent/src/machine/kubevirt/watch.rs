@@ -114,7 +114,9 @@ pub fn is_off(step: MigrationStep) -> Option<bool> {
         | MigrationStep::Listen
         | MigrationStep::Transfer
         | MigrationStep::Resume
-        | MigrationStep::GiveUp => None,
+        | MigrationStep::GiveUp
+        | MigrationStep::Save
+        | MigrationStep::Load => None,
     }
 }
 

@@ -43,13 +43,14 @@ impl Vm {
 /// Which end of a migration has this order.
 fn end(step: MigrationStep) -> End {
     match step {
-        MigrationStep::Listen | MigrationStep::GiveUp => End::Target,
+        MigrationStep::Listen | MigrationStep::GiveUp | MigrationStep::Load => End::Target,
         // A stream that is only watched has no certificate of ours, at neither end.
         MigrationStep::Prepare
         | MigrationStep::Transfer
         | MigrationStep::Cancel
         | MigrationStep::Resume
-        | MigrationStep::Watch => End::Source,
+        | MigrationStep::Watch
+        | MigrationStep::Save => End::Source,
     }
 }
 

@@ -65,6 +65,10 @@ impl Broker for Here {
         };
         Box::pin(std::future::ready(made()))
     }
+
+    fn root<'a>(&'a self, _: &'a ProcessId) -> BoxFuture<'a, io::Result<OwnedFd>> {
+        Box::pin(std::future::ready(Err(io::ErrorKind::Unsupported.into())))
+    }
 }
 
 struct World {
@@ -99,6 +103,7 @@ impl World {
             tls: Some(MigrationTls {
                 peer_ca: peer_ca.map(Into::into),
             }),
+            file: None,
         };
         vm.update_nic("a", |nic| {
             nic.nic = "a".into();
@@ -403,6 +408,7 @@ async fn a_target_that_runs_the_vm_forgets_the_stream() {
         process: world.vm.peer(),
         arrival: Some(crate::journal::Arrival::Started),
         custody: crate::journal::Custody::Unknown,
+        saving: None,
     };
     let noted = world
         .vm

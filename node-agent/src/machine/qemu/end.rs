@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::MigrationStep;
 use hybridnic_qmp::QmpError;
 
 use super::{
@@ -23,7 +22,7 @@ impl Qemu {
         let fate = vm.fate.lock().await;
         let (run, seen, _) = see_run(vm, client, record).await?;
         let order = record.spec.migration.as_ref();
-        let listens = order.is_some_and(|order| order.step == MigrationStep::Listen);
+        let listens = order.is_some_and(|order| order.step.receives());
         let arrives = listens && migration::is_loaded(&seen);
         if arrives || !matches!(run, Run::Incoming | Run::HandedOver) {
             return Err(MachineError::Arrived);

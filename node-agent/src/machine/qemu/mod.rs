@@ -9,6 +9,8 @@
 //! | [`session`] | keeps the session, and does what its events ask for | the others |
 //! | [`migration`] | decides what a migration needs next | nothing |
 //! | `steps` | takes a migration's steps | QEMU, the journal, macvtaps |
+//! | `file_steps` | takes those of a VM that goes to a file or comes from one | QEMU, the journal |
+//! | [`state_file`] | the file, as the pod has it | the pod's volumes |
 //! | [`certificates`] | makes the certificates of one end of a migration | nothing |
 //! | [`tls`] | keeps them until QEMU has them | a directory in memory, QEMU |
 //! | [`dial`] | connects the source to the target | QEMU, the pod's network |
@@ -23,6 +25,7 @@ mod encrypt;
 mod encrypt_tests;
 mod end;
 mod events;
+mod file_steps;
 pub mod migration;
 mod observe;
 #[cfg(test)]
@@ -31,6 +34,7 @@ mod plug;
 pub mod rx_filter;
 pub mod rx_follow;
 pub mod session;
+pub mod state_file;
 mod steps;
 pub mod tls;
 

@@ -17,6 +17,7 @@ fn order(step: MigrationStep) -> MigrationOrder {
         target_uri: None,
         listen_address: None,
         tls: None,
+        file: None,
     }
 }
 

@@ -337,8 +337,11 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
     }
     let order = migration::agreed(&vm.nics());
     let step = order.as_ref().map(|o| o.step);
-    let arriving = step == Some(MigrationStep::Listen);
-    let leaving = matches!(step, Some(MigrationStep::Transfer | MigrationStep::Cancel));
+    let arriving = step.is_some_and(MigrationStep::receives);
+    let leaving = matches!(
+        step,
+        Some(MigrationStep::Transfer | MigrationStep::Cancel | MigrationStep::Save)
+    );
     match event {
         VmEvent::Migration {
             moment: Moment::HandingOver,
@@ -364,7 +367,7 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             true
         }
         // `pre-switchover` follows at once.
-        VmEvent::Stopped if step == Some(MigrationStep::Transfer) => false,
+        VmEvent::Stopped if matches!(step, Some(MigrationStep::Transfer | MigrationStep::Save)) => false,
         VmEvent::FailoverNegotiated if arriving => false,
         VmEvent::Reset | VmEvent::FailoverNegotiated => {
             vm.beat(true);

@@ -13,7 +13,8 @@ use super::{
     super::{NicEntry, Vm, handover, process::ProcessId},
     certificates::End,
     encrypt::{admit_source, certified, certify, ends_stream, forget_certificates, send, trust_target},
-    migration::{self, Action, EndSeen, VmSeen},
+    file_steps,
+    migration::{self, Action, EndSeen, FileAction, VmSeen},
     plug::announce,
     rx_follow, tls,
 };
@@ -29,6 +30,8 @@ use crate::{
 pub(super) const STEP_AGAIN: Duration = Duration::from_secs(1);
 /// How often a migration is looked at though no event has come.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How often is looked how much QEMU has written.
+const LOOK_AT_FILE: Duration = Duration::from_secs(2);
 
 /// Target: the VM is loaded. It is started once the journal says that it may run here.
 async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
@@ -37,7 +40,7 @@ async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
     // It may have been called off since.
     let listens = |nic: &NicEntry| {
         let order = nic.order.as_ref();
-        nic.heard && order.is_some_and(|order| order.step == MigrationStep::Listen)
+        nic.heard && order.is_some_and(|order| order.step.receives())
     };
     if !vm.nics().values().all(listens) {
         return Ok(());
@@ -45,6 +48,13 @@ async fn start(vm: &Vm, host: &Host, client: &Client) -> Result<(), String> {
     if !migration::is_loaded(&see_vm(client).await.map_err(fail)?) {
         // Something else has started it; it is here nevertheless.
         return arrived(vm, host, Arrival::Started).await;
+    }
+    let from_file = vm.nics().values().any(|nic| {
+        let order = nic.order.as_ref();
+        order.is_some_and(|order| order.file.is_some())
+    });
+    if from_file {
+        file_steps::forget(client).await.map_err(fail)?;
     }
     arrived(vm, host, Arrival::Starting).await?;
     let (woken, ()) = tokio::join!(
@@ -189,7 +199,12 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
     let handshake = seen
         .as_ref()
         .and_then(|seen| vm.judge_handshake(&seen.info.status()));
-    let look_again = handshake.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
+    let usual = if order.step == MigrationStep::Save {
+        LOOK_AT_FILE
+    } else {
+        LOOK_AGAIN
+    };
+    let look_again = handshake.unwrap_or(usual).min(usual);
     let end = match &seen {
         Some(seen) => EndSeen::Up(seen),
         None if ended() => EndSeen::Ended,
@@ -206,12 +221,14 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
     let (begun, _) = vm.begun(uid);
     let said = vm.migration_report().borrow().clone();
     let certified = certified(vm, host, &order);
+    let file = vm.file(uid);
     let verdict = migration::decide(&migration::Inputs {
         nics: &nics,
         end,
         begun: begun.as_ref(),
         said: said.as_ref(),
         certified: certified.as_ref(),
+        file: file.as_ref(),
     });
     let ends_here = ends_stream(verdict.report.as_ref(), order.step);
     let is_over = verdict
@@ -255,7 +272,11 @@ fn say_failed(vm: &Vm, host: &Host, order: &MigrationOrder, action: &Action, fai
         "the migration's step failed"
     );
     // What QEMU refused to begin has taken nothing away, and is over. Any other step is taken again.
-    let over = failure.refused && matches!(action, Action::Listen | Action::Start(_));
+    let begins = matches!(
+        action,
+        Action::Listen | Action::Start(_) | Action::File(FileAction::Write | FileAction::Load)
+    );
+    let over = failure.refused && begins;
     let state = match action {
         Action::Certify => MigrationState::Prepared,
         _ => MigrationState::Active,
@@ -387,6 +408,7 @@ pub(super) async fn act(
         }
         Action::Hold => client.stop().await?,
         Action::Cancel => client.migrate_cancel().await?,
+        Action::File(action) => file_steps::act(vm, host, client, order, *action).await?,
         Action::Resume => {
             client.until_migration_settled().await?;
             vm.set_custody(&host.journal, Custody::Here).await?;
@@ -403,6 +425,7 @@ async fn begin(vm: &Vm, host: &Host, migration: &str, custody: Custody) -> Resul
         process: vm.peer(),
         arrival: None,
         custody,
+        saving: None,
     };
     vm.remember(&host.journal, |record| record.begun = Some(begun))
         .await

@@ -135,6 +135,7 @@ fn order(step: MigrationStep, listen_address: Option<&str>) -> MigrationOrder {
         target_uri: Some("tcp:10.0.0.2:4001".into()),
         listen_address: listen_address.map(Into::into),
         tls: None,
+        file: None,
     }
 }
 

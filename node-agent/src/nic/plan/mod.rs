@@ -213,7 +213,7 @@ impl Ask {
         let expected = spec.migration.as_ref().is_some_and(|migration| {
             // At the source of one that is only watched, too: there a VM that is here has not left.
             let watched = duties.migration == Owner::Runtime;
-            watched || matches!(migration.step, MigrationStep::Listen | MigrationStep::GiveUp)
+            watched || migration.step.receives() || migration.step == MigrationStep::GiveUp
         });
         Self {
             goal: goal(spec),

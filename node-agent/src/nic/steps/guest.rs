@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{GuestPorts, Placement, StandbyKind},
+    v1alpha1::{GuestPorts, MigrationOrder, Placement, StandbyKind},
 };
 use hybridnic_net::netlink::Link;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     error::{HasReason, chain},
     journal::{JournalError, Record, StandbyRecord, VfRecord},
-    machine::{LetGo, Machine, MachineError, StandbyPlug, VfPlug},
+    machine::{FileSeen, LetGo, Machine, MachineError, StandbyPlug, VfPlug},
     nic::{disuse::Disuse, ids, observe, plan::Sends, silence::Silence, vf::VfError},
 };
 
@@ -35,6 +35,10 @@ pub(super) enum GuestError {
          more of -device pcie-root-port,id=…"
     )]
     NoFreePorts,
+    #[error(
+        "waits until the file is read from which the VM is restored: it says at which root ports the NIC is"
+    )]
+    FileUnread,
     #[error("{0}")]
     NoGroup(String),
     #[error("the NIC has no ports in the guest")]
@@ -55,6 +59,7 @@ impl HasReason for GuestError {
     fn reason(&self) -> &'static str {
         match self {
             Self::NoFreePorts | Self::NoPorts => reasons::NO_GUEST_PORT,
+            Self::FileUnread => reasons::MIGRATING,
             Self::NoGroup(_) => reasons::NO_VFIO_GROUP,
             Self::Limited(_) => reasons::QEMU_REFUSED,
             Self::Machine(error) => error.reason(),
@@ -110,6 +115,15 @@ async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, Gue
     if let Some(ports) = cx.record.known_ports() {
         return Ok(ports.clone());
     }
+    if let Some(order) = cx.record.spec.migration.as_ref().filter(|order| restores(order)) {
+        return match cx.vm.file(&order.migration.uid) {
+            Some(FileSeen::Loadable(file)) => {
+                let ports = file.ports_of(&cx.record.spec.nic.name).cloned();
+                ports.ok_or(GuestError::NoPorts)
+            }
+            _ => Err(GuestError::FileUnread),
+        };
+    }
     let mut free = machine.free_ports().await?;
     for (uid, other) in cx.vm.nics() {
         if let Some(ports) = other.ports
@@ -125,6 +139,11 @@ async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, Gue
     };
     let vf = free.next().ok_or(GuestError::NoFreePorts)?;
     Ok(GuestPorts { standby, vf })
+}
+
+/// Whether the VM is to come from a file.
+fn restores(order: &MigrationOrder) -> bool {
+    order.file.as_ref().is_some_and(|file| file.then.is_none())
 }
 
 /// Plugs the VF. `false` where the spec has changed before its turn came.

@@ -35,6 +35,7 @@ fn launcher(name: &str, second: i64, labels: &[(&str, &str)]) -> Arc<Pod> {
 
 fn known(pods: Vec<Arc<Pod>>) -> Observed {
     Observed {
+        restore: None,
         vm: Some(VmRef::kubevirt("ns", "vm")),
         kubevirt: ObservedVm {
             vmi: Some(vmi(|_| {})),

@@ -108,7 +108,7 @@ fn age(pod: &Pod) -> (Option<Timestamp>, String) {
 fn last_target(moves: &[Move]) -> Option<&ObjectRef> {
     let succeeded = moves
         .iter()
-        .filter(|of| of.stage == Stage::Over(Outcome::Succeeded));
+        .filter(|of| of.stage == Stage::Over(Outcome::Succeeded) && !of.target.pod.uid.is_empty());
     let last = succeeded.max_by_key(|of| of.times.finished_at.as_ref().map(|at| at.0))?;
     Some(&last.target.pod)
 }

@@ -12,6 +12,7 @@ use crate::vm::VmRef;
 fn known(pods: &[(&str, i64)]) -> Observed {
     let made = |(name, second): &(&str, i64)| Arc::new(pod(name, "vm", *second, "Running", &node_of(name)));
     Observed {
+        restore: None,
         vm: Some(VmRef::qemu("ns", "vm")),
         kubevirt: ObservedVm::default(),
         network: None,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `source` | what the end that has the VM does |
 //! | `target` | what the end that gets it does |
+//! | `file` | what the only end of a VM does that goes to a file, or comes from one |
 //! | `run_of` | what each NIC may assume about its VM meanwhile |
 //!
 //! The orders come with the NICs' attachments; all of a VM's NICs carry the same. A step is taken only when
@@ -15,6 +16,7 @@
 //! - At the source a VM that may have left runs again only on the order to resume, which needs the target's report or a
 //!   person's decision.
 
+mod file;
 mod run_of;
 mod source;
 mod target;
@@ -27,9 +29,10 @@ use hybridnic_api::v1alpha1::{
 use hybridnic_qmp::commands::{MigrationInfo, RunState};
 
 use crate::{
-    journal::{Begun, Custody},
+    journal::{Begun, Custody, SaveStage},
     machine::NicEntry,
 };
+pub use file::{FileAction, FileSeen};
 pub use run_of::{RunInputs, run_of};
 pub use target::{NOT_INCOMING, OTHER_INCOMING, is_loaded};
 
@@ -54,6 +57,8 @@ pub enum Action {
     Cancel,
     /// Source: run the VM again.
     Resume,
+    /// The VM goes to a file, or comes from one.
+    File(FileAction),
 }
 
 impl Action {
@@ -69,6 +74,7 @@ impl Action {
             Self::Hold => "Hold",
             Self::Cancel => "Cancel",
             Self::Resume => "Resume",
+            Self::File(action) => action.name(),
         }
     }
 }
@@ -115,6 +121,8 @@ pub struct Inputs<'a> {
     pub said: Option<&'a MigrationReport>,
     /// What this end can say of itself where the stream is to be encrypted; `None` before it has tried.
     pub certified: Option<&'a Certified>,
+    /// What is known of the file, where the VM goes to one or comes from one; `None` before it was looked at.
+    pub file: Option<&'a FileSeen>,
 }
 
 /// What the next step is, and what to tell the operator.
@@ -183,6 +191,16 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
         certified: inputs.certified,
     };
     let verdict = match order.step {
+        MigrationStep::Prepare if order.file.is_some() => file::prepare(seen, &order, inputs.file, says),
+        MigrationStep::Save => {
+            let can = !over && all(AttachmentState::is_off_vf);
+            file::save(seen, begun, can, &order, says)
+        }
+        MigrationStep::Load => {
+            let can = !over && all(|state| state == AttachmentState::Reserved);
+            file::load(seen, begun, can, inputs.file, says)
+        }
+        MigrationStep::Cancel if order.file.is_some() => file::cancel(seen, begun, inputs.file, says),
         MigrationStep::Prepare if over || stream.tls.is_none() => Verdict::default(),
         MigrationStep::Prepare => certify(&stream, says),
         MigrationStep::Listen => target::listen(
@@ -223,7 +241,9 @@ fn ended(inputs: &Inputs<'_>) -> Verdict {
     let Some(begun) = inputs.begun.filter(|begun| ordered(&begun.migration)) else {
         return Verdict::default();
     };
-    let state = if begun.arrival.is_some() {
+    let state = if let Some(SaveStage::Named(_)) = begun.saving.as_ref().map(|saving| saving.stage) {
+        MigrationState::Completed
+    } else if begun.arrival.is_some() {
         MigrationState::Ended
     } else {
         MigrationState::Lost

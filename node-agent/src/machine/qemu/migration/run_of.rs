@@ -4,7 +4,7 @@ use hybridnic_api::v1alpha1::{Goal, MigrationOrder, MigrationStep};
 use hybridnic_qmp::commands::{MigrationStatus, RunState};
 
 use super::{
-    VmSeen,
+    VmSeen, file,
     target::{is_loaded, is_waiting},
 };
 use crate::{
@@ -55,14 +55,19 @@ pub fn run_of(inputs: RunInputs<'_>) -> Run {
         };
     };
     let begun = begun.filter(|begun| begun.migration == order.migration.uid);
+    if order.file.is_some() && !matches!(order.step, MigrationStep::Load | MigrationStep::GiveUp) {
+        return file::run_of(plain, goal, order, begun);
+    }
     match (order.step, begun) {
-        (MigrationStep::Listen | MigrationStep::GiveUp, None)
+        (MigrationStep::Listen | MigrationStep::Load | MigrationStep::GiveUp, None)
             if plain == Run::Incoming && is_waiting(seen) =>
         {
             Run::Incoming
         }
-        (MigrationStep::Listen | MigrationStep::GiveUp, None) => Run::Occupied,
-        (step @ (MigrationStep::Listen | MigrationStep::GiveUp), Some(begun)) if plain == Run::Here => {
+        (MigrationStep::Listen | MigrationStep::Load | MigrationStep::GiveUp, None) => Run::Occupied,
+        (step @ (MigrationStep::Listen | MigrationStep::Load | MigrationStep::GiveUp), Some(begun))
+            if plain == Run::Here =>
+        {
             match begun.arrival {
                 // Another QEMU than the one that the VM has gone to.
                 _ if !same => Run::Occupied,

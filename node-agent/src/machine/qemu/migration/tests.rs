@@ -14,6 +14,7 @@ pub(super) fn order(step: MigrationStep) -> MigrationOrder {
         target_uri: Some("tcp:10.0.0.2:4000".into()),
         listen_address: None,
         tls: None,
+        file: None,
     }
 }
 
@@ -42,6 +43,7 @@ pub(super) fn vm(run: RunState, info: &str) -> VmSeen {
 pub(super) fn begun(migration: &str, arrival: Option<Arrival>) -> Begun {
     Begun {
         custody: Custody::Unknown,
+        saving: None,
         migration: migration.into(),
         process: None,
         arrival,
@@ -118,6 +120,7 @@ impl Case {
             begun: self.begun.as_ref(),
             said: self.said.as_ref(),
             certified: self.certified.as_ref(),
+            file: None,
         })
     }
 

@@ -1,0 +1,207 @@
+//! A `QemuSave` or a `QemuRestore` as a [`Move`] with one end: where the VM is, or where it comes to. Pure. This operator drives it:
+//! `save` decides on its phase.
+//!
+//! | stage | save: goal, order | restore: goal, order |
+//! |---|---|---|
+//! | `Preparing` | `FastPath`, Prepare: can the file be made? | `FastPath`, Prepare: can the file be loaded? |
+//! | `Leaving` | `Standby`, Prepare | |
+//! | `Moving` | `Standby`, Save | `FastPath`, Load |
+//! | `Arrived` | `Detached` (`End`) or `FastPath`, Save | `FastPath`, Load |
+//! | `Returning` | `Standby`, Cancel; `FastPath` once the VM is known to run, or has kept its VFs | `Detached`, GiveUp; `FastPath` while QEMU was told nothing |
+
+use hybridnic_api::v1alpha1::{
+    AfterSave, FileOrder, Goal, MigrationEnd, MigrationPhase, MigrationState, MigrationStep, ObjectRef,
+    QemuRestore, QemuSave, StateFileStatus,
+};
+use kube::ResourceExt;
+
+use super::ends::Ends;
+use super::qemu::stage;
+use super::{Driver, Move, Outcome, Stage, Times};
+
+/// A goal and an order.
+pub type Wish = (Goal, Option<MigrationStep>);
+
+/// A file that a VM goes to or comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileMove {
+    /// What the agent is told of it.
+    pub order: FileOrder,
+    /// Whether QEMU may have been told to write or to load it.
+    pub begun: bool,
+    /// Whether the VFs may have been taken out for it.
+    pub left: bool,
+}
+
+/// A kind that moves a VM to a file or from one.
+pub trait OnFile: ResourceExt {
+    /// The VM's name.
+    fn vm(&self) -> &str;
+    /// The file, and for a save what becomes of the VM.
+    fn order(&self) -> FileOrder;
+    /// The pod that was asked for.
+    fn pod(&self) -> Option<&str>;
+    /// How long QEMU may take, in seconds.
+    fn deadline(&self) -> Option<i64>;
+    /// How it goes.
+    fn status(&self) -> Option<&StateFileStatus>;
+
+    /// Whether the VM goes to the file, and does not come from it.
+    fn saves(&self) -> bool {
+        self.order().then.is_some()
+    }
+
+    /// Its phase.
+    fn phase(&self) -> MigrationPhase {
+        self.status().map(|status| status.phase).unwrap_or_default()
+    }
+}
+
+impl OnFile for QemuSave {
+    fn vm(&self) -> &str {
+        &self.spec.vm
+    }
+
+    fn order(&self) -> FileOrder {
+        // A VM that waits for a word runs on when nobody is left to say it.
+        let then = match self.spec.then {
+            AfterSave::Pause if self.metadata.deletion_timestamp.is_some() => AfterSave::Continue,
+            then => then,
+        };
+        FileOrder {
+            path: self.spec.file.clone(),
+            then: Some(then),
+            bandwidth: self.spec.bandwidth,
+        }
+    }
+
+    fn pod(&self) -> Option<&str> {
+        None
+    }
+
+    fn deadline(&self) -> Option<i64> {
+        self.spec.deadline_seconds
+    }
+
+    fn status(&self) -> Option<&StateFileStatus> {
+        self.status.as_ref()
+    }
+}
+
+impl OnFile for QemuRestore {
+    fn vm(&self) -> &str {
+        &self.spec.vm
+    }
+
+    fn order(&self) -> FileOrder {
+        FileOrder {
+            path: self.spec.file.clone(),
+            then: None,
+            bandwidth: None,
+        }
+    }
+
+    fn pod(&self) -> Option<&str> {
+        self.spec.pod.as_deref()
+    }
+
+    fn deadline(&self) -> Option<i64> {
+        self.spec.deadline_seconds
+    }
+
+    fn status(&self) -> Option<&StateFileStatus> {
+        self.status.as_ref()
+    }
+}
+
+/// The move that it is; none before it has begun.
+pub fn begun(object: &impl OnFile) -> Option<Move> {
+    let status = object.status()?;
+    let end = status.end.clone()?;
+    let (source, target) = if object.saves() {
+        (end, MigrationEnd::default())
+    } else {
+        (MigrationEnd::default(), end)
+    };
+    let was = |phase: MigrationPhase| {
+        let word: &str = phase.into();
+        status.phase == phase || status.phases.iter().any(|phase| phase.name == word)
+    };
+    Some(Move {
+        id: ObjectRef {
+            name: object.name_any(),
+            uid: object.uid().unwrap_or_default(),
+        },
+        nics: status.nics.clone(),
+        source,
+        target,
+        stage: stage(status.phase)?,
+        driver: Driver::File(FileMove {
+            order: object.order(),
+            begun: was(MigrationPhase::Transferring),
+            left: was(MigrationPhase::SwitchingToStandby),
+        }),
+        times: Times {
+            started_at: status.started_at.clone(),
+            finished_at: status.finished_at.clone(),
+            downtime_ms: status.downtime_ms,
+            phases: status.phases.clone(),
+        },
+    })
+}
+
+impl FileMove {
+    /// Whether the VM goes to the file.
+    pub fn saves(&self) -> bool {
+        self.order.then.is_some()
+    }
+
+    /// What source and target should do in a stage; of the two there is only one.
+    pub fn wishes(&self, stage: Stage, ends: &Ends) -> (Wish, Wish) {
+        let none = (Goal::Detached, None);
+        if self.saves() {
+            (self.source(stage, ends), none)
+        } else {
+            (none, self.target(stage, ends))
+        }
+    }
+
+    fn source(&self, stage: Stage, ends: &Ends) -> Wish {
+        use MigrationStep::{Cancel, Prepare, Save};
+        match stage {
+            Stage::Preparing => (Goal::FastPath, Some(Prepare)),
+            Stage::Leaving => (Goal::Standby, Some(Prepare)),
+            Stage::Moving => (Goal::Standby, Some(Save)),
+            Stage::Arrived if self.order.then == Some(AfterSave::End) => (Goal::Detached, Some(Save)),
+            Stage::Arrived => (Goal::FastPath, Some(Save)),
+            // A VF is plugged once the VM is known to run again.
+            Stage::Returning if self.left && ends.source_state() != Some(MigrationState::Cancelled) => {
+                (Goal::Standby, Some(Cancel))
+            }
+            Stage::Returning => (Goal::FastPath, Some(Cancel)),
+            // It decides about no NIC any more.
+            Stage::Over(_) => (Goal::FastPath, None),
+        }
+    }
+
+    fn target(&self, stage: Stage, ends: &Ends) -> Wish {
+        use MigrationStep::{GiveUp, Load, Prepare};
+        match stage {
+            Stage::Preparing | Stage::Leaving => (Goal::FastPath, Some(Prepare)),
+            Stage::Moving | Stage::Arrived => (Goal::FastPath, Some(Load)),
+            Stage::Returning if self.told_nothing(ends) => (Goal::FastPath, None),
+            Stage::Returning => (Goal::Detached, Some(GiveUp)),
+            Stage::Over(Outcome::Succeeded) => (Goal::FastPath, None),
+            Stage::Over(Outcome::Failed | Outcome::Cancelled) => (Goal::Detached, None),
+        }
+    }
+
+    /// Restore: whether QEMU was told nothing, and waits on.
+    pub fn told_nothing(&self, ends: &Ends) -> bool {
+        !self.begun || ends.target.as_ref().is_some_and(|report| report.refused)
+    }
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

@@ -1,0 +1,300 @@
+//! A VM that goes to a file, or comes from one: the only end there is. Pure.
+//!
+//! ```text
+//!  save   Writing ─► Whole ─► Named      the file has its name only once it is whole and on disk
+//!            └─────────┴────► Spoilt     it never gets it
+//! ```
+//! The VM may run on from `Whole`, if it is to; its QEMU is ended only from `Named`.
+
+use hybridnic_api::v1alpha1::{
+    AfterSave, Goal, MigrationOrder, MigrationReport, MigrationState, MigrationStep,
+};
+use hybridnic_qmp::commands::{MigrationStatus, RunState};
+
+use super::{
+    Action, NOT_INCOMING, OTHER_INCOMING, Says, Verdict, VmSeen,
+    target::{is_loaded, is_waiting},
+};
+use crate::{
+    journal::{Arrival, Begun, SaveStage},
+    machine::{Run, qemu::state_file::Manifest},
+};
+
+/// What to do with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileAction {
+    /// See whether it can be written, or loaded.
+    Look,
+    /// Make it under another name, and let QEMU write the VM there.
+    Write,
+    /// QEMU has written all: run the VM on if so, put the file on disk, and give it its name.
+    Seal {
+        /// Whether the VM is run on first.
+        resume: bool,
+    },
+    /// Remove what was written, and run the VM on if it is paused for it.
+    Discard {
+        /// Whether the VM is run on.
+        resume: bool,
+    },
+    /// Let QEMU load the VM from it.
+    Load,
+}
+
+impl FileAction {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Look => "LookAtFile",
+            Self::Write => "WriteFile",
+            Self::Seal { .. } => "SealFile",
+            Self::Discard { .. } => "DiscardFile",
+            Self::Load => "LoadFile",
+        }
+    }
+}
+
+/// What is known of the file of an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileSeen {
+    /// It can be written.
+    Writable,
+    /// It can be loaded: it is whole, and of this VM.
+    Loadable(Manifest),
+    /// QEMU was told to load it. It says so itself a moment later.
+    Told,
+    /// Neither; why.
+    Refused(String),
+    /// Nothing is left of it that has not its name.
+    Gone,
+}
+
+fn refused(says: Says<'_>, state: MigrationState, why: &str) -> Verdict {
+    Verdict {
+        action: None,
+        report: Some(MigrationReport {
+            error: Some(why.to_owned()),
+            refused: true,
+            ..says.report(state)
+        }),
+    }
+}
+
+fn act(action: FileAction, report: Option<MigrationReport>) -> Verdict {
+    Verdict {
+        action: Some(Action::File(action)),
+        report,
+    }
+}
+
+/// Nothing has begun.
+pub(super) fn prepare(
+    seen: &VmSeen,
+    order: &MigrationOrder,
+    file: Option<&FileSeen>,
+    says: Says<'_>,
+) -> Verdict {
+    let loads = order.file.as_ref().is_some_and(|file| file.then.is_none());
+    if loads && seen.run != RunState::InMigrate {
+        return refused(says, MigrationState::Prepared, NOT_INCOMING);
+    }
+    if loads && !is_waiting(seen) {
+        return refused(says, MigrationState::Prepared, OTHER_INCOMING);
+    }
+    match file {
+        None | Some(FileSeen::Gone) => act(FileAction::Look, None),
+        Some(FileSeen::Refused(why)) => refused(says, MigrationState::Prepared, why),
+        Some(FileSeen::Writable | FileSeen::Loadable(_) | FileSeen::Told) => {
+            says.state(MigrationState::Prepared)
+        }
+    }
+}
+
+/// The VM goes to the file.
+pub(super) fn save(
+    seen: &VmSeen,
+    begun: Option<&Begun>,
+    can_begin: bool,
+    order: &MigrationOrder,
+    says: Says<'_>,
+) -> Verdict {
+    let then = order.file.as_ref().and_then(|file| file.then);
+    let resume = then == Some(AfterSave::Continue);
+    let paused = is_paused_for_it(seen);
+    let start = Verdict {
+        action: can_begin.then_some(Action::File(FileAction::Write)),
+        report: None,
+    };
+    match begun
+        .and_then(|begun| begun.saving.as_ref())
+        .map(|saving| saving.stage)
+    {
+        None => start,
+        Some(SaveStage::Named(length)) => Verdict {
+            action: (resume && paused).then_some(Action::Resume),
+            report: Some(MigrationReport {
+                written: i64::try_from(length).ok(),
+                ..completed(seen, says)
+            }),
+        },
+        Some(SaveStage::Spoilt) => says.failed("what QEMU has written was not put on disk".to_owned()),
+        // A VM that runs on although it was to be ended is ahead of what is in the file.
+        Some(SaveStage::Whole) if !paused && !resume => {
+            says.failed("something else has run the VM on".to_owned())
+        }
+        Some(SaveStage::Whole) => act(FileAction::Seal { resume }, Some(active(seen, says))),
+        Some(SaveStage::Writing) => match seen.info.status() {
+            MigrationStatus::Completed if paused => {
+                act(FileAction::Seal { resume }, Some(active(seen, says)))
+            }
+            MigrationStatus::Failed => says.failed(seen.info.error_desc.clone()),
+            MigrationStatus::Cancelled => says.failed("QEMU was told to cancel".to_owned()),
+            // The journal was written, and the agent died before QEMU was told: what else it says is of before. Or something else has
+            // run the VM on; then what was written is of no use either.
+            MigrationStatus::None | MigrationStatus::Completed => start,
+            _ => Verdict {
+                action: None,
+                report: Some(active(seen, says)),
+            },
+        },
+    }
+}
+
+/// A save is called off.
+pub(super) fn cancel(
+    seen: &VmSeen,
+    begun: Option<&Begun>,
+    file: Option<&FileSeen>,
+    says: Says<'_>,
+) -> Verdict {
+    let stage = begun
+        .and_then(|begun| begun.saving.as_ref())
+        .map(|saving| saving.stage);
+    if let Some(SaveStage::Named(length)) = stage {
+        // It has come too late.
+        let report = MigrationReport {
+            written: i64::try_from(length).ok(),
+            ..completed(seen, says)
+        };
+        return Verdict {
+            action: None,
+            report: Some(report),
+        };
+    }
+    let status = seen.info.status();
+    if stage == Some(SaveStage::Writing) && !status.is_idle() {
+        let cancel = (status != MigrationStatus::Cancelling).then_some(Action::Cancel);
+        return Verdict {
+            action: cancel,
+            report: Some(active(seen, says)),
+        };
+    }
+    let resume = stage.is_some() && is_paused_for_it(seen);
+    if resume || file != Some(&FileSeen::Gone) {
+        return act(FileAction::Discard { resume }, None);
+    }
+    says.state(MigrationState::Cancelled)
+}
+
+/// The VM comes from the file. QEMU loads it; the agent starts it, once the journal says so.
+pub(super) fn load(
+    seen: &VmSeen,
+    begun: Option<&Begun>,
+    can_begin: bool,
+    file: Option<&FileSeen>,
+    says: Says<'_>,
+) -> Verdict {
+    let incoming = seen.run == RunState::InMigrate;
+    let status = seen.info.status();
+    let start = Verdict {
+        action: can_begin.then_some(Action::File(FileAction::Load)),
+        report: None,
+    };
+    let Some(begun) = begun else {
+        return match file {
+            Some(FileSeen::Refused(why)) => refused(says, MigrationState::Failed, why),
+            // It has received a VM: from this file or not, the journal cannot tell.
+            _ if !incoming && status == MigrationStatus::Completed => Verdict {
+                action: None,
+                report: Some(MigrationReport {
+                    error: Some(NOT_INCOMING.to_owned()),
+                    ..says.report(MigrationState::Active)
+                }),
+            },
+            _ if !incoming => refused(says, MigrationState::Failed, NOT_INCOMING),
+            _ if !is_waiting(seen) => refused(says, MigrationState::Failed, OTHER_INCOMING),
+            _ => start,
+        };
+    };
+    if let Some(arrival) = begun.arrival {
+        return if arrival == Arrival::Starting && is_loaded(seen) {
+            Verdict {
+                action: Some(Action::Run),
+                report: None,
+            }
+        } else {
+            says.state(MigrationState::Completed)
+        };
+    }
+    match status {
+        MigrationStatus::Failed => says.failed(seen.info.error_desc.clone()),
+        _ if !incoming => Verdict {
+            // Loaded; or started by something else, which has to be in the journal nevertheless.
+            action: (is_loaded(seen) || seen.run == RunState::Running).then_some(Action::Run),
+            report: Some(says.report(MigrationState::Active)),
+        },
+        // The journal was written, and the agent died before QEMU was told.
+        MigrationStatus::None if file != Some(&FileSeen::Told) => start,
+        _ => says.state(MigrationState::Active),
+    }
+}
+
+/// What a NIC may think of a VM that goes to a file, or of one that nothing was done to yet. It is nowhere else: it may only be paused.
+pub(super) fn run_of(plain: Run, goal: Goal, order: &MigrationOrder, begun: Option<&Begun>) -> Run {
+    let then = order.file.as_ref().and_then(|file| file.then);
+    let stage = begun
+        .and_then(|begun| begun.saving.as_ref())
+        .map(|saving| saving.stage);
+    let ends = order.step == MigrationStep::Save
+        && then == Some(AfterSave::End)
+        && goal == Goal::Detached
+        && matches!(stage, Some(SaveStage::Named(_)));
+    match plain {
+        // It goes on from the file: this QEMU is ended.
+        Run::HandedOver if ends => Run::HandedOver,
+        Run::HandedOver | Run::HandingOver => Run::Here,
+        plain => plain,
+    }
+}
+
+/// Whether QEMU has paused the VM because all of it is written.
+fn is_paused_for_it(seen: &VmSeen) -> bool {
+    match seen.run {
+        RunState::PostMigrate => true,
+        RunState::FinishMigrate => seen.info.status() == MigrationStatus::Completed,
+        _ => false,
+    }
+}
+
+fn active(seen: &VmSeen, says: Says<'_>) -> MigrationReport {
+    let octets = |n: u64| i64::try_from(n).ok();
+    let ram = seen.info.ram.as_ref();
+    MigrationReport {
+        written: ram.and_then(|ram| octets(ram.transferred)),
+        remaining: ram.and_then(|ram| octets(ram.remaining)),
+        ..says.report(MigrationState::Active)
+    }
+}
+
+fn completed(seen: &VmSeen, says: Says<'_>) -> MigrationReport {
+    let ms = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok());
+    MigrationReport {
+        total_ms: ms(seen.info.total_time),
+        downtime_ms: ms(seen.info.downtime),
+        ..says.report(MigrationState::Completed)
+    }
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

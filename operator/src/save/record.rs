@@ -1,0 +1,140 @@
+//! How a decision on a save or a restore is written into its status.
+
+use std::time::Duration;
+
+use hybridnic_api::conditions::{self, NewCondition, reasons, types};
+use hybridnic_api::limits;
+use hybridnic_api::v1alpha1::{
+    AfterSave, MigrationFailure, MigrationPhase, MigrationPhaseTime, StateFileStatus,
+};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+use super::inputs::{Inputs, Request};
+use crate::migration::record::{Next, micro};
+
+/// Writes what `next` means into `status`; gives when to look again.
+pub fn apply(inputs: &Inputs<'_>, status: &mut StateFileStatus, next: Next) -> Option<Duration> {
+    match next {
+        Next::Wait {
+            reason,
+            message,
+            again,
+        } => {
+            let condition = match &status.failure {
+                Some(failure) => {
+                    let message = format!("{}; {message}", failure.message);
+                    NewCondition::unknown(types::SUCCEEDED, &failure.reason, message)
+                }
+                None => NewCondition::unknown(types::SUCCEEDED, reason, message),
+            };
+            set(inputs, status, condition);
+            return again;
+        }
+        Next::Go(phase) => {
+            if phase == MigrationPhase::Completing {
+                // A rollback that came too late.
+                status.failure = None;
+            }
+            enter(status, inputs.now, phase);
+            let message = explain(&inputs.request, phase);
+            set(
+                inputs,
+                status,
+                NewCondition::unknown(types::SUCCEEDED, reasons::MIGRATING, message),
+            );
+        }
+        Next::RollBack { reason, message } => {
+            let condition = NewCondition::unknown(types::SUCCEEDED, reason, &message);
+            status.failure = Some(failure(reason, &message));
+            enter(status, inputs.now, MigrationPhase::RollingBack);
+            set(inputs, status, condition);
+        }
+        Next::Finish => finish(inputs, status),
+    }
+    // The change of the status comes back here.
+    None
+}
+
+/// What happens in a phase.
+pub fn explain(request: &Request, phase: MigrationPhase) -> &'static str {
+    match (phase, request.then) {
+        (MigrationPhase::PreparingTarget, Some(_)) => "it is looked whether the file can be written",
+        (MigrationPhase::PreparingTarget, None) => "the file is looked at, and the NICs reserve VFs",
+        (MigrationPhase::SwitchingToStandby, _) => "the VFs leave the guest; its standbys carry the traffic",
+        (MigrationPhase::Transferring, Some(_)) => "QEMU writes the VM to the file",
+        (MigrationPhase::Transferring, None) => "QEMU loads the VM from the file",
+        (MigrationPhase::Completing, Some(AfterSave::End)) => "the file is whole; QEMU is ended",
+        (MigrationPhase::Completing, Some(_)) => "the file is whole; the VM gets its VFs back",
+        (MigrationPhase::Completing, None) => "the VM runs",
+        _ => "",
+    }
+}
+
+fn set(inputs: &Inputs<'_>, status: &mut StateFileStatus, condition: NewCondition) {
+    let generation = inputs.request.generation;
+    conditions::set(&mut status.conditions, generation, inputs.now, condition);
+}
+
+fn milliseconds(then: &MicroTime, now: Timestamp) -> i64 {
+    let since = now.duration_since(then.0).max(SignedDuration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn enter(status: &mut StateFileStatus, now: Timestamp, phase: MigrationPhase) {
+    if let Some(last) = status.phases.last_mut().filter(|last| last.ms.is_none()) {
+        last.ms = Some(milliseconds(&last.started_at, now));
+    }
+    status.phase = phase;
+    if !phase.is_final() {
+        let excess = (status.phases.len() + 1).saturating_sub(limits::PHASES);
+        status.phases.drain(..excess);
+        status.phases.push(MigrationPhaseTime {
+            name: phase.to_string(),
+            started_at: micro(now),
+            ms: None,
+        });
+    }
+}
+
+fn finish(inputs: &Inputs<'_>, status: &mut StateFileStatus) {
+    let (phase, condition) = match &status.failure {
+        None => {
+            let node = status.end.as_ref().map_or("", |end| end.node_name.as_str());
+            let file = &inputs.request.file;
+            let message = match inputs.request.then {
+                Some(AfterSave::End) => format!("the VM is in {file}, and runs no more"),
+                Some(_) => format!("the VM as it was is in {file}; it runs on, on {node}"),
+                None => format!("the VM runs on {node}"),
+            };
+            let condition = NewCondition::yes(types::SUCCEEDED, reasons::COMPLETED, message);
+            (MigrationPhase::Succeeded, condition)
+        }
+        Some(MigrationFailure { reason, message }) => {
+            let phase = if reason == reasons::CANCELLED {
+                MigrationPhase::Cancelled
+            } else {
+                MigrationPhase::Failed
+            };
+            (phase, NewCondition::no(types::SUCCEEDED, reason, message))
+        }
+    };
+    enter(status, inputs.now, phase);
+    status.remaining = None;
+    status.finished_at = Some(micro(inputs.now));
+    status.total_ms = status.started_at.as_ref().map(|at| milliseconds(at, inputs.now));
+    set(inputs, status, condition);
+}
+
+/// Ends one that has not begun.
+pub fn fail(status: &mut StateFileStatus, reason: &str, message: impl Into<String>) -> Next {
+    status.failure = Some(failure(reason, &message.into()));
+    Next::Finish
+}
+
+fn failure(reason: &str, message: &str) -> MigrationFailure {
+    MigrationFailure {
+        reason: reason.to_owned(),
+        message: limits::message(message),
+    }
+}
