@@ -1,7 +1,7 @@
 //! The enums of the API with the meaning of each value. The CRDs have the values only.
 
 use hybridnic_api::v1alpha1::{
-    Aside, AttachmentState, Decision, DrainState, Goal, MacPolicy, MacvtapMode, MigrationPhase,
+    AfterSave, Aside, AttachmentState, Decision, DrainState, Goal, MacPolicy, MacvtapMode, MigrationPhase,
     MigrationState, MigrationStep, NicPhase, NoFreeVf, OnLinkLoss, Pairing, Path, PoolTags, Runtime,
     StandbyKind, SwitchOrder, VfState, VlanProtocol, WantedPath,
 };
@@ -30,6 +30,7 @@ pub fn all() -> Vec<Word> {
         word::<MacvtapMode>(),
         word::<VlanProtocol>(),
         word::<MacPolicy>(),
+        word::<AfterSave>(),
         word::<MigrationPhase>(),
         word::<Decision>(),
         word::<VfState>(),
