@@ -2,7 +2,7 @@
 //!
 //! Both nodes mount a directory of the host, as pods mount a volume of a file server.
 
-use std::{sync::Arc, time::Instant};
+use std::{fs, sync::Arc, time::Instant};
 
 use hybridnic_api::{
     conditions::{find, types},
@@ -42,7 +42,7 @@ const SLOW: &str = "1048576";
 async fn volume(world: &World) {
     for node in [1, 2] {
         let mount = format!(
-            "mkdir -p /volume && (mountpoint -q /volume || \
+            "mkdir -p /volume && (grep -q ' /volume ' /proc/mounts || \
              mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=none {COMMON} /volume)"
         );
         world.node(node).run(&mount, SOON).await.unwrap();
@@ -231,10 +231,10 @@ async fn there(world: &mut World) {
     // What the file needs is not left in QEMU: it can be sent to another node.
     let third = world.start_vm(&spec, "saved-c", 1, true).await.unwrap();
     world
-        .apply(&crate::common::migration("on", "saved", "saved-c"))
+        .apply(&crate::common::migration("onward", "saved", "saved-c"))
         .await
         .unwrap();
-    let done = crate::common::ended(world, "on").await.unwrap();
+    let done = crate::common::ended(world, "onward").await.unwrap();
     assert_eq!(
         crate::common::phase(&done),
         MigrationPhase::Succeeded,
@@ -318,11 +318,13 @@ async fn snapshots(world: &mut World) {
 
 async fn called_off(world: &mut World) {
     volume(world).await;
-    let spec = VmSpec::new("off", &[NicSpec::new(0, 73)]);
-    let vm = vm_on_fast_path(world, &spec, "off-a", 1, "fast").await.unwrap();
+    let spec = VmSpec::new("called", &[NicSpec::new(0, 73)]);
+    let vm = vm_on_fast_path(world, &spec, "called-a", 1, "fast")
+        .await
+        .unwrap();
     let slow = format!("then: End, bandwidth: {SLOW}");
     world
-        .apply(&save_yaml("deleted", "off", "/volume/saves/off", &slow))
+        .apply(&save_yaml("deleted", "called", "/volume/saves/off", &slow))
         .await
         .unwrap();
     let at = save_reaches(world, "deleted", MigrationPhase::Transferring).await;
@@ -334,12 +336,12 @@ async fn called_off(world: &mut World) {
         .unwrap();
     assert!(names(world).await.is_empty(), "{:?}", names(world).await);
     assert_eq!(vm.guest.status().await.unwrap(), "running");
-    let nic = fast(world, "off-0").await.unwrap();
+    let nic = fast(world, "called-0").await.unwrap();
     check_fast_path(world, &vm, &nic).await.unwrap();
 
     let late = format!("then: End, bandwidth: {SLOW}, deadlineSeconds: 3");
     world
-        .apply(&save_yaml("late", "off", "/volume/saves/off", &late))
+        .apply(&save_yaml("late", "called", "/volume/saves/off", &late))
         .await
         .unwrap();
     let done = saved(world, "late").await;
@@ -349,7 +351,7 @@ async fn called_off(world: &mut World) {
         done.status
     );
     assert!(names(world).await.is_empty(), "{:?}", names(world).await);
-    let nic = fast(world, "off-0").await.unwrap();
+    let nic = fast(world, "called-0").await.unwrap();
     check_fast_path(world, &vm, &nic).await.unwrap();
 
     // What cannot be written costs the VM nothing: its VF never leaves.
@@ -374,13 +376,13 @@ async fn called_off(world: &mut World) {
         ("lost", "/no-volume/off", "is on no volume"),
     ] {
         world
-            .apply(&save_yaml(name, "off", file, "then: End"))
+            .apply(&save_yaml(name, "called", file, "then: End"))
             .await
             .unwrap();
         let done = saved(world, name).await;
         let why = why(done.status.as_ref());
         assert!(why.starts_with("FileRefused") && why.contains(words), "{why}");
-        let nic = fast(world, "off-0").await.unwrap();
+        let nic = fast(world, "called-0").await.unwrap();
         assert_eq!(nic.status.unwrap().vf, plugged);
     }
     assert_eq!(
@@ -401,11 +403,16 @@ async fn refused(world: &mut World) {
         .unwrap();
     save_and_end(world, "right", &vm, &clean).await;
 
-    let copies = "cd /volume/saves && for n in half other machine; do cp right $n; cp right.hybridnic.json $n.hybridnic.json; done; \
+    // On this host, because a node takes a minute to copy so much.
+    let saves = world.lab.dir().join("common/saves");
+    fs::copy(saves.join("right"), saves.join("half")).unwrap();
+    for name in ["other", "machine", "bare"] {
+        fs::hard_link(saves.join("right"), saves.join(name)).unwrap();
+    }
+    let copies = "cd /volume/saves && for n in half other machine; do cp right.hybridnic.json $n.hybridnic.json; done; \
                   truncate -s -4096 half; \
                   sed -i 's/\"vm\": \"right\"/\"vm\": \"wrong\"/' other.hybridnic.json; \
-                  sed -i 's/\"machineType\": \"[^\"]*\"/\"machineType\": \"pc-q35-8.2\"/' machine.hybridnic.json; \
-                  cp right bare";
+                  sed -i 's/\"machineType\": \"[^\"]*\"/\"machineType\": \"pc-q35-8.2\"/' machine.hybridnic.json";
     sh(world, 1, copies).await;
     let target = world.start_vm(&spec, "right-b", 2, true).await.unwrap();
     for (name, words) in [
