@@ -16,12 +16,14 @@
 //! | [`hand`] | sees and changes one end | its directory |
 //! | [`serve`] | is the far end's hand | standard input and output |
 //! | [`far`] | reaches it | a program, as `ssh` |
+//! | [`end`] | ends a migration at one end, where the other is lost | the directory |
 //! | [`drive`] | does what follows, until the migration is over | all of these |
 //!
 //! The driver may be killed at any moment: agents go on with what they were ordered, and the same command once more reads how far it is.
 
 mod begin;
 pub mod drive;
+pub mod end;
 pub mod endings;
 pub mod far;
 
