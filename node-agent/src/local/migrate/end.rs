@@ -93,16 +93,14 @@ pub async fn run(dir: &Path, args: Args) -> anyhow::Result<ExitCode> {
             );
         }
     };
-    match timeout(Duration::from_secs(args.timeout), taken).await {
-        Ok(done) => done,
-        Err(_) => {
-            eprintln!(
-                "the agent has not taken it in within {} s: it goes on, and the same command once more looks after it",
-                args.timeout
-            );
-            Ok(ExitCode::from(LATE))
-        }
+    if let Ok(done) = timeout(Duration::from_secs(args.timeout), taken).await {
+        return done;
     }
+    eprintln!(
+        "the agent has not taken it in within {} s: it goes on, and the same command once more looks after it",
+        args.timeout
+    );
+    Ok(ExitCode::from(LATE))
 }
 
 /// A migration that this host drives is ended by its driver, which asks both ends.

@@ -13,7 +13,7 @@ use std::{
 use hybridnic_api::{
     names::attachment_name,
     v1alpha1::{
-        Decision, MigrationPhase, MigrationStep, NicAttachment, NicAttachmentSpec, ObjectRef, QemuMigration,
+        Decision, MigrationPhase, NicAttachment, NicAttachmentSpec, ObjectRef, QemuMigration,
         QemuMigrationSpec, QemuMigrationStatus, VmHybridNic, VmHybridNicStatus,
     },
 };
@@ -25,7 +25,7 @@ use hybridnic_flight::{
         phases::Waits,
         step::{Step, step},
     },
-    moves::{Driver, Move, Outcome, Stage, ends::Ends, qemu},
+    moves::{Move, Outcome, Stage, ends::Ends, qemu},
 };
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -186,25 +186,21 @@ impl Flight {
 
     /// The command that goes on with it on this host, where the agent's directory is `dir`.
     pub fn command(&self, dir: &Path) -> String {
-        let nics: Vec<&str> = self.nics.keys().map(String::as_str).collect();
-        let mut line = format!(
-            "hybridnic-agent ctl --dir {} migrate {}",
-            dir.display(),
-            nics.join(" ")
-        );
+        let here = dir.display().to_string();
+        let mut words = vec![format!("hybridnic-agent ctl --dir {here} migrate")];
+        words.extend(self.nics.keys().cloned());
         let there = self.dir.display().to_string();
-        let (agent, ssh) = (agent(), format!("ssh {}", self.host));
         for (option, value, usual) in [
-            ("--agent", &self.agent, &agent),
-            ("--connect", &self.connect, &ssh),
-            ("--to-dir", &there, &dir.display().to_string()),
+            ("--agent", &self.agent, agent()),
+            ("--connect", &self.connect, format!("ssh {}", self.host)),
+            ("--to-dir", &there, here),
         ] {
-            if value != usual {
-                let value = value.replace('\'', "'\\''");
-                line += &format!(" {option} '{value}'");
+            if *value != usual {
+                let quoted = value.replace('\'', "'\\''");
+                words.push(format!("{option} '{quoted}'"));
             }
         }
-        line
+        words.join(" ")
     }
 
     fn metadata(&self, name: &str, uid: &str) -> ObjectMeta {
@@ -415,14 +411,8 @@ impl Flight {
                 } else {
                     Side::Target
                 };
-                // One that has lost its orders since may be another host by that name, or may have ended the migration.
-                let listens = spec
-                    .migration
-                    .as_ref()
-                    .is_some_and(|order| order.step == MigrationStep::Listen);
-                let may_have_left = matches!(of.driver, Driver::Ours(orders) if orders.transfer);
-                let is_known = || both.nic(side, name).is_some_and(|nic| self.is_ordered(nic));
-                if side == Side::Target && listens && may_have_left && !is_known() {
+                let step = spec.migration.as_ref().map(|order| order.step);
+                if !self.may_be_told(both, of, side, name, step) {
                     continue;
                 }
                 changes.extend(self.order(both, side, name, spec).map(|command| (side, command)));

@@ -6,7 +6,10 @@
 use std::{sync::Arc, time::Duration};
 
 use hybridnic_api::v1alpha1::{MigrationPhase, MigrationStep, NicAttachment};
-use hybridnic_flight::moves::ends::{Ends, Rollback};
+use hybridnic_flight::moves::{
+    Driver, Move,
+    ends::{Ends, Rollback},
+};
 
 use super::{
     super::order::{Order, Says},
@@ -45,8 +48,29 @@ impl Flight {
         is_passed_over || self.nics.keys().all(|name| gives_up(name))
     }
 
+    /// Whether an end may be told this now.
+    pub(super) fn may_be_told(
+        &self,
+        both: Both<'_>,
+        of: &Move,
+        side: Side,
+        name: &str,
+        step: Option<MigrationStep>,
+    ) -> bool {
+        match (side, step) {
+            // One that has lost its orders since may be another host by that name, or may have ended the migration.
+            (Side::Target, Some(MigrationStep::Listen)) => {
+                let may_have_left = matches!(of.driver, Driver::Ours(orders) if orders.transfer);
+                !may_have_left || both.nic(side, name).is_some_and(|nic| self.is_ordered(nic))
+            }
+            // The target may be back that was passed over when this was decided.
+            (Side::Source, Some(MigrationStep::Resume)) => self.is_revoked(both) || both.is_away(),
+            _ => true,
+        }
+    }
+
     /// Whether an end has an order of this migration, in its file or as its agent holds it.
-    pub(super) fn is_ordered(&self, nic: &SeenNic) -> bool {
+    fn is_ordered(&self, nic: &SeenNic) -> bool {
         let on_disk = nic
             .order
             .as_ref()

@@ -99,6 +99,32 @@ async fn a_target_that_is_lost_for_good_is_passed_over_by_a_decision() {
     }
 }
 
+/// It was passed over when the source was to resume, and has come back before the source was told.
+#[tokio::test]
+async fn a_target_that_is_back_gives_up_before_the_source_resumes() {
+    let mut scene = sent(false).await;
+    again(&mut scene, Decision::ResumeSource);
+    scene.flight.status.phase = MigrationPhase::RollingBack;
+    scene.flight.status.resuming_since = Some(MicroTime(Timestamp::UNIX_EPOCH));
+    let source = scene.source.hand.look().unwrap();
+    let tells = |scene: &Scene| {
+        let target = scene.target.hand.look().unwrap();
+        let both = Both {
+            source: &source,
+            target: Some(&target),
+            failing_for: None,
+        };
+        assert!(scene.flight.may_go_on(both));
+        scene.flight.changes(both)
+    };
+    let first = tells(&scene);
+    assert!(first.iter().all(|(side, _)| *side == Side::Target), "{first:?}");
+    assert_eq!(first.len(), 1);
+    scene.target.hand.apply(&first[0].1).unwrap();
+    let then = tells(&scene);
+    assert!(then.iter().any(|(side, _)| *side == Side::Source), "{then:?}");
+}
+
 /// Its agent does not take the order up, but could still do so: the order is on its disk.
 #[tokio::test]
 async fn a_target_that_is_reached_must_have_given_up() {
