@@ -146,7 +146,7 @@ async fn moves(lab: &Lab, first: &Host<'_>, second: &Host<'_>, guests: [&Guest; 
     let begin = migrate(second, &format!("--connect {CONNECT}"));
     killed_at(first, &begin, "SwitchingToStandby").await;
     let (code, said) = first.ctl(&begin.replace("n2", "n3")).await;
-    assert!(code == 1 && said.contains("has begun"), "{said}");
+    assert!(code == 2 && said.contains("has begun"), "{said}");
     let again = format!("migrate {NIC} --agent {}", second.program);
     killed_at(first, &again, "Transferring").await;
     let (code, said) = first.ctl(&again).await;

@@ -99,6 +99,8 @@ enum Command {
     },
     /// Move a VM with all its NICs to another host, and wait until it runs there; or go on with that.
     Migrate(Box<migrate::Args>),
+    /// End, on this host alone, the migration that has these NICs: the host that drives it is lost.
+    EndMigration(migrate::end::Args),
     /// What `migrate` on another host runs here: says on standard output what is seen of NICs, and does what it is told on standard input.
     Serve {
         /// The NICs.
@@ -199,6 +201,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             follow(&watched, dir, &name, &wait, gone).await
         }
         Command::Migrate(args) => migrate::run(dir, *args).await,
+        Command::EndMigration(args) => migrate::end::run(dir, args).await,
         Command::Serve { nics } => {
             serve(dir, &nics.into_iter().collect()).await?;
             Ok(ExitCode::SUCCESS)

@@ -7,9 +7,9 @@ use std::path::{Component, Path, PathBuf};
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{AttachedVm, NicAttachmentSpec, NicAttachmentStatus},
+    v1alpha1::{AttachedVm, L2Settings, NicAttachmentSpec, NicAttachmentStatus},
 };
-use hybridnic_decisions::mac::Mac;
+use hybridnic_decisions::{mac::Mac, network};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -199,14 +199,23 @@ impl State {
 
     /// Whether a NIC that comes from another host can come.
     fn check_new(&self, spec: &NicAttachmentSpec, host: &Host) -> Result<(), Refusal> {
-        let network = &spec.network;
-        if !self.networks.contains_key(network) {
+        let name = &spec.network;
+        let Some(settings) = self.networks.get(name) else {
             let why = format!(
-                "there is no HybridNetwork {network} on {}: make its file {}",
+                "there is no HybridNetwork {name} on {}: make its file {}",
                 host.node,
-                file::asking(network)
+                file::asking(name)
             );
             return Err((reasons::NETWORK_NOT_FOUND, why));
+        };
+        let other = differing(&spec.l2, &network::l2(settings));
+        if !other.is_empty() {
+            let why = format!(
+                "the HybridNetwork {name} of {} is not that of the NIC: it has another {}",
+                host.node,
+                other.join(", another ")
+            );
+            return Err((reasons::FILE_UNKNOWN, why));
         }
         let Some(cards) = &host.cards else {
             let why = "the host's PFs cannot be read, and none of their addresses may be the NIC's";
@@ -226,6 +235,19 @@ impl State {
             None => Ok(()),
         }
     }
+}
+
+/// The settings without which a VM would be cut off, or in another network, where a network only has the same name.
+fn differing(nic: &L2Settings, here: &L2Settings) -> Vec<&'static str> {
+    let settings = [
+        ("vlan", nic.vlan != here.vlan),
+        ("portProfile", nic.port_profile != here.port_profile),
+        ("mtu", nic.mtu != here.mtu),
+        ("macvtapMode", nic.macvtap_mode != here.macvtap_mode),
+        ("trust", nic.trust != here.trust),
+    ];
+    let other = settings.into_iter().filter(|(_, differs)| *differs);
+    other.map(|(name, _)| name).collect()
 }
 
 #[cfg(test)]

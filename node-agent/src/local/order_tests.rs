@@ -190,3 +190,29 @@ fn a_nic_comes_by_an_order_alone_if_it_can() {
     );
     assert_eq!(arrived.spec.pod, decide::vm(Path::new("/run/vms/vm1.qmp")));
 }
+
+/// The VM would be cut off there.
+#[test]
+fn a_network_that_has_only_the_name_is_refused() {
+    use hybridnic_api::v1alpha1::MacvtapMode;
+    let (_, want) = attached();
+    let of = |change: fn(&mut NicAttachmentSpec)| {
+        let mut state = State::default();
+        state.read("fast", Read::Asks(file::Asked::Network(Box::new(network())), 1));
+        let mut spec = on_standby(&want);
+        change(&mut spec);
+        state.orders.insert("eth0".into(), order(spec, 1));
+        let outcome = decide(&mut state);
+        outcome.said["eth0"].refusal.clone().map(|(_, why)| why)
+    };
+    assert_eq!(of(|_| {}), None);
+    assert_eq!(
+        of(|spec| spec.l2.spoof_check = false),
+        None,
+        "it may be another there"
+    );
+    let why = of(|spec| spec.l2.mtu = Some(9000)).unwrap();
+    assert!(why.ends_with("another mtu"), "{why}");
+    let why = of(|spec| (spec.l2.trust, spec.l2.macvtap_mode) = (true, MacvtapMode::Vepa)).unwrap();
+    assert!(why.ends_with("another macvtapMode, another trust"), "{why}");
+}

@@ -121,7 +121,7 @@ impl Scene {
                 switch: Duration::from_mins(2),
             },
             encryption: self.encryption,
-            decide: "decide".to_owned(),
+            decide: "kubectl patch qmig m -n ns, with the decision ResumeSource".to_owned(),
         };
         let step = step(&inputs);
         self.migration.status = Some(step.status);

@@ -247,7 +247,7 @@ mod tests {
             .unwrap() = json!("string");
         there[0] = from_value(schema).unwrap();
         there[1].status.as_mut().unwrap().conditions = None;
-        there.truncate(4);
+        there.retain(|crd| crd.metadata.name.as_deref() != Some("hybridnodes.hybridnic.io"));
         let findings = crds(&observed);
         assert_eq!(levels(&findings), [Level::Fail; 3]);
         assert!(

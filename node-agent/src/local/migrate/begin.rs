@@ -45,10 +45,18 @@ pub(super) fn checked(
             .file
             .with_context(|| format!("there is no NIC {name}: {}", path.display()))?;
         let nic = asked(name, &text).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))?;
-        let attached = seen.attached.with_context(|| {
-            let why = seen.refusal.map_or_else(String::new, |why| format!(": {why}"));
-            format!("the agent has not attached {name}{why}")
-        })?;
+        if let Some((order, _)) = &seen.order {
+            bail!(
+                "the migration {} has {name}: end it first, by `ctl migrate` where it was begun, or by `ctl end-migration` here",
+                order.migration
+            );
+        }
+        if let Some(why) = &seen.refusal {
+            bail!("the agent does not do what the file of {name} asks for: {why}");
+        }
+        let attached = seen
+            .attached
+            .with_context(|| format!("the agent has not attached {name}"))?;
         ensure!(
             socket.as_ref().is_none_or(|socket| *socket == nic.socket),
             "{name} is of another VM than the others"
@@ -114,6 +122,7 @@ pub(super) fn checked(
         host: String::new(),
         connect: String::new(),
         dir: PathBuf::new(),
+        agent: String::new(),
     })
 }
 

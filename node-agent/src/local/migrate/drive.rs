@@ -29,6 +29,7 @@ use super::{
     hand::{Command, Hand, Seen},
     keep,
     plan::{Both, Flight, LOOK_AGAIN, Rules, Side},
+    reach::AWAY,
     serve::Line,
 };
 
@@ -60,8 +61,17 @@ pub struct There {
     way: Way,
     dir: PathBuf,
     nics: BTreeSet<String>,
+    /// The host's name, by its agent.
+    node: String,
     far: Option<Far>,
-    connecting: Option<AbortOnDropHandle<(Far, Seen)>>,
+    connecting: Option<AbortOnDropHandle<anyhow::Result<(Far, Seen)>>>,
+    backoff: Backoff,
+    /// Since when each try to reach it has failed.
+    failing: Option<Instant>,
+    /// Why the last one has.
+    why: String,
+    /// Another host that has answered in its place.
+    stranger: Option<String>,
     /// What was seen last.
     seen: Option<Seen>,
     /// What it would not do, by the NIC.
@@ -72,14 +82,19 @@ pub struct There {
 
 impl There {
     /// With a connection, if there is one already.
-    pub fn new(way: Way, dir: &Path, nics: BTreeSet<String>, connected: Option<(Far, Seen)>) -> Self {
+    pub fn new(way: Way, flight: &Flight, connected: Option<(Far, Seen)>) -> Self {
         let (far, seen) = connected.unzip();
         Self {
             way,
-            dir: dir.to_owned(),
-            nics,
+            dir: flight.dir.clone(),
+            nics: flight.nics.keys().cloned().collect(),
+            node: flight.target.node.clone(),
             far,
             connecting: None,
+            backoff: Backoff::new(BACKOFF, BACKOFF_CAP),
+            failing: None,
+            why: String::new(),
+            stranger: None,
             seen,
             refused: BTreeMap::new(),
             heard: Instant::now(),
@@ -102,8 +117,18 @@ impl There {
         self.far.is_none().then(|| self.heard.elapsed())
     }
 
+    /// For how long each try to reach it has failed; nothing while it is there, or none has failed yet.
+    fn failing_for(&self) -> Option<Duration> {
+        self.failing.map(|since| since.elapsed())
+    }
+
+    /// A name may lead to another host by now, and what that says is not the target's word.
     fn see(&mut self, seen: Seen) {
-        (self.seen, self.heard) = (Some(seen), Instant::now());
+        if seen.node == self.node {
+            (self.seen, self.heard) = (Some(seen), Instant::now());
+        } else {
+            (self.stranger, self.far) = (Some(seen.node), None);
+        }
     }
 
     fn lose(&mut self, why: &str) {
@@ -151,32 +176,32 @@ impl There {
         }
         let connecting = self.connecting.get_or_insert_with(|| {
             let (way, dir, nics) = (self.way.clone(), self.dir.clone(), self.nics.clone());
-            AbortOnDropHandle::new(tokio::spawn(async move { connect(&way, &dir, &nics).await }))
+            let pause = self.failing.map(|_| self.backoff.next_pause());
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                tokio::time::sleep(pause.unwrap_or_default()).await;
+                Far::connect(&way, &dir, &nics).await
+            }))
         });
         let connected = connecting.await;
         self.connecting = None;
-        if let Ok((far, seen)) = connected {
-            self.far = Some(far);
-            self.see(seen);
-        }
-    }
-}
-
-async fn connect(way: &Way, dir: &Path, nics: &BTreeSet<String>) -> (Far, Seen) {
-    let mut backoff = Backoff::new(BACKOFF, BACKOFF_CAP);
-    let mut said = String::new();
-    loop {
-        match Far::connect(way, dir, nics).await {
-            Ok(connected) => return connected,
-            Err(error) => {
+        match connected {
+            Ok(Ok((far, seen))) => {
+                (self.far, self.failing) = (Some(far), None);
+                self.why.clear();
+                self.backoff.reset();
+                self.see(seen);
+            }
+            Ok(Err(error)) => {
+                self.failing.get_or_insert_with(Instant::now);
                 let why = format!("the target does not answer: {error:#}; tried again");
-                if why != said {
+                if why != self.why {
                     eprintln!("{why}");
-                    said = why;
+                    self.why = why;
                 }
             }
+            // It was dropped.
+            Err(_) => {}
         }
-        backoff.pause().await;
     }
 }
 
@@ -189,7 +214,17 @@ impl Driver<'_> {
         let mut source = self.here.look()?;
         let mut said = String::new();
         let mut over = None;
+        let mut lags = None;
         loop {
+            if let Some(stranger) = &self.there.stranger {
+                eprintln!(
+                    "{} answers as {stranger}, and the migration goes to {}: nothing is told to it. {}",
+                    flight.host,
+                    flight.target.node,
+                    self.once_more(&flight)
+                );
+                return Ok(ExitCode::from(LATE));
+            }
             match self.here.look() {
                 Ok(seen) => source = seen,
                 Err(error) => eprintln!("{}: {error}", self.dir.display()),
@@ -198,10 +233,24 @@ impl Driver<'_> {
             let both = Both {
                 source: &source,
                 target: target.as_ref(),
+                failing_for: self.there.failing_for(),
             };
+            if !flight.may_go_on(both) {
+                if self.is_late(&flight) {
+                    return Ok(ExitCode::from(LATE));
+                }
+                let asks = format!("{name}: {} is asked first what it knows", flight.target.node);
+                if asks != said {
+                    eprintln!("{asks}");
+                    said = asks;
+                }
+                let left = both.failing_for.map(|failing| AWAY.saturating_sub(failing));
+                self.rest(&watched, left.unwrap_or(LOOK_AGAIN)).await?;
+                continue;
+            }
             let silent = flight.ends(both).is_some_and(|(_, ends)| ends.is_silent());
             let waits = phases.waits(&flight.migration(), silent, Instant::now());
-            let decide = self.decide(&flight);
+            let decide = format!("{} --decision ResumeSource", flight.command(self.dir));
             let next = flight.step(both, waits, self.rules, Timestamp::now(), decide);
             let rest = match worth::write(Some(&flight.status), &next.status, waits.in_phase_for) {
                 Worth::Now => {
@@ -233,23 +282,42 @@ impl Driver<'_> {
                 }
             } else if self.is_late(&flight) {
                 return Ok(ExitCode::from(LATE));
+            } else if flight.source_lags(both) {
+                let lags_for = lags.get_or_insert_with(Instant::now).elapsed();
+                if lags_for >= self.patience {
+                    eprintln!(
+                        "the agent of {} has not taken in for {} s what it was told. {}",
+                        flight.source.node,
+                        lags_for.as_secs(),
+                        self.once_more(&flight)
+                    );
+                    return Ok(ExitCode::from(LATE));
+                }
+            } else {
+                lags = None;
             }
             let pause = [next.again, rest]
                 .into_iter()
                 .flatten()
                 .fold(LOOK_AGAIN, Duration::min);
-            tokio::select! {
-                change = watched.changed() => {
-                    ensure!(change != Change::Lost, "the directory {} has gone", self.dir.display());
-                }
-                () = self.there.changed() => {}
-                () = tokio::time::sleep(pause) => {
-                    if self.there.heard.elapsed() >= LOOK_AGAIN {
-                        self.there.tell(&Command::Look).await;
-                    }
+            self.rest(&watched, pause).await?;
+        }
+    }
+
+    /// Until something has happened at an end; not for longer than this.
+    async fn rest(&mut self, watched: &Dir, pause: Duration) -> anyhow::Result<()> {
+        tokio::select! {
+            change = watched.changed() => {
+                ensure!(change != Change::Lost, "the directory {} has gone", self.dir.display());
+            }
+            () = self.there.changed() => {}
+            () = tokio::time::sleep(pause) => {
+                if self.there.heard.elapsed() >= LOOK_AGAIN {
+                    self.there.tell(&Command::Look).await;
                 }
             }
         }
+        Ok(())
     }
 
     /// Tells both ends; whether anything was done.
@@ -268,13 +336,11 @@ impl Driver<'_> {
         Ok(done)
     }
 
-    /// How a person decides that the source runs the VM on.
-    fn decide(&self, flight: &Flight) -> String {
-        let nics: Vec<&str> = flight.nics.keys().map(String::as_str).collect();
+    /// What is to be done when this command ends before the migration does.
+    fn once_more(&self, flight: &Flight) -> String {
         format!(
-            "hybridnic-agent ctl --dir {} migrate {} --decision ResumeSource",
-            self.dir.display(),
-            nics.join(" ")
+            "What has begun stays as it is; to go on, say: {}",
+            flight.command(self.dir)
         )
     }
 
@@ -315,12 +381,12 @@ impl Driver<'_> {
             &flight.target
         };
         eprintln!(
-            "the agent of {} does not answer: what is left of {name} there is put in order when this command is said once more, without \
-             --to",
-            end.node
+            "the agent of {} does not answer; what is left of {name} there is put in order when you say: {}",
+            end.node,
+            flight.command(self.dir)
         );
-        let succeeded = flight.status.phase == MigrationPhase::Succeeded;
-        Ok(Some(if succeeded { ExitCode::from(LATE) } else { code }))
+        let late = left(Side::Source) || flight.status.phase == MigrationPhase::Succeeded;
+        Ok(Some(if late { ExitCode::from(LATE) } else { code }))
     }
 
     /// Whether the other host has been silent for too long, while the migration is not over.
@@ -329,9 +395,10 @@ impl Driver<'_> {
         let late = silent >= self.patience;
         if late {
             eprintln!(
-                "{} has not answered for {} s. What has begun stays as it is: say this command once more, without --to, to go on",
+                "{} has not answered for {} s. {}",
                 flight.target.node,
-                silent.as_secs()
+                silent.as_secs(),
+                self.once_more(flight)
             );
         }
         late

@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hybridnic_api::conditions::{self, types};
+use hybridnic_api::{
+    conditions::{self, types},
+    v1alpha1::MigrationStep,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -196,8 +199,15 @@ impl Hand {
     fn check_order(&self, name: &str, order: &Order) -> io::Result<()> {
         self.check(name)?;
         let Some((there, _)) = self.order(name)? else {
-            let Says::Be(be) = &order.says else { return Ok(()) };
+            let Says::Be(be) = &order.says else {
+                return Err(refused(format!("no migration has the NIC {name}")));
+            };
             let nic = self.nic(name)?;
+            let step = be.spec.migration.as_ref().map(|order| order.step);
+            let comes = matches!(step, Some(MigrationStep::Listen | MigrationStep::GiveUp));
+            if comes && nic.file.is_some() {
+                return Err(taken(name));
+            }
             let same = |attached: &Attached| attached.spec.nic.uid == be.spec.nic.uid;
             let other = match &nic.attached {
                 Some(attached) => !same(attached),
@@ -208,7 +218,16 @@ impl Hand {
         if there.migration != order.migration {
             return Err(refused(format!("another migration has the NIC {name}")));
         }
-        is_late(there.session, order.session)
+        is_late(there.session, order.session)?;
+        // What was on its way in a connection that is lost must not undo what was said since by another.
+        let comes_late = (order.session, order.serial) < (there.session, there.serial);
+        if comes_late || (order.session, order.serial) == (there.session, there.serial) && *order != there {
+            return Err(refused(format!("a later order of the NIC {name} is here")));
+        }
+        if there.says == Says::Over && order.says != Says::Over {
+            return Err(refused(format!("the migration of the NIC {name} was ended here")));
+        }
+        Ok(())
     }
 
     fn check_ordered(&self, name: &str, migration: &str, session: u64) -> io::Result<()> {

@@ -153,3 +153,65 @@ fn without_an_agent_there_is_nothing_to_see() {
     let why = end.hand.look().unwrap_err().to_string();
     assert!(why.contains("no agent has said anything"), "{why}");
 }
+
+/// It may have been on its way in a connection that is lost.
+#[test]
+fn an_earlier_order_does_not_undo_a_later_one() {
+    let end = End::new();
+    let numbered = |serial, says: Option<Says>| {
+        let mut command = order("m-1", 1);
+        if let Command::Order { order, .. } = &mut command {
+            order.serial = serial;
+            order.says = says.unwrap_or_else(|| order.says.clone());
+        }
+        command
+    };
+    let why = end.told(&numbered(1, Some(Says::Over))).unwrap_err();
+    assert!(why.contains("no migration has the NIC"), "{why}");
+    end.told(&numbered(2, None)).unwrap();
+    end.told(&numbered(2, None)).unwrap();
+    for late in [numbered(1, None), numbered(2, Some(Says::Over))] {
+        let why = end.told(&late).unwrap_err();
+        assert!(why.contains("a later order"), "{why}");
+    }
+    end.told(&numbered(3, Some(Says::Over))).unwrap();
+    let why = end.told(&numbered(4, None)).unwrap_err();
+    assert!(why.contains("was ended here"), "{why}");
+}
+
+/// A driver that comes back must not take the NIC of a VM that runs here.
+#[test]
+fn a_nic_that_is_this_hosts_own_gets_no_order_of_a_target() {
+    use hybridnic_api::v1alpha1::{MigrationOrder, ObjectRef};
+    let end = End::new();
+    end.put("eth0.yaml", "x");
+    let mut said = spec("uid-1");
+    let attached = json!({ "socket": "/run/vm1.qmp", "spec": &said });
+    let text = json!({ "metadata": { "name": "eth0" }, "attached": attached, "status": {} });
+    end.put("eth0.status.yaml", &serde_saphyr::to_string(&text).unwrap());
+    let mut told = |step| {
+        let mut command = order("m-1", 9);
+        let migration = ObjectRef {
+            name: "eth0".into(),
+            uid: "m-1".into(),
+        };
+        said.migration = Some(MigrationOrder {
+            migration,
+            nics: vec!["eth0".into()],
+            step,
+            target_uri: None,
+            listen_address: None,
+            tls: None,
+        });
+        if let Command::Order { order, .. } = &mut command {
+            order.says = Says::Be(Box::new(Be {
+                socket: "/run/vm1.qmp".into(),
+                spec: said.clone(),
+            }));
+        }
+        end.told(&command)
+    };
+    told(MigrationStep::GiveUp).unwrap_err();
+    told(MigrationStep::Listen).unwrap_err();
+    told(MigrationStep::Prepare).unwrap();
+}

@@ -11,18 +11,25 @@
 //! |---|---|---|
 //! | `begin` | checks what can be known before anything is touched | the directory |
 //! | [`plan`] | says what follows for both ends, by the decisions of an operator | nothing |
+//! | [`reach`] | says what must be known of the target before anything is risked | nothing |
+//! | [`endings`] | says what is left to be done when it is over | nothing |
 //! | [`hand`] | sees and changes one end | its directory |
 //! | [`serve`] | is the far end's hand | standard input and output |
 //! | [`far`] | reaches it | a program, as `ssh` |
+//! | [`end`] | ends a migration at one end, where the other is lost | the directory |
 //! | [`drive`] | does what follows, until the migration is over | all of these |
 //!
 //! The driver may be killed at any moment: agents go on with what they were ordered, and the same command once more reads how far it is.
 
 mod begin;
 pub mod drive;
+pub mod end;
+pub mod endings;
 pub mod far;
+
 pub mod hand;
 pub mod plan;
+pub mod reach;
 pub mod serve;
 
 use std::{
@@ -40,9 +47,10 @@ use hybridnic_api::v1alpha1::Decision;
 use hybridnic_flight::migration::{encryption::Encryption, inputs::Deadlines};
 use nix::fcntl::{Flock, FlockArg};
 
+use super::ctl::LATE;
 use crate::durable::{self, found};
 use far::{Far, Way};
-use hand::Hand;
+use hand::{Hand, Seen, SeenNic};
 use plan::{Flight, Rules};
 
 /// What is to be moved, and how.
@@ -66,9 +74,9 @@ pub struct Args {
     /// What runs a command on the other host; without it, ssh HOST.
     #[arg(long)]
     connect: Option<String>,
-    /// The agent's program there.
-    #[arg(long, default_value = "hybridnic-agent")]
-    agent: String,
+    /// The agent's program there; without it, hybridnic-agent.
+    #[arg(long)]
+    agent: Option<String>,
     /// Whether the VM is sent encrypted. Preferred: in plain where QEMU at an end cannot.
     #[arg(long, value_enum, default_value_t)]
     encryption: Encryption,
@@ -97,9 +105,12 @@ fn decision(text: &str) -> Result<Decision, String> {
     }
 }
 
+/// How the name of a file ends in which it is kept how far a migration is.
+const END: &str = ".migration.json";
+
 /// Where it is kept how far a migration is.
 fn kept(dir: &Path, name: &str) -> PathBuf {
-    dir.join(format!("{name}.migration.json"))
+    dir.join(format!("{name}{END}"))
 }
 
 /// Keeps it; returns once it is on disk.
@@ -122,10 +133,35 @@ pub async fn run(dir: &Path, args: Args) -> anyhow::Result<ExitCode> {
     let Some(name) = nics.first().cloned() else {
         bail!("no NIC is named");
     };
-    let _alone = lock(dir, &name)?;
+    match migrate(dir, args, nics, &name).await {
+        // Where the VM is, an error does not say.
+        Err(error) if has_begun(dir, &name) => {
+            eprintln!(
+                "{error:#}. What has begun stays as it is: say this command once more, without --to, to go on"
+            );
+            Ok(ExitCode::from(LATE))
+        }
+        done => done,
+    }
+}
+
+/// Whether a migration is kept; if that is not known, one may be.
+fn has_begun(dir: &Path, name: &str) -> bool {
+    kept(dir, name).try_exists().unwrap_or(true)
+}
+
+async fn migrate(dir: &Path, args: Args, nics: BTreeSet<String>, name: &str) -> anyhow::Result<ExitCode> {
+    let _alone = lock(dir, name)?;
     let here = Hand::new(dir, &nics);
     let source = here.look()?;
-    let before = read(dir, &name)?;
+    let mut before = read(dir, name)?;
+    if before
+        .as_ref()
+        .is_some_and(|before| is_stale(before, &args, &source))
+    {
+        keep(dir, None, name)?;
+        before = None;
+    }
     if let Some(before) = &before {
         let of: BTreeSet<String> = before.nics.keys().cloned().collect();
         ensure!(
@@ -135,39 +171,28 @@ pub async fn run(dir: &Path, args: Args) -> anyhow::Result<ExitCode> {
             before.target.node
         );
     }
-    let to = args
-        .to
-        .clone()
-        .or_else(|| before.as_ref().map(|before| before.host.clone()));
-    let Some(to) = to else {
-        bail!("no migration of {name} has begun: say where it is to go, by --to HOST");
-    };
-    let way = Way {
-        connect: args.connect.clone().unwrap_or_else(|| match &before {
-            Some(before) => before.connect.clone(),
-            None => format!("ssh {to}"),
-        }),
-        agent: args.agent.clone(),
-    };
-    let there = args
-        .to_dir
-        .clone()
-        .or_else(|| before.as_ref().map(|before| before.dir.clone()));
-    let there = there.unwrap_or_else(|| dir.to_owned());
     let (flight, connected) = if let Some(before) = before {
         ensure!(
-            before.host == to,
+            args.to.as_ref().is_none_or(|to| *to == before.host),
             "a migration of {name} to {} has begun: say the command without --to to go on with it, or with --cancel to call it off",
             before.host
         );
         let flight = again(before, &args)?;
-        keep(dir, Some(&flight), &name)?;
+        keep(dir, Some(&flight), name)?;
         (flight, None)
     } else {
         ensure!(
             !args.cancel && args.decision.is_none(),
             "no migration of {name} has begun"
         );
+        let Some(to) = args.to.clone() else {
+            bail!("no migration of {name} has begun: say where it is to go, by --to HOST");
+        };
+        let way = Way {
+            connect: args.connect.clone().unwrap_or_else(|| format!("ssh {to}")),
+            agent: args.agent.clone().unwrap_or_else(plan::agent),
+        };
+        let there = args.to_dir.clone().unwrap_or_else(|| dir.to_owned());
         let (far, target) = Far::connect(&way, &there, &nics)
             .await
             .with_context(|| format!("{to} does not answer, and nothing has begun"))?;
@@ -176,8 +201,13 @@ pub async fn run(dir: &Path, args: Args) -> anyhow::Result<ExitCode> {
             None => resolve(&to).await?,
         };
         let mut flight = begin::checked(dir, &args, &source, &target, address)?;
-        (flight.host, flight.connect, flight.dir) = (to, way.connect.clone(), there.clone());
+        (flight.host, flight.dir) = (to, there);
+        (flight.connect, flight.agent) = (way.connect, way.agent);
         (flight, Some((far, target)))
+    };
+    let way = Way {
+        connect: flight.connect.clone(),
+        agent: flight.agent.clone(),
     };
     let rules = Rules {
         deadlines: Deadlines {
@@ -191,9 +221,21 @@ pub async fn run(dir: &Path, args: Args) -> anyhow::Result<ExitCode> {
         rules,
         patience: Duration::from_secs(args.patience),
         here,
-        there: drive::There::new(way, &there, nics, connected),
+        there: drive::There::new(way, &flight, connected),
     };
     driver.run(flight).await
+}
+
+/// Whether it is over, nothing of it is left here, and another one is asked for: its target has never come back. The NICs are here.
+fn is_stale(before: &Flight, args: &Args, source: &Seen) -> bool {
+    let mut nics = before.nics.keys().map(|name| source.nics.get(name));
+    let is_done = |nic: Option<&SeenNic>| {
+        nic.is_some_and(|nic| {
+            let ordered = nic.order.as_ref();
+            nic.file.is_some() && ordered.is_none_or(|(order, _)| order.migration != before.uid)
+        })
+    };
+    args.to.is_some() && before.status.phase.is_final() && nics.all(is_done)
 }
 
 /// Only one drives a migration. The file stays: who removes it would let two in.
@@ -211,9 +253,12 @@ fn lock(dir: &Path, name: &str) -> anyhow::Result<Flock<File>> {
     })
 }
 
-/// The driver starts again.
+/// The driver starts again. How the target is reached may have changed, and is kept with it.
 fn again(mut flight: Flight, args: &Args) -> anyhow::Result<Flight> {
     flight.session += 1;
+    flight.connect = args.connect.clone().unwrap_or(flight.connect);
+    flight.agent = args.agent.clone().unwrap_or(flight.agent);
+    flight.dir = args.to_dir.clone().unwrap_or(flight.dir);
     if args.cancel {
         flight.cancelled = true;
     }

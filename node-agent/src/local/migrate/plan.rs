@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -40,6 +40,7 @@ use super::{
         order::{Be, Order, Says},
     },
     hand::{Command, Seen, SeenNic, asked},
+    reach::AWAY,
 };
 
 /// An end.
@@ -111,6 +112,14 @@ pub struct Flight {
     pub connect: String,
     /// The agent's directory there.
     pub dir: PathBuf,
+    /// The agent's program there.
+    #[serde(default = "agent")]
+    pub agent: String,
+}
+
+/// What the agent's program is called where nobody says otherwise.
+pub(super) fn agent() -> String {
+    "hybridnic-agent".to_owned()
 }
 
 /// What is known of both ends. Of the target, what was seen last; nothing before that.
@@ -120,10 +129,17 @@ pub struct Both<'a> {
     pub source: &'a Seen,
     /// The target.
     pub target: Option<&'a Seen>,
+    /// For how long each try to reach the target has failed; nothing while it is reached, or was not tried yet.
+    pub failing_for: Option<Duration>,
 }
 
 impl<'a> Both<'a> {
-    fn nic(&self, side: Side, name: &str) -> Option<&'a SeenNic> {
+    /// Whether the target cannot be reached, and not just now.
+    pub fn is_away(&self) -> bool {
+        self.failing_for.is_some_and(|failing| failing >= AWAY)
+    }
+
+    pub(super) fn nic(&self, side: Side, name: &str) -> Option<&'a SeenNic> {
         let seen = match side {
             Side::Source => Some(self.source),
             Side::Target => self.target,
@@ -150,7 +166,7 @@ impl Flight {
     }
 
     /// What stands for the pod of an end: both hosts may have a socket of the same path.
-    fn pod(&self, side: Side) -> ObjectRef {
+    pub(super) fn pod(&self, side: Side) -> ObjectRef {
         let end = self.end(side);
         let word = match side {
             Side::Source => "source",
@@ -166,6 +182,25 @@ impl Flight {
     /// How its object is called: as the first of its NICs.
     pub fn name(&self) -> String {
         self.nics.keys().next().cloned().unwrap_or_default()
+    }
+
+    /// The command that goes on with it on this host, where the agent's directory is `dir`.
+    pub fn command(&self, dir: &Path) -> String {
+        let here = dir.display().to_string();
+        let mut words = vec![format!("hybridnic-agent ctl --dir {here} migrate")];
+        words.extend(self.nics.keys().cloned());
+        let there = self.dir.display().to_string();
+        for (option, value, usual) in [
+            ("--agent", &self.agent, agent()),
+            ("--connect", &self.connect, format!("ssh {}", self.host)),
+            ("--to-dir", &there, here),
+        ] {
+            if *value != usual {
+                let quoted = value.replace('\'', "'\\''");
+                words.push(format!("{option} '{quoted}'"));
+            }
+        }
+        words.join(" ")
     }
 
     fn metadata(&self, name: &str, uid: &str) -> ObjectMeta {
@@ -250,7 +285,7 @@ impl Flight {
         })
     }
 
-    fn attachments(&self, both: Both<'_>, name: &str) -> Vec<Arc<NicAttachment>> {
+    pub(super) fn attachments(&self, both: Both<'_>, name: &str) -> Vec<Arc<NicAttachment>> {
         let sides = [Side::Source, Side::Target].into_iter();
         sides
             .filter_map(|side| self.attachment(both, side, name))
@@ -269,7 +304,9 @@ impl Flight {
     fn nic(&self, both: Both<'_>, name: &str, nic: &Nic) -> Option<VmHybridNic> {
         let mut metadata = self.metadata(name, &nic.uid);
         let begun = self.status.phase != MigrationPhase::Pending;
-        let leaves = both.source.nics.get(name)?.attached.as_ref()?.deleting;
+        // Of what nothing is said, it is not said that it leaves.
+        let attached = both.nic(Side::Source, name).and_then(|nic| nic.attached.as_ref());
+        let leaves = attached.is_some_and(|attached| attached.deleting);
         metadata.deletion_timestamp = (leaves && !begun).then_some(Time(self.created));
         // The NIC is the target's once its file is there.
         let arrived = matches!(
@@ -301,10 +338,11 @@ impl Flight {
     pub fn step(&self, both: Both<'_>, waits: Waits, rules: Rules, now: Timestamp, decide: String) -> Step {
         let migration = self.migration();
         let pods = self.pods();
-        let nics = self.nics.iter().filter_map(|(name, nic)| {
+        let ends = self.ends(both).map(|(_, ends)| ends);
+        let nics = self.nics.iter().map(|(name, nic)| {
             Some(NicInputs {
                 nic: Arc::new(self.nic(both, name, nic)?),
-                attachments: self.attachments(both, name),
+                attachments: self.looked_at(both, name, ends.as_ref(), waits.in_phase_for, rules),
                 target_refusal: match both.target {
                     None => Some(format!("{} does not answer", self.target.node)),
                     Some(_) => both
@@ -313,21 +351,33 @@ impl Flight {
                 },
             })
         });
-        step(&Inputs {
+        // Without one of its NICs it would seem that nothing is waited for.
+        let Some(nics) = nics.collect() else {
+            return Step {
+                status: self.status.clone(),
+                again: None,
+            };
+        };
+        let mut next = step(&Inputs {
             now,
             in_phase_for: waits.in_phase_for,
             silent_for: waits.silent_for,
             migration: &migration,
             blocked_by: None,
-            nics: nics.collect(),
+            nics,
             pods: &pods,
             away: BTreeSet::new(),
             of_nodes: BTreeSet::new(),
-            ends: self.ends(both).map(|(_, ends)| ends),
+            ends,
             deadlines: rules.deadlines,
             encryption: rules.encryption,
             decide,
-        })
+        });
+        // The source is not told to run the VM on before the target is sure not to.
+        if self.status.resuming_since.is_none() && !self.is_revoked(both) {
+            next.status.resuming_since = None;
+        }
+        next
     }
 
     /// What is still to be changed at both ends, now that the status says what it says.
@@ -361,6 +411,10 @@ impl Flight {
                 } else {
                     Side::Target
                 };
+                let step = spec.migration.as_ref().map(|order| order.step);
+                if !self.may_be_told(both, of, side, name, step) {
+                    continue;
+                }
                 changes.extend(self.order(both, side, name, spec).map(|command| (side, command)));
             }
             // The NIC goes on there, whatever becomes of this command.
@@ -385,7 +439,7 @@ impl Flight {
         self.say(name, nic, says)
     }
 
-    fn say(&self, name: &str, nic: &SeenNic, says: Says) -> Option<Command> {
+    pub(super) fn say(&self, name: &str, nic: &SeenNic, says: Says) -> Option<Command> {
         let there = nic.order.as_ref().map(|(order, _)| order);
         if there.is_some_and(|there| there.says == says && there.session == self.session) {
             return None;
@@ -402,62 +456,13 @@ impl Flight {
         })
     }
 
-    fn file(&self, name: &str, text: Option<String>) -> Command {
+    pub(super) fn file(&self, name: &str, text: Option<String>) -> Command {
         Command::File {
             nic: name.to_owned(),
             text,
             migration: self.uid.clone(),
             session: self.session,
         }
-    }
-
-    /// The migration is over: each NIC is as its file says, and goes where the VM is not.
-    fn endings(&self, both: Both<'_>, succeeded: bool) -> Vec<(Side, Command)> {
-        let mut changes = Vec::new();
-        for (side, stays) in [(Side::Source, !succeeded), (Side::Target, succeeded)] {
-            for name in self.nics.keys() {
-                let command = both.nic(side, name).and_then(|nic| self.ending(name, nic, stays));
-                changes.extend(command.map(|command| (side, command)));
-            }
-        }
-        changes
-    }
-
-    fn ending(&self, name: &str, nic: &SeenNic, stays: bool) -> Option<Command> {
-        let (order, _) = nic
-            .order
-            .as_ref()
-            .filter(|(order, _)| order.migration == self.uid)?;
-        if !stays && nic.file.is_some() {
-            return Some(self.file(name, None));
-        }
-        if order.says != Says::Over {
-            return self.say(name, nic, Says::Over);
-        }
-        let taken = if stays {
-            let wanted = nic.attached.as_ref().map(|attached| &attached.spec);
-            wanted.is_none_or(|wanted| wanted.migration.is_none())
-        } else {
-            !nic.said
-        };
-        taken.then(|| Command::Forget {
-            nic: name.to_owned(),
-            migration: self.uid.clone(),
-            session: self.session,
-        })
-    }
-
-    /// Whether nothing of the migration is left at an end; `None` where that is not known.
-    pub fn is_left(&self, both: Both<'_>, side: Side) -> Option<bool> {
-        let mut left = false;
-        for name in self.nics.keys() {
-            let nic = both.nic(side, name)?;
-            left |= nic
-                .order
-                .as_ref()
-                .is_some_and(|(order, _)| order.migration == self.uid);
-        }
-        Some(left)
     }
 }
 

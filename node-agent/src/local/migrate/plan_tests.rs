@@ -143,6 +143,8 @@ struct Scene {
     /// What it saw there last.
     seen: Option<Seen>,
     waits: Waits,
+    /// For how long the driver has tried in vain to reach the target.
+    failing_for: Option<Duration>,
 }
 
 impl Scene {
@@ -181,6 +183,7 @@ impl Scene {
             host: "h2".into(),
             connect: "ssh h2".into(),
             dir: "/etc/hybridnic".into(),
+            agent: "hybridnic-agent".into(),
         };
         let mut scene = Self {
             source,
@@ -190,6 +193,7 @@ impl Scene {
             reached: true,
             seen: None,
             waits: Waits::default(),
+            failing_for: None,
         };
         scene.agents().await;
         scene
@@ -224,6 +228,7 @@ impl Scene {
                 (Some(_), Vm::Source) => report(Cancelled),
             };
             let state = match want.spec.goal {
+                _ if self.source.ended => AttachmentState::Pending,
                 Goal::FastPath => AttachmentState::FastPath,
                 Goal::Detached => {
                     assert_ne!(self.vm, Vm::Source, "a VM that runs here loses its NIC");
@@ -277,7 +282,11 @@ impl Scene {
         let both = Both {
             source: &source,
             target: self.seen.as_ref(),
+            failing_for: self.failing_for,
         };
+        if !self.flight.may_go_on(both) {
+            return true;
+        }
         let rules = Rules {
             deadlines: Deadlines {
                 prepare: Duration::from_mins(1),
@@ -467,3 +476,6 @@ async fn the_ends_are_told_apart() {
     );
     assert_ne!(source.name, target.name);
 }
+
+#[path = "reach_tests.rs"]
+mod reach;

@@ -227,3 +227,128 @@ async fn what_is_no_far_end_is_refused() {
         Far::connect(&way, Path::new(dir), &names).await.unwrap_err();
     }
 }
+
+#[test]
+fn a_nic_that_is_not_as_its_file_says_does_not_leave() {
+    let target = host("h2", false);
+    let refused = |source: &Path, why: &str| {
+        let error = format!("{:#}", checked(&["eth0"], source, target.path()).unwrap_err());
+        assert!(error.contains(why), "{error}");
+    };
+    let source = host("h1", true);
+    let order = r#"{"migration":"m-7","session":1,"serial":1,"says":"over"}"#;
+    fs::write(source.path().join("eth0.order.json"), order).unwrap();
+    refused(source.path(), "the migration m-7 has eth0");
+    let source = host("h1", true);
+    let path = source.path().join("eth0.status.yaml");
+    let mut said: serde_json::Value = serde_saphyr::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    said["status"] = serde_json::json!({ "conditions": [{
+        "type": "Accepted", "status": "False", "reason": "FileUnknown", "message": "no YAML",
+        "lastTransitionTime": "1970-01-01T00:00:00Z",
+    }] });
+    fs::write(&path, serde_saphyr::to_string(&said).unwrap()).unwrap();
+    refused(source.path(), "FileUnknown: no YAML");
+}
+
+/// A migration that has begun, and is driven no more.
+fn left_behind(source: &Path, phase: hybridnic_api::v1alpha1::MigrationPhase, connect: &str) -> Flight {
+    let target = host("h2", false);
+    let mut flight = checked(&["eth0"], source, target.path()).unwrap();
+    flight.status.phase = phase;
+    (flight.host, flight.dir) = ("h2".into(), "/etc/hybridnic".into());
+    (flight.connect, flight.agent) = (connect.to_owned(), plan::agent());
+    keep(source, Some(&flight), "eth0").unwrap();
+    flight
+}
+
+fn is_late(code: ExitCode) -> bool {
+    format!("{code:?}") == format!("{:?}", ExitCode::from(LATE))
+}
+
+#[tokio::test]
+async fn another_host_in_the_targets_place_is_told_nothing() {
+    use hybridnic_api::v1alpha1::MigrationPhase;
+    let (source, home) = (host("h1", true), tempfile::tempdir().unwrap());
+    let script = "echo '{\"seen\":{\"protocol\":1,\"node\":\"h3\",\"networks\":[],\"nics\":{}}}'
+        cat > \"$0.told\"";
+    let way = far(home.path(), script);
+    left_behind(source.path(), MigrationPhase::Pending, &way.connect);
+    let code = run(source.path(), args(&["eth0"])).await.unwrap();
+    assert!(is_late(code));
+    assert_eq!(
+        fs::read_to_string(home.path().join("connect.told")).unwrap_or_default(),
+        ""
+    );
+    assert!(kept(source.path(), "eth0").exists());
+}
+
+#[tokio::test]
+async fn an_error_after_the_begin_does_not_say_where_the_vm_is() {
+    let source = host("h1", true);
+    fs::write(kept(source.path(), "eth0"), "{").unwrap();
+    assert!(is_late(run(source.path(), args(&["eth0"])).await.unwrap()));
+    let source = host("h1", true);
+    left_behind(
+        source.path(),
+        hybridnic_api::v1alpha1::MigrationPhase::Transferring,
+        "false",
+    );
+    fs::remove_file(source.path().join("node.status.yaml")).unwrap();
+    assert!(is_late(run(source.path(), args(&["eth0"])).await.unwrap()));
+}
+
+#[tokio::test]
+async fn one_that_is_over_does_not_stand_in_the_way_of_the_next() {
+    use hybridnic_api::v1alpha1::MigrationPhase::{Failed, Transferring};
+    let source = host("h1", true);
+    let next = ["eth0", "--to", "h9", "--connect", "false"];
+    left_behind(source.path(), Transferring, "false");
+    assert!(
+        is_late(run(source.path(), args(&next)).await.unwrap()),
+        "it goes to h2"
+    );
+    // Something of it is left here.
+    let flight = left_behind(source.path(), Failed, "false");
+    let order = format!(
+        r#"{{"migration":"{}","session":1,"serial":1,"says":"over"}}"#,
+        flight.uid
+    );
+    fs::write(source.path().join("eth0.order.json"), order).unwrap();
+    assert!(is_late(run(source.path(), args(&next)).await.unwrap()));
+    fs::remove_file(source.path().join("eth0.order.json")).unwrap();
+    let error = format!("{:#}", run(source.path(), args(&next)).await.unwrap_err());
+    assert!(
+        error.starts_with("h9 does not answer, and nothing has begun"),
+        "{error}"
+    );
+    assert!(!kept(source.path(), "eth0").exists());
+}
+
+#[test]
+fn how_the_target_is_reached_is_kept() {
+    let source = host("h1", true);
+    let flight = left_behind(
+        source.path(),
+        hybridnic_api::v1alpha1::MigrationPhase::Transferring,
+        "ssh h2",
+    );
+    let dir = Path::new("/etc/hybridnic");
+    let plain = "hybridnic-agent ctl --dir /etc/hybridnic migrate eth0";
+    assert_eq!(flight.command(dir), plain);
+    let line = [
+        "eth0",
+        "--agent",
+        "/opt/agent",
+        "--connect",
+        "ssh -i k h2",
+        "--to-dir",
+        "/srv/h",
+    ];
+    let flight = again(flight, &args(&line)).unwrap();
+    keep(source.path(), Some(&flight), "eth0").unwrap();
+    let flight = again(read(source.path(), "eth0").unwrap().unwrap(), &args(&["eth0"])).unwrap();
+    assert_eq!(
+        flight.command(dir),
+        format!("{plain} --agent '/opt/agent' --connect 'ssh -i k h2' --to-dir '/srv/h'")
+    );
+}
