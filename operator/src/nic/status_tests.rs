@@ -542,13 +542,11 @@ fn a_nic_without_a_standby_tells_that_it_is_cut_off_and_that_it_is_back() {
     let mut scene = Scene::new();
     scene.nic.spec.standby = StandbyKind::None;
     let mut fast = at(AttachmentState::FastPath);
-    let active = NewCondition::yes(types::FAST_PATH, reasons::VF_ACTIVE, "");
-    conditions::set(
-        &mut fast.status.as_mut().unwrap().conditions,
-        None,
-        Timestamp::UNIX_EPOCH,
-        active,
-    );
+    for type_ in [types::READY, types::FAST_PATH] {
+        let active = NewCondition::yes(type_, reasons::VF_ACTIVE, "");
+        let conditions = &mut fast.status.as_mut().unwrap().conditions;
+        conditions::set(conditions, None, Timestamp::UNIX_EPOCH, active);
+    }
     let fast = Arc::new(fast);
     scene.attachments = vec![Arc::clone(&fast)];
     scene.moving = Some(moved(Stage::Leaving, 5));

@@ -196,6 +196,7 @@ fn a_nic_that_is_this_hosts_own_gets_no_order_of_a_target() {
             uid: "m-1".into(),
         };
         said.migration = Some(MigrationOrder {
+            file: None,
             migration,
             nics: vec!["eth0".into()],
             step,
