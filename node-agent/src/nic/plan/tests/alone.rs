@@ -184,18 +184,63 @@ fn a_drain_takes_no_vm_its_network() {
     let seen = with(HAS, READY);
     waits(drained, seen, moved(), FastPath, reasons::PF_DRAINED);
     does(drained, other(seen), moved(), Step::UnplugVf);
-    does(drained, with(EMPTY, READY), moved(), Step::Park);
-    does(drained, with(EMPTY, PARKED), moved(), Step::RestoreVf);
-    // One that carries nothing costs nothing.
-    does(drained, with(IDLE, READY), Learnt::default(), Step::UnplugVf);
-    let dead = VfThere { link: false, ..READY };
-    does(drained, with(HAS, dead), moved(), Step::UnplugVf);
+    does(drained, other(with(EMPTY, READY)), moved(), Step::Park);
+    does(drained, other(with(EMPTY, PARKED)), moved(), Step::RestoreVf);
     let moves = Ask {
         ordered: true,
         ..drained
     };
     done(moves, seen, moved(), FastPath);
-    waits(moves, with(EMPTY, PARKED), moved(), Out, reasons::PF_DRAINED);
+    let keeps = taught(|l| l.keeps_vf = true);
+    does(drained, other(seen), keeps, Step::AwaitGuest);
+}
+
+#[test]
+fn a_drained_vf_goes_back_into_the_guest_whose_only_one_it_is() {
+    let no = Learnt::default();
+    let drained = Ask { drained: true, ..ON };
+    let moves = Ask {
+        ordered: true,
+        ..drained
+    };
+    // A migration has failed; or the guest was restarted while its VF was out.
+    for ask in [drained, moves] {
+        does(ask, with(EMPTY, PARKED), no, Step::ConfigureVf);
+        does(ask, with(EMPTY, READY), no, Step::PlugVf);
+    }
+    // The guest restarts, and its driver has not started yet.
+    does(drained, with(IDLE, READY), no, Step::AwaitGuest);
+    // The link blinks.
+    let blinks = VfThere { link: false, ..READY };
+    waits(drained, with(HAS, blinks), moved(), FastPath, reasons::PF_DRAINED);
+    // Between the migration's order and what comes after it.
+    let after = Ask { drained: true, ..OFF };
+    done(after, with(EMPTY, PARKED), no, Out);
+}
+
+#[test]
+fn a_drain_has_a_vf_that_is_of_no_use() {
+    let drained = Ask { drained: true, ..ON };
+    let gone = Seen {
+        vf: Some(VfSeen::Gone),
+        ..with(HAS, READY)
+    };
+    does(drained, gone, moved(), Step::UnplugVf);
+    let dark = VfThere {
+        link: false,
+        dark: true,
+        ..READY
+    };
+    let parked = VfThere {
+        mac: VfMac::Parking,
+        ..dark
+    };
+    does(drained, with(HAS, dark), moved(), Step::UnplugVf);
+    does(drained, with(EMPTY, dark), moved(), Step::Park);
+    does(drained, with(EMPTY, parked), moved(), Step::RestoreVf);
+    let ignores = taught(|l| l.ignores_vf = Some(Sends::ByNeither));
+    does(drained, with(IDLE, READY), ignores, Step::UnplugVf);
+    does(drained, with(EMPTY, PARKED), ignores, Step::RestoreVf);
 }
 
 #[test]
