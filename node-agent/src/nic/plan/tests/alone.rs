@@ -1,7 +1,7 @@
 //! A NIC without a standby: its VF is all that it has.
 
 use super::*;
-use crate::machine::Duties;
+use crate::machine::{Duties, socket::Offence};
 use hybridnic_api::v1alpha1::AttachmentState::Aside as Out;
 
 const fn alone(goal: Goal) -> Ask {
@@ -312,6 +312,33 @@ fn what_leaves_ends_a_qemu_that_has_nothing_of_it() {
     for run in [Run::Starting, Run::HandingOver] {
         waits(AWAY, with(at(run), PARKED), no, Out, reasons::MIGRATING);
     }
+    // That it has nothing here is not said before it is known what becomes of the VM.
+    let nothing = |qemu| Seen {
+        recorded: false,
+        qemu,
+        ..without(EMPTY)
+    };
+    let moves = Ask {
+        ordered: true,
+        ..AWAY
+    };
+    let silent = [
+        (QemuSeen::Unreachable, reasons::QMP_UNAVAILABLE),
+        (QemuSeen::Flooding, reasons::QMP_FLOOD),
+        (QemuSeen::Untrusted(Offence::Foreign), reasons::QMP_UNTRUSTED),
+    ];
+    for (qemu, reason) in silent {
+        waits(moves, nothing(qemu), no, Out, reason);
+        done(AWAY, nothing(qemu), no, Detached);
+    }
+    waits(
+        AWAY,
+        nothing(QemuSeen::Up(at(Run::HandingOver))),
+        no,
+        Out,
+        reasons::MIGRATING,
+    );
+    done(moves, nothing(QemuSeen::Gone), no, Detached);
     let expected = Ask {
         expected: true,
         ..AWAY
