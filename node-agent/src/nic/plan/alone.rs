@@ -69,8 +69,8 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
 fn unknown(ask: &Ask, guest: Guest) -> Decision {
     let state = if guest.uses_vf {
         AttachmentState::FastPath
-    } else if ask.goal == Goal::Standby && (guest.vf || ask.ordered) {
-        // A VF that may have the MAC must not be left behind by its VM.
+    } else if guest.vf || ask.goal == Goal::Standby && ask.ordered {
+        // It is not out; or it may have the MAC, and must not be left behind by its VM.
         AttachmentState::Pending
     } else {
         AttachmentState::Aside
@@ -109,7 +109,7 @@ fn aside(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
 
 /// The VF is in the guest, and should be.
 fn plugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
-    use AttachmentState::{Aside, FastPath};
+    use AttachmentState::{FastPath, Pending};
     let vf = seen.there();
     let may_leave = !learnt.keeps_vf;
     if yields(ask, seen, guest, learnt) && may_leave {
@@ -124,12 +124,12 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
         return if may_leave {
             Decision::Do(Step::UnplugVf)
         } else {
-            wait(Aside, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+            wait(Pending, reasons::GUEST_KEEPS_VF, KEEPS_VF)
         };
     }
     if !guest.uses_vf && learnt.ignores_vf.is_some() {
         // It stays: out of the guest it would be of no more use.
-        return wait(Aside, reasons::GUEST_IGNORES_VF, IGNORES_VF);
+        return wait(Pending, reasons::GUEST_IGNORES_VF, IGNORES_VF);
     }
     if !guest.uses_vf || !learnt.moved {
         return Decision::Do(Step::AwaitGuest);

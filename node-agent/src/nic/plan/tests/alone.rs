@@ -264,7 +264,15 @@ fn a_lost_link_is_left_for_another_vf_only() {
 #[test]
 fn a_vf_that_the_guest_does_not_use_stays_in_it() {
     let ignores = taught(|l| l.ignores_vf = Some(Sends::ByNeither));
-    waits(ON, with(IDLE, READY), ignores, Out, reasons::GUEST_IGNORES_VF);
+    // It is not out, whatever it carries.
+    waits(ON, with(IDLE, READY), ignores, Pending, reasons::GUEST_IGNORES_VF);
+    let keeps = taught(|l| l.keeps_vf = true);
+    waits(ON, with(IDLE, PARKED), keeps, Pending, reasons::GUEST_KEEPS_VF);
+    let unread = Seen {
+        vf: Some(VfSeen::Unknown { other_pf: false }),
+        ..with(IDLE, READY)
+    };
+    waits(ON, unread, Learnt::default(), Pending, reasons::VF_UNKNOWN);
     // Its driver has come.
     does(ON, with(HAS, READY), ignores, Step::AwaitGuest);
     // What it has met under another MAC is of no use to it.
