@@ -411,9 +411,14 @@ impl Qemu {
     }
 }
 
-/// Whether a guest's driver has switched the VF's interrupts on: there is no event for it.
+/// Whether a guest's driver has switched the VF's interrupts on, as far as is known: there is no event for it. Interrupts that cannot be
+/// read are no driver that has switched them off.
 pub fn uses(vf: &VfRecord) -> bool {
-    interrupts_of(vf).is_some()
+    may_use(&interrupts::read(vf.address))
+}
+
+fn may_use(read: &io::Result<interrupts::VfioInterrupts>) -> bool {
+    read.as_ref().map_or(true, |interrupts| interrupts.vectors > 0)
 }
 
 /// How many interrupts the guest's driver of the VF has had; `None` while it has none switched on. With posted

@@ -78,3 +78,16 @@ async fn a_vf_is_gone_on_proof_only() {
     fs::remove_dir_all(&devices).unwrap();
     assert_eq!(look(&held).await.0, unknown);
 }
+
+#[test]
+fn interrupts_that_cannot_be_read_are_no_driver_that_has_stopped() {
+    let vectors = |vectors| {
+        Ok(interrupts::VfioInterrupts {
+            vectors,
+            ..interrupts::VfioInterrupts::default()
+        })
+    };
+    assert!(may_use(&vectors(3)));
+    assert!(!may_use(&vectors(0)));
+    assert!(may_use(&Err(io::Error::from(io::ErrorKind::PermissionDenied))));
+}

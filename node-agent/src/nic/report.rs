@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::{
     plan::{self, Decision},
-    seen::{QemuSeen, Run, Seen, VfSeen},
+    seen::{QemuSeen, Run, Seen, VfMac, VfSeen},
 };
 use crate::{error::StepError, journal::Record, machine::Filtered};
 
@@ -81,6 +81,23 @@ pub fn build(inputs: Inputs<'_>, old: Option<&NicAttachmentStatus>, now: Timesta
     }
 }
 
+/// Nothing could be seen: what was true before is the best guess. But under another spec nobody is told that a VF is out before that was
+/// looked at: the spec before may have had it put in since.
+pub fn as_before(status: &mut NicAttachmentStatus, old: NicAttachmentStatus) {
+    let is_guess =
+        old.state == AttachmentState::Aside && old.observed_generation != status.observed_generation;
+    status.state = if is_guess {
+        AttachmentState::Pending
+    } else {
+        old.state
+    };
+    status.path = old.path;
+    status.migration = status.migration.take().or(old.migration);
+    if status.guest == GuestDevices::default() {
+        status.guest = old.guest;
+    }
+}
+
 /// Says why nothing is done for the NIC, and leaves all else of its status as it was: the devices are where they were.
 pub fn held_back(status: &mut NicAttachmentStatus, generation: Option<i64>, why: &str, now: Timestamp) {
     let condition = NewCondition::no(types::READY, reasons::JOURNAL_FAILED, why);
@@ -104,6 +121,11 @@ pub fn path(inputs: &Inputs<'_>) -> Path {
 
 fn state_of(path: Path, inputs: &Inputs<'_>) -> AttachmentState {
     let is_alone = inputs.record.spec.standby == StandbyKind::None;
+    let has_nic_mac = match inputs.seen.and_then(|seen| seen.vf) {
+        Some(VfSeen::There(vf)) => vf.mac == VfMac::Nic,
+        Some(VfSeen::Unknown { .. }) => true,
+        Some(VfSeen::Gone) | None => false,
+    };
     match (path, inputs.seen) {
         (Path::FastPath, _) => AttachmentState::FastPath,
         (Path::Standby, _) => AttachmentState::Standby,
@@ -120,7 +142,7 @@ fn state_of(path: Path, inputs: &Inputs<'_>) -> AttachmentState {
                 qemu: QemuSeen::Up(guest),
                 ..
             }),
-        ) if is_alone && guest.run == Run::Here => AttachmentState::Aside,
+        ) if is_alone && guest.run == Run::Here && !guest.vf && !has_nic_mac => AttachmentState::Aside,
         (Path::None, _) => AttachmentState::Pending,
     }
 }

@@ -29,6 +29,17 @@ const FAST: Guest = Guest {
     ..GUEST
 };
 
+const VF: VfThere = VfThere {
+    on_vfio: true,
+    mac: VfMac::Nic,
+    settings_ok: true,
+    link: true,
+    dark: false,
+    other_pf: false,
+    held: false,
+    port: Port::NoProfile,
+};
+
 fn seen(guest: Guest, up: bool) -> Seen {
     Seen {
         recorded: true,
@@ -191,6 +202,49 @@ fn a_nic_without_a_standby_says_that_it_carries_nothing() {
     // Between two steps, too.
     let steps = said(Option::None, Decision::Do(Step::Park));
     assert_eq!((steps.state, steps.path), (AttachmentState::Aside, Path::None));
+}
+
+#[test]
+fn a_vf_is_out_when_it_is_seen_to_be_and_not_before() {
+    let empty = Guest {
+        standby: false,
+        failover: Option::None,
+        ..GUEST
+    };
+    let mut record = held(Goal::Standby);
+    record.spec.standby = StandbyKind::None;
+    let said = |vf: bool, there: Option<VfSeen>| {
+        let seen = Seen {
+            vf: there,
+            ..seen(Guest { vf, ..empty }, false)
+        };
+        let decision = Decision::Do(Step::Park);
+        build(inputs(&record, &seen, Some(&decision)), Option::None, at(1)).state
+    };
+    let with = |mac| Some(VfSeen::There(VfThere { mac, ..VF }));
+    assert_eq!(said(false, with(VfMac::Parking)), AttachmentState::Aside);
+    assert_eq!(said(false, Some(VfSeen::Gone)), AttachmentState::Aside);
+    for (vf, there) in [
+        (true, with(VfMac::Parking)),
+        (true, Some(VfSeen::Gone)),
+        (false, with(VfMac::Nic)),
+        (false, Some(VfSeen::Unknown { other_pf: false })),
+    ] {
+        assert_eq!(said(vf, there), AttachmentState::Pending, "{vf} {there:?}");
+    }
+    let at_generation = |generation, state| NicAttachmentStatus {
+        observed_generation: Some(generation),
+        state,
+        ..NicAttachmentStatus::default()
+    };
+    let guessed = |generation, state| {
+        let mut status = at_generation(3, AttachmentState::Pending);
+        as_before(&mut status, at_generation(generation, state));
+        status.state
+    };
+    assert_eq!(guessed(3, AttachmentState::Aside), AttachmentState::Aside);
+    assert_eq!(guessed(2, AttachmentState::Aside), AttachmentState::Pending);
+    assert_eq!(guessed(2, AttachmentState::Standby), AttachmentState::Standby);
 }
 
 #[test]
@@ -419,20 +473,10 @@ fn a_condition_keeps_the_time_since_when_it_holds() {
 #[test]
 fn a_vf_without_link_or_of_which_nothing_is_known_carries_nothing_that_could_be_told() {
     let record = held(Goal::FastPath);
-    let vf = VfThere {
-        on_vfio: true,
-        mac: VfMac::Nic,
-        settings_ok: true,
-        link: true,
-        dark: false,
-        other_pf: false,
-        held: false,
-        port: Port::NoProfile,
-    };
-    let dark = VfSeen::There(VfThere { link: false, ..vf });
+    let dark = VfSeen::There(VfThere { link: false, ..VF });
     let unknown = VfSeen::Unknown { other_pf: false };
     for (vf, expected) in [
-        (VfSeen::There(vf), ("True", reasons::VF_ACTIVE)),
+        (VfSeen::There(VF), ("True", reasons::VF_ACTIVE)),
         (dark, ("False", reasons::PF_LINK_DOWN)),
         (unknown, ("Unknown", reasons::VF_UNKNOWN)),
     ] {

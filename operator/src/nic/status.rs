@@ -164,8 +164,11 @@ fn fast_path(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>, ready: &Ne
     let on_vf = attachment
         .and_then(|a| a.status.as_ref())
         .is_some_and(|status| status.path == Path::FastPath);
+    // What is attached counts, whatever the NIC's object says by now.
+    let standby = attachment.map_or(inputs.nic.spec.standby, |a| a.spec.standby);
+    let is_alone = standby == StandbyKind::None;
     match inputs.moving {
-        Some(of) if !on_vf && inputs.nic.spec.standby == StandbyKind::None => {
+        Some(of) if !on_vf && is_alone => {
             let message = format!(
                 "the NIC has no standby, and its VF is out of the guest: the VM has no network by this NIC until its VF is back; the \
                  migration {} is under way",

@@ -540,8 +540,12 @@ fn a_nic_whose_vm_may_be_in_another_pod_says_what_to_do() {
 #[test]
 fn a_nic_without_a_standby_tells_that_it_is_cut_off_and_that_it_is_back() {
     let mut scene = Scene::new();
-    scene.nic.spec.standby = StandbyKind::None;
-    let mut fast = at(AttachmentState::FastPath);
+    let alone = |state| {
+        let mut attachment = at(state);
+        attachment.spec.standby = StandbyKind::None;
+        attachment
+    };
+    let mut fast = alone(AttachmentState::FastPath);
     for type_ in [types::READY, types::FAST_PATH] {
         let active = NewCondition::yes(type_, reasons::VF_ACTIVE, "");
         let conditions = &mut fast.status.as_mut().unwrap().conditions;
@@ -552,7 +556,7 @@ fn a_nic_without_a_standby_tells_that_it_is_cut_off_and_that_it_is_back() {
     scene.moving = Some(moved(Stage::Leaving, 5));
     let on_vf = scene.status();
     assert_eq!(scene.reasons().1[2], reasons::VF_ACTIVE);
-    let mut out = at(AttachmentState::Aside);
+    let mut out = alone(AttachmentState::Aside);
     say(&mut out, reasons::STEPPED_ASIDE, "its VF is out");
     scene.attachments = vec![Arc::new(out)];
     scene.nic.status = Some(on_vf.clone());
@@ -573,7 +577,7 @@ fn a_nic_without_a_standby_tells_that_it_is_cut_off_and_that_it_is_back() {
     let back = scene.status();
     assert_eq!(told(&cut, &back), [(false, reasons::VF_ACTIVE.to_owned())]);
     // Outside of migrations it is a phase of its own.
-    let mut without = at(AttachmentState::Aside);
+    let mut without = alone(AttachmentState::Aside);
     say(&mut without, reasons::NO_FREE_VF, "there is none");
     (scene.moving, scene.attachments) = (None, vec![Arc::new(without)]);
     assert_eq!(

@@ -14,7 +14,7 @@ async fn frames_pass(dev: &DevNodes) {
     netlink.set_up(macvtap.index, true).await.unwrap();
 
     let sender: MacAddr = "52:54:00:00:00:99".parse().unwrap();
-    send_rarp(peer.index, sender).unwrap();
+    send_rarp(peer.index, sender, None).unwrap();
     let mut buffer = [0; 2048];
     let frame = loop {
         let mut ready = tap.readable_mut().await.unwrap();
@@ -289,7 +289,7 @@ fn a_link_that_is_down_sends_nothing() {
         add_veth("v0", "v1").await;
         let link = netlink.link("v0").await.unwrap().unwrap();
         assert_eq!(
-            send_rarp(link.index, MAC).unwrap_err().kind(),
+            send_rarp(link.index, MAC, None).unwrap_err().kind(),
             ErrorKind::NetworkDown
         );
     });

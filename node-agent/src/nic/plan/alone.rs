@@ -10,7 +10,7 @@ use hybridnic_api::{
 use super::{
     Ask, Decision, KEEPS_VF, Learnt, Step, TRIES, UNKNOWN,
     attach::{self, KEEPS_MAC, NO_UPLINK, OCCUPIED, VF_FAILED, WAITS_FOR_VF, dark, prepare},
-    fast_path::{DRAINED, NO_LINK, PORT_LOST, unfit},
+    fast_path::{NO_LINK, PORT_LOST, unfit},
     give_back, has_nic_mac, port, wait,
 };
 use crate::nic::seen::{Guest, Run, Seen, VfMac, VfSeen};
@@ -69,8 +69,8 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
 fn unknown(ask: &Ask, guest: Guest) -> Decision {
     let state = if guest.uses_vf {
         AttachmentState::FastPath
-    } else if ask.goal == Goal::Standby && (guest.vf || ask.ordered) {
-        // A VF that may have the MAC must not be left behind by its VM.
+    } else if guest.vf || ask.goal == Goal::Standby && ask.ordered {
+        // It is not out; or it may have the MAC, and must not be left behind by its VM.
         AttachmentState::Pending
     } else {
         AttachmentState::Aside
@@ -88,7 +88,8 @@ fn aside(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
         };
     }
     let step = park(seen, learnt)
-        .or_else(|| give_back(ask, seen))
+        // One that is only drained may have to go back into the guest.
+        .or_else(|| give_back(ask, seen).filter(|_| ask.aside.is_some()))
         .or_else(|| prepare(ask, seen, learnt))
         .or_else(|| port::leave(seen, learnt).filter(|_| !ask.ordered));
     if let Some(step) = step {
@@ -108,15 +109,11 @@ fn aside(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
 
 /// The VF is in the guest, and should be.
 fn plugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
-    use AttachmentState::{Aside, FastPath};
+    use AttachmentState::{FastPath, Pending};
     let vf = seen.there();
     let may_leave = !learnt.keeps_vf;
-    if ask.leaves_vf() && may_leave {
-        let works = guest.uses_vf && vf.is_some_and(|vf| vf.link);
-        // An administrator may clear a card for another, and takes no VM its network.
-        if !works || seen.other_vf {
-            return Decision::Do(Step::UnplugVf);
-        }
+    if yields(ask, seen, guest, learnt) && may_leave {
+        return Decision::Do(Step::UnplugVf);
     }
     let lost = vf.filter(|vf| !vf.link);
     if lost.is_some_and(dark) && seen.other_vf && may_leave {
@@ -127,12 +124,12 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
         return if may_leave {
             Decision::Do(Step::UnplugVf)
         } else {
-            wait(Aside, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+            wait(Pending, reasons::GUEST_KEEPS_VF, KEEPS_VF)
         };
     }
     if !guest.uses_vf && learnt.ignores_vf.is_some() {
         // It stays: out of the guest it would be of no more use.
-        return wait(Aside, reasons::GUEST_IGNORES_VF, IGNORES_VF);
+        return wait(Pending, reasons::GUEST_IGNORES_VF, IGNORES_VF);
     }
     if !guest.uses_vf || !learnt.moved {
         return Decision::Do(Step::AwaitGuest);
@@ -173,9 +170,9 @@ fn unplugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision 
         };
         return wait(Aside, reason, message);
     };
-    if ask.drained {
-        let step = park(seen, learnt).or_else(|| give_back(ask, seen));
-        return step.map_or_else(|| wait(Aside, reasons::PF_DRAINED, DRAINED), Decision::Do);
+    // Otherwise it goes back into the guest: it may be out by a migration that has failed, and is all that there is.
+    if yields(ask, seen, guest, learnt) {
+        return Decision::Do(park(seen, learnt).unwrap_or(Step::RestoreVf));
     }
     if let Some(step) = prepare(ask, seen, learnt) {
         return Decision::Do(step);
@@ -193,6 +190,15 @@ fn unplugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision 
         return Decision::Do(Step::ConfigureVf);
     }
     Decision::Do(port::take(seen).unwrap_or(Step::PlugVf))
+}
+
+/// Whether a drain has the VF. An administrator may clear a card for another, and takes no VM its network: another VF takes its place, or
+/// it is seen to be of no use. A guest that does not use it at the moment, or a link that is down for one, shows no such thing.
+fn yields(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> bool {
+    let is_useless = seen.vf == Some(VfSeen::Gone)
+        || seen.there().is_some_and(dark)
+        || !guest.uses_vf && learnt.ignores_vf.is_some();
+    ask.leaves_vf() && (seen.other_vf || is_useless)
 }
 
 /// The VF gives the MAC up, if its driver takes another.

@@ -10,21 +10,23 @@ use crate::{
 
 /// The next step out.
 pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
-    let held = if seen.recorded {
+    // A NIC without a standby whose VF is out has no record, and its VM may be all that it has to see to.
+    let minds = seen.recorded || ask.is_alone() && ask.ordered;
+    let held = if minds || matches!(seen.qemu, QemuSeen::Up(guest) if concerns(ask, guest)) {
         ask.off_vf()
     } else {
         AttachmentState::Detached
     };
     match seen.qemu {
-        QemuSeen::Unreachable if seen.recorded => {
+        QemuSeen::Unreachable if minds => {
             return wait(
                 held,
                 reasons::QMP_UNAVAILABLE,
                 "the VM's QEMU does not answer; nothing is taken from it",
             );
         }
-        QemuSeen::Flooding if seen.recorded => return wait(held, reasons::QMP_FLOOD, FLOOD),
-        QemuSeen::Untrusted(offence) if seen.recorded => {
+        QemuSeen::Flooding if minds => return wait(held, reasons::QMP_FLOOD, FLOOD),
+        QemuSeen::Untrusted(offence) if minds => {
             let message = format!("{offence}; nothing is taken from a QEMU that may live");
             return wait(held, reasons::QMP_UNTRUSTED, message);
         }

@@ -233,7 +233,7 @@ pub(super) const PORT_LOST: &str =
 const NO_ACPI: &str =
     "the VM has no ACPI, and its guest would crash when the VF is plugged: start the VM with ACPI";
 
-pub(super) const DRAINED: &str = "the VF is drained, and goes back when the migration is over";
+const DRAINED: &str = "the VF is drained, and goes back when the migration is over";
 
 pub(super) const NO_LINK: &str = "the VF's PF has no link";
 

@@ -18,13 +18,17 @@ pub(super) async fn await_guest(cx: &mut Context, vf: &VfRecord) -> Result<(), G
     let deadline = Instant::now() + cx.host.options.plug_deadline;
     let mut pulse = cx.vm.pulse();
     loop {
-        if observe::uses(vf) {
+        if observe::interrupts_of(vf).is_some() {
             (cx.learnt.moved, cx.learnt.ignores_vf) = (true, None);
             // The MAC was on another port of the switch, or on none.
             announce::on_pf(cx).await?;
             return Ok(());
         }
         if Instant::now() >= deadline {
+            if observe::uses(vf) {
+                // They cannot be read: nothing is learnt of the guest.
+                return Ok(());
+            }
             warn!(vf = %vf.address, pf = vf.pf_name, "the guest does not use the VF");
             cx.learnt.ignores_vf = Some(Sends::ByNeither);
             return Ok(());

@@ -155,6 +155,11 @@ pub(super) async fn plug_vf(cx: &mut Context, machine: &Machine) -> Result<bool,
         turn = vm.plugging.lock() => turn,
         Ok(()) = cx.interrupt.changed() => return Ok(false),
     };
+    if cx.record.spec.standby == StandbyKind::None {
+        // That the VM has no free port is no fault of the VF.
+        let _choosing = vm.choosing_ports.lock().await;
+        settle_ports(cx, machine).await?;
+    }
     let plugged = try_plug_vf(cx, machine).await;
     plugged.map_err(|error| cx.vf_failed(error))?;
     cx.learnt.vf_failures = 0;
@@ -162,11 +167,6 @@ pub(super) async fn plug_vf(cx: &mut Context, machine: &Machine) -> Result<bool,
 }
 
 async fn try_plug_vf(cx: &mut Context, machine: &Machine) -> Result<(), GuestError> {
-    if cx.record.spec.standby == StandbyKind::None {
-        let vm = std::sync::Arc::clone(&cx.vm);
-        let _choosing = vm.choosing_ports.lock().await;
-        settle_ports(cx, machine).await?;
-    }
     let port = vf_port(&cx.record).ok_or(GuestError::NoPorts)?;
     let vf = vf::held(cx)?.clone();
     if let Some(why) = cx.lacks_group().or_else(|| other_group(cx, &vf)) {

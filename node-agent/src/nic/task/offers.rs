@@ -188,6 +188,7 @@ impl NicTask {
     pub(super) async fn look_elsewhere(&mut self, seen: &Seen, time: Instant) -> Offer {
         let mut offer = Offer::default();
         let standby_link = seen.standby_link == Some(true);
+        let plugged = matches!(seen.qemu, QemuSeen::Up(guest) if guest.vf);
         let (Some(seen), Some(pf)) = (seen.there(), self.cx.record.vf.as_ref().map(|vf| vf.pf)) else {
             return offer;
         };
@@ -207,15 +208,18 @@ impl NicTask {
         let Ok(inventory) = self.cx.host.inventory().await else {
             return offer;
         };
-        let wish = Wish {
+        let pools = &self.cx.host.pools;
+        let mut wish = Wish {
             network: &self.cx.record.spec.network,
             pick: self.cx.pick_elsewhere(),
             standby_pf: None,
         };
-        let pools = &self.cx.host.pools;
         offer.other_vf = leaves
             && if self.ask().is_alone() {
-                pools.offers_sole(&inventory, &self.cx.claimant, &wish, dark)
+                // It leaves all that it has for what it would take then, and for nothing else.
+                wish.pick = self.cx.pick(&inventory);
+                let kept = seen.held && !plugged;
+                self.may_exchange(kept) && pools.offers_sole(&inventory, &self.cx.claimant, &wish, dark)
             } else {
                 pools.offers_better(&inventory, &self.cx.claimant, &wish, dark)
             };
@@ -225,6 +229,13 @@ impl NicTask {
         offer.home_vf =
             home.is_some_and(|home| pools.offers_home(&inventory, &self.cx.claimant, wish.network, home));
         offer
+    }
+
+    /// Whether a NIC without a standby would leave its VF for another: it keeps none from others that it does not take. `kept`: somebody has
+    /// a descriptor of the VF, which is not in the guest. Such a one is left only where it is drained.
+    fn may_exchange(&self, kept: bool) -> bool {
+        let ask = self.ask();
+        ask.goal == Goal::FastPath && !self.cx.learnt.keeps_vf && (!kept || ask.leaves_vf())
     }
 
     /// The PF of the standby, where the NIC is split and may go back there.

@@ -98,7 +98,9 @@ fn cause(learnt: &Learnt, ask: &Ask) -> Option<Cause> {
     let told = ask.aside.is_some() && !ask.ordered || ask.leaves_vf();
     // The VF that is all that a NIC has stays in the guest, and is looked at.
     let ignores = learnt.ignores_vf.is_some() && !ask.is_alone();
-    if ignores || learnt.keeps_vf && told {
+    // It is asked for a better VF, or one that is not drained, or of no use; nothing gives that up by itself.
+    let alone = ask.is_alone() && ask.goal == Goal::FastPath;
+    if ignores || learnt.keeps_vf && (told || alone) {
         Some(Cause::Unwilling)
     } else if learnt.vf_failed.is_some() || learnt.not_parked || learnt.mtu_refused || stuck {
         Some(Cause::Failed)
@@ -109,7 +111,7 @@ fn cause(learnt: &Learnt, ask: &Ask) -> Option<Cause> {
 
 #[cfg(test)]
 mod tests {
-    use hybridnic_api::v1alpha1::Aside;
+    use hybridnic_api::v1alpha1::{Aside, StandbyKind};
 
     use super::*;
     use crate::nic::plan::{Sends, tests::ask};
@@ -182,6 +184,25 @@ mod tests {
         };
         retry.set(&keeps, &moves);
         assert_eq!(retry.relearn_at(), None, "the migration gives up by itself");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_keeps_all_that_its_nic_has_is_asked_again() {
+        let mut retry = Retry::default();
+        let keeps = Learnt {
+            keeps_vf: true,
+            ..Learnt::default()
+        };
+        let alone = |goal| Ask {
+            standby: StandbyKind::None,
+            ..ask(goal)
+        };
+        retry.set(&keeps, &alone(Goal::FastPath));
+        assert_relearns_in(&retry, 1..2);
+        retry.set(&keeps, &alone(Goal::Standby));
+        assert_eq!(retry.relearn_at(), None, "a migration gives up by itself");
+        retry.set(&keeps, &ask(Goal::FastPath));
+        assert_eq!(retry.relearn_at(), None, "it has its standby");
     }
 
     #[tokio::test(start_paused = true)]

@@ -106,12 +106,7 @@ impl NicTask {
         let old = self.last_status();
         let mut status = report::build(inputs, old.as_ref(), Timestamp::now());
         if let (None, Some(old)) = (now, old) {
-            // Nothing could be seen: what was true before is the best guess.
-            (status.state, status.path) = (old.state, old.path);
-            status.migration = status.migration.or(old.migration);
-            if status.guest == GuestDevices::default() {
-                status.guest = old.guest;
-            }
+            report::as_before(&mut status, old);
         }
         self.tell(status);
     }

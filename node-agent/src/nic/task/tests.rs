@@ -1,6 +1,8 @@
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::{Aside, Drain, L2Settings, NoFreeVf, NodePool, OnLinkLoss, Runtime, Uplink};
+use hybridnic_api::v1alpha1::{
+    Aside, Drain, L2Settings, NoFreeVf, NodePool, OnLinkLoss, Runtime, StandbyKind, Uplink,
+};
 use hybridnic_net::{DeviceId, PciAddress, sysfs::Inventory};
 
 use super::{offers::could_take_vf, *};
@@ -262,6 +264,62 @@ async fn a_nic_is_to_leave_a_vf_that_is_drained_and_is_shown_another() {
     host.pools.set_drain(&Drain::default());
     host.load_drain();
     assert!(host.pools.is_drained(&network, first));
+}
+
+#[tokio::test]
+async fn a_nic_without_a_standby_is_queued_for_what_it_would_take_and_for_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, inventory) = with_vfs(dir.path(), 2).await;
+    let (mut task, _wanted, _status) = old_nic(&host);
+    host.pools.take(&inventory, &task.cx.claimant, &WISH).unwrap();
+    task.cx.record.vf = Some(held_vf(0, 0));
+    task.cx.record.spec.standby = StandbyKind::None;
+    task.cx.record.spec.goal = Goal::FastPath;
+    let [first, second] = [0, 1].map(|pf| inventory.pfs[pf].address);
+    let drain = |pfs: &[PciAddress]| {
+        host.pools.set_drain(&Drain {
+            pfs: pfs.iter().map(ToString::to_string).collect(),
+            ..Drain::default()
+        });
+    };
+    let look = async |task: &mut NicTask, held| {
+        let mut seen = on_vf(true, false);
+        if let Some(VfSeen::There(vf)) = &mut seen.vf {
+            vf.held = held;
+        }
+        task.offer(&seen).await.unwrap().other_vf
+    };
+    let waits = || {
+        let other = younger();
+        let offered = host.pools.offers(&inventory, &other, &WISH);
+        host.pools.stop_waiting(&other);
+        !offered
+    };
+    drain(&[first]);
+    assert!(look(&mut task, false).await && waits(), "it is queued");
+    assert!(look(&mut task, true).await, "a drained one is left all the same");
+    task.cx.learnt.keeps_vf = true;
+    assert!(!look(&mut task, false).await && !waits(), "the guest keeps it");
+    task.cx.learnt.keeps_vf = false;
+    task.cx.record.spec.goal = Goal::Standby;
+    assert!(!look(&mut task, false).await && !waits(), "it is to be out");
+    task.cx.record.spec.goal = Goal::FastPath;
+    drain(&[]);
+    task.cx.learnt.vf_failures = TRIES;
+    assert!(look(&mut task, false).await && waits(), "its VF has failed");
+    assert!(!look(&mut task, true).await && !waits(), "somebody keeps it");
+    // Its pod has a device of its own PF, and it would take no other.
+    let id = DeviceId::new(first, 0).unwrap();
+    let ticket = crate::node::ledger::Ticket::Device { id, tied: false };
+    host.pools.set_ticket(&task.cx.record.uid, ticket);
+    assert!(!look(&mut task, false).await && !waits());
+    drain(&[first]);
+    assert!(
+        look(&mut task, false).await,
+        "from a drained one it goes anywhere"
+    );
+    drain(&[first, second]);
+    assert!(!look(&mut task, false).await);
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! A NIC without a standby: its VF is all that it has.
 
 use super::*;
-use crate::machine::Duties;
+use crate::machine::{Duties, socket::Offence};
 use hybridnic_api::v1alpha1::AttachmentState::Aside as Out;
 
 const fn alone(goal: Goal) -> Ask {
@@ -184,18 +184,63 @@ fn a_drain_takes_no_vm_its_network() {
     let seen = with(HAS, READY);
     waits(drained, seen, moved(), FastPath, reasons::PF_DRAINED);
     does(drained, other(seen), moved(), Step::UnplugVf);
-    does(drained, with(EMPTY, READY), moved(), Step::Park);
-    does(drained, with(EMPTY, PARKED), moved(), Step::RestoreVf);
-    // One that carries nothing costs nothing.
-    does(drained, with(IDLE, READY), Learnt::default(), Step::UnplugVf);
-    let dead = VfThere { link: false, ..READY };
-    does(drained, with(HAS, dead), moved(), Step::UnplugVf);
+    does(drained, other(with(EMPTY, READY)), moved(), Step::Park);
+    does(drained, other(with(EMPTY, PARKED)), moved(), Step::RestoreVf);
     let moves = Ask {
         ordered: true,
         ..drained
     };
     done(moves, seen, moved(), FastPath);
-    waits(moves, with(EMPTY, PARKED), moved(), Out, reasons::PF_DRAINED);
+    let keeps = taught(|l| l.keeps_vf = true);
+    does(drained, other(seen), keeps, Step::AwaitGuest);
+}
+
+#[test]
+fn a_drained_vf_goes_back_into_the_guest_whose_only_one_it_is() {
+    let no = Learnt::default();
+    let drained = Ask { drained: true, ..ON };
+    let moves = Ask {
+        ordered: true,
+        ..drained
+    };
+    // A migration has failed; or the guest was restarted while its VF was out.
+    for ask in [drained, moves] {
+        does(ask, with(EMPTY, PARKED), no, Step::ConfigureVf);
+        does(ask, with(EMPTY, READY), no, Step::PlugVf);
+    }
+    // The guest restarts, and its driver has not started yet.
+    does(drained, with(IDLE, READY), no, Step::AwaitGuest);
+    // The link blinks.
+    let blinks = VfThere { link: false, ..READY };
+    waits(drained, with(HAS, blinks), moved(), FastPath, reasons::PF_DRAINED);
+    // Between the migration's order and what comes after it.
+    let after = Ask { drained: true, ..OFF };
+    done(after, with(EMPTY, PARKED), no, Out);
+}
+
+#[test]
+fn a_drain_has_a_vf_that_is_of_no_use() {
+    let drained = Ask { drained: true, ..ON };
+    let gone = Seen {
+        vf: Some(VfSeen::Gone),
+        ..with(HAS, READY)
+    };
+    does(drained, gone, moved(), Step::UnplugVf);
+    let dark = VfThere {
+        link: false,
+        dark: true,
+        ..READY
+    };
+    let parked = VfThere {
+        mac: VfMac::Parking,
+        ..dark
+    };
+    does(drained, with(HAS, dark), moved(), Step::UnplugVf);
+    does(drained, with(EMPTY, dark), moved(), Step::Park);
+    does(drained, with(EMPTY, parked), moved(), Step::RestoreVf);
+    let ignores = taught(|l| l.ignores_vf = Some(Sends::ByNeither));
+    does(drained, with(IDLE, READY), ignores, Step::UnplugVf);
+    does(drained, with(EMPTY, PARKED), ignores, Step::RestoreVf);
 }
 
 #[test]
@@ -219,7 +264,15 @@ fn a_lost_link_is_left_for_another_vf_only() {
 #[test]
 fn a_vf_that_the_guest_does_not_use_stays_in_it() {
     let ignores = taught(|l| l.ignores_vf = Some(Sends::ByNeither));
-    waits(ON, with(IDLE, READY), ignores, Out, reasons::GUEST_IGNORES_VF);
+    // It is not out, whatever it carries.
+    waits(ON, with(IDLE, READY), ignores, Pending, reasons::GUEST_IGNORES_VF);
+    let keeps = taught(|l| l.keeps_vf = true);
+    waits(ON, with(IDLE, PARKED), keeps, Pending, reasons::GUEST_KEEPS_VF);
+    let unread = Seen {
+        vf: Some(VfSeen::Unknown { other_pf: false }),
+        ..with(IDLE, READY)
+    };
+    waits(ON, unread, Learnt::default(), Pending, reasons::VF_UNKNOWN);
     // Its driver has come.
     does(ON, with(HAS, READY), ignores, Step::AwaitGuest);
     // What it has met under another MAC is of no use to it.
@@ -267,6 +320,33 @@ fn what_leaves_ends_a_qemu_that_has_nothing_of_it() {
     for run in [Run::Starting, Run::HandingOver] {
         waits(AWAY, with(at(run), PARKED), no, Out, reasons::MIGRATING);
     }
+    // That it has nothing here is not said before it is known what becomes of the VM.
+    let nothing = |qemu| Seen {
+        recorded: false,
+        qemu,
+        ..without(EMPTY)
+    };
+    let moves = Ask {
+        ordered: true,
+        ..AWAY
+    };
+    let silent = [
+        (QemuSeen::Unreachable, reasons::QMP_UNAVAILABLE),
+        (QemuSeen::Flooding, reasons::QMP_FLOOD),
+        (QemuSeen::Untrusted(Offence::Foreign), reasons::QMP_UNTRUSTED),
+    ];
+    for (qemu, reason) in silent {
+        waits(moves, nothing(qemu), no, Out, reason);
+        done(AWAY, nothing(qemu), no, Detached);
+    }
+    waits(
+        AWAY,
+        nothing(QemuSeen::Up(at(Run::HandingOver))),
+        no,
+        Out,
+        reasons::MIGRATING,
+    );
+    done(moves, nothing(QemuSeen::Gone), no, Detached);
     let expected = Ask {
         expected: true,
         ..AWAY

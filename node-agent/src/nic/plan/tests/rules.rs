@@ -127,7 +127,12 @@ impl Node {
                 ready && self.is_associated(),
                 "a VF that is not set up is plugged: {self:#?}"
             );
-            assert!(!self.is_drained(), "a VF that is drained is plugged: {self:#?}");
+            // Without a standby it may be all that the VM can have.
+            let only = self.is_alone() && (self.ordered || !self.seen().other_vf);
+            assert!(
+                !self.is_drained() || only,
+                "a VF that is drained is plugged: {self:#?}"
+            );
         }
     }
 
@@ -160,7 +165,7 @@ impl Node {
             let used = self.moved && vf.mac == VfMac::Nic;
             let elsewhere = self.best().is_some();
             assert!(
-                !used || told && (!self.link[vf.pf] || elsewhere) || lost && to_vf,
+                !used || told && (lost || elsewhere) || lost && to_vf,
                 "a NIC is left without its VF: {self:#?}"
             );
             return;
@@ -242,7 +247,8 @@ impl Node {
             }
             Decision::Done(AttachmentState::Standby | AttachmentState::Aside) => {
                 // What is to go back has gone, unless a migration goes first.
-                let keeps = self.wants_vf() && !self.is_drained();
+                let rests = self.is_alone() && self.aside.is_none();
+                let keeps = self.wants_vf() && (!self.is_drained() || rests);
                 let left = keeps || self.ordered || !here || self.vf.is_none();
                 let carried = up == (here && !self.is_alone());
                 let is_it = *decision == Decision::Done(self.off_vf());
