@@ -185,6 +185,8 @@ pub mod reasons {
     pub const PAUSED: &str = "Paused";
     /// A VM is to be loaded from a file while it runs in a pod.
     pub const VM_RUNS: &str = "VmRuns";
+    /// The pod of a VM that is to be saved and ended would be started again.
+    pub const POD_RESTARTS: &str = "PodRestarts";
     /// The VM has no hybrid NIC.
     pub const NO_NICS: &str = "NoNics";
     /// Another migration of the same VM is under way.

@@ -59,6 +59,7 @@ pub fn pod(name: &str, vm: &str, second: i64, phase: &str, node: &str) -> Pod {
         metadata,
         spec: Some(PodSpec {
             node_name: Some(node.to_owned()),
+            restart_policy: Some("Never".to_owned()),
             ..PodSpec::default()
         }),
         status: Some(PodStatus {

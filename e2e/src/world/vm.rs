@@ -164,6 +164,7 @@ impl World {
             "spec": {
                 "nodeName": name,
                 "hostNetwork": true,
+                "restartPolicy": "Never",
                 "containers": [{ "name": "qemu", "image": "lab/qemu" }],
             },
         }))?;

@@ -519,6 +519,8 @@ async fn saves_and_restores(control_plane: &ControlPlane) {
             Case("/file", json!("/saves//web"), path),
             Case("/file", json!("/saves/web,offset=1"), path),
             Case("/file", json!(long), path),
+            Case("/file", json!("/saves/web.hybridnic.json"), path),
+            Case("/file", json!("/saves/hybridnic.json"), ""),
             Case("/file", json!("/web"), ""),
             Case("/file", json!("/saves/of/..web.state"), ""),
             Case(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hybridnic_api::conditions::reasons;
 use hybridnic_api::limits;
-use hybridnic_api::v1alpha1::{MigrationEnd, MigrationPhase, StateFileStatus};
+use hybridnic_api::v1alpha1::{AfterSave, MigrationEnd, MigrationPhase, StateFileStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
@@ -84,6 +84,15 @@ fn where_it_runs<'a>(inputs: &'a Inputs<'_>, nics: &[&NicInputs]) -> Result<&'a 
         let message = format!("the VM's pod {} does not run yet", pod.name_any());
         return Err(stay(reasons::POD_NOT_RUNNING, message));
     };
+    let restarts = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()) != Some("Never");
+    if inputs.request.then == Some(AfterSave::End) && restarts {
+        let message = format!(
+            "the pod {} has not restartPolicy: Never: its kubelet would start QEMU again once it is ended, and the VM would boot \
+             from its disk while its memory lies in the file",
+            pod.name_any()
+        );
+        return Err(stay(reasons::POD_RESTARTS, message));
+    }
     let here = pods::reference(pod);
     for nic in nics {
         if !attachment(nic, &here).is_some_and(is_attached) {
@@ -96,7 +105,7 @@ fn where_it_runs<'a>(inputs: &'a Inputs<'_>, nics: &[&NicInputs]) -> Result<&'a 
     Ok(pod)
 }
 
-/// The VM must be nowhere: it has one address, and runs once.
+/// The VM must be nowhere: it has one address, and runs once. Only a pod that has ended, or whose QEMU waits, is known not to run it.
 fn where_it_comes<'a>(
     inputs: &'a Inputs<'_>,
     nics: &[&NicInputs],
@@ -138,6 +147,17 @@ fn where_it_comes<'a>(
         }
     };
     let here = pods::reference(pod).uid;
+    // What has a NIC proves that the VM runs; what has none proves nothing, and may run it nevertheless.
+    let may_run =
+        |other: &&Arc<Pod>| pods::reference(other).uid != here && !pods::is_finished(other) && !waits(other);
+    if let Some(other) = inputs.pods.iter().find(may_run) {
+        let message = format!(
+            "the pod {} has the label hybridnic.io/vm={vm} too, and may run the VM: waits for it to end, or for its node's agent to \
+             say that its QEMU waits for the VM",
+            other.name_any()
+        );
+        return Err(stay(reasons::VM_RUNS, message));
+    }
     if let Some(elsewhere) = attachments().find(|a| a.spec.pod.uid != here) {
         let message = format!(
             "waits for the NIC {} to leave the pod {} on {}",

@@ -5,12 +5,12 @@ use std::time::Duration;
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
 use hybridnic_api::limits;
 use hybridnic_api::v1alpha1::{
-    AfterSave, MigrationFailure, MigrationPhase, MigrationPhaseTime, StateFileStatus,
+    AfterSave, MigrationFailure, MigrationPhase, MigrationPhaseTime, MigrationState, StateFileStatus,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-use super::inputs::{Inputs, Request};
+use super::inputs::{Inputs, OneEnd, Request};
 use crate::migration::record::{Next, micro};
 
 /// Writes what `next` means into `status`; gives when to look again.
@@ -104,6 +104,9 @@ fn finish(inputs: &Inputs<'_>, status: &mut StateFileStatus) {
             let file = &inputs.request.file;
             let message = match inputs.request.then {
                 Some(AfterSave::End) => format!("the VM is in {file}, and runs no more"),
+                Some(_) if has_ended(inputs) => {
+                    format!("the VM as it was is in {file}; its QEMU has ended since, on {node}")
+                }
                 Some(_) => format!("the VM as it was is in {file}; it runs on, on {node}"),
                 None => format!("the VM runs on {node}"),
             };
@@ -124,6 +127,17 @@ fn finish(inputs: &Inputs<'_>, status: &mut StateFileStatus) {
     status.finished_at = Some(micro(inputs.now));
     status.total_ms = status.started_at.as_ref().map(|at| milliseconds(at, inputs.now));
     set(inputs, status, condition);
+}
+
+/// Whether QEMU has ended.
+fn has_ended(inputs: &Inputs<'_>) -> bool {
+    inputs.ends.as_ref().is_some_and(|ends| {
+        let end = OneEnd::of(&inputs.request, ends);
+        end.gone
+            || end
+                .report
+                .is_some_and(|report| report.state == MigrationState::Ended)
+    })
 }
 
 /// Ends one that has not begun.

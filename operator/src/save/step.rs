@@ -147,7 +147,7 @@ fn transferring(inputs: &Inputs<'_>, end: OneEnd<'_>) -> Next {
     use MigrationState::{Completed, Ended};
     let request = &inputs.request;
     match end.report.map(|report| report.state) {
-        Some(Completed) if request.then == Some(AfterSave::Pause) => {
+        Some(Completed) if request.then == Some(AfterSave::Pause) && !end.gone => {
             let message = format!(
                 "the VM is in {}, and is paused: take the snapshot of its disks now, and then set spec.then to Continue or End",
                 request.file
@@ -174,13 +174,25 @@ fn transferring(inputs: &Inputs<'_>, end: OneEnd<'_>) -> Next {
 }
 
 fn completing(inputs: &Inputs<'_>, status: &StateFileStatus, end: OneEnd<'_>) -> Next {
+    use MigrationState::{Completed, Ended, Failed};
     let request = &inputs.request;
+    let state_there = end.report.map(|report| report.state);
+    // A VM that something has run on is not in the file: it is not ended, and the file goes.
+    if let (Some(AfterSave::End), Some(report), false) = (request.then, end.report, end.gone)
+        && report.state == Failed
+    {
+        return roll_back(reasons::TRANSFER_FAILED, words(report));
+    }
+    let ended = end.gone || state_there == Some(Ended);
     for nic in &inputs.nics {
         let attachment = there(nic, status);
         let done = match request.then {
             _ if end.gone => true,
-            Some(AfterSave::End) => attachment.is_none_or(|a| state(a) == AttachmentState::Detached),
-            Some(AfterSave::Continue | AfterSave::Pause) => attachment.is_none_or(is_back),
+            // A NIC that has left proves nothing about QEMU.
+            Some(AfterSave::End) => ended && attachment.is_none_or(|a| state(a) == AttachmentState::Detached),
+            Some(AfterSave::Continue | AfterSave::Pause) => {
+                ended || state_there == Some(Completed) && attachment.is_none_or(is_back)
+            }
             // The NIC must know its pod before the restore lets go of it.
             None => {
                 let known = nic.nic.status.as_ref().and_then(|status| status.pod.as_ref());

@@ -229,6 +229,9 @@ fn a_vm_is_saved_and_its_qemu_is_ended() {
     assert_eq!(scene.wish(), (Goal::Detached, Some(MigrationStep::Save)));
     scene.stays(reasons::MIGRATING);
     scene.at(AttachmentState::Detached);
+    // QEMU lives on, by all that is known.
+    scene.stays(reasons::MIGRATING);
+    scene.says(MigrationState::Ended);
     scene.reach(MigrationPhase::Succeeded);
     let status = scene.status();
     assert_eq!((status.written, status.downtime_ms), (Some(4096), Some(12)));
@@ -255,7 +258,43 @@ fn a_snapshot_gives_the_vfs_back() {
     say(scene.there.as_mut().unwrap(), reasons::PROGRESSING, "");
     scene.stays(reasons::MIGRATING);
     scene.at(AttachmentState::FastPath);
+    // It is not known to run on.
+    scene.says(MigrationState::Active);
+    scene.stays(reasons::MIGRATING);
+    scene.says(MigrationState::Completed);
     scene.reach(MigrationPhase::Succeeded);
+    assert!(scene.why().contains("it runs on, on n1"), "{}", scene.why());
+}
+
+#[test]
+fn a_vm_that_something_has_run_on_is_not_ended() {
+    let mut scene = writing(AfterSave::End);
+    scene.says(MigrationState::Completed);
+    scene.reach(MigrationPhase::Completing);
+    scene.says(MigrationState::Failed);
+    scene.reach(MigrationPhase::RollingBack);
+    assert_eq!(scene.wish(), (Goal::Standby, Some(MigrationStep::Cancel)));
+    scene.says(MigrationState::Cancelled);
+    scene.stays(reasons::TRANSFER_FAILED);
+    scene.at(AttachmentState::FastPath);
+    scene.reach(MigrationPhase::Failed);
+}
+
+#[test]
+fn a_paused_vm_that_ends_is_in_its_file() {
+    for gone in [false, true] {
+        let mut scene = writing(AfterSave::Pause);
+        scene.says(MigrationState::Completed);
+        scene.stays(reasons::PAUSED);
+        if gone {
+            scene.end_pod();
+        } else {
+            scene.says(MigrationState::Ended);
+        }
+        scene.reach(MigrationPhase::Completing);
+        scene.reach(MigrationPhase::Succeeded);
+        assert!(scene.why().contains("has ended since"), "{}", scene.why());
+    }
 }
 
 #[test]
@@ -353,6 +392,7 @@ fn a_cancel_that_comes_too_late_does_not_lose_the_only_vm() {
     scene.reach(MigrationPhase::Completing);
     assert_eq!(scene.wish(), (Goal::Detached, Some(MigrationStep::Save)));
     scene.at(AttachmentState::Detached);
+    scene.says(MigrationState::Ended);
     scene.reach(MigrationPhase::Succeeded);
 }
 
@@ -489,7 +529,21 @@ fn what_is_needed_to_begin_is_waited_for() {
         .into();
     scene.stays(reasons::SEVERAL_TARGET_PODS);
     scene.object.spec.pod = Some("a".to_owned());
+    // No NIC is in it, and the VM may be.
+    scene.stays(reasons::VM_RUNS);
+    scene.pods[1] = Arc::new(pod("b", "vm", 1, "Failed", "n1"));
     scene.reach(MigrationPhase::PreparingTarget);
+    // Its kubelet would start it again.
+    for then in [AfterSave::End, AfterSave::Continue] {
+        let mut scene = saving(then);
+        let mut restarts = scene.pods[0].as_ref().clone();
+        restarts.spec.as_mut().unwrap().restart_policy = Some("OnFailure".to_owned());
+        scene.pods[0] = Arc::new(restarts);
+        match then {
+            AfterSave::End => scene.stays(reasons::POD_RESTARTS),
+            _ => scene.reach(MigrationPhase::PreparingTarget),
+        }
+    }
     let mut scene = saving(AfterSave::End);
     scene.at(AttachmentState::Pending);
     scene.stays(reasons::AGENT_PENDING);

@@ -406,7 +406,7 @@ pub enum MigrationState {
     Cancelled,
     /// QEMU's process has ended. Target: without ever having run the VM.
     Lost,
-    /// Target: the VM has run here, and QEMU's process has ended since.
+    /// Target: the VM has run here, and QEMU's process has ended since. Save: the file has its name, and QEMU's process has ended.
     Ended,
 }
 

@@ -69,9 +69,10 @@ pub struct QemuSaveSpec {
 }
 
 /// As far as the path can be judged without the pod. The name has room for what is added to it.
-const FILE_RULE: &str =
-    "self.matches('^(/[^/]+)*/[^/]{1,128}$') && !self.matches('/[.][.]?(/|$)') && !self.contains(',')";
-const FILE_MESSAGE: &str = "file must be an absolute path without . and .., without a comma, and with a name of at most 128 characters";
+const FILE_RULE: &str = "self.matches('^(/[^/]+)*/[^/]{1,128}$') && !self.matches('/[.][.]?(/|$)') && !self.contains(',') && \
+     !self.endsWith('.hybridnic.json')";
+const FILE_MESSAGE: &str = "file must be an absolute path without . and .., without a comma, with a name of at most 128 characters, which does not \
+     end in .hybridnic.json";
 
 /// What becomes of a VM that was written to a file.
 #[derive(

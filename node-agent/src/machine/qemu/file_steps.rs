@@ -70,25 +70,14 @@ pub(super) async fn act(
         FileAction::Write => write(vm, host, client, order, file).await?,
         FileAction::Seal { resume } => seal(vm, host, client, order, file, resume).await?,
         FileAction::Discard { resume } => {
+            stage(vm, host, SaveStage::Spoilt).await?;
+            // Before the VM runs on: a file that has its name must not stand beside it.
+            discard(vm, host, file, uid).await;
             if resume {
-                stage(vm, host, SaveStage::Spoilt).await?;
                 client.until_migration_settled().await?;
                 client.cont().await?;
             }
             forget(client).await?;
-            let discard = async {
-                let place = place(vm, host, file).await?;
-                let save = uid.clone();
-                blocking(move || place.discard(&save)).await
-            };
-            match discard.await {
-                // Where there is no such directory nothing is left. What cannot be removed must not keep the VM from its VFs.
-                Err(Failure { error, refused: true }) => {
-                    warn!(file = file.path, error, "what QEMU has written is not removed");
-                }
-                discarded => discarded?,
-            }
-            stage(vm, host, SaveStage::Spoilt).await?;
             vm.set_file(uid, FileSeen::Gone);
         }
         FileAction::Load => match load(vm, host, client, order, file).await {
@@ -100,6 +89,23 @@ pub(super) async fn act(
     // What is to be told, or done next, follows from what is known now.
     vm.nics_changed.send_modify(|n| *n += 1);
     Ok(())
+}
+
+/// Removes what a save has left. What cannot be removed must not keep the VM from its VFs, nor a rollback from its end.
+async fn discard(vm: &Vm, host: &Host, file: &FileOrder, save: &str) {
+    let inode = vm
+        .begun(save)
+        .0
+        .and_then(|begun| begun.saving)
+        .map(|saving| saving.inode);
+    let removed = async {
+        let place = place(vm, host, file).await?;
+        let save = save.to_owned();
+        blocking(move || place.discard(&save, inode)).await
+    };
+    if let Err(Failure { error, .. }) = removed.await {
+        warn!(file = file.path, error, "what QEMU has written is not removed");
+    }
 }
 
 /// What touches a disk, or a file system of another host, may take as long as it likes.
@@ -144,6 +150,7 @@ async fn machine(vm: &Vm, client: &Client, order: &MigrationOrder) -> Result<Sav
             name: nic.nic.clone(),
             mac: nic.mac.clone(),
             pairing: nic.pairing,
+            standby: nic.standby,
             ports: nic.ports.clone(),
         })
         .collect();
@@ -170,7 +177,7 @@ async fn look(
     let place = place(vm, host, file).await?;
     if file.then.is_some() {
         let save = order.migration.uid.clone();
-        blocking(move || place.try_out(&save)).await?;
+        blocking(move || place.lasts().and_then(|()| place.try_out(&save))).await?;
         return Ok(FileSeen::Writable);
     }
     let here = machine(vm, client, order).await?;

@@ -290,6 +290,7 @@ fn saved(world: &World, length: u64) {
         name: "a".into(),
         mac: "02:00:00:00:00:01".into(),
         pairing: hybridnic_api::v1alpha1::Pairing::NetFailover,
+        standby: hybridnic_api::v1alpha1::StandbyKind::Macvtap,
         ports: Some(GuestPorts::default()),
     };
     let machine = SavedMachine {

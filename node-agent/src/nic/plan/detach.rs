@@ -115,7 +115,7 @@ fn concerns(ask: &Ask, guest: Guest) -> bool {
     ask.is_alone()
         && match guest.run {
             Run::Here => ask.expected,
-            Run::Incoming | Run::HandedOver => ask.duties.vm_end == Owner::Agent,
+            Run::Incoming | Run::HandedOver => ask.ends_qemu(),
             Run::Starting | Run::HandingOver => true,
             Run::Occupied => false,
         }

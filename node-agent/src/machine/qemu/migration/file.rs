@@ -69,6 +69,9 @@ pub enum FileSeen {
     Gone,
 }
 
+/// Why a VM is not ended for its file.
+const RUN_ON: &str = "something else has run the VM on: it is ahead of what is in the file";
+
 fn refused(says: Says<'_>, state: MigrationState, why: &str) -> Verdict {
     Verdict {
         action: None,
@@ -130,8 +133,17 @@ pub(super) fn save(
         .map(|saving| saving.stage)
     {
         None => start,
+        // It is not done before the VM runs on: its NICs go by that.
+        Some(SaveStage::Named(_)) if resume && paused => Verdict {
+            action: Some(Action::Resume),
+            report: Some(active(seen, says)),
+        },
+        // Nothing is taken from a VM that is ahead of what is in the file.
+        Some(SaveStage::Named(_)) if !paused && then == Some(AfterSave::End) => {
+            says.failed(RUN_ON.to_owned())
+        }
         Some(SaveStage::Named(length)) => Verdict {
-            action: (resume && paused).then_some(Action::Resume),
+            action: None,
             report: Some(MigrationReport {
                 written: i64::try_from(length).ok(),
                 ..completed(seen, says)
@@ -139,9 +151,7 @@ pub(super) fn save(
         },
         Some(SaveStage::Spoilt) => says.failed("what QEMU has written was not put on disk".to_owned()),
         // A VM that runs on although it was to be ended is ahead of what is in the file.
-        Some(SaveStage::Whole) if !paused && !resume => {
-            says.failed("something else has run the VM on".to_owned())
-        }
+        Some(SaveStage::Whole) if !paused && !resume => says.failed(RUN_ON.to_owned()),
         Some(SaveStage::Whole) => act(FileAction::Seal { resume }, Some(active(seen, says))),
         Some(SaveStage::Writing) => match seen.info.status() {
             MigrationStatus::Completed if paused => {
@@ -165,12 +175,17 @@ pub(super) fn cancel(
     seen: &VmSeen,
     begun: Option<&Begun>,
     file: Option<&FileSeen>,
+    order: &MigrationOrder,
     says: Says<'_>,
 ) -> Verdict {
     let stage = begun
         .and_then(|begun| begun.saving.as_ref())
         .map(|saving| saving.stage);
-    if let Some(SaveStage::Named(length)) = stage {
+    let ends = order.file.as_ref().and_then(|file| file.then) == Some(AfterSave::End);
+    // A VM that was to end and runs is not in the file.
+    if let Some(SaveStage::Named(length)) = stage
+        && (!ends || is_paused_for_it(seen))
+    {
         // It has come too late.
         let report = MigrationReport {
             written: i64::try_from(length).ok(),
@@ -260,6 +275,8 @@ pub(super) fn run_of(plain: Run, goal: Goal, order: &MigrationOrder, begun: Opti
         && goal == Goal::Detached
         && matches!(stage, Some(SaveStage::Named(_)));
     match plain {
+        // It was to be ended, and something else has run it on: nothing is taken from it.
+        Run::Here if ends => Run::HandingOver,
         // It goes on from the file: this QEMU is ended.
         Run::HandedOver if ends => Run::HandedOver,
         Run::HandedOver | Run::HandingOver => Run::Here,

@@ -78,7 +78,12 @@ fn a_file_gets_its_name_once_all_is_written_and_the_vm_runs_on_only_if_it_is_to(
             seal
         );
         let named = saves(RunState::PostMigrate, COMPLETED, Some(SaveStage::Named(9)), then);
-        assert_eq!(named, (resume.then_some(Action::Resume), Some(Completed)));
+        let after = if resume {
+            (Some(Action::Resume), Some(Active))
+        } else {
+            (None, Some(Completed))
+        };
+        assert_eq!(named, after, "a VM that is still to run on is not done");
     }
     // The agent died after it had run the VM on.
     let whole = Some(SaveStage::Whole);
@@ -113,6 +118,20 @@ fn a_vm_that_is_ahead_of_its_file_is_not_ended_for_it() {
         let (action, state) = saves(RunState::Running, COMPLETED, Some(SaveStage::Whole), then);
         assert_eq!((action, state), (None, Some(MigrationState::Failed)));
     }
+    let named = Some(SaveStage::Named(1));
+    let ends = saves(RunState::Running, COMPLETED, named, AfterSave::End);
+    assert_eq!(ends, (None, Some(MigrationState::Failed)));
+    let begun = at(SaveStage::Named(1));
+    let order = ordered(MigrationStep::Cancel, Some(AfterSave::End));
+    let cancels = cancel(
+        &vm(RunState::Running, COMPLETED),
+        Some(&begun),
+        None,
+        &order,
+        SAYS,
+    );
+    let discard = Some(Action::File(FileAction::Discard { resume: false }));
+    assert_eq!(is(&cancels), (discard, None), "and its file goes");
     let spoilt = saves(
         RunState::PostMigrate,
         COMPLETED,
@@ -155,7 +174,8 @@ fn it_says_how_far_it_is_and_how_long_the_file_is_in_the_end() {
 fn what_is_called_off_leaves_nothing_and_the_vm_runs() {
     let cancels = |run, info, stage: Option<SaveStage>, file: Option<&FileSeen>| {
         let begun = stage.map(at);
-        is(&cancel(&vm(run, info), begun.as_ref(), file, SAYS))
+        let order = ordered(MigrationStep::Cancel, Some(AfterSave::End));
+        is(&cancel(&vm(run, info), begun.as_ref(), file, &order, SAYS))
     };
     let discard = |resume| (Some(Action::File(FileAction::Discard { resume })), None);
     let gone = Some(&FileSeen::Gone);
@@ -288,6 +308,9 @@ fn a_qemu_is_over_only_once_its_file_has_its_name() {
     let named = Some(SaveStage::Named(1));
     assert_eq!(run(Save, End, Goal::Detached, named), Run::HandedOver);
     assert_eq!(run(Save, End, Goal::Standby, named), Run::Here);
+    let order = ordered(Save, Some(End));
+    let runs_on = run_of(Run::Here, Goal::Detached, &order, Some(&at(SaveStage::Named(1))));
+    assert_eq!(runs_on, Run::HandingOver, "nothing is taken from it");
     assert_eq!(run(Save, Continue, Goal::Detached, named), Run::Here);
     assert_eq!(run(Cancel, End, Goal::Detached, named), Run::Here);
     for stage in [

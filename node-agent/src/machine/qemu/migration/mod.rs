@@ -200,7 +200,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
             let can = !over && all(|state| state == AttachmentState::Reserved);
             file::load(seen, begun, can, inputs.file, says)
         }
-        MigrationStep::Cancel if order.file.is_some() => file::cancel(seen, begun, inputs.file, says),
+        MigrationStep::Cancel if order.file.is_some() => file::cancel(seen, begun, inputs.file, &order, says),
         MigrationStep::Prepare if over || stream.tls.is_none() => Verdict::default(),
         MigrationStep::Prepare => certify(&stream, says),
         MigrationStep::Listen => target::listen(
@@ -241,9 +241,11 @@ fn ended(inputs: &Inputs<'_>) -> Verdict {
     let Some(begun) = inputs.begun.filter(|begun| ordered(&begun.migration)) else {
         return Verdict::default();
     };
-    let state = if let Some(SaveStage::Named(_)) = begun.saving.as_ref().map(|saving| saving.stage) {
-        MigrationState::Completed
-    } else if begun.arrival.is_some() {
+    let named = matches!(
+        begun.saving.as_ref().map(|saving| saving.stage),
+        Some(SaveStage::Named(_))
+    );
+    let state = if named || begun.arrival.is_some() {
         MigrationState::Ended
     } else {
         MigrationState::Lost

@@ -1,7 +1,7 @@
 use hybridnic_api::v1alpha1::ObjectRef;
 
 use super::*;
-use crate::journal::Arrival;
+use crate::journal::{Arrival, Saving};
 
 pub(super) fn order(step: MigrationStep) -> MigrationOrder {
     MigrationOrder {
@@ -199,6 +199,21 @@ fn a_qemu_that_has_ended_is_lost_or_had_the_vm() {
     );
     // One in which this migration was not begun has said nothing about it.
     assert_eq!(says(&Case::target(None).begun(None)), None);
+    // A VM that is in its file is not lost.
+    let saved = |stage| {
+        let saving = Saving {
+            inode: 1,
+            mapped: true,
+            stage,
+        };
+        let begun = Begun {
+            saving: Some(saving),
+            ..begun("m1", None)
+        };
+        says(&Case::source(MigrationStep::Save).begun(Some(begun)))
+    };
+    assert_eq!(saved(SaveStage::Named(1)), Some(MigrationState::Ended));
+    assert_eq!(saved(SaveStage::Whole), Some(MigrationState::Lost));
     // The other NIC has left before that was heard.
     let alone = Case {
         nics: nics(MigrationStep::Listen, AttachmentState::Pending, &["a"]),

@@ -1,6 +1,6 @@
 //! What is written beside the file of a VM: whose it is, and what a QEMU must be to load it. Pure.
 
-use hybridnic_api::v1alpha1::{GuestPorts, Pairing};
+use hybridnic_api::v1alpha1::{GuestPorts, Pairing, StandbyKind};
 use serde::{Deserialize, Serialize};
 
 /// The version of manifests that is written here. It grows when an older agent would misread one.
@@ -53,6 +53,9 @@ pub struct SavedNic {
     pub mac: String,
     /// How the guest pairs VF and standby.
     pub pairing: Pairing,
+    /// What it has besides its VF.
+    #[serde(default)]
+    pub standby: StandbyKind,
     /// Its ports in the guest; none before it has any.
     pub ports: Option<GuestPorts>,
 }
@@ -153,6 +156,12 @@ fn other_nic(then: &SavedNic, now: &SavedNic) -> Option<String> {
             then.pairing, now.pairing
         ));
     }
+    if then.standby != now.standby {
+        return Some(format!(
+            "the NIC {name} had standby: {:?} when the VM was saved, and has {:?} now",
+            then.standby, now.standby
+        ));
+    }
     // One that has none yet gets those of the file.
     let moved = now.ports.is_some() && then.ports != now.ports;
     moved.then(|| {
@@ -176,6 +185,7 @@ mod tests {
             name: name.to_owned(),
             mac: format!("02:00:00:00:00:0{n}"),
             pairing: Pairing::NetFailover,
+            standby: StandbyKind::Macvtap,
             ports: Some(ports(n)),
         };
         SavedMachine {
@@ -226,6 +236,7 @@ mod tests {
         assert!(because(|m| m.nics.truncate(1)).contains("eth0, eth1"));
         assert!(because(|m| m.nics[1].mac = "02:00:00:00:00:09".to_owned()).contains("spec.mac"));
         assert!(because(|m| m.nics[0].pairing = Pairing::Bond).contains("pairing"));
+        assert!(because(|m| m.nics[0].standby = StandbyKind::None).contains("standby: Macvtap"));
         assert!(
             because(|m| m.nics.swap(0, 1)).is_empty(),
             "their order says nothing"

@@ -9,6 +9,8 @@
 //! | `.FILE.UID.json` | the manifest, before it is on disk |
 //! | `FILE.hybridnic.json` | the [`Manifest`] |
 //! | `FILE` | the VM: whole, and on disk. It gets this name last |
+//!
+//! Names are given by a link, which is made over nothing that is there, on NFS either; then the other name goes.
 
 mod manifest;
 
@@ -21,8 +23,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fchown, fstat, openat, openat2,
-        renameat, renameat_with, statat, unlinkat,
+        AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fchown, fstat, fstatfs, linkat,
+        openat, openat2, renameat_with, statat, unlinkat,
     },
     io::Errno,
     process::{Gid, Uid},
@@ -31,6 +33,12 @@ use rustix::{
 pub use manifest::{Manifest, SavedMachine, SavedNic};
 
 use crate::durable::FILE_MODE;
+
+/// `CAP_DAC_OVERRIDE`, as a bit of the sets of capabilities.
+const DAC_OVERRIDE: u64 = 1 << 1;
+
+/// File systems that keep nothing: tmpfs (and devtmpfs), ramfs, proc, sysfs, cgroup2, devpts.
+const IN_MEMORY: [u64; 6] = [0x0102_1994, 0x8584_58f6, 0x9fa0, 0x6265_6572, 0x6367_7270, 0x1cd1];
 
 /// The longest manifest that is read.
 const LONGEST: u64 = 1 << 20;
@@ -52,6 +60,9 @@ pub enum FileError {
         "the directory {0} is on no volume of the VM's pod: what is written there goes with the container"
     )]
     NoVolume(String),
+    /// It would go with the pod, or with the node's memory.
+    #[error("the directory {0} is in memory: what is written there goes with the container or the pod")]
+    InMemory(String),
     /// QEMU itself could not.
     #[error("QEMU's user, {uid}, may not {what}")]
     NotAllowed {
@@ -101,6 +112,8 @@ pub struct Who {
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
+    /// Whether it needs no permission: root without the capability does.
+    overrides: bool,
 }
 
 impl Who {
@@ -119,7 +132,10 @@ impl Who {
                 .map(|number| number.parse().ok())
                 .collect::<Option<Vec<u32>>>()
         };
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+        let effective = u64::from_str_radix(effective.trim(), 16).ok()?;
         Some(Self {
+            overrides: effective & DAC_OVERRIDE != 0,
             uid: *numbers("Uid:")?.last()?,
             gid: *numbers("Gid:")?.last()?,
             groups: numbers("Groups:")?,
@@ -135,7 +151,7 @@ impl Who {
         } else {
             0
         };
-        self.uid == 0 || stat.st_mode >> shift & bits == bits
+        self.uid == 0 && self.overrides || stat.st_mode >> shift & bits == bits
     }
 
     fn check(&self, stat: &Stat, bits: u32, what: impl FnOnce() -> String) -> Result<(), FileError> {
@@ -191,6 +207,18 @@ impl Place {
         })
     }
 
+    /// Refuses a directory that is in memory: the file of a VM that is ended for it would go with the VM's container.
+    pub fn lasts(&self) -> Result<(), FileError> {
+        let kind = fstatfs(&self.dir)
+            .map_err(cannot("look at the file system"))?
+            .f_type;
+        if u64::try_from(kind).is_ok_and(|kind| IN_MEMORY.contains(&kind)) {
+            let dir = self.path.rsplit_once('/').unwrap_or_default().0;
+            return Err(FileError::InMemory(dir.to_owned()));
+        }
+        Ok(())
+    }
+
     fn part(&self, save: &str) -> String {
         format!(".{}.{save}.part", self.name)
     }
@@ -236,10 +264,13 @@ impl Place {
         Ok(made)
     }
 
-    /// Makes the file that QEMU writes. A file of the name that it will have must not be there.
+    /// Makes the file that QEMU writes. A file of the name that it will have must not be there, nor what comes beside it.
     pub fn make(&self, save: &str) -> Result<Made, FileError> {
         if self.stat(&self.name)?.is_some() {
             return Err(FileError::Exists(self.path.clone()));
+        }
+        if self.stat(&self.manifest_name())?.is_some() {
+            return Err(self.beside());
         }
         let dir = fstat(&self.dir).map_err(cannot("look at the directory"))?;
         self.who.check(&dir, 3, || {
@@ -268,6 +299,8 @@ impl Place {
             if named.st_ino != inode {
                 return Err(FileError::Exists(self.path.clone()));
             }
+            // An agent died between the two.
+            self.remove(&self.part(save))?;
             self.sync()?;
             return Ok(u64::try_from(named.st_size).unwrap_or_default());
         }
@@ -291,38 +324,65 @@ impl Place {
         let mut file = File::from(self.create(&temporary)?);
         file.write_all(&text).map_err(cannot("write the manifest"))?;
         file.sync_all().map_err(cannot("put the manifest on disk"))?;
-        renameat(&self.dir, &temporary, &self.dir, self.manifest_name())
-            .map_err(cannot("name the manifest"))?;
-        self.name(&part)?;
+        // An agent that died may have named it before.
+        if !self.give_name(&temporary, &self.manifest_name())?
+            && !self.manifest().is_ok_and(|manifest| manifest.save == save)
+        {
+            return Err(self.beside());
+        }
+        self.remove(&temporary)?;
+        if !self.give_name(&part, &self.name)? {
+            return Err(FileError::Exists(self.path.clone()));
+        }
         self.sync()?;
         Ok(length)
     }
 
-    /// Gives the file its name, if no other has it.
-    fn name(&self, part: &str) -> Result<(), FileError> {
-        match renameat_with(&self.dir, part, &self.dir, &self.name, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(()),
-            Err(Errno::EXIST) => Err(FileError::Exists(self.path.clone())),
-            // NFS and others have no such call.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                if self.stat(&self.name)?.is_some() {
-                    return Err(FileError::Exists(self.path.clone()));
-                }
-                renameat(&self.dir, part, &self.dir, &self.name).map_err(cannot("name the file"))
-            }
-            Err(error) => Err(cannot("name the file")(error)),
-        }
+    /// What stands where the manifest is to be.
+    fn beside(&self) -> FileError {
+        FileError::Exists(format!("{}.hybridnic.json", self.path))
     }
 
-    /// Removes all that a save has left which has not got its name.
-    pub fn discard(&self, save: &str) -> Result<(), FileError> {
+    /// Gives what is here another name, if nothing else has that; whether it has it.
+    fn give_name(&self, from: &str, to: &str) -> Result<bool, FileError> {
+        let inode = || match self.stat(from)? {
+            Some(stat) => Ok(stat.st_ino),
+            None => Err(FileError::Replaced),
+        };
+        match linkat(&self.dir, from, &self.dir, to, AtFlags::empty()) {
+            Ok(()) => {}
+            // A server that was asked twice has made it the first time.
+            Err(Errno::EXIST) if self.stat(to)?.map(|stat| stat.st_ino) == Some(inode()?) => {}
+            Err(Errno::EXIST) => return Ok(false),
+            // File systems without links.
+            Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::MLINK) => {
+                return match renameat_with(&self.dir, from, &self.dir, to, RenameFlags::NOREPLACE) {
+                    Ok(()) => Ok(true),
+                    Err(Errno::EXIST) => Ok(false),
+                    Err(error) => Err(cannot("give the file its name")(error)),
+                };
+            }
+            Err(error) => return Err(cannot("give the file its name")(error)),
+        }
+        self.remove(from)?;
+        Ok(true)
+    }
+
+    /// Removes all that a save has left. `inode` is that of the file that it has made: if that has its name already, it goes too, with
+    /// its manifest.
+    pub fn discard(&self, save: &str, inode: Option<u64>) -> Result<(), FileError> {
         self.remove(&self.part(save))?;
         self.remove(&self.manifest_part(save))?;
-        // It may have been named a moment before the file was to be.
-        let orphan =
-            self.stat(&self.name)?.is_none() && self.manifest().is_ok_and(|manifest| manifest.save == save);
-        if orphan {
-            self.remove(&self.manifest_name())?;
+        if self.manifest().is_ok_and(|manifest| manifest.save == save) {
+            let named = self.stat(&self.name)?.map(|stat| stat.st_ino);
+            let ours = named.is_some() && named == inode;
+            if ours {
+                self.remove(&self.name)?;
+            }
+            // It may have been named a moment before the file was to be.
+            if ours || named.is_none() {
+                self.remove(&self.manifest_name())?;
+            }
         }
         self.sync()
     }

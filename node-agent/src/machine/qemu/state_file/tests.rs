@@ -56,9 +56,47 @@ fn what_has_the_name_is_whole() {
     let (_, length) = place.load().unwrap();
     assert!(length == 10 && place.manifest().unwrap() == manifest(10));
     // What is called off later, or another save, leaves it alone.
-    place.discard("uid").unwrap();
+    place.discard("uid", None).unwrap();
+    place.discard("other", Some(made.inode)).unwrap();
+    place.discard("uid", Some(made.inode + 1)).unwrap();
     assert_eq!(names(dir.path()), ["vm", "vm.hybridnic.json"]);
     assert!(matches!(place.try_out("other"), Err(FileError::Exists(path)) if path == "/saves/vm"));
+    // Its VM runs on although it was to be ended.
+    place.discard("uid", Some(made.inode)).unwrap();
+    assert!(names(dir.path()).is_empty());
+}
+
+#[test]
+fn two_vms_never_share_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = place(dir.path());
+    let made = place.make("uid").unwrap();
+    // Of another, which was named since.
+    let other = Manifest {
+        save: "other".to_owned(),
+        ..manifest(1)
+    };
+    let beside = dir.path().join("vm.hybridnic.json");
+    fs::write(&beside, serde_json::to_vec(&other).unwrap()).unwrap();
+    let refused = place.seal("uid", made.inode, manifest);
+    assert!(
+        matches!(refused, Err(FileError::Exists(path)) if path == "/saves/vm.hybridnic.json"),
+        "nothing is written over it"
+    );
+    assert_eq!(place.manifest().unwrap(), other);
+    assert!(place.stat("vm").unwrap().is_none());
+    place.discard("uid", Some(made.inode)).unwrap();
+    assert_eq!(names(dir.path()), ["vm.hybridnic.json"]);
+    assert!(matches!(place.make("third"), Err(FileError::Exists(_))));
+    fs::remove_file(&beside).unwrap();
+    // An agent died between the two names of the file, and of the manifest before it.
+    let made = place.make("uid").unwrap();
+    fs::write(&beside, serde_json::to_vec(&manifest(0)).unwrap()).unwrap();
+    place.seal("uid", made.inode, manifest).unwrap();
+    assert_eq!(names(dir.path()), ["vm", "vm.hybridnic.json"]);
+    fs::hard_link(dir.path().join("vm"), dir.path().join(".vm.uid.part")).unwrap();
+    place.seal("uid", made.inode, manifest).unwrap();
+    assert!(place.stat(".vm.uid.part").unwrap().is_none());
 }
 
 #[test]
@@ -70,9 +108,9 @@ fn nothing_is_left_of_what_is_called_off() {
     let text = serde_json::to_vec(&manifest(1)).unwrap();
     fs::write(dir.path().join("vm.hybridnic.json"), text).unwrap();
     fs::write(dir.path().join(".vm.uid.json"), b"{").unwrap();
-    place.discard("other").unwrap();
+    place.discard("other", Some(7)).unwrap();
     assert_eq!(names(dir.path()).len(), 3, "another's");
-    place.discard("uid").unwrap();
+    place.discard("uid", None).unwrap();
     assert!(names(dir.path()).is_empty());
 }
 
@@ -123,6 +161,7 @@ fn what_qemu_itself_may_not_is_not_done_for_it() {
         uid: me().uid + 1,
         gid: me().gid + 1,
         groups: Vec::new(),
+        overrides: false,
     };
     fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     assert!(matches!(place.try_out("uid"), Err(FileError::NotAllowed { .. })));
@@ -135,10 +174,19 @@ fn what_qemu_itself_may_not_is_not_done_for_it() {
 
 #[test]
 fn a_process_is_judged_by_its_last_ids() {
-    let status = "Name:\tqemu\nUid:\t0\t0\t0\t107\nGid:\t0\t0\t0\t108\nGroups:\t36 107 \n";
+    let status =
+        "Name:\tqemu\nUid:\t0\t0\t0\t107\nGid:\t0\t0\t0\t108\nGroups:\t36 107 \nCapEff:\t0000000000000000\n";
     let who = Who::parse(status).unwrap();
     assert_eq!((who.uid, who.gid, who.groups), (107, 108, vec![36, 107]));
     assert_eq!(Who::parse("Uid:\tx\n"), None);
+    // Root needs the capability as well.
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o500)).unwrap();
+    let stat = fstat(File::open(dir.path()).unwrap()).unwrap();
+    for (effective, may) in [("00000000a80425fb", true), ("00000000a80425f9", false)] {
+        let status = format!("Uid:\t0\nGid:\t0\nGroups:\t\nCapEff:\t{effective}\n");
+        assert_eq!(Who::parse(&status).unwrap().may(&stat, 3), may);
+    }
 }
 
 #[test]
@@ -158,8 +206,9 @@ fn a_path_stays_in_the_pod_and_leads_to_a_volume() {
         Place::open(host.as_fd(), &through, me()),
         Err(FileError::NoDirectory { .. })
     ));
-    assert!(
-        Place::open(host.as_fd(), "/dev/shm/vm", me()).is_ok(),
-        "another file system"
-    );
+    // Another file system, and one that goes with the container.
+    let shared = Place::open(host.as_fd(), "/dev/shm/vm", me()).unwrap();
+    assert!(matches!(shared.lasts(), Err(FileError::InMemory(dir)) if dir == "/dev/shm"));
+    let proc = Place::open(host.as_fd(), "/proc/vm", me()).unwrap();
+    assert!(matches!(proc.lasts(), Err(FileError::InMemory(_))));
 }
