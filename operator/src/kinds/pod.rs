@@ -34,6 +34,8 @@ impl Object for Pod {
             node_name: spec.node_name,
             containers: that_request(spec.containers),
             init_containers: spec.init_containers.map(that_request),
+            // Of most pods it would be another one, and no more needs to be known.
+            restart_policy: spec.restart_policy.filter(|policy| policy == "Never"),
             ..PodSpec::default()
         });
         self.status = self.status.take().map(|status| PodStatus {
