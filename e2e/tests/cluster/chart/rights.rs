@@ -350,7 +350,6 @@ async fn users_get_what_the_roles_say() {
         ("user-edit", "create", "vmhybridnics", "default", true),
         ("user-edit", "delete", "qemumigrations", "default", true),
         ("user-edit", "create", "qemusaves", "default", true),
-        ("user-edit", "patch", "qemusaves/status", "default", false),
         ("user-view", "list", "qemurestores", "default", true),
         ("user-view", "create", "qemurestores", "default", false),
         ("user-edit", "patch", "nicattachments", "default", false),
