@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`ends`] | where the VM may run, according to both ends' reports |
 //! | [`qemu`] | a `QemuMigration` as a move |
-//! | [`file`] | a `QemuSave` or a `QemuRestore` as a move with one end |
+//! | [`mod@file`] | a `QemuSave` or a `QemuRestore` as a move with one end |
 //!
 //! ```text
 //!  Preparing ─► Leaving ─► Moving ─► Arrived ─► Over
