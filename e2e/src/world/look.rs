@@ -42,7 +42,7 @@ impl World {
         Ok(Api::all(self.client()).get(name).await?)
     }
 
-    /// Waits until a NIC is so.
+    /// Waits until a NIC is as `is` says.
     pub async fn until_nic(
         &self,
         name: &str,
@@ -53,7 +53,7 @@ impl World {
         until(self.namespaced(), name, deadline, what, is).await
     }
 
-    /// Waits until a migration is so.
+    /// Waits until a migration is as `is` says.
     pub async fn until_migration(
         &self,
         name: &str,
@@ -64,7 +64,7 @@ impl World {
         until(self.namespaced(), name, deadline, what, is).await
     }
 
-    /// Waits until a save is so.
+    /// Waits until a save is as `is` says.
     pub async fn until_save(
         &self,
         name: &str,
@@ -75,7 +75,7 @@ impl World {
         until(self.namespaced(), name, deadline, what, is).await
     }
 
-    /// Waits until a restore is so.
+    /// Waits until a restore is as `is` says.
     pub async fn until_restore(
         &self,
         name: &str,
@@ -86,7 +86,7 @@ impl World {
         until(self.namespaced(), name, deadline, what, is).await
     }
 
-    /// Waits until a node's object is so.
+    /// Waits until a node's object is as `is` says.
     pub async fn until_node(
         &self,
         number: usize,
@@ -104,7 +104,7 @@ impl World {
         .await
     }
 
-    /// Waits until a network is so.
+    /// Waits until a network is as `is` says.
     pub async fn until_network(
         &self,
         name: &str,

@@ -251,7 +251,7 @@ async fn flight(lab: &Lab, host: &mut Host<'_>, guest: &Guest, clean: &str) {
     let same = host.fast(guest).await;
     assert_eq!(vf(&same), vf(&nic), "it was plugged again");
 
-    // Nor is it when the agent is started anew meanwhile.
+    // Nor is it when the agent is started again meanwhile.
     host.kill().await;
     let forget = format!("rm {DIR}/{NIC}.status.yaml {DIR}/node.status.yaml");
     host.node.run(&forget, SOON).await.unwrap();

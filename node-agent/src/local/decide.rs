@@ -464,7 +464,7 @@ pub(super) fn vm(socket: &Path) -> ObjectRef {
     }
 }
 
-/// What of a NIC has changed that cannot: an agent that was started anew knows no other text of the file.
+/// What of a NIC has changed that cannot: an agent that was started again knows no other text of the file.
 fn changed(asked: &AskedNic, known: &Want) -> Option<String> {
     let spec = &known.spec;
     if asked.spec.network != spec.network {

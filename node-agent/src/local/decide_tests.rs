@@ -162,7 +162,7 @@ fn a_network_stays_while_nics_are_attached_to_it() {
     assert_eq!(state.pools(), []);
 }
 
-/// The agent was started anew, and knows the NIC from its journal.
+/// The agent was started again, and knows the NIC from its journal.
 #[test]
 fn what_cannot_change_is_compared_with_what_is_held() {
     let (_, want) = attached();

@@ -10,9 +10,7 @@ use std::time::Instant;
 
 use hybridnic_api::conditions::{self, types};
 use hybridnic_api::names::MIGRATION_FINALIZER;
-use hybridnic_api::v1alpha1::{
-    MigrationEnd, MigrationPhase, QemuMigration, QemuMigrationStatus, VmHybridNic,
-};
+use hybridnic_api::v1alpha1::{MigrationEnd, QemuMigration, QemuMigrationStatus, VmHybridNic};
 pub use hybridnic_flight::migration::{encryption, inputs, record, step};
 use hybridnic_flight::migration::{
     phases::{Phases, Waits},
@@ -32,6 +30,7 @@ use crate::metrics::Migrations;
 use crate::moves::claims::{self, Claim};
 use crate::moves::ends::Ends;
 use crate::moves::qemu;
+use crate::moves::told::progress;
 use crate::nic::admit;
 use crate::pods;
 use crate::vm::VmRef;
@@ -249,41 +248,18 @@ fn log(migration: &QemuMigration, old: &QemuMigrationStatus, new: &QemuMigration
 fn notes(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
     let plain =
         |status: &QemuMigrationStatus| conditions::find(&status.conditions, types::ENCRYPTED).cloned();
-    let mut notes = progress(old, new);
+    let mut notes = progress((old.phase, &old.conditions), (new.phase, &new.conditions));
     if plain(old).is_none() {
         notes.extend(plain(new).map(|now| Note::warning(now.reason, now.message)));
     }
     notes
 }
 
-fn progress(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Vec<Note> {
-    let condition =
-        |status: &QemuMigrationStatus| conditions::find(&status.conditions, types::SUCCEEDED).cloned();
-    let Some(now) = condition(new) else {
-        return Vec::new();
-    };
-    let same_reason = condition(old).is_some_and(|before| before.reason == now.reason);
-    if old.phase == new.phase && same_reason {
-        return Vec::new();
-    }
-    match new.phase {
-        MigrationPhase::Failed | MigrationPhase::RollingBack | MigrationPhase::Pending => {
-            vec![Note::warning(now.reason, now.message)]
-        }
-        MigrationPhase::Succeeded | MigrationPhase::Cancelled => vec![Note::normal(now.reason, now.message)],
-        MigrationPhase::PreparingTarget => vec![Note::normal(new.phase.to_string(), now.message)],
-        // A person has to act, or may have to.
-        _ if conditions::is_undecided(&now.reason) => vec![Note::warning(now.reason, now.message)],
-        MigrationPhase::SwitchingToStandby | MigrationPhase::Transferring | MigrationPhase::Completing => {
-            Vec::new()
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use hybridnic_api::conditions::{NewCondition, reasons};
+    use hybridnic_api::v1alpha1::MigrationPhase;
 
     #[test]
     fn an_event_says_that_a_person_has_to_decide_in_whatever_phase() {

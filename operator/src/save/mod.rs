@@ -11,7 +11,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hybridnic_api::conditions::{self, types};
 use hybridnic_api::names::MIGRATION_FINALIZER;
 use hybridnic_api::v1alpha1::{MigrationPhase, StateFileStatus, VmHybridNic};
 use jiff::Timestamp;
@@ -21,11 +20,12 @@ use kube::{Api, Client, Resource, ResourceExt};
 
 use crate::cache::Object;
 use crate::controller::{Done, Reconciler};
-use crate::events::{Events, Note};
+use crate::events::Events;
 use crate::migration::inputs::{Deadlines, NicInputs};
 use crate::moves::claims::{self, Claim};
 use crate::moves::ends::Ends;
 use crate::moves::file::{self, OnFile};
+use crate::moves::told::progress;
 use crate::nic::admit;
 use crate::pods;
 use crate::vm::VmRef;
@@ -133,7 +133,9 @@ where
                     "{kind}"
                 );
             }
-            self.events.tell(object, notes(&old, &next.status));
+            let (was, is) = (&old, &next.status);
+            let notes = progress((was.phase, &was.conditions), (is.phase, &is.conditions));
+            self.events.tell(object, notes);
         }
         let rest = rest.filter(|rest| !rest.is_zero());
         Ok(Done {
@@ -224,31 +226,4 @@ fn without_words(status: &StateFileStatus) -> StateFileStatus {
         condition.observed_generation = None;
     }
     status
-}
-
-/// What a change of the status is worth telling: what it waits for before it begins, that it begins, that the VM stays paused, and how
-/// it ends.
-fn notes(old: &StateFileStatus, new: &StateFileStatus) -> Vec<Note> {
-    let condition =
-        |status: &StateFileStatus| conditions::find(&status.conditions, types::SUCCEEDED).cloned();
-    let Some(now) = condition(new) else {
-        return Vec::new();
-    };
-    let same_reason = condition(old).is_some_and(|before| before.reason == now.reason);
-    if old.phase == new.phase && same_reason {
-        return Vec::new();
-    }
-    match new.phase {
-        MigrationPhase::Failed | MigrationPhase::RollingBack | MigrationPhase::Pending => {
-            vec![Note::warning(now.reason, now.message)]
-        }
-        MigrationPhase::Succeeded | MigrationPhase::Cancelled => vec![Note::normal(now.reason, now.message)],
-        MigrationPhase::PreparingTarget => vec![Note::normal(new.phase.to_string(), now.message)],
-        MigrationPhase::Transferring if now.reason == conditions::reasons::PAUSED => {
-            vec![Note::warning(now.reason, now.message)]
-        }
-        MigrationPhase::SwitchingToStandby | MigrationPhase::Transferring | MigrationPhase::Completing => {
-            Vec::new()
-        }
-    }
 }

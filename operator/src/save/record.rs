@@ -3,15 +3,10 @@
 use std::time::Duration;
 
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
-use hybridnic_api::limits;
-use hybridnic_api::v1alpha1::{
-    AfterSave, MigrationFailure, MigrationPhase, MigrationPhaseTime, MigrationState, StateFileStatus,
-};
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use hybridnic_api::v1alpha1::{AfterSave, MigrationPhase, MigrationState, StateFileStatus};
 
 use super::inputs::{Inputs, OneEnd, Request};
-use crate::migration::record::{Next, micro};
+use crate::migration::record::{Next, enter, failed, failure, micro, milliseconds};
 
 /// Writes what `next` means into `status`; gives when to look again.
 pub fn apply(inputs: &Inputs<'_>, status: &mut StateFileStatus, next: Next) -> Option<Duration> {
@@ -36,7 +31,7 @@ pub fn apply(inputs: &Inputs<'_>, status: &mut StateFileStatus, next: Next) -> O
                 // A rollback that came too late.
                 status.failure = None;
             }
-            enter(status, inputs.now, phase);
+            enter(&mut status.phase, &mut status.phases, inputs.now, phase);
             let message = explain(&inputs.request, phase);
             set(
                 inputs,
@@ -47,7 +42,8 @@ pub fn apply(inputs: &Inputs<'_>, status: &mut StateFileStatus, next: Next) -> O
         Next::RollBack { reason, message } => {
             let condition = NewCondition::unknown(types::SUCCEEDED, reason, &message);
             status.failure = Some(failure(reason, &message));
-            enter(status, inputs.now, MigrationPhase::RollingBack);
+            let back = MigrationPhase::RollingBack;
+            enter(&mut status.phase, &mut status.phases, inputs.now, back);
             set(inputs, status, condition);
         }
         Next::Finish => finish(inputs, status),
@@ -76,27 +72,6 @@ fn set(inputs: &Inputs<'_>, status: &mut StateFileStatus, condition: NewConditio
     conditions::set(&mut status.conditions, generation, inputs.now, condition);
 }
 
-fn milliseconds(then: &MicroTime, now: Timestamp) -> i64 {
-    let since = now.duration_since(then.0).max(SignedDuration::ZERO);
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn enter(status: &mut StateFileStatus, now: Timestamp, phase: MigrationPhase) {
-    if let Some(last) = status.phases.last_mut().filter(|last| last.ms.is_none()) {
-        last.ms = Some(milliseconds(&last.started_at, now));
-    }
-    status.phase = phase;
-    if !phase.is_final() {
-        let excess = (status.phases.len() + 1).saturating_sub(limits::PHASES);
-        status.phases.drain(..excess);
-        status.phases.push(MigrationPhaseTime {
-            name: phase.to_string(),
-            started_at: micro(now),
-            ms: None,
-        });
-    }
-}
-
 fn finish(inputs: &Inputs<'_>, status: &mut StateFileStatus) {
     let (phase, condition) = match &status.failure {
         None => {
@@ -113,16 +88,9 @@ fn finish(inputs: &Inputs<'_>, status: &mut StateFileStatus) {
             let condition = NewCondition::yes(types::SUCCEEDED, reasons::COMPLETED, message);
             (MigrationPhase::Succeeded, condition)
         }
-        Some(MigrationFailure { reason, message }) => {
-            let phase = if reason == reasons::CANCELLED {
-                MigrationPhase::Cancelled
-            } else {
-                MigrationPhase::Failed
-            };
-            (phase, NewCondition::no(types::SUCCEEDED, reason, message))
-        }
+        Some(failure) => failed(failure),
     };
-    enter(status, inputs.now, phase);
+    enter(&mut status.phase, &mut status.phases, inputs.now, phase);
     status.remaining = None;
     status.finished_at = Some(micro(inputs.now));
     status.total_ms = status.started_at.as_ref().map(|at| milliseconds(at, inputs.now));
@@ -144,11 +112,4 @@ fn has_ended(inputs: &Inputs<'_>) -> bool {
 pub fn fail(status: &mut StateFileStatus, reason: &str, message: impl Into<String>) -> Next {
     status.failure = Some(failure(reason, &message.into()));
     Next::Finish
-}
-
-fn failure(reason: &str, message: &str) -> MigrationFailure {
-    MigrationFailure {
-        reason: reason.to_owned(),
-        message: limits::message(message),
-    }
 }

@@ -82,7 +82,7 @@ pub fn apply(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, next: Next) 
                 // A rollback that came too late.
                 status.failure = None;
             }
-            enter(inputs, status, phase);
+            enter(&mut status.phase, &mut status.phases, inputs.now, phase);
             set(
                 inputs,
                 status,
@@ -92,7 +92,8 @@ pub fn apply(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, next: Next) 
         Next::RollBack { reason, message } => {
             let condition = NewCondition::unknown(types::SUCCEEDED, reason, &message);
             status.failure = Some(failure(reason, &message));
-            enter(inputs, status, MigrationPhase::RollingBack);
+            let back = MigrationPhase::RollingBack;
+            enter(&mut status.phase, &mut status.phases, inputs.now, back);
             set(inputs, status, condition);
         }
         Next::Finish => finish(inputs, status),
@@ -127,34 +128,43 @@ pub fn micro(now: Timestamp) -> MicroTime {
 }
 
 /// How long ago `then` was.
-fn since(then: &MicroTime, now: Timestamp) -> SignedDuration {
-    now.duration_since(then.0).max(SignedDuration::ZERO)
+pub fn milliseconds(then: &MicroTime, now: Timestamp) -> i64 {
+    let since = now.duration_since(then.0).max(SignedDuration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn milliseconds(then: &MicroTime, now: Timestamp) -> i64 {
-    i64::try_from(since(then, now).as_millis()).unwrap_or(i64::MAX)
-}
-
-fn enter(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, phase: MigrationPhase) {
-    close(inputs, status);
-    status.phase = phase;
+/// Puts a move into a phase, whose time begins; that of the one before ends.
+pub fn enter(
+    was: &mut MigrationPhase,
+    phases: &mut Vec<MigrationPhaseTime>,
+    now: Timestamp,
+    phase: MigrationPhase,
+) {
+    if let Some(last) = phases.last_mut().filter(|last| last.ms.is_none()) {
+        last.ms = Some(milliseconds(&last.started_at, now));
+    }
+    *was = phase;
     if !phase.is_final() {
-        let started_at = micro(inputs.now);
         // However often it goes back and forth.
-        let excess = (status.phases.len() + 1).saturating_sub(limits::PHASES);
-        status.phases.drain(..excess);
-        status.phases.push(MigrationPhaseTime {
+        let excess = (phases.len() + 1).saturating_sub(limits::PHASES);
+        phases.drain(..excess);
+        phases.push(MigrationPhaseTime {
             name: phase.to_string(),
-            started_at,
+            started_at: micro(now),
             ms: None,
         });
     }
 }
 
-fn close(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) {
-    if let Some(last) = status.phases.last_mut().filter(|last| last.ms.is_none()) {
-        last.ms = Some(milliseconds(&last.started_at, inputs.now));
-    }
+/// How one that has failed, or was called off, ends.
+pub fn failed(failure: &MigrationFailure) -> (MigrationPhase, NewCondition) {
+    let MigrationFailure { reason, message } = failure;
+    let phase = if reason == reasons::CANCELLED {
+        MigrationPhase::Cancelled
+    } else {
+        MigrationPhase::Failed
+    };
+    (phase, NewCondition::no(types::SUCCEEDED, reason, message))
 }
 
 fn finish(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) {
@@ -171,17 +181,9 @@ fn finish(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) {
                 NewCondition::yes(types::SUCCEEDED, reasons::COMPLETED, message),
             )
         }
-        Some(MigrationFailure { reason, message }) => {
-            let cancelled = reason == reasons::CANCELLED;
-            let phase = if cancelled {
-                MigrationPhase::Cancelled
-            } else {
-                MigrationPhase::Failed
-            };
-            (phase, NewCondition::no(types::SUCCEEDED, reason, message))
-        }
+        Some(failure) => failed(failure),
     };
-    enter(inputs, status, phase);
+    enter(&mut status.phase, &mut status.phases, inputs.now, phase);
     status.finished_at = Some(micro(inputs.now));
     status.total_ms = status.started_at.as_ref().map(|at| milliseconds(at, inputs.now));
     set(inputs, status, condition);
@@ -194,7 +196,7 @@ pub fn fail(status: &mut QemuMigrationStatus, reason: &str, message: impl Into<S
 }
 
 /// With the ends' own words, as far as the API takes them.
-fn failure(reason: &str, message: &str) -> MigrationFailure {
+pub fn failure(reason: &str, message: &str) -> MigrationFailure {
     MigrationFailure {
         reason: reason.to_owned(),
         message: limits::message(message),

@@ -25,7 +25,7 @@ pub type Wish = (Goal, Option<MigrationStep>);
 /// A file that a VM goes to or comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileMove {
-    /// What the agent is told of it.
+    /// What the agent is told about it.
     pub order: FileOrder,
     /// Whether QEMU may have been told to write or to load it.
     pub begun: bool,

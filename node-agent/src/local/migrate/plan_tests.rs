@@ -388,7 +388,7 @@ async fn a_vm_moves_with_its_nic_and_nothing_is_left_where_it_was() {
     assert_eq!(scene.flight.status.encrypted, Some(true));
 }
 
-/// The driver dies after each of its writes, and another one begins anew each time.
+/// The driver dies after each of its writes, and another one begins again each time.
 #[tokio::test]
 async fn a_driver_that_dies_at_any_moment_leaves_nothing_undone() {
     // Each start writes its number into both orders first.
