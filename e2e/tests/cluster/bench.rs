@@ -259,6 +259,14 @@ impl Bench {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Changes something about all attachments, because agents look again only then. One may leave while it is asked for the others.
+    pub async fn look_again(&self) {
+        let annotate = ["annotate", "nicatt", "--all", "look=again"];
+        let output = self.cluster.kubectl(&annotate).await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() || said.contains("NotFound"), "{said}");
+    }
+
     pub fn nics(&self) -> Api<VmHybridNic> {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }

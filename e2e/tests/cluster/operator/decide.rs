@@ -43,9 +43,7 @@ async fn undecided() -> (Bench, Agents) {
         ..Mood::default()
     });
     // The agents look when something changes.
-    bench
-        .kubectl(&["annotate", "nicatt", "--all", "look=again"])
-        .await;
+    bench.look_again().await;
     let completed = [
         "wait",
         "nicatt",

@@ -27,9 +27,7 @@ async fn another_operator_goes_on_in_the_middle_of_a_migration() {
     bench.operators[0].kill();
     agents.be(Mood::default());
     // Something must change for the agents to look again.
-    bench
-        .kubectl(&["annotate", "nicatt", "--all", "look=again"])
-        .await;
+    bench.look_again().await;
     bench
         .migration_with("goes", "succeeded", at(MigrationPhase::Succeeded))
         .await;

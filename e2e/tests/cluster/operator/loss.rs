@@ -104,9 +104,7 @@ async fn a_lost_node_that_comes_back_gives_the_nic_back_itself() {
     agents.be(Mood::default());
     bench.kubelet_says("n1", "True").await;
     // Something must change for the agents to look again.
-    bench
-        .kubectl(&["annotate", "nicatt", "--all", "look=again"])
-        .await;
+    bench.look_again().await;
     bench.nic_with("eth0", "fast on n2", runs_on("n2")).await;
     gone(&bench, &first).await;
 
@@ -200,9 +198,7 @@ async fn the_target_of_a_migration_whose_source_is_lost_is_no_way_round_the_fenc
         silent: &["n1"],
         ..Mood::default()
     });
-    bench
-        .kubectl(&["annotate", "nicatt", "--all", "look=again"])
-        .await;
+    bench.look_again().await;
     bench.nic_with("eth0", "fast on n2", runs_on("n2")).await;
 }
 

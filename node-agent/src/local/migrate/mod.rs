@@ -84,7 +84,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "decision")]
     cancel: bool,
     /// Decide where the VM goes on, where it was asked for that.
-    #[arg(long, value_parser = decision)]
+    #[arg(long, value_parser = decision, value_name = "ResumeSource|AbandonSource")]
     decision: Option<Decision>,
     /// Seconds that the target has to get ready.
     #[arg(long, default_value_t = 60)]
