@@ -1,6 +1,6 @@
 //! Takes the steps of a VM that goes to a file, or comes from one. [`super::migration`] decides on the next one.
 
-use std::os::fd::AsFd as _;
+use std::{os::fd::AsFd as _, time::Duration};
 
 use hybridnic_api::v1alpha1::{FileOrder, MigrationOrder};
 use hybridnic_qmp::{
@@ -25,6 +25,9 @@ use crate::{
 
 /// The name by which a QEMU before 8.2, which opens no file itself, is given one.
 const DESCRIPTOR: &str = "hybridnic-file";
+
+/// How long a cancel waits for what was written to be removed: a file server that is away answers nothing.
+const REMOVE: Duration = Duration::from_secs(10);
 
 /// What a file may need of a migration, and no migration to another node: it is set while a VM goes to a file or comes from one.
 const OF_FILES: [MigrationCapability; 2] = [MigrationCapability::MappedRam, MigrationCapability::Multifd];
@@ -81,7 +84,7 @@ pub(super) async fn act(
             vm.set_file(uid, FileSeen::Gone);
         }
         FileAction::Load => match load(vm, host, client, order, file).await {
-            Ok(()) => vm.set_file(uid, FileSeen::Told),
+            Ok(manifest) => vm.set_file(uid, FileSeen::Told(manifest)),
             Err(Loading::Refused(why)) => vm.set_file(uid, FileSeen::Refused(why)),
             Err(Loading::Failed(failure)) => return Err(failure),
         },
@@ -103,9 +106,12 @@ async fn discard(vm: &Vm, host: &Host, file: &FileOrder, save: &str) {
         let save = save.to_owned();
         blocking(move || place.discard(&save, inode)).await
     };
-    if let Err(Failure { error, .. }) = removed.await {
-        warn!(file = file.path, error, "what QEMU has written is not removed");
-    }
+    let error = match tokio::time::timeout(REMOVE, removed).await {
+        Ok(Ok(())) => return,
+        Ok(Err(failure)) => failure.error,
+        Err(_) => format!("the file system has not answered within {} s", REMOVE.as_secs()),
+    };
+    warn!(file = file.path, error, "what QEMU has written is not removed");
 }
 
 /// What touches a disk, or a file system of another host, may take as long as it likes.
@@ -355,18 +361,19 @@ impl<E: Into<Failure>> From<E> for Loading {
     }
 }
 
+/// Lets QEMU load the VM; gives what stands beside the file.
 async fn load(
     vm: &Vm,
     host: &Host,
     client: &Client,
     order: &MigrationOrder,
     file: &FileOrder,
-) -> Result<(), Loading> {
+) -> Result<Manifest, Loading> {
     // Once more: it may be another by now.
     let manifest = match look(vm, host, client, order, file).await {
         Ok(FileSeen::Loadable(manifest)) => manifest,
         Ok(FileSeen::Refused(why)) => return Err(Loading::Refused(why)),
-        Ok(FileSeen::Writable | FileSeen::Told | FileSeen::Gone) => {
+        Ok(FileSeen::Writable | FileSeen::Told(_) | FileSeen::Gone) => {
             return Err(Loading::Refused("it is to be written".to_owned()));
         }
         Err(failure) => return Err(Loading::Refused(failure.error)),
@@ -384,7 +391,8 @@ async fn load(
     // QEMU then leaves the VM paused when it has loaded it: the agent starts it, and the journal knows.
     client.stop().await?;
     begin(vm, host, order, None).await?;
-    Ok(client.migrate_incoming(&uri).await?)
+    client.migrate_incoming(&uri).await?;
+    Ok(manifest)
 }
 
 #[cfg(test)]

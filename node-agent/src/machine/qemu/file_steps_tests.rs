@@ -336,3 +336,27 @@ async fn a_file_is_looked_at_once_more_before_it_is_loaded() {
         assert_eq!(report.refused, length != 10);
     }
 }
+
+/// A NIC without a standby gets its port only when its VF is plugged: after QEMU was told.
+#[tokio::test]
+async fn where_a_nic_was_is_known_until_the_restore_is_over() {
+    let world = World::new();
+    saved(&world, 10);
+    world.order(MigrationStep::Load, None);
+    let (client, mut peer) = Peer::connect().await;
+    let qemu = async {
+        peer.answer("query-migrate", json!({})).await;
+        peer.answer("query-status", json!({"status": "inmigrate", "running": false}))
+            .await;
+        is_a_machine(&mut peer).await;
+        has_capabilities(&mut peer).await;
+        is_given(&mut peer, "migrate-incoming").await;
+        peer.shows("active", "inmigrate").await;
+        world.says(MigrationState::Active).await;
+    };
+    world.serve(&client, qemu).await;
+    let Some(FileSeen::Told(manifest)) = world.vm.file("m") else {
+        panic!("QEMU was told");
+    };
+    assert_eq!(manifest.ports_of("a"), Some(&GuestPorts::default()));
+}

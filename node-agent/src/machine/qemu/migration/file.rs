@@ -62,7 +62,7 @@ pub enum FileSeen {
     /// It can be loaded: it is whole, and of this VM.
     Loadable(Manifest),
     /// QEMU was told to load it. It says so itself a moment later.
-    Told,
+    Told(Manifest),
     /// Neither; why.
     Refused(String),
     /// Nothing is left of it that has not its name.
@@ -107,7 +107,7 @@ pub(super) fn prepare(
     match file {
         None | Some(FileSeen::Gone) => act(FileAction::Look, None),
         Some(FileSeen::Refused(why)) => refused(says, MigrationState::Prepared, why),
-        Some(FileSeen::Writable | FileSeen::Loadable(_) | FileSeen::Told) => {
+        Some(FileSeen::Writable | FileSeen::Loadable(_) | FileSeen::Told(_)) => {
             says.state(MigrationState::Prepared)
         }
     }
@@ -259,7 +259,7 @@ pub(super) fn load(
             report: Some(says.report(MigrationState::Active)),
         },
         // The journal was written, and the agent died before QEMU was told.
-        MigrationStatus::None if file != Some(&FileSeen::Told) => start,
+        MigrationStatus::None if !matches!(file, Some(FileSeen::Told(_))) => start,
         _ => says.state(MigrationState::Active),
     }
 }
