@@ -66,7 +66,8 @@ pub(super) async fn act(
         FileAction::Look => {
             let seen = match look(vm, host, client, order, file).await {
                 Ok(seen) => seen,
-                Err(failure) => FileSeen::Refused(failure.error),
+                Err(failure) if failure.refused => FileSeen::Refused(failure.error),
+                Err(failure) => return Err(failure),
             };
             vm.set_file(uid, seen);
         }
@@ -136,12 +137,13 @@ async fn place(vm: &Vm, host: &Host, file: &FileOrder) -> Result<Place, Failure>
         error: format!("{what}: {}", chain(error)),
         refused: false,
     };
+    // Read first: that the root can be had proves that it was this process's.
+    let who = Who::of(process.pid).map_err(|error| failed("QEMU's user is not known", &error))?;
     let root = host
         .broker
         .root(&process)
         .await
         .map_err(|error| failed("the root directory of QEMU's process cannot be opened", &error))?;
-    let who = Who::of(process.pid).map_err(|error| failed("QEMU's user is not known", &error))?;
     let path = file.path.clone();
     blocking(move || Place::open(root.as_fd(), &path, who)).await
 }
@@ -355,6 +357,17 @@ enum Loading {
     Failed(Failure),
 }
 
+impl Loading {
+    /// The file could not be looked at. QEMU was told nothing; but only a refusal is the last word.
+    fn unseen(failure: Failure) -> Self {
+        if failure.refused {
+            Self::Refused(failure.error)
+        } else {
+            Self::Failed(failure)
+        }
+    }
+}
+
 impl<E: Into<Failure>> From<E> for Loading {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
@@ -376,13 +389,13 @@ async fn load(
         Ok(FileSeen::Writable | FileSeen::Told(_) | FileSeen::Gone) => {
             return Err(Loading::Refused("it is to be written".to_owned()));
         }
-        Err(failure) => return Err(Loading::Refused(failure.error)),
+        Err(failure) => return Err(Loading::unseen(failure)),
     };
     let opened = async {
         let place = place(vm, host, file).await?;
         blocking(move || place.load()).await
     };
-    let (opened, length) = opened.await.map_err(|failure| Loading::Refused(failure.error))?;
+    let (opened, length) = opened.await.map_err(Loading::unseen)?;
     if length != manifest.length {
         return Err(Loading::Refused("the file is not whole any more".to_owned()));
     }
