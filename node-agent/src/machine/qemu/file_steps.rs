@@ -23,7 +23,7 @@ use crate::{
     journal::{Begun, Custody, SaveStage, Saving, VmRecord},
 };
 
-/// The name by which a QEMU before 8.2, which opens no file itself, is given one.
+/// The name by which QEMU is given a file.
 const DESCRIPTOR: &str = "hybridnic-file";
 
 /// How long a cancel waits for what was written to be removed: a file server that is away answers nothing.
@@ -41,8 +41,8 @@ impl From<FileError> for Failure {
     }
 }
 
-/// A step that has no file in its order, or a QEMU without a process.
-fn incomplete(what: &str) -> Failure {
+/// What cannot be done, and will not be tried again.
+fn impossible(what: &str) -> Failure {
     Failure {
         error: what.to_owned(),
         refused: true,
@@ -60,7 +60,7 @@ pub(super) async fn act(
     let file = order
         .file
         .as_ref()
-        .ok_or_else(|| incomplete("the order names no file"))?;
+        .ok_or_else(|| impossible("the order names no file"))?;
     let uid = &order.migration.uid;
     match action {
         FileAction::Look => {
@@ -74,7 +74,7 @@ pub(super) async fn act(
         FileAction::Write => write(vm, host, client, order, file).await?,
         FileAction::Seal { resume } => seal(vm, host, client, order, file, resume).await?,
         FileAction::Discard { resume } => {
-            stage(vm, host, SaveStage::Spoilt).await?;
+            stage(vm, host, uid, SaveStage::Spoilt).await?;
             // Before the VM runs on: a file that has its name must not stand beside it.
             discard(vm, host, file, uid).await;
             if resume {
@@ -132,7 +132,7 @@ async fn blocking<T: Send + 'static>(
 async fn place(vm: &Vm, host: &Host, file: &FileOrder) -> Result<Place, Failure> {
     let process = vm
         .peer()
-        .ok_or_else(|| incomplete("the kernel does not say which process QEMU is"))?;
+        .ok_or_else(|| impossible("the kernel does not say which process QEMU is"))?;
     let failed = |what: &str, error: &std::io::Error| Failure {
         error: format!("{what}: {}", chain(error)),
         refused: false,
@@ -205,9 +205,10 @@ async fn look(
 }
 
 /// Notes how far the file is; true on disk before it is true here.
-async fn stage(vm: &Vm, host: &Host, stage: SaveStage) -> Result<(), Failure> {
+async fn stage(vm: &Vm, host: &Host, save: &str, stage: SaveStage) -> Result<(), Failure> {
     let note = |record: &mut VmRecord| {
-        if let Some(saving) = record.begun.as_mut().and_then(|begun| begun.saving.as_mut()) {
+        let begun = record.begun.as_mut().filter(|begun| begun.migration == save);
+        if let Some(saving) = begun.and_then(|begun| begun.saving.as_mut()) {
             saving.stage = stage;
         }
     };
@@ -237,8 +238,10 @@ async fn prepare(host: &Host, client: &Client, bandwidth: Option<i64>, mapped: b
         .await
 }
 
-/// What only files need goes, or QEMU would send no VM to another node.
+/// QEMU lets go of the file. What only files need goes, or QEMU would send no VM to another node.
 pub(super) async fn forget(client: &Client) -> Result<(), QmpError> {
+    // Not before: its threads open the file late.
+    client.remove_named_fds(DESCRIPTOR).await?;
     let has = client.has_migration_capabilities(&OF_FILES).await?;
     let off: Vec<_> = has.into_iter().map(|capability| (capability, false)).collect();
     if off.is_empty() {
@@ -250,9 +253,10 @@ pub(super) async fn forget(client: &Client) -> Result<(), QmpError> {
 /// Gives QEMU the file; gives the URI by which it takes it.
 async fn hand(client: &Client, fd: std::os::fd::BorrowedFd<'_>) -> Result<String, QmpError> {
     if client.version().at_least(8, 2) {
-        let passed = client.add_fd(fd).await?;
+        let passed = client.add_named_fd(fd, DESCRIPTOR).await?;
         return Ok(format!("file:/dev/fdset/{}", passed.fdset_id));
     }
+    // One before opens no file itself.
     client.getfd(DESCRIPTOR, fd).await?;
     Ok(format!("fd:{DESCRIPTOR}"))
 }
@@ -266,7 +270,7 @@ async fn write(
 ) -> Result<(), Failure> {
     let blocked = client.query_migrate().await?.blocked_reasons;
     if !blocked.is_empty() {
-        return Err(incomplete(&format!(
+        return Err(impossible(&format!(
             "QEMU cannot save the VM: {}",
             blocked.join("; ")
         )));
@@ -319,9 +323,9 @@ async fn seal(
     let (begun, _) = vm.begun(uid);
     let saving = begun
         .and_then(|begun| begun.saving)
-        .ok_or_else(|| incomplete("the journal has no such file"))?;
+        .ok_or_else(|| impossible("the journal has no such file"))?;
     let here = machine(vm, client, order).await?;
-    stage(vm, host, SaveStage::Whole).await?;
+    stage(vm, host, uid, SaveStage::Whole).await?;
     client.until_migration_settled().await?;
     if resume {
         // What QEMU has written does not change any more. The guest need not wait for the disk.
@@ -338,12 +342,12 @@ async fn seal(
     match put.await {
         Ok(length) => {
             info!(file = file.path, length, "the VM is in the file");
-            stage(vm, host, SaveStage::Named(length)).await
+            stage(vm, host, uid, SaveStage::Named(length)).await
         }
         // The kernel says only once that something is not on disk: what it says when asked again is no proof.
         Err(failure) => {
             warn!(file = file.path, error = failure.error, "the file gets no name");
-            stage(vm, host, SaveStage::Spoilt).await?;
+            stage(vm, host, uid, SaveStage::Spoilt).await?;
             Err(failure)
         }
     }
