@@ -327,3 +327,22 @@ fn a_qemu_is_over_only_once_its_file_has_its_name() {
         assert_eq!(run(Save, End, Goal::Detached, stage), Run::Here, "{stage:?}");
     }
 }
+
+#[test]
+fn only_what_qemu_says_is_told_as_its_words() {
+    let order = ordered(MigrationStep::Save, Some(AfterSave::End));
+    let error = |info, stage| {
+        let verdict = save(&vm(RunState::Running, info), Some(&at(stage)), true, &order, SAYS);
+        verdict.report.unwrap().error
+    };
+    let said = error(FAILED, SaveStage::Writing);
+    assert_eq!(said.as_deref(), Some("QEMU has failed: No space left on device"));
+    let said = error(COMPLETED, SaveStage::Spoilt);
+    assert_eq!(said.as_deref(), Some(GIVEN_UP));
+    let none = begun("m1", None);
+    let loaded = load(&vm(RunState::InMigrate, FAILED), Some(&none), true, None, SAYS);
+    assert_eq!(
+        loaded.report.unwrap().error.as_deref(),
+        Some("QEMU has failed: No space left on device")
+    );
+}
