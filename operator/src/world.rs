@@ -1,5 +1,6 @@
 //! All that the operator sees of a cluster.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,6 +21,7 @@ use crate::kubevirt::Settings;
 use crate::moves::claims::Claim;
 use crate::moves::file::OnFile;
 use crate::moves::{self, Going, Move, Stage};
+use crate::pods;
 use crate::presence::{AgentPods, Agents, Presence};
 use crate::queue::Urgency;
 use crate::vm::VmRef;
@@ -86,6 +88,13 @@ impl World {
             Some(true) => Presence::NotReady,
             _ => self.agents.presence_of(node, now),
         }
+    }
+
+    /// The nodes of these pods that can take no NIC now.
+    pub fn away(&self, pods: &[Arc<Pod>]) -> BTreeSet<String> {
+        let nodes = pods.iter().filter_map(|pod| pods::node(pod));
+        let away = nodes.filter(|node| self.presence(node, Instant::now()).is_away());
+        away.map(ToOwned::to_owned).collect()
     }
 
     /// The pods of a VM.

@@ -253,7 +253,7 @@ pub enum SaveStage {
     Whole,
     /// It is on disk, is so many octets long, and has its name.
     Named(u64),
-    /// It will never have its name: it is to be removed.
+    /// It is given up, and is to be removed, with its name if it has that.
     Spoilt,
 }
 

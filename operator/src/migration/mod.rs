@@ -127,7 +127,7 @@ impl MigrationReconciler {
             blocked_by: self.blocked_by(migration),
             nics: self.nics(migration),
             pods: &pods,
-            away: self.away(&pods),
+            away: self.world.away(&pods),
             of_nodes: self.of_nodes(&pods),
             ends,
             deadlines: self.deadlines,
@@ -152,13 +152,6 @@ impl MigrationReconciler {
             Worth::Now | Worth::Nothing => next.again,
         };
         Ok(Done { wrote, again })
-    }
-
-    /// The nodes of these pods that can take no NIC now.
-    fn away(&self, pods: &[Arc<Pod>]) -> BTreeSet<String> {
-        let nodes = pods.iter().filter_map(|pod| pods::node(pod));
-        let away = nodes.filter(|node| self.world.presence(node, Instant::now()).is_away());
-        away.map(ToOwned::to_owned).collect()
     }
 
     /// The addresses of these pods that are a node's, whichever node that is.

@@ -7,7 +7,7 @@ pub mod inputs;
 mod record;
 pub mod step;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,6 @@ use hybridnic_api::names::MIGRATION_FINALIZER;
 use hybridnic_api::v1alpha1::{MigrationPhase, StateFileStatus, VmHybridNic};
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, Resource, ResourceExt};
 
 use crate::cache::Object;
@@ -27,7 +26,6 @@ use crate::moves::ends::Ends;
 use crate::moves::file::{self, OnFile};
 use crate::moves::told::progress;
 use crate::nic::admit;
-use crate::pods;
 use crate::vm::VmRef;
 use crate::world::World;
 use crate::write;
@@ -111,7 +109,7 @@ where
             blocked_by: claims::blocked_by(&own, self.world.claims(&vm)),
             nics: self.nics(object, &vm),
             pods: &pods,
-            away: self.away(&pods),
+            away: self.world.away(&pods),
             ends,
             deadlines: self.deadlines,
         };
@@ -161,13 +159,6 @@ where
             *seen = new;
         }
         *seen
-    }
-
-    /// The nodes of these pods that can take no NIC now.
-    fn away(&self, pods: &[Arc<Pod>]) -> BTreeSet<String> {
-        let nodes = pods.iter().filter_map(|pod| pods::node(pod));
-        let away = nodes.filter(|node| self.world.presence(node, Instant::now()).is_away());
-        away.map(ToOwned::to_owned).collect()
     }
 
     fn nics(&self, object: &K, vm: &VmRef) -> Vec<NicInputs> {

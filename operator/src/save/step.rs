@@ -23,6 +23,7 @@ use crate::attachment::{is_current, state};
 use crate::migration::inputs::{NicInputs, after, is_back, lacks_vf, ready_reason, why};
 use crate::migration::record::{Next, roll_back, stay};
 use crate::moves::ends::Ends;
+use crate::moves::file::told_nothing;
 
 /// What to do now.
 #[derive(Clone, Debug, PartialEq)]
@@ -235,7 +236,7 @@ fn rolling_back(inputs: &Inputs<'_>, status: &StateFileStatus, ends: &Ends, end:
         };
     }
     // Nothing was told to QEMU, which waits on: another QemuRestore may follow.
-    if !ends.begun || end.report.is_some_and(|report| report.refused) {
+    if told_nothing(ends.begun, ends) {
         return Next::Finish;
     }
     let left = |nic: &&NicInputs| there(nic, status).is_some_and(|a| state(a) != AttachmentState::Detached);
@@ -296,7 +297,7 @@ fn cancelled_or_lost(inputs: &Inputs<'_>, end: OneEnd<'_>) -> Option<Next> {
 
 fn words(report: &MigrationReport) -> String {
     match &report.error {
-        Some(error) => format!("QEMU has failed: {error}"),
+        Some(error) => error.clone(),
         None => "QEMU has failed, or was told to cancel by something else".to_owned(),
     }
 }

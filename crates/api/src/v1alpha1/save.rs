@@ -10,8 +10,8 @@ use crate::limits;
 
 use super::{MigrationEnd, MigrationFailure, MigrationPhase, MigrationPhaseTime};
 
-/// Writes a VM of the qemu runtime to a file. Deleting it while it runs cancels it, and leaves no file; deleted later, it leaves
-/// the file.
+/// Writes a VM of the qemu runtime to a file. Deleting it before the file is whole cancels it, and leaves no file; deleted
+/// later, also while the VM is paused for `then: Pause`, it leaves the file.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "hybridnic.io",

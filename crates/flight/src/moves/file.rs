@@ -189,17 +189,17 @@ impl FileMove {
         match stage {
             Stage::Preparing | Stage::Leaving => (Goal::FastPath, Some(Prepare)),
             Stage::Moving | Stage::Arrived => (Goal::FastPath, Some(Load)),
-            Stage::Returning if self.told_nothing(ends) => (Goal::FastPath, None),
+            Stage::Returning if told_nothing(self.begun, ends) => (Goal::FastPath, None),
             Stage::Returning => (Goal::Detached, Some(GiveUp)),
             Stage::Over(Outcome::Succeeded) => (Goal::FastPath, None),
             Stage::Over(Outcome::Failed | Outcome::Cancelled) => (Goal::Detached, None),
         }
     }
+}
 
-    /// Restore: whether QEMU was told nothing, and waits on.
-    pub fn told_nothing(&self, ends: &Ends) -> bool {
-        !self.begun || ends.target.as_ref().is_some_and(|report| report.refused)
-    }
+/// Whether the QEMU of a restore was told nothing, and waits on.
+pub fn told_nothing(begun: bool, ends: &Ends) -> bool {
+    !begun || ends.target.as_ref().is_some_and(|report| report.refused)
 }
 
 #[cfg(test)]

@@ -36,6 +36,19 @@ pub struct PassedFd {
     pub fd: u32,
 }
 
+/// A set of descriptors (`FdsetInfo`).
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct FdSet {
+    fdset_id: u32,
+    fds: Vec<NamedFd>,
+}
+
+#[derive(Deserialize)]
+struct NamedFd {
+    opaque: Option<String>,
+}
+
 #[derive(Deserialize)]
 struct Property {
     name: String,
@@ -47,6 +60,22 @@ impl Client {
     /// `add-fd`: gives QEMU a duplicate of `fd`, and says which number it has there.
     pub async fn add_fd(&self, fd: BorrowedFd<'_>) -> Result<PassedFd, QmpError> {
         self.execute_with_fd("add-fd", &json!({}), "add-fd", fd).await
+    }
+
+    /// As [`add_fd`](Self::add_fd), with a name by which [`remove_named_fds`](Self::remove_named_fds) finds it again.
+    pub async fn add_named_fd(&self, fd: BorrowedFd<'_>, name: &str) -> Result<PassedFd, QmpError> {
+        self.execute_with_fd("add-fd", &json!({ "opaque": name }), name, fd)
+            .await
+    }
+
+    /// `remove-fd` of each set that has a descriptor of this name (`query-fdsets`). A QEMU before 9.1 closes it only while the VM runs.
+    pub async fn remove_named_fds(&self, name: &str) -> Result<(), QmpError> {
+        let sets: Vec<FdSet> = self.execute("query-fdsets", &json!({})).await?;
+        let has_it = |set: &&FdSet| set.fds.iter().any(|fd| fd.opaque.as_deref() == Some(name));
+        for FdSet { fdset_id, .. } in sets.iter().filter(has_it) {
+            self.run("remove-fd", &json!({ "fdset-id": fdset_id })).await?;
+        }
+        Ok(())
     }
 
     /// `remove-fd`: QEMU closes what [`add_fd`](Self::add_fd) gave it.

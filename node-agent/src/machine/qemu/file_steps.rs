@@ -1,6 +1,6 @@
 //! Takes the steps of a VM that goes to a file, or comes from one. [`super::migration`] decides on the next one.
 
-use std::os::fd::AsFd as _;
+use std::{os::fd::AsFd as _, time::Duration};
 
 use hybridnic_api::v1alpha1::{FileOrder, MigrationOrder};
 use hybridnic_qmp::{
@@ -23,8 +23,11 @@ use crate::{
     journal::{Begun, Custody, SaveStage, Saving, VmRecord},
 };
 
-/// The name by which a QEMU before 8.2, which opens no file itself, is given one.
+/// The name by which QEMU is given a file.
 const DESCRIPTOR: &str = "hybridnic-file";
+
+/// How long a cancel waits for what was written to be removed: a file server that is away answers nothing.
+const REMOVE: Duration = Duration::from_secs(10);
 
 /// What a file may need of a migration, and no migration to another node: it is set while a VM goes to a file or comes from one.
 const OF_FILES: [MigrationCapability; 2] = [MigrationCapability::MappedRam, MigrationCapability::Multifd];
@@ -38,8 +41,8 @@ impl From<FileError> for Failure {
     }
 }
 
-/// A step that has no file in its order, or a QEMU without a process.
-fn incomplete(what: &str) -> Failure {
+/// What cannot be done, and will not be tried again.
+fn impossible(what: &str) -> Failure {
     Failure {
         error: what.to_owned(),
         refused: true,
@@ -57,20 +60,21 @@ pub(super) async fn act(
     let file = order
         .file
         .as_ref()
-        .ok_or_else(|| incomplete("the order names no file"))?;
+        .ok_or_else(|| impossible("the order names no file"))?;
     let uid = &order.migration.uid;
     match action {
         FileAction::Look => {
             let seen = match look(vm, host, client, order, file).await {
                 Ok(seen) => seen,
-                Err(failure) => FileSeen::Refused(failure.error),
+                Err(failure) if failure.refused => FileSeen::Refused(failure.error),
+                Err(failure) => return Err(failure),
             };
             vm.set_file(uid, seen);
         }
         FileAction::Write => write(vm, host, client, order, file).await?,
         FileAction::Seal { resume } => seal(vm, host, client, order, file, resume).await?,
         FileAction::Discard { resume } => {
-            stage(vm, host, SaveStage::Spoilt).await?;
+            stage(vm, host, uid, SaveStage::Spoilt).await?;
             // Before the VM runs on: a file that has its name must not stand beside it.
             discard(vm, host, file, uid).await;
             if resume {
@@ -81,7 +85,7 @@ pub(super) async fn act(
             vm.set_file(uid, FileSeen::Gone);
         }
         FileAction::Load => match load(vm, host, client, order, file).await {
-            Ok(()) => vm.set_file(uid, FileSeen::Told),
+            Ok(manifest) => vm.set_file(uid, FileSeen::Told(manifest)),
             Err(Loading::Refused(why)) => vm.set_file(uid, FileSeen::Refused(why)),
             Err(Loading::Failed(failure)) => return Err(failure),
         },
@@ -103,9 +107,12 @@ async fn discard(vm: &Vm, host: &Host, file: &FileOrder, save: &str) {
         let save = save.to_owned();
         blocking(move || place.discard(&save, inode)).await
     };
-    if let Err(Failure { error, .. }) = removed.await {
-        warn!(file = file.path, error, "what QEMU has written is not removed");
-    }
+    let error = match tokio::time::timeout(REMOVE, removed).await {
+        Ok(Ok(())) => return,
+        Ok(Err(failure)) => failure.error,
+        Err(_) => format!("the file system has not answered within {} s", REMOVE.as_secs()),
+    };
+    warn!(file = file.path, error, "what QEMU has written is not removed");
 }
 
 /// What touches a disk, or a file system of another host, may take as long as it likes.
@@ -125,17 +132,18 @@ async fn blocking<T: Send + 'static>(
 async fn place(vm: &Vm, host: &Host, file: &FileOrder) -> Result<Place, Failure> {
     let process = vm
         .peer()
-        .ok_or_else(|| incomplete("the kernel does not say which process QEMU is"))?;
+        .ok_or_else(|| impossible("the kernel does not say which process QEMU is"))?;
     let failed = |what: &str, error: &std::io::Error| Failure {
         error: format!("{what}: {}", chain(error)),
         refused: false,
     };
+    // Read first: that the root can be had proves that it was this process's.
+    let who = Who::of(process.pid).map_err(|error| failed("QEMU's user is not known", &error))?;
     let root = host
         .broker
         .root(&process)
         .await
         .map_err(|error| failed("the root directory of QEMU's process cannot be opened", &error))?;
-    let who = Who::of(process.pid).map_err(|error| failed("QEMU's user is not known", &error))?;
     let path = file.path.clone();
     blocking(move || Place::open(root.as_fd(), &path, who)).await
 }
@@ -197,9 +205,10 @@ async fn look(
 }
 
 /// Notes how far the file is; true on disk before it is true here.
-async fn stage(vm: &Vm, host: &Host, stage: SaveStage) -> Result<(), Failure> {
+async fn stage(vm: &Vm, host: &Host, save: &str, stage: SaveStage) -> Result<(), Failure> {
     let note = |record: &mut VmRecord| {
-        if let Some(saving) = record.begun.as_mut().and_then(|begun| begun.saving.as_mut()) {
+        let begun = record.begun.as_mut().filter(|begun| begun.migration == save);
+        if let Some(saving) = begun.and_then(|begun| begun.saving.as_mut()) {
             saving.stage = stage;
         }
     };
@@ -229,8 +238,10 @@ async fn prepare(host: &Host, client: &Client, bandwidth: Option<i64>, mapped: b
         .await
 }
 
-/// What only files need goes, or QEMU would send no VM to another node.
+/// QEMU lets go of the file. What only files need goes, or QEMU would send no VM to another node.
 pub(super) async fn forget(client: &Client) -> Result<(), QmpError> {
+    // Not before: its threads open the file late.
+    client.remove_named_fds(DESCRIPTOR).await?;
     let has = client.has_migration_capabilities(&OF_FILES).await?;
     let off: Vec<_> = has.into_iter().map(|capability| (capability, false)).collect();
     if off.is_empty() {
@@ -242,9 +253,10 @@ pub(super) async fn forget(client: &Client) -> Result<(), QmpError> {
 /// Gives QEMU the file; gives the URI by which it takes it.
 async fn hand(client: &Client, fd: std::os::fd::BorrowedFd<'_>) -> Result<String, QmpError> {
     if client.version().at_least(8, 2) {
-        let passed = client.add_fd(fd).await?;
+        let passed = client.add_named_fd(fd, DESCRIPTOR).await?;
         return Ok(format!("file:/dev/fdset/{}", passed.fdset_id));
     }
+    // One before opens no file itself.
     client.getfd(DESCRIPTOR, fd).await?;
     Ok(format!("fd:{DESCRIPTOR}"))
 }
@@ -258,7 +270,7 @@ async fn write(
 ) -> Result<(), Failure> {
     let blocked = client.query_migrate().await?.blocked_reasons;
     if !blocked.is_empty() {
-        return Err(incomplete(&format!(
+        return Err(impossible(&format!(
             "QEMU cannot save the VM: {}",
             blocked.join("; ")
         )));
@@ -311,9 +323,9 @@ async fn seal(
     let (begun, _) = vm.begun(uid);
     let saving = begun
         .and_then(|begun| begun.saving)
-        .ok_or_else(|| incomplete("the journal has no such file"))?;
+        .ok_or_else(|| impossible("the journal has no such file"))?;
     let here = machine(vm, client, order).await?;
-    stage(vm, host, SaveStage::Whole).await?;
+    stage(vm, host, uid, SaveStage::Whole).await?;
     client.until_migration_settled().await?;
     if resume {
         // What QEMU has written does not change any more. The guest need not wait for the disk.
@@ -330,12 +342,12 @@ async fn seal(
     match put.await {
         Ok(length) => {
             info!(file = file.path, length, "the VM is in the file");
-            stage(vm, host, SaveStage::Named(length)).await
+            stage(vm, host, uid, SaveStage::Named(length)).await
         }
         // The kernel says only once that something is not on disk: what it says when asked again is no proof.
         Err(failure) => {
             warn!(file = file.path, error = failure.error, "the file gets no name");
-            stage(vm, host, SaveStage::Spoilt).await?;
+            stage(vm, host, uid, SaveStage::Spoilt).await?;
             Err(failure)
         }
     }
@@ -349,33 +361,45 @@ enum Loading {
     Failed(Failure),
 }
 
+impl Loading {
+    /// The file could not be looked at. QEMU was told nothing; but only a refusal is the last word.
+    fn unseen(failure: Failure) -> Self {
+        if failure.refused {
+            Self::Refused(failure.error)
+        } else {
+            Self::Failed(failure)
+        }
+    }
+}
+
 impl<E: Into<Failure>> From<E> for Loading {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
     }
 }
 
+/// Lets QEMU load the VM; gives what stands beside the file.
 async fn load(
     vm: &Vm,
     host: &Host,
     client: &Client,
     order: &MigrationOrder,
     file: &FileOrder,
-) -> Result<(), Loading> {
+) -> Result<Manifest, Loading> {
     // Once more: it may be another by now.
     let manifest = match look(vm, host, client, order, file).await {
         Ok(FileSeen::Loadable(manifest)) => manifest,
         Ok(FileSeen::Refused(why)) => return Err(Loading::Refused(why)),
-        Ok(FileSeen::Writable | FileSeen::Told | FileSeen::Gone) => {
+        Ok(FileSeen::Writable | FileSeen::Told(_) | FileSeen::Gone) => {
             return Err(Loading::Refused("it is to be written".to_owned()));
         }
-        Err(failure) => return Err(Loading::Refused(failure.error)),
+        Err(failure) => return Err(Loading::unseen(failure)),
     };
     let opened = async {
         let place = place(vm, host, file).await?;
         blocking(move || place.load()).await
     };
-    let (opened, length) = opened.await.map_err(|failure| Loading::Refused(failure.error))?;
+    let (opened, length) = opened.await.map_err(Loading::unseen)?;
     if length != manifest.length {
         return Err(Loading::Refused("the file is not whole any more".to_owned()));
     }
@@ -384,7 +408,8 @@ async fn load(
     // QEMU then leaves the VM paused when it has loaded it: the agent starts it, and the journal knows.
     client.stop().await?;
     begin(vm, host, order, None).await?;
-    Ok(client.migrate_incoming(&uri).await?)
+    client.migrate_incoming(&uri).await?;
+    Ok(manifest)
 }
 
 #[cfg(test)]

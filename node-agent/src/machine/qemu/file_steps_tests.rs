@@ -170,7 +170,9 @@ async fn is_given(peer: &mut Peer, told: &str) {
     has_capabilities(peer).await;
     assert!(are_of_files(&sets(peer).await, true));
     peer.answer("migrate-set-parameters", json!({})).await;
-    peer.answer("add-fd", json!({"fdset-id": 7, "fd": 20})).await;
+    let passed = peer.asked("add-fd").await;
+    assert_eq!(passed["arguments"]["opaque"], "hybridnic-file");
+    peer.reply(&passed, json!({"fdset-id": 7, "fd": 20})).await;
     if told == "migrate-incoming" {
         // It is not to start the VM by itself.
         peer.answer("stop", json!({})).await;
@@ -178,6 +180,20 @@ async fn is_given(peer: &mut Peer, told: &str) {
     let begun = peer.asked(told).await;
     assert_eq!(begun["arguments"]["uri"], "file:/dev/fdset/7");
     peer.reply(&begun, json!({})).await;
+}
+
+/// QEMU lets go of the file, and of nothing else; and what only files need goes.
+async fn forgets(peer: &mut Peer) {
+    let passed = json!([
+        {"fdset-id": 3, "fds": [{"fd": 9}]},
+        {"fdset-id": 7, "fds": [{"fd": 20, "opaque": "hybridnic-file"}]},
+    ]);
+    peer.answer("query-fdsets", passed).await;
+    let removed = peer.asked("remove-fd").await;
+    assert_eq!(removed["arguments"], json!({"fdset-id": 7}));
+    peer.reply(&removed, json!({})).await;
+    has_capabilities(peer).await;
+    assert!(are_of_files(&sets(peer).await, false));
 }
 
 /// QEMU says what machine it is.
@@ -219,8 +235,7 @@ async fn a_snapshot_does_not_pause_the_vm_for_the_disk() {
         );
         assert_eq!(world.names(), [".vm.m.part"]);
         peer.reply(&cont, json!({})).await;
-        has_capabilities(&mut peer).await;
-        assert!(are_of_files(&sets(&mut peer).await, false));
+        forgets(&mut peer).await;
         peer.shows("completed", "running").await;
         world.says(MigrationState::Completed).await;
     };
@@ -246,8 +261,7 @@ async fn a_vm_that_is_to_end_stays_paused_until_its_file_has_its_name() {
         is_a_machine(&mut peer).await;
         peer.answer("query-status", json!({"status": "postmigrate", "running": false}))
             .await;
-        has_capabilities(&mut peer).await;
-        assert!(are_of_files(&sets(&mut peer).await, false));
+        forgets(&mut peer).await;
         peer.shows("completed", "postmigrate").await;
         world.says(MigrationState::Completed).await;
     };
@@ -275,8 +289,7 @@ async fn a_vm_whose_save_is_called_off_at_its_end_runs_and_leaves_no_file() {
             "what runs on is ahead of the file"
         );
         peer.reply(&cont, json!({})).await;
-        has_capabilities(&mut peer).await;
-        assert!(are_of_files(&sets(&mut peer).await, false));
+        forgets(&mut peer).await;
         peer.shows("completed", "running").await;
         world.says(MigrationState::Cancelled).await;
     };
@@ -335,4 +348,28 @@ async fn a_file_is_looked_at_once_more_before_it_is_loaded() {
         let report = world.vm.migration_report().borrow().clone().unwrap();
         assert_eq!(report.refused, length != 10);
     }
+}
+
+/// A NIC without a standby gets its port only when its VF is plugged: after QEMU was told.
+#[tokio::test]
+async fn where_a_nic_was_is_known_until_the_restore_is_over() {
+    let world = World::new();
+    saved(&world, 10);
+    world.order(MigrationStep::Load, None);
+    let (client, mut peer) = Peer::connect().await;
+    let qemu = async {
+        peer.answer("query-migrate", json!({})).await;
+        peer.answer("query-status", json!({"status": "inmigrate", "running": false}))
+            .await;
+        is_a_machine(&mut peer).await;
+        has_capabilities(&mut peer).await;
+        is_given(&mut peer, "migrate-incoming").await;
+        peer.shows("active", "inmigrate").await;
+        world.says(MigrationState::Active).await;
+    };
+    world.serve(&client, qemu).await;
+    let Some(FileSeen::Told(manifest)) = world.vm.file("m") else {
+        panic!("QEMU was told");
+    };
+    assert_eq!(manifest.ports_of("a"), Some(&GuestPorts::default()));
 }

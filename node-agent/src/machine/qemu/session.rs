@@ -366,7 +366,7 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             vm.beat(true);
             true
         }
-        // `pre-switchover` follows at once.
+        // `pre-switchover` follows at once; in a save, `completed`.
         VmEvent::Stopped if matches!(step, Some(MigrationStep::Transfer | MigrationStep::Save)) => false,
         VmEvent::FailoverNegotiated if arriving => false,
         VmEvent::Reset | VmEvent::FailoverNegotiated => {

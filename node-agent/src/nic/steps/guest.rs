@@ -117,7 +117,7 @@ async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, Gue
     }
     if let Some(order) = cx.record.spec.migration.as_ref().filter(|order| restores(order)) {
         return match cx.vm.file(&order.migration.uid) {
-            Some(FileSeen::Loadable(file)) => {
+            Some(FileSeen::Loadable(file) | FileSeen::Told(file)) => {
                 let ports = file.ports_of(&cx.record.spec.nic.name).cloned();
                 ports.ok_or(GuestError::NoPorts)
             }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  save   Writing ─► Whole ─► Named      the file has its name only once it is whole and on disk
-//!            └─────────┴────► Spoilt     it never gets it
+//!            └─────────┴────────┴──► Spoilt     it is given up: what was written goes, with its name if it has that
 //! ```
 //! The VM may run on from `Whole`, if it is to; its QEMU is ended only from `Named`.
 
@@ -62,15 +62,18 @@ pub enum FileSeen {
     /// It can be loaded: it is whole, and of this VM.
     Loadable(Manifest),
     /// QEMU was told to load it. It says so itself a moment later.
-    Told,
+    Told(Manifest),
     /// Neither; why.
     Refused(String),
-    /// Nothing is left of it that has not its name.
+    /// It was given up. What was written is removed, with its name if it had that; the log says if that was not possible.
     Gone,
 }
 
 /// Why a VM is not ended for its file.
 const RUN_ON: &str = "something else has run the VM on: it is ahead of what is in the file";
+
+/// Why a file comes to nothing, as far as the journal knows.
+const GIVEN_UP: &str = "the file was given up; the log of the node's agent says why";
 
 fn refused(says: Says<'_>, state: MigrationState, why: &str) -> Verdict {
     Verdict {
@@ -107,7 +110,7 @@ pub(super) fn prepare(
     match file {
         None | Some(FileSeen::Gone) => act(FileAction::Look, None),
         Some(FileSeen::Refused(why)) => refused(says, MigrationState::Prepared, why),
-        Some(FileSeen::Writable | FileSeen::Loadable(_) | FileSeen::Told) => {
+        Some(FileSeen::Writable | FileSeen::Loadable(_) | FileSeen::Told(_)) => {
             says.state(MigrationState::Prepared)
         }
     }
@@ -149,7 +152,7 @@ pub(super) fn save(
                 ..completed(seen, says)
             }),
         },
-        Some(SaveStage::Spoilt) => says.failed("what QEMU has written was not put on disk".to_owned()),
+        Some(SaveStage::Spoilt) => says.failed(GIVEN_UP.to_owned()),
         // A VM that runs on although it was to be ended is ahead of what is in the file.
         Some(SaveStage::Whole) if !paused && !resume => says.failed(RUN_ON.to_owned()),
         Some(SaveStage::Whole) => act(FileAction::Seal { resume }, Some(active(seen, says))),
@@ -157,7 +160,7 @@ pub(super) fn save(
             MigrationStatus::Completed if paused => {
                 act(FileAction::Seal { resume }, Some(active(seen, says)))
             }
-            MigrationStatus::Failed => says.failed(seen.info.error_desc.clone()),
+            MigrationStatus::Failed => says.failed(words_of_qemu(seen)),
             MigrationStatus::Cancelled => says.failed("QEMU was told to cancel".to_owned()),
             // The journal was written, and the agent died before QEMU was told: what else it says is of before. Or something else has
             // run the VM on; then what was written is of no use either.
@@ -252,14 +255,14 @@ pub(super) fn load(
         };
     }
     match status {
-        MigrationStatus::Failed => says.failed(seen.info.error_desc.clone()),
+        MigrationStatus::Failed => says.failed(words_of_qemu(seen)),
         _ if !incoming => Verdict {
             // Loaded; or started by something else, which has to be in the journal nevertheless.
             action: (is_loaded(seen) || seen.run == RunState::Running).then_some(Action::Run),
             report: Some(says.report(MigrationState::Active)),
         },
         // The journal was written, and the agent died before QEMU was told.
-        MigrationStatus::None if file != Some(&FileSeen::Told) => start,
+        MigrationStatus::None if !matches!(file, Some(FileSeen::Told(_))) => start,
         _ => says.state(MigrationState::Active),
     }
 }
@@ -282,6 +285,12 @@ pub(super) fn run_of(plain: Run, goal: Goal, order: &MigrationOrder, begun: Opti
         Run::HandedOver | Run::HandingOver => Run::Here,
         plain => plain,
     }
+}
+
+/// Why QEMU has failed, if it says so.
+fn words_of_qemu(seen: &VmSeen) -> Option<String> {
+    let why = seen.info.error_desc.as_ref();
+    why.map(|why| format!("QEMU has failed: {why}"))
 }
 
 /// Whether QEMU has paused the VM because all of it is written.

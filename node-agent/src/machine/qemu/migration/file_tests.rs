@@ -216,7 +216,7 @@ fn what_is_called_off_leaves_nothing_and_the_vm_runs() {
     assert_eq!(named, (None, Some(MigrationState::Completed)));
 }
 
-fn loadable() -> FileSeen {
+fn manifest() -> Manifest {
     let machine = SavedMachine {
         namespace: "ns".to_owned(),
         vm: "vm".to_owned(),
@@ -225,7 +225,11 @@ fn loadable() -> FileSeen {
         qemu: "10.0.2".to_owned(),
         nics: Vec::<SavedNic>::new(),
     };
-    FileSeen::Loadable(Manifest::new("s", machine, true, 1, String::new()))
+    Manifest::new("s", machine, true, 1, String::new())
+}
+
+fn loadable() -> FileSeen {
+    FileSeen::Loadable(manifest())
 }
 
 #[test]
@@ -278,7 +282,8 @@ fn a_vm_that_was_loaded_is_started_by_the_agent_alone() {
         Some(Action::File(FileAction::Load)),
         "QEMU was not told"
     );
-    let verdict = loads(RunState::InMigrate, NONE, Some(&none), Some(&FileSeen::Told));
+    let told = FileSeen::Told(manifest());
+    let verdict = loads(RunState::InMigrate, NONE, Some(&none), Some(&told));
     assert_eq!(is(&verdict), (None, Some(MigrationState::Active)), "once");
     let verdict = loads(RunState::InMigrate, ACTIVE, Some(&none), Some(&file));
     assert_eq!(is(&verdict), (None, Some(MigrationState::Active)));
@@ -321,4 +326,23 @@ fn a_qemu_is_over_only_once_its_file_has_its_name() {
     ] {
         assert_eq!(run(Save, End, Goal::Detached, stage), Run::Here, "{stage:?}");
     }
+}
+
+#[test]
+fn only_what_qemu_says_is_told_as_its_words() {
+    let order = ordered(MigrationStep::Save, Some(AfterSave::End));
+    let error = |info, stage| {
+        let verdict = save(&vm(RunState::Running, info), Some(&at(stage)), true, &order, SAYS);
+        verdict.report.unwrap().error
+    };
+    let said = error(FAILED, SaveStage::Writing);
+    assert_eq!(said.as_deref(), Some("QEMU has failed: No space left on device"));
+    let said = error(COMPLETED, SaveStage::Spoilt);
+    assert_eq!(said.as_deref(), Some(GIVEN_UP));
+    let none = begun("m1", None);
+    let loaded = load(&vm(RunState::InMigrate, FAILED), Some(&none), true, None, SAYS);
+    assert_eq!(
+        loaded.report.unwrap().error.as_deref(),
+        Some("QEMU has failed: No space left on device")
+    );
 }

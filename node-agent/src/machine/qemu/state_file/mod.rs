@@ -6,11 +6,12 @@
 //! | name | is |
 //! |---|---|
 //! | `.FILE.UID.part` | what QEMU writes. `UID` is the `QemuSave`'s |
-//! | `.FILE.UID.json` | the manifest, before it is on disk |
+//! | `.FILE.UID.json` | the manifest, before it has its name |
 //! | `FILE.hybridnic.json` | the [`Manifest`] |
 //! | `FILE` | the VM: whole, and on disk. It gets this name last |
 //!
-//! Names are given by a link, which is made over nothing that is there, on NFS either; then the other name goes.
+//! A name is given by a link, which replaces nothing, on NFS neither; then the old name goes. Where there are no links it is given by a
+//! rename that replaces nothing.
 
 mod manifest;
 
