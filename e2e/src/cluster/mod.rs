@@ -51,8 +51,6 @@ const SOON: Duration = Duration::from_mins(3);
 const HELM: Duration = Duration::from_mins(5);
 /// A node needs room for a guest, its images and containers.
 const MEMORY: u32 = 4096;
-/// A directory that the nodes have in common.
-const COMMON: &str = "local,path=../common,mount_tag=common,security_model=none,multidevs=remap";
 
 /// A running cluster. Dropping it ends everything.
 pub struct Cluster {
@@ -85,7 +83,6 @@ impl Cluster {
             kernel,
             node: NodeOptions {
                 memory,
-                qemu_args: ["-virtfs", COMMON].map(Into::into).into(),
                 ..NodeOptions::default()
             },
             ..LabOptions::new(name)

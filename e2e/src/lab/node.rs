@@ -74,8 +74,6 @@ pub struct NodeOptions {
     pub cpus: u8,
     /// More of the node kernel's command line.
     pub kernel_args: String,
-    /// More of QEMU's command line.
-    pub qemu_args: Vec<String>,
 }
 
 impl Default for NodeOptions {
@@ -84,7 +82,6 @@ impl Default for NodeOptions {
             memory: 3072,
             cpus: 2,
             kernel_args: String::new(),
-            qemu_args: Vec::new(),
         }
     }
 }
@@ -585,7 +582,6 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel
         address6(number),
         options.kernel_args
     ));
-    command.args(&options.qemu_args);
     command
 }
 
