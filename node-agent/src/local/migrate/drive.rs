@@ -28,7 +28,7 @@ use super::{
     },
     far::{Far, Way},
     hand::{Command, Hand, Seen},
-    keep,
+    has_begun, keep,
     plan::{Both, Flight, LOOK_AGAIN, Rules, Side},
     reach::AWAY,
     serve::Line,
@@ -345,6 +345,9 @@ impl Driver<'_> {
 
     /// What is to be done when this command ends before the migration does.
     fn once_more(&self, flight: &Flight) -> String {
+        if !has_begun(self.dir, &flight.name()) {
+            return "Nothing has begun".to_owned();
+        }
         format!(
             "What has begun stays as it is; to go on, say: {}",
             flight.command(self.dir)

@@ -333,8 +333,10 @@ fn how_the_target_is_reached_is_kept() {
         "ssh h2",
     );
     let dir = Path::new("/etc/hybridnic");
-    let plain = "hybridnic-agent ctl --dir /etc/hybridnic migrate eth0";
-    assert_eq!(flight.command(dir), plain);
+    assert_eq!(
+        flight.command(dir),
+        "hybridnic-agent ctl --dir /etc/hybridnic migrate eth0"
+    );
     let line = [
         "eth0",
         "--agent",
@@ -348,7 +350,8 @@ fn how_the_target_is_reached_is_kept() {
     keep(source.path(), Some(&flight), "eth0").unwrap();
     let flight = again(read(source.path(), "eth0").unwrap().unwrap(), &args(&["eth0"])).unwrap();
     assert_eq!(
-        flight.command(dir),
-        format!("{plain} --agent '/opt/agent' --connect 'ssh -i k h2' --to-dir '/srv/h'")
+        (flight.agent.as_str(), flight.connect.as_str()),
+        ("/opt/agent", "ssh -i k h2")
     );
+    assert_eq!(flight.dir, Path::new("/srv/h"));
 }
