@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     super::{dir::names, file, order::Attached, source::new_uid},
     Args,
-    hand::{Hand, Seen, asked},
+    hand::{Hand, Seen},
     plan::{End, Flight, Nic},
 };
 
@@ -42,7 +42,7 @@ pub(super) fn checked(
         let text = seen
             .file
             .with_context(|| format!("there is no NIC {name}: {}", path.display()))?;
-        let nic = asked(name, &text).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))?;
+        let nic = file::asked(name, &text).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))?;
         if let Some((order, _)) = &seen.order {
             bail!(
                 "the migration {} has {name}: end it first, by `ctl migrate` where it was begun, or by `ctl end-migration` here",
@@ -141,7 +141,7 @@ fn others(dir: &Path, nics: &BTreeSet<String>, socket: &Path) -> anyhow::Result<
     let seen = Hand::new(dir, &unnamed.cloned().collect()).look()?;
     let mut others = Vec::new();
     for (name, nic) in seen.nics {
-        let asks = |text: String| asked(&name, &text).is_ok_and(|asked| asked.socket == socket);
+        let asks = |text: String| file::asked(&name, &text).is_ok_and(|asked| asked.socket == socket);
         let has = |attached: Attached| attached.socket == socket;
         if nic.file.is_some_and(asks) || nic.attached.is_some_and(has) {
             others.push(name);

@@ -29,11 +29,13 @@ use super::{
     far::{Far, Way},
     hand::{Command, Hand, Seen},
     has_begun, keep,
-    plan::{Both, Flight, LOOK_AGAIN, Rules, Side},
+    plan::{Both, Flight, Rules, Side},
     reach::AWAY,
     serve::Line,
 };
 
+/// After this a driver looks again though nothing has told it to.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
 /// The pause after a host could not be reached.
 const BACKOFF: Duration = Duration::from_secs(1);
 /// See [`BACKOFF`].

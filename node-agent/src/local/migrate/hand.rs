@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::super::{
-    file::{self, Asked},
+    file,
     order::{self, Attached, Order, Says},
 };
 use crate::durable::{self, found};
@@ -276,14 +276,6 @@ impl Hand {
 
     fn set(&self, file: &str, text: Option<&str>) -> io::Result<()> {
         durable::set(&self.dir, &self.dir.join(file), text.map(str::as_bytes))
-    }
-}
-
-/// The NIC that a file's text asks for.
-pub fn asked(name: &str, text: &str) -> Result<Box<file::AskedNic>, String> {
-    match file::parse(name, text, None)? {
-        Asked::Nic(asked) => Ok(asked),
-        Asked::Network(_) => Err(format!("{name} is a network")),
     }
 }
 

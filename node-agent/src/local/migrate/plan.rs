@@ -446,9 +446,6 @@ impl Flight {
     }
 }
 
-/// After this a driver looks again though nothing has told it to.
-pub const LOOK_AGAIN: Duration = Duration::from_secs(15);
-
 #[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;

@@ -22,7 +22,7 @@ use super::{
         },
         order,
     },
-    super::hand::{Hand, asked},
+    super::hand::Hand,
     *,
 };
 use crate::wants::Want;
@@ -162,7 +162,7 @@ impl Scene {
             address: address.map(str::to_owned),
         };
         let nic = Nic {
-            spec: asked("eth0", NIC).unwrap().spec,
+            spec: file::asked("eth0", NIC).unwrap().spec,
             there: NIC.replace("  network", &format!("  mac: '{mac}'\n  network")),
             uid: "uid-1".into(),
             mac,

@@ -66,7 +66,7 @@ fn what_can_be_known_before_is_checked_before() {
     let (source, target) = (host("h1", true), host("h2", false));
     let flight = checked(&["eth0"], source.path(), target.path()).unwrap();
     assert_eq!((flight.target.node.as_str(), flight.vm.as_str()), ("h2", "vm1"));
-    let there = hand::asked("eth0", &flight.nics["eth0"].there).unwrap();
+    let there = super::super::file::asked("eth0", &flight.nics["eth0"].there).unwrap();
     assert_eq!(
         there.spec.mac.as_deref(),
         Some("52:54:00:77:00:50"),
