@@ -1,4 +1,4 @@
-//! A model checker whose steps are the programs' own decisions: `migration::step`, `nic::desired` and `moves` of the operator, `nic::plan`,
+//! A model checker whose steps are the programs' own decisions: `migration::step`, `desired` and `moves` of `hybridnic_flight`, `nic::plan`,
 //! `nic::report`, `machine::qemu::migration` and `machine::kubevirt::watch` of the agent.
 //!
 //! There are two worlds. In [`model`] the operator drives the VM's migration, in [`kubevirt`] KubeVirt does.

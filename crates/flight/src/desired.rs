@@ -10,7 +10,7 @@
 //! | `Arrived` | `Detached`, Transfer | `FastPath`, Listen |
 //! | `Returning` | see [`Rollback`] | |
 //!
-//! These are the goals and orders if this operator drives the migration ([`Driver::Ours`]). If KubeVirt does
+//! These are the goals and orders if we, an operator or `ctl migrate`, drive the migration ([`Driver::Ours`]). If KubeVirt does
 //! ([`Driver::Theirs`]), every order is Watch, and what holds the migration is that the target's pod gets its links only with the goal
 //! `Standby`:
 //!

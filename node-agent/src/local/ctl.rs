@@ -5,7 +5,7 @@
 //! then.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -23,11 +23,11 @@ use tokio::time::timeout;
 
 use super::{
     dir::{Change, Dir},
-    file::{self, Asked, AskedNic},
+    file::{self, AskedNic},
     migrate::{self, serve::serve},
     show::{line, nics, node, said, status, table},
 };
-use crate::durable;
+use crate::durable::{self, found};
 
 /// Not done in time.
 pub const LATE: u8 = 2;
@@ -243,12 +243,11 @@ fn nic_text(
 /// Makes a file that was not there, whole.
 fn make(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     let path = dir.join(file::asking(name));
-    match fs::read_to_string(&path) {
+    match found(fs::read_to_string(&path)).with_context(|| path.display().to_string())? {
         // The same command once more.
-        Ok(there) if there == text => return Ok(()),
-        Ok(_) => bail!("{} is there already, and asks for something else", path.display()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        Some(there) if there == text => return Ok(()),
+        Some(_) => bail!("{} is there already, and asks for something else", path.display()),
+        None => {}
     }
     durable::set(dir, &path, Some(text.as_bytes())).with_context(|| path.display().to_string())
 }
@@ -258,9 +257,8 @@ fn asked(dir: &Path, name: &str) -> anyhow::Result<(String, AskedNic)> {
     let file = dir.join(file::asking(name));
     let text =
         fs::read_to_string(&file).with_context(|| format!("there is no NIC {name}: {}", file.display()))?;
-    match file::parse(name, &text, None) {
-        Ok(Asked::Nic(asked)) => Ok((text, *asked)),
-        Ok(Asked::Network(_)) => bail!("{name} is a network"),
+    match file::asked(name, &text) {
+        Ok(asked) => Ok((text, *asked)),
         Err(why) => bail!("{}: {why}", file.display()),
     }
 }
@@ -289,11 +287,8 @@ fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::
 /// Whether there was one. A file that nobody understands is a NIC's, as the agent says of it.
 fn remove(dir: &Path, name: &str) -> anyhow::Result<bool> {
     let path = dir.join(file::asking(name));
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error).with_context(|| path.display().to_string()),
-    };
+    let read = found(fs::read_to_string(&path)).with_context(|| path.display().to_string())?;
+    let Some(text) = read else { return Ok(false) };
     let document: Option<Value> = serde_saphyr::from_str(&text).ok();
     let network = "HybridNetwork";
     let is_network = document.is_some_and(|document| document["kind"] == network)

@@ -185,7 +185,7 @@ async fn a_nic_is_told_its_path_in_its_file() {
     let ended_so = ended(path, &["standby", "eth0"], agent(&kept, &back)).await;
     assert_eq!(ended_so, Ok(0), "its VF went back first");
     let aside = fs::read_to_string(path.join("eth0.yaml")).unwrap();
-    let Ok(Asked::Nic(asked)) = file::parse("eth0", &aside, None) else {
+    let Ok(asked) = file::asked("eth0", &aside) else {
         panic!("{aside}")
     };
     assert_eq!(
@@ -243,7 +243,7 @@ async fn a_nic_without_a_standby_is_not_cut_off_by_mistake() {
     let attach = [&ATTACH[..], &["--standby", "none", "--timeout", "0"]].concat();
     assert_eq!(ended(path, &attach, async {}).await, Ok(0));
     let text = fs::read_to_string(path.join("eth0.yaml")).unwrap();
-    let Ok(Asked::Nic(asked)) = file::parse("eth0", &text, None) else {
+    let Ok(asked) = file::asked("eth0", &text) else {
         panic!("{text}")
     };
     assert_eq!(asked.spec.standby, StandbyKind::None);

@@ -135,6 +135,14 @@ pub fn parse(name: &str, text: &str, before: Option<&Asked>) -> Result<Asked, St
     }
 }
 
+/// The NIC that a file's text asks for.
+pub fn asked(name: &str, text: &str) -> Result<Box<AskedNic>, String> {
+    match parse(name, text, None)? {
+        Asked::Nic(asked) => Ok(asked),
+        Asked::Network(_) => Err(format!("{name} is a network")),
+    }
+}
+
 /// Names of devices in QEMU and of files are made of it.
 fn check_name(name: &str) -> Result<(), String> {
     let is_end =

@@ -6,6 +6,7 @@
 //! | [`mod@file`] | reads what a file asks for, and checks it as an API server would | nothing |
 //! | [`dir`] | reads the directory, and hears what happens in it | the directory |
 //! | [`decide`] | decides what should be here | nothing |
+//! | `address` | gives a NIC that is new its address | nothing |
 //! | [`order`] | what a migration asks of a NIC in place of its file | nothing |
 //! | [`migrate`] | moves a VM to another host | the directory, and that host's |
 //! | [`board`] | says how networks, NICs and the host are | the directory |
@@ -13,6 +14,7 @@
 //! | [`ctl`] | does what a person says: writes files, and waits for what is said of them | the directory |
 //! | [`show`] | shows files and statuses to a person | the directory |
 
+mod address;
 pub mod board;
 pub mod ctl;
 pub mod decide;

@@ -169,7 +169,9 @@ impl State {
                     && known.socket.as_ref() == Some(&socket)
                     && known.spec.network == spec.network
                     && known.spec.mac == spec.mac
-                    && known.spec.pairing == spec.pairing;
+                    && known.spec.standby == spec.standby
+                    && known.spec.pairing == spec.pairing
+                    && known.spec.port_instance_id == spec.port_instance_id;
                 if !same {
                     return Err(unknown(
                         "there is another NIC of this name, which stays as it was",

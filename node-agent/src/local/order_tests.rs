@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use hybridnic_api::v1alpha1::{Goal, MigrationOrder, MigrationStep, ObjectRef};
+use hybridnic_api::v1alpha1::{Goal, MigrationOrder, MigrationStep, ObjectRef, StandbyKind};
 
 use super::{
     super::{
@@ -123,15 +123,19 @@ fn an_order_that_is_gone_or_not_understood_changes_nothing() {
         assert_eq!(reason(&outcome), Some(reasons::FILE_UNKNOWN));
         state.orders.insert("eth0".into(), parse("{"));
     }
-    // Of another NIC of that name, or at another socket.
-    let mut other = on_standby(&want);
-    other.nic.uid = "another".into();
-    state.orders.insert("eth0".into(), order(other, 2));
-    let outcome = decide(&mut state);
-    assert_eq!(
-        (outcome.wants.len(), reason(&outcome)),
-        (0, Some(reasons::FILE_UNKNOWN))
-    );
+    // Of another NIC of that name, or with other devices.
+    let mut others = [(); 3].map(|()| on_standby(&want));
+    others[0].nic.uid = "another".into();
+    others[1].standby = StandbyKind::None;
+    others[2].port_instance_id = Some("another".into());
+    for other in others {
+        state.orders.insert("eth0".into(), order(other, 2));
+        let outcome = decide(&mut state);
+        assert_eq!(
+            (outcome.wants.len(), reason(&outcome)),
+            (0, Some(reasons::FILE_UNKNOWN))
+        );
+    }
 }
 
 #[test]

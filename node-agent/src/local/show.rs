@@ -1,6 +1,6 @@
 //! What `ctl` shows a person of files and statuses.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, io, path::Path};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use anyhow::Context as _;
 use hybridnic_api::{
@@ -12,18 +12,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{dir::names, file};
-use crate::inventory;
+use crate::{durable::found, inventory};
 
 /// What is said of an object; `None` where nothing is.
 pub fn said(dir: &Path, name: &str) -> anyhow::Result<Option<Value>> {
     let path = dir.join(file::status(name));
-    match fs::read_to_string(&path) {
-        Ok(text) => Ok(Some(
-            serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?,
-        )),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
-    }
+    let text = found(fs::read_to_string(&path)).with_context(|| path.display().to_string())?;
+    let said = text.map(|text| serde_saphyr::from_str(&text)).transpose();
+    said.with_context(|| path.display().to_string())
 }
 
 /// Its status.

@@ -302,7 +302,10 @@ impl Source {
     /// What was away is away for good, or is back; what has failed is tried again with all else.
     fn on_time(&mut self) {
         let now = Instant::now();
-        self.again.take_if(|again| *again <= now);
+        if self.again.take_if(|again| *again <= now).is_some() {
+            let read = self.read_all();
+            self.try_again(read);
+        }
         let due = self.due.iter().filter(|(_, at)| **at <= now);
         let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();
         for name in due {

@@ -260,6 +260,27 @@ async fn the_end_of_the_directory_is_the_end_of_no_nic() {
     assert!(leaves.deleting && leaves.id == want.id);
 }
 
+#[tokio::test]
+async fn what_could_not_be_read_is_read_again() {
+    let home = tempfile::tempdir().unwrap();
+    let [dir, aside] = ["nics", "aside"].map(|name| home.path().join(name));
+    fs::create_dir(&dir).unwrap();
+    let host = host::tests::host(home.path(), 1, 2);
+    let board = Arc::new(Board::new(&dir, "h1"));
+    let (mut source, _files) = open(&dir, &host, &board, "seed".into(), &Contents::default()).unwrap();
+    fs::write(dir.join("eth0.yaml"), NIC).unwrap();
+    fs::rename(&dir, &aside).unwrap();
+    source.again = Some(Instant::now());
+    source.on_time();
+    assert!(source.state.readings.is_empty());
+    assert!(source.again.is_some_and(|again| again > Instant::now()));
+    fs::rename(&aside, &dir).unwrap();
+    source.again = Some(Instant::now());
+    source.on_time();
+    assert!(matches!(source.state.readings["eth0"], Reading::Asks(..)));
+    assert_eq!(source.again, None);
+}
+
 /// The order that the NIC `eth0` leave, or that its migration be over.
 fn order(over: bool) -> String {
     let mut spec = record("uid-9").spec;

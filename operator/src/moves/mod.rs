@@ -10,6 +10,4 @@ pub mod claims;
 pub mod kubevirt;
 pub mod told;
 
-pub use hybridnic_flight::moves::{
-    Driver, End, Going, Move, Orders, Outcome, Stage, Times, ends, file, qemu,
-};
+pub use hybridnic_flight::moves::{Driver, End, Going, Move, Outcome, Stage, Times, ends, file, qemu};

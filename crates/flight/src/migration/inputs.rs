@@ -29,10 +29,10 @@ pub struct Deadlines {
 pub struct Inputs<'a> {
     /// The time.
     pub now: Timestamp,
-    /// How long this operator has seen the migration in its phase, by its own steady clock. A status may be written by
-    /// another clock.
+    /// How long we, an operator or `ctl migrate`, have seen the migration in its phase, by our own steady clock. A status may be
+    /// written by another clock.
     pub in_phase_for: Duration,
-    /// How long it has seen that neither end says where the VM is, by the same clock.
+    /// How long we have seen that neither end says where the VM is, by the same clock.
     pub silent_for: Duration,
     /// The migration.
     pub migration: &'a QemuMigration,

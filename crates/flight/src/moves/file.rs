@@ -1,4 +1,4 @@
-//! A `QemuSave` or a `QemuRestore` as a [`Move`] with one end: where the VM is, or where it comes to. Pure. This operator drives it:
+//! A `QemuSave` or a `QemuRestore` as a [`Move`] with one end: where the VM is, or where it comes to. Pure. An operator drives it:
 //! `save` decides on its phase.
 //!
 //! | stage | save: goal, order | restore: goal, order |

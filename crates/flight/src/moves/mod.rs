@@ -14,8 +14,8 @@
 //!      │           │         │  ▲        ▲       ▲
 //!      └───────────┴─────────┴──► Returning ─────┘
 //! ```
-//! A move that this operator drives goes from stage to stage when the operator says so. A move that a runtime drives need not: it may
-//! begin in any stage, and be at its target in any. So a stage says what each end is to do, and only [`ends`] says where the VM may run.
+//! A move that we drive, an operator or `ctl migrate`, goes from stage to stage when we say so. A move that a runtime drives need not: it
+//! may begin in any stage, and be at its target in any. So a stage says what each end is to do, and only [`ends`] says where the VM may run.
 
 pub mod ends;
 pub mod file;
@@ -76,9 +76,9 @@ pub enum Outcome {
 /// Who drives a move.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Driver {
-    /// This operator: besides a goal each end gets an order for its QEMU.
+    /// We, an operator or `ctl migrate`: besides a goal each end gets an order for its QEMU.
     Ours(Orders),
-    /// This operator, with a file in the place of one end.
+    /// An operator, with a file in the place of one end.
     File(file::FileMove),
     /// KubeVirt: each end gets a goal, and says what its QEMU does.
     Theirs {
@@ -98,7 +98,7 @@ pub enum End {
     Target,
 }
 
-/// What this operator has ordered, or may have.
+/// What we, an operator or `ctl migrate`, have ordered, or may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Orders {
     /// Whether the stream is encrypted.

@@ -1,4 +1,4 @@
-//! A `QemuMigration` as a [`Move`]. Pure. This operator drives it: `migration` decides on its phase.
+//! A `QemuMigration` as a [`Move`]. Pure. We, an operator or `ctl migrate`, drive it: `migration` decides on its phase.
 
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::v1alpha1::{MigrationPhase, ObjectRef, QemuMigration, QemuMigrationStatus};
@@ -148,7 +148,7 @@ mod tests {
             change(&mut migration);
             match begun(&migration).unwrap().driver {
                 Driver::Ours(orders) => orders,
-                Driver::File(_) | Driver::Theirs { .. } => panic!("this operator drives it"),
+                Driver::File(_) | Driver::Theirs { .. } => panic!("we drive it"),
             }
         };
         let began = [MigrationPhase::PreparingTarget, MigrationPhase::RollingBack];

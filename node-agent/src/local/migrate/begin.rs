@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -14,12 +13,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    super::{dir::names, file, source::new_uid},
+    super::{dir::names, file, order::Attached, source::new_uid},
     Args,
-    hand::{Hand, Seen, asked},
+    hand::{Hand, Seen},
     plan::{End, Flight, Nic},
 };
-use crate::durable::found;
 
 /// A migration that has not begun, if it can: all is checked that can be known before anything is touched.
 pub(super) fn checked(
@@ -44,7 +42,7 @@ pub(super) fn checked(
         let text = seen
             .file
             .with_context(|| format!("there is no NIC {name}: {}", path.display()))?;
-        let nic = asked(name, &text).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))?;
+        let nic = file::asked(name, &text).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))?;
         if let Some((order, _)) = &seen.order {
             bail!(
                 "the migration {} has {name}: end it first, by `ctl migrate` where it was begun, or by `ctl end-migration` here",
@@ -80,7 +78,7 @@ pub(super) fn checked(
             name.clone(),
             Nic {
                 there: moved(&text, &to, &mac)?,
-                file: text,
+                spec: nic.spec.clone(),
                 uid: attached.spec.nic.uid.clone(),
                 mac,
             },
@@ -139,14 +137,14 @@ fn moved(text: &str, socket: &Path, mac: &str) -> anyhow::Result<String> {
 /// The NICs of the same VM that are not named.
 fn others(dir: &Path, nics: &BTreeSet<String>, socket: &Path) -> anyhow::Result<Vec<String>> {
     let (asked_for, told) = names(dir)?;
+    let unnamed = asked_for.union(&told).filter(|name| !nics.contains(*name));
+    let seen = Hand::new(dir, &unnamed.cloned().collect()).look()?;
     let mut others = Vec::new();
-    for name in asked_for.union(&told).filter(|name| !nics.contains(*name)) {
-        let text = found(fs::read_to_string(dir.join(file::asking(name))))?;
-        let asks = text.is_some_and(|text| asked(name, &text).is_ok_and(|asked| asked.socket == socket));
-        let one = Hand::new(dir, &BTreeSet::from([name.clone()])).look()?;
-        let attached = one.nics.get(name).and_then(|seen| seen.attached.as_ref());
-        if asks || attached.is_some_and(|attached| attached.socket == socket) {
-            others.push(name.clone());
+    for (name, nic) in seen.nics {
+        let asks = |text: String| file::asked(&name, &text).is_ok_and(|asked| asked.socket == socket);
+        let has = |attached: Attached| attached.socket == socket;
+        if nic.file.is_some_and(asks) || nic.attached.is_some_and(has) {
+            others.push(name);
         }
     }
     Ok(others)

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -27,12 +28,14 @@ use super::{
     },
     far::{Far, Way},
     hand::{Command, Hand, Seen},
-    keep,
-    plan::{Both, Flight, LOOK_AGAIN, Rules, Side},
+    has_begun, keep,
+    plan::{Both, Flight, Rules, Side},
     reach::AWAY,
     serve::Line,
 };
 
+/// After this a driver looks again though nothing has told it to.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
 /// The pause after a host could not be reached.
 const BACKOFF: Duration = Duration::from_secs(1);
 /// See [`BACKOFF`].
@@ -136,7 +139,7 @@ impl There {
         (self.far, self.heard) = (None, Instant::now());
     }
 
-    /// Has a command done there; whether it was.
+    /// Has a command done there; whether something has changed there since.
     async fn tell(&mut self, command: &Command) -> bool {
         let Some(far) = &mut self.far else {
             return false;
@@ -144,6 +147,7 @@ impl There {
         match far.tell(command).await {
             Ok((done, seen)) => {
                 self.heard = Instant::now();
+                let news = seen.is_some();
                 if let Some(seen) = seen {
                     self.see(seen);
                 }
@@ -152,10 +156,11 @@ impl There {
                     Command::Look | Command::File { .. } | Command::Forget { .. } => "",
                 };
                 self.refused.remove(nic);
-                let Err(why) = done else { return true };
-                eprintln!("the target refuses: {why}");
-                self.refused.insert(nic.to_owned(), why);
-                false
+                if let Err(why) = done {
+                    eprintln!("the target refuses: {why}");
+                    self.refused.insert(nic.to_owned(), why);
+                }
+                news
             }
             Err(error) => {
                 self.lose(&format!("{error:#}"));
@@ -211,24 +216,28 @@ impl Driver<'_> {
         let watched = Dir::open(self.dir).with_context(|| format!("the directory {}", self.dir.display()))?;
         let name = flight.name();
         let phases = Phases::default();
-        let mut source = self.here.look()?;
         let mut said = String::new();
         let mut over = None;
         let mut lags = None;
+        let mut blind = None;
         loop {
-            if let Some(stranger) = &self.there.stranger {
-                eprintln!(
-                    "{} answers as {stranger}, and the migration goes to {}: nothing is told to it. {}",
-                    flight.host,
-                    flight.target.node,
-                    self.once_more(&flight)
-                );
+            if self.is_misled(&flight) {
                 return Ok(ExitCode::from(LATE));
             }
-            match self.here.look() {
-                Ok(seen) => source = seen,
-                Err(error) => eprintln!("{}: {error}", self.dir.display()),
-            }
+            let source = match self.here.look() {
+                Ok(seen) => {
+                    blind = None;
+                    seen
+                }
+                Err(error) => {
+                    let blind_for = blind.get_or_insert_with(Instant::now).elapsed();
+                    if self.is_blind(&flight, &error, blind_for) {
+                        return Ok(ExitCode::from(LATE));
+                    }
+                    self.rest(&watched, LOOK_AGAIN).await?;
+                    continue;
+                }
+            };
             let target = self.there.seen();
             let both = Both {
                 source: &source,
@@ -320,11 +329,11 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// Tells both ends; whether anything was done.
+    /// Tells both ends; whether anything has changed there since.
     async fn tell(&mut self, changes: &[(Side, Command)]) -> anyhow::Result<bool> {
-        let mut done = false;
+        let mut news = false;
         for (side, command) in changes {
-            done |= match side {
+            news |= match side {
                 Side::Source => {
                     let told = self.here.apply(command);
                     told.with_context(|| format!("the directory {}", self.dir.display()))?;
@@ -333,11 +342,14 @@ impl Driver<'_> {
                 Side::Target => self.there.tell(command).await,
             };
         }
-        Ok(done)
+        Ok(news)
     }
 
     /// What is to be done when this command ends before the migration does.
     fn once_more(&self, flight: &Flight) -> String {
+        if !has_begun(self.dir, &flight.name()) {
+            return "Nothing has begun".to_owned();
+        }
         format!(
             "What has begun stays as it is; to go on, say: {}",
             flight.command(self.dir)
@@ -387,6 +399,33 @@ impl Driver<'_> {
         );
         let late = left(Side::Source) || flight.status.phase == MigrationPhase::Succeeded;
         Ok(Some(if late { ExitCode::from(LATE) } else { code }))
+    }
+
+    /// Whether another host answers in the target's place.
+    fn is_misled(&self, flight: &Flight) -> bool {
+        let Some(stranger) = &self.there.stranger else {
+            return false;
+        };
+        eprintln!(
+            "{} answers as {stranger}, and the migration goes to {}: nothing is told to it. {}",
+            flight.host,
+            flight.target.node,
+            self.once_more(flight)
+        );
+        true
+    }
+
+    /// Whether this end could not be looked at for too long.
+    fn is_blind(&self, flight: &Flight, error: &io::Error, blind_for: Duration) -> bool {
+        let dir = self.dir.display();
+        let blind = blind_for >= self.patience;
+        if blind {
+            let seconds = blind_for.as_secs();
+            eprintln!("{dir}: {error}, for {seconds} s. {}", self.once_more(flight));
+        } else {
+            eprintln!("{dir}: {error}; looked at again");
+        }
+        blind
     }
 
     /// Whether the other host has been silent for too long, while the migration is not over.

@@ -22,7 +22,7 @@ use super::{
     },
     END,
     endings::is_taken,
-    hand::{Command, Hand, SeenNic, asked},
+    hand::{Command, Hand, SeenNic},
     plan::Flight,
 };
 
@@ -222,7 +222,7 @@ fn text(name: &str, attached: &Attached) -> anyhow::Result<String> {
         }
     }
     let text = serde_saphyr::to_string(&document)?;
-    match asked(name, &text) {
+    match file::asked(name, &text) {
         Ok(_) => Ok(text),
         Err(why) => bail!("{}: {why}", file::asking(name)),
     }

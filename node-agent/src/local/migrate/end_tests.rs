@@ -74,7 +74,7 @@ async fn where_the_vm_has_come_the_nic_stays_with_it() {
     );
     let seen = hand(dir).look().unwrap();
     let nic = &seen.nics["eth0"];
-    let asks = asked("eth0", nic.file.as_ref().unwrap()).unwrap();
+    let asks = file::asked("eth0", nic.file.as_ref().unwrap()).unwrap();
     assert_eq!(asks.spec.mac.as_deref(), Some("52:54:00:77:00:50"));
     assert_eq!(asks.spec.aside(), Some(Aside::KeepVf));
     let (order, _) = nic.order.as_ref().unwrap();

@@ -60,7 +60,7 @@ impl Flight {
         })
     }
 
-    /// Whether nothing of the migration is left at an end; `None` where that is not known.
+    /// Whether something of the migration is left at an end; `None` where that is not known.
     pub fn is_left(&self, both: Both<'_>, side: Side) -> Option<bool> {
         let mut left = false;
         for name in self.nics.keys() {

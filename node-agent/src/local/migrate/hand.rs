@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::super::{
-    file::{self, Asked},
+    file,
     order::{self, Attached, Order, Says},
 };
 use crate::durable::{self, found};
@@ -130,7 +130,9 @@ impl Hand {
             let Some(name) = name.to_str().and_then(file::told) else {
                 continue;
             };
-            let said: Option<Value> = self.yaml(&file::status(name))?;
+            // What of the NICs cannot be understood is an error below; what of others cannot says nothing.
+            let text = self.text(&file::status(name))?;
+            let said: Option<Value> = text.and_then(|text| serde_saphyr::from_str(&text).ok());
             let is_network = said.is_some_and(|said| said["kind"] == "HybridNetwork");
             if is_network {
                 seen.networks.insert(name.to_owned());
@@ -274,14 +276,6 @@ impl Hand {
 
     fn set(&self, file: &str, text: Option<&str>) -> io::Result<()> {
         durable::set(&self.dir, &self.dir.join(file), text.map(str::as_bytes))
-    }
-}
-
-/// The NIC that a file's text asks for.
-pub fn asked(name: &str, text: &str) -> Result<Box<file::AskedNic>, String> {
-    match file::parse(name, text, None)? {
-        Asked::Nic(asked) => Ok(asked),
-        Asked::Network(_) => Err(format!("{name} is a network")),
     }
 }
 

@@ -14,7 +14,7 @@ use hybridnic_api::{
     names::attachment_name,
     v1alpha1::{
         Decision, MigrationPhase, NicAttachment, NicAttachmentSpec, ObjectRef, QemuMigration,
-        QemuMigrationSpec, QemuMigrationStatus, VmHybridNic, VmHybridNicStatus,
+        QemuMigrationSpec, QemuMigrationStatus, VmHybridNic, VmHybridNicSpec, VmHybridNicStatus,
     },
 };
 use hybridnic_flight::{
@@ -39,7 +39,7 @@ use super::{
         decide::{NAMESPACE, vm},
         order::{Be, Order, Says},
     },
-    hand::{Command, Seen, SeenNic, asked},
+    hand::{Command, Seen, SeenNic},
     reach::AWAY,
 };
 
@@ -66,11 +66,11 @@ pub struct End {
 }
 
 /// A NIC of the VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Nic {
-    /// The text of its file at the source when the migration began.
-    pub file: String,
+    /// What its file at the source asked for when the migration began.
+    pub spec: VmHybridNicSpec,
     /// The text of the file that it gets at the target.
     pub there: String,
     /// Its uid.
@@ -184,23 +184,14 @@ impl Flight {
         self.nics.keys().next().cloned().unwrap_or_default()
     }
 
-    /// The command that goes on with it on this host, where the agent's directory is `dir`.
+    /// The command that goes on with it on this host, where the agent's directory is `dir`. How the target is reached is kept.
     pub fn command(&self, dir: &Path) -> String {
-        let here = dir.display().to_string();
-        let mut words = vec![format!("hybridnic-agent ctl --dir {here} migrate")];
-        words.extend(self.nics.keys().cloned());
-        let there = self.dir.display().to_string();
-        for (option, value, usual) in [
-            ("--agent", &self.agent, agent()),
-            ("--connect", &self.connect, format!("ssh {}", self.host)),
-            ("--to-dir", &there, here),
-        ] {
-            if *value != usual {
-                let quoted = value.replace('\'', "'\\''");
-                words.push(format!("{option} '{quoted}'"));
-            }
-        }
-        words.join(" ")
+        let nics: Vec<&str> = self.nics.keys().map(String::as_str).collect();
+        format!(
+            "hybridnic-agent ctl --dir {} migrate {}",
+            dir.display(),
+            nics.join(" ")
+        )
     }
 
     fn metadata(&self, name: &str, uid: &str) -> ObjectMeta {
@@ -301,7 +292,7 @@ impl Flight {
     }
 
     /// A NIC, as an operator sees it.
-    fn nic(&self, both: Both<'_>, name: &str, nic: &Nic) -> Option<VmHybridNic> {
+    fn nic(&self, both: Both<'_>, name: &str, nic: &Nic) -> VmHybridNic {
         let mut metadata = self.metadata(name, &nic.uid);
         let begun = self.status.phase != MigrationPhase::Pending;
         // Of what nothing is said, it is not said that it leaves.
@@ -316,15 +307,15 @@ impl Flight {
             .nic(Side::Target, name)
             .is_some_and(|there| there.file.is_some());
         let pod = self.pod(if arrived { Side::Target } else { Side::Source });
-        Some(VmHybridNic {
+        VmHybridNic {
             metadata,
-            spec: asked(name, &nic.file).ok()?.spec,
+            spec: nic.spec.clone(),
             status: Some(VmHybridNicStatus {
                 pod: Some(pod),
                 mac: Some(nic.mac.clone()),
                 ..VmHybridNicStatus::default()
             }),
-        })
+        }
     }
 
     /// What both ends say, once the migration has begun.
@@ -339,32 +330,23 @@ impl Flight {
         let migration = self.migration();
         let pods = self.pods();
         let ends = self.ends(both).map(|(_, ends)| ends);
-        let nics = self.nics.iter().map(|(name, nic)| {
-            Some(NicInputs {
-                nic: Arc::new(self.nic(both, name, nic)?),
-                attachments: self.looked_at(both, name, ends.as_ref(), waits.in_phase_for, rules),
-                target_refusal: match both.target {
-                    None => Some(format!("{} does not answer", self.target.node)),
-                    Some(_) => both
-                        .nic(Side::Target, name)
-                        .and_then(|there| there.refusal.clone()),
-                },
-            })
+        let nics = self.nics.iter().map(|(name, nic)| NicInputs {
+            nic: Arc::new(self.nic(both, name, nic)),
+            attachments: self.looked_at(both, name, ends.as_ref(), waits.in_phase_for, rules),
+            target_refusal: match both.target {
+                None => Some(format!("{} does not answer", self.target.node)),
+                Some(_) => both
+                    .nic(Side::Target, name)
+                    .and_then(|there| there.refusal.clone()),
+            },
         });
-        // Without one of its NICs it would seem that nothing is waited for.
-        let Some(nics) = nics.collect() else {
-            return Step {
-                status: self.status.clone(),
-                again: None,
-            };
-        };
         let mut next = step(&Inputs {
             now,
             in_phase_for: waits.in_phase_for,
             silent_for: waits.silent_for,
             migration: &migration,
             blocked_by: None,
-            nics,
+            nics: nics.collect(),
             pods: &pods,
             away: BTreeSet::new(),
             of_nodes: BTreeSet::new(),
@@ -392,9 +374,7 @@ impl Flight {
     fn orders(&self, both: Both<'_>, of: &Move, ends: &Ends) -> Vec<(Side, Command)> {
         let mut changes = Vec::new();
         for (name, known) in &self.nics {
-            let Some(nic) = self.nic(both, name, known) else {
-                continue;
-            };
+            let nic = self.nic(both, name, known);
             let existing = self.attachments(both, name);
             let inputs = desired::Inputs {
                 nic: &nic,
@@ -465,9 +445,6 @@ impl Flight {
         }
     }
 }
-
-/// After this a driver looks again though nothing has told it to.
-pub const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
 #[path = "plan_tests.rs"]

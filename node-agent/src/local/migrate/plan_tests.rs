@@ -162,7 +162,7 @@ impl Scene {
             address: address.map(str::to_owned),
         };
         let nic = Nic {
-            file: NIC.into(),
+            spec: file::asked("eth0", NIC).unwrap().spec,
             there: NIC.replace("  network", &format!("  mac: '{mac}'\n  network")),
             uid: "uid-1".into(),
             mac,

@@ -1,7 +1,7 @@
 //! What must be known of the target before something is done that could run the VM twice, or end the only one. Pure.
 //!
 //! A driver that has just started has heard nothing of the target, and that is no silence of the target's: it is asked first. Only a
-//! target that cannot be reached is passed over, and only by a person's decision.
+//! target that cannot be reached is passed over, and only by a person's decision, or where the source was to resume already.
 
 use std::{sync::Arc, time::Duration};
 

@@ -66,7 +66,7 @@ fn what_can_be_known_before_is_checked_before() {
     let (source, target) = (host("h1", true), host("h2", false));
     let flight = checked(&["eth0"], source.path(), target.path()).unwrap();
     assert_eq!((flight.target.node.as_str(), flight.vm.as_str()), ("h2", "vm1"));
-    let there = hand::asked("eth0", &flight.nics["eth0"].there).unwrap();
+    let there = super::super::file::asked("eth0", &flight.nics["eth0"].there).unwrap();
     assert_eq!(
         there.spec.mac.as_deref(),
         Some("52:54:00:77:00:50"),
@@ -333,8 +333,10 @@ fn how_the_target_is_reached_is_kept() {
         "ssh h2",
     );
     let dir = Path::new("/etc/hybridnic");
-    let plain = "hybridnic-agent ctl --dir /etc/hybridnic migrate eth0";
-    assert_eq!(flight.command(dir), plain);
+    assert_eq!(
+        flight.command(dir),
+        "hybridnic-agent ctl --dir /etc/hybridnic migrate eth0"
+    );
     let line = [
         "eth0",
         "--agent",
@@ -348,7 +350,8 @@ fn how_the_target_is_reached_is_kept() {
     keep(source.path(), Some(&flight), "eth0").unwrap();
     let flight = again(read(source.path(), "eth0").unwrap().unwrap(), &args(&["eth0"])).unwrap();
     assert_eq!(
-        flight.command(dir),
-        format!("{plain} --agent '/opt/agent' --connect 'ssh -i k h2' --to-dir '/srv/h'")
+        (flight.agent.as_str(), flight.connect.as_str()),
+        ("/opt/agent", "ssh -i k h2")
     );
+    assert_eq!(flight.dir, Path::new("/srv/h"));
 }

@@ -115,8 +115,7 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
     if yields(ask, seen, guest, learnt) && may_leave {
         return Decision::Do(Step::UnplugVf);
     }
-    let lost = vf.filter(|vf| !vf.link);
-    if lost.is_some_and(dark) && seen.other_vf && may_leave {
+    if vf.is_some_and(dark) && seen.other_vf && may_leave {
         return Decision::Do(Step::UnplugVf);
     }
     // One that is lost, or that the guest has met under another MAC, is of no use to it.
@@ -153,10 +152,10 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
             wait(FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
         };
     }
-    match lost {
-        Some(_) => wait(FastPath, reasons::PF_LINK_DOWN, NO_LINK),
-        None => Decision::Done(FastPath),
+    if vf.is_some_and(|vf| !vf.link) {
+        return wait(FastPath, reasons::PF_LINK_DOWN, NO_LINK);
     }
+    Decision::Done(FastPath)
 }
 
 /// The VF should be in the guest, and is not.
