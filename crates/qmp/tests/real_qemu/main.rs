@@ -303,6 +303,14 @@ async fn descriptors_for_vfio() {
     client.getfd("vfd", null.as_fd()).await.unwrap();
     client.closefd("vfd").await.unwrap();
     client.getfd("vfd", null.as_fd()).await.unwrap();
+    // With the property QEMU knows the VF as one that it never migrates.
+    let properties: Vec<Value> = client
+        .execute("device-list-properties", &json!({"typename": "vfio-pci"}))
+        .await
+        .unwrap();
+    let kind = |name: &str| properties.iter().find(|p| p["name"] == name).map(|p| &p["type"]);
+    let is_known = kind("enable-migration") == Some(&json!("OnOffAuto"));
+    assert_eq!(is_known, client.version().at_least(8, 1), "{properties:?}");
     let source = VfioSource::Fd {
         fd: "vfd".to_owned(),
         iommufd: "iommufd0".to_owned(),
