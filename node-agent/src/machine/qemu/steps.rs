@@ -346,10 +346,10 @@ pub(super) async fn act(
         }
         Action::Listen => {
             let uri = listen_uri(order).ok_or_else(|| Failure {
-                error: format!(
-                    "the target's pod has no address to listen on: {:?}",
-                    order.listen_address
-                ),
+                error: match &order.listen_address {
+                    None => "the target's pod has no address to listen on".to_owned(),
+                    Some(text) => format!("the target's pod has no address to listen on: {text:?} is none"),
+                },
                 refused: true,
             })?;
             if let Some(order) = &order.tls
