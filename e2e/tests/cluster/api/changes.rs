@@ -4,7 +4,7 @@ use hybridnic_e2e::controlplane::ControlPlane;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use super::{api, object};
+use super::{api, attachments::attachment, object};
 
 pub(super) async fn rules(control_plane: &ControlPlane) {
     let client = control_plane.client_admin();
@@ -19,14 +19,13 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
         "19b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f",
     );
     let known = json!({ "network": "fast", "vm": { "qemu": { "name": "web" } }, "portInstanceId": one });
-    let attachment = json!({
-        "nodeName": "n1", "nic": { "name": "a", "uid": "u" }, "vm": {"qemu": {"name": "web"}}, "pod": { "name": "p", "uid": "v" },
-        "network": "fast", "mac": "52:54:00:aa:bb:01", "goal": "FastPath", "noFreeVf": "Standby",
-        "l2": { "spoofCheck": true, "trust": false },
-    });
+    let attachment = attachment();
+    let mut known_attachment = attachment.clone();
+    known_attachment["portInstanceId"] = one.into();
     let migration = json!({ "vm": "web" });
     let save = json!({ "vm": "web", "file": "/saves/web", "then": "End" });
     let paused = json!({ "vm": "web", "file": "/saves/web", "then": "Pause" });
+    let slow = json!({ "vm": "web", "file": "/saves/web", "then": "End", "bandwidth": 1_048_576 });
     let restore = json!({ "vm": "web", "file": "/saves/web" });
     let changes = [
         (
@@ -127,6 +126,7 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
             "mtu cannot change",
         ),
         ("HybridNetwork", &network, json!({ "trust": true }), ""),
+        ("HybridNetwork", &network, json!({ "onLinkLoss": "Stay" }), ""),
         (
             "HybridNetwork",
             &profiled,
@@ -190,6 +190,18 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
             json!({ "pairing": "Bond" }),
             "pairing cannot change",
         ),
+        (
+            "NicAttachment",
+            &known_attachment,
+            json!({ "portInstanceId": other }),
+            "portInstanceId cannot change",
+        ),
+        (
+            "NicAttachment",
+            &known_attachment,
+            json!({ "goal": "Standby" }),
+            "",
+        ),
         ("NicAttachment", &attachment, json!({ "goal": "Standby" }), ""),
         (
             "QemuMigration",
@@ -212,6 +224,30 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
         (
             "QemuSave",
             &save,
+            json!({ "vm": "db" }),
+            "a QemuSave cannot change",
+        ),
+        (
+            "QemuSave",
+            &save,
+            json!({ "bandwidth": 2_097_152 }),
+            "a QemuSave cannot change",
+        ),
+        (
+            "QemuSave",
+            &slow,
+            json!({ "bandwidth": 2_097_152 }),
+            "a QemuSave cannot change",
+        ),
+        (
+            "QemuSave",
+            &slow,
+            json!({ "bandwidth": null }),
+            "a QemuSave cannot change",
+        ),
+        (
+            "QemuSave",
+            &save,
             json!({ "deadlineSeconds": 5 }),
             "a QemuSave cannot change",
         ),
@@ -223,6 +259,24 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
         ),
         ("QemuSave", &paused, json!({ "then": "End" }), ""),
         ("QemuSave", &paused, json!({ "then": "Continue" }), ""),
+        (
+            "QemuRestore",
+            &restore,
+            json!({ "vm": "db" }),
+            "a QemuRestore cannot change",
+        ),
+        (
+            "QemuRestore",
+            &restore,
+            json!({ "file": "/saves/other" }),
+            "a QemuRestore cannot change",
+        ),
+        (
+            "QemuRestore",
+            &restore,
+            json!({ "deadlineSeconds": 5 }),
+            "a QemuRestore cannot change",
+        ),
         (
             "QemuRestore",
             &restore,

@@ -17,7 +17,11 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
                 json!("w w"),
                 "vm must be the value of the VM's pods' label",
             ),
+            Case("/vm", json!("v".repeat(63)), ""),
+            Case("/vm", json!("v".repeat(64)), "Too long"),
             Case("/targetPod", json!("web-b"), ""),
+            Case("/targetPod", json!("p".repeat(253)), ""),
+            Case("/targetPod", json!("p".repeat(254)), "Too long"),
             Case("/targetPod", json!(""), "should be at least 1 chars long"),
             Case(
                 "/decision",

@@ -1,5 +1,6 @@
 //! Every rule of the API, on a real API server: what it accepts, what it refuses, and what it then says to write.
 
+mod attachments;
 mod changes;
 mod migrations;
 mod names;
@@ -111,6 +112,7 @@ async fn every_rule() {
     networks::rules(&control_plane).await;
     nodes::rules(&control_plane).await;
     nics::rules(&control_plane).await;
+    attachments::rules(&control_plane).await;
     migrations::rules(&control_plane).await;
     saves::rules(&control_plane).await;
     changes::rules(&control_plane).await;

@@ -6,17 +6,36 @@ use serde_json::json;
 use super::{api, object, verdict};
 
 pub(super) async fn rules(control_plane: &ControlPlane) {
-    let nics = api(&control_plane.client_admin(), "VmHybridNic").await;
+    let client = control_plane.client_admin();
     let bare = json!({ "network": "fast", "vm": { "qemu": { "name": "web" } } });
+    let network = json!({ "uplinks": [{ "drivers": ["igb"] }] });
+    let migration = json!({ "vm": "web" });
+    let save = json!({ "vm": "web", "file": "/saves/web", "then": "End" });
+    let restore = json!({ "vm": "web", "file": "/saves/web" });
     let mut wrong = Vec::new();
-    for (name, refusal) in [
-        ("a-b", ""),
-        ("a.b", "no dots"),
-        (&*"n".repeat(51), "at most 50 characters"),
+    for (kind, spec, name, refusal) in [
+        ("VmHybridNic", &bare, "a-b".to_owned(), ""),
+        ("VmHybridNic", &bare, "a.b".to_owned(), "no dots"),
+        ("VmHybridNic", &bare, "n".repeat(50), ""),
+        ("VmHybridNic", &bare, "n".repeat(51), "at most 50 characters"),
+        ("HybridNetwork", &network, "n".repeat(50), ""),
+        ("HybridNetwork", &network, "n".repeat(51), "at most 50 characters"),
+        ("QemuMigration", &migration, "n".repeat(63), ""),
+        (
+            "QemuMigration",
+            &migration,
+            "n".repeat(64),
+            "at most 63 characters",
+        ),
+        ("QemuSave", &save, "n".repeat(63), ""),
+        ("QemuSave", &save, "n".repeat(64), "at most 63 characters"),
+        ("QemuRestore", &restore, "n".repeat(63), ""),
+        ("QemuRestore", &restore, "n".repeat(64), "at most 63 characters"),
     ] {
-        let said = verdict(&nics, &object("VmHybridNic", name, &bare)).await;
+        let of_kind = api(&client, kind).await;
+        let said = verdict(&of_kind, &object(kind, &name, spec)).await;
         if !(said.contains(refusal) && refusal.is_empty() == said.is_empty()) {
-            wrong.push(format!("name {name}: expected {refusal:?}, got {said:?}"));
+            wrong.push(format!("{kind} {name}: expected {refusal:?}, got {said:?}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -14,6 +14,8 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
         vec![
             Case("/network", Value::Null, "Required value"),
             Case("/network", json!(""), "should be at least 1 chars long"),
+            Case("/network", json!("n".repeat(50)), ""),
+            Case("/network", json!("n".repeat(51)), "Too long"),
             Case(
                 "/vm",
                 json!({}),
@@ -71,6 +73,8 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
             Case("/vm/qemu/name", json!("web.1"), ""),
             Case("/vm/qemu/name", json!("-web"), "label hybridnic.io/vm"),
             Case("/vm/qemu/name", json!("a b"), "label hybridnic.io/vm"),
+            Case("/vm/qemu/name", json!("v".repeat(63)), ""),
+            Case("/vm/qemu/name", json!("v".repeat(64)), "Too long"),
             Case("/mac", json!("52:54:00:AA:bb:01"), ""),
             Case(
                 "/mac",
@@ -137,6 +141,10 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
         &json!({ "network": "fast", "vm": { "kubevirt": { "name": "web" } } }),
         vec![
             Case("/pairing", json!("NetFailover"), ""),
+            Case("/vm/kubevirt/name", json!("v".repeat(63)), ""),
+            Case("/vm/kubevirt/name", json!("v".repeat(64)), "Too long"),
+            Case("/vm/kubevirt/interface", json!("i".repeat(63)), ""),
+            Case("/vm/kubevirt/interface", json!("i".repeat(64)), "Too long"),
             Case("/pairing", json!("Bond"), "pairing: Bond is for VMs in QEMU pods"),
             Case("/standby", json!("Macvtap"), ""),
             Case("/standby", json!("None"), "standby: None is for VMs in QEMU pods"),
