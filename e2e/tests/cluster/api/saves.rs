@@ -9,7 +9,7 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
     let label = "vm must be the value of the VM's pods' label";
     let path = "file must be an absolute path";
     let long = format!("/saves/{}", "n".repeat(129));
-    // 1,020 characters before its name.
+    // 1,021 characters before its name.
     let deep = |name: &str| json!("/d".repeat(510) + "/" + name);
     let paths = || {
         vec![
