@@ -91,7 +91,7 @@ monitoring: ## Alerts and dashboard, by promtool and Grafana's own schemas
 	e2e/monitoring/check.sh
 
 kernel: ## Real kernel and real QEMU, in network namespaces of their own
-	$(CARGO) test $(ALL) --test handouts --test kernel --test listener --test plugin --test pods --test privileges --test real_qemu --test stream
+	$(CARGO) test $(ALL) --test handouts --test kernel --test listener --test pauses --test plugin --test pods --test privileges --test real_qemu --test stream
 
 cluster: build ## Real kube-apiserver, etcd and controller manager
 	$(CARGO) test $(ALL) --test cluster -- --test-threads=$(CLUSTERS)

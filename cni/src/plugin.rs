@@ -80,7 +80,7 @@ fn execute<F: Fn(&str) -> Option<String>>(
         "ADD" => plugin.add(),
         "DEL" => plugin.del(),
         "CHECK" => plugin.check(),
-        "STATUS" => plugin.status(),
+        "STATUS" => plugin.agent_answers(),
         // What is stale the agent knows by the kubelet and by the cluster. To a delegate of Multus, which this is, nobody says which
         // attachments are valid (`CmdGC` of Multus 4.2), and what is not listed is no proof that it is gone.
         "GC" => config.check_version().map(|()| None),
@@ -172,7 +172,7 @@ impl<F: Fn(&str) -> Option<String>> Plugin<'_, F> {
         done(self.ask(&Question::Check { attachment, mac }, Some(&netns), SOON)?)
     }
 
-    fn status(&self) -> Said {
+    fn agent_answers(&self) -> Said {
         self.config.check_version()?;
         let not_available = |message| Failure::new(codes::NOT_AVAILABLE, message);
         match ask(&self.socket(), &Question::Status, None, AT_ONCE) {

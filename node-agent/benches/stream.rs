@@ -107,7 +107,7 @@ async fn send(memory: &Path, broker: &Process, encrypted: bool) -> (f64, f64) {
         .unwrap();
     loop {
         let info = source.client.query_migrate().await.unwrap();
-        match info.status() {
+        match info.status_or_none() {
             MigrationStatus::Completed => break,
             MigrationStatus::Failed => panic!("{:?}", info.error_desc),
             _ => tokio::time::sleep(Duration::from_millis(20)).await,

@@ -55,12 +55,12 @@ struct Handout {
     /// `None` where nothing reports its end.
     watch: Option<WatchDescriptor>,
     node: PathBuf,
-    known: Known,
+    held: Held,
 }
 
-/// What is known of one.
+/// Whether somebody holds one, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
+enum Held {
     /// A process holds it.
     Open,
     /// Nothing reports its end: it is not watched, its lock cannot be read, or its holder has opened its node once more by `/proc/PID/fd`,
@@ -132,8 +132,8 @@ impl Handouts {
         });
         match opened {
             Ok((watch, file)) => {
-                let (watch, known) = (Some(watch), Known::Open);
-                out.entry(vf).or_default().push(Handout { watch, node, known });
+                let (watch, held) = (Some(watch), Held::Open);
+                out.entry(vf).or_default().push(Handout { watch, node, held });
                 Ok(file.into())
             }
             Err(error) => {
@@ -151,11 +151,11 @@ impl Handouts {
         if let Err(error) = marked.and_then(|()| File::create(&node)) {
             warn!(%vf, %error, "the next agent will not know that somebody may have a descriptor of the VF");
         }
-        let (watch, known) = (None, Known::Untold);
+        let (watch, held) = (None, Held::Untold);
         self.out()
             .entry(vf)
             .or_default()
-            .push(Handout { watch, node, known });
+            .push(Handout { watch, node, held });
     }
 
     /// Whether somebody is known to have a descriptor of this VF.
@@ -163,7 +163,7 @@ impl Handouts {
         self.read_events();
         let out = self.out();
         out.get(&vf)
-            .is_some_and(|all| all.iter().any(|one| one.known == Known::Open))
+            .is_some_and(|all| all.iter().any(|one| one.held == Held::Open))
     }
 
     /// Whether there are some of which it is not known whether they are open. That is known once the VF's driver has let go of it.
@@ -171,7 +171,7 @@ impl Handouts {
         self.read_events();
         let out = self.out();
         out.get(&vf)
-            .is_some_and(|all| all.iter().any(|one| one.known == Known::Untold))
+            .is_some_and(|all| all.iter().any(|one| one.held == Held::Untold))
     }
 
     /// Watches what an earlier agent has handed out of this VF, and forgets what was closed since.
@@ -185,20 +185,20 @@ impl Handouts {
             let is_mark = node.extension().is_some_and(|end| end == MARK);
             let watched = if is_mark { None } else { self.watch(&node).ok() };
             // What is closed from here on, the watch tells.
-            let (watch, known) = match (watched, self.is_locked(&node)) {
+            let (watch, held) = match (watched, self.is_locked(&node)) {
                 (Some(_), Ok(false)) => {
                     info!(node = %node.display(), "a descriptor of a VF was closed while no agent was there");
                     remove(&node);
                     continue;
                 }
-                (Some(watch), Ok(true)) => (Some(watch), Known::Open),
-                (watch, Ok(_)) => (watch, Known::Untold),
+                (Some(watch), Ok(true)) => (Some(watch), Held::Open),
+                (watch, Ok(_)) => (watch, Held::Untold),
                 (watch, Err(error)) => {
                     warn!(%vf, %error, "whether a descriptor of the VF was closed is not known");
-                    (watch, Known::Untold)
+                    (watch, Held::Untold)
                 }
             };
-            all.push(Handout { watch, node, known });
+            all.push(Handout { watch, node, held });
         }
         Ok(())
     }
@@ -260,16 +260,15 @@ impl Handouts {
                 let all = out.values_mut().flatten();
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                     warn!("the kernel has not told of each descriptor that was closed");
-                    all.for_each(|one| one.known = Known::Untold);
+                    all.for_each(|one| one.held = Held::Untold);
                     news = true;
                 } else if event.mask.contains(AddWatchFlags::IN_OPEN) {
                     all.filter(|one| one.watch == Some(event.wd)).for_each(|one| {
                         warn!(node = %one.node.display(), "a descriptor of a VF was opened once more by who has it");
-                        one.known = Known::Untold;
+                        one.held = Held::Untold;
                     });
                 } else if event.mask.intersects(AddWatchFlags::IN_CLOSE) {
-                    let closed =
-                        |one: &mut Handout| one.watch == Some(event.wd) && one.known != Known::Untold;
+                    let closed = |one: &mut Handout| one.watch == Some(event.wd) && one.held != Held::Untold;
                     for one in out.values_mut().flat_map(|all| all.extract_if(.., closed)) {
                         info!(node = %one.node.display(), "a descriptor of a VF is closed");
                         remove(&one.node);

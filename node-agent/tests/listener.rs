@@ -17,7 +17,6 @@ use std::{
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::{Duration, Instant},
 };
 
 use hybridnic_agent::machine::{
@@ -31,24 +30,23 @@ use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
-    sys::{
-        signal::{Signal, kill},
-        socket::{
-            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen,
-            socket as new_socket, sockopt::PeerPidfd,
-        },
+    sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, socket as new_socket,
+        sockopt::PeerPidfd,
     },
-    unistd::Pid,
 };
 use rustix::process::{Pid as RawPid, Resource, Rlimit, getrlimit, prlimit};
 
-const SOON: Duration = Duration::from_secs(20);
+#[path = "common/group.rs"]
+mod group;
 
-/// A pod as its kubelet has made it: the volume of its QMP socket, and its control group. What is in the group ends with it.
+use group::Group;
+
+/// A pod as its kubelet has made it: the volume of its QMP socket, and its control group.
 struct Pod {
+    group: Group,
     pods: tempfile::TempDir,
     uid: String,
-    group: PathBuf,
 }
 
 impl Pod {
@@ -56,12 +54,10 @@ impl Pod {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let uid = format!("0b2e7c1d-90aa-4f6e-{number:04}-{:012}", std::process::id());
-        let group = hierarchy().join("kubepods/burstable").join(format!("pod{uid}"));
-        fs::create_dir_all(&group).unwrap();
         let pod = Self {
+            group: Group::of(&uid),
             pods: tempfile::tempdir().unwrap(),
             uid,
-            group,
         };
         fs::create_dir_all(pod.volume()).unwrap();
         pod
@@ -73,7 +69,7 @@ impl Pod {
     }
 
     fn join(&self, process: &Child) {
-        fs::write(self.group.join("cgroup.procs"), process.id().to_string()).unwrap();
+        self.group.join(process);
     }
 
     /// A shell that has called `listen` on the pod's socket, and waits for a line before it does what it should. It may lock
@@ -117,22 +113,6 @@ impl Pod {
     }
 }
 
-impl Drop for Pod {
-    fn drop(&mut self) {
-        let end = Instant::now() + SOON;
-        while fs::remove_dir(&self.group).is_err() && Instant::now() < end {
-            for pid in fs::read_to_string(self.group.join("cgroup.procs"))
-                .unwrap_or_default()
-                .lines()
-            {
-                // It may have ended already.
-                let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
 /// What a listener may lock, in bytes.
 const LITTLE: u64 = 65536;
 
@@ -162,21 +142,6 @@ impl Drop for Started {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Where control groups are: one hierarchy, or with v1 that of the freezer.
-fn hierarchy() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let mut found: Vec<_> = mounts
-        .lines()
-        .filter_map(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
-            [_, at, "cgroup2", ..] => Some((0, at)),
-            [_, at, "cgroup", options, ..] if options.split(',').any(|o| o == "freezer") => Some((1, at)),
-            _ => None,
-        })
-        .collect();
-    found.sort_unstable();
-    PathBuf::from(found.first().expect("control groups").1)
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn parent() {
         .collect();
     assert_eq!(tasks.len(), 2, "the first thread and one that was made later");
     for task in tasks {
-        let status = status(&fs::read_to_string(task.join("status")).unwrap());
+        let status = status_fields(&fs::read_to_string(task.join("status")).unwrap());
         let expected = [
             ("CapInh", CapabilitySet::empty()),
             ("CapPrm", needed),
@@ -170,7 +170,7 @@ fn child(socket_path: &Path, qemu: i32) {
         all.permitted = CapabilitySet::all();
         assert!(set_capabilities(None, all).is_err(), "all of them back");
         let cat = Command::new("cat").arg("/proc/self/status").output().unwrap();
-        let status = status(&String::from_utf8(cat.stdout).unwrap());
+        let status = status_fields(&String::from_utf8(cat.stdout).unwrap());
         let kept = format!("{:016x}", left.kept.bits());
         assert_eq!(status["CapEff"], kept, "a program that it starts as root");
         println!("{left}");
@@ -180,7 +180,7 @@ fn child(socket_path: &Path, qemu: i32) {
 }
 
 /// The fields of `/proc/PID/status`.
-fn status(text: &str) -> BTreeMap<String, String> {
+fn status_fields(text: &str) -> BTreeMap<String, String> {
     text.lines()
         .filter_map(|line| line.split_once(':'))
         .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))

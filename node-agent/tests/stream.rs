@@ -178,8 +178,8 @@ async fn end(client: &Client) -> (MigrationStatus, Option<String>) {
     let deadline = Instant::now() + SOON;
     loop {
         let info = client.query_migrate().await.unwrap();
-        if info.status().is_idle() && info.status() != MigrationStatus::None {
-            return (info.status(), info.error_desc);
+        if info.status_or_none().is_idle() && info.status_or_none() != MigrationStatus::None {
+            return (info.status_or_none(), info.error_desc);
         }
         wait_event(&mut events, deadline, |event| event.migration_status().is_some())
             .await
@@ -324,7 +324,7 @@ async fn a_target_that_is_held_up_does_not_hold_the_vm_up() {
     let at_once = pair.source.with_timeout(Duration::from_secs(5));
     assert_eq!(at_once.query_status().await.unwrap().status, RunState::Running);
     assert_eq!(
-        at_once.query_migrate().await.unwrap().status(),
+        at_once.query_migrate().await.unwrap().status_or_none(),
         MigrationStatus::Setup
     );
     drop(mute);
@@ -339,10 +339,10 @@ async fn a_handshake_that_does_not_end_can_be_cancelled() {
     pair.trust(&pair.source, &at_source, &at_target.ca).await;
     let mute = pair.stranger(&uri).await;
     let handshake = pair.send(&pair.source, &pair.qemus[0], &uri).await;
-    let status = pair.source.query_migrate().await.unwrap().status();
+    let status = pair.source.query_migrate().await.unwrap().status_or_none();
     let handshake = handshake.judge(&status).expect("it has not ended");
     pair.source.migrate_cancel().await.unwrap();
-    let status = pair.source.query_migrate().await.unwrap().status();
+    let status = pair.source.query_migrate().await.unwrap().status_or_none();
     assert!(handshake.judge(&status).is_none(), "{status}");
     let (status, _) = end(&pair.source).await;
     assert!(

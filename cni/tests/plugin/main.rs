@@ -39,7 +39,7 @@ fn a_pod_gets_its_interface_and_gives_it_back() {
         let interface = json!({"name": "pod1", "mac": "52:54:00:00:00:01", "mtu": 1400, "sandbox": path});
         let expected = json!({"cniVersion": "1.1.0", "interfaces": [interface], "ips": [], "dns": {}});
         assert_eq!(made, expected);
-        let link = netns.look().link("pod1").await.unwrap().unwrap();
+        let link = netns.links_inside().link("pod1").await.unwrap().unwrap();
         assert_eq!((link.index, link.up), (node.device.ifindex(), false));
         let device = tap_node::path(&DevNodes::default(), link.index);
         assert_eq!(std::fs::metadata(device).unwrap().uid(), 107);

@@ -130,7 +130,7 @@ impl Netns {
     }
 
     /// What is in it, for the length of a call.
-    pub fn look(&self) -> Netlink {
+    pub fn links_inside(&self) -> Netlink {
         let netns = NetNs::open(&self.path()).unwrap();
         let route = || {
             let flags = SockFlag::SOCK_CLOEXEC;
@@ -145,7 +145,7 @@ impl Netns {
     }
 
     pub async fn has(&self, ifname: &str) -> bool {
-        self.look().link(ifname).await.unwrap().is_some()
+        self.links_inside().link(ifname).await.unwrap().is_some()
     }
 }
 

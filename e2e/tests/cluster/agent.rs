@@ -159,7 +159,7 @@ async fn act(api: &Api<NicAttachment>, attachment: &NicAttachment, all: &[NicAtt
         }
         return;
     }
-    let status = status(attachment, all, mood);
+    let status = reported_status(attachment, all, mood);
     if attachment.status.as_ref() != Some(&status) {
         // The API server may be away; the next change comes here again.
         let _ = api
@@ -182,7 +182,7 @@ fn certificate(order: &MigrationOrder, state: MigrationState) -> Option<String> 
     (says && order.tls.is_some()).then(|| "the certificate of a CA".to_owned())
 }
 
-fn status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicAttachmentStatus {
+fn reported_status(attachment: &NicAttachment, all: &[NicAttachment], mood: Mood) -> NicAttachmentStatus {
     let spec = &attachment.spec;
     let deleting = attachment.metadata.deletion_timestamp.is_some();
     let goal = if deleting { Goal::Detached } else { spec.goal };

@@ -379,10 +379,11 @@ impl Bench {
         K: Resource + Clone + Debug + Send + DeserializeOwned + 'static,
     {
         api.delete(name, &DeleteParams::default()).await.unwrap();
-        self.wait(api, name, "gone", |found| found.is_none()).await;
+        self.until_object(api, name, "gone", |found| found.is_none())
+            .await;
     }
 
-    pub async fn wait<K>(
+    pub async fn until_object<K>(
         &self,
         api: Api<K>,
         name: &str,
@@ -402,7 +403,7 @@ impl Bench {
 
     pub async fn nic_with(&self, name: &str, what: &str, fits: impl Fn(&VmHybridNic) -> bool) -> VmHybridNic {
         let fits = |nic: Option<&VmHybridNic>| nic.is_some_and(&fits);
-        self.wait(self.nics(), name, what, fits).await.unwrap()
+        self.until_object(self.nics(), name, what, fits).await.unwrap()
     }
 
     pub async fn migration_with(
@@ -412,7 +413,9 @@ impl Bench {
         fits: impl Fn(&QemuMigration) -> bool,
     ) -> QemuMigration {
         let fits = |migration: Option<&QemuMigration>| migration.is_some_and(&fits);
-        self.wait(self.migrations(), name, what, fits).await.unwrap()
+        self.until_object(self.migrations(), name, what, fits)
+            .await
+            .unwrap()
     }
 
     /// Writes of the operators, but for their lease and events.

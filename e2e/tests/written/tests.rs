@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use hybridnic_e2e::docs;
 
 /// Pages that say which test shows what.
-const PAGES: [&str; 2] = ["docs/security.md", "docs/testing.md"];
+const PAGES: [&str; 3] = ["docs/comparison.md", "docs/security.md", "docs/testing.md"];
 
 /// The text of all Rust sources below a directory.
 fn sources(dir: &Path, all: &mut String) {

@@ -55,7 +55,7 @@ const fn here(mut need: Need) -> Need {
     need
 }
 
-const fn status(resource: &'static str, what_for: &'static str) -> Need {
+const fn status_patch(resource: &'static str, what_for: &'static str) -> Need {
     let mut need = need(GROUP, resource, &["patch"], what_for);
     need.subresource = "status";
     need
@@ -117,11 +117,11 @@ const OPERATOR: &[Need] = &[
         &["list", "watch", "create", "patch", "delete"],
         "NICs",
     ),
-    status("hybridnetworks", "statuses"),
-    status("vmhybridnics", "statuses"),
-    status("qemumigrations", "statuses"),
-    status("qemusaves", "statuses"),
-    status("qemurestores", "statuses"),
+    status_patch("hybridnetworks", "statuses"),
+    status_patch("vmhybridnics", "statuses"),
+    status_patch("qemumigrations", "statuses"),
+    status_patch("qemusaves", "statuses"),
+    status_patch("qemurestores", "statuses"),
     need("events.k8s.io", "events", &["create", "patch"], "events"),
 ];
 
@@ -129,8 +129,8 @@ const OPERATOR: &[Need] = &[
 const AGENT: &[Need] = &[
     need(GROUP, "nicattachments", &["list", "watch", "patch"], "NICs"),
     need(GROUP, "hybridnodes", &["list", "watch", "create"], "its node"),
-    status("nicattachments", "statuses"),
-    status("hybridnodes", "statuses"),
+    status_patch("nicattachments", "statuses"),
+    status_patch("hybridnodes", "statuses"),
 ];
 
 /// A user in the API server's eyes.

@@ -11,7 +11,7 @@ use crate::triggers::Triggers;
 use crate::vm::VmRef;
 
 fn keys_of(object: &impl OnFile) -> Vec<Key> {
-    let end = object.status().and_then(|status| status.end.as_ref());
+    let end = object.file_status().and_then(|status| status.end.as_ref());
     let node = end.map(|end| Key::Node(end.node_name.clone()));
     node.into_iter()
         .chain([Key::Vm(VmRef::on_file(object))])

@@ -274,7 +274,7 @@ mod tests {
         }
     }
 
-    fn wait(observed: &Observed) -> Option<&'static str> {
+    fn wait_reason(observed: &Observed) -> Option<&'static str> {
         match observed.location(&nic("eth0", "vm", "net", 1)) {
             Ok(location) => location.wait.map(|refusal| refusal.reason),
             Err(refusal) => Some(refusal.reason),
@@ -283,24 +283,27 @@ mod tests {
 
     #[test]
     fn a_nic_waits_for_its_pod() {
-        assert_eq!(wait(&known(Vec::new())), Some(reasons::POD_NOT_FOUND));
+        assert_eq!(wait_reason(&known(Vec::new())), Some(reasons::POD_NOT_FOUND));
         assert_eq!(
-            wait(&known(vec![pod("a", "vm", 1, "Pending", "")])),
+            wait_reason(&known(vec![pod("a", "vm", 1, "Pending", "")])),
             Some(reasons::POD_NOT_RUNNING)
         );
         assert_eq!(
-            wait(&known(vec![pod("a", "vm", 1, "Pending", "n1")])),
+            wait_reason(&known(vec![pod("a", "vm", 1, "Pending", "n1")])),
             Some(reasons::POD_NOT_RUNNING)
         );
-        assert_eq!(wait(&known(vec![pod("a", "vm", 1, "Running", "n1")])), None);
+        assert_eq!(
+            wait_reason(&known(vec![pod("a", "vm", 1, "Running", "n1")])),
+            None
+        );
     }
 
     #[test]
     fn a_pod_that_is_not_heard_of_keeps_what_it_has() {
         let mut observed = known(vec![pod("a", "vm", 1, "Unknown", "n1")]);
-        assert_eq!(wait(&observed), Some(reasons::POD_NOT_RUNNING));
+        assert_eq!(wait_reason(&observed), Some(reasons::POD_NOT_RUNNING));
         observed.attachments.push(Arc::new(attachment("eth0", "a", "n1")));
-        assert_eq!(wait(&observed), None);
+        assert_eq!(wait_reason(&observed), None);
     }
 
     #[test]
@@ -310,17 +313,17 @@ mod tests {
         other.nics = vec!["eth1".to_owned()];
         other.stage = Stage::Moving;
         observed.moves = vec![other.clone()];
-        assert_eq!(wait(&observed), Some(reasons::MIGRATING));
+        assert_eq!(wait_reason(&observed), Some(reasons::MIGRATING));
         other.stage = Stage::Over(Outcome::Succeeded);
         observed.moves = vec![other];
-        assert_eq!(wait(&observed), None);
+        assert_eq!(wait_reason(&observed), None);
     }
 
     #[test]
     fn the_vm_of_a_runtime_that_is_not_known_is_nowhere() {
         let mut observed = known(vec![pod("a", "vm", 1, "Running", "n1")]);
         observed.vm = None;
-        assert_eq!(wait(&observed), Some(reasons::POD_NOT_FOUND));
+        assert_eq!(wait_reason(&observed), Some(reasons::POD_NOT_FOUND));
     }
 
     /// The pod `a` was on `n1` and has vanished; the VM starts again in `b` on `n2`.
@@ -338,7 +341,7 @@ mod tests {
             let mut old = attachment("eth0", "a", "n1");
             change(&mut old);
             observed.attachments = vec![Arc::new(old)];
-            wait(&observed)
+            wait_reason(&observed)
         };
         assert_eq!(old(|_| {}), Some(reasons::WAITING_FOR_DETACH));
         assert_eq!(
@@ -356,7 +359,7 @@ mod tests {
         // migration which has failed is called back proves nothing of its source.
         let mut both = lost(NodeState::NotReady(None));
         both.attachments.push(Arc::new(attachment("eth0", "b", "n2")));
-        assert_eq!(wait(&both), None);
+        assert_eq!(wait_reason(&both), None);
         for change in [
             (|b| b.spec.goal = Goal::Detached) as fn(&mut NicAttachment),
             |b| b.metadata.deletion_timestamp = b.metadata.creation_timestamp.clone(),
@@ -364,27 +367,30 @@ mod tests {
             let mut leaving = attachment("eth0", "b", "n2");
             change(&mut leaving);
             both.attachments[1] = Arc::new(leaving);
-            assert_eq!(wait(&both), Some(reasons::NODE_UNREACHABLE));
+            assert_eq!(wait_reason(&both), Some(reasons::NODE_UNREACHABLE));
         }
         // One that does not run yet waits for that.
         let mut starts = lost(NodeState::NotReady(None));
         starts.pods = vec![Arc::new(pod("b", "vm", 2, "Pending", "n2"))];
-        assert_eq!(wait(&starts), Some(reasons::POD_NOT_RUNNING));
+        assert_eq!(wait_reason(&starts), Some(reasons::POD_NOT_RUNNING));
     }
 
     #[test]
     fn a_lost_node_holds_a_nic_until_it_is_fenced() {
         assert_eq!(
-            wait(&lost(NodeState::NotReady(None))),
+            wait_reason(&lost(NodeState::NotReady(None))),
             Some(reasons::NODE_UNREACHABLE)
         );
-        assert_eq!(wait(&lost(NodeState::Unknown)), Some(reasons::WAITING_FOR_DETACH));
-        assert_eq!(wait(&lost(NodeState::OutOfService)), None);
-        assert_eq!(wait(&lost(NodeState::Deleted)), None);
+        assert_eq!(
+            wait_reason(&lost(NodeState::Unknown)),
+            Some(reasons::WAITING_FOR_DETACH)
+        );
+        assert_eq!(wait_reason(&lost(NodeState::OutOfService)), None);
+        assert_eq!(wait_reason(&lost(NodeState::Deleted)), None);
         let mut overdue = lost(NodeState::NotReady(None));
         assert_eq!(overdue.lost().len(), 1);
         overdue.overdue = overdue.lost();
-        assert_eq!(wait(&overdue), None);
+        assert_eq!(wait_reason(&overdue), None);
         assert!(
             lost(NodeState::Ready).lost().is_empty(),
             "its agent is there to be asked"
@@ -395,12 +401,12 @@ mod tests {
     fn what_a_namesake_left_is_waited_for() {
         let mut observed = lost(NodeState::NotReady(None));
         observed.orphans = std::mem::take(&mut observed.attachments);
-        assert_eq!(wait(&observed), Some(reasons::NODE_UNREACHABLE));
+        assert_eq!(wait_reason(&observed), Some(reasons::NODE_UNREACHABLE));
         observed.nodes = BTreeMap::from([("n1".to_owned(), NodeState::Deleted)]);
-        assert_eq!(wait(&observed), None);
+        assert_eq!(wait_reason(&observed), None);
         // In the same pod it has the name of what is to come.
         observed.orphans = vec![Arc::new(attachment("eth0", "b", "n1"))];
-        assert_eq!(wait(&observed), Some(reasons::WAITING_FOR_DETACH));
+        assert_eq!(wait_reason(&observed), Some(reasons::WAITING_FOR_DETACH));
     }
 
     #[test]
@@ -410,7 +416,7 @@ mod tests {
             .attachments
             .insert(0, Arc::new(attachment("eth0", "c", "n3")));
         observed.nodes.insert("n3".to_owned(), NodeState::Ready);
-        assert_eq!(wait(&observed), Some(reasons::NODE_UNREACHABLE));
+        assert_eq!(wait_reason(&observed), Some(reasons::NODE_UNREACHABLE));
         assert_eq!(observed.node_names().len(), 2);
     }
 }

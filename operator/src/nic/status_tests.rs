@@ -33,7 +33,7 @@ impl Scene {
         }
     }
 
-    fn status(&self) -> VmHybridNicStatus {
+    fn status_now(&self) -> VmHybridNicStatus {
         let pod = ObjectRef {
             name: "a".to_owned(),
             uid: "a-uid".to_owned(),
@@ -54,7 +54,7 @@ impl Scene {
     }
 
     fn reasons(&self) -> (NicPhase, [String; 3]) {
-        let status = self.status();
+        let status = self.status_now();
         let reason = |type_| {
             conditions::find(&status.conditions, type_)
                 .unwrap()
@@ -92,7 +92,7 @@ fn what_may_be_live_on_a_lost_node_outweighs_its_last_word() {
         reasons::NODE_UNREACHABLE,
     ]);
     assert_eq!(scene.reasons(), (NicPhase::Pending, lost.clone()));
-    let notes = notes(&VmHybridNicStatus::default(), &scene.status());
+    let notes = notes(&VmHybridNicStatus::default(), &scene.status_now());
     let told: Vec<_> = notes
         .iter()
         .map(|note| (note.warning, note.reason.as_str()))
@@ -110,7 +110,10 @@ fn what_may_be_live_on_a_lost_node_outweighs_its_last_word() {
     let mut waits = Scene::new();
     waits.obstacle = Some(Refusal::new(reasons::WAITING_FOR_DETACH, "n1 is asked"));
     assert_eq!(waits.reasons().1[1], reasons::WAITING_FOR_DETACH);
-    assert_eq!(super::notes(&VmHybridNicStatus::default(), &waits.status()), []);
+    assert_eq!(
+        super::notes(&VmHybridNicStatus::default(), &waits.status_now()),
+        []
+    );
 }
 
 #[test]
@@ -118,7 +121,7 @@ fn an_address_that_is_kept_is_accepted_and_told_of() {
     let mut scene = Scene::new();
     scene.attachments = vec![Arc::new(at(AttachmentState::FastPath))];
     scene.kept = Some(Refusal::new(reasons::MAC_NOT_ALLOWED, "it is out of range"));
-    let status = scene.status();
+    let status = scene.status_now();
     assert_eq!(status.phase, NicPhase::FastPath);
     let accepted = conditions::find(&status.conditions, types::ACCEPTED).unwrap();
     assert_eq!(
@@ -146,7 +149,7 @@ fn every_refusal_is_shown() {
         scene.admission = Err(Refusal::new(reason, "why"));
         scene.obstacle = Some(Refusal::new(reasons::POD_NOT_FOUND, "less important"));
         assert_eq!(scene.reasons(), (phase, strings([reason, reason, reason])));
-        let status = scene.status();
+        let status = scene.status_now();
         let notes = notes(&VmHybridNicStatus::default(), &status);
         assert_eq!(notes.len(), 1, "{notes:?}");
         assert!(notes[0].warning && notes[0].reason == reason);
@@ -195,7 +198,7 @@ fn a_nic_that_is_told_to_stay_on_its_standby_is_no_trouble() {
         path: Path::FastPath,
         ..VmHybridNicStatus::default()
     };
-    let notes = notes(&before, &scene.status());
+    let notes = notes(&before, &scene.status_now());
     let told: Vec<_> = notes
         .iter()
         .map(|note| (note.warning, note.reason.as_str()))
@@ -223,7 +226,7 @@ fn the_agent_s_words_are_passed_on() {
             strings([reasons::ACCEPTED, reasons::NO_FREE_VF, reasons::NO_FREE_VF])
         )
     );
-    let status = scene.status();
+    let status = scene.status_now();
     assert_eq!(
         (status.path, status.node_name.as_deref()),
         (Path::Standby, Some("n1"))
@@ -233,17 +236,17 @@ fn the_agent_s_words_are_passed_on() {
 
     // A network that is deleted later takes nothing from the VM.
     scene.admission = Err(Refusal::new(reasons::NETWORK_NOT_FOUND, "gone"));
-    assert_eq!(scene.status().phase, NicPhase::Standby);
+    assert_eq!(scene.status_now().phase, NicPhase::Standby);
 }
 
 #[test]
 fn nothing_new_changes_nothing() {
     let mut scene = Scene::new();
     scene.attachments = vec![Arc::new(at(AttachmentState::FastPath))];
-    let first = scene.status();
+    let first = scene.status_now();
     scene.nic.status = Some(first.clone());
-    assert_eq!(scene.status(), first);
-    assert_eq!(notes(&first, &scene.status()), []);
+    assert_eq!(scene.status_now(), first);
+    assert_eq!(notes(&first, &scene.status_now()), []);
 }
 
 #[test]
@@ -256,7 +259,7 @@ fn a_path_that_changes_is_told_once() {
         index: 0,
     });
     scene.attachments = vec![Arc::new(fast)];
-    let first = scene.status();
+    let first = scene.status_now();
     let told = notes(&VmHybridNicStatus::default(), &first);
     assert_eq!(told.len(), 1);
     assert_eq!(
@@ -269,7 +272,7 @@ fn a_path_that_changes_is_told_once() {
     say(&mut standby, reasons::VF_LOST, "the VF has gone");
     scene.attachments = vec![Arc::new(standby)];
     scene.nic.status = Some(first.clone());
-    let told = notes(&first, &scene.status());
+    let told = notes(&first, &scene.status_now());
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].message.contains("the VF has gone"));
 }
@@ -322,7 +325,7 @@ fn a_guest_that_keeps_its_vf_from_a_migration_is_in_the_word_that_kubectl_shows(
         vec![Arc::new(fast)]
     };
     let shown = |scene: &Scene| {
-        let fast = scene.status().conditions;
+        let fast = scene.status_now().conditions;
         let fast = conditions::find(&fast, types::FAST_PATH).unwrap().clone();
         (fast.status, fast.reason, fast.message)
     };
@@ -333,7 +336,7 @@ fn a_guest_that_keeps_its_vf_from_a_migration_is_in_the_word_that_kubectl_shows(
         shown(&scene),
         words(reasons::GUEST_KEEPS_VF, "it has not let go of it")
     );
-    scene.nic.status = Some(scene.status());
+    scene.nic.status = Some(scene.status_now());
     // It is asked again.
     let asked = NewCondition::no(types::READY, reasons::PROGRESSING, "next step: unplug the VF");
     scene.attachments = on_its_vf(asked);
@@ -362,9 +365,9 @@ fn during_a_migration_only_what_moves_the_traffic_is_news() {
     let mut fast = at(AttachmentState::FastPath);
     say_yes(&mut fast);
     scene.attachments = vec![Arc::new(fast)];
-    scene.nic.status = Some(scene.status());
+    scene.nic.status = Some(scene.status_now());
     let next = |scene: &mut Scene| {
-        let (old, new) = (scene.nic.status.clone(), scene.status());
+        let (old, new) = (scene.nic.status.clone(), scene.status_now());
         let news = is_news(old.as_ref(), &new);
         let told = notes(&old.unwrap_or_default(), &new).len();
         if news {
@@ -385,7 +388,7 @@ fn during_a_migration_only_what_moves_the_traffic_is_news() {
     leaves.status.as_mut().unwrap().guest.vf_port = Some("rp1".to_owned());
     scene.attachments = vec![Arc::new(leaves)];
     let ready = |scene: &Scene| {
-        let conditions = scene.status().conditions;
+        let conditions = scene.status_now().conditions;
         conditions::find(&conditions, types::READY)
             .unwrap()
             .reason
@@ -436,7 +439,7 @@ fn the_last_migration_is_kept_when_its_object_is_deleted() {
     crate::testing::report(&mut source, MigrationState::Active);
     scene.attachments = vec![Arc::new(source)];
     scene.moves = vec![moved(Stage::Over(Outcome::Succeeded), 5), moved(Stage::Moving, 9)];
-    let last = scene.status().last_migration.unwrap();
+    let last = scene.status_now().last_migration.unwrap();
     assert_eq!(
         (last.from.as_str(), last.to.as_str(), last.result.as_deref()),
         ("n1", "n2", None)
@@ -448,23 +451,23 @@ fn the_last_migration_is_kept_when_its_object_is_deleted() {
     assert_eq!(last.unplug_order, Some(SwitchOrder::MakeBeforeBreak));
 
     // The source's attachment goes first, then the object.
-    scene.nic.status = Some(scene.status());
+    scene.nic.status = Some(scene.status_now());
     scene.attachments.clear();
     scene.moves = vec![moved(Stage::Over(Outcome::Succeeded), 9)];
-    let last = scene.status().last_migration.unwrap();
+    let last = scene.status_now().last_migration.unwrap();
     assert_eq!(
         (last.result.as_deref(), last.unplug_order),
         (Some("Succeeded"), Some(SwitchOrder::MakeBeforeBreak))
     );
-    scene.nic.status = Some(scene.status());
+    scene.nic.status = Some(scene.status_now());
     scene.moves = vec![moved(Stage::Over(Outcome::Succeeded), 5)];
     assert_eq!(
-        scene.status().last_migration.unwrap(),
+        scene.status_now().last_migration.unwrap(),
         last,
         "an older one does not replace it"
     );
     scene.moves.clear();
-    assert_eq!(scene.status().last_migration.unwrap(), last);
+    assert_eq!(scene.status_now().last_migration.unwrap(), last);
 }
 
 #[test]
@@ -477,7 +480,7 @@ fn a_migration_of_kubevirts_has_the_end_that_was_seen_first_and_one_that_vanishe
     let after = |scene: &mut Scene, moves: Vec<Move>| {
         scene.moves = moves;
         let old = scene.nic.status.clone().unwrap_or_default();
-        let new = scene.status();
+        let new = scene.status_now();
         let told: Vec<_> = notes(&old, &new).into_iter().map(|note| note.reason).collect();
         scene.nic.status = Some(new.clone());
         let result = new.last_migration.and_then(|last| last.result);
@@ -518,7 +521,7 @@ fn a_nic_whose_vm_may_be_in_another_pod_says_what_to_do() {
     say(&mut waits, reasons::VM_INCOMING, "QEMU waits");
     scene.attachments = vec![Arc::new(waits.clone())];
     let messages = |scene: &Scene| {
-        let status = scene.status();
+        let status = scene.status_now();
         [types::READY, types::FAST_PATH].map(|type_| {
             conditions::find(&status.conditions, type_)
                 .unwrap()
@@ -554,14 +557,14 @@ fn a_nic_without_a_standby_tells_that_it_is_cut_off_and_that_it_is_back() {
     let fast = Arc::new(fast);
     scene.attachments = vec![Arc::clone(&fast)];
     scene.moving = Some(moved(Stage::Leaving, 5));
-    let on_vf = scene.status();
+    let on_vf = scene.status_now();
     assert_eq!(scene.reasons().1[2], reasons::VF_ACTIVE);
     let mut out = alone(AttachmentState::Aside);
     say(&mut out, reasons::STEPPED_ASIDE, "its VF is out");
     scene.attachments = vec![Arc::new(out)];
     scene.nic.status = Some(on_vf.clone());
     assert_eq!(scene.reasons().1[2], reasons::STEPPED_ASIDE);
-    let cut = scene.status();
+    let cut = scene.status_now();
     assert_eq!((cut.phase, cut.path), (NicPhase::Migrating, Path::None));
     assert!(is_news(Some(&on_vf), &cut));
     let told = |old: &VmHybridNicStatus, new: &VmHybridNicStatus| {
@@ -574,7 +577,7 @@ fn a_nic_without_a_standby_tells_that_it_is_cut_off_and_that_it_is_back() {
     // The VF of the target is there before the migration is over.
     scene.attachments = vec![fast];
     scene.nic.status = Some(cut.clone());
-    let back = scene.status();
+    let back = scene.status_now();
     assert_eq!(told(&cut, &back), [(false, reasons::VF_ACTIVE.to_owned())]);
     // Outside of migrations it is a phase of its own.
     let mut without = alone(AttachmentState::Aside);

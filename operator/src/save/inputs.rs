@@ -48,7 +48,7 @@ impl Request {
                 .map(Duration::from_secs),
             deleting: object.meta().deletion_timestamp.is_some(),
             generation: object.meta().generation,
-            status: object.status().cloned().unwrap_or_default(),
+            status: object.file_status().cloned().unwrap_or_default(),
         }
     }
 

@@ -41,13 +41,13 @@ pub struct FileReconciler<K> {
     world: World,
     deadlines: Deadlines,
     events: Events,
-    seen: Mutex<HashMap<String, Seen>>,
+    clocks: Mutex<HashMap<String, PhaseClock>>,
     kind: std::marker::PhantomData<fn() -> K>,
 }
 
-/// Since when one is seen as it is, by this process's own steady clock.
+/// Since when one is in its phase, by this process's own steady clock.
 #[derive(Clone, Copy, Debug)]
-struct Seen {
+struct PhaseClock {
     phase: MigrationPhase,
     entered: Instant,
     wrote: Option<Instant>,
@@ -64,7 +64,7 @@ where
             world,
             deadlines,
             events,
-            seen: Mutex::default(),
+            clocks: Mutex::default(),
             kind: std::marker::PhantomData,
         }
     }
@@ -78,7 +78,7 @@ where
             .iter()
             .any(|finalizer| finalizer == MIGRATION_FINALIZER);
         if object.phase().is_final() || deleting && !guarded {
-            self.seen().remove(&object.uid().unwrap_or_default());
+            self.clocks().remove(&object.uid().unwrap_or_default());
             if deleting && guarded {
                 finalizers.retain(|finalizer| finalizer != MIGRATION_FINALIZER);
                 write::finalizers(&api, object, &finalizers).await?;
@@ -95,7 +95,7 @@ where
             });
         }
         let now = Instant::now();
-        let seen = self.see(object, now);
+        let clock = self.clock(object, now);
         let vm = VmRef::on_file(object);
         let pods = self.world.pods_of(&vm);
         let ends =
@@ -104,7 +104,7 @@ where
         let own = Claim::of(kind, object, object.phase());
         let inputs = Inputs {
             now: Timestamp::now(),
-            in_phase_for: now.saturating_duration_since(seen.entered),
+            in_phase_for: now.saturating_duration_since(clock.entered),
             request: Request::of(object),
             blocked_by: claims::blocked_by(&own, self.world.claims(&vm)),
             nics: self.nics(object, &vm),
@@ -114,13 +114,13 @@ where
             deadlines: self.deadlines,
         };
         let next = step(&inputs);
-        let rest = rest(object.status(), &next.status, seen, now);
+        let rest = rest(object.file_status(), &next.status, clock, now);
         let wrote = rest == Some(Duration::ZERO);
         if wrote {
             let old = inputs.request.status;
             write::apply_status(&api, object, &next.status).await?;
-            if let Some(seen) = self.seen().get_mut(&object.uid().unwrap_or_default()) {
-                seen.wrote = Some(now);
+            if let Some(clock) = self.clocks().get_mut(&object.uid().unwrap_or_default()) {
+                clock.wrote = Some(now);
             }
             if old.phase != next.status.phase {
                 tracing::info!(
@@ -142,27 +142,27 @@ where
         })
     }
 
-    fn seen(&self) -> std::sync::MutexGuard<'_, HashMap<String, Seen>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn clocks(&self) -> std::sync::MutexGuard<'_, HashMap<String, PhaseClock>> {
+        self.clocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn see(&self, object: &K, now: Instant) -> Seen {
+    fn clock(&self, object: &K, now: Instant) -> PhaseClock {
         let phase = object.phase();
-        let mut all = self.seen();
-        let new = Seen {
+        let mut all = self.clocks();
+        let new = PhaseClock {
             phase,
             entered: now,
             wrote: None,
         };
-        let seen = all.entry(object.uid().unwrap_or_default()).or_insert(new);
-        if seen.phase != phase {
-            *seen = new;
+        let clock = all.entry(object.uid().unwrap_or_default()).or_insert(new);
+        if clock.phase != phase {
+            *clock = new;
         }
-        *seen
+        *clock
     }
 
     fn nics(&self, object: &K, vm: &VmRef) -> Vec<NicInputs> {
-        let begun = object.status().filter(|status| status.end.is_some());
+        let begun = object.file_status().filter(|status| status.end.is_some());
         let node = begun.and_then(|status| status.end.as_ref().map(|end| end.node_name.as_str()));
         let takes_part =
             |nic: &Arc<VmHybridNic>| begun.is_none_or(|status| status.nics.contains(&nic.name_any()));
@@ -194,7 +194,12 @@ where
 }
 
 /// How long the new status may wait for its write; `None` where nothing has changed. What drives the move does not wait.
-fn rest(old: Option<&StateFileStatus>, new: &StateFileStatus, seen: Seen, now: Instant) -> Option<Duration> {
+fn rest(
+    old: Option<&StateFileStatus>,
+    new: &StateFileStatus,
+    clock: PhaseClock,
+    now: Instant,
+) -> Option<Duration> {
     let Some(old) = old else {
         return Some(Duration::ZERO);
     };
@@ -204,7 +209,7 @@ fn rest(old: Option<&StateFileStatus>, new: &StateFileStatus, seen: Seen, now: I
     if without_words(old) != without_words(new) {
         return Some(Duration::ZERO);
     }
-    let since = seen.wrote.unwrap_or(seen.entered);
+    let since = clock.wrote.unwrap_or(clock.entered);
     Some(WORDS.saturating_sub(now.saturating_duration_since(since)))
 }
 

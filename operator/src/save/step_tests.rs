@@ -137,12 +137,12 @@ impl<K: OnFile> Scene<K> {
         }
     }
 
-    fn status(&self) -> StateFileStatus {
-        self.object.status().cloned().unwrap_or_default()
+    fn status_now(&self) -> StateFileStatus {
+        self.object.file_status().cloned().unwrap_or_default()
     }
 
     fn why(&self) -> String {
-        let status = self.status();
+        let status = self.status_now();
         let condition = conditions::find(&status.conditions, types::SUCCEEDED);
         condition
             .map(|c| format!("{}: {}", c.reason, c.message))
@@ -152,20 +152,20 @@ impl<K: OnFile> Scene<K> {
     #[track_caller]
     fn reach(&mut self, phase: MigrationPhase) {
         self.step();
-        assert_eq!(self.status().phase, phase, "{}", self.why());
-        let before = self.status();
+        assert_eq!(self.status_now().phase, phase, "{}", self.why());
+        let before = self.status_now();
         self.apply();
         if phase.is_final() {
             self.step();
-            assert_eq!(self.status(), before, "over is over");
+            assert_eq!(self.status_now(), before, "over is over");
         }
     }
 
     #[track_caller]
     fn stays(&mut self, reason: &str) {
-        let phase = self.status().phase;
+        let phase = self.status_now().phase;
         self.step();
-        assert_eq!(self.status().phase, phase, "{}", self.why());
+        assert_eq!(self.status_now().phase, phase, "{}", self.why());
         assert!(self.why().starts_with(reason), "{}", self.why());
         self.apply();
     }
@@ -220,7 +220,7 @@ fn a_vm_is_saved_and_its_qemu_is_ended() {
     (report.written, report.remaining) = (Some(7), Some(3));
     scene.stays(reasons::MIGRATING);
     assert_eq!(
-        (scene.status().written, scene.status().remaining),
+        (scene.status_now().written, scene.status_now().remaining),
         (Some(7), Some(3))
     );
     let report = scene.says(MigrationState::Completed);
@@ -233,7 +233,7 @@ fn a_vm_is_saved_and_its_qemu_is_ended() {
     scene.stays(reasons::MIGRATING);
     scene.says(MigrationState::Ended);
     scene.reach(MigrationPhase::Succeeded);
-    let status = scene.status();
+    let status = scene.status_now();
     assert_eq!((status.written, status.downtime_ms), (Some(4096), Some(12)));
     assert!(scene.why().contains("the VM is in /saves/vm"), "{}", scene.why());
     let phases: Vec<_> = status.phases.iter().map(|phase| phase.name.as_str()).collect();
@@ -499,7 +499,7 @@ fn a_vm_that_runs_is_not_doubled() {
     scene.there = Some(there);
     scene.pods.push(Arc::new(pod("b", "vm", 2, "Running", "n2")));
     scene.step();
-    assert_eq!(scene.status().phase, MigrationPhase::Failed);
+    assert_eq!(scene.status_now().phase, MigrationPhase::Failed);
     assert!(
         scene
             .why()
@@ -549,5 +549,5 @@ fn what_is_needed_to_begin_is_waited_for() {
     scene.stays(reasons::AGENT_PENDING);
     scene.deleted = true;
     scene.step();
-    assert_eq!(scene.status().phase, MigrationPhase::Cancelled);
+    assert_eq!(scene.status_now().phase, MigrationPhase::Cancelled);
 }

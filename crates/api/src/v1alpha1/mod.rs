@@ -60,6 +60,8 @@ mod tests {
         words::<MigrationPhase>();
         words::<NicPhase>();
         words::<Path>();
+        words::<Pairing>();
+        words::<StandbyKind>();
         words::<SwitchOrder>();
         words::<Runtime>();
     }

@@ -133,7 +133,21 @@ pub enum WantedPath {
 }
 
 /// What carries a NIC's traffic while its VF is out of the guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    Display,
+    IntoStaticStr,
+)]
+#[cfg_attr(test, derive(strum::VariantArray))]
 pub enum StandbyKind {
     /// A virtio-net device on a macvtap, on the VF's PF.
     #[default]
@@ -143,7 +157,10 @@ pub enum StandbyKind {
 }
 
 /// How the guest makes one NIC of VF and standby.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display, IntoStaticStr,
+)]
+#[cfg_attr(test, derive(strum::VariantArray))]
 pub enum Pairing {
     /// The guest's virtio-net driver pairs both by their MAC (`VIRTIO_NET_F_STANDBY`).
     #[default]

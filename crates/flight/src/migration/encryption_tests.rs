@@ -26,7 +26,7 @@ fn cannot(end: &mut NicAttachment) {
 #[test]
 fn each_end_is_told_the_others_certificate_before_it_can_talk_to_it() {
     let mut scene = Scene::certified(Encryption::Required);
-    assert_eq!(scene.status().encrypted, Some(true));
+    assert_eq!(scene.status_now().encrypted, Some(true));
     assert_eq!(
         scene.wishes(),
         [
@@ -73,7 +73,10 @@ fn a_source_without_a_certificate_is_waited_for_until_the_deadline() {
     scene.second += 61;
     scene.settle();
     assert!(scene.target.is_none(), "nothing was begun there");
-    assert_eq!(scene.status().failure.unwrap().reason, reasons::TLS_UNAVAILABLE);
+    assert_eq!(
+        scene.status_now().failure.unwrap().reason,
+        reasons::TLS_UNAVAILABLE
+    );
 }
 
 #[test]
@@ -82,12 +85,15 @@ fn a_qemu_that_cannot_encrypt_ends_what_must_be_encrypted() {
     scene.reach(MigrationPhase::PreparingTarget);
     cannot(scene.source(AttachmentState::FastPath));
     scene.settle();
-    assert_eq!(scene.status().failure.unwrap().reason, reasons::TLS_UNAVAILABLE);
+    assert_eq!(
+        scene.status_now().failure.unwrap().reason,
+        reasons::TLS_UNAVAILABLE
+    );
 
     let mut scene = Scene::certified(Encryption::Required);
     cannot(scene.target(AttachmentState::Reserved));
     scene.reach(MigrationPhase::RollingBack);
-    let failure = scene.status().failure.unwrap();
+    let failure = scene.status_now().failure.unwrap();
     assert_eq!(failure.reason, reasons::TLS_UNAVAILABLE);
     assert!(
         failure.message.contains("n2") && failure.message.contains("no GnuTLS"),
@@ -111,7 +117,7 @@ fn where_encryption_is_preferred_it_is_told_that_there_is_none() {
             cannot(scene.target(AttachmentState::Reserved));
         }
         scene.settle();
-        let status = scene.status();
+        let status = scene.status_now();
         assert_eq!(
             (status.phase, status.encrypted),
             (MigrationPhase::PreparingTarget, Some(false))
@@ -134,7 +140,10 @@ fn what_was_settled_stands() {
     report(scene.target(AttachmentState::Reserved), MigrationState::Listening);
     cannot(scene.source(AttachmentState::FastPath));
     scene.settle();
-    assert_eq!(scene.status().failure.unwrap().reason, reasons::TLS_UNAVAILABLE);
+    assert_eq!(
+        scene.status_now().failure.unwrap().reason,
+        reasons::TLS_UNAVAILABLE
+    );
 
     let mut scene = Scene::certified(Encryption::Preferred);
     report(scene.target(AttachmentState::Reserved), MigrationState::Listening);
@@ -142,7 +151,7 @@ fn what_was_settled_stands() {
     cannot(scene.source(AttachmentState::Standby));
     cannot(scene.target(AttachmentState::Reserved));
     scene.settle();
-    assert_eq!(scene.status().encrypted, Some(true));
+    assert_eq!(scene.status_now().encrypted, Some(true));
     // The option may be another by now.
     scene.encryption = Encryption::Off;
     scene.settle();

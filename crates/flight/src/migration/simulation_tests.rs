@@ -251,7 +251,7 @@ impl Sim {
                     spec.goal,
                     Goal::FastPath,
                     "to be applied: {:?}",
-                    self.scene.status()
+                    self.scene.status_now()
                 );
             }
         }
@@ -286,9 +286,9 @@ proptest! {
         sim.settle();
         sim.scene.second += 1000;
         sim.settle();
-        let began = sim.scene.status().target.is_some();
+        let began = sim.scene.status_now().target.is_some();
         if began {
-            prop_assert!(sim.scene.phase().is_final(), "{:?}: {:?} {:?}", sim.scene.status(), sim.source, sim.target);
+            prop_assert!(sim.scene.phase().is_final(), "{:?}: {:?} {:?}", sim.scene.status_now(), sim.source, sim.target);
         }
         match sim.scene.phase() {
             MigrationPhase::Succeeded => prop_assert!(sim.source != Source::Idle),

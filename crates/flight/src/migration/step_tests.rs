@@ -40,7 +40,7 @@ fn a_migration_that_goes_well() {
     scene.second += 1;
     scene.source(AttachmentState::Detached);
     scene.step();
-    let status = scene.status();
+    let status = scene.status_now();
     assert_eq!(status.phase, MigrationPhase::Succeeded);
     assert_eq!((status.total_ms, status.downtime_ms), (Some(4000), Some(42)));
     let phases: Vec<_> = status
@@ -57,7 +57,7 @@ fn a_migration_that_goes_well() {
     assert_eq!(phases, expected);
     assert!(conditions::is_true(&status.conditions, types::SUCCEEDED));
     scene.step();
-    assert_eq!(scene.status(), status, "over is over");
+    assert_eq!(scene.status_now(), status, "over is over");
 }
 
 #[test]
@@ -93,10 +93,10 @@ fn what_keeps_a_migration_from_beginning() {
         let mut scene = Scene::new();
         change(&mut scene);
         scene.stays(reason);
-        let before = scene.status();
+        let before = scene.status_now();
         scene.second += 10;
         scene.stays(reason);
-        assert_eq!(scene.status(), before, "{reason}: waiting costs no writes");
+        assert_eq!(scene.status_now(), before, "{reason}: waiting costs no writes");
         scene.delete();
         scene.step();
         assert_eq!(
@@ -123,14 +123,14 @@ fn of_several_targets_the_one_is_taken_whose_agent_says_that_it_waits() {
     scene.target = Some(waits);
     scene.step();
     assert_eq!(scene.phase(), MigrationPhase::PreparingTarget);
-    assert_eq!(scene.status().target.unwrap().pod.name, "b");
+    assert_eq!(scene.status_now().target.unwrap().pod.name, "b");
 
     // A name is a word, too.
     let mut scene = Scene::new();
     scene.pods.push(Arc::new(pod("c", "vm", 3, "Running", "n3")));
     scene.migration.spec.target_pod = Some("c".to_owned());
     scene.step();
-    assert_eq!(scene.status().target.unwrap().pod.name, "c");
+    assert_eq!(scene.status_now().target.unwrap().pod.name, "c");
 }
 
 #[test]
@@ -465,7 +465,7 @@ fn a_cancel_that_comes_too_late_is_a_success() {
         (scene.phase(), scene.reason().as_str()),
         (MigrationPhase::Succeeded, reasons::COMPLETED)
     );
-    assert_eq!(scene.status().failure, None);
+    assert_eq!(scene.status_now().failure, None);
 }
 
 #[test]

@@ -190,22 +190,22 @@ impl Scene {
     }
 
     pub fn phase(&self) -> MigrationPhase {
-        self.status().phase
+        self.status_now().phase
     }
 
-    pub fn status(&self) -> QemuMigrationStatus {
+    pub fn status_now(&self) -> QemuMigrationStatus {
         self.migration.status.clone().unwrap_or_default()
     }
 
     pub fn reason(&self) -> String {
-        let status = self.status();
+        let status = self.status_now();
         conditions::find(&status.conditions, types::SUCCEEDED)
             .map(|c| c.reason.clone())
             .unwrap_or_default()
     }
 
     pub fn message(&self) -> String {
-        let status = self.status();
+        let status = self.status_now();
         conditions::find(&status.conditions, types::SUCCEEDED)
             .map(|c| c.message.clone())
             .unwrap_or_default()

@@ -170,10 +170,10 @@ fn a_target_is_silent_from_when_the_source_has_let_go() {
     scene.stays(reasons::MIGRATING);
     scene.second += 29;
     scene.stays(reasons::MIGRATING);
-    assert_eq!(scene.status().undecided_since, None);
+    assert_eq!(scene.status_now().undecided_since, None);
     scene.second += 1;
     scene.stays(reasons::TARGET_SILENT);
-    assert!(scene.status().undecided_since.is_some());
+    assert!(scene.status_now().undecided_since.is_some());
     let message = scene.message();
     assert!(message.contains("patch qmig m -n ns"), "{message}");
 }

@@ -17,7 +17,7 @@ fn settle(scene: &mut Scene) -> Writes {
     for _ in 0..9 {
         let old = scene.migration.status.clone();
         scene.step();
-        if worth::write(old.as_ref(), &scene.status(), Duration::ZERO) == Worth::Now {
+        if worth::write(old.as_ref(), &scene.status_now(), Duration::ZERO) == Worth::Now {
             writes.0 += 1;
         } else {
             scene.migration.status = old;

@@ -44,7 +44,7 @@ pub trait OnFile: ResourceExt {
     /// How long QEMU may take, in seconds.
     fn deadline(&self) -> Option<i64>;
     /// How it goes.
-    fn status(&self) -> Option<&StateFileStatus>;
+    fn file_status(&self) -> Option<&StateFileStatus>;
 
     /// Whether the VM goes to the file, and does not come from it.
     fn saves(&self) -> bool {
@@ -53,7 +53,7 @@ pub trait OnFile: ResourceExt {
 
     /// Its phase.
     fn phase(&self) -> MigrationPhase {
-        self.status().map(|status| status.phase).unwrap_or_default()
+        self.file_status().map(|status| status.phase).unwrap_or_default()
     }
 }
 
@@ -83,7 +83,7 @@ impl OnFile for QemuSave {
         self.spec.deadline_seconds
     }
 
-    fn status(&self) -> Option<&StateFileStatus> {
+    fn file_status(&self) -> Option<&StateFileStatus> {
         self.status.as_ref()
     }
 }
@@ -109,14 +109,14 @@ impl OnFile for QemuRestore {
         self.spec.deadline_seconds
     }
 
-    fn status(&self) -> Option<&StateFileStatus> {
+    fn file_status(&self) -> Option<&StateFileStatus> {
         self.status.as_ref()
     }
 }
 
 /// The move that it is; none before it has begun.
 pub fn begun(object: &impl OnFile) -> Option<Move> {
-    let status = object.status()?;
+    let status = object.file_status()?;
     let end = status.end.clone()?;
     let (source, target) = if object.saves() {
         (end, MigrationEnd::default())

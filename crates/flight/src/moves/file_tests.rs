@@ -16,7 +16,7 @@ fn end() -> MigrationEnd {
     }
 }
 
-fn status(phase: MigrationPhase, before: &[MigrationPhase]) -> StateFileStatus {
+fn status_in(phase: MigrationPhase, before: &[MigrationPhase]) -> StateFileStatus {
     let time = |phase: &MigrationPhase| MigrationPhaseTime {
         name: phase.to_string(),
         started_at: MicroTime(jiff::Timestamp::UNIX_EPOCH),
@@ -41,7 +41,7 @@ fn file_of(of: &Move) -> FileMove {
 fn a_save_is_a_move_without_a_target_and_a_restore_one_without_a_source() {
     let mut saved: QemuSave = save("s", AfterSave::End);
     assert_eq!(begun(&saved), None);
-    saved.status = Some(status(MigrationPhase::Transferring, &[]));
+    saved.status = Some(status_in(MigrationPhase::Transferring, &[]));
     let of = begun(&saved).unwrap();
     assert_eq!((&of.source, of.whereabouts()), (&end(), &end()));
     assert_eq!(of.target, MigrationEnd::default());
@@ -55,7 +55,7 @@ fn a_save_is_a_move_without_a_target_and_a_restore_one_without_a_source() {
     };
     let mut restored = QemuRestore::new("r", spec);
     restored.metadata = meta("r", 1);
-    restored.status = Some(status(MigrationPhase::PreparingTarget, &[]));
+    restored.status = Some(status_in(MigrationPhase::PreparingTarget, &[]));
     let of = begun(&restored).unwrap();
     assert_eq!((&of.target, of.whereabouts()), (&end(), &end()));
     assert_eq!(of.source, MigrationEnd::default());
@@ -78,7 +78,7 @@ fn a_vf_comes_back_only_to_a_vm_that_runs() {
     use MigrationPhase::{PreparingTarget, RollingBack, SwitchingToStandby, Transferring};
     let mut saved = save("s", AfterSave::End);
     let mut wish = |before: &[MigrationPhase], said: Option<MigrationState>| {
-        saved.status = Some(status(RollingBack, before));
+        saved.status = Some(status_in(RollingBack, before));
         let ends = Ends {
             source: said.map(|state| MigrationReport::new("s-uid", state)),
             ..Ends::default()
@@ -101,7 +101,7 @@ fn a_vf_comes_back_only_to_a_vm_that_runs() {
 fn a_qemu_is_ended_only_once_its_vm_is_in_the_file() {
     for then in [AfterSave::End, AfterSave::Continue, AfterSave::Pause] {
         let mut saved = save("s", then);
-        saved.status = Some(status(MigrationPhase::Transferring, &[]));
+        saved.status = Some(status_in(MigrationPhase::Transferring, &[]));
         let file = file_of(&begun(&saved).unwrap());
         for stage in [Stage::Preparing, Stage::Leaving, Stage::Moving, Stage::Returning] {
             let ((goal, _), _) = file.wishes(stage, &Ends::default());

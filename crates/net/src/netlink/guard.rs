@@ -4,7 +4,7 @@
 //! A frame that the guest sends passes the macvtap's egress, one for the guest its ingress. In each direction the first rule that
 //! fits decides. A rule's handle is made of everything that it says, so two guards are the same if their handles are.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use futures::TryStreamExt as _;
 use rtnetlink::packet_core::{
@@ -97,6 +97,28 @@ enum Verdict {
     Police(u32),
 }
 
+/// In words that must stay as they are: a rule's handle is made of them.
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everything => f.write_str("Everything"),
+            Self::Source(mac, mask) => write!(f, "Source({mac}, {mask})"),
+            Self::Destination(mac, mask) => write!(f, "Destination({mac}, {mask})"),
+        }
+    }
+}
+
+/// In words that stay, as those of [`Match`].
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pass => f.write_str("Pass"),
+            Self::Drop => f.write_str("Drop"),
+            Self::Police(rate) => write!(f, "Police({rate})"),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rule {
     way: Way,
@@ -183,7 +205,7 @@ impl Rule {
     /// FNV-1a of 32 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>) of all that the rule says: an agent after an update must
     /// know the rules of the one before. No handle is 0.
     fn handle(&self) -> u32 {
-        let text = format!("{:?} {:?}", self.of, self.verdict);
+        let text = format!("{} {}", self.of, self.verdict);
         let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
             (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
         });

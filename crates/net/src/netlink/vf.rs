@@ -111,7 +111,12 @@ impl VfSetting {
             Self::Vlan { id, qos, protocol } => format!("{id} with priority {qos} ({protocol})"),
             Self::Rate { min, max } => format!("{min} to {max} Mbit/s"),
             Self::SpoofCheck(on) | Self::Trust(on) => if *on { "on" } else { "off" }.to_owned(),
-            Self::LinkState(state) => format!("{state:?}").to_lowercase(),
+            Self::LinkState(state) => match state {
+                VfLinkState::Auto => "auto",
+                VfLinkState::Enable => "enable",
+                VfLinkState::Disable => "disable",
+            }
+            .to_owned(),
         }
     }
 

@@ -59,7 +59,7 @@ pub(super) struct Asker<'a> {
     guard: &'a Guard,
     peer: IpAddr,
     token: &'a str,
-    known: Known,
+    admission: Admission,
 }
 
 impl Guard {
@@ -110,7 +110,7 @@ impl Guard {
             let why = "a token is needed: Authorization: Bearer TOKEN, of somebody who may get /metrics";
             return Err(Refusal(StatusCode::UNAUTHORIZED, why.to_owned()));
         };
-        let Some(known) = self.memory().knows(peer, token, Instant::now()) else {
+        let Some(admission) = self.memory().knows(peer, token, Instant::now()) else {
             let why = "too many unknown tokens at once";
             return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()));
         };
@@ -118,7 +118,7 @@ impl Guard {
             guard: self,
             peer,
             token,
-            known,
+            admission,
         })
     }
 
@@ -158,12 +158,12 @@ impl Guard {
 impl Asker<'_> {
     /// Whether it was let in before.
     pub(super) fn is_known(&self) -> bool {
-        self.known != Known::No
+        self.admission != Admission::Unknown
     }
 
     /// Lets it in if it may get `/metrics`.
     pub(super) async fn admit(self) -> Result<(), Refusal> {
-        if self.known == Known::Fresh {
+        if self.admission == Admission::Fresh {
             return Ok(());
         }
         let Self {
@@ -225,15 +225,15 @@ fn token(authorization: &[u8]) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.len() <= TOKEN_MAX).then_some(token)
 }
 
-/// What is known of a token.
+/// Whether a token was let in.
 #[derive(Debug, PartialEq, Eq)]
-enum Known {
+enum Admission {
     /// It was let in just now.
     Fresh,
     /// It was let in, and the API server is to be asked again.
     Stale,
-    /// The API server is to be asked.
-    No,
+    /// It was not, as far as is remembered: the API server is to be asked.
+    Unknown,
 }
 
 /// Which clients the API server has let in, and how often each peer has asked with an unknown token. Pure.
@@ -261,14 +261,14 @@ impl Memory {
 
     /// What is known about a token; `None` if the peer has used too many unknown ones. Strangers, no matter how many, do not keep
     /// out clients that were let in before.
-    fn knows(&mut self, peer: IpAddr, token: &str, now: Instant) -> Option<Known> {
+    fn knows(&mut self, peer: IpAddr, token: &str, now: Instant) -> Option<Admission> {
         if self.has(token, now, FRESH) {
-            return Some(Known::Fresh);
+            return Some(Admission::Fresh);
         }
         if self.has(token, now, STALE) {
-            return Some(Known::Stale);
+            return Some(Admission::Stale);
         }
-        self.strangers.may(peer, now).then_some(Known::No)
+        self.strangers.may(peer, now).then_some(Admission::Unknown)
     }
 
     fn learn(&mut self, peer: IpAddr, token: &str, allowed: bool, now: Instant) {
@@ -360,23 +360,29 @@ mod tests {
         let start = Instant::now();
         let mut memory = Memory::default();
         for n in 0..STRANGERS.0 {
-            assert_eq!(memory.knows(stranger, &format!("x{n}"), start), Some(Known::No));
+            assert_eq!(
+                memory.knows(stranger, &format!("x{n}"), start),
+                Some(Admission::Unknown)
+            );
         }
         assert_eq!(memory.knows(stranger, "x", start), None);
         // They do not keep out a peer that uses a token for the first time, or another one.
         for known in ["known", "other"] {
-            assert_eq!(memory.knows(scraper, known, start), Some(Known::No));
+            assert_eq!(memory.knows(scraper, known, start), Some(Admission::Unknown));
             memory.learn(scraper, known, true, start);
         }
         // Nor one that comes from the same address.
-        assert_eq!(memory.knows(stranger, "known", start), Some(Known::Fresh));
+        assert_eq!(memory.knows(stranger, "known", start), Some(Admission::Fresh));
         let later = start + FRESH;
         assert_eq!(
             memory.knows(stranger, "known", later),
-            Some(Known::Stale),
+            Some(Admission::Stale),
             "asked again"
         );
-        assert_eq!(memory.knows(stranger, "x", start + STRANGERS.1), Some(Known::No));
+        assert_eq!(
+            memory.knows(stranger, "x", start + STRANGERS.1),
+            Some(Admission::Unknown)
+        );
         // Until the API server has said otherwise.
         assert!(memory.has("known", start + STALE / 2, STALE) && !memory.has("known", start + STALE, STALE));
         memory.learn(scraper, "known", false, later);

@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::QemuVersion;
 use crate::{Client, QmpError};
 
 /// How many queue pairs a virtio-net device has: as many as its netdev has descriptors.
@@ -68,7 +69,8 @@ pub enum VfioSource {
 }
 
 /// `device_add` of a `vfio-pci`. It never gets a `failover_pair_id`: the guest pairs by MAC address alone, and with
-/// one a guest reset would plug the device again with its first options.
+/// one a guest reset would plug the device again with its first options. And QEMU never migrates it: as long as it is plugged it is a
+/// blocker of every migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VfioPci {
     /// The device's id.
@@ -80,8 +82,13 @@ pub struct VfioPci {
 }
 
 impl VfioPci {
-    fn arguments(&self) -> Value {
+    fn arguments(&self, qemu: &QemuVersion) -> Value {
         let mut arguments = json!({ "driver": "vfio-pci", "id": self.id, "bus": self.bus });
+        // QEMU could migrate a VF whose driver in the kernel can save its state, and would then not refuse to migrate with it. Before 8.1
+        // the property was experimental, had another name, and was off.
+        if qemu.at_least(8, 1) {
+            arguments["enable-migration"] = "off".into();
+        }
         match &self.source {
             VfioSource::Host(address) => arguments["host"] = address.as_str().into(),
             VfioSource::Fd { fd, iommufd } => {
@@ -135,7 +142,7 @@ impl Client {
     /// `device_add` of the VF. It returns when QEMU has the device, which includes pinning all guest memory: give
     /// large guests a longer deadline. Nothing tells when the guest uses it.
     pub async fn device_add_vfio(&self, device: &VfioPci) -> Result<(), QmpError> {
-        self.run("device_add", &device.arguments()).await
+        self.run("device_add", &device.arguments(self.version())).await
     }
 
     /// `device_del`: asks the guest to let go; done at
@@ -175,6 +182,7 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::Release;
 
     #[test]
     fn multiqueue_needs_vectors() {
@@ -202,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vf_has_no_pair_id() {
+    fn a_vf_has_no_pair_id_and_is_never_migrated() {
         let source = VfioSource::Fd {
             fd: "vfd".to_owned(),
             iommufd: "iommu".to_owned(),
@@ -212,8 +220,20 @@ mod tests {
             bus: "rpb".to_owned(),
             source,
         };
-        let wanted = json!({"driver":"vfio-pci","id":"vf-a-g1","bus":"rpb","fd":"vfd","iommufd":"iommu"});
-        assert_eq!(device.arguments(), wanted);
+        let qemu = |major, minor| QemuVersion {
+            qemu: Release {
+                major,
+                minor,
+                micro: 0,
+            },
+            package: String::new(),
+        };
+        let mut wanted = json!({"driver":"vfio-pci","id":"vf-a-g1","bus":"rpb","fd":"vfd","iommufd":"iommu"});
+        assert_eq!(device.arguments(&qemu(8, 0)), wanted);
+        wanted["enable-migration"] = "off".into();
+        for (major, minor) in [(8, 1), (9, 0), (10, 0)] {
+            assert_eq!(device.arguments(&qemu(major, minor)), wanted);
+        }
     }
 
     #[test]

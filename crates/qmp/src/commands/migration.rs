@@ -162,7 +162,7 @@ struct SocketAddress {
 
 impl MigrationInfo {
     /// The status, `MigrationStatus::None` if there was no migration.
-    pub fn status(&self) -> MigrationStatus {
+    pub fn status_or_none(&self) -> MigrationStatus {
         self.status.clone().unwrap_or(MigrationStatus::None)
     }
 
@@ -271,10 +271,10 @@ mod tests {
     fn reads_an_answer_of_each_kind() {
         let never: MigrationInfo = serde_json::from_str("{}").unwrap();
         assert_eq!(
-            (never.status(), never.blocked_reasons.len()),
+            (never.status_or_none(), never.blocked_reasons.len()),
             (MigrationStatus::None, 0)
         );
-        assert!(never.status().is_idle());
+        assert!(never.status_or_none().is_idle());
 
         let blocked = r#"{"blocked-reasons":["0000:5e:02.1: VFIO migration is not supported in kernel"]}"#;
         let blocked: MigrationInfo = serde_json::from_str(blocked).unwrap();
@@ -296,11 +296,14 @@ mod tests {
         assert_eq!(failed.error_desc.unwrap().len(), DESC);
         let strange = format!(r#"{{"status":"{}"}}"#, "x".repeat(1 << 20));
         let strange: MigrationInfo = serde_json::from_str(&strange).unwrap();
-        assert_eq!(strange.status().as_str().len(), crate::error::WORD);
+        assert_eq!(strange.status_or_none().as_str().len(), crate::error::WORD);
 
         let future: MigrationInfo = serde_json::from_str(r#"{"status":"teleporting"}"#).unwrap();
-        assert_eq!(future.status(), MigrationStatus::Other("teleporting".to_owned()));
-        assert!(!future.status().is_idle());
+        assert_eq!(
+            future.status_or_none(),
+            MigrationStatus::Other("teleporting".to_owned())
+        );
+        assert!(!future.status_or_none().is_idle());
     }
 
     #[test]

@@ -75,7 +75,7 @@ async fn version_and_status() {
     assert_eq!((status.status, status.running), (RunState::Prelaunch, false));
     let migration = client.query_migrate().await.unwrap();
     assert_eq!(
-        (migration.status(), migration.blocked_reasons.len()),
+        (migration.status_or_none(), migration.blocked_reasons.len()),
         (MigrationStatus::None, 0)
     );
 
@@ -303,6 +303,14 @@ async fn descriptors_for_vfio() {
     client.getfd("vfd", null.as_fd()).await.unwrap();
     client.closefd("vfd").await.unwrap();
     client.getfd("vfd", null.as_fd()).await.unwrap();
+    // With the property QEMU knows the VF as one that it never migrates.
+    let properties: Vec<Value> = client
+        .execute("device-list-properties", &json!({"typename": "vfio-pci"}))
+        .await
+        .unwrap();
+    let kind = |name: &str| properties.iter().find(|p| p["name"] == name).map(|p| &p["type"]);
+    let is_known = kind("enable-migration") == Some(&json!("OnOffAuto"));
+    assert_eq!(is_known, client.version().at_least(8, 1), "{properties:?}");
     let source = VfioSource::Fd {
         fd: "vfd".to_owned(),
         iommufd: "iommufd0".to_owned(),
@@ -412,7 +420,7 @@ async fn migration() {
     expect_status(&mut at_target, MigrationStatus::Completed).await;
     expect_status(&mut at_source, MigrationStatus::Completed).await;
     let info = source.query_migrate().await.unwrap();
-    assert_eq!(info.status(), MigrationStatus::Completed);
+    assert_eq!(info.status_or_none(), MigrationStatus::Completed);
     assert!(
         info.downtime.is_some() && info.total_time.is_some() && info.setup_time.is_some(),
         "{info:?}"
@@ -439,7 +447,7 @@ async fn migration_cancelled() {
     expect(&mut at_source, Event::is_resume).await;
     expect_status(&mut at_source, MigrationStatus::Cancelled).await;
     assert!(source.query_status().await.unwrap().running);
-    assert!(source.query_migrate().await.unwrap().status().is_idle());
+    assert!(source.query_migrate().await.unwrap().status_or_none().is_idle());
     // The destination has lost its stream and ends.
     assert_eq!(timeout(SOON, target.closed()).await.unwrap(), CloseReason::Eof);
 }
@@ -500,7 +508,7 @@ async fn a_source_whose_migration_fails_after_the_hand_over_runs_again_and_can_b
     expect(&mut at_source, Event::is_resume).await;
     source.stop().await.unwrap();
     assert_eq!(
-        source.query_migrate().await.unwrap().status(),
+        source.query_migrate().await.unwrap().status_or_none(),
         MigrationStatus::Failed
     );
     assert_eq!(source.query_status().await.unwrap().status, RunState::Paused);

@@ -132,7 +132,7 @@ impl Agents {
             }
             return;
         }
-        let status = status(of, all);
+        let status = reported_status(of, all);
         if of.status.as_ref() != Some(&status) {
             let migrates = of.spec.migration.is_some();
             if migrates {
@@ -259,7 +259,7 @@ fn certificate(order: &MigrationOrder, state: MigrationState) -> Option<String> 
 }
 
 /// What the agent says once it has done what it is told.
-fn status(of: &NicAttachment, all: &[NicAttachment]) -> NicAttachmentStatus {
+fn reported_status(of: &NicAttachment, all: &[NicAttachment]) -> NicAttachmentStatus {
     let deleting = of.metadata.deletion_timestamp.is_some();
     let goal = if deleting { Goal::Detached } else { of.spec.goal };
     let word = word(of, all);

@@ -11,14 +11,14 @@ pub(crate) fn main() -> io::Result<()> {
     let mut netdevs = Vec::new();
     for entry in fs::read_dir("/sys/class/net")? {
         // One that goes while we look is simply not there.
-        netdevs.extend(look(&entry?.path()));
+        netdevs.extend(netdev_of(&entry?.path()));
     }
     netdevs.sort_by_key(|n| n.ifindex);
     println!("{}", serde_json::to_string(&netdevs)?);
     Ok(())
 }
 
-fn look(dir: &Path) -> Option<Netdev> {
+fn netdev_of(dir: &Path) -> Option<Netdev> {
     let text = |file: &str| {
         fs::read_to_string(dir.join(file))
             .ok()

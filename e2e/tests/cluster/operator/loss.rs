@@ -44,7 +44,7 @@ fn runs_on(node: &str) -> impl Fn(&VmHybridNic) -> bool {
 /// Waits until an attachment is gone.
 async fn gone(bench: &Bench, name: &str) {
     bench
-        .wait(bench.attachments(), name, "gone", |attachment| {
+        .until_object(bench.attachments(), name, "gone", |attachment| {
             attachment.is_none()
         })
         .await;
@@ -122,7 +122,9 @@ async fn a_lost_node_that_comes_back_gives_the_nic_back_itself() {
     bench.nic_with("eth0", "fast in vm-c", there).await;
     let last = attachment_name("eth0", &uid);
     let fits = |attachment: Option<&NicAttachment>| attachment.is_some();
-    bench.wait(bench.attachments(), &last, "there", fits).await;
+    bench
+        .until_object(bench.attachments(), &last, "there", fits)
+        .await;
 }
 
 #[tokio::test]
@@ -170,7 +172,9 @@ async fn the_target_of_a_migration_whose_source_is_lost_is_no_way_round_the_fenc
     let uid = bench.pods().get("vm-b").await.unwrap().uid().unwrap();
     let target = attachment_name("eth0", &uid);
     let there = |attachment: Option<&NicAttachment>| attachment.is_some();
-    bench.wait(bench.attachments(), &target, "there", there).await;
+    bench
+        .until_object(bench.attachments(), &target, "there", there)
+        .await;
     agents.be(Mood {
         silent: &["n1", "n2"],
         ..Mood::default()
@@ -229,7 +233,7 @@ async fn what_has_outlived_its_nic_goes_with_its_node() {
         ])
         .await;
     bench
-        .wait(bench.nics(), "eth0", "gone", |nic| nic.is_none())
+        .until_object(bench.nics(), "eth0", "gone", |nic| nic.is_none())
         .await;
     // As the garbage collector would, which does not run here.
     bench
@@ -292,7 +296,7 @@ async fn nothing_is_done_about_a_nic_with_an_attachment_that_cannot_be_read() {
         .kubectl(&["patch", "nicatt", &name, "--type=merge", "-p", &goal("Detached")])
         .await;
     bench
-        .wait(bench.nics(), "eth0", "gone", |nic| nic.is_none())
+        .until_object(bench.nics(), "eth0", "gone", |nic| nic.is_none())
         .await;
     assert!(attachments(&bench).await.is_empty());
 }

@@ -77,7 +77,9 @@ async fn a_nic_from_its_creation_to_its_deletion() {
         let status = network.and_then(|network| network.status.as_ref());
         status.is_some_and(|s| (s.vfs.total, s.nodes, s.nics, s.on_fast_path) == (14, 2, 1, 1))
     };
-    bench.wait(networks.clone(), "net", "counted", counted).await;
+    bench
+        .until_object(networks.clone(), "net", "counted", counted)
+        .await;
 
     for probe in ["GET /livez", "GET /readyz", "GET /startupz"] {
         assert_eq!(
@@ -162,7 +164,7 @@ async fn a_nic_from_its_creation_to_its_deletion() {
     assert_eq!(gone.mac, Some(generated), "the address stays");
     for attachment in bench.attachments().list(&ListParams::default()).await.unwrap() {
         bench
-            .wait(
+            .until_object(
                 bench.attachments(),
                 &attachment.name_any(),
                 "gone",
@@ -174,12 +176,14 @@ async fn a_nic_from_its_creation_to_its_deletion() {
     // A node that loses its label leaves the pool.
     bench.kubectl(&["label", "node", "n2", "sriov-"]).await;
     let left = |node: Option<&HybridNode>| node.is_some_and(|node| node.spec.pools.is_empty());
-    bench.wait(nodes.clone(), "n2", "without pools", left).await;
+    bench
+        .until_object(nodes.clone(), "n2", "without pools", left)
+        .await;
     let counted = |network: Option<&HybridNetwork>| {
         let status = network.and_then(|network| network.status.as_ref());
         status.is_some_and(|s| (s.vfs.total, s.nodes, s.nics, s.on_fast_path) == (7, 1, 2, 0))
     };
-    bench.wait(networks, "net", "counted", counted).await;
+    bench.until_object(networks, "net", "counted", counted).await;
 
     // At rest nothing is written. There is no event for nothing.
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -215,7 +219,7 @@ async fn a_node_that_is_gone_for_good_holds_nothing_back() {
         .await;
     bench.kubectl(&["delete", "node", "n1"]).await;
     bench
-        .wait(bench.nics(), "eth0", "gone", |nic| nic.is_none())
+        .until_object(bench.nics(), "eth0", "gone", |nic| nic.is_none())
         .await;
     assert_eq!(
         bench

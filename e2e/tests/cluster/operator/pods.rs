@@ -67,7 +67,7 @@ async fn attachment_to(bench: &Bench, pod: &str) -> String {
 /// Waits until an attachment is gone: a NIC is fast in another pod before that.
 async fn gone(bench: &Bench, attachment: &str) {
     bench
-        .wait(bench.attachments(), attachment, "gone", |attachment| {
+        .until_object(bench.attachments(), attachment, "gone", |attachment| {
             attachment.is_none()
         })
         .await;

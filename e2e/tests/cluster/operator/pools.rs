@@ -17,14 +17,18 @@ async fn a_network_stays_until_no_nic_is_attached_to_it() {
     let (bench, _agents) = fast_nic().await;
     let networks: Api<HybridNetwork> = Api::all(bench.client.clone());
     let guarded = |network: Option<&HybridNetwork>| network.is_some_and(|n| !n.finalizers().is_empty());
-    bench.wait(networks.clone(), "net", "guarded", guarded).await;
+    bench
+        .until_object(networks.clone(), "net", "guarded", guarded)
+        .await;
     bench.kubectl(&["delete", "hnet", "net", "--wait=false"]).await;
     let in_use = |network: Option<&HybridNetwork>| {
         let status = network.and_then(|network| network.status.as_ref());
         let ready = status.and_then(|status| conditions::find(&status.conditions, types::READY));
         ready.is_some_and(|c| c.reason == reasons::NETWORK_IN_USE && c.message.contains("default/eth0"))
     };
-    bench.wait(networks.clone(), "net", "in use", in_use).await;
+    bench
+        .until_object(networks.clone(), "net", "in use", in_use)
+        .await;
     // It takes no more, and what it has may move.
     bench.create_nic("eth1", "vm", None).await;
     let refused = |nic: &_| reason(nic, types::ACCEPTED) == reasons::NETWORK_NOT_FOUND;
@@ -41,7 +45,7 @@ async fn a_network_stays_until_no_nic_is_attached_to_it() {
         .await
         .unwrap();
     bench
-        .wait(networks, "net", "gone", |network| network.is_none())
+        .until_object(networks, "net", "gone", |network| network.is_none())
         .await;
 }
 
@@ -59,7 +63,7 @@ async fn vfs_of_a_node_that_is_not_ready_do_not_count() {
         }
     };
     bench
-        .wait(networks.clone(), "net", "counted", has(14, "on 2 nodes"))
+        .until_object(networks.clone(), "net", "counted", has(14, "on 2 nodes"))
         .await;
     let ready = async |status: &str| {
         let patch = format!(
@@ -80,11 +84,11 @@ async fn vfs_of_a_node_that_is_not_ready_do_not_count() {
     };
     ready("Unknown").await;
     bench
-        .wait(networks.clone(), "net", "without n2", has(7, "not counted: n2"))
+        .until_object(networks.clone(), "net", "without n2", has(7, "not counted: n2"))
         .await;
     ready("True").await;
     bench
-        .wait(networks, "net", "with n2", has(14, "on 2 nodes"))
+        .until_object(networks, "net", "with n2", has(14, "on 2 nodes"))
         .await;
 }
 
@@ -124,7 +128,7 @@ async fn vfs_of_a_node_whose_agent_is_away_do_not_count() {
                 status.vfs.total == vfs && said
             })
         };
-        bench.wait(networks.clone(), "net", what, fits).await;
+        bench.until_object(networks.clone(), "net", what, fits).await;
     };
     is("counted", 14, reasons::POOL_READY, "on 2 nodes").await;
     bench.run_pod("vm-a", "vm", "n2").await;

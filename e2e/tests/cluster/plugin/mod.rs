@@ -184,7 +184,7 @@ async fn what_an_administrator_sees() {
         status.is_some_and(|status| (status.vfs.free, status.on_fast_path) == (12, 1))
     };
     bench
-        .wait(Api::all(bench.client.clone()), "net", "counted", counted)
+        .until_object(Api::all(bench.client.clone()), "net", "counted", counted)
         .await;
 
     // The tables, for people and for programs.
@@ -269,7 +269,7 @@ async fn what_an_administrator_sees() {
     };
     let (left, here) = (attachment("vm-a").await, attachment("vm-b").await);
     bench
-        .wait(bench.attachments(), &left, "gone", |a| a.is_none())
+        .until_object(bench.attachments(), &left, "gone", |a| a.is_none())
         .await;
     let patch = Patch::Merge(&timeline);
     let attachments = bench.attachments();
@@ -334,7 +334,7 @@ async fn what_an_administrator_sees() {
         .await
         .unwrap();
     bench
-        .wait(bench.migrations(), &name, "gone", |m| m.is_none())
+        .until_object(bench.migrations(), &name, "gone", |m| m.is_none())
         .await;
     bench.nic_with("eth0", "fast", is_fast).await;
 

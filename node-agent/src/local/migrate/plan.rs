@@ -44,7 +44,7 @@ use super::{
 };
 
 /// An end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub enum Side {
     /// Where the VM comes from: this host.
     Source,
@@ -264,7 +264,7 @@ impl Flight {
             ordered.or_else(|| attached.map(|attached| (attached.spec.clone(), attached.generation)))?;
         spec.pod = self.pod(side);
         spec.node_name.clone_from(&self.end(side).node);
-        let mut metadata = self.metadata(&attachment_name(name, &spec.pod.uid), &format!("{uid}-{side:?}"));
+        let mut metadata = self.metadata(&attachment_name(name, &spec.pod.uid), &format!("{uid}-{side}"));
         metadata.generation = generation;
         metadata.deletion_timestamp = attached
             .is_some_and(|attached| attached.deleting)

@@ -20,12 +20,12 @@ pub fn is_running(seen: &VmSeen) -> bool {
 
 /// Whether a migration is under way.
 pub fn is_under_way(seen: &VmSeen) -> bool {
-    !seen.info.status().is_idle()
+    !seen.info.status_or_none().is_idle()
 }
 
 /// What a NIC may think of its VM. `has_run`: whether the VM was seen running in this QEMU.
 pub fn run_of(seen: &VmSeen, has_run: bool) -> Run {
-    match (&seen.run, seen.info.status()) {
+    match (&seen.run, seen.info.status_or_none()) {
         (RunState::InMigrate, _) => Run::Incoming,
         // libvirt loads a VM paused, and starts it then.
         (RunState::Paused, MigrationStatus::Completed) if !has_run => Run::Incoming,
@@ -62,7 +62,7 @@ pub fn role(inputs: RoleInputs<'_>) -> Option<Role> {
         // There is no QEMU yet, and the VM is to come; or there is none any more.
         return Some(if inputs.ran { Role::Source } else { Role::Target });
     };
-    match (&seen.run, seen.info.status()) {
+    match (&seen.run, seen.info.status_or_none()) {
         (RunState::InMigrate, _) => Some(Role::Target),
         // It has come by this one, or by one before it.
         (_, MigrationStatus::Completed) if inputs.another => Some(Role::Source),
@@ -235,7 +235,7 @@ fn target(
     seen: &VmSeen,
     report: impl Fn(MigrationState) -> MigrationReport,
 ) -> MigrationReport {
-    match (watched.arrived, &seen.run, seen.info.status()) {
+    match (watched.arrived, &seen.run, seen.info.status_or_none()) {
         (true, _, _) => report(MigrationState::Completed),
         (false, _, MigrationStatus::Failed) => MigrationReport {
             error: seen.info.error_desc.clone(),
@@ -253,7 +253,7 @@ fn source(
     report: impl Fn(MigrationState) -> MigrationReport,
 ) -> MigrationReport {
     let ms = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok());
-    let (status, here) = (seen.info.status(), run_of(seen, true) == Run::Here);
+    let (status, here) = (seen.info.status_or_none(), run_of(seen, true) == Run::Here);
     let state = match &status {
         status if !status.is_idle() => MigrationState::Active,
         MigrationStatus::Completed if !here => MigrationState::Completed,

@@ -64,7 +64,7 @@ pub(super) async fn act(
     let uid = &order.migration.uid;
     match action {
         FileAction::Look => {
-            let seen = match look(vm, host, client, order, file).await {
+            let seen = match try_file(vm, host, client, order, file).await {
                 Ok(seen) => seen,
                 Err(failure) if failure.refused => FileSeen::Refused(failure.error),
                 Err(failure) => return Err(failure),
@@ -175,7 +175,7 @@ async fn machine(vm: &Vm, client: &Client, order: &MigrationOrder) -> Result<Sav
 }
 
 /// Whether the file can be written, or loaded.
-async fn look(
+async fn try_file(
     vm: &Vm,
     host: &Host,
     client: &Client,
@@ -387,7 +387,7 @@ async fn load(
     file: &FileOrder,
 ) -> Result<Manifest, Loading> {
     // Once more: it may be another by now.
-    let manifest = match look(vm, host, client, order, file).await {
+    let manifest = match try_file(vm, host, client, order, file).await {
         Ok(FileSeen::Loadable(manifest)) => manifest,
         Ok(FileSeen::Refused(why)) => return Err(Loading::Refused(why)),
         Ok(FileSeen::Writable | FileSeen::Told(_) | FileSeen::Gone) => {

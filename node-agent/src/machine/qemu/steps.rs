@@ -148,7 +148,7 @@ async fn let_go(vm: &Vm, host: &Host, client: &Client) -> bool {
         return true;
     };
     // The event and a look at the state can both lead here: the second finds it done.
-    let status = client.query_migrate().await.map(|i| i.status());
+    let status = client.query_migrate().await.map(|i| i.status_or_none());
     if let (QmpError::Command { .. }, Ok(MigrationStatus::PreSwitchover)) = (&error, &status) {
         stays(vm, host).await;
     }
@@ -198,7 +198,7 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
     };
     let handshake = seen
         .as_ref()
-        .and_then(|seen| vm.judge_handshake(&seen.info.status()));
+        .and_then(|seen| vm.judge_handshake(&seen.info.status_or_none()));
     let usual = if order.step == MigrationStep::Save {
         LOOK_AT_FILE
     } else {
@@ -214,7 +214,7 @@ pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Opti
     if let (Some(seen), Some(_)) = (&seen, &begun)
         && matches!(order.step, MigrationStep::Transfer | MigrationStep::Cancel)
         && vm.custody(uid) == Custody::Unknown
-        && is_before_hand_over(&seen.info.status())
+        && is_before_hand_over(&seen.info.status_or_none())
     {
         stays(vm, host).await;
     }
@@ -346,10 +346,10 @@ pub(super) async fn act(
         }
         Action::Listen => {
             let uri = listen_uri(order).ok_or_else(|| Failure {
-                error: format!(
-                    "the target's pod has no address to listen on: {:?}",
-                    order.listen_address
-                ),
+                error: match &order.listen_address {
+                    None => "the target's pod has no address to listen on".to_owned(),
+                    Some(text) => format!("the target's pod has no address to listen on: {text:?} is none"),
+                },
                 refused: true,
             })?;
             if let Some(order) = &order.tls

@@ -11,7 +11,7 @@ use super::{
     Ask, Decision, KEEPS_VF, Learnt, Step, TRIES, UNKNOWN,
     attach::{self, KEEPS_MAC, NO_UPLINK, OCCUPIED, VF_FAILED, WAITS_FOR_VF, dark, prepare},
     fast_path::{NO_LINK, PORT_LOST, unfit},
-    give_back, has_nic_mac, port, wait,
+    give_back, has_nic_mac, port, wait_because,
 };
 use crate::nic::seen::{Guest, Run, Seen, VfMac, VfSeen};
 
@@ -23,7 +23,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     };
     match guest.run {
         Run::Starting => return Decision::Done(AttachmentState::Reserved),
-        Run::Occupied => return wait(AttachmentState::Pending, reasons::TARGET_OCCUPIED, OCCUPIED),
+        Run::Occupied => return wait_because(AttachmentState::Pending, reasons::TARGET_OCCUPIED, OCCUPIED),
         Run::Here | Run::Incoming | Run::HandingOver | Run::HandedOver => {}
     }
     if let Some(decision) = take(ask, seen, guest, learnt) {
@@ -60,9 +60,9 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
     }
     if ask.waits_for_vf() {
         let reason = learnt.vf_failed.unwrap_or(reasons::NO_FREE_VF);
-        return Some(wait(Pending, reason, WAITS_FOR_VF));
+        return Some(wait_because(Pending, reason, WAITS_FOR_VF));
     }
-    (ask.wants_vf() && !seen.uplink).then(|| wait(Pending, reasons::NO_UPLINK, NO_UPLINK))
+    (ask.wants_vf() && !seen.uplink).then(|| wait_because(Pending, reasons::NO_UPLINK, NO_UPLINK))
 }
 
 /// Nothing is done to a VF of which nothing is known, and nothing is concluded from it.
@@ -75,14 +75,14 @@ fn unknown(ask: &Ask, guest: Guest) -> Decision {
     } else {
         AttachmentState::Aside
     };
-    wait(state, reasons::VF_UNKNOWN, UNKNOWN)
+    wait_because(state, reasons::VF_UNKNOWN, UNKNOWN)
 }
 
 /// The VF is to be out of the guest.
 fn aside(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
     if guest.vf {
         return if learnt.keeps_vf {
-            wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+            wait_because(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
         } else {
             Decision::Do(Step::UnplugVf)
         };
@@ -96,13 +96,13 @@ fn aside(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
         return Decision::Do(step);
     }
     if has_nic_mac(seen) {
-        return wait(AttachmentState::Pending, reasons::VF_SETTING_REFUSED, KEEPS_MAC);
+        return wait_because(AttachmentState::Pending, reasons::VF_SETTING_REFUSED, KEEPS_MAC);
     }
     if let Some(reason) = learnt
         .vf_failed
         .filter(|_| !ask.ordered && port::is_left_over(seen))
     {
-        return wait(AttachmentState::Aside, reason, port::LEFT_OVER);
+        return wait_because(AttachmentState::Aside, reason, port::LEFT_OVER);
     }
     Decision::Done(AttachmentState::Aside)
 }
@@ -123,37 +123,37 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
         return if may_leave {
             Decision::Do(Step::UnplugVf)
         } else {
-            wait(Pending, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+            wait_because(Pending, reasons::GUEST_KEEPS_VF, KEEPS_VF)
         };
     }
     if !guest.uses_vf && learnt.ignores_vf.is_some() {
         // It stays: out of the guest it would be of no more use.
-        return wait(Pending, reasons::GUEST_IGNORES_VF, IGNORES_VF);
+        return wait_because(Pending, reasons::GUEST_IGNORES_VF, IGNORES_VF);
     }
     if !guest.uses_vf || !learnt.moved {
         return Decision::Do(Step::AwaitGuest);
     }
     if vf.is_some_and(|vf| !(vf.settings_ok && vf.mac == VfMac::Nic)) {
         return match learnt.vf_failed {
-            Some(reason) => wait(FastPath, reason, "the VF's settings could not be changed"),
+            Some(reason) => wait_because(FastPath, reason, "the VF's settings could not be changed"),
             None => Decision::Do(Step::ConfigureVf),
         };
     }
     if let Some(step) = port::take(seen) {
         return match learnt.vf_failed {
-            Some(reason) => wait(FastPath, reason, PORT_LOST),
+            Some(reason) => wait_because(FastPath, reason, PORT_LOST),
             None => Decision::Do(step),
         };
     }
     if ask.leaves_vf() {
         return if may_leave {
-            wait(FastPath, reasons::PF_DRAINED, DRAINED_ONLY)
+            wait_because(FastPath, reasons::PF_DRAINED, DRAINED_ONLY)
         } else {
-            wait(FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+            wait_because(FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
         };
     }
     if vf.is_some_and(|vf| !vf.link) {
-        return wait(FastPath, reasons::PF_LINK_DOWN, NO_LINK);
+        return wait_because(FastPath, reasons::PF_LINK_DOWN, NO_LINK);
     }
     Decision::Done(FastPath)
 }
@@ -167,7 +167,7 @@ fn unplugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision 
             None if !seen.uplink => (reasons::NO_UPLINK, NO_UPLINK),
             None => (reasons::NO_FREE_VF, NO_VF),
         };
-        return wait(Aside, reason, message);
+        return wait_because(Aside, reason, message);
     };
     // Otherwise it goes back into the guest: it may be out by a migration that has failed, and is all that there is.
     if yields(ask, seen, guest, learnt) {
@@ -183,7 +183,7 @@ fn unplugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision 
     }
     if let Some((reason, message)) = unfit(guest, learnt, vf) {
         let step = park(seen, learnt).or_else(|| port::leave(seen, learnt));
-        return step.map_or_else(|| wait(Aside, reason, message), Decision::Do);
+        return step.map_or_else(|| wait_because(Aside, reason, message), Decision::Do);
     }
     if vf.mac != VfMac::Nic || !vf.settings_ok {
         return Decision::Do(Step::ConfigureVf);

@@ -10,7 +10,7 @@ use super::{
     Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, alone, detach, fast_path, give_back, has_nic_mac,
     is_parked, port,
     reserve::{self, NOBODY},
-    switch_order, wait,
+    switch_order, wait_because,
 };
 use crate::{
     machine::Owner,
@@ -31,7 +31,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
         return if seen.macvtap == Some(true) {
             Decision::Do(Step::StandbyDown)
         } else {
-            wait(Pending, reasons::TARGET_OCCUPIED, OCCUPIED)
+            wait_because(Pending, reasons::TARGET_OCCUPIED, OCCUPIED)
         };
     }
     if let Some(decision) = take(ask, seen, guest, learnt) {
@@ -49,7 +49,7 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
     if !guest.standby {
         return match ask.duties.standby {
             Owner::Agent => Decision::Do(Step::PlugStandby),
-            Owner::Runtime => wait(Pending, reasons::WAITING_FOR_RUNTIME, NO_STANDBY),
+            Owner::Runtime => wait_because(Pending, reasons::WAITING_FOR_RUNTIME, NO_STANDBY),
         };
     }
     let up = seen.macvtap == Some(true);
@@ -83,19 +83,19 @@ pub(super) fn guest(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Result<Guest, De
                 let parks = has_nic_mac(seen) && !learnt.not_parked;
                 Decision::Do(if parks { Step::Park } else { step })
             }
-            None => wait(
+            None => wait_because(
                 Pending,
                 reasons::QMP_UNAVAILABLE,
                 "the VM's QEMU has no QMP socket yet, or has ended",
             ),
         },
-        QemuSeen::Unreachable => wait(
+        QemuSeen::Unreachable => wait_because(
             Pending,
             reasons::QMP_UNAVAILABLE,
             "the VM's QEMU does not answer on its QMP socket",
         ),
-        QemuSeen::Flooding => wait(Pending, reasons::QMP_FLOOD, FLOOD),
-        QemuSeen::Untrusted(offence) => wait(Pending, reasons::QMP_UNTRUSTED, offence.to_string()),
+        QemuSeen::Flooding => wait_because(Pending, reasons::QMP_FLOOD, FLOOD),
+        QemuSeen::Untrusted(offence) => wait_because(Pending, reasons::QMP_UNTRUSTED, offence.to_string()),
     })
 }
 
@@ -111,7 +111,7 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
         _ if guest.vf => None,
         Some(VfSeen::Gone) => Some(Decision::Do(Step::DropVf)),
         Some(VfSeen::Unknown { .. }) if !seen.standby_recorded => {
-            Some(wait(Pending, reasons::VF_UNKNOWN, UNKNOWN))
+            Some(wait_because(Pending, reasons::VF_UNKNOWN, UNKNOWN))
         }
         // A way out that was called off: the standby has gone already.
         Some(VfSeen::There(_)) if !seen.standby_recorded => Some(Decision::Do(Step::RestoreVf)),
@@ -127,7 +127,7 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
         }
         Some(_) => None,
         None if ask.duties.standby == Owner::Runtime && !seen.standby_recorded && !seen.sandbox_waits => {
-            Some(wait(Pending, reasons::WAITING_FOR_RUNTIME, NO_SANDBOX))
+            Some(wait_because(Pending, reasons::WAITING_FOR_RUNTIME, NO_SANDBOX))
         }
         None if ask.wants_vf() && seen.vf_offered && learnt.vf_failed.is_none() => {
             Some(Decision::Do(Step::Reserve))
@@ -137,12 +137,12 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
             Some(Decision::Do(Step::RemoveStandby))
         }
         None if seen.standby_recorded => None,
-        None if ask.waits_for_vf() => Some(wait(
+        None if ask.waits_for_vf() => Some(wait_because(
             Pending,
             learnt.vf_failed.unwrap_or(reasons::NO_FREE_VF),
             WAITS_FOR_VF,
         )),
-        None if !seen.uplink => Some(wait(Pending, reasons::NO_UPLINK, NO_UPLINK)),
+        None if !seen.uplink => Some(wait_because(Pending, reasons::NO_UPLINK, NO_UPLINK)),
         None => Some(Decision::Do(Step::Reserve)),
     }
 }
@@ -185,11 +185,11 @@ fn before_vm(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     }
     let waits = match seen.macvtap {
         None if seen.sandbox_waits => return Decision::Do(Step::MakeStandby),
-        None => wait(Pending, reasons::WAITING_FOR_RUNTIME, NO_SANDBOX),
-        Some(_) if seen.seized => wait(Pending, reasons::STANDBY_SEIZED, SEIZED),
+        None => wait_because(Pending, reasons::WAITING_FOR_RUNTIME, NO_SANDBOX),
+        Some(_) if seen.seized => wait_because(Pending, reasons::STANDBY_SEIZED, SEIZED),
         Some(true) => return Decision::Do(Step::StandbyDown),
         Some(false) if seen.sandbox_waits => return Decision::Do(Step::AnswerSandbox),
-        Some(false) => wait(
+        Some(false) => wait_because(
             Pending,
             reasons::QMP_UNAVAILABLE,
             "the pod has its link; its VM has not started yet, or has ended",
@@ -204,24 +204,26 @@ fn make_standby(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decisi
     if !guest.standby {
         return match ask.duties.standby {
             Owner::Runtime if !seen.sandbox_waits => {
-                wait(AttachmentState::Pending, reasons::WAITING_FOR_RUNTIME, NO_SANDBOX)
+                wait_because(AttachmentState::Pending, reasons::WAITING_FOR_RUNTIME, NO_SANDBOX)
             }
             _ => Decision::Do(Step::MakeStandby),
         };
     }
     match guest.run {
         Run::Here if !guest.uses_vf && ask.duties.standby == Owner::Runtime => {
-            wait(AttachmentState::Pending, reasons::STANDBY_FAILED, DEAD_STANDBY)
+            wait_because(AttachmentState::Pending, reasons::STANDBY_FAILED, DEAD_STANDBY)
         }
         // To take the standby out would take the guest's master netdev, and with it the addresses of one that works.
-        Run::Here if guest.uses_vf => wait(AttachmentState::FastPath, reasons::STANDBY_FAILED, DEAD_STANDBY),
+        Run::Here if guest.uses_vf => {
+            wait_because(AttachmentState::FastPath, reasons::STANDBY_FAILED, DEAD_STANDBY)
+        }
         Run::Here if !learnt.keeps_standby => Decision::Do(Step::UnplugStandby),
-        Run::Here => wait(
+        Run::Here => wait_because(
             AttachmentState::Pending,
             reasons::STANDBY_FAILED,
             "the standby's macvtap was removed, and the guest does not let go of the device on it",
         ),
-        _ => wait(AttachmentState::Pending, reasons::STANDBY_FAILED, DEAD_STANDBY),
+        _ => wait_because(AttachmentState::Pending, reasons::STANDBY_FAILED, DEAD_STANDBY),
     }
 }
 
@@ -239,7 +241,8 @@ fn seized(seen: &Seen, guest: Guest) -> Option<Decision> {
     } else {
         AttachmentState::Pending
     };
-    seen.seized.then(|| wait(state, reasons::STANDBY_SEIZED, SEIZED))
+    seen.seized
+        .then(|| wait_because(state, reasons::STANDBY_SEIZED, SEIZED))
 }
 
 const SEIZED: &str = "the VM's QEMU has given the standby's macvtap another MAC than the NIC's, which a QEMU in order never \
@@ -257,7 +260,7 @@ pub(super) fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Lear
     }
     if let Some(VfSeen::Unknown { .. }) = seen.vf {
         let state = if waits { Pending } else { ask.off_vf() };
-        return wait(state, reasons::VF_UNKNOWN, UNKNOWN);
+        return wait_because(state, reasons::VF_UNKNOWN, UNKNOWN);
     }
     if let Some(step) = give_back(ask, seen).filter(|_| !guest.vf) {
         return Decision::Do(step);
@@ -268,7 +271,7 @@ pub(super) fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Lear
     let step = prepare(ask, seen, learnt).or_else(|| port::keep(seen, learnt));
     match (step, learnt.vf_failed) {
         (Some(step), _) => Decision::Do(step),
-        (None, Some(reason)) if ask.waits_for_vf() => wait(Pending, reason, VF_FAILED),
+        (None, Some(reason)) if ask.waits_for_vf() => wait_because(Pending, reason, VF_FAILED),
         (None, _) => Decision::Done(Reserved),
     }
 }
@@ -296,13 +299,13 @@ fn unknown(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, othe
         // A VF that may have the MAC must not be left behind by its VM.
         _ => Pending,
     };
-    wait(state, reasons::VF_UNKNOWN, UNKNOWN)
+    wait_because(state, reasons::VF_UNKNOWN, UNKNOWN)
 }
 
 fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> Decision {
     if guest.vf {
         return if learnt.keeps_vf {
-            let keeps = || wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF);
+            let keeps = || wait_because(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF);
             match (guest.uses_vf, up) {
                 (true, true) => Decision::Do(Step::StandbyDown),
                 (true, false) => keeps(),
@@ -310,7 +313,7 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
                 (false, _) => settle_on_standby(seen, up, learnt).map_or_else(keeps, Decision::Do),
             }
         } else if guest.uses_vf && seen.there().is_some_and(|vf| vf.link) && told_without_link(ask, seen) {
-            wait(AttachmentState::FastPath, reasons::PF_LINK_DOWN, NO_STANDBY_LINK)
+            wait_because(AttachmentState::FastPath, reasons::PF_LINK_DOWN, NO_STANDBY_LINK)
         } else {
             Decision::Do(leave(ask, seen, up, learnt))
         };
@@ -324,16 +327,16 @@ fn standby(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
         return Decision::Do(step);
     }
     if has_nic_mac(seen) {
-        return wait(AttachmentState::Pending, reasons::VF_SETTING_REFUSED, KEEPS_MAC);
+        return wait_because(AttachmentState::Pending, reasons::VF_SETTING_REFUSED, KEEPS_MAC);
     }
     if let Some(reason) = learnt
         .vf_failed
         .filter(|_| !ask.ordered && port::is_left_over(seen))
     {
-        return wait(AttachmentState::Standby, reason, port::LEFT_OVER);
+        return wait_because(AttachmentState::Standby, reason, port::LEFT_OVER);
     }
     if told_without_link(ask, seen) {
-        return wait(
+        return wait_because(
             AttachmentState::Standby,
             reasons::PF_LINK_DOWN,
             "the NIC is told to stay on its standby (path: Standby), and the standby's PF has no link",

@@ -2,7 +2,7 @@
 
 use hybridnic_api::{conditions::reasons, v1alpha1::AttachmentState};
 
-use super::{Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, has_nic_mac, wait};
+use super::{Ask, Decision, FLOOD, KEEPS_VF, Learnt, Step, UNKNOWN, has_nic_mac, wait_because};
 use crate::{
     machine::Owner,
     nic::seen::{Guest, QemuSeen, Run, Seen, VfSeen},
@@ -19,16 +19,16 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     };
     match seen.qemu {
         QemuSeen::Unreachable if minds => {
-            return wait(
+            return wait_because(
                 held,
                 reasons::QMP_UNAVAILABLE,
                 "the VM's QEMU does not answer; nothing is taken from it",
             );
         }
-        QemuSeen::Flooding if minds => return wait(held, reasons::QMP_FLOOD, FLOOD),
+        QemuSeen::Flooding if minds => return wait_because(held, reasons::QMP_FLOOD, FLOOD),
         QemuSeen::Untrusted(offence) if minds => {
             let message = format!("{offence}; nothing is taken from a QEMU that may live");
-            return wait(held, reasons::QMP_UNTRUSTED, message);
+            return wait_because(held, reasons::QMP_UNTRUSTED, message);
         }
         // A VF that was taken with the NIC's MAC on it: the standby may stay for long, and has it too.
         QemuSeen::Up(guest) if guest.standby && !guest.vf && has_nic_mac(seen) => {
@@ -40,7 +40,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         QemuSeen::Up(guest) if guest.vf || guest.standby || concerns(ask, guest) => {
             match guest.run {
                 Run::Here if ask.expected => {
-                    return wait(
+                    return wait_because(
                         held,
                         reasons::MIGRATING,
                         "the VM has arrived here; nothing is taken from it",
@@ -49,7 +49,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                 // What is ours in a guest that is not goes as from any other.
                 Run::Here | Run::Occupied => {}
                 Run::Incoming | Run::HandedOver if !ask.ends_qemu() => {
-                    return wait(
+                    return wait_because(
                         held,
                         reasons::WAITING_FOR_RUNTIME,
                         "the VM does not run in this QEMU; what runs the VM ends it",
@@ -58,14 +58,14 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                 // It will never run the VM again, and a guest that does not run lets go of nothing.
                 Run::Incoming | Run::HandedOver => return Decision::Do(Step::QuitQemu),
                 Run::Starting => {
-                    return wait(
+                    return wait_because(
                         held,
                         reasons::MIGRATING,
                         "the VM is being started here; nothing is taken from it",
                     );
                 }
                 Run::HandingOver => {
-                    return wait(
+                    return wait_because(
                         held,
                         reasons::MIGRATING,
                         "the VM is being handed over; nothing is taken from it",
@@ -74,7 +74,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
             }
             if guest.vf {
                 return if learnt.keeps_vf {
-                    wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
+                    wait_because(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF)
                 } else {
                     Decision::Do(Step::UnplugVf)
                 };
@@ -84,7 +84,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
             }
             if guest.standby {
                 return if learnt.keeps_standby {
-                    wait(
+                    wait_because(
                         held,
                         reasons::GUEST_KEEPS_VF,
                         "the guest does not let go of its standby device",
@@ -102,7 +102,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         match seen.vf {
             Some(VfSeen::There(_)) => Decision::Do(Step::RestoreVf),
             Some(VfSeen::Gone) => Decision::Do(Step::DropVf),
-            Some(VfSeen::Unknown { .. }) => wait(held, reasons::VF_UNKNOWN, UNKNOWN),
+            Some(VfSeen::Unknown { .. }) => wait_because(held, reasons::VF_UNKNOWN, UNKNOWN),
             None if seen.recorded => Decision::Do(Step::Forget),
             None => Decision::Done(AttachmentState::Detached),
         }
@@ -126,8 +126,8 @@ fn runtimes_standby(seen: &Seen, held: AttachmentState) -> Decision {
     match seen.vf {
         Some(VfSeen::There(_)) => Decision::Do(Step::RestoreVf),
         Some(VfSeen::Gone) => Decision::Do(Step::DropVf),
-        Some(VfSeen::Unknown { .. }) => wait(held, reasons::VF_UNKNOWN, UNKNOWN),
-        None => wait(
+        Some(VfSeen::Unknown { .. }) => wait_because(held, reasons::VF_UNKNOWN, UNKNOWN),
+        None => wait_because(
             held,
             reasons::WAITING_FOR_RUNTIME,
             "the standby stays in the guest for as long as the VM is in this pod",

@@ -8,7 +8,7 @@ use hybridnic_api::{
 use super::{
     Ask, Decision, KEEPS_VF, Learnt, Sends, Step, TRIES,
     attach::{VF_FAILED, dark, leave, prepare, settle_on_standby},
-    give_back, has_nic_mac, port, switch_order, wait,
+    give_back, has_nic_mac, port, switch_order, wait_because,
 };
 use crate::nic::seen::{Guest, Seen, VfMac, VfThere};
 
@@ -26,8 +26,10 @@ pub(super) fn next(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Lear
 
 /// On its standby, and why.
 fn degraded(seen: &Seen, up: bool, learnt: &Learnt, reason: &'static str, message: &str) -> Decision {
-    settle_on_standby(seen, up, learnt)
-        .map_or_else(|| wait(AttachmentState::Standby, reason, message), Decision::Do)
+    settle_on_standby(seen, up, learnt).map_or_else(
+        || wait_because(AttachmentState::Standby, reason, message),
+        Decision::Do,
+    )
 }
 
 /// The VF is in the guest.
@@ -35,7 +37,7 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
     if ask.leaves_vf() && !learnt.keeps_vf {
         let works = guest.uses_vf && seen.there().is_some_and(|vf| vf.link);
         return if works && seen.standby_link == Some(false) && !seen.other_vf {
-            wait(AttachmentState::FastPath, reasons::PF_LINK_DOWN, DRAINED_ALONE)
+            wait_because(AttachmentState::FastPath, reasons::PF_LINK_DOWN, DRAINED_ALONE)
         } else {
             Decision::Do(leave(ask, seen, up, learnt))
         };
@@ -65,7 +67,7 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
             Decision::Do(Step::StandbyUp)
         } else if up && ask.pairing == Pairing::Bond && guest.failover.is_none() {
             // It still boots. One with net_failover tells when it has, and is tried again then, however long it took.
-            wait(AttachmentState::Standby, reasons::GUEST_NOT_BONDED, BOOTS_WITH_VF)
+            wait_because(AttachmentState::Standby, reasons::GUEST_NOT_BONDED, BOOTS_WITH_VF)
         } else {
             Decision::Do(Step::AwaitGuest)
         };
@@ -74,7 +76,7 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
         && !(vf.settings_ok && vf.mac == VfMac::Nic)
     {
         return match learnt.vf_failed {
-            Some(reason) => wait(
+            Some(reason) => wait_because(
                 AttachmentState::FastPath,
                 reason,
                 "the VF's settings could not be changed",
@@ -84,7 +86,7 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
     }
     if let Some(step) = port::take(seen) {
         return match learnt.vf_failed {
-            Some(reason) => wait(AttachmentState::FastPath, reason, PORT_LOST),
+            Some(reason) => wait_because(AttachmentState::FastPath, reason, PORT_LOST),
             None => Decision::Do(step),
         };
     }
@@ -92,14 +94,14 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
         return Decision::Do(Step::StandbyDown);
     }
     if ask.leaves_vf() {
-        return wait(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF);
+        return wait_because(AttachmentState::FastPath, reasons::GUEST_KEEPS_VF, KEEPS_VF);
     }
     // On one PF with its standby again, it switches without a gap.
     if seen.home_vf && !ask.ordered && !guest.migrating && !learnt.keeps_vf {
         return Decision::Do(Step::UnplugVf);
     }
     match lost {
-        Some(_) => wait(AttachmentState::FastPath, reasons::PF_LINK_DOWN, NO_LINK),
+        Some(_) => wait_because(AttachmentState::FastPath, reasons::PF_LINK_DOWN, NO_LINK),
         None => Decision::Done(AttachmentState::FastPath),
     }
 }
@@ -128,7 +130,7 @@ fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf:
     if ask.drained {
         let step = settle_on_standby(seen, up, learnt).or_else(|| give_back(ask, seen));
         return step.map_or_else(
-            || wait(AttachmentState::Standby, reasons::PF_DRAINED, DRAINED),
+            || wait_because(AttachmentState::Standby, reasons::PF_DRAINED, DRAINED),
             Decision::Do,
         );
     }
@@ -144,7 +146,10 @@ fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf:
     if let Some((reason, message)) = obstacle(ask, guest, learnt, vf) {
         // First the traffic.
         let step = settle_on_standby(seen, up, learnt).or_else(|| port::leave(seen, learnt));
-        return step.map_or_else(|| wait(AttachmentState::Standby, reason, message), Decision::Do);
+        return step.map_or_else(
+            || wait_because(AttachmentState::Standby, reason, message),
+            Decision::Do,
+        );
     }
     let make_first = switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak;
     let configured = vf.mac == VfMac::Nic && vf.settings_ok;

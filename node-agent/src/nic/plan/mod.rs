@@ -317,7 +317,7 @@ fn guarded(decision: Decision, seen: &Seen) -> Decision {
     }
 }
 
-fn wait(state: AttachmentState, reason: &'static str, message: impl Into<String>) -> Decision {
+fn wait_because(state: AttachmentState, reason: &'static str, message: impl Into<String>) -> Decision {
     Decision::Wait(Wait {
         state,
         reason,

@@ -5,7 +5,7 @@ use hybridnic_api::{conditions::reasons, v1alpha1::AttachmentState};
 use super::{
     Ask, Decision, FLOOD, Learnt, Step, UNKNOWN,
     attach::{VF_FAILED, prepare, take},
-    has_nic_mac, port, wait,
+    has_nic_mac, port, wait_because,
 };
 use crate::nic::seen::{Guest, QemuSeen, Run, Seen, VfSeen};
 
@@ -30,12 +30,14 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         }
         // What is in a guest is not taken from it by a goal that came too late.
         QemuSeen::Up(guest) if guest.standby || guest.vf => {
-            return wait(Pending, reasons::TARGET_OCCUPIED, IN_A_GUEST);
+            return wait_because(Pending, reasons::TARGET_OCCUPIED, IN_A_GUEST);
         }
         QemuSeen::Up(_) | QemuSeen::Gone => {}
-        QemuSeen::Unreachable => return wait(Pending, reasons::QMP_UNAVAILABLE, NO_ANSWER),
-        QemuSeen::Flooding => return wait(Pending, reasons::QMP_FLOOD, FLOOD),
-        QemuSeen::Untrusted(offence) => return wait(Pending, reasons::QMP_UNTRUSTED, offence.to_string()),
+        QemuSeen::Unreachable => return wait_because(Pending, reasons::QMP_UNAVAILABLE, NO_ANSWER),
+        QemuSeen::Flooding => return wait_because(Pending, reasons::QMP_FLOOD, FLOOD),
+        QemuSeen::Untrusted(offence) => {
+            return wait_because(Pending, reasons::QMP_UNTRUSTED, offence.to_string());
+        }
     }
     if let Some(decision) = take(ask, seen, NOBODY, learnt) {
         return decision;
@@ -47,12 +49,12 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         return Decision::Do(Step::Park);
     }
     if let Some(VfSeen::Unknown { .. }) = seen.vf {
-        return wait(Pending, reasons::VF_UNKNOWN, UNKNOWN);
+        return wait_because(Pending, reasons::VF_UNKNOWN, UNKNOWN);
     }
     let step = prepare(ask, seen, learnt).or_else(|| port::keep(seen, learnt));
     match (step, learnt.vf_failed) {
         (Some(step), _) => Decision::Do(step),
-        (None, Some(reason)) if ask.waits_for_vf() => wait(Pending, reason, VF_FAILED),
+        (None, Some(reason)) if ask.waits_for_vf() => wait_because(Pending, reason, VF_FAILED),
         (None, _) => Decision::Done(AttachmentState::Reserved),
     }
 }

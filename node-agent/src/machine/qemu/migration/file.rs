@@ -156,7 +156,7 @@ pub(super) fn save(
         // A VM that runs on although it was to be ended is ahead of what is in the file.
         Some(SaveStage::Whole) if !paused && !resume => says.failed(RUN_ON.to_owned()),
         Some(SaveStage::Whole) => act(FileAction::Seal { resume }, Some(active(seen, says))),
-        Some(SaveStage::Writing) => match seen.info.status() {
+        Some(SaveStage::Writing) => match seen.info.status_or_none() {
             MigrationStatus::Completed if paused => {
                 act(FileAction::Seal { resume }, Some(active(seen, says)))
             }
@@ -199,7 +199,7 @@ pub(super) fn cancel(
             report: Some(report),
         };
     }
-    let status = seen.info.status();
+    let status = seen.info.status_or_none();
     if stage == Some(SaveStage::Writing) && !status.is_idle() {
         let cancel = (status != MigrationStatus::Cancelling).then_some(Action::Cancel);
         return Verdict {
@@ -223,7 +223,7 @@ pub(super) fn load(
     says: Says<'_>,
 ) -> Verdict {
     let incoming = seen.run == RunState::InMigrate;
-    let status = seen.info.status();
+    let status = seen.info.status_or_none();
     let start = Verdict {
         action: can_begin.then_some(Action::File(FileAction::Load)),
         report: None,
@@ -297,7 +297,7 @@ fn words_of_qemu(seen: &VmSeen) -> Option<String> {
 fn is_paused_for_it(seen: &VmSeen) -> bool {
     match seen.run {
         RunState::PostMigrate => true,
-        RunState::FinishMigrate => seen.info.status() == MigrationStatus::Completed,
+        RunState::FinishMigrate => seen.info.status_or_none() == MigrationStatus::Completed,
         _ => false,
     }
 }

@@ -36,7 +36,7 @@ pub fn run_of(inputs: RunInputs<'_>) -> Run {
         begun,
         same,
     } = inputs;
-    let status = seen.info.status();
+    let status = seen.info.status_or_none();
     let plain = match (&seen.run, &status) {
         (RunState::InMigrate, _) => Run::Incoming,
         // The second is the first, a moment before QEMU's run state follows.

@@ -15,7 +15,7 @@ pub(super) fn transfer(
     says: Says<'_>,
 ) -> Verdict {
     let ms = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok());
-    let status = seen.info.status();
+    let status = seen.info.status_or_none();
     // Where the journal was written, and the agent died before QEMU was told, there is no status, or that of the VM's own
     // arrival: this migration has not completed before the hand-over.
     let arrived =
@@ -57,7 +57,7 @@ pub(super) fn transfer(
 
 /// The migration is called off.
 pub(super) fn cancel(seen: &VmSeen, begun: Option<&Begun>, custody: Custody, says: Says<'_>) -> Verdict {
-    let status = seen.info.status();
+    let status = seen.info.status_or_none();
     if begun.is_none() || status == MigrationStatus::None {
         return says.state(MigrationState::Cancelled);
     }
@@ -82,7 +82,7 @@ pub(super) fn cancel(seen: &VmSeen, begun: Option<&Begun>, custody: Custody, say
 
 /// The VM is to run here again: the target, or a person, has said that it does not run there.
 pub(super) fn resume(seen: &VmSeen, says: Says<'_>) -> Verdict {
-    let status = seen.info.status();
+    let status = seen.info.status_or_none();
     let paused = match seen.run {
         RunState::PostMigrate => true,
         RunState::FinishMigrate => status == MigrationStatus::Completed,

@@ -20,7 +20,7 @@ pub(super) fn listen(
     stream: &Stream<'_>,
     says: Says<'_>,
 ) -> Verdict {
-    let status = seen.info.status();
+    let status = seen.info.status_or_none();
     let incoming = seen.run == RunState::InMigrate;
     let told = || {
         let report = stream.refusal(says);
@@ -97,10 +97,10 @@ pub(super) fn give_up(seen: &VmSeen, begun: Option<&Begun>, stream: &Stream<'_>,
 
 /// Whether an incoming QEMU has not been told yet where the VM comes from.
 pub(super) fn is_waiting(seen: &VmSeen) -> bool {
-    seen.info.status() == MigrationStatus::None && seen.info.listening().is_empty()
+    seen.info.status_or_none() == MigrationStatus::None && seen.info.listening().is_empty()
 }
 
 /// Whether the VM is loaded and has not been started.
 pub fn is_loaded(seen: &VmSeen) -> bool {
-    seen.run == RunState::Paused && seen.info.status() == MigrationStatus::Completed
+    seen.run == RunState::Paused && seen.info.status_or_none() == MigrationStatus::Completed
 }

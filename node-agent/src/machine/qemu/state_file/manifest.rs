@@ -152,13 +152,13 @@ fn other_nic(then: &SavedNic, now: &SavedNic) -> Option<String> {
     }
     if then.pairing != now.pairing {
         return Some(format!(
-            "the NIC {name} had pairing: {:?} when the VM was saved, and has {:?} now",
+            "the NIC {name} had pairing: {} when the VM was saved, and has {} now",
             then.pairing, now.pairing
         ));
     }
     if then.standby != now.standby {
         return Some(format!(
-            "the NIC {name} had standby: {:?} when the VM was saved, and has {:?} now",
+            "the NIC {name} had standby: {} when the VM was saved, and has {} now",
             then.standby, now.standby
         ));
     }
