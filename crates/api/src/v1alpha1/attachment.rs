@@ -45,6 +45,8 @@ use super::{
     selectable = ".spec.nodeName"
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(oldSelf.portInstanceId) == has(self.portInstanceId) && (!has(self.portInstanceId) || self.portInstanceId == oldSelf.portInstanceId)")
+    .message("portInstanceId cannot change"))]
 pub struct NicAttachmentSpec {
     /// The node.
     #[x_kube(validation = Rule::new("self == oldSelf").message("nodeName cannot change"))]
@@ -85,7 +87,6 @@ pub struct NicAttachmentSpec {
     pub pairing: Pairing,
     /// The UUID by which the switch knows the NIC, where the network has a port profile; without it, the NIC's uid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("portInstanceId cannot change"))]
     #[schemars(length(max = limits::WORD))]
     pub port_instance_id: Option<String>,
     /// L2 settings of the network.

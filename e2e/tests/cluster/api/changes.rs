@@ -199,6 +199,18 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
         (
             "NicAttachment",
             &known_attachment,
+            json!({ "portInstanceId": null }),
+            "portInstanceId cannot change",
+        ),
+        (
+            "NicAttachment",
+            &attachment,
+            json!({ "portInstanceId": one }),
+            "portInstanceId cannot change",
+        ),
+        (
+            "NicAttachment",
+            &known_attachment,
             json!({ "goal": "Standby" }),
             "",
         ),
