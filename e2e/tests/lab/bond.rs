@@ -1,5 +1,5 @@
 //! Guests that bond VF and standby by themselves (`pairing: Bond`): the whole flight, a target without a free VF, a reboot; and one
-//! that was to have a bond and has none.
+//! that was to have a bond and has none, whose VF is left alone or sends, too.
 
 use std::sync::Arc;
 
@@ -31,6 +31,9 @@ pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
         }),
         suite.test("a_guest_that_has_no_bond_is_told_what_is_seen", async |w| {
             without_bond(w).await
+        }),
+        suite.test("a_guest_that_sends_by_both_is_told_to_bond_them", async |w| {
+            two_interfaces(w).await
         }),
     ]
 }
@@ -184,6 +187,34 @@ async fn without_bond(world: &mut World) {
     let message = told(world, "GuestIgnoresVf").await;
     assert!(message.contains("sent by its standby only"), "{message}");
     assert!(pinger.answered(50, SOON).await, "no answer by the standby");
+}
+
+/// The guest has both as interfaces of their own, with the address on the standby, and sends by both.
+async fn two_interfaces(world: &World) {
+    let mut spec = VmSpec::new("vm", &[NicSpec::new(0, 43)]);
+    (spec.pairing, spec.kernel_args) = (Pairing::Bond, "lab.two=1".into());
+    let vm = world.start_vm(&spec, "vm-a", 1, false).await.unwrap();
+    world.apply(&spec.nic_yaml(0, "fast")).await.unwrap();
+    // As long as nobody asks it for anything, it sends by its VF alone, and looks like one with a bond.
+    fast(world, "vm-0").await.unwrap();
+    let view = vm.guest.net().await.unwrap();
+    let both: Vec<_> = view.with_mac(&spec.nics[0].mac).collect();
+    assert!(
+        both.len() == 2
+            && both
+                .iter()
+                .all(|device| device.up && device.master.is_none() && device.tx_packets > 0),
+        "{view:#?}"
+    );
+
+    // It answers by the interface that has its address.
+    let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
+    let message = told(world, "GuestNotBonded").await;
+    for words in ["two interfaces with one MAC", "bond of mode active-backup"] {
+        assert!(message.contains(words), "{message}");
+    }
+    assert!(pinger.answered(50, SOON).await, "no answer by the standby");
+    pinger.stop().await;
 }
 
 /// Waits until the NIC is back on its standby for this reason; gives the message.
