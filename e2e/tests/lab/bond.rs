@@ -48,6 +48,7 @@ async fn there_and_back(world: &World) {
     let nic = fast(world, "web-0").await.unwrap();
     check_fast_path(world, &first, &nic).await.unwrap();
     is_bonded(&first, &spec).await;
+    keeps_its_tap(&first, &spec).await;
     runs_on_the_vf(world, &first, &spec).await;
 
     let pinger = watch(&world.lab, spec.nics[0].address, 100).await;
@@ -108,6 +109,17 @@ async fn is_bonded(vm: &Vm, spec: &VmSpec) {
     let active = format!("cat /sys/class/net/{}/bonding/active_slave", bond.master.name);
     let active = vm.guest.run(&active, SOON).await.unwrap();
     assert_eq!(active.trim(), primary.name, "{view:#?}");
+}
+
+/// QEMU gives the standby no other tap, so it cannot be moved to another PF in the guest (decision 39).
+async fn keeps_its_tap(vm: &Vm, spec: &VmSpec) {
+    let device = format!("/machine/peripheral/sb-{}", spec.nic_name(0));
+    let netdev = json!({ "path": device, "property": "netdev" });
+    let netdev = vm.guest.qmp("qom-get", netdev).await.unwrap();
+    let set = json!({ "path": device, "property": "netdev", "value": netdev });
+    let refused = vm.guest.qmp("qom-set", set).await.map_err(anyhow::Error::from);
+    let refused = format!("{:#}", refused.unwrap_err());
+    assert!(refused.contains("after it was realized"), "{refused}");
 }
 
 /// Both devices stay plugged. The standby carries the traffic until the guest has its bond again.
