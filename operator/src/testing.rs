@@ -1,5 +1,6 @@
 //! Objects for the unit tests.
 
+use hybridnic_api::features::AgentFeature;
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, HybridNodeSpec, HybridNodeStatus, NodePool};
 use kube::api::ObjectMeta;
 
@@ -39,6 +40,7 @@ pub fn node(name: &str, networks: &[&str]) -> HybridNode {
     };
     node.status = Some(HybridNodeStatus {
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        features: AgentFeature::words(),
         ..HybridNodeStatus::default()
     });
     node

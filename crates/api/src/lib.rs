@@ -9,6 +9,7 @@
 
 pub mod checks;
 pub mod conditions;
+pub mod features;
 pub mod foreign;
 pub mod limits;
 pub mod names;

@@ -40,6 +40,8 @@ pub const POOLS: usize = 256;
 pub const PFS: usize = 128;
 /// VFs of a PF.
 pub const VFS: usize = 1024;
+/// Things that an agent says it can do.
+pub const FEATURES: usize = 64;
 /// Requirements of a selector of labels, and values of one of them.
 pub const SELECTOR: usize = 64;
 

@@ -168,6 +168,12 @@ impl World {
             None => Ok(()),
         }
     }
+
+    /// kill -9, and another one at once.
+    pub async fn restart_agent(&mut self, number: usize) -> Result<()> {
+        self.kill_agent(number).await?;
+        self.start_agent(number).await
+    }
 }
 
 /// A copy of a program of this workspace without debug information: it travels into each node.

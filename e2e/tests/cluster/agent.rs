@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
 use hybridnic_api::conditions::{self, NewCondition, reasons, types};
+use hybridnic_api::features::AgentFeature;
 use hybridnic_api::names::{AGENT_MANAGER, ATTACHMENT_FINALIZER};
 use hybridnic_api::v1alpha1::{
     Aside, AttachmentState, Goal, GuestDevices, HybridNode, HybridNodeSpec, MigrationOrder, MigrationReport,
@@ -85,7 +86,7 @@ async fn publish(client: &Client, name: &str) {
     });
     let status = json!({
         "apiVersion": "hybridnic.io/v1alpha1", "kind": "HybridNode", "metadata": {"name": name},
-        "status": {"agentVersion": env!("CARGO_PKG_VERSION"), "pfs": [pf], "pools": [
+        "status": {"agentVersion": env!("CARGO_PKG_VERSION"), "features": AgentFeature::words(), "pfs": [pf], "pools": [
             {"network": "net", "vfs": {"total": 7, "free": 7, "held": 0, "unhealthy": 0}},
         ]},
     });

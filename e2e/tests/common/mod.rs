@@ -8,6 +8,7 @@
 )]
 
 use std::{
+    fs,
     net::Ipv4Addr,
     panic::{AssertUnwindSafe, resume_unwind},
     time::Duration,
@@ -166,6 +167,25 @@ pub async fn fast_on(world: &World, nic: &str, node: usize) -> Result<VmHybridNi
     world
         .until_nic(nic, LATER, &format!("on the fast path on {name}"), there)
         .await
+}
+
+/// How often a node's agent has said this.
+pub fn times(world: &World, node: usize, text: &str) -> usize {
+    let log = world.node(node).dir().join("agent.log");
+    fs::read_to_string(log).unwrap_or_default().matches(text).count()
+}
+
+/// What an agent says as it writes down a VF that it takes. Nothing is done to the VF yet.
+pub const RESERVED: &str = "VF reserved";
+
+/// Waits until a node's agent has said this more often than `before`. It reports what its steps lead to and not each step, so its log is
+/// read again and again.
+pub async fn until_said(world: &World, node: usize, text: &str, before: usize) {
+    let end = tokio::time::Instant::now() + LATER;
+    while times(world, node, text) <= before {
+        assert!(tokio::time::Instant::now() < end, "no agent says {text:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// YAML of a migration.

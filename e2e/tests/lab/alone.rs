@@ -52,6 +52,7 @@ async fn there_and_back(world: &mut World) {
     // There: the network is away meanwhile, and the NIC says so; then the guest finds its VF at the same place.
     let second = world.start_vm(&spec, "lone-b", 2, true).await.unwrap();
     step_aside(world, "there", "lone-b").await;
+    world.restart_agent(2).await.unwrap();
     let done = ended(world, "there").await.unwrap();
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
     let nic = fast_on(world, "lone-0", 2).await.unwrap();
@@ -71,23 +72,22 @@ async fn there_and_back(world: &mut World) {
     tell(world, r#"{"path": "Standby", "keepVf": true}"#).await;
     for killed in [false, true] {
         if killed {
-            world.kill_agent(2).await.unwrap();
-            world.start_agent(2).await.unwrap();
+            world.restart_agent(2).await.unwrap();
         }
         let nic = cut_off(world, "StandbyRequested", 2).await;
-        assert!(nic.status.unwrap().vf.is_some(), "it keeps its VF");
+        is_parked(world, 2, &nic).await;
         is_out(&second, &spec).await;
     }
     tell(world, r#"{"path": "Auto", "keepVf": null}"#).await;
-    world.kill_agent(2).await.unwrap();
-    world.start_agent(2).await.unwrap();
+    world.restart_agent(2).await.unwrap();
     let nic = fast_on(world, "lone-0", 2).await.unwrap();
     check(world, &second, &nic).await.unwrap();
     assert!(pinger.answered(100, SOON).await, "no answer after a word");
 
-    // And back.
+    // And back. On both ways an agent dies while the VF is out: the target's, and then the source's.
     let third = world.start_vm(&spec, "lone-c", 1, true).await.unwrap();
     step_aside(world, "back", "lone-c").await;
+    world.restart_agent(2).await.unwrap();
     let done = ended(world, "back").await.unwrap();
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
     let nic = fast_on(world, "lone-0", 1).await.unwrap();
@@ -171,8 +171,7 @@ async fn scarce(world: &mut World) {
     assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
     for killed in [false, true] {
         if killed {
-            world.kill_agent(2).await.unwrap();
-            world.start_agent(2).await.unwrap();
+            world.restart_agent(2).await.unwrap();
         }
         cut_off(world, "NoFreeVf", 2).await;
         is_out(&arriving, &mover).await;
@@ -221,8 +220,7 @@ async fn drained(world: &mut World) {
     let stays = |n: &VmHybridNic| on(n, Path::FastPath) && condition(n, types::READY) == "PfDrained";
     for killed in [false, true] {
         if killed {
-            world.kill_agent(1).await.unwrap();
-            world.start_agent(1).await.unwrap();
+            world.restart_agent(1).await.unwrap();
         }
         let nic = world
             .until_nic("lone-0", LATER, "on its VF, which is drained", stays)
@@ -309,6 +307,16 @@ async fn events(world: &World, nic: &str) -> String {
         .kubectl(&["get", "events", "--field-selector", &about, "-o", reasons])
         .await
         .unwrap()
+}
+
+/// The NIC keeps its VF, which answers for nobody.
+async fn is_parked(world: &World, node: usize, nic: &VmHybridNic) {
+    let vf = nic.status.as_ref().unwrap().vf.as_ref().expect("it keeps its VF");
+    let table = world.node(node).vfs(&vf.pf).await.unwrap();
+    let row = table
+        .iter()
+        .find(|row| i64::from(row.index) == i64::from(vf.index));
+    assert!(row.unwrap().mac.starts_with("06:"), "{row:?}");
 }
 
 /// The guest has no device of the NIC.

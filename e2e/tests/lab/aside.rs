@@ -1,6 +1,6 @@
 //! NICs that are told to leave their VFs, and to come back.
 
-use std::{fs, sync::Arc};
+use std::sync::Arc;
 
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, MigrationPhase, Path, VmHybridNic};
 use hybridnic_e2e::{
@@ -11,8 +11,8 @@ use libtest_mimic::Trial;
 
 use crate::{
     common::{
-        LATER, SOON, check_fast_path, condition, ended, fast, fast_on, migration, on, phase, trio,
-        vm_on_fast_path, watch, watched,
+        LATER, RESERVED, SOON, check_fast_path, condition, ended, fast, fast_on, migration, on, phase, times,
+        trio, vm_on_fast_path, watch, watched,
     },
     suite::Suite,
 };
@@ -54,7 +54,7 @@ async fn aside(world: &mut World) {
 
     // It arrives as it leaves, no matter which operator leads, and takes no VF there.
     world.restart_operator(&[]).await.unwrap();
-    let reserved = times(world, 2, "VF reserved");
+    let reserved = times(world, 2, RESERVED);
     let second = world.start_vm(&spec, "aside-b", 2, true).await.unwrap();
     world
         .apply(&migration("aside", "aside", "aside-b"))
@@ -65,7 +65,7 @@ async fn aside(world: &mut World) {
     let nic = told(world, "aside-0", 2).await;
     assert_eq!(nic.status.as_ref().unwrap().vf, None);
     stands_by(world, &second, &spec, &nic).await;
-    assert_eq!(times(world, 2, "VF reserved"), reserved, "it has had a VF");
+    assert_eq!(times(world, 2, RESERVED), reserved, "it has had a VF");
     world.until_footprint(1, &clean[0]).await.unwrap();
     assert!(pinger.answered(100, SOON).await, "no answer after the migration");
 
@@ -258,12 +258,6 @@ async fn stands_by(world: &World, vm: &Vm, spec: &VmSpec, nic: &VmHybridNic) {
     let standby = status.standby.as_ref().unwrap();
     let macvtap = macvtaps.iter().find(|m| m.name == standby.macvtap).unwrap();
     assert!(macvtap.up && macvtap.mac == mac, "{macvtap:?}");
-}
-
-/// How often a node's agent has said this.
-fn times(world: &World, node: usize, text: &str) -> usize {
-    let log = world.node(node).dir().join("agent.log");
-    fs::read_to_string(log).unwrap_or_default().matches(text).count()
 }
 
 fn show(report: &Report) {

@@ -1,5 +1,5 @@
 //! Guests that bond VF and standby by themselves (`pairing: Bond`): the whole flight, a target without a free VF, a reboot; and one
-//! that was to have a bond and has none.
+//! that was to have a bond and has none, whose VF is left alone or sends, too.
 
 use std::sync::Arc;
 
@@ -32,6 +32,9 @@ pub fn tests(suite: &Arc<Suite>) -> Vec<Trial> {
         suite.test("a_guest_that_has_no_bond_is_told_what_is_seen", async |w| {
             without_bond(w).await
         }),
+        suite.test("a_guest_that_sends_by_both_is_told_to_bond_them", async |w| {
+            two_interfaces(w).await
+        }),
     ]
 }
 
@@ -45,6 +48,7 @@ async fn there_and_back(world: &World) {
     let nic = fast(world, "web-0").await.unwrap();
     check_fast_path(world, &first, &nic).await.unwrap();
     is_bonded(&first, &spec).await;
+    keeps_its_tap(&first, &spec).await;
     runs_on_the_vf(world, &first, &spec).await;
 
     let pinger = watch(&world.lab, spec.nics[0].address, 100).await;
@@ -105,6 +109,17 @@ async fn is_bonded(vm: &Vm, spec: &VmSpec) {
     let active = format!("cat /sys/class/net/{}/bonding/active_slave", bond.master.name);
     let active = vm.guest.run(&active, SOON).await.unwrap();
     assert_eq!(active.trim(), primary.name, "{view:#?}");
+}
+
+/// QEMU gives the standby no other tap, so it cannot be moved to another PF in the guest (decision 39).
+async fn keeps_its_tap(vm: &Vm, spec: &VmSpec) {
+    let device = format!("/machine/peripheral/sb-{}", spec.nic_name(0));
+    let netdev = json!({ "path": device, "property": "netdev" });
+    let netdev = vm.guest.qmp("qom-get", netdev).await.unwrap();
+    let set = json!({ "path": device, "property": "netdev", "value": netdev });
+    let refused = vm.guest.qmp("qom-set", set).await.map_err(anyhow::Error::from);
+    let refused = format!("{:#}", refused.unwrap_err());
+    assert!(refused.contains("after it was realized"), "{refused}");
 }
 
 /// Both devices stay plugged. The standby carries the traffic until the guest has its bond again.
@@ -184,6 +199,34 @@ async fn without_bond(world: &mut World) {
     let message = told(world, "GuestIgnoresVf").await;
     assert!(message.contains("sent by its standby only"), "{message}");
     assert!(pinger.answered(50, SOON).await, "no answer by the standby");
+}
+
+/// The guest has both as interfaces of their own, with the address on the standby, and sends by both.
+async fn two_interfaces(world: &World) {
+    let mut spec = VmSpec::new("vm", &[NicSpec::new(0, 43)]);
+    (spec.pairing, spec.kernel_args) = (Pairing::Bond, "lab.two=1".into());
+    let vm = world.start_vm(&spec, "vm-a", 1, false).await.unwrap();
+    world.apply(&spec.nic_yaml(0, "fast")).await.unwrap();
+    // As long as nobody asks it for anything, it sends by its VF alone, and looks like one with a bond.
+    fast(world, "vm-0").await.unwrap();
+    let view = vm.guest.net().await.unwrap();
+    let both: Vec<_> = view.with_mac(&spec.nics[0].mac).collect();
+    assert!(
+        both.len() == 2
+            && both
+                .iter()
+                .all(|device| device.up && device.master.is_none() && device.tx_packets > 0),
+        "{view:#?}"
+    );
+
+    // It answers by the interface that has its address.
+    let pinger = world.lab.pinger(spec.nics[0].address, 50).unwrap();
+    let message = told(world, "GuestNotBonded").await;
+    for words in ["two interfaces with one MAC", "bond of mode active-backup"] {
+        assert!(message.contains(words), "{message}");
+    }
+    assert!(pinger.answered(50, SOON).await, "no answer by the standby");
+    pinger.stop().await;
 }
 
 /// Waits until the NIC is back on its standby for this reason; gives the message.

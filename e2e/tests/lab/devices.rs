@@ -3,20 +3,20 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use hybridnic_api::{
-    conditions::reasons,
+    conditions::{self, reasons, types},
     v1alpha1::{HybridNode, MigrationPhase, NicAttachment, Path, VmHybridNic, VmHybridNicStatus},
 };
 use hybridnic_e2e::{
     lab::Node,
-    world::{NicSpec, Vm, VmSpec, World},
+    world::{NETWORK, NicSpec, Vm, VmSpec, World},
 };
 use libtest_mimic::Trial;
 use tokio::time::{Instant, sleep};
 
 use crate::{
     common::{
-        LATER, SOON, check_fast_path, check_vf, condition, ended, fast, fast_on, migration, on, phase,
-        vm_on_fast_path, watch, watched,
+        LATER, RESERVED, SOON, check_fast_path, check_vf, condition, ended, fast, fast_on, migration, on,
+        phase, times, until_said, vm_on_fast_path, watch, watched, watched_with,
     },
     suite::Suite,
 };
@@ -170,9 +170,15 @@ async fn moved(world: &World, spec: &VmSpec, name: &str, pod: &str, to: usize) -
     target
 }
 
-/// The cable of the VM's card is pulled: the NIC says so, and goes to the other one.
-async fn without_link(world: &World, vm: &Vm, [card, other]: [&str; 2]) {
-    let node = world.node(vm.node);
+/// How much longer than IPv4 its neighbours may be away after a long time without link.
+const BESIDE: Duration = Duration::from_secs(3);
+/// How long a NIC is watched that is to stay on a VF without link: others leave after three seconds.
+const STAYS: Duration = Duration::from_secs(6);
+
+/// The cable of the VM's card is pulled: the NIC says so, and stays for as long as its network says that; then it goes to the other card,
+/// though its agent dies on the way.
+async fn without_link(world: &mut World, vm: &Vm, [card, other]: [&str; 2]) {
+    let node = world.node(vm.node).clone();
     let pf = u8::from(card == Node::pf_address(1));
     let address = vm.guest.spec().nics[0]
         .cidr
@@ -184,12 +190,25 @@ async fn without_link(world: &World, vm: &Vm, [card, other]: [&str; 2]) {
     let mac = &vm.guest.spec().nics[0].mac;
     let pinger = watch(&world.lab, address, 50).await;
     let elsewhere = node.netdev_of(other).await.unwrap();
+
+    on_link_loss(world, "Stay").await;
+    node.set_cable(pf, false).await.unwrap();
+    let told = |nic: &VmHybridNic| {
+        let fast_path = conditions::find(&nic.status.as_ref().unwrap().conditions, types::FAST_PATH);
+        on(nic, Path::FastPath)
+            && fast_path
+                .is_some_and(|c| c.reason == reasons::PF_LINK_DOWN && c.message.contains("onLinkLoss: Stay"))
+    };
+    world.until_nic("vm-0", SOON, "without link", told).await.unwrap();
+    let leaves = |nic: &VmHybridNic| !told(nic);
+    let left = world.until_nic("vm-0", STAYS, "off its VF", leaves).await;
+    left.expect_err("it has left, though its network says Stay");
+
+    let reserved = times(world, vm.node, RESERVED);
     let moves = async {
-        node.set_cable(pf, false).await.unwrap();
-        let told = |nic: &VmHybridNic| {
-            condition(nic, "FastPath") == reasons::PF_LINK_DOWN && on(nic, Path::FastPath)
-        };
-        world.until_nic("vm-0", SOON, "without link", told).await.unwrap();
+        on_link_loss(world, "Move").await;
+        until_said(world, vm.node, RESERVED, reserved).await;
+        world.restart_agent(vm.node).await.unwrap();
         let there = |nic: &VmHybridNic| {
             let vf = nic.status.as_ref().and_then(|status| status.vf.as_ref());
             on(nic, Path::FastPath)
@@ -201,15 +220,17 @@ async fn without_link(world: &World, vm: &Vm, [card, other]: [&str; 2]) {
             .await
             .unwrap()
     };
-    let mut moves = pin!(moves);
     let mut looks = Vec::new();
-    let nic = loop {
-        tokio::select! {
-            nic = &mut moves => break nic,
-            look = live_on(node, mac, [other, card]) => looks.push(look),
+    let nic = {
+        let mut moves = pin!(moves);
+        loop {
+            tokio::select! {
+                nic = &mut moves => break nic,
+                look = live_on(&node, mac, [other, card]) => looks.push(look),
+            }
         }
     };
-    looks.push(live_on(node, mac, [other, card]).await);
+    looks.push(live_on(&node, mac, [other, card]).await);
     eprintln!("{} looks at both cards", looks.len());
     assert_eq!(
         (looks.first(), looks.last()),
@@ -219,7 +240,7 @@ async fn without_link(world: &World, vm: &Vm, [card, other]: [&str; 2]) {
         !looks.contains(&[true, true]),
         "the MAC is on both cards: {looks:?}"
     );
-    check_vf(node, &vm.guest, &nic).await.unwrap();
+    check_vf(&node, &vm.guest, &nic).await.unwrap();
     let split = nic.status.unwrap();
     assert_ne!(
         split.vf.unwrap().pf,
@@ -236,10 +257,18 @@ async fn without_link(world: &World, vm: &Vm, [card, other]: [&str; 2]) {
         .await
         .unwrap();
     let nic = world.nic("vm-0").await.unwrap();
-    check_vf(node, &vm.guest, &nic).await.unwrap();
-    for gap in &watched(pinger).await.round_trip.gaps {
+    check_vf(&node, &vm.guest, &nic).await.unwrap();
+    for gap in &watched_with(pinger, BESIDE).await.round_trip.gaps {
         eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
     }
+}
+
+async fn on_link_loss(world: &World, what: &str) {
+    let patch = format!(r#"{{"spec": {{"onLinkLoss": "{what}"}}}}"#);
+    world
+        .kubectl(&["patch", "hnet", NETWORK, "--type", "merge", "-p", &patch])
+        .await
+        .unwrap();
 }
 
 /// On which cards a MAC is live, by a VF or by a macvtap that is up. The card that it goes to is looked at first: if it is

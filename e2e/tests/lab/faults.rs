@@ -9,8 +9,8 @@ use libtest_mimic::Trial;
 
 use crate::{
     common::{
-        LATER, SOON, check_fast_path, condition, ended, fast_on, migration, on, phase, trio, vm_on_fast_path,
-        watch, watched,
+        LATER, SOON, check_fast_path, condition, ended, fast_on, migration, on, phase, times, trio,
+        until_said, vm_on_fast_path, watch, watched,
     },
     suite::Suite,
 };
@@ -86,19 +86,11 @@ async fn keeper(world: &mut World) {
     world.kubectl(&delete).await.unwrap();
     world.until_nic("keeper-0", SOON, "kept", keeps).await.unwrap();
     let held = world.footprint(1).await.unwrap();
-    let log = world.node(1).dir().join("agent.log");
-    let tries = || {
-        let log = std::fs::read_to_string(&log).unwrap_or_default();
-        log.matches("the guest does not let go of the VF").count()
-    };
-    let before = tries();
+    let tries = "the guest does not let go of the VF";
+    let before = times(world, 1, tries);
     world.kill_agent(1).await.unwrap();
     world.start_agent(1).await.unwrap();
-    let end = tokio::time::Instant::now() + SOON;
-    while tries() == before {
-        assert!(tokio::time::Instant::now() < end, "the agent does not try again");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    until_said(world, 1, tries, before).await;
     assert_eq!(world.footprint(1).await.unwrap(), held);
 }
 

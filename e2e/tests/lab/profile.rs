@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hybridnic_api::{
     conditions::{find, types},
-    v1alpha1::{MigrationPhase, Path, VfRef, VmHybridNic},
+    v1alpha1::{MigrationPhase, NicAttachment, Path, VfRef, VmHybridNic},
 };
 use hybridnic_e2e::{
     lab::{Kernel, Node},
@@ -15,9 +15,9 @@ use libtest_mimic::Trial;
 
 use crate::{
     common::{
-        LATER, SOON, check_fast_path, condition, ended, fast, fast_on, migration, on, phase, vm_on_fast_path,
-        watch, watched,
+        LATER, SOON, check_fast_path, condition, ended, fast, fast_on, migration, on, phase, watch, watched,
     },
+    faults::reach,
     suite::Suite,
 };
 
@@ -47,7 +47,10 @@ pub fn network(name: &str) -> String {
     format!("{yaml}  portProfile: {{name: {name}}}\n")
 }
 
-async fn there_and_back(world: &World) {
+/// What a switch knows a NIC by whose owner says so.
+const INSTANCE: &str = "09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f";
+
+async fn there_and_back(world: &mut World) {
     world.apply(&network("gold")).await.unwrap();
     let spec = VmSpec::new("gold", &[NicSpec::new(0, 63)]);
     let clean = [
@@ -57,25 +60,60 @@ async fn there_and_back(world: &World) {
     for node in [1, 2] {
         mark(world.node(node)).await;
     }
-    let mut vm = vm_on_fast_path(world, &spec, "gold-0", 1, "gold").await.unwrap();
+    let mut vm = world.start_vm(&spec, "gold-0", 1, false).await.unwrap();
+    let known = format!("  portInstanceId: {INSTANCE}\n  pairing:");
+    let yaml = spec.nic_yaml(0, "gold").replace("  pairing:", &known);
+    world.apply(&yaml).await.unwrap();
     let nic = fast(world, "gold-0").await.unwrap();
     check_fast_path(world, &vm, &nic).await.unwrap();
-    let uid = nic.metadata.uid.clone().unwrap();
-    let gold = |request: &str| format!("{request} profile 'gold' instance {uid}");
+    let gold = |request: &str| format!("{request} profile 'gold' instance {INSTANCE}");
     let mut source = vf(&nic);
     assert_eq!(asked(world.node(1), &source).await, [gold("ASSOCIATE")]);
 
     let pinger = watch(&world.lab, spec.nics[0].address, 50).await;
-    for (run, name) in ["there", "back"].into_iter().enumerate() {
+    // A migration that fails when its target's port is kept: that is given up there, and the VM has its own.
+    let target = world.start_vm(&spec, "gold-dies", 2, true).await.unwrap();
+    world
+        .apply(&migration("dies", "gold", "gold-dies"))
+        .await
+        .unwrap();
+    reach(world, "dies", MigrationPhase::SwitchingToStandby).await;
+    let kept = attachment_on(world, 2).await.status.unwrap().vf.unwrap();
+    target.guest.kill().await.unwrap();
+    let done = ended(world, "dies").await.unwrap();
+    assert_eq!(phase(&done), MigrationPhase::Failed, "{:#?}", done.status);
+    let nic = fast_on(world, "gold-0", 1).await.unwrap();
+    check_fast_path(world, &vm, &nic).await.unwrap();
+    world.until_footprint(2, &clean[1]).await.unwrap();
+    let requests = asked(world.node(2), &kept).await;
+    assert_eq!(requests.first(), Some(&gold("PREASSOCIATE_RR")));
+    assert!(
+        requests.len() == 2 && requests[1].starts_with("DISASSOCIATE"),
+        "{requests:?}"
+    );
+    let requests = asked(world.node(1), &source).await;
+    assert_eq!(requests.last(), Some(&gold("ASSOCIATE")), "{requests:?}");
+    for node in [1, 2] {
+        mark(world.node(node)).await;
+    }
+
+    // An agent that dies while the switch is asked, the target's and then the source's: the next one asks no second time.
+    let moments = [("there", "PREASSOCIATE_RR"), ("back", "DISASSOCIATE")];
+    for (run, (name, moment)) in moments.into_iter().enumerate() {
         let (from, to) = (vm.node, 3 - vm.node);
         let pod = format!("gold-{}", run + 1);
         let target = world.start_vm(&spec, &pod, to, true).await.unwrap();
         world.apply(&migration(name, "gold", &pod)).await.unwrap();
+        until_asked(world.node(2), moment).await;
+        world.restart_agent(2).await.unwrap();
         let done = ended(world, name).await.unwrap();
         assert_eq!(phase(&done), MigrationPhase::Succeeded, "{:#?}", done.status);
         let nic = fast_on(world, "gold-0", to).await.unwrap();
         check_fast_path(world, &target, &nic).await.unwrap();
-        is_kept_before_the_vm_runs(world, to).await;
+        // Of one that has died the timeline is gone.
+        if to == 1 {
+            is_kept_before_the_vm_runs(world, to).await;
+        }
         world.until_footprint(from, &clean[from - 1]).await.unwrap();
         let left = asked(world.node(from), &source).await;
         assert!(left.last().unwrap().starts_with("DISASSOCIATE"), "{left:?}");
@@ -86,10 +124,7 @@ async fn there_and_back(world: &World) {
         );
         source = vf(&nic);
         let kept = asked(world.node(to), &source).await;
-        assert!(
-            kept.ends_with(&[gold("PREASSOCIATE_RR"), gold("ASSOCIATE")]),
-            "{kept:?}"
-        );
+        assert_eq!(kept, [gold("PREASSOCIATE_RR"), gold("ASSOCIATE")]);
         mark(world.node(from)).await;
         vm = target;
     }
@@ -110,12 +145,7 @@ async fn there_and_back(world: &World) {
 
 /// The target's port was kept for the VM while that was elsewhere, and got its profile before the VF was plugged.
 async fn is_kept_before_the_vm_runs(world: &World, node: usize) {
-    let name = world.node(node).name();
-    let attachments = world.attachments().await.unwrap();
-    let here = attachments
-        .into_iter()
-        .find(|a| a.spec.node_name == name)
-        .unwrap();
+    let here = attachment_on(world, node).await;
     let timeline: Vec<String> = here
         .status
         .unwrap()
@@ -132,6 +162,16 @@ async fn is_kept_before_the_vm_runs(world: &World, node: usize) {
     assert!(order.is_sorted(), "{timeline:#?}");
 }
 
+/// What its agent is told of the one NIC, and says of it.
+async fn attachment_on(world: &World, node: usize) -> NicAttachment {
+    let name = world.node(node).name();
+    let attachments = world.attachments().await.unwrap();
+    attachments
+        .into_iter()
+        .find(|a| a.spec.node_name == name)
+        .unwrap()
+}
+
 async fn refused(world: &World) {
     world.apply(&network("refused")).await.unwrap();
     let spec = VmSpec::new("refused", &[NicSpec::new(0, 65)]);
@@ -143,10 +183,8 @@ async fn refused(world: &World) {
     let said = words(&nic);
     assert!(said.contains("port profile refused with INVALID"), "{said}");
     let requests = asked(world.node(1), &vf(&nic)).await;
-    assert!(
-        requests[0].starts_with("ASSOCIATE profile 'refused'"),
-        "{requests:?}"
-    );
+    let uid = nic.metadata.uid.clone().unwrap();
+    assert_eq!(requests[0], format!("ASSOCIATE profile 'refused' instance {uid}"));
     assert!(requests[1].starts_with("DISASSOCIATE"), "{requests:?}");
     // It has its network meanwhile.
     let pinger = watch(&world.lab, spec.nics[0].address, 50).await;
@@ -173,10 +211,8 @@ async fn silent(world: &mut World) {
     mark(world.node(1)).await;
     world.apply(&spec.nic_yaml(0, "never")).await.unwrap();
     // The agent dies while the switch has the request.
-    let script = "until busybox dmesg | grep -q \"ASSOCIATE profile 'never'\"; do sleep 0.1; done";
-    world.node(1).run(script, LATER).await.unwrap();
-    world.kill_agent(1).await.unwrap();
-    world.start_agent(1).await.unwrap();
+    until_asked(world.node(1), "ASSOCIATE").await;
+    world.restart_agent(1).await.unwrap();
     let nic = on_standby(world, "never-0", "PortProfileTimeout").await;
     let said = words(&nic);
     assert!(said.contains("has not answered ASSOCIATE"), "{said}");
@@ -220,6 +256,13 @@ const MARK: &str = "hybridnic-lab-mark";
 /// From here on the kernel's log counts.
 async fn mark(node: &Node) {
     node.run(&format!("echo {MARK} >/dev/kmsg"), SOON).await.unwrap();
+}
+
+/// Waits until a driver was asked for this since [`mark`]. The kernel's log tells nobody.
+async fn until_asked(node: &Node, request: &str) {
+    let look = format!("/{MARK}/ {{ asked = 0 }} /: {request} / {{ asked = 1 }} END {{ exit !asked }}");
+    let script = format!("until busybox dmesg | awk '{look}'; do sleep 0.05; done");
+    node.run(&script, LATER).await.unwrap();
 }
 
 /// What the driver was asked for the port of a VF since [`mark`], without the host.

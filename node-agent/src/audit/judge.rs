@@ -97,10 +97,14 @@ fn pf_of<'a>(links: &'a [Link], macvtap: &Link) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use hybridnic_api::v1alpha1::StandbyKind;
     use hybridnic_net::{PciAddress, netlink::Counters};
 
     use super::{super::look::VfSeen, *};
-    use crate::journal::{Record, StandbyRecord, tests::record};
+    use crate::journal::{
+        Record, StandbyRecord,
+        tests::{record, vf_record},
+    };
 
     const MAC: &str = "02:00:00:00:00:01";
 
@@ -221,6 +225,34 @@ mod tests {
         // Two VFs, of a NIC that the journal has.
         observed.vfs.push(vf("0000:01:10.1", "ens1", mac));
         assert_eq!(kinds(&observed), ["mac_two_owners"]);
+    }
+
+    /// Nothing but its VF has its MAC, and while that is out, the VF is parked and held.
+    #[test]
+    fn a_nic_without_a_standby_is_live_by_its_vf() {
+        let (mac, held) = (MAC.parse().unwrap(), vf_record("0000:01:10.0"));
+        let mut alone = record("a");
+        (alone.spec.standby, alone.vf) = (StandbyKind::None, Some(held.clone()));
+        let mut observed = Observed {
+            links: pfs(),
+            vfs: vec![vf("0000:01:10.0", "ens1", mac)],
+            journal: journal(alone),
+            ..Observed::default()
+        };
+        assert_eq!(kinds(&observed), [] as [&str; 0]);
+        observed.vfs[0].mac = Some(parking_mac("n1", held.address));
+        assert_eq!(kinds(&observed), [] as [&str; 0], "it has stepped aside");
+        observed.vfs[0].mac = Some(mac);
+        observed.vfs.push(vf("0000:02:10.0", "ens2", mac));
+        assert_eq!(kinds(&observed), ["mac_two_owners"], "another VF has its MAC");
+        observed.vfs.pop();
+        // A macvtap of ours that an earlier NIC of this MAC has left.
+        observed.links.push(macvtap("hn1", 2));
+        assert_eq!(kinds(&observed), ["leaked_macvtap", "mac_two_owners"]);
+        observed.links.pop();
+        observed.vfs[0].mac = Some(parking_mac("n1", held.address));
+        observed.journal.records.clear();
+        assert_eq!(kinds(&observed), ["leaked_vf"], "its record is gone");
     }
 
     #[test]

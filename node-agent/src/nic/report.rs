@@ -4,8 +4,8 @@ use hybridnic_api::{
     conditions::{self, NewCondition, reasons, types},
     limits,
     v1alpha1::{
-        Aside, AttachmentState, Goal, GuestDevices, MigrationReport, NicAttachmentStatus, Path, StandbyKind,
-        StandbyRef, SwitchOrder, TimelineEntry, VfRef,
+        Aside, AttachmentState, Goal, GuestDevices, MigrationReport, NicAttachmentStatus, OnLinkLoss, Path,
+        StandbyKind, StandbyRef, SwitchOrder, TimelineEntry, VfRef,
     },
 };
 use jiff::Timestamp;
@@ -189,7 +189,12 @@ fn fast_path(inputs: &Inputs<'_>, state: AttachmentState, path: Path, ready: &Ne
     if path == Path::FastPath {
         return match inputs.seen.and_then(|seen| seen.vf) {
             Some(VfSeen::There(vf)) if !vf.link => {
-                let message = "the guest is on its VF, whose PF has no link";
+                let message = match inputs.record.spec.l2.on_link_loss {
+                    OnLinkLoss::Move => "the guest is on its VF, whose PF has no link",
+                    OnLinkLoss::Stay => {
+                        "the guest is on its VF, whose PF has no link, and stays there, as the network says (onLinkLoss: Stay)"
+                    }
+                };
                 NewCondition::no(types::FAST_PATH, reasons::PF_LINK_DOWN, message)
             }
             Some(VfSeen::Unknown { .. }) => {

@@ -489,6 +489,18 @@ fn a_vf_without_link_or_of_which_nothing_is_known_carries_nothing_that_could_be_
         says(&status, types::FAST_PATH, expected);
         assert_eq!(status.path, Path::FastPath);
     }
+    // Whose network says that it stays, says so.
+    let seen = Seen {
+        vf: Some(dark),
+        ..seen(FAST, false)
+    };
+    for (on_link_loss, stays) in [(OnLinkLoss::Move, false), (OnLinkLoss::Stay, true)] {
+        let mut record = held(Goal::FastPath);
+        record.spec.l2.on_link_loss = on_link_loss;
+        let status = build(inputs(&record, &seen, None), None, at(1));
+        let message = &condition(&status, types::FAST_PATH).message;
+        assert_eq!(message.contains("onLinkLoss: Stay"), stays, "{message}");
+    }
 }
 
 #[test]

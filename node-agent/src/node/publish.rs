@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use hybridnic_api::{
     conditions::{self, NewCondition, reasons, types},
+    features::AgentFeature,
     v1alpha1::HybridNodeStatus,
 };
 use hybridnic_net::{
@@ -189,6 +190,7 @@ fn build_status(
     HybridNodeStatus {
         observed_generation: generation,
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),
+        features: AgentFeature::words(),
         pf_count: i32::try_from(pfs.len()).unwrap_or(i32::MAX),
         vfs,
         pools,

@@ -77,7 +77,7 @@ impl Watched for HybridNode {
             let status = node.status.as_ref();
             (
                 node.spec.pools.clone(),
-                status.and_then(|s| s.agent_version.clone()),
+                status.map(|s| (s.agent_version.clone(), s.features.clone())),
             )
         };
         // It belongs to no node any more.

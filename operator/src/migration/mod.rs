@@ -186,7 +186,7 @@ impl MigrationReconciler {
             .map(|nic| {
                 let refusal = target.and_then(|target| {
                     let node = self.world.hybrid_nodes.get("", &target.node_name);
-                    admit::to_node(&nic.spec.network, &target.node_name, node.as_deref()).err()
+                    admit::to_node(&nic.spec, &target.node_name, node.as_deref()).err()
                 });
                 let target_refusal =
                     refusal.map(|refusal| format!("{}: {}", refusal.reason, refusal.message));

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use hybridnic_api::conditions::reasons;
-use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, VmHybridNic};
+use hybridnic_api::features::AgentFeature;
+use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, VmHybridNic, VmHybridNicSpec};
 use kube::ResourceExt;
 
 use crate::select::selects;
@@ -61,9 +62,10 @@ pub fn to_network<'a>(
     }
 }
 
-/// Whether a node can take a NIC of a network: its agent is there and of a version that is supported, and the network
-/// selects it. A NIC that is there already stays.
-pub fn to_node(network: &str, node: &str, found: Option<&HybridNode>) -> Result<(), Refusal> {
+/// Whether a node can take a NIC: its agent is there, of a version that is supported, and can do what the NIC asks for, and the NIC's
+/// network selects it. A NIC that is there already stays.
+pub fn to_node(nic: &VmHybridNicSpec, node: &str, found: Option<&HybridNode>) -> Result<(), Refusal> {
+    let network = &nic.network;
     let Some(found) = found else {
         let message = format!("no node agent reports for node {node}; see that the agent's pod runs there");
         return Err(Refusal::new(reasons::AGENT_NOT_FOUND, message));
@@ -79,7 +81,15 @@ pub fn to_node(network: &str, node: &str, found: Option<&HybridNode>) -> Result<
             return Err(Refusal::new(reasons::AGENT_PENDING, message));
         }
     }
-    if found.spec.pools.iter().any(|pool| pool.network == network) {
+    if let Some(feature) = AgentFeature::missing(nic, found) {
+        let message = format!(
+            "the agent of node {node} does not say that it knows {}, and would make another NIC; upgrade the agent; until then node \
+             {node} does not get this NIC",
+            feature.field()
+        );
+        return Err(Refusal::new(reasons::AGENT_VERSION_UNSUPPORTED, message));
+    }
+    if found.spec.pools.iter().any(|pool| pool.network == *network) {
         return Ok(());
     }
     let message = format!("spec.nodeSelector of the HybridNetwork {network} does not select node {node}");
@@ -88,6 +98,8 @@ pub fn to_node(network: &str, node: &str, found: Option<&HybridNode>) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use hybridnic_api::v1alpha1::StandbyKind;
+
     use super::*;
     use crate::testing::{network, nic, node};
 
@@ -121,7 +133,8 @@ mod tests {
 
     #[test]
     fn nodes_refuse_with_a_reason() {
-        let reason = |node: Option<&HybridNode>| to_node("net", "n1", node).map_err(|refusal| refusal.reason);
+        let spec = nic("a", "vm", "net", 1).spec;
+        let reason = |node: Option<&HybridNode>| to_node(&spec, "n1", node).map_err(|refusal| refusal.reason);
         assert_eq!(reason(None), Err(reasons::AGENT_NOT_FOUND));
         assert_eq!(reason(Some(&node("n1", &[]))), Err(reasons::NODE_NOT_IN_NETWORK));
         assert_eq!(reason(Some(&node("n1", &["other", "net"]))), Ok(()));
@@ -130,5 +143,23 @@ mod tests {
         assert_eq!(reason(Some(&other)), Err(reasons::AGENT_VERSION_UNSUPPORTED));
         other.status = None;
         assert_eq!(reason(Some(&other)), Err(reasons::AGENT_PENDING));
+    }
+
+    #[test]
+    fn a_nic_goes_to_no_agent_that_does_not_know_its_fields() {
+        let mut alone = nic("a", "vm", "net", 1).spec;
+        let mut old = node("n1", &["net"]);
+        assert_eq!(to_node(&alone, "n1", Some(&old)), Ok(()));
+        old.status.as_mut().unwrap().features.clear();
+        assert_eq!(
+            to_node(&alone, "n1", Some(&old)),
+            Ok(()),
+            "it asks for nothing new"
+        );
+        alone.standby = StandbyKind::None;
+        assert_eq!(to_node(&alone, "n1", Some(&node("n1", &["net"]))), Ok(()));
+        let refused = to_node(&alone, "n1", Some(&old)).unwrap_err();
+        assert_eq!(refused.reason, reasons::AGENT_VERSION_UNSUPPORTED);
+        assert!(refused.message.contains("standby: None"), "{}", refused.message);
     }
 }

@@ -291,7 +291,7 @@ impl NicReconciler {
                 Change::Make(spec) if awaited.has(&name_of(&spec)) => {}
                 Change::Make(spec) => {
                     let node = self.world.hybrid_nodes.get("", &spec.node_name);
-                    let node = admit::to_node(&spec.network, &spec.node_name, node.as_deref());
+                    let node = admit::to_node(&nic.spec, &spec.node_name, node.as_deref());
                     match admission.clone().and(node) {
                         Ok(()) => {
                             let name = name_of(&spec);

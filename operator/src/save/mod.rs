@@ -170,7 +170,7 @@ where
         nics.map(|nic| {
             let refusal = node.and_then(|name| {
                 let node = self.world.hybrid_nodes.get("", name);
-                admit::to_node(&nic.spec.network, name, node.as_deref()).err()
+                admit::to_node(&nic.spec, name, node.as_deref()).err()
             });
             NicInputs {
                 attachments: self.world.attachments_of(&nic),

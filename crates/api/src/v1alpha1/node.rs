@@ -176,6 +176,11 @@ pub struct HybridNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = limits::WORD))]
     pub agent_version: Option<String>,
+    /// What the agent can do and earlier ones cannot, as `NoStandby` of a NIC.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[schemars(length(max = limits::FEATURES), inner(length(min = 1, max = limits::WORD)))]
+    pub features: Vec<String>,
     /// How many PFs there are.
     #[serde(default)]
     pub pf_count: i32,

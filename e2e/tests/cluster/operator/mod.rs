@@ -9,11 +9,13 @@ mod pools;
 
 use std::time::Duration;
 
-use hybridnic_api::conditions::{reasons, types};
+use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::features::AgentFeature;
 use hybridnic_api::names::{NIC_LABEL, VM_LABEL, attachment_name};
-use hybridnic_api::v1alpha1::{Goal, HybridNetwork, HybridNode, MigrationPhase, NicPhase, Path};
-use kube::api::{DeleteParams, ListParams};
+use hybridnic_api::v1alpha1::{Goal, HybridNetwork, HybridNode, MigrationPhase, NicPhase, Path, VmHybridNic};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
 
 use super::agent::{Agents, Mood};
 use super::bench::{Bench, is_fast, is_in, reason, why};
@@ -360,21 +362,26 @@ async fn migrations_that_go_well_and_that_do_not() {
     assert_eq!(nic.node_name.as_deref(), Some("n2"), "it stayed");
 }
 
+/// What the agent of node `n1` says of itself.
+async fn say(bench: &Bench, status: &Value) {
+    let patch = json!({ "status": status }).to_string();
+    bench
+        .kubectl(&[
+            "patch",
+            "hnode",
+            "n1",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &patch,
+        ])
+        .await;
+}
+
 #[tokio::test]
 async fn an_agent_of_another_version_gets_no_nic_and_keeps_those_it_has() {
     let (bench, _agents) = fast_nic().await;
-    let says = |version: &str| format!("{{\"status\":{{\"agentVersion\":\"{version}\"}}}}");
-    let patch = [
-        "patch",
-        "hnode",
-        "n1",
-        "--subresource=status",
-        "--type=merge",
-        "-p",
-    ];
-    bench
-        .kubectl(&[&patch[..], &[says("99.0.0").as_str()]].concat())
-        .await;
+    say(&bench, &json!({ "agentVersion": "99.0.0" })).await;
     bench.create_nic("eth1", "vm", None).await;
     let refused = |nic: &_| reason(nic, types::READY) == reasons::AGENT_VERSION_UNSUPPORTED;
     bench.nic_with("eth1", "refused", refused).await;
@@ -383,8 +390,39 @@ async fn an_agent_of_another_version_gets_no_nic_and_keeps_those_it_has() {
         .metrics_with(&["hybridnic_nodes{agent=\"unsupported\"} 1"])
         .await;
     // Once it is upgraded, the NIC goes on by itself.
-    bench
-        .kubectl(&[&patch[..], &[says(env!("CARGO_PKG_VERSION")).as_str()]].concat())
-        .await;
+    say(&bench, &json!({ "agentVersion": env!("CARGO_PKG_VERSION") })).await;
     bench.nic_with("eth1", "fast", is_fast).await;
+}
+
+/// It would not see `standby: None`, and make a standby.
+#[tokio::test]
+async fn an_agent_that_does_not_know_what_a_nic_asks_for_does_not_get_it() {
+    let (bench, _agents) = fast_nic().await;
+    say(&bench, &json!({ "features": null })).await;
+    let alone = json!({
+        "metadata": {"name": "eth1"},
+        "spec": {"network": "net", "vm": {"qemu": {"name": "vm"}}, "standby": "None"},
+    });
+    let alone = serde_json::from_value(alone).unwrap();
+    bench.nics().create(&PostParams::default(), &alone).await.unwrap();
+    let refused = |nic: &VmHybridNic| {
+        let conditions = nic.status.as_ref().map(|status| status.conditions.as_slice());
+        let ready = conditions::find(conditions.unwrap_or_default(), types::READY);
+        ready.is_some_and(|c| {
+            c.reason == reasons::AGENT_VERSION_UNSUPPORTED && c.message.contains("standby: None")
+        })
+    };
+    bench.nic_with("eth1", "refused", refused).await;
+    // Others ask for nothing new.
+    bench.create_nic("eth2", "vm", None).await;
+    bench.nic_with("eth2", "fast", is_fast).await;
+    let placed = async || {
+        let all = bench.attachments().list(&ListParams::default()).await.unwrap();
+        all.iter().any(|a| a.spec.nic.name == "eth1")
+    };
+    assert!(!placed().await, "it was placed on an agent that does not know it");
+    say(&bench, &json!({ "features": AgentFeature::words() })).await;
+    let passes = |nic: &VmHybridNic| !refused(nic);
+    bench.nic_with("eth1", "placed", passes).await;
+    assert!(placed().await, "nothing is in its way");
 }
