@@ -33,11 +33,11 @@ use common::{on_cluster, twice, watched_with, whole_within};
 use faults::Victim;
 use figures::by_phase;
 use hybridnic_e2e::cluster::Cluster;
-use hybridnic_e2e::kubevirt::{Kind, OnNodes, Vm, images};
+use hybridnic_e2e::kubevirt::{OnNodes, Vm, images};
 use hybridnic_e2e::lab::{Kernel, Pinger, Report};
 use hybridnic_e2e::world::{NicSpec, footprint};
 use page::Page;
-use seen::{BUSY, checked, current, fast, gone, node_of, reached};
+use seen::{BUSY, checked, current, fast, gone, node_of};
 use serde_json::json;
 use tokio::sync::Mutex;
 
@@ -200,9 +200,7 @@ impl<'a> Story<'a> {
             web().with_any_mac(),
             Vm::with_sriov(NAMESPACE, "old", NicSpec::new(0, SRIOV)),
         );
-        old.create(cluster).await.unwrap();
-        self.start_as_written(page, &web).await;
-        reached(cluster, Kind::VirtualMachineInstance, &old.name, "Running").await;
+        self.start_as_written(page, &web, &old).await;
         self.say("two VMs run, and the guest of ours is on its VFs");
         self.looked_at(page, &web).await;
         self.side_by_side(page, &web, &old).await;

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use hybridnic_e2e::cluster::{Cluster, TAG};
 use hybridnic_e2e::docs;
-use hybridnic_e2e::kubevirt::Vm;
+use hybridnic_e2e::kubevirt::{Kind, Vm};
 use hybridnic_e2e::world::binary;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::seen::{checked, fast};
+use super::seen::{checked, fast, reached};
 use super::{NAMESPACE, SCARCE, Story, network};
 
 const PAGE: &str = "docs/kubevirt.md";
@@ -175,20 +175,24 @@ impl Story<'_> {
         page
     }
 
-    /// The example's VM, which becomes this one, is on its VFs.
-    pub async fn start_as_written(&self, page: &Page, vm: &Vm) {
+    /// The example's VM, which becomes this one, is on its VFs. Another VM starts while its guest boots: no earlier, because a launcher has
+    /// 20 s for its first call, and no second try.
+    pub async fn start_as_written(&self, page: &Page, vm: &Vm, other: &Vm) {
         let asked = Instant::now();
         let path = "deploy/examples/kubevirt-vm.yaml";
         let fitted = page.put("vm.json", &fitted(&file(path), &vm.object()).to_string());
         page.types_as("apply -n", |command| command.replace(path, &fitted))
             .await;
         page.types("wait -n shop --for=create").await;
+        reached(self.cluster, Kind::VirtualMachineInstance, &vm.name, "Running").await;
+        other.create(self.cluster).await.unwrap();
         page.types("wait -n shop --for=condition=FastPath").await;
         let nics = fast(self.cluster, vm).await;
         let took = asked.elapsed().as_secs_f64();
         eprintln!("figure: {}, from asked to its fast path {took:.1} s", vm.name);
         page.types("get vhn").await;
         checked(self.cluster, vm, &nics).await;
+        reached(self.cluster, Kind::VirtualMachineInstance, &other.name, "Running").await;
     }
 
     /// What there is to look at while nothing happens.
