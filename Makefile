@@ -31,7 +31,7 @@ demos: setup build ## Forty demos in a row beside four compilers, and how many t
 freezes: setup build ## VFs plugged over and over, and how many guests the emulation has frozen; see docs/testing.md
 	@$(BUILT)/examples/freezes
 
-# What is left out takes as long as all others together: CI runs it each time, by AND="fast cluster-oldest kubevirt nodes".
+# What is left out takes as long as all others together: CI runs it each time, by AND="fast cluster-oldest kubevirt nodes kubevirt-nodes".
 test: ## All tests but those of real nodes, tier by tier, with the time of each; with them: make test AND=nodes
 	@e2e/test.sh $(AND)
 
@@ -107,7 +107,8 @@ kubevirt-nodes: build ## KubeVirt and Multus on real Kubernetes nodes: what user
 	$(CARGO) test $(ALL) --test kubevirt_nodes -- --nocapture vms_keep_their_network
 
 kubevirt-faults: build ## The same nodes: what goes wrong, what is rare, and a kernel without iommufd; not in CI, it takes too long
-	$(CARGO) test $(ALL) --test kubevirt_nodes -- --nocapture --test-threads=1 faults_cost_no_vm_its_network vms_live_through_what_is_rare vms_without_iommufd
+	$(CARGO) test $(ALL) --test kubevirt_nodes -- --nocapture --test-threads=1 faults_cost_no_vm_its_network faults_of_a_transfer_cost_no_vm_its_network \
+		vms_live_through_what_is_rare vms_without_iommufd
 
 lab: build ## Two emulated nodes with SR-IOV, the real programs, guests that migrate
 	$(CARGO) test $(ALL) --test lab

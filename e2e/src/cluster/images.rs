@@ -12,8 +12,10 @@ use crate::world::{binary, repository};
 
 /// Made in six seconds.
 const DEADLINE: Duration = Duration::from_mins(3);
-/// All that a node needs: no registry can be reached.
-const IMAGES: [&str; 5] = ["operator", "agent", "sidecar", "qemu", "pause"];
+/// What a node needs for VMs in pods of their own: no registry can be reached, and each image takes an emulated node its time.
+pub(super) const OWN: [&str; 4] = ["operator", "agent", "qemu", "pause"];
+/// And for VMs of KubeVirt, which has its own QEMU.
+pub(super) const KUBEVIRT: [&str; 4] = ["operator", "agent", "sidecar", "pause"];
 
 /// Name of an image.
 pub fn name(image: &str) -> String {
@@ -25,8 +27,8 @@ pub fn value() -> String {
     format!("image.tag={TAG}")
 }
 
-/// Makes the images; gives their archives.
-pub async fn build() -> Result<Vec<PathBuf>> {
+/// Makes these images; gives their archives.
+pub async fn build(images: &[&str]) -> Result<Vec<PathBuf>> {
     let agent = binary("hybridnic-agent")?;
     let programs = agent.parent().context("a program without a directory")?;
     let out = repository("target").join("lab-images");
@@ -35,7 +37,7 @@ pub async fn build() -> Result<Vec<PathBuf>> {
         .arg(&out)
         .arg(TAG)
         .arg(programs)
-        .args(IMAGES)
+        .args(images)
         .kill_on_drop(true);
     let output = tokio::time::timeout(DEADLINE, script.output())
         .await
@@ -45,7 +47,7 @@ pub async fn build() -> Result<Vec<PathBuf>> {
         "deploy/images/build.sh: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    Ok(IMAGES.iter().map(|image| archive(&out, image)).collect())
+    Ok(images.iter().map(|image| archive(&out, image)).collect())
 }
 
 fn archive(out: &Path, image: &str) -> PathBuf {

@@ -66,14 +66,25 @@ pub struct Cluster {
 impl Cluster {
     /// Boots two nodes and joins them. `say` is told what happens.
     pub async fn start(name: &str, say: impl Fn(&str)) -> Result<Self> {
-        Self::start_with(name, Kernel::Kube, MEMORY, &[], say).await
+        Self::start_with(name, Kernel::Kube, MEMORY, &images::OWN, &[], say).await
     }
 
-    /// The same with nodes that run this kernel and have so much memory, in MiB, and these images too.
-    pub async fn start_with(
+    /// The same for KubeVirt, which brings these images, with nodes that run this kernel and have so much memory, in MiB.
+    pub async fn start_for_kubevirt(
         name: &str,
         kernel: Kernel,
         memory: u32,
+        its: &[PathBuf],
+        say: impl Fn(&str),
+    ) -> Result<Self> {
+        Self::start_with(name, kernel, memory, &images::KUBEVIRT, its, say).await
+    }
+
+    async fn start_with(
+        name: &str,
+        kernel: Kernel,
+        memory: u32,
+        ours: &[&str],
         others: &[PathBuf],
         say: impl Fn(&str),
     ) -> Result<Self> {
@@ -88,7 +99,7 @@ impl Cluster {
             ..LabOptions::new(name)
         };
         say("making the images");
-        let mut images = images::build().await?;
+        let mut images = images::build(ours).await?;
         images.extend_from_slice(others);
         say("booting the nodes");
         let lab = Lab::start(options).await.context("the lab")?;

@@ -10,6 +10,7 @@ mod node;
 mod nodes;
 mod objects;
 mod sriov;
+mod virtctl;
 mod vm;
 
 use std::fs;
@@ -33,11 +34,14 @@ pub use multus::MULTUS;
 pub use node::{Device, Handler, Launcher, Sandbox, root};
 pub use nodes::{OnNodes, images};
 pub use objects::NAMESPACE;
+pub use virtctl::Virtctl;
 pub use vm::{Interface, Vm};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/build.sh");
 /// From start to the first answer: its caches must be filled, of a machine that may be busy.
 const READY: Duration = Duration::from_mins(1);
+/// As `e2e/kubevirt/go.mod` pins it.
+const VERSION: &str = "v1.8.0";
 /// Where each program listens, at an address of its own.
 const PORT: u16 = 8443;
 
@@ -112,7 +116,9 @@ impl KubeVirt {
             .await
             .context("the KubeVirt object")?;
         // What virt-operator would say of its work; the programs ask for it.
-        let status = json!({ "status": { "phase": "Deployed", "defaultArchitecture": "amd64" } });
+        let status = json!({ "status": {
+            "phase": "Deployed", "defaultArchitecture": "amd64", "observedKubeVirtVersion": VERSION,
+        }});
         all.patch_status("kubevirt", &PatchParams::default(), &Patch::Merge(status))
             .await
             .context("the KubeVirt object's status")?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use futures::future::try_join_all;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -18,6 +19,8 @@ const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/image.sh");
 const GUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/guest.sh");
 /// For what an emulated node is told to do.
 const SOON: Duration = Duration::from_mins(3);
+/// For the end of a program that is killed.
+const DEATH: Duration = Duration::from_secs(30);
 /// What a VM asks of its node, and what it asks of the next one: the version that its QEMU has made of it. virt-handler's labeller
 /// would say them.
 const MACHINES: [&str; 2] = ["q35", "pc-q35-10.0"];
@@ -45,9 +48,17 @@ pub async fn images() -> Result<[PathBuf; 2]> {
 pub struct OnNodes {
     /// What offers VFs for `sriov: {}`.
     pub(super) offers: Vec<Process>,
-    handlers: Vec<Process>,
-    _networks: Vec<Process>,
-    kubevirt: KubeVirt,
+    halves: Vec<Half>,
+    _kubevirt: KubeVirt,
+}
+
+/// A node's half of it.
+struct Half {
+    node: Node,
+    /// virt-handler's.
+    flags: Vec<String>,
+    handler: Process,
+    _multus: Process,
 }
 
 impl OnNodes {
@@ -58,42 +69,51 @@ impl OnNodes {
         cluster.apply(MULTUS).await?;
         let kubevirt = KubeVirt::start(&cluster.control_plane, configuration).await?;
         let root = super::root().await?;
-        let mut handlers = Vec::new();
-        let mut networks = Vec::new();
-        for node in cluster.lab.nodes() {
-            networks.push(start_multus(cluster, node, multus.each_ref().map(AsRef::as_ref)).await?);
-            handlers.push(start_handler(cluster, node, &root).await?);
-        }
-        for node in cluster.lab.nodes() {
-            node.run(BY_DIGEST, SOON)
-                .await
-                .context("the guest's image by its digest")?;
-            for machine in MACHINES {
-                let label = format!("machine-type.node.kubevirt.io/{machine}=true");
-                cluster.kubectl(&["label", "node", node.name(), &label]).await?;
-            }
-            let wait = format!("node/{}", node.name());
-            let labelled = "--for=jsonpath={.metadata.labels.kubevirt\\.io/schedulable}=true";
-            cluster
-                .kubectl(&["wait", &wait, labelled, "--timeout=180s"])
-                .await?;
-        }
+        let nodes = cluster.lab.nodes().iter();
+        let halves = nodes.map(|node| Half::start(cluster, node, &root, &multus));
         Ok(Self {
             offers: Vec::new(),
-            handlers,
-            _networks: networks,
-            kubevirt,
+            halves: try_join_all(halves).await?,
+            _kubevirt: kubevirt,
         })
     }
 
-    /// The control half.
-    pub fn control_half(&self) -> &KubeVirt {
-        &self.kubevirt
+    /// kill -9 of a node's virt-handler, the node counted from 1. Its launchers run on.
+    pub async fn kill_handler(&self, node: usize) -> Result<()> {
+        Ok(self.halves[node - 1].handler.kill(DEATH).await?)
     }
 
-    /// How many nodes have a virt-handler.
-    pub fn handlers(&self) -> usize {
-        self.handlers.len()
+    /// A new one in its place.
+    pub async fn start_handler(&mut self, node: usize) -> Result<()> {
+        let half = &mut self.halves[node - 1];
+        half.handler = start_handler(&half.node, &half.flags).await?;
+        Ok(())
+    }
+}
+
+impl Half {
+    async fn start(cluster: &Cluster, node: &Node, root: &Path, multus: &[PathBuf; 2]) -> Result<Self> {
+        let daemon = start_multus(cluster, node, multus.each_ref().map(AsRef::as_ref)).await?;
+        let flags = prepare_handler(cluster, node, root).await?;
+        let handler = start_handler(node, &flags).await?;
+        node.run(BY_DIGEST, SOON)
+            .await
+            .context("the guest's image by its digest")?;
+        for machine in MACHINES {
+            let label = format!("machine-type.node.kubevirt.io/{machine}=true");
+            cluster.kubectl(&["label", "node", node.name(), &label]).await?;
+        }
+        let wait = format!("node/{}", node.name());
+        let labelled = "--for=jsonpath={.metadata.labels.kubevirt\\.io/schedulable}=true";
+        cluster
+            .kubectl(&["wait", &wait, labelled, "--timeout=180s"])
+            .await?;
+        Ok(Self {
+            node: node.clone(),
+            flags,
+            handler,
+            _multus: daemon,
+        })
     }
 }
 
@@ -152,8 +172,8 @@ pub(super) fn show(node: &Node, program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// In the launchers' root, which this host shows the node.
-async fn start_handler(cluster: &Cluster, node: &Node, root: &Path) -> Result<Process> {
+/// What a virt-handler finds in the launchers' root, which this host shows the node. Gives its flags.
+async fn prepare_handler(cluster: &Cluster, node: &Node, root: &Path) -> Result<Vec<String>> {
     let api = Some(HOST_ADDRESS.into());
     let given = Given::new(&cluster.control_plane, node.name(), node.address(), api).await?;
     let shared = node.share().join("kubevirt");
@@ -176,8 +196,12 @@ async fn start_handler(cluster: &Cluster, node: &Node, root: &Path) -> Result<Pr
         let path = format!("{ROOT}/var/lib/kubevirt/{name}");
         node.put(&path, text.as_bytes(), 0o600).await?;
     }
+    Ok(given.flags)
+}
+
+async fn start_handler(node: &Node, flags: &[String]) -> Result<Process> {
     let mut argv = vec!["chroot", ROOT, "/usr/bin/virt-handler"];
-    argv.extend(given.flags.iter().map(String::as_str));
+    argv.extend(flags.iter().map(String::as_str));
     let environment = [
         ("PATH", "/usr/sbin:/usr/bin"),
         ("NODE_NAME", node.name()),

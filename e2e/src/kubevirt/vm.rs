@@ -30,6 +30,8 @@ pub struct Interface {
     pub network: String,
     /// What the guest has.
     pub nic: NicSpec,
+    /// Whether the VM says its MAC; otherwise it is the operator's to choose.
+    pub says_mac: bool,
 }
 
 /// A VM.
@@ -73,7 +75,15 @@ impl Vm {
             name: network.to_owned(),
             network: network.to_owned(),
             nic,
+            says_mac: true,
         });
+        self
+    }
+
+    /// Its first interface says no MAC. The guest gives that interface's address to the NIC which no other address is for.
+    #[must_use]
+    pub fn with_any_mac(mut self) -> Self {
+        self.interfaces[0].says_mac = false;
         self
     }
 
@@ -103,7 +113,8 @@ impl Vm {
         self.nic(&self.interfaces[0].name)
     }
 
-    fn object(&self) -> Value {
+    /// It, as its user writes it.
+    pub fn object(&self) -> Value {
         let mut arguments = format!(
             "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check {}",
             self.arguments
@@ -113,11 +124,20 @@ impl Vm {
             interfaces.push(json!({ "name": "plain", "bridge": {} }));
             networks.push(json!({ "name": "plain", "pod": {} }));
         }
-        for Interface { name, network, nic } in &self.interfaces {
-            let _ = write!(arguments, " lab.nic={}={}/24", nic.mac, nic.address);
+        for Interface {
+            name,
+            network,
+            nic,
+            says_mac,
+        } in &self.interfaces
+        {
             let mut interface = self.binding.clone();
             interface["name"] = json!(name);
-            interface["macAddress"] = json!(nic.mac);
+            if *says_mac {
+                interface["macAddress"] = json!(nic.mac);
+            }
+            let mac = if *says_mac { &nic.mac } else { "any" };
+            let _ = write!(arguments, " lab.nic={mac}={}/24", nic.address);
             interfaces.push(interface);
             networks.push(json!({ "name": name, "multus": { "networkName": network } }));
         }

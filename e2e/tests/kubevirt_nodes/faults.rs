@@ -28,11 +28,11 @@ pub enum Victim {
 }
 
 /// A script that finds the VM's QEMU, as `$pid`, and runs `then`.
-fn with_qemu(vm: &Vm, then: &str) -> String {
+pub fn with_qemu(vm: &Vm, then: &str) -> String {
     format!(
         "for pid in $(pidof qemu-system-x86_64); do \
-           if grep -q 'guest=default_{},' /proc/$pid/cmdline; then {then}; exit; fi; done; echo no QEMU; exit 1",
-        vm.name
+           if grep -q 'guest={}_{},' /proc/$pid/cmdline; then {then}; exit; fi; done; echo no QEMU >&2; exit 1",
+        vm.namespace, vm.name
     )
 }
 
@@ -170,7 +170,8 @@ impl Story<'_> {
         self.node(vm).await.run(&with_qemu(vm, then), SOON).await.unwrap();
     }
 
-    async fn node(&self, vm: &Vm) -> &Node {
+    /// Where a VM runs.
+    pub async fn node(&self, vm: &Vm) -> &Node {
         self.cluster.node(node_of(&current(self.cluster, vm).await))
     }
 
@@ -199,10 +200,10 @@ impl Story<'_> {
 }
 
 /// A command of libvirt's, in the pod of QEMU `$pid`.
-fn in_launcher(command: &str, vm: &Vm) -> String {
+pub fn in_launcher(command: &str, vm: &Vm) -> String {
     let socket = "/var/run/libvirt/virtqemud-sock";
     format!(
-        "nsenter -t $pid -m virsh -c 'qemu+unix:///session?socket={socket}' {command} --domain default_{}",
-        vm.name
+        "nsenter -t $pid -m virsh -c 'qemu+unix:///session?socket={socket}' {command} --domain {}_{}",
+        vm.namespace, vm.name
     )
 }

@@ -9,7 +9,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
 use super::common::on;
-use super::seen::{checked, current, fast, hardly_lost, migrate, node_of, succeeded};
+use super::seen::{checked, current, fast, migrate, node_of, succeeded};
 use super::{NAMESPACE, SOON, Story, web};
 
 impl Story<'_> {
@@ -49,13 +49,13 @@ impl Story<'_> {
         let asked = Instant::now();
         let migration = migrate(self.cluster, &vm.name).await;
         succeeded(self.cluster, &migration).await;
-        self.arrived(vm, asked, what).await;
+        let migration = self.arrived(vm, asked, what).await;
         assert_ne!(node_of(&current(self.cluster, vm).await), before);
         // Its VFs are given back with its pod, and only then others can have them, or it itself.
         let all = |node: &HybridNode| node.status.as_ref().is_some_and(|s| s.vfs.free == 11);
         let free = self.cluster.until_node(before, "with all VFs given back", all);
         free.await.unwrap();
-        hardly_lost(&pinger.stop().await, what);
+        self.moved(pinger, &migration, what).await;
     }
 
     /// Its QEMU has one group open for each NIC, and none by a descriptor of the VF's own.

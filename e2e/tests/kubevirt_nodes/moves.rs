@@ -2,18 +2,19 @@
 
 use std::time::Instant;
 
-use hybridnic_api::conditions::{reasons, types};
 use hybridnic_api::v1alpha1::{HybridNetwork, Path, VmHybridNic};
 use hybridnic_e2e::kubevirt::{Kind, Vm};
 use hybridnic_e2e::until::until;
-use kube::api::{DeleteParams, DynamicObject};
-use kube::runtime::wait::await_condition;
-use kube::{Api, ResourceExt as _};
+use kube::Api;
+use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
-use super::common::{self, condition};
+use super::common::{self, on};
+use super::figures::{History, by_phase};
+use super::page::Page;
 use super::seen::{
-    BUSY, at, checked, current, fast, gaps, hardly_lost, migrate, node_of, plugin, succeeded, writes,
+    BUSY, at, call_off, checked, current, fast, gaps, hardly_lost, migrate, moved, node_of, plugin,
+    succeeded, writes,
 };
 use super::{LONG, NAMESPACE, PAIR, SCARCE, SOON, Story};
 
@@ -29,7 +30,7 @@ const PHASES: [&str; 7] = [
 ];
 
 /// Whether a migration is in this phase, or further.
-fn is_in(migration: &DynamicObject, phase: &str) -> bool {
+pub fn is_in(migration: &DynamicObject, phase: &str) -> bool {
     let now = at(migration, "/status/phase").as_str().unwrap_or_default();
     let place = |phase| PHASES.iter().position(|one| *one == phase);
     // None is before all of them; a failure is not among them.
@@ -37,102 +38,60 @@ fn is_in(migration: &DynamicObject, phase: &str) -> bool {
 }
 
 impl Story<'_> {
-    /// A guest that does not let go of its VF: KubeVirt waits, the NIC says why, and the VM notices nothing, also when somebody deletes
-    /// the migration.
-    pub async fn keeps_its_vf(&self, vm: &Vm) {
-        let cluster = self.cluster;
-        let pinger = self.watch(vm).await;
-        let migration = migrate(cluster, &vm.name).await;
-        self.until_held(vm).await;
-        eprintln!("{}", plugin(cluster, &["nic", &vm.first()]).await);
-        let migrations = Kind::VirtualMachineInstanceMigration.api(cluster.client(), NAMESPACE);
-        let now = migrations.get(&migration).await.unwrap();
-        assert_eq!(*at(&now, "/status/phase"), "Scheduling");
-        migrations
-            .delete(&migration, &DeleteParams::default())
-            .await
-            .unwrap();
-        let nics = fast(cluster, vm).await;
-        checked(cluster, vm, &nics).await;
-        hardly_lost(&pinger.stop().await, "a migration that was held, and deleted");
-    }
-
-    /// The target's pod is deleted while it waits for its link: its runtime is told no more than that.
-    pub async fn target_deleted(&self, vm: &Vm) {
-        let cluster = self.cluster;
-        let pinger = self.watch(vm).await;
-        let migration = migrate(cluster, &vm.name).await;
-        self.until_held(vm).await;
-        let migrations = Kind::VirtualMachineInstanceMigration.api(cluster.client(), NAMESPACE);
-        let uid = migrations.get(&migration).await.unwrap().uid().unwrap();
-        let target = format!("kubevirt.io/migrationJobUID={uid}");
-        cluster
-            .kubectl(&[
-                "delete",
-                "pods",
-                "-n",
-                NAMESPACE,
-                "-l",
-                &target,
-                "--grace-period=0",
-                "--force",
-            ])
-            .await
-            .unwrap();
-        let failed = |object: &DynamicObject| *at(object, "/status/phase") == "Failed";
-        until(migrations, &migration, LONG, "failed", failed)
-            .await
-            .unwrap();
-        let nics = fast(cluster, vm).await;
-        checked(cluster, vm, &nics).await;
-        hardly_lost(&pinger.stop().await, "a target whose pod was deleted");
-    }
-
-    /// Waits until a VM's guest keeps its VF from a migration.
-    async fn until_held(&self, vm: &Vm) {
-        let says = |n: &VmHybridNic| condition(n, types::READY) == reasons::GUEST_KEEPS_VF;
-        let name = vm.first();
-        let held = self
-            .cluster
-            .until_nic(NAMESPACE, &name, "held by its guest", says);
-        held.await.unwrap();
-    }
-
-    /// The figure that users ask for: for how long a VM is without its network, and without its VF.
-    pub async fn side_by_side(&self, web: &Vm, old: &Vm) {
+    /// The figures that users ask for: for how long a VM is without its network, and without its VF.
+    pub async fn side_by_side(&self, page: &Page, web: &Vm, old: &Vm) {
         let cluster = self.cluster;
         let (ours, theirs) = (self.watch(web).await, self.watch(old).await);
+        let history = History::of(cluster, web, &web.interfaces[0].name);
         let (asked, before) = (Instant::now(), writes(cluster));
-        let migration = migrate(cluster, &old.name).await;
-        eprintln!("{}", plugin(cluster, &["migrate", &web.name, "--watch"]).await);
-        self.arrived(web, asked, "there").await;
+        let old = migrate(cluster, &old.name).await;
+        page.types("hybridnic migrate").await;
+        let web = self.arrived(web, asked, "there").await;
         let [operator, agents] = [0, 1].map(|who| writes(cluster)[who] - before[who]);
         eprintln!("figure: API writes of a migration: {operator} of the operator, {agents} of both agents");
-        succeeded(cluster, &migration).await;
+        succeeded(cluster, &old).await;
         // Its VF comes after that.
         assert!(theirs.answered(20, SOON).await, "no answer of sriov: {{}}");
-        gaps(&theirs.stop().await, "sriov: {}");
-        let report = common::watched_with(ours, BUSY).await;
-        gaps(&report, "hybridnic");
+        let theirs = theirs.stop().await;
+        gaps(&theirs, "sriov: {}");
+        by_phase(cluster, &old, &theirs, "sriov: {}").await;
+        let ours = self.moved(ours, &web, "hybridnic").await;
+        let on_standby = history.without_vf().await;
+        let [ours, theirs] = [ours, theirs].map(|report| report.round_trip.longest());
+        eprintln!("figure: hybridnic: {on_standby:.1?} on its standby, {ours:.1?} of it without network");
+        // It has nothing but its VF.
+        eprintln!("figure: sriov: {{}}: {theirs:.1?} without its VF, and without network");
+        assert!(ours < theirs / 2, "{ours:?} is not much less than {theirs:?}");
+    }
+
+    /// Its user sends it to its standbys, and back.
+    pub async fn sent_aside(&self, page: &Page, vm: &Vm) {
+        let pinger = self.watch(vm).await;
+        page.types("hybridnic standby").await;
+        for interface in &vm.interfaces {
+            let is = |nic: &VmHybridNic| on(nic, Path::Standby);
+            let name = vm.nic(&interface.name);
+            let there = self.cluster.until_nic(NAMESPACE, &name, "on its standby", is);
+            there.await.unwrap();
+        }
+        assert!(pinger.answered(20, SOON).await, "no answer by the standby");
+        plugin(self.cluster, &["fast", &format!("vm/{}", vm.name), "--watch"]).await;
+        let nics = fast(self.cluster, vm).await;
+        checked(self.cluster, vm, &nics).await;
+        hardly_lost(&pinger.stop().await, "sent to its standby, and back");
     }
 
     /// Everything leaves a node; where the VM comes to, the agent is killed while the VM's pod waits for its link.
-    pub async fn drained(&self, web: &Vm) {
+    pub async fn drained(&self, page: &Page, web: &Vm) {
         let cluster = self.cluster;
         let nic = current(cluster, web).await;
         let (from, to) = (node_of(&nic), 3 - node_of(&nic));
         let pinger = self.watch(web).await;
         let asked = Instant::now();
         let node = format!("n{from}");
-        let drain = [
-            "drain",
-            &node,
-            "--ignore-daemonsets",
-            "--delete-emptydir-data",
-            "--force",
-            "--timeout=280s",
-            "--pod-selector=kubevirt.io=virt-launcher",
-        ];
+        let drain = page.types_as("kubectl drain", |command| {
+            format!("{} --timeout=280s", command.replace(" n1 ", &format!(" {node} ")))
+        });
         let kill = async {
             let switching = |n: &VmHybridNic| n.status.as_ref().is_some_and(|s| s.path == Path::Standby);
             cluster
@@ -141,13 +100,10 @@ impl Story<'_> {
                 .unwrap();
             self.kill_agent(to).await;
         };
-        let (drained, ()) = tokio::join!(cluster.kubectl(&drain), kill);
-        drained.unwrap();
-        self.arrived(web, asked, "drained").await;
-        gaps(
-            &common::watched_with(pinger, BUSY).await,
-            "drained, an agent killed",
-        );
+        tokio::join!(drain, kill);
+        let migration = self.arrived(web, asked, "drained").await;
+        assert_eq!(node_of(&current(cluster, web).await), to);
+        self.moved(pinger, &migration, "drained, an agent killed").await;
         cluster.kubectl(&["uncordon", &node]).await.unwrap();
     }
 
@@ -155,7 +111,13 @@ impl Story<'_> {
     pub async fn called_off(&self, vm: &Vm) {
         let cluster = self.cluster;
         let migrations = Kind::VirtualMachineInstanceMigration.api(cluster.client(), NAMESPACE);
-        for phase in &PHASES[1..6] {
+        for phase in &PHASES[..6] {
+            // It would not stay in the first one otherwise.
+            let turns = match *phase {
+                "Pending" => json!({ "parallelMigrationsPerCluster": 0 }),
+                _ => Value::Null,
+            };
+            self.migrations(&turns).await;
             let pinger = self.watch(vm).await;
             let migration = migrate(cluster, &vm.name).await;
             let is = |object: &DynamicObject| is_in(object, phase);
@@ -163,23 +125,11 @@ impl Story<'_> {
                 .await
                 .unwrap();
             eprintln!("deleted in {}", at(&now, "/status/phase"));
-            migrations
-                .delete(&migration, &DeleteParams::default())
-                .await
-                .unwrap();
-            let gone = await_condition(migrations.clone(), &migration, |m: Option<&DynamicObject>| {
-                m.is_none()
-            });
-            tokio::time::timeout(LONG, gone)
-                .await
-                .expect("it does not go")
-                .unwrap();
+            call_off(cluster, &migration).await;
             let nics = fast(cluster, vm).await;
             checked(cluster, vm, &nics).await;
-            gaps(
-                &common::watched_with(pinger, BUSY).await,
-                &format!("deleted in {phase}"),
-            );
+            let report = common::watched_with(pinger, BUSY).await;
+            moved(&report, &format!("deleted in {phase}"));
         }
     }
 
@@ -194,6 +144,7 @@ impl Story<'_> {
         let free = async |network| networks.get(network).await.unwrap().status.unwrap().vfs.free;
         assert_eq!((free(SCARCE).await, free(PAIR).await), (0, 2));
         let pingers = [self.watch(both[0]).await, self.watch(both[1]).await];
+        let histories = both.map(|vm| History::of(cluster, vm, SCARCE));
         let asked = Instant::now();
         let migrations = [
             migrate(cluster, &both[0].name).await,
@@ -204,6 +155,7 @@ impl Story<'_> {
         }
         for (vm, pinger) in both.into_iter().zip(pingers) {
             self.arrived(vm, asked, &format!("{} crossed", vm.name)).await;
+            // No bound: while both come, the emulated nodes are far too busy for one.
             gaps(
                 &common::watched_with(pinger, BUSY).await,
                 &format!("{} crossed", vm.name),
@@ -211,41 +163,15 @@ impl Story<'_> {
         }
         let after = [self.scarce(both[0]).await, self.scarce(both[1]).await];
         assert_eq!(after, [before[1], before[0]]);
+        for (history, node) in histories.iter().zip(after) {
+            history.stood_by(node).await;
+        }
     }
 
     /// The node where a VM has its VF of the scarce network.
     async fn scarce(&self, vm: &Vm) -> usize {
         let nics: Api<VmHybridNic> = Api::namespaced(self.cluster.client(), NAMESPACE);
         node_of(&nics.get(&vm.nic(SCARCE)).await.unwrap())
-    }
-
-    /// Operator, and the agents of both ends, are killed, each while it has something to do.
-    pub async fn killed(&self, vm: &Vm) {
-        let cluster = self.cluster;
-        let from = node_of(&current(cluster, vm).await);
-        let migrations = Kind::VirtualMachineInstanceMigration.api(cluster.client(), NAMESPACE);
-        let pinger = self.watch(vm).await;
-        let asked = Instant::now();
-        let migration = migrate(cluster, &vm.name).await;
-        let until_in = async |phase: &str| {
-            let is = |object: &DynamicObject| is_in(object, phase);
-            let now = until(migrations.clone(), &migration, LONG, phase, is)
-                .await
-                .unwrap();
-            eprintln!("killed in {}", at(&now, "/status/phase"));
-        };
-        until_in("Scheduling").await;
-        self.kill("operator", &[]).await;
-        until_in("Running").await;
-        self.kill_agent(from).await;
-        until_in("Succeeded").await;
-        self.kill_agent(3 - from).await;
-        succeeded(cluster, &migration).await;
-        self.arrived(vm, asked, "killed").await;
-        gaps(
-            &common::watched_with(pinger, BUSY).await,
-            "operator and agents killed",
-        );
     }
 
     /// A VM that is paused lets go of nothing: its migration waits until it runs on.
@@ -259,7 +185,7 @@ impl Story<'_> {
         succeeded(cluster, &migration).await;
         let nics = fast(cluster, vm).await;
         checked(cluster, vm, &nics).await;
-        gaps(&common::watched_with(pinger, BUSY).await, "paused, and run on");
+        self.moved(pinger, &migration, "paused, and run on").await;
     }
 
     /// A migration that takes too long ends in post-copy: the VM runs at the target on its standby while its memory is still at the source,
@@ -277,12 +203,12 @@ impl Story<'_> {
         let vmis = Kind::VirtualMachineInstance.api(cluster.client(), NAMESPACE);
         let vmi = vmis.get(&vm.name).await.unwrap();
         assert_eq!(*at(&vmi, "/status/migrationState/mode"), "PostCopy");
-        gaps(&common::watched_with(pinger, BUSY).await, "post-copy");
+        self.moved(pinger, &migration, "post-copy").await;
         self.migrations(&Value::Null).await;
     }
 
     /// Configures how KubeVirt migrates.
-    async fn migrations(&self, how: &Value) {
+    pub async fn migrations(&self, how: &Value) {
         let patch = json!({ "spec": { "configuration": { "migrations": how } } }).to_string();
         let patch = [
             "patch",

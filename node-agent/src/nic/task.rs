@@ -338,10 +338,10 @@ impl NicTask {
         let ask = self.ask();
         let mut decision = plan::next(&ask, &now.seen, &self.cx.learnt);
         self.explain(&mut decision).await;
-        if let Decision::Wait(wait) = &decision
+        if let Some(why) = decision.withholds()
             && now.seen.sandbox_waits
         {
-            self.hold(&wait.message);
+            self.hold(why);
         }
         let order = plan::switch_order(&ask, &now.seen, &self.cx.learnt);
         if let Some(switch) = self

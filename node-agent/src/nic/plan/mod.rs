@@ -119,6 +119,21 @@ pub enum Decision {
     Wait(Wait),
 }
 
+impl Decision {
+    /// Why a pod whose sandbox waits for its link gets none yet; nothing where a step may lead to it.
+    pub fn withholds(&self) -> Option<&str> {
+        match self {
+            Self::Wait(wait) => Some(&wait.message),
+            Self::Done(AttachmentState::Reserved) => Some(SOURCE_FIRST),
+            Self::Do(_) | Self::Done(_) => None,
+        }
+    }
+}
+
+/// What keeps a migration's target from its link is at the other node, and only the operator sees both.
+const SOURCE_FIRST: &str = "all is ready here, and the VM has not left its VFs at its source yet: the pod gets its link after that. \
+     What keeps the VM is in the status of its NIC (kubectl get vhn)";
+
 /// Why nothing can be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wait {

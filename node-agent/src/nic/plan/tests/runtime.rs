@@ -69,6 +69,25 @@ fn a_reserved_nic_keeps_its_sandbox_waiting() {
 }
 
 #[test]
+fn a_sandbox_that_waits_too_long_is_told_what_for() {
+    let no = Learnt::default();
+    let why = |goal, seen| {
+        let decision = next(&theirs(goal), &seen, &no);
+        decision.withholds().map(str::to_owned)
+    };
+    let reserved = why(Goal::Reserved, held(None, true)).expect("a reason");
+    assert!(reserved.contains("its source"), "{reserved}");
+    assert_eq!(why(Goal::Reserved, ASKED), None, "a step comes first");
+    let busy = Seen {
+        qemu: QemuSeen::Unreachable,
+        ..held(Some(false), true)
+    };
+    assert!(why(Goal::Reserved, busy).is_some_and(|why| why != reserved));
+    // The interface is there, and answered.
+    assert_eq!(why(Goal::FastPath, held(Some(false), true)), None);
+}
+
+#[test]
 fn what_the_runtime_sees_to_is_waited_for() {
     let no = Learnt::default();
     let bare = Guest {
