@@ -227,9 +227,14 @@ impl Model {
         if let Action::Nic(Some(_)) | Action::Hear(_, Some(_)) | Action::Publish(_, Some(_)) = action {
             next.splits = next.splits.saturating_sub(1);
         }
+        let before = *next;
         self.do_it(next, action);
         for end in ENDS {
-            self.agent(next, end);
+            // An agent has done all that there was to do; it looks again when something has changed.
+            let has = |state: &State| state.api.attachments[end].iter().any(Option::is_some);
+            if next.nodes[end] != before.nodes[end] || has(next) != has(&before) {
+                self.agent(next, end);
+            }
         }
         // What QEMU does by itself is over when the source does not run, or its agent has had its turn.
         let source = &next.nodes[SOURCE];
@@ -336,7 +341,7 @@ impl Model {
     /// The migration's status.
     pub fn status(&self, state: &State) -> QemuMigrationStatus {
         let status = self.objects.migrations.get(state.api.migration);
-        status.map(|status| status.as_ref().clone()).unwrap_or_default()
+        status.cloned().unwrap_or_default()
     }
 
     /// Where the migration is.
@@ -350,7 +355,7 @@ impl Model {
         let mut specs = state.api.attachments[TARGET].iter().flatten();
         specs.any(|attachment| {
             let spec = self.objects.specs.get(attachment.spec);
-            let order = spec.as_ref().and_then(|spec| spec.migration.as_ref());
+            let order = spec.and_then(|spec| spec.migration.as_ref());
             order.is_some_and(|order| order.step == MigrationStep::Listen)
         })
     }
@@ -424,7 +429,8 @@ impl System for Model {
         if self.phase(state).is_final() && matches!(state.stream, Stream::None | Stream::Over) {
             return Vec::new();
         }
-        let mut actions = vec![Action::Migration];
+        let mut actions = Vec::with_capacity(48);
+        actions.push(Action::Migration);
         actions.extend(self.which(state).map(Action::Nic));
         for end in ENDS {
             let node = &state.nodes[end];

@@ -13,7 +13,9 @@ use hybridnic_api::v1alpha1::{
 
 use crate::model::Model;
 use crate::objects::{self, NIC, Objects};
-use crate::state::{Agent, Id, Mac, NICS, Nic, Node, Pf, Qemu, Run, Shown, State, Task, Transfer, Vf, Vm};
+use crate::state::{
+    Agent, Id, Mac, NICS, Nic, Node, PFS, Pf, Qemu, Run, Shown, State, Task, Transfer, Vf, Vm,
+};
 use crate::vm_task;
 
 /// All that a round of a NIC's task goes by.
@@ -43,14 +45,13 @@ pub(crate) struct Cards {
 
 impl Cards {
     fn of(model: &Model, node: &Node, nic: &Nic) -> Self {
-        let held = held(&node.nics);
-        let free = |pf: u8| node.fit(model.vfs).any(|fit| fit == pf) && !held.contains(&pf);
+        let offered = Offered::of(model, node);
         let vf = nic.vf.map(|vf| vf.index);
         Self {
             vf: vf.map(|pf| node.pf(pf)).unwrap_or_default(),
             standby: nic.standby.map(|pf| node.pf(pf)).unwrap_or_default(),
-            other: vf.is_some_and(|vf| (0..model.vfs).any(|pf| pf != vf && free(pf))),
-            home: vf.is_some() && nic.standby.is_some_and(free),
+            other: vf.is_some_and(|vf| (0..model.vfs).any(|pf| pf != vf && offered.has(pf))),
+            home: vf.is_some() && nic.standby.is_some_and(|pf| offered.has(pf)),
         }
     }
 }
@@ -84,7 +85,7 @@ pub fn round(model: &Model, state: &mut State, end: usize, n: usize, news: bool,
     }
     for _ in 0..40 {
         let sight = Sight::of(model, node, n);
-        let round = model.rounds.get((sight, n), || sight.decide(model, n));
+        let round = model.rounds.get(&(sight, n), || sight.decide(model, n));
         let nic = &mut node.nics[n];
         nic.shown = Some(Shown {
             state: round.state as u8,
@@ -189,8 +190,7 @@ fn leave(node: &mut Node, n: usize, status: Id) {
 impl Sight {
     fn of(model: &Model, node: &Node, n: usize) -> Self {
         let nic = node.nics[n];
-        let held = held(&node.nics);
-        let offered = nic.vf.is_none() && node.fit(model.vfs).any(|vf| !held.contains(&vf));
+        let offered = nic.vf.is_none() && Offered::of(model, node).first().is_some();
         let qemu = node.qemu;
         Self {
             nic: Nic { shown: None, ..nic },
@@ -354,7 +354,7 @@ pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view:
             ..GuestDevices::default()
         },
         unplug_order: None,
-        migration: migration.map(|report| report.as_ref().clone()),
+        migration: migration.cloned(),
         filtered: Filtered::default(),
         timeline: Vec::new(),
     };
@@ -390,15 +390,15 @@ pub(crate) fn is_seen(step: Step) -> bool {
 
 /// Takes a step; whether it could be.
 fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
-    let (fit, held): (Vec<u8>, _) = (node.fit(model.vfs).collect(), held(&node.nics));
+    let offered = Offered::of(model, node);
     let qemu = &mut node.qemu;
     let nic = &mut node.nics[n];
     let answers = qemu.answers();
     match step {
         Step::Reserve => {
             nic.recorded = true;
-            let own = nic.standby.filter(|pf| fit.contains(pf) && !held.contains(pf));
-            let free = own.or_else(|| fit.iter().copied().find(|vf| !held.contains(vf)));
+            let own = nic.standby.filter(|pf| offered.has(*pf));
+            let free = own.or_else(|| offered.first());
             let wants_vf = model.objects.aside(nic.spec) != Some(Aside::GiveVfBack);
             nic.vf = free.filter(|_| wants_vf).map(|index| Vf {
                 index,
@@ -446,8 +446,32 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
     true
 }
 
-fn held(nics: &[Nic; NICS]) -> Vec<u8> {
-    nics.iter().filter_map(|nic| nic.vf).map(|vf| vf.index).collect()
+/// The VFs that a NIC may take.
+struct Offered([bool; PFS]);
+
+impl Offered {
+    fn of(model: &Model, node: &Node) -> Self {
+        let mut offered = [false; PFS];
+        for vf in node.fit(model.vfs) {
+            let held = node
+                .nics
+                .iter()
+                .any(|nic| nic.vf.is_some_and(|held| held.index == vf));
+            if let Some(offered) = offered.get_mut(usize::from(vf)) {
+                *offered = !held;
+            }
+        }
+        Self(offered)
+    }
+
+    fn has(&self, vf: u8) -> bool {
+        self.0.get(usize::from(vf)) == Some(&true)
+    }
+
+    fn first(&self) -> Option<u8> {
+        let first = self.0.iter().position(|offered| *offered)?;
+        u8::try_from(first).ok()
+    }
 }
 
 fn set(nic: &mut Nic, change: impl FnOnce(&mut Vf)) {
@@ -535,7 +559,7 @@ pub fn halfway(model: &Model, state: &mut State, end: usize, n: usize) {
         return;
     }
     let sight = Sight::of(model, node, n);
-    let round = model.rounds.get((sight, n), || sight.decide(model, n));
+    let round = model.rounds.get(&(sight, n), || sight.decide(model, n));
     if let Some(attachment) = &mut state.api.attachments[end][n] {
         (attachment.status, attachment.current) = (round.status, node.nics[n].current);
     }

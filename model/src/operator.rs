@@ -39,14 +39,14 @@ pub enum Write {
 pub fn reconcile_migration(model: &Model, state: &mut State, late: bool) {
     let api = state.cached();
     if api.migration != 0 && api.migration == state.api.migration {
-        state.api.migration = model.steps.get((api, late), || next_status(model, &api, late));
+        state.api.migration = model.steps.get(&(api, late), || next_status(model, &api, late));
     }
 }
 
 /// One reconcile of a NIC, up to its first write: the operator may die after each.
 pub fn reconcile_nic(model: &Model, state: &mut State, n: usize) {
     let api = state.cached();
-    let write = model.writes.get((api, n), || first_write(model, &api, n));
+    let write = model.writes.get(&(api, n), || first_write(model, &api, n));
     let refused = match write {
         Write::Spec(end, _) => !state.knows(end, n),
         // A deletion goes by the object's uid.

@@ -53,7 +53,7 @@ pub fn drive(model: &Model, state: &mut State, end: usize) {
     }
     node.vm.tried = true;
     let sight = Sight::of(model, node);
-    let verdict = model.verdicts.get(sight, || sight.decide(model));
+    let verdict = model.verdicts.get(&sight, || sight.decide(model));
     if verdict.report != 0 {
         node.vm.report = verdict.report;
     }
@@ -151,7 +151,7 @@ impl Sight {
             nics: &nics,
             end,
             begun: begun.as_ref(),
-            said: said.as_deref(),
+            said,
             certified: certified.as_ref(),
             file: None,
         });

@@ -37,7 +37,7 @@ pub(super) fn round(world: &World, state: &mut State, pod: usize, n: usize, half
             return status;
         }
         let sight = NicSight::of(world, state, pod, n);
-        let round = world.rounds.get((sight, n), || sight.decide(&world.objects, n));
+        let round = world.rounds.get(&(sight, n), || sight.decide(&world.objects, n));
         let place = &mut state.places[pod];
         let nic = &mut place.nics[n];
         nic.shown = Some(Shown {
