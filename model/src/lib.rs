@@ -8,6 +8,7 @@
 //! | [`state`] | a state of the world, small enough to have millions of |
 //! | [`objects`] | the API's real objects, which states name by numbers |
 //! | [`nic_task`], [`vm_task`] | the agent's two tasks around its decisions |
+//! | [`cards`], [`port`] | the PFs of a node, and a VF's port at the switch |
 //! | [`operator`] | the operator's two controllers around its decisions |
 //! | [`qemu`] | what QEMU does |
 //! | [`model`] | which part may do what when, and what may go wrong |
@@ -18,12 +19,14 @@
 //! | [`kubevirt`] | the other world |
 //! | [`show`] | states in words |
 
+pub mod cards;
 pub mod invariants;
 pub mod kubevirt;
 pub mod model;
 pub mod nic_task;
 pub mod objects;
 pub mod operator;
+pub mod port;
 pub mod qemu;
 pub mod search;
 pub mod settling;

@@ -5,16 +5,18 @@ use hybridnic_agent::machine::qemu::migration::{self, RunInputs};
 use hybridnic_agent::machine::{Duties, Filtered};
 use hybridnic_agent::nic::plan::{self, Ask, Decision, Step};
 use hybridnic_agent::nic::report::{self, Inputs};
-use hybridnic_agent::nic::seen::{Guest, Port, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
+use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
 use hybridnic_api::v1alpha1::{
     Aside, AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
     Pairing, StandbyKind, SwitchOrder,
 };
 
+use crate::cards::{Cards, Offered};
 use crate::model::Model;
 use crate::objects::{self, NIC, Objects};
+use crate::port;
 use crate::state::{
-    Agent, Id, Mac, NICS, Nic, Node, PFS, Pf, Qemu, Run, Shown, State, Task, Transfer, Vf, Vm,
+    Agent, Asked, Asking, Id, Mac, NICS, Nic, Node, Port, Qemu, Run, Shown, State, Task, Transfer, Vf, Vm,
 };
 use crate::vm_task;
 
@@ -28,32 +30,6 @@ pub struct Sight {
     offered: bool,
     cards: Cards,
     vm: Vm,
-}
-
-/// How the PFs are to a NIC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Cards {
-    /// That of its VF.
-    vf: Pf,
-    /// That of its standby.
-    standby: Pf,
-    /// Whether a VF of another PF than its VF's can be had.
-    other: bool,
-    /// Whether one of its standby's can.
-    home: bool,
-}
-
-impl Cards {
-    fn of(model: &Model, node: &Node, nic: &Nic) -> Self {
-        let offered = Offered::of(model, node);
-        let vf = nic.vf.map(|vf| vf.index);
-        Self {
-            vf: vf.map(|pf| node.pf(pf)).unwrap_or_default(),
-            standby: nic.standby.map(|pf| node.pf(pf)).unwrap_or_default(),
-            other: vf.is_some_and(|vf| (0..model.vfs).any(|pf| pf != vf && offered.has(pf))),
-            home: vf.is_some() && nic.standby.is_some_and(|pf| offered.has(pf)),
-        }
-    }
 }
 
 /// What a round comes to.
@@ -84,6 +60,9 @@ pub fn round(model: &Model, state: &mut State, end: usize, n: usize, news: bool,
         return status;
     }
     for _ in 0..40 {
+        if node.nics[n].asking == Asking::Waits {
+            return status;
+        }
         let sight = Sight::of(model, node, n);
         let round = model.rounds.get(&(sight, n), || sight.decide(model, n));
         let nic = &mut node.nics[n];
@@ -152,6 +131,11 @@ fn hear(model: &Model, state: &mut State, end: usize, n: usize) {
     let said = model.objects.said(attachment.status);
     nic.heard = true;
     if nic.spec != spec {
+        let asks = |spec| (model.objects.goal(spec), model.objects.aside(spec));
+        // A wait is broken off, and what has failed is tried again.
+        if nic.asking == Asking::Waits || asks(nic.spec) != asks(spec) {
+            nic.asking = Asking::No;
+        }
         nic.spec = spec;
     }
     nic.current = true;
@@ -304,7 +288,7 @@ pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view:
             dark: cards.vf.dark,
             other_pf: nic.standby.is_some_and(|pf| pf != vf.index),
             held: false,
-            port: Port::NoProfile,
+            port: port::seen(vf.port),
         })
     });
     let order = SwitchOrder::MakeBeforeBreak;
@@ -391,6 +375,7 @@ pub(crate) fn is_seen(step: Step) -> bool {
 /// Takes a step; whether it could be.
 fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
     let offered = Offered::of(model, node);
+    let switch = node.switch;
     let qemu = &mut node.qemu;
     let nic = &mut node.nics[n];
     let answers = qemu.answers();
@@ -404,6 +389,11 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
                 index,
                 bound: false,
                 mac: Mac::Other,
+                port: if model.profile {
+                    Port::Has(Asked::Disassociate)
+                } else {
+                    Port::NoProfile
+                },
             });
             // Without a VF the PF with the fewest standbys; with one its own.
             if model.standby == StandbyKind::Macvtap {
@@ -415,13 +405,10 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
         Step::ConfigureVf => set(nic, |vf| vf.mac = Mac::Nic),
         Step::MakeStandby | Step::SeizeStandby => nic.macvtap = Some(false),
         // What it must be that is shut is proven with the plan (`plan/tests`).
-        // The model's network has no port profile.
-        Step::RaiseMtu
-        | Step::GuardStandby
-        | Step::AnswerSandbox
-        | Step::Preassociate
-        | Step::Associate
-        | Step::Disassociate => {}
+        Step::RaiseMtu | Step::GuardStandby | Step::AnswerSandbox => {}
+        Step::Preassociate => return port::ask(nic, switch, Asked::Preassociate),
+        Step::Associate => return port::ask(nic, switch, Asked::Associate),
+        Step::Disassociate => return port::ask(nic, switch, Asked::Disassociate),
         Step::StandbyUp => {
             nic.macvtap = Some(true);
             nic.announce |= qemu.vf[n].is_none();
@@ -433,7 +420,9 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
         Step::MoveStandby => (nic.macvtap, nic.standby) = (None, nic.vf.map(|vf| vf.index)),
         // Not while a process has it.
         Step::RestoreVf if qemu.alive && qemu.vf[n].is_some() => return false,
-        Step::RestoreVf | Step::DropVf => nic.vf = None,
+        // Not before the switch has taken away what the port has.
+        Step::RestoreVf if !port::free(nic, switch) => return false,
+        Step::RestoreVf | Step::DropVf => (nic.vf, nic.asking) = (None, Asking::No),
         Step::Forget => nic.recorded = false,
         _ if !answers => return false,
         Step::PlugStandby => qemu.standby[n] = true,
@@ -446,35 +435,7 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
     true
 }
 
-/// The VFs that a NIC may take.
-struct Offered([bool; PFS]);
-
-impl Offered {
-    fn of(model: &Model, node: &Node) -> Self {
-        let mut offered = [false; PFS];
-        for vf in node.fit(model.vfs) {
-            let held = node
-                .nics
-                .iter()
-                .any(|nic| nic.vf.is_some_and(|held| held.index == vf));
-            if let Some(offered) = offered.get_mut(usize::from(vf)) {
-                *offered = !held;
-            }
-        }
-        Self(offered)
-    }
-
-    fn has(&self, vf: u8) -> bool {
-        self.0.get(usize::from(vf)) == Some(&true)
-    }
-
-    fn first(&self) -> Option<u8> {
-        let first = self.0.iter().position(|offered| *offered)?;
-        u8::try_from(first).ok()
-    }
-}
-
-fn set(nic: &mut Nic, change: impl FnOnce(&mut Vf)) {
+pub(crate) fn set(nic: &mut Nic, change: impl FnOnce(&mut Vf)) {
     if let Some(vf) = &mut nic.vf {
         change(vf);
     }
@@ -582,6 +543,7 @@ pub fn crash(state: &mut State, end: usize) {
                 heard: false,
                 announce: true,
                 moved: false,
+                asking: Asking::No,
                 shown: Some(Shown {
                     state: AttachmentState::Pending as u8,
                     spec: nic.spec,

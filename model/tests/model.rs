@@ -2,7 +2,7 @@
 //!
 //! | variable | is |
 //! |---|---|
-//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `bonded`, which is the operator and guests that bond VF and standby; `alone`, which is the operator and NICs without a standby; or `prompt`, which is KubeVirt with two migrations and news that come at once |
+//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `bonded`, which is the operator and guests that bond VF and standby; `alone`, which is the operator and NICs without a standby; `profile`, which is the operator and a network with a port profile; or `prompt`, which is KubeVirt with two migrations and news that come at once |
 //! | `MODEL_FAULTS` | how many faults |
 //! | `MODEL_NICS` | NICs of the VM: 1 or 2 |
 //! | `MODEL_TELLS` | how often a user tells the NICs where their traffic is to run |
@@ -31,6 +31,8 @@ enum Driver {
     Bonded,
     /// The operator; the NICs have no standby.
     Alone,
+    /// The operator; the network has a port profile.
+    Profile,
     /// KubeVirt, which asks for one.
     Kubevirt,
     /// KubeVirt, which asks for two, one after the other; all news come at once, except for faults.
@@ -114,6 +116,7 @@ fn main() -> ExitCode {
             Ok("prompt") => Driver::Prompt,
             Ok("bonded") => Driver::Bonded,
             Ok("alone") => Driver::Alone,
+            Ok("profile") => Driver::Profile,
             _ => Driver::Operator,
         };
         vec![World {
@@ -151,6 +154,12 @@ fn look(world: World) -> bool {
             &Model::new(world.vfs, world.nics, world.tells, Pairing::NetFailover)
                 .with_turns(world.turns)
                 .without_standby(),
+            world,
+        ),
+        Driver::Profile => look_at(
+            &Model::new(world.vfs, world.nics, world.tells, Pairing::NetFailover)
+                .with_turns(world.turns)
+                .with_profile(),
             world,
         ),
         Driver::Kubevirt | Driver::Prompt => {
