@@ -7,8 +7,8 @@ use hybridnic_agent::nic::plan::{self, Ask, Decision, Step};
 use hybridnic_agent::nic::report::{self, Inputs};
 use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
 use hybridnic_api::v1alpha1::{
-    Aside, AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
-    Pairing, StandbyKind, SwitchOrder,
+    Aside, AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, NicAttachmentSpec, Pairing,
+    StandbyKind, SwitchOrder,
 };
 
 use crate::cards::{Cards, Offered};
@@ -230,10 +230,7 @@ impl Sight {
             .unwrap_or_else(|| empty(n, AttachedVm::Qemu { name: String::new() }));
         // The VM has been loaded, and is started next.
         let loaded = |qemu: Qemu| qemu.run == Run::Paused && qemu.migration == Transfer::Completed;
-        let listens = spec
-            .migration
-            .as_ref()
-            .is_some_and(|order| order.step == MigrationStep::Listen);
+        let listens = spec.migration.as_ref().is_some_and(|order| order.step.receives());
         let arrives = listens && self.qemu.is_some_and(loaded);
         let view = View {
             nic: self.nic,

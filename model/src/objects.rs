@@ -12,7 +12,8 @@ use hybridnic_api::names::{ATTACHMENT_FINALIZER, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
     Aside, AttachmentState, Decision, Goal, MigrationReport, NicAttachment, NicAttachmentSpec,
     NicAttachmentStatus, NoFreeVf, ObjectRef, Path, Placement, QemuMigration, QemuMigrationSpec,
-    QemuMigrationStatus, QemuVm, VmHybridNic, VmHybridNicSpec, VmHybridNicStatus, WantedPath,
+    QemuMigrationStatus, QemuVm, StateFileStatus, VmHybridNic, VmHybridNicSpec, VmHybridNicStatus,
+    WantedPath,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -25,6 +26,8 @@ use crate::state::{self, Choice, Id, NICS};
 
 /// The migration's uid.
 pub const MIGRATION: &str = "m-uid";
+/// The uids of what moves a VM: a migration or a save, and a restore.
+pub const MOVE: [&str; 2] = [MIGRATION, "r-uid"];
 /// The NICs' names.
 pub const NIC: [&str; NICS] = ["eth0", "eth1"];
 /// The nodes' names.
@@ -124,6 +127,8 @@ pub struct Objects {
     pub specs: Numbered<NicAttachmentSpec>,
     /// Attachments' statuses.
     pub statuses: Numbered<NicAttachmentStatus>,
+    /// Statuses of saves and restores.
+    pub files: Numbered<StateFileStatus>,
     /// What agents say of a VM's migration.
     pub reports: Numbered<MigrationReport>,
 }
@@ -185,6 +190,26 @@ impl Objects {
         }
         (status.total_ms, status.downtime_ms) = (None, None);
         self.migrations.id(status)
+    }
+
+    /// The number of the status of a save or a restore.
+    pub fn file_id(&self, mut status: StateFileStatus) -> Id {
+        plain(&mut status.conditions);
+        if let Some(failure) = &mut status.failure {
+            failure.message.clear();
+        }
+        for phase in &mut status.phases {
+            (phase.started_at, phase.ms) = (MicroTime(now()), None);
+        }
+        for time in [&mut status.started_at, &mut status.finished_at]
+            .into_iter()
+            .flatten()
+        {
+            *time = MicroTime(now());
+        }
+        (status.total_ms, status.downtime_ms) = (None, None);
+        (status.written, status.remaining) = (None, None);
+        self.files.id(status)
     }
 
     /// The number of a report.

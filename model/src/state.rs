@@ -245,12 +245,26 @@ pub struct Vm {
 /// A migration that was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Begun {
+    /// Which object has asked for it: see [`crate::objects::MOVE`].
+    pub of: u8,
     /// Whether that was in the QEMU that is there, or was there last.
     pub here: bool,
     /// Target: how far the VM's arrival is.
     pub arrival: Option<Arrival>,
     /// Source: where the VM is.
     pub custody: Custody,
+    /// How far the file is, where the VM goes to one.
+    pub saving: Option<Stage>,
+}
+
+/// How far a file is, by the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Stage {
+    Writing,
+    Whole,
+    Named,
+    Spoilt,
 }
 
 /// What there is of a NIC on a node.

@@ -2,7 +2,7 @@
 //!
 //! | variable | is |
 //! |---|---|
-//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `bonded`, which is the operator and guests that bond VF and standby; `alone`, which is the operator and NICs without a standby; `profile`, which is the operator and a network with a port profile; or `prompt`, which is KubeVirt with two migrations and news that come at once |
+//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `bonded`, which is the operator and guests that bond VF and standby; `alone`, which is the operator and NICs without a standby; `profile`, which is the operator and a network with a port profile; `end`, `continue` or `pause`, which is a VM that is saved to a file, by what is to become of it then, and restored; or `prompt`, which is KubeVirt with two migrations and news that come at once |
 //! | `MODEL_FAULTS` | how many faults |
 //! | `MODEL_NICS` | NICs of the VM: 1 or 2 |
 //! | `MODEL_TELLS` | how often a user tells the NICs where their traffic is to run |
@@ -16,11 +16,11 @@ use std::env;
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use hybridnic_api::v1alpha1::Pairing;
-use hybridnic_model::kubevirt;
+use hybridnic_api::v1alpha1::{AfterSave, Pairing};
 use hybridnic_model::model::Model;
 use hybridnic_model::search::{Bounds, search};
 use hybridnic_model::system::System;
+use hybridnic_model::{file, kubevirt};
 
 /// Who drives the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ enum Driver {
     Alone,
     /// The operator; the network has a port profile.
     Profile,
+    /// The operator, which saves the VM to a file, and restores it.
+    File(AfterSave),
     /// KubeVirt, which asks for one.
     Kubevirt,
     /// KubeVirt, which asks for two, one after the other; all news come at once, except for faults.
@@ -117,6 +119,9 @@ fn main() -> ExitCode {
             Ok("bonded") => Driver::Bonded,
             Ok("alone") => Driver::Alone,
             Ok("profile") => Driver::Profile,
+            Ok("end") => Driver::File(AfterSave::End),
+            Ok("continue") => Driver::File(AfterSave::Continue),
+            Ok("pause") => Driver::File(AfterSave::Pause),
             _ => Driver::Operator,
         };
         vec![World {
@@ -162,6 +167,7 @@ fn look(world: World) -> bool {
                 .with_profile(),
             world,
         ),
+        Driver::File(then) => look_at(&file::world::World::new(world.vfs, world.nics, then), world),
         Driver::Kubevirt | Driver::Prompt => {
             let prompt = world.driver == Driver::Prompt;
             let system = kubevirt::world::World::new(world.vfs, world.nics, world.tells, prompt, prompt);
