@@ -13,6 +13,11 @@ pub fn safe(state: &State) -> Result<(), Broken> {
     if state.truth.plain {
         return Err("(f) the VM was sent in plain".to_owned());
     }
+    devices(state)
+}
+
+/// What must hold of NICs and VFs.
+pub(crate) fn devices(state: &State) -> Result<(), Broken> {
     for n in 0..NICS {
         one_mac(state, n)?;
     }

@@ -11,7 +11,10 @@ use crate::system::Broken;
 
 /// What must hold in each state.
 pub fn safe(state: &State) -> Result<(), Broken> {
-    invariants::safe(&state.base)?;
+    invariants::devices(&state.base)?;
+    if ENDS.into_iter().all(|end| may_speak(state, end)) {
+        return Err("(a) two QEMUs run the VM".to_owned());
+    }
     if state.disk.named == Some(false) {
         return Err("(j) a file has its name, and is not whole".to_owned());
     }
@@ -27,6 +30,14 @@ pub fn safe(state: &State) -> Result<(), Broken> {
     Ok(())
 }
 
+/// Whether a QEMU runs the VM. One whose pod was deleted by force may run on until its kubelet ends it: nothing is left to tell of it.
+/// It must have no NIC then.
+fn may_speak(state: &State, end: usize) -> bool {
+    let qemu = &state.base.nodes[end].qemu;
+    let plugged = qemu.standby.contains(&true) || qemu.vf.iter().any(Option::is_some);
+    qemu.runs() && (plugged || state.base.api.pods[end] != Pod::Gone)
+}
+
 /// Whether a world in which nothing changes any more is as it should be.
 pub fn rested(world: &World, state: &State) -> Result<(), Broken> {
     let base = &state.base;
@@ -34,7 +45,7 @@ pub fn rested(world: &World, state: &State) -> Result<(), Broken> {
         let Some(phase) = world.phase(state, which) else {
             continue;
         };
-        if !phase.is_final() && !(phase == MigrationPhase::Pending && waits_to_begin(state, which)) {
+        if !phase.is_final() && !(phase == MigrationPhase::Pending && waits_to_begin(world, state, which)) {
             let kind = ["save", "restore"][which];
             return Err(format!("(d) the {kind} stays in {phase:?}"));
         }
@@ -150,12 +161,16 @@ fn file_is_as_said(world: &World, state: &State) -> Result<(), Broken> {
     Ok(())
 }
 
-/// What has not begun waits for as long as there is nothing to begin with: a save for a VM that runs, a restore for a QEMU that waits.
-fn waits_to_begin(state: &State, which: usize) -> bool {
+/// What has not begun waits for as long as there is nothing to begin with: a save for a VM that runs, a restore for a QEMU that waits, and
+/// for a save that waits itself.
+fn waits_to_begin(world: &World, state: &State, which: usize) -> bool {
     let qemu = |end: usize| &state.base.nodes[end].qemu;
     if which == SAVE {
         !qemu(SOURCE).runs()
     } else {
-        state.base.api.pods[TARGET] != Pod::Running || qemu(TARGET).run != Run::Incoming
+        let save = world.phase(state, SAVE);
+        save == Some(MigrationPhase::Pending)
+            || state.base.api.pods[TARGET] != Pod::Running
+            || qemu(TARGET).run != Run::Incoming
     }
 }
