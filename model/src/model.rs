@@ -263,21 +263,12 @@ impl Model {
         next.truth.own_double &= source.qemu.runs() && late;
     }
 
-    /// What is remembered of the VM goes with the last attachment to its pod.
-    pub(crate) fn forget(&self, next: &mut State, end: usize) {
-        let node = &mut next.nodes[end];
-        let here = node.nics.iter().any(|nic| nic.task == Task::Runs);
-        if !here && next.api.attachments[end].iter().all(Option::is_none) {
-            (node.vm.begun, node.vm.certified) = (None, false);
-        }
-    }
-
     /// An agent does all that there is to do on its node.
     fn agent(&self, next: &mut State, end: usize) {
         if next.nodes[end].agent != Agent::Prompt {
             return;
         }
-        self.forget(next, end);
+        vm_task::forget(next, end);
         // Two NICs, a few steps of the migration each.
         for _ in 0..20 {
             let before = next.nodes[end];

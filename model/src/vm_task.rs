@@ -65,6 +65,15 @@ pub fn drive(model: &Model, state: &mut State, end: usize) {
     }
 }
 
+/// What is remembered of the VM goes with the last attachment to its pod.
+pub(crate) fn forget(state: &mut State, end: usize) {
+    let node = &mut state.nodes[end];
+    let here = node.nics.iter().any(|nic| nic.task == Task::Runs);
+    if !here && state.api.attachments[end].iter().all(Option::is_none) {
+        (node.vm.begun, node.vm.certified) = (None, false);
+    }
+}
+
 /// What the journal has of a migration that was begun.
 pub fn begun(begun: Begun) -> journal::Begun {
     let saving = begun.saving.map(|stage| journal::Saving {

@@ -66,7 +66,7 @@ impl World {
 }
 
 /// What `make model` searches.
-const WORLDS: [World; 22] = [
+const WORLDS: [World; 37] = [
     world(Driver::Operator, 1, 1, 3, 0),
     world(Driver::Operator, 1, 0, 2, 0),
     world(Driver::Operator, 2, 2, 1, 1),
@@ -89,6 +89,21 @@ const WORLDS: [World; 22] = [
     world(Driver::Operator, 1, 2, 1, 0).turned(1),
     world(Driver::Operator, 1, 2, 0, 0).turned(3),
     world(Driver::Operator, 2, 2, 0, 0).turned(2),
+    world(Driver::Operator, 1, 2, 0, 0).told(1).turned(2),
+    world(Driver::Alone, 1, 1, 1, 0).turned(2),
+    world(Driver::Alone, 1, 2, 0, 0).told(1).turned(2),
+    world(Driver::Bonded, 1, 2, 1, 0).turned(1),
+    world(Driver::Bonded, 1, 2, 0, 0).told(1).turned(2),
+    world(Driver::Bonded, 1, 1, 1, 0).told(1),
+    world(Driver::Profile, 1, 1, 2, 0),
+    world(Driver::Profile, 1, 2, 1, 0).turned(1),
+    world(Driver::Profile, 1, 1, 1, 0).told(1),
+    world(Driver::Profile, 2, 1, 1, 0),
+    world(Driver::File(AfterSave::Continue), 1, 1, 2, 0),
+    world(Driver::File(AfterSave::End), 1, 1, 2, 0),
+    world(Driver::File(AfterSave::End), 1, 0, 1, 0),
+    world(Driver::File(AfterSave::End), 2, 2, 1, 0),
+    world(Driver::File(AfterSave::Pause), 1, 1, 1, 0),
 ];
 
 const fn world(driver: Driver, nics: usize, vfs: u8, faults: u8, splits: u8) -> World {

@@ -181,7 +181,10 @@ impl World {
         if source.qemu.alive && source.qemu.migration == Transfer::Active {
             faults.push(Fault::Full);
         }
-        if source.qemu.alive && source.qemu.run == Run::HandedOver {
+        if source.qemu.alive
+            && source.qemu.run == Run::HandedOver
+            && state.base.api.pods[SOURCE] == Pod::Running
+        {
             faults.push(Fault::RunOn);
         }
         if target.qemu.alive && target.qemu.migration == Transfer::Active {
@@ -215,7 +218,7 @@ impl World {
         if next.base.nodes[end].agent != Agent::Prompt {
             return;
         }
-        self.model.forget(&mut next.base, end);
+        crate::vm_task::forget(&mut next.base, end);
         for _ in 0..20 {
             let before = *next;
             if !vm_task::drive(self, next, end) {
@@ -223,8 +226,10 @@ impl World {
             }
             for n in 0..self.model.nics {
                 let was = next.base.nodes[end].qemu;
+                // The kubelet ends what is left of a pod that was deleted by force.
+                let stays = next.base.api.pods[end] != Pod::Gone;
                 nic_task::round(&self.model, &mut next.base, end, n, false, false);
-                if was.alive && !next.base.nodes[end].qemu.alive {
+                if stays && was.alive && !next.base.nodes[end].qemu.alive {
                     let saved = next.disk.named == Some(true) && !next.truth.ahead;
                     next.truth.killed |= was.runs() || end == SOURCE && !saved;
                 }

@@ -185,7 +185,7 @@ fn paused(inputs: &Inputs<'_>) -> Next {
 }
 
 fn completing(inputs: &Inputs<'_>, status: &StateFileStatus, end: OneEnd<'_>) -> Next {
-    use MigrationState::{Cancelled, Completed, Ended, Failed};
+    use MigrationState::{Cancelled, Completed, Ended, Failed, Lost};
     let request = &inputs.request;
     let state_there = end.report.map(|report| report.state);
     // A rollback that came too late.
@@ -194,8 +194,8 @@ fn completing(inputs: &Inputs<'_>, status: &StateFileStatus, end: OneEnd<'_>) ->
     }
     // A VM that something has run on is not in the file: it is not ended, and the file goes. So it is with one that was called off before
     // it was to be ended.
-    if let (Some(AfterSave::End), Some(report), false) = (request.then, end.report, end.gone)
-        && matches!(report.state, Failed | Cancelled)
+    if let (Some(AfterSave::End), Some(report)) = (request.then, end.report)
+        && matches!(report.state, Failed | Cancelled | Lost)
     {
         return roll_back(reasons::TRANSFER_FAILED, words(report));
     }
@@ -203,9 +203,9 @@ fn completing(inputs: &Inputs<'_>, status: &StateFileStatus, end: OneEnd<'_>) ->
     for nic in &inputs.nics {
         let attachment = there(nic, status);
         let done = match request.then {
-            _ if end.gone => true,
-            // A NIC that has left proves nothing about QEMU.
+            // A NIC that has left proves nothing about QEMU. And as long as it is there, its agent may still give the file up.
             Some(AfterSave::End) => ended && attachment.is_none_or(|a| state(a) == AttachmentState::Detached),
+            _ if end.gone => true,
             Some(AfterSave::Continue | AfterSave::Pause) => {
                 ended || state_there == Some(Completed) && attachment.is_none_or(is_back)
             }

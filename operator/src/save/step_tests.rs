@@ -293,6 +293,19 @@ fn a_vm_whose_save_was_called_off_before_it_was_to_be_ended_is_not_ended() {
 }
 
 #[test]
+fn a_pod_that_is_gone_does_not_prove_that_its_file_stays() {
+    let mut scene = writing(AfterSave::End);
+    scene.says(MigrationState::Completed);
+    scene.reach(MigrationPhase::Completing);
+    scene.end_pod();
+    scene.stays(reasons::MIGRATING);
+    // Its agent has given the file up, and says so only now.
+    scene.says(MigrationState::Cancelled);
+    scene.reach(MigrationPhase::RollingBack);
+    scene.reach(MigrationPhase::Failed);
+}
+
+#[test]
 fn a_deadline_that_comes_too_late_leaves_no_vm_paused() {
     let mut scene = writing(AfterSave::Pause);
     scene.object.spec.deadline_seconds = Some(5);
@@ -437,6 +450,7 @@ fn a_vm_that_is_lost_meanwhile_is_lost() {
     scene.says(MigrationState::Completed);
     scene.end_pod();
     scene.reach(MigrationPhase::Completing);
+    scene.at(AttachmentState::Detached);
     scene.reach(MigrationPhase::Succeeded);
 }
 
