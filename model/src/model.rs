@@ -9,7 +9,7 @@ use crate::objects::{Memo, Objects};
 use crate::qemu::{self, HAPPENS, Happens};
 use crate::state::{
     Agent, Api, Choice, ENDS, Id, Lag, NICS, Nic, Node, PFS, Pf, Pod, Qemu, Run, SOURCE, State, Stream,
-    Switch, TARGET, Task, Transfer, Truth, Vm,
+    Switch, TARGET, Transfer, Truth, Vm,
 };
 use crate::system::{Broken, Rest, System};
 use crate::{invariants, nic_task, operator, port, show, vm_task};

@@ -45,7 +45,8 @@ pub fn rested(world: &World, state: &State) -> Result<(), Broken> {
         let Some(phase) = world.phase(state, which) else {
             continue;
         };
-        if !phase.is_final() && !(phase == MigrationPhase::Pending && waits_to_begin(world, state, which)) {
+        let waits = phase == MigrationPhase::Pending && waits_to_begin(world, state, which);
+        if !phase.is_final() && !waits {
             let kind = ["save", "restore"][which];
             return Err(format!("(d) the {kind} stays in {phase:?}"));
         }
@@ -65,7 +66,8 @@ pub fn rested(world: &World, state: &State) -> Result<(), Broken> {
         for end in ENDS {
             let nic = &base.nodes[end].nics[n];
             let home = base.api.nic_pods[n] == u8::try_from(end).ok() && base.api.pods[end] == Pod::Running;
-            if !home && !(is_clean(nic) && base.api.attachments[end][n].is_none()) {
+            let clean = is_clean(nic) && base.api.attachments[end][n].is_none();
+            if !home && !clean {
                 return Err(format!("(d) something of a NIC is held at end {end} for ever"));
             }
         }

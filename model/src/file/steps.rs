@@ -95,10 +95,9 @@ pub fn crash(state: &mut State, end: usize) {
 fn look(disk: Disk, end: usize) -> Known {
     match (end == SAVE, disk.named, disk.manifest) {
         (true, None, false) => Known::Writable,
-        (true, _, _) => Known::Refused,
         // Its length is in the manifest.
         (false, Some(true), true) => Known::Loadable,
-        (false, _, _) => Known::Refused,
+        _ => Known::Refused,
     }
 }
 
@@ -130,11 +129,11 @@ fn write(state: &mut State, end: usize) {
     state.base.nodes[end].qemu.migration = Transfer::Active;
 }
 
-fn note(state: &mut State, end: usize, stage: Stage) {
+fn note(state: &mut State, end: usize, far: Stage) {
     if let Some(begun) = &mut state.base.nodes[end].vm.begun
         && begun.saving.is_some()
     {
-        begun.saving = Some(stage);
+        begun.saving = Some(far);
     }
 }
 
