@@ -4,7 +4,7 @@ use hybridnic_api::v1alpha1::{Aside, MigrationPhase, StandbyKind};
 
 use crate::model::Model;
 use crate::nic_task::is_clean;
-use crate::state::{Choice, ENDS, NICS, Nic, Pod, SOURCE, State, TARGET};
+use crate::state::{Asked, Choice, ENDS, NICS, Nic, Pod, Port, SOURCE, State, TARGET};
 use crate::system::Broken;
 
 /// What must hold in each state.
@@ -13,11 +13,17 @@ pub fn safe(state: &State) -> Result<(), Broken> {
     if state.truth.plain {
         return Err("(f) the VM was sent in plain".to_owned());
     }
+    devices(state)
+}
+
+/// What must hold of NICs and VFs.
+pub(crate) fn devices(state: &State) -> Result<(), Broken> {
     for n in 0..NICS {
         one_mac(state, n)?;
     }
     for end in ENDS {
         one_owner(state, end)?;
+        has_port(state, end)?;
     }
     Ok(())
 }
@@ -69,6 +75,36 @@ fn one_owner(state: &State, end: usize) -> Result<(), Broken> {
     Ok(())
 }
 
+/// Where the network has a port profile, no VF is in a guest before the switch has given its port the profile.
+fn has_port(state: &State, end: usize) -> Result<(), Broken> {
+    let node = &state.nodes[end];
+    for n in 0..NICS {
+        let port = node.nics[n].vf.map(|vf| vf.port);
+        let without = port.is_some_and(|port| !matches!(port, Port::NoProfile | Port::Has(Asked::Associate)));
+        if node.qemu.alive && node.qemu.vf[n].is_some() && without {
+            return Err(format!(
+                "(i) QEMU of node {end} has a VF whose port has no profile"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the switch has been told that a VF that is in no guest carries nothing.
+fn has_left_port(state: &State, end: usize) -> Result<(), Broken> {
+    let node = &state.nodes[end];
+    for n in 0..NICS {
+        let port = node.nics[n].vf.map(|vf| vf.port);
+        let left = matches!(port, Some(Port::Has(Asked::Associate) | Port::Asked(_)));
+        if left && node.qemu.vf[n].is_none() {
+            return Err(format!(
+                "(i) a VF of node {end} is in no guest, and its port has something for ever"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Whether a world in which nothing changes any more is as it should be.
 pub fn rested(model: &Model, state: &State) -> Result<(), Broken> {
     let phase = model.phase(state);
@@ -81,6 +117,9 @@ pub fn rested(model: &Model, state: &State) -> Result<(), Broken> {
         .collect();
     if runs.len() > 1 {
         return Err("(a) two QEMUs run the VM for ever".to_owned());
+    }
+    for end in ENDS {
+        has_left_port(state, end)?;
     }
     for n in 0..model.nics {
         for end in ENDS {
@@ -123,7 +162,10 @@ pub fn rested(model: &Model, state: &State) -> Result<(), Broken> {
         let free = node.fit(model.vfs).count() >= model.nics;
         if let Some(aside) = state.api.aside {
             let plugged = state.nodes[end].qemu.vf[n].is_some();
-            stands_aside(nic, plugged, aside, free)?;
+            let stays = alone && plugged && vf.is_some() && standby.is_none();
+            if !stays {
+                stands_aside(nic, plugged, aside, free)?;
+            }
             continue;
         }
         if free && !(vf.is_some() && standby.is_none() && state.nodes[end].qemu.vf[n].is_some()) {
@@ -182,7 +224,8 @@ fn has_vf_alone(model: &Model, state: &State, end: usize, n: usize) -> Result<()
     if pf.drained && !stays {
         return Err("(e) a NIC without a standby holds a VF that is drained for ever".to_owned());
     }
-    if pf.dark && free {
+    // One that it only keeps carries nothing.
+    if pf.dark && free && state.api.aside.is_none() {
         return Err("(e) a NIC without a standby is on a PF without link, and another has one".to_owned());
     }
     if state.api.aside.is_none() && pf.is_fit() && !plugged {

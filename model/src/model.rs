@@ -9,10 +9,10 @@ use crate::objects::{Memo, Objects};
 use crate::qemu::{self, HAPPENS, Happens};
 use crate::state::{
     Agent, Api, Choice, ENDS, Id, Lag, NICS, Nic, Node, PFS, Pf, Pod, Qemu, Run, SOURCE, State, Stream,
-    TARGET, Task, Transfer, Truth, Vm,
+    Switch, TARGET, Transfer, Truth, Vm,
 };
 use crate::system::{Broken, Rest, System};
-use crate::{invariants, nic_task, operator, show, vm_task};
+use crate::{invariants, nic_task, operator, port, show, vm_task};
 
 /// The world: what is the same in all its states, and what was worked out of it.
 pub struct Model {
@@ -28,6 +28,8 @@ pub struct Model {
     pub standby: StandbyKind,
     /// How the guest makes one NIC of VF and standby.
     pub pairing: Pairing,
+    /// Whether the network has a port profile.
+    pub profile: bool,
     /// Objects with a number.
     pub objects: Objects,
     pub(crate) rounds: Memo<(nic_task::Sight, usize), nic_task::Round>,
@@ -59,6 +61,10 @@ pub enum Action {
     Reap(usize),
     /// A QEMU answers again.
     Speak(usize),
+    /// The switch answers a node again.
+    Answer(usize),
+    /// Who waits for the switch gives up for a while.
+    TimeOut(usize),
     /// The operator's caches hear of all that there is.
     CatchUp,
     /// A person decides.
@@ -105,6 +111,8 @@ pub enum Fault {
     Late,
     /// An agent is held up while a NIC is halfway between two places.
     Halfway(usize, usize),
+    /// The switch does not answer a node, or refuses it the profile.
+    Switch(usize, Switch),
     /// The operator does not hear of changes: of the migration or, with an end, of that end's attachments.
     Lag(Option<usize>),
 }
@@ -119,6 +127,7 @@ impl Model {
             turns: 0,
             standby: StandbyKind::Macvtap,
             pairing,
+            profile: false,
             objects: Objects::default(),
             rounds: Memo::default(),
             verdicts: Memo::default(),
@@ -138,6 +147,15 @@ impl Model {
     pub fn without_standby(self) -> Self {
         Self {
             standby: StandbyKind::None,
+            ..self
+        }
+    }
+
+    /// The same on a network that has a port profile.
+    #[must_use]
+    pub fn with_profile(self) -> Self {
+        Self {
+            profile: true,
             ..self
         }
     }
@@ -176,6 +194,9 @@ impl Model {
             let node = &state.nodes[end];
             if node.agent != Agent::Down {
                 faults.push(Fault::Crash(end));
+            }
+            if self.profile && node.switch == Switch::Answers {
+                faults.extend([Switch::Silent, Switch::Refuses].map(|how| Fault::Switch(end, how)));
             }
             if node.agent == Agent::Prompt {
                 faults.push(Fault::HoldUp(end));
@@ -227,9 +248,14 @@ impl Model {
         if let Action::Nic(Some(_)) | Action::Hear(_, Some(_)) | Action::Publish(_, Some(_)) = action {
             next.splits = next.splits.saturating_sub(1);
         }
+        let before = *next;
         self.do_it(next, action);
         for end in ENDS {
-            self.agent(next, end);
+            // An agent has done all that there was to do; it looks again when something has changed.
+            let has = |state: &State| state.api.attachments[end].iter().any(Option::is_some);
+            if next.nodes[end] != before.nodes[end] || has(next) != has(&before) {
+                self.agent(next, end);
+            }
         }
         // What QEMU does by itself is over when the source does not run, or its agent has had its turn.
         let source = &next.nodes[SOURCE];
@@ -242,12 +268,7 @@ impl Model {
         if next.nodes[end].agent != Agent::Prompt {
             return;
         }
-        // What is remembered of the VM goes with the last attachment to its pod.
-        let node = &mut next.nodes[end];
-        let here = node.nics.iter().any(|nic| nic.task == Task::Runs);
-        if !here && next.api.attachments[end].iter().all(Option::is_none) {
-            (node.vm.begun, node.vm.certified) = (None, false);
-        }
+        vm_task::forget(next, end);
         // Two NICs, a few steps of the migration each.
         for _ in 0..20 {
             let before = next.nodes[end];
@@ -287,6 +308,8 @@ impl Model {
                 next.nodes[end].qemu = Qemu::dead();
             }
             Action::Speak(end) => next.nodes[end].qemu.mute = false,
+            Action::Answer(end) => port::answers(&mut next.nodes[end]),
+            Action::TimeOut(end) => port::time_out(&mut next.nodes[end]),
             Action::CatchUp => next.lag = Lag::None,
             Action::Decide(choice) => next.api.decision = Some(choice),
             Action::Tell(aside) => {
@@ -314,6 +337,7 @@ impl Model {
         match fault {
             Fault::Crash(end) => nic_task::crash(next, end),
             Fault::HoldUp(end) => next.nodes[end].agent = Agent::HeldUp,
+            Fault::Switch(end, how) => next.nodes[end].switch = how,
             Fault::Mute(end) => next.nodes[end].qemu.mute = true,
             Fault::Die(end) => next.nodes[end].qemu = Qemu::dead(),
             Fault::DieStarting { ran } => vm_task::die_starting(self, next, ran),
@@ -336,7 +360,7 @@ impl Model {
     /// The migration's status.
     pub fn status(&self, state: &State) -> QemuMigrationStatus {
         let status = self.objects.migrations.get(state.api.migration);
-        status.map(|status| status.as_ref().clone()).unwrap_or_default()
+        status.cloned().unwrap_or_default()
     }
 
     /// Where the migration is.
@@ -350,7 +374,7 @@ impl Model {
         let mut specs = state.api.attachments[TARGET].iter().flatten();
         specs.any(|attachment| {
             let spec = self.objects.specs.get(attachment.spec);
-            let order = spec.as_ref().and_then(|spec| spec.migration.as_ref());
+            let order = spec.and_then(|spec| spec.migration.as_ref());
             order.is_some_and(|order| order.step == MigrationStep::Listen)
         })
     }
@@ -390,6 +414,7 @@ impl System for Model {
             vm: Vm::NEW,
             nics: [Nic::NONE; NICS],
             pfs: [Pf::default(); PFS],
+            switch: Switch::Answers,
         };
         let mut state = State {
             api: Api {
@@ -424,7 +449,8 @@ impl System for Model {
         if self.phase(state).is_final() && matches!(state.stream, Stream::None | Stream::Over) {
             return Vec::new();
         }
-        let mut actions = vec![Action::Migration];
+        let mut actions = Vec::with_capacity(48);
+        actions.push(Action::Migration);
         actions.extend(self.which(state).map(Action::Nic));
         for end in ENDS {
             let node = &state.nodes[end];
@@ -436,6 +462,10 @@ impl System for Model {
             }
             if node.qemu.alive && node.qemu.mute {
                 actions.push(Action::Speak(end));
+            }
+            if node.switch != Switch::Answers {
+                actions.push(Action::Answer(end));
+                actions.extend((node.agent == Agent::Prompt).then_some(Action::TimeOut(end)));
             }
             if !node.qemu.alive && state.api.pods[end] == Pod::Running {
                 actions.push(Action::PodEnds(end));
@@ -477,6 +507,9 @@ impl System for Model {
                 _ => {}
             }
             self.act(&mut next, Action::GoOn(end));
+            if next.nodes[end].switch != Switch::Answers {
+                self.act(&mut next, Action::Answer(end));
+            }
             self.act(&mut next, Action::Hear(end, None));
             self.act(&mut next, Action::Publish(end, None));
         }

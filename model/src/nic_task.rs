@@ -5,15 +5,19 @@ use hybridnic_agent::machine::qemu::migration::{self, RunInputs};
 use hybridnic_agent::machine::{Duties, Filtered};
 use hybridnic_agent::nic::plan::{self, Ask, Decision, Step};
 use hybridnic_agent::nic::report::{self, Inputs};
-use hybridnic_agent::nic::seen::{Guest, Port, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
+use hybridnic_agent::nic::seen::{Guest, QemuSeen, Run as Place, Seen, VfMac, VfSeen, VfThere};
 use hybridnic_api::v1alpha1::{
-    Aside, AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, MigrationStep, NicAttachmentSpec,
-    Pairing, StandbyKind, SwitchOrder,
+    Aside, AttachedVm, AttachmentState, Goal, GuestDevices, GuestPorts, NicAttachmentSpec, Pairing,
+    StandbyKind, SwitchOrder,
 };
 
+use crate::cards::{Cards, Offered};
 use crate::model::Model;
 use crate::objects::{self, NIC, Objects};
-use crate::state::{Agent, Id, Mac, NICS, Nic, Node, Pf, Qemu, Run, Shown, State, Task, Transfer, Vf, Vm};
+use crate::port;
+use crate::state::{
+    Agent, Asked, Asking, Id, Mac, NICS, Nic, Node, Port, Qemu, Run, Shown, State, Task, Transfer, Vf, Vm,
+};
 use crate::vm_task;
 
 /// All that a round of a NIC's task goes by.
@@ -26,33 +30,6 @@ pub struct Sight {
     offered: bool,
     cards: Cards,
     vm: Vm,
-}
-
-/// How the PFs are to a NIC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Cards {
-    /// That of its VF.
-    vf: Pf,
-    /// That of its standby.
-    standby: Pf,
-    /// Whether a VF of another PF than its VF's can be had.
-    other: bool,
-    /// Whether one of its standby's can.
-    home: bool,
-}
-
-impl Cards {
-    fn of(model: &Model, node: &Node, nic: &Nic) -> Self {
-        let held = held(&node.nics);
-        let free = |pf: u8| node.fit(model.vfs).any(|fit| fit == pf) && !held.contains(&pf);
-        let vf = nic.vf.map(|vf| vf.index);
-        Self {
-            vf: vf.map(|pf| node.pf(pf)).unwrap_or_default(),
-            standby: nic.standby.map(|pf| node.pf(pf)).unwrap_or_default(),
-            other: vf.is_some_and(|vf| (0..model.vfs).any(|pf| pf != vf && free(pf))),
-            home: vf.is_some() && nic.standby.is_some_and(free),
-        }
-    }
 }
 
 /// What a round comes to.
@@ -83,8 +60,11 @@ pub fn round(model: &Model, state: &mut State, end: usize, n: usize, news: bool,
         return status;
     }
     for _ in 0..40 {
+        if node.nics[n].asking == Asking::Waits {
+            return status;
+        }
         let sight = Sight::of(model, node, n);
-        let round = model.rounds.get((sight, n), || sight.decide(model, n));
+        let round = model.rounds.get(&(sight, n), || sight.decide(model, n));
         let nic = &mut node.nics[n];
         nic.shown = Some(Shown {
             state: round.state as u8,
@@ -151,6 +131,11 @@ fn hear(model: &Model, state: &mut State, end: usize, n: usize) {
     let said = model.objects.said(attachment.status);
     nic.heard = true;
     if nic.spec != spec {
+        let asks = |spec| (model.objects.goal(spec), model.objects.aside(spec));
+        // A wait is broken off, and what has failed is tried again.
+        if nic.asking == Asking::Waits || asks(nic.spec) != asks(spec) {
+            nic.asking = Asking::No;
+        }
         nic.spec = spec;
     }
     nic.current = true;
@@ -189,8 +174,7 @@ fn leave(node: &mut Node, n: usize, status: Id) {
 impl Sight {
     fn of(model: &Model, node: &Node, n: usize) -> Self {
         let nic = node.nics[n];
-        let held = held(&node.nics);
-        let offered = nic.vf.is_none() && node.fit(model.vfs).any(|vf| !held.contains(&vf));
+        let offered = nic.vf.is_none() && Offered::of(model, node).first().is_some();
         let qemu = node.qemu;
         Self {
             nic: Nic { shown: None, ..nic },
@@ -246,10 +230,7 @@ impl Sight {
             .unwrap_or_else(|| empty(n, AttachedVm::Qemu { name: String::new() }));
         // The VM has been loaded, and is started next.
         let loaded = |qemu: Qemu| qemu.run == Run::Paused && qemu.migration == Transfer::Completed;
-        let listens = spec
-            .migration
-            .as_ref()
-            .is_some_and(|order| order.step == MigrationStep::Listen);
+        let listens = spec.migration.as_ref().is_some_and(|order| order.step.receives());
         let arrives = listens && self.qemu.is_some_and(loaded);
         let view = View {
             nic: self.nic,
@@ -304,7 +285,7 @@ pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view:
             dark: cards.vf.dark,
             other_pf: nic.standby.is_some_and(|pf| pf != vf.index),
             held: false,
-            port: Port::NoProfile,
+            port: port::seen(vf.port),
         })
     });
     let order = SwitchOrder::MakeBeforeBreak;
@@ -354,7 +335,7 @@ pub(crate) fn decide(objects: &Objects, n: usize, spec: NicAttachmentSpec, view:
             ..GuestDevices::default()
         },
         unplug_order: None,
-        migration: migration.map(|report| report.as_ref().clone()),
+        migration: migration.cloned(),
         filtered: Filtered::default(),
         timeline: Vec::new(),
     };
@@ -390,20 +371,26 @@ pub(crate) fn is_seen(step: Step) -> bool {
 
 /// Takes a step; whether it could be.
 fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
-    let (fit, held): (Vec<u8>, _) = (node.fit(model.vfs).collect(), held(&node.nics));
+    let offered = Offered::of(model, node);
+    let switch = node.switch;
     let qemu = &mut node.qemu;
     let nic = &mut node.nics[n];
     let answers = qemu.answers();
     match step {
         Step::Reserve => {
             nic.recorded = true;
-            let own = nic.standby.filter(|pf| fit.contains(pf) && !held.contains(pf));
-            let free = own.or_else(|| fit.iter().copied().find(|vf| !held.contains(vf)));
+            let own = nic.standby.filter(|pf| offered.has(*pf));
+            let free = own.or_else(|| offered.first());
             let wants_vf = model.objects.aside(nic.spec) != Some(Aside::GiveVfBack);
             nic.vf = free.filter(|_| wants_vf).map(|index| Vf {
                 index,
                 bound: false,
                 mac: Mac::Other,
+                port: if model.profile {
+                    Port::Has(Asked::Disassociate)
+                } else {
+                    Port::NoProfile
+                },
             });
             // Without a VF the PF with the fewest standbys; with one its own.
             if model.standby == StandbyKind::Macvtap {
@@ -415,13 +402,10 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
         Step::ConfigureVf => set(nic, |vf| vf.mac = Mac::Nic),
         Step::MakeStandby | Step::SeizeStandby => nic.macvtap = Some(false),
         // What it must be that is shut is proven with the plan (`plan/tests`).
-        // The model's network has no port profile.
-        Step::RaiseMtu
-        | Step::GuardStandby
-        | Step::AnswerSandbox
-        | Step::Preassociate
-        | Step::Associate
-        | Step::Disassociate => {}
+        Step::RaiseMtu | Step::GuardStandby | Step::AnswerSandbox => {}
+        Step::Preassociate => return port::ask(nic, switch, Asked::Preassociate),
+        Step::Associate => return port::ask(nic, switch, Asked::Associate),
+        Step::Disassociate => return port::ask(nic, switch, Asked::Disassociate),
         Step::StandbyUp => {
             nic.macvtap = Some(true);
             nic.announce |= qemu.vf[n].is_none();
@@ -433,7 +417,9 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
         Step::MoveStandby => (nic.macvtap, nic.standby) = (None, nic.vf.map(|vf| vf.index)),
         // Not while a process has it.
         Step::RestoreVf if qemu.alive && qemu.vf[n].is_some() => return false,
-        Step::RestoreVf | Step::DropVf => nic.vf = None,
+        // Not before the switch has taken away what the port has.
+        Step::RestoreVf if !port::free(nic, switch) => return false,
+        Step::RestoreVf | Step::DropVf => (nic.vf, nic.asking) = (None, Asking::No),
         Step::Forget => nic.recorded = false,
         _ if !answers => return false,
         Step::PlugStandby => qemu.standby[n] = true,
@@ -446,11 +432,7 @@ fn take(model: &Model, node: &mut Node, n: usize, step: Step) -> bool {
     true
 }
 
-fn held(nics: &[Nic; NICS]) -> Vec<u8> {
-    nics.iter().filter_map(|nic| nic.vf).map(|vf| vf.index).collect()
-}
-
-fn set(nic: &mut Nic, change: impl FnOnce(&mut Vf)) {
+pub(crate) fn set(nic: &mut Nic, change: impl FnOnce(&mut Vf)) {
     if let Some(vf) = &mut nic.vf {
         change(vf);
     }
@@ -535,7 +517,7 @@ pub fn halfway(model: &Model, state: &mut State, end: usize, n: usize) {
         return;
     }
     let sight = Sight::of(model, node, n);
-    let round = model.rounds.get((sight, n), || sight.decide(model, n));
+    let round = model.rounds.get(&(sight, n), || sight.decide(model, n));
     if let Some(attachment) = &mut state.api.attachments[end][n] {
         (attachment.status, attachment.current) = (round.status, node.nics[n].current);
     }
@@ -558,6 +540,7 @@ pub fn crash(state: &mut State, end: usize) {
                 heard: false,
                 announce: true,
                 moved: false,
+                asking: Asking::No,
                 shown: Some(Shown {
                     state: AttachmentState::Pending as u8,
                     spec: nic.spec,

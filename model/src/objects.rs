@@ -2,7 +2,9 @@
 //! times, messages and counters.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::hash::Hash;
+use std::marker::PhantomData;
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use foldhash::fast::FixedState;
 use hybridnic_api::conditions::{NewCondition, reasons, types};
@@ -10,7 +12,8 @@ use hybridnic_api::names::{ATTACHMENT_FINALIZER, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
     Aside, AttachmentState, Decision, Goal, MigrationReport, NicAttachment, NicAttachmentSpec,
     NicAttachmentStatus, NoFreeVf, ObjectRef, Path, Placement, QemuMigration, QemuMigrationSpec,
-    QemuMigrationStatus, QemuVm, VmHybridNic, VmHybridNicSpec, VmHybridNicStatus, WantedPath,
+    QemuMigrationStatus, QemuVm, StateFileStatus, VmHybridNic, VmHybridNicSpec, VmHybridNicStatus,
+    WantedPath,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -18,10 +21,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time}
 use kube::api::ObjectMeta;
 use serde::Serialize;
 
+use crate::search::fingerprint;
 use crate::state::{self, Choice, Id, NICS};
 
 /// The migration's uid.
 pub const MIGRATION: &str = "m-uid";
+/// The uids of what moves a VM: a migration or a save, and a restore.
+pub const MOVE: [&str; 2] = [MIGRATION, "r-uid"];
 /// The NICs' names.
 pub const NIC: [&str; NICS] = ["eth0", "eth1"];
 /// The nodes' names.
@@ -36,103 +42,79 @@ pub fn now() -> Timestamp {
     Timestamp::UNIX_EPOCH
 }
 
-/// Things with a number each, the same for equal ones.
+/// Things with a number each, the same for equal ones. A thing stays where it is, so it is read without a lock.
 pub struct Numbered<T> {
-    kept: RwLock<Kept<T>>,
-}
-
-struct Kept<T> {
-    by_id: Vec<Arc<T>>,
-    ids: HashMap<String, Id>,
+    by_id: Box<[OnceLock<Box<T>>]>,
+    ids: Mutex<HashMap<String, Id>>,
 }
 
 impl<T> Default for Numbered<T> {
     fn default() -> Self {
         Self {
-            kept: RwLock::new(Kept {
-                by_id: Vec::new(),
-                ids: HashMap::new(),
-            }),
+            by_id: (0..Id::MAX).map(|_| OnceLock::new()).collect(),
+            ids: Mutex::default(),
         }
     }
 }
 
 impl<T: Serialize> Numbered<T> {
     /// The number of a thing; never 0.
+    ///
+    /// # Panics
+    ///
+    /// If there are more things than numbers: two with one number would be a search of something else.
     pub fn id(&self, thing: T) -> Id {
         let text = serde_json::to_string(&thing).unwrap_or_default();
-        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(id) = kept.ids.get(&text) {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(id) = ids.get(&text) {
             return *id;
         }
-        kept.by_id.push(Arc::new(thing));
-        let id = Id::try_from(kept.by_id.len()).unwrap_or(Id::MAX);
-        kept.ids.insert(text, id);
+        let index = ids.len();
+        assert!(index < self.by_id.len(), "there are more objects than numbers");
+        self.by_id[index].get_or_init(|| Box::new(thing));
+        let id = Id::try_from(index + 1).unwrap_or(Id::MAX);
+        ids.insert(text, id);
         id
     }
 
     /// The thing of a number; none for 0.
-    pub fn get(&self, id: Id) -> Option<Arc<T>> {
+    pub fn get(&self, id: Id) -> Option<&T> {
         let index = usize::from(id).checked_sub(1)?;
-        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        kept.by_id.get(index).cloned()
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.kept
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_id
-            .len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.by_id.get(index)?.get().map(Box::as_ref)
     }
 }
 
-/// What a pure function has answered, by what it was asked.
+/// What a pure function has answered, by what it was asked. A question is known by its [`fingerprint`], as a state is.
 pub struct Memo<K, V> {
-    known: RwLock<HashMap<K, V, FixedState>>,
+    known: [RwLock<HashMap<u64, V, FixedState>>; SHARDS],
+    asked: PhantomData<fn(K)>,
 }
+
+/// Threads that ask different questions do not wait for each other.
+const SHARDS: usize = 64;
 
 impl<K, V> Default for Memo<K, V> {
     fn default() -> Self {
         Self {
-            known: RwLock::new(HashMap::default()),
+            known: std::array::from_fn(|_| RwLock::default()),
+            asked: PhantomData,
         }
     }
 }
 
-impl<K: std::hash::Hash + Eq, V: Clone> Memo<K, V> {
+impl<K: Hash, V: Clone> Memo<K, V> {
     /// The answer, which is worked out once.
-    pub fn get(&self, key: K, answer: impl FnOnce() -> V) -> V {
-        if let Some(known) = self
-            .known
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-        {
+    pub fn get(&self, key: &K, answer: impl FnOnce() -> V) -> V {
+        let print = fingerprint(key);
+        let shard = usize::try_from(print >> 32).unwrap_or_default() % SHARDS;
+        let shard = &self.known[shard];
+        if let Some(known) = shard.read().unwrap_or_else(PoisonError::into_inner).get(&print) {
             return known.clone();
         }
         let answer = answer();
-        self.known
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, answer.clone());
+        let mut known = shard.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert(print, answer.clone());
         answer
-    }
-
-    /// How many questions there were.
-    pub fn len(&self) -> usize {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// Whether there was none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -145,6 +127,8 @@ pub struct Objects {
     pub specs: Numbered<NicAttachmentSpec>,
     /// Attachments' statuses.
     pub statuses: Numbered<NicAttachmentStatus>,
+    /// Statuses of saves and restores.
+    pub files: Numbered<StateFileStatus>,
     /// What agents say of a VM's migration.
     pub reports: Numbered<MigrationReport>,
 }
@@ -162,7 +146,7 @@ impl Objects {
 
     /// A NIC's spec.
     pub fn spec(&self, n: usize, id: Id) -> Option<NicAttachmentSpec> {
-        let mut spec = self.specs.get(id)?.as_ref().clone();
+        let mut spec = self.specs.get(id)?.clone();
         spec.nic = reference(NIC[n]);
         spec.mac = mac(n);
         if let Some(Placement::Interface(name)) = &mut spec.placement {
@@ -208,6 +192,26 @@ impl Objects {
         self.migrations.id(status)
     }
 
+    /// The number of the status of a save or a restore.
+    pub fn file_id(&self, mut status: StateFileStatus) -> Id {
+        plain(&mut status.conditions);
+        if let Some(failure) = &mut status.failure {
+            failure.message.clear();
+        }
+        for phase in &mut status.phases {
+            (phase.started_at, phase.ms) = (MicroTime(now()), None);
+        }
+        for time in [&mut status.started_at, &mut status.finished_at]
+            .into_iter()
+            .flatten()
+        {
+            *time = MicroTime(now());
+        }
+        (status.total_ms, status.downtime_ms) = (None, None);
+        (status.written, status.remaining) = (None, None);
+        self.files.id(status)
+    }
+
     /// The number of a report.
     pub fn report_id(&self, report: Option<MigrationReport>) -> Id {
         let Some(mut report) = report else { return 0 };
@@ -225,7 +229,7 @@ impl Objects {
             .get(attachment.status)
             .map(|status| NicAttachmentStatus {
                 observed_generation: generation(attachment.current),
-                ..status.as_ref().clone()
+                ..status.clone()
             });
         let mut metadata = meta(&attachment_name(NIC[n], &uid(pod)), 1);
         let finalizer = attachment.finalizer.then(|| ATTACHMENT_FINALIZER.to_owned());
@@ -255,7 +259,7 @@ impl Objects {
         Some(QemuMigration {
             metadata,
             spec,
-            status: Some(status.as_ref().clone()),
+            status: Some(status.clone()),
         })
     }
 }
@@ -267,7 +271,7 @@ impl Objects {
             Some(found) if found.goal != Goal::Detached => {
                 let spec = NicAttachmentSpec {
                     goal: Goal::Detached,
-                    ..found.as_ref().clone()
+                    ..found.clone()
                 };
                 self.specs.id(spec)
             }

@@ -39,14 +39,19 @@ pub enum Write {
 pub fn reconcile_migration(model: &Model, state: &mut State, late: bool) {
     let api = state.cached();
     if api.migration != 0 && api.migration == state.api.migration {
-        state.api.migration = model.steps.get((api, late), || next_status(model, &api, late));
+        state.api.migration = model.steps.get(&(api, late), || next_status(model, &api, late));
     }
 }
 
 /// One reconcile of a NIC, up to its first write: the operator may die after each.
 pub fn reconcile_nic(model: &Model, state: &mut State, n: usize) {
     let api = state.cached();
-    let write = model.writes.get((api, n), || first_write(model, &api, n));
+    let write = model.writes.get(&(api, n), || first_write(model, &api, n));
+    apply(state, n, write, &api);
+}
+
+/// A write reaches the API server, if it was decided on what is there.
+pub(crate) fn apply(state: &mut State, n: usize, write: Write, api: &Api) {
     let refused = match write {
         Write::Spec(end, _) => !state.knows(end, n),
         // A deletion goes by the object's uid.
@@ -90,13 +95,18 @@ pub(crate) fn delete(slot: &mut Option<Attachment>, known: Option<Attachment>) {
     }
 }
 
-struct World {
-    nics: Vec<NicInputs>,
-    attachments: Vec<Arc<NicAttachment>>,
-    pods: Vec<Arc<Pod>>,
+/// What the operator's caches have.
+pub(crate) struct World {
+    /// The VM's NICs.
+    pub nics: Vec<NicInputs>,
+    /// Their attachments.
+    pub attachments: Vec<Arc<NicAttachment>>,
+    /// The VM's pods.
+    pub pods: Vec<Arc<Pod>>,
 }
 
-fn world(model: &Model, api: &Api) -> World {
+/// What the operator's caches have.
+pub(crate) fn world(model: &Model, api: &Api) -> World {
     let mut all = Vec::new();
     let mut nics = Vec::new();
     for n in 0..model.nics {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, Hash};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::FixedState;
@@ -52,11 +53,22 @@ pub struct Bounds {
 /// How many states are looked at before what they lead to is put together.
 const CHUNK: usize = 1 << 16;
 
+/// How many of them a thread takes at a time.
+const PART: usize = 1 << 9;
+
+/// What a part of the states leads to.
 struct Expanded<S: System> {
-    from: u32,
-    broken: Option<Broken>,
+    broken: Vec<(u32, Broken)>,
     transitions: usize,
-    next: Vec<(u64, S::Action, S::State)>,
+    next: Vec<Next<S>>,
+}
+
+/// A state that was not known before the part was looked at.
+struct Next<S: System> {
+    print: u64,
+    from: u32,
+    action: S::Action,
+    state: S::State,
 }
 
 /// Searches all states that can be reached.
@@ -81,27 +93,26 @@ pub fn search<S: System>(system: &S, bounds: &Bounds) -> Found<S::Action> {
         let mut following = Vec::new();
         for chunk in level.chunks(CHUNK) {
             let known = &index;
-            let expanded = in_parallel(chunk, bounds.threads, |(at, state)| {
-                expand(system, bounds, &settling, known, *at, state)
+            let expanded = in_parallel(chunk, bounds.threads, |part| {
+                expand(system, bounds, &settling, known, part)
             });
-            for done in expanded {
-                found.transitions += done.transitions;
-                if let Some(broken) = done.broken {
+            for part in expanded {
+                found.transitions += part.transitions;
+                for (from, broken) in part.broken {
                     let kind = |text: &str| text.split(':').next().unwrap_or_default().to_owned();
                     let new = !found.broken.iter().any(|(known, _)| kind(known) == kind(&broken));
                     if new {
-                        found.broken.push((broken, way(&parents, done.from)));
+                        found.broken.push((broken, way(&parents, from)));
                     }
-                    continue;
                 }
-                for (print, action, state) in done.next {
-                    if let Entry::Vacant(slot) = index.entry(print) {
+                for next in part.next {
+                    if let Entry::Vacant(slot) = index.entry(next.print) {
                         let Ok(at) = u32::try_from(parents.len()) else {
                             continue;
                         };
                         slot.insert(at);
-                        parents.push((done.from, Some(action)));
-                        following.push((at, state));
+                        parents.push((next.from, Some(next.action)));
+                        following.push((at, next.state));
                     }
                 }
             }
@@ -126,52 +137,68 @@ fn expand<S: System>(
     bounds: &Bounds,
     settling: &Settling,
     known: &HashMap<u64, u32, FixedState>,
-    from: u32,
-    state: &S::State,
+    part: &[(u32, S::State)],
 ) -> Expanded<S> {
     let mut expanded = Expanded {
-        from,
-        broken: None,
+        broken: Vec::new(),
         transitions: 0,
-        next: Vec::new(),
+        next: Vec::with_capacity(part.len()),
     };
-    let held = system.safe(state);
-    let held = if bounds.settling {
-        held.and_then(|()| settling.check(system, state))
-    } else {
-        held
-    };
-    if let Err(broken) = held {
-        expanded.broken = Some(broken);
-        return expanded;
-    }
-    for action in system.actions(state) {
-        let next = system.next(state, action);
-        if next == *state {
+    for (from, state) in part {
+        let held = system.safe(state);
+        let held = if bounds.settling {
+            held.and_then(|()| settling.check(system, state))
+        } else {
+            held
+        };
+        if let Err(broken) = held {
+            expanded.broken.push((*from, broken));
             continue;
         }
-        expanded.transitions += 1;
-        let print = fingerprint(&next);
-        if !known.contains_key(&print) {
-            expanded.next.push((print, action, next));
+        for action in system.actions(state) {
+            let next = system.next(state, action);
+            if next == *state {
+                continue;
+            }
+            expanded.transitions += 1;
+            let print = fingerprint(&next);
+            if !known.contains_key(&print) {
+                expanded.next.push(Next {
+                    print,
+                    from: *from,
+                    action,
+                    state: next,
+                });
+            }
         }
     }
     expanded
 }
 
-fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let share = items.len().div_ceil(threads.max(1)).max(1);
-    std::thread::scope(|scope| {
-        let work = &work;
-        let handles: Vec<_> = items
-            .chunks(share)
-            .map(|part| scope.spawn(move || part.iter().map(work).collect::<Vec<R>>()))
+/// Each thread takes the next part as soon as it is done with one: the processors may have other work too. The answers are in the
+/// order of the parts, so that the same way is found each time.
+fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
+    let parts: Vec<_> = items.chunks(PART).collect();
+    let taken = AtomicUsize::new(0);
+    let take = || {
+        let at = taken.fetch_add(1, Ordering::Relaxed);
+        parts.get(at).map(|part| (at, work(part)))
+    };
+    let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads.clamp(1, parts.len().max(1)))
+            .map(|_| scope.spawn(|| std::iter::from_fn(take).collect::<Vec<_>>()))
             .collect();
         handles
             .into_iter()
-            .flat_map(|handle| handle.join().unwrap_or_default())
+            .flat_map(|handle| {
+                handle
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
             .collect()
-    })
+    });
+    done.sort_unstable_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, answer)| answer).collect()
 }
 
 /// The actions that lead to a state.

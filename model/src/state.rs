@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, Hash, Hasher};
 use foldhash::fast::FixedState;
 use hybridnic_agent::journal::{Arrival, Custody};
 use hybridnic_agent::nic::plan::Learnt;
+use hybridnic_api::conditions::reasons;
 use hybridnic_api::v1alpha1::Aside;
 
 /// Number of NICs of the VM.
@@ -125,6 +126,8 @@ pub struct Node {
     pub nics: [Nic; NICS],
     /// How each PF is.
     pub pfs: [Pf; PFS],
+    /// The switch behind them.
+    pub switch: Switch,
 }
 
 /// How a PF is. Its agent knows.
@@ -242,12 +245,26 @@ pub struct Vm {
 /// A migration that was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Begun {
+    /// Which object has asked for it: see [`crate::objects::MOVE`].
+    pub of: u8,
     /// Whether that was in the QEMU that is there, or was there last.
     pub here: bool,
     /// Target: how far the VM's arrival is.
     pub arrival: Option<Arrival>,
     /// Source: where the VM is.
     pub custody: Custody,
+    /// How far the file is, where the VM goes to one.
+    pub saving: Option<Stage>,
+}
+
+/// How far a file is, by the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Stage {
+    Writing,
+    Whole,
+    Named,
+    Spoilt,
 }
 
 /// What there is of a NIC on a node.
@@ -275,6 +292,8 @@ pub struct Nic {
     pub moved: bool,
     /// Whether the guest has not let go of the VF.
     pub keeps_vf: bool,
+    /// Whether it waits for the switch.
+    pub asking: Asking,
     /// What it shows to the VM's task.
     pub shown: Option<Shown>,
     /// What it has reported last, once it has left.
@@ -301,6 +320,52 @@ pub struct Vf {
     pub bound: bool,
     /// Its MAC.
     pub mac: Mac,
+    /// Its port at the switch.
+    pub port: Port,
+}
+
+/// A VF's port at the switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Port {
+    /// The network has no port profile.
+    NoProfile,
+    /// What the switch has done last.
+    Has(Asked),
+    /// What the switch has been asked for, and has not answered.
+    Asked(Asked),
+}
+
+/// What a switch is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Asked {
+    /// Keep what the profile needs.
+    Preassociate,
+    /// Give the port its profile.
+    Associate,
+    /// Take it away.
+    Disassociate,
+}
+
+/// How the switch is to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Switch {
+    /// It does at once what it is asked for.
+    Answers,
+    /// It does not answer.
+    Silent,
+    /// It refuses to give any port its profile.
+    Refuses,
+}
+
+/// Whether a NIC's task waits for the switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Asking {
+    /// It does not.
+    No,
+    /// It does.
+    Waits,
+    /// It has waited in vain, and tries again after a pause.
+    Failed,
 }
 
 /// A VF's MAC.
@@ -397,6 +462,7 @@ impl Nic {
         announce: false,
         moved: false,
         keeps_vf: false,
+        asking: Asking::No,
         shown: None,
         left: 0,
     };
@@ -407,6 +473,7 @@ impl Nic {
             announce: self.announce,
             moved: self.moved,
             keeps_vf: self.keeps_vf,
+            vf_failed: (self.asking == Asking::Failed).then_some(reasons::PORT_PROFILE_TIMEOUT),
             ..Learnt::default()
         }
     }

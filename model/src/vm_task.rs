@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use hybridnic_agent::journal::{self, Arrival, Custody};
+use hybridnic_agent::journal::{self, Arrival, Custody, SaveStage};
 use hybridnic_agent::machine::NicEntry;
 use hybridnic_agent::machine::qemu::migration::{self, Action, Certified, Inputs, VmSeen};
 use hybridnic_api::v1alpha1::{AttachmentState, MigrationReport, MigrationState};
 use hybridnic_qmp::commands::{MigrationInfo, RunState};
 
 use crate::model::Model;
-use crate::objects::{MIGRATION, NIC};
+use crate::objects::{MIGRATION, MOVE, NIC, Objects};
 use crate::qemu;
 use crate::state::{
-    Agent, Begun, Choice, Id, NICS, Node, Qemu, Run, SOURCE, Shown, State, Stream, TARGET, Task, Transfer, Vm,
+    Agent, Begun, Choice, Id, NICS, Node, Qemu, Run, SOURCE, Shown, Stage, State, Stream, TARGET, Task,
+    Transfer, Vm,
 };
 
 /// All that the VM's task goes by.
@@ -53,7 +54,7 @@ pub fn drive(model: &Model, state: &mut State, end: usize) {
     }
     node.vm.tried = true;
     let sight = Sight::of(model, node);
-    let verdict = model.verdicts.get(sight, || sight.decide(model));
+    let verdict = model.verdicts.get(&sight, || sight.decide(model));
     if verdict.report != 0 {
         node.vm.report = verdict.report;
     }
@@ -64,14 +65,33 @@ pub fn drive(model: &Model, state: &mut State, end: usize) {
     }
 }
 
+/// What is remembered of the VM goes with the last attachment to its pod.
+pub(crate) fn forget(state: &mut State, end: usize) {
+    let node = &mut state.nodes[end];
+    let here = node.nics.iter().any(|nic| nic.task == Task::Runs);
+    if !here && state.api.attachments[end].iter().all(Option::is_none) {
+        (node.vm.begun, node.vm.certified) = (None, false);
+    }
+}
+
 /// What the journal has of a migration that was begun.
 pub fn begun(begun: Begun) -> journal::Begun {
+    let saving = begun.saving.map(|stage| journal::Saving {
+        inode: 1,
+        mapped: true,
+        stage: match stage {
+            Stage::Writing => SaveStage::Writing,
+            Stage::Whole => SaveStage::Whole,
+            Stage::Named => SaveStage::Named(1),
+            Stage::Spoilt => SaveStage::Spoilt,
+        },
+    });
     journal::Begun {
-        migration: MIGRATION.to_owned(),
+        migration: MOVE[usize::from(begun.of)].to_owned(),
         process: None,
         arrival: begun.arrival,
         custody: begun.custody,
-        saving: None,
+        saving,
     }
 }
 
@@ -116,26 +136,8 @@ impl Sight {
         }
     }
 
-    fn nics(&self, model: &Model) -> BTreeMap<String, NicEntry> {
-        let entry = |(n, shown): (usize, &Option<Shown>)| {
-            let shown = shown.as_ref()?;
-            let spec = model.objects.spec(n, shown.spec);
-            let entry = NicEntry {
-                nic: NIC[n].to_owned(),
-                macvtap: shown.macvtap.then(|| "".into()),
-                state: state_of(shown.state),
-                goal: spec.as_ref().map(|spec| spec.goal).unwrap_or_default(),
-                order: spec.and_then(|spec| spec.migration),
-                heard: shown.heard,
-                ..NicEntry::default()
-            };
-            Some((NIC[n].to_owned(), entry))
-        };
-        self.shown.iter().enumerate().filter_map(entry).collect()
-    }
-
     fn decide(&self, model: &Model) -> Verdict {
-        let nics = self.nics(model);
+        let nics = entries(&model.objects, &self.shown);
         let here = self.vm.begun.is_none_or(|begun| begun.here);
         let qemu = self.qemu.filter(|_| here);
         let seen = qemu.filter(Qemu::answers).map(|qemu| seen(&qemu));
@@ -151,7 +153,7 @@ impl Sight {
             nics: &nics,
             end,
             begun: begun.as_ref(),
-            said: said.as_deref(),
+            said,
             certified: certified.as_ref(),
             file: None,
         });
@@ -182,6 +184,25 @@ impl Sight {
     }
 }
 
+/// What the VM's NICs show to its task.
+pub(crate) fn entries(objects: &Objects, shown: &[Option<Shown>; NICS]) -> BTreeMap<String, NicEntry> {
+    let entry = |(n, shown): (usize, &Option<Shown>)| {
+        let shown = shown.as_ref()?;
+        let spec = objects.spec(n, shown.spec);
+        let entry = NicEntry {
+            nic: NIC[n].to_owned(),
+            macvtap: shown.macvtap.then(|| "".into()),
+            state: state_of(shown.state),
+            goal: spec.as_ref().map(|spec| spec.goal).unwrap_or_default(),
+            order: spec.and_then(|spec| spec.migration),
+            heard: shown.heard,
+            ..NicEntry::default()
+        };
+        Some((NIC[n].to_owned(), entry))
+    };
+    shown.iter().enumerate().filter_map(entry).collect()
+}
+
 /// A state by its number.
 pub(crate) fn state_of(number: u8) -> AttachmentState {
     use AttachmentState::{Aside, Detached, FastPath, Pending, Reserved, Standby};
@@ -199,9 +220,11 @@ fn act(state: &mut State, end: usize, action: Act) -> bool {
         Act::Listen { tls } => {
             node.vm.certified = true;
             node.vm.begun = Some(Begun {
+                of: 0,
                 here: true,
                 arrival: None,
                 custody: Custody::Unknown,
+                saving: None,
             });
             (node.qemu.stopped, node.qemu.listens, node.qemu.migration) = (true, true, Transfer::Setup);
             node.qemu.tls = tls;
@@ -215,9 +238,11 @@ fn act(state: &mut State, end: usize, action: Act) -> bool {
         Act::Start { .. } if node.qemu.vf.iter().any(Option::is_some) => return false,
         Act::Start { tls } => {
             node.vm.begun = Some(Begun {
+                of: 0,
                 here: true,
                 arrival: None,
                 custody: Custody::Here,
+                saving: None,
             });
             (node.qemu.migration, node.qemu.tls, state.stream) = (Transfer::Setup, tls, Stream::None);
         }
@@ -242,7 +267,7 @@ fn hand_over(node: &mut Node) {
     node.qemu.migration = Transfer::Device;
 }
 
-fn set_custody(node: &mut Node, custody: Custody) {
+pub(crate) fn set_custody(node: &mut Node, custody: Custody) {
     if let Some(begun) = &mut node.vm.begun {
         begun.custody = custody;
     }
@@ -258,13 +283,13 @@ fn start(node: &mut Node) {
     arrives(node, Some(Arrival::Started));
 }
 
-fn arrives(node: &mut Node, arrival: Option<Arrival>) {
+pub(crate) fn arrives(node: &mut Node, arrival: Option<Arrival>) {
     if let Some(begun) = &mut node.vm.begun {
         begun.arrival = arrival;
     }
 }
 
-fn set_all(node: &mut Node, up: bool) {
+pub(crate) fn set_all(node: &mut Node, up: bool) {
     for nic in &mut node.nics {
         if nic.shown.is_some_and(|shown| shown.macvtap) && nic.macvtap.is_some() {
             nic.macvtap = Some(up);

@@ -2,7 +2,7 @@
 //!
 //! | variable | is |
 //! |---|---|
-//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `bonded`, which is the operator and guests that bond VF and standby; `alone`, which is the operator and NICs without a standby; or `prompt`, which is KubeVirt with two migrations and news that come at once |
+//! | `MODEL_DRIVER` | who drives the migration: `operator` or `kubevirt`; or `bonded`, which is the operator and guests that bond VF and standby; `alone`, which is the operator and NICs without a standby; `profile`, which is the operator and a network with a port profile; `end`, `continue` or `pause`, which is a VM that is saved to a file, by what is to become of it then, and restored; or `prompt`, which is KubeVirt with two migrations and news that come at once |
 //! | `MODEL_FAULTS` | how many faults |
 //! | `MODEL_NICS` | NICs of the VM: 1 or 2 |
 //! | `MODEL_TELLS` | how often a user tells the NICs where their traffic is to run |
@@ -16,11 +16,11 @@ use std::env;
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use hybridnic_api::v1alpha1::Pairing;
-use hybridnic_model::kubevirt;
+use hybridnic_api::v1alpha1::{AfterSave, Pairing};
 use hybridnic_model::model::Model;
 use hybridnic_model::search::{Bounds, search};
 use hybridnic_model::system::System;
+use hybridnic_model::{file, kubevirt};
 
 /// Who drives the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,10 @@ enum Driver {
     Bonded,
     /// The operator; the NICs have no standby.
     Alone,
+    /// The operator; the network has a port profile.
+    Profile,
+    /// The operator, which saves the VM to a file, and restores it.
+    File(AfterSave),
     /// KubeVirt, which asks for one.
     Kubevirt,
     /// KubeVirt, which asks for two, one after the other; all news come at once, except for faults.
@@ -62,7 +66,7 @@ impl World {
 }
 
 /// What `make model` searches.
-const WORLDS: [World; 22] = [
+const WORLDS: [World; 37] = [
     world(Driver::Operator, 1, 1, 3, 0),
     world(Driver::Operator, 1, 0, 2, 0),
     world(Driver::Operator, 2, 2, 1, 1),
@@ -85,6 +89,21 @@ const WORLDS: [World; 22] = [
     world(Driver::Operator, 1, 2, 1, 0).turned(1),
     world(Driver::Operator, 1, 2, 0, 0).turned(3),
     world(Driver::Operator, 2, 2, 0, 0).turned(2),
+    world(Driver::Operator, 1, 2, 0, 0).told(1).turned(2),
+    world(Driver::Alone, 1, 1, 1, 0).turned(2),
+    world(Driver::Alone, 1, 2, 0, 0).told(1).turned(2),
+    world(Driver::Bonded, 1, 2, 1, 0).turned(1),
+    world(Driver::Bonded, 1, 2, 0, 0).told(1).turned(2),
+    world(Driver::Bonded, 1, 1, 1, 0).told(1),
+    world(Driver::Profile, 1, 1, 2, 0),
+    world(Driver::Profile, 1, 2, 1, 0).turned(1),
+    world(Driver::Profile, 1, 1, 1, 0).told(1),
+    world(Driver::Profile, 2, 1, 1, 0),
+    world(Driver::File(AfterSave::Continue), 1, 1, 2, 0),
+    world(Driver::File(AfterSave::End), 1, 1, 2, 0),
+    world(Driver::File(AfterSave::End), 1, 0, 1, 0),
+    world(Driver::File(AfterSave::End), 2, 2, 1, 0),
+    world(Driver::File(AfterSave::Pause), 1, 1, 1, 0),
 ];
 
 const fn world(driver: Driver, nics: usize, vfs: u8, faults: u8, splits: u8) -> World {
@@ -114,6 +133,10 @@ fn main() -> ExitCode {
             Ok("prompt") => Driver::Prompt,
             Ok("bonded") => Driver::Bonded,
             Ok("alone") => Driver::Alone,
+            Ok("profile") => Driver::Profile,
+            Ok("end") => Driver::File(AfterSave::End),
+            Ok("continue") => Driver::File(AfterSave::Continue),
+            Ok("pause") => Driver::File(AfterSave::Pause),
             _ => Driver::Operator,
         };
         vec![World {
@@ -153,6 +176,13 @@ fn look(world: World) -> bool {
                 .without_standby(),
             world,
         ),
+        Driver::Profile => look_at(
+            &Model::new(world.vfs, world.nics, world.tells, Pairing::NetFailover)
+                .with_turns(world.turns)
+                .with_profile(),
+            world,
+        ),
+        Driver::File(then) => look_at(&file::world::World::new(world.vfs, world.nics, then), world),
         Driver::Kubevirt | Driver::Prompt => {
             let prompt = world.driver == Driver::Prompt;
             let system = kubevirt::world::World::new(world.vfs, world.nics, world.tells, prompt, prompt);

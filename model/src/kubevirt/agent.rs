@@ -111,7 +111,7 @@ pub fn hear(world: &World, state: &mut State, pod: usize, n: usize) {
     let said = objects.said(attachment.status);
     if let Some(report) = objects.reports.get(said) {
         let now = objects.reports.get(place.vm.report);
-        if !stands_against(now.as_deref(), &report) {
+        if !stands_against(now, report) {
             place.vm.report = said;
         }
     }
@@ -155,7 +155,7 @@ pub fn halfway(world: &World, state: &mut State, pod: usize, n: usize) {
         return;
     }
     let sight = NicSight::of(world, state, pod, n);
-    let round = world.rounds.get((sight, n), || sight.decide(&world.objects, n));
+    let round = world.rounds.get(&(sight, n), || sight.decide(&world.objects, n));
     let place = &mut state.places[pod];
     if let Some(attachment) = &mut place.attachments[n] {
         (attachment.status, attachment.current) = (round.status, place.nics[n].current);

@@ -10,9 +10,10 @@ use hybridnic_api::v1alpha1::{Aside, AttachedVm, AttachmentState};
 use super::state::{Place, Run, Sandbox, State, Transfer};
 use super::vm_task::{forget, seen};
 use super::world::World;
-use crate::nic_task::{self, Cards, Round, View, is_seen};
+use crate::cards::Cards;
+use crate::nic_task::{self, Round, View, is_seen};
 use crate::objects::Objects;
-use crate::state::{Id, Mac, Nic, Shown, Task, Vf};
+use crate::state::{Id, Mac, Nic, Port, Shown, Task, Vf};
 
 /// All that a round of a NIC's task goes by.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,7 +38,7 @@ pub(super) fn round(world: &World, state: &mut State, pod: usize, n: usize, half
             return status;
         }
         let sight = NicSight::of(world, state, pod, n);
-        let round = world.rounds.get((sight, n), || sight.decide(&world.objects, n));
+        let round = world.rounds.get(&(sight, n), || sight.decide(&world.objects, n));
         let place = &mut state.places[pod];
         let nic = &mut place.nics[n];
         nic.shown = Some(Shown {
@@ -146,6 +147,7 @@ fn take(world: &World, state: &mut State, pod: usize, n: usize, step: Step) -> b
                 index,
                 bound: false,
                 mac: Mac::Other,
+                port: Port::NoProfile,
             });
             // All is on the PF of the pod's device. The model has one, and VFs by number.
             nic.standby = Some(0);

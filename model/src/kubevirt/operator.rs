@@ -33,7 +33,7 @@ const VM: &str = "vm";
 /// One reconcile of a NIC, up to its first write: the operator may die after each.
 pub fn reconcile_nic(world: &World, state: &mut State, n: usize) {
     let view = state.cached();
-    let write = world.writes.get((view, n), || first_write(world, &view, n));
+    let write = world.writes.get(&(view, n), || first_write(world, &view, n));
     match write {
         Write::Nothing => {}
         // It says on which version it was decided.

@@ -69,7 +69,7 @@ pub(super) fn drive(world: &World, state: &mut State, pod: usize) {
         alive: place.qemu.alive,
         vm: place.vm,
     };
-    let verdict = world.verdicts.get(sight, || sight.decide(&world.objects));
+    let verdict = world.verdicts.get(&sight, || sight.decide(&world.objects));
     place.vm = verdict.vm;
     if verdict.silence {
         set_all(place, false);
@@ -180,7 +180,7 @@ impl VmSight {
                 vm.watched = Some(watched(&new));
                 let end = watch::end_seen(&new, launcher, |_| !self.alive);
                 let said = objects.reports.get(vm.report);
-                if let Some(report) = watch::report(&new, is_off, end, said.as_deref()) {
+                if let Some(report) = watch::report(&new, is_off, end, said) {
                     vm.report = objects.report_id(Some(report));
                 }
             }

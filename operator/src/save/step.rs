@@ -148,13 +148,7 @@ fn transferring(inputs: &Inputs<'_>, end: OneEnd<'_>) -> Next {
     use MigrationState::{Completed, Ended};
     let request = &inputs.request;
     match end.report.map(|report| report.state) {
-        Some(Completed) if request.then == Some(AfterSave::Pause) && !end.gone => {
-            let message = format!(
-                "the VM is in {}, and is paused: take the snapshot of its disks now, and then set spec.then to Continue or End",
-                request.file
-            );
-            return stay(reasons::PAUSED, message);
-        }
+        Some(Completed) if is_paused(inputs, end) => return paused(inputs),
         // A VM that was loaded and has ended since was not lost on its way.
         Some(Completed | Ended) => return Next::Go(MigrationPhase::Completing),
         _ => {}
@@ -174,13 +168,34 @@ fn transferring(inputs: &Inputs<'_>, end: OneEnd<'_>) -> Next {
     }
 }
 
+/// Whether the VM stands still until a user says what becomes of it.
+fn is_paused(inputs: &Inputs<'_>, end: OneEnd<'_>) -> bool {
+    let completed = end
+        .report
+        .is_some_and(|report| report.state == MigrationState::Completed);
+    inputs.request.then == Some(AfterSave::Pause) && completed && !end.gone
+}
+
+fn paused(inputs: &Inputs<'_>) -> Next {
+    let message = format!(
+        "the VM is in {}, and is paused: take the snapshot of its disks now, and then set spec.then to Continue or End",
+        inputs.request.file
+    );
+    stay(reasons::PAUSED, message)
+}
+
 fn completing(inputs: &Inputs<'_>, status: &StateFileStatus, end: OneEnd<'_>) -> Next {
-    use MigrationState::{Completed, Ended, Failed};
+    use MigrationState::{Cancelled, Completed, Ended, Failed, Lost};
     let request = &inputs.request;
     let state_there = end.report.map(|report| report.state);
-    // A VM that something has run on is not in the file: it is not ended, and the file goes.
-    if let (Some(AfterSave::End), Some(report), false) = (request.then, end.report, end.gone)
-        && report.state == Failed
+    // A rollback that came too late.
+    if is_paused(inputs, end) {
+        return paused(inputs);
+    }
+    // A VM that something has run on is not in the file: it is not ended, and the file goes. So it is with one that was called off before
+    // it was to be ended.
+    if let (Some(AfterSave::End), Some(report)) = (request.then, end.report)
+        && matches!(report.state, Failed | Cancelled | Lost)
     {
         return roll_back(reasons::TRANSFER_FAILED, words(report));
     }
@@ -188,9 +203,9 @@ fn completing(inputs: &Inputs<'_>, status: &StateFileStatus, end: OneEnd<'_>) ->
     for nic in &inputs.nics {
         let attachment = there(nic, status);
         let done = match request.then {
-            _ if end.gone => true,
-            // A NIC that has left proves nothing about QEMU.
+            // A NIC that has left proves nothing about QEMU. And as long as it is there, its agent may still give the file up.
             Some(AfterSave::End) => ended && attachment.is_none_or(|a| state(a) == AttachmentState::Detached),
+            _ if end.gone => true,
             Some(AfterSave::Continue | AfterSave::Pause) => {
                 ended || state_there == Some(Completed) && attachment.is_none_or(is_back)
             }

@@ -281,6 +281,48 @@ fn a_vm_that_something_has_run_on_is_not_ended() {
 }
 
 #[test]
+fn a_vm_whose_save_was_called_off_before_it_was_to_be_ended_is_not_ended() {
+    let mut scene = writing(AfterSave::End);
+    scene.says(MigrationState::Completed);
+    scene.reach(MigrationPhase::Completing);
+    scene.says(MigrationState::Cancelled);
+    scene.reach(MigrationPhase::RollingBack);
+    assert_eq!(scene.wish(), (Goal::FastPath, Some(MigrationStep::Cancel)));
+    scene.at(AttachmentState::FastPath);
+    scene.reach(MigrationPhase::Failed);
+}
+
+#[test]
+fn a_pod_that_is_gone_does_not_prove_that_its_file_stays() {
+    let mut scene = writing(AfterSave::End);
+    scene.says(MigrationState::Completed);
+    scene.reach(MigrationPhase::Completing);
+    scene.end_pod();
+    scene.stays(reasons::MIGRATING);
+    // Its agent has given the file up, and says so only now.
+    scene.says(MigrationState::Cancelled);
+    scene.reach(MigrationPhase::RollingBack);
+    scene.reach(MigrationPhase::Failed);
+}
+
+#[test]
+fn a_deadline_that_comes_too_late_leaves_no_vm_paused() {
+    let mut scene = writing(AfterSave::Pause);
+    scene.object.spec.deadline_seconds = Some(5);
+    scene.in_phase_for = 5;
+    scene.reach(MigrationPhase::RollingBack);
+    scene.says(MigrationState::Completed);
+    scene.reach(MigrationPhase::Completing);
+    scene.stays(reasons::PAUSED);
+    assert_eq!(scene.wish(), (Goal::Standby, Some(MigrationStep::Save)));
+    scene.object.spec.then = AfterSave::Continue;
+    scene.stays(reasons::MIGRATING);
+    assert_eq!(scene.wish(), (Goal::FastPath, Some(MigrationStep::Save)));
+    scene.at(AttachmentState::FastPath);
+    scene.reach(MigrationPhase::Succeeded);
+}
+
+#[test]
 fn a_paused_vm_that_ends_is_in_its_file() {
     for gone in [false, true] {
         let mut scene = writing(AfterSave::Pause);
@@ -408,6 +450,7 @@ fn a_vm_that_is_lost_meanwhile_is_lost() {
     scene.says(MigrationState::Completed);
     scene.end_pod();
     scene.reach(MigrationPhase::Completing);
+    scene.at(AttachmentState::Detached);
     scene.reach(MigrationPhase::Succeeded);
 }
 

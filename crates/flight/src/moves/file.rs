@@ -6,7 +6,7 @@
 //! | `Preparing` | `FastPath`, Prepare: can the file be made? | `FastPath`, Prepare: can the file be loaded? |
 //! | `Leaving` | `Standby`, Prepare | |
 //! | `Moving` | `Standby`, Save | `FastPath`, Load |
-//! | `Arrived` | `Detached` (`End`) or `FastPath`, Save | `FastPath`, Load |
+//! | `Arrived` | `Detached` (`End`), `Standby` (`Pause`) or `FastPath`, Save | `FastPath`, Load |
 //! | `Returning` | `Standby`, Cancel; `FastPath` once the VM is known to run, or has kept its VFs | `Detached`, GiveUp; `FastPath` while QEMU was told nothing |
 
 use hybridnic_api::v1alpha1::{
@@ -173,6 +173,8 @@ impl FileMove {
             Stage::Leaving => (Goal::Standby, Some(Prepare)),
             Stage::Moving => (Goal::Standby, Some(Save)),
             Stage::Arrived if self.order.then == Some(AfterSave::End) => (Goal::Detached, Some(Save)),
+            // It stands still, and takes no VF.
+            Stage::Arrived if self.order.then == Some(AfterSave::Pause) => (Goal::Standby, Some(Save)),
             Stage::Arrived => (Goal::FastPath, Some(Save)),
             // A VF is plugged once the VM is known to run again.
             Stage::Returning if self.left && ends.source_state() != Some(MigrationState::Cancelled) => {

@@ -109,6 +109,8 @@ fn a_qemu_is_ended_only_once_its_vm_is_in_the_file() {
         }
         let ((goal, order), _) = file.wishes(Stage::Arrived, &Ends::default());
         assert_eq!(goal == Goal::Detached, then == AfterSave::End);
+        // A VM that stands still takes no VF.
+        assert_eq!(goal == Goal::FastPath, then == AfterSave::Continue);
         assert_eq!(order, Some(MigrationStep::Save));
     }
 }

@@ -273,15 +273,12 @@ pub(super) fn run_of(plain: Run, goal: Goal, order: &MigrationOrder, begun: Opti
     let stage = begun
         .and_then(|begun| begun.saving.as_ref())
         .map(|saving| saving.stage);
-    let ends = order.step == MigrationStep::Save
-        && then == Some(AfterSave::End)
-        && goal == Goal::Detached
-        && matches!(stage, Some(SaveStage::Named(_)));
+    let ends = order.step == MigrationStep::Save && then == Some(AfterSave::End) && goal == Goal::Detached;
     match plain {
-        // It was to be ended, and something else has run it on: nothing is taken from it.
-        Run::Here if ends => Run::HandingOver,
         // It goes on from the file: this QEMU is ended.
-        Run::HandedOver if ends => Run::HandedOver,
+        Run::HandedOver if ends && matches!(stage, Some(SaveStage::Named(_))) => Run::HandedOver,
+        // It was to be ended, and something else has run it on, or the file was given up: nothing is taken from it.
+        Run::Here | Run::HandedOver if ends => Run::HandingOver,
         Run::HandedOver | Run::HandingOver => Run::Here,
         plain => plain,
     }

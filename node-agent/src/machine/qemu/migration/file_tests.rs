@@ -324,7 +324,18 @@ fn a_qemu_is_over_only_once_its_file_has_its_name() {
         Some(SaveStage::Whole),
         Some(SaveStage::Spoilt),
     ] {
-        assert_eq!(run(Save, End, Goal::Detached, stage), Run::Here, "{stage:?}");
+        assert_eq!(
+            run(Save, End, Goal::Detached, stage),
+            Run::HandingOver,
+            "{stage:?}"
+        );
+        let begun = stage.map(at);
+        let runs = run_of(Run::Here, Goal::Detached, &order, begun.as_ref());
+        assert_eq!(
+            runs,
+            Run::HandingOver,
+            "nothing is taken from a VM that is in no file: {stage:?}"
+        );
     }
 }
 
