@@ -170,7 +170,7 @@ impl Story<'_> {
 
     async fn faults(&self) {
         let mut keeps = Vm::new(NAMESPACE, "keeps", "fast", NicSpec::new(0, 51));
-        keeps.arguments = "acpiphp.disable=1 lab.rescan=1";
+        keeps.arguments = "acpiphp.disable=1 lab.rescan=1".into();
         self.start(&keeps).await;
         self.keeps_its_vf(&keeps).await;
         self.target_deleted(&keeps).await;
