@@ -10,6 +10,8 @@ mod refused;
 mod snapshots;
 mod there;
 
+pub use called_off::kept;
+
 use std::sync::Arc;
 
 use libtest_mimic::Trial;

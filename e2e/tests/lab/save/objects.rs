@@ -1,5 +1,7 @@
 //! `QemuSave` and `QemuRestore` as a test makes them, and how they go.
 
+use std::time::Duration;
+
 use hybridnic_api::{
     conditions::{find, types},
     v1alpha1::{MigrationPhase, QemuRestore, QemuSave, StateFileStatus},
@@ -9,7 +11,7 @@ use hybridnic_e2e::{
     world::{Vm, World},
 };
 
-use crate::common::{LATER, SOON};
+use crate::common::{LATER, SOON, watched};
 
 /// The least that a `QemuSave` takes: so slow that a test can act while QEMU writes.
 pub const SLOW: &str = "1048576";
@@ -22,9 +24,14 @@ pub fn save_yaml(name: &str, vm: &str, file: &str, more: &str) -> String {
 }
 
 pub fn restore_yaml(name: &str, vm: &str, file: &str, pod: &str) -> String {
+    restore_yaml_with(name, vm, file, pod, "")
+}
+
+/// The same with more of its spec.
+pub fn restore_yaml_with(name: &str, vm: &str, file: &str, pod: &str, more: &str) -> String {
     format!(
         "apiVersion: hybridnic.io/v1alpha1\nkind: QemuRestore\nmetadata: {{name: {name}, namespace: default}}\n\
-         spec: {{vm: {vm}, file: {file}, pod: {pod}}}\n"
+         spec: {{vm: {vm}, file: {file}, pod: {pod}, {more}}}\n"
     )
 }
 
@@ -50,32 +57,52 @@ pub async fn restored(world: &World, name: &str) -> QemuRestore {
     world.until_restore(name, LATER, "over", is).await.unwrap()
 }
 
-/// The phases of one that goes well, in their order.
-const WAY: [MigrationPhase; 5] = [
-    MigrationPhase::Pending,
-    MigrationPhase::PreparingTarget,
-    MigrationPhase::SwitchingToStandby,
-    MigrationPhase::Transferring,
-    MigrationPhase::Completing,
-];
-
-/// Whether it has come so far, or is not on its way any more.
-pub fn is_at(status: Option<&StateFileStatus>, wanted: MigrationPhase) -> bool {
-    let rank = |phase| WAY.iter().position(|of| *of == phase);
-    rank(phase(status)).is_none_or(|at| rank(wanted).is_some_and(|wanted| at >= wanted))
+/// Waits until a save is in this phase. One that passes it unseen fails.
+pub async fn save_reaches(world: &World, name: &str, wanted: MigrationPhase) -> QemuSave {
+    let is = |save: &QemuSave| {
+        let at = phase(save.status.as_ref());
+        at == wanted || at.is_final()
+    };
+    let there = world.until_save(name, LATER, "that far", is).await.unwrap();
+    assert_eq!(phase(there.status.as_ref()), wanted, "{:#?}", there.status);
+    there
 }
 
-/// Waits until a save is that far; a phase may be over before it is seen.
-pub async fn save_reaches(world: &World, name: &str, wanted: MigrationPhase) -> MigrationPhase {
-    let is = |save: &QemuSave| is_at(save.status.as_ref(), wanted);
-    let there = world.until_save(name, LATER, "that far", is).await.unwrap();
-    let phase = phase(there.status.as_ref());
-    assert!(
-        WAY.contains(&phase) || phase == MigrationPhase::Succeeded,
+/// The same of a restore.
+pub async fn restore_reaches(world: &World, name: &str, wanted: MigrationPhase) {
+    let is = |restore: &QemuRestore| {
+        let at = phase(restore.status.as_ref());
+        at == wanted || at.is_final()
+    };
+    let there = world.until_restore(name, LATER, "that far", is).await.unwrap();
+    assert_eq!(phase(there.status.as_ref()), wanted, "{:#?}", there.status);
+}
+
+/// Waits until a VM is paused for its disks, and its save says so.
+pub async fn stands_still(world: &World, name: &str, vm: &Vm) {
+    let paused = |save: &QemuSave| {
+        why(save.status.as_ref()).starts_with("Paused") || phase(save.status.as_ref()).is_final()
+    };
+    let there = world.until_save(name, LATER, "paused", paused).await.unwrap();
+    assert_eq!(
+        phase(there.status.as_ref()),
+        MigrationPhase::Transferring,
         "{:#?}",
         there.status
     );
-    phase
+    assert_eq!(vm.guest.status().await.unwrap(), "postmigrate");
+}
+
+/// Makes an object, and waits for what it comes to from its first moment on.
+pub async fn made<T>(world: &World, yaml: &str, comes: impl Future<Output = T>) -> T {
+    let (came, applied) = tokio::join!(comes, world.apply(yaml));
+    applied.unwrap();
+    came
+}
+
+/// Checks that it has succeeded.
+pub fn succeeded(status: Option<&StateFileStatus>) {
+    assert_eq!(phase(status), MigrationPhase::Succeeded, "{status:#?}");
 }
 
 pub fn tell(what: &str, status: Option<&StateFileStatus>) {
@@ -89,21 +116,20 @@ pub fn tell(what: &str, status: Option<&StateFileStatus>) {
     }
 }
 
-pub async fn gaps(what: &str, pinger: Pinger) {
-    for gap in &pinger.stop().await.round_trip.gaps {
+/// Ends a watch: IPv4 was away for no longer than `most`, and IPv6 and multicast for not much longer than IPv4.
+pub async fn gap_is_within(what: &str, most: Duration, pinger: Pinger) {
+    let report = watched(pinger).await;
+    for gap in &report.round_trip.gaps {
         eprintln!("{what}: gap of {:?}, {} lost", gap.length, gap.lost);
     }
+    let longest = report.round_trip.longest();
+    assert!(longest < most, "{what}: away for {longest:?}");
 }
 
-/// Saves the VM, and waits until nothing of it is left on its node.
+/// Waits until a VM is saved, and until nothing of it is left on its node.
 pub async fn save_and_end(world: &World, name: &str, vm: &Vm, clean: &str) {
     let done = saved(world, name).await;
-    assert_eq!(
-        phase(done.status.as_ref()),
-        MigrationPhase::Succeeded,
-        "{:#?}",
-        done.status
-    );
+    succeeded(done.status.as_ref());
     tell("save", done.status.as_ref());
     assert_eq!(
         vm.guest.qemu().wait(SOON).await.unwrap(),
