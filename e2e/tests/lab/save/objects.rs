@@ -120,7 +120,7 @@ pub fn tell(what: &str, status: Option<&StateFileStatus>) {
 pub async fn gap_is_within(what: &str, most: Duration, pinger: Pinger) {
     let report = watched(pinger).await;
     for gap in &report.round_trip.gaps {
-        eprintln!("{what}: gap of {:?}, {} lost", gap.length, gap.lost);
+        eprintln!("figure: {what}: gap of {:?}, {} lost", gap.length, gap.lost);
     }
     let longest = report.round_trip.longest();
     assert!(longest < most, "{what}: away for {longest:?}");
