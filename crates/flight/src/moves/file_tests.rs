@@ -65,6 +65,27 @@ fn a_save_is_a_move_without_a_target_and_a_restore_one_without_a_source() {
 }
 
 #[test]
+fn one_that_has_not_ended_is_counted_in_its_phase() {
+    let mut saved = save("s", AfterSave::End);
+    let waits = going(&saved).unwrap();
+    assert_eq!(
+        (waits.phase, waits.since),
+        ("Pending", saved.creation_timestamp().map(|at| at.0))
+    );
+    saved.status = Some(status(
+        MigrationPhase::RollingBack,
+        &[MigrationPhase::RollingBack],
+    ));
+    let back = going(&saved).unwrap();
+    assert_eq!(
+        (back.phase, back.since),
+        ("RollingBack", Some(jiff::Timestamp::UNIX_EPOCH))
+    );
+    saved.status = Some(status(MigrationPhase::Cancelled, &[]));
+    assert_eq!(going(&saved), None);
+}
+
+#[test]
 fn a_vm_that_waits_for_a_word_runs_on_when_the_save_is_deleted() {
     let mut saved = save("s", AfterSave::Pause);
     assert_eq!(saved.order().then, Some(AfterSave::Pause));
