@@ -237,8 +237,10 @@ impl Process {
         let binding =
             kubevirt.map(|settings| BindingReconciler::new(client(), settings.clone(), events.clone()));
         let elsewhere = ElsewhereReconciler::new(seen(), events.clone());
-        let save = FileReconciler::<QemuSave>::new(client(), seen(), deadlines, events.clone());
-        let restore = FileReconciler::<QemuRestore>::new(client(), seen(), deadlines, events.clone());
+        let counted = || self.metrics.saves.clone();
+        let save = FileReconciler::<QemuSave>::new(client(), seen(), deadlines, events.clone(), counted());
+        let restore =
+            FileReconciler::<QemuRestore>::new(client(), seen(), deadlines, events.clone(), counted());
         let told = Told {
             events,
             metrics: self.metrics.migrations.clone(),

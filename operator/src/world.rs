@@ -153,6 +153,26 @@ impl World {
         ours.chain(theirs).collect()
     }
 
+    /// The saves that are asked for and have not ended.
+    pub fn saves_going(&self) -> Vec<Going> {
+        let saves = self.saves.select(|stage| !matches!(stage, Some(Stage::Over(_))));
+        saves
+            .iter()
+            .filter_map(|save| moves::file::going(save.as_ref()))
+            .collect()
+    }
+
+    /// The same of restores.
+    pub fn restores_going(&self) -> Vec<Going> {
+        let restores = self
+            .restores
+            .select(|stage| !matches!(stage, Some(Stage::Over(_))));
+        restores
+            .iter()
+            .filter_map(|restore| moves::file::going(restore.as_ref()))
+            .collect()
+    }
+
     /// How urgent it is what is to be done for a VM.
     pub fn urgency(&self, vm: &VmRef) -> Urgency {
         let key = Key::Vm(vm.clone());

@@ -48,7 +48,7 @@ pub struct Vm {
     /// Whether it has an interface of the pods' network, too, bound by KubeVirt itself.
     pub plain: bool,
     /// More of the guest kernel's command line.
-    pub arguments: &'static str,
+    pub arguments: String,
     /// In MiB.
     pub memory: u32,
 }
@@ -62,7 +62,7 @@ impl Vm {
             interfaces: Vec::new(),
             binding: json!({ "binding": { "name": "hybridnic" } }),
             plain: false,
-            arguments: "",
+            arguments: String::new(),
             memory: 192,
         };
         vm.and(network, nic)
@@ -98,7 +98,7 @@ impl Vm {
     pub fn with_sriov(namespace: &str, name: &str, nic: NicSpec) -> Self {
         Self {
             binding: json!({ "sriov": {} }),
-            arguments: "lab.lone=1",
+            arguments: format!("lab.lone={}", nic.mac),
             ..Self::new(namespace, name, super::sriov::NETWORK, nic)
         }
     }

@@ -1,6 +1,7 @@
 //! VMs as pods: the API object, its QEMU on a node, and a stand-in for the kubelet that keeps its status.
 
 use std::{
+    fmt::Write as _,
     net::Ipv4Addr,
     sync::{Arc, PoisonError},
     time::Duration,
@@ -32,6 +33,8 @@ pub struct NicSpec {
     pub mac: String,
     /// The address that the guest gives it.
     pub address: Ipv4Addr,
+    /// What it has besides its VF.
+    pub standby: StandbyKind,
 }
 
 impl NicSpec {
@@ -40,6 +43,16 @@ impl NicSpec {
         Self {
             mac: format!("52:54:00:77:{net:02x}:{host:02x}"),
             address: Ipv4Addr::new(10, 77, net, host),
+            standby: StandbyKind::Macvtap,
+        }
+    }
+
+    /// The same with `standby: None`, in a guest that gives its VF the address.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self {
+            standby: StandbyKind::None,
+            ..self
         }
     }
 }
@@ -59,8 +72,6 @@ pub struct VmSpec {
     pub ipv6: bool,
     /// Whether QEMU runs in its pod's control group.
     pub grouped: bool,
-    /// What its NICs have besides their VFs.
-    pub standby: StandbyKind,
     /// How its NICs say that the guest pairs VF and standby.
     pub pairing: Pairing,
     /// Name of its initramfs: see [`GuestSpec::initrd`].
@@ -79,7 +90,6 @@ impl VmSpec {
             hotplug: true,
             ipv6: false,
             grouped: true,
-            standby: StandbyKind::Macvtap,
             pairing: Pairing::NetFailover,
             initrd: "initrd".into(),
             kernel_args: String::new(),
@@ -108,25 +118,23 @@ impl VmSpec {
         }
     }
 
-    /// The same with `standby: None`, and a guest that gives its VFs their addresses.
+    /// The same with NICs that are all [`NicSpec::alone`].
     #[must_use]
     pub fn alone(self) -> Self {
         Self {
-            standby: StandbyKind::None,
-            kernel_args: "lab.lone=1".into(),
+            nics: self.nics.into_iter().map(NicSpec::alone).collect(),
             ..self
         }
     }
 
     /// YAML of a VmHybridNic for NIC number `index`.
     pub fn nic_yaml(&self, index: usize, network: &str) -> String {
-        let NicSpec { mac, .. } = &self.nics[index];
+        let NicSpec { mac, standby, .. } = &self.nics[index];
         format!(
             "apiVersion: hybridnic.io/v1alpha1\nkind: VmHybridNic\nmetadata:\n  name: {}\n  namespace: {NAMESPACE}\n\
-             spec:\n  network: {network}\n  vm:\n    qemu:\n      name: {}\n  mac: \"{mac}\"\n  standby: {:?}\n  pairing: {:?}\n---\n",
+             spec:\n  network: {network}\n  vm:\n    qemu:\n      name: {}\n  mac: \"{mac}\"\n  standby: {standby:?}\n  pairing: {:?}\n---\n",
             self.nic_name(index),
             self.name,
-            self.standby,
             self.pairing
         )
     }
@@ -181,6 +189,9 @@ impl World {
         guest.kernel_args.clone_from(&spec.kernel_args);
         for nic in &spec.nics {
             guest = guest.nic(&nic.mac, &format!("{}/24", nic.address));
+            if nic.standby == StandbyKind::None {
+                let _ = write!(guest.kernel_args, " lab.lone={}", nic.mac);
+            }
         }
         let guest = Arc::new(self.node(node).start_guest(guest).await?);
         self.guests

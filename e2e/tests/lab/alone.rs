@@ -76,7 +76,7 @@ async fn there_and_back(world: &mut World) {
         }
         let nic = cut_off(world, "StandbyRequested", 2).await;
         is_parked(world, 2, &nic).await;
-        is_out(&second, &spec).await;
+        is_out(&second, &spec.nics[0].mac).await;
     }
     tell(world, r#"{"path": "Auto", "keepVf": null}"#).await;
     world.restart_agent(2).await.unwrap();
@@ -100,7 +100,7 @@ async fn there_and_back(world: &mut World) {
     slow(&third).await;
     world.apply(&migration("fails", "lone", "lone-d")).await.unwrap();
     transferring(world, &third, "fails").await;
-    is_out(&third, &spec).await;
+    is_out(&third, &spec.nics[0].mac).await;
     target.guest.kill().await.unwrap();
     let done = ended(world, "fails").await.unwrap();
     assert_eq!(phase(&done), MigrationPhase::Failed, "{:#?}", done.status);
@@ -124,7 +124,7 @@ async fn there_and_back(world: &mut World) {
         .await
         .unwrap();
     world.until_footprint(1, &clean[0]).await.unwrap();
-    is_out(&third, &spec).await;
+    is_out(&third, &spec.nics[0].mac).await;
 }
 
 async fn scarce(world: &mut World) {
@@ -174,7 +174,7 @@ async fn scarce(world: &mut World) {
             world.restart_agent(2).await.unwrap();
         }
         cut_off(world, "NoFreeVf", 2).await;
-        is_out(&arriving, &mover).await;
+        is_out(&arriving, &mover.nics[0].mac).await;
     }
     world
         .kubectl(&["delete", "vhn", "stayer-0", "--timeout=90s"])
@@ -271,19 +271,27 @@ async fn tell(world: &World, spec: &str) {
 
 /// Begins a migration, and waits until the NIC says that its VM has no network meanwhile.
 async fn step_aside(world: &World, name: &str, pod: &str) {
-    let is = |n: &VmHybridNic| {
-        condition(n, types::FAST_PATH) == "SteppedAside"
-            && n.status
-                .as_ref()
-                .is_some_and(|status| (status.phase, status.path) == (NicPhase::Migrating, Path::None))
-    };
     let migration = migration(name, "lone", pod);
     let (said, applied) = tokio::join!(
-        world.until_nic("lone-0", LATER, "out of the way of a migration", is),
+        world.until_nic(
+            "lone-0",
+            LATER,
+            "out of the way of a migration",
+            has_stepped_aside
+        ),
         world.apply(&migration)
     );
     applied.unwrap();
     said.unwrap();
+}
+
+/// Whether a NIC says that its VM has no network by it while the VM is moved or saved.
+pub fn has_stepped_aside(nic: &VmHybridNic) -> bool {
+    condition(nic, types::FAST_PATH) == "SteppedAside"
+        && nic
+            .status
+            .as_ref()
+            .is_some_and(|status| (status.phase, status.path) == (NicPhase::Migrating, Path::None))
 }
 
 /// Waits until the NIC says for this reason that its VM has no network by it, on this node.
@@ -319,9 +327,8 @@ async fn is_parked(world: &World, node: usize, nic: &VmHybridNic) {
     assert!(row.unwrap().mac.starts_with("06:"), "{row:?}");
 }
 
-/// The guest has no device of the NIC.
-async fn is_out(vm: &Vm, spec: &VmSpec) {
-    let mac = &spec.nics[0].mac;
+/// The guest has no device of this MAC.
+pub async fn is_out(vm: &Vm, mac: &str) {
     let (view, gone) = vm
         .guest
         .net_when(SOON, |view| view.with_mac(mac).next().is_none())
@@ -331,7 +338,7 @@ async fn is_out(vm: &Vm, spec: &VmSpec) {
 }
 
 /// Checks on guest and node that the VF is all that the NIC has, whatever statuses say.
-async fn check(world: &World, vm: &Vm, nic: &VmHybridNic) -> Result<()> {
+pub async fn check(world: &World, vm: &Vm, nic: &VmHybridNic) -> Result<()> {
     let status = nic.status.as_ref().context("no status")?;
     let mac = status.mac.as_deref().context("no MAC")?;
     let vf = status.vf.as_ref().context("no VF")?;

@@ -12,6 +12,7 @@ use crate::{
         LATER, SOON, check_fast_path, condition, ended, fast_on, migration, on, phase, times, trio,
         until_said, vm_on_fast_path, watch, watched,
     },
+    save,
     suite::Suite,
 };
 
@@ -50,6 +51,7 @@ async fn back_on_fast_path(world: &World, vm: &Vm, nic: &str) {
     assert_eq!(vm.guest.status().await.unwrap(), "running");
 }
 
+/// A guest that keeps its VF goes neither to a file nor to another node, and loses nothing by either.
 async fn keeper(world: &mut World) {
     let mut spec = VmSpec::new("keeper", &[NicSpec::new(0, 53)]);
     spec.hotplug = false;
@@ -58,6 +60,7 @@ async fn keeper(world: &mut World) {
         .unwrap();
     let before = world.nic("keeper-0").await.unwrap().status.unwrap();
     let pinger = watch(&world.lab, spec.nics[0].address, 50).await;
+    save::kept(world, &vm, &spec.name).await;
     spec.hotplug = true;
     let _target = world.start_vm(&spec, "keeper-b", 2, true).await.unwrap();
     world

@@ -1,5 +1,6 @@
 //! `nic NAME`: everything about one NIC.
 
+mod order;
 mod view;
 
 use std::process::ExitCode;

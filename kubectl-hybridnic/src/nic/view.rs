@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::ResourceExt as _;
 
-use super::Observed;
+use super::{Observed, order};
 use crate::{
     style::{Grid, Tone, cell},
     time, timeline, top,
@@ -153,14 +153,7 @@ fn attachment_section(page: &mut Page, attachment: &NicAttachment, now: Timestam
         pairs.push(("told", aside.to_string()));
     }
     if let Some(order) = &spec.migration {
-        let said = status
-            .migration
-            .as_ref()
-            .map_or_else(|| "nothing yet".to_owned(), |m| m.state.to_string());
-        pairs.push((
-            "migration",
-            format!("{}: told {}, says {said}", order.migration.name, order.step),
-        ));
+        pairs.extend(order::lines(order, status.migration.as_ref()));
     }
     if let Some(order) = status.unplug_order {
         pairs.push(("last unplug", order.to_string()));

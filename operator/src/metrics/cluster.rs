@@ -47,6 +47,8 @@ struct Gauges {
     migrations: Gauge<1>,
     oldest: Gauge<1>,
     undecided: Gauge<1>,
+    saves: Gauge<2>,
+    oldest_saves: Gauge<2>,
 }
 
 impl Gauges {
@@ -92,6 +94,16 @@ impl Gauges {
                 ["reason"],
                 "Migrations whose VM is paused because the target has not said whether it has it, by the reason: TargetSilent or NeedsDecision",
             ),
+            saves: registry.gauge(
+                "hybridnic_saves_active",
+                ["kind", "phase"],
+                "Saves and restores that have not ended, by kind (save, restore) and phase",
+            ),
+            oldest_saves: registry.gauge(
+                "hybridnic_saves_oldest_seconds",
+                ["kind", "phase"],
+                "How long the save or the restore has been in the phase that has been there longest, by kind",
+            ),
         }
     }
 
@@ -126,13 +138,25 @@ impl Gauges {
         self.nodes
             .replace(nodes.into_iter().map(|(agent, n)| ([agent], n)));
         let going = world.going();
-        let migrations = migrations(&going, now);
+        let migrations = by_phase(&going, now);
         self.migrations
             .replace(migrations.iter().map(|(phase, (n, _))| ([*phase], *n)));
         self.oldest
             .replace(migrations.iter().map(|(phase, (_, age))| ([*phase], *age)));
         self.undecided
             .replace(undecided(&going).into_iter().map(|(reason, n)| ([reason], n)));
+        let going = [("save", world.saves_going()), ("restore", world.restores_going())];
+        let saves: Vec<_> = going
+            .iter()
+            .flat_map(|(kind, going)| {
+                let phases = by_phase(going, now).into_iter();
+                phases.map(move |(phase, seen)| ([*kind, phase], seen))
+            })
+            .collect();
+        self.saves
+            .replace(saves.iter().map(|(labels, (n, _))| (*labels, *n)));
+        self.oldest_saves
+            .replace(saves.iter().map(|(labels, (_, age))| (*labels, *age)));
     }
 }
 
@@ -191,8 +215,8 @@ fn undecided(going: &[Going]) -> BTreeMap<&'static str, i64> {
     counts
 }
 
-/// Migrations that have not ended by phase, with the age of the oldest in it, in seconds.
-fn migrations(going: &[Going], now: Timestamp) -> BTreeMap<&'static str, (i64, i64)> {
+/// Migrations, saves or restores that have not ended by phase, with the age of the oldest in it, in seconds.
+fn by_phase(going: &[Going], now: Timestamp) -> BTreeMap<&'static str, (i64, i64)> {
     let mut counts = BTreeMap::new();
     for going in going {
         let age = now.duration_since(going.since.unwrap_or(now)).as_secs().max(0);
@@ -314,7 +338,7 @@ mod tests {
             going("Transferring", 70),
         ];
         assert_eq!(
-            migrations(&all, second(100)),
+            by_phase(&all, second(100)),
             BTreeMap::from([("Pending", (1, 10)), ("Transferring", (2, 60))])
         );
     }

@@ -6,11 +6,11 @@ use hybridnic_process::metrics::{Counter, Registry, Seconds};
 use crate::moves::Outcome;
 
 /// Upper bounds of a migration's times: from the length of a switch to that of a large VM's transfer.
-const BUCKETS: &[f64] = &[
+pub(super) const BUCKETS: &[f64] = &[
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0,
 ];
 /// Upper bounds of the VM's pause.
-const DOWNTIMES: &[f64] = &[0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
+pub(super) const DOWNTIMES: &[f64] = &[0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
 /// Why a migration may fail.
 const FAILURES: &[&str] = &[
     reasons::NO_NICS,
@@ -42,7 +42,7 @@ pub struct Change {
     pub end: Option<End>,
 }
 
-/// How a migration has ended.
+/// How a migration, a save or a restore has ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct End {
     /// How.
@@ -97,11 +97,7 @@ impl Migrations {
             self.phases.observe([phase], seconds(*ms));
         }
         let Some(end) = &change.end else { return };
-        let result = match end.outcome {
-            Outcome::Succeeded => "succeeded",
-            Outcome::Failed => "failed",
-            Outcome::Cancelled => "cancelled",
-        };
+        let result = result(end.outcome);
         self.ended.inc([result, &end.reason]);
         if let Some(ms) = end.total_ms {
             self.total.observe([result], seconds(ms));
@@ -112,8 +108,17 @@ impl Migrations {
     }
 }
 
+/// How a move has ended, as a label.
+pub(super) fn result(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Succeeded => "succeeded",
+        Outcome::Failed => "failed",
+        Outcome::Cancelled => "cancelled",
+    }
+}
+
 /// A duration of the API in seconds; none is near the limits of an f64.
-fn seconds(ms: i64) -> f64 {
+pub(super) fn seconds(ms: i64) -> f64 {
     std::time::Duration::from_millis(ms.try_into().unwrap_or_default()).as_secs_f64()
 }
 

@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | [`cluster`] | networks, NICs, nodes and migrations, as the leader's caches have them | at each reading |
 //! | [`migrations`] | how migrations went | when their status is written |
+//! | [`saves`] | how saves and restores went | when their status is written |
 //! | [`reconciles`] | the operator's own work | when it is done |
 
 mod cluster;
 mod migrations;
 mod reconciles;
+mod saves;
 
 use hybridnic_process::api::Requests;
 use hybridnic_process::metrics::{Gauge, Registry};
@@ -16,6 +18,7 @@ use hybridnic_process::metrics::{Gauge, Registry};
 pub use cluster::Cluster;
 pub use migrations::{Change, End, Migrations};
 pub use reconciles::Reconciles;
+pub use saves::Saves;
 
 /// The operator's metrics. Clones share them.
 #[derive(Clone)]
@@ -26,6 +29,8 @@ pub struct Metrics {
     pub cluster: Cluster,
     /// How migrations went.
     pub migrations: Migrations,
+    /// How saves and restores went.
+    pub saves: Saves,
     /// The operator's own work.
     pub reconciles: Reconciles,
     /// Its requests to the API server.
@@ -43,6 +48,7 @@ pub fn metrics() -> (Registry, Metrics) {
         ),
         cluster: Cluster::new(&mut registry),
         migrations: Migrations::new(&mut registry),
+        saves: Saves::new(&mut registry),
         reconciles: Reconciles::new(&mut registry),
         requests: Requests::new(&mut registry),
     };

@@ -1,7 +1,7 @@
 //! What a change of a migration's status adds to the metrics. Pure.
 
 use hybridnic_api::conditions::reasons;
-use hybridnic_api::v1alpha1::QemuMigrationStatus;
+use hybridnic_api::v1alpha1::{MigrationFailure, QemuMigrationStatus};
 
 use crate::metrics::{Change, End};
 use crate::moves::qemu::stage;
@@ -17,16 +17,10 @@ pub fn between(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Change {
         .filter(|(at, _)| was_open(*at))
         .filter_map(|(_, phase)| Some((phase.name.clone(), phase.ms?)))
         .collect();
-    let reason = |outcome| match (outcome, &new.failure) {
-        (Outcome::Succeeded, _) => reasons::COMPLETED.to_owned(),
-        (Outcome::Cancelled, _) => reasons::CANCELLED.to_owned(),
-        (Outcome::Failed, Some(failure)) => failure.reason.clone(),
-        (Outcome::Failed, None) => reasons::FAILED.to_owned(),
-    };
     let end = match stage(new.phase) {
         Some(Stage::Over(outcome)) if !old.phase.is_final() => Some(End {
             outcome,
-            reason: reason(outcome),
+            reason: reason(outcome, new.failure.as_ref()),
             total_ms: new.total_ms,
             downtime_ms: new.downtime_ms,
         }),
@@ -35,10 +29,20 @@ pub fn between(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Change {
     Change { phases, end }
 }
 
+/// Why a move has ended so.
+pub fn reason(outcome: Outcome, failure: Option<&MigrationFailure>) -> String {
+    match (outcome, failure) {
+        (Outcome::Succeeded, _) => reasons::COMPLETED.to_owned(),
+        (Outcome::Cancelled, _) => reasons::CANCELLED.to_owned(),
+        (Outcome::Failed, Some(failure)) => failure.reason.clone(),
+        (Outcome::Failed, None) => reasons::FAILED.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hybridnic_api::v1alpha1::{MigrationFailure, MigrationPhase, MigrationPhaseTime};
+    use hybridnic_api::v1alpha1::{MigrationPhase, MigrationPhaseTime};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     fn in_phase(phase: MigrationPhase, phases: &[(&str, Option<i64>)]) -> QemuMigrationStatus {

@@ -1,6 +1,6 @@
 //! `QemuMigration`: drives the phase, as [`hybridnic_flight::migration`] decides; the NICs decide what each of them does in it.
 
-mod change;
+pub mod change;
 mod trace;
 
 use std::collections::BTreeSet;

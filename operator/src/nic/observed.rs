@@ -222,7 +222,8 @@ impl Observed {
             None
         } else if let Some(of) = self.under_way() {
             let message = format!(
-                "waits for the migration {}, which began without this NIC",
+                "waits for the {} {}, which began without this NIC",
+                of.kind(),
                 of.id.name
             );
             Some(Refusal::new(reasons::MIGRATING, message))

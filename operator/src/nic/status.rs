@@ -171,13 +171,14 @@ fn fast_path(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>, ready: &Ne
         Some(of) if !on_vf && is_alone => {
             let message = format!(
                 "the NIC has no standby, and its VF is out of the guest: the VM has no network by this NIC until its VF is back; the \
-                 migration {} is under way",
+                 {} {} is under way",
+                of.kind(),
                 of.id.name
             );
             NewCondition::no(types::FAST_PATH, reasons::STEPPED_ASIDE, message)
         }
         Some(of) if !on_vf => {
-            let message = format!("the migration {} is under way", of.id.name);
+            let message = format!("the {} {} is under way", of.kind(), of.id.name);
             NewCondition::no(types::FAST_PATH, reasons::MIGRATING, message)
         }
         _ => or_what_is_wrong(word(types::FAST_PATH, inputs, attachment), ready),

@@ -3,6 +3,7 @@
 //! They are moves with one end ([`crate::moves::file`]), so the NICs' goals, their switches and what holds them are those of a migration.
 
 mod begin;
+mod change;
 pub mod inputs;
 mod record;
 pub mod step;
@@ -20,6 +21,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use crate::cache::Object;
 use crate::controller::{Done, Reconciler};
 use crate::events::Events;
+use crate::metrics::Saves;
 use crate::migration::inputs::{Deadlines, NicInputs};
 use crate::moves::claims::{self, Claim};
 use crate::moves::ends::Ends;
@@ -41,6 +43,7 @@ pub struct FileReconciler<K> {
     world: World,
     deadlines: Deadlines,
     events: Events,
+    metrics: Saves,
     clocks: Mutex<HashMap<String, PhaseClock>>,
     kind: std::marker::PhantomData<fn() -> K>,
 }
@@ -58,12 +61,13 @@ where
     K: OnFile + Object + Resource<Scope = NamespaceResourceScope>,
 {
     /// A reconciler that reads from `world`.
-    pub fn new(client: Client, world: World, deadlines: Deadlines, events: Events) -> Self {
+    pub fn new(client: Client, world: World, deadlines: Deadlines, events: Events, metrics: Saves) -> Self {
         Self {
             client,
             world,
             deadlines,
             events,
+            metrics,
             clocks: Mutex::default(),
             kind: std::marker::PhantomData,
         }
@@ -119,6 +123,9 @@ where
         if wrote {
             let old = inputs.request.status;
             write::apply_status(&api, object, &next.status).await?;
+            if let Some(end) = change::end(&old, &next.status) {
+                self.metrics.count(kind, &end);
+            }
             if let Some(clock) = self.clocks().get_mut(&object.uid().unwrap_or_default()) {
                 clock.wrote = Some(now);
             }

@@ -16,8 +16,8 @@ use hybridnic_api::v1alpha1::{
 use kube::ResourceExt;
 
 use super::ends::Ends;
-use super::qemu::stage;
-use super::{Driver, Move, Outcome, Stage, Times};
+use super::qemu::{since, stage};
+use super::{Driver, Going, Move, Outcome, Stage, Times};
 
 /// A goal and an order.
 pub type Wish = (Goal, Option<MigrationStep>);
@@ -147,6 +147,17 @@ pub fn begun(object: &impl OnFile) -> Option<Move> {
             downtime_ms: status.downtime_ms,
             phases: status.phases.clone(),
         },
+    })
+}
+
+/// A save or a restore that has not ended, as it is counted.
+pub fn going(object: &impl OnFile) -> Option<Going> {
+    let phase = object.phase();
+    let phases = object.status().map(|status| status.phases.as_slice());
+    (!phase.is_final()).then(|| Going {
+        phase: phase.into(),
+        since: since(phases.unwrap_or_default(), object),
+        undecided: None,
     })
 }
 

@@ -46,6 +46,7 @@ fn a_save_is_a_move_without_a_target_and_a_restore_one_without_a_source() {
     assert_eq!((&of.source, of.whereabouts()), (&end(), &end()));
     assert_eq!(of.target, MigrationEnd::default());
     assert!(file_of(&of).begun && !file_of(&of).left);
+    assert_eq!(of.kind(), "save");
 
     let spec = QemuRestoreSpec {
         vm: "vm".to_owned(),
@@ -60,6 +61,28 @@ fn a_save_is_a_move_without_a_target_and_a_restore_one_without_a_source() {
     assert_eq!((&of.target, of.whereabouts()), (&end(), &end()));
     assert_eq!(of.source, MigrationEnd::default());
     assert!(!file_of(&of).begun && !file_of(&of).saves());
+    assert_eq!(of.kind(), "restore");
+}
+
+#[test]
+fn one_that_has_not_ended_is_counted_in_its_phase() {
+    let mut saved = save("s", AfterSave::End);
+    let waits = going(&saved).unwrap();
+    assert_eq!(
+        (waits.phase, waits.since),
+        ("Pending", saved.creation_timestamp().map(|at| at.0))
+    );
+    saved.status = Some(status(
+        MigrationPhase::RollingBack,
+        &[MigrationPhase::RollingBack],
+    ));
+    let back = going(&saved).unwrap();
+    assert_eq!(
+        (back.phase, back.since),
+        ("RollingBack", Some(jiff::Timestamp::UNIX_EPOCH))
+    );
+    saved.status = Some(status(MigrationPhase::Cancelled, &[]));
+    assert_eq!(going(&saved), None);
 }
 
 #[test]

@@ -136,6 +136,15 @@ pub struct Going {
 }
 
 impl Move {
+    /// What a person calls it.
+    pub fn kind(&self) -> &'static str {
+        match &self.driver {
+            Driver::File(file) if file.saves() => "save",
+            Driver::File(_) => "restore",
+            Driver::Ours(_) | Driver::Theirs { .. } => "migration",
+        }
+    }
+
     /// Whether the NICs are in its hands.
     pub fn is_under_way(&self) -> bool {
         !matches!(self.stage, Stage::Over(_))

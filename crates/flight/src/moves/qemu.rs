@@ -1,7 +1,10 @@
 //! A `QemuMigration` as a [`Move`]. Pure. We, an operator or `ctl migrate`, drive it: `migration` decides on its phase.
 
 use hybridnic_api::conditions::{self, reasons, types};
-use hybridnic_api::v1alpha1::{MigrationPhase, ObjectRef, QemuMigration, QemuMigrationStatus};
+use hybridnic_api::v1alpha1::{
+    MigrationPhase, MigrationPhaseTime, ObjectRef, QemuMigration, QemuMigrationStatus,
+};
+use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::{Driver, Going, Move, Orders, Outcome, Stage, Times};
@@ -76,11 +79,8 @@ pub fn going(migration: &QemuMigration) -> Option<Going> {
         return None;
     }
     let status = migration.status.as_ref();
-    // Before it begins a migration has no phase with a time.
-    let since = status
-        .and_then(|status| status.phases.last())
-        .map(|phase| phase.started_at.0)
-        .or_else(|| migration.creation_timestamp().map(|time| time.0));
+    let phases = status.map(|status| status.phases.as_slice()).unwrap_or_default();
+    let since = since(phases, migration);
     let condition = status.and_then(|status| conditions::find(&status.conditions, types::SUCCEEDED));
     let reason = condition.map(|condition| condition.reason.as_str());
     let asks = [reasons::TARGET_SILENT, reasons::NEEDS_DECISION];
@@ -89,6 +89,14 @@ pub fn going(migration: &QemuMigration) -> Option<Going> {
         since,
         undecided: asks.into_iter().find(|asks| reason == Some(asks)),
     })
+}
+
+/// Since when what was asked for is in its phase. Before it begins it has no phase with a time.
+pub(super) fn since(phases: &[MigrationPhaseTime], object: &impl ResourceExt) -> Option<Timestamp> {
+    phases
+        .last()
+        .map(|phase| phase.started_at.0)
+        .or_else(|| object.creation_timestamp().map(|time| time.0))
 }
 
 /// Whether the transfer may have been ordered: its phase has begun at some time.
@@ -102,8 +110,7 @@ mod tests {
     use super::*;
     use crate::testing::migration;
     use hybridnic_api::conditions::NewCondition;
-    use hybridnic_api::v1alpha1::{Decision, MigrationEnd, MigrationPhaseTime};
-    use jiff::Timestamp;
+    use hybridnic_api::v1alpha1::{Decision, MigrationEnd};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     fn second(second: i64) -> Timestamp {

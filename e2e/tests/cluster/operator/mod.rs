@@ -12,13 +12,15 @@ use std::time::Duration;
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::features::AgentFeature;
 use hybridnic_api::names::{NIC_LABEL, VM_LABEL, attachment_name};
-use hybridnic_api::v1alpha1::{Goal, HybridNetwork, HybridNode, MigrationPhase, NicPhase, Path, VmHybridNic};
+use hybridnic_api::v1alpha1::{
+    Goal, HybridNetwork, HybridNode, MigrationPhase, NicPhase, Path, QemuRestore, QemuSave,
+};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
-use serde_json::{Value, json};
+use serde_json::{Value, from_value, json};
 
 use super::agent::{Agents, Mood};
-use super::bench::{Bench, is_fast, is_in, reason, why};
+use super::bench::{Bench, NAMESPACE, is_fast, is_in, reason, why};
 
 const MAC: &str = "02:00:00:00:00:0a";
 
@@ -302,8 +304,26 @@ async fn migrations_that_go_well_and_that_do_not() {
         bench.writes().len() - before
     );
 
+    // Of a VM without NICs nothing is saved, and one that runs is not restored.
+    let saves: Api<QemuSave> = Api::namespaced(bench.client.clone(), NAMESPACE);
+    let save =
+        json!({"metadata": {"name": "none"}, "spec": {"vm": "nobody", "file": "/saves/a", "then": "End"}});
+    saves
+        .create(&PostParams::default(), &from_value(save).unwrap())
+        .await
+        .unwrap();
+    let restores: Api<QemuRestore> = Api::namespaced(bench.client.clone(), NAMESPACE);
+    let restore = json!({"metadata": {"name": "twice"}, "spec": {"vm": "vm", "file": "/saves/a"}});
+    restores
+        .create(&PostParams::default(), &from_value(restore).unwrap())
+        .await
+        .unwrap();
+
     let metrics = bench.operators[0]
         .metrics_with(&[
+            "hybridnic_saves_total{kind=\"save\",result=\"failed\",reason=\"NoNics\"} 1",
+            "hybridnic_saves_total{kind=\"save\",result=\"succeeded\",reason=\"Completed\"} 0",
+            "hybridnic_saves_total{kind=\"restore\",result=\"failed\",reason=\"VmRuns\"} 1",
             "hybridnic_migrations_total{result=\"succeeded\",reason=\"Completed\"} 1",
             "hybridnic_migrations_total{result=\"failed\",reason=\"GuestKeepsVf\"} 1",
             "hybridnic_migrations_total{result=\"failed\",reason=\"TargetLost\"} 0",

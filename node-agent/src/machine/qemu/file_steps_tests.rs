@@ -58,24 +58,35 @@ struct World {
     vm: Vm,
 }
 
+/// A VM as an agent that has just started has it.
+fn vm() -> Vm {
+    let vm = Vm::new(Runtime::Qemu, "ns", "pod", "pod-uid");
+    vm.update_nic("a", |nic| {
+        (nic.nic, nic.vm, nic.mac) = ("a".into(), "vm".into(), "02:00:00:00:00:01".into());
+        nic.ports = Some(GuestPorts::default());
+        nic.heard = true;
+    });
+    vm
+}
+
 impl World {
     /// A VM of one NIC on its standby.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut host = host::tests::made(dir.path(), 1, 1);
         host.broker = Arc::new(Here);
-        let vm = Vm::new(Runtime::Qemu, "ns", "pod", "pod-uid");
-        vm.update_nic("a", |nic| {
-            (nic.nic, nic.vm, nic.mac) = ("a".into(), "vm".into(), "02:00:00:00:00:01".into());
-            nic.ports = Some(GuestPorts::default());
-            nic.heard = true;
-        });
         Self {
             _dir: dir,
             volume: tempfile::tempdir_in("/dev/shm").unwrap(),
             host: Arc::new(host),
-            vm,
+            vm: vm(),
         }
+    }
+
+    /// Another agent takes the place of one that has died: it knows what the journal has.
+    async fn next_agent(&mut self) {
+        self.vm = vm();
+        self.vm.recall(&self.host.journal).await.unwrap();
     }
 
     fn file(&self) -> String {
@@ -120,6 +131,12 @@ impl World {
     async fn stage(&self) -> Option<SaveStage> {
         let record = self.host.journal.vm("pod-uid").await.unwrap()?;
         Some(record.begun?.saving?.stage)
+    }
+
+    /// How far the VM's arrival is.
+    async fn arrival(&self) -> Option<crate::journal::Arrival> {
+        let record = self.host.journal.vm("pod-uid").await.unwrap()?;
+        record.begun?.arrival
     }
 
     /// Serves a session until QEMU has nothing more to say.
@@ -373,3 +390,88 @@ async fn where_a_nic_was_is_known_until_the_restore_is_over() {
     };
     assert_eq!(manifest.ports_of("a"), Some(&GuestPorts::default()));
 }
+
+/// A QEMU before 9.0 writes one stream, and one before 8.2 takes no file but a descriptor.
+#[tokio::test]
+async fn an_older_qemu_writes_one_stream() {
+    for (version, uri) in [((8, 2), "file:/dev/fdset/7"), ((8, 1), "fd:hybridnic-file")] {
+        let world = World::new();
+        world.order(MigrationStep::Save, Some(AfterSave::End));
+        let (client, mut peer) = Peer::connect_as(version).await;
+        let has = async |peer: &mut Peer| {
+            let all = json!([{"capability": "multifd", "state": false}]);
+            peer.answer("query-migrate-capabilities", all).await;
+        };
+        let only_multifd = |set: &Value| {
+            let of = |name: &str| {
+                let all = set.as_array().unwrap().iter();
+                all.filter(|one| one["capability"] == name)
+                    .map(|one| one["state"].clone())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(of("mapped-ram"), [] as [Value; 0], "it does not know it");
+            assert_eq!(of("multifd"), [json!(false)]);
+        };
+        let qemu = async {
+            peer.shows("none", "running").await;
+            peer.answer("query-migrate", json!({})).await;
+            has(&mut peer).await;
+            has(&mut peer).await;
+            only_multifd(&sets(&mut peer).await);
+            peer.answer("migrate-set-parameters", json!({})).await;
+            if version == (8, 2) {
+                peer.answer("add-fd", json!({"fdset-id": 7, "fd": 20})).await;
+            } else {
+                let given = peer.asked("getfd").await;
+                assert_eq!(given["arguments"]["fdname"], "hybridnic-file");
+                peer.reply(&given, json!({})).await;
+            }
+            let begun = peer.asked("migrate").await;
+            assert_eq!(begun["arguments"]["uri"], uri);
+            peer.reply(&begun, json!({})).await;
+            fs::write(world.volume.path().join(".vm.m.part"), b"a whole VM").unwrap();
+            peer.shows("active", "running").await;
+            peer.event("MIGRATION", json!({"status": "completed"})).await;
+            peer.shows("completed", "postmigrate").await;
+            is_a_machine(&mut peer).await;
+            peer.answer("query-status", json!({"status": "postmigrate", "running": false}))
+                .await;
+            peer.answer("query-fdsets", json!([])).await;
+            has(&mut peer).await;
+            only_multifd(&sets(&mut peer).await);
+            peer.shows("completed", "postmigrate").await;
+            world.says(MigrationState::Completed).await;
+        };
+        world.serve(&client, qemu).await;
+        let manifest =
+            Manifest::read(&fs::read(format!("{}.hybridnic.json", world.file())).unwrap()).unwrap();
+        assert!(!manifest.mapped_ram);
+        assert_eq!(manifest.machine.qemu, format!("{}.{}.2", version.0, version.1));
+    }
+}
+
+/// What was written with mapped-ram only a QEMU that has it can load.
+#[tokio::test]
+async fn an_older_qemu_is_not_told_to_load_what_it_cannot() {
+    let world = World::new();
+    saved(&world, 10);
+    world.order(MigrationStep::Prepare, None);
+    let (client, mut peer) = Peer::connect_as((8, 2)).await;
+    let qemu = async {
+        peer.shows("none", "inmigrate").await;
+        is_a_machine(&mut peer).await;
+        peer.answer("query-migrate-capabilities", json!([])).await;
+        peer.shows("none", "inmigrate").await;
+        world.says(MigrationState::Prepared).await;
+    };
+    world.serve(&client, qemu).await;
+    let report = world.vm.migration_report().borrow().clone().unwrap();
+    assert!(report.refused);
+    assert_eq!(
+        report.error.as_deref(),
+        Some("the file was written by QEMU 10.0.2 with mapped-ram, which QEMU 8.2.2 does not have")
+    );
+}
+
+#[path = "file_steps_restart_tests.rs"]
+mod restarts;

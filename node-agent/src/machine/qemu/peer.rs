@@ -22,10 +22,19 @@ impl Peer {
     }
 
     pub(crate) async fn connect_with(options: Options) -> (Client, Self) {
+        Self::connect_to((10, 0), options).await
+    }
+
+    /// A QEMU of this version.
+    pub(crate) async fn connect_as(version: (u32, u32)) -> (Client, Self) {
+        Self::connect_to(version, Options::default()).await
+    }
+
+    async fn connect_to((major, minor): (u32, u32), options: Options) -> (Client, Self) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut peer = Self(BufReader::new(theirs));
         let greet = async {
-            peer.say(json!({"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""}, "capabilities": []}}))
+            peer.say(json!({"QMP": {"version": {"qemu": {"major": major, "minor": minor, "micro": 2}, "package": ""}, "capabilities": []}}))
                 .await;
             peer.answer("qmp_capabilities", json!({})).await;
         };
