@@ -21,6 +21,7 @@ use hybridnic_api::v1alpha1::{
 use hybridnic_e2e::chart;
 use hybridnic_e2e::kubevirt::NAMESPACE as KUBEVIRT;
 use hybridnic_e2e::world::binary;
+use hybridnic_net::MacAddr;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::ApiResource;
@@ -79,10 +80,10 @@ impl Drop for Operator {
     }
 }
 
-struct Play {
+pub struct Play {
     // Dropped first.
     operator: Option<Operator>,
-    stage: Stage,
+    pub stage: Stage,
     dir: TempDir,
 }
 
@@ -209,6 +210,27 @@ async fn event(client: &Client, namespace: &str, of: &str, reason: &str, words: 
 }
 
 impl Play {
+    /// The operator, which has registered the binding, two nodes and the network.
+    pub async fn serves(stage: Stage, dir: TempDir) -> Self {
+        let mut play = Self {
+            operator: None,
+            stage,
+            dir,
+        };
+        play.may_register().await;
+        network(&play.stage.client, "fast", json!({})).await;
+        play.nodes().await;
+        play.registers_the_binding().await;
+        play
+    }
+
+    /// The address that the operator has given to a NIC.
+    pub async fn mac(&self, nic: &str) -> MacAddr {
+        let has = |nic: &VmHybridNic| nic.status.as_ref().is_some_and(|status| status.mac.is_some());
+        let nic = self.until_nic(nic, "given its address", has).await;
+        nic.status.unwrap().mac.unwrap().parse().unwrap()
+    }
+
     /// Two nodes with an agent each.
     async fn nodes(&self) {
         let client = &self.stage.client;
