@@ -4,7 +4,7 @@
 #   build.sh [NAME...]      default: virt-api, virt-controller, objects.json
 #                           of a node: virt-handler, virt-chroot, virt-launcher, virt-launcher-monitor, virt-tail, virt-probe,
 #                           virt-freezer, container-disk, multus-daemon, multus-shim
-#                           others: sriov (what `sriov: {}` needs of a cluster), virt-operator, virtctl
+#                           others: multus (the thin one), sriov (what `sriov: {}` needs of a cluster), virt-operator, virtctl
 #   build.sh --all          all of them
 #
 # objects.json is what virt-operator would install: its CRDs, rights and webhooks. virt-launcher loads libvirt when it runs, so
@@ -21,7 +21,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly kubevirt=kubevirt.io/kubevirt
 readonly programs="virt-api virt-chroot virt-controller virt-freezer virt-handler virt-launcher virt-launcher-monitor virt-operator
   virt-probe virt-tail virtctl"
-readonly known=" ${programs//$'\n'/ } container-disk multus-daemon multus-shim objects.json sriov "
+readonly known=" ${programs//$'\n'/ } container-disk multus multus-daemon multus-shim objects.json sriov "
 
 wanted=("$@")
 ((${#wanted[@]})) || wanted=(virt-api virt-controller objects.json)
@@ -76,10 +76,14 @@ build_kubevirt() {
 }
 
 build_multus() (
+  packages=()
+  for name in multus multus-daemon multus-shim; do
+    if is_missing "$name"; then packages+=("gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd/$name"); fi
+  done
+  ((${#packages[@]})) || return 0
   cd "$here/multus"
   export CGO_ENABLED=0
-  local from=gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd
-  go_build Multus "" "$from/multus-daemon" "$from/multus-shim"
+  go_build Multus "" "${packages[@]}"
 )
 
 # It runs in images that have no C library.
@@ -95,7 +99,7 @@ build() {
   go=$(find_go KubeVirt)
   rm -rf "$staging"
   mkdir "$staging"
-  if is_missing multus-daemon || is_missing multus-shim; then build_multus; fi
+  build_multus
   build_kubevirt
   if is_missing container-disk; then build_container_disk; fi
   for name in "${missing[@]}"; do mv "$staging/$name" "$bin/$name"; done

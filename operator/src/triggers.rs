@@ -12,7 +12,7 @@ use hybridnic_api::v1alpha1::{
 use crate::cache::{Key, Name, Object};
 use crate::kinds::Watched;
 use crate::metrics::Reconciles;
-use crate::moves::Stage;
+use crate::moves::{self, Stage};
 use crate::nic::release::is_held;
 use crate::queue::{Places, Queue, Urgency};
 use crate::vm::VmRef;
@@ -101,6 +101,7 @@ impl Triggers {
         all(world.migrations.all_names(), &queues.migrations);
         all(world.saves.all_names(), &queues.saves);
         all(world.restores.all_names(), &queues.restores);
+        all(world.vmi_migrations.all_names(), &queues.vmi_migrations);
     }
 
     /// The NICs of a VM, and what moves it.
@@ -110,8 +111,18 @@ impl Triggers {
         self.moves(vm, urgency);
     }
 
-    /// What moves a VM.
+    /// What moves a VM. Of KubeVirt's own migrations those to other clusters: it is said of them that the VM cannot go there.
     pub fn moves(&self, vm: &VmRef, urgency: Urgency) {
+        let theirs = Key::Vm(vm.clone());
+        let go_on = self.world.vmi_migrations.glances(&theirs).contains(&true);
+        let theirs = go_on.then(|| self.world.vmi_migrations.by(&theirs));
+        for migration in theirs.into_iter().flatten() {
+            if moves::kubevirt::is_decentralised(&migration) {
+                self.queues
+                    .vmi_migrations
+                    .add(Name::of(migration.as_ref()), Urgency::Usual);
+            }
+        }
         for migration in self.world.migrations.names(&Key::Vm(vm.clone())) {
             self.queues.migrations.add(migration, urgency);
         }

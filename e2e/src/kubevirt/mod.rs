@@ -30,7 +30,7 @@ use crate::controlplane::ControlPlane;
 use crate::controlplane::process::Daemon;
 use crate::controlplane::tools::Built;
 
-pub use multus::MULTUS;
+pub use multus::{MULTUS, thin_multus};
 pub use node::{Device, Handler, Launcher, Sandbox, root};
 pub use nodes::{OnNodes, images};
 pub use objects::NAMESPACE;

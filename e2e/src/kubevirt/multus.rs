@@ -1,5 +1,17 @@
 //! Multus.
 
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::SCRIPT;
+use crate::controlplane::tools::Built;
+
+/// Its thin plugin, which a container runtime starts for each sandbox, and which asks the API server itself. Built where it is missing.
+pub async fn thin_multus() -> Result<PathBuf> {
+    Ok(Built::by(SCRIPT, &["multus"]).await?.take("multus")?)
+}
+
 /// What Multus installs: its kind, without its checks, and its rights.
 pub const MULTUS: &str = "
 apiVersion: apiextensions.k8s.io/v1

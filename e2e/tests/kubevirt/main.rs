@@ -10,6 +10,7 @@
     reason = "a test ends where something is not as it should be"
 )]
 
+mod cni;
 mod launcher;
 mod network;
 mod operator;
@@ -73,6 +74,11 @@ async fn what_kubevirt_makes_of_a_vm_with_our_binding() {
     }
 }
 
+async fn control_plane(dir: &TempDir) -> ControlPlane {
+    let options = Options::new(dir.path()).with_controllers();
+    ControlPlane::start(options).await.unwrap()
+}
+
 struct Stage {
     // Dropped in this order.
     n1: StandIn,
@@ -84,23 +90,18 @@ struct Stage {
 
 impl Stage {
     async fn start(dir: &TempDir, say: impl Fn(&str)) -> Self {
-        let options = Options::new(dir.path()).with_controllers();
-        let cluster = ControlPlane::start(options).await.unwrap();
+        let cluster = control_plane(dir).await;
         say("the control plane is ready");
+        let stage = Self::on(cluster).await;
+        say("KubeVirt is ready");
+        stage.install_multus(dir).await;
+        stage
+    }
+
+    /// Installs KubeVirt, and shows it two nodes.
+    async fn on(cluster: ControlPlane) -> Self {
         let configuration = json!({ "developerConfiguration": { "useEmulation": true } });
         let kubevirt = KubeVirt::start(&cluster, configuration).await.unwrap();
-        say("KubeVirt is ready");
-        let path = dir.path().join("multus.yaml");
-        std::fs::write(&path, MULTUS).unwrap();
-        cluster.apply(&path).await.unwrap();
-        let wait = [
-            "wait",
-            "--for=condition=Established",
-            "--timeout=30s",
-            "crd",
-            "--all",
-        ];
-        assert!(cluster.kubectl(&wait).await.unwrap().status.success());
         Self {
             n1: StandIn::start(&cluster, "n1").await.unwrap(),
             n2: StandIn::start(&cluster, "n2").await.unwrap(),
@@ -108,6 +109,21 @@ impl Stage {
             kubevirt,
             cluster,
         }
+    }
+
+    /// Its kind and its rights; no program of it runs by itself.
+    async fn install_multus(&self, dir: &TempDir) {
+        let path = dir.path().join("multus.yaml");
+        std::fs::write(&path, MULTUS).unwrap();
+        self.cluster.apply(&path).await.unwrap();
+        let wait = [
+            "wait",
+            "--for=condition=Established",
+            "--timeout=30s",
+            "crd",
+            "--all",
+        ];
+        assert!(self.cluster.kubectl(&wait).await.unwrap().status.success());
     }
 
     /// What the operator makes, where there is none.
@@ -119,13 +135,22 @@ impl Stage {
 
     /// Somebody starts the VM.
     async fn vm(&self) {
+        self.create_vm(NAMESPACE, VM, "Always", launcher::spec()).await;
+    }
+
+    async fn create_vm(&self, namespace: &str, name: &str, strategy: &str, spec: Value) {
         let vm = json!({
-            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": { "name": VM },
-            "spec": { "runStrategy": "Always", "template": { "spec": launcher::spec() } },
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": { "name": name },
+            "spec": { "runStrategy": strategy, "template": { "spec": spec } },
         });
-        let vms = Kind::VirtualMachine.api(self.client.clone(), NAMESPACE);
+        let vms = Kind::VirtualMachine.api(self.client.clone(), namespace);
         let vm = serde_json::from_value(vm).unwrap();
         vms.create(&PostParams::default(), &vm).await.unwrap();
+    }
+
+    async fn delete_vm(&self, namespace: &str, name: &str) {
+        let vms = Kind::VirtualMachine.api(self.client.clone(), namespace);
+        vms.delete(name, &DeleteParams::default()).await.unwrap();
     }
 
     fn vmis(&self) -> Api<DynamicObject> {

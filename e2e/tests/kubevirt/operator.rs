@@ -1,9 +1,16 @@
 //! Our operator beside KubeVirt's own, with the rights that the chart gives: from a VM's interface to its NIC, and through its
 //! migrations. The agents are stand-ins: they say what the operator wants to hear, when the test lets them.
 
+mod elsewhere;
+mod missing;
+mod moves;
+mod unfit;
 mod users;
+mod written;
 
 use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use hybridnic_api::conditions::{self, reasons, types};
@@ -14,7 +21,9 @@ use hybridnic_api::v1alpha1::{
 use hybridnic_e2e::chart;
 use hybridnic_e2e::kubevirt::NAMESPACE as KUBEVIRT;
 use hybridnic_e2e::world::binary;
+use hybridnic_net::MacAddr;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::events::v1::Event;
 use kube::api::ApiResource;
 use kube::core::GroupVersionKind;
 
@@ -23,9 +32,46 @@ use super::*;
 const REGISTERS: &str = "kubevirt.registerBinding=true";
 const SIDECAR: &str = "localhost/hybridnic-sidecar:none";
 const NICS: [&str; 2] = ["web-fast", "web-other"];
+const LOG: &str = "operator.log";
 
 /// Dropped, it is killed.
 struct Operator(Child);
+
+impl Operator {
+    /// Starts it, with the rights that the chart gives.
+    async fn start(cluster: &ControlPlane, dir: &Path, options: &[&str]) -> Self {
+        let login = cluster
+            .login_service_account(chart::NAMESPACE, chart::OPERATOR, None)
+            .await
+            .unwrap();
+        let kubeconfig = dir.join("operator.kubeconfig");
+        login.write(&kubeconfig).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(dir.join(LOG))
+            .unwrap();
+        let child = Command::new(binary("hybridnic-operator").unwrap())
+            .env("KUBECONFIG", kubeconfig)
+            .env("HYBRIDNIC_LOG", "info,hybridnic_operator=debug")
+            .args(["--lease-namespace", chart::NAMESPACE])
+            .args(["--http-address", &Self::address(cluster).to_string()])
+            .args(["--kubevirt", "--kubevirt-sidecar", SIDECAR])
+            .args(options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// Where it has its metrics: beside KubeVirt's programs, at an address that no other cluster on this machine has.
+    fn address(cluster: &ControlPlane) -> SocketAddr {
+        let [high, low] = cluster.port().to_be_bytes();
+        (Ipv4Addr::new(127, high, low, 3), 8080).into()
+    }
+}
 
 impl Drop for Operator {
     fn drop(&mut self) {
@@ -34,10 +80,10 @@ impl Drop for Operator {
     }
 }
 
-struct Play {
+pub struct Play {
     // Dropped first.
     operator: Option<Operator>,
-    stage: Stage,
+    pub stage: Stage,
     dir: TempDir,
 }
 
@@ -46,21 +92,29 @@ async fn our_operator_beside_kubevirt() {
     let began = Instant::now();
     let say = |what: &str| eprintln!("--- {:5.1} s  {what}", began.elapsed().as_secs_f64());
     let dir = TempDir::new().unwrap();
-    let stage = Stage::start(&dir, say).await;
-    chart::install_without_pods(&stage.cluster).await.unwrap();
+    let cluster = control_plane(&dir).await;
+    chart::install_without_pods(&cluster).await.unwrap();
+    say("the control plane is ready");
+    let operator = Operator::start(&cluster, dir.path(), &[]).await;
+    missing::kubevirt(&cluster).await;
+    say("a NIC says that there is no KubeVirt");
     let mut play = Play {
-        operator: None,
-        stage,
+        operator: Some(operator),
+        stage: Stage::on(cluster).await,
         dir,
     };
-    play.nodes_and_a_network().await;
+    say("KubeVirt is ready");
+    play.nodes().await;
     play.stage.vm().await;
-    play.starts(&[]).await;
     play.a_vm_has_nics_before_it_runs_and_they_say_what_is_missing()
         .await;
     say("each interface has a NIC, which says how to register the binding");
+    play.a_kubevirt_that_is_too_old_is_told().await;
+    play.may_register().await;
     play.registers_the_binding().await;
     say("the binding is registered");
+    play.multus_is_missed_and_then_found().await;
+    say("each NIC says that there is no Multus, until there is");
     let source = play.launcher_is_attached_before_it_runs().await;
     say("the launcher is attached as soon as it has a node");
     play.stage.runs(&source).await;
@@ -68,26 +122,118 @@ async fn our_operator_beside_kubevirt() {
     play.sriov_on_a_network_of_ours_is_told().await;
     play.the_doctor_finds_kubevirt_well().await;
     say("what a user sees is as it should be");
+    play.what_does_not_fit_is_told().await;
+    play.an_interface_that_is_added_to_a_running_vm_is_told().await;
+    say("what cannot be a hybrid NIC says why, and what to do");
+    play.no_vm_of_ours_goes_to_another_cluster().await;
+    say("a migration to another cluster is refused");
+    let alone = play.a_nic_that_a_user_wrote_serves_a_vmi_without_a_vm().await;
+    say("VMIs without a VM have their NICs");
     play.a_migration_that_is_deleted(&source).await;
     say("a migration that was deleted while its target waited has given the VFs back");
     play.a_migration_whose_target_is_gone(&source).await;
     say("a migration whose target was deleted has given the VFs back");
     play.a_migration(&source).await;
     say("a migration has gone from gate to gate");
+    play.migrations_are_counted().await;
+    play.what_a_vmi_owned_has_gone_with_it(&alone).await;
+    say("what KubeVirt's migrations were is counted");
+}
+
+/// A network that may have any address, with more in its spec.
+async fn network(client: &Client, name: &str, more: Value) {
+    let mut spec = json!({ "uplinks": [{ "pfNames": ["ens*"] }], "macs": "Any" });
+    for (key, value) in more.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    let network = json!({ "metadata": { "name": name }, "spec": spec });
+    Api::<HybridNetwork>::all(client.clone())
+        .create(&PostParams::default(), &serde_json::from_value(network).unwrap())
+        .await
+        .unwrap();
+}
+
+/// A NIC that a user writes for a VM of KubeVirt.
+async fn write_nic(client: &Client, name: &str, vm: &str) {
+    let nic = json!({
+        "metadata": { "name": name }, "spec": { "network": "fast", "vm": { "kubevirt": { "name": vm } } },
+    });
+    Api::<VmHybridNic>::namespaced(client.clone(), NAMESPACE)
+        .create(&PostParams::default(), &serde_json::from_value(nic).unwrap())
+        .await
+        .unwrap();
+}
+
+/// Why a NIC is not ready: its reason and its words.
+fn why(nic: &VmHybridNic) -> (String, String) {
+    let status = nic.status.as_ref();
+    let ready = status.and_then(|status| conditions::find(&status.conditions, types::READY));
+    ready.map_or_else(Default::default, |ready| {
+        (ready.reason.clone(), ready.message.clone())
+    })
+}
+
+/// Whether a NIC says all of this, for this reason.
+fn says(nic: &VmHybridNic, reason: &str, words: &[&str]) -> bool {
+    let (said, message) = why(nic);
+    said == reason && words.iter().all(|word| message.contains(word))
+}
+
+/// Waits for an event of an object, with this reason and these words: there may be others.
+async fn event(client: &Client, namespace: &str, of: &str, reason: &str, words: &str) {
+    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let is = |event: &Event| {
+        let regards = event
+            .regarding
+            .as_ref()
+            .and_then(|regarding| regarding.name.as_deref());
+        let note = event.note.as_deref().unwrap_or_default();
+        event.reason.as_deref() == Some(reason) && regards == Some(of) && note.contains(words)
+    };
+    let end = Instant::now() + SOON;
+    loop {
+        let all = events.list(&ListParams::default()).await.unwrap();
+        if all.items.iter().any(is) {
+            return;
+        }
+        let notes: Vec<_> = all
+            .items
+            .iter()
+            .map(|event| (&event.reason, &event.note))
+            .collect();
+        assert!(
+            Instant::now() < end,
+            "no event {reason} of {of}: {words}; there are {notes:#?}"
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 impl Play {
-    /// Two nodes with an agent each, and a network.
-    async fn nodes_and_a_network(&self) {
+    /// The operator, which has registered the binding, two nodes and the network.
+    pub async fn serves(stage: Stage, dir: TempDir) -> Self {
+        let mut play = Self {
+            operator: None,
+            stage,
+            dir,
+        };
+        play.may_register().await;
+        network(&play.stage.client, "fast", json!({})).await;
+        play.nodes().await;
+        play.registers_the_binding().await;
+        play
+    }
+
+    /// The address that the operator has given to a NIC.
+    pub async fn mac(&self, nic: &str) -> MacAddr {
+        let has = |nic: &VmHybridNic| nic.status.as_ref().is_some_and(|status| status.mac.is_some());
+        let nic = self.until_nic(nic, "given its address", has).await;
+        nic.status.unwrap().mac.unwrap().parse().unwrap()
+    }
+
+    /// Two nodes with an agent each.
+    async fn nodes(&self) {
         let client = &self.stage.client;
-        let network = json!({
-            "metadata": { "name": "fast" },
-            "spec": { "uplinks": [{ "pfNames": ["ens*"] }], "macs": "Any" },
-        });
-        Api::<HybridNetwork>::all(client.clone())
-            .create(&PostParams::default(), &serde_json::from_value(network).unwrap())
-            .await
-            .unwrap();
         for name in ["n1", "n2"] {
             let condition = json!({
                 "type": "Ready", "status": "True", "reason": "Test", "message": "",
@@ -109,37 +255,14 @@ impl Play {
         }
     }
 
+    /// Starts the operator, in place of another one.
     async fn starts(&mut self, options: &[&str]) {
-        let login = self
-            .stage
-            .cluster
-            .login_service_account(chart::NAMESPACE, chart::OPERATOR, None)
-            .await
-            .unwrap();
-        let kubeconfig = self.dir.path().join("operator.kubeconfig");
-        login.write(&kubeconfig).unwrap();
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.dir.path().join("operator.log"))
-            .unwrap();
-        let child = Command::new(binary("hybridnic-operator").unwrap())
-            .env("KUBECONFIG", kubeconfig)
-            .env("HYBRIDNIC_LOG", "info,hybridnic_operator=debug")
-            .args(["--lease-namespace", chart::NAMESPACE])
-            .args(["--http-address", "127.9.8.7:0"])
-            .args(["--kubevirt", "--kubevirt-sidecar", SIDECAR])
-            .args(options)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.operator = Some(Operator(child));
+        self.operator = None;
+        self.operator = Some(Operator::start(&self.stage.cluster, self.dir.path(), options).await);
     }
 
     fn logs(&self) -> String {
-        let log = std::fs::read_to_string(self.dir.path().join("operator.log")).unwrap_or_default();
+        let log = std::fs::read_to_string(self.dir.path().join(LOG)).unwrap_or_default();
         let from = log.len().saturating_sub(6000);
         log.get(from..).unwrap_or(&log).to_owned()
     }
@@ -221,20 +344,11 @@ impl Play {
 
     async fn a_vm_has_nics_before_it_runs_and_they_say_what_is_missing(&self) {
         for name in NICS {
-            let nic = self
-                .until_nic(name, "told what is missing", |nic| {
-                    nic.status
-                        .as_ref()
-                        .and_then(|status| conditions::find(&status.conditions, types::READY))
-                        .is_some_and(|ready| ready.reason == reasons::KUBEVIRT_NOT_READY)
-                })
-                .await;
+            let words = ["kubectl patch kubevirt kubevirt -n kubevirt --type merge -p '{"];
+            let told = |nic: &VmHybridNic| says(nic, reasons::KUBEVIRT_NOT_READY, &words);
+            let nic = self.until_nic(name, "told what is missing", told).await;
             assert_eq!(nic.owner_references()[0].kind, "VirtualMachine");
-            let status = nic.status.unwrap();
-            assert_eq!(status.runtime, Some(Runtime::Kubevirt));
-            let ready = conditions::find(&status.conditions, types::READY).unwrap();
-            let command = "kubectl patch kubevirt kubevirt -n kubevirt --type merge -p '{";
-            assert!(ready.message.contains(command), "{}", ready.message);
+            assert_eq!(nic.status.unwrap().runtime, Some(Runtime::Kubevirt));
         }
         let asked = self.nics().get("web-fast").await.unwrap().spec.mac;
         assert_eq!(
@@ -242,32 +356,17 @@ impl Play {
             Some("02:00:00:00:aa:01"),
             "what the VM asks for"
         );
-        // The definition is there in both namespaces, and nowhere else.
-        let kind = GroupVersionKind::gvk("k8s.cni.cncf.io", "v1", "NetworkAttachmentDefinition");
-        let kind = ApiResource::from_gvk_with_plural(&kind, "network-attachment-definitions");
-        for namespace in [NAMESPACE, chart::NAMESPACE] {
-            let api: Api<DynamicObject> = Api::namespaced_with(self.stage.client.clone(), namespace, &kind);
-            let nad = until(api, "fast", SOON, "made", |_| true).await.unwrap();
-            let config: Value = serde_json::from_str(at(&nad, "/spec/config").as_str().unwrap()).unwrap();
-            assert_eq!(
-                config,
-                json!({ "cniVersion": "1.0.0", "type": "hybridnic", "name": "fast", "network": "fast" })
-            );
-            assert_eq!(
-                nad.annotations()["k8s.v1.cni.cncf.io/resourceName"],
-                "hybridnic.io/fast"
-            );
-        }
-        let all: Api<DynamicObject> = Api::all_with(self.stage.client.clone(), &kind);
-        assert_eq!(all.list(&ListParams::default()).await.unwrap().items.len(), 2);
     }
 
-    async fn registers_the_binding(&mut self) {
+    /// Installs the chart so that the operator may.
+    async fn may_register(&self) {
         let values = [REGISTERS];
         chart::install_without_pods_with(&self.stage.cluster, &values)
             .await
             .unwrap();
-        self.operator = None;
+    }
+
+    async fn registers_the_binding(&mut self) {
         self.starts(&["--kubevirt-register"]).await;
         let all = Kind::KubeVirt.api(self.stage.client.clone(), KUBEVIRT);
         let binding = "/spec/configuration/network/binding/hybridnic";
@@ -310,178 +409,5 @@ impl Play {
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words[..4], ["web-fast", VM, "kubevirt", "fast"], "{shown}");
         pod
-    }
-
-    /// A migration whose target waits for its links: the source is on its standbys, and the gate is closed.
-    async fn held(&self, name: &str, source: &Pod) -> (DynamicObject, Pod) {
-        let migration = self.stage.migrate(name).await;
-        let target = self.stage.target(&migration, source).await;
-        for attachment in self.until_goal(&target, Goal::Reserved).await {
-            let order = attachment.spec.migration.unwrap();
-            assert_eq!(order.step, MigrationStep::Watch);
-            assert_eq!(Some(order.migration.uid), migration.uid());
-            assert_eq!(order.nics, NICS);
-        }
-        for attachment in self.until_goal(source, Goal::FastPath).await {
-            assert!(
-                attachment.spec.migration.is_some(),
-                "it is watched from the start"
-            );
-        }
-        self.say(
-            source,
-            AttachmentState::FastPath,
-            Some((MigrationState::Prepared, true)),
-        )
-        .await;
-        self.say(&target, AttachmentState::Reserved, None).await;
-        self.until_goal(source, Goal::Standby).await;
-        self.stage.held(name).await;
-        (migration, target)
-    }
-
-    /// The source's agents say that it runs the VM, on its standbys, and sends it nowhere.
-    async fn gives_back(&self, source: &Pod) {
-        let asked = |a: &NicAttachment| {
-            let order = a.spec.migration.as_ref();
-            order.is_some_and(|order| order.step == MigrationStep::Cancel)
-        };
-        self.until_all(source, "asked once more", asked).await;
-        self.say(
-            source,
-            AttachmentState::Standby,
-            Some((MigrationState::Cancelled, true)),
-        )
-        .await;
-        for attachment in self.until_goal(source, Goal::FastPath).await {
-            assert_eq!(attachment.spec.migration, None);
-        }
-        self.say(source, AttachmentState::FastPath, None).await;
-        for name in NICS {
-            let is = |nic: &VmHybridNic| nic.status.as_ref().is_some_and(|s| s.phase == NicPhase::FastPath);
-            self.until_nic(name, "on its VF again", is).await;
-        }
-    }
-
-    /// The agents at the target say that nothing is left.
-    async fn is_detached(&self, target: &Pod) {
-        self.until_goal(target, Goal::Detached).await;
-        self.say(target, AttachmentState::Detached, None).await;
-        for nic in NICS {
-            let name = hybridnic_api::names::attachment_name(nic, &target.uid().unwrap());
-            let gone = kube::runtime::wait::await_condition(
-                self.attachments(),
-                &name,
-                |a: Option<&NicAttachment>| a.is_none(),
-            );
-            tokio::time::timeout(SOON, gone).await.unwrap().unwrap();
-        }
-    }
-
-    async fn a_migration_that_is_deleted(&self, source: &Pod) {
-        let (_, target) = self.held("deleted", source).await;
-        self.stage
-            .migrations()
-            .delete("deleted", &DeleteParams::default())
-            .await
-            .unwrap();
-        self.stage.gone("deleted").await;
-        self.stage.n2.end(&target).await.unwrap();
-        self.until_goal(&target, Goal::Detached).await;
-        self.gives_back(source).await;
-        self.is_detached(&target).await;
-    }
-
-    async fn a_migration_whose_target_is_gone(&self, source: &Pod) {
-        let (_, target) = self.held("lost", source).await;
-        self.say(
-            source,
-            AttachmentState::Standby,
-            Some((MigrationState::Prepared, true)),
-        )
-        .await;
-        // The gate is open.
-        self.until_goal(&target, Goal::Standby).await;
-        self.stage.n2.end(&target).await.unwrap();
-        self.stage.until_phase("lost", "Failed").await;
-        self.gives_back(source).await;
-        self.is_detached(&target).await;
-        let failed = |nic: &VmHybridNic| {
-            let last = nic
-                .status
-                .as_ref()
-                .and_then(|status| status.last_migration.as_ref());
-            last.is_some_and(|last| last.name == "lost" && last.result.as_deref() == Some("Failed"))
-        };
-        self.until_nic("web-fast", "told of it", failed).await;
-    }
-
-    async fn a_migration(&self, source: &Pod) {
-        let (migration, target) = self.held("moves", source).await;
-        self.say(
-            source,
-            AttachmentState::Standby,
-            Some((MigrationState::Prepared, true)),
-        )
-        .await;
-        self.until_goal(&target, Goal::Standby).await;
-        self.stage.hand_over(&migration, source, &target).await;
-        self.say(
-            source,
-            AttachmentState::Standby,
-            Some((MigrationState::Active, false)),
-        )
-        .await;
-        self.say(
-            &target,
-            AttachmentState::Reserved,
-            Some((MigrationState::Listening, false)),
-        )
-        .await;
-        // It has come, and KubeVirt does not know it yet.
-        self.say(
-            &target,
-            AttachmentState::Standby,
-            Some((MigrationState::Completed, false)),
-        )
-        .await;
-        self.until_goal(&target, Goal::FastPath).await;
-        self.until_goal(source, Goal::Detached).await;
-        self.say(
-            &target,
-            AttachmentState::FastPath,
-            Some((MigrationState::Completed, false)),
-        )
-        .await;
-        self.stage.finish("moves", &target).await;
-        self.stage.n1.end(source).await.unwrap();
-        self.say(
-            source,
-            AttachmentState::Detached,
-            Some((MigrationState::Lost, false)),
-        )
-        .await;
-        for name in NICS {
-            let nic = self
-                .until_nic(name, "at its target", |nic| {
-                    nic.status.as_ref().is_some_and(|status| {
-                        status.phase == NicPhase::FastPath && status.node_name.as_deref() == Some("n2")
-                    })
-                })
-                .await;
-            let last = nic.status.unwrap().last_migration.unwrap();
-            assert_eq!(
-                (last.name.as_str(), last.from.as_str(), last.to.as_str()),
-                ("moves", "n1", "n2")
-            );
-            assert_eq!(last.result.as_deref(), Some("Succeeded"));
-        }
-        for attachment in self.until_goal(&target, Goal::FastPath).await {
-            let name = attachment.name_any();
-            let is = |a: &NicAttachment| a.spec.migration.is_none();
-            until(self.attachments(), &name, SOON, "without an order", is)
-                .await
-                .unwrap();
-        }
     }
 }

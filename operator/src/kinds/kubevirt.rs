@@ -130,12 +130,6 @@ impl Object for VirtualMachineInstanceMigration {
 impl Watched for VirtualMachineInstanceMigration {
     fn changed(triggers: &Triggers, old: Option<&Self>, new: Option<&Self>) {
         if let Some(migration) = new.or(old) {
-            if moves::kubevirt::is_decentralised(migration) {
-                triggers
-                    .queues
-                    .vmi_migrations
-                    .add(Name::of(migration), Urgency::Usual);
-            }
             triggers.vm(&VmRef::of_kubevirt_migration(migration));
         }
     }

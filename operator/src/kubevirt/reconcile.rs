@@ -187,7 +187,8 @@ impl Reconciler for BindingReconciler {
     }
 }
 
-/// Says of migrations to and from other clusters that a VM with NICs of ours cannot go that way.
+/// Says of migrations to and from other clusters that a VM with NICs of ours cannot go that way. The API server refuses them by a policy of the
+/// chart, except those that were there before the policy or before the NIC.
 pub struct ElsewhereReconciler {
     world: World,
     events: Events,
@@ -220,7 +221,9 @@ impl Reconciler for ElsewhereReconciler {
 /// What to tell of a migration to or from another cluster of a VM that has NICs of ours, or has none.
 fn elsewhere(migration: &VirtualMachineInstanceMigration, has_nics: bool) -> Vec<Note> {
     let is_one = moves::kubevirt::is_decentralised(migration) && !moves::kubevirt::is_final(migration);
-    let message = "the VM has hybrid NICs, and cannot migrate to or from another cluster: QEMU does not send a VM that has a VF";
+    let message = "the VM has hybrid NICs, and cannot migrate to or from another cluster: QEMU does not send a VM that has a VF. Delete this \
+                   migration, and migrate the VM within its cluster, or take its interfaces with the binding hybridnic out and restart it \
+                   first";
     let note = || Note::warning(reasons::MIGRATION_UNSUPPORTED, message);
     (is_one && has_nics).then(note).into_iter().collect()
 }

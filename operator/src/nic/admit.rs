@@ -53,7 +53,8 @@ pub fn to_network<'a>(
         Ok(false) => {
             let namespace = nic.namespace().unwrap_or_default();
             Err(refuse(format!(
-                "spec.namespaceSelector of the HybridNetwork {name} does not select the labels of namespace {namespace}"
+                "spec.namespaceSelector of the HybridNetwork {name} does not select the labels of namespace {namespace}: label the \
+                 namespace, or change the selector"
             )))
         }
         Err(error) => Err(refuse(format!(

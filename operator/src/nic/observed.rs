@@ -212,7 +212,8 @@ impl Observed {
             .map_err(|missing| trouble().unwrap_or(missing))?;
         let Some(node) = pods::node(found) else {
             let message = format!("the pod {} has no node yet", found.name_any());
-            return Err(Refusal::new(reasons::POD_NOT_RUNNING, message));
+            let missing = Refusal::new(reasons::POD_NOT_RUNNING, message);
+            return Err(trouble().unwrap_or(missing));
         };
         let pod = pods::reference(found);
         // A node that is not heard of takes nothing from a VM that may run there all the same. What is on its way out is not
@@ -297,6 +298,17 @@ mod tests {
             wait_reason(&known(vec![pod("a", "vm", 1, "Running", "n1")])),
             None
         );
+    }
+
+    /// Or a VM that cannot be served would say so, then that it has no node, and then so again.
+    #[test]
+    fn what_is_wrong_with_a_vm_is_said_before_its_pod_has_a_node() {
+        let unfit = Refusal::new(reasons::INTERFACE_UNFIT, "no ACPI");
+        for pods in [Vec::new(), vec![pod("a", "vm", 1, "Pending", "")]] {
+            let mut observed = known(pods);
+            observed.kubevirt.trouble = Some(unfit.clone());
+            assert_eq!(wait(&observed), Some(reasons::INTERFACE_UNFIT));
+        }
     }
 
     #[test]

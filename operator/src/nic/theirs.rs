@@ -100,3 +100,83 @@ pub fn note(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Option<Note> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use serde_json::{Value, json};
+
+    fn status(runtime: &str, last: &Value) -> VmHybridNicStatus {
+        serde_json::from_value(json!({"runtime": runtime, "lastMigration": last})).unwrap()
+    }
+
+    fn last(name: &str, result: Option<&str>) -> Value {
+        json!({
+            "name": name, "from": "n1", "to": "n2", "result": result, "downtimeMs": 31,
+            "startedAt": "2026-01-01T00:00:00.000000Z",
+            "finishedAt": result.map(|_| "2026-01-01T00:00:04.500000Z"),
+        })
+    }
+
+    fn theirs(name: &str, result: Option<&str>) -> VmHybridNicStatus {
+        status("kubevirt", &last(name, result))
+    }
+
+    #[test]
+    fn an_end_is_counted_by_what_kubevirt_says_of_it() {
+        let began = theirs("m", None);
+        for (result, outcome, reason) in [
+            ("Succeeded", Outcome::Succeeded, reasons::COMPLETED),
+            ("Cancelled", Outcome::Cancelled, reasons::CANCELLED),
+            ("Failed", Outcome::Failed, reasons::TRANSFER_FAILED),
+        ] {
+            let end = End {
+                outcome,
+                reason: reason.to_owned(),
+                total_ms: Some(4_500),
+                downtime_ms: Some(31),
+            };
+            assert_eq!(ended(&began, &theirs("m", Some(result))), Some(end));
+        }
+    }
+
+    #[test]
+    fn an_end_is_counted_once_and_only_where_the_beginning_was_seen() {
+        let over = theirs("m", Some("Succeeded"));
+        assert_eq!(ended(&over, &over), None, "it was counted");
+        assert_eq!(ended(&theirs("m", None), &theirs("m", None)), None, "it goes on");
+        let nothing = VmHybridNicStatus::default();
+        assert_eq!(ended(&nothing, &over), None, "it may have been counted before");
+        assert_eq!(ended(&theirs("other", None), &over), None, "another one began");
+        assert_eq!(ended(&over, &nothing), None);
+        let ours = |result| status("qemu", &last("m", result));
+        assert_eq!(
+            ended(&ours(None), &ours(Some("Succeeded"))),
+            None,
+            "ours are counted elsewhere"
+        );
+    }
+
+    #[test]
+    fn a_beginning_and_an_end_are_told_once_each() {
+        let told = |old: &VmHybridNicStatus, new: &VmHybridNicStatus| note(old, new).map(|note| note.reason);
+        let (nothing, began) = (VmHybridNicStatus::default(), theirs("m", None));
+        assert_eq!(told(&nothing, &began).as_deref(), Some(reasons::MIGRATING));
+        assert_eq!(told(&began, &began), None);
+        for (result, reason) in [
+            ("Succeeded", reasons::COMPLETED),
+            ("Cancelled", reasons::CANCELLED),
+            ("Failed", reasons::TRANSFER_FAILED),
+        ] {
+            let over = theirs("m", Some(result));
+            assert_eq!(told(&began, &over).as_deref(), Some(reason));
+            assert_eq!(
+                told(&nothing, &over).as_deref(),
+                Some(reason),
+                "nobody looked meanwhile"
+            );
+            assert_eq!(told(&over, &over), None);
+        }
+    }
+}

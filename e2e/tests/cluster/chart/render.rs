@@ -207,6 +207,7 @@ async fn without_kubevirt_its_parts_can_be_switched_off() {
         "--kubelet-dir",
         "mountPath: /var/lib/kubelet/device-plugins",
         "network-attachment-definitions",
+        "kubevirt.hybridnic.io",
     ] {
         assert!(!rendered.contains(gone), "{gone}");
     }
@@ -312,6 +313,7 @@ async fn a_real_api_server_takes_every_object() {
         "networkpolicy.networking.k8s.io/hybridnic-operator",
         "validatingadmissionpolicy.admissionregistration.k8s.io/agents.hybridnic.io",
         "validatingadmissionpolicy.admissionregistration.k8s.io/writers.hybridnic.io",
+        "validatingadmissionpolicy.admissionregistration.k8s.io/kubevirt.hybridnic.io",
         "customresourcedefinition.apiextensions.k8s.io/vmhybridnics.hybridnic.io",
         "pod/hybridnic-check",
     ] {

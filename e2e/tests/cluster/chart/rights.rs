@@ -265,7 +265,11 @@ async fn an_agent_writes_its_own_nodes_objects_only() {
 async fn the_policies_compile_against_the_kinds() {
     let (cluster, _dir) = cluster().await;
     chart::install_without_pods(&cluster).await.unwrap();
-    for policy in ["agents.hybridnic.io", "writers.hybridnic.io"] {
+    for policy in [
+        "agents.hybridnic.io",
+        "writers.hybridnic.io",
+        "kubevirt.hybridnic.io",
+    ] {
         let args = [
             "wait",
             &format!("validatingadmissionpolicy/{policy}"),

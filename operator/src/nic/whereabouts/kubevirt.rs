@@ -191,7 +191,7 @@ fn definition_trouble(
         )),
         None if !served => Some(Refusal::new(
             reasons::KUBEVIRT_NOT_READY,
-            "the cluster has no Multus, as far as is known: it serves no NetworkAttachmentDefinition"
+            "the cluster has no Multus, as far as is known: it serves no NetworkAttachmentDefinition; install it first"
                 .to_owned(),
         )),
         None => Some(Refusal::new(
