@@ -235,7 +235,7 @@ impl<'a> Story<'a> {
         self.end(&web).await;
         self.say("migrations were deleted in each phase");
         let mut keeps = Vm::new(NAMESPACE, "keeps", "fast", NicSpec::new(0, 51));
-        keeps.arguments = "acpiphp.disable=1 lab.rescan=1";
+        keeps.arguments = "acpiphp.disable=1 lab.rescan=1".into();
         self.start(&keeps).await;
         self.keeps_its_vf(&keeps).await;
         self.target_deleted(&keeps).await;

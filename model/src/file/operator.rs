@@ -113,7 +113,7 @@ fn observe(world: &World, api: &Api) -> operator::World {
 
 fn next_status(world: &World, api: &Api, moves: &Moves, object: &impl OnFile, late: bool) -> Id {
     let all = observe(world, api);
-    let status = object.status().cloned().unwrap_or_default();
+    let status = object.file_status().cloned().unwrap_or_default();
     let nics = all.nics.into_iter();
     let nics = nics.filter(|nic| status.end.is_none() || status.nics.contains(&nic.nic.name_any()));
     let kind = |saves| if saves { "save" } else { "restore" };

@@ -153,7 +153,7 @@ pub fn begun(object: &impl OnFile) -> Option<Move> {
 /// A save or a restore that has not ended, as it is counted.
 pub fn going(object: &impl OnFile) -> Option<Going> {
     let phase = object.phase();
-    let phases = object.status().map(|status| status.phases.as_slice());
+    let phases = object.file_status().map(|status| status.phases.as_slice());
     (!phase.is_final()).then(|| Going {
         phase: phase.into(),
         since: since(phases.unwrap_or_default(), object),
