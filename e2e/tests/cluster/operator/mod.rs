@@ -13,7 +13,7 @@ use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::features::AgentFeature;
 use hybridnic_api::names::{NIC_LABEL, VM_LABEL, attachment_name};
 use hybridnic_api::v1alpha1::{
-    Goal, HybridNetwork, HybridNode, MigrationPhase, NicPhase, Path, QemuRestore, QemuSave,
+    Goal, HybridNetwork, HybridNode, MigrationPhase, NicPhase, Path, QemuRestore, QemuSave, VmHybridNic,
 };
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
