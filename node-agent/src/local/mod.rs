@@ -7,6 +7,7 @@
 //! | [`dir`] | reads the directory, and hears what happens in it | the directory |
 //! | [`decide`] | decides what should be here | nothing |
 //! | `address` | gives a NIC that is new its address | nothing |
+//! | [`host_file`] | decides what of the host is to be drained | nothing |
 //! | [`order`] | what a migration asks of a NIC in place of its file | nothing |
 //! | [`migrate`] | moves a VM to another host | the directory, and that host's |
 //! | [`board`] | says how networks, NICs and the host are | the directory |
@@ -20,6 +21,7 @@ pub mod ctl;
 pub mod decide;
 pub mod dir;
 pub mod file;
+pub mod host_file;
 pub mod migrate;
 pub mod order;
 pub mod show;
