@@ -18,14 +18,17 @@ use hybridnic_api::{
     names::GROUP,
     v1alpha1::{NicPhase, StandbyKind, VmHybridNicStatus, WantedPath},
 };
+use hybridnic_console::drain::Which;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
     dir::{Change, Dir},
+    drain,
     file::{self, AskedNic},
     migrate::{self, serve::serve},
     show::{line, nics, node, said, status, table},
+    top,
 };
 use crate::durable::{self, found};
 
@@ -51,6 +54,14 @@ enum Command {
     },
     /// Show the host's PFs and VFs, and the networks' pools.
     Node,
+    /// Show networks, the host and its NICs, with what goes through them, and draw again whenever something changes.
+    ///
+    /// Where standard output is no terminal, it prints once.
+    Top {
+        /// Print once and end.
+        #[arg(long)]
+        once: bool,
+    },
     /// Write the file of a NIC, and wait until the NIC is on its VF.
     Attach {
         /// The NIC's name.
@@ -97,6 +108,32 @@ enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Drain a PF of VFs, so that its firmware can be written or its number of VFs changed while VMs run, and wait until no NIC holds one.
+    ///
+    /// NICs leave its VFs, for VFs of other PFs where some are free and else for their standby, and none gets one until `undrain-pf`. Firmware
+    /// belongs to a card: drain each PF of it.
+    #[command(
+        override_usage = "hybridnic-agent ctl --dir <DIR> drain-pf [OPTIONS] <PF|--all|--network <NETWORK>>"
+    )]
+    DrainPf {
+        #[command(flatten)]
+        which: Which,
+        /// Watch it to its end, which it does without this, too; `--timeout 0` does not.
+        #[arg(short, long)]
+        watch: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Let NICs have the VFs again; they come back by themselves.
+    #[command(
+        override_usage = "hybridnic-agent ctl --dir <DIR> undrain-pf [OPTIONS] <PF|--all|--network <NETWORK>>"
+    )]
+    UndrainPf {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Move a VM with all its NICs to another host, and wait until it runs there; or go on with that.
     Migrate(Box<migrate::Args>),
     /// End, on this host alone, the migration that has these NICs: the host that drives it is lost.
@@ -118,11 +155,12 @@ enum Standby {
     None,
 }
 
+/// How long a command waits.
 #[derive(Debug, clap::Args)]
-struct Wait {
+pub struct Wait {
     /// Seconds to wait; 0 does not wait.
     #[arg(long, default_value_t = 120)]
-    timeout: u64,
+    pub(super) timeout: u64,
 }
 
 /// Does what the command line says.
@@ -146,6 +184,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             print!("{}", node(dir)?);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Top { once } => top::run(dir, once).await,
+        Command::DrainPf { which, wait, .. } => drain::run(dir, &which, true, &wait).await,
+        Command::UndrainPf { which, wait } => drain::run(dir, &which, false, &wait).await,
         Command::Attach {
             name,
             network,
@@ -209,7 +250,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn watch(dir: &Path) -> anyhow::Result<Dir> {
+/// Watches the directory.
+pub(super) fn watch(dir: &Path) -> anyhow::Result<Dir> {
     Dir::open(dir).with_context(|| format!("the directory {}", dir.display()))
 }
 
@@ -286,6 +328,7 @@ fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::
 
 /// Whether there was one. A file that nobody understands is a NIC's, as the agent says of it.
 fn remove(dir: &Path, name: &str) -> anyhow::Result<bool> {
+    ensure!(name != file::NODE, "{name} is the host's own name, and no NIC");
     let path = dir.join(file::asking(name));
     let read = found(fs::read_to_string(&path)).with_context(|| path.display().to_string())?;
     let Some(text) = read else { return Ok(false) };

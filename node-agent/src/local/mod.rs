@@ -13,6 +13,8 @@
 //! | [`board`] | says how networks, NICs and the host are | the directory |
 //! | [`source`] | puts these together, and is the source of what is wanted | the directory |
 //! | [`ctl`] | does what a person says: writes files, and waits for what is said of them | the directory |
+//! | [`drain`] | does the same for what is to be drained | the directory |
+//! | [`top`] | shows a person what goes through the NICs | the directory, and the kernel's counters |
 //! | [`show`] | shows files and statuses to a person | the directory |
 
 mod address;
@@ -20,12 +22,14 @@ pub mod board;
 pub mod ctl;
 pub mod decide;
 pub mod dir;
+pub mod drain;
 pub mod file;
 pub mod host_file;
 pub mod migrate;
 pub mod order;
 pub mod show;
 pub mod source;
+pub mod top;
 
 use std::{
     path::{Path, PathBuf},
