@@ -1,4 +1,4 @@
-//! `hybridnic-agent ctl --dir DIR`: shows a person what files ask for and what becomes of it, and writes files. It speaks to no agent: the
+//! `hybridnic-agent ctl`: shows a person what files ask for and what becomes of it, and writes files. It speaks to no agent: the
 //! agent sees the files, and says beside them how things are.
 //!
 //! It ends with 0 when it is done, 1 when the agent refuses, or something else is wrong, and 2 when it is not done in time; the agent goes on
@@ -18,7 +18,7 @@ use hybridnic_api::{
     names::GROUP,
     v1alpha1::{NicPhase, StandbyKind, VmHybridNicStatus, WantedPath},
 };
-use hybridnic_console::drain::Which;
+use hybridnic_console::{drain::Which, print};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -32,6 +32,8 @@ use super::{
 };
 use crate::durable::{self, found};
 
+/// The agent's directory, where nobody says another.
+pub const DIR: &str = "/etc/hybridnic";
 /// Not done in time.
 pub const LATE: u8 = 2;
 
@@ -39,7 +41,7 @@ pub const LATE: u8 = 2;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The agent's directory.
-    #[arg(long)]
+    #[arg(long, env = "HYBRIDNIC_DIR", default_value = DIR, global = true)]
     dir: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -168,20 +170,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dir = &args.dir;
     match args.command {
         Command::Nic { name: None } => {
-            print!("{}", table(&nics(dir)?));
+            print::text(&table(&nics(dir)?))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Nic { name: Some(name) } => {
-            let path = dir.join(file::status(&name));
-            let text = fs::read_to_string(&path);
-            print!(
-                "{}",
-                text.with_context(|| format!("nothing is said of {name}: {}", path.display()))?
-            );
+            print::text(&all_of(dir, &name)?)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Node => {
-            print!("{}", node(dir)?);
+            print::text(&node(dir)?)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Top { once } => top::run(dir, once).await,
@@ -248,6 +245,18 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// All that is said of a NIC.
+fn all_of(dir: &Path, name: &str) -> anyhow::Result<String> {
+    let path = dir.join(file::status(name));
+    let text = found(fs::read_to_string(&path)).with_context(|| path.display().to_string())?;
+    let why = if dir.join(file::asking(name)).exists() {
+        "no agent has said anything of it: does `hybridnic-agent local` run, with this directory?"
+    } else {
+        "there is no such NIC; `hybridnic-agent ctl nic` shows those there are"
+    };
+    text.with_context(|| format!("{name}: {why} ({})", dir.display()))
 }
 
 /// Watches the directory.

@@ -33,15 +33,18 @@ pub async fn run(dir: &Path, which: &Which, drained: bool, wait: &Wait) -> anyho
         durable::set(dir, &path, Some(text.as_bytes())).with_context(|| path.display().to_string())?;
     }
     if !drained && covers(&drain, &target) {
-        bail!("it stays drained, because all of the host is: hybridnic-agent ctl undrain-pf --all");
+        bail!(
+            "it stays drained, because all of the host is: {} --all",
+            command(dir, "undrain-pf")
+        );
     }
     if wait.timeout > 0 {
         let end = follow(&watched, dir, &target, drained);
         let Ok(end) = timeout(Duration::from_secs(wait.timeout), end).await else {
             eprintln!(
-                "not done within {} s; the agent, if one runs, goes on. Take it back: hybridnic-agent ctl {} {}",
+                "not done within {} s; the agent, if one runs, goes on. Take it back: {} {}",
                 wait.timeout,
-                if drained { "undrain-pf" } else { "drain-pf" },
+                command(dir, if drained { "undrain-pf" } else { "drain-pf" }),
                 target.arguments()
             );
             return Ok(ExitCode::from(LATE));
@@ -49,9 +52,17 @@ pub async fn run(dir: &Path, which: &Which, drained: bool, wait: &Wait) -> anyho
         end?;
     }
     for arguments in left(&drain).into_iter().filter(|_| !drained) {
-        eprintln!("drained yet; take that back, too: hybridnic-agent ctl undrain-pf {arguments}");
+        eprintln!(
+            "something is drained yet; take that back, too: {} {arguments}",
+            command(dir, "undrain-pf")
+        );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How the command line says it.
+fn command(dir: &Path, command: &str) -> String {
+    format!("hybridnic-agent ctl --dir {} {command}", dir.display())
 }
 
 /// What the host's file asks to drain; `None` where there is none.

@@ -133,7 +133,7 @@ fn decide(reading: &Reading, proven: bool, drained: &Drain) -> Outcome {
         Reading::Gone if !drained.is_empty() => Outcome {
             trouble: Some(format!(
                 "something is drained, and neither {file} nor what was said of it is in the directory, so nothing proves that it was \
-                 deleted, and what is drained stays so. Is this another directory? `hybridnic-agent ctl undrain-pf --all` ends it"
+                 deleted, and what is drained stays so. Is this another directory? `ctl undrain-pf --all` ends it"
             )),
             ..Outcome::default()
         },
