@@ -27,9 +27,9 @@ const SOCKET: &str = "/run/vms/vm1.qmp";
 pub const NIC: &str = "eth0";
 pub const MAC: &str = "52:54:00:77:00:50";
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 50);
-/// The most packets of twenty milliseconds that the switches at a word, a card that loses its link, and the way back from the other
-/// card may cost together: some seconds for each move between cards, and three until a link counts as lost (see `drain`).
-const CARDS: u64 = 2 * 250 + 150 + 50;
+/// The most packets of twenty milliseconds that four switches at a word, a card that loses its link, and the way back from the other
+/// card may cost together: half a second for a switch, five for a move between cards, and three until a link counts as lost (see `drain`).
+const CARDS: u64 = 4 * 25 + 2 * 250 + 150;
 /// How much longer IPv6 and multicast may be away than IPv4 when a NIC goes to another card.
 const BESIDE: Duration = Duration::from_secs(3);
 /// How long a program may take to die.
@@ -380,8 +380,11 @@ async fn cards(host: &mut Host<'_>, guest: &Guest, pinger: &Pinger) {
     check_vf(host.node, guest, &nic).await.unwrap();
     assert!(pinger.answered(50, SOON).await, "no answer by the other card");
     host.node.set_cable(card, true).await.unwrap();
-    host.until("node", "with a link on both cards", |said| free(said) == Some(13))
-        .await;
+    host.until("node", "with a link on both cards", |said| {
+        let pfs = said.pointer("/status/pfs").and_then(Value::as_array);
+        free(said) == Some(13) && pfs.is_some_and(|pfs| pfs.iter().all(|pf| pf["linkUp"] == true))
+    })
+    .await;
 
     let other = pf(&nic).unwrap();
     let (code, said) = host.ctl("drain-pf nosuch").await;
@@ -404,6 +407,11 @@ async fn cards(host: &mut Host<'_>, guest: &Guest, pinger: &Pinger) {
     let (code, said) = host.ctl(&format!("drain-pf {other} -w")).await;
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("no NIC holds a VF of it"), "{said}");
+    let back = |status: &VmHybridNicStatus| {
+        let vf = status.vf.as_ref();
+        status.phase == NicPhase::FastPath && vf.is_some_and(|vf| vf.pf == home)
+    };
+    host.until_nic("back on its own card", back).await;
     host.fast(guest).await;
     assert!(pinger.answered(50, SOON).await, "no answer by its own card");
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use hybridnic_api::v1alpha1::{NicPhase, VmHybridNic, VmHybridNicStatus};
 use hybridnic_e2e::{
     docs,
-    lab::{Guest, Node},
+    lab::{Guest, GuestSpec, Node},
 };
 
 use crate::{
@@ -60,31 +60,48 @@ pub async fn typed(host: &Host<'_>) -> Guest {
     let agent = node.spawn(&["sh", "-c", &agent], &[], "readme").await.unwrap();
     let mut spec = Host::guest();
     spec.command = Some(behind(qemu));
-    let (guest, attached) = tokio::join!(node.start_guest(spec), node.exec(attach, LATER + SOON));
-    let (guest, attached) = (guest.unwrap(), attached.unwrap());
+    let attached = node.exec(attach, LATER + SOON);
+    let (guest, attached) = tokio::join!(booted(node, spec), attached);
+    let attached = attached.unwrap();
     assert_eq!(attached.status, 0, "{}{}", attached.stdout, attached.stderr);
     check_nic(node, &guest, &nic(node).await).await.unwrap();
 
-    let leave = format!(
-        "hybridnic-agent ctl --dir {DIR} detach {NIC} && rm {DIR}/*.yaml && echo 0 >/sys/class/net/{pf}/device/sriov_numvfs"
-    );
-    // Its agent makes VFs again where there are none.
-    let (detach, rest) = leave.split_once(" && ").unwrap();
-    node.run(detach, LATER + SOON).await.unwrap();
+    let detach = format!("hybridnic-agent ctl detach {NIC}");
+    node.run(&detach, LATER + SOON).await.unwrap();
+    // While it runs, its agent makes VFs again where there are none.
     agent.kill(DEATH).await.unwrap();
-    node.run(rest, SOON).await.unwrap();
+    let clear = format!("rm {DIR}/*.yaml && echo 0 >/sys/class/net/{pf}/device/sriov_numvfs");
+    node.run(&clear, SOON).await.unwrap();
     guest
 }
 
-/// The NIC, as its status file has it.
-async fn nic(node: &Node) -> VmHybridNic {
-    let text = node
-        .run(&format!("cat {DIR}/{NIC}.status.yaml"), SOON)
-        .await
-        .unwrap();
+/// The guest, which takes the NIC into use as one that has a network manager does.
+async fn booted(node: &Node, spec: GuestSpec) -> Guest {
+    let guest = node.start_guest(spec).await.unwrap();
+    // Nobody has said its address: the agent has made one.
+    let told = format!("until grep -q '  mac: ' {DIR}/{NIC}.status.yaml; do sleep 0.2; done");
+    node.run(&told, SOON).await.unwrap();
+    let mac = status(node).await.mac.unwrap();
+    let paired = guest.net_when(SOON, |view| view.failover(&mac).is_some());
+    let (view, paired) = paired.await.unwrap();
+    assert!(paired, "no failover device in the guest: {view:#?}");
+    let up = format!("ip link set {} up", view.failover(&mac).unwrap().master.name);
+    guest.run(&up, SOON).await.unwrap();
+    guest
+}
+
+/// What is said of the NIC.
+async fn status(node: &Node) -> VmHybridNicStatus {
+    let read = format!("cat {DIR}/{NIC}.status.yaml");
+    let text = node.run(&read, SOON).await.unwrap();
     let said: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
-    let status: VmHybridNicStatus = serde_json::from_value(said["status"].clone()).unwrap();
-    assert_eq!(status.phase, NicPhase::FastPath, "{text}");
+    serde_json::from_value(said["status"].clone()).unwrap()
+}
+
+/// The NIC, which is on its VF.
+async fn nic(node: &Node) -> VmHybridNic {
+    let status = status(node).await;
+    assert_eq!(status.phase, NicPhase::FastPath, "{status:#?}");
     let spec = serde_json::json!({ "network": "fast", "vm": {} });
     let mut nic = VmHybridNic::new(NIC, serde_json::from_value(spec).unwrap());
     nic.status = Some(status);

@@ -114,9 +114,7 @@ enum Command {
     ///
     /// NICs leave its VFs, for VFs of other PFs where some are free and else for their standby, and none gets one until `undrain-pf`. Firmware
     /// belongs to a card: drain each PF of it.
-    #[command(
-        override_usage = "hybridnic-agent ctl --dir <DIR> drain-pf [OPTIONS] <PF|--all|--network <NETWORK>>"
-    )]
+    #[command(override_usage = "hybridnic-agent ctl drain-pf [OPTIONS] <PF|--all|--network <NETWORK>>")]
     DrainPf {
         #[command(flatten)]
         which: Which,
@@ -127,9 +125,7 @@ enum Command {
         wait: Wait,
     },
     /// Let NICs have the VFs again; they come back by themselves.
-    #[command(
-        override_usage = "hybridnic-agent ctl --dir <DIR> undrain-pf [OPTIONS] <PF|--all|--network <NETWORK>>"
-    )]
+    #[command(override_usage = "hybridnic-agent ctl undrain-pf [OPTIONS] <PF|--all|--network <NETWORK>>")]
     UndrainPf {
         #[command(flatten)]
         which: Which,
