@@ -293,7 +293,10 @@ fn make(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     match found(fs::read_to_string(&path)).with_context(|| path.display().to_string())? {
         // The same command once more.
         Some(there) if there == text => return Ok(()),
-        Some(_) => bail!("{} is there already, and asks for something else", path.display()),
+        Some(_) => bail!(
+            "{} is there already, and asks for something else: change it there, or take it away first, by `ctl detach {name}`",
+            path.display()
+        ),
         None => {}
     }
     durable::set(dir, &path, Some(text.as_bytes())).with_context(|| path.display().to_string())

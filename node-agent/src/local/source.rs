@@ -27,6 +27,7 @@ use super::{
     dir::{Change, Content, Dir},
     file,
     host_file::HostFile,
+    line::Line,
     order,
 };
 use crate::{
@@ -34,7 +35,7 @@ use crate::{
     host::Host,
     journal::{Contents, Record},
     node::publish::SeenNode,
-    wants::{Heard, Teller, Told, Want, WantId, Wants, Word},
+    wants::{Heard, Want, WantId, Wants},
 };
 
 /// How long a file may be away before that counts: editors move one away before they put another in its place.
@@ -465,37 +466,6 @@ impl Wants for Files {
             name: of.name.clone(),
             uid: of.uid.clone(),
             left: self.left.clone(),
-        }
-    }
-}
-
-/// Where it is said how one NIC is.
-#[derive(Debug)]
-pub struct Line {
-    board: Arc<Board>,
-    name: String,
-    uid: String,
-    left: mpsc::UnboundedSender<String>,
-}
-
-impl Teller for Line {
-    async fn tell(&self, word: &Word<'_>) -> Told {
-        let written = match word {
-            // With its status there, a later agent knows the directory.
-            Word::Held(true) => self.board.tell(&self.name, None).await,
-            Word::Held(false) => {
-                // The other end is there as long as the agent runs.
-                let _ = self.left.send(self.uid.clone());
-                Ok(())
-            }
-            Word::Status(status) => self.board.tell(&self.name, Some(status)).await,
-        };
-        match written {
-            Ok(()) => Told::Done,
-            Err(error) => {
-                warn!(nic = self.name, %error, "its status cannot be written; tried again");
-                Told::Failed
-            }
         }
     }
 }

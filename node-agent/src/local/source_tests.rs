@@ -6,7 +6,11 @@ use super::{
     super::file::tests::{NETWORK, NIC},
     *,
 };
-use crate::{host, journal::tests::record};
+use crate::{
+    host,
+    journal::tests::record,
+    wants::{Teller as _, Told, Word},
+};
 
 /// Longer than a file may be away.
 const LATER: Duration = Duration::from_secs(3);
