@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hybridnic_console::drain::Which;
 
 /// Hybrid NICs at a glance: SR-IOV speed with live migration.
 #[derive(Debug, Parser)]
@@ -157,20 +158,6 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
-}
-
-/// What of a node is drained.
-#[derive(Clone, Debug, Args)]
-#[group(required = true, multiple = false)]
-pub struct Which {
-    /// The PF, by its interface's name or its PCI address
-    pub pf: Option<String>,
-    /// All PFs of the node
-    #[arg(long)]
-    pub all: bool,
-    /// All PFs of the node, for the NICs of one network
-    #[arg(long, value_name = "NETWORK")]
-    pub network: Option<String>,
 }
 
 /// Who asks for completion.

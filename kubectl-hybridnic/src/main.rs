@@ -4,7 +4,6 @@
 //! width and the time.
 
 mod aside;
-mod canvas;
 mod clean;
 mod cli;
 mod complete;
@@ -15,7 +14,6 @@ mod migrate;
 mod nic;
 mod node;
 mod print;
-mod style;
 mod time;
 mod timeline;
 mod top;
@@ -27,6 +25,7 @@ use clap::Parser as _;
 use cli::{Cli, Command};
 use connect::Cluster;
 use hybridnic_api::v1alpha1::Aside;
+use hybridnic_console::{canvas, style};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use hybridnic_api::names;
+use hybridnic_console::print;
 use hybridnic_net::sysfs::Sysfs;
 use hybridnic_process::{
     http::HttpOptions,
@@ -74,7 +75,7 @@ struct RunArgs {
 #[derive(Debug, clap::Args)]
 struct LocalArgs {
     /// The directory of the files: a HybridNetwork or a VmHybridNic in each NAME.yaml. Only its owner may be able to write to it.
-    #[arg(long)]
+    #[arg(long, env = "HYBRIDNIC_DIR", default_value = ctl::DIR)]
     dir: PathBuf,
     #[command(flatten)]
     node: NodeArgs,
@@ -158,11 +159,17 @@ impl Args {
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Some(Command::Inventory { output, sysfs }) => {
-                print!("{}", inventory::render(&Sysfs::new(sysfs), output)?);
+                print::text(&inventory::render(&Sysfs::new(sysfs), output)?)?;
             }
             Some(Command::Broker) => broker::serve()?,
             Some(Command::Call { call, sysfs, dev }) => calls::serve(&call, sysfs, dev)?,
-            Some(Command::Ctl(args)) => return runtime()?.block_on(ctl::run(args)),
+            Some(Command::Ctl(args)) => {
+                let ended = runtime()?.block_on(ctl::run(args));
+                return ended.or_else(|error| {
+                    print::error(&format!("{error:#}"))?;
+                    Ok(ExitCode::FAILURE)
+                });
+            }
             Some(Command::Local(args)) => {
                 let LocalArgs { dir, node } = *args;
                 let (logs, broker) = begin(&node.log)?;

@@ -211,13 +211,13 @@ impl Host {
         }
     }
 
-    /// Takes over from the journal what is drained: before the API server has said it, no NIC is to go back to such a VF.
+    /// Takes over from the journal what is drained: before the API server, or the host's file, has said it, no NIC is to go back to such a VF.
     pub fn load_drain(&self) {
         match self.journal.drain() {
             Ok(drain) => {
                 self.pools.set_drain(&drain);
             }
-            // The API server says it again.
+            // It is said again.
             Err(error) => warn!(error = chain(&error), "what is drained is not known yet"),
         }
     }

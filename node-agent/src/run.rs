@@ -222,7 +222,6 @@ pub async fn cluster(
     let offers = offers(&args);
     let agent = Agent::new(&node, node_name.clone(), &args.pods_dir, offers, logs, broker).await?;
     check_journal(&agent.journal, &node.journal, false)?;
-    // Without a cluster nothing drains, and nobody could take back what a cluster has said once.
     agent.host.load_drain();
     let host = Arc::clone(&agent.host);
     let client = api::client(host.metrics.requests.clone())
@@ -256,13 +255,14 @@ pub async fn local(dir: &Path, node: NodeArgs, logs: LogLevel, broker: Started) 
     let pods = Path::new(names::PODS_DIR);
     let agent = Agent::new(&node, node_name.clone(), pods, Offers::default(), logs, broker).await?;
     check_journal(&agent.journal, &node.journal, true)?;
+    // The file that asks for it may be away, or not be understood now.
+    agent.host.load_drain();
     // Two hosts may have one name, and must not make the same addresses.
     let seed = read_line("/etc/machine-id").unwrap_or_else(|_| node_name.clone());
     let board = Arc::new(Board::new(dir, &node_name));
-    let opened = source::open(dir, &agent.host, &board, seed, &agent.journal);
+    let (versions, of_node) = watch::channel(None);
+    let opened = source::open(dir, &agent.host, &board, seed, &agent.journal, versions);
     let (source, files) = opened.with_context(|| format!("the directory {}", dir.display()))?;
-    // Nothing is published for an object: there is none whose generation could be told.
-    let (_seen, of_node) = watch::channel(None);
     let publisher = NodeFile::new(dir, &node_name, board);
     let besides = async { Ok(source.run().await) };
     let run = agent.run(files, publisher, of_node, (&node.http, None), besides);

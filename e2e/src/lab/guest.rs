@@ -78,6 +78,9 @@ pub struct GuestSpec {
     pub kernel_args: String,
     /// More of QEMU's command line.
     pub qemu_args: Vec<String>,
+    /// QEMU's command as somebody has written it for a shell, in place of ours: machine, memory, root ports and the product's socket are as
+    /// it says. What the harness itself needs follows: a kernel, a console, its monitors, and its way into the guest.
+    pub command: Option<String>,
 }
 
 impl GuestSpec {
@@ -97,6 +100,7 @@ impl GuestSpec {
             initrd: "initrd".into(),
             kernel_args: String::new(),
             qemu_args: Vec::new(),
+            command: None,
         }
     }
 
@@ -139,7 +143,8 @@ impl GuestSpec {
         format!("/run/lab/{}.{}.events.sock", self.namespace, self.pod)
     }
 
-    fn argv(&self, cid: u32) -> Vec<String> {
+    /// Program, machine, memory and the product's socket.
+    fn machine(&self) -> Vec<String> {
         let mut argv: Vec<String> = Vec::new();
         let mut add = |more: &[&str]| argv.extend(more.iter().map(|&arg| arg.to_owned()));
         add(&[
@@ -168,6 +173,16 @@ impl GuestSpec {
             "-m",
             &self.memory.to_string(),
         ]);
+        add(&["-qmp", &format!("unix:{QMP_SOCKET},server=on,wait=off")]);
+        argv
+    }
+
+    fn argv(&self, cid: u32) -> Vec<String> {
+        let mut argv = match &self.command {
+            Some(_) => Vec::new(),
+            None => self.machine(),
+        };
+        let mut add = |more: &[&str]| argv.extend(more.iter().map(|&arg| arg.to_owned()));
         add(&["-kernel", "/host/guest/vmlinux"]);
         add(&["-initrd", &format!("/host/guest/{}", self.initrd)]);
         add(&[
@@ -176,13 +191,13 @@ impl GuestSpec {
             "-serial",
             "chardev:console",
         ]);
-        add(&["-qmp", &format!("unix:{QMP_SOCKET},server=on,wait=off")]);
         add(&["-qmp", &format!("unix:{},server=on,wait=off", self.monitor())]);
         add(&["-qmp", &format!("unix:{},server=on,wait=off", self.events())]);
         add(&["-device", &format!("vhost-vsock-pci,id=lab,guest-cid={cid}")]);
         let ports = self
             .root_ports
             .unwrap_or_else(|| u8::try_from(2 * self.nics.len()).unwrap_or(u8::MAX));
+        let ports = if self.command.is_some() { 0 } else { ports };
         for port in 0..ports {
             add(&[
                 "-device",
@@ -221,7 +236,8 @@ impl GuestSpec {
         if self.grouped {
             let _ = write!(script, "{} && ", self.join("$$"));
         }
-        script.push_str(r#"exec "$@""#);
+        let command = self.command.as_deref().unwrap_or_default();
+        let _ = write!(script, r#"exec {command} "$@""#);
         script
     }
 

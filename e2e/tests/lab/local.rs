@@ -3,11 +3,11 @@
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use hybridnic_api::{
-    conditions,
+    conditions::{self, reasons, types},
     v1alpha1::{HybridNodeStatus, NicPhase, VmHybridNic, VmHybridNicStatus},
 };
 use hybridnic_e2e::{
-    lab::{Guest, GuestSpec, Lab, Node, Process},
+    lab::{Guest, GuestSpec, Lab, Node, Pinger, Process},
     world::{Fault, NETWORK, NETWORK_YAML, footprint, stripped},
 };
 use libtest_mimic::Trial;
@@ -15,7 +15,8 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    common::{LATER, SOON, check_nic, watch, watched, whole},
+    common::{LATER, SOON, check_nic, check_vf, watch, watched, watched_with, whole},
+    readme,
     suite::{Suite, give_macs},
 };
 
@@ -26,6 +27,11 @@ const SOCKET: &str = "/run/vms/vm1.qmp";
 pub const NIC: &str = "eth0";
 pub const MAC: &str = "52:54:00:77:00:50";
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 50);
+/// The most packets of twenty milliseconds that four switches at a word, a card that loses its link, and the way back from the other
+/// card may cost together: half a second for a switch, five for a move between cards, and three until a link counts as lost (see `drain`).
+const CARDS: u64 = 4 * 25 + 2 * 250 + 150;
+/// How much longer IPv6 and multicast may be away than IPv4 when a NIC goes to another card.
+const BESIDE: Duration = Duration::from_secs(3);
 /// How long a program may take to die.
 pub const DEATH: Duration = Duration::from_secs(20);
 
@@ -80,6 +86,18 @@ impl<'a> Host<'a> {
     async fn kill(&mut self) {
         let agent = self.agent.take().expect("it runs");
         agent.kill(DEATH).await.unwrap();
+    }
+
+    /// kill -9, and the next one. Returns once that one has said how the host is: how long nobody did anything.
+    pub async fn replace(&mut self) -> Duration {
+        let begin = Instant::now();
+        self.kill().await;
+        let forget = format!("rm {DIR}/node.status.yaml");
+        self.node.run(&forget, SOON).await.unwrap();
+        self.start().await;
+        self.until("node", "said by the next agent", |said| !said.is_null())
+            .await;
+        begin.elapsed()
     }
 
     pub async fn write(&self, name: &str, text: &str) {
@@ -163,10 +181,16 @@ impl<'a> Host<'a> {
         self.start_qemu(false).await
     }
 
-    /// A QEMU that boots a guest, or waits for one.
-    pub async fn start_qemu(&self, incoming: bool) -> Guest {
+    /// A VM that nobody but its QEMU's user has started.
+    pub fn guest() -> GuestSpec {
         let mut spec = GuestSpec::new("vm1").nic(MAC, &format!("{ADDRESS}/24"));
         spec.grouped = false;
+        spec
+    }
+
+    /// A QEMU that boots a guest, or waits for one.
+    pub async fn start_qemu(&self, incoming: bool) -> Guest {
+        let mut spec = Self::guest();
         spec.incoming = incoming;
         let qmp = format!("unix:{SOCKET},server=on,wait=off");
         spec.qemu_args = vec!["-qmp".into(), qmp];
@@ -190,6 +214,7 @@ async fn no_devices(guest: &Guest) {
 
 async fn alone(lab: &Lab) {
     let mut host = Host::new(lab).await;
+    let guest = readme::typed(&host).await;
     host.start().await;
     host.write(NETWORK, NETWORK_YAML).await;
     host.until("node", "with 14 free VFs", all_free).await;
@@ -198,7 +223,6 @@ async fn alone(lab: &Lab) {
     let (code, node) = host.ctl("node").await;
     assert!(code == 0 && node.contains(NETWORK), "{node}");
 
-    let guest = host.start_guest().await;
     let flight = Box::pin(flight(lab, &mut host, &guest, &clean));
     whole(flight, Fault::of_guest(&guest)).await;
 
@@ -231,12 +255,25 @@ async fn flight(lab: &Lab, host: &mut Host<'_>, guest: &Guest, clean: &str) {
     assert_eq!(code, 0, "{said}");
     host.until("node", "with all of its VFs free", all_free).await;
     assert!(pinger.answered(50, SOON).await, "no answer by the standby");
+    counts(host).await;
     let (code, said) = host.ctl(&format!("fast {NIC}")).await;
     assert_eq!(code, 0, "{said}");
     let nic = host.fast(guest).await;
-    for gap in &watched(pinger).await.round_trip.gaps {
+    let (code, said) = host.ctl(&format!("standby {NIC} --keep-vf")).await;
+    assert_eq!(code, 0, "{said}");
+    assert!(pinger.answered(50, SOON).await, "no answer by the standby");
+    kept(host, &nic).await;
+    let (code, said) = host.ctl(&format!("fast {NIC}")).await;
+    assert_eq!(code, 0, "{said}");
+    let same = host.fast(guest).await;
+    assert_eq!(vf(&same), vf(&nic), "it was kept for it");
+    cards(host, guest, &pinger).await;
+    let nic = host.fast(guest).await;
+    let report = watched_with(pinger, BESIDE).await;
+    for gap in &report.round_trip.gaps {
         eprintln!("gap of {:?}, {} lost", gap.length, gap.lost);
     }
+    assert!(report.round_trip.lost() <= CARDS, "{:#?}", report.round_trip.gaps);
     let pinger = watch(lab, ADDRESS, 50).await;
 
     // What the file says is not understood any more: that is said, and nothing else happens.
@@ -294,6 +331,114 @@ async fn flight(lab: &Lab, host: &mut Host<'_>, guest: &Guest, clean: &str) {
     pinger.stop().await;
 }
 
+/// What goes through the NIC, which is on its standby, is shown beside the rest.
+async fn counts(host: &Host<'_>) {
+    let (code, said) = host.ctl("top --once").await;
+    assert_eq!(code, 0, "{said}");
+    let row = said.lines().find(|line| line.starts_with(NIC)).expect(&said);
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    let ["vm1", NETWORK, "Standby", "Standby", "-", rates @ ..] = &cells[1..] else {
+        panic!("{said}");
+    };
+    for rate in &rates[..2] {
+        assert!(!["-", "0"].contains(rate), "{said}");
+    }
+    assert!(said.contains(host.node.name()), "{said}");
+}
+
+/// It is on its standby, and its VF is nobody else's.
+async fn kept(host: &Host<'_>, before: &VmHybridNic) {
+    let told = |status: &VmHybridNicStatus| {
+        status.phase == NicPhase::Standby && reason(status, types::FAST_PATH) == reasons::STANDBY_REQUESTED
+    };
+    let nic = host.until_nic("on its standby, as it was told", told).await;
+    assert_eq!(vf(&nic), vf(before));
+    host.until("node", "with one VF held", holds_one).await;
+    let (code, said) = host.ctl("nic").await;
+    assert_eq!(code, 0, "{said}");
+    let row = said.lines().find(|line| line.starts_with(NIC)).expect(&said);
+    for words in ["Standby", SOCKET, MAC, vf(&nic).unwrap()] {
+        assert!(row.contains(words), "{words}: {said}");
+    }
+}
+
+/// Its card loses its link, and it goes to the other one by itself; that is drained, and it comes back. An agent that dies on the way does
+/// not matter.
+async fn cards(host: &mut Host<'_>, guest: &Guest, pinger: &Pinger) {
+    let nic = host.fast(guest).await;
+    let home = pf(&nic).unwrap().to_owned();
+    let is_first = host.node.netdev_of(&Node::pf_address(0)).await.unwrap() == Some(home.clone());
+    let card = u8::from(!is_first);
+    host.node.set_cable(card, false).await.unwrap();
+    let on_other = |status: &VmHybridNicStatus| {
+        let vf = status.vf.as_ref();
+        status.phase == NicPhase::FastPath
+            && reason(status, types::FAST_PATH) == reasons::VF_ACTIVE
+            && vf.is_some_and(|vf| vf.pf != home)
+    };
+    let nic = host.until_nic("on the other card", on_other).await;
+    check_vf(host.node, guest, &nic).await.unwrap();
+    assert!(pinger.answered(50, SOON).await, "no answer by the other card");
+    host.node.set_cable(card, true).await.unwrap();
+    host.until("node", "with a link on both cards", |said| {
+        let pfs = said.pointer("/status/pfs").and_then(Value::as_array);
+        free(said) == Some(13) && pfs.is_some_and(|pfs| pfs.iter().all(|pf| pf["linkUp"] == true))
+    })
+    .await;
+
+    let other = pf(&nic).unwrap();
+    let (code, said) = host.ctl("drain-pf nosuch").await;
+    assert!(
+        code == 1 && said.contains(other) && said.contains(&home),
+        "{said}"
+    );
+    let (code, said) = host.ctl(&format!("drain-pf {other} --timeout 0")).await;
+    assert_eq!(code, 0, "{said}");
+    let begun = |said: &Value| {
+        let pfs = said.pointer("/status/pfs").and_then(Value::as_array);
+        pfs.is_some_and(|pfs| {
+            pfs.iter()
+                .any(|pf| pf["name"] == other && pf["drain"].is_string())
+        })
+    };
+    host.until("node", "draining", begun).await;
+    host.kill().await;
+    host.start().await;
+    let (code, said) = host.ctl(&format!("drain-pf {other} -w")).await;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("no NIC holds a VF of it"), "{said}");
+    let back = |status: &VmHybridNicStatus| {
+        let vf = status.vf.as_ref();
+        status.phase == NicPhase::FastPath && vf.is_some_and(|vf| vf.pf == home)
+    };
+    host.until_nic("back on its own card", back).await;
+    host.fast(guest).await;
+    assert!(pinger.answered(50, SOON).await, "no answer by its own card");
+
+    // What is not understood changes nothing, and is said.
+    let file = format!("cat {DIR}/node.yaml");
+    let good = host.node.run(&file, SOON).await.unwrap();
+    host.write("node", "spec: {").await;
+    let degraded = |said: &Value| {
+        let status: Option<HybridNodeStatus> = serde_json::from_value(said["status"].clone()).ok();
+        status.is_some_and(|status| {
+            let degraded = conditions::find(&status.conditions, types::DEGRADED);
+            degraded.is_some_and(|degraded| degraded.reason == reasons::FILE_UNKNOWN)
+        })
+    };
+    let said = host
+        .until("node", "with a file that is not understood", degraded)
+        .await;
+    assert!(begun(&said), "{said:#}");
+    let (code, said) = host.ctl(&format!("undrain-pf {other}")).await;
+    assert!(code == 1 && said.contains("node.yaml"), "{said}");
+    host.write("node", &good).await;
+    let (code, said) = host.ctl(&format!("undrain-pf {other}")).await;
+    assert_eq!(code, 0, "{said}");
+    host.until("node", "undrained", |said| free(said) == Some(13))
+        .await;
+}
+
 /// The NIC at the next QEMU of its socket, to its end.
 async fn second_life(host: &Host<'_>, guest: &Guest, before: &VmHybridNic, clean: &str) {
     let after = host.fast(guest).await;
@@ -316,9 +461,19 @@ pub fn all_free(said: &Value) -> bool {
     status.is_some_and(|status| (status.vfs.free, status.vfs.total) == (14, 14))
 }
 
+/// How many VFs of the host are free.
+fn free(said: &Value) -> Option<i64> {
+    said.pointer("/status/vfs/free")?.as_i64()
+}
+
 /// Whether one VF of the host is held.
 fn holds_one(said: &Value) -> bool {
     said.pointer("/status/vfs/held") == Some(&Value::from(1))
+}
+
+fn pf(nic: &VmHybridNic) -> Option<&str> {
+    let status = nic.status.as_ref()?;
+    Some(status.vf.as_ref()?.pf.as_str())
 }
 
 fn vf(nic: &VmHybridNic) -> Option<&str> {

@@ -31,6 +31,7 @@ mod managers;
 mod once;
 mod pool;
 mod profile;
+mod readme;
 mod save;
 mod suite;
 mod unfit;

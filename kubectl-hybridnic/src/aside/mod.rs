@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, pin::pin, process::ExitCode};
 use anyhow::{Context as _, bail};
 use futures::{Stream, StreamExt as _, stream};
 use hybridnic_api::v1alpha1::{Aside, NicAttachment, VmHybridNic};
+use hybridnic_console::Standing;
 use kube::{
     Api, Resource, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
@@ -20,7 +21,6 @@ use kube::{
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-pub use self::standing::Standing;
 use self::standing::standing;
 use crate::{canvas::Canvas, cli::Format, connect::Cluster, migrate::INTERRUPTED, print};
 

@@ -4,31 +4,7 @@ use hybridnic_api::{
     conditions::{self, reasons, types},
     v1alpha1::{Aside, NicAttachment, NicPhase, Path, VmHybridNic},
 };
-
-/// How far a NIC is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It is on its way; what is waited for.
-    OnItsWay(String),
-    /// It is where it was told to be.
-    There(String),
-    /// It is not, and does not get there before somebody does something.
-    Stuck(String),
-}
-
-impl Standing {
-    /// Whether nothing is waited for.
-    pub fn is_settled(&self) -> bool {
-        !matches!(self, Self::OnItsWay(_))
-    }
-
-    /// The words.
-    pub fn text(&self) -> &str {
-        match self {
-            Self::OnItsWay(text) | Self::There(text) | Self::Stuck(text) => text,
-        }
-    }
-}
+use hybridnic_console::Standing;
 
 /// Where a NIC is that was told `aside`; `generation` is that of its spec since then. What its agent has said before it heard of that
 /// says nothing.

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use hybridnic_api::v1alpha1::{Aside, VmHybridNic};
 use kube::ResourceExt as _;
 
-use super::standing::Standing;
 use crate::style::Tone;
+use hybridnic_console::Standing;
 
 /// What the NICs were told, in words.
 pub fn told(aside: Option<Aside>) -> &'static str {

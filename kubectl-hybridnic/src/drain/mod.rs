@@ -1,13 +1,14 @@
 //! `drain-pf NODE PF` and `undrain-pf NODE PF`: keep NICs off the VFs of a PF, of all PFs of a node, or of one network there.
 
-mod change;
-mod standing;
-
 use std::{collections::BTreeMap, pin::pin, process::ExitCode};
 
 use anyhow::{Context as _, bail};
 use futures::{StreamExt as _, stream};
 use hybridnic_api::v1alpha1::{Drain, HybridNode, NicAttachment};
+use hybridnic_console::{
+    Standing,
+    drain::{Target, Which, changed, covers, left, standing, target},
+};
 use kube::{
     Api, ResourceExt as _,
     api::{Patch, PatchParams},
@@ -15,14 +16,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use self::{
-    change::{Target, changed, covers, left, target},
-    standing::standing,
-};
 use crate::{
-    aside::{Standing, watch},
+    aside::watch,
     canvas::Canvas,
-    cli::{Format, Which},
+    cli::Format,
     connect::{Cluster, check_name},
     migrate::INTERRUPTED,
     print,
@@ -175,7 +172,8 @@ async fn follow(
     let (mut canvas, mut before) = (Canvas::default(), String::new());
     loop {
         let all: Vec<_> = known.values().cloned().collect();
-        let now = standing(&node, &all, target, generation);
+        let observed = node.status.as_ref().and_then(|status| status.observed_generation);
+        let now = standing(&node, &all, target, observed >= generation);
         let line = line(&name, target, &now);
         if output == Format::Table && line != before {
             if print::is_terminal() {

@@ -1,17 +1,16 @@
 //! `top`: networks, nodes and NICs.
 
 mod live;
-mod view;
 
-pub use view::tone;
+pub use hybridnic_console::top::tone;
 
 use std::process::ExitCode;
 
 use hybridnic_api::v1alpha1::{HybridNetwork, HybridNode, VmHybridNic};
+use hybridnic_console::top::{self as view, Fetched, Place, Tables};
 use kube::{Api, api::ListParams};
 
 use crate::{cli::Format, connect::Cluster, print};
-use view::{Fetched, Tables};
 
 /// Shows the three tables, once or until the user has seen enough.
 pub async fn run(cluster: &Cluster, all: bool, once: bool, output: Format) -> anyhow::Result<ExitCode> {
@@ -33,7 +32,9 @@ pub async fn run(cluster: &Cluster, all: bool, once: bool, output: Format) -> an
     if tables.is_blind() {
         anyhow::bail!("{}", view::together(&tables.errors));
     }
-    print::value(output, &tables, |tables| view::draw(tables, print::width()))?;
+    print::value(output, &tables, |tables| {
+        view::draw(tables, Place::Cluster, print::width())
+    })?;
     Ok(if tables.errors.is_empty() {
         ExitCode::SUCCESS
     } else {

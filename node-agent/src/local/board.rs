@@ -81,6 +81,15 @@ impl Board {
         text("/metadata/uid").filter(|_| is_its).map(str::to_owned)
     }
 
+    /// Whether an agent has said here which version of the host's own file it has seen.
+    pub fn has_seen_host(&self) -> bool {
+        let earlier = self.earlier(file::NODE);
+        earlier.is_some_and(|said| {
+            said.pointer("/status/observedGeneration")
+                .is_some_and(Value::is_i64)
+        })
+    }
+
     /// How a NIC is, as an earlier agent has said it.
     pub fn attached(&self, name: &str, uid: &str) -> Option<NicAttachmentStatus> {
         let said = self.earlier(name)?.get("attached")?.clone();

@@ -1,4 +1,4 @@
-//! `hybridnic-agent ctl --dir DIR`: shows a person what files ask for and what becomes of it, and writes files. It speaks to no agent: the
+//! `hybridnic-agent ctl`: shows a person what files ask for and what becomes of it, and writes files. It speaks to no agent: the
 //! agent sees the files, and says beside them how things are.
 //!
 //! It ends with 0 when it is done, 1 when the agent refuses, or something else is wrong, and 2 when it is not done in time; the agent goes on
@@ -18,17 +18,22 @@ use hybridnic_api::{
     names::GROUP,
     v1alpha1::{NicPhase, StandbyKind, VmHybridNicStatus, WantedPath},
 };
+use hybridnic_console::{drain::Which, print};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
     dir::{Change, Dir},
+    drain,
     file::{self, AskedNic},
     migrate::{self, serve::serve},
     show::{line, nics, node, said, status, table},
+    top,
 };
 use crate::durable::{self, found};
 
+/// The agent's directory, where nobody says another.
+pub const DIR: &str = "/etc/hybridnic";
 /// Not done in time.
 pub const LATE: u8 = 2;
 
@@ -36,7 +41,7 @@ pub const LATE: u8 = 2;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The agent's directory.
-    #[arg(long)]
+    #[arg(long, env = "HYBRIDNIC_DIR", default_value = DIR, global = true)]
     dir: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -51,6 +56,14 @@ enum Command {
     },
     /// Show the host's PFs and VFs, and the networks' pools.
     Node,
+    /// Show networks, the host and its NICs, with what goes through them, and draw again whenever something changes.
+    ///
+    /// Where standard output is no terminal, it prints once.
+    Top {
+        /// Print once and end.
+        #[arg(long)]
+        once: bool,
+    },
     /// Write the file of a NIC, and wait until the NIC is on its VF.
     Attach {
         /// The NIC's name.
@@ -97,6 +110,28 @@ enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Drain a PF of VFs, so that its firmware can be written or its number of VFs changed while VMs run, and wait until no NIC holds one.
+    ///
+    /// NICs leave its VFs, for VFs of other PFs where some are free and else for their standby, and none gets one until `undrain-pf`. Firmware
+    /// belongs to a card: drain each PF of it.
+    #[command(override_usage = "hybridnic-agent ctl drain-pf [OPTIONS] <PF|--all|--network <NETWORK>>")]
+    DrainPf {
+        #[command(flatten)]
+        which: Which,
+        /// Watch it to its end, which it does without this, too; `--timeout 0` does not.
+        #[arg(short, long)]
+        watch: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Let NICs have the VFs again; they come back by themselves.
+    #[command(override_usage = "hybridnic-agent ctl undrain-pf [OPTIONS] <PF|--all|--network <NETWORK>>")]
+    UndrainPf {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Move a VM with all its NICs to another host, and wait until it runs there; or go on with that.
     Migrate(Box<migrate::Args>),
     /// End, on this host alone, the migration that has these NICs: the host that drives it is lost.
@@ -118,11 +153,12 @@ enum Standby {
     None,
 }
 
+/// How long a command waits.
 #[derive(Debug, clap::Args)]
-struct Wait {
+pub struct Wait {
     /// Seconds to wait; 0 does not wait.
     #[arg(long, default_value_t = 120)]
-    timeout: u64,
+    pub(super) timeout: u64,
 }
 
 /// Does what the command line says.
@@ -130,22 +166,20 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dir = &args.dir;
     match args.command {
         Command::Nic { name: None } => {
-            print!("{}", table(&nics(dir)?));
+            print::text(&table(&nics(dir)?))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Nic { name: Some(name) } => {
-            let path = dir.join(file::status(&name));
-            let text = fs::read_to_string(&path);
-            print!(
-                "{}",
-                text.with_context(|| format!("nothing is said of {name}: {}", path.display()))?
-            );
+            print::text(&all_of(dir, &name)?)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Node => {
-            print!("{}", node(dir)?);
+            print::text(&node(dir)?)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Top { once } => top::run(dir, once).await,
+        Command::DrainPf { which, wait, .. } => drain::run(dir, &which, true, &wait).await,
+        Command::UndrainPf { which, wait } => drain::run(dir, &which, false, &wait).await,
         Command::Attach {
             name,
             network,
@@ -209,7 +243,20 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn watch(dir: &Path) -> anyhow::Result<Dir> {
+/// All that is said of a NIC.
+fn all_of(dir: &Path, name: &str) -> anyhow::Result<String> {
+    let path = dir.join(file::status(name));
+    let text = found(fs::read_to_string(&path)).with_context(|| path.display().to_string())?;
+    let why = if dir.join(file::asking(name)).exists() {
+        "no agent has said anything of it: does `hybridnic-agent local` run, with this directory?"
+    } else {
+        "there is no such NIC; `hybridnic-agent ctl nic` shows those there are"
+    };
+    text.with_context(|| format!("{name}: {why} ({})", dir.display()))
+}
+
+/// Watches the directory.
+pub(super) fn watch(dir: &Path) -> anyhow::Result<Dir> {
     Dir::open(dir).with_context(|| format!("the directory {}", dir.display()))
 }
 
@@ -246,7 +293,10 @@ fn make(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     match found(fs::read_to_string(&path)).with_context(|| path.display().to_string())? {
         // The same command once more.
         Some(there) if there == text => return Ok(()),
-        Some(_) => bail!("{} is there already, and asks for something else", path.display()),
+        Some(_) => bail!(
+            "{} is there already, and asks for something else: change it there, or take it away first, by `ctl detach {name}`",
+            path.display()
+        ),
         None => {}
     }
     durable::set(dir, &path, Some(text.as_bytes())).with_context(|| path.display().to_string())
@@ -286,6 +336,7 @@ fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::
 
 /// Whether there was one. A file that nobody understands is a NIC's, as the agent says of it.
 fn remove(dir: &Path, name: &str) -> anyhow::Result<bool> {
+    ensure!(name != file::NODE, "{name} is the host's own name, and no NIC");
     let path = dir.join(file::asking(name));
     let read = found(fs::read_to_string(&path)).with_context(|| path.display().to_string())?;
     let Some(text) = read else { return Ok(false) };

@@ -106,6 +106,43 @@ async fn what_the_agent_refuses_is_an_error() {
     assert!(error.contains("MacConflict: it is another's"), "{error}");
 }
 
+#[test]
+fn the_directory_may_be_said_before_or_behind_the_command_or_not_at_all() {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+    <Line as clap::CommandFactory>::command().debug_assert();
+    let dir = |line: &[&str]| <Line as clap::Parser>::try_parse_from(line).map(|line| line.args.dir);
+    assert_eq!(dir(&["ctl", "nic"]).unwrap(), Path::new(DIR));
+    for line in [["ctl", "--dir", "/d", "nic"], ["ctl", "nic", "--dir", "/d"]] {
+        assert_eq!(dir(&line).unwrap(), Path::new("/d"));
+    }
+    for wrong in [
+        &["ctl", "drain-pf"][..],
+        &["ctl", "drain-pf", "ens1", "--all"],
+        &["ctl", "undrain-pf", "--all", "--network", "fast"],
+    ] {
+        dir(wrong).unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn one_that_is_not_there_is_told_from_one_that_no_agent_knows() {
+    let dir = tempfile::tempdir().unwrap();
+    let nic = ["nic", "eth0"];
+    let error = ended(dir.path(), &nic, async {}).await.unwrap_err();
+    assert!(error.contains("there is no such NIC"), "{error}");
+    fs::write(dir.path().join("eth0.yaml"), macvtap()).unwrap();
+    let error = ended(dir.path(), &nic, async {}).await.unwrap_err();
+    assert!(error.contains("no agent has said anything"), "{error}");
+    let error = ended(dir.path(), &["detach", "node"], async {})
+        .await
+        .unwrap_err();
+    assert!(error.contains("the host's own"), "{error}");
+}
+
 #[tokio::test]
 async fn where_no_agent_runs_it_is_not_done_in_time() {
     let dir = tempfile::tempdir().unwrap();

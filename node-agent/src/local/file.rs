@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use hybridnic_api::{
     checks::Checks,
     names::{GROUP, NIC_NAME_MAX},
-    v1alpha1::{HybridNetwork, HybridNetworkSpec, VmHybridNic, VmHybridNicSpec},
+    v1alpha1::{
+        Drain, HybridNetwork, HybridNetworkSpec, HybridNode, HybridNodeSpec, VmHybridNic, VmHybridNicSpec,
+    },
 };
 use hybridnic_decisions::mac;
 use kube::CustomResourceExt as _;
@@ -21,7 +23,7 @@ use super::order;
 const END: &str = ".yaml";
 /// How the name of a file ends that says how it is.
 const STATUS: &str = ".status.yaml";
-/// The name of what is said of the node itself.
+/// The name of what is asked of the host itself, and said of it.
 pub const NODE: &str = "node";
 /// How a NIC names its VM.
 const VM: &str =
@@ -105,19 +107,7 @@ struct QemuHere {
 /// Reads the file of this name; `before` is what it asked for when it was understood last. An error says all that is wrong.
 pub fn parse(name: &str, text: &str, before: Option<&Asked>) -> Result<Asked, String> {
     check_name(name)?;
-    let document: Document = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
-    if document.api_version != format!("{GROUP}/v1alpha1") {
-        return Err(format!(
-            "apiVersion is {}, not {GROUP}/v1alpha1",
-            document.api_version
-        ));
-    }
-    if document.metadata.name != name {
-        return Err(format!(
-            "metadata.name is {:?}: it must be {name:?}, as the file's name without {END}",
-            document.metadata.name
-        ));
-    }
+    let document = document(name, text)?;
     let asked = match document.kind.as_str() {
         "HybridNetwork" => network(document.spec, before)?,
         "VmHybridNic" => nic(document.spec, before)?,
@@ -133,6 +123,59 @@ pub fn parse(name: &str, text: &str, before: Option<&Asked>) -> Result<Asked, St
         }
         _ => Ok(asked),
     }
+}
+
+/// What of the host the text of its file asks to drain.
+pub fn host(text: &str) -> Result<Drain, String> {
+    let document = document(NODE, text)?;
+    if document.kind != "HybridNode" {
+        return Err(format!(
+            "kind is {:?}: {NODE}{END} is the host's own, a HybridNode; a network or a NIC takes another name",
+            document.kind
+        ));
+    }
+    if document.spec.get("pools").is_some() {
+        return Err(
+            "spec.pools: the files of networks say which pools the host has: leave it out".to_owned(),
+        );
+    }
+    let checks = Checks::of(HybridNode::crd());
+    let spec: HybridNodeSpec = checked(&checks, document.spec, None, |_| {})?;
+    Ok(spec.drain)
+}
+
+/// The text of the host's file that asks to drain this.
+pub fn of_host(drain: &Drain) -> Result<String, String> {
+    let spec = if drain.is_empty() {
+        json!({})
+    } else {
+        json!({ "drain": drain })
+    };
+    let document = json!({
+        "apiVersion": format!("{GROUP}/v1alpha1"),
+        "kind": "HybridNode",
+        "metadata": { "name": NODE },
+        "spec": spec,
+    });
+    let text = serde_saphyr::to_string(&document).map_err(|error| error.to_string())?;
+    host(&text).map(|_| text)
+}
+
+fn document(name: &str, text: &str) -> Result<Document, String> {
+    let document: Document = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    if document.api_version != format!("{GROUP}/v1alpha1") {
+        return Err(format!(
+            "apiVersion is {}, not {GROUP}/v1alpha1",
+            document.api_version
+        ));
+    }
+    if document.metadata.name != name {
+        return Err(format!(
+            "metadata.name is {:?}: it must be {name:?}, as the file's name without {END}",
+            document.metadata.name
+        ));
+    }
+    Ok(document)
 }
 
 /// The NIC that a file's text asks for.
@@ -153,7 +196,7 @@ fn check_name(name: &str) -> Result<(), String> {
         .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-');
     if name == NODE {
         return Err(format!(
-            "the name {NODE:?} is kept for what is said of the host itself"
+            "the name {NODE:?} is the host's own: a network or a NIC takes another one"
         ));
     }
     if !is_label || !is_end(bytes.first()) || !is_end(bytes.last()) || name.len() > NIC_NAME_MAX {

@@ -44,6 +44,35 @@ fn files_are_objects_of_the_api() {
 }
 
 #[test]
+fn the_hosts_file_says_what_is_drained() {
+    let text = |spec: &str| {
+        format!(
+            "apiVersion: hybridnic.io/v1alpha1\nkind: HybridNode\nmetadata: {{name: node}}\nspec: {spec}\n"
+        )
+    };
+    let drain = host(&text("{drain: {pfs: [\"0000:01:00.0\"], networks: [fast]}}")).unwrap();
+    assert_eq!((drain.pfs.len(), drain.networks.len(), drain.all), (1, 1, false));
+    assert_eq!(host(&text("{}")), Ok(Drain::default()));
+    for drain in [drain, Drain::default()] {
+        assert_eq!(host(&of_host(&drain).unwrap()), Ok(drain));
+    }
+    for (spec, why) in [
+        ("{drain: {pfs: [ens1f0]}}", "full PCI addresses"),
+        ("{drain: {pf: []}}", "spec.drain.pf is not known"),
+        ("{drain: {all: perhaps}}", "spec"),
+        ("{pools: []}", "spec.pools"),
+        ("", "spec"),
+    ] {
+        let error = host(&text(spec)).unwrap_err();
+        assert!(error.contains(why), "{spec}: {error}");
+    }
+    let error = host(&text("{}").replace("name: node", "name: n1")).unwrap_err();
+    assert!(error.contains("metadata.name"), "{error}");
+    let error = host(&NIC.replace("name: eth0", "name: node")).unwrap_err();
+    assert!(error.contains("is the host's own"), "{error}");
+}
+
+#[test]
 fn which_files_ask_for_something() {
     assert_eq!(object("eth0.yaml"), Some("eth0"));
     for other in [

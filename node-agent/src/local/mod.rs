@@ -7,11 +7,15 @@
 //! | [`dir`] | reads the directory, and hears what happens in it | the directory |
 //! | [`decide`] | decides what should be here | nothing |
 //! | `address` | gives a NIC that is new its address | nothing |
+//! | [`host_file`] | decides what of the host is to be drained | nothing |
 //! | [`order`] | what a migration asks of a NIC in place of its file | nothing |
 //! | [`migrate`] | moves a VM to another host | the directory, and that host's |
+//! | [`line`] | says on the board how one NIC is | the directory |
 //! | [`board`] | says how networks, NICs and the host are | the directory |
 //! | [`source`] | puts these together, and is the source of what is wanted | the directory |
 //! | [`ctl`] | does what a person says: writes files, and waits for what is said of them | the directory |
+//! | [`drain`] | does the same for what is to be drained | the directory |
+//! | [`top`] | shows a person what goes through the NICs | the directory, and the kernel's counters |
 //! | [`show`] | shows files and statuses to a person | the directory |
 
 mod address;
@@ -19,11 +23,15 @@ pub mod board;
 pub mod ctl;
 pub mod decide;
 pub mod dir;
+pub mod drain;
 pub mod file;
+pub mod host_file;
+pub mod line;
 pub mod migrate;
 pub mod order;
 pub mod show;
 pub mod source;
+pub mod top;
 
 use std::{
     path::{Path, PathBuf},

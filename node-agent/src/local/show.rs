@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 use anyhow::Context as _;
 use hybridnic_api::{
     conditions::{self, types},
-    v1alpha1::{HybridNodeStatus, VmHybridNicStatus},
+    v1alpha1::{HybridNode, HybridNodeSpec, HybridNodeStatus, NodePool, VmHybridNicStatus},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::de::DeserializeOwned;
@@ -75,6 +75,23 @@ pub fn nics(dir: &Path) -> anyhow::Result<BTreeMap<String, Row>> {
         rows.insert(name.clone(), row);
     }
     Ok(rows)
+}
+
+/// The host, as the agent has said it; its spec is what its own file asks for. `None` where no agent has said anything.
+pub fn host(dir: &Path) -> anyhow::Result<Option<HybridNode>> {
+    let Some(said) = said(dir, file::NODE)? else {
+        return Ok(None);
+    };
+    let name = said.pointer("/metadata/name").and_then(Value::as_str);
+    let mut host = HybridNode::new(name.unwrap_or("this host"), HybridNodeSpec::default());
+    host.status = status(dir, file::NODE)?;
+    let pools = host.status.iter().flat_map(|status| &status.pools);
+    let pools = pools.map(|pool| NodePool {
+        network: pool.network.clone(),
+        ..NodePool::default()
+    });
+    host.spec.pools = pools.collect();
+    Ok(Some(host))
 }
 
 /// NICs in a table.

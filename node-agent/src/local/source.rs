@@ -16,7 +16,7 @@ use hybridnic_api::{
 use hybridnic_process::backoff::Backoff;
 use jiff::Timestamp;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
 use tracing::{error, info, warn};
@@ -25,13 +25,17 @@ use super::{
     board::Board,
     decide::{self, NAMESPACE, Nic, Reading, State},
     dir::{Change, Content, Dir},
-    file, order,
+    file,
+    host_file::HostFile,
+    line::Line,
+    order,
 };
 use crate::{
     error::chain,
     host::Host,
     journal::{Contents, Record},
-    wants::{Heard, Teller, Told, Want, WantId, Wants, Word},
+    node::publish::SeenNode,
+    wants::{Heard, Want, WantId, Wants},
 };
 
 /// How long a file may be away before that counts: editors move one away before they put another in its place.
@@ -52,6 +56,8 @@ pub struct Source {
     dir: Dir,
     host: Arc<Host>,
     board: Arc<Board>,
+    /// What is asked of the host itself.
+    host_file: HostFile,
     /// What tells the host's MAC addresses from those of others.
     seed: String,
     state: State,
@@ -77,13 +83,14 @@ pub struct Files {
     left: mpsc::UnboundedSender<String>,
 }
 
-/// The files of this directory, on a host of which the journal has this.
+/// The files of this directory, on a host of which the journal has this. `versions` is told which version of the host's own file was seen.
 pub fn open(
     path: &Path,
     host: &Arc<Host>,
     board: &Arc<Board>,
     seed: String,
     journal: &Contents,
+    versions: watch::Sender<Option<SeenNode>>,
 ) -> io::Result<(Source, Files)> {
     let (heard, hearing) = mpsc::channel(HEARD);
     let (leaving, left) = mpsc::unbounded_channel();
@@ -92,6 +99,7 @@ pub fn open(
         dir: Dir::open(path)?,
         host: Arc::clone(host),
         board: Arc::clone(board),
+        host_file: HostFile::new(versions),
         seed,
         state: State::default(),
         pools: Vec::new(),
@@ -189,6 +197,7 @@ impl Source {
         let what = format!("the directory {}", self.path.display());
         let mut backoff = Backoff::new(LOST, LOST_CAP);
         self.board.hide().await;
+        self.host_file.hide();
         loop {
             match Dir::open(&self.path) {
                 Ok(dir) => {
@@ -224,14 +233,30 @@ impl Source {
                 self.uids.entry(name.clone()).or_insert(uid);
             }
         }
+        if self.board.has_seen_host() {
+            self.host_file.prove();
+        }
+        self.read_host();
         let known = self.state.nics.keys().chain(self.state.readings.keys()).cloned();
         let ordered = self.dir.ordered()?;
         let known = known.chain(self.state.orders.keys().cloned());
         let all: BTreeSet<String> = known.chain(asked).chain(told).chain(ordered).collect();
-        for name in &all {
+        for name in all.iter().filter(|name| *name != file::NODE) {
             self.read(name);
         }
         Ok(())
+    }
+
+    fn read_host(&mut self) {
+        let name = file::NODE.to_owned();
+        if self
+            .host_file
+            .read(self.dir.read(file::NODE), &self.host.pools.drain())
+        {
+            self.due.entry(name).or_insert_with(|| Instant::now() + GRACE);
+        } else {
+            self.due.remove(&name);
+        }
     }
 
     /// Whether another NIC has this uid.
@@ -258,16 +283,10 @@ impl Source {
     }
 
     fn read(&mut self, name: &str) {
-        self.read_order(name);
         if name == file::NODE {
-            if self.dir.read(name) != Content::Absent {
-                warn!(
-                    "{} is not read: its status would be that of the host",
-                    file::asking(name)
-                );
-            }
-            return;
+            return self.read_host();
         }
+        self.read_order(name);
         let reading = match self.dir.read(name) {
             Content::Text(text) => {
                 let generation = file::generation(&text);
@@ -312,6 +331,10 @@ impl Source {
             self.read(&name);
             // It is away still.
             if self.due.remove(&name).is_some() {
+                if name == file::NODE {
+                    self.host_file.gone();
+                    continue;
+                }
                 let proven = self.proven.contains(&name);
                 let reading = if proven {
                     Reading::Removed
@@ -336,6 +359,8 @@ impl Source {
 
     /// Decides on what is known now, and has it done.
     async fn act(&mut self) {
+        // Before the pools: no NIC is to get what is drained.
+        self.host_file.act(&self.host).await;
         let cards = if self.state.has_new() {
             self.cards().await
         } else {
@@ -441,37 +466,6 @@ impl Wants for Files {
             name: of.name.clone(),
             uid: of.uid.clone(),
             left: self.left.clone(),
-        }
-    }
-}
-
-/// Where it is said how one NIC is.
-#[derive(Debug)]
-pub struct Line {
-    board: Arc<Board>,
-    name: String,
-    uid: String,
-    left: mpsc::UnboundedSender<String>,
-}
-
-impl Teller for Line {
-    async fn tell(&self, word: &Word<'_>) -> Told {
-        let written = match word {
-            // With its status there, a later agent knows the directory.
-            Word::Held(true) => self.board.tell(&self.name, None).await,
-            Word::Held(false) => {
-                // The other end is there as long as the agent runs.
-                let _ = self.left.send(self.uid.clone());
-                Ok(())
-            }
-            Word::Status(status) => self.board.tell(&self.name, Some(status)).await,
-        };
-        match written {
-            Ok(()) => Told::Done,
-            Err(error) => {
-                warn!(nic = self.name, %error, "its status cannot be written; tried again");
-                Told::Failed
-            }
         }
     }
 }

@@ -6,7 +6,11 @@ use super::{
     super::file::tests::{NETWORK, NIC},
     *,
 };
-use crate::{host, journal::tests::record};
+use crate::{
+    host,
+    journal::tests::record,
+    wants::{Teller as _, Told, Word},
+};
 
 /// Longer than a file may be away.
 const LATER: Duration = Duration::from_secs(3);
@@ -31,7 +35,15 @@ impl Running {
         }
         let host = host::tests::host(home.path(), 1, 2);
         let board = Arc::new(Board::new(&dir, "h1"));
-        let (source, files) = open(&dir, &host, &board, "seed".into(), journal).unwrap();
+        let (source, files) = open(
+            &dir,
+            &host,
+            &board,
+            "seed".into(),
+            journal,
+            watch::Sender::default(),
+        )
+        .unwrap();
         Self {
             host,
             files,
@@ -107,6 +119,52 @@ impl Running {
             .await
             .expect("it is not said")
     }
+}
+
+/// The host's file that drains its PF.
+const DRAINED: &str = "
+apiVersion: hybridnic.io/v1alpha1
+kind: HybridNode
+metadata: {name: node}
+spec: {drain: {all: true}}
+";
+
+/// Waits until this is so of what is drained.
+async fn until_drained(host: &Host, all: bool) {
+    let mut changes = host.pools.subscribe();
+    let drained = async {
+        while host.pools.drain().all != all {
+            changes.changed().await.unwrap();
+        }
+    };
+    timeout(Duration::from_secs(10), drained).await.expect("not told");
+}
+
+#[tokio::test]
+async fn what_is_drained_is_in_the_hosts_own_file() {
+    let mut running = Running::new(&[("node.yaml", DRAINED)], &Contents::default());
+    running.listed().await;
+    assert!(running.host.pools.drain().all);
+    assert!(running.host.journal.drain().unwrap().all);
+    // What is not understood changes nothing, and is said.
+    let mut troubles = running.host.troubles.subscribe();
+    running.write("node.yaml", "spec: {drain: {pfs: [ens1]}}");
+    timeout(Duration::from_secs(10), troubles.changed())
+        .await
+        .expect("it is not said")
+        .unwrap();
+    let said = running.host.troubles.condition();
+    assert_eq!(said.reason, reasons::FILE_UNKNOWN);
+    assert!(said.message.contains("node.yaml"), "{}", said.message);
+    assert!(running.host.pools.drain().all);
+    running.write("node.yaml", DRAINED.replace("{all: true}", "{}").as_str());
+    until_drained(&running.host, false).await;
+    // Nor does a file that is away for a moment; one that is deleted does.
+    running.write("node.yaml", DRAINED);
+    until_drained(&running.host, true).await;
+    running.remove("node.yaml");
+    running.hears_nothing().await;
+    until_drained(&running.host, false).await;
 }
 
 /// What the journal has of the NIC that [`NIC`] asks for.
@@ -267,7 +325,15 @@ async fn what_could_not_be_read_is_read_again() {
     fs::create_dir(&dir).unwrap();
     let host = host::tests::host(home.path(), 1, 2);
     let board = Arc::new(Board::new(&dir, "h1"));
-    let (mut source, _files) = open(&dir, &host, &board, "seed".into(), &Contents::default()).unwrap();
+    let (mut source, _files) = open(
+        &dir,
+        &host,
+        &board,
+        "seed".into(),
+        &Contents::default(),
+        watch::Sender::default(),
+    )
+    .unwrap();
     fs::write(dir.join("eth0.yaml"), NIC).unwrap();
     fs::rename(&dir, &aside).unwrap();
     source.again = Some(Instant::now());

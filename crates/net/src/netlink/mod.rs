@@ -211,6 +211,23 @@ impl Netlink {
         .await
     }
 
+    /// The same with the VFs' counters.
+    async fn link_with_counters(&self, index: u32) -> Result<Option<LinkMessage>, NetlinkError> {
+        let request = self
+            .handle
+            .link()
+            .get()
+            .set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::Vf])
+            .match_index(index)
+            .execute();
+        self.first(
+            "read_vf_counters",
+            format!("read the counters of the VFs of link {index}"),
+            request.try_collect(),
+        )
+        .await
+    }
+
     async fn set(
         &self,
         kind: &'static str,

@@ -1,14 +1,14 @@
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use rtnetlink::LinkUnspec;
 use rtnetlink::packet_route::link::{
     LinkAttribute, LinkMessage, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate, VfInfoSpoofCheck,
-    VfInfoTrust, VfInfoVlan, VfLinkState as WireLinkState, VfVlan, VfVlanInfo,
+    VfInfoTrust, VfInfoVlan, VfLinkState as WireLinkState, VfStats, VfVlan, VfVlanInfo,
     VlanProtocol as WireVlanProtocol,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Netlink, NetlinkError};
+use super::{Counters, Netlink, NetlinkError};
 use crate::types::{MacAddr, VlanProtocol};
 
 /// The id by which mlx4 says that a VF has no tag of the PF's, and may use those of its own (`MLX4_VGT`).
@@ -256,6 +256,13 @@ impl Netlink {
         Ok(Some(table(&message)))
     }
 
+    /// What went through each VF of a PF, by index, where its driver counts that. Of a PF with more than some hundred VFs the kernel
+    /// cannot say it: their counters do not fit into the one attribute that has all of them.
+    pub async fn vf_counters(&self, pf: u32) -> Result<BTreeMap<u16, Counters>, NetlinkError> {
+        let message = self.link_with_counters(pf).await?;
+        Ok(message.as_ref().map(counters).unwrap_or_default())
+    }
+
     /// Changes one setting of a VF, through the PF with this link index. An error names the setting and has the
     /// driver's own text where it gives one.
     pub async fn set_vf(&self, pf: u32, vf: u16, setting: VfSetting) -> Result<(), NetlinkError> {
@@ -271,6 +278,39 @@ impl Netlink {
         )
         .await
     }
+}
+
+/// The counters in a PF's message, by the VF's index. Of a driver that counts nothing the kernel says zeros (`rtnl_fill_vfinfo`), so what is
+/// all zeros is not known.
+fn counters(message: &LinkMessage) -> BTreeMap<u16, Counters> {
+    let lists = message.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::VfInfoList(list) => Some(list),
+        _ => None,
+    });
+    let vf = |infos: &[VfInfo]| {
+        let index = infos.iter().find_map(|info| match info {
+            VfInfo::Mac(mac) => u16::try_from(mac.vf_id).ok(),
+            _ => None,
+        });
+        let mut counters = Counters::default();
+        let lists = infos.iter().filter_map(|info| match info {
+            VfInfo::Stats(list) => Some(list),
+            _ => None,
+        });
+        for one in lists.flatten() {
+            match *one {
+                VfStats::RxPackets(count) => counters.rx_packets = count,
+                VfStats::TxPackets(count) => counters.tx_packets = count,
+                VfStats::RxBytes(count) => counters.rx_bytes = count,
+                VfStats::TxBytes(count) => counters.tx_bytes = count,
+                VfStats::RxDropped(count) => counters.rx_dropped = count,
+                VfStats::TxDropped(count) => counters.tx_dropped = count,
+                _ => {}
+            }
+        }
+        Some((index?, counters)).filter(|(_, counters)| *counters != Counters::default())
+    };
+    lists.flatten().filter_map(|infos| vf(&infos.0)).collect()
 }
 
 /// The VFs of a PF's message, by index.
@@ -308,6 +348,27 @@ mod tests {
             max_tx_rate: Some(0),
             link_state: Some(VfLinkState::Auto),
         }
+    }
+
+    #[test]
+    fn counters_that_are_all_zero_are_none() {
+        let vf = |index, stats| {
+            LinkVfInfo(vec![
+                VfInfo::Mac(VfInfoMac::new(index, &[2, 0, 0, 0, 0, 1])),
+                VfInfo::Stats(stats),
+            ])
+        };
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::VfInfoList(vec![
+            vf(0, vec![VfStats::RxBytes(0), VfStats::TxBytes(0)]),
+            vf(3, vec![VfStats::RxBytes(7), VfStats::TxPackets(1)]),
+        ])];
+        let counted = Counters {
+            rx_bytes: 7,
+            tx_packets: 1,
+            ..Counters::default()
+        };
+        assert_eq!(counters(&message), BTreeMap::from([(3, counted)]));
     }
 
     #[test]

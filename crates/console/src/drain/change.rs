@@ -3,7 +3,7 @@
 use hybridnic_api::v1alpha1::{Drain, HybridNode, PfStatus};
 use kube::ResourceExt as _;
 
-use crate::cli::Which;
+use super::Which;
 
 /// What of a node is drained.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Colours and tables.
 //!
-//! Everything is drawn with its colours; [`crate::print`] removes them if they are not wanted. So what is drawn
+//! Everything is drawn with its colours; [`mod@crate::print`] removes them if they are not wanted. So what is drawn
 //! depends only on the data.
 
 use std::fmt::Display;
@@ -127,7 +127,11 @@ impl Grid {
 }
 
 /// Text without its colours, for tests.
-#[cfg(test)]
+///
+/// # Panics
+///
+/// If a line ends with spaces.
+#[cfg(any(test, feature = "testing"))]
 pub fn plain(text: &str) -> String {
     let stripped = anstream::adapter::strip_str(text).to_string();
     assert!(

@@ -9,20 +9,15 @@ use hybridnic_api::{
 use kube::ResourceExt as _;
 
 use super::change::{Target, covers};
-use crate::aside::Standing;
+use crate::Standing;
 
-/// Where a drain is; `generation` is that of the node's spec since it was told.
-pub fn standing(
-    node: &HybridNode,
-    attachments: &[NicAttachment],
-    target: &Target,
-    generation: Option<i64>,
-) -> Standing {
+/// Where a drain is; `seen` says whether the agent has looked at what the node was told.
+pub fn standing(node: &HybridNode, attachments: &[NicAttachment], target: &Target, seen: bool) -> Standing {
     if !covers(&node.spec.drain, target) {
         return Standing::Stuck("somebody has undrained it since".to_owned());
     }
     let status = node.status.clone().unwrap_or_default();
-    if status.observed_generation < generation {
+    if !seen {
         return Standing::OnItsWay("the node's agent has not looked at it yet".to_owned());
     }
     let rows: Vec<Option<DrainState>> = match target {
@@ -95,11 +90,11 @@ fn holder(attachment: &NicAttachment, node: &HybridNode, target: &Target) -> Opt
     if !meant {
         return None;
     }
-    let nic = format!(
-        "{}/{}",
-        attachment.namespace().unwrap_or_default(),
-        attachment.spec.nic.name
-    );
+    let name = &attachment.spec.nic.name;
+    let nic = match attachment.namespace() {
+        Some(namespace) => format!("{namespace}/{name}"),
+        None => name.clone(),
+    };
     // One that is as it should be has not begun.
     let ready = conditions::find(&said.conditions, types::READY).filter(|c| c.status != "True");
     let passes = [
@@ -170,8 +165,14 @@ mod tests {
     fn it_is_drained_when_the_agent_says_so_of_what_it_was_told() {
         let pf = || json!({"pfs": ["0000:01:00.0"]});
         let target = Target::Pf("0000:01:00.0".into());
-        let is =
-            |node: &HybridNode, attachments: &[NicAttachment]| standing(node, attachments, &target, Some(2));
+        let is = |node: &HybridNode, attachments: &[NicAttachment]| {
+            standing(
+                node,
+                attachments,
+                &target,
+                node.status.as_ref().unwrap().observed_generation >= Some(2),
+            )
+        };
         assert!(matches!(
             is(&node(&pf(), 2, Some("Drained")), &[]),
             Standing::There(_)
@@ -211,23 +212,23 @@ mod tests {
         let network = Target::Network("fast".into());
         let told = json!({"networks": ["fast"]});
         assert!(matches!(
-            standing(&node(&told, 2, Some("Drained")), &[], &network, Some(2)),
+            standing(&node(&told, 2, Some("Drained")), &[], &network, true),
             Standing::There(_)
         ));
         let keeps = [attachment("0000:01:10.0", "False", "GuestKeepsVf")];
         let draining = node(&told, 2, Some("Draining"));
         assert!(matches!(
-            standing(&draining, &keeps, &network, Some(2)),
+            standing(&draining, &keeps, &network, true),
             Standing::Stuck(_)
         ));
         let all = node(&json!({"all": true}), 2, Some("Drained"));
         assert!(matches!(
-            standing(&all, &[], &Target::All, Some(2)),
+            standing(&all, &[], &Target::All, true),
             Standing::There(_)
         ));
         let draining = node(&json!({"all": true}), 2, Some("Draining"));
         assert!(matches!(
-            standing(&draining, &keeps, &Target::All, Some(2)),
+            standing(&draining, &keeps, &Target::All, true),
             Standing::Stuck(_)
         ));
     }

@@ -1,4 +1,4 @@
-//! From objects to rows, and from rows to three tables. Pure; writing to a string cannot fail.
+//! Networks, nodes and NICs: from objects to rows, and from rows to three tables. Pure; writing to a string cannot fail.
 
 use std::fmt::Write as _;
 
@@ -18,6 +18,15 @@ pub const NETWORKS: &str = "Networks";
 pub const NODES: &str = "Nodes";
 /// See [`NETWORKS`].
 pub const NICS: &str = "NICs";
+
+/// Where the objects are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a cluster.
+    Cluster,
+    /// On one host without a cluster, in files.
+    Host,
+}
 
 /// A list that was fetched, or why there is none.
 pub type Fetched<K> = Result<Vec<K>, String>;
@@ -77,6 +86,21 @@ pub struct NicRow {
     vf: String,
     why: String,
     message: String,
+    /// It is not as its object asks.
+    #[serde(skip)]
+    refused: bool,
+    /// What goes through it, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rates: Option<Rates>,
+}
+
+/// What goes through a NIC, in bits a second.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Rates {
+    /// To the guest.
+    pub rx: f64,
+    /// From the guest.
+    pub tx: f64,
 }
 
 impl Tables {
@@ -105,6 +129,13 @@ impl Tables {
             .nics
             .sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         tables
+    }
+
+    /// Says what goes through a NIC.
+    pub fn measured(&mut self, name: &str, rates: Option<Rates>) {
+        for row in self.nics.iter_mut().filter(|row| row.name == name) {
+            row.rates = rates;
+        }
     }
 
     /// Whether nothing could be seen at all.
@@ -163,7 +194,15 @@ fn node(node: &HybridNode) -> NodeRow {
 
 fn nic(nic: &VmHybridNic) -> NicRow {
     let status = nic.status.clone().unwrap_or_default();
-    let (_, why, message) = condition(&status.conditions, types::FAST_PATH);
+    // What is refused comes before what is not reached yet.
+    let accepted = conditions::find(&status.conditions, types::ACCEPTED);
+    let refused = accepted.is_some_and(|accepted| accepted.status == "False");
+    let of = if refused {
+        types::ACCEPTED
+    } else {
+        types::FAST_PATH
+    };
+    let (_, why, message) = condition(&status.conditions, of);
     NicRow {
         namespace: nic.namespace().unwrap_or_default(),
         name: nic.name_any(),
@@ -178,11 +217,13 @@ fn nic(nic: &VmHybridNic) -> NicRow {
             .unwrap_or_default(),
         why: why.to_owned(),
         message: message.to_owned(),
+        refused,
+        rates: None,
     }
 }
 
 /// The three tables. With a width, lines that do not fit are cut.
-pub fn draw(tables: &Tables, width: Option<usize>) -> String {
+pub fn draw(tables: &Tables, place: Place, width: Option<usize>) -> String {
     let mut text = String::new();
     let mut section = |title: &str, grid: Grid, none: &str| {
         if !text.is_empty() {
@@ -204,13 +245,19 @@ pub fn draw(tables: &Tables, width: Option<usize>) -> String {
     section(
         NETWORKS,
         networks(&tables.networks, width),
-        "none: see deploy/examples/network.yaml",
+        match place {
+            Place::Cluster => "none: see deploy/examples/network.yaml",
+            Place::Host => "none: write the file of one",
+        },
     );
     section(NODES, nodes(&tables.nodes, width), "none: no agent has reported");
     section(
         NICS,
-        nics(&tables.nics, width),
-        "none here: -A shows those of all namespaces",
+        nics(&tables.nics, place, width),
+        match place {
+            Place::Cluster => "none here: -A shows those of all namespaces",
+            Place::Host => "none: hybridnic-agent ctl attach makes one",
+        },
     );
     for error in &tables.errors {
         let _ = writeln!(text, "\n{} {error}", Tone::Bad.paint("error:"));
@@ -310,39 +357,55 @@ pub fn tone(phase: NicPhase) -> Tone {
     }
 }
 
-fn nics(rows: &[NicRow], width: Option<usize>) -> Grid {
+/// Bits a second in a few characters.
+fn rate(bits: f64) -> String {
+    let units = ["", "k", "M", "G"];
+    let mut value = bits;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < units.len() {
+        (value, unit) = (value / 1000.0, unit + 1);
+    }
+    let digits = usize::from(unit > 0 && value < 9.95);
+    format!("{value:.digits$}{}", units[unit])
+}
+
+fn nics(rows: &[NicRow], place: Place, width: Option<usize>) -> Grid {
+    let cluster = place == Place::Cluster;
+    // A host has one node and no namespaces; and its counters are at hand.
+    let only = |here: bool, names: &'static [&'static str]| if here { names } else { &[] };
     let header = [
-        "NAMESPACE",
-        "NAME",
-        "VM",
-        "NETWORK",
-        "PHASE",
-        "PATH",
-        "NODE",
-        "VF",
-        "WHY",
-        "MESSAGE",
+        only(cluster, &["NAMESPACE"]),
+        &["NAME", "VM", "NETWORK", "PHASE", "PATH"],
+        only(cluster, &["NODE"]),
+        &["VF"],
+        only(!cluster, &["RX BIT/S", "TX BIT/S"]),
+        &["WHY", "MESSAGE"],
     ];
-    let mut grid = Grid::new(&header, width);
+    let mut grid = Grid::new(&header.concat(), width);
     for row in rows {
         // Where the VF carries the traffic there is nothing to explain.
-        let message = if row.phase == NicPhase::FastPath {
+        let message = if row.phase == NicPhase::FastPath && !row.refused {
             ""
         } else {
             &row.message
         };
-        grid.line(vec![
-            cell(&row.namespace),
-            cell(&row.name),
-            cell(&row.vm),
-            cell(&row.network),
-            tone(row.phase).cell(row.phase.to_string()),
-            cell(row.path.to_string()),
-            cell(&row.node),
-            cell(&row.vf),
-            cell(&row.why),
-            cell(message),
-        ]);
+        let speed = |of: fn(&Rates) -> f64| cell(row.rates.as_ref().map(of).map_or_else(String::new, rate));
+        let only = |here: bool, cells: Vec<comfy_table::Cell>| if here { cells } else { Vec::new() };
+        let cells = [
+            only(cluster, vec![cell(&row.namespace)]),
+            vec![
+                cell(&row.name),
+                cell(&row.vm),
+                cell(&row.network),
+                tone(row.phase).cell(row.phase.to_string()),
+                cell(row.path.to_string()),
+            ],
+            only(cluster, vec![cell(&row.node)]),
+            vec![cell(&row.vf)],
+            only(!cluster, vec![speed(|rates| rates.rx), speed(|rates| rates.tx)]),
+            vec![cell(&row.why), cell(message)],
+        ];
+        grid.line(cells.into_iter().flatten().collect());
     }
     grid
 }
@@ -417,7 +480,7 @@ mod tests {
         let (networks, nodes, nics) = objects();
         let tables = Tables::new(&networks, &nodes, &nics);
         assert_eq!(
-            plain(&draw(&tables, None)),
+            plain(&draw(&tables, Place::Cluster, None)),
             "\
 Networks
 NAME  READY  VFS  FREE  HELD  UNHEALTHY  NICS  FAST  STANDBY  NEITHER  WHY
@@ -437,11 +500,53 @@ shop       eth2  web  fast     Pending   None      -     -                    - 
     }
 
     #[test]
+    fn a_host_has_rates_in_place_of_namespaces() {
+        let (networks, nodes, mut nics) = objects();
+        let refused = json!([{
+            "type": "Accepted", "status": "False", "reason": "FileUnknown", "message": "it has no spec",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]);
+        for nic in nics.iter_mut().flatten().filter(|nic| nic.name_any() == "eth0") {
+            nic.status.as_mut().unwrap().conditions = from_value(refused.clone()).unwrap();
+        }
+        let mut tables = Tables::new(&networks, &nodes, &nics);
+        let rates = Rates {
+            rx: 9_412_300_000.0,
+            tx: 0.0,
+        };
+        tables.measured("eth0", Some(rates));
+        let text = plain(&draw(&tables, Place::Host, None));
+        let (_, nics) = text.split_once("NICs\n").unwrap();
+        assert_eq!(
+            nics,
+            "\
+NAME  VM   NETWORK  PHASE     PATH      VF                   RX BIT/S  TX BIT/S  WHY          MESSAGE
+eth0  web  fast     FastPath  FastPath  ens1/3 0000:01:10.0  9.4G      0         FileUnknown  it has no spec
+eth1  web  fast     Standby   Standby   -                    -         -         NoFreeVf     no VF is free on n1
+eth2  web  fast     Pending   None      -                    -         -         -            -
+"
+        );
+        let none: (Fetched<HybridNetwork>, Fetched<HybridNode>, Fetched<VmHybridNic>) =
+            (Ok(vec![]), Ok(vec![]), Ok(vec![]));
+        let text = plain(&draw(&Tables::new(&none.0, &none.1, &none.2), Place::Host, None));
+        assert!(text.contains("ctl attach") && !text.contains("-A"), "{text}");
+    }
+
+    #[test]
+    fn rates_are_short() {
+        let shown = [0.0, 12.4, 999.4, 999.6, 12_345.0, 999_960.0, 1e9, 9.96e9, 1e11].map(rate);
+        assert_eq!(
+            shown,
+            ["0", "12", "999", "1.0k", "12k", "1.0M", "1.0G", "10G", "100G"]
+        );
+    }
+
+    #[test]
     fn what_cannot_be_seen_is_said_beside_the_rest() {
         let (networks, _, nics) = objects();
         let tables = Tables::new(&networks, &Err("Nodes: not allowed".to_owned()), &nics);
         assert!(!tables.is_blind());
-        let text = plain(&draw(&tables, None));
+        let text = plain(&draw(&tables, Place::Cluster, None));
         assert!(text.contains("\nNodes\nnot seen\n"), "{text}");
         assert!(text.ends_with("\nerror: Nodes: not allowed\n"), "{text}");
     }
@@ -455,7 +560,11 @@ shop       eth2  web  fast     Pending   None      -     -                    - 
     #[test]
     fn lines_are_cut_to_the_terminal() {
         let (networks, nodes, nics) = objects();
-        let text = plain(&draw(&Tables::new(&networks, &nodes, &nics), Some(80)));
+        let text = plain(&draw(
+            &Tables::new(&networks, &nodes, &nics),
+            Place::Cluster,
+            Some(80),
+        ));
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 
