@@ -307,7 +307,7 @@ mod tests {
         for pods in [Vec::new(), vec![pod("a", "vm", 1, "Pending", "")]] {
             let mut observed = known(pods);
             observed.kubevirt.trouble = Some(unfit.clone());
-            assert_eq!(wait(&observed), Some(reasons::INTERFACE_UNFIT));
+            assert_eq!(wait_reason(&observed), Some(reasons::INTERFACE_UNFIT));
         }
     }
 
