@@ -72,7 +72,7 @@ fn one_that_has_not_ended_is_counted_in_its_phase() {
         (waits.phase, waits.since),
         ("Pending", saved.creation_timestamp().map(|at| at.0))
     );
-    saved.status = Some(status(
+    saved.status = Some(status_in(
         MigrationPhase::RollingBack,
         &[MigrationPhase::RollingBack],
     ));
@@ -81,7 +81,7 @@ fn one_that_has_not_ended_is_counted_in_its_phase() {
         (back.phase, back.since),
         ("RollingBack", Some(jiff::Timestamp::UNIX_EPOCH))
     );
-    saved.status = Some(status(MigrationPhase::Cancelled, &[]));
+    saved.status = Some(status_in(MigrationPhase::Cancelled, &[]));
     assert_eq!(going(&saved), None);
 }
 
