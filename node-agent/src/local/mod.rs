@@ -10,7 +10,7 @@
 //! | [`host_file`] | decides what of the host is to be drained | nothing |
 //! | [`order`] | what a migration asks of a NIC in place of its file | nothing |
 //! | [`migrate`] | moves a VM to another host | the directory, and that host's |
-//! | [`line`] | says on the board how one NIC is | the directory |
+//! | [`mod@line`] | says on the board how one NIC is | the directory |
 //! | [`board`] | says how networks, NICs and the host are | the directory |
 //! | [`source`] | puts these together, and is the source of what is wanted | the directory |
 //! | [`ctl`] | does what a person says: writes files, and waits for what is said of them | the directory |
