@@ -1,7 +1,7 @@
 //! A model checker whose steps are the programs' own decisions: `migration::step`, `desired` and `moves` of `hybridnic_flight`, `nic::plan`,
 //! `nic::report`, `machine::qemu::migration` and `machine::kubevirt::watch` of the agent.
 //!
-//! There are three worlds. In [`model`] the operator drives the VM's migration, in [`kubevirt`] KubeVirt does, and in [`file`] a VM is saved and
+//! There are three worlds. In [`model`] the operator drives the VM's migration, in [`kubevirt`] KubeVirt does, and in [`mod@file`] a VM is saved and
 //! restored.
 //!
 //! | module | is |
@@ -18,7 +18,7 @@
 //! | [`search`] | the search through all states |
 //! | [`settling`] | whether everything ends well |
 //! | [`kubevirt`] | the other world |
-//! | [`file`] | the world of saves and restores |
+//! | [`mod@file`] | the world of saves and restores |
 //! | [`show`] | states in words |
 
 pub mod cards;
