@@ -154,7 +154,7 @@ impl<W: Wants> Attachments<W> {
     fn report_unreadable(&self, want: &Want, unreadable: &Unreadable) {
         let mut status = want.status.clone().unwrap_or_default();
         let message = format!(
-            "{unreadable}. Nothing is changed for this NIC until an agent that can read the record runs here. A spoilt record may be \
+            "{unreadable}. Nothing is changed for this NIC until an agent that can read the record runs here. A damaged record may be \
              given up: end the VM first, then remove the file and restart the agent. While the VM runs, a NIC whose record is gone \
              loses its network"
         );

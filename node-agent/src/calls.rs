@@ -74,10 +74,10 @@ pub enum CallError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// A call of an earlier agent has not returned.
-    #[error("{0} is busy: what an earlier agent has asked of it has not returned yet")]
+    #[error("{0} is busy: a call that an earlier agent made has not returned yet")]
     Earlier(PciAddress),
     /// There is no process for it, or no answer.
-    #[error("no process can ask a device")]
+    #[error("no process can be started to ask a device")]
     Process(#[from] io::Error),
 }
 

@@ -91,7 +91,9 @@ impl Handouts {
             locks: proc.join("locks"),
             dev,
             inotify: inotify
-                .inspect_err(|error| warn!(%error, "who has descriptors of VFs will not be known"))
+                .inspect_err(
+                    |error| warn!(%error, "it will not be known which processes have descriptors of VFs"),
+                )
                 .ok(),
             out: Mutex::default(),
             hardware,
@@ -194,7 +196,7 @@ impl Handouts {
                 (Some(watch), Ok(true)) => (Some(watch), Held::Open),
                 (watch, Ok(_)) => (watch, Held::Untold),
                 (watch, Err(error)) => {
-                    warn!(%vf, %error, "whether a descriptor of the VF was closed is not known");
+                    warn!(%vf, %error, "it is not known whether a descriptor of the VF was closed");
                     (watch, Held::Untold)
                 }
             };
@@ -259,12 +261,12 @@ impl Handouts {
             for event in events {
                 let all = out.values_mut().flatten();
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    warn!("the kernel has not told of each descriptor that was closed");
+                    warn!("the kernel did not report every descriptor that was closed");
                     all.for_each(|one| one.held = Held::Untold);
                     news = true;
                 } else if event.mask.contains(AddWatchFlags::IN_OPEN) {
                     all.filter(|one| one.watch == Some(event.wd)).for_each(|one| {
-                        warn!(node = %one.node.display(), "a descriptor of a VF was opened once more by who has it");
+                        warn!(node = %one.node.display(), "the holder of a VF's descriptor has opened it once more");
                         one.held = Held::Untold;
                     });
                 } else if event.mask.intersects(AddWatchFlags::IN_CLOSE) {

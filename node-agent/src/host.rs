@@ -155,7 +155,7 @@ impl Host {
     /// Takes over what an earlier agent has handed out of a VF.
     pub fn take_over_handouts(&self, vf: PciAddress) {
         if let Err(error) = self.handouts.take_over(vf) {
-            warn!(%vf, %error, "who has the VF's descriptor is not known");
+            warn!(%vf, %error, "it is not known which process has the VF's descriptor");
         }
     }
 
@@ -182,7 +182,7 @@ impl Host {
             // Then the audit reports them, and somebody looks.
             Err(error) => warn!(
                 error = chain(&error),
-                "which VFs are parked for good is not known"
+                "it is not known which VFs are parked for good"
             ),
         }
     }
@@ -218,7 +218,7 @@ impl Host {
                 self.pools.set_drain(&drain);
             }
             // The API server says it again.
-            Err(error) => warn!(error = chain(&error), "what is drained is not known yet"),
+            Err(error) => warn!(error = chain(&error), "it is not known yet what is drained"),
         }
     }
 

@@ -86,7 +86,7 @@ impl Agent {
         let stop = shutdown::on_signal()?;
         let options = settings(args, node_name.clone());
         let only = only_agent(&args.calls).with_context(|| format!("lock in {}", args.calls.display()))?;
-        let only = only.context("another agent runs on this host, and two would give the same VFs to two NICs: end that one first")?;
+        let only = only.context("another agent runs on this host, and two agents would give the same VFs to two NICs: end that one first")?;
         let journal = Journal::open(&args.journal)?;
         let contents = journal.load()?;
         let (registry, metrics) = metrics();
@@ -282,7 +282,7 @@ fn check_journal(journal: &Contents, path: &Path, local: bool) -> anyhow::Result
             ("without", "with")
         };
         anyhow::bail!(
-            "the journal {} has the NIC {} of an agent {of} a cluster, and this one runs {now} one: detach it there first, or say another \
+            "the journal {} has the NIC {} of an agent {of} a cluster, and this one runs {now} one: detach it there first, or name another \
              --journal",
             path.display(),
             record.nic()
@@ -310,8 +310,8 @@ fn check_pods_dir(dir: &Path, pod_uid: Option<&str>) -> anyhow::Result<()> {
     if let Some(uid) = pod_uid {
         anyhow::ensure!(
             socket::is_kubelets(dir, uid),
-            "{} is not where the kubelet has its pods: it has no directory of this one, {uid}. Which it is, the chart's value \
-             agent.kubeletDir says",
+            "{} is not where the kubelet has its pods: it has no directory of this one, {uid}. Set the chart's value agent.kubeletDir to \
+             the kubelet's --root-dir",
             dir.display()
         );
     }

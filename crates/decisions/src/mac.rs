@@ -162,7 +162,7 @@ pub fn hash(parts: &[&str]) -> u64 {
 pub enum Error {
     /// Another NIC has it.
     #[error(
-        "{mac} belongs to {owner}, and is one NIC's in the whole cluster; delete one of the two, or choose another address"
+        "{mac} belongs to {owner}, and a MAC belongs to one NIC in the whole cluster; delete one of the two, or choose another address"
     )]
     Conflict {
         /// The address.

@@ -117,7 +117,7 @@ fn unfit(ip: &str, of_nodes: &BTreeSet<IpAddr>) -> Option<&'static str> {
     } else if ip.is_multicast() || broadcast {
         Some("a multicast or broadcast address")
     } else if of_nodes.contains(&ip) {
-        Some("an address of a node: a pod in the host's network can be no migration's target")
+        Some("an address of a node: a pod in the host's network cannot be a migration's target")
     } else {
         None
     }

@@ -68,7 +68,7 @@ pub async fn keep(
         let was = state.borrow().clone();
         let why = match over {
             Ok(over) => {
-                info!(%resource, ?over, "the kubelet does not hear of the devices any more; they are registered again");
+                info!(%resource, ?over, "the kubelet no longer gets the devices; they are registered again");
                 match over {
                     Over::Restarted => "the kubelet has been restarted",
                     Over::HungUp => "the kubelet has hung up",

@@ -14,7 +14,7 @@ pub struct Resource(String);
 /// Why a name is none of an extended resource.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0} is no name of a resource of the kubelet's: after the domain at most 63 letters, digits, dots, dashes and underscores"
+    "{0} is not the name of a resource: after the domain come at most 63 letters, digits, dots, dashes and underscores"
 )]
 pub struct BadName(String);
 

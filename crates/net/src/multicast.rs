@@ -34,7 +34,7 @@ pub enum MulticastError {
     #[error("no answer from the kernel within {DEADLINE:?}: {0}")]
     Timeout(String),
     /// The thread that asks the kernel is gone.
-    #[error("nobody asks the kernel any more: {0}")]
+    #[error("the thread that asks the kernel has ended: {0}")]
     Closed(String),
     /// The kernel said no.
     #[error("the kernel refused to {operation}")]

@@ -42,7 +42,7 @@ impl NetNs {
             }
             _ => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the descriptor is of no network namespace",
+                "the descriptor is not a network namespace's",
             )),
         }
     }

@@ -61,7 +61,7 @@ fn endpoint(text: &str) -> Result<String, String> {
     match uri.scheme_str() {
         Some("http") if uri.host().is_some() => Ok(address.to_owned()),
         Some("https") => {
-            Err("TLS is not spoken: write http://HOST:4318, of a collector in the cluster".to_owned())
+            Err("TLS is not supported: write http://HOST:4318, of a collector in the cluster".to_owned())
         }
         _ => Err("write http://HOST:PORT, as in http://collector:4318".to_owned()),
     }

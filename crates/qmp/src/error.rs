@@ -58,7 +58,7 @@ pub enum QmpError {
         desc: String,
     },
     /// QEMU's answer is longer than [`Options::max_line`](crate::Options::max_line).
-    #[error("QEMU's answer to {command} is longer than {limit} bytes, which is as much as is taken")]
+    #[error("QEMU's answer to {command} is longer than the limit of {limit} bytes")]
     TooLong {
         /// The command's name.
         command: &'static str,

@@ -54,7 +54,7 @@ pub fn would_cut(nics: &[VmHybridNic]) -> Option<String> {
     let alone: Vec<_> = alone.collect();
     (!alone.is_empty()).then(|| {
         format!(
-            "no standby (standby: None): {}; without its VF the VM has no network by such a NIC. If that is meant, say --cut",
+            "no standby (standby: None): {}; without its VF the VM has no network through such a NIC. If you want that, say --cut",
             alone.join(", ")
         )
     })

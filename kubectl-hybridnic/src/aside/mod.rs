@@ -83,7 +83,7 @@ pub async fn run(
     print::value(output, &told, |told| {
         let lines = told.iter().map(|nic| {
             let name = nic.name_any();
-            format!("vmhybridnic.hybridnic.io/{name} told: {}\n", view::told(aside))
+            format!("vmhybridnic.hybridnic.io/{name} changed: {}\n", view::told(aside))
         });
         let all: String = lines.collect();
         format!("{all}See how it goes: kubectl get vhn -n {namespace} -w\n")
@@ -158,12 +158,12 @@ impl Follower<'_> {
                 return self.end(&all);
             }
             tokio::select! {
-                change = changes.next() => match change.context("the watches have ended; the NICs stay told")? {
+                change = changes.next() => match change.context("the watches have ended; the order stands")? {
                     Ok(change) => self.take(change)?,
                     Err(error) => {
                         let (text, passes) = self.cluster.explain_watch(&error);
                         if !passes {
-                            bail!("{text}; the NICs stay told");
+                            bail!("{text}; the order stands");
                         }
                     }
                 },

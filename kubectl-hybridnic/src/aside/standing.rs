@@ -43,7 +43,7 @@ pub fn standing(
         return Standing::Stuck("it is being deleted".to_owned());
     }
     if nic.spec.aside() != aside {
-        return Standing::Stuck("somebody else has told it something else since".to_owned());
+        return Standing::Stuck("somebody has changed spec.path or spec.keepVf since".to_owned());
     }
     if status.observed_generation < generation {
         return Standing::OnItsWay("the operator has not looked at it yet".to_owned());
@@ -66,7 +66,7 @@ pub fn standing(
             NicPhase::Failed => Standing::Stuck(ready),
             _ if refused => Standing::Stuck(why(types::ACCEPTED)),
             NicPhase::Pending => Standing::There(format!(
-                "it is not attached ({ready}), and is told for when it is"
+                "it is not attached ({ready}); this takes effect when it is"
             )),
             _ => Standing::OnItsWay(ready),
         };

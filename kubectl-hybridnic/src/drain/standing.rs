@@ -118,7 +118,7 @@ fn holder(attachment: &NicAttachment, node: &HybridNode, target: &Target) -> Opt
             stuck: !passes.contains(&c.reason.as_str()) || is_sole && c.reason == reasons::PF_DRAINED,
         },
         None => Holder {
-            words: format!("{nic} holds {} yet", vf.pci_address),
+            words: format!("{nic} still holds {}", vf.pci_address),
             stuck: false,
         },
     })

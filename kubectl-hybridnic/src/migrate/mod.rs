@@ -40,7 +40,7 @@ pub async fn run(
     let nics: Api<VmHybridNic> = Api::namespaced(cluster.client.clone(), namespace);
     let migrations: Api<QemuMigration> = Api::namespaced(cluster.client.clone(), namespace);
     if !target::is_label_value(vm) {
-        bail!("{vm:?} is no VM's name: it must be the value of its pods' label {VM_LABEL}");
+        bail!("{vm:?} is not a VM's name: it must be the value of its pods' label {VM_LABEL}");
     }
     let of_vm = ListParams::default().labels(&format!("{VM_LABEL}={vm}"));
     let everything = ListParams::default();
@@ -236,7 +236,7 @@ impl Follower<'_> {
             print::value(self.output, &known, |_| String::new())?;
         }
         bail!(
-            "the migration {} was deleted, and so cancelled: see where the VM is by kubectl hybridnic top",
+            "the migration {} was deleted, and so cancelled: kubectl hybridnic top shows where the VM is",
             self.name
         )
     }

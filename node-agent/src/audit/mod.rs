@@ -61,7 +61,7 @@ fn tell(node: &str, known: &BTreeSet<Finding>, now: &BTreeSet<Finding>) {
         warn!(node, kind = finding.kind(), "audit: {finding}; it is left alone");
     }
     for finding in known.difference(now) {
-        info!(node, kind = finding.kind(), "audit: not so any more: {finding}");
+        info!(node, kind = finding.kind(), "audit: no longer: {finding}");
     }
 }
 

@@ -77,9 +77,6 @@ async fn serve(host: &Host, kubelet: Arc<dyn Kubelet>, socket: &Path) -> Infalli
 }
 
 fn trouble(host: &Host, what: &str, does: &str, error: &io::Error) {
-    let message = format!(
-        "{what} {does}, so no pod gets an interface by it: {}",
-        chain(error)
-    );
+    let message = format!("{what} {does}, so no pod gets an interface: {}", chain(error));
     host.troubles.begin(what, reasons::CNI_UNAVAILABLE, message);
 }

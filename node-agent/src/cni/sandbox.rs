@@ -25,7 +25,7 @@ const LEAVE: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub enum NoWay {
     /// The broker makes no socket there.
-    #[error("the broker makes no socket there")]
+    #[error("the broker cannot make a socket there")]
     Broker(#[source] io::Error),
     /// The namespace of a socket is not known.
     #[error("the kernel does not say which network namespace it is")]
@@ -135,7 +135,7 @@ impl Held {
             warn!(
                 pod = self.pod,
                 interface = self.attachment.ifname,
-                "the pod's sandbox is in use too long"
+                "the pod's sandbox has been in use for too long"
             );
             return Err(NetlinkError::Timeout {
                 operation: format!("remove {} from the pod's sandbox", self.attachment.ifname),

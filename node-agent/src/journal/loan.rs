@@ -46,7 +46,7 @@ impl fmt::Display for Lent {
             ),
             Self::Unreadable(why) => write!(
                 f,
-                "a pod has its vfio group, and the journal's file of that cannot be read, so nobody gets it: {why}"
+                "a pod has its vfio group, and the journal's file about that cannot be read, so the VF is given to nobody: {why}"
             ),
         }
     }
@@ -81,7 +81,7 @@ impl Journal {
             let loan = read.and_then(|text| understand::<Loan>(&text));
             let loan = match loan {
                 Ok(loan) if loan.vf.address == vf => Lent::Known(Box::new(loan)),
-                Ok(loan) => Lent::Unreadable(format!("it is of the VF {}", loan.vf.address)),
+                Ok(loan) => Lent::Unreadable(format!("it is about the VF {}", loan.vf.address)),
                 Err(why) => Lent::Unreadable(why),
             };
             loans.push((vf, loan));

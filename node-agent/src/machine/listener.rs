@@ -36,7 +36,7 @@ impl Listener {
     pub fn of(stream: &UnixStream, home: &Home) -> Result<Self, Closed> {
         let pid = getsockopt(stream, sockopt::PeerCredentials)?.pid();
         if pid <= 0 {
-            let error = "who listens on the VM's QMP socket has no pid here: the agent is not in the host's PID namespace";
+            let error = "the process that listens on the VM's QMP socket has no pid here: the agent is not in the host's PID namespace";
             return Err(Closed::Failed(io::Error::other(error)));
         }
         Self::hold(pid, pidfd_of(stream, pid)?, home)

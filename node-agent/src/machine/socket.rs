@@ -73,8 +73,8 @@ pub enum Offence {
 impl fmt::Display for Offence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Link => "at the place of the VM's QMP socket is a link, and none is followed",
-            Self::NotASocket => "at the place of the VM's QMP socket is something else",
+            Self::Link => "in the place of the VM's QMP socket is a link, and links are not followed",
+            Self::NotASocket => "in the place of the VM's QMP socket is something that is not a socket",
             Self::OtherFileSystem => {
                 "the volume of the pod's QMP socket is on another file system than an emptyDir's"
             }
@@ -85,7 +85,7 @@ impl fmt::Display for Offence {
                 "the process that listened on the VM's QMP socket has ended, and another holds the socket"
             }
             Self::Exposed => {
-                "others than root and its owner can write to the directory of the VM's QMP socket, or to one above it"
+                "users other than root and its owner can write to the directory of the VM's QMP socket, or to one above it"
             }
         })
     }

@@ -256,27 +256,27 @@ fn told(aside: Aside, record: &Record) -> &'static str {
     }
 }
 
-const STEPPED_ASIDE: &str = "the NIC has no standby, and its VF is out of the guest for a migration: the VM has no network by this NIC until its \
-                             VF is back";
+const STEPPED_ASIDE: &str = "the NIC has no standby, and its VF is out of the guest for a migration: the VM has no network through this \
+                             NIC until its VF is back";
 
 /// Why the VF of a NIC without a standby is out at a word, and where it is.
 fn told_alone(aside: Aside, record: &Record) -> &'static str {
     match (aside, &record.vf) {
         (Aside::GiveVfBack, None) => {
-            "the NIC is told to do without its VF (path: Standby), holds none, and has no standby: the VM has no network by it; path: Auto \
-             brings a VF back"
+            "the NIC is told to do without its VF (path: Standby), holds none, and has no standby: the VM has no network through it; path: \
+             Auto brings a VF back"
         }
         (Aside::GiveVfBack, Some(_)) => {
-            "the NIC is told to do without its VF (path: Standby), and has no standby: the VM has no network by it; its VF goes back to the \
-             pool when the migration is over"
+            "the NIC is told to do without its VF (path: Standby), and has no standby: the VM has no network through it; its VF goes back \
+             to the pool when the migration is over"
         }
         (Aside::KeepVf, Some(_)) => {
             "the NIC is told to do without its VF (path: Standby), which stays reserved for it (keepVf), and has no standby: the VM has no \
-             network by it; path: Auto brings the VF back"
+             network through it; path: Auto brings the VF back"
         }
         (Aside::KeepVf, None) => {
             "the NIC is told to do without its VF (path: Standby) and to keep one (keepVf), but no VF of the network is free on the node; it \
-             has no standby: the VM has no network by it"
+             has no standby: the VM has no network through it"
         }
     }
 }
@@ -311,7 +311,7 @@ fn standby_filter(inputs: &Inputs<'_>) -> Option<NewCondition> {
         return no(reasons::GUEST_VLANS_FILTERED, message);
     }
     if l2.trust && beyond.macs {
-        let message = "the guest receives by further MACs or promiscuously: on its standby it receives by the NIC's MAC only";
+        let message = "the guest receives for more MACs, or promiscuously: on its standby it receives for the NIC's MAC only";
         return no(reasons::GUEST_MACS_FILTERED, message.to_owned());
     }
     None

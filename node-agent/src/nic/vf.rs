@@ -89,15 +89,15 @@ pub enum VfError {
     NotBound(DeviceError),
     /// A process has the descriptor that QEMU was given.
     #[error(
-        "a process keeps the descriptor that QEMU was given of the VF {0}; it is given back when that has ended"
+        "a process keeps the descriptor of the VF {0} that QEMU was given; the VF is given back when that process has ended"
     )]
     DescriptorKept(PciAddress),
     /// A process has it by its group.
-    #[error("a process still holds the VF {0}; it is given back when that has ended")]
+    #[error("a process still holds the VF {0}; the VF is given back when that process has ended")]
     Held(PciAddress),
     /// It is not known whether a process has it.
     #[error(
-        "a process of the VM's pod may keep a descriptor of the VF {0}, and nothing tells when it closes it; the VF is given back when \
+        "a process of the VM's pod may keep a descriptor of the VF {0}, and nothing reports when it closes it; the VF is given back when \
          the pod has no process any more"
     )]
     MayBeKept(PciAddress),

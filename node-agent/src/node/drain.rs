@@ -100,7 +100,7 @@ impl Draining {
         let unknown: Vec<&str> = pfs.chain(networks).map(String::as_str).collect();
         if !unknown.is_empty() {
             let message = format!(
-                "spec.drain names what is not on this node: {}; the rest is drained",
+                "spec.drain names PFs or networks that are not on this node: {}; the others are drained",
                 listed(&unknown)
             );
             return Some(NewCondition::no(
@@ -122,7 +122,7 @@ impl Draining {
             NewCondition::yes(types::DRAINED, reasons::DRAINED, message)
         } else {
             let message = format!(
-                "VFs are held yet that are to be left (spec.drain), by {}",
+                "VFs that are to be drained (spec.drain) are still held by {}",
                 listed(&hold)
             );
             NewCondition::no(types::DRAINED, reasons::DRAINING, message)
@@ -137,7 +137,7 @@ fn said<'a>(hold: impl Iterator<Item = &'a str>) -> (DrainState, String) {
         (DrainState::Drained, told.to_owned())
     } else {
         let told = format!(
-            "it is being drained (spec.drain): VFs are held yet by {}",
+            "it is being drained (spec.drain): VFs are still held by {}",
             listed(&hold)
         );
         (DrainState::Draining, told)

@@ -170,7 +170,7 @@ fn fast_path(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>, ready: &Ne
     match inputs.moving {
         Some(of) if !on_vf && is_alone => {
             let message = format!(
-                "the NIC has no standby, and its VF is out of the guest: the VM has no network by this NIC until its VF is back; the \
+                "the NIC has no standby, and its VF is out of the guest: the VM has no network through this NIC until its VF is back; the \
                  migration {} is under way",
                 of.id.name
             );

@@ -79,7 +79,7 @@ pub enum Refusal {
     #[error("PCI slot {SLOT:#x} is taken: the VFs' ports have it")]
     SlotTaken,
     /// Arguments for QEMU that are not ours use one of our IDs.
-    #[error("QEMU is told of another {0} already")]
+    #[error("QEMU's arguments have another {0} already")]
     OtherWords(String),
 }
 
@@ -244,7 +244,7 @@ fn words(nics: &[Nic]) -> Vec<[String; 2]> {
     monitor.into_iter().chain(ports).collect()
 }
 
-/// The words that QEMU is not told yet: in the one element that libvirt reads, which another sidecar may have made.
+/// The arguments that QEMU does not have yet: in the one element that libvirt reads, which another sidecar may have made.
 fn commandline(root: Node<'_, '_>, nics: &[Nic]) -> Result<Vec<Insertion>, Refusal> {
     let here = child_in(root, QEMU, "commandline");
     let said: Vec<_> = here

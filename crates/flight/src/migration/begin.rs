@@ -38,7 +38,7 @@ pub fn pending(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) -> Next {
         .min_by_key(|nic| (nic.nic.creation_timestamp().map(|t| t.0), nic.nic.name_any()))
     else {
         let message =
-            format!("no VmHybridNic of this namespace is of the VM {vm}: there is nothing to migrate by");
+            format!("no VmHybridNic of this namespace belongs to the VM {vm}: there is nothing to migrate");
         return fail(status, reasons::NO_NICS, message);
     };
     if nics.len() > limits::NICS {
@@ -120,7 +120,7 @@ fn several(pods: &[&Arc<Pod>]) -> String {
     let mut names: Vec<_> = pods.iter().map(|pod| pod.name_any()).collect();
     names.sort();
     format!(
-        "{} could take the VM, and no agent says that QEMU waits for it in one of them only: name one in spec.targetPod, or end the \
+        "{} could take the VM, and agents do not say that QEMU waits for it in just one of them: name one in spec.targetPod, or end the \
          others",
         names.join(" and ")
     )

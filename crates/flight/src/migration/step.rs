@@ -180,7 +180,7 @@ fn transferring(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) 
     }
     // The source still has the VM, or will say that it has let it go.
     if ends.target_gone {
-        return roll_back(reasons::TARGET_LOST, "the target's pod has ended or is no more");
+        return roll_back(reasons::TARGET_LOST, "the target's pod has ended or is gone");
     }
     let said = [(&status.source, &ends.source), (&status.target, &ends.target)];
     let errors = said.iter().filter_map(|(end, report)| {
@@ -199,7 +199,7 @@ fn source_lost(ends: &Ends) -> Next {
         "the source's pod or QEMU has ended before the target had the VM"
     } else {
         "the source's pod object is gone before the target had the VM; that does not prove that its QEMU has ended: \
-         the VM may still run there, see to it before you start it again"
+         the VM may still run there: make sure that it does not before you start it again"
     };
     roll_back(reasons::SOURCE_LOST, message)
 }

@@ -149,7 +149,7 @@ impl Guard {
         Ok(if status.is_some_and(|status| status.allowed) {
             Ok(())
         } else {
-            let why = "he may not get /metrics: that is a rule with nonResourceURLs in a ClusterRole";
+            let why = "the token's user may not get /metrics: that takes a rule with nonResourceURLs in a ClusterRole";
             Err(Refusal(StatusCode::FORBIDDEN, why.to_owned()))
         })
     }
@@ -182,7 +182,7 @@ impl Asker<'_> {
                     _ => format!("no answer within {DEADLINE:?}"),
                 };
                 let why = format!(
-                    "the API server does not say who asks: {}",
+                    "the API server does not say whose token this is: {}",
                     hybridnic_text::bounded(&why, 256)
                 );
                 return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why));

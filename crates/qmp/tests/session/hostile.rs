@@ -29,7 +29,7 @@ async fn an_answer_that_is_too_long_fails_its_command_and_no_other() {
     };
     assert_eq!(
         error.to_string(),
-        "QEMU's answer to query-rx-filter is longer than 4096 bytes, which is as much as is taken"
+        "QEMU's answer to query-rx-filter is longer than the limit of 4096 bytes"
     );
     assert!(!short.unwrap().running);
     assert_eq!(events.recv().await.unwrap().name, "STOP");

@@ -171,7 +171,7 @@ async fn an_agent_writes_its_own_nodes_objects_only() {
         ),
         (
             n2.create_node("n2", &json!({"drain": {"all": true}})).await,
-            "a node agent may not say which pools its node is part of, nor what of it is drained",
+            "a node agent may not say which pools its node is part of, or what of it is drained",
         ),
         (n2.create_node("n2", &json!({})).await, ""),
         (n1.node_status("n2", 9).await, node),

@@ -49,7 +49,7 @@ async fn the_doctor() {
         "all 14 VFs have an IOMMU group",
         "14 VFs are free or held",
         "1 ready, 0 on their way",
-        "there is none, and no NIC is of a VM of it",
+        "there is none, and no NIC belongs to a VM of it",
         ", 0 failures",
     ] {
         assert!(report.contains(part), "{part}: {report}");

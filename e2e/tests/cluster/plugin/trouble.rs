@@ -41,10 +41,13 @@ async fn what_goes_wrong_is_told_in_one_line() {
     let refusal = plugin.run(&["nic", "nosuch"]).await.refusal();
     assert_eq!(
         refusal,
-        "error: VmHybridNic default/nosuch: there is none of this name\n"
+        "error: VmHybridNic default/nosuch: there is none with this name\n"
     );
     let refusal = plugin.run(&["node", "nosuch"]).await.refusal();
-    assert_eq!(refusal, "error: HybridNode nosuch: there is none of this name\n");
+    assert_eq!(
+        refusal,
+        "error: HybridNode nosuch: there is none with this name\n"
+    );
     for word in ["../../x", "a b", "ü", "%2e%2e", "a,b=c", &"n".repeat(300)] {
         plugin.run(&["nic", word]).await.refusal();
         plugin.run(&["node", word]).await.refusal();

@@ -198,7 +198,7 @@ pub fn agents(observed: &Observed) -> Vec<Finding> {
         findings.push(Finding::warn(
             CHECK,
             format!("{}: no agent, so VMs there get no hybrid NIC", some(&without)),
-            "nothing, if that is meant; else compare the DaemonSet's nodeSelector and tolerations with the nodes",
+            "nothing, if that is intended; otherwise compare the DaemonSet's nodeSelector and tolerations with the nodes",
         ));
     }
     let stale: Vec<_> = said

@@ -27,7 +27,7 @@ const HANDSHAKE: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// That is no address.
-    #[error("{0:?} is no target")]
+    #[error("{0:?} is not a target")]
     Target(String),
     /// There is no socket of QEMU's network.
     #[error("cannot make a socket in the network of QEMU's process")]

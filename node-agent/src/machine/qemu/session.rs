@@ -115,8 +115,8 @@ async fn recall(vm: &Vm, host: &Host) {
     let what = format!("record of the VM {}/{} ({})", vm.namespace, vm.pod, vm.pod_uid);
     while let Err(error) = vm.recall(&host.journal).await {
         let why = bounded(&format!(
-            "the {what} cannot be read: {}. Nothing is done to the VM and its NICs until it can be. A newer agent's record needs \
-             that agent back; a spoilt file may be removed once the VM and its migration have ended",
+            "the {what} cannot be read: {}. Nothing is done to the VM and its NICs until it can be read. A newer agent's record needs \
+             that agent back; a damaged file may be removed once the VM and its migration have ended",
             chain(&error)
         ));
         host.troubles.begin(&what, reasons::JOURNAL_FAILED, why.as_str());
@@ -144,7 +144,10 @@ fn is_flood(reason: &CloseReason) -> bool {
 /// The agent does not listen for a while to a QEMU that floods: its guest has taken it over, or it is broken. Its NICs say so. In a
 /// migration its VM may stand still until QEMU gets a command, so the agent listens again soon.
 async fn leave_alone(vm: &Vm, host: &Host, pause: Duration) {
-    warn!(?pause, "QEMU sends too many events, and is left alone");
+    warn!(
+        ?pause,
+        "QEMU sends too many events, and is left alone for a while"
+    );
     publish(vm, Session::Flooding);
     drive_migration(vm, host, None).await;
     // One that ends, and another that takes its place, would be greeted at once.

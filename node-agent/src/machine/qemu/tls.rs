@@ -67,7 +67,7 @@ pub enum TlsError {
         source: io::Error,
     },
     /// Their directory may be written to a disk.
-    #[error("{0} is not in memory (tmpfs), where alone keys may lie")]
+    #[error("{0} is not in memory (tmpfs), the only place where keys may be")]
     OnDisk(PathBuf),
     /// They cannot be made.
     #[error("cannot make certificates")]

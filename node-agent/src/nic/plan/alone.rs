@@ -1,6 +1,6 @@
 //! The way of a NIC that has no standby (`standby: None`): its VF is all that it has, and the only owner of its MAC. While the VF is out, as
-//! for a migration, the VM has no network by the NIC. So nothing has an order here, and a VF that works is left for another, or at a word,
-//! and for nothing else.
+//! for a migration, the VM has no network through the NIC. So nothing has an order here, and a VF that works is left for another, or at a
+//! word, and for nothing else.
 
 use hybridnic_api::{
     conditions::reasons,
@@ -205,10 +205,10 @@ fn park(seen: &Seen, learnt: &Learnt) -> Option<Step> {
     (has_nic_mac(seen) && !learnt.not_parked).then_some(Step::Park)
 }
 
-const NO_VF: &str = "no VF of the network is free on the node; the NIC has no standby, so the VM has no network by it until one is";
+const NO_VF: &str = "no VF of the network is free on the node; the NIC has no standby, so the VM has no network through it until one is";
 
 const DRAINED_ONLY: &str = "the NIC's VF is drained, the NIC has no standby, and no other VF is free: it stays on its VF until one is; \
                             path: Standby takes the VF out, and the VM its network";
 
-const IGNORES_VF: &str = "the guest does not use the VF, and the NIC has no standby: the VM has no network by it; the guest needs the VF's driver. \
-                          The VF stays in the guest, and is looked at every few seconds";
+const IGNORES_VF: &str = "the guest does not use the VF, and the NIC has no standby: the VM has no network through it; the guest needs the \
+                          VF's driver. The VF stays in the guest, and is looked at every few seconds";

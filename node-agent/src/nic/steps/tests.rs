@@ -315,7 +315,9 @@ async fn a_vf_is_not_given_back_while_somebody_has_its_descriptor() {
     let error = vf::restore(&mut cx).await.unwrap_err();
     assert_eq!(error.reason(), reasons::VF_IN_USE);
     assert!(
-        error.to_string().contains("the descriptor that QEMU was given"),
+        error
+            .to_string()
+            .contains("a process keeps the descriptor of the VF"),
         "{error}"
     );
     assert_eq!(cx.record, held);
