@@ -145,8 +145,8 @@ impl Handouts {
         }
     }
 
-    /// Notes that a descriptor of this VF is handed out that was opened elsewhere, because [`Handouts::open`] has failed: whoever can use up
-    /// the kernel's watches must not get a VF taken for one that nobody has. The next agent is left a mark.
+    /// Notes that a descriptor of this VF is handed out that was opened elsewhere, because [`Handouts::open`] has failed: a process
+    /// that uses up the kernel's watches must not make a VF look unused. The next agent finds a mark.
     pub fn note_unwatched(&self, vf: PciAddress) {
         let node = self.dir.join(format!("{vf}.{MARK}"));
         let marked = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);

@@ -61,7 +61,7 @@ async fn it_is_out_until_the_last_has_closed_it_wherever_that_is() {
     let copy = taken.try_clone().unwrap();
     drop(taken);
     assert!(handouts.is_out(vf()));
-    // Whoever waits is told, and asks for nothing.
+    // A waiting task is notified, and does not have to ask.
     let mut told = handouts.hardware.subscribe();
     let run = handouts.run();
     tokio::pin!(run);

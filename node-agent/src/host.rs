@@ -307,7 +307,7 @@ pub(crate) mod tests {
         Arc::new(made(dir, pfs, vfs))
     }
 
-    /// The same, to be changed yet.
+    /// The same, before it is shared.
     pub(crate) fn made(dir: &Path, pfs: u8, vfs: u8) -> Host {
         let (_, metrics) = metrics();
         std::fs::create_dir(dir.join("sys")).unwrap();

@@ -54,7 +54,7 @@ pub enum LaneError {
         "{lane} hangs: {what} has not returned{}; nothing more is asked of it until it has", within(*.deadline)
     )]
     Hung {
-        /// Who.
+        /// Which lane.
         lane: Lane,
         /// What it was asked to do.
         what: &'static str,
@@ -64,7 +64,7 @@ pub enum LaneError {
     /// Another call is under way and still has time.
     #[error("{lane} is busy: {what} has not returned yet")]
     Busy {
-        /// Who.
+        /// Which lane.
         lane: Lane,
         /// What it was asked to do.
         what: &'static str,
@@ -72,7 +72,7 @@ pub enum LaneError {
     /// There is no thread for it, or it panicked.
     #[error("{lane}: cannot {what}")]
     NoThread {
-        /// Who.
+        /// Which lane.
         lane: Lane,
         /// What it was asked to do.
         what: &'static str,

@@ -317,7 +317,7 @@ mod tests {
             let changed = self.followed.changed();
             assert!(
                 timeout(Duration::from_millis(200), changed).await.is_err(),
-                "told of nothing"
+                "nothing has changed"
             );
         }
 

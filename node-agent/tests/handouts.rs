@@ -33,7 +33,7 @@ fn a_device_is_out_until_its_own_node_is_closed() {
     let given: OwnedFd = handouts.open(vf, "vfio0").unwrap();
     let mut given = fs::File::from(given);
     given.read_exact(&mut [1; 8]).unwrap();
-    // Who else opens the device opens another node.
+    // Another process that opens the device opens another node.
     drop(fs::File::open(&node).unwrap());
     assert!(handouts.is_out(vf));
     let child = std::process::Command::new("sleep")

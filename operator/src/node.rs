@@ -53,7 +53,7 @@ impl Reconciler for NodeReconciler {
 fn pools(networks: &[Arc<HybridNetwork>], labels: Option<&BTreeMap<String, String>>) -> Vec<NodePool> {
     let Some(labels) = labels else { return Vec::new() };
     let selected = networks.iter().filter(|network| {
-        // Also one that is to be deleted, while NICs are attached to it: they may migrate yet.
+        // Also one that is to be deleted, while NICs are attached to it: they may still migrate.
         selects(network.spec.node_selector.as_ref(), labels).unwrap_or(false)
     });
     let pool = |network: &Arc<HybridNetwork>| pool(&network.name_any(), &network.spec);

@@ -520,7 +520,7 @@ fn the_address_of_a_nic_that_cannot_be_read_is_nobody_elses() {
     assert_ne!(assigned(&me, Some(generated)).unwrap(), generated);
     me.spec.mac = Some(generated.to_string());
     assert_eq!(assigned(&me, Some(generated)), Err(Error::Unread(generated)));
-    // Who has it already: both cannot be told apart, and a live NIC does not lose its address.
+    // A NIC that has it already keeps it: the two cannot be told apart, and a live NIC does not lose its address.
     me.status.get_or_insert_default().mac = Some(generated.to_string());
     assert_eq!(assigned(&me, Some(generated)), Ok(generated));
 }

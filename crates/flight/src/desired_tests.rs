@@ -471,7 +471,7 @@ fn the_source_runs_on_once_the_status_says_so_and_then_whatever_is_heard() {
             wait,
             revoke,
         ),
-        // Who was told to give up is not told to listen again.
+        // A target that was told to give up is not told to listen again.
         (given_up(said(None, Some(Listening))), wait, revoke),
         (given_up(said(Some(Completed), Some(Completed))), wait, receive),
     ];

@@ -61,7 +61,7 @@ mod tests {
         }
         assert_eq!(now, start + 5 * second);
         assert!(!pace.is_rested(now));
-        // Who rests may do it as often again.
+        // After a rest it may happen as often again.
         now += 3 * second;
         assert!(pace.is_rested(now));
         for _ in 0..3 {

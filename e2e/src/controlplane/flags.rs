@@ -66,7 +66,7 @@ pub(super) fn apiserver(port: u16, advertise: IpAddr, controllers: Controllers) 
         format!("--tls-cert-file={}", paths::SERVER_CERT),
         format!("--tls-private-key-file={}", paths::SERVER_KEY),
         format!("--client-ca-file={}", paths::CA_CERT),
-        // Who it is when it passes a request on to an API server of others, as each installer sets it up.
+        // Its identity when it passes a request on to another API server, as each installer sets it up.
         format!("--proxy-client-cert-file={}", paths::PROXY_CLIENT_CERT),
         format!("--proxy-client-key-file={}", paths::PROXY_CLIENT_KEY),
         format!("--requestheader-client-ca-file={}", paths::CA_CERT),

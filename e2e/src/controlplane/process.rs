@@ -120,7 +120,7 @@ impl Daemon {
         kill(pid_of(child), signal).map_err(|source| Error::Signal { name, signal, source })
     }
 
-    /// `SIGSTOP`, and waits until the kernel has stopped all of its threads: until then it may answer yet.
+    /// `SIGSTOP`, and waits until the kernel has stopped all of its threads: until then it may still answer.
     pub fn stop(&self) -> Result<(), Error> {
         let name = self.name;
         let child = self.child.as_ref().ok_or(Error::NotRunning { name })?;
@@ -253,7 +253,7 @@ mod tests {
         Daemon::new("sleeper", Path::new("sleep"), vec!["300".into()], dir)
     }
 
-    /// A descriptor that becomes readable when the process ends, whoever's child it is.
+    /// A descriptor that becomes readable when the process ends, also if it is not our child.
     fn watch(pid: u32) -> OwnedFd {
         // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
         let fd = unsafe { nix::libc::syscall(nix::libc::SYS_pidfd_open, pid, 0) };

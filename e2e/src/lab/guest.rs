@@ -110,7 +110,7 @@ impl GuestSpec {
         self
     }
 
-    /// The directory of the pod's volume for it, as a kubelet makes it: QEMU's working directory, for a socket's path may not
+    /// The directory of the pod's volume for it, as a kubelet makes it: QEMU's working directory, because a socket's path may not
     /// be as long as this.
     fn volume(&self) -> String {
         format!(
@@ -385,7 +385,7 @@ impl Guest {
     }
 }
 
-/// A script that waits for a Unix socket: the node tells of none.
+/// A script that waits for a Unix socket, because the node does not report one.
 fn until_socket(path: &str) -> String {
     format!("until [ -S {path} ]; do sleep 0.1; done")
 }

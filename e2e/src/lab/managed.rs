@@ -36,7 +36,7 @@ pub enum Error {
     Node(#[from] node::Error),
 }
 
-/// Who configures the network in a guest.
+/// What configures the network in a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
     /// systemd-networkd.

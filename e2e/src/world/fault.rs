@@ -13,7 +13,7 @@ use crate::lab::{Fate, Guest, died_in_svm};
 
 /// Between two looks for a frozen guest.
 const LOOK: Duration = Duration::from_secs(15);
-/// So many looks in a row must find it so: what is frozen stays so, and what a busy machine or a plug holds up does not.
+/// So many looks in a row must find it frozen: a frozen guest stays frozen; one that a busy machine or a plug holds up does not.
 const LOOKS: usize = 3;
 /// How a fault of the emulation begins.
 const EMULATIONS: &str = "the emulation has failed, not hybridnic";
@@ -23,7 +23,7 @@ const EMULATIONS: &str = "the emulation has failed, not hybridnic";
 pub enum Fault {
     /// The emulation's: a machine has reset itself, or is gone. No program of ours has power over its processor.
     Reset(String),
-    /// The emulation's: a machine does not go on, for a timer of its processor was lost.
+    /// The emulation's: a machine does not go on, because a timer of its processor was lost.
     Frozen(String),
     /// A QEMU is gone, and why is for us to find out.
     Ours(String),
@@ -115,7 +115,7 @@ impl World {
         }
     }
 
-    /// Waits until a guest is frozen: no event tells of that, so it is asked now and then.
+    /// Waits until a guest is frozen: no event reports that, so it is asked now and then.
     pub async fn freeze(&self) -> Fault {
         loop {
             tokio::time::sleep(LOOK).await;

@@ -1,4 +1,4 @@
-//! Waiting for objects to be so, and seeing that a node is as clean as it was.
+//! Waiting for a state of objects, and seeing that a node is as clean as it was.
 
 use std::time::Duration;
 
@@ -137,7 +137,7 @@ impl World {
     }
 }
 
-/// What a node's PFs and VFs look like, whoever runs on it.
+/// What a node's PFs and VFs look like, no matter what runs on it.
 pub async fn footprint(node: &Node) -> Result<String> {
     let script = "for pf in 0000:01:00.0 0000:02:00.0; do \
                     n=$(ls /sys/bus/pci/devices/$pf/net); \

@@ -1,4 +1,4 @@
-//! Whoever may write one object cannot fill the API server's store with it, nor the operator's memory.
+//! A user who may write one object cannot fill the API server's store with it, nor the operator's memory.
 
 use std::time::Duration;
 
@@ -285,7 +285,7 @@ async fn a_nic_with_finalizers_without_end_keeps_its_address() {
     let mut all = theirs.clone();
     all.push(NIC_FINALIZER.to_owned());
     assert_eq!(first.finalizers(), all);
-    // Who comes later does not get it, also of a leader that has never seen another version of the first.
+    // A later NIC does not get it, not even from a leader that has never seen another version of the first.
     bench.operators.remove(0).terminate().await;
     bench.create_nic("second", "vm", Some(MAC)).await;
     bench.start_operator();

@@ -219,7 +219,7 @@ pub async fn check_fast_path(world: &World, vm: &Vm, nic: &VmHybridNic) -> Resul
     check_nic(world.node(vm.node), &vm.guest, nic).await
 }
 
-/// The same, whoever started node and guest.
+/// The same, for any node and guest.
 pub async fn check_nic(node: &Node, guest: &Inside, nic: &VmHybridNic) -> Result<()> {
     check_vf(node, guest, nic).await?;
     let status = nic.status.as_ref().context("no status")?;

@@ -1,4 +1,4 @@
-//! Pods that ask the scheduler for VFs: whoever is restarted, none is given twice.
+//! Pods that ask the scheduler for VFs: no VF is given twice, whichever program restarts.
 
 use hybridnic_api::v1alpha1::HybridNode;
 use hybridnic_e2e::cluster::{Cluster, SYSTEM};

@@ -225,7 +225,7 @@ pub fn agent(account: Option<Account>) -> Subject {
 /// What somebody may not do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Who.
+    /// Who it is about.
     pub who: Who,
     /// Each a sentence's end, as in `list/watch nodes (pools)`; or why it is not known.
     pub lacks: Fetched<Vec<String>>,

@@ -75,7 +75,7 @@ pub async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// What of the node is drained yet, each by its own word, somebody may have said for a reason of their own.
+/// What stays drained on the node was asked for separately, and somebody may have a reason for it.
 fn undrained(name: &str, what: &str, left: &[String]) -> String {
     let mut text = format!("hybridnode.hybridnic.io/{name} changed: NICs may have {what} again\n");
     if !left.is_empty() {

@@ -74,7 +74,7 @@ fn group_of_a_pod<'a>(status: &'a HybridNodeStatus, target: &Target) -> Option<&
     held.next().map(|vf| vf.pci_address.as_str())
 }
 
-/// A NIC that holds a VF yet.
+/// A NIC that still holds a VF.
 struct Holder {
     words: String,
     /// It does not let go of it before somebody does something.

@@ -141,7 +141,7 @@ impl NicEntry {
         self.nic.clone_from(&record.spec.nic.name);
         record.spec.vm.name().clone_into(&mut self.vm);
         self.mac.clone_from(&record.spec.mac);
-        // One that is shut stays so when the VM arrives.
+        // A standby that is shut stays shut when the VM arrives.
         let is_shut = record
             .standby
             .as_ref()
@@ -261,7 +261,7 @@ impl Vm {
         session.unwrap_or_else(|| Session::Unreachable("it has not been tried yet".to_owned()))
     }
 
-    /// Resolves when QEMU has been tried. Who acts before might take a VF from one that is there.
+    /// Resolves when QEMU has been tried. Acting before that might take a VF from a QEMU that is there.
     pub async fn tried(&self) {
         // It is never closed: we hold the sender.
         let _ = self.session.subscribe().wait_for(Option::is_some).await;

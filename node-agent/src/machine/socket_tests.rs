@@ -125,7 +125,7 @@ fn no_link_is_followed() {
     }
 }
 
-/// A FIFO would wait for a writer, whoever opened it.
+/// Opening a FIFO would wait for a writer.
 #[test]
 fn what_is_no_socket_is_not_opened() {
     for make in [

@@ -84,7 +84,7 @@ pub struct Observation {
     pub standby_pf: Option<Link>,
     /// The VF's PF.
     pub vf_pf: Option<Link>,
-    /// Why nothing is known of the VF, where that is so.
+    /// Why nothing is known about the VF, if nothing is.
     pub unknown: Option<StepError>,
     /// The session with what runs the VM, when it answers.
     pub machine: Option<Machine>,

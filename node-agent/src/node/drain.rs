@@ -39,7 +39,7 @@ impl Draining {
         }
     }
 
-    /// Who has a VF yet.
+    /// What still holds a VF.
     fn holder<'a>(&'a self, vf: PciAddress, holders: &'a BTreeMap<PciAddress, Claimant>) -> Option<&'a str> {
         let nic = holders.get(&vf).map(|claimant| claimant.nic.as_str());
         nic.or_else(|| self.lent.get(&vf).map(String::as_str))

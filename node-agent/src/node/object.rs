@@ -89,8 +89,8 @@ pub async fn watch_pools(client: Client, host: Arc<Host>, seen: watch::Sender<Op
     }
 }
 
-/// What a watch of one object says of its being there. While it is broken nobody tells of a deletion: only the list that
-/// follows does, by not having the object.
+/// What a watch of one object says about its existence. While the watch is broken, nothing reports a deletion: only the list that follows
+/// shows it, because the object is missing there.
 #[derive(Debug, Default)]
 struct Listing {
     has_it: bool,

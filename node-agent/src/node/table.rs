@@ -144,7 +144,7 @@ fn pool_message(pool: &NodePool, status: &PoolStatus, rows: &[PfStatus], sources
         .collect();
     let barred = barred.iter().map(String::as_str);
     if status.vfs.unhealthy == 0 {
-        // Those that are held stay so.
+        // VFs that are held stay held.
         return barred.collect::<Vec<_>>().join("; ");
     }
     let whys: Vec<_> = whys.into_iter().chain(barred).collect();

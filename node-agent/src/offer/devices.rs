@@ -260,7 +260,7 @@ fn is_owed(inputs: &Inputs<'_>, promise: &Promise) -> bool {
     })
 }
 
-/// Why the kubelet may not give a device to a pod, though it asks for it: what it was told is older than what is so.
+/// Why the kubelet may not give a device to a pod although it asks to: its list of devices is older than the present state.
 pub fn refusal(inputs: &Inputs<'_>, network: &str, id: DeviceId) -> Option<String> {
     let Some(pool) = inputs.sources.pools.iter().find(|pool| pool.network == network) else {
         return Some(format!("the network {network} is not on this node"));

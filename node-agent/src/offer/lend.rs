@@ -84,7 +84,7 @@ pub(super) async fn until_left(host: &Host, ids: &[DeviceId]) {
     let mut ledger = host.pools.subscribe();
     let deadline = Instant::now() + LEAVES;
     while ids.iter().any(|id| host.offers.has_nic(&host.pools, *id)) {
-        // Whoever is late is refused, and that says why.
+        // A pod that would have to wait longer is refused, with the reason.
         if !matches!(timeout_at(deadline, ledger.changed()).await, Ok(Ok(()))) {
             return;
         }

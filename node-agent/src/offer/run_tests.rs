@@ -236,7 +236,7 @@ async fn what_the_kubelet_gives_and_what_the_ledger_holds_are_one() {
     assert!(error.contains("Available: 3"), "{error}");
 }
 
-/// Who has nothing gets something only by asking for it.
+/// A pod without a device gets one only by asking for it.
 #[tokio::test]
 async fn the_kubelet_is_asked_only_while_somebody_may_have_a_device() {
     let scene = Scene::new();

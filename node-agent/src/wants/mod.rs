@@ -74,7 +74,7 @@ pub trait Teller: Debug + Send + Sync + 'static {
 /// What is reported.
 #[derive(Clone, Copy, Debug)]
 pub enum Word<'a> {
-    /// Whether the agent has it: as long as that is so it does not go.
+    /// Whether the agent has it: while it has, the attachment does not go.
     Held(bool),
     /// How it is.
     Status(&'a NicAttachmentStatus),

@@ -245,8 +245,8 @@ impl<K: Object> Shelf<K> {
         }
     }
 
-    /// Notes that the object of a place is there as it is; of the one that has been so longest only what is packed stays, if that
-    /// is one too many.
+    /// Notes that the object of a place is there unpacked; if that is one too many, the oldest of these keeps only
+    /// its packed form.
     fn warmed(&mut self, place: u32) {
         self.warm.push_back(place);
         while self.warm.len() > WARM {

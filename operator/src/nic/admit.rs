@@ -105,7 +105,7 @@ mod tests {
         let mut leaving = network("net");
         leaving.metadata.deletion_timestamp = leaving.metadata.creation_timestamp.clone();
         assert_eq!(reason(Some(&leaving)), Err(reasons::NETWORK_NOT_FOUND));
-        assert_eq!(of(true, Some(&leaving)), Ok(()), "it may migrate yet");
+        assert_eq!(of(true, Some(&leaving)), Ok(()), "it may still migrate");
         let mut net = network("net");
         assert_eq!(reason(Some(&net)), Ok(()));
         net.spec.namespace_selector =

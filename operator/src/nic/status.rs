@@ -361,7 +361,7 @@ pub fn notes(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Vec<Note> {
         let fast = conditions::find(&status.conditions, types::FAST_PATH);
         fast.is_some_and(|fast| fast.reason == reasons::STEPPED_ASIDE)
     };
-    // A migration takes the traffic from path to path, and tells of itself; but not that it takes a VM its network.
+    // A migration moves the traffic from path to path, and has events of its own; but none says that a VM has lost its network.
     let tells = new.phase != NicPhase::Migrating || stepped_aside(old) != stepped_aside(new);
     if old.path != new.path && tells {
         let node = new.node_name.as_deref().unwrap_or_default();

@@ -241,7 +241,7 @@ fn a_vm_that_is_lost_at_both_ends_holds_nothing() {
     let mut scene = Scene::transferring();
     report(scene.source(AttachmentState::Standby), MigrationState::Lost);
     scene.reach(MigrationPhase::RollingBack);
-    // The target may get it yet, as long as nothing says that its pod is over.
+    // The target may still get it, as long as nothing says that its pod is over.
     let pod = scene.pods.pop().unwrap();
     scene.stays(reasons::NEEDS_DECISION);
     scene.pods.push(pod);

@@ -38,7 +38,7 @@ pub struct Move {
     pub target: MigrationEnd,
     /// How far it is.
     pub stage: Stage,
-    /// Who drives it.
+    /// What drives it.
     pub driver: Driver,
     /// Its times.
     pub times: Times,
@@ -73,7 +73,7 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// Who drives a move.
+/// What drives a move.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Driver {
     /// We, an operator or `ctl migrate`: besides a goal each end gets an order for its QEMU.

@@ -108,7 +108,7 @@ impl fmt::Display for PortResponse {
     }
 }
 
-/// Who asks for a profile, and for which one.
+/// A profile, and the instance that asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortProfile {
     /// Its name at the switch, at most 39 octets.
@@ -286,7 +286,7 @@ mod tests {
         ]
         .concat()]);
         assert_eq!(bytes[16..], expected);
-        // Who leaves says no more than which VF it is.
+        // A request to leave says only which VF it is about.
         let leaves = to_wire(3, PortRequest::Disassociate, None);
         let mut bytes = vec![0; leaves.value_len()];
         leaves.emit_value(&mut bytes);

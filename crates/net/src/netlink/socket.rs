@@ -1,6 +1,6 @@
 //! A socket of rtnetlink whose messages the decoder can read.
 //!
-//! A driver with port profiles has an `IFLA_VF_PORTS` in what the kernel tells of its PF's VFs. It is empty as long as no VF has asked
+//! A driver with port profiles has an `IFLA_VF_PORTS` in what the kernel reports about its PF's VFs. It is empty as long as no VF has asked
 //! for one, and netlink-packet-route cannot decode an empty one: the message would be dropped, and the request would run into its deadline.
 
 use std::io;

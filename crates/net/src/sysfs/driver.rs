@@ -141,8 +141,8 @@ impl Sysfs {
         self.restore_driver(dev, address, &wanted)
     }
 
-    /// Gives a function back to the driver it had, or to none, and sets the override it had. Nothing to do where all
-    /// is so. Blocks as [`Sysfs::bind_driver`] does.
+    /// Gives a function back to the driver it had, or to none, and sets the override it had. Does nothing if both are
+    /// so already. Blocks as [`Sysfs::bind_driver`] does.
     pub fn restore_driver(
         &self,
         dev: &DevNodes,

@@ -52,7 +52,7 @@ impl Sysfs {
     }
 
     /// Packets that a network interface has dropped instead of sending them: the kernel's `statistics/tx_dropped`
-    /// (`Documentation/ABI/testing/sysfs-class-net-statistics`). For who asks again and again: netlink tells of all of an interface or
+    /// (`Documentation/ABI/testing/sysfs-class-net-statistics`). Meant for repeated reads: netlink reports all of an interface or
     /// nothing.
     ///
     /// # Errors

@@ -265,7 +265,7 @@ async fn strangers_who_wait_for_the_api_server_leave_places_for_others() {
         let text = said(ask(peer, "known").await).await;
         assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
     }
-    // Who has no token is told at once.
+    // A client without a token is answered at once.
     let none = said(ask(9, "").await).await;
     assert!(none.starts_with("HTTP/1.1 401 "), "{none}");
     drop(wait);
@@ -278,7 +278,7 @@ async fn who_begins_handshakes_without_end_is_turned_away_and_nobody_else() {
     let address = listener.local_addr().unwrap();
     let pages = metrics_alone();
     let server = tokio::spawn(async move { serve_on(listener, Site::Metrics, &pages, Some(&guard)).await });
-    // Who is answered by an alert has had his handshake looked at.
+    // If a TLS alert comes back, the server has looked at the client's handshake.
     let greet = async |from: u8| {
         let mut stream = connect([127, 0, 0, from], address).await.unwrap();
         let hello = b"GET / HTTP/1.1\r\n\r\n";

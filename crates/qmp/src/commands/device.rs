@@ -165,7 +165,7 @@ impl Client {
         self.run("object-del", &json!({ "id": id })).await
     }
 
-    /// Whether the guest's driver of the virtio-net device with this id took `VIRTIO_NET_F_STANDBY`: for whoever missed
+    /// Whether the guest's driver of the virtio-net device with this id took `VIRTIO_NET_F_STANDBY`, for a caller that missed
     /// `FAILOVER_NEGOTIATED`. `None` if no driver has negotiated features yet.
     ///
     /// Uses `x-query-virtio-status` (QEMU 7.2), which is unstable: a refusal

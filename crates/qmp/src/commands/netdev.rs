@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::string_enum;
 use crate::{Client, QmpError};
 
-/// Who handles the packets of a tap netdev.
+/// What handles the packets of a tap netdev.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Vhost {
     /// QEMU itself.
@@ -26,7 +26,7 @@ pub struct TapNetdev {
     pub id: String,
     /// The tap's (or macvtap's) queues: descriptors named by [`Client::getfd`]. Names hold no `:`.
     pub fds: Vec<String>,
-    /// Who handles the packets.
+    /// What handles the packets.
     pub vhost: Vhost,
 }
 

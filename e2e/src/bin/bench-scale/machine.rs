@@ -1,4 +1,4 @@
-//! Who uses the machine meanwhile: figures are worth little without it.
+//! What else uses the machine meanwhile: without it, figures are worth little.
 
 use std::time::{Duration, Instant};
 

@@ -122,7 +122,7 @@ fn run(command: &wire::Command, client: BufReader<UnixStream>, mut stream: UnixS
     thread::spawn(move || obey(client, stdin, group));
 
     let status = child.wait()?;
-    // Whoever inherited the output may keep it open after the program's end; the harness wants it all.
+    // A process that inherited the output may keep it open after the program's end; the harness wants it all.
     for copy in copies {
         let _ = copy.join();
     }

@@ -23,7 +23,7 @@ const NAMESPACE_CONTROLLER: &str = "system:serviceaccount:kube-system:namespace-
 /// Two controllers that look again after an error, and a machine that may be busy.
 const COLLECTED: Duration = Duration::from_mins(1);
 
-/// Who deleted the attachments of this name, or patched them, as the API server heard it.
+/// Which clients deleted or patched the attachments of this name, as the API server saw it.
 fn writers(cluster: &ControlPlane, name: &str) -> Vec<String> {
     let writes = cluster.writes().unwrap().into_iter();
     let ours = writes

@@ -228,7 +228,7 @@ async fn all_rights_in_a_namespace_do_not_forge_an_attachment() {
         ""
     );
 
-    // Who has all rights in the whole cluster is an administrator, whoever that is: kubeadm's are not in system:masters.
+    // A user with all rights in the whole cluster is an administrator, in any group: kubeadm's are not in system:masters.
     let bind = [
         "create",
         "clusterrolebinding",

@@ -1,4 +1,4 @@
-//! What somebody hostile has written into the cluster does not steer the terminal of whoever looks at it.
+//! What a hostile user has written into the cluster does not control the terminal of another who looks at it.
 
 use hybridnic_api::v1alpha1::{HybridNode, NicAttachment};
 use kube::{

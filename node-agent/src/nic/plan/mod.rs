@@ -142,7 +142,7 @@ pub struct Learnt {
     /// The VF could not be reserved, bound, parked, set up or plugged; one of
     /// [`reasons`](hybridnic_api::conditions::reasons). Tried again after a pause.
     pub vf_failed: Option<&'static str>,
-    /// How often that was so with this VF. Not forgotten before it works, or is given back.
+    /// How often that happened with this VF. Kept until it works or is given back.
     pub vf_failures: u8,
     /// The VF's driver did not take its parking MAC.
     pub not_parked: bool,
@@ -288,7 +288,7 @@ pub fn switch_order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
 
 /// The next step.
 pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
-    // Whatever else is so, and whether or not QEMU answers.
+    // This comes first, in any other state, and whether or not QEMU answers.
     if seen.foreign_mac && !seen.seized || seen.seized && seen.macvtap == Some(true) {
         return Decision::Do(Step::SeizeStandby);
     }

@@ -52,7 +52,7 @@ pub async fn until_use_changes(cx: &Context, uses: bool) {
         return std::future::pending().await;
     };
     while observe::uses(vf) == uses {
-        // Interrupts are nothing that the kernel tells of.
+        // The kernel does not report interrupts.
         tokio::time::sleep(LOOK_AT_REST).await;
     }
 }

@@ -29,7 +29,7 @@ pub struct Context {
     pub host: Arc<Host>,
     /// The VM.
     pub vm: Arc<Vm>,
-    /// Who asks.
+    /// The NIC that asks.
     pub claimant: Claimant,
     /// What is held; on disk whenever a step acts.
     pub record: Record,

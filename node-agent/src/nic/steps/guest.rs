@@ -271,7 +271,7 @@ pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) -> Sends {
             }
             Err(error) => debug!(error = chain(&error), "the standby cannot be looked at"),
         }
-        // Counters are nothing that the kernel tells of.
+        // The kernel does not report changes of counters.
         tokio::time::sleep(LOOK_AT_REST).await;
     }
 }

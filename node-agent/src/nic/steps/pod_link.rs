@@ -15,7 +15,7 @@ use crate::{
     nic::{ids, observe::Observation},
 };
 
-/// Who runs QEMU in a launcher.
+/// The user that QEMU runs as in a launcher.
 const QEMU: tap_node::Owner = tap_node::Owner { uid: 107, gid: 107 };
 
 /// The sandbox of the NIC's pod that counts now.

@@ -1,6 +1,6 @@
 //! Steps on the VF's port at the switch: the network's port profile.
 //!
-//! The switch's answer is looked for as libvirt does: again and again, because no event tells of it.
+//! As libvirt does, the agent looks for the switch's answer again and again, because no event reports it.
 
 use std::time::Duration;
 

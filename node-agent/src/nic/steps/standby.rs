@@ -129,7 +129,7 @@ pub(super) fn way(cx: &Context) -> Result<Way, StandbyError> {
     Ok(Way::to(&cx.host, &cx.record, recorded(cx)?)?)
 }
 
-/// The name of our VLAN device: one for each protocol, for the kernel takes both of one id on one PF.
+/// The name of our VLAN device: one for each protocol, because the kernel takes both of one id on one PF.
 fn vlan_name(pf: u32, vlan: &VlanRecord) -> String {
     let separator = match vlan.protocol {
         VlanProtocol::Dot1q => '.',
@@ -207,7 +207,7 @@ pub(super) async fn guard(cx: &Context, now: &Observation) -> Result<(), Standby
     guarded.map_err(StandbyError::NotGuarded)
 }
 
-/// The macvtap is shut, and stays so: the QEMU that has its descriptor has given it another MAC.
+/// Shuts the macvtap for good: the QEMU that has its descriptor has given it another MAC.
 pub(super) async fn seize(cx: &mut Context, now: &Observation) -> Result<(), StandbyError> {
     // First of all: it receives another station's frames.
     down(cx, now).await?;
@@ -309,7 +309,7 @@ async fn delete(cx: &Context) -> Result<(), StandbyError> {
     Ok(())
 }
 
-/// Removes a VLAN device of ours that nothing is stacked on, whoever has made that.
+/// Removes a VLAN device of ours that nothing is stacked on, neither ours nor anything else.
 async fn remove_unused(netlink: &Netlink, pf: &Link, vlan: &VlanRecord) -> Result<(), NetlinkError> {
     let links = netlink.links().await?;
     let device = links

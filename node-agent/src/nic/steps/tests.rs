@@ -344,7 +344,7 @@ async fn a_vf_is_not_given_back_while_somebody_has_its_descriptor() {
     drop(given);
 }
 
-/// What nothing tells of may have been closed, or not: its driver is asked only once nobody of the pod could have it.
+/// A descriptor whose closing nothing reports may be open or closed: its driver is asked only once no process of the pod could have it.
 #[tokio::test]
 async fn a_driver_is_not_asked_for_what_the_pods_processes_may_keep() {
     let dir = tempfile::tempdir().unwrap();
@@ -400,7 +400,7 @@ async fn a_vf_gets_its_settings_back_only_once_vfio_has_let_go_of_it() {
     fs::remove_file(&unbind).unwrap();
     mkfifo(&unbind, Mode::S_IRWXU).unwrap();
     for _ in 0..2 {
-        // The PF is not there to be asked: whoever asks it first says so.
+        // The PF is missing: the first call that needs it says so.
         let error = vf::restore(&mut cx).await.unwrap_err();
         assert_eq!(error.reason(), reasons::DEVICE_HUNG, "{error}");
         // As the kernel does meanwhile.

@@ -142,7 +142,7 @@ async fn let_go(cx: &mut Context, vf: PciAddress) -> Result<(), VfError> {
     Ok(())
 }
 
-/// Nobody has the VF when this has returned: vfio lets go of it once the last descriptor is closed, whoever had it
+/// No process has the VF when this has returned: vfio lets go of it once every process has closed its descriptor
 /// (`vfio_unregister_group_dev` in drivers/vfio/vfio_main.c).
 async fn take_from_vfio(cx: &Context, vf: &VfRecord, driver: Option<String>) -> Result<(), VfError> {
     let driver = vf::driver_of(&cx.host, vf.address, driver).await?;

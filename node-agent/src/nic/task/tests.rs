@@ -65,7 +65,7 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         assert!(!could(Goal::FastPath, QemuSeen::Gone));
         assert!(!could(Goal::FastPath, QemuSeen::Unreachable));
         assert!(!could(Goal::Detached, QemuSeen::Up(guest)));
-        // A VF that was lost is in the guest yet.
+        // A VF that was lost is still in the guest.
         let left = Guest { vf: true, ..guest };
         assert!(!could(Goal::FastPath, QemuSeen::Up(left)));
     }

@@ -79,7 +79,7 @@ fn has_come(attachment: &NicAttachment) -> bool {
     is_target && report.is_some_and(|report| report.state == MigrationState::Completed)
 }
 
-/// Why it is not known whether the VM runs, where that is so: nothing says that a VM has ended whose launcher may live.
+/// Why it is not known whether the VM runs, if it is not: nothing says that a VM has ended while its launcher may live.
 pub(super) fn unknown(observed: &Observed) -> Option<Refusal> {
     if observed.kubevirt.vmi.is_some() {
         return None;

@@ -232,7 +232,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
     }
 }
 
-/// QEMU has ended. What its migration came to is so whether or not all NICs go by one order: some may have left already.
+/// QEMU has ended. The result of its migration does not depend on whether all NICs follow one order: some may have left already.
 fn ended(inputs: &Inputs<'_>) -> Verdict {
     let ordered = |migration: &str| {
         let mut orders = inputs.nics.values().filter_map(|nic| nic.order.as_ref());

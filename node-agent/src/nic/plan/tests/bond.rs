@@ -107,7 +107,7 @@ fn a_guest_without_a_bond_is_told_what_it_was_seen_to_do() {
     }
 }
 
-/// Who cannot have net_failover is told what else there is.
+/// A guest without net_failover gets a hint to the alternative.
 #[test]
 fn a_guest_without_the_standby_feature_is_pointed_to_a_bond() {
     let deaf = Guest {

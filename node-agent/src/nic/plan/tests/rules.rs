@@ -224,7 +224,7 @@ impl Node {
             guest.run == Run::Here,
         );
         let set_up = ours && self.vf.is_some_and(|vf| vf.settings_ok);
-        // One that was found so, and cannot be read since.
+        // A VF that was set up when it was last read, and cannot be read since.
         let found = self.unread && self.vf.is_some_and(|vf| vf.found);
         assert!(found || !self.two_owners(), "the MAC is on two PFs: {self:#?}");
         // One on its way out is not held up by filters that somebody has taken away.
