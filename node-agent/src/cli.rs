@@ -193,7 +193,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(builder.max_blocking_threads(8).enable_all().build()?)
 }
 
-/// What VFs, standbys and their guards need. Kernels that have these as modules load not all of them by themselves.
+/// What VFs, standbys and their guards need. Kernels that have these as modules do not load all of them by themselves.
 const MODULES: [&str; 8] = [
     "vfio-pci",
     "macvtap",
@@ -212,7 +212,7 @@ fn load_modules() {
             .arg(module)
             .status();
         if !loaded.is_ok_and(|s| s.success()) {
-            // Built in, or not to be had: what needs it will say so.
+            // It is built in, or missing: then what needs it reports that.
             tracing::debug!(module, "not loaded by modprobe");
         }
     }

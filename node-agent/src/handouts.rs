@@ -46,7 +46,7 @@ use tracing::{info, warn};
 
 /// In the directory of device nodes: other file systems are often mounted `nodev`.
 const DIR: &str = "hybridnic";
-/// How the name of what is no node ends, but a mark: nodes are counted from 1.
+/// The ending of a mark's name. A mark is not a node: nodes are counted from 1.
 const MARK: &str = "0";
 
 /// A descriptor that was handed out, by its node.
@@ -113,7 +113,7 @@ impl Handouts {
         })
     }
 
-    /// The same, of whatever `make` makes there; it must not replace anything.
+    /// The same for what `make` makes there; it must not replace anything.
     pub fn open_made(&self, vf: PciAddress, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<OwnedFd> {
         let mut out = self.out();
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
@@ -168,7 +168,7 @@ impl Handouts {
             .is_some_and(|all| all.iter().any(|one| one.held == Held::Open))
     }
 
-    /// Whether there are some of which it is not known whether they are open. That is known once the VF's driver has let go of it.
+    /// Whether it is unknown for some whether they are open. That is known once the VF's driver has let go of it.
     pub fn is_unsure(&self, vf: PciAddress) -> bool {
         self.read_events();
         let out = self.out();
@@ -217,7 +217,7 @@ impl Handouts {
             .any(|line| line.split_whitespace().nth(5) == Some(&*file)))
     }
 
-    /// Nobody has any of this VF: its driver has let go of it, or it is there no more.
+    /// No process has a descriptor of this VF: its driver has let go of it, or it is gone.
     pub fn forget(&self, vf: PciAddress) {
         for one in self.out().remove(&vf).unwrap_or_default() {
             // The kernel does it where the node is the last of its file.

@@ -66,7 +66,7 @@ pub struct Settings {
 /// The node as the tasks reach it.
 #[derive(Debug)]
 pub struct Host {
-    /// PFs, VFs and drivers. What waits for a driver is asked by `devices`.
+    /// PFs, VFs and drivers. Calls that wait for a driver go through `devices`.
     pub sysfs: Sysfs,
     /// Device nodes.
     pub dev: DevNodes,
@@ -78,7 +78,7 @@ pub struct Host {
     pub multicast: Multicast,
     /// What we hold, on disk.
     pub journal: Journal,
-    /// Certificates of migrations that QEMU has not got yet, in memory.
+    /// Certificates of migrations that QEMU does not have yet, in memory.
     pub keys: Keys,
     /// Sandboxes of pods that have our interfaces.
     pub sandboxes: Sandboxes,
@@ -96,11 +96,11 @@ pub struct Host {
     pub macs: Macs,
     /// Held while a macvtap is put on a VLAN device, or a VLAN device is removed because nothing is on it.
     pub vlan_devices: Mutex<()>,
-    /// Where it is reported how long a migration's parts take.
+    /// Gets how long a migration's parts take.
     pub traces: Traces,
     /// Settings.
     pub options: Settings,
-    /// Counts device and link events: what was seen of the hardware may be old.
+    /// Counts device and link events: an earlier look at the hardware may be out of date.
     pub hardware: watch::Sender<u64>,
     /// What drivers have a part in.
     pub devices: Devices,
@@ -187,7 +187,7 @@ impl Host {
         }
     }
 
-    /// Takes over from the journal whose groups pods have.
+    /// Takes over from the journal which VFs' groups pods have.
     pub fn load_loans(&self) -> Result<(), JournalError> {
         for (vf, lent) in self.journal.loans()? {
             if let Lent::Unreadable(why) = &lent {
@@ -211,7 +211,7 @@ impl Host {
         }
     }
 
-    /// Takes over from the journal what is drained: before the API server has said it, no NIC is to go back to such a VF.
+    /// Takes over from the journal what is drained, so that no NIC goes back to such a VF before the API server has said it.
     pub fn load_drain(&self) {
         match self.journal.drain() {
             Ok(drain) => {

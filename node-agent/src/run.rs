@@ -157,8 +157,8 @@ impl Agent {
         })
     }
 
-    /// Follows what is wanted, says what the node has, and does all else that needs no cluster, until it is told to stop or `besides` has
-    /// ended.
+    /// Follows what is wanted, publishes what the node has, and does everything else that needs no cluster, until it is told to stop or
+    /// `besides` has ended.
     async fn run<W: Wants>(
         self,
         wants: W,
@@ -222,7 +222,7 @@ pub async fn cluster(
     let offers = offers(&args);
     let agent = Agent::new(&node, node_name.clone(), &args.pods_dir, offers, logs, broker).await?;
     check_journal(&agent.journal, &node.journal, false)?;
-    // Without a cluster nothing drains, and nobody could take back what a cluster has said once.
+    // Without a cluster nothing drains, and nothing could take back what a cluster once said.
     agent.host.load_drain();
     let host = Arc::clone(&agent.host);
     let client = api::client(host.metrics.requests.clone())
@@ -247,7 +247,7 @@ pub async fn cluster(
     Box::pin(run).await
 }
 
-/// An agent without a cluster, by the files of a directory.
+/// An agent without a cluster, which follows the files of a directory.
 pub async fn local(dir: &Path, node: NodeArgs, logs: LogLevel, broker: Started) -> anyhow::Result<()> {
     let node_name = match &node.node_name {
         Some(name) => name.clone(),
@@ -269,7 +269,7 @@ pub async fn local(dir: &Path, node: NodeArgs, logs: LogLevel, broker: Started) 
     Box::pin(run).await
 }
 
-/// What nobody asks for any more is detached: an agent must not take over NICs of which another source of wants decides.
+/// A NIC that nobody asks for any more is detached: so an agent must not take over NICs that another source of wants decides about.
 fn check_journal(journal: &Contents, path: &Path, local: bool) -> anyhow::Result<()> {
     let other = journal
         .records
@@ -332,7 +332,7 @@ async fn serve_cni(host: &Host, directory: Option<PathBuf>, socket: PathBuf) -> 
     cni::run(host, host.offers.clone(), &place).await
 }
 
-/// What is known of devices by this node's kubelet, if there is one.
+/// What this node's kubelet says about devices, if there is one.
 fn offers(args: &ClusterArgs) -> Offers {
     let own = args.pod_namespace.clone().zip(args.pod_name.clone());
     let kubelet = args.kubelet_dir.as_deref();

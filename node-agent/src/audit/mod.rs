@@ -31,7 +31,7 @@ use look::see_node;
 
 /// How often is looked.
 const EVERY: Duration = Duration::from_mins(10);
-/// How soon is looked again at what was found: longer than a step that was under way.
+/// How soon to look again at what was found: longer than a step that was under way.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Audits the node, again and again.

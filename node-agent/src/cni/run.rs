@@ -35,7 +35,7 @@ pub struct Place {
     pub socket: PathBuf,
 }
 
-/// Installs the plugin, and serves it for as long as the agent runs. What does not work is trouble of the node's.
+/// Installs the plugin, and serves it as long as the agent runs. What does not work is reported as trouble of the node.
 pub async fn run(host: &Host, kubelet: Arc<dyn Kubelet>, place: &Place) -> Infallible {
     tokio::join!(keep(host, place), serve(host, kubelet, &place.socket)).1
 }

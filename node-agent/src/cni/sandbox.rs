@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::registry::Key;
 use crate::broker::{self, Broker};
 
-/// How long one may go on to work in a sandbox that ends: as long as the kernel may take for a request, and some more.
+/// How long work in a sandbox that ends may go on: as long as the kernel may take for a request, and some more.
 const LEAVE: Duration = Duration::from_secs(15);
 
 /// Why there is no way into the network namespace of a pod.
@@ -75,7 +75,7 @@ pub(super) struct Held {
     inside: Arc<RwLock<Option<Inside>>>,
 }
 
-/// A sandbox that counts now. It does not end while one has this, so have it for the length of a request, and not longer: a runtime that
+/// A sandbox that counts now. It does not end while this exists, so keep this only for the length of a request: a runtime that
 /// takes the sandbox away waits.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
@@ -127,9 +127,9 @@ impl Held {
         })
     }
 
-    /// Its interface goes, and its network namespace is let go of. Right to do twice; where it fails it can be tried again.
+    /// Removes its interface and releases its network namespace. May be done twice; if it fails it can be tried again.
     pub async fn end(&self) -> Result<(), NetlinkError> {
-        // All that works in it has come to an end then, unless the kernel does not answer.
+        // By then everything that works in it has ended, unless the kernel does not answer.
         let inside = timeout(LEAVE, self.inside.write()).await;
         let Ok(mut inside) = inside else {
             warn!(

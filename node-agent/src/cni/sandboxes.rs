@@ -75,7 +75,7 @@ impl Sandboxes {
         self.reply(&key(pod_uid, ifname), container, made)
     }
 
-    /// The interface cannot be made. The runtime is told once, and tries again with another sandbox. `false` as above.
+    /// The interface cannot be made. The runtime gets one answer, and tries again with another sandbox. `false` as above.
     pub fn refuse(&self, pod_uid: &str, ifname: &str, container: &str, why: &str) -> bool {
         self.reply(
             &key(pod_uid, ifname),

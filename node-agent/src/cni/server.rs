@@ -209,7 +209,7 @@ impl Server {
         Ok(Answer::Done)
     }
 
-    /// By what is in the pod's network namespace, whatever is believed to be.
+    /// By what is really in the pod's network namespace.
     async fn check(&self, attachment: &Attachment, mac: Option<&str>, passed: Option<OwnedFd>) -> Said {
         let Inside { netlink, .. } = self.enter(passed).await?;
         let ifname = &attachment.ifname;

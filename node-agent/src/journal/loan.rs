@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Journal, JournalError, VERSION, VfRecord, record::understand};
 
-/// How the name of a loan's file ends. It begins with the VF's address, so that this is known of a file that cannot be read.
+/// The ending of a loan file's name. The name begins with the VF's address, so that the VF is known even if the file cannot be read.
 const LOAN: &str = "loan";
 
 /// A VF whose vfio group a pod was given before its NIC is known.
@@ -66,7 +66,7 @@ impl Loan {
 }
 
 impl Journal {
-    /// All VFs that are lent, at start. A file that cannot be read stays where it is, and nobody gets its VF.
+    /// All VFs that are lent, at start. A file that cannot be read stays where it is, and its VF is given to nobody.
     pub fn loans(&self) -> Result<Vec<(PciAddress, Lent)>, JournalError> {
         let mut loans = Vec::new();
         for path in self.list()? {

@@ -40,7 +40,7 @@ pub struct Inputs<'a> {
     pub unplug_order: Option<SwitchOrder>,
     /// The VM's migration.
     pub migration: Option<MigrationReport>,
-    /// What the standby makes of what the guest asks it to receive.
+    /// What the standby does with what the guest asks it to receive.
     pub filtered: Filtered,
     /// What happened.
     pub timeline: Vec<TimelineEntry>,
@@ -81,8 +81,8 @@ pub fn build(inputs: Inputs<'_>, old: Option<&NicAttachmentStatus>, now: Timesta
     }
 }
 
-/// Nothing could be seen: what was true before is the best guess. But under another spec nobody is told that a VF is out before that was
-/// looked at: the spec before may have had it put in since.
+/// Nothing could be seen: what was true before is the best guess. But with another spec a VF is not reported as out before that
+/// was looked at: the former spec may have plugged it since.
 pub fn as_before(status: &mut NicAttachmentStatus, old: NicAttachmentStatus) {
     let is_guess =
         old.state == AttachmentState::Aside && old.observed_generation != status.observed_generation;
@@ -98,7 +98,7 @@ pub fn as_before(status: &mut NicAttachmentStatus, old: NicAttachmentStatus) {
     }
 }
 
-/// Says why nothing is done for the NIC, and leaves all else of its status as it was: the devices are where they were.
+/// Reports why nothing is done for the NIC, and leaves the rest of its status as it was: the devices are where they were.
 pub fn held_back(status: &mut NicAttachmentStatus, generation: Option<i64>, why: &str, now: Timestamp) {
     let condition = NewCondition::no(types::READY, reasons::JOURNAL_FAILED, why);
     conditions::set(&mut status.conditions, generation, now, condition);
@@ -259,7 +259,7 @@ fn told(aside: Aside, record: &Record) -> &'static str {
 const STEPPED_ASIDE: &str = "the NIC has no standby, and its VF is out of the guest for a migration: the VM has no network through this \
                              NIC until its VF is back";
 
-/// Why the VF of a NIC without a standby is out at a word, and where it is.
+/// Why the VF of a NIC without a standby is out on request, and where it is.
 fn told_alone(aside: Aside, record: &Record) -> &'static str {
     match (aside, &record.vf) {
         (Aside::GiveVfBack, None) => {

@@ -1,4 +1,4 @@
-//! Which VFs are drained, how far that is, and how it is said. Pure.
+//! Which VFs are drained, how far that is, and how it is reported. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use super::{ledger::Claimant, select};
 /// How many names a message has.
 const NAMED: usize = 3;
 
-/// What is to be drained, and what of the NICs matters for that.
+/// What is to be drained, and what matters about the NICs for that.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Draining {
     /// What is to be drained.
@@ -50,7 +50,7 @@ impl Draining {
         self.drain.covers(&pool.network, &pf.address.to_string())
     }
 
-    /// How far a PF is, and what to say of that; `None` where it is not drained.
+    /// How far a PF's drain is, and what to report about it; `None` if it is not drained.
     pub fn of_pf(&self, pf: &Pf, holders: &BTreeMap<PciAddress, Claimant>) -> Option<(DrainState, String)> {
         if !self.drain.covers_pf(&pf.address.to_string()) {
             return None;
@@ -66,7 +66,7 @@ impl Draining {
         Some((state, told))
     }
 
-    /// How far a pool is, and what to say of that; `None` where it is not drained.
+    /// How far a pool's drain is, and what to report about it; `None` if it is not drained.
     pub fn of_pool(
         &self,
         pool: &NodePool,
@@ -83,7 +83,7 @@ impl Draining {
         Some(said(hold))
     }
 
-    /// What the `HybridNode` says of the whole; `None` where nothing is to be drained.
+    /// What the `HybridNode` says about the whole drain; `None` if nothing is to be drained.
     pub fn condition(
         &self,
         inventory: &Inventory,

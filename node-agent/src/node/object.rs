@@ -57,7 +57,7 @@ impl Publisher for NodeObject {
     }
 }
 
-/// Keeps the node's pools as its `HybridNode` says; makes that object where it is not there.
+/// Keeps the node's pools as its `HybridNode` says; makes that object if it is missing.
 pub async fn watch_pools(client: Client, host: Arc<Host>, seen: watch::Sender<Option<SeenNode>>) {
     let api: Api<HybridNode> = Api::all(client);
     let name = host.options.node_name.clone();

@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_secs(10);
 const SELDOM: Duration = Duration::from_mins(1);
 /// Changes of the node come in bursts.
 const BURST: Duration = Duration::from_millis(200);
-/// A kubelet that is restarted is away for so long, and nothing is amiss.
+/// A kubelet that is restarted may be away for this long without anything being wrong.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A network's devices at the kubelet.

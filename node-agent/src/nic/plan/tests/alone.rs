@@ -275,7 +275,7 @@ fn a_vf_that_the_guest_does_not_use_stays_in_it() {
     waits(ON, unread, Learnt::default(), Pending, reasons::VF_UNKNOWN);
     // Its driver has come.
     does(ON, with(HAS, READY), ignores, Step::AwaitGuest);
-    // What it has met under another MAC is of no use to it.
+    // What it has met under another MAC is useless to it.
     does(ON, with(IDLE, PARKED), ignores, Step::UnplugVf);
 }
 
