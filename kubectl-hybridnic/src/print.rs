@@ -42,13 +42,13 @@ pub fn value<T: Serialize>(
     })
 }
 
-/// Tells what went wrong, in one line on standard error.
+/// Prints what went wrong, in one line on standard error.
 pub fn error(text: &str) -> io::Result<()> {
     let mut out = anstream::stderr().lock();
     writeln!(out, "{} {text}", crate::style::Tone::Bad.paint("error:"))
 }
 
-/// Tells something beside the output, on standard error.
+/// Prints a note beside the output, on standard error.
 pub fn note(text: &str) -> io::Result<()> {
     writeln!(anstream::stderr().lock(), "{text}")
 }

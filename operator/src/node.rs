@@ -48,7 +48,7 @@ impl Reconciler for NodeReconciler {
     }
 }
 
-/// The pools of a node with these labels, by network; none where there is no such node. A network whose selector is not
+/// The pools of a node with these labels, by network; none if there is no such node. A network whose selector is not
 /// valid selects nothing, and says so in its own status.
 fn pools(networks: &[Arc<HybridNetwork>], labels: Option<&BTreeMap<String, String>>) -> Vec<NodePool> {
     let Some(labels) = labels else { return Vec::new() };

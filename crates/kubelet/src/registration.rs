@@ -28,7 +28,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 pub enum State {
     /// The kubelet does not know its devices, and why.
     Unknown(String),
-    /// The kubelet has asked for its devices and hears of each change.
+    /// The kubelet has asked for its devices and gets each change.
     Registered,
 }
 

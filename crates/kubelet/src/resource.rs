@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The longest name of an extended resource without its domain.
 const LONGEST: usize = 63;
-/// So much of the name is in the socket's: the kubelet's directory may have a long path, and a socket's path has 107 octets.
+/// How much of the name is in the socket's name: the kubelet's directory may have a long path, and a socket's path has 107 octets.
 const SHOWN: usize = 24;
 
 /// An extended resource that the kubelet takes: `domain/name`.

@@ -132,10 +132,10 @@ impl Multicast {
         .await
     }
 
-    /// Takes addresses off a link's list and adds others. One that is there, or not there, already is no error.
+    /// Takes addresses off a link's list and adds others. It is no error if an address is there, or not there, already.
     ///
-    /// What is taken off a macvtap's list may go on to pass until the list's next change: macvlan makes its filter before
-    /// the list is clean. So what is added comes last.
+    /// An address that is taken off a macvtap's list may still pass until the list's next change: macvlan makes its filter before
+    /// the list is clean. So additions come last.
     pub async fn change(
         &self,
         index: u32,

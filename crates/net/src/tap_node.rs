@@ -136,7 +136,7 @@ pub fn give(sysfs: &Sysfs, dev: &DevNodes, index: u32, owner: Owner) -> Result<P
         path: path.clone(),
         source,
     };
-    // Not the device itself: to have that open is to be one of its queues.
+    // Not the device itself: opening that makes a queue of it.
     let node = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)

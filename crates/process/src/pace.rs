@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many times at once, and then once in each interval: a burst is none that goes on.
+/// So many times at once, and then once in each interval: a burst cannot last.
 #[derive(Clone, Debug)]
 pub struct Pace {
     every: Duration,
     ahead: Duration,
-    /// When all that was done would have been done, once in each interval.
+    /// When everything done so far would be done, at one in each interval.
     spent: Option<Instant>,
 }
 

@@ -33,7 +33,7 @@ pub fn choose(name: &str, nics: &[VmHybridNic]) -> Result<Vec<VmHybridNic>, Stri
             }
         },
     };
-    // One that is being deleted does as it is told no more.
+    // A NIC that is being deleted no longer follows orders.
     let stays = |nic: &VmHybridNic| nic.metadata.deletion_timestamp.is_none();
     let stay: Vec<_> = found.iter().filter(|nic| stays(nic)).cloned().collect();
     match (found.is_empty(), stay.is_empty()) {

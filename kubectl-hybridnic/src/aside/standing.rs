@@ -12,7 +12,7 @@ pub enum Standing {
     OnItsWay(String),
     /// It is where it was told to be.
     There(String),
-    /// It is not, and does not get there before somebody does something.
+    /// It is not, and does not get there until somebody does something.
     Stuck(String),
 }
 
@@ -30,8 +30,8 @@ impl Standing {
     }
 }
 
-/// Where a NIC is that was told `aside`; `generation` is that of its spec since then. What its agent has said before it heard of that
-/// says nothing.
+/// Where a NIC that was told `aside` is; `generation` is that of its spec since then. Earlier reports of its agent
+/// say nothing.
 pub fn standing(
     nic: &VmHybridNic,
     attachments: &[NicAttachment],

@@ -1,4 +1,4 @@
-//! How NICs are drawn that were told where to be. Pure; writing to a string cannot fail.
+//! How NICs that were told where to be are drawn. Pure; writing to a string cannot fail.
 
 use std::fmt::Write as _;
 

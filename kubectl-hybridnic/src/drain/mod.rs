@@ -29,7 +29,7 @@ use crate::{
     style::Tone,
 };
 
-/// How often it is tried again when the object was written by somebody else meanwhile, as its agent does often.
+/// How often to try again when another client has written the object meanwhile, as its agent often does.
 const TRIES: usize = 5;
 
 /// What is said.
@@ -44,7 +44,7 @@ pub enum Word {
     Undrain,
 }
 
-/// Tells a node, and watches it where that is asked for.
+/// Tells a node, and watches it if that is asked for.
 pub async fn run(
     cluster: &Cluster,
     name: &str,

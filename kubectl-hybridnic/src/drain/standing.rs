@@ -61,7 +61,7 @@ pub fn standing(
     }
 }
 
-/// A VF that is held by no NIC: where the kernel has groups only, the pod that has its group keeps it.
+/// A VF that no NIC holds: if the kernel has groups only, the pod that has its group keeps it.
 fn group_of_a_pod<'a>(status: &'a HybridNodeStatus, target: &Target) -> Option<&'a str> {
     let of = |pf: &&PfStatus| match target {
         Target::Pf(address) => pf.pci_address == *address,

@@ -27,7 +27,7 @@ use crate::{canvas::Canvas, cli::Format, connect::Cluster, print};
 /// Exit code after Ctrl-C, as a shell has it.
 pub const INTERRUPTED: u8 = 130;
 
-/// Creates the migration, and watches it where that is asked for.
+/// Creates the migration, and watches it if that is asked for.
 pub async fn run(
     cluster: &Cluster,
     vm: &str,
@@ -147,7 +147,7 @@ struct Follower<'a> {
     kind: &'static str,
     output: Format,
     canvas: Canvas,
-    /// The last line where there is no terminal, so that none is said twice.
+    /// The last line without a terminal, so that no line is printed twice.
     last: String,
 }
 

@@ -102,7 +102,7 @@ fn is_goodbye(event: &Event) -> bool {
     let Event::Key(key) = event else { return false };
     match key.code {
         KeyCode::Char('q') | KeyCode::Esc => true,
-        // The terminal makes no signal of it while top reads its keys.
+        // The terminal sends no signal for it while top reads its keys.
         KeyCode::Char('c' | 'd') => key.modifiers.contains(KeyModifiers::CONTROL),
         _ => false,
     }
@@ -111,7 +111,7 @@ fn is_goodbye(event: &Event) -> bool {
 fn paint(tables: &Tables) -> anyhow::Result<()> {
     let (_, height) = terminal::size()?;
     let text = frame(&view::draw(tables, print::width()), usize::from(height));
-    // Terminals that know it show nothing half drawn. Where colours are not wanted, the cursor moves all the same.
+    // Terminals that know it show nothing half drawn. The cursor moves even if colours are not wanted.
     execute!(
         io::stdout(),
         terminal::BeginSynchronizedUpdate,

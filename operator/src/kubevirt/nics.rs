@@ -20,7 +20,7 @@ use crate::events::Note;
 /// A VM, as it should be and as it runs.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
-    /// As it should be; none where somebody made its instance directly.
+    /// As it should be; none if a user made its instance directly.
     pub vm: Option<Arc<VirtualMachine>>,
     /// As it runs; none where it does not.
     pub vmi: Option<Arc<VirtualMachineInstance>>,

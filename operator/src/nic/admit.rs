@@ -28,7 +28,7 @@ impl Refusal {
     }
 }
 
-/// Whether `nic`, in a namespace with these labels, may use its network. One that is to be deleted takes no more NICs than are
+/// Whether `nic`, in a namespace with these labels, may use its network. A network that is to be deleted takes no more NICs than are
 /// `attached`.
 pub fn to_network<'a>(
     nic: &VmHybridNic,

@@ -14,7 +14,7 @@ use super::record::{CANCELLED, Next, fail, micro, stay};
 use crate::attachment::says_that_it_waits;
 use crate::pods::{self, Target};
 
-/// Waits until all is there, and writes into the status where the VM is, where it goes, and with which NICs.
+/// Waits until everything is there, and writes into the status where the VM is, where it goes, and with which NICs.
 pub fn pending(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) -> Next {
     let vm = &inputs.migration.spec.vm;
     if deleting(inputs) {
@@ -31,7 +31,7 @@ pub fn pending(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) -> Next {
         );
         return stay(reasons::PROGRESSING, message);
     }
-    // What was refused is not in the guest, and cannot keep the VM where it is.
+    // A NIC that was refused is not in the guest, and cannot keep the VM where it is.
     let nics: Vec<_> = inputs.nics.iter().filter(|nic| !is_refused(nic)).collect();
     let Some(oldest) = nics
         .iter()

@@ -73,7 +73,7 @@ impl AsyncSocket for ReadableSocket {
     }
 }
 
-/// Makes a filler of each `IFLA_VF_PORTS` that is empty, in the messages of a datagram about links.
+/// Turns each empty `IFLA_VF_PORTS` in the messages of a datagram about links into a filler.
 pub(super) fn fill_empty_ports(datagram: &mut [u8]) {
     let mut at = 0;
     while let Some((length, kind)) = message(datagram, at) {

@@ -13,7 +13,7 @@ pub struct MacAddr([u8; 6]);
 pub struct ParseMacError(pub(crate) String);
 
 impl MacAddr {
-    /// `00:00:00:00:00:00`, which drivers take for "no address set" of a VF.
+    /// `00:00:00:00:00:00`, which drivers take as "no address set" for a VF.
     pub const ZERO: Self = Self([0; 6]);
     /// `ff:ff:ff:ff:ff:ff`.
     pub const BROADCAST: Self = Self([0xff; 6]);

@@ -18,7 +18,7 @@ use crate::doctor::{
     observed::Observed,
 };
 
-/// KubeVirt is there where it is needed, is served, and is of a version that may be.
+/// KubeVirt is there if it is needed, is served, and has a supported version.
 pub fn kubevirt(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "kubevirt";
     let installed = match &observed.kubevirt.installed {
@@ -111,7 +111,7 @@ pub fn binding(observed: &Observed) -> Vec<Finding> {
     }]
 }
 
-/// Multus is there, with a definition of each network where it is named.
+/// Multus is there, with a definition of each network wherever that is named.
 pub fn definitions(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "multus";
     if served(observed).is_none() {
