@@ -42,7 +42,7 @@ where
     }
 }
 
-/// What a failure shows of an object: not who wrote which field of it.
+/// What a failure shows of an object: without the writers of its fields.
 fn seen<K: Resource + Serialize>(object: Option<K>) -> String {
     let Some(mut object) = object else {
         return "not there".into();

@@ -52,7 +52,7 @@ struct Running {
     known: Arc<OnceLock<NicAttachmentStatus>>,
     /// Seen in the list that is being received.
     listed: bool,
-    /// Its object is no more.
+    /// Its object is gone.
     gone: bool,
 }
 
@@ -80,7 +80,7 @@ pub struct Attachments<W> {
 pub struct Progress {
     /// Whether every record of the journal has its task.
     pub resumed: watch::Sender<bool>,
-    /// Whether all that should be here was heard of once.
+    /// Whether everything that should be here was heard of once.
     pub listed: watch::Sender<bool>,
 }
 

@@ -75,7 +75,7 @@ pub struct Handouts {
     dir: PathBuf,
     /// The kernel's list of locks.
     locks: PathBuf,
-    /// `None` where the kernel gives no more of them.
+    /// `None` if the kernel has no more of them.
     inotify: Option<Inotify>,
     out: Mutex<BTreeMap<PciAddress, Vec<Handout>>>,
     /// Told when one is closed.

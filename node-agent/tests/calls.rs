@@ -128,7 +128,7 @@ async fn a_call_that_hangs_outlives_its_agent_and_the_next_one_knows() {
         waited.contains("0000:01:10.0 hangs: changing its driver has not"),
         "{waited}"
     );
-    // It ends, which a thread that waits for a driver would keep it from.
+    // It ends, although a thread that waited for a driver would prevent that.
     drop(first);
 
     // However often an agent is restarted.

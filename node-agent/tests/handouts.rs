@@ -1,4 +1,4 @@
-//! A device node that is made for one descriptor: the kernel tells when nobody has that any more. Needs root.
+//! A device node that is made for one descriptor: the kernel reports when nobody has that any more. Needs root.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -256,7 +256,7 @@ async fn nothing_is_left_of_the_certificates() {
     let (at_source, at_target) = (pair.make("source", End::Source), pair.make("target", End::Target));
     let uri = pair.listen(&at_target, &at_source.ca).await;
     at_source.try_out(&pair.source, &pair.broker).await.unwrap();
-    // An agent that comes after the one that has made them.
+    // An agent after the one that has made them.
     let keys = Keys::new(pair.memory.path().join("tls"));
     let again = keys.kept("source", UID, End::Source).unwrap();
     assert!(again.ca == at_source.ca && again.has_key());

@@ -181,7 +181,7 @@ pub mod reasons {
     pub const FILE_REFUSED: &str = "FileRefused";
     /// QEMU has not written or loaded a file within the time that it was given.
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
-    /// The VM was written to a file and stays paused until it is said what becomes of it.
+    /// The VM was written to a file and stays paused until somebody says what becomes of it.
     pub const PAUSED: &str = "Paused";
     /// A VM is to be loaded from a file while it runs in a pod.
     pub const VM_RUNS: &str = "VmRuns";
@@ -273,7 +273,7 @@ impl NewCondition {
 }
 
 /// Merges `new` into `conditions`: the transition time of a condition whose status stays is kept. Its words may be QEMU's, the
-/// kernel's or a user's; as much of them as the API takes is kept, and nothing that steers a terminal.
+/// kernel's or a user's; as much of them as the API takes is kept, and nothing that controls a terminal.
 pub fn set(conditions: &mut Vec<Condition>, generation: Option<i64>, now: Timestamp, new: NewCondition) {
     let NewCondition {
         type_,

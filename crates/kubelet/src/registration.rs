@@ -37,7 +37,7 @@ pub enum State {
 enum Over {
     /// There is a new kubelet, or none any more; or it has removed our socket.
     Restarted,
-    /// The kubelet listens no more.
+    /// The kubelet no longer listens.
     HungUp,
     /// It has registered us and never asked.
     NeverAsked,

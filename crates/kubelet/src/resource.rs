@@ -11,7 +11,7 @@ const SHOWN: usize = 24;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Resource(String);
 
-/// Why a name is none of an extended resource.
+/// Why a name is not that of an extended resource.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0} is not the name of a resource: after the domain come at most 63 letters, digits, dots, dashes and underscores"

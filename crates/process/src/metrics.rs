@@ -264,7 +264,7 @@ mod tests {
         }
         assert!(
             !text.contains("network=\"a\""),
-            "what has gone is shown no more:\n{text}"
+            "what has gone is no longer shown:\n{text}"
         );
         let names: Vec<_> = registry.described().iter().map(|d| d.name.as_str()).collect();
         assert_eq!(

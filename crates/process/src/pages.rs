@@ -213,7 +213,7 @@ mod tests {
                 .collect()
         };
         assert_eq!(limits(&seen), ["250", "62", "15", "3"]);
-        // The next one begins where that ended; another kind is none of it.
+        // The next one begins where that ended; another kind is not affected.
         assert!(length(large.clone(), list).await.unwrap() <= LARGEST);
         assert_eq!(limits(&seen), ["3"]);
         let small = pages.layer(server(1000, Arc::clone(&seen)));

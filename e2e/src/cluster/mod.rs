@@ -64,7 +64,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Boots two nodes and joins them. `say` is told what happens.
+    /// Boots two nodes and joins them. `say` gets what happens.
     pub async fn start(name: &str, say: impl Fn(&str)) -> Result<Self> {
         Self::start_with(name, Kernel::Kube, MEMORY, &[], say).await
     }

@@ -131,7 +131,7 @@ impl World {
             if tokio::time::Instant::now() >= end {
                 bail!("node {number} is not as it was:\n{now}\ninstead of\n{wanted}");
             }
-            // A node tells nobody of its own of what is on it; to look costs some milliseconds.
+            // A node does not report by itself what is on it; a look costs some milliseconds.
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     }

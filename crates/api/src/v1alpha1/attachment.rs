@@ -396,7 +396,7 @@ pub enum MigrationState {
     Listening,
     /// The transfer is under way.
     Active,
-    /// Source: the VM has been handed over. Target: the VM runs here. Only the target's word is success. Save: the file is whole, and
+    /// Source: the VM has been handed over. Target: the VM runs here. Only the target's report is success. Save: the file is whole, and
     /// has its name.
     Completed,
     /// It has failed. Source: the VM is here, running or paused; `kept` says whether the target may have it as well.

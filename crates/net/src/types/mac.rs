@@ -44,7 +44,7 @@ impl MacAddr {
         self.0[0] & 0x01 == 0 && !self.is_zero()
     }
 
-    /// Whether it is a group's: one that interfaces receive besides their own. Broadcast, which all receive, is none.
+    /// Whether it is a group's: one that interfaces receive besides their own. Broadcast, which all receive, does not count.
     pub const fn is_multicast(self) -> bool {
         self.0[0] & 0x01 == 1 && !matches!(self.0, [0xff, 0xff, 0xff, 0xff, 0xff, 0xff])
     }

@@ -149,7 +149,7 @@ async fn ask(program: &Program, page: &str) -> Result<StatusCode> {
     Ok(client.get(uri).await?.status())
 }
 
-/// Nothing tells that a program is ready but itself, when it is asked.
+/// Only the program itself, when asked, tells that it is ready.
 async fn ready(program: &Program) {
     while !matches!(ask(program, "readyz").await, Ok(StatusCode::OK)) {
         sleep(Duration::from_millis(200)).await;

@@ -47,7 +47,7 @@ async fn what_is_collected_goes_by_the_collectors_own_hands() {
     let operator = Hand::account(&cluster, chart::OPERATOR, None).await;
     let agent = Hand::account(&cluster, chart::AGENT, Some("n1")).await;
 
-    // A NIC goes, and with it its attachment, in either order; the agent lets go of it as it does.
+    // A NIC and its attachment go, in either order; the agent releases it as usual.
     for (name, policy) in [
         ("back", PropagationPolicy::Background),
         ("fore", PropagationPolicy::Foreground),

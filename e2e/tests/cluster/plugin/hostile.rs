@@ -32,7 +32,7 @@ fn without_colours(text: &str) -> String {
     rest
 }
 
-/// Nobody cleans here but the plugin: all is written by an administrator, past operator and agents.
+/// Only the plugin cleans here: an administrator has written everything, without operator and agents.
 #[tokio::test]
 async fn nothing_of_the_cluster_steers_the_terminal() {
     let bench = Bench::start().await;

@@ -37,7 +37,7 @@ async fn what_goes_wrong_is_told_in_one_line() {
 
     cluster.apply(&repository("crds")).await.unwrap();
     chart::wait_for_kinds(&cluster).await.unwrap();
-    // Names that nobody has, and words that are none.
+    // Names that do not exist, and words that are not names.
     let refusal = plugin.run(&["nic", "nosuch"]).await.refusal();
     assert_eq!(
         refusal,
@@ -100,7 +100,7 @@ async fn what_goes_wrong_is_told_in_one_line() {
         "{out}"
     );
 
-    // Kubeconfigs that are none.
+    // Files that are not kubeconfigs.
     let refusal = plugin.run(&["top", "--context", "nosuch"]).await.refusal();
     assert!(
         refusal.contains("nosuch") || refusal.contains("context"),

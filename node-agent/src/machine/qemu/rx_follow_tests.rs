@@ -31,7 +31,7 @@ fn filter(device: &str, groups: &[&str]) -> Value {
     })
 }
 
-/// Tells of what would be put on a macvtap; that of b is refused.
+/// Reports what would be put on a macvtap; that of b is refused.
 struct Told(mpsc::UnboundedSender<(String, Vec<String>)>);
 
 /// Tells whether a standby rests.

@@ -179,7 +179,7 @@ mod tests {
             fix.contains("acpiphp") && fix.ends_with("to end it: kubectl -n shop delete vmim m"),
             "{fix}"
         );
-        // Later it is no more ended by its object.
+        // Later it is no longer ended by its object.
         let findings = with(&mut observed, "TargetReady", "GuestKeepsVf");
         let fix = findings[0].fix.as_deref().unwrap();
         assert!(

@@ -320,7 +320,7 @@ fn what_leaves_ends_a_qemu_that_has_nothing_of_it() {
     for run in [Run::Starting, Run::HandingOver] {
         waits(AWAY, with(at(run), PARKED), no, Out, reasons::MIGRATING);
     }
-    // That it has nothing here is not said before it is known what becomes of the VM.
+    // It does not report that it has nothing here before it is known what becomes of the VM.
     let nothing = |qemu| Seen {
         recorded: false,
         qemu,

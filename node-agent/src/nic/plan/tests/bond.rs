@@ -20,7 +20,7 @@ fn a_guest_that_bonds_gets_its_vf_without_the_standby_feature() {
     };
     does(bond, seen(plain, true, PARKED), no, Step::ConfigureVf);
     does(bond, seen(plain, true, READY), no, Step::PlugVf);
-    // A QEMU that cannot tell what its guest's driver has taken.
+    // A QEMU that does not know what its guest's driver has accepted.
     does(bond, seen(GUEST, true, READY), no, Step::PlugVf);
     does(bond, seen(boots, false, PARKED), no, Step::StandbyUp);
     waits(

@@ -16,7 +16,7 @@ pub enum Manners {
     IgnoresVf,
     /// It has no hot-plug driver: it neither sees the VF nor lets go of it.
     Blind,
-    /// Its virtio-net driver does not take the standby feature, which is no more than fair where it is to have a bond.
+    /// Its virtio-net driver does not accept the standby feature, which is right if it is to have a bond.
     NoFailover,
     /// It uses VF and standby as two interfaces, where it is to have a bond.
     TwoNics,
