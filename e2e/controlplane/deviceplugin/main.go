@@ -1,5 +1,5 @@
 // A device plugin for the lab's nodes: gives pods /dev/kvm and /dev/vhost-vsock, as a cluster that runs VMs has one
-// from elsewhere (KubeVirt's, or any generic one). It is not part of the product.
+// from elsewhere (KubeVirt's, or any generic one). It is no part of the product, which hands over nothing by it.
 //
 // Usage: deviceplugin RESOURCE DEVICE... ; runs until it is killed, or until the kubelet has restarted.
 package main
