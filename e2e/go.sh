@@ -18,7 +18,7 @@ find_go() {
   return 1
 }
 
-# `go build -v` names each package as it is compiled, and there is no blank in such a name: all else is a message.
+# `go build -v` names each package as it is compiled, and there is no blank in such a name: everything else is a message.
 packages_only() {
   local line
   while IFS= read -r line; do

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# How far something is, for whoever waits for it. Sourced.
+# Shows how far something is. Sourced.
 #
 #   ... | progress WHAT TOTAL UNIT
 #

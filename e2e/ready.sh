@@ -2,8 +2,8 @@
 # The demo's first part: builds what it needs and is not there yet, all of it at once, and says how far each thing is. Prints the
 # kernel that the demo is to run, as LAB_KERNEL takes it.
 #
-# The lab's small kernel is taken where it is there already, for the tests have built it. To build it takes as long as all the
-# rest: otherwise Debian's own is taken, if apt can get it, on which nodes and guests take some seconds longer to boot.
+# The lab's small kernel is used if it is there already, because the tests have built it. Building it takes as long as all the
+# rest, so otherwise Debian's own is used if apt can get it; on that, nodes and guests boot some seconds slower.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . e2e/progress.sh

@@ -17,7 +17,7 @@ use crate::{
     wire::{Answer, PATIENCE, Question, SOCKET, Why},
 };
 
-/// Where the agent listens, if that is another place than [`SOCKET`]. Of the environment, because the configuration is written by users.
+/// Where the agent listens, if that is another place than [`SOCKET`]. It comes from the environment, because users write the configuration.
 pub const SOCKET_VARIABLE: &str = "HYBRIDNIC_CNI_SOCKET";
 /// How long a deletion or a check may take.
 const SOON: Duration = Duration::from_secs(30);
@@ -42,7 +42,7 @@ pub fn run(variable: impl Fn(&str) -> Option<String>, input: impl Read, mut outp
         Ok(Some(result)) => (serde_json::to_string(result), ExitCode::SUCCESS),
         Err(failure) => {
             let error = ErrorResult {
-                // What the runtime did not get to say is answered in the newest.
+                // If the runtime did not name a version, the answer is in the newest.
                 cni_version: version.as_deref().unwrap_or(VERSIONS[VERSIONS.len() - 1]),
                 code: failure.code,
                 msg: &failure.message,
@@ -81,8 +81,8 @@ fn execute<F: Fn(&str) -> Option<String>>(
         "DEL" => plugin.del(),
         "CHECK" => plugin.check(),
         "STATUS" => plugin.agent_answers(),
-        // What is stale the agent knows by the kubelet and by the cluster. To a delegate of Multus, which this is, nobody says which
-        // attachments are valid (`CmdGC` of Multus 4.2), and what is not listed is no proof that it is gone.
+        // The agent learns from the kubelet and the cluster what is stale. This plugin is a delegate of Multus, which passes no list of
+        // valid attachments (`CmdGC` of Multus 4.2), and an attachment that is not listed is not proven to be gone.
         "GC" => config.check_version().map(|()| None),
         other => {
             let message = format!("CNI_COMMAND is {other:?}, which this plugin does not know");
@@ -135,7 +135,7 @@ impl<F: Fn(&str) -> Option<String>> Plugin<'_, F> {
         }
     }
 
-    /// Where there is no agent nothing is held: the interface goes with its network namespace, and the agent, when it comes, sees that
+    /// Without an agent nothing is held: the interface goes with its network namespace, and the agent, when it comes, sees that
     /// the pod has gone. A failure would keep the pod for ever once hybridnic is uninstalled.
     fn del(&self) -> Said {
         let question = Question::Del {

@@ -8,7 +8,7 @@ use crate::wire::{Attachment, Pod};
 /// The versions of the specification that this plugin speaks, the newest last.
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// Codes of errors, of the specification and two of its own.
+/// Error codes: those of the specification, and two of our own.
 pub mod codes {
     /// The configuration is of a version that the plugin does not speak.
     pub const VERSION: u32 = 1;
@@ -16,7 +16,7 @@ pub mod codes {
     pub const ENVIRONMENT: u32 = 4;
     /// A file or a socket cannot be used.
     pub const IO: u32 = 5;
-    /// What was given is no JSON, or lacks what it must have.
+    /// The input is not JSON, or lacks what it must have.
     pub const DECODE: u32 = 6;
     /// The configuration is wrong.
     pub const CONFIG: u32 = 7;
@@ -74,7 +74,7 @@ pub struct Config {
     /// The same, by the name that SR-IOV plugins know.
     #[serde(rename = "pciBusID")]
     pub pci_bus_id: Option<String>,
-    /// What a runtime says itself, to plugins that ask for it.
+    /// What a runtime adds, for plugins that ask for it.
     pub runtime_config: RuntimeConfig,
     /// What `ADD` has answered.
     pub prev_result: Option<AddResult>,
@@ -102,7 +102,7 @@ impl Config {
 
     /// The version to answer in.
     pub fn version(&self) -> &str {
-        // Configurations of before versions were written down have none.
+        // Configurations from before there were versions have none.
         self.cni_version.as_deref().unwrap_or("0.1.0")
     }
 
@@ -195,7 +195,7 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
             .ok_or_else(|| Failure::new(codes::ENVIRONMENT, format!("{name} is not set")))
     }
 
-    /// A variable that may be there; an empty one is none.
+    /// A variable that may be missing; an empty one counts as missing.
     pub fn optional(&self, name: &str) -> Option<String> {
         self.0(name).filter(|value| !value.is_empty())
     }

@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../progress.sh"
 source_tar=${LINUX_SOURCE:-/usr/src/linux-source-6.12.tar.xz}
 cache=${HYBRIDNIC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hybridnic}
-# Counted, for whoever waits; a change of the configuration need not change it.
+# Counted, to show progress; a change of the configuration need not change it.
 objects=1600
 
 [ -f "$source_tar" ] || { echo "$source_tar is missing: apt-get install linux-source-6.12" >&2; exit 1; }
@@ -43,7 +43,7 @@ if [ ! -f "$out/vmlinux" ]; then
 			echo "kernel: ${patch##*/} does not fit $source_tar and is left out" >&2
 		fi
 	done
-	# A shell of its own, for one that is asked whether it succeeded would run on after an error.
+	# A shell of its own, because one that is asked whether it succeeded would run on after an error.
 	if ! bash -euo pipefail -s -- "$here/kernel.config" 2>&1 <<-'BUILD' |
 		make tinyconfig
 		scripts/kconfig/merge_config.sh -m .config "$1"

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Checks each crate alone: with only the features that it asks for itself. In the workspace it also has those that the others
-# ask for, and what it forgot to ask for shows with whoever builds it alone, as the images do.
+# ask for, so a missing feature would show only where the crate is built alone, as for the images.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

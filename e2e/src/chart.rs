@@ -1,4 +1,4 @@
-//! The chart, and what of it the tests install where no kubelet runs its pods: kinds, roles, service accounts and the
+//! The chart, and the part of it that the tests install where no kubelet runs its pods: kinds, roles, service accounts and the
 //! admission policy. So the programs under test have the rights that the chart gives, and no others.
 
 use std::{
@@ -23,7 +23,7 @@ pub const OPERATOR_USER: &str = "system:serviceaccount:hybridnic-system:hybridni
 /// All agents, as the API server calls them.
 pub const AGENT_USER: &str = "system:serviceaccount:hybridnic-system:hybridnic-agent";
 
-/// All templates but those that make pods, or are about their ports.
+/// All templates except those that make pods, or are about their ports.
 const WITHOUT_PODS: [&str; 8] = [
     "templates/crds.yaml",
     "templates/user-roles.yaml",

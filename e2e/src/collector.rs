@@ -66,7 +66,7 @@ impl Collector {
         })
     }
 
-    /// What programs are told of it.
+    /// Its address, as programs get it.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -107,7 +107,7 @@ async fn serve(listener: TcpListener, kept: Arc<Kept>) {
         let kept = Arc::clone(&kept);
         tokio::spawn(async move {
             let service = service_fn(async |request| Ok::<_, Infallible>(take(request, &kept).await));
-            // Whoever breaks off sends its spans again or not.
+            // A client that breaks off sends its spans again or not.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;

@@ -2,7 +2,7 @@
 //!
 //! Each cluster has its own directory, certificate authority, port and etcd, so any number may run at once. The API
 //! server listens on all addresses of the host's network namespace; the lab's nodes reach it over their management
-//! network. All is gone when the [`ControlPlane`] is dropped, or when its process ends, however it ends.
+//! network. Everything is gone when the [`ControlPlane`] is dropped, or when its process ends in any way.
 
 pub mod audit;
 mod flags;
@@ -82,7 +82,7 @@ pub enum Error {
 /// How much of kube-controller-manager runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Controllers {
-    /// Nothing of it: hence no service accounts, no deletion of namespaces, no garbage collection.
+    /// None of it, so no service accounts, no deletion of namespaces, no garbage collection.
     None,
     /// What a chart relies on; the harness plays the kubelet.
     Some,
@@ -101,7 +101,7 @@ pub struct Options {
 impl Options {
     /// A cluster with its files and logs in `dir`, which is made, and must hold no other cluster.
     ///
-    /// Without more said: reachable at 127.0.0.1, no controller manager, hence no service accounts, no deletion of
+    /// By default: reachable at 127.0.0.1, no controller manager, so no service accounts, no deletion of
     /// namespaces, no garbage collection.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -135,7 +135,7 @@ impl Options {
 
 /// A running control plane.
 pub struct ControlPlane {
-    // Dropped in this order: who depends on another goes first.
+    // Dropped in this order: a process that depends on another goes first.
     scheduler: Option<Daemon>,
     controllers: Option<Daemon>,
     apiserver: Daemon,
@@ -419,7 +419,7 @@ impl ControlPlane {
             self.controllers
                 .insert(Daemon::new("kube-controller-manager", program, flags, &self.dir));
         daemon.start()?;
-        // Its first visible work, without which no pod is let in.
+        // Its first visible work, without which no pod is admitted.
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), "default");
         let made = await_condition(accounts, "default", |account: Option<&ServiceAccount>| {
             account.is_some()

@@ -40,7 +40,7 @@ pub struct Link {
 pub struct Block {
     /// The line of its opening fence, from 1.
     pub line: usize,
-    /// What the fence says: a language and, behind it, words for the tests.
+    /// What the fence says: a language and, after it, words for the tests.
     pub info: String,
     /// What is in it.
     pub text: String,

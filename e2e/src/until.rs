@@ -1,4 +1,4 @@
-//! Waiting for objects of the API to be so, by their watch.
+//! Waiting for a state of API objects, by their watch.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Resource};
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Waits until an object is so, and gives it. What it was at the deadline is in the error.
+/// Waits until an object is as `is` says, and gives it. The error shows the object at the deadline.
 pub async fn until<K>(
     api: Api<K>,
     name: &str,
@@ -42,7 +42,7 @@ where
     }
 }
 
-/// What a failure shows of an object: not who wrote which field of it.
+/// What a failure shows of an object: without the writers of its fields.
 fn seen<K: Resource + Serialize>(object: Option<K>) -> String {
     let Some(mut object) = object else {
         return "not there".into();

@@ -1,5 +1,5 @@
 //! The product as users run it: a Helm chart on a real two-node cluster, VMs in pods that kubelets start. One cluster for
-//! all of it, as making one is dear.
+//! all of it, because making one is expensive.
 
 #![allow(
     clippy::unwrap_used,
@@ -177,8 +177,8 @@ async fn first_vm(cluster: &Cluster, spec: &VmPodSpec) -> VmPod {
     spare
 }
 
-/// What each program takes of a processor while nobody asks it for anything but its probes. A figure, which proves nothing: only
-/// where release builds are tried (`HYBRIDNIC_BIN`) is it waited for.
+/// How much of a processor each program takes while it only answers its probes. This is a figure, not a proof, so
+/// it is measured only if release builds are tried (`HYBRIDNIC_BIN`).
 async fn at_rest(cluster: &Cluster) {
     const WINDOW: Duration = Duration::from_mins(2);
     if std::env::var_os("HYBRIDNIC_BIN").is_none() {
@@ -207,7 +207,7 @@ async fn at_rest(cluster: &Cluster) {
     eprintln!("figure: a node takes {ratio:.1} times as long for the same work as this machine");
 }
 
-/// CPU time that each of our programs on a node has taken, with all in its container.
+/// CPU time that each of our programs on a node has taken, with everything in its container.
 async fn cpu(cluster: &Cluster, node: usize) -> Vec<(String, Duration)> {
     // A control group counts by microseconds, a process by ticks.
     let script = "for name in agent operator; do for p in $(pidof hybridnic-$name); do \
@@ -270,7 +270,7 @@ fn nothing_lost(report: &Report, what: &str) {
     );
 }
 
-/// Something is done to the system while a VM's traffic goes on: it never notices, and is on its VF all the time.
+/// The system is changed while a VM's traffic goes on: the VM never notices, and is on its VF all the time.
 async fn undisturbed(
     cluster: &Cluster,
     vm: &VmPod,
@@ -420,7 +420,7 @@ async fn namespace_deleted(cluster: &mut Cluster) {
         .await
         .unwrap();
     clean_again(cluster, 1, &clean).await;
-    // What is not a namespace's any more is not mounted where the agent would keep it.
+    // The volumes of a namespace that is gone are not mounted where the agent would keep them.
     // The agent's broker is a process of its own, so there is more than one to look at.
     let mounted = "pids=$(pidof hybridnic-agent) && for pid in $pids; do \
                    echo \"$pid $(grep -c kubernetes.io~empty-dir/hybridnic /proc/$pid/mounts)\"; done";
@@ -447,7 +447,7 @@ async fn clean_again(cluster: &Cluster, node: usize, clean: &str) {
     }
 }
 
-/// A node is reset with a VM on it: VFs are made again, what the journal had is settled, and the VM's next pod gets its NIC.
+/// A node is reset with a VM on it: VFs are made again, the journal's records are cleared, and the VM's next pod gets its NIC.
 async fn rebooted(cluster: &mut Cluster, spec: &VmPodSpec) {
     cluster.reboot(2).await.unwrap();
     // No pod of the set boots the VM again: one of its own does.

@@ -1,4 +1,4 @@
-//! The lab holds what it promises: SR-IOV cards with all their VFs, guests that run and pair, a wire to watch.
+//! The lab keeps its promises: SR-IOV cards with all their VFs, guests that run and pair, a wire to watch.
 //!
 //! `LAB_KERNEL=debian` runs it on Debian's kernel.
 

@@ -1,4 +1,4 @@
-//! A libvirt domain and a VM as KubeVirt and other sidecars write them: whatever they say is answered, and an answer that is asked
+//! A libvirt domain and a VM as KubeVirt and other sidecars write them: any content gets an answer, and an answer that is passed in
 //! again stays as it is.
 #![no_main]
 

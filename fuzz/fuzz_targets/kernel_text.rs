@@ -4,7 +4,7 @@
 use hybridnic_net::{MacAddr, PciAddress, PciId, VlanProtocol, fuzzing};
 use libfuzzer_sys::fuzz_target;
 
-/// A text is refused, or it is what its value is written as, but for capital letters.
+/// A text is refused, or it is what its value is written as, except for capital letters.
 fn means_itself<T: std::str::FromStr<Err: std::fmt::Display> + std::fmt::Display>(text: &str) {
     match text.parse::<T>() {
         Ok(value) => assert!(value.to_string().eq_ignore_ascii_case(text), "{text:?}: {value}"),
@@ -24,7 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
     means_itself::<MacAddr>(text);
     means_itself::<PciId>(text);
     means_itself::<VlanProtocol>(text);
-    // Of a domain leading zeroes are as many as are written.
+    // A domain may have any number of leading zeroes.
     if let Ok(address) = text.parse::<PciAddress>() {
         assert_eq!(address.to_string().parse(), Ok(address));
         assert!(text.len() < "ffffffff:ff:1f.70".len());

@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     for vf in &read.vfs {
-        // What is so needs no change.
+        // What is set already needs no change.
         assert_eq!(vf.changes_to(vf), []);
         for setting in hybridnic_net::netlink::VfConfig::default().changes_to(vf) {
             let _ = setting.to_string();

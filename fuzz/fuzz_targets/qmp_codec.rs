@@ -1,4 +1,4 @@
-//! Bytes of a QMP socket to lines: in whatever pieces they come, the lines are the same, and no more is kept than may be.
+//! Bytes of a QMP socket to lines: no matter in which pieces they come, the lines are the same, and not too much is kept.
 #![no_main]
 
 use hybridnic_qmp::fuzzing::{Line, lines};

@@ -1,4 +1,4 @@
-//! A line from QEMU to a message: what is kept of QEMU's words is bounded and steers no terminal; what is written is one line.
+//! A line from QEMU to a message: what is kept of QEMU's words is bounded and controls no terminal; what is written is one line.
 #![no_main]
 
 use hybridnic_qmp::CloseReason;

@@ -1,4 +1,4 @@
-//! A session with a peer that answers what it likes: each command ends, by a value or by an error. Each line of the input answers one
+//! A session with a peer that answers anything: each command ends, with a value or an error. Each line of the input answers one
 //! command. What a guest asks its standby to receive becomes no more than a macvtap may get.
 #![no_main]
 
@@ -47,7 +47,7 @@ async fn qemu(stream: UnixStream, answers: &[u8]) {
                 None => return,
             },
         };
-        // A line that begins so is sent as it is, before the answer: an event, or what is none.
+        // A line that begins like this is sent as it is, before the answer: an event, or something else.
         let line = match value.strip_prefix(b"!") {
             Some(raw) => [
                 raw,

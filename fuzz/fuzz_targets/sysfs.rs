@@ -1,5 +1,5 @@
-//! A sysfs with anything in its files and names. One bad file hides nothing else: the PF beside is found, whatever is in the first one's
-//! files. Each line of the input is what one of them holds. The files are in memory, and slow all the same.
+//! A sysfs with anything in its files and names. One bad file hides nothing else: the other PF is found, no matter what is in the first
+//! one's files. Each line of the input is what one of them holds. The files are in memory, and still slow.
 #![no_main]
 
 use std::cell::RefCell;

@@ -1,4 +1,4 @@
-//! Text that ends on a person's terminal: nothing in it steers, and it is no longer than what takes it.
+//! Text that ends on a person's terminal: nothing in it controls the terminal, and it is not longer than allowed.
 #![no_main]
 
 use hybridnic_text::{bounded, line, steers};

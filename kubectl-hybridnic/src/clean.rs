@@ -1,7 +1,7 @@
 //! Removes what would control the terminal from everything that comes from the cluster.
 //!
-//! Names, messages and events have words of QEMU, of agents and of users in them. They are cleaned where they come in, in the answers
-//! of the API server, so that everything that is printed later is clean. Our own colours are added after that.
+//! Names, messages and events have words of QEMU, of agents and of users in them. They are cleaned on arrival, in the answers of
+//! the API server, so that everything that is printed later is clean. Our own colours are added after that.
 
 use http_body_util::BodyExt as _;
 use hybridnic_text::{HIDDEN, steers};
@@ -10,7 +10,7 @@ use hyper::{
     body::{Body, Bytes},
 };
 
-/// An answer in JSON whose texts steer nothing. Its chunks may end anywhere.
+/// An answer in JSON whose texts cannot control a terminal. Its chunks may end anywhere.
 pub fn answer<B>(answer: Response<B>) -> Response<impl Body<Data = Bytes, Error = B::Error> + Send + 'static>
 where
     B: Body<Data = Bytes> + Send + 'static,
@@ -59,8 +59,8 @@ fn length(first: u8) -> usize {
     }
 }
 
-/// What is shown in the place of a character, or of an escape for one; `None` where it stays. Ends of lines and tabs do: what is cut
-/// into lines is ours to do.
+/// What is shown in place of a character, or of an escape for one; `None` if it stays. Ends of lines and tabs stay, because
+/// we split into lines ourselves.
 fn shown(whole: &[u8]) -> Option<Vec<u8>> {
     let hidden = || Some(HIDDEN.to_string().into_bytes());
     let code = match whole {
@@ -99,7 +99,7 @@ mod tests {
         String::from_utf8(clean).unwrap()
     }
 
-    /// However it is written in JSON, and wherever it is cut.
+    /// No matter how it is written in JSON, and where it is cut.
     #[test]
     fn no_text_of_an_answer_steers_the_terminal() {
         let hostile =

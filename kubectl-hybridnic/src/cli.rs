@@ -56,7 +56,7 @@ pub enum Format {
 pub enum Command {
     /// Show networks, nodes and NICs, and redraw whenever one changes
     ///
-    /// Where standard output is no terminal, or with -o json or yaml, it prints once.
+    /// If standard output is not a terminal, or with -o json or yaml, it prints once.
     Top {
         /// Print once and end
         #[arg(long)]
@@ -90,15 +90,15 @@ pub enum Command {
     },
     /// Take a VM, or one NIC, off its VFs: the traffic runs on the standby until `fast`
     ///
-    /// For a tool that needs the VF, or to see how the standby does. The card stays in use, because the standby is on it. The VM may migrate meanwhile.
-    /// A NIC without a standby is told with --cut only.
+    /// For a tool that needs the VF, or to see how well the standby works. The card stays in use, because the standby is on it. The VM may
+    /// migrate meanwhile. A NIC without a standby needs --cut.
     Standby {
-        /// Name of a VmHybridNic, or of a VM, whose NICs all are meant; nic/NAME or vm/NAME where it is both
+        /// Name of a VmHybridNic, or of a VM for all of its NICs; nic/NAME or vm/NAME if both exist
         name: String,
         /// Keep the VF reserved for the NIC; without it, it goes back to the pool, and another NIC may get it
         #[arg(long)]
         keep_vf: bool,
-        /// NICs without a standby too: the VM has no network by them until `fast`
+        /// Also NICs without a standby: the VM has no network through them until `fast`
         #[arg(long)]
         cut: bool,
         /// Watch it to its end; the exit code is 0 only when no NIC whose VM runs is on a VF
@@ -107,7 +107,7 @@ pub enum Command {
     },
     /// Bring a VM, or one NIC, back to its VFs
     Fast {
-        /// Name of a VmHybridNic, or of a VM, whose NICs all are meant; nic/NAME or vm/NAME where it is both
+        /// Name of a VmHybridNic, or of a VM for all of its NICs; nic/NAME or vm/NAME if both exist
         name: String,
         /// Watch it to its end; the exit code is 0 only when each NIC whose VM runs is on a VF
         #[arg(short, long)]
@@ -115,13 +115,13 @@ pub enum Command {
     },
     /// Drain a PF of VFs, so that its firmware can be written or its number of VFs changed while VMs run
     ///
-    /// NICs leave its VFs, for VFs of other PFs where some are free and else for their standby, and none gets one until `undrain-pf`.
+    /// NICs leave its VFs: for VFs of other PFs where some are free, otherwise for their standby. No NIC gets one until `undrain-pf`.
     /// Firmware belongs to a card: drain each PF of it.
     #[command(override_usage = "kubectl hybridnic drain-pf [OPTIONS] <NODE> <PF|--all|--network <NETWORK>>")]
     DrainPf {
         /// Name of the node
         node: String,
-        /// What of it
+        /// What of the node
         #[command(flatten)]
         which: Which,
         /// Watch it to its end; the exit code is 0 only when no NIC holds a VF of it
@@ -135,7 +135,7 @@ pub enum Command {
     UndrainPf {
         /// Name of the node
         node: String,
-        /// What of it
+        /// What of the node
         #[command(flatten)]
         which: Which,
     },

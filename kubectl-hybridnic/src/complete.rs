@@ -48,7 +48,7 @@ pub fn script(shell: Shell) -> anyhow::Result<()> {
         Shell::Fish => generate(aot::Fish, command, name, &mut text),
         Shell::Kubectl => text.extend_from_slice(KUBECTL.as_bytes()),
     }
-    print::text(&String::from_utf8(text).context("a completion script is no text")?)
+    print::text(&String::from_utf8(text).context("a completion script is not text")?)
 }
 
 /// Prints what the last of `words` can become.

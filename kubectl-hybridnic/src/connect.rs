@@ -71,7 +71,7 @@ impl Cluster {
             .unwrap_or_else(|| config.default_namespace.clone());
         let url = config.cluster_url.to_string();
         let client =
-            client(config).map_err(|error| anyhow!("the kubeconfig is of no use: {}", root(&error)))?;
+            client(config).map_err(|error| anyhow!("the kubeconfig cannot be used: {}", root(&error)))?;
         Ok(Self {
             client,
             namespace,
@@ -159,7 +159,7 @@ async fn config(global: &Global) -> anyhow::Result<Config> {
     let kubeconfig = kubeconfig.map_err(|error| anyhow!("no way to a cluster: {}", line(&error)))?;
     Config::from_custom_kubeconfig(kubeconfig, &options)
         .await
-        .map_err(|error| anyhow!("the kubeconfig is of no use: {}", line(&error)))
+        .map_err(|error| anyhow!("the kubeconfig cannot be used: {}", line(&error)))
 }
 
 /// Refuses what cannot be an object's name, before it becomes a part of a URL.
@@ -183,7 +183,7 @@ pub fn explain_status(status: &Status) -> String {
             "the cluster does not know this kind; are hybridnic's CRDs installed? (kubectl hybridnic doctor)"
                 .to_owned()
         }
-        404 => "there is none of this name".to_owned(),
+        404 => "there is none with this name".to_owned(),
         401 => "the API server does not know you: log in again".to_owned(),
         403 => format!("not allowed: {}", line(&status.message)),
         _ if status.message.is_empty() => format!("the API server says {} {}", status.code, status.reason),
@@ -257,6 +257,6 @@ mod tests {
         let named = serde_json::from_value::<Status>(
             serde_json::json!({"code": 404, "message": "x not found", "details": {"name": "x"}}),
         );
-        assert_eq!(explain_status(&named.unwrap()), "there is none of this name");
+        assert_eq!(explain_status(&named.unwrap()), "there is none with this name");
     }
 }

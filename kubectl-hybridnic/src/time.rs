@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 
-/// How long ago, as kubectl says it: `5s`, `12m`, `3h`, `8d`. What lies ahead, by a clock that is not ours, is `0s`.
+/// How long ago, as kubectl says it: `5s`, `12m`, `3h`, `8d`. A time in the future, by another machine's clock, is `0s`.
 pub fn age(at: Timestamp, now: Timestamp) -> String {
     let seconds = now.duration_since(at).max(SignedDuration::ZERO).as_secs();
     match seconds {

@@ -6,7 +6,7 @@ use hybridnic_api::v1alpha1::MigrationPhaseTime;
 
 use crate::{style::Tone, time};
 
-/// Draws one line a phase: its name, where it lies in the whole, and its length. A phase that goes on is drawn until
+/// Draws one line for each phase: its name, its place in the whole, and its length. A phase that goes on is drawn until
 /// `now`, in another hatching.
 ///
 /// `width` is the columns of the bars alone.

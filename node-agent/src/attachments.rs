@@ -52,7 +52,7 @@ struct Running {
     known: Arc<OnceLock<NicAttachmentStatus>>,
     /// Seen in the list that is being received.
     listed: bool,
-    /// Its object is no more.
+    /// Its object is gone.
     gone: bool,
 }
 
@@ -67,10 +67,10 @@ pub struct Attachments<W> {
     host: Arc<Host>,
     sockets: Sockets,
     running: HashMap<String, Running>,
-    /// What the journal has of attachments and cannot be read, by their uid.
+    /// Records of attachments that cannot be read, by the attachment's uid.
     unreadable: HashMap<String, Unreadable>,
     vms: HashMap<String, RunningVm>,
-    /// Uids of the pods of whose VMs the journal may remember something.
+    /// Uids of the pods whose VMs the journal may remember something about.
     remembered: BTreeSet<String>,
     progress: Progress,
 }
@@ -80,7 +80,7 @@ pub struct Attachments<W> {
 pub struct Progress {
     /// Whether every record of the journal has its task.
     pub resumed: watch::Sender<bool>,
-    /// Whether all that should be here was heard of once.
+    /// Whether everything that should be here was heard of once.
     pub listed: watch::Sender<bool>,
 }
 
@@ -132,7 +132,7 @@ impl<W: Wants> Attachments<W> {
         }
     }
 
-    /// A record that cannot be read: what is held for its NIC stays as it is, and nobody gets its VF.
+    /// A record that cannot be read: what is held for its NIC stays as it is, and no NIC gets its VF.
     fn hold_back(&mut self, unreadable: Unreadable) {
         let what = format!("record {}", unreadable.uid);
         self.host
@@ -149,12 +149,12 @@ impl<W: Wants> Attachments<W> {
         self.unreadable.insert(unreadable.uid.clone(), unreadable);
     }
 
-    /// Says of an attachment that its record cannot be read, and leaves all else of its status as it was: the devices are
+    /// Reports that an attachment's record cannot be read, and leaves the rest of its status as it was: the devices are
     /// where they were.
     fn report_unreadable(&self, want: &Want, unreadable: &Unreadable) {
         let mut status = want.status.clone().unwrap_or_default();
         let message = format!(
-            "{unreadable}. Nothing is changed for this NIC until an agent that can read the record runs here. A spoilt record may be \
+            "{unreadable}. Nothing is changed for this NIC until an agent that can read the record runs here. A damaged record may be \
              given up: end the VM first, then remove the file and restart the agent. While the VM runs, a NIC whose record is gone \
              loses its network"
         );
@@ -227,7 +227,7 @@ impl<W: Wants> Attachments<W> {
             && wanted.spec.goal == Goal::Detached
             && has_left(running.said.borrow().as_ref(), wanted.generation, deleting)
         {
-            // It has left already; the reporter says so until the object is gone.
+            // It has left already; the reporter repeats that until the object is gone.
             running.listed = true;
             running.deleting.send_replace(deleting);
             return;
@@ -235,7 +235,7 @@ impl<W: Wants> Attachments<W> {
         if let Some(running) = self.running.get_mut(&uid)
             && !running.over.load(Ordering::Acquire)
         {
-            // What it has is in the journal, which the next agent reads. Begun from nothing, it would say that it has nothing.
+            // What it has is in the journal, which the next agent reads. A new task without a record would report that it has nothing.
             running.listed = true;
             return error!(
                 namespace = id.namespace,
@@ -291,7 +291,7 @@ impl<W: Wants> Attachments<W> {
     ) {
         let uid = record.uid.clone();
         let vm = self.vm(&record);
-        // At once, and not when its task has looked: a hand-over may come before that.
+        // At once, not only after its task has looked: a hand-over may come before that.
         vm.update_nic(&uid, |shown| shown.show(&record));
         let pod_uid = vm.pod_uid.clone();
         let (wanted_tx, wanted_rx) = watch::channel(wanted);
@@ -317,7 +317,7 @@ impl<W: Wants> Attachments<W> {
         let (finalizer_tx, mut finalizer_rx) = watch::channel(recorded);
         let said = status_rx.clone();
         let reporter = tokio::spawn(reporter.run(status_rx, deleting_rx, finalizer_tx));
-        // Whatever the log's level: the fields belong to errors too.
+        // At any log level, because the fields belong to errors too.
         let span = error_span!("nic", namespace, nic, node = self.host.options.node_name);
         let over = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&over);
@@ -366,14 +366,14 @@ impl<W: Wants> Attachments<W> {
     }
 
     /// Lets go of VMs that have no NIC left here. What is remembered of one stays as long as there is an attachment to its pod:
-    /// what its migration has come to may be asked again, and must not be another answer then.
+    /// the result of its migration may be asked for again, and must be the same answer then.
     fn sweep(&mut self) {
         self.running.retain(|_, r| !(r.gone && r.task.is_finished()));
         let unfinished = self.running.values().filter(|r| !r.task.is_finished());
         let used: BTreeSet<&str> = unfinished.map(|r| r.pod_uid.as_str()).collect();
         self.vms.retain(|uid, _| used.contains(uid.as_str()));
-        // Before the list was read, attachments of which there is no record any more are not known; and of a record that cannot
-        // be read nobody knows whose VM it is about.
+        // Before the list was read, attachments that no longer have a record are not known; and nobody knows
+        // which VM an unreadable record is about.
         if !*self.progress.listed.borrow() || !self.unreadable.is_empty() {
             return;
         }
@@ -398,8 +398,8 @@ impl<W: Wants> Attachments<W> {
     }
 }
 
-/// Whether a task that has ended has said that its NIC has left, of its object as it is. One from the journal may have ended
-/// before it knew of an object.
+/// Whether a task that has ended has reported that its NIC has left, about the object as it is now. A task from the journal may have
+/// ended before it knew the object.
 fn has_left(said: Option<&NicAttachmentStatus>, generation: Option<i64>, deleting: bool) -> bool {
     said.is_some_and(|said| {
         let is_current = said.observed_generation == generation;

@@ -94,7 +94,7 @@ async fn whatever_qemu_says_there_is_a_write_a_second() {
     })
     .await;
     assert!((8..=11).contains(&events), "{events}");
-    // What moves is written at once, and so is not told from a NIC that really moves: but not for long.
+    // A change of place is written at once, because it looks like a NIC that really moves: but not for long.
     let moves = writes_in_twenty_seconds(|status, tick| {
         status.path = [Path::FastPath, Path::Standby][tick as usize % 2];
     })
@@ -202,7 +202,7 @@ async fn a_nic_whose_record_cannot_be_read_keeps_what_it_has_and_says_so() {
     );
 }
 
-/// After a restart a NIC may have left before its object is seen, and of one that has left something else may be asked.
+/// After a restart a NIC may have left before its object is seen, and something else may be asked of one that has left.
 #[tokio::test]
 async fn a_nic_that_has_left_says_so_of_its_object_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
@@ -241,7 +241,7 @@ async fn a_nic_that_has_left_says_so_of_its_object_as_it_is() {
     assert!(attachments.running["a"].task.is_finished(), "it has said so");
 }
 
-/// What such a task has is in the journal: one begun from nothing would say that it has nothing.
+/// What such a task has is in the journal: a new one without a record would report that it has nothing.
 #[tokio::test]
 async fn a_nic_whose_task_has_panicked_is_not_begun_from_nothing() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What the agent needs and cannot make once it has given up its powers:
+//! What the agent needs and cannot make once it has dropped its capabilities:
 //!
 //! - a TCP socket in the network of a VM's pod, see [`crate::machine::qemu::dial`]: `setns(2)` needs `CAP_SYS_ADMIN` and `CAP_SYS_PTRACE`;
 //! - a directory in memory that is a file system of its own, see [`crate::machine::qemu::tls`]: `fsopen(2)` needs `CAP_SYS_ADMIN`. A process that gets
@@ -7,8 +7,8 @@
 //!   links receive: `setns(2)`, as above.
 //! - the root directory of a VM's pod, see [`crate::machine::qemu::state_file`]: `/proc/PID/root` needs `CAP_SYS_PTRACE`.
 //!
-//! So a small process of the same program keeps these powers. It can do these four things, for the agent alone, and reads nothing that a
-//! VM or a user has written.
+//! So a small process of the same program keeps these capabilities. It can do these four things, for the agent alone, and reads nothing
+//! that a VM or a user has written.
 
 use std::{
     fs::{self, File},
@@ -45,8 +45,8 @@ use tokio::{io::unix::AsyncFd, sync::Mutex};
 
 use crate::{machine::process::ProcessId, packets, privileges};
 
-/// What the process keeps of its powers. By a socket of rtnetlink the kernel lets nobody do what its opener may not
-/// (`netlink_ns_capable`), hence the last.
+/// The capabilities that the process keeps. The last one is needed because through an rtnetlink socket the kernel allows only what the
+/// opener of the socket may do (`netlink_ns_capable`).
 pub const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::SYS_PTRACE)
     .union(CapabilitySet::NET_ADMIN);
@@ -62,9 +62,9 @@ pub trait Broker: std::fmt::Debug + Send + Sync {
     fn netlink<'a>(&'a self, of: Pod<'a>) -> BoxFuture<'a, io::Result<OwnedFd>>;
     /// The multicast lists of a pod's links, [`LISTING`].
     fn groups<'a>(&'a self, of: Pod<'a>) -> BoxFuture<'a, io::Result<OwnedFd>>;
-    /// An empty directory in memory. It is a file system of its own, and goes with the last that has it open.
+    /// An empty directory in memory. It is a file system of its own, and goes when nobody has it open any more.
     fn memory(&self) -> BoxFuture<'_, io::Result<OwnedFd>>;
-    /// The root directory of a process, from which nothing can be read or written but by the path of something in it.
+    /// The root directory of a process. Only a path below it can be read or written with this.
     fn root<'a>(&'a self, of: &'a ProcessId) -> BoxFuture<'a, io::Result<OwnedFd>>;
 }
 
@@ -80,7 +80,7 @@ pub enum Pod<'a> {
 /// The agent's end.
 #[derive(Debug)]
 pub struct Process {
-    /// With the number of the last question: an answer that came too late, or that nobody waited for, is to another one.
+    /// With the number of the last question: an answer that came too late, or that nobody waited for, belongs to another.
     socket: Mutex<(AsyncFd<OwnedFd>, u8)>,
     id: Option<ProcessId>,
 }
@@ -161,7 +161,7 @@ const LONGEST: usize = 8;
 impl Process {
     /// Resolves when the process has ended, without which no VM is sent encrypted.
     pub async fn ended(&self) {
-        // Where there is none, it had ended before it was looked for.
+        // If there is none, it ended before it was looked for.
         if let Some(id) = &self.id {
             id.ended().await;
         }
@@ -249,14 +249,14 @@ fn within(what: u8) -> io::Result<OwnedFd> {
     }
 }
 
-/// The root directory of a process that a descriptor is of.
+/// The root directory of the process that a descriptor belongs to.
 fn root(process: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()))?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
     let pid: u32 = pid.and_then(|pid| pid.trim().parse().ok()).ok_or(Errno::ESRCH)?;
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open(format!("/proc/{pid}/root").as_str(), flags, Mode::empty())?;
-    // Asked after it was opened: it is of this process, or of one that has its pid now.
+    // Asked after it was opened: it belongs to this process, or to one that has its pid now.
     let mut polled = [PollFd::new(process, PollFlags::POLLIN)];
     if poll(&mut polled, PollTimeout::ZERO)? != 0 {
         return Err(Errno::ESRCH.into());

@@ -2,7 +2,7 @@
 //!
 //! A call runs a driver, or waits for the lock that a driver holds, and a driver may never return. Nothing can abort such a call, and a process
 //! with a thread in it does not end either: that would be the agent, and the next agent would run into the same. So the agent starts its
-//! own program once more for each call, and waits for that only as long as it likes.
+//! own program once more for each call, and can stop waiting for that process at any time.
 //!
 //! The next agent must know about a call that hangs. The call's process has a locked file as its standard input, one
 //! for each device, in a directory in memory. The kernel keeps that lock (`flock(2)`) exactly as long as the process lives, no matter what
@@ -30,7 +30,7 @@ use serde_json::Value;
 
 use crate::error::chain;
 
-/// Something that a driver has a part in, or its device's lock.
+/// Something that involves a driver, or its device's lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Call {
@@ -62,7 +62,7 @@ pub enum Call {
     },
 }
 
-/// What the kernel or a driver did not do, in a sentence.
+/// What the kernel or a driver did not do, as a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{0}")]
 pub struct Refusal(String);
@@ -74,10 +74,10 @@ pub enum CallError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// A call of an earlier agent has not returned.
-    #[error("{0} is busy: what an earlier agent has asked of it has not returned yet")]
+    #[error("{0} is busy: a call that an earlier agent made has not returned yet")]
     Earlier(PciAddress),
     /// There is no process for it, or no answer.
-    #[error("no process can ask a device")]
+    #[error("no process can be started to ask a device")]
     Process(#[from] io::Error),
 }
 
@@ -154,7 +154,7 @@ impl Caller {
         Ok(serde_json::from_value(answer?).map_err(io::Error::from)?)
     }
 
-    /// The devices of which an earlier agent's call has not returned, and for each a file that can be locked once it has.
+    /// The devices for which an earlier agent's call has not returned, and for each a file that can be locked once it has.
     pub fn earlier(&self) -> io::Result<Vec<(PciAddress, File)>> {
         let Self::Processes { locks, .. } = self else {
             return Ok(Vec::new());
@@ -181,8 +181,8 @@ impl Caller {
     }
 }
 
-/// The file that the node's agent keeps locked for as long as it lives; `None` where another agent does. Two with a journal each would know
-/// nothing of each other's VFs.
+/// The file that the node's agent keeps locked for as long as it lives; `None` where another agent does. Two agents with a journal each
+/// would not know about each other's VFs.
 pub fn only_agent(locks: &Path) -> io::Result<Option<File>> {
     lock(locks, "agent")
 }

@@ -45,14 +45,14 @@ enum Command {
         #[arg(long, default_value = "/sys")]
         sysfs: PathBuf,
     },
-    /// Run without a cluster: what is wanted comes from the files of a directory, and what becomes of it is said beside them.
+    /// Run without a cluster: read from the files of a directory what is wanted, and write its status beside them.
     Local(Box<LocalArgs>),
-    /// Show and change what an agent that runs without a cluster has, by its directory.
+    /// Show and change what an agent without a cluster has, by its directory.
     Ctl(ctl::Args),
-    /// What the agent starts itself as, for what it gives up the powers to do.
+    /// What the agent starts itself as to keep privileges that it gives up.
     #[command(hide = true)]
     Broker,
-    /// What the agent starts itself as, to ask a device what may never return.
+    /// What the agent starts itself as for a call to a device that may never return.
     #[command(hide = true)]
     Call {
         /// What to ask, as JSON.
@@ -81,7 +81,7 @@ struct LocalArgs {
     node: NodeArgs,
 }
 
-/// What an agent is told with and without a cluster.
+/// Options with and without a cluster.
 #[derive(Debug, clap::Args)]
 pub struct NodeArgs {
     /// Name of the node that this agent is on. Without a cluster the host's own is the default.
@@ -90,10 +90,10 @@ pub struct NodeArgs {
     /// Where the agent keeps its journal; it must outlast a reboot of the agent, not of the node.
     #[arg(long, default_value = "/var/lib/hybridnic/journal")]
     pub journal: PathBuf,
-    /// Where certificates of migrations lie until QEMU has them: in memory (tmpfs), and outlasting the agent's own pod.
+    /// Where certificates of migrations are kept until QEMU has them: in memory (tmpfs), and outlasting the agent's own pod.
     #[arg(long, default_value = "/run/hybridnic-agent/tls")]
     pub tls: PathBuf,
-    /// Where it is known which devices a driver has not returned from: in memory (tmpfs), and outlasting the agent's own pod.
+    /// Where the agent notes for which devices a driver's call has not returned: in memory (tmpfs), and outlasting the agent's own pod.
     #[arg(long, default_value = "/run/hybridnic-agent/calls")]
     pub calls: PathBuf,
     /// Seconds that a guest may take to let go of a device.
@@ -119,37 +119,37 @@ pub struct NodeArgs {
     pub traces: TraceOptions,
 }
 
-/// What an agent of a cluster is told besides.
+/// More options, for an agent of a cluster.
 #[derive(Debug, clap::Args)]
 pub struct ClusterArgs {
     /// Where this node's kubelet has the directories of its pods. In them are the VMs' QMP sockets:
     /// DIRECTORY/UID/volumes/kubernetes.io~empty-dir/hybridnic/qmp.sock.
     #[arg(long, default_value = names::PODS_DIR)]
     pub pods_dir: PathBuf,
-    /// This node's kubelet: pods are offered the node's VFs by its sockets DIRECTORY/device-plugins/kubelet.sock and
-    /// DIRECTORY/pod-resources/kubelet.sock. Without it none are.
+    /// This node's kubelet: the agent offers the node's VFs to pods through its sockets DIRECTORY/device-plugins/kubelet.sock and
+    /// DIRECTORY/pod-resources/kubelet.sock. Without it the agent offers none.
     #[arg(long)]
     pub kubelet_dir: Option<PathBuf>,
-    /// The uid of the pod that the agent runs in, if it runs in one: the kubelet's directory is known by it.
+    /// The uid of the pod that the agent runs in, if it runs in one: by it the agent recognizes the kubelet's directory.
     #[arg(long, env = "POD_UID")]
     pub pod_uid: Option<String>,
-    /// The namespace of that pod. With its name it tells whether the kubelet knows its pods yet.
+    /// The namespace of that pod. With its name the agent can see whether the kubelet knows its pods yet.
     #[arg(long, env = "POD_NAMESPACE")]
     pub pod_namespace: Option<String>,
     /// The name of that pod.
     #[arg(long, env = "POD_NAME")]
     pub pod_name: Option<String>,
-    /// The node's directory of CNI plugins. The agent puts its own there, and serves it. Without it no pod gets an interface by CNI, which
-    /// KubeVirt's VMs need.
+    /// The node's directory of CNI plugins. The agent puts its own there, and serves it. Without it no pod gets an interface through CNI,
+    /// which KubeVirt's VMs need.
     #[arg(long)]
     pub cni_bin_dir: Option<PathBuf>,
     /// Where the agent listens for its CNI plugin.
     #[arg(long, default_value = hybridnic_cni::wire::SOCKET)]
     pub cni_socket: PathBuf,
-    /// Serve metrics over TLS, and to those only whom the API server lets get /metrics. Needs --metrics-address.
+    /// Serve metrics over TLS, and only to users whom the API server lets get /metrics. Needs --metrics-address.
     #[arg(long, env = "HYBRIDNIC_METRICS_AUTH", requires = "metrics_address")]
     pub metrics_auth: bool,
-    /// Take only tokens that are for this audience, which are good for nothing else. Without it a token is one for the API server.
+    /// Accept only tokens for this audience, which are valid for nothing else. Without it, accept tokens for the API server.
     #[arg(long, env = "HYBRIDNIC_METRICS_AUDIENCE", requires = "metrics_auth")]
     pub metrics_audience: Option<String>,
 }
@@ -200,7 +200,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(builder.max_blocking_threads(8).enable_all().build()?)
 }
 
-/// What VFs, standbys and their guards need. Kernels that have these as modules load not all of them by themselves.
+/// What VFs, standbys and their guards need. Kernels that have these as modules do not load all of them by themselves.
 const MODULES: [&str; 8] = [
     "vfio-pci",
     "macvtap",
@@ -219,7 +219,7 @@ fn load_modules() {
             .arg(module)
             .status();
         if !loaded.is_ok_and(|s| s.success()) {
-            // Built in, or not to be had: what needs it will say so.
+            // It is built in, or missing: then what needs it reports that.
             tracing::debug!(module, "not loaded by modprobe");
         }
     }
@@ -227,7 +227,7 @@ fn load_modules() {
 
 /// Drops the capabilities that the agent does not need, and says what is left.
 fn give_up_privileges() -> anyhow::Result<()> {
-    let left = privileges::drop_unneeded().context("cannot give up what is not needed of root's powers")?;
+    let left = privileges::drop_unneeded().context("cannot drop the capabilities that are not needed")?;
     if left.missing.is_empty() {
         info!(capabilities = %left, "all others are given up");
     } else {

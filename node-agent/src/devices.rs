@@ -59,7 +59,7 @@ pub enum DeviceError {
     /// Nothing can be seen of any of them.
     #[error(transparent)]
     Discover(#[from] DiscoverError),
-    /// What the node itself does with them cannot be told.
+    /// It is not known what the node itself does with them.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// Its descriptor cannot be had.
@@ -88,7 +88,7 @@ const EARLIER: &str = "what an earlier agent has asked of it";
 
 /// How many calls are made at once: each is a process, and all NICs of a node may want one in the same moment.
 const AT_ONCE: usize = 8;
-/// A call that takes longer leaves its place to another.
+/// A call that takes longer gives its place to another.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Places for calls.
@@ -119,7 +119,7 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// The driver of a device and its override. For the driver alone ask [`Sysfs::presence`], which waits for nothing.
+    /// The driver of a device and its override. For the driver alone use [`Sysfs::presence`], which waits for nothing.
     pub async fn driver_state(&self, device: PciAddress) -> Result<DriverState, DeviceError> {
         self.ask(Call::DriverState { device }, self.deadlines.read).await
     }

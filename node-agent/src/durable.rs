@@ -1,4 +1,4 @@
-//! Files that are replaced as a whole, and are on disk when that is said.
+//! Files that are replaced as a whole, and are on disk when the call returns.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -33,7 +33,7 @@ pub fn set(dir: &Path, path: &Path, content: Option<&[u8]>) -> io::Result<()> {
         .create(true)
         .truncate(true)
         .mode(FILE_MODE)
-        // Nothing is written through a link that somebody has put there.
+        // Never writes through a link that somebody has put there.
         .custom_flags(nix::libc::O_NOFOLLOW)
         .open(&temporary)?;
     file.write_all(content)?;

@@ -30,13 +30,13 @@ impl<E: HasReason> From<E> for StepError {
 }
 
 /// Whether the API server has answered, and does not want this: the agent lacks a right, or is bound to another node. That
-/// hardly heals by itself, so a person should read of it.
+/// hardly passes by itself, so a person should see it.
 pub fn is_refusal(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_forbidden() || status.is_invalid())
 }
 
-/// As much as a status takes of a text in which the kernel or QEMU, which a guest may have taken over, has words; with nothing in it
-/// that steers a terminal.
+/// As much of a text with words of the kernel or of QEMU, which a guest may have taken over, as a status takes; without anything
+/// that controls a terminal.
 pub fn bounded(text: &str) -> String {
     limits::text(text)
 }

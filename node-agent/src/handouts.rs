@@ -46,7 +46,7 @@ use tracing::{info, warn};
 
 /// In the directory of device nodes: other file systems are often mounted `nodev`.
 const DIR: &str = "hybridnic";
-/// How the name of what is no node ends, but a mark: nodes are counted from 1.
+/// The ending of a mark's name. A mark is not a node: nodes are counted from 1.
 const MARK: &str = "0";
 
 /// A descriptor that was handed out, by its node.
@@ -75,7 +75,7 @@ pub struct Handouts {
     dir: PathBuf,
     /// The kernel's list of locks.
     locks: PathBuf,
-    /// `None` where the kernel gives no more of them.
+    /// `None` if the kernel has no more of them.
     inotify: Option<Inotify>,
     out: Mutex<BTreeMap<PciAddress, Vec<Handout>>>,
     /// Told when one is closed.
@@ -91,7 +91,9 @@ impl Handouts {
             locks: proc.join("locks"),
             dev,
             inotify: inotify
-                .inspect_err(|error| warn!(%error, "who has descriptors of VFs will not be known"))
+                .inspect_err(
+                    |error| warn!(%error, "it will not be known which processes have descriptors of VFs"),
+                )
                 .ok(),
             out: Mutex::default(),
             hardware,
@@ -111,7 +113,7 @@ impl Handouts {
         })
     }
 
-    /// The same, of whatever `make` makes there; it must not replace anything.
+    /// The same for what `make` makes there; it must not replace anything.
     pub fn open_made(&self, vf: PciAddress, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<OwnedFd> {
         let mut out = self.out();
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
@@ -143,8 +145,8 @@ impl Handouts {
         }
     }
 
-    /// Notes that a descriptor of this VF is handed out that was opened elsewhere, because [`Handouts::open`] has failed: whoever can use up
-    /// the kernel's watches must not get a VF taken for one that nobody has. The next agent is left a mark.
+    /// Notes that a descriptor of this VF is handed out that was opened elsewhere, because [`Handouts::open`] has failed: a process
+    /// that uses up the kernel's watches must not make a VF look unused. The next agent finds a mark.
     pub fn note_unwatched(&self, vf: PciAddress) {
         let node = self.dir.join(format!("{vf}.{MARK}"));
         let marked = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
@@ -166,7 +168,7 @@ impl Handouts {
             .is_some_and(|all| all.iter().any(|one| one.held == Held::Open))
     }
 
-    /// Whether there are some of which it is not known whether they are open. That is known once the VF's driver has let go of it.
+    /// Whether it is unknown for some whether they are open. That is known once the VF's driver has let go of it.
     pub fn is_unsure(&self, vf: PciAddress) -> bool {
         self.read_events();
         let out = self.out();
@@ -194,7 +196,7 @@ impl Handouts {
                 (Some(watch), Ok(true)) => (Some(watch), Held::Open),
                 (watch, Ok(_)) => (watch, Held::Untold),
                 (watch, Err(error)) => {
-                    warn!(%vf, %error, "whether a descriptor of the VF was closed is not known");
+                    warn!(%vf, %error, "it is not known whether a descriptor of the VF was closed");
                     (watch, Held::Untold)
                 }
             };
@@ -215,7 +217,7 @@ impl Handouts {
             .any(|line| line.split_whitespace().nth(5) == Some(&*file)))
     }
 
-    /// Nobody has any of this VF: its driver has let go of it, or it is there no more.
+    /// No process has a descriptor of this VF: its driver has let go of it, or it is gone.
     pub fn forget(&self, vf: PciAddress) {
         for one in self.out().remove(&vf).unwrap_or_default() {
             // The kernel does it where the node is the last of its file.
@@ -259,12 +261,12 @@ impl Handouts {
             for event in events {
                 let all = out.values_mut().flatten();
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    warn!("the kernel has not told of each descriptor that was closed");
+                    warn!("the kernel did not report every descriptor that was closed");
                     all.for_each(|one| one.held = Held::Untold);
                     news = true;
                 } else if event.mask.contains(AddWatchFlags::IN_OPEN) {
                     all.filter(|one| one.watch == Some(event.wd)).for_each(|one| {
-                        warn!(node = %one.node.display(), "a descriptor of a VF was opened once more by who has it");
+                        warn!(node = %one.node.display(), "the holder of a VF's descriptor has opened it once more");
                         one.held = Held::Untold;
                     });
                 } else if event.mask.intersects(AddWatchFlags::IN_CLOSE) {

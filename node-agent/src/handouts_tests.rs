@@ -13,7 +13,7 @@ fn agent(dir: &Path) -> Handouts {
     Handouts::new(DevNodes::new(dir), Path::new("/proc"), watch::Sender::new(0))
 }
 
-/// A plain file stands for the node: to make one needs no right.
+/// A plain file stands for the node: making one needs no capability.
 fn give(handouts: &Handouts) -> OwnedFd {
     let make = |node: &Path| File::create_new(node).map(drop);
     handouts.open_made(vf(), make).unwrap()
@@ -61,7 +61,7 @@ async fn it_is_out_until_the_last_has_closed_it_wherever_that_is() {
     let copy = taken.try_clone().unwrap();
     drop(taken);
     assert!(handouts.is_out(vf()));
-    // Whoever waits is told, and asks for nothing.
+    // A waiting task is notified, and does not have to ask.
     let mut told = handouts.hardware.subscribe();
     let run = handouts.run();
     tokio::pin!(run);
@@ -152,7 +152,7 @@ fn where_locks_cannot_be_read_nothing_is_known() {
     assert_eq!(nodes(dir.path()), 0);
 }
 
-/// As a root in a pod may: then only the VF's driver can tell.
+/// As root in a pod may: then only the VF's driver knows.
 #[test]
 fn of_one_that_was_opened_once_more_a_close_proves_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -170,7 +170,7 @@ fn of_one_that_was_opened_once_more_a_close_proves_nothing() {
     assert!(!handouts.is_unsure(vf()));
 }
 
-/// Others of the node may have used up what the kernel has of watches.
+/// Other processes of the node may have used up the kernel's watches.
 #[test]
 fn what_nothing_tells_of_is_unsure_until_the_driver_has_let_go_also_for_the_next_agent() {
     let dir = tempfile::tempdir().unwrap();
@@ -195,7 +195,7 @@ fn what_nothing_tells_of_is_unsure_until_the_driver_has_let_go_also_for_the_next
     assert_eq!(nodes(dir.path()), 0);
 }
 
-/// An agent that cannot watch what an earlier one has handed out does not take it for closed.
+/// An agent that cannot watch what an earlier one has handed out does not assume that it is closed.
 #[test]
 fn a_node_that_cannot_be_watched_is_unsure() {
     let dir = tempfile::tempdir().unwrap();

@@ -66,7 +66,7 @@ pub struct Settings {
 /// The node as the tasks reach it.
 #[derive(Debug)]
 pub struct Host {
-    /// PFs, VFs and drivers. What waits for a driver is asked by `devices`.
+    /// PFs, VFs and drivers. Calls that wait for a driver go through `devices`.
     pub sysfs: Sysfs,
     /// Device nodes.
     pub dev: DevNodes,
@@ -78,7 +78,7 @@ pub struct Host {
     pub multicast: Multicast,
     /// What we hold, on disk.
     pub journal: Journal,
-    /// Certificates of migrations that QEMU has not got yet, in memory.
+    /// Certificates of migrations that QEMU does not have yet, in memory.
     pub keys: Keys,
     /// Sandboxes of pods that have our interfaces.
     pub sandboxes: Sandboxes,
@@ -96,11 +96,11 @@ pub struct Host {
     pub macs: Macs,
     /// Held while a macvtap is put on a VLAN device, or a VLAN device is removed because nothing is on it.
     pub vlan_devices: Mutex<()>,
-    /// Where it is reported how long a migration's parts take.
+    /// Gets how long a migration's parts take.
     pub traces: Traces,
     /// Settings.
     pub options: Settings,
-    /// Counts device and link events: what was seen of the hardware may be old.
+    /// Counts device and link events: an earlier look at the hardware may be out of date.
     pub hardware: watch::Sender<u64>,
     /// What drivers have a part in.
     pub devices: Devices,
@@ -155,7 +155,7 @@ impl Host {
     /// Takes over what an earlier agent has handed out of a VF.
     pub fn take_over_handouts(&self, vf: PciAddress) {
         if let Err(error) = self.handouts.take_over(vf) {
-            warn!(%vf, %error, "who has the VF's descriptor is not known");
+            warn!(%vf, %error, "it is not known which process has the VF's descriptor");
         }
     }
 
@@ -182,12 +182,12 @@ impl Host {
             // Then the audit reports them, and somebody looks.
             Err(error) => warn!(
                 error = chain(&error),
-                "which VFs are parked for good is not known"
+                "it is not known which VFs are parked for good"
             ),
         }
     }
 
-    /// Takes over from the journal whose groups pods have.
+    /// Takes over from the journal which VFs' groups pods have.
     pub fn load_loans(&self) -> Result<(), JournalError> {
         for (vf, lent) in self.journal.loans()? {
             if let Lent::Unreadable(why) = &lent {
@@ -307,7 +307,7 @@ pub(crate) mod tests {
         Arc::new(made(dir, pfs, vfs))
     }
 
-    /// The same, to be changed yet.
+    /// The same, before it is shared.
     pub(crate) fn made(dir: &Path, pfs: u8, vfs: u8) -> Host {
         let (_, metrics) = metrics();
         std::fs::create_dir(dir.join("sys")).unwrap();

@@ -54,7 +54,7 @@ pub enum LaneError {
         "{lane} hangs: {what} has not returned{}; nothing more is asked of it until it has", within(*.deadline)
     )]
     Hung {
-        /// Who.
+        /// Which lane.
         lane: Lane,
         /// What it was asked to do.
         what: &'static str,
@@ -64,7 +64,7 @@ pub enum LaneError {
     /// Another call is under way and still has time.
     #[error("{lane} is busy: {what} has not returned yet")]
     Busy {
-        /// Who.
+        /// Which lane.
         lane: Lane,
         /// What it was asked to do.
         what: &'static str,
@@ -72,7 +72,7 @@ pub enum LaneError {
     /// There is no thread for it, or it panicked.
     #[error("{lane}: cannot {what}")]
     NoThread {
-        /// Who.
+        /// Which lane.
         lane: Lane,
         /// What it was asked to do.
         what: &'static str,
@@ -113,7 +113,7 @@ struct Inner {
     calls: Mutex<HashMap<Lane, Call>>,
     ended: watch::Sender<u64>,
     troubles: Arc<Troubles>,
-    /// Told when a device hangs, and when it can be used again.
+    /// Notified when a device hangs, and when it can be used again.
     hardware: watch::Sender<u64>,
 }
 
@@ -122,7 +122,7 @@ struct Inner {
 pub struct Lanes(Arc<Inner>);
 
 impl Lanes {
-    /// Nothing is under way. `hardware` is told when a device hangs, and when it can be used again.
+    /// Nothing is under way. `hardware` is notified when a device hangs, and when it can be used again.
     pub fn new(troubles: Arc<Troubles>, hardware: watch::Sender<u64>) -> Self {
         Self(Arc::new(Inner {
             calls: Mutex::default(),
@@ -210,7 +210,7 @@ impl Lanes {
         })
     }
 
-    /// The call that is under way; it is hung when its time is over.
+    /// The call that is under way; it counts as hung when its time is over.
     fn late(&self, lane: Lane) -> Option<Call> {
         let (call, new) = self.calls(|calls| {
             let call = calls.get_mut(&lane)?;

@@ -3,14 +3,14 @@
 //! | module | is |
 //! |---|---|
 //! | [`attachments`] | the attachments of this node, a task for each, and what they report |
-//! | [`wants`] | where it is said what should be here, and reported what has become of it |
+//! | [`wants`] | where the agent reads what should be here, and reports its status |
 //! | [`nic`] | one NIC: observe → plan → execute → report |
 //! | [`machine`] | one VM: the session with its runtime, and its migration |
 //! | [`node`] | PFs, VFs and pools: which NIC holds what, what is published |
 //! | [`offer`] | the node's devices as the kubelet offers them to pods |
 //! | [`journal`] | what is held, on disk |
 //! | [`durable`] | files that are replaced as a whole |
-//! | [`privileges`] | gives up the powers of root that the agent does not need |
+//! | [`privileges`] | drops the capabilities that the agent does not need |
 //! | [`audit`] | looks for what is not as it should be, and reports it |
 //! | [`links`] | where standbys are: in the host's network or a pod's |
 //! | [`devices`] | what involves drivers: [`calls`] in a process each, and [`lanes`], one call at a time for each device, with a deadline |

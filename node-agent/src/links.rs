@@ -162,7 +162,7 @@ pub enum Way {
 }
 
 impl Way {
-    /// The way to a standby. An error says that it is not known where that leads.
+    /// The way to a standby. An error means that it is not known where that leads.
     pub fn to(host: &Host, record: &Record, standby: &StandbyRecord) -> Result<Self, WayError> {
         if crate::nic::ids::interface(&record.spec).is_none() {
             return Ok(Self::Host(host.netlink.clone()));

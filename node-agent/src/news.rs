@@ -13,9 +13,9 @@ use tokio::time::Instant;
 const LATER: Duration = Duration::from_secs(2);
 /// For a spec that was seen and has changed nothing yet: what it leads to mostly follows at once.
 const SOON: Duration = Duration::from_millis(50);
-/// So long apart are writes that move nothing; and all of them, once the burst is spent.
+/// How far apart writes are that move nothing; and all writes, once the burst is spent.
 const APART: Duration = Duration::from_secs(1);
-/// So many writes may follow each other at once: a NIC's migration has about ten on each node.
+/// How many writes may follow each other at once: a NIC's migration has about ten on each node.
 const BURST: u32 = 30;
 
 /// What is new in a report.
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(after(&|s| s.timeline.push(entry.clone())), News::Detail);
     }
 
-    /// How many writes there are within a minute of news that come every 10 ms.
+    /// How many writes a minute of news every 10 ms makes.
     fn writes_a_minute(news: News) -> u32 {
         let begin = Instant::now();
         let (mut gate, mut writes, mut since) = (Gate::default(), 0, None);

@@ -1,4 +1,4 @@
-//! Gives up what the agent does not need of root's powers.
+//! Drops the capabilities that the agent does not need.
 //!
 //! Capabilities belong to threads, and a new thread inherits those of its creator. So this runs once, on the only
 //! thread, before the runtime and everything else that has threads.
@@ -14,7 +14,7 @@ use rustix::{
     },
 };
 
-/// What the agent needs, and what for. The chart's DaemonSet has the same list.
+/// What the agent needs, and why. The chart's DaemonSet has the same list.
 pub const NEEDED: [(CapabilitySet, &str); 6] = [
     (CapabilitySet::NET_ADMIN, "netlink: links and settings of VFs"),
     (CapabilitySet::NET_RAW, "RARP frames that say where a MAC is now"),
@@ -86,7 +86,7 @@ fn write_names(f: &mut fmt::Formatter<'_>, set: CapabilitySet) -> fmt::Result {
     Ok(())
 }
 
-/// Drops all capabilities of this thread but those in [`NEEDED`] from the bounding, permitted, effective, inheritable and
+/// Drops all capabilities of this thread except those in [`NEEDED`] from the bounding, permitted, effective, inheritable and
 /// ambient sets, and forbids it to gain new ones (`no_new_privs`).
 ///
 /// Call it after modules are loaded and before there is another thread.
@@ -97,7 +97,7 @@ pub fn drop_unneeded() -> Result<Left, Error> {
     Ok(left)
 }
 
-/// The same, of all but these; those of them that it does not have it does not get.
+/// The same with this list; it does not get any of these that it does not have.
 pub fn drop_all_but(needed: CapabilitySet) -> Result<(), Error> {
     let had = capabilities(None).map_err(failed("read the capabilities"))?;
     let kept = had.permitted & needed;
@@ -117,14 +117,14 @@ fn failed(step: &'static str) -> impl Fn(Errno) -> Error {
     move |source| Error { step, source }
 }
 
-/// Leaves nothing but `kept` in the bounding set, also of capabilities that are newer than this program.
+/// Leaves only `kept` in the bounding set, and no capability that is newer than this program.
 fn bound(kept: CapabilitySet) -> io::Result<()> {
     for number in 0..CAPABILITIES {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         match capability_is_in_bounding_set(capability) {
             Ok(true) if !kept.contains(capability) => remove_capability_from_bounding_set(capability)?,
             Ok(_) => {}
-            // The kernel has none of this number, nor of any higher.
+            // The kernel has no capability with this number or a higher one.
             Err(Errno::INVAL) => break,
             Err(error) => return Err(error),
         }

@@ -86,7 +86,7 @@ impl Agent {
         let stop = shutdown::on_signal()?;
         let options = settings(args, node_name.clone());
         let only = only_agent(&args.calls).with_context(|| format!("lock in {}", args.calls.display()))?;
-        let only = only.context("another agent runs on this host, and two would give the same VFs to two NICs: end that one first")?;
+        let only = only.context("another agent runs on this host, and two agents would give the same VFs to two NICs: end that one first")?;
         let journal = Journal::open(&args.journal)?;
         let contents = journal.load()?;
         let (registry, metrics) = metrics();
@@ -157,8 +157,8 @@ impl Agent {
         })
     }
 
-    /// Follows what is wanted, says what the node has, and does all else that needs no cluster, until it is told to stop or `besides` has
-    /// ended.
+    /// Follows what is wanted, publishes what the node has, and does everything else that needs no cluster, until it is told to stop or
+    /// `besides` has ended.
     async fn run<W: Wants>(
         self,
         wants: W,
@@ -246,7 +246,7 @@ pub async fn cluster(
     Box::pin(run).await
 }
 
-/// An agent without a cluster, by the files of a directory.
+/// An agent without a cluster, which follows the files of a directory.
 pub async fn local(dir: &Path, node: NodeArgs, logs: LogLevel, broker: Started) -> anyhow::Result<()> {
     let node_name = match &node.node_name {
         Some(name) => name.clone(),
@@ -269,7 +269,7 @@ pub async fn local(dir: &Path, node: NodeArgs, logs: LogLevel, broker: Started) 
     Box::pin(run).await
 }
 
-/// What nobody asks for any more is detached: an agent must not take over NICs of which another source of wants decides.
+/// A NIC that nobody asks for any more is detached: so an agent must not take over NICs that another source of wants decides about.
 fn check_journal(journal: &Contents, path: &Path, local: bool) -> anyhow::Result<()> {
     let other = journal
         .records
@@ -282,7 +282,7 @@ fn check_journal(journal: &Contents, path: &Path, local: bool) -> anyhow::Result
             ("without", "with")
         };
         anyhow::bail!(
-            "the journal {} has the NIC {} of an agent {of} a cluster, and this one runs {now} one: detach it there first, or say another \
+            "the journal {} has the NIC {} of an agent {of} a cluster, and this one runs {now} one: detach it there first, or name another \
              --journal",
             path.display(),
             record.nic()
@@ -310,8 +310,8 @@ fn check_pods_dir(dir: &Path, pod_uid: Option<&str>) -> anyhow::Result<()> {
     if let Some(uid) = pod_uid {
         anyhow::ensure!(
             socket::is_kubelets(dir, uid),
-            "{} is not where the kubelet has its pods: it has no directory of this one, {uid}. Which it is, the chart's value \
-             agent.kubeletDir says",
+            "{} is not where the kubelet has its pods: it has no directory of this one, {uid}. Set the chart's value agent.kubeletDir to \
+             the kubelet's --root-dir",
             dir.display()
         );
     }
@@ -332,7 +332,7 @@ async fn serve_cni(host: &Host, directory: Option<PathBuf>, socket: PathBuf) -> 
     cni::run(host, host.offers.clone(), &place).await
 }
 
-/// What is known of devices by this node's kubelet, if there is one.
+/// What this node's kubelet says about devices, if there is one.
 fn offers(args: &ClusterArgs) -> Offers {
     let own = args.pod_namespace.clone().zip(args.pod_name.clone());
     let kubelet = args.kubelet_dir.as_deref();

@@ -32,7 +32,7 @@ use crate::{
     troubles::Troubles,
 };
 
-/// How much else may happen in a directory between two looks at it.
+/// How many other events may happen in a directory between two looks at it.
 const NOISE: u32 = 64;
 
 /// The kernel's queue of events.
@@ -190,7 +190,7 @@ impl State {
             return;
         };
         match &event.name {
-            // The directory itself: it has gone, or is elsewhere.
+            // The directory itself has gone, or has moved.
             None => {
                 watched.told.notify_one();
                 self.unwatch(event.wd);
@@ -254,7 +254,7 @@ impl Followed {
         dir
     }
 
-    /// QEMU is talked to: that ends by itself, and what else happens in the directory does not matter.
+    /// There is a session with QEMU: its end shows by itself, and nothing else in the directory matters.
     pub fn rest(&mut self) {
         if let Some(watch) = self.watch.take() {
             self.sockets.unwatch(watch);
@@ -317,7 +317,7 @@ mod tests {
             let changed = self.followed.changed();
             assert!(
                 timeout(Duration::from_millis(200), changed).await.is_err(),
-                "told of nothing"
+                "nothing has changed"
             );
         }
 
@@ -418,7 +418,7 @@ mod tests {
         let volume = volume(dir.path(), UID);
         // An instance that is none.
         let no_queue = std::os::fd::OwnedFd::from(UnixListener::bind(dir.path().join("none")).unwrap());
-        // SAFETY: what it is asked for fails, which is what is tried.
+        // SAFETY: the call fails, which is what the test needs.
         let no_queue = Queue(unsafe { Inotify::from_owned_fd(no_queue) });
         // SAFETY: it owns its descriptor.
         let no_queue = unsafe { AsyncFd::register(no_queue) }.unwrap();

@@ -1,4 +1,4 @@
-//! What an agent sends to a collector of traces: what it does for a migration, and how long that takes.
+//! The traces that an agent sends to a collector: what it does for a migration, and how long that takes.
 
 use std::{borrow::Cow, time::SystemTime};
 

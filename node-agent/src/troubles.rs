@@ -74,7 +74,7 @@ impl Troubles {
     pub fn condition(&self) -> NewCondition {
         let found = self.found.borrow();
         let Some((reason, _)) = found.values().next() else {
-            return NewCondition::no(types::DEGRADED, reasons::ALL_WELL, "nothing is known to be amiss");
+            return NewCondition::no(types::DEGRADED, reasons::ALL_WELL, "nothing is known to be wrong");
         };
         let messages: Vec<&str> = found.values().map(|(_, message)| message.as_str()).collect();
         NewCondition::yes(

@@ -128,7 +128,7 @@ async fn a_call_that_hangs_outlives_its_agent_and_the_next_one_knows() {
         waited.contains("0000:01:10.0 hangs: changing its driver has not"),
         "{waited}"
     );
-    // It ends, which a thread that waits for a driver would keep it from.
+    // It ends, although a thread that waited for a driver would prevent that.
     drop(first);
 
     // However often an agent is restarted.
@@ -152,7 +152,7 @@ async fn a_call_that_hangs_outlives_its_agent_and_the_next_one_knows() {
     let other = next.devices.driver_state(vf_address(0, 2)).await.unwrap();
     assert_eq!(other.driver.as_deref(), Some("vfio-pci"));
 
-    // The driver returns: once, for nothing was asked a second time.
+    // The driver returns: once, because nothing was asked a second time.
     next.hardware.mark_unchanged();
     let written = tokio::task::spawn_blocking({
         let unbind = unbind.clone();

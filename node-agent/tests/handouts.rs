@@ -1,4 +1,4 @@
-//! A device node that is made for one descriptor: the kernel tells when nobody has that any more. Needs root.
+//! A device node that is made for one descriptor: the kernel reports when nobody has that any more. Needs root.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -33,7 +33,7 @@ fn a_device_is_out_until_its_own_node_is_closed() {
     let given: OwnedFd = handouts.open(vf, "vfio0").unwrap();
     let mut given = fs::File::from(given);
     given.read_exact(&mut [1; 8]).unwrap();
-    // Who else opens the device opens another node.
+    // Another process that opens the device opens another node.
     drop(fs::File::open(&node).unwrap());
     assert!(handouts.is_out(vf));
     let child = std::process::Command::new("sleep")

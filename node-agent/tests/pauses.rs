@@ -1,5 +1,5 @@
 //! A VM of KubeVirt stands still and runs again: what the agent does between QEMU's event and the standby. The session, the broker, and the
-//! macvtap in the network namespace of a pod are real; QEMU's words are ours. Needs root.
+//! macvtap in the network namespace of a pod are real; QEMU is scripted. Needs root.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -84,8 +84,8 @@ const ROUNDS: u32 = 5;
 const LINK: &str = "podfast";
 const NIC: &str = "nic-uid";
 
-/// The launcher's process, in a network and a control group of its own. To the kernel it is what listens on the monitor's socket; what
-/// is said there, the test says.
+/// The launcher's process, in a network and a control group of its own. For the kernel it is what listens on the monitor's socket; the
+/// test decides what is sent there.
 struct Launcher {
     pods: tempfile::TempDir,
     uid: String,
@@ -193,7 +193,7 @@ impl Broker for Counted {
     }
 }
 
-/// The agent's node: links and devices are this machine's. It has no client of an API server, so what is done here is done without one.
+/// The agent's node: links and devices are this machine's. It has no client of an API server, so what is done here needs none.
 fn host(dir: &Path, broker: Arc<Counted>) -> Host {
     let (_, metrics) = metrics();
     let troubles = Arc::new(Troubles::new(metrics.clone()));
@@ -263,7 +263,7 @@ fn vm(launcher: &Launcher, device: DeviceId) -> Vm {
     vm
 }
 
-/// Each change of the pod's macvtap: when it was told, and whether it is up.
+/// Each change of the pod's macvtap: when it was reported, and whether it is up.
 fn changes(netns: &NetNs, index: u32) -> mpsc::UnboundedReceiver<(Instant, bool)> {
     let (tell, told) = mpsc::unbounded_channel();
     let (ready, is_ready) = std::sync::mpsc::channel();

@@ -1,4 +1,4 @@
-//! What the agent does in the network namespace of a pod, by the broker. Needs root.
+//! What the agent does in the network namespace of a pod, through the broker. Needs root.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -1,8 +1,8 @@
-//! What the agent gives up of root's powers, seen from outside by what the kernel says of each of its threads, and from
-//! inside by what it still can do. Needs root.
+//! Which capabilities the agent drops, seen from outside in what the kernel says about each of its threads, and from inside
+//! in what it still can do. Needs root.
 //!
 //! It has no harness: capabilities belong to threads, and a harness has threads of its own. The program starts itself as
-//! the one that gives up.
+//! the process that drops them.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -137,7 +137,7 @@ fn parent() {
     );
 }
 
-/// Gives up, and tries in a new thread what it should be able to do and what not; then waits to be looked at.
+/// Drops them, and tries in a new thread what it should be able to do and what not; then waits to be looked at.
 fn child(socket_path: &Path, qemu: i32) {
     let left = drop_unneeded().unwrap();
     let path = socket_path.to_owned();

@@ -233,7 +233,7 @@ async fn the_right_source_gets_in_and_nobody_else() {
 async fn a_source_sends_to_nobody_but_the_target() {
     let pair = Pair::new().await;
     let (at_source, at_target) = (pair.make("source", End::Source), pair.make("target", End::Target));
-    // It listens where the target should, and takes whoever the source is.
+    // It listens where the target should, and accepts any source.
     let uri = pair.listen(&at_target, &at_source.ca).await;
     let expected = pair.make("expected", End::Target);
     pair.trust(&pair.source, &at_source, &expected.ca).await;
@@ -256,7 +256,7 @@ async fn nothing_is_left_of_the_certificates() {
     let (at_source, at_target) = (pair.make("source", End::Source), pair.make("target", End::Target));
     let uri = pair.listen(&at_target, &at_source.ca).await;
     at_source.try_out(&pair.source, &pair.broker).await.unwrap();
-    // An agent that comes after the one that has made them.
+    // An agent after the one that has made them.
     let keys = Keys::new(pair.memory.path().join("tls"));
     let again = keys.kept("source", UID, End::Source).unwrap();
     assert!(again.ca == at_source.ca && again.has_key());
@@ -309,7 +309,7 @@ async fn what_is_no_certificate_is_refused() {
     }
 }
 
-/// QEMU itself waits for whoever has connected. The VM must not.
+/// QEMU itself waits for any client that has connected. The VM must not.
 #[tokio::test]
 async fn a_target_that_is_held_up_does_not_hold_the_vm_up() {
     let pair = Pair::new().await;

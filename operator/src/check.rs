@@ -104,7 +104,7 @@ fn unrenewed(patience: Duration) -> String {
     format!("nobody has renewed it for {patience:?}: no operator leads")
 }
 
-/// Who holds the lease, once it has been renewed.
+/// The holder of the lease, once it has been renewed.
 async fn renewal(api: Api<Lease>, name: &str) -> anyhow::Result<String> {
     let mut leases = pin!(watch_object(api, name));
     let mut first = None;

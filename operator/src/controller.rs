@@ -28,12 +28,12 @@ const AFTER_CONFLICT: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
-/// So many writes of one object may follow each other at once, as those of a migration do; then there is one a second. What users
+/// How many writes of one object may follow each other at once, as those of a migration do; then there is one a second. What users
 /// and agents write leads to writes, and no client should cause more of them by writing faster.
 const BURST: u32 = 30;
 /// See [`BURST`].
 const APART: Duration = Duration::from_secs(1);
-/// Every object is looked at though nothing has changed, should a trigger be missing: a share of them this often,
+/// Every object is looked at even if nothing has changed, in case a trigger is missing: a share of them this often,
 const SAFETY_NET: Duration = Duration::from_mins(1);
 /// and all of them after so many shares.
 const SHARES: usize = 15;
@@ -241,7 +241,7 @@ mod tests {
     use crate::cache::cache;
     use crate::queue::{Places, Queue};
 
-    /// Says what it was asked to make true, and does what it is told.
+    /// Records what it was asked to make true, and answers as a test says.
     struct Obedient {
         seen: mpsc::UnboundedSender<(String, Instant)>,
         orders: Mutex<HashMap<&'static str, Vec<Result<Done, write::Error>>>>,

@@ -70,7 +70,7 @@ impl Events {
         Self(sender)
     }
 
-    /// Tells `notes` about `object`. An event that cannot be published is logged, and lost: it is a courtesy.
+    /// Publishes `notes` about `object`. An event that cannot be published is logged, and lost: nothing depends on it.
     pub fn tell<K: Object>(&self, object: &K, notes: Vec<Note>) {
         for note in notes {
             let reason = note.reason.clone();
@@ -108,7 +108,7 @@ async fn publish(recorder: &Recorder, object: &ObjectReference, note: Note) {
     }
 }
 
-/// On one line, without what would steer a reader's terminal.
+/// On one line, without what would control a reader's terminal.
 fn shortened(text: &str) -> String {
     let mut text = hybridnic_text::line(text);
     if text.len() > NOTE_MAX {

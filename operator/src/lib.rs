@@ -105,7 +105,7 @@ struct Process {
     stop: CancellationToken,
 }
 
-/// Runs the operator until a signal asks it to stop, or until it is the leader no more, which is an error.
+/// Runs the operator until a signal asks it to stop, or until it is no longer the leader, which is an error.
 async fn run(options: Options, logs: LogLevel) -> anyhow::Result<()> {
     let stop = shutdown::on_signal().context("cannot handle signals")?;
     let (registry, metrics) = metrics();
@@ -151,7 +151,7 @@ impl Process {
         tracing::info!(identity, namespace, lease, "waiting for the lease");
         // Startup is complete. A process that cannot read the lease is not ready, but restarting it would not help.
         self.probes.set_started();
-        // A standby that has read the lease is ready for what it is there for.
+        // A standby that has read the lease is ready to take over.
         let standing = || self.probes.set_ready(true);
         let mut leadership = tokio::select! {
             leadership = candidate.acquire(standing) => leadership?,

@@ -48,12 +48,12 @@ impl Reconciler for NodeReconciler {
     }
 }
 
-/// The pools of a node with these labels, by network; none where there is no such node. A network whose selector is not
+/// The pools of a node with these labels, by network; none if there is no such node. A network whose selector is not
 /// valid selects nothing, and says so in its own status.
 fn pools(networks: &[Arc<HybridNetwork>], labels: Option<&BTreeMap<String, String>>) -> Vec<NodePool> {
     let Some(labels) = labels else { return Vec::new() };
     let selected = networks.iter().filter(|network| {
-        // Also one that is to be deleted, while NICs are attached to it: they may migrate yet.
+        // Also one that is to be deleted, while NICs are attached to it: they may still migrate.
         selects(network.spec.node_selector.as_ref(), labels).unwrap_or(false)
     });
     let pool = |network: &Arc<HybridNetwork>| pool(&network.name_any(), &network.spec);

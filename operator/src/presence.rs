@@ -122,8 +122,8 @@ impl Watched for AgentPod {
     }
 }
 
-/// Whether nothing on a node can take a NIC: its kubelet does not answer, or it is said to be off. Of one that says nothing
-/// this is not known, and what its agent has published counts.
+/// Whether nothing on a node can take a NIC: its kubelet does not answer, or it is said to be off. For a node that says
+/// nothing this is not known, and what its agent has published counts.
 pub fn is_off(node: &Node) -> bool {
     let conditions = node
         .status
@@ -140,7 +140,7 @@ pub fn is_off(node: &Node) -> bool {
 pub enum Presence {
     /// It can, as far as is known.
     There,
-    /// Its agent is not there, and is waited for as long as this.
+    /// Its agent is not there, and is still waited for, this long.
     Awaited(Duration),
     /// Its agent has not been there for a while.
     NoAgent,
@@ -165,7 +165,7 @@ pub struct Agents {
 }
 
 impl Agents {
-    /// The agents whose pods are in `pods`; without `patience` nothing is known of them.
+    /// The agents whose pods are in `pods`; without `patience` nothing is known about them.
     fn new(patience: Option<Duration>, pods: Cache<AgentPod>) -> Self {
         Self {
             patience,

@@ -19,7 +19,7 @@ pub enum Urgency {
     /// Only the caller waits for it.
     #[default]
     Usual,
-    /// A migration has begun, and its VM has its VFs: what is begun is brought to its end before the next begins.
+    /// A migration has begun, and its VM has its VFs: a migration that has begun is finished before the next begins.
     Begun,
     /// A VM is without its VFs meanwhile.
     Urgent,
@@ -37,8 +37,8 @@ impl From<Stage> for Urgency {
     }
 }
 
-/// How many reconciles of a kind run at once. Nearly all of their time they wait for the API server, which answers each the later
-/// the more it is asked at once. So what is urgent finds little before it there, too.
+/// How many reconciles of a kind run at once. They wait for the API server nearly all of their time, and it answers later the
+/// more it is asked at once. So an urgent request should find few others before it there, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Places {
     /// If they are urgent.
@@ -183,7 +183,7 @@ impl Line {
         if before.is_some_and(|(before, _)| before >= urgency) {
             return;
         }
-        // One that becomes more urgent stands in two lines; the second time it is not waiting any more.
+        // An object that becomes more urgent is in two queues; the second time it is not waiting any more.
         let since = before.map_or_else(Instant::now, |(_, since)| since);
         self.waiting.insert(name.clone(), (urgency, since));
         self.of(urgency).push_back(name);

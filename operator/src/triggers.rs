@@ -18,13 +18,13 @@ use crate::queue::{Places, Queue, Urgency};
 use crate::vm::VmRef;
 use crate::world::World;
 
-/// Of the kinds of which there are many.
+/// Of the kinds that have many objects.
 const MANY: Places = Places {
     urgent: 64,
     others: 16,
     beside_urgent: 2,
 };
-/// Of the kinds of which there are few, or of which few are to be made true at once.
+/// Of the kinds that have few objects, or few of which reconcile at once.
 const FEW: Places = Places {
     urgent: 4,
     others: 4,
@@ -76,7 +76,8 @@ pub struct Triggers {
 }
 
 impl Triggers {
-    /// Asks for a reconcile of all there is: what has changed while no operator led is not known. Migrations that have begun come first.
+    /// Asks for a reconcile of everything, because it is not known what has changed while no operator led. Migrations that have begun come
+    /// first.
     pub fn everything(&self) {
         let begun = |stage: Option<Stage>| stage.is_some_and(|stage| Urgency::from(stage) > Urgency::Usual);
         for migration in self.world.migrations.select(begun) {
@@ -161,7 +162,7 @@ impl Triggers {
         self.queues.nics.add(nic, self.world.urgency(&vm));
     }
 
-    /// An attachment that its agent keeps, which may be let go of.
+    /// An attachment that its agent keeps, which may be released.
     pub fn release(&self, attachment: &NicAttachment) {
         if is_held(attachment) {
             let attachment = Name::of(attachment);

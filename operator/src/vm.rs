@@ -37,7 +37,7 @@ impl VmRef {
         }
     }
 
-    /// The VM of a NIC; none of a runtime that this version does not know.
+    /// The VM of a NIC; none if this version does not know the runtime.
     pub fn of_nic(nic: &VmHybridNic) -> Option<Self> {
         let vm = &nic.spec.vm;
         Some(Self {

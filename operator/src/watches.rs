@@ -33,8 +33,8 @@ impl Watches {
         self.some(config, |client| Api::all(client.clone()))
     }
 
-    /// The cache of a kind of another project, of which those with a label are watched where there is one; empty for good where
-    /// `on` is not so.
+    /// The cache of a kind of another project; if there is a label, only objects with it are watched. Always empty
+    /// if `on` is false.
     pub fn foreign<K: Watched>(&mut self, on: bool, label: Option<&str>) -> Cache<K> {
         if !on {
             let (cache, _) = cache::cache();
@@ -48,7 +48,7 @@ impl Watches {
         self.some(config, |client| Api::all(client.clone()))
     }
 
-    /// The cache of a kind of which a namespace's objects with some labels are watched.
+    /// The cache of a kind; only a namespace's objects with some labels are watched.
     pub fn of<K>(&mut self, namespace: &str, labels: &str) -> Cache<K>
     where
         K: Watched + Resource<Scope = NamespaceResourceScope>,
@@ -73,7 +73,7 @@ impl Watches {
         cache
     }
 
-    /// The tasks that watch, none of which ends; and what waits until every cache holds what the API server had.
+    /// The tasks that watch, none of which ends; and a wait until every cache holds what the API server had.
     pub fn begin(
         self,
         client: &Client,

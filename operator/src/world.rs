@@ -189,7 +189,7 @@ impl World {
         }
     }
 
-    /// All that want to move a VM of the qemu runtime, or do.
+    /// Everything that moves a VM of the qemu runtime, or wants to.
     pub fn claims(&self, vm: &VmRef) -> Vec<Claim> {
         let key = Key::Vm(vm.clone());
         let migrations = self.migrations.by(&key).into_iter();
@@ -201,7 +201,7 @@ impl World {
         migrations.chain(saves).chain(restores).collect()
     }
 
-    /// A restore of a VM that has not begun: where the VM's NICs are before it, they get their places in the guest from no file.
+    /// A restore of a VM that has not begun: if the VM's NICs are there before it, they do not get their places in the guest from a file.
     pub fn restore_to_come(&self, vm: &VmRef) -> Option<String> {
         if vm.runtime != Runtime::Qemu {
             return None;

@@ -73,7 +73,7 @@ pub async fn apply_status<K: Writable>(api: &Api<K>, of: &K, status: &impl Seria
     .await
 }
 
-/// Makes `spec` the spec of `of`, of which only the operator writes a field.
+/// Makes `spec` the spec of `of`, where only the operator writes a field.
 pub async fn apply_spec<K: Writable>(api: &Api<K>, of: &K, spec: &impl Serialize) -> Result<(), Error> {
     // Not applied: an empty list, applied where another manager has applied an empty spec, becomes `spec: null`, and
     // the API server refuses its own result.
@@ -97,7 +97,7 @@ pub async fn apply_object<K: Writable + Serialize>(api: &Api<K>, object: &K) -> 
     .await
 }
 
-/// Creates `object`. That there is one of its name is a conflict.
+/// Creates `object`. An existing object with its name is a conflict.
 pub async fn create<K: Writable + Serialize>(api: &Api<K>, object: &K) -> Result<(), Error> {
     let params = PostParams {
         field_manager: Some(OPERATOR_MANAGER.to_owned()),
@@ -121,7 +121,7 @@ pub async fn merge_into<K: Writable>(
     .await
 }
 
-/// Makes `finalizers` the finalizers of `of`, and leaves those alone that the cache has not kept.
+/// Makes `finalizers` the finalizers of `of`, and leaves alone those that the cache has not kept.
 pub async fn finalizers<K: Writable>(api: &Api<K>, of: &K, finalizers: &[String]) -> Result<(), Error> {
     let finalizers = if finalizers_are_cut(of.meta()) {
         // It may list these kinds, and not get one.
@@ -132,7 +132,7 @@ pub async fn finalizers<K: Writable>(api: &Api<K>, of: &K, finalizers: &[String]
     } else {
         finalizers.to_vec()
     };
-    // A list of several owners that one of them must also be able to clear for another: no case for apply.
+    // A list with several owners, where one must also be able to clear another's entries: apply cannot do that.
     let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": of.resource_version() } });
     within(
         "set the finalizers",

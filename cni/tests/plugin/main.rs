@@ -87,7 +87,7 @@ fn the_latest_sandbox_of_a_pod_has_the_interface() {
         // The runtime asks again for the same.
         node.does("ADD", "c2", Some(&second.path())).await.unwrap();
         assert!(second.has("pod1").await);
-        // The pod's network goes without a word, and nothing of ours holds it once the NIC has.
+        // The pod's network goes without notice, and nothing of ours holds it once the NIC has gone.
         drop(second);
         node.sandboxes.forget(UID, "pod1");
         node.gone().await;

@@ -242,7 +242,7 @@ impl Node {
             .unwrap()
     }
 
-    /// What the plugin says, once the pod's NIC has done its part where there is one to do.
+    /// What the plugin says, once the pod's NIC has done its part, if it has one.
     pub async fn does(&self, command: &str, container: &str, netns: Option<&Path>) -> Result<Value, Value> {
         let plugin = self.plugin(command, container, netns, &json!({}));
         let said = result(plugin);
@@ -318,7 +318,7 @@ async fn output(plugin: Child) -> Output {
     timeout(SOON, plugin.wait_with_output()).await.unwrap().unwrap()
 }
 
-/// What it has printed, by whether it says that all is well.
+/// What it has printed: a success or an error.
 pub async fn result(plugin: Child) -> Result<Value, Value> {
     let Output { status, stdout, .. } = output(plugin).await;
     let said = if stdout.is_empty() {

@@ -1,7 +1,7 @@
-//! What an API server refuses, for a program that reads objects without one: fields that nobody knows, lengths, and the rules in CEL.
+//! What an API server refuses, for a program that reads objects without one: unknown fields, lengths, and the rules in CEL.
 //!
-//! Lengths and messages are those of the schema. A rule itself is said here once more, in Rust, by its text in CEL; a test fails where
-//! the schema has one that is missing here.
+//! Lengths and messages are those of the schema. Each rule is written here once more, in Rust, found by its text in CEL; a test fails
+//! if one of the schema's is missing here.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
@@ -15,7 +15,7 @@ use crate::limits;
 pub struct Checks(JSONSchemaProps);
 
 impl Checks {
-    /// Those of the kind that is defined so.
+    /// The checks of the kind with this definition.
     pub fn of(crd: CustomResourceDefinition) -> Self {
         let version = crd.spec.versions.into_iter().next();
         let schema = version.and_then(|version| version.schema?.open_api_v3_schema);
@@ -23,7 +23,7 @@ impl Checks {
         Self(spec.unwrap_or_default())
     }
 
-    /// The same without those of a field, which the caller reads otherwise.
+    /// The same without the checks of one field, which the caller reads in another way.
     #[must_use]
     pub fn without(mut self, field: &str) -> Self {
         if let Some(properties) = &mut self.0.properties {
@@ -35,7 +35,7 @@ impl Checks {
         self
     }
 
-    /// Fields of a spec, as it was written, that nobody knows. What is misspelt would count as left out.
+    /// Unknown fields of a spec as it was written. A misspelt field would count as left out.
     pub fn unknown(&self, written: &Value) -> Vec<String> {
         let mut found = Vec::new();
         unknown(&self.0, written, "spec", &mut found);
@@ -103,7 +103,7 @@ fn broken(
             }
             if let Some(schema) = items(schema) {
                 for (n, value) in values.iter().enumerate() {
-                    // As an API server does, which does not know which one it was before.
+                    // As an API server does, because it does not know which entry it was before.
                     broken(schema, value, None, &format!("{at}[{n}]"), found);
                 }
             }

@@ -34,7 +34,7 @@ fn every_rule_of_the_schemas_is_known() {
     assert!(unknown.is_empty(), "{unknown:#?}");
 }
 
-/// What is wrong with a network that is fine but for this.
+/// What is wrong with a network that is fine except for this.
 fn wrong(change: &Value) -> Vec<String> {
     let mut spec = json!({ "uplinks": [{ "drivers": ["igb"] }] });
     for (name, value) in change.as_object().unwrap() {

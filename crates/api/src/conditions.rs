@@ -9,7 +9,7 @@ use crate::limits;
 
 /// What a condition is about.
 pub mod types {
-    /// The object is valid and allowed; what is not says why.
+    /// The object is valid and allowed; if it is not, the reason says why.
     pub const ACCEPTED: &str = "Accepted";
     /// What the object asks for is there.
     pub const READY: &str = "Ready";
@@ -53,9 +53,9 @@ pub mod reasons {
     pub const INTERFACE_UNFIT: &str = "InterfaceUnfit";
     /// A VM with hybrid NICs cannot migrate in this way.
     pub const MIGRATION_UNSUPPORTED: &str = "MigrationUnsupported";
-    /// The NIC waits until it has left the pod in which it was before.
+    /// The NIC waits until it has left its former pod.
     pub const WAITING_FOR_DETACH: &str = "WaitingForDetach";
-    /// What keeps the NIC in the pod in which it was before does not pass by itself.
+    /// What keeps the NIC in its former pod does not pass by itself.
     pub const DETACH_STUCK: &str = "DetachStuck";
     /// The NIC may be live on a node that does not answer.
     pub const NODE_UNREACHABLE: &str = "NodeUnreachable";
@@ -101,7 +101,7 @@ pub mod reasons {
     pub const SPLIT: &str = "Split";
     /// No VF of the network is free on the node that is not drained.
     pub const PF_DRAINED: &str = "PfDrained";
-    /// NICs hold VFs yet that are to be drained.
+    /// NICs still hold VFs that are to be drained.
     pub const DRAINING: &str = "Draining";
     /// No NIC holds a VF that is drained.
     pub const DRAINED: &str = "Drained";
@@ -137,29 +137,29 @@ pub mod reasons {
     pub const STANDBY_SEIZED: &str = "StandbySeized";
     /// The guest has VLANs of its own, and a PF's filter may keep them from the standby.
     pub const GUEST_VLANS_FILTERED: &str = "GuestVlansFiltered";
-    /// A trusted guest receives by further MACs, and the standby has the NIC's only.
+    /// A trusted guest receives for more MACs, and the standby has only the NIC's.
     pub const GUEST_MACS_FILTERED: &str = "GuestMacsFiltered";
     /// QEMU refused a command.
     pub const QEMU_REFUSED: &str = "QemuRefused";
     /// The VF or its PF has gone away.
     pub const VF_LOST: &str = "VfLost";
-    /// How the VF is cannot be read at the moment.
+    /// The VF's state cannot be read at the moment.
     pub const VF_UNKNOWN: &str = "VfUnknown";
     /// The PF has no link.
     pub const PF_LINK_DOWN: &str = "PfLinkDown";
     /// The agent's journal could not be written or read.
     pub const JOURNAL_FAILED: &str = "JournalFailed";
-    /// A device's driver does not return from what it was asked to do.
+    /// A call of a device's driver does not return.
     pub const DEVICE_HUNG: &str = "DeviceHung";
-    /// The kernel does not tell the agent of changes in a pod's directory.
+    /// The kernel does not report changes in a pod's directory to the agent.
     pub const SOCKETS_NOT_WATCHED: &str = "SocketsNotWatched";
     /// The CNI plugin is not on the node, or its socket is not served.
     pub const CNI_UNAVAILABLE: &str = "CniUnavailable";
-    /// The kubelet does not hear of the node's devices, or does not say which pods have which.
+    /// The kubelet does not get the node's devices, or does not say which pods have which.
     pub const KUBELET_UNREACHABLE: &str = "KubeletUnreachable";
     /// Devices of a network cannot be offered to the kubelet.
     pub const NOT_OFFERED: &str = "NotOffered";
-    /// Nothing of the node is known to be amiss.
+    /// Nothing is known to be wrong with the node.
     pub const ALL_WELL: &str = "AllWell";
     /// Something else on the node uses the VF.
     pub const VF_IN_USE: &str = "VfInUse";
@@ -181,7 +181,7 @@ pub mod reasons {
     pub const FILE_REFUSED: &str = "FileRefused";
     /// QEMU has not written or loaded a file within the time that it was given.
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
-    /// The VM was written to a file and stays paused until it is said what becomes of it.
+    /// The VM was written to a file and stays paused until somebody says what becomes of it.
     pub const PAUSED: &str = "Paused";
     /// A VM is to be loaded from a file while it runs in a pod.
     pub const VM_RUNS: &str = "VmRuns";
@@ -207,7 +207,7 @@ pub mod reasons {
     pub const TARGET_OCCUPIED: &str = "TargetOccupied";
     /// The source has handed the VM over, and the target has not said that it has it.
     pub const TARGET_SILENT: &str = "TargetSilent";
-    /// KubeVirt is done with a migration, and an end has not said what it has come to: where the VM is, is not proven.
+    /// KubeVirt is done with a migration, and an end has not reported how it ended: it is not proven where the VM is.
     pub const ARRIVAL_UNPROVEN: &str = "ArrivalUnproven";
     /// The source has handed the VM over, the target cannot say whether it ran it, and a person has to decide.
     pub const NEEDS_DECISION: &str = "NeedsDecision";
@@ -227,7 +227,7 @@ pub mod reasons {
     pub const DISCOVERED: &str = "Discovered";
 }
 
-/// A condition before it is merged into a list: what is true now, without the time since when.
+/// A condition before it is merged into a list: what is true now, without the time of its last change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewCondition {
     /// One of [`types`].
@@ -261,7 +261,7 @@ impl NewCondition {
         }
     }
 
-    /// A condition of which nothing is known yet.
+    /// A condition about which nothing is known yet.
     pub fn unknown(type_: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             type_,
@@ -273,7 +273,7 @@ impl NewCondition {
 }
 
 /// Merges `new` into `conditions`: the transition time of a condition whose status stays is kept. Its words may be QEMU's, the
-/// kernel's or a user's; as much of them as the API takes is kept, and nothing that steers a terminal.
+/// kernel's or a user's; as much of them as the API takes is kept, and nothing that controls a terminal.
 pub fn set(conditions: &mut Vec<Condition>, generation: Option<i64>, now: Timestamp, new: NewCondition) {
     let NewCondition {
         type_,

@@ -45,9 +45,9 @@ pub const FEATURES: usize = 64;
 /// Requirements of a selector of labels, and values of one of them.
 pub const SELECTOR: usize = 64;
 
-/// A label's key: a prefix, a stroke and a name.
+/// A label's key: a prefix, a slash and a name.
 const KEY: usize = NAME + 1 + LABEL;
-/// A time, with as many digits as anybody has.
+/// A time, with as many digits as anybody writes.
 const TIME: usize = 64;
 
 /// A word as the API takes it.
@@ -82,7 +82,7 @@ pub(crate) fn time(generator: &mut SchemaGenerator) -> Schema {
     limited::<MicroTime>(generator, "maxLength", TIME)
 }
 
-/// The schema of a time that need not be.
+/// The schema of an optional time.
 pub(crate) fn maybe_time(generator: &mut SchemaGenerator) -> Schema {
     limited::<Option<MicroTime>>(generator, "maxLength", TIME)
 }
@@ -107,7 +107,7 @@ pub(crate) fn conditions(generator: &mut SchemaGenerator) -> Schema {
     schema
 }
 
-/// The schema of a selector of labels that need not be.
+/// The schema of an optional label selector.
 pub(crate) fn selector(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = generator.subschema_for::<Option<LabelSelector>>();
     let requirement = "/properties/matchExpressions/items/properties";

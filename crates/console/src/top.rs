@@ -144,7 +144,7 @@ impl Tables {
     }
 }
 
-/// Errors in one line. All fail for one reason more often than not, and then it is said once.
+/// Errors in one line. Mostly all fail for one reason, and then it is printed once.
 pub fn together(errors: &[String]) -> String {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for error in errors {

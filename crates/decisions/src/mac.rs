@@ -27,7 +27,7 @@ const BLOCK: u64 = 1 << 24;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(u64);
 
-/// The text is no MAC address: six hexadecimal pairs with colons.
+/// The text is not a MAC address: six hexadecimal pairs with colons.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a MAC address; write six hexadecimal pairs with colons, as in \"02:00:00:00:00:01\"")]
 pub struct BadMac(pub String);
@@ -62,7 +62,7 @@ impl fmt::Display for Mac {
     }
 }
 
-/// Whose addresses no NIC gets, whatever its network allows: what begins so, up to the bit, and what that is.
+/// Addresses that no NIC gets, no matter what its network allows: the prefix, its length in bits, and what it is.
 const RESERVED: [(u64, u32, &str); 7] = [
     (
         0x0600_0000_0000,
@@ -77,7 +77,7 @@ const RESERVED: [(u64, u32, &str); 7] = [
     (0x0007_b400_0000, 32, "a virtual router's (GLBP)"),
 ];
 
-/// Why no NIC gets an address, and the last address of which the same is true.
+/// Why no NIC gets an address, and the last address to which the same applies.
 fn reserved(mac: Mac) -> Option<(&'static str, u64)> {
     if mac.0 & GROUP != 0 {
         return Some(("a group's", mac.0 | (GROUP - 1)));
@@ -162,7 +162,7 @@ pub fn hash(parts: &[&str]) -> u64 {
 pub enum Error {
     /// Another NIC has it.
     #[error(
-        "{mac} belongs to {owner}, and is one NIC's in the whole cluster; delete one of the two, or choose another address"
+        "{mac} belongs to {owner}, and a MAC belongs to one NIC in the whole cluster; delete one of the two, or choose another address"
     )]
     Conflict {
         /// The address.
@@ -226,7 +226,7 @@ pub struct Rules {
     pub range: Range,
     /// Which ones may be asked for.
     pub macs: MacPolicy,
-    /// Whose NICs they are, a hash of the cluster or the host: two of them with one range seldom choose the same for NICs of one name.
+    /// A hash of the cluster or the host: two of them with the same range seldom choose the same address for NICs with the same name.
     pub whose: u64,
 }
 
@@ -252,7 +252,7 @@ impl Rules {
 pub struct Given {
     /// The address.
     pub mac: Mac,
-    /// Why it would not get it now: it keeps it because it is live.
+    /// Why it would not get it now: it keeps the address because it is live.
     pub kept: Option<Error>,
 }
 
@@ -266,8 +266,8 @@ pub struct Lookup<'a> {
     pub is_unread: &'a dyn Fn(Mac) -> bool,
 }
 
-/// The address of `nic`; a generated one when it asks for none. The answer is noted in `handed_out`. A NIC that is `live` by its
-/// address keeps it, whatever the rules are now.
+/// The address of `nic`; a generated one when it asks for none. The answer is noted in `handed_out`. A NIC that is `live` with its address
+/// keeps it, no matter what the rules are now.
 pub fn assign(
     nic: &VmHybridNic,
     rules: Rules,

@@ -38,7 +38,7 @@ fn holders(nics: &[VmHybridNic]) -> impl Fn(Mac) -> Vec<Arc<VmHybridNic>> {
     }
 }
 
-/// The network's own range, of which anything may be asked for.
+/// The network's own range: any address of it may be asked for.
 fn rules() -> Rules {
     Rules {
         range: Range::of_network("cluster", "net"),
@@ -47,7 +47,7 @@ fn rules() -> Rules {
     }
 }
 
-/// What a NIC gets that is not live, where these NICs and no cards are.
+/// What a NIC that is not live gets, beside these NICs and no cards.
 fn given(
     nic: &VmHybridNic,
     rules: Rules,
@@ -135,7 +135,7 @@ fn conflicts() {
             refused(nic_at("o", 4, Some(A), Some(A))),
             false,
         ),
-        // Asking alone takes nothing from other networks' NICs; to have it does.
+        // Asking alone takes nothing from other networks' NICs; having it does.
         (
             "older of another network",
             on("other", nic_at("o", 4, Some(A), None)),
@@ -309,7 +309,7 @@ fn a_live_nic_keeps_its_address_and_says_so() {
         Err(Error::NotGenerated),
         "another was live"
     );
-    // So does one whose namesake on another network was let in once; on its own network there was no such time.
+    // So does a NIC whose namesake on another network once had it; on its own network that never was.
     let mut other = nic_at("o", 4, Some(A), Some(A));
     let within = of(true, &me, rules(), std::slice::from_ref(&other));
     assert!(matches!(within, Err(Error::Conflict { .. })), "{within:?}");
@@ -324,7 +324,7 @@ fn what_was_handed_out_is_taken_though_the_cache_does_not_show_it() {
     let (first, me) = (nic_at("first", 9, Some(A), None), nic_at("me", 5, Some(A), None));
     let mut handed_out = HandedOut::default();
     given(&first, rules(), std::slice::from_ref(&first), &mut handed_out).unwrap();
-    // The older one comes to be known only now; the address is live already.
+    // The older one becomes known only now; the address is live already.
     let got = given(&me, rules(), &[first.clone(), me.clone()], &mut handed_out);
     assert!(matches!(got, Err(Error::Conflict { .. })));
     handed_out.settle(&first);
@@ -344,7 +344,7 @@ fn a_generated_address_stays_and_comes_again() {
     assert!(handed_out.0.is_empty());
     let again = given(&me, rules(), &[], &mut HandedOut::default()).unwrap();
     assert_eq!(again, mac, "after the status was lost");
-    // Not what somebody has, or asks for who may, or what is a card's.
+    // Not an address that another NIC has, or may ask for, or a card's.
     let asked = nic_at("o", 4, Some(&mac.to_string()), None);
     assert_ne!(
         given(
@@ -399,7 +399,7 @@ fn a_full_range_is_said_to_be_full() {
     assert_eq!(got.len(), 3);
     let last = given(&nic_at("n3", 3, None, None), rules, &[], &mut handed_out);
     assert_eq!(last, Err(Error::Exhausted));
-    // One that is all the parked VFs' is full at once, and not counted through.
+    // A range that belongs to parked VFs only is full at once, without counting through it.
     let parked = Range::parse(&MacRange {
         from: "06:00:00:00:00:00".into(),
         to: "07:ff:ff:ff:ff:ff".into(),
@@ -520,7 +520,7 @@ fn the_address_of_a_nic_that_cannot_be_read_is_nobody_elses() {
     assert_ne!(assigned(&me, Some(generated)).unwrap(), generated);
     me.spec.mac = Some(generated.to_string());
     assert_eq!(assigned(&me, Some(generated)), Err(Error::Unread(generated)));
-    // Who has it already: both cannot be told apart, and a live NIC does not lose its address.
+    // A NIC that has it already keeps it: the two cannot be told apart, and a live NIC does not lose its address.
     me.status.get_or_insert_default().mac = Some(generated.to_string());
     assert_eq!(assigned(&me, Some(generated)), Ok(generated));
 }

@@ -31,7 +31,7 @@ pub fn is_current(attachment: &NicAttachment) -> bool {
     observed.is_some() && observed == attachment.metadata.generation
 }
 
-/// Whether it says that the NIC is not there yet, and waits for this reason.
+/// Whether it reports that the NIC is not there yet, and waits for this reason.
 pub fn waits_for(attachment: &NicAttachment, reason: &str) -> bool {
     let status = attachment.status.as_ref();
     let ready = status.and_then(|status| conditions::find(&status.conditions, types::READY));

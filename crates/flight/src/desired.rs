@@ -24,8 +24,8 @@
 //!
 //! A VM that goes to a file or comes from one has only one end: [`crate::moves::file`].
 //!
-//! A NIC that is told to stay on its standby has the same goals, as these tell an agent where its VM may run. `aside` beside the goal says
-//! that the NIC does not leave its standby.
+//! A NIC that is told to stay on its standby has the same goals, because these tell an agent where its VM may run. `aside` beside the goal
+//! says that the NIC does not leave its standby.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ pub struct Inputs<'a> {
 
 /// The specs of the attachments that should be; all others should go.
 pub fn desired_attachments(inputs: &Inputs<'_>) -> Vec<NicAttachmentSpec> {
-    // The VM of a runtime that this version does not know is nowhere.
+    // A VM whose runtime this version does not know is nowhere.
     let Some(vm) = inputs.nic.spec.vm.attached() else {
         return Vec::new();
     };
@@ -197,15 +197,15 @@ fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
             Rollback::Arrived | Rollback::Contested | Rollback::Cancelling => {
                 ((Goal::Standby, Some(Cancel)), receive)
             }
-            // The source was told to run the VM on, and may run it though its pod is gone.
+            // The source was told to run the VM on, and may run it although its pod is gone.
             Rollback::Revoking if ends.resuming => ((Goal::Standby, Some(Cancel)), revoke),
-            // What has come whole is the only one left, and is started.
+            // A VM that has arrived completely is the only one left, and is started.
             Rollback::Revoking => ((Goal::Standby, Some(Cancel)), (Goal::Detached, Some(Listen))),
             Rollback::Undecided | Rollback::NeverRan => ((Goal::Standby, Some(Cancel)), revoke),
             Rollback::Resuming => ((Goal::Standby, Some(Resume)), revoke),
             Rollback::Stopped => ((Goal::FastPath, Some(Cancel)), revoke),
         },
-        // It decides about no NIC any more; the caller has made a mistake, which must not cost a VM its VF.
+        // It no longer decides about any NIC; the caller has made a mistake, which must not cost a VM its VF.
         Stage::Over(Outcome::Failed | Outcome::Cancelled) => ((Goal::FastPath, None), (Goal::Detached, None)),
         Stage::Over(Outcome::Succeeded) => ((Goal::Detached, None), (Goal::FastPath, None)),
     }
@@ -214,7 +214,7 @@ fn goals(stage: Stage, driver: &Driver, ends: &Ends) -> (Wish, Wish) {
 /// As [`goals`], where KubeVirt drives the move.
 fn theirs(stage: Stage, open: bool, ends: &Ends) -> (Wish, Wish) {
     let watch = |goal| (goal, Some(MigrationStep::Watch));
-    // What the source has said before may be of before its VM left: it is asked once more, now that KubeVirt has given up.
+    // The source's earlier report may be from before its VM left: it is asked once more, now that KubeVirt has given up.
     let asked = (Goal::Standby, Some(MigrationStep::Cancel));
     match stage {
         Stage::Preparing => (watch(Goal::FastPath), watch(Goal::Reserved)),
@@ -223,7 +223,7 @@ fn theirs(stage: Stage, open: bool, ends: &Ends) -> (Wish, Wish) {
         Stage::Arrived => (watch(Goal::Detached), watch(Goal::FastPath)),
         Stage::Returning => match ends.rollback() {
             Rollback::Stopped => ((Goal::FastPath, None), watch(Goal::Detached)),
-            // A pod that has no link has no VM, and gets none any more.
+            // A pod that has no link has no VM, and will not get one.
             _ if !open || ends.target_gone || ends.never_ran() => (asked, watch(Goal::Detached)),
             _ => (asked, watch(Goal::Standby)),
         },
@@ -270,7 +270,7 @@ fn one(
         goal,
         aside: nic.spec.aside(),
         no_free_vf: nic.spec.no_free_vf,
-        // A device that exists has it, and a migration's target must have what its source has.
+        // An existing device has it, and a migration's target must have what its source has.
         standby: attached.map_or(nic.spec.standby, |spec| spec.standby),
         pairing: attached.map_or(nic.spec.pairing, |spec| spec.pairing),
         port_instance_id: nic.spec.port_instance_id.clone(),

@@ -289,14 +289,14 @@ fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
         (said(None, Some(Listening)), wait, receive),
         (said(Some(Active), Some(Active)), wait, receive),
         (gone(said(Some(Active), Some(Active))), wait, receive),
-        // The target's word that it ran is the last, whatever else is said.
+        // The target's report that it ran decides, no matter what else is reported.
         (said(Some(Completed), Some(Completed)), wait, receive),
         (said(Some(Cancelled), Some(Completed)), wait, receive),
         (said(Some(Failed), Some(Completed)), wait, receive),
         (gone(said(Some(Completed), Some(Completed))), wait, receive),
         (gone(said(Some(Completed), Some(Ended))), wait, receive),
         (gone(said(Some(Failed), Some(Ended))), wait, receive),
-        // No word is none, whatever has become of the pod.
+        // No report means unknown, no matter what has become of the pod.
         (said(Some(Completed), Some(Active)), wait, revoke),
         (said(Some(Failed), Some(Active)), wait, revoke),
         (gone(said(Some(Completed), Some(Active))), wait, revoke),
@@ -309,7 +309,7 @@ fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
             wait,
             last,
         ),
-        // The source's word that it never let go.
+        // The source's report that it never let go.
         (
             said(Some(Cancelled), Some(Active)),
             (Goal::FastPath, Cancel),
@@ -320,7 +320,7 @@ fn a_rollback_gives_the_vf_back_only_when_the_vm_is_known_to_be_there() {
             (Goal::FastPath, Cancel),
             revoke,
         ),
-        // A person's word, where there is none of the ends.
+        // A person's decision, if there is no report of the ends.
         (
             decided(gone(said(Some(Completed), None)), Decision::ResumeSource),
             wait,
@@ -444,14 +444,14 @@ fn the_source_runs_on_once_the_status_says_so_and_then_whatever_is_heard() {
         ..ends
     };
     let cases = [
-        // The target's word that it never ran, before the migration's status says what follows, and after.
+        // The target's report that it never ran, before the migration's status says what follows, and after.
         (said(Some(Completed), Some(Failed)), wait, revoke),
         (told(said(Some(Completed), Some(Failed))), resume, revoke),
         (said(Some(Completed), Some(Lost)), wait, revoke),
         (told(said(Some(Completed), Some(Lost))), resume, revoke),
         (said(Some(Failed), Some(Lost)), wait, revoke),
         (told(said(Some(Failed), Some(Lost))), resume, revoke),
-        // It stands, whatever is heard of either end until the source has done so.
+        // It stands, no matter what either end reports, until the source has done it.
         (told(said(None, Some(Lost))), resume, revoke),
         (told(said(None, Some(Ended))), resume, revoke),
         (told(said(Some(Active), None)), resume, revoke),
@@ -462,7 +462,7 @@ fn the_source_runs_on_once_the_status_says_so_and_then_whatever_is_heard() {
             (Goal::FastPath, Cancel),
             revoke,
         ),
-        // Its pod may be gone, and it runs all the same.
+        // Its pod may be gone, and it still runs.
         (
             told(Ends {
                 source_gone: true,
@@ -471,7 +471,7 @@ fn the_source_runs_on_once_the_status_says_so_and_then_whatever_is_heard() {
             wait,
             revoke,
         ),
-        // Who was told to give up is not told to listen again.
+        // A target that was told to give up is not told to listen again.
         (given_up(said(None, Some(Listening))), wait, revoke),
         (given_up(said(Some(Completed), Some(Completed))), wait, receive),
     ];

@@ -70,7 +70,7 @@ pub fn address(pod: &Pod) -> Option<&str> {
 }
 
 /// The address to which `source` may send a VM's memory: the first that is of a family of its own. Pods of a dual-stack cluster have
-/// one of each, and need not have them in one order. Else why there is none: a kubelet says what it likes of its pods.
+/// one of each, and need not have them in one order. Otherwise why there is none: a kubelet may report any address for its pods.
 pub fn address_from<'a>(
     source: &Pod,
     target: &'a Pod,
@@ -117,7 +117,7 @@ fn unfit(ip: &str, of_nodes: &BTreeSet<IpAddr>) -> Option<&'static str> {
     } else if ip.is_multicast() || broadcast {
         Some("a multicast or broadcast address")
     } else if of_nodes.contains(&ip) {
-        Some("an address of a node: a pod in the host's network can be no migration's target")
+        Some("an address of a node: a pod in the host's network cannot be a migration's target")
     } else {
         None
     }
@@ -146,7 +146,7 @@ pub fn alive<'a>(pods: &'a [Arc<Pod>], uid: &str) -> Option<&'a Arc<Pod>> {
 }
 
 /// The pod in which the VM runs: the one it is known to run in as long as that lives, else the oldest that runs, else the
-/// oldest that may yet. The oldest, because a pod that waits for the VM to migrate comes after the one it comes from.
+/// oldest that still may. The oldest, because a pod that waits for the VM to migrate is younger than the one that it comes from.
 pub fn active<'a>(known: Option<&ObjectRef>, pods: &'a [Arc<Pod>]) -> Option<&'a Arc<Pod>> {
     if let Some(pod) = known.and_then(|known| alive(pods, &known.uid)) {
         return Some(pod);
@@ -182,15 +182,15 @@ pub fn missing(vm: &str, pods: &[Arc<Pod>]) -> String {
 pub enum Target<'a> {
     /// Nowhere yet.
     None,
-    /// There. Whether QEMU waits for the VM in it, its node's agent says before anything is sent.
+    /// To this pod. Before anything is sent, its node's agent reports whether QEMU waits for the VM in it.
     Pod(&'a Arc<Pod>),
-    /// To any of these, by what is known: somebody has to say.
+    /// To any of these, as far as is known: a person has to say which.
     Several(Vec<&'a Arc<Pod>>),
 }
 
 /// The pod to which the VM can migrate: the one that is asked for; else, of those that run and are not the source, the only one,
-/// or the only one of which an agent says that its QEMU waits for a VM (`waits`). Ones on nodes that are away count only where
-/// there are no others: they may be back in time. Never the youngest, or the like: the maker of the last pod would get the VM.
+/// or the only one whose QEMU waits for a VM, as an agent reports (`waits`). Pods on nodes that are away count only if there are no others:
+/// they may be back in time. It is never the youngest, or the like, because then the user who made the last pod would get the VM.
 pub fn target<'a>(
     asked: Option<&str>,
     source: &str,
@@ -315,7 +315,7 @@ mod tests {
             ))
         };
         let several = |names: &[&str]| Err(names.iter().map(ToString::to_string).collect());
-        // By an agent's word, or where there is no choice; never by age.
+        // As an agent reports, or if there is no choice; never by age.
         assert_eq!(choose(None, &uid(0), &pods[..2], &[]), Ok("b".to_owned()));
         assert_eq!(choose(None, &uid(0), &pods, &[]), several(&["b", "c"]));
         assert_eq!(choose(None, &uid(0), &pods, &["b"]), Ok("b".to_owned()));

@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// What the kubelet takes for a device that may be given away.
+/// The word for a device that may be given away.
 pub(crate) const HEALTHY: &str = "Healthy";
 pub(crate) const UNHEALTHY: &str = "Unhealthy";
 
@@ -32,7 +32,7 @@ pub(crate) const UNHEALTHY: &str = "Unhealthy";
 pub struct Device {
     /// Its id, at most 63 octets.
     pub id: String,
-    /// Whether it may be given to a container. One that a container has and that is not healthy keeps that from starting again.
+    /// Whether it may be given to a container. If a container has an unhealthy device, that keeps it from starting again.
     pub healthy: bool,
     /// The NUMA node that it is near.
     pub numa_node: Option<u16>,

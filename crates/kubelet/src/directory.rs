@@ -20,7 +20,7 @@ use tracing::warn;
 
 /// The kubelet's own socket.
 pub const KUBELET: &str = "kubelet.sock";
-/// How often it is looked at where the kernel watches nothing.
+/// How often to look if the kernel provides no watch.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Which file a name was when it was looked at.

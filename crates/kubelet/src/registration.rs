@@ -28,7 +28,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 pub enum State {
     /// The kubelet does not know its devices, and why.
     Unknown(String),
-    /// The kubelet has asked for its devices and hears of each change.
+    /// The kubelet has asked for its devices and gets each change.
     Registered,
 }
 
@@ -37,7 +37,7 @@ pub enum State {
 enum Over {
     /// There is a new kubelet, or none any more; or it has removed our socket.
     Restarted,
-    /// The kubelet listens no more.
+    /// The kubelet no longer listens.
     HungUp,
     /// It has registered us and never asked.
     NeverAsked,
@@ -68,7 +68,7 @@ pub async fn keep(
         let was = state.borrow().clone();
         let why = match over {
             Ok(over) => {
-                info!(%resource, ?over, "the kubelet does not hear of the devices any more; they are registered again");
+                info!(%resource, ?over, "the kubelet no longer gets the devices; they are registered again");
                 match over {
                     Over::Restarted => "the kubelet has been restarted",
                     Over::HungUp => "the kubelet has hung up",

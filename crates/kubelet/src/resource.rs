@@ -4,17 +4,17 @@ use std::fmt;
 
 /// The longest name of an extended resource without its domain.
 const LONGEST: usize = 63;
-/// So much of the name is in the socket's: the kubelet's directory may have a long path, and a socket's path has 107 octets.
+/// How much of the name is in the socket's name: the kubelet's directory may have a long path, and a socket's path has 107 octets.
 const SHOWN: usize = 24;
 
 /// An extended resource that the kubelet takes: `domain/name`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Resource(String);
 
-/// Why a name is none of an extended resource.
+/// Why a name is not that of an extended resource.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0} is no name of a resource of the kubelet's: after the domain at most 63 letters, digits, dots, dashes and underscores"
+    "{0} is not the name of a resource: after the domain come at most 63 letters, digits, dots, dashes and underscores"
 )]
 pub struct BadName(String);
 

@@ -101,7 +101,7 @@ async fn the_kubelet_hears_of_devices_and_gives_them_to_pods() {
     assert_eq!(nodes, ["/dev/b"]);
     offered.plugin.0.send_replace(devices(&["a", "b", "c"]));
     hears(&kubelet, &["a", "b", "c"]).await;
-    // What the plugin refuses is given to nobody, and its words are the pod's.
+    // What the plugin refuses is given to nobody, and its message becomes the pod's.
     let error = kubelet.admit("ns", "two", RESOURCE, 2).await.unwrap_err();
     assert!(error.contains("c is broken"), "{error}");
     kubelet.run("ns", "three");
@@ -174,7 +174,7 @@ async fn a_registration_that_is_refused_or_dropped_is_tried_again() {
     let refused = |state: &State| matches!(state, State::Unknown(why) if why.contains("not now"));
     soon(offered.state.wait_for(refused)).await.unwrap();
     hears(&kubelet, &["a"]).await;
-    // Our own socket comes and goes with each try, and that is no new kubelet.
+    // Our own socket comes and goes with each try, and that is not a new kubelet.
     assert!(
         began.elapsed() > Duration::from_millis(1500),
         "after {:?}",

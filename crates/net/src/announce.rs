@@ -45,7 +45,8 @@ impl Tag {
 }
 
 /// Sends a broadcast RARP request with that source address from a link, the frame that QEMU also announces a guest
-/// with: switches learn the address, and no host takes it for more. The link must be up. With a tag the switches learn it in that VLAN.
+/// with: switches learn the address, and no host takes it for anything else. The link must be up. With a tag the switches learn it in that
+/// VLAN.
 ///
 /// Needs `CAP_NET_RAW` in the calling thread's network namespace. Does not block: `EAGAIN` or `ENOBUFS` mean that the
 /// link's queue is full, `ENETDOWN` that the link is down.
@@ -56,7 +57,7 @@ pub fn send_rarp(ifindex: u32, mac: MacAddr, tag: Option<Tag>) -> io::Result<()>
     let address = link_address(ifindex, tag.map_or(ETH_P_RARP, Tag::ether_type))?;
     let length = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
     let frame = rarp(mac, tag);
-    // SAFETY: both buffers live through the call and are as long as is said.
+    // SAFETY: both buffers live through the call and have the lengths that are passed.
     let sent = unsafe {
         libc::sendto(
             socket.as_raw_fd(),

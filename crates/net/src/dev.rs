@@ -23,7 +23,7 @@ pub enum VfioUse {
     Free,
     /// Somebody does.
     InUse,
-    /// The group has no node, so it cannot be told: the kernel has no vfio groups, or the function is not with vfio.
+    /// The group has no node, so this is unknown: the kernel has no vfio groups, or the function is not with vfio.
     Unknown,
 }
 
@@ -134,7 +134,7 @@ impl DevNodes {
     }
 }
 
-/// Opens a node for reading and writing. A node that nothing stands behind is as good as none.
+/// Opens a node for reading and writing. A node without a device behind it counts as none.
 fn open(path: PathBuf) -> Result<Option<OwnedFd>, OpenError> {
     match OpenOptions::new()
         .read(true)

@@ -34,7 +34,7 @@ pub enum MulticastError {
     #[error("no answer from the kernel within {DEADLINE:?}: {0}")]
     Timeout(String),
     /// The thread that asks the kernel is gone.
-    #[error("nobody asks the kernel any more: {0}")]
+    #[error("the thread that asks the kernel has ended: {0}")]
     Closed(String),
     /// The kernel said no.
     #[error("the kernel refused to {operation}")]
@@ -132,10 +132,10 @@ impl Multicast {
         .await
     }
 
-    /// Takes addresses off a link's list and adds others. One that is there, or not there, already is no error.
+    /// Takes addresses off a link's list and adds others. It is no error if an address is there, or not there, already.
     ///
-    /// What is taken off a macvtap's list may go on to pass until the list's next change: macvlan makes its filter before
-    /// the list is clean. So what is added comes last.
+    /// An address that is taken off a macvtap's list may still pass until the list's next change: macvlan makes its filter before
+    /// the list is clean. So additions come last.
     pub async fn change(
         &self,
         index: u32,

@@ -27,9 +27,9 @@ impl PartialEq for NetNs {
 impl Eq for NetNs {}
 
 impl NetNs {
-    /// Takes a descriptor of a network namespace; one of anything else is refused.
+    /// Takes a descriptor of a network namespace; any other is refused.
     pub fn of(namespace: OwnedFd) -> io::Result<Self> {
-        // SAFETY: the descriptor is open, and NS_GET_NSTYPE takes no argument; what is no namespace refuses it.
+        // SAFETY: the descriptor is open, and NS_GET_NSTYPE takes no argument; anything else than a namespace refuses it.
         let kind = unsafe { ioctl::kind(namespace.as_raw_fd()) };
         match kind {
             Ok(libc::CLONE_NEWNET) => {
@@ -42,7 +42,7 @@ impl NetNs {
             }
             _ => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the descriptor is of no network namespace",
+                "the descriptor is not a network namespace's",
             )),
         }
     }
@@ -59,7 +59,7 @@ impl NetNs {
 
     /// The one that a socket was opened in. Needs `CAP_NET_ADMIN` there.
     pub fn of_socket(socket: BorrowedFd<'_>) -> io::Result<Self> {
-        // SAFETY: the descriptor is open, and SIOCGSKNS takes no argument; what is no socket refuses it.
+        // SAFETY: the descriptor is open, and SIOCGSKNS takes no argument; anything else than a socket refuses it.
         let namespace = unsafe { ioctl::of_socket(socket.as_raw_fd()) }?;
         // SAFETY: the kernel has just made it for us, and nobody else has it.
         Self::of(unsafe { OwnedFd::from_raw_fd(namespace) })

@@ -53,7 +53,7 @@ pub enum NodeError {
         source: Option<io::Error>,
     },
     /// There is a macvtap with that index, in whatever network namespace.
-    #[error("a macvtap with the index {0} is in another network namespace yet")]
+    #[error("a macvtap with the index {0} is still in another network namespace")]
     Taken(u32),
     /// What is in the node's place cannot be removed.
     #[error("cannot remove {}, which is in the way of the macvtap's device", path.display())]
@@ -136,7 +136,7 @@ pub fn give(sysfs: &Sysfs, dev: &DevNodes, index: u32, owner: Owner) -> Result<P
         path: path.clone(),
         source,
     };
-    // Not the device itself: to have that open is to be one of its queues.
+    // Not the device itself: opening that makes a queue of it.
     let node = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)

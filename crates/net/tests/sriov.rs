@@ -138,7 +138,7 @@ fn settings_read_back_and_go_back() {
         }
         let set = read().await;
         assert_eq!(set, expected);
-        // Whoever else watches hears of it.
+        // Other watchers hear of it.
         let heard = async {
             while let Some(event) = events.next().await {
                 if matches!(event, LinkEvent::Changed(link) if link.index == ifindex(&pf)) {

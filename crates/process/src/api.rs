@@ -22,11 +22,11 @@ use crate::pages::Pages;
 
 /// How long a connection may take to be made, TLS included.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long the API server lets a watch live, in seconds; kube gives one up that is silent for 5 s longer. By that, a server
-/// that is gone without a word, behind a peer that still acknowledges, is noticed within a minute.
+/// How long the API server lets a watch live, in seconds; kube gives one up that is silent for 5 s longer. So a server that
+/// has gone without closing, behind a peer that still acknowledges, is noticed within a minute.
 const WATCH: u32 = 50;
-/// Objects of one page of a list. kube's streamed lists may begin with what a cache of the API server held some time ago; who
-/// begins must begin with what is there.
+/// Objects of one page of a list. kube's streamed lists may begin with an old cache of the API server; a program that starts
+/// must begin with the present state.
 const PAGE: u32 = 250;
 /// How long nothing may come in answer to a request; longer than a watch may be silent.
 const SILENCE: Duration = Duration::from_secs(70);
@@ -78,7 +78,7 @@ impl Default for Patience {
     }
 }
 
-/// A client for this API server. As kube's own, which asks no peer whether it is still there.
+/// A client for this API server. Like kube's own, except that kube's does not check whether the peer is still there.
 pub fn connect(config: Config, requests: &Requests, patience: Patience) -> Result<Client, kube::Error> {
     if let Some(proxy) = config.proxy_url {
         return Err(kube::Error::ProxyProtocolDisabled {

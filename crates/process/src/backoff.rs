@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// Pauses that double up to a cap, each longer by a random part of itself: those that failed at one moment, as all agents do
-/// when the API server goes away, do not come back at one moment.
+/// Pauses that double up to a cap, each longer by a random part of itself. So clients that failed at the same moment, as all agents
+/// do when the API server goes away, do not return at the same moment.
 #[derive(Debug)]
 pub struct Backoff {
     builder: ExponentialBuilder,

@@ -32,7 +32,7 @@ impl Default for Deadlines {
 
 impl Deadlines {
     fn of(&self, request: &Request<Body>) -> Duration {
-        // A name or not: nobody gets one object in such numbers that a minute hurts.
+        // With or without a name: nobody requests single objects so often that a minute hurts.
         if *request.method() == Method::GET {
             self.list
         } else {

@@ -22,7 +22,7 @@ use crate::{api, watch::follow};
 const REQUEST_DEADLINE: Duration = Duration::from_secs(3);
 
 /// The times of an election. The defaults are those of Kubernetes' own controllers, except for the pause: each renewal wakes all
-/// who stand by, and is most of what an operator at rest does.
+/// that stand by, and is most of what an operator at rest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// How long a lease is held after its last renewal. Whole seconds.
@@ -223,8 +223,8 @@ pub struct Leadership {
 }
 
 impl Leadership {
-    /// Renews the lease for as long as it is polled; comes back when this process is the leader no more. It must end
-    /// then: what it has begun cannot be called back in any other way.
+    /// Renews the lease for as long as it is polled; returns when this process is no longer the leader. It must end then,
+    /// because what it has begun cannot be called back in any other way.
     pub async fn lost(&mut self) -> Error {
         loop {
             sleep_until(self.renewed + self.candidate.timing.renew_every).await;

@@ -118,7 +118,7 @@ impl Registry {
         }
         let mut text = String::new();
         if text::encode(&mut text, &self.inner).is_err() {
-            // Nothing is better than half, which would read as counters that have gone.
+            // No metrics are better than half of them, which would look like counters that have gone.
             tracing::error!("the metrics could not be written");
             return "# EOF\n".to_owned();
         }
@@ -191,7 +191,7 @@ impl<const N: usize> Gauge<N> {
             .set(number);
     }
 
-    /// Makes these all there are: what is not among them is shown no more.
+    /// Sets all values: others are no longer shown.
     pub fn replace<'a>(&self, all: impl IntoIterator<Item = ([&'a str; N], i64)>) {
         self.family.clear();
         for (values, number) in all {
@@ -264,7 +264,7 @@ mod tests {
         }
         assert!(
             !text.contains("network=\"a\""),
-            "what has gone is shown no more:\n{text}"
+            "what has gone is no longer shown:\n{text}"
         );
         let names: Vec<_> = registry.described().iter().map(|d| d.name.as_str()).collect();
         assert_eq!(

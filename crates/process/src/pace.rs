@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many times at once, and then once in each interval: a burst is none that goes on.
+/// So many times at once, and then once in each interval: a burst cannot last.
 #[derive(Clone, Debug)]
 pub struct Pace {
     every: Duration,
     ahead: Duration,
-    /// When all that was done would have been done, once in each interval.
+    /// When everything done so far would be done, at one in each interval.
     spent: Option<Instant>,
 }
 
@@ -61,7 +61,7 @@ mod tests {
         }
         assert_eq!(now, start + 5 * second);
         assert!(!pace.is_rested(now));
-        // Who rests may do it as often again.
+        // After a rest it may happen as often again.
         now += 3 * second;
         assert!(pace.is_rested(now));
         for _ in 0..3 {

@@ -19,13 +19,13 @@ use tower::{BoxError, Layer, Service};
 
 /// The most of a page that is taken, in octets: some of the largest objects that there can be, and thousands of usual ones.
 const LARGEST: usize = 8 << 20;
-/// After a page that was too long each has only one of so many of its objects.
+/// After a page that was too long, each page has only this part of its objects.
 const FEWER: u32 = 4;
 
 /// Bounds the pages of lists. Clones share what they have learnt.
 #[derive(Clone, Debug, Default)]
 pub struct Pages {
-    /// Of paths whose pages were too long: how many objects a page may have.
+    /// For paths whose pages were too long: how many objects a page may have.
     limits: Arc<Mutex<HashMap<String, u32>>>,
 }
 
@@ -56,10 +56,10 @@ impl Pages {
     }
 }
 
-/// What is answered: as it comes, or a page that was read.
+/// The answer: as it comes, or a page that was read.
 type Answer = UnsyncBoxBody<Bytes, BoxError>;
 
-/// How many objects a list is asked for; `None` where it is no list, or one without pages.
+/// How many objects a list is asked for; `None` if it is not a list, or one without pages.
 fn asked(method: &Method, uri: &Uri) -> Option<u32> {
     let mut pairs = uri.query().filter(|_| method == Method::GET)?.split('&');
     pairs.find_map(|pair| pair.strip_prefix("limit="))?.parse().ok()
@@ -213,7 +213,7 @@ mod tests {
                 .collect()
         };
         assert_eq!(limits(&seen), ["250", "62", "15", "3"]);
-        // The next one begins where that ended; another kind is none of it.
+        // The next one begins where that ended; another kind is not affected.
         assert!(length(large.clone(), list).await.unwrap() <= LARGEST);
         assert_eq!(limits(&seen), ["3"]);
         let small = pages.layer(server(1000, Arc::clone(&seen)));

@@ -54,7 +54,7 @@ pub fn probes() -> (Probes, Heart) {
 }
 
 impl Probes {
-    /// The process has started. It stays so.
+    /// The process has started. This is never taken back.
     pub fn set_started(&self) {
         self.0.started.store(true, Ordering::Relaxed);
     }
@@ -106,7 +106,7 @@ impl Heart {
     pub async fn beat(&mut self) -> Infallible {
         loop {
             match self.0.recv().await {
-                // Who asked may have gone.
+                // The caller may have gone.
                 Some(answer) => drop(answer.send(())),
                 None => std::future::pending().await,
             }

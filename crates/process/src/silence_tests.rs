@@ -1,4 +1,4 @@
-//! API servers that accept a connection and fall silent, without a word of their kernel. Time stands still but for the waits, so
+//! API servers that accept a connection and fall silent, without a reply of their kernel. Time stands still except for the waits, so
 //! that the deadlines are the real ones.
 
 use std::net::SocketAddr;

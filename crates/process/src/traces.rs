@@ -4,8 +4,8 @@
 //! without dashes. So no process has to pass anything on, a process that restarts continues the same trace, and the object leads to the
 //! trace. Off unless a collector is named.
 //!
-//! The SDK's own tracer and processor are not used: they give a trace's first span an id by chance, which the other
-//! processes would have to be told, and keep a thread for spans that come once in a while.
+//! The SDK's own tracer and processor are not used: they give a trace's first span a random id, which the other
+//! processes would have to learn, and keep a thread for spans that come once in a while.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -61,7 +61,7 @@ fn endpoint(text: &str) -> Result<String, String> {
     match uri.scheme_str() {
         Some("http") if uri.host().is_some() => Ok(address.to_owned()),
         Some("https") => {
-            Err("TLS is not spoken: write http://HOST:4318, of a collector in the cluster".to_owned())
+            Err("TLS is not supported: write http://HOST:4318, of a collector in the cluster".to_owned())
         }
         _ => Err("write http://HOST:PORT, as in http://collector:4318".to_owned()),
     }
@@ -71,7 +71,7 @@ fn endpoint(text: &str) -> Result<String, String> {
 #[derive(Clone, Debug, Default)]
 pub struct Traces(Option<Sender<SpanData>>);
 
-/// What sends the spans. Dropping it leaves those behind that were not sent.
+/// Sends the spans. Dropping it loses those that were not sent.
 #[derive(Debug)]
 pub struct Exports {
     stop: CancellationToken,
@@ -126,7 +126,7 @@ pub fn start(
     Ok((Traces(Some(sender)), exports))
 }
 
-/// The way to the collector. The library's own speaks HTTP/2 besides, which no program of ours needs.
+/// The way to the collector. The library's own also speaks HTTP/2, which no program of ours needs.
 #[derive(Debug)]
 struct Http(Client<HttpConnector, Full<Bytes>>);
 

@@ -14,10 +14,10 @@ use crate::backoff::Backoff;
 
 /// The first pause after a failure.
 const FIRST: Duration = Duration::from_millis(800);
-/// With its random part a pause is up to twice as long. That is also how long an API server that is back may not be heard.
+/// With its random part a pause is up to twice as long. That is also how long it may take to notice that an API server is back.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// The objects and what becomes of them, by lists and watches, without an end. After each error there is a pause before it is tried again.
+/// The objects and their changes, by lists and watches, without an end. After each error there is a pause before it is tried again.
 pub fn follow<K>(api: Api<K>, config: Config) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -51,7 +51,7 @@ where
             Ok(Event::Init | Event::InitApply(_)) => {}
             Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_)) => state.pauses.reset(),
             Err(_) => {
-                // A watch of what seldom changes brings nothing for hours and is well.
+                // A watch of objects that seldom change may bring nothing for hours and still work.
                 if state.again.elapsed() > 2 * LONGEST {
                     state.pauses.reset();
                 }

@@ -144,7 +144,7 @@ async fn client(cut: impl Fn(bool)) {
     let (params, patch) = (PatchParams::default(), Patch::Merge(json!({})));
     let write = api.patch("a", &params, &patch);
     pin_mut!(write);
-    // It is on its way, and would be waited for for ten seconds.
+    // It is on its way, and the client would wait ten seconds for it.
     let early = tokio::time::timeout(Duration::from_millis(500), &mut write).await;
     assert!(early.is_err(), "{early:?}");
     cut(true);

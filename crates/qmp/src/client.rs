@@ -49,7 +49,7 @@ pub struct Options {
 
 type Told = dyn Fn(&'static str, &QmpError) + Send + Sync;
 
-/// Where failed commands are reported, with the command's name and the error.
+/// Gets failed commands, with the command's name and the error.
 #[derive(Clone, Default)]
 pub struct OnError(Option<Arc<Told>>);
 

@@ -33,14 +33,14 @@ impl Long {
         self.tail.drain(..over);
     }
 
-    /// Whether it begins as an answer. Of anything else the end is not waited for: it may have none.
+    /// Whether it begins like an answer. The end of anything else is not waited for: it may have none.
     fn is_reply(&self) -> bool {
         let head = self.head.trim_ascii_start();
         head.starts_with(b"{\"return\"") || head.starts_with(b"{\"id\":")
     }
 
-    /// The command that it answers. QEMU writes the id of a command behind what it returns; should another write it before,
-    /// that will do too. No text of a guest looks like it, because its quotes are escaped.
+    /// The command that it answers. QEMU writes the id of a command after the return value; the id before
+    /// it works too. No text of a guest looks like it, because its quotes are escaped.
     pub(crate) fn id(&self) -> Option<u64> {
         let tail = String::from_utf8_lossy(&self.tail);
         let head = String::from_utf8_lossy(&self.head);
@@ -56,7 +56,7 @@ impl Long {
 }
 
 /// Splits a byte stream into lines. An unfinished last line is an error: QEMU ends each message with CR LF, so such a line
-/// was cut off. Of a line that is too long both ends are kept, and the lines after it are read as before.
+/// was cut off. Both ends of a line that is too long are kept, and the lines after it are read as before.
 pub(crate) struct Lines {
     max_line: usize,
     /// Up to here there is no line end in the buffer.
@@ -183,7 +183,7 @@ mod tests {
     fn a_line_of_the_limit_passes_and_one_more_byte_does_not() {
         let fits = "x".repeat(LIMIT);
         assert_eq!(decode(&[format!("{fits}\n").as_bytes()]), (vec![fits], None));
-        // What is no answer ends it at once, with a line end in sight or without.
+        // Anything but an answer ends it at once, with or without the line's end.
         let end = Some(CloseReason::LineTooLong { limit: LIMIT });
         for over in [LIMIT + 1, LIMIT + 2] {
             let over = "x".repeat(over);

@@ -58,7 +58,7 @@ pub enum QmpError {
         desc: String,
     },
     /// QEMU's answer is longer than [`Options::max_line`](crate::Options::max_line).
-    #[error("QEMU's answer to {command} is longer than {limit} bytes, which is as much as is taken")]
+    #[error("QEMU's answer to {command} is longer than the limit of {limit} bytes")]
     TooLong {
         /// The command's name.
         command: &'static str,
@@ -145,12 +145,12 @@ impl QmpError {
         self.says("does not support hotplugging")
     }
 
-    /// The id is taken: for `device_add`, `netdev_add` and `object-add` run a second time it means done already.
+    /// The id is taken: after a second `device_add`, `netdev_add` or `object-add` it means that the first has succeeded.
     pub fn is_duplicate_id(&self) -> bool {
         self.says("Duplicate device ID") || self.says("Duplicate ID") || self.says("duplicate property")
     }
 
-    /// Another client holds the socket, as far as one can tell.
+    /// Another client probably holds the socket.
     pub fn is_busy_socket(&self) -> bool {
         matches!(self, Self::Busy | Self::GreetingTimeout { .. })
     }
@@ -196,7 +196,7 @@ pub enum CloseReason {
         /// The limit in bytes.
         limit: usize,
     },
-    /// More came unasked within a second than [`Options::max_events`](crate::Options::max_events).
+    /// More came within a second than [`Options::max_events`](crate::Options::max_events).
     #[error("more than {limit} events came within a second")]
     TooManyEvents {
         /// The limit.
@@ -230,7 +230,7 @@ pub(crate) const DESC: usize = 1024;
 /// How much of a word of QEMU that we do not know we keep, in characters.
 pub(crate) const WORD: usize = 64;
 
-/// The first `max` characters of a text the peer chose, on one line and with nothing in it that steers a terminal.
+/// The first `max` characters of a text the peer chose, on one line, without anything that controls a terminal.
 pub(crate) fn excerpt(text: &str, max: usize) -> String {
     text.chars().take(max).map(hybridnic_text::shown).collect()
 }

@@ -12,16 +12,16 @@ use crate::message::{self, Message, Reply};
 
 /// What is kept of QEMU's own error text, in characters.
 pub const DESC_MAX: usize = DESC;
-/// A line, or the command that one answers which is too long.
+/// A line, or, if it is too long, the command that it answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Line {
     /// A line.
     Whole(String),
-    /// The command that a long one answers, if it says so.
+    /// The command that a long line answers, if it names one.
     Long(Option<u64>),
 }
 
-/// The lines of what comes over a socket in pieces, and how it ends; and how much was ever kept of what is no line yet.
+/// The lines of what comes over a socket in pieces, and how it ends; and the most that was kept of an unfinished line.
 pub fn lines<'a>(
     max_line: usize,
     pieces: impl Iterator<Item = &'a [u8]>,

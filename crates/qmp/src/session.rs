@@ -74,7 +74,8 @@ impl Pending {
             .is_ok_and(|callers| callers.contains_key(&id))
     }
 
-    /// Hands a reply to its caller; whether one waited for it. A caller that went away is no error, an id never given out is one.
+    /// Hands a reply to its caller; whether one waited for it. A caller that went away is not an error; an id that was never given out is
+    /// one.
     fn answer(&self, id: u64, reply: Reply) -> Result<bool, CloseReason> {
         if id == 0 || id >= self.next_id.load(Ordering::Relaxed) {
             return Err(message::invalid(
@@ -85,7 +86,7 @@ impl Pending {
         let caller = self.lock().as_mut().ok().and_then(|callers| callers.remove(&id));
         let waited = caller.is_some();
         if let Some(caller) = caller {
-            // The caller may go away at this very moment: then the reply is not missed.
+            // The caller may go away at this very moment: then nobody misses the reply.
             drop(caller.send(reply));
         } else {
             debug!(id, "late reply ignored");
@@ -191,7 +192,7 @@ async fn read(
                 let Some(id) = long.id() else {
                     return CloseReason::LineTooLong { limit };
                 };
-                // The answer is lost to who asked, and the session goes on.
+                // The caller loses its answer, and the session goes on.
                 match pending.answer(id, Reply::TooLong { limit }) {
                     Ok(true) => continue,
                     Ok(false) => String::new(),

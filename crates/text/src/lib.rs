@@ -3,10 +3,10 @@
 //! It ends in a status, in an event, in a log and on a person's terminal. It must be no longer than its reader allows, and it must
 //! not control the terminal: no escape code that moves the cursor, no mark that reverses the text after it.
 
-/// What stands in the place of a character that is not shown.
+/// What replaces a character that is not shown.
 pub const HIDDEN: char = char::REPLACEMENT_CHARACTER;
 
-/// Whether a character steers what shows it, and is no sign itself: controls (C0, DEL and C1), marks of direction, ends of lines
+/// Whether a character controls what displays it, and is not itself visible: controls (C0, DEL and C1), marks of direction, ends of lines
 /// and paragraphs that only some programs know, annotations, tags.
 pub fn steers(c: char) -> bool {
     c.is_control()
@@ -31,12 +31,12 @@ pub fn shown(c: char) -> char {
     }
 }
 
-/// A text on one line, with nothing in it that steers a terminal.
+/// A text on one line, without anything that controls a terminal.
 pub fn line(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// The same, and at most `max` characters of it. The last of them is `…` where there was more.
+/// The same, and at most `max` characters of it. The last of them is `…` if there was more.
 pub fn bounded(text: &str, max: usize) -> String {
     match text.char_indices().nth(max) {
         None => line(text),

@@ -55,7 +55,7 @@ impl Cluster {
         eprintln!("the rest is in {}", self.lab.dir().display());
     }
 
-    /// A guest that the emulation has reset, if there is one: what its VM has lost since is no fault of ours.
+    /// A guest that the emulation has reset, if there is one: what its VM has lost since is not our fault.
     pub fn find_reset(&self) -> Option<Fault> {
         let node = self.lab.nodes().iter().find(|node| node.has_reset_a_guest())?;
         Some(Fault::Reset(format!(

@@ -64,7 +64,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Boots two nodes and joins them. `say` is told what happens.
+    /// Boots two nodes and joins them. `say` gets what happens.
     pub async fn start(name: &str, say: impl Fn(&str)) -> Result<Self> {
         Self::start_with(name, Kernel::Kube, MEMORY, &images::OWN, &[], say).await
     }
@@ -167,7 +167,7 @@ impl Cluster {
         &mut self.joined[number - 1]
     }
 
-    /// Waits until a NIC is so.
+    /// Waits until a NIC is as `is` says.
     pub async fn until_nic(
         &self,
         namespace: &str,
@@ -178,7 +178,7 @@ impl Cluster {
         until(Api::namespaced(self.client(), namespace), name, SOON, what, is).await
     }
 
-    /// Waits until a migration is so.
+    /// Waits until a migration is as `is` says.
     pub async fn until_migration(
         &self,
         namespace: &str,
@@ -189,7 +189,7 @@ impl Cluster {
         until(Api::namespaced(self.client(), namespace), name, SOON, what, is).await
     }
 
-    /// Waits until a node's object is so.
+    /// Waits until a node's object is as `is` says.
     pub async fn until_node(
         &self,
         number: usize,

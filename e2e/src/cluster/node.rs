@@ -107,7 +107,7 @@ impl Joined {
         self.start_kubelet().await
     }
 
-    /// Starts the kubelet, and the device plugin, which each kubelet must be told of again.
+    /// Starts the kubelet, and the device plugin, which must register again with each kubelet.
     pub async fn start_kubelet(&mut self) -> Result<()> {
         let node = &self.node;
         let socket = "/var/lib/kubelet/device-plugins/kubelet.sock";
@@ -220,8 +220,8 @@ pub fn subnet(node: u8) -> String {
     format!("10.244.{node}.0/24")
 }
 
-/// What a machine does before anything runs on it. The journal outlasts a reboot, as a node's disk does; so do the pods' logs,
-/// which are for whoever looks at a test that has failed.
+/// What a machine does before anything runs on it. The journal outlasts a reboot, as a node's disk does; so do the pods'
+/// logs, which help with a test that has failed.
 fn prepare(node: &Node, nodes: usize) -> String {
     let mut script = String::from(
         "set -e; mkdir -p /var/lib /host/state/hybridnic /host/state/pods; mount -t tmpfs var /var/lib; \

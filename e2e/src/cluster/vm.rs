@@ -24,7 +24,7 @@ const SET: &str = "deploy/examples/vm-statefulset.yaml";
 /// Where the lab's nodes see one directory of this host, in place of a ReadWriteMany volume.
 const SHARED_DISK: &str =
     "mkdir -p /common && mount -t 9p -o trans=virtio,version=9p2000.L common /common && chmod 777 /common";
-/// What the scheduler sets apart for a VM. It is the VM's share of a busy node, too: with less, kubelet and containerd
+/// What the scheduler reserves for a VM. It is the VM's share of a busy node, too: with less, kubelet and containerd
 /// starve it while they start pods.
 const CPU: &str = "500m";
 /// Scheduled, its images there already, QEMU started; emulated.

@@ -10,7 +10,7 @@ const SERVICE_RANGE: &str = "10.96.0.0/16";
 /// The first address of [`SERVICE_RANGE`]: the API server's own service.
 pub(super) const API_SERVICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1));
 
-/// Whose word the API servers of others take for who asks.
+/// The name whose requests other API servers trust about the user's identity.
 pub(super) const PROXY_CLIENT: &str = "front-proxy-client";
 
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
@@ -19,7 +19,7 @@ const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 pub(super) const ETCD: &str = "unix://etcd.sock";
 const ETCD_PEER: &str = "unix://etcd-peer.sock";
 
-/// What a chart or a manifest of the project relies on, and no more. Nothing here judges nodes or collects pods: the
+/// Only what a chart or a manifest of the project relies on. Nothing here judges nodes or collects pods: the
 /// harness plays the kubelet.
 const CONTROLLERS: [&str; 9] = [
     "clusterrole-aggregation-controller",
@@ -66,7 +66,7 @@ pub(super) fn apiserver(port: u16, advertise: IpAddr, controllers: Controllers) 
         format!("--tls-cert-file={}", paths::SERVER_CERT),
         format!("--tls-private-key-file={}", paths::SERVER_KEY),
         format!("--client-ca-file={}", paths::CA_CERT),
-        // Who it is when it passes a request on to an API server of others, as each installer sets it up.
+        // Its identity when it passes a request on to another API server, as each installer sets it up.
         format!("--proxy-client-cert-file={}", paths::PROXY_CLIENT_CERT),
         format!("--proxy-client-key-file={}", paths::PROXY_CLIENT_KEY),
         format!("--requestheader-client-ca-file={}", paths::CA_CERT),

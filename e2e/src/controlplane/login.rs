@@ -1,4 +1,4 @@
-//! A way into the cluster: where it is, whom to trust, and who one is.
+//! A way into the cluster: its address, its certificate authority, and the client's identity.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};

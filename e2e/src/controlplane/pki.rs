@@ -1,6 +1,6 @@
 //! The cluster's own certificate authority: the API server's certificate, and its clients'.
 //!
-//! Who a client is, stands in its certificate: the common name is the user, each organization a group (Kubernetes,
+//! A client's identity is in its certificate: the common name is the user, each organization a group (Kubernetes,
 //! "X.509 client certificates").
 
 use std::net::IpAddr;

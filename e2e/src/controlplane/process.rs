@@ -16,11 +16,11 @@ use nix::unistd::{Pid, getppid};
 /// How much of a log's end an error quotes, in bytes.
 const LOG_TAIL: u64 = 2048;
 
-/// What Go's programs may grow by before they collect their garbage, in percent: with its own 100 they spend a fifth of
+/// How much Go's programs may grow before they collect their garbage, in percent: with the default of 100 they spend a fifth of
 /// their processor's time on that, as long as they are small.
 pub(super) const GOGC: &str = "400";
 
-/// Where they collect it all the same, as often as it takes: with 50,000 NICs an API server would take all of a machine's memory.
+/// The size at which they collect it anyway, as often as needed: with 50,000 NICs an API server would take all of a machine's memory.
 const GOMEMLIMIT: &str = "10GiB";
 
 /// Why a daemon could not be started, or is not running.
@@ -120,7 +120,7 @@ impl Daemon {
         kill(pid_of(child), signal).map_err(|source| Error::Signal { name, signal, source })
     }
 
-    /// `SIGSTOP`, and waits until the kernel has stopped all of its threads: until then it may answer yet.
+    /// `SIGSTOP`, and waits until the kernel has stopped all of its threads: until then it may still answer.
     pub fn stop(&self) -> Result<(), Error> {
         let name = self.name;
         let child = self.child.as_ref().ok_or(Error::NotRunning { name })?;
@@ -206,7 +206,7 @@ fn spawn(command: Command) -> io::Result<Child> {
         let (orders, inbox) = mpsc::channel::<Order>();
         thread::spawn(move || {
             for (mut command, reply) in inbox {
-                // The one who asked may have given up meanwhile; the child is then reaped at our end.
+                // The caller may have given up meanwhile; the child is then reaped at our end.
                 let _ = reply.send(spawn_bound(&mut command));
             }
         });
@@ -253,7 +253,7 @@ mod tests {
         Daemon::new("sleeper", Path::new("sleep"), vec!["300".into()], dir)
     }
 
-    /// A descriptor that becomes readable when the process ends, whoever's child it is.
+    /// A descriptor that becomes readable when the process ends, also if it is not our child.
     fn watch(pid: u32) -> OwnedFd {
         // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
         let fd = unsafe { nix::libc::syscall(nix::libc::SYS_pidfd_open, pid, 0) };

@@ -1,4 +1,4 @@
-//! Where programs that others make are: scripts such as `e2e/controlplane/build.sh` know, and build what is missing.
+//! Where programs of other projects are: scripts such as `e2e/controlplane/build.sh` know, and build what is missing.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,7 +1,7 @@
 //! Whether nodes can run on this machine's own KVM, or must be emulated.
 //!
-//! A `/dev/kvm` alone proves nothing: under PVM, for one, it runs no stock kernel. So a kernel is started and has
-//! to say its first line.
+//! A `/dev/kvm` alone proves nothing: under PVM, for example, it runs no stock kernel. So a kernel is started and has
+//! to print its first line.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
@@ -42,8 +42,8 @@ impl Accel {
     pub(crate) fn args(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            // Without the last three, kernel and libc move and clear memory by `rep` with single octets: they are told
-            // that it is the fastest way, and emulated it is the slowest by far.
+            // Without the last three, kernel and libc move and clear memory by `rep` with single octets: the processor says
+            // that this is the fastest way, but emulated it is by far the slowest.
             Self::Tcg => [
                 "-accel",
                 "tcg,thread=multi",

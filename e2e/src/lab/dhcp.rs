@@ -9,7 +9,7 @@ use super::capture::Frame;
 use super::launch::launch;
 use super::{Lab, net};
 
-/// How long a lease is good for, in seconds. The shortest that the server knows: a client asks for another term after half of it.
+/// How long a lease is valid, in seconds. The shortest that the server supports: a client renews it after half of that.
 pub const LEASE: u32 = 60;
 
 /// busybox's DHCP server. Dropping it ends it.
@@ -34,7 +34,7 @@ impl Lab {
         File::create(leases)?;
         fs::write(&conf, text)?;
         let mut command = Command::new("busybox");
-        // It asks whether somebody has an address before it gives it, and need not wait for long: nobody has.
+        // Before it gives an address it asks whether it is in use, and need not wait long: it never is.
         command.args(["udhcpd", "-f", "-a", "100"]).arg(conf);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(&log)?);

@@ -76,7 +76,7 @@ impl std::fmt::Display for Target {
 }
 
 impl Target {
-    /// Runs a shell command to its end, whatever that is. At the deadline it is killed with all it has started.
+    /// Runs a shell command to its end, successful or not. At the deadline it is killed with all it has started.
     pub(crate) async fn shell(self, script: &str, deadline: Duration) -> Result<Output, Error> {
         let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
         self.run(
@@ -359,7 +359,7 @@ pub(crate) struct State {
     pub(crate) status: Option<i32>,
 }
 
-/// Waits for a state; `None` at the deadline. A follower that is gone has nothing more to tell.
+/// Waits for a state; `None` at the deadline. A follower that is gone has nothing more to report.
 pub(crate) async fn await_state(
     mut states: watch::Receiver<State>,
     deadline: Duration,

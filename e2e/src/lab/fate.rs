@@ -1,5 +1,5 @@
-//! What becomes of a guest: QEMU says on a monitor of its own why it ends, and the moment that it does is the moment that it is
-//! known.
+//! The end of a guest: QEMU reports on a monitor of its own why it ends, at the moment that it
+//! does.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -21,7 +21,7 @@ const LAST_LINES: usize = 40;
 /// An end that nobody asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// The guest reset itself: by a triple fault, of which its console says nothing, or after its kernel's panic.
+    /// The guest reset itself: by a triple fault, which its console does not show, or after its kernel's panic.
     Reset,
     /// The guest's kernel panicked.
     Panicked,
@@ -43,7 +43,7 @@ impl fmt::Display for Fate {
 }
 
 impl Fate {
-    /// Whether the guest's own processor or kernel went wrong. Nothing of ours runs there; what does is emulated.
+    /// Whether the guest's own processor or kernel failed. Nothing of ours runs there, and the processor is emulated.
     pub fn is_guests(self) -> bool {
         matches!(self, Self::Reset | Self::Panicked)
     }
@@ -80,7 +80,7 @@ impl Said {
         }
     }
 
-    /// What became of it, once QEMU has ended with `status`. Nothing if it was told to.
+    /// Why it ended, once QEMU has ended with `status`. Nothing if it was told to.
     fn judge(self, status: Option<i32>) -> Option<Fate> {
         match (self.fate, status) {
             (Some(fate), _) => Some(fate),

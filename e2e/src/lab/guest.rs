@@ -39,7 +39,7 @@ pub enum Error {
     },
 }
 
-/// A NIC the guest is going to have: whenever a device with this MAC appears, it gets this address.
+/// A NIC that the guest will have: whenever a device with this MAC appears, it gets this address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestNic {
     /// MAC address, lower case with colons.
@@ -59,7 +59,7 @@ pub struct GuestSpec {
     pub pod: String,
     /// The pod's UID: it makes the path of its QMP socket, and of the control group that QEMU runs in.
     pub pod_uid: String,
-    /// Whether QEMU runs in the pod's control group, as whatever a kubelet starts.
+    /// Whether QEMU runs in the pod's control group, like everything that a kubelet starts.
     pub grouped: bool,
     /// In MiB.
     pub memory: u32,
@@ -69,7 +69,7 @@ pub struct GuestSpec {
     pub nics: Vec<GuestNic>,
     /// PCIe root ports `rp0`, `rp1` ... to plug devices into; two for each NIC unless said otherwise.
     pub root_ports: Option<u8>,
-    /// Whether it lets go of devices. Without, it has no hot-plug driver: it finds new devices by looking each second,
+    /// Whether it lets go of devices. If not, it has no hot-plug driver: it finds new devices by looking each second,
     /// and never answers `device_del`.
     pub hotplug: bool,
     /// Name of its initramfs below `/host/guest`.
@@ -114,7 +114,7 @@ impl GuestSpec {
         self
     }
 
-    /// The directory of the pod's volume for it, as a kubelet makes it: QEMU's working directory, for a socket's path may not
+    /// The directory of the pod's volume for it, as a kubelet makes it: QEMU's working directory, because a socket's path may not
     /// be as long as this.
     fn volume(&self) -> String {
         format!(
@@ -138,7 +138,7 @@ impl GuestSpec {
         format!("/run/lab/{}.{}.sock", self.namespace, self.pod)
     }
 
-    /// The monitor on which its end is told: a monitor serves one client at a time, and this one is always there.
+    /// The monitor that reports its end: a monitor serves one client at a time, and this one is always there.
     fn events(&self) -> String {
         format!("/run/lab/{}.{}.events.sock", self.namespace, self.pod)
     }
@@ -155,8 +155,8 @@ impl GuestSpec {
             "-nographic",
             "-no-reboot",
         ]);
-        // All at once: a VF pins all memory while the guest waits, and what a migration has found to be zero would be
-        // copied page by page then.
+        // All at once: a VF pins all memory while the guest waits, and pages that a migration found to be zero would then
+        // be copied one by one.
         add(&[
             "-object",
             &format!("memory-backend-ram,id=memory,size={}M,prealloc=on", self.memory),
@@ -401,7 +401,7 @@ impl Guest {
     }
 }
 
-/// A script that waits for a Unix socket: the node tells of none.
+/// A script that waits for a Unix socket, because the node does not report one.
 fn until_socket(path: &str) -> String {
     format!("until [ -S {path} ]; do sleep 0.1; done")
 }

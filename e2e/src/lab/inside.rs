@@ -1,4 +1,4 @@
-//! The inside of a virtual machine: commands in it, and its network devices. Who runs its QEMU does not matter.
+//! The inside of a virtual machine: commands in it, and its network devices. It does not matter what runs its QEMU.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl Inside {
         Ok(NetView(netdevs))
     }
 
-    /// Waits until the guest's network devices are so; gives the last view, and whether they were.
+    /// Waits until the guest's network devices are as `reached` says; gives the last view, and whether they were.
     pub async fn net_when(
         &self,
         deadline: Duration,
@@ -69,7 +69,7 @@ impl Inside {
             if done || tokio::time::Instant::now() >= end {
                 return Ok((view, done));
             }
-            // The guest tells of no change by itself, and to look costs it 10 ms.
+            // The guest reports no change by itself, and a look costs it 10 ms.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 
 type Job = (Command, mpsc::Sender<io::Result<Child>>);
 
-/// Starts the command in a network namespace. The kernel kills it when this process ends, however it ends.
+/// Starts the command in a network namespace. The kernel kills it when this process ends in any way.
 pub(crate) fn launch(mut command: Command, netns: &File) -> io::Result<Child> {
     let netns = netns.try_clone()?;
     // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.

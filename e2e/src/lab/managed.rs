@@ -36,12 +36,12 @@ pub enum Error {
     Node(#[from] node::Error),
 }
 
-/// Who configures the network in a guest.
+/// What configures the network in a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
     /// systemd-networkd.
     Networkd,
-    /// NetworkManager, which sets each Ethernet device up by DHCP where nobody says otherwise.
+    /// NetworkManager, which by default sets each Ethernet device up with DHCP.
     NetworkManager,
 }
 
@@ -62,7 +62,7 @@ impl Manager {
         }
     }
 
-    /// What it says of each device of a guest, in its own words: `configured`, `connected`, `unmanaged` ...
+    /// What it says about each device of a guest, in its own words: `configured`, `connected`, `unmanaged` ...
     pub async fn states(self, guest: &Inside) -> Result<BTreeMap<String, String>, guest::Error> {
         let script = match self {
             Self::Networkd => "networkctl list --no-pager --no-legend",

@@ -61,7 +61,7 @@ pub use view::{Failover, Macvtap, NetView, Netdev, Vf};
 /// The host's address on the network that the nodes are managed by: where an API server should listen.
 pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
 
-/// Held by the run that has the lab: its namespaces and addresses are the machine's, whatever checkout it is from.
+/// Held by the run that has the lab: its namespaces and addresses belong to the machine, for all checkouts.
 const LOCK: &str = "/run/hybridnic-lab.lock";
 /// How long another run may hold the lab before we give up: there is one lab to a machine.
 const LOCK_DEADLINE: Duration = Duration::from_mins(15);

@@ -165,7 +165,7 @@ impl Node {
         }
     }
 
-    /// That it has said so on its console does not make the way to it: of the network nobody tells that it works.
+    /// A message on its console does not mean that it can be reached: no event shows that the network works.
     async fn wait_until_it_answers(&self) -> Result<(), Error> {
         let answers = async {
             loop {
@@ -221,7 +221,7 @@ impl Node {
         format!("0000:{:02x}:00.0", pf + 1)
     }
 
-    /// Whether a guest on it was reset by the emulation, which is seen only here.
+    /// Whether a guest on it was reset by the emulation, which shows only here.
     pub fn has_reset_a_guest(&self) -> bool {
         has_reset_a_guest(&console_of(&self.0.dir))
     }
@@ -232,7 +232,7 @@ impl Node {
         let (mut state, dir) = (self.0.state.clone(), self.0.dir.clone());
         let name = self.0.name.clone();
         async move {
-            // An error says that nobody follows the console any more: it is over too.
+            // An error means that nothing follows the console any more: it is over too.
             let _ = state.wait_for(|state| state.ended).await;
             format!("{name} is gone:\n{}", last_words(&console_of(&dir)))
         }
@@ -249,7 +249,7 @@ impl Node {
         self.0.next_cid.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Runs a shell command to its end, whatever that is. At the deadline it is killed with all it has started.
+    /// Runs a shell command to its end, successful or not. At the deadline it is killed with all it has started.
     pub async fn exec(&self, script: &str, deadline: Duration) -> Result<Output, Error> {
         Ok(self.target().shell(script, deadline).await?)
     }
@@ -389,7 +389,7 @@ impl Node {
         self.qmp("cont").await
     }
 
-    /// Resets the machine and waits until it is up again. Nothing that ran on it is left but what is below [`SHARE`].
+    /// Resets the machine and waits until it is up again. Only what is below [`SHARE`] is left.
     pub async fn reboot(&self) -> Result<(), Error> {
         const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
         let before = self.run(BOOT, LOOK_DEADLINE).await?;
@@ -398,7 +398,7 @@ impl Node {
         self.qmp("system_reset").await?;
         let up = async {
             loop {
-                // Nobody but the machine itself tells that it has booted; a dead one's connection hangs.
+                // Only the machine itself shows that it has booted; a dead one's connection hangs.
                 let now = timeout(Duration::from_secs(2), self.run(BOOT, LOOK_DEADLINE)).await;
                 if matches!(now, Ok(Ok(now)) if now != before) {
                     return;
@@ -413,7 +413,7 @@ impl Node {
         })
     }
 
-    /// Pulls or plugs the cable of a card, 0 or 1: its driver is told.
+    /// Pulls or plugs the cable of a card, 0 or 1: its driver notices.
     pub async fn set_cable(&self, pf: u8, plugged: bool) -> Result<(), Error> {
         let arguments = json!({ "name": netdev(pf), "up": plugged });
         self.qmp_with("set_link", arguments).await
@@ -540,7 +540,7 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel
         "-device",
         &format!("virtio-net-pci,netdev=adm,mac=52:54:00:ad:00:0{number},romfile="),
     ]);
-    // After all that was there before: no device changes its place.
+    // After all existing devices, so that none changes its place.
     args(&[
         "-virtfs",
         &format!("local,path=../common,mount_tag={COMMON},security_model=none,multidevs=remap"),
@@ -585,9 +585,9 @@ fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel
     command
 }
 
-/// The first: KVM keeps for its guests what a node took its TSC's frequency for first. What the kernel measures later differs from
+/// The first: KVM keeps for its guests the TSC frequency that a node assumed first. What the kernel measures later differs from
 /// that by up to a hundredth, and beyond 250 ppm KVM wants to scale, which emulated SVM cannot: such a guest's timers fire later and
-/// later, until it seems frozen. The next three save exits. The last has KVM say where a guest was that ends in a triple fault
+/// later, until it seems frozen. The next three save exits. The last lets KVM report where a guest was that ends in a triple fault
 /// (e2e/lab/kernel-triple-fault.patch).
 const KVM_ARGS: &str = "kvm.tsc_tolerance_ppm=100000 kvm_amd.vgif=0 kvm_amd.vls=0 kvm_amd.avic=0 \
                         kvm_amd.dump_invalid_vmcb=1";

@@ -1,4 +1,4 @@
-//! The traffic meter: numbered packets both ways between the peer and a guest, and what became of them.
+//! The traffic meter: numbered packets both ways between the peer and a guest, and which of them arrived.
 //!
 //! Beside IPv4 it watches IPv6, for which the peer has to ask for the guest's MAC again and again, and a group that the
 //! guest has joined. Both need multicast on whatever device carries the guest's traffic.
@@ -19,7 +19,7 @@ use super::wire::{ECHO_PORT, Probe};
 /// Packets sent as late as this before the end may still be on their way: they are not counted.
 const GRACE: Duration = Duration::from_millis(300);
 
-/// An answer that takes longer is none: while a guest stands still the kernel keeps some hundred packets for it, and it answers
+/// An answer that takes longer does not count: while a guest stands still the kernel keeps some hundred packets for it, and it answers
 /// those when it goes on.
 const LATE: Duration = Duration::from_secs(5);
 

@@ -19,7 +19,7 @@ pub enum Error {
     Refused { command: String, why: String },
 }
 
-/// Greets, sends the command and gives what it returns; events on the way are dropped.
+/// Greets, sends the command and returns its result; events on the way are dropped.
 pub(crate) async fn call(
     stream: impl AsyncBufRead + AsyncWrite + Unpin,
     command: &str,

@@ -1,7 +1,7 @@
 //! The frequency of this machine's time stamp counter, which is an emulated node's too.
 //!
-//! A node that measures it while it boots does so badly where others want the processors, by up to a factor of 2.7 as seen. Then
-//! its clock is wrong by that, and the guests that KVM runs in it have timers that fire at the wrong time or not at all. So nodes
+//! A node that measures it while it boots gets it wrong if others want the processors, by up to a factor of 2.7 as seen. Then its
+//! clock is wrong by that factor, and the guests that KVM runs in it have timers that fire at the wrong time or not at all. So nodes
 //! are told.
 
 use std::sync::OnceLock;

@@ -1,7 +1,7 @@
 //! How long a guest cannot receive at the unplug of its VF, whatever its node does.
 //!
-//! Its driver stops the VF's queue first, and `net_failover` takes the standby's packets when the VF's netdev is gone. Both say so in the
-//! kernel's log; the driver does in the lab's own kernel only (`e2e/lab/kernel-vf-down.patch`).
+//! Its driver stops the VF's queue first, and `net_failover` takes the standby's packets when the VF's netdev is gone. Both log it in the
+//! kernel's log; the driver only in the lab's own kernel (`e2e/lab/kernel-vf-down.patch`).
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ const STOPPED: &str = "receives nothing more";
 /// That of `net_failover_slave_unregister()` in `drivers/net/net_failover.c`.
 const LET_IN: [&str; 2] = ["failover primary slave:", " unregistered"];
 
-/// From the VF's last packet to the standby's first, at the log's last unplug. `None` where the log does not tell.
+/// From the VF's last packet to the standby's first, at the log's last unplug. `None` if the log does not show it.
 pub fn deaf(log: &str) -> Option<Duration> {
     let mut lines = log.lines().rev();
     let let_in = lines.find(|line| LET_IN.iter().all(|word| line.contains(word)))?;

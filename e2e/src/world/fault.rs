@@ -13,7 +13,7 @@ use crate::lab::{Fate, Guest, died_in_svm};
 
 /// Between two looks for a frozen guest.
 const LOOK: Duration = Duration::from_secs(15);
-/// So many looks in a row must find it so: what is frozen stays so, and what a busy machine or a plug holds up does not.
+/// So many looks in a row must find it frozen: a frozen guest stays frozen; one that a busy machine or a plug holds up does not.
 const LOOKS: usize = 3;
 /// How a fault of the emulation begins.
 const EMULATIONS: &str = "the emulation has failed, not hybridnic";
@@ -23,7 +23,7 @@ const EMULATIONS: &str = "the emulation has failed, not hybridnic";
 pub enum Fault {
     /// The emulation's: a machine has reset itself, or is gone. No program of ours has power over its processor.
     Reset(String),
-    /// The emulation's: a machine does not go on, for a timer of its processor was lost.
+    /// The emulation's: a machine does not go on, because a timer of its processor was lost.
     Frozen(String),
     /// A QEMU is gone, and why is for us to find out.
     Ours(String),
@@ -48,7 +48,7 @@ impl Fault {
         matches!(self, Self::Reset(_) | Self::Frozen(_))
     }
 
-    /// Whether a panic's words are those of a fault of the emulation.
+    /// Whether a panic's text is that of a fault of the emulation.
     pub fn is_emulations_by(words: &str) -> bool {
         words.starts_with(EMULATIONS) || died_in_svm(words)
     }
@@ -69,7 +69,7 @@ impl Fault {
     }
 }
 
-/// Tells of a guest's end that nobody asked for: of the first one, unless a later one is the emulation's.
+/// Reports a guest's end that nobody asked for: the first one, unless a later one is the emulation's.
 pub(super) async fn report_loss(guest: Arc<Guest>, lost: watch::Sender<Option<Fault>>) {
     let fault = Fault::of_guest(&guest).await;
     lost.send_if_modified(|lost| {
@@ -82,8 +82,8 @@ pub(super) async fn report_loss(guest: Arc<Guest>, lost: watch::Sender<Option<Fa
 }
 
 impl World {
-    /// Waits until a node is gone, or a guest has come to an end that nobody asked for, and says so the moment that it happens.
-    /// Does not keep the world alive.
+    /// Waits until a node is gone, or a guest has come to an end that nobody asked for, and returns at that moment. Does
+    /// not keep the world alive.
     pub fn fault(&self) -> impl Future<Output = Fault> + use<> {
         self.fault_that(|_| true)
     }
@@ -115,7 +115,7 @@ impl World {
         }
     }
 
-    /// Waits until a guest is frozen: no event tells of that, so it is asked now and then.
+    /// Waits until a guest is frozen: no event reports that, so it is asked now and then.
     pub async fn freeze(&self) -> Fault {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -125,7 +125,7 @@ impl World {
         }
     }
 
-    /// Whether the emulation has frozen a guest: a fault of it, and not ours.
+    /// Whether the emulation has frozen a guest, which is its fault and not ours.
     pub async fn is_frozen(&self) -> bool {
         self.find_frozen().await.is_some()
     }

@@ -1,4 +1,4 @@
-//! Waiting for objects to be so, and seeing that a node is as clean as it was.
+//! Waiting for a state of objects, and seeing that a node is as clean as it was.
 
 use std::time::Duration;
 
@@ -131,13 +131,13 @@ impl World {
             if tokio::time::Instant::now() >= end {
                 bail!("node {number} is not as it was:\n{now}\ninstead of\n{wanted}");
             }
-            // A node tells nobody of its own of what is on it; to look costs some milliseconds.
+            // A node does not report by itself what is on it; a look costs some milliseconds.
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     }
 }
 
-/// What a node's PFs and VFs look like, whoever runs on it.
+/// What a node's PFs and VFs look like, no matter what runs on it.
 pub async fn footprint(node: &Node) -> Result<String> {
     let script = "for pf in 0000:01:00.0 0000:02:00.0; do \
                     n=$(ls /sys/bus/pci/devices/$pf/net); \

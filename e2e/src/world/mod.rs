@@ -1,7 +1,7 @@
 //! The whole system on the lab: control plane, operator, an agent on each node, and pods that run VMs.
 //!
 //! There is no kubelet: a pod is an API object, and [`Vm`] starts its QEMU on the node and keeps its status as a
-//! kubelet would. All else is real.
+//! kubelet would. Everything else is real.
 
 mod fault;
 mod look;
@@ -40,7 +40,7 @@ pub use vm::{NicSpec, Vm, VmSpec};
 pub const NAMESPACE: &str = "default";
 /// Name of the network of [`NETWORK_YAML`].
 pub const NETWORK: &str = "fast";
-/// All VFs of all cards of the lab, made where there are none.
+/// All VFs of all cards of the lab, made if there are none.
 pub const NETWORK_YAML: &str = "
 apiVersion: hybridnic.io/v1alpha1
 kind: HybridNetwork
@@ -124,7 +124,7 @@ pub struct World {
 }
 
 impl World {
-    /// Brings everything up. `say` is told what happens.
+    /// Brings everything up. `say` gets what happens.
     pub async fn start(options: WorldOptions, say: impl Fn(&str)) -> Result<Self> {
         let lab_options = LabOptions {
             name: options.name.clone(),

@@ -113,7 +113,7 @@ impl World {
         }
     }
 
-    /// Starts the operator again, with these arguments besides.
+    /// Starts the operator again, with these arguments added.
     pub async fn restart_operator(&mut self, arguments: &[&str]) -> Result<()> {
         self.kill_operator().await?;
         self.options.operator_args = arguments.iter().map(ToString::to_string).collect();

@@ -56,7 +56,7 @@ impl Operator {
         self.0.id()
     }
 
-    /// Nothing tells when a process that has just started listens.
+    /// No event shows when a process that has just started listens.
     async fn connect(&self) -> TcpStream {
         let end = tokio::time::Instant::now() + Duration::from_secs(20);
         loop {
@@ -309,7 +309,7 @@ impl Bench {
             .unwrap();
     }
 
-    /// Whether a node is ready: `True`, `False`, or `Unknown` when its kubelet is not heard of.
+    /// Whether a node is ready: `True`, `False`, or `Unknown` when its kubelet does not report.
     pub async fn kubelet_says(&self, node: &str, ready: &str) {
         let condition = json!({
             "type": "Ready", "status": ready, "reason": "Test", "message": "",
@@ -418,7 +418,7 @@ impl Bench {
             .unwrap()
     }
 
-    /// Writes of the operators, but for their lease and events.
+    /// Writes of the operators, except for their lease and events.
     pub fn writes(&self) -> Vec<String> {
         let ours = self.cluster.writes().unwrap().into_iter().filter(|write| {
             write.user == chart::OPERATOR_USER && write.resource != "leases" && write.resource != "events"

@@ -1,4 +1,4 @@
-//! What the documentation tells a reader to type, typed: on a real API server, page by page in the order of the book.
+//! What the documentation tells a reader to type is typed: on a real API server, page by page in the order of the book.
 
 use std::{ffi::OsString, fs, path::Path, process::Stdio, time::Duration};
 
@@ -77,7 +77,7 @@ impl Reader {
         Err(text(&output.stdout) + &text(&output.stderr))
     }
 
-    /// What is to be done with a block; nothing for one that is only read.
+    /// What to do with a block; nothing for one that is only read.
     fn script(&self, block: &Block) -> Option<String> {
         match (block.language(), block.words()) {
             ("sh", "run") => Some(block.text.clone()),

@@ -1,4 +1,4 @@
-//! Whoever may write one object cannot fill the API server's store with it, nor the operator's memory.
+//! A user who may write one object cannot fill the API server's store with it, nor the operator's memory.
 
 use std::time::Duration;
 
@@ -99,7 +99,7 @@ where
     api.patch_status(name, &params, &Patch::Apply(whole)).await
 }
 
-/// What agents and operators of before have written is longer than the API takes now. Each of them goes on with it.
+/// What earlier agents and operators have written is longer than the API takes now. Each of them goes on with it.
 #[tokio::test]
 async fn what_was_stored_before_there_were_limits_wedges_nobody() {
     let dir = tempfile::tempdir().unwrap();
@@ -210,7 +210,7 @@ async fn what_was_stored_before_there_were_limits_wedges_nobody() {
     }
 }
 
-/// As `edit` in one namespace may do, by which the operator for all was ended for memory.
+/// As `edit` in one namespace may do; this once made the kernel kill the operator of all for its memory.
 #[tokio::test]
 async fn a_tenants_annotations_do_not_fill_the_operators_memory() {
     const NICS: usize = 500;
@@ -261,8 +261,8 @@ async fn a_tenants_annotations_do_not_fill_the_operators_memory() {
         .await;
 }
 
-/// A NIC that its user has given more finalizers than the operator keeps. A leader that has just begun knows its address all the same, and
-/// what it writes takes none of the user's away.
+/// A NIC that its user has given more finalizers than the operator keeps. A leader that has just begun still knows its address, and does
+/// not remove any of the user's when it writes.
 #[tokio::test]
 async fn a_nic_with_finalizers_without_end_keeps_its_address() {
     const MAC: &str = "02:00:00:00:00:0a";
@@ -285,7 +285,7 @@ async fn a_nic_with_finalizers_without_end_keeps_its_address() {
     let mut all = theirs.clone();
     all.push(NIC_FINALIZER.to_owned());
     assert_eq!(first.finalizers(), all);
-    // Who comes later does not get it, also of a leader that has never seen another version of the first.
+    // A later NIC does not get it, not even from a leader that has never seen another version of the first.
     bench.operators.remove(0).terminate().await;
     bench.create_nic("second", "vm", Some(MAC)).await;
     bench.start_operator();
@@ -360,7 +360,7 @@ async fn who_writes_all_the_time_has_the_operator_write_once_a_second() {
     assert!(of_it < changes as usize, "{changes} changes are too few to tell");
 }
 
-/// What docs/security.md says that bounds a tenant's VFs.
+/// What bounds a tenant's VFs, according to docs/security.md.
 #[tokio::test]
 async fn a_quota_bounds_a_tenants_nics_and_migrations() {
     let dir = tempfile::tempdir().unwrap();
@@ -393,7 +393,7 @@ async fn a_quota_bounds_a_tenants_nics_and_migrations() {
     let nics: Api<VmHybridNic> = Api::namespaced(client.clone(), NAMESPACE);
     let begun = Instant::now();
     let mut made = 0;
-    // The API server hears of a quota a moment after it was made.
+    // The API server knows a quota a moment after it was made.
     let refused = loop {
         match nics.create(&PostParams::default(), &nic(made)).await {
             Ok(_) => made += 1,

@@ -1,4 +1,4 @@
-//! The pods of the documentation and of the examples, in a namespace where PodSecurity allows nothing out of the ordinary.
+//! The pods of the documentation and of the examples, in a namespace where PodSecurity allows only the ordinary.
 
 use hybridnic_e2e::controlplane::{ControlPlane, Options};
 use hybridnic_e2e::{docs, world::repository};
@@ -65,7 +65,7 @@ async fn vms_are_ordinary_pods() {
         .iter()
         .map(|path| parsed(&std::fs::read_to_string(repository(path)).unwrap()))
         .collect();
-    // Of a set it is warned only; its pods would be refused one by one.
+    // For a set there is only a warning; its pods would be refused one by one.
     let set = objects[1].clone();
     let mut pod = set["spec"]["template"].clone();
     (pod["apiVersion"], pod["kind"]) = (json!("v1"), json!("Pod"));

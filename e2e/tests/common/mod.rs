@@ -29,10 +29,10 @@ pub const SOON: Duration = Duration::from_mins(1);
 pub const LATER: Duration = Duration::from_mins(2);
 /// For a whole test.
 const WHOLE: Duration = Duration::from_mins(15);
-/// So many times a failure that is the emulation's by proof costs a test no try.
+/// How many times a failure that is proven to be the emulation's costs a test no try.
 const FORGIVEN: usize = 2;
 
-/// Runs a test for as long as it may take, and no longer than its machines live: what it waits for on a dead one never comes.
+/// Runs a test as long as it may take, and only while its machines live: on a dead one a wait would never end.
 pub async fn whole(test: impl Future<Output = ()>, dead: impl Future<Output = impl std::fmt::Display>) {
     whole_within(WHOLE, test, dead).await;
 }
@@ -49,7 +49,7 @@ pub async fn whole_within(
     }
 }
 
-/// Runs a test on a cluster, and keeps what its programs have said should it fail.
+/// Runs a test on a cluster, and keeps its programs' logs if it fails.
 pub async fn on_cluster(cluster: &mut Cluster, test: impl AsyncFnOnce(&mut Cluster)) {
     if let Err(why) = AssertUnwindSafe(test(&mut *cluster)).catch_unwind().await {
         cluster.keep_evidence().await;
@@ -61,8 +61,8 @@ pub async fn on_cluster(cluster: &mut Cluster, test: impl AsyncFnOnce(&mut Clust
     }
 }
 
-/// Runs something by its name and, should it fail, once more by another one, so that the logs of the first try stay. What is the
-/// emulation's fault by proof costs no try, [`FORGIVEN`] times.
+/// Runs something under a name and, if it fails, once more under another one, so that the logs of the first try stay. A failure that is
+/// proven to be the emulation's costs no try, [`FORGIVEN`] times.
 pub async fn twice(name: &str, attempt: impl AsyncFn(&str)) {
     let (mut failures, mut forgiven) = (0, 0);
     for nth in 1.. {
@@ -112,7 +112,7 @@ pub fn condition(nic: &VmHybridNic, type_: &str) -> String {
         .unwrap_or_default()
 }
 
-/// How much longer than IPv4 its neighbours may be away, IPv6 and multicast: their questions are fewer.
+/// How much longer than IPv4 IPv6 and multicast may be away: they ask less often.
 const SLACK: Duration = Duration::from_secs(1);
 
 /// Starts to watch a NIC's traffic: IPv4, IPv6, and multicast.
@@ -132,7 +132,7 @@ pub async fn watched(pinger: Pinger) -> Report {
     watched_with(pinger, SLACK).await
 }
 
-/// The same, where they may be away for so much longer.
+/// The same, if they may be away this much longer.
 pub async fn watched_with(pinger: Pinger, slack: Duration) -> Report {
     assert!(
         pinger.answered_beside(10, SOON).await,
@@ -234,12 +234,12 @@ pub fn trio<'a>(view: &'a NetView, mac: &str) -> Result<(&'a Netdev, &'a Netdev,
     Ok((failover.master, failover.standby, failover.primary))
 }
 
-/// Checks on guest and node that a NIC is on its fast path as it should be, whatever statuses say.
+/// Checks on guest and node that a NIC is on its fast path as it should be, no matter what statuses say.
 pub async fn check_fast_path(world: &World, vm: &Vm, nic: &VmHybridNic) -> Result<()> {
     check_nic(world.node(vm.node), &vm.guest, nic).await
 }
 
-/// The same, whoever started node and guest.
+/// The same, for any node and guest.
 pub async fn check_nic(node: &Node, guest: &Inside, nic: &VmHybridNic) -> Result<()> {
     check_vf(node, guest, nic).await?;
     let status = nic.status.as_ref().context("no status")?;

@@ -1,4 +1,4 @@
-//! Pods that ask the scheduler for VFs: whoever is restarted, none is given twice.
+//! Pods that ask the scheduler for VFs: no VF is given twice, whichever program restarts.
 
 use hybridnic_api::v1alpha1::HybridNode;
 use hybridnic_e2e::cluster::{Cluster, SYSTEM};
@@ -14,7 +14,7 @@ const VFS: usize = 14;
 pub async fn are_given_once(cluster: &mut Cluster, namespace: &str) {
     cluster.until_allocatable(1, RESOURCE, VFS).await.unwrap();
     of_its_pf(cluster, namespace).await;
-    // All others are another pod's, and the next one finds none.
+    // Another pod has all others, and the next one finds none.
     cluster
         .start_asking(namespace, "greedy", 1, RESOURCE, VFS - 1)
         .await

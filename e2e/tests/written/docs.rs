@@ -154,7 +154,7 @@ fn entries(page: &Page, header: &str) -> Vec<String> {
         .collect()
 }
 
-/// Each word of `are` is explained once, and no other.
+/// Each word of `are`, and no other, is explained once.
 fn explained(page: &Page, header: &str, are: &BTreeSet<String>) {
     let entries = entries(page, header);
     let mut wrong: Vec<_> = are
@@ -208,7 +208,7 @@ fn every_reason_is_explained() {
 /// Events carry the reasons of conditions; those of a migration that goes on, the names of its phases.
 #[test]
 fn every_event_is_explained() {
-    // One that waits or ends tells the reason of its condition, and what comes between is in the status.
+    // A migration that waits or ends reports the reason of its condition, and what comes between is in the status.
     let quiet = [
         "Pending",
         "SwitchingToStandby",

@@ -1,4 +1,4 @@
-//! What is written down, against what the programs are. No cluster is needed.
+//! Compares the documentation with the programs. No cluster is needed.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -25,7 +25,7 @@ fn programs() -> [(&'static str, Registry); 2] {
     ]
 }
 
-/// All that can be asked for by name; of a histogram its three series.
+/// All that can be queried by name; for a histogram its three series.
 fn series() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for (_, registry) in programs() {

@@ -60,7 +60,7 @@ fn it_lists_what_is_compiled_in_and_nothing_else() {
             names.insert(name);
         }
         assert!((50..most).contains(&components.len()), "{}", components.len());
-        // A macro, a build's own, and what only tests need are in none.
+        // Macros, build dependencies, and what only tests need are in none.
         let never = ["serde_derive", "cc", "proptest", "tower-test"];
         assert!(has.iter().all(|name| names.contains(name)), "{names:?}");
         assert!(

@@ -20,7 +20,7 @@ fn sources(dir: &Path, all: &mut String) {
     }
 }
 
-/// Whether what stands in backticks is the name of a test: a sentence, of which the end may be left out.
+/// Whether the text in backticks is the name of a test: a sentence whose end may be left out.
 fn is_sentence(word: &str) -> bool {
     let only = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '…';
     word.matches('_').count() >= 3 && word.chars().all(only)

@@ -33,7 +33,7 @@ pub fn choose(name: &str, nics: &[VmHybridNic]) -> Result<Vec<VmHybridNic>, Stri
             }
         },
     };
-    // One that is being deleted does as it is told no more.
+    // A NIC that is being deleted no longer follows orders.
     let stays = |nic: &VmHybridNic| nic.metadata.deletion_timestamp.is_none();
     let stay: Vec<_> = found.iter().filter(|nic| stays(nic)).cloned().collect();
     match (found.is_empty(), stay.is_empty()) {
@@ -54,7 +54,7 @@ pub fn would_cut(nics: &[VmHybridNic]) -> Option<String> {
     let alone: Vec<_> = alone.collect();
     (!alone.is_empty()).then(|| {
         format!(
-            "no standby (standby: None): {}; without its VF the VM has no network by such a NIC. If that is meant, say --cut",
+            "no standby (standby: None): {}; without its VF the VM has no network through such a NIC. If you want that, say --cut",
             alone.join(", ")
         )
     })

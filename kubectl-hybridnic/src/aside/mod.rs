@@ -38,7 +38,7 @@ pub enum Word {
     Fast,
 }
 
-/// Tells the NICs of a name, and watches them where that is asked for.
+/// Tells the NICs of a name, and watches them if that is asked for.
 pub async fn run(
     cluster: &Cluster,
     name: &str,
@@ -83,7 +83,7 @@ pub async fn run(
     print::value(output, &told, |told| {
         let lines = told.iter().map(|nic| {
             let name = nic.name_any();
-            format!("vmhybridnic.hybridnic.io/{name} told: {}\n", view::told(aside))
+            format!("vmhybridnic.hybridnic.io/{name} changed: {}\n", view::told(aside))
         });
         let all: String = lines.collect();
         format!("{all}See how it goes: kubectl get vhn -n {namespace} -w\n")
@@ -120,11 +120,11 @@ struct Follower<'a> {
     name: &'a str,
     aside: Option<Aside>,
     output: Format,
-    /// The NICs by name, as they were told and then as they are.
+    /// The NICs by name, first as they were told, then as they are.
     told: BTreeMap<String, VmHybridNic>,
     attachments: BTreeMap<String, NicAttachment>,
     canvas: Canvas,
-    /// The last line of each NIC where there is no terminal, so that none is said twice.
+    /// The last line of each NIC without a terminal, so that no line is printed twice.
     last: BTreeMap<String, String>,
 }
 
@@ -145,7 +145,7 @@ impl Follower<'_> {
             .map(|change| change.map(|(attachment, there)| Change::Attachment(Box::new(attachment), there)));
         let mut changes = pin!(stream::select(nics, attachments));
         let mut interrupted = pin!(tokio::signal::ctrl_c());
-        // By the generations that were written: what is older says nothing.
+        // By the generations that were written: an older status says nothing.
         let generations: BTreeMap<_, _> = self
             .told
             .iter()
@@ -158,12 +158,12 @@ impl Follower<'_> {
                 return self.end(&all);
             }
             tokio::select! {
-                change = changes.next() => match change.context("the watches have ended; the NICs stay told")? {
+                change = changes.next() => match change.context("the watches have ended; the order stands")? {
                     Ok(change) => self.take(change)?,
                     Err(error) => {
                         let (text, passes) = self.cluster.explain_watch(&error);
                         if !passes {
-                            bail!("{text}; the NICs stay told");
+                            bail!("{text}; the order stands");
                         }
                     }
                 },

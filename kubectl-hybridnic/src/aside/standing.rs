@@ -6,8 +6,8 @@ use hybridnic_api::{
 };
 use hybridnic_console::Standing;
 
-/// Where a NIC is that was told `aside`; `generation` is that of its spec since then. What its agent has said before it heard of that
-/// says nothing.
+/// Where a NIC that was told `aside` is; `generation` is that of its spec since then. Earlier reports of its agent
+/// say nothing.
 pub fn standing(
     nic: &VmHybridNic,
     attachments: &[NicAttachment],
@@ -19,7 +19,7 @@ pub fn standing(
         return Standing::Stuck("it is being deleted".to_owned());
     }
     if nic.spec.aside() != aside {
-        return Standing::Stuck("somebody else has told it something else since".to_owned());
+        return Standing::Stuck("somebody has changed spec.path or spec.keepVf since".to_owned());
     }
     if status.observed_generation < generation {
         return Standing::OnItsWay("the operator has not looked at it yet".to_owned());
@@ -42,7 +42,7 @@ pub fn standing(
             NicPhase::Failed => Standing::Stuck(ready),
             _ if refused => Standing::Stuck(why(types::ACCEPTED)),
             NicPhase::Pending => Standing::There(format!(
-                "it is not attached ({ready}), and is told for when it is"
+                "it is not attached ({ready}); this takes effect when it is"
             )),
             _ => Standing::OnItsWay(ready),
         };

@@ -1,4 +1,4 @@
-//! How NICs are drawn that were told where to be. Pure; writing to a string cannot fail.
+//! How NICs that were told where to be are drawn. Pure; writing to a string cannot fail.
 
 use std::fmt::Write as _;
 
@@ -69,7 +69,7 @@ pub fn picture(all: &[(VmHybridNic, Standing)]) -> String {
 pub fn goodbye(aside: Option<Aside>, name: &str, namespace: &str) -> String {
     let back = if aside.is_some() { "fast" } else { "standby" };
     format!(
-        "they stay told, and go on by themselves. Take it back: kubectl hybridnic {back} {name} -n {namespace}; \
+        "the order stands, and the NICs carry it out by themselves. Take it back: kubectl hybridnic {back} {name} -n {namespace}; \
          see them: kubectl get vhn -n {namespace} -w"
     )
 }

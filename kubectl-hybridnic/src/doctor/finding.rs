@@ -25,7 +25,7 @@ pub struct Finding {
     pub level: Level,
     /// A sentence.
     pub message: String,
-    /// What to do about it; there is always something where it is not well.
+    /// What to do about it; never empty for a failure or a warning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }

@@ -94,7 +94,7 @@ pub async fn slices(cluster: &Cluster) -> Fetched<Vec<Slice>> {
         .collect())
 }
 
-/// What a slice offers; nothing where it is of no one node.
+/// What a slice offers; nothing if it does not belong to one node.
 fn offered(slice: &Value) -> Option<Slice> {
     let spec = slice.get("spec")?;
     let devices = spec.get("devices").and_then(Value::as_array);

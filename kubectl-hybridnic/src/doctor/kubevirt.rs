@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::observed::{Fetched, Observed};
 use crate::connect::Cluster;
 
-/// The objects of a kind that a cluster need not have; none where it does not serve the kind.
+/// The objects of a kind that a cluster need not have; none if it does not serve the kind.
 pub type Optional<K> = Fetched<Option<Vec<K>>>;
 
 /// What there is of both.

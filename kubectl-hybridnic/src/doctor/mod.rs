@@ -1,6 +1,6 @@
 //! `doctor`: checks a cluster, and says how to fix what is wrong.
 //!
-//! First everything is fetched that any check needs ([`observed`]); that something may not be fetched is observed too. Then
+//! First everything that any check needs is fetched ([`observed`]); a refusal is an observation too. Then
 //! each check judges by [`Observed`] alone.
 
 mod checks;

@@ -202,7 +202,7 @@ pub fn me(namespace: &str) -> Subject {
     }
 }
 
-/// The operator; without a pod of it, as the chart calls its account.
+/// The operator; if it has no pod, by the name that the chart gives its account.
 pub fn operator(account: Option<Account>) -> Subject {
     let account = account.unwrap_or_else(|| Account::service(SYSTEM, "hybridnic-operator"));
     Subject {
@@ -212,7 +212,7 @@ pub fn operator(account: Option<Account>) -> Subject {
     }
 }
 
-/// An agent; without a pod of it, as the chart calls its account.
+/// An agent; if it has no pod, by the name that the chart gives its account.
 pub fn agent(account: Option<Account>) -> Subject {
     let account = account.unwrap_or_else(|| Account::service(SYSTEM, "hybridnic-agent"));
     Subject {
@@ -225,9 +225,9 @@ pub fn agent(account: Option<Account>) -> Subject {
 /// What somebody may not do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Who.
+    /// Who it is about.
     pub who: Who,
-    /// Each a sentence's end, as in `list/watch nodes (pools)`; or why it is not known.
+    /// Each is the end of a sentence, as in `list/watch nodes (pools)`; or why it is not known.
     pub lacks: Fetched<Vec<String>>,
 }
 
@@ -254,7 +254,7 @@ pub async fn ask(cluster: &Cluster, subjects: &[Subject]) -> Vec<Answer> {
 
 type Reply = (&'static Need, &'static str, anyhow::Result<bool>);
 
-/// What is refused, a resource a piece; replies come in the order of the needs.
+/// What is refused, one text for each resource; replies come in the order of the needs.
 fn lacks(replies: Vec<Reply>) -> Fetched<Vec<String>> {
     let mut lacks: Vec<(&Need, Vec<&str>)> = Vec::new();
     for (need, verb, reply) in replies {

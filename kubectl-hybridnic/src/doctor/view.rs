@@ -3,7 +3,7 @@
 use super::{Report, finding::Level};
 use crate::style::{Grid, Tone, cell};
 
-/// A row a finding, with what to do below it, and the sums.
+/// A row for each finding, with what to do below it, and the sums.
 pub fn draw(report: &Report, width: Option<usize>) -> String {
     let mut grid = Grid::new(&[], width);
     for finding in &report.findings {

@@ -26,7 +26,7 @@ use crate::{
     style::Tone,
 };
 
-/// How often it is tried again when the object was written by somebody else meanwhile, as its agent does often.
+/// How often to try again when another client has written the object meanwhile, as its agent often does.
 const TRIES: usize = 5;
 
 /// What is said.
@@ -41,7 +41,7 @@ pub enum Word {
     Undrain,
 }
 
-/// Tells a node, and watches it where that is asked for.
+/// Tells a node, and watches it if that is asked for.
 pub async fn run(
     cluster: &Cluster,
     name: &str,
@@ -63,7 +63,7 @@ pub async fn run(
         let what = words(&target);
         if drained {
             format!(
-                "hybridnode.hybridnic.io/{name} told: NICs leave {what}\nSee how it goes: kubectl hybridnic node {name}\n"
+                "hybridnode.hybridnic.io/{name} changed: NICs leave {what}\nSee how it goes: kubectl hybridnic node {name}\n"
             )
         } else {
             undrained(name, &what, &left(&node.spec.drain))
@@ -72,11 +72,11 @@ pub async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// What of the node is drained yet, each by its own word, somebody may have said for a reason of their own.
+/// What stays drained on the node was asked for separately, and somebody may have a reason for it.
 fn undrained(name: &str, what: &str, left: &[String]) -> String {
-    let mut text = format!("hybridnode.hybridnic.io/{name} told: NICs may have {what} again\n");
+    let mut text = format!("hybridnode.hybridnic.io/{name} changed: NICs may have {what} again\n");
     if !left.is_empty() {
-        text.push_str("But for what is drained yet; take that back, too:\n");
+        text.push_str("Some of it stays drained; to take that back, too:\n");
     }
     text.extend(
         left.iter()
@@ -123,7 +123,7 @@ async fn tell(
             return Ok((clean(told), target));
         }
     }
-    bail!("HybridNode {name} is written by others again and again: try once more")
+    bail!("others keep writing HybridNode {name}: try again")
 }
 
 /// As a merge patch: a null takes a field away.
@@ -195,13 +195,13 @@ async fn follow(
             });
         }
         tokio::select! {
-            change = changes.next() => match change.context("the watches have ended; the node stays told")? {
+            change = changes.next() => match change.context("the watches have ended; the drain goes on")? {
                 Ok(Change::Node(new, true)) if new.metadata.uid == node.metadata.uid => {
                     if new.metadata.generation >= node.metadata.generation {
                         node = *new;
                     }
                 }
-                Ok(Change::Node(..)) => bail!("the HybridNode {name} was deleted, and with it what was to be drained"),
+                Ok(Change::Node(..)) => bail!("the HybridNode {name} was deleted, and its drain with it"),
                 Ok(Change::Attachment(attachment, there)) => {
                     let key = attachment.metadata.uid.clone().unwrap_or_default();
                     if there {
@@ -213,13 +213,13 @@ async fn follow(
                 Err(error) => {
                     let (text, passes) = cluster.explain_watch(&error);
                     if !passes {
-                        bail!("{text}; the node stays told");
+                        bail!("{text}; the drain goes on");
                     }
                 }
             },
             _ = &mut interrupted => {
                 print::note(&format!(
-                    "it stays told, and goes on by itself. Take it back: kubectl hybridnic undrain-pf {name} {}",
+                    "the drain goes on by itself. Take it back: kubectl hybridnic undrain-pf {name} {}",
                     target.arguments()
                 ))?;
                 return Ok(ExitCode::from(INTERRUPTED));

@@ -17,7 +17,7 @@ use super::{progress::Shown, target::name_prefix};
 /// Label of a node by which it is chosen.
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
-/// Whether a VM is KubeVirt's: a NIC says so, and none says that it is another's.
+/// Whether a VM is KubeVirt's: a NIC says so, and no NIC contradicts that.
 pub fn is_kubevirts(vm: &str, nics: &[VmHybridNic]) -> bool {
     let is = |nic: &VmHybridNic| {
         nic.spec
@@ -30,7 +30,7 @@ pub fn is_kubevirts(vm: &str, nics: &[VmHybridNic]) -> bool {
     nics.iter().any(is) && !nics.iter().any(is_other)
 }
 
-/// What asks KubeVirt to move a VM, to the node `to` where that is said.
+/// The object that asks KubeVirt to move a VM, to the node `to` if one is named.
 pub fn wanted(vm: &str, to: Option<&str>) -> Migration {
     let spec = VirtualMachineInstanceMigrationSpec {
         vmi_name: vm.to_owned(),

@@ -27,7 +27,7 @@ use crate::{canvas::Canvas, cli::Format, connect::Cluster, print};
 /// Exit code after Ctrl-C, as a shell has it.
 pub const INTERRUPTED: u8 = 130;
 
-/// Creates the migration, and watches it where that is asked for.
+/// Creates the migration, and watches it if that is asked for.
 pub async fn run(
     cluster: &Cluster,
     vm: &str,
@@ -40,7 +40,7 @@ pub async fn run(
     let nics: Api<VmHybridNic> = Api::namespaced(cluster.client.clone(), namespace);
     let migrations: Api<QemuMigration> = Api::namespaced(cluster.client.clone(), namespace);
     if !target::is_label_value(vm) {
-        bail!("{vm:?} is no VM's name: it must be the value of its pods' label {VM_LABEL}");
+        bail!("{vm:?} is not a VM's name: it must be the value of its pods' label {VM_LABEL}");
     }
     let of_vm = ListParams::default().labels(&format!("{VM_LABEL}={vm}"));
     let everything = ListParams::default();
@@ -147,7 +147,7 @@ struct Follower<'a> {
     kind: &'static str,
     output: Format,
     canvas: Canvas,
-    /// The last line where there is no terminal, so that none is said twice.
+    /// The last line without a terminal, so that no line is printed twice.
     last: String,
 }
 
@@ -236,7 +236,7 @@ impl Follower<'_> {
             print::value(self.output, &known, |_| String::new())?;
         }
         bail!(
-            "the migration {} was deleted, and so cancelled: see where the VM is by kubectl hybridnic top",
+            "the migration {} was deleted, and so cancelled: kubectl hybridnic top shows where the VM is",
             self.name
         )
     }

@@ -21,7 +21,7 @@ const STEPS: [MigrationPhase; 4] = [
     MigrationPhase::Completing,
 ];
 
-/// A migration, and its phase in the words of who runs it.
+/// A migration, and its phase in the words of what runs it.
 #[derive(Clone, Debug)]
 pub struct Shown {
     /// The migration, as one of ours.
@@ -50,7 +50,7 @@ pub fn line(shown: &Shown) -> String {
     line
 }
 
-/// The progress bar, the phases so far with their lengths, and in the end what came of it.
+/// The progress bar, the phases so far with their lengths, and in the end the result.
 pub fn picture(shown: &Shown, now: Timestamp, width: usize) -> String {
     let migration = &shown.migration;
     let status = migration.status.clone().unwrap_or_default();
@@ -79,7 +79,7 @@ pub fn picture(shown: &Shown, now: Timestamp, width: usize) -> String {
     text
 }
 
-/// Done steps are full. What goes back, or has, is not on its way to the end.
+/// Done steps are full. A migration that goes back, or has, is not on its way to the end.
 fn bar(status: &QemuMigrationStatus) -> String {
     let done = match status.phase {
         MigrationPhase::Succeeded => STEPS.len(),

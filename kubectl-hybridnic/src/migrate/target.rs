@@ -40,9 +40,9 @@ pub fn name_prefix(vm: &str) -> String {
     format!("{}-", prefix.trim_matches('-'))
 }
 
-/// The pod to move to: the one that runs, has an address and is not where the VM runs. With `to`, on that node. Of several a
-/// person says which: the youngest is just the one that came last. A node's own pod, of a file of its kubelet's, is no VM's, here as in the
-/// operator. What the NICs say decides where the VM runs; before they say anything, the oldest pod that runs.
+/// The pod to move to: the one that runs, has an address and is not where the VM runs. With `to`, on that node. If there are
+/// several, a person says which: the youngest is just the one that came last. A static pod is never a VM's, here as in the operator. The
+/// NICs' reports decide where the VM runs; before there are any, it is the oldest pod that runs.
 pub fn choose(vm: &str, to: Option<&str>, pods: &[Pod], nics: &[VmHybridNic]) -> Result<Target, String> {
     let alive: Vec<&Pod> = pods
         .iter()

@@ -15,7 +15,7 @@ use crate::{
     time, timeline, top,
 };
 
-/// Columns of a migration's bars where there is no terminal to ask.
+/// Columns of a migration's bars without a terminal.
 const BARS: usize = 40;
 /// Columns beside the bars: the longest phase's name, the length, the indent.
 const BESIDE_BARS: usize = 36;

@@ -186,7 +186,7 @@ fn pf_header(pf: &PfStatus) -> String {
     text
 }
 
-/// A cell a VF: its index and its mark; as many beside one another as fit.
+/// A cell for each VF: its index and its mark; as many beside one another as fit.
 fn map(marks: &[(&VfStatus, Mark)], width: usize) -> String {
     let digits = marks
         .iter()

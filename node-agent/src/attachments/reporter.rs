@@ -27,7 +27,7 @@ impl<T: Teller> Reporter<T> {
         Self { teller }
     }
 
-    /// Says that the agent has it, tells each status, and lets it go once the NIC has left and it is to go.
+    /// Reports that the agent has it, reports each status, and releases it once the NIC has left and the object is to go.
     pub(super) async fn run(
         self,
         mut status: watch::Receiver<Option<NicAttachmentStatus>>,
@@ -35,7 +35,7 @@ impl<T: Teller> Reporter<T> {
         held: watch::Sender<bool>,
     ) {
         if !*held.borrow() {
-            // Of one that is to go it is too late, and there is nothing to keep it for.
+            // For an object that is to go this is too late, and nothing needs it.
             if !*deleting.borrow() {
                 self.patiently(&Word::Held(true)).await;
             }

@@ -1,4 +1,4 @@
-//! From what is seen to what is not as it should be. Pure.
+//! Judges from what is seen what is not as it should be. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -31,7 +31,7 @@ use look::see_node;
 
 /// How often is looked.
 const EVERY: Duration = Duration::from_mins(10);
-/// How soon is looked again at what was found: longer than a step that was under way.
+/// How soon to look again at what was found: longer than a step that was under way.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Audits the node, again and again.
@@ -61,7 +61,7 @@ fn tell(node: &str, known: &BTreeSet<Finding>, now: &BTreeSet<Finding>) {
         warn!(node, kind = finding.kind(), "audit: {finding}; it is left alone");
     }
     for finding in known.difference(now) {
-        info!(node, kind = finding.kind(), "audit: not so any more: {finding}");
+        info!(node, kind = finding.kind(), "audit: no longer: {finding}");
     }
 }
 

@@ -19,7 +19,7 @@ pub fn install(program: &Path, directory: &Path) -> io::Result<bool> {
     if is_there(&place, &content) {
         return Ok(false);
     }
-    // One name: what an agent leaves behind that is killed here the next one takes.
+    // Always the same name: if an agent is killed here, the next one takes over what it leaves behind.
     let new = directory.join(format!(".{PLUGIN}.new"));
     let mut file = File::create(&new)?;
     file.write_all(&content)?;

@@ -120,7 +120,7 @@ impl<S: Clone> Registry<S> {
         self.entries.iter().filter(|(_, entry)| entry.open)
     }
 
-    /// Why a request waits yet, for the case that it gets no other answer.
+    /// Why a request still waits, for the case that it gets no other answer.
     pub fn explain(&mut self, key: &Key, why: &str) {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.why = Some(why.to_owned());

@@ -35,7 +35,7 @@ pub struct Place {
     pub socket: PathBuf,
 }
 
-/// Installs the plugin, and serves it for as long as the agent runs. What does not work is trouble of the node's.
+/// Installs the plugin, and serves it as long as the agent runs. What does not work is reported as trouble of the node.
 pub async fn run(host: &Host, kubelet: Arc<dyn Kubelet>, place: &Place) -> Infallible {
     tokio::join!(keep(host, place), serve(host, kubelet, &place.socket)).1
 }
@@ -77,9 +77,6 @@ async fn serve(host: &Host, kubelet: Arc<dyn Kubelet>, socket: &Path) -> Infalli
 }
 
 fn trouble(host: &Host, what: &str, does: &str, error: &io::Error) {
-    let message = format!(
-        "{what} {does}, so no pod gets an interface by it: {}",
-        chain(error)
-    );
+    let message = format!("{what} {does}, so no pod gets an interface: {}", chain(error));
     host.troubles.begin(what, reasons::CNI_UNAVAILABLE, message);
 }

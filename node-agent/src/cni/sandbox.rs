@@ -18,14 +18,14 @@ use tracing::{info, warn};
 use super::registry::Key;
 use crate::broker::{self, Broker};
 
-/// How long one may go on to work in a sandbox that ends: as long as the kernel may take for a request, and some more.
+/// How long work in a sandbox that ends may go on: as long as the kernel may take for a request, and some more.
 const LEAVE: Duration = Duration::from_secs(15);
 
 /// Why there is no way into the network namespace of a pod.
 #[derive(Debug, thiserror::Error)]
 pub enum NoWay {
     /// The broker makes no socket there.
-    #[error("the broker makes no socket there")]
+    #[error("the broker cannot make a socket there")]
     Broker(#[source] io::Error),
     /// The namespace of a socket is not known.
     #[error("the kernel does not say which network namespace it is")]
@@ -75,7 +75,7 @@ pub(super) struct Held {
     inside: Arc<RwLock<Option<Inside>>>,
 }
 
-/// A sandbox that counts now. It does not end while one has this, so have it for the length of a request, and not longer: a runtime that
+/// A sandbox that counts now. It does not end while this exists, so keep this only for the length of a request: a runtime that
 /// takes the sandbox away waits.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
@@ -127,15 +127,15 @@ impl Held {
         })
     }
 
-    /// Its interface goes, and its network namespace is let go of. Right to do twice; where it fails it can be tried again.
+    /// Removes its interface and releases its network namespace. May be done twice; if it fails it can be tried again.
     pub async fn end(&self) -> Result<(), NetlinkError> {
-        // All that works in it has come to an end then, unless the kernel does not answer.
+        // By then everything that works in it has ended, unless the kernel does not answer.
         let inside = timeout(LEAVE, self.inside.write()).await;
         let Ok(mut inside) = inside else {
             warn!(
                 pod = self.pod,
                 interface = self.attachment.ifname,
-                "the pod's sandbox is in use too long"
+                "the pod's sandbox has been in use for too long"
             );
             return Err(NetlinkError::Timeout {
                 operation: format!("remove {} from the pod's sandbox", self.attachment.ifname),

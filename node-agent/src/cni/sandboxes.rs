@@ -31,7 +31,7 @@ struct Inner {
 struct State {
     registry: Registry<Arc<Held>>,
     replies: BTreeMap<Id, oneshot::Sender<Answer>>,
-    /// Those that are ending: their interfaces may be there yet.
+    /// Those that are ending: their interfaces may still be there.
     ending: Vec<Arc<Held>>,
 }
 
@@ -75,7 +75,7 @@ impl Sandboxes {
         self.reply(&key(pod_uid, ifname), container, made)
     }
 
-    /// The interface cannot be made. The runtime is told once, and tries again with another sandbox. `false` as above.
+    /// The interface cannot be made. The runtime gets one answer, and tries again with another sandbox. `false` as above.
     pub fn refuse(&self, pod_uid: &str, ifname: &str, container: &str, why: &str) -> bool {
         self.reply(
             &key(pod_uid, ifname),
@@ -98,7 +98,7 @@ impl Sandboxes {
         adopted.is_some()
     }
 
-    /// The pod has gone, or its NIC has: the interface goes, if it is there yet, and the namespace is let go of.
+    /// The pod has gone, or its NIC has: the interface goes, if it is still there, and the namespace is released.
     pub fn forget(&self, pod_uid: &str, ifname: &str) {
         let outputs = self.with(|state| state.registry.forget(&key(pod_uid, ifname)));
         self.act(outputs);

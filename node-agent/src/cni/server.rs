@@ -160,7 +160,7 @@ impl Server {
         let known = self.kubelet.has_given(&pod, network, &device_id);
         let known = timeout(ASK_KUBELET, known).await;
         known
-            .unwrap_or_else(|_| Err("the kubelet does not say in time whose the device is".to_owned()))
+            .unwrap_or_else(|_| Err("the kubelet does not say in time which pod has the device".to_owned()))
             .map_err(|message| (Why::NotNow, message))?;
         let device = device_id
             .parse::<DeviceId>()
@@ -209,7 +209,7 @@ impl Server {
         Ok(Answer::Done)
     }
 
-    /// By what is in the pod's network namespace, whatever is believed to be.
+    /// By what is really in the pod's network namespace.
     async fn check(&self, attachment: &Attachment, mac: Option<&str>, passed: Option<OwnedFd>) -> Said {
         let Inside { netlink, .. } = self.enter(passed).await?;
         let ifname = &attachment.ifname;
@@ -222,7 +222,7 @@ impl Server {
             return not_as_made(format!("there is no interface {ifname} in the pod"));
         };
         if !matches!(link.kind, LinkKind::Macvtap { .. }) {
-            return not_as_made(format!("the interface {ifname} in the pod is no macvtap"));
+            return not_as_made(format!("the interface {ifname} in the pod is not a macvtap"));
         }
         match (mac, link.mac) {
             (Some(made), Some(now)) if !now.to_string().eq_ignore_ascii_case(made) => not_as_made(format!(

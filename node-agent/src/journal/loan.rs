@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Journal, JournalError, VERSION, VfRecord, record::understand};
 
-/// How the name of a loan's file ends. It begins with the VF's address, so that this is known of a file that cannot be read.
+/// The ending of a loan file's name. The name begins with the VF's address, so that the VF is known even if the file cannot be read.
 const LOAN: &str = "loan";
 
 /// A VF whose vfio group a pod was given before its NIC is known.
@@ -46,7 +46,7 @@ impl fmt::Display for Lent {
             ),
             Self::Unreadable(why) => write!(
                 f,
-                "a pod has its vfio group, and the journal's file of that cannot be read, so nobody gets it: {why}"
+                "a pod has its vfio group, and the journal's file about that cannot be read, so the VF is given to nobody: {why}"
             ),
         }
     }
@@ -66,7 +66,7 @@ impl Loan {
 }
 
 impl Journal {
-    /// All VFs that are lent, at start. A file that cannot be read stays where it is, and nobody gets its VF.
+    /// All VFs that are lent, at start. A file that cannot be read stays where it is, and its VF is given to nobody.
     pub fn loans(&self) -> Result<Vec<(PciAddress, Lent)>, JournalError> {
         let mut loans = Vec::new();
         for path in self.list()? {
@@ -81,7 +81,7 @@ impl Journal {
             let loan = read.and_then(|text| understand::<Loan>(&text));
             let loan = match loan {
                 Ok(loan) if loan.vf.address == vf => Lent::Known(Box::new(loan)),
-                Ok(loan) => Lent::Unreadable(format!("it is of the VF {}", loan.vf.address)),
+                Ok(loan) => Lent::Unreadable(format!("it is about the VF {}", loan.vf.address)),
                 Err(why) => Lent::Unreadable(why),
             };
             loans.push((vf, loan));

@@ -89,7 +89,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens, and makes where it is not there, the directory.
+    /// Opens the directory, and makes it if it is not there.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, JournalError> {
         let dir = dir.into();
         let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(&dir);
@@ -129,7 +129,7 @@ impl Journal {
         self.read()
     }
 
-    /// All records, as they are after all writes that were asked for before. An error says that it is not known what there is.
+    /// All records, as they are after all writes requested before. An error means that the records are not known.
     pub async fn contents(&self) -> Result<Contents, JournalError> {
         let journal = self.clone();
         let read = move || Ok(journal.read());
@@ -222,8 +222,8 @@ impl Journal {
         self.put("remove", self.vm_path(pod_uid), Ok(None))
     }
 
-    /// Makes this the content of a file, or removes it. Its turn is taken at once. A write that failed, or that nobody waits for
-    /// any more, is undone: what the caller was not told has not happened.
+    /// Makes this the content of a file, or removes it. Takes its turn at once. A write that failed, or that nobody waits for
+    /// any more, is undone: what the caller does not know has not happened.
     fn put(
         &self,
         what: &'static str,
@@ -326,7 +326,7 @@ impl Journal {
         self.put("write", self.dir.join(PARKED), Ok(Some(text)))
     }
 
-    /// What the node was to be drained of when this was last heard.
+    /// The drain of the node, as last heard.
     pub fn drain(&self) -> Result<Drain, JournalError> {
         let path = self.dir.join(DRAIN);
         let read = || match found(fs::read(&path))? {
@@ -347,7 +347,7 @@ impl Journal {
     }
 
     fn path(&self, uid: &str) -> PathBuf {
-        // Uids come from the API server; still no path may be made of one.
+        // Uids come from the API server; still, a uid must not become a path.
         let safe: String = uid
             .chars()
             .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
@@ -356,7 +356,7 @@ impl Journal {
     }
 }
 
-/// For what was made with more rights. A disk that keeps none works as well.
+/// For files that were made with more permissions. A file system without permissions works as well.
 fn close_to_others(path: &Path, mode: u32) {
     if let Err(error) = fs::set_permissions(path, Permissions::from_mode(mode)) {
         warn!(path = %path.display(), %error, "the journal stays open to others");

@@ -1,4 +1,4 @@
-//! What the journal has of an attachment, and of a VM, and how it is read again.
+//! What the journal knows about an attachment and about a VM, and how it is read again.
 
 use std::path::PathBuf;
 
@@ -179,7 +179,7 @@ pub struct VmRecord {
 }
 
 impl VmRecord {
-    /// About this QEMU from now on: what was seen of another one is not true for it.
+    /// About this QEMU from now on: what was seen in another one is not true for it.
     pub fn is_of(&mut self, process: Option<ProcessId>) {
         if self.process != process {
             (self.incoming, self.ran) = (false, false);
@@ -294,7 +294,7 @@ pub(super) fn understand<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> 
         #[serde(default = "first_version")]
         version: u32,
     }
-    // First, and alone: what else a newer record holds is unknown.
+    // The version is read first, and alone: the rest of a newer record is unknown.
     let Versioned { version } = serde_json::from_slice(text).map_err(|e| e.to_string())?;
     if version > VERSION {
         return Err(format!(

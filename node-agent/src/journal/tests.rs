@@ -257,7 +257,7 @@ async fn a_write_that_failed_or_came_too_late_has_not_happened() {
     assert_eq!(names, [("a".to_owned(), 0), ("c".to_owned(), 0)]);
 }
 
-/// Nobody may count on it, so it is taken back, before anything that was asked for later.
+/// Nobody may rely on it, so it is taken back, before anything that was requested later.
 #[tokio::test]
 async fn a_write_whose_caller_went_away_is_undone() {
     let dir = tempfile::tempdir().unwrap();
@@ -359,7 +359,7 @@ async fn nobody_else_reads_it_also_not_what_was_written_before() {
 }
 
 proptest::proptest! {
-    /// Whatever is in a file, as a disk that fails leaves it: a record that is whole, cut, overwritten in a place, or noise.
+    /// Anything may be in a file after a disk failure: a record that is whole, cut, overwritten in a place, or noise.
     #[test]
     fn no_file_of_the_journal_is_the_end_of_the_agent(
         noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),

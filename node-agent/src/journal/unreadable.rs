@@ -62,7 +62,7 @@ impl fmt::Display for Unreadable {
     }
 }
 
-/// The string that follows a key, in text that is no whole JSON.
+/// The string that follows a key, in text that is not complete JSON.
 fn string_after(text: &str, key: &str) -> Option<String> {
     let rest = text
         .split_once(key)?

@@ -24,7 +24,7 @@ impl Machine {
         }
     }
 
-    /// Takes away what a standby that was not plugged, or not unplugged, to its end has left.
+    /// Removes what a standby has left that was not completely plugged or unplugged.
     pub async fn clear_standby(&self, nic: &str) -> Result<(), MachineError> {
         match self {
             Self::Qemu(qemu) => qemu.clear_standby(nic).await,
@@ -72,7 +72,7 @@ impl Machine {
         }
     }
 
-    /// Has the guest's own address told to the switches, from these devices.
+    /// Announces the guest's own address to the switches, from these devices.
     pub async fn announce(&self, ids: &[&str]) -> Result<(), MachineError> {
         match self {
             Self::Qemu(qemu) => qemu.announce(ids).await,
@@ -80,7 +80,7 @@ impl Machine {
         }
     }
 
-    /// A device's address in the guest, where that can be told.
+    /// A device's address in the guest, where it is known.
     pub async fn address(&self, id: &str) -> Option<String> {
         match self {
             Self::Qemu(qemu) => qemu.address(id).await,

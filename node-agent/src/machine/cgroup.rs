@@ -8,10 +8,10 @@
 //! | cgroupfs | `/kubepods/burstable/podUID/…` |
 //! | systemd | `/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podUID.slice/…`, the UID's hyphens as `_` |
 //!
-//! Before it may be more, where a kubelet runs in a group of its own (`/kubelet.slice/kubelet-kubepods.slice/…`). A process in
+//! There may be more before it, where a kubelet runs in a group of its own (`/kubelet.slice/kubelet-kubepods.slice/…`). A process in
 //! a cgroup namespace sees others' groups relative to its own: `/../../podUID/…`.
 
-/// Whether `text`, a `/proc/PID/cgroup` (`cgroups(7)`), is of a process of this pod. With v1 there is a line for each hierarchy;
+/// Whether `text`, a `/proc/PID/cgroup` (`cgroups(7)`), belongs to a process of this pod. With v1 there is a line for each hierarchy;
 /// those that the kubelet does not use say nothing.
 pub fn is_of_pod(text: &str, pod_uid: &str) -> bool {
     let groups = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
@@ -19,7 +19,7 @@ pub fn is_of_pod(text: &str, pod_uid: &str) -> bool {
     pods.peek().is_some() && pods.all(|pod| pod == pod_uid)
 }
 
-/// The uid of the pod that a group is of. The outermost counts: what is below may be the pod's own work.
+/// The uid of the pod that a group belongs to. The outermost counts: the pod itself may have made what is below.
 fn pod_of(group: &str) -> Option<String> {
     let parts = group.split('/');
     let below = parts.clone().skip(1);

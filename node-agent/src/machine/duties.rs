@@ -29,8 +29,8 @@ impl Duties {
         vm_end: Owner::Agent,
     };
 
-    /// A QEMU that somebody has started on the host: why it waits or stands still is not known here, and its end is not the
-    /// agent's, but for what a migration leaves.
+    /// A QEMU that somebody has started on the host: it is not known here why it waits or stands still, and the agent does not
+    /// end it, except what a migration leaves.
     pub const HOST: Self = Self {
         vm_end: Owner::Runtime,
         ..Self::QEMU

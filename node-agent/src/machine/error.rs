@@ -10,7 +10,7 @@ pub enum MachineError {
     /// The session has ended.
     #[error("{0}")]
     Gone(String),
-    /// It said no, did not answer in time, or is not understood.
+    /// It refused, did not answer in time, or was not understood.
     #[error("{0}")]
     Refused(String),
     /// It was to be ended, and the VM has arrived in it.

@@ -39,7 +39,7 @@ pub enum VmEvent {
         /// The same in QEMU's word.
         word: &'static str,
     },
-    /// The guest's driver of a standby has taken that it is one.
+    /// The guest's driver has accepted the standby feature of a standby.
     FailoverNegotiated,
     /// The guest's driver of a NIC asks it to receive something: it has started.
     Receives,

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use hybridnic_api::v1alpha1::Pairing;
 use hybridnic_net::{MacAddr, PciAddress};
 
-/// What runs a VM, and what it does with it, as far as it matters to a NIC.
+/// What a VM's runtime does with it, as far as it matters to a NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Run {
     /// The VM is here; it runs, or is paused for a reason of its own.
@@ -69,7 +69,7 @@ pub struct VfPlug {
     pub port: String,
     /// The VF.
     pub vf: PciAddress,
-    /// By what it is plugged; without them it is by its group.
+    /// How it is plugged; without them, by its group.
     pub descriptors: Option<VfDescriptors>,
 }
 

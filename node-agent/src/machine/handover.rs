@@ -40,7 +40,7 @@ async fn set_all(
         .filter(|(_, nic)| of(nic))
         .filter_map(|(uid, nic)| Some((uid, nic.macvtap.as_ref()?)));
     let results = join_all(each.map(async |(uid, at)| {
-        // One that has gone is silent, and its NIC's task says so.
+        // A macvtap that has gone is silent, and its NIC's task reports it.
         if macvtaps.set(at, up).await? {
             vm.note(uid, if up { "StandbyUp" } else { "StandbyDown" });
         }

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
     use crate::machine::{listener::Listener, socket::Offence};
 
-    /// What comes of a socket in a directory of these modes, the outer one first.
+    /// The result for a socket in directories with these modes, the outer one first.
     fn connect(outer: u32, inner: u32) -> Result<Listener, Closed> {
         let dir = tempfile::tempdir().unwrap();
         let vms = dir.path().join("vms");

@@ -36,7 +36,7 @@ impl Listener {
     pub fn of(stream: &UnixStream, home: &Home) -> Result<Self, Closed> {
         let pid = getsockopt(stream, sockopt::PeerCredentials)?.pid();
         if pid <= 0 {
-            let error = "who listens on the VM's QMP socket has no pid here: the agent is not in the host's PID namespace";
+            let error = "the process that listens on the VM's QMP socket has no pid here: the agent is not in the host's PID namespace";
             return Err(Closed::Failed(io::Error::other(error)));
         }
         Self::hold(pid, pidfd_of(stream, pid)?, home)
@@ -60,8 +60,8 @@ impl Listener {
     }
 
     /// Lets it lock memory without limit: what a VF may write to must not move. The kernel counts what all processes of a user
-    /// have pinned against the limit of the one that pins (`iopt_pages` in `drivers/iommu/iommufd`), so no number would do for
-    /// two VMs of one user. What a pod may use at all is its memory limit's business.
+    /// have pinned against the limit of the one that pins (`iopt_pages` in `drivers/iommu/iommufd`), so no number would be right
+    /// for two VMs of one user. The pod's memory limit decides what it may use at all.
     pub fn unlimit_locked_memory(&self) -> io::Result<()> {
         // The call takes no descriptor; pids are not used again in the moment between.
         if !is_alive(&self.pidfd) {
@@ -107,7 +107,7 @@ fn by_pid(pid: i32) -> Result<OwnedFd, Closed> {
     }
 }
 
-/// A pidfd is readable once its process has ended (`pidfd_open(2)`). What cannot be asked is not known to live.
+/// A pidfd is readable once its process has ended (`pidfd_open(2)`). If it cannot be asked, it is not known to live.
 fn is_alive(pidfd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO) == Ok(0)

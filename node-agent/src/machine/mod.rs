@@ -91,7 +91,7 @@ pub enum Session {
     Up(Machine),
 }
 
-/// What a NIC's standby makes of what the guest asks it to receive.
+/// What a NIC's standby does with what the guest asks it to receive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filtered {
     /// What no macvtap does.
@@ -129,7 +129,7 @@ pub struct NicEntry {
     pub ports: Option<GuestPorts>,
     /// Whether the guest has, or is about to get, its VF.
     pub vf: bool,
-    /// What its standby makes of what the guest asks it to receive.
+    /// What its standby does with what the guest asks it to receive.
     pub filtered: Filtered,
     /// What happened to it.
     pub timeline: Vec<TimelineEntry>,
@@ -141,7 +141,7 @@ impl NicEntry {
         self.nic.clone_from(&record.spec.nic.name);
         record.spec.vm.name().clone_into(&mut self.vm);
         self.mac.clone_from(&record.spec.mac);
-        // One that is shut stays so when the VM arrives.
+        // A standby that is shut stays shut when the VM arrives.
         let is_shut = record
             .standby
             .as_ref()
@@ -261,7 +261,7 @@ impl Vm {
         session.unwrap_or_else(|| Session::Unreachable("it has not been tried yet".to_owned()))
     }
 
-    /// Resolves when QEMU has been tried. Who acts before might take a VF from one that is there.
+    /// Resolves when QEMU has been tried. Acting before that might take a VF from a QEMU that is there.
     pub async fn tried(&self) {
         // It is never closed: we hold the sender.
         let _ = self.session.subscribe().wait_for(Option::is_some).await;
@@ -288,12 +288,12 @@ impl Vm {
     }
 
     /// What the journal has of a migration that was begun here, and whether that was in the QEMU that is talked to now. What it
-    /// has of an earlier one says nothing about this one. Without a uid: of the last, whichever it was.
+    /// has about an earlier one says nothing about this one. Without a uid: about the last one.
     pub fn begun(&self, migration: &str) -> (Option<Begun>, bool) {
         let is_it = |begun: &Begun| migration.is_empty() || begun.migration == migration;
         let begun = self.record().begun.filter(is_it);
         let peer = self.peer();
-        // Where the kernel names no process, there is nothing to tell two apart by.
+        // If the kernel names no process, two cannot be told apart.
         let same = begun
             .as_ref()
             .is_none_or(|begun| begun.process.is_none() || begun.process == peer);
@@ -366,7 +366,7 @@ impl Vm {
         self.beat(true);
     }
 
-    /// Says how the migration goes. An error stays as long as the state that it was met in.
+    /// Reports how the migration goes. An error stays as long as the state in which it occurred.
     fn set_report(&self, mut report: MigrationReport) {
         // QEMU's own words, and a guest may have taken QEMU over.
         report.error = report.error.map(|error| bounded(&error));
@@ -401,8 +401,8 @@ impl Vm {
         });
     }
 
-    /// Says that a step of the migration was not taken, and whether the migration is over because of it. It is in `state` where
-    /// nothing was said of it yet.
+    /// Reports that a step of the migration was not taken, and whether the migration is over because of it. It is in `state` if
+    /// nothing was reported about it yet.
     fn report_error(&self, migration: &str, error: String, over: bool, state: MigrationState) {
         let last = self.report.borrow().clone();
         let last = last
@@ -476,7 +476,7 @@ impl Vm {
     }
 }
 
-/// Whether what this agent says of a migration stands, though one before it has said this.
+/// Whether this agent's report about a migration stands, although an earlier agent has reported this.
 pub fn stands_against(now: Option<&MigrationReport>, said: &MigrationReport) -> bool {
     now.is_some_and(|now| now.uid != said.uid || now.state.is_final() || !said.state.is_final())
 }

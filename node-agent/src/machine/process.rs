@@ -48,7 +48,7 @@ impl ProcessId {
             }
             return std::future::pending().await;
         };
-        // Asked after the descriptor was taken: it is of this process, or of one that has its pid now.
+        // Asked after the descriptor was taken: it belongs to this process, or to one that has its pid now.
         if self.has_ended() {
             return;
         }

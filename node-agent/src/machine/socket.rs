@@ -39,7 +39,7 @@ pub struct Place {
     pub socket: &'static str,
 }
 
-/// The place of a pod of this runtime; `None` for what is no uid.
+/// The place of a pod of this runtime; `None` if this is not a uid.
 pub fn place_of(runtime: Runtime, pod_uid: &str) -> Option<Place> {
     let (volume, socket) = match runtime {
         Runtime::Qemu => (QMP_VOLUME, QMP_SOCKET),
@@ -53,7 +53,7 @@ pub fn place_of(runtime: Runtime, pod_uid: &str) -> Option<Place> {
     })
 }
 
-/// What is where a VM's QMP socket should be, and is none that the agent talks to.
+/// What is in the place of a VM's QMP socket and is not a socket that the agent talks to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offence {
     /// A link, in place of the socket or of a directory.
@@ -64,7 +64,7 @@ pub enum Offence {
     OtherFileSystem,
     /// A socket on which no process of the pod listens.
     Foreign,
-    /// A socket whose listener has ended, and somebody has inherited it.
+    /// A socket whose listener has ended, and which another process has inherited.
     Inherited,
     /// On the host: a directory in which others could have put a socket.
     Exposed,
@@ -73,8 +73,8 @@ pub enum Offence {
 impl fmt::Display for Offence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Link => "at the place of the VM's QMP socket is a link, and none is followed",
-            Self::NotASocket => "at the place of the VM's QMP socket is something else",
+            Self::Link => "in the place of the VM's QMP socket is a link, and links are not followed",
+            Self::NotASocket => "in the place of the VM's QMP socket is something that is not a socket",
             Self::OtherFileSystem => {
                 "the volume of the pod's QMP socket is on another file system than an emptyDir's"
             }
@@ -85,7 +85,7 @@ impl fmt::Display for Offence {
                 "the process that listened on the VM's QMP socket has ended, and another holds the socket"
             }
             Self::Exposed => {
-                "others than root and its owner can write to the directory of the VM's QMP socket, or to one above it"
+                "users other than root and its owner can write to the directory of the VM's QMP socket, or to one above it"
             }
         })
     }
@@ -137,7 +137,7 @@ pub fn is_kubelets(pods: &Path, pod_uid: &str) -> bool {
 pub fn open(pods: &Path, runtime: Runtime, pod_uid: &str) -> Result<Directory, Closed> {
     let place = place_of(runtime, pod_uid)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not the uid of a pod"))?;
-    // Where that cannot be opened, nothing is known of any pod.
+    // If that cannot be opened, nothing is known about any pod.
     let pods = File::open(pods)?;
     let dir = OFlag::O_DIRECTORY;
     let volumes = beneath(&pods, &place.volumes, dir, ResolveFlag::RESOLVE_NO_XDEV)?;
@@ -173,7 +173,7 @@ pub fn open_on_host(socket: &Path) -> Result<Directory, Closed> {
     })
 }
 
-/// Whether others than root and the directory's owner can make entries in it, or put another directory in its place.
+/// Whether users other than root and the directory's owner can make entries in it, or put another directory in its place.
 fn is_exposed(dir: &OwnedFd) -> Result<bool, Errno> {
     const OTHERS: u32 = 0o022;
     const STICKY: u32 = 0o1000;
@@ -190,7 +190,7 @@ fn is_exposed(dir: &OwnedFd) -> Result<bool, Errno> {
         if (above.st_dev, above.st_ino) == (below.st_dev, below.st_ino) {
             return Ok(false);
         }
-        // In a sticky directory, as /tmp, nobody renames what is another's.
+        // In a sticky directory such as /tmp, nobody can rename what belongs to another.
         let may_others = above.st_mode & OTHERS != 0 && above.st_mode & STICKY == 0;
         if may_others || (above.st_uid != 0 && above.st_uid != of.st_uid) {
             return Ok(true);

@@ -23,7 +23,7 @@ fn connect(pods: &Path) -> Result<UnixStream, Closed> {
     open(pods, Runtime::Qemu, UID)?.connect()
 }
 
-/// A kubelet's directory, with a pod whose volume has what `make` makes in it: what comes of it is compared.
+/// A kubelet's directory, with a pod whose volume has what `make` makes in it: compares the result.
 fn refused(make: impl Fn(&Path), why: Offence) {
     let dir = TempDir::new().unwrap();
     make(&volume(dir.path(), UID));
@@ -105,7 +105,7 @@ fn no_link_is_followed() {
             Offence::Link,
         );
     }
-    // In place of each directory on the way, also one that leads to a socket that would do.
+    // In place of each directory on the way, also one that leads to a valid socket.
     let other = TempDir::new().unwrap();
     let _listener = UnixListener::bind(volume(other.path(), UID).join(QMP_SOCKET)).unwrap();
     connect(other.path()).unwrap();
@@ -125,7 +125,7 @@ fn no_link_is_followed() {
     }
 }
 
-/// A FIFO would wait for a writer, whoever opened it.
+/// Opening a FIFO would wait for a writer.
 #[test]
 fn what_is_no_socket_is_not_opened() {
     for make in [

@@ -7,9 +7,9 @@
 //! VF must show no sign of life meanwhile: no interrupt. If the hardware posts interrupts into the guest, there is none to
 //! see in any case, and nothing is concluded.
 //!
-//! A guest that is to bond the two may not have done so, and send by the standby as by an interface of its own. Its VF, which is
-//! up beside it, has interrupts then: for each broadcast that it receives. So of such a guest it is enough that it sends much by
-//! the standby. A bond sends nothing by an inactive member, but a program may, as one that speaks LLDP does every half minute.
+//! A guest that should bond the two may not have done it, and send through the standby as through an interface of its own. Its VF, which is
+//! up too, then has an interrupt for each broadcast that it receives. So for such a guest it is enough that it sends much through
+//! the standby. A bond sends nothing through an inactive member, but a program may, as an LLDP daemon does every half minute.
 
 use std::time::Duration;
 
@@ -43,8 +43,8 @@ impl Disuse {
         }
     }
 
-    /// Whether the guest does not use its VF, and by what it sends instead; by the packets that the standby has dropped and the
-    /// interrupts that the VF has had (`None` while the guest has none switched on), which are asked for only where it matters.
+    /// Whether the guest does not use its VF, and through what it sends instead. Judged from the packets that the standby has dropped and
+    /// the interrupts that the VF has had (`None` while the guest has none switched on), which are read only where it matters.
     pub fn found(
         &mut self,
         now: Instant,
@@ -121,7 +121,7 @@ mod tests {
         for nth in 1..100 {
             assert_eq!(guest.at(nth * 30, nth, Some(7 + nth)), None);
         }
-        // Two interfaces: it asks for its neighbours on the one that is down, once a second; or sends hardly anything.
+        // Two interfaces: it looks for its neighbours through the one that is down, once a second; or sends hardly anything.
         for pause in [1, 10] {
             let mut guest = guest;
             let mut found = (1..=20).map(|nth| guest.at(3000 + pause * nth, 99 + nth, Some(200 + nth)));

@@ -20,7 +20,7 @@ const BETWEEN_MOVES: Duration = Duration::from_mins(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It has no link, and has had none since the NIC is there.
+    /// It has no link, and has had none since the NIC came.
     Never(Instant),
     Up,
     Lost(Instant),

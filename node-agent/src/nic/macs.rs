@@ -30,8 +30,8 @@ impl Macs {
     }
 }
 
-/// How a VF was before hybridnic had it, from how it is found, or was written down. A NIC's MAC, or the VF's own parking MAC, is
-/// ours: somebody forgot to take it away, and with it came the VLAN. Neither is given back; no MAC at all is.
+/// A VF's state before hybridnic had it, from how it is found, or from what was written down. A NIC's MAC, or the VF's own parking MAC, is
+/// ours: something failed to remove it, and the VLAN came with it. Neither is restored; the VF goes back without a MAC.
 pub fn original(found: &VfConfig, parking: MacAddr, macs: &Macs) -> VfConfig {
     match found.mac {
         Some(mac) if mac == parking || macs.has(mac) => VfConfig {

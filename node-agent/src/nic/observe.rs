@@ -84,7 +84,7 @@ pub struct Observation {
     pub standby_pf: Option<Link>,
     /// The VF's PF.
     pub vf_pf: Option<Link>,
-    /// Why nothing is known of the VF, where that is so.
+    /// Why nothing is known about the VF, if nothing is.
     pub unknown: Option<StepError>,
     /// The session with what runs the VM, when it answers.
     pub machine: Option<Machine>,
@@ -113,12 +113,12 @@ pub struct Observed {
 pub struct Own {
     /// Whether the record is on disk.
     pub recorded: bool,
-    /// Whether the guest was seen to go without the VF that it has.
+    /// Whether the guest was seen not to use the VF that it has.
     pub disused: bool,
 }
 
 impl Observed {
-    /// All that the plan looks at. It is put together here and nowhere else.
+    /// Everything that the plan looks at. It is put together only here.
     pub fn seen(&self, offer: Offer) -> Seen {
         let standby = self.record.standby.as_ref();
         let seized = standby.and_then(|standby| standby.seized.as_ref());
@@ -255,7 +255,7 @@ async fn see_standby(
     let l2 = &record.spec.l2;
     let way = Way::to(host, record, standby)?;
     let macvtap = way.find(standby);
-    // A PF that cannot be read is one of which nothing is known.
+    // Nothing is known about a PF that cannot be read.
     let pf = async { Ok(host.pf_link(standby.pf).await.unwrap_or_default()) };
     let (macvtap, pf) = tokio::try_join!(macvtap, pf)?;
     let room = match (&macvtap, &pf) {
@@ -298,7 +298,7 @@ pub fn is_ours(link: &Link) -> bool {
     matches!(link.kind, LinkKind::Vlan { .. }) && link.name.starts_with(VLAN_PREFIX)
 }
 
-/// A VF as it is, or why that cannot be told; and its PF.
+/// A VF as it is, or why that is unknown; and its PF.
 async fn see_vf(
     host: &Arc<Host>,
     vf: &VfRecord,
@@ -412,7 +412,7 @@ impl Qemu {
 }
 
 /// Whether a guest's driver has switched the VF's interrupts on, as far as is known: there is no event for it. Interrupts that cannot be
-/// read are no driver that has switched them off.
+/// read do not mean that a driver has switched them off.
 pub fn uses(vf: &VfRecord) -> bool {
     may_use(&interrupts::read(vf.address))
 }

@@ -40,7 +40,7 @@ pub struct Inputs<'a> {
     pub unplug_order: Option<SwitchOrder>,
     /// The VM's migration.
     pub migration: Option<MigrationReport>,
-    /// What the standby makes of what the guest asks it to receive.
+    /// What the standby does with what the guest asks it to receive.
     pub filtered: Filtered,
     /// What happened.
     pub timeline: Vec<TimelineEntry>,
@@ -81,8 +81,8 @@ pub fn build(inputs: Inputs<'_>, old: Option<&NicAttachmentStatus>, now: Timesta
     }
 }
 
-/// Nothing could be seen: what was true before is the best guess. But under another spec nobody is told that a VF is out before that was
-/// looked at: the spec before may have had it put in since.
+/// Nothing could be seen: what was true before is the best guess. But with another spec a VF is not reported as out before that
+/// was looked at: the former spec may have plugged it since.
 pub fn as_before(status: &mut NicAttachmentStatus, old: NicAttachmentStatus) {
     let is_guess =
         old.state == AttachmentState::Aside && old.observed_generation != status.observed_generation;
@@ -98,7 +98,7 @@ pub fn as_before(status: &mut NicAttachmentStatus, old: NicAttachmentStatus) {
     }
 }
 
-/// Says why nothing is done for the NIC, and leaves all else of its status as it was: the devices are where they were.
+/// Reports why nothing is done for the NIC, and leaves the rest of its status as it was: the devices are where they were.
 pub fn held_back(status: &mut NicAttachmentStatus, generation: Option<i64>, why: &str, now: Timestamp) {
     let condition = NewCondition::no(types::READY, reasons::JOURNAL_FAILED, why);
     conditions::set(&mut status.conditions, generation, now, condition);
@@ -261,27 +261,27 @@ fn told(aside: Aside, record: &Record) -> &'static str {
     }
 }
 
-const STEPPED_ASIDE: &str = "the NIC has no standby, and its VF is out of the guest for a migration: the VM has no network by this NIC until its \
-                             VF is back";
+const STEPPED_ASIDE: &str = "the NIC has no standby, and its VF is out of the guest for a migration: the VM has no network through this \
+                             NIC until its VF is back";
 
-/// Why the VF of a NIC without a standby is out at a word, and where it is.
+/// Why the VF of a NIC without a standby is out on request, and where it is.
 fn told_alone(aside: Aside, record: &Record) -> &'static str {
     match (aside, &record.vf) {
         (Aside::GiveVfBack, None) => {
-            "the NIC is told to do without its VF (path: Standby), holds none, and has no standby: the VM has no network by it; path: Auto \
-             brings a VF back"
+            "the NIC is told to do without its VF (path: Standby), holds none, and has no standby: the VM has no network through it; path: \
+             Auto brings a VF back"
         }
         (Aside::GiveVfBack, Some(_)) => {
-            "the NIC is told to do without its VF (path: Standby), and has no standby: the VM has no network by it; its VF goes back to the \
-             pool when the migration is over"
+            "the NIC is told to do without its VF (path: Standby), and has no standby: the VM has no network through it; its VF goes back \
+             to the pool when the migration is over"
         }
         (Aside::KeepVf, Some(_)) => {
             "the NIC is told to do without its VF (path: Standby), which stays reserved for it (keepVf), and has no standby: the VM has no \
-             network by it; path: Auto brings the VF back"
+             network through it; path: Auto brings the VF back"
         }
         (Aside::KeepVf, None) => {
             "the NIC is told to do without its VF (path: Standby) and to keep one (keepVf), but no VF of the network is free on the node; it \
-             has no standby: the VM has no network by it"
+             has no standby: the VM has no network through it"
         }
     }
 }
@@ -316,7 +316,7 @@ fn standby_filter(inputs: &Inputs<'_>) -> Option<NewCondition> {
         return no(reasons::GUEST_VLANS_FILTERED, message);
     }
     if l2.trust && beyond.macs {
-        let message = "the guest receives by further MACs or promiscuously: on its standby it receives by the NIC's MAC only";
+        let message = "the guest receives for more MACs, or promiscuously: on its standby it receives for the NIC's MAC only";
         return no(reasons::GUEST_MACS_FILTERED, message.to_owned());
     }
     None

@@ -11,7 +11,7 @@ pub enum VfSeen {
     There(VfThere),
     /// It is proven that there is no such PCI function any more.
     Gone,
-    /// It cannot be told how it is: its PF resets, or something cannot be read. It may have any MAC.
+    /// Its state is unknown: its PF resets, or something cannot be read. It may have any MAC.
     Unknown {
         /// Whether its PF is not the standby's.
         other_pf: bool,
@@ -43,7 +43,7 @@ pub struct VfThere {
 /// What the switch has been asked for a VF's port, where the network has a port profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Port {
-    /// The network has no port profile: nothing is asked, and nothing looked at.
+    /// The network has no port profile: nothing is requested or read.
     NoProfile,
     /// Nothing, or it has taken the profile away.
     Free,
@@ -51,7 +51,7 @@ pub enum Port {
     Preassociated,
     /// It has the NIC's profile.
     Associated,
-    /// Anything else: what was asked is not done yet, was refused, or is of another NIC.
+    /// Anything else: what was asked is not done yet, was refused, or belongs to another NIC.
     Unsettled,
 }
 
@@ -109,7 +109,7 @@ pub struct Seen {
     pub vf: Option<VfSeen>,
     /// Whether a VF can be had now.
     pub vf_offered: bool,
-    /// Whether another VF can be had that is better than the reserved one: on a PF that has a link, where the reserved one's is
+    /// Whether a VF is available that is better than the reserved one: on a PF that has a link, where the reserved one's is
     /// dark; one that is not drained, where the reserved one is; or one that has not failed yet, where the reserved one has.
     pub other_vf: bool,
     /// Whether VF and standby have been on two PFs for a while, and a VF of the standby's can be had.
@@ -140,12 +140,12 @@ pub struct Seen {
     pub qemu: QemuSeen,
 }
 
-/// What the node's PFs and VFs have to offer to a NIC that is seen so.
+/// What the node's PFs and VFs have to offer to a NIC in this state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offer {
     /// Whether a VF can be had now.
     pub vf: bool,
-    /// Whether another VF can be had that is better than the reserved one.
+    /// Whether a VF is available that is better than the reserved one.
     pub other_vf: bool,
     /// Whether the NIC has been split for a while, and a VF of its standby's PF can be had.
     pub home_vf: bool,

@@ -70,7 +70,7 @@ fn a_parked_vf_stays_in_its_network() {
     assert_eq!((parked.vlan, parked.mac), (Some(42), Some(vf.parking_mac)));
     assert_eq!((parked.spoofchk, parked.trust), (Some(true), Some(false)));
     assert_eq!(parked.max_tx_rate, Some(500));
-    // All of it but the MAC is what a network in order has: what is left to be done at a switch is the MAC.
+    // Everything but the MAC is as in a valid network: only the MAC is left to set at a switch.
     let l2 = L2Settings {
         spoof_check: true,
         trust: false,

@@ -58,7 +58,7 @@ impl Silence {
         interrupts.is_some() && (silent >= IDLE || busy && silent >= SILENT && interrupts > self.interrupts)
     }
 
-    /// By what the guest has sent since the plug, as far as it was watched, where it has not moved.
+    /// What the guest has sent through since the plug, as far as it was watched, if it has not moved.
     pub fn sends(&self) -> Sends {
         let lives = self.span.is_some_and(|(first, last)| last > first);
         match (self.sent > self.at_plug, lives) {

@@ -109,7 +109,7 @@ impl Stopwatch {
                 self.current = Some(Current { order, ..current });
                 None
             }
-            // A VF that is of no use is taken out again; the reason comes when the NIC has settled.
+            // A useless VF is taken out again; the reason comes when the NIC has settled.
             Some(current) if current.to == To::FastPath && ask.goal == Goal::FastPath => None,
             // One VF is left for another.
             Some(current)

@@ -235,7 +235,7 @@ impl NicTask {
                         // The plan knows what to do without the VF: the standby comes first.
                         continue;
                     }
-                    // Another may be able to take the VF that this one could not. That it let it go is no news to itself.
+                    // Another may be able to take the VF that this one could not. Its own release is no news to itself.
                     self.cx.host.pools.stop_waiting(&self.cx.claimant);
                     pools.mark_unchanged();
                     look_at = Some(self.retry.next());
@@ -263,14 +263,14 @@ impl NicTask {
         }
     }
 
-    /// The guest goes without its VF, and without network: it gets its standby back.
+    /// The guest does not use its VF, and has no network: it gets its standby back.
     fn leave_vf(&mut self, sends: Sends) {
         warn!(?sends, "the guest sends by its standby, which is down");
         self.cx.disused = true;
         self.cx.learnt.ignores_vf = Some(sends);
     }
 
-    /// Says why the pod's sandbox waits for its link, should it wait too long.
+    /// Reports why the pod's sandbox waits for its link, in case it waits too long.
     fn hold(&self, why: &str) {
         if let Some(ifname) = ids::ifname(&self.cx.record.spec) {
             self.cx
@@ -384,7 +384,7 @@ impl NicTask {
             self.last_error.clone_from(&now.unknown);
             return;
         }
-        // A wait that a failed step led to keeps the failure's own words.
+        // A wait after a failed step keeps the failure's own message.
         let explained = matches!(decision, Decision::Wait(w) if Some(w.reason) == self.cx.learnt.vf_failed);
         if !explained {
             self.last_error = None;

@@ -89,15 +89,15 @@ pub enum VfError {
     NotBound(DeviceError),
     /// A process has the descriptor that QEMU was given.
     #[error(
-        "a process keeps the descriptor that QEMU was given of the VF {0}; it is given back when that has ended"
+        "a process keeps the descriptor of the VF {0} that QEMU was given; the VF is given back when that process has ended"
     )]
     DescriptorKept(PciAddress),
     /// A process has it by its group.
-    #[error("a process still holds the VF {0}; it is given back when that has ended")]
+    #[error("a process still holds the VF {0}; the VF is given back when that process has ended")]
     Held(PciAddress),
     /// It is not known whether a process has it.
     #[error(
-        "a process of the VM's pod may keep a descriptor of the VF {0}, and nothing tells when it closes it; the VF is given back when \
+        "a process of the VM's pod may keep a descriptor of the VF {0}, and nothing reports when it closes it; the VF is given back when \
          the pod has no process any more"
     )]
     MayBeKept(PciAddress),
@@ -135,7 +135,7 @@ impl HasReason for VfError {
 }
 
 impl VfError {
-    /// The setting that the driver or the kernel did not do.
+    /// The setting that the driver or the kernel did not apply.
     pub fn refused(&self) -> Option<VfSetting> {
         match self {
             Self::Refused { setting, .. } | Self::NotDone { setting, .. } => Some(*setting),
@@ -175,7 +175,7 @@ pub async fn foreign(
     if let Err(why) = asked {
         return Err(VfError::MayBePromised(vf.address, why.clone()));
     }
-    // No record says so any more, and somebody may have what an earlier NIC's QEMU was given.
+    // No record shows it any more, but a process may have what an earlier NIC's QEMU was given.
     host.take_over_handouts(vf.address);
     if host.handouts.is_out(vf.address) {
         return Ok(Some(IS_KEPT.to_owned()));
@@ -201,7 +201,7 @@ pub async fn foreign(
     }
 }
 
-/// vfio lets go of a VF once nobody has it. Then it gets it back.
+/// vfio lets go of a VF once no process has it. Then vfio gets it back.
 async fn prove_free(host: &Host, vf: PciAddress) -> Result<(), DeviceError> {
     let before = host.devices.driver_state(vf).await?;
     let unbound = DriverState {
@@ -308,7 +308,7 @@ pub async fn apply(host: &Host, vf: &VfRecord, wanted: &VfConfig) -> Result<(), 
     }
 }
 
-/// The first setting that was taken and not done. Where there is no limit some drivers show one all the same, as the link's speed.
+/// The first setting that was accepted and not applied. If there is no limit, some drivers still show one, such as the link's speed.
 fn first_undone(now: &VfConfig, wanted: &VfConfig) -> Option<VfSetting> {
     let left = now.changes_to(wanted);
     left.into_iter()
@@ -385,7 +385,7 @@ pub async fn unbind(host: &Host, vf: PciAddress) -> Result<(), VfError> {
         .map_err(VfError::NotBound)
 }
 
-/// Of a VF that is named without a driver: while vfio waits it is named no more, but has the device's lock, which this takes.
+/// For a VF that has no driver by name: while vfio waits it is no longer named, but has the device's lock, which this takes.
 pub async fn driver_of(
     host: &Host,
     vf: PciAddress,

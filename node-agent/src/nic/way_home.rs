@@ -27,8 +27,8 @@ struct Split {
 }
 
 impl WayHome {
-    /// Notes the PFs of VF and standby where the NIC is split and its standby's PF is fit for a VF, and `None` where that is not so; says
-    /// whether that has lasted.
+    /// Notes the PFs of VF and standby where the NIC is split and its standby's PF is fit for a VF, and `None` otherwise; returns whether
+    /// that has lasted.
     pub fn is_clear(&mut self, pfs: Option<(PciAddress, PciAddress)>, now: Instant) -> bool {
         self.split = pfs.map(|pfs| match self.split {
             Some(split) if split.pfs == pfs => Split {

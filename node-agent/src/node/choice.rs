@@ -17,7 +17,7 @@ pub enum Pick {
     /// Any.
     #[default]
     Any,
-    /// One of this PF: the pod was given a device of it, or its standby cannot move.
+    /// A VF of this PF: the pod was given a device of it, or its standby cannot move.
     OnPf(PciAddress),
     /// This one and no other.
     Exactly(PciAddress),
@@ -43,7 +43,7 @@ impl Pick {
     }
 }
 
-/// A VF that was chosen, with what must be known of its PF.
+/// A VF that was chosen, with what must be known about its PF.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The PF.
@@ -74,7 +74,7 @@ pub struct Inputs<'a> {
     pub drain: &'a Drain,
     /// VFs that somebody holds, and those that something else uses, or may use.
     pub taken: &'a BTreeSet<PciAddress>,
-    /// VFs that are held: how even the spread over PFs is.
+    /// VFs that are held, for an even spread over PFs.
     pub held: &'a BTreeSet<PciAddress>,
     /// VFs that have failed for this NIC again and again: it gets them last.
     pub avoided: &'a BTreeSet<PciAddress>,

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// How the aliases of our macvtaps begin.
 pub const ALIAS: &str = "hybridnic ";
-/// The first event of a burst is passed on at once, and what follows as one, so much later.
+/// The first event of a burst is passed on at once, and the rest as one event, this much later.
 const JOIN: Duration = Duration::from_millis(100);
 
 /// The links that concern the agent: those of PCI functions, so PFs and VFs, VLAN devices on them, and its own macvtaps.
@@ -53,7 +53,7 @@ impl Concern {
     fn note(&mut self, link: &Link, is_vf: &impl Fn(PciAddress) -> bool) -> bool {
         let function = link.parent.as_ref().and_then(|parent| parent.parse().ok());
         let concerns = match &link.kind {
-            // Of what has no parent it is not known whether it is a PF.
+            // If it has no parent, it is not known whether it is a PF.
             LinkKind::Device => function.is_some() || link.parent.is_none() && link.name != "lo",
             LinkKind::Vlan { .. } => link.lower.is_some_and(|lower| self.links.contains(&lower)),
             LinkKind::Macvtap { .. } => link

@@ -1,4 +1,4 @@
-//! Which VFs are drained, how far that is, and how it is said. Pure.
+//! Which VFs are drained, how far that is, and how it is reported. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use super::{ledger::Claimant, select};
 /// How many names a message has.
 const NAMED: usize = 3;
 
-/// What is to be drained, and what of the NICs matters for that.
+/// What is to be drained, and what matters about the NICs for that.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Draining {
     /// What is to be drained.
@@ -39,7 +39,7 @@ impl Draining {
         }
     }
 
-    /// Who has a VF yet.
+    /// What still holds a VF.
     fn holder<'a>(&'a self, vf: PciAddress, holders: &'a BTreeMap<PciAddress, Claimant>) -> Option<&'a str> {
         let nic = holders.get(&vf).map(|claimant| claimant.nic.as_str());
         nic.or_else(|| self.lent.get(&vf).map(String::as_str))
@@ -50,7 +50,7 @@ impl Draining {
         self.drain.covers(&pool.network, &pf.address.to_string())
     }
 
-    /// How far a PF is, and what to say of that; `None` where it is not drained.
+    /// How far a PF's drain is, and what to report about it; `None` if it is not drained.
     pub fn of_pf(&self, pf: &Pf, holders: &BTreeMap<PciAddress, Claimant>) -> Option<(DrainState, String)> {
         if !self.drain.covers_pf(&pf.address.to_string()) {
             return None;
@@ -66,7 +66,7 @@ impl Draining {
         Some((state, told))
     }
 
-    /// How far a pool is, and what to say of that; `None` where it is not drained.
+    /// How far a pool's drain is, and what to report about it; `None` if it is not drained.
     pub fn of_pool(
         &self,
         pool: &NodePool,
@@ -83,7 +83,7 @@ impl Draining {
         Some(said(hold))
     }
 
-    /// What the `HybridNode` says of the whole; `None` where nothing is to be drained.
+    /// What the `HybridNode` says about the whole drain; `None` if nothing is to be drained.
     pub fn condition(
         &self,
         inventory: &Inventory,
@@ -100,7 +100,7 @@ impl Draining {
         let unknown: Vec<&str> = pfs.chain(networks).map(String::as_str).collect();
         if !unknown.is_empty() {
             let message = format!(
-                "spec.drain names what is not on this node: {}; the rest is drained",
+                "spec.drain names PFs or networks that are not on this node: {}; the others are drained",
                 listed(&unknown)
             );
             return Some(NewCondition::no(
@@ -122,7 +122,7 @@ impl Draining {
             NewCondition::yes(types::DRAINED, reasons::DRAINED, message)
         } else {
             let message = format!(
-                "VFs are held yet that are to be left (spec.drain), by {}",
+                "VFs that are to be drained (spec.drain) are still held by {}",
                 listed(&hold)
             );
             NewCondition::no(types::DRAINED, reasons::DRAINING, message)
@@ -137,7 +137,7 @@ fn said<'a>(hold: impl Iterator<Item = &'a str>) -> (DrainState, String) {
         (DrainState::Drained, told.to_owned())
     } else {
         let told = format!(
-            "it is being drained (spec.drain): VFs are held yet by {}",
+            "it is being drained (spec.drain): VFs are still held by {}",
             listed(&hold)
         );
         (DrainState::Draining, told)

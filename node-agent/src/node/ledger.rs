@@ -97,9 +97,9 @@ struct State {
     held: BTreeMap<PciAddress, Claimant>,
     /// Standbys by the PF that they are on.
     standbys: BTreeMap<String, PciAddress>,
-    /// The network of whose VFs each waits for one, and which of them will do.
+    /// The network that each waits for a VF of, and which VFs will do.
     waiting: BTreeMap<Claimant, (String, Pick)>,
-    /// VFs that something else uses, or may use, and what is known of that.
+    /// VFs that something else uses, or may use, and what is known about that.
     foreign: BTreeMap<PciAddress, String>,
     /// VFs that the kubelet has given to pods as devices of other plugins, and to which.
     elsewhere: BTreeMap<PciAddress, String>,
@@ -150,12 +150,12 @@ impl State {
         wish: &Wish<'_>,
     ) -> Option<Choice> {
         let waiting = before.filter(|(_, (network, _))| network == wish.network);
-        // Elsewhere than on its device's PF it has been promised nothing.
+        // It has been promised something only on its device's PF.
         let promised = self
             .device(claimant)
             .is_some_and(|id| wish.pick == Pick::OnPf(id.pf()));
         let older: Vec<Pick> = if self.is_lent_to(wish.pick) {
-            // It is nobody else's, however long others have waited.
+            // No other NIC may have it, no matter how long others have waited.
             Vec::new()
         } else if promised {
             waiting.map(|(_, (_, pick))| *pick).collect()
@@ -239,11 +239,11 @@ impl Ledger {
         self.with(|s| s.held.clone())
     }
 
-    /// VFs that something else uses, or may use, and what is known of that.
+    /// VFs that something else uses, or may use, and what is known about that.
     pub fn foreign(&self) -> BTreeMap<PciAddress, String> {
         self.with(|s| {
             let mut all = s.foreign.clone();
-            // Whose they are says more than that they are in use.
+            // The owner says more than that they are in use.
             all.extend(s.elsewhere.clone());
             all
         })
@@ -396,7 +396,7 @@ impl Ledger {
         self.notify();
     }
 
-    /// A NIC has left, and with it goes its hold on a device.
+    /// A NIC has left, and no longer holds a device.
     pub fn leave(&self, uid: &str) {
         if self.with(|s| {
             s.giving_back.remove(uid);
@@ -440,7 +440,8 @@ impl Ledger {
         }
     }
 
-    /// A NIC has the macvtap with the index of this device, or is about to make it. It is one NIC's at a time: an error says whose it is.
+    /// A NIC has the macvtap with the index of this device, or is about to make it. Only one NIC at a time may have it: an error names that
+    /// NIC.
     pub fn tie(&self, uid: &str, id: DeviceId) -> Result<(), Nic> {
         let ours = Some(Ticket::Device { id, tied: true });
         let changed = self.with(|s| {

@@ -305,7 +305,7 @@ fn who_waits_for_one_pf_keeps_none_of_another_from_younger_ones() {
     );
     assert_eq!(ledger.take(&inventory, &claimant(4), &WISH), None);
     assert_eq!(ledger.take(&inventory, &claimant(4), &of(Pick::OnPf(two))), None);
-    // One that is content with any leaves none for a younger one that is not.
+    // A NIC that takes any VF may leave none for a younger one that does not.
     ledger.release(third.vf.address);
     assert!(ledger.offers(&inventory, &claimant(5), &WISH));
     assert!(!ledger.offers(&inventory, &claimant(6), &of(Pick::OnPf(two))));

@@ -57,7 +57,7 @@ impl Publisher for NodeObject {
     }
 }
 
-/// Keeps the node's pools as its `HybridNode` says; makes that object where it is not there.
+/// Keeps the node's pools as its `HybridNode` says; makes that object if it is missing.
 pub async fn watch_pools(client: Client, host: Arc<Host>, seen: watch::Sender<Option<SeenNode>>) {
     let api: Api<HybridNode> = Api::all(client);
     let name = host.options.node_name.clone();
@@ -89,8 +89,8 @@ pub async fn watch_pools(client: Client, host: Arc<Host>, seen: watch::Sender<Op
     }
 }
 
-/// What a watch of one object says of its being there. While it is broken nobody tells of a deletion: only the list that
-/// follows does, by not having the object.
+/// What a watch of one object says about its existence. While the watch is broken, nothing reports a deletion: only the list that follows
+/// shows it, because the object is missing there.
 #[derive(Debug, Default)]
 struct Listing {
     has_it: bool,

@@ -38,18 +38,18 @@ const PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 struct Work {
-    /// It makes its VFs, or is left alone after it refused.
+    /// Its VFs are being made, or it is left alone after a refusal.
     busy: bool,
     error: Option<String>,
 }
 
-/// Creates VFs beside everything else: with some hardware that takes a minute, and a driver that hangs never ends it.
+/// Creates VFs beside everything else: some hardware takes a minute, and a driver that hangs never finishes.
 #[derive(Clone, Debug, Default)]
 pub struct Provisioner(Arc<Mutex<BTreeMap<PciAddress, Work>>>);
 
 impl Provisioner {
-    /// Begins to create what is wanted and not begun yet. What a PF has refused is in the answer, by PF; changes of that come
-    /// as changes of the hardware.
+    /// Begins to create what is wanted and not begun yet. The answer has each PF's refusal; changes of that come as
+    /// changes of the hardware.
     pub fn begin(&self, host: &Arc<Host>, inventory: &Inventory) -> BTreeMap<PciAddress, String> {
         let wanted = wanted(inventory, &host.pools.pools(), &host.pools.drain());
         let mut work = self.work();

@@ -1,4 +1,4 @@
-//! Publishes what the node has: in its `HybridNode`, or where else a [`Publisher`] says it.
+//! Publishes what the node has: in its `HybridNode`, or wherever a [`Publisher`] writes it.
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ use crate::{error::chain, host::Host, wants::Told};
 /// Events of the hardware come in bursts: a PF that gets VFs sends some for each. What they add up to is
 /// published once.
 const BURST: Duration = Duration::from_millis(200);
-/// So many writes may follow each other at once, and then there is one a second: the object is large, and NICs that users make and
+/// How many writes may follow each other at once; then there is one a second, because the object is large, and NICs that users make and
 /// delete change it.
 const WRITES: u32 = 10;
 /// See [`WRITES`].

@@ -21,7 +21,7 @@ pub struct Sources<'a> {
     pub pools: &'a [NodePool],
     /// Which NIC holds which VF.
     pub holders: &'a BTreeMap<PciAddress, Claimant>,
-    /// VFs that something else uses, or may use, and what is known of that.
+    /// VFs that something else uses, or may use, and what is known about that.
     pub foreign: &'a BTreeMap<PciAddress, String>,
     /// VFs whose vfio groups pods have.
     pub lent: &'a BTreeMap<PciAddress, Lent>,
@@ -81,7 +81,7 @@ pub fn build(sources: &Sources<'_>) -> Table {
     table
 }
 
-/// The VFs that a pool's uplinks select, each with what it is to the pool's NICs.
+/// The VFs that a pool's uplinks select, each with its state for the pool's NICs.
 pub fn of_pool<'a>(
     sources: &'a Sources<'_>,
     pool: &'a NodePool,
@@ -99,7 +99,7 @@ pub fn of_pool<'a>(
     })
 }
 
-/// As much of the rows as the API takes. They are counted before.
+/// As many of the rows as the API takes. They are counted before.
 fn fit(table: &mut Table) {
     table.pools.truncate(limits::POOLS);
     table.pfs.truncate(limits::PFS);
@@ -108,7 +108,7 @@ fn fit(table: &mut Table) {
     }
 }
 
-/// Why a pool has no VF, or not all of them; empty when nothing is amiss.
+/// Why a pool has no VF, or not all of them; empty when nothing is wrong.
 fn pool_message(pool: &NodePool, status: &PoolStatus, rows: &[PfStatus], sources: &Sources<'_>) -> String {
     let matching = |pf: &&Pf| pool.uplinks.iter().any(|u| select::selects_pf(u, pf));
     let pfs: Vec<&Pf> = sources.inventory.pfs.iter().filter(matching).collect();
@@ -144,7 +144,7 @@ fn pool_message(pool: &NodePool, status: &PoolStatus, rows: &[PfStatus], sources
         .collect();
     let barred = barred.iter().map(String::as_str);
     if status.vfs.unhealthy == 0 {
-        // Those that are held stay so.
+        // VFs that are held stay held.
         return barred.collect::<Vec<_>>().join("; ");
     }
     let whys: Vec<_> = whys.into_iter().chain(barred).collect();
@@ -186,7 +186,7 @@ fn pf_status(pf: &Pf, sources: &Sources<'_>) -> PfStatus {
     }
 }
 
-/// What a VF is, and why it cannot be used; of one that is held, what is amiss with it.
+/// What a VF is, and why it cannot be used; if it is held, what is wrong with it.
 fn vf_state(pf: &Pf, vf: &Vf, sources: &Sources<'_>) -> (VfState, String) {
     let holder = sources.holders.get(&vf.address);
     let mut pools = sources

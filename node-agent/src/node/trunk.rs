@@ -8,7 +8,7 @@ use hybridnic_net::sysfs::Pf;
 
 use super::select;
 
-/// The network because of which this network's NICs may not be on a PF; `None` where they may.
+/// The network that keeps this network's NICs off a PF; `None` if they may be there.
 fn trunk<'a>(pools: &'a [NodePool], pool: &NodePool, pf: &Pf) -> Option<&'a NodePool> {
     if pool.tags != PoolTags::None {
         return None;
@@ -30,7 +30,7 @@ pub fn problem(pools: &[NodePool], pool: &NodePool, pf: &Pf) -> Option<String> {
     ))
 }
 
-/// The same for the owner of a NIC of the network, who need not know which other networks there are.
+/// The same for the owner of a NIC of the network, who must not learn which other networks there are.
 pub fn problem_of_nic(pools: &[NodePool], pool: &NodePool, pf: &Pf) -> Option<String> {
     trunk(pools, pool, pf)?;
     Some(format!(

@@ -70,7 +70,7 @@ pub struct Offer {
     pub network: String,
     /// Its devices, by id.
     pub devices: Vec<Device>,
-    /// PFs of which no device is offered, as no index can stand for it.
+    /// PFs that no device is offered of, because no index can stand for it.
     pub left_out: Vec<PciAddress>,
 }
 
@@ -87,7 +87,7 @@ pub fn owed(inputs: &Inputs<'_>) -> BTreeMap<Pick, usize> {
     for promise in inputs.promises.iter().filter(|promise| is_owed(inputs, promise)) {
         let pick = match inputs.nodes {
             VfioNodes::Functions => Some(Pick::OnPf(promise.id.pf())),
-            // From when it is asked for until it is lent. A standby slot comes without.
+            // From the request until it is lent. A standby slot comes without one.
             VfioNodes::Groups if promise.pod.is_none() => {
                 vf_of(inputs.sources.inventory, promise.id).map(|(_, vf)| Pick::Exactly(vf.address))
             }
@@ -129,7 +129,7 @@ fn offer(inputs: &Inputs<'_>, pool: &NodePool) -> Offer {
     for (address, (pf, mut vfs)) in by_pf {
         let free = vfs.iter().filter(|(_, state)| *state == VfState::Free).count();
         let mut spare = free.saturating_sub(owed_of(inputs, pool, pf));
-        // One with the number of a free VF goes first: then what is offered and what is free look alike.
+        // A slot with the number of a free VF comes first, so that what is offered and what is free look alike.
         vfs.sort_by_key(|(vf, state)| (*state != VfState::Free, vf.index));
         for (vf, state) in vfs {
             let Some(id) = DeviceId::new(address, vf.index) else {
@@ -170,7 +170,7 @@ fn offer(inputs: &Inputs<'_>, pool: &NodePool) -> Offer {
         };
         devices.insert(id, healthy);
     }
-    // A pod that has one may start again, whatever has become of its PF: the kubelet would refuse it otherwise.
+    // A pod that has one may start again, no matter what has become of its PF: otherwise the kubelet would refuse it.
     let given: BTreeSet<DeviceId> = given(inputs, &pool.network).collect();
     for id in &given {
         devices.insert(*id, true);
@@ -203,7 +203,7 @@ fn offer(inputs: &Inputs<'_>, pool: &NodePool) -> Offer {
 enum Standing {
     /// A pod has it.
     Given,
-    /// A pod has it by another network over the same PF, or a NIC whose pod the kubelet knows no more still uses it.
+    /// A pod has it through another network over the same PF, or it is still used by a NIC whose pod the kubelet no longer knows.
     Taken,
     /// No pod has it.
     Open,
@@ -260,7 +260,7 @@ fn is_owed(inputs: &Inputs<'_>, promise: &Promise) -> bool {
     })
 }
 
-/// Why the kubelet may not give a device to a pod, though it asks for it: what it was told is older than what is so.
+/// Why the kubelet may not give a device to a pod although it asks to: its list of devices is older than the present state.
 pub fn refusal(inputs: &Inputs<'_>, network: &str, id: DeviceId) -> Option<String> {
     let Some(pool) = inputs.sources.pools.iter().find(|pool| pool.network == network) else {
         return Some(format!("the network {network} is not on this node"));
@@ -285,7 +285,7 @@ pub fn refusal(inputs: &Inputs<'_>, network: &str, id: DeviceId) -> Option<Strin
     }
     let mut leaving = inputs.seats.values().filter(|seat| seat.device() == Some(id));
     if leaving.any(|seat| seat.vf_pf == Some(id.pf())) {
-        // Its pod is over, says the kubelet, and the next one gets that NIC's VF when it has left.
+        // The kubelet says that its pod is over, and the next one gets that NIC's VF when it has left.
         return None;
     }
     Some(format!(

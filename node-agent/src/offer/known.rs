@@ -51,7 +51,7 @@ struct State {
     fresh: BTreeMap<(String, DeviceId), Instant>,
     /// What is offered.
     offers: Vec<Offer>,
-    /// By what QEMU gets a VF on this node; `None` before the kernel shows it.
+    /// How QEMU gets a VF on this node; `None` before the kernel shows it.
     nodes: Option<VfioNodes>,
 }
 
@@ -96,7 +96,7 @@ impl Offers {
         }
     }
 
-    /// By what QEMU gets a VF on this node. Before vfio is loaded nothing is lent.
+    /// How QEMU gets a VF on this node. Before vfio is loaded nothing is lent.
     pub fn nodes(&self) -> VfioNodes {
         self.state().nodes.unwrap_or(VfioNodes::Functions)
     }
@@ -211,8 +211,8 @@ impl Offers {
         self.heard.subscribe()
     }
 
-    /// Keeps the ledger off VFs that the kubelet has given to pods as devices of other plugins. It is asked before a VF is taken, as it
-    /// tells nobody. An error says that it does not answer now: its last answer counts, if there was one.
+    /// Keeps the ledger off VFs that the kubelet has given to pods as devices of other plugins. It is asked before a VF is taken, because
+    /// it does not report this by itself. An error means that it does not answer now: its last answer counts, if there was one.
     pub async fn look_elsewhere(&self, ledger: &Ledger) -> Result<(), String> {
         if self.kubelet.is_none() {
             return Ok(());
@@ -258,7 +258,7 @@ impl Offers {
         given || lent || !state.fresh.is_empty() || state.has_elsewhere() || ledger.may_have_devices()
     }
 
-    /// The devices that pods have by the kubelet's last word.
+    /// The devices that pods have by the kubelet's last answer.
     pub(super) fn given(&self) -> Vec<DeviceId> {
         let state = self.state();
         let given = state.given.iter().flatten();
@@ -288,8 +288,8 @@ impl Offers {
     /// The kubelet asks for devices of a network for a container. No device goes to two of them; an error says why one is refused.
     pub(super) fn promise(&self, ledger: &Ledger, network: &str, ids: &[DeviceId]) -> Result<(), String> {
         let mut state = self.state();
-        // They are owed before it is looked whether that can be: a NIC takes a VF before that, and then it is seen here, or after, and
-        // then it takes none that is owed.
+        // They count as owed before the agent checks whether that is possible: a NIC that takes a VF before that is seen here, and one that
+        // takes a VF later takes none that is owed.
         let before = state.fresh.clone();
         let now = Instant::now();
         for id in ids {
@@ -348,7 +348,7 @@ impl Offers {
         without.unwrap_or(false)
     }
 
-    /// Whether a device that is a VF still has a NIC; so it is as long as the node has not been looked at.
+    /// Whether a device that is a VF still has a NIC; also as long as the node has not been looked at.
     pub(super) fn has_nic(&self, ledger: &Ledger, id: DeviceId) -> bool {
         let has = self
             .state()
@@ -377,7 +377,7 @@ impl Offers {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // What a panic leaves is plain data, and is made again.
+        // A panic leaves plain data, which is made again.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -425,7 +425,7 @@ impl cni::Kubelet for Offers {
 }
 
 impl State {
-    /// Whether a VF of this node is a pod's by another plugin.
+    /// Whether a pod has a VF of this node through another plugin.
     fn has_elsewhere(&self) -> bool {
         let pfs = self.inventory.iter().flat_map(|inventory| &inventory.pfs);
         let mut vfs = pfs.flat_map(|pf| &pf.vfs);

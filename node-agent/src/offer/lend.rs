@@ -1,8 +1,8 @@
 //! VFs whose vfio groups pods have, where the kernel has groups only.
 //!
 //! QEMU opens a VF's group by its path, and a container has only nodes that it was given when it was made. So a VF is bound and parked when the
-//! kubelet asks for its device, and its group is given to the container. From then on the VF is nobody else's, and stays with vfio until the
-//! pod is over: a group that is made again may get another device number, and the container's node would lead to another VF.
+//! kubelet asks for its device, and its group is given to the container. From then on only that pod may have the VF, and it stays with vfio
+//! until the pod is over: a group that is made again may get another device number, and the container's node would lead to another VF.
 //!
 //! The container gets the group by a node of our own, which is named by the VF's address: the kernel may number its groups in another order after
 //! a boot, and the kubelet asks for nothing again. Without that node the runtime makes no container, and with it none gets another VF's group.
@@ -40,13 +40,13 @@ use crate::{
     node::{choice::Choice, select},
 };
 
-/// How long a NIC whose pod is over may take to leave. The kubelet does nothing else meanwhile.
+/// How long a NIC whose pod is over may take to leave. Meanwhile the kubelet does nothing else.
 const LEAVES: Duration = Duration::from_secs(5);
 /// How long drivers may take, for the same reason.
 const BINDS: Duration = Duration::from_secs(30);
 /// Changes of the node come in bursts.
 const BURST: Duration = Duration::from_millis(200);
-/// Where all groups are one container's, as QEMU needs it.
+/// The node that QEMU needs beside any group.
 const CONTAINER: &str = "/dev/vfio/vfio";
 /// What `/dev/null` is.
 const NULL: (u32, u32) = (1, 3);
@@ -84,7 +84,7 @@ pub(super) async fn until_left(host: &Host, ids: &[DeviceId]) {
     let mut ledger = host.pools.subscribe();
     let deadline = Instant::now() + LEAVES;
     while ids.iter().any(|id| host.offers.has_nic(&host.pools, *id)) {
-        // Whoever is late is refused, and that says why.
+        // A pod that would have to wait longer is refused, with the reason.
         if !matches!(timeout_at(deadline, ledger.changed()).await, Ok(Ok(()))) {
             return;
         }
@@ -108,7 +108,7 @@ pub(super) async fn lend(host: &Arc<Host>, network: &str, ids: &[DeviceId]) -> R
         if !nodes.is_empty() {
             nodes.push(Node::same(CONTAINER));
         }
-        // Before the turn is over: what is promised no more is taken back.
+        // Before the turn is over: what is no longer promised is taken back.
         host.offers.renew(network, ids);
         Ok(nodes)
     };
@@ -157,7 +157,7 @@ async fn lend_one(
         return Err(LendError::Unfit(vf.address, why));
     }
     if let Err(error) = host.journal.write_loan(&loan).await {
-        // Nothing was done to it yet; or its file says how it was.
+        // Nothing was done to it yet, or its file says how it was.
         if is_new {
             host.pools.unlend(vf.address);
         }
@@ -184,8 +184,8 @@ async fn bind_and_park(host: &Host, loan: &Loan) -> Result<(), LendError> {
     Ok(vf::apply(host, &loan.vf, &parked(&loan.vf, &loan.l2)).await?)
 }
 
-/// Makes the node by which a container gets the group of a VF, which is this one now. Where it is not the one that the container was given it
-/// leads nowhere: a runtime makes the container, and QEMU finds no VF.
+/// Makes the node through which a container gets the group of a VF, which is this one now. If it is not the one that the container was
+/// given, the node leads nowhere: a runtime makes the container, and QEMU finds no VF.
 fn make_node(host: &Host, loan: &Loan, group: u32) -> io::Result<PathBuf> {
     let number = if group == loan.vf.iommu_group {
         fs::metadata(host.dev.vfio_group(group))?.rdev()
@@ -227,7 +227,7 @@ pub(super) async fn keep(host: Arc<Host>) -> Infallible {
         heard.mark_unchanged();
         is_old |= hardware.has_changed().unwrap_or(true);
         hardware.mark_unchanged();
-        // To look at all VFs takes some files of each, so it is done when they may have changed.
+        // Looking at all VFs reads some files of each, so it is done only when they may have changed.
         is_old = !settle(&host, is_old).await;
         tokio::select! {
             _ = ledger.changed() => {}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hybridnic_net::{DeviceId, PciAddress};
 
 /// `count` of the available devices, those of `included` among them. Each further one is of the PF that then has the fewest; `load`
-/// says how many a PF has before. Those that are `last` come after all others. What is no device's id is passed over.
+/// says how many a PF has before. Those that are `last` come after all others. An id that is not a device's is skipped.
 pub fn prefer(
     available: &[String],
     included: &[String],

@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_secs(10);
 const SELDOM: Duration = Duration::from_mins(1);
 /// Changes of the node come in bursts.
 const BURST: Duration = Duration::from_millis(200);
-/// A kubelet that is restarted is away for so long, and nothing is amiss.
+/// A kubelet that is restarted may be away for this long without anything being wrong.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A network's devices at the kubelet.
@@ -219,7 +219,7 @@ fn tell_pods(host: &Host, wrong: &mut Wrong, answer: &Result<(), String>) {
     }
 }
 
-/// Says which networks' devices the kubelet does not hear of, or why they are not offered.
+/// Reports which networks' devices the kubelet does not get, or why they are not offered.
 fn report(host: &Host, registered: &BTreeMap<String, Registered>, wrong: &mut Wrong) {
     for offer in host.offers.offers() {
         let Some(registered) = registered.get(&offer.network) else {
@@ -232,13 +232,13 @@ fn report(host: &Host, registered: &BTreeMap<String, Registered>, wrong: &mut Wr
             State::Unknown(why) if lasts => host.troubles.begin(
                 &what,
                 reasons::KUBELET_UNREACHABLE,
-                format!("the kubelet does not hear of the {what}: {why}"),
+                format!("the kubelet does not get the {what}: {why}"),
             ),
             State::Unknown(_) => {}
             State::Registered if offer.left_out.is_empty() => host.troubles.end(&what),
             State::Registered => {
                 let pfs: Vec<String> = offer.left_out.iter().map(ToString::to_string).collect();
-                let why = "of PFs in PCI domains above 3 none is offered";
+                let why = "VFs of PFs in PCI domains above 3 are not offered";
                 host.troubles.begin(
                     &what,
                     reasons::NOT_OFFERED,

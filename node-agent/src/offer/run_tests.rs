@@ -127,7 +127,7 @@ async fn a_vf_that_another_plugin_has_given_to_a_pod_is_taken_by_nobody_here() {
     // Nor is it promised to a pod.
     scene.healthy(|ids| ids.len() == 3).await;
 
-    // The hardware's changes say nothing of it, and a kubelet that says nothing has said nothing new.
+    // The hardware's changes do not show it, and a silent kubelet has said nothing new.
     pools.forget_foreign();
     scene.kubelet.set_mute(true);
     scene.kubelet.delete("shop", "virt-launcher-db");
@@ -236,7 +236,7 @@ async fn what_the_kubelet_gives_and_what_the_ledger_holds_are_one() {
     assert!(error.contains("Available: 3"), "{error}");
 }
 
-/// Who has nothing gets something only by asking for it.
+/// A pod without a device gets one only by asking for it.
 #[tokio::test]
 async fn the_kubelet_is_asked_only_while_somebody_may_have_a_device() {
     let scene = Scene::new();
@@ -245,7 +245,7 @@ async fn the_kubelet_is_asked_only_while_somebody_may_have_a_device() {
     let (offers, ledger) = (&scene.host.offers, &scene.host.pools);
     assert!(!offers.may_be_given(ledger));
     let before = asked();
-    // What a NIC of a pod without devices does is nothing to ask for.
+    // What a NIC of a pod without devices does is no reason to ask.
     ledger.enter("plain", nic("plain"));
     ledger.set_ticket("plain", Ticket::None);
     assert!(!offers.may_be_given(ledger));

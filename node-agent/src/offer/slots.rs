@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(of("nobody's"), []);
         let all: Vec<DeviceId> = ["a", "b", "c"].into_iter().flat_map(ids).collect();
         assert_eq!(all.len(), all.iter().collect::<BTreeSet<_>>().len());
-        // A negative number is none, and a network without a PF has none.
+        // A negative number counts as none, and a network without a PF has none.
         assert_eq!(standby(&inventory, &[pool("n", "*", -1)], "n"), []);
         assert_eq!(standby(&inventory, &[pool("n", "nosuch", 5)], "n"), []);
     }

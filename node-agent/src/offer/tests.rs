@@ -465,7 +465,7 @@ fn a_device_is_healthy_while_a_vf_is_free_for_it_or_a_pod_has_it() {
     node.take(1, "a");
     assert_eq!(healthy(&node.offer("a")).len(), 3);
 
-    // PF and VF are gone, or hang: the pod may start again all the same, and nobody else gets anything.
+    // PF and VF are gone, or hang: the pod may still start again, and nobody else gets anything.
     for pf in &mut node.inventory.pfs {
         pf.hung = Some("it hangs".into());
     }

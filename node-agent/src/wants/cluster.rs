@@ -105,7 +105,7 @@ impl Teller for Object {
         match self.write(word).await {
             Ok(()) => Told::Done,
             Err(kube::Error::Api(status)) if status.is_not_found() => Told::Done,
-            // Another has its name, or others write to it just now: only the object itself tells.
+            // Another object has its name, or others write to it just now: only the object itself shows which.
             Err(kube::Error::Api(status)) if status.is_conflict() && self.is_gone().await => Told::Done,
             Err(error) if is_refusal(&error) => {
                 warn!(attachment = self.name, %error, "the API server refuses the report; tried again");
@@ -143,7 +143,7 @@ impl Object {
         Ok(())
     }
 
-    /// Whether the API server says that there is no such object, or another of that name. No answer is no proof.
+    /// Whether the API server says that there is no such object, or that another has that name. No answer is no proof.
     async fn is_gone(&self) -> bool {
         // The agent may list attachments, and may not get one: a list of a name costs the same.
         let named = ListParams::default().fields(&format!("metadata.name={}", self.name));

@@ -1,4 +1,4 @@
-//! What should be on this node, and where it is reported what has become of it. Nothing else in the agent knows where this comes from.
+//! What should be on this node, and where its status is reported. Nothing else in the agent knows where this comes from.
 //!
 //! | module | is |
 //! |---|---|
@@ -43,7 +43,7 @@ pub struct WantId {
 /// What is heard.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Heard {
-    /// All that should be here follows, each as [`Heard::Wanted`]: what is not among it is gone.
+    /// Everything that should be here follows, each as [`Heard::Wanted`]: an attachment that is not among it is gone.
     Begins,
     /// This should be here, or is to go.
     Wanted(Box<Want>),
@@ -61,20 +61,20 @@ pub trait Wants: Send {
     /// What is heard next. Waits while there is nothing; `None`: nothing ever follows.
     fn next(&mut self) -> impl Future<Output = Option<Heard>> + Send;
 
-    /// Where it is reported what becomes of this one.
+    /// Where the status of this one is reported.
     fn teller(&self, of: &WantId) -> Self::Teller;
 }
 
-/// Where it is reported what becomes of one attachment.
+/// Where the status of one attachment is reported.
 pub trait Teller: Debug + Send + Sync + 'static {
-    /// One try; one that is gone needs no more.
+    /// Tries once; an attachment that is gone needs no report.
     fn tell(&self, word: &Word<'_>) -> impl Future<Output = Told> + Send;
 }
 
 /// What is reported.
 #[derive(Clone, Copy, Debug)]
 pub enum Word<'a> {
-    /// Whether the agent has it: as long as that is so it does not go.
+    /// Whether the agent has it: while it has, the attachment does not go.
     Held(bool),
     /// How it is.
     Status(&'a NicAttachmentStatus),

@@ -33,7 +33,7 @@ use crate::vm::VmRef;
 pub trait Object:
     kube::Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
 {
-    /// What of an object is looked at for very many of them at once, so that it must be there without unpacking them.
+    /// The part of an object that is looked at for very many objects at once, so it must be there without unpacking.
     type Glance: Copy + Send + Sync;
 
     /// Whether a cluster may be without the kind, because another project brings it. That is no failure of the watch.
@@ -212,17 +212,17 @@ impl<K: Object> Cache<K> {
         self.shelf().any(key)
     }
 
-    /// All objects, in no order. Each is unpacked: for kinds of which there are few.
+    /// All objects, in no order. Each is unpacked: use it for kinds with few objects.
     pub fn all(&self) -> Vec<Arc<K>> {
         self.shelf().all(|_| true)
     }
 
-    /// The objects, in no order, of which `want` wants what is seen at a glance.
+    /// The objects, in no order, that `want` selects by what is seen at a glance.
     pub fn select(&self, want: impl Fn(K::Glance) -> bool) -> Vec<Arc<K>> {
         self.shelf().all(want)
     }
 
-    /// Names of the objects with a key. By a chance of one to a million million it is one too many.
+    /// Names of the objects with a key. With a chance of one in a million million it is one too many.
     pub fn names(&self, key: &Key) -> Vec<Name> {
         self.shelf().glances(key).map(|(name, _)| name.clone()).collect()
     }
@@ -251,8 +251,8 @@ impl<K: Object> Cache<K> {
             .collect()
     }
 
-    /// Whether an object that does not parse, and is not here for that or only as it was, has this key. One of the name `except` is
-    /// left out: a NIC does not keep an address from itself.
+    /// Whether an object that does not parse, and is not here for that or only as it was, has this key. The one with the name `except`
+    /// is left out: a NIC does not keep an address from itself.
     pub fn unread_has(&self, key: &Key, except: Option<&Name>) -> bool {
         let unread = self.unread();
         let mut others = unread.iter().filter(|(name, _)| Some(*name) != except);

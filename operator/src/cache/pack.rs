@@ -11,9 +11,9 @@ use zstd::bulk::{Compressor, Decompressor};
 
 /// So many objects make the dictionary.
 const SAMPLES: usize = if cfg!(test) { 2 } else { 24 };
-/// Of zstd's levels the one from which on objects as small as these hardly get smaller.
+/// The level of zstd from which objects as small as these hardly get smaller.
 const LEVEL: i32 = 6;
-/// More than the API server takes: an object that does not fit is none of ours.
+/// More than the API server takes: an object that does not fit is not ours.
 const LARGEST: usize = 16 << 20;
 
 /// Packs and unpacks the objects of one kind.

@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use super::pack::Packer;
 use super::{Key, Name, Object};
 
-/// So many objects of a kind are kept as they are: those of the migrations that a cluster does at once.
+/// How many objects of a kind are kept unpacked: those of the migrations that a cluster does at once.
 const WARM: usize = if cfg!(test) { 2 } else { 512 };
 /// Bits of a place; the others of an entry of the index are of the key's hash.
 const PLACE_BITS: u32 = 24;
@@ -82,7 +82,7 @@ impl<K: Object> Shelf<K> {
         self.find(name).and_then(|place| self.peek(place))
     }
 
-    /// The objects with a key, in no order, of which `want` wants what is seen at a glance.
+    /// The objects with a key, in no order, that `want` selects by what is seen at a glance.
     pub fn by(&mut self, key: &Key, want: impl Fn(K::Glance) -> bool) -> Vec<Arc<K>> {
         let places = self.places_of(key);
         self.wanted(places, want, |object| object.keys().contains(key))
@@ -99,7 +99,7 @@ impl<K: Object> Shelf<K> {
         places.any(|place| self.peek(place).is_some_and(|object| object.keys().contains(key)))
     }
 
-    /// All objects, in no order, of which `want` wants what is seen at a glance.
+    /// All objects, in no order, that `want` selects by what is seen at a glance.
     pub fn all(&mut self, want: impl Fn(K::Glance) -> bool) -> Vec<Arc<K>> {
         let places = (0..).take(self.places.len()).collect();
         self.wanted(places, want, |_| true)
@@ -111,7 +111,7 @@ impl<K: Object> Shelf<K> {
         want: impl Fn(K::Glance) -> bool,
         is_it: impl Fn(&K) -> bool,
     ) -> Vec<Arc<K>> {
-        // A look at very many would only push out what is used.
+        // Looking at very many would only push out what is used.
         let warm = places.len() <= WARM / 2;
         let mut found = Vec::new();
         for place in places {
@@ -245,8 +245,8 @@ impl<K: Object> Shelf<K> {
         }
     }
 
-    /// Notes that the object of a place is there as it is; of the one that has been so longest only what is packed stays, if that
-    /// is one too many.
+    /// Notes that the object of a place is there unpacked; if that is one too many, the oldest of these keeps only
+    /// its packed form.
     fn warmed(&mut self, place: u32) {
         self.warm.push_back(place);
         while self.warm.len() > WARM {

@@ -81,7 +81,7 @@ fn of_many_objects_all_are_found_and_few_are_unpacked() {
     assert_eq!((all.len(), &all), (100, &shares));
     assert_eq!(all[7].to_string(), "ns/m07");
 
-    // Whatever comes and goes afterwards, by its place in no order.
+    // Anything may come and go afterwards, in no order of places.
     for n in 0..60 {
         let gone = map(&format!("m{n:02}"), "2", "");
         feed.apply(watcher::Event::Delete(gone.into()), &|_, _| {});

@@ -20,7 +20,7 @@ use super::{Key, Object};
 /// As much of an error as is logged, in characters: it may quote the object.
 const ERROR: usize = 512;
 
-/// The most of an object's finalizers that is kept, in octets: they are the only thing of which a user may put in as much as the API
+/// The most of an object's finalizers that is kept, in octets: they are the only part that a user may make as large as the API
 /// server's store takes.
 const FINALIZERS: usize = 4096;
 
@@ -40,7 +40,7 @@ pub fn finalizers_are_cut(meta: &ObjectMeta) -> bool {
     meta.finalizers.iter().flatten().any(|finalizer| finalizer == CUT)
 }
 
-/// Leaves our own of finalizers that are too many. The object stays: one that is not there has no address that it could keep.
+/// Keeps only our own of too many finalizers. The object stays, because an object that is not there could not keep its address.
 fn cut_finalizers(meta: &mut ObjectMeta) {
     let Some(finalizers) = &mut meta.finalizers else {
         return;

@@ -46,7 +46,7 @@ impl Watched for NicAttachment {
         let vm = VmRef::of_attachment(attachment);
         let urgency = triggers.world.urgency(&vm);
         triggers.moves(&vm, urgency);
-        // The verdict on a migration is made of the reports of all NICs.
+        // The result of a migration follows from the reports of all NICs.
         let report = |a: &Self| {
             a.status
                 .as_ref()

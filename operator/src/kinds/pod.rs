@@ -14,8 +14,8 @@ use crate::vm::VmRef;
 /// By these it is known what it runs.
 const LABELS: [&str; 5] = [VM_LABEL, POD_LABEL, NAME_LABEL, CREATED_BY_LABEL, MIGRATION_LABEL];
 
-/// Only its VM, node, phase, addresses and the devices of ours that it requests matter. One that a node owns has no VM, whatever its labels say: see
-/// [`pods::is_of_node`].
+/// Only its VM, node, phase, addresses and the devices of ours that it requests matter. A pod that a node owns has no VM, no matter what
+/// its labels say: see [`pods::is_of_node`].
 impl Object for Pod {
     type Glance = ();
 
@@ -34,7 +34,7 @@ impl Object for Pod {
             node_name: spec.node_name,
             containers: that_request(spec.containers),
             init_containers: spec.init_containers.map(that_request),
-            // Of most pods it would be another one, and no more needs to be known.
+            // For most pods it would be another, and nothing more needs to be known.
             restart_policy: spec.restart_policy.filter(|policy| policy == "Never"),
             ..PodSpec::default()
         });
@@ -48,7 +48,7 @@ impl Object for Pod {
     }
 }
 
-/// The containers that request devices of ours, and of them no more than that.
+/// The containers that request devices of ours, and only that part of them.
 fn that_request(containers: Vec<Container>) -> Vec<Container> {
     let bare = |container: Container| {
         let mut limits = container.resources?.limits?;

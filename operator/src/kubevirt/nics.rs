@@ -20,7 +20,7 @@ use crate::events::Note;
 /// A VM, as it should be and as it runs.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
-    /// As it should be; none where somebody made its instance directly.
+    /// As it should be; none if a user made its instance directly.
     pub vm: Option<Arc<VirtualMachine>>,
     /// As it runs; none where it does not.
     pub vmi: Option<Arc<VirtualMachineInstance>>,
@@ -33,7 +33,7 @@ pub struct Plan {
     pub make: Vec<VmHybridNic>,
     /// NICs to delete: their interfaces are gone.
     pub delete: Vec<Arc<VmHybridNic>>,
-    /// What to tell of the VM.
+    /// What to report about the VM.
     pub notes: Vec<Note>,
 }
 
@@ -48,7 +48,7 @@ impl Machine {
         Some((namespace.unwrap_or_default(), name))
     }
 
-    /// Who has its NICs.
+    /// The owner of its NICs.
     fn owner(&self) -> Option<OwnerReference> {
         let owner = match (&self.vm, &self.vmi) {
             (Some(vm), _) => vm.owner_ref(&()),
@@ -128,8 +128,8 @@ pub fn plan(
     plan
 }
 
-/// What to tell of interfaces that are on a network of ours and have not our binding, where `is_ours` says of the
-/// `NetworkAttachmentDefinition` of a namespace and name whether it is the operator's.
+/// What to report about interfaces that are on a network of ours and do not have our binding. `is_ours` says whether
+/// the `NetworkAttachmentDefinition` with a namespace and name is the operator's.
 pub fn misfits(machine: &Machine, is_ours: impl Fn(&str, &str) -> bool) -> Vec<Note> {
     let Some((own, _)) = machine.name() else {
         return Vec::new();

@@ -218,7 +218,7 @@ impl Reconciler for ElsewhereReconciler {
     }
 }
 
-/// What to tell of a migration to or from another cluster of a VM that has NICs of ours, or has none.
+/// What to report about a migration to or from another cluster of a VM that has NICs of ours, or has none.
 fn elsewhere(migration: &VirtualMachineInstanceMigration, has_nics: bool) -> Vec<Note> {
     let is_one = moves::kubevirt::is_decentralised(migration) && !moves::kubevirt::is_final(migration);
     let message = "the VM has hybrid NICs, and cannot migrate to or from another cluster: QEMU does not send a VM that has a VF. Delete this \

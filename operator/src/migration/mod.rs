@@ -51,7 +51,7 @@ pub struct MigrationReconciler {
     told: Told,
 }
 
-/// Where it is reported how migrations go, besides their status.
+/// Gets how migrations go, in addition to their status.
 pub struct Told {
     /// For users who look at the object.
     pub events: Events,

@@ -1,5 +1,5 @@
-//! Which of several that want to move a VM has it: what has begun, and before that the oldest. Pure. All of them go by this, so that two that are
-//! decided on at once do not both begin.
+//! Which of several that want to move a VM may: the one that has begun, and before that the oldest. Pure. All of them use this, so that two
+//! that are decided on at once do not both begin.
 
 use hybridnic_api::v1alpha1::MigrationPhase;
 use jiff::Timestamp;
@@ -16,7 +16,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// That of an object: `kind` is its kind in a word, and `phase` how far it is.
+    /// The claim of an object: `kind` is its kind in a word, and `phase` how far it is.
     pub fn of(kind: &str, object: &impl ResourceExt, phase: MigrationPhase) -> Self {
         Self {
             what: format!("the {kind} {}", object.name_any()),

@@ -170,7 +170,7 @@ fn not_open() -> Driver {
     }
 }
 
-/// Whether KubeVirt says that the VM is on this node by this migration: not by an earlier one.
+/// Whether KubeVirt says that this migration has brought the VM to this node, not an earlier one.
 pub fn is_at(vmi: Option<&VirtualMachineInstance>, migration: &str, node: &str) -> bool {
     let status = vmi.and_then(|vmi| vmi.status.as_ref());
     status.is_some_and(|status| {
@@ -181,7 +181,7 @@ pub fn is_at(vmi: Option<&VirtualMachineInstance>, migration: &str, node: &str) 
     })
 }
 
-/// Whether the VM is not at the source any more, by the word of its QEMU or the proof of its end.
+/// Whether the VM is no longer at the source: its QEMU says so, or its end is proven.
 fn has_let_go(ends: &Ends) -> bool {
     ends.source_state() == Some(MigrationState::Completed) || ends.source_ended()
 }
@@ -192,7 +192,7 @@ fn has_come(of: &Move, ends: &Ends, vmi: Option<&VirtualMachineInstance>) -> boo
     another_node && is_at(vmi, &of.id.uid, &of.target.node_name) && has_let_go(ends)
 }
 
-/// Which end has to speak before it is known where the VM is, or that it stays, though KubeVirt is done.
+/// Which end has to report before it is known where the VM is, or that it stays, although KubeVirt is done.
 fn awaited(stage: Stage, ends: &Ends, migration: Option<&Migration>) -> Option<End> {
     let is_done = migration.is_none_or(is_final);
     match stage {
@@ -312,7 +312,8 @@ impl<'a> At<'a> {
         self.source.iter().any(told)
     }
 
-    /// Whether the source is on its standbys: no VF is in the guest. One that has come paused and has not run since carries nothing.
+    /// Whether the source is on its standbys: no VF is in the guest. A NIC of a VM that has arrived paused and has not run since carries
+    /// nothing.
     fn is_out(&self) -> bool {
         let out = |a: &&&NicAttachment| {
             let state = attachment::state(a);
@@ -336,7 +337,7 @@ impl<'a> At<'a> {
         reserved > 0 && reserved + unasked == self.nics
     }
 
-    /// Whether its agent's word is about this goal in this move.
+    /// Whether its agent's report is about this goal in this move.
     fn says(&self, attachment: &NicAttachment, goal: Goal) -> bool {
         attachment.spec.goal == goal && has_order(attachment, self.of) && attachment::is_current(attachment)
     }
@@ -376,7 +377,7 @@ fn stage(inputs: &Inputs<'_>, of: &Move, ends: &Ends, at: &At<'_>, migration: Op
             Stage::Over(Outcome::Failed)
         };
     }
-    // It may have begun without our leave: a VM that is on its way is not called back.
+    // It may have begun without waiting for us: a VM that is on its way is not called back.
     let is_under_way = matches!(ends.source_state(), Some(Active | Completed | Failed))
         || matches!(ends.target_state(), Some(Active | Completed | Ended));
     if at.is_open() || is_under_way || at.is_out() {

@@ -27,7 +27,7 @@ use status::{build_status, notes};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Counts of thousands of NICs change all the time; no reader needs them more often than this.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
-/// So many nodes are looked at before others have a turn: 5,000 at once would hold up all migrations.
+/// How many nodes are looked at before others have a turn: 5,000 at once would hold up all migrations.
 const NODES_AT_ONCE: usize = 32;
 
 /// Reconciles the status of networks.

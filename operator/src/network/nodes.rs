@@ -1,4 +1,4 @@
-//! The nodes of a network's pool, and what of each is the network's.
+//! The nodes of a network's pool, and which part of each belongs to the network.
 
 use hybridnic_api::v1alpha1::{HybridNode, HybridNodeSpec, HybridNodeStatus, NodePool, PoolStatus};
 use kube::ResourceExt;
@@ -35,7 +35,7 @@ impl Nodes {
     }
 }
 
-/// What of a node is a network's: all of 5,000 nodes are looked at together.
+/// The part of a node that belongs to a network: all of 5,000 nodes are looked at together.
 pub fn of_network(node: &HybridNode, network: &str) -> HybridNode {
     let pools = node.spec.pools.iter().filter(|pool| pool.network == network);
     let pools = pools.map(|pool| NodePool {
@@ -64,7 +64,7 @@ pub fn of_network(node: &HybridNode, network: &str) -> HybridNode {
     slim
 }
 
-/// What a node has of a network, while the network selects it.
+/// What a node has for a network, while the network selects it.
 pub fn pool<'a>(node: &'a HybridNode, network: &str) -> Option<&'a PoolStatus> {
     node.spec.pools.iter().find(|pool| pool.network == network)?;
     node.status

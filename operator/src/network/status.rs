@@ -129,7 +129,7 @@ fn ready(
     }
     if vfs > 0 {
         let mut message = format!("{vfs} VFs on {with} {}", if with == 1 { "node" } else { "nodes" });
-        // Some of them may be of no use, or be used for as long as they are held.
+        // Some of them may be unusable, or usable only as long as they are held.
         let whys = pools
             .iter()
             .filter(|(_, pool)| pool.vfs.total > 0 && !pool.message.is_empty());
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn counts_are_summed() {
         let mut left = with_vfs("n4", 9, 0, "");
-        // A node that is selected no more may report what it had for a while.
+        // A node that is no longer selected may report what it had for a while.
         left.spec.pools.clear();
         let nodes = [
             with_vfs("n1", 7, 2, ""),

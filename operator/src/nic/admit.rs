@@ -29,7 +29,7 @@ impl Refusal {
     }
 }
 
-/// Whether `nic`, in a namespace with these labels, may use its network. One that is to be deleted takes no more NICs than are
+/// Whether `nic`, in a namespace with these labels, may use its network. A network that is to be deleted takes no more NICs than are
 /// `attached`.
 pub fn to_network<'a>(
     nic: &VmHybridNic,
@@ -118,7 +118,7 @@ mod tests {
         let mut leaving = network("net");
         leaving.metadata.deletion_timestamp = leaving.metadata.creation_timestamp.clone();
         assert_eq!(reason(Some(&leaving)), Err(reasons::NETWORK_NOT_FOUND));
-        assert_eq!(of(true, Some(&leaving)), Ok(()), "it may migrate yet");
+        assert_eq!(of(true, Some(&leaving)), Ok(()), "it may still migrate");
         let mut net = network("net");
         assert_eq!(reason(Some(&net)), Ok(()));
         net.spec.namespace_selector =

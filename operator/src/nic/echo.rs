@@ -13,7 +13,7 @@ use kube::ResourceExt;
 
 use crate::cache::Name;
 
-/// A write that has not come back for so long is not waited for: another decides again whether it is needed.
+/// A write that has not come back for so long is no longer waited for: the next reconcile decides again whether it is needed.
 const LOST: Duration = Duration::from_secs(2);
 
 /// What was written of NICs' attachments, by NIC, and has not come back.

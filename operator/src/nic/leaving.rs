@@ -121,7 +121,7 @@ fn trouble(attachment: &NicAttachment) -> Option<(&str, &str)> {
         .map(|said| (said.reason.as_str(), said.message.as_str()))
 }
 
-/// What a person can do about it. Nothing of that has the NIC's MAC twice.
+/// What a person can do about it. None of that makes the NIC's MAC live twice.
 fn remedy(reason: &str) -> &'static str {
     match reason {
         reasons::GUEST_KEEPS_VF => "end the VM in that pod, or delete the pod",
@@ -210,7 +210,7 @@ mod tests {
             "the agent of node n1 cannot take the NIC back from the pod a (VfInUse: a process holds it). The NIC is attached \
              nowhere else before: end what uses the VF on that node: fuser /dev/vfio/* /dev/hybridnic/*"
         );
-        // What it said of another goal is no word about this one.
+        // What it reported about another goal says nothing about this one.
         stuck.metadata.generation = Some(9);
         assert_eq!(told(&stuck).0, asked);
         let away = Hold::Detaching.without_agent(true);

@@ -24,7 +24,7 @@ use crate::world::World;
 /// What the caches hold that matters to a NIC.
 #[derive(Default)]
 pub struct Observed {
-    /// Its VM; none of a runtime that this version does not know.
+    /// Its VM; none if this version does not know the runtime.
     pub vm: Option<VmRef>,
     /// What is observed of it if it is KubeVirt's.
     pub kubevirt: ObservedVm,
@@ -36,7 +36,7 @@ pub struct Observed {
     pub attachments: Vec<Arc<NicAttachment>>,
     /// Whether there are some that do not parse: what they hold is not known.
     pub unreadable: bool,
-    /// Those of the VM's other NICs, where these are asked where the VM is.
+    /// Those of the VM's other NICs, if these are asked where the VM is.
     pub others: Vec<Arc<NicAttachment>>,
     /// Those that a namesake has left behind.
     pub orphans: Vec<Arc<NicAttachment>>,
@@ -66,7 +66,7 @@ pub struct Location {
 }
 
 impl Observed {
-    /// Reads all caches. Of the nodes nothing is known yet.
+    /// Reads all caches. Nothing is known about the nodes yet.
     pub fn read(world: &World, nic: &VmHybridNic) -> Self {
         let vm = VmRef::of_nic(nic);
         let (pods, moves) = match &vm {
@@ -152,7 +152,7 @@ impl Observed {
         refusals.into_iter().min_by_key(rank)
     }
 
-    /// What to tell when the NIC is attached elsewhere without proof that it has left where it was.
+    /// What to report when the NIC is attached elsewhere without proof that it has left its former pod.
     pub fn unproven(&self) -> Option<Note> {
         let mut all = self.attachments.iter().chain(&self.orphans);
         let lost = all.find(|attachment| attachment.uid().is_some_and(|uid| self.overdue.contains(&uid)))?;
@@ -170,7 +170,7 @@ impl Observed {
             .unwrap_or(&NodeState::Unknown)
     }
 
-    /// The NIC's attachments of whose pods nothing says that they have ended.
+    /// The NIC's attachments whose pods are not known to have ended.
     pub(super) fn alive(&self) -> impl Iterator<Item = &NicAttachment> {
         let all = self.attachments.iter().map(AsRef::as_ref);
         all.filter(|attachment| self.pod_end(attachment) == PodEnd::Alive)
@@ -180,7 +180,7 @@ impl Observed {
         PodEnd::of(&self.pods, &attachment.spec.pod.uid, self.node(attachment))
     }
 
-    /// Where the NIC's VM is, as its attachments go by. `leaves`: the NIC is to go.
+    /// Where the NIC's VM is, for its attachments. `leaves`: the NIC is to go.
     pub fn place(&self, location: &Result<Location, Refusal>, leaves: bool) -> Place<'_> {
         match (&self.moving, location) {
             (Some((of, ends)), _) => Place::Moving(of, ends),
@@ -216,8 +216,8 @@ impl Observed {
             return Err(trouble().unwrap_or(missing));
         };
         let pod = pods::reference(found);
-        // A node that is not heard of takes nothing from a VM that may run there all the same. What is on its way out is not
-        // there: to call it back is to attach it again.
+        // A node that does not answer takes nothing from a VM that may still run there. An attachment that is on its way out is not
+        // there: calling it back would mean attaching it again.
         let attached = self.attached_to(&pod.uid).is_some();
         let wait = if attached {
             None
@@ -368,8 +368,8 @@ mod tests {
         };
         assert_eq!(old(left), None);
 
-        // A pod that is attached already is not held back by another, but one that is on its way out is: that the target of a
-        // migration which has failed is called back proves nothing of its source.
+        // A pod that is attached already is not held back by another, but one that is on its way out is: calling back the target
+        // of a migration that has failed proves nothing about its source.
         let mut both = lost(NodeState::NotReady(None));
         both.attachments.push(Arc::new(attachment("eth0", "b", "n2")));
         assert_eq!(wait_reason(&both), None);
@@ -417,7 +417,7 @@ mod tests {
         assert_eq!(wait_reason(&observed), Some(reasons::NODE_UNREACHABLE));
         observed.nodes = BTreeMap::from([("n1".to_owned(), NodeState::Deleted)]);
         assert_eq!(wait_reason(&observed), None);
-        // In the same pod it has the name of what is to come.
+        // In the same pod it has the name of the next attachment.
         observed.orphans = vec![Arc::new(attachment("eth0", "b", "n1"))];
         assert_eq!(wait_reason(&observed), Some(reasons::WAITING_FOR_DETACH));
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// NICs by namespace and name, each with its lost attachments' uids and when they were first seen as lost.
 type Lost = HashMap<(String, String), HashMap<String, Instant>>;
 
-/// Counts since when attachments are lost. An operator that takes over counts again.
+/// Notes since when attachments are lost. An operator that takes over starts to count again.
 pub struct Patience {
     timeout: Option<Duration>,
     lost: Mutex<Lost>,
@@ -31,7 +31,7 @@ impl Patience {
         }
     }
 
-    /// Looks at a NIC, of which the attachments of these uids are lost now, and no others.
+    /// Looks at a NIC whose attachments with these uids, and no others, are lost now.
     pub fn count(&self, nic: (String, String), lost: BTreeSet<String>, now: Instant) -> Waited {
         let Some(timeout) = self.timeout else {
             return Waited::default();

@@ -116,7 +116,7 @@ impl NicReconciler {
         let unknown = observed.unknown().filter(|_| !deleting || observed.unreadable);
         let left_alone = unknown.is_some();
         let mut obstacle = unknown.or_else(|| obstacle(&observed, &location, deleting));
-        // Where the VM is not is left once the status says where the NIC goes, or it might be called back.
+        // The NIC leaves the wrong pod only once the status says where it goes, because it might be called back.
         let leaves = location
             .as_ref()
             .ok()
@@ -182,8 +182,8 @@ impl NicReconciler {
         Ok(Done { wrote, again })
     }
 
-    /// Counts a migration of KubeVirt's that has ended: once, with the first NIC of its VM. Those that are ours are counted where
-    /// they are decided on.
+    /// Counts a migration of KubeVirt's that has ended: once, with the first NIC of its VM. Ours are counted where they
+    /// are decided on.
     fn count(&self, nic: &VmHybridNic, old: &VmHybridNicStatus, new: &VmHybridNicStatus) {
         let Some(end) = theirs::ended(old, new) else {
             return;
@@ -316,7 +316,7 @@ impl NicReconciler {
         Ok(made)
     }
 
-    /// Notes that an attachment was written, by a decision on the version that `attachment` has.
+    /// Notes that an attachment was written, after a decision on the version that `attachment` has.
     fn written(&self, nic: &VmHybridNic, attachment: &NicAttachment) {
         let (name, over) = (attachment.name_any(), attachment.resource_version());
         self.echoes.written(Name::of(nic), name, over, Instant::now());
@@ -393,7 +393,7 @@ fn document(
     spec: NicAttachmentSpec,
 ) -> NicAttachment {
     let owner = OwnerReference {
-        // The NIC's finalizer waits for its attachments; a garbage collector that did too could only get in the way.
+        // The NIC's finalizer waits for its attachments; a garbage collector that waited too could only get in the way.
         block_owner_deletion: None,
         ..nic.controller_owner_ref(&()).unwrap_or_default()
     };

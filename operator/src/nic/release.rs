@@ -1,4 +1,4 @@
-//! Lets go of attachments that no agent will ever take back: their node is off.
+//! Releases attachments that no agent will ever take back, because their node is off.
 //!
 //! The agent's finalizer keeps an attachment until none of its parts is left on the node. On a node that is off nothing can run a VM
 //! or answer for its MAC. If its agent comes back, it takes back what its journal has and the API server no longer has. This looks

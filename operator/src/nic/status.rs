@@ -52,8 +52,8 @@ impl Inputs<'_> {
             .map(AsRef::as_ref)
     }
 
-    /// Why it is not known how the NIC is: its node cannot be asked to give it back, and what its agent said last may not be true any
-    /// more; or what it says cannot be read.
+    /// Why the NIC's state is not known: its node cannot be asked to give it back, and its agent's last report may be out of
+    /// date; or the report cannot be read.
     fn unknown(&self) -> Option<&Refusal> {
         let unknown = [
             reasons::NODE_UNREACHABLE,
@@ -121,7 +121,7 @@ fn phase(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NicPhase {
         (Some(AttachmentState::Standby), _) => NicPhase::Standby,
         (Some(AttachmentState::Aside), _) => NicPhase::Aside,
         (Some(_), _) => NicPhase::Attaching,
-        // What is missing may come; what is wrong must be fixed.
+        // A missing thing may come; a wrong one must be fixed.
         (None, Err(refusal)) if refusal.reason != reasons::NETWORK_NOT_FOUND => NicPhase::Failed,
         (None, _) if inputs.obstacle.is_none() && inputs.admission.is_ok() => NicPhase::Attaching,
         (None, _) => NicPhase::Pending,
@@ -150,7 +150,7 @@ fn ready(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>) -> NewConditio
         return NewCondition::no(types::READY, unknown.reason, &unknown.message);
     }
     let now = word(types::READY, inputs, attachment);
-    // Of what passes by itself during a migration the migration tells.
+    // The migration reports what passes by itself during it.
     let passes = inputs.moving.is_some() && now.status != Some(true) && is_quiet(&now.reason);
     let before = inputs.nic.status.as_ref().filter(|_| passes);
     let before = before.and_then(|status| conditions::find(&status.conditions, types::READY));
@@ -185,8 +185,8 @@ fn fast_path(inputs: &Inputs<'_>, attachment: Option<&NicAttachment>, ready: &Ne
     }
 }
 
-/// `kubectl get` shows this condition's words. While the VF carries the traffic, they are those of what is wrong, such as a guest that
-/// keeps the VF from a migration.
+/// `kubectl get` shows this condition's reason and message. While the VF carries the traffic, they are about what is wrong, such as a guest
+/// that keeps the VF from a migration.
 fn or_what_is_wrong(fast_path: NewCondition, ready: &NewCondition) -> NewCondition {
     if fast_path.status != Some(true) || ready.status != Some(false) || is_quiet(&ready.reason) {
         return fast_path;
@@ -203,7 +203,7 @@ fn word(type_: &'static str, inputs: &Inputs<'_>, attachment: Option<&NicAttachm
     said(type_, attachment).map_or_else(|| absent(type_, inputs), |said| or_elsewhere(inputs, said))
 }
 
-/// An agent knows of its own node's pods only. Where the NIC goes by itself it does not stay for a person to read this.
+/// An agent knows only its own node's pods. If the NIC moves by itself, it does not stay long enough for a person to read this.
 fn or_elsewhere(inputs: &Inputs<'_>, said: NewCondition) -> NewCondition {
     let waits = inputs.moving.is_none() && said.status == Some(false) && said.reason == reasons::VM_INCOMING;
     match &inputs.location {
@@ -264,7 +264,7 @@ fn last_migration(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<Ni
     let name = inputs.nic.name_any();
     let is_theirs = inputs.nic.spec.vm.runtime() == Some(Runtime::Kubevirt);
     let start = |of: &Move| of.times.started_at.as_ref().map(|at| at.0);
-    // KubeVirt keeps migrations of before there was the NIC.
+    // KubeVirt keeps migrations from before the NIC existed.
     let made = inputs.nic.creation_timestamp().map(|at| at.0);
     let begun = inputs
         .moves
@@ -289,7 +289,7 @@ fn last_migration(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<Ni
             known
         };
     }
-    // What is known of its end is by the word of its ends, which are not asked again.
+    // Its result comes from reports of its ends, which are not asked again.
     let has_ended = known.as_ref().is_some_and(|known| known.result.is_some());
     if is_theirs && has_ended && known_start == start(last) {
         return known;
@@ -320,7 +320,7 @@ fn last_migration(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<Ni
     })
 }
 
-/// One of KubeVirt's that was deleted before it had ended, and has nothing in its hands any more.
+/// A migration of KubeVirt's that was deleted before it had ended, and is no longer in charge of anything.
 fn called_off(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<NicMigration> {
     let known = known?;
     if known.result.is_some() || inputs.moves.iter().any(Move::is_under_way) {
@@ -333,8 +333,8 @@ fn called_off(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<NicMig
     })
 }
 
-/// Whether a status is worth a write of its own: during a migration not for a device that comes or goes without the traffic,
-/// which is written with what follows.
+/// Whether a status is worth a write of its own: during a migration, a device that comes or goes without the traffic
+/// is written with what follows.
 pub fn is_news(old: Option<&VmHybridNicStatus>, new: &VmHybridNicStatus) -> bool {
     let Some(old) = old else { return true };
     if new.phase != NicPhase::Migrating {
@@ -362,7 +362,7 @@ pub fn notes(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Vec<Note> {
         let fast = conditions::find(&status.conditions, types::FAST_PATH);
         fast.is_some_and(|fast| fast.reason == reasons::STEPPED_ASIDE)
     };
-    // A migration takes the traffic from path to path, and tells of itself; but not that it takes a VM its network.
+    // A migration moves the traffic from path to path, and has events of its own; but none says that a VM has lost its network.
     let tells = new.phase != NicPhase::Migrating || stepped_aside(old) != stepped_aside(new);
     if old.path != new.path && tells {
         let node = new.node_name.as_deref().unwrap_or_default();

@@ -499,7 +499,7 @@ fn a_migration_of_kubevirts_has_the_end_that_was_seen_first_and_one_that_vanishe
     assert_eq!(result.as_deref(), Some("Cancelled"));
     assert!(told.contains(&reasons::CANCELLED.to_owned()), "{told:?}");
     assert_eq!(after(&mut scene, Vec::new()).2, Vec::<String>::new(), "told once");
-    // The VM has arrived by the word of its ends; what KubeVirt makes of it later is no news.
+    // The VM has arrived, as its ends report; what KubeVirt says later is no news.
     let (result, _, _) = after(&mut scene, vec![moved(Stage::Over(Outcome::Succeeded), 9)]);
     assert_eq!(result.as_deref(), Some("Succeeded"));
     let (result, _, _) = after(&mut scene, vec![moved(Stage::Over(Outcome::Failed), 9)]);

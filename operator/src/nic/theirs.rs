@@ -9,7 +9,7 @@ use crate::events::Note;
 use crate::metrics::End;
 use crate::moves::{self, Driver, Move, Outcome, Stage};
 
-/// The last migration, and how it was before; none of a VM that is not KubeVirt's.
+/// The last migration, and how it was before; none for a VM that is not KubeVirt's.
 fn last<'a>(
     old: &'a VmHybridNicStatus,
     new: &'a VmHybridNicStatus,
@@ -22,7 +22,7 @@ fn last<'a>(
     Some((before.filter(|before| before.name == last.name), last))
 }
 
-/// Whose word is waited for, where KubeVirt is done with a migration and it is not proven where the VM is.
+/// Whose report is waited for, if KubeVirt is done with a migration and it is not proven where the VM is.
 pub fn awaited(of: &Move) -> Option<Refusal> {
     let Driver::Theirs {
         awaited: Some(end), ..
@@ -51,7 +51,7 @@ pub fn awaited(of: &Move) -> Option<Refusal> {
     Some(Refusal::new(reasons::ARRIVAL_UNPROVEN, message))
 }
 
-/// How a migration has ended since `old`. One whose beginning was not seen is not counted: it may have been before.
+/// How a migration has ended since `old`. A migration whose beginning was not seen is not counted: it may be an old one.
 pub fn ended(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Option<End> {
     let (before, last) = last(old, new)?;
     if before.is_none_or(|before| before.result.is_some()) {

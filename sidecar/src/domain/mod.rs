@@ -5,7 +5,7 @@
 //! <qemu:commandline>, once             -chardev, -mon                     the monitor that the agent speaks to
 //!                     for each NIC     -device pcie-root-port             where its VF is plugged
 //! ```
-//! The text is added where it belongs, and every other byte stays: KubeVirt's own words that this does not know, and
+//! The text is added where it belongs, and every other byte stays: KubeVirt's own elements that this does not know, and
 //! those of other sidecars. What is already there is not added again, so that the launcher may ask again.
 
 mod text;
@@ -21,7 +21,7 @@ use thiserror::Error;
 use crate::vmi::Nic;
 use text::{Insertion, insert, prefix};
 
-/// The VF's ports are functions of this device, of which there are eight. libvirt, which does not know of them, fills the bus from
+/// The VF's ports are the eight functions of this device. libvirt, which does not know about them, fills the bus from
 /// its lower end.
 const SLOT: u8 = 0x1e;
 /// NICs that a VM can have.
@@ -30,7 +30,7 @@ pub const PORTS: usize = 8;
 const FIRST_NUMBER: usize = 200;
 /// The socket of the second monitor, in the volume that libvirt keeps its own in.
 pub const MONITOR: &str = "/var/run/kubevirt-private/hybridnic-qmp.sock";
-/// How libvirt names the words that it hands on to QEMU.
+/// libvirt's namespace for arguments that it hands on to QEMU.
 const QEMU: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
 
 /// Why a domain is not changed. The VM does not start then, and its user reads this.
@@ -48,7 +48,7 @@ pub enum Refusal {
     /// More NICs than ports.
     #[error("{0} interfaces of the binding hybridnic: a VM can have {PORTS}")]
     TooMany(usize),
-    /// One that libvirt or QEMU would take for something else.
+    /// A name that libvirt or QEMU would take for something else.
     #[error("the interface name {0:?} has other characters than letters, digits, '-' and '_'")]
     Name(String),
     /// Two with one name.
@@ -79,12 +79,12 @@ pub enum Refusal {
     #[error("PCI slot {SLOT:#x} is taken: the VFs' ports have it")]
     SlotTaken,
     /// Arguments for QEMU that are not ours use one of our IDs.
-    #[error("QEMU is told of another {0} already")]
+    #[error("QEMU's arguments have another {0} already")]
     OtherWords(String),
 }
 
-/// Adds to a domain what these NICs need, all of the VM's. Those that KubeVirt has not put in yet get their ports, as they will in
-/// the end.
+/// Adds to a domain what these NICs need, all of the VM's. NICs that KubeVirt has not put in yet get their ports
+/// already.
 pub fn edit(domain: &str, nics: &[Nic]) -> Result<String, Refusal> {
     insert(domain, insertions(domain, nics)?).ok_or_else(|| Refusal::Unreadable("places overlap".into()))
 }
@@ -181,7 +181,7 @@ fn is_virtio(model: &str) -> bool {
     )
 }
 
-/// What the interface of a NIC lacks; nothing where KubeVirt has not put it in yet.
+/// What the interface of a NIC lacks; nothing if KubeVirt has not put it in yet.
 fn teaming(root: Node<'_, '_>, nic: &Nic) -> Result<Option<Insertion>, Refusal> {
     let alias = format!("ua-{}", nic.name);
     let is_it = |node: &Node<'_, '_>| {
@@ -244,7 +244,7 @@ fn words(nics: &[Nic]) -> Vec<[String; 2]> {
     monitor.into_iter().chain(ports).collect()
 }
 
-/// The words that QEMU is not told yet: in the one element that libvirt reads, which another sidecar may have made.
+/// The arguments that QEMU does not have yet: in the one element that libvirt reads, which another sidecar may have made.
 fn commandline(root: Node<'_, '_>, nics: &[Nic]) -> Result<Vec<Insertion>, Refusal> {
     let here = child_in(root, QEMU, "commandline");
     let said: Vec<_> = here
@@ -272,7 +272,7 @@ fn commandline(root: Node<'_, '_>, nics: &[Nic]) -> Result<Vec<Insertion>, Refus
     }
     Ok(vec![match here {
         Some(here) => Insertion::last_in(here, arguments(prefix(here), &missing)),
-        // What it is declared as at the root, somebody else may have for another thing.
+        // A prefix that is declared at the root may mean something else in another element.
         None => Insertion::last_in(
             root,
             format!(
@@ -288,7 +288,7 @@ fn arguments(prefix: &str, words: &[String]) -> String {
     elements.collect::<Vec<_>>().concat()
 }
 
-/// The ID that a word to QEMU gives something, or the device that it speaks of.
+/// The ID that an argument for QEMU gives something, or the device that it is about.
 fn identity(value: &str) -> Option<&str> {
     value
         .split(',')

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use roxmltree::Node;
 
-/// Text, and the bytes in whose place it comes: none, mostly.
+/// Text, and the bytes that it replaces: mostly none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Insertion {
     place: Range<usize>,
@@ -29,7 +29,7 @@ impl Insertion {
     }
 }
 
-/// What stands before the name of an element, with its colon.
+/// The prefix of an element's name, with its colon.
 pub fn prefix<'a>(element: Node<'a, '_>) -> &'a str {
     let name = qualified_name(&element.document().input_text()[element.range()]);
     name.find(':').map_or("", |colon| &name[..=colon])
@@ -42,7 +42,7 @@ fn qualified_name(source: &str) -> &str {
     &name[..end.unwrap_or(name.len())]
 }
 
-/// The text with all of these; none where two want the same bytes.
+/// The text with all of these; none if two want the same bytes.
 pub fn insert(source: &str, mut insertions: Vec<Insertion>) -> Option<String> {
     insertions.sort_by_key(|insertion| (insertion.place.start, insertion.place.end));
     let mut result =

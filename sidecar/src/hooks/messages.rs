@@ -13,7 +13,7 @@ pub struct Info {
     /// When it is asked.
     #[prost(message, repeated, tag = "3")]
     pub hook_points: Vec<HookPoint>,
-    /// Versions of the callbacks, of which the launcher takes the last that it knows.
+    /// Versions of the callbacks; the launcher takes the last that it knows.
     #[prost(string, repeated, tag = "4")]
     pub versions: Vec<String>,
 }

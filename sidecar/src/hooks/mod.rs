@@ -16,7 +16,7 @@ pub use messages::{
 pub use server::Hooks;
 pub use socket::serve;
 
-/// Where the launcher asks what a sidecar takes part in.
+/// Where the launcher asks which hooks a sidecar serves.
 pub const INFO: &str = "/kubevirt.hooks.info.Info/Info";
 /// Versions of the callbacks: what KubeVirt has asked for since 0.20, with shutdown in the last. Its messages are the same in each.
 pub const VERSIONS: [&str; 3] = ["v1alpha3", "v1alpha2", "v1alpha1"];

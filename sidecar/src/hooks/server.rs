@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{domain, vmi};
 
-/// What an error says is shown as a condition and an event.
+/// The text of an error is shown as a condition and an event.
 const LONGEST: usize = 500;
 
 /// The service.

@@ -22,7 +22,7 @@ use super::{Hooks, INFO, Info, InfoRequest};
 /// The socket's name. The launcher asks one of each name, whichever directory it is in.
 const NAME: &str = "hybridnic.sock";
 
-/// For its answer to itself. Without one it ends, and is started again.
+/// How long it waits for its own answer. Without one it ends, and is started again.
 const ITSELF: Duration = Duration::from_secs(30);
 
 /// Answers in this directory until the VM has ended or `end` has.

@@ -151,7 +151,7 @@ async fn it_ends_with_the_vm_and_when_it_is_told_and_leaves_nothing() {
         .await
         .unwrap();
     sidecar.served.await.unwrap().unwrap();
-    // What an earlier one has left, that could not remove it, is in nobody's way.
+    // What an earlier process could not remove is in nobody's way.
     let socket = sidecar.dir.path().join("hybridnic.sock");
     assert!(!socket.exists());
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());

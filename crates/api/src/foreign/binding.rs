@@ -22,7 +22,7 @@ pub fn patch(sidecar: &str) -> Value {
     json!({"spec": {"configuration": {"network": {"binding": {BINDING: binding(sidecar)}}}}})
 }
 
-/// What a person can do.
+/// What a person can do about it.
 pub fn command(kubevirt: &KubeVirt, sidecar: &str) -> String {
     let meta = &kubevirt.metadata;
     let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
@@ -34,7 +34,7 @@ pub fn command(kubevirt: &KubeVirt, sidecar: &str) -> String {
     )
 }
 
-/// Whether the binding is there, with what matters of it: the sidecar's image may be another one's.
+/// Whether the binding is there with the fields that matter; the sidecar's image may be another.
 pub fn is_registered(kubevirt: &KubeVirt) -> bool {
     let found = kubevirt.spec.configuration.network.binding.get(BINDING);
     found.is_some_and(|found| {
@@ -77,7 +77,7 @@ pub fn is_tested(kubevirt: &KubeVirt) -> bool {
     minor(version(kubevirt)) == Some(OLDEST)
 }
 
-/// Why this KubeVirt is not served; none where it may be. What it does not say of itself is not held against it.
+/// Why this KubeVirt is not served; none if it may be. A version that it does not state is no reason.
 pub fn too_old(kubevirt: &KubeVirt) -> Option<String> {
     let said = version(kubevirt);
     (minor(said)? < OLDEST).then(|| {

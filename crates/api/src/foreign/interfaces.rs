@@ -46,7 +46,7 @@ impl Other {
     }
 }
 
-/// The interfaces of a VM with our binding. One without a network of Multus is none: KubeVirt does not start its VM.
+/// The interfaces of a VM with our binding. An interface without a network of Multus does not count: KubeVirt does not start its VM.
 pub fn of(spec: &VirtualMachineInstanceSpec) -> Vec<Wanted> {
     let ours = spec.domain.devices.interfaces.iter().filter(|interface| {
         let is_ours = interface

@@ -1,5 +1,5 @@
-//! Kinds of other projects, with the fields that are read here and no others. None of them is made from these types as a whole: what
-//! is written of them is written field by field.
+//! Kinds of other projects, with the fields that are read here and no others. No object is written as a whole from these types: the
+//! fields that are written are written one by one.
 
 pub mod binding;
 pub mod interfaces;

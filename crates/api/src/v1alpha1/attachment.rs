@@ -71,8 +71,8 @@ pub struct NicAttachmentSpec {
     pub mac: String,
     /// Where the NIC should be.
     pub goal: Goal,
-    /// The NIC is told to stay on its standby (`path: Standby`), and what becomes of its VF: with the goal `FastPath` too, the
-    /// standby carries the traffic.
+    /// Set if the NIC is told to stay on its standby (`path: Standby`): what becomes of its VF. The standby then carries the traffic, also
+    /// with the goal `FastPath`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aside: Option<Aside>,
     /// What carries the traffic while the VF is out of the guest. The same at both ends of a migration.
@@ -194,7 +194,7 @@ pub struct GuestPorts {
     pub vf: String,
 }
 
-/// What the operator wants of a node in a migration. All attachments of the VM on the node carry the same.
+/// What the operator wants from a node in a migration. All attachments of the VM on the node carry the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationOrder {
@@ -242,7 +242,7 @@ pub struct FileOrder {
 #[serde(rename_all = "camelCase")]
 pub struct MigrationTls {
     /// For `Listen` and `Transfer`: the certificate of the CA that the other end has made for this migration, in PEM, as that
-    /// end has reported it. Nobody else is talked to.
+    /// end has reported it. This end talks to nobody else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub peer_ca: Option<String>,
@@ -254,18 +254,18 @@ pub struct MigrationTls {
 pub enum MigrationStep {
     /// Target: listen for the incoming VM once every NIC is `Reserved`, and start it when it has come.
     Listen,
-    /// Target: never start the VM any more, whether or not it has come, and say so.
+    /// Target: never start the VM, whether or not it has arrived, and confirm that.
     GiveUp,
-    /// Source: the certificate for the stream is made, where it is to be encrypted; the fast path of every NIC goes off once its
-    /// goal says so. The transfer has not begun. With a `file`: whether it can be written or loaded is looked at.
+    /// Source: make the certificate if the stream is to be encrypted, and switch the fast path of every NIC off once its
+    /// goal says so. The transfer has not begun. With a `file`: check whether it can be written or loaded.
     Prepare,
     /// Source: send the VM to `targetUri`.
     Transfer,
-    /// Source: stop the transfer; the VM runs on. Where KubeVirt migrates the VM it is KubeVirt that has given up: say whether the VM
+    /// Source: stop the transfer; the VM runs on. Where KubeVirt migrates the VM, KubeVirt has given up: report whether the VM
     /// has stayed.
     Cancel,
-    /// Source: the target has said that it never ran the VM and never will, or a person has decided: a VM that was paused
-    /// for the hand-over runs on.
+    /// Source: if the VM was paused for the hand-over, run it on, because the target has said that it never ran it and never will, or
+    /// because a person has decided.
     Resume,
     /// KubeVirt migrates the VM: nothing is ordered, and what this end's QEMU does is reported.
     Watch,
@@ -334,7 +334,7 @@ pub struct MigrationReport {
     /// Target: the TCP port that QEMU listens on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<i32>,
-    /// QEMU's own text when it failed, as far as 1024 characters go.
+    /// QEMU's own text when it failed, at most 1024 characters of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = limits::TEXT))]
     pub error: Option<String>,
@@ -347,7 +347,7 @@ pub struct MigrationReport {
     /// Source: the VM's pause in milliseconds, by QEMU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<i64>,
-    /// The certificate of the CA that this end has made for this migration and signed its own by, in PEM.
+    /// The certificate of the CA that this end has made for this migration, and with which it has signed its own certificate, in PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub ca: Option<String>,
@@ -385,7 +385,7 @@ impl MigrationReport {
     }
 }
 
-/// How far a migration is on one node. What a node has once said of its end stays true.
+/// How far a migration is on one node. What a node has once reported about its end stays true.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, Display, IntoStaticStr,
 )]
@@ -397,7 +397,7 @@ pub enum MigrationState {
     Listening,
     /// The transfer is under way.
     Active,
-    /// Source: the VM has been handed over. Target: the VM runs here. Only the target's word is success. Save: the file is whole, and
+    /// Source: the VM has been handed over. Target: the VM runs here. Only the target's report is success. Save: the file is whole, and
     /// has its name.
     Completed,
     /// It has failed. Source: the VM is here, running or paused; `kept` says whether the target may have it as well.

@@ -8,7 +8,7 @@ use strum::{Display, IntoStaticStr};
 
 use crate::limits;
 
-/// An object in another place: name and uid, so that a namesake that comes later is not taken for it.
+/// A reference to an object: name and uid, so that a later object of the same name is not taken for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectRef {
@@ -89,10 +89,10 @@ pub struct Rate {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct L2Settings {
-    /// The VLAN; none is untagged.
+    /// The VLAN; without it, frames are untagged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<Vlan>,
-    /// The port profile of the VF's port at the switch; none is asked for without it.
+    /// The port profile of the VF's port at the switch; without it, none is requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port_profile: Option<PortProfile>,
     /// Transmit rate of the VF.
@@ -105,7 +105,7 @@ pub struct L2Settings {
     /// Whether the guest may send tagged frames.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub guest_vlans: bool,
-    /// MTU of VF and standby in bytes; none leaves what the PF has.
+    /// MTU of VF and standby in bytes; without it, that of the PF.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<i32>,
     /// What to do when the VF's PF loses its link.
@@ -122,7 +122,7 @@ fn is_bridge(mode: &MacvtapMode) -> bool {
     *mode == MacvtapMode::Bridge
 }
 
-/// Who switches between the standbys that are on one PF.
+/// What switches between the standbys that are on one PF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum MacvtapMode {
     /// The node's kernel.

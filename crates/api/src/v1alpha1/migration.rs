@@ -56,7 +56,7 @@ pub struct QemuMigrationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub target_pod: Option<String>,
-    /// A person's word on where the VM goes on, for a migration with the reason `NeedsDecision` or `TargetSilent`: the source
+    /// A person's decision on where the VM goes on, for a migration with the reason `NeedsDecision` or `TargetSilent`: the source
     /// has handed the VM over, and nothing proves whether the target has run it. Refused before the migration asks for it,
     /// and ignored where the ends can tell. It cannot be taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -142,8 +142,8 @@ pub struct QemuMigrationStatus {
     #[serde(default)]
     #[schemars(length(max = limits::NICS), inner(length(max = limits::NAME)))]
     pub nics: Vec<String>,
-    /// Whether the VM is sent, or was to be sent, encrypted, each end knowing the other. It is settled before anything of the VM is
-    /// changed, and stands.
+    /// Whether the VM is sent, or was to be sent, encrypted, each end knowing the other. It is decided before anything of the VM changes,
+    /// and does not change again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encrypted: Option<bool>,
     /// Why it is rolled back: a reason and a sentence, kept until the end.
@@ -153,7 +153,7 @@ pub struct QemuMigrationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::maybe_time")]
     pub undecided_since: Option<MicroTime>,
-    /// Since when the source is told to run the VM on, by the target's word or a person's. That stands.
+    /// Since when the source is told to run the VM on, because the target or a person said so. It is not taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::maybe_time")]
     pub resuming_since: Option<MicroTime>,

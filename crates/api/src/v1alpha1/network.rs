@@ -55,7 +55,7 @@ pub struct HybridNetworkSpec {
     /// Which PFs, and which of their VFs, make the pool. A VF belongs to it when any entry selects it.
     #[schemars(length(min = 1, max = limits::UPLINKS))]
     pub uplinks: Vec<Uplink>,
-    /// The VLAN of the NICs; none is untagged.
+    /// The VLAN of the NICs; without it, their frames are untagged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<Vlan>,
     /// The port profile that the VFs get at their switch (IEEE 802.1Qbh): it is associated before a VF is plugged, and taken back when
@@ -76,7 +76,7 @@ pub struct HybridNetworkSpec {
     /// refused a PF that also carries networks with a VLAN, where its guests could reach those.
     #[serde(default)]
     pub guest_vlans: bool,
-    /// MTU of VF and standby in bytes; none leaves what the PF has. A PF with a smaller one is raised.
+    /// MTU of VF and standby in bytes; without it, that of the PF. A PF with a smaller one is raised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= 68 && self <= 65535")
         .message("mtu is in bytes, from 68 to 65535"))]
@@ -87,10 +87,10 @@ pub struct HybridNetworkSpec {
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("macvtapMode cannot change while NICs may use it: create another HybridNetwork"))]
     pub macvtap_mode: MacvtapMode,
-    /// What a NIC does whose VF's PF has lost its link: `Move` to a VF of a PF that has one, or `Stay`.
+    /// What a NIC does when its VF's PF has lost its link: `Move` to a VF of a PF that has one, or `Stay`.
     #[serde(default)]
     pub on_link_loss: OnLinkLoss,
-    /// Which MAC addresses NICs may ask for. A NIC that has one already and is attached keeps it, whatever this becomes.
+    /// Which MAC addresses NICs may ask for. An attached NIC keeps the address that it has, whatever this changes to.
     #[serde(default)]
     pub macs: MacPolicy,
     /// Where generated MAC addresses come from; without it, a locally administered range of the network's own.
@@ -112,7 +112,7 @@ fn yes() -> bool {
     true
 }
 
-/// Which MAC addresses the NICs of a network may ask for. None ever gets the address of a group, of a virtual router (VRRP, CARP,
+/// Which MAC addresses the NICs of a network may ask for. No NIC ever gets the address of a group, of a virtual router (VRRP, CARP,
 /// HSRP, GLBP), of a node's PF, of the range of parked VFs (`06:…`), or of another NIC of the cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum MacPolicy {
@@ -202,7 +202,7 @@ pub struct MacRange {
     pub to: String,
 }
 
-/// What the cluster has of a network.
+/// The state of a network in the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HybridNetworkStatus {

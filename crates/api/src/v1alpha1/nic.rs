@@ -152,7 +152,7 @@ pub enum StandbyKind {
     /// A virtio-net device on a macvtap, on the VF's PF.
     #[default]
     Macvtap,
-    /// Nothing: the VF is all that the NIC has. During a migration, and without a free VF, the VM has no network by this NIC.
+    /// Nothing: the VF is all that the NIC has. During a migration, and without a free VF, the VM has no network through this NIC.
     None,
 }
 
@@ -185,7 +185,7 @@ pub enum NicPhase {
     FastPath,
     /// The standby carries the traffic.
     Standby,
-    /// It has no standby, and its VF is not in the guest: the VM has no network by this NIC.
+    /// It has no standby, and its VF is not in the guest: the VM has no network through this NIC.
     Aside,
     /// Its VM migrates.
     Migrating,

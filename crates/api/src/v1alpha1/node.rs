@@ -52,13 +52,13 @@ pub struct HybridNodeSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["network".into()]))]
     #[schemars(length(max = limits::POOLS))]
     pub pools: Vec<NodePool>,
-    /// What is to be drained of VFs. An administrator says it; nobody else writes it.
+    /// What is to be drained of VFs. Only an administrator writes it.
     #[serde(default, skip_serializing_if = "Drain::is_empty")]
     pub drain: Drain,
 }
 
-/// What of a node is to be drained of VFs: NICs leave them, for VFs that are not drained where some are free and else for their
-/// standby, and no NIC gets one.
+/// What of a node is to be drained of VFs: NICs leave them: for VFs that are not drained where some are free, otherwise for their
+/// standby. No NIC gets one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Drain {
@@ -104,9 +104,9 @@ impl Drain {
 /// How far a drain is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display)]
 pub enum DrainState {
-    /// NICs hold VFs yet.
+    /// NICs still hold VFs.
     Draining,
-    /// None does.
+    /// No NIC holds one any more.
     Drained,
 }
 
@@ -286,19 +286,19 @@ pub struct VfStatus {
     /// IOMMU group; absent when the node has no IOMMU that covers it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iommu_group: Option<i32>,
-    /// What it is to us.
+    /// Whether a NIC can have it.
     pub state: VfState,
     /// The NIC that holds it, `namespace/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = limits::NAME))]
     pub held_by: Option<String>,
-    /// Why it is unhealthy; of one that is held, what is amiss with it.
+    /// Why it is unhealthy; if it is held, what is wrong with it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = limits::TEXT))]
     pub message: String,
 }
 
-/// What a VF is to us.
+/// Whether a NIC can have a VF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum VfState {
     /// No network selects it.
@@ -310,6 +310,6 @@ pub enum VfState {
     Held,
     /// Selected, but not to be used; its message says why.
     Unhealthy,
-    /// It could be used, and is kept free: it is drained.
+    /// It could be used, but is kept free because it is drained.
     Drained,
 }

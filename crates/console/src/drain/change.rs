@@ -34,7 +34,7 @@ pub fn target(which: &Which, node: &HybridNode) -> Result<Target, String> {
     let asked = which.pf.as_deref().unwrap_or_default();
     let status = node.status.clone().unwrap_or_default();
     let is = |pf: &&PfStatus| pf.pci_address == asked || !pf.name.is_empty() && pf.name == asked;
-    // One that has gone can be undrained yet.
+    // A PF that has gone can still be undrained.
     let known = node.spec.drain.pfs.iter().find(|pf| *pf == asked).cloned();
     let here = status.pfs.iter().find(is).map(|pf| pf.pci_address.clone());
     here.or(known).map(Target::Pf).ok_or_else(|| {
@@ -77,7 +77,7 @@ pub fn covers(drain: &Drain, target: &Target) -> bool {
     }
 }
 
-/// The arguments that undrain what is drained yet.
+/// The arguments that undrain what stays drained.
 pub fn left(drain: &Drain) -> Vec<String> {
     let all = drain.all.then(|| Target::All.arguments());
     let pfs = drain.pfs.iter().cloned().map(Target::Pf);

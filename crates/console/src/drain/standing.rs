@@ -56,7 +56,7 @@ pub fn standing(node: &HybridNode, attachments: &[NicAttachment], target: &Targe
     }
 }
 
-/// A VF that is held by no NIC: where the kernel has groups only, the pod that has its group keeps it.
+/// A VF that no NIC holds: if the kernel has groups only, the pod that has its group keeps it.
 fn group_of_a_pod<'a>(status: &'a HybridNodeStatus, target: &Target) -> Option<&'a str> {
     let of = |pf: &&PfStatus| match target {
         Target::Pf(address) => pf.pci_address == *address,
@@ -69,7 +69,7 @@ fn group_of_a_pod<'a>(status: &'a HybridNodeStatus, target: &Target) -> Option<&
     held.next().map(|vf| vf.pci_address.as_str())
 }
 
-/// A NIC that holds a VF yet.
+/// A NIC that still holds a VF.
 struct Holder {
     words: String,
     /// It does not let go of it before somebody does something.
@@ -113,7 +113,7 @@ fn holder(attachment: &NicAttachment, node: &HybridNode, target: &Target) -> Opt
             stuck: !passes.contains(&c.reason.as_str()) || is_sole && c.reason == reasons::PF_DRAINED,
         },
         None => Holder {
-            words: format!("{nic} holds {} yet", vf.pci_address),
+            words: format!("{nic} still holds {}", vf.pci_address),
             stuck: false,
         },
     })

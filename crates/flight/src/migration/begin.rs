@@ -14,7 +14,7 @@ use super::record::{CANCELLED, Next, fail, micro, stay};
 use crate::attachment::says_that_it_waits;
 use crate::pods::{self, Target};
 
-/// Waits until all is there, and writes into the status where the VM is, where it goes, and with which NICs.
+/// Waits until everything is there, and writes into the status where the VM is, where it goes, and with which NICs.
 pub fn pending(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) -> Next {
     let vm = &inputs.migration.spec.vm;
     if deleting(inputs) {
@@ -31,14 +31,14 @@ pub fn pending(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus) -> Next {
         );
         return stay(reasons::PROGRESSING, message);
     }
-    // What was refused is not in the guest, and cannot keep the VM where it is.
+    // A NIC that was refused is not in the guest, and cannot keep the VM where it is.
     let nics: Vec<_> = inputs.nics.iter().filter(|nic| !is_refused(nic)).collect();
     let Some(oldest) = nics
         .iter()
         .min_by_key(|nic| (nic.nic.creation_timestamp().map(|t| t.0), nic.nic.name_any()))
     else {
         let message =
-            format!("no VmHybridNic of this namespace is of the VM {vm}: there is nothing to migrate by");
+            format!("no VmHybridNic of this namespace belongs to the VM {vm}: there is nothing to migrate");
         return fail(status, reasons::NO_NICS, message);
     };
     if nics.len() > limits::NICS {
@@ -120,7 +120,7 @@ fn several(pods: &[&Arc<Pod>]) -> String {
     let mut names: Vec<_> = pods.iter().map(|pod| pod.name_any()).collect();
     names.sort();
     format!(
-        "{} could take the VM, and no agent says that QEMU waits for it in one of them only: name one in spec.targetPod, or end the \
+        "{} could take the VM, and agents do not say that QEMU waits for it in just one of them: name one in spec.targetPod, or end the \
          others",
         names.join(" and ")
     )

@@ -16,13 +16,13 @@ pub enum Encryption {
     /// Each is, or there is none.
     #[default]
     Required,
-    /// Each is whose ends can; of one whose ends cannot, its status says so.
+    /// Each migration is encrypted if its ends can; if they cannot, its status says so.
     Preferred,
     /// None is.
     Off,
 }
 
-/// What follows where an end says that it cannot encrypt: the migration goes back, or goes on in plain.
+/// What follows if an end reports that it cannot encrypt: the migration goes back, or goes on in plain.
 pub fn settle(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> Option<Next> {
     if status.encrypted != Some(true) {
         return None;

@@ -42,7 +42,7 @@ fn each_end_is_told_the_others_certificate_before_it_can_talk_to_it() {
     scene.reach(MigrationPhase::Transferring);
     let (uri, target) = (order(scene.source.as_ref()).target_uri, scene.target.clone());
     assert!(uri.is_some() && peer(scene.source.as_ref()).as_deref() == Some("CA of n2"));
-    // What was said stays, whatever is heard of the ends.
+    // What was said stays, no matter what the ends report.
     report(scene.source(AttachmentState::Standby), MigrationState::Active);
     report(scene.target(AttachmentState::Reserved), MigrationState::Active);
     scene.settle();
@@ -133,7 +133,7 @@ fn where_encryption_is_preferred_it_is_told_that_there_is_none() {
     }
 }
 
-/// A handshake that somebody makes fail, or an end that changes its word, makes no stream plain.
+/// A handshake that an attacker makes fail, or an end that changes its report, makes no stream plain.
 #[test]
 fn what_was_settled_stands() {
     let mut scene = Scene::certified(Encryption::Preferred);

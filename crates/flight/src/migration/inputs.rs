@@ -32,7 +32,7 @@ pub struct Inputs<'a> {
     /// How long we, an operator or `ctl migrate`, have seen the migration in its phase, by our own steady clock. A status may be
     /// written by another clock.
     pub in_phase_for: Duration,
-    /// How long we have seen that neither end says where the VM is, by the same clock.
+    /// How long neither end has reported where the VM is, by the same clock.
     pub silent_for: Duration,
     /// The migration.
     pub migration: &'a QemuMigration,

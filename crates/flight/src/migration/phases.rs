@@ -21,7 +21,7 @@ struct Since {
     silent: Option<Instant>,
 }
 
-/// How long a migration has been seen as it is: not at all the first time.
+/// How long a migration has been seen as it is: zero at the first look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waits {
     /// In its phase.

@@ -133,7 +133,7 @@ pub fn milliseconds(then: &MicroTime, now: Timestamp) -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Puts a move into a phase, whose time begins; that of the one before ends.
+/// Puts a move into a phase: its time begins, and that of the phase before ends.
 pub fn enter(
     was: &mut MigrationPhase,
     phases: &mut Vec<MigrationPhaseTime>,
@@ -195,7 +195,7 @@ pub fn fail(status: &mut QemuMigrationStatus, reason: &str, message: impl Into<S
     Next::Finish
 }
 
-/// With the ends' own words, as far as the API takes them.
+/// With the ends' own messages, as long as the API takes them.
 pub fn failure(reason: &str, message: &str) -> MigrationFailure {
     MigrationFailure {
         reason: reason.to_owned(),

@@ -1,6 +1,6 @@
-//! A migration against a world that does what it likes: QEMUs that fail at any moment, agents whose reports come late, in
-//! any order, a user who cancels. What must hold in all of them is the one invariant: no VF at the source while the VM may
-//! run at the target; and when all has been said, the migration ends.
+//! A migration in a world where anything may happen: QEMUs that fail at any moment, agents whose reports come
+//! late, in any order, a user who cancels. One invariant must always hold: no VF at the source while the VM may run
+//! at the target; and when everything was reported, the migration ends.
 
 use hybridnic_api::v1alpha1::{
     AttachmentState, Goal, MigrationPhase, MigrationState, MigrationStep, NicAttachment,
@@ -12,7 +12,7 @@ use crate::migration::encryption::Encryption;
 use crate::migration::testing::Scene;
 use crate::testing::{observe, report, report_kept};
 
-/// The truth, of which the operator sees only reports.
+/// The truth; the operator sees only reports of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Idle,
@@ -74,7 +74,7 @@ struct Sim {
     scene: Scene,
     source: Source,
     target: Target,
-    /// All of the VM has been sent: the target runs it next, whatever becomes of the source.
+    /// All of the VM has been sent: the target runs it next, no matter what becomes of the source.
     sent: bool,
 }
 
@@ -96,7 +96,7 @@ impl Sim {
         }
     }
 
-    /// Whether the target has run the VM, or will without the operator's further doing.
+    /// Whether the target has run the VM, or will without another order.
     fn target_may_run(&self) -> bool {
         let gives_up = self.scene.target.as_ref().is_some_and(|target| {
             let order = target.spec.migration.as_ref();
@@ -115,7 +115,7 @@ impl Sim {
             Event::SourceAgent => self.source_agent(),
             Event::TargetAgent => self.target_agent(),
             Event::Advance => self.advance(),
-            // Also after all was sent: the way back, by which the target says so, may break.
+            // Also after everything was sent: the way back, on which the target reports it, may break.
             Event::SourceFails if self.source == Source::Sending => self.source = Source::Kept,
             Event::SourceFails if self.source == Source::HandedOver => self.source = Source::Held,
             Event::SourceEnds => {

@@ -26,7 +26,7 @@ use super::record::{CANCELLED, Next, apply, explain, micro, roll_back, stay};
 use crate::attachment::{is_current, report, state};
 use crate::moves::ends::{Ends, Rollback};
 
-/// After how long to look again for a node of which nothing is known.
+/// After how long to look again for a node that nothing is known about.
 pub const AGAIN: Duration = Duration::from_secs(10);
 
 /// What to do now.
@@ -38,7 +38,7 @@ pub struct Step {
     pub again: Option<Duration>,
 }
 
-/// The status that follows from what is seen. Applied to its own result with nothing else changed, it changes nothing.
+/// The status that follows from what is seen. Applied to its own result, with nothing else changed, it changes nothing.
 pub fn step(inputs: &Inputs<'_>) -> Step {
     let mut status = inputs.migration.status.clone().unwrap_or_default();
     if status.phase.is_final() {
@@ -154,7 +154,7 @@ fn transferring(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) 
         return roll_back(reasons::CANCELLED, CANCELLED);
     }
     match ends.source_state() {
-        // Its end of the stream is broken off; why is what the other end knows best.
+        // Its end of the stream is broken off; the other end knows best why.
         Some(Failed) => {
             return roll_back(
                 reasons::TRANSFER_FAILED,
@@ -180,7 +180,7 @@ fn transferring(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) 
     }
     // The source still has the VM, or will say that it has let it go.
     if ends.target_gone {
-        return roll_back(reasons::TARGET_LOST, "the target's pod has ended or is no more");
+        return roll_back(reasons::TARGET_LOST, "the target's pod has ended or is gone");
     }
     let said = [(&status.source, &ends.source), (&status.target, &ends.target)];
     let errors = said.iter().filter_map(|(end, report)| {
@@ -199,12 +199,12 @@ fn source_lost(ends: &Ends) -> Next {
         "the source's pod or QEMU has ended before the target had the VM"
     } else {
         "the source's pod object is gone before the target had the VM; that does not prove that its QEMU has ended: \
-         the VM may still run there, see to it before you start it again"
+         the VM may still run there: make sure that it does not before you start it again"
     };
     roll_back(reasons::SOURCE_LOST, message)
 }
 
-/// How long a target may take to say that it has the VM, before that is worth a word.
+/// How long a target may take to report that it has the VM before its silence is reported.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// The source has let the VM go, or has gone, and the target does not say what became of it. Nothing is done, because anything could
@@ -225,7 +225,7 @@ fn silent(inputs: &Inputs<'_>, status: &QemuMigrationStatus, ends: &Ends) -> Nex
         let message = format!(
             "{gone}, and the target's pod is gone: nothing proves whether the VM ran, or runs, on {node}; {decide}"
         );
-        // Whether the node is off is not told by an event of the migration's.
+        // No event of the migration shows whether the node is off.
         return Next::Wait {
             reason: reasons::NEEDS_DECISION,
             message,
@@ -277,7 +277,7 @@ fn leaves(nic: &NicInputs, attachment: &NicAttachment) -> String {
 }
 
 fn rolling_back(inputs: &Inputs<'_>, status: &mut QemuMigrationStatus, ends: &Ends) -> Next {
-    // A cancel that came too late, or a failure that was none: the target has the last word.
+    // A cancel that came too late, or a false failure: the target decides.
     if ends.begun && ends.arrived() {
         return Next::Go(MigrationPhase::Completing);
     }

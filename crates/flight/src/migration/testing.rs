@@ -24,8 +24,8 @@ use crate::moves::{Move, qemu};
 use crate::pods;
 use crate::testing::{attachment, migration, nic, observe, pod, report};
 
-/// A VM with one NIC, pods `a` and `b`, and a migration `m`, with the operator's two controllers and two agents that say
-/// what a test lets them say.
+/// A VM with one NIC, pods `a` and `b`, and a migration `m`, with the operator's two controllers and two agents that
+/// report what a test says.
 #[derive(Clone)]
 pub struct Scene {
     pub second: i64,

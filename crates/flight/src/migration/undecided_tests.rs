@@ -80,7 +80,7 @@ fn that_the_vm_has_ended_at_the_target_comes_too_late_once_a_person_has_let_the_
     scene.reach(MigrationPhase::RollingBack);
     assert_eq!(scene.wishes()[0].unwrap().0, Goal::FastPath);
 
-    // A decision that comes when the target has spoken does not count, also when its word is heard no more.
+    // A decision that comes when the target has spoken does not count, also when its report is no longer heard.
     let mut scene = let_go(true);
     scene.stays(reasons::NEEDS_DECISION);
     report(scene.target(AttachmentState::Pending), MigrationState::Lost);
@@ -241,7 +241,7 @@ fn a_vm_that_is_lost_at_both_ends_holds_nothing() {
     let mut scene = Scene::transferring();
     report(scene.source(AttachmentState::Standby), MigrationState::Lost);
     scene.reach(MigrationPhase::RollingBack);
-    // The target may get it yet, as long as nothing says that its pod is over.
+    // The target may still get it, as long as nothing says that its pod is over.
     let pod = scene.pods.pop().unwrap();
     scene.stays(reasons::NEEDS_DECISION);
     scene.pods.push(pod);
@@ -267,7 +267,7 @@ fn a_decision_does_not_count_while_the_ends_can_tell() {
     }
 }
 
-/// Found by the model checker: the target's word was on its way when the person decided.
+/// Found by the model checker: the target's report was on its way when the person decided.
 #[test]
 fn a_target_that_says_it_has_the_vm_stops_a_source_that_has_not_gone_on_yet() {
     for target_ends in [true, false] {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hybridnic_api::v1alpha1::QemuMigrationStatus;
 
-/// What a wait waits for is written once it has lasted so long: most are over before anybody reads it.
+/// The reason of a wait is written once it has lasted this long: most waits are over before anybody reads it.
 const WORDS: Duration = Duration::from_secs(5);
 
 /// Whether a status is worth a write.
@@ -14,7 +14,7 @@ pub enum Worth {
     Nothing,
     /// It is written at once.
     Now,
-    /// It is written after so long, if nothing that matters more has come by then.
+    /// It is written after this time, unless something more important comes first.
     In(Duration),
 }
 

@@ -39,7 +39,7 @@ fn each_phase_is_written_once_and_each_end_is_told_once() {
     goes_on(scene, begun, (5, 5));
 }
 
-/// To know each other costs one more order to the source, and one more report of it.
+/// Knowing each other costs one more order to the source, and one more report from it.
 #[test]
 fn an_encrypted_one_tells_the_source_once_more() {
     let mut scene = Scene::encrypted();
@@ -78,7 +78,7 @@ fn goes_on(mut scene: Scene, mut sum: Writes, total: Writes) {
     scene.source(AttachmentState::Standby);
     then(&mut scene, MigrationPhase::Transferring, (1, 1));
 
-    // From here to the target's word the VM is sent, and paused: nobody waits for a write.
+    // From here to the target's report the VM is sent, and paused: nobody waits for a write.
     for (state, words) in [
         (AttachmentState::Standby, MigrationState::Active),
         (AttachmentState::Standby, MigrationState::Completed),

@@ -25,7 +25,7 @@ use crate::{attachment, pods};
 pub struct Ends {
     /// Whether the transfer may have been ordered.
     pub begun: bool,
-    /// A person's word, for when the ends cannot tell: one that was asked for.
+    /// A person's decision, for when the ends do not know: one that was asked for.
     pub decision: Option<Decision>,
     /// Whether the source is told to resume the VM: the migration's status says so before any NIC is told.
     pub resuming: bool,
@@ -37,11 +37,11 @@ pub struct Ends {
     pub target: Option<MigrationReport>,
     /// Whether the source's pod has ended or is gone.
     pub source_gone: bool,
-    /// Whether all processes of the source's pod have ended, by its kubelet's word.
+    /// Whether all processes of the source's pod have ended, as its kubelet reports.
     pub source_over: bool,
     /// Whether the target's pod has ended or is gone.
     pub target_gone: bool,
-    /// Whether all processes of the target's pod have ended, by its kubelet's word or because its node is off.
+    /// Whether all processes of the target's pod have ended, as its kubelet reports or because its node is off.
     pub target_over: bool,
 }
 
@@ -54,11 +54,11 @@ pub enum Rollback {
     Arrived,
     /// The target has the VM, and the source was told to run it on: an end that has not begun does not, until the other has ended.
     Contested,
-    /// The transfer is to be stopped; until the source says that it is, the target may get the VM.
+    /// The transfer is to be stopped; until the source reports that it has stopped, the target may get the VM.
     Cancelling,
     /// The source has gone; the target is to give up.
     Revoking,
-    /// The source has let the VM go, and the target has not said whether it ran it: it is to give up, and to say so.
+    /// The source has let the VM go, and the target has not said whether it ran it: it is to give up, and to confirm that.
     Undecided,
     /// The target never ran the VM. The source will be told to run it on, once the target has been told to give up and the
     /// migration's status says what is to be.
@@ -127,7 +127,7 @@ impl Ends {
         self.target.as_ref().map(|report| report.state)
     }
 
-    /// Whether the VM has gone to the target, by the target's word or by a person's. It may have ended there since.
+    /// Whether the VM has gone to the target, as the target or a person says. It may have ended there since.
     pub fn arrived(&self) -> bool {
         match self.target_state() {
             Some(MigrationState::Completed) => !self.is_contested(),
@@ -136,7 +136,7 @@ impl Ends {
         }
     }
 
-    /// Whether the target never ran the VM and never will, by its own word or by a person's.
+    /// Whether the target never ran the VM and never will, as it reports or a person says.
     pub fn never_ran(&self) -> bool {
         use MigrationState::{Failed, Lost};
         matches!(self.target_state(), Some(Failed | Lost))
@@ -144,19 +144,19 @@ impl Ends {
             || self.is_taken_back()
     }
 
-    /// Whether the VM runs at the source by a person's word: whatever is heard of the target comes too late.
+    /// Whether a person has said that the VM runs at the source: any report of the target comes too late.
     fn is_back_by_decision(&self) -> bool {
         self.decision == Some(Decision::ResumeSource)
             && self.source_state() == Some(MigrationState::Cancelled)
     }
 
-    /// Whether the source runs the VM on, or was told to. That stands, also when the target's word on which it was told so is
-    /// heard no more, or another comes that is late: it would take the NICs of the only VM that runs.
+    /// Whether the source runs the VM on, or was told to. That stands, also when the target's report behind it is no longer
+    /// heard, or another one comes late: changing it would take the NICs from the only VM that runs.
     fn is_taken_back(&self) -> bool {
         self.resuming || self.is_back_by_decision()
     }
 
-    /// Whether the target says that it has the VM, and the source was told, by a person's word, to run it on: it may run twice.
+    /// Whether the target reports that it has the VM after the source was told, by a person's decision, to run it on: it may run twice.
     pub fn is_contested(&self) -> bool {
         self.target_state() == Some(MigrationState::Completed) && self.is_taken_back() && !self.source_lost()
     }
@@ -171,7 +171,7 @@ impl Ends {
         self.source_over || self.source_state() == Some(MigrationState::Lost)
     }
 
-    /// Whether the VM is no longer the source's alone, and the target has not said whether it ran it.
+    /// Whether the VM is no longer only at the source, and the target has not reported whether it ran it.
     pub fn is_silent(&self) -> bool {
         use MigrationState::{Completed, Ended, Failed, Lost};
         let spoken = matches!(self.target_state(), Some(Completed | Ended | Failed | Lost));
@@ -205,8 +205,8 @@ impl Ends {
             _ if self.source_lost() => Rollback::Revoking,
             Some(Cancelled) => Rollback::Stopped,
             _ if self.is_contested() => Rollback::Contested,
-            // What the source was told stands until it says that it has done so, whatever is heard, or not heard, meanwhile. A
-            // failure that it has kept the VM after is no such word: it may have died on its way, with the VM still paused.
+            // What the source was told stands until it reports that it has done it, no matter what is heard, or not heard, meanwhile.
+            // A failure after which it has kept the VM is not such a report: it may have died on its way, with the VM still paused.
             _ if self.resuming => Rollback::Resuming,
             Some(Failed) if !self.has_left() => Rollback::Stopped,
             _ if self.has_left() && self.never_ran() => Rollback::NeverRan,
@@ -216,7 +216,7 @@ impl Ends {
     }
 }
 
-/// All attachments of a VM at one end report on the same QEMU, and some of them late: the latest word wins.
+/// All attachments of a VM at one end report on the same QEMU, and some of them late: the latest report wins.
 fn source_rank(state: MigrationState) -> u8 {
     match state {
         MigrationState::Prepared => 0,
@@ -229,7 +229,7 @@ fn source_rank(state: MigrationState) -> u8 {
     }
 }
 
-/// As [`source_rank`]. That the VM ran there stays true, whatever else is said.
+/// As [`source_rank`]. That the VM ran there stays true, no matter what else is reported.
 fn target_rank(state: MigrationState) -> u8 {
     match state {
         MigrationState::Prepared => 0,

@@ -46,7 +46,7 @@ pub trait OnFile: ResourceExt {
     /// How it goes.
     fn file_status(&self) -> Option<&StateFileStatus>;
 
-    /// Whether the VM goes to the file, and does not come from it.
+    /// Whether the VM goes to the file, rather than coming from it.
     fn saves(&self) -> bool {
         self.order().then.is_some()
     }
@@ -63,7 +63,7 @@ impl OnFile for QemuSave {
     }
 
     fn order(&self) -> FileOrder {
-        // A VM that waits for a word runs on when nobody is left to say it.
+        // A VM that waits for a decision runs on when nobody is left to take it.
         let then = match self.spec.then {
             AfterSave::Pause if self.metadata.deletion_timestamp.is_some() => AfterSave::Continue,
             then => then,
@@ -167,7 +167,7 @@ impl FileMove {
         self.order.then.is_some()
     }
 
-    /// What source and target should do in a stage; of the two there is only one.
+    /// What source and target should do in a stage; there is only one of the two.
     pub fn wishes(&self, stage: Stage, ends: &Ends) -> (Wish, Wish) {
         let none = (Goal::Detached, None);
         if self.saves() {
@@ -210,7 +210,7 @@ impl FileMove {
     }
 }
 
-/// Whether the QEMU of a restore was told nothing, and waits on.
+/// Whether the QEMU of a restore was told nothing, and still waits.
 pub fn told_nothing(begun: bool, ends: &Ends) -> bool {
     !begun || ends.target.as_ref().is_some_and(|report| report.refused)
 }

@@ -25,7 +25,8 @@ use hybridnic_api::v1alpha1::{Decision, MigrationEnd, MigrationPhaseTime, Object
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-/// A VM's move from one of its pods to another, or to a file or from one, once its ends are chosen. What is asked for and has not begun is no move.
+/// A VM's move from one of its pods to another, or to a file or from one, once its ends are chosen. A request that has not begun is not a
+/// move.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Move {
     /// The object that it was asked for by.
@@ -38,7 +39,7 @@ pub struct Move {
     pub target: MigrationEnd,
     /// How far it is.
     pub stage: Stage,
-    /// Who drives it.
+    /// What drives it.
     pub driver: Driver,
     /// Its times.
     pub times: Times,
@@ -73,7 +74,7 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// Who drives a move.
+/// What drives a move.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Driver {
     /// We, an operator or `ctl migrate`: besides a goal each end gets an order for its QEMU.
@@ -84,7 +85,7 @@ pub enum Driver {
     Theirs {
         /// Whether the pod at the target has got its links, or was told that it gets them: before that, nothing can come there.
         open: bool,
-        /// KubeVirt is done, and where the VM is is not proven before this end has spoken.
+        /// KubeVirt is done, and it is not proven where the VM is until this end has reported.
         awaited: Option<End>,
     },
 }
@@ -107,7 +108,7 @@ pub struct Orders {
     pub transfer: bool,
     /// Whether the source is told to resume the VM.
     pub resume: bool,
-    /// A person's word on where the VM goes on: one that was asked for.
+    /// A person's decision on where the VM goes on: one that was asked for.
     pub decision: Option<Decision>,
 }
 
@@ -124,7 +125,7 @@ pub struct Times {
     pub phases: Vec<MigrationPhaseTime>,
 }
 
-/// What is asked for and has not ended, as it is counted. Other than a [`Move`] it may wait to begin.
+/// A request that has not ended, as it is counted. Unlike a [`Move`] it may wait to begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Going {
     /// How far it is, in its kind's own word.
@@ -150,12 +151,12 @@ impl Move {
         !matches!(self.stage, Stage::Over(_))
     }
 
-    /// Whether it decides about this NIC: those with which it has begun, until it ends.
+    /// Whether it decides about this NIC: one that it began with, until it ends.
     pub fn has(&self, nic: &str) -> bool {
         self.is_under_way() && self.nics.iter().any(|name| name == nic)
     }
 
-    /// The end at which the VM is, as far as the stage tells.
+    /// The end at which the VM is, as far as the stage shows.
     pub fn whereabouts(&self) -> &MigrationEnd {
         match self.stage {
             _ if self.target.pod.uid.is_empty() => &self.source,

@@ -32,7 +32,7 @@ pub enum NetlinkError {
         operation: String,
         /// The error number.
         errno: Errno,
-        /// What the kernel or driver says of it (extended ack).
+        /// What the kernel or driver says about it (extended ack).
         text: Option<String>,
     },
     /// The connection is gone.

@@ -18,7 +18,7 @@ const RECEIVE_BUFFER: usize = 1 << 20;
 /// What happened to a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkEvent {
-    /// It appeared, or something of it changed: flags, carrier, address, MTU, master, a VF's settings.
+    /// It appeared, or something about it changed: flags, carrier, address, MTU, master, a VF's settings.
     Changed(Box<Link>),
     /// It is gone, or moved to another namespace.
     Removed {
@@ -32,7 +32,7 @@ pub enum LinkEvent {
         /// The link's index.
         index: u32,
     },
-    /// Events were lost. Read again what you know of links.
+    /// Events were lost. Read the links again.
     Resync,
 }
 

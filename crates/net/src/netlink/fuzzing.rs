@@ -1,4 +1,4 @@
-//! A message of rtnetlink, read as every kind of message that we read.
+//! A message of rtnetlink, read as each kind of message that we read.
 
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;

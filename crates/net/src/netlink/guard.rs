@@ -292,7 +292,7 @@ fn police(mbps: u32) -> Vec<DefaultNla> {
     /// What may come at once, as a time; and at least so many bytes, because a guest sends 64 KiB as one packet.
     const BURST: u64 = 20_000_000;
     const LEAST: u64 = 128 << 10;
-    /// The kernel asks for a table of this size, and reads no more of it than that it is there.
+    /// The kernel asks for a table of this size, and only checks that it is there.
     const TABLE: usize = 1024;
     let rate = u64::from(mbps.max(1)) * 125_000;
     let burst = (BURST.max(LEAST * 1_000_000_000 / rate) / TICK)
@@ -324,7 +324,7 @@ impl Netlink {
     }
 
     /// Puts a guard on a link, in place of all filters that are there. Until the new one is whole the old one decides, and where it
-    /// cannot be made the old one stays. Only where rules of two guards are found, as after a crash, nothing passes meanwhile.
+    /// cannot be made the old one stays. Only if rules of two guards are found, as after a crash, nothing passes meanwhile.
     ///
     /// `ENOENT` and an extended ack that names it, where the kernel has no `clsact`, `flower`, `gact` or `police`.
     pub async fn guard(&self, index: u32, guard: &Guard) -> Result<(), NetlinkError> {

@@ -20,13 +20,13 @@ pub struct MacvtapSpec {
     pub mac: MacAddr,
     /// MTU in octets, at most that of the lower link; the lower link's where `None`.
     pub mtu: Option<u32>,
-    /// Who switches between it and the others on the lower link.
+    /// What switches between it and the others on the lower link.
     pub mode: MacvtapMode,
     /// A text to recognise it by, for people who look at the node.
     pub alias: Option<String>,
 }
 
-/// Who switches between the macvtaps on one link.
+/// What switches between the macvtaps on one link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum MacvtapMode {
     /// The kernel.

@@ -75,7 +75,7 @@ impl Netlink {
         Self::connect(None)
     }
 
-    /// A connection by a socket of rtnetlink that somebody else has opened, in whatever network namespace that was. It keeps that
+    /// A connection through an rtnetlink socket that another process has opened, in any network namespace. It keeps that
     /// namespace, see [`crate::netns`].
     ///
     /// The kernel grants what both may do: the process that opened the socket, and this one (`netlink_ns_capable`).

@@ -1,6 +1,6 @@
 //! What a PF's driver asks the switch for a VF's port: port profiles (IEEE 802.1Qbh), by `IFLA_VF_PORTS`.
 //!
-//! The kernel passes a request on to the driver and returns. How it goes is read afterwards, and nothing tells when that changes.
+//! The kernel passes a request on to the driver and returns. The result is read afterwards, and no event reports when it changes.
 
 use std::fmt;
 
@@ -108,7 +108,7 @@ impl fmt::Display for PortResponse {
     }
 }
 
-/// Who asks for a profile, and for which one.
+/// A profile, and the instance that asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortProfile {
     /// Its name at the switch, at most 39 octets.
@@ -122,7 +122,7 @@ pub struct PortProfile {
 /// What was asked last of a VF's port, and how that goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VfPort {
-    /// What was asked; `None` for something else than we ask for.
+    /// What was asked; `None` for something that we never ask for.
     pub request: Option<PortRequest>,
     /// What the switch has answered; `None` where the driver does not say.
     pub response: Option<PortResponse>,
@@ -168,7 +168,7 @@ impl VfPort {
 }
 
 impl Netlink {
-    /// What was asked last of the port of a PF's VF. `None` where nothing was: or the driver cannot do it, or there is no such link.
+    /// What was asked last of the port of a PF's VF. `None` if nothing was, if the driver cannot do it, or if there is no such link.
     pub async fn vf_port(&self, pf: u32, vf: u16) -> Result<Option<VfPort>, NetlinkError> {
         let message = self.link_with_vfs(pf).await?;
         Ok(message.and_then(|message| {
@@ -180,8 +180,8 @@ impl Netlink {
     }
 
     /// Asks the switch for something for the port of a VF, through the PF with this link index, as libvirt does
-    /// (`virNetDevVPortProfileOpSetLink`). The kernel's answer says that the driver has taken the request; [`Self::vf_port`] says how it
-    /// goes.
+    /// (`virNetDevVPortProfileOpSetLink`). The kernel's answer says that the driver has accepted the request; [`Self::vf_port`] shows the
+    /// result.
     ///
     /// Only [`PortRequest::Disassociate`] goes without a profile. A driver that has no port profiles refuses with `EOPNOTSUPP`.
     pub async fn ask_port(
@@ -207,7 +207,7 @@ fn to_wire(vf: u16, request: PortRequest, profile: Option<&PortProfile>) -> Link
     let mut port = Vec::new();
     let mut put = |kind, value| port.push(WirePort::Other(DefaultNla::new(kind, value)));
     if let Some(profile) = profile {
-        // libvirt ends it after the name. Since Linux 6.10 enic takes it only at its full length, and before that it has read so much.
+        // libvirt ends it after the name. Since Linux 6.10 enic takes it only at its full length, and older versions read that much.
         let mut name = profile.name.as_bytes().to_vec();
         name.truncate(PORT_PROFILE_MAX - 1);
         name.resize(PORT_PROFILE_MAX, 0);
@@ -286,7 +286,7 @@ mod tests {
         ]
         .concat()]);
         assert_eq!(bytes[16..], expected);
-        // Who leaves says no more than which VF it is.
+        // A request to leave says only which VF it is about.
         let leaves = to_wire(3, PortRequest::Disassociate, None);
         let mut bytes = vec![0; leaves.value_len()];
         leaves.emit_value(&mut bytes);

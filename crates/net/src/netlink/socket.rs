@@ -1,6 +1,6 @@
 //! A socket of rtnetlink whose messages the decoder can read.
 //!
-//! A driver with port profiles has an `IFLA_VF_PORTS` in what the kernel tells of its PF's VFs. It is empty as long as no VF has asked
+//! A driver with port profiles has an `IFLA_VF_PORTS` in what the kernel reports about its PF's VFs. It is empty as long as no VF has asked
 //! for one, and netlink-packet-route cannot decode an empty one: the message would be dropped, and the request would run into its deadline.
 
 use std::io;
@@ -73,7 +73,7 @@ impl AsyncSocket for ReadableSocket {
     }
 }
 
-/// Makes a filler of each `IFLA_VF_PORTS` that is empty, in the messages of a datagram about links.
+/// Turns each empty `IFLA_VF_PORTS` in the messages of a datagram about links into a filler.
 pub(super) fn fill_empty_ports(datagram: &mut [u8]) {
     let mut at = 0;
     while let Some((length, kind)) = message(datagram, at) {

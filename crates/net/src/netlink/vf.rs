@@ -154,7 +154,7 @@ impl VfSetting {
 
 impl VfConfig {
     /// The settings to change so that `self` becomes `wanted`, in the order that drivers want them: the MAC last, so
-    /// that the VF gets traffic only once all else is right. What `wanted` leaves open is left alone.
+    /// that the VF gets traffic only once everything else is right. What `wanted` leaves open is not touched.
     pub fn changes_to(&self, wanted: &Self) -> Vec<VfSetting> {
         let differs = |wanted: bool, now: Option<bool>| now != Some(wanted);
         let mut changes = Vec::new();

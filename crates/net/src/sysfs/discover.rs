@@ -44,8 +44,8 @@ pub enum DiscoverError {
 }
 
 impl Sysfs {
-    /// Finds all physical functions with their VFs. What cannot be read of one is in [`Inventory::problems`], and the
-    /// rest is there nevertheless. A machine without PCI has none. It reads no file that takes a device's lock.
+    /// Finds all physical functions with their VFs. What cannot be read is in [`Inventory::problems`]; the rest
+    /// is still there. A machine without PCI has none. It reads no file that takes a device's lock.
     pub fn discover(&self) -> Result<Inventory, DiscoverError> {
         let devices = self.root().join("bus/pci/devices");
         let entries = match std::fs::read_dir(&devices) {
@@ -148,7 +148,7 @@ impl Sysfs {
                 Some(other) => pf.link_layer = LinkLayer::Other(other),
                 None => {}
             }
-            // Not of an address that is longer, as InfiniBand's: it is no problem there.
+            // Not for a longer address, such as InfiniBand's: there it is not a problem.
             if pf.link_layer == LinkLayer::Ethernet {
                 pf.mac = reader.value(&net.join("address"));
             }
@@ -192,7 +192,7 @@ impl Sysfs {
         }
     }
 
-    /// The other functions of a function's group that vfio would have to have too.
+    /// The other functions of a function's group, which vfio would need too.
     fn group_peers(&self, reader: &mut Reader, address: PciAddress, group: &Path) -> Vec<PciAddress> {
         let members = reader.names(&group.join("devices"));
         let mut peers: Vec<PciAddress> = members.iter().filter_map(|name| name.parse().ok()).collect();

@@ -50,13 +50,13 @@ pub enum DriverError {
         #[source]
         source: io::Error,
     },
-    /// Somebody holds the function through vfio. To unbind it now would block until they let go.
+    /// Somebody holds the function through vfio. Unbinding it now would block until they let go.
     #[error("{address} is in use through vfio")]
     InUse {
         /// The function.
         address: PciAddress,
     },
-    /// It cannot be told whether somebody holds the function through vfio.
+    /// It is unknown whether a process holds the function through vfio.
     #[error("cannot tell whether {address} is in use through vfio")]
     ProbeUse {
         /// The function.
@@ -129,7 +129,7 @@ impl Sysfs {
     }
 
     /// Gives a function to a driver, whatever ids the driver is made for, and keeps others from it
-    /// (`driver_override`). Nothing to do where it has it. `dev` tells whether vfio holds the function.
+    /// (`driver_override`). Does nothing if it has that driver. `dev` tells whether vfio holds the function.
     ///
     /// Blocks while drivers let go and take over. On an error the function may be left without a driver;
     /// [`Sysfs::restore_driver`] goes back.
@@ -141,8 +141,8 @@ impl Sysfs {
         self.restore_driver(dev, address, &wanted)
     }
 
-    /// Gives a function back to the driver it had, or to none, and sets the override it had. Nothing to do where all
-    /// is so. Blocks as [`Sysfs::bind_driver`] does.
+    /// Gives a function back to the driver it had, or to none, and sets the override it had. Does nothing if both are
+    /// so already. Blocks as [`Sysfs::bind_driver`] does.
     pub fn restore_driver(
         &self,
         dev: &DevNodes,

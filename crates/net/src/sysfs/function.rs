@@ -33,7 +33,7 @@ impl Sysfs {
             Ok(_) => Ok(Presence::Present {
                 driver: attr::link_name(&dir.join("driver"))?,
             }),
-            // A list that is not there says nothing of what is on it.
+            // If the list is missing, nothing is known about its entries.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 fs::read_dir(self.root().join("bus/pci/devices"))?;
                 Ok(Presence::Absent)
@@ -76,7 +76,7 @@ mod tests {
         assert_eq!(sysfs.presence(vf_address(0, 1)).unwrap(), driver("igbvf"));
         assert_eq!(sysfs.presence(vf_address(0, 2)).unwrap(), Presence::Absent);
         let vf = dir.path().join(format!("bus/pci/devices/{}", vf_address(0, 0)));
-        // What can be said of a driver is not what can be said of its function.
+        // What is known about a driver differs from what is known about its function.
         fs::remove_file(vf.join("driver")).unwrap();
         fs::write(vf.join("driver"), "").unwrap();
         sysfs.presence(vf_address(0, 0)).unwrap_err();

@@ -52,18 +52,18 @@ impl Sysfs {
     }
 
     /// Packets that a network interface has dropped instead of sending them: the kernel's `statistics/tx_dropped`
-    /// (`Documentation/ABI/testing/sysfs-class-net-statistics`). For who asks again and again: netlink tells of all of an interface or
+    /// (`Documentation/ABI/testing/sysfs-class-net-statistics`). Meant for repeated reads: netlink reports all of an interface or
     /// nothing.
     ///
     /// # Errors
-    /// There is no such interface, or what its file says is no number.
+    /// There is no such interface, or its file does not contain a number.
     pub fn tx_dropped(&self, interface: &str) -> io::Result<u64> {
         let path = self.net_device(interface).join("statistics/tx_dropped");
         let text = fs::read_to_string(path)?;
         text.trim().parse().map_err(io::Error::other)
     }
 
-    /// The UUID that the firmware gives the machine (`product_uuid` of `/sys/class/dmi/id`); `None` where it has none, or says nothing by it.
+    /// The UUID that the firmware gives the machine (`product_uuid` of `/sys/class/dmi/id`); `None` if it has none, or a meaningless one.
     pub fn machine_uuid(&self) -> Option<Uuid> {
         let text = fs::read_to_string(self.root.join("class/dmi/id/product_uuid")).ok()?;
         text.trim().parse().ok().filter(|uuid: &Uuid| !uuid.is_blank())

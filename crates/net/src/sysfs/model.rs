@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{MacAddr, PciAddress, PciId};
 
-/// All physical functions of a node, and what could not be read of them.
+/// All physical functions of a node, and what could not be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Inventory {
@@ -64,7 +64,7 @@ pub struct Pf {
     pub num_vfs: u16,
     /// Its VFs, ordered by index.
     pub vfs: Vec<Vf>,
-    /// That its driver does not return, in words for people. Sysfs does not show it: the caller of the driver fills it in.
+    /// A sentence for people if its driver does not return. Sysfs does not show it: the caller of the driver fills it in.
     pub hung: Option<String>,
 }
 

@@ -36,7 +36,7 @@ pub enum CreateVfsError {
         /// VFs it can have.
         total: u16,
     },
-    /// It has another number of VFs already; to change that would take all of them away from their users.
+    /// It has another number of VFs already; changing that would take all of them away from their users.
     #[error("{pf} has {existing} VFs already, not {wanted}; their number is never changed")]
     Exist {
         /// The PF.
@@ -60,7 +60,7 @@ pub enum CreateVfsError {
 }
 
 impl Sysfs {
-    /// Makes `wanted` VFs on a PF that has none (`sriov_numvfs`); nothing to do where it has just so many. Never
+    /// Makes `wanted` VFs on a PF that has none (`sriov_numvfs`); does nothing if it has exactly that many. Never
     /// changes a number other than zero.
     ///
     /// Blocks until the driver has made them, for seconds with some hardware.

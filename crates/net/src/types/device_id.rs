@@ -9,7 +9,7 @@ use crate::{ParsePciError, PciAddress};
 pub const SLOTS: u16 = 1 << 12;
 /// PCI domains that fit into an index.
 const DOMAINS: u32 = 4;
-/// Above all indexes that the kernel chooses by itself, as it counts from one.
+/// Above all indexes that the kernel chooses by itself, because it counts from one.
 const BASE: u32 = 1 << 30;
 
 /// A slot of a PF; `0000:01:00.0-3` as text.
@@ -31,7 +31,7 @@ pub enum ParseDeviceIdError {
 }
 
 impl DeviceId {
-    /// A slot of a PF; `None` where no index can stand for it: the PF is in a PCI domain above 3, or it has too many slots.
+    /// A slot of a PF; `None` if no index can stand for it: the PF is in a PCI domain above 3, or it has too many slots.
     pub const fn new(pf: PciAddress, slot: u16) -> Option<Self> {
         if pf.domain() >= DOMAINS || slot >= SLOTS {
             return None;

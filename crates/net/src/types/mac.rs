@@ -13,7 +13,7 @@ pub struct MacAddr([u8; 6]);
 pub struct ParseMacError(pub(crate) String);
 
 impl MacAddr {
-    /// `00:00:00:00:00:00`, which drivers take for "no address set" of a VF.
+    /// `00:00:00:00:00:00`, which drivers take as "no address set" for a VF.
     pub const ZERO: Self = Self([0; 6]);
     /// `ff:ff:ff:ff:ff:ff`.
     pub const BROADCAST: Self = Self([0xff; 6]);
@@ -44,7 +44,7 @@ impl MacAddr {
         self.0[0] & 0x01 == 0 && !self.is_zero()
     }
 
-    /// Whether it is a group's: one that interfaces receive besides their own. Broadcast, which all receive, is none.
+    /// Whether it is a group's: one that interfaces receive besides their own. Broadcast, which all receive, does not count.
     pub const fn is_multicast(self) -> bool {
         self.0[0] & 0x01 == 1 && !matches!(self.0, [0xff, 0xff, 0xff, 0xff, 0xff, 0xff])
     }

@@ -16,7 +16,7 @@ impl Uuid {
         Self(octets)
     }
 
-    /// One that a number stands for: version 8 of RFC 9562, for what has none of its own.
+    /// A UUID made from a number: version 8 of RFC 9562, for things without a UUID of their own.
     pub const fn of(number: u128) -> Self {
         let mut octets = number.to_be_bytes();
         octets[6] = octets[6] & 0x0f | 0x80;
@@ -29,7 +29,7 @@ impl Uuid {
         self.0
     }
 
-    /// Whether its octets are all the same, as firmware has it that knows none.
+    /// Whether its octets are all the same, as from firmware that has no UUID.
     pub fn is_blank(self) -> bool {
         self.0.iter().all(|octet| *octet == self.0[0])
     }

@@ -100,7 +100,7 @@ impl Wire {
 }
 
 const STRANGER: MacAddr = MacAddr::new([0x52, 0x54, 0, 0, 0, 0x99]);
-/// Marks a frame of which is not known whether it passes, and one that always does.
+/// Marks a frame that may pass or not, and one that always does.
 const TRIED: u8 = 1;
 const LAST: u8 = 2;
 
@@ -192,7 +192,7 @@ pub(crate) fn packet_socket(index: u32) -> OwnedFd {
     address.sll_family = libc::sa_family_t::try_from(libc::AF_PACKET).unwrap();
     address.sll_ifindex = i32::try_from(index).unwrap();
     let length = libc::socklen_t::try_from(size_of_val(&address)).unwrap();
-    // SAFETY: the address lives through the call and is as long as is said.
+    // SAFETY: the address lives through the call and has the length that is passed.
     let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
     assert_eq!(bound, 0);
     socket

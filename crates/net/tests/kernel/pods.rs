@@ -158,7 +158,7 @@ fn a_macvtap_lasts_as_long_as_anybody_holds_its_namespace() {
         let sysfs = Sysfs::default();
         assert_eq!(tap_node::numbers(&sysfs, index).unwrap().len(), 1);
 
-        // In another namespace the kernel takes the same index, and its device has no node: hence one is taken away first.
+        // In another namespace the kernel takes the same index, and its device has no node: so one is taken away first.
         netlink
             .create_macvtap_in(&second.place(index), &spec("poda", &lower))
             .await

@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 const WAITING: usize = 64;
 /// The same, of one peer.
 const WAITING_OF_ONE: usize = 16;
-/// Requests that are answered at once, by what each costs: one that needs little, as a probe, has no place to wait for.
+/// Requests that are answered at once, by what each costs: a cheap one, such as a probe, does not wait for a place.
 const LIGHT: usize = 64;
-/// The same, of those that need more, or may take long.
+/// The same for requests that need more, or may take long.
 const HEAVY: usize = 8;
 /// The same, of one peer.
 const HEAVY_OF_ONE: usize = 2;
-/// The same, for clients of which it is not known yet whether they may ask: they wait for the API server, and the others need not.
+/// The same for clients that are not known yet to be allowed: they wait for the API server, and the others need not.
 const UNKNOWN: usize = HEAVY / 2;
 
 /// What an answer costs.
@@ -89,7 +89,7 @@ impl Door {
 }
 
 impl Crowd {
-    /// Lets go of those without which one more of `peer` has room.
+    /// Drops connections until there is room for one more of `peer`.
     fn make_room(&mut self, peer: IpAddr) {
         let of = |peer: IpAddr, waiting: &BTreeMap<u64, (IpAddr, CancellationToken)>| {
             let mut its = waiting

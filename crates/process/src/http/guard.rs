@@ -26,7 +26,7 @@ use super::peers::Peers;
 
 /// How long an answer of the API server is good.
 const FRESH: Duration = Duration::from_mins(1);
-/// How long while the API server does not answer: that is when metrics are wanted most.
+/// How long while the API server does not answer, which is when metrics are needed most.
 const STALE: Duration = Duration::from_hours(1);
 /// The API server is not waited for longer.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -63,11 +63,11 @@ pub(super) struct Asker<'a> {
 }
 
 impl Guard {
-    /// By this certificate and its key, both in DER, and by what the API server says. With an audience, a token has to be for it; without,
+    /// With this certificate and its key, both in DER, and the API server's answers. With an audience, a token has to be for it; without,
     /// for the API server.
     ///
     /// # Errors
-    /// They are no certificate and no key.
+    /// They are not a certificate and a key.
     pub fn new(
         client: Client,
         certificate: Vec<u8>,
@@ -149,7 +149,7 @@ impl Guard {
         Ok(if status.is_some_and(|status| status.allowed) {
             Ok(())
         } else {
-            let why = "he may not get /metrics: that is a rule with nonResourceURLs in a ClusterRole";
+            let why = "the token's user may not get /metrics: that takes a rule with nonResourceURLs in a ClusterRole";
             Err(Refusal(StatusCode::FORBIDDEN, why.to_owned()))
         })
     }
@@ -182,7 +182,7 @@ impl Asker<'_> {
                     _ => format!("no answer within {DEADLINE:?}"),
                 };
                 let why = format!(
-                    "the API server does not say who asks: {}",
+                    "the API server does not say whose token this is: {}",
                     hybridnic_text::bounded(&why, 256)
                 );
                 return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why));

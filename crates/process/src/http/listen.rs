@@ -8,8 +8,8 @@ use tokio::net::{TcpListener, TcpSocket};
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// Listens on an address. `[::]` is all addresses of both families, whatever `net.ipv6.bindv6only` says; and those of IPv4 where the
-/// kernel has no IPv6.
+/// Listens on an address. `[::]` is all addresses of both families, no matter what `net.ipv6.bindv6only` says; if the kernel has no
+/// IPv6, all of IPv4.
 pub(super) fn on(address: SocketAddr) -> io::Result<TcpListener> {
     match bound(address) {
         Err(error) => in_place_of(address, &error).map_or(Err(error), bound),
@@ -27,7 +27,7 @@ fn bound(address: SocketAddr) -> io::Result<TcpListener> {
         }
         socket
     };
-    // One that has ended may have connections that are not quite closed.
+    // A program that has ended may have connections that are not quite closed.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)

@@ -153,10 +153,10 @@ impl Pages {
         {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => return bad(error.to_string()),
-            Err(_) => return bad("the body did not come".to_owned()),
+            Err(_) => return bad("the body did not arrive in time".to_owned()),
         };
         let Ok(filter) = std::str::from_utf8(&body) else {
-            return bad("the body is no text".to_owned());
+            return bad("the body is not text".to_owned());
         };
         let filter = filter.trim();
         match self.logs.set(filter) {
@@ -295,7 +295,7 @@ impl Guest {
                         Err(Refusal(status, why)) => Page::text(status, why),
                     }
                 }
-                None => Page::text(StatusCode::SERVICE_UNAVAILABLE, "too many ask at once"),
+                None => Page::text(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once"),
             };
             let mut response = Response::new(Full::new(Bytes::from(text)));
             *response.status_mut() = status;
@@ -316,7 +316,7 @@ impl Guest {
                 Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
                 Err(_) => tracing::debug!(%peer, "a connection took too long"),
             },
-            () = waiting.dropped.cancelled() => tracing::debug!(%peer, "a connection without a request went for others"),
+            () = waiting.dropped.cancelled() => tracing::debug!(%peer, "a connection without a request was closed to make room"),
         }
     }
 }

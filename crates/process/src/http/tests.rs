@@ -121,7 +121,7 @@ async fn lives_through(address: SocketAddr, attack: impl Future<Output = ()>) {
     assert!(answers >= 10, "{answers} answers");
 }
 
-/// Connections that send nothing, 50 a second and many of them at once, none of which is ever closed by who opened it.
+/// Connections that send nothing, 50 a second and many of them at once, none of which is ever closed by its client.
 async fn idle(address: SocketAddr, from: impl Fn(u8) -> [u8; 4]) {
     let mut kept = Vec::new();
     for n in 0..100u8 {
@@ -219,14 +219,14 @@ fn metrics_alone() -> Pages {
 type ApiServer =
     tower_test::mock::Handle<http::Request<kube::client::Body>, http::Response<kube::client::Body>>;
 
-/// A guard who knows one token, and the API server that it asks.
+/// A guard that knows one token, and the API server that it asks.
 fn guard(known: &str) -> (Guard, ApiServer) {
     let (service, api) = tower_test::mock::pair();
     let client = kube::Client::new(service, "default");
     (Guard::of(client, [127, 0, 0, 1].into(), known), api)
 }
 
-/// The API server takes its time, and strangers ask; who was let in before is answered.
+/// The API server is slow, and strangers ask; a client that was let in before is answered.
 #[tokio::test]
 async fn strangers_who_wait_for_the_api_server_leave_places_for_others() {
     let (guard, mut api) = guard("known");
@@ -265,7 +265,7 @@ async fn strangers_who_wait_for_the_api_server_leave_places_for_others() {
         let text = said(ask(peer, "known").await).await;
         assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
     }
-    // Who has no token is told at once.
+    // A client without a token is answered at once.
     let none = said(ask(9, "").await).await;
     assert!(none.starts_with("HTTP/1.1 401 "), "{none}");
     drop(wait);
@@ -278,7 +278,7 @@ async fn who_begins_handshakes_without_end_is_turned_away_and_nobody_else() {
     let address = listener.local_addr().unwrap();
     let pages = metrics_alone();
     let server = tokio::spawn(async move { serve_on(listener, Site::Metrics, &pages, Some(&guard)).await });
-    // Who is answered by an alert has had his handshake looked at.
+    // If a TLS alert comes back, the server has looked at the client's handshake.
     let greet = async |from: u8| {
         let mut stream = connect([127, 0, 0, from], address).await.unwrap();
         let hello = b"GET / HTTP/1.1\r\n\r\n";

@@ -22,7 +22,7 @@ pub struct VirtioNet {
     pub mac: String,
     /// The `pcie-root-port` it is plugged into.
     pub bus: String,
-    /// Whether the guest is offered to pair it by itself (`VIRTIO_NET_F_STANDBY`). Without, it is a plain virtio-net.
+    /// Whether the guest is offered `VIRTIO_NET_F_STANDBY`, to pair it by itself. Without that, it is a plain virtio-net.
     pub failover: bool,
     /// Its queue pairs.
     pub queues: Queues,
@@ -140,7 +140,7 @@ impl Client {
     }
 
     /// `device_add` of the VF. It returns when QEMU has the device, which includes pinning all guest memory: give
-    /// large guests a longer deadline. Nothing tells when the guest uses it.
+    /// large guests a longer deadline. No event reports when the guest uses it.
     pub async fn device_add_vfio(&self, device: &VfioPci) -> Result<(), QmpError> {
         self.run("device_add", &device.arguments(self.version())).await
     }
@@ -165,7 +165,7 @@ impl Client {
         self.run("object-del", &json!({ "id": id })).await
     }
 
-    /// Whether the guest's driver of the virtio-net device with this id took `VIRTIO_NET_F_STANDBY`: for whoever missed
+    /// Whether the guest's driver of the virtio-net device with this id took `VIRTIO_NET_F_STANDBY`, for a caller that missed
     /// `FAILOVER_NEGOTIATED`. `None` if no driver has negotiated features yet.
     ///
     /// Uses `x-query-virtio-status` (QEMU 7.2), which is unstable: a refusal

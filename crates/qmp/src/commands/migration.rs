@@ -128,7 +128,7 @@ pub struct MigrationInfo {
     pub status: Option<MigrationStatus>,
     /// Milliseconds from the start to now, or to the end.
     pub total_time: Option<u64>,
-    /// Milliseconds the guest stood still, once completed.
+    /// How long the guest was paused, in milliseconds, once completed.
     pub downtime: Option<u64>,
     /// Milliseconds of downtime to expect, while active.
     pub expected_downtime: Option<u64>,
@@ -238,7 +238,7 @@ impl Client {
     }
 
     /// Waits while the run state is `finish-migrate`. QEMU says that a migration is completed a moment before its run state
-    /// follows, and tells nobody when it has (`migration_iteration_finish` in `migration/migration.c`). If the VM runs by
+    /// follows, and sends no event for that (`migration_iteration_finish` in `migration/migration.c`). If the VM runs by
     /// then, QEMU aborts; and it may crash when told to quit meanwhile. It may take as long as a command may, and is
     /// [`QmpError::Timeout`] then.
     pub async fn until_migration_settled(&self) -> Result<(), QmpError> {

@@ -17,7 +17,7 @@ pub use netdev::{Announce, RxFilter, RxState, TapNetdev, Vhost};
 pub use pci::{PciAddress, PciBus, PciDevice};
 pub use tls::{PassedFd, TlsEndpoint};
 
-/// An enumeration of QEMU's strings that keeps those it does not know: newer QEMUs add some.
+/// An enumeration of QEMU's strings that keeps unknown ones: newer QEMUs add some.
 macro_rules! string_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$doc])*

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::string_enum;
 use crate::{Client, QmpError};
 
-/// Who handles the packets of a tap netdev.
+/// What handles the packets of a tap netdev.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Vhost {
     /// QEMU itself.
@@ -26,7 +26,7 @@ pub struct TapNetdev {
     pub id: String,
     /// The tap's (or macvtap's) queues: descriptors named by [`Client::getfd`]. Names hold no `:`.
     pub fds: Vec<String>,
-    /// Who handles the packets.
+    /// What handles the packets.
     pub vhost: Vhost,
 }
 
@@ -82,7 +82,7 @@ pub struct RxFilter {
     pub multicast_table: Vec<String>,
     /// Which multicasts it takes.
     pub multicast: RxState,
-    /// Whether the guest has more multicast addresses than QEMU keeps. The table has none of them then.
+    /// Whether the guest has more multicast addresses than QEMU keeps. The table is empty then.
     #[serde(default)]
     pub multicast_overflow: bool,
     /// Likewise of further unicast addresses.
@@ -158,7 +158,7 @@ impl Client {
     }
 
     /// `query-rx-filter` of one NIC; none where there is no such NIC. QEMU sends `NIC_RX_FILTER_CHANGED` of a NIC once, and again
-    /// only after this. Of all NICs at once the answer would have no bound: a guest may have 4096 VLANs on each.
+    /// only after this. For all NICs at once the answer would have no bound: a guest may have 4096 VLANs on each.
     pub async fn query_rx_filter(&self, device: &str) -> Result<Option<RxFilter>, QmpError> {
         match self
             .execute::<_, Vec<RxFilter>>("query-rx-filter", &json!({ "name": device }))

@@ -61,7 +61,7 @@ impl Qemu {
                 Ok(client) => return client,
                 Err(QmpError::Connect { .. }) if Instant::now() < deadline => {
                     assert_eq!(self.child.try_wait().unwrap(), None, "QEMU is gone");
-                    // Nothing tells when another process listens on its socket.
+                    // No event shows when another process listens on its socket.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 Err(e) => panic!("no QMP session: {e:?}"),

@@ -152,7 +152,7 @@ async fn answers_about_48_nics_are_within_the_bound() {
         let filter = client.query_rx_filter(&name).await.unwrap().unwrap();
         assert_eq!(filter.name, name);
     }
-    // What nobody should ask costs the answer, and not the session.
+    // A question that is too large costs the answer, and not the session.
     match client.execute::<_, Value>("query-rx-filter", &json!({})).await {
         Ok(all) => assert_eq!(all.as_array().map(Vec::len), Some(NICS)),
         Err(error) => assert!(matches!(error, QmpError::TooLong { .. }), "{error:?}"),
@@ -288,7 +288,7 @@ async fn guest_address_is_known_once_the_firmware_has_numbered_the_buses() {
 async fn descriptors_for_vfio() {
     let mut qemu = Qemu::start(&["-S"]);
     let client = qemu.connect().await;
-    // Any descriptor does for these: what is tried is that it arrives and that the members have QEMU's names.
+    // Any descriptor will do for these: the test shows that it arrives and that the members have QEMU's names.
     let null = File::open("/dev/null").unwrap();
     client.getfd("iommu0", null.as_fd()).await.unwrap();
     client.object_add_iommufd("iommufd0", "iommu0").await.unwrap();
@@ -452,7 +452,7 @@ async fn migration_cancelled() {
     assert_eq!(timeout(SOON, target.closed()).await.unwrap(), CloseReason::Eof);
 }
 
-/// Left to itself, the destination starts the VM before the source knows that all has arrived. So a source that says
+/// Left to itself, the destination starts the VM before the source knows that everything has arrived. So a source that says
 /// `completed` proves that the VM ran at the destination.
 #[tokio::test]
 async fn the_destination_runs_before_the_source_is_completed() {
@@ -472,8 +472,8 @@ async fn the_destination_runs_before_the_source_is_completed() {
     assert!(resumed <= completed, "{resumed:?} {completed:?}");
 }
 
-/// What the agent relies on: `stop` before the VM comes leaves it paused when it has come, and the source completes all the
-/// same. Then nobody but the agent starts it.
+/// What the agent relies on: `stop` before the VM comes leaves it paused when it has come, and the source still completes.
+/// Then only the agent starts it.
 #[tokio::test]
 async fn a_destination_that_was_told_to_stop_loads_the_vm_and_does_not_run_it() {
     let (_qemus, [source, target], [mut at_source, mut at_target], uri) = pair().await;
@@ -494,7 +494,7 @@ async fn a_destination_that_was_told_to_stop_loads_the_vm_and_does_not_run_it() 
     assert!(target.query_status().await.unwrap().running);
 }
 
-/// A destination that ends before it has all: the source runs the VM again by itself, whatever it was told before. The agent
+/// A destination that ends before it has all: the source runs the VM again by itself, no matter what it was told before. The agent
 /// pauses it then, until it is known that the VM does not run elsewhere.
 #[tokio::test]
 async fn a_source_whose_migration_fails_after_the_hand_over_runs_again_and_can_be_paused() {

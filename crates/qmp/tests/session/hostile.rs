@@ -29,7 +29,7 @@ async fn an_answer_that_is_too_long_fails_its_command_and_no_other() {
     };
     assert_eq!(
         error.to_string(),
-        "QEMU's answer to query-rx-filter is longer than 4096 bytes, which is as much as is taken"
+        "QEMU's answer to query-rx-filter is longer than the limit of 4096 bytes"
     );
     assert!(!short.unwrap().running);
     assert_eq!(events.recv().await.unwrap().name, "STOP");
@@ -70,7 +70,7 @@ async fn over_long_event_ends_the_session() {
     assert_eq!(ended(&client).await, CloseReason::EventTooLong { limit: 512 });
 }
 
-/// As a QEMU that its guest has taken over: nobody waits for what it says, and it says it again and again.
+/// Like a QEMU that its guest has taken over: nobody waits for what it sends, and it sends it again and again.
 #[tokio::test]
 async fn a_flood_of_what_nobody_waits_for_ends_the_session() {
     let event = r#"{"event":"RESUME","timestamp":{"seconds":1,"microseconds":2}}"#;
@@ -89,7 +89,7 @@ async fn a_flood_of_what_nobody_waits_for_ends_the_session() {
         for _ in 0..50 {
             peer.line(line).await;
         }
-        // So many may come, and what is asked for beside them is answered.
+        // This many may come, and other requests are still answered.
         let nothing = json!({});
         let ask = client.run("echo", &nothing);
         let serve = async {
@@ -98,7 +98,7 @@ async fn a_flood_of_what_nobody_waits_for_ends_the_session() {
         };
         let (answered, ()) = tokio::join!(ask, serve);
         answered.unwrap();
-        // All of it within a second, on however busy a machine.
+        // All of it within a second, no matter how busy the machine.
         peer.send(&format!("{line}\r\n").repeat(51)).await;
         assert_eq!(
             ended(&client).await,

@@ -1,4 +1,4 @@
-//! All agents of the cluster: they do at once what they are told, and say so.
+//! All agents of the cluster: they do at once what they are told, and report it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -21,7 +21,7 @@ use crate::say;
 
 /// Requests at once.
 const AT_ONCE: usize = 64;
-/// More NICs than these would take an API server on few processors longer than is of use.
+/// More NICs than these would keep an API server on few processors busy for too long.
 const MADE: usize = 2000;
 /// Migrations one after the other.
 const ALONE: usize = 5;
@@ -69,7 +69,7 @@ impl Size {
         )
     }
 
-    /// How many NICs are made as anybody would; the others are copies of the first of them.
+    /// How many NICs are made as a user would; the others are copies of the first of them.
     pub fn made(self) -> usize {
         self.nics.min(MADE)
     }
@@ -79,7 +79,7 @@ impl Size {
         (0..self.migrations).map(|n| n * self.stride()).collect()
     }
 
-    /// Those that migrate one after the other: neighbours of some of the others, where they have any.
+    /// Those that migrate one after the other: neighbours of some of the others, if there are any.
     pub fn soloists(self) -> Vec<usize> {
         let alone = if self.stride() < 2 { 0 } else { ALONE };
         self.movers().into_iter().take(alone).map(|n| n + 1).collect()
@@ -186,7 +186,7 @@ async fn node(client: Client, n: usize) -> Result<()> {
     Ok(())
 }
 
-/// A pod as pods are: most of it is none of the operator's business.
+/// A pod like any other: the operator does not need most of it.
 async fn pod(client: &Client, vm: usize, which: &str, node: usize) -> Result<()> {
     let (name, vm_name) = (format!("vm-{vm}-{which}"), format!("vm-{vm}"));
     let variable =

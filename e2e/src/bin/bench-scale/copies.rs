@@ -1,4 +1,4 @@
-//! Copies of a VM that is attached, put into etcd: the API server shows them as if they had come by it.
+//! Copies of a VM that is attached, put into etcd: the API server shows them as if it had created them.
 //!
 //! Through the API server 50,000 NICs would take an hour on two processors, and nearly all of that time would be the API server's.
 
@@ -25,7 +25,7 @@ use crate::say;
 /// VMs of one of etcd's transactions, which take 128 writes.
 const AT_ONCE: usize = 32;
 
-/// The first VM's objects, where etcd has them, and what in them is its own.
+/// The first VM's objects, their places in etcd, and what in them is its own.
 struct Template {
     objects: Vec<(&'static str, Value)>,
     uids: Vec<String>,

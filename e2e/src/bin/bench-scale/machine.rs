@@ -1,4 +1,4 @@
-//! Who uses the machine meanwhile: figures are worth little without it.
+//! What else uses the machine meanwhile: without it, figures are worth little.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use hybridnic_e2e::controlplane::ControlPlane;
 use hybridnic_e2e::usage::Usage;
 
-/// At rest is who uses little of a processor for so long.
+/// A program that uses this little of a processor for so long is at rest.
 const LOOK: Duration = Duration::from_secs(5);
 /// For servers to come to rest.
 const REST_AT_LAST: Duration = Duration::from_mins(4);
@@ -40,7 +40,7 @@ impl Share {
         })
     }
 
-    /// Waits until API server and etcd have come to rest, but for what they always do: nothing tells when they have read what
+    /// Waits until API server and etcd have come to rest, except for what they always do: no event shows when they have read what
     /// was put into etcd.
     pub async fn until_servers_rest(&self) -> Result<()> {
         let end = Instant::now() + REST_AT_LAST;

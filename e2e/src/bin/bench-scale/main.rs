@@ -27,13 +27,13 @@ use cluster::Size;
 use machine::Share;
 use operator::Operator;
 
-/// After which nothing of what was before is left to do.
+/// After this, nothing is left to do from before.
 const SETTLED: Duration = Duration::from_secs(20);
 /// How long is looked at a program at rest.
 const REST: Duration = Duration::from_secs(30);
 /// For a start.
 const START: Duration = Duration::from_mins(5);
-/// Without one more NIC on its fast path for so long, nothing more comes.
+/// If no other NIC reaches its fast path for so long, no more will.
 const STUCK: Duration = Duration::from_mins(2);
 
 #[tokio::main]

@@ -116,7 +116,7 @@ impl Seen {
         self.writes.add(&other.writes);
     }
 
-    /// Rows of what is told of them, with a name each.
+    /// Rows of what is reported about them, with a name each.
     fn rows(&self) -> BTreeMap<&'static str, String> {
         let of =
             |phases: &'static [&'static str]| percentiles(self.all.iter().map(move |m| spent(m, phases)));

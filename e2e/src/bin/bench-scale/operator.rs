@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// For a program to end by itself.
 const END: Duration = Duration::from_secs(30);
-/// At rest is a program that has not written for so long.
+/// A program that has not written for so long is at rest.
 const QUIET: Duration = Duration::from_secs(5);
 
 /// An operator that runs.
@@ -79,7 +79,7 @@ impl Operator {
         Usage::of_process(self.pid()?)
     }
 
-    /// Waits until it leads and has filled its caches, which it tells its log.
+    /// Waits until it leads and has filled its caches, which it logs.
     pub async fn until_filled(&self, deadline: Duration) -> Result<()> {
         let end = Instant::now() + deadline;
         while !fs::read_to_string(&self.log)?.contains("caches are filled") {
@@ -260,7 +260,7 @@ impl Waits {
         }
     }
 
-    /// Half and 99 % of those of an urgency, by the bounds of their buckets.
+    /// The median and the 99th percentile of an urgency, by the bounds of their buckets.
     pub fn told(&self, urgency: &str) -> String {
         let Some(buckets) = self.0.get(urgency) else {
             return "none".to_owned();

@@ -1,4 +1,4 @@
-//! What the running system costs: memory, processor time, and writes to the API server; in the lab, but for what it takes at rest.
+//! What the running system costs: memory, processor time, and writes to the API server; in the lab, except for what it takes at rest.
 //!
 //! Rows of a Markdown table go to stdout, progress to stderr. `e2e/bench.sh` prints the table's head and the rows of the
 //! benchmarks that need no lab; `HYBRIDNIC_BIN` names the directory of the release builds that are measured. `bench PART` measures
@@ -40,7 +40,7 @@ async fn main() -> ExitCode {
 }
 
 async fn bench() -> Result<()> {
-    // Without it the programs would be the debug builds, whose memory is nobody's concern.
+    // Without it the programs would be the debug builds, whose memory does not matter.
     let dir = std::env::var_os("HYBRIDNIC_BIN")
         .context("HYBRIDNIC_BIN must name the directory of the release builds")?;
     say(&format!("measures the programs in {}", dir.display()));
@@ -67,8 +67,8 @@ async fn bench() -> Result<()> {
     Ok(())
 }
 
-/// Measures in a world of its own and prints the rows. Where that fails and the emulation has frozen a guest, it is
-/// done once more, and that is said. The VMs are kept until that is known.
+/// Measures in a world of its own and prints the rows. If that fails because the emulation has frozen a guest, it
+/// is done once more, and reported. The VMs are kept until that is known.
 async fn part(name: &str, measure: impl AsyncFn(&World, &mut Vec<Vm>) -> Result<Vec<Row>>) -> Result<()> {
     let mut last = false;
     loop {
@@ -97,7 +97,7 @@ fn print(rows: Vec<Row>) {
     }
 }
 
-/// Whether the emulation has frozen a VM: a fault of it, and not ours. A QEMU that waits for its VM is none.
+/// Whether the emulation has frozen a VM, which is its fault and not ours. A QEMU that waits for its VM does not count.
 async fn is_frozen(vms: &[Vm]) -> bool {
     for vm in vms {
         let running = vm.guest.status().await.is_ok_and(|s| s == "running");

@@ -63,7 +63,7 @@ pub async fn measure(world: &World, vms: &mut Vec<Vm>) -> Result<Vec<Row>> {
     ])
 }
 
-/// Waits until the migration is over; that it went wrong is an error at once.
+/// Waits until the migration is over; a failure is an error at once.
 async fn succeeded(world: &World) -> Result<()> {
     let over = |m: &QemuMigration| m.status.as_ref().is_some_and(|s| s.phase.is_final());
     let migration = world.until_migration(NAME, PATIENCE, "over", over).await?;

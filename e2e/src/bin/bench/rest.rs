@@ -1,7 +1,7 @@
-//! What the programs take of a processor while nothing is to do but to answer a kubelet: on this machine's own, for in the lab
+//! How much of a processor the programs use while they only answer a kubelet: on this machine's own, because in the lab
 //! processors are emulated, and a wake-up costs many times what it does on a real one.
 //!
-//! There are no VMs, and of cards what this machine has.
+//! There are no VMs, and only the cards that this machine has.
 
 use std::{fs, process::Stdio, time::Duration};
 
@@ -149,7 +149,7 @@ async fn ask(program: &Program, page: &str) -> Result<StatusCode> {
     Ok(client.get(uri).await?.status())
 }
 
-/// Nothing tells that a program is ready but itself, when it is asked.
+/// Only the program itself, when asked, tells that it is ready.
 async fn ready(program: &Program) {
     while !matches!(ask(program, "readyz").await, Ok(StatusCode::OK)) {
         sleep(Duration::from_millis(200)).await;

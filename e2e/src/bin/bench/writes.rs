@@ -1,5 +1,5 @@
-//! Writes of our programs that reached the API server, by its audit log. Those of the leader's lease are left out: they
-//! come by the clock, whatever happens.
+//! Writes of our programs that reached the API server, by its audit log. Those of the leader's lease are left out: they come
+//! at fixed times, no matter what happens.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,7 +11,7 @@ use hybridnic_e2e::{
 };
 use tokio::time::Instant;
 
-/// So long without a write, nothing more is going to come: longer than any back-off that is not for a failure.
+/// After so long without a write no more will come: it is longer than any back-off except those after a failure.
 const QUIET: Duration = Duration::from_secs(10);
 /// For all to come to rest.
 const SETTLE: Duration = Duration::from_mins(3);

@@ -31,7 +31,7 @@ struct Tally {
     /// Machines that were reset or are gone.
     reset: u32,
     frozen: u32,
-    /// All else: for us to explain.
+    /// Everything else: for us to explain.
     ours: u32,
 }
 
@@ -63,7 +63,7 @@ impl Tally {
     }
 }
 
-/// Runs so many demos, in one world for as long as it is whole, and fails if one of them did.
+/// Runs so many demos, in one world as long as it is intact, and fails if one of them did.
 pub async fn count(show: &Show, demos: u32) -> Result<()> {
     let mut tally = Tally::default();
     let mut world: Option<World> = None;

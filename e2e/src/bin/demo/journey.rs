@@ -70,7 +70,7 @@ impl Journey {
         let over = |m: &QemuMigration| m.status.as_ref().is_some_and(|s| s.phase.is_final());
         let migration = world.until_migration(&name, PATIENCE, "over", over).await?;
         let status = migration.status.context("no status")?;
-        // What has failed brings the VM nowhere: there is nothing to wait for.
+        // A migration that has failed brings the VM nowhere: there is nothing to wait for.
         ensure!(
             status.phase == MigrationPhase::Succeeded,
             "the migration has ended as {:?}: {}",

@@ -60,7 +60,7 @@ async fn whole(show: &Show, demos: Option<u32>) -> Result<()> {
     }
 }
 
-/// The demo; it starts over once where the emulation has spoilt it.
+/// The demo; it starts over once if the emulation has spoilt it.
 async fn demo(show: &Show) -> Result<()> {
     show.title("hybridnic: SR-IOV speed, and a live migration that does not cut the network");
     let report = match attempt(show, "demo").await {
@@ -88,13 +88,13 @@ async fn start(show: &Show, name: &str) -> Result<World> {
     Ok(world)
 }
 
-/// Whether the emulation is to blame: a node that does not boot, or what a world says that it is.
+/// Whether the emulation is to blame: a node that does not boot, or a fault that a world blames on it.
 fn is_emulations(error: &Error) -> bool {
     error.downcast_ref::<Fault>().is_some_and(Fault::is_emulations)
         || matches!(error.downcast_ref(), Some(lab::Error::Node(_)))
 }
 
-/// There and back, for as long as the world is whole: what is waited for in a broken one never comes.
+/// There and back, as long as the world is intact: in a broken one a wait never ends.
 async fn tour(show: &Show, world: &World) -> Result<Report> {
     let result = tokio::select! {
         result = there_and_back(show, world) => result,
@@ -102,7 +102,7 @@ async fn tour(show: &Show, world: &World) -> Result<Report> {
         fault = world.freeze() => return Err(fault.into()),
     };
     let Err(error) = result else { return result };
-    // What the operator says of a guest that is gone may come before QEMU's own word.
+    // The operator's report about a guest that is gone may come before QEMU's own.
     let fault = tokio::time::timeout(HINDSIGHT, world.fault()).await;
     match fault {
         Ok(fault) => Err(fault.into()),

@@ -63,8 +63,8 @@ pub struct Packets {
 impl Packets {
     /// What the traffic says beside QEMU's own figure.
     ///
-    /// A pause is no loss: what comes for a VM that is paused may wait for it and be answered late. It is a silence, for a VM
-    /// that is paused sends nothing. So where QEMU's figure is larger than the longest silence it counts more than the pause:
+    /// A pause is not a loss: packets for a paused VM may wait for it and be answered late. It is a silence, because a
+    /// paused VM sends nothing. So where QEMU's figure is larger than the longest silence it counts more than the pause:
     /// until the source has heard that the VM runs at the target, and by the clock of an emulated node, which may be wrong.
     pub fn beside(&self, pause_ms: i64) -> String {
         let lost = match self.lost {
@@ -103,7 +103,7 @@ pub struct Unplug {
 }
 
 impl Unplug {
-    /// The gap by its limit: 1 is what no node can better.
+    /// The gap divided by its limit: no node can do better than 1.
     pub fn ratio(&self) -> f64 {
         let ms = |ms| Duration::from_millis(ms).as_secs_f64();
         ms(self.gap_ms) / ms(self.guest_ms.max(1))

@@ -50,7 +50,7 @@ pub(crate) fn main(address: &str) -> io::Result<()> {
     }
 }
 
-/// Is in a multicast group, on the interface that has this address, for as long as it runs.
+/// Is in a multicast group, on the interface that has this address, as long as it runs.
 pub(crate) fn join(group: &str, address: &str) -> io::Result<()> {
     let parse = |text: &str| text.parse::<Ipv4Addr>().map_err(io::Error::other);
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
@@ -78,7 +78,7 @@ fn note(peers: &mut Vec<Peer>, address: SocketAddr, rate: u32) -> u64 {
     1
 }
 
-/// Sends each peer its stream. One thread and one rate, the highest asked for, do for a lab.
+/// Sends each peer its stream. One thread and one rate, the highest asked for, are enough for a lab.
 fn stream(socket: &UdpSocket, peers: &Mutex<Vec<Peer>>) {
     loop {
         let rate = {

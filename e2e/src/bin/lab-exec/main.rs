@@ -1,5 +1,5 @@
-//! The lab's hand inside nodes and guests: runs commands, relays streams, speaks QMP with descriptors, keeps
-//! others' descriptors, echoes traffic. It has no runtime and starts in milliseconds, for it runs under software emulation.
+//! The lab's program inside nodes and guests: runs commands, relays streams, speaks QMP with descriptors, keeps
+//! others' descriptors, echoes traffic. It has no runtime and starts in milliseconds, because it runs under software emulation.
 
 mod echo;
 mod flood;

@@ -122,7 +122,7 @@ fn run(command: &wire::Command, client: BufReader<UnixStream>, mut stream: UnixS
     thread::spawn(move || obey(client, stdin, group));
 
     let status = child.wait()?;
-    // Whoever inherited the output may keep it open after the program's end; the harness wants it all.
+    // A process that inherited the output may keep it open after the program's end; the harness wants it all.
     for copy in copies {
         let _ = copy.join();
     }
@@ -145,7 +145,7 @@ fn start(command: &wire::Command) -> io::Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        // Its own group: a signal or the client's going must reach what the program has started too.
+        // Its own group: a signal, or the client's end, must reach what the program has started too.
         .process_group(0)
         .spawn()
 }
@@ -176,7 +176,7 @@ fn obey(mut client: BufReader<UnixStream>, mut stdin: Option<ChildStdin>, group:
         match frame {
             Frame::Stdin(data) if data.is_empty() => stdin = None,
             Frame::Stdin(data) => {
-                // A program that does not read its input to the end is within its rights.
+                // A program need not read its input to the end.
                 let _ = stdin.as_mut().map(|to| to.write_all(&data));
             }
             Frame::Signal(number) => {

@@ -1,4 +1,4 @@
-//! What a `NicAttachment` may be. The operator writes it, from what has rules of its own; these hold whoever writes it.
+//! What a `NicAttachment` may be. The operator writes it from objects that have rules of their own; these rules hold for every writer.
 
 use hybridnic_e2e::controlplane::ControlPlane;
 use serde_json::{Value, json};

@@ -55,7 +55,7 @@ fn object(kind: &str, name: &str, spec: &Value) -> DynamicObject {
     .unwrap()
 }
 
-/// What the API server says to an object; nothing when it takes it.
+/// What the API server says about an object; nothing if it accepts it.
 async fn verdict(api: &Api<DynamicObject>, object: &DynamicObject) -> String {
     let dry = PostParams {
         dry_run: true,
@@ -68,7 +68,7 @@ async fn verdict(api: &Api<DynamicObject>, object: &DynamicObject) -> String {
     }
 }
 
-/// A spec with one change in it, and what the refusal must say; nothing where it must be taken.
+/// A spec with one change in it, and what the refusal must say; nothing if it must be accepted.
 struct Case(&'static str, Value, &'static str);
 
 async fn judge(control_plane: &ControlPlane, kind: &str, base: &Value, cases: Vec<Case>) {

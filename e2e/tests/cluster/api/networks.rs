@@ -25,7 +25,7 @@ fn labels(count: usize) -> Value {
     json!({ "matchLabels": labels.collect::<serde_json::Map<_, _>>() })
 }
 
-/// Lists and maps, which hold what is printed here and no more.
+/// Lists and maps, which may hold what is printed here and no more.
 async fn sizes(control_plane: &ControlPlane) {
     let mut cases = vec![
         Case("/uplinks", uplinks(16), ""),

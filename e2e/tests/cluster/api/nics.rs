@@ -158,7 +158,7 @@ pub(super) async fn rules(control_plane: &ControlPlane) {
         vec![
             Case("/pairing", json!("NetFailover"), ""),
             Case("/pairing", json!("Bond"), "with standby: None leave it out"),
-            // At a word the VF is out, and the VM without network by the NIC.
+            // On request the VF is out, and the VM has no network through the NIC.
             Case("/path", json!("Standby"), ""),
             Case("/noFreeVf", json!("Wait"), ""),
             Case("/noFreeVf", json!("Standby"), ""),

@@ -23,7 +23,7 @@ const NAMESPACE_CONTROLLER: &str = "system:serviceaccount:kube-system:namespace-
 /// Two controllers that look again after an error, and a machine that may be busy.
 const COLLECTED: Duration = Duration::from_mins(1);
 
-/// Who deleted the attachments of this name, or patched them, as the API server heard it.
+/// Which clients deleted or patched the attachments of this name, as the API server saw it.
 fn writers(cluster: &ControlPlane, name: &str) -> Vec<String> {
     let writes = cluster.writes().unwrap().into_iter();
     let ours = writes
@@ -47,7 +47,7 @@ async fn what_is_collected_goes_by_the_collectors_own_hands() {
     let operator = Hand::account(&cluster, chart::OPERATOR, None).await;
     let agent = Hand::account(&cluster, chart::AGENT, Some("n1")).await;
 
-    // A NIC goes, and with it its attachment, in either order; the agent lets go of it as it does.
+    // A NIC and its attachment go, in either order; the agent releases it as usual.
     for (name, policy) in [
         ("back", PropagationPolicy::Background),
         ("fore", PropagationPolicy::Foreground),

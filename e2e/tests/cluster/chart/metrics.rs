@@ -1,4 +1,4 @@
-//! An agent's metrics are on its node's network, which no NetworkPolicy is about. They are for those whom the API server lets get them.
+//! An agent's metrics are on its node's network, to which no NetworkPolicy applies. They are for users whom the API server lets get them.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use super::rights::IN_FORCE;
 use super::{cluster, kubectl};
 
-/// What a server says to somebody with this token: a status, and what goes with it.
+/// What a server answers to a client with this token: a status, and its text.
 async fn ask_for(path: &str, port: u16, token: Option<&str>) -> (u16, String) {
     let mut config = kube::Config::new(format!("https://127.0.0.1:{port}").parse().unwrap());
     config.accept_invalid_certs = true;
@@ -122,7 +122,7 @@ async fn an_agents_metrics_are_for_those_who_may_get_them() {
     assert_eq!(ask(port, Some(&stranger)).await.0, 403);
     server.abort();
 
-    // With an audience a token that gets away is good for nothing else.
+    // With an audience a stolen token is valid for nothing else.
     let token = async |audience: &str| {
         let audience = format!("--audience={audience}");
         let args = ["create", "token", "reader", "-n", chart::NAMESPACE, &audience];

@@ -1,5 +1,5 @@
-//! The chart on a real API server: what it renders is taken, what is wrong is refused in words, releases come, change and
-//! go, and the rights that it gives are those that are meant. No kubelet runs its pods here.
+//! The chart on a real API server: what it renders is taken, what is wrong is refused with a message, releases come,
+//! change and go, and it gives exactly the intended rights. No kubelet runs its pods here.
 
 mod check;
 mod collected;

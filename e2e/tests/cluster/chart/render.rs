@@ -183,7 +183,7 @@ async fn an_image_is_named_by_its_digest_or_by_its_tag() {
     let version = env!("CARGO_PKG_VERSION");
     let tagged = ["agent", "operator"].map(|part| format!("localhost/hybridnic-{part}:{version}"));
     assert_eq!(images(&[]).await, tagged.into());
-    // The tag says nothing then, which somebody may have moved.
+    // The tag then does not matter, because somebody may have moved it.
     let parts = ["agent", "operator"];
     let mut values = parts
         .map(|part| format!("{part}.digest={}", digest(part)))
@@ -213,7 +213,7 @@ async fn without_kubevirt_its_parts_can_be_switched_off() {
     }
 }
 
-/// All that is in a kubelet's own directory follows one value; device plugins are elsewhere whatever it is.
+/// All that is in a kubelet's own directory follows one value; device plugins are elsewhere, no matter what it is.
 #[tokio::test]
 async fn where_the_kubelet_has_its_directory_is_one_value() {
     let path = chart_path();
@@ -347,7 +347,7 @@ async fn a_real_api_server_takes_every_object() {
         assert!(link.contains(": https://git.example.com/n/docs/"), "{link}");
     }
 
-    // By schemas alone, as somebody checks it who has no cluster; and the examples, by ours.
+    // With schemas alone, as a user without a cluster checks it; and the examples, with ours.
     let conform = Kubeconform::new(&others, &cluster.client_admin(), dir.path()).await;
     let rendered_file = dir.path().join("rendered.yaml");
     conform.takes(&rendered_file, many.len());
@@ -360,7 +360,7 @@ async fn a_real_api_server_takes_every_object() {
         }
     }
 
-    // A misspelt field is found, or all of this says nothing.
+    // A misspelt field is found; otherwise all of this would prove nothing.
     let broken = rendered.replace("hostNetwork: true", "hostNetwrok: true");
     let file = dir.path().join("broken.yaml");
     fs::write(&file, broken).unwrap();
@@ -372,7 +372,7 @@ async fn a_real_api_server_takes_every_object() {
     conform.refuses(&file, "mak");
 }
 
-/// The token of a Secret is for the API server: where metrics need one for an audience, there is none that could get away.
+/// The token of a Secret is for the API server: if metrics need one for an audience, there is none that could be stolen.
 #[tokio::test]
 async fn with_an_audience_for_metrics_there_is_no_token_in_a_secret() {
     let rendered = async |audience: &str| {

@@ -1,4 +1,4 @@
-//! An agent writes its own node's objects and nobody else's; users get what the roles say.
+//! An agent writes its own node's objects and no others; users get what the roles say.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use tokio::time::{Instant, sleep};
 
 use super::{cluster, kubectl};
 
-/// A policy is in force a moment after it has been made, and nothing says when.
+/// A policy is in force a moment after it has been made, and no event shows when.
 pub(super) const IN_FORCE: Duration = Duration::from_secs(30);
 
-/// What the API server said to a write; nothing where it was taken.
+/// What the API server said to a write; nothing if it was accepted.
 pub(super) fn said<T: Debug>(answer: Result<T, kube::Error>) -> String {
     match answer {
         Ok(_) => String::new(),
@@ -171,7 +171,7 @@ async fn an_agent_writes_its_own_nodes_objects_only() {
         ),
         (
             n2.create_node("n2", &json!({"drain": {"all": true}})).await,
-            "a node agent may not say which pools its node is part of, nor what of it is drained",
+            "a node agent may not say which pools its node is part of, or what of it is drained",
         ),
         (n2.create_node("n2", &json!({})).await, ""),
         (n1.node_status("n2", 9).await, node),
@@ -324,7 +324,7 @@ async fn users_get_what_the_roles_say() {
     let may = async |user: &str, verb: &str, what: &str, namespace: &str| -> bool {
         let user = format!("--as={user}");
         let what = format!("{what}.hybridnic.io");
-        // Of a kind without namespaces it is asked in the whole cluster.
+        // For a kind without namespaces the question is about the whole cluster.
         let place = match namespace {
             "" => "--all-namespaces".to_owned(),
             _ => format!("--namespace={namespace}"),
@@ -332,7 +332,7 @@ async fn users_get_what_the_roles_say() {
         let args = ["auth", "can-i", verb, &what, &user, &place];
         cluster.kubectl(&args).await.unwrap().status.success()
     };
-    // The controller adds the rules to the cluster's roles by and by.
+    // The controller adds the rules to the cluster's roles after a while.
     let deadline = Instant::now() + IN_FORCE;
     while !(may("user-view", "get", "vmhybridnics", "default").await
         && may("user-admin", "create", "vmhybridnics", "default").await)

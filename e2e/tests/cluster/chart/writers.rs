@@ -1,4 +1,5 @@
-//! Who writes what hybridnic says, each as itself: the operator and agents do, a user with all rights in a namespace does not.
+//! Which accounts may write hybridnic's own fields, each tried as itself: the operator and agents may, a user with all rights in a
+//! namespace may not.
 
 use std::time::Duration;
 
@@ -228,7 +229,7 @@ async fn all_rights_in_a_namespace_do_not_forge_an_attachment() {
         ""
     );
 
-    // Who has all rights in the whole cluster is an administrator, whoever that is: kubeadm's are not in system:masters.
+    // A user with all rights in the whole cluster is an administrator, in any group: kubeadm's are not in system:masters.
     let bind = [
         "create",
         "clusterrolebinding",
@@ -344,7 +345,7 @@ async fn an_agent_changes_nothing_but_its_finalizer_of_its_attachments_metadata(
         .filter(|(said, words)| !said.contains(words))
         .collect();
     assert!(through.is_empty(), "{through:#?}");
-    // Its own it takes off and puts on, in both of its ways.
+    // It removes and adds its own finalizer, in both of its ways.
     for _ in 0..2 {
         assert_eq!(agent.apply("live", json!({"finalizers": []})).await, "");
         assert_eq!(
@@ -399,7 +400,7 @@ async fn an_agent_changes_nothing_but_its_finalizer_of_its_attachments_metadata(
         "{patched:?}"
     );
 
-    // Nor is any in the object that it makes of its node.
+    // Nor does the object that it makes for its node have any.
     let nodes: Api<HybridNode> = Api::all(agent.attachments.into_client());
     for metadata in [
         json!({"name": "n1", "ownerReferences": gone}),

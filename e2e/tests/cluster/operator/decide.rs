@@ -9,7 +9,7 @@ use super::fast_nic;
 use crate::agent::{Agents, Mood};
 use crate::bench::{Bench, is_fast, is_in, why};
 
-/// What the API server says of a decision; nothing where it takes it.
+/// What the API server says about a decision; nothing if it accepts it.
 async fn decide(bench: &Bench, decision: &str) -> String {
     let patch = Patch::Merge(json!({ "spec": { "decision": decision } }));
     match bench

@@ -77,7 +77,7 @@ async fn a_node_that_was_broken_into_does_not_get_a_vm_that_is_not_meant_for_it(
         .await
         .unwrap_err();
 
-    // A pool that is selected by such a label it cannot join by itself; by another it can.
+    // It cannot join by itself a pool that is selected by such a label; by another it can.
     let nodes: Api<Node> = Api::all(kubelet.clone().into_client());
     let label = |key: &str| Patch::Merge(json!({"metadata": {"labels": {key: "yes"}}}));
     nodes
@@ -89,7 +89,7 @@ async fn a_node_that_was_broken_into_does_not_get_a_vm_that_is_not_meant_for_it(
         .await
         .unwrap();
 
-    // Of the pod that is meant its kubelet says where it is. The source is not sent to itself, nor to a node.
+    // The kubelet reports the intended pod's address. The source is not sent to itself, nor to a node.
     let first = "127.0.0.1";
     bench.run_pod_at("vm-b", "vm", "n2", first).await;
     for ip in [first, "169.254.169.254", "192.168.50.1"] {
@@ -138,7 +138,7 @@ async fn a_tenant_does_not_take_an_address_that_is_not_its_own() {
     let mut bench = Bench::start().await;
     bench.start_operator();
     let _agents = Agents::start(&bench.cluster).await;
-    // Another team's network on the same cards, of which all may be asked for.
+    // Another team's network on the same cards, where any address may be asked for.
     bench
         .create::<HybridNetwork>(json!({
             "metadata": {"name": "team-y"}, "spec": {"uplinks": [{"pfNames": ["ens*"]}], "macs": "Any"},

@@ -109,7 +109,7 @@ async fn an_operator_without_one_of_its_rights_says_which_and_goes_on_once_it_ha
     bench.create_nic("eth0", "vm", None).await;
     bench.nic_with("eth0", "fast", is_fast).await;
 
-    // Without a watch it leads and decides nothing; without a write it says what it could not write.
+    // Without a watch it leads and decides nothing; without a write it reports what it could not write.
     let rights = [
         (
             "eth1",

@@ -12,7 +12,7 @@ use crate::bench::{Bench, is_fast, reason};
 
 const TAINT: &str = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
 
-/// `n1` is cut off: neither its kubelet nor its agent is heard of, and somebody deletes the VM's pod by force.
+/// `n1` is cut off: neither its kubelet nor its agent reports, and somebody deletes the VM's pod by force.
 async fn cut_off(bench: &Bench, agents: &Agents) {
     agents.be(Mood {
         silent: &["n1"],
@@ -108,7 +108,7 @@ async fn a_lost_node_that_comes_back_gives_the_nic_back_itself() {
     bench.nic_with("eth0", "fast on n2", runs_on("n2")).await;
     gone(&bench, &first).await;
 
-    // A pod that is replaced on a node that is well waits for nothing but its agent.
+    // A pod that is replaced on a healthy node waits only for its agent.
     bench.delete_pod("vm-b").await;
     bench.run_pod("vm-c", "vm", "n2").await;
     let uid = bench.pods().get("vm-c").await.unwrap().uid().unwrap();
@@ -141,7 +141,7 @@ async fn a_lost_node_is_left_without_proof_only_by_a_deadline_that_somebody_has_
     bench
         .logged(&["WARN", "nothing proves that the NIC has left node n1"])
         .await;
-    // What is there is left to its agent, should that come back.
+    // What is there is left to its agent, in case that comes back.
     let mut nodes: Vec<_> = attachments(&bench)
         .await
         .into_iter()
@@ -215,7 +215,7 @@ async fn what_has_outlived_its_nic_goes_with_its_node() {
         ..Mood::default()
     });
     bench.kubelet_says("n1", "Unknown").await;
-    // Somebody has lost their patience. The operator may set its finalizer again before the deletion.
+    // Somebody has lost patience. The operator may set its finalizer again before the deletion.
     bench
         .nics()
         .delete("eth0", &DeleteParams::default())

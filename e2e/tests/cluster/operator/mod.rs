@@ -356,7 +356,7 @@ async fn migrations_that_go_well_and_that_do_not() {
         .migration_with("second", "busy", |m| why(m) == reasons::MIGRATION_BUSY)
         .await;
     bench.remove(bench.migrations(), "second").await;
-    // Who comes now waits until it is over.
+    // A NIC that comes now waits until it is over.
     bench.create_nic("eth2", "vm", None).await;
     let waits = |nic: &_| reason(nic, types::READY) == reasons::MIGRATING;
     bench.nic_with("eth2", "waiting", waits).await;

@@ -92,7 +92,7 @@ async fn a_nic_finds_the_pod_that_has_the_vm() {
     let writes = bench.writes().split_off(before);
     assert!(!writes.iter().any(|write| write.ends_with(&left)), "{writes:#?}");
 
-    // When nobody knows any more that it has migrated, QEMU's word leads there.
+    // When nobody knows any more that it has migrated, QEMU's report leads there.
     bench.remove(bench.migrations(), "goes").await;
     replace_nic(&bench).await;
     bench.nic_with("eth0", "fast in vm-b", fast_in("vm-b")).await;

@@ -1,4 +1,4 @@
-//! What a network says of its pool, and that it stays while it is in use.
+//! What a network says about its pool, and that it stays while it is in use.
 
 use hybridnic_api::conditions::{self, reasons, types};
 use hybridnic_api::v1alpha1::{HybridNetwork, MigrationPhase};
@@ -29,7 +29,7 @@ async fn a_network_stays_until_no_nic_is_attached_to_it() {
     bench
         .until_object(networks.clone(), "net", "in use", in_use)
         .await;
-    // It takes no more, and what it has may move.
+    // It takes no more NICs, and those that it has may move.
     bench.create_nic("eth1", "vm", None).await;
     let refused = |nic: &_| reason(nic, types::ACCEPTED) == reasons::NETWORK_NOT_FOUND;
     bench.nic_with("eth1", "refused", refused).await;

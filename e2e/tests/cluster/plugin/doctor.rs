@@ -1,4 +1,4 @@
-//! A cluster before it works, well, and sick; and the doctor's word on each.
+//! A cluster before it works, healthy, and broken; and what doctor says about each.
 
 use hybridnic_e2e::chart;
 use kube::{
@@ -49,13 +49,13 @@ async fn the_doctor() {
         "all 14 VFs have an IOMMU group",
         "14 VFs are free or held",
         "1 ready, 0 on their way",
-        "there is none, and no NIC is of a VM of it",
+        "there is none, and no NIC belongs to a VM of it",
         ", 0 failures",
     ] {
         assert!(report.contains(part), "{part}: {report}");
     }
 
-    // One who may see little is told so, and of what could not be looked at.
+    // A user who may see little learns that, and what could not be checked.
     let guest = plugin.with(&bench.cluster.kubeconfig_for("guest", &[]).unwrap());
     let (report, _) = guest.run(&["doctor"]).await.with_code(0);
     assert!(
@@ -147,7 +147,7 @@ fn written(bench: &Bench, name: &str, text: &str) -> std::path::PathBuf {
     path
 }
 
-/// As much of sriov-network-operator as can be seen of it.
+/// As much of sriov-network-operator as is visible.
 const SRIOV_OPERATOR: &str = "
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition

@@ -1,4 +1,4 @@
-//! What somebody hostile has written into the cluster does not steer the terminal of whoever looks at it.
+//! What a hostile user has written into the cluster does not control the terminal of another who looks at it.
 
 use hybridnic_api::v1alpha1::{HybridNode, NicAttachment};
 use kube::{
@@ -32,7 +32,7 @@ fn without_colours(text: &str) -> String {
     rest
 }
 
-/// Nobody cleans here but the plugin: all is written by an administrator, past operator and agents.
+/// Only the plugin cleans here: an administrator has written everything, without operator and agents.
 #[tokio::test]
 async fn nothing_of_the_cluster_steers_the_terminal() {
     let bench = Bench::start().await;

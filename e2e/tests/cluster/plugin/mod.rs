@@ -134,7 +134,7 @@ async fn told(bench: &Bench, agents: &Agents, plugin: &Plugin) {
 
     let back = plugin.run(&["fast", "eth0"]).await.ok();
     assert!(
-        back.contains("vmhybridnic.hybridnic.io/eth0 told: its VF carries the traffic"),
+        back.contains("vmhybridnic.hybridnic.io/eth0 changed: its VF carries the traffic"),
         "{back}"
     );
     let went = plugin.run(&["fast", "vm/vm", "--watch"]).await.ok();
@@ -228,7 +228,7 @@ async fn what_an_administrator_sees() {
     let refusal = plugin.run(&["migrate", "nosuch", "--to", "n2"]).await.refusal();
     assert!(refusal.contains("no pod runs VM nosuch"), "{refusal}");
     let refusal = plugin.run(&["migrate", "a,b!=c"]).await.refusal();
-    assert!(refusal.contains("is no VM's name"), "{refusal}");
+    assert!(refusal.contains("is not a VM's name"), "{refusal}");
     assert_eq!(
         migration_names(&bench).await,
         [] as [String; 0],

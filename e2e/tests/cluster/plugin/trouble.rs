@@ -37,14 +37,17 @@ async fn what_goes_wrong_is_told_in_one_line() {
 
     cluster.apply(&repository("crds")).await.unwrap();
     chart::wait_for_kinds(&cluster).await.unwrap();
-    // Names that nobody has, and words that are none.
+    // Names that do not exist, and words that are not names.
     let refusal = plugin.run(&["nic", "nosuch"]).await.refusal();
     assert_eq!(
         refusal,
-        "error: VmHybridNic default/nosuch: there is none of this name\n"
+        "error: VmHybridNic default/nosuch: there is none with this name\n"
     );
     let refusal = plugin.run(&["node", "nosuch"]).await.refusal();
-    assert_eq!(refusal, "error: HybridNode nosuch: there is none of this name\n");
+    assert_eq!(
+        refusal,
+        "error: HybridNode nosuch: there is none with this name\n"
+    );
     for word in ["../../x", "a b", "ü", "%2e%2e", "a,b=c", &"n".repeat(300)] {
         plugin.run(&["nic", word]).await.refusal();
         plugin.run(&["node", word]).await.refusal();
@@ -97,7 +100,7 @@ async fn what_goes_wrong_is_told_in_one_line() {
         "{out}"
     );
 
-    // Kubeconfigs that are none.
+    // Files that are not kubeconfigs.
     let refusal = plugin.run(&["top", "--context", "nosuch"]).await.refusal();
     assert!(
         refusal.contains("nosuch") || refusal.contains("context"),

@@ -1,4 +1,4 @@
-//! Runs the plugin as users do, and holds it to what every command promises: one line on an error, and no panic.
+//! Runs the plugin as users do, and checks what every command promises: one line on an error, and no panic.
 
 use std::{
     ffi::OsString,
@@ -166,7 +166,7 @@ impl Plugin {
         Self::said(command, format!("kubectl-hybridnic {}", args.join(" "))).await
     }
 
-    /// Runs the plugin as on a terminal with colours; gives what it prints, whatever its end.
+    /// Runs the plugin as on a terminal with colours; returns what it prints, no matter how it ends.
     pub async fn coloured(&self, args: &[&str]) -> String {
         let mut command = self.prepared(&self.program);
         command.args(args).env("CLICOLOR_FORCE", "1");

@@ -13,7 +13,7 @@ use crate::doctor::{
 /// Drivers of PFs that the project's own tests run on.
 const TESTED: &[&str] = &["igb"];
 
-/// The nodes of whose hardware something is known; a cluster without any is the business of the check of agents.
+/// The nodes whose hardware is known; the check of agents handles a cluster without any.
 fn nodes(observed: &Observed) -> &[HybridNode] {
     observed.hybrid_nodes.as_deref().unwrap_or_default()
 }
@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(levels(&iommu(&observed)), [Level::Warn]);
     }
 
-    /// The agent's message has the way out: what is guessed from its words may send somebody elsewhere.
+    /// The agent's message says what to do: a guess from its words may mislead.
     #[test]
     fn unhealthy_vfs_are_told_by_their_reason() {
         let mut observed = healthy();

@@ -13,7 +13,7 @@ use super::{finding::Finding, observed::Observed};
 /// Looks at one thing.
 pub type Check = fn(&Observed) -> Vec<Finding>;
 
-/// All, in the order in which they are told: what others depend on comes first.
+/// All, in the order of the report: what others depend on comes first.
 pub const ALL: &[Check] = &[
     install::crds,
     install::policy,

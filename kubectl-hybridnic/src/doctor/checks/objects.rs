@@ -14,13 +14,13 @@ use crate::{
     time,
 };
 
-/// A NIC that is on its way is worth a word only after this time.
+/// A NIC that is on its way is reported only after this time.
 const LONG: SignedDuration = SignedDuration::from_mins(5);
 /// NICs that are told one by one.
 const MOST: usize = 10;
 
-/// Nothing of a node is amiss, as far as its agent knows. What is said of a node without cards, or without IOMMU, is the business
-/// of the hardware's checks.
+/// Nothing is wrong with a node, as far as its agent knows. The checks of hardware report nodes without cards,
+/// or without IOMMU.
 pub fn nodes(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "nodes";
     let told = [reasons::NO_UPLINK, reasons::NO_IOMMU];
@@ -33,7 +33,7 @@ pub fn nodes(observed: &Observed) -> Vec<Finding> {
                 let message = format!("{}: {type_}, {reason}: {}", node.name_any(), condition.message);
                 findings.push(Finding::fail(CHECK, message, remedy(reason)));
             } else if type_ == types::DRAINED {
-                // An administrator has told it so, and may wait for it.
+                // An administrator has asked for it, and may wait for it.
                 let message = format!("{}: {type_}, {reason}: {}", node.name_any(), condition.message);
                 findings.push(Finding::warn(CHECK, message, remedy(reason)));
             } else if !told.contains(&reason) {
@@ -59,7 +59,7 @@ fn is_trouble(condition: &Condition) -> bool {
     }
 }
 
-/// Leaves the worst, and says how many there are besides.
+/// Keeps the worst, and says how many others there are.
 fn cut(check: &'static str, findings: &mut Vec<Finding>, more: &str, all: &str) {
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     if findings.len() > MOST {
@@ -190,8 +190,8 @@ pub fn nics(observed: &Observed) -> Vec<Finding> {
     findings
 }
 
-/// No VM is paused because nothing proves where it may run, and none is sent in plain that should be encrypted. Any other migration
-/// is its user's to watch.
+/// No VM is paused because nothing proves where it may run, and no VM that should be encrypted is sent in plain. Its
+/// user watches any other migration.
 pub fn migrations(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "migrations";
     let migrations = match &observed.migrations {

@@ -67,7 +67,7 @@ pub fn sriov_operator(observed: &Observed) -> Vec<Finding> {
     findings
 }
 
-/// Resource names that SR-IOV device plugins use. There is no sure sign: each administrator makes them up.
+/// Resource names that SR-IOV device plugins use. There is no sure sign: each administrator chooses the names.
 fn is_sriov_resource(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let Some((domain, last)) = name.split_once('/') else {

@@ -198,7 +198,7 @@ pub fn agents(observed: &Observed) -> Vec<Finding> {
         findings.push(Finding::warn(
             CHECK,
             format!("{}: no agent, so VMs there get no hybrid NIC", some(&without)),
-            "nothing, if that is meant; else compare the DaemonSet's nodeSelector and tolerations with the nodes",
+            "nothing, if that is intended; otherwise compare the DaemonSet's nodeSelector and tolerations with the nodes",
         ));
     }
     let stale: Vec<_> = said
@@ -386,7 +386,7 @@ mod tests {
             node("n4", "linux"),
             node("w", "windows"),
         ]);
-        // On n1 the pod is not ready, on n3 it has said nothing, on n4 there is none; n2 is no node any more.
+        // On n1 the pod is not ready, on n3 it has said nothing, on n4 there is none; n2 is no longer a node.
         let pods = observed.agent_pods.as_mut().unwrap();
         pods[0].status = None;
         pods.push(

@@ -18,7 +18,7 @@ pub fn remedy(reason: &str) -> String {
         reasons::KUBEVIRT_NOT_READY => {
             "install what the message names, or register the binding: it has the command"
         }
-        reasons::ARRIVAL_UNPROVEN => "bring the agent back that the message names",
+        reasons::ARRIVAL_UNPROVEN => "bring back the agent that the message names",
         reasons::INTERFACE_UNFIT => "change the VM as the message says, and restart it",
         reasons::MIGRATION_UNSUPPORTED => "migrate the VM within the cluster",
         reasons::POD_NOT_RUNNING => "kubectl describe pod says why it does not run",
@@ -40,17 +40,17 @@ pub fn remedy(reason: &str) -> String {
         reasons::NO_VFIO_GROUP => "restart the VM, or migrate it: its new pod gets a VF with its device",
         reasons::PF_LINK_DOWN => "look at cable and switch",
         reasons::VF_UNKNOWN => {
-            "if it stays so: has the PF its driver, and its interface in the host's namespace?"
+            "if it does not pass: has the PF its driver, and its interface in the host's namespace?"
         }
         reasons::VF_SETTING_REFUSED => "change the setting of the network that the message names",
         reasons::PORT_PROFILE_REFUSED | reasons::PORT_PROFILE_TIMEOUT => {
-            "is the network's port profile there at the switch, for the PF's port, and does the switch answer?"
+            "does the switch answer, and does it know the network's port profile at the PF's port?"
         }
         reasons::PORT_PROFILE_UNSUPPORTED => {
             "take the PF out of the network's uplinks: its driver has no port profiles"
         }
         reasons::VF_BIND_FAILED => "is the module vfio-pci there, and the IOMMU on?",
-        reasons::VF_IN_USE => "end what uses the VF: fuser /dev/vfio/* /dev/hybridnic/* on the node",
+        reasons::VF_IN_USE => "end the process that uses the VF: fuser /dev/vfio/* /dev/hybridnic/* on the node",
         reasons::JOURNAL_FAILED => {
             "a journal that cannot be written needs room and write access; a record that cannot be read, what docs/troubleshooting.md says"
         }
@@ -62,7 +62,7 @@ pub fn remedy(reason: &str) -> String {
             "is agent.cni.binDir of the chart the node's directory of CNI plugins, and can it be written?"
         }
         reasons::KUBELET_UNREACHABLE => "does the kubelet run there, with the directories that the agent's pod mounts?",
-        reasons::NOT_OFFERED => "of a PF in a PCI domain above 3 none is offered; if the name is too long, make a network with a shorter one",
+        reasons::NOT_OFFERED => "VFs of a PF in a PCI domain above 3 are not offered; if the name is too long, make a network with a shorter one",
         reasons::QMP_UNAVAILABLE => {
             "does QEMU listen on qmp.sock in the pod's emptyDir hybridnic, with no other client?"
         }
@@ -87,17 +87,17 @@ pub fn remedy(reason: &str) -> String {
         reasons::NODE_UNREACHABLE => {
             "bring the node back; or, if the machine is off, taint it node.kubernetes.io/out-of-service, or delete it"
         }
-        reasons::DRAINING => "kubectl hybridnic drain-pf NODE PF --watch says which NICs hold VFs yet, and why",
+        reasons::DRAINING => "kubectl hybridnic drain-pf NODE PF --watch says which NICs still hold VFs, and why",
         reasons::NOTHING_TO_DRAIN => "correct spec.drain of the HybridNode, or take it away",
         reasons::PF_DRAINED => "kubectl hybridnic undrain-pf NODE PF when the card is ready; the NIC then takes a VF by itself",
         reasons::STANDBY_REQUESTED => "kubectl hybridnic fast NIC brings it back to a VF",
-        reasons::MIGRATING => "kubectl get qmig; of KubeVirt's VMs kubectl get vmim",
+        reasons::MIGRATING => "kubectl get qmig; for KubeVirt's VMs kubectl get vmim",
         reasons::TARGET_SILENT | reasons::NEEDS_DECISION => {
             "bring the target's node and agent back, or take the decision that the message names"
         }
-        reasons::TLS_UNAVAILABLE => "give both ends a QEMU with GnuTLS, or keep it so",
+        reasons::TLS_UNAVAILABLE => "give both ends a QEMU with GnuTLS, or let the VM be sent in plain",
         reasons::VM_INCOMING => "start the VM; or, if it runs in another pod, delete the one that waits",
-        reasons::PROGRESSING => "if it stays so, read the log of the agent on the pod's node",
+        reasons::PROGRESSING => "if it does not pass, read the log of the agent on the pod's node",
         other => return format!("docs/troubleshooting.md explains {other}"),
     }
     .to_owned()

@@ -15,7 +15,7 @@ use crate::{
     links::{LinkAt, PodLink},
 };
 
-/// Finds them again, where a link is there. The answer says whether none is left to be looked for again: without the way in, a link cannot
+/// Finds them again, where a link is there. The answer says whether all were found: without the way in, a link cannot
 /// be silenced.
 pub(in super::super) async fn adopt(vm: &Vm, host: &Host) -> bool {
     let mut all = true;

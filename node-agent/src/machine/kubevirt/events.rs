@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{error::chain, host::Host, journal::VmRecord};
 
-/// How soon is looked again at what could not be seen.
+/// How soon to look again at what could not be seen.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often a migration is looked at though no event has come.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ pub(in super::super) async fn on_event(vm: &Vm, host: &Host, client: &Client, ev
             }
             true
         }
-        // While a VM is loaded its devices speak too, and QEMU has other things to do than to answer.
+        // While a VM is being loaded its devices send events too, and QEMU is too busy to answer.
         VmEvent::Reset | VmEvent::FailoverNegotiated if !vm.has_run() => false,
         VmEvent::Reset | VmEvent::FailoverNegotiated => {
             vm.beat(true);
@@ -65,7 +65,7 @@ pub(in super::super) async fn on_event(vm: &Vm, host: &Host, client: &Client, ev
 
 async fn silence(vm: &Vm, host: &Host) {
     if let Err(error) = handover::silence(vm, &*host.macvtaps).await {
-        // There is nothing to call off: libvirt does not wait for us.
+        // Nothing can be called off: libvirt does not wait for us.
         warn!(
             error = chain(&error),
             "the VM stands still, and not all of its standbys are down"
@@ -107,7 +107,7 @@ async fn note_run(vm: &Vm, host: &Host) {
     }
 }
 
-/// Looks at the VM, and says how its migration goes; gives when to look again though nothing tells.
+/// Looks at the VM, and reports how its migration goes; returns when to look again even without an event.
 pub(in super::super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration> {
     let seen = match client {
         None => None,

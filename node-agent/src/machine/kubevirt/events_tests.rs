@@ -1,4 +1,4 @@
-//! A launcher's QEMU of our words, with macvtaps that tell when they were set.
+//! A scripted QEMU of a launcher, with macvtaps that tell when they were set.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -43,7 +43,7 @@ impl Launcher {
         // It cannot change while QEMU runs.
         let acpi = match client.qom_get::<String>("/machine", "acpi").await {
             Ok(acpi) => acpi != "off",
-            // A machine without this property has none to switch off.
+            // A machine without this property has no ACPI to switch off.
             Err(error) => {
                 warn!(error = chain(&error), "QEMU does not say whether the VM has ACPI");
                 true

@@ -1,6 +1,6 @@
 //! A migration that the runtime drives: what this end's QEMU does in it, and what a NIC may assume about its VM meanwhile. Pure.
 //!
-//! QEMU's own words are about its last migration, which may be an earlier one: the VM's own arrival, or a try that has
+//! What QEMU says is about its last migration, which may be an earlier one: the VM's own arrival, or a try that has
 //! failed. So a migration counts as begun at its source once QEMU was seen in it, and a target is recognised before its VM arrives.
 
 use hybridnic_api::v1alpha1::{Goal, MigrationReport, MigrationState, MigrationStep};
@@ -55,7 +55,7 @@ pub struct RoleInputs<'a> {
     pub told: Option<Role>,
 }
 
-/// Which end of a migration this is, when it is looked at for the first time; `None` where that cannot be told: a source that is
+/// Which end of a migration this is, when it is looked at for the first time; `None` if that is unknown: a source that is
 /// taken for a target would be believed to have the VM.
 pub fn role(inputs: RoleInputs<'_>) -> Option<Role> {
     let Some(seen) = inputs.seen else {
@@ -105,7 +105,7 @@ pub struct LauncherSeen<'a> {
     pub gone: bool,
 }
 
-/// Whether the runtime has given a migration up, by the operator's order; `None` where that is none for a VM that is only watched.
+/// Whether the runtime has given a migration up, by the operator's order; `None` if the order is not one for a VM that is only watched.
 pub fn is_off(step: MigrationStep) -> Option<bool> {
     match step {
         MigrationStep::Watch => Some(false),
@@ -120,8 +120,8 @@ pub fn is_off(step: MigrationStep) -> Option<bool> {
     }
 }
 
-/// What the journal is to have of a migration before anything is said of it; `None` where it cannot be told which end this is. `told`:
-/// which end it is by what the NICs are told.
+/// What the journal is to know about a migration before anything is reported about it; `None` if it is unknown which end this is.
+/// `told`: which end it is by the NICs' orders.
 pub fn note(
     record: &VmRecord,
     migration: &str,
@@ -136,7 +136,7 @@ pub fn note(
         let another = record.watched.as_ref();
         let another =
             another.is_some_and(|watched| watched.process.is_some() && watched.process.as_ref() == now.peer);
-        // Only a QEMU that is proven not to be there is none.
+        // Only a QEMU that is proven to be gone counts as none.
         if now.seen.is_none() && !now.gone {
             return None;
         }

@@ -174,7 +174,7 @@ fn which_end_it_is_is_told_only_where_it_can_be() {
     assert_eq!(known(Running, &Status::Active, ran), Some(Role::Source));
     // It came by an earlier one that was watched.
     assert_eq!(known(Running, &Status::Completed, another), Some(Role::Source));
-    // It came while nobody looked; or by one that was not watched, and has run here since.
+    // It came while nobody looked; or by a migration that was not watched, and has run here since.
     for seen in [none, both] {
         assert_eq!(known(Running, &Status::Completed, seen), None, "{seen:?}");
     }
@@ -232,7 +232,7 @@ fn a_nic_is_silent_wherever_its_vm_may_run_elsewhere() {
     }
 }
 
-/// KubeVirt has given up: what was said while it had not is said again, as a word of its own.
+/// KubeVirt has given up: what was reported before that is reported again, as a new report.
 #[test]
 fn a_source_that_never_began_says_so_once_it_is_off() {
     let mut source = watched(Role::Source);
@@ -245,7 +245,7 @@ fn a_source_that_never_began_says_so_once_it_is_off() {
         said(&source, RunState::Running, none.clone()),
         (MigrationState::Cancelled, true)
     );
-    // It began all the same, and nobody has looked since.
+    // It still began, and nobody has looked since.
     assert_eq!(
         said(&source, RunState::Running, MigrationStatus::Active),
         (MigrationState::Active, false)

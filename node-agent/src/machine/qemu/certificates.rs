@@ -28,7 +28,7 @@ pub struct Certificates {
 
 /// Makes those of one end of the migration of this uid, which is the target's name in its certificate.
 ///
-/// They are good for a day at least, on either side of now: the ends' clocks may differ by as much. They are looked at when the
+/// They are valid for at least a day on either side of now, because the ends' clocks may differ by that much. They are checked when the
 /// stream begins, and never again.
 pub fn make(migration: &str, end: End, now: Timestamp) -> Result<Certificates, rcgen::Error> {
     let today = now.to_zoned(TimeZone::UTC).date();

@@ -27,7 +27,7 @@ const HANDSHAKE: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// That is no address.
-    #[error("{0:?} is no target")]
+    #[error("{0:?} is not a target")]
     Target(String),
     /// There is no socket of QEMU's network.
     #[error("cannot make a socket in the network of QEMU's process")]
@@ -75,7 +75,7 @@ pub async fn give(client: &Client, stream: TcpStream) -> Result<Handshake, DialE
     })
 }
 
-/// Lets QEMU send the VM by the connection that it was given. Only a refusal says that it does not.
+/// Lets QEMU send the VM by the connection that it was given. Only a refusal proves that it does not.
 pub async fn send(client: &Client) -> Result<(), QmpError> {
     let sent = client.migrate(&format!("fd:{NAME}")).await;
     if sent.is_err() {
@@ -85,11 +85,11 @@ pub async fn send(client: &Client) -> Result<(), QmpError> {
     sent
 }
 
-/// A connection that QEMU sends by, while it may not know its peer yet. Nobody can wait for more: also after a cancel QEMU would go on
-/// with the handshake, and take no other migration until that ends.
+/// A connection that QEMU sends through, while it may not know its peer yet. After a cancel QEMU would still go on with
+/// the handshake, and accept no other migration until that ends.
 ///
-/// What is known of it is QEMU's word alone: a QMP session that was lost says nothing, and to break a good stream might be to break
-/// it while the VM moves.
+/// Only QEMU's reports tell about it: a QMP session that was lost says nothing, and breaking a good stream might break it
+/// while the VM moves.
 #[derive(Debug)]
 pub struct Handshake {
     stream: TcpStream,
@@ -97,7 +97,7 @@ pub struct Handshake {
 }
 
 impl Handshake {
-    /// Breaks it off if it is in the way, by what QEMU says of the migration now; gives it back as long as it has not ended.
+    /// Breaks it off if it is in the way, from what QEMU now says about the migration; returns it as long as it has not ended.
     pub fn judge(self, status: &MigrationStatus) -> Option<Self> {
         use MigrationStatus::{Cancelled, Cancelling, Failed, None as Idle, Setup};
         match status {

@@ -54,7 +54,7 @@ fn end(step: MigrationStep) -> End {
     }
 }
 
-/// What this end can say of itself for an encrypted stream.
+/// What this end can report for an encrypted stream.
 pub(super) fn certified(vm: &Vm, host: &Host, order: &MigrationOrder) -> Option<Certified> {
     order.tls.as_ref()?;
     let uid = &order.migration.uid;
@@ -112,8 +112,8 @@ pub(super) async fn certify(
     Ok(false)
 }
 
-/// Target: QEMU is to let in only the source of this migration; whether it can. Nothing has been said of a QEMU that does
-/// not listen yet, so each time the certificates are new.
+/// Target: QEMU is to let in only the source of this migration; returns whether it can. Nothing has been reported about a QEMU that does
+/// not listen yet, so the certificates are new each time.
 pub(super) async fn admit_source(
     vm: &Vm,
     host: &Host,
@@ -200,7 +200,7 @@ impl From<LoadError> for Failure {
 
 impl From<DialError> for Failure {
     fn from(error: DialError) -> Self {
-        // Nothing has begun; a connection that cannot be had is as good as one that has failed.
+        // Nothing has begun; a connection that cannot be made counts as one that has failed.
         let refused = !matches!(&error, DialError::Qemu(error) if !matches!(error, QmpError::Command { .. }));
         Self {
             error: chain(&error),

@@ -1,4 +1,4 @@
-//! Encryption against a QEMU of our words: what the real one does is in `tests/stream.rs`.
+//! Encryption against a scripted QEMU: what the real one does is in `tests/stream.rs`.
 
 use std::{
     fs::{self, File},

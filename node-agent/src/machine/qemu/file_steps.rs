@@ -29,7 +29,7 @@ const DESCRIPTOR: &str = "hybridnic-file";
 /// How long a cancel waits for what was written to be removed: a file server that is away answers nothing.
 const REMOVE: Duration = Duration::from_secs(10);
 
-/// What a file may need of a migration, and no migration to another node: it is set while a VM goes to a file or comes from one.
+/// What a migration needs only for a file: it is set while a VM goes to a file or comes from one.
 const OF_FILES: [MigrationCapability; 2] = [MigrationCapability::MappedRam, MigrationCapability::Multifd];
 
 impl From<FileError> for Failure {
@@ -90,12 +90,12 @@ pub(super) async fn act(
             Err(Loading::Failed(failure)) => return Err(failure),
         },
     }
-    // What is to be told, or done next, follows from what is known now.
+    // What to report or do next follows from what is known now.
     vm.nics_changed.send_modify(|n| *n += 1);
     Ok(())
 }
 
-/// Removes what a save has left. What cannot be removed must not keep the VM from its VFs, nor a rollback from its end.
+/// Removes what a save has left. If it cannot be removed, that must not keep the VM from its VFs, nor a rollback from its end.
 async fn discard(vm: &Vm, host: &Host, file: &FileOrder, save: &str) {
     let inode = vm
         .begun(save)
@@ -115,7 +115,7 @@ async fn discard(vm: &Vm, host: &Host, file: &FileOrder, save: &str) {
     warn!(file = file.path, error, "what QEMU has written is not removed");
 }
 
-/// What touches a disk, or a file system of another host, may take as long as it likes.
+/// Access to a disk, or to a file system of another host, may take any time.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
 ) -> Result<T, Failure> {
@@ -137,7 +137,7 @@ async fn place(vm: &Vm, host: &Host, file: &FileOrder) -> Result<Place, Failure>
         error: format!("{what}: {}", chain(error)),
         refused: false,
     };
-    // Read first: that the root can be had proves that it was this process's.
+    // Read first: the root can be opened only if it was this process's.
     let who = Who::of(process.pid).map_err(|error| failed("QEMU's user is not known", &error))?;
     let root = host
         .broker
@@ -328,7 +328,7 @@ async fn seal(
     stage(vm, host, uid, SaveStage::Whole).await?;
     client.until_migration_settled().await?;
     if resume {
-        // What QEMU has written does not change any more. The guest need not wait for the disk.
+        // What QEMU has written no longer changes. The guest need not wait for the disk.
         client.cont().await?;
     }
     forget(client).await?;
@@ -344,7 +344,7 @@ async fn seal(
             info!(file = file.path, length, "the VM is in the file");
             stage(vm, host, uid, SaveStage::Named(length)).await
         }
-        // The kernel says only once that something is not on disk: what it says when asked again is no proof.
+        // The kernel reports only once that something is not on disk: its answer when asked again is no proof.
         Err(failure) => {
             warn!(file = file.path, error = failure.error, "the file gets no name");
             stage(vm, host, uid, SaveStage::Spoilt).await?;

@@ -1,4 +1,4 @@
-//! The steps against a QEMU of our words, and files of this machine.
+//! The steps against a scripted QEMU, and files of this machine.
 
 use std::{fs, io, os::fd::OwnedFd, path::Path, sync::Arc};
 

@@ -36,7 +36,7 @@ fn vm() -> Vm {
     vm
 }
 
-/// What it says that is not known is one word, however long and whatever it is.
+/// Anything unknown that it sends becomes one word, no matter how long.
 #[tokio::test]
 async fn only_known_words_are_noted() {
     let dir = tempfile::tempdir().unwrap();

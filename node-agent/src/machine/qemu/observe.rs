@@ -32,7 +32,7 @@ impl Qemu {
         let failover = if standby && run == Run::Here {
             match self.client.standby_negotiated(&id).await {
                 Ok(negotiated) => negotiated,
-                // This QEMU cannot tell: believe that the guest does.
+                // This QEMU does not know: assume that the guest does.
                 Err(QmpError::Command { .. } | QmpError::Decode { .. }) => Some(true),
                 Err(error) => return Err(error.into()),
             }

@@ -29,7 +29,7 @@ impl Qemu {
         Ok(self.client.free_root_ports().await?)
     }
 
-    /// Takes a standby's netdev away that has no device: a crash, or a macvtap that was made again, leaves one.
+    /// Removes a standby's netdev that has no device: a crash, or a macvtap that was made again, leaves one.
     pub async fn clear_standby(&self, nic: &str) -> Result<(), MachineError> {
         match self.client.netdev_del(&ids::netdev(nic)).await {
             Ok(()) | Err(QmpError::Command { .. }) => Ok(()),
@@ -112,7 +112,7 @@ impl Qemu {
             client.getfd(IOMMUFD, descriptors.iommu.as_fd()).await?;
             match client.object_add_iommufd(IOMMUFD, IOMMUFD).await {
                 Ok(()) => {}
-                // A QEMU without iommufd; or the VM's other NIC was quicker.
+                // A QEMU without iommufd; or another NIC of the VM was quicker.
                 Err(QmpError::Command { .. }) => {
                     if !has_iommufd().await? {
                         return Ok(None);
@@ -167,12 +167,12 @@ impl Qemu {
         }
     }
 
-    /// Has the guest's own address told to the switches, from these devices.
+    /// Announces the guest's own address to the switches, from these devices.
     pub async fn announce(&self, ids: &[&str]) -> Result<(), MachineError> {
         Ok(announce(&self.client, ids).await?)
     }
 
-    /// A device's address in the guest, where that can be told.
+    /// A device's address in the guest, where it is known.
     pub async fn address(&self, id: &str) -> Option<String> {
         let address = self.client.guest_pci_address(id).await.ok().flatten();
         address.map(|address| address.to_string())

@@ -12,7 +12,7 @@ use hybridnic_qmp::commands::{RxFilter, RxState};
 /// The most multicast addresses that a macvtap gets. QEMU keeps 64 of a guest.
 const MOST: usize = 256;
 
-/// More VLANs than this are no guest's: QEMU (10.0 does so) then has the table full from the start, and takes out only what
+/// More VLANs than this are not the guest's: QEMU, for example 10.0, then fills the table at the start, and removes only what
 /// a guest gives up.
 const VLANS_BELIEVED: usize = 2048;
 
@@ -45,7 +45,7 @@ impl Change {
 pub struct Beyond {
     /// VLANs that the guest has made, as far as QEMU knows.
     pub vlans: BTreeSet<u16>,
-    /// Whether it receives by other unicast addresses than the NIC's.
+    /// Whether it receives for other unicast addresses than the NIC's.
     pub macs: bool,
 }
 
@@ -60,7 +60,7 @@ pub fn change(filter: &RxFilter, now: &Received) -> Change {
     let overflow = filter.multicast_overflow || filter.multicast_table.len() > MOST;
     let all = filter.multicast == RxState::All || (overflow && filter.multicast != RxState::None);
     if all {
-        // The list comes first: some cards do not take every multicast for a PF that asks for it.
+        // The list comes first: some cards do not deliver every multicast to a PF that asks for it.
         let room = MOST.saturating_sub(wanted.len());
         let kept: Vec<_> = now.added.difference(&wanted).take(room).copied().collect();
         wanted.extend(kept);

@@ -122,7 +122,7 @@ fn what_a_macvtap_cannot_do_is_told() {
     let mut full = asked.clone();
     full.vlan_table = (0..4096).filter(|id| *id != 10).collect();
     assert_eq!(beyond(&full).vlans, BTreeSet::new());
-    // Of a guest that does not filter VLANs nothing is known.
+    // Nothing is known about a guest that does not filter VLANs.
     asked.vlan = RxState::All;
     assert_eq!(beyond(&asked).vlans, BTreeSet::new());
     let mut promiscuous = filter(&[MDNS]);
@@ -134,7 +134,7 @@ fn what_a_macvtap_cannot_do_is_told() {
 }
 
 proptest! {
-    /// Whatever the guest asks, in any order: the list stays bounded and holds groups only, and a second look changes
+    /// No matter what the guest asks, in any order: the list stays bounded and holds groups only, and a second look changes
     /// nothing.
     #[test]
     fn bounded_and_at_rest_after_one_change(

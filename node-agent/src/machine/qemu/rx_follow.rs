@@ -138,10 +138,10 @@ async fn set(vm: &Vm, standby: &Standby, filter: &RxFilter, lists: &impl Lists) 
     ok
 }
 
-/// A look before a VM that has come is started: QEMU sends no event for a filter that came with it. [`follow`] looks again
+/// A look before a VM that has arrived is started: QEMU sends no event for a filter that came with it. [`follow`] looks again
 /// once it runs.
 pub async fn look_in_pause(vm: &Vm, client: &Client, lists: &impl Lists) {
-    // It has warned of what it could not do, and the VM is not held up for the rest.
+    // It has logged what it could not do, and the VM does not wait for the rest.
     let _ = tokio::time::timeout(IN_PAUSE, follow_once(vm, client, lists)).await;
 }
 

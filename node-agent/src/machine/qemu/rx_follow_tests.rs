@@ -31,7 +31,7 @@ fn filter(device: &str, groups: &[&str]) -> Value {
     })
 }
 
-/// Tells of what would be put on a macvtap; that of b is refused.
+/// Reports what would be put on a macvtap; that of b is refused.
 struct Told(mpsc::UnboundedSender<(String, Vec<String>)>);
 
 /// Tells whether a standby rests.
@@ -72,7 +72,7 @@ async fn a_change_is_asked_for_once_and_put_on_its_macvtap() {
     let (vm, (sent, mut put)) = (vm(), mpsc::unbounded_channel());
     let lists = Told(sent);
     let qemu = async {
-        // At first, for there may have been events before the session.
+        // At first, because there may have been events before the session.
         asks(&mut peer, "sb-a", Some(&[])).await;
         assert_eq!(put.recv().await, Some(("hna".to_owned(), vec![])));
         // A guest that toggles, somebody else's NIC, a VM in a pause: one look.

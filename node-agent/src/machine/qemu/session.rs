@@ -39,12 +39,12 @@ const RETRY_CAP: Duration = Duration::from_secs(15);
 
 /// A session that has lasted so long counts. And a pod that makes sockets again and again is looked at no more often than that.
 const STEADY: Duration = Duration::from_secs(1);
-/// How long a QEMU is left alone that has sent too many events; doubled up to the cap, whatever its socket does meanwhile.
+/// How long a QEMU that has sent too many events is left alone; doubled up to the cap, no matter what its socket does meanwhile.
 const FLOODED: Duration = Duration::from_secs(1);
 /// The longest that it is left alone; and how long it has to behave to be trusted again.
 const FLOODED_CAP: Duration = Duration::from_mins(5);
 
-/// How soon the network of a pod is looked for again that was not found.
+/// How soon a pod's network that was not found is looked for again.
 const ADOPT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs until the VM has no NIC left here; the caller aborts it then.
@@ -110,13 +110,13 @@ pub async fn run(vm: Arc<Vm>, host: Arc<Host>, mut followed: Followed) {
     }
 }
 
-/// Reads what the journal has of the VM: what its migration has come to here decides what QEMU may be told.
+/// Reads what the journal knows about the VM: the result of its migration here decides what QEMU may be told.
 async fn recall(vm: &Vm, host: &Host) {
     let what = format!("record of the VM {}/{} ({})", vm.namespace, vm.pod, vm.pod_uid);
     while let Err(error) = vm.recall(&host.journal).await {
         let why = bounded(&format!(
-            "the {what} cannot be read: {}. Nothing is done to the VM and its NICs until it can be. A newer agent's record needs \
-             that agent back; a spoilt file may be removed once the VM and its migration have ended",
+            "the {what} cannot be read: {}. Nothing is done to the VM and its NICs until it can be read. A newer agent's record needs \
+             that agent back; a damaged file may be removed once the VM and its migration have ended",
             chain(&error)
         ));
         host.troubles.begin(&what, reasons::JOURNAL_FAILED, why.as_str());
@@ -144,7 +144,10 @@ fn is_flood(reason: &CloseReason) -> bool {
 /// The agent does not listen for a while to a QEMU that floods: its guest has taken it over, or it is broken. Its NICs say so. In a
 /// migration its VM may stand still until QEMU gets a command, so the agent listens again soon.
 async fn leave_alone(vm: &Vm, host: &Host, pause: Duration) {
-    warn!(?pause, "QEMU sends too many events, and is left alone");
+    warn!(
+        ?pause,
+        "QEMU sends too many events, and is left alone for a while"
+    );
     publish(vm, Session::Flooding);
     drive_migration(vm, host, None).await;
     // One that ends, and another that takes its place, would be greeted at once.
@@ -173,7 +176,7 @@ async fn leave_alone(vm: &Vm, host: &Host, pause: Duration) {
     }
 }
 
-/// Says what has changed, and that once: a pod may have it change as often as it likes.
+/// Logs a change only once: a pod may cause changes as often as it likes.
 fn publish(vm: &Vm, session: Session) {
     let same = match (&*vm.session.borrow(), &session) {
         (Some(Session::Gone), Session::Gone)
@@ -244,7 +247,7 @@ fn nobody_listens(vm: &Vm) -> Session {
     }
 }
 
-/// Takes the next step of the VM's migration, or says how it goes; gives when to look again though nothing tells.
+/// Takes the next step of the VM's migration, or reports how it goes; returns when to look again even without an event.
 async fn drive_migration(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration> {
     match vm.duties().migration {
         Owner::Agent => drive(vm, host, client).await,
@@ -352,7 +355,7 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             _ => true,
         },
         VmEvent::Migration { moment, .. } => {
-            // A VM that has come is started before its NICs' tasks give QEMU anything else to do.
+            // A VM that has arrived is started before its NICs' tasks give QEMU anything else to do.
             let starts = arriving && moment == Moment::Completed;
             if matches!(moment, Moment::Completed | Moment::Over) && !starts {
                 vm.beat(false);
@@ -373,7 +376,7 @@ async fn on_event(vm: &Vm, host: &Host, client: &Client, event: &Event) -> bool 
             vm.beat(true);
             true
         }
-        // A standby that is no more than a virtio-net has no other sign of its driver's start. QEMU sends the event again only after
+        // A standby that is a plain virtio-net has no other sign of its driver's start. QEMU sends the event again only after
         // it was asked what the guest receives, which is done once a second at most.
         VmEvent::Receives => {
             let is_bonded = |nic: &NicEntry| nic.pairing == Pairing::Bond;

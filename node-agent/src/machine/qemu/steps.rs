@@ -25,8 +25,8 @@ use crate::{
     trace,
 };
 
-/// How soon a step of a migration that failed is taken again: in the VM's pause no event may come. Nobody else's tries come at
-/// the same moment for it, and the VM stands still: no random part.
+/// How soon a step of a migration that failed is taken again: in the VM's pause no event may come. No other client tries at
+/// the same moment, and the VM stands still: so there is no random part.
 pub(super) const STEP_AGAIN: Duration = Duration::from_secs(1);
 /// How often a migration is looked at though no event has come.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -124,7 +124,7 @@ fn attributes(vm: &Vm) -> Vec<(&'static str, String)> {
 }
 
 async fn let_go(vm: &Vm, host: &Host, client: &Client) -> bool {
-    // From here on the VM may leave, whatever becomes of the command: an agent that comes after this one has to know.
+    // From here on the VM may leave, no matter what happens to the command: the next agent has to know.
     let (silenced, noted) = tokio::join!(
         handover::silence(vm, &*host.macvtaps),
         vm.set_custody(&host.journal, Custody::Left)
@@ -169,7 +169,7 @@ async fn stays(vm: &Vm, host: &Host) {
     }
 }
 
-/// Looks at the VM's migration and takes its next step; gives when to look again though nothing tells.
+/// Looks at the VM's migration and takes its next step; returns when to look again even without an event.
 pub(super) async fn drive(vm: &Vm, host: &Host, client: Option<&Client>) -> Option<Duration> {
     let nics = vm.nics();
     // If they do not agree QEMU is left alone, but its end is reported nevertheless.
@@ -271,7 +271,7 @@ fn say_failed(vm: &Vm, host: &Host, order: &MigrationOrder, action: &Action, fai
         error = failure.error,
         "the migration's step failed"
     );
-    // What QEMU refused to begin has taken nothing away, and is over. Any other step is taken again.
+    // If QEMU refused to begin, nothing has changed, and the migration is over. Any other step is taken again.
     let begins = matches!(
         action,
         Action::Listen | Action::Start(_) | Action::File(FileAction::Write | FileAction::Load)

@@ -1,4 +1,4 @@
-//! The steps against a QEMU of our words, with macvtaps that tell what the journal had when they were set.
+//! The steps against a scripted QEMU, with macvtaps that tell what the journal had when they were set.
 
 use std::{
     path::{Path, PathBuf},
@@ -215,7 +215,7 @@ async fn a_vm_leaves_once_its_standbys_are_silent() {
             "whatever becomes of the command, and of the agent"
         );
         peer.reply(&goes_on, json!({})).await;
-        // Nobody asks QEMU anything before it says how it went on.
+        // Nobody asks QEMU anything before it reports how it went on.
         peer.is_left_alone(ALONE).await;
         peer.event("MIGRATION", json!({"status": "completed"})).await;
         peer.shows("completed", "postmigrate").await;

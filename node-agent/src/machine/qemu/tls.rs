@@ -8,7 +8,7 @@
 //! ```
 //! All of it is in memory, never on a disk, and only root can read it. It outlives the agent, because the source's agent may be restarted
 //! between its report and the transfer. QEMU gets copies by a descriptor, in a directory of its own, on a file system that is mounted nowhere.
-//! So it need not be able to read any file, and from what it gets nothing else can be reached. That directory is gone once QEMU has read it.
+//! So it need not be able to read any file, and it can reach nothing else from there. That directory is gone once QEMU has read it.
 
 use std::{
     fs::{self, DirBuilder, OpenOptions, Permissions},
@@ -46,7 +46,7 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 -----END DH PARAMETERS-----
 ";
 
-/// After this no certificate is good for anything any more.
+/// After this no certificate is valid any more.
 const OUTLIVED: Duration = Duration::from_hours(48);
 
 /// Where certificates lie.
@@ -67,7 +67,7 @@ pub enum TlsError {
         source: io::Error,
     },
     /// Their directory may be written to a disk.
-    #[error("{0} is not in memory (tmpfs), where alone keys may lie")]
+    #[error("{0} is not in memory (tmpfs), the only place where keys may be")]
     OnDisk(PathBuf),
     /// They cannot be made.
     #[error("cannot make certificates")]
@@ -136,12 +136,12 @@ impl Keys {
     /// Forgets what was made for the VM.
     pub fn forget(&self, pod_uid: &str) {
         if let Ok(home) = self.home(pod_uid) {
-            // There may be nothing; and what is left goes when it is outlived.
+            // There may be nothing; and what is left is removed when it expires.
             let _ = fs::remove_dir_all(home);
         }
     }
 
-    /// Forgets what is good for nothing any more: of VMs that went while no agent was there.
+    /// Forgets what is no longer useful: that of VMs that went while no agent was there.
     pub fn sweep(&self) {
         let Ok(homes) = fs::read_dir(&self.root) else {
             return;

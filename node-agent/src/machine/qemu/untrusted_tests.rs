@@ -1,4 +1,4 @@
-//! Who listens on a VM's socket without being of its pod.
+//! Listeners on a VM's socket that do not belong to its pod.
 
 use std::os::unix::net::UnixListener;
 

@@ -1,6 +1,6 @@
 //! The way of a NIC that has no standby (`standby: None`): its VF is all that it has, and the only owner of its MAC. While the VF is out, as
-//! for a migration, the VM has no network by the NIC. So nothing has an order here, and a VF that works is left for another, or at a word,
-//! and for nothing else.
+//! for a migration, the VM has no network through the NIC. So there is no order of two devices here, and a VF that works is left only for
+//! another VF, or on request.
 
 use hybridnic_api::{
     conditions::reasons,
@@ -42,7 +42,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     }
 }
 
-/// Which VF; `None` where that is settled, or there is none.
+/// Which VF; `None` if that is decided, or there is none.
 pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Option<Decision> {
     use AttachmentState::Pending;
     if guest.vf {
@@ -54,7 +54,7 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
     if ask.wants_vf() && seen.vf_offered && learnt.vf_failed.is_none() {
         return Some(Decision::Do(Step::Reserve));
     }
-    // Where the VM runs already, or has run, it goes without one, and says so.
+    // If the VM runs already, or has run, it goes without one, and reports that.
     if guest.run != Run::Incoming {
         return None;
     }
@@ -65,7 +65,7 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
     (ask.wants_vf() && !seen.uplink).then(|| wait_because(Pending, reasons::NO_UPLINK, NO_UPLINK))
 }
 
-/// Nothing is done to a VF of which nothing is known, and nothing is concluded from it.
+/// If nothing is known about a VF, nothing is done to it, and nothing is concluded from it.
 fn unknown(ask: &Ask, guest: Guest) -> Decision {
     let state = if guest.uses_vf {
         AttachmentState::FastPath
@@ -118,7 +118,7 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
     if vf.is_some_and(dark) && seen.other_vf && may_leave {
         return Decision::Do(Step::UnplugVf);
     }
-    // One that is lost, or that the guest has met under another MAC, is of no use to it.
+    // One that is lost, or that the guest has met under another MAC, is useless to it.
     if !guest.uses_vf && !has_nic_mac(seen) {
         return if may_leave {
             Decision::Do(Step::UnplugVf)
@@ -127,7 +127,7 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
         };
     }
     if !guest.uses_vf && learnt.ignores_vf.is_some() {
-        // It stays: out of the guest it would be of no more use.
+        // It stays: outside of the guest it would be no more useful.
         return wait_because(Pending, reasons::GUEST_IGNORES_VF, IGNORES_VF);
     }
     if !guest.uses_vf || !learnt.moved {
@@ -169,7 +169,7 @@ fn unplugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision 
         };
         return wait_because(Aside, reason, message);
     };
-    // Otherwise it goes back into the guest: it may be out by a migration that has failed, and is all that there is.
+    // Otherwise it goes back into the guest: it may be out because of a migration that has failed, and there is nothing else.
     if yields(ask, seen, guest, learnt) {
         return Decision::Do(park(seen, learnt).unwrap_or(Step::RestoreVf));
     }
@@ -177,7 +177,7 @@ fn unplugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision 
         return Decision::Do(step);
     }
     let useless = dark(vf) || learnt.vf_failed.is_some() && learnt.vf_failures >= TRIES;
-    // One that somebody keeps cannot be exchanged: better to try it again.
+    // A VF that somebody keeps cannot be exchanged: it is better to try it again.
     if useless && seen.other_vf && !vf.held {
         return Decision::Do(park(seen, learnt).unwrap_or(Step::RestoreVf));
     }
@@ -192,7 +192,7 @@ fn unplugged(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision 
 }
 
 /// Whether a drain has the VF. An administrator may clear a card for another, and takes no VM its network: another VF takes its place, or
-/// it is seen to be of no use. A guest that does not use it at the moment, or a link that is down for one, shows no such thing.
+/// it is seen to be useless. A guest that does not use it at the moment, or a link that is down for a moment, does not show that.
 fn yields(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> bool {
     let is_useless = seen.vf == Some(VfSeen::Gone)
         || seen.there().is_some_and(dark)
@@ -205,10 +205,10 @@ fn park(seen: &Seen, learnt: &Learnt) -> Option<Step> {
     (has_nic_mac(seen) && !learnt.not_parked).then_some(Step::Park)
 }
 
-const NO_VF: &str = "no VF of the network is free on the node; the NIC has no standby, so the VM has no network by it until one is";
+const NO_VF: &str = "no VF of the network is free on the node; the NIC has no standby, so the VM has no network through it until one is";
 
 const DRAINED_ONLY: &str = "the NIC's VF is drained, the NIC has no standby, and no other VF is free: it stays on its VF until one is; \
                             path: Standby takes the VF out, and the VM its network";
 
-const IGNORES_VF: &str = "the guest does not use the VF, and the NIC has no standby: the VM has no network by it; the guest needs the VF's driver. \
-                          The VF stays in the guest, and is looked at every few seconds";
+const IGNORES_VF: &str = "the guest does not use the VF, and the NIC has no standby: the VM has no network through it; the guest needs the \
+                          VF's driver. The VF stays in the guest, and is looked at every few seconds";

@@ -65,11 +65,11 @@ pub(super) fn next(goal: Goal, ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decis
     }
 }
 
-/// The guest, or what comes next where QEMU does not show one.
+/// The guest, or the next best source if QEMU does not show one.
 pub(super) fn guest(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Result<Guest, Decision> {
     use AttachmentState::Pending;
     Err(match seen.qemu {
-        // A VF that was parked in the guest carries nothing, nor does one that is no more, whatever its driver has started.
+        // A VF that was parked in the guest carries nothing, nor does one that is gone, no matter what its driver has started.
         QemuSeen::Up(guest) => {
             return Ok(Guest {
                 uses_vf: guest.uses_vf && !is_parked(seen) && seen.vf != Some(VfSeen::Gone),
@@ -99,13 +99,13 @@ pub(super) fn guest(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Result<Guest, De
     })
 }
 
-/// Which VF, and on which PF the standby; `None` where that is settled.
+/// Which VF, and on which PF the standby; `None` if that is decided.
 pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Option<Decision> {
     use AttachmentState::Pending;
     if ask.is_alone() {
         return alone::take(ask, seen, guest, learnt);
     }
-    // Where the runtime has it, the standby is where the pod's sandbox was promised it.
+    // If the runtime has it, the standby is where the pod's sandbox was promised it.
     let bare = ask.duties.standby == Owner::Agent && !guest.vf && !guest.standby;
     match seen.vf {
         _ if guest.vf => None,
@@ -120,7 +120,7 @@ pub(super) fn take(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Opt
         Some(VfSeen::There(vf)) if bare && (dark(vf) || ask.leaves_vf()) && !vf.other_pf && seen.other_vf => {
             Some(Decision::Do(Step::RemoveStandby))
         }
-        // The standby was made when there was no VF, and one has come on another PF: as nothing is in the guest yet, the
+        // The standby was made when there was no VF, and one has come on another PF: because nothing is in the guest yet, the
         // standby goes there, and the NIC is not split for as long as its VM stays here.
         Some(VfSeen::There(vf)) if bare && vf.other_pf && vf.link && !seen.seized => {
             Some(Decision::Do(Step::MoveStandby))
@@ -199,7 +199,7 @@ fn before_vm(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     step.map_or(waits, Decision::Do)
 }
 
-/// The macvtap is missing. A standby that is in the guest stays on the one that is gone, whatever is made in its place.
+/// The macvtap is missing. A standby that is in the guest stays on the one that is gone, no matter what is made in its place.
 fn make_standby(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decision {
     if !guest.standby {
         return match ask.duties.standby {
@@ -213,7 +213,7 @@ fn make_standby(ask: &Ask, seen: &Seen, guest: Guest, learnt: &Learnt) -> Decisi
         Run::Here if !guest.uses_vf && ask.duties.standby == Owner::Runtime => {
             wait_because(AttachmentState::Pending, reasons::STANDBY_FAILED, DEAD_STANDBY)
         }
-        // To take the standby out would take the guest's master netdev, and with it the addresses of one that works.
+        // Taking the standby out would take the guest's master netdev, and the addresses of a working one with it.
         Run::Here if guest.uses_vf => {
             wait_because(AttachmentState::FastPath, reasons::STANDBY_FAILED, DEAD_STANDBY)
         }
@@ -232,7 +232,7 @@ const DEAD_STANDBY: &str = "the standby's macvtap was removed by somebody else, 
 
 /// The macvtap has had another MAC: it stays shut. A VF that the guest uses is its own, whose MAC the card enforces.
 fn seized(seen: &Seen, guest: Guest) -> Option<Decision> {
-    // Of a macvtap that is made again nobody has the descriptor.
+    // Nobody has the descriptor of a macvtap that is made again.
     if seen.seized && seen.seizer_ended && !guest.standby {
         return Some(Decision::Do(Step::RemoveStandby));
     }
@@ -278,8 +278,8 @@ pub(super) fn away(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Lear
 
 pub(super) const VF_FAILED: &str = "the VF could not be set up or plugged; tried again after a pause";
 
-/// Nothing is done to a VF of which nothing is known, and nothing is concluded from it. On its own PF the standby may be up
-/// whatever MAC the VF has.
+/// If nothing is known about a VF, nothing is done to it, and nothing is concluded from it. On its own PF the standby may be up no
+/// matter what MAC the VF has.
 fn unknown(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, other_pf: bool) -> Decision {
     use AttachmentState::{FastPath, Pending, Standby};
     let twice = !other_pf && (!guest.vf || switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak);

@@ -10,7 +10,7 @@ use crate::{
 
 /// The next step out.
 pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
-    // A NIC without a standby whose VF is out has no record, and its VM may be all that it has to see to.
+    // A NIC without a standby whose VF is out has no record, and its VM may be the only thing that is left to do.
     let minds = seen.recorded || ask.is_alone() && ask.ordered;
     let held = if minds || matches!(seen.qemu, QemuSeen::Up(guest) if concerns(ask, guest)) {
         ask.off_vf()
@@ -46,7 +46,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                         "the VM has arrived here; nothing is taken from it",
                     );
                 }
-                // What is ours in a guest that is not goes as from any other.
+                // Our devices in a guest that is not ours are removed as from any other.
                 Run::Here | Run::Occupied => {}
                 Run::Incoming | Run::HandedOver if !ask.ends_qemu() => {
                     return wait_because(
@@ -55,7 +55,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
                         "the VM does not run in this QEMU; what runs the VM ends it",
                     );
                 }
-                // It will never run the VM again, and a guest that does not run lets go of nothing.
+                // It will never run the VM again, and a guest that does not run releases nothing.
                 Run::Incoming | Run::HandedOver => return Decision::Do(Step::QuitQemu),
                 Run::Starting => {
                     return wait_because(

@@ -1,4 +1,4 @@
-//! The way from the standby to the VF, and back, or to another, where the VF is of no use.
+//! The way from the standby to the VF, and back, or to another VF if this one is useless.
 
 use hybridnic_api::{
     conditions::reasons,
@@ -47,14 +47,14 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
         return Decision::Do(leave(ask, seen, up, learnt));
     }
     let lost = seen.there().filter(|vf| !vf.link);
-    // Where neither the standby nor another VF has a link, nothing is won.
+    // If neither the standby nor another VF has a link, nothing is gained.
     let elsewhere = |vf: VfThere| vf.other_pf && seen.standby_link == Some(true) || seen.other_vf;
     if lost.is_some_and(|vf| dark(vf) && elsewhere(vf)) && !learnt.keeps_vf {
         return Decision::Do(Step::UnplugVf);
     }
     // With the standby down it is too late to look.
     if !guest.uses_vf || up && !learnt.moved {
-        // One that is lost, or that the guest has met under another MAC, is of no use to it.
+        // One that is lost, or that the guest has met under another MAC, is useless to it.
         return if learnt.ignores_vf.is_some() || !has_nic_mac(seen) {
             if learnt.keeps_vf {
                 let (reason, message) = ignored(ask.pairing, learnt.ignores_vf.unwrap_or(Sends::ByStandby));
@@ -63,10 +63,10 @@ fn plugged(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt) -> D
                 Decision::Do(Step::UnplugVf)
             }
         } else if !up && switch_order(ask, seen, learnt) == SwitchOrder::MakeBeforeBreak {
-            // A guest that has restarted may boot by its network.
+            // A guest that has restarted may boot over its network.
             Decision::Do(Step::StandbyUp)
         } else if up && ask.pairing == Pairing::Bond && guest.failover.is_none() {
-            // It still boots. One with net_failover tells when it has, and is tried again then, however long it took.
+            // It still boots. A guest with net_failover reports when it has booted, and is tried again then, no matter how long it took.
             wait_because(AttachmentState::Standby, reasons::GUEST_NOT_BONDED, BOOTS_WITH_VF)
         } else {
             Decision::Do(Step::AwaitGuest)
@@ -139,7 +139,7 @@ fn reserved(ask: &Ask, seen: &Seen, guest: Guest, up: bool, learnt: &Learnt, vf:
         return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(step));
     }
     let useless = dark(vf) || learnt.vf_failed.is_some() && learnt.vf_failures >= TRIES;
-    // One that somebody keeps cannot be exchanged: better to try it again.
+    // A VF that somebody keeps cannot be exchanged: it is better to try it again.
     if (useless && seen.other_vf || seen.home_vf && !ask.ordered) && !vf.held {
         return Decision::Do(settle_on_standby(seen, up, learnt).unwrap_or(Step::RestoreVf));
     }
@@ -179,7 +179,7 @@ fn obstacle(ask: &Ask, guest: Guest, learnt: &Learnt, vf: VfThere) -> Option<(&'
         .or_else(|| learnt.ignores_vf.map(|sends| ignored(ask.pairing, sends)))
 }
 
-/// What stands against plugging the VF, whatever else the guest has.
+/// What prevents plugging the VF, no matter what else the guest has.
 pub(super) fn unfit(guest: Guest, learnt: &Learnt, vf: VfThere) -> Option<(&'static str, &'static str)> {
     if let Some(reason) = learnt.vf_failed {
         return Some((reason, VF_FAILED));
@@ -222,7 +222,7 @@ fn unready(pairing: Pairing, guest: Guest) -> Option<(&'static str, &'static str
     }
 }
 
-/// What is said of a guest that does not use its VF as it should.
+/// What is reported about a guest that does not use its VF as it should.
 fn ignored(pairing: Pairing, sends: Sends) -> (&'static str, &'static str) {
     match (pairing, sends) {
         (Pairing::NetFailover, _) => (reasons::GUEST_IGNORES_VF, IGNORES_VF),

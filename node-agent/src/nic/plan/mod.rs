@@ -60,7 +60,7 @@ pub enum Step {
     Bind,
     /// Give the VF its parking MAC, no VLAN and its saved settings.
     Park,
-    /// Forget a VF of which it is proven that it has gone away.
+    /// Forget a VF that is proven to be gone.
     DropVf,
     /// Make the macvtap, down, and its VLAN device.
     MakeStandby,
@@ -152,12 +152,12 @@ pub struct Learnt {
     pub keeps_vf: bool,
     /// The guest did not let go of the standby in time.
     pub keeps_standby: bool,
-    /// The guest did not use the VF in time, or no more; by what it sent instead.
+    /// The guest did not use the VF in time, or no longer; what it sent through instead.
     pub ignores_vf: Option<Sends>,
     /// The VF could not be reserved, bound, parked, set up or plugged; one of
     /// [`reasons`](hybridnic_api::conditions::reasons). Tried again after a pause.
     pub vf_failed: Option<&'static str>,
-    /// How often that was so with this VF. Not forgotten before it works, or is given back.
+    /// How often that happened with this VF. Kept until it works or is given back.
     pub vf_failures: u8,
     /// The VF's driver did not take its parking MAC.
     pub not_parked: bool,
@@ -171,7 +171,7 @@ pub struct Learnt {
     pub moved: bool,
 }
 
-/// By what a guest was seen to send that does not use its VF as it should.
+/// What a guest that does not use its VF as it should was seen to send through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sends {
     /// By its standby, while the driver of its VF runs too.
@@ -183,7 +183,7 @@ pub enum Sends {
 }
 
 impl Learnt {
-    /// What stays known when that which failed is tried again.
+    /// What stays known when a failed step is tried again.
     #[must_use]
     pub fn again(self) -> Self {
         Self {
@@ -202,8 +202,8 @@ pub struct Ask {
     pub goal: Goal,
     /// Whether it is told so, and what becomes of its VF.
     pub aside: Option<Aside>,
-    /// Whether a migration has an order for the VM. Then a VF that is to go back stays: to give it back may take long, or fail, and
-    /// the migration waits for nothing that it does not need.
+    /// Whether a migration has an order for the VM. Then a VF that is to go back stays: giving it back may take long, or fail,
+    /// and the migration waits only for what it needs.
     pub ordered: bool,
     /// What to do without a VF.
     pub no_free_vf: NoFreeVf,
@@ -226,7 +226,7 @@ impl Ask {
     /// What an attachment's spec asks for.
     pub fn of(spec: &NicAttachmentSpec, driver_order: SwitchOrder, duties: Duties, drained: bool) -> Self {
         let expected = spec.migration.as_ref().is_some_and(|migration| {
-            // At the source of one that is only watched, too: there a VM that is here has not left.
+            // Also at the source of one that is only watched: a VM that is here has not left.
             let watched = duties.migration == Owner::Runtime;
             watched || migration.step.receives() || migration.step == MigrationStep::GiveUp
         });
@@ -303,7 +303,7 @@ pub fn switch_order(ask: &Ask, seen: &Seen, learnt: &Learnt) -> SwitchOrder {
 
 /// The next step.
 pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
-    // Whatever else is so, and whether or not QEMU answers.
+    // This comes first, in any other state, and whether or not QEMU answers.
     if seen.foreign_mac && !seen.seized || seen.seized && seen.macvtap == Some(true) {
         return Decision::Do(Step::SeizeStandby);
     }
@@ -315,8 +315,8 @@ pub fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
     }
 }
 
-/// Nothing is plugged or goes up unguarded. What is up already, as after filters were taken away or the network has got others, is
-/// guarded when all else is done: a guard that fails must not keep a VF in a guest, or a MAC live, that has to leave.
+/// Nothing is plugged or goes up unguarded. A standby that is up already, for example because its filters were removed or the network has
+/// changed, is guarded after everything else: a guard that fails must not keep a VF in a guest, or a MAC live, that has to leave.
 fn guarded(decision: Decision, seen: &Seen) -> Decision {
     let there = seen.macvtap.is_some() && !seen.guarded;
     match decision {
@@ -340,7 +340,7 @@ fn wait_because(state: AttachmentState, reason: &'static str, message: impl Into
     })
 }
 
-/// Gives the VF back that the NIC is not to have any more. It is not in the guest.
+/// Gives back a VF that the NIC is no longer to have. It is not in the guest.
 fn give_back(ask: &Ask, seen: &Seen) -> Option<Step> {
     let goes = (!ask.wants_vf() || ask.drained) && !ask.ordered && seen.there().is_some();
     goes.then_some(Step::RestoreVf)

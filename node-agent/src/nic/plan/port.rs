@@ -1,7 +1,7 @@
 //! What the switch is asked for the VF's port, where the network has a port profile.
 //!
 //! A port is preassociated while its VF waits for a VM that migrates here, associated before the VF is plugged, and disassociated
-//! once the VF is parked. With a VF that has failed nothing more is tried before its pause is over.
+//! once the VF is parked. A VF that has failed is left alone until its pause is over.
 
 use super::{Learnt, Step};
 use crate::nic::seen::{Port, Seen};
@@ -29,7 +29,7 @@ pub(super) fn leave(seen: &Seen, learnt: &Learnt) -> Option<Step> {
     leaves.then_some(Step::Disassociate)
 }
 
-/// Whether the port of a VF that carries nothing has something. What is kept for a VM is no such thing: it may just have come.
+/// Whether the port of a VF that carries nothing has something. What is kept for a VM does not count: the VM may just have arrived.
 pub(super) fn is_left_over(seen: &Seen) -> bool {
     matches!(port(seen), Port::Associated | Port::Unsettled)
 }

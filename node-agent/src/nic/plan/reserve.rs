@@ -28,7 +28,7 @@ pub(super) fn next(ask: &Ask, seen: &Seen, learnt: &Learnt) -> Decision {
         QemuSeen::Up(guest) if guest.standby && !guest.vf && has_nic_mac(seen) => {
             return Decision::Do(Step::Park);
         }
-        // What is in a guest is not taken from it by a goal that came too late.
+        // A goal that came too late takes nothing from a guest.
         QemuSeen::Up(guest) if guest.standby || guest.vf => {
             return wait_because(Pending, reasons::TARGET_OCCUPIED, IN_A_GUEST);
         }

@@ -46,13 +46,13 @@ pub(super) async fn await_guest(cx: &mut Context, vf: &VfRecord) -> Result<(), G
     }
 }
 
-/// Resolves when the guest, which `uses` its VF or does not, has begun or ceased to.
+/// Resolves when the guest, which `uses` its VF or does not, has started or stopped using it.
 pub async fn until_use_changes(cx: &Context, uses: bool) {
     let Some(vf) = &cx.record.vf else {
         return std::future::pending().await;
     };
     while observe::uses(vf) == uses {
-        // Interrupts are nothing that the kernel tells of.
+        // The kernel does not report interrupts.
         tokio::time::sleep(LOOK_AT_REST).await;
     }
 }

@@ -25,7 +25,7 @@ pub(super) async fn on_pf(cx: &Context) -> Result<(), VfError> {
     let Some(vf) = &cx.record.vf else {
         return Ok(());
     };
-    // The card puts the VF's frames into its VLAN, but none of its PF's.
+    // The card tags the VF's frames for its VLAN, but not those of its PF.
     let tag = tag(&cx.record.spec.l2);
     if let Some(pf) = cx.host.pf_link(vf.pf).await?
         && let Err(error) = announce::send_rarp(pf.index, cx.mac, tag)

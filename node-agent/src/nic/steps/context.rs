@@ -29,7 +29,7 @@ pub struct Context {
     pub host: Arc<Host>,
     /// The VM.
     pub vm: Arc<Vm>,
-    /// Who asks.
+    /// The NIC that asks.
     pub claimant: Claimant,
     /// What is held; on disk whenever a step acts.
     pub record: Record,
@@ -41,7 +41,7 @@ pub struct Context {
     pub learnt: Learnt,
     /// Packets that the standby had sent at the last plug of the VF.
     pub sent_at_plug: Option<u64>,
-    /// Whether the guest has the VF and was seen to go without it. Until the next plug.
+    /// Whether the guest has the VF and was seen not to use it. Until the next plug.
     pub disused: bool,
     /// The order of the last switch from VF to standby.
     pub unplug_order: Option<SwitchOrder>,
@@ -50,7 +50,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// Changes the record: on disk first, so that it is as it was where that fails.
+    /// Changes the record: on disk first, so that it stays as it was if that fails.
     pub(super) async fn commit(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), JournalError> {
         let mut record = self.record.clone();
         change(&mut record);
@@ -60,7 +60,7 @@ impl Context {
         Ok(())
     }
 
-    /// Says whether the VF is wanted that comes with a device of the pod's.
+    /// Reports whether the NIC wants the VF that comes with its pod's device.
     pub fn claim_promise(&self) {
         let gives_back = self.record.spec.aside == Some(Aside::GiveVfBack);
         self.host.pools.set_gives_back(&self.record.uid, gives_back);
@@ -117,8 +117,8 @@ impl Context {
         }
     }
 
-    /// Which VF will do in place of its own: where nothing ties the NIC to its PF it may leave it, as the scheduler has counted
-    /// it there and a link is worth more. A pod that has one VF's group can have no other VF.
+    /// Which VF will do in place of its own: if nothing ties the NIC to its PF it may leave it: the scheduler has counted
+    /// it there, but a link is worth more. A pod that has one VF's group can have no other VF.
     pub fn pick_elsewhere(&self) -> Pick {
         if let Some(loan) = self.loan() {
             return Pick::Exactly(loan.vf.address);
@@ -129,7 +129,7 @@ impl Context {
         }
     }
 
-    /// Notes that the VF could not be made ready; one that fails again and again is given back when another is to be had.
+    /// Notes that the VF could not be made ready; one that fails again and again is given back when another is available.
     pub(super) fn vf_failed<E: HasReason>(&mut self, error: E) -> E {
         self.learnt.vf_failed = Some(error.reason());
         // One that cannot be read may be as good as any.

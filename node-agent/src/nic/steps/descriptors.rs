@@ -22,7 +22,7 @@ pub(super) fn of_vf(host: &Host, vf: PciAddress) -> Option<VfDescriptors> {
     let device = match host.handouts.open(vf, &cdev) {
         Ok(device) => device,
         Err(error) => {
-            warn!(%vf, %error, "who has the VF's descriptor will not be known");
+            warn!(%vf, %error, "it will not be known which process has the VF's descriptor");
             host.handouts.note_unwatched(vf);
             host.dev.open_vfio_cdev(&cdev).ok()??
         }

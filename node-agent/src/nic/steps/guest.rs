@@ -156,7 +156,7 @@ pub(super) async fn plug_vf(cx: &mut Context, machine: &Machine) -> Result<bool,
         Ok(()) = cx.interrupt.changed() => return Ok(false),
     };
     if cx.record.spec.standby == StandbyKind::None {
-        // That the VM has no free port is no fault of the VF.
+        // If the VM has no free port, the VF is not at fault.
         let _choosing = vm.choosing_ports.lock().await;
         settle_ports(cx, machine).await?;
     }
@@ -172,7 +172,7 @@ async fn try_plug_vf(cx: &mut Context, machine: &Machine) -> Result<(), GuestErr
     if let Some(why) = cx.lacks_group().or_else(|| other_group(cx, &vf)) {
         return Err(GuestError::NoGroup(why));
     }
-    // Of the very process of the pod that is talked to, and of no other.
+    // Only for the very process of the pod that is talked to.
     cx.vm.unlimit_locked_memory().map_err(GuestError::Limited)?;
     (cx.learnt.moved, cx.disused) = (false, false);
     cx.commit(|record| record.plugs += 1).await?;
@@ -253,7 +253,7 @@ pub(super) async fn await_guest(cx: &mut Context) -> Result<(), GuestError> {
     }
 }
 
-/// Resolves when the guest, which has moved to the VF, does not use it and goes without network; says by what it sends. `disuse` is
+/// Resolves when the guest, which has moved to the VF, does not use it and has no network; returns what it sends through. `disuse` is
 /// what earlier calls have seen.
 pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) -> Sends {
     let (Some(vf), Some(standby)) = (&cx.record.vf, &cx.record.standby) else {
@@ -271,7 +271,7 @@ pub async fn until_disused(cx: &Context, disuse: &mut Option<Disuse>) -> Sends {
             }
             Err(error) => debug!(error = chain(&error), "the standby cannot be looked at"),
         }
-        // Counters are nothing that the kernel tells of.
+        // The kernel does not report changes of counters.
         tokio::time::sleep(LOOK_AT_REST).await;
     }
 }
@@ -323,7 +323,7 @@ pub(super) async fn unplug_vf(
     Ok(())
 }
 
-/// Takes the standby out of the guest, and what belongs to it out of QEMU.
+/// Takes the standby out of the guest, and its netdev and the like out of QEMU.
 pub(super) async fn unplug_standby(cx: &mut Context, machine: &Machine) -> Result<(), MachineError> {
     let nic = cx.record.spec.nic.name.clone();
     match unplug(cx, machine, &ids::standby(&cx.record.spec)).await? {

@@ -15,7 +15,7 @@ use crate::{
     nic::{ids, observe::Observation},
 };
 
-/// Who runs QEMU in a launcher.
+/// The user that QEMU runs as in a launcher.
 const QEMU: tap_node::Owner = tap_node::Owner { uid: 107, gid: 107 };
 
 /// The sandbox of the NIC's pod that counts now.
@@ -34,7 +34,7 @@ pub(super) async fn promised_pf(cx: &Context) -> Result<Option<(PciAddress, Stri
     Ok(Some((pf, link.map(|link| link.name).unwrap_or_default())))
 }
 
-/// Makes the macvtap of this spec, which leads out by a link of the host's, in the pod's network namespace.
+/// Makes the macvtap of this spec in the pod's network namespace, on a link of the host's.
 pub(super) async fn make(cx: &mut Context, spec: &MacvtapSpec) -> Result<(), StandbyError> {
     let sandbox = sandbox(cx).ok_or(StandbyError::NotAskedFor)?;
     let (container, device) = (sandbox.container.clone(), sandbox.device);
@@ -49,7 +49,7 @@ pub(super) async fn make(cx: &mut Context, spec: &MacvtapSpec) -> Result<(), Sta
     .await?;
     let (sysfs, dev) = (&cx.host.sysfs, &cx.host.dev);
     let there = sandbox.netlink.link_by_index(index).await?;
-    // One that is there is of a step that was cut short by a crash.
+    // A macvtap that is there comes from a step that a crash cut short.
     if there.is_none() {
         tap_node::make_room(sysfs, dev, index)?;
         let place = Place {
@@ -85,7 +85,7 @@ pub(super) fn answer(cx: &Context, now: &Observation) {
     }
 }
 
-/// The link has gone, or goes with its sandbox: nothing is held of that any more.
+/// The link has gone, or goes with its sandbox: nothing of it is held any more.
 pub(super) fn forget(cx: &Context) {
     if let Some(ifname) = ids::ifname(&cx.record.spec) {
         cx.host.sandboxes.forget(&cx.record.spec.pod.uid, &ifname);

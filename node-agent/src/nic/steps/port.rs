@@ -1,6 +1,6 @@
 //! Steps on the VF's port at the switch: the network's port profile.
 //!
-//! The switch's answer is looked for as libvirt does: again and again, because no event tells of it.
+//! As libvirt does, the agent looks for the switch's answer again and again, because no event reports it.
 
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ pub(super) async fn ask(cx: &mut Context, request: PortRequest) -> Result<bool, 
     }
 }
 
-/// Has the switch take away what it was asked for, before the VF is given back. `false` where the spec has changed meanwhile.
+/// Lets the switch take away what it was asked for, before the VF is given back. `false` where the spec has changed meanwhile.
 pub(super) async fn free(cx: &mut Context) -> Result<bool, PortError> {
     if !held(cx)?.port_asked {
         return Ok(true);
@@ -112,7 +112,7 @@ async fn settle(
     let netlink = cx.host.netlink.clone();
     let look = async || netlink.vf_port(pf.index, vf).await.map_err(VfError::Table);
     let before = look().await?;
-    // One that is not listed may only be out of sight: that it has nothing is known once the switch was asked.
+    // A port that is not listed may only be hidden: it is known to have nothing once the switch was asked.
     if before.is_some() && is_done(before.as_ref(), request, profile) {
         return Ok(true);
     }
@@ -180,7 +180,7 @@ fn is_done(port: Option<&VfPort>, request: PortRequest, profile: Option<&PortPro
     }
 }
 
-/// The journal knows that something is to be taken back before the switch is asked for it.
+/// Before the switch is asked, the journal knows that something is to be taken back.
 async fn note_asked(cx: &mut Context) -> Result<(), PortError> {
     if held(cx)?.port_asked {
         return Ok(());
@@ -193,7 +193,7 @@ async fn note_asked(cx: &mut Context) -> Result<(), PortError> {
     Ok(note.await?)
 }
 
-/// The switch may still come to it, or keep half of it: nothing of it is wanted. What becomes of this is seen before the next try.
+/// The switch may still do it, or keep half of it; none of it is wanted. The result is seen before the next try.
 async fn call_off(cx: &Context) {
     let asked = async {
         let pf = pf_of(&cx.host, held(cx)?).await?;

@@ -51,7 +51,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
     let host = Arc::clone(&cx.host);
     let asked = tokio::select! {
         asked = host.offers.look_elsewhere(&host.pools) => asked,
-        // A kubelet may be silent for long, and something else is wanted meanwhile.
+        // A kubelet may be silent for long, and the spec may change meanwhile.
         _ = cx.interrupt.changed() => return Ok(()),
     };
     let inventory = cx.host.inventory().await.map_err(VfError::Unread)?;
@@ -75,7 +75,7 @@ pub(super) async fn reserve(cx: &mut Context) -> Result<(), ReserveError> {
         && let Some(choice) = cx.host.pools.take(&inventory, &cx.claimant, &wish)
     {
         let address = choice.vf.address;
-        // One that is lent is with vfio, and the NIC's own pod's.
+        // A VF that is lent is with vfio, and belongs to the NIC's own pod.
         let foreign = match cx.host.pools.loan_of(address) {
             Some(_) => Ok(None),
             None => foreign(&cx.host, &choice, &asked).await,

@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// How the names of VLAN devices begin that we have made, and may remove.
+/// The beginning of the names of VLAN devices that we have made, and may remove.
 pub const VLAN_PREFIX: &str = "hnv";
 
 /// The macvtap is not as it should be.
@@ -129,7 +129,7 @@ pub(super) fn way(cx: &Context) -> Result<Way, StandbyError> {
     Ok(Way::to(&cx.host, &cx.record, recorded(cx)?)?)
 }
 
-/// The name of our VLAN device: one for each protocol, for the kernel takes both of one id on one PF.
+/// The name of our VLAN device: one for each protocol, because the kernel takes both of one id on one PF.
 fn vlan_name(pf: u32, vlan: &VlanRecord) -> String {
     let separator = match vlan.protocol {
         VlanProtocol::Dot1q => '.',
@@ -164,7 +164,7 @@ async fn vlan_device(cx: &Context, pf: &Link, vlan: &VlanRecord) -> Result<u32, 
     Ok(link.index)
 }
 
-/// Gives the macvtap, and before it our VLAN device, the MTU back that they lost while the PF had a smaller one.
+/// Gives our VLAN device, and then the macvtap, the MTU back that they lost while the PF had a smaller one.
 pub(super) async fn raise_mtu(cx: &mut Context, now: &Observation) {
     if let Err(error) = try_raise_mtu(cx, now).await {
         warn!(error = chain(&error), "the standby keeps a smaller MTU");
@@ -196,7 +196,7 @@ fn recorded(cx: &Context) -> Result<&StandbyRecord, StandbyError> {
     cx.record.standby.as_ref().ok_or(StandbyError::NotReserved)
 }
 
-/// What the network allows passes, and nothing else, from before the macvtap is up for the first time.
+/// Only what the network allows passes, from before the macvtap is up for the first time.
 pub(super) async fn guard(cx: &Context, now: &Observation) -> Result<(), StandbyError> {
     let Some(link) = &now.macvtap else {
         return Ok(());
@@ -207,7 +207,7 @@ pub(super) async fn guard(cx: &Context, now: &Observation) -> Result<(), Standby
     guarded.map_err(StandbyError::NotGuarded)
 }
 
-/// The macvtap is shut, and stays so: the QEMU that has its descriptor has given it another MAC.
+/// Shuts the macvtap for good: the QEMU that has its descriptor has given it another MAC.
 pub(super) async fn seize(cx: &mut Context, now: &Observation) -> Result<(), StandbyError> {
     // First of all: it receives another station's frames.
     down(cx, now).await?;
@@ -215,7 +215,7 @@ pub(super) async fn seize(cx: &mut Context, now: &Observation) -> Result<(), Sta
         mac = ?now.macvtap.as_ref().and_then(|link| link.mac),
         "the standby has another MAC than its NIC: it is shut until its QEMU has ended"
     );
-    // Of one that is not talked to now, the journal has the last.
+    // If no QEMU is talked to now, the journal has the last one.
     let process = cx.vm.peer().or_else(|| cx.vm.record().process);
     cx.commit(|record| {
         if let Some(standby) = &mut record.standby {
@@ -235,7 +235,7 @@ pub(super) async fn up(cx: &mut Context, now: &Observation) -> Result<(), Standb
     let way = way(cx)?;
     match way.must()?.set_up(link.index, true).await {
         Ok(()) => {
-            // With the VF still in the guest, it is the VF that the switches should know.
+            // With the VF still in the guest, the switches should know the VF.
             cx.learnt.announce |= !vf_plugged;
             Ok(())
         }
@@ -276,7 +276,7 @@ pub(super) async fn remove(cx: &mut Context) -> Result<(), StandbyError> {
     Ok(())
 }
 
-/// Deletes it, and has it on the VF's PF, where it is made next. The VF stays the NIC's.
+/// Deletes it, and moves it to the VF's PF, where it is made next. The NIC keeps the VF.
 pub(super) async fn move_to_vf(cx: &mut Context) -> Result<(), StandbyError> {
     let Some(vf) = cx.record.vf.clone() else {
         return Ok(());
@@ -309,7 +309,7 @@ async fn delete(cx: &Context) -> Result<(), StandbyError> {
     Ok(())
 }
 
-/// Removes a VLAN device of ours that nothing is stacked on, whoever has made that.
+/// Removes a VLAN device of ours that nothing is stacked on, neither ours nor anything else.
 async fn remove_unused(netlink: &Netlink, pf: &Link, vlan: &VlanRecord) -> Result<(), NetlinkError> {
     let links = netlink.links().await?;
     let device = links

@@ -298,7 +298,7 @@ async fn a_vf_on_vfio_is_taken_only_where_the_kernel_says_that_nobody_has_it() {
     let error = foreign(&host, &bound, &silent).await.unwrap_err();
     assert_eq!(error.reason(), reasons::KUBELET_UNREACHABLE);
 
-    // Of one that is passed over the node says why, and nobody gets it.
+    // The node says why a VF is passed over, and no NIC gets it.
     host.pools.mark_foreign(bound.vf.address, why.clone());
     assert_eq!(host.pools.foreign().get(&bound.vf.address), Some(&why));
 }
@@ -315,7 +315,9 @@ async fn a_vf_is_not_given_back_while_somebody_has_its_descriptor() {
     let error = vf::restore(&mut cx).await.unwrap_err();
     assert_eq!(error.reason(), reasons::VF_IN_USE);
     assert!(
-        error.to_string().contains("the descriptor that QEMU was given"),
+        error
+            .to_string()
+            .contains("a process keeps the descriptor of the VF"),
         "{error}"
     );
     assert_eq!(cx.record, held);
@@ -342,7 +344,7 @@ async fn a_vf_is_not_given_back_while_somebody_has_its_descriptor() {
     drop(given);
 }
 
-/// What nothing tells of may have been closed, or not: its driver is asked only once nobody of the pod could have it.
+/// A descriptor whose closing nothing reports may be open or closed: its driver is asked only once no process of the pod could have it.
 #[tokio::test]
 async fn a_driver_is_not_asked_for_what_the_pods_processes_may_keep() {
     let dir = tempfile::tempdir().unwrap();
@@ -374,7 +376,7 @@ async fn a_driver_is_not_asked_for_what_the_pods_processes_may_keep() {
     assert_eq!(fs::read_to_string(&unbind).unwrap(), vf.to_string());
 }
 
-/// A hostile QEMU's word is no proof; nor is a restart, or an error of the kernel's.
+/// A hostile QEMU's report is no proof; nor is a restart, or an error of the kernel's.
 #[tokio::test]
 async fn a_vf_gets_its_settings_back_only_once_vfio_has_let_go_of_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -382,7 +384,7 @@ async fn a_vf_gets_its_settings_back_only_once_vfio_has_let_go_of_it() {
     host.devices.deadlines.bind = ALONE;
     let host = Arc::new(host);
     let mut cx = context_of(&host, 0);
-    // It goes back to vfio, and is taken from it all the same.
+    // It goes back to vfio, and is still taken from it.
     if let Some(vf) = &mut cx.record.vf {
         vf.saved_driver.driver = Some("vfio-pci".into());
     }
@@ -398,7 +400,7 @@ async fn a_vf_gets_its_settings_back_only_once_vfio_has_let_go_of_it() {
     fs::remove_file(&unbind).unwrap();
     mkfifo(&unbind, Mode::S_IRWXU).unwrap();
     for _ in 0..2 {
-        // The PF is not there to be asked: whoever asks it first says so.
+        // The PF is missing: the first call that needs it says so.
         let error = vf::restore(&mut cx).await.unwrap_err();
         assert_eq!(error.reason(), reasons::DEVICE_HUNG, "{error}");
         // As the kernel does meanwhile.
@@ -453,7 +455,7 @@ async fn a_vf_that_an_earlier_nics_qemu_may_have_goes_to_no_other() {
     assert!(!node.exists());
     assert_eq!(fs::read_to_string(&unbind).unwrap(), "");
 
-    // One of which nothing tells: vfio is asked, and gets the VF back.
+    // A descriptor that nothing reports about: vfio is asked, and gets the VF back.
     let node = node.with_extension("0");
     fs::write(&node, "").unwrap();
     assert_eq!(foreign(&host, &bound, &Ok(())).await.unwrap(), None);

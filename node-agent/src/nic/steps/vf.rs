@@ -43,7 +43,7 @@ pub(super) async fn park(cx: &mut Context) -> Result<(), VfError> {
         ..VfConfig::default()
     };
     let applied = match apply(&host, vf, &parking).await {
-        // All else stays as the guest has had it: what its network has asked for since may be what the driver refuses.
+        // Everything else stays as the guest has had it: the driver may refuse what its network has asked for since.
         Err(error) if error.refused().is_some() && !error.is_mac() => {
             warn!(vf = %vf.address, pf = vf.pf_name, error = chain(&error), "of the VF only the MAC is parked");
             apply(&host, vf, &mac_only).await
@@ -114,7 +114,7 @@ async fn raise_mtu(cx: &Context) -> Result<(), VfError> {
     Ok(())
 }
 
-/// Forgets a VF of which it is proven that it has gone away; another may be taken.
+/// Forgets a VF that is proven to be gone; another may be taken.
 pub(super) async fn drop_lost(cx: &mut Context) -> Result<(), VfError> {
     let Some(vf) = cx.record.vf.clone() else {
         return Ok(());
@@ -142,7 +142,7 @@ async fn let_go(cx: &mut Context, vf: PciAddress) -> Result<(), VfError> {
     Ok(())
 }
 
-/// Nobody has the VF when this has returned: vfio lets go of it once the last descriptor is closed, whoever had it
+/// No process has the VF when this has returned: vfio lets go of it once every process has closed its descriptor
 /// (`vfio_unregister_group_dev` in drivers/vfio/vfio_main.c).
 async fn take_from_vfio(cx: &Context, vf: &VfRecord, driver: Option<String>) -> Result<(), VfError> {
     let driver = vf::driver_of(&cx.host, vf.address, driver).await?;

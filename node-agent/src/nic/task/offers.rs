@@ -49,7 +49,7 @@ impl NicTask {
         observe::observe(&cx.host, &cx.vm, &cx.record, cx.mac, own).await
     }
 
-    /// What the node's VFs offer to a NIC that is seen so.
+    /// What the node's VFs offer to a NIC in this state.
     pub(super) async fn offer(&mut self, seen: &Seen) -> Result<Offer, DeviceError> {
         self.no_ticket = None;
         let pools = &self.cx.host.pools;
@@ -123,7 +123,7 @@ impl NicTask {
         })
     }
 
-    /// Asks which device of its pod's is the NIC's, unless something else is wanted of it meanwhile: a kubelet may be silent.
+    /// Asks which of its pod's devices is the NIC's, unless its spec changes meanwhile: a kubelet may be silent.
     async fn ticket(&self) -> Result<(), String> {
         let Record { uid, spec, .. } = &self.cx.record;
         let host = &self.cx.host;
@@ -204,7 +204,7 @@ impl NicTask {
         if !leaves && home.is_none() {
             return offer;
         }
-        // Without an inventory nothing is known to be better.
+        // Without an inventory it is unknown whether anything is better.
         let Ok(inventory) = self.cx.host.inventory().await else {
             return offer;
         };
@@ -216,7 +216,7 @@ impl NicTask {
         };
         offer.other_vf = leaves
             && if self.ask().is_alone() {
-                // It leaves all that it has for what it would take then, and for nothing else.
+                // It leaves all that it has only for what it would take then.
                 wish.pick = self.cx.pick(&inventory);
                 let kept = seen.held && !plugged;
                 self.may_exchange(kept) && pools.offers_sole(&inventory, &self.cx.claimant, &wish, dark)
@@ -231,8 +231,8 @@ impl NicTask {
         offer
     }
 
-    /// Whether a NIC without a standby would leave its VF for another: it keeps none from others that it does not take. `kept`: somebody has
-    /// a descriptor of the VF, which is not in the guest. Such a one is left only where it is drained.
+    /// Whether a NIC without a standby would leave its VF for another: it must not keep from others a VF that it does not take. `kept`:
+    /// somebody has a descriptor of the VF, which is not in the guest. Such a VF is left only if it is drained.
     fn may_exchange(&self, kept: bool) -> bool {
         let ask = self.ask();
         ask.goal == Goal::FastPath && !self.cx.learnt.keeps_vf && (!kept || ask.leaves_vf())

@@ -14,7 +14,8 @@ const STEP: Duration = Duration::from_secs(1);
 /// The longest pause after a step that failed.
 const STEP_CAP: Duration = Duration::from_mins(1);
 /// How long what has failed is left alone, where nothing tells that it might work now; doubled up to the cap for a guest that does
-/// not use its VF, as each time it may be without network for some seconds, or that keeps it, as each time its standby is up beside it.
+/// not use its VF, because each time it may be without network for some seconds, or that keeps it, because each time its standby is up
+/// beside it.
 const LEARNT: Duration = Duration::from_mins(1);
 /// The longest that a guest's VF is left alone.
 const UNWILLING_CAP: Duration = Duration::from_hours(1);
@@ -22,7 +23,7 @@ const UNWILLING_CAP: Duration = Duration::from_hours(1);
 /// What is waited for, before what was learnt is forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
-    /// The guest did not use its VF, or did not let go of it at a word.
+    /// The guest did not use its VF, or did not let go of it on request.
     Unwilling,
     /// Something else has failed.
     Failed,
@@ -64,7 +65,7 @@ impl Retry {
         self.unwilling.reset();
     }
 
-    /// Begins to wait, where something was learnt that is to be forgotten again; goes on waiting where it does so already.
+    /// Begins to wait if something was learnt that is to be forgotten again; goes on if it waits already.
     pub fn set(&mut self, learnt: &Learnt, ask: &Ask) {
         let Some(cause) = cause(learnt, ask) else {
             return self.forget();
@@ -98,7 +99,7 @@ fn cause(learnt: &Learnt, ask: &Ask) -> Option<Cause> {
     let told = ask.aside.is_some() && !ask.ordered || ask.leaves_vf();
     // The VF that is all that a NIC has stays in the guest, and is looked at.
     let ignores = learnt.ignores_vf.is_some() && !ask.is_alone();
-    // It is asked for a better VF, or one that is not drained, or of no use; nothing gives that up by itself.
+    // It is asked for because a VF is better, or because its own is drained or useless; that does not end by itself.
     let alone = ask.is_alone() && ask.goal == Goal::FastPath;
     if ignores || learnt.keeps_vf && (told || alone) {
         Some(Cause::Unwilling)

@@ -99,7 +99,7 @@ impl NicTask {
             self.migration = Some(report);
         }
         if self.generation.is_none() && self.cx.record.spec.migration.is_some() {
-            // What the last agent has said stands until it is known.
+            // What the last agent has reported stands until it is known.
             return;
         }
         let inputs = self.inputs(now, decision);

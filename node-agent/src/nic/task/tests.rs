@@ -65,11 +65,11 @@ fn only_a_nic_whose_qemu_can_take_a_vf_waits_for_one() {
         assert!(!could(Goal::FastPath, QemuSeen::Gone));
         assert!(!could(Goal::FastPath, QemuSeen::Unreachable));
         assert!(!could(Goal::Detached, QemuSeen::Up(guest)));
-        // A VF that was lost is in the guest yet.
+        // A VF that was lost is still in the guest.
         let left = Guest { vf: true, ..guest };
         assert!(!could(Goal::FastPath, QemuSeen::Up(left)));
     }
-    // Nor one that is told to do without, though it takes a PF for its standby.
+    // Nor one that is told to do without, although it takes a PF for its standby.
     let told = |aside| Ask {
         aside: Some(aside),
         ..ask(Goal::Standby)
@@ -407,7 +407,7 @@ async fn a_nic_may_leave_a_dark_pf_after_a_while_unless_its_network_says_to_stay
     host.pools.release(other.vf.address);
     task.cx.record.spec.l2.on_link_loss = OnLinkLoss::Stay;
     assert_eq!(look(&mut task, false, 6).await, here);
-    // A VF that fails again and again is left whatever its link is.
+    // A VF that fails again and again is left, no matter what its link is.
     task.cx.learnt.vf_failures = TRIES;
     assert_eq!(look(&mut task, true, 7).await, (false, true));
 }
@@ -488,7 +488,7 @@ async fn a_nic_of_a_vm_whose_record_cannot_be_read_waits_and_says_so() {
     vm_task.abort();
 }
 
-/// That PFs and VFs cannot be looked at says nothing of any VF.
+/// If PFs and VFs cannot be looked at, that says nothing about any VF.
 #[tokio::test]
 async fn a_discovery_that_fails_leaves_vfs_unknown() {
     let dir = tempfile::tempdir().unwrap();
@@ -503,7 +503,7 @@ async fn a_discovery_that_fails_leaves_vfs_unknown() {
     running.abort();
 }
 
-/// The kubelet's word is waited for where it matters, and no longer than nothing else is wanted.
+/// The task waits for the kubelet's answer where it matters, and only until something else is wanted.
 #[tokio::test]
 async fn a_kubelet_that_is_silent_holds_up_nobody_who_has_no_need_of_it() {
     let dir = tempfile::tempdir().unwrap();

@@ -24,7 +24,7 @@ impl State {
         matches!(pick, Pick::Exactly(vf) if self.lent.contains_key(&vf))
     }
 
-    /// VFs that are lent or promised to others than a NIC that asks for exactly one. That one has it from its own pod.
+    /// VFs that are lent or promised to pods other than that of a NIC that asks for exactly one VF. That NIC gets it from its own pod.
     pub(super) fn others(&self, pick: Pick) -> impl Iterator<Item = PciAddress> {
         let promised = self.owed.keys().filter_map(|owed| match owed {
             Pick::Exactly(vf) => Some(*vf),

@@ -69,7 +69,7 @@ fn carries(attachment: &NicAttachment) -> bool {
             .is_some_and(|status| status.path != Path::None)
 }
 
-/// Whether the VM has come to the attachment's pod by a migration, which may be gone itself.
+/// Whether a migration, which may be gone itself, has brought the VM to the attachment's pod.
 fn has_come(attachment: &NicAttachment) -> bool {
     let report = attachment
         .status
@@ -79,7 +79,7 @@ fn has_come(attachment: &NicAttachment) -> bool {
     is_target && report.is_some_and(|report| report.state == MigrationState::Completed)
 }
 
-/// Why it is not known whether the VM runs, where that is so: nothing says that a VM has ended whose launcher may live.
+/// Why it is not known whether the VM runs, if it is not: nothing says that a VM has ended while its launcher may live.
 pub(super) fn unknown(observed: &Observed) -> Option<Refusal> {
     if observed.kubevirt.vmi.is_some() {
         return None;
@@ -117,7 +117,7 @@ pub struct ObservedVm {
     pub interface: Option<String>,
     /// Why the NIC cannot be served.
     pub trouble: Option<Refusal>,
-    /// Whether the cluster's VMs are looked at: then one that is not there is not there.
+    /// Whether the cluster's VMs are watched: only then a VM that is not in the cache does not exist.
     pub is_known: bool,
 }
 
@@ -153,7 +153,7 @@ impl ObservedVm {
     }
 }
 
-/// Why no VM of KubeVirt can be served, where `kubevirt` is what the cluster has of it, as far as is known.
+/// Why no VM of KubeVirt can be served; `kubevirt` is the cluster's KubeVirt, as far as is known.
 fn installation_trouble(settings: Option<&Settings>, kubevirt: Option<&KubeVirt>) -> Option<Refusal> {
     let not_ready = |why: String| Some(Refusal::new(reasons::KUBEVIRT_NOT_READY, why));
     let Some(settings) = settings else {

@@ -59,7 +59,7 @@ impl Observed {
         }
     }
 
-    /// Whether more has to be known than the NIC's own attachments say.
+    /// Whether more must be known than the NIC's own attachments say.
     pub(super) fn must_ask(&self, recorded: Option<&ObjectRef>) -> bool {
         match self.vm.as_ref().map(|vm| vm.runtime) {
             Some(Runtime::Qemu) => qemu::must_ask(self, recorded),
@@ -69,7 +69,7 @@ impl Observed {
         }
     }
 
-    /// What to tell when the NIC goes to `pod` by itself, from one in which the VM is not.
+    /// What to report when the NIC goes to `pod` by itself, from one in which the VM is not.
     pub fn left(&self, nic: &VmHybridNic, pod: &ObjectRef) -> Option<Note> {
         match self.vm.as_ref()?.runtime {
             Runtime::Qemu => qemu::left(self, nic, pod),

@@ -1,4 +1,4 @@
-//! In which of its pods a VM is whose QEMU a user starts.
+//! In which of its pods a VM is, if a user starts its QEMU.
 //!
 //! If several pods run, one has the VM, and the QEMUs of the others wait for it to migrate (`-incoming`). QEMU knows which is
 //! which, but only an agent that has a NIC's attachment to a pod asks its QEMU. So it is the first of these that exists:
@@ -9,7 +9,7 @@
 //! 4. the pod that is recorded;
 //! 5. one that another NIC of the VM is attached to;
 //! 6. the target of the VM's last migration that has succeeded;
-//! 7. the oldest that runs, because a pod that waits for a VM is younger than the one that the VM comes from; the oldest that may yet run.
+//! 7. the oldest that runs, because a pod that waits for a VM is younger than the one that the VM comes from; the oldest that may still run.
 //!
 //! A wrong choice costs only time: the NIC's parts in the pod that it leaves are gone before it gets any elsewhere.
 
@@ -53,14 +53,14 @@ pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>
     }
 }
 
-/// Whether more has to be known than the NIC's own attachments say.
+/// Whether more must be known than the NIC's own attachments say.
 pub(super) fn must_ask(observed: &Observed, recorded: Option<&ObjectRef>) -> bool {
     let pod = recorded.and_then(|pod| pods::alive(&observed.pods, &pod.uid));
     let here = pod.and_then(|pod| observed.attached_to(&uid(pod)));
     here.is_none_or(says_that_it_waits)
 }
 
-/// What to tell when the NIC goes from a pod whose QEMU waits for the VM to `pod`.
+/// What to report when the NIC goes from a pod whose QEMU waits for the VM to `pod`.
 pub(super) fn left(observed: &Observed, nic: &VmHybridNic, pod: &ObjectRef) -> Option<Note> {
     let from = recorded(nic).filter(|from| from.uid != pod.uid)?;
     observed
@@ -74,7 +74,7 @@ pub(super) fn left(observed: &Observed, nic: &VmHybridNic, pod: &ObjectRef) -> O
     Some(Note::normal(reasons::VM_INCOMING, message))
 }
 
-/// Whether QEMU has no VM where the NIC is attached, and gets none. Of a node that is not heard of this is old.
+/// Whether QEMU has no VM where the NIC is attached, and gets none. For a node that does not answer this is out of date.
 fn has_no_vm(observed: &Observed, attachment: &NicAttachment) -> bool {
     says_that_it_waits(attachment)
         && observed.under_way().is_none()
@@ -100,7 +100,7 @@ fn uid(pod: &Pod) -> String {
     pod.uid().unwrap_or_default()
 }
 
-/// No two pods that there are at one time have the same.
+/// No two pods that exist at the same time have the same.
 fn age(pod: &Pod) -> (Option<Timestamp>, String) {
     (pod.creation_timestamp().map(|time| time.0), pod.name_any())
 }

@@ -104,7 +104,7 @@ fn a_new_nic_goes_where_the_vm_has_migrated_to() {
 #[test]
 fn a_nic_leaves_a_pod_whose_qemu_waits_for_the_next_younger_one() {
     let mut observed = known(&[("web-0", 1), ("web-1", 2), ("web-2", 3)]);
-    // Where it is attached it stays, whatever is known of others.
+    // It stays where it is attached, no matter what is known about others.
     observed.attachments = vec![Arc::new(attached("eth0", "web-0", AttachmentState::FastPath))];
     observed.moves = vec![succeeded("a", "web-2", 20)];
     assert_eq!(at(&observed, Some("web-0")), "web-0");
@@ -130,7 +130,7 @@ fn a_nic_leaves_a_pod_whose_qemu_waits_for_the_next_younger_one() {
     assert_eq!(at(&observed, Some("web-1")), "web-1");
     assert_eq!(observed.left(&recorded_nic("web-1"), &reference("web-1")), None);
 
-    // To the youngest, and no farther: all wait. What is on its way out, or does not run, is no place to go.
+    // To the youngest, and no farther: all wait. A pod that is on its way out, or does not run, is not an option.
     observed.attachments = vec![Arc::new(waiting("eth0", "web-1"))];
     assert_eq!(at(&observed, Some("web-1")), "web-2");
     observed.attachments = vec![Arc::new(waiting("eth0", "web-2"))];

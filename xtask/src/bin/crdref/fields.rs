@@ -104,7 +104,7 @@ fn type_of(schema: &JSONSchemaProps, words: &[Word]) -> Result<String, String> {
     if let Some(JSONSchemaPropsOrBool::Schema(value)) = &schema.additional_properties {
         type_ = format!("map of {}", type_of(value, words)?);
     }
-    // That a list or an object is empty at first goes without saying.
+    // An empty list or object as the default is not worth mentioning.
     if let Some(default) = schema
         .default
         .as_ref()

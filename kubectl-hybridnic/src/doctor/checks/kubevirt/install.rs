@@ -18,7 +18,7 @@ use crate::doctor::{
     observed::Observed,
 };
 
-/// KubeVirt is there where it is needed, is served, and is of a version that may be.
+/// KubeVirt is there if it is needed, is served, and has a supported version.
 pub fn kubevirt(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "kubevirt";
     let installed = match &observed.kubevirt.installed {
@@ -28,11 +28,11 @@ pub fn kubevirt(observed: &Observed) -> Vec<Finding> {
     let ours: Vec<_> = nics(observed).map(name).collect();
     let Some(kubevirt) = installed else {
         return vec![if ours.is_empty() {
-            Finding::ok(CHECK, "there is none, and no NIC is of a VM of it")
+            Finding::ok(CHECK, "there is none, and no NIC belongs to a VM of it")
         } else {
             Finding::fail(
                 CHECK,
-                format!("there is none, and NICs are of its VMs: {}", some(&ours)),
+                format!("there is none, but NICs belong to its VMs: {}", some(&ours)),
                 "install KubeVirt 1.8 or newer; where you start QEMU yourself, a NIC names its VM as spec.vm.qemu",
             )
         }];
@@ -111,7 +111,7 @@ pub fn binding(observed: &Observed) -> Vec<Finding> {
     }]
 }
 
-/// Multus is there, with a definition of each network where it is named.
+/// Multus is there, with a definition of each network wherever that is named.
 pub fn definitions(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "multus";
     if served(observed).is_none() {
@@ -215,7 +215,7 @@ pub fn resources(observed: &Observed) -> Vec<Finding> {
                         node.name_any(),
                         pool.vfs.free
                     ),
-                    "a kubelet says what it offers after some seconds; if it stays so, read the log of the agent there, and compare \
+                    "a kubelet says what it offers after some seconds; if that does not help, read the log of the agent there, and compare \
                      agent.kubeletDir of the chart with the kubelet's --root-dir",
                 ));
             }

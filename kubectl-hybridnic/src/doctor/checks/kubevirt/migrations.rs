@@ -73,7 +73,7 @@ fn is_of_ours(observed: &Observed, migration: &Migration) -> bool {
     })
 }
 
-/// What keeps a NIC at one of the ends from being as the migration needs it; nothing of what passes by itself.
+/// What keeps a NIC at one of the ends from being as the migration needs it; without what passes by itself.
 fn holds<'a>(
     attachment: &'a NicAttachment,
     migration: &Migration,
@@ -92,7 +92,7 @@ fn holds<'a>(
         .filter(|condition| condition.status != "True" && !passes.contains(&condition.reason.as_str()))
 }
 
-/// How to end it: KubeVirt hears of a deletion only in its first phases.
+/// How to end it: KubeVirt reacts to a deletion only in the first phases.
 fn end(migration: &Migration) -> String {
     let namespace = migration.namespace().unwrap_or_default();
     if matches!(phase(migration), "Pending" | "Scheduling") {
@@ -179,7 +179,7 @@ mod tests {
             fix.contains("acpiphp") && fix.ends_with("to end it: kubectl -n shop delete vmim m"),
             "{fix}"
         );
-        // Later it is no more ended by its object.
+        // Later it is no longer ended by its object.
         let findings = with(&mut observed, "TargetReady", "GuestKeepsVf");
         let fix = findings[0].fix.as_deref().unwrap();
         assert!(

@@ -10,7 +10,7 @@ use crate::doctor::{finding::Finding, observed::Observed};
 /// A VM that has just been made has no NIC yet.
 const YOUNG: SignedDuration = SignedDuration::from_mins(1);
 
-/// Each VM with an interface on a network of ours has what that needs.
+/// Each VM with an interface on a network of ours has what the interface needs.
 pub fn vms(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "kubevirt-vms";
     if let Err(why) = &observed.kubevirt.vmis {

@@ -1,4 +1,4 @@
-//! A VM that goes to a file, or comes from one: the only end there is. Pure.
+//! A VM that goes to a file, or comes from one: a migration with one end. Pure.
 //!
 //! ```text
 //!  save   Writing ─► Whole ─► Named      the file has its name only once it is whole and on disk
@@ -72,7 +72,7 @@ pub enum FileSeen {
 /// Why a VM is not ended for its file.
 const RUN_ON: &str = "something else has run the VM on: it is ahead of what is in the file";
 
-/// Why a file comes to nothing, as far as the journal knows.
+/// Why a file was given up, as far as the journal knows.
 const GIVEN_UP: &str = "the file was given up; the log of the node's agent says why";
 
 fn refused(says: Says<'_>, state: MigrationState, why: &str) -> Verdict {
@@ -136,7 +136,7 @@ pub(super) fn save(
         .map(|saving| saving.stage)
     {
         None => start,
-        // It is not done before the VM runs on: its NICs go by that.
+        // It is not done before the VM runs on: its NICs depend on that.
         Some(SaveStage::Named(_)) if resume && paused => Verdict {
             action: Some(Action::Resume),
             report: Some(active(seen, says)),
@@ -162,8 +162,8 @@ pub(super) fn save(
             }
             MigrationStatus::Failed => says.failed(words_of_qemu(seen)),
             MigrationStatus::Cancelled => says.failed("QEMU was told to cancel".to_owned()),
-            // The journal was written, and the agent died before QEMU was told: what else it says is of before. Or something else has
-            // run the VM on; then what was written is of no use either.
+            // The journal was written, and the agent died before QEMU was told: anything else that it says is older. Or something else
+            // has run the VM on; then what was written is useless too.
             MigrationStatus::None | MigrationStatus::Completed => start,
             _ => Verdict {
                 action: None,

@@ -92,7 +92,7 @@ fn a_file_gets_its_name_once_all_is_written_and_the_vm_runs_on_only_if_it_is_to(
         saves(RunState::Running, COMPLETED, whole, Continue),
         (seal, Some(Active))
     );
-    // And the word that it is to run on, for one that was to wait.
+    // And the order to run on, for one that was to wait.
     let named = Some(SaveStage::Named(9));
     assert_eq!(
         saves(RunState::Running, COMPLETED, named, Continue),

@@ -88,7 +88,7 @@ pub struct VmSeen {
     pub info: MigrationInfo,
 }
 
-/// What is seen of the QEMU in which the migration was begun, or of the one that is there where none was begun.
+/// What is seen in the QEMU in which the migration was begun, or in the present one if none was begun.
 #[derive(Clone, Copy, Debug)]
 pub enum EndSeen<'a> {
     /// It does not answer, which proves nothing.
@@ -99,7 +99,7 @@ pub enum EndSeen<'a> {
     Up(&'a VmSeen),
 }
 
-/// What this end can say of itself for a stream that is encrypted.
+/// What this end can report for a stream that is encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Certified {
     /// The CA of its certificate, in PEM.
@@ -117,11 +117,11 @@ pub struct Inputs<'a> {
     pub end: EndSeen<'a>,
     /// The migration that was begun last, as the journal says.
     pub begun: Option<&'a Begun>,
-    /// What was said last of this migration, by an earlier agent perhaps.
+    /// What was last reported about this migration, perhaps by an earlier agent.
     pub said: Option<&'a MigrationReport>,
-    /// What this end can say of itself where the stream is to be encrypted; `None` before it has tried.
+    /// What this end can report where the stream is to be encrypted; `None` before it has tried.
     pub certified: Option<&'a Certified>,
-    /// What is known of the file, where the VM goes to one or comes from one; `None` before it was looked at.
+    /// What is known about the file, if the VM goes to one or comes from one; `None` before it was looked at.
     pub file: Option<&'a FileSeen>,
 }
 
@@ -130,14 +130,14 @@ pub struct Inputs<'a> {
 pub struct Verdict {
     /// What to do.
     pub action: Option<Action>,
-    /// How the migration goes; `None` where what was said last still stands.
+    /// How the migration goes; `None` if the last report still stands.
     pub report: Option<MigrationReport>,
 }
 
 /// The order that all NICs of the VM agree on.
 pub fn agreed(nics: &BTreeMap<String, NicEntry>) -> Option<MigrationOrder> {
     let order = nics.values().find_map(|n| n.order.clone())?;
-    // To stop is urgent and never wrong: one NIC's word is enough.
+    // Stopping is urgent and never wrong: one NIC's order is enough.
     if let Some(stop) = nics.values().filter_map(|n| n.order.as_ref()).find(|o| {
         matches!(
             o.step,
@@ -182,7 +182,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
     } else {
         begun.map(|begun| begun.custody).unwrap_or_default()
     };
-    // What was said to be over does not begin, again or late.
+    // A migration that was reported to be over does not begin again, or late.
     let over = inputs
         .said
         .is_some_and(|said| said.uid == order.migration.uid && said.state.is_final());
@@ -232,7 +232,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Verdict {
     }
 }
 
-/// QEMU has ended. What its migration came to is so whether or not all NICs go by one order: some may have left already.
+/// QEMU has ended. The result of its migration does not depend on whether all NICs follow one order: some may have left already.
 fn ended(inputs: &Inputs<'_>) -> Verdict {
     let ordered = |migration: &str| {
         let mut orders = inputs.nics.values().filter_map(|nic| nic.order.as_ref());
@@ -303,7 +303,7 @@ impl Stream<'_> {
         }
     }
 
-    /// Where QEMU cannot encrypt what is to be encrypted: that it cannot.
+    /// If QEMU cannot encrypt a stream that is to be encrypted: that it cannot.
     fn refusal(&self, says: Says<'_>) -> Option<MigrationReport> {
         match self.certified.filter(|_| self.tls.is_some())? {
             Certified::By(_) => None,

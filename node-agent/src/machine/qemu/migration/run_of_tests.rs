@@ -100,7 +100,7 @@ fn a_nic_is_silent_at_a_source_that_the_vm_may_have_left() {
         let known = source(RunState::Running, FAILED, fast, step, Custody::Left, true);
         assert_eq!(known, Run::Here);
     }
-    // Without an order a QEMU waits, or is what a migration has left; or somebody else has a VM come, which is left alone.
+    // Without an order a QEMU waits, or is what a migration has left; or something else brings a VM, which is left alone.
     let active = r#"{"status":"active"}"#;
     for (info, same, run) in [
         ("{}", false, Run::Incoming),

@@ -16,7 +16,7 @@ pub(super) fn transfer(
 ) -> Verdict {
     let ms = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok());
     let status = seen.info.status_or_none();
-    // Where the journal was written, and the agent died before QEMU was told, there is no status, or that of the VM's own
+    // If the journal was written and the agent died before QEMU was told, there is no status, or that of the VM's own
     // arrival: this migration has not completed before the hand-over.
     let arrived =
         seen.run == RunState::Paused && status == MigrationStatus::Completed && custody == Custody::Here;

@@ -197,7 +197,7 @@ fn a_qemu_that_has_ended_is_lost_or_had_the_vm() {
         says(&Case::source(MigrationStep::Transfer)),
         Some(MigrationState::Lost)
     );
-    // One in which this migration was not begun has said nothing about it.
+    // A QEMU in which this migration was not begun has said nothing about it.
     assert_eq!(says(&Case::target(None).begun(None)), None);
     // A VM that is in its file is not lost.
     let saved = |stage| {

@@ -1,7 +1,7 @@
 //! The file that a VM is written to or loaded from, as its pod has it. The agent opens it, and hands QEMU the descriptor.
 //!
-//! The path is the pod's: it is resolved beneath the root directory of QEMU's process, leads out of there by no link, and through no
-//! file of `/proc`. What QEMU's own user may not read or write there the agent does not read or write for it.
+//! The path is the pod's: it is resolved beneath the root directory of QEMU's process, no link leads out of there, and no
+//! file of `/proc` is followed. The agent reads and writes nothing there that QEMU's own user may not.
 //!
 //! | name | is |
 //! |---|---|
@@ -10,7 +10,7 @@
 //! | `FILE.hybridnic.json` | the [`Manifest`] |
 //! | `FILE` | the VM: whole, and on disk. It gets this name last |
 //!
-//! A name is given by a link, which replaces nothing, on NFS neither; then the old name goes. Where there are no links it is given by a
+//! A name is given with a link, which replaces nothing, also on NFS; then the old name goes. Where there are no links, it is given with a
 //! rename that replaces nothing.
 
 mod manifest;
@@ -113,7 +113,7 @@ pub struct Who {
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
-    /// Whether it needs no permission: root without the capability does.
+    /// Whether it needs no permission: root without the capability needs one.
     overrides: bool,
 }
 
@@ -265,7 +265,7 @@ impl Place {
         Ok(made)
     }
 
-    /// Makes the file that QEMU writes. A file of the name that it will have must not be there, nor what comes beside it.
+    /// Makes the file that QEMU writes. No file may have the name that it will have, nor the name of what comes beside it.
     pub fn make(&self, save: &str) -> Result<Made, FileError> {
         if self.stat(&self.name)?.is_some() {
             return Err(FileError::Exists(self.path.clone()));
@@ -388,7 +388,7 @@ impl Place {
         self.sync()
     }
 
-    /// A plain file, opened to read. What is no file is not opened at all: to open a device may do something.
+    /// A plain file, opened to read. Anything else is not opened at all, because opening a device may do something.
     fn read(&self, name: &str) -> Result<(File, Stat), FileError> {
         let shown = || format!("{}/{name}", self.path.rsplit_once('/').unwrap_or_default().0);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

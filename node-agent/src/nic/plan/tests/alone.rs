@@ -275,7 +275,7 @@ fn a_vf_that_the_guest_does_not_use_stays_in_it() {
     waits(ON, unread, Learnt::default(), Pending, reasons::VF_UNKNOWN);
     // Its driver has come.
     does(ON, with(HAS, READY), ignores, Step::AwaitGuest);
-    // What it has met under another MAC is of no use to it.
+    // What it has met under another MAC is useless to it.
     does(ON, with(IDLE, PARKED), ignores, Step::UnplugVf);
 }
 
@@ -320,7 +320,7 @@ fn what_leaves_ends_a_qemu_that_has_nothing_of_it() {
     for run in [Run::Starting, Run::HandingOver] {
         waits(AWAY, with(at(run), PARKED), no, Out, reasons::MIGRATING);
     }
-    // That it has nothing here is not said before it is known what becomes of the VM.
+    // It does not report that it has nothing here before it is known what becomes of the VM.
     let nothing = |qemu| Seen {
         recorded: false,
         qemu,

@@ -20,7 +20,7 @@ fn a_guest_that_bonds_gets_its_vf_without_the_standby_feature() {
     };
     does(bond, seen(plain, true, PARKED), no, Step::ConfigureVf);
     does(bond, seen(plain, true, READY), no, Step::PlugVf);
-    // A QEMU that cannot tell what its guest's driver has taken.
+    // A QEMU that does not know what its guest's driver has accepted.
     does(bond, seen(GUEST, true, READY), no, Step::PlugVf);
     does(bond, seen(boots, false, PARKED), no, Step::StandbyUp);
     waits(
@@ -107,7 +107,7 @@ fn a_guest_without_a_bond_is_told_what_it_was_seen_to_do() {
     }
 }
 
-/// Who cannot have net_failover is told what else there is.
+/// A guest without net_failover gets a hint to the alternative.
 #[test]
 fn a_guest_without_the_standby_feature_is_pointed_to_a_bond() {
     let deaf = Guest {

@@ -1,4 +1,4 @@
-//! What each step does to the node of the model, and what is left of one that fails.
+//! What each step does to the node of the model, and what is left of a step that fails.
 
 use hybridnic_api::{conditions::reasons, v1alpha1::NoFreeVf};
 

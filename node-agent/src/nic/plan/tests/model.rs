@@ -1,4 +1,4 @@
-//! A node with one NIC on which each step has its real effect, or fails, while the world around does what it likes.
+//! A node with one NIC on which each step has its real effect, or fails, while anything may happen around it.
 
 use hybridnic_api::v1alpha1::{Aside, AttachmentState, Goal, Pairing, StandbyKind};
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::machine::{Duties, Owner};
 
-/// The parts of a runtime that sees to all that may be a runtime's.
+/// The duties of a runtime that does everything a runtime may do.
 pub const RUNTIME: Duties = Duties {
     standby: Owner::Runtime,
     migration: Owner::Runtime,
@@ -276,7 +276,7 @@ impl Node {
         next(&self.ask(), &self.seen(), &self.learnt)
     }
 
-    /// Lets something happen; what cannot happen now does not.
+    /// Lets something happen, if it can happen now.
     pub fn handle(&mut self, event: Event) {
         match event {
             Event::Step { fails } => {
@@ -408,7 +408,7 @@ impl Node {
         }
     }
 
-    /// Whether what runs the VM sees to its standby and its end.
+    /// Whether what runs the VM takes care of its standby and its end.
     pub(super) fn is_runtimes(&self) -> bool {
         self.hardware.duties == RUNTIME
     }

@@ -1,4 +1,4 @@
-//! What comes next where a VF is gone, or nothing is known of it.
+//! What comes next if a VF is gone, or nothing is known about it.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! On a model of a node: whatever happens, at no step is anything wrong, and it ends well.
+//! On a model of a node: no matter what happens, nothing is wrong at any step, and it ends well.
 
 use hybridnic_api::v1alpha1::{Aside, AttachmentState, Goal, NoFreeVf, Pairing, StandbyKind, SwitchOrder};
 use proptest::prelude::*;
@@ -129,7 +129,7 @@ fn config() -> ProptestConfig {
     }
 }
 
-/// A NIC that is well leaves each PF that is drained, no matter when its agent dies, and comes back to that of its standby.
+/// A NIC without trouble leaves each PF that is drained, no matter when its agent dies, and comes back to that of its standby.
 fn drains(node: &mut Node) {
     node.avoided = [false; PFS];
     let [first, other] = match node.vf.map(|vf| vf.pf) {
@@ -218,7 +218,7 @@ proptest! {
         prop_assert_eq!(node.settle(), Decision::Done(AttachmentState::Detached));
     }
 
-    /// Also what no history leads to: an agent starts on what it finds.
+    /// Also states that no history leads to: an agent starts with what it finds.
     #[test]
     fn a_vm_that_is_not_here_stays_silent_and_nothing_is_taken_from_it(
         goal in goals(),

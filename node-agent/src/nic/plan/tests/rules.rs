@@ -98,7 +98,7 @@ impl Node {
             }
             Step::Bind => {
                 let free = !self.qemu.is_some_and(|q| q.vf);
-                // A NIC that waits for its QEMU takes no VF, but where the QEMU waits for the VF.
+                // A NIC that waits for its QEMU takes no VF, unless the QEMU waits for the VF.
                 let asked = self.qemu.is_some() || self.way() == Goal::Reserved || self.is_runtimes();
                 self.vf.is_some_and(|vf| vf.present && !vf.on_vfio) && free && asked
             }
@@ -198,7 +198,7 @@ impl Node {
                 }
                 return decision;
             };
-            // The task goes on after a failure as it does after a success, but for one that is only tried again, later.
+            // The task goes on after a failure as it does after a success, except for one that is only tried again, later.
             if self.step(step, false).is_err() && self.next() == decision {
                 return decision;
             }
@@ -224,7 +224,7 @@ impl Node {
             guest.run == Run::Here,
         );
         let set_up = ours && self.vf.is_some_and(|vf| vf.settings_ok);
-        // One that was found so, and cannot be read since.
+        // A VF that was set up when it was last read, and cannot be read since.
         let found = self.unread && self.vf.is_some_and(|vf| vf.found);
         assert!(found || !self.two_owners(), "the MAC is on two PFs: {self:#?}");
         // One on its way out is not held up by filters that somebody has taken away.
@@ -263,15 +263,15 @@ impl Node {
             Decision::Done(AttachmentState::Detached) => {
                 !guest.vf && !guest.standby && self.vf.is_none() && self.standby.is_none() && !self.recorded
             }
-            // A guest that runs has its network, whatever is missing; but not one that keeps a dead standby.
+            // A guest that runs has its network, no matter what is missing; but not one that keeps a dead standby.
             Decision::Wait(_)
                 if here && live && guest.standby && matches!(self.way(), Goal::Standby | Goal::FastPath) =>
             {
-                // Where nothing is known of the VF, it may have the MAC, or soon have it in the guest.
+                // If nothing is known about the VF, it may have the MAC, or soon have it in the guest.
                 let risky = self.unread && (self.is_split() || guest.vf);
                 up || ours && guest.uses_vf || risky
             }
-            // Out of the guest its VF has no MAC of the NIC's, where its driver takes another.
+            // Outside of the guest its VF does not have the NIC's MAC, if its driver takes another.
             Decision::Wait(_) if self.is_alone() && here && !guest.vf => {
                 !ours || self.learnt.not_parked || self.unread
             }

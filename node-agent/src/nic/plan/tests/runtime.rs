@@ -1,4 +1,4 @@
-//! A VM whose runtime sees to its standby: the macvtap is a link of the VM's pod, there before there is a QEMU.
+//! A VM whose runtime takes care of its standby: the macvtap is a link of the VM's pod, there before there is a QEMU.
 
 use super::{model::RUNTIME, *};
 use crate::machine::Duties;

@@ -16,7 +16,7 @@ pub enum Manners {
     IgnoresVf,
     /// It has no hot-plug driver: it neither sees the VF nor lets go of it.
     Blind,
-    /// Its virtio-net driver does not take the standby feature, which is no more than fair where it is to have a bond.
+    /// Its virtio-net driver does not accept the standby feature, which is right if it is to have a bond.
     NoFailover,
     /// It uses VF and standby as two interfaces, where it is to have a bond.
     TwoNics,
@@ -39,7 +39,7 @@ impl Manners {
     }
 }
 
-/// What is so from one end of a history to the other.
+/// What does not change during a history.
 #[derive(Clone, Copy, Debug)]
 pub struct Hardware {
     /// The PF's driver refuses a MAC that its filter has.
@@ -58,7 +58,7 @@ pub struct Hardware {
     pub plain: bool,
     /// The network has a port profile.
     pub profile: bool,
-    /// Who sees to which part.
+    /// What does which part.
     pub duties: Duties,
 }
 
@@ -81,11 +81,11 @@ pub enum Event {
     Guest(Manners),
     /// The link of a PF.
     Link { pf: usize, link: bool },
-    /// A PF without link has been so for long, or one with has.
+    /// A PF has been without link for long, or with link.
     LinkSettles,
     /// A PF is drained, or no more.
     Drain { pf: usize, drained: bool },
-    /// A NIC that is split has been so for a while, and its standby's PF fit; or not.
+    /// A NIC has been split for a while, and its standby's PF fit; or not.
     Steady(bool),
     /// Another NIC gives a VF of a PF back, or takes the last one.
     Offer { pf: usize, offered: bool },
@@ -95,7 +95,7 @@ pub enum Event {
     MtuLost,
     /// Somebody takes the filters off the macvtap, or the network gets others.
     GuardLost,
-    /// Who has the descriptor of the macvtap gives it another MAC.
+    /// A process that has the macvtap's descriptor gives it another MAC.
     MacStolen,
     /// The reserved VF disappears from the node; QEMU gets the guest to let go of it, or not.
     VfLost,

@@ -31,7 +31,7 @@ impl Tap {
 }
 
 impl Node {
-    /// Who has no descriptor of the macvtap cannot.
+    /// A process without a descriptor of the macvtap cannot.
     pub(super) fn steal_mac(&mut self) {
         let has_it = self.qemu.is_some_and(|q| q.standby && !q.dead_standby);
         self.tap.foreign_mac |= self.macvtap.is_some() && has_it;

@@ -124,7 +124,7 @@ fn without_a_free_vf_the_nic_runs_on_its_standby_or_waits() {
         Standby,
         reasons::NO_FREE_VF,
     );
-    // One that is on its standby already stays there, whatever it was told for the start.
+    // One that is on its standby already stays there, no matter what it was told at the start.
     waits(
         waiting,
         Seen {
@@ -401,7 +401,7 @@ fn a_vf_whose_descriptor_somebody_keeps_is_not_exchanged_and_goes_on_otherwise()
     };
     does(TO_VF, better(PARKED), failed, Step::RestoreVf);
     waits(TO_VF, better(kept), failed, Standby, reasons::QEMU_REFUSED);
-    // Once the pause is over it is tried again, and that the guest has it is as ever.
+    // Once the pause is over it is tried again, and the guest has it as before.
     let no = Learnt::default();
     does(TO_VF, better(kept), no, Step::ConfigureVf);
     let ready = VfThere { held: true, ..READY };

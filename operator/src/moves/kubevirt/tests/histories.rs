@@ -69,7 +69,7 @@ impl World {
                     self.send();
                 }
             }
-            // A pod that has no link has not started, whatever QEMU at the source does.
+            // A pod that has no link has not started, no matter what QEMU at the source does.
             Event::Arrive if self.vm == Whereabouts::Leaving && has_target && self.has_link() => {
                 self.arrive();
             }

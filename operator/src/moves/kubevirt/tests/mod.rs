@@ -20,7 +20,8 @@ use crate::testing::{attachment, nic, observe, pod, say};
 const NICS: [&str; 2] = ["fast", "slow"];
 const UID: &str = "m-uid";
 
-/// A VM of KubeVirt with two NICs in the pod `a`, and what happens to it. What the operator sees is in the objects; what is so, beside.
+/// A VM of KubeVirt with two NICs in the pod `a`, and what happens to it. What the operator sees is in the objects; the true state is
+/// beside.
 struct World {
     migration: Option<Arc<Migration>>,
     /// Another one of the same VM.

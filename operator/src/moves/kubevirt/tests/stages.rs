@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Its QEMU at the target looks as one that has not been handed the VM's run yet: only both other words say that it has.
+/// Its QEMU at the target looks as one that has not been handed the VM's run yet: only both other reports show that it has.
 #[test]
 fn a_vm_that_is_paused_has_come_once_kubevirt_and_the_source_say_so() {
     for source_first in [true, false] {
@@ -50,7 +50,7 @@ fn a_target_whose_agent_is_away_is_believed_to_have_the_vm_by_two_other_words() 
         (world.goals("a"), world.goals("b")),
         (vec![Goal::Standby; 2], vec![Goal::Standby; 2])
     );
-    // KubeVirt's word of an earlier migration, or of the node where the VM was.
+    // KubeVirt's report about an earlier migration, or about the node where the VM was.
     for (node, uid) in [("n2", "another"), ("n1", UID)] {
         world.vmi = Some(vmi(node, uid));
         assert_eq!(world.stage(), Some(Stage::Moving));
@@ -173,7 +173,7 @@ fn a_move_that_is_over_does_not_come_back_with_the_next_one() {
     assert_eq!(known(&world), [k(Stage::Preparing), over.clone()]);
     world.all_operate();
     assert_eq!(world.goals("c"), [Goal::Reserved; 2]);
-    // The target of the first is the source of the second, and says nothing of the first any more.
+    // The target of the first is the source of the second, and no longer says anything about the first.
     for a in world.attachments.iter_mut().filter(|a| a.spec.pod.name == "b") {
         if let Some(status) = &mut Arc::make_mut(a).status {
             status.migration = None;
