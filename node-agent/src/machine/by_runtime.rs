@@ -16,6 +16,14 @@ impl Machine {
         }
     }
 
+    /// Names of all of the guest's ports.
+    pub async fn ports(&self) -> Result<Vec<String>, MachineError> {
+        match self {
+            Self::Qemu(qemu) => qemu.ports().await,
+            Self::Kubevirt(launcher) => launcher.qemu.ports().await,
+        }
+    }
+
     /// Names of the guest's ports that are free for hot plug.
     pub async fn free_ports(&self) -> Result<Vec<String>, MachineError> {
         match self {

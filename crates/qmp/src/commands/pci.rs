@@ -97,6 +97,13 @@ impl Client {
         Ok(found.map(PciDevice::address))
     }
 
+    /// The ids of all `pcie-root-port`s that have one, whether something is behind them or not.
+    pub async fn root_ports(&self) -> Result<Vec<String>, QmpError> {
+        let devices = self.peripheral().await?;
+        let ports = devices.into_iter().filter(|(_, kind)| kind == "pcie-root-port");
+        Ok(ports.map(|(id, _)| id).collect())
+    }
+
     /// The ids of the `pcie-root-port`s that can take a device: hot-pluggable, with an id, and nothing behind them. In
     /// the order of their ids. Read from the object tree, so it holds at any time, even before the guest's firmware ran. A port whose
     /// id is longer than a status takes, or not one that QEMU itself would take, is left out.

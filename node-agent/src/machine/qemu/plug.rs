@@ -29,6 +29,11 @@ impl Qemu {
         Ok(self.client.free_root_ports().await?)
     }
 
+    /// Names of all ports.
+    pub async fn ports(&self) -> Result<Vec<String>, MachineError> {
+        Ok(self.client.root_ports().await?)
+    }
+
     /// Removes a standby's netdev that has no device: a crash, or a macvtap that was made again, leaves one.
     pub async fn clear_standby(&self, nic: &str) -> Result<(), MachineError> {
         match self.client.netdev_del(&ids::netdev(nic)).await {

@@ -112,7 +112,9 @@ fn vf_port(record: &Record) -> Option<String> {
 
 /// The ports that the NIC had, or must have, or free ones: two, or one where it has no standby.
 async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, GuestError> {
-    if let Some(ports) = cx.record.known_ports() {
+    if let Some(ports) = cx.record.known_ports()
+        && (cx.record.spec.root_ports().is_some() || has_ports(ports, &machine.ports().await?))
+    {
         return Ok(ports.clone());
     }
     if let Some(order) = cx.record.spec.migration.as_ref().filter(|order| restores(order)) {
@@ -139,6 +141,11 @@ async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, Gue
     };
     let vf = free.next().ok_or(GuestError::NoFreePorts)?;
     Ok(GuestPorts { standby, vf })
+}
+
+/// Whether a QEMU with these ports has those. Another QEMU at the same socket may have been started with others.
+fn has_ports(ports: &GuestPorts, all: &[String]) -> bool {
+    all.contains(&ports.vf) && ports.standby.as_ref().is_none_or(|standby| all.contains(standby))
 }
 
 /// Whether the VM is to come from a file.
