@@ -125,7 +125,7 @@ pub(super) fn save(
     says: Says<'_>,
 ) -> Verdict {
     let then = order.file.as_ref().and_then(|file| file.then);
-    let resume = then == Some(AfterSave::Continue);
+    let (resume, ends) = (then == Some(AfterSave::Continue), then == Some(AfterSave::End));
     let paused = is_paused_for_it(seen);
     let start = Verdict {
         action: can_begin.then_some(Action::File(FileAction::Write)),
@@ -141,10 +141,12 @@ pub(super) fn save(
             action: Some(Action::Resume),
             report: Some(active(seen, says)),
         },
-        // Nothing is taken from a VM that is ahead of what is in the file.
-        Some(SaveStage::Named(_)) if !paused && then == Some(AfterSave::End) => {
-            says.failed(RUN_ON.to_owned())
-        }
+        // Nothing is taken from a VM that is ahead of what is in the file. And the file goes before anything loads it, because this QEMU may
+        // end before the save is called off.
+        Some(SaveStage::Named(_)) if !paused && ends => Verdict {
+            action: Some(Action::File(FileAction::Discard { resume: false })),
+            ..says.failed(RUN_ON.to_owned())
+        },
         Some(SaveStage::Named(length)) => Verdict {
             action: None,
             report: Some(MigrationReport {
@@ -152,6 +154,7 @@ pub(super) fn save(
                 ..completed(seen, says)
             }),
         },
+        Some(SaveStage::Spoilt) if !paused && ends => says.failed(RUN_ON.to_owned()),
         Some(SaveStage::Spoilt) => says.failed(GIVEN_UP.to_owned()),
         // A VM that runs on although it was to be ended is ahead of what is in the file.
         Some(SaveStage::Whole) if !paused && !resume => says.failed(RUN_ON.to_owned()),
