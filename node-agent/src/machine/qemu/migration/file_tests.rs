@@ -152,6 +152,30 @@ fn a_vm_that_is_ahead_of_its_file_is_not_ended_for_it() {
     assert_eq!(failed, (None, Some(MigrationState::Failed)));
 }
 
+#[test]
+fn a_vm_that_was_to_wait_beside_its_file_and_runs_is_reported() {
+    let error = |run, step, then| {
+        let (vm, begun) = (vm(run, COMPLETED), at(SaveStage::Named(1)));
+        let order = ordered(step, Some(then));
+        let verdict = match step {
+            MigrationStep::Save => save(&vm, Some(&begun), true, &order, SAYS),
+            _ => cancel(&vm, Some(&begun), None, &order, SAYS),
+        };
+        assert_eq!(is(&verdict), (None, Some(MigrationState::Completed)));
+        verdict.report.unwrap().error
+    };
+    for step in [MigrationStep::Save, MigrationStep::Cancel] {
+        assert_eq!(error(RunState::PostMigrate, step, AfterSave::Pause), None);
+        let ran_on = error(RunState::Running, step, AfterSave::Pause);
+        assert_eq!(ran_on.as_deref(), Some(RUN_ON), "{step}");
+        assert_eq!(
+            error(RunState::Running, step, AfterSave::Continue),
+            None,
+            "{step}"
+        );
+    }
+}
+
 /// Its agent may have died between the report and the journal, or after both.
 #[test]
 fn a_vm_that_ran_on_past_its_file_has_not_ended_in_it() {
