@@ -320,9 +320,12 @@ pub fn is_undecided(reason: &str) -> bool {
     [reasons::TARGET_SILENT, reasons::NEEDS_DECISION].contains(&reason)
 }
 
+/// The reasons of a save whose user has to say what becomes of its VM.
+pub const AWAITS_USER: [&str; 2] = [reasons::PAUSED, reasons::VM_RUNS];
+
 /// Whether a save's reason means that its user has to say what becomes of its VM.
 pub fn awaits_user(reason: &str) -> bool {
-    [reasons::PAUSED, reasons::VM_RUNS].contains(&reason)
+    AWAITS_USER.contains(&reason)
 }
 
 /// Whether the condition of a type is there and true.
