@@ -183,7 +183,7 @@ pub mod reasons {
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
     /// The VM was written to a file and stays paused until somebody says what becomes of it.
     pub const PAUSED: &str = "Paused";
-    /// A VM is to be loaded from a file while it runs in a pod.
+    /// A VM is to be loaded from a file while it runs in a pod; or it was to stay paused beside its file, and runs.
     pub const VM_RUNS: &str = "VmRuns";
     /// The pod of a VM that is to be saved and ended would be started again.
     pub const POD_RESTARTS: &str = "PodRestarts";
@@ -318,6 +318,14 @@ pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Conditio
 /// Whether a migration's reason means that a person has to say where its VM goes on, or may have to.
 pub fn is_undecided(reason: &str) -> bool {
     [reasons::TARGET_SILENT, reasons::NEEDS_DECISION].contains(&reason)
+}
+
+/// The reasons of a save whose user has to say what becomes of its VM.
+pub const AWAITS_USER: [&str; 2] = [reasons::PAUSED, reasons::VM_RUNS];
+
+/// Whether a save's reason means that its user has to say what becomes of its VM.
+pub fn awaits_user(reason: &str) -> bool {
+    AWAITS_USER.contains(&reason)
 }
 
 /// Whether the condition of a type is there and true.

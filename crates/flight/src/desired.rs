@@ -273,7 +273,11 @@ fn one(
         // An existing device has it, and a migration's target must have what its source has.
         standby: attached.map_or(nic.spec.standby, |spec| spec.standby),
         pairing: attached.map_or(nic.spec.pairing, |spec| spec.pairing),
-        port_instance_id: nic.spec.port_instance_id.clone(),
+        // The switch knows the port by it. One that came without it, as from an earlier operator, stays without it.
+        port_instance_id: attached.map_or_else(
+            || nic.spec.port_instance_id.clone(),
+            |spec| spec.port_instance_id.clone(),
+        ),
         l2,
         placement,
         // What a pod asks for cannot change; the pod itself may be gone.

@@ -161,6 +161,36 @@ fn both_ends_of_a_migration_pair_in_the_same_way() {
     assert_eq!(pairings(&[source]), [Pairing::NetFailover; 2]);
 }
 
+/// The API server lets nobody change it in an attachment: one that an earlier operator made without it could be told nothing any more.
+#[test]
+fn an_attached_nic_keeps_its_name_at_the_switch_or_goes_without_one_wherever_it_goes() {
+    let mut profiled = nic("eth0", "vm", "net", 1);
+    profiled.spec.port_instance_id = Some("0b6e1f7a-1c5d-4a39-9d2e-5f0c8a7b6d43".to_owned());
+    let (ends, of) = (Ends::default(), moving(Stage::Preparing));
+    let ids = |existing: &[Arc<NicAttachment>]| {
+        let inputs = Inputs {
+            nic: &profiled,
+            mac: "02:00:00:00:00:01",
+            l2: None,
+            interface: None,
+            existing,
+            pods: &[],
+            place: Place::Moving(&of, &ends),
+        };
+        let specs = desired_attachments(&inputs);
+        specs
+            .into_iter()
+            .map(|spec| spec.port_instance_id)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&[]), [(); 2].map(|()| profiled.spec.port_instance_id.clone()));
+    let mut source = attachment("eth0", "a", "n1");
+    for id in [None, Some("another".to_owned())] {
+        source.spec.port_instance_id.clone_from(&id);
+        assert_eq!(ids(&[Arc::new(source.clone())]), [id.clone(), id]);
+    }
+}
+
 /// The guest finds its VF at the same place: its port goes along, and there is no other.
 #[test]
 fn both_ends_of_a_migration_lack_a_standby() {

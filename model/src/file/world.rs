@@ -1,6 +1,6 @@
 //! The world of saves and restores as a system of states and actions.
 
-use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::conditions::{self, types};
 use hybridnic_api::v1alpha1::{AfterSave, MigrationPhase, Pairing, StateFileStatus};
 
 use super::state::{Disk, Known, MOVES, Move, Moves, RESTORE, SAVE, State, Truth};
@@ -130,11 +130,11 @@ impl World {
         self.status(state, which).map(|status| status.phase)
     }
 
-    /// Whether the save says that the VM is paused until a user says more.
-    fn is_paused(&self, state: &State) -> bool {
+    /// Whether the save says that a user has to say what becomes of the VM.
+    fn awaits_user(&self, state: &State) -> bool {
         self.status(state, SAVE).is_some_and(|status| {
             let condition = conditions::find(&status.conditions, types::SUCCEEDED);
-            condition.is_some_and(|condition| condition.reason == reasons::PAUSED)
+            condition.is_some_and(|condition| conditions::awaits_user(&condition.reason))
         })
     }
 
@@ -482,7 +482,7 @@ impl System for World {
             }
         }
         // Whatever a user says, it ends.
-        if self.is_paused(state) && state.moves.then == AfterSave::Pause {
+        if self.awaits_user(state) && state.moves.then == AfterSave::Pause {
             let said = [
                 Action::Then(AfterSave::End),
                 Action::Then(AfterSave::Continue),

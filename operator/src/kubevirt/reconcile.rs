@@ -222,8 +222,8 @@ impl Reconciler for ElsewhereReconciler {
 fn elsewhere(migration: &VirtualMachineInstanceMigration, has_nics: bool) -> Vec<Note> {
     let is_one = moves::kubevirt::is_decentralised(migration) && !moves::kubevirt::is_final(migration);
     let message = "the VM has hybrid NICs, and cannot migrate to or from another cluster: QEMU does not send a VM that has a VF. Delete this \
-                   migration, and migrate the VM within its cluster, or take its interfaces with the binding hybridnic out and restart it \
-                   first";
+                   migration, and migrate the VM within its cluster. Or first take its interfaces with the binding hybridnic out, restart \
+                   it, and delete the VmHybridNics that you have made for it";
     let note = || Note::warning(reasons::MIGRATION_UNSUPPORTED, message);
     (is_one && has_nics).then(note).into_iter().collect()
 }
@@ -344,6 +344,13 @@ mod tests {
         let away = json!({"vmiName": "vm", "sendTo": {"migrationID": "x", "connectURL": "y"}});
         let told = elsewhere(&migration(away.clone(), "Pending"), true);
         assert_eq!(told[0].reason, reasons::MIGRATION_UNSUPPORTED);
+        // A NIC that a user has made stays when its interface goes.
+        for words in [
+            "take its interfaces",
+            "delete the VmHybridNics that you have made",
+        ] {
+            assert!(told[0].message.contains(words), "{}", told[0].message);
+        }
         let comes = json!({"vmiName": "vm", "receive": {"migrationID": "x"}});
         assert_eq!(elsewhere(&migration(comes, ""), true).len(), 1);
         assert_eq!(elsewhere(&migration(away.clone(), "Pending"), false), []);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hybridnic_api::conditions::reasons;
+use hybridnic_api::conditions::{self, reasons};
 use hybridnic_api::v1alpha1::HybridNetwork;
 use hybridnic_process::metrics::{Gauge, Registry};
 use jiff::Timestamp;
@@ -102,7 +102,7 @@ impl Gauges {
             oldest_saves: registry.gauge(
                 "hybridnic_saves_oldest_seconds",
                 ["kind", "phase"],
-                "How long the save or the restore has been in the phase that has been there longest, by kind",
+                "How long the save or the restore has been in the phase that has been there longest, by kind; 0 if all of them wait for their user",
             ),
         }
     }
@@ -215,11 +215,14 @@ fn undecided(going: &[Going]) -> BTreeMap<&'static str, i64> {
     counts
 }
 
-/// Migrations, saves or restores that have not ended by phase, with the age of the oldest in it, in seconds.
+/// Migrations, saves or restores that have not ended by phase, with the age of the oldest in it, in seconds. A save that waits for its user
+/// has none: it is not stuck, no matter for how long.
 fn by_phase(going: &[Going], now: Timestamp) -> BTreeMap<&'static str, (i64, i64)> {
     let mut counts = BTreeMap::new();
     for going in going {
-        let age = now.duration_since(going.since.unwrap_or(now)).as_secs().max(0);
+        let awaits_user = going.undecided.is_some_and(conditions::awaits_user);
+        let since = going.since.filter(|_| !awaits_user).unwrap_or(now);
+        let age = now.duration_since(since).as_secs().max(0);
         let (count, oldest): &mut (i64, i64) = counts.entry(going.phase).or_default();
         *count += 1;
         *oldest = age.max(*oldest);
@@ -232,7 +235,7 @@ mod tests {
     use super::*;
     use crate::cache::Object;
     use crate::testing::{network, nic, node};
-    use hybridnic_api::conditions::{self, NewCondition, types};
+    use hybridnic_api::conditions::{NewCondition, types};
     use hybridnic_api::v1alpha1::{NicPhase, Path, WantedPath};
 
     #[test]
@@ -341,5 +344,22 @@ mod tests {
             by_phase(&all, second(100)),
             BTreeMap::from([("Pending", (1, 10)), ("Transferring", (2, 60))])
         );
+    }
+
+    #[test]
+    fn a_save_that_waits_for_its_user_is_not_stuck() {
+        let second = |s| Timestamp::from_second(s).unwrap();
+        let going = |since, undecided| Going {
+            phase: "Completing",
+            since: Some(second(since)),
+            undecided,
+        };
+        let stuck = going(70, None);
+        let all = [reasons::PAUSED, reasons::VM_RUNS].map(|reason| going(10, Some(reason)));
+        let of = |all: &[Going]| by_phase(all, second(100))["Completing"];
+        assert_eq!(of(&all), (2, 0));
+        assert_eq!(of(&[all.as_slice(), &[stuck]].concat()), (3, 30));
+        // A migration that waits for a decision has an alert of its own besides.
+        assert_eq!(of(&[going(10, Some(reasons::NEEDS_DECISION))]), (1, 90));
     }
 }

@@ -1,6 +1,6 @@
 //! What a change of a migration's, a save's or a restore's status is worth telling by an event. Pure.
 
-use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::conditions::{self, types};
 use hybridnic_api::v1alpha1::MigrationPhase;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -25,7 +25,7 @@ pub fn progress(old: Said<'_>, new: Said<'_>) -> Vec<Note> {
         }
         MigrationPhase::Succeeded | MigrationPhase::Cancelled => vec![Note::normal(now.reason, now.message)],
         MigrationPhase::PreparingTarget => vec![Note::normal(new.0.to_string(), now.message)],
-        _ if conditions::is_undecided(&now.reason) || now.reason == reasons::PAUSED => {
+        _ if conditions::is_undecided(&now.reason) || conditions::awaits_user(&now.reason) => {
             vec![Note::warning(now.reason, now.message)]
         }
         MigrationPhase::SwitchingToStandby | MigrationPhase::Transferring | MigrationPhase::Completing => {

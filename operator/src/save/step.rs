@@ -148,7 +148,7 @@ fn transferring(inputs: &Inputs<'_>, end: OneEnd<'_>) -> Next {
     use MigrationState::{Completed, Ended};
     let request = &inputs.request;
     match end.report.map(|report| report.state) {
-        Some(Completed) if is_paused(inputs, end) => return paused(inputs),
+        Some(Completed) if awaits_user(inputs, end) => return paused(inputs, end),
         // A VM that was loaded and has ended since was not lost on its way.
         Some(Completed | Ended) => return Next::Go(MigrationPhase::Completing),
         _ => {}
@@ -168,18 +168,25 @@ fn transferring(inputs: &Inputs<'_>, end: OneEnd<'_>) -> Next {
     }
 }
 
-/// Whether the VM stands still until a user says what becomes of it.
-fn is_paused(inputs: &Inputs<'_>, end: OneEnd<'_>) -> bool {
+/// Whether the VM is in its file, and a user has to say what becomes of it.
+fn awaits_user(inputs: &Inputs<'_>, end: OneEnd<'_>) -> bool {
     let completed = end
         .report
         .is_some_and(|report| report.state == MigrationState::Completed);
     inputs.request.then == Some(AfterSave::Pause) && completed && !end.gone
 }
 
-fn paused(inputs: &Inputs<'_>) -> Next {
+fn paused(inputs: &Inputs<'_>, end: OneEnd<'_>) -> Next {
+    let file = &inputs.request.file;
+    if let Some(why) = end.report.and_then(|report| report.error.as_ref()) {
+        let message = format!(
+            "the VM as it was is in {file}, and it is not paused: {why}, and no snapshot of its disks fits the file. Set spec.then to \
+             Continue"
+        );
+        return stay(reasons::VM_RUNS, message);
+    }
     let message = format!(
-        "the VM is in {}, and is paused: take the snapshot of its disks now, and then set spec.then to Continue or End",
-        inputs.request.file
+        "the VM is in {file}, and is paused: take the snapshot of its disks now, and then set spec.then to Continue or End"
     );
     stay(reasons::PAUSED, message)
 }
@@ -189,8 +196,8 @@ fn completing(inputs: &Inputs<'_>, status: &StateFileStatus, end: OneEnd<'_>) ->
     let request = &inputs.request;
     let state_there = end.report.map(|report| report.state);
     // A rollback that came too late.
-    if is_paused(inputs, end) {
-        return paused(inputs);
+    if awaits_user(inputs, end) {
+        return paused(inputs, end);
     }
     // A VM that something has run on is not in the file: it is not ended, and the file goes. So it is with one that was called off before
     // it was to be ended.

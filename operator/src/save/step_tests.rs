@@ -323,6 +323,27 @@ fn a_deadline_that_comes_too_late_leaves_no_vm_paused() {
 }
 
 #[test]
+fn nobody_is_told_to_take_a_snapshot_of_the_disks_of_a_vm_that_runs() {
+    let mut scene = writing(AfterSave::Pause);
+    scene.says(MigrationState::Completed);
+    scene.stays(reasons::PAUSED);
+    scene.says(MigrationState::Completed).error = Some("something else has run the VM on".to_owned());
+    scene.stays(reasons::VM_RUNS);
+    let why = scene.why();
+    assert!(
+        why.contains("is not paused: something else has run the VM on"),
+        "{why}"
+    );
+    assert!(!why.contains("take the snapshot"), "{why}");
+    scene.object.spec.then = AfterSave::Continue;
+    scene.says(MigrationState::Completed);
+    scene.reach(MigrationPhase::Completing);
+    scene.at(AttachmentState::FastPath);
+    scene.reach(MigrationPhase::Succeeded);
+    assert!(scene.why().contains("the VM as it was is in"), "{}", scene.why());
+}
+
+#[test]
 fn a_paused_vm_that_ends_is_in_its_file() {
     for gone in [false, true] {
         let mut scene = writing(AfterSave::Pause);

@@ -9,6 +9,7 @@
 //! | `Arrived` | `Detached` (`End`), `Standby` (`Pause`) or `FastPath`, Save | `FastPath`, Load |
 //! | `Returning` | `Standby`, Cancel; `FastPath` once the VM is known to run, or has kept its VFs | `Detached`, GiveUp; `FastPath` while QEMU was told nothing |
 
+use hybridnic_api::conditions::{self, types};
 use hybridnic_api::v1alpha1::{
     AfterSave, FileOrder, Goal, MigrationEnd, MigrationPhase, MigrationState, MigrationStep, ObjectRef,
     QemuRestore, QemuSave, StateFileStatus,
@@ -153,11 +154,19 @@ pub fn begun(object: &impl OnFile) -> Option<Move> {
 /// A save or a restore that has not ended, as it is counted.
 pub fn going(object: &impl OnFile) -> Option<Going> {
     let phase = object.phase();
-    let phases = object.file_status().map(|status| status.phases.as_slice());
+    let status = object.file_status();
+    let phases = status.map(|status| status.phases.as_slice());
+    let condition = status.and_then(|status| conditions::find(&status.conditions, types::SUCCEEDED));
+    // A restore waits for no decision.
+    let reason = condition
+        .map(|condition| condition.reason.as_str())
+        .filter(|_| object.saves());
     (!phase.is_final()).then(|| Going {
         phase: phase.into(),
         since: since(phases.unwrap_or_default(), object),
-        undecided: None,
+        undecided: conditions::AWAITS_USER
+            .into_iter()
+            .find(|asks| reason == Some(asks)),
     })
 }
 

@@ -1,3 +1,4 @@
+use hybridnic_api::conditions::{NewCondition, reasons};
 use hybridnic_api::v1alpha1::{MigrationReport, QemuRestoreSpec, QemuSaveSpec};
 
 use super::*;
@@ -37,6 +38,18 @@ fn file_of(of: &Move) -> FileMove {
     }
 }
 
+fn restore() -> QemuRestore {
+    let spec = QemuRestoreSpec {
+        vm: "vm".to_owned(),
+        file: "/f".to_owned(),
+        pod: None,
+        deadline_seconds: None,
+    };
+    let mut restore = QemuRestore::new("r", spec);
+    restore.metadata = meta("r", 1);
+    restore
+}
+
 #[test]
 fn a_save_is_a_move_without_a_target_and_a_restore_one_without_a_source() {
     let mut saved: QemuSave = save("s", AfterSave::End);
@@ -48,14 +61,7 @@ fn a_save_is_a_move_without_a_target_and_a_restore_one_without_a_source() {
     assert!(file_of(&of).begun && !file_of(&of).left);
     assert_eq!(of.kind(), "save");
 
-    let spec = QemuRestoreSpec {
-        vm: "vm".to_owned(),
-        file: "/f".to_owned(),
-        pod: None,
-        deadline_seconds: None,
-    };
-    let mut restored = QemuRestore::new("r", spec);
-    restored.metadata = meta("r", 1);
+    let mut restored = restore();
     restored.status = Some(status_in(MigrationPhase::PreparingTarget, &[]));
     let of = begun(&restored).unwrap();
     assert_eq!((&of.target, of.whereabouts()), (&end(), &end()));
@@ -83,6 +89,30 @@ fn one_that_has_not_ended_is_counted_in_its_phase() {
     );
     saved.status = Some(status_in(MigrationPhase::Cancelled, &[]));
     assert_eq!(going(&saved), None);
+}
+
+#[test]
+fn a_save_that_waits_for_its_user_is_counted_as_one() {
+    let undecided = |going: Option<Going>| going.unwrap().undecided;
+    let mut saved = save("s", AfterSave::Pause);
+    let mut restored = restore();
+    for (reason, expected) in [
+        (reasons::MIGRATING, None),
+        (reasons::PAUSED, Some(reasons::PAUSED)),
+        (reasons::VM_RUNS, Some(reasons::VM_RUNS)),
+    ] {
+        let mut status = status_in(MigrationPhase::Completing, &[]);
+        let condition = NewCondition::unknown(types::SUCCEEDED, reason, "so it is");
+        conditions::set(
+            &mut status.conditions,
+            None,
+            jiff::Timestamp::UNIX_EPOCH,
+            condition,
+        );
+        (saved.status, restored.status) = (Some(status.clone()), Some(status));
+        assert_eq!(undecided(going(&saved)), expected);
+        assert_eq!(undecided(going(&restored)), None, "nobody is asked");
+    }
 }
 
 #[test]

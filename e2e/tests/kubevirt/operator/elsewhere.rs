@@ -55,6 +55,7 @@ impl Play {
                 "the VM web has hybrid NICs",
                 "cannot migrate to or from another cluster",
                 "Migrate it within its cluster",
+                "delete the VmHybridNics that you have made for it",
             ] {
                 assert!(refusal.contains(words), "{direction}: {refusal}");
             }

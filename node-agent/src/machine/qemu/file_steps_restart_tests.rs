@@ -158,6 +158,35 @@ async fn a_vm_that_waits_beside_its_file_runs_on_at_a_word() {
     world.serve(&client, qemu).await;
 }
 
+/// The file has its name, and something has run the VM on that was to be ended for it: QEMU may end before the save is called off.
+#[tokio::test]
+async fn what_a_vm_ran_on_past_is_removed_before_anything_loads_it() {
+    let mut world = World::new();
+    world.order(MigrationStep::Save, Some(AfterSave::End));
+    let (client, mut peer) = Peer::connect().await;
+    let saves = async {
+        writes(&world, &mut peer).await;
+        is_a_machine(&mut peer).await;
+        has_settled(&mut peer, "postmigrate").await;
+        forgets(&mut peer).await;
+        is_sealed(&world, &mut peer, "postmigrate").await;
+    };
+    world.serve(&client, saves).await;
+
+    world.next_agent().await;
+    world.order(MigrationStep::Save, Some(AfterSave::End));
+    let (client, mut peer) = Peer::connect().await;
+    let qemu = async {
+        peer.shows("completed", "running").await;
+        has_forgotten(&mut peer).await;
+        peer.shows("completed", "running").await;
+        world.says(MigrationState::Failed).await;
+    };
+    world.serve(&client, qemu).await;
+    assert_eq!(world.stage().await, Some(SaveStage::Spoilt));
+    assert!(world.names().is_empty(), "{:?}", world.names());
+}
+
 /// The journal says `Spoilt`: nothing of it stays, whether the VM runs on already or not.
 #[tokio::test]
 async fn what_was_given_up_is_removed_by_the_next_agent() {

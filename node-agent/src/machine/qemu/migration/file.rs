@@ -69,7 +69,7 @@ pub enum FileSeen {
     Gone,
 }
 
-/// Why a VM is not ended for its file.
+/// Why a VM is not ended for its file, and why no snapshot of its disks fits that.
 const RUN_ON: &str = "something else has run the VM on: it is ahead of what is in the file";
 
 /// Why a file was given up, as far as the journal knows.
@@ -125,7 +125,7 @@ pub(super) fn save(
     says: Says<'_>,
 ) -> Verdict {
     let then = order.file.as_ref().and_then(|file| file.then);
-    let resume = then == Some(AfterSave::Continue);
+    let (resume, ends) = (then == Some(AfterSave::Continue), then == Some(AfterSave::End));
     let paused = is_paused_for_it(seen);
     let start = Verdict {
         action: can_begin.then_some(Action::File(FileAction::Write)),
@@ -141,17 +141,14 @@ pub(super) fn save(
             action: Some(Action::Resume),
             report: Some(active(seen, says)),
         },
-        // Nothing is taken from a VM that is ahead of what is in the file.
-        Some(SaveStage::Named(_)) if !paused && then == Some(AfterSave::End) => {
-            says.failed(RUN_ON.to_owned())
-        }
-        Some(SaveStage::Named(length)) => Verdict {
-            action: None,
-            report: Some(MigrationReport {
-                written: i64::try_from(length).ok(),
-                ..completed(seen, says)
-            }),
+        // Nothing is taken from a VM that is ahead of what is in the file. And the file goes before anything loads it, because this QEMU may
+        // end before the save is called off.
+        Some(SaveStage::Named(_)) if !paused && ends => Verdict {
+            action: Some(Action::File(FileAction::Discard { resume: false })),
+            ..says.failed(RUN_ON.to_owned())
         },
+        Some(SaveStage::Named(length)) => named(seen, length, order, says),
+        Some(SaveStage::Spoilt) if !paused && ends => says.failed(RUN_ON.to_owned()),
         Some(SaveStage::Spoilt) => says.failed(GIVEN_UP.to_owned()),
         // A VM that runs on although it was to be ended is ahead of what is in the file.
         Some(SaveStage::Whole) if !paused && !resume => says.failed(RUN_ON.to_owned()),
@@ -190,14 +187,7 @@ pub(super) fn cancel(
         && (!ends || is_paused_for_it(seen))
     {
         // It has come too late.
-        let report = MigrationReport {
-            written: i64::try_from(length).ok(),
-            ..completed(seen, says)
-        };
-        return Verdict {
-            action: None,
-            report: Some(report),
-        };
+        return named(seen, length, order, says);
     }
     let status = seen.info.status_or_none();
     if stage == Some(SaveStage::Writing) && !status.is_idle() {
@@ -315,6 +305,21 @@ fn completed(seen: &VmSeen, says: Says<'_>) -> MigrationReport {
         total_ms: ms(seen.info.total_time),
         downtime_ms: ms(seen.info.downtime),
         ..says.report(MigrationState::Completed)
+    }
+}
+
+/// The VM is in a file that has its name. A user who waits to take a snapshot of its disks has to know if it did not wait too.
+fn named(seen: &VmSeen, length: u64, order: &MigrationOrder, says: Says<'_>) -> Verdict {
+    let waits = order.file.as_ref().and_then(|file| file.then) == Some(AfterSave::Pause);
+    let ran_on = waits && !is_paused_for_it(seen);
+    let report = MigrationReport {
+        written: i64::try_from(length).ok(),
+        error: ran_on.then(|| RUN_ON.to_owned()),
+        ..completed(seen, says)
+    };
+    Verdict {
+        action: None,
+        report: Some(report),
     }
 }
 

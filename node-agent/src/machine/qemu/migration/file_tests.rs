@@ -1,10 +1,14 @@
 use hybridnic_api::v1alpha1::FileOrder;
 
 use super::super::tests::{begun, order, vm};
+use super::super::{EndSeen, Inputs, decide};
 use super::*;
 use crate::{
     journal::Saving,
-    machine::qemu::state_file::{SavedMachine, SavedNic},
+    machine::{
+        NicEntry,
+        qemu::state_file::{SavedMachine, SavedNic},
+    },
 };
 
 const SAYS: Says<'_> = Says("m1");
@@ -120,7 +124,8 @@ fn a_vm_that_is_ahead_of_its_file_is_not_ended_for_it() {
     }
     let named = Some(SaveStage::Named(1));
     let ends = saves(RunState::Running, COMPLETED, named, AfterSave::End);
-    assert_eq!(ends, (None, Some(MigrationState::Failed)));
+    let discard = Some(Action::File(FileAction::Discard { resume: false }));
+    assert_eq!(ends, (discard.clone(), Some(MigrationState::Failed)));
     let begun = at(SaveStage::Named(1));
     let order = ordered(MigrationStep::Cancel, Some(AfterSave::End));
     let cancels = cancel(
@@ -130,7 +135,6 @@ fn a_vm_that_is_ahead_of_its_file_is_not_ended_for_it() {
         &order,
         SAYS,
     );
-    let discard = Some(Action::File(FileAction::Discard { resume: false }));
     assert_eq!(is(&cancels), (discard, None), "and its file goes");
     let spoilt = saves(
         RunState::PostMigrate,
@@ -146,6 +150,57 @@ fn a_vm_that_is_ahead_of_its_file_is_not_ended_for_it() {
         AfterSave::End,
     );
     assert_eq!(failed, (None, Some(MigrationState::Failed)));
+}
+
+#[test]
+fn a_vm_that_was_to_wait_beside_its_file_and_runs_is_reported() {
+    let error = |run, step, then| {
+        let (vm, begun) = (vm(run, COMPLETED), at(SaveStage::Named(1)));
+        let order = ordered(step, Some(then));
+        let verdict = match step {
+            MigrationStep::Save => save(&vm, Some(&begun), true, &order, SAYS),
+            _ => cancel(&vm, Some(&begun), None, &order, SAYS),
+        };
+        assert_eq!(is(&verdict), (None, Some(MigrationState::Completed)));
+        verdict.report.unwrap().error
+    };
+    for step in [MigrationStep::Save, MigrationStep::Cancel] {
+        assert_eq!(error(RunState::PostMigrate, step, AfterSave::Pause), None);
+        let ran_on = error(RunState::Running, step, AfterSave::Pause);
+        assert_eq!(ran_on.as_deref(), Some(RUN_ON), "{step}");
+        assert_eq!(
+            error(RunState::Running, step, AfterSave::Continue),
+            None,
+            "{step}"
+        );
+    }
+}
+
+/// Its agent may have died between the report and the journal, or after both.
+#[test]
+fn a_vm_that_ran_on_past_its_file_has_not_ended_in_it() {
+    let ended = |stage, said: Option<MigrationReport>| {
+        let nic = NicEntry {
+            nic: "a".to_owned(),
+            order: Some(ordered(MigrationStep::Save, Some(AfterSave::End))),
+            ..NicEntry::default()
+        };
+        let verdict = decide(&Inputs {
+            nics: &[("a".to_owned(), nic)].into(),
+            end: EndSeen::Ended,
+            begun: Some(&at(stage)),
+            said: said.as_ref(),
+            certified: None,
+            file: None,
+        });
+        verdict.report.unwrap().state
+    };
+    let named = SaveStage::Named(1);
+    let failed = |uid| Some(MigrationReport::new(uid, MigrationState::Failed));
+    assert_eq!(ended(named, None), MigrationState::Ended);
+    assert_eq!(ended(named, failed("m1")), MigrationState::Lost);
+    assert_eq!(ended(named, failed("m0")), MigrationState::Ended, "of another");
+    assert_eq!(ended(SaveStage::Spoilt, None), MigrationState::Lost);
 }
 
 #[test]
@@ -342,14 +397,22 @@ fn a_qemu_is_over_only_once_its_file_has_its_name() {
 #[test]
 fn only_what_qemu_says_is_told_as_its_words() {
     let order = ordered(MigrationStep::Save, Some(AfterSave::End));
-    let error = |info, stage| {
-        let verdict = save(&vm(RunState::Running, info), Some(&at(stage)), true, &order, SAYS);
+    let error = |run, info, stage| {
+        let verdict = save(&vm(run, info), Some(&at(stage)), true, &order, SAYS);
         verdict.report.unwrap().error
     };
-    let said = error(FAILED, SaveStage::Writing);
+    let said = error(RunState::Running, FAILED, SaveStage::Writing);
     assert_eq!(said.as_deref(), Some("QEMU has failed: No space left on device"));
-    let said = error(COMPLETED, SaveStage::Spoilt);
+    let said = error(RunState::PostMigrate, COMPLETED, SaveStage::Spoilt);
     assert_eq!(said.as_deref(), Some(GIVEN_UP));
+    for stage in [SaveStage::Named(1), SaveStage::Spoilt] {
+        let said = error(RunState::Running, COMPLETED, stage);
+        assert_eq!(
+            said.as_deref(),
+            Some(RUN_ON),
+            "before the file is gone, and after"
+        );
+    }
     let none = begun("m1", None);
     let loaded = load(&vm(RunState::InMigrate, FAILED), Some(&none), true, None, SAYS);
     assert_eq!(

@@ -245,7 +245,11 @@ fn ended(inputs: &Inputs<'_>) -> Verdict {
         begun.saving.as_ref().map(|saving| saving.stage),
         Some(SaveStage::Named(_))
     );
-    let state = if named || begun.arrival.is_some() {
+    // One that ran on past its file did not end in it.
+    let ran_on = inputs
+        .said
+        .is_some_and(|said| said.uid == begun.migration && said.state == MigrationState::Failed);
+    let state = if named && !ran_on || begun.arrival.is_some() {
         MigrationState::Ended
     } else {
         MigrationState::Lost
