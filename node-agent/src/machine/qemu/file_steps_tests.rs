@@ -475,3 +475,10 @@ async fn an_older_qemu_is_not_told_to_load_what_it_cannot() {
 
 #[path = "file_steps_restart_tests.rs"]
 mod restarts;
+
+#[test]
+fn threads_write_where_there_is_no_limit_to_keep() {
+    for (mapped, bandwidth, threads) in [(true, 0, true), (true, 1 << 20, false), (false, 0, false)] {
+        assert_eq!(Way { mapped, bandwidth }.has_threads(), threads);
+    }
+}
