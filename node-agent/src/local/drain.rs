@@ -17,6 +17,7 @@ use super::{
     file,
     order::Attached,
     show::{host, said},
+    source::new_uid,
 };
 use crate::durable::{self, found};
 
@@ -27,8 +28,8 @@ pub async fn run(dir: &Path, which: &Which, drained: bool, wait: &Wait) -> anyho
     let node = seen(dir, before.clone().unwrap_or_default())?;
     let target = target(which, &node).map_err(anyhow::Error::msg)?;
     let drain = changed(&node.spec.drain, &target, drained);
-    let text = file::of_host(&drain).map_err(anyhow::Error::msg)?;
     if before.as_ref() != Some(&drain) {
+        let text = file::of_host(&drain, &new_uid()).map_err(anyhow::Error::msg)?;
         let path = dir.join(file::asking(file::NODE));
         durable::set(dir, &path, Some(text.as_bytes())).with_context(|| path.display().to_string())?;
     }

@@ -152,3 +152,20 @@ async fn one_pf_stays_drained_while_all_are() {
     assert_eq!(ended(dir, &all(), false, 0).await, Ok(true));
     assert!(asked(dir).unwrap().unwrap().is_empty());
 }
+
+/// Before the agent has seen that it was taken back and said again, NICs may have come back.
+#[tokio::test]
+async fn what_was_said_of_an_earlier_drain_is_not_said_of_this_one() {
+    let at = tempfile::tempdir().unwrap();
+    let dir = at.path();
+    say(dir, None, None);
+    assert_eq!(ended(dir, &pf(PF), true, 0).await, Ok(true));
+    say(dir, generation(dir).ok(), Some("Drained"));
+    assert_eq!(ended(dir, &pf(PF), true, 1).await, Ok(true));
+    assert_eq!(ended(dir, &pf(PF), false, 0).await, Ok(true));
+    assert_eq!(
+        ended(dir, &pf(PF), true, 1).await,
+        Ok(false),
+        "no agent has seen this one"
+    );
+}

@@ -153,7 +153,7 @@ mod tests {
     }
 
     fn text(drain: &Drain) -> Content {
-        Content::Text(file::of_host(drain).unwrap())
+        Content::Text(file::of_host(drain, "id").unwrap())
     }
 
     fn new() -> HostFile {
