@@ -169,3 +169,27 @@ async fn what_was_said_of_an_earlier_drain_is_not_said_of_this_one() {
         "no agent has seen this one"
     );
 }
+
+#[tokio::test]
+async fn what_two_commands_say_at_once_is_all_said() {
+    let at = tempfile::tempdir().unwrap();
+    let dir = at.path();
+    say(dir, None, None);
+    // As one of them has it between its look and its write.
+    let lock = Flock::lock(File::open(dir).unwrap(), FlockArg::LockExclusive).unwrap();
+    let other = {
+        let dir = dir.to_owned();
+        tokio::task::spawn_blocking(move || change(&dir, &pf(PF), true).map(|_| ()))
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!other.is_finished(), "it does not wait");
+    let first = Drain {
+        networks: vec!["fast".to_owned()],
+        ..Drain::default()
+    };
+    fs::write(dir.join("node.yaml"), file::of_host(&first, "1").unwrap()).unwrap();
+    drop(lock);
+    other.await.unwrap().unwrap();
+    let drain = asked(dir).unwrap().unwrap();
+    assert_eq!((drain.pfs.len(), drain.networks.len()), (1, 1));
+}
