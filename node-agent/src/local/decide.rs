@@ -35,7 +35,7 @@ pub const NAMESPACE: &str = "local";
 pub enum Reading {
     /// It asks for this, in this version.
     Asks(Asked, i64),
-    /// It is there in this version, where that could be read, and what it asks for is not known; says why.
+    /// What it asks for is not known, in this version, where that could be read; says why.
     Unknown(Option<i64>, String),
     /// It is not there, which may pass: an editor may be about to replace it.
     Missing,

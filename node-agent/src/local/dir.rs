@@ -38,6 +38,8 @@ pub enum Content {
     Text(String),
     /// It is there, and cannot be read; says why.
     Unreadable(String),
+    /// Whether it is there is not known; says why.
+    Unknown(String),
     /// It is not there.
     Absent,
 }
@@ -150,13 +152,15 @@ impl Dir {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let dir = match self.reopen() {
             Ok(dir) => dir,
-            Err(error) => return Content::Unreadable(format!("its directory is not there: {error}")),
+            Err(error) => return Content::Unknown(format!("its directory is not there: {error}")),
         };
         let opened = match openat(&dir, file, flags, Mode::empty()) {
             Ok(opened) => File::from(opened),
             Err(Errno::ENOENT) => return Content::Absent,
             Err(Errno::ELOOP) => return Content::Unreadable("it is a link, and none is followed".to_owned()),
-            Err(error) => return Content::Unreadable(format!("it cannot be read: {}", error.desc())),
+            // A socket is there, and cannot be opened.
+            Err(Errno::ENXIO) => return Content::Unreadable("it is no regular file".to_owned()),
+            Err(error) => return Content::Unknown(format!("it cannot be read: {}", error.desc())),
         };
         let mut text = String::new();
         let read = opened.metadata().and_then(|meta| {
@@ -236,7 +240,10 @@ fn in_proc(fd: &File) -> PathBuf {
 mod tests {
     use std::{
         fs::Permissions,
-        os::unix::fs::{PermissionsExt as _, symlink},
+        os::unix::{
+            fs::{PermissionsExt as _, symlink},
+            net::UnixListener,
+        },
         time::Duration,
     };
 
@@ -285,11 +292,12 @@ mod tests {
         let dir = Dir::open(at.path()).unwrap();
         symlink("none", at.path().join("link.yaml")).unwrap();
         mkfifo(&at.path().join("fifo.yaml"), Mode::S_IRWXU).unwrap();
+        let _socket = UnixListener::bind(at.path().join("socket.yaml")).unwrap();
         fs::create_dir(at.path().join("dir.yaml")).unwrap();
         fs::write(at.path().join("long.yaml"), "x".repeat(70_000)).unwrap();
         fs::write(at.path().join("bytes.yaml"), [0xff, 0xfe]).unwrap();
         let (asked, told) = dir.names().unwrap();
-        assert_eq!((asked.len(), told.len()), (5, 0));
+        assert_eq!((asked.len(), told.len()), (6, 0));
         for name in asked {
             let content = dir.read(&name);
             assert!(matches!(content, Content::Unreadable(_)), "{name}: {content:?}");
@@ -306,10 +314,10 @@ mod tests {
         let dir = Dir::open(&path).unwrap();
         fs::remove_dir_all(&path).unwrap();
         while changed(&dir).await != Change::Lost {}
-        assert!(matches!(dir.read("eth0"), Content::Unreadable(_)));
+        assert!(matches!(dir.read("eth0"), Content::Unknown(_)));
         fs::create_dir(&path).unwrap();
         assert!(
-            matches!(dir.read("eth0"), Content::Unreadable(_)),
+            matches!(dir.read("eth0"), Content::Unknown(_)),
             "that is another one"
         );
     }

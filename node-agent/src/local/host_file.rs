@@ -18,7 +18,7 @@ enum Reading {
     Never,
     /// It asks for this, in this version.
     Asks(Drain, i64),
-    /// It is there in this version, where that could be read, and what it asks for is not known; says why.
+    /// What it asks for is not known, in this version, where that could be read; says why.
     Unknown(Option<i64>, String),
     /// It is not there.
     Gone,
@@ -76,6 +76,10 @@ impl HostFile {
                 }
             }
             Content::Unreadable(why) => Reading::Unknown(None, why),
+            Content::Unknown(why) => {
+                self.reading = Reading::Unknown(None, why);
+                return false;
+            }
             Content::Absent => {
                 let never = self.reading == Reading::Never && !self.proven && drain.is_empty();
                 return !never && self.reading != Reading::Gone;
@@ -213,6 +217,17 @@ mod tests {
         assert!(file.read(Content::Absent, &drain()));
         file.gone();
         assert_eq!(outcome(&file, &drain()).drain, Some(Drain::default()));
+        // Nor is it proof that it cannot be looked for: it may not be there.
+        for (content, ends) in [
+            (Content::Unknown("too many open files".into()), None),
+            (Content::Unreadable("it is a link".into()), Some(Drain::default())),
+        ] {
+            let mut file = new();
+            file.read(content, &drain());
+            assert!(file.read(Content::Absent, &drain()));
+            file.gone();
+            assert_eq!(outcome(&file, &drain()).drain, ends);
+        }
         // Another directory proves nothing.
         file.read(text(&drain()), &Drain::default());
         file.hide();

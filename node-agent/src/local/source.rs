@@ -66,6 +66,8 @@ pub struct Source {
     uids: BTreeMap<String, String>,
     /// The files that were seen in this directory, or whose status was there when it was opened.
     proven: BTreeSet<String>,
+    /// The NICs and networks of which it is not known whether their file is there.
+    unseen: BTreeSet<String>,
     /// When to read a file once more that is away.
     due: BTreeMap<String, Instant>,
     /// When to try once more what has failed.
@@ -105,6 +107,7 @@ pub fn open(
         pools: Vec::new(),
         uids: BTreeMap::new(),
         proven: BTreeSet::new(),
+        unseen: BTreeSet::new(),
         due: BTreeMap::new(),
         again: None,
         begun: false,
@@ -249,10 +252,11 @@ impl Source {
 
     fn read_host(&mut self) {
         let name = file::NODE.to_owned();
-        if self
-            .host_file
-            .read(self.dir.read(file::NODE), &self.host.pools.drain())
-        {
+        let content = self.dir.read(&name);
+        if matches!(content, Content::Unknown(_)) {
+            self.look_again();
+        }
+        if self.host_file.read(content, &self.host.pools.drain()) {
             self.due.entry(name).or_insert_with(|| Instant::now() + GRACE);
         } else {
             self.due.remove(&name);
@@ -271,6 +275,10 @@ impl Source {
         let reading = match self.dir.read_order(name) {
             Content::Text(text) => order::parse(&text),
             Content::Unreadable(why) => order::Reading::Unknown(why),
+            Content::Unknown(why) => {
+                self.unseen(name);
+                order::Reading::Unknown(why)
+            }
             Content::Absent => {
                 self.state.orders.remove(name);
                 return;
@@ -286,6 +294,7 @@ impl Source {
         if name == file::NODE {
             return self.read_host();
         }
+        self.unseen.remove(name);
         self.read_order(name);
         let reading = match self.dir.read(name) {
             Content::Text(text) => {
@@ -296,6 +305,11 @@ impl Source {
                 }
             }
             Content::Unreadable(why) => Reading::Unknown(None, why),
+            Content::Unknown(why) => {
+                self.unseen(name);
+                self.due.remove(name);
+                return self.state.read(name, Reading::Unknown(None, why));
+            }
             Content::Absent => {
                 let is_known = self.state.nics.contains_key(name)
                     || self.state.readings.contains_key(name)
@@ -378,7 +392,9 @@ impl Source {
         });
         for (name, verdict) in &outcome.said {
             let what = format!("the file {}", file::asking(name));
-            if self.state.readings.get(name) == Some(&Reading::Unproven) {
+            let is_unseen = self.state.readings.get(name) == Some(&Reading::Unproven)
+                || self.unseen.contains(name) && !self.proven.contains(name);
+            if is_unseen {
                 // Nothing is written for it: that would prove what is not proven.
                 let why = verdict.refusal.as_ref().map(|(_, why)| format!("{name}: {why}"));
                 let why = why.unwrap_or_default();
@@ -393,6 +409,9 @@ impl Source {
         for name in &outcome.forgotten {
             self.uids.remove(name);
             self.proven.remove(name);
+            self.host
+                .troubles
+                .end(&format!("the file {}", file::asking(name)));
             let forgotten = self.board.forget(name).await;
             self.try_again(forgotten);
         }
@@ -429,7 +448,7 @@ impl Source {
             ),
             Err(error) => {
                 warn!(error = chain(&error), "the host's PFs cannot be read");
-                self.again = Some(Instant::now() + AGAIN);
+                self.look_again();
                 None
             }
         }
@@ -438,8 +457,18 @@ impl Source {
     fn try_again(&mut self, done: io::Result<()>) {
         if let Err(error) = done {
             warn!(dir = %self.path.display(), %error, "the directory cannot be read or written; tried again");
-            self.again = Some(Instant::now() + AGAIN);
+            self.look_again();
         }
+    }
+
+    fn unseen(&mut self, name: &str) {
+        self.unseen.insert(name.to_owned());
+        self.look_again();
+    }
+
+    /// Nobody tells when what could not be read can be.
+    fn look_again(&mut self) {
+        self.again = Some(Instant::now() + AGAIN);
     }
 
     async fn hear(&self, mut heard: Heard) {

@@ -347,6 +347,34 @@ async fn what_could_not_be_read_is_read_again() {
     assert_eq!(source.again, None);
 }
 
+/// As of a directory that cannot be opened for a moment, because too much is open.
+#[tokio::test]
+async fn a_file_that_cannot_be_looked_for_proves_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let [dir, aside] = ["nics", "aside"].map(|name| home.path().join(name));
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("fast.yaml"), NETWORK).unwrap();
+    let host = host::tests::host(home.path(), 1, 2);
+    let board = Arc::new(Board::new(&dir, "h1"));
+    let versions = watch::Sender::default();
+    let (mut source, _files) = open(&dir, &host, &board, "seed".into(), &of_journal(), versions).unwrap();
+    fs::rename(&dir, &aside).unwrap();
+    source.read("eth0");
+    fs::rename(&aside, &dir).unwrap();
+    assert!(source.again.is_some(), "nobody tells that it can be");
+    source.act().await;
+    assert!(
+        !dir.join("eth0.status.yaml").exists(),
+        "that would be taken for proof"
+    );
+    let trouble = host.troubles.condition();
+    assert_eq!(trouble.reason, reasons::FILE_UNKNOWN);
+    source.read("eth0");
+    source.due.insert("eth0".into(), Instant::now());
+    source.on_time();
+    assert_eq!(source.state.readings["eth0"], Reading::Unproven);
+}
+
 /// The order that the NIC `eth0` leave, or that its migration be over.
 fn order(over: bool) -> String {
     let mut spec = record("uid-9").spec;
