@@ -81,13 +81,10 @@ impl Board {
         text("/metadata/uid").filter(|_| is_its).map(str::to_owned)
     }
 
-    /// Whether an agent has said here which version of the host's own file it has seen.
-    pub fn has_seen_host(&self) -> bool {
-        let earlier = self.earlier(file::NODE);
-        earlier.is_some_and(|said| {
-            said.pointer("/status/observedGeneration")
-                .is_some_and(Value::is_i64)
-        })
+    /// The version of the host's own file that an agent has seen here, as it has said.
+    pub fn seen_of_host(&self) -> Option<i64> {
+        let earlier = self.earlier(file::NODE)?;
+        earlier.pointer("/status/observedGeneration")?.as_i64()
     }
 
     /// How a NIC is, as an earlier agent has said it.

@@ -236,8 +236,8 @@ impl Source {
                 self.uids.entry(name.clone()).or_insert(uid);
             }
         }
-        if self.board.has_seen_host() {
-            self.host_file.prove();
+        if let Some(version) = self.board.seen_of_host() {
+            self.host_file.prove(version);
         }
         self.read_host();
         let known = self.state.nics.keys().chain(self.state.readings.keys()).cloned();
