@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use hybridnic_api::{
-    conditions::reasons,
-    v1alpha1::{Goal, NodePool},
-};
+use hybridnic_api::{conditions::reasons, v1alpha1::NodePool};
 use hybridnic_process::backoff::Backoff;
 use jiff::Timestamp;
 use tokio::{
@@ -23,7 +20,7 @@ use tracing::{error, info, warn};
 
 use super::{
     board::Board,
-    decide::{self, NAMESPACE, Nic, Reading, State},
+    decide::{self, NAMESPACE, Nic, Reading, State, held},
     dir::{Change, Content, Dir},
     file,
     host_file::HostFile,
@@ -33,9 +30,9 @@ use super::{
 use crate::{
     error::chain,
     host::Host,
-    journal::{Contents, Record},
+    journal::Contents,
     node::publish::SeenNode,
-    wants::{Heard, Want, WantId, Wants},
+    wants::{Heard, WantId, Wants},
 };
 
 /// How long a file may be away before that counts: editors move one away before they put another in its place.
@@ -134,23 +131,6 @@ pub fn open(
         left: leaving,
     };
     Ok((source, files))
-}
-
-/// What was wanted of a NIC, as the journal has it. One that was on its way out goes on.
-fn held(record: &Record) -> Want {
-    Want {
-        id: WantId {
-            namespace: record.namespace.clone(),
-            name: record.name.clone(),
-            uid: record.uid.clone(),
-        },
-        created: record.created,
-        spec: record.spec.clone(),
-        socket: record.socket.clone(),
-        generation: None,
-        deleting: record.spec.goal == Goal::Detached && record.spec.migration.is_none(),
-        status: None,
-    }
 }
 
 impl Source {

@@ -1,4 +1,7 @@
-use hybridnic_api::{conditions::types, v1alpha1::NicAttachmentStatus};
+use hybridnic_api::{
+    conditions::types,
+    v1alpha1::{Goal, NicAttachmentStatus},
+};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -9,7 +12,7 @@ use super::{
 use crate::{
     host,
     journal::tests::record,
-    wants::{Teller as _, Told, Word},
+    wants::{Teller as _, Told, Want, Word},
 };
 
 /// Longer than a file may be away.
