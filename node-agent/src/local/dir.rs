@@ -1,17 +1,16 @@
 //! The directory of files, and what happens in it.
 //!
-//! The kernel watches the directory that was opened, and files are read in that one alone: another that is mounted over it, or put in
-//! its place, says nothing about files that were in this one. It is not kept open, or the kernel would not report its end; the watch
-//! keeps its number from being another's.
+//! The kernel watches the directory that was opened, and files are read in that one alone, which is its [`Place`]. It is not kept open, or
+//! the kernel would not report its end; the watch keeps its number from being another's.
 
 use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::{self, Read as _},
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    path::Path,
+    sync::Arc,
 };
 
 use nix::{
@@ -24,7 +23,10 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{file, order};
+use super::{
+    file, order,
+    place::{Place, in_proc},
+};
 
 /// The most octets of a file that is read.
 const LONGEST: u64 = 64 * 1024;
@@ -58,13 +60,9 @@ pub enum Change {
 /// An open directory.
 #[derive(Debug)]
 pub struct Dir {
-    path: PathBuf,
-    /// Its device and number.
-    id: (u64, u64),
+    place: Arc<Place>,
     events: AsyncFd<OwnedFd>,
     inotify: Inotify,
-    /// It was told to be gone: from then on its number may be another's.
-    lost: AtomicBool,
 }
 
 impl Dir {
@@ -102,33 +100,26 @@ impl Dir {
         let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
         let events = events.map_err(io::Error::from)?;
         Ok(Self {
-            path: path.to_owned(),
-            id: (meta.dev(), meta.ino()),
+            place: Arc::new(Place::new(path, &opened)?),
             events,
             inotify,
-            lost: AtomicBool::new(false),
         })
     }
 
-    /// Opens it once more; an error where something else is in its place.
-    fn reopen(&self) -> io::Result<File> {
-        let opened = File::open(&self.path)?;
-        let meta = opened.metadata()?;
-        if (meta.dev(), meta.ino()) != self.id || self.lost.load(Ordering::Relaxed) {
-            return Err(io::Error::other("another directory is in its place"));
-        }
-        Ok(opened)
+    /// The directory itself.
+    pub fn place(&self) -> &Arc<Place> {
+        &self.place
     }
 
     /// The names of all that is asked for, and of all whose status is there.
     pub fn names(&self) -> io::Result<(BTreeSet<String>, BTreeSet<String>)> {
-        let dir = self.reopen()?;
+        let dir = self.place.open()?;
         names(&in_proc(&dir))
     }
 
     /// The NICs of which something is ordered.
     pub fn ordered(&self) -> io::Result<BTreeSet<String>> {
-        let dir = self.reopen()?;
+        let dir = self.place.open()?;
         let mut names = BTreeSet::new();
         for entry in fs::read_dir(in_proc(&dir))? {
             let name = entry?.file_name();
@@ -150,7 +141,7 @@ impl Dir {
     fn read_file(&self, file: &str) -> Content {
         // Not what a link leads to, which changes without anybody being told.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let dir = match self.reopen() {
+        let dir = match self.place.open() {
             Ok(dir) => dir,
             Err(error) => return Content::Unknown(format!("its directory is not there: {error}")),
         };
@@ -179,7 +170,7 @@ impl Dir {
     }
 
     fn lose(&self) -> Change {
-        self.lost.store(true, Ordering::Relaxed);
+        self.place.lose();
         Change::Lost
     }
 
@@ -230,10 +221,6 @@ pub fn names(dir: &Path) -> io::Result<(BTreeSet<String>, BTreeSet<String>)> {
         }
     }
     Ok((asked, told))
-}
-
-fn in_proc(fd: &File) -> PathBuf {
-    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 #[cfg(test)]

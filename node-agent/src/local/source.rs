@@ -124,6 +124,7 @@ pub fn open(
             source.uids.insert(name.to_owned(), unreadable.uid.clone());
         }
     }
+    source.enter();
     source.read_all()?;
     let files = Files {
         heard: hearing,
@@ -179,14 +180,15 @@ impl Source {
     async fn find_again(&mut self) {
         let what = format!("the directory {}", self.path.display());
         let mut backoff = Backoff::new(LOST, LOST_CAP);
-        self.board.hide().await;
-        self.host_file.hide();
         loop {
+            self.board.hide().await;
+            self.host_file.hide();
             match Dir::open(&self.path) {
                 Ok(dir) => {
                     self.dir = dir;
                     self.proven.clear();
                     self.due.clear();
+                    self.enter();
                     match self.read_all() {
                         Ok(()) => break,
                         Err(error) => warn!(%error, "{what} cannot be read"),
@@ -206,6 +208,14 @@ impl Source {
         self.host.troubles.end(&what);
     }
 
+    /// Says all in this directory from now on. Before anything is said, what is there tells what an earlier agent has seen.
+    fn enter(&mut self) {
+        if let Some(version) = self.board.seen_of_host(self.dir.place()) {
+            self.host_file.prove(version);
+        }
+        self.board.enter(self.dir.place());
+    }
+
     fn read_all(&mut self) -> io::Result<()> {
         let (asked, told) = self.dir.names()?;
         self.proven.extend(told.iter().cloned());
@@ -215,9 +225,6 @@ impl Source {
             {
                 self.uids.entry(name.clone()).or_insert(uid);
             }
-        }
-        if let Some(version) = self.board.seen_of_host() {
-            self.host_file.prove(version);
         }
         self.read_host();
         let known = self.state.nics.keys().chain(self.state.readings.keys()).cloned();

@@ -37,7 +37,7 @@ impl Running {
             fs::write(dir.join(name), text).unwrap();
         }
         let host = host::tests::host(home.path(), 1, 2);
-        let board = Arc::new(Board::new(&dir, "h1"));
+        let board = Arc::new(Board::new("h1"));
         let (source, files) = open(
             &dir,
             &host,
@@ -327,7 +327,7 @@ async fn what_could_not_be_read_is_read_again() {
     let [dir, aside] = ["nics", "aside"].map(|name| home.path().join(name));
     fs::create_dir(&dir).unwrap();
     let host = host::tests::host(home.path(), 1, 2);
-    let board = Arc::new(Board::new(&dir, "h1"));
+    let board = Arc::new(Board::new("h1"));
     let (mut source, _files) = open(
         &dir,
         &host,
@@ -350,6 +350,25 @@ async fn what_could_not_be_read_is_read_again() {
     assert_eq!(source.again, None);
 }
 
+/// What is published at the start takes the place of what an earlier agent has said.
+#[tokio::test]
+async fn what_an_earlier_agent_has_seen_of_the_hosts_file_is_known_from_the_start() {
+    for (of, seen) in [("h1", Some(7)), ("h2", None)] {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("nics");
+        fs::create_dir(&dir).unwrap();
+        let status = format!("metadata: {{name: {of}}}\nstatus: {{observedGeneration: 7}}\n");
+        fs::write(dir.join("node.status.yaml"), status).unwrap();
+        let host = host::tests::host(home.path(), 1, 2);
+        let board = Arc::new(Board::new("h1"));
+        let (versions, said) = watch::channel(None);
+        let journal = Contents::default();
+        let _opened = open(&dir, &host, &board, "seed".into(), &journal, versions).unwrap();
+        let said = said.borrow().as_ref().and_then(|said| said.generation);
+        assert_eq!(said, seen, "{of}");
+    }
+}
+
 /// As of a directory that cannot be opened for a moment, because too much is open.
 #[tokio::test]
 async fn a_file_that_cannot_be_looked_for_proves_nothing() {
@@ -358,7 +377,7 @@ async fn a_file_that_cannot_be_looked_for_proves_nothing() {
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("fast.yaml"), NETWORK).unwrap();
     let host = host::tests::host(home.path(), 1, 2);
-    let board = Arc::new(Board::new(&dir, "h1"));
+    let board = Arc::new(Board::new("h1"));
     let versions = watch::Sender::default();
     let (mut source, _files) = open(&dir, &host, &board, "seed".into(), &of_journal(), versions).unwrap();
     fs::rename(&dir, &aside).unwrap();
