@@ -259,11 +259,11 @@ pub async fn local(dir: &Path, node: NodeArgs, logs: LogLevel, broker: Started) 
     agent.host.load_drain();
     // Two hosts may have one name, and must not make the same addresses.
     let seed = read_line("/etc/machine-id").unwrap_or_else(|_| node_name.clone());
-    let board = Arc::new(Board::new(dir, &node_name));
+    let board = Arc::new(Board::new(&node_name));
     let (versions, of_node) = watch::channel(None);
     let opened = source::open(dir, &agent.host, &board, seed, &agent.journal, versions);
     let (source, files) = opened.with_context(|| format!("the directory {}", dir.display()))?;
-    let publisher = NodeFile::new(dir, &node_name, board);
+    let publisher = NodeFile::new(&node_name, board, of_node.clone());
     let besides = async { Ok(source.run().await) };
     let run = agent.run(files, publisher, of_node, (&node.http, None), besides);
     Box::pin(run).await

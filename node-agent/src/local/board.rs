@@ -1,13 +1,9 @@
 //! What is said of each file, in a file beside it: `NAME.status.yaml`, replaced as a whole and synced.
 //!
 //! The presence of such a file proves to a later agent that the directory is the one in which the NIC's own file was. So none is written
-//! for a NIC whose file was not seen in this directory.
+//! for a NIC whose file was not seen in this directory, and none into another one that is in its place.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use hybridnic_api::{
     conditions::{self, NewCondition, reasons, types},
@@ -20,15 +16,16 @@ use hybridnic_api::{
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
 
 use super::{
     decide::{Kind, Verdict},
     file,
     order::Attached,
+    place::Place,
 };
-use crate::{durable, wants::Want};
+use crate::wants::Want;
 
 const HEADER: &str = "# Written by hybridnic-agent. What is changed here is lost.\n";
 
@@ -52,25 +49,36 @@ struct Entry {
 /// All that is said.
 #[derive(Debug)]
 pub struct Board {
-    dir: PathBuf,
     node: String,
+    /// The directory; none where it is gone.
+    place: watch::Sender<Option<Arc<Place>>>,
     entries: Mutex<BTreeMap<String, Entry>>,
 }
 
 impl Board {
-    /// In this directory, of this host.
-    pub fn new(dir: &Path, node: &str) -> Self {
+    /// Of this host, in no directory yet.
+    pub fn new(node: &str) -> Self {
         Self {
-            dir: dir.to_owned(),
             node: node.to_owned(),
+            place: watch::Sender::default(),
             entries: Mutex::default(),
         }
     }
 
+    /// All is said in this directory from now on.
+    pub fn enter(&self, place: &Arc<Place>) {
+        self.place.send_replace(Some(Arc::clone(place)));
+    }
+
+    /// The directory in which all is said.
+    pub fn place(&self) -> io::Result<Arc<Place>> {
+        let place = self.place.borrow().clone();
+        place.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the directory is gone"))
+    }
+
     /// What an earlier agent has said of an object; none where there is nothing that can be read.
     fn earlier(&self, name: &str) -> Option<Value> {
-        let text = fs::read_to_string(self.dir.join(file::status(name))).ok()?;
-        serde_saphyr::from_str(&text).ok()
+        earlier(self.place().ok()?.as_ref(), name)
     }
 
     /// The uid of a NIC, as an earlier agent has said it; none where that was said of an object of another name.
@@ -81,13 +89,12 @@ impl Board {
         text("/metadata/uid").filter(|_| is_its).map(str::to_owned)
     }
 
-    /// Whether an agent has said here which version of the host's own file it has seen.
-    pub fn has_seen_host(&self) -> bool {
-        let earlier = self.earlier(file::NODE);
-        earlier.is_some_and(|said| {
-            said.pointer("/status/observedGeneration")
-                .is_some_and(Value::is_i64)
-        })
+    /// The version of the host's own file that an earlier agent of this host has seen in a directory, as it has said there.
+    pub fn seen_of_host(&self, place: &Place) -> Option<i64> {
+        let earlier = earlier(place, file::NODE)?;
+        let is_its = earlier.pointer("/metadata/name")?.as_str() == Some(&self.node);
+        let seen = earlier.pointer("/status/observedGeneration")?.as_i64();
+        seen.filter(|_| is_its)
     }
 
     /// How a NIC is, as an earlier agent has said it.
@@ -155,7 +162,7 @@ impl Board {
     pub async fn again(&self, name: &str) -> io::Result<()> {
         let mut entries = self.entries.lock().await;
         match entries.get_mut(name) {
-            Some(entry) if !self.dir.join(file::status(name)).exists() => {
+            Some(entry) if !self.place()?.has(&file::status(name))? => {
                 entry.written = None;
                 self.write(name, entry).await
             }
@@ -163,8 +170,9 @@ impl Board {
         }
     }
 
-    /// The directory is another one, in which no file was seen yet.
+    /// The directory is gone. In another one no file was seen yet.
     pub async fn hide(&self) {
+        self.place.send_replace(None);
         for entry in self.entries.lock().await.values_mut() {
             (entry.verdict, entry.written) = (None, None);
         }
@@ -185,17 +193,21 @@ impl Board {
 
     /// Makes this the content of an object's file, or removes it.
     async fn put(&self, name: &str, content: Option<&Value>) -> io::Result<()> {
-        put(&self.dir, &file::status(name), content).await
+        put(&self.place()?, name, content).await
     }
 }
 
-/// Makes this the content of a file of the directory, or removes it; returns once that is on disk.
-pub async fn put(dir: &Path, file: &str, content: Option<&Value>) -> io::Result<()> {
+/// What was said of an object in a directory; none where there is nothing that can be read.
+fn earlier(place: &Place, name: &str) -> Option<Value> {
+    let text = place.read(&file::status(name)).ok()?;
+    serde_saphyr::from_str(&text).ok()
+}
+
+/// Makes this what is said of an object in a directory, or removes it; returns once that is on disk.
+pub async fn put(place: &Arc<Place>, name: &str, content: Option<&Value>) -> io::Result<()> {
     let text = content.map(|value| serde_saphyr::to_string(value).map_err(io::Error::other));
     let text = text.transpose()?.map(|text| format!("{HEADER}{text}"));
-    let (dir, path) = (dir.to_owned(), dir.join(file));
-    let set = move || durable::set(&dir, &path, text.as_deref().map(str::as_bytes));
-    tokio::task::spawn_blocking(set).await.map_err(io::Error::other)?
+    place.set(&file::status(name), text).await
 }
 
 fn conditions_of(document: &Value) -> Vec<Condition> {
@@ -339,4 +351,4 @@ fn as_it_is(condition: &Condition) -> NewCondition {
 
 #[cfg(test)]
 #[path = "board_tests.rs"]
-mod tests;
+pub(crate) mod tests;

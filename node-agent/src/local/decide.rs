@@ -25,7 +25,10 @@ use super::{
     file::{self, Asked, AskedNic},
     order,
 };
-use crate::wants::{Want, WantId};
+use crate::{
+    journal::Record,
+    wants::{Want, WantId},
+};
 
 /// The namespace of all NICs of a host without a cluster.
 pub const NAMESPACE: &str = "local";
@@ -35,7 +38,7 @@ pub const NAMESPACE: &str = "local";
 pub enum Reading {
     /// It asks for this, in this version.
     Asks(Asked, i64),
-    /// It is there in this version, where that could be read, and what it asks for is not known; says why.
+    /// What it asks for is not known, in this version, where that could be read; says why.
     Unknown(Option<i64>, String),
     /// It is not there, which may pass: an editor may be about to replace it.
     Missing,
@@ -50,6 +53,23 @@ pub enum Reading {
 pub struct Nic {
     /// What was wanted of it last.
     pub want: Want,
+}
+
+/// What was wanted of a NIC, as the journal has it. One that was on its way out goes on.
+pub fn held(record: &Record) -> Want {
+    Want {
+        id: WantId {
+            namespace: record.namespace.clone(),
+            name: record.name.clone(),
+            uid: record.uid.clone(),
+        },
+        created: record.created,
+        spec: record.spec.clone(),
+        socket: record.socket.clone(),
+        generation: None,
+        deleting: record.spec.goal == Goal::Detached && record.spec.migration.is_none(),
+        status: None,
+    }
 }
 
 /// What is known of the host.

@@ -1,17 +1,16 @@
 //! The directory of files, and what happens in it.
 //!
-//! The kernel watches the directory that was opened, and files are read in that one alone: another that is mounted over it, or put in
-//! its place, says nothing about files that were in this one. It is not kept open, or the kernel would not report its end; the watch
-//! keeps its number from being another's.
+//! The kernel watches the directory that was opened, and files are read in that one alone, which is its [`Place`]. It is not kept open, or
+//! the kernel would not report its end; the watch keeps its number from being another's.
 
 use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::{self, Read as _},
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    path::Path,
+    sync::Arc,
 };
 
 use nix::{
@@ -24,7 +23,10 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{file, order};
+use super::{
+    file, order,
+    place::{Place, in_proc},
+};
 
 /// The most octets of a file that is read.
 const LONGEST: u64 = 64 * 1024;
@@ -38,6 +40,8 @@ pub enum Content {
     Text(String),
     /// It is there, and cannot be read; says why.
     Unreadable(String),
+    /// Whether it is there is not known; says why.
+    Unknown(String),
     /// It is not there.
     Absent,
 }
@@ -56,13 +60,9 @@ pub enum Change {
 /// An open directory.
 #[derive(Debug)]
 pub struct Dir {
-    path: PathBuf,
-    /// Its device and number.
-    id: (u64, u64),
+    place: Arc<Place>,
     events: AsyncFd<OwnedFd>,
     inotify: Inotify,
-    /// It was told to be gone: from then on its number may be another's.
-    lost: AtomicBool,
 }
 
 impl Dir {
@@ -100,33 +100,26 @@ impl Dir {
         let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
         let events = events.map_err(io::Error::from)?;
         Ok(Self {
-            path: path.to_owned(),
-            id: (meta.dev(), meta.ino()),
+            place: Arc::new(Place::new(path, &opened)?),
             events,
             inotify,
-            lost: AtomicBool::new(false),
         })
     }
 
-    /// Opens it once more; an error where something else is in its place.
-    fn reopen(&self) -> io::Result<File> {
-        let opened = File::open(&self.path)?;
-        let meta = opened.metadata()?;
-        if (meta.dev(), meta.ino()) != self.id || self.lost.load(Ordering::Relaxed) {
-            return Err(io::Error::other("another directory is in its place"));
-        }
-        Ok(opened)
+    /// The directory itself.
+    pub fn place(&self) -> &Arc<Place> {
+        &self.place
     }
 
     /// The names of all that is asked for, and of all whose status is there.
     pub fn names(&self) -> io::Result<(BTreeSet<String>, BTreeSet<String>)> {
-        let dir = self.reopen()?;
+        let dir = self.place.open()?;
         names(&in_proc(&dir))
     }
 
     /// The NICs of which something is ordered.
     pub fn ordered(&self) -> io::Result<BTreeSet<String>> {
-        let dir = self.reopen()?;
+        let dir = self.place.open()?;
         let mut names = BTreeSet::new();
         for entry in fs::read_dir(in_proc(&dir))? {
             let name = entry?.file_name();
@@ -148,15 +141,17 @@ impl Dir {
     fn read_file(&self, file: &str) -> Content {
         // Not what a link leads to, which changes without anybody being told.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let dir = match self.reopen() {
+        let dir = match self.place.open() {
             Ok(dir) => dir,
-            Err(error) => return Content::Unreadable(format!("its directory is not there: {error}")),
+            Err(error) => return Content::Unknown(format!("its directory is not there: {error}")),
         };
         let opened = match openat(&dir, file, flags, Mode::empty()) {
             Ok(opened) => File::from(opened),
             Err(Errno::ENOENT) => return Content::Absent,
             Err(Errno::ELOOP) => return Content::Unreadable("it is a link, and none is followed".to_owned()),
-            Err(error) => return Content::Unreadable(format!("it cannot be read: {}", error.desc())),
+            // A socket is there, and cannot be opened.
+            Err(Errno::ENXIO) => return Content::Unreadable("it is no regular file".to_owned()),
+            Err(error) => return Content::Unknown(format!("it cannot be read: {}", error.desc())),
         };
         let mut text = String::new();
         let read = opened.metadata().and_then(|meta| {
@@ -175,7 +170,7 @@ impl Dir {
     }
 
     fn lose(&self) -> Change {
-        self.lost.store(true, Ordering::Relaxed);
+        self.place.lose();
         Change::Lost
     }
 
@@ -228,15 +223,14 @@ pub fn names(dir: &Path) -> io::Result<(BTreeSet<String>, BTreeSet<String>)> {
     Ok((asked, told))
 }
 
-fn in_proc(fd: &File) -> PathBuf {
-    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         fs::Permissions,
-        os::unix::fs::{PermissionsExt as _, symlink},
+        os::unix::{
+            fs::{PermissionsExt as _, symlink},
+            net::UnixListener,
+        },
         time::Duration,
     };
 
@@ -285,11 +279,12 @@ mod tests {
         let dir = Dir::open(at.path()).unwrap();
         symlink("none", at.path().join("link.yaml")).unwrap();
         mkfifo(&at.path().join("fifo.yaml"), Mode::S_IRWXU).unwrap();
+        let _socket = UnixListener::bind(at.path().join("socket.yaml")).unwrap();
         fs::create_dir(at.path().join("dir.yaml")).unwrap();
         fs::write(at.path().join("long.yaml"), "x".repeat(70_000)).unwrap();
         fs::write(at.path().join("bytes.yaml"), [0xff, 0xfe]).unwrap();
         let (asked, told) = dir.names().unwrap();
-        assert_eq!((asked.len(), told.len()), (5, 0));
+        assert_eq!((asked.len(), told.len()), (6, 0));
         for name in asked {
             let content = dir.read(&name);
             assert!(matches!(content, Content::Unreadable(_)), "{name}: {content:?}");
@@ -306,10 +301,10 @@ mod tests {
         let dir = Dir::open(&path).unwrap();
         fs::remove_dir_all(&path).unwrap();
         while changed(&dir).await != Change::Lost {}
-        assert!(matches!(dir.read("eth0"), Content::Unreadable(_)));
+        assert!(matches!(dir.read("eth0"), Content::Unknown(_)));
         fs::create_dir(&path).unwrap();
         assert!(
-            matches!(dir.read("eth0"), Content::Unreadable(_)),
+            matches!(dir.read("eth0"), Content::Unknown(_)),
             "that is another one"
         );
     }

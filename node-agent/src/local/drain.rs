@@ -1,6 +1,11 @@
 //! `ctl drain-pf` and `ctl undrain-pf`: say in the host's own file what of its VFs is to be drained, and wait until the agent has done it.
 
-use std::{fs, path::Path, process::ExitCode, time::Duration};
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use hybridnic_api::v1alpha1::{Drain, HybridNode, HybridNodeSpec, NicAttachment};
@@ -9,6 +14,7 @@ use hybridnic_console::{
     drain::{Target, Which, changed, covers, left, standing, target},
 };
 use kube::api::ObjectMeta;
+use nix::fcntl::{Flock, FlockArg};
 use tokio::time::timeout;
 
 use super::{
@@ -17,21 +23,14 @@ use super::{
     file,
     order::Attached,
     show::{host, said},
+    source::new_uid,
 };
 use crate::durable::{self, found};
 
 /// Says it, and waits.
 pub async fn run(dir: &Path, which: &Which, drained: bool, wait: &Wait) -> anyhow::Result<ExitCode> {
     let watched = watch(dir)?;
-    let before = asked(dir)?;
-    let node = seen(dir, before.clone().unwrap_or_default())?;
-    let target = target(which, &node).map_err(anyhow::Error::msg)?;
-    let drain = changed(&node.spec.drain, &target, drained);
-    let text = file::of_host(&drain).map_err(anyhow::Error::msg)?;
-    if before.as_ref() != Some(&drain) {
-        let path = dir.join(file::asking(file::NODE));
-        durable::set(dir, &path, Some(text.as_bytes())).with_context(|| path.display().to_string())?;
-    }
+    let (target, drain) = change(dir, which, drained)?;
     if !drained && covers(&drain, &target) {
         bail!(
             "it stays drained, because all of the host is: {} --all",
@@ -58,6 +57,23 @@ pub async fn run(dir: &Path, which: &Which, drained: bool, wait: &Wait) -> anyho
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says it in the host's file; gives what it is about, and all that the file asks to drain then.
+fn change(dir: &Path, which: &Which, drained: bool) -> anyhow::Result<(Target, Drain)> {
+    // What another command writes between the look and the write would be lost.
+    let lock = Flock::lock(File::open(dir)?, FlockArg::LockExclusive);
+    let _lock = lock.map_err(|(_, errno)| errno)?;
+    let before = asked(dir)?;
+    let node = seen(dir, before.clone().unwrap_or_default())?;
+    let target = target(which, &node).map_err(anyhow::Error::msg)?;
+    let drain = changed(&node.spec.drain, &target, drained);
+    if before.as_ref() != Some(&drain) {
+        let text = file::of_host(&drain, &new_uid()).map_err(anyhow::Error::msg)?;
+        let path = dir.join(file::asking(file::NODE));
+        durable::set(dir, &path, Some(text.as_bytes())).with_context(|| path.display().to_string())?;
+    }
+    Ok((target, drain))
 }
 
 /// How the command line says it.

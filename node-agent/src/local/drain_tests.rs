@@ -152,3 +152,44 @@ async fn one_pf_stays_drained_while_all_are() {
     assert_eq!(ended(dir, &all(), false, 0).await, Ok(true));
     assert!(asked(dir).unwrap().unwrap().is_empty());
 }
+
+/// Before the agent has seen that it was taken back and said again, NICs may have come back.
+#[tokio::test]
+async fn what_was_said_of_an_earlier_drain_is_not_said_of_this_one() {
+    let at = tempfile::tempdir().unwrap();
+    let dir = at.path();
+    say(dir, None, None);
+    assert_eq!(ended(dir, &pf(PF), true, 0).await, Ok(true));
+    say(dir, generation(dir).ok(), Some("Drained"));
+    assert_eq!(ended(dir, &pf(PF), true, 1).await, Ok(true));
+    assert_eq!(ended(dir, &pf(PF), false, 0).await, Ok(true));
+    assert_eq!(
+        ended(dir, &pf(PF), true, 1).await,
+        Ok(false),
+        "no agent has seen this one"
+    );
+}
+
+#[tokio::test]
+async fn what_two_commands_say_at_once_is_all_said() {
+    let at = tempfile::tempdir().unwrap();
+    let dir = at.path();
+    say(dir, None, None);
+    // As one of them has it between its look and its write.
+    let lock = Flock::lock(File::open(dir).unwrap(), FlockArg::LockExclusive).unwrap();
+    let other = {
+        let dir = dir.to_owned();
+        tokio::task::spawn_blocking(move || change(&dir, &pf(PF), true).map(|_| ()))
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!other.is_finished(), "it does not wait");
+    let first = Drain {
+        networks: vec!["fast".to_owned()],
+        ..Drain::default()
+    };
+    fs::write(dir.join("node.yaml"), file::of_host(&first, "1").unwrap()).unwrap();
+    drop(lock);
+    other.await.unwrap().unwrap();
+    let drain = asked(dir).unwrap().unwrap();
+    assert_eq!((drain.pfs.len(), drain.networks.len()), (1, 1));
+}

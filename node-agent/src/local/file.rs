@@ -144,8 +144,9 @@ pub fn host(text: &str) -> Result<Drain, String> {
     Ok(spec.drain)
 }
 
-/// The text of the host's file that asks to drain this.
-pub fn of_host(drain: &Drain) -> Result<String, String> {
+/// The text of the host's file that asks to drain this. No other has the same `id`: what was said of an earlier text that asked for the
+/// same is not said of this one.
+pub fn of_host(drain: &Drain, id: &str) -> Result<String, String> {
     let spec = if drain.is_empty() {
         json!({})
     } else {
@@ -158,6 +159,7 @@ pub fn of_host(drain: &Drain) -> Result<String, String> {
         "spec": spec,
     });
     let text = serde_saphyr::to_string(&document).map_err(|error| error.to_string())?;
+    let text = format!("# Written by hybridnic-agent ctl, as {id}.\n{text}");
     host(&text).map(|_| text)
 }
 

@@ -54,8 +54,10 @@ fn the_hosts_file_says_what_is_drained() {
     assert_eq!((drain.pfs.len(), drain.networks.len(), drain.all), (1, 1, false));
     assert_eq!(host(&text("{}")), Ok(Drain::default()));
     for drain in [drain, Drain::default()] {
-        assert_eq!(host(&of_host(&drain).unwrap()), Ok(drain));
+        assert_eq!(host(&of_host(&drain, "id").unwrap()), Ok(drain));
     }
+    let texts = ["1", "2"].map(|id| of_host(&Drain::default(), id).unwrap());
+    assert_ne!(generation(&texts[0]), generation(&texts[1]));
     for (spec, why) in [
         ("{drain: {pfs: [ens1f0]}}", "full PCI addresses"),
         ("{drain: {pf: []}}", "spec.drain.pf is not known"),

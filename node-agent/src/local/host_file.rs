@@ -16,10 +16,10 @@ enum Reading {
     /// Nothing yet: there was no file.
     #[default]
     Never,
-    /// It asks for this, in this version.
-    Asks(Drain, i64),
-    /// It is there in this version, where that could be read, and what it asks for is not known; says why.
-    Unknown(Option<i64>, String),
+    /// It asks for this.
+    Asks(Drain),
+    /// What it asks for is not known; says why.
+    Unknown(String),
     /// It is not there.
     Gone,
 }
@@ -29,8 +29,6 @@ enum Reading {
 struct Outcome {
     /// What is to be drained; `None` leaves it as it is.
     drain: Option<Drain>,
-    /// The version of the file that was seen here.
-    generation: Option<i64>,
     /// What is wrong.
     trouble: Option<String>,
 }
@@ -41,6 +39,9 @@ pub struct HostFile {
     reading: Reading,
     /// It was in this directory.
     proven: bool,
+    /// The version of it that was seen here last, also by an earlier agent. As long as its end has not been acted on, it is in the host's
+    /// status: an agent that comes after this one needs it as proof.
+    version: Option<i64>,
     seen: watch::Sender<Option<SeenNode>>,
 }
 
@@ -50,32 +51,40 @@ impl HostFile {
         Self {
             reading: Reading::default(),
             proven: false,
+            version: None,
             seen,
         }
     }
 
-    /// An earlier agent has seen it in this directory.
-    pub fn prove(&mut self) {
-        self.proven = true;
+    /// An earlier agent has seen it in this directory, in this version.
+    pub fn prove(&mut self, version: i64) {
+        if !self.proven {
+            (self.proven, self.version) = (true, Some(version));
+            self.say();
+        }
     }
 
     /// The directory is another one, in which it was not seen yet.
     pub fn hide(&mut self) {
-        (self.reading, self.proven) = (Reading::Never, false);
-        self.seen.send_replace(None);
+        (self.reading, self.proven, self.version) = (Reading::Never, false, None);
+        self.say();
     }
 
     /// Takes in what was read, where `drain` is what is drained now; whether the file is away, which may pass.
     pub fn read(&mut self, content: Content, drain: &Drain) -> bool {
         self.reading = match content {
             Content::Text(text) => {
-                let generation = file::generation(&text);
+                self.version = Some(file::generation(&text));
                 match file::host(&text) {
-                    Ok(drain) => Reading::Asks(drain, generation),
-                    Err(why) => Reading::Unknown(Some(generation), why),
+                    Ok(drain) => Reading::Asks(drain),
+                    Err(why) => Reading::Unknown(why),
                 }
             }
-            Content::Unreadable(why) => Reading::Unknown(None, why),
+            Content::Unreadable(why) => Reading::Unknown(why),
+            Content::Unknown(why) => {
+                self.reading = Reading::Unknown(why);
+                return false;
+            }
             Content::Absent => {
                 let never = self.reading == Reading::Never && !self.proven && drain.is_empty();
                 return !never && self.reading != Reading::Gone;
@@ -87,7 +96,7 @@ impl HostFile {
 
     /// It was away for so long that this counts.
     pub fn gone(&mut self) {
-        self.reading = Reading::Gone;
+        (self.reading, self.version) = (Reading::Gone, None);
     }
 
     /// Has it done.
@@ -101,9 +110,14 @@ impl HostFile {
         if let Some(drain) = &outcome.drain {
             host.note_drain(drain).await;
         }
-        let seen = outcome.generation.map(|generation| SeenNode {
+        self.say();
+    }
+
+    /// Says which version was seen.
+    fn say(&self) {
+        let seen = self.version.map(|version| SeenNode {
             uid: None,
-            generation: Some(generation),
+            generation: Some(version),
         });
         self.seen.send_if_modified(|before| {
             let changed = *before != seen;
@@ -116,14 +130,12 @@ impl HostFile {
 fn decide(reading: &Reading, proven: bool, drained: &Drain) -> Outcome {
     let file = file::asking(file::NODE);
     match reading {
-        Reading::Asks(drain, generation) => Outcome {
+        Reading::Asks(drain) => Outcome {
             drain: Some(drain.clone()),
-            generation: Some(*generation),
             trouble: None,
         },
-        Reading::Unknown(generation, why) => Outcome {
+        Reading::Unknown(why) => Outcome {
             drain: None,
-            generation: *generation,
             trouble: Some(format!("{file}: {why}; what is drained stays as it was")),
         },
         Reading::Gone if proven => Outcome {
@@ -153,7 +165,7 @@ mod tests {
     }
 
     fn text(drain: &Drain) -> Content {
-        Content::Text(file::of_host(drain).unwrap())
+        Content::Text(file::of_host(drain, "id").unwrap())
     }
 
     fn new() -> HostFile {
@@ -177,7 +189,7 @@ mod tests {
         assert!(!file.read(text(&drain()), &Drain::default()));
         let asked = outcome(&file, &Drain::default());
         assert_eq!((asked.drain, asked.trouble), (Some(drain()), None));
-        assert!(asked.generation.is_some());
+        assert!(file.version.is_some());
         for wrong in [
             Content::Text("spec: {".into()),
             Content::Unreadable("it is a link".into()),
@@ -206,18 +218,54 @@ mod tests {
         assert!(file.read(Content::Absent, &drain()), "the journal has a drain");
         file.gone();
         let unproven = outcome(&file, &drain());
-        assert_eq!((unproven.drain, unproven.generation), (None, None));
+        assert_eq!((unproven.drain, file.version), (None, None));
         assert!(unproven.trouble.unwrap().contains("nothing proves"));
         let mut file = new();
-        file.prove();
+        file.prove(7);
         assert!(file.read(Content::Absent, &drain()));
         file.gone();
         assert_eq!(outcome(&file, &drain()).drain, Some(Drain::default()));
+        // Nor is there proof where it cannot be looked for.
+        for (content, ends) in [
+            (Content::Unknown("too many open files".into()), None),
+            (Content::Unreadable("it is a link".into()), Some(Drain::default())),
+        ] {
+            let mut file = new();
+            file.read(content, &drain());
+            assert!(file.read(Content::Absent, &drain()));
+            file.gone();
+            assert_eq!(outcome(&file, &drain()).drain, ends);
+        }
         // Another directory proves nothing.
         file.read(text(&drain()), &Drain::default());
         file.hide();
         assert!(file.read(Content::Absent, &drain()));
         file.gone();
         assert_eq!(outcome(&file, &drain()).drain, None);
+    }
+
+    /// It may end before it has acted on the file's end, and has overwritten the host's status by then.
+    #[test]
+    fn what_proves_it_is_there_until_its_end_was_acted_on() {
+        let (seen, said) = watch::channel(None);
+        let said = || said.borrow().as_ref().and_then(|seen: &SeenNode| seen.generation);
+        let mut file = HostFile::new(seen);
+        file.prove(7);
+        assert_eq!(said(), Some(7), "before anything is published");
+        assert!(file.read(Content::Absent, &drain()));
+        file.say();
+        assert_eq!(said(), Some(7));
+        file.read(Content::Unreadable("it is a link".into()), &drain());
+        file.say();
+        assert_eq!(said(), Some(7));
+        assert!(file.read(Content::Absent, &drain()));
+        file.gone();
+        assert_eq!(said(), Some(7), "it is drained yet");
+        file.say();
+        assert_eq!(said(), None);
+        let text = text(&drain());
+        file.read(text, &drain());
+        file.say();
+        assert!(said().is_some_and(|version| version != 7));
     }
 }

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | [`mod@file`] | reads what a file asks for, and checks it as an API server would | nothing |
 //! | [`dir`] | reads the directory, and hears what happens in it | the directory |
+//! | [`place`] | reads and writes in the directory that was opened, and in no other | the directory |
 //! | [`decide`] | decides what should be here | nothing |
 //! | `address` | gives a NIC that is new its address | nothing |
 //! | [`host_file`] | decides what of the host is to be drained | nothing |
@@ -29,47 +30,55 @@ pub mod host_file;
 pub mod line;
 pub mod migrate;
 pub mod order;
+pub mod place;
 pub mod show;
 pub mod source;
 pub mod top;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use hybridnic_api::{names::GROUP, v1alpha1::HybridNodeStatus};
 use serde_json::json;
+use tokio::sync::watch;
 use tracing::warn;
 
-use crate::{node::publish::Publisher, wants::Told};
+use crate::{
+    node::publish::{Publisher, SeenNode},
+    wants::Told,
+};
 
 /// Where it is said what the host has.
 #[derive(Debug)]
 pub struct NodeFile {
-    dir: PathBuf,
     node: String,
     board: Arc<board::Board>,
+    seen: watch::Receiver<Option<SeenNode>>,
 }
 
 impl NodeFile {
-    /// In this directory, of the host of this name.
-    pub fn new(dir: &Path, node: &str, board: Arc<board::Board>) -> Self {
+    /// Of the host of this name, where this version of its own file was seen.
+    pub fn new(node: &str, board: Arc<board::Board>, seen: watch::Receiver<Option<SeenNode>>) -> Self {
         Self {
-            dir: dir.to_owned(),
             node: node.to_owned(),
             board,
+            seen,
         }
     }
 
     async fn write(&self, status: &HybridNodeStatus) -> std::io::Result<()> {
+        // In this order: what is seen by now was seen in this directory, or in a later one.
+        let place = self.board.place()?;
+        let seen = self.seen.borrow().is_some();
+        let mut status = status.clone();
+        // Of one in which none was seen, a version of an earlier one would be proof.
+        status.observed_generation = status.observed_generation.filter(|_| seen);
         let document = json!({
             "apiVersion": format!("{GROUP}/v1alpha1"),
             "kind": "HybridNode",
             "metadata": { "name": self.node },
             "status": status,
         });
-        board::put(&self.dir, &file::status(file::NODE), Some(&document)).await?;
+        board::put(&place, file::NODE, Some(&document)).await?;
         self.board.count(&status.pools).await
     }
 }
@@ -83,5 +92,57 @@ impl Publisher for NodeFile {
                 Told::Failed
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        path::Path,
+    };
+
+    use super::{board::Board, place::Place, *};
+
+    fn enter(board: &Board, dir: &Path) {
+        let place = Place::new(dir, &File::open(dir).unwrap()).unwrap();
+        board.enter(&Arc::new(place));
+    }
+
+    /// It would be proof that the host's own file was there.
+    #[tokio::test]
+    async fn no_version_of_the_hosts_file_is_said_in_another_directory() {
+        let home = tempfile::tempdir().unwrap();
+        let [dir, aside] = ["nics", "aside"].map(|name| home.path().join(name));
+        fs::create_dir(&dir).unwrap();
+        let board = Arc::new(Board::new("h1"));
+        enter(&board, &dir);
+        let (versions, seen) = watch::channel(Some(SeenNode {
+            uid: None,
+            generation: Some(7),
+        }));
+        let to = NodeFile::new("h1", Arc::clone(&board), seen);
+        let status = HybridNodeStatus {
+            observed_generation: Some(7),
+            ..HybridNodeStatus::default()
+        };
+        let said = || board.seen_of_host(&board.place().unwrap());
+        assert_eq!(to.publish(&status).await, Told::Done);
+        assert_eq!(said(), Some(7));
+
+        // One that is mounted over it, of which the kernel tells nobody.
+        fs::rename(&dir, &aside).unwrap();
+        fs::create_dir(&dir).unwrap();
+        assert_eq!(to.publish(&status).await, Told::Failed);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+
+        // One in its place, of which it is told while the status is made.
+        board.hide().await;
+        versions.send_replace(None);
+        assert_eq!(to.publish(&status).await, Told::Failed);
+        enter(&board, &dir);
+        assert_eq!(to.publish(&status).await, Told::Done);
+        assert_eq!(said(), None);
+        assert!(dir.join("node.status.yaml").exists());
     }
 }

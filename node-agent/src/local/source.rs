@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use hybridnic_api::{
-    conditions::reasons,
-    v1alpha1::{Goal, NodePool},
-};
+use hybridnic_api::{conditions::reasons, v1alpha1::NodePool};
 use hybridnic_process::backoff::Backoff;
 use jiff::Timestamp;
 use tokio::{
@@ -23,7 +20,7 @@ use tracing::{error, info, warn};
 
 use super::{
     board::Board,
-    decide::{self, NAMESPACE, Nic, Reading, State},
+    decide::{self, NAMESPACE, Nic, Reading, State, held},
     dir::{Change, Content, Dir},
     file,
     host_file::HostFile,
@@ -33,9 +30,9 @@ use super::{
 use crate::{
     error::chain,
     host::Host,
-    journal::{Contents, Record},
+    journal::Contents,
     node::publish::SeenNode,
-    wants::{Heard, Want, WantId, Wants},
+    wants::{Heard, WantId, Wants},
 };
 
 /// How long a file may be away before that counts: editors move one away before they put another in its place.
@@ -66,6 +63,8 @@ pub struct Source {
     uids: BTreeMap<String, String>,
     /// The files that were seen in this directory, or whose status was there when it was opened.
     proven: BTreeSet<String>,
+    /// The NICs and networks of which it is not known whether their file is there.
+    unseen: BTreeSet<String>,
     /// When to read a file once more that is away.
     due: BTreeMap<String, Instant>,
     /// When to try once more what has failed.
@@ -105,6 +104,7 @@ pub fn open(
         pools: Vec::new(),
         uids: BTreeMap::new(),
         proven: BTreeSet::new(),
+        unseen: BTreeSet::new(),
         due: BTreeMap::new(),
         again: None,
         begun: false,
@@ -124,6 +124,7 @@ pub fn open(
             source.uids.insert(name.to_owned(), unreadable.uid.clone());
         }
     }
+    source.enter();
     source.read_all()?;
     let files = Files {
         heard: hearing,
@@ -131,23 +132,6 @@ pub fn open(
         left: leaving,
     };
     Ok((source, files))
-}
-
-/// What was wanted of a NIC, as the journal has it. One that was on its way out goes on.
-fn held(record: &Record) -> Want {
-    Want {
-        id: WantId {
-            namespace: record.namespace.clone(),
-            name: record.name.clone(),
-            uid: record.uid.clone(),
-        },
-        created: record.created,
-        spec: record.spec.clone(),
-        socket: record.socket.clone(),
-        generation: None,
-        deleting: record.spec.goal == Goal::Detached && record.spec.migration.is_none(),
-        status: None,
-    }
 }
 
 impl Source {
@@ -196,14 +180,15 @@ impl Source {
     async fn find_again(&mut self) {
         let what = format!("the directory {}", self.path.display());
         let mut backoff = Backoff::new(LOST, LOST_CAP);
-        self.board.hide().await;
-        self.host_file.hide();
         loop {
+            self.board.hide().await;
+            self.host_file.hide();
             match Dir::open(&self.path) {
                 Ok(dir) => {
                     self.dir = dir;
                     self.proven.clear();
                     self.due.clear();
+                    self.enter();
                     match self.read_all() {
                         Ok(()) => break,
                         Err(error) => warn!(%error, "{what} cannot be read"),
@@ -223,6 +208,14 @@ impl Source {
         self.host.troubles.end(&what);
     }
 
+    /// Says all in this directory from now on. Before anything is said, what is there tells what an earlier agent has seen.
+    fn enter(&mut self) {
+        if let Some(version) = self.board.seen_of_host(self.dir.place()) {
+            self.host_file.prove(version);
+        }
+        self.board.enter(self.dir.place());
+    }
+
     fn read_all(&mut self) -> io::Result<()> {
         let (asked, told) = self.dir.names()?;
         self.proven.extend(told.iter().cloned());
@@ -232,9 +225,6 @@ impl Source {
             {
                 self.uids.entry(name.clone()).or_insert(uid);
             }
-        }
-        if self.board.has_seen_host() {
-            self.host_file.prove();
         }
         self.read_host();
         let known = self.state.nics.keys().chain(self.state.readings.keys()).cloned();
@@ -249,10 +239,11 @@ impl Source {
 
     fn read_host(&mut self) {
         let name = file::NODE.to_owned();
-        if self
-            .host_file
-            .read(self.dir.read(file::NODE), &self.host.pools.drain())
-        {
+        let content = self.dir.read(&name);
+        if matches!(content, Content::Unknown(_)) {
+            self.look_again();
+        }
+        if self.host_file.read(content, &self.host.pools.drain()) {
             self.due.entry(name).or_insert_with(|| Instant::now() + GRACE);
         } else {
             self.due.remove(&name);
@@ -271,6 +262,10 @@ impl Source {
         let reading = match self.dir.read_order(name) {
             Content::Text(text) => order::parse(&text),
             Content::Unreadable(why) => order::Reading::Unknown(why),
+            Content::Unknown(why) => {
+                self.unseen(name);
+                order::Reading::Unknown(why)
+            }
             Content::Absent => {
                 self.state.orders.remove(name);
                 return;
@@ -286,6 +281,7 @@ impl Source {
         if name == file::NODE {
             return self.read_host();
         }
+        self.unseen.remove(name);
         self.read_order(name);
         let reading = match self.dir.read(name) {
             Content::Text(text) => {
@@ -296,6 +292,11 @@ impl Source {
                 }
             }
             Content::Unreadable(why) => Reading::Unknown(None, why),
+            Content::Unknown(why) => {
+                self.unseen(name);
+                self.due.remove(name);
+                return self.state.read(name, Reading::Unknown(None, why));
+            }
             Content::Absent => {
                 let is_known = self.state.nics.contains_key(name)
                     || self.state.readings.contains_key(name)
@@ -378,7 +379,9 @@ impl Source {
         });
         for (name, verdict) in &outcome.said {
             let what = format!("the file {}", file::asking(name));
-            if self.state.readings.get(name) == Some(&Reading::Unproven) {
+            let is_unseen = self.state.readings.get(name) == Some(&Reading::Unproven)
+                || self.unseen.contains(name) && !self.proven.contains(name);
+            if is_unseen {
                 // Nothing is written for it: that would prove what is not proven.
                 let why = verdict.refusal.as_ref().map(|(_, why)| format!("{name}: {why}"));
                 let why = why.unwrap_or_default();
@@ -393,6 +396,9 @@ impl Source {
         for name in &outcome.forgotten {
             self.uids.remove(name);
             self.proven.remove(name);
+            self.host
+                .troubles
+                .end(&format!("the file {}", file::asking(name)));
             let forgotten = self.board.forget(name).await;
             self.try_again(forgotten);
         }
@@ -429,7 +435,7 @@ impl Source {
             ),
             Err(error) => {
                 warn!(error = chain(&error), "the host's PFs cannot be read");
-                self.again = Some(Instant::now() + AGAIN);
+                self.look_again();
                 None
             }
         }
@@ -438,8 +444,18 @@ impl Source {
     fn try_again(&mut self, done: io::Result<()>) {
         if let Err(error) = done {
             warn!(dir = %self.path.display(), %error, "the directory cannot be read or written; tried again");
-            self.again = Some(Instant::now() + AGAIN);
+            self.look_again();
         }
+    }
+
+    fn unseen(&mut self, name: &str) {
+        self.unseen.insert(name.to_owned());
+        self.look_again();
+    }
+
+    /// Nobody tells when what could not be read can be.
+    fn look_again(&mut self) {
+        self.again = Some(Instant::now() + AGAIN);
     }
 
     async fn hear(&self, mut heard: Heard) {

@@ -1,4 +1,7 @@
-use hybridnic_api::{conditions::types, v1alpha1::NicAttachmentStatus};
+use hybridnic_api::{
+    conditions::types,
+    v1alpha1::{Goal, NicAttachmentStatus},
+};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -9,7 +12,7 @@ use super::{
 use crate::{
     host,
     journal::tests::record,
-    wants::{Teller as _, Told, Word},
+    wants::{Teller as _, Told, Want, Word},
 };
 
 /// Longer than a file may be away.
@@ -34,7 +37,7 @@ impl Running {
             fs::write(dir.join(name), text).unwrap();
         }
         let host = host::tests::host(home.path(), 1, 2);
-        let board = Arc::new(Board::new(&dir, "h1"));
+        let board = Arc::new(Board::new("h1"));
         let (source, files) = open(
             &dir,
             &host,
@@ -324,7 +327,7 @@ async fn what_could_not_be_read_is_read_again() {
     let [dir, aside] = ["nics", "aside"].map(|name| home.path().join(name));
     fs::create_dir(&dir).unwrap();
     let host = host::tests::host(home.path(), 1, 2);
-    let board = Arc::new(Board::new(&dir, "h1"));
+    let board = Arc::new(Board::new("h1"));
     let (mut source, _files) = open(
         &dir,
         &host,
@@ -345,6 +348,53 @@ async fn what_could_not_be_read_is_read_again() {
     source.on_time();
     assert!(matches!(source.state.readings["eth0"], Reading::Asks(..)));
     assert_eq!(source.again, None);
+}
+
+/// What is published at the start takes the place of what an earlier agent has said.
+#[tokio::test]
+async fn what_an_earlier_agent_has_seen_of_the_hosts_file_is_known_from_the_start() {
+    for (of, seen) in [("h1", Some(7)), ("h2", None)] {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("nics");
+        fs::create_dir(&dir).unwrap();
+        let status = format!("metadata: {{name: {of}}}\nstatus: {{observedGeneration: 7}}\n");
+        fs::write(dir.join("node.status.yaml"), status).unwrap();
+        let host = host::tests::host(home.path(), 1, 2);
+        let board = Arc::new(Board::new("h1"));
+        let (versions, said) = watch::channel(None);
+        let journal = Contents::default();
+        let _opened = open(&dir, &host, &board, "seed".into(), &journal, versions).unwrap();
+        let said = said.borrow().as_ref().and_then(|said| said.generation);
+        assert_eq!(said, seen, "{of}");
+    }
+}
+
+/// As of a directory that cannot be opened for a moment, because too much is open.
+#[tokio::test]
+async fn a_file_that_cannot_be_looked_for_proves_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let [dir, aside] = ["nics", "aside"].map(|name| home.path().join(name));
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("fast.yaml"), NETWORK).unwrap();
+    let host = host::tests::host(home.path(), 1, 2);
+    let board = Arc::new(Board::new("h1"));
+    let versions = watch::Sender::default();
+    let (mut source, _files) = open(&dir, &host, &board, "seed".into(), &of_journal(), versions).unwrap();
+    fs::rename(&dir, &aside).unwrap();
+    source.read("eth0");
+    fs::rename(&aside, &dir).unwrap();
+    assert!(source.again.is_some(), "nobody tells that it can be");
+    source.act().await;
+    assert!(
+        !dir.join("eth0.status.yaml").exists(),
+        "that would be taken for proof"
+    );
+    let trouble = host.troubles.condition();
+    assert_eq!(trouble.reason, reasons::FILE_UNKNOWN);
+    source.read("eth0");
+    source.due.insert("eth0".into(), Instant::now());
+    source.on_time();
+    assert_eq!(source.state.readings["eth0"], Reading::Unproven);
 }
 
 /// The order that the NIC `eth0` leave, or that its migration be over.

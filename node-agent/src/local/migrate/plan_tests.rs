@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::{
     super::super::{
-        board::{self, Board},
+        board::{Board, put, tests::in_dir},
         decide::{self, Reading, State},
         file::{
             self,
@@ -54,11 +54,11 @@ impl Host {
         let dir = home.path();
         fs::write(dir.join("fast.yaml"), NETWORK).unwrap();
         let said = json!({ "metadata": { "name": node }, "status": {} });
-        board::put(dir, &file::status(file::NODE), Some(&said))
-            .await
-            .unwrap();
+        let board = in_dir(dir, node);
+        let place = board.place().unwrap();
+        put(&place, file::NODE, Some(&said)).await.unwrap();
         Self {
-            board: Board::new(dir, node),
+            board,
             hand: Hand::new(dir, &BTreeSet::from(["eth0".to_owned()])),
             node,
             home,
