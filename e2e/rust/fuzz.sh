@@ -31,7 +31,7 @@ for target in "${targets[@]}"; do
 	# What is found on the way is kept there, for the next time.
 	mkdir -p "$out/corpus/$target" "$out/artifacts"
 	log=$out/$target.log
-	if ! "$out/$host/release/$target" "$bound" -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=4096 \
+	if ! "$out/$host/release/$target" "$bound" -timeout=60 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=4096 \
 		-print_final_stats=1 -artifact_prefix="$out/artifacts/$target-" "$out/corpus/$target" "fuzz/seeds/$target" \
 		>"$log" 2>&1; then
 		tail -n 60 "$log"
