@@ -248,14 +248,9 @@ impl Model {
         if let Action::Nic(Some(_)) | Action::Hear(_, Some(_)) | Action::Publish(_, Some(_)) = action {
             next.splits = next.splits.saturating_sub(1);
         }
-        let before = *next;
         self.do_it(next, action);
         for end in ENDS {
-            // An agent has done all that there was to do; it looks again when something has changed.
-            let has = |state: &State| state.api.attachments[end].iter().any(Option::is_some);
-            if next.nodes[end] != before.nodes[end] || has(next) != has(&before) {
-                self.agent(next, end);
-            }
+            self.agent(next, end);
         }
         // What QEMU does by itself is over when the source does not run, or its agent has had its turn.
         let source = &next.nodes[SOURCE];

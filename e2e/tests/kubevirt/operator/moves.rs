@@ -71,8 +71,9 @@ impl Play {
         self.say(&target, AttachmentState::Reserved, None).await;
         self.until_goal(source, Goal::Standby).await;
         self.stage.held(&name).await;
-        let began = format!("KubeVirt's migration {name} moves the VM from n1 to n2");
-        self.tells(reasons::MIGRATING, &began).await;
+        // Events with one reason within some minutes are one series, which keeps the words of its first: they name the first migration.
+        self.tells(reasons::MIGRATING, " moves the VM from n1 to n2")
+            .await;
         Going {
             command,
             migration,

@@ -139,7 +139,10 @@ impl Play {
         // KubeVirt 1.8 says nothing of it: it does not plug such an interface, and what it may ask for a restart for is something else.
         let vm = vms.get(VM).await.unwrap();
         let asked = condition(&vm, "RestartRequired").to_string().to_lowercase();
-        assert!(!asked.contains("interface") && !asked.contains("network"), "{asked}");
+        assert!(
+            !asked.contains("interface") && !asked.contains("network"),
+            "{asked}"
+        );
         becomes(launcher::spec()).await;
         let gone =
             kube::runtime::wait::await_condition(self.nics(), "web-late", |nic: Option<&VmHybridNic>| {
