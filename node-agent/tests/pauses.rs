@@ -115,7 +115,7 @@ impl Launcher {
         bind(monitor.as_raw_fd(), &UnixAddr::new(path.as_str()).unwrap()).unwrap();
 
         let script = format!(
-            "ip link add pf type dummy && ip link set pf up && \
+            "ip link add pf type veth peer name wire && ip link set pf up && \
              ip link add link pf name {LINK} index {index} type macvtap mode bridge && echo up && exec cat"
         );
         let theirs = monitor.try_clone().unwrap();
