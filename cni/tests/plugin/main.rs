@@ -210,8 +210,8 @@ fn who_may_not_or_makes_no_sense_is_refused() {
         // The node's own network, and what is no network.
         for (bad, named) in [
             ("/proc/thread-self/ns/net", "hostNetwork"),
-            ("/proc/self/ns/mnt", "no network namespace"),
-            ("/dev/null", "no network namespace"),
+            ("/proc/self/ns/mnt", "not a network namespace"),
+            ("/dev/null", "not a network namespace"),
         ] {
             let error = node.does("ADD", "c1", Some(Path::new(bad))).await.unwrap_err();
             assert!(error["msg"].as_str().unwrap().contains(named), "{error}");

@@ -167,7 +167,7 @@ async fn standby_is_plugged_and_unplugged() {
     assert_eq!(client.free_root_ports().await.unwrap(), ["rpa", "rpb"]);
     plug_standby(&client).await;
     assert_eq!(client.free_root_ports().await.unwrap(), ["rpb"]);
-    assert_eq!(client.root_ports().await.unwrap(), ["rpa", "rpb"]);
+    assert_eq!(client.root_ports().await.unwrap(), ["rpa", "rpb", "rpc"]);
     let devices = client.peripheral().await.unwrap();
     assert_eq!(devices.get("sb").map(String::as_str), Some("virtio-net-pci"));
     assert_eq!(devices.get("rpa").map(String::as_str), Some("pcie-root-port"));
