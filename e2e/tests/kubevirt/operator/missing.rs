@@ -55,7 +55,7 @@ impl Play {
             .await;
         version(Value::Null).await;
         let well = |nic: &VmHybridNic| says(nic, reasons::KUBEVIRT_NOT_READY, &["register it"]);
-        self.until_nic("web-fast", "told of the binding again", well)
+        self.until_nic("web-fast", "back at the missing binding", well)
             .await;
     }
 

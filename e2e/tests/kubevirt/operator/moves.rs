@@ -125,6 +125,17 @@ impl Play {
         }
     }
 
+    /// The source's agents say that the VM is on its standbys: the gate opens.
+    async fn steps_aside(&self, source: &Pod, target: &Pod) {
+        self.say(
+            source,
+            AttachmentState::Standby,
+            Some((MigrationState::Prepared, true)),
+        )
+        .await;
+        self.until_goal(target, Goal::Standby).await;
+    }
+
     /// The agents at the target say that nothing is left.
     async fn is_detached(&self, target: &Pod) {
         self.until_goal(target, Goal::Detached).await;
@@ -150,7 +161,7 @@ impl Play {
             .await
             .unwrap();
         self.stage.gone(&name).await;
-        // KubeVirt lets it fail before it goes; whoever watches sees one or the other.
+        // KubeVirt lets it fail before it goes: the command sees one or the other.
         let (code, said) = going.ended().await;
         assert_eq!(code, Some(1), "{said}");
         let deleted = "was deleted, and so cancelled";
@@ -169,14 +180,7 @@ impl Play {
     pub(super) async fn a_migration_whose_target_is_gone(&self, source: &Pod) {
         let going = self.held(source).await;
         let (name, target) = (going.name(), going.target.clone());
-        self.say(
-            source,
-            AttachmentState::Standby,
-            Some((MigrationState::Prepared, true)),
-        )
-        .await;
-        // The gate is open.
-        self.until_goal(&target, Goal::Standby).await;
+        self.steps_aside(source, &target).await;
         self.stage.n2.end(&target).await.unwrap();
         self.stage.until_phase(&name, "Failed").await;
         let (code, said) = going.ended().await;
@@ -191,7 +195,8 @@ impl Play {
                 .and_then(|status| status.last_migration.as_ref());
             last.is_some_and(|last| last.name == name && last.result.as_deref() == Some("Failed"))
         };
-        self.until_nic("web-fast", "told of it", failed).await;
+        self.until_nic("web-fast", "with the failed migration", failed)
+            .await;
         let stayed = format!("the migration {name} has failed; the VM has stayed on n1");
         self.tells(reasons::TRANSFER_FAILED, &stayed).await;
     }
@@ -199,13 +204,7 @@ impl Play {
     pub(super) async fn a_migration(&self, source: &Pod) {
         let going = self.held(source).await;
         let (name, target) = (going.name(), going.target.clone());
-        self.say(
-            source,
-            AttachmentState::Standby,
-            Some((MigrationState::Prepared, true)),
-        )
-        .await;
-        self.until_goal(&target, Goal::Standby).await;
+        self.steps_aside(source, &target).await;
         self.stage.hand_over(&going.migration, source, &target).await;
         self.say(
             source,

@@ -25,6 +25,15 @@ async fn is_sealed(world: &World, peer: &mut Peer, run: &str) {
     assert_eq!(world.names(), ["vm", "vm.hybridnic.json"]);
 }
 
+/// A save from QEMU's first word to the file's name, beside which the VM stands still.
+async fn is_saved(world: &World, peer: &mut Peer) {
+    writes(world, peer).await;
+    is_a_machine(peer).await;
+    has_settled(peer, "postmigrate").await;
+    forgets(peer).await;
+    is_sealed(world, peer, "postmigrate").await;
+}
+
 /// The journal says `Writing`, and QEMU was not told.
 #[tokio::test]
 async fn what_qemu_was_not_told_to_write_it_is_told_again() {
@@ -47,14 +56,7 @@ async fn what_qemu_was_not_told_to_write_it_is_told_again() {
     world.next_agent().await;
     world.order(MigrationStep::Save, Some(AfterSave::End));
     let (client, mut peer) = Peer::connect().await;
-    let qemu = async {
-        writes(&world, &mut peer).await;
-        is_a_machine(&mut peer).await;
-        has_settled(&mut peer, "postmigrate").await;
-        forgets(&mut peer).await;
-        is_sealed(&world, &mut peer, "postmigrate").await;
-    };
-    world.serve(&client, qemu).await;
+    world.serve(&client, is_saved(&world, &mut peer)).await;
 }
 
 /// The journal says `Whole`: what QEMU has written has no name yet, and the VM may have run on.
@@ -106,14 +108,7 @@ async fn a_file_that_has_its_name_is_known_again() {
     let mut world = World::new();
     world.order(MigrationStep::Save, Some(AfterSave::End));
     let (client, mut peer) = Peer::connect().await;
-    let saves = async {
-        writes(&world, &mut peer).await;
-        is_a_machine(&mut peer).await;
-        has_settled(&mut peer, "postmigrate").await;
-        forgets(&mut peer).await;
-        is_sealed(&world, &mut peer, "postmigrate").await;
-    };
-    world.serve(&client, saves).await;
+    world.serve(&client, is_saved(&world, &mut peer)).await;
     stage(&world.vm, &world.host, "m", SaveStage::Whole)
         .await
         .unwrap_or_else(|failure| panic!("{}", failure.error));
@@ -137,14 +132,7 @@ async fn a_vm_that_waits_beside_its_file_runs_on_at_a_word() {
     let mut world = World::new();
     world.order(MigrationStep::Save, Some(AfterSave::Pause));
     let (client, mut peer) = Peer::connect().await;
-    let saves = async {
-        writes(&world, &mut peer).await;
-        is_a_machine(&mut peer).await;
-        has_settled(&mut peer, "postmigrate").await;
-        forgets(&mut peer).await;
-        is_sealed(&world, &mut peer, "postmigrate").await;
-    };
-    world.serve(&client, saves).await;
+    world.serve(&client, is_saved(&world, &mut peer)).await;
 
     world.next_agent().await;
     world.order(MigrationStep::Save, Some(AfterSave::Continue));
@@ -164,14 +152,7 @@ async fn what_a_vm_ran_on_past_is_removed_before_anything_loads_it() {
     let mut world = World::new();
     world.order(MigrationStep::Save, Some(AfterSave::End));
     let (client, mut peer) = Peer::connect().await;
-    let saves = async {
-        writes(&world, &mut peer).await;
-        is_a_machine(&mut peer).await;
-        has_settled(&mut peer, "postmigrate").await;
-        forgets(&mut peer).await;
-        is_sealed(&world, &mut peer, "postmigrate").await;
-    };
-    world.serve(&client, saves).await;
+    world.serve(&client, is_saved(&world, &mut peer)).await;
 
     world.next_agent().await;
     world.order(MigrationStep::Save, Some(AfterSave::End));
