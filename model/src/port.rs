@@ -60,7 +60,7 @@ pub(crate) fn answers(node: &mut Node) {
     }
 }
 
-/// Whoever waits for the switch has waited for long enough: what was asked for is called off.
+/// The NIC's task has waited for the switch for long enough: it gives up what it asked for.
 pub(crate) fn time_out(node: &mut Node) {
     for nic in &mut node.nics {
         if nic.asking == Asking::Waits {

@@ -153,7 +153,7 @@ impl KubeVirt {
     }
 }
 
-/// Merges into the KubeVirt object's configuration, as whoever registers a binding does.
+/// Merges into the KubeVirt object's configuration, as an administrator does who registers a binding.
 pub async fn configure(client: Client, configuration: Value) -> Result<()> {
     let patch = json!({ "spec": { "configuration": configuration } });
     Kind::KubeVirt

@@ -120,7 +120,7 @@ async fn by_group(world: &World) {
     let longest = report.round_trip.longest();
     assert!(longest < Duration::from_secs(12), "{longest:?} without traffic");
 
-    // As it was, for whoever comes next.
+    // As it was, because another test comes next.
     world.clear(NETWORK).await.unwrap();
     let back = format!("busybox rmmod {UNKNOWN} && modprobe igb");
     world.node(1).run(&back, SOON).await.unwrap();

@@ -83,7 +83,7 @@ async fn keeper(world: &mut World) {
         report.round_trip.gaps
     );
 
-    // Its NIC is deleted, and stays for as long as the guest keeps the VF, whoever is killed meanwhile.
+    // Its NIC is deleted, and stays as long as the guest keeps the VF, also when its agent is killed meanwhile.
     let keeps = |n: &VmHybridNic| condition(n, "Ready") == "GuestKeepsVf";
     let delete = ["delete", "vhn", "keeper-0", "--wait=false"];
     world.kubectl(&delete).await.unwrap();

@@ -157,7 +157,7 @@ pub async fn first_is_over(world: &World, vm: &Vm, clean: &str) {
     assert_eq!(code, Some(0), "the source's QEMU ends by itself");
 }
 
-/// Operator and both agents have told of it, each by itself, and it is one trace.
+/// Operator and both agents have reported it, each by itself, and it is one trace.
 async fn is_one_trace(world: &World, name: &str) {
     let uid = ended(world, name)
         .await

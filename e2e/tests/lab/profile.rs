@@ -162,7 +162,7 @@ async fn is_kept_before_the_vm_runs(world: &World, node: usize) {
     assert!(order.is_sorted(), "{timeline:#?}");
 }
 
-/// What its agent is told of the one NIC, and says of it.
+/// The attachment of the one NIC.
 async fn attachment_on(world: &World, node: usize) -> NicAttachment {
     let name = world.node(node).name();
     let attachments = world.attachments().await.unwrap();

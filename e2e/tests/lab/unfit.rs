@@ -95,7 +95,7 @@ async fn unfit(world: &World) {
     let carrier = nic.standby.unwrap().pf;
     world.clear(NETWORK).await.unwrap();
 
-    // A card without a driver is told of, and the other one is not touched.
+    // A card without a driver is reported, and the other one is not touched.
     let first = node.netdev_of(&cards[0]).await.unwrap();
     let gone = usize::from(first == Some(carrier));
     let unbind = format!("echo {} >/sys/bus/pci/drivers/igb/unbind", cards[gone]);
