@@ -102,7 +102,10 @@ impl Triggers {
         all(world.migrations.all_names(), &queues.migrations);
         all(world.saves.all_names(), &queues.saves);
         all(world.restores.all_names(), &queues.restores);
-        all(world.vmi_migrations.all_names(), &queues.vmi_migrations);
+        // Nothing is said of one that is over.
+        let going = world.vmi_migrations.select(|going| going);
+        let going = going.iter().map(|going| Name::of(going.as_ref())).collect();
+        all(going, &queues.vmi_migrations);
     }
 
     /// The NICs of a VM, and what moves it.

@@ -315,9 +315,12 @@ pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Conditio
     conditions.iter().find(|c| c.type_ == type_)
 }
 
-/// Whether a migration's reason means that a person has to say where its VM goes on, or may have to.
+/// The reasons of a migration of which a person has to say where its VM goes on, or may have to.
+pub const UNDECIDED: [&str; 2] = [reasons::TARGET_SILENT, reasons::NEEDS_DECISION];
+
+/// Whether a migration's reason is one of [`UNDECIDED`].
 pub fn is_undecided(reason: &str) -> bool {
-    [reasons::TARGET_SILENT, reasons::NEEDS_DECISION].contains(&reason)
+    UNDECIDED.contains(&reason)
 }
 
 /// The reasons of a save whose user has to say what becomes of its VM.

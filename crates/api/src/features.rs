@@ -1,5 +1,6 @@
 //! What agents can do that earlier ones cannot, as they say it in their `HybridNode`. An agent does not see a field that it does not
-//! know, and would make another NIC than was asked for. One that names nothing may know it nevertheless, and is asked for nothing new.
+//! know, and would make another NIC than was asked for. One that names nothing may know it nevertheless, and is asked for nothing new. Fields of a NIC only: no
+//! agent of a release lacks one of a network's.
 
 use strum::{Display, VariantArray};
 

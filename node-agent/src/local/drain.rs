@@ -1,11 +1,6 @@
 //! `ctl drain-pf` and `ctl undrain-pf`: say in the host's own file what of its VFs is to be drained, and wait until the agent has done it.
 
-use std::{
-    fs::{self, File},
-    path::Path,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{fs, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use hybridnic_api::v1alpha1::{Drain, HybridNode, HybridNodeSpec, NicAttachment};
@@ -14,7 +9,6 @@ use hybridnic_console::{
     drain::{Target, Which, changed, covers, left, standing, target},
 };
 use kube::api::ObjectMeta;
-use nix::fcntl::{Flock, FlockArg};
 use tokio::time::timeout;
 
 use super::{
@@ -62,9 +56,8 @@ pub async fn run(dir: &Path, which: &Which, drained: bool, wait: &Wait) -> anyho
 /// Says it in the host's file; gives what it is about, and all that the file asks to drain then.
 fn change(dir: &Path, which: &Which, drained: bool) -> anyhow::Result<(Target, Drain)> {
     // What another command writes between the look and the write would be lost.
-    let lock = Flock::lock(File::open(dir)?, FlockArg::LockExclusive);
-    let _lock = lock.map_err(|(_, errno)| errno)?;
-    let before = asked(dir)?;
+    let _lock = durable::lock(dir)?;
+    let before = asked(dir)?.map(|(drain, _)| drain);
     let node = seen(dir, before.clone().unwrap_or_default())?;
     let target = target(which, &node).map_err(anyhow::Error::msg)?;
     let drain = changed(&node.spec.drain, &target, drained);
@@ -81,19 +74,14 @@ fn command(dir: &Path, command: &str) -> String {
     format!("hybridnic-agent ctl --dir {} {command}", dir.display())
 }
 
-/// What the host's file asks to drain; `None` where there is none.
-fn asked(dir: &Path) -> anyhow::Result<Option<Drain>> {
+/// What the host's file asks to drain, and its version; `None` where there is none.
+fn asked(dir: &Path) -> anyhow::Result<Option<(Drain, i64)>> {
     let path = dir.join(file::asking(file::NODE));
     let text = found(fs::read_to_string(&path)).with_context(|| path.display().to_string())?;
-    let asked = text.map(|text| file::host(&text)).transpose();
-    asked.map_err(|why| anyhow!("{}: {why}", path.display()))
-}
-
-/// The version of the host's file.
-fn generation(dir: &Path) -> anyhow::Result<i64> {
-    let path = dir.join(file::asking(file::NODE));
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    Ok(file::generation(&text))
+    let asked = text.map(|text| Ok((file::host(&text)?, file::generation(&text))));
+    asked
+        .transpose()
+        .map_err(|why: String| anyhow!("{}: {why}", path.display()))
 }
 
 /// The host as its agent has said it, of which this is to be drained.
@@ -129,12 +117,14 @@ fn attachments(dir: &Path) -> anyhow::Result<Vec<NicAttachment>> {
 async fn follow(watched: &Dir, dir: &Path, target: &Target, drained: bool) -> anyhow::Result<()> {
     let mut before = String::new();
     loop {
-        let drain = asked(dir)?.unwrap_or_default();
+        let (drain, version) = asked(dir)?.unzip();
+        let drain = drain.unwrap_or_default();
         let is_said = covers(&drain, target) == drained;
         ensure!(is_said, "the host's file says something else since");
         let node = seen(dir, drain)?;
         let observed = node.status.as_ref().and_then(|status| status.observed_generation);
-        let is_seen = observed == Some(generation(dir)?);
+        // Without a file the agent has seen none, once it has acted on its end.
+        let is_seen = observed == version;
         let now = if drained {
             standing(&node, &attachments(dir)?, target, is_seen)
         } else if is_seen {

@@ -83,6 +83,11 @@ async fn ended(dir: &Path, which: &Which, drained: bool, timeout: u64) -> Result
         .map_err(|error| format!("{error:#}"))
 }
 
+/// The version of the host's file.
+fn version(dir: &Path) -> Option<i64> {
+    asked(dir).unwrap().map(|(_, version)| version)
+}
+
 #[tokio::test]
 async fn it_is_done_when_the_agent_says_so_of_this_file() {
     let at = tempfile::tempdir().unwrap();
@@ -94,13 +99,13 @@ async fn it_is_done_when_the_agent_says_so_of_this_file() {
         Ok(false),
         "no agent runs"
     );
-    let drain = asked(dir).unwrap().unwrap();
+    let (drain, _) = asked(dir).unwrap().unwrap();
     assert_eq!(drain.pfs, [PF]);
     let agent = async {
-        say(dir, generation(dir).ok(), Some("Draining"));
+        say(dir, version(dir), Some("Draining"));
         say_nic(dir, "GuestKeepsVf");
         tokio::time::sleep(Duration::from_millis(300)).await;
-        say(dir, generation(dir).ok(), Some("Drained"));
+        say(dir, version(dir), Some("Drained"));
     };
     let which = pf(PF);
     let (done, ()) = tokio::join!(ended(dir, &which, true, 10), agent);
@@ -109,13 +114,13 @@ async fn it_is_done_when_the_agent_says_so_of_this_file() {
     // Back, one by one.
     assert_eq!(ended(dir, &network("fast"), true, 0).await, Ok(true));
     assert_eq!(ended(dir, &pf("ens1f0"), false, 0).await, Ok(true));
-    let drain = asked(dir).unwrap().unwrap();
+    let (drain, _) = asked(dir).unwrap().unwrap();
     assert_eq!((drain.pfs.len(), drain.networks.len()), (0, 1));
     let agent = async {
-        while !asked(dir).unwrap().unwrap().is_empty() {
+        while !asked(dir).unwrap().unwrap().0.is_empty() {
             tokio::task::yield_now().await;
         }
-        say(dir, generation(dir).ok(), None);
+        say(dir, version(dir), None);
     };
     let which = network("fast");
     let (done, ()) = tokio::join!(ended(dir, &which, false, 10), agent);
@@ -150,7 +155,7 @@ async fn one_pf_stays_drained_while_all_are() {
     let error = ended(dir, &pf("ens1f0"), false, 0).await.unwrap_err();
     assert!(error.contains("undrain-pf --all"), "{error}");
     assert_eq!(ended(dir, &all(), false, 0).await, Ok(true));
-    assert!(asked(dir).unwrap().unwrap().is_empty());
+    assert!(asked(dir).unwrap().unwrap().0.is_empty());
 }
 
 /// Before the agent has seen that it was taken back and said again, NICs may have come back.
@@ -160,7 +165,7 @@ async fn what_was_said_of_an_earlier_drain_is_not_said_of_this_one() {
     let dir = at.path();
     say(dir, None, None);
     assert_eq!(ended(dir, &pf(PF), true, 0).await, Ok(true));
-    say(dir, generation(dir).ok(), Some("Drained"));
+    say(dir, version(dir), Some("Drained"));
     assert_eq!(ended(dir, &pf(PF), true, 1).await, Ok(true));
     assert_eq!(ended(dir, &pf(PF), false, 0).await, Ok(true));
     assert_eq!(
@@ -176,7 +181,7 @@ async fn what_two_commands_say_at_once_is_all_said() {
     let dir = at.path();
     say(dir, None, None);
     // As one of them has it between its look and its write.
-    let lock = Flock::lock(File::open(dir).unwrap(), FlockArg::LockExclusive).unwrap();
+    let lock = durable::lock(dir).unwrap();
     let other = {
         let dir = dir.to_owned();
         tokio::task::spawn_blocking(move || change(&dir, &pf(PF), true).map(|_| ()))
@@ -190,6 +195,6 @@ async fn what_two_commands_say_at_once_is_all_said() {
     fs::write(dir.join("node.yaml"), file::of_host(&first, "1").unwrap()).unwrap();
     drop(lock);
     other.await.unwrap().unwrap();
-    let drain = asked(dir).unwrap().unwrap();
+    let (drain, _) = asked(dir).unwrap().unwrap();
     assert_eq!((drain.pfs.len(), drain.networks.len()), (1, 1));
 }

@@ -8,7 +8,7 @@
 //! | [`place`] | reads and writes in the directory that was opened, and in no other | the directory |
 //! | [`decide`] | decides what should be here | nothing |
 //! | `address` | gives a NIC that is new its address | nothing |
-//! | [`host_file`] | decides what of the host is to be drained | nothing |
+//! | [`host_file`] | has drained what the host's own file asks for | the journal |
 //! | [`order`] | what a migration asks of a NIC in place of its file | nothing |
 //! | [`migrate`] | moves a VM to another host | the directory, and that host's |
 //! | [`mod@line`] | says on the board how one NIC is | the directory |

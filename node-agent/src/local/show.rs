@@ -77,7 +77,7 @@ pub fn nics(dir: &Path) -> anyhow::Result<BTreeMap<String, Row>> {
     Ok(rows)
 }
 
-/// The host, as the agent has said it; its spec is what its own file asks for. `None` where no agent has said anything.
+/// The host, as the agent has said it, with the pools of its status in its spec, and nothing that its own file asks for. `None` where no agent has said anything.
 pub fn host(dir: &Path) -> anyhow::Result<Option<HybridNode>> {
     let Some(said) = said(dir, file::NODE)? else {
         return Ok(None);

@@ -56,6 +56,7 @@ pub async fn run(dir: &Path, once: bool) -> anyhow::Result<ExitCode> {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut draw_at = Some(Instant::now());
+    let mut is_stale = false;
     loop {
         let drawing = async {
             match draw_at {
@@ -66,7 +67,7 @@ pub async fn run(dir: &Path, once: bool) -> anyhow::Result<ExitCode> {
         tokio::select! {
             change = watched.changed() => {
                 anyhow::ensure!(change != Change::Lost, "the directory {} has gone", dir.display());
-                shown.read(dir);
+                is_stale = true;
                 draw_at.get_or_insert_with(|| Instant::now() + GATHER);
             }
             _ = ticks.tick() => {
@@ -79,6 +80,9 @@ pub async fn run(dir: &Path, once: bool) -> anyhow::Result<ExitCode> {
             },
             () = drawing => {
                 draw_at = None;
+                if std::mem::take(&mut is_stale) {
+                    shown.read(dir);
+                }
                 screen.paint(&top::draw(&shown.tables(), Place::Host, print::width()))?;
             }
         }

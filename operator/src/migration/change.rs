@@ -1,7 +1,7 @@
 //! What a change of a migration's status adds to the metrics. Pure.
 
 use hybridnic_api::conditions::reasons;
-use hybridnic_api::v1alpha1::{MigrationFailure, QemuMigrationStatus};
+use hybridnic_api::v1alpha1::{MigrationFailure, MigrationPhase, QemuMigrationStatus};
 
 use crate::metrics::{Change, End};
 use crate::moves::qemu::stage;
@@ -17,32 +17,36 @@ pub fn between(old: &QemuMigrationStatus, new: &QemuMigrationStatus) -> Change {
         .filter(|(at, _)| was_open(*at))
         .filter_map(|(_, phase)| Some((phase.name.clone(), phase.ms?)))
         .collect();
-    let end = match stage(new.phase) {
-        Some(Stage::Over(outcome)) if !old.phase.is_final() => Some(End {
-            outcome,
-            reason: reason(outcome, new.failure.as_ref()),
-            total_ms: new.total_ms,
-            downtime_ms: new.downtime_ms,
-        }),
-        _ => None,
-    };
+    let mut end = end(old.phase, new.phase, new.failure.as_ref());
+    if let Some(end) = &mut end {
+        (end.total_ms, end.downtime_ms) = (new.total_ms, new.downtime_ms);
+    }
     Change { phases, end }
 }
 
-/// Why a move has ended so.
-pub fn reason(outcome: Outcome, failure: Option<&MigrationFailure>) -> String {
-    match (outcome, failure) {
+/// How a move has ended between two phases, if it has; how long it took is not said.
+pub fn end(was: MigrationPhase, now: MigrationPhase, failure: Option<&MigrationFailure>) -> Option<End> {
+    let Some(Stage::Over(outcome)) = stage(now) else {
+        return None;
+    };
+    let reason = match (outcome, failure) {
         (Outcome::Succeeded, _) => reasons::COMPLETED.to_owned(),
         (Outcome::Cancelled, _) => reasons::CANCELLED.to_owned(),
         (Outcome::Failed, Some(failure)) => failure.reason.clone(),
         (Outcome::Failed, None) => reasons::FAILED.to_owned(),
-    }
+    };
+    (!was.is_final()).then_some(End {
+        outcome,
+        reason,
+        total_ms: None,
+        downtime_ms: None,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hybridnic_api::v1alpha1::{MigrationPhase, MigrationPhaseTime};
+    use hybridnic_api::v1alpha1::MigrationPhaseTime;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     fn in_phase(phase: MigrationPhase, phases: &[(&str, Option<i64>)]) -> QemuMigrationStatus {

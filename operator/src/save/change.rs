@@ -3,21 +3,15 @@
 use hybridnic_api::v1alpha1::StateFileStatus;
 
 use crate::metrics::End;
-use crate::migration::change::reason;
-use crate::moves::Stage;
-use crate::moves::qemu::stage;
+use crate::migration::change;
 
 /// How it has ended between two statuses, if it has.
 pub fn end(old: &StateFileStatus, new: &StateFileStatus) -> Option<End> {
-    match stage(new.phase) {
-        Some(Stage::Over(outcome)) if !old.phase.is_final() => Some(End {
-            outcome,
-            reason: reason(outcome, new.failure.as_ref()),
-            total_ms: new.total_ms,
-            downtime_ms: new.downtime_ms,
-        }),
-        _ => None,
-    }
+    change::end(old.phase, new.phase, new.failure.as_ref()).map(|end| End {
+        total_ms: new.total_ms,
+        downtime_ms: new.downtime_ms,
+        ..end
+    })
 }
 
 #[cfg(test)]

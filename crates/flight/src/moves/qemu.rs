@@ -1,6 +1,6 @@
 //! A `QemuMigration` as a [`Move`]. Pure. We, an operator or `ctl migrate`, drive it: `migration` decides on its phase.
 
-use hybridnic_api::conditions::{self, reasons, types};
+use hybridnic_api::conditions::{self, types};
 use hybridnic_api::v1alpha1::{
     MigrationPhase, MigrationPhaseTime, ObjectRef, QemuMigration, QemuMigrationStatus,
 };
@@ -83,11 +83,12 @@ pub fn going(migration: &QemuMigration) -> Option<Going> {
     let since = since(phases, migration);
     let condition = status.and_then(|status| conditions::find(&status.conditions, types::SUCCEEDED));
     let reason = condition.map(|condition| condition.reason.as_str());
-    let asks = [reasons::TARGET_SILENT, reasons::NEEDS_DECISION];
     Some(Going {
         phase: phase.into(),
         since,
-        undecided: asks.into_iter().find(|asks| reason == Some(asks)),
+        undecided: conditions::UNDECIDED
+            .into_iter()
+            .find(|undecided| reason == Some(undecided)),
     })
 }
 
@@ -110,6 +111,7 @@ mod tests {
     use super::*;
     use crate::testing::migration;
     use hybridnic_api::conditions::NewCondition;
+    use hybridnic_api::conditions::reasons;
     use hybridnic_api::v1alpha1::{Decision, MigrationEnd};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 

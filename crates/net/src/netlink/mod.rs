@@ -196,6 +196,24 @@ impl Netlink {
     /// one attribute may have.
     async fn link_with_vfs(&self, index: u32) -> Result<Option<LinkMessage>, NetlinkError> {
         let mask = vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats];
+        let what = format!("read the VFs of link {index}");
+        self.link_with(index, mask, "read_vfs", what).await
+    }
+
+    /// The same with the VFs' counters.
+    async fn link_with_counters(&self, index: u32) -> Result<Option<LinkMessage>, NetlinkError> {
+        let what = format!("read the counters of the VFs of link {index}");
+        self.link_with(index, vec![LinkExtentMask::Vf], "read_vf_counters", what)
+            .await
+    }
+
+    async fn link_with(
+        &self,
+        index: u32,
+        mask: Vec<LinkExtentMask>,
+        kind: &'static str,
+        what: String,
+    ) -> Result<Option<LinkMessage>, NetlinkError> {
         let request = self
             .handle
             .link()
@@ -203,29 +221,7 @@ impl Netlink {
             .set_filter_mask(AddressFamily::Unspec, mask)
             .match_index(index)
             .execute();
-        self.first(
-            "read_vfs",
-            format!("read the VFs of link {index}"),
-            request.try_collect(),
-        )
-        .await
-    }
-
-    /// The same with the VFs' counters.
-    async fn link_with_counters(&self, index: u32) -> Result<Option<LinkMessage>, NetlinkError> {
-        let request = self
-            .handle
-            .link()
-            .get()
-            .set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::Vf])
-            .match_index(index)
-            .execute();
-        self.first(
-            "read_vf_counters",
-            format!("read the counters of the VFs of link {index}"),
-            request.try_collect(),
-        )
-        .await
+        self.first(kind, what, request.try_collect()).await
     }
 
     async fn set(

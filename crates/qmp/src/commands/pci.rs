@@ -109,10 +109,7 @@ impl Client {
     /// id is longer than a status takes, or not one that QEMU itself would take, is left out.
     pub async fn free_root_ports(&self) -> Result<Vec<String>, QmpError> {
         let mut free = Vec::new();
-        for (id, kind) in self.peripheral().await? {
-            if kind != "pcie-root-port" || !is_id(&id) {
-                continue;
-            }
+        for id in self.root_ports().await?.into_iter().filter(|id| is_id(id)) {
             let port = format!("/machine/peripheral/{id}");
             // The port's bus has the port's id as its name, and a link `child[N]` for each device.
             let occupied = self

@@ -2,8 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +11,6 @@ use hybridnic_api::{
     v1alpha1::MigrationStep,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -165,8 +163,7 @@ impl Hand {
     /// Does it; returns once it is on disk. An error: it was not done.
     pub fn apply(&self, command: &Command) -> io::Result<()> {
         // Between the look and the write nobody else writes.
-        let lock = Flock::lock(File::open(&self.dir)?, FlockArg::LockExclusive);
-        let _lock = lock.map_err(|(_, errno)| io::Error::from(errno))?;
+        let _lock = durable::lock(&self.dir)?;
         match command {
             Command::Look => Ok(()),
             Command::Order { nic, order } => {

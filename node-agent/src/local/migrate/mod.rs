@@ -36,6 +36,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     net::IpAddr,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -48,7 +49,7 @@ use hybridnic_flight::migration::{encryption::Encryption, inputs::Deadlines};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::ctl::LATE;
-use crate::durable::{self, found};
+use crate::durable::{self, FILE_MODE, found};
 use far::{Far, Way};
 use hand::{Hand, Seen, SeenNic};
 use plan::{Flight, Rules};
@@ -245,6 +246,8 @@ fn lock(dir: &Path, name: &str) -> anyhow::Result<Flock<File>> {
         .create(true)
         .truncate(false)
         .write(true)
+        // Who can open it can lock it.
+        .mode(FILE_MODE)
         .open(&path);
     let file = open.with_context(|| path.display().to_string())?;
     let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
