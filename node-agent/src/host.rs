@@ -57,6 +57,8 @@ pub struct Settings {
     pub unplug_deadline: Duration,
     /// How long a guest may take to use a VF.
     pub plug_deadline: Duration,
+    /// How long the PF of a NIC's standby must have been fit for the NIC's VF before the VF returns to it from another PF.
+    pub home_after: Duration,
     /// The most bytes per second of a migration; 0 is no limit.
     pub migration_bandwidth: u64,
     /// The VM's pause that QEMU aims at, in milliseconds.
@@ -350,6 +352,7 @@ pub(crate) mod tests {
                 node_name: "n1".into(),
                 unplug_deadline: Duration::from_secs(1),
                 plug_deadline: Duration::from_secs(1),
+                home_after: Duration::from_mins(1),
                 migration_bandwidth: 0,
                 migration_downtime_ms: 100,
             },

@@ -300,6 +300,7 @@ fn settings(args: &NodeArgs, node_name: String) -> Settings {
         node_name,
         unplug_deadline: Duration::from_secs(args.unplug_deadline),
         plug_deadline: Duration::from_secs(args.plug_deadline),
+        home_after: Duration::from_secs(args.home_after),
         migration_bandwidth: args.migration_bandwidth,
         migration_downtime_ms: args.migration_downtime,
     }

@@ -234,6 +234,7 @@ fn host(dir: &Path, broker: Arc<Counted>) -> Host {
             node_name: "n1".into(),
             unplug_deadline: SOON,
             plug_deadline: SOON,
+            home_after: SOON,
             migration_bandwidth: 0,
             migration_downtime_ms: 100,
         },

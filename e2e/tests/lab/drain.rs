@@ -104,7 +104,7 @@ async fn drained(world: &mut World) {
     renumber(world, &address, &pinger).await;
 
     // Undrained, the agent makes those that the network asks for, and both NICs come back, though the agent dies when it is told: the one
-    // that stands by at once, and the other one when its standby's card could have carried it for a minute.
+    // that stands by at once, and the other one when its standby's card could have carried it for a while.
     marks.push(("it is undrained", SystemTime::now()));
     plugin(world, &["undrain-pf", "n1", &address]).await;
     world.restart_agent(1).await.unwrap();

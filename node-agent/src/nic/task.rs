@@ -103,6 +103,7 @@ impl NicTask {
             }
         }
         host.macs.insert(&record.uid, mac);
+        let way_home = WayHome::new(host.options.home_after);
         let (_, interrupt) = watch::channel(0);
         let cx = Context {
             host,
@@ -131,7 +132,7 @@ impl NicTask {
             last_error: None,
             retry: Retry::default(),
             link_loss: LinkLoss::default(),
-            way_home: WayHome::default(),
+            way_home,
             stopwatch: Stopwatch::default(),
             guest: GuestDevices::default(),
             migration: None,

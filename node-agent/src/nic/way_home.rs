@@ -9,12 +9,11 @@ use std::time::Duration;
 use hybridnic_net::PciAddress;
 use tokio::time::Instant;
 
-/// How long the NIC has been split, and its standby's PF has been fit.
-const STEADY: Duration = Duration::from_mins(1);
-
 /// The way of a NIC's VF back to its standby's PF.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct WayHome {
+    /// How long the NIC must have been split, and its standby's PF fit.
+    steady: Duration,
     split: Option<Split>,
 }
 
@@ -27,12 +26,17 @@ struct Split {
 }
 
 impl WayHome {
+    /// The way is clear once the NIC has been split, and its standby's PF fit, for as long as `steady`.
+    pub fn new(steady: Duration) -> Self {
+        Self { steady, split: None }
+    }
+
     /// Notes the PFs of VF and standby where the NIC is split and its standby's PF is fit for a VF, and `None` otherwise; returns whether
     /// that has lasted.
     pub fn is_clear(&mut self, pfs: Option<(PciAddress, PciAddress)>, now: Instant) -> bool {
         self.split = pfs.map(|pfs| match self.split {
             Some(split) if split.pfs == pfs => Split {
-                clear: now >= split.since + STEADY,
+                clear: now >= split.since + self.steady,
                 ..split
             },
             _ => Split {
@@ -47,7 +51,7 @@ impl WayHome {
     /// When to look again although nothing tells to.
     pub fn next_look(&self) -> Option<Instant> {
         let split = self.split.filter(|split| !split.clear)?;
-        Some(split.since + STEADY)
+        Some(split.since + self.steady)
     }
 }
 
@@ -60,8 +64,8 @@ mod tests {
     }
 
     #[test]
-    fn it_is_clear_after_a_minute_in_which_nothing_has_changed() {
-        let (start, mut way) = (Instant::now(), WayHome::default());
+    fn it_is_clear_after_a_while_in_which_nothing_has_changed() {
+        let (start, mut way) = (Instant::now(), WayHome::new(Duration::from_mins(1)));
         let at = |seconds| start + Duration::from_secs(seconds);
         let split = Some((pf(1), pf(0)));
         assert!(!way.is_clear(None, at(0)));
