@@ -7,10 +7,10 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 # In their order, the quickest to fail first, and those that run only where they are named.
-readonly tiers="setup check unit kernel cluster cluster-oldest lab fast model monitoring kubevirt nodes kubevirt-nodes kubevirt-faults"
+readonly tiers="setup check unit kernel cluster cluster-oldest lab lint fast model monitoring kubevirt nodes kubevirt-nodes kubevirt-faults"
 readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults"
 # The lab waits for its nodes half of the time. These only compute, so they run beside it, on what it leaves.
-readonly beside="model monitoring fast"
+readonly beside="lint model monitoring fast"
 
 passed=0 summary=() failures=()
 logs=target/test
@@ -39,13 +39,19 @@ tier() {
 	ended "$name" "$rc" $((SECONDS - start))
 }
 
-# Runs what goes beside the lab, one tier after the other, each with its result in a file. First come the programs of KubeVirt, if a later
-# tier needs them: no tier of their own, because that tier builds what is missing here, and says why it cannot.
+# Builds what later tiers need from sources of others: the lab's kernel and QEMU, and KubeVirt. No tier of its own, because those tiers
+# build what is missing here, and say why they cannot.
+build_ahead() {
+	e2e/lab/build-kernel.sh
+	e2e/lab/node-qemu.sh
+	is_wanted kubevirt || is_wanted kubevirt-nodes || is_wanted kubevirt-faults || return 0
+	e2e/kubevirt/build.sh --all
+	e2e/kubevirt/root.sh
+}
+
+# Runs what goes beside the lab, one tier after the other, each with its result in a file.
 run_beside() {
 	local name start rc
-	if is_wanted kubevirt || is_wanted kubevirt-nodes || is_wanted kubevirt-faults; then
-		e2e/kubevirt/build.sh --all >"$logs/kubevirt-programs.log" 2>&1
-	fi
 	for name in $beside; do
 		is_wanted "$name" || continue
 		start=$SECONDS
@@ -58,7 +64,8 @@ run_beside() {
 # Waits for them, and says what they said. One without a result has not ended by itself, and that is a failure.
 collect_beside() {
 	local name rc took
-	wait "$beside_pid"
+	wait "${idle[run_beside]}"
+	unset "idle[run_beside]"
 	for name in $beside; do
 		is_wanted "$name" || continue
 		echo "=== $name, beside the lab"
@@ -72,26 +79,37 @@ collect_beside() {
 # is_wanted NAME: whether a tier runs, without being named or because it is.
 is_wanted() { [[ " $named " != *" $1 "* || " $wanted " == *" $1 "* ]]; }
 
-if [ "${1:-}" = --beside ]; then
-	shift
-	readonly wanted=$*
-	run_beside
+# in_idle_time FUNCTION: begins it in the class that gets what nobody else wants, in a process group of its own, to be ended with all that it
+# has started.
+declare -A idle=()
+in_idle_time() {
+	setsid chrt --idle 0 nice -n 19 ionice -c 3 "$BASH" e2e/test.sh --function "$1" "$wanted" >"$logs/$1.log" 2>&1 &
+	idle[$1]=$!
+}
+end_idle() {
+	local pid
+	for pid in "${idle[@]}"; do kill -- "-$pid" 2>/dev/null; done
+}
+
+if [ "${1:-}" = --function ]; then
+	readonly wanted=${*:3}
+	"$2"
 	exit
 fi
 for name in "$@"; do
 	[[ " $tiers " == *" $name "* ]] || { echo "no such tier: $name; there are: $tiers" >&2; exit 2; }
 done
 readonly wanted=$*
+rm -f "$logs"/*.{log,result}
+trap end_idle EXIT
 for name in $tiers; do
 	is_wanted "$name" || continue
 	[[ " $beside " != *" $name "* ]] || continue
-	if [ "$name" = lab ]; then
-		rm -f "$logs"/*.result
-		# In a process group of its own, to be ended with all it has started.
-		setsid chrt --idle 0 nice -n 19 ionice -c 3 "$BASH" e2e/test.sh --beside "$@" &
-		beside_pid=$!
-		trap 'kill -- "-$beside_pid" 2>/dev/null' EXIT
-	fi
+	case $name in
+	# Before that, compiling takes all there is.
+	unit) in_idle_time build_ahead ;;
+	lab) in_idle_time run_beside ;;
+	esac
 	tier "$name"
 	[ "$name" = lab ] && collect_beside
 	# Without its tools nothing else can run.
@@ -102,16 +120,27 @@ done
 echo "=== started once more: $(cat "$logs"/*.log | grep -c '^AGAIN' || true)," \
 	"frozen guests: $(cat "$logs"/*.log | grep -c '^FROZEN' || true)," \
 	"guests that reset themselves: $(cat "$logs"/*.log | grep -c '^RESET' || true)"
-# What failed, once more at the end, for a log of which only the end is kept: each place once, for a property test that
-# looks for its smallest case fails hundreds of times.
-for log in "${failures[@]}"; do
-	echo "=== what failed in ${log##*/}"
-	awk '/panicked at|^(AGAIN|FROZEN|RESET)|^error(\[|:)|\*\*\* \[/ {
+# said_by LINES LOG: what tests said of their failures, each place once, for a property test that looks for its smallest case fails hundreds
+# of times.
+said_by() {
+	awk -v lines="$1" '/panicked at|^(AGAIN|FROZEN|RESET)|^error(\[|:)|\*\*\* \[/ {
 			place = $0
 			sub(/.*panicked at /, "", place)
-			left = seen[place]++ ? 0 : 12
+			left = seen[place]++ ? 0 : lines
 		}
-		left-- > 0 { print substr($0, 1, 300) }' "$log" | head -n 60
+		left-- > 0 { print substr($0, 1, 300) }' "$2" | head -n 60
+}
+
+# Once more at the end, for a log of which only the end is kept.
+for log in "$logs"/*.log; do
+	[[ " ${failures[*]} " == *" $log "* ]] && continue
+	grep -q '^AGAIN' "$log" || continue
+	echo "=== what was started once more in ${log##*/}"
+	said_by 2 "$log"
+done
+for log in "${failures[@]}"; do
+	echo "=== what failed in ${log##*/}"
+	said_by 12 "$log"
 done
 printf '%s\n' "=== tiers" "${summary[@]}" "=== all $SECONDS s"
 echo "$passed passed, ${#failures[@]} failed"

@@ -11,6 +11,8 @@
 )]
 
 mod cni;
+#[path = "../common/mod.rs"]
+mod common;
 mod launcher;
 mod network;
 mod operator;
