@@ -3,7 +3,7 @@
 #
 # With that very toolchain, which rustup gets. Where it cannot be had, this is said, and what is left of the check is: cargo
 # refuses a dependency that wants a newer Rust when it resolves (resolver 3), Cargo.lock is held against that here, and clippy
-# reports what the standard library has only since (incompatible_msrv, in `make check`).
+# reports what the standard library has only since (incompatible_msrv, in `make lint`).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
