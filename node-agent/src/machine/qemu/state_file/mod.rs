@@ -252,10 +252,17 @@ impl Place {
     }
 
     fn create(&self, name: &str) -> Result<OwnedFd, FileError> {
-        self.remove(name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made = openat(&self.dir, name, flags, Mode::from_raw_mode(FILE_MODE))
-            .map_err(cannot("make the file"))?;
+        let open = || openat(&self.dir, name, flags, Mode::from_raw_mode(FILE_MODE));
+        let made = match open() {
+            // An agent that died has left it.
+            Err(Errno::EXIST) => {
+                self.remove(name)?;
+                open()
+            }
+            made => made,
+        };
+        let made = made.map_err(cannot("make the file"))?;
         let owner = (
             Some(Uid::from_raw(self.who.uid)),
             Some(Gid::from_raw(self.who.gid)),
@@ -285,8 +292,9 @@ impl Place {
     /// Whether the file can be made: nothing is left of it.
     pub fn try_out(&self, save: &str) -> Result<(), FileError> {
         let made = self.make(save);
-        self.remove(&self.part(save))?;
-        made.map(|_| ())
+        let removed = self.remove(&self.part(save));
+        // Of a read-only volume nothing can be removed either, not even what is not there: why it cannot be made comes first.
+        made.and(removed)
     }
 
     /// Puts what QEMU has written on disk, and gives it its name; gives its length. Doing it again is right.
