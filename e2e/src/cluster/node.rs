@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use super::images;
 use crate::controlplane::{ControlPlane, tools::NodeTools};
-use crate::lab::{HOST_ADDRESS, Node, Process};
+use crate::lab::{COMMON, HOST_ADDRESS, Node, Process};
 
 /// In `bootstrap.yaml` too.
 const BOOTSTRAP_TOKEN: &str = "labtok.0123456789abcdef";
@@ -21,6 +21,8 @@ const SOON: Duration = Duration::from_mins(2);
 /// An image's every octet is counted into a sum, by an emulated processor.
 const IMPORT: Duration = Duration::from_mins(6);
 const DEATH: Duration = Duration::from_secs(30);
+/// Where all nodes see one directory of this host, in place of a file server's.
+pub(super) const SHARED: &str = "/common";
 
 /// A node's processes.
 pub struct Joined {
@@ -231,6 +233,11 @@ fn prepare(node: &Node, nodes: usize) -> String {
          echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables; \
          echo '127.0.0.1 localhost' >/etc/hosts; : >/etc/resolv.conf; \
          echo 'root:x:0:0::/root:/bin/sh' >/etc/passwd; ",
+    );
+    let _ = write!(
+        script,
+        "mkdir -p {SHARED}; mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=none {COMMON} {SHARED}; \
+         chmod 777 {SHARED}; "
     );
     for other in 1..=u8::try_from(nodes).unwrap_or(u8::MAX) {
         if other != node.number() {

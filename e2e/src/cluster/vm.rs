@@ -15,15 +15,15 @@ use kube::runtime::conditions::is_pod_running;
 use kube::runtime::wait::{await_condition, conditions::is_deleted};
 use serde_json::{Value, json};
 
-use super::{Cluster, images, node::VM_RESOURCE};
+use super::{
+    Cluster, images,
+    node::{SHARED, VM_RESOURCE},
+};
 use crate::lab::Inside;
 use crate::world::{NicSpec, repository};
 
 const POD: &str = "deploy/examples/vm-pod.yaml";
 const SET: &str = "deploy/examples/vm-statefulset.yaml";
-/// Where the lab's nodes see one directory of this host, in place of a ReadWriteMany volume.
-const SHARED_DISK: &str =
-    "mkdir -p /common && mount -t 9p -o trans=virtio,version=9p2000.L common /common && chmod 777 /common";
 /// What the scheduler reserves for a VM. It is the VM's share of a busy node, too: with less, kubelet and containerd
 /// starve it while they start pods.
 const CPU: &str = "500m";
@@ -183,7 +183,7 @@ impl Cluster {
             .await?;
         // The example's disk is the claim `web`.
         let guest = volume(namespace, "guest", "/host/guest", "ReadOnlyMany");
-        self.apply(&(guest + &volume(namespace, "web", "/common", "ReadWriteMany")))
+        self.apply(&(guest + &volume(namespace, "web", SHARED, "ReadWriteMany")))
             .await?;
         let bound = "--for=jsonpath={.status.phase}=Bound";
         self.kubectl(&["wait", "pvc", "--all", "-n", namespace, bound, "--timeout=60s"])
@@ -234,9 +234,6 @@ impl Cluster {
     /// Makes the example's StatefulSet and waits until its two pods run: the one that boots the VM, on node 1, and the one
     /// that waits for it. Whichever has the VM has the guest of `cid` on its node.
     pub async fn start_vm_set(&self, spec: &VmPodSpec, cid: u32) -> Result<[VmPod; 2]> {
-        for node in 1..=2 {
-            self.node(node).run(SHARED_DISK, RUNNING).await?;
-        }
         let mut object = self.example(SET).await?;
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         fit(&mut object["spec"]["template"]["spec"], spec, cid, false)?;
