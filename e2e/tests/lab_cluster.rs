@@ -11,6 +11,8 @@
 mod common;
 #[path = "lab_cluster/devices.rs"]
 mod devices;
+#[path = "lab_cluster/save.rs"]
+mod save;
 
 use std::time::{Duration, Instant};
 
@@ -90,8 +92,10 @@ async fn flight(cluster: &mut Cluster, began: Instant) {
     say("uninstalled and installed again");
     namespace_deleted(cluster).await;
     say("devices were given once, and a namespace was deleted");
-    rebooted(cluster, &spec).await;
+    let vm = rebooted(cluster, &spec).await;
     say("a node was rebooted");
+    save::to_the_other_node(cluster, &spec, &vm).await;
+    say("the VM was saved there, and restored on the other");
     drained(cluster).await;
     say("a node was drained");
 }
@@ -124,13 +128,17 @@ async fn install(cluster: &Cluster) {
     }
     cluster.apply_file("deploy/examples/network.yaml").await.unwrap();
     for node in 1..=2 {
-        cluster
-            .until_node(node, "with 14 free VFs", |n| {
-                n.status.as_ref().is_some_and(|s| s.vfs.free == 14)
-            })
-            .await
-            .unwrap();
+        all_free(cluster, node).await;
     }
+}
+
+async fn all_free(cluster: &Cluster, node: usize) {
+    cluster
+        .until_node(node, "with 14 free VFs", |n| {
+            n.status.as_ref().is_some_and(|s| s.vfs.free == 14)
+        })
+        .await
+        .unwrap();
 }
 
 async fn fast(cluster: &Cluster, namespace: &str, nic: &str, node: &str) -> VmHybridNic {
@@ -448,7 +456,7 @@ async fn clean_again(cluster: &Cluster, node: usize, clean: &str) {
 }
 
 /// A node is reset with a VM on it: VFs are made again, the journal's records are cleared, and the VM's next pod gets its NIC.
-async fn rebooted(cluster: &mut Cluster, spec: &VmPodSpec) {
+async fn rebooted(cluster: &mut Cluster, spec: &VmPodSpec) -> VmPod {
     cluster.reboot(2).await.unwrap();
     // No pod of the set boots the VM again: one of its own does.
     cluster
@@ -464,8 +472,7 @@ async fn rebooted(cluster: &mut Cluster, spec: &VmPodSpec) {
     let again = cluster.start_vm(spec, "web-d", 2, 5, false).await.unwrap();
     let nic = fast(cluster, NAMESPACE, NIC, "n2").await;
     check_nic(cluster.node(2), &again.inside, &nic).await.unwrap();
-    let pinger = watch(cluster, spec).await;
-    nothing_lost(&pinger.stop().await, "after the reboot");
+    again
 }
 
 /// A drain ends the VM on the node, as it ends every pod; its VF goes back, and the agent stays.
@@ -473,7 +480,7 @@ async fn drained(cluster: &Cluster) {
     cluster
         .kubectl(&[
             "drain",
-            "n2",
+            "n1",
             "--ignore-daemonsets",
             "--force",
             "--delete-emptydir-data",
@@ -487,12 +494,7 @@ async fn drained(cluster: &Cluster) {
         })
         .await
         .unwrap();
-    cluster
-        .until_node(2, "with 14 free VFs", |n| {
-            n.status.as_ref().is_some_and(|s| s.vfs.free == 14)
-        })
-        .await
-        .unwrap();
-    assert!(!agent_of(cluster, "n2").await.is_empty());
-    cluster.kubectl(&["uncordon", "n2"]).await.unwrap();
+    all_free(cluster, 1).await;
+    assert!(!agent_of(cluster, "n1").await.is_empty());
+    cluster.kubectl(&["uncordon", "n1"]).await.unwrap();
 }

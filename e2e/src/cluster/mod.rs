@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
-use hybridnic_api::v1alpha1::{HybridNode, QemuMigration, VmHybridNic};
+use hybridnic_api::v1alpha1::{HybridNode, QemuMigration, QemuRestore, QemuSave, VmHybridNic};
 use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
@@ -186,6 +186,28 @@ impl Cluster {
         what: &str,
         is: impl Fn(&QemuMigration) -> bool,
     ) -> Result<QemuMigration> {
+        until(Api::namespaced(self.client(), namespace), name, SOON, what, is).await
+    }
+
+    /// Waits until a save is as `is` says.
+    pub async fn until_save(
+        &self,
+        namespace: &str,
+        name: &str,
+        what: &str,
+        is: impl Fn(&QemuSave) -> bool,
+    ) -> Result<QemuSave> {
+        until(Api::namespaced(self.client(), namespace), name, SOON, what, is).await
+    }
+
+    /// Waits until a restore is as `is` says.
+    pub async fn until_restore(
+        &self,
+        namespace: &str,
+        name: &str,
+        what: &str,
+        is: impl Fn(&QemuRestore) -> bool,
+    ) -> Result<QemuRestore> {
         until(Api::namespaced(self.client(), namespace), name, SOON, what, is).await
     }
 
