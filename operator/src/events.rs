@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource};
 use tokio::sync::mpsc;
 
 use hybridnic_api::names::OPERATOR_MANAGER;
@@ -27,6 +27,28 @@ pub struct Note {
     pub reason: String,
     /// A sentence for a person.
     pub message: String,
+    /// What it is about besides its object.
+    pub about: Option<About>,
+}
+
+/// An object in the namespace of a note's own. Kubernetes counts a note that comes again, and keeps the words of the first: notes of one
+/// reason are the same one unless they are about different objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    api_version: String,
+    kind: String,
+    name: String,
+}
+
+impl About {
+    /// The object of kind `K` with this name.
+    pub fn new<K: Resource<DynamicType = ()>>(name: &str) -> Self {
+        Self {
+            api_version: K::api_version(&()).into_owned(),
+            kind: K::kind(&()).into_owned(),
+            name: name.to_owned(),
+        }
+    }
 }
 
 impl Note {
@@ -36,6 +58,7 @@ impl Note {
             warning: false,
             reason: reason.into(),
             message: message.into(),
+            about: None,
         }
     }
 
@@ -45,6 +68,15 @@ impl Note {
             warning: true,
             reason: reason.into(),
             message: message.into(),
+            about: None,
+        }
+    }
+
+    /// The same about an object besides.
+    pub fn about(self, object: About) -> Self {
+        Self {
+            about: Some(object),
+            ..self
         }
     }
 }
@@ -86,6 +118,7 @@ async fn publish(recorder: &Recorder, object: &ObjectReference, note: Note) {
         warning,
         reason,
         message,
+        about,
     } = note;
     let type_ = if warning {
         EventType::Warning
@@ -97,7 +130,13 @@ async fn publish(recorder: &Recorder, object: &ObjectReference, note: Note) {
         action: reason.clone(),
         reason,
         note: Some(shortened(&message)),
-        secondary: None,
+        secondary: about.map(|about| ObjectReference {
+            api_version: Some(about.api_version),
+            kind: Some(about.kind),
+            name: Some(about.name),
+            namespace: object.namespace.clone(),
+            ..ObjectReference::default()
+        }),
     };
     match tokio::time::timeout(DEADLINE, recorder.publish(&event, object)).await {
         Ok(Ok(())) => {}

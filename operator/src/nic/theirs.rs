@@ -2,10 +2,11 @@
 //! and knows nothing about NICs.
 
 use hybridnic_api::conditions::reasons;
+use hybridnic_api::foreign::kubevirt::VirtualMachineInstanceMigration;
 use hybridnic_api::v1alpha1::{NicMigration, Runtime, VmHybridNicStatus};
 
 use super::admit::Refusal;
-use crate::events::Note;
+use crate::events::{About, Note};
 use crate::metrics::End;
 use crate::moves::{self, Driver, Move, Outcome, Stage};
 
@@ -78,7 +79,7 @@ pub fn ended(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Option<End> {
 pub fn note(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Option<Note> {
     let (before, last) = last(old, new)?;
     let (name, from, to) = (&last.name, &last.from, &last.to);
-    match (before, last.result.as_deref()) {
+    let note = match (before, last.result.as_deref()) {
         (None, None) => {
             let message = format!("KubeVirt's migration {name} moves the VM from {from} to {to}");
             Some(Note::normal(reasons::MIGRATING, message))
@@ -98,7 +99,8 @@ pub fn note(old: &VmHybridNicStatus, new: &VmHybridNicStatus) -> Option<Note> {
             }
         }),
         _ => None,
-    }
+    };
+    note.map(|note| note.about(About::new::<VirtualMachineInstanceMigration>(name)))
 }
 
 #[cfg(test)]
@@ -178,5 +180,12 @@ mod tests {
             );
             assert_eq!(told(&over, &over), None);
         }
+    }
+
+    #[test]
+    fn two_migrations_are_told_in_words_of_their_own() {
+        let about = |name: &str| note(&VmHybridNicStatus::default(), &theirs(name, None))?.about;
+        assert_eq!(about("first"), about("first"));
+        assert_ne!(about("first"), about("second"));
     }
 }

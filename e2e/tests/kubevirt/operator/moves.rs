@@ -71,9 +71,8 @@ impl Play {
         self.say(&target, AttachmentState::Reserved, None).await;
         self.until_goal(source, Goal::Standby).await;
         self.stage.held(&name).await;
-        // Events with one reason within some minutes are one series, which keeps the words of its first: they name the first migration.
-        self.tells(reasons::MIGRATING, " moves the VM from n1 to n2")
-            .await;
+        let moves = format!("KubeVirt's migration {name} moves the VM from n1 to n2");
+        self.tells(reasons::MIGRATING, &moves).await;
         Going {
             command,
             migration,
@@ -272,8 +271,8 @@ impl Play {
             "Scheduling  Migrating: the pod at the target starts, once the VM is on its standbys\n",
             "Running  Migrating: QEMU sends the VM\n",
             "Succeeded  Completed: the VM runs at its target\n",
-            // KubeVirt writes the nodes there only when the migration is over, and maybe after the command has ended.
-            ", VM web\n",
+            // KubeVirt writes the nodes there only when the migration is over; the NICs have them.
+            "  n1 → n2, VM web\n",
             "NICs: web-fast, web-other\n",
         ] {
             assert!(said.contains(part), "{part}: {said}");
