@@ -5,8 +5,8 @@ use hybridnic_api::foreign::kubevirt::{
     VirtualMachineInstanceMigration as Migration, VirtualMachineInstanceMigrationSpec,
 };
 use hybridnic_api::v1alpha1::{
-    MigrationEnd, MigrationPhase, MigrationPhaseTime, ObjectRef, QemuMigration, QemuMigrationSpec,
-    QemuMigrationStatus, VmHybridNic,
+    MigrationEnd, MigrationPhase, MigrationPhaseTime, NicMigration, ObjectRef, QemuMigration,
+    QemuMigrationSpec, QemuMigrationStatus, VmHybridNic,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -58,20 +58,24 @@ pub fn names(vm: &str, nics: &[VmHybridNic]) -> Vec<String> {
     of_vm.map(kube::ResourceExt::name_any).collect()
 }
 
-/// What is shown of it: the same as of one of ours, with the VM's NICs, and KubeVirt's own name of the phase.
-pub fn shown(migration: &Migration, nics: &[String]) -> Shown {
+/// What is shown of it: the same as of one of ours, with the VM's NICs, and KubeVirt's own name of the phase. KubeVirt names the nodes late, and
+/// one of the NICs, `nic`, from the start.
+pub fn shown(migration: &Migration, nics: &[String], nic: Option<&VmHybridNic>) -> Shown {
     let phase = migration.status.as_ref().map_or("", |status| &status.phase);
+    let last = nic.and_then(|nic| nic.status.as_ref()?.last_migration.as_ref());
+    let way = last.filter(|last| last.name == migration.name_any());
     Shown {
-        migration: as_ours(migration, nics),
+        migration: as_ours(migration, nics, way),
         phase: if phase.is_empty() { "Pending" } else { phase }.to_owned(),
     }
 }
 
-fn as_ours(migration: &Migration, nics: &[String]) -> QemuMigration {
+fn as_ours(migration: &Migration, nics: &[String], way: Option<&NicMigration>) -> QemuMigration {
     let status = migration.status.clone().unwrap_or_default();
     let state = status.migration_state.clone().unwrap_or_default();
-    let end = |node: &str, pod: &str| {
-        (!node.is_empty()).then(|| MigrationEnd {
+    let end = |node: &str, pod: &str, ours: Option<&String>| {
+        let node = Some(node).filter(|node| !node.is_empty());
+        node.or(ours.map(String::as_str)).map(|node| MigrationEnd {
             node_name: node.to_owned(),
             pod: ObjectRef {
                 name: pod.to_owned(),
@@ -114,8 +118,8 @@ fn as_ours(migration: &Migration, nics: &[String]) -> QemuMigration {
         },
         status: Some(QemuMigrationStatus {
             phase: phase(&status.phase),
-            source: end(&state.source_node, &state.source_pod),
-            target: end(&state.target_node, &state.target_pod),
+            source: end(&state.source_node, &state.source_pod, way.map(|way| &way.from)),
+            target: end(&state.target_node, &state.target_pod, way.map(|way| &way.to)),
             phases,
             total_ms,
             conditions,
@@ -218,7 +222,7 @@ mod tests {
             "Running",
             json!({"phaseTransitionTimestamps": steps, "migrationState": ends}),
         );
-        let status = as_ours(&goes, &["web-fast".to_owned()]).status.unwrap();
+        let status = as_ours(&goes, &["web-fast".to_owned()], None).status.unwrap();
         assert_eq!(status.phase, MigrationPhase::Transferring);
         assert_eq!(status.nics, ["web-fast"]);
         assert_eq!(status.target.unwrap().node_name, "n2");
@@ -233,13 +237,41 @@ mod tests {
             "Failed",
             json!({"phaseTransitionTimestamps": steps, "migrationState": {"failureReason": "no way"}}),
         );
-        let status = as_ours(&failed, &[]).status.unwrap();
+        let status = as_ours(&failed, &[], None).status.unwrap();
         assert_eq!(
             (status.phase, status.total_ms),
             (MigrationPhase::Failed, Some(3000))
         );
         assert_eq!(status.phases.len(), 1);
         assert_eq!(status.conditions[0].message, "no way");
+    }
+
+    #[test]
+    fn its_nodes_are_known_from_the_nic_before_kubevirt_names_them() {
+        let nic = |name: &str| -> VmHybridNic {
+            let last = json!({"name": name, "from": "n1", "to": "n2"});
+            from_value(json!({
+                "metadata": {"name": "web-fast"}, "spec": {"network": "fast", "vm": {"kubevirt": {"name": "web"}}},
+                "status": {"lastMigration": last},
+            }))
+            .unwrap()
+        };
+        let way = |more: Value, nic: Option<&VmHybridNic>| {
+            let shown = shown(&migration("Running", more), &[], nic)
+                .migration
+                .status
+                .unwrap();
+            shown
+                .source
+                .zip(shown.target)
+                .map(|(source, target)| (source.node_name, target.node_name))
+        };
+        let is = |from: &str, to: &str| Some((from.to_owned(), to.to_owned()));
+        assert_eq!(way(json!({}), None), None);
+        assert_eq!(way(json!({}), Some(&nic("web-x"))), is("n1", "n2"));
+        assert_eq!(way(json!({}), Some(&nic("another"))), None, "an earlier one's");
+        let theirs = json!({"migrationState": {"sourceNode": "n3", "targetNode": "n4"}});
+        assert_eq!(way(theirs, Some(&nic("web-x"))), is("n3", "n4"));
     }
 
     #[test]
@@ -252,12 +284,12 @@ mod tests {
             ("Running", MigrationPhase::Transferring),
             ("Succeeded", MigrationPhase::Succeeded),
         ] {
-            let shown = shown(&migration(phase, json!({})), &[]);
+            let shown = shown(&migration(phase, json!({})), &[], None);
             assert_eq!(shown.phase, phase);
             assert_eq!(shown.migration.status.unwrap().phase, ours);
         }
         let new = from_value(json!({"metadata": {"name": "m"}, "spec": {"vmiName": "web"}})).unwrap();
-        let new = shown(&new, &[]);
+        let new = shown(&new, &[], None);
         assert_eq!(new.phase, "Pending");
         assert_eq!(new.migration.status.unwrap().phase, MigrationPhase::Pending);
     }

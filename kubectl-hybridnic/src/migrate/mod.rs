@@ -7,7 +7,7 @@ mod target;
 use std::{pin::pin, process::ExitCode};
 
 use anyhow::bail;
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use hybridnic_api::{
     foreign::kubevirt::VirtualMachineInstanceMigration,
     names::VM_LABEL,
@@ -92,8 +92,9 @@ pub async fn run(
         canvas: Canvas::default(),
         last: String::new(),
     };
+    let changes = watcher::watch_object(migrations, &name).default_backoff();
     follower
-        .follow(migrations, |migration: &QemuMigration| migration.clone().into())
+        .follow(changes.map_ok(|migration| migration.map(Shown::from)))
         .await
 }
 
@@ -134,9 +135,20 @@ async fn by_kubevirt(
         canvas: Canvas::default(),
         last: String::new(),
     };
-    follower
-        .follow(migrations, |migration| kubevirt::shown(migration, nics))
-        .await
+    let changes = watcher::watch_object(migrations, &name).default_backoff();
+    let of_nics: Api<VmHybridNic> = Api::namespaced(cluster.client.clone(), namespace);
+    let shown = changes.and_then(async |migration: Option<VirtualMachineInstanceMigration>| {
+        let Some(migration) = migration else {
+            return Ok(None);
+        };
+        let nic = match nics.first() {
+            // Without it only the way is not shown.
+            Some(name) => of_nics.get_opt(name).await.ok().flatten(),
+            None => None,
+        };
+        Ok(Some(kubevirt::shown(&migration, nics, nic.as_ref())))
+    });
+    follower.follow(shown).await
 }
 
 /// Watches a migration to its end.
@@ -152,11 +164,11 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    async fn follow<K>(mut self, api: Api<K>, shown: impl Fn(&K) -> Shown) -> anyhow::Result<ExitCode>
-    where
-        K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-    {
-        let mut changes = pin!(watcher::watch_object(api, self.name).default_backoff());
+    async fn follow(
+        mut self,
+        changes: impl Stream<Item = watcher::Result<Option<Shown>>>,
+    ) -> anyhow::Result<ExitCode> {
+        let mut changes = pin!(changes);
         // The bar of a phase that goes on grows between changes.
         let mut tick = tokio::time::interval(std::time::Duration::from_millis(200));
         let mut interrupted = pin!(tokio::signal::ctrl_c());
@@ -164,8 +176,7 @@ impl Follower<'_> {
         loop {
             tokio::select! {
                 change = changes.next() => match change {
-                    Some(Ok(Some(migration))) => {
-                        let shown = shown(&migration);
+                    Some(Ok(Some(shown))) => {
                         self.show(&shown)?;
                         let over = phase(&shown.migration).is_final();
                         known = Some(shown);
