@@ -297,6 +297,33 @@ fn changes(netns: &NetNs, index: u32) -> mpsc::UnboundedReceiver<(Instant, bool)
     told
 }
 
+/// When the macvtap is reported as up, or as down.
+async fn until_set(up: bool, changes: &mut mpsc::UnboundedReceiver<(Instant, bool)>) -> Instant {
+    let set = async {
+        loop {
+            match changes.recv().await.expect("it is gone") {
+                (at, is_up) if is_up == up => return at,
+                _ => {}
+            }
+        }
+    };
+    timeout(SOON, set).await.expect("the macvtap stays as it was")
+}
+
+/// What the kernel alone takes to set the macvtap down. It reports that only once no processor can be handling a frame of it any more
+/// (`synchronize_net` in `dev_deactivate_many`, net/sched/sch_generic.c).
+async fn by_itself(
+    inside: &Netlink,
+    index: u32,
+    changes: &mut mpsc::UnboundedReceiver<(Instant, bool)>,
+) -> Duration {
+    inside.set_up(index, true).await.unwrap();
+    until_set(true, changes).await;
+    let now = Instant::now();
+    inside.set_up(index, false).await.unwrap();
+    until_set(false, changes).await.saturating_duration_since(now)
+}
+
 /// A command that QEMU was given, and whether the macvtap was up at that moment.
 type Asked = (String, bool);
 
@@ -348,15 +375,7 @@ impl Monitor {
         let (say, said) = oneshot::channel();
         self.events.send((event, say)).unwrap();
         let said = said.await.unwrap();
-        let set = async {
-            loop {
-                match changes.recv().await.expect("it is gone") {
-                    (at, is_up) if is_up == up => return at,
-                    _ => {}
-                }
-            }
-        };
-        let set = timeout(SOON, set).await.expect("the macvtap stays as it was");
+        let set = until_set(up, changes).await;
         assert_eq!(self.next().await, (first.to_owned(), up), "after {event}");
         set.saturating_duration_since(said)
     }
@@ -464,6 +483,10 @@ async fn between_qemus_event_and_the_standby_nothing_else_is_asked() {
     let inside = broker.broker.netlink(broker::Pod::NetNs(&netns)).await.unwrap();
     let inside = Netlink::from_socket(inside).unwrap();
     let mut changes = changes(&netns, index);
+    let mut kernel = Vec::new();
+    for _ in 0..ROUNDS {
+        kernel.push(by_itself(&inside, index, &mut changes).await);
+    }
 
     let dir = tempfile::tempdir().unwrap();
     let host = Arc::new(host(dir.path(), Arc::clone(&broker)));
@@ -490,7 +513,11 @@ async fn between_qemus_event_and_the_standby_nothing_else_is_asked() {
         monitor.until("query-status").await;
     }
     assert_eq!(Others::now(&broker), before);
-    for (what, times) in [("STOP to down", down), ("RESUME to up", up)] {
+    for (what, times) in [
+        ("STOP to down", down),
+        ("of which the kernel alone takes", kernel),
+        ("RESUME to up", up),
+    ] {
         let (longest, middle) = figures(times);
         println!("{what}: {middle:?}, {longest:?} at most");
         assert!(longest < Duration::from_secs(1), "{what}: {longest:?}");
