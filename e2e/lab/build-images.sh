@@ -5,12 +5,13 @@
 #   GUEST_KERNEL GUEST_INITRD a virtual machine inside a node
 #   LAB_EXEC                  the helper for nodes, stripped
 #
-# Usage: build-images.sh small|debian|kube|kube-debian LAB_EXEC [managed]
+# Usage: build-images.sh small|debian|kube|kube-debian LAB_EXEC [managed|ssh]
 #   small|debian  which kernel: our own without modules, or Debian's with its modules
 #   kube          our own kernel, and nodes on which a kubelet can run pods
 #   kube-debian   Debian's kernel, and such nodes
 #   LAB_EXEC      the helper that runs in guests (target/debug/lab-exec)
 #   managed       this one only, MANAGED_INITRD: a virtual machine with Debian's systemd and network managers
+#   ssh           this one only, SSH_FILES: OpenSSH for a node that runs already
 # Each image is cached under a name made of its inputs' contents; making both takes 4 seconds, the managed one half a minute
 # with its packages.
 set -euo pipefail
@@ -226,6 +227,31 @@ make_managed() {
 	rm -rf "$release"
 }
 
+# OpenSSH of the system's own release, as its packages configure it; only PAM, which no node has, is off. A node's own libraries, which
+# are the system's, go before those that come with it: /usr/lib is where libraries are looked for last.
+make_ssh() {
+	local root=$1 release=$work.release program library
+	# A command substitution, in which this runs, has forgotten it.
+	set -e
+	"$here/unpack.sh" "$release" "$(. /etc/os-release && echo "$VERSION_CODENAME")" openssh-server openssh-client
+	mkdir -p "$root/usr/lib"
+	# What sshd runs for a connection is a program of its own since 9.8.
+	for program in usr/bin/ssh usr/bin/ssh-keygen usr/sbin/sshd \
+		$(cd "$release" && find usr/lib/openssh -name 'sshd-*'); do
+		install -D "$release/$program" "$root/$program"
+		/lib64/ld-linux-x86-64.so.2 --library-path "$release/lib/x86_64-linux-gnu:$release/usr/lib/x86_64-linux-gnu" \
+			--list "$release/$program" | grep -oE "$release/[^ ]+"
+	done | sort -u | while read -r library; do
+		# Only the node's own fits its loader.
+		case $library in */libc.so.6) ;; *) install "$library" "$root/usr/lib/" ;; esac
+	done
+	mkdir -p "$root"/etc/ssh/ssh{,d}_config.d
+	cp "$release/etc/ssh/ssh_config" "$release/usr/share/openssh/sshd_config" "$root/etc/ssh/"
+	echo "UsePAM no" >"$root/etc/ssh/sshd_config.d/node.conf"
+	printf '%s\n' 'root:*:0:0::/root:/bin/sh' 'sshd:*:100:65534::/run/sshd:/usr/sbin/nologin' >"$root/etc/passwd"
+	rm -rf "$release"
+}
+
 # cached NAME INPUT...: prints the image's path; makes it with make_NAME if its inputs changed.
 cached() {
 	local name=$1 hash image
@@ -253,6 +279,11 @@ work=
 trap 'rm -rf "$work" "$work.release"' EXIT
 if [ "${3:-}" = managed ]; then
 	echo "MANAGED_INITRD=$(cached managed "$here/managed-init" "$here/unpack.sh" "$lab_exec")"
+	exit
+fi
+if [ "${3:-}" = ssh ]; then
+	files=$(cached ssh "$here/unpack.sh" /etc/os-release)
+	echo "SSH_FILES=$files"
 	exit
 fi
 case $flavour in

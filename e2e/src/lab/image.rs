@@ -71,6 +71,11 @@ pub(crate) async fn managed(kernel: Kernel) -> Result<PathBuf, Error> {
     path(&script(kernel, &["managed"]).await?, "MANAGED_INITRD")
 }
 
+/// An archive with OpenSSH for nodes, made if it is missing.
+pub(crate) async fn ssh(kernel: Kernel) -> Result<PathBuf, Error> {
+    path(&script(kernel, &["ssh"]).await?, "SSH_FILES")
+}
+
 fn path(named: &HashMap<String, PathBuf>, name: &'static str) -> Result<PathBuf, Error> {
     named.get(name).cloned().ok_or(Error::Unnamed(name))
 }

@@ -27,6 +27,7 @@ pub mod net;
 pub mod node;
 pub mod pinger;
 pub(crate) mod qmp;
+pub mod ssh;
 mod tsc;
 pub mod unplug;
 pub mod view;

@@ -1,7 +1,4 @@
-//! Two hosts without a cluster: a VM moves from one to the other by one command, under traffic.
-//!
-//! No node has an sshd. In its place a port of the second node starts a shell for each connection, and a script of the first reaches it: what
-//! `ctl` needs of `ssh` is a program whose standard input and output are those of a command there. So `ssh` itself is not run.
+//! Two hosts without a cluster: a VM moves from one to the other by one command, under traffic. It reaches the other one by OpenSSH.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,10 +16,6 @@ use crate::{
     suite::{Suite, give_macs},
 };
 
-/// In place of `ssh n2`.
-const CONNECT: &str = "/run/to-n2";
-/// Where the second node takes commands.
-const PORT: u16 = 7022;
 /// What remains of a migration's loss beside QEMU's own pause: the emulation jitters.
 const JITTER: Duration = Duration::from_millis(500);
 /// Between two pings.
@@ -50,14 +43,9 @@ async fn host(lab: &Lab, number: usize) -> (Host<'_>, String) {
 async fn two(lab: &Lab) {
     let (mut first, clean_first) = host(lab, 1).await;
     let (mut second, clean_second) = host(lab, 2).await;
-    let port = PORT.to_string();
-    let sshd = ["nc", "-ll", "-p", &port, "-e", "/bin/sh"];
-    let _sshd = second.node.spawn(&sshd, &[], "sshd").await.unwrap();
-    let script = format!(
-        "#!/bin/sh\n{{ echo \"exec $*\"; exec cat; }} | exec nc {} {PORT}\n",
-        second.node.address()
-    );
-    first.node.put(CONNECT, script.as_bytes(), 0o755).await.unwrap();
+    lab.add_ssh().await.unwrap();
+    let _sshd = second.node.sshd().await.unwrap();
+    first.node.logs_in_to(second.node).await.unwrap();
 
     let guest = first.start_guest().await;
     let (code, said) = first.attach("").await;
@@ -76,11 +64,8 @@ async fn two(lab: &Lab) {
 
 /// What follows `ctl --dir DIR`.
 fn migrate(second: &Host<'_>, more: &str) -> String {
-    let (to, address) = (second.node.name(), second.node.address());
-    format!(
-        "migrate {NIC} --to {to} --address {address} --agent {} {more}",
-        second.program
-    )
+    let to = second.node.name();
+    format!("migrate {NIC} --to root@{to} --agent {} {more}", second.program)
 }
 
 /// The files of the NIC and its migration on a host.
@@ -101,6 +86,14 @@ async fn refused(first: &Host<'_>, second: &Host<'_>, guest: &Guest, clean: &str
     let before = first.fast(guest).await;
     let here = files(first).await;
 
+    // Nobody is there to be asked whether this is its key.
+    let (code, said) = first.ctl(&migrate(second, "")).await;
+    assert!(
+        code == 1 && said.contains("Host key verification failed"),
+        "{said}"
+    );
+    assert!(said.contains("does not answer, and nothing has begun"), "{said}");
+    first.node.knows(second.node).await.unwrap();
     let (code, said) = first.ctl(&migrate(second, "--connect false")).await;
     assert!(
         code == 1 && said.contains("does not answer, and nothing has begun"),
@@ -113,8 +106,7 @@ async fn refused(first: &Host<'_>, second: &Host<'_>, guest: &Guest, clean: &str
     );
 
     // No QEMU waits there.
-    let more = format!("--connect {CONNECT} --prepare-deadline 8");
-    let (code, said) = first.ctl(&migrate(second, &more)).await;
+    let (code, said) = first.ctl(&migrate(second, "--prepare-deadline 8")).await;
     assert!(code == 1 && said.contains("TargetNotReady"), "{said}");
     assert!(said.contains("n2 is not ready for eth0"), "{said}");
     let after = first.fast(guest).await;
@@ -145,7 +137,7 @@ async fn moves(lab: &Lab, hosts: [&mut Host<'_>; 2], guests: [&Guest; 2], clean:
     let pinger = watch(lab, ADDRESS, 50).await;
 
     // Its driver dies twice, and with it the source's agent, and then the target's: each goes on where it was.
-    let begin = migrate(second, &format!("--connect {CONNECT}"));
+    let begin = migrate(second, "");
     killed_at(first, &begin, "SwitchingToStandby").await;
     // What an agent had begun with waits for the next one.
     let mut away = first.replace().await;
