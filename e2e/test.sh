@@ -7,9 +7,9 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 # In their order, the quickest to fail first, and those that run only where they are named.
-readonly tiers="setup check unit kernel cluster cluster-oldest lab lint fast model monitoring kubevirt nodes kubevirt-nodes kubevirt-faults"
+readonly tiers="setup check unit kernel cluster lab cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults lint model monitoring fast"
 readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults"
-# The lab waits for its nodes half of the time. These only compute, so they run beside it, on what it leaves.
+# The lab leaves half of two processors. These only compute, so they run from its beginning on, on what is left.
 readonly beside="lint model monitoring fast"
 
 passed=0 summary=() failures=()
@@ -39,19 +39,26 @@ tier() {
 	ended "$name" "$rc" $((SECONDS - start))
 }
 
-# Builds what later tiers need from sources of others: the lab's kernel and QEMU, and KubeVirt. No tier of its own, because those tiers
-# build what is missing here, and say why they cannot.
+# Builds what later tiers need from sources of others, in their order. No tier of its own, because those tiers build what is missing here, and
+# say why they cannot.
 build_ahead() {
 	e2e/lab/build-kernel.sh
 	e2e/lab/node-qemu.sh
-	is_wanted kubevirt || is_wanted kubevirt-nodes || is_wanted kubevirt-faults || return 0
-	e2e/kubevirt/build.sh --all
-	e2e/kubevirt/root.sh
+	if is_wanted cluster-oldest; then e2e/controlplane/build.sh --oldest; fi
+	if is_wanted kubevirt || is_wanted kubevirt-nodes || is_wanted kubevirt-faults; then
+		e2e/kubevirt/build.sh --all
+		e2e/kubevirt/root.sh
+	fi
+	if is_wanted nodes || is_wanted kubevirt-nodes || is_wanted kubevirt-faults; then
+		e2e/controlplane/build.sh kube-scheduler kubelet kube-proxy deviceplugin
+	fi
 }
 
-# Runs what goes beside the lab, one tier after the other, each with its result in a file.
+# Runs what goes beside others, one tier after the other, each with its result in a file.
 run_beside() {
 	local name start rc
+	# What others wait for comes first.
+	tail --pid="$1" -f /dev/null
 	for name in $beside; do
 		is_wanted "$name" || continue
 		start=$SECONDS
@@ -68,22 +75,22 @@ collect_beside() {
 	unset "idle[run_beside]"
 	for name in $beside; do
 		is_wanted "$name" || continue
-		echo "=== $name, beside the lab"
+		echo "=== $name, beside others"
 		cat "$logs/$name.log"
 		rc=1 took=0
 		[ -s "$logs/$name.result" ] && read -r rc took <"$logs/$name.result"
-		ended "$name" "$rc" "$took" ", beside the lab"
+		ended "$name" "$rc" "$took" ", beside others"
 	done
 }
 
 # is_wanted NAME: whether a tier runs, without being named or because it is.
 is_wanted() { [[ " $named " != *" $1 "* || " $wanted " == *" $1 "* ]]; }
 
-# in_idle_time FUNCTION: begins it in the class that gets what nobody else wants, in a process group of its own, to be ended with all that it
-# has started.
+# in_idle_time FUNCTION [ARG]: begins it in the class that gets what nobody else wants, in a process group of its own, to be ended with all that
+# it has started.
 declare -A idle=()
 in_idle_time() {
-	setsid chrt --idle 0 nice -n 19 ionice -c 3 "$BASH" e2e/test.sh --function "$1" "$wanted" >"$logs/$1.log" 2>&1 &
+	setsid chrt --idle 0 nice -n 19 ionice -c 3 "$BASH" e2e/test.sh --function "$1" "${2:-}" "$wanted" >"$logs/$1.log" 2>&1 &
 	idle[$1]=$!
 }
 end_idle() {
@@ -92,8 +99,8 @@ end_idle() {
 }
 
 if [ "${1:-}" = --function ]; then
-	readonly wanted=${*:3}
-	"$2"
+	readonly wanted=$4
+	"$2" "$3"
 	exit
 fi
 for name in "$@"; do
@@ -108,13 +115,13 @@ for name in $tiers; do
 	case $name in
 	# Before that, compiling takes all there is.
 	unit) in_idle_time build_ahead ;;
-	lab) in_idle_time run_beside ;;
+	lab) in_idle_time run_beside "${idle[build_ahead]}" ;;
 	esac
 	tier "$name"
-	[ "$name" = lab ] && collect_beside
 	# Without its tools nothing else can run.
 	[ "$name" = setup ] && [ "${#failures[@]}" -gt 0 ] && break
 done
+[[ -v idle[run_beside] ]] && collect_beside
 
 # What the emulation needed a second try for, counted: see docs/testing.md.
 echo "=== started once more: $(cat "$logs"/*.log | grep -c '^AGAIN' || true)," \
