@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{GuestPorts, MigrationOrder, Placement, StandbyKind},
+    v1alpha1::{GuestPorts, Placement, StandbyKind},
 };
 use hybridnic_net::netlink::Link;
 use tokio::time::Instant;
@@ -117,7 +117,7 @@ async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, Gue
     {
         return Ok(ports.clone());
     }
-    if let Some(order) = cx.record.spec.migration.as_ref().filter(|order| restores(order)) {
+    if let Some(order) = cx.record.spec.migration.as_ref().filter(|order| order.restores()) {
         return match cx.vm.file(&order.migration.uid) {
             Some(FileSeen::Loadable(file) | FileSeen::Told(file)) => {
                 let ports = file.ports_of(&cx.record.spec.nic.name).cloned();
@@ -146,11 +146,6 @@ async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, Gue
 /// Whether a QEMU with these ports has those. Another QEMU at the same socket may have been started with others.
 fn has_ports(ports: &GuestPorts, all: &[String]) -> bool {
     all.contains(&ports.vf) && ports.standby.as_ref().is_none_or(|standby| all.contains(standby))
-}
-
-/// Whether the VM is to come from a file.
-fn restores(order: &MigrationOrder) -> bool {
-    order.file.as_ref().is_some_and(|file| file.then.is_none())
 }
 
 /// Plugs the VF. `false` where the spec has changed before its turn came.
