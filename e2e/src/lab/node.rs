@@ -2,10 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -20,22 +20,16 @@ use tokio::time::{sleep, timeout};
 use super::accel::Accel;
 use super::exec::{self, Follower, Output, Process, State, Target, await_state};
 use super::fate::{has_reset_a_guest, last_words};
+use super::hardware::{NodeOptions, address6, command_line, netdev};
 use super::image::Images;
 use super::launch::launch;
 use super::net::Net;
-use super::tsc;
 use super::view::{IpLink, Macvtap, Vf};
 use super::wire::{self, NODE_PORT, UP};
 use super::{guest, qmp};
 
-/// VFs that each emulated card has.
-pub const VFS_PER_PF: u8 = 7;
-/// Cards in each node.
-pub const PFS: u8 = 2;
 /// A node's directory that is shared with the host: [`Node::share`].
 pub const SHARE: &str = "/host";
-/// The tag of a 9p file system that all nodes of a run share: a directory of this host, which a test mounts where it needs it.
-pub const COMMON: &str = "common";
 
 /// A node boots in 4 to 10 s on an idle machine, in 40 s beside two compilers.
 const BOOT_DEADLINE: Duration = Duration::from_mins(3);
@@ -63,27 +57,6 @@ pub enum Error {
     Qmp(#[from] qmp::Error),
     #[error("no netdev {0}")]
     NoNetdev(String),
-}
-
-/// What a node is to be like.
-#[derive(Debug, Clone)]
-pub struct NodeOptions {
-    /// In MiB. A guest needs its own memory and 60 MiB more.
-    pub memory: u32,
-    /// Virtual processors.
-    pub cpus: u8,
-    /// More of the node kernel's command line.
-    pub kernel_args: String,
-}
-
-impl Default for NodeOptions {
-    fn default() -> Self {
-        Self {
-            memory: 3072,
-            cpus: 2,
-            kernel_args: String::new(),
-        }
-    }
 }
 
 /// A running node. Clones are the same node; it ends with the [`super::Lab`] or the last clone.
@@ -490,104 +463,3 @@ fn follow(mut console: impl Read, log: File, sender: &watch::Sender<State>) {
     }
     sender.send_modify(|state| state.ended = true);
 }
-
-/// What the node's QEMU calls the netdev of a card.
-fn netdev(pf: u8) -> String {
-    format!("p{pf}")
-}
-
-fn address6(number: u8) -> Ipv6Addr {
-    Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(number))
-}
-
-fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel) -> Command {
-    let mut command = Command::new(&images.node_qemu);
-    let mut args = |args: &[&str]| {
-        command.args(args);
-    };
-    args(&[
-        "-name",
-        &format!("n{number}"),
-        "-nodefaults",
-        "-nographic",
-        "-no-reboot",
-    ]);
-    args(&["-M", "q35,kernel-irqchip=split"]);
-    args(&accel.args());
-    args(&[
-        "-smp",
-        &options.cpus.to_string(),
-        "-m",
-        &options.memory.to_string(),
-    ]);
-    args(&["-device", "intel-iommu,intremap=on"]);
-    args(&[
-        "-chardev",
-        "stdio,id=console,signal=off",
-        "-serial",
-        "chardev:console",
-    ]);
-    args(&["-qmp", "unix:qmp.sock,server=on,wait=off"]);
-    args(&[
-        "-virtfs",
-        "local,path=share,mount_tag=host,security_model=none,multidevs=remap",
-    ]);
-    args(&[
-        "-netdev",
-        &format!("tap,id=adm,ifname=n{number}adm,script=no,downscript=no"),
-    ]);
-    args(&[
-        "-device",
-        &format!("virtio-net-pci,netdev=adm,mac=52:54:00:ad:00:0{number},romfile="),
-    ]);
-    // After all existing devices, so that none changes its place.
-    args(&[
-        "-virtfs",
-        &format!("local,path=../common,mount_tag={COMMON},security_model=none,multidevs=remap"),
-    ]);
-    for port in 0..PFS {
-        // The root ports are the first bridges, so that the cards are buses 1 and 2.
-        args(&[
-            "-device",
-            &format!(
-                "pcie-root-port,id=rp{port},chassis={},addr={:#x}",
-                port + 1,
-                port + 0x10
-            ),
-        ]);
-        let tap = Net::tap(number, port);
-        args(&[
-            "-netdev",
-            &format!("tap,id={},ifname={tap},script=no,downscript=no", netdev(port)),
-        ]);
-        let mac = format!("52:54:00:1{number}:0{port}:00");
-        args(&[
-            "-device",
-            &format!("igb,bus=rp{port},netdev={},mac={mac},romfile=", netdev(port)),
-        ]);
-    }
-    command
-        .arg("-kernel")
-        .arg(&images.node_kernel)
-        .arg("-initrd")
-        .arg(&images.node_initrd);
-    let clock = match (accel, tsc::khz()) {
-        (Accel::Tcg, Some(khz)) => format!("tsc_early_khz={khz}"),
-        _ => String::new(),
-    };
-    command.arg("-append").arg(format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on iommu=pt tsc=reliable no_timer_check {clock} \
-         {KVM_ARGS} lab.name=n{number} lab.address={}/24 lab.address6={}/64 {}",
-        Ipv4Addr::new(10, 78, 0, 10 + number),
-        address6(number),
-        options.kernel_args
-    ));
-    command
-}
-
-/// The first: KVM keeps for its guests the TSC frequency that a node assumed first. What the kernel measures later differs from
-/// that by up to a hundredth, and beyond 250 ppm KVM wants to scale, which emulated SVM cannot: such a guest's timers fire later and
-/// later, until it seems frozen. The next three save exits. The last lets KVM report where a guest was that ends in a triple fault
-/// (e2e/lab/kernel-triple-fault.patch).
-const KVM_ARGS: &str = "kvm.tsc_tolerance_ppm=100000 kvm_amd.vgif=0 kvm_amd.vls=0 kvm_amd.avic=0 \
-                        kvm_amd.dump_invalid_vmcb=1";

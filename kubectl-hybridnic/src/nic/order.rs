@@ -15,7 +15,7 @@ pub fn lines(order: &MigrationOrder, report: Option<&MigrationReport>) -> Vec<(&
         said = format!("{said}, {} MiB left", left / MIB);
     }
     let kind = match &order.file {
-        Some(file) if file.then.is_some() => "save",
+        Some(file) if file.saves() => "save",
         Some(_) => "restore",
         None => "migration",
     };

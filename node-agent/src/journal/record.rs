@@ -232,6 +232,13 @@ pub struct Begun {
     pub saving: Option<Saving>,
 }
 
+impl Begun {
+    /// How far its file is, where the VM goes to one.
+    pub fn save_stage(&self) -> Option<SaveStage> {
+        self.saving.as_ref().map(|saving| saving.stage)
+    }
+}
+
 /// How far a VM is on its way to a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -52,6 +52,8 @@ pub struct Board {
     node: String,
     /// The directory; none where it is gone.
     place: watch::Sender<Option<Arc<Place>>>,
+    /// Changes when what was said of the host is not there any more.
+    host_lost: watch::Sender<()>,
     entries: Mutex<BTreeMap<String, Entry>>,
 }
 
@@ -61,6 +63,7 @@ impl Board {
         Self {
             node: node.to_owned(),
             place: watch::Sender::default(),
+            host_lost: watch::Sender::default(),
             entries: Mutex::default(),
         }
     }
@@ -68,6 +71,13 @@ impl Board {
     /// All is said in this directory from now on.
     pub fn enter(&self, place: &Arc<Place>) {
         self.place.send_replace(Some(Arc::clone(place)));
+        // What was said of the host was said in another one.
+        self.host_lost.send_replace(());
+    }
+
+    /// Changes when what was said of the host is not there any more, from now on.
+    pub fn host_lost(&self) -> watch::Receiver<()> {
+        self.host_lost.subscribe()
     }
 
     /// The directory in which all is said.
@@ -158,8 +168,15 @@ impl Board {
         Ok(())
     }
 
-    /// Says all once more: it was taken away.
+    /// Says once more what was said of an object, if it was taken away.
     pub async fn again(&self, name: &str) -> io::Result<()> {
+        if name == file::NODE {
+            // Only the one who publishes it knows it as it is now.
+            if !self.place()?.has(&file::status(name))? {
+                self.host_lost.send_replace(());
+            }
+            return Ok(());
+        }
         let mut entries = self.entries.lock().await;
         match entries.get_mut(name) {
             Some(entry) if !self.place()?.has(&file::status(name))? => {
@@ -168,6 +185,15 @@ impl Board {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Says once more all that was taken away.
+    pub async fn all_again(&self) -> io::Result<()> {
+        let names: Vec<String> = self.entries.lock().await.keys().cloned().collect();
+        for name in names.iter().map(String::as_str).chain([file::NODE]) {
+            self.again(name).await?;
+        }
+        Ok(())
     }
 
     /// The directory is gone. In another one no file was seen yet.

@@ -202,18 +202,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             wait,
         } => {
             let watched = watch(dir)?;
-            let alone = asked(dir, &name)?.1.spec.standby == StandbyKind::None;
-            ensure!(
-                cut || !alone,
-                "{name} has no standby: without its VF the VM has no network by it. If that is meant, say --cut"
-            );
-            let generation = set_path(dir, &name, WantedPath::Standby, keep_vf)?;
+            let generation = set_path(dir, &name, WantedPath::Standby, keep_vf, cut)?;
             let until = |status: Option<&VmHybridNicStatus>| aside(status, generation, keep_vf);
             follow(&watched, dir, &name, &wait, until).await
         }
         Command::Fast { name, wait } => {
             let watched = watch(dir)?;
-            let generation = set_path(dir, &name, WantedPath::Auto, false)?;
+            let generation = set_path(dir, &name, WantedPath::Auto, false, false)?;
             let until = |status: Option<&VmHybridNicStatus>| attached(status, generation);
             follow(&watched, dir, &name, &wait, until).await
         }
@@ -289,6 +284,7 @@ fn nic_text(
 
 /// Makes a file that was not there, whole.
 fn make(dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let _lock = durable::lock(dir)?;
     let path = dir.join(file::asking(name));
     match found(fs::read_to_string(&path)).with_context(|| path.display().to_string())? {
         // The same command once more.
@@ -313,10 +309,18 @@ fn asked(dir: &Path, name: &str) -> anyhow::Result<(String, AskedNic)> {
     }
 }
 
-/// Says in a NIC's file which path it is to take; gives the version that the file has then.
-fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::Result<i64> {
+/// Says in a NIC's file which path it is to take; gives the version that the file has then. `cut`: also where the VM has no network by it
+/// then.
+fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool, cut: bool) -> anyhow::Result<i64> {
+    // What another command writes between the look and the write would be lost.
+    let _lock = durable::lock(dir)?;
     let file = dir.join(file::asking(name));
     let (text, asked) = asked(dir, name)?;
+    let alone = asked.spec.standby == StandbyKind::None;
+    ensure!(
+        cut || !alone || path != WantedPath::Standby,
+        "{name} has no standby: without its VF the VM has no network by it. If that is meant, say --cut"
+    );
     if (asked.spec.path, asked.spec.keep_vf) == (path, keep_vf) {
         return Ok(file::generation(&text));
     }
@@ -337,6 +341,7 @@ fn set_path(dir: &Path, name: &str, path: WantedPath, keep_vf: bool) -> anyhow::
 /// Whether there was one. A file that nobody understands is a NIC's, as the agent says of it.
 fn remove(dir: &Path, name: &str) -> anyhow::Result<bool> {
     ensure!(name != file::NODE, "{name} is the host's own name, and no NIC");
+    let _lock = durable::lock(dir)?;
     let path = dir.join(file::asking(name));
     let read = found(fs::read_to_string(&path)).with_context(|| path.display().to_string())?;
     let Some(text) = read else { return Ok(false) };

@@ -241,6 +241,48 @@ async fn a_nic_is_told_its_path_in_its_file() {
 }
 
 #[tokio::test]
+async fn what_two_commands_write_at_once_is_all_written() {
+    let at = tempfile::tempdir().unwrap();
+    let dir = at.path();
+    let [kept, made, gone] = ["eth0.yaml", "eth1.yaml", "eth2.yaml"].map(|name| dir.join(name));
+    let text = macvtap();
+    fs::write(&kept, &text).unwrap();
+    fs::write(&gone, &text).unwrap();
+    // As another command has it between its look and its write.
+    let lock = durable::lock(dir).unwrap();
+    let commands: [fn(&Path) -> anyhow::Result<()>; 3] = [
+        |dir| set_path(dir, "eth0", WantedPath::Standby, false, false).map(|_| ()),
+        |dir| make(dir, "eth1", "a: b"),
+        |dir| remove(dir, "eth2").map(|_| ()),
+    ];
+    let others = commands.map(|command| {
+        let dir = dir.to_owned();
+        tokio::task::spawn_blocking(move || command(&dir))
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(
+        others.iter().all(|other| !other.is_finished()),
+        "one does not wait"
+    );
+    assert!(!made.exists() && gone.exists());
+    let mut document: Value = serde_saphyr::from_str(&text).unwrap();
+    document["spec"]["noFreeVf"] = json!("Wait");
+    fs::write(&kept, serde_saphyr::to_string(&document).unwrap()).unwrap();
+    drop(lock);
+    for other in others {
+        other.await.unwrap().unwrap();
+    }
+    let Ok(asked) = file::asked("eth0", &fs::read_to_string(&kept).unwrap()) else {
+        panic!("it is not understood")
+    };
+    assert_eq!(
+        (asked.spec.path, asked.spec.no_free_vf),
+        (WantedPath::Standby, hybridnic_api::v1alpha1::NoFreeVf::Wait)
+    );
+    assert!(made.exists() && !gone.exists());
+}
+
+#[tokio::test]
 async fn a_nic_of_which_no_agent_has_said_anything_is_not_said_to_have_left() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();

@@ -53,6 +53,7 @@ pub struct NodeFile {
     node: String,
     board: Arc<board::Board>,
     seen: watch::Receiver<Option<SeenNode>>,
+    lost: watch::Receiver<()>,
 }
 
 impl NodeFile {
@@ -60,6 +61,7 @@ impl NodeFile {
     pub fn new(node: &str, board: Arc<board::Board>, seen: watch::Receiver<Option<SeenNode>>) -> Self {
         Self {
             node: node.to_owned(),
+            lost: board.host_lost(),
             board,
             seen,
         }
@@ -92,6 +94,11 @@ impl Publisher for NodeFile {
                 Told::Failed
             }
         }
+    }
+
+    async fn lost(&mut self) {
+        // The board, which tells it, is there as long as this is.
+        let _ = self.lost.changed().await;
     }
 }
 

@@ -24,7 +24,12 @@ pub fn said(dir: &Path, name: &str) -> anyhow::Result<Option<Value>> {
 
 /// Its status.
 pub fn status<T: DeserializeOwned>(dir: &Path, name: &str) -> anyhow::Result<Option<T>> {
-    let status = said(dir, name)?.and_then(|mut said| Some(said.get_mut("status")?.take()));
+    status_in(name, said(dir, name)?)
+}
+
+/// The status in what is said of it.
+pub fn status_in<T: DeserializeOwned>(name: &str, said: Option<Value>) -> anyhow::Result<Option<T>> {
+    let status = said.and_then(|mut said| Some(said.get_mut("status")?.take()));
     let status = status.map(serde_json::from_value).transpose();
     status.with_context(|| format!("what is said of {name} cannot be understood"))
 }
@@ -64,13 +69,17 @@ pub fn nics(dir: &Path) -> anyhow::Result<BTreeMap<String, Row>> {
         let text = fs::read_to_string(dir.join(file::asking(name))).unwrap_or_default();
         let document: Option<Value> = serde_saphyr::from_str(&text).ok();
         let is_network = |document: &Value| document["kind"] == "HybridNetwork";
-        if document.as_ref().is_some_and(is_network) || said(dir, name)?.as_ref().is_some_and(is_network) {
+        if document.as_ref().is_some_and(is_network) {
+            continue;
+        }
+        let said = said(dir, name)?;
+        if said.as_ref().is_some_and(is_network) {
             continue;
         }
         let spec = document.and_then(|document| document.get("spec").cloned());
         let row = Row {
             asked: spec,
-            status: status(dir, name)?,
+            status: status_in(name, said)?,
         };
         rows.insert(name.clone(), row);
     }
@@ -84,7 +93,7 @@ pub fn host(dir: &Path) -> anyhow::Result<Option<HybridNode>> {
     };
     let name = said.pointer("/metadata/name").and_then(Value::as_str);
     let mut host = HybridNode::new(name.unwrap_or("this host"), HybridNodeSpec::default());
-    host.status = status(dir, file::NODE)?;
+    host.status = status_in(file::NODE, Some(said))?;
     let pools = host.status.iter().flat_map(|status| &status.pools);
     let pools = pools.map(|pool| NodePool {
         network: pool.network.clone(),

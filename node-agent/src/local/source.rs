@@ -164,14 +164,11 @@ impl Source {
                         self.try_again(told);
                     }
                 }
-                Change::Any => {
-                    let read = self.read_all();
-                    self.try_again(read);
-                }
+                Change::Any => self.look_at_all().await,
                 Change::Lost => return true,
             },
             Some(uid) = self.left.recv() => self.on_left(&uid).await,
-            () = rest => self.on_time(),
+            () = rest => self.on_time().await,
         }
         false
     }
@@ -235,6 +232,14 @@ impl Source {
             self.read(name);
         }
         Ok(())
+    }
+
+    /// Reads all, and says once more what was taken away.
+    async fn look_at_all(&mut self) {
+        let read = self.read_all();
+        self.try_again(read);
+        let told = self.board.all_again().await;
+        self.try_again(told);
     }
 
     fn read_host(&mut self) {
@@ -320,11 +325,10 @@ impl Source {
     }
 
     /// What was away is away for good, or is back; what has failed is tried again with all else.
-    fn on_time(&mut self) {
+    async fn on_time(&mut self) {
         let now = Instant::now();
         if self.again.take_if(|again| *again <= now).is_some() {
-            let read = self.read_all();
-            self.try_again(read);
+            self.look_at_all().await;
         }
         let due = self.due.iter().filter(|(_, at)| **at <= now);
         let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();

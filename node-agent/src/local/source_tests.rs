@@ -6,12 +6,16 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    super::file::tests::{NETWORK, NIC},
+    super::{
+        NodeFile,
+        file::tests::{NETWORK, NIC},
+    },
     *,
 };
 use crate::{
     host,
     journal::tests::record,
+    node::publish::publish,
     wants::{Teller as _, Told, Want, Word},
 };
 
@@ -21,6 +25,9 @@ const LATER: Duration = Duration::from_secs(3);
 /// An agent's source of wants in a directory of files.
 struct Running {
     host: Arc<Host>,
+    board: Arc<Board>,
+    /// Which version of the host's own file was seen.
+    seen: watch::Receiver<Option<SeenNode>>,
     files: Files,
     dir: PathBuf,
     _source: AbortOnDropHandle<Infallible>,
@@ -38,17 +45,12 @@ impl Running {
         }
         let host = host::tests::host(home.path(), 1, 2);
         let board = Arc::new(Board::new("h1"));
-        let (source, files) = open(
-            &dir,
-            &host,
-            &board,
-            "seed".into(),
-            journal,
-            watch::Sender::default(),
-        )
-        .unwrap();
+        let (versions, seen) = watch::channel(None);
+        let (source, files) = open(&dir, &host, &board, "seed".into(), journal, versions).unwrap();
         Self {
             host,
+            board,
+            seen,
             files,
             dir,
             _source: AbortOnDropHandle::new(tokio::spawn(source.run())),
@@ -99,6 +101,15 @@ impl Running {
 
     fn has(&self, name: &str) -> bool {
         self.dir.join(name).exists()
+    }
+
+    async fn until_there(&self, name: &str) {
+        let there = async {
+            while !self.has(name) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), there).await.expect(name);
     }
 
     /// Reason and message of a NIC's `Accepted`, once it has a reason.
@@ -244,6 +255,24 @@ async fn what_is_not_understood_is_said_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_said_comes_back_when_it_is_deleted() {
+    let files = [("fast.yaml", NETWORK), ("eth0.yaml", NIC)];
+    let mut r = Running::new(&files, &Contents::default());
+    let to = NodeFile::new("h1", Arc::clone(&r.board), r.seen.clone());
+    let published = publish(to, Arc::clone(&r.host), r.seen.clone(), watch::Sender::new(false));
+    let _publishing = AbortOnDropHandle::new(tokio::spawn(published));
+    r.listed().await;
+    for name in ["node.status.yaml", "fast.status.yaml", "eth0.status.yaml"] {
+        r.until_there(name).await;
+        // More than once: at the start something else may have it written.
+        for _ in 0..3 {
+            r.remove(name);
+            r.until_there(name).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_the_journal_has_goes_on_whatever_its_file_says() {
     for nic in [NIC, "spec: {"] {
         let mut r = Running::new(&[("fast.yaml", NETWORK), ("eth0.yaml", nic)], &of_journal());
@@ -340,12 +369,12 @@ async fn what_could_not_be_read_is_read_again() {
     fs::write(dir.join("eth0.yaml"), NIC).unwrap();
     fs::rename(&dir, &aside).unwrap();
     source.again = Some(Instant::now());
-    source.on_time();
+    source.on_time().await;
     assert!(source.state.readings.is_empty());
     assert!(source.again.is_some_and(|again| again > Instant::now()));
     fs::rename(&aside, &dir).unwrap();
     source.again = Some(Instant::now());
-    source.on_time();
+    source.on_time().await;
     assert!(matches!(source.state.readings["eth0"], Reading::Asks(..)));
     assert_eq!(source.again, None);
 }
@@ -393,7 +422,7 @@ async fn a_file_that_cannot_be_looked_for_proves_nothing() {
     assert_eq!(trouble.reason, reasons::FILE_UNKNOWN);
     source.read("eth0");
     source.due.insert("eth0".into(), Instant::now());
-    source.on_time();
+    source.on_time().await;
     assert_eq!(source.state.readings["eth0"], Reading::Unproven);
 }
 

@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, time::Durati
 
 use anyhow::Context as _;
 use hybridnic_api::v1alpha1::{
-    HybridNetwork, HybridNetworkStatus, Path as Traffic, VmHybridNic, VmHybridNicSpec, WantedPath,
+    HybridNetwork, HybridNetworkSpec, HybridNetworkStatus, Path as Traffic, VmHybridNic, VmHybridNicSpec,
+    WantedPath,
 };
 use hybridnic_console::{
     print,
@@ -21,7 +22,7 @@ use super::{
     ctl::watch,
     dir::{Change, names},
     file::{self, Asked},
-    show::{host, said, status},
+    show::{host, said, status_in},
 };
 
 /// Between two readings of the counters.
@@ -175,12 +176,13 @@ fn objects(dir: &Path) -> anyhow::Result<(Vec<HybridNetwork>, Vec<VmHybridNic>)>
     for name in asked.union(&told).filter(|name| *name != file::NODE) {
         let text = fs::read_to_string(dir.join(file::asking(name))).unwrap_or_default();
         let asked = file::parse(name, &text, None).ok();
-        let said = said(dir, name)?.unwrap_or_default();
+        let said = said(dir, name)?;
+        let was_network = said.as_ref().is_some_and(|said| said["kind"] == "HybridNetwork");
         match asked {
-            Some(Asked::Network(spec)) => networks.push(network(dir, name, Some(*spec))?),
-            None if said["kind"] == "HybridNetwork" => networks.push(network(dir, name, None)?),
-            Some(Asked::Nic(asked)) => nics.push(nic(dir, name, asked.spec)?),
-            None => nics.push(nic(dir, name, as_it_is(&said)?)?),
+            Some(Asked::Network(spec)) => networks.push(network(name, Some(*spec), said)?),
+            None if was_network => networks.push(network(name, None, said)?),
+            Some(Asked::Nic(asked)) => nics.push(nic(name, asked.spec, said)?),
+            None => nics.push(nic(name, as_it_is(said.as_ref())?, said)?),
         }
     }
     for network in &mut networks {
@@ -190,35 +192,33 @@ fn objects(dir: &Path) -> anyhow::Result<(Vec<HybridNetwork>, Vec<VmHybridNic>)>
 }
 
 fn network(
-    dir: &Path,
     name: &str,
-    spec: Option<hybridnic_api::v1alpha1::HybridNetworkSpec>,
+    spec: Option<HybridNetworkSpec>,
+    said: Option<Value>,
 ) -> anyhow::Result<HybridNetwork> {
     let spec = match spec {
         Some(spec) => spec,
         None => serde_json::from_value(json!({ "uplinks": [] }))?,
     };
     let mut network = HybridNetwork::new(name, spec);
-    network.status = status(dir, name)?;
+    network.status = status_in(name, said)?;
     Ok(network)
 }
 
-fn nic(dir: &Path, name: &str, spec: VmHybridNicSpec) -> anyhow::Result<VmHybridNic> {
+fn nic(name: &str, spec: VmHybridNicSpec, said: Option<Value>) -> anyhow::Result<VmHybridNic> {
     let mut nic = VmHybridNic::new(name, spec);
-    nic.status = status(dir, name)?;
+    nic.status = status_in(name, said)?;
     Ok(nic)
 }
 
 /// The spec of a NIC whose file is gone, or is not understood: of what is here still.
-fn as_it_is(said: &Value) -> anyhow::Result<VmHybridNicSpec> {
-    let spec = &said["attached"]["spec"];
-    let network = spec["network"].as_str().unwrap_or_default();
-    let vm = if spec["vm"].is_object() {
-        spec["vm"].clone()
-    } else {
-        json!({})
-    };
-    Ok(serde_json::from_value(json!({ "network": network, "vm": vm }))?)
+fn as_it_is(said: Option<&Value>) -> anyhow::Result<VmHybridNicSpec> {
+    let at = |pointer| said.and_then(|said| said.pointer(pointer));
+    let network = at("/attached/spec/network").and_then(Value::as_str);
+    let vm = at("/attached/spec/vm").filter(|vm| vm.is_object());
+    let vm = vm.cloned().unwrap_or_else(|| json!({}));
+    let spec = json!({ "network": network.unwrap_or_default(), "vm": vm });
+    Ok(serde_json::from_value(spec)?)
 }
 
 /// Counts a network's NICs, which no agent does.

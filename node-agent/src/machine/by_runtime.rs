@@ -32,6 +32,14 @@ impl Machine {
         }
     }
 
+    /// Whether one of the guest's ports, which is there, is free for hot plug.
+    pub async fn is_free_port(&self, port: &str) -> Result<bool, MachineError> {
+        match self {
+            Self::Qemu(qemu) => qemu.is_free_port(port).await,
+            Self::Kubevirt(launcher) => launcher.qemu.is_free_port(port).await,
+        }
+    }
+
     /// Removes what a standby has left that was not completely plugged or unplugged.
     pub async fn clear_standby(&self, nic: &str) -> Result<(), MachineError> {
         match self {

@@ -58,6 +58,11 @@ pub async fn watch_hardware(host: Arc<Host>) -> anyhow::Result<()> {
 pub trait Publisher: Send + Sync {
     /// One try.
     fn publish(&self, status: &HybridNodeStatus) -> impl Future<Output = Told> + Send;
+
+    /// Resolves when what was published is not there any more. Of an object that was made again, its uid tells this.
+    fn lost(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 /// What is known of the object that says it.
@@ -69,10 +74,10 @@ pub struct SeenNode {
     pub generation: Option<i64>,
 }
 
-/// Discovers, creates VFs where asked for, and publishes what has changed.
+/// Discovers, creates VFs where asked for, and publishes what has changed, or is not there any more.
 /// `first` tells that something was.
 pub async fn publish(
-    to: impl Publisher,
+    mut to: impl Publisher,
     host: Arc<Host>,
     mut node: watch::Receiver<Option<SeenNode>>,
     first: watch::Sender<bool>,
@@ -84,6 +89,7 @@ pub async fn publish(
     let mut published: Option<HybridNodeStatus> = None;
     // The object that it is in.
     let mut within = None;
+    let mut is_lost = false;
     let mut backoff = Backoff::new(BACKOFF, BACKOFF_CAP);
     let mut pace = Pace::new(WRITES, APART);
     loop {
@@ -103,11 +109,11 @@ pub async fn publish(
         };
         host.metrics.show_vfs(&status.pfs);
         let mut retry = None;
-        if within != uid || published.as_ref() != Some(&status) {
+        if is_lost || within != uid || published.as_ref() != Some(&status) {
             pace.done(Instant::now());
             match to.publish(&status).await {
                 Told::Done => {
-                    (published, within) = (Some(status), uid);
+                    (published, within, is_lost) = (Some(status), uid, false);
                     first.send_replace(true);
                     backoff.reset();
                 }
@@ -125,6 +131,7 @@ pub async fn publish(
             _ = pools.changed() => tokio::time::sleep(BURST).await,
             _ = troubles.changed() => tokio::time::sleep(BURST).await,
             changed = node.changed() => if changed.is_err() { return },
+            () = to.lost() => is_lost = true,
             () = again => {}
         }
     }

@@ -85,7 +85,7 @@ fn where_it_runs<'a>(inputs: &'a Inputs<'_>, nics: &[&NicInputs]) -> Result<&'a 
         return Err(stay(reasons::POD_NOT_RUNNING, message));
     };
     let restarts = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()) != Some("Never");
-    if inputs.request.then == Some(AfterSave::End) && restarts {
+    if inputs.request.order.then == Some(AfterSave::End) && restarts {
         let message = format!(
             "the pod {} has not restartPolicy: Never: its kubelet would start QEMU again once it is ended, and the VM would boot \
              from its disk while its memory lies in the file",

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hybridnic_api::v1alpha1::{AfterSave, MigrationReport, NicAttachment, StateFileStatus};
+use hybridnic_api::v1alpha1::{FileOrder, MigrationReport, NicAttachment, StateFileStatus};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
@@ -17,10 +17,8 @@ use crate::moves::file::OnFile;
 pub struct Request {
     /// The VM.
     pub vm: String,
-    /// The file.
-    pub file: String,
-    /// For a save, what becomes of the VM.
-    pub then: Option<AfterSave>,
+    /// The file, and for a save what becomes of the VM.
+    pub order: FileOrder,
     /// For a restore, the pod that it is to be in.
     pub pod: Option<String>,
     /// How long QEMU may take.
@@ -36,11 +34,9 @@ pub struct Request {
 impl Request {
     /// What an object asks for.
     pub fn of(object: &impl OnFile) -> Self {
-        let order = object.order();
         Self {
             vm: object.vm().to_owned(),
-            file: order.path,
-            then: order.then,
+            order: object.order(),
             pod: object.pod().map(ToOwned::to_owned),
             deadline: object
                 .deadline()
@@ -54,7 +50,7 @@ impl Request {
 
     /// Whether the VM goes to the file.
     pub fn saves(&self) -> bool {
-        self.then.is_some()
+        self.order.saves()
     }
 }
 

@@ -54,7 +54,7 @@ pub fn apply(inputs: &Inputs<'_>, status: &mut StateFileStatus, next: Next) -> O
 
 /// What happens in a phase.
 pub fn explain(request: &Request, phase: MigrationPhase) -> &'static str {
-    match (phase, request.then) {
+    match (phase, request.order.then) {
         (MigrationPhase::PreparingTarget, Some(_)) => "it is looked whether the file can be written",
         (MigrationPhase::PreparingTarget, None) => "the file is looked at, and the NICs reserve VFs",
         (MigrationPhase::SwitchingToStandby, _) => "the VFs leave the guest; its standbys carry the traffic",
@@ -76,8 +76,8 @@ fn finish(inputs: &Inputs<'_>, status: &mut StateFileStatus) {
     let (phase, condition) = match &status.failure {
         None => {
             let node = status.end.as_ref().map_or("", |end| end.node_name.as_str());
-            let file = &inputs.request.file;
-            let message = match inputs.request.then {
+            let file = &inputs.request.order.path;
+            let message = match inputs.request.order.then {
                 Some(AfterSave::End) => format!("the VM is in {file}, and runs no more"),
                 Some(_) if has_ended(inputs) => {
                     format!("the VM as it was is in {file}; its QEMU has ended since, on {node}")

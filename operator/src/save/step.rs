@@ -173,11 +173,11 @@ fn awaits_user(inputs: &Inputs<'_>, end: OneEnd<'_>) -> bool {
     let completed = end
         .report
         .is_some_and(|report| report.state == MigrationState::Completed);
-    inputs.request.then == Some(AfterSave::Pause) && completed && !end.gone
+    inputs.request.order.then == Some(AfterSave::Pause) && completed && !end.gone
 }
 
 fn paused(inputs: &Inputs<'_>, end: OneEnd<'_>) -> Next {
-    let file = &inputs.request.file;
+    let file = &inputs.request.order.path;
     if let Some(why) = end.report.and_then(|report| report.error.as_ref()) {
         let message = format!(
             "the VM as it was is in {file}, and it is not paused: {why}, and no snapshot of its disks fits the file. Set spec.then to \
@@ -201,7 +201,7 @@ fn completing(inputs: &Inputs<'_>, status: &StateFileStatus, end: OneEnd<'_>) ->
     }
     // A VM that something has run on is not in the file: it is not ended, and the file goes. So it is with one that was called off before
     // it was to be ended.
-    if let (Some(AfterSave::End), Some(report)) = (request.then, end.report)
+    if let (Some(AfterSave::End), Some(report)) = (request.order.then, end.report)
         && matches!(report.state, Failed | Cancelled | Lost)
     {
         return roll_back(reasons::TRANSFER_FAILED, words(report));
@@ -209,7 +209,7 @@ fn completing(inputs: &Inputs<'_>, status: &StateFileStatus, end: OneEnd<'_>) ->
     let ended = end.gone || state_there == Some(Ended);
     for nic in &inputs.nics {
         let attachment = there(nic, status);
-        let done = match request.then {
+        let done = match request.order.then {
             // A NIC that has left proves nothing about QEMU. And as long as it is there, its agent may still give the file up.
             Some(AfterSave::End) => ended && attachment.is_none_or(|a| state(a) == AttachmentState::Detached),
             _ if end.gone => true,

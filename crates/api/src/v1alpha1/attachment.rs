@@ -222,6 +222,18 @@ pub struct MigrationOrder {
     pub file: Option<FileOrder>,
 }
 
+impl MigrationOrder {
+    /// Whether the VM comes from a file.
+    pub fn restores(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| !file.saves())
+    }
+
+    /// What becomes of the VM once it is in a file; `None` where it goes to none.
+    pub fn after_save(&self) -> Option<AfterSave> {
+        self.file.as_ref()?.then
+    }
+}
+
 /// A file that a VM goes to or comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -235,6 +247,13 @@ pub struct FileOrder {
     /// The most octets a second that QEMU writes; without it, as many as for migrations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<i64>,
+}
+
+impl FileOrder {
+    /// Whether the VM goes to the file, rather than coming from it.
+    pub fn saves(&self) -> bool {
+        self.then.is_some()
+    }
 }
 
 /// What an end of a migration needs to know the other end.

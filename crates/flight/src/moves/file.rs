@@ -49,7 +49,7 @@ pub trait OnFile: ResourceExt {
 
     /// Whether the VM goes to the file, rather than coming from it.
     fn saves(&self) -> bool {
-        self.order().then.is_some()
+        self.order().saves()
     }
 
     /// Its phase.
@@ -173,7 +173,7 @@ pub fn going(object: &impl OnFile) -> Option<Going> {
 impl FileMove {
     /// Whether the VM goes to the file.
     pub fn saves(&self) -> bool {
-        self.order.then.is_some()
+        self.order.saves()
     }
 
     /// What source and target should do in a stage; there is only one of the two.

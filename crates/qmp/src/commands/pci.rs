@@ -110,18 +110,20 @@ impl Client {
     pub async fn free_root_ports(&self) -> Result<Vec<String>, QmpError> {
         let mut free = Vec::new();
         for id in self.root_ports().await?.into_iter().filter(|id| is_id(id)) {
-            let port = format!("/machine/peripheral/{id}");
-            // The port's bus has the port's id as its name, and a link `child[N]` for each device.
-            let occupied = self
-                .qom_list(&format!("{port}/{id}"))
-                .await?
-                .keys()
-                .any(|name| name.starts_with("child["));
-            if !occupied && self.qom_get::<bool>(&port, "hotplug").await? {
+            if self.is_free_root_port(&id).await? {
                 free.push(id);
             }
         }
         Ok(free)
+    }
+
+    /// The same of one `pcie-root-port`, which must be there.
+    pub async fn is_free_root_port(&self, id: &str) -> Result<bool, QmpError> {
+        let port = format!("/machine/peripheral/{id}");
+        // The port's bus has the port's id as its name, and a link `child[N]` for each device.
+        let bus = self.qom_list(&format!("{port}/{id}")).await?;
+        let occupied = bus.keys().any(|name| name.starts_with("child["));
+        Ok(!occupied && self.qom_get::<bool>(&port, "hotplug").await?)
     }
 }
 

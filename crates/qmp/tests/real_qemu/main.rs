@@ -167,6 +167,9 @@ async fn standby_is_plugged_and_unplugged() {
     assert_eq!(client.free_root_ports().await.unwrap(), ["rpa", "rpb"]);
     plug_standby(&client).await;
     assert_eq!(client.free_root_ports().await.unwrap(), ["rpb"]);
+    for (port, free) in [("rpa", false), ("rpb", true), ("rpc", false)] {
+        assert_eq!(client.is_free_root_port(port).await.unwrap(), free, "{port}");
+    }
     assert_eq!(client.root_ports().await.unwrap(), ["rpa", "rpb", "rpc"]);
     let devices = client.peripheral().await.unwrap();
     assert_eq!(devices.get("sb").map(String::as_str), Some("virtio-net-pci"));

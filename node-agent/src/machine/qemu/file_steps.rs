@@ -183,7 +183,7 @@ async fn try_file(
     file: &FileOrder,
 ) -> Result<FileSeen, Failure> {
     let place = place(vm, host, file).await?;
-    if file.then.is_some() {
+    if file.saves() {
         let save = order.migration.uid.clone();
         blocking(move || place.lasts().and_then(|()| place.try_out(&save))).await?;
         return Ok(FileSeen::Writable);

@@ -62,14 +62,18 @@ impl Peer {
 
     /// The next command, which has to be this one; it waits for an answer.
     pub(crate) async fn asked(&mut self, command: &str) -> Value {
-        let mut line = String::new();
-        timeout(SOON, self.0.read_line(&mut line))
+        let asked = timeout(SOON, self.any())
             .await
-            .unwrap_or_else(|_| panic!("no {command}"))
-            .unwrap();
-        let asked: Value = serde_json::from_str(&line).unwrap();
+            .unwrap_or_else(|_| panic!("no {command}"));
         assert_eq!(asked["execute"], command);
         asked
+    }
+
+    /// The next command, whichever and whenever; it waits for an answer.
+    pub(crate) async fn any(&mut self) -> Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).await.unwrap();
+        serde_json::from_str(&line).unwrap()
     }
 
     /// The answer to a command.
@@ -86,6 +90,11 @@ impl Peer {
     /// The next command, which has to be this one, is refused.
     pub(crate) async fn refuse(&mut self, command: &str) {
         let asked = self.asked(command).await;
+        self.deny(&asked).await;
+    }
+
+    /// The refusal of a command.
+    pub(crate) async fn deny(&mut self, asked: &Value) {
         let error = json!({"class": "GenericError", "desc": "no"});
         self.say(json!({"error": error, "id": asked["id"]})).await;
     }

@@ -29,6 +29,11 @@ impl Qemu {
         Ok(self.client.free_root_ports().await?)
     }
 
+    /// Whether one of them, which is there, is free for hot plug.
+    pub async fn is_free_port(&self, port: &str) -> Result<bool, MachineError> {
+        Ok(self.client.is_free_root_port(port).await?)
+    }
+
     /// Names of all ports.
     pub async fn ports(&self) -> Result<Vec<String>, MachineError> {
         Ok(self.client.root_ports().await?)

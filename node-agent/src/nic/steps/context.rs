@@ -132,8 +132,8 @@ impl Context {
     /// Notes that the VF could not be made ready; one that fails again and again is given back when another is available.
     pub(super) fn vf_failed<E: HasReason>(&mut self, error: E) -> E {
         self.learnt.vf_failed = Some(error.reason());
-        // One that cannot be read may be as good as any.
-        let counts = error.reason() != reasons::VF_UNKNOWN;
+        // One that cannot be read may be as good as any; nor is it the VF's fault that the VM has no port for it.
+        let counts = ![reasons::VF_UNKNOWN, reasons::NO_GUEST_PORT].contains(&error.reason());
         self.learnt.vf_failures = self.learnt.vf_failures.saturating_add(counts.into());
         if self.learnt.vf_failures >= TRIES
             && let Some(vf) = &self.record.vf

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use hybridnic_api::{
     conditions::reasons,
-    v1alpha1::{GuestPorts, MigrationOrder, Placement, StandbyKind},
+    v1alpha1::{GuestPorts, Placement, StandbyKind},
 };
 use hybridnic_net::netlink::Link;
 use tokio::time::Instant;
@@ -92,7 +92,7 @@ pub(super) async fn plug_standby(cx: &mut Context, machine: &Machine) -> Result<
 }
 
 /// The NIC's ports, as the journal has them from now on.
-async fn settle_ports(cx: &mut Context, machine: &Machine) -> Result<GuestPorts, GuestError> {
+pub(super) async fn settle_ports(cx: &mut Context, machine: &Machine) -> Result<GuestPorts, GuestError> {
     let ports = choose_ports(cx, machine).await?;
     if cx.record.ports.as_ref() != Some(&ports) {
         cx.commit(|record| record.ports = Some(ports.clone())).await?;
@@ -110,23 +110,31 @@ fn vf_port(record: &Record) -> Option<String> {
     }
 }
 
-/// The ports that the NIC had, or must have, or free ones: two, or one where it has no standby.
+/// The ports that the NIC must have, or had and can have still, or free ones: two, or one where it has no standby.
 async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, GuestError> {
+    let spec = &cx.record.spec;
     if let Some(ports) = cx.record.known_ports()
-        && (cx.record.spec.root_ports().is_some() || has_ports(ports, &machine.ports().await?))
+        && spec.root_ports().is_some()
     {
         return Ok(ports.clone());
     }
-    if let Some(order) = cx.record.spec.migration.as_ref().filter(|order| restores(order)) {
+    let (standby, vf) = match kept_ports(cx, machine).await? {
+        (standby, Some(vf)) if standby.is_some() || spec.standby == StandbyKind::None => {
+            return Ok(GuestPorts { standby, vf });
+        }
+        kept => kept,
+    };
+    if let Some(order) = spec.migration.as_ref().filter(|order| order.restores()) {
         return match cx.vm.file(&order.migration.uid) {
             Some(FileSeen::Loadable(file) | FileSeen::Told(file)) => {
-                let ports = file.ports_of(&cx.record.spec.nic.name).cloned();
+                let ports = file.ports_of(&spec.nic.name).cloned();
                 ports.ok_or(GuestError::NoPorts)
             }
             _ => Err(GuestError::FileUnread),
         };
     }
     let mut free = machine.free_ports().await?;
+    free.retain(|port| standby.as_ref() != Some(port) && vf.as_ref() != Some(port));
     for (uid, other) in cx.vm.nics() {
         if let Some(ports) = other.ports
             && uid != cx.record.uid
@@ -135,22 +143,55 @@ async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, Gue
         }
     }
     let mut free = free.into_iter();
-    let standby = match cx.record.spec.standby {
-        StandbyKind::Macvtap => Some(free.next().ok_or(GuestError::NoFreePorts)?),
+    let standby = match spec.standby {
+        StandbyKind::Macvtap => Some(standby.or_else(|| free.next()).ok_or(GuestError::NoFreePorts)?),
         StandbyKind::None => None,
     };
-    let vf = free.next().ok_or(GuestError::NoFreePorts)?;
+    let vf = vf.or_else(|| free.next()).ok_or(GuestError::NoFreePorts)?;
     Ok(GuestPorts { standby, vf })
 }
 
-/// Whether a QEMU with these ports has those. Another QEMU at the same socket may have been started with others.
-fn has_ports(ports: &GuestPorts, all: &[String]) -> bool {
-    all.contains(&ports.vf) && ports.standby.as_ref().is_none_or(|standby| all.contains(standby))
+/// The ports that the NIC had for its standby and its VF, and can have still. At the same socket may be another QEMU by now, with other
+/// ports, or with devices of others in them.
+async fn kept_ports(
+    cx: &Context,
+    machine: &Machine,
+) -> Result<(Option<String>, Option<String>), MachineError> {
+    let Some(known) = cx.record.known_ports() else {
+        return Ok((None, None));
+    };
+    let all = machine.ports().await?;
+    let mut standby = match &known.standby {
+        Some(port) => is_free(machine, &all, port).await?,
+        None => true,
+    };
+    let mut vf = is_free(machine, &all, &known.vf).await?;
+    if !(standby && vf) {
+        // The NIC's own device may be in it.
+        let seen = machine.observe(&cx.vm, &cx.record).await?;
+        standby |= seen.standby;
+        vf |= seen.vf.is_some();
+    }
+    let kept = |port: &String, keeps: bool| keeps.then(|| port.clone());
+    let standby = known.standby.as_ref().and_then(|port| kept(port, standby));
+    Ok((standby, kept(&known.vf, vf)))
 }
 
-/// Whether the VM is to come from a file.
-fn restores(order: &MigrationOrder) -> bool {
-    order.file.as_ref().is_some_and(|file| file.then.is_none())
+/// Whether a QEMU with these ports has this one, and nothing is in it.
+async fn is_free(machine: &Machine, all: &[String], port: &str) -> Result<bool, MachineError> {
+    Ok(all.iter().any(|there| there == port) && machine.is_free_port(port).await?)
+}
+
+/// Whether the VF has another port from now on, because something else is in the one that it had.
+async fn moves_vf_port(cx: &mut Context, machine: &Machine) -> Result<bool, GuestError> {
+    if let Some(Placement::Interface(_)) = cx.record.spec.placement {
+        return Ok(false);
+    }
+    let vm = std::sync::Arc::clone(&cx.vm);
+    let _choosing = vm.choosing_ports.lock().await;
+    let before = vf_port(&cx.record);
+    let now = settle_ports(cx, machine).await?;
+    Ok(before.as_ref() != Some(&now.vf))
 }
 
 /// Plugs the VF. `false` where the spec has changed before its turn came.
@@ -167,7 +208,16 @@ pub(super) async fn plug_vf(cx: &mut Context, machine: &Machine) -> Result<bool,
         let _choosing = vm.choosing_ports.lock().await;
         settle_ports(cx, machine).await?;
     }
-    let plugged = try_plug_vf(cx, machine).await;
+    let mut plugged = try_plug_vf(cx, machine).await;
+    if let Err(GuestError::Machine(_)) = plugged {
+        // Something else may be in the port. Before the plug, a look would cost each switch its time.
+        match moves_vf_port(cx, machine).await {
+            Ok(true) => plugged = try_plug_vf(cx, machine).await,
+            Ok(false) => {}
+            Err(error @ GuestError::NoFreePorts) => plugged = Err(error),
+            Err(error) => debug!(error = chain(&error), "the VF's port cannot be looked at"),
+        }
+    }
     plugged.map_err(|error| cx.vf_failed(error))?;
     cx.learnt.vf_failures = 0;
     Ok(true)

@@ -142,6 +142,11 @@ async fn a_vf_that_fails_three_times_is_avoided() {
         (cx.learnt.vf_failed, cx.learnt.vf_failures),
         (Some(reasons::VF_UNKNOWN), 0)
     );
+    cx.vf_failed(GuestError::NoFreePorts);
+    assert_eq!(
+        (cx.learnt.vf_failed, cx.learnt.vf_failures),
+        (Some(reasons::NO_GUEST_PORT), 0)
+    );
     for n in 1..=TRIES {
         cx.vf_failed(failed());
         assert_eq!(
@@ -465,3 +470,5 @@ async fn a_vf_that_an_earlier_nics_qemu_may_have_goes_to_no_other() {
 
 #[path = "loan_tests.rs"]
 mod loans;
+#[path = "ports_tests.rs"]
+mod ports;

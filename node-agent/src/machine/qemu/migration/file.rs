@@ -100,7 +100,7 @@ pub(super) fn prepare(
     file: Option<&FileSeen>,
     says: Says<'_>,
 ) -> Verdict {
-    let loads = order.file.as_ref().is_some_and(|file| file.then.is_none());
+    let loads = order.restores();
     if loads && seen.run != RunState::InMigrate {
         return refused(says, MigrationState::Prepared, NOT_INCOMING);
     }
@@ -124,17 +124,14 @@ pub(super) fn save(
     order: &MigrationOrder,
     says: Says<'_>,
 ) -> Verdict {
-    let then = order.file.as_ref().and_then(|file| file.then);
+    let then = order.after_save();
     let (resume, ends) = (then == Some(AfterSave::Continue), then == Some(AfterSave::End));
     let paused = is_paused_for_it(seen);
     let start = Verdict {
         action: can_begin.then_some(Action::File(FileAction::Write)),
         report: None,
     };
-    match begun
-        .and_then(|begun| begun.saving.as_ref())
-        .map(|saving| saving.stage)
-    {
+    match begun.and_then(Begun::save_stage) {
         None => start,
         // It is not done before the VM runs on: its NICs depend on that.
         Some(SaveStage::Named(_)) if resume && paused => Verdict {
@@ -178,10 +175,8 @@ pub(super) fn cancel(
     order: &MigrationOrder,
     says: Says<'_>,
 ) -> Verdict {
-    let stage = begun
-        .and_then(|begun| begun.saving.as_ref())
-        .map(|saving| saving.stage);
-    let ends = order.file.as_ref().and_then(|file| file.then) == Some(AfterSave::End);
+    let stage = begun.and_then(Begun::save_stage);
+    let ends = order.after_save() == Some(AfterSave::End);
     // A VM that was to end and runs is not in the file.
     if let Some(SaveStage::Named(length)) = stage
         && (!ends || is_paused_for_it(seen))
@@ -259,11 +254,10 @@ pub(super) fn load(
 
 /// What a NIC may think of a VM that goes to a file, or of one that nothing was done to yet. It is nowhere else: it may only be paused.
 pub(super) fn run_of(plain: Run, goal: Goal, order: &MigrationOrder, begun: Option<&Begun>) -> Run {
-    let then = order.file.as_ref().and_then(|file| file.then);
-    let stage = begun
-        .and_then(|begun| begun.saving.as_ref())
-        .map(|saving| saving.stage);
-    let ends = order.step == MigrationStep::Save && then == Some(AfterSave::End) && goal == Goal::Detached;
+    let stage = begun.and_then(Begun::save_stage);
+    let ends = order.step == MigrationStep::Save
+        && order.after_save() == Some(AfterSave::End)
+        && goal == Goal::Detached;
     match plain {
         // It goes on from the file: this QEMU is ended.
         Run::HandedOver if ends && matches!(stage, Some(SaveStage::Named(_))) => Run::HandedOver,
@@ -310,7 +304,7 @@ fn completed(seen: &VmSeen, says: Says<'_>) -> MigrationReport {
 
 /// The VM is in a file that has its name. A user who waits to take a snapshot of its disks has to know if it did not wait too.
 fn named(seen: &VmSeen, length: u64, order: &MigrationOrder, says: Says<'_>) -> Verdict {
-    let waits = order.file.as_ref().and_then(|file| file.then) == Some(AfterSave::Pause);
+    let waits = order.after_save() == Some(AfterSave::Pause);
     let ran_on = waits && !is_paused_for_it(seen);
     let report = MigrationReport {
         written: i64::try_from(length).ok(),

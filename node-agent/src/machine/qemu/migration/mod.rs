@@ -241,10 +241,7 @@ fn ended(inputs: &Inputs<'_>) -> Verdict {
     let Some(begun) = inputs.begun.filter(|begun| ordered(&begun.migration)) else {
         return Verdict::default();
     };
-    let named = matches!(
-        begun.saving.as_ref().map(|saving| saving.stage),
-        Some(SaveStage::Named(_))
-    );
+    let named = matches!(begun.save_stage(), Some(SaveStage::Named(_)));
     // One that ran on past its file did not end in it.
     let ran_on = inputs
         .said
