@@ -38,7 +38,7 @@ struct Nodes {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_of_ours_starts_moves_and_starts_again() {
     common::twice("a_vm_of_ours", async |_| {
-        Box::pin(starts_moves_and_starts_again()).await
+        Box::pin(starts_moves_and_starts_again()).await;
     })
     .await;
 }

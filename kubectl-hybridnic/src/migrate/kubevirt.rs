@@ -75,14 +75,15 @@ fn as_ours(migration: &Migration, nics: &[String], way: Option<&NicMigration>) -
     let state = status.migration_state.clone().unwrap_or_default();
     let end = |node: &str, pod: &str, ours: Option<&String>| {
         let node = Some(node).filter(|node| !node.is_empty());
-        node.or(ours.map(String::as_str)).map(|node| MigrationEnd {
-            node_name: node.to_owned(),
-            pod: ObjectRef {
-                name: pod.to_owned(),
-                uid: String::new(),
-            },
-            pod_ip: None,
-        })
+        node.or_else(|| ours.map(String::as_str))
+            .map(|node| MigrationEnd {
+                node_name: node.to_owned(),
+                pod: ObjectRef {
+                    name: pod.to_owned(),
+                    uid: String::new(),
+                },
+                pod_ip: None,
+            })
     };
     let steps = &status.phase_transition_timestamps;
     let at = |n: usize| steps.get(n).map(|step| step.phase_transition_timestamp.0);

@@ -51,7 +51,7 @@ pub async fn run(
     let (pods, nics) = (pods?.items, nics?.items);
     if kubevirt::is_kubevirts(vm, &nics) {
         let nics = kubevirt::names(vm, &nics);
-        return by_kubevirt(cluster, vm, &nics, to, watch, output).await;
+        return Box::pin(by_kubevirt(cluster, vm, &nics, to, watch, output)).await;
     }
     let target = match target::choose(vm, to, &pods, &nics) {
         Ok(pod) => pod,
