@@ -8,6 +8,8 @@
 )]
 
 mod common;
+#[path = "kubevirt_nodes/disks.rs"]
+mod disks;
 #[path = "kubevirt_nodes/events.rs"]
 mod events;
 #[path = "kubevirt_nodes/faults.rs"]
@@ -145,10 +147,11 @@ impl<'a> Story<'a> {
         // KubeVirt gives containers beside a VM a hundredth of a processor: on an emulated node each takes 10 s to start then, three in a
         // pod, one after the other, while the node has nothing to do.
         let enough = |of| json!({ "type": of, "resources": { "limits": { "cpu": "1" } } });
+        let beside = ["container-disk", "guest-console-log", "hotplug-disk"].map(enough);
         // The nodes' own KVM, nested in what emulates them.
         let configuration = json!({
-            "developerConfiguration": { "featureGates": ["VSOCK"] },
-            "supportContainerResources": [enough("container-disk"), enough("guest-console-log")],
+            "developerConfiguration": { "featureGates": ["VSOCK", "HotplugVolumes"] },
+            "supportContainerResources": beside,
         });
         let kubevirt = OnNodes::start(cluster, configuration).await.unwrap();
         let story = Self {
@@ -279,8 +282,10 @@ impl<'a> Story<'a> {
         self.libvirt_killed(&web).await;
         self.say("upgraded; the VM was paused, its guest booted again, its libvirt killed");
         self.disk_plugged(&web).await;
+        self.volume_plugged(&web).await;
+        self.say("disks came and went, by libvirt and by KubeVirt");
         self.post_copied(&web).await;
-        self.say("a disk came and went, and a migration has ended in post-copy");
+        self.say("a migration has ended in post-copy");
         self.crashed(&web, Victim::Qemu).await;
         self.crashed(&web, Victim::Launcher).await;
         self.restarted(&web).await;

@@ -1,7 +1,5 @@
 //! What is done to a VM's programs, and to ours while it runs.
 
-use std::time::{Duration, Instant};
-
 use hybridnic_api::v1alpha1::{Path, VmHybridNic};
 use hybridnic_e2e::cluster::SYSTEM;
 use hybridnic_e2e::kubevirt::{Kind, Vm};
@@ -15,9 +13,6 @@ use serde_json::json;
 use super::common;
 use super::seen::{checked, current, fast, hardly_lost, node_of};
 use super::{LONG, NAMESPACE, SOON, Story};
-
-/// A disk, in the launcher's pod.
-const DISK: &str = "/var/run/kubevirt-private/plugged.img";
 
 /// What of a VM's pod is killed.
 #[derive(Debug, Clone, Copy)]
@@ -63,36 +58,6 @@ impl Story<'_> {
         let nics = fast(self.cluster, vm).await;
         checked(self.cluster, vm, &nics).await;
         hardly_lost(&pinger.stop().await, "libvirt killed");
-    }
-
-    /// A disk is plugged and unplugged beside the VF: libvirt knows nothing of the VF and of its port, and takes neither.
-    pub async fn disk_plugged(&self, vm: &Vm) {
-        let inside = vm.inside(self.cluster).await.unwrap();
-        let devices = async || inside.run("ls /sys/bus/pci/devices", SOON).await.unwrap();
-        let (before, pinger) = (devices().await, self.watch(vm).await);
-        // The launcher's image has no shell.
-        let file = format!("/proc/$pid/root{DISK}");
-        self.run_with_qemu(vm, &format!("truncate -s 16M {file} && chmod 666 {file}"))
-            .await;
-        self.virsh(
-            vm,
-            &format!("attach-disk --targetbus virtio --live --source {DISK} --target vdz"),
-        )
-        .await;
-        let with = devices().await;
-        assert_eq!(with.lines().count(), before.lines().count() + 1, "{with}");
-        let nics = fast(self.cluster, vm).await;
-        checked(self.cluster, vm, &nics).await;
-        self.virsh(vm, "detach-disk --live --target vdz").await;
-        let end = Instant::now() + SOON;
-        while devices().await != before {
-            assert!(Instant::now() < end, "the guest keeps the disk");
-            // A guest tells nobody of its devices.
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
-        let nics = fast(self.cluster, vm).await;
-        checked(self.cluster, vm, &nics).await;
-        hardly_lost(&pinger.stop().await, "a disk plugged and unplugged");
     }
 
     /// Its user stops it and starts it again.

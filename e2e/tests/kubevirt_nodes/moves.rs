@@ -13,7 +13,7 @@ use super::common::{self, on};
 use super::figures::{History, by_phase};
 use super::page::Page;
 use super::seen::{
-    BUSY, at, call_off, checked, current, fast, gaps, hardly_lost, migrate, moved, node_of, plugin,
+    BUSY, at, call_off, checked, current, fast, gaps, hardly_lost, migrate, moved, node_of, plugin, settled,
     succeeded, writes,
 };
 use super::{LONG, NAMESPACE, PAIR, SCARCE, SOON, Story};
@@ -126,8 +126,7 @@ impl Story<'_> {
                 .unwrap();
             eprintln!("deleted in {}", at(&now, "/status/phase"));
             call_off(cluster, &migration).await;
-            let nics = fast(cluster, vm).await;
-            checked(cluster, vm, &nics).await;
+            settled(cluster, vm).await;
             let report = common::watched_with(pinger, BUSY).await;
             moved(&report, &format!("deleted in {phase}"));
         }
@@ -141,8 +140,18 @@ impl Story<'_> {
         let before = [self.scarce(both[0]).await, self.scarce(both[1]).await];
         assert_ne!(before[0], before[1], "on one node");
         let networks: Api<HybridNetwork> = Api::all(cluster.client());
-        let free = async |network| networks.get(network).await.unwrap().status.unwrap().vfs.free;
-        assert_eq!((free(SCARCE).await, free(PAIR).await), (0, 2));
+        for (network, free) in [(SCARCE, 0), (PAIR, 2)] {
+            let is = |network: &HybridNetwork| network.status.as_ref().is_some_and(|s| s.vfs.free == free);
+            until(
+                networks.clone(),
+                network,
+                SOON,
+                &format!("with {free} free VFs"),
+                is,
+            )
+            .await
+            .unwrap();
+        }
         let pingers = [self.watch(both[0]).await, self.watch(both[1]).await];
         let histories = both.map(|vm| History::of(cluster, vm, SCARCE));
         let asked = Instant::now();

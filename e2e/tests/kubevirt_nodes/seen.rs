@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures::future::try_join_all;
 use hybridnic_api::v1alpha1::{Path, VmHybridNic};
 use hybridnic_e2e::cluster::{Cluster, SYSTEM};
 use hybridnic_e2e::controlplane::audit::Write;
@@ -59,6 +60,26 @@ pub async fn checked(cluster: &Cluster, vm: &Vm, nics: &[VmHybridNic]) {
             // A guest tells nobody of its links.
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
+    }
+}
+
+/// Waits until that is so after a migration that has failed, or was called off. A status may still be from before: while an agent waits for a
+/// guest to let go of its VF, it reports nothing.
+pub async fn settled(cluster: &Cluster, vm: &Vm) {
+    let end = Instant::now() + SOON;
+    loop {
+        let nics = fast(cluster, vm).await;
+        let inside = vm.inside(cluster).await.unwrap();
+        let looks = nics
+            .iter()
+            .map(|nic| check_nic(cluster.node(node_of(nic)), &inside, nic));
+        let Err(error) = try_join_all(looks).await else {
+            return;
+        };
+        let late = Instant::now() >= end;
+        assert!(!late, "{error:#}: {:#?}", inside.net().await);
+        // A guest tells nobody of its links.
+        tokio::time::sleep(Duration::from_millis(300)).await;
     }
 }
 
