@@ -108,6 +108,13 @@ impl Triggers {
         all(going, &queues.vmi_migrations);
     }
 
+    /// The cluster has got a kind of another project: networks have objects of it, and NICs wait for some.
+    pub fn foreign_kind(&self) {
+        all(self.world.networks.all_names(), &self.queues.networks);
+        all(self.world.kubevirts.all_names(), &self.queues.kubevirts);
+        self.kubevirt_nics();
+    }
+
     /// The NICs of a VM, and what moves it.
     pub fn vm(&self, vm: &VmRef) {
         let urgency = self.world.urgency(vm);

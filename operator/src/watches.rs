@@ -67,7 +67,10 @@ impl Watches {
         self.start.push(Box::new(move |client, triggers| {
             let events = follow(api(client), config);
             let triggers = triggers.clone();
-            let changed = move |old: Option<&K>, new: Option<&K>| K::changed(&triggers, old, new);
+            let changed = move |old: Option<&K>, new: Option<&K>| match (old, new) {
+                (None, None) => triggers.foreign_kind(),
+                _ => K::changed(&triggers, old, new),
+            };
             async move { feed.run(events, changed).await }.boxed()
         }));
         cache

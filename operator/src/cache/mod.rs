@@ -284,7 +284,8 @@ fn order<K: Object>(object: &K) -> (Option<&str>, Option<&str>) {
 
 impl<K: Object> Feed<K> {
     /// Feeds the cache until the stream ends; calls `changed(old, new)` for each object that came, changed or went since the
-    /// cache was filled. One that does not parse stays as it was, until it does or goes.
+    /// cache was filled, and once with neither when the cluster has got the kind since then. One that does not parse stays as it was, until it
+    /// does or goes.
     pub async fn run(
         mut self,
         events: impl Stream<Item = Result<watcher::Event<Wire<K>>, watcher::Error>>,
@@ -339,10 +340,11 @@ impl<K: Object> Feed<K> {
                     self.remove(name, changed);
                 }
                 self.cache.served.store(true, Ordering::Relaxed);
+                self.filled.send_replace(true);
                 if std::mem::take(&mut self.absent) {
                     tracing::info!(kind = %K::kind(&()), group = %K::group(&()), "the cluster has this kind now");
+                    changed(None, None);
                 }
-                self.filled.send_replace(true);
             }
         }
     }

@@ -210,7 +210,7 @@ async fn a_kind_that_the_cluster_lacks_is_not_waited_for_and_found_when_it_comes
         drop(say);
     };
     futures::join!(feed.run(events, changed), script);
-    assert_eq!(told.take(), [(false, true)]);
+    assert_eq!(told.take(), [(false, true), (false, false)]);
     assert_eq!(cache.all_names().len(), 1);
 }
 

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// How long it may take to find what was installed: it is looked for every ten seconds at most.
+const FOUND: Duration = Duration::from_secs(30);
+
 /// Where there is no KubeVirt. The operator has asked for its kinds in vain.
 pub(super) async fn kubevirt(cluster: &ControlPlane) {
     let client = cluster.client_admin();
@@ -75,7 +78,7 @@ impl Play {
         let kind = ApiResource::from_gvk_with_plural(&kind, "network-attachment-definitions");
         for namespace in [NAMESPACE, chart::NAMESPACE] {
             let api: Api<DynamicObject> = Api::namespaced_with(self.stage.client.clone(), namespace, &kind);
-            let nad = until(api, "fast", SOON, "made", |_| true).await.unwrap();
+            let nad = until(api, "fast", FOUND, "made", |_| true).await.unwrap();
             let config: Value = serde_json::from_str(at(&nad, "/spec/config").as_str().unwrap()).unwrap();
             assert_eq!(
                 config,
