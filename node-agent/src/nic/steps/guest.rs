@@ -43,6 +43,10 @@ pub(super) enum GuestError {
     NoGroup(String),
     #[error("the NIC has no ports in the guest")]
     NoPorts,
+    #[error(
+        "the port {0} of the VF has another device in it: take that out of the VM, or give it another port"
+    )]
+    PortTaken(String),
     #[error("QEMU's limit of locked memory cannot be lifted: {0}")]
     Limited(io::Error),
     #[error(transparent)]
@@ -58,7 +62,7 @@ pub(super) enum GuestError {
 impl HasReason for GuestError {
     fn reason(&self) -> &'static str {
         match self {
-            Self::NoFreePorts | Self::NoPorts => reasons::NO_GUEST_PORT,
+            Self::NoFreePorts | Self::NoPorts | Self::PortTaken(_) => reasons::NO_GUEST_PORT,
             Self::FileUnread => reasons::MIGRATING,
             Self::NoGroup(_) => reasons::NO_VFIO_GROUP,
             Self::Limited(_) => reasons::QEMU_REFUSED,
@@ -93,7 +97,15 @@ pub(super) async fn plug_standby(cx: &mut Context, machine: &Machine) -> Result<
 
 /// The NIC's ports, as the journal has them from now on.
 pub(super) async fn settle_ports(cx: &mut Context, machine: &Machine) -> Result<GuestPorts, GuestError> {
-    let ports = choose_ports(cx, machine).await?;
+    let ports = match cx.record.known_ports() {
+        // At a target the guest has them as at its source.
+        Some(ports) if cx.record.spec.root_ports().is_some() => ports.clone(),
+        _ => choose_ports(cx, machine).await?,
+    };
+    note_ports(cx, ports).await
+}
+
+async fn note_ports(cx: &mut Context, ports: GuestPorts) -> Result<GuestPorts, GuestError> {
     if cx.record.ports.as_ref() != Some(&ports) {
         cx.commit(|record| record.ports = Some(ports.clone())).await?;
         cx.vm
@@ -110,14 +122,9 @@ fn vf_port(record: &Record) -> Option<String> {
     }
 }
 
-/// The ports that the NIC must have, or had and can have still, or free ones: two, or one where it has no standby.
+/// The ports that the NIC had and can have still, or free ones: two, or one where it has no standby.
 async fn choose_ports(cx: &Context, machine: &Machine) -> Result<GuestPorts, GuestError> {
     let spec = &cx.record.spec;
-    if let Some(ports) = cx.record.known_ports()
-        && spec.root_ports().is_some()
-    {
-        return Ok(ports.clone());
-    }
     let (standby, vf) = match kept_ports(cx, machine).await? {
         (standby, Some(vf)) if standby.is_some() || spec.standby == StandbyKind::None => {
             return Ok(GuestPorts { standby, vf });
@@ -182,16 +189,23 @@ async fn is_free(machine: &Machine, all: &[String], port: &str) -> Result<bool, 
     Ok(all.iter().any(|there| there == port) && machine.is_free_port(port).await?)
 }
 
-/// Whether the VF has another port from now on, because something else is in the one that it had.
-async fn moves_vf_port(cx: &mut Context, machine: &Machine) -> Result<bool, GuestError> {
-    if let Some(Placement::Interface(_)) = cx.record.spec.placement {
-        return Ok(false);
+/// Sees to it that nothing is in the VF's port, which may be another one from then on. QEMU keeps the descriptors of a device that it refuses
+/// because of its port (`vfio_device_set_fd`, hw/vfio/device.c): so this comes before it gets them.
+async fn clear_port(cx: &mut Context, machine: &Machine) -> Result<(), GuestError> {
+    let port = vf_port(&cx.record).ok_or(GuestError::NoPorts)?;
+    if machine.is_free_port(&port).await? {
+        return Ok(());
     }
-    let vm = std::sync::Arc::clone(&cx.vm);
-    let _choosing = vm.choosing_ports.lock().await;
-    let before = vf_port(&cx.record);
-    let now = settle_ports(cx, machine).await?;
-    Ok(before.as_ref() != Some(&now.vf))
+    if !matches!(cx.record.spec.placement, Some(Placement::Interface(_))) {
+        let vm = std::sync::Arc::clone(&cx.vm);
+        let _choosing = vm.choosing_ports.lock().await;
+        // The VM runs here, so what a migration has asked for does not bind it any more.
+        let ports = choose_ports(cx, machine).await?;
+        if note_ports(cx, ports).await?.vf != port {
+            return Ok(());
+        }
+    }
+    Err(GuestError::PortTaken(port))
 }
 
 /// Plugs the VF. `false` where the spec has changed before its turn came.
@@ -203,22 +217,15 @@ pub(super) async fn plug_vf(cx: &mut Context, machine: &Machine) -> Result<bool,
         turn = vm.plugging.lock() => turn,
         Ok(()) = cx.interrupt.changed() => return Ok(false),
     };
-    if cx.record.spec.standby == StandbyKind::None {
-        // If the VM has no free port, the VF is not at fault.
-        let _choosing = vm.choosing_ports.lock().await;
-        settle_ports(cx, machine).await?;
-    }
-    let mut plugged = try_plug_vf(cx, machine).await;
-    if let Err(GuestError::Machine(_)) = plugged {
-        // Something else may be in the port. Before the plug, a look would cost each switch its time.
-        match moves_vf_port(cx, machine).await {
-            Ok(true) => plugged = try_plug_vf(cx, machine).await,
-            Ok(false) => {}
-            Err(error @ GuestError::NoFreePorts) => plugged = Err(error),
-            Err(error) => debug!(error = chain(&error), "the VF's port cannot be looked at"),
+    let plugged = async {
+        if cx.record.spec.standby == StandbyKind::None {
+            let _choosing = vm.choosing_ports.lock().await;
+            settle_ports(cx, machine).await?;
         }
-    }
-    plugged.map_err(|error| cx.vf_failed(error))?;
+        clear_port(cx, machine).await?;
+        try_plug_vf(cx, machine).await
+    };
+    plugged.await.map_err(|error| cx.vf_failed(error))?;
     cx.learnt.vf_failures = 0;
     Ok(true)
 }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use hybridnic_api::v1alpha1::{GuestPorts, StandbyKind};
+use hybridnic_api::v1alpha1::{GuestPorts, Placement, StandbyKind};
 
 use super::*;
 
@@ -38,9 +38,13 @@ async fn qemu(mut peer: Peer, ports: &[Port]) -> Infallible {
             },
             "qom-get" => json!(true),
             "query-status" => json!({"status": "running", "running": true}),
-            "device_add" if occupant(arguments["bus"].as_str().unwrap()).is_none() => json!({}),
-            "query-migrate" | "closefd" => json!({}),
-            "device_add" | "x-query-virtio-status" => {
+            "device_add" => {
+                let bus = arguments["bus"].as_str().unwrap();
+                assert_eq!(occupant(bus), None, "QEMU would keep the VF's descriptor");
+                json!({})
+            }
+            "query-migrate" => json!({}),
+            "x-query-virtio-status" => {
                 peer.deny(&asked).await;
                 continue;
             }
@@ -112,27 +116,32 @@ async fn a_port_is_kept_unless_it_is_missing_or_something_else_is_in_it() {
 /// As where somebody has plugged a device of his own while the VF was out.
 #[tokio::test]
 async fn a_vf_whose_port_something_else_has_goes_to_another() {
-    for (ports, plugs) in [
-        (
-            vec![("rp1", Some("sb-nic")), ("rp2", Some("theirs")), ("rp3", None)],
-            true,
-        ),
-        (vec![("rp1", Some("sb-nic")), ("rp2", Some("theirs"))], false),
+    let taken = [("rp1", Some("sb-nic")), ("rp2", Some("theirs"))];
+    let more = [taken.as_slice(), &[("rp3", None)]].concat();
+    // KubeVirt's sidecar has given it this one.
+    let theirs = [("hybridnic-fast", Some("theirs")), ("rp3", None)];
+    let arrived = Placement::RootPorts(of(Some("rp1"), "rp2"));
+    for (ports, placement, port) in [
+        (&more[..], None, Some("rp3")),
+        (&more[..], Some(arrived), Some("rp3")),
+        (&taken[..], None, None),
+        (&theirs[..], Some(Placement::Interface("fast".into())), None),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let mut cx = context(&host(dir.path(), 1, 2));
+        cx.record.spec.placement = placement.clone();
         cx.record.ports = Some(of(Some("rp1"), "rp2"));
         let (client, peer) = Peer::connect().await;
         let machine = Machine::Qemu(Qemu::new(client));
         let plugged = tokio::select! {
             plugged = guest::plug_vf(&mut cx, &machine) => plugged,
-            never = qemu(peer, &ports) => match never {},
+            never = qemu(peer, ports) => match never {},
         };
         let why = plugged.err().map(|error| error.reason());
-        let refused = (!plugs).then_some(reasons::NO_GUEST_PORT);
-        assert_eq!((why, cx.learnt.vf_failed), (refused, refused));
+        let refused = port.is_none().then_some(reasons::NO_GUEST_PORT);
+        assert_eq!((why, cx.learnt.vf_failed), (refused, refused), "{placement:?}");
         assert_eq!(cx.learnt.vf_failures, 0, "the VF is not at fault");
-        let vf = if plugs { "rp3" } else { "rp2" };
-        assert_eq!(cx.record.ports, Some(of(Some("rp1"), vf)));
+        let vf = port.unwrap_or("rp2");
+        assert_eq!(cx.record.ports, Some(of(Some("rp1"), vf)), "{placement:?}");
     }
 }
