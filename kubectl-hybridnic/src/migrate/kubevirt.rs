@@ -70,6 +70,15 @@ pub fn shown(migration: &Migration, nics: &[String], nic: Option<&VmHybridNic>) 
     }
 }
 
+/// Whether KubeVirt has named the nodes that the VM goes from and to.
+pub fn names_nodes(migration: &Migration) -> bool {
+    let state = migration
+        .status
+        .as_ref()
+        .and_then(|status| status.migration_state.as_ref());
+    state.is_some_and(|state| !state.source_node.is_empty() && !state.target_node.is_empty())
+}
+
 fn as_ours(migration: &Migration, nics: &[String], way: Option<&NicMigration>) -> QemuMigration {
     let status = migration.status.clone().unwrap_or_default();
     let state = status.migration_state.clone().unwrap_or_default();
@@ -272,6 +281,11 @@ mod tests {
         assert_eq!(way(json!({}), Some(&nic("web-x"))), is("n1", "n2"));
         assert_eq!(way(json!({}), Some(&nic("another"))), None, "an earlier one's");
         let theirs = json!({"migrationState": {"sourceNode": "n3", "targetNode": "n4"}});
+        assert!(names_nodes(&migration("Running", theirs.clone())));
+        assert!(!names_nodes(&migration(
+            "Running",
+            json!({"migrationState": {"sourceNode": "n3"}})
+        )));
         assert_eq!(way(theirs, Some(&nic("web-x"))), is("n3", "n4"));
     }
 

@@ -4,7 +4,7 @@ mod kubevirt;
 mod progress;
 mod target;
 
-use std::{pin::pin, process::ExitCode};
+use std::{cell::RefCell, pin::pin, process::ExitCode, time::Duration};
 
 use anyhow::bail;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -20,10 +20,13 @@ use kube::{
     api::{ListParams, ObjectMeta, PostParams},
     runtime::{WatchStreamExt as _, watcher},
 };
+use tokio::time::timeout;
 
 use self::progress::Shown;
 use crate::{canvas::Canvas, cli::Format, connect::Cluster, print};
 
+/// How long a NIC is waited for.
+const ANSWER: Duration = Duration::from_secs(2);
 /// Exit code after Ctrl-C, as a shell has it.
 pub const INTERRUPTED: u8 = 130;
 
@@ -137,18 +140,21 @@ async fn by_kubevirt(
     };
     let changes = watcher::watch_object(migrations, &name).default_backoff();
     let of_nics: Api<VmHybridNic> = Api::namespaced(cluster.client.clone(), namespace);
+    let seen = RefCell::new(None);
     let shown = changes.and_then(async |migration: Option<VirtualMachineInstanceMigration>| {
         let Some(migration) = migration else {
             return Ok(None);
         };
-        let nic = match nics.first() {
-            // Without it only the way is not shown.
-            Some(name) => of_nics.get_opt(name).await.ok().flatten(),
-            None => None,
-        };
-        Ok(Some(kubevirt::shown(&migration, nics, nic.as_ref())))
+        // Without it only the way is not shown: what has happened is not held back for it.
+        if let Some(nic) = nics.first()
+            && !kubevirt::names_nodes(&migration)
+            && let Ok(Ok(Some(nic))) = timeout(ANSWER, of_nics.get_opt(nic)).await
+        {
+            seen.replace(Some(nic));
+        }
+        Ok(Some(kubevirt::shown(&migration, nics, seen.borrow().as_ref())))
     });
-    follower.follow(shown).await
+    Box::pin(follower.follow(shown)).await
 }
 
 /// Watches a migration to its end.
@@ -170,7 +176,7 @@ impl Follower<'_> {
     ) -> anyhow::Result<ExitCode> {
         let mut changes = pin!(changes);
         // The bar of a phase that goes on grows between changes.
-        let mut tick = tokio::time::interval(std::time::Duration::from_millis(200));
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
         let mut interrupted = pin!(tokio::signal::ctrl_c());
         let mut known: Option<Shown> = None;
         loop {
