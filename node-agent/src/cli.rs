@@ -103,7 +103,7 @@ pub struct NodeArgs {
     #[arg(long, default_value_t = 30)]
     pub plug_deadline: u64,
     /// Seconds for which the PF of a NIC's standby must have been fit to carry the NIC's VF before the VF returns to it from another PF.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub home_after: u64,
     /// The most bytes per second of a migration; 0 is no limit.
     #[arg(long, default_value_t = 0)]
