@@ -29,7 +29,12 @@ const WRITE: Duration = Duration::from_secs(10);
 pub fn lock(dir: &Path) -> io::Result<Flock<File>> {
     // Not opened for writing: closing it is then no news for those that watch the directory.
     let flags = OFlag::O_RDONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut file = File::from(open(&dir.join(LOCK), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+    let path = dir.join(LOCK);
+    let opened = open(&path, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| {
+        let why = io::Error::from(errno);
+        io::Error::new(why.kind(), format!("{}: {why}", path.display()))
+    });
+    let mut file = File::from(opened?);
     let end = Instant::now() + WRITE;
     loop {
         file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
