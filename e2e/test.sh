@@ -58,7 +58,7 @@ build_ahead() {
 run_beside() {
 	local name start rc
 	# What others wait for comes first.
-	tail --pid="$1" -f /dev/null
+	flock "$logs/build_ahead.lock" true
 	for name in $beside; do
 		is_wanted "$name" || continue
 		start=$SECONDS
@@ -72,7 +72,6 @@ run_beside() {
 collect_beside() {
 	local name rc took
 	wait "${idle[run_beside]}"
-	unset "idle[run_beside]"
 	for name in $beside; do
 		is_wanted "$name" || continue
 		echo "=== $name, beside others"
@@ -86,21 +85,22 @@ collect_beside() {
 # is_wanted NAME: whether a tier runs, without being named or because it is.
 is_wanted() { [[ " $named " != *" $1 "* || " $wanted " == *" $1 "* ]]; }
 
-# in_idle_time FUNCTION [ARG]: begins it in the class that gets what nobody else wants, in a process group of its own, to be ended with all that
-# it has started.
+# in_idle_time FUNCTION: begins it in the class that gets what nobody else wants, in a process group of its own, to be ended with all that it
+# has started. It has a lock of its name while it runs.
 declare -A idle=()
 in_idle_time() {
-	setsid chrt --idle 0 nice -n 19 ionice -c 3 "$BASH" e2e/test.sh --function "$1" "${2:-}" "$wanted" >"$logs/$1.log" 2>&1 &
+	setsid chrt --idle 0 nice -n 19 ionice -c 3 flock "$logs/$1.lock" "$BASH" e2e/test.sh --function "$1" "$wanted" >"$logs/$1.log" 2>&1 &
 	idle[$1]=$!
 }
 end_idle() {
 	local pid
-	for pid in "${idle[@]}"; do kill -- "-$pid" 2>/dev/null; done
+	# Of one that has ended, the number may be another process's.
+	for pid in $(jobs -pr); do kill -- "-$pid" 2>/dev/null; done
 }
 
 if [ "${1:-}" = --function ]; then
-	readonly wanted=$4
-	"$2" "$3"
+	readonly wanted=$3
+	"$2"
 	exit
 fi
 for name in "$@"; do
@@ -115,7 +115,7 @@ for name in $tiers; do
 	case $name in
 	# Before that, compiling takes all there is.
 	unit) in_idle_time build_ahead ;;
-	lab) in_idle_time run_beside "${idle[build_ahead]}" ;;
+	lab) in_idle_time run_beside ;;
 	esac
 	tier "$name"
 	# Without its tools nothing else can run.
