@@ -34,7 +34,7 @@ struct Nodes {
     macs: [MacAddr; 2],
 }
 
-/// Twice, because a virt-handler of KubeVirt 1.8 that is slow forgets the VM that has left before it says so, and then its migration never ends.
+/// Twice, because a virt-handler of KubeVirt 1.8 at times cleans up too early, or not, after a VM that has left it: docs/testing.md.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_of_ours_starts_moves_and_starts_again() {
     common::twice("a_vm_of_ours", async |_| {
