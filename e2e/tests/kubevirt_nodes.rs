@@ -206,10 +206,10 @@ impl<'a> Story<'a> {
         self.start_as_written(page, &web, &old).await;
         self.say("two VMs run, and the guest of ours is on its VFs");
         self.looked_at(page, &web).await;
-        self.side_by_side(page, &web, &old).await;
+        self.compared(page, &web, &old).await;
         // It goes while the other one goes on.
         old.delete(cluster).await.unwrap();
-        self.say("both have moved side by side, one of them with KubeVirt's own interface");
+        self.say("both have moved, one of them with KubeVirt's own interface");
         self.sent_aside(page, &web).await;
         self.drained(page, &web).await;
         gone(cluster, &old).await;

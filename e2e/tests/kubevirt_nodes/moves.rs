@@ -38,23 +38,26 @@ pub fn is_in(migration: &DynamicObject, phase: &str) -> bool {
 }
 
 impl Story<'_> {
-    /// The figures that users ask for: for how long a VM is without its network, and without its VF.
-    pub async fn side_by_side(&self, page: &Page, web: &Vm, old: &Vm) {
+    /// The figures that users ask for: for how long a VM is without its network, and without its VF. One VM after the other, because two emulated
+    /// nodes are too busy with both at once: what was lost then was theirs.
+    pub async fn compared(&self, page: &Page, web: &Vm, old: &Vm) {
         let cluster = self.cluster;
-        let (ours, theirs) = (self.watch(web).await, self.watch(old).await);
-        let history = History::of(cluster, web, &web.interfaces[0].name);
-        let (asked, before) = (Instant::now(), writes(cluster));
+        let theirs = self.watch(old).await;
         let old = migrate(cluster, &old.name).await;
-        page.types("hybridnic migrate").await;
-        let web = self.arrived(web, asked, "there").await;
-        let [operator, agents] = [0, 1].map(|who| writes(cluster)[who] - before[who]);
-        eprintln!("figure: API writes of a migration: {operator} of the operator, {agents} of both agents");
         succeeded(cluster, &old).await;
         // Its VF comes after that.
         assert!(theirs.answered(20, SOON).await, "no answer of sriov: {{}}");
         let theirs = theirs.stop().await;
         gaps(&theirs, "sriov: {}");
         by_phase(cluster, &old, &theirs, "sriov: {}").await;
+
+        let ours = self.watch(web).await;
+        let history = History::of(cluster, web, &web.interfaces[0].name);
+        let (asked, before) = (Instant::now(), writes(cluster));
+        page.types("hybridnic migrate").await;
+        let web = self.arrived(web, asked, "there").await;
+        let [operator, agents] = [0, 1].map(|who| writes(cluster)[who] - before[who]);
+        eprintln!("figure: API writes of a migration: {operator} of the operator, {agents} of both agents");
         let ours = self.moved(ours, &web, "hybridnic").await;
         let on_standby = history.without_vf().await;
         let [ours, theirs] = [ours, theirs].map(|report| report.round_trip.longest());
