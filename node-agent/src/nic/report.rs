@@ -126,8 +126,12 @@ fn state_of(path: Path, inputs: &Inputs<'_>) -> AttachmentState {
         Some(VfSeen::Unknown { .. }) => true,
         Some(VfSeen::Gone) | None => false,
     };
+    // The guest may have let go of it long before QEMU has removed it, and with it no VM can be sent.
+    let leaves = plan::goal(&inputs.record.spec) != Goal::FastPath;
+    let keeps = matches!(inputs.seen, Some(Seen { qemu: QemuSeen::Up(guest), .. }) if guest.vf);
     match (path, inputs.seen) {
         (Path::FastPath, _) => AttachmentState::FastPath,
+        _ if leaves && keeps && !is_alone => AttachmentState::FastPath,
         (Path::Standby, _) => AttachmentState::Standby,
         (
             Path::None,

@@ -201,6 +201,24 @@ fn a_nic_without_a_standby_says_that_it_carries_nothing() {
     assert_eq!((steps.state, steps.path), (AttachmentState::Aside, Path::None));
 }
 
+/// The guest's driver has let go of it, and QEMU has it yet: with it no VM can be sent.
+#[test]
+fn a_nic_is_not_off_its_vf_before_qemu_has_removed_it() {
+    let record = held(Goal::Standby);
+    let said = |vf: bool| {
+        let guest = Guest {
+            vf,
+            uses_vf: false,
+            ..GUEST
+        };
+        let (seen, decision) = (seen(guest, true), Decision::Do(Step::UnplugVf));
+        build(inputs(&record, &seen, Some(&decision)), Option::None, at(1)).state
+    };
+    assert!(!said(true).is_off_vf(), "{:?}", said(true));
+    assert_ne!(said(true), AttachmentState::Reserved);
+    assert_eq!(said(false), AttachmentState::Standby);
+}
+
 #[test]
 fn a_vf_is_out_when_it_is_seen_to_be_and_not_before() {
     let empty = Guest {
