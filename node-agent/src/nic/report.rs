@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::{
     plan::{self, Decision},
-    seen::{QemuSeen, Run, Seen, VfMac, VfSeen},
+    seen::{Guest, QemuSeen, Run, Seen, VfMac, VfSeen},
 };
 use crate::{error::StepError, journal::Record, machine::Filtered};
 
@@ -126,12 +126,18 @@ fn state_of(path: Path, inputs: &Inputs<'_>) -> AttachmentState {
         Some(VfSeen::Unknown { .. }) => true,
         Some(VfSeen::Gone) | None => false,
     };
-    // The guest may have let go of it long before QEMU has removed it, and with it no VM can be sent.
+    // The guest may have let go of the VF long before QEMU has removed it, and with it no VM can be sent.
     let leaves = plan::goal(&inputs.record.spec) != Goal::FastPath;
-    let keeps = matches!(inputs.seen, Some(Seen { qemu: QemuSeen::Up(guest), .. }) if guest.vf);
+    let is_leaving = |guest: &Guest| leaves && guest.vf;
     match (path, inputs.seen) {
         (Path::FastPath, _) => AttachmentState::FastPath,
-        _ if leaves && keeps && !is_alone => AttachmentState::FastPath,
+        (
+            Path::Standby,
+            Some(Seen {
+                qemu: QemuSeen::Up(guest),
+                ..
+            }),
+        ) if is_leaving(guest) => AttachmentState::FastPath,
         (Path::Standby, _) => AttachmentState::Standby,
         (
             Path::None,
@@ -139,7 +145,7 @@ fn state_of(path: Path, inputs: &Inputs<'_>) -> AttachmentState {
                 qemu: QemuSeen::Up(guest),
                 ..
             }),
-        ) if guest.standby => AttachmentState::Reserved,
+        ) if guest.standby && !is_leaving(guest) => AttachmentState::Reserved,
         (
             Path::None,
             Some(Seen {

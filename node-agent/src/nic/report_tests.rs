@@ -205,18 +205,20 @@ fn a_nic_without_a_standby_says_that_it_carries_nothing() {
 #[test]
 fn a_nic_is_not_off_its_vf_before_qemu_has_removed_it() {
     let record = held(Goal::Standby);
-    let said = |vf: bool| {
+    let said = |vf: bool, standby_up: bool| {
         let guest = Guest {
             vf,
             uses_vf: false,
             ..GUEST
         };
-        let (seen, decision) = (seen(guest, true), Decision::Do(Step::UnplugVf));
+        let (seen, decision) = (seen(guest, standby_up), Decision::Do(Step::UnplugVf));
         build(inputs(&record, &seen, Some(&decision)), Option::None, at(1)).state
     };
-    assert!(!said(true).is_off_vf(), "{:?}", said(true));
-    assert_ne!(said(true), AttachmentState::Reserved);
-    assert_eq!(said(false), AttachmentState::Standby);
+    assert_eq!(said(true, true), AttachmentState::FastPath);
+    assert_eq!(said(false, true), AttachmentState::Standby);
+    // Nothing carries its traffic, as of a VM that stands still.
+    assert_eq!(said(true, false), AttachmentState::Pending);
+    assert_eq!(said(false, false), AttachmentState::Reserved);
 }
 
 #[test]

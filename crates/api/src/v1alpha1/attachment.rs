@@ -148,7 +148,7 @@ pub enum Goal {
 )]
 #[cfg_attr(test, derive(strum::VariantArray))]
 pub enum AttachmentState {
-    /// Nothing of it is in the guest yet.
+    /// Nothing of it is in the guest yet, or nothing can be said.
     #[default]
     Pending,
     /// All is ready for a VM that does not run here yet. Its standby is in the guest, its macvtap down; or, where that is the goal or
@@ -158,7 +158,7 @@ pub enum AttachmentState {
     Standby,
     /// The NIC has no standby, and its VF is not in the guest: it carries nothing.
     Aside,
-    /// The VF carries the traffic.
+    /// The VF carries the traffic; or the standby does, and QEMU has not removed the VF yet that the NIC is to leave.
     FastPath,
     /// Nothing of it is left on the node.
     Detached,
