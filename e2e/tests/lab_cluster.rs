@@ -342,7 +342,7 @@ async fn migrate_while_an_agent_is_killed(cluster: &Cluster, spec: &VmPodSpec, t
         .await
         .unwrap();
     cluster
-        .until_migration(NAMESPACE, "web-to-n2", "switching", |m| {
+        .until_object(NAMESPACE, "web-to-n2", "switching", |m| {
             phase(m) == MigrationPhase::SwitchingToStandby || phase(m).is_final()
         })
         .await
@@ -366,7 +366,7 @@ async fn migrate_while_an_agent_is_killed(cluster: &Cluster, spec: &VmPodSpec, t
             agent_is_back(cluster, "n1", &agent).await;
             killed.elapsed()
         },
-        cluster.until_migration(NAMESPACE, "web-to-n2", "over", |m| phase(m).is_final())
+        cluster.until_object(NAMESPACE, "web-to-n2", "over", |m| phase(m).is_final())
     );
     let done = done.unwrap();
     eprintln!(

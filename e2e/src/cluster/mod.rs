@@ -20,15 +20,18 @@ mod images;
 mod node;
 mod vm;
 
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
-use hybridnic_api::v1alpha1::{HybridNode, QemuMigration, QemuRestore, QemuSave, VmHybridNic};
+use hybridnic_api::v1alpha1::{HybridNode, VmHybridNic};
 use k8s_openapi::api::core::v1::Node as KubeNode;
+use kube::core::NamespaceResourceScope;
 use kube::runtime::wait::await_condition;
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::process::Command;
 
 use crate::controlplane::{ControlPlane, Options};
@@ -178,36 +181,23 @@ impl Cluster {
         until(Api::namespaced(self.client(), namespace), name, SOON, what, is).await
     }
 
-    /// Waits until a migration is as `is` says.
-    pub async fn until_migration(
+    /// Waits until an object in a namespace is as `is` says.
+    pub async fn until_object<K>(
         &self,
         namespace: &str,
         name: &str,
         what: &str,
-        is: impl Fn(&QemuMigration) -> bool,
-    ) -> Result<QemuMigration> {
-        until(Api::namespaced(self.client(), namespace), name, SOON, what, is).await
-    }
-
-    /// Waits until a save is as `is` says.
-    pub async fn until_save(
-        &self,
-        namespace: &str,
-        name: &str,
-        what: &str,
-        is: impl Fn(&QemuSave) -> bool,
-    ) -> Result<QemuSave> {
-        until(Api::namespaced(self.client(), namespace), name, SOON, what, is).await
-    }
-
-    /// Waits until a restore is as `is` says.
-    pub async fn until_restore(
-        &self,
-        namespace: &str,
-        name: &str,
-        what: &str,
-        is: impl Fn(&QemuRestore) -> bool,
-    ) -> Result<QemuRestore> {
+        is: impl Fn(&K) -> bool,
+    ) -> Result<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Serialize
+            + Send
+            + 'static,
+    {
         until(Api::namespaced(self.client(), namespace), name, SOON, what, is).await
     }
 

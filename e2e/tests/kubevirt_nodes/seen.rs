@@ -51,24 +51,24 @@ pub async fn fast(cluster: &Cluster, vm: &Vm) -> Vec<VmHybridNic> {
 /// Its NICs are on their fast paths in the guest's and the node's own view, whatever statuses say. Of an idle guest the agent judges by
 /// silence, and one on a busy node may be a moment late to pair its VF.
 pub async fn checked(cluster: &Cluster, vm: &Vm, nics: &[VmHybridNic]) {
-    let inside = vm.inside(cluster).await.unwrap();
-    for nic in nics {
-        let end = Instant::now() + BUSY;
-        while let Err(error) = check_nic(cluster.node(node_of(nic)), &inside, nic).await {
-            let late = Instant::now() >= end;
-            assert!(!late, "{error:#}: {:#?}", inside.net().await);
-            // A guest tells nobody of its links.
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
-    }
+    checked_within(cluster, vm, BUSY, async || nics.to_vec()).await;
 }
 
-/// Waits until that is so after a migration that has failed, or was called off. A status may still be from before: while an agent waits for a
-/// guest to let go of its VF, it reports nothing.
+/// The same after a migration that has failed or was called off. A status may be old by then: an agent that waits for a guest to let go of its
+/// VF reports nothing meanwhile.
 pub async fn settled(cluster: &Cluster, vm: &Vm) {
-    let end = Instant::now() + SOON;
+    checked_within(cluster, vm, SOON, async || fast(cluster, vm).await).await;
+}
+
+async fn checked_within(
+    cluster: &Cluster,
+    vm: &Vm,
+    patience: Duration,
+    nics: impl AsyncFn() -> Vec<VmHybridNic>,
+) {
+    let end = Instant::now() + patience;
     loop {
-        let nics = fast(cluster, vm).await;
+        let nics = nics().await;
         let inside = vm.inside(cluster).await.unwrap();
         let looks = nics
             .iter()

@@ -57,7 +57,7 @@ pub async fn to_the_other_node(cluster: &Cluster, spec: &VmPodSpec, vm: &VmPod) 
     cluster.apply(&shown("QemuRestore")).await.unwrap();
     let again = cluster.start_vm(spec, "web-e", 1, 5, true).await.unwrap();
     let is_over = |restore: &QemuRestore| phase(restore.status.as_ref()).is_final();
-    let restored = cluster.until_restore(NAMESPACE, NAMES[1], "over", is_over).await;
+    let restored = cluster.until_object(NAMESPACE, NAMES[1], "over", is_over).await;
     let restored = restored.unwrap().status;
     assert_eq!(
         phase(restored.as_ref()),
@@ -103,7 +103,7 @@ async fn is_refused_what_qemu_may_not(cluster: &Cluster) {
 /// How a save has ended.
 async fn save(cluster: &Cluster, name: &str) -> Option<StateFileStatus> {
     let is_over = |save: &QemuSave| phase(save.status.as_ref()).is_final();
-    let over = cluster.until_save(NAMESPACE, name, "over", is_over).await;
+    let over = cluster.until_object(NAMESPACE, name, "over", is_over).await;
     over.unwrap().status
 }
 
