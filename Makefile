@@ -66,7 +66,7 @@ lint: ## Clippy, and the documentation of the code
 	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(ALL) --no-deps --quiet
 
-fast: scripts deny msrv each fuzz ## What is known before anything is built: scripts, dependencies, the oldest Rust, each crate alone, parsers
+fast: scripts deny msrv each fuzz ## What needs none of our builds: scripts, dependencies, the oldest Rust, each crate alone, parsers
 
 scripts: ## Shell scripts, by shellcheck
 	shellcheck .ci/run e2e/lab/*-init $$(find deploy e2e -name '*.sh')

@@ -6,7 +6,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
-# In their order, the quickest to fail first, and those that run only where they are named.
+# In their order, and those that run only where they are named.
 readonly tiers="setup check unit kernel cluster lab cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults lint model monitoring fast"
 readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults"
 # The lab leaves half of two processors. These only compute, so they run from its beginning on, on what is left.
