@@ -49,7 +49,7 @@ pub use accel::Accel;
 pub use capture::{Capture, Frame};
 pub use dhcp::Dhcp;
 pub use exec::{Output, Process};
-pub use fate::{Fate, died_in_svm};
+pub use fate::Fate;
 pub use guest::{Guest, GuestNic, GuestSpec};
 pub use hardware::{COMMON, NodeOptions};
 pub use image::Kernel;

@@ -25,6 +25,8 @@ const LATE: Duration = Duration::from_secs(5);
 
 /// Questions a second by IPv6, and to the group.
 const BESIDE: u32 = 20;
+/// From what time on a pause in the guest's stream is one of the guest, and not what a busy machine does to each packet.
+const PAUSE: Duration = Duration::from_millis(100);
 /// How often the peer forgets the guest's MAC.
 const FORGET: Duration = Duration::from_millis(500);
 
@@ -87,6 +89,15 @@ pub struct Gap {
     pub lost: u64,
 }
 
+impl Gap {
+    /// The time that is in both.
+    fn shared_with(&self, other: &Self) -> Duration {
+        let end = (self.from + self.length).min(other.from + other.length);
+        let from = self.from.max(other.from);
+        end.duration_since(from).unwrap_or_default()
+    }
+}
+
 impl Stream {
     /// Packets lost.
     pub fn lost(&self) -> u64 {
@@ -115,6 +126,9 @@ pub struct Report {
     pub round_trip: Stream,
     /// The guest's own stream, from the first packet that arrived to the last.
     pub from_guest: Stream,
+    /// When the guest itself stood still, oldest first: it sent nothing, and lost nothing. QEMU stops it in a migration, and a busy machine
+    /// lets it wait.
+    pub stood: Vec<Gap>,
     /// Of the questions lost, those the guest has seen: the answer got lost. Right while one guest answers.
     pub answers_lost: u64,
     /// Questions of the peer by IPv6.
@@ -124,6 +138,20 @@ pub struct Report {
 }
 
 impl Report {
+    /// For how long at most the guest was without its network while it ran: of each gap, what is left without the time in which the guest
+    /// itself stood still.
+    pub fn longest_of_network(&self) -> Duration {
+        let gaps = self.round_trip.gaps.iter();
+        gaps.map(|gap| gap.length.saturating_sub(self.stood_in(gap)))
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// For how long of a gap the guest stood still.
+    pub fn stood_in(&self, gap: &Gap) -> Duration {
+        self.stood.iter().map(|pause| gap.shared_with(pause)).sum()
+    }
+
     /// Says what is wrong, if IPv6 or the group was without traffic for longer than IPv4 and this.
     pub fn beside(&self, slack: Duration) -> Result<(), String> {
         let most = self.round_trip.longest() + slack;
@@ -260,6 +288,7 @@ impl Pinger {
         Report {
             round_trip,
             from_guest: from_guest(&record.stream, self.meter.period, &clock),
+            stood: stood(&record.stream, self.meter.period, &clock),
             answers_lost,
             ipv6: stream(&self.ipv6),
             multicast: stream(&self.multicast),
@@ -382,6 +411,33 @@ fn from_guest(stream: &[(u64, Instant)], period: Duration, clock: &Clock) -> Str
     }
 }
 
+/// Pauses of the guest itself: the packet after one is the next by number, and no more come with it than the guest sends in that time.
+/// Otherwise the guest has sent on, and they waited on their way.
+fn stood(stream: &[(u64, Instant)], period: Duration, clock: &Clock) -> Vec<Gap> {
+    let mut pauses = Vec::new();
+    for (at, pair) in stream.windows(2).enumerate() {
+        let [(before, left), (after, came)] = pair else {
+            continue;
+        };
+        let length = came.saturating_duration_since(*left);
+        let with_it = stream
+            .iter()
+            .skip(at + 1)
+            .take_while(|(_, one)| *one < *came + PAUSE);
+        // One may wait to be sent, and one comes with a timer's slack.
+        let sent_in_that = PAUSE.as_nanos() / period.as_nanos().max(1) + 2;
+        if length > PAUSE && after.checked_sub(*before) == Some(1) && with_it.count() as u128 <= sent_in_that
+        {
+            pauses.push(Gap {
+                from: clock.wall(*left),
+                length,
+                lost: 0,
+            });
+        }
+    }
+    pauses
+}
+
 /// The guest counts what it sees: between two answers, what it counted beyond the answers themselves was answered in
 /// vain.
 fn answers_lost(seen: &[(u64, u64)]) -> u64 {
@@ -422,6 +478,50 @@ mod tests {
         assert_eq!((stream.sent, stream.received), (5, 4));
         assert_eq!(stream.gaps.iter().map(|g| g.lost).collect::<Vec<_>>(), [0, 1]);
         assert_eq!(stream.longest(), MS * 390);
+    }
+
+    #[test]
+    fn a_guest_that_stood_still_is_told_from_packets_that_waited_and_from_those_that_were_lost() {
+        let clock = Clock::new();
+        let at = |ms: u32| clock.instant + MS * ms;
+        let period = MS * 10;
+        let regular = |first: u64, from: u32| {
+            (0..20).map(move |n| (first + n, at(from + 10 * u32::try_from(n).unwrap())))
+        };
+        let stream = |after: Vec<(u64, Instant)>| regular(0, 0).chain(after).collect::<Vec<_>>();
+        // Number 19 came at 190.
+        let stood_still = stood(&stream(regular(20, 2190).collect()), period, &clock);
+        assert_eq!(
+            stood_still.iter().map(|p| p.length).collect::<Vec<_>>(),
+            [MS * 2000]
+        );
+        let waited = stream((20..220).map(|n| (n, at(2190))).collect());
+        assert_eq!(stood(&waited, period, &clock), []);
+        assert_eq!(stood(&stream(regular(220, 2190).collect()), period, &clock), []);
+    }
+
+    #[test]
+    fn what_is_left_of_a_gap_is_the_networks() {
+        let from = SystemTime::now();
+        let gap = |after: u32, length: u32, lost| Gap {
+            from: from + MS * after,
+            length: MS * length,
+            lost,
+        };
+        let stream = |gaps| Stream {
+            sent: 0,
+            received: 0,
+            gaps,
+        };
+        let report = Report {
+            round_trip: stream(vec![gap(0, 100, 10), gap(1000, 5000, 500)]),
+            from_guest: stream(Vec::new()),
+            stood: vec![gap(900, 600, 0), gap(2000, 4500, 0)],
+            answers_lost: 0,
+            ipv6: stream(Vec::new()),
+            multicast: stream(Vec::new()),
+        };
+        assert_eq!(report.longest_of_network(), MS * 500);
     }
 
     #[test]

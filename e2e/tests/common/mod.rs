@@ -8,6 +8,7 @@
 )]
 
 use std::{
+    any::Any,
     fs,
     net::Ipv4Addr,
     panic::{AssertUnwindSafe, resume_unwind},
@@ -53,9 +54,11 @@ pub async fn whole_within(
 pub async fn on_cluster(cluster: &mut Cluster, test: impl AsyncFnOnce(&mut Cluster)) {
     if let Err(why) = AssertUnwindSafe(test(&mut *cluster)).catch_unwind().await {
         cluster.keep_evidence().await;
-        if let Some(fault) = cluster.find_reset() {
+        let reset = cluster.find_reset().map(|fault| fault.to_string());
+        let node_lost = Some(said(&*why)).filter(|why| Fault::is_emulations_by(why));
+        if let Some(fault) = reset.or_else(|| node_lost.map(str::to_owned)) {
             eprintln!("RESET: {fault}");
-            resume_unwind(Box::new(fault.to_string()));
+            resume_unwind(Box::new(fault));
         }
         resume_unwind(why);
     }
@@ -74,19 +77,25 @@ pub async fn twice(name: &str, attempt: impl AsyncFn(&str)) {
         let Err(why) = AssertUnwindSafe(attempt(&this)).catch_unwind().await else {
             return;
         };
-        let is_emulations = why
-            .downcast_ref::<String>()
-            .is_some_and(|why| Fault::is_emulations_by(why));
-        if is_emulations && forgiven < FORGIVEN {
+        let reason = said(&*why);
+        if Fault::is_emulations_by(reason) && forgiven < FORGIVEN {
             forgiven += 1;
         } else {
             failures += 1;
         }
+        let reason = reason.lines().next().unwrap_or_default().to_owned();
         if failures == 2 {
             resume_unwind(why);
         }
-        eprintln!("AGAIN: {name} has failed, see above; it is started once more");
+        eprintln!("AGAIN: {name} has failed, see above; it is started once more: {reason}");
     }
+}
+
+/// What a panic says.
+fn said(why: &(dyn Any + Send)) -> &str {
+    let text = why.downcast_ref::<&str>().copied();
+    text.or_else(|| why.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or_default()
 }
 
 /// Whether a NIC's traffic runs so.

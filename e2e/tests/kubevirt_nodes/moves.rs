@@ -60,10 +60,12 @@ impl Story<'_> {
         eprintln!("figure: API writes of a migration: {operator} of the operator, {agents} of both agents");
         let ours = self.moved(ours, &web, "hybridnic").await;
         let on_standby = history.without_vf().await;
-        let [ours, theirs] = [ours, theirs].map(|report| report.round_trip.longest());
-        eprintln!("figure: hybridnic: {on_standby:.1?} on its standby, {ours:.1?} of it without network");
+        let [longest, theirs_longest] = [&ours, &theirs].map(|report| report.round_trip.longest());
+        eprintln!("figure: hybridnic: {on_standby:.1?} on its standby, {longest:.1?} of it without network");
         // It has nothing but its VF.
-        eprintln!("figure: sriov: {{}}: {theirs:.1?} without its VF, and without network");
+        eprintln!("figure: sriov: {{}}: {theirs_longest:.1?} without its VF, and without network");
+        // Whatever the nodes' busy processors make of both.
+        let [ours, theirs] = [ours, theirs].map(|report| report.longest_of_network());
         assert!(ours < theirs / 2, "{ours:?} is not much less than {theirs:?}");
     }
 
