@@ -26,7 +26,7 @@ fi
 mkdir -p "$cache"
 exec 9>"$cache/node-qemu.lock"
 flock 9
-out=$cache/node-qemu-mended
+out=$cache/node-qemu-$(sha256sum <"$here/patch-qemu.py" | cut -c1-12)
 if [ ! -x "$out/qemu-system-x86_64" ]; then
 	echo "QEMU: getting a newer one for the nodes (once; 100 MB)" >&2
 	part=$out.part
