@@ -240,13 +240,14 @@ impl<'a> Story<'a> {
         let mut keeps = Vm::new(NAMESPACE, "keeps", "fast", NicSpec::new(0, 51));
         keeps.arguments = "acpiphp.disable=1 lab.rescan=1".into();
         self.start(&keeps).await;
+        // First: KubeVirt does not always evacuate a VM right after a migration of it has failed.
+        self.drain_ended(&keeps).await;
+        self.say("a drain that a guest held by keeping its VF was ended");
         self.keeps_its_vf(&keeps).await;
         self.target_deleted(&keeps).await;
-        self.say("a guest that keeps its VF has held its migrations, and nothing happened to it");
+        self.say("it has held its migrations, and nothing happened to it");
         self.barrier_missed(&keeps).await;
         self.say("a target did not wait for it, and QEMU refused to send the VM");
-        self.drain_ended(&keeps).await;
-        self.say("a drain that it held was ended");
         self.end(&keeps).await;
     }
 

@@ -29,6 +29,7 @@ pub mod node;
 pub mod pinger;
 pub(crate) mod qmp;
 pub mod ssh;
+pub mod traffic;
 mod tsc;
 pub mod unplug;
 pub mod view;
@@ -57,7 +58,8 @@ pub use inside::Inside;
 pub use managed::Manager;
 pub use net::Net;
 pub use node::Node;
-pub use pinger::{Pinger, Report, Stream};
+pub use pinger::Pinger;
+pub use traffic::{Gap, Report, Stream};
 pub use unplug::deaf;
 pub use view::{Failover, Macvtap, NetView, Netdev, Vf};
 

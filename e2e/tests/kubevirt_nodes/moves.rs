@@ -169,8 +169,7 @@ impl Story<'_> {
         }
         for (vm, pinger) in both.into_iter().zip(pingers) {
             self.arrived(vm, asked, &format!("{} crossed", vm.name)).await;
-            // No bound: while both come, the emulated nodes are far too busy for one.
-            gaps(
+            moved(
                 &common::watched_with(pinger, BUSY).await,
                 &format!("{} crossed", vm.name),
             );
