@@ -126,7 +126,7 @@ done
 # What the emulation needed a second try for, counted: see docs/testing.md.
 echo "=== started once more: $(cat "$logs"/*.log | grep -c '^AGAIN' || true)," \
 	"frozen guests: $(cat "$logs"/*.log | grep -c '^FROZEN' || true)," \
-	"guests that reset themselves and nodes that panicked: $(cat "$logs"/*.log | grep -c '^RESET' || true)"
+	"guests that reset themselves: $(cat "$logs"/*.log | grep -c '^RESET' || true)"
 # said_by LINES LOG: what tests said of their failures, each place once, for a property test that looks for its smallest case fails hundreds
 # of times.
 said_by() {

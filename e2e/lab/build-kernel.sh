@@ -2,7 +2,7 @@
 # Builds the lab's small kernel and prints the path of its vmlinux.
 #
 # Usage: build-kernel.sh [--path]     --path only prints where the kernel is or would be.
-# Source: Debian's package linux-source-6.12, with kernel-*.patch. Takes 10 minutes on 2 cores, once: the result is cached
+# Source: Debian's package linux-source-6.12, with kernel-*.patch. Takes 5 minutes on 2 cores, once: the result is cached
 # under a name made of the source's, the patches' and the configuration's contents.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -27,7 +27,7 @@ flock 9
 if [ ! -f "$out/vmlinux" ]; then
 	# The build tree is kept between configurations: a change then costs minutes less.
 	tree=$cache/linux-source
-	echo "kernel: building it into $out (once; 10 minutes on two idle cores)" >&2
+	echo "kernel: building it into $out (once; 5 minutes on two idle cores)" >&2
 	if [ ! -f "$tree/.unpacked" ]; then
 		rm -rf "$tree"
 		mkdir -p "$tree"

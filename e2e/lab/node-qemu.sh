@@ -26,15 +26,14 @@ fi
 mkdir -p "$cache"
 exec 9>"$cache/node-qemu.lock"
 flock 9
-out=$cache/node-qemu-$(sha256sum <"$here/patch-qemu.py" | cut -c1-12)
+out=$cache/node-qemu-$(cat "$here/patch-qemu.py" "$here/node-qemu.sh" "$here/unpack.sh" | sha256sum | cut -c1-12)
 if [ ! -x "$out/qemu-system-x86_64" ]; then
 	echo "QEMU: getting a newer one for the nodes (once; 100 MB)" >&2
 	part=$out.part
 	rm -rf "$part"
 	mkdir -p "$part"
 	"$here/unpack.sh" "$part/root" "trixie trixie-backports" qemu-system-x86
-	# Without it guests are frozen or reset now and then; a test that fails so is started once more.
-	python3 "$here/patch-qemu.py" "$part/root/usr/bin/qemu-system-x86_64" >&2 || true
+	python3 "$here/patch-qemu.py" "$part/root/usr/bin/qemu-system-x86_64" >&2 || touch "$part/unpatched"
 	cd "$part"
 	cat >qemu-system-x86_64 <<-'RUN'
 		#!/bin/sh
@@ -48,5 +47,9 @@ if [ ! -x "$out/qemu-system-x86_64" ]; then
 	./qemu-system-x86_64 --version >&2
 	rm -rf "$out"
 	mv "$part" "$out"
+fi
+# It works, but not always: a test that fails so is started once more.
+if [ -e "$out/unpatched" ]; then
+	echo "QEMU: $out has faults that could not be patched: nodes panic, and guests freeze or reset themselves, now and then (e2e/lab/README.md)" >&2
 fi
 echo "$out/qemu-system-x86_64"

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Patches two faults of QEMU's emulated SVM in a copy of its program. See README.md, "Interrupts that came twice" and "flags that were lost".
+"""Patches two faults of QEMU's emulated SVM in a copy of its program. See README.md, "Interrupts that came twice" and "A node that
+panics in `__svm_vcpu_run`".
 
 Usage: patch-qemu.py PROGRAM
 

@@ -124,7 +124,7 @@ async fn told(name: &str, tale: Tale) {
     let say = |what: &str| eprintln!("--- {what}");
     let started = Cluster::start_for_kubevirt(name, tale.kernel(), MEMORY, &images, say).await;
     let mut cluster = started.unwrap();
-    let dead = cluster.node_lost();
+    let dead = cluster.lab.node_ended();
     on_cluster(&mut cluster, async |cluster: &mut Cluster| {
         let story = async {
             let story = Story::begin(cluster, began).await;

@@ -44,7 +44,7 @@ async fn story(name: &str) {
     let began = Instant::now();
     let say = |what: &str| eprintln!("--- {what}");
     let mut cluster = Cluster::start(name, say).await.unwrap();
-    let dead = cluster.node_lost();
+    let dead = cluster.lab.node_ended();
     let test = async |cluster: &mut Cluster| whole(Box::pin(flight(cluster, began)), dead).await;
     on_cluster(&mut cluster, test).await;
 }

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use futures::FutureExt as _;
-
 use crate::lab::Node;
 use crate::world::Fault;
 
@@ -64,11 +62,6 @@ impl Cluster {
             "a guest on {} came to a triple fault",
             node.name()
         )))
-    }
-
-    /// Waits until a node is gone. Does not keep the cluster alive.
-    pub fn node_lost(&self) -> impl Future<Output = Fault> + use<> {
-        self.lab.node_ended().map(Fault::Reset)
     }
 
     fn keep(&self, name: &str, text: &str) {

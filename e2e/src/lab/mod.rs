@@ -50,7 +50,7 @@ pub use accel::Accel;
 pub use capture::{Capture, Frame};
 pub use dhcp::Dhcp;
 pub use exec::{Output, Process};
-pub use fate::Fate;
+pub use fate::{Fate, died_in_svm};
 pub use guest::{Guest, GuestNic, GuestSpec};
 pub use hardware::{COMMON, NodeOptions};
 pub use image::Kernel;
@@ -59,7 +59,7 @@ pub use managed::Manager;
 pub use net::Net;
 pub use node::Node;
 pub use pinger::Pinger;
-pub use traffic::{Gap, Report, Stream};
+pub use traffic::{Gap, Pause, Report, Stream};
 pub use unplug::deaf;
 pub use view::{Failover, Macvtap, NetView, Netdev, Vf};
 

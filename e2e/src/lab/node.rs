@@ -207,7 +207,13 @@ impl Node {
         async move {
             // An error means that nothing follows the console any more: it is over too.
             let _ = state.wait_for(|state| state.ended).await;
-            format!("{name} is gone:\n{}", last_words(&console_of(&dir)))
+            let console = console_of(&dir);
+            let panic = console.lines().rev().find(|line| line.contains("Kernel panic"));
+            format!(
+                "{name} is gone: {}\n{}",
+                panic.unwrap_or("without a panic"),
+                last_words(&console)
+            )
         }
     }
 

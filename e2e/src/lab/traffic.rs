@@ -4,6 +4,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// From what time on a pause in the guest's stream is one of the guest, and not what a busy machine does to each packet.
 const PAUSE: Duration = Duration::from_millis(100);
+/// For how long after a pause the stream is looked at: packets that waited on their way all come soon after it.
+const AFTER: Duration = Duration::from_secs(5);
+/// So many packets before a pause say how fast the guest sends.
+const BEFORE: usize = 50;
 
 /// What became of one direction's packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,12 +31,25 @@ pub struct Gap {
     pub lost: u64,
 }
 
-impl Gap {
-    /// The time that is in both.
-    fn shared_with(&self, other: &Self) -> Duration {
-        let end = (self.from + self.length).min(other.from + other.length);
-        let from = self.from.max(other.from);
-        end.duration_since(from).unwrap_or_default()
+/// A time in which the guest itself stood still for a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    /// When the last packet before it arrived.
+    pub from: SystemTime,
+    /// When the next one did.
+    pub until: SystemTime,
+    /// For how long of that the guest stood still.
+    pub length: Duration,
+}
+
+impl Pause {
+    /// For how long of a gap it stood still, at least.
+    fn within(&self, gap: &Gap) -> Duration {
+        let between = |from: SystemTime, until: SystemTime| until.duration_since(from).unwrap_or_default();
+        let both = between(self.from.max(gap.from), self.until.min(gap.from + gap.length));
+        // It may have stood still in all of the time that is not the gap's.
+        let outside = between(self.from, self.until).saturating_sub(both);
+        self.length.saturating_sub(outside)
     }
 }
 
@@ -65,7 +82,7 @@ pub struct Report {
     /// The guest's own stream, from the first packet that arrived to the last.
     pub from_guest: Stream,
     /// When the guest itself stood still, oldest first: it sent nothing. QEMU stops it in a migration, and a busy machine lets it wait.
-    pub stood: Vec<Gap>,
+    pub stood: Vec<Pause>,
     /// Of the questions lost, those the guest has seen: the answer got lost. Right while one guest answers.
     pub answers_lost: u64,
     /// Questions of the peer by IPv6.
@@ -78,25 +95,28 @@ impl Report {
     /// For how long at most the guest was without its network while it ran: of each gap, what is left without the time in which the guest
     /// itself stood still.
     pub fn longest_of_network(&self) -> Duration {
-        let gaps = self.round_trip.gaps.iter();
-        gaps.map(|gap| gap.length.saturating_sub(self.stood_in(gap)))
-            .max()
-            .unwrap_or_default()
+        self.longest_of(&self.round_trip)
+    }
+
+    fn longest_of(&self, stream: &Stream) -> Duration {
+        let gaps = stream.gaps.iter();
+        let networks = gaps.map(|gap| gap.length.saturating_sub(self.stood_in(gap)));
+        networks.max().unwrap_or_default()
     }
 
     /// For how long of a gap the guest stood still.
     pub fn stood_in(&self, gap: &Gap) -> Duration {
-        self.stood.iter().map(|pause| gap.shared_with(pause)).sum()
+        self.stood.iter().map(|pause| pause.within(gap)).sum()
     }
 
-    /// Says what is wrong, if IPv6 or the group was without traffic for longer than IPv4 and this.
+    /// Says what is wrong, if IPv6 or the group was without traffic for longer than IPv4 and this, while the guest ran.
     pub fn beside(&self, slack: Duration) -> Result<(), String> {
-        let most = self.round_trip.longest() + slack;
+        let most = self.longest_of_network() + slack;
         for (name, stream) in [("IPv6", &self.ipv6), ("multicast", &self.multicast)] {
-            if stream.received == 0 || stream.longest() > most {
+            if stream.received == 0 || self.longest_of(stream) > most {
                 return Err(format!(
-                    "{name}: {} of {} answered, gaps {:#?}; IPv4's {:#?}",
-                    stream.received, stream.sent, stream.gaps, self.round_trip.gaps
+                    "{name}: {} of {} answered, gaps {:#?}; IPv4's {:#?}; the guest stood still: {:#?}",
+                    stream.received, stream.sent, stream.gaps, self.round_trip.gaps, self.stood
                 ));
             }
         }
@@ -185,34 +205,54 @@ pub(super) fn from_guest(stream: &[(u64, Instant)], period: Duration, clock: &Cl
     }
 }
 
-/// Pauses of the guest itself, without the time that it took to send the packets that were lost meanwhile. No more may come after one than the
-/// guest sends in that time: otherwise it has sent on, and they waited on their way.
-pub(super) fn stood(stream: &[(u64, Instant)], period: Duration, clock: &Clock) -> Vec<Gap> {
+/// Pauses of the guest itself. By the numbers of what comes after a gap in the stream it is known how much the guest has sent meanwhile, lost or
+/// late, and so for how long it has run.
+pub(super) fn stood(stream: &[(u64, Instant)], period: Duration, clock: &Clock) -> Vec<Pause> {
     let mut pauses = Vec::new();
     for (at, pair) in stream.windows(2).enumerate() {
-        let [(before, left), (after, came)] = pair else {
+        let [(before, left), (_, came)] = pair else {
             continue;
         };
-        let Some(sent) = after.checked_sub(*before) else {
+        if came.saturating_duration_since(*left) <= PAUSE {
             continue;
-        };
-        let ran = period.saturating_mul(u32::try_from(sent).unwrap_or(u32::MAX));
-        let length = came.saturating_duration_since(*left).saturating_sub(ran);
-        let with_it = stream
+        }
+        let period = pace(&stream[at.saturating_sub(BEFORE)..=at]).max(period);
+        let after = stream[at + 1..]
             .iter()
-            .skip(at + 1)
-            .take_while(|(_, one)| *one < *came + PAUSE);
-        // One may wait to be sent, and one comes with a timer's slack.
-        let sent_in_that = PAUSE.as_nanos() / period.as_nanos().max(1) + 2;
-        if length > PAUSE && with_it.count() as u128 <= sent_in_that {
-            pauses.push(Gap {
+            .take_while(|(_, one)| *one < *came + AFTER);
+        // A guest that begins to count again has booted: nothing is known of it.
+        let length = after.map(|(number, one)| {
+            let sent = number
+                .checked_sub(*before)
+                .and_then(|sent| u32::try_from(sent).ok());
+            let ran = period.saturating_mul(sent.unwrap_or(u32::MAX));
+            one.saturating_duration_since(*left).saturating_sub(ran)
+        });
+        if let Some(length) = length.min().filter(|length| *length > PAUSE) {
+            pauses.push(Pause {
                 from: clock.wall(*left),
+                until: clock.wall(*came),
                 length,
-                lost: 0,
             });
         }
     }
     pauses
+}
+
+/// The time between two packets of a guest that runs; nothing where too few are known.
+fn pace(stream: &[(u64, Instant)]) -> Duration {
+    let between = stream.windows(2).filter_map(|pair| {
+        let [(before, left), (after, came)] = pair else {
+            return None;
+        };
+        let sent = after
+            .checked_sub(*before)
+            .and_then(|sent| u32::try_from(sent).ok())?;
+        came.saturating_duration_since(*left).checked_div(sent)
+    });
+    let mut between: Vec<_> = between.collect();
+    between.sort_unstable();
+    between.get(between.len() / 2).copied().unwrap_or_default()
 }
 
 /// The guest counts what it sees: between two answers, what it counted beyond the answers themselves was answered in
@@ -274,6 +314,9 @@ mod tests {
         assert_eq!(pauses(&stream(regular(20, 2190).collect())), [MS * 1990]);
         // It has sent ten that were lost.
         assert_eq!(pauses(&stream(regular(30, 2190).collect())), [MS * 1890]);
+        // One that waited comes first, and then what it sends now.
+        let held = [(20, at(2190))].into_iter().chain(regular(220, 2191));
+        assert!(pauses(&stream(held.collect())).is_empty());
         let waited = stream((20..220).map(|n| (n, at(2190))).collect());
         assert!(pauses(&waited).is_empty());
         assert!(pauses(&stream(regular(220, 2190).collect())).is_empty());
@@ -282,25 +325,34 @@ mod tests {
     #[test]
     fn what_is_left_of_a_gap_is_the_networks() {
         let from = SystemTime::now();
-        let gap = |after: u32, length: u32, lost| Gap {
+        let gap = |after: u32, length: u32| Gap {
             from: from + MS * after,
             length: MS * length,
-            lost,
+            lost: 1,
+        };
+        let pause = |after: u32, until: u32, length: u32| Pause {
+            from: from + MS * after,
+            until: from + MS * until,
+            length: MS * length,
         };
         let stream = |gaps| Stream {
             sent: 0,
             received: 0,
             gaps,
         };
-        let report = Report {
-            round_trip: stream(vec![gap(0, 100, 10), gap(1000, 5000, 500)]),
+        let report = |gap: Gap, pause: Pause| Report {
+            round_trip: stream(vec![gap]),
             from_guest: stream(Vec::new()),
-            stood: vec![gap(900, 600, 0), gap(2000, 4500, 0)],
+            stood: vec![pause],
             answers_lost: 0,
             ipv6: stream(Vec::new()),
             multicast: stream(Vec::new()),
         };
-        assert_eq!(report.longest_of_network(), MS * 500);
+        let left = |gap, pause| report(gap, pause).longest_of_network();
+        assert_eq!(left(gap(1000, 5000), pause(900, 6000, 4500)), MS * 600);
+        // It may have stood still after the gap.
+        assert_eq!(left(gap(0, 10_000), pause(0, 15_000, 5000)), MS * 10_000);
+        assert_eq!(left(gap(0, 10_000), pause(20_000, 25_000, 5000)), MS * 10_000);
     }
 
     #[test]

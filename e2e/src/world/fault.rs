@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::World;
-use crate::lab::{Fate, Guest};
+use crate::lab::{Fate, Guest, died_in_svm};
 
 /// Between two looks for a frozen guest.
 const LOOK: Duration = Duration::from_secs(15);
@@ -21,7 +21,7 @@ const EMULATIONS: &str = "the emulation has failed, not hybridnic";
 /// Something that ends whatever a world was made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// The emulation's: a guest has reset itself, or a node's kernel has panicked. No program of ours has power over their processors.
+    /// The emulation's: a machine has reset itself, or is gone. No program of ours has power over its processor.
     Reset(String),
     /// The emulation's: a machine does not go on, because a timer of its processor was lost.
     Frozen(String),
@@ -50,7 +50,7 @@ impl Fault {
 
     /// Whether a panic's text is that of a fault of the emulation.
     pub fn is_emulations_by(words: &str) -> bool {
-        words.starts_with(EMULATIONS)
+        words.starts_with(EMULATIONS) || died_in_svm(words)
     }
 
     /// Waits for a guest's end that nobody asked for, and says whose fault it is.

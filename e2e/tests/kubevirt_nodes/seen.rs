@@ -24,6 +24,10 @@ pub const BUSY: Duration = Duration::from_secs(5);
 /// than 0.4 s were not the guest's own standing still; KubeVirt's own interface was away for 18 to 57 s. A node that compiles besides may hold up
 /// the agent, too, for some seconds.
 pub const AWAY: Duration = Duration::from_secs(15);
+/// For how long at most a guest may answer nothing, whatever the reason: twice what a busy node has made of it.
+const STILL: Duration = Duration::from_secs(20);
+/// The same in a migration.
+const STILL_MOVING: Duration = Duration::from_mins(1);
 
 /// A part of an object.
 pub fn at<'a>(object: &'a DynamicObject, pointer: &str) -> &'a Value {
@@ -108,22 +112,23 @@ pub fn gaps(report: &Report, what: &str) {
 
 /// No more than an emulated node may be busy with something else: an answer that comes late counts as lost.
 pub fn hardly_lost(report: &Report, what: &str) {
-    away_less_than(BUSY, report, what);
+    away_less_than(BUSY, STILL, report, what);
 }
 
 /// The same of a migration that succeeds.
 pub fn moved(report: &Report, what: &str) {
-    away_less_than(AWAY, report, what);
+    away_less_than(AWAY, STILL_MOVING, report, what);
 }
 
-/// A guest that gets no time of its node's busy processors has not lost its network.
-fn away_less_than(most: Duration, report: &Report, what: &str) {
+/// A guest that gets no time of its node's busy processors has not lost its network. But what is done to it must not hold it up for long, either.
+fn away_less_than(most: Duration, still: Duration, report: &Report, what: &str) {
     gaps(report, what);
-    let longest = report.longest_of_network();
+    let (longest, network) = (report.round_trip.longest(), report.longest_of_network());
     assert!(
-        longest < most,
-        "{what}: {longest:?} without network while the guest ran"
+        network < most,
+        "{what}: {network:?} without network while the guest ran"
     );
+    assert!(longest < still, "{what}: {longest:?} without an answer");
 }
 
 /// What our programs have written to the API server, but for the operator's lease: the operator's, and the agents'.

@@ -14,7 +14,7 @@ use futures::FutureExt as _;
 use hybridnic_api::v1alpha1::HybridNode;
 use hybridnic_e2e::{
     lab::{Kernel, Lab, LabOptions, Node},
-    world::{Fault, NETWORK, NETWORK_YAML, World, WorldOptions},
+    world::{NETWORK, NETWORK_YAML, World, WorldOptions},
 };
 use libtest_mimic::Trial;
 use tokio::runtime::Runtime;
@@ -129,7 +129,7 @@ impl Suite {
                         ..LabOptions::new(name)
                     };
                     let lab = Lab::start(options).await.expect("a lab");
-                    whole(test(&lab), lab.node_ended().map(Fault::Reset)).await;
+                    whole(test(&lab), lab.node_ended()).await;
                 })
                 .await;
             });

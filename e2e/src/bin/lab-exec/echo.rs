@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hybridnic_e2e::lab::wire::Probe;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto, setsockopt, sockopt};
 
 /// A peer that has not asked for this long has gone.
 const PEER_GONE: Duration = Duration::from_mins(1);
@@ -46,7 +47,7 @@ pub(crate) fn main(address: &str) -> io::Result<()> {
             rate,
         );
         // Lost answers are what the peer measures, also those that this host could not send.
-        let _ = socket.send_to(&Probe::Answer { seq, seen }.encode(), from);
+        say(&socket, Probe::Answer { seq, seen }, from);
     }
 }
 
@@ -78,6 +79,16 @@ fn note(peers: &mut Vec<Peer>, address: SocketAddr, rate: u32) -> u64 {
     1
 }
 
+/// Sends a probe, and does not wait where the device takes none: a guest whose network is stuck goes on, and what it could not send is lost.
+fn say(socket: &UdpSocket, probe: Probe, to: SocketAddr) {
+    let _ = sendto(
+        socket.as_raw_fd(),
+        &probe.encode(),
+        &SockaddrStorage::from(to),
+        MsgFlags::MSG_DONTWAIT,
+    );
+}
+
 /// Sends each peer its stream. One thread and one rate, the highest asked for, are enough for a lab.
 fn stream(socket: &UdpSocket, peers: &Mutex<Vec<Peer>>) {
     loop {
@@ -85,7 +96,7 @@ fn stream(socket: &UdpSocket, peers: &Mutex<Vec<Peer>>) {
             let mut peers = peers.lock().unwrap_or_else(PoisonError::into_inner);
             peers.retain(|p| p.asked.elapsed() < PEER_GONE);
             for peer in peers.iter_mut().filter(|p| p.rate > 0) {
-                let _ = socket.send_to(&Probe::Stream { seq: peer.next }.encode(), peer.address);
+                say(socket, Probe::Stream { seq: peer.next }, peer.address);
                 peer.next += 1;
             }
             peers.iter().map(|p| p.rate).max().unwrap_or(0)
