@@ -17,7 +17,7 @@ use super::{
     },
 };
 use crate::{
-    common::{SOON, check_fast_path, fast_on, vm_on_fast_path},
+    common::{LATER, SOON, check_fast_path, fast_on, vm_on_fast_path},
     suite::until_free,
 };
 
@@ -107,8 +107,10 @@ async fn given_up(world: &World, spec: &VmSpec, clean: &str) {
             let deletion = ["delete", "qrestore", name, "--wait=false"];
             world.kubectl(&deletion).await.unwrap();
         }
-        // Once its agent is told so, QEMU may be done with loading.
         until_called_off(world, &pod).await;
+        // Until then it must not be done with loading: a VM that runs is ended by nobody.
+        let ended = target.guest.qemu().wait(LATER).await.unwrap();
+        assert_eq!(ended, Some(0), "QEMU was ended");
         pods_get(world, "max 100000").await;
         if more.is_empty() {
             let deletion = ["delete", "qrestore", name, "--ignore-not-found", "--timeout=120s"];
@@ -119,11 +121,6 @@ async fn given_up(world: &World, spec: &VmSpec, clean: &str) {
             assert!(why.starts_with("DeadlineExceeded"), "{why}");
             assert_eq!(phase(done.status.as_ref()), MigrationPhase::Failed);
         }
-        assert_eq!(
-            target.guest.qemu().wait(SOON).await.unwrap(),
-            Some(0),
-            "QEMU was ended"
-        );
         world.until_footprint(2, clean).await.unwrap();
         until_free(world, 2).await.unwrap();
         let now = sh(world, 1, &format!("stat -c %s {file} {file}.hybridnic.json")).await;
