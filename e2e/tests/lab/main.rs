@@ -33,6 +33,7 @@ mod pool;
 mod profile;
 mod readme;
 mod save;
+mod standby;
 mod suite;
 mod unfit;
 
@@ -63,6 +64,7 @@ fn main() {
         profile::tests,
         drain::tests,
         save::tests,
+        standby::tests,
         devices::tests,
         containment::tests,
     ];
