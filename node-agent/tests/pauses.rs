@@ -515,7 +515,7 @@ async fn between_qemus_event_and_the_standby_nothing_else_is_asked() {
     assert_eq!(Others::now(&broker), before);
     for (what, times) in [
         ("STOP to down", down),
-        ("of which the kernel alone takes", kernel),
+        ("a macvtap set down by the kernel alone", kernel),
         ("RESUME to up", up),
     ] {
         let (longest, middle) = figures(times);
