@@ -59,7 +59,7 @@ pub use managed::Manager;
 pub use net::Net;
 pub use node::Node;
 pub use pinger::Pinger;
-pub use traffic::{Gap, Pause, Report, Stream};
+pub use traffic::{Report, Stream};
 pub use unplug::deaf;
 pub use view::{Failover, Macvtap, NetView, Netdev, Vf};
 

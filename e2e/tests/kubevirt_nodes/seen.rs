@@ -24,9 +24,9 @@ pub const BUSY: Duration = Duration::from_secs(5);
 /// than 0.4 s were not the guest's own standing still; KubeVirt's own interface was away for 18 to 57 s. A node that compiles besides may hold up
 /// the agent, too, for some seconds.
 pub const AWAY: Duration = Duration::from_secs(15);
-/// For how long at most a guest may answer nothing, whatever the reason: twice what a busy node has made of it.
+/// For how long at most a guest may answer nothing, whatever the reason.
 const STILL: Duration = Duration::from_secs(20);
-/// The same in a migration.
+/// The same in a migration: twice what two nodes have made of it that were busy with two VMs at once.
 const STILL_MOVING: Duration = Duration::from_mins(1);
 
 /// A part of an object.

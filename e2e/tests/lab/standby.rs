@@ -62,7 +62,7 @@ async fn second(world: &mut World) {
     );
 }
 
-/// The devices in an interface that `net_failover` has made, by their numbers.
+/// Names of the devices in an interface that `net_failover` has made.
 fn in_it<'a>(view: &'a NetView, master: &'a str) -> impl Iterator<Item = &'a String> {
     let all = view.0.iter().filter(move |n| n.master.as_deref() == Some(master));
     all.map(|n| &n.name)
