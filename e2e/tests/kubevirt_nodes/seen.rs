@@ -21,7 +21,7 @@ use super::{LONG, NAMESPACE, SOON};
 pub const BUSY: Duration = Duration::from_secs(5);
 
 /// For how long at most a guest that runs may be without its network in a migration that succeeds. Of gaps of 1 to 23 s that were measured, less
-/// than 0.4 s were not the guest's own standing still; KubeVirt's own interface was away for 18 to 57 s. A node that compiles besides may hold up
+/// than 0.7 s were not the guest's own standing still; KubeVirt's own interface was away for 18 to 57 s. A node that compiles besides may hold up
 /// the agent, too, for some seconds.
 pub const AWAY: Duration = Duration::from_secs(15);
 /// For how long at most a guest may answer nothing, whatever the reason.
