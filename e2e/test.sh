@@ -7,9 +7,12 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 # In their order, and those that run only where they are named.
-readonly tiers="setup check unit kernel cluster lab cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults lint model monitoring fast"
+readonly tiers="setup check unit kernel cluster cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults lab lint model monitoring fast"
 readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults"
-# The lab leaves half of two processors. These only compute, so they run from its beginning on, on what is left.
+# The lab takes half an hour, and leaves more than half of two processors. So it begins with this tier, beside it and all that follow; when they
+# are through, a second run takes what tests are left.
+readonly lab_from=cluster
+# These only compute: from then on too, on what is left.
 readonly beside="lint model monitoring fast"
 
 passed=0 summary=() failures=()
@@ -54,45 +57,61 @@ build_ahead() {
 	fi
 }
 
-# Runs what goes beside others, one tier after the other, each with its result in a file.
+# aside NAME: runs a tier beside others, with its result in a file.
+aside() {
+	local start=$SECONDS rc
+	make "$1" >"$logs/$1.log" 2>&1
+	rc=$?
+	echo "$rc $((SECONDS - start))" >"$logs/$1.result"
+}
+
+run_lab() { aside lab; }
+
 run_beside() {
-	local name start rc
+	local name
 	# What others wait for comes first.
 	flock "$logs/build_ahead.lock" true
 	for name in $beside; do
-		is_wanted "$name" || continue
-		start=$SECONDS
-		make "$name" >"$logs/$name.log" 2>&1
-		rc=$?
-		echo "$rc $((SECONDS - start))" >"$logs/$name.result"
+		if is_wanted "$name"; then aside "$name"; fi
 	done
 }
 
-# Waits for them, and says what they said. One without a result has not ended by itself, and that is a failure.
-collect_beside() {
-	local name rc took
-	wait "${idle[run_beside]}"
-	for name in $beside; do
-		is_wanted "$name" || continue
-		echo "=== $name, beside others"
-		cat "$logs/$name.log"
-		rc=1 took=0
-		[ -s "$logs/$name.result" ] && read -r rc took <"$logs/$name.result"
-		ended "$name" "$rc" "$took" ", beside others"
-	done
+# collect NAME [RC]: waits for the function that runs it, shows what the tier has said, and reports it; failed if RC is not 0. One without a
+# result has not ended by itself, and that is a failure.
+collect() {
+	local name=$1 rc=1 took=0 other=${2:-0}
+	echo "=== $name, beside others"
+	cat "$logs/$name.log"
+	[ -s "$logs/$name.result" ] && read -r rc took <"$logs/$name.result"
+	ended "$name" $((rc | other)) "$took" ", beside others"
+}
+
+# What tests the lab's run beside us has not come to yet, we take.
+share_lab() {
+	local rc
+	echo "=== lab: a second run takes what is left"
+	make lab 2>&1 | tee "$logs/lab-second.log"
+	rc=$?
+	wait "${begun[run_lab]}"
+	collect lab "$rc"
+	# What failed is looked for in one log.
+	cat "$logs/lab-second.log" >>"$logs/lab.log"
+	rm "$logs/lab-second.log"
 }
 
 # is_wanted NAME: whether a tier runs, without being named or because it is.
 is_wanted() { [[ " $named " != *" $1 "* || " $wanted " == *" $1 "* ]]; }
 
-# in_idle_time FUNCTION: begins it in the class that gets what nobody else wants, in a process group of its own, to be ended with all that it
-# has started. It has a lock of its name while it runs.
-declare -A idle=()
-in_idle_time() {
-	setsid chrt --idle 0 nice -n 19 ionice -c 3 flock "$logs/$1.lock" "$BASH" e2e/test.sh --function "$1" "$wanted" >"$logs/$1.log" 2>&1 &
-	idle[$1]=$!
+# begin FUNCTION [COMMAND...]: begins it by that command, in a process group of its own, to be ended with all that it has started. It has a
+# lock of its name while it runs.
+declare -A begun=()
+begin() {
+	setsid "${@:2}" flock "$logs/$1.lock" "$BASH" e2e/test.sh --function "$1" "$wanted" >"$logs/$1.log" 2>&1 &
+	begun[$1]=$!
 }
-end_idle() {
+# What gets what nobody else wants.
+readonly idle=(chrt --idle 0 nice -n 19 ionice -c 3)
+end_begun() {
 	local pid
 	# Of one that has ended, the number may be another process's.
 	for pid in $(jobs -pr); do kill -- "-$pid" 2>/dev/null; done
@@ -107,21 +126,35 @@ for name in "$@"; do
 	[[ " $tiers " == *" $name "* ]] || { echo "no such tier: $name; there are: $tiers" >&2; exit 2; }
 done
 readonly wanted=$*
-rm -f "$logs"/*.{log,result}
-trap end_idle EXIT
+rm -rf "$logs"/*.{log,result,shared}
+trap end_begun EXIT
+export LAB_SHARED=$PWD/$logs/lab.shared
+mkdir -p "$LAB_SHARED"
 for name in $tiers; do
 	is_wanted "$name" || continue
 	[[ " $beside " != *" $name "* ]] || continue
 	case $name in
 	# Before that, compiling takes all there is.
-	unit) in_idle_time build_ahead ;;
-	lab) in_idle_time run_beside ;;
+	unit) begin build_ahead "${idle[@]}" ;;
+	"$lab_from")
+		begin run_lab
+		begin run_beside "${idle[@]}"
+		;;
+	lab)
+		share_lab
+		continue
+		;;
 	esac
 	tier "$name"
 	# Without its tools nothing else can run.
 	[ "$name" = setup ] && [ "${#failures[@]}" -gt 0 ] && break
 done
-[[ -v idle[run_beside] ]] && collect_beside
+if [[ -v begun[run_beside] ]]; then
+	wait "${begun[run_beside]}"
+	for name in $beside; do
+		if is_wanted "$name"; then collect "$name"; fi
+	done
+fi
 
 # What the emulation needed a second try for, counted: see docs/testing.md.
 echo "=== started once more: $(cat "$logs"/*.log | grep -c '^AGAIN' || true)," \

@@ -35,7 +35,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::process::Command;
 
 use crate::controlplane::{ControlPlane, Options};
-use crate::lab::{HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions};
+use crate::lab::{Kernel, Lab, LabOptions, Node, NodeOptions};
 use crate::until::until;
 use crate::world::{binary, repository};
 
@@ -108,7 +108,7 @@ impl Cluster {
         let lab = Lab::start(options).await.context("the lab")?;
         say("starting the control plane");
         let options = Options::new(lab.dir().join("control-plane"))
-            .reachable_at(HOST_ADDRESS.into())
+            .reachable_at(lab.site().host().into())
             .with_nodes();
         let control_plane = ControlPlane::start(options).await.context("the control plane")?;
         control_plane
@@ -118,7 +118,7 @@ impl Cluster {
         for node in lab.nodes() {
             // It goes with the link that it leads over.
             lab.net()
-                .route(&node::subnet(node.number()), node.address())
+                .route(&node.site().pods_of(node.number()), node.address())
                 .await?;
         }
         let mut cluster = Self {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use super::images;
 use crate::controlplane::{ControlPlane, tools::NodeTools};
-use crate::lab::{COMMON, HOST_ADDRESS, Node, Process};
+use crate::lab::{COMMON, Node, Process};
 
 /// In `bootstrap.yaml` too.
 const BOOTSTRAP_TOKEN: &str = "labtok.0123456789abcdef";
@@ -64,7 +64,7 @@ impl Joined {
 
     /// The configuration of the network of a node's pods.
     pub fn network(node: &Node) -> String {
-        CNI.replace("SUBNET", &subnet(node.number()))
+        CNI.replace("SUBNET", &node.site().pods_of(node.number()))
     }
 
     /// What follows a boot: all processes are started; of those before it none is left.
@@ -91,13 +91,14 @@ impl Joined {
         .await
         .context("containerd")?;
         let name = format!("--hostname-override={}", node.name());
+        let pods = format!("--cluster-cidr={}", node.site().pods());
         let proxy = node
             .spawn(
                 &[
                     "/host/bin/kube-proxy",
                     "--kubeconfig=/etc/kubernetes/proxy.kubeconfig",
                     "--proxy-mode=nftables",
-                    "--cluster-cidr=10.244.0.0/16",
+                    &pods,
                     &name,
                 ],
                 &[],
@@ -198,13 +199,11 @@ fn link(from: &Path, to: &Path) -> Result<()> {
 
 /// The files of a node's programs, by where they are.
 fn files(node: &Node, control_plane: &ControlPlane) -> Result<Vec<(&'static str, String)>> {
-    let bootstrap = control_plane
-        .login_token(BOOTSTRAP_TOKEN)
-        .at(HOST_ADDRESS.into())
-        .kubeconfig();
+    let host = node.site().host().into();
+    let bootstrap = control_plane.login_token(BOOTSTRAP_TOKEN).at(host).kubeconfig();
     let proxy = control_plane
         .login("system:kube-proxy", &[])?
-        .at(HOST_ADDRESS.into())
+        .at(host)
         .kubeconfig();
     let containerd = CONTAINERD.replace("PAUSE", &images::name("pause"));
     Ok(vec![
@@ -215,11 +214,6 @@ fn files(node: &Node, control_plane: &ControlPlane) -> Result<Vec<(&'static str,
         ("/etc/cni/net.d/10-lab.conflist", Joined::network(node)),
         ("/etc/containerd/config.toml", containerd),
     ])
-}
-
-/// The addresses of a node's pods.
-pub fn subnet(node: u8) -> String {
-    format!("10.244.{node}.0/24")
 }
 
 /// What a machine does before anything runs on it. The journal outlasts a reboot, as a node's disk does; so do the pods'
@@ -241,8 +235,8 @@ fn prepare(node: &Node, nodes: usize) -> String {
     );
     for other in 1..=u8::try_from(nodes).unwrap_or(u8::MAX) {
         if other != node.number() {
-            let via = std::net::Ipv4Addr::new(10, 78, 0, 10 + other);
-            let _ = write!(script, "ip route replace {} via {via}; ", subnet(other));
+            let (pods, via) = (node.site().pods_of(other), node.site().node(other));
+            let _ = write!(script, "ip route replace {pods} via {via}; ");
         }
     }
     script

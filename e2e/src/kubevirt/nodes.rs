@@ -13,7 +13,7 @@ use super::node::Given;
 use super::{KubeVirt, MULTUS, SCRIPT};
 use crate::cluster::Cluster;
 use crate::controlplane::tools::Built;
-use crate::lab::{HOST_ADDRESS, Kernel, Lab, Node, Process};
+use crate::lab::{Kernel, Lab, Node, Process};
 
 const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/image.sh");
 const GUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kubevirt/guest.sh");
@@ -144,7 +144,7 @@ async fn start_multus(cluster: &Cluster, node: &Node, programs: [&Path; 2]) -> R
     }
     node.run("ln -sf /host/bin/multus-shim /usr/lib/cni/multus-shim", SOON)
         .await?;
-    let host = HOST_ADDRESS.to_string();
+    let host = node.site().host().to_string();
     let port = cluster.control_plane.port().to_string();
     let environment = [
         ("KUBERNETES_SERVICE_HOST", host.as_str()),
@@ -174,7 +174,7 @@ pub(super) fn show(node: &Node, program: &Path) -> Result<()> {
 
 /// What a virt-handler finds in the launchers' root, which this host shows the node. Gives its flags.
 async fn prepare_handler(cluster: &Cluster, node: &Node, root: &Path) -> Result<Vec<String>> {
-    let api = Some(HOST_ADDRESS.into());
+    let api = Some(node.site().host().into());
     let given = Given::new(&cluster.control_plane, node.name(), node.address(), api).await?;
     let shared = node.share().join("kubevirt");
     let copied = Command::new("cp")

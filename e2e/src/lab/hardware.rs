@@ -1,11 +1,11 @@
 //! What a node is made of: its processors, memory and cards, as QEMU is told.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 
 use super::accel::Accel;
 use super::image::Images;
 use super::net::Net;
+use super::site::Site;
 use super::tsc;
 
 /// VFs that each emulated card has.
@@ -41,13 +41,14 @@ pub(super) fn netdev(pf: u8) -> String {
     format!("p{pf}")
 }
 
-/// A node's IPv6 address on the management network.
-pub(super) fn address6(number: u8) -> Ipv6Addr {
-    Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(number))
-}
-
 /// How node `number` is started.
-pub(super) fn command_line(number: u8, options: &NodeOptions, images: &Images, accel: Accel) -> Command {
+pub(super) fn command_line(
+    number: u8,
+    site: Site,
+    options: &NodeOptions,
+    images: &Images,
+    accel: Accel,
+) -> Command {
     let mut command = Command::new(&images.node_qemu);
     let mut args = |args: &[&str]| {
         command.args(args);
@@ -124,9 +125,10 @@ pub(super) fn command_line(number: u8, options: &NodeOptions, images: &Images, a
     };
     command.arg("-append").arg(format!(
         "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on iommu=pt tsc=reliable no_timer_check {clock} \
-         {KVM_ARGS} lab.name=n{number} lab.address={}/24 lab.address6={}/64 {}",
-        Ipv4Addr::new(10, 78, 0, 10 + number),
-        address6(number),
+         {KVM_ARGS} lab.name=n{number} lab.address={}/24 lab.address6={}/64 lab.gateway={} {}",
+        site.node(number),
+        site.node6(number),
+        site.host(),
         options.kernel_args
     ));
     command

@@ -5,7 +5,7 @@
 //! leads to the host, where the API server listens.
 //!
 //! ```text
-//! lab namespace: br0, 10.77.0.1 (the peer)      host: hnlab0, 10.78.0.1
+//! lab namespace: br0, 10.77.0.1 (the peer)      host: hnlab0, 10.78.0.1; a second lab has hnlab1, 10.78.1.1
 //!    │n1p0 │n1p1        │n2p0 │n2p1                  │ (bridge adm)
 //!  ┌─┴─────┴─────┐    ┌─┴─────┴─────┐          10.78.0.11, 10.78.0.12
 //!  │ n1: 2 × igb │    │ n2: 2 × igb │
@@ -28,6 +28,7 @@ pub mod net;
 pub mod node;
 pub mod pinger;
 pub(crate) mod qmp;
+pub mod site;
 pub mod ssh;
 pub mod traffic;
 mod tsc;
@@ -35,16 +36,14 @@ pub mod unplug;
 pub mod view;
 pub mod wire;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use futures::future::{FutureExt as _, select_all, try_join_all};
-use nix::fcntl::{Flock, FlockArg};
-use tokio::time::timeout;
+use site::Held;
 
 pub use accel::Accel;
 pub use capture::{Capture, Frame};
@@ -59,17 +58,11 @@ pub use managed::Manager;
 pub use net::Net;
 pub use node::Node;
 pub use pinger::Pinger;
+pub use site::Site;
 pub use traffic::{Report, Stream};
 pub use unplug::deaf;
 pub use view::{Failover, Macvtap, NetView, Netdev, Vf};
 
-/// The host's address on the network that the nodes are managed by: where an API server should listen.
-pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
-
-/// Held by the run that has the lab: its namespaces and addresses belong to the machine, for all checkouts.
-const LOCK: &str = "/run/hybridnic-lab.lock";
-/// How long another run may hold the lab before we give up: there is one lab to a machine.
-const LOCK_DEADLINE: Duration = Duration::from_mins(15);
 /// Directories of runs past that are kept for their logs.
 const RUNS_KEPT: usize = 16;
 
@@ -79,8 +72,8 @@ const RUNS_KEPT: usize = 16;
 pub enum Error {
     #[error("prepare the run's directory {path}")]
     Directory { path: PathBuf, source: io::Error },
-    #[error("another run holds the lab")]
-    Locked,
+    #[error("get a lab of the machine's")]
+    Site(#[from] site::Error),
     #[error("build the images")]
     Image(#[from] image::Error),
     #[error("set up the networks")]
@@ -120,13 +113,13 @@ impl LabOptions {
 /// die with it and the next run removes the networks.
 #[derive(Debug)]
 pub struct Lab {
-    // Fields drop in this order: machines before networks, the lock last.
+    // Fields drop in this order: machines before networks, the site last.
     nodes: Vec<Node>,
     kernel: Kernel,
     accel: Accel,
     net: Net,
     dir: PathBuf,
-    _lock: Flock<File>,
+    held: Held,
 }
 
 impl Lab {
@@ -150,16 +143,17 @@ impl Lab {
             source,
         };
         fs::create_dir_all(&root).map_err(directory)?;
-        let lock = lock(LOCK.into()).await?;
+        let held = Held::take().await?;
+        let site = held.site;
         forget_old_runs(&root).map_err(directory)?;
         let dir = root.join(format!("{}-{}", options.name, process::id()));
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).map_err(directory)?;
 
         let images = image::build(options.kernel).await?;
-        let net = Net::create(options.nodes).await?;
+        let net = Net::create(site, options.nodes).await?;
         let accel = Accel::probe(&images, net.file()).map_err(Error::Accel)?;
-        let boot = |number| Node::boot(number, &options.node, &images, accel, &net, &dir);
+        let boot = |number| Node::boot(number, site, &options.node, &images, accel, &net, &dir);
         let nodes = try_join_all((1..=options.nodes).map(boot)).await?;
         Ok(Self {
             nodes,
@@ -167,8 +161,13 @@ impl Lab {
             accel,
             net,
             dir,
-            _lock: lock,
+            held,
         })
+    }
+
+    /// Its place on the machine.
+    pub fn site(&self) -> Site {
+        self.held.site
     }
 
     /// All nodes, `n1` first.
@@ -203,32 +202,12 @@ fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(default, PathBuf::from)
 }
 
-/// Waits for the runs before us: addresses and cores are for one lab at a time.
-async fn lock(path: PathBuf) -> Result<Flock<File>, Error> {
-    let directory = |source| Error::Directory {
-        path: path.clone(),
-        source,
-    };
-    let file = File::create(&path).map_err(directory)?;
-    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => return Ok(lock),
-        Err((file, _)) => file,
-    };
-    eprintln!("--- another run holds the lab: waiting for it, {LOCK_DEADLINE:?} at most");
-    // The thread goes on waiting after a deadline missed; it then gets the lock and drops it at once.
-    let taken = tokio::task::spawn_blocking(move || Flock::lock(file, FlockArg::LockExclusive));
-    match timeout(LOCK_DEADLINE, taken).await {
-        Ok(Ok(Ok(lock))) => Ok(lock),
-        Ok(Ok(Err((_, e)))) => Err(directory(e.into())),
-        Ok(Err(_)) | Err(_) => Err(Error::Locked),
-    }
-}
-
+/// Removes the oldest directories of runs that are over.
 fn forget_old_runs(root: &Path) -> io::Result<()> {
     let mut runs = Vec::new();
     for entry in fs::read_dir(root)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
+        if entry.file_type()?.is_dir() && !is_running(&entry.path()) {
             runs.push((
                 entry.metadata()?.modified().unwrap_or(SystemTime::UNIX_EPOCH),
                 entry.path(),
@@ -241,4 +220,10 @@ fn forget_old_runs(root: &Path) -> io::Result<()> {
         fs::remove_dir_all(path)?;
     }
     Ok(())
+}
+
+/// Whether the process of a run's directory, `NAME-PID`, is there.
+fn is_running(dir: &Path) -> bool {
+    let pid = dir.to_str().and_then(|dir| dir.rsplit('-').next());
+    pid.is_some_and(|pid| Path::new("/proc").join(pid).exists())
 }

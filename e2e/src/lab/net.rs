@@ -15,13 +15,12 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::site::Site;
+
 /// The peer's side of the network between the cards.
 pub const BRIDGE: &str = "br0";
-/// The host's end of the management network.
-pub const HOST_LINK: &str = "hnlab0";
 /// Guests' subnets: the peer is 10.77.N.1/24 for each N below this, so that a guest's NICs can have one each.
 pub const SUBNETS: u8 = 16;
-const PREFIX: &str = "hnlab-";
 /// How soon the peer asks again for a guest's MAC, in milliseconds: what is lost shows within this.
 const ASK_AGAIN: &str = "250";
 
@@ -54,19 +53,21 @@ pub enum Error {
 /// The lab's network namespace and what is in it.
 #[derive(Debug)]
 pub struct Net {
+    site: Site,
     name: String,
     ns: File,
 }
 
 impl Net {
-    /// Removes what dead runs have left, then makes everything again. The caller holds the lab's lock.
-    pub(crate) async fn create(nodes: u8) -> Result<Self, Error> {
-        reap().await;
-        let name = format!("{PREFIX}{}", process::id());
+    /// Removes what dead runs have left, then makes everything again. The caller holds the site.
+    pub(crate) async fn create(site: Site, nodes: u8) -> Result<Self, Error> {
+        reap(site).await;
+        let name = format!("{}{}", site.prefix(), process::id());
         ip(&["netns", "add", &name], None).await?;
         let ns = File::open(Path::new("/run/netns").join(&name)).map_err(Error::Namespace)?;
         // From here on Drop cleans up.
-        let net = Self { name, ns };
+        let net = Self { site, name, ns };
+        let link = net.site.link();
         net.in_namespace(|| {
             for scope in ["all", "default"] {
                 fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
@@ -86,23 +87,17 @@ impl Net {
         net.batch(&ipv6_addresses()).await?;
         ip(
             &[
-                "link", "add", HOST_LINK, "type", "veth", "peer", "name", "host", "netns", &net.name,
+                "link", "add", &link, "type", "veth", "peer", "name", "host", "netns", &net.name,
             ],
             None,
         )
         .await?;
         ip(
-            &[
-                "addr",
-                "add",
-                &format!("{}/24", super::HOST_ADDRESS),
-                "dev",
-                HOST_LINK,
-            ],
+            &["addr", "add", &format!("{}/24", site.host()), "dev", &link],
             None,
         )
         .await?;
-        ip(&["link", "set", HOST_LINK, "up"], None).await?;
+        ip(&["link", "set", &link, "up"], None).await?;
         net.batch("link set host master adm up\n").await?;
         Ok(net)
     }
@@ -151,7 +146,7 @@ impl Net {
             "via",
             &via.to_string(),
             "dev",
-            HOST_LINK,
+            &self.site.link(),
         ];
         ip(&args, None).await.map(|_| ())
     }
@@ -200,7 +195,7 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        for args in [["link", "del", HOST_LINK], ["netns", "del", &self.name]] {
+        for args in [["link", "del", &self.site.link()], ["netns", "del", &self.name]] {
             // What stays behind the next run removes.
             let _ = process::Command::new("ip")
                 .args(args)
@@ -248,14 +243,19 @@ fn ipv6_addresses() -> String {
     batch
 }
 
-/// Removes namespaces of dead runs: we hold the lock, so every one there is dead.
-async fn reap() {
-    let _ = ip(&["link", "del", HOST_LINK], None).await;
+/// Removes namespaces of dead runs: we hold the site, so every one of it is dead.
+async fn reap(site: Site) {
+    let _ = ip(&["link", "del", &site.link()], None).await;
     let Ok(entries) = fs::read_dir("/run/netns") else {
         return;
     };
+    let prefix = site.prefix();
     for entry in entries.flatten() {
-        if let Some(name) = entry.file_name().to_str().filter(|name| name.starts_with(PREFIX)) {
+        if let Some(name) = entry
+            .file_name()
+            .to_str()
+            .filter(|name| name.starts_with(&prefix))
+        {
             let _ = ip(&["netns", "del", name], None).await;
         }
     }

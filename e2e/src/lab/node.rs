@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -20,10 +20,11 @@ use tokio::time::{sleep, timeout};
 use super::accel::Accel;
 use super::exec::{self, Follower, Output, Process, State, Target, await_state};
 use super::fate::{has_reset_a_guest, last_words};
-use super::hardware::{NodeOptions, address6, command_line, netdev};
+use super::hardware::{NodeOptions, command_line, netdev};
 use super::image::Images;
 use super::launch::launch;
 use super::net::Net;
+use super::site::Site;
 use super::view::{IpLink, Macvtap, Vf};
 use super::wire::{self, NODE_PORT, UP};
 use super::{guest, qmp};
@@ -66,6 +67,7 @@ pub struct Node(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     number: u8,
+    site: Site,
     name: String,
     dir: PathBuf,
     qemu: Mutex<Child>,
@@ -77,6 +79,7 @@ impl Node {
     /// Boots node `number` (1 to 9) in a directory of its own below `run`.
     pub(crate) async fn boot(
         number: u8,
+        site: Site,
         options: &NodeOptions,
         images: &Images,
         accel: Accel,
@@ -93,7 +96,7 @@ impl Node {
             name: name.clone(),
             source,
         };
-        let mut command = command_line(number, options, images, accel);
+        let mut command = command_line(number, site, options, images, accel);
         let log = |file: &str| File::create(dir.join(file)).map_err(launch_error);
         command
             .current_dir(&dir)
@@ -108,6 +111,7 @@ impl Node {
         }
         let inner = Inner {
             number,
+            site,
             name,
             dir,
             qemu: Mutex::new(qemu),
@@ -169,14 +173,19 @@ impl Node {
         self.0.number
     }
 
+    /// Its lab's place on the machine.
+    pub fn site(&self) -> Site {
+        self.0.site
+    }
+
     /// Its address on the management network.
     pub fn address(&self) -> IpAddr {
-        Ipv4Addr::new(10, 78, 0, 10 + self.0.number).into()
+        self.0.site.node(self.0.number).into()
     }
 
     /// Its IPv6 address there.
     pub fn address6(&self) -> IpAddr {
-        address6(self.0.number).into()
+        self.0.site.node6(self.0.number).into()
     }
 
     /// Where its logs are.

@@ -10,6 +10,7 @@ mod vm;
 
 use std::{
     fs, mem,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -28,7 +29,7 @@ use crate::{
     chart,
     collector::Collector,
     controlplane::{ControlPlane, Options, login::Login, tools::Tools},
-    lab::{Guest, HOST_ADDRESS, Kernel, Lab, LabOptions, Node, NodeOptions},
+    lab::{Guest, Kernel, Lab, LabOptions, Node, NodeOptions},
 };
 
 pub use fault::Fault;
@@ -141,10 +142,11 @@ impl World {
         // Alone: a node measures its clock while it boots, and badly beside others that want the processors.
         let lab = Lab::start(lab_options).await.context("the lab")?;
         say("starting the control plane");
-        let (control_plane, operator_login) = start_control_plane(lab.dir().join("control-plane")).await?;
+        let (control_plane, operator_login) =
+            start_control_plane(lab.dir().join("control-plane"), lab.site().host().into()).await?;
         let client = control_plane.client_admin();
         let collector = if options.traces {
-            Some(Collector::start(HOST_ADDRESS.into()).await?)
+            Some(Collector::start(lab.site().host().into()).await?)
         } else {
             None
         };
@@ -257,10 +259,8 @@ impl World {
 }
 
 /// The control plane with kinds and rights of the chart, and the operator's login.
-async fn start_control_plane(dir: PathBuf) -> Result<(ControlPlane, Login)> {
-    let options = Options::new(dir)
-        .reachable_at(HOST_ADDRESS.into())
-        .with_controllers();
+async fn start_control_plane(dir: PathBuf, address: IpAddr) -> Result<(ControlPlane, Login)> {
+    let options = Options::new(dir).reachable_at(address).with_controllers();
     let control_plane = ControlPlane::start(options).await.context("the control plane")?;
     chart::install_without_pods(&control_plane)
         .await

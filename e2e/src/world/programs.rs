@@ -138,7 +138,7 @@ impl World {
             .control_plane
             .login_service_account(chart::NAMESPACE, chart::AGENT, bound)
             .await?;
-        let kubeconfig = login.at(crate::lab::HOST_ADDRESS.into()).kubeconfig();
+        let kubeconfig = login.at(self.lab.site().host().into()).kubeconfig();
         node.put("/run/agent.kubeconfig", kubeconfig.as_bytes(), 0o600)
             .await?;
         let program = node.install(&stripped("hybridnic-agent", &self.lab.dir().join("bin"))?)?;

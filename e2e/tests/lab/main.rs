@@ -43,7 +43,7 @@ use suite::Suite;
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    // One lab to a machine; a test alone runs on the main thread, and its output comes as it is made.
+    // One lab to a run; a test alone runs on the main thread, and its output comes as it is made.
     arguments.test_threads = Some(1);
     let suite = Suite::new(kernel_of_the_run());
     // Each change of the kernel is another world, and so is a test that makes its own: these first.

@@ -2,10 +2,16 @@
 //!
 //! To make a world takes half a minute, so tests share one. In return each is held to leave nothing: after it, VMs and NICs
 //! are removed, and both nodes must be as they were before the first.
+//!
+//! Several runs can share the tests, each with a world of its own: `LAB_SHARED` names a directory that is the same for all of them, and was
+//! empty before the first. Each test is run by whoever comes to it first.
 
 use std::{
-    mem,
+    env,
+    fs::File,
+    io, mem,
     panic::{AssertUnwindSafe, resume_unwind},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -16,7 +22,7 @@ use hybridnic_e2e::{
     lab::{Kernel, Lab, LabOptions, Node},
     world::{NETWORK, NETWORK_YAML, World, WorldOptions},
 };
-use libtest_mimic::Trial;
+use libtest_mimic::{Completion, Trial};
 use tokio::runtime::Runtime;
 
 use crate::common::{SOON, twice, whole};
@@ -26,6 +32,8 @@ pub struct Suite {
     runtime: Runtime,
     /// What nodes and guests run, where a test does not say.
     kernel: Kernel,
+    /// Where runs that share the tests say which they have taken.
+    shared: Option<PathBuf>,
     place: Mutex<Place>,
 }
 
@@ -50,6 +58,7 @@ impl Suite {
         Arc::new(Self {
             kernel,
             runtime: Runtime::new().expect("a runtime"),
+            shared: env::var_os("LAB_SHARED").map(PathBuf::from),
             place: Mutex::default(),
         })
     }
@@ -70,13 +79,39 @@ impl Suite {
         name: &'static str,
         test: impl AsyncFn(&mut World) + Send + 'static,
     ) -> Trial {
+        self.trial(name, move |suite, place| {
+            suite.runtime.block_on(case(place, kernel, name, &test));
+        })
+    }
+
+    /// A test, unless another run has it.
+    fn trial(
+        self: &Arc<Self>,
+        name: &'static str,
+        test: impl FnOnce(&Self, &mut Place) + Send + 'static,
+    ) -> Trial {
         let suite = Arc::clone(self);
-        Trial::test(name, move || {
+        Trial::ignorable_test(name, move || {
+            if !suite.takes(name)? {
+                return Ok(Completion::ignored_with("another run has it"));
+            }
             // What a failed test has left in it is nothing: see `attempt`.
             let place = &mut *suite.place.lock().unwrap_or_else(PoisonError::into_inner);
-            suite.runtime.block_on(case(place, kernel, name, &test));
-            Ok(())
+            test(&suite, place);
+            Ok(Completion::Completed)
         })
+    }
+
+    /// Takes a test for this run, if no other has.
+    fn takes(&self, name: &str) -> io::Result<bool> {
+        let Some(shared) = &self.shared else {
+            return Ok(true);
+        };
+        match File::create_new(shared.join(name)) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// A test in a world of its own, as `options` makes it of the world's name. There is no other meanwhile.
@@ -86,9 +121,7 @@ impl Suite {
         options: fn(&str) -> WorldOptions,
         test: impl AsyncFn(&World) + Send + 'static,
     ) -> Trial {
-        let suite = Arc::clone(self);
-        Trial::test(name, move || {
-            let place = &mut *suite.place.lock().unwrap_or_else(PoisonError::into_inner);
+        self.trial(name, move |suite, place| {
             suite.runtime.block_on(async {
                 drop(place.world.take());
                 twice(name, async |name| {
@@ -99,7 +132,6 @@ impl Suite {
                 })
                 .await;
             });
-            Ok(())
         })
     }
 
@@ -115,9 +147,7 @@ impl Suite {
         name: &'static str,
         test: impl AsyncFn(&Lab) + Send + 'static,
     ) -> Trial {
-        let suite = Arc::clone(self);
-        Trial::test(name, move || {
-            let place = &mut *suite.place.lock().unwrap_or_else(PoisonError::into_inner);
+        self.trial(name, move |suite, place| {
             suite.runtime.block_on(async {
                 drop(place.world.take());
                 twice(name, async |name| {
@@ -133,7 +163,6 @@ impl Suite {
                 })
                 .await;
             });
-            Ok(())
         })
     }
 }
