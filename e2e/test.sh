@@ -7,13 +7,13 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 # In their order, and those that run only where they are named.
-readonly tiers="setup check unit kernel cluster cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults lab lint model monitoring fast"
+readonly tiers="setup check unit kernel cluster cluster-oldest kubevirt lab nodes kubevirt-nodes kubevirt-faults lint model monitoring fast"
 readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults"
-# The lab takes half an hour, and leaves more than half of two processors. So it begins with this tier, beside it and all that follow; when they
-# are through, a second run takes what tests are left.
-readonly lab_from=cluster
-# These only compute: from then on too, on what is left.
-readonly beside="lint model monitoring fast"
+# The lab takes half an hour, and leaves more than half of two processors. So it begins with the first of these tiers, beside them; when they are
+# through, a second run takes what tests are left.
+readonly beside_lab="unit kernel cluster cluster-oldest kubevirt"
+# These only compute: from then on, too, on what is left.
+readonly in_idle_time="lint model monitoring fast"
 
 passed=0 summary=() failures=()
 logs=target/test
@@ -67,11 +67,11 @@ aside() {
 
 run_lab() { aside lab; }
 
-run_beside() {
+run_idle() {
 	local name
 	# What others wait for comes first.
-	flock "$logs/build_ahead.lock" true
-	for name in $beside; do
+	build_ahead >"$logs/build_ahead.log" 2>&1
+	for name in $in_idle_time; do
 		if is_wanted "$name"; then aside "$name"; fi
 	done
 }
@@ -102,11 +102,10 @@ share_lab() {
 # is_wanted NAME: whether a tier runs, without being named or because it is.
 is_wanted() { [[ " $named " != *" $1 "* || " $wanted " == *" $1 "* ]]; }
 
-# begin FUNCTION [COMMAND...]: begins it by that command, in a process group of its own, to be ended with all that it has started. It has a
-# lock of its name while it runs.
+# begin FUNCTION [COMMAND...]: begins it by that command, in a process group of its own, to be ended with all that it has started.
 declare -A begun=()
 begin() {
-	setsid "${@:2}" flock "$logs/$1.lock" "$BASH" e2e/test.sh --function "$1" "$wanted" >"$logs/$1.log" 2>&1 &
+	setsid "${@:2}" "$BASH" e2e/test.sh --function "$1" "$wanted" >"$logs/$1.log" 2>&1 &
 	begun[$1]=$!
 }
 # What gets what nobody else wants.
@@ -132,13 +131,12 @@ export LAB_SHARED=$PWD/$logs/lab.shared
 mkdir -p "$LAB_SHARED"
 for name in $tiers; do
 	is_wanted "$name" || continue
-	[[ " $beside " != *" $name "* ]] || continue
+	[[ " $in_idle_time " != *" $name "* ]] || continue
 	case $name in
 	# Before that, compiling takes all there is.
-	unit) begin build_ahead "${idle[@]}" ;;
-	"$lab_from")
+	"${beside_lab%% *}")
 		begin run_lab
-		begin run_beside "${idle[@]}"
+		begin run_idle "${idle[@]}"
 		;;
 	lab)
 		share_lab
@@ -149,9 +147,9 @@ for name in $tiers; do
 	# Without its tools nothing else can run.
 	[ "$name" = setup ] && [ "${#failures[@]}" -gt 0 ] && break
 done
-if [[ -v begun[run_beside] ]]; then
-	wait "${begun[run_beside]}"
-	for name in $beside; do
+if [[ -v begun[run_idle] ]]; then
+	wait "${begun[run_idle]}"
+	for name in $in_idle_time; do
 		if is_wanted "$name"; then collect "$name"; fi
 	done
 fi

@@ -2,14 +2,20 @@
 
 use std::{
     fs::{self, OpenOptions},
-    os::unix::process::CommandExt as _,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{self, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
+use tokio::{
+    process::{Child, Command},
+    time::timeout,
+};
 
 use super::{World, repository};
 use crate::{chart, lab::Process};
@@ -26,33 +32,30 @@ pub enum Program {
 }
 
 impl Program {
-    /// Its process id, by the numbers of where it runs.
-    fn pid(&self) -> u32 {
+    /// Its process id, by the numbers of where it runs; `None` if it has ended.
+    fn pid(&self) -> Option<u32> {
         match self {
             Self::Here(child) => child.id(),
-            Self::OnNode(process) => process.pid(),
+            Self::OnNode(process) => Some(process.pid()),
         }
     }
 
     async fn kill(mut self) -> Result<()> {
         match &mut self {
-            Self::Here(child) => {
-                child.kill()?;
-                child.wait()?;
-            }
+            Self::Here(child) => child.kill().await?,
             Self::OnNode(process) => process.kill(DEATH).await?,
         }
         Ok(())
     }
-}
 
-impl Drop for Program {
-    fn drop(&mut self) {
-        if let Self::Here(child) = self {
-            // It may have ended already.
-            let _ = child.kill();
-            let _ = child.wait();
+    /// Asks a program of this host to end, and waits until it has.
+    async fn end(mut self) -> Result<()> {
+        if let Self::Here(child) = &mut self {
+            let pid = child.id().context("it has ended already")?.try_into()?;
+            signal::kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+            timeout(DEATH, child.wait()).await.context("it goes on")??;
         }
+        Ok(())
     }
 }
 
@@ -89,7 +92,8 @@ impl World {
             .args(self.trace_args())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log);
+            .stderr(log)
+            .kill_on_drop(true);
         // SAFETY: prctl(2) is async-signal-safe and touches no memory of ours.
         unsafe {
             command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
@@ -113,21 +117,23 @@ impl World {
         }
     }
 
-    /// Starts the operator again, with these arguments added.
+    /// Ends the operator as a kubelet does, so that it gives its lease back, and starts it again, with these arguments added.
     pub async fn restart_operator(&mut self, arguments: &[&str]) -> Result<()> {
-        self.kill_operator().await?;
+        if let Some(program) = self.operator.take() {
+            program.end().await?;
+        }
         self.options.operator_args = arguments.iter().map(ToString::to_string).collect();
         self.start_operator()
     }
 
     /// The operator's process id on this host; `None` while it is dead.
     pub fn operator_pid(&self) -> Option<u32> {
-        self.operator.as_ref().map(Program::pid)
+        self.operator.as_ref().and_then(Program::pid)
     }
 
     /// The process id of the agent of node `number`, in the node's numbers; `None` while it is dead.
     pub fn agent_pid(&self, number: usize) -> Option<u32> {
-        self.agents[number - 1].as_ref().map(Program::pid)
+        self.agents[number - 1].as_ref().and_then(Program::pid)
     }
 
     /// Starts the agent of node `number`, as the chart's service account with a token that names the node.
@@ -181,7 +187,7 @@ pub fn stripped(name: &str, dir: &std::path::Path) -> Result<PathBuf> {
     let to = dir.join(name);
     if !to.is_file() {
         fs::create_dir_all(dir)?;
-        let status = Command::new("strip")
+        let status = process::Command::new("strip")
             .arg("-o")
             .arg(&to)
             .arg(binary(name)?)

@@ -13,6 +13,7 @@ use std::{
     panic::{AssertUnwindSafe, resume_unwind},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use anyhow::Result;
@@ -97,7 +98,9 @@ impl Suite {
             }
             // What a failed test has left in it is nothing: see `attempt`.
             let place = &mut *suite.place.lock().unwrap_or_else(PoisonError::into_inner);
+            let began = Instant::now();
             test(&suite, place);
+            eprintln!("--- {:.0} s", began.elapsed().as_secs_f64());
             Ok(Completion::Completed)
         })
     }
