@@ -7,13 +7,13 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 # In their order, and those that run only where they are named.
-readonly tiers="setup check unit kernel cluster cluster-oldest kubevirt lab nodes kubevirt-nodes kubevirt-faults lint model monitoring fast"
+readonly tiers="setup check lint unit kernel cluster cluster-oldest kubevirt lab nodes kubevirt-nodes kubevirt-faults model monitoring fast"
 readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults"
-# The lab takes half an hour, and leaves more than half of two processors. So it begins with the first of these tiers, beside them; when they are
-# through, a second run takes what tests are left.
-readonly beside_lab="unit kernel cluster cluster-oldest kubevirt"
-# These only compute: from then on, too, on what is left.
-readonly in_idle_time="lint model monitoring fast"
+# The lab takes half an hour, and leaves more than half of two processors. So it begins with this tier, beside it and those that follow; when it
+# is the lab's turn, a second run takes what tests are left.
+readonly lab_from=unit
+# These only compute: from then on too, on what is left.
+readonly in_idle_time="model monitoring fast"
 
 passed=0 summary=() failures=()
 logs=target/test
@@ -45,8 +45,6 @@ tier() {
 # Builds what later tiers need from sources of others, in their order. No tier of its own, because those tiers build what is missing here, and
 # say why they cannot.
 build_ahead() {
-	e2e/lab/build-kernel.sh
-	e2e/lab/node-qemu.sh
 	if is_wanted cluster-oldest; then e2e/controlplane/build.sh --oldest; fi
 	if is_wanted kubevirt || is_wanted kubevirt-nodes || is_wanted kubevirt-faults; then
 		e2e/kubevirt/build.sh --all
@@ -62,10 +60,15 @@ aside() {
 	local start=$SECONDS rc
 	make "$1" >"$logs/$1.log" 2>&1
 	rc=$?
-	echo "$rc $((SECONDS - start))" >"$logs/$1.result"
+	echo "$rc $((SECONDS - start))" >"$RUN/$1.result"
 }
 
-run_lab() { aside lab; }
+run_lab() {
+	# Most of its tests need these, and would wait for what is built in idle time.
+	e2e/lab/build-kernel.sh
+	e2e/lab/node-qemu.sh
+	aside lab
+}
 
 run_idle() {
 	local name
@@ -76,17 +79,17 @@ run_idle() {
 	done
 }
 
-# collect NAME [RC]: waits for the function that runs it, shows what the tier has said, and reports it; failed if RC is not 0. One without a
-# result has not ended by itself, and that is a failure.
+# collect NAME [RC]: shows what a tier that ran beside others has said, and reports it; failed if RC is not 0. One without a result has not ended
+# by itself, and that is a failure.
 collect() {
 	local name=$1 rc=1 took=0 other=${2:-0}
 	echo "=== $name, beside others"
 	cat "$logs/$name.log"
-	[ -s "$logs/$name.result" ] && read -r rc took <"$logs/$name.result"
+	[ -s "$RUN/$name.result" ] && read -r rc took <"$RUN/$name.result"
 	ended "$name" $((rc | other)) "$took" ", beside others"
 }
 
-# What tests the lab's run beside us has not come to yet, we take.
+# What tests the lab's run beside us has not come to yet, we take. Its time is the first run's; the second ends within a test of it.
 share_lab() {
 	local rc
 	echo "=== lab: a second run takes what is left"
@@ -125,16 +128,18 @@ for name in "$@"; do
 	[[ " $tiers " == *" $name "* ]] || { echo "no such tier: $name; there are: $tiers" >&2; exit 2; }
 done
 readonly wanted=$*
-rm -rf "$logs"/*.{log,result,shared}
+rm -rf "$logs"/*.log "$logs"/run.*
 trap end_begun EXIT
-export LAB_SHARED=$PWD/$logs/lab.shared
-mkdir -p "$LAB_SHARED"
+# This run's own: what a killed one has left running must neither take our tests nor give us results.
+RUN=$(mktemp -d "$PWD/$logs/run.XXXXXX") || exit
+export RUN LAB_SHARED=$RUN/lab
+mkdir "$LAB_SHARED"
 for name in $tiers; do
 	is_wanted "$name" || continue
 	[[ " $in_idle_time " != *" $name "* ]] || continue
 	case $name in
 	# Before that, compiling takes all there is.
-	"${beside_lab%% *}")
+	"$lab_from")
 		begin run_lab
 		begin run_idle "${idle[@]}"
 		;;

@@ -22,6 +22,7 @@ async fn main() {
         .and_then(|n| n.parse().ok())
         .unwrap_or(10);
     let mut options = LabOptions::new("freezes");
+    options.alone = true;
     options.node.kernel_args = std::env::var("LAB_NODE_ARGS").unwrap_or_default();
     let lab = Lab::start(options).await.unwrap();
     let (one, two) = tokio::join!(

@@ -12,6 +12,8 @@
 //!  │ device plugin    │ │                  │   hands /dev/kvm to pods, as a cluster that runs VMs has one
 //!  └──────────────────┘ └──────────────────┘
 //! ```
+//! A second cluster on the machine has 10.78.1.0/24 and 10.245.0.0/16.
+//!
 //! [`crate::world`] is the same without kubelets: faster, with pods that are API objects only.
 
 mod devices;

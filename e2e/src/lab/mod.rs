@@ -95,6 +95,8 @@ pub struct LabOptions {
     pub nodes: u8,
     /// What each is like.
     pub node: NodeOptions,
+    /// Whether no other lab may run on the machine meanwhile.
+    pub alone: bool,
 }
 
 impl LabOptions {
@@ -105,12 +107,13 @@ impl LabOptions {
             kernel: Kernel::Small,
             nodes: 2,
             node: NodeOptions::default(),
+            alone: false,
         }
     }
 }
 
 /// A running lab. Dropping it ends its machines and removes its networks; if this process is killed, the machines
-/// die with it and the next run removes the networks.
+/// die with it and the next run at its site removes the networks.
 #[derive(Debug)]
 pub struct Lab {
     // Fields drop in this order: machines before networks, the site last.
@@ -143,14 +146,15 @@ impl Lab {
             source,
         };
         fs::create_dir_all(&root).map_err(directory)?;
-        let held = Held::take().await?;
+        // First: it may take longer than others wait for a site.
+        let images = image::build(options.kernel).await?;
+        let held = Held::take(options.alone).await?;
         let site = held.site;
         forget_old_runs(&root).map_err(directory)?;
         let dir = root.join(format!("{}-{}", options.name, process::id()));
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).map_err(directory)?;
 
-        let images = image::build(options.kernel).await?;
         let net = Net::create(site, options.nodes).await?;
         let accel = Accel::probe(&images, net.file()).map_err(Error::Accel)?;
         let boot = |number| Node::boot(number, site, &options.node, &images, accel, &net, &dir);
@@ -207,23 +211,22 @@ fn forget_old_runs(root: &Path) -> io::Result<()> {
     let mut runs = Vec::new();
     for entry in fs::read_dir(root)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() && !is_running(&entry.path()) {
-            runs.push((
-                entry.metadata()?.modified().unwrap_or(SystemTime::UNIX_EPOCH),
-                entry.path(),
-            ));
+        // Another run may be about to remove it.
+        let Ok(of) = entry.metadata() else { continue };
+        if of.is_dir() && !is_anothers(&entry.path()) {
+            runs.push((of.modified().unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
         }
     }
     runs.sort();
     let surplus = runs.len().saturating_sub(RUNS_KEPT);
     for (_, path) in runs.into_iter().take(surplus) {
-        fs::remove_dir_all(path)?;
+        let _ = fs::remove_dir_all(path);
     }
     Ok(())
 }
 
-/// Whether the process of a run's directory, `NAME-PID`, is there.
-fn is_running(dir: &Path) -> bool {
-    let pid = dir.to_str().and_then(|dir| dir.rsplit('-').next());
-    pid.is_some_and(|pid| Path::new("/proc").join(pid).exists())
+/// Whether a run's directory, `NAME-PID`, is another process's that is there.
+fn is_anothers(dir: &Path) -> bool {
+    let pid = dir.to_str().and_then(|dir| dir.rsplit('-').next()?.parse().ok());
+    pid.is_some_and(|pid: u32| pid != process::id() && Path::new("/proc").join(pid.to_string()).exists())
 }

@@ -7,20 +7,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// How many labs run at once: one leaves more than half of two processors.
 const SITES: u8 = 2;
-/// How long other runs may hold all of them before we give up.
+/// Shared by all labs; one that must be alone has it for itself.
+const MACHINE: &str = "/run/hybridnic-lab.lock";
+/// How long other runs may hold what we want before we give up.
 const DEADLINE: Duration = Duration::from_mins(15);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// No lab could be had.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Error {
-    #[error("lock {path}")]
+    #[error("open {path}")]
     Lock { path: PathBuf, source: io::Error },
-    #[error("other runs hold all labs of this machine")]
+    #[error("other runs hold the labs of this machine")]
     Taken,
 }
 
@@ -28,31 +31,56 @@ pub enum Error {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) site: Site,
-    _lock: Flock<File>,
+    _site: Flock<File>,
+    _machine: Flock<File>,
 }
 
 impl Held {
-    /// Takes a free one, or waits for the first.
-    pub(super) async fn take() -> Result<Self, Error> {
+    /// Takes a free one, or waits for it. With `alone`, no other lab runs meanwhile.
+    pub(super) async fn take(alone: bool) -> Result<Self, Error> {
+        if let Some(held) = Self::try_take(alone)? {
+            return Ok(held);
+        }
+        eprintln!("--- other runs hold the machine's labs: waiting for them, {DEADLINE:?} at most");
+        let taken = async {
+            loop {
+                // Of several locks, none reports which is free first.
+                sleep(LOOK).await;
+                if let Some(held) = Self::try_take(alone)? {
+                    return Ok(held);
+                }
+            }
+        };
+        timeout(DEADLINE, taken).await.unwrap_or(Err(Error::Taken))
+    }
+
+    fn try_take(alone: bool) -> Result<Option<Self>, Error> {
+        let how = if alone {
+            FlockArg::LockExclusiveNonblock
+        } else {
+            FlockArg::LockSharedNonblock
+        };
+        let Ok(machine) = Flock::lock(open(MACHINE)?, how) else {
+            return Ok(None);
+        };
         for site in (0..SITES).map(Site) {
-            if let Ok(lock) = Flock::lock(site.lock()?, FlockArg::LockExclusiveNonblock) {
-                return Ok(Self { site, _lock: lock });
+            if let Ok(lock) = Flock::lock(open(&site.path())?, FlockArg::LockExclusiveNonblock) {
+                return Ok(Some(Self {
+                    site,
+                    _site: lock,
+                    _machine: machine,
+                }));
             }
         }
-        eprintln!("--- other runs hold the labs: waiting for the first of them, {DEADLINE:?} at most");
-        let site = Site(0);
-        let file = site.lock()?;
-        // The thread goes on waiting after a deadline missed; it then gets the lock and drops it at once.
-        let taken = tokio::task::spawn_blocking(move || Flock::lock(file, FlockArg::LockExclusive));
-        match timeout(DEADLINE, taken).await {
-            Ok(Ok(Ok(lock))) => Ok(Self { site, _lock: lock }),
-            Ok(Ok(Err((_, e)))) => Err(Error::Lock {
-                path: site.path(),
-                source: e.into(),
-            }),
-            Ok(Err(_)) | Err(_) => Err(Error::Taken),
-        }
+        Ok(None)
     }
+}
+
+fn open(path: &str) -> Result<File, Error> {
+    File::create(path).map_err(|source| Error::Lock {
+        path: path.into(),
+        source,
+    })
 }
 
 /// A lab's place on the machine, by its number.
@@ -99,12 +127,7 @@ impl Site {
         244 + self.0
     }
 
-    fn path(self) -> PathBuf {
-        format!("/run/hybridnic-lab-{}.lock", self.0).into()
-    }
-
-    fn lock(self) -> Result<File, Error> {
-        let path = self.path();
-        File::create(&path).map_err(|source| Error::Lock { path, source })
+    fn path(self) -> String {
+        format!("/run/hybridnic-lab-{}.lock", self.0)
     }
 }

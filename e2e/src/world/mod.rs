@@ -72,6 +72,8 @@ pub struct WorldOptions {
     pub operator_args: Vec<String>,
     /// Whether operator and agents send traces.
     pub traces: bool,
+    /// Whether no other lab may run on the machine meanwhile.
+    pub alone: bool,
 }
 
 impl WorldOptions {
@@ -93,6 +95,7 @@ impl WorldOptions {
             ],
             operator_args: Vec::new(),
             traces: false,
+            alone: false,
         }
     }
 }
@@ -134,12 +137,13 @@ impl World {
             kernel: options.kernel,
             nodes: options.nodes,
             node: options.node.clone(),
+            alone: options.alone,
         };
         say("getting ready: what is missing of control plane, kernel and images is built first");
         Tools::ready(false).await?;
         Lab::prepare(options.kernel).await.context("the lab")?;
         say("booting the nodes");
-        // Alone: a node measures its clock while it boots, and badly beside others that want the processors.
+        // Before the control plane: a node measures its clock while it boots, and badly beside others that want the processors.
         let lab = Lab::start(lab_options).await.context("the lab")?;
         say("starting the control plane");
         let (control_plane, operator_login) =

@@ -59,7 +59,9 @@ impl Suite {
         Arc::new(Self {
             kernel,
             runtime: Runtime::new().expect("a runtime"),
-            shared: env::var_os("LAB_SHARED").map(PathBuf::from),
+            shared: env::var_os("LAB_SHARED")
+                .filter(|dir| !dir.is_empty())
+                .map(PathBuf::from),
             place: Mutex::default(),
         })
     }
@@ -113,7 +115,10 @@ impl Suite {
         match File::create_new(shared.join(name)) {
             Ok(_) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            Err(e) => Err(e),
+            Err(e) => Err(io::Error::new(
+                e.kind(),
+                format!("LAB_SHARED {}: {e}", shared.display()),
+            )),
         }
     }
 

@@ -72,7 +72,14 @@ async fn bench() -> Result<()> {
 async fn part(name: &str, measure: impl AsyncFn(&World, &mut Vec<Vm>) -> Result<Vec<Row>>) -> Result<()> {
     let mut last = false;
     loop {
-        let world = World::start(WorldOptions::new(name), say).await?;
+        let world = World::start(
+            WorldOptions {
+                alone: true,
+                ..WorldOptions::new(name)
+            },
+            say,
+        )
+        .await?;
         let mut vms = Vec::new();
         match measure(&world, &mut vms).await {
             Ok(rows) => {
