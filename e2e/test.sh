@@ -9,9 +9,10 @@ cd "$(dirname "$0")/.." || exit
 # In their order, and those that run only where they are named.
 readonly tiers="setup check lint unit kernel cluster cluster-oldest kubevirt lab nodes kubevirt-nodes kubevirt-faults model monitoring fast"
 readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults"
-# The lab takes half an hour, and leaves more than half of two processors. So it begins with this tier, beside it and those that follow; when it
-# is the lab's turn, a second run takes what tests are left.
+# The lab takes half an hour, and leaves more than half of two processors. So it begins with this tier, beside it and those that follow, which get
+# what it leaves: emulated machines have deadlines. When it is the lab's turn, a second run takes what tests are left.
 readonly lab_from=unit
+behind_lab=()
 # These only compute: from then on too, on what is left.
 readonly in_idle_time="model monitoring fast"
 
@@ -37,7 +38,7 @@ ended() {
 tier() {
 	local name=$1 start=$SECONDS rc
 	echo "=== $name"
-	make "$name" 2>&1 | tee "$logs/$name.log"
+	"${behind_lab[@]}" make "$name" 2>&1 | tee "$logs/$name.log"
 	rc=$?
 	ended "$name" "$rc" $((SECONDS - start))
 }
@@ -141,9 +142,11 @@ for name in $tiers; do
 	# Before that, compiling takes all there is.
 	"$lab_from")
 		begin run_lab
+		behind_lab=(nice -n 10)
 		begin run_idle "${idle[@]}"
 		;;
 	lab)
+		behind_lab=()
 		share_lab
 		continue
 		;;
