@@ -12,7 +12,6 @@ readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-fault
 # The lab takes half an hour, and leaves more than half of two processors. So it begins with this tier, beside it and those that follow, which get
 # what it leaves: emulated machines have deadlines. When it is the lab's turn, a second run takes what tests are left.
 readonly lab_from=unit
-behind_lab=()
 # These only compute: from then on too, on what is left.
 readonly in_idle_time="model monitoring fast"
 
@@ -38,7 +37,7 @@ ended() {
 tier() {
 	local name=$1 start=$SECONDS rc
 	echo "=== $name"
-	"${behind_lab[@]}" make "$name" 2>&1 | tee "$logs/$name.log"
+	make "$name" 2>&1 | tee "$logs/$name.log"
 	rc=$?
 	ended "$name" "$rc" $((SECONDS - start))
 }
@@ -106,14 +105,20 @@ share_lab() {
 # is_wanted NAME: whether a tier runs, without being named or because it is.
 is_wanted() { [[ " $named " != *" $1 "* || " $wanted " == *" $1 "* ]]; }
 
-# begin FUNCTION [COMMAND...]: begins it by that command, in a process group of its own, to be ended with all that it has started.
+# set_nice SESSION N: by how much others come before it, or after it. Linux gives each session a share of its own, in which alone its processes'
+# nice values and classes count, unless that is switched off (sched_autogroup_enabled): so the session gets the value, too.
+set_nice() {
+	renice -n "$2" -g "$1" >/dev/null
+	[ ! -w "/proc/$1/autogroup" ] || echo "$2" >"/proc/$1/autogroup"
+}
+
+# begin FUNCTION N [COMMAND...]: begins it by that command, in a session of its own with that nice value, to be ended with all that it has
+# started.
 declare -A begun=()
 begin() {
-	setsid "${@:2}" "$BASH" e2e/test.sh --function "$1" "$wanted" >"$logs/$1.log" 2>&1 &
+	setsid "${@:3}" "$BASH" e2e/test.sh --function "$1" "$2" "$wanted" >"$logs/$1.log" 2>&1 &
 	begun[$1]=$!
 }
-# What gets what nobody else wants.
-readonly idle=(chrt --idle 0 nice -n 19 ionice -c 3)
 end_begun() {
 	local pid
 	# Of one that has ended, the number may be another process's.
@@ -121,7 +126,8 @@ end_begun() {
 }
 
 if [ "${1:-}" = --function ]; then
-	readonly wanted=$3
+	readonly wanted=$4
+	set_nice $$ "$3"
 	"$2"
 	exit
 fi
@@ -141,12 +147,11 @@ for name in $tiers; do
 	case $name in
 	# Before that, compiling takes all there is.
 	"$lab_from")
-		begin run_lab
-		behind_lab=(nice -n 10)
-		begin run_idle "${idle[@]}"
+		begin run_lab -10
+		begin run_idle 19 chrt --idle 0 ionice -c 3
 		;;
 	lab)
-		behind_lab=()
+		set_nice "${begun[run_lab]}" 0
 		share_lab
 		continue
 		;;
