@@ -1,5 +1,7 @@
 //! Other programs that give away VFs: sriov-network-operator, SR-IOV device plugins, DRA drivers.
 
+use std::ops::RangeInclusive;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, ResourceExt as _,
@@ -22,6 +24,9 @@ pub struct ForeignPf {
     pub node: String,
     /// PCI address; empty where the other's object says nothing of a PF.
     pub pci_address: String,
+    /// The VFs that the other sets up, by their index, where it leaves the rest of the PF alone (`externallyManaged`); `None` if it does
+    /// not, or says so in words that are not understood.
+    pub vfs: Option<Vec<RangeInclusive<i32>>>,
 }
 
 /// Devices that a DRA driver offers on a node.
@@ -68,6 +73,23 @@ fn configured(node: &str, state: &Value) -> Vec<ForeignPf> {
         .map(|interface| ForeignPf {
             node: node.to_owned(),
             pci_address: interface["pciAddress"].as_str().unwrap_or_default().to_owned(),
+            vfs: shared(interface),
+        })
+        .collect()
+}
+
+/// The VFs that it sets up of a PF of which it leaves the rest alone: `api/v1/sriovnetworknodestate_types.go` of sriov-network-operator.
+fn shared(interface: &Value) -> Option<Vec<RangeInclusive<i32>>> {
+    interface["externallyManaged"]
+        .as_bool()
+        .filter(|managed| *managed)?;
+    let groups = interface["vfGroups"].as_array();
+    groups
+        .into_iter()
+        .flatten()
+        .map(|group| {
+            let (first, last) = group["vfRange"].as_str()?.split_once('-')?;
+            Some(first.parse().ok()?..=last.parse().ok()?)
         })
         .collect()
 }
@@ -134,6 +156,22 @@ mod tests {
             ("n1", "0000:01:00.0")
         );
         assert_eq!(configured("n1", &json!({})), []);
+    }
+
+    #[test]
+    fn vfs_of_a_divided_pf() {
+        let interface = |managed: bool, ranges: &[&str]| {
+            let groups: Vec<_> = ranges.iter().map(|range| json!({ "vfRange": range })).collect();
+            json!({ "externallyManaged": managed, "vfGroups": groups })
+        };
+        assert_eq!(
+            shared(&interface(true, &["0-3", "6-6"])),
+            Some(vec![0..=3, 6..=6])
+        );
+        assert_eq!(shared(&interface(true, &[])), Some(vec![]));
+        assert_eq!(shared(&interface(false, &["0-3"])), None);
+        assert_eq!(shared(&interface(true, &["0-3", "all"])), None);
+        assert_eq!(shared(&json!({})), None);
     }
 
     #[test]

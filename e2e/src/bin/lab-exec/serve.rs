@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -119,7 +120,9 @@ fn run(command: &wire::Command, client: BufReader<UnixStream>, mut stream: UnixS
     }
     let stdin = child.stdin.take();
     let group = Pid::from_raw(child.id().cast_signed());
-    thread::spawn(move || obey(client, stdin, group));
+    let ended = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&ended);
+    thread::spawn(move || obey(client, stdin, group, &over));
 
     let status = child.wait()?;
     // A process that inherited the output may keep it open after the program's end; the harness wants it all.
@@ -131,7 +134,12 @@ fn run(command: &wire::Command, client: BufReader<UnixStream>, mut stream: UnixS
         .or_else(|| status.signal().map(|n| 128 + n))
         .unwrap_or(-1);
     send(&out, &Frame::Exited(code))?;
-    stream.shutdown(Shutdown::Both)
+    // What it has started and left behind ends with it.
+    let _ = killpg(group, Signal::SIGKILL);
+    ended.store(true, Ordering::Relaxed);
+    // What the client sends is read until it goes: a socket that is closed with something unread resets the connection, and what is still on its
+    // way to the client is lost.
+    stream.shutdown(Shutdown::Write)
 }
 
 fn start(command: &wire::Command) -> io::Result<Child> {
@@ -170,8 +178,13 @@ fn copy_out(
     })
 }
 
-/// Takes the client's frames until it goes; then the program must go as well.
-fn obey(mut client: BufReader<UnixStream>, mut stdin: Option<ChildStdin>, group: Pid) {
+/// Takes the client's frames until it goes; then the program must go as well. Once that has ended, its number may be another's.
+fn obey(mut client: BufReader<UnixStream>, mut stdin: Option<ChildStdin>, group: Pid, ended: &AtomicBool) {
+    let signal_it = |signal| {
+        if !ended.load(Ordering::Relaxed) {
+            let _ = killpg(group, signal);
+        }
+    };
     while let Ok(Some(frame)) = Frame::read(&mut client) {
         match frame {
             Frame::Stdin(data) if data.is_empty() => stdin = None,
@@ -181,11 +194,11 @@ fn obey(mut client: BufReader<UnixStream>, mut stdin: Option<ChildStdin>, group:
             }
             Frame::Signal(number) => {
                 if let Ok(signal) = Signal::try_from(number) {
-                    let _ = killpg(group, signal);
+                    signal_it(signal);
                 }
             }
             _ => break,
         }
     }
-    let _ = killpg(group, Signal::SIGKILL);
+    signal_it(Signal::SIGKILL);
 }

@@ -10,6 +10,7 @@ use kube::ResourceExt as _;
 
 use crate::doctor::{
     finding::{Finding, some},
+    foreign::ForeignPf,
     observed::{self, Observed},
 };
 
@@ -37,7 +38,22 @@ fn pools(observed: &Observed) -> BTreeSet<String> {
     ours(observed.hybrid_nodes.as_deref().unwrap_or_default())
 }
 
-/// sriov-network-operator sets up none of our PFs.
+/// Whether one of the VFs that another program sets up is in our pools.
+fn takes_ours(nodes: &[HybridNode], pf: &ForeignPf) -> bool {
+    let Some(theirs) = &pf.vfs else {
+        // It sets the whole PF up.
+        return true;
+    };
+    nodes
+        .iter()
+        .filter(|node| node.name_any() == pf.node)
+        .flat_map(|node| node.status.iter().flat_map(|status| &status.pfs))
+        .filter(|ours| ours.pci_address == pf.pci_address)
+        .flat_map(|ours| &ours.vfs)
+        .any(|vf| vf.state != VfState::Unselected && theirs.iter().any(|range| range.contains(&vf.index)))
+}
+
+/// sriov-network-operator sets up none of our VFs.
 pub fn sriov_operator(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "sriov-network-operator";
     let pfs = match &observed.sriov_operator {
@@ -46,16 +62,29 @@ pub fn sriov_operator(observed: &Observed) -> Vec<Finding> {
         Err(why) => return vec![Finding::unseen(CHECK, why)],
     };
     let ours = pools(observed);
-    let (both, others): (Vec<_>, Vec<_>) = pfs
-        .iter()
-        .map(|pf| format!("{}/{}", pf.node, pf.pci_address))
-        .partition(|pf| ours.contains(pf));
+    let nodes = observed.hybrid_nodes.as_deref().unwrap_or_default();
+    let name = |pf: &ForeignPf| format!("{}/{}", pf.node, pf.pci_address);
+    let (mut both, mut divided, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    for pf in pfs {
+        let of = match (ours.contains(&name(pf)), takes_ours(nodes, pf)) {
+            (false, _) => &mut others,
+            (true, false) => &mut divided,
+            (true, true) => &mut both,
+        };
+        of.push(name(pf));
+    }
     let mut findings = Vec::new();
     if !both.is_empty() {
         findings.push(Finding::fail(
             CHECK,
             format!("sets up PFs that are in hybridnic's pools too: {}", some(&both)),
-            "give each PF to one of the two: change the uplinks of the HybridNetwork, or the SriovNetworkNodePolicy",
+            "give each PF to one of the two, or each its own VFs of a PF that the SriovNetworkNodePolicy calls externallyManaged: docs/kubevirt.md",
+        ));
+    }
+    if !divided.is_empty() {
+        findings.push(Finding::ok(
+            CHECK,
+            format!("has other VFs of PFs that are divided: {}", some(&divided)),
         ));
     }
     if !others.is_empty() {
@@ -193,7 +222,7 @@ mod tests {
     use super::*;
     use crate::doctor::{
         finding::Level,
-        foreign::{ForeignPf, Slice},
+        foreign::Slice,
         testing::{healthy, levels, unanswered},
     };
 
@@ -204,11 +233,29 @@ mod tests {
         let pf = |node: &str| ForeignPf {
             node: node.to_owned(),
             pci_address: "0000:01:00.0".to_owned(),
+            vfs: None,
         };
         observed.sriov_operator = Ok(vec![pf("n1"), pf("n9")]);
         let findings = sriov_operator(&observed);
         assert_eq!(levels(&findings), [Level::Fail, Level::Ok]);
         assert!(findings[0].message.ends_with(": n1/0000:01:00.0"), "{findings:?}");
+        // Divided: whether a VF is both's.
+        let ours = observed.hybrid_nodes.as_ref().unwrap()[0]
+            .status
+            .as_ref()
+            .unwrap();
+        let index = ours.pfs[0].vfs[0].index;
+        for (theirs, level) in [(index + 1..=index + 9, Level::Ok), (index..=index, Level::Fail)] {
+            // All others of the example stay with them.
+            let mut only = observed.hybrid_nodes.as_ref().unwrap().clone();
+            only[0].status.as_mut().unwrap().pfs[0].vfs.truncate(1);
+            observed.hybrid_nodes = Ok(only);
+            observed.sriov_operator = Ok(vec![ForeignPf {
+                vfs: Some(vec![theirs]),
+                ..pf("n1")
+            }]);
+            assert_eq!(levels(&sriov_operator(&observed)), [level]);
+        }
         observed.sriov_operator = Err(unanswered());
         assert_eq!(levels(&sriov_operator(&observed)), [Level::Warn]);
     }
