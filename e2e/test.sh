@@ -10,8 +10,10 @@ cd "$(dirname "$0")/.." || exit
 readonly tiers="setup check lint unit kernel cluster cluster-oldest kubevirt lab nodes kubevirt-nodes kubevirt-faults model monitoring fast"
 readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults"
 # The lab takes half an hour, and leaves more than half of two processors. So it begins with this tier, beside it and those that follow, which get
-# what it leaves: emulated machines have deadlines. When it is the lab's turn, a second run takes what tests are left.
+# what it leaves: emulated machines have deadlines. When it is the lab's turn and there are processors enough, a second run takes what tests are
+# left. On two it would miss deadlines now and then, and tests would be started once more.
 readonly lab_from=unit
+readonly enough_for_two=4
 # These only compute: from then on too, on what is left.
 readonly in_idle_time="model monitoring fast"
 
@@ -79,27 +81,34 @@ run_idle() {
 	done
 }
 
-# collect NAME [RC]: shows what a tier that ran beside others has said, and reports it; failed if RC is not 0. One without a result has not ended
-# by itself, and that is a failure.
+# collect NAME [RC]: reports a tier that ran beside others; failed if RC is not 0. One without a result has not ended by itself, and that is a
+# failure.
 collect() {
 	local name=$1 rc=1 took=0 other=${2:-0}
-	echo "=== $name, beside others"
-	cat "$logs/$name.log"
 	[ -s "$RUN/$name.result" ] && read -r rc took <"$RUN/$name.result"
 	ended "$name" $((rc | other)) "$took" ", beside others"
 }
 
-# What tests the lab's run beside us has not come to yet, we take. Its time is the first run's; the second ends within a test of it.
-share_lab() {
-	local rc
-	echo "=== lab: a second run takes what is left"
-	make lab 2>&1 | tee "$logs/lab-second.log"
-	rc=$?
-	wait "${begun[run_lab]}"
+# Waits for the lab's run beside us, or takes what tests it has not come to yet. The tier's time is the first run's; a second one ends within a
+# test of it.
+end_lab() {
+	local rc=0 first=${begun[run_lab]}
+	if [ "$(nproc)" -ge "$enough_for_two" ]; then
+		echo "=== lab: a second run takes what is left"
+		set_nice "$first" 0
+		make lab 2>&1 | tee "$logs/lab-second.log"
+		rc=$?
+	fi
+	echo "=== lab, beside others"
+	# It may not be there yet.
+	tail --pid="$first" -n +1 -F "$logs/lab.log" 2>/dev/null
+	wait "$first"
 	collect lab "$rc"
 	# What failed is looked for in one log.
-	cat "$logs/lab-second.log" >>"$logs/lab.log"
-	rm "$logs/lab-second.log"
+	if [ -e "$logs/lab-second.log" ]; then
+		cat "$logs/lab-second.log" >>"$logs/lab.log"
+		rm "$logs/lab-second.log"
+	fi
 }
 
 # is_wanted NAME: whether a tier runs, without being named or because it is.
@@ -151,8 +160,7 @@ for name in $tiers; do
 		begin run_idle 19 chrt --idle 0 ionice -c 3
 		;;
 	lab)
-		set_nice "${begun[run_lab]}" 0
-		share_lab
+		end_lab
 		continue
 		;;
 	esac
@@ -163,7 +171,10 @@ done
 if [[ -v begun[run_idle] ]]; then
 	wait "${begun[run_idle]}"
 	for name in $in_idle_time; do
-		if is_wanted "$name"; then collect "$name"; fi
+		is_wanted "$name" || continue
+		echo "=== $name, beside others"
+		cat "$logs/$name.log"
+		collect "$name"
 	done
 fi
 

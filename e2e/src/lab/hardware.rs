@@ -136,8 +136,7 @@ pub(super) fn command_line(
 
 /// The first: KVM keeps for its guests the TSC frequency that a node assumed first. What the kernel measures later differs from
 /// that by up to a hundredth, and beyond 250 ppm KVM wants to scale, which emulated SVM cannot: such a guest's timers fire later and
-/// later, until it seems frozen. Without the second a processor waits for work
-/// of its guest in a loop for a while before it halts, all of it emulated. The next three save exits. The last lets KVM report where a guest was that ends in a triple fault
+/// later, until it seems frozen. The next three save exits. The last lets KVM report where a guest was that ends in a triple fault
 /// (e2e/lab/kernel-triple-fault.patch).
-const KVM_ARGS: &str = "kvm.tsc_tolerance_ppm=100000 kvm.halt_poll_ns=0 kvm_amd.vgif=0 kvm_amd.vls=0 kvm_amd.avic=0 \
+const KVM_ARGS: &str = "kvm.tsc_tolerance_ppm=100000 kvm_amd.vgif=0 kvm_amd.vls=0 kvm_amd.avic=0 \
                         kvm_amd.dump_invalid_vmcb=1";

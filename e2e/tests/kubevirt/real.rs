@@ -13,6 +13,8 @@ use operator::Play;
 
 /// For a VM's start or move, software emulated on a machine that may be busy.
 const LONG: Duration = Duration::from_mins(3);
+/// For a migration: it takes 4 s, or KubeVirt itself has lost its way.
+const MOVE: Duration = Duration::from_mins(1);
 /// Where KubeVirt looks for what came of a pod's networks.
 const STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
 const NICS: [&str; 2] = ["fast", "other"];
@@ -111,7 +113,7 @@ async fn starts_moves_and_starts_again() {
     say("the migration has its target pod");
     let target = stage.launch(&mut nodes, 1, target).await;
     say("its launcher listens");
-    until(stage.migrations(), "moves", LONG, "over", |m| {
+    until(stage.migrations(), "moves", MOVE, "over", |m| {
         ["Succeeded", "Failed"]
             .iter()
             .any(|phase| at(m, "/status/phase") == phase)
