@@ -4,7 +4,7 @@
 //! are removed, and both nodes must be as they were before the first.
 //!
 //! Several runs can share the tests, each with a world of its own: `LAB_SHARED` names a directory that is the same for all of them, and was
-//! empty before the first. Each test is run by whoever comes to it first.
+//! empty before the first. The run that reaches a test first runs it.
 
 use std::{
     env,

@@ -246,7 +246,7 @@ mod tests {
             .unwrap();
         let index = ours.pfs[0].vfs[0].index;
         for (theirs, level) in [(index + 1..=index + 9, Level::Ok), (index..=index, Level::Fail)] {
-            // All others of the example stay with them.
+            // One VF is ours, so that theirs can be others.
             let mut only = observed.hybrid_nodes.as_ref().unwrap().clone();
             only[0].status.as_mut().unwrap().pfs[0].vfs.truncate(1);
             observed.hybrid_nodes = Ok(only);
