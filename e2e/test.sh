@@ -10,10 +10,9 @@ cd "$(dirname "$0")/.." || exit
 readonly tiers="setup check lint unit kernel cluster cluster-oldest kubevirt lab nodes kubevirt-nodes kubevirt-faults model monitoring fast"
 readonly named="fast cluster-oldest kubevirt nodes kubevirt-nodes kubevirt-faults"
 # The lab takes half an hour, and leaves more than half of two processors. So it begins with this tier, beside it and those that follow, which get
-# what it leaves: emulated machines have deadlines. When it is the lab's turn and there are processors enough, a second run takes what tests are
-# left. On two it would miss deadlines now and then, and tests would be started once more.
+# what it leaves: emulated machines have deadlines. When it is the lab's turn, a second run goes through its tests from the end, where those are
+# that can wait, and gets what the first one leaves.
 readonly lab_from=unit
-readonly enough_for_two=4
 # These only compute: from then on too, on what is left.
 readonly in_idle_time="model monitoring fast"
 
@@ -57,10 +56,10 @@ build_ahead() {
 	fi
 }
 
-# aside NAME: runs a tier beside others, with its result in a file.
+# aside NAME [TIER]: runs a tier beside others, with its result in a file; as NAME if that is not the tier's.
 aside() {
 	local start=$SECONDS rc
-	make "$1" >"$logs/$1.log" 2>&1
+	make "${2:-$1}" >"$logs/$1.log" 2>&1
 	rc=$?
 	echo "$rc $((SECONDS - start))" >"$RUN/$1.result"
 }
@@ -74,6 +73,8 @@ run_lab() {
 	aside lab
 }
 
+run_lab_from_end() { LAB_LAST_FIRST=1 aside lab-from-end lab; }
+
 run_idle() {
 	local name
 	# What others wait for comes first.
@@ -83,34 +84,20 @@ run_idle() {
 	done
 }
 
-# collect NAME [RC]: reports a tier that ran beside others; failed if RC is not 0. One without a result has not ended by itself, and that is a
-# failure.
+# collect NAME: reports a tier that ran beside others. One without a result has not ended by itself, and that is a failure.
 collect() {
-	local name=$1 rc=1 took=0 other=${2:-0}
-	[ -s "$RUN/$name.result" ] && read -r rc took <"$RUN/$name.result"
-	ended "$name" $((rc | other)) "$took" ", beside others"
+	local rc=1 took=0
+	[ -s "$RUN/$1.result" ] && read -r rc took <"$RUN/$1.result"
+	ended "$1" "$rc" "$took" ", beside others"
 }
 
-# Waits for the lab's run beside us, or takes what tests it has not come to yet. The tier's time is the first run's; a second one ends within a
-# test of it.
-end_lab() {
-	local rc=0 first=${begun[run_lab]}
-	if [ "$(nproc)" -ge "$enough_for_two" ]; then
-		echo "=== lab: a second run takes what is left"
-		set_nice "$first" 0
-		make lab 2>&1 | tee "$logs/lab-second.log"
-		rc=$?
-	fi
-	echo "=== lab, beside others"
-	# It may not be there yet.
-	tail --pid="$first" -n +1 -F "$logs/lab.log" 2>/dev/null
-	wait "$first"
-	collect lab "$rc"
-	# What failed is looked for in one log.
-	if [ -e "$logs/lab-second.log" ]; then
-		cat "$logs/lab-second.log" >>"$logs/lab.log"
-		rm "$logs/lab-second.log"
-	fi
+# follow NAME FUNCTION: shows what a tier that was begun by a function says, from its beginning to its end.
+follow() {
+	echo "=== $1, beside others"
+	# The log may not be there yet.
+	tail --pid="${begun[$2]}" -n +1 -F "$logs/$1.log" 2>/dev/null
+	wait "${begun[$2]}"
+	collect "$1"
 }
 
 # is_wanted NAME: whether a tier runs, without being named or because it is.
@@ -162,7 +149,9 @@ for name in $tiers; do
 		begin run_idle 19 chrt --idle 0 ionice -c 3
 		;;
 	lab)
-		end_lab
+		begin run_lab_from_end 0
+		follow lab run_lab
+		follow lab-from-end run_lab_from_end
 		continue
 		;;
 	esac

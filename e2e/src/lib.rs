@@ -7,6 +7,7 @@ pub mod controlplane;
 pub mod docs;
 pub mod kubevirt;
 pub mod lab;
+pub mod precedence;
 pub mod until;
 pub mod usage;
 pub mod world;

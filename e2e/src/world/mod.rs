@@ -91,7 +91,7 @@ impl WorldOptions {
                 arg("--plug-deadline"),
                 arg("40"),
                 arg("--home-after"),
-                arg("15"),
+                arg("5"),
             ],
             operator_args: Vec::new(),
             traces: false,

@@ -3,8 +3,8 @@
 //! To make a world takes half a minute, so tests share one. In return each is held to leave nothing: after it, VMs and NICs
 //! are removed, and both nodes must be as they were before the first.
 //!
-//! Several runs can share the tests, each with a world of its own: `LAB_SHARED` names a directory that is the same for all of them, and was
-//! empty before the first. The run that reaches a test first runs it.
+//! Two runs can share the tests, each with a world of its own: `LAB_SHARED` names a directory that is the same for both, and was empty before
+//! the first. The run that reaches a test first runs it; one with `LAB_LAST_FIRST` goes through them from the end.
 
 use std::{
     env,
