@@ -8,6 +8,8 @@ CARGO := cargo
 ALL := --workspace --all-features --locked
 # Control planes that run at once: they wait more than they compute.
 CLUSTERS := 6
+# Tests of what the operator decides, which no version of Kubernetes changes.
+DECISIONS := decide loss pools
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
 .PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check lint unit model kernel cluster cluster-oldest kubevirt kubevirt-nodes kubevirt-faults monitoring lab nodes \
@@ -100,7 +102,7 @@ cluster: build ## Real kube-apiserver, etcd and controller manager
 
 cluster-oldest: build ## The API, the chart and the operator on the oldest Kubernetes that is supported
 	tools=$$(e2e/controlplane/build.sh --oldest) && KUBEBUILDER_ASSETS=$$(dirname "$$(head -n1 <<<"$$tools" | cut -f2)") \
-		$(CARGO) test $(ALL) --test cluster -- --test-threads=$(CLUSTERS) api:: chart:: operator::
+		$(CARGO) test $(ALL) --test cluster -- --test-threads=$(CLUSTERS) api:: chart:: operator:: $(DECISIONS:%=--skip operator::%)
 
 kubevirt: build ## KubeVirt's own programs as processes, and a VM with our binding: its control half, then with libvirt and QEMU
 	$(CARGO) test $(ALL) --test kubevirt -- --nocapture

@@ -124,8 +124,9 @@ pub fn condition(nic: &VmHybridNic, type_: &str) -> String {
         .unwrap_or_default()
 }
 
-/// How much longer than IPv4 IPv6 and multicast may be away: they ask less often.
-const SLACK: Duration = Duration::from_secs(1);
+/// How much longer than IPv4 IPv6 and multicast may be away: they ask less often, and a neighbour that does not answer is asked again only
+/// after a second.
+const SLACK: Duration = Duration::from_secs(2);
 
 /// Starts to watch a NIC's traffic: IPv4, IPv6, and multicast.
 pub async fn watch(lab: &Lab, address: Ipv4Addr, rate: u32) -> Pinger {
