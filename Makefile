@@ -12,7 +12,7 @@ CLUSTERS := 6
 DECISIONS := decide loss pools
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check lint unit model kernel cluster cluster-oldest kubevirt kubevirt-nodes kubevirt-faults monitoring lab nodes \
+.PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check lint unit model model-deep kernel cluster cluster-oldest kubevirt kubevirt-nodes kubevirt-faults monitoring lab nodes \
 	bench bench-scale deny msrv each fuzz scripts clean
 
 help: ## Show this
@@ -90,6 +90,9 @@ unit: ## Unit and property tests; no root
 
 model: ## All states of a migration that a fault or two can lead to; MODEL_FAULTS and MODEL_NICS say how many
 	$(CARGO) test $(ALL) --test model
+
+model-deep: ## The same with three faults: minutes more, and not in CI
+	MODEL_DEEP=1 $(CARGO) test $(ALL) --test model
 
 monitoring: ## Alerts and dashboard, by promtool and Grafana's own schemas
 	e2e/monitoring/check.sh

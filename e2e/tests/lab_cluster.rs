@@ -22,6 +22,7 @@ use hybridnic_api::v1alpha1::{MigrationPhase, Path, VmHybridNic};
 use hybridnic_e2e::{
     cluster::{Cluster, SYSTEM, VmPod, VmPodSpec},
     lab::{Pinger, Report},
+    until::until,
     world::{NicSpec, footprint},
 };
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
@@ -470,7 +471,17 @@ async fn rebooted(cluster: &mut Cluster, spec: &VmPodSpec) -> VmPod {
         .await
         .unwrap();
     let again = cluster.start_vm(spec, "web-d", 2, 5, false).await.unwrap();
-    let nic = fast(cluster, NAMESPACE, NIC, "n2").await;
+    fast(cluster, NAMESPACE, NIC, "n2").await;
+    // The VM may be there before all VFs are: then its NIC has one of the other PF first, and goes to its standby's after a minute.
+    let at_home = |n: &VmHybridNic| {
+        let status = n.status.as_ref();
+        let pfs = status.and_then(|s| Some((&s.vf.as_ref()?.pf, &s.standby.as_ref()?.pf)));
+        on(n, Path::FastPath) && pfs.is_some_and(|(vf, standby)| vf == standby)
+    };
+    let api = Api::namespaced(cluster.client(), NAMESPACE);
+    let nic = until(api, NIC, LATER, "on its standby's PF", at_home)
+        .await
+        .unwrap();
     check_nic(cluster.node(2), &again.inside, &nic).await.unwrap();
     again
 }

@@ -9,6 +9,7 @@
 //! | `MODEL_TURNS` | how often a PF is drained or undrained, or loses its link or finds it, where the operator drives |
 //! | `MODEL_SPLITS` | how often one NIC may be ahead of the other |
 //! | `MODEL_VFS` | VFs of each node: 0, 1 or 2 |
+//! | `MODEL_DEEP` | set: the largest worlds, in place of the others |
 //! | `MODEL_BROKEN` | how many different broken things are looked for before it stops |
 //! | `MODEL_TRACE` | 1: each state on the way to what is broken |
 
@@ -67,7 +68,7 @@ impl World {
 
 /// What `make model` searches.
 const WORLDS: [World; 37] = [
-    world(Driver::Operator, 1, 1, 3, 0),
+    world(Driver::Operator, 1, 1, 2, 0),
     world(Driver::Operator, 1, 0, 2, 0),
     world(Driver::Operator, 2, 2, 1, 1),
     world(Driver::Operator, 2, 2, 2, 0),
@@ -104,6 +105,13 @@ const WORLDS: [World; 37] = [
     world(Driver::File(AfterSave::End), 1, 0, 1, 0),
     world(Driver::File(AfterSave::End), 2, 2, 1, 0),
     world(Driver::File(AfterSave::Pause), 1, 1, 1, 0),
+];
+
+/// What `make model-deep` searches: each takes longer than half of the others together.
+const DEEP: [World; 3] = [
+    world(Driver::Operator, 1, 1, 3, 0),
+    world(Driver::Prompt, 1, 1, 3, 0),
+    world(Driver::File(AfterSave::Pause), 1, 1, 2, 0),
 ];
 
 const fn world(driver: Driver, nics: usize, vfs: u8, faults: u8, splits: u8) -> World {
@@ -148,6 +156,8 @@ fn main() -> ExitCode {
             tells: variable("MODEL_TELLS").unwrap_or(0),
             turns: variable("MODEL_TURNS").unwrap_or(0),
         }]
+    } else if env::var_os("MODEL_DEEP").is_some() {
+        DEEP.to_vec()
     } else {
         WORLDS.to_vec()
     };

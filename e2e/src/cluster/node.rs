@@ -58,7 +58,11 @@ impl Joined {
             proxy: None,
             containerd: None,
         };
-        joined.after_boot().await?;
+        joined.containerd().await?;
+        // It has no pods yet that would miss their images.
+        let (imported, begun) = tokio::join!(import(node), joined.kubernetes());
+        imported?;
+        begun?;
         Ok(joined)
     }
 
@@ -69,6 +73,13 @@ impl Joined {
 
     /// What follows a boot: all processes are started; of those before it none is left.
     pub async fn after_boot(&mut self) -> Result<()> {
+        self.containerd().await?;
+        import(&self.node).await?;
+        self.kubernetes().await
+    }
+
+    /// Prepares a machine that has booted, and starts its container runtime.
+    async fn containerd(&mut self) -> Result<()> {
         (self.kubelet, self.device_plugin) = (None, None);
         (self.proxy, self.containerd) = (None, None);
         let node = &self.node;
@@ -83,13 +94,16 @@ impl Joined {
                 "containerd",
             )
             .await?;
-        node.run(
-            "until ctr version >/dev/null 2>&1; do sleep 0.2; done; \
-             for image in /host/images/*.tar; do ctr -n k8s.io images import --local \"$image\"; done",
-            IMPORT,
-        )
-        .await
-        .context("containerd")?;
+        self.containerd = Some(containerd);
+        node.run("until ctr version >/dev/null 2>&1; do sleep 0.2; done", SOON)
+            .await
+            .context("containerd")?;
+        Ok(())
+    }
+
+    /// Starts what makes it a node of Kubernetes.
+    async fn kubernetes(&mut self) -> Result<()> {
+        let node = &self.node;
         let name = format!("--hostname-override={}", node.name());
         let pods = format!("--cluster-cidr={}", node.site().pods());
         let proxy = node
@@ -106,7 +120,6 @@ impl Joined {
             )
             .await?;
         self.proxy = Some(proxy);
-        self.containerd = Some(containerd);
         self.start_kubelet().await
     }
 
@@ -163,6 +176,17 @@ impl Joined {
         }
         Ok(())
     }
+}
+
+/// Gives a node's container runtime the images that it was given.
+async fn import(node: &Node) -> Result<()> {
+    node.run(
+        "for image in /host/images/*.tar; do ctr -n k8s.io images import --local \"$image\"; done",
+        IMPORT,
+    )
+    .await
+    .context("images")?;
+    Ok(())
 }
 
 /// Puts programs and images where the node sees them.

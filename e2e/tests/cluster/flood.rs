@@ -213,7 +213,7 @@ async fn what_was_stored_before_there_were_limits_wedges_nobody() {
 /// As `edit` in one namespace may do; this once made the kernel kill the operator of all for its memory.
 #[tokio::test]
 async fn a_tenants_annotations_do_not_fill_the_operators_memory() {
-    const NICS: usize = 500;
+    const NICS: usize = 300;
     const ANNOTATION: usize = 250_000;
     let mut bench = Bench::start().await;
     let large = "x".repeat(ANNOTATION);

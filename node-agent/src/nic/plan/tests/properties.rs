@@ -123,7 +123,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 fn config() -> ProptestConfig {
     let usual = ProptestConfig::default();
     ProptestConfig {
-        cases: usual.cases.max(2000),
+        cases: usual.cases.max(1000),
         failure_persistence: None,
         ..usual
     }
