@@ -9,7 +9,7 @@ ALL := --workspace --all-features --locked
 # Control planes that run at once: they wait more than they compute.
 CLUSTERS := 6
 # Tests of what the operator decides, which no version of Kubernetes changes.
-DECISIONS := decide loss pools
+DECISIONS := loss pools
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
 .PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check lint unit model model-deep kernel cluster cluster-oldest kubevirt kubevirt-nodes kubevirt-faults monitoring lab nodes \
@@ -91,7 +91,7 @@ unit: ## Unit and property tests; no root
 model: ## All states of a migration that a fault or two can lead to; MODEL_FAULTS and MODEL_NICS say how many
 	$(CARGO) test $(ALL) --test model
 
-model-deep: ## The same with three faults: minutes more, and not in CI
+model-deep: ## Larger worlds, most with three faults: minutes more, and not in CI
 	MODEL_DEEP=1 $(CARGO) test $(ALL) --test model
 
 monitoring: ## Alerts and dashboard, by promtool and Grafana's own schemas

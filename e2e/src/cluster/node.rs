@@ -146,7 +146,8 @@ impl Joined {
                 "kubelet",
             )
             .await?;
-        node.run(&format!("until [ -S {socket} ]; do sleep 0.2; done"), SOON)
+        // Images may be imported meanwhile.
+        node.run(&format!("until [ -S {socket} ]; do sleep 0.2; done"), IMPORT)
             .await
             .context("the kubelet")?;
         let plugin = node

@@ -124,8 +124,8 @@ pub fn condition(nic: &VmHybridNic, type_: &str) -> String {
         .unwrap_or_default()
 }
 
-/// How much longer than IPv4 IPv6 and multicast may be away: they ask less often, and a neighbour that does not answer is asked again only
-/// after a second.
+/// How much longer than IPv4 IPv6 and multicast may be away: they ask less often, and a guest that has lost its question for a neighbour
+/// repeats it after a second.
 const SLACK: Duration = Duration::from_secs(2);
 
 /// Starts to watch a NIC's traffic: IPv4, IPv6, and multicast.
@@ -238,7 +238,7 @@ pub async fn vm_on_fast_path(
     let busy = if spec.nics.len() <= BUSY { &*spec.nics } else { &[] };
     let _traffic: Vec<_> = busy
         .iter()
-        .map(|nic| world.lab.pinger(nic.address, 100))
+        .map(|nic| world.lab.pinger(nic.address, 50))
         .collect::<Result<_, _>>()?;
     world.apply(&yaml).await?;
     for index in 0..spec.nics.len() {

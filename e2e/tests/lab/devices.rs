@@ -249,7 +249,7 @@ async fn without_link(world: &mut World, vm: &Vm, [card, other]: [&str; 2]) {
     );
     assert!(pinger.answered(50, SOON).await, "no answer by the other card");
 
-    // Its link comes back: its VFs may be used again, and the NIC stays where it is for a minute (see `drain`).
+    // Its link comes back: its VFs may be used again, and the NIC stays where it is for a while (see `drain`).
     node.set_cable(pf, true).await.unwrap();
     let back = |node: &HybridNode| node.status.as_ref().is_some_and(|s| s.vfs.free == 13);
     world

@@ -94,8 +94,8 @@ async fn given_up(world: &World, spec: &VmSpec, clean: &str) {
     for (name, more) in [("deleted", ""), ("late", "deadlineSeconds: 1")] {
         let pod = format!("right-{name}");
         let target = world.start_vm(spec, &pod, 2, true).await.unwrap();
-        // QEMU gets a tenth of a processor, so that to load takes long enough.
-        pods_get(world, "10000 100000").await;
+        // QEMU gets a fifth of a processor, so that to load takes long enough.
+        pods_get(world, "20000 100000").await;
         let yaml = restore_yaml_with(name, "right", file, &pod, more);
         made(
             world,
