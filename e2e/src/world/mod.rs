@@ -77,7 +77,7 @@ pub struct WorldOptions {
 }
 
 impl WorldOptions {
-    /// Two nodes with the small kernel; guests have ten seconds to let go of a device, and a VF returns to its standby's PF after ten.
+    /// Two nodes with the small kernel; guests have ten seconds to let go of a device, and a VF returns to its standby's PF after fifteen.
     pub fn new(name: &str) -> Self {
         let arg = |s: &str| s.to_owned();
         Self {
@@ -91,7 +91,7 @@ impl WorldOptions {
                 arg("--plug-deadline"),
                 arg("40"),
                 arg("--home-after"),
-                arg("10"),
+                arg("15"),
             ],
             operator_args: Vec::new(),
             traces: false,

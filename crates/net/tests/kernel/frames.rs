@@ -1,5 +1,7 @@
 //! What passes through a macvtap's descriptor, and what does not.
 
+use std::time::Duration;
+
 use super::*;
 
 /// Frames go both ways through the descriptor that QEMU will get, and the counters tell.
@@ -152,6 +154,7 @@ async fn reaches(mode: MacvtapMode, hairpin: bool) -> bool {
         taps.push(unsafe { AsyncFd::register(File::from(fd)) }.unwrap());
         netlink.set_up(macvtap.index, true).await.unwrap();
     }
+    until_forwarding("v1").await;
     let outside = packet_socket(port.index);
     let (mut to, mut from) = (taps.pop().unwrap(), taps.pop().unwrap());
     let mut sent = [0; VIRTIO_HEADER + 60];
@@ -165,6 +168,21 @@ async fn reaches(mode: MacvtapMode, hairpin: bool) -> bool {
         reached |= arrives(&mut to).await;
     }
     reached
+}
+
+/// Waits until a bridge forwards from a port and to it (`BR_STATE_FORWARDING`, include/uapi/linux/if_bridge.h): not before it has heard of the
+/// port's link.
+async fn until_forwarding(port: &str) {
+    let state = format!("/sys/class/net/{port}/brport/state");
+    let forwards = async {
+        while std::fs::read_to_string(&state).unwrap().trim() != "3" {
+            // The file tells of no change.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), forwards)
+        .await
+        .expect("the bridge forwards");
 }
 
 #[test]
