@@ -66,7 +66,7 @@ pub async fn on_cluster(cluster: &mut Cluster, test: impl AsyncFnOnce(&mut Clust
 }
 
 /// Runs something under a name and, if it fails, once more under another one, so that the logs of the first try stay. A failure that is
-/// proven to be the emulation's costs no try, [`FORGIVEN`] times. What is started once more comes before what runs beside it.
+/// proven to be the emulation's costs no try, [`FORGIVEN`] times. In the lab's second run what is started once more gets the first one's priority.
 pub async fn twice(name: &str, attempt: impl AsyncFn(&str)) {
     let (mut failures, mut forgiven) = (0, 0);
     let mut precedence = None;
@@ -124,9 +124,8 @@ pub fn condition(nic: &VmHybridNic, type_: &str) -> String {
         .unwrap_or_default()
 }
 
-/// How much longer than IPv4 IPv6 and multicast may be away: they ask less often, and a guest that has lost its question for a neighbour
-/// repeats it after a second.
-const SLACK: Duration = Duration::from_secs(2);
+/// How much longer than IPv4 IPv6 and multicast may be away: they ask less often.
+const SLACK: Duration = Duration::from_secs(1);
 
 /// Starts to watch a NIC's traffic: IPv4, IPv6, and multicast.
 pub async fn watch(lab: &Lab, address: Ipv4Addr, rate: u32) -> Pinger {
