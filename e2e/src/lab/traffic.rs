@@ -112,7 +112,7 @@ impl Report {
     }
 
     /// Says what is wrong, if IPv6 or the group was without traffic for longer than IPv4 and this, while the guest ran; IPv6 for
-    /// [`ASKED_AGAIN`] more.
+    /// `ASKED_AGAIN` more.
     pub fn beside(&self, slack: Duration) -> Result<(), String> {
         let most = self.longest_of_network() + slack;
         for (name, stream, most) in [
