@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hybridnic_api::foreign::kubevirt::{
-    CREATED_BY_LABEL, MIGRATION_LABEL, VirtualMachineInstance, VirtualMachineInstanceMigration,
-    VirtualMachineInstanceMigrationSpec, VirtualMachineInstanceMigrationStatus, VirtualMachineInstanceSpec,
-    VirtualMachineInstanceStatus,
+    CREATED_BY_LABEL, MIGRATION_LABEL, MigrationState, VirtualMachineInstance,
+    VirtualMachineInstanceMigration, VirtualMachineInstanceMigrationSpec,
+    VirtualMachineInstanceMigrationStatus, VirtualMachineInstanceSpec, VirtualMachineInstanceStatus,
 };
 use hybridnic_api::v1alpha1::{Aside, KubevirtVm, VmHybridNic};
 use hybridnic_operator::fence::NodeState;
@@ -60,11 +60,12 @@ fn first_write(world: &World, view: &View, n: usize) -> Write {
     let pods: Vec<_> = (0..PODS).filter_map(|p| pod(view, p)).map(Arc::new).collect();
     let migrations = view.kube.moves.iter().enumerate();
     let migrations: Vec<_> = migrations.filter_map(|(k, m)| migration(k, m)).collect();
+    let vmi = vmi(view);
     let moves = moves(Inputs {
         migrations: &migrations,
         pods: &pods,
         attachments: &all,
-        vmi: None,
+        vmi: Some(&vmi),
     });
     let moving = moves
         .iter()
@@ -75,7 +76,7 @@ fn first_write(world: &World, view: &View, n: usize) -> Write {
         restore: None,
         vm: VmRef::of_nic(&nic),
         kubevirt: ObservedVm {
-            vmi: Some(Arc::new(vmi(view))),
+            vmi: Some(Arc::new(vmi)),
             interface: Some(NIC[n].to_owned()),
             trouble: None,
             is_known: true,
@@ -155,12 +156,17 @@ fn pod(view: &View, p: usize) -> Option<Pod> {
 
 fn vmi(view: &View) -> VirtualMachineInstance {
     let node = node_of(view, usize::from(view.kube.vmi));
+    let last = view.kube.sent.map(|migration| MigrationState {
+        migration_uid: uid(MIGRATION[usize::from(migration)]),
+        ..MigrationState::default()
+    });
     VirtualMachineInstance {
         metadata: meta(VM, 0),
         spec: VirtualMachineInstanceSpec::default(),
         status: Some(VirtualMachineInstanceStatus {
             phase: "Running".to_owned(),
             node_name: node.to_owned(),
+            migration_state: last,
             ..VirtualMachineInstanceStatus::default()
         }),
     }

@@ -33,6 +33,8 @@ pub enum Happens {
     Miss,
     /// A migration that was deleted is called off.
     Abort,
+    /// KubeVirt says that the VM is where it has come to, whatever it says of the migration.
+    Name,
     /// KubeVirt says how a migration has ended.
     Word(usize),
     /// A migration's object goes that was deleted.
@@ -56,14 +58,14 @@ pub enum Happens {
 /// All that may happen.
 pub fn all() -> impl Iterator<Item = Happens> {
     use Happens::{
-        Abort, Again, Begin, Clean, Confirm, Converge, Finish, Kill, Launch, LetsGo, Load, Miss, PodEnds,
-        PodGoes, Reap, Sandbox, Vanish, Word,
+        Abort, Again, Begin, Clean, Confirm, Converge, Finish, Kill, Launch, LetsGo, Load, Miss, Name,
+        PodEnds, PodGoes, Reap, Sandbox, Vanish, Word,
     };
     let of_pods = [Kill, PodEnds, Reap, PodGoes, Sandbox, Launch, LetsGo];
     let of_moves = [Begin, Word, Vanish, Clean];
     let pods = (0..PODS).flat_map(move |pod| of_pods.map(|of| of(pod)));
     let moves = (0..MOVES).flat_map(move |k| of_moves.map(|of| of(k)));
-    let others = [Abort, Converge, Load, Finish, Confirm, Miss, Again];
+    let others = [Abort, Converge, Load, Finish, Confirm, Miss, Name, Again];
     others.into_iter().chain(moves).chain(pods)
 }
 
@@ -86,6 +88,11 @@ pub fn happen(state: &mut State, nics: usize, what: Happens) -> bool {
             state.stream.is_some_and(|k| stream(state, usize::from(k), what))
         }
         Happens::Abort => abort(state),
+        Happens::Name => {
+            let may = state.kube.vmi != state.truth.home;
+            state.kube.vmi = state.truth.home;
+            may
+        }
         Happens::Word(k) => word(state, k),
         Happens::Vanish(k) => vanish(state, k),
         Happens::Clean(k) => {
@@ -177,6 +184,7 @@ fn begin(state: &mut State, k: usize) -> bool {
     state.places[target].qemu.migration = Transfer::Active;
     state.kube.moves[k].phase = Phase::Running;
     state.stream = u8::try_from(k).ok();
+    state.kube.sent = state.stream;
     true
 }
 
@@ -299,6 +307,8 @@ fn again(state: &mut State) -> bool {
     let first = state.kube.moves[0];
     let may = state.again
         && first.is_over()
+        // It sends a VM from where it says that it is.
+        && state.kube.vmi == state.truth.home
         && state.stream.is_none()
         && state.places[home].qemu.runs()
         && state.kube.pods[home].lives()

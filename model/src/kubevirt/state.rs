@@ -52,6 +52,8 @@ pub struct Kube {
     pub pods: [Pod; PODS],
     /// In which pod KubeVirt says that the VM is.
     pub vmi: u8,
+    /// Which migration has begun last to send it, as KubeVirt says.
+    pub sent: Option<u8>,
 }
 
 /// A `VirtualMachineInstanceMigration`.

@@ -341,6 +341,7 @@ impl System for World {
                 moves: [Migration::NONE; MOVES],
                 pods: pods.map(|phase| Pod { phase, leaves: false }),
                 vmi: 0,
+                sent: None,
             },
             aside: None,
             nic_pods: [None; NICS],
@@ -450,7 +451,7 @@ impl System for World {
             self.act(&mut next, Action::Publish(pod, None));
         }
         self.act(&mut next, Action::Nic(None));
-        let stays = |what: &Happens| !matches!(what, Happens::LetsGo(_));
+        let stays = |what: &Happens| !matches!(what, Happens::LetsGo(_) | Happens::Name);
         for what in runtime::all().filter(stays) {
             self.act(&mut next, Action::Happens(what));
         }

@@ -209,7 +209,8 @@ fn has_order(attachment: &NicAttachment, id: &ObjectRef) -> bool {
     order.is_some_and(|order| order.migration.uid == id.uid)
 }
 
-/// The pod that was made for the migration. Once that is gone, the one to which the NICs were attached last.
+/// The pod that was made for the migration. Once that is gone, of two pods that have its orders the one to which the NICs were attached
+/// last; one alone may be either end, and is not taken for the target.
 fn target(inputs: &Inputs<'_>, ordered: &[&Arc<NicAttachment>], id: &ObjectRef) -> Option<MigrationEnd> {
     let made_for = |pod: &&Arc<Pod>| pod.labels().get(MIGRATION_LABEL) == Some(&id.uid);
     let mut made = inputs.pods.iter().filter(made_for);
@@ -223,7 +224,10 @@ fn target(inputs: &Inputs<'_>, ordered: &[&Arc<NicAttachment>], id: &ObjectRef) 
             .iter()
             .any(|pod| pod.metadata.uid.as_deref() == Some(uid))
     };
-    let others = ordered.iter().filter(|a| !is_source(&a.spec.pod.uid));
+    let ends: BTreeSet<_> = ordered.iter().map(|a| &a.spec.pod.uid).collect();
+    let others = ordered
+        .iter()
+        .filter(|a| ends.len() > 1 && !is_source(&a.spec.pod.uid));
     let last = others.max_by_key(|a| a.creation_timestamp().map(|at| at.0))?;
     Some(end_of(last))
 }
@@ -348,16 +352,25 @@ fn stage(inputs: &Inputs<'_>, of: &Move, ends: &Ends, at: &At<'_>, migration: Op
     // Without its object it is over for KubeVirt.
     let is_final = migration.is_none_or(is_final);
     let has_ordered = |there: &[&NicAttachment]| there.iter().any(|a| has_order(a, &of.id));
-    let has_succeeded = migration.is_some_and(|migration| phase(migration) == "Succeeded");
+    // Of one whose object is gone the VM itself may show it.
+    let has_succeeded = migration.map_or_else(
+        || is_at(inputs.vmi, &of.id.uid, &of.target.node_name),
+        |migration| phase(migration) == "Succeeded",
+    );
     if has_succeeded && !has_ordered(&at.target) {
         // It was over before, and the target has new orders, or none: what is left of it is the source's, which has yet to say so.
         return Stage::Over(Outcome::Succeeded);
     }
     if ends.arrived() || has_come(of, ends, inputs.vmi) {
         // The VM is proven to be at the target. What its source still holds stays held until its agent, or proof that its node is off,
-        // says otherwise, and the move need not wait for that. If KubeVirt is wrong and says that the migration failed, the move does
+        // says otherwise, and the move need not wait for that, only until the source is told: without KubeVirt's object, which may go at
+        // any time, nothing else shows that it is not to get the VM back. If KubeVirt is wrong and says that the migration failed, the move does
         // wait: nothing would show later that the VM has arrived.
-        let left = (has_succeeded && ends.source_gone) || at.source.iter().all(|a| fence::is_detached(a));
+        let leaves =
+            |a: &&NicAttachment| a.spec.goal == Goal::Detached || a.metadata.deletion_timestamp.is_some();
+        let is_told = at.source.iter().all(leaves);
+        let is_detached = at.source.iter().all(|a| fence::is_detached(a));
+        let left = is_detached || (is_told && has_succeeded && ends.source_gone);
         return if is_final && left {
             Stage::Over(Outcome::Succeeded)
         } else {

@@ -2,7 +2,8 @@
 //!
 //! A VM has one launcher, and a second one for each migration until that is over. The VM is in the first of these that exists:
 //!
-//! 1. the launcher in which a NIC of the VM carries traffic, or whose agent says that a migration has brought the VM there;
+//! 1. the launcher in which a NIC of the VM carries traffic, or whose agent says that the migration for which it was made has brought the VM
+//!    there;
 //! 2. the one on the node that KubeVirt names, if it was made for the migration that has brought the VM there, as KubeVirt says;
 //! 3. the one that is recorded;
 //! 4. the one that was made for no migration;
@@ -18,7 +19,7 @@ use hybridnic_api::foreign::kubevirt::{
 };
 use hybridnic_api::foreign::multus::NetworkAttachmentDefinition;
 use hybridnic_api::v1alpha1::{
-    AttachmentState, Goal, KubevirtVm, MigrationState, NicAttachment, ObjectRef, Path, VmHybridNic,
+    AttachmentState, KubevirtVm, MigrationState, NicAttachment, ObjectRef, Path, VmHybridNic,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -39,21 +40,24 @@ pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>
         uid.is_some() && pod.labels().get(CREATED_BY_LABEL) == uid && !pods::is_finished(pod)
     };
     let launchers = || observed.pods.iter().filter(is_its);
-    let all = observed.attachments.iter().chain(&observed.others);
-    let there = all.filter(|a| stays(a) && (carries(a) || has_come(a)));
-    let there: Vec<_> = there.map(|a| a.spec.pod.uid.as_str()).collect();
+    let all = || observed.attachments.iter().chain(&observed.others);
     let is = |pod: &&Arc<Pod>, uid: Option<&str>| uid.is_some() && pod.metadata.uid.as_deref() == uid;
     let recorded = recorded.map(|pod| pod.uid.as_str());
     let node = vmi
         .and_then(|vmi| vmi.status.as_ref())
         .map(|status| status.node_name.as_str());
-    let has_come = |pod: &&Arc<Pod>| {
+    let agent_says_so = |pod: &&Arc<Pod>| {
+        let migration = pod.labels().get(MIGRATION_LABEL);
+        let here = |a: &&Arc<NicAttachment>| is(pod, Some(&a.spec.pod.uid));
+        all().filter(here).any(|a| carries(a) || has_come(a, migration))
+    };
+    let kubevirt_says_so = |pod: &&Arc<Pod>| {
         let migration = pod.labels().get(MIGRATION_LABEL);
         migration.is_some_and(|uid| is_at(vmi, uid, pods::node(pod).unwrap_or_default()))
     };
     launchers()
-        .find(|pod| there.iter().any(|uid| is(pod, Some(uid))))
-        .or_else(|| launchers().find(has_come))
+        .find(agent_says_so)
+        .or_else(|| launchers().find(kubevirt_says_so))
         .or_else(|| launchers().find(|pod| is(pod, recorded)))
         .or_else(|| launchers().find(|pod| !pod.labels().contains_key(MIGRATION_LABEL)))
         .or_else(|| launchers().find(|pod| pods::node(pod).is_some() && pods::node(pod) == node))
@@ -61,7 +65,8 @@ pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>
 
 fn carries(attachment: &NicAttachment) -> bool {
     let state = attachment::state(attachment);
-    attachment::is_current(attachment)
+    stays(attachment)
+        && attachment::is_current(attachment)
         && matches!(state, AttachmentState::FastPath | AttachmentState::Standby)
         && attachment
             .status
@@ -69,14 +74,17 @@ fn carries(attachment: &NicAttachment) -> bool {
             .is_some_and(|status| status.path != Path::None)
 }
 
-/// Whether a migration, which may be gone itself, has brought the VM to the attachment's pod.
-fn has_come(attachment: &NicAttachment) -> bool {
-    let report = attachment
-        .status
-        .as_ref()
-        .and_then(|status| status.migration.as_ref());
-    let is_target = attachment.spec.goal == Goal::FastPath;
-    is_target && report.is_some_and(|report| report.state == MigrationState::Completed)
+/// Whether the migration for which the attachment's pod was made has brought the VM there. That migration may be gone itself, and may have
+/// ended before the attachment was told so. The attachment may even have been told to detach by then, because nothing was to come there.
+fn has_come(attachment: &NicAttachment, made_for: Option<&String>) -> bool {
+    let Some(uid) = made_for else {
+        return false;
+    };
+    let order = attachment.spec.migration.as_ref();
+    let is_target = order.is_some_and(|order| order.migration.uid == *uid)
+        && attachment.metadata.deletion_timestamp.is_none();
+    let report = attachment::report(attachment, uid);
+    (stays(attachment) || is_target) && report.is_some_and(|report| report.state == MigrationState::Completed)
 }
 
 /// Why it is not known whether the VM runs, if it is not: nothing says that a VM has ended while its launcher may live.

@@ -1,4 +1,4 @@
-use hybridnic_api::v1alpha1::{MigrationReport, Vm};
+use hybridnic_api::v1alpha1::{Goal, MigrationOrder, MigrationReport, MigrationStep, Vm};
 use serde_json::{Value, json};
 
 use super::*;
@@ -138,10 +138,41 @@ fn the_word_of_an_agent_comes_before_what_is_recorded() {
     assert_eq!(at(&observed, Some("a")).as_deref(), Some("b"));
     // It has come, and carries nothing yet.
     observe(&mut there, AttachmentState::Reserved);
-    let status = there.status.as_mut().unwrap();
-    status.migration = Some(MigrationReport::new("m", MigrationState::Completed));
-    observed.others = vec![Arc::new(there)];
-    assert_eq!(at(&observed, Some("a")).as_deref(), Some("b"));
+    // It need not have been told yet that it has come, and it may have been told that it has not.
+    for (goal, order, uid, state, is_there) in [
+        (Goal::FastPath, None, "m", MigrationState::Completed, true),
+        (Goal::Standby, None, "m", MigrationState::Completed, true),
+        (Goal::Standby, None, "m", MigrationState::Active, false),
+        (Goal::Detached, Some("m"), "m", MigrationState::Completed, true),
+        (Goal::Detached, Some("m"), "m", MigrationState::Ended, false),
+        // It has gone from there by the next one.
+        (Goal::FastPath, None, "n", MigrationState::Completed, false),
+        (Goal::Detached, Some("n"), "m", MigrationState::Completed, false),
+        (Goal::Detached, None, "m", MigrationState::Completed, false),
+    ] {
+        there.spec.goal = goal;
+        there.spec.migration = order.map(|uid| MigrationOrder {
+            migration: ObjectRef {
+                name: uid.to_owned(),
+                uid: uid.to_owned(),
+            },
+            nics: vec!["eth1".to_owned()],
+            step: MigrationStep::Watch,
+            target_uri: None,
+            listen_address: None,
+            tls: None,
+            file: None,
+        });
+        let status = there.status.as_mut().unwrap();
+        status.migration = Some(MigrationReport::new(uid, state));
+        observed.others = vec![Arc::new(there.clone())];
+        let expected = if is_there { "b" } else { "a" };
+        assert_eq!(
+            at(&observed, Some("a")).as_deref(),
+            Some(expected),
+            "{goal:?} {order:?} {uid} {state:?}"
+        );
+    }
 }
 
 fn asked(interface: Option<&str>) -> (VmHybridNic, KubevirtVm) {

@@ -195,14 +195,10 @@ impl World {
     /// Where the VM is by what its pods say, as `whereabouts` has it.
     fn place(&self) -> Option<(ObjectRef, String)> {
         let come = self.attachments.iter().find(|a| {
-            a.spec.goal == Goal::FastPath
-                && a.status.as_ref().is_some_and(|status| {
-                    status
-                        .migration
-                        .as_ref()
-                        .is_some_and(|report| report.state == MigrationState::Completed)
-                        && a.spec.pod.name == "b"
-                })
+            let report = attachment::report(a, UID);
+            a.spec.pod.name == "b"
+                && a.spec.goal != Goal::Detached
+                && report.is_some_and(|report| report.state == MigrationState::Completed)
         });
         let alive = |name: &str| {
             self.pods

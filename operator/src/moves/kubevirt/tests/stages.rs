@@ -81,7 +81,44 @@ fn a_source_that_is_over_has_let_the_vm_go() {
     let mut over = pod("a", "vm", 1, "Succeeded", "n1");
     over.labels_mut().clear();
     world.pods.push(Arc::new(over));
+    assert_eq!(world.stage(), Some(Stage::Arrived));
+    world.all_operate();
     assert_eq!(world.stage(), Some(Stage::Over(Outcome::Succeeded)));
+}
+
+/// The operator ended between the source and the target, or could write to only one of them because its cache was late. Meanwhile the
+/// target's QEMU does not answer.
+#[test]
+fn it_may_be_over_before_the_target_is_told_that_the_vm_has_come() {
+    for (word, at_target) in [("Failed", false), ("Succeeded", false), ("Succeeded", true)] {
+        let case = format!("{word}, {at_target}");
+        let mut world = World::come();
+        for nic in NICS {
+            world.act(nic, "b");
+        }
+        world.mute = true;
+        world.phase(word);
+        if at_target {
+            world.kubevirt_says_so();
+        }
+        let all = world.attachments.clone();
+        let untold = |a: &&Arc<NicAttachment>| a.spec.pod.name == "b";
+        world.all_operate();
+        world.attachments.retain(|a| !untold(&a));
+        world.attachments.extend(all.iter().filter(untold).cloned());
+        for nic in NICS {
+            world.act(nic, "a");
+        }
+        assert_eq!(world.stage(), Some(Stage::Over(Outcome::Succeeded)), "{case}");
+        assert_eq!(world.goals("b"), [Goal::Standby; 2], "{case}");
+        world.settle();
+        assert_eq!(
+            (world.goals("a"), world.goals("b")),
+            (vec![], vec![Goal::FastPath; 2]),
+            "{case}"
+        );
+        assert!(world.moves().iter().all(|of| !of.is_under_way()), "{case}");
+    }
 }
 
 #[test]
@@ -150,6 +187,55 @@ fn a_source_whose_pod_is_no_more_need_not_say_that_it_has_let_go() {
     assert_eq!(world.stage(), Some(Stage::Over(Outcome::Succeeded)));
     world.all_operate();
     assert_eq!(world.goals("a"), [Goal::Detached; 2], "it is asked all the same");
+}
+
+/// The cache is late with the source's attachments, so the operator cannot tell them. KubeVirt's object may go at any time.
+#[test]
+fn it_is_not_over_before_the_source_is_told_to_detach() {
+    let mut world = World::come();
+    for nic in NICS {
+        world.act(nic, "b");
+    }
+    world.phase("Succeeded");
+    world.kubevirt_says_so();
+    world.end_pod("a");
+    assert_eq!(world.goals("a"), [Goal::Standby; 2]);
+    assert_eq!(world.stage(), Some(Stage::Arrived));
+    world.operate("fast");
+    assert_eq!(
+        world.stage(),
+        Some(Stage::Arrived),
+        "one NIC is told, the other is not"
+    );
+    world.operate("slow");
+    assert_eq!(world.stage(), Some(Stage::Over(Outcome::Succeeded)));
+    world.migration = None;
+    world.all_operate();
+    assert!(world.moves().iter().all(|of| !of.is_under_way()));
+    assert_eq!(
+        (world.goals("a"), world.goals("b")),
+        (vec![Goal::Detached; 2], vec![Goal::FastPath; 2])
+    );
+}
+
+/// Its source's agent is away, and the pods of both ends are deleted by force while the VM goes on to a third.
+#[test]
+fn a_source_that_is_left_alone_is_not_taken_for_a_target() {
+    let mut world = done();
+    world.all_operate();
+    world.end_pod("a");
+    world.all_operate();
+    world.another = Some(named("k", "k-uid", "Running"));
+    world.pods.push(launcher("c", 20, "n3", Some("k-uid")));
+    world.all_operate();
+    world.end_pod("b");
+    for migration in [world.migration.clone(), None] {
+        world.migration = migration;
+        let moves = world.moves();
+        let of = moves.iter().find(|of| of.id.name == "m").unwrap();
+        assert!(!of.is_under_way(), "{of:?}");
+        assert_eq!(of.target.pod.name, "", "{of:?}");
+    }
 }
 
 /// By its name the second one comes first.
