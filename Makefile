@@ -9,7 +9,7 @@ ALL := --workspace --all-features --locked
 # Control planes that run at once: they wait more than they compute.
 CLUSTERS := 6
 # Tests of what the operator decides, which no version of Kubernetes changes.
-DECISIONS := loss pools
+DECISIONS := decide hostile life loss pods pools
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
 .PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check lint unit model model-deep kernel cluster cluster-oldest kubevirt kubevirt-nodes kubevirt-faults monitoring lab nodes \
@@ -44,8 +44,10 @@ crds: build ## Write the CRDs from the types, here and in the chart, and their r
 chart: build ## Write the table of the chart's values
 	$(BUILT)/values-table deploy/chart
 
-images: sbom ## Container images of a release build, in target/images, and what is compiled into them
+images: sbom ## Container images of a release build and the kubectl plugin, in target/images, and what is compiled into them
 	$(CARGO) build --release --locked -p hybridnic-operator -p hybridnic-agent
+	$(CARGO) build --release --locked -p kubectl-hybridnic
+	install -D target/release/kubectl-hybridnic target/images/kubectl-hybridnic
 	$(CARGO) rustc --release --locked -p hybridnic-cni --bin hybridnic-cni -- -C target-feature=+crt-static
 	$(CARGO) rustc --release --locked -p hybridnic-sidecar --bin hybridnic-sidecar -- -C target-feature=+crt-static
 	deploy/images/build.sh target/images $$(sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml) target/release
