@@ -13,7 +13,7 @@ use super::common::{self, on};
 use super::figures::{History, by_phase};
 use super::page::Page;
 use super::seen::{
-    BUSY, at, call_off, checked, current, fast, gaps, hardly_lost, migrate, moved, node_of, plugin, settled,
+    BUSY, at, call_off, checked, current, fast, gaps, hardly_lost, migrate, moved, node_of, settled,
     succeeded, writes,
 };
 use super::{LONG, NAMESPACE, PAIR, SCARCE, SOON, Story};
@@ -55,6 +55,7 @@ impl Story<'_> {
         let history = History::of(cluster, web, &web.interfaces[0].name);
         let (asked, before) = (Instant::now(), writes(cluster));
         page.types("hybridnic migrate").await;
+        page.types("vhn/web-fast --timeout=5m").await;
         let web = self.arrived(web, asked, "there").await;
         let [operator, agents] = [0, 1].map(|who| writes(cluster)[who] - before[who]);
         eprintln!("figure: API writes of a migration: {operator} of the operator, {agents} of both agents");
@@ -80,7 +81,7 @@ impl Story<'_> {
             there.await.unwrap();
         }
         assert!(pinger.answered(20, SOON).await, "no answer by the standby");
-        plugin(self.cluster, &["fast", &format!("vm/{}", vm.name), "--watch"]).await;
+        page.types("hybridnic fast").await;
         let nics = fast(self.cluster, vm).await;
         checked(self.cluster, vm, &nics).await;
         hardly_lost(&pinger.stop().await, "sent to its standby, and back");

@@ -186,7 +186,7 @@ impl Story<'_> {
         page.types("wait -n shop --for=create").await;
         reached(self.cluster, Kind::VirtualMachineInstance, &vm.name, "Running").await;
         other.create(self.cluster).await.unwrap();
-        page.types("wait -n shop --for=condition=FastPath").await;
+        page.types("vhn/web-fast --timeout=10m").await;
         let nics = fast(self.cluster, vm).await;
         let took = asked.elapsed().as_secs_f64();
         eprintln!("figure: {}, from asked to its fast path {took:.1} s", vm.name);
