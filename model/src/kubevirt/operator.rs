@@ -51,8 +51,12 @@ pub fn reconcile_nic(world: &World, state: &mut State, n: usize) {
 fn first_write(world: &World, view: &View, n: usize) -> Write {
     let of = |n: usize| {
         let pods = (0..PODS).filter_map(move |pod| Some((pod, view.attachments[pod][n]?)));
-        let found = pods.filter_map(move |(pod, a)| world.objects.attachment(POD[pod], n, &a));
-        found.map(Arc::new).collect::<Vec<_>>()
+        let found = pods.filter_map(move |(pod, a)| {
+            let mut found = world.objects.attachment(POD[pod], n, &a)?;
+            found.metadata.creation_timestamp = meta(POD[pod], made_at(pod)).creation_timestamp;
+            Some(Arc::new(found))
+        });
+        found.collect::<Vec<_>>()
     };
     let existing = of(n);
     let others: Vec<_> = (0..world.nics).filter(|other| *other != n).flat_map(of).collect();
@@ -125,6 +129,11 @@ fn node_of(view: &View, pod: usize) -> &'static str {
     }
 }
 
+/// In which second a pod and its attachments are made: each after its migration, which is 5 s after the pod before.
+fn made_at(pod: usize) -> i64 {
+    10 * i64::try_from(pod).unwrap_or_default() + 1
+}
+
 fn pod(view: &View, p: usize) -> Option<Pod> {
     let of = view.kube.pods[p];
     let phase = match of.phase {
@@ -133,8 +142,7 @@ fn pod(view: &View, p: usize) -> Option<Pod> {
         PodPhase::Running => "Running",
         PodPhase::Ended => "Succeeded",
     };
-    let second = i64::try_from(p).unwrap_or_default();
-    let mut metadata = meta(POD[p], 10 * second + 1);
+    let mut metadata = meta(POD[p], made_at(p));
     metadata.deletion_timestamp = of.leaves.then(|| Time(objects::now()));
     let mut labels = vec![(CREATED_BY_LABEL.to_owned(), uid(VM))];
     if let Some(migration) = p.checked_sub(1) {

@@ -122,7 +122,7 @@ fn of(inputs: &Inputs<'_>, migration: &Migration) -> Option<Move> {
 /// The move that a migration is; none before its target has a node, and none where it ended before that.
 fn begun(inputs: &Inputs<'_>, id: ObjectRef, migration: Option<&Migration>) -> Option<Move> {
     let ordered: Vec<_> = inputs.attachments.iter().filter(|a| has_order(a, &id)).collect();
-    let target = target(inputs, &ordered, &id);
+    let target = target(inputs, &ordered, &id, migration);
     let settled = ordered.iter().all(|a| fence::is_detached(a));
     if settled {
         // Nothing is in its hands.
@@ -186,10 +186,15 @@ fn has_let_go(ends: &Ends) -> bool {
     ends.source_state() == Some(MigrationState::Completed) || ends.source_ended()
 }
 
+/// Whether KubeVirt says of the VM that this move has brought it to its target.
+fn is_named(of: &Move, vmi: Option<&VirtualMachineInstance>) -> bool {
+    let another_node = of.source.node_name != of.target.node_name;
+    another_node && is_at(vmi, &of.id.uid, &of.target.node_name)
+}
+
 /// Whether the VM is at the target although no agent has seen it run there.
 fn has_come(of: &Move, ends: &Ends, vmi: Option<&VirtualMachineInstance>) -> bool {
-    let another_node = of.source.node_name != of.target.node_name;
-    another_node && is_at(vmi, &of.id.uid, &of.target.node_name) && has_let_go(ends)
+    is_named(of, vmi) && has_let_go(ends)
 }
 
 /// Which end has to report before it is known where the VM is, or that it stays, although KubeVirt is done.
@@ -209,25 +214,36 @@ fn has_order(attachment: &NicAttachment, id: &ObjectRef) -> bool {
     order.is_some_and(|order| order.migration.uid == id.uid)
 }
 
-/// The pod that was made for the migration. Once that is gone, of two pods that have its orders the one to which the NICs were attached
-/// last; one alone may be either end, and is not taken for the target.
-fn target(inputs: &Inputs<'_>, ordered: &[&Arc<NicAttachment>], id: &ObjectRef) -> Option<MigrationEnd> {
+/// The pod that was made for the migration. Once that is gone, the one to which the NICs were attached last, and after the migration was
+/// asked for: what was attached before is at the source. Without its object one pod alone may be either end, and is not taken for the
+/// target.
+fn target(
+    inputs: &Inputs<'_>,
+    ordered: &[&Arc<NicAttachment>],
+    id: &ObjectRef,
+    migration: Option<&Migration>,
+) -> Option<MigrationEnd> {
     let made_for = |pod: &&Arc<Pod>| pod.labels().get(MIGRATION_LABEL) == Some(&id.uid);
     let mut made = inputs.pods.iter().filter(made_for);
     if let Some(pod) = made.find(|pod| pods::node(pod).is_some()) {
         return end(pod);
     }
     // One that is there and was not made for this is the source.
-    let is_source = |uid: &str| {
+    let is_alive = |uid: &str| {
         inputs
             .pods
             .iter()
             .any(|pod| pod.metadata.uid.as_deref() == Some(uid))
     };
     let ends: BTreeSet<_> = ordered.iter().map(|a| &a.spec.pod.uid).collect();
+    let asked = migration.and_then(ResourceExt::creation_timestamp);
+    let is_source = |a: &NicAttachment| match (&asked, a.creation_timestamp()) {
+        (Some(asked), Some(made)) => made.0 < asked.0,
+        _ => ends.len() < 2,
+    };
     let others = ordered
         .iter()
-        .filter(|a| ends.len() > 1 && !is_source(&a.spec.pod.uid));
+        .filter(|a| !is_alive(&a.spec.pod.uid) && !is_source(a));
     let last = others.max_by_key(|a| a.creation_timestamp().map(|at| at.0))?;
     Some(end_of(last))
 }
@@ -354,7 +370,7 @@ fn stage(inputs: &Inputs<'_>, of: &Move, ends: &Ends, at: &At<'_>, migration: Op
     let has_ordered = |there: &[&NicAttachment]| there.iter().any(|a| has_order(a, &of.id));
     // Of one whose object is gone the VM itself may show it.
     let has_succeeded = migration.map_or_else(
-        || is_at(inputs.vmi, &of.id.uid, &of.target.node_name),
+        || is_named(of, inputs.vmi),
         |migration| phase(migration) == "Succeeded",
     );
     if has_succeeded && !has_ordered(&at.target) {
@@ -370,7 +386,9 @@ fn stage(inputs: &Inputs<'_>, of: &Move, ends: &Ends, at: &At<'_>, migration: Op
             |a: &&NicAttachment| a.spec.goal == Goal::Detached || a.metadata.deletion_timestamp.is_some();
         let is_told = at.source.iter().all(leaves);
         let is_detached = at.source.iter().all(|a| fence::is_detached(a));
-        let left = is_detached || (is_told && has_succeeded && ends.source_gone);
+        // Of a VM that has ended at its target, too, KubeVirt removes all migrations.
+        let has_ended = migration.is_none() && ends.target_gone;
+        let left = is_detached || (is_told && ends.source_gone && (has_succeeded || has_ended));
         return if is_final && left {
             Stage::Over(Outcome::Succeeded)
         } else {

@@ -320,14 +320,23 @@ fn last_migration(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<Ni
     })
 }
 
-/// A migration of KubeVirt's that was deleted before it had ended, and is no longer in charge of anything.
+/// A migration of KubeVirt's that was deleted before it had ended, or before the NICs had, and is no longer in charge of anything.
 fn called_off(inputs: &Inputs<'_>, known: Option<NicMigration>) -> Option<NicMigration> {
     let known = known?;
     if known.result.is_some() || inputs.moves.iter().any(Move::is_under_way) {
         return Some(known);
     }
+    let has_come = inputs
+        .moves
+        .iter()
+        .any(|of| of.id.name == known.name && of.stage == Stage::Over(Outcome::Succeeded));
+    let outcome = if has_come {
+        Outcome::Succeeded
+    } else {
+        Outcome::Cancelled
+    };
     Some(NicMigration {
-        result: Some(Outcome::Cancelled.to_string()),
+        result: Some(outcome.to_string()),
         finished_at: Some(MicroTime(inputs.now)),
         ..known
     })

@@ -184,7 +184,7 @@ impl World {
                 let mut made = attachment(name, &spec.pod.name, &spec.node_name);
                 made.metadata.creation_timestamp =
                     Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
-                        jiff::Timestamp::from_second(10).unwrap(),
+                        "2026-01-01T00:00:10Z".parse().unwrap(),
                     ));
                 made.spec = spec;
                 self.attachments.push(Arc::new(made));

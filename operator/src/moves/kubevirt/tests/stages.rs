@@ -238,6 +238,48 @@ fn a_source_that_is_left_alone_is_not_taken_for_a_target() {
     }
 }
 
+/// Its agent is away, and the source has its VFs back, without an order.
+#[test]
+fn a_target_that_is_left_alone_is_not_taken_for_the_source() {
+    let mut world = World::begun();
+    world.all_operate();
+    world.all_act();
+    world.all_operate();
+    world.phase("Failed");
+    world.end_pod("b");
+    for _ in 0..4 {
+        for nic in NICS {
+            world.act(nic, "a");
+        }
+        world.all_operate();
+    }
+    assert_eq!(
+        (world.goals("a"), world.goals("b")),
+        (vec![Goal::FastPath; 2], vec![Goal::Detached; 2])
+    );
+    let [of] = &world.moves()[..] else {
+        panic!("{:?}", world.moves())
+    };
+    assert_eq!(of.stage, Stage::Over(Outcome::Failed));
+    assert_eq!((&*of.source.pod.name, &*of.target.pod.name), ("a", "b"));
+}
+
+/// The node of its source is lost, so that says nothing. KubeVirt removes the migrations of a VM that is no more.
+#[test]
+fn it_is_over_when_the_vm_has_ended_at_its_target() {
+    let mut world = World::come();
+    for nic in NICS {
+        world.act(nic, "b");
+    }
+    world.phase("Failed");
+    world.all_operate();
+    world.end_pod("a");
+    assert_eq!(world.stage(), Some(Stage::Arrived));
+    world.end_pod("b");
+    (world.migration, world.vmi) = (None, None);
+    assert_eq!(world.stage(), Some(Stage::Over(Outcome::Succeeded)));
+}
+
 /// By its name the second one comes first.
 #[test]
 fn a_move_that_is_over_does_not_come_back_with_the_next_one() {
