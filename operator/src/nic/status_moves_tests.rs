@@ -219,4 +219,11 @@ fn a_migration_of_kubevirts_has_the_end_that_was_seen_first_and_one_that_vanishe
     assert_eq!(result.as_deref(), Some("Succeeded"));
     let (result, _, _) = after(&mut scene, vec![moved(Stage::Over(Outcome::Failed), 9)]);
     assert_eq!(result.as_deref(), Some("Succeeded"));
+    // It has brought the VM, and its object goes before the source has said anything.
+    assert_eq!(after(&mut scene, vec![moved(Stage::Arrived, 20)]).0, None);
+    let mut nameless = moved(Stage::Over(Outcome::Succeeded), 20);
+    nameless.times.started_at = None;
+    let (result, _, told) = after(&mut scene, vec![nameless]);
+    assert_eq!(result.as_deref(), Some("Succeeded"));
+    assert!(told.contains(&reasons::COMPLETED.to_owned()), "{told:?}");
 }
