@@ -101,10 +101,16 @@ pub fn is_abandoned(pod: PodEnd, node: &NodeState) -> bool {
     node.is_fenced() && pod.is_over()
 }
 
+/// Whether an attachment is on its way out: it is told to detach, or is being deleted.
+pub fn leaves(attachment: &NicAttachment) -> bool {
+    attachment.spec.goal == Goal::Detached || attachment.metadata.deletion_timestamp.is_some()
+}
+
 /// Whether the agent says, about the current attachment, that none of its parts is left on the node.
 pub fn is_detached(attachment: &NicAttachment) -> bool {
-    let leaves = attachment.spec.goal == Goal::Detached || attachment.metadata.deletion_timestamp.is_some();
-    leaves && attachment::is_current(attachment) && attachment::state(attachment) == AttachmentState::Detached
+    leaves(attachment)
+        && attachment::is_current(attachment)
+        && attachment::state(attachment) == AttachmentState::Detached
 }
 
 #[cfg(test)]

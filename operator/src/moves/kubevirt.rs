@@ -236,10 +236,11 @@ fn target(
             .any(|pod| pod.metadata.uid.as_deref() == Some(uid))
     };
     let ends: BTreeSet<_> = ordered.iter().map(|a| &a.spec.pod.uid).collect();
+    let is_alone = ends.len() < 2;
     let asked = migration.and_then(ResourceExt::creation_timestamp);
     let is_source = |a: &NicAttachment| match (&asked, a.creation_timestamp()) {
         (Some(asked), Some(made)) => made.0 < asked.0,
-        _ => ends.len() < 2,
+        _ => is_alone,
     };
     let others = ordered
         .iter()
@@ -289,9 +290,10 @@ fn end_of(attachment: &NicAttachment) -> MigrationEnd {
 
 /// The NICs that are in a pod.
 fn nics_in(inputs: &Inputs<'_>, pod: &str) -> Vec<String> {
-    let there = inputs.attachments.iter().filter(|a| {
-        a.spec.pod.uid == pod && a.spec.goal != Goal::Detached && a.metadata.deletion_timestamp.is_none()
-    });
+    let there = inputs
+        .attachments
+        .iter()
+        .filter(|a| a.spec.pod.uid == pod && !fence::leaves(a));
     let names: BTreeSet<_> = there.map(|a| a.spec.nic.name.clone()).collect();
     names.into_iter().collect()
 }
@@ -382,9 +384,7 @@ fn stage(inputs: &Inputs<'_>, of: &Move, ends: &Ends, at: &At<'_>, migration: Op
         // says otherwise, and the move need not wait for that, only until the source is told: without KubeVirt's object, which may go at
         // any time, nothing else shows that it is not to get the VM back. If KubeVirt is wrong and says that the migration failed, the move does
         // wait: nothing would show later that the VM has arrived.
-        let leaves =
-            |a: &&NicAttachment| a.spec.goal == Goal::Detached || a.metadata.deletion_timestamp.is_some();
-        let is_told = at.source.iter().all(leaves);
+        let is_told = at.source.iter().all(|a| fence::leaves(a));
         let is_detached = at.source.iter().all(|a| fence::is_detached(a));
         // Of a VM that has ended at its target, too, KubeVirt removes all migrations.
         let has_ended = migration.is_none() && ends.target_gone;

@@ -4,11 +4,11 @@
 //! same rule: the node's own agent says so, or the node is off, or a deadline has passed that an administrator has set.
 
 use hybridnic_api::conditions::{reasons, types};
-use hybridnic_api::v1alpha1::{Goal, NicAttachment};
+use hybridnic_api::v1alpha1::NicAttachment;
 use jiff::Timestamp;
 
 use super::admit::Refusal;
-use crate::fence::{NodeState, OUT_OF_SERVICE, PodEnd, is_abandoned, is_detached};
+use crate::fence::{NodeState, OUT_OF_SERVICE, PodEnd, is_abandoned, is_detached, leaves};
 
 /// Whether an attachment that is to go may still be live.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +112,7 @@ fn trouble(attachment: &NicAttachment) -> Option<(&str, &str)> {
         .status
         .as_ref()
         .and_then(|status| status.observed_generation);
-    let goes = attachment.spec.goal == Goal::Detached || attachment.metadata.deletion_timestamp.is_some();
+    let goes = leaves(attachment);
     if !goes || told != attachment.metadata.generation {
         return None;
     }
@@ -138,7 +138,7 @@ fn remedy(reason: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use hybridnic_api::v1alpha1::AttachmentState;
+    use hybridnic_api::v1alpha1::{AttachmentState, Goal};
 
     use super::*;
     use crate::testing::{attachment, observe, say};

@@ -24,13 +24,13 @@ use hybridnic_api::v1alpha1::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
-use super::{Refusal, stays};
+use super::Refusal;
 use crate::kubevirt::interfaces::{self, Wanted};
 use crate::kubevirt::{Settings, binding};
 use crate::moves::kubevirt::is_at;
 use crate::nic::observed::Observed;
 use crate::world::World;
-use crate::{attachment, pods};
+use crate::{attachment, fence, pods};
 
 /// The pod in which the VM is, or is about to be.
 pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>) -> Option<&'a Arc<Pod>> {
@@ -65,7 +65,7 @@ pub(super) fn pod_of_vm<'a>(observed: &'a Observed, recorded: Option<&ObjectRef>
 
 fn carries(attachment: &NicAttachment) -> bool {
     let state = attachment::state(attachment);
-    stays(attachment)
+    !fence::leaves(attachment)
         && attachment::is_current(attachment)
         && matches!(state, AttachmentState::FastPath | AttachmentState::Standby)
         && attachment
@@ -84,7 +84,8 @@ fn has_come(attachment: &NicAttachment, made_for: Option<&String>) -> bool {
     let is_target = order.is_some_and(|order| order.migration.uid == *uid)
         && attachment.metadata.deletion_timestamp.is_none();
     let report = attachment::report(attachment, uid);
-    (stays(attachment) || is_target) && report.is_some_and(|report| report.state == MigrationState::Completed)
+    (!fence::leaves(attachment) || is_target)
+        && report.is_some_and(|report| report.state == MigrationState::Completed)
 }
 
 /// Why it is not known whether the VM runs, if it is not: nothing says that a VM has ended while its launcher may live.

@@ -11,7 +11,7 @@ pub mod qemu;
 use std::sync::Arc;
 
 use hybridnic_api::conditions::reasons;
-use hybridnic_api::v1alpha1::{Goal, NicAttachment, ObjectRef, Runtime, VmHybridNic};
+use hybridnic_api::v1alpha1::{NicAttachment, ObjectRef, Runtime, VmHybridNic};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
@@ -19,8 +19,8 @@ use super::admit::Refusal;
 use super::observed::Observed;
 use crate::events::Note;
 use crate::moves::Move;
-use crate::pods;
 use crate::vm::VmRef;
+use crate::{fence, pods};
 
 impl Observed {
     /// The pod in which the VM is, or is about to be; or why it is in none.
@@ -93,7 +93,7 @@ impl Observed {
         let attached = self
             .attachments
             .iter()
-            .find(|a| a.spec.pod.uid == pod && stays(a));
+            .find(|a| a.spec.pod.uid == pod && !fence::leaves(a));
         attached.map(AsRef::as_ref)
     }
 
@@ -107,9 +107,4 @@ impl Observed {
 
 fn may_have_vm(pod: &Pod) -> bool {
     pods::is_running(pod) && pod.metadata.deletion_timestamp.is_none()
-}
-
-/// Whether an attachment is not on its way out.
-fn stays(attachment: &NicAttachment) -> bool {
-    attachment.spec.goal != Goal::Detached && attachment.metadata.deletion_timestamp.is_none()
 }

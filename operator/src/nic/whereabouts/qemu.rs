@@ -21,10 +21,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
-use super::{may_have_vm, stays};
+use super::may_have_vm;
 use crate::attachment::{self, says_that_it_waits};
 use crate::events::Note;
-use crate::fence::NodeState;
+use crate::fence::{self, NodeState};
 use crate::moves::{Move, Outcome, Stage};
 use crate::nic::observed::{Observed, recorded};
 use crate::pods;
@@ -83,7 +83,10 @@ fn has_no_vm(observed: &Observed, attachment: &NicAttachment) -> bool {
 
 /// The oldest pod to which other NICs of the VM are attached as `fits` says.
 fn oldest_of(observed: &Observed, fits: impl Fn(&NicAttachment) -> bool) -> Option<&Arc<Pod>> {
-    let attached = observed.others.iter().filter(|other| stays(other) && fits(other));
+    let attached = observed
+        .others
+        .iter()
+        .filter(|other| !fence::leaves(other) && fits(other));
     let pods = attached.filter_map(|other| pods::alive(&observed.pods, &other.spec.pod.uid));
     pods.min_by_key(|pod| age(pod))
 }

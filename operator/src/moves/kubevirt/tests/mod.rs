@@ -387,4 +387,13 @@ impl World {
         world.arrive();
         world
     }
+
+    /// The target's agent has seen it there.
+    fn seen() -> Self {
+        let mut world = Self::come();
+        for nic in NICS {
+            world.act(nic, "b");
+        }
+        world
+    }
 }

@@ -92,10 +92,7 @@ fn a_source_that_is_over_has_let_the_vm_go() {
 fn it_may_be_over_before_the_target_is_told_that_the_vm_has_come() {
     for (word, at_target) in [("Failed", false), ("Succeeded", false), ("Succeeded", true)] {
         let case = format!("{word}, {at_target}");
-        let mut world = World::come();
-        for nic in NICS {
-            world.act(nic, "b");
-        }
+        let mut world = World::seen();
         world.mute = true;
         world.phase(word);
         if at_target {
@@ -167,10 +164,7 @@ fn a_migration_goes_from_gate_to_gate() {
 
 /// KubeVirt is done, and the target has said so; the source's agent is away.
 fn done() -> World {
-    let mut world = World::come();
-    for nic in NICS {
-        world.act(nic, "b");
-    }
+    let mut world = World::seen();
     world.all_operate();
     world.phase("Succeeded");
     world.kubevirt_says_so();
@@ -192,10 +186,7 @@ fn a_source_whose_pod_is_no_more_need_not_say_that_it_has_let_go() {
 /// The cache is late with the source's attachments, so the operator cannot tell them. KubeVirt's object may go at any time.
 #[test]
 fn it_is_not_over_before_the_source_is_told_to_detach() {
-    let mut world = World::come();
-    for nic in NICS {
-        world.act(nic, "b");
-    }
+    let mut world = World::seen();
     world.phase("Succeeded");
     world.kubevirt_says_so();
     world.end_pod("a");
@@ -267,10 +258,7 @@ fn a_target_that_is_left_alone_is_not_taken_for_the_source() {
 /// The node of its source is lost, so that says nothing. KubeVirt removes the migrations of a VM that is no more.
 #[test]
 fn it_is_over_when_the_vm_has_ended_at_its_target() {
-    let mut world = World::come();
-    for nic in NICS {
-        world.act(nic, "b");
-    }
+    let mut world = World::seen();
     world.phase("Failed");
     world.all_operate();
     world.end_pod("a");
