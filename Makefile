@@ -9,7 +9,7 @@ ALL := --workspace --all-features --locked
 # Control planes that run at once: they wait more than they compute.
 CLUSTERS := 6
 # Tests of what the operator decides, which no version of Kubernetes changes.
-DECISIONS := decide hostile life loss pods pools
+DECISIONS := decide loss pods pools
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug
 
 .PHONY: help demo demos freezes test setup build crds chart images sbom docs fast check lint unit model model-deep kernel cluster cluster-oldest kubevirt kubevirt-nodes kubevirt-faults monitoring lab nodes \
